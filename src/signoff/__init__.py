@@ -1,0 +1,1 @@
+"""Signoff: one server in front of every AI model; an answer leaves only when it is signed off."""

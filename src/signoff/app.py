@@ -1,0 +1,200 @@
+"""The composition root: the only file that names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import Any
+
+import msgspec
+import uuid_utils
+
+from signoff.brokers.local import LocalBroker
+from signoff.core.keys import ALPHABET, SECRET_LENGTH
+from signoff.core.policy import Policy
+from signoff.core.retry import Backoff
+from signoff.core.target import Model
+from signoff.dashboard import home
+from signoff.doors import health, jobs, native, session
+from signoff.doors.front import Front, make_rest
+from signoff.doors.http import Knobs
+from signoff.doors.openai import OpenAIDoor
+from signoff.engines.echo import EchoEngine
+from signoff.engines.llama import local_command, local_weights
+from signoff.engines.openai import OpenAIEngine
+from signoff.engines.subprocess import SubprocessEngine
+from signoff.engines.upstream import Upstream
+from signoff.settings import Settings
+from signoff.stores.sql import SqlStore
+from signoff.vault import Vault, keys_in
+from signoff.work.background import Background
+from signoff.work.catalog import Models
+from signoff.work.desk import Desk, Rules
+from signoff.work.inflight import InFlight
+from signoff.work.lease import Leases
+from signoff.work.record import file
+from signoff.work.refresh import Refresh
+from signoff.work.sweep import sweep_for_ever
+from signoff.work.tokens import Callers
+from signoff.work.wait import Waits
+from signoff.worker import Worker
+
+FINISH_SECONDS = 5.0
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, *, work: bool) -> AsyncGenerator[Desk]:
+    """A desk that works, with a worker of its own if `work`; closed in order at the end.
+
+    Raises SchemaOutdated when the schema of a database server is not this version's.
+    """
+    async with opened(settings) as desk:
+        worker = Worker(desk, concurrency=settings.concurrency)
+        refresh = Refresh(desk.store, {"models": desk.models.forget, "people": desk.callers.forget})
+        for hear in (desk.waits.hear, desk.leases.hear, refresh.hear, *([worker.hear] if work else [])):
+            desk.store.listen(hear)
+        chores = [
+            desk.waits.cast_net(),
+            desk.leases.keep(),
+            refresh.cast_net(),
+            sweep_for_ever(desk),
+            desk.in_flight.file_the_slow(lambda flight: file(desk, flight), after_seconds=settings.log_after_seconds),
+        ]
+        async with _tasks(chores), _engines(desk):
+            try:
+                async with _tasks([worker.run()] if work else []):
+                    yield desk
+            finally:
+                await desk.background.finish(FINISH_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncGenerator[Desk]:
+    """A desk with its store open, and nothing running: enough to look and to write."""
+    desk = _desk(settings)
+    if settings.is_embedded:
+        await desk.store.migrate()
+    await desk.store.start()
+    await desk.broker.start()
+    try:
+        yield desk
+    finally:
+        await desk.broker.close()
+        await desk.store.close()
+
+
+async def migrate(settings: Settings) -> None:
+    """Brings the database's schema up to date."""
+    store = SqlStore(settings.store_url)
+    try:
+        await store.migrate()
+    finally:
+        await store.close()
+
+
+async def register(desk: Desk, model: Model, secret: str | None) -> None:
+    """Puts a model into the catalog, its upstream's key sealed."""
+    if secret:
+        key_id = await desk.store.catalog.add_key(None, model.name, desk.vault.seal(secret))
+        model = msgspec.structs.replace(model, key_id=key_id)
+    await desk.store.catalog.put_model(model)
+
+
+def make_front(desk: Desk, settings: Settings) -> Front:
+    """The doors, in front of `desk`."""
+    knobs = Knobs(
+        max_body_bytes=settings.max_body_bytes,
+        anonymous_role=settings.anonymous_role,
+        enqueue_review=settings.enqueue_review,
+    )
+    openai = OpenAIDoor(desk, knobs)
+    routers = [jobs.router, native.router, health.router, session.router, home.router, home.static]
+    rest = make_rest(routers, desk, knobs, home.TEMPLATES)
+    return Front({"/v1/": openai, "/openai/v1/": openai}, rest, desk=desk, knobs=knobs)
+
+
+def models_that_always_exist(settings: Settings) -> list[Model]:
+    """`inner` where an address is given, `local` where it is installed, and `echo`."""
+    models = [Model(name="echo", kind="echo")]
+    weights = local_weights()
+    if weights is not None:
+        models.insert(0, Model(name="local", kind="subprocess", command=local_command(weights), serve=True))
+    if settings.inner_llm_url:
+        models.insert(0, Model(name="inner", kind="openai", url=settings.inner_llm_url, default=True))
+    return models
+
+
+def _desk(settings: Settings) -> Desk:
+    store, upstream = SqlStore(settings.store_url), Upstream(now=time.time)
+    rules = _rules(settings)
+    return Desk(
+        store=store,
+        broker=LocalBroker(),
+        engines={
+            "echo": EchoEngine(),
+            "openai": OpenAIEngine(upstream),
+            "subprocess": SubprocessEngine(upstream, settings.data_dir / "run"),
+        },
+        models=Models(store.catalog, models_that_always_exist(settings)),
+        callers=Callers(store.people),
+        leases=Leases(store, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
+        waits=Waits(store),
+        in_flight=InFlight(_clock),
+        background=Background(),
+        vault=Vault(keys_in(settings.data_dir / "secret.key")),
+        rules=rules,
+        actor=f"worker:{socket.gethostname()}:{os.getpid()}",
+        clock=_clock,
+        new_id=lambda: str(uuid_utils.uuid7()),
+        new_secret=lambda: "".join(secrets.choice(ALPHABET) for _ in range(SECRET_LENGTH)),
+        dice=random.random,
+    )
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        lease_seconds=settings.lease_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        sweep_seconds=settings.sweep_seconds,
+        now_attempts=settings.now_attempts,
+        later_attempts=settings.later_attempts,
+        backoff=Backoff(first_seconds=settings.backoff_seconds, ceiling_seconds=settings.backoff_ceiling_seconds),
+        hold_seconds=settings.hold_seconds,
+        keep_alive_seconds=settings.keep_alive_seconds,
+        log_after_seconds=settings.log_after_seconds,
+        log_before_answer=settings.log_before_answer,
+        policy=Policy(deadline_seconds=settings.review_deadline_seconds, undo_seconds=settings.undo_seconds),
+    )
+
+
+def _clock() -> int:
+    return time.time_ns() // 1000
+
+
+@contextlib.asynccontextmanager
+async def _tasks(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
+    """Runs `works` while the block runs, and ends them after it."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work) for work in works]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _engines(desk: Desk) -> AsyncGenerator[None]:
+    for engine in desk.engines.values():
+        await engine.start()
+    try:
+        yield
+    finally:
+        for engine in desk.engines.values():
+            await engine.close()

@@ -1,0 +1,211 @@
+"""A job, and the moves it can make.
+
+`MOVES` is the only source of the state machine: the SQL guards, the diagram in the docs
+and the property tests are derived from it.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Literal
+
+import msgspec
+
+from signoff.core.answer import Usage
+from signoff.core.ask import Lane
+from signoff.core.policy import Policy
+
+Status = Literal["bot", "human", "success", "fail"]
+STATUSES: tuple[Status, ...] = ("bot", "human", "success", "fail")
+TERMINAL: frozenset[Status] = frozenset({"success", "fail"})
+
+Verdict = Literal["approve", "redo", "reject"]
+
+
+class JobError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job failed. `status` is the HTTP status that a waiting caller gets."""
+
+    code: str
+    message: str
+    status: int = 500
+
+    @property
+    def retryable(self) -> bool:
+        """Whether asking the same again may help."""
+        return self.status in {408, 429} or self.status >= 500
+
+
+class Edit(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reviewer changed: JSON values, or None where untouched."""
+
+    payload: msgspec.Raw | None = None
+    response: msgspec.Raw | None = None
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """A verdict of one round: by whom, why, and with which edits."""
+
+    verdict: Verdict
+    reviewer: str
+    reason: str | None = None
+    edit: Edit = Edit()
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One ask and everything that happened to it. Times are microseconds since 1970, UTC."""
+
+    id: str
+    status: Status
+    door: str
+    lane: Lane
+    user_id: int
+    token_id: int
+    target: str
+    model: str
+    path: str
+    body: bytes
+    response: bytes | None = None
+    error: JobError | None = None
+    usage: Usage | None = None
+    metadata: bytes = b"null"
+    priority: int = 5
+    policy: Policy = Policy()
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    retry_of: str | None = None
+    attempt: int = 0
+    max_attempts: int = 5
+    round: int = 0
+    seq: int = 1
+    due_at: int = 0
+    lease: str | None = None
+    lease_until: int | None = None
+    draft: Edit | None = None
+    review_lease: str | None = None
+    review_lease_until: int | None = None
+    review_deadline: int | None = None
+    decision: Decision | None = None
+    release_at: int | None = None
+    created_at: int = 0
+    updated_at: int = 0
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.status in TERMINAL
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One move that was made. `data` holds the columns that it changed."""
+
+    job_id: str
+    seq: int
+    verb: str
+    actor: str
+    at: int
+    data: dict[str, Any]
+
+
+class Guard(Enum):
+    """A condition that must hold at the instant of a move; the store turns each into SQL."""
+
+    DUE = "no lease, and its time has come"
+    LEASE = "the mover's lease token is the job's"
+    LAPSED = "its lease ran out, by the database's clock"
+    ROUND = "the round is the one the mover saw"
+    UNOPENED = "no live review lease of somebody else"
+    UNDECIDED = "no verdict is in"
+    DECIDED = "a verdict is in"
+    UNRELEASED = "the verdict has not taken effect yet"
+    RELEASED = "the verdict's time has come"
+    OVERDUE = "the review deadline has passed"
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """One verb of the state machine: from which statuses, to which, under what guards, and what it always changes."""
+
+    verb: str
+    meaning: str
+    sources: tuple[Status, ...] = ()
+    targets: tuple[Status, ...]
+    guards: tuple[Guard, ...] = ()
+    clears: tuple[str, ...] = ()
+    adds: dict[str, int] = {}
+
+
+_LEASE = ("lease", "lease_until")
+_REVIEW = ("review_lease", "review_lease_until", "review_deadline", "draft")
+_VERDICT = ("decision", "release_at")
+
+
+def _bot(verb: str, to: tuple[Status, ...], guard: Guard, meaning: str, **adds: int) -> Move:
+    """A move of the machine's side; all but a claim end the lease."""
+    clears = () if verb == "claim" else _LEASE
+    return Move(verb=verb, meaning=meaning, sources=("bot",), targets=to, guards=(guard,), clears=clears, adds=adds)
+
+
+def _reviewer(verb: str, meaning: str, *clears: str) -> Move:
+    """A move of a reviewer who looks at a held job."""
+    guards = (Guard.ROUND, Guard.UNOPENED, Guard.UNDECIDED)
+    return Move(verb=verb, meaning=meaning, sources=("human",), targets=("human",), guards=guards, clears=clears)
+
+
+def _release(verb: str, to: Status, meaning: str, *clears: str) -> Move:
+    """A verdict that takes effect."""
+    guards = (Guard.DECIDED, Guard.RELEASED)
+    clears = (*_REVIEW, "release_at", *clears)
+    return Move(verb=verb, meaning=meaning, sources=("human",), targets=(to,), guards=guards, clears=clears)
+
+
+MOVES: dict[str, Move] = {
+    move.verb: move
+    for move in (
+        Move(verb="submit", meaning="accepted, durable", targets=("bot",)),
+        _bot("claim", ("bot",), Guard.DUE, "a worker holds a lease; attempt + 1", attempt=1),
+        _bot("release", ("bot",), Guard.LEASE, "the worker is stopping; the attempt is given back", attempt=-1),
+        _bot("retry", ("bot",), Guard.LEASE, "a failure that a retry can help; due later"),
+        _bot("lapse", ("bot", "fail"), Guard.LAPSED, "its worker vanished"),
+        _bot("hold", ("human",), Guard.LEASE, "there is an answer, and the policy wants a person", round=1),
+        _bot("succeed", ("success",), Guard.LEASE, "answered, no review needed"),
+        _bot("fail", ("fail",), Guard.LEASE, "no retry can help, or the attempts are used up"),
+        _reviewer("open", "a reviewer looks at it"),
+        _reviewer("leave", "the reviewer looks away", "review_lease", "review_lease_until"),
+        _reviewer("draft", "edits are kept, nothing else changes"),
+        _reviewer("decide", "the verdict is in", "review_lease", "review_lease_until"),
+        Move(
+            verb="undo",
+            meaning="the verdict is withdrawn; a new round begins",
+            sources=("human",),
+            targets=("human",),
+            guards=(Guard.ROUND, Guard.DECIDED, Guard.UNRELEASED),
+            clears=_VERDICT,
+            adds={"round": 1},
+        ),
+        _release("approve", "success", "signed off, as it was or edited"),
+        _release("redo", "bot", "asked again, the payload as it was or edited", "decision", "response", "usage"),
+        _release("reject", "fail", "refused, with a reason"),
+        Move(
+            verb="cancel",
+            meaning="its owner does not want it any more",
+            sources=("bot", "human"),
+            targets=("fail",),
+            clears=(*_LEASE, *_REVIEW, *_VERDICT),
+        ),
+        Move(
+            verb="expire",
+            meaning="nobody decided in time; the policy says what then",
+            sources=("human",),
+            targets=("success", "fail", "human"),
+            guards=(Guard.OVERDUE, Guard.UNDECIDED),
+            clears=("review_deadline",),
+        ),
+    )
+}
+
+
+def replay(events: list[Event]) -> dict[str, Any]:
+    """The columns that `events`, in order, amount to."""
+    row: dict[str, Any] = {}
+    for event in sorted(events, key=lambda event: event.seq):
+        row |= event.data | {"seq": event.seq, "updated_at": event.at}
+    return row

@@ -1,0 +1,55 @@
+"""What a token looks like: `sg_`, 32 base62 characters (190 bits), and a checksum of six.
+
+The form follows GitHub's tokens (github.blog, "Behind GitHub's new authentication token formats"):
+a typing error is told from a wrong token without a look at the database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import string
+import zlib
+
+ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+PREFIX = "sg_"
+SECRET_LENGTH = 32
+CHECKSUM_LENGTH = 6
+
+
+def token_of(secret: str) -> str:
+    """The whole token for `secret`, which is SECRET_LENGTH random characters of ALPHABET."""
+    return f"{PREFIX}{secret}{_checksum(secret)}"
+
+
+def is_well_formed(token: str) -> bool:
+    """Whether `token` can be one of ours at all."""
+    secret, checksum = token[len(PREFIX) : -CHECKSUM_LENGTH], token[-CHECKSUM_LENGTH:]
+    return token.startswith(PREFIX) and len(secret) == SECRET_LENGTH and checksum == _checksum(secret)
+
+
+def digest(token: str) -> str:
+    """What is stored of a token: its SHA-256 in hexadecimal."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two digests are equal, in constant time."""
+    return hmac.compare_digest(one, other)
+
+
+def fingerprint(*parts: bytes) -> str:
+    """One name for a request: equal parts give an equal fingerprint. SHA-256, hexadecimal."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "big"))
+        whole.update(part)
+    return whole.hexdigest()
+
+
+def _checksum(secret: str) -> str:
+    number, letters = zlib.crc32(secret.encode()), ""
+    while number:
+        number, rest = divmod(number, len(ALPHABET))
+        letters = ALPHABET[rest] + letters
+    return letters.rjust(CHECKSUM_LENGTH, "0")

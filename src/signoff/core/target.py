@@ -1,0 +1,68 @@
+"""What can be called by name: a model, where it lives, and how long it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from signoff.core.policy import Review
+
+Kind = Literal["openai", "subprocess", "echo"]
+KINDS: tuple[Kind, ...] = ("openai", "subprocess", "echo")
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """How long to wait for a model, in seconds."""
+
+    connect_seconds: float = 5
+    first_byte_seconds: float = 300
+    between_chunks_seconds: float = 60
+    total_seconds: float = 600
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A model under a name. A name that ends in `*` stands for everything with that prefix."""
+
+    name: str
+    kind: Kind
+    url: str | None = None
+    upstream_model: str | None = None
+    key_id: int | None = None
+    command: tuple[str, ...] = ()
+    serve: bool = False
+    idle_seconds: float = 300
+    start_seconds: float = 60
+    timeouts: Timeouts = Timeouts()
+    review: Review | None = None
+    default: bool = False
+
+
+class Listing:
+    """Models by the names that they answer to."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self.models = tuple(models)
+        self._by_name = {model.name: model for model in self.models}
+        wild = [model for model in self.models if model.name.endswith("*")]
+        self._wild = sorted(wild, key=lambda model: len(model.name), reverse=True)
+
+    def find(self, name: str) -> Model | None:
+        """The model for `name`: the exact one, an echo with a suffix, else the longest prefix."""
+        if name in self._by_name:
+            return self._by_name[name]
+        echo = self._by_name.get(name.split("/", 1)[0])
+        if echo is not None and echo.kind == "echo":
+            return echo
+        return next((model for model in self._wild if name.startswith(model.name[:-1])), None)
+
+    def default(self) -> Model | None:
+        """The model that answers when nobody named one: the marked one, else `local`, else `echo`."""
+        marked = next((model for model in self.models if model.default), None)
+        return marked or self._by_name.get("local") or self._by_name.get("echo")
+
+
+def upstream_name(model: Model, asked: str) -> str:
+    """What the upstream calls the model that was asked for as `asked`."""
+    return model.upstream_model or asked

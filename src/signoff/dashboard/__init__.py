@@ -1,0 +1,1 @@
+"""Pages for people: a page a file, with templates and static files beside them."""

@@ -1,0 +1,131 @@
+"""The first page: what this server is, how it does, and what waits for a person."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import parse_qs
+
+import msgspec
+from litestar import MediaType, Request, Response, Router, get, post
+from litestar.response import Template
+from litestar.static_files import create_static_files_router  # pyright: ignore[reportUnknownVariableType]
+
+from signoff.core.access import Caller, may_review
+from signoff.core.answer import text_of, with_text
+from signoff.core.ask import as_chat
+from signoff.core.job import STATUSES, Edit, Job, Verdict
+from signoff.doors.http import Knobs, caller_of, header, scope_of
+from signoff.doors.jobs import when
+from signoff.errors import BadRequest, Unauthorized
+from signoff.store import JobFilter
+from signoff.work.desk import Desk
+from signoff.work.look import look, look_at_all
+from signoff.work.review import Opinion, decide
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHOWN = 10
+VERDICTS: dict[str, Verdict] = {"approve": "approve", "redo": "redo", "reject": "reject"}
+SAFE = {
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as the page shows it."""
+
+    id: str
+    status: str
+    model: str
+    when: str
+    round: int
+    question: str
+    answer: str
+    error: str
+
+
+@get("/", include_in_schema=False, media_type=MediaType.HTML)
+async def home(request: Request[Any, Any, Any], desk: Desk, knobs: Knobs) -> Template:
+    """The page, for whoever is there."""
+    address = f"{scope_of(request)['scheme']}://{header(scope_of(request), b'host') or 'localhost'}"
+    caller: Caller | None = None
+    with contextlib.suppress(Unauthorized):
+        caller = await caller_of(desk, knobs, scope_of(request))
+    context: dict[str, Any] = {"address": address, "caller": caller}
+    if caller is not None:
+        context |= await _seen_by(desk, caller)
+    return Template("home.html", context=context, headers=SAFE)
+
+
+@post("/dashboard/decide", include_in_schema=False, status_code=303)
+async def decided(request: Request[Any, Any, Any], desk: Desk, caller: Caller) -> Response[str]:
+    """A verdict from the page's own form; leads back to the page."""
+    form = {name: values[0] for name, values in parse_qs((await request.body()).decode()).items()}
+    verdict = VERDICTS.get(form.get("verdict", ""))
+    if verdict is None or not form.get("round", "").isdigit():
+        raise BadRequest("The form is not complete.")
+    job = await look(desk, caller, form.get("id", ""))
+    text, before = form.get("answer", "").replace("\r\n", "\n"), _answer(job)
+    edited = verdict == "approve" and text != before
+    edit = Edit(response=msgspec.Raw(with_text(job.response or b"null", text))) if edited else Edit()
+    opinion = Opinion(verdict=verdict, reason=form.get("reason") or None, edit=edit, round=int(form["round"]))
+    await decide(desk, caller, job.id, opinion)
+    return Response("", status_code=303, headers={"location": "/"})
+
+
+async def _seen_by(desk: Desk, caller: Caller) -> dict[str, Any]:
+    totals = {status: (await look_at_all(desk, caller, JobFilter(status=status, limit=1)))[1] for status in STATUSES}
+    held, _ = await look_at_all(desk, caller, JobFilter(status="human", limit=SHOWN))
+    latest, _ = await look_at_all(desk, caller, JobFilter(limit=SHOWN, newest_first=True))
+    return {
+        "totals": totals,
+        "held": [_card(job) for job in held],
+        "latest": [_card(job) for job in latest],
+        "may_review": may_review(caller),
+        "models": await desk.models.all(),
+    }
+
+
+def _card(job: Job) -> Card:
+    return Card(
+        id=job.id,
+        status=job.status,
+        model=job.target,
+        when=when(job.created_at),
+        round=job.round,
+        question=_question(job),
+        answer=_answer(job),
+        error=job.error.message if job.error else "",
+    )
+
+
+class _Said(msgspec.Struct):
+    content: Any = None
+
+
+class _Chat(msgspec.Struct):
+    messages: Annotated[list[_Said], msgspec.Meta(min_length=1)]
+
+
+def _question(job: Job) -> str:
+    try:
+        said = msgspec.json.decode(as_chat(job.body), type=_Chat).messages[-1].content
+    except msgspec.DecodeError:
+        return job.body.decode(errors="replace")
+    return said if isinstance(said, str) else msgspec.json.encode(said).decode()
+
+
+def _answer(job: Job) -> str:
+    """The answer's words, with the line ends that a form would send back."""
+    if job.response is None:
+        return ""
+    text = text_of(job.response)
+    return (job.response.decode(errors="replace") if text is None else text).replace("\r\n", "\n")
+
+
+router = Router("/", route_handlers=[home, decided])
+static = create_static_files_router("/static", directories=[Path(__file__).parent / "static"], include_in_schema=False)

@@ -1,0 +1,1 @@
+"""Doors: wire formats to nouns and back, nothing else."""

@@ -1,0 +1,187 @@
+"""What every HTTP door needs: a bounded body, the caller, and JSON out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from http import HTTPStatus
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import msgspec
+from litestar import Request
+
+from signoff.core.access import Caller, Role
+from signoff.errors import Forbidden, SignoffError, TooLarge, Unauthorized
+from signoff.work.desk import Desk
+from signoff.work.people import identify
+
+READ_AWAY_BYTES = 64 * 1024 * 1024
+SESSION_COOKIE = "signoff_session"
+SECURE_SESSION_COOKIE = "__Host-signoff_session"
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+Header = tuple[bytes, bytes]
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Knobs(msgspec.Struct, frozen=True, kw_only=True):
+    """What doors are told of the settings."""
+
+    max_body_bytes: int
+    anonymous_role: Role | None
+    enqueue_review: str
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body. Raises TooLarge, after reading enough of it away that the client sees the answer."""
+    pieces, size = list[bytes](), 0
+    announced = header(scope, b"content-length") or "0"
+    too_large = announced.isdigit() and int(announced) > limit
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise asyncio.CancelledError  # the client has gone
+        piece = message.get("body", b"")
+        size += len(piece)
+        too_large = too_large or size > limit
+        if not too_large:
+            pieces.append(piece)
+        if not message.get("more_body") or size > READ_AWAY_BYTES:
+            break
+    if too_large:
+        raise TooLarge(f"The body is larger than {limit} bytes.")
+    return b"".join(pieces)
+
+
+def scope_of(request: Request[Any, Any, Any]) -> Scope:
+    """The plain ASGI scope of a Litestar request."""
+    return cast("Scope", request.scope)
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header called `name`, which is in lower case."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+
+
+async def caller_of(desk: Desk, knobs: Knobs, scope: Scope) -> Caller:
+    """Who is asking: a bearer token, else a session's cookie, else nobody, where that is allowed.
+
+    Raises Unauthorized; Forbidden for a forged request.
+    """
+    authorization = header(scope, b"authorization")
+    if authorization is not None:
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthorized
+        return await identify(desk, token.strip())
+    if (session := session_of(scope)) is not None:
+        _check_same_site(scope)
+        return await identify(desk, session, "session")
+    if knobs.anonymous_role is not None:
+        return Caller(user_id=0, token_id=0, role=knobs.anonymous_role, email="anonymous")
+    raise Unauthorized
+
+
+def session_of(scope: Scope) -> str | None:
+    """The session token of the request's cookies."""
+    cookies = SimpleCookie()
+    with contextlib.suppress(CookieError):
+        cookies.load(header(scope, b"cookie") or "")
+    found = cookies.get(SECURE_SESSION_COOKIE) or cookies.get(SESSION_COOKIE)
+    return found.value if found else None
+
+
+def session_cookie(scope: Scope, token: str, seconds: float) -> Header:
+    """The header that sets the session; an empty `token` with 0 seconds ends it."""
+    secure = scope["scheme"] == "https"
+    name = SECURE_SESSION_COOKIE if secure else SESSION_COOKIE
+    text = f"{name}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={int(seconds)}" + ("; Secure" if secure else "")
+    return (b"set-cookie", text.encode())
+
+
+def _check_same_site(scope: Scope) -> None:
+    """A session's cookie goes with forged requests too: one that changes something must come from our own pages.
+
+    OWASP's "Fetch Metadata" defence, with the Origin header for browsers that have none.
+    """
+    if scope["method"] in SAFE_METHODS:
+        return
+    site = header(scope, b"sec-fetch-site")
+    origin = header(scope, b"origin")
+    same = (
+        site in {"same-origin", "none"} if site else origin is None or urlsplit(origin).netloc == header(scope, b"host")
+    )
+    if not same:
+        raise Forbidden("This request came from another site.")
+
+
+@contextlib.asynccontextmanager
+async def leaving(desk: Desk, receive: Receive) -> AsyncGenerator[None]:
+    """Cancels the block when the client disconnects, and swallows that cancellation after it."""
+    task, gone = asyncio.current_task(), asyncio.Event()
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+        if task is not None and not over:
+            task.cancel()
+
+    over = False
+    watcher = desk.background.spawn(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not gone.is_set() or task is None:
+            raise
+        task.uncancel()
+    finally:
+        over = True
+        watcher.cancel()
+
+
+async def send_bytes(send: Send, status: int, body: bytes, content_type: bytes, headers: Iterable[Header] = ()) -> None:
+    """One whole response."""
+    length = str(len(body)).encode()
+    start = [(b"content-type", content_type), (b"content-length", length), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def problem(error: SignoffError) -> dict[str, Any]:
+    """The native dialect: problem details (RFC 9457)."""
+    details: dict[str, Any] = {
+        "type": "about:blank",
+        "title": _phrase(error.status),
+        "status": error.status,
+        "detail": error.message,
+        "code": error.code,
+    }
+    return details if error.job_id is None else details | {"job_id": error.job_id}
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+def error_headers(error: SignoffError) -> Mapping[str, str]:
+    """The headers that go with an error, in any dialect."""
+    headers: dict[str, str] = {}
+    if error.status == Unauthorized.status:
+        headers["www-authenticate"] = "Bearer"
+    if error.job_id is not None:
+        headers["location"] = f"/api/jobs/{error.job_id}"
+    if error.status in {409, 504} and not error.retryable:
+        headers["x-should-retry"] = "false"
+    if error.status in {429, 503} and error.retryable:
+        headers["retry-after"] = "1"
+    return headers

@@ -1,0 +1,145 @@
+"""The job door: `/enqueue`, `/job`, `/jobs`, `/reviewJob`, as the human-in-the-loop middleware had them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import msgspec
+from litestar import MediaType, Request, Response, Router, get, post
+
+from signoff.core.access import Caller
+from signoff.core.ask import Ask
+from signoff.core.job import STATUSES, Edit, Job, Status, Verdict
+from signoff.core.policy import Review
+from signoff.doors.http import Knobs, error_headers
+from signoff.errors import BadBody, BadRequest, SignoffError
+from signoff.store import JobFilter
+from signoff.work.desk import Desk
+from signoff.work.look import look, look_at_all
+from signoff.work.review import Opinion, decide, draft
+from signoff.work.submit import submit
+
+MAX_PAGE = 1000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+VERDICTS: dict[str, Verdict] = {"success": "approve", "fail": "reject", "bot": "redo"}
+
+
+class Named(msgspec.Struct):
+    """A payload that names its model."""
+
+    model: str | None = None
+
+
+class ReviewOf(msgspec.Struct, frozen=True, kw_only=True):
+    """A reviewer's word on a job."""
+
+    id: str
+    status: str
+    payload: msgspec.Raw | None = None
+    response: msgspec.Raw | None = None
+    reason: str | None = None
+
+
+@post("/enqueue", status_code=200, summary="Queue a payload for the model, and for review")
+async def enqueue(request: Request[Any, Any, Any], desk: Desk, knobs: Knobs, caller: Caller) -> dict[str, str]:
+    """The id of the job, which is committed."""
+    body = await request.body()
+    ask = Ask(
+        door="jobs",
+        caller=caller,
+        body=body,
+        target=_model_named_in(body),
+        door_review=cast("Review", knobs.enqueue_review),
+    )
+    job = await submit(desk, ask)
+    return {"status": "success", "job_id": job.id}
+
+
+@get("/job", summary="Look at a job")
+async def job(desk: Desk, caller: Caller, id: str = "") -> dict[str, Any]:  # noqa: A002 -- the wire's own name
+    """The job called `id`."""
+    if not id:
+        raise BadRequest("Which job? GET /job?id=…")
+    return as_seen(await look(desk, caller, id))
+
+
+@get("/jobs", summary="List jobs, oldest first")
+async def jobs(
+    desk: Desk, caller: Caller, offset: int = 0, limit: int = 50, status: str | None = None
+) -> Response[list[dict[str, Any]]]:
+    """A page of jobs; the header `x-total-count` says how many there are."""
+    if offset < 0 or limit < 0:
+        raise BadRequest("offset and limit are not negative.")
+    which = JobFilter(status=_status(status) if status else None, offset=offset, limit=min(limit, MAX_PAGE))
+    found, total = await look_at_all(desk, caller, which)
+    return Response([as_seen(job) for job in found], headers={"x-total-count": str(total)})
+
+
+@post("/reviewJob", status_code=200, summary="Approve, reject, send back, or keep edits")
+async def review_job(request: Request[Any, Any, Any], desk: Desk, caller: Caller) -> dict[str, str]:
+    """Done, or an error that says why not."""
+    try:
+        review = msgspec.json.decode(await request.body(), type=ReviewOf)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadBody(f"This is not a review: {error}") from None
+    edit, status = Edit(payload=review.payload, response=review.response), _status(review.status)
+    if status == "human":
+        await draft(desk, caller, review.id, edit)
+    else:
+        opinion = Opinion(verdict=VERDICTS[status], reason=review.reason, edit=edit)
+        await decide(desk, caller, review.id, opinion)
+    return {"status": "success"}
+
+
+@get("/liveness", summary="Is the server there?", media_type=MediaType.TEXT)
+async def liveness() -> str:
+    """It is."""
+    return "ok"
+
+
+def as_seen(job: Job) -> dict[str, Any]:
+    """A job as the wire has it."""
+    return {
+        "job_id": job.id,
+        "status": job.status,
+        "payload": msgspec.Raw(job.body),
+        "response": None if job.response is None else msgspec.Raw(job.response),
+        "created_at": when(job.created_at),
+        "updated_at": when(job.updated_at),
+        "model": job.target,
+        "error": job.error,
+        "attempt": job.attempt,
+        "round": job.round,
+        "metadata": msgspec.Raw(job.metadata),
+    }
+
+
+def when(microseconds: int) -> str:
+    """RFC 3339, UTC, microseconds, `Z`."""
+    return (EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def failed(_: Request[Any, Any, Any], error: SignoffError) -> Response[dict[str, Any]]:
+    """An error in this door's dialect."""
+    body = {"status": "error", "code": error.code, "message": error.message}
+    return Response(body, status_code=error.status, headers=dict(error_headers(error)))
+
+
+def _status(text: str) -> Status:
+    for status in STATUSES:
+        if text.strip().lower() == status:
+            return status
+    raise BadRequest(f"{text!r} is not a status; there are {', '.join(STATUSES)}.")
+
+
+def _model_named_in(payload: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(payload, type=Named).model
+    except msgspec.ValidationError:
+        return None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadBody(f"The payload is not valid JSON: {error}") from None
+
+
+router = Router("/", route_handlers=[enqueue, job, jobs, review_job, liveness], tags=["review"])

@@ -1,0 +1,106 @@
+"""The native job door: `/api/jobs`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, Router, delete, get, post
+from litestar.params import Parameter
+
+from signoff.core.access import Caller
+from signoff.core.ask import CHAT, Ask
+from signoff.core.job import Status
+from signoff.doors.jobs import as_seen
+from signoff.errors import BadRequest
+from signoff.store import JobFilter
+from signoff.work.cancel import cancel
+from signoff.work.desk import Desk
+from signoff.work.look import look, look_and_wait, look_at_all, look_at_events
+from signoff.work.submit import submit
+
+LONGEST_WAIT_SECONDS = 300.0
+MAX_PAGE = 1000
+
+
+class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is asked. `target` is None for the default model; `due_at` not before then."""
+
+    body: msgspec.Raw
+    target: str | None = None
+    path: str = CHAT
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
+    priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
+    due_at: datetime | None = None
+
+
+@post("/", status_code=202, summary="Submit a job for later")
+async def create(
+    request: Request[Any, Any, Any],
+    desk: Desk,
+    caller: Caller,
+    idempotency_key: Annotated[str | None, Parameter(header="idempotency-key")] = None,
+) -> Response[dict[str, Any]]:
+    """Commits the job, and says where to look for its answer."""
+    new = _decoded(await request.body())
+    seconds = 0.0 if new.due_at is None else new.due_at.timestamp() - desk.clock() / 1_000_000
+    ask = Ask(
+        door="native",
+        caller=caller,
+        path=new.path,
+        body=bytes(new.body),
+        target=new.target,
+        metadata=bytes(new.metadata),
+        priority=new.priority,
+        idempotency_key=idempotency_key,
+        due_seconds=max(0.0, seconds),
+    )
+    job = await submit(desk, ask)
+    return Response(as_seen(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
+
+
+@get("/", summary="List jobs")
+async def listed(
+    desk: Desk,
+    caller: Caller,
+    status: Status | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Parameter(ge=1, le=MAX_PAGE)] = 50,
+) -> dict[str, Any]:
+    """A page of jobs, newest first; `next` is the cursor of the following one."""
+    which = JobFilter(status=status, after_id=after, limit=limit, newest_first=True)
+    jobs, total = await look_at_all(desk, caller, which)
+    last = jobs[-1].id if len(jobs) == limit else None
+    return {"data": [as_seen(job) for job in jobs], "total": total, "next": last}
+
+
+@get("/{job_id:str}", summary="Look at a job, or wait for its end")
+async def one(
+    desk: Desk, caller: Caller, job_id: str, wait: Annotated[float, Parameter(ge=0, le=LONGEST_WAIT_SECONDS)] = 0
+) -> dict[str, Any]:
+    """The job; with `wait`, as soon as it has ended or that many seconds have passed."""
+    job = await (look_and_wait(desk, caller, job_id, wait) if wait > 0 else look(desk, caller, job_id))
+    return as_seen(job)
+
+
+@get("/{job_id:str}/events", summary="What happened to a job")
+async def events(desk: Desk, caller: Caller, job_id: str) -> dict[str, Any]:
+    """Every move, oldest first."""
+    return {"data": [msgspec.structs.asdict(event) for event in await look_at_events(desk, caller, job_id)]}
+
+
+@delete("/{job_id:str}", status_code=200, summary="Cancel a job")
+async def cancelled(desk: Desk, caller: Caller, job_id: str) -> dict[str, Any]:
+    """The cancelled job."""
+    return as_seen(await cancel(desk, caller, job_id))
+
+
+def _decoded(body: bytes) -> NewJob:
+    try:
+        return msgspec.json.decode(body, type=NewJob)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequest(f"This is not a job: {error}") from None
+
+
+router = Router("/api/jobs", route_handlers=[create, listed, one, events, cancelled], tags=["jobs"])

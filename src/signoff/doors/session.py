@@ -1,0 +1,57 @@
+"""The session door: signing in with a password or a one-time link, and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar import MediaType, Request, Response, Router, delete, get, post
+
+from signoff.doors.http import Knobs, caller_of, scope_of, session_cookie, session_of
+from signoff.errors import BadBody
+from signoff.work.desk import Desk
+from signoff.work.people import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
+
+
+class SignIn(msgspec.Struct, frozen=True):
+    """Who, and the proof."""
+
+    email: str
+    password: str
+
+
+@post("/api/session", status_code=200, summary="Sign in")
+async def create(request: Request[Any, Any, Any], desk: Desk) -> Response[dict[str, str]]:
+    """Sets the session's cookie."""
+    try:
+        who = msgspec.json.decode(await request.body(), type=SignIn)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadBody(f"Send email and password: {error}") from None
+    token = await sign_in(desk, who.email, who.password)
+    return _with_session(request, {"status": "success"}, token, SESSION_SECONDS)
+
+
+@delete("/api/session", status_code=200, summary="Sign out")
+async def end(request: Request[Any, Any, Any], desk: Desk, knobs: Knobs) -> Response[dict[str, str]]:
+    """Ends the session."""
+    await caller_of(desk, knobs, scope_of(request))
+    if (token := session_of(scope_of(request))) is not None:
+        await sign_out(desk, token)
+    return _with_session(request, {"status": "success"}, "", 0)
+
+
+@get("/signin/{code:str}", summary="Sign in with a one-time link", media_type=MediaType.HTML)
+async def link(request: Request[Any, Any, Any], desk: Desk, code: str) -> Response[str]:
+    """Leads to the first page, signed in."""
+    session = await sign_in_with_link(desk, code)
+    response = _with_session(request, "", session, SESSION_SECONDS)
+    return Response("", status_code=303, headers=response.headers | {"location": "/"}, media_type=MediaType.HTML)
+
+
+def _with_session(request: Request[Any, Any, Any], body: Any, token: str, seconds: float) -> Response[Any]:
+    name, value = session_cookie(scope_of(request), token, seconds)
+    headers = {name.decode(): value.decode(), "cache-control": "no-store", "referrer-policy": "no-referrer"}
+    return Response(body, headers=headers)
+
+
+router = Router("/", route_handlers=[create, end, link], tags=["session"])

@@ -1,0 +1,34 @@
+"""The promise of an engine: something that answers requests for the models of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from signoff.core.answer import Chunk
+from signoff.core.target import Model
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model is asked: a path such as `/v1/chat/completions`, the JSON body, and the name it was asked for by."""
+
+    path: str
+    body: bytes
+    target: str
+    stream: bool = False
+    key: str | None = None
+
+
+class Engine(Protocol):
+    """Answers in chunks: one whole body, or, when `stream` is set, raw events that end in `[DONE]`."""
+
+    def answer(self, model: Model, request: Request) -> AsyncIterator[Chunk]:
+        """Raises ModelFailed and its kin. Closing the iterator, or cancelling the task that reads it,
+        stops the model's work within a second.
+        """
+        ...
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...

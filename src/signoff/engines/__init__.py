@@ -1,0 +1,1 @@
+"""Where answers come from: a file for each kind of model."""

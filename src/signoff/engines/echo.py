@@ -1,0 +1,198 @@
+"""The fake that ships: a model that repeats what it is told, and misbehaves when its name asks it to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from itertools import cycle, islice
+from typing import Annotated
+
+import msgspec
+
+from signoff.core import sse
+from signoff.core.answer import Chunk, Usage
+from signoff.core.target import Model
+from signoff.engine import Request
+from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+
+# A word with the space before it, so that the pieces joined are the text.
+_PIECE = re.compile(r"\s*\S+|\s+")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an echo shall answer."""
+
+    delay: Seconds = 0
+    chunk_delay: Seconds = 0
+    status: Annotated[int, msgspec.Meta(ge=400, le=599)] | None = None
+    retry_after: Seconds | None = None
+    hang: bool = False
+    cut: bool = False
+    tokens: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
+
+
+class EchoEngine:
+    """Answers with the last user message, the prompt or the input, else with the body itself."""
+
+    async def answer(self, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+        """A completion as one chunk, or as events, one a word. The same request is answered by the same bytes.
+
+        Raises what the target's options ask for, BadRequest when they make no sense.
+        """
+        options = options_of(model, request.target)
+        until = asyncio.get_running_loop().time() + model.timeouts.total_seconds
+        await _pause(None if options.hang else options.delay, until)
+        if options.status is not None:
+            raise _error(options.status, options.retry_after)
+        completion = _completion(request, options.tokens)
+        if not request.stream:
+            if options.cut:
+                raise ModelCut
+            yield Chunk(completion.whole())
+            return
+        events = list(completion.events())
+        for number, event in enumerate(events[: len(events) // 2] if options.cut else events):
+            await _pause(options.chunk_delay if number else 0, until)
+            yield Chunk(event, event=True)
+        if options.cut:
+            raise ModelCut
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def options_of(model: Model, target: str) -> Options:
+    """What `target` asks of `model`: what follows the first `/` after its name. Raises BadRequest."""
+    asked = target.removeprefix(model.name.removesuffix("*")).partition("/")[2]
+    items = [item.partition("=") for item in asked.split(",") if item]
+    told = {name: value if equals else "true" for name, equals, value in items}
+    try:
+        return msgspec.convert(told, Options, strict=False)
+    except msgspec.ValidationError as error:
+        valid = ", ".join(Options.__struct_fields__)
+        raise BadRequest(f"{target}: {error}. Valid, joined by commas: {valid}.") from error
+
+
+async def _pause(seconds: float | None, until: float) -> None:
+    """Waits (for ever when `seconds` is None), but never longer than `until` on the loop's clock."""
+    if seconds == 0:
+        return
+    try:
+        async with asyncio.timeout_at(until):
+            await (asyncio.Event().wait() if seconds is None else asyncio.sleep(seconds))
+    except TimeoutError as error:
+        raise ModelTimedOut from error
+
+
+def _error(status: int, retry_after_seconds: float | None) -> ModelAnswered:
+    message = f"The echo was asked to fail with status {status}."
+    body = {"error": {"message": message, "type": "echo_error", "param": None, "code": None}}
+    return ModelAnswered(status, message, body=msgspec.json.encode(body), retry_after_seconds=retry_after_seconds)
+
+
+def _completion(request: Request, tokens: int | None) -> _Completion:
+    asked = _asked(request.body)
+    said = _said(asked, request.body)
+    text = said if tokens is None else " ".join(islice(cycle(said.split() or ["token"]), tokens))
+    told, answered = len(said.split()), len(text.split())
+    return _Completion(
+        digest=hashlib.sha256(request.target.encode() + b"\0" + request.body).hexdigest()[:16],
+        model=request.target,
+        text=text,
+        is_chat=request.path != "/v1/completions",
+        usage=Usage(prompt_tokens=told, completion_tokens=answered, total_tokens=told + answered),
+        usage_wanted=bool(asked.stream_options and asked.stream_options.include_usage),
+    )
+
+
+class _Part(msgspec.Struct):
+    text: str = ""
+
+
+class _Message(msgspec.Struct):
+    role: str = ""
+    content: str | list[_Part] | None = None
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool = False
+
+
+class _Asked(msgspec.Struct):
+    messages: list[_Message] = []
+    prompt: str | list[str] | None = None
+    input: str | None = None
+    stream_options: _StreamOptions | None = None
+
+
+def _asked(body: bytes) -> _Asked:
+    try:
+        return msgspec.json.decode(body, type=_Asked)
+    except (ValueError, RecursionError):
+        return _Asked()
+
+
+def _said(asked: _Asked, body: bytes) -> str:
+    said = [message.content for message in asked.messages if message.role == "user"]
+    if said:
+        content = said[-1] or ""
+        return content if isinstance(content, str) else "".join(part.text for part in content)
+    if asked.prompt is not None:
+        return asked.prompt if isinstance(asked.prompt, str) else "\n".join(asked.prompt)
+    if asked.input is not None:
+        return asked.input
+    try:
+        return msgspec.json.format(body, indent=-1).decode()
+    except (ValueError, RecursionError) as error:
+        raise BadBody from error
+
+
+class _Completion(msgspec.Struct, frozen=True, kw_only=True):
+    digest: str
+    model: str
+    text: str
+    is_chat: bool
+    usage: Usage
+    usage_wanted: bool
+
+    def whole(self) -> bytes:
+        said = {"message": {"role": "assistant", "content": self.text}} if self.is_chat else {"text": self.text}
+        return self._body("chat.completion", [_choice(said, finish="stop")], self.usage)
+
+    def events(self) -> Iterator[bytes]:
+        """A role (in a chat), the words, the finish, the usage if it is wanted, and `[DONE]`."""
+        if self.is_chat:
+            yield self._event(_choice({"delta": {"role": "assistant", "content": ""}}))
+        for word in _PIECE.findall(self.text):
+            yield self._event(_choice({"delta": {"content": word}} if self.is_chat else {"text": word}))
+        yield self._event(_choice({"delta": {}} if self.is_chat else {"text": ""}, finish="stop"))
+        if self.usage_wanted:
+            yield self._event(usage=self.usage)
+        yield sse.DONE
+
+    def _event(self, *choices: _Choice, usage: Usage | None = None) -> bytes:
+        return sse.event(self._body("chat.completion.chunk", choices, usage))
+
+    def _body(self, kind: str, choices: Sequence[_Choice], usage: Usage | None) -> bytes:
+        body = {
+            "id": f"chatcmpl-{self.digest}" if self.is_chat else f"cmpl-{self.digest}",
+            "object": kind if self.is_chat else "text_completion",
+            "created": 0,
+            "model": self.model,
+            "choices": choices,
+        }
+        return msgspec.json.encode(body if usage is None else body | {"usage": usage})
+
+
+_Choice = dict[str, object]
+
+
+def _choice(said: Mapping[str, object], finish: str | None = None) -> _Choice:
+    return {"index": 0, **said, "logprobs": None, "finish_reason": finish}

@@ -1,0 +1,191 @@
+"""One model as one engine sees it: the life of its process where we own that, else the way to the owner's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from signoff.core.retry import Backoff, wait_seconds
+from signoff.core.target import Model
+from signoff.engines.claim import Claim
+from signoff.engines.process import PORT_TRIES, Log, Process, is_taken, running
+from signoff.errors import ModelUnreachable
+
+State = Literal["stopped", "starting", "ready", "busy", "failed"]
+Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
+
+BACKOFF = Backoff(first_seconds=0.5, ceiling_seconds=30)
+HEALTHY_SECONDS = 60
+# How often a guest shows the owner that it uses the process.
+TOUCH_SECONDS = 2
+# A process whose definition changed stays this long for guests who may not know that yet.
+RETIRED_SECONDS = 5
+POLL_SECONDS = 0.05
+
+
+class Place:
+    """Where a model is reached: at a process of our own while we hold the claim, else at the owner's."""
+
+    def __init__(self, model: Model, run_dir: Path, *, log: Log, spawn: Spawn, monotonic: Callable[[], float]) -> None:
+        self.model = model
+        self.is_retired = False
+        self._claim = Claim(run_dir, model)
+        self._log = log
+        self._spawn = spawn
+        self._monotonic = monotonic
+        self._life: _Life | None = None
+        self._visits = 0
+        self._touched_at: int | None = None
+        self._used_at = self._rest_until = monotonic()
+        self._failures = 0
+
+    @asynccontextmanager
+    async def visit(self) -> AsyncGenerator[Visit, None]:
+        """A port where the model is ready, and stays while the block lasts. Raises ModelUnreachable."""
+        self._visits += 1
+        touching: asyncio.Task[None] | None = None
+        try:
+            visit = await self._reach()
+            if not visit.is_owner:
+                touching = self._spawn(self._keep_touching())
+            yield visit
+        finally:
+            if touching is not None:
+                touching.cancel()
+            self._visits -= 1
+            self._used_at = self._monotonic()
+
+    async def _reach(self) -> Visit:
+        deadline = self._monotonic() + self.model.start_seconds
+        while True:
+            if self._life is None and self._claim.take():
+                self._begin()
+            if self._life is not None:
+                if (port := await self._life.reach()) is not None:
+                    return Visit(port, is_owner=True)
+            elif (port := self._claim.port()) is not None and self._claim.touch():
+                return Visit(port, is_owner=False)
+            elif self._monotonic() < deadline:
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                raise ModelUnreachable(
+                    f"The model {self.model.name} belongs to another server process, "
+                    f"and was not ready there within {self.model.start_seconds:g} s."
+                )
+
+    def _begin(self) -> None:
+        """A new life, in a task of its own: the caller who needs it first may leave before it is ready."""
+        try:
+            rest_seconds = self._rest_until - self._monotonic()
+            if rest_seconds > self.model.start_seconds:
+                raise ModelUnreachable(f"The model {self.model.name} keeps failing; it rests for {rest_seconds:.0f} s.")
+            life = _Life(self.model.name)
+            task = self._spawn(self._live(life, rest_seconds))
+        except ModelUnreachable:
+            self._claim.release()
+            raise
+        self._life = life
+        # Not in a `finally` of the task, which never runs when the task is cancelled before its first step.
+        task.add_done_callback(lambda _: self._bury(life))
+
+    async def _live(self, life: _Life, rest_seconds: float) -> None:
+        await asyncio.sleep(rest_seconds)
+        for _ in range(PORT_TRIES):
+            async with running(self.model.command, self._log) as process:
+                life.complaint = await process.complaint(self.model.start_seconds)
+                if life.complaint is None:
+                    await self._serve(life, process)
+                    return
+                if not (process.ended.is_set() and is_taken(process.port)):
+                    life.settled.set()
+                    return
+
+    async def _serve(self, life: _Life, process: Process) -> None:
+        """Until it is idle, or ends by itself."""
+        self._claim.publish(process.port)
+        life.port, life.ready_at = process.port, self._monotonic()
+        life.settled.set()
+        try:
+            while not (process.ended.is_set() or self._is_idle()):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(POLL_SECONDS, min(1, self.model.idle_seconds / 4))):
+                        await process.ended.wait()
+        finally:
+            # First nobody new is sent there, then it stops, then somebody else may be the owner.
+            life.is_leaving = True
+            self._claim.withdraw()
+        if process.ended.is_set():
+            life.complaint = "ended by itself."
+
+    def _is_idle(self) -> bool:
+        touched_at = self._claim.touched_at()
+        if touched_at != self._touched_at:
+            self._touched_at, self._used_at = touched_at, self._monotonic()
+        limit_seconds = min(self.model.idle_seconds, RETIRED_SECONDS) if self.is_retired else self.model.idle_seconds
+        return not self._visits and self._monotonic() - self._used_at >= limit_seconds
+
+    def _bury(self, life: _Life) -> None:
+        now = self._monotonic()
+        if life.complaint is None:
+            self._failures = 0
+        else:
+            was_healthy = life.ready_at is not None and now - life.ready_at >= HEALTHY_SECONDS
+            self._failures = 1 if was_healthy else self._failures + 1
+            self._rest_until = now + wait_seconds(BACKOFF, self._failures, dice=1)
+        self._life = None
+        self._claim.release()
+        life.settled.set()
+        life.over.set()
+
+    async def _keep_touching(self) -> None:
+        while True:
+            await asyncio.sleep(max(POLL_SECONDS, min(TOUCH_SECONDS, self.model.idle_seconds / 3)))
+            self._claim.touch()
+
+    def state(self) -> State:
+        """How the model is; of another owner's process only what its visitors need to know."""
+        life = self._life
+        if life is None and self._claim.port() is None:
+            return "starting" if self._visits else "failed" if self._failures else "stopped"
+        if life is not None and life.complaint is not None:
+            return "failed"
+        if life is not None and life.port is None:
+            return "starting"
+        if life is not None and life.is_leaving:
+            return "stopped"
+        return "busy" if self._visits else "ready"
+
+
+class Visit(msgspec.Struct, frozen=True):
+    """Where a caller finds the model, and whether the process there is our own."""
+
+    port: int
+    is_owner: bool
+
+
+class _Life:
+    """One life of a process of ours: `settled` once it is ready or will never be, `over` when it is gone."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.settled = asyncio.Event()
+        self.over = asyncio.Event()
+        self.port: int | None = None
+        self.ready_at: float | None = None
+        self.complaint: str | None = None
+        self.is_leaving = False
+
+    async def reach(self) -> int | None:
+        """Its port, or None when it has just ended. Raises ModelUnreachable when it did not get ready."""
+        await self.settled.wait()
+        if self.port is None:
+            raise ModelUnreachable(f"The model {self.name} {self.complaint or 'was stopped as it started.'}")
+        if self.is_leaving:
+            await self.over.wait()
+            return None
+        return self.port

@@ -1,0 +1,127 @@
+"""Models that are processes: one of each a host, started on first use, stopped when idle, started anew after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from pathlib import Path
+
+from signoff.core.answer import Chunk
+from signoff.core.target import Model
+from signoff.engine import Request
+from signoff.engines.openai import ask
+from signoff.engines.place import Place, State
+from signoff.engines.process import HOST, STOP_SECONDS, Log
+from signoff.engines.upstream import Upstream
+from signoff.errors import BadRequest, ModelUnreachable
+
+_logger = logging.getLogger(__name__)
+
+
+def _wall_clock() -> int:
+    return time.time_ns() // 1000
+
+
+class SubprocessEngine:
+    """Asks models that serve HTTP on a port which we give them. Whoever made the `upstream` starts and closes it.
+
+    Of all engines with the same `run_dir` one owns a model's process, and the others ask at its port.
+    `monotonic` tells seconds, `clock` microseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        run_dir: Path,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], int] = _wall_clock,
+    ) -> None:
+        self._upstream = upstream
+        self._run_dir = run_dir
+        self._monotonic = monotonic
+        self._clock = clock
+        self._tasks = _Tasks()
+        self._places: dict[str, Place] = {}
+        self._logs: dict[str, Log] = {}
+
+    async def start(self) -> None:
+        """Make the folder where owners are found. A model starts when it is asked."""
+        await asyncio.to_thread(self._run_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
+
+    async def answer(self, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+        """What the model says, once it is ready. Raises BadRequest, ModelFailed and its kin."""
+        if not (model.serve and model.command):
+            raise BadRequest(f"The model {model.name} needs a command, and to serve HTTP (serve = true).")
+        place = self._place(model)
+        for may_ask_again in (True, False):
+            async with place.visit() as visit:
+                begun = False
+                try:
+                    async with aclosing(ask(self._upstream, f"http://{HOST}:{visit.port}", model, request)) as chunks:
+                        async for chunk in chunks:
+                            begun = True
+                            yield chunk
+                    return
+                except ModelUnreachable:
+                    # Its owner is lost, or has just stopped it. The next owner may be we.
+                    if begun or visit.is_owner or not may_ask_again:
+                        raise
+
+    def _place(self, model: Model) -> Place:
+        place = self._places.get(model.name)
+        if place is None or place.model.command != model.command:
+            if place is not None:
+                place.is_retired = True
+            log = self._logs.setdefault(model.name, Log(self._clock))
+            place = Place(model, self._run_dir, log=log, spawn=self._tasks.spawn, monotonic=self._monotonic)
+            self._places[model.name] = place
+        place.model = model
+        return place
+
+    def state(self, name: str) -> State:
+        """How the model of that name is, as far as this engine knows."""
+        return self._places[name].state() if name in self._places else "stopped"
+
+    def log(self, name: str) -> list[tuple[int, str]]:
+        """What the model of that name wrote while this engine owned it: microseconds since 1970, and a line."""
+        return self._logs[name].lines() if name in self._logs else []
+
+    async def close(self) -> None:
+        """Stop the models that this engine owns; whoever waits for them gets ModelUnreachable."""
+        await self._tasks.close()
+
+
+class _Tasks:
+    """Work that belongs to the engine and not to a caller, who may leave before it is done."""
+
+    def __init__(self) -> None:
+        self._tasks = set[asyncio.Task[None]]()
+        self._is_closed = False
+
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Begin `work`. Raises ModelUnreachable after the close."""
+        if self._is_closed:
+            work.close()
+            raise ModelUnreachable("The server is stopping.")
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _logger.error("a model's process was not minded to its end", exc_info=error)
+
+    async def close(self) -> None:
+        """Cancel everything and wait for its end. A second call does nothing."""
+        self._is_closed = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=STOP_SECONDS + 1)

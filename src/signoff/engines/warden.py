@@ -1,0 +1,136 @@
+"""A program that runs one model and outlives its owner just long enough to end it.
+
+Run as `python -I -S warden.py COMMAND…`, in a session of its own. Its stdin is held open by the owner and tells only of
+the owner's end, however that came. Its stdout and stderr are the model's, after one line: the model's process id, which
+is also its group's. There is one beside every model, so it imports next to nothing.
+"""
+
+import os
+import select
+import signal
+import sys
+import time
+
+GRACE_SECONDS = 3
+POLL_SECONDS = 0.02
+CANNOT_RUN = 127
+KILLED = 128
+PR_SET_PDEATHSIG = 1
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+def main(command: list[str]) -> int:
+    """Run `command` until it ends or has to; return its exit status, or 128 + N where signal N ended it."""
+    bell = _bell()
+    model = _start(command)
+    status = _watch(model, bell)
+    if status is None:
+        status = _end(model)
+    _tell_group(model, signal.SIGKILL)  # what a model leaves behind ends with it
+    return status if status >= 0 else KILLED - status
+
+
+def _bell() -> int:
+    """Return a descriptor that can be read after each signal that matters; an interrupt is for the owner to judge."""
+    bell, ringer = os.pipe()
+    os.set_blocking(ringer, False)
+    signal.set_wakeup_fd(ringer)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, _ring)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return bell
+
+
+def _ring(_number: int, _frame: object) -> None:
+    """Do nothing: a signal with a handler rings the bell."""
+
+
+def _start(command: list[str]) -> int:
+    warden = os.getpid()
+    model = os.fork()
+    if model == 0:
+        _become(command, warden)
+    try:
+        os.setpgid(model, model)  # both sides do it: the group is there for whoever needs it first
+    except OSError:
+        pass
+    return model
+
+
+def _become(command: list[str], warden: int) -> None:
+    """Turn this process, the warden's child, into the model; never returns."""
+    try:
+        os.setpgid(0, 0)
+        for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        _die_with(warden)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), STDIN)
+        os.write(STDOUT, b"%d\n" % os.getpid())
+        os.execvp(command[0], command)  # every other descriptor of ours closes here
+    except (OSError, ValueError) as error:
+        os.write(STDERR, f"cannot run {command[0]}: {error}\n".encode())
+    finally:
+        os._exit(CANNOT_RUN)
+
+
+def _die_with(warden: int) -> None:
+    """Ask Linux to kill this process when its warden dies first, by a signal that nobody can handle."""
+    if sys.platform != "linux":
+        return
+    import ctypes  # here, in the child, its memory goes with the exec
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != warden:
+        os._exit(KILLED + signal.SIGKILL)
+
+
+def _watch(model: int, bell: int) -> int | None:
+    """Return the status of a model that ended by itself, or None when it has to end."""
+    events = select.poll()
+    events.register(STDIN, select.POLLIN)
+    events.register(bell, select.POLLIN)
+    while (status := _status(model)) is None:
+        ready = {descriptor for descriptor, _ in events.poll()}
+        if STDIN in ready and _is_at_end(STDIN):
+            return None
+        if bell in ready and signal.SIGTERM in os.read(bell, 512):
+            return None
+    return status
+
+
+def _is_at_end(descriptor: int) -> bool:
+    try:
+        return not os.read(descriptor, 512)
+    except OSError:
+        return True
+
+
+def _end(model: int) -> int:
+    """Ask the whole group to end, give it a grace, then kill it; return the model's status."""
+    _tell_group(model, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    status = _status(model)
+    while (status is None or _tell_group(model, 0)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        status = _status(model) if status is None else status
+    _tell_group(model, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(model, 0)[1]) if status is None else status
+
+
+def _status(model: int) -> int | None:
+    pid, status = os.waitpid(model, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if pid else None
+
+
+def _tell_group(group: int, number: int) -> bool:
+    """Send the group a signal; return whether there is such a group."""
+    try:
+        os.killpg(group, number)
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

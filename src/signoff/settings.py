@@ -1,0 +1,107 @@
+"""Every knob: its default, its unit, its name in the environment (`SIGNOFF_` and the name in capitals).
+
+Precedence: flag, `SIGNOFF_*`, the names that other systems use, `.env`, the TOML file, default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from signoff.core.access import Role
+from signoff.core.policy import Review
+
+
+class BadSettings(ValueError):
+    """A settings file that cannot be used; the message says which line of thought went wrong."""
+
+
+class Settings(BaseSettings):
+    """The settings of one process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SIGNOFF_", env_file=".env", env_ignore_empty=True, extra="ignore", populate_by_name=True
+    )
+
+    data_dir: Path = Field(Path("data"), description="The SQLite file, blobs, and the secret key.")
+    database_url: str | None = Field(None, description="postgresql://… or sqlite:///…; none: SQLite in data_dir.")
+    host: str = Field("127.0.0.1", description="The address to listen on.")
+    port: int = Field(8000, description="The port to listen on.", ge=0, le=65535)
+    anonymous_role: Role | None = Field(None, description="What callers without a token may do; none: nothing.")
+    inner_llm_url: str | None = Field(
+        None,
+        description="Registers this OpenAI-compatible address as the model `inner`, and makes it the default.",
+        validation_alias=AliasChoices("SIGNOFF_INNER_LLM_URL", "INNER_LLM_URL"),
+    )
+    max_body_bytes: int = Field(20 * 1024 * 1024, description="The largest request body.", gt=0)
+    concurrency: int = Field(16, description="Jobs that one worker performs at a time.", gt=0)
+
+    enqueue_review: Review = Field("always", description="Whether jobs of /enqueue are held for a person.")
+    undo_seconds: float = Field(0, description="How long a verdict can be undone.", ge=0)
+    review_deadline_seconds: float | None = Field(None, description="How long a person may take; none: for ever.")
+    hold_seconds: float = Field(540, description="How long a waiting caller waits for a person.", ge=0)
+    keep_alive_seconds: float = Field(10, description="How often a waiting stream gets a comment.", gt=0)
+
+    lease_seconds: float = Field(15, description="How long a worker may be silent.", gt=0)
+    heartbeat_seconds: float = Field(5, description="How often a worker says that it lives.", gt=0)
+    sweep_seconds: float = Field(2, description="How often lost leases and due verdicts are looked for.", gt=0)
+    now_attempts: int = Field(3, description="Attempts while a caller waits.", gt=0)
+    later_attempts: int = Field(5, description="Attempts of a job that was accepted for later.", gt=0)
+    backoff_seconds: float = Field(0.5, description="The first wait before a retry.", ge=0)
+    backoff_ceiling_seconds: float = Field(30, description="The longest wait before a retry.", ge=0)
+    log_after_seconds: float = Field(1, description="When the row of a slow call is written.", gt=0)
+    log_before_answer: bool = Field(default=False, description="Whether an answer waits until its row is committed.")
+
+    @property
+    def store_url(self) -> str:
+        """Where the data is kept."""
+        return self.database_url or f"sqlite:///{(self.data_dir / 'signoff.db').absolute()}"
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the data is in a SQLite file."""
+        return self.store_url.startswith("sqlite")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Puts the TOML file last."""
+        file = InitSettingsSource(settings_cls, _from_file(settings_cls))
+        return init_settings, env_settings, dotenv_settings, file
+
+
+def load(**flags: Any) -> Settings:
+    """The settings of this process; `flags` win, None means not given. Raises BadSettings, ValidationError."""
+    return Settings(**{name: value for name, value in flags.items() if value is not None})
+
+
+def _from_file(settings_cls: type[BaseSettings]) -> dict[str, Any]:
+    named = os.environ.get("SIGNOFF_CONFIG")
+    path = Path(named or "signoff.toml")
+    if not path.exists():
+        if named:
+            msg = f"SIGNOFF_CONFIG names {named}, which does not exist."
+            raise BadSettings(msg)
+        return {}
+    try:
+        values = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        msg = f"{path}: {error}"
+        raise BadSettings(msg) from None
+    for name in values.keys() - settings_cls.model_fields.keys():
+        near = difflib.get_close_matches(name, settings_cls.model_fields, 1)
+        msg = f"{path}: there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
+        raise BadSettings(msg)
+    return values

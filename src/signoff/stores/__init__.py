@@ -1,0 +1,1 @@
+"""Keepers of the store's promise: one schema and one set of statements, on SQLite and on PostgreSQL."""

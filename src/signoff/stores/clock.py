@@ -1,0 +1,27 @@
+"""The database's own clock, as SQL: leases, deadlines and due times are judged by it alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class now_us(FunctionElement[int]):  # noqa: N801 -- SQL functions are lower case
+    """Microseconds since 1970, UTC."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(now_us, "sqlite")
+def _sqlite(element: now_us, compiler: Any, **options: Any) -> str:
+    # SQLite before 3.42 has no sub-second unixepoch; a Julian day as a double is good to about 40 microseconds.
+    return "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
+
+
+@compiles(now_us, "postgresql")
+def _postgresql(element: now_us, compiler: Any, **options: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"

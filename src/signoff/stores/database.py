@@ -1,0 +1,48 @@
+"""What the statements ask of a database, whichever it is: reads, and grouped writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from signoff.store import Listener
+from signoff.stores.clock import now_us
+from signoff.stores.writer import Rows, Tx
+
+T = TypeVar("T")
+Read = Callable[[Connection, Callable[[], int]], T]
+
+WAITING_LIMIT = 10_000
+GROUP_LIMIT = 500
+WRITE_TIMEOUT_SECONDS = 30.0
+
+
+class Database(Protocol):
+    """A database. Functions get a plain connection and run wherever the database likes to run them."""
+
+    async def start(self) -> None: ...
+    async def migrate(self) -> None: ...
+
+    async def read(self, function: Read[T]) -> T:
+        """The result of `function(connection, now)`; `now()` is the database's time in microseconds."""
+        ...
+
+    async def write(self, operation: Callable[[Tx], T] | Rows[T]) -> T:
+        """The result of `operation`, committed together with whatever else was waiting."""
+        ...
+
+    async def enqueue(self, operation: Callable[[Tx], T] | Rows[T]) -> asyncio.Future[T]:
+        """A future of that result."""
+        ...
+
+    def listen(self, listener: Listener) -> None: ...
+    async def close(self) -> None: ...
+
+
+def clock_of(conn: Connection) -> Callable[[], int]:
+    """The database's time, asked for when it is needed."""
+    return lambda: conn.execute(sa.select(now_us())).scalar_one()

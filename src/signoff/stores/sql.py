@@ -1,0 +1,75 @@
+"""The store on a SQL database: PostgreSQL, or an embedded SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+from signoff.store import Listener
+from signoff.stores.catalog import SqlCatalog
+from signoff.stores.database import Database
+from signoff.stores.jobs import SqlJobs
+from signoff.stores.people import SqlPeople
+from signoff.stores.schema import versions
+
+READY_SECONDS = 2.0
+
+
+class SqlStore:
+    """See `store.Store`. The address is `sqlite:///path` or `postgresql://…`; ValueError for any other."""
+
+    def __init__(self, url: str) -> None:
+        self._database = _database(url)
+        self.jobs = SqlJobs(self._database)
+        self.people = SqlPeople(self._database)
+        self.catalog = SqlCatalog(self._database)
+
+    async def start(self) -> None:
+        """See `store.Store`."""
+        await self._database.start()
+
+    async def migrate(self) -> None:
+        """See `store.Store`."""
+        await self._database.migrate()
+
+    async def ready(self) -> bool:
+        """See `store.Store`."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await self.versions()
+        except Exception:  # noqa: BLE001 -- whatever it is, it is not ready
+            return False
+        return True
+
+    async def versions(self) -> dict[str, int]:
+        """See `store.Store`."""
+        query = sa.select(versions.c.topic, versions.c.version)
+        rows = await self._database.read(lambda conn, _: conn.execute(query).all())
+        return {row.topic: row.version for row in rows}
+
+    def listen(self, listener: Listener) -> None:
+        """See `store.Store`."""
+        self._database.listen(listener)
+
+    async def close(self) -> None:
+        """See `store.Store`."""
+        await self._database.close()
+
+
+def _database(address: str) -> Database:
+    url = make_url(address)
+    match url.get_backend_name():
+        case "sqlite" if url.database:
+            from signoff.stores.sqlite import Sqlite
+
+            return Sqlite(Path(url.database).absolute())
+        case "postgresql":
+            from signoff.stores.postgres import Postgres
+
+            return Postgres(url)
+        case _:
+            msg = f"Signoff keeps its data in postgresql:// or sqlite:///path, not {url.get_backend_name()}."
+            raise ValueError(msg)

@@ -1,0 +1,51 @@
+"""Admit: may this caller ask this, of which model, and who must look at the answer?"""
+
+from __future__ import annotations
+
+import msgspec
+
+from signoff.core.ask import Ask
+from signoff.core.job import Job
+from signoff.core.keys import fingerprint
+from signoff.core.policy import policy_for
+from signoff.errors import BadBody, BadRequest
+from signoff.work.desk import Desk
+
+MAX_KEY_LENGTH = 255
+PRIORITIES = range(10)
+
+
+async def admit(desk: Desk, ask: Ask) -> Job:
+    """The job that `ask` would be, not written anywhere yet. Raises ModelNotFound, BadRequest."""
+    _check(ask)
+    model = await desk.models.find(ask.target)
+    rules = desk.rules
+    return Job(
+        id=desk.new_id(),
+        status="bot",
+        door=ask.door,
+        lane=ask.lane,
+        user_id=ask.caller.user_id,
+        token_id=ask.caller.token_id,
+        target=ask.target or model.name,
+        model=model.name,
+        path=ask.path,
+        body=ask.body,
+        metadata=ask.metadata,
+        priority=ask.priority,
+        policy=policy_for(model.review, ask.door_review, rules.policy),
+        idempotency_key=ask.idempotency_key,
+        fingerprint=fingerprint(ask.path.encode(), ask.body) if ask.idempotency_key else None,
+        max_attempts=rules.now_attempts if ask.lane == "now" else rules.later_attempts,
+    )
+
+
+def _check(ask: Ask) -> None:
+    if ask.priority not in PRIORITIES:
+        raise BadRequest("priority is a whole number from 0 to 9; 9 goes first.")
+    if ask.idempotency_key is not None and not 0 < len(ask.idempotency_key) <= MAX_KEY_LENGTH:
+        raise BadRequest(f"An idempotency key has 1 to {MAX_KEY_LENGTH} characters.")
+    try:
+        msgspec.json.decode(ask.body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadBody(f"The body is not valid JSON: {error}") from None

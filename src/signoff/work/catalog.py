@@ -1,0 +1,45 @@
+"""The models that this process knows: a copy of the store's, and those that always exist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from signoff.core.target import Listing, Model
+from signoff.errors import ModelNotFound
+from signoff.store import Catalog
+
+
+class Models:
+    """Models by name. What is not known is looked up in the store before anybody is told that it does not exist."""
+
+    def __init__(self, catalog: Catalog, always: Sequence[Model]) -> None:
+        self._catalog = catalog
+        self._always = always
+        self._listing: Listing | None = None
+
+    async def find(self, name: str | None) -> Model:
+        """The model for `name`, or the default one. Raises ModelNotFound."""
+        if self._listing is not None and (known := _pick(self._listing, name)) is not None:
+            return known
+        found = _pick(await self._reload(), name)
+        if found is None:
+            raise ModelNotFound(f"There is no model {name!r}. GET /v1/models lists what there is.")
+        return found
+
+    async def all(self) -> Sequence[Model]:
+        """Every model, registered ones first."""
+        return (self._listing or await self._reload()).models
+
+    def forget(self) -> None:
+        """The copy is out of date."""
+        self._listing = None
+
+    async def _reload(self) -> Listing:
+        registered = await self._catalog.models()
+        names = {model.name for model in registered}
+        self._listing = Listing([*registered, *(model for model in self._always if model.name not in names)])
+        return self._listing
+
+
+def _pick(listing: Listing, name: str | None) -> Model | None:
+    return listing.default() if name is None else listing.find(name)

@@ -1,0 +1,57 @@
+"""The desk: a frozen bag of the parts that verbs work with. It has no methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from signoff.broker import Broker
+from signoff.core.policy import Policy
+from signoff.core.retry import Backoff
+from signoff.engine import Engine
+from signoff.store import Store
+from signoff.vault import Vault
+from signoff.work.background import Background
+from signoff.work.catalog import Models
+from signoff.work.inflight import InFlight
+from signoff.work.lease import Leases
+from signoff.work.tokens import Callers
+from signoff.work.wait import Waits
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers that verbs go by; each is a setting."""
+
+    lease_seconds: float = 15
+    heartbeat_seconds: float = 5
+    sweep_seconds: float = 2
+    now_attempts: int = 3
+    later_attempts: int = 5
+    backoff: Backoff = Backoff()
+    hold_seconds: float = 540
+    keep_alive_seconds: float = 10
+    log_after_seconds: float = 1
+    log_before_answer: bool = False
+    policy: Policy = Policy()
+
+
+class Desk(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts. `clock` gives microseconds since 1970, `dice` a number in [0, 1), `new_secret` 32 base62 letters."""
+
+    store: Store
+    broker: Broker
+    engines: Mapping[str, Engine]
+    models: Models
+    callers: Callers
+    leases: Leases
+    waits: Waits
+    in_flight: InFlight
+    background: Background
+    vault: Vault
+    rules: Rules
+    actor: str
+    clock: Callable[[], int]
+    new_id: Callable[[], str]
+    new_secret: Callable[[], str]
+    dice: Callable[[], float]

@@ -1,0 +1,52 @@
+"""Waiting calls that are not written down yet; one that takes longer than a second is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from signoff.core.job import Job
+
+
+class Flight:
+    """One waiting call: its job, who asked, the task that serves it, and the writing of its row."""
+
+    def __init__(self, job: Job, *, actor: str, began_at: int) -> None:
+        self.job = job
+        self.actor = actor
+        self.began_at = began_at
+        self.over = False
+        self.filing: asyncio.Task[Job] | None = None
+        self.task: asyncio.Task[object] | None = None
+        self.lost = False
+
+    def lose(self) -> None:
+        """The lease is gone: the job was cancelled, or given up for dead. Stops the serving task."""
+        self.lost = True
+        if self.task is not None:
+            self.task.cancel()
+
+
+class InFlight:
+    """The calls of this process that nobody has written down yet, oldest first."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._flights: dict[str, Flight] = {}
+
+    def add(self, flight: Flight) -> None:
+        """Begins to look after `flight`."""
+        self._flights[flight.job.id] = flight
+
+    def drop(self, flight: Flight) -> None:
+        """Stops to."""
+        self._flights.pop(flight.job.id, None)
+
+    async def file_the_slow(self, file: Callable[[Flight], Awaitable[None]], *, after_seconds: float) -> None:
+        """Calls `file` for each one that has been running for `after_seconds`, for ever."""
+        while True:
+            await asyncio.sleep(after_seconds / 10)
+            late = self._clock() - round(after_seconds * 1_000_000)
+            for flight in [flight for flight in self._flights.values() if flight.began_at <= late]:
+                self.drop(flight)
+                await file(flight)

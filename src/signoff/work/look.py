@@ -1,0 +1,81 @@
+"""Look: jobs as their owners and reviewers may see them, and waiting for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from signoff.core.access import Caller, may_review, may_see
+from signoff.core.job import Event, Job
+from signoff.errors import JobFailed, JobNotFound
+from signoff.store import JobFilter
+from signoff.work.desk import Desk
+
+
+async def look(desk: Desk, caller: Caller, job_id: str) -> Job:
+    """The job as `caller` may see it. Raises JobNotFound, also for other people's jobs."""
+    job = await desk.store.jobs.get(job_id)
+    if job is None or not may_see(caller, job.user_id):
+        raise JobNotFound(f"There is no job {job_id}.")
+    return _veiled(caller, job)
+
+
+async def look_and_wait(desk: Desk, caller: Caller, job_id: str, seconds: float) -> Job:
+    """The job as soon as it has ended, or as it is after `seconds`. Raises JobNotFound."""
+    await look(desk, caller, job_id)
+    return _veiled(caller, await wait_for(desk, job_id, seconds, lambda job: job.is_terminal))
+
+
+async def look_at_all(desk: Desk, caller: Caller, which: JobFilter) -> tuple[list[Job], int]:
+    """A page of the jobs that `caller` may see, and how many there are in all."""
+    mine = which if may_review(caller) else msgspec.structs.replace(which, user_id=caller.user_id)
+    return [_veiled(caller, job) for job in await desk.store.jobs.list(mine)], await desk.store.jobs.count(mine)
+
+
+async def look_at_events(desk: Desk, caller: Caller, job_id: str) -> list[Event]:
+    """What happened to the job, oldest first; without its data for those who may not review. Raises JobNotFound."""
+    await look(desk, caller, job_id)
+    events = await desk.store.jobs.events(job_id)
+    return events if may_review(caller) else [msgspec.structs.replace(event, data={}) for event in events]
+
+
+async def find(desk: Desk, job_id: str) -> Job:
+    """The job, unveiled: not for a caller's eyes. Raises JobNotFound."""
+    job = await desk.store.jobs.get(job_id)
+    if job is None:
+        raise JobNotFound(f"There is no job {job_id}.")
+    return job
+
+
+async def wait_for(desk: Desk, job_id: str, seconds: float, until: Callable[[Job], bool]) -> Job:
+    """The job once `until` holds, or as it is after `seconds`; unveiled."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    with desk.waits.watch(job_id) as bell:
+        while True:
+            bell.clear()
+            job = await find(desk, job_id)
+            bell.seq = job.seq
+            if until(job):
+                return job
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await bell.wait()
+            except TimeoutError:
+                return job
+
+
+def failure_of(job: Job) -> JobFailed:
+    """The error for a caller who waited for `job`, which ended in `fail`."""
+    error = job.error
+    if error is None:
+        return JobFailed("The job ended without an answer.", status=500, code="job_failed", job_id=job.id)
+    return JobFailed(error.message, status=error.status, code=error.code, job_id=job.id)
+
+
+def _veiled(caller: Caller, job: Job) -> Job:
+    """Nothing held is seen without a verdict, except by those who give it."""
+    if job.status != "human" or may_review(caller):
+        return job
+    return msgspec.structs.replace(job, response=None, draft=None, decision=None, usage=None)

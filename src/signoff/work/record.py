@@ -1,0 +1,106 @@
+"""Record: when the row of a waiting call is written: first, after a second, or once at its end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import structlog
+
+from signoff.core.answer import Answer
+from signoff.core.job import Job, JobError, Status
+from signoff.errors import SignoffError, Stale
+from signoff.store import Step
+from signoff.work.desk import Desk
+from signoff.work.inflight import Flight
+from signoff.work.settle import error_of, settle
+
+CANCELLED = JobError(code="cancelled", message="The caller left before the answer came.", status=409)
+log = structlog.get_logger()
+
+
+async def begin_record(desk: Desk, job: Job, actor: str) -> Flight:
+    """The call's flight. Its row stands already if it has a key, or may be held; then it may be another's job."""
+    flight = Flight(job, actor=actor, began_at=desk.clock())
+    if job.idempotency_key is None and not job.policy.may_hold:
+        desk.in_flight.add(flight)
+        return flight
+    await file(desk, flight)
+    standing = await flight.filing if flight.filing else job
+    if standing.id != job.id:
+        desk.leases.drop(job.id)
+    flight.job = standing
+    return flight
+
+
+async def file(desk: Desk, flight: Flight) -> None:
+    """Begins to write the row, leased."""
+    flight.filing = desk.background.spawn(_insert(desk, flight))
+
+
+async def end_record(desk: Desk, flight: Flight, outcome: Answer | SignoffError) -> Job | None:
+    """Settles the job if its row stands, else writes the whole of it. None if the job was no longer the call's."""
+    desk.in_flight.drop(flight)
+    if await _stands(flight):
+        desk.leases.drop(flight.job.id)
+        return await settle(desk, flight.job, outcome)
+    ended = _ended(flight.job, outcome)
+    written = await desk.store.jobs.insert_ended(ended, actor=flight.actor, verbs=["submit", "claim", _verb(ended)])
+    if desk.rules.log_before_answer:
+        return await written
+    written.add_done_callback(_complain)
+    return ended
+
+
+async def leave_record(desk: Desk, flight: Flight, actor: str) -> None:
+    """The caller has gone, or was cut off: the job is cancelled. Done even while the task is being cancelled."""
+    desk.in_flight.drop(flight)
+    await asyncio.shield(desk.background.spawn(_cancel(desk, flight, actor)))
+
+
+async def _insert(desk: Desk, flight: Flight) -> Job:
+    job = await desk.store.jobs.insert(flight.job, actor=flight.actor, lease_seconds=desk.rules.lease_seconds)
+    if job.id == flight.job.id and job.lease is not None and not flight.over:
+        desk.leases.add(job.id, job.lease, flight.lose)
+    return job
+
+
+async def _stands(flight: Flight) -> bool:
+    """Whether the row is there; one that could not be written is written whole at the end."""
+    flight.over = True
+    if flight.filing is None:
+        return False
+    try:
+        await asyncio.shield(flight.filing)
+    except Exception:  # noqa: BLE001 -- it was logged where it happened
+        return False
+    return True
+
+
+async def _cancel(desk: Desk, flight: Flight, actor: str) -> None:
+    if await _stands(flight):
+        desk.leases.drop(flight.job.id)
+        step = Step(verb="cancel", actor=actor, changes={"error": CANCELLED, "attempt": flight.job.attempt})
+        try:
+            await desk.store.jobs.move(flight.job.id, step)
+        except Stale:
+            return
+        return
+    ended = msgspec.structs.replace(flight.job, status="fail", error=CANCELLED, lease=None, seq=1)
+    await (await desk.store.jobs.insert_ended(ended, actor=actor, verbs=["submit", "claim", "cancel"]))
+
+
+def _ended(job: Job, outcome: Answer | SignoffError) -> Job:
+    if isinstance(outcome, Answer):
+        return msgspec.structs.replace(job, status="success", response=outcome.body, usage=outcome.usage, lease=None)
+    return msgspec.structs.replace(job, status="fail", error=error_of(outcome), lease=None)
+
+
+def _verb(ended: Job) -> str:
+    verbs: dict[Status, str] = {"success": "succeed", "fail": "fail"}
+    return verbs[ended.status]
+
+
+def _complain(written: asyncio.Future[Job]) -> None:
+    if not written.cancelled() and (error := written.exception()) is not None:
+        log.error("the log row of a call could not be written", error=repr(error))

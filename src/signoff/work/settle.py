@@ -1,0 +1,45 @@
+"""Settle: what becomes of a job once its model has answered, or has not."""
+
+from __future__ import annotations
+
+from signoff.core.answer import Answer
+from signoff.core.job import Job, JobError
+from signoff.core.retry import wait_seconds
+from signoff.errors import ModelAnswered, SignoffError, Stale
+from signoff.store import Step
+from signoff.work.desk import Desk
+
+
+async def settle(desk: Desk, job: Job, outcome: Answer | SignoffError) -> Job | None:
+    """Moves the job on. None if somebody else has it by now: then nothing changes."""
+    step = _answered(desk, job, outcome) if isinstance(outcome, Answer) else _failed(desk, job, outcome)
+    try:
+        return await desk.store.jobs.move(job.id, step)
+    except Stale:
+        return None
+
+
+def error_of(error: SignoffError) -> JobError:
+    """The error as it is kept with the job."""
+    return JobError(code=error.code, message=error.message, status=error.status)
+
+
+def _answered(desk: Desk, job: Job, answer: Answer) -> Step:
+    changes = {"response": answer.body, "usage": answer.usage, "error": None, "attempt": job.attempt}
+    deadline = job.policy.deadline_seconds
+    after = {} if deadline is None or not job.policy.may_hold else {"review_deadline": deadline}
+    verb = "hold" if job.policy.may_hold else "succeed"
+    return Step(verb=verb, actor=desk.actor, lease=job.lease, changes=changes, after_seconds=after)
+
+
+def _failed(desk: Desk, job: Job, error: SignoffError) -> Step:
+    changes = {"error": error_of(error), "attempt": job.attempt}
+    if job.lane == "now" or not error.retryable or job.attempt >= job.max_attempts:
+        return Step(verb="fail", actor=desk.actor, lease=job.lease, changes=changes)
+    wait = wait_seconds(desk.rules.backoff, job.attempt, desk.dice(), retry_after_seconds(error))
+    return Step(verb="retry", actor=desk.actor, lease=job.lease, changes=changes, after_seconds={"due_at": wait})
+
+
+def retry_after_seconds(error: SignoffError) -> float | None:
+    """What the upstream asked to wait, where it did."""
+    return error.retry_after_seconds if isinstance(error, ModelAnswered) else None

@@ -1,0 +1,50 @@
+"""Sign off: a call that waits for a person's verdict, on the same connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from signoff.core import sse
+from signoff.core.answer import Chunk, completion_of, split
+from signoff.core.ask import CHAT, Ask
+from signoff.core.job import Job
+from signoff.errors import ReviewPending
+from signoff.work.desk import Desk
+from signoff.work.look import failure_of, wait_for
+
+
+async def signed_off(desk: Desk, job: Job, ask: Ask, *, with_usage: bool) -> AsyncIterator[Chunk]:
+    """The signed-off answer; for a stream, comments keep the connection open meanwhile.
+
+    Raises ReviewPending when nobody looked in time (the job goes on), and JobFailed.
+    """
+    patience = desk.rules.hold_seconds if ask.wait_seconds is None else ask.wait_seconds
+    deadline = asyncio.get_running_loop().time() + patience
+    while not job.is_terminal:
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise ReviewPending(f"The answer still waits for a person. Ask for job {job.id} later.", job_id=job.id)
+        seconds = min(left, desk.rules.keep_alive_seconds) if ask.stream else left
+        job = await wait_for(desk, job.id, seconds, lambda job: job.is_terminal)
+        if ask.stream and not job.is_terminal:
+            yield Chunk(sse.comment(b"waiting for a person"), event=True)
+    if job.status == "fail":
+        raise failure_of(job)
+    for chunk in _chunks(job, stream=ask.stream, with_usage=with_usage):
+        yield chunk
+
+
+def _chunks(job: Job, *, stream: bool, with_usage: bool) -> list[Chunk]:
+    body = _shaped(job)
+    return list(split(body, with_usage=with_usage)) if stream and job.path == CHAT else [Chunk(body)]
+
+
+def _shaped(job: Job) -> bytes:
+    """A reviewer's bare words, as the completion that this caller expects."""
+    body = job.response or b"null"
+    if job.path == CHAT and body.startswith(b'"'):
+        return completion_of(msgspec.json.decode(body, type=str), job.target)
+    return body

@@ -1,0 +1,29 @@
+"""Submit: the later lane. The job is committed before anybody is told that it was accepted."""
+
+from __future__ import annotations
+
+from signoff.core.ask import Ask
+from signoff.core.job import Job
+from signoff.errors import KeyReused
+from signoff.work.admit import admit
+from signoff.work.desk import Desk
+
+
+async def submit(desk: Desk, ask: Ask) -> Job:
+    """The job, durable; or the one that already stands under the same idempotency key.
+
+    Raises KeyReused when that one has another body, and what `admit` raises.
+    """
+    asked = await admit(desk, ask)
+    job = await desk.store.jobs.insert(asked, actor=ask.caller.actor, due_seconds=ask.due_seconds)
+    if job.id != asked.id:
+        check_same(job, asked)
+    elif ask.due_seconds <= 0:
+        desk.broker.ring(job.id, job.priority)
+    return job
+
+
+def check_same(standing: Job, asked: Job) -> None:
+    """Raises KeyReused unless both ask the same."""
+    if standing.fingerprint != asked.fingerprint:
+        raise KeyReused(f"The idempotency key {asked.idempotency_key!r} was used with another request.")

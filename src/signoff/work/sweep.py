@@ -1,0 +1,68 @@
+"""Sweep: what time brings about. Any number of processes may sweep at once; every move is guarded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+
+from signoff.core.job import Decision, Job, JobError
+from signoff.errors import JobNotFound, Stale
+from signoff.store import Step
+from signoff.work.desk import Desk
+from signoff.work.review import effect
+
+AT_ONCE = 100
+log = structlog.get_logger()
+
+
+async def sweep_for_ever(desk: Desk) -> None:
+    """Sweeps every few seconds."""
+    while True:
+        try:
+            await sweep(desk)
+        except Exception as error:  # noqa: BLE001 -- the store is away; the next sweep may find it
+            log.warning("a sweep failed", error=repr(error))
+        await asyncio.sleep(desk.rules.sweep_seconds)
+
+
+async def sweep(desk: Desk) -> None:
+    """One sweep: lost leases, verdicts that are due, reviews that nobody did in time."""
+    for job in await desk.store.jobs.lapsed(AT_ONCE):
+        await _move(desk, job, _lapse(desk, job))
+    for job in await desk.store.jobs.released(AT_ONCE):
+        if job.decision is not None:
+            await _move(desk, job, effect(job, job.decision, desk.actor))
+    for job in await desk.store.jobs.overdue(AT_ONCE):
+        await _move(desk, job, *_expire(desk, job))
+
+
+async def _move(desk: Desk, job: Job, *steps: Step) -> None:
+    with contextlib.suppress(Stale, JobNotFound):  # another process was faster
+        moved = await desk.store.jobs.move(job.id, *steps)
+        if moved.status == "bot":
+            desk.broker.ring(moved.id, moved.priority)
+
+
+def _lapse(desk: Desk, job: Job) -> Step:
+    if job.lane == "now":
+        error = JobError(code="interrupted", message="The server that answered this call stopped.", status=503)
+    elif job.attempt >= job.max_attempts:
+        text = f"The worker vanished, {job.attempt} times; the last error: {job.error.message if job.error else 'none'}"
+        error = JobError(code="attempts_exhausted", message=text, status=502)
+    else:
+        return Step(verb="lapse", actor=desk.actor, to="bot", after_seconds={"due_at": 0})
+    return Step(verb="lapse", actor=desk.actor, to="fail", changes={"error": error})
+
+
+def _expire(desk: Desk, job: Job) -> list[Step]:
+    match job.policy.on_deadline:
+        case "stay":
+            return [Step(verb="expire", actor=desk.actor, to="human")]
+        case "approve":
+            decision = Decision(verdict="approve", reviewer="policy", reason="Nobody looked in time.")
+            return [Step(verb="expire", actor=desk.actor, to="success", changes={"decision": decision})]
+        case "reject":
+            error = JobError(code="expired", message="Nobody looked at the answer in time.", status=403)
+            return [Step(verb="expire", actor=desk.actor, to="fail", changes={"error": error})]

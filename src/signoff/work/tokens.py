@@ -1,0 +1,49 @@
+"""The callers that this process has met: a copy of the store's tokens, dropped when people change."""
+
+from __future__ import annotations
+
+from signoff.core.access import Caller, TokenKind, least
+from signoff.core.keys import digest, is_well_formed, same
+from signoff.errors import Unauthorized
+from signoff.store import People
+
+REMEMBERED = 10_000
+
+
+class Callers:
+    """Who stands behind a token."""
+
+    def __init__(self, people: People) -> None:
+        self._people = people
+        self._known: dict[tuple[str, TokenKind], Caller] = {}
+
+    async def identify(self, token: str, kind: TokenKind, now: int) -> Caller:
+        """The caller with `token`; `now` in microseconds. Raises Unauthorized."""
+        if not is_well_formed(token):
+            raise Unauthorized("This is not a token of Signoff's; they begin with sg_.")
+        name = digest(token)
+        caller = self._known.get((name, kind)) or await self._look_up(name, kind)
+        if caller is None or (caller.expires_at is not None and caller.expires_at <= now):
+            raise Unauthorized("This token is not valid (any more).")
+        return caller
+
+    def forget(self) -> None:
+        """The copy is out of date."""
+        self._known.clear()
+
+    async def _look_up(self, name: str, kind: TokenKind) -> Caller | None:
+        found = await self._people.token(name)
+        if found is None or not same(found[0].digest, name) or found[0].kind != kind:
+            return None
+        token, user = found
+        caller = Caller(
+            user_id=user.id,
+            token_id=token.id,
+            role=least(token.role, user.role),
+            email=user.email,
+            expires_at=token.expires_at,
+        )
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+        self._known[name, kind] = caller
+        return caller

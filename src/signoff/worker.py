@@ -1,0 +1,82 @@
+"""The worker: takes due jobs, performs them, and gives back what it cannot finish."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from signoff.core.job import Job
+from signoff.store import Topic
+from signoff.work.desk import Desk
+from signoff.work.perform import perform
+
+LOOK_SECONDS = 1.0
+DRAIN_SECONDS = 20.0
+log = structlog.get_logger()
+
+
+class Worker:
+    """Performs up to `concurrency` jobs at a time."""
+
+    def __init__(self, desk: Desk, *, concurrency: int) -> None:
+        self._desk = desk
+        self._concurrency = concurrency
+        self._running = set[asyncio.Task[None]]()
+        self._slot_free = asyncio.Event()
+
+    async def run(self) -> None:
+        """Takes and performs until cancelled; then waits a while for what runs, and gives the rest back."""
+        try:
+            while True:
+                await self._wait_for_a_slot()
+                if not await self._take():
+                    await self._desk.broker.heard(LOOK_SECONDS)
+        finally:
+            await self._drain()
+
+    def hear(self, topic: Topic, name: str) -> None:
+        """News from the store: another process may have submitted something."""
+        if topic in {"due", "any"}:
+            self._desk.broker.ring(name, 0)
+
+    async def _wait_for_a_slot(self) -> None:
+        while len(self._running) >= self._concurrency:
+            self._slot_free.clear()
+            await self._slot_free.wait()
+
+    async def _take(self) -> bool:
+        """Claims as many due jobs as there are free slots, and starts them; whether there were any."""
+        desk = self._desk
+        try:
+            jobs = await desk.store.jobs.claim(
+                actor=desk.actor,
+                lease=desk.new_id(),
+                limit=self._concurrency - len(self._running),
+                lease_seconds=desk.rules.lease_seconds,
+            )
+        except Exception as error:  # noqa: BLE001 -- the store is away; the next look may find it
+            log.warning("could not claim", error=repr(error))
+            await asyncio.sleep(LOOK_SECONDS)
+            return False
+        for job in jobs:
+            self._start(job)
+        return bool(jobs)
+
+    def _start(self, job: Job) -> None:
+        task = self._desk.background.spawn(perform(self._desk, job))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._slot_free.set()
+
+    async def _drain(self) -> None:
+        if not self._running:
+            return
+        _, late = await asyncio.wait(self._running, timeout=DRAIN_SECONDS)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=DRAIN_SECONDS)

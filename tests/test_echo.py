@@ -1,0 +1,265 @@
+"""The fake that ships does what its name says."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import msgspec
+import pytest
+
+from signoff.core import sse
+from signoff.core.answer import Chunk, Usage, collect, text_of
+from signoff.core.target import Model, Timeouts
+from signoff.engine import Engine, Request
+from signoff.engines.echo import EchoEngine, Options, options_of
+from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut
+
+pytestmark = pytest.mark.anyio
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+SAID = "  Good morning,\n dear  caf\u00e9 "
+CHAT_BODY = msgspec.json.encode({"messages": [{"role": "user", "content": SAID}]})
+BODIES = {CHAT: CHAT_BODY, TEXT: msgspec.json.encode({"prompt": SAID})}
+ECHO = Model(name="echo", kind="echo")
+
+
+async def ask(
+    target: str = "echo", *, path: str = CHAT, body: bytes = CHAT_BODY, stream: bool = False, model: Model = ECHO
+) -> list[Chunk]:
+    engine: Engine = EchoEngine()
+    request = Request(path=path, body=body, target=target, stream=stream)
+    return [chunk async for chunk in engine.answer(model, request)]
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}', "a"),
+        (b'{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b c"}]}', "b c"),
+        (
+            b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a "},'
+            b' {"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "b"}]}]}',
+            "a b",
+        ),
+        (b'{"messages": [{"role": "user", "content": ""}]}', ""),
+        (b'{"messages": [{"role": "user"}]}', ""),
+        (b'{"prompt": "once upon"}', "once upon"),
+        (b'{"prompt": ["once", "upon"]}', "once\nupon"),
+        (b'{"input": "words"}', "words"),
+        (b'{ "a": [1, 2.50] }', '{"a":[1,2.50]}'),
+        (b'{"messages": [{"role": "system", "content": "a"}]}', '{"messages":[{"role":"system","content":"a"}]}'),
+        (b'{"messages": 5, "input": "a"}', '{"messages":5,"input":"a"}'),
+        (b' [1,\n "x"]', '[1,"x"]'),
+        (b'"hello"', '"hello"'),
+    ],
+)
+async def test_an_echo_says_what_it_was_told(body: bytes, text: str) -> None:
+    (chunk,) = await ask(body=body)
+
+    assert text_of(chunk.raw) == text
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'"\xff"', b"[" * 100_000])
+async def test_an_echo_refuses_what_is_not_json(body: bytes) -> None:
+    with pytest.raises(BadBody):
+        await ask(body=body)
+
+
+async def test_a_chat_completion_has_the_shape_that_clients_expect() -> None:
+    (chunk,) = await ask()
+
+    digest = hashlib.sha256(b"echo\0" + CHAT_BODY).hexdigest()[:16]
+    assert msgspec.json.decode(chunk.raw) == {
+        "id": f"chatcmpl-{digest}",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "echo",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": SAID},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8},
+    }
+
+
+async def test_a_text_completion_has_the_shape_that_clients_expect() -> None:
+    (chunk,) = await ask(path=TEXT, body=b'{"prompt": "a b"}')
+
+    digest = hashlib.sha256(b'echo\0{"prompt": "a b"}').hexdigest()[:16]
+    assert msgspec.json.decode(chunk.raw) == {
+        "id": f"cmpl-{digest}",
+        "object": "text_completion",
+        "created": 0,
+        "model": "echo",
+        "choices": [{"index": 0, "text": "a b", "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4},
+    }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_same_request_has_the_same_answer(*, stream: bool) -> None:
+    assert await ask(stream=stream) == await ask(stream=stream)
+    assert await ask(stream=stream) != await ask("echo/delay=0", stream=stream)
+
+
+async def test_a_stream_is_a_role_a_chunk_a_word_a_finish_and_done() -> None:
+    chunks = await ask(stream=True)
+
+    assert chunks[-1] == Chunk(sse.DONE, event=True)
+    choices = [choice_of(chunk) for chunk in chunks[:-1]]
+    assert [choice.delta for choice in choices] == [
+        {"role": "assistant", "content": ""},
+        *({"content": word} for word in ["  Good", " morning,", "\n dear", "  caf\u00e9", " "]),
+        {},
+    ]
+    assert [choice.finish_reason for choice in choices] == [None] * 6 + ["stop"]
+
+
+class Choice(msgspec.Struct):
+    delta: dict[str, str]
+    finish_reason: str | None
+
+
+class Piece(msgspec.Struct):
+    object: str
+    choices: list[Choice]
+
+
+def choice_of(chunk: Chunk) -> Choice:
+    piece = msgspec.json.decode(sse.data_of(chunk.raw), type=Piece)
+    assert chunk.event
+    assert piece.object == "chat.completion.chunk"
+    return piece.choices[0]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("target", ["echo", "echo/tokens=50", "echo/tokens=0"])
+async def test_a_stream_collects_to_the_whole_answer(path: str, target: str) -> None:
+    told = msgspec.json.decode(BODIES[path], type=dict[str, object])
+    body = msgspec.json.encode(told | {"stream_options": {"include_usage": True}})
+
+    whole = collect(await ask(target, path=path, body=body))
+    streamed = collect(await ask(target, path=path, body=body, stream=True))
+
+    assert msgspec.json.decode(streamed.body) == msgspec.json.decode(whole.body)
+    assert streamed.usage == whole.usage
+
+
+async def test_a_stream_tells_its_usage_only_when_asked() -> None:
+    assert collect(await ask(stream=True)).usage is None
+
+
+@pytest.mark.parametrize(
+    ("said", "target", "text"),
+    [
+        ("one two three", "echo/tokens=5", "one two three one two"),
+        ("one two three", "echo/tokens=2", "one two"),
+        ("", "echo/tokens=3", "token token token"),
+        ("one", "echo/tokens=0", ""),
+    ],
+)
+async def test_an_echo_says_as_many_words_as_it_is_asked_for(said: str, target: str, text: str) -> None:
+    answer = collect(await ask(target, body=msgspec.json.encode({"input": said})))
+
+    words, told = len(text.split()), len(said.split())
+    assert text_of(answer.body) == text
+    assert answer.usage == Usage(prompt_tokens=told, completion_tokens=words, total_tokens=told + words)
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "options"),
+    [
+        ("echo", "echo", Options()),
+        ("echo", "echo/", Options()),
+        ("echo", "echo/delay=0.2", Options(delay=0.2)),
+        ("echo", "echo/status=503,retry_after=2", Options(status=503, retry_after=2)),
+        ("echo", "echo/hang", Options(hang=True)),
+        ("echo", "echo/cut,tokens=9,chunk_delay=1", Options(cut=True, tokens=9, chunk_delay=1)),
+        ("team/fake", "team/fake", Options()),
+        ("team/fake", "team/fake/cut", Options(cut=True)),
+        ("fake-*", "fake-7", Options()),
+        ("fake-*", "fake-7/cut", Options(cut=True)),
+        ("fake", "alias", Options()),
+    ],
+)
+def test_options_follow_the_first_slash_after_the_models_name(name: str, target: str, options: Options) -> None:
+    assert options_of(Model(name=name, kind="echo"), target) == options
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["shout", "delay", "delay=", "delay=x", "delay=-1", "delay=nan", "delay=inf", "delay=1e9"]
+    + ["status=200", "status=600", "status=5.5", "tokens=-1", "tokens=1e9", "hang=maybe", "=1", "tokens=5;cut"],
+)
+async def test_an_option_that_makes_no_sense_is_refused_with_the_ones_that_do(asked: str) -> None:
+    with pytest.raises(BadRequest, match=r"delay, chunk_delay, status, retry_after, hang, cut, tokens"):
+        await ask(f"echo/{asked}")
+
+
+# Misbehaviour.
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_echo_fails_as_it_is_asked_to(*, stream: bool) -> None:
+    with pytest.raises(ModelAnswered, match="503") as raised:
+        await ask("echo/status=503,retry_after=2", stream=stream)
+
+    assert (raised.value.status, raised.value.retry_after_seconds) == (503, 2)
+    assert b'"message":"' in raised.value.body
+
+
+async def test_a_cut_answer_says_nothing() -> None:
+    with pytest.raises(ModelCut):
+        await ask("echo/cut")
+
+
+async def test_a_cut_stream_says_half_of_it() -> None:
+    whole = await ask("echo/tokens=7", stream=True)
+    came: list[Chunk] = []
+    request = Request(path=CHAT, body=CHAT_BODY, target="echo/tokens=7,cut", stream=True)
+
+    with pytest.raises(ModelCut):
+        async for chunk in EchoEngine().answer(ECHO, request):
+            came.append(chunk)  # noqa: PERF401  a comprehension would lose them
+
+    assert [choice_of(chunk).delta for chunk in came] == [choice_of(chunk).delta for chunk in whole[: len(whole) // 2]]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("target", ["echo/hang", "echo/delay=60", "echo/chunk_delay=60", "echo/hang,status=500"])
+async def test_an_echo_never_takes_longer_than_its_total(target: str, *, stream: bool) -> None:
+    if target == "echo/chunk_delay=60" and not stream:
+        return
+    model = Model(name="echo", kind="echo", timeouts=Timeouts(total_seconds=0.05))
+
+    with pytest.raises(ModelTimedOut):
+        await ask(target, model=model, stream=stream)
+
+
+async def test_a_delay_comes_before_the_answer_and_a_chunk_delay_between_chunks() -> None:
+    loop = asyncio.get_running_loop()
+    begun, marks = loop.time(), list[float]()
+    request = Request(path=CHAT, body=b'{"input": "a"}', target="echo/delay=0.1,chunk_delay=0.02", stream=True)
+
+    async for _ in EchoEngine().answer(ECHO, request):
+        marks.append(loop.time() - begun)
+
+    assert marks[0] >= 0.1
+    assert all(late - early >= 0.019 for early, late in zip(marks, marks[1:], strict=False))
+
+
+async def test_a_cancelled_echo_stops_at_once() -> None:
+    async with asyncio.TaskGroup() as group:
+        call = group.create_task(ask("echo/hang"))
+        await asyncio.sleep(0)
+        call.cancel()
+
+    assert call.cancelled()

@@ -1,0 +1,434 @@
+"""What speaks HTTP to models, against a server that does everything wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+import upstreams
+from signoff.core.answer import Chunk
+from signoff.core.target import Model, Timeouts
+from signoff.engine import Request
+from signoff.engines import openai
+from signoff.engines.openai import OpenAIEngine
+from signoff.engines.upstream import Upstream
+from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
+from upstreams import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, RESPONSE_EVENTS, FakeUpstream
+
+pytestmark = pytest.mark.anyio
+
+NOW = 946_684_790.0
+"""Nine seconds before the end of 1999, when `too-many-until` may be asked again."""
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeUpstream]:
+    async with upstreams.misbehaving() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    upstream = Upstream(now=lambda: NOW)
+    await upstream.start()
+    yield upstream
+    await upstream.close()
+
+
+async def ask(
+    upstream: Upstream,
+    url: str,
+    *,
+    into: list[Chunk] | None = None,
+    body: bytes = b"{}",
+    timeouts: Timeouts = Timeouts(),
+    stream: bool = False,
+) -> list[Chunk]:
+    """All chunks of the answer; those that came before an error are left in `into`."""
+    chunks = [] if into is None else into
+    async for chunk in upstream.post(url, body=body, headers={}, timeouts=timeouts, stream=stream):
+        chunks.append(chunk)
+    return chunks
+
+
+def events(raw: list[bytes]) -> list[Chunk]:
+    return [Chunk(event, event=True) for event in raw]
+
+
+async def test_an_answer_passes_byte_for_byte(fake: FakeUpstream, upstream: Upstream) -> None:
+    assert await ask(upstream, fake.at("answer")) == [Chunk(ANSWER)]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "sent"),
+    [
+        ("stream", EVENTS),
+        ("stream-at-once", EVENTS),
+        ("stream-of-crlf", CRLF_EVENTS),
+        ("stream-of-bytes", CRLF_EVENTS),
+        ("stream-with-comments", COMMENTED_EVENTS),
+        ("stream-as-text", EVENTS),
+        ("stream-until-close", EVENTS),
+        ("stream-of-a-response", RESPONSE_EVENTS),
+        ("stream-without-last-blank-line", EVENTS),
+        ("stream-that-lingers", EVENTS),
+    ],
+)
+async def test_every_event_of_a_stream_passes_byte_for_byte(
+    fake: FakeUpstream, upstream: Upstream, behaviour: str, sent: list[bytes]
+) -> None:
+    assert await ask(upstream, fake.at(behaviour), stream=True) == events(sent)
+
+
+async def test_a_server_that_ignores_stream_is_understood(fake: FakeUpstream, upstream: Upstream) -> None:
+    assert await ask(upstream, fake.at("answer"), stream=True) == [Chunk(ANSWER)]
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 2**20, 5_000_001])
+async def test_a_request_passes_byte_for_byte(fake: FakeUpstream, upstream: Upstream, size_bytes: int) -> None:
+    body = msgspec.json.encode("x" * size_bytes)
+
+    assert await ask(upstream, fake.at("mirror"), body=body) == [Chunk(body)]
+    assert fake.requests[0].body == body
+
+
+@pytest.mark.parametrize("behaviour", ["answer", "stream", "stream-of-a-response", "too-many", "broken-in-html"])
+async def test_a_connection_whose_answer_was_read_serves_again(
+    fake: FakeUpstream, upstream: Upstream, behaviour: str
+) -> None:
+    for _ in range(3):
+        try:
+            await ask(upstream, fake.at(behaviour), stream=True)
+        except ModelAnswered:
+            continue
+
+    assert (fake.opened, len(fake.requests)) == (1, 3)
+
+
+async def test_a_request_carries_no_cookies_and_asks_for_plain_bytes(
+    fake: FakeUpstream, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+
+    await ask(upstream, fake.at("answer"))
+    await ask(upstream, fake.at("answer"))
+
+    headers = fake.requests[1].headers
+    assert "cookie" not in headers
+    assert headers["accept-encoding"] == "identity"
+
+
+# Broken answers.
+
+
+@pytest.mark.parametrize("behaviour", ["cut-stream", "cut-event", "end-stream-early", "reset-stream"])
+async def test_a_stream_without_its_last_event_is_cut(fake: FakeUpstream, upstream: Upstream, behaviour: str) -> None:
+    came: list[Chunk] = []
+
+    with pytest.raises(ModelCut):
+        await ask(upstream, fake.at(behaviour), stream=True, into=came)
+
+    assert came == events(EVENTS[: len(came)])
+
+
+async def test_a_truncated_body_is_cut(fake: FakeUpstream, upstream: Upstream) -> None:
+    with pytest.raises(ModelCut):
+        await ask(upstream, fake.at("cut-body"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "behaviour", ["html", "not-json", "not-utf8", "nothing", "deep", "not-http", "not-chunks", "redirect", "huge-body"]
+)
+async def test_what_cannot_be_read_is_garbled(
+    fake: FakeUpstream, upstream: Upstream, behaviour: str, *, stream: bool
+) -> None:
+    with pytest.raises(ModelGarbled):
+        await ask(upstream, fake.at(behaviour), stream=stream)
+
+    assert len(fake.requests) == 1, "a redirect is not followed"
+
+
+@pytest.mark.parametrize("behaviour", ["not-an-event", "huge-event"])
+async def test_an_event_that_cannot_be_read_is_garbled(fake: FakeUpstream, upstream: Upstream, behaviour: str) -> None:
+    came: list[Chunk] = []
+
+    with pytest.raises(ModelGarbled):
+        await ask(upstream, fake.at(behaviour), stream=True, into=came)
+
+    assert came == events(EVENTS[:1])
+
+
+# Errors of the model's own.
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("behaviour", "status", "message", "retry_after_seconds"),
+    [
+        ("too-many", 429, "Slow down.", 7),
+        ("too-many-until", 429, "Slow down.", 9),
+        ("broken", 500, "The GPU is on fire.", None),
+        ("broken-in-html", 500, "<h1>Oops</h1>" * 153 + "<h1>Oops</h", None),
+        ("broken-in-silence", 503, "The model answered with status 503.", None),
+        ("broken-twice", 400, '{"message": "No such', None),
+    ],
+)
+async def test_an_error_keeps_its_status_message_and_retry_after(
+    fake: FakeUpstream,
+    upstream: Upstream,
+    behaviour: str,
+    status: int,
+    message: str,
+    retry_after_seconds: float | None,
+    *,
+    stream: bool,
+) -> None:
+    with pytest.raises(ModelAnswered) as raised:
+        await ask(upstream, fake.at(behaviour), stream=stream)
+
+    error = raised.value
+    assert (error.status, error.message, error.retry_after_seconds) == (status, message, retry_after_seconds)
+    assert error.retryable is (status != 400)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "sent", "status"),
+    [
+        ("error-in-stream", EVENTS[:2], 507),
+        ("error-in-stream-without-code", EVENTS[:2], 502),
+        ("error-in-response", RESPONSE_EVENTS[:1], 502),
+    ],
+)
+async def test_an_error_in_a_stream_is_raised_after_what_came_before(
+    fake: FakeUpstream, upstream: Upstream, behaviour: str, sent: list[bytes], status: int
+) -> None:
+    came: list[Chunk] = []
+
+    with pytest.raises(ModelAnswered, match="Out of memory") as raised:
+        await ask(upstream, fake.at(behaviour), stream=True, into=came)
+
+    assert came == events(sent)
+    assert raised.value.status == status
+
+
+# Waiting.
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "timeouts", "message"),
+    [
+        ("hang-before-headers", Timeouts(first_byte_seconds=0.1), "did not begin within 0.1 s"),
+        ("hang-before-headers", Timeouts(total_seconds=0.1), "took more than 0.1 s"),
+        ("slow-headers", Timeouts(first_byte_seconds=0.1), "did not begin within 0.1 s"),
+        ("hang-after-headers", Timeouts(first_byte_seconds=0.1, between_chunks_seconds=0.01), "did not begin"),
+        ("hang-mid-stream", Timeouts(between_chunks_seconds=0.1), "sent nothing for 0.1 s"),
+        ("hang-mid-body", Timeouts(between_chunks_seconds=0.1), "sent nothing for 0.1 s"),
+        ("hang-mid-stream", Timeouts(total_seconds=0.1), "took more than 0.1 s"),
+        ("trickle", Timeouts(total_seconds=0.1, between_chunks_seconds=0.05), "took more than 0.1 s"),
+        ("deaf", Timeouts(first_byte_seconds=0.1), "did not begin within 0.1 s"),
+    ],
+)
+async def test_every_wait_for_a_model_has_its_limit(
+    fake: FakeUpstream, upstream: Upstream, behaviour: str, timeouts: Timeouts, message: str
+) -> None:
+    with pytest.raises(ModelTimedOut, match=message):
+        await ask(upstream, fake.at(behaviour), stream=True, timeouts=timeouts, body=b" " * 10_000_000)
+
+    fake.wake.set()
+    assert await fake.closed_within(1)
+
+
+async def test_a_model_that_takes_no_connection_is_unreachable(upstream: Upstream) -> None:
+    with upstreams.full() as url, pytest.raises(ModelUnreachable):
+        await ask(upstream, url, timeouts=Timeouts(connect_seconds=0.1))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "http://no-such-host.invalid/v1", "not a url", "ftp://a/b"])
+async def test_a_model_that_is_not_there_is_unreachable_and_its_address_is_not_told(
+    upstream: Upstream, url: str
+) -> None:
+    with pytest.raises(ModelUnreachable) as raised:
+        await ask(upstream, url)
+
+    assert raised.value.retryable
+    assert "127.0.0.1" not in raised.value.message
+    assert "invalid" not in raised.value.message
+
+
+async def test_a_model_that_hangs_up_is_asked_once(fake: FakeUpstream, upstream: Upstream) -> None:
+    with pytest.raises(ModelUnreachable):
+        await ask(upstream, fake.at("leave"))
+
+    assert len(fake.requests) == 1
+
+
+async def test_a_stale_connection_costs_one_more_request_on_a_new_one(fake: FakeUpstream, upstream: Upstream) -> None:
+    url = fake.at("leave-when-reused")
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(ask(upstream, url))
+
+    assert await ask(upstream, url) == [Chunk(ANSWER)]
+
+    assert (fake.opened, len(fake.requests)) == (4, 5)
+
+
+async def test_a_stale_connection_costs_no_more_than_that(fake: FakeUpstream, upstream: Upstream) -> None:
+    url = fake.at("leave-when-reused-then-always")
+    await ask(upstream, url)
+
+    with pytest.raises(ModelUnreachable):
+        await ask(upstream, url)
+
+    assert len(fake.requests) == 3
+
+
+# Leaving.
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "stream"),
+    [
+        ("hang-before-headers", False),
+        ("hang-before-headers", True),
+        ("hang-mid-stream", True),
+        ("hang-mid-body", False),
+        ("stream-that-lingers", True),
+    ],
+)
+async def test_a_cancelled_call_closes_its_upstream_socket_within_a_second(
+    fake: FakeUpstream, upstream: Upstream, behaviour: str, *, stream: bool
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        call = group.create_task(ask(upstream, fake.at(behaviour), stream=stream))
+        await fake.stuck.wait()
+        call.cancel()
+
+        assert await fake.closed_within(1)
+
+    assert call.cancelled()
+
+
+@pytest.mark.parametrize("behaviour", ["hang-mid-stream", "trickle", "stream-that-lingers"])
+async def test_a_closed_call_closes_its_upstream_socket_within_a_second(
+    fake: FakeUpstream, upstream: Upstream, behaviour: str
+) -> None:
+    call = upstream.post(fake.at(behaviour), body=b"{}", headers={}, timeouts=Timeouts(), stream=True)
+    await anext(call)
+
+    await call.aclose()
+
+    assert await fake.closed_within(1)
+
+
+async def test_a_call_cancelled_mid_stream_has_given_what_had_come(fake: FakeUpstream, upstream: Upstream) -> None:
+    came: list[Chunk] = []
+    async with asyncio.TaskGroup() as group:
+        call = group.create_task(ask(upstream, fake.at("trickle"), stream=True, into=came))
+        while not came:
+            await asyncio.sleep(0)
+        call.cancel()
+
+        assert await fake.closed_within(1)
+
+
+async def test_a_cancelled_upload_does_not_go_on(fake: FakeUpstream, upstream: Upstream) -> None:
+    body = b" " * 20_000_000
+    async with asyncio.TaskGroup() as group:
+        call = group.create_task(ask(upstream, fake.at("deaf"), body=body))
+        await fake.stuck.wait()
+        call.cancel()
+    fake.wake.set()
+
+    assert await fake.closed_within(1)
+    assert len(fake.requests[0].body) < len(body)
+
+
+async def test_closing_the_pool_ends_the_calls_on_it(fake: FakeUpstream, upstream: Upstream) -> None:
+    async with asyncio.TaskGroup() as group:
+        call = group.create_task(fails(upstream, fake.at("hang-mid-stream")))
+        await fake.stuck.wait()
+        await upstream.close()
+
+    assert isinstance(call.result(), ModelFailed)
+    assert await fake.closed_within(1)
+
+
+async def fails(upstream: Upstream, url: str) -> ModelFailed | None:
+    try:
+        await ask(upstream, url, stream=True)
+    except ModelFailed as error:
+        return error
+    return None
+
+
+# In OpenAI's way.
+
+
+@pytest.mark.parametrize(
+    ("base", "asked"),
+    [
+        ("http://h", "http://h/v1/chat/completions"),
+        ("http://h/", "http://h/v1/chat/completions"),
+        ("http://h/v1", "http://h/v1/chat/completions"),
+        ("http://h/v1/", "http://h/v1/chat/completions"),
+        ("http://v1/llm", "http://v1/llm/v1/chat/completions"),
+        ("http://h/api/v4", "http://h/api/v4/chat/completions"),
+        ("http://h/v1beta/openai/", "http://h/v1beta/openai/chat/completions"),
+    ],
+)
+def test_a_base_may_name_its_version_or_not(base: str, asked: str) -> None:
+    assert openai.address(base, "/v1/chat/completions") == asked
+
+
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        (b'{ "model" : "m",  "n": 1.0}', b'{ "model" : "m",  "n": 1.0}'),
+        (b'{"n": 1.0e0, "model": "x", "a": [ 1 ]}', b'{"n":1.0e0,"model":"m","a":[ 1 ]}'),
+        (b'{"n": 1.0e0}', b'{"n":1.0e0,"model":"m"}'),
+        (b'{"model": null}', b'{"model":"m"}'),
+        (b"[1,  2]", b"[1,  2]"),
+        (b"no json", b"no json"),
+    ],
+)
+def test_only_the_name_of_the_model_is_ever_changed(body: bytes, sent: bytes) -> None:
+    assert openai.named(body, "m") == sent
+
+
+@pytest.mark.parametrize("base", ["", "/v1"])
+async def test_a_model_is_asked_under_its_upstreams_name_with_its_key(
+    fake: FakeUpstream, upstream: Upstream, base: str
+) -> None:
+    model = Model(name="mine", kind="openai", url=fake.at("answer") + base, upstream_model="theirs")
+    request = Request(path="/v1/chat/completions", body=b'{"model":"mine"}', target="mine", key="secret")
+
+    chunks = [chunk async for chunk in OpenAIEngine(upstream).answer(model, request)]
+
+    assert chunks == [Chunk(ANSWER)]
+    seen = fake.requests[0]
+    assert (seen.path, seen.body) == ("/answer/v1/chat/completions", b'{"model":"theirs"}')
+    assert (seen.headers["authorization"], seen.headers["content-type"]) == ("Bearer secret", "application/json")
+
+
+async def test_a_model_with_a_prefix_is_asked_by_its_asked_name(fake: FakeUpstream, upstream: Upstream) -> None:
+    model = Model(name="gpt-*", kind="openai", url=fake.at("stream"))
+    body = b'{"model": "gpt-9",  "stream": true}'
+    request = Request(path="/v1/chat/completions", body=body, target="gpt-9", stream=True)
+
+    chunks = [chunk async for chunk in OpenAIEngine(upstream).answer(model, request)]
+
+    assert chunks == events(EVENTS)
+    assert fake.requests[0].body == body
+    assert "authorization" not in fake.requests[0].headers
+
+
+async def test_a_model_without_an_address_is_unreachable(upstream: Upstream) -> None:
+    request = Request(path="/v1/chat/completions", body=b"{}", target="mine")
+
+    with pytest.raises(ModelUnreachable):
+        OpenAIEngine(upstream).answer(Model(name="mine", kind="openai"), request)
