@@ -1,11 +1,11 @@
-"""A model server that misbehaves: the first part of a request's path names how, such as `/cut-stream/v1/completions`."""
+"""A model server that misbehaves as the first part of a path tells it to, such as `/cut-stream/v1/completions`."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -82,17 +82,20 @@ class FakeUpstream:
         self.open += 1
         self._writers.add(writer)
         number = 0
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        try:
             while not writer.is_closing():
                 number += 1
                 exchange = Exchange(self, reader, writer, await head_of(reader), number)
                 self.requests.append(exchange.request)
                 await BEHAVIOURS[exchange.request.path.split("/")[1]](exchange)
-        writer.close()
-        self._writers.discard(writer)
-        self.open -= 1
-        async with self._closed:
-            self._closed.notify_all()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+            self._writers.discard(writer)
+            self.open -= 1
+            async with self._closed:
+                self._closed.notify_all()
 
     async def stop(self) -> None:
         for writer in self._writers:
@@ -101,7 +104,7 @@ class FakeUpstream:
 
 
 @asynccontextmanager
-async def misbehaving() -> AsyncIterator[FakeUpstream]:
+async def misbehaving() -> AsyncGenerator[FakeUpstream, None]:
     """The server, on a port of its own."""
     fake = FakeUpstream()
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
@@ -114,7 +117,7 @@ async def misbehaving() -> AsyncIterator[FakeUpstream]:
 
 
 @contextmanager
-def full() -> Iterator[str]:
+def full() -> Generator[str, None, None]:
     """The url of a server that never gets round to taking a connection: its queue is full."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -150,6 +153,8 @@ class Exchange:
         self.request.body = await self.reader.readexactly(int(self.request.headers["content-length"]))
 
     async def send(self, data: bytes) -> None:
+        if self.writer.is_closing():  # where asyncio writes into the void, uvloop raises RuntimeError
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 
@@ -257,6 +262,15 @@ async def stream_until_close(exchange: Exchange) -> None:
 
 
 @behaviour
+async def stream_after_a_thought(exchange: Exchange) -> None:
+    """The headers come at once, what they announce much later."""
+    await exchange.begin()
+    await asyncio.sleep(0.2)
+    await exchange.part(b"".join(EVENTS))
+    await exchange.part(b"")
+
+
+@behaviour
 async def stream_of_a_response(exchange: Exchange) -> None:
     await exchange.stream(*RESPONSE_EVENTS)
 
@@ -279,6 +293,7 @@ async def stream_that_lingers(exchange: Exchange) -> None:
 @behaviour
 async def deaf(exchange: Exchange) -> None:
     """Reads no body until the test says so, then all that is left of it."""
+    await asyncio.sleep(0.2)  # by then every buffer between the two is full
     exchange.fake.stuck.set()
     await exchange.fake.wake.wait()
     while data := await exchange.reader.read(2**16):
@@ -331,6 +346,14 @@ async def trickle(exchange: Exchange) -> None:
     while True:
         await asyncio.sleep(0.01)
         await exchange.part(b": still here\n\n")
+
+
+@behaviour
+async def flood(exchange: Exchange) -> None:
+    """Faster than anybody reads."""
+    await exchange.begin()
+    while True:
+        await exchange.part(b":" + b" " * 50_000 + b"\n\n")
 
 
 # Ends that come too soon.
@@ -435,17 +458,24 @@ async def not_an_event(exchange: Exchange) -> None:
 
 
 @behaviour
+async def not_an_utf8_event(exchange: Exchange) -> None:
+    await exchange.stream(EVENTS[0], b'data: {"choices": "\xff"}\n\n', DONE)
+
+
+@behaviour
 async def redirect(exchange: Exchange) -> None:
     await exchange.whole(b"", f"location: {exchange.fake.at('answer')}", status="307 Temporary Redirect")
 
 
 @behaviour
 async def huge_body(exchange: Exchange) -> None:
-    """100 MB."""
+    """100 MB of faultless JSON."""
     await exchange.read()
     await exchange.head("200 OK", "content-type: application/json", "content-length: 100000000")
+    await exchange.send(b"[1")
     for _ in range(100):
-        await exchange.send(b" " * 1_000_000)
+        await exchange.send(b" " * 999_999)
+    await exchange.send(b" " * 97 + b"]")
 
 
 @behaviour
@@ -468,6 +498,13 @@ async def too_many(exchange: Exchange) -> None:
 async def too_many_until(exchange: Exchange) -> None:
     header = "retry-after: Fri, 31 Dec 1999 23:59:59 GMT"
     await exchange.whole(b'{"error": "Slow down."}', header, status="429 Too Many Requests")
+
+
+@behaviour
+async def too_many_until_in_c(exchange: Exchange) -> None:
+    """The old form of a date, from C's `asctime`, which names no time zone."""
+    header = "retry-after: Fri Dec 31 23:59:59 1999"
+    await exchange.whole(b'{"message": "Slow down."}', header, status="429 Too Many Requests")
 
 
 @behaviour

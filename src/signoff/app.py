@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any
 
-import msgspec
 import uuid_utils
 
 from signoff.brokers.local import LocalBroker
@@ -25,8 +24,9 @@ from signoff.doors import health, jobs, native, session
 from signoff.doors.front import Front, make_rest
 from signoff.doors.http import Knobs
 from signoff.doors.openai import OpenAIDoor
+from signoff.engine import Engine
 from signoff.engines.echo import EchoEngine
-from signoff.engines.llama import local_command, local_weights
+from signoff.engines.llama import is_installed, local_command, local_weights
 from signoff.engines.openai import OpenAIEngine
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.engines.upstream import Upstream
@@ -54,8 +54,9 @@ async def running(settings: Settings, *, work: bool) -> AsyncGenerator[Desk]:
 
     Raises SchemaOutdated when the schema of a database server is not this version's.
     """
-    async with opened(settings) as desk:
-        worker = Worker(desk, concurrency=settings.concurrency)
+    upstream = Upstream(now=time.time)
+    async with opened(settings, upstream) as desk:
+        worker = Worker(desk, concurrency=settings.concurrency, drain_seconds=settings.drain_seconds)
         refresh = Refresh(desk.store, {"models": desk.models.forget, "people": desk.callers.forget})
         for hear in (desk.waits.hear, desk.leases.hear, refresh.hear, *([worker.hear] if work else [])):
             desk.store.listen(hear)
@@ -66,7 +67,7 @@ async def running(settings: Settings, *, work: bool) -> AsyncGenerator[Desk]:
             sweep_for_ever(desk),
             desk.in_flight.file_the_slow(lambda flight: file(desk, flight), after_seconds=settings.log_after_seconds),
         ]
-        async with _tasks(chores), _engines(desk):
+        async with _tasks(chores), _started(upstream, *desk.engines.values()):
             try:
                 async with _tasks([worker.run()] if work else []):
                     yield desk
@@ -75,9 +76,9 @@ async def running(settings: Settings, *, work: bool) -> AsyncGenerator[Desk]:
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: Settings) -> AsyncGenerator[Desk]:
+async def opened(settings: Settings, upstream: Upstream | None = None) -> AsyncGenerator[Desk]:
     """A desk with its store open, and nothing running: enough to look and to write."""
-    desk = _desk(settings)
+    desk = _desk(settings, upstream or Upstream(now=time.time))
     if settings.is_embedded:
         await desk.store.migrate()
     await desk.store.start()
@@ -98,14 +99,6 @@ async def migrate(settings: Settings) -> None:
         await store.close()
 
 
-async def register(desk: Desk, model: Model, secret: str | None) -> None:
-    """Puts a model into the catalog, its upstream's key sealed."""
-    if secret:
-        key_id = await desk.store.catalog.add_key(None, model.name, desk.vault.seal(secret))
-        model = msgspec.structs.replace(model, key_id=key_id)
-    await desk.store.catalog.put_model(model)
-
-
 def make_front(desk: Desk, settings: Settings) -> Front:
     """The doors, in front of `desk`."""
     knobs = Knobs(
@@ -123,15 +116,15 @@ def models_that_always_exist(settings: Settings) -> list[Model]:
     """`inner` where an address is given, `local` where it is installed, and `echo`."""
     models = [Model(name="echo", kind="echo")]
     weights = local_weights()
-    if weights is not None:
+    if weights is not None and is_installed():
         models.insert(0, Model(name="local", kind="subprocess", command=local_command(weights), serve=True))
     if settings.inner_llm_url:
         models.insert(0, Model(name="inner", kind="openai", url=settings.inner_llm_url, default=True))
     return models
 
 
-def _desk(settings: Settings) -> Desk:
-    store, upstream = SqlStore(settings.store_url), Upstream(now=time.time)
+def _desk(settings: Settings, upstream: Upstream) -> Desk:
+    store = SqlStore(settings.store_url)
     rules = _rules(settings)
     return Desk(
         store=store,
@@ -190,11 +183,10 @@ async def _tasks(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncGenerator[N
 
 
 @contextlib.asynccontextmanager
-async def _engines(desk: Desk) -> AsyncGenerator[None]:
-    for engine in desk.engines.values():
-        await engine.start()
-    try:
+async def _started(*parts: Upstream | Engine) -> AsyncGenerator[None]:
+    """Starts the parts in this order, and closes them in the other."""
+    async with contextlib.AsyncExitStack() as stack:
+        for part in parts:
+            await part.start()
+            stack.push_async_callback(part.close)
         yield
-    finally:
-        for engine in desk.engines.values():
-            await engine.close()

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import re
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NoReturn, TypeVar, cast
 
 import structlog
 import typer
-import uvicorn
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from signoff import app as composition
-from signoff.asgi import Application
-from signoff.checks import checks
-from signoff.core.access import ROLES, Caller, Role
+from signoff.core.access import ROLES, Caller, Role, User
 from signoff.core.answer import text_of
 from signoff.core.job import STATUSES, Job, Status, Verdict
 from signoff.core.policy import Review
@@ -31,6 +29,7 @@ from signoff.settings import BadSettings, Settings, load
 from signoff.store import JobFilter
 from signoff.work.desk import Desk
 from signoff.work.look import look_at_all
+from signoff.work.models import all_models, forget, register
 from signoff.work.people import create_token, create_user, sign_in_link
 from signoff.work.review import Opinion, decide
 
@@ -38,13 +37,27 @@ T = TypeVar("T")
 FIRST_ADMIN = "admin@localhost"
 DRAIN_SECONDS = 10
 OPERATOR = Caller(user_id=0, token_id=0, role="admin", email="operator")
+NOT_USED_YET = ("SIGNOFF_AMQP_URL", "SIGNOFF_REDIS_URL")
+# Control characters but for tab and newline, and those that turn the direction of writing.
+STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+SERVED: dict[str, Any] = {
+    "loop": "uvloop",
+    "http": "httptools",
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+    "date_header": False,
+    "timeout_graceful_shutdown": DRAIN_SECONDS,
+}
 
 cli = typer.Typer(help="One server in front of every AI model.", no_args_is_help=True, add_completion=False)
 users, tokens, models = typer.Typer(help="People."), typer.Typer(help="Tokens."), typer.Typer(help="Models.")
 cli.add_typer(users, name="user")
 cli.add_typer(tokens, name="token")
 cli.add_typer(models, name="model")
-out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+# What models say is shown as it is: no markup, no emoji.
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
 
 
 def main() -> None:
@@ -52,30 +65,35 @@ def main() -> None:
     _log_to_stderr()
     try:
         cli()
-    except (SignoffError, BadSettings) as error:
+    except (SignoffError, BadSettings, OSError) as error:
         _stop(str(error))
-    except ValidationError as error:
-        _stop("\n".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors()))
 
 
 @cli.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="The port to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to listen on; 0: any that is free.")] = None,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
     *,
     no_work: Annotated[bool, typer.Option("--no-work", help="Serve only; leave the jobs to `signoff work`.")] = False,
 ) -> None:
     """The API, the pages, and a worker in the same process."""
+    import uvicorn
+    from uvicorn.supervisors import Multiprocess
+
     settings = load(host=host, port=port)
-    welcome = _run(settings, lambda desk: _welcome(desk, settings))
+    _warn_of_what_is_not_used()
+    listening = _bound(settings)  # first: the token of the first start is told once
+    address = _address(settings.host, listening.getsockname()[1])
+    out.print(_run(settings, lambda desk: _welcome(desk, address)))
+    os.environ["SIGNOFF_NO_WORK"] = "1" if no_work else "0"
+    config = uvicorn.Config("signoff.asgi:app", workers=workers, **SERVED)
     if workers > 1:
-        os.environ["SIGNOFF_NO_WORK"] = "1" if no_work else "0"
-        out.print(welcome)
-        uvicorn.run("signoff.asgi:app", workers=workers, **_served(settings))
+        Multiprocess(config, [listening]).run()
         return
-    server = _Server(uvicorn.Config(Application(settings, work=not no_work), **_served(settings)), welcome)
-    server.run()
+    server = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run([listening])
     if not server.started:
         raise typer.Exit(1)
 
@@ -83,13 +101,16 @@ def serve(
 @cli.command()
 def work(concurrency: Annotated[int | None, typer.Option(help="Jobs at a time.", min=1)] = None) -> None:
     """A worker alone, until SIGTERM or Ctrl-C; then it finishes what it can and gives the rest back."""
+    from signoff.app import running
+
     settings = load(concurrency=concurrency)
+    _warn_of_what_is_not_used()
 
     async def until_stopped() -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with composition.running(settings, work=True):
+        async with running(settings, work=True):
             err.print(f"Working, {settings.concurrency} jobs at a time.")
             await stop.wait()
 
@@ -99,14 +120,17 @@ def work(concurrency: Annotated[int | None, typer.Option(help="Jobs at a time.",
 @cli.command()
 def migrate() -> None:
     """Brings the database's schema up to date."""
-    settings = load()
-    asyncio.run(composition.migrate(settings))
+    from signoff.app import migrate
+
+    asyncio.run(migrate(load()))
     out.print("The schema is up to date.")
 
 
 @cli.command()
 def doctor() -> None:
     """Looks whether everything that the server needs is there."""
+    from signoff.checks import checks
+
     table, healthy = Table("", "what", "found"), True
     for check in asyncio.run(checks(load())):
         healthy = healthy and check.fine
@@ -119,13 +143,19 @@ def doctor() -> None:
 @users.command("create")
 def user_create(
     email: str,
-    role: Annotated[str, typer.Option(help=" | ".join(ROLES))] = "user",
+    role: Annotated[str | None, typer.Option(help=" | ".join(ROLES))] = None,
     *,
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read a password.")] = False,
 ) -> None:
-    """Makes a user, or changes one."""
+    """Makes a user, or changes what is given of one."""
+    wanted = _role(role)
     password = sys.stdin.readline().rstrip("\n") if password_stdin else None
-    user = _run(load(), lambda desk: create_user(desk, email, _role(role), password))
+
+    async def create(desk: Desk) -> User:
+        known = await desk.store.people.user(email)
+        return await create_user(desk, email, wanted or (known.role if known else "user"), password)
+
+    user = _run(load(), create)
     out.print(f"{user.email} is a {user.role}.")
 
 
@@ -138,7 +168,7 @@ def user_link(email: str) -> None:
         user = await desk.store.people.user(email)
         return _stop(f"There is no user {email}.") if user is None else await sign_in_link(desk, user)
 
-    out.print(_address(settings) + _run(settings, link))
+    out.print(_address(settings.host, settings.port) + _run(settings, link))
 
 
 @tokens.command("create")
@@ -150,7 +180,7 @@ def token_create(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the token alone.")] = False,
 ) -> None:
     """Makes a token, and its user if there is none. It is shown this once."""
-    wanted = None if role is None else _role(role)
+    wanted = _role(role)
 
     async def create(desk: Desk) -> str:
         user = await desk.store.people.user(email) or await create_user(desk, email, wanted or "user")
@@ -176,24 +206,28 @@ def model_add(
     """Registers a model, or changes one; running servers know it at once."""
     if kind not in KINDS:
         _stop(f"There is no kind {kind!r}; there are {', '.join(KINDS)}.")
-    if kind == "openai" and not url:
-        _stop("An openai model needs --url.")
+    if kind == "openai" and not (url or "").startswith(("http://", "https://")):
+        _stop("An openai model needs --url http://… or https://…")
     if kind == "subprocess" and not (command and serve):
         _stop("A subprocess model needs --command and --serve.")
     if review not in {None, "always", "never"}:
         _stop("--review is always or never.")
+    if default and name.endswith("*"):
+        _stop("A default model needs a whole name.")
     model = Model(
         name=name,
         kind=kind,
         url=url,
         upstream_model=upstream_model,
-        command=tuple(shlex.split(command or "")),
+        command=_words(command or ""),
         serve=serve,
         review=cast("Review | None", review),
         default=default,
     )
     secret = sys.stdin.readline().strip() if key_stdin else None
-    _run(load(), lambda desk: composition.register(desk, model, secret))
+    if secret == "":
+        _stop("There was no key to read.")
+    _run(load(), lambda desk: register(desk, model, secret))
     out.print(f"{name} is registered.")
 
 
@@ -201,7 +235,7 @@ def model_add(
 def model_list() -> None:
     """Every model."""
     table = Table("name", "kind", "where", "review", "default")
-    for model in _run(load(), lambda desk: desk.models.all()):
+    for model in _run(load(), all_models):
         where = model.url or shlex.join(model.command)
         table.add_row(model.name, model.kind, where, model.review or "", "yes" if model.default else "")
     out.print(table)
@@ -210,8 +244,8 @@ def model_list() -> None:
 @models.command("remove")
 def model_remove(name: str) -> None:
     """Forgets a registered model."""
-    if not _run(load(), lambda desk: desk.store.catalog.drop_model(name)):
-        _stop(f"There is no registered model {name}.")
+    _run(load(), lambda desk: forget(desk, name))
+    out.print(f"{name} is forgotten.")
 
 
 @cli.command()
@@ -226,7 +260,7 @@ def jobs(
     found, total = _run(load(), lambda desk: look_at_all(desk, OPERATOR, which))
     table = Table("id", "status", "model", "answer", caption=f"{total} in all")
     for job in found:
-        table.add_row(job.id, job.status, job.target, _answer(job)[:80])
+        table.add_row(job.id, job.status, _shown(job.target), _answer(job)[:80])
     out.print(table)
 
 
@@ -241,9 +275,8 @@ async def _review_all(desk: Desk) -> None:
     while found := (await look_at_all(desk, OPERATOR, JobFilter(status="human", after_id=seen, limit=1)))[0]:
         job = found[0]
         seen = job.id
-        out.print(
-            f"\n{job.id}  {job.target}\n  asked:    {job.body.decode(errors='replace')}\n  answered: {_answer(job)}"
-        )
+        asked = _shown(job.body.decode(errors="replace"))
+        out.print(f"\n{job.id}  {_shown(job.target)}\n  asked:    {asked}\n  answered: {_answer(job)}")
         if not await _review_one(desk, job):
             return
     out.print("Nothing (more) waits.")
@@ -255,47 +288,41 @@ async def _review_one(desk: Desk, job: Job) -> bool:
     choice = await asyncio.to_thread(typer.prompt, "a approve, r ask again, x reject, s skip, q quit", default="s")
     if choice in verdicts:
         reason = await asyncio.to_thread(typer.prompt, "Reason") if choice == "x" else None
-        await decide(desk, OPERATOR, job.id, Opinion(verdict=verdicts[choice], reason=reason, round=job.round))
+        opinion = Opinion(verdict=verdicts[choice], reason=reason, round=job.round)
+        try:
+            await decide(desk, OPERATOR, job.id, opinion)
+        except SignoffError as error:  # somebody else was faster
+            err.print(error.message, style="red")
     return choice != "q"
 
 
 def _answer(job: Job) -> str:
     if job.response is None:
-        return job.error.message if job.error else ""
-    return text_of(job.response) or job.response.decode(errors="replace")
+        return _shown(job.error.message) if job.error else ""
+    return _shown(text_of(job.response) or job.response.decode(errors="replace"))
 
 
-class _Server(uvicorn.Server):
-    """Says where it is once it is there."""
-
-    def __init__(self, config: uvicorn.Config, welcome: str) -> None:
-        super().__init__(config)
-        self._welcome = welcome
-
-    async def startup(self, sockets: Any = None) -> None:
-        """Starts, then speaks."""
-        await super().startup(sockets)
-        if self.started:
-            out.print(self._welcome)
+def _warn_of_what_is_not_used() -> None:
+    for name in NOT_USED_YET:
+        if os.environ.get(name):
+            err.print(f"{name} is not used by this version.", style="yellow")
 
 
-def _served(settings: Settings) -> dict[str, Any]:
-    return {
-        "host": settings.host,
-        "port": settings.port,
-        "loop": "uvloop",
-        "http": "httptools",
-        "log_config": None,
-        "access_log": False,
-        "server_header": False,
-        "date_header": False,
-        "timeout_graceful_shutdown": DRAIN_SECONDS,
-    }
+def _bound(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        _stop(f"Cannot listen on {settings.host}: {error.strerror}.")
 
 
-async def _welcome(desk: Desk, settings: Settings) -> str:
+def _address(host: str, port: int) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- shown, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _welcome(desk: Desk, address: str) -> str:
     """What a starting server says; the first time, with the first admin's token."""
-    address = _address(settings)
     known = await desk.store.people.users()
     admins = [user for user in known if user.role == "admin"]
     admin = admins[0] if admins else await create_user(desk, FIRST_ADMIN, "admin")
@@ -314,27 +341,36 @@ curl {address}/enqueue -H "Authorization: Bearer {shown}" -d '{{"input": "What i
 """
 
 
-def _address(settings: Settings) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 -- shown, not bound
-    return f"http://{host}:{settings.port}"
-
-
 def _run(settings: Settings, function: Callable[[Desk], Awaitable[T]]) -> T:
+    from signoff.app import opened
+
     async def run() -> T:
-        async with composition.opened(settings) as desk:
+        async with opened(settings) as desk:
             return await function(desk)
 
     return asyncio.run(run())
 
 
-def _role(text: str) -> Role:
-    if text not in ROLES:
+def _role(text: str | None) -> Role | None:
+    if text is not None and text not in ROLES:
         _stop(f"There is no role {text!r}; there are {', '.join(ROLES)}.")
     return text
 
 
+def _words(command: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(command))
+    except ValueError as error:
+        _stop(f"--command cannot be read: {error}.")
+
+
+def _shown(text: str) -> str:
+    """`text` without anything that would steer the terminal."""
+    return STEERS.sub("�", text)
+
+
 def _stop(message: str) -> NoReturn:
-    err.print(message, style="red", markup=False)
+    err.print(message, style="red")
     raise SystemExit(1)
 
 

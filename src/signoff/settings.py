@@ -6,31 +6,45 @@ Precedence: flag, `SIGNOFF_*`, the names that other systems use, `.env`, the TOM
 from __future__ import annotations
 
 import difflib
-import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasChoices, Field
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AliasChoices, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from signoff.core.access import Role
 from signoff.core.policy import Review
 
 
 class BadSettings(ValueError):
-    """A settings file that cannot be used; the message says which line of thought went wrong."""
+    """Settings that cannot be used; the message says which, and why."""
 
 
 class Settings(BaseSettings):
     """The settings of one process."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SIGNOFF_", env_file=".env", env_ignore_empty=True, extra="ignore", populate_by_name=True
+        env_prefix="SIGNOFF_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+        allow_inf_nan=False,
     )
 
     data_dir: Path = Field(Path("data"), description="The SQLite file, blobs, and the secret key.")
-    database_url: str | None = Field(None, description="postgresql://… or sqlite:///…; none: SQLite in data_dir.")
+    database_url: str | None = Field(
+        None,
+        description="postgresql://… or sqlite:///…; none: SQLite in data_dir.",
+        pattern="^(postgresql://|sqlite:///).",
+    )
     host: str = Field("127.0.0.1", description="The address to listen on.")
     port: int = Field(8000, description="The port to listen on.", ge=0, le=65535)
     anonymous_role: Role | None = Field(None, description="What callers without a token may do; none: nothing.")
@@ -42,9 +56,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(20 * 1024 * 1024, description="The largest request body.", gt=0)
     concurrency: int = Field(16, description="Jobs that one worker performs at a time.", gt=0)
 
+    drain_seconds: float = Field(20, description="How long a stopping worker finishes what it began.", ge=0)
+
     enqueue_review: Review = Field("always", description="Whether jobs of /enqueue are held for a person.")
     undo_seconds: float = Field(0, description="How long a verdict can be undone.", ge=0)
-    review_deadline_seconds: float | None = Field(None, description="How long a person may take; none: for ever.")
+    review_deadline_seconds: float | None = Field(None, description="How long a person may take; none: for ever.", gt=0)
     hold_seconds: float = Field(540, description="How long a waiting caller waits for a person.", ge=0)
     keep_alive_seconds: float = Field(10, description="How often a waiting stream gets a comment.", gt=0)
 
@@ -78,30 +94,36 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Puts the TOML file last."""
-        file = InitSettingsSource(settings_cls, _from_file(settings_cls))
+        file = InitSettingsSource(settings_cls, _from_file(settings_cls, _file_named_in(env_settings, dotenv_settings)))
         return init_settings, env_settings, dotenv_settings, file
 
 
 def load(**flags: Any) -> Settings:
-    """The settings of this process; `flags` win, None means not given. Raises BadSettings, ValidationError."""
-    return Settings(**{name: value for name, value in flags.items() if value is not None})
+    """The settings of this process; `flags` win, None means not given. Raises BadSettings."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        problems = (f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())
+        raise BadSettings("; ".join(problems)) from None
 
 
-def _from_file(settings_cls: type[BaseSettings]) -> dict[str, Any]:
-    named = os.environ.get("SIGNOFF_CONFIG")
+def _file_named_in(*sources: PydanticBaseSettingsSource) -> str | None:
+    """What SIGNOFF_CONFIG says, in the first source where it says something."""
+    told = (source.env_vars.get("signoff_config") for source in sources if isinstance(source, EnvSettingsSource))
+    return next(filter(None, told), None)
+
+
+def _from_file(settings_cls: type[BaseSettings], named: str | None) -> dict[str, Any]:
     path = Path(named or "signoff.toml")
     if not path.exists():
         if named:
-            msg = f"SIGNOFF_CONFIG names {named}, which does not exist."
-            raise BadSettings(msg)
+            raise BadSettings(f"SIGNOFF_CONFIG names {named}, which does not exist.")
         return {}
     try:
         values = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        msg = f"{path}: {error}"
-        raise BadSettings(msg) from None
-    for name in values.keys() - settings_cls.model_fields.keys():
+    except (OSError, ValueError) as error:
+        raise BadSettings(f"{path}: {error}") from None
+    for name in sorted(values.keys() - settings_cls.model_fields.keys()):
         near = difflib.get_close_matches(name, settings_cls.model_fields, 1)
-        msg = f"{path}: there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
-        raise BadSettings(msg)
+        raise BadSettings(f"{path}: there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
     return values

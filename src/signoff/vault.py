@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -17,10 +19,13 @@ class Unreadable(SignoffError):
 
 
 class Vault:
-    """Seals and opens. The first key seals; every key opens."""
+    """Seals and opens. The first key seals; every key opens. Raises Unreadable for keys that are none."""
 
     def __init__(self, keys: list[bytes]) -> None:
-        self._fernet = MultiFernet([Fernet(key) for key in keys])
+        try:
+            self._fernet = MultiFernet([Fernet(key) for key in keys])
+        except ValueError as error:
+            raise Unreadable(f"The secret keys cannot be used: {error}") from None
 
     def seal(self, secret: str) -> bytes:
         """The sealed form of `secret`."""
@@ -36,18 +41,12 @@ class Vault:
 
 def keys_in(path: Path) -> list[bytes]:
     """The keys of a file, one a line, the newest first; the file is made, for its owner alone, if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        return path.read_bytes().split()
-    except FileNotFoundError:
-        pass
-    draft.touch(mode=0o600)
-    draft.write_bytes(Fernet.generate_key() + b"\n")
-    try:
-        os.link(draft, path)  # of several processes that start at once, one wins and all use its key
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent) as draft:
+            draft.write(Fernet.generate_key() + b"\n")
+            draft.flush()
+            os.fsync(draft.fileno())
+            with contextlib.suppress(FileExistsError):  # of several processes that start at once, one wins
+                os.link(draft.name, path)
     return path.read_bytes().split()

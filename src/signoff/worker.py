@@ -12,16 +12,17 @@ from signoff.work.desk import Desk
 from signoff.work.perform import perform
 
 LOOK_SECONDS = 1.0
-DRAIN_SECONDS = 20.0
+RELEASE_SECONDS = 5.0
 log = structlog.get_logger()
 
 
 class Worker:
     """Performs up to `concurrency` jobs at a time."""
 
-    def __init__(self, desk: Desk, *, concurrency: int) -> None:
+    def __init__(self, desk: Desk, *, concurrency: int, drain_seconds: float) -> None:
         self._desk = desk
         self._concurrency = concurrency
+        self._drain_seconds = drain_seconds
         self._running = set[asyncio.Task[None]]()
         self._slot_free = asyncio.Event()
 
@@ -75,8 +76,8 @@ class Worker:
     async def _drain(self) -> None:
         if not self._running:
             return
-        _, late = await asyncio.wait(self._running, timeout=DRAIN_SECONDS)
+        _, late = await asyncio.wait(self._running, timeout=self._drain_seconds)
         for task in late:
             task.cancel()
         if late:
-            await asyncio.wait(late, timeout=DRAIN_SECONDS)
+            await asyncio.wait(late, timeout=RELEASE_SECONDS)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from io import StringIO
 from typing import Any, cast
 
 import msgspec
 
 from signoff.core import sse
+from signoff.core.keys import fingerprint
+from signoff.errors import ModelGarbled
 
 JsonObject = dict[str, Any]
 
@@ -34,27 +37,32 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
 
 
-class _Told(msgspec.Struct):
-    usage: Usage | None = None
-
-
 def collect(chunks: Iterable[Chunk]) -> Answer:
-    """The answer that `chunks` amount to: the body as it came, or a completion put together from its pieces."""
+    """The answer that `chunks` amount to: the body as it came, or a completion put together from its pieces.
+
+    Raises ModelGarbled for what is not JSON, and for pieces that are no completion's.
+    """
     listed = list(chunks)
-    body = listed[0].raw if listed and not listed[0].event else _assembled(listed)
-    return Answer(body=body, usage=_usage_of(body))
+    try:
+        body = listed[0].raw if listed and not listed[0].event else _assembled(listed)
+        return Answer(body=body, usage=_usage_of(body))
+    except (ValueError, RecursionError) as error:
+        raise ModelGarbled(f"The model's answer cannot be read: {error}") from error
 
 
 def split(answer: bytes, *, with_usage: bool) -> Iterator[Chunk]:
-    """A chat completion as the stream it could have been: role, content, tool calls, finish, usage, `[DONE]`."""
-    whole: JsonObject = msgspec.json.decode(answer)
+    """A chat completion as the stream it could have been: role, content, tool calls, finish, usage, `[DONE]`.
+
+    Any other JSON is what the completion says.
+    """
+    whole = _completion(answer)
     head = {key: value for key, value in whole.items() if key not in {"choices", "usage"}}
     head["object"] = "chat.completion.chunk"
-    for choice in cast("list[JsonObject]", whole.get("choices") or []):
+    for choice in whole["choices"]:
         for piece in _pieces(choice):
             yield _chunk(head | {"choices": [piece]})
-    if with_usage:
-        yield _chunk(head | {"choices": [], "usage": whole.get("usage")})
+    if with_usage and whole.get("usage"):
+        yield _chunk(head | {"choices": [], "usage": whole["usage"]})
     yield Chunk(sse.DONE, event=True)
 
 
@@ -62,7 +70,7 @@ def text_of(body: bytes | None) -> str | None:
     """The words of an answer, where it has the shape of a completion; else None."""
     try:
         choice = msgspec.json.decode(body or b"null", type=_Choices).choices[0]
-    except (msgspec.DecodeError, IndexError):
+    except (ValueError, IndexError, RecursionError):
         return None
     return choice.message.content if choice.message else choice.text
 
@@ -70,14 +78,15 @@ def text_of(body: bytes | None) -> str | None:
 def with_text(body: bytes, text: str) -> bytes:
     """The answer with other words; a body that is no completion becomes those words."""
     try:
-        whole: JsonObject = msgspec.json.decode(body, type=dict[str, Any])
-        choice = whole["choices"][0]
-    except (msgspec.DecodeError, KeyError, IndexError, TypeError):
+        whole = msgspec.json.decode(body, type=dict[str, Any])
+        choice = msgspec.convert(whole.get("choices"), list[dict[str, Any]])[0]
+    except (ValueError, IndexError, RecursionError):
         return msgspec.json.encode(text)
-    if "message" in choice:
-        choice["message"]["content"] = text
+    if isinstance(message := choice.get("message"), dict):
+        choice["message"] = message | {"content": text}
     else:
         choice["text"] = text
+    whole["choices"][0] = choice
     return msgspec.json.encode(whole)
 
 
@@ -85,7 +94,9 @@ def completion_of(text: str, model: str) -> bytes:
     """A chat completion that says `text`: what a reviewer's bare words become at a door that speaks completions."""
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    return msgspec.json.encode({"object": "chat.completion", "model": model, "choices": [choice]})
+    name = f"chatcmpl-{fingerprint(model.encode(), text.encode())[:16]}"
+    head = {"id": name, "object": "chat.completion", "created": 0, "model": model}
+    return msgspec.json.encode(head | {"choices": [choice]})
 
 
 class _Message(msgspec.Struct):
@@ -101,85 +112,145 @@ class _Choices(msgspec.Struct):
     choices: list[_Choice]
 
 
+class _Told(msgspec.Struct):
+    usage: Usage | None = None
+
+
 def _usage_of(body: bytes) -> Usage | None:
     try:
         return msgspec.json.decode(body, type=_Told).usage
-    except msgspec.DecodeError:
+    except msgspec.ValidationError:
+        msgspec.json.decode(body, type=msgspec.Raw)  # which may be no object, but must be JSON
         return None
 
 
 def _assembled(chunks: list[Chunk]) -> bytes:
-    whole: JsonObject = {}
-    choices: dict[int, JsonObject] = {}
+    """The completion that the events amount to. Texts that grow are StringIOs meanwhile, or they would take n² time."""
+    whole, choices, piece = JsonObject(), dict[int, JsonObject](), JsonObject()
     for chunk in chunks:
         data = sse.data_of(chunk.raw)
         if not data or data == b"[DONE]":
             continue
-        piece: JsonObject = msgspec.json.decode(data)
-        for choice in cast("list[JsonObject]", piece.pop("choices", None) or []):
-            index = int(choice.get("index", 0))
-            choices[index] = _merged(choices.get(index, {}), choice)
-        whole |= {key: value for key, value in piece.items() if value is not None}
-    kind = str(whole.get("object", "chat.completion"))
-    whole["object"] = kind.removesuffix(".chunk")
+        piece = msgspec.json.decode(data, type=JsonObject)
+        for part in msgspec.convert(piece.pop("choices", None) or [], list[JsonObject]):
+            index = msgspec.convert(part.get("index") or 0, int)
+            _continue(choices.setdefault(index, {}), part)
+        whole.update({key: value for key, value in piece.items() if value or key not in whole})
+    if str(piece.get("type")).startswith("response."):  # a stream of /v1/responses tells the whole at its end
+        return msgspec.json.encode(piece.get("response"))
+    usual = "text_completion" if any("text" in choice for choice in choices.values()) else "chat.completion"
+    whole["object"] = str(whole.get("object") or usual).removesuffix(".chunk")
     whole["choices"] = [_finished(choices[index]) for index in sorted(choices)]
-    return msgspec.json.encode(whole)
+    return msgspec.json.encode(whole, enc_hook=StringIO.getvalue)
 
 
-_REPLACED = {"role", "id", "type", "finish_reason", "index"}
+_GROWS = {"delta", "logprobs", "text"}
+_IS_REPLACED = {"role", "id", "type", "format"}
 
 
-def _merged(left: JsonObject, right: JsonObject) -> JsonObject:
-    """`left` continued by `right`: text grows, indexed lists merge by index, other lists grow."""
-    whole = dict(left)
-    for key, value in right.items():
-        old = whole.get(key)
-        if value is None and key in whole:
-            continue
-        if isinstance(old, dict) and isinstance(value, dict):
-            whole[key] = _merged(cast("JsonObject", old), cast("JsonObject", value))
-        elif isinstance(old, list) and isinstance(value, list):
-            whole[key] = _merged_lists(cast("list[Any]", old), cast("list[Any]", value))
-        elif isinstance(old, str) and isinstance(value, str) and key not in _REPLACED:
-            whole[key] = old + value
+def _continue(choice: JsonObject, part: JsonObject) -> None:
+    """Adds to a choice, in place, what the next event says of it."""
+    for key, value in part.items():
+        if key in _GROWS:
+            _grow(choice, {key: value})
+        elif value or key not in choice:
+            choice[key] = value
+
+
+def _grow(whole: JsonObject, more: JsonObject) -> None:
+    """Adds to members, in place: texts, lists and objects grow, all else is replaced by what is not empty."""
+    for key, value in more.items():
+        match whole.get(key), value:
+            case StringIO() as old, str():
+                old.write(value)
+            case None, _:
+                whole[key] = value
+            case dict(), dict():
+                _grow(whole[key], cast("JsonObject", value))
+            case list(), list():
+                _extend(whole[key], cast("list[Any]", value))
+            case str() as old, str() if key not in _IS_REPLACED:
+                whole[key] = StringIO()
+                whole[key].write(old + value)
+            case _:
+                whole[key] = value or whole[key]
+
+
+def _extend(items: list[Any], more: list[Any]) -> None:
+    """Adds items, in place; one with the index of another continues that, unless it has an id of its own."""
+    for item in more:
+        begun = next((old for old in reversed(items) if _continues(old, item)), None) if _has_index(item) else None
+        if begun is None:
+            items.append(item)
         else:
-            whole[key] = value
-    return whole
+            _grow(begun, item)
 
 
-def _merged_lists(left: list[Any], right: list[Any]) -> list[Any]:
-    if not all(isinstance(item, dict) and "index" in item for item in left + right):
-        return left + right
-    by_index: dict[int, JsonObject] = {item["index"]: item for item in left}
-    for item in right:
-        by_index[item["index"]] = _merged(by_index.get(item["index"], {}), item)
-    return [by_index[index] for index in sorted(by_index)]
+def _has_index(item: object) -> bool:
+    return isinstance(item, dict) and "index" in item
+
+
+def _continues(old: Any, item: JsonObject) -> bool:
+    if not _has_index(old) or old["index"] != item["index"]:
+        return False
+    return item.get("id") in (None, "", old.get("id")) or not old.get("id")
 
 
 def _finished(choice: JsonObject) -> JsonObject:
     """A choice of a stream in the form it has in a whole answer."""
     if "delta" not in choice:
         return choice
-    message: JsonObject = {"role": "assistant", "content": None} | choice["delta"]
-    calls = cast("list[JsonObject] | None", message.get("tool_calls"))
-    if calls:
-        message["tool_calls"] = [{key: value for key, value in call.items() if key != "index"} for call in calls]
-    return {key: value for key, value in choice.items() if key != "delta"} | {"message": message}
+    message = {"role": "assistant", "content": None} | msgspec.convert(choice.pop("delta") or {}, JsonObject)
+    if message.get("tool_calls"):
+        calls = msgspec.convert(message["tool_calls"], list[JsonObject])
+        calls.sort(key=lambda call: msgspec.convert(call.pop("index", None) or 0, int))
+        message["tool_calls"] = calls
+    return choice | {"message": message}
+
+
+class _Said(msgspec.Struct):
+    tool_calls: list[JsonObject] | None = None
+
+
+class _Spoken(msgspec.Struct):
+    message: _Said
+
+
+class _Chat(msgspec.Struct):
+    choices: list[_Spoken]
+
+
+def _completion(answer: bytes) -> JsonObject:
+    whole = msgspec.json.decode(answer)
+    try:
+        msgspec.convert(whole, _Chat)
+    except msgspec.ValidationError:
+        text = text_of(answer) or (whole if isinstance(whole, str) else answer.decode())
+        return msgspec.json.decode(completion_of(text, ""))
+    return whole
+
+
+_PLACES = {"content": 1, "tool_calls": 2}
 
 
 def _pieces(choice: JsonObject) -> Iterator[JsonObject]:
-    index, message = choice.get("index", 0), cast("JsonObject", choice.get("message") or {})
-    yield _piece(index, {"role": message.get("role", "assistant"), "content": ""})
-    for key, value in message.items():
-        if key == "tool_calls" and value:
-            yield _piece(index, {key: [{"index": number} | call for number, call in enumerate(value)]})
-        elif key != "role" and value:
-            yield _piece(index, {key: value}, logprobs=choice.get("logprobs") if key == "content" else None)
-    yield _piece(index, {}, finish_reason=choice.get("finish_reason") or "stop")
+    """What the events of a stream say of one choice. Empty members come with the role, reasoning before the content."""
+    index, message = choice.get("index", 0), cast("JsonObject", choice["message"])
+    begun: JsonObject = {"role": "assistant", "content": "" if isinstance(message.get("content"), str) else None}
+    yield _piece(index, begun | {key: value for key, value in message.items() if key == "role" or not value})
+    told = [key for key, value in message.items() if key != "role" and value]
+    rest = {key: value for key, value in choice.items() if key not in {"index", "message"}}
+    for key in sorted(told, key=lambda key: _PLACES.get(key, 0)):
+        value = message[key]
+        if key == "tool_calls":
+            value = [call | {"index": number} for number, call in enumerate(value)]
+        with_it = {"logprobs": rest.pop("logprobs")} if key == "content" and "logprobs" in rest else {}
+        yield _piece(index, {key: value}, with_it)
+    yield _piece(index, {}, rest | {"finish_reason": choice.get("finish_reason") or "stop"})
 
 
-def _piece(index: int, delta: JsonObject, **more: Any) -> JsonObject:
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None} | more
+def _piece(index: int, delta: JsonObject, more: JsonObject | None = None) -> JsonObject:
+    return {"index": index, "delta": delta, "finish_reason": None} | (more or {})
 
 
 def _chunk(body: JsonObject) -> Chunk:

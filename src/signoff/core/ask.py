@@ -32,26 +32,18 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     door_review: Review = "never"
 
 
-class _Prompt(msgspec.Struct):
-    messages: msgspec.Raw | None = None
-    input: str | None = None
-    prompt: str | None = None
-
-
 def as_chat(payload: bytes) -> bytes:
-    """`payload` as a chat body: `{"input": text}`, a bare text or any other JSON value becomes a user's message."""
-    try:
-        told = msgspec.json.decode(payload, type=_Prompt)
-    except msgspec.ValidationError:
-        told = _Prompt()
-    if told.messages is not None:
-        return payload
-    text = told.input or told.prompt
-    members: dict[str, object] = {}
-    if text is not None:
-        members = msgspec.json.decode(payload, type=dict[str, object])
-        members = {name: value for name, value in members.items() if name not in {"input", "prompt"}}
-    else:
-        value = msgspec.json.decode(payload)
-        text = value if isinstance(value, str) else payload.decode()
+    """`payload`, which is JSON, as a chat body: a text, `{"input": text}` or `{"prompt": text}` is a user's message.
+
+    Other members of such an object stay as they are; any other JSON value is a message as it is written.
+    """
+    match msgspec.json.decode(payload):
+        case {"messages": messages} if messages is not None:
+            return payload
+        case {"input": str() as text, **members} | {"prompt": str() as text, **members}:
+            members.pop("prompt", None)
+        case str() as text:
+            members = {}
+        case _:
+            text, members = payload.decode(), {}
     return msgspec.json.encode(members | {"messages": [{"role": "user", "content": text}]})

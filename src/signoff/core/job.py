@@ -36,10 +36,10 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Edit(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reviewer changed: JSON values, or None where untouched."""
+    """What a reviewer changed: texts of JSON, or None where untouched."""
 
-    payload: msgspec.Raw | None = None
-    response: msgspec.Raw | None = None
+    payload: str | None = None
+    response: str | None = None
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import string
 import zlib
 
@@ -15,6 +16,7 @@ ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 PREFIX = "sg_"
 SECRET_LENGTH = 32
 CHECKSUM_LENGTH = 6
+_FORM = re.compile(f"{PREFIX}([0-9A-Za-z]{{{SECRET_LENGTH}}})([0-9A-Za-z]{{{CHECKSUM_LENGTH}}})")
 
 
 def token_of(secret: str) -> str:
@@ -24,8 +26,8 @@ def token_of(secret: str) -> str:
 
 def is_well_formed(token: str) -> bool:
     """Whether `token` can be one of ours at all."""
-    secret, checksum = token[len(PREFIX) : -CHECKSUM_LENGTH], token[-CHECKSUM_LENGTH:]
-    return token.startswith(PREFIX) and len(secret) == SECRET_LENGTH and checksum == _checksum(secret)
+    found = _FORM.fullmatch(token)
+    return found is not None and found[2] == _checksum(found[1])
 
 
 def digest(token: str) -> str:

@@ -7,7 +7,10 @@ import re
 from signoff.errors import ModelGarbled
 
 DONE = b"data: [DONE]\n\n"
-_BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Lines end in \n, in \r\n, or in \r alone; the first two may be mixed.
+_BLANK_LINE = re.compile(rb"\n\r?\n|\r\r")
+_LONGEST_BLANK_LINE = 3
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -23,32 +26,33 @@ def comment(text: bytes) -> bytes:
 
 def data_of(raw: bytes) -> bytes:
     """The data of one raw event; empty for a comment."""
-    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2:
+    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
         return raw[6:-2]
-    lines = [line[5:].removeprefix(b" ") for line in _LINE_END.split(raw) if line.startswith(b"data:")]
-    return b"\n".join(lines)
+    lines = (line.partition(b":") for line in _LINE_END.split(raw.removeprefix(BYTE_ORDER_MARK)))
+    return b"\n".join(value.removeprefix(b" ") for name, _, value in lines if name == b"data")
 
 
 class Splitter:
     """Cuts a byte stream into whole raw events, blank line included, so that they can pass on unchanged."""
 
     def __init__(self, max_event_bytes: int) -> None:
-        self._rest = b""
+        self._rest = bytearray()
         self._max_event_bytes = max_event_bytes
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are complete now. Raises ModelGarbled when one outgrows the bound."""
-        buffer, start, events = self._rest + data, 0, list[bytes]()
-        # Only what is new can complete a blank line, which has four bytes at most.
-        for end in _BLANK_LINE.finditer(buffer, max(0, len(self._rest) - 3)):
-            events.append(buffer[start : end.end()])
-            start = end.end()
-        self._rest = buffer[start:]
-        if len(self._rest) > self._max_event_bytes:
+        seen, start, events = len(self._rest), 0, list[bytes]()
+        self._rest += data
+        # Only what is new can complete a blank line.
+        for blank in _BLANK_LINE.finditer(self._rest, max(0, seen + 1 - _LONGEST_BLANK_LINE)):
+            events.append(bytes(self._rest[start : blank.end()]))
+            start = blank.end()
+        del self._rest[:start]
+        if max(len(self._rest), *map(len, events), 0) > self._max_event_bytes:
             raise ModelGarbled("The model sent an event that is too large.")
         return events
 
     @property
     def rest(self) -> bytes:
         """What came after the last whole event."""
-        return self._rest
+        return bytes(self._rest)

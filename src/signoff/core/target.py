@@ -45,17 +45,16 @@ class Listing:
     def __init__(self, models: Iterable[Model]) -> None:
         self.models = tuple(models)
         self._by_name = {model.name: model for model in self.models}
-        wild = [model for model in self.models if model.name.endswith("*")]
-        self._wild = sorted(wild, key=lambda model: len(model.name), reverse=True)
+        longest_first = sorted(self.models, key=lambda model: len(model.name), reverse=True)
+        self._echoes = [model for model in longest_first if model.kind == "echo"]
+        self._wild = [model for model in longest_first if model.name.endswith("*")]
 
     def find(self, name: str) -> Model | None:
         """The model for `name`: the exact one, an echo with a suffix, else the longest prefix."""
         if name in self._by_name:
             return self._by_name[name]
-        echo = self._by_name.get(name.split("/", 1)[0])
-        if echo is not None and echo.kind == "echo":
-            return echo
-        return next((model for model in self._wild if name.startswith(model.name[:-1])), None)
+        echo = next((model for model in self._echoes if name.startswith(f"{model.name}/")), None)
+        return echo or next((model for model in self._wild if name.startswith(model.name[:-1])), None)
 
     def default(self) -> Model | None:
         """The model that answers when nobody named one: the marked one, else `local`, else `echo`."""

@@ -16,12 +16,13 @@ from signoff.core.access import Caller, may_review
 from signoff.core.answer import text_of, with_text
 from signoff.core.ask import as_chat
 from signoff.core.job import STATUSES, Edit, Job, Verdict
-from signoff.doors.http import Knobs, caller_of, header, scope_of
+from signoff.doors.http import TheCaller, TheDesk, TheKnobs, caller_of, header, scope_of
 from signoff.doors.jobs import when
 from signoff.errors import BadRequest, Unauthorized
 from signoff.store import JobFilter
 from signoff.work.desk import Desk
 from signoff.work.look import look, look_at_all
+from signoff.work.models import all_models
 from signoff.work.review import Opinion, decide
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -49,7 +50,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/", include_in_schema=False, media_type=MediaType.HTML)
-async def home(request: Request[Any, Any, Any], desk: Desk, knobs: Knobs) -> Template:
+async def home(request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs) -> Template:
     """The page, for whoever is there."""
     address = f"{scope_of(request)['scheme']}://{header(scope_of(request), b'host') or 'localhost'}"
     caller: Caller | None = None
@@ -62,7 +63,7 @@ async def home(request: Request[Any, Any, Any], desk: Desk, knobs: Knobs) -> Tem
 
 
 @post("/dashboard/decide", include_in_schema=False, status_code=303)
-async def decided(request: Request[Any, Any, Any], desk: Desk, caller: Caller) -> Response[str]:
+async def decided(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> Response[str]:
     """A verdict from the page's own form; leads back to the page."""
     form = {name: values[0] for name, values in parse_qs((await request.body()).decode()).items()}
     verdict = VERDICTS.get(form.get("verdict", ""))
@@ -71,7 +72,7 @@ async def decided(request: Request[Any, Any, Any], desk: Desk, caller: Caller) -
     job = await look(desk, caller, form.get("id", ""))
     text, before = form.get("answer", "").replace("\r\n", "\n"), _answer(job)
     edited = verdict == "approve" and text != before
-    edit = Edit(response=msgspec.Raw(with_text(job.response or b"null", text))) if edited else Edit()
+    edit = Edit(response=with_text(job.response or b"null", text).decode()) if edited else Edit()
     opinion = Opinion(verdict=verdict, reason=form.get("reason") or None, edit=edit, round=int(form["round"]))
     await decide(desk, caller, job.id, opinion)
     return Response("", status_code=303, headers={"location": "/"})
@@ -86,7 +87,7 @@ async def _seen_by(desk: Desk, caller: Caller) -> dict[str, Any]:
         "held": [_card(job) for job in held],
         "latest": [_card(job) for job in latest],
         "may_review": may_review(caller),
-        "models": await desk.models.all(),
+        "models": await all_models(desk),
     }
 
 
@@ -114,7 +115,7 @@ class _Chat(msgspec.Struct):
 def _question(job: Job) -> str:
     try:
         said = msgspec.json.decode(as_chat(job.body), type=_Chat).messages[-1].content
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         return job.body.decode(errors="replace")
     return said if isinstance(said, str) else msgspec.json.encode(said).decode()
 

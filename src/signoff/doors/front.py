@@ -9,11 +9,11 @@ from typing import Any, cast
 import msgspec
 import structlog
 from litestar import Litestar, Request, Response, Router
-from litestar.contrib.jinja import JinjaTemplateEngine
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.template import TemplateConfig
 
 from signoff.core.access import Caller
@@ -25,6 +25,8 @@ from signoff.doors.http import (
     Receive,
     Scope,
     Send,
+    TheDesk,
+    TheKnobs,
     caller_of,
     error_headers,
     header,
@@ -74,14 +76,13 @@ def make_rest(routers: Sequence[Router], desk: Desk, knobs: Knobs, templates: Pa
         ),
         template_config=TemplateConfig(directory=templates, engine=JinjaTemplateEngine),
         request_max_body_size=None,
-        signature_namespace={"Desk": Desk, "Knobs": Knobs, "Caller": Caller},
         logging_config=None,
         debug=False,
     )
     return cast("ASGIApp", rest)
 
 
-async def _caller(request: Request[Any, Any, Any], desk: Desk, knobs: Knobs) -> Caller:
+async def _caller(request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs) -> Caller:
     return await caller_of(desk, knobs, scope_of(request))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from litestar import MediaType, Response, Router, get
 
-from signoff.work.desk import Desk
+from signoff.doors.http import TheDesk
+from signoff.work.ready import ready as look_whether_ready
 
 
 @get("/health/live", summary="Is the process there?", media_type=MediaType.TEXT)
@@ -14,10 +15,10 @@ async def live() -> str:
 
 
 @get("/health/ready", summary="Can it do its work?")
-async def ready(desk: Desk) -> Response[dict[str, bool]]:
-    """200 when the store answers, else 503."""
-    store = await desk.store.ready()
-    return Response({"store": store}, status_code=200 if store else 503)
+async def ready(desk: TheDesk) -> Response[dict[str, bool]]:
+    """200 when every part answers, else 503."""
+    parts = await look_whether_ready(desk)
+    return Response(parts, status_code=200 if all(parts.values()) else 503)
 
 
 router = Router("/", route_handlers=[live, ready], tags=["health"])

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from litestar import Request
+from litestar.di import NamedDependency
 
 from signoff.core.access import Caller, Role
 from signoff.errors import Forbidden, SignoffError, TooLarge, Unauthorized
@@ -36,6 +37,12 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int
     anonymous_role: Role | None
     enqueue_review: str
+
+
+# What Litestar hands to a handler, by its name.
+TheDesk = NamedDependency[Desk]
+TheKnobs = NamedDependency[Knobs]
+TheCaller = NamedDependency[Caller]
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

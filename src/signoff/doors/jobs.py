@@ -7,15 +7,14 @@ from typing import Any, cast
 
 import msgspec
 from litestar import MediaType, Request, Response, Router, get, post
+from litestar.params import FromQuery
 
-from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.job import STATUSES, Edit, Job, Status, Verdict
 from signoff.core.policy import Review
-from signoff.doors.http import Knobs, error_headers
+from signoff.doors.http import TheCaller, TheDesk, TheKnobs, error_headers
 from signoff.errors import BadBody, BadRequest, SignoffError
 from signoff.store import JobFilter
-from signoff.work.desk import Desk
 from signoff.work.look import look, look_at_all
 from signoff.work.review import Opinion, decide, draft
 from signoff.work.submit import submit
@@ -36,13 +35,13 @@ class ReviewOf(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     status: str
-    payload: msgspec.Raw | None = None
-    response: msgspec.Raw | None = None
+    payload: msgspec.Raw = msgspec.Raw(b"null")
+    response: msgspec.Raw = msgspec.Raw(b"null")
     reason: str | None = None
 
 
 @post("/enqueue", status_code=200, summary="Queue a payload for the model, and for review")
-async def enqueue(request: Request[Any, Any, Any], desk: Desk, knobs: Knobs, caller: Caller) -> dict[str, str]:
+async def enqueue(request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs, caller: TheCaller) -> dict[str, str]:
     """The id of the job, which is committed."""
     body = await request.body()
     ask = Ask(
@@ -57,7 +56,7 @@ async def enqueue(request: Request[Any, Any, Any], desk: Desk, knobs: Knobs, cal
 
 
 @get("/job", summary="Look at a job")
-async def job(desk: Desk, caller: Caller, id: str = "") -> dict[str, Any]:  # noqa: A002 -- the wire's own name
+async def job(desk: TheDesk, caller: TheCaller, id: FromQuery[str] = "") -> dict[str, Any]:  # noqa: A002 -- the wire's own name
     """The job called `id`."""
     if not id:
         raise BadRequest("Which job? GET /job?id=…")
@@ -66,7 +65,11 @@ async def job(desk: Desk, caller: Caller, id: str = "") -> dict[str, Any]:  # no
 
 @get("/jobs", summary="List jobs, oldest first")
 async def jobs(
-    desk: Desk, caller: Caller, offset: int = 0, limit: int = 50, status: str | None = None
+    desk: TheDesk,
+    caller: TheCaller,
+    offset: FromQuery[int] = 0,
+    limit: FromQuery[int] = 50,
+    status: FromQuery[str | None] = None,
 ) -> Response[list[dict[str, Any]]]:
     """A page of jobs; the header `x-total-count` says how many there are."""
     if offset < 0 or limit < 0:
@@ -77,13 +80,13 @@ async def jobs(
 
 
 @post("/reviewJob", status_code=200, summary="Approve, reject, send back, or keep edits")
-async def review_job(request: Request[Any, Any, Any], desk: Desk, caller: Caller) -> dict[str, str]:
+async def review_job(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> dict[str, str]:
     """Done, or an error that says why not."""
     try:
         review = msgspec.json.decode(await request.body(), type=ReviewOf)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadBody(f"This is not a review: {error}") from None
-    edit, status = Edit(payload=review.payload, response=review.response), _status(review.status)
+    edit, status = Edit(payload=_given(review.payload), response=_given(review.response)), _status(review.status)
     if status == "human":
         await draft(desk, caller, review.id, edit)
     else:
@@ -126,6 +129,12 @@ def failed(_: Request[Any, Any, Any], error: SignoffError) -> Response[dict[str,
     return Response(body, status_code=error.status, headers=dict(error_headers(error)))
 
 
+def _given(value: msgspec.Raw) -> str | None:
+    """The text of a JSON value; null is as good as nothing."""
+    text = bytes(value).decode()
+    return None if text == "null" else text
+
+
 def _status(text: str) -> Status:
     for status in STATUSES:
         if text.strip().lower() == status:
@@ -137,8 +146,8 @@ def _model_named_in(payload: bytes) -> str | None:
     try:
         return msgspec.json.decode(payload, type=Named).model
     except msgspec.ValidationError:
-        return None
-    except (msgspec.DecodeError, RecursionError) as error:
+        return None  # `model` is no text: then it names none
+    except (ValueError, RecursionError) as error:
         raise BadBody(f"The payload is not valid JSON: {error}") from None
 
 

@@ -7,16 +7,15 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, Router, delete, get, post
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter
 
-from signoff.core.access import Caller
 from signoff.core.ask import CHAT, Ask
 from signoff.core.job import Status
+from signoff.doors.http import TheCaller, TheDesk
 from signoff.doors.jobs import as_seen
 from signoff.errors import BadRequest
 from signoff.store import JobFilter
 from signoff.work.cancel import cancel
-from signoff.work.desk import Desk
 from signoff.work.look import look, look_and_wait, look_at_all, look_at_events
 from signoff.work.submit import submit
 
@@ -38,9 +37,9 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 @post("/", status_code=202, summary="Submit a job for later")
 async def create(
     request: Request[Any, Any, Any],
-    desk: Desk,
-    caller: Caller,
-    idempotency_key: Annotated[str | None, Parameter(header="idempotency-key")] = None,
+    desk: TheDesk,
+    caller: TheCaller,
+    idempotency_key: Annotated[str | None, HeaderParameter(name="idempotency-key")] = None,
 ) -> Response[dict[str, Any]]:
     """Commits the job, and says where to look for its answer."""
     new = _decoded(await request.body())
@@ -62,11 +61,11 @@ async def create(
 
 @get("/", summary="List jobs")
 async def listed(
-    desk: Desk,
-    caller: Caller,
-    status: Status | None = None,
-    after: str | None = None,
-    limit: Annotated[int, Parameter(ge=1, le=MAX_PAGE)] = 50,
+    desk: TheDesk,
+    caller: TheCaller,
+    status: FromQuery[Status | None] = None,
+    after: FromQuery[str | None] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 50,
 ) -> dict[str, Any]:
     """A page of jobs, newest first; `next` is the cursor of the following one."""
     which = JobFilter(status=status, after_id=after, limit=limit, newest_first=True)
@@ -77,7 +76,10 @@ async def listed(
 
 @get("/{job_id:str}", summary="Look at a job, or wait for its end")
 async def one(
-    desk: Desk, caller: Caller, job_id: str, wait: Annotated[float, Parameter(ge=0, le=LONGEST_WAIT_SECONDS)] = 0
+    desk: TheDesk,
+    caller: TheCaller,
+    job_id: FromPath[str],
+    wait: Annotated[float, QueryParameter(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
 ) -> dict[str, Any]:
     """The job; with `wait`, as soon as it has ended or that many seconds have passed."""
     job = await (look_and_wait(desk, caller, job_id, wait) if wait > 0 else look(desk, caller, job_id))
@@ -85,13 +87,13 @@ async def one(
 
 
 @get("/{job_id:str}/events", summary="What happened to a job")
-async def events(desk: Desk, caller: Caller, job_id: str) -> dict[str, Any]:
+async def events(desk: TheDesk, caller: TheCaller, job_id: FromPath[str]) -> dict[str, Any]:
     """Every move, oldest first."""
     return {"data": [msgspec.structs.asdict(event) for event in await look_at_events(desk, caller, job_id)]}
 
 
 @delete("/{job_id:str}", status_code=200, summary="Cancel a job")
-async def cancelled(desk: Desk, caller: Caller, job_id: str) -> dict[str, Any]:
+async def cancelled(desk: TheDesk, caller: TheCaller, job_id: FromPath[str]) -> dict[str, Any]:
     """The cancelled job."""
     return as_seen(await cancel(desk, caller, job_id))
 
@@ -99,7 +101,7 @@ async def cancelled(desk: Desk, caller: Caller, job_id: str) -> dict[str, Any]:
 def _decoded(body: bytes) -> NewJob:
     try:
         return msgspec.json.decode(body, type=NewJob)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"This is not a job: {error}") from None
 
 

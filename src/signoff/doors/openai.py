@@ -28,6 +28,7 @@ from signoff.doors.http import (
 from signoff.errors import BadRequest, ModelAnswered, NotFound, SignoffError
 from signoff.work.call import Call, begin, chunks_of
 from signoff.work.desk import Desk
+from signoff.work.models import all_models, model_called
 
 JSON = b"application/json"
 EVENTS = b"text/event-stream; charset=utf-8"
@@ -100,12 +101,12 @@ class OpenAIDoor:
 
     async def _models(self, scope: Scope, send: Send) -> None:
         await caller_of(self._desk, self._knobs, scope)
-        listed = [_as_model(model) for model in await self._desk.models.all()]
+        listed = [_as_model(model) for model in await all_models(self._desk)]
         await send_bytes(send, 200, msgspec.json.encode({"object": "list", "data": listed}), JSON)
 
     async def _model(self, scope: Scope, send: Send, name: str) -> None:
         await caller_of(self._desk, self._knobs, scope)
-        model = await self._desk.models.find(name)
+        model = await model_called(self._desk, name)
         await send_bytes(send, 200, msgspec.json.encode(_as_model(model) | {"id": name}), JSON)
 
 
@@ -155,14 +156,14 @@ def error_body(error: SignoffError) -> dict[str, Any]:
 def _is_openai_error(body: bytes) -> bool:
     try:
         return isinstance(msgspec.json.decode(body, type=dict[str, Any]).get("error"), dict)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         return False
 
 
 def _peek(body: bytes) -> _Peek:
     try:
         return msgspec.json.decode(body, type=_Peek)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"The body is not a chat request: {error}") from None
 
 

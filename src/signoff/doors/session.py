@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 from litestar import MediaType, Request, Response, Router, delete, get, post
+from litestar.params import FromPath
 
-from signoff.doors.http import Knobs, caller_of, scope_of, session_cookie, session_of
+from signoff.doors.http import TheDesk, TheKnobs, caller_of, scope_of, session_cookie, session_of
 from signoff.errors import BadBody
-from signoff.work.desk import Desk
 from signoff.work.people import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
 
 
@@ -21,18 +21,18 @@ class SignIn(msgspec.Struct, frozen=True):
 
 
 @post("/api/session", status_code=200, summary="Sign in")
-async def create(request: Request[Any, Any, Any], desk: Desk) -> Response[dict[str, str]]:
+async def create(request: Request[Any, Any, Any], desk: TheDesk) -> Response[dict[str, str]]:
     """Sets the session's cookie."""
     try:
         who = msgspec.json.decode(await request.body(), type=SignIn)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadBody(f"Send email and password: {error}") from None
     token = await sign_in(desk, who.email, who.password)
     return _with_session(request, {"status": "success"}, token, SESSION_SECONDS)
 
 
 @delete("/api/session", status_code=200, summary="Sign out")
-async def end(request: Request[Any, Any, Any], desk: Desk, knobs: Knobs) -> Response[dict[str, str]]:
+async def end(request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs) -> Response[dict[str, str]]:
     """Ends the session."""
     await caller_of(desk, knobs, scope_of(request))
     if (token := session_of(scope_of(request))) is not None:
@@ -41,7 +41,7 @@ async def end(request: Request[Any, Any, Any], desk: Desk, knobs: Knobs) -> Resp
 
 
 @get("/signin/{code:str}", summary="Sign in with a one-time link", media_type=MediaType.HTML)
-async def link(request: Request[Any, Any, Any], desk: Desk, code: str) -> Response[str]:
+async def link(request: Request[Any, Any, Any], desk: TheDesk, code: FromPath[str]) -> Response[str]:
     """Leads to the first page, signed in."""
     session = await sign_in_with_link(desk, code)
     response = _with_session(request, "", session, SESSION_SECONDS)

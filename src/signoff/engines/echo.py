@@ -21,6 +21,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 # A word with the space before it, so that the pieces joined are the text.
 _PIECE = re.compile(r"\s*\S+|\s+")
+_WORD = re.compile(r"\S+")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,7 +46,8 @@ class EchoEngine:
         """
         options = options_of(model, request.target)
         until = asyncio.get_running_loop().time() + model.timeouts.total_seconds
-        await _pause(None if options.hang else options.delay, until)
+        if options.hang or options.delay:
+            await _pause(None if options.hang else options.delay, until)
         if options.status is not None:
             raise _error(options.status, options.retry_after)
         completion = _completion(request, options.tokens)
@@ -54,9 +56,10 @@ class EchoEngine:
                 raise ModelCut
             yield Chunk(completion.whole())
             return
-        events = list(completion.events())
-        for number, event in enumerate(events[: len(events) // 2] if options.cut else events):
-            await _pause(options.chunk_delay if number else 0, until)
+        half = sum(1 for _ in completion.events()) // 2 if options.cut else None
+        for number, event in enumerate(islice(completion.events(), half)):
+            if number:
+                await _pause(options.chunk_delay, until)
             yield Chunk(event, event=True)
         if options.cut:
             raise ModelCut
@@ -70,9 +73,10 @@ class EchoEngine:
 
 def options_of(model: Model, target: str) -> Options:
     """What `target` asks of `model`: what follows the first `/` after its name. Raises BadRequest."""
-    asked = target.removeprefix(model.name.removesuffix("*")).partition("/")[2]
+    name = model.name.removesuffix("*")
+    asked = target.removeprefix(name).partition("/")[2] if target.startswith(name) else ""
     items = [item.partition("=") for item in asked.split(",") if item]
-    told = {name: value if equals else "true" for name, equals, value in items}
+    told = {option: value if equals else "true" for option, equals, value in items}
     try:
         return msgspec.convert(told, Options, strict=False)
     except msgspec.ValidationError as error:
@@ -83,7 +87,8 @@ def options_of(model: Model, target: str) -> Options:
 async def _pause(seconds: float | None, until: float) -> None:
     """Waits (for ever when `seconds` is None), but never longer than `until` on the loop's clock."""
     if seconds == 0:
-        return
+        # Even the fastest model leaves others their turn.
+        return await asyncio.sleep(0)
     try:
         async with asyncio.timeout_at(until):
             await (asyncio.Event().wait() if seconds is None else asyncio.sleep(seconds))
@@ -100,8 +105,9 @@ def _error(status: int, retry_after_seconds: float | None) -> ModelAnswered:
 def _completion(request: Request, tokens: int | None) -> _Completion:
     asked = _asked(request.body)
     said = _said(asked, request.body)
-    text = said if tokens is None else " ".join(islice(cycle(said.split() or ["token"]), tokens))
-    told, answered = len(said.split()), len(text.split())
+    text = said if tokens is None else _words(said, tokens)
+    told = _count(said)
+    answered = told if tokens is None else _count(text)
     return _Completion(
         digest=hashlib.sha256(request.target.encode() + b"\0" + request.body).hexdigest()[:16],
         model=request.target,
@@ -110,6 +116,16 @@ def _completion(request: Request, tokens: int | None) -> _Completion:
         usage=Usage(prompt_tokens=told, completion_tokens=answered, total_tokens=told + answered),
         usage_wanted=bool(asked.stream_options and asked.stream_options.include_usage),
     )
+
+
+def _words(text: str, count: int) -> str:
+    words = [word[0] for word in islice(_WORD.finditer(text), count)]
+    return " ".join(islice(cycle(words or ["token"]), count))
+
+
+def _count(text: str) -> int:
+    """How many words; without a list of them, since a body may have ten million."""
+    return sum(1 for _ in _WORD.finditer(text))
 
 
 class _Part(msgspec.Struct):
@@ -170,8 +186,8 @@ class _Completion(msgspec.Struct, frozen=True, kw_only=True):
         """A role (in a chat), the words, the finish, the usage if it is wanted, and `[DONE]`."""
         if self.is_chat:
             yield self._event(_choice({"delta": {"role": "assistant", "content": ""}}))
-        for word in _PIECE.findall(self.text):
-            yield self._event(_choice({"delta": {"content": word}} if self.is_chat else {"text": word}))
+        for piece in _PIECE.finditer(self.text):
+            yield self._event(_choice({"delta": {"content": piece[0]}} if self.is_chat else {"text": piece[0]}))
         yield self._event(_choice({"delta": {}} if self.is_chat else {"text": ""}, finish="stop"))
         if self.usage_wanted:
             yield self._event(usage=self.usage)

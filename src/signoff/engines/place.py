@@ -13,7 +13,8 @@ import msgspec
 from signoff.core.retry import Backoff, wait_seconds
 from signoff.core.target import Model
 from signoff.engines.claim import Claim
-from signoff.engines.process import PORT_TRIES, Log, Process, is_taken, running
+from signoff.engines.log import Log
+from signoff.engines.process import PORT_TRIES, Process, is_taken, running
 from signoff.errors import ModelUnreachable
 
 State = Literal["stopped", "starting", "ready", "busy", "failed"]
@@ -22,9 +23,9 @@ Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 BACKOFF = Backoff(first_seconds=0.5, ceiling_seconds=30)
 HEALTHY_SECONDS = 60
 # How often a guest shows the owner that it uses the process.
-TOUCH_SECONDS = 2
+TOUCH_SECONDS = 1
 # A process whose definition changed stays this long for guests who may not know that yet.
-RETIRED_SECONDS = 5
+RETIRED_SECONDS = 3
 POLL_SECONDS = 0.05
 
 
@@ -80,12 +81,13 @@ class Place:
 
     def _begin(self) -> None:
         """A new life, in a task of its own: the caller who needs it first may leave before it is ready."""
+        rest_seconds = self._rest_until - self._monotonic()
+        if rest_seconds > self.model.start_seconds:
+            self._claim.release()
+            raise ModelUnreachable(f"The model {self.model.name} keeps failing; it rests for {rest_seconds:.1f} s.")
+        life = _Life(self.model.name)
         try:
-            rest_seconds = self._rest_until - self._monotonic()
-            if rest_seconds > self.model.start_seconds:
-                raise ModelUnreachable(f"The model {self.model.name} keeps failing; it rests for {rest_seconds:.0f} s.")
-            life = _Life(self.model.name)
-            task = self._spawn(self._live(life, rest_seconds))
+            task = self._spawn(self._try(life, rest_seconds))
         except ModelUnreachable:
             self._claim.release()
             raise
@@ -93,10 +95,18 @@ class Place:
         # Not in a `finally` of the task, which never runs when the task is cancelled before its first step.
         task.add_done_callback(lambda _: self._bury(life))
 
-    async def _live(self, life: _Life, rest_seconds: float) -> None:
+    async def _try(self, life: _Life, rest_seconds: float) -> None:
         await asyncio.sleep(rest_seconds)
+        try:
+            await self._live(life)
+        except (OSError, ValueError) as error:
+            life.complaint = f"cannot be started: {error}."
+
+    async def _live(self, life: _Life) -> None:
+        """From a start, on another port if somebody else was faster to take it, to the stop."""
         for _ in range(PORT_TRIES):
             async with running(self.model.command, self._log) as process:
+                life.process = process
                 life.complaint = await process.complaint(self.model.start_seconds)
                 if life.complaint is None:
                     await self._serve(life, process)
@@ -147,6 +157,13 @@ class Place:
             await asyncio.sleep(max(POLL_SECONDS, min(TOUCH_SECONDS, self.model.idle_seconds / 3)))
             self._claim.touch()
 
+    def doubt(self, visit: Visit) -> None:
+        """Nobody listened there. If that was our process, it has ended, or has to."""
+        life = self._life
+        if life is not None and life.process is not None and life.port == visit.port:
+            life.is_leaving = True
+            life.process.hang_up()
+
     def state(self) -> State:
         """How the model is; of another owner's process only what its visitors need to know."""
         life = self._life
@@ -175,17 +192,19 @@ class _Life:
         self.name = name
         self.settled = asyncio.Event()
         self.over = asyncio.Event()
+        self.process: Process | None = None
         self.port: int | None = None
         self.ready_at: float | None = None
         self.complaint: str | None = None
         self.is_leaving = False
 
     async def reach(self) -> int | None:
-        """Its port, or None when it has just ended. Raises ModelUnreachable when it did not get ready."""
+        """Its port; None when it ends just now. Raises ModelUnreachable when one waited in vain for it to get ready."""
+        came_late = self.settled.is_set()
         await self.settled.wait()
-        if self.port is None:
+        if self.port is None and not came_late:
             raise ModelUnreachable(f"The model {self.name} {self.complaint or 'was stopped as it started.'}")
-        if self.is_leaving:
+        if self.port is None or self.is_leaving or not (self.process and self.process.is_running()):
             await self.over.wait()
             return None
         return self.port

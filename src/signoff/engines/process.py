@@ -9,17 +9,15 @@ import socket
 import sys
 from asyncio.subprocess import PIPE, STDOUT
 from asyncio.subprocess import Process as Subprocess
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
+
+from signoff.engines.log import Log, Scribe
 
 HOST = "127.0.0.1"
 PORT_TRIES = 3
 STOP_SECONDS = 5
-MAX_LINES = 2000
-MAX_LINE_BYTES = 8192
-TAIL_LINES = 10
 _WARDEN = Path(__file__).with_name("warden.py")
 _POLL_SECONDS = 0.05
 _PROBE_SECONDS = 2
@@ -54,44 +52,6 @@ _INHERITED = frozenset(
 )
 
 
-class Log:
-    """The last lines that a model wrote, each with the microseconds since 1970 that `clock` told."""
-
-    def __init__(self, clock: Callable[[], int]) -> None:
-        self._clock = clock
-        self._lines = deque[tuple[int, str]](maxlen=MAX_LINES)
-        self._rest = b""
-
-    def feed(self, data: bytes) -> None:
-        """Take what came; a line that is too long goes on as the next one."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._add(line)
-        while len(self._rest) >= MAX_LINE_BYTES:
-            self._add(self._rest[:MAX_LINE_BYTES])
-            self._rest = self._rest[MAX_LINE_BYTES:]
-
-    def end(self) -> None:
-        """Take the last line as it is: no more will come from this process."""
-        if self._rest:
-            self._add(self._rest)
-        self._rest = b""
-
-    def _add(self, line: bytes) -> None:
-        at = self._clock()
-        for start in range(0, max(len(line), 1), MAX_LINE_BYTES):
-            piece = line[start : start + MAX_LINE_BYTES]
-            self._lines.append((at, piece.decode(errors="replace").rstrip("\r")))
-
-    def lines(self) -> list[tuple[int, str]]:
-        """All lines that are kept, oldest first."""
-        return list(self._lines)
-
-    def tail(self) -> str:
-        """The last lines as text."""
-        return "\n".join(text for _, text in list(self._lines)[-TAIL_LINES:])
-
-
 @asynccontextmanager
 async def running(command: Sequence[str], log: Log) -> AsyncGenerator[Process, None]:
     """A process that runs `command` with a port of its own; it and its group have ended when the block has.
@@ -101,22 +61,27 @@ async def running(command: Sequence[str], log: Log) -> AsyncGenerator[Process, N
     """
     port = _free_port()
     filled = [word.replace("{port}", str(port)).replace("{host}", HOST) for word in command]
-    warden = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-I", "-S", str(_WARDEN), *filled),
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=STDOUT,
-        env=_environment(port),
-        start_new_session=True,
-    )
-    process = Process(warden, port, log)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(process.follow())
+    output, transport, to_us = await _pipe()
+    with closing(transport):
         try:
-            yield process
+            warden = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-I", "-S", str(_WARDEN), *filled),
+                stdin=PIPE,
+                stdout=to_us,
+                stderr=STDOUT,
+                env=_environment(port),
+                start_new_session=True,
+            )
         finally:
-            await process.stop()
+            os.close(to_us)
+        process = Process(warden, port, output, log)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(process.follow())
+            try:
+                yield process
+            finally:
+                await process.stop()
 
 
 def _free_port() -> int:
@@ -126,44 +91,55 @@ def _free_port() -> int:
 
 
 def _environment(port: int) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith("LC_")}
+    ours = os.environ  # noqa: TID251 - no setting of ours: what the machine tells every program
+    inherited = {name: value for name, value in ours.items() if name in _INHERITED or name.startswith("LC_")}
     return inherited | {"PORT": str(port), "SIGNOFF_MODEL_PORT": str(port)}
 
 
-class Process:
-    """One running model; `ended` is set once it has ended, its log complete."""
+async def _pipe() -> tuple[asyncio.StreamReader, asyncio.ReadTransport, int]:
+    """Where we read, and where the model writes. Left to itself, uvloop takes a socket, which is no /dev/stderr."""
+    from_model, to_us = os.pipe()
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(from_model, "rb", buffering=0)
+    )
+    return reader, transport, to_us
 
-    def __init__(self, warden: Subprocess, port: int, log: Log) -> None:
+
+class Process:
+    """One running model; `ended` is set once it has ended and its log is complete."""
+
+    def __init__(self, warden: Subprocess, port: int, output: asyncio.StreamReader, log: Log) -> None:
         self.port = port
         self.ended = asyncio.Event()
         self._warden = warden
-        self._group: int | None = None
+        self._output = output
         self._log = log
+        self._group: int | None = None
 
     async def follow(self) -> None:
         """Keep its log, and notice its end."""
         async with asyncio.TaskGroup() as group:
-            reading = group.create_task(self._read())
+            reading = group.create_task(self._read(Scribe(self._log)))
             status = await self._warden.wait()
             if status < 0:
                 self._kill()  # the warden itself was killed, and could end nothing
             # Its last words are in the pipe; but a descendant that left the group may hold that open for ever.
             await asyncio.wait({reading}, timeout=_DRAIN_SECONDS)
             reading.cancel()
-        self._log.end()
         self.ended.set()
 
-    async def _read(self) -> None:
-        stdout = self._warden.stdout
-        if stdout is None:
-            return
-        first = await stdout.readline()
-        if first.strip().isdigit():
-            self._group = int(first)
-        else:
-            self._log.feed(first)  # the warden could not do its work, and says why
-        while data := await stdout.read(65536):
-            self._log.feed(data)
+    async def _read(self, scribe: Scribe) -> None:
+        try:
+            first = await self._output.readline()
+            if first.strip().isdigit():
+                self._group = int(first)
+            else:
+                scribe.feed(first)  # the warden could not do its work, and says why
+            while data := await self._output.read(65536):
+                scribe.feed(data)
+        finally:
+            scribe.end()
 
     async def complaint(self, start_seconds: float) -> str | None:
         """Wait until it answers; else tell why it does not, with the last lines of its log."""
@@ -184,14 +160,28 @@ class Process:
             return await _get(self.port, "/v1/models") is not None
         return status == 200
 
+    def is_running(self) -> bool:
+        """Whether the model itself still runs: its end is known to the kernel before `ended` is set."""
+        if self._group is None or self.ended.is_set():
+            return False
+        try:
+            os.kill(self._group, 0)
+        except OSError as error:
+            return isinstance(error, PermissionError)
+        return True
+
     def _with_tail(self, why: str) -> str:
         tail = self._log.tail()
         return f"{why}. Its last lines:\n{tail}" if tail else f"{why}, and wrote nothing."
 
-    async def stop(self) -> None:
-        """End it and its group; takes at most STOP_SECONDS."""
+    def hang_up(self) -> None:
+        """Let it end soon."""
         if self._warden.stdin is not None:
             self._warden.stdin.close()  # which is the warden's cue
+
+    async def stop(self) -> None:
+        """End it and its group; takes at most STOP_SECONDS."""
+        self.hang_up()
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self.ended.wait()

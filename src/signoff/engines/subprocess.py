@@ -1,8 +1,9 @@
-"""Models that are processes: one of each a host, started on first use, stopped when idle, started anew after a crash."""
+"""Models that are processes: one of each a host, started on first use and after a crash, stopped when idle."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -12,9 +13,10 @@ from pathlib import Path
 from signoff.core.answer import Chunk
 from signoff.core.target import Model
 from signoff.engine import Request
+from signoff.engines.log import Log
 from signoff.engines.openai import ask
 from signoff.engines.place import Place, State
-from signoff.engines.process import HOST, STOP_SECONDS, Log
+from signoff.engines.process import HOST, STOP_SECONDS
 from signoff.engines.upstream import Upstream
 from signoff.errors import BadRequest, ModelUnreachable
 
@@ -59,17 +61,18 @@ class SubprocessEngine:
         place = self._place(model)
         for may_ask_again in (True, False):
             async with place.visit() as visit:
-                begun = False
                 try:
                     async with aclosing(ask(self._upstream, f"http://{HOST}:{visit.port}", model, request)) as chunks:
                         async for chunk in chunks:
-                            begun = True
                             yield chunk
-                    return
-                except ModelUnreachable:
-                    # Its owner is lost, or has just stopped it. The next owner may be we.
-                    if begun or visit.is_owner or not may_ask_again:
+                except ModelUnreachable as error:
+                    if not _was_refused(error):
                         raise
+                    place.doubt(visit)
+                    if visit.is_owner or not may_ask_again:
+                        raise
+                else:
+                    return
 
     def _place(self, model: Model) -> Place:
         place = self._places.get(model.name)
@@ -93,6 +96,11 @@ class SubprocessEngine:
     async def close(self) -> None:
         """Stop the models that this engine owns; whoever waits for them gets ModelUnreachable."""
         await self._tasks.close()
+
+
+def _was_refused(error: ModelUnreachable) -> bool:
+    """Whether nobody listened: the process, or its owner, is lost or has just stopped."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ECONNREFUSED
 
 
 class _Tasks:

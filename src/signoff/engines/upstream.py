@@ -83,9 +83,9 @@ class Upstream:
                     last = _is_last(sse.data_of(event))
                     yield Chunk(event, event=True)
                     if last:
-                        await _finish(response)
+                        await _finish(call, response)
                         return
-            if sse.data_of(splitter.rest) != b"[DONE]":
+            if not sse.data_of(splitter.rest).startswith(b"[DONE]"):
                 raise ModelCut
             # Some servers forget the blank line after it.
             yield Chunk(sse.DONE, event=True)
@@ -119,21 +119,24 @@ class Upstream:
     async def _send(self, call: _Call, url: str, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         if self._session is None:
             raise RuntimeError("Upstream.start() was not awaited")
-        _CALL.set(call)
-        return await self._session.post(
-            url,
-            # A large body is written in pieces.
-            data=body if len(body) < 2**20 else io.BytesIO(body),
-            headers=headers,
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, connect=call.timeouts.connect_seconds),
-        )
+        token = _CALL.set(call)
+        try:
+            return await self._session.post(
+                url,
+                # A large body is written in pieces.
+                data=body if len(body) < 2**20 else io.BytesIO(body),
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=None, connect=call.timeouts.connect_seconds),
+            )
+        finally:
+            _CALL.reset(token)
 
     async def _refusal(self, call: _Call, response: aiohttp.ClientResponse) -> ModelAnswered | ModelGarbled:
         if response.status < 400:
             return ModelGarbled(f"The model redirects (status {response.status}), which is not followed.")
         body = b""
-        with suppress(TimeoutError, aiohttp.ClientError, OSError):
+        with suppress(aiohttp.ClientError, OSError):
             while len(body) < MAX_ERROR_BYTES and (data := await call.read(response)):
                 body += data
         body = body[:MAX_ERROR_BYTES]
@@ -166,10 +169,11 @@ class _Call:
         now = self._loop.time()
         self._first = now + timeouts.first_byte_seconds
         self._end = now + timeouts.total_seconds
+        self._due = min(self._first, self._end)
 
     def first(self) -> asyncio.Timeout:
         """The limit until the headers are here."""
-        return asyncio.timeout_at(min(self._first, self._end))
+        return asyncio.timeout_at(self._due)
 
     def accepts(self, connection: Connection) -> bool:
         """Takes a connection, unless it served others and this call wants a new one."""
@@ -183,29 +187,32 @@ class _Call:
 
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
         """The next bytes of the body, empty at its end. The first ones have as long as the headers had."""
+        if response.content.is_eof():  # nothing to wait for
+            return await response.content.readany()
         now = self._loop.time()
+        self._due = min(max(self._first, now + self.timeouts.between_chunks_seconds), self._end)
         # Bytes that wait in a buffer would never let the timeout act.
         if now >= self._end:
             raise TimeoutError
-        async with asyncio.timeout_at(min(max(self._first, now + self.timeouts.between_chunks_seconds), self._end)):
+        async with asyncio.timeout_at(self._due):
             try:
                 data = await response.content.readany()
             except RuntimeError as error:
-                # So aiohttp says that it has lost the connection already.
-                raise ModelCut from error
+                # This is how aiohttp says that the connection is already lost.
+                raise ConnectionResetError from error
         self._first = 0
         return data
 
     def too_slow(self) -> ModelTimedOut:
-        """The error that tells which limit has passed."""
-        if self._loop.time() >= self._end:
+        """The error that tells which limit has passed. (The clock may not: timers can be a little early.)"""
+        if self._due == self._end:
             return ModelTimedOut(f"The model took more than {self.timeouts.total_seconds:g} s.")
         if self._first:
             return ModelTimedOut(f"The model did not begin within {self.timeouts.first_byte_seconds:g} s.")
         return ModelTimedOut(f"The model sent nothing for {self.timeouts.between_chunks_seconds:g} s.")
 
     def hang_up(self) -> None:
-        """Close the connection, unless the response was read to its end and gave it back.
+        """Closes the connection, unless the response was read to its end and gave it back.
 
         aiohttp alone would first write out what it holds, which never ends when the model does not read.
         """
@@ -222,7 +229,10 @@ class _Connector(aiohttp.TCPConnector):
     """Shows each call the connection that it gets."""
 
     async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
     ) -> Connection:
         while not _CALL.get().accepts(connection := await super().connect(req, traces, timeout)):
             connection.close()
@@ -265,7 +275,7 @@ _LAST = {b'"response.completed"', b'"response.incomplete"', b'"response.failed"'
 
 def _is_last(data: bytes) -> bool:
     """Whether an event ends its stream. Raises ModelAnswered when it is an error, ModelGarbled when it is no object."""
-    if not data or data == b"[DONE]":
+    if not data or data.startswith(b"[DONE]"):
         return bool(data)
     try:
         data.decode()
@@ -279,10 +289,10 @@ def _is_last(data: bytes) -> bool:
     return kind in _LAST
 
 
-async def _finish(response: aiohttp.ClientResponse) -> None:
-    with suppress(TimeoutError, aiohttp.ClientError, OSError):
+async def _finish(call: _Call, response: aiohttp.ClientResponse) -> None:
+    with suppress(aiohttp.ClientError, OSError):
         async with asyncio.timeout(LINGER_SECONDS):
-            while await response.content.readany():
+            while await call.read(response):
                 pass
 
 

@@ -5,6 +5,7 @@ the owner's end, however that came. Its stdout and stderr are the model's, after
 is also its group's. There is one beside every model, so it imports next to nothing.
 """
 
+import ctypes
 import os
 import select
 import signal
@@ -12,22 +13,30 @@ import sys
 import time
 
 GRACE_SECONDS = 3
+KILL_SECONDS = 1
 POLL_SECONDS = 0.02
 CANNOT_RUN = 127
 KILLED = 128
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 def main(command: list[str]) -> int:
     """Run `command` until it ends or has to; return its exit status, or 128 + N where signal N ended it."""
+    os.closerange(STDERR + 1, os.sysconf("SC_OPEN_MAX"))  # what the owner may have handed down by mistake
     bell = _bell()
+    _adopt_orphans()
     model = _start(command)
     status = _watch(model, bell)
     if status is None:
-        status = _end(model)
+        _tell_group(model, signal.SIGTERM)
+        status = _wait(model, None, GRACE_SECONDS)
     _tell_group(model, signal.SIGKILL)  # what a model leaves behind ends with it
-    return status if status >= 0 else KILLED - status
+    status = _wait(model, status, KILL_SECONDS)
+    if status is None or status < 0:
+        return KILLED - (status or -signal.SIGKILL)
+    return status
 
 
 def _bell() -> int:
@@ -46,12 +55,18 @@ def _ring(_number: int, _frame: object) -> None:
     """Do nothing: a signal with a handler rings the bell."""
 
 
+def _adopt_orphans() -> None:
+    """Become the parent of the model's orphans, since not every container has a first process that reaps them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
 def _start(command: list[str]) -> int:
     warden = os.getpid()
     model = os.fork()
     if model == 0:
         _become(command, warden)
-    try:
+    try:  # noqa: SIM105 - contextlib would be half a megabyte
         os.setpgid(model, model)  # both sides do it: the group is there for whoever needs it first
     except OSError:
         pass
@@ -67,7 +82,7 @@ def _become(command: list[str], warden: int) -> None:
         _die_with(warden)
         os.dup2(os.open(os.devnull, os.O_RDONLY), STDIN)
         os.write(STDOUT, b"%d\n" % os.getpid())
-        os.execvp(command[0], command)  # every other descriptor of ours closes here
+        os.execvp(command[0], command)  # noqa: S606 - no shell; every other descriptor of ours closes here
     except (OSError, ValueError) as error:
         os.write(STDERR, f"cannot run {command[0]}: {error}\n".encode())
     finally:
@@ -76,11 +91,8 @@ def _become(command: list[str], warden: int) -> None:
 
 def _die_with(warden: int) -> None:
     """Ask Linux to kill this process when its warden dies first, by a signal that nobody can handle."""
-    if sys.platform != "linux":
-        return
-    import ctypes  # here, in the child, its memory goes with the exec
-
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != warden:
         os._exit(KILLED + signal.SIGKILL)
 
@@ -90,12 +102,24 @@ def _watch(model: int, bell: int) -> int | None:
     events = select.poll()
     events.register(STDIN, select.POLLIN)
     events.register(bell, select.POLLIN)
-    while (status := _status(model)) is None:
+    while (status := _reap(model)) is None:
         ready = {descriptor for descriptor, _ in events.poll()}
         if STDIN in ready and _is_at_end(STDIN):
             return None
         if bell in ready and signal.SIGTERM in os.read(bell, 512):
             return None
+    return status
+
+
+def _reap(model: int) -> int | None:
+    """Take note of all children that have ended; return the model's status when it is one of them."""
+    status = None
+    try:
+        while (child := os.waitpid(-1, os.WNOHANG))[0]:
+            if child[0] == model:
+                status = os.waitstatus_to_exitcode(child[1])
+    except ChildProcessError:
+        pass
     return status
 
 
@@ -106,21 +130,16 @@ def _is_at_end(descriptor: int) -> bool:
         return True
 
 
-def _end(model: int) -> int:
-    """Ask the whole group to end, give it a grace, then kill it; return the model's status."""
-    _tell_group(model, signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_SECONDS
-    status = _status(model)
-    while (status is None or _tell_group(model, 0)) and time.monotonic() < deadline:
+def _wait(model: int, status: int | None, seconds: float) -> int | None:
+    """Wait until the whole group has ended, `seconds` at most; return the model's status, once it has one."""
+    deadline = time.monotonic() + seconds
+    while status is None or _tell_group(model, 0):
+        ended = _reap(model)
+        status = ended if status is None else status
+        if time.monotonic() >= deadline:
+            break
         time.sleep(POLL_SECONDS)
-        status = _status(model) if status is None else status
-    _tell_group(model, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(model, 0)[1]) if status is None else status
-
-
-def _status(model: int) -> int | None:
-    pid, status = os.waitpid(model, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if pid else None
+    return status
 
 
 def _tell_group(group: int, number: int) -> bool:

@@ -36,8 +36,10 @@ class SqlCatalog:
         """See `store.Catalog`."""
 
         def drop(tx: Tx) -> bool:
-            bump(tx, "models")
-            return tx.conn.execute(sa.delete(models).where(models.c.name == name)).rowcount == 1
+            dropped = tx.conn.execute(sa.delete(models).where(models.c.name == name)).rowcount == 1
+            if dropped:
+                bump(tx, "models")
+            return dropped
 
         return await self._database.write(drop)
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from signoff.store import Listener
 from signoff.stores.clock import now_us
-from signoff.stores.writer import Rows, Tx
+from signoff.stores.writer import Tx
 
 T = TypeVar("T")
 Read = Callable[[Connection, Callable[[], int]], T]
@@ -19,6 +19,7 @@ Read = Callable[[Connection, Callable[[], int]], T]
 WAITING_LIMIT = 10_000
 GROUP_LIMIT = 500
 WRITE_TIMEOUT_SECONDS = 30.0
+_NOW = sa.select(now_us())
 
 
 class Database(Protocol):
@@ -31,11 +32,11 @@ class Database(Protocol):
         """The result of `function(connection, now)`; `now()` is the database's time in microseconds."""
         ...
 
-    async def write(self, operation: Callable[[Tx], T] | Rows[T]) -> T:
-        """The result of `operation`, committed together with whatever else was waiting."""
+    async def write(self, operation: Callable[[Tx], T]) -> T:
+        """The result of `operation`, committed together with whatever else was waiting. Raises Overloaded."""
         ...
 
-    async def enqueue(self, operation: Callable[[Tx], T] | Rows[T]) -> asyncio.Future[T]:
+    async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
         """A future of that result."""
         ...
 
@@ -45,4 +46,4 @@ class Database(Protocol):
 
 def clock_of(conn: Connection) -> Callable[[], int]:
     """The database's time, asked for when it is needed."""
-    return lambda: conn.execute(sa.select(now_us())).scalar_one()
+    return lambda: conn.execute(_NOW).scalar_one()

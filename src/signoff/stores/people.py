@@ -87,8 +87,10 @@ class SqlPeople:
         """See `store.People`."""
 
         def end(tx: Tx) -> bool:
-            bump(tx, "people")
             update = sa.update(tokens).where(tokens.c.digest == digest, tokens.c.active).values(active=False)
-            return tx.conn.execute(update).rowcount == 1
+            ended = tx.conn.execute(update).rowcount == 1
+            if ended:
+                bump(tx, "people")
+            return ended
 
         return await self._database.write(end)

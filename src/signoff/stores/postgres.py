@@ -1,148 +1,174 @@
-"""PostgreSQL through asyncpg: pooled reads, grouped writes, and news by NOTIFY."""
+"""PostgreSQL through asyncpg: pooled reads, grouped writes, and news by NOTIFY.
+
+A connection may be lost at any time. Reads, and writes that were not told to commit yet, are simply done again. When
+the answer to a COMMIT is lost, nobody here knows whether it was obeyed, and a move that is made twice would be refused
+although it was made; so the server is asked what became of that transaction, and only an aborted one is run again.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
-import asyncpg
 import sqlalchemy as sa
 import structlog
 from sqlalchemy import URL, Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from signoff.store import Listener, Topic
+from signoff.errors import Overloaded
+from signoff.store import Listener
+from signoff.stores.clock import now_us
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Read, clock_of
 from signoff.stores.migrations import check_schema, migrate_schema
-from signoff.stores.writer import Rows, Tx, Writer
+from signoff.stores.news import News
+from signoff.stores.notify import Notify, connect
+from signoff.stores.writer import Tx, Writer
 
 T = TypeVar("T")
 log = structlog.get_logger()
-connect = cast("Any", asyncpg).connect  # it has no types of its own
 
-CHANNEL = "signoff"
-NOTIFY_BYTES = 7900  # PostgreSQL takes payloads under 8000 bytes
-RECONNECT_SECONDS = 1.0
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
+AGAIN_SECONDS = 0.1
 MIGRATION_LOCK = 0x5169_6E6F
+# The connection is lost, the transaction was a deadlock's victim, there are too many connections, the server stops
+# or starts: https://www.postgresql.org/docs/current/errcodes-appendix.html
+PASSING = ("08", "40", "53300", "57P0")
+_BEGIN = sa.select(now_us(), sa.cast(sa.func.pg_current_xact_id(), sa.Text))
+_FATE = sa.text("SELECT pg_xact_status(CAST(CAST(:xid AS TEXT) AS xid8))")
 
 
 class Postgres:
-    """A database on a server, named by a `postgresql://` address."""
+    """A database on a server, named by a `postgresql://` address. The writer has a connection to itself."""
 
     def __init__(self, url: URL, *, pool_size: int = 10) -> None:
-        self._url = url.set(drivername="postgresql+asyncpg")
         self._dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        self._engine: AsyncEngine = create_async_engine(
-            self._url, pool_size=pool_size, max_overflow=0, pool_pre_ping=False, pool_timeout=WRITE_TIMEOUT_SECONDS
-        )
+        self._reading = _engine(self._dsn, pool_size, isolation_level="AUTOCOMMIT")
+        self._writing = _engine(self._dsn, 1)
         self._writer = Writer(
             self._run_group,
             waiting_limit=WAITING_LIMIT,
             group_limit=GROUP_LIMIT,
             timeout_seconds=WRITE_TIMEOUT_SECONDS,
         )
-        self._listeners: list[Listener] = []
-        self._tasks: list[asyncio.Task[None]] = []
-        self._unsent: dict[tuple[Topic, str], None] = {}
-        self._something_unsent = asyncio.Event()
+        self._news = News()
+        self._notify = Notify(self._dsn, self._news)
+        self._closing = False
 
     async def start(self) -> None:
-        """Connects. Raises SchemaOutdated if it must be migrated first."""
-        async with self._engine.connect() as conn:
-            await conn.run_sync(check_schema)
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._writer.run()), loop.create_task(self._exchange_news())]
+        """Connects. Raises SchemaOutdated if it must be migrated first, Overloaded when nobody answers."""
+        await self.read(lambda conn, _: check_schema(conn))
+        self._writer.start()
+        self._notify.start()
 
     async def migrate(self) -> None:
         """Brings the schema up to date; one process at a time."""
-        async with self._engine.begin() as conn:
-            await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
-            await conn.run_sync(migrate_schema)
+        engine = _engine(self._dsn, 1, command_timeout=None)
+        try:
+            async with engine.begin() as conn:
+                await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+                await conn.run_sync(migrate_schema)
+        finally:
+            await engine.dispose()
 
     async def read(self, function: Read[T]) -> T:
         """See `database.Database`."""
-        async with self._engine.connect() as conn:
-            return await conn.run_sync(lambda sync: function(sync, clock_of(sync)))
+        return await self._while_it_passes(lambda: self._read(function), READ_SECONDS)
 
-    async def write(self, operation: Callable[[Tx], T] | Rows[T]) -> T:
+    async def write(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`."""
         return await self._writer.write(operation)
 
-    async def enqueue(self, operation: Callable[[Tx], T] | Rows[T]) -> asyncio.Future[T]:
+    async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
         """See `database.Database`."""
         return await self._writer.enqueue(operation)
 
     def listen(self, listener: Listener) -> None:
         """See `store.Store`."""
-        self._listeners.append(listener)
+        self._news.listen(listener)
 
     async def close(self) -> None:
-        """Flushes what waits, and disconnects."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks) if self._tasks else None
-        await self._engine.dispose()
+        """Flushes what waits, tells of it, and disconnects."""
+        self._closing = True
+        await self._writer.close()
+        await self._notify.close()
+        await self._reading.dispose()
+        await self._writing.dispose()
 
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
-        news: list[tuple[Topic, str]] = []
+        return await self._while_it_passes(lambda: self._commit(group), WRITE_TIMEOUT_SECONDS)
 
-        def run(conn: Connection) -> list[Any]:
-            tx = Tx(conn, clock_of(conn)(), news)
-            return group(tx)
-
-        async with self._engine.begin() as conn:
-            results = await conn.run_sync(run)
-        for item in news:
-            self._tell(*item)
-        self._unsent |= dict.fromkeys(news)
-        self._something_unsent.set()
-        return results
-
-    async def _exchange_news(self) -> None:
-        """Sends and hears news on a connection of its own, for ever."""
+    async def _while_it_passes(self, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+        """Tries again, up to `seconds`, while the trouble is one that passes; then raises Overloaded."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
         while True:
             try:
-                conn: Any = await connect(self._dsn, timeout=WRITE_TIMEOUT_SECONDS)
-                try:
-                    await conn.add_listener(CHANNEL, self._heard)
-                    self._tell("any", "")  # whatever was said while nobody listened
-                    await self._send_news(conn)
-                finally:
-                    with contextlib.suppress(Exception):
-                        await conn.close(timeout=1)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
-                log.warning("no news from PostgreSQL; connecting again", error=repr(error))
-                await asyncio.sleep(RECONNECT_SECONDS)
+                return await attempt()
+            except Exception as error:
+                if not _passes(error):
+                    raise
+                log.warning("PostgreSQL does not answer", error=repr(error))
+                if clock() - began > (CLOSE_SECONDS if self._closing else seconds):
+                    raise Overloaded("The database does not answer.") from error
+            await asyncio.sleep(AGAIN_SECONDS)
 
-    async def _send_news(self, conn: Any) -> None:
-        while True:
-            await self._something_unsent.wait()
-            self._something_unsent.clear()
-            unsent, self._unsent = self._unsent, {}
-            for payload in _payloads(unsent):
-                await conn.execute("SELECT pg_notify($1, $2)", CHANNEL, payload, timeout=WRITE_TIMEOUT_SECONDS)
+    async def _read(self, function: Read[T]) -> T:
+        async with self._reading.connect() as conn:
+            return await conn.run_sync(lambda sync: function(sync, clock_of(sync)))
 
-    def _heard(self, _conn: Any, pid: int, _channel: str, payload: str) -> None:
-        for line in payload.splitlines():
-            topic, _, name = line.partition(" ")
-            if topic in {"job", "due", "models", "people"}:
-                self._tell(topic, name)  # pyright: ignore[reportArgumentType]
+    async def _commit(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
+        async with self._writing.connect() as conn:
+            tx, xid = await conn.run_sync(_begun)
+            results = await conn.run_sync(lambda _: group(tx))
+            try:
+                await conn.commit()
+            except Exception as error:
+                if not _passes(error) or not await self._was_committed(xid):
+                    raise
+        for topic, name in dict.fromkeys(tx.news):
+            self._news.tell(topic, name)
+        self._notify.say(tx.news)
+        return results
 
-    def _tell(self, topic: Topic, name: str) -> None:
-        for listener in self._listeners:
-            listener(topic, name)
+    async def _was_committed(self, xid: str) -> bool:
+        """What became of a transaction whose COMMIT got no answer. Raises Overloaded when that cannot be found out."""
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
+                while True:
+                    fate = await self.read(lambda conn, _: conn.execute(_FATE, {"xid": xid}).scalar_one())
+                    if fate in {"committed", "aborted"}:
+                        return fate == "committed"
+                    await asyncio.sleep(AGAIN_SECONDS)
+        except Exception as error:
+            raise Overloaded("The database was lost while it wrote; nobody knows whether it did.") from error
 
 
-def _payloads(news: dict[tuple[Topic, str], None]) -> list[str]:
-    """The news as few payloads, none over PostgreSQL's limit."""
-    payloads, size = [list[str]()], 0
-    for topic, name in news:
-        line = f"{topic} {name}"
-        if size + len(line) >= NOTIFY_BYTES:
-            payloads.append([])
-            size = 0
-        payloads[-1].append(line)
-        size += len(line) + 1
-    return ["\n".join(lines) for lines in payloads if lines]
+def _begun(conn: Connection) -> tuple[Tx, str]:
+    """A transaction, and the name under which the server remembers what became of it."""
+    now, xid = conn.execute(_BEGIN).one()
+    return Tx(conn, now), xid
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same may work on another connection, or a little later."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or str(getattr(error.orig, "sqlstate", "")).startswith(PASSING)
+    return isinstance(error, (OSError, PoolTimeout))
+
+
+def _engine(
+    dsn: str, pool_size: int, *, command_timeout: float | None = WRITE_TIMEOUT_SECONDS, **options: Any
+) -> AsyncEngine:
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect(dsn, timeout=CONNECT_SECONDS, command_timeout=command_timeout),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=CONNECT_SECONDS,
+        **options,
+    )

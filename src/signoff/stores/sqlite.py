@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,19 +18,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import OperationalError
 
+from signoff.errors import Overloaded
 from signoff.store import Listener, Topic
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Read, clock_of
 from signoff.stores.migrations import check_schema, migrate_schema
-from signoff.stores.writer import Rows, Tx, Writer
+from signoff.stores.news import News
+from signoff.stores.writer import Tx, Writer
 
 T = TypeVar("T")
+log = structlog.get_logger()
 
 READERS = 4
 NEWS_POLL_SECONDS = 0.05
-CHECKPOINT_SECONDS = 1.0
+LOCK_POLL_SECONDS = 0.001
+CHECKPOINT_BYTES = 16 * 1024 * 1024
 TRUNCATE_BYTES = 64 * 1024 * 1024
+TRUNCATE_WAIT_MS = 200
 
 
 class Sqlite:
@@ -42,28 +50,28 @@ class Sqlite:
         self._writer_thread = ThreadPoolExecutor(1, "sqlite-writer")
         self._reader_threads = ThreadPoolExecutor(READERS, "sqlite-reader")
         self._writing = _engine(path, begin="BEGIN IMMEDIATE", pool_size=1)
-        self._reading = _engine(path, begin="BEGIN", pool_size=READERS + 1)
+        self._reading = _engine(path, begin="BEGIN", pool_size=READERS)
         self._writer = Writer(
             self._run_group,
             waiting_limit=WAITING_LIMIT,
             group_limit=GROUP_LIMIT,
             timeout_seconds=WRITE_TIMEOUT_SECONDS,
         )
-        self._listeners: list[Listener] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._news = News()
+        self._watching: asyncio.Task[None] | None = None
         self._lock_file: int | None = None
-        self._checkpointed_at = time.monotonic()
+        self._closed = False
 
     async def start(self) -> None:
         """Opens the file. Raises SchemaOutdated if it must be migrated first."""
-        await self._in_writer_thread(lambda: _checked(self._writing))
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._writer.run()), loop.create_task(self._watch())]
+        await self._in_writer_thread(lambda: self._prepare(check_schema))
+        self._writer.start()
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def migrate(self) -> None:
         """Brings the schema up to date; makes the file if there is none."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        await self._in_writer_thread(self._migrate)
+        await self._in_writer_thread(lambda: self._prepare(migrate_schema))
 
     async def read(self, function: Read[T]) -> T:
         """See `database.Database`."""
@@ -74,31 +82,34 @@ class Sqlite:
 
         return await asyncio.get_running_loop().run_in_executor(self._reader_threads, run)
 
-    async def write(self, operation: Callable[[Tx], T] | Rows[T]) -> T:
+    async def write(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`."""
         return await self._writer.write(operation)
 
-    async def enqueue(self, operation: Callable[[Tx], T] | Rows[T]) -> asyncio.Future[T]:
+    async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
         """See `database.Database`."""
         return await self._writer.enqueue(operation)
 
     def listen(self, listener: Listener) -> None:
         """See `store.Store`."""
-        self._listeners.append(listener)
+        self._news.listen(listener)
 
     async def close(self) -> None:
-        """Flushes what waits, checkpoints, and lets the file go."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks) if self._tasks else None
-        self._reader_threads.shutdown(wait=True)
+        """Flushes what waits, and lets the file go; the last one to do so leaves no log behind."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._writer.close()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
         await self._in_writer_thread(self._close)
-        self._writer_thread.shutdown(wait=True)
+        self._writer_thread.shutdown()
 
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
         results, news = await self._in_writer_thread(lambda: self._commit(group))
-        for topic, name in news:
-            self._tell(topic, name)
+        for topic, name in dict.fromkeys(news):
+            self._news.tell(topic, name)
         return results
 
     async def _in_writer_thread(self, function: Callable[[], T]) -> T:
@@ -108,36 +119,51 @@ class Sqlite:
         """Says `any` when another process has written: on the writing connection, `data_version` counts those alone."""
         seen = -1
         while True:
-            version = await self._in_writer_thread(lambda: self._pragma("data_version"))
+            try:
+                version = await self._in_writer_thread(lambda: self._pragma("data_version"))
+            except sqlite3.Error as error:
+                log.warning("could not look whether another process has written", error=str(error))
+                version = seen
             if version != seen >= 0:
-                self._tell("any", "")
+                self._news.tell("any", "")
             seen = version
             await asyncio.sleep(NEWS_POLL_SECONDS)
 
-    def _tell(self, topic: Topic, name: str) -> None:
-        for listener in self._listeners:
-            listener(topic, name)
-
     # What follows runs in the writer thread.
+
+    def _prepare(self, step: Callable[[Connection], None]) -> None:
+        with self._locked():
+            self._pragma("journal_mode=WAL")
+            with self._writing.begin() as conn:
+                step(conn)
 
     def _commit(self, group: Callable[[Tx], list[Any]]) -> tuple[list[Any], list[tuple[Topic, str]]]:
         with self._locked():
-            with self._writing.begin() as conn:
-                tx = Tx(conn, clock_of(conn)(), [])
-                results = group(tx)
-            if time.monotonic() - self._checkpointed_at > CHECKPOINT_SECONDS:
-                self._checkpoint("PASSIVE")
+            try:
+                with self._writing.begin() as conn:
+                    tx = Tx(conn, clock_of(conn)())
+                    results = group(tx)
+            except OperationalError as error:  # the file cannot be written: locked from outside, full, gone
+                log.warning("SQLite cannot write", error=str(error.orig))
+                raise Overloaded("The database cannot write now.") from error
+            self._checkpoint()
         return results, tx.news
 
-    def _checkpoint(self, mode: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            if self._wal_path.stat().st_size > TRUNCATE_BYTES:
-                mode = "TRUNCATE"
-        self._pragma(f"wal_checkpoint({mode})")
-        self._checkpointed_at = time.monotonic()
+    def _checkpoint(self) -> None:
+        """Keeps the log short. A reader who is in the way makes it longer, not anybody's write an error."""
+        try:
+            size_bytes = self._wal_path.stat().st_size
+            if size_bytes > TRUNCATE_BYTES:
+                self._pragma(f"busy_timeout={TRUNCATE_WAIT_MS}")
+                self._pragma("wal_checkpoint(TRUNCATE)")
+                self._pragma(f"busy_timeout={WRITE_TIMEOUT_SECONDS * 1000:.0f}")
+            elif size_bytes > CHECKPOINT_BYTES:
+                self._pragma("wal_checkpoint(PASSIVE)")
+        except (OSError, sqlite3.Error) as error:
+            log.warning("could not checkpoint", error=str(error))
 
     def _pragma(self, pragma: str) -> int:
-        """The first number that the writing connection answers, outside of any transaction."""
+        """The first thing that the writing connection answers, outside of any transaction."""
         connection = self._writing.raw_connection()
         try:
             row = connection.cursor().execute(f"PRAGMA {pragma}").fetchone()
@@ -145,30 +171,38 @@ class Sqlite:
             connection.close()
         return row[0] if row else 0
 
-    def _migrate(self) -> None:
-        with self._locked():
-            self._pragma("journal_mode=WAL")
-            with self._writing.begin() as conn:
-                migrate_schema(conn)
-
     def _close(self) -> None:
+        self._reader_threads.shutdown()
+        if self._lock_file is None:
+            return
         with self._locked():
-            if self._wal_path.exists():
-                self._checkpoint("TRUNCATE")
             self._reading.dispose()
             self._writing.dispose()
-        if self._lock_file is not None:
-            os.close(self._lock_file)
+        os.close(self._lock_file)
 
     @contextlib.contextmanager
     def _locked(self) -> Generator[None]:
         if self._lock_file is None:
             self._lock_file = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+        _wait_for_lock(self._lock_file)
         try:
             yield
         finally:
             fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+
+
+def _wait_for_lock(file: int) -> None:
+    """Raises Overloaded when another process keeps it for too long: it may have been stopped."""
+    deadline = time.monotonic() + WRITE_TIMEOUT_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise Overloaded("Another process has been writing to the database for too long.") from None
+            time.sleep(LOCK_POLL_SECONDS)
+        else:
+            return
 
 
 def _engine(path: Path, *, begin: str, pool_size: int) -> Engine:
@@ -179,11 +213,18 @@ def _engine(path: Path, *, begin: str, pool_size: int) -> Engine:
         max_overflow=0,
         connect_args={"check_same_thread": False, "timeout": WRITE_TIMEOUT_SECONDS},
     )
+    pragmas = (
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "wal_autocheckpoint=0",
+        "journal_size_limit=0",
+        "cache_size=-16000",
+    )
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver's own, late BEGIN would let two transactions deadlock
-        for pragma in ("synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=0", "cache_size=-16000"):
+        for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -191,8 +232,3 @@ def _engine(path: Path, *, begin: str, pool_size: int) -> Engine:
         conn.exec_driver_sql(begin)
 
     return engine
-
-
-def _checked(engine: Engine) -> None:
-    with engine.connect() as conn:
-        check_schema(conn)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Generic, TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
-from sqlalchemy import Connection, Table, insert
+from sqlalchemy import Connection, Insert, Table, insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from signoff.errors import Overloaded, SignoffError
@@ -23,37 +24,49 @@ class Tx(msgspec.Struct):
 
     conn: Connection
     now: int
-    news: list[tuple[Topic, str]]
+    news: list[tuple[Topic, str]] = []
+    _added: dict[Table, list[dict[str, Any]]] = {}
+
+    def add(self, table: Table, row: dict[str, Any]) -> None:
+        """Inserts a row, together with those of the whole group: at its end, or when somebody calls `flush`."""
+        self._added.setdefault(table, []).append(row)
+
+    def flush(self) -> None:
+        """Inserts what was added so far."""
+        added, self._added = self._added, {}
+        for table, rows in added.items():
+            self.conn.execute(_insert(table), rows)
 
 
-class Rows(msgspec.Struct, Generic[T], frozen=True):
-    """An operation that only adds rows; those of a whole group go to the database together.
-
-    `build` gets the transaction's time and gives the operation's result and its rows.
-    """
-
-    build: Callable[[int], tuple[T, Sequence[tuple[Table, dict[str, Any]]]]]
-    news: Sequence[tuple[Topic, str]] = ()
-
-
-Operation = Callable[[Tx], Any] | Rows[Any]
+Operation = Callable[[Tx], Any]
+Waiting = tuple[Operation, "asyncio.Future[Any]"]
 RunGroup = Callable[[Callable[[Tx], list[Any]]], Awaitable[list[Any]]]
 
 
 class Writer:
     """Collects operations and commits them in groups.
 
-    An operation that raises a SignoffError must do so before it writes; it fails alone. Any other error
-    rolls the group back, and its operations are run again one by one, so that only the culprit fails.
+    An operation that raises a SignoffError must do so before it writes; it fails alone. After any other error the
+    group is rolled back and run again in halves, until only the culprit fails: so an operation may run more than once.
+    One whose caller has left before it runs is left out.
+
+    `run_group` runs a function in a transaction and commits it. It raises what the function raises, or a SignoffError
+    when it is the database that cannot: that is everybody's error, and nothing is run again.
     """
 
     def __init__(self, run_group: RunGroup, *, waiting_limit: int, group_limit: int, timeout_seconds: float) -> None:
         self._run_group = run_group
         self._group_limit = group_limit
         self._timeout_seconds = timeout_seconds
-        self._waiting = asyncio.Queue[tuple[Operation, asyncio.Future[Any]]](waiting_limit)
+        self._waiting = asyncio.Queue[Waiting](waiting_limit)
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
-    async def write(self, operation: Callable[[Tx], T] | Rows[T]) -> T:
+    def start(self) -> None:
+        """Begins to flush."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def write(self, operation: Callable[[Tx], T]) -> T:
         """The result of `operation`, committed. Raises Overloaded when that takes too long."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -61,14 +74,22 @@ class Writer:
         except TimeoutError:
             raise Overloaded("The database did not take the write in time.") from None
 
-    async def enqueue(self, operation: Callable[[Tx], T] | Rows[T]) -> asyncio.Future[T]:
-        """A future of the result; waits only while too much is waiting already."""
+    async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
+        """A future of the result; waits only while too much is waiting already. Raises Overloaded once closed."""
+        if self._closed:
+            raise Overloaded("The database was closed.")
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         await self._waiting.put((operation, done))
         return done
 
-    async def run(self) -> None:
-        """Flushes until cancelled; what waits then is flushed first."""
+    async def close(self) -> None:
+        """Takes no more, and flushes what waits."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
         try:
             while True:
                 await self._flush([await self._waiting.get()])
@@ -76,11 +97,10 @@ class Writer:
             while not self._waiting.empty():
                 await self._flush([])
 
-    async def _flush(self, group: list[tuple[Operation, asyncio.Future[Any]]]) -> None:
+    async def _flush(self, group: list[Waiting]) -> None:
         while len(group) < self._group_limit and not self._waiting.empty():
             group.append(self._waiting.get_nowait())
-        operations = [operation for operation, _ in group]
-        flushing = asyncio.get_running_loop().create_task(self._results(operations))
+        flushing = asyncio.get_running_loop().create_task(self._results(group))
         try:
             results = await asyncio.shield(flushing)
         except asyncio.CancelledError:
@@ -88,42 +108,33 @@ class Writer:
             raise
         _tell(group, results)
 
-    async def _results(self, operations: list[Operation]) -> list[Any]:
+    async def _results(self, group: Sequence[Waiting]) -> list[Any]:
         try:
-            return await self._run_group(lambda tx: _all(tx, operations))
+            return await self._run_group(lambda tx: _all(tx, group))
+        except SignoffError as error:
+            return [error] * len(group)
         except Exception as error:  # noqa: BLE001 -- whatever it was, each operation gets its own result
-            if len(operations) == 1:
+            if len(group) == 1:
                 return [error]
-            log.debug("a group failed; its operations run one by one", error=repr(error))
-            return [result for operation in operations for result in await self._results([operation])]
+            log.debug("a group failed; its halves run one by one", error=repr(error), operations=len(group))
+        half = len(group) // 2
+        return [*await self._results(group[:half]), *await self._results(group[half:])]
 
 
-def _all(tx: Tx, operations: list[Operation]) -> list[Any]:
-    """The results of all; the rows of those that only add rows go first, table by table."""
-    built: dict[int, Any] = {}
-    by_table: dict[Table, list[dict[str, Any]]] = {}
-    for number, operation in enumerate(operations):
-        if isinstance(operation, Rows):
-            built[number], rows = operation.build(tx.now)
-            tx.news.extend(operation.news)
-            for table, row in rows:
-                by_table.setdefault(table, []).append(row)
-    for table, rows in by_table.items():
-        tx.conn.execute(insert(table), rows)
-    return [
-        built[number] if isinstance(operation, Rows) else _one(tx, operation)
-        for number, operation in enumerate(operations)
-    ]
+def _all(tx: Tx, group: Sequence[Waiting]) -> list[Any]:
+    results = [None if done.cancelled() else _one(tx, operation) for operation, done in group]
+    tx.flush()
+    return results
 
 
-def _one(tx: Tx, operation: Callable[[Tx], Any]) -> Any:
+def _one(tx: Tx, operation: Operation) -> Any:
     try:
         return operation(tx)
     except SignoffError as error:
         return error
 
 
-def _tell(group: list[tuple[Operation, asyncio.Future[Any]]], results: list[Any]) -> None:
+def _tell(group: Sequence[Waiting], results: Sequence[Any]) -> None:
     for (_, done), result in zip(group, results, strict=True):
         if done.cancelled():
             continue
@@ -133,3 +144,8 @@ def _tell(group: list[tuple[Operation, asyncio.Future[Any]]], results: list[Any]
             done.set_exception(result)
         else:
             done.set_result(result)
+
+
+@cache
+def _insert(table: Table) -> Insert:
+    return insert(table)

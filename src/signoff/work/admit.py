@@ -46,6 +46,7 @@ def _check(ask: Ask) -> None:
     if ask.idempotency_key is not None and not 0 < len(ask.idempotency_key) <= MAX_KEY_LENGTH:
         raise BadRequest(f"An idempotency key has 1 to {MAX_KEY_LENGTH} characters.")
     try:
-        msgspec.json.decode(ask.body)
-    except (msgspec.DecodeError, RecursionError) as error:
+        ask.body.decode()
+        msgspec.json.decode(ask.body, type=msgspec.Raw)
+    except (ValueError, RecursionError) as error:
         raise BadBody(f"The body is not valid JSON: {error}") from None

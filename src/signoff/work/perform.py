@@ -83,7 +83,7 @@ def asks_for_a_stream(body: bytes) -> bool:
     """Whether `body` says `"stream": true`."""
     try:
         return msgspec.json.decode(body, type=_Peek).stream
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         return False
 
 

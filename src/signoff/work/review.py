@@ -82,12 +82,12 @@ def effect(job: Job, decision: Decision, actor: str) -> Step:
     match decision.verdict:
         case "approve":
             edited = decision.edit.response
-            changes = {} if edited is None else {"response": bytes(edited)}
+            changes = {} if edited is None else {"response": edited.encode()}
             return Step(verb="approve", actor=actor, changes=changes)
         case "redo":
             edited, again = decision.edit.payload, {"attempt": 0, "lane": "later"}
             note = {} if edited is None else {"body_before": msgspec.Raw(job.body)}
-            changes = again if edited is None else again | {"body": bytes(edited)}
+            changes = again if edited is None else again | {"body": edited.encode()}
             return Step(verb="redo", actor=actor, changes=changes, after_seconds={"due_at": 0}, note=note)
         case "reject":
             reason = decision.reason or "A reviewer rejected the answer."

@@ -1,0 +1,197 @@
+"""Moves as SQL: one statement for each verb, built once; its guards come from `MOVES`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Row
+from sqlalchemy.sql.dml import ReturningUpdate
+from sqlalchemy.sql.elements import ColumnElement
+
+from signoff.core.job import MOVES, Decision, Guard, Job
+from signoff.errors import JobNotFound, Stale
+from signoff.store import Step, Topic
+from signoff.stores.schema import decisions, events, jobs, votes
+from signoff.stores.writer import Tx
+
+EVERY_COLUMN = tuple(jobs.c)
+SECOND = 1_000_000
+_NAMES = tuple(column.name for column in EVERY_COLUMN)
+_LEFT_TO_THE_ROW = {"body", "seq", "updated_at"}
+_NOW = sa.bindparam("now", type_=sa.BigInteger)
+
+
+def moved(tx: Tx, job_id: str, *steps: Step) -> Job:
+    """The job after all `steps`, or none of them. Raises Stale, JobNotFound."""
+    if len(steps) == 1:
+        made = [_step(tx, job_id, steps[0])]
+    else:
+        with tx.conn.begin_nested():
+            made = [_step(tx, job_id, step) for step in steps]
+    for job, step in zip(made, steps, strict=True):
+        tx.add(events, event_of(job, step.verb, step.actor, _changed(job, step)))
+        tx.news.extend(news_of(job))
+    return made[-1]
+
+
+def _step(tx: Tx, job_id: str, step: Step) -> Job:
+    """One guarded update, and its decision."""
+    statement = _move(step.verb, (*step.changes, *step.after_seconds))
+    row = tx.conn.execute(statement, {"job": job_id} | _parameters(tx, step)).one_or_none()
+    if row is None:
+        raise _refusal(tx, job_id, step)
+    job = job_of(row)
+    if step.decision is not None:
+        _record(tx, job, step.decision)
+    return job
+
+
+@cache
+def _move(verb: str, changed: tuple[str, ...]) -> ReturningUpdate[Any]:
+    return _update(verb, changed).where(jobs.c.id == sa.bindparam("job"), *_guards(verb)).returning(*EVERY_COLUMN)
+
+
+@cache
+def _claim() -> ReturningUpdate[Any]:
+    due = (
+        sa.select(jobs.c.id)
+        .where(jobs.c.lane == sa.literal_column("'later'"), *_guards("claim"))
+        .order_by(jobs.c.priority.desc(), jobs.c.id)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    update = _update("claim", ("lease", "lease_until"))
+    return update.where(jobs.c.id.in_(sa.select(due.c.id))).returning(*EVERY_COLUMN)
+
+
+def claimed(tx: Tx, step: Step, limit: int) -> list[Job]:
+    """Up to `limit` jobs after the claim that `step` is, by priority, then age."""
+    rows = tx.conn.execute(_claim(), {"limit": limit} | _parameters(tx, step)).all()
+    made = sorted(map(job_of, rows), key=lambda job: (-job.priority, job.id))
+    for job in made:
+        tx.add(events, event_of(job, step.verb, step.actor, _changed(job, step)))
+    return made
+
+
+@cache
+def standing(verb: str) -> sa.Select[Any]:
+    """The jobs, at most `limit`, for which the guards of `verb` hold at `now`."""
+    return sa.select(*EVERY_COLUMN).where(*_guards(verb)).limit(sa.bindparam("limit", type_=sa.Integer))
+
+
+def _update(verb: str, changed: tuple[str, ...]) -> sa.Update:
+    """What `verb` always changes, and the columns `changed`, whose values are parameters named after them."""
+    move = MOVES[verb]
+    return sa.update(jobs).values(
+        {
+            "status": sa.bindparam("to", type_=sa.Text),
+            "seq": jobs.c.seq + 1,
+            "updated_at": _NOW,
+            **dict.fromkeys(move.clears, sa.null()),
+            **{column: jobs.c[column] + more for column, more in move.adds.items()},
+            **{column: sa.bindparam(f"new_{column}", type_=jobs.c[column].type) for column in changed},
+        }
+    )
+
+
+def _parameters(tx: Tx, step: Step) -> dict[str, Any]:
+    return {
+        "now": tx.now,
+        "to": step.to or MOVES[step.verb].targets[0],
+        "mover_lease": step.lease,
+        "mover_round": step.round,
+        "mover": step.reviewer,
+        **{f"new_{column}": value for column, value in step.changes.items()},
+        **{f"new_{column}": tx.now + round(seconds * SECOND) for column, seconds in step.after_seconds.items()},
+    }
+
+
+def _guards(verb: str) -> list[ColumnElement[bool]]:
+    """Where `verb` may begin. Statuses stand in the text of the statement, or no partial index would serve it."""
+    move = MOVES[verb]
+    sources = jobs.c.status.in_([sa.literal_column(f"'{status}'") for status in move.sources])
+    return [sources, *(_GUARDS[guard] for guard in move.guards)]
+
+
+# A mover without a lease or a round holds none: NULL equals nothing.
+_GUARDS: dict[Guard, ColumnElement[bool]] = {
+    Guard.DUE: jobs.c.lease.is_(None) & (jobs.c.due_at <= _NOW),
+    Guard.LEASE: jobs.c.lease == sa.bindparam("mover_lease", type_=sa.Text),
+    Guard.LAPSED: jobs.c.lease.is_not(None) & (jobs.c.lease_until < _NOW),
+    Guard.ROUND: jobs.c.round == sa.bindparam("mover_round", type_=sa.Integer),
+    Guard.UNOPENED: sa.or_(
+        jobs.c.review_lease.is_(None),
+        jobs.c.review_lease == sa.bindparam("mover", type_=sa.Text),
+        jobs.c.review_lease_until < _NOW,
+    ),
+    Guard.UNDECIDED: jobs.c.release_at.is_(None),
+    Guard.DECIDED: jobs.c.release_at.is_not(None),
+    Guard.UNRELEASED: jobs.c.release_at > _NOW,
+    Guard.RELEASED: jobs.c.release_at <= _NOW,
+    Guard.OVERDUE: jobs.c.review_deadline <= _NOW,
+}
+
+
+def _refusal(tx: Tx, job_id: str, step: Step) -> Stale | JobNotFound:
+    row = tx.conn.execute(_STATE, {"job": job_id, "mover_round": step.round}).one_or_none()
+    if row is None:
+        return JobNotFound(f"There is no job {job_id}.")
+    decision: Decision | None = row.decision or row.decision_then
+    winner = f"; {decision.reviewer} decided: {decision.verdict}" if decision else ""
+    is_open = row.review_lease not in {None, step.reviewer} and row.review_lease_until >= tx.now
+    opened = f"; {row.review_lease} has it open" if is_open else ""
+    return Stale(f"The job is {row.status}{winner}{opened}; it cannot {step.verb} now.", job_id=job_id)
+
+
+_THEN = (decisions.c.job_id == jobs.c.id) & (decisions.c.round == sa.bindparam("mover_round", type_=sa.Integer))
+_STATE = (
+    sa.select(
+        jobs.c.status,
+        jobs.c.review_lease,
+        jobs.c.review_lease_until,
+        jobs.c.decision,
+        decisions.c.decision.label("decision_then"),
+    )
+    .select_from(jobs.outerjoin(decisions, _THEN))
+    .where(jobs.c.id == sa.bindparam("job"))
+)
+
+
+def _record(tx: Tx, job: Job, decision: Decision) -> None:
+    """The vote and the decision of this round, for good; one a round, by the primary key."""
+    place = {"job_id": job.id, "round": job.round, "at": tx.now}
+    tx.conn.execute(sa.insert(votes), place | {"reviewer": decision.reviewer, "verdict": decision.verdict})
+    tx.conn.execute(sa.insert(decisions), place | {"decision": decision})
+
+
+def job_of(row: Row[Any]) -> Job:
+    """The job in a row of every column."""
+    return Job(**dict(zip(_NAMES, row, strict=True)))
+
+
+def event_of(job: Job, verb: str, actor: str, data: dict[str, Any]) -> dict[str, Any]:
+    """The row of the event that made `job` what it is."""
+    return {"job_id": job.id, "seq": job.seq, "verb": verb, "actor": actor, "at": job.updated_at, "data": data}
+
+
+def news_of(job: Job) -> list[tuple[Topic, str]]:
+    """What there is to tell of a job that has changed."""
+    waits = job.status == "bot" and job.lease is None
+    return [("job", job.id), ("due", job.id)] if waits else [("job", job.id)]
+
+
+def _changed(job: Job, step: Step) -> dict[str, Any]:
+    """The changed columns as they are now. An answer that nobody reviewed stands in the row alone."""
+    move = MOVES[step.verb]
+    names: Iterable[str] = dict.fromkeys(("status", *move.clears, *move.adds, *step.changes, *step.after_seconds))
+    data = {name: getattr(job, name) for name in names if name not in _LEFT_TO_THE_ROW}
+    if step.verb == "succeed":
+        data.pop("response", None)
+    elif data.get("response") is not None:
+        data["response"] = msgspec.Raw(data["response"])
+    return data | dict(step.note)

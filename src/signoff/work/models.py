@@ -1,0 +1,37 @@
+"""Models: which there are, and registering one while everything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from signoff.core.target import Model
+from signoff.errors import ModelNotFound
+from signoff.work.desk import Desk
+
+
+async def all_models(desk: Desk) -> Sequence[Model]:
+    """Every model, registered ones first."""
+    return await desk.models.all()
+
+
+async def model_called(desk: Desk, name: str) -> Model:
+    """The model that answers to `name`. Raises ModelNotFound."""
+    return await desk.models.find(name)
+
+
+async def register(desk: Desk, model: Model, secret: str | None = None) -> None:
+    """Puts a model into the catalog, for every process; its upstream's key is sealed."""
+    if secret:
+        key_id = await desk.store.catalog.add_key(None, model.name, desk.vault.seal(secret))
+        model = msgspec.structs.replace(model, key_id=key_id)
+    await desk.store.catalog.put_model(model)
+    desk.models.forget()
+
+
+async def forget(desk: Desk, name: str) -> None:
+    """Takes a registered model out of the catalog. Raises ModelNotFound."""
+    if not await desk.store.catalog.drop_model(name):
+        raise ModelNotFound(f"There is no registered model {name!r}.")
+    desk.models.forget()

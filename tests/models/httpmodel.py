@@ -1,0 +1,101 @@
+"""A model that is a small HTTP server, good or bad as its options and its callers tell it."""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--journal", help="a file that gets a line with each start's process ids")
+    parser.add_argument("--words", default="", help="what it writes as it starts")
+    parser.add_argument("--crash", type=int, help="end with this status at the start")
+    parser.add_argument("--broken", help="crash at the start while this file exists")
+    parser.add_argument("--robbed", help="while this file exists, somebody else has the port first")
+    parser.add_argument("--slow", type=float, default=0, help="seconds before it listens")
+    parser.add_argument("--grandchild", action="store_true")
+    parser.add_argument("--stubborn", action="store_true", help="ignore SIGTERM, grandchild too")
+    parser.add_argument("--deaf", action="store_true", help="never answer /health")
+    parser.add_argument("--plain", action="store_true", help="know no /health")
+    told = parser.parse_args()
+    if told.stubborn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pids = [os.getpid()]
+    robbed = told.robbed and os.path.exists(told.robbed)  # noqa: PTH110 - it starts faster without pathlib
+    if robbed:
+        os.unlink(told.robbed)  # noqa: PTH108 - the same
+        pids.append(thief(told.port))
+    if told.grandchild:
+        pids.append(subprocess.Popen(["sleep", "600"]).pid)
+    if told.journal:
+        with open(told.journal, "a", encoding="ascii") as journal:  # noqa: PTH123 - the same
+            journal.write(" ".join(map(str, pids)) + "\n")
+    say(told.words)
+    if robbed or told.crash is not None or (told.broken and os.path.exists(told.broken)):  # noqa: PTH110 - the same
+        sys.exit(told.crash or 1)
+    time.sleep(told.slow)
+    Server(("127.0.0.1", told.port), handler(deaf=told.deaf, plain=told.plain)).serve_forever()
+
+
+def thief(port: int) -> int:
+    """Return the id of a process that left the group and keeps the port, and our pipes."""
+    with socket.create_server(("127.0.0.1", port)):
+        if pid := os.fork():
+            return pid
+        os.setsid()
+        time.sleep(600)
+        os._exit(0)
+
+
+def say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+class Server(ThreadingHTTPServer):
+    """Answers many at once, and does not wait for them at its end."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+
+def handler(*, deaf: bool, plain: bool) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            if deaf:
+                time.sleep(600)
+            self.reply(404 if plain else 200, b"{}")
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            say(f"asked {json.dumps(asked)}")
+            time.sleep(asked.get("seconds", 0))
+            if asked.get("crash"):
+                os._exit(3)
+            told = {"pid": os.getpid(), "arguments": sys.argv[1:], "environment": dict(os.environ)}
+            self.reply(200, json.dumps(told).encode())
+
+        def reply(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+            pass
+
+    return Handler
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""A server process that owns models: asks each of those it is told for once, says so, and lives until it is killed."""
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from signoff.core.target import Model
+from signoff.engine import Request
+from signoff.engines.subprocess import SubprocessEngine
+from signoff.engines.upstream import Upstream
+
+ASK = Request(path="/v1/chat/completions", body=b"{}", target="")
+
+
+async def main(run_dir: Path, models: list[Model]) -> None:
+    upstream = Upstream(now=time.time)
+    await upstream.start()
+    engine = SubprocessEngine(upstream, run_dir)
+    await engine.start()
+    for model in models:
+        async for chunk in engine.answer(model, ASK):
+            sys.stdout.buffer.write(chunk.raw + b"\n")
+            sys.stdout.flush()
+    await asyncio.sleep(600)
+
+
+asyncio.run(main(Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=list[Model])))

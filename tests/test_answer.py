@@ -1,0 +1,500 @@
+"""A stream and a whole answer are two forms of one thing: `collect` leads from one to the other, `split` back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from signoff.core import sse
+from signoff.core.answer import Chunk, Usage, collect, completion_of, split, text_of, with_text
+from signoff.errors import ModelGarbled
+
+USAGE = {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
+OPENAI = {"id": "chatcmpl-1", "created": 1694268190, "model": "gpt-4o-mini", "system_fingerprint": "fp_4"}
+LLAMA = {"created": 1, "id": "chatcmpl-x", "model": "qwen.gguf", "system_fingerprint": "b5-1", "service_tier": None}
+
+
+def events(head: dict[str, Any], *parts: dict[str, Any], kind: str = "chat.completion.chunk") -> list[Chunk]:
+    """A stream of one event a part, each a choice, or a whole piece where it has `choices`."""
+    pieces = [part if "choices" in part else {"choices": [{"index": 0} | part]} for part in parts]
+    raw = [sse.event(json.dumps({**head, "object": kind, **piece}).encode()) for piece in pieces]
+    return [Chunk(event, event=True) for event in [*raw, sse.DONE]]
+
+
+def delta(_finish: str | None = None, **members: Any) -> dict[str, Any]:
+    return {"delta": members, "finish_reason": _finish}
+
+
+def chat(head: dict[str, Any], message: dict[str, Any], finish: str = "stop", **more: Any) -> dict[str, Any]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": None} | message, "finish_reason": finish}
+    return {**head, "object": "chat.completion", "choices": [choice | more]}
+
+
+def call(name: str, arguments: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}, **more}
+
+
+STREAMS: dict[str, tuple[list[Chunk], dict[str, Any]]] = {
+    "openai with logprobs and usage": (
+        events(
+            OPENAI | {"usage": None, "service_tier": "default"},
+            delta(role="assistant", content="", refusal=None) | {"logprobs": None},
+            delta(content="Hel") | {"logprobs": {"content": [{"token": "Hel", "logprob": -0.1}], "refusal": None}},
+            delta(content="lo") | {"logprobs": {"content": [{"token": "lo", "logprob": -0.2}], "refusal": None}},
+            delta("stop") | {"logprobs": None},
+            {"choices": [], "usage": USAGE},
+        ),
+        chat(
+            OPENAI | {"usage": USAGE, "service_tier": "default"},
+            {"content": "Hello", "refusal": None},
+            logprobs={
+                "content": [{"token": "Hel", "logprob": -0.1}, {"token": "lo", "logprob": -0.2}],
+                "refusal": None,
+            },
+        ),
+    ),
+    "openai with two tools, in pieces": (
+        events(
+            OPENAI,
+            delta(role="assistant", content=None, tool_calls=[call("weather", "", index=0, id="call_a")]),
+            delta(tool_calls=[{"index": 0, "function": {"arguments": '{"city": "'}}]),
+            delta(tool_calls=[{"index": 0, "function": {"arguments": 'Köln"}'}}]),
+            delta(tool_calls=[call("time", "", index=1, id="call_b")]),
+            delta(tool_calls=[{"index": 1, "function": {"arguments": "{}"}}]),
+            delta("tool_calls"),
+        ),
+        chat(
+            OPENAI,
+            {"tool_calls": [call("weather", '{"city": "Köln"}', id="call_a"), call("time", "{}", id="call_b")]},
+            "tool_calls",
+        ),
+    ),
+    "openai with a refusal": (
+        events(OPENAI, delta(role="assistant", refusal=""), delta(refusal="I "), delta(refusal="won't"), delta("stop")),
+        chat(OPENAI, {"refusal": "I won't"}),
+    ),
+    "azure, whose first event is about the prompt, and which judges every piece": (
+        events(
+            {},
+            {"id": "", "model": "", "object": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]},
+            OPENAI | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]},
+            OPENAI
+            | {
+                "choices": [
+                    {"index": 0, "delta": {"content": "Hi"}, "content_filter_results": {"hate": {"severity": "safe"}}}
+                ]
+            },
+            OPENAI
+            | {
+                "choices": [
+                    {"index": 0, "delta": {"content": "!"}, "content_filter_results": {"hate": {"severity": "safe"}}}
+                ]
+            },
+            OPENAI | {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "content_filter_results": {}}]},
+        ),
+        chat(
+            OPENAI | {"prompt_filter_results": [{"prompt_index": 0}]},
+            {"content": "Hi!"},
+            content_filter_results={"hate": {"severity": "safe"}},
+        ),
+    ),
+    "llama.cpp, which begins with null and thinks first": (
+        events(
+            LLAMA,
+            delta(role="assistant", content=None),
+            delta(reasoning_content="Well"),
+            delta(reasoning_content="…"),
+            delta(content="4"),
+            delta("stop") | {"timings": {"n": 0}},
+            {"choices": [], "usage": USAGE, "timings": {"predicted_n": 12}},
+        ),
+        chat(
+            LLAMA | {"usage": USAGE, "timings": {"predicted_n": 12}},
+            {"content": "4", "reasoning_content": "Well…"},
+            timings={"n": 0},
+        ),
+    ),
+    "vllm, with usage in every event": (
+        events(
+            {"id": "chatcmpl-v", "model": "m", "created": 2},
+            {"choices": [{"index": 0, **delta(role="assistant", content="")}], "usage": USAGE | {"total_tokens": 1}},
+            {"choices": [{"index": 0, **delta(content="a")}], "usage": USAGE | {"total_tokens": 2}},
+            {"choices": [{"index": 0, **delta("stop", content=""), "stop_reason": "</s>"}], "usage": USAGE},
+        ),
+        chat({"id": "chatcmpl-v", "model": "m", "created": 2, "usage": USAGE}, {"content": "a"}, stop_reason="</s>"),
+    ),
+    "ollama, which repeats the role and sends a tool whole": (
+        events(
+            {"id": "chatcmpl-7", "model": "llama3", "created": 3, "system_fingerprint": "fp_ollama"},
+            delta(role="assistant", content="Let me "),
+            delta(role="assistant", content="look."),
+            delta(
+                role="assistant",
+                content="",
+                tool_calls=[call("a", "{}", index=0, id="call_1"), call("b", "{}", index=0, id="call_2")],
+            ),
+            delta("tool_calls", role="assistant", content=""),
+        ),
+        chat(
+            {"id": "chatcmpl-7", "model": "llama3", "created": 3, "system_fingerprint": "fp_ollama"},
+            {"content": "Let me look.", "tool_calls": [call("a", "{}", id="call_1"), call("b", "{}", id="call_2")]},
+            "tool_calls",
+        ),
+    ),
+    "ollama, with one index for tools in several events": (
+        events(
+            OPENAI,
+            delta(role="assistant", content="", tool_calls=[call("a", "{}", index=0, id="call_1")]),
+            delta(role="assistant", content="", tool_calls=[call("b", "", index=0, id="call_2")]),
+            delta(tool_calls=[{"index": 0, "id": "", "function": {"name": "", "arguments": "{}"}}]),
+            delta("tool_calls"),
+        ),
+        chat(
+            OPENAI,
+            {"content": "", "tool_calls": [call("a", "{}", id="call_1"), call("b", "{}", id="call_2")]},
+            "tool_calls",
+        ),
+    ),
+    "several choices, interleaved, and members that nobody knows": (
+        events(
+            {"id": "x", "model": "m", "provider": {"name": "new"}},
+            {"choices": [{"index": 1, **delta(role="assistant", content="one")}]},
+            {"choices": [{"index": 0, **delta(role="assistant", content="zero")}]},
+            {"choices": [{"index": 1, **delta("length", content="!", mood="calm")}]},
+            {"choices": [{"index": 0, **delta("stop", content="!", seen=[1])}]},
+        ),
+        {
+            "id": "x",
+            "model": "m",
+            "provider": {"name": "new"},
+            "object": "chat.completion",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "zero!", "seen": [1]},
+                    "finish_reason": "stop",
+                },
+                {
+                    "index": 1,
+                    "message": {"role": "assistant", "content": "one!", "mood": "calm"},
+                    "finish_reason": "length",
+                },
+            ],
+        },
+    ),
+    "a text completion": (
+        events(
+            {"id": "cmpl-1", "model": "m"},
+            {"text": "4", "logprobs": {"tokens": ["4"], "token_logprobs": [-0.1], "top_logprobs": [{"4": -0.1}]}},
+            {"text": "2", "logprobs": {"tokens": ["2"], "token_logprobs": [-0.3], "top_logprobs": [{"2": -0.3}]}},
+            {"text": "", "finish_reason": "stop", "logprobs": None},
+            {"choices": [], "usage": USAGE},
+            kind="text_completion",
+        ),
+        {
+            "id": "cmpl-1",
+            "model": "m",
+            "object": "text_completion",
+            "usage": USAGE,
+            "choices": [
+                {
+                    "index": 0,
+                    "text": "42",
+                    "finish_reason": "stop",
+                    "logprobs": {
+                        "tokens": ["4", "2"],
+                        "token_logprobs": [-0.1, -0.3],
+                        "top_logprobs": [{"4": -0.1}, {"2": -0.3}],
+                    },
+                }
+            ],
+        },
+    ),
+    "a text completion without its kind": (
+        events({"id": "c"}, {"text": "a\r\n"}, {"text": "b"}, kind=""),
+        {"id": "c", "object": "text_completion", "choices": [{"index": 0, "text": "a\r\nb"}]},
+    ),
+    "a stream of the responses endpoint": (
+        [
+            Chunk(b'event: response.created\ndata: {"type":"response.created","response":{}}\n\n', event=True),
+            Chunk(b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"r"}}\n\n', True),
+        ],
+        {"id": "r"},
+    ),
+    "keep-alives and nothing else": (
+        [Chunk(sse.comment(b"working"), event=True), Chunk(sse.DONE, event=True)],
+        {"object": "chat.completion", "choices": []},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_stream_amounts_to_the_whole_answer(name: str) -> None:
+    stream, whole = STREAMS[name]
+    assert json.loads(collect(stream).body) == whole
+
+
+def test_the_tokens_are_those_of_the_last_word_on_them() -> None:
+    stream, _ = STREAMS["vllm, with usage in every event"]
+    assert collect(stream).usage == Usage(prompt_tokens=9, completion_tokens=12, total_tokens=21)
+
+
+def test_words_cut_anywhere_come_together_again() -> None:
+    # given an answer with letters of two, three and four bytes, one piece a letter
+    text = "Grüße, 世界 👩‍💻 \u0000\r\n"
+    stream = events(OPENAI, delta(role="assistant", content=""), *(delta(content=letter) for letter in text))
+    assert text_of(collect(stream).body) == text
+
+
+def test_a_whole_answer_stays_byte_for_byte() -> None:
+    body = b'{ "choices" : [ ] , "usage": {"prompt_tokens": 3} }'
+    assert collect([Chunk(body)]).body == body
+    assert collect([Chunk(body)]).usage == Usage(prompt_tokens=3)
+
+
+@pytest.mark.parametrize("usage", [None, 3, {"prompt_tokens": "many"}, {"prompt_tokens": None}])
+def test_a_count_in_another_form_is_no_count(usage: Any) -> None:
+    assert collect([Chunk(json.dumps({"usage": usage}).encode())]).usage is None
+
+
+def test_a_long_answer_is_put_together_in_linear_time() -> None:
+    # given 20,000 pieces of 1 kB, which joined one by one would be 200 GB of copies
+    stream = events(OPENAI, *(delta(content="x" * 1000) for _ in range(20_000)))
+    began = time.perf_counter()
+    assert len(text_of(collect(stream).body) or "") == 20_000_000
+    assert time.perf_counter() - began < 5
+
+
+GARBLED = [b"data: nonsense\n\n", b"data: [1]\n\n", b'data: "text"\n\n', b"data: " + b"[" * 100_000 + b"\n\n"]
+GARBLED += [
+    sse.event(json.dumps(piece).encode())
+    for piece in (
+        {"choices": 3},
+        {"choices": "abc"},
+        {"choices": {"0": {}}},
+        {"choices": [3]},
+        {"choices": [{"index": "first"}]},
+        {"choices": [{"index": 0.5, "delta": {}}]},
+        {"choices": [{"delta": "text"}]},
+        {"choices": [{"delta": {"tool_calls": "text"}}]},
+        {"choices": [{"delta": {"tool_calls": ["text"]}}]},
+        {"choices": [{"delta": {"tool_calls": [{"index": "first"}]}}]},
+    )
+]
+
+
+@pytest.mark.parametrize("event", GARBLED)
+def test_what_is_no_completion_is_garbled(event: bytes) -> None:
+    with pytest.raises(ModelGarbled):
+        collect([Chunk(event, event=True), Chunk(sse.DONE, event=True)])
+
+
+@pytest.mark.parametrize("body", [b"", b"nonsense", b'{"a": ', b"[" * 100_000, b"\xff"])
+def test_a_whole_answer_that_is_not_json_is_garbled(body: bytes) -> None:
+    with pytest.raises(ModelGarbled):
+        collect([Chunk(body)])
+
+
+@pytest.mark.parametrize("piece", [{"choices": None}, {"choices": []}, {}, {"choices": [{"delta": None}]}])
+def test_a_piece_that_says_nothing_changes_nothing(piece: dict[str, Any]) -> None:
+    stream = events(OPENAI, delta(role="assistant", content="Hi"), delta("stop"))
+    with_it = [stream[0], Chunk(sse.event(json.dumps(piece).encode()), event=True), *stream[1:]]
+    assert collect(with_it) == collect(stream)
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["choices", "index", "delta", "text", "tool_calls", "id", "content", "logprobs", "usage"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.fixed_dictionaries({"choices": ANY_JSON}) | ANY_JSON, max_size=4))
+def test_whatever_a_model_streams_is_an_answer_or_garbled(pieces: list[Any]) -> None:
+    stream = [Chunk(sse.event(json.dumps(piece).encode()), event=True) for piece in pieces]
+    with contextlib.suppress(ModelGarbled):
+        json.loads(collect(stream).body)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY_JSON, st.text(max_size=5))
+def test_whatever_an_answer_is_it_can_be_read_edited_and_streamed(value: Any, text: str) -> None:
+    body = json.dumps(value).encode()
+    assert isinstance(text_of(body), str | None)
+    assert text_of(with_text(body, text)) == text or json.loads(with_text(body, text)) == text
+    assert list(split(body, with_usage=True))[-1].raw == sse.DONE
+
+
+WORDS = st.text(min_size=1, max_size=20)
+CALLS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "id": st.uuids().map(str),
+            "type": st.just("function"),
+            "function": st.fixed_dictionaries({"name": WORDS, "arguments": st.text(max_size=9)}),
+        }
+    ),
+    max_size=3,
+    unique_by=lambda made: made["id"],
+)
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.just("assistant"), "content": st.none() | st.text(max_size=30)},
+    optional={
+        "refusal": st.none() | WORDS,
+        "reasoning_content": st.none() | WORDS,
+        "tool_calls": CALLS,
+        "annotations": st.just([]),
+        "audio": st.fixed_dictionaries({"id": WORDS, "data": WORDS}),
+    },
+)
+LOGPROBS = st.none() | st.fixed_dictionaries(
+    {
+        "content": st.lists(st.fixed_dictionaries({"token": WORDS, "logprob": st.floats(-9, 0)}), max_size=3),
+        "refusal": st.none(),
+    }
+)
+CHOICES = st.fixed_dictionaries(
+    {"message": MESSAGES, "finish_reason": st.sampled_from(["stop", "length", "tool_calls"])},
+    optional={"logprobs": LOGPROBS, "stop_reason": st.none() | WORDS, "content_filter_results": st.just({"a": "b"})},
+)
+COMPLETIONS = st.builds(
+    lambda head, choices: (
+        head | {"object": "chat.completion", "choices": [{"index": index} | made for index, made in enumerate(choices)]}
+    ),
+    st.fixed_dictionaries(
+        {"id": WORDS, "model": WORDS, "created": st.integers(0, 2**40)},
+        optional={
+            "usage": st.just(USAGE),
+            "system_fingerprint": st.none() | WORDS,
+            "service_tier": st.just("default"),
+            "new": ANY_JSON,
+        },
+    ),
+    st.lists(CHOICES, min_size=1, max_size=3),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(COMPLETIONS)
+def test_an_answer_that_is_split_and_collected_is_the_same(whole: dict[str, Any]) -> None:
+    answer = collect([Chunk(json.dumps(whole).encode())])
+    again = collect(split(answer.body, with_usage=True))
+    assert json.loads(again.body) == whole
+    assert again.usage == answer.usage
+
+
+@pytest.mark.parametrize("name", [name for name in STREAMS if '"message"' in json.dumps(STREAMS[name][1])])
+def test_a_collected_stream_that_is_split_and_collected_is_the_same(name: str) -> None:
+    stream, whole = STREAMS[name]
+    assert json.loads(collect(split(collect(stream).body, with_usage=True)).body) == whole
+
+
+def told(chunks: list[Chunk]) -> list[dict[str, Any]]:
+    return [json.loads(sse.data_of(chunk.raw)) for chunk in chunks if chunk.raw != sse.DONE]
+
+
+def test_a_split_answer_says_role_content_tool_calls_finish_usage_done() -> None:
+    # given an answer with everything in it, in another order
+    message = {"tool_calls": [call("f", "{}", id="c")], "content": "Hi", "reasoning": "Hm", "refusal": None}
+    whole = chat(OPENAI, message, "tool_calls", logprobs={"content": []}) | {"usage": USAGE}
+    # when it is split
+    chunks = list(split(json.dumps(whole).encode(), with_usage=True))
+    # then a client reads it in the usual order
+    deltas = [choice["delta"] for piece in told(chunks) for choice in piece["choices"]]
+    assert deltas == [
+        {"role": "assistant", "content": "", "refusal": None},
+        {"reasoning": "Hm"},
+        {"content": "Hi"},
+        {"tool_calls": [call("f", "{}", id="c", index=0)]},
+        {},
+    ]
+    finishes = [choice["finish_reason"] for piece in told(chunks) for choice in piece["choices"]]
+    assert finishes == [None, None, None, None, "tool_calls"]
+    assert told(chunks)[2]["choices"][0]["logprobs"] == {"content": []}
+    assert told(chunks)[-1] == OPENAI | {"object": "chat.completion.chunk", "choices": [], "usage": USAGE}
+    assert all(chunk.event for chunk in chunks)
+    assert chunks[-1].raw == sse.DONE
+
+
+def test_a_split_answer_tells_its_usage_only_when_asked() -> None:
+    whole = json.dumps(chat(OPENAI, {"content": "Hi"}) | {"usage": USAGE}).encode()
+    assert all("usage" not in piece for piece in told(list(split(whole, with_usage=False))))
+    without = json.dumps(chat(OPENAI, {"content": "Hi"})).encode()
+    assert all(piece["choices"] for piece in told(list(split(without, with_usage=True))))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b'{"label": "spam"}', '{"label": "spam"}'),
+        (b'"just words"', "just words"),
+        (b"[1,2]", "[1,2]"),
+        (b"null", "null"),
+        (b'{"choices": [{"text": "old"}]}', "old"),
+        (b'{"choices": [{"message": {"content": "x", "tool_calls": 3}}]}', "x"),
+    ],
+)
+def test_an_answer_that_is_no_chat_completion_is_streamed_as_its_words(answer: bytes, words: str) -> None:
+    assert text_of(collect(split(answer, with_usage=True)).body) == words
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"choices": [{"message": {"content": "chat"}}]}', "chat"),
+        (b'{"choices": [{"text": "text"}, {"text": "other"}]}', "text"),
+        (b'{"choices": [{"message": {"content": null}}]}', None),
+        (b'{"choices": [{"message": {"content": [{"type": "text"}]}}]}', None),
+        (b'{"choices": []}', None),
+        (b'{"choices": null}', None),
+        (b'"text"', None),
+        (b"nonsense", None),
+        (b"[" * 100_000, None),
+        (None, None),
+    ],
+)
+def test_the_words_of_an_answer_are_those_of_its_first_choice(body: bytes | None, words: str | None) -> None:
+    assert text_of(body) == words
+
+
+def test_other_words_leave_all_else_as_it_is() -> None:
+    for whole in (chat(OPENAI, {"content": "old", "refusal": None}), chat(OPENAI, {"tool_calls": [{"id": "x"}]})):
+        edited = json.loads(with_text(json.dumps(whole).encode(), "new"))
+        assert edited["choices"][0]["message"].pop("content") == "new"
+        del whole["choices"][0]["message"]["content"]
+        assert edited == whole
+    text = b'{"id":"c","choices":[{"text":"old","index":0},{"text":"other"}]}'
+    assert with_text(text, "new") == text.replace(b"old", b"new")
+
+
+@pytest.mark.parametrize("body", [b"3", b"[]", b"null", b'{"choices": []}', b'{"choices": [3]}', b"{", b"[" * 100_000])
+def test_other_words_for_what_has_none_are_the_words_alone(body: bytes) -> None:
+    assert with_text(body, "new") == b'"new"'
+
+
+def test_words_become_a_completion_that_strict_clients_accept() -> None:
+    body = completion_of("Hello", "gpt")
+    assert text_of(body) == "Hello"
+    made = json.loads(body)
+    assert {"id", "object", "created", "model", "choices"} == made.keys()
+    assert (made["object"], made["model"], made["choices"][0]["finish_reason"]) == ("chat.completion", "gpt", "stop")
+    assert made["id"] == json.loads(completion_of("Hello", "gpt"))["id"] != json.loads(completion_of("No", "gpt"))["id"]
+
+
+def test_numbers_keep_their_size() -> None:
+    whole = chat(OPENAI | {"n": 123456789012345678901234567890, "x": 0.1}, {"content": "Hi"})
+    assert json.loads(collect(split(json.dumps(whole).encode(), with_usage=False)).body) == whole

@@ -1,0 +1,125 @@
+"""One path, many doors: what holds at one door holds at every door. A new door joins by a line in DOORS."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live import Live, chat, live, until
+
+from signoff.core.job import Job
+from signoff.store import JobFilter
+
+pytestmark = pytest.mark.anyio
+
+Door = Callable[[Live, str, bytes], Awaitable[tuple[int, Any]]]
+VARIES = {"id", "door", "lane", "seq", "due_at", "created_at", "updated_at", "max_attempts", "token_id"}
+
+
+async def openai(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    return await server.ask("POST", "/v1/chat/completions", token, data=io.BytesIO(body))
+
+
+async def openai_below_openai(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    return await server.ask("POST", "/openai/v1/chat/completions/", token, data=io.BytesIO(body))
+
+
+async def jobs(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    return await server.ask("POST", "/enqueue", token, data=io.BytesIO(body))
+
+
+async def native(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    try:
+        target = json.loads(body).get("model")
+    except (ValueError, RecursionError):
+        target = None
+    wrapped = b'{"body": ' + body + b', "target": ' + json.dumps(target).encode() + b"}"
+    return await server.ask("POST", "/api/jobs", token, data=io.BytesIO(wrapped))
+
+
+DOORS: dict[str, Door] = {
+    "openai": openai,
+    "openai below /openai": openai_below_openai,
+    "jobs": jobs,
+    "native": native,
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_one_ask_gives_the_same_record_whatever_the_door(door: str, tmp_path: Path) -> None:
+    # given a model whose own policy rules every door, and a record made through the first one
+    async with live(tmp_path) as server:
+        await server.model("same", review="never")
+        token, body = await server.token(), json.dumps(chat("What is 2 + 2?", "same", temperature=0.5)).encode()
+        await DOORS["openai"](server, token, body)
+        # when the same is asked at this door
+        status, _ = await DOORS[door](server, token, body)
+        assert status in {200, 202}
+        # then the records are the same, but for when and where
+        first, second = [record(job) for job in await ended(server, 2)]
+        assert first == second
+        assert first["response"] is not None
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_every_door_refuses_a_stranger(door: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        body = json.dumps(chat("hello")).encode()
+        for token in (None, "nonsense", "sg_" + "x" * 38):
+            status, told = await DOORS[door](server, token, body)  # type: ignore[arg-type]
+            assert status == 401
+            assert "oken" in json.dumps(told)
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_every_door_says_that_a_model_is_unknown(door: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        status, told = await DOORS[door](server, await server.token(), json.dumps(chat("hello", "nobody")).encode())
+        assert status == 404
+        assert "model_not_found" in json.dumps(told)
+        assert "nobody" in json.dumps(told)
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("body", [b"", b"{", b'{"a": NaN}', b"\xff\xfe", b"[" * 100_000, b'{"a": "\xed\xa0\x80"}'])
+async def test_every_door_refuses_broken_json(door: str, body: bytes, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        status, told = await DOORS[door](server, await server.token(), body)
+        assert status == 400
+        assert "message" in json.dumps(told) or "detail" in json.dumps(told)
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_every_door_answers_a_body_that_is_too_large(door: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        body = json.dumps(chat("x" * 30_000_000)).encode()
+        status, told = await DOORS[door](server, await server.token(), body)
+        assert status == 413
+        assert "body_too_large" in json.dumps(told)
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_every_answer_carries_a_request_id(door: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        async with server.http.get(server.url + "/v1/models") as response:
+            assert response.headers["x-request-id"]
+        async with server.http.get(server.url + "/nowhere", headers={"x-request-id": "mine"}) as response:
+            assert response.headers["x-request-id"] == "mine"
+
+
+async def ended(server: Live, count: int) -> list[Job]:
+    """The jobs in order, once `count` of them have ended."""
+
+    async def look() -> list[Job] | None:
+        found = await server.desk.store.jobs.list(JobFilter(limit=count + 1))
+        return found if len(found) == count and all(job.is_terminal for job in found) else None
+
+    return await until(look)
+
+
+def record(job: Job) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in Job.__struct_fields__ if name not in VARIES}

@@ -1,0 +1,39 @@
+"""Who rules whether a person looks at an answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from signoff.core.policy import Policy, Review, policy_for
+
+
+@pytest.mark.parametrize("base", ["always", "never"])
+@pytest.mark.parametrize(
+    ("target", "door", "rules"),
+    [
+        (None, "always", "always"),
+        (None, "never", "never"),
+        ("always", "always", "always"),
+        ("always", "never", "always"),
+        ("never", "always", "never"),
+        ("never", "never", "never"),
+    ],
+)
+def test_the_targets_own_word_rules_every_door(
+    target: Review | None, door: Review, rules: Review, base: Review
+) -> None:
+    # given the operator's numbers
+    numbers = Policy(review=base, deadline_seconds=60, on_deadline="approve", undo_seconds=5)
+    # when a target and a door say what they want
+    policy = policy_for(target, door, numbers)
+    # then the target's word counts, else the door's, and the numbers stay
+    assert policy == Policy(review=rules, deadline_seconds=60, on_deadline="approve", undo_seconds=5)
+
+
+def test_only_an_answer_that_is_always_reviewed_may_be_held() -> None:
+    assert Policy(review="always").may_hold
+    assert not Policy(review="never").may_hold
+
+
+def test_without_a_word_nothing_is_held_and_nothing_leaves_by_itself() -> None:
+    assert Policy() == Policy(review="never", deadline_seconds=None, on_deadline="stay", undo_seconds=0)

@@ -1,0 +1,184 @@
+"""Where a setting comes from, and what happens to one that makes no sense."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signoff.settings import BadSettings, Settings, load
+
+EXAMPLE = Path(__file__).parents[1] / "example.env"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and an environment without a word about us."""
+    for name in [name for name in os.environ if name.upper().startswith(("SIGNOFF_", "INNER_LLM"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_nearer_source_wins(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given nothing, then one source after the other, each nearer than the last
+    assert load().port == 8000
+    (place / "signoff.toml").write_text("port = 1")
+    assert load().port == 1
+    (place / ".env").write_text("SIGNOFF_PORT=2")
+    assert load().port == 2
+    monkeypatch.setenv("SIGNOFF_PORT", "3")
+    assert load().port == 3
+    assert load(port=4).port == 4
+    # and a flag that is not given says nothing
+    assert load(port=None).port == 3
+
+
+def test_the_nearer_source_wins_under_every_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().inner_llm_url is None
+    (place / "signoff.toml").write_text('inner_llm_url = "http://file"')
+    assert load().inner_llm_url == "http://file"
+    (place / ".env").write_text("INNER_LLM_URL=http://theirs.in.env.file")
+    assert load().inner_llm_url == "http://theirs.in.env.file"
+    (place / ".env").write_text("INNER_LLM_URL=http://x\nSIGNOFF_INNER_LLM_URL=http://env.file")
+    assert load().inner_llm_url == "http://env.file"
+    monkeypatch.setenv("INNER_LLM_URL", "http://theirs")
+    assert load().inner_llm_url == "http://theirs"
+    monkeypatch.setenv("SIGNOFF_INNER_LLM_URL", "http://ours")
+    assert load().inner_llm_url == "http://ours"
+    assert load(inner_llm_url="http://flag").inner_llm_url == "http://flag"
+
+
+def test_the_file_may_say_anything_that_is_a_setting(place: Path) -> None:
+    told = {name: field.default for name, field in Settings.model_fields.items() if field.default is not None}
+    (place / "signoff.toml").write_text("\n".join(f"{name} = {as_toml(value)}" for name, value in told.items()))
+    assert load() == Settings()
+
+
+def as_toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool | int | float) else f'"{value}"'
+
+
+def test_a_file_can_be_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given two files, one of them with the usual name
+    (place / "signoff.toml").write_text("port = 1")
+    (place / "other.toml").write_text("port = 2")
+    # then .env may name the other one, and the environment has the last word
+    (place / ".env").write_text("SIGNOFF_CONFIG=other.toml")
+    assert load().port == 2
+    monkeypatch.setenv("SIGNOFF_CONFIG", str(place / "signoff.toml"))
+    assert load().port == 1
+    monkeypatch.setenv("SIGNOFF_CONFIG", "nowhere.toml")
+    with pytest.raises(BadSettings, match=r"SIGNOFF_CONFIG names nowhere\.toml, which does not exist"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prot = 1", "there is no setting 'prot'; did you mean 'port'?"),
+        ("host = 'h'\nlease_second = 1", "did you mean 'lease_seconds'?"),
+        ("SIGNOFF_PORT = 1", "there is no setting 'SIGNOFF_PORT'"),
+        ("[server]\nport = 1", "there is no setting 'server'"),
+        ("port = ", "signoff.toml"),
+        ("port = 'many'", "port: "),
+    ],
+)
+def test_a_file_with_an_error_is_refused_in_one_line_that_names_it(text: str, told: str, place: Path) -> None:
+    (place / "signoff.toml").write_text(text)
+    with pytest.raises(BadSettings, match=re.escape(told)) as caught:
+        load()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "binary.toml").write_bytes(b"\xff\xfe")
+    for name in ("binary.toml", "."):
+        monkeypatch.setenv("SIGNOFF_CONFIG", name)
+        with pytest.raises(BadSettings, match=f"^{re.escape(name)}: "):
+            load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "http"),
+        ("PORT", "-1"),
+        ("PORT", "65536"),
+        ("CONCURRENCY", "0"),
+        ("CONCURRENCY", "1.5"),
+        ("LEASE_SECONDS", "0"),
+        ("LEASE_SECONDS", "inf"),
+        ("UNDO_SECONDS", "nan"),
+        ("UNDO_SECONDS", "-1"),
+        ("REVIEW_DEADLINE_SECONDS", "0"),
+        ("ANONYMOUS_ROLE", "root"),
+        ("ENQUEUE_REVIEW", "sometimes"),
+        ("LOG_BEFORE_ANSWER", "maybe"),
+        ("DATABASE_URL", "mysql://u:secret@h/d"),
+        ("DATABASE_URL", "sqlite://"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_in_one_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"SIGNOFF_{name}", value)
+    with pytest.raises(BadSettings, match=f"^{name.lower()}: [^\n]+$") as caught:
+        load()
+    assert "secret" not in str(caught.value)
+
+
+def test_every_bad_value_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGNOFF_PORT", "http")
+    monkeypatch.setenv("SIGNOFF_CONCURRENCY", "0")
+    with pytest.raises(BadSettings, match=r"^port: .*; concurrency: "):
+        load()
+
+
+def test_what_is_empty_or_unknown_in_the_environment_says_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / ".env").write_text("SIGNOFF_PORT=\nSIGNOFF_PROT=1\nOTHER=2")
+    for name in ("SIGNOFF_PORT", "SIGNOFF_CONFIG", "SIGNOFF_ANONYMOUS_ROLE", "SIGNOFF_INNER_LLM_URL"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("SIGNOFF_NOBODY_KNOWS", "1")
+    monkeypatch.setenv("INNER_LLM_URL", "http://theirs")
+    assert load() == Settings(inner_llm_url="http://theirs")
+    assert load().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("url", "embedded"),
+    [(None, True), ("sqlite:///x.db", True), ("sqlite:////abs/x.db", True), ("postgresql://u@h/d", False)],
+)
+def test_the_data_is_in_the_data_folder_unless_an_address_is_given(
+    url: str | None, *, embedded: bool, place: Path
+) -> None:
+    settings = Settings(data_dir=Path("here"), database_url=url)
+    assert settings.store_url == (url or f"sqlite:///{place}/here/signoff.db")
+    assert settings.is_embedded is embedded
+
+
+def test_the_example_names_every_setting_with_its_meaning_and_its_default() -> None:
+    # given the lines of example.env, each under its description
+    lines = EXAMPLE.read_text().splitlines()
+    shown = {line[2:].partition("=")[0]: number for number, line in enumerate(lines) if re.match(r"# [A-Z_]+=", line)}
+    # then they are the settings and the file, no more and no less
+    names = {f"SIGNOFF_{name.upper()}": field for name, field in Settings.model_fields.items()}
+    assert shown.keys() == {"SIGNOFF_CONFIG", *names}
+    for name, field in names.items():
+        above = "\n".join(lines[: shown[name]]).rpartition("\n\n")[2]
+        assert field.description
+        assert field.description in above
+
+
+def test_the_example_taken_as_it_is_changes_nothing(place: Path) -> None:
+    text = re.sub(r"^# ([A-Z_]+=)", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
+    assert "\nSIGNOFF_PORT=8000\n" in text
+    before = load()
+    (place / ".env").write_text(text)
+    assert load() == before
+    # and every default in it is a value, not a blank, where there is one
+    for name, field in Settings.model_fields.items():
+        assert (f"SIGNOFF_{name.upper()}=\n" in text + "\n") is (field.default is None)

@@ -1,0 +1,143 @@
+"""A byte stream falls into the same events wherever the network cuts it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from signoff.core import sse
+from signoff.errors import ModelGarbled
+
+BOUND = 1000
+LINE_ENDS = [b"\n", b"\r\n", b"\r"]
+
+CORPUS = [
+    (b'data: {"a": 1}', b'{"a": 1}'),
+    (b"data:no space", b"no space"),
+    (b"data:  two spaces", b" two spaces"),
+    (b": a comment", b""),
+    (b"event: delta\nid: 7\nretry: 10\ndata: x\n: between", b"x"),
+    (b"data: first\ndata: second\ndata:\ndata: fourth", b"first\nsecond\n\nfourth"),
+    (b"data", b""),
+    (b"data\ndata: x", b"\nx"),
+    (b"data: a: b", b"a: b"),
+    ("data: Grüße, 世界 👩‍💻".encode(), "Grüße, 世界 👩‍💻".encode()),
+    (b"database: not data", b""),
+    (b"data: [DONE]", b"[DONE]"),
+]
+
+
+def fed(*pieces: bytes, bound: int = BOUND) -> tuple[list[bytes], bytes]:
+    splitter = sse.Splitter(bound)
+    return [event for piece in pieces for event in splitter.feed(piece)], splitter.rest
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
+    """A stream of one or several events, with one kind of line end, and the data of each."""
+    chosen = draw(st.lists(st.sampled_from(CORPUS), min_size=1, max_size=6))
+    end = draw(st.sampled_from(LINE_ENDS))
+    return b"".join(raw.replace(b"\n", end) + end + end for raw, _ in chosen), [data for _, data in chosen]
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams())
+def test_every_single_cut_gives_the_same_events(stream: tuple[bytes, list[bytes]]) -> None:
+    raw, data = stream
+    whole = fed(raw)
+    assert [sse.data_of(event) for event in whole[0]] == data
+    assert b"".join(whole[0]) == raw
+    for cut in range(len(raw) + 1):
+        assert fed(raw[:cut], raw[cut:]) == whole
+
+
+@settings(max_examples=200, deadline=None)
+@given(streams(), st.lists(st.integers(0, 300), max_size=20).map(sorted))
+def test_any_number_of_cuts_gives_the_same_events(stream: tuple[bytes, list[bytes]], cuts: list[int]) -> None:
+    raw, _ = stream
+    pieces = [raw[start:end] for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    assert fed(*pieces) == fed(raw)
+    assert fed(*(bytes([byte]) for byte in raw)) == fed(raw)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([b"\n", b"\r\n", b"data: x", b": c", b"y"])).map(b"".join), st.integers(0, 60))
+def test_no_byte_is_lost_or_changed_whatever_comes(raw: bytes, cut: int) -> None:
+    events, rest = fed(raw[:cut], raw[cut:])
+    assert b"".join(events) + rest == raw
+    assert (events, rest) == fed(raw)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([b"data: x", b"data: y", b": c", b""]), st.sampled_from([b"\n", b"\r\n"]))))
+def test_the_events_are_those_that_a_reader_of_lines_finds(lines: list[tuple[bytes, bytes]]) -> None:
+    # given line ends of two kinds, mixed, and the standard's algorithm: collect data until a blank line
+    found, data = list[bytes](), list[bytes]()
+    for line, _ in lines:
+        if line.startswith(b"data: "):
+            data.append(line[6:])
+        if not line and data:
+            found.append(b"\n".join(data))
+            data = []
+    # then the data of the cut events is the same
+    events, _ = fed(b"".join(line + end for line, end in lines))
+    assert [told for event in events if (told := sse.data_of(event))] == found
+
+
+def test_a_crlf_that_is_cut_in_two_ends_one_line() -> None:
+    assert fed(b"data: a\r", b"\n\r", b"\ndata: b\r\n\r", b"\n") == ([b"data: a\r\n\r\n", b"data: b\r\n\r\n"], b"")
+
+
+def test_an_event_is_told_as_soon_as_its_blank_line_is_there() -> None:
+    splitter = sse.Splitter(BOUND)
+    assert splitter.feed(b"data: a\n") == []
+    assert splitter.feed(b"\nda") == [b"data: a\n\n"]
+    assert splitter.rest == b"da"
+    assert sse.Splitter(BOUND).feed(b"data: a\r\r") == [b"data: a\r\r"]
+
+
+def test_a_byte_order_mark_hides_nothing() -> None:
+    events, _ = fed(sse.BYTE_ORDER_MARK + b"data: a\n\ndata: b\n\n")
+    assert [sse.data_of(event) for event in events] == [b"a", b"b"]
+
+
+def test_a_carriage_return_is_no_part_of_the_data() -> None:
+    assert sse.data_of(b"data: a\r\n\n") == b"a"
+    assert sse.data_of(b"data: a\rdata: b\n\n") == b"a\nb"
+
+
+@pytest.mark.parametrize("pieces", [[b"x" * 1001], [b"x"] * 1001, [b"x" * 1000 + b"\n\n"], [b"x" * 999, b"\n\n"]])
+def test_an_event_that_outgrows_the_bound_is_garbled(pieces: list[bytes]) -> None:
+    with pytest.raises(ModelGarbled):
+        fed(*pieces)
+
+
+def test_the_bound_is_for_one_event_not_for_the_stream() -> None:
+    events, rest = fed(*[b"data: " + b"x" * 900 + b"\n\n"] * 50)
+    assert len(events) == 50
+    assert rest == b""
+    assert len(fed(b"x" * 998 + b"\n\n")[0]) == 1
+
+
+@pytest.mark.parametrize("size_bytes", [1024, 1])
+def test_a_large_event_in_small_pieces_takes_linear_time(size_bytes: int) -> None:
+    # given 10 MB in 1 KiB pieces (or 256 KiB byte by byte), which joined again at each would be 50 GB of copies
+    splitter, piece = sse.Splitter(2**24), b"x" * size_bytes
+    count = 2**18 if size_bytes == 1 else 10_240
+    began = time.perf_counter()
+    for _ in range(count):
+        assert splitter.feed(piece) == []
+    assert len(splitter.feed(b"\n\n")[0]) == count * size_bytes + 2
+    assert time.perf_counter() - began < 5
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary().filter(lambda data: b"\n" not in data and b"\r" not in data))
+def test_what_is_framed_can_be_read(data: bytes) -> None:
+    assert sse.data_of(sse.event(data)) == data
+    assert fed(sse.event(data)) == ([sse.event(data)], b"")
+    assert sse.data_of(sse.comment(data)) == b""
+    assert fed(sse.comment(b"wait")) == ([sse.comment(b"wait")], b"")
