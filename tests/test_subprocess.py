@@ -259,6 +259,14 @@ async def test_a_program_that_is_not_there_is_named(engine: SubprocessEngine, mo
         await ask(engine, lost)
 
 
+async def test_what_a_model_writes_to_its_dev_stderr_is_kept(
+    engine: SubprocessEngine, model: Callable[..., Model]
+) -> None:
+    writer = msgspec.structs.replace(model(), command=("sh", "-c", "echo by its name > /dev/stderr; exit 4"))
+    with pytest.raises(ModelUnreachable, match=r"status 4 .*\nby its name"):
+        await ask(engine, writer)
+
+
 async def test_a_model_that_never_gets_ready_is_given_up(
     engine: SubprocessEngine, model: Callable[..., Model], journal: Path
 ) -> None:

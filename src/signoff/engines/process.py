@@ -145,13 +145,13 @@ class Process:
         """Wait until it answers; else tell why it does not, with the last lines of its log."""
         try:
             async with asyncio.timeout(start_seconds):
-                while not await self._is_healthy():
-                    if self.ended.is_set():
-                        return self._with_tail(f"ended with status {self._warden.returncode} as it started")
+                while not self.ended.is_set():
+                    if await self._is_healthy():
+                        return None
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
             return self._with_tail(f"was not ready within {start_seconds:g} s")
-        return None
+        return self._with_tail(f"ended with status {self._warden.returncode} as it started")
 
     async def _is_healthy(self) -> bool:
         """Whether /health says so; a server that knows no /health is ready when it speaks HTTP at all."""

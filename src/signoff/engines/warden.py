@@ -43,7 +43,7 @@ def _bell() -> int:
     """Return a descriptor that can be read after each signal that matters; an interrupt is for the owner to judge."""
     bell, ringer = os.pipe()
     os.set_blocking(ringer, False)
-    signal.set_wakeup_fd(ringer)
+    signal.set_wakeup_fd(ringer, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, _ring)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
