@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live import Live, chat, live, until
 
+from live import Live, chat, live, until
 from signoff.core.job import Job
 from signoff.store import JobFilter
 

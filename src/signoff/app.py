@@ -132,7 +132,7 @@ def _desk(settings: Settings, upstream: Upstream) -> Desk:
         engines={
             "echo": EchoEngine(),
             "openai": OpenAIEngine(upstream),
-            "subprocess": SubprocessEngine(upstream, settings.data_dir / "run"),
+            "subprocess": SubprocessEngine(upstream, settings.data_dir / "run", clock=_clock),
         },
         models=Models(store.catalog, models_that_always_exist(settings)),
         callers=Callers(store.people),

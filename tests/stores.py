@@ -1,0 +1,132 @@
+"""Stores for tests, jobs to put into them, and a look behind their promise."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from signoff.core.job import Event, Job
+from signoff.errors import Stale
+from signoff.store import Step, Topic
+from signoff.stores.sql import SqlStore
+
+T = TypeVar("T")
+WAIT_SECONDS = 20.0
+BODY = b'{"model":"echo","messages":[{"role":"user","content":"Hello"}]}'
+ANSWER = b'{"choices":[{"message":{"role":"assistant","content":"Hello yourself"}}]}'
+_numbers = itertools.count()
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str) -> AsyncIterator[SqlStore]:
+    """A migrated and started store; it is closed with the block."""
+    store = SqlStore(url)
+    try:
+        await store.migrate()
+        await store.start()
+        yield store
+    finally:
+        await store.close()
+
+
+def a_job(prefix: str = "job", **more: Any) -> Job:
+    """A new job that waits in the later lane, unless `more` says otherwise; later ones have greater ids."""
+    plain: dict[str, Any] = {
+        "id": f"{prefix}-{next(_numbers):06d}",
+        "status": "bot",
+        "door": "test",
+        "lane": "later",
+        "user_id": 1,
+        "token_id": 1,
+        "target": "echo",
+        "model": "echo",
+        "path": "/v1/chat/completions",
+        "body": BODY,
+    }
+    return Job(**(plain | more))
+
+
+def a_step(verb: str, **more: Any) -> Step:
+    """A step of Ann's, who holds the lease `mine` and has seen round 1, unless `more` says otherwise."""
+    plain = {"verb": verb, "actor": "user:ann", "lease": "mine", "round": 1, "reviewer": "ann"}
+    return Step(**(plain | more))
+
+
+async def inserted(store: SqlStore, *, due_seconds: float = 0, lease_seconds: float | None = None, **more: Any) -> Job:
+    """A job as it stands in the store, in any state."""
+    job = a_job(**more)
+    return await store.jobs.insert(job, actor="test", due_seconds=due_seconds, lease_seconds=lease_seconds)
+
+
+async def leased(store: SqlStore, **more: Any) -> Job:
+    """A job that a worker holds with the lease `mine`."""
+    return await inserted(store, lease="mine", lease_seconds=60, **more)
+
+
+async def held(store: SqlStore, **more: Any) -> Job:
+    """A job with an answer, in its first round of review."""
+    job = await leased(store, **more)
+    return await store.jobs.move(job.id, a_step("hold", changes={"response": ANSWER}))
+
+
+async def state(store: SqlStore, job_id: str) -> tuple[Job | None, list[Event]]:
+    """Everything that the store says of a job."""
+    return await store.jobs.get(job_id), await store.jobs.events(job_id)
+
+
+async def is_refused(store: SqlStore, job: Job, *steps: Step) -> bool:
+    """Whether `steps` are stale, and changed nothing."""
+    before = await state(store, job.id)
+    try:
+        await store.jobs.move(job.id, *steps)
+    except Stale:
+        return await state(store, job.id) == before
+    return False
+
+
+async def together(works: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of all, which run at once."""
+
+    async def one(work: Awaitable[T]) -> T:
+        return await work
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(work)) for work in works]
+    return [task.result() for task in tasks]
+
+
+async def until(look: Callable[[], Awaitable[T | None]], seconds: float = WAIT_SECONDS) -> T:
+    """What `look` finds, as soon as it finds something."""
+    async with asyncio.timeout(seconds):
+        while not (found := await look()):
+            await asyncio.sleep(0.01)
+    return found
+
+
+class Ear:
+    """A listener, and what it has heard."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self.heard: list[tuple[Topic, str]] = []
+        store.listen(lambda topic, name: self.heard.append((topic, name)))
+
+    async def hears(self, *news: tuple[Topic, str]) -> None:
+        """Returns as soon as one of `news` was heard."""
+
+        async def look() -> bool:
+            return any(item in self.heard for item in news)
+
+        await until(look)
+
+
+async def rows(store: SqlStore, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    """What stands in the database behind a store."""
+    return await store._database.read(lambda conn, _: [dict(row) for row in conn.execute(query).mappings()])
+
+
+async def execute(store: SqlStore, statement: sa.Executable) -> None:
+    """Changes what stands there, behind the store's back."""
+    await store._database.write(lambda tx: tx.conn.execute(statement).rowcount)
