@@ -30,19 +30,19 @@ from signoff.engines.llama import is_installed, local_command, local_weights
 from signoff.engines.openai import OpenAIEngine
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.engines.upstream import Upstream
+from signoff.parts.background import Background
+from signoff.parts.callers import Callers
+from signoff.parts.inflight import InFlight
+from signoff.parts.leases import Leases
+from signoff.parts.models import Models
+from signoff.parts.refresh import Refresh
+from signoff.parts.waits import Waits
 from signoff.settings import Settings
 from signoff.stores.sql import SqlStore
 from signoff.vault import Vault, keys_in
-from signoff.work.background import Background
-from signoff.work.catalog import Models
 from signoff.work.desk import Desk, Rules
-from signoff.work.inflight import InFlight
-from signoff.work.lease import Leases
 from signoff.work.record import file
-from signoff.work.refresh import Refresh
 from signoff.work.sweep import sweep_for_ever
-from signoff.work.tokens import Callers
-from signoff.work.wait import Waits
 from signoff.worker import Worker
 
 FINISH_SECONDS = 5.0

@@ -57,7 +57,7 @@ class Postgres:
         )
         self._news = News()
         self._notify = Notify(self._dsn, self._news)
-        self._closing = False
+        self._closing = self._closed = False
 
     async def start(self) -> None:
         """Connects. Raises SchemaOutdated if it must be migrated first, Overloaded when nobody answers."""
@@ -96,6 +96,7 @@ class Postgres:
         self._closing = True
         await self._writer.close()
         await self._notify.close()
+        self._closed = True
         await self._reading.dispose()
         await self._writing.dispose()
 
@@ -118,6 +119,8 @@ class Postgres:
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _read(self, function: Read[T]) -> T:
+        if self._closed:
+            raise Overloaded("The database was closed.")
         async with self._reading.connect() as conn:
             return await conn.run_sync(lambda sync: function(sync, clock_of(sync)))
 

@@ -13,9 +13,9 @@ from signoff.core.ask import Ask
 from signoff.core.job import Job
 from signoff.core.retry import wait_seconds
 from signoff.errors import SignoffError
+from signoff.parts.inflight import Flight
 from signoff.work.admit import admit
 from signoff.work.desk import Desk
-from signoff.work.inflight import Flight
 from signoff.work.look import failure_of, find
 from signoff.work.perform import answer_of, as_error
 from signoff.work.record import begin_record, end_record, leave_record

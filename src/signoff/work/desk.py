@@ -10,14 +10,14 @@ from signoff.broker import Broker
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
 from signoff.engine import Engine
+from signoff.parts.background import Background
+from signoff.parts.callers import Callers
+from signoff.parts.inflight import InFlight
+from signoff.parts.leases import Leases
+from signoff.parts.models import Models
+from signoff.parts.waits import Waits
 from signoff.store import Store
 from signoff.vault import Vault
-from signoff.work.background import Background
-from signoff.work.catalog import Models
-from signoff.work.inflight import InFlight
-from signoff.work.lease import Leases
-from signoff.work.tokens import Callers
-from signoff.work.wait import Waits
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,9 +10,9 @@ import structlog
 from signoff.core.answer import Answer
 from signoff.core.job import Job, JobError, Status
 from signoff.errors import SignoffError, Stale
+from signoff.parts.inflight import Flight
 from signoff.store import Step
 from signoff.work.desk import Desk
-from signoff.work.inflight import Flight
 from signoff.work.settle import error_of, settle
 
 CANCELLED = JobError(code="cancelled", message="The caller left before the answer came.", status=409)

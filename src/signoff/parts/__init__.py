@@ -1,0 +1,1 @@
+"""What a process holds beside the keepers: copies, leases, waits, and calls in flight."""

@@ -1,0 +1,263 @@
+"""The rules of this code base, as far as a look at the code can tell whether they are kept."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from signoff.app import make_front, opened
+from signoff.cli import cli
+from signoff.core.job import MOVES, STATUSES, TERMINAL, Guard, Job
+from signoff.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "signoff"
+DOCS = ROOT / "docs"
+MODULES = {str(path.relative_to(SOURCE)): ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))}
+OUTSIDE = {name: tree for name, tree in MODULES.items() if name.startswith(("doors/", "dashboard/"))}
+
+HISTORY = "stores/migrations/versions/"
+LONGEST_MODULE = 400
+LONGEST_FUNCTION = 50
+NAMELESS = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "base", "misc"}
+# Everything else of the desk is asked for by a verb.
+MAY_BE_TOUCHED = {"background", "clock", "new_id"}
+VERBS_OF_HTTP = {"GET", "POST", "PUT", "PATCH", "DELETE"}
+
+
+def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
+    """The calls of what is called `name`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and name in {getattr(node.func, "id", ""), getattr(node.func, "attr", "")}:
+            yield node
+
+
+def keywords(call: ast.Call) -> dict[str | None, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in call.keywords}
+
+
+def texts(node: ast.AST | None) -> set[str]:
+    """Every literal text below `node`."""
+    found = ast.walk(node) if node else ()
+    return {text.value for text in found if isinstance(text, ast.Constant) and isinstance(text.value, str)}
+
+
+def keys(node: ast.AST | None) -> set[str]:
+    """The literal keys of a literal dict."""
+    return {text for key in node.keys for text in texts(key)} if isinstance(node, ast.Dict) else set()
+
+
+# Rooms
+
+
+def is_desk(node: ast.expr) -> bool:
+    return getattr(node, "id", "") == "desk" or getattr(node, "attr", "") in {"desk", "_desk"}
+
+
+@pytest.mark.parametrize("module", OUTSIDE)
+def test_no_door_reaches_through_the_desk(module: str) -> None:
+    touched = [node for node in ast.walk(OUTSIDE[module]) if isinstance(node, ast.Attribute) and is_desk(node.value)]
+    offences = [f"{module}:{node.lineno} desk.{node.attr}" for node in touched if node.attr not in MAY_BE_TOUCHED]
+    assert not offences, "a verb in work/ should do this"
+
+
+@pytest.mark.parametrize("module", OUTSIDE)
+def test_no_door_hides_the_desk_under_another_name(module: str) -> None:
+    for node in ast.walk(OUTSIDE[module]):
+        if isinstance(node, ast.arg) and node.annotation is not None:
+            assert ast.unparse(node.annotation) not in {"Desk", "TheDesk"} or node.arg == "desk", node.lineno
+        if isinstance(node, ast.Assign | ast.NamedExpr) and is_desk(node.value):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            assert all(is_desk(target) for target in targets), node.lineno
+    for call in [*calls(OUTSIDE[module], "getattr"), *calls(OUTSIDE[module], "vars")]:
+        assert not is_desk(call.args[0]), call.lineno
+
+
+# Moves
+
+
+def test_every_guard_is_used_by_a_move_and_known_to_the_store() -> None:
+    assert {guard for move in MOVES.values() for guard in move.guards} == set(Guard)
+    for room in ("core/job.py", "stores/"):
+        trees = [tree for name, tree in MODULES.items() if name.startswith(room)]
+        named = {
+            node.attr
+            for tree in trees
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "Guard"
+        }
+        assert named == set(Guard.__members__)
+
+
+@pytest.mark.parametrize("verb", MOVES)
+def test_a_move_is_between_statuses_and_changes_what_a_job_has(verb: str) -> None:
+    move = MOVES[verb]
+    assert move.verb == verb
+    assert move.targets
+    assert {*move.sources, *move.targets} <= set(STATUSES)
+    assert not TERMINAL & set(move.sources), "what has ended stays as it is"
+    assert move.sources or verb == "submit"
+    assert {*move.clears, *move.adds} <= set(Job.__struct_fields__)
+
+
+def test_every_status_is_reached_and_every_unfinished_one_is_left() -> None:
+    assert {target for move in MOVES.values() for target in move.targets} == set(STATUSES)
+    leaves = {source for move in MOVES.values() for source in move.sources if set(move.targets) != {source}}
+    assert leaves == set(STATUSES) - TERMINAL
+
+
+def steps() -> Iterator[tuple[str, ast.Call]]:
+    for name, tree in MODULES.items():
+        for call in calls(tree, "Step"):
+            yield f"{name}:{call.lineno}", call
+
+
+def test_every_verb_that_is_asked_for_is_a_move() -> None:
+    asked = {verb for _, call in steps() for verb in texts(keywords(call).get("verb"))}
+    asked |= {verb for tree in MODULES.values() for call in calls(tree, "_step") for verb in texts(call.args[0])}
+    asked |= {verb for tree in MODULES.values() for call in calls(tree, "insert_ended") for verb in texts(call)}
+    assert asked
+    assert asked <= MOVES.keys()
+
+
+def test_every_step_changes_what_a_job_has_and_says_where_it_goes_if_there_is_a_choice() -> None:
+    for place, call in steps():
+        told = keywords(call)
+        columns = keys(told.get("changes")) | keys(told.get("after_seconds"))
+        assert columns <= set(Job.__struct_fields__), place
+        for verb in texts(told.get("verb")) & MOVES.keys():
+            targets = texts(told.get("to"))
+            assert targets <= set(MOVES[verb].targets), place
+            assert targets or len(MOVES[verb].targets) == 1, place
+
+
+# Style
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_says_in_a_sentence_what_it_owns_and_is_short(module: str) -> None:
+    first = (ast.get_docstring(MODULES[module]) or "").partition("\n\n")[0]
+    assert re.match(r"[A-Z`].*[.?:]$", first, re.DOTALL), first
+    assert len((SOURCE / module).read_text().splitlines()) <= LONGEST_MODULE
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith(HISTORY)])
+def test_a_function_is_short(module: str) -> None:
+    functions = [node for node in ast.walk(MODULES[module]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    sizes = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: size for name, size in sizes.items() if size > LONGEST_FUNCTION} == {}
+
+
+def test_nothing_has_a_name_that_says_nothing() -> None:
+    names = {part for module in MODULES for part in Path(module).with_suffix("").parts}
+    classes = {node.name for tree in MODULES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    words = {word.lower() for name in names | classes for word in re.findall(r"[A-Z]?[a-z]+", name)}
+    assert not words & NAMELESS
+
+
+# Documents
+
+
+def documented(page: str) -> str:
+    return (DOCS / page).read_text()
+
+
+def in_code_font(page: str) -> set[str]:
+    """What stands between backticks."""
+    return set(re.findall(r"`([^`\n]+)`", documented(page)))
+
+
+def codes() -> set[str]:
+    """Every error code that is written somewhere in the source."""
+    found = set[str]()
+    for tree in MODULES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                found |= {code for line in node.body for code in code_in(line)}
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "code":
+                found |= texts(node.value)
+        for error in [*calls(tree, "JobError"), *calls(tree, "JobFailed")]:
+            found |= texts(keywords(error).get("code"))
+    return found
+
+
+def code_in(line: ast.stmt) -> set[str]:
+    """The code of `code = "…"`, `code: str = "…"` or `status, code = 400, "…"` in a class."""
+    if not isinstance(line, ast.Assign | ast.AnnAssign):
+        return set()
+    target = line.targets[0] if isinstance(line, ast.Assign) else line.target
+    names = [getattr(name, "id", "") for name in getattr(target, "elts", [target])]
+    values = getattr(line.value, "elts", [line.value])
+    return {code for name, value in zip(names, values, strict=False) if name == "code" for code in texts(value)}
+
+
+def test_every_error_code_is_documented() -> None:
+    assert {"model_not_found", "rejected", "job_failed", "internal_error"} <= codes()
+    assert codes() - in_code_font("errors.md") == set()
+
+
+def test_every_setting_is_documented() -> None:
+    assert set(Settings.model_fields) - in_code_font("settings.md") == set()
+    assert {f"SIGNOFF_{name.upper()}" for name in Settings.model_fields} - in_code_font("settings.md") == set()
+
+
+def routes(tmp_path: Path) -> set[str]:
+    """`METHOD /path` of everything that is served, but for the schema's own pages and files."""
+
+    async def rest() -> Any:
+        settings = Settings(data_dir=tmp_path)
+        async with opened(settings) as desk:
+            return make_front(desk, settings)._rest
+
+    found = {
+        f"{method} {route.path_format}"
+        for route in asyncio.run(rest()).routes
+        for method in getattr(route, "methods", ())
+        if method in VERBS_OF_HTTP and not route.path_format.startswith(("/schema", "/static"))
+    }
+    return found | hot_routes()
+
+
+def hot_routes() -> set[str]:
+    """What the OpenAI door matches literally: pairs of a method and what comes after `/v1/`."""
+    pairs = [
+        [ast.literal_eval(pattern.value) for pattern in case.pattern.patterns if isinstance(pattern, ast.MatchValue)]
+        for node in ast.walk(MODULES["doors/openai.py"])
+        if isinstance(node, ast.Match)
+        for case in node.cases
+        if isinstance(case.pattern, ast.MatchSequence)
+    ]
+    return {f"{method} /v1/{path}" for method, path in [pair for pair in pairs if len(pair) == 2]}
+
+
+def test_every_route_is_documented_and_every_documented_one_is_there(tmp_path: Path) -> None:
+    served = routes(tmp_path)
+    assert {"POST /v1/chat/completions", "POST /enqueue", "GET /api/jobs/{job_id}"} <= served
+    written = {route.partition("?")[0] for route in in_code_font("api.md") if route.split(" ")[0] in VERBS_OF_HTTP}
+    assert served - written == set()
+    assert {route for route in written - served if not route.startswith("GET /v1/models/")} == set()
+
+
+def commands(group: Any, *before: str) -> Iterator[tuple[str, Any]]:
+    """Every command with its words."""
+    if not hasattr(group, "commands"):
+        yield " ".join(before), group
+        return
+    for name, command in group.commands.items():
+        yield from commands(command, *before, name)
+
+
+def test_every_command_and_every_option_is_documented() -> None:
+    lines = re.findall(r"`(signoff [^`\n]+)`", documented("cli.md"))
+    for words, command in commands(typer.main.get_command(cli)):
+        line = next((line for line in lines if f"{line} ".startswith(f"signoff {words} ")), None)
+        assert line is not None, words
+        for option in (option for parameter in command.params for option in parameter.opts if option.startswith("--")):
+            assert option in line, f"{words} {option}"
