@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signoff.core import sse
-from signoff.core.answer import Chunk, Usage, collect, completion_of, split, text_of, with_text
+from signoff.core.answer import Chunk, Usage, as_completion, collect, split, text_of, with_text
 from signoff.errors import ModelGarbled
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
@@ -487,12 +487,16 @@ def test_other_words_for_what_has_none_are_the_words_alone(body: bytes) -> None:
 
 
 def test_words_become_a_completion_that_strict_clients_accept() -> None:
-    body = completion_of("Hello", "gpt")
+    body = as_completion(b'"Hello"', "gpt")
     assert text_of(body) == "Hello"
     made = json.loads(body)
     assert {"id", "object", "created", "model", "choices"} == made.keys()
     assert (made["object"], made["model"], made["choices"][0]["finish_reason"]) == ("chat.completion", "gpt", "stop")
-    assert made["id"] == json.loads(completion_of("Hello", "gpt"))["id"] != json.loads(completion_of("No", "gpt"))["id"]
+    assert (
+        made["id"]
+        == json.loads(as_completion(b'"Hello"', "gpt"))["id"]
+        != json.loads(as_completion(b'"No"', "gpt"))["id"]
+    )
 
 
 def test_numbers_keep_their_size() -> None:

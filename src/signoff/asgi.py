@@ -8,6 +8,7 @@ import os
 
 from signoff.app import make_front, running
 from signoff.doors.http import ASGIApp, Receive, Scope, Send
+from signoff.logs import to_stderr
 from signoff.settings import Settings, load
 
 
@@ -58,4 +59,5 @@ def _unmounted(scope: Scope) -> Scope:
     return {**scope, "path": scope["path"][len(root) :] or "/", "root_path": ""}
 
 
+to_stderr()
 app = Application()

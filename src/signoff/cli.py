@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import re
 import shlex
@@ -14,7 +13,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NoReturn, TypeVar, cast
 
-import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +23,7 @@ from signoff.core.job import STATUSES, Job, Status, Verdict
 from signoff.core.policy import Review
 from signoff.core.target import KINDS, Model
 from signoff.errors import SignoffError
+from signoff.logs import to_stderr
 from signoff.settings import BadSettings, Settings, load
 from signoff.store import JobFilter
 from signoff.work.desk import Desk
@@ -62,7 +61,7 @@ err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr
 
 def main() -> None:
     """Runs one command; an expected error is one line, and exit code 1."""
-    _log_to_stderr()
+    to_stderr()
     try:
         cli()
     except (SignoffError, BadSettings, OSError) as error:
@@ -372,17 +371,3 @@ def _shown(text: str) -> str:
 def _stop(message: str) -> NoReturn:
     err.print(message, style="red")
     raise SystemExit(1)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-        ],
-    )

@@ -1,0 +1,1 @@
+"""What keepers of a promise keep: one suite a promise, run on every keeper."""

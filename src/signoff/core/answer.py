@@ -55,7 +55,7 @@ def split(answer: bytes, *, with_usage: bool) -> Iterator[Chunk]:
 
     Any other JSON is what the completion says.
     """
-    whole = _completion(answer)
+    whole: JsonObject = msgspec.json.decode(as_completion(answer, ""))
     head = {key: value for key, value in whole.items() if key not in {"choices", "usage"}}
     head["object"] = "chat.completion.chunk"
     for choice in whole["choices"]:
@@ -90,11 +90,20 @@ def with_text(body: bytes, text: str) -> bytes:
     return msgspec.json.encode(whole)
 
 
-def completion_of(text: str, model: str) -> bytes:
-    """A chat completion that says `text`: what a reviewer's bare words become at a door that speaks completions."""
+def as_completion(body: bytes, model: str) -> bytes:
+    """`body` where it is a chat completion; else one that says it.
+
+    That is for a door that speaks completions: a reviewer may have put bare words, or any JSON, in an answer's place.
+    """
+    try:
+        msgspec.json.decode(body, type=_Chat)
+    except msgspec.ValidationError:
+        text = text_of(body) or (msgspec.json.decode(body, type=str) if body.startswith(b'"') else body.decode())
+    else:
+        return body
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    name = f"chatcmpl-{fingerprint(model.encode(), text.encode())[:16]}"
+    name = f"chatcmpl-{fingerprint(model.encode(), body)[:16]}"
     head = {"id": name, "object": "chat.completion", "created": 0, "model": model}
     return msgspec.json.encode(head | {"choices": [choice]})
 
@@ -218,16 +227,6 @@ class _Spoken(msgspec.Struct):
 
 class _Chat(msgspec.Struct):
     choices: list[_Spoken]
-
-
-def _completion(answer: bytes) -> JsonObject:
-    whole = msgspec.json.decode(answer)
-    try:
-        msgspec.convert(whole, _Chat)
-    except msgspec.ValidationError:
-        text = text_of(answer) or (whole if isinstance(whole, str) else answer.decode())
-        return msgspec.json.decode(completion_of(text, ""))
-    return whole
 
 
 _PLACES = {"content": 1, "tool_calls": 2}

@@ -37,9 +37,9 @@ def as_chat(payload: bytes) -> bytes:
 
     Other members of such an object stay as they are; any other JSON value is a message as it is written.
     """
+    if _is_chat(payload):
+        return payload
     match msgspec.json.decode(payload):
-        case {"messages": messages} if messages is not None:
-            return payload
         case {"input": str() as text, **members} | {"prompt": str() as text, **members}:
             members.pop("prompt", None)
         case str() as text:
@@ -47,3 +47,15 @@ def as_chat(payload: bytes) -> bytes:
         case _:
             text, members = payload.decode(), {}
     return msgspec.json.encode(members | {"messages": [{"role": "user", "content": text}]})
+
+
+class _Chat(msgspec.Struct):
+    messages: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def _is_chat(payload: bytes) -> bool:
+    """Whether there are messages, without a look at anything else: bodies can be large."""
+    try:
+        return bytes(msgspec.json.decode(payload, type=_Chat).messages) != b"null"
+    except msgspec.ValidationError:
+        return False

@@ -85,28 +85,20 @@ class Writer:
     async def close(self) -> None:
         """Takes no more, and flushes what waits."""
         self._closed = True
-        if self._task is not None:
-            self._task.cancel()
+        if self._task is not None and not self._task.done():
+            await self._waiting.put(_nothing())  # wakes it up
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        try:
-            while True:
-                await self._flush([await self._waiting.get()])
-        finally:
-            while not self._waiting.empty():
-                await self._flush([])
+        while not self._closed or not self._waiting.empty():
+            await self._flush([await self._waiting.get()])
 
     async def _flush(self, group: list[Waiting]) -> None:
         while len(group) < self._group_limit and not self._waiting.empty():
             group.append(self._waiting.get_nowait())
-        flushing = asyncio.get_running_loop().create_task(self._results(group))
-        try:
-            results = await asyncio.shield(flushing)
-        except asyncio.CancelledError:
-            _tell(group, await flushing)
-            raise
-        _tell(group, results)
+        wanted = [(operation, done) for operation, done in group if not done.cancelled()]
+        if wanted:
+            _tell(wanted, await self._results(wanted))
 
     async def _results(self, group: Sequence[Waiting]) -> list[Any]:
         try:
@@ -119,6 +111,12 @@ class Writer:
             log.debug("a group failed; its halves run one by one", error=repr(error), operations=len(group))
         half = len(group) // 2
         return [*await self._results(group[:half]), *await self._results(group[half:])]
+
+
+def _nothing() -> Waiting:
+    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    done.cancel()
+    return lambda _: None, done
 
 
 def _all(tx: Tx, group: Sequence[Waiting]) -> list[Any]:

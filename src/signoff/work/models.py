@@ -22,12 +22,20 @@ async def model_called(desk: Desk, name: str) -> Model:
 
 
 async def register(desk: Desk, model: Model, secret: str | None = None) -> None:
-    """Puts a model into the catalog, for every process; its upstream's key is sealed."""
+    """Puts a model into the catalog, for every process; its upstream's key is sealed. There is one default at most."""
+    if model.default:
+        await _undefault(desk, model.name)
     if secret:
         key_id = await desk.store.catalog.add_key(None, model.name, desk.vault.seal(secret))
         model = msgspec.structs.replace(model, key_id=key_id)
     await desk.store.catalog.put_model(model)
     desk.models.forget()
+
+
+async def _undefault(desk: Desk, name: str) -> None:
+    for other in await desk.store.catalog.models():
+        if other.default and other.name != name:
+            await desk.store.catalog.put_model(msgspec.structs.replace(other, default=False))
 
 
 async def forget(desk: Desk, name: str) -> None:

@@ -48,7 +48,7 @@ async def answer_of(desk: Desk, job: Job, *, stream: bool) -> AsyncIterator[Chun
     engine = desk.engines.get(model.kind)
     if engine is None:
         raise ModelFailed(f"This server cannot run models of the kind {model.kind}.")
-    body = job.body if job.path != CHAT or b'"messages"' in job.body else as_chat(job.body)
+    body = as_chat(job.body) if job.path == CHAT else job.body
     request = Request(
         path=job.path, body=body, target=job.target, stream=stream, key=await _upstream_key(desk, model.key_id)
     )

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-import msgspec
-
 from signoff.core import sse
-from signoff.core.answer import Chunk, completion_of, split
+from signoff.core.answer import Chunk, as_completion, split
 from signoff.core.ask import CHAT, Ask
 from signoff.core.job import Job
 from signoff.errors import ReviewPending
@@ -38,13 +36,8 @@ async def signed_off(desk: Desk, job: Job, ask: Ask, *, with_usage: bool) -> Asy
 
 
 def _chunks(job: Job, *, stream: bool, with_usage: bool) -> list[Chunk]:
-    body = _shaped(job)
-    return list(split(body, with_usage=with_usage)) if stream and job.path == CHAT else [Chunk(body)]
-
-
-def _shaped(job: Job) -> bytes:
-    """A reviewer's bare words, as the completion that this caller expects."""
     body = job.response or b"null"
-    if job.path == CHAT and body.startswith(b'"'):
-        return completion_of(msgspec.json.decode(body, type=str), job.target)
-    return body
+    if job.path != CHAT:
+        return [Chunk(body)]
+    body = as_completion(body, job.target)
+    return list(split(body, with_usage=with_usage)) if stream else [Chunk(body)]
