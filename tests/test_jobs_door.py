@@ -282,3 +282,32 @@ async def leased(server: Live, job_id: str) -> bool | None:
 async def idle(server: Live) -> bool | None:
     """Whether no task of the worker runs any more."""
     return not server.desk.leases._held or None
+
+
+async def test_a_jobs_events_stream_as_they_happen_and_replay_from_where_one_left(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token("admin")
+        body = {"body": chat("hello"), "target": "echo/delay=0.3"}
+        _, job = await server.ask("POST", "/api/jobs", token, json=body)
+        path, headers = f"/api/jobs/{job['job_id']}/events", {"accept": "text/event-stream"}
+        _, told = await server.ask("GET", path, token, headers=dict(headers))
+        assert re.findall(r"^event: (\w+)$", told, re.MULTILINE) == ["submit", "claim", "succeed"]
+        assert re.findall(r"^id: (\d+)$", told, re.MULTILINE) == ["1", "2", "3"]
+        _, told = await server.ask("GET", path, token, headers=headers | {"last-event-id": "2"})
+        assert re.findall(r"^id: (\d+)$", told, re.MULTILINE) == ["3"]
+        status, _ = await server.ask("GET", "/api/jobs/nobody/events", token, headers=dict(headers))
+        assert status == 404
+
+
+async def test_a_job_that_has_ended_is_asked_again_as_a_new_one(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+        _, old = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/status=400"})
+        await server.ask("GET", f"/api/jobs/{old['job_id']}?wait=10", token)
+        status, new = await server.ask("POST", f"/api/jobs/{old['job_id']}/retry", token)
+        assert (status, new["retry_of"]) == (202, old["job_id"])
+        assert new["job_id"] != old["job_id"]
+        _, running = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/hang"})
+        assert (await server.ask("POST", f"/api/jobs/{running['job_id']}/retry", token))[0] == 409
+        other = await server.token("user", "other@example.com")
+        assert (await server.ask("POST", f"/api/jobs/{old['job_id']}/retry", other))[0] == 404

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, Router, delete, get, post
 from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter
+from litestar.response import Stream
 
+from signoff.core import sse
 from signoff.core.ask import CHAT, Ask
-from signoff.core.job import Status
+from signoff.core.job import Event, Status
 from signoff.doors.http import TheCaller, TheDesk
 from signoff.doors.jobs import as_seen
 from signoff.errors import BadRequest
 from signoff.store import JobFilter
+from signoff.work.again import ask_again
 from signoff.work.cancel import cancel
-from signoff.work.look import look, look_and_wait, look_at_all, look_at_events
+from signoff.work.look import follow, look, look_and_wait, look_at_all, look_at_events
 from signoff.work.submit import submit
 
 LONGEST_WAIT_SECONDS = 300.0
@@ -87,15 +92,41 @@ async def one(
 
 
 @get("/{job_id:str}/events", summary="What happened to a job")
-async def events(desk: TheDesk, caller: TheCaller, job_id: FromPath[str]) -> dict[str, Any]:
-    """Every move, oldest first."""
-    return {"data": [msgspec.structs.asdict(event) for event in await look_at_events(desk, caller, job_id)]}
+async def events(
+    request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller, job_id: FromPath[str]
+) -> Response[Any]:
+    """Every move, oldest first; with `Accept: text/event-stream` as they happen, from `Last-Event-ID` on."""
+    if "text/event-stream" in request.headers.get("accept", ""):
+        await look(desk, caller, job_id)
+        since = request.headers.get("last-event-id", "0")
+        following = follow(desk, caller, job_id, int(since) if since.isdigit() else 0)
+        return Stream(_told(following), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    listed = [msgspec.structs.asdict(event) for event in await look_at_events(desk, caller, job_id)]
+    return Response({"data": listed})
 
 
 @delete("/{job_id:str}", status_code=200, summary="Cancel a job")
 async def cancelled(desk: TheDesk, caller: TheCaller, job_id: FromPath[str]) -> dict[str, Any]:
     """The cancelled job."""
     return as_seen(await cancel(desk, caller, job_id))
+
+
+@post("/{job_id:str}/retry", status_code=202, summary="Ask a job that has ended once more")
+async def again(desk: TheDesk, caller: TheCaller, job_id: FromPath[str]) -> Response[dict[str, Any]]:
+    """A new job, which names the old one in `retry_of`."""
+    job = await ask_again(desk, caller, job_id)
+    return Response(as_seen(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
+
+
+async def _told(following: AsyncGenerator[list[Event]]) -> AsyncGenerator[bytes]:
+    """Events as server-sent ones; a comment where there are none."""
+    async with contextlib.aclosing(following) as pages:
+        async for page in pages:
+            for event in page:
+                head = f"id: {event.seq}\nevent: {event.verb}\n".encode()
+                yield head + sse.event(msgspec.json.encode(event))
+            if not page:
+                yield sse.comment(b"nothing new")
 
 
 def _decoded(body: bytes) -> NewJob:
@@ -105,4 +136,4 @@ def _decoded(body: bytes) -> NewJob:
         raise BadRequest(f"This is not a job: {error}") from None
 
 
-router = Router("/api/jobs", route_handlers=[create, listed, one, events, cancelled], tags=["jobs"])
+router = Router("/api/jobs", route_handlers=[create, listed, one, events, cancelled, again], tags=["jobs"])

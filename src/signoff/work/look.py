@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
@@ -39,6 +39,21 @@ async def look_at_events(desk: Desk, caller: Caller, job_id: str) -> list[Event]
     await look(desk, caller, job_id)
     events = await desk.store.jobs.events(job_id)
     return events if may_review(caller) else [msgspec.structs.replace(event, data={}) for event in events]
+
+
+async def follow(desk: Desk, caller: Caller, job_id: str, after_seq: int) -> AsyncGenerator[list[Event]]:
+    """The events after `after_seq`, as they happen, until the job has ended; an empty list while nothing does.
+
+    Raises JobNotFound.
+    """
+    ended = False
+    while not ended:
+        ended = (await look(desk, caller, job_id)).is_terminal
+        new = [event for event in await look_at_events(desk, caller, job_id) if event.seq > after_seq]
+        after_seq = new[-1].seq if new else after_seq
+        yield new
+        if not ended:
+            await wait_for(desk, job_id, desk.rules.keep_alive_seconds, lambda job, seq=after_seq: job.seq > seq)
 
 
 async def find(desk: Desk, job_id: str) -> Job:

@@ -1,0 +1,38 @@
+"""Again: a job that has ended is asked once more, as a new job that remembers the old one."""
+
+from __future__ import annotations
+
+from signoff.core.access import Caller
+from signoff.core.job import Job
+from signoff.errors import Forbidden, Stale
+from signoff.work.desk import Desk
+from signoff.work.look import look
+
+
+async def ask_again(desk: Desk, caller: Caller, job_id: str) -> Job:
+    """The new job, durable, of the same owner. Raises JobNotFound, Forbidden, and Stale while the old one goes on."""
+    old = await look(desk, caller, job_id)
+    if caller.role != "admin" and caller.user_id != old.user_id:
+        raise Forbidden("Only its owner or an admin can ask a job again.")
+    if not old.is_terminal:
+        raise Stale(f"The job is {old.status}; it can be asked again when it has ended.", job_id=job_id)
+    new = Job(
+        id=desk.new_id(),
+        status="bot",
+        door=old.door,
+        lane="later",
+        user_id=old.user_id,
+        token_id=caller.token_id,
+        target=old.target,
+        model=old.model,
+        path=old.path,
+        body=old.body,
+        metadata=old.metadata,
+        priority=old.priority,
+        policy=old.policy,
+        retry_of=old.id,
+        max_attempts=desk.rules.later_attempts,
+    )
+    job = await desk.store.jobs.insert(new, actor=caller.actor)
+    desk.broker.ring(job.id, job.priority)
+    return job
