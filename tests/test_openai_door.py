@@ -147,6 +147,29 @@ async def test_a_client_that_leaves_cancels_its_job(stream: bool, filed: bool, t
         assert (job.status, job.error.code) == ("fail", "cancelled")
 
 
+async def test_a_client_that_leaves_while_its_row_is_written_leaves_one_row(tmp_path: Path) -> None:
+    async with live(tmp_path, log_before_answer=True) as server, client(server, max_retries=0) as ai:
+        # given a store that takes a while to commit
+        written = server.desk.store.jobs.insert_ended
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly(*ended: Any, **more: Any) -> Any:
+            done = await written(*ended, **more)
+            begun.set()
+            await go_on.wait()
+            return done
+
+        server.desk.store.jobs.insert_ended = slowly  # type: ignore[method-assign]
+        # when the client leaves meanwhile
+        asking = asyncio.ensure_future(ai.chat.completions.create(**chat("hello")))
+        await begun.wait()
+        asking.cancel()
+        # then there is one row, whichever end it tells of
+        await until(lambda: first_ended(server))
+        go_on.set()
+        await only_job(server)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_held_call_gets_the_edited_answer_on_the_same_connection(stream: bool, tmp_path: Path) -> None:  # noqa: FBT001
     async with live(tmp_path, keep_alive_seconds=0.05) as server, client(server) as ai:

@@ -16,6 +16,7 @@ class Flight:
         self.actor = actor
         self.began_at = began_at
         self.over = False
+        self.is_recorded = False
         self.filing: asyncio.Task[Job] | None = None
         self.task: asyncio.Task[object] | None = None
         self.lost = False

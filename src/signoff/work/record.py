@@ -46,15 +46,21 @@ async def end_record(desk: Desk, flight: Flight, outcome: Answer | SignoffError)
         return await settle(desk, flight.job, outcome)
     ended = _ended(flight.job, outcome)
     written = await desk.store.jobs.insert_ended(ended, actor=flight.actor, verbs=["submit", "claim", _verb(ended)])
+    flight.is_recorded = True
     if desk.rules.log_before_answer:
-        return await written
+        return await asyncio.shield(written)
     written.add_done_callback(_complain)
     return ended
 
 
 async def leave_record(desk: Desk, flight: Flight, actor: str) -> None:
-    """The caller has gone, or was cut off: the job is cancelled. Done even while the task is being cancelled."""
+    """The caller has gone, or was cut off: the job is cancelled, unless its end is being written already.
+
+    Done even while the task is being cancelled.
+    """
     desk.in_flight.drop(flight)
+    if flight.is_recorded:
+        return
     await asyncio.shield(desk.background.spawn(_cancel(desk, flight, actor)))
 
 

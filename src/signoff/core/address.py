@@ -1,0 +1,97 @@
+"""Which addresses that a user gave this server may go to: public ones, and what the operator allows beside them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from urllib.parse import urlsplit
+
+import msgspec
+
+from signoff.errors import AddressRefused
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+LONGEST_URL = 2048
+# RFC 4291: global unicast. All that carries an IPv4 address inside (mapped, translated by NAT64) is outside of it,
+# but for 6to4. Python knows the registries of its own day: 3fff::/20 (RFC 9637) and 192.88.99.0/24 (RFC 7526) are newer.
+_UNICAST_V6 = IPv6Network("2000::/3")
+_NOT_PUBLIC: tuple[Network, ...] = (IPv6Network("2002::/16"), IPv6Network("3fff::/20"), IPv4Network("192.88.99.0/24"))
+
+
+class Reach(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be reached beside public addresses: hosts by name, and networks."""
+
+    hosts: frozenset[str] = frozenset()
+    networks: tuple[Network, ...] = ()
+
+    def permits(self, host: str, address: Address) -> bool:
+        """Whether `address`, which `host` stands for, may be connected to."""
+        allowed = any(address in network for network in self.networks if network.version == address.version)
+        return allowed or host.lower() in self.hosts or is_public(address)
+
+
+def reach_of(allowed: Iterable[str]) -> Reach:
+    """The reach that a list of names, addresses and networks (`10.1.0.0/16`) amounts to."""
+    hosts, networks = set[str](), list[Network]()
+    for text in allowed:
+        try:
+            networks.append(ip_network(text, strict=False))
+        except ValueError:
+            hosts.add(text.lower())
+    return Reach(hosts=frozenset(hosts), networks=tuple(networks))
+
+
+def checked_host(url: str, reach: Reach) -> str:
+    """The host of `url`. Raises AddressRefused: unusable, or literally an address that may not be reached."""
+    host = _host_of(url)
+    address = literal(host)
+    if address is not None:
+        check(host, address, reach)
+    elif (host == "localhost" or host.endswith(".localhost")) and not reach.permits(host, IPv4Address("127.0.0.1")):
+        raise AddressRefused(f"{host} is not a public address.")
+    return host
+
+
+def check(host: str, address: Address, reach: Reach) -> None:
+    """Raises AddressRefused unless `address`, which `host` stands for, may be connected to."""
+    if not reach.permits(host, address):
+        raise AddressRefused(f"{host} is not a public address; the operator can allow it (webhook_allow).")
+
+
+def literal(host: str) -> Address | None:
+    """The address that `host` is, in any of the ways that resolvers understand (`127.1`, `0x7f000001`), if it is one."""
+    try:
+        return ip_address(host)
+    except ValueError:
+        pass
+    try:
+        return IPv4Address(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return None
+
+
+def is_public(address: Address) -> bool:
+    """Whether anybody on the internet may be there."""
+    if not address.is_global or address.is_multicast or address.is_reserved or address.is_unspecified:
+        return False
+    if isinstance(address, IPv6Address) and address not in _UNICAST_V6:
+        return False
+    return not any(address in network for network in _NOT_PUBLIC if network.version == address.version)
+
+
+def _host_of(url: str) -> str:
+    if len(url) > LONGEST_URL or not url.isascii() or not url.isprintable() or {" ", "\\"} & set(url):
+        raise AddressRefused(f"A URL has printable ASCII letters without blanks, {LONGEST_URL} at most.")
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise AddressRefused("This is not a URL.") from None
+    if parts.scheme not in {"http", "https"} or not host:
+        raise AddressRefused("A URL begins with https:// or http://, and names a host.")
+    if "@" in parts.netloc:
+        raise AddressRefused("A URL with a user or a password in it is not taken.")
+    return host.rstrip(".")

@@ -1,0 +1,48 @@
+"""A delivery: one end of a job that somebody is to be told of, and how far that has come."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+DeliveryKind = Literal["webhook"]
+DeliveryState = Literal["due", "done", "failed"]
+
+
+class Deliver(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the end of a job is told. `sealed` is the receiver's own secret; None stands for the deployment's."""
+
+    kind: DeliveryKind = "webhook"
+    address: str
+    host: str
+    sealed: bytes | None = None
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """One message, with an id that is the same at every attempt. `failed` is given up. Times are microseconds."""
+
+    id: str
+    job_id: str
+    kind: DeliveryKind
+    address: str
+    host: str
+    state: DeliveryState = "due"
+    attempt: int = 0
+    due_at: int
+    lease: str | None = None
+    lease_until: int | None = None
+    last_status: int | None = None
+    last_error: str | None = None
+    created_at: int
+    done_at: int | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of an attempt. `due` is one that goes on after `after_seconds`; `counts`: as one of its attempts."""
+
+    state: DeliveryState
+    status: int | None = None
+    error: str | None = None
+    after_seconds: float = 0
+    counts: bool = True

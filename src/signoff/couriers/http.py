@@ -1,0 +1,110 @@
+"""Messages by HTTP: to addresses that were checked, without redirects, within a limit of time."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+from collections.abc import Mapping
+from ipaddress import ip_address
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from signoff.core.address import Reach, checked_host
+from signoff.errors import AddressRefused, SignoffError, Undelivered
+
+CONNECT_SECONDS = 5.0
+TOTAL_SECONDS = 15.0
+
+
+class HttpCourier:
+    """See `courier.Courier`. A name is resolved once a message, and that very answer is checked and connected to."""
+
+    def __init__(self, reach: Reach, *, resolver: AbstractResolver | None = None) -> None:
+        self._reach = reach
+        self._resolver = resolver
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """See `courier.Courier`."""
+        connector = aiohttp.TCPConnector(
+            resolver=_Checked(self._resolver or aiohttp.ThreadedResolver(), self._reach),
+            use_dns_cache=False,
+            force_close=True,
+            limit=0,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=TOTAL_SECONDS, sock_connect=CONNECT_SECONDS),
+            headers={"user-agent": "signoff", "accept-encoding": "identity"},
+        )
+
+    async def post(self, url: str, *, headers: Mapping[str, str], body: bytes) -> int:
+        """See `courier.Courier`."""
+        if self._session is None:
+            raise RuntimeError("HttpCourier.start() was not awaited")
+        target = _parsed(url)
+        checked_host(str(target), self._reach)  # literal addresses pass the resolver by
+        data = body if len(body) < 2**20 else io.BytesIO(body)
+        try:
+            async with self._session.post(target, data=data, headers=headers, allow_redirects=False) as response:
+                return response.status
+        except TimeoutError as error:
+            raise Undelivered("The receiver took too long.") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _reason(error) from error
+
+    async def close(self) -> None:
+        """See `courier.Courier`."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+class _Checked(AbstractResolver):
+    """The answers of another resolver, without those that may not be reached. Raises AddressRefused if none is left."""
+
+    def __init__(self, resolver: AbstractResolver, reach: Reach) -> None:
+        self._resolver = resolver
+        self._reach = reach
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """See `aiohttp.abc.AbstractResolver`."""
+        name = host.rstrip(".")
+        found = await self._resolver.resolve(host, port, family)
+        good = [one for one in found if self._reach.permits(name, ip_address(one["host"]))]
+        if not good:
+            raise _Refused(f"{name} is not at a public address; the operator can allow it (webhook_allow).")
+        return good
+
+    async def close(self) -> None:
+        """See `aiohttp.abc.AbstractResolver`."""
+        await self._resolver.close()
+
+
+class _Refused(OSError):
+    """A refusal, in a form that aiohttp passes on."""
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return URL(url)
+    except ValueError:
+        raise AddressRefused("This is not a URL.") from None
+
+
+def _reason(error: Exception) -> SignoffError:
+    """The error under its own name, with enough for the receiver's owner to find it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, _Refused):
+            return AddressRefused(str(seen))
+        seen = seen.__cause__ or seen.__context__
+    number = error.errno if isinstance(error, OSError) else None
+    what = os.strerror(number) if number is not None and number > 0 else type(error).__name__
+    return Undelivered(f"The receiver cannot be reached: {what}.")
