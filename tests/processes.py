@@ -1,0 +1,106 @@
+"""Real `signoff` processes for tests: started, asked, killed, ended with their block."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+WAIT_SECONDS = 40.0
+SIGNOFF = (sys.executable, "-m", "signoff")
+
+
+def clean_environment(data_dir: Path, **more: str) -> dict[str, str]:
+    """An environment with nothing of ours but quick leases, a data folder, and `more`."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    fast = {"SIGNOFF_LEASE_SECONDS": "2", "SIGNOFF_HEARTBEAT_SECONDS": "0.5", "SIGNOFF_SWEEP_SECONDS": "0.2"}
+    return kept | fast | {"SIGNOFF_DATA_DIR": str(data_dir)} | more
+
+
+@contextmanager
+def served(environment: dict[str, str], tmp_path: Path, port: int, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that answers."""
+    with (tmp_path / "out.txt").open("ab") as out, (tmp_path / "err.txt").open("ab") as err:
+        command = (*SIGNOFF, "serve", "--port", str(port), *more)
+        with subprocess.Popen(command, env=environment, stdout=out, stderr=err, cwd=tmp_path) as server:
+            try:
+                until(lambda: _answers(port, server))
+                yield server
+            finally:
+                server.terminate()
+
+
+@contextmanager
+def worked(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker alone."""
+    worker = start_worker(environment)
+    with worker:
+        try:
+            assert worker.stderr is not None
+            assert any(b"Working" in line for line in worker.stderr)
+            yield worker
+        finally:
+            worker.terminate()
+
+
+def start_worker(environment: dict[str, str], *, stderr: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+    """A worker that begins to work soon; whoever starts it ends it."""
+    return subprocess.Popen((*SIGNOFF, "work"), env=environment, stderr=stderr)
+
+
+def signoff(environment: dict[str, str], *command: str) -> str:
+    """What one command prints."""
+    return subprocess.run((*SIGNOFF, *command), env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def first_token(tmp_path: Path) -> str:
+    """The token that a server told at its first start."""
+    return until(lambda: re.search(r"Token: (sg_\w+)", (tmp_path / "out.txt").read_text())).group(1)
+
+
+def ask(port: int, path: str, token: str, body: Any = None) -> Any:
+    """The JSON that a server answers; a POST where there is a body."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as response:
+        return json.load(response)
+
+
+def verbs(port: int, token: str, job_id: str) -> list[str]:
+    """What happened to a job."""
+    return [event["verb"] for event in ask(port, f"/api/jobs/{job_id}/events", token)["data"]]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(look: Callable[[], T | None], seconds: float = WAIT_SECONDS) -> T:
+    """What `look` finds, as soon as it finds something."""
+    deadline = time.monotonic() + seconds
+    while (found := look()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def _answers(port: int, server: subprocess.Popen[bytes]) -> bool | None:
+    assert server.poll() is None, "the server has ended"
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=1) as response:
+            return response.status == 200 or None
+    except OSError:
+        return None

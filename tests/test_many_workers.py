@@ -1,0 +1,95 @@
+"""Several servers and workers on one PostgreSQL and one RabbitMQ, while workers are killed."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from processes import ask, clean_environment, free_port, served, signoff, start_worker, until
+
+pytestmark = pytest.mark.anyio
+WORKERS = 3
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+async def test_killed_workers_lose_nothing_and_settle_nothing_twice(
+    count: int, tmp_path: Path, postgres_url: str, rabbitmq_url: str, prefix: str, record_property: Any
+) -> None:
+    # given two servers and three workers, of which one is killed every half second
+    environment = clean_environment(
+        tmp_path / "data",
+        SIGNOFF_DATABASE_URL=postgres_url,
+        SIGNOFF_AMQP_URL=rabbitmq_url,
+        SIGNOFF_QUEUE_NAME=prefix,
+        SIGNOFF_LATER_ATTEMPTS="50",
+    )
+    signoff(environment, "migrate")
+    token = signoff(environment, "token", "create", "a@example.com", "--role", "admin", "--quiet").strip()
+    ports = [free_port(), free_port()]
+    with served(environment, tmp_path, ports[0], "--no-work"), served(environment, tmp_path, ports[1], "--no-work"):
+        with nemesis(environment) as kills:
+            # when many jobs are submitted meanwhile
+            body = {"body": {"messages": []}, "target": "echo/delay=0.02"}
+
+            def submit(number: int) -> str:
+                return ask(ports[number % 2], "/api/jobs", token, body)["job_id"]
+
+            with ThreadPoolExecutor(8) as pool:
+                accepted = list(pool.map(submit, range(count)))
+            until(lambda: ask(ports[0], "/api/jobs?status=bot&limit=1", token)["total"] == 0 or None, seconds=600)
+        # then each was answered once, and workers did die with jobs in their hands
+        statuses = Counter[str]()
+        database = await asyncpg.connect(postgres_url)
+        try:
+            for row in await database.fetch("SELECT id, status FROM jobs"):
+                statuses[row["status"]] += 1
+            ends = await database.fetch("SELECT job_id, count(*) FROM events WHERE verb = 'succeed' GROUP BY 1")
+            lapses = await database.fetchval("SELECT count(*) FROM events WHERE verb = 'lapse'")
+        finally:
+            await database.close()
+        assert len(set(accepted)) == count
+        assert statuses == {"success": count}
+        assert {row["count"] for row in ends} == {1}
+        assert {row["job_id"] for row in ends} == set(accepted)
+        record_property("counts", f"jobs {count}, kills {len(kills)}, lapses {lapses}, lost 0")
+        assert kills
+        if count > 1000:
+            assert lapses > 0
+
+
+@contextmanager
+def nemesis(environment: dict[str, str]) -> Iterator[list[float]]:
+    """Workers of which one is killed, and replaced, every half second; the times of the kills."""
+    workers = [start_worker(environment, stderr=subprocess.DEVNULL) for _ in range(WORKERS)]
+    kills, done, chance = list[float](), threading.Event(), random.Random(1)
+
+    def kill() -> None:
+        while not done.wait(0.5):
+            number = chance.randrange(WORKERS)
+            workers[number].kill()
+            workers[number].wait()
+            kills.append(time.monotonic())
+            workers[number] = start_worker(environment, stderr=subprocess.DEVNULL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield kills
+    finally:
+        done.set()
+        thread.join()
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait()
