@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import aiohttp
 import uvicorn
 
-from signoff.app import make_front, running
+from signoff.app import make_front, migrate, running
 from signoff.core.access import Role
 from signoff.core.target import Model
 from signoff.settings import Settings
@@ -69,6 +69,7 @@ async def until(look: Callable[[], Awaitable[T | None]]) -> T:
 async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
     """A running server; it is closed with the block."""
     told = Settings(data_dir=tmp_path / "data", sweep_seconds=0.1, backoff_seconds=0.01, **settings)
+    await migrate(told)
     async with running(told, work=True) as desk:
         server = _Server(
             uvicorn.Config(
