@@ -122,6 +122,22 @@ class Ear:
         await until(look)
 
 
+@contextlib.asynccontextmanager
+async def listening(url: str) -> AsyncIterator[tuple[SqlStore, Ear]]:
+    """A store of its own, and an ear that hears what others write from now on."""
+    store = SqlStore(url)
+    ear = Ear(store)
+    try:
+        await store.migrate()
+        await store.start()
+        if url.startswith("postgresql"):
+            await ear.hears(("any", ""))  # the first thing it says once it is connected
+        ear.heard.clear()
+        yield store, ear
+    finally:
+        await store.close()
+
+
 async def rows(store: SqlStore, query: sa.Select[Any]) -> list[dict[str, Any]]:
     """What stands in the database behind a store."""
     return await store._database.read(lambda conn, _: [dict(row) for row in conn.execute(query).mappings()])

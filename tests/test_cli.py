@@ -284,7 +284,7 @@ def test_the_script_knows_every_command() -> None:
 
 def test_a_server_keeps_everything_from_one_start_to_the_next(tmp_path: Path) -> None:
     # given a first start, which shows a token
-    with process(tmp_path, "serve", "--port", "0", SIGNOFF_AMQP_URL="amqp://x") as first:
+    with process(tmp_path, "serve", "--port", "0", SIGNOFF_REDIS_URL="redis://x") as first:
         text = welcome(first)
         url, [token] = address_in(text), set(TOKEN.findall(text))
         # when three jobs are queued and held, the second with words that would steer a terminal
@@ -303,7 +303,7 @@ def test_a_server_keeps_everything_from_one_start_to_the_next(tmp_path: Path) ->
         assert seen[1]["error"] == {"code": "rejected", "message": "because", "status": 403}
         code, complaints = stopped(first, signal.SIGTERM)
     assert code in {0, -signal.SIGTERM}
-    assert complaints == "SIGNOFF_AMQP_URL is not used by this version.\n"
+    assert complaints == "SIGNOFF_REDIS_URL is not used by this version.\n"
     # when it starts again: then it shows no token, and the old one finds everything
     with process(tmp_path, "serve", "--port", "0", "--no-work") as second:
         text = welcome(second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Awaitable, Callable
@@ -123,3 +124,34 @@ async def ended(server: Live, count: int) -> list[Job]:
 
 def record(job: Job) -> dict[str, Any]:
     return {name: getattr(job, name) for name in Job.__struct_fields__ if name not in VARIES}
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_a_fault_of_ours_is_told_in_the_doors_own_dialect(door: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+
+        async def broken(*_: object) -> Any:
+            raise RuntimeError("boom")
+
+        server.desk.models.find = broken  # type: ignore[method-assign]
+        status, told = await DOORS[door](server, token, json.dumps(chat("hello")).encode())
+        assert status == 500
+        assert "internal_error" in json.dumps(told)
+        assert "boom" not in json.dumps(told)
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nobody(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+        host, port = server.url.removeprefix("http://").split(":")
+        for path in ("/v1/chat/completions", "/enqueue", "/api/jobs"):
+            _, writer = await asyncio.open_connection(host, int(port))
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 100\r\n\r\n{{"
+            writer.write(head.encode())
+            await writer.drain()
+            writer.close()
+        assert (await server.ask("GET", "/v1/models", token))[0] == 200
+    assert "Traceback" not in capfd.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from processes import ask, clean_environment, free_port, served, signoff, start_worker, until
+from processes import ask, clean_environment, free_port, served, signoff, start_worker, until, verbs, worked
 
 pytestmark = pytest.mark.anyio
 WORKERS = 3
@@ -93,3 +94,27 @@ def nemesis(environment: dict[str, str]) -> Iterator[list[float]]:
             worker.terminate()
         for worker in workers:
             worker.wait()
+
+
+async def test_a_worker_that_slept_through_its_lease_changes_nothing(tmp_path: Path, postgres_url: str) -> None:
+    # given a worker that is stopped with a job in its hands
+    environment = clean_environment(tmp_path / "data", SIGNOFF_DATABASE_URL=postgres_url)
+    signoff(environment, "migrate")
+    token = signoff(environment, "token", "create", "a@example.com", "--quiet").strip()
+    port = free_port()
+    with served(environment, tmp_path, port, "--no-work"), worked(environment) as sleeper:
+        job = ask(port, "/api/jobs", token, {"body": {"messages": []}, "target": "echo/delay=1"})["job_id"]
+        until(lambda: verbs(port, token, job) == ["submit", "claim"] or None)
+        sleeper.send_signal(signal.SIGSTOP)
+        try:
+            # when another one takes the job over, and the first one wakes up
+            with worked(environment):
+                until(lambda: verbs(port, token, job)[-1] == "succeed" or None)
+            before = ask(port, f"/api/jobs/{job}/events", token)
+        finally:
+            sleeper.send_signal(signal.SIGCONT)
+        other = ask(port, "/api/jobs", token, {"body": {"messages": []}, "target": "echo"})["job_id"]
+        until(lambda: verbs(port, token, other)[-1] == "succeed" or None)
+        # then it works again, and the job it slept over is as it was
+        assert ask(port, f"/api/jobs/{job}/events", token) == before
+        assert verbs(port, token, job) == ["submit", "claim", "lapse", "claim", "succeed"]

@@ -59,7 +59,7 @@ def test_the_file_may_say_anything_that_is_a_setting(place: Path) -> None:
 
 
 def as_toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool | int | float) else f'"{value}"'
+    return str(value).lower() if isinstance(value, bool | int | float | list) else f'"{value}"'
 
 
 def test_a_file_can_be_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,19 @@ from typing import Any
 
 import uuid_utils
 
+from signoff.broker import Broker
+from signoff.brokers import line
 from signoff.brokers.local import LocalBroker
+from signoff.brokers.rabbitmq import RabbitBroker
+from signoff.core.address import Reach
 from signoff.core.keys import ALPHABET, SECRET_LENGTH
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
 from signoff.core.target import Model
+from signoff.courier import Courier
+from signoff.couriers.http import HttpCourier
 from signoff.dashboard import home
-from signoff.doors import health, jobs, native, session
+from signoff.doors import deliveries, health, jobs, native, session
 from signoff.doors.front import Front, make_rest
 from signoff.doors.http import Knobs
 from signoff.doors.openai import OpenAIDoor
@@ -37,6 +43,7 @@ from signoff.parts.leases import Leases
 from signoff.parts.models import Models
 from signoff.parts.refresh import Refresh
 from signoff.parts.waits import Waits
+from signoff.sender import Sender
 from signoff.settings import Settings
 from signoff.stores.sql import SqlStore
 from signoff.vault import Vault, keys_in
@@ -57,8 +64,9 @@ async def running(settings: Settings, *, work: bool) -> AsyncGenerator[Desk]:
     upstream = Upstream(now=time.time)
     async with opened(settings, upstream) as desk:
         worker = Worker(desk, concurrency=settings.concurrency, drain_seconds=settings.drain_seconds)
+        sender = Sender(desk, drain_seconds=settings.drain_seconds)
         refresh = Refresh(desk.store, {"models": desk.models.forget, "people": desk.callers.forget})
-        for hear in (desk.waits.hear, desk.leases.hear, refresh.hear, *([worker.hear] if work else [])):
+        for hear in (desk.waits.hear, desk.leases.hear, refresh.hear, *([worker.hear, sender.hear] if work else [])):
             desk.store.listen(hear)
         chores = [
             desk.waits.cast_net(),
@@ -67,9 +75,10 @@ async def running(settings: Settings, *, work: bool) -> AsyncGenerator[Desk]:
             sweep_for_ever(desk),
             desk.in_flight.file_the_slow(lambda flight: file(desk, flight), after_seconds=settings.log_after_seconds),
         ]
-        async with _tasks(chores), _started(upstream, *desk.engines.values()):
+        await desk.broker.start()
+        async with _tasks(chores), _started(upstream, desk.courier, *desk.engines.values()):
             try:
-                async with _tasks([worker.run()] if work else []):
+                async with _tasks([worker.run(), sender.run()] if work else []):
                     yield desk
             finally:
                 await desk.background.finish(FINISH_SECONDS)
@@ -82,7 +91,6 @@ async def opened(settings: Settings, upstream: Upstream | None = None) -> AsyncG
     if settings.is_embedded:
         await desk.store.migrate()
     await desk.store.start()
-    await desk.broker.start()
     try:
         yield desk
     finally:
@@ -99,6 +107,13 @@ async def migrate(settings: Settings) -> None:
         await store.close()
 
 
+async def look_for_broker(settings: Settings) -> str:
+    """What is found of the broker, in words. Raises ConnectionError with what to do."""
+    if settings.amqp_url is None:
+        return "none: bells ring inside each process"
+    return await line.found(settings.amqp_url, settings.queue_name)
+
+
 def make_front(desk: Desk, settings: Settings) -> Front:
     """The doors, in front of `desk`."""
     knobs = Knobs(
@@ -107,7 +122,7 @@ def make_front(desk: Desk, settings: Settings) -> Front:
         enqueue_review=settings.enqueue_review,
     )
     openai = OpenAIDoor(desk, knobs)
-    routers = [jobs.router, native.router, health.router, session.router, home.router, home.static]
+    routers = [jobs.router, native.router, deliveries.router, health.router, session.router, home.router, home.static]
     rest = make_rest(routers, desk, knobs, home.TEMPLATES)
     return Front({"/v1/": openai, "/openai/v1/": openai}, rest, desk=desk, knobs=knobs)
 
@@ -128,12 +143,13 @@ def _desk(settings: Settings, upstream: Upstream) -> Desk:
     rules = _rules(settings)
     return Desk(
         store=store,
-        broker=LocalBroker(),
+        broker=_broker(settings),
         engines={
             "echo": EchoEngine(),
             "openai": OpenAIEngine(upstream),
             "subprocess": SubprocessEngine(upstream, settings.data_dir / "run", clock=_clock),
         },
+        courier=HttpCourier(rules.reach),
         models=Models(store.catalog, models_that_always_exist(settings)),
         callers=Callers(store.people),
         leases=Leases(store, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
@@ -150,6 +166,12 @@ def _desk(settings: Settings, upstream: Upstream) -> Desk:
     )
 
 
+def _broker(settings: Settings) -> Broker:
+    if settings.amqp_url is None:
+        return LocalBroker()
+    return RabbitBroker(settings.amqp_url, queue_name=settings.queue_name, dice=random.random)
+
+
 def _rules(settings: Settings) -> Rules:
     return Rules(
         lease_seconds=settings.lease_seconds,
@@ -163,6 +185,9 @@ def _rules(settings: Settings) -> Rules:
         log_after_seconds=settings.log_after_seconds,
         log_before_answer=settings.log_before_answer,
         policy=Policy(deadline_seconds=settings.review_deadline_seconds, undo_seconds=settings.undo_seconds),
+        reach=Reach(settings.webhook_allow),
+        webhook_waits_seconds=settings.webhook_waits_seconds,
+        webhook_secrets=settings.webhook_secrets,
     )
 
 
@@ -183,7 +208,7 @@ async def _tasks(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncGenerator[N
 
 
 @contextlib.asynccontextmanager
-async def _started(*parts: Upstream | Engine) -> AsyncGenerator[None]:
+async def _started(*parts: Upstream | Courier | Engine) -> AsyncGenerator[None]:
     """Starts the parts in this order, and closes them in the other."""
     async with contextlib.AsyncExitStack() as stack:
         for part in parts:

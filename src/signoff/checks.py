@@ -27,6 +27,7 @@ async def checks(settings: Settings) -> list[Check]:
         Check("Python", fine=True, found=sys.version.split()[0]),
         await _tried("data folder", lambda: _data_folder(settings)),
         await _tried("database", lambda: _database(settings)),
+        await _tried("broker", lambda: composition.look_for_broker(settings)),
     ]
 
 

@@ -36,7 +36,7 @@ T = TypeVar("T")
 FIRST_ADMIN = "admin@localhost"
 DRAIN_SECONDS = 10
 OPERATOR = Caller(user_id=0, token_id=0, role="admin", email="operator")
-NOT_USED_YET = ("SIGNOFF_AMQP_URL", "SIGNOFF_REDIS_URL")
+NOT_USED_YET = ("SIGNOFF_REDIS_URL",)
 # Control characters but for tab and newline, and those that turn the direction of writing.
 STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 SERVED: dict[str, Any] = {

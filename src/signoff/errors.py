@@ -2,7 +2,7 @@
 
     SignoffError
     ├── BadRequest 400
-    │   └── BadBody 400, TooLarge 413, KeyReused 422
+    │   └── BadBody 400, TooLarge 413, KeyReused 422, AddressRefused 400
     ├── Unauthorized 401, Forbidden 403
     ├── NotFound 404
     │   └── JobNotFound, ModelNotFound
@@ -13,6 +13,7 @@
     │   ├── ModelAnswered (the upstream's own status)
     │   ├── ModelUnreachable, ModelCut, ModelGarbled
     │   └── ModelTimedOut 504
+    ├── Undelivered 502
     ├── JobFailed (a job that ended in `fail`, told to the caller who waited)
     └── ReviewPending 504
 
@@ -61,6 +62,12 @@ class KeyReused(BadRequest):
     """This idempotency key was used with another body."""
 
     status, code = 422, "idempotency_key_reused"
+
+
+class AddressRefused(BadRequest):
+    """This address cannot be used, or may not be reached from here."""
+
+    code = "address_refused"
 
 
 class Unauthorized(SignoffError):
@@ -162,6 +169,13 @@ class ModelTimedOut(ModelFailed):
     """The model took too long."""
 
     status, code = 504, "model_timed_out"
+    retryable = True
+
+
+class Undelivered(SignoffError):
+    """A message did not reach its receiver."""
+
+    status, code = 502, "undelivered"
     retryable = True
 
 

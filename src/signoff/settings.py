@@ -6,11 +6,14 @@ Precedence: flag, `SIGNOFF_*`, the names that other systems use, `.env`, the TOM
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -21,6 +24,7 @@ from pydantic_settings import (
 
 from signoff.core.access import Role
 from signoff.core.policy import Review
+from signoff.core.signing import Secret, secrets_in
 
 
 class BadSettings(ValueError):
@@ -45,6 +49,14 @@ class Settings(BaseSettings):
         description="postgresql://… or sqlite:///…; none: SQLite in data_dir.",
         pattern="^(postgresql://|sqlite:///).",
     )
+    amqp_url: str | None = Field(
+        None,
+        description="amqp://user:password@host/ of a RabbitMQ that wakes workers; none: the store's news does.",
+        pattern="^amqps?://.",
+    )
+    queue_name: str = Field(
+        "signoff", description="The queue in RabbitMQ, for Signoff alone.", min_length=1, max_length=200
+    )
     host: str = Field("127.0.0.1", description="The address to listen on.")
     port: int = Field(8000, description="The port to listen on.", ge=0, le=65535)
     anonymous_role: Role | None = Field(None, description="What callers without a token may do; none: nothing.")
@@ -64,6 +76,18 @@ class Settings(BaseSettings):
     hold_seconds: float = Field(540, description="How long a waiting caller waits for a person.", ge=0)
     keep_alive_seconds: float = Field(10, description="How often a waiting stream gets a comment.", gt=0)
 
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="Signs webhooks that bring no secret of their own: whsec_…, or two with a blank between them.",
+    )
+    webhook_allow: list[str] = Field(
+        [], description="Hosts, addresses and networks that webhooks may reach beside public ones; a JSON list."
+    )
+    webhook_waits_seconds: list[Annotated[float, Field(ge=0)]] = Field(
+        [5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400],
+        description="The waits between the attempts of a webhook; a JSON list. After the last one it is given up.",
+    )
+
     lease_seconds: float = Field(15, description="How long a worker may be silent.", gt=0)
     heartbeat_seconds: float = Field(5, description="How often a worker says that it lives.", gt=0)
     sweep_seconds: float = Field(2, description="How often lost leases and due verdicts are looked for.", gt=0)
@@ -73,6 +97,24 @@ class Settings(BaseSettings):
     backoff_ceiling_seconds: float = Field(30, description="The longest wait before a retry.", ge=0)
     log_after_seconds: float = Field(1, description="When the row of a slow call is written.", gt=0)
     log_before_answer: bool = Field(default=False, description="Whether an answer waits until its row is committed.")
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _is_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        secrets_in("" if value is None else value.get_secret_value())
+        return value
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        if value is not None and not _can_be_read(value):
+            raise ValueError("It cannot be read; is every special character of the password percent-encoded?")
+        return value
+
+    @property
+    def webhook_secrets(self) -> tuple[Secret, ...]:
+        """The deployment's own; two while one replaces the other."""
+        return secrets_in("" if self.webhook_secret is None else self.webhook_secret.get_secret_value())
 
     @property
     def store_url(self) -> str:
@@ -95,7 +137,8 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Puts the TOML file last."""
         file = InitSettingsSource(settings_cls, _from_file(settings_cls, _file_named_in(env_settings, dotenv_settings)))
-        return init_settings, env_settings, dotenv_settings, file
+        theirs = [InitSettingsSource(settings_cls, _from_others(source)) for source in (env_settings, dotenv_settings)]
+        return init_settings, env_settings, theirs[0], dotenv_settings, theirs[1], file
 
 
 def load(**flags: Any) -> Settings:
@@ -111,6 +154,30 @@ def _file_named_in(*sources: PydanticBaseSettingsSource) -> str | None:
     """What SIGNOFF_CONFIG says, in the first source where it says something."""
     told = (source.env_vars.get("signoff_config") for source in sources if isinstance(source, EnvSettingsSource))
     return next(filter(None, told), None)
+
+
+def _from_others(source: PydanticBaseSettingsSource) -> dict[str, Any]:
+    """What other systems' names for RabbitMQ say in `source`. What cannot be used there says nothing."""
+    told: Mapping[str, str | None] = source.env_vars if isinstance(source, EnvSettingsSource) else {}
+    address = _address_of(told) or re.sub("^pyamqp", "amqp", told.get("celery_broker_url") or "")
+    found = {"amqp_url": address} if re.match("amqps?://.", address) and _can_be_read(address) else {}
+    queue = told.get("queue_name") or ""
+    return found | ({"queue_name": queue} if 0 < len(queue.encode()) <= 200 else {})
+
+
+def _address_of(told: Mapping[str, str | None]) -> str:
+    host, port = told.get("rabbit_mq_host") or "", told.get("rabbit_mq_port") or "5672"
+    if not re.fullmatch(r"[\w.-]+", host) or not re.fullmatch(r"\d{1,5}", port):
+        return ""
+    login, password = told.get("rabbit_mq_login") or "guest", told.get("rabbit_mq_password") or "guest"
+    return f"amqp://{quote(login, safe='')}:{quote(password, safe='')}@{host}:{port}/"
+
+
+def _can_be_read(url: str) -> bool:
+    try:
+        return bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 def _from_file(settings_cls: type[BaseSettings], named: str | None) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from signoff.core.access import Role, Token, TokenKind, User
+from signoff.core.delivery import Delivery, Outcome
 from signoff.core.job import Decision, Event, Job, Status
 from signoff.core.target import Model
 
-Topic = Literal["job", "due", "models", "people", "any"]
+Topic = Literal["job", "due", "delivery", "models", "people", "any"]
 Listener = Callable[[Topic, str], None]
 
 
@@ -47,7 +48,7 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Jobs(Protocol):
-    """Jobs. Every change is one transaction: the guarded update, its event, its decision."""
+    """Jobs. Every change is one transaction: the guarded update, its event, its decision, its delivery."""
 
     async def insert(self, job: Job, *, actor: str, due_seconds: float = 0, lease_seconds: float | None = None) -> Job:
         """The new job, committed, with the database's times; leased at once when `lease_seconds` is given.
@@ -94,6 +95,32 @@ class Jobs(Protocol):
         ...
 
 
+class Deliveries(Protocol):
+    """Deliveries. A job's end makes one, in the same transaction, unless it was cancelled."""
+
+    async def claim(
+        self, *, lease: str, limit: int, limit_per_host: int, busy: Mapping[str, int], lease_seconds: float
+    ) -> list[Delivery]:
+        """Up to `limit` due ones, leased, each with an attempt more: the longest due first, and not more to one host
+        than `limit_per_host`, of which `busy` says how many are in use.
+        """
+        ...
+
+    async def settle(self, delivery_id: str, lease: str, outcome: Outcome) -> bool:
+        """Writes down what came of an attempt, and ends its lease; False, and nothing changes, if that is gone."""
+        ...
+
+    async def get(self, delivery_id: str) -> Delivery | None: ...
+    async def of_job(self, job_id: str) -> list[Delivery]: ...
+    async def failed(self, limit: int) -> list[Delivery]:
+        """Those that were given up, the latest first."""
+        ...
+
+    async def resend(self, delivery_id: str) -> Delivery:
+        """The delivery, due at once, and from its first attempt on. Raises NotFound, and Stale while it is sent."""
+        ...
+
+
 class People(Protocol):
     """Users, and the tokens that stand for them."""
 
@@ -131,6 +158,8 @@ class Store(Protocol):
     @property
     def jobs(self) -> Jobs: ...
     @property
+    def deliveries(self) -> Deliveries: ...
+    @property
     def people(self) -> People: ...
     @property
     def catalog(self) -> Catalog: ...
@@ -150,7 +179,7 @@ class Store(Protocol):
 
     def listen(self, listener: Listener) -> None:
         """Calls `listener` with (kind, id) for what changes, here or in another process. Lossy: news, not truth.
-        `due` is a job that waits for a worker; `any` means that something changed somewhere.
+        `due` is a job that waits for a worker, `delivery` one that is due; `any`: something changed somewhere.
         """
         ...
 

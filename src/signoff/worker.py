@@ -39,7 +39,7 @@ class Worker:
     def hear(self, topic: Topic, name: str) -> None:
         """News from the store: another process may have submitted something."""
         if topic in {"due", "any"}:
-            self._desk.broker.ring(name, 0)
+            self._desk.broker.nudge()
 
     async def _wait_for_a_slot(self) -> None:
         while len(self._running) >= self._concurrency:

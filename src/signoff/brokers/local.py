@@ -8,6 +8,8 @@ import asyncio
 class LocalBroker:
     """See `broker.Broker`."""
 
+    is_connected = True
+
     def __init__(self) -> None:
         self._bell = asyncio.Event()
 
@@ -16,6 +18,10 @@ class LocalBroker:
 
     def ring(self, job_id: str, priority: int) -> None:
         """See `broker.Broker`."""
+        self._bell.set()
+
+    def nudge(self) -> None:
+        """See `broker.Broker`: another process may have rung, and its bell is not heard here."""
         self._bell.set()
 
     async def heard(self, seconds: float) -> bool:

@@ -7,41 +7,34 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
 
-import msgspec
-
 from signoff.errors import AddressRefused
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 LONGEST_URL = 2048
-# RFC 4291: global unicast. All that carries an IPv4 address inside (mapped, translated by NAT64) is outside of it,
-# but for 6to4. Python knows the registries of its own day: 3fff::/20 (RFC 9637) and 192.88.99.0/24 (RFC 7526) are newer.
+# RFC 4291: global unicast. What carries an IPv4 address inside (mapped, translated by NAT64) is outside of it, but for
+# 6to4. Python knows the registries of its own day; 3fff::/20 (RFC 9637) and 192.88.99.0/24 (RFC 7526) are newer.
 _UNICAST_V6 = IPv6Network("2000::/3")
 _NOT_PUBLIC: tuple[Network, ...] = (IPv6Network("2002::/16"), IPv6Network("3fff::/20"), IPv4Network("192.88.99.0/24"))
 
 
-class Reach(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be reached beside public addresses: hosts by name, and networks."""
+class Reach:
+    """What may be reached beside public addresses: names, addresses and networks (`10.1.0.0/16`)."""
 
-    hosts: frozenset[str] = frozenset()
-    networks: tuple[Network, ...] = ()
+    def __init__(self, allowed: Iterable[str] = ()) -> None:
+        hosts, networks = set[str](), list[Network]()
+        for text in allowed:
+            try:
+                networks.append(ip_network(text, strict=False))
+            except ValueError:
+                hosts.add(text.lower())
+        self._hosts, self._networks = frozenset(hosts), tuple(networks)
 
     def permits(self, host: str, address: Address) -> bool:
         """Whether `address`, which `host` stands for, may be connected to."""
-        allowed = any(address in network for network in self.networks if network.version == address.version)
-        return allowed or host.lower() in self.hosts or is_public(address)
-
-
-def reach_of(allowed: Iterable[str]) -> Reach:
-    """The reach that a list of names, addresses and networks (`10.1.0.0/16`) amounts to."""
-    hosts, networks = set[str](), list[Network]()
-    for text in allowed:
-        try:
-            networks.append(ip_network(text, strict=False))
-        except ValueError:
-            hosts.add(text.lower())
-    return Reach(hosts=frozenset(hosts), networks=tuple(networks))
+        allowed = any(address in network for network in self._networks if network.version == address.version)
+        return allowed or host.lower() in self._hosts or is_public(address)
 
 
 def checked_host(url: str, reach: Reach) -> str:
@@ -62,7 +55,7 @@ def check(host: str, address: Address, reach: Reach) -> None:
 
 
 def literal(host: str) -> Address | None:
-    """The address that `host` is, in any of the ways that resolvers understand (`127.1`, `0x7f000001`), if it is one."""
+    """The address that `host` is, if it is one, in any way that resolvers understand: `127.1`, `0x7f000001`."""
     try:
         return ip_address(host)
     except ValueError:

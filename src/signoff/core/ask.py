@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from signoff.core.access import Caller
+from signoff.core.delivery import Hook
 from signoff.core.policy import Review
 
 Lane = Literal["now", "later"]
@@ -28,6 +29,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     metadata: bytes = b"null"
     idempotency_key: str | None = None
     due_seconds: float = 0
+    deliver: Hook | None = None
     wait_seconds: float | None = None
     door_review: Review = "never"
 

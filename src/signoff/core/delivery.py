@@ -6,8 +6,17 @@ from typing import Literal
 
 import msgspec
 
+from signoff.core.signing import Secret
+
 DeliveryKind = Literal["webhook"]
 DeliveryState = Literal["due", "done", "failed"]
+
+
+class Hook(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a caller wants the end of a job told, and the secret to sign it with; None for the deployment's own."""
+
+    url: str
+    secret: Secret | None = None
 
 
 class Deliver(msgspec.Struct, frozen=True, kw_only=True):

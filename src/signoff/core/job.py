@@ -13,6 +13,7 @@ import msgspec
 
 from signoff.core.answer import Usage
 from signoff.core.ask import Lane
+from signoff.core.delivery import Deliver
 from signoff.core.policy import Policy
 
 Status = Literal["bot", "human", "success", "fail"]
@@ -73,6 +74,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     fingerprint: str | None = None
     retry_of: str | None = None
+    deliver: Deliver | None = None
     attempt: int = 0
     max_attempts: int = 5
     round: int = 0

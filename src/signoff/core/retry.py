@@ -5,6 +5,8 @@ Source: Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 
@@ -22,3 +24,11 @@ def wait_seconds(backoff: Backoff, attempt: int, dice: float, retry_after_second
     """
     ceiling = min(backoff.ceiling_seconds, backoff.first_seconds * 2.0 ** min(attempt - 1, 32))
     return max(dice * ceiling, retry_after_seconds or 0)
+
+
+def scheduled_seconds(waits: Sequence[float], attempt: int, dice: float) -> float | None:
+    """How long to wait after failed attempt number `attempt` (from 1): what `waits` says, and up to a tenth more.
+
+    None when the waits are used up. `dice` is a random number in [0, 1).
+    """
+    return waits[attempt - 1] * (1 + dice / 10) if attempt <= len(waits) else None

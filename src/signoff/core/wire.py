@@ -25,6 +25,7 @@ def as_seen(job: Job) -> dict[str, Any]:
         "error": job.error,
         "attempt": job.attempt,
         "round": job.round,
+        "retry_of": job.retry_of,
         "metadata": msgspec.Raw(job.metadata),
     }
 

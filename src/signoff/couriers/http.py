@@ -22,8 +22,11 @@ TOTAL_SECONDS = 15.0
 class HttpCourier:
     """See `courier.Courier`. A name is resolved once a message, and that very answer is checked and connected to."""
 
-    def __init__(self, reach: Reach, *, resolver: AbstractResolver | None = None) -> None:
+    def __init__(
+        self, reach: Reach, *, resolver: AbstractResolver | None = None, total_seconds: float = TOTAL_SECONDS
+    ) -> None:
         self._reach = reach
+        self._total_seconds = total_seconds
         self._resolver = resolver
         self._session: aiohttp.ClientSession | None = None
 
@@ -38,7 +41,7 @@ class HttpCourier:
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=TOTAL_SECONDS, sock_connect=CONNECT_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=self._total_seconds, sock_connect=CONNECT_SECONDS),
             headers={"user-agent": "signoff", "accept-encoding": "identity"},
         )
 

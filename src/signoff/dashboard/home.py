@@ -16,8 +16,8 @@ from signoff.core.access import Caller, may_review
 from signoff.core.answer import text_of, with_text
 from signoff.core.ask import as_chat
 from signoff.core.job import STATUSES, Edit, Job, Verdict
+from signoff.core.wire import when
 from signoff.doors.http import TheCaller, TheDesk, TheKnobs, caller_of, header, scope_of
-from signoff.doors.jobs import when
 from signoff.errors import BadRequest, Unauthorized
 from signoff.store import JobFilter
 from signoff.work.desk import Desk

@@ -12,7 +12,7 @@ from litestar import Litestar, Request, Response, Router
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.template import TemplateConfig
 
@@ -62,7 +62,7 @@ class Front:
 
 
 def make_rest(routers: Sequence[Router], desk: Desk, knobs: Knobs, templates: Path) -> ASGIApp:
-    """Everything off the hot path, with an OpenAPI page under `/schema`."""
+    """Everything off the hot path, with an OpenAPI document at `/schema`."""
     rest = Litestar(
         route_handlers=list(routers),
         dependencies={
@@ -72,7 +72,7 @@ def make_rest(routers: Sequence[Router], desk: Desk, knobs: Knobs, templates: Pa
         },
         exception_handlers={SignoffError: _problem, HTTPException: _http_problem, Exception: _fault},
         openapi_config=OpenAPIConfig(
-            title="Signoff", version="0.1.0", path="/schema", render_plugins=[SwaggerRenderPlugin()]
+            title="Signoff", version="0.1.0", path="/schema", render_plugins=[JsonRenderPlugin()]
         ),
         template_config=TemplateConfig(directory=templates, engine=JinjaTemplateEngine),
         request_max_body_size=None,

@@ -15,7 +15,7 @@ from litestar import Request
 from litestar.di import NamedDependency
 
 from signoff.core.access import Caller, Role
-from signoff.errors import Forbidden, SignoffError, TooLarge, Unauthorized
+from signoff.errors import BadRequest, Forbidden, SignoffError, TooLarge, Unauthorized
 from signoff.work.desk import Desk
 from signoff.work.people import identify
 
@@ -46,14 +46,16 @@ TheCaller = NamedDependency[Caller]
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises TooLarge, after reading enough of it away that the client sees the answer."""
+    """The whole body. Raises TooLarge, after reading enough of it away that the client sees the answer; BadRequest
+    when the client has left, and nobody sees it.
+    """
     pieces, size = list[bytes](), 0
     announced = header(scope, b"content-length") or "0"
     too_large = announced.isdigit() and int(announced) > limit
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise asyncio.CancelledError  # the client has gone
+            raise BadRequest("The client left before its body was complete.")
         piece = message.get("body", b"")
         size += len(piece)
         too_large = too_large or size > limit

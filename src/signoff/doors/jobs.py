@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import msgspec
@@ -10,8 +9,9 @@ from litestar import MediaType, Request, Response, Router, get, post
 from litestar.params import FromQuery
 
 from signoff.core.ask import Ask
-from signoff.core.job import STATUSES, Edit, Job, Status, Verdict
+from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.policy import Review
+from signoff.core.wire import as_seen
 from signoff.doors.http import TheCaller, TheDesk, TheKnobs, error_headers
 from signoff.errors import BadBody, BadRequest, SignoffError
 from signoff.store import JobFilter
@@ -20,7 +20,6 @@ from signoff.work.review import Opinion, decide, draft
 from signoff.work.submit import submit
 
 MAX_PAGE = 1000
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 VERDICTS: dict[str, Verdict] = {"success": "approve", "fail": "reject", "bot": "redo"}
 
 
@@ -99,29 +98,6 @@ async def review_job(request: Request[Any, Any, Any], desk: TheDesk, caller: The
 async def liveness() -> str:
     """It is."""
     return "ok"
-
-
-def as_seen(job: Job) -> dict[str, Any]:
-    """A job as the wire has it."""
-    return {
-        "job_id": job.id,
-        "status": job.status,
-        "payload": msgspec.Raw(job.body),
-        "response": None if job.response is None else msgspec.Raw(job.response),
-        "created_at": when(job.created_at),
-        "updated_at": when(job.updated_at),
-        "model": job.target,
-        "error": job.error,
-        "attempt": job.attempt,
-        "round": job.round,
-        "retry_of": job.retry_of,
-        "metadata": msgspec.Raw(job.metadata),
-    }
-
-
-def when(microseconds: int) -> str:
-    """RFC 3339, UTC, microseconds, `Z`."""
-    return (EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def failed(_: Request[Any, Any, Any], error: SignoffError) -> Response[dict[str, Any]]:

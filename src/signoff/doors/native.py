@@ -14,9 +14,11 @@ from litestar.response import Stream
 
 from signoff.core import sse
 from signoff.core.ask import CHAT, Ask
+from signoff.core.delivery import Hook
 from signoff.core.job import Event, Status
+from signoff.core.signing import Secret
+from signoff.core.wire import as_seen
 from signoff.doors.http import TheCaller, TheDesk
-from signoff.doors.jobs import as_seen
 from signoff.errors import BadRequest
 from signoff.store import JobFilter
 from signoff.work.again import ask_again
@@ -28,6 +30,13 @@ LONGEST_WAIT_SECONDS = 300.0
 MAX_PAGE = 1000
 
 
+class DeliverTo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where to tell of the end. `secret` signs the message; None for the deployment's own."""
+
+    url: str
+    secret: str | None = None
+
+
 class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is asked. `target` is None for the default model; `due_at` not before then."""
 
@@ -37,6 +46,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     metadata: msgspec.Raw = msgspec.Raw(b"null")
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
     due_at: datetime | None = None
+    deliver: DeliverTo | None = None
 
 
 @post("/", status_code=202, summary="Submit a job for later")
@@ -59,6 +69,7 @@ async def create(
         priority=new.priority,
         idempotency_key=idempotency_key,
         due_seconds=max(0.0, seconds),
+        deliver=None if new.deliver is None else _hook(new.deliver),
     )
     job = await submit(desk, ask)
     return Response(as_seen(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
@@ -127,6 +138,13 @@ async def _told(following: AsyncGenerator[list[Event]]) -> AsyncGenerator[bytes]
                 yield head + sse.event(msgspec.json.encode(event))
             if not page:
                 yield sse.comment(b"nothing new")
+
+
+def _hook(wanted: DeliverTo) -> Hook:
+    try:
+        return Hook(url=wanted.url, secret=None if wanted.secret is None else Secret(wanted.secret))
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
 
 
 def _decoded(body: bytes) -> NewJob:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import msgspec
+import structlog
 
 from signoff.core import sse
 from signoff.core.answer import Chunk
@@ -32,6 +33,7 @@ from signoff.work.models import all_models, model_called
 
 JSON = b"application/json"
 EVENTS = b"text/event-stream; charset=utf-8"
+log = structlog.get_logger()
 PREFIXES = ("/openai/v1/", "/v1/")
 
 
@@ -60,6 +62,9 @@ class OpenAIDoor:
             await self._route(scope, receive, send)
         except SignoffError as error:
             await send_error(send, error)
+        except Exception:  # a fault of ours is told in this door's dialect too
+            log.exception("a request failed unexpectedly", path=scope["path"])
+            await send_error(send, SignoffError("The server made a mistake; its log says more."))
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"].rstrip("/"), scope["method"]

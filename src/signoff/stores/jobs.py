@@ -14,7 +14,17 @@ from sqlalchemy.sql.elements import ColumnElement
 from signoff.core.job import Event, Job, Status
 from signoff.store import JobFilter, Step
 from signoff.stores.database import Database
-from signoff.stores.moves import EVERY_COLUMN, SECOND, claimed, event_of, job_of, moved, news_of, standing
+from signoff.stores.moves import (
+    EVERY_COLUMN,
+    SECOND,
+    claimed,
+    deliver_end,
+    event_of,
+    job_of,
+    moved,
+    news_of,
+    standing,
+)
 from signoff.stores.schema import events, jobs, used_keys
 from signoff.stores.writer import Tx
 
@@ -22,7 +32,7 @@ T = TypeVar("T")
 KEY_LIFETIME_US = 24 * 3600 * SECOND
 IDS_AT_ONCE = 1000
 ROWS_BEHIND = 128  # about what is written in 20 ms: a crash costs no more of the log
-_STANDS_IN_THE_ROW = {"body", "response", "seq", "updated_at"}
+_STANDS_IN_THE_ROW = {"body", "response", "deliver", "seq", "updated_at"}
 
 
 class SqlJobs:
@@ -55,7 +65,11 @@ class SqlJobs:
             return _inserted(tx, _timed(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
 
         await self._behind.acquire()
-        done = await self._database.enqueue(insert)
+        try:
+            done = await self._database.enqueue(insert)
+        except BaseException:
+            self._behind.release()
+            raise
         done.add_done_callback(lambda _: self._behind.release())
         return done
 
@@ -132,6 +146,7 @@ def _inserted(tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
     tx.add(jobs, {name: getattr(job, name) for name in Job.__struct_fields__})
     tx.add(events, event_of(job, verb, actor, _made(job) | note))
     tx.news.extend(news_of(job))
+    deliver_end(tx, job, verb)
     return job
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from signoff.core.job import MOVES, Decision, Guard, Job
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Step, Topic
-from signoff.stores.schema import decisions, events, jobs, votes
+from signoff.stores.schema import decisions, deliveries, events, jobs, votes
 from signoff.stores.writer import Tx
 
 EVERY_COLUMN = tuple(jobs.c)
@@ -35,6 +35,7 @@ def moved(tx: Tx, job_id: str, *steps: Step) -> Job:
     for job, step in zip(made, steps, strict=True):
         tx.add(events, event_of(job, step.verb, step.actor, _changed(job, step)))
         tx.news.extend(news_of(job))
+        deliver_end(tx, job, step.verb)
     return made[-1]
 
 
@@ -55,6 +56,15 @@ def _move(verb: str, changed: tuple[str, ...]) -> ReturningUpdate[Any]:
     return _update(verb, changed).where(jobs.c.id == sa.bindparam("job"), *_guards(verb)).returning(*EVERY_COLUMN)
 
 
+def claimed(tx: Tx, step: Step, limit: int) -> list[Job]:
+    """Up to `limit` jobs after the claim that `step` is, by priority, then age."""
+    rows = tx.conn.execute(_claim(), {"limit": limit} | _parameters(tx, step)).all()
+    made = sorted(map(job_of, rows), key=lambda job: (-job.priority, job.id))
+    for job in made:
+        tx.add(events, event_of(job, step.verb, step.actor, _changed(job, step)))
+    return made
+
+
 @cache
 def _claim() -> ReturningUpdate[Any]:
     due = (
@@ -67,15 +77,6 @@ def _claim() -> ReturningUpdate[Any]:
     )
     update = _update("claim", ("lease", "lease_until"))
     return update.where(jobs.c.id.in_(sa.select(due.c.id))).returning(*EVERY_COLUMN)
-
-
-def claimed(tx: Tx, step: Step, limit: int) -> list[Job]:
-    """Up to `limit` jobs after the claim that `step` is, by priority, then age."""
-    rows = tx.conn.execute(_claim(), {"limit": limit} | _parameters(tx, step)).all()
-    made = sorted(map(job_of, rows), key=lambda job: (-job.priority, job.id))
-    for job in made:
-        tx.add(events, event_of(job, step.verb, step.actor, _changed(job, step)))
-    return made
 
 
 @cache
@@ -185,12 +186,22 @@ def news_of(job: Job) -> list[tuple[Topic, str]]:
     return [("job", job.id), ("due", job.id)] if waits else [("job", job.id)]
 
 
+def deliver_end(tx: Tx, job: Job, verb: str) -> None:
+    """The delivery that tells of the end which `verb` made of `job`. Nobody is told of what was cancelled."""
+    told = job.deliver
+    if told is None or not job.is_terminal or verb == "cancel":
+        return
+    row = {"id": f"msg_{job.id}", "job_id": job.id, "kind": told.kind, "address": told.address, "host": told.host}
+    tx.add(deliveries, row | {"state": "due", "attempt": 0, "due_at": tx.now, "created_at": tx.now})
+    tx.news.append(("delivery", row["id"]))
+
+
 def _changed(job: Job, step: Step) -> dict[str, Any]:
     """The changed columns as they are now. An answer that nobody reviewed stands in the row alone."""
     move = MOVES[step.verb]
     names: Iterable[str] = dict.fromkeys(("status", *move.clears, *move.adds, *step.changes, *step.after_seconds))
     data = {name: getattr(job, name) for name in names if name not in _LEFT_TO_THE_ROW}
-    if step.verb == "succeed":
+    if job.round == 0:
         data.pop("response", None)
     elif data.get("response") is not None:
         data["response"] = msgspec.Raw(data["response"])

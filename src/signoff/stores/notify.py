@@ -35,6 +35,7 @@ class Notify:
         self._unsent: dict[tuple[Topic, str], None] = {}
         self._wake = asyncio.Event()
         self._all_sent = asyncio.Event()
+        self._all_sent.set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -53,10 +54,9 @@ class Notify:
         """Sends what was said, if that is possible soon."""
         if self._task is None:
             return
-        if self._unsent:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await self._all_sent.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._all_sent.wait()
         self._task.cancel()
         await asyncio.wait([self._task])
 

@@ -106,17 +106,19 @@ class Postgres:
     async def _while_it_passes(self, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
         """Tries again, up to `seconds`, while the trouble is one that passes; then raises Overloaded."""
         clock = asyncio.get_running_loop().time
-        began = clock()
+        began, pause = clock(), 0.0
         while True:
             try:
                 return await attempt()
             except Exception as error:
                 if not _passes(error):
                     raise
-                log.warning("PostgreSQL does not answer", error=repr(error))
+                if not pause:
+                    log.warning("PostgreSQL does not answer; trying again", error=repr(error))
                 if clock() - began > (CLOSE_SECONDS if self._closing else seconds):
                     raise Overloaded("The database does not answer.") from error
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(pause)
+            pause = AGAIN_SECONDS
 
     async def _read(self, function: Read[T]) -> T:
         if self._closed:
@@ -169,9 +171,16 @@ def _engine(
 ) -> AsyncEngine:
     return create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: connect(dsn, timeout=CONNECT_SECONDS, command_timeout=command_timeout),
+        async_creator=lambda: _connected(dsn, command_timeout),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_SECONDS,
         **options,
     )
+
+
+async def _connected(dsn: str, command_timeout: float | None) -> Any:
+    """A connection. Should this process be stopped or cut off in a transaction, the server gives its locks back."""
+    conn = await connect(dsn, timeout=CONNECT_SECONDS, command_timeout=command_timeout)
+    await conn.execute(f"SET idle_in_transaction_session_timeout = {WRITE_TIMEOUT_SECONDS * 1000:.0f}")
+    return conn

@@ -10,6 +10,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
 from signoff.core.answer import Usage
+from signoff.core.delivery import Deliver
 from signoff.core.job import Decision, Edit, JobError
 from signoff.core.policy import Policy
 from signoff.core.target import Model
@@ -59,6 +60,7 @@ jobs = sa.Table(
     sa.Column("idempotency_key", sa.Text),
     sa.Column("fingerprint", sa.Text),
     sa.Column("retry_of", sa.Text),
+    sa.Column("deliver", Packed(Deliver)),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column("round", sa.Integer, nullable=False),
@@ -135,13 +137,23 @@ deliveries = sa.Table(
     sa.Column("job_id", sa.Text, nullable=False, index=True),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("address", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("due_at", sa.BigInteger, nullable=False),
     sa.Column("lease", sa.Text),
     sa.Column("lease_until", sa.BigInteger),
-    sa.Column("done_at", sa.BigInteger),
+    sa.Column("last_status", sa.Integer),
     sa.Column("last_error", sa.Text),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("done_at", sa.BigInteger),
 )
+
+_DUE = deliveries.c.state == sa.literal_column("'due'")
+_FAILED = deliveries.c.state == sa.literal_column("'failed'")
+
+sa.Index("deliveries_due", deliveries.c.due_at, sqlite_where=_DUE, postgresql_where=_DUE)
+sa.Index("deliveries_failed", deliveries.c.id, sqlite_where=_FAILED, postgresql_where=_FAILED)
 
 users = sa.Table(
     "users",

@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 from signoff.store import Listener
 from signoff.stores.catalog import SqlCatalog
 from signoff.stores.database import Database
+from signoff.stores.deliveries import SqlDeliveries
 from signoff.stores.jobs import SqlJobs
 from signoff.stores.people import SqlPeople
 from signoff.stores.schema import versions
@@ -24,6 +25,7 @@ class SqlStore:
     def __init__(self, url: str) -> None:
         self._database = _database(url)
         self.jobs = SqlJobs(self._database)
+        self.deliveries = SqlDeliveries(self._database)
         self.people = SqlPeople(self._database)
         self.catalog = SqlCatalog(self._database)
 

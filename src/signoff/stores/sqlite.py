@@ -121,8 +121,8 @@ class Sqlite:
         while True:
             try:
                 version = await self._in_writer_thread(lambda: self._pragma("data_version"))
-            except sqlite3.Error as error:
-                log.warning("could not look whether another process has written", error=str(error))
+            except Exception as error:  # noqa: BLE001 -- news are lossy; the next look may find more
+                log.warning("could not look whether another process has written", error=repr(error))
                 version = seen
             if version != seen >= 0:
                 self._news.tell("any", "")

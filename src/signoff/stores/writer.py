@@ -92,6 +92,7 @@ class Writer:
     async def _run(self) -> None:
         while not self._closed or not self._waiting.empty():
             await self._flush([await self._waiting.get()])
+            await asyncio.sleep(0)  # whoever waited for room comes in
 
     async def _flush(self, group: list[Waiting]) -> None:
         while len(group) < self._group_limit and not self._waiting.empty():

@@ -9,6 +9,7 @@ from signoff.core.job import Job
 from signoff.core.keys import fingerprint
 from signoff.core.policy import policy_for
 from signoff.errors import BadBody, BadRequest
+from signoff.work.deliver import deliver_to
 from signoff.work.desk import Desk
 
 MAX_KEY_LENGTH = 255
@@ -16,7 +17,7 @@ PRIORITIES = range(10)
 
 
 async def admit(desk: Desk, ask: Ask) -> Job:
-    """The job that `ask` would be, not written anywhere yet. Raises ModelNotFound, BadRequest."""
+    """The job that `ask` would be, not written anywhere yet. Raises ModelNotFound, BadRequest, AddressRefused."""
     _check(ask)
     model = await desk.models.find(ask.target)
     rules = desk.rules
@@ -35,7 +36,8 @@ async def admit(desk: Desk, ask: Ask) -> Job:
         priority=ask.priority,
         policy=policy_for(model.review, ask.door_review, rules.policy),
         idempotency_key=ask.idempotency_key,
-        fingerprint=fingerprint(ask.path.encode(), ask.body) if ask.idempotency_key else None,
+        fingerprint=_fingerprint(ask) if ask.idempotency_key else None,
+        deliver=None if ask.deliver is None else deliver_to(desk, ask.deliver),
         max_attempts=rules.now_attempts if ask.lane == "now" else rules.later_attempts,
     )
 
@@ -50,3 +52,7 @@ def _check(ask: Ask) -> None:
         msgspec.json.decode(ask.body, type=msgspec.Raw)
     except (ValueError, RecursionError) as error:
         raise BadBody(f"The body is not valid JSON: {error}") from None
+
+
+def _fingerprint(ask: Ask) -> str:
+    return fingerprint(ask.path.encode(), ask.body, *([] if ask.deliver is None else [ask.deliver.url.encode()]))

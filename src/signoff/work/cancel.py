@@ -7,7 +7,7 @@ from signoff.core.job import Job, JobError
 from signoff.errors import Forbidden
 from signoff.store import Step
 from signoff.work.desk import Desk
-from signoff.work.look import look
+from signoff.work.look import look, veiled
 
 
 async def cancel(desk: Desk, caller: Caller, job_id: str) -> Job:
@@ -16,4 +16,5 @@ async def cancel(desk: Desk, caller: Caller, job_id: str) -> Job:
     if caller.role != "admin" and caller.user_id != job.user_id:
         raise Forbidden("Only its owner or an admin can cancel a job.")
     error = JobError(code="cancelled", message=f"Cancelled by {caller.email}.", status=409)
-    return await desk.store.jobs.move(job_id, Step(verb="cancel", actor=caller.actor, changes={"error": error}))
+    step = Step(verb="cancel", actor=caller.actor, changes={"error": error})
+    return veiled(caller, await desk.store.jobs.move(job_id, step))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from signoff.broker import Broker
+from signoff.core.address import Reach
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
+from signoff.core.signing import Secret
+from signoff.courier import Courier
 from signoff.engine import Engine
 from signoff.parts.background import Background
 from signoff.parts.callers import Callers
@@ -34,6 +37,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     log_after_seconds: float = 1
     log_before_answer: bool = False
     policy: Policy = Policy()
+    reach: Reach
+    webhook_waits_seconds: Sequence[float] = ()
+    webhook_secrets: Sequence[Secret] = ()
 
 
 class Desk(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +48,7 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     store: Store
     broker: Broker
     engines: Mapping[str, Engine]
+    courier: Courier
     models: Models
     callers: Callers
     leases: Leases

@@ -19,19 +19,19 @@ async def look(desk: Desk, caller: Caller, job_id: str) -> Job:
     job = await desk.store.jobs.get(job_id)
     if job is None or not may_see(caller, job.user_id):
         raise JobNotFound(f"There is no job {job_id}.")
-    return _veiled(caller, job)
+    return veiled(caller, job)
 
 
 async def look_and_wait(desk: Desk, caller: Caller, job_id: str, seconds: float) -> Job:
     """The job as soon as it has ended, or as it is after `seconds`. Raises JobNotFound."""
     await look(desk, caller, job_id)
-    return _veiled(caller, await wait_for(desk, job_id, seconds, lambda job: job.is_terminal))
+    return veiled(caller, await wait_for(desk, job_id, seconds, lambda job: job.is_terminal))
 
 
 async def look_at_all(desk: Desk, caller: Caller, which: JobFilter) -> tuple[list[Job], int]:
     """A page of the jobs that `caller` may see, and how many there are in all."""
     mine = which if may_review(caller) else msgspec.structs.replace(which, user_id=caller.user_id)
-    return [_veiled(caller, job) for job in await desk.store.jobs.list(mine)], await desk.store.jobs.count(mine)
+    return [veiled(caller, job) for job in await desk.store.jobs.list(mine)], await desk.store.jobs.count(mine)
 
 
 async def look_at_events(desk: Desk, caller: Caller, job_id: str) -> list[Event]:
@@ -89,8 +89,8 @@ def failure_of(job: Job) -> JobFailed:
     return JobFailed(error.message, status=error.status, code=error.code, job_id=job.id)
 
 
-def _veiled(caller: Caller, job: Job) -> Job:
-    """Nothing held is seen without a verdict, except by those who give it."""
-    if job.status != "human" or may_review(caller):
+def veiled(caller: Caller, job: Job) -> Job:
+    """Nothing held is seen without a verdict, except by those who give it; nor is what was refused or cancelled."""
+    if job.status not in {"human", "fail"} or may_review(caller):
         return job
     return msgspec.structs.replace(job, response=None, draft=None, decision=None, usage=None)

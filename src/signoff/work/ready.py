@@ -5,6 +5,7 @@ from __future__ import annotations
 from signoff.work.desk import Desk
 
 
-async def ready(desk: Desk) -> dict[str, bool]:
-    """Each part that the work needs, and whether it answers."""
-    return {"store": await desk.store.ready()}
+async def ready(desk: Desk) -> tuple[bool, dict[str, bool]]:
+    """Whether it can, and each part with whether it answers. Without the broker work begins later, but it is done."""
+    parts = {"store": await desk.store.ready(), "broker": desk.broker.is_connected}
+    return parts["store"], parts

@@ -25,14 +25,21 @@ def upgrade() -> None:
         sa.Column("job_id", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("due_at", sa.BigInteger(), nullable=False),
         sa.Column("lease", sa.Text(), nullable=True),
         sa.Column("lease_until", sa.BigInteger(), nullable=True),
-        sa.Column("done_at", sa.BigInteger(), nullable=True),
+        sa.Column("last_status", sa.Integer(), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("done_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
+    for name, column, state in (("deliveries_due", "due_at", "due"), ("deliveries_failed", "id", "failed")):
+        where = sa.text(f"state = '{state}'")
+        op.create_index(name, "deliveries", [column], sqlite_where=where, postgresql_where=where)
     op.create_index(op.f("ix_deliveries_job_id"), "deliveries", ["job_id"], unique=False)
     op.create_table(
         "events",
@@ -65,6 +72,7 @@ def upgrade() -> None:
         sa.Column("idempotency_key", sa.Text(), nullable=True),
         sa.Column("fingerprint", sa.Text(), nullable=True),
         sa.Column("retry_of", sa.Text(), nullable=True),
+        sa.Column("deliver", sa.LargeBinary(), nullable=True),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("max_attempts", sa.Integer(), nullable=False),
         sa.Column("round", sa.Integer(), nullable=False),
@@ -82,40 +90,15 @@ def upgrade() -> None:
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
-    op.create_index(
-        "jobs_by_key",
-        "jobs",
-        ["user_id", "idempotency_key"],
-        unique=True,
-        sqlite_where=sa.text("idempotency_key IS NOT NULL"),
-        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
-    )
     op.create_index("jobs_by_status", "jobs", ["status", "id"], unique=False)
     op.create_index("jobs_by_user", "jobs", ["user_id", "id"], unique=False)
-    op.create_index(
-        "jobs_decided",
-        "jobs",
-        ["release_at"],
-        unique=False,
-        sqlite_where=sa.text("release_at IS NOT NULL"),
-        postgresql_where=sa.text("release_at IS NOT NULL"),
-    )
-    op.create_index(
-        "jobs_leased",
-        "jobs",
-        ["lease_until"],
-        unique=False,
-        sqlite_where=sa.text("lease IS NOT NULL"),
-        postgresql_where=sa.text("lease IS NOT NULL"),
-    )
-    op.create_index(
-        "jobs_limited",
-        "jobs",
-        ["review_deadline"],
-        unique=False,
-        sqlite_where=sa.text("review_deadline IS NOT NULL"),
-        postgresql_where=sa.text("review_deadline IS NOT NULL"),
-    )
+    for name, time, condition in (
+        ("jobs_leased", "lease_until", "lease IS NOT NULL"),
+        ("jobs_decided", "release_at", "release_at IS NOT NULL"),
+        ("jobs_limited", "review_deadline", "review_deadline IS NOT NULL"),
+    ):
+        where = sa.text(condition)
+        op.create_index(name, "jobs", ["status", time], sqlite_where=where, postgresql_where=where)
     op.create_index(
         "jobs_to_claim",
         "jobs",
@@ -123,6 +106,13 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("status = 'bot' AND lease IS NULL"),
         postgresql_where=sa.text("status = 'bot' AND lease IS NULL"),
+    )
+    op.create_table(
+        "used_keys",
+        sa.Column("user_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("user_id", "key"),
     )
     op.create_table(
         "models",

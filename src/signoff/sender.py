@@ -1,0 +1,95 @@
+"""The sender: takes due deliveries and sends them. Any number of processes may send at once; every one is leased."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+
+import structlog
+
+from signoff.core.delivery import Delivery
+from signoff.store import Topic
+from signoff.work.deliver import deliver
+from signoff.work.desk import Desk
+
+AT_ONCE = 16
+AT_ONCE_PER_HOST = 4
+LEASE_SECONDS = 60.0
+SEND_SECONDS = 30.0
+LOOK_AGAIN_SECONDS = 1.0
+RELEASE_SECONDS = 5.0
+log = structlog.get_logger()
+
+
+class Sender:
+    """Sends up to AT_ONCE deliveries at a time, and a few of them to one host: who is slow stalls nobody else's."""
+
+    def __init__(self, desk: Desk, *, drain_seconds: float) -> None:
+        self._desk = desk
+        self._drain_seconds = drain_seconds
+        self._running = dict[asyncio.Task[None], str]()
+        self._look = asyncio.Event()
+
+    async def run(self) -> None:
+        """Takes and sends until cancelled; then waits a while for what is under way, and gives the rest back."""
+        try:
+            while True:
+                self._look.clear()
+                if not await self._take():
+                    await self._wait()
+        finally:
+            await self._drain()
+
+    def hear(self, topic: Topic, name: str) -> None:
+        """News from the store: there may be something to send."""
+        if topic in {"delivery", "any"}:
+            self._look.set()
+
+    async def _take(self) -> bool:
+        """Claims what there is room for, and starts it; whether there was anything."""
+        room = AT_ONCE - len(self._running)
+        if room <= 0:
+            return False
+        try:
+            taken = await self._desk.store.deliveries.claim(
+                lease=self._desk.new_id(),
+                limit=room,
+                limit_per_host=AT_ONCE_PER_HOST,
+                busy=Counter(self._running.values()),
+                lease_seconds=LEASE_SECONDS,
+            )
+        except Exception as error:  # noqa: BLE001 -- the store is away; the next look may find it
+            log.warning("could not look for deliveries", error=repr(error))
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            return False
+        for delivery in taken:
+            task = self._desk.background.spawn(self._send(delivery))
+            self._running[task] = delivery.host
+            task.add_done_callback(self._ended)
+        return bool(taken)
+
+    async def _send(self, delivery: Delivery) -> None:
+        """One attempt, well within its lease."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SEND_SECONDS):
+                await deliver(self._desk, delivery)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self._look.set()
+
+    async def _wait(self) -> None:
+        """Until there is news, or something has ended, or it is time to look again: a wait may be over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._desk.rules.sweep_seconds):
+                await self._look.wait()
+
+    async def _drain(self) -> None:
+        if not self._running:
+            return
+        _, late = await asyncio.wait(self._running, timeout=self._drain_seconds)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=RELEASE_SECONDS)

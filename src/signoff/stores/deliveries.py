@@ -1,0 +1,172 @@
+"""Deliveries as SQL: how they are leased, what became of them, and how they are looked up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Row
+
+from signoff.core.delivery import Delivery, Outcome
+from signoff.errors import NotFound, Stale
+from signoff.stores.database import Database
+from signoff.stores.moves import SECOND
+from signoff.stores.schema import deliveries
+from signoff.stores.writer import Tx
+
+EVERY_COLUMN = tuple(deliveries.c)
+LOOKED_AT = 200
+_NAMES = tuple(column.name for column in EVERY_COLUMN)
+
+
+class SqlDeliveries:
+    """Deliveries in a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def claim(
+        self, *, lease: str, limit: int, limit_per_host: int, busy: Mapping[str, int], lease_seconds: float
+    ) -> list[Delivery]:
+        """See `store.Deliveries`."""
+
+        def claim(tx: Tx) -> list[Delivery]:
+            full = [host for host, count in busy.items() if count >= limit_per_host]
+            due = tx.conn.execute(_WAITING, {"now": tx.now, "full": full}).all()
+            ids = _within_limits(due, limit, limit_per_host, busy)
+            until = tx.now + round(lease_seconds * SECOND)
+            return _leased(tx, {"ids": ids, "new_lease": lease, "new_lease_until": until}) if ids else []
+
+        return await self._database.write(claim)
+
+    async def settle(self, delivery_id: str, lease: str, outcome: Outcome) -> bool:
+        """See `store.Deliveries`."""
+        return await self._database.write(lambda tx: _settled(tx, delivery_id, lease, outcome))
+
+    async def get(self, delivery_id: str) -> Delivery | None:
+        """See `store.Deliveries`."""
+        row = await self._database.read(lambda conn, _: conn.execute(_BY_ID, {"delivery": delivery_id}).one_or_none())
+        return None if row is None else _delivery_of(row)
+
+    async def of_job(self, job_id: str) -> list[Delivery]:
+        """See `store.Deliveries`."""
+        rows = await self._database.read(lambda conn, _: conn.execute(_OF_JOB, {"job": job_id}).all())
+        return [_delivery_of(row) for row in rows]
+
+    async def failed(self, limit: int) -> list[Delivery]:
+        """See `store.Deliveries`."""
+        rows = await self._database.read(lambda conn, _: conn.execute(_GIVEN_UP, {"limit": limit}).all())
+        return [_delivery_of(row) for row in rows]
+
+    async def resend(self, delivery_id: str) -> Delivery:
+        """See `store.Deliveries`."""
+
+        def resend(tx: Tx) -> Delivery:
+            row = tx.conn.execute(_RESEND, {"now": tx.now, "delivery": delivery_id}).one_or_none()
+            if row is None:
+                raise _refusal(tx, delivery_id)
+            tx.news.append(("delivery", delivery_id))
+            return _delivery_of(row)
+
+        return await self._database.write(resend)
+
+
+_NOW = sa.bindparam("now", type_=sa.BigInteger)
+_ID = sa.bindparam("delivery", type_=sa.Text)
+_LIMIT = sa.bindparam("limit", type_=sa.Integer)
+# States stand in the text of the statement, or no partial index would serve it.
+_IS_DUE = (deliveries.c.state == sa.literal_column("'due'")) & (deliveries.c.due_at <= _NOW)
+_IS_FREE = deliveries.c.lease.is_(None) | (deliveries.c.lease_until < _NOW)
+
+_ALL = sa.select(*EVERY_COLUMN)
+_BY_ID = _ALL.where(deliveries.c.id == _ID)
+_OF_JOB = _ALL.where(deliveries.c.job_id == sa.bindparam("job", type_=sa.Text)).order_by(deliveries.c.id)
+_GIVEN_UP = (
+    _ALL.where(deliveries.c.state == sa.literal_column("'failed'")).order_by(deliveries.c.id.desc()).limit(_LIMIT)
+)
+_WAITING = (
+    sa.select(deliveries.c.id, deliveries.c.host)
+    .where(_IS_DUE, _IS_FREE, deliveries.c.host.not_in(sa.bindparam("full", expanding=True)))
+    .order_by(deliveries.c.due_at)
+    .limit(LOOKED_AT)
+)
+_FREE = (
+    sa.select(deliveries.c.id)
+    .where(deliveries.c.id.in_(sa.bindparam("ids", expanding=True)), _IS_DUE, _IS_FREE)
+    .with_for_update(skip_locked=True)
+    .cte("free")
+)
+_LEASE = (
+    sa.update(deliveries)
+    .where(deliveries.c.id.in_(sa.select(_FREE.c.id)))
+    .values(
+        attempt=deliveries.c.attempt + 1,
+        lease=sa.bindparam("new_lease", type_=sa.Text),
+        lease_until=sa.bindparam("new_lease_until", type_=sa.BigInteger),
+    )
+    .returning(*EVERY_COLUMN)
+)
+_SETTLE = (
+    sa.update(deliveries)
+    .where(deliveries.c.id == _ID, deliveries.c.lease == sa.bindparam("mover_lease", type_=sa.Text))
+    .values(
+        state=sa.bindparam("to", type_=sa.Text),
+        attempt=deliveries.c.attempt - sa.bindparam("given_back", type_=sa.Integer),
+        due_at=sa.bindparam("new_due_at", type_=sa.BigInteger),
+        done_at=sa.bindparam("new_done_at", type_=sa.BigInteger),
+        lease=sa.null(),
+        lease_until=sa.null(),
+    )
+)
+_SETTLE_AND_TELL = _SETTLE.values(
+    last_status=sa.bindparam("status", type_=sa.Integer), last_error=sa.bindparam("error", type_=sa.Text)
+)
+_RESEND = (
+    sa.update(deliveries)
+    .where(deliveries.c.id == _ID, _IS_FREE)
+    .values(state="due", attempt=0, due_at=_NOW, done_at=sa.null(), lease=sa.null(), lease_until=sa.null())
+    .returning(*EVERY_COLUMN)
+)
+
+
+def _within_limits(due: Sequence[Row[Any, Any]], limit: int, limit_per_host: int, busy: Mapping[str, int]) -> list[str]:
+    """The first of `due`, as many as there is room for, in all and at each host."""
+    taken, ids = Counter(busy), list[str]()
+    for row in due:
+        if len(ids) < limit and taken[row.host] < limit_per_host:
+            taken[row.host] += 1
+            ids.append(row.id)
+    return ids
+
+
+def _leased(tx: Tx, parameters: Mapping[str, Any]) -> list[Delivery]:
+    """Those that nobody else took meanwhile."""
+    rows = tx.conn.execute(_LEASE, {"now": tx.now} | dict(parameters)).all()
+    return sorted(map(_delivery_of, rows), key=lambda delivery: delivery.due_at)
+
+
+def _settled(tx: Tx, delivery_id: str, lease: str, outcome: Outcome) -> bool:
+    parameters = {
+        "delivery": delivery_id,
+        "mover_lease": lease,
+        "to": outcome.state,
+        "given_back": 0 if outcome.counts else 1,
+        "new_due_at": tx.now + round(outcome.after_seconds * SECOND),
+        "new_done_at": None if outcome.state == "due" else tx.now,
+    }
+    if outcome.counts:
+        told = {"status": outcome.status, "error": outcome.error}
+        return tx.conn.execute(_SETTLE_AND_TELL, parameters | told).rowcount == 1
+    return tx.conn.execute(_SETTLE, parameters).rowcount == 1
+
+
+def _refusal(tx: Tx, delivery_id: str) -> NotFound | Stale:
+    if tx.conn.execute(_BY_ID, {"delivery": delivery_id}).one_or_none() is None:
+        return NotFound(f"There is no delivery {delivery_id}.")
+    return Stale("The delivery is under way.")
+
+
+def _delivery_of(row: Row[Any]) -> Delivery:
+    return Delivery(**dict(zip(_NAMES, row, strict=True)))

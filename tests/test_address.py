@@ -1,0 +1,76 @@
+"""Which addresses of users' choice this server connects to."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from signoff.core.address import Reach, checked_host, is_public
+from signoff.errors import AddressRefused
+
+NOWHERE = Reach([])
+
+PUBLIC = ["8.8.8.8", "1.1.1.1", "93.184.216.34", "2606:4700::1111", "2a00:1450:4001:800::200e"]
+PRIVATE = [
+    *("127.0.0.1", "127.255.255.254", "10.0.0.1", "172.16.0.1", "192.168.1.1", "0.0.0.0", "0.1.2.3"),
+    *("169.254.169.254", "100.64.0.1", "192.0.0.170", "192.0.2.1", "198.18.0.1", "192.88.99.1"),
+    *("224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255"),
+    *("::", "::1", "fe80::1", "fe80::1%eth0", "fec0::1", "fc00::1", "fd12::1", "ff02::1", "ff0e::1"),
+    *("::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "::ffff:0:7f00:1"),
+    *("64:ff9b::7f00:1", "64:ff9b::808:808", "64:ff9b:1::1", "2002:7f00:1::", "2001::1"),
+    *("2001:db8::1", "3fff::1", "5f00::1", "100::1"),
+]
+
+
+@pytest.mark.parametrize("text", PUBLIC)
+def test_what_anybody_may_reach_is_public(text: str) -> None:
+    assert is_public(ip_address(text))
+
+
+@pytest.mark.parametrize("text", PRIVATE)
+def test_what_is_ours_or_nobodys_or_carries_another_address_is_not(text: str) -> None:
+    assert not is_public(ip_address(text))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"http://[{text}]/" if ":" in text else f"https://{text}:8443/x?y" for text in PRIVATE),
+        *("http://localhost", "http://a.localhost:1/", "http://LOCALHOST./", "http://127.0.0.1./"),
+        *("http://127.1/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/", "http://0/"),
+        *("ftp://example.com", "file:///etc/passwd", "gopher://example.com/", "//example.com", "example.com", ""),
+        *("http://", "http:///x", "http://user@example.com/", "http://u:p@example.com/", "http://@example.com/"),
+        *("http://exa mple.com/", "http://example.com/\r\nx: y", "http://example.com\\@127.0.0.1/", "http://[::1/"),
+        *("http://example.com:99999/", "http://example.com:x/", "http://１２７.0.0.1/", "http://ex\u00e4mple.com/"),
+        "http://example.com/" + "x" * 2048,
+    ],
+)
+def test_a_url_that_cannot_be_used_or_is_literally_private_is_refused(url: str) -> None:
+    with pytest.raises(AddressRefused):
+        checked_host(url, NOWHERE)
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://example.com/hooks?token=1", "example.com"),
+        ("http://EXAMPLE.com.:8080", "example.com"),
+        ("https://8.8.8.8/", "8.8.8.8"),
+        ("https://[2606:4700::1111]:444/", "2606:4700::1111"),
+        ("https://xn--exmple-cua.com", "xn--exmple-cua.com"),
+    ],
+)
+def test_any_other_gives_its_host(url: str, host: str) -> None:
+    assert checked_host(url, NOWHERE) == host
+
+
+def test_the_operator_can_allow_hosts_and_networks() -> None:
+    reach = Reach(["127.0.0.0/8", "fd00::/8", "10.1.2.3", "Hooks.internal"])
+    for url in ("http://127.0.0.1:1", "http://localhost", "http://[fd00::1]", "http://10.1.2.3", "http://127.1"):
+        checked_host(url, reach)
+    assert reach.permits("hooks.INTERNAL", ip_address("10.9.9.9"))
+    for url in ("http://10.1.2.4", "http://[::1]", "http://[::ffff:127.0.0.1]", "http://169.254.169.254"):
+        with pytest.raises(AddressRefused):
+            checked_host(url, reach)
+    assert not reach.permits("other.internal", ip_address("10.9.9.9"))

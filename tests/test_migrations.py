@@ -1,0 +1,108 @@
+"""A migrated database is what the metadata in `schema.py` says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine
+from sqlalchemy.pool import NullPool
+
+from signoff.stores import migrations
+from signoff.stores.migrations import migrate_schema
+from signoff.stores.schema import Packed, metadata
+from signoff.stores.sql import SqlStore
+from stores import opened
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the address of an empty database."""
+    return f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+
+
+async def look(url: str, function: Any) -> Any:
+    """What `function` gives for a connection to the database, which it may change."""
+    if url.startswith("sqlite"):
+        with engine(url).begin() as conn:
+            return function(conn)
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    async with create_async_engine(url.replace("://", "+asyncpg://"), poolclass=NullPool).begin() as conn:
+        return await conn.run_sync(function)
+
+
+def engine(url: str) -> Engine:
+    """A plain way to a SQLite file."""
+    return sa.create_engine(url, poolclass=NullPool)
+
+
+def differences(conn: Connection) -> list[Any]:
+    """What Alembic would change; a packed value is kept as bytes."""
+
+    def differ(_context: Any, _column: Any, _declared: Any, found: Any, declared: Any) -> bool | None:
+        return not isinstance(found, sa.LargeBinary) if isinstance(declared, Packed) else None
+
+    return compare_metadata(MigrationContext.configure(conn, opts={"compare_type": differ}), metadata)
+
+
+def shape(conn: Connection) -> dict[str, Any]:
+    """Every table, column, key and index in the database's own words, but for Alembic's own."""
+    there = sa.inspect(conn)
+    tables = [table for table in there.get_table_names() if table != "alembic_version"]
+    indexes = {"sqlite": "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"}.get(
+        conn.dialect.name, "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"
+    )
+    return {
+        "columns": {table: [str(column) for column in there.get_columns(table)] for table in tables},
+        "primary keys": {table: there.get_pk_constraint(table)["constrained_columns"] for table in tables},
+        "foreign keys": {table: [str(key) for key in there.get_foreign_keys(table)] for table in tables},
+        "unique": {table: sorted(str(key) for key in there.get_unique_constraints(table)) for table in tables},
+        "indexes": sorted(sql for sql in conn.exec_driver_sql(indexes).scalars() if "alembic" not in sql),
+    }
+
+
+async def test_a_migrated_database_is_what_the_metadata_says(url: str) -> None:
+    await look(url, migrate_schema)
+
+    assert await look(url, differences) == []
+
+
+async def test_a_migrated_database_is_the_one_that_the_metadata_makes(url: str) -> None:
+    await look(url, migrate_schema)
+    migrated = await look(url, shape)
+
+    await look(url, metadata.drop_all)
+    await look(url, metadata.create_all)
+
+    made = await look(url, shape)
+    assert migrated == made
+    assert {*made["columns"]} == {*metadata.tables}
+
+
+async def test_the_comparison_sees_what_is_missing(url: str) -> None:
+    await look(url, migrate_schema)
+    await look(url, metadata.tables["used_keys"].drop)
+
+    assert ("add_table", "used_keys") in [(change[0], change[1].name) for change in await look(url, differences)]
+
+
+async def test_migrating_twice_changes_nothing(url: str) -> None:
+    store = SqlStore(url)
+    await store.migrate()
+    before = await look(url, shape)
+    await store.migrate()
+    await store.close()
+
+    assert await look(url, shape) == before
+    async with opened(url) as store:
+        assert await store.versions() == {"models": 0, "people": 0}
+
+
+async def test_the_history_is_one_line() -> None:
+    assert len(ScriptDirectory.from_config(migrations._config()).get_heads()) == 1
