@@ -47,6 +47,13 @@ async def waiting(url: str, queue: str) -> int:
         return (await other.declare_queue(queue, passive=True)).declaration_result.message_count or 0
 
 
+async def until_heard_by(listeners: int, other: AbstractChannel, queue: str) -> None:
+    """Waits until so many listen to the queue."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while (await other.declare_queue(queue, passive=True)).declaration_result.consumer_count != listeners:
+            await asyncio.sleep(0.005)
+
+
 async def drained(broker: Broker) -> int:
     """How many bells there are before it is quiet."""
     async with asyncio.timeout(WAIT_SECONDS):

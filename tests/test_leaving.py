@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
 async def test_a_client_that_leaves_stops_the_upstream_within_a_second(
     behaviour: str,
     stream: bool,
-    tmp_path: Path,  # noqa: FBT001
+    tmp_path: Path,
 ) -> None:
     async with misbehaving() as fake, live(tmp_path) as server:
         # given a call that an upstream is stuck with

@@ -134,7 +134,7 @@ async def test_a_slow_call_has_its_row_while_it_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("filed", [False, True])
-async def test_a_client_that_leaves_cancels_its_job(stream: bool, filed: bool, tmp_path: Path) -> None:  # noqa: FBT001
+async def test_a_client_that_leaves_cancels_its_job(stream: bool, filed: bool, tmp_path: Path) -> None:
     async with live(tmp_path, log_after_seconds=0.05 if filed else 60) as server, client(server) as ai:
         asking = asyncio.ensure_future(ai.chat.completions.create(**chat("hello", "echo/hang", stream=stream)))
         if filed:
@@ -171,7 +171,7 @@ async def test_a_client_that_leaves_while_its_row_is_written_leaves_one_row(tmp_
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_held_call_gets_the_edited_answer_on_the_same_connection(stream: bool, tmp_path: Path) -> None:  # noqa: FBT001
+async def test_a_held_call_gets_the_edited_answer_on_the_same_connection(stream: bool, tmp_path: Path) -> None:
     async with live(tmp_path, keep_alive_seconds=0.05) as server, client(server) as ai:
         await server.model("careful", review="always")
         asking = asyncio.ensure_future(said(ai, chat("secret", "careful", stream=stream)))
@@ -182,7 +182,7 @@ async def test_a_held_call_gets_the_edited_answer_on_the_same_connection(stream:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_rejected_call_is_told_why(stream: bool, tmp_path: Path) -> None:  # noqa: FBT001
+async def test_a_rejected_call_is_told_why(stream: bool, tmp_path: Path) -> None:
     async with live(tmp_path, keep_alive_seconds=60) as server, client(server, max_retries=0) as ai:
         await server.model("careful", review="always")
         asking = asyncio.ensure_future(said(ai, chat("secret", "careful", stream=stream)))

@@ -14,7 +14,7 @@ from aio_pika.abc import DeliveryMode
 from pamqp import commands, frame
 from structlog.testing import capture_logs
 
-from bells import QUIET_SECONDS, WAIT_SECONDS, a_rabbit, channel, drained, started, until, waiting
+from bells import QUIET_SECONDS, WAIT_SECONDS, a_rabbit, channel, drained, started, until, until_heard_by, waiting
 from processes import ask, clean_environment, first_token, free_port, served, signoff, verbs, worked
 from proxy import Proxy, between
 from signoff.brokers import line
@@ -66,9 +66,7 @@ async def test_many_rings_at_once_wake_everybody_who_waits(rabbitmq_url: str, qu
     ):
         waits = [asyncio.ensure_future(ear.heard(WAIT_SECONDS)) for ear in (one, other)]
         async with channel(rabbitmq_url) as look:
-            async with asyncio.timeout(WAIT_SECONDS):
-                while (await look.declare_queue(queue, passive=True)).declaration_result.consumer_count != 2:
-                    await asyncio.sleep(0.005)
+            await until_heard_by(2, look, queue)
         for number in range(40):
             bell.ring(f"job-{number}", 0)
         assert [await wait for wait in waits] == [True, True]
@@ -249,8 +247,8 @@ async def test_whoever_waits_hears_again_when_the_queue_was_deleted(rabbitmq_url
         channel(rabbitmq_url) as other,
     ):
         wait = asyncio.ensure_future(ear.heard(WAIT_SECONDS))
+        await until_heard_by(1, other, queue)
         with capture_logs() as logs:
-            await asyncio.sleep(0.05)
             await other.queue_delete(queue)
             await until(lambda: logs)
         assert "is gone" in logs[0]["error"]
@@ -393,11 +391,11 @@ async def test_a_worker_hears_what_a_server_accepts(
             waits = []
             for _ in range(20):
                 began = time.monotonic()
-                job = ask(port, "/api/jobs", token, {"body": {"messages": []}, "target": "echo"})
-                done = ask(port, f"/api/jobs/{job['id']}?wait=10", token)
+                job_id = ask(port, "/api/jobs", token, {"body": {"messages": []}, "target": "echo"})["job_id"]
+                done = ask(port, f"/api/jobs/{job_id}?wait=10", token)
                 waits.append(time.monotonic() - began)
                 assert done["status"] == "success"
-                assert verbs(port, token, job["id"]) == ["submit", "claim", "succeed"]
+                assert verbs(port, token, job_id) == ["submit", "claim", "succeed"]
             return waits
 
     waits = await asyncio.to_thread(play)

@@ -184,6 +184,7 @@ def _rules(settings: Settings) -> Rules:
         keep_alive_seconds=settings.keep_alive_seconds,
         log_after_seconds=settings.log_after_seconds,
         log_before_answer=settings.log_before_answer,
+        retention_days=settings.retention_days,
         policy=Policy(deadline_seconds=settings.review_deadline_seconds, undo_seconds=settings.undo_seconds),
         reach=Reach(settings.webhook_allow),
         webhook_waits_seconds=settings.webhook_waits_seconds,

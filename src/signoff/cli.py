@@ -197,6 +197,7 @@ def model_add(
     upstream_model: Annotated[str | None, typer.Option(help="What the upstream calls it.")] = None,
     command: Annotated[str | None, typer.Option(help="A program; {port} is the port that it is given.")] = None,
     review: Annotated[str | None, typer.Option(help="always | never; whatever the door says.")] = None,
+    attempts: Annotated[int | None, typer.Option(help="How often it is asked at most.", min=1)] = None,
     *,
     key_stdin: Annotated[bool, typer.Option("--key-stdin", help="Read the upstream's key.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="The program serves HTTP on its port.")] = False,
@@ -220,6 +221,7 @@ def model_add(
         upstream_model=upstream_model,
         command=_words(command or ""),
         serve=serve,
+        attempts=attempts,
         review=cast("Review | None", review),
         default=default,
     )

@@ -96,6 +96,7 @@ class Settings(BaseSettings):
     backoff_seconds: float = Field(0.5, description="The first wait before a retry.", ge=0)
     backoff_ceiling_seconds: float = Field(30, description="The longest wait before a retry.", ge=0)
     log_after_seconds: float = Field(1, description="When the row of a slow call is written.", gt=0)
+    retention_days: float | None = Field(None, description="How long ended jobs are kept; none: for ever.", gt=0)
     log_before_answer: bool = Field(default=False, description="Whether an answer waits until its row is committed.")
 
     @field_validator("webhook_secret")

@@ -94,6 +94,10 @@ class Jobs(Protocol):
         """Held jobs that nobody decided in time, and whose policy says what happens then."""
         ...
 
+    async def purge(self, older_than_seconds: float, limit: int) -> int:
+        """Forgets up to `limit` jobs that ended so long ago, with all that is kept of them; how many."""
+        ...
+
 
 class Deliveries(Protocol):
     """Deliveries. A job's end makes one, in the same transaction, unless it was cancelled."""

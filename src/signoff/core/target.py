@@ -35,6 +35,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     idle_seconds: float = 300
     start_seconds: float = 60
     timeouts: Timeouts = Timeouts()
+    attempts: int | None = None
     review: Review | None = None
     default: bool = False
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.elements import ColumnElement
 
-from signoff.core.job import Event, Job, Status
+from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.store import JobFilter, Step
 from signoff.stores.database import Database
 from signoff.stores.moves import (
@@ -25,7 +25,7 @@ from signoff.stores.moves import (
     news_of,
     standing,
 )
-from signoff.stores.schema import events, jobs, used_keys
+from signoff.stores.schema import decisions, deliveries, events, jobs, used_keys, votes
 from signoff.stores.writer import Tx
 
 T = TypeVar("T")
@@ -129,6 +129,10 @@ class SqlJobs:
         """See `store.Jobs`."""
         return await self._standing("expire", limit)
 
+    async def purge(self, older_than_seconds: float, limit: int) -> int:
+        """See `store.Jobs`."""
+        return await self._database.write(lambda tx: _purged(tx, older_than_seconds, limit))
+
     async def _standing(self, verb: str, limit: int) -> list[Job]:
         """The jobs for which the guards of `verb` hold at this moment."""
         query = standing(verb)
@@ -217,6 +221,25 @@ _RENEW = (
     )
     .values(lease_until=sa.bindparam("new_lease_until", type_=sa.BigInteger))
     .returning(jobs.c.id)
+)
+
+
+def _purged(tx: Tx, older_than_seconds: float, limit: int) -> int:
+    before = tx.now - round(older_than_seconds * SECOND)
+    ids = tx.conn.execute(_OLD, {"before": before, "limit": limit}).scalars().all()
+    if ids:
+        for table in (events, votes, decisions, deliveries, used_keys):
+            tx.conn.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
+        tx.conn.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
+    return len(ids)
+
+
+# Ids are ordered by time: the oldest jobs come first, and the statement looks at few rows.
+_OLD = (
+    sa.select(jobs.c.id)
+    .where(jobs.c.status.in_(TERMINAL), jobs.c.updated_at < sa.bindparam("before", type_=sa.BigInteger))
+    .order_by(jobs.c.id)
+    .limit(sa.bindparam("limit", type_=sa.Integer))
 )
 
 

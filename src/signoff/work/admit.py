@@ -38,7 +38,7 @@ async def admit(desk: Desk, ask: Ask) -> Job:
         idempotency_key=ask.idempotency_key,
         fingerprint=_fingerprint(ask) if ask.idempotency_key else None,
         deliver=None if ask.deliver is None else deliver_to(desk, ask.deliver),
-        max_attempts=rules.now_attempts if ask.lane == "now" else rules.later_attempts,
+        max_attempts=model.attempts or (rules.now_attempts if ask.lane == "now" else rules.later_attempts),
     )
 
 

@@ -37,6 +37,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     log_after_seconds: float = 1
     log_before_answer: bool = False
     policy: Policy = Policy()
+    retention_days: float | None = None
     reach: Reach
     webhook_waits_seconds: Sequence[float] = ()
     webhook_secrets: Sequence[Secret] = ()

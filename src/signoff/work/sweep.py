@@ -14,6 +14,7 @@ from signoff.work.desk import Desk
 from signoff.work.review import effect
 
 AT_ONCE = 100
+DAY_SECONDS = 24 * 3600
 log = structlog.get_logger()
 
 
@@ -28,7 +29,7 @@ async def sweep_for_ever(desk: Desk) -> None:
 
 
 async def sweep(desk: Desk) -> None:
-    """One sweep: lost leases, verdicts that are due, reviews that nobody did in time."""
+    """One sweep: lost leases, verdicts that are due, reviews that nobody did in time, jobs that are too old."""
     for job in await desk.store.jobs.lapsed(AT_ONCE):
         await _move(desk, job, _lapse(desk, job))
     for job in await desk.store.jobs.released(AT_ONCE):
@@ -36,6 +37,8 @@ async def sweep(desk: Desk) -> None:
             await _move(desk, job, effect(job, job.decision, desk.actor))
     for job in await desk.store.jobs.overdue(AT_ONCE):
         await _move(desk, job, *_expire(desk, job))
+    if desk.rules.retention_days is not None:
+        await desk.store.jobs.purge(desk.rules.retention_days * DAY_SECONDS, AT_ONCE)
 
 
 async def _move(desk: Desk, job: Job, *steps: Step) -> None:
