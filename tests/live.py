@@ -68,7 +68,8 @@ async def until(look: Callable[[], Awaitable[T | None]]) -> T:
 @contextlib.asynccontextmanager
 async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
     """A running server; it is closed with the block."""
-    told = Settings(data_dir=tmp_path / "data", sweep_seconds=0.1, backoff_seconds=0.01, **settings)
+    quick = {"sweep_seconds": 0.1, "backoff_seconds": 0.01, "drain_seconds": 1}
+    told = Settings(data_dir=tmp_path / "data", **(quick | settings))
     await migrate(told)
     async with running(told, work=True) as desk:
         server = _Server(

@@ -320,6 +320,23 @@ async def test_the_victim_of_a_deadlock_is_run_again(postgres_url: str, store: S
     await outsider.close()
 
 
+async def test_a_text_that_the_server_cannot_keep_fails_alone(store: SqlStore) -> None:
+    async def insert(target: str) -> bool:
+        try:
+            return bool(await inserted(store, target=target))
+        except sa.exc.DBAPIError:
+            return False
+
+    assert await together(insert(target) for target in ("a", "b\0", "c")) == [True, False, True]
+    assert [job.target for job in await store.jobs.list(JobFilter())] == ["a", "c"]
+
+
+async def test_a_process_that_was_stopped_in_a_transaction_does_not_keep_its_locks(store: SqlStore) -> None:
+    show = sa.text("SHOW idle_in_transaction_session_timeout")
+
+    assert await store._database.write(lambda tx: tx.conn.execute(show).scalar_one()) == "30s"
+
+
 async def test_an_address_may_carry_the_options_that_every_client_knows(postgres_url: str) -> None:
     async with opened(postgres_url + "?sslmode=prefer&application_name=signoff") as store:
         await inserted(store)

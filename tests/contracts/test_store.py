@@ -16,7 +16,7 @@ from signoff.core.answer import Usage
 from signoff.core.job import MOVES, STATUSES, TERMINAL, Decision, Edit, Guard, Job, JobError, Verdict, replay
 from signoff.core.policy import Policy
 from signoff.core.target import Model
-from signoff.errors import JobNotFound, Stale
+from signoff.errors import JobNotFound, Overloaded, Stale
 from signoff.store import JobFilter, Step, Topic
 from signoff.stores import schema
 from signoff.stores.sql import SqlStore
@@ -117,6 +117,25 @@ async def test_fifty_inserts_of_one_key_at_once_make_one_job(store: SqlStore, ot
     assert await store.jobs.list(JobFilter()) == jobs[:1]
 
 
+async def test_of_inserts_of_many_keys_at_once_each_makes_one_job(store: SqlStore, other: SqlStore) -> None:
+    for turn in range(2):
+        keys = [f"{turn}-{number % 5}" for number in range(30)]
+        jobs = await together(
+            inserted([store, other][number % 2], idempotency_key=key) for number, key in enumerate(keys)
+        )
+        assert [job.idempotency_key for job in jobs] == keys
+        assert len({job.id for job in jobs}) == 5
+    assert await store.jobs.count(JobFilter()) == 10
+
+
+async def test_a_freed_key_is_taken_once(store: SqlStore, other: SqlStore) -> None:
+    for key in map(str, range(4)):
+        failed = await leased(store, idempotency_key=key)
+        await store.jobs.move(failed.id, a_step("fail", changes={"error": RETRYABLE}))
+        jobs = await together(inserted([store, other][turn % 2], idempotency_key=key) for turn in range(10))
+        assert len({job.id for job in jobs} - {failed.id}) == len({job.id for job in jobs}) == 1
+
+
 async def test_another_user_may_use_the_same_key(store: SqlStore) -> None:
     mine = await inserted(store, idempotency_key="k", user_id=1)
     theirs = await inserted(store, idempotency_key="k", user_id=2)
@@ -168,6 +187,20 @@ async def test_a_job_that_ran_its_course_is_one_row_and_one_event(store: SqlStor
     [event] = await store.jobs.events(ended.id)
     assert (event.verb, event.data["moves"]) == ("succeed", ["submit", "claim", "succeed"])
     assert follows(job, replay([event]))
+
+
+async def test_what_was_refused_leaves_room_for_others(store: SqlStore) -> None:
+    job = await inserted(store)
+    again = msgspec.structs.replace(job, status="success")
+
+    for _ in range(300):  # more than may wait behind their answers
+        with pytest.raises(sa.exc.IntegrityError):
+            await (await store.jobs.insert_ended(again, actor="test", verbs=["submit"]))
+
+    await store.close()
+    for _ in range(300):
+        with pytest.raises(Overloaded):
+            await store.jobs.insert_ended(a_job(), actor="test", verbs=["submit"])
 
 
 # Moves: what each guard looks at, in ways in which it holds, and in ways in which it does not
@@ -478,6 +511,14 @@ async def test_renew_extends_standing_leases_and_no_others(store: SqlStore) -> N
     assert await store.jobs.get(theirs.id) == theirs
     assert await store.jobs.get(free.id) == free
     assert await store.jobs.lapsed(10) == []
+
+
+async def test_renew_takes_no_lease_for_another(store: SqlStore) -> None:
+    one = await inserted(store, lease="one", lease_seconds=60)
+    two = await inserted(store, lease="two", lease_seconds=60)
+
+    assert await store.jobs.renew({one.id: "two", two.id: "one"}, 1000) == set()
+    assert await store.jobs.list(JobFilter()) == [one, two]
 
 
 async def test_renewing_nothing_and_very_much_works(store: SqlStore) -> None:

@@ -96,8 +96,7 @@ async def connected(url: str, name: str) -> AsyncGenerator[AbstractConnection]:
     try:
         yield connection
     finally:
-        closing = asyncio.get_running_loop().create_task(_close(connection))
-        await asyncio.wait([closing], timeout=CLOSE_SECONDS)  # on a dead line this can take a minute
+        await _hang_up(connection)
 
 
 async def ensure_queue(connection: AbstractConnection, name: str) -> None:
@@ -164,6 +163,11 @@ def first(error: BaseException) -> BaseException:
     return error
 
 
-async def _close(connection: AbstractConnection) -> None:
-    with contextlib.suppress(Exception):
-        await connection.close()
+async def _hang_up(connection: AbstractConnection) -> None:
+    """Closes the connection. On a dead line aio-pika's own close takes long, and for ever when it is cancelled."""
+    transport, connection.transport = connection.transport, None
+    await connection.close()
+    if transport is not None:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await transport.connection.close()

@@ -175,10 +175,12 @@ def _standing_under_key(tx: Tx, job: Job) -> Job | None:
     """The job that the key of `job` stands for, where the key is not free (any more)."""
     key = {"user": job.user_id, "key": job.idempotency_key}
     row = tx.conn.execute(_BY_KEY, key).one_or_none()
-    found = None if row is None else job_of(row)
-    if found is not None and not _frees_its_key(found, tx.now):
+    if row is None:
+        return None
+    found = job_of(row)
+    if not _frees_its_key(found, tx.now):
         return found
-    tx.conn.execute(_FREE_KEY, key)
+    tx.conn.execute(_FREE_KEY, key | {"job": found.id})  # and not what another process has put there meanwhile
     return None
 
 
@@ -199,7 +201,7 @@ _SAME_KEY = (used_keys.c.user_id == sa.bindparam("user", type_=sa.Integer)) & (
     used_keys.c.key == sa.bindparam("key", type_=sa.Text)
 )
 _BY_KEY = sa.select(*EVERY_COLUMN).join(used_keys, used_keys.c.job_id == jobs.c.id).where(_SAME_KEY)
-_FREE_KEY = sa.delete(used_keys).where(_SAME_KEY)
+_FREE_KEY = sa.delete(used_keys).where(_SAME_KEY, used_keys.c.job_id == _JOB)
 
 
 def _renewed(tx: Tx, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
@@ -234,11 +236,16 @@ def _purged(tx: Tx, older_than_seconds: float, limit: int) -> int:
     return len(ids)
 
 
-# Ids are ordered by time: the oldest jobs come first, and the statement looks at few rows.
+# Who waits to be told of a job's end is told first.
+_UNTOLD = sa.exists().where(deliveries.c.job_id == jobs.c.id, deliveries.c.state == "due")
+# Statuses stand in the text of the statement, or its partial index would not serve it.
 _OLD = (
     sa.select(jobs.c.id)
-    .where(jobs.c.status.in_(TERMINAL), jobs.c.updated_at < sa.bindparam("before", type_=sa.BigInteger))
-    .order_by(jobs.c.id)
+    .where(
+        jobs.c.status.in_([sa.literal_column(f"'{status}'") for status in sorted(TERMINAL)]),
+        jobs.c.updated_at < sa.bindparam("before", type_=sa.BigInteger),
+        ~_UNTOLD,
+    )
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
 

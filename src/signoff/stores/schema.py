@@ -82,6 +82,7 @@ _WAITING = (jobs.c.status == "bot") & jobs.c.lease.is_(None)
 _LEASED = jobs.c.lease.is_not(None)
 _DECIDED = jobs.c.release_at.is_not(None)
 _LIMITED = jobs.c.review_deadline.is_not(None)
+_ENDED = jobs.c.status.in_([sa.literal_column("'fail'"), sa.literal_column("'success'")])
 
 sa.Index(
     "jobs_to_claim", jobs.c.lane, jobs.c.priority.desc(), jobs.c.id, sqlite_where=_WAITING, postgresql_where=_WAITING
@@ -89,6 +90,7 @@ sa.Index(
 sa.Index("jobs_leased", jobs.c.status, jobs.c.lease_until, sqlite_where=_LEASED, postgresql_where=_LEASED)
 sa.Index("jobs_decided", jobs.c.status, jobs.c.release_at, sqlite_where=_DECIDED, postgresql_where=_DECIDED)
 sa.Index("jobs_limited", jobs.c.status, jobs.c.review_deadline, sqlite_where=_LIMITED, postgresql_where=_LIMITED)
+sa.Index("jobs_ended", jobs.c.status, jobs.c.updated_at, sqlite_where=_ENDED, postgresql_where=_ENDED)
 sa.Index("jobs_by_user", jobs.c.user_id, jobs.c.id)
 sa.Index("jobs_by_status", jobs.c.status, jobs.c.id)
 
@@ -97,7 +99,7 @@ used_keys = sa.Table(
     metadata,
     sa.Column("user_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("job_id", sa.Text, nullable=False),
+    sa.Column("job_id", sa.Text, nullable=False, index=True),
 )
 
 events = sa.Table(

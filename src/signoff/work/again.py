@@ -30,6 +30,7 @@ async def ask_again(desk: Desk, caller: Caller, job_id: str) -> Job:
         metadata=old.metadata,
         priority=old.priority,
         policy=old.policy,
+        deliver=old.deliver,
         retry_of=old.id,
         max_attempts=desk.rules.later_attempts,
     )

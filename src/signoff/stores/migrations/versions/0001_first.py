@@ -99,6 +99,8 @@ def upgrade() -> None:
     ):
         where = sa.text(condition)
         op.create_index(name, "jobs", ["status", time], sqlite_where=where, postgresql_where=where)
+    ended = sa.text("status IN ('fail', 'success')")
+    op.create_index("jobs_ended", "jobs", ["status", "updated_at"], sqlite_where=ended, postgresql_where=ended)
     op.create_index(
         "jobs_to_claim",
         "jobs",
@@ -114,6 +116,7 @@ def upgrade() -> None:
         sa.Column("job_id", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("user_id", "key"),
     )
+    op.create_index(op.f("ix_used_keys_job_id"), "used_keys", ["job_id"], unique=False)
     op.create_table(
         "models",
         sa.Column("name", sa.Text(), nullable=False),
