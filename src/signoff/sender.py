@@ -9,6 +9,7 @@ from collections import Counter
 import structlog
 
 from signoff.core.delivery import Delivery
+from signoff.parts.background import drain
 from signoff.store import Topic
 from signoff.work.deliver import deliver
 from signoff.work.desk import Desk
@@ -18,7 +19,6 @@ AT_ONCE_PER_HOST = 4
 LEASE_SECONDS = 60.0
 SEND_SECONDS = 30.0
 LOOK_AGAIN_SECONDS = 1.0
-RELEASE_SECONDS = 5.0
 log = structlog.get_logger()
 
 
@@ -39,7 +39,7 @@ class Sender:
                 if not await self._take():
                     await self._wait()
         finally:
-            await self._drain()
+            await drain(self._running, self._drain_seconds)
 
     def hear(self, topic: Topic, name: str) -> None:
         """News from the store: there may be something to send."""
@@ -84,12 +84,3 @@ class Sender:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._desk.rules.sweep_seconds):
                 await self._look.wait()
-
-    async def _drain(self) -> None:
-        if not self._running:
-            return
-        _, late = await asyncio.wait(self._running, timeout=self._drain_seconds)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=RELEASE_SECONDS)

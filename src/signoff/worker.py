@@ -7,12 +7,12 @@ import asyncio
 import structlog
 
 from signoff.core.job import Job
+from signoff.parts.background import drain
 from signoff.store import Topic
 from signoff.work.desk import Desk
 from signoff.work.perform import perform
 
 LOOK_SECONDS = 1.0
-RELEASE_SECONDS = 5.0
 log = structlog.get_logger()
 
 
@@ -34,7 +34,7 @@ class Worker:
                 if not await self._take():
                     await self._desk.broker.heard(LOOK_SECONDS)
         finally:
-            await self._drain()
+            await drain(self._running, self._drain_seconds)
 
     def hear(self, topic: Topic, name: str) -> None:
         """News from the store: another process may have submitted something."""
@@ -72,12 +72,3 @@ class Worker:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._slot_free.set()
-
-    async def _drain(self) -> None:
-        if not self._running:
-            return
-        _, late = await asyncio.wait(self._running, timeout=self._drain_seconds)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=RELEASE_SECONDS)

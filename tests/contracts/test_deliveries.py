@@ -1,7 +1,5 @@
 """Deliveries in every store: made with the end of a job, leased by one sender, settled by whoever holds the lease."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +8,7 @@ from signoff.core.delivery import Deliver, Delivery, Outcome
 from signoff.core.job import Decision, JobError
 from signoff.errors import NotFound, Stale
 from signoff.stores.sql import SqlStore
-from stores import ANSWER, Ear, a_job, a_step, held, inserted, leased, opened, together
+from stores import ANSWER, Ear, a_job, a_step, held, inserted, leased, together
 
 pytestmark = pytest.mark.anyio
 
@@ -19,26 +17,6 @@ SEALED = b"sealed, and nobody's business"
 TO = Deliver(address="https://example.com/hook", host="example.com", sealed=SEALED)
 REFUSED = JobError(code="rejected", message="No.", status=403)
 APPROVED = Decision(verdict="approve", reviewer="ann")
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the address of an empty database."""
-    return f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
-
-
-@pytest.fixture
-async def store(url: str) -> AsyncIterator[SqlStore]:
-    """Yield a store that was just made."""
-    async with opened(url) as store:
-        yield store
-
-
-@pytest.fixture
-async def other(url: str, store: SqlStore) -> AsyncIterator[SqlStore]:
-    """Yield a second store on the same database, as another process would have it."""
-    async with opened(url) as other:
-        yield other
 
 
 # How they come about

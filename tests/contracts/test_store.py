@@ -1,8 +1,7 @@
 """What every store keeps: the promise in `store.py`, and the laws that depend on it."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, get_args
 
@@ -31,7 +30,6 @@ from stores import (
     is_refused,
     leased,
     listening,
-    opened,
     rows,
     state,
     together,
@@ -43,26 +41,6 @@ PAST, FUTURE = 1, 2**60
 SECOND = 1_000_000
 RETRYABLE = JobError(code="model_unreachable", message="Nobody there.", status=502)
 FINAL = JobError(code="model_error", message="No.", status=400)
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the address of an empty database."""
-    return f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
-
-
-@pytest.fixture
-async def store(url: str) -> AsyncIterator[SqlStore]:
-    """Yield a store that was just made."""
-    async with opened(url) as store:
-        yield store
-
-
-@pytest.fixture
-async def other(url: str, store: SqlStore) -> AsyncIterator[SqlStore]:
-    """Yield a second store on the same database, as another process would have it."""
-    async with opened(url) as other:
-        yield other
 
 
 # Coming in

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any, TypeVar
 
 import structlog
 
 T = TypeVar("T")
+RELEASE_SECONDS = 5.0
 log = structlog.get_logger()
 
 
@@ -27,15 +28,20 @@ class Background:
 
     async def finish(self, seconds: float) -> None:
         """Waits for what still runs, at most `seconds`, and cancels the rest."""
-        if not self._tasks:
-            return
-        _, late = await asyncio.wait(self._tasks, timeout=seconds)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=seconds)
+        await drain(self._tasks, seconds)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("background work failed", error=repr(error), exc_info=error)
+
+
+async def drain(tasks: Collection[asyncio.Task[Any]], seconds: float) -> None:
+    """Waits for `tasks` at most `seconds`; cancels the rest, and gives them a while to give back what they hold."""
+    if not tasks:
+        return
+    _, late = await asyncio.wait(tasks, timeout=seconds)
+    for task in late:
+        task.cancel()
+    if late:
+        await asyncio.wait(late, timeout=RELEASE_SECONDS)

@@ -66,7 +66,8 @@ class Sqlite:
         """Opens the file. Raises SchemaOutdated if it must be migrated first."""
         await self._in_writer_thread(lambda: self._prepare(check_schema))
         self._writer.start()
-        self._watching = asyncio.get_running_loop().create_task(self._watch())
+        seen = await self._in_writer_thread(lambda: self._pragma("data_version"))
+        self._watching = asyncio.get_running_loop().create_task(self._watch(seen))
 
     async def migrate(self) -> None:
         """Brings the schema up to date; makes the file if there is none."""
@@ -115,16 +116,15 @@ class Sqlite:
     async def _in_writer_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer_thread, function)
 
-    async def _watch(self) -> None:
+    async def _watch(self, seen: int) -> None:
         """Says `any` when another process has written: on the writing connection, `data_version` counts those alone."""
-        seen = -1
         while True:
             try:
                 version = await self._in_writer_thread(lambda: self._pragma("data_version"))
             except Exception as error:  # noqa: BLE001 -- news are lossy; the next look may find more
                 log.warning("could not look whether another process has written", error=repr(error))
                 version = seen
-            if version != seen >= 0:
+            if version != seen:
                 self._news.tell("any", "")
             seen = version
             await asyncio.sleep(NEWS_POLL_SECONDS)
