@@ -311,3 +311,28 @@ async def test_a_job_that_has_ended_is_asked_again_as_a_new_one(tmp_path: Path) 
         assert (await server.ask("POST", f"/api/jobs/{running['job_id']}/retry", token))[0] == 409
         other = await server.token("user", "other@example.com")
         assert (await server.ask("POST", f"/api/jobs/{old['job_id']}/retry", other))[0] == 404
+
+
+async def test_asking_with_a_key_again_shows_nothing_that_is_held(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        # given a job that waits for a person
+        await server.model("careful", review="always")
+        token, reviewer, headers = await server.token(), await server.token("reviewer"), {"idempotency-key": "k"}
+        body = {"body": chat("secret"), "target": "careful"}
+        _, job = await server.ask("POST", "/api/jobs", token, json=body, headers=dict(headers))
+        await server.job_when(reviewer, job["job_id"], lambda job: job["status"] == "human")
+        # when its owner asks the same again
+        _, again = await server.ask("POST", "/api/jobs", token, json=body, headers=dict(headers))
+        # then it is the same job, and its answer is still unseen
+        assert (again["job_id"], again["status"], again["response"]) == (job["job_id"], "human", None)
+        # and the same key for another target is another request
+        status, _ = await server.ask("POST", "/api/jobs", token, json=body | {"target": "echo"}, headers=dict(headers))
+        assert status == 422
+
+
+@pytest.mark.parametrize("path", ["/admin", "/v1/../x", "/v1", "/v1/x?y=1", "/v1//x", "http://evil/v1/x", "/v1/x\n"])
+async def test_a_path_leads_nowhere_but_into_the_api(path: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        body = {"body": chat("hello"), "target": "echo", "path": path}
+        status, _ = await server.ask("POST", "/api/jobs", await server.token(), json=body)
+        assert status == 400

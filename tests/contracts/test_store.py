@@ -95,23 +95,29 @@ async def test_fifty_inserts_of_one_key_at_once_make_one_job(store: SqlStore, ot
     assert await store.jobs.list(JobFilter()) == jobs[:1]
 
 
+async def test_two_processes_with_one_key_at_once_make_one_job(store: SqlStore, other: SqlStore) -> None:
+    for key in map(str, range(30)):
+        one, two = await together(inserted(each, idempotency_key=key) for each in (store, other))
+        assert one == two
+    assert await store.jobs.count(JobFilter()) == 30
+
+
 async def test_of_inserts_of_many_keys_at_once_each_makes_one_job(store: SqlStore, other: SqlStore) -> None:
-    for turn in range(2):
-        keys = [f"{turn}-{number % 5}" for number in range(30)]
-        jobs = await together(
-            inserted([store, other][number % 2], idempotency_key=key) for number, key in enumerate(keys)
-        )
-        assert [job.idempotency_key for job in jobs] == keys
-        assert len({job.id for job in jobs}) == 5
-    assert await store.jobs.count(JobFilter()) == 10
+    keys = [str(number % 5) for number in range(30)]
+
+    jobs = await together(inserted([store, other][number % 2], idempotency_key=key) for number, key in enumerate(keys))
+
+    assert [job.idempotency_key for job in jobs] == keys
+    assert len({job.id for job in jobs}) == await store.jobs.count(JobFilter()) == 5
 
 
 async def test_a_freed_key_is_taken_once(store: SqlStore, other: SqlStore) -> None:
-    for key in map(str, range(4)):
+    for key in map(str, range(15)):
         failed = await leased(store, idempotency_key=key)
         await store.jobs.move(failed.id, a_step("fail", changes={"error": RETRYABLE}))
-        jobs = await together(inserted([store, other][turn % 2], idempotency_key=key) for turn in range(10))
-        assert len({job.id for job in jobs} - {failed.id}) == len({job.id for job in jobs}) == 1
+        one, two = await together(inserted(each, idempotency_key=key) for each in (store, other))
+        assert one == two
+        assert one.id != failed.id
 
 
 async def test_another_user_may_use_the_same_key(store: SqlStore) -> None:
@@ -472,6 +478,16 @@ async def test_twenty_claims_at_once_never_give_one_job_twice(store: SqlStore, o
     assert max(map(len, claims)) <= 3
     assert len(claimed) == len({*claimed})
     assert sorted(claimed + [job.id for job in await claim(store)]) == [job.id for job in made]
+
+
+async def test_two_processes_that_claim_at_once_never_get_the_same_job(store: SqlStore, other: SqlStore) -> None:
+    made = await together(inserted(store) for _ in range(60))
+
+    for _ in range(15):
+        one, two = await together(claim(each, limit=3, lease=lease) for each, lease in ((store, "one"), (other, "two")))
+        assert {job.id for job in one} & {job.id for job in two} == set()
+
+    assert [job.attempt for job in await store.jobs.list(JobFilter(limit=100))] == [1] * len(made)
 
 
 async def test_renew_extends_standing_leases_and_no_others(store: SqlStore) -> None:

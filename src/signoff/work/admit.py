@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from signoff.core.ask import Ask
@@ -14,6 +16,8 @@ from signoff.work.desk import Desk
 
 MAX_KEY_LENGTH = 255
 PRIORITIES = range(10)
+# Upstreams are asked under their own base address: nobody climbs out of it.
+PATH = re.compile(r"/v1(/[A-Za-z0-9_-]+)+")
 
 
 async def admit(desk: Desk, ask: Ask) -> Job:
@@ -47,6 +51,8 @@ def _check(ask: Ask) -> None:
         raise BadRequest("priority is a whole number from 0 to 9; 9 goes first.")
     if ask.idempotency_key is not None and not 0 < len(ask.idempotency_key) <= MAX_KEY_LENGTH:
         raise BadRequest(f"An idempotency key has 1 to {MAX_KEY_LENGTH} characters.")
+    if PATH.fullmatch(ask.path) is None:
+        raise BadRequest("path is one of the OpenAI API, such as /v1/chat/completions.")
     try:
         ask.body.decode()
         msgspec.json.decode(ask.body, type=msgspec.Raw)
@@ -55,4 +61,5 @@ def _check(ask: Ask) -> None:
 
 
 def _fingerprint(ask: Ask) -> str:
-    return fingerprint(ask.path.encode(), ask.body, *([] if ask.deliver is None else [ask.deliver.url.encode()]))
+    told = "" if ask.deliver is None else ask.deliver.url
+    return fingerprint(ask.path.encode(), (ask.target or "").encode(), told.encode(), ask.body)

@@ -7,10 +7,11 @@ from signoff.core.job import Job
 from signoff.errors import KeyReused
 from signoff.work.admit import admit
 from signoff.work.desk import Desk
+from signoff.work.look import veiled
 
 
 async def submit(desk: Desk, ask: Ask) -> Job:
-    """The job, durable; or the one that already stands under the same idempotency key.
+    """The job, durable; or the one that already stands under the same idempotency key, as its caller may see it.
 
     Raises KeyReused when that one has another body, and what `admit` raises.
     """
@@ -20,7 +21,7 @@ async def submit(desk: Desk, ask: Ask) -> Job:
         check_same(job, asked)
     elif ask.due_seconds <= 0:
         desk.broker.ring(job.id, job.priority)
-    return job
+    return veiled(ask.caller, job)
 
 
 def check_same(standing: Job, asked: Job) -> None:
