@@ -62,9 +62,9 @@ class Line:
     async def close(self) -> None:
         """Hangs up, for good."""
         self._is_over = True
-        if self._task is not None:
+        while self._task is not None and not self._task.done():
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=2 * CLOSE_SECONDS)
 
     async def _keep(self) -> None:
         loop, attempt = asyncio.get_running_loop(), 0
@@ -126,7 +126,13 @@ async def found(url: str, queue_name: str) -> str:
 
 
 def must_stand(connection: AbstractConnection) -> None:
-    """Raises ConnectionError when the connection is lost."""
+    """Raises ConnectionError when the connection is lost, CancelledError when this task is to end.
+
+    Python 3.11's `wait_for`, which aiormq uses, can swallow a cancellation (python/cpython#86296).
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
     if not connection.connected.is_set():
         raise ConnectionError("the connection was closed")
 
