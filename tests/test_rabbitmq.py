@@ -18,6 +18,8 @@ from bells import QUIET_SECONDS, WAIT_SECONDS, a_rabbit, channel, drained, start
 from processes import ask, clean_environment, first_token, free_port, served, signoff, verbs, worked
 from proxy import Proxy, between
 from signoff.brokers import line
+from signoff.checks import checks
+from signoff.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -369,6 +371,15 @@ async def test_closing_does_not_wait_for_a_server_that_is_away(trouble: str, wir
     assert time.monotonic() - began < 3
 
 
+async def test_closing_ends_in_every_moment_of_connecting(rabbitmq_url: str, queue: str) -> None:
+    for moment in range(60):
+        broker = a_rabbit(rabbitmq_url, queue)
+        await broker.start()
+        await broker.heard(moment / 4000)
+        async with asyncio.timeout(5):
+            await broker.close()
+
+
 # In real processes.
 
 
@@ -397,7 +408,30 @@ async def test_a_worker_hears_what_a_server_accepts(
                 waits.append(time.monotonic() - began)
                 assert done["status"] == "success"
                 assert verbs(port, token, job_id) == ["submit", "claim", "succeed"]
+            assert ask(port, "/health/ready", "") == {"store": True, "broker": True}
             return waits
 
     waits = await asyncio.to_thread(play)
     assert sorted(waits)[10] < 0.3
+
+
+async def test_without_its_broker_a_server_is_ready_and_works_and_the_doctor_says_why(tmp_path: Path) -> None:
+    port, nobody = free_port(), free_port()
+    url = f"amqp://user:s3cret@127.0.0.1:{nobody}/"
+    environment = clean_environment(tmp_path / "data", SIGNOFF_AMQP_URL=url)
+
+    def play() -> None:
+        with served(environment, tmp_path, port):
+            assert ask(port, "/health/ready", "") == {"store": True, "broker": False}
+            token = first_token(tmp_path)
+            job_id = ask(port, "/api/jobs", token, {"body": {"messages": []}, "target": "echo"})["job_id"]
+            assert ask(port, f"/api/jobs/{job_id}?wait=10", token)["status"] == "success"
+
+    await asyncio.to_thread(play)
+    complaints = (tmp_path / "err.txt").read_text()
+    assert f"127.0.0.1:{nobody} cannot be reached" in complaints
+    assert "s3cret" not in complaints
+    found = [check for check in await checks(Settings(amqp_url=url, data_dir=tmp_path)) if check.what == "broker"]
+    assert [(check.fine, "cannot be reached" in check.found, "s3cret" in check.found) for check in found] == [
+        (False, True, False)
+    ]

@@ -11,13 +11,14 @@ import pytest
 
 from signoff.settings import BadSettings, Settings, load
 
+THEIRS = ("SIGNOFF_", "INNER_LLM", "RABBIT_MQ", "QUEUE_NAME", "CELERY_BROKER")
 EXAMPLE = Path(__file__).parents[1] / "example.env"
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, and an environment without a word about us."""
-    for name in [name for name in os.environ if name.upper().startswith(("SIGNOFF_", "INNER_LLM"))]:
+    for name in [name for name in os.environ if name.upper().startswith(THEIRS)]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -50,6 +51,56 @@ def test_the_nearer_source_wins_under_every_name(place: Path, monkeypatch: pytes
     monkeypatch.setenv("SIGNOFF_INNER_LLM_URL", "http://ours")
     assert load().inner_llm_url == "http://ours"
     assert load(inner_llm_url="http://flag").inner_llm_url == "http://flag"
+
+
+def test_the_nearer_source_wins_whatever_it_calls_rabbitmq(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (load().amqp_url, load().queue_name) == (None, "signoff")
+    (place / "signoff.toml").write_text('amqp_url = "amqp://file"\nqueue_name = "file"')
+    assert (load().amqp_url, load().queue_name) == ("amqp://file", "file")
+    (place / ".env").write_text("CELERY_BROKER_URL=amqp://theirs.in.env.file\nQUEUE_NAME=theirs.in.env.file")
+    assert (load().amqp_url, load().queue_name) == ("amqp://theirs.in.env.file", "theirs.in.env.file")
+    (place / ".env").write_text("CELERY_BROKER_URL=amqp://x\nSIGNOFF_AMQP_URL=amqp://env.file")
+    assert load().amqp_url == "amqp://env.file"
+    monkeypatch.setenv("CELERY_BROKER_URL", "pyamqp://theirs//")
+    monkeypatch.setenv("QUEUE_NAME", "theirs")
+    assert (load().amqp_url, load().queue_name) == ("amqp://theirs//", "theirs")
+    monkeypatch.setenv("RABBIT_MQ_HOST", "rabbit")
+    assert load().amqp_url == "amqp://guest:guest@rabbit:5672/"
+    monkeypatch.setenv("SIGNOFF_AMQP_URL", "amqps://ours")
+    monkeypatch.setenv("SIGNOFF_QUEUE_NAME", "ours")
+    assert (load().amqp_url, load().queue_name) == ("amqps://ours", "ours")
+    assert load(amqp_url="amqp://flag").amqp_url == "amqp://flag"
+
+
+def test_an_address_in_parts_may_have_any_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"HOST": "10.0.0.1", "PORT": "5673", "LOGIN": "an@nn", "PASSWORD": "p/w:#?%"}
+    for name, value in parts.items():
+        monkeypatch.setenv(f"RABBIT_MQ_{name}", value)
+    assert load().amqp_url == "amqp://an%40nn:p%2Fw%3A%23%3F%25@10.0.0.1:5673/"
+
+
+@pytest.mark.parametrize(
+    "leftovers",
+    [
+        {"CELERY_BROKER_URL": "redis://h/0"},
+        {"CELERY_BROKER_URL": "amqp://h:port/"},
+        {"CELERY_BROKER_URL": "amqp://u:p#w@h/"},
+        {"CELERY_BROKER_URL": "amqp://"},
+        {"RABBIT_MQ_PORT": "5672", "RABBIT_MQ_LOGIN": "me", "RABBIT_MQ_PASSWORD": "secret"},
+        {"RABBIT_MQ_HOST": "rabbit", "RABBIT_MQ_PORT": "tcp://10.0.0.1:5672"},
+        {"RABBIT_MQ_HOST": "rabbit", "RABBIT_MQ_PORT": "65536"},
+        {"RABBIT_MQ_HOST": "http://rabbit"},
+        {"RABBIT_MQ_HOST": ""},
+        {"QUEUE_NAME": "q" * 201},
+        {"QUEUE_NAME": ""},
+    ],
+)
+def test_what_other_systems_left_behind_and_cannot_be_used_says_nothing(
+    leftovers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in leftovers.items():
+        monkeypatch.setenv(name, value)
+    assert (load().amqp_url, load().queue_name) == (None, "signoff")
 
 
 def test_the_file_may_say_anything_that_is_a_setting(place: Path) -> None:
@@ -120,6 +171,11 @@ def test_a_file_that_cannot_be_read_is_refused(place: Path, monkeypatch: pytest.
         ("LOG_BEFORE_ANSWER", "maybe"),
         ("DATABASE_URL", "mysql://u:secret@h/d"),
         ("DATABASE_URL", "sqlite://"),
+        ("AMQP_URL", "redis://u:secret@h"),
+        ("AMQP_URL", "amqp://u:secret@"),
+        ("AMQP_URL", "amqp://u:secret#1@h/"),
+        ("AMQP_URL", "amqp://u:secret@h:port/"),
+        ("QUEUE_NAME", "q" * 201),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_in_one_line(

@@ -60,7 +60,11 @@ class Line:
             self._task = asyncio.get_running_loop().create_task(self._keep())
 
     async def close(self) -> None:
-        """Hangs up, for good."""
+        """Hangs up, for good.
+
+        It may take more than one try: Python 3.11's `wait_for`, which aiormq uses, can swallow a cancellation
+        (python/cpython#86296).
+        """
         self._is_over = True
         while self._task is not None and not self._task.done():
             self._task.cancel()
@@ -76,6 +80,7 @@ class Line:
             except (Exception, asyncio.CancelledError) as error:
                 if was_cancelled(error):
                     raise
+                forget_cancellations()
                 log.warning("no line to RabbitMQ; connecting again", line=self._name, error=words(error, self._url))
             finally:
                 self.is_up = False
@@ -126,10 +131,7 @@ async def found(url: str, queue_name: str) -> str:
 
 
 def must_stand(connection: AbstractConnection) -> None:
-    """Raises ConnectionError when the connection is lost, CancelledError when this task is to end.
-
-    Python 3.11's `wait_for`, which aiormq uses, can swallow a cancellation (python/cpython#86296).
-    """
+    """Raises ConnectionError when the connection is lost, CancelledError when this task is to end."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
@@ -141,6 +143,13 @@ def was_cancelled(error: BaseException) -> bool:
     """Whether it was this task that was cancelled. aiormq raises the same error from a line that was cut."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def forget_cancellations() -> None:
+    """Takes back what a task group that failed leaves behind in Python 3.11: one cancellation of this task."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
 
 
 def words(error: BaseException, url: str) -> str:
