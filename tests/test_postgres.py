@@ -13,11 +13,12 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
+from structlog.testing import capture_logs
 
 from signoff.core.target import Model
 from signoff.errors import Overloaded, SchemaOutdated
 from signoff.store import JobFilter, Topic
-from signoff.stores import postgres, schema
+from signoff.stores import notify, postgres, schema
 from signoff.stores.notify import PAYLOAD_BYTES, UNSENT_LIMIT, Notify, payloads
 from signoff.stores.postgres import Postgres
 from signoff.stores.sql import SqlStore
@@ -109,53 +110,11 @@ async def test_an_old_schema_names_the_command_that_helps(postgres_url: str) -> 
     await store.close()
 
 
-# Lost connections
-
-
-async def test_after_the_server_ended_every_connection_reads_and_writes_go_on(
-    postgres_url: str, store: SqlStore
-) -> None:
-    job = await leased(store)
-    await together(store.jobs.get(job.id) for _ in range(20))  # every reader has a connection
-
-    await end_connections(postgres_url)
-
-    assert await together(store.jobs.get(job.id) for _ in range(20)) == [job] * 20
-    assert (await store.jobs.move(job.id, a_step("succeed"))).status == "success"
-    assert await store.ready() is True
-
-
-async def test_after_the_server_ended_every_connection_news_go_on_even_for_who_only_listens(
-    postgres_url: str, store: SqlStore, ear: Ear
-) -> None:
-    await end_connections(postgres_url)
-
-    await ear.hears(("any", ""))
-    job = await inserted(store)
-    await ear.hears(("job", job.id))
-
-
-async def test_writes_go_on_while_connections_end_again_and_again(postgres_url: str, store: SqlStore) -> None:
-    async def end_again_and_again() -> None:
-        for _ in range(15):
-            await end_connections(postgres_url)
-
-    async def work(number: int) -> str:
-        job = await leased(store, idempotency_key=str(number))
-        await store.jobs.move(job.id, a_step("hold", changes={"response": ANSWER}))
-        return job.id
-
-    ending = asyncio.ensure_future(end_again_and_again())
-    ids = [job_id for turn in range(10) for job_id in await together(work(10 * turn + number) for number in range(10))]
-    await ending
-
-    assert {job.id for job in await store.jobs.list(JobFilter(status="human", limit=1000))} == {*ids}
-    by_job = sa.select(schema.events.c.job_id, sa.func.count().label("moves")).group_by(schema.events.c.job_id)
-    assert {row["moves"] for row in await rows(store, by_job)} == {2}
+# A wire that can be cut
 
 
 class Wire:
-    """A way to the server that can be cut at a COMMIT: before it gets there, or before its answer comes back."""
+    """A way to the server that can be cut, or fall silent: before a COMMIT gets there, or before its answer is back."""
 
     def __init__(self, url: str) -> None:
         self.server = urlsplit(url)
@@ -163,12 +122,17 @@ class Wire:
         self.cuts = 0
         self.refuses = False
         self.near = set[asyncio.StreamWriter]()
+        self.silent = set[asyncio.StreamWriter]()
 
     def go_away(self) -> None:
         """End all connections, and take no more."""
         self.refuses = True
         for writer in self.near:
             writer.transport.abort()
+
+    def fall_silent(self) -> None:
+        """Keep all connections, and pass nothing on any more."""
+        self.silent |= self.near
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
@@ -180,10 +144,15 @@ class Wire:
         back = asyncio.ensure_future(self._pass_on(far_reader, writer))
         try:
             while data := await reader.read(65536):
-                if b"COMMIT" in data and self.cut:
+                if b"COMMIT" in data and self.cut == "silence":
+                    self.cut, self.cuts = None, self.cuts + 1
+                    far_writer.write(data)
+                    self.silent.add(writer)
+                elif b"COMMIT" in data and self.cut:
                     await self._cut(self.cut, data, far_writer, back, writer)
                     return
-                far_writer.write(data)
+                if writer not in self.silent:
+                    far_writer.write(data)
         except (ConnectionError, RuntimeError):  # uvloop's word for a transport that is closed
             pass
         finally:
@@ -208,7 +177,8 @@ class Wire:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, RuntimeError):
             while data := await reader.read(65536):
-                writer.write(data)
+                if writer not in self.silent:
+                    writer.write(data)
         writer.close()
 
 
@@ -230,8 +200,98 @@ async def over(wire: Wire) -> AsyncIterator[SqlStore]:
         server.close()
 
 
-@pytest.mark.parametrize("where", ["before", "after"])
-async def test_a_commit_whose_answer_is_lost_happens_once(wire: Wire, where: str) -> None:
+# Lost connections
+
+
+async def test_after_the_server_ended_every_connection_reads_and_writes_go_on(
+    postgres_url: str, store: SqlStore
+) -> None:
+    job = await leased(store)
+    await together(store.jobs.get(job.id) for _ in range(20))  # every reader has a connection
+
+    await end_connections(postgres_url)
+
+    assert await together(store.jobs.get(job.id) for _ in range(20)) == [job] * 20
+    assert (await store.jobs.move(job.id, a_step("succeed"))).status == "success"
+    assert await store.ready() is True
+
+
+async def test_after_the_server_ended_every_connection_news_go_on_even_for_who_only_listens(
+    postgres_url: str, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "PROBE_SECONDS", 1000)
+    async with listening(postgres_url) as (_, ear):
+        await end_connections(postgres_url)
+
+        await ear.hears(("any", ""))
+        job = await inserted(store)
+        await ear.hears(("job", job.id))
+
+
+async def test_a_connection_that_falls_silent_is_replaced(
+    wire: Wire, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(notify, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(postgres, "ANSWER_SECONDS", 0.5)
+    async with over(wire) as listener:
+        ear = Ear(listener)
+        job = await inserted(store)
+        await ear.hears(("job", job.id), ("any", ""))  # so it listens
+        assert await listener.jobs.get(job.id) == job
+        await inserted(listener)
+
+        wire.fall_silent()
+        ear.heard.clear()
+
+        assert await listener.jobs.get(job.id) == job
+        await inserted(listener)
+        await ear.hears(("any", ""))
+        later = await inserted(store)
+        await ear.hears(("job", later.id))
+
+
+async def test_writes_go_on_while_connections_end_again_and_again(postgres_url: str, store: SqlStore) -> None:
+    async def end_again_and_again() -> None:
+        for _ in range(15):
+            await end_connections(postgres_url)
+
+    async def work(number: int) -> str:
+        job = await leased(store, idempotency_key=str(number))
+        await store.jobs.move(job.id, a_step("hold", changes={"response": ANSWER}))
+        return job.id
+
+    ending = asyncio.ensure_future(end_again_and_again())
+    ids = [job_id for turn in range(10) for job_id in await together(work(10 * turn + number) for number in range(10))]
+    await ending
+
+    assert {job.id for job in await store.jobs.list(JobFilter(status="human", limit=1000))} == {*ids}
+    by_job = sa.select(schema.events.c.job_id, sa.func.count().label("moves")).group_by(schema.events.c.job_id)
+    assert {row["moves"] for row in await rows(store, by_job)} == {2}
+
+
+async def test_one_connection_that_falls_silent_is_enough_to_replace_them_all(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given readers that have all connections of the pool
+    monkeypatch.setattr(postgres, "ANSWER_SECONDS", 2)
+    async with over(wire) as listener:
+        job = await inserted(listener)
+        await together(listener.jobs.get(job.id) for _ in range(20))
+        # when the network falls silent, and one of them has found out
+        wire.fall_silent()
+        assert await listener.jobs.get(job.id) == job
+        # then nobody else has to
+        with capture_logs() as told:
+            assert await together(listener.jobs.get(job.id) for _ in range(20)) == [job] * 20
+        assert told == []
+
+
+@pytest.mark.parametrize("where", ["before", "after", "silence"])
+async def test_a_commit_whose_answer_is_lost_happens_once(
+    wire: Wire, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "ANSWER_SECONDS", 0.5)
     async with over(wire) as store:
         job = await held(store, attempt=1)
 
@@ -310,13 +370,11 @@ async def test_the_victim_of_a_deadlock_is_run_again(postgres_url: str, store: S
 
     async with outsider.transaction():
         await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", two.id)
-        both = asyncio.ensure_future(
-            together(store.jobs.move(job.id, a_step("retry", after_seconds={"due_at": 0})) for job in (one, two))
-        )
+        renewing = asyncio.ensure_future(store.jobs.renew({one.id: "mine", two.id: "mine"}, 1000))
         await until(lambda: somebody_waits(postgres_url))
         await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", one.id)
 
-    assert [(job.seq, job.priority) for job in await both] == [(2, 1), (2, 1)]
+    assert await renewing == {one.id, two.id}
     await outsider.close()
 
 

@@ -8,12 +8,13 @@ although it was made; so the server is asked what became of that transaction, an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL, Connection, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -31,7 +32,10 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
+IDLE_SECONDS = 30
 READ_SECONDS = 5.0
+WRITE_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
 AGAIN_SECONDS = 0.1
 MIGRATION_LOCK = 0x5169_6E6F
@@ -47,8 +51,8 @@ class Postgres:
 
     def __init__(self, url: URL, *, pool_size: int = 10) -> None:
         self._dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        self._reading = _engine(self._dsn, pool_size, isolation_level="AUTOCOMMIT")
-        self._writing = _engine(self._dsn, 1)
+        self._reading = _engine(self._dsn, pool_size, ANSWER_SECONDS, isolation_level="AUTOCOMMIT")
+        self._writing = _engine(self._dsn, 1, ANSWER_SECONDS)
         self._writer = Writer(
             self._run_group,
             waiting_limit=WAITING_LIMIT,
@@ -67,7 +71,7 @@ class Postgres:
 
     async def migrate(self) -> None:
         """Brings the schema up to date; one process at a time."""
-        engine = _engine(self._dsn, 1, command_timeout=None)
+        engine = _engine(self._dsn, 1, answer_seconds=None)
         try:
             async with engine.begin() as conn:
                 await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
@@ -97,25 +101,28 @@ class Postgres:
         await self._writer.close()
         await self._notify.close()
         self._closed = True
-        await self._reading.dispose()
-        await self._writing.dispose()
+        for engine in (self._reading, self._writing):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await engine.dispose()
 
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
-        return await self._while_it_passes(lambda: self._commit(group), WRITE_TIMEOUT_SECONDS)
+        return await self._while_it_passes(lambda: self._commit(group), WRITE_SECONDS)
 
     async def _while_it_passes(self, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
-        """Tries again, up to `seconds`, while the trouble is one that passes; then raises Overloaded."""
+        """Tries again while the trouble is one that passes, up to `seconds` after the first; then raises Overloaded."""
         clock = asyncio.get_running_loop().time
-        began, pause = clock(), 0.0
+        failed_at, pause = 0.0, 0.0
         while True:
             try:
                 return await attempt()
             except Exception as error:
                 if not _passes(error):
                     raise
-                if not pause:
+                if not failed_at:
+                    failed_at = clock()
                     log.warning("PostgreSQL does not answer; trying again", error=repr(error))
-                if clock() - began > (CLOSE_SECONDS if self._closing else seconds):
+                elif clock() - failed_at > (CLOSE_SECONDS if self._closing else seconds):
                     raise Overloaded("The database does not answer.") from error
             await asyncio.sleep(pause)
             pause = AGAIN_SECONDS
@@ -166,21 +173,27 @@ def _passes(error: Exception) -> bool:
     return isinstance(error, (OSError, PoolTimeout))
 
 
-def _engine(
-    dsn: str, pool_size: int, *, command_timeout: float | None = WRITE_TIMEOUT_SECONDS, **options: Any
-) -> AsyncEngine:
-    return create_async_engine(
+def _engine(dsn: str, pool_size: int, answer_seconds: float | None, **options: Any) -> AsyncEngine:
+    engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: _connected(dsn, command_timeout),
+        async_creator=lambda: _connected(dsn, answer_seconds),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_SECONDS,
         **options,
     )
+    event.listen(engine.sync_engine, "handle_error", _give_up_the_silent)
+    return engine
 
 
-async def _connected(dsn: str, command_timeout: float | None) -> Any:
+def _give_up_the_silent(context: ExceptionContext) -> None:
+    """One connection that did not answer in time is enough to replace all that are as old."""
+    if isinstance(context.original_exception, TimeoutError):
+        context.invalidate_pool_on_disconnect = True
+
+
+async def _connected(dsn: str, answer_seconds: float | None) -> Any:
     """A connection. Should this process be stopped or cut off in a transaction, the server gives its locks back."""
-    conn = await connect(dsn, timeout=CONNECT_SECONDS, command_timeout=command_timeout)
-    await conn.execute(f"SET idle_in_transaction_session_timeout = {WRITE_TIMEOUT_SECONDS * 1000:.0f}")
+    conn = await connect(dsn, timeout=CONNECT_SECONDS, command_timeout=answer_seconds)
+    await conn.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
     return conn
