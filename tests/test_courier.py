@@ -12,6 +12,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from receivers import Receiver, hang, receiving
 from signoff.core.address import Reach
+from signoff.core.delivery import Message
 from signoff.couriers.http import HttpCourier
 from signoff.errors import AddressRefused, Undelivered
 
@@ -54,7 +55,7 @@ async def a_courier(*allowed: str, names: Names | None = None, **more: Any) -> A
 
 
 async def post(courier: HttpCourier, url: str, body: bytes = b"{}") -> int:
-    return await courier.post(url, headers={"webhook-id": "msg_1"}, body=body)
+    return await courier.carry(Message(address=url, headers={"webhook-id": "msg_1"}, body=body))
 
 
 def port_of(receiver: Receiver) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from signoff.settings import BadSettings, Settings, load
 
-THEIRS = ("SIGNOFF_", "INNER_LLM", "RABBIT_MQ", "QUEUE_NAME", "CELERY_BROKER")
+THEIRS = ("SIGNOFF_", "INNER_LLM", "RABBIT_MQ", "QUEUE_NAME", "CELERY_", "REDIS_")
 EXAMPLE = Path(__file__).parents[1] / "example.env"
 
 
@@ -72,6 +72,20 @@ def test_the_nearer_source_wins_whatever_it_calls_rabbitmq(place: Path, monkeypa
     assert load(amqp_url="amqp://flag").amqp_url == "amqp://flag"
 
 
+def test_the_nearer_source_wins_whatever_it_calls_redis(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (load().redis_url, load().redis_prefix) == (None, "signoff")
+    (place / ".env").write_text("CELERY_RESULT_BACKEND=redis://h:6379/0\nREDIS_PREFIX=theirs.in.env.file")
+    assert (load().redis_url, load().redis_prefix) == ("redis://h:6379/0", "theirs.in.env.file")
+    monkeypatch.setenv("REDIS_HOST", "redis")
+    assert load().redis_url == "redis://redis:6379/"
+    monkeypatch.setenv("REDIS_PORT", "6380")
+    monkeypatch.setenv("REDIS_PREFIX", "theirs")
+    assert (load().redis_url, load().redis_prefix) == ("redis://redis:6380/", "theirs")
+    monkeypatch.setenv("SIGNOFF_REDIS_URL", "rediss://:secret@ours/1")
+    monkeypatch.setenv("SIGNOFF_REDIS_PREFIX", "ours")
+    assert (load().redis_url, load().redis_prefix) == ("rediss://:secret@ours/1", "ours")
+
+
 def test_an_address_in_parts_may_have_any_password(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = {"HOST": "10.0.0.1", "PORT": "5673", "LOGIN": "an@nn", "PASSWORD": "p/w:#?%"}
     for name, value in parts.items():
@@ -93,6 +107,12 @@ def test_an_address_in_parts_may_have_any_password(monkeypatch: pytest.MonkeyPat
         {"RABBIT_MQ_HOST": ""},
         {"QUEUE_NAME": "q" * 201},
         {"QUEUE_NAME": ""},
+        {"CELERY_RESULT_BACKEND": "rpc://"},
+        {"CELERY_RESULT_BACKEND": "redis://h:port/0"},
+        {"REDIS_PORT": "6379"},
+        {"REDIS_HOST": "redis", "REDIS_PORT": "tcp://10.0.0.1:6379"},
+        {"REDIS_HOST": "redis", "REDIS_PORT": "65536"},
+        {"REDIS_PREFIX": ""},
     ],
 )
 def test_what_other_systems_left_behind_and_cannot_be_used_says_nothing(
@@ -176,6 +196,10 @@ def test_a_file_that_cannot_be_read_is_refused(place: Path, monkeypatch: pytest.
         ("AMQP_URL", "amqp://u:secret#1@h/"),
         ("AMQP_URL", "amqp://u:secret@h:port/"),
         ("QUEUE_NAME", "q" * 201),
+        ("REDIS_URL", "amqp://u:secret@h"),
+        ("REDIS_URL", "redis://u:secret@h:port/0"),
+        ("REDIS_PREFIX", "p" * 201),
+        ("REDIS_TTL_SECONDS", "0"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_in_one_line(

@@ -19,6 +19,7 @@ from signoff.brokers import line
 from signoff.brokers.local import LocalBroker
 from signoff.brokers.rabbitmq import RabbitBroker
 from signoff.core.address import Reach
+from signoff.core.delivery import DeliveryKind
 from signoff.core.keys import ALPHABET, SECRET_LENGTH
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
@@ -64,10 +65,11 @@ async def running(settings: Settings, *, work: bool) -> AsyncGenerator[Desk]:
     upstream = Upstream(now=time.time)
     async with opened(settings, upstream) as desk:
         worker = Worker(desk, concurrency=settings.concurrency, drain_seconds=settings.drain_seconds)
-        sender = Sender(desk, drain_seconds=settings.drain_seconds)
+        senders = [Sender(desk, kind, drain_seconds=settings.drain_seconds) for kind in desk.couriers]
         refresh = Refresh(desk.store, {"models": desk.models.forget, "people": desk.callers.forget})
-        for hear in (desk.waits.hear, desk.leases.hear, refresh.hear, *([worker.hear, sender.hear] if work else [])):
-            desk.store.listen(hear)
+        workers = [worker, *senders] if work else []
+        for part in (desk.waits, desk.leases, refresh, *workers):
+            desk.store.listen(part.hear)
         chores = [
             desk.waits.cast_net(),
             desk.leases.keep(),
@@ -76,9 +78,9 @@ async def running(settings: Settings, *, work: bool) -> AsyncGenerator[Desk]:
             desk.in_flight.file_the_slow(lambda flight: file(desk, flight), after_seconds=settings.log_after_seconds),
         ]
         await desk.broker.start()
-        async with _tasks(chores), _started(upstream, desk.courier, *desk.engines.values()):
+        async with _tasks(chores), _started(upstream, *desk.couriers.values(), *desk.engines.values()):
             try:
-                async with _tasks([worker.run(), sender.run()] if work else []):
+                async with _tasks([part.run() for part in workers]):
                     yield desk
             finally:
                 await desk.background.finish(FINISH_SECONDS)
@@ -112,6 +114,15 @@ async def look_for_broker(settings: Settings) -> str:
     if settings.amqp_url is None:
         return "none: bells ring inside each process"
     return await line.found(settings.amqp_url, settings.queue_name)
+
+
+async def look_for_redis(settings: Settings) -> str:
+    """What is found of Redis, in words. Raises ConnectionError with what to do."""
+    if settings.redis_url is None:
+        return "none: results are in the database alone"
+    from signoff.couriers import redis
+
+    return await redis.found(settings.redis_url)
 
 
 def make_front(desk: Desk, settings: Settings) -> Front:
@@ -149,7 +160,7 @@ def _desk(settings: Settings, upstream: Upstream) -> Desk:
             "openai": OpenAIEngine(upstream),
             "subprocess": SubprocessEngine(upstream, settings.data_dir / "run", clock=_clock),
         },
-        courier=HttpCourier(rules.reach),
+        couriers=_couriers(settings, rules.reach),
         models=Models(store.catalog, models_that_always_exist(settings)),
         callers=Callers(store.people),
         leases=Leases(store, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
@@ -172,6 +183,15 @@ def _broker(settings: Settings) -> Broker:
     return RabbitBroker(settings.amqp_url, queue_name=settings.queue_name, dice=random.random)
 
 
+def _couriers(settings: Settings, reach: Reach) -> dict[DeliveryKind, Courier]:
+    couriers: dict[DeliveryKind, Courier] = {"webhook": HttpCourier(reach)}
+    if settings.redis_url is not None:
+        from signoff.couriers.redis import RedisCourier
+
+        couriers["redis"] = RedisCourier(settings.redis_url, ttl_seconds=settings.redis_ttl_seconds, dice=random.random)
+    return couriers
+
+
 def _rules(settings: Settings) -> Rules:
     return Rules(
         lease_seconds=settings.lease_seconds,
@@ -189,6 +209,7 @@ def _rules(settings: Settings) -> Rules:
         reach=Reach(settings.webhook_allow),
         webhook_waits_seconds=settings.webhook_waits_seconds,
         webhook_secrets=settings.webhook_secrets,
+        redis_prefix=None if settings.redis_url is None else settings.redis_prefix,
     )
 
 

@@ -28,6 +28,7 @@ async def checks(settings: Settings) -> list[Check]:
         await _tried("data folder", lambda: _data_folder(settings)),
         await _tried("database", lambda: _database(settings)),
         await _tried("broker", lambda: composition.look_for_broker(settings)),
+        await _tried("Redis", lambda: composition.look_for_redis(settings)),
     ]
 
 

@@ -36,7 +36,6 @@ T = TypeVar("T")
 FIRST_ADMIN = "admin@localhost"
 DRAIN_SECONDS = 10
 OPERATOR = Caller(user_id=0, token_id=0, role="admin", email="operator")
-NOT_USED_YET = ("SIGNOFF_REDIS_URL",)
 # Control characters but for tab and newline, and those that turn the direction of writing.
 STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 SERVED: dict[str, Any] = {
@@ -81,7 +80,6 @@ def serve(
     from uvicorn.supervisors import Multiprocess
 
     settings = load(host=host, port=port)
-    _warn_of_what_is_not_used()
     listening = _bound(settings)  # first: the token of the first start is told once
     address = _address(settings.host, listening.getsockname()[1])
     out.print(_run(settings, lambda desk: _welcome(desk, address)))
@@ -103,7 +101,6 @@ def work(concurrency: Annotated[int | None, typer.Option(help="Jobs at a time.",
     from signoff.app import running
 
     settings = load(concurrency=concurrency)
-    _warn_of_what_is_not_used()
 
     async def until_stopped() -> None:
         stop = asyncio.Event()
@@ -301,12 +298,6 @@ def _answer(job: Job) -> str:
     if job.response is None:
         return _shown(job.error.message) if job.error else ""
     return _shown(text_of(job.response) or job.response.decode(errors="replace"))
-
-
-def _warn_of_what_is_not_used() -> None:
-    for name in NOT_USED_YET:
-        if os.environ.get(name):
-            err.print(f"{name} is not used by this version.", style="yellow")
 
 
 def _bound(settings: Settings) -> socket.socket:

@@ -1,17 +1,20 @@
-"""The promise of a courier: it carries a message to an address that a user gave, if that may be reached."""
+"""The promise of a courier: it carries messages of one kind to where they are wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
+
+from signoff.core.delivery import Message
 
 
 class Courier(Protocol):
-    """Carries one message at a time, as often as it is asked; never where it may not go."""
+    """Carries any number of messages at a time; never where it may not go."""
 
     async def start(self) -> None: ...
-    async def post(self, url: str, *, headers: Mapping[str, str], body: bytes) -> int:
-        """The status that the receiver answered with. Raises AddressRefused, Undelivered."""
+    async def carry(self, message: Message) -> int | None:
+        """The HTTP status that the receiver answered with; None where it took the message without one.
+        Raises AddressRefused, Undelivered. May wait for a receiver that is away, until it is cancelled.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""The sender: takes due deliveries and sends them. Any number of processes may send at once; every one is leased."""
+"""The sender: takes due deliveries of one kind and sends them. Any number may send at once; every one is leased."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections import Counter
 
 import structlog
 
-from signoff.core.delivery import Delivery
+from signoff.core.delivery import Delivery, DeliveryKind
 from signoff.parts.background import drain
 from signoff.store import Topic
 from signoff.work.deliver import deliver
 from signoff.work.desk import Desk
 
-AT_ONCE = 16
-AT_ONCE_PER_HOST = 4
+AT_ONCE: dict[DeliveryKind, int] = {"webhook": 16, "redis": 64}
+AT_ONCE_PER_HOST: dict[DeliveryKind, int] = {"webhook": 4, "redis": 64}
 LEASE_SECONDS = 60.0
 SEND_SECONDS = 30.0
 LOOK_AGAIN_SECONDS = 1.0
@@ -23,10 +23,11 @@ log = structlog.get_logger()
 
 
 class Sender:
-    """Sends up to AT_ONCE deliveries at a time, and a few of them to one host: who is slow stalls nobody else's."""
+    """Sends up to AT_ONCE deliveries at a time, AT_ONCE_PER_HOST to one host: who is slow stalls nobody else's."""
 
-    def __init__(self, desk: Desk, *, drain_seconds: float) -> None:
+    def __init__(self, desk: Desk, kind: DeliveryKind, *, drain_seconds: float) -> None:
         self._desk = desk
+        self._kind: DeliveryKind = kind
         self._drain_seconds = drain_seconds
         self._running = dict[asyncio.Task[None], str]()
         self._look = asyncio.Event()
@@ -43,19 +44,20 @@ class Sender:
 
     def hear(self, topic: Topic, name: str) -> None:
         """News from the store: there may be something to send."""
-        if topic in {"delivery", "any"}:
+        if topic == "any" or (topic, name) == ("delivery", self._kind):
             self._look.set()
 
     async def _take(self) -> bool:
         """Claims what there is room for, and starts it; whether there was anything."""
-        room = AT_ONCE - len(self._running)
+        room = AT_ONCE[self._kind] - len(self._running)
         if room <= 0:
             return False
         try:
             taken = await self._desk.store.deliveries.claim(
+                self._kind,
                 lease=self._desk.new_id(),
                 limit=room,
-                limit_per_host=AT_ONCE_PER_HOST,
+                limit_per_host=AT_ONCE_PER_HOST[self._kind],
                 busy=Counter(self._running.values()),
                 lease_seconds=LEASE_SECONDS,
             )

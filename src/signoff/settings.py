@@ -57,6 +57,15 @@ class Settings(BaseSettings):
     queue_name: str = Field(
         "signoff", description="The queue in RabbitMQ, for Signoff alone.", min_length=1, max_length=200
     )
+    redis_url: str | None = Field(
+        None,
+        description="redis://user:password@host:6379/0 of a Redis that results are written to as well; none: nowhere.",
+        pattern="^(rediss?|unix)://.",
+    )
+    redis_prefix: str = Field(
+        "signoff", description="Keys in Redis begin with it: PREFIX:JOB_ID.", min_length=1, max_length=200
+    )
+    redis_ttl_seconds: int = Field(86400, description="How long a result can be read in Redis.", gt=0)
     host: str = Field("127.0.0.1", description="The address to listen on.")
     port: int = Field(8000, description="The port to listen on.", ge=0, le=65535)
     anonymous_role: Role | None = Field(None, description="What callers without a token may do; none: nothing.")
@@ -105,10 +114,10 @@ class Settings(BaseSettings):
         secrets_in("" if value is None else value.get_secret_value())
         return value
 
-    @field_validator("amqp_url")
+    @field_validator("amqp_url", "redis_url")
     @classmethod
     def _is_address(cls, value: str | None) -> str | None:
-        if value is not None and not _can_be_read(value):
+        if value is not None and not value.startswith("unix:") and not _can_be_read(value):
             raise ValueError("It cannot be read; is every special character of the password percent-encoded?")
         return value
 
@@ -158,20 +167,38 @@ def _file_named_in(*sources: PydanticBaseSettingsSource) -> str | None:
 
 
 def _from_others(source: PydanticBaseSettingsSource) -> dict[str, Any]:
-    """What other systems' names for RabbitMQ say in `source`. What cannot be used there says nothing."""
+    """What other systems' names for RabbitMQ and Redis say in `source`. What cannot be used there says nothing."""
     told: Mapping[str, str | None] = source.env_vars if isinstance(source, EnvSettingsSource) else {}
-    address = _address_of(told) or re.sub("^pyamqp", "amqp", told.get("celery_broker_url") or "")
-    found = {"amqp_url": address} if re.match("amqps?://.", address) and _can_be_read(address) else {}
-    queue = told.get("queue_name") or ""
-    return found | ({"queue_name": queue} if 0 < len(queue.encode()) <= 200 else {})
+    amqp = _rabbitmq_of(told) or re.sub("^pyamqp", "amqp", told.get("celery_broker_url") or "")
+    redis = _redis_of(told) or told.get("celery_result_backend") or ""
+    found = {
+        "amqp_url": amqp if re.match("amqps?://.", amqp) and _can_be_read(amqp) else "",
+        "redis_url": redis if re.match("rediss?://.", redis) and _can_be_read(redis) else "",
+        "queue_name": _name_of(told, "queue_name"),
+        "redis_prefix": _name_of(told, "redis_prefix"),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
-def _address_of(told: Mapping[str, str | None]) -> str:
-    host, port = told.get("rabbit_mq_host") or "", told.get("rabbit_mq_port") or "5672"
-    if not re.fullmatch(r"[\w.-]+", host) or not re.fullmatch(r"\d{1,5}", port):
-        return ""
+def _rabbitmq_of(told: Mapping[str, str | None]) -> str:
+    place = _place_of(told, "rabbit_mq", "5672")
     login, password = told.get("rabbit_mq_login") or "guest", told.get("rabbit_mq_password") or "guest"
-    return f"amqp://{quote(login, safe='')}:{quote(password, safe='')}@{host}:{port}/"
+    return f"amqp://{quote(login, safe='')}:{quote(password, safe='')}@{place}/" if place else ""
+
+
+def _redis_of(told: Mapping[str, str | None]) -> str:
+    place = _place_of(told, "redis", "6379")
+    return f"redis://{place}/" if place else ""
+
+
+def _place_of(told: Mapping[str, str | None], service: str, usual_port: str) -> str:
+    host, port = told.get(f"{service}_host") or "", told.get(f"{service}_port") or usual_port
+    return f"{host}:{port}" if re.fullmatch(r"[\w.-]+", host) and re.fullmatch(r"\d{1,5}", port) else ""
+
+
+def _name_of(told: Mapping[str, str | None], variable: str) -> str:
+    name = told.get(variable) or ""
+    return name if len(name.encode()) <= 200 else ""
 
 
 def _can_be_read(url: str) -> bool:

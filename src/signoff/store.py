@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from signoff.core.access import Role, Token, TokenKind, User
-from signoff.core.delivery import Delivery, Outcome
+from signoff.core.delivery import Delivery, DeliveryKind, Outcome
 from signoff.core.job import Decision, Event, Job, Status
 from signoff.core.target import Model
 
@@ -100,13 +100,20 @@ class Jobs(Protocol):
 
 
 class Deliveries(Protocol):
-    """Deliveries. A job's end makes one, in the same transaction, unless it was cancelled."""
+    """Deliveries. A job's end makes them, in the same transaction, unless it was cancelled."""
 
     async def claim(
-        self, *, lease: str, limit: int, limit_per_host: int, busy: Mapping[str, int], lease_seconds: float
+        self,
+        kind: DeliveryKind,
+        *,
+        lease: str,
+        limit: int,
+        limit_per_host: int,
+        busy: Mapping[str, int],
+        lease_seconds: float,
     ) -> list[Delivery]:
-        """Up to `limit` due ones, leased, each with an attempt more: the longest due first, and not more to one host
-        than `limit_per_host`, of which `busy` says how many are in use.
+        """Up to `limit` due ones of that kind, leased, each with an attempt more: the longest due first, and not more
+        to one host than `limit_per_host`, of which `busy` says how many are in use.
         """
         ...
 
@@ -183,7 +190,7 @@ class Store(Protocol):
 
     def listen(self, listener: Listener) -> None:
         """Calls `listener` with (kind, id) for what changes, here or in another process. Lossy: news, not truth.
-        `due` is a job that waits for a worker, `delivery` one that is due; `any`: something changed somewhere.
+        `due` is a job that waits for a worker, `delivery` the kind of one that is due, `any` anything anywhere.
         """
         ...
 

@@ -23,9 +23,9 @@ APPROVED = Decision(verdict="approve", reviewer="ann")
 
 
 async def test_a_job_keeps_where_its_end_is_told_and_no_event_does(store: SqlStore) -> None:
-    job = await inserted(store, deliver=TO)
+    job = await inserted(store, deliver=(TO,))
 
-    assert job.deliver == TO
+    assert job.deliver == (TO,)
     assert await store.jobs.get(job.id) == job
     assert "deliver" not in (await store.jobs.events(job.id))[0].data
 
@@ -33,7 +33,7 @@ async def test_a_job_keeps_where_its_end_is_told_and_no_event_does(store: SqlSto
 @pytest.mark.parametrize(("verb", "changes"), [("succeed", {"response": ANSWER}), ("fail", {"error": REFUSED})])
 async def test_the_move_that_ends_a_job_makes_its_delivery(store: SqlStore, verb: str, changes: dict[str, Any]) -> None:
     ear = Ear(store)
-    job = await leased(store, deliver=TO)
+    job = await leased(store, deliver=(TO,))
     assert await store.deliveries.of_job(job.id) == []
 
     ended = await store.jobs.move(job.id, a_step(verb, changes=changes))
@@ -41,11 +41,11 @@ async def test_the_move_that_ends_a_job_makes_its_delivery(store: SqlStore, verb
     [delivery] = await store.deliveries.of_job(job.id)
     assert (delivery.state, delivery.attempt, delivery.due_at) == ("due", 0, ended.updated_at)
     assert (delivery.address, delivery.host, delivery.kind) == (TO.address, TO.host, TO.kind)
-    await ear.hears(("delivery", delivery.id))
+    await ear.hears(("delivery", "webhook"))
 
 
 async def test_a_held_job_has_a_delivery_from_its_verdict_on_and_no_sooner(store: SqlStore) -> None:
-    job = await held(store, deliver=TO)
+    job = await held(store, deliver=(TO,))
     assert await store.deliveries.of_job(job.id) == []
 
     decide = a_step("decide", changes={"decision": APPROVED}, after_seconds={"release_at": 0}, decision=APPROVED)
@@ -55,20 +55,24 @@ async def test_a_held_job_has_a_delivery_from_its_verdict_on_and_no_sooner(store
 
 
 async def test_a_cancelled_job_has_none(store: SqlStore) -> None:
-    for job in (await inserted(store, deliver=TO), await leased(store, deliver=TO), await held(store, deliver=TO)):
+    for job in (
+        await inserted(store, deliver=(TO,)),
+        await leased(store, deliver=(TO,)),
+        await held(store, deliver=(TO,)),
+    ):
         await store.jobs.move(job.id, a_step("cancel", changes={"error": REFUSED}))
         assert await store.deliveries.of_job(job.id) == []
 
 
 async def test_a_lapsed_job_that_fails_has_one(store: SqlStore) -> None:
-    job = await inserted(store, deliver=TO, lease="lost", lease_seconds=-1)
+    job = await inserted(store, deliver=(TO,), lease="lost", lease_seconds=-1)
     await store.jobs.move(job.id, a_step("lapse", to="fail", changes={"error": REFUSED}))
     assert len(await store.deliveries.of_job(job.id)) == 1
 
 
 async def test_a_job_that_ran_its_course_before_it_was_written_has_one_unless_it_was_cancelled(store: SqlStore) -> None:
-    done = a_job(status="success", response=ANSWER, deliver=TO)
-    left = a_job(status="fail", error=REFUSED, deliver=TO)
+    done = a_job(status="success", response=ANSWER, deliver=(TO,))
+    left = a_job(status="fail", error=REFUSED, deliver=(TO,))
     await (await store.jobs.insert_ended(done, actor="test", verbs=["submit", "claim", "succeed"]))
     await (await store.jobs.insert_ended(left, actor="test", verbs=["submit", "claim", "cancel"]))
     assert len(await store.deliveries.of_job(done.id)) == 1
@@ -82,7 +86,7 @@ async def test_a_job_that_nobody_is_told_of_has_none(store: SqlStore) -> None:
 
 
 async def test_a_refused_move_makes_none(store: SqlStore) -> None:
-    job = await leased(store, deliver=TO)
+    job = await leased(store, deliver=(TO,))
     with pytest.raises(Stale):
         await store.jobs.move(job.id, a_step("succeed", lease="another's"))
     assert await store.deliveries.of_job(job.id) == []
@@ -100,6 +104,19 @@ async def test_a_claim_leases_what_is_due_the_longest_due_first(store: SqlStore)
     assert {(delivery.attempt, delivery.lease) for delivery in taken} == {(1, "mine")}
     assert [delivery.id for delivery in await claim(store)] == [third.id]
     assert await claim(store) == []
+
+
+async def test_a_claim_takes_one_kind_and_leaves_the_others(store: SqlStore) -> None:
+    both = (TO, Deliver(kind="redis", address="signoff:1", host="redis"))
+    job = await leased(store, deliver=both)
+    await store.jobs.move(job.id, a_step("succeed", changes={"response": ANSWER}))
+    made = await store.deliveries.of_job(job.id)
+    assert [(one.kind, one.address) for one in made] == [(to.kind, to.address) for to in both]
+    assert len({one.id for one in made}) == 2
+
+    assert [one.kind for one in await claim(store, kind="redis")] == ["redis"]
+    assert await claim(store, kind="redis") == []
+    assert [one.kind for one in await claim(store)] == ["webhook"]
 
 
 async def test_two_senders_never_hold_one_delivery_at_once(store: SqlStore, other: SqlStore) -> None:
@@ -185,7 +202,7 @@ async def test_one_that_is_sent_again_is_due_under_its_old_id(store: SqlStore, s
 
     assert (again.id, again.state, again.attempt, again.done_at) == (before.id, "due", 0, None)
     assert [delivery.id for delivery in await claim(store)] == [before.id]
-    await ear.hears(("delivery", before.id))
+    await ear.hears(("delivery", "webhook"))
 
 
 async def test_one_that_is_under_way_or_unknown_is_not_sent_again(store: SqlStore) -> None:
@@ -201,7 +218,7 @@ async def test_one_that_is_under_way_or_unknown_is_not_sent_again(store: SqlStor
 
 async def due(store: SqlStore, host: str = "example.com") -> Delivery:
     """The delivery of a job that has just ended."""
-    job = await leased(store, deliver=Deliver(address=f"https://{host}/", host=host))
+    job = await leased(store, deliver=(Deliver(address=f"https://{host}/", host=host),))
     await store.jobs.move(job.id, a_step("succeed", changes={"response": ANSWER}))
     [delivery] = await store.deliveries.of_job(job.id)
     return delivery
@@ -209,7 +226,14 @@ async def due(store: SqlStore, host: str = "example.com") -> Delivery:
 
 async def claim(store: SqlStore, **more: Any) -> list[Delivery]:
     """What a sender gets that holds the lease `mine`, unless `more` says otherwise."""
-    plain: dict[str, Any] = {"lease": "mine", "limit": 16, "limit_per_host": 16, "busy": {}, "lease_seconds": 60}
+    plain: dict[str, Any] = {
+        "kind": "webhook",
+        "lease": "mine",
+        "limit": 16,
+        "limit_per_host": 16,
+        "busy": {},
+        "lease_seconds": 60,
+    }
     return await store.deliveries.claim(**(plain | more))
 
 

@@ -1,14 +1,15 @@
-"""A delivery: one end of a job that somebody is to be told of, and how far that has come."""
+"""A delivery: the end of a job that somebody is to be told of, and how far that has come."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
 from signoff.core.signing import Secret
 
-DeliveryKind = Literal["webhook"]
+DeliveryKind = Literal["webhook", "redis"]
 DeliveryState = Literal["due", "done", "failed"]
 
 
@@ -20,12 +21,18 @@ class Hook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Deliver(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the end of a job is told. `sealed` is the receiver's own secret; None stands for the deployment's."""
+    """Where the end of a job is told, once of each kind. `sealed` is the receiver's own secret; None stands for the
+    deployment's.
+    """
 
     kind: DeliveryKind = "webhook"
     address: str
     host: str
     sealed: bytes | None = None
+
+    def message_id(self, job_id: str) -> str:
+        """The id of the message, the same at every attempt."""
+        return f"msg_{job_id}" if self.kind == "webhook" else f"msg_{job_id}_{self.kind}"
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +52,14 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
     created_at: int
     done_at: int | None = None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """What a courier carries."""
+
+    address: str
+    headers: Mapping[str, str] = {}
+    body: bytes
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -74,7 +74,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     fingerprint: str | None = None
     retry_of: str | None = None
-    deliver: Deliver | None = None
+    deliver: tuple[Deliver, ...] = ()
     attempt: int = 0
     max_attempts: int = 5
     round: int = 0

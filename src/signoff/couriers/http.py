@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import socket
-from collections.abc import Mapping
 from ipaddress import ip_address
 
 import aiohttp
@@ -13,6 +12,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from signoff.core.address import Reach, checked_host
+from signoff.core.delivery import Message
 from signoff.errors import AddressRefused, SignoffError, Undelivered
 
 CONNECT_SECONDS = 5.0
@@ -45,12 +45,13 @@ class HttpCourier:
             headers={"user-agent": "signoff", "accept-encoding": "identity"},
         )
 
-    async def post(self, url: str, *, headers: Mapping[str, str], body: bytes) -> int:
+    async def carry(self, message: Message) -> int:
         """See `courier.Courier`."""
         if self._session is None:
             raise RuntimeError("HttpCourier.start() was not awaited")
-        target = _parsed(url)
+        target = _parsed(message.address)
         checked_host(str(target), self._reach)  # literal addresses pass the resolver by
+        body, headers = message.body, message.headers
         data = body if len(body) < 2**20 else io.BytesIO(body)
         try:
             async with self._session.post(target, data=data, headers=headers, allow_redirects=False) as response:

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Row
 
-from signoff.core.delivery import Delivery, Outcome
+from signoff.core.delivery import Delivery, DeliveryKind, Outcome
 from signoff.errors import NotFound, Stale
 from signoff.stores.database import Database
 from signoff.stores.moves import SECOND
@@ -28,13 +28,20 @@ class SqlDeliveries:
         self._database = database
 
     async def claim(
-        self, *, lease: str, limit: int, limit_per_host: int, busy: Mapping[str, int], lease_seconds: float
+        self,
+        kind: DeliveryKind,
+        *,
+        lease: str,
+        limit: int,
+        limit_per_host: int,
+        busy: Mapping[str, int],
+        lease_seconds: float,
     ) -> list[Delivery]:
         """See `store.Deliveries`."""
 
         def claim(tx: Tx) -> list[Delivery]:
             full = [host for host, count in busy.items() if count >= limit_per_host]
-            due = tx.conn.execute(_WAITING, {"now": tx.now, "full": full}).all()
+            due = tx.conn.execute(_WAITING, {"now": tx.now, "kind": kind, "full": full}).all()
             ids = _within_limits(due, limit, limit_per_host, busy)
             until = tx.now + round(lease_seconds * SECOND)
             return _leased(tx, {"ids": ids, "new_lease": lease, "new_lease_until": until}) if ids else []
@@ -67,7 +74,7 @@ class SqlDeliveries:
             row = tx.conn.execute(_RESEND, {"now": tx.now, "delivery": delivery_id}).one_or_none()
             if row is None:
                 raise _refusal(tx, delivery_id)
-            tx.news.append(("delivery", delivery_id))
+            tx.news.append(("delivery", row.kind))
             return _delivery_of(row)
 
         return await self._database.write(resend)
@@ -88,7 +95,8 @@ _GIVEN_UP = (
 )
 _WAITING = (
     sa.select(deliveries.c.id, deliveries.c.host)
-    .where(_IS_DUE, _IS_FREE, deliveries.c.host.not_in(sa.bindparam("full", expanding=True)))
+    .where(deliveries.c.kind == sa.bindparam("kind", type_=sa.Text), _IS_DUE, _IS_FREE)
+    .where(deliveries.c.host.not_in(sa.bindparam("full", expanding=True)))
     .order_by(deliveries.c.due_at)
     .limit(LOOKED_AT)
 )

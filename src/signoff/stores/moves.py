@@ -187,13 +187,16 @@ def news_of(job: Job) -> list[tuple[Topic, str]]:
 
 
 def deliver_end(tx: Tx, job: Job, verb: str) -> None:
-    """The delivery that tells of the end which `verb` made of `job`. Nobody is told of what was cancelled."""
-    told = job.deliver
-    if told is None or not job.is_terminal or verb == "cancel":
+    """The deliveries that tell of the end which `verb` made of `job`. Nobody is told of what was cancelled."""
+    if not job.is_terminal or verb == "cancel":
         return
-    row = {"id": f"msg_{job.id}", "job_id": job.id, "kind": told.kind, "address": told.address, "host": told.host}
-    tx.add(deliveries, row | {"state": "due", "attempt": 0, "due_at": tx.now, "created_at": tx.now})
-    tx.news.append(("delivery", row["id"]))
+    for to in job.deliver:
+        place = {"job_id": job.id, "kind": to.kind, "address": to.address, "host": to.host}
+        tx.add(
+            deliveries,
+            place | {"id": to.message_id(job.id), "state": "due", "attempt": 0, "due_at": tx.now, "created_at": tx.now},
+        )
+        tx.news.append(("delivery", to.kind))
 
 
 def _changed(job: Job, step: Step) -> dict[str, Any]:

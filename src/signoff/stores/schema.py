@@ -60,7 +60,7 @@ jobs = sa.Table(
     sa.Column("idempotency_key", sa.Text),
     sa.Column("fingerprint", sa.Text),
     sa.Column("retry_of", sa.Text),
-    sa.Column("deliver", Packed(Deliver)),
+    sa.Column("deliver", Packed(tuple[Deliver, ...]), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column("round", sa.Integer, nullable=False),
@@ -154,7 +154,7 @@ deliveries = sa.Table(
 _DUE = deliveries.c.state == sa.literal_column("'due'")
 _FAILED = deliveries.c.state == sa.literal_column("'failed'")
 
-sa.Index("deliveries_due", deliveries.c.due_at, sqlite_where=_DUE, postgresql_where=_DUE)
+sa.Index("deliveries_due", deliveries.c.kind, deliveries.c.due_at, sqlite_where=_DUE, postgresql_where=_DUE)
 sa.Index("deliveries_failed", deliveries.c.id, sqlite_where=_FAILED, postgresql_where=_FAILED)
 
 users = sa.Table(

@@ -11,7 +11,7 @@ from signoff.core.job import Job
 from signoff.core.keys import fingerprint
 from signoff.core.policy import policy_for
 from signoff.errors import BadBody, BadRequest
-from signoff.work.deliver import deliver_to
+from signoff.work.deliver import ends_told
 from signoff.work.desk import Desk
 
 MAX_KEY_LENGTH = 255
@@ -24,9 +24,9 @@ async def admit(desk: Desk, ask: Ask) -> Job:
     """The job that `ask` would be, not written anywhere yet. Raises ModelNotFound, BadRequest, AddressRefused."""
     _check(ask)
     model = await desk.models.find(ask.target)
-    rules = desk.rules
+    rules, job_id = desk.rules, desk.new_id()
     return Job(
-        id=desk.new_id(),
+        id=job_id,
         status="bot",
         door=ask.door,
         lane=ask.lane,
@@ -41,7 +41,7 @@ async def admit(desk: Desk, ask: Ask) -> Job:
         policy=policy_for(model.review, ask.door_review, rules.policy),
         idempotency_key=ask.idempotency_key,
         fingerprint=_fingerprint(ask) if ask.idempotency_key else None,
-        deliver=None if ask.deliver is None else deliver_to(desk, ask.deliver),
+        deliver=ends_told(desk, job_id, ask.lane, ask.deliver),
         max_attempts=model.attempts or (rules.now_attempts if ask.lane == "now" else rules.later_attempts),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from signoff.core.access import Caller
 from signoff.core.job import Job
 from signoff.errors import Forbidden, Stale
+from signoff.work.deliver import mirrors
 from signoff.work.desk import Desk
 from signoff.work.look import look
 
@@ -16,8 +17,9 @@ async def ask_again(desk: Desk, caller: Caller, job_id: str) -> Job:
         raise Forbidden("Only its owner or an admin can ask a job again.")
     if not old.is_terminal:
         raise Stale(f"The job is {old.status}; it can be asked again when it has ended.", job_id=job_id)
+    new_id = desk.new_id()
     new = Job(
-        id=desk.new_id(),
+        id=new_id,
         status="bot",
         door=old.door,
         lane="later",
@@ -30,7 +32,7 @@ async def ask_again(desk: Desk, caller: Caller, job_id: str) -> Job:
         metadata=old.metadata,
         priority=old.priority,
         policy=old.policy,
-        deliver=old.deliver,
+        deliver=(*(to for to in old.deliver if to.kind == "webhook"), *mirrors(desk, new_id, "later")),
         retry_of=old.id,
         max_attempts=desk.rules.later_attempts,
     )

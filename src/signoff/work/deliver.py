@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 import structlog
 
 from signoff.core.address import checked_host
-from signoff.core.delivery import Deliver, Delivery, Hook, Outcome
+from signoff.core.ask import Lane
+from signoff.core.delivery import Deliver, Delivery, Hook, Message, Outcome
 from signoff.core.job import Job
+from signoff.core.result import result_of
 from signoff.core.retry import scheduled_seconds
 from signoff.core.signing import Secret, secrets_in
 from signoff.core.webhook import body_of, headers_of
@@ -21,8 +24,21 @@ GONE = 410
 log = structlog.get_logger()
 
 
-def deliver_to(desk: Desk, hook: Hook) -> Deliver:
-    """`hook` as it is kept with its job. Raises AddressRefused, and BadRequest where there is no secret."""
+def ends_told(desk: Desk, job_id: str, lane: Lane, hook: Hook | None) -> tuple[Deliver, ...]:
+    """Who is told of a job's end. Raises AddressRefused, and BadRequest where there is no secret to sign with."""
+    hooks = () if hook is None else (_webhook(desk, hook),)
+    return (*hooks, *mirrors(desk, job_id, lane))
+
+
+def mirrors(desk: Desk, job_id: str, lane: Lane) -> tuple[Deliver, ...]:
+    """Where results can be read beside the store; those of callers who waited for them cannot."""
+    prefix = desk.rules.redis_prefix
+    if prefix is None or lane == "now":
+        return ()
+    return (Deliver(kind="redis", address=f"{prefix}:{job_id}", host="redis"),)
+
+
+def _webhook(desk: Desk, hook: Hook) -> Deliver:
     host = checked_host(hook.url, desk.rules.reach)
     if hook.secret is None and not desk.rules.webhook_secrets:
         raise BadRequest("deliver needs a secret (whsec_…): this server has none of its own (webhook_secret).")
@@ -42,26 +58,37 @@ async def deliver(desk: Desk, delivery: Delivery) -> None:
 
 async def _outcome(desk: Desk, delivery: Delivery) -> Outcome:
     try:
-        status = await _post(desk, delivery)
+        status = await _carry(desk, delivery)
     except Exception as error:  # noqa: BLE001 -- whatever it was, another attempt may help
         return _failed(desk, delivery, None, _told(error, delivery))
-    if 200 <= status < 300:
+    if status is None or 200 <= status < 300:
         return Outcome(state="done", status=status)
     if status == GONE:
         return Outcome(state="failed", status=status, error="The receiver wants no more: it answered 410.")
     return _failed(desk, delivery, status, f"The receiver answered with status {status}.")
 
 
-async def _post(desk: Desk, delivery: Delivery) -> int:
-    job = await find(desk, delivery.job_id)
-    body = body_of(job)
-    headers = headers_of(delivery.id, desk.clock(), body, _secrets(desk, job))
-    return await desk.courier.post(delivery.address, headers=headers, body=body)
+async def _carry(desk: Desk, delivery: Delivery) -> int | None:
+    courier = desk.couriers.get(delivery.kind)
+    if courier is None:
+        raise Undelivered(f"This server cannot deliver to {delivery.kind}.")
+    return await courier.carry(_message(desk, delivery, await find(desk, delivery.job_id)))
+
+
+def _message(desk: Desk, delivery: Delivery, job: Job) -> Message:
+    match delivery.kind:
+        case "webhook":
+            body = body_of(job)
+            headers = headers_of(delivery.id, desk.clock(), body, _secrets(desk, job))
+            return Message(address=delivery.address, headers=headers, body=body)
+        case "redis":
+            return Message(address=delivery.address, body=msgspec.json.encode(result_of(job)))
 
 
 def _secrets(desk: Desk, job: Job) -> Sequence[Secret]:
-    if job.deliver is not None and job.deliver.sealed is not None:
-        return secrets_in(desk.vault.open(job.deliver.sealed))
+    sealed = next((to.sealed for to in job.deliver if to.kind == "webhook"), None)
+    if sealed is not None:
+        return secrets_in(desk.vault.open(sealed))
     if not desk.rules.webhook_secrets:
         raise Undelivered("This server has no secret to sign with any more (webhook_secret).")
     return desk.rules.webhook_secrets

@@ -8,6 +8,7 @@ import msgspec
 
 from signoff.broker import Broker
 from signoff.core.address import Reach
+from signoff.core.delivery import DeliveryKind
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
 from signoff.core.signing import Secret
@@ -41,6 +42,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     reach: Reach
     webhook_waits_seconds: Sequence[float] = ()
     webhook_secrets: Sequence[Secret] = ()
+    redis_prefix: str | None = None
 
 
 class Desk(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +51,7 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     store: Store
     broker: Broker
     engines: Mapping[str, Engine]
-    courier: Courier
+    couriers: Mapping[DeliveryKind, Courier]
     models: Models
     callers: Callers
     leases: Leases

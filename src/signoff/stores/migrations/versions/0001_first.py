@@ -37,9 +37,12 @@ def upgrade() -> None:
         sa.Column("done_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
-    for name, column, state in (("deliveries_due", "due_at", "due"), ("deliveries_failed", "id", "failed")):
+    for name, columns, state in (
+        ("deliveries_due", ["kind", "due_at"], "due"),
+        ("deliveries_failed", ["id"], "failed"),
+    ):
         where = sa.text(f"state = '{state}'")
-        op.create_index(name, "deliveries", [column], sqlite_where=where, postgresql_where=where)
+        op.create_index(name, "deliveries", columns, sqlite_where=where, postgresql_where=where)
     op.create_index(op.f("ix_deliveries_job_id"), "deliveries", ["job_id"], unique=False)
     op.create_table(
         "events",
@@ -72,7 +75,7 @@ def upgrade() -> None:
         sa.Column("idempotency_key", sa.Text(), nullable=True),
         sa.Column("fingerprint", sa.Text(), nullable=True),
         sa.Column("retry_of", sa.Text(), nullable=True),
-        sa.Column("deliver", sa.LargeBinary(), nullable=True),
+        sa.Column("deliver", sa.LargeBinary(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("max_attempts", sa.Integer(), nullable=False),
         sa.Column("round", sa.Integer(), nullable=False),

@@ -1,0 +1,30 @@
+"""A job's result as pollers read it, who ask for a text and no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from signoff.core.answer import text_of
+from signoff.core.job import Job
+
+JOB_STATUS = {"bot": "pending", "human": "in_review", "success": "completed", "fail": "error"}
+
+
+def result_of(job: Job) -> dict[str, Any]:
+    """The job's state, and what was answered: its words, else its JSON. What was not signed off is not in it."""
+    is_claimed = job.status == "bot" and job.lease is not None
+    return {
+        "job_id": job.id,
+        "job_status": "in_progress" if is_claimed else JOB_STATUS[job.status],
+        "content": _content_of(job) if job.status == "success" else None,
+        "error": job.error,
+    }
+
+
+def _content_of(job: Job) -> str | msgspec.Raw | None:
+    if job.response is None:
+        return None
+    text = text_of(job.response)
+    return msgspec.Raw(job.response) if text is None else text
