@@ -42,11 +42,22 @@ async def native(server: Live, token: str, body: bytes) -> tuple[int, Any]:
     return await server.ask("POST", "/api/jobs", token, data=io.BytesIO(wrapped))
 
 
+async def chat_completion(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    try:
+        asked = json.loads(body)
+        meta = {"model": asked["model"], "temperature": asked.get("temperature", 0.2), "tokens_limit": 100}
+        body = json.dumps({"meta": meta, "messages": asked["messages"]}).encode()
+    except (ValueError, RecursionError, KeyError):
+        pass
+    return await server.ask("POST", "/chat_completion", token, data=io.BytesIO(body))
+
+
 DOORS: dict[str, Door] = {
     "openai": openai,
     "openai below /openai": openai_below_openai,
     "jobs": jobs,
     "native": native,
+    "chat_completion": chat_completion,
 }
 
 
@@ -55,7 +66,7 @@ async def test_one_ask_gives_the_same_record_whatever_the_door(door: str, tmp_pa
     # given a model whose own policy rules every door, and a record made through the first one
     async with live(tmp_path) as server:
         await server.model("same", review="never")
-        token, body = await server.token(), json.dumps(chat("What is 2 + 2?", "same", temperature=0.5)).encode()
+        token, body = await server.token(), json.dumps(chat("What is 2 + 2?", "same", temperature=0.5, max_tokens=100)).encode()
         await DOORS["openai"](server, token, body)
         # when the same is asked at this door
         status, _ = await DOORS[door](server, token, body)
@@ -63,7 +74,7 @@ async def test_one_ask_gives_the_same_record_whatever_the_door(door: str, tmp_pa
         # then the records are the same, but for when and where
         first, second = [record(job) for job in await ended(server, 2)]
         assert first == second
-        assert first["response"] is not None
+        assert first["response"]["choices"]
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -123,7 +134,10 @@ async def ended(server: Live, count: int) -> list[Job]:
 
 
 def record(job: Job) -> dict[str, Any]:
-    return {name: getattr(job, name) for name in Job.__struct_fields__ if name not in VARIES}
+    """What does not vary from door to door. The echo's id is a digest of the body's very bytes."""
+    kept = {name: getattr(job, name) for name in Job.__struct_fields__ if name not in VARIES}
+    answer = {name: value for name, value in json.loads(job.response or b"{}").items() if name != "id"}
+    return kept | {"body": json.loads(job.body), "response": answer}
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -27,7 +27,7 @@ from signoff.core.target import Model
 from signoff.courier import Courier
 from signoff.couriers.http import HttpCourier
 from signoff.dashboard import home
-from signoff.doors import deliveries, health, jobs, native, session
+from signoff.doors import deliveries, generate, health, jobs, native, session
 from signoff.doors.front import Front, make_rest
 from signoff.doors.http import Knobs
 from signoff.doors.openai import OpenAIDoor
@@ -133,8 +133,8 @@ def make_front(desk: Desk, settings: Settings) -> Front:
         enqueue_review=settings.enqueue_review,
     )
     openai = OpenAIDoor(desk, knobs)
-    routers = [jobs.router, native.router, deliveries.router, health.router, session.router, home.router, home.static]
-    rest = make_rest(routers, desk, knobs, home.TEMPLATES)
+    doors = [jobs.router, generate.router, native.router, deliveries.router, health.router, session.router]
+    rest = make_rest([*doors, home.router, home.static], desk, knobs, home.TEMPLATES)
     return Front({"/v1/": openai, "/openai/v1/": openai}, rest, desk=desk, knobs=knobs)
 
 

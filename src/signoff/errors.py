@@ -7,7 +7,7 @@
     ├── NotFound 404
     │   └── JobNotFound, ModelNotFound
     ├── Conflict 409
-    │   └── Stale
+    │   └── Stale, IdTaken
     ├── Overloaded 503, SchemaOutdated 500
     ├── ModelFailed 502
     │   ├── ModelAnswered (the upstream's own status)
@@ -15,7 +15,7 @@
     │   └── ModelTimedOut 504
     ├── Undelivered 502
     ├── JobFailed (a job that ended in `fail`, told to the caller who waited)
-    └── ReviewPending 504
+    └── ReviewPending 504, JobPending 504
 
 Only doors turn an error into bytes.
 """
@@ -116,6 +116,12 @@ class Stale(Conflict):
     code = "stale"
 
 
+class IdTaken(Conflict):
+    """This job id was used with another body."""
+
+    code = "job_id_taken"
+
+
 class Overloaded(SignoffError):
     """The server has too much to do; try again shortly."""
 
@@ -194,6 +200,12 @@ class ReviewPending(SignoffError):
     """The answer still waits for a person; the job goes on."""
 
     status, code = 504, "review_pending"
+
+
+class JobPending(SignoffError):
+    """The job has not ended yet; it goes on."""
+
+    status, code = 504, "job_pending"
 
 
 class SchemaOutdated(SignoffError):

@@ -52,7 +52,7 @@ class Jobs(Protocol):
 
     async def insert(self, job: Job, *, actor: str, due_seconds: float = 0, lease_seconds: float | None = None) -> Job:
         """The new job, committed, with the database's times; leased at once when `lease_seconds` is given.
-        Where an idempotency key of the same user stands already, the job that stands there instead.
+        Where an own id or an idempotency key of the same user stands already, the job that stands there instead.
         """
         ...
 
@@ -75,6 +75,10 @@ class Jobs(Protocol):
         ...
 
     async def get(self, job_id: str) -> Job | None: ...
+    async def called(self, user_id: int, own_id: str) -> Job | None:
+        """The job that a user calls so."""
+        ...
+
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[Status, int]]:
         """Status and seq of those that exist."""
         ...

@@ -120,6 +120,17 @@ async def test_a_freed_key_is_taken_once(store: SqlStore, other: SqlStore) -> No
         assert one.id != failed.id
 
 
+async def test_one_own_id_is_one_job_under_any_concurrency(store: SqlStore, other: SqlStore) -> None:
+    jobs = await together(inserted([store, other][turn % 2], own_id="mine") for turn in range(50))
+
+    assert {job.id for job in jobs} == {jobs[0].id}
+    assert await other.jobs.called(jobs[0].user_id, "mine") == jobs[0]
+    assert await other.jobs.called(jobs[0].user_id + 1, "mine") is None
+    assert (await inserted(store, own_id="mine", user_id=jobs[0].user_id + 1)).id != jobs[0].id
+    await store.jobs.move(jobs[0].id, a_step("cancel", changes={"error": None}))
+    assert (await inserted(store, own_id="mine")).id == jobs[0].id
+
+
 async def test_another_user_may_use_the_same_key(store: SqlStore) -> None:
     mine = await inserted(store, idempotency_key="k", user_id=1)
     theirs = await inserted(store, idempotency_key="k", user_id=2)

@@ -27,6 +27,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     lane: Lane = "later"
     priority: int = 5
     metadata: bytes = b"null"
+    own_id: str | None = None
     idempotency_key: str | None = None
     due_seconds: float = 0
     deliver: Hook | None = None

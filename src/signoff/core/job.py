@@ -53,7 +53,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One ask and everything that happened to it. Times are microseconds since 1970, UTC."""
+    """One ask and everything that happened to it. Times are microseconds since 1970, UTC.
+
+    `own_id` is what its user calls it; no two jobs of a user share one.
+    """
 
     id: str
     status: Status
@@ -71,6 +74,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     metadata: bytes = b"null"
     priority: int = 5
     policy: Policy = Policy()
+    own_id: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
     retry_of: str | None = None

@@ -16,7 +16,7 @@ def result_of(job: Job) -> dict[str, Any]:
     """The job's state, and what was answered: its words, else its JSON. What was not signed off is not in it."""
     is_claimed = job.status == "bot" and job.lease is not None
     return {
-        "job_id": job.id,
+        "job_id": job.own_id or job.id,
         "job_status": "in_progress" if is_claimed else JOB_STATUS[job.status],
         "content": _content_of(job) if job.status == "success" else None,
         "error": job.error,

@@ -17,7 +17,7 @@ from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.template import TemplateConfig
 
 from signoff.core.access import Caller
-from signoff.doors import jobs
+from signoff.doors import generate, jobs
 from signoff.doors.http import (
     ASGIApp,
     Knobs,
@@ -114,8 +114,9 @@ def _bounded(scope: Scope, receive: Receive, limit: int) -> Receive:
 
 
 def _problem(request: Request[Any, Any, Any], error: SignoffError) -> Response[Any]:
-    if _is_of_jobs_door(request):
-        return jobs.failed(request, error)
+    for door in (jobs, generate):
+        if request.url.path.rstrip("/") in door.PATHS:
+            return door.failed(request, error)
     headers = dict(error_headers(error))
     return Response(msgspec.json.encode(problem(error)), status_code=error.status, headers=headers, media_type=PROBLEM)
 
@@ -134,7 +135,3 @@ def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Resp
 def _fault(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     log.error("a request failed unexpectedly", path=request.url.path, exc_info=error)
     return _problem(request, SignoffError("The server made a mistake; its log says more."))
-
-
-def _is_of_jobs_door(request: Request[Any, Any, Any]) -> bool:
-    return request.url.path.rstrip("/") in {"/enqueue", "/job", "/jobs", "/reviewJob"}

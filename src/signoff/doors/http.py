@@ -78,6 +78,17 @@ def header(scope: Scope, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
+def patience_of(scope: Scope) -> float | None:
+    """Seconds of `Prefer: wait=N`, and none for `Prefer: respond-async` (RFC 7240)."""
+    for preference in (header(scope, b"prefer") or "").split(","):
+        name, _, value = preference.strip().lower().partition("=")
+        if name == "wait" and value.strip().isdigit():
+            return float(value)
+        if name == "respond-async":
+            return 0.0
+    return None
+
+
 async def caller_of(desk: Desk, knobs: Knobs, scope: Scope) -> Caller:
     """Who is asking: a bearer token, else a session's cookie, else nobody, where that is allowed.
 

@@ -20,6 +20,7 @@ from signoff.work.review import Opinion, decide, draft
 from signoff.work.submit import submit
 
 MAX_PAGE = 1000
+PATHS = {"/enqueue", "/job", "/jobs", "/reviewJob"}
 VERDICTS: dict[str, Verdict] = {"success": "approve", "fail": "reject", "bot": "redo"}
 
 

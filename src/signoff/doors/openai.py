@@ -23,6 +23,7 @@ from signoff.doors.http import (
     error_headers,
     header,
     leaving,
+    patience_of,
     read_body,
     send_bytes,
 )
@@ -93,7 +94,7 @@ class OpenAIDoor:
             stream=bool(peek.stream),
             lane="now",
             idempotency_key=header(scope, b"idempotency-key"),
-            wait_seconds=_patience(scope),
+            wait_seconds=patience_of(scope),
         )
         with_usage = bool(peek.stream_options and peek.stream_options.include_usage)
         async with leaving(desk, receive):
@@ -170,15 +171,6 @@ def _peek(body: bytes) -> _Peek:
         return msgspec.json.decode(body, type=_Peek)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The body is not a chat request: {error}") from None
-
-
-def _patience(scope: Scope) -> float | None:
-    """Seconds of `Prefer: wait=N` (RFC 7240)."""
-    for preference in (header(scope, b"prefer") or "").split(","):
-        name, _, value = preference.strip().partition("=")
-        if name.lower() == "wait" and value.strip().isdigit():
-            return float(value)
-    return None
 
 
 def _headers(call: Call) -> Iterable[Header]:

@@ -49,9 +49,9 @@ class SqlJobs:
             return _inserted(tx, _timed(job, tx.now, due_seconds, lease_seconds), "submit", actor)
 
         def join(tx: Tx) -> Job:
-            return _standing_under_key(tx, job) or _keyed(tx, insert(tx))
+            return _standing(tx, job) or _named(tx, insert(tx))
 
-        if job.idempotency_key is None:
+        if job.own_id is None and job.idempotency_key is None:
             return await self._database.write(insert)
         try:
             return await self._database.write(join)
@@ -90,6 +90,12 @@ class SqlJobs:
     async def get(self, job_id: str) -> Job | None:
         """See `store.Jobs`."""
         row = await self._database.read(lambda conn, _: conn.execute(_BY_ID, {"job": job_id}).one_or_none())
+        return None if row is None else job_of(row)
+
+    async def called(self, user_id: int, own_id: str) -> Job | None:
+        """See `store.Jobs`."""
+        name = {"user": user_id, "own_id": own_id}
+        row = await self._database.read(lambda conn, _: conn.execute(_BY_OWN_ID, name).one_or_none())
         return None if row is None else job_of(row)
 
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[Status, int]]:
@@ -171,6 +177,15 @@ def _made(job: Job) -> dict[str, Any]:
     return made | {"metadata": msgspec.Raw(job.metadata)}
 
 
+def _standing(tx: Tx, job: Job) -> Job | None:
+    """The job that already has the own id of `job`, or its key."""
+    if job.own_id is not None:
+        row = tx.conn.execute(_BY_OWN_ID, {"user": job.user_id, "own_id": job.own_id}).one_or_none()
+        if row is not None:
+            return job_of(row)
+    return None if job.idempotency_key is None else _standing_under_key(tx, job)
+
+
 def _standing_under_key(tx: Tx, job: Job) -> Job | None:
     """The job that the key of `job` stands for, where the key is not free (any more)."""
     key = {"user": job.user_id, "key": job.idempotency_key}
@@ -190,15 +205,19 @@ def _frees_its_key(job: Job, now: int) -> bool:
     return failed or job.created_at < now - KEY_LIFETIME_US
 
 
-def _keyed(tx: Tx, job: Job) -> Job:
-    """`job`, with its key taken, for the rest of the group to see."""
-    tx.add(used_keys, {"user_id": job.user_id, "key": job.idempotency_key, "job_id": job.id})
+def _named(tx: Tx, job: Job) -> Job:
+    """`job`, with its own id and its key taken, for the rest of the group to see."""
+    if job.idempotency_key is not None:
+        tx.add(used_keys, {"user_id": job.user_id, "key": job.idempotency_key, "job_id": job.id})
     tx.flush()
     return job
 
 
 _SAME_KEY = (used_keys.c.user_id == sa.bindparam("user", type_=sa.Integer)) & (
     used_keys.c.key == sa.bindparam("key", type_=sa.Text)
+)
+_BY_OWN_ID = sa.select(*EVERY_COLUMN).where(
+    jobs.c.user_id == sa.bindparam("user", type_=sa.Integer), jobs.c.own_id == sa.bindparam("own_id", type_=sa.Text)
 )
 _BY_KEY = sa.select(*EVERY_COLUMN).join(used_keys, used_keys.c.job_id == jobs.c.id).where(_SAME_KEY)
 _FREE_KEY = sa.delete(used_keys).where(_SAME_KEY, used_keys.c.job_id == _JOB)

@@ -57,6 +57,7 @@ jobs = sa.Table(
     sa.Column("metadata", sa.LargeBinary, nullable=False),
     sa.Column("priority", sa.SmallInteger, nullable=False),
     sa.Column("policy", Packed(Policy), nullable=False),
+    sa.Column("own_id", sa.Text),
     sa.Column("idempotency_key", sa.Text),
     sa.Column("fingerprint", sa.Text),
     sa.Column("retry_of", sa.Text),
@@ -78,6 +79,7 @@ jobs = sa.Table(
     sa.Column("updated_at", sa.BigInteger, nullable=False),
 )
 
+_NAMED = jobs.c.own_id.is_not(None)
 _WAITING = (jobs.c.status == "bot") & jobs.c.lease.is_(None)
 _LEASED = jobs.c.lease.is_not(None)
 _DECIDED = jobs.c.release_at.is_not(None)
@@ -93,6 +95,7 @@ sa.Index("jobs_limited", jobs.c.status, jobs.c.review_deadline, sqlite_where=_LI
 sa.Index("jobs_ended", jobs.c.status, jobs.c.updated_at, sqlite_where=_ENDED, postgresql_where=_ENDED)
 sa.Index("jobs_by_user", jobs.c.user_id, jobs.c.id)
 sa.Index("jobs_by_status", jobs.c.status, jobs.c.id)
+sa.Index("jobs_by_own_id", jobs.c.user_id, jobs.c.own_id, unique=True, sqlite_where=_NAMED, postgresql_where=_NAMED)
 
 used_keys = sa.Table(
     "used_keys",

@@ -39,9 +39,10 @@ async def admit(desk: Desk, ask: Ask) -> Job:
         metadata=ask.metadata,
         priority=ask.priority,
         policy=policy_for(model.review, ask.door_review, rules.policy),
+        own_id=ask.own_id,
         idempotency_key=ask.idempotency_key,
-        fingerprint=_fingerprint(ask) if ask.idempotency_key else None,
-        deliver=ends_told(desk, job_id, ask.lane, ask.deliver),
+        fingerprint=_fingerprint(ask) if ask.own_id or ask.idempotency_key else None,
+        deliver=ends_told(desk, ask, ask.own_id or job_id),
         max_attempts=model.attempts or (rules.now_attempts if ask.lane == "now" else rules.later_attempts),
     )
 
@@ -51,6 +52,8 @@ def _check(ask: Ask) -> None:
         raise BadRequest("priority is a whole number from 0 to 9; 9 goes first.")
     if ask.idempotency_key is not None and not 0 < len(ask.idempotency_key) <= MAX_KEY_LENGTH:
         raise BadRequest(f"An idempotency key has 1 to {MAX_KEY_LENGTH} characters.")
+    if ask.own_id is not None and not (ask.own_id.isprintable() and 0 < len(ask.own_id) <= MAX_KEY_LENGTH):
+        raise BadRequest(f"A job id has 1 to {MAX_KEY_LENGTH} printable characters.")
     if PATH.fullmatch(ask.path) is None:
         raise BadRequest("path is one of the OpenAI API, such as /v1/chat/completions.")
     try:

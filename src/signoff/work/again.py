@@ -32,7 +32,7 @@ async def ask_again(desk: Desk, caller: Caller, job_id: str) -> Job:
         metadata=old.metadata,
         priority=old.priority,
         policy=old.policy,
-        deliver=(*(to for to in old.deliver if to.kind == "webhook"), *mirrors(desk, new_id, "later")),
+        deliver=(*(to for to in old.deliver if to.kind == "webhook"), *mirrors(desk, new_id)),
         retry_of=old.id,
         max_attempts=desk.rules.later_attempts,
     )

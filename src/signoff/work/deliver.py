@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from signoff.core.address import checked_host
-from signoff.core.ask import Lane
+from signoff.core.ask import Ask
 from signoff.core.delivery import Deliver, Delivery, Hook, Message, Outcome
 from signoff.core.job import Job
 from signoff.core.result import result_of
@@ -24,18 +24,19 @@ GONE = 410
 log = structlog.get_logger()
 
 
-def ends_told(desk: Desk, job_id: str, lane: Lane, hook: Hook | None) -> tuple[Deliver, ...]:
-    """Who is told of a job's end. Raises AddressRefused, and BadRequest where there is no secret to sign with."""
-    hooks = () if hook is None else (_webhook(desk, hook),)
-    return (*hooks, *mirrors(desk, job_id, lane))
+def ends_told(desk: Desk, ask: Ask, name: str) -> tuple[Deliver, ...]:
+    """Who is told of the end of a job that is called `name`; of one whose caller waits, whom the caller says.
+
+    Raises AddressRefused, and BadRequest where there is no secret to sign with.
+    """
+    hooks = () if ask.deliver is None else (_webhook(desk, ask.deliver),)
+    return hooks if ask.lane == "now" else (*hooks, *mirrors(desk, name))
 
 
-def mirrors(desk: Desk, job_id: str, lane: Lane) -> tuple[Deliver, ...]:
-    """Where results can be read beside the store; those of callers who waited for them cannot."""
+def mirrors(desk: Desk, name: str) -> tuple[Deliver, ...]:
+    """Where the result of a job that is called `name` can be read beside the store."""
     prefix = desk.rules.redis_prefix
-    if prefix is None or lane == "now":
-        return ()
-    return (Deliver(kind="redis", address=f"{prefix}:{job_id}", host="redis"),)
+    return () if prefix is None else (Deliver(kind="redis", address=f"{prefix}:{name}", host="redis"),)
 
 
 def _webhook(desk: Desk, hook: Hook) -> Deliver:

@@ -9,7 +9,7 @@ import msgspec
 
 from signoff.core.access import Caller, may_review, may_see
 from signoff.core.job import Event, Job
-from signoff.errors import JobFailed, JobNotFound
+from signoff.errors import JobFailed, JobNotFound, JobPending, ReviewPending
 from signoff.store import JobFilter
 from signoff.work.desk import Desk
 
@@ -20,6 +20,12 @@ async def look(desk: Desk, caller: Caller, job_id: str) -> Job:
     if job is None or not may_see(caller, job.user_id):
         raise JobNotFound(f"There is no job {job_id}.")
     return veiled(caller, job)
+
+
+async def look_at_own(desk: Desk, caller: Caller, own_id: str) -> Job:
+    """The job that `caller` calls so, or that has that id. Raises JobNotFound."""
+    job = await desk.store.jobs.called(caller.user_id, own_id)
+    return await look(desk, caller, own_id) if job is None else veiled(caller, job)
 
 
 async def look_and_wait(desk: Desk, caller: Caller, job_id: str, seconds: float) -> Job:
@@ -79,6 +85,19 @@ async def wait_for(desk: Desk, job_id: str, seconds: float, until: Callable[[Job
                     await bell.wait()
             except TimeoutError:
                 return job
+
+
+def succeeded(job: Job) -> Job:
+    """The job, if it has ended well. Raises JobFailed; ReviewPending and JobPending while it goes on."""
+    match job.status:
+        case "success":
+            return job
+        case "fail":
+            raise failure_of(job)
+        case "human":
+            raise ReviewPending(f"The answer still waits for a person. Ask for job {job.id} later.", job_id=job.id)
+        case "bot":
+            raise JobPending(f"There is no answer yet. Ask for job {job.id} later.", job_id=job.id)
 
 
 def failure_of(job: Job) -> JobFailed:

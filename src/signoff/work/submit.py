@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from signoff.core.ask import Ask
 from signoff.core.job import Job
-from signoff.errors import KeyReused
+from signoff.errors import IdTaken, KeyReused
 from signoff.work.admit import admit
 from signoff.work.desk import Desk
 from signoff.work.look import veiled
 
 
 async def submit(desk: Desk, ask: Ask) -> Job:
-    """The job, durable; or the one that already stands under the same idempotency key, as its caller may see it.
+    """The job, durable; or the one that already has the same own id or idempotency key, as its caller may see it.
 
-    Raises KeyReused when that one has another body, and what `admit` raises.
+    Raises IdTaken, KeyReused when that one has another body, and what `admit` raises.
     """
     asked = await admit(desk, ask)
     job = await desk.store.jobs.insert(asked, actor=ask.caller.actor, due_seconds=ask.due_seconds)
@@ -25,6 +25,9 @@ async def submit(desk: Desk, ask: Ask) -> Job:
 
 
 def check_same(standing: Job, asked: Job) -> None:
-    """Raises KeyReused unless both ask the same."""
-    if standing.fingerprint != asked.fingerprint:
-        raise KeyReused(f"The idempotency key {asked.idempotency_key!r} was used with another request.")
+    """Raises IdTaken or KeyReused unless both ask the same."""
+    if standing.fingerprint == asked.fingerprint:
+        return
+    if asked.own_id is not None and standing.own_id == asked.own_id:
+        raise IdTaken(f"The job id {asked.own_id!r} was used with another request.", job_id=standing.id)
+    raise KeyReused(f"The idempotency key {asked.idempotency_key!r} was used with another request.")

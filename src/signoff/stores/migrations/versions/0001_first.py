@@ -72,6 +72,7 @@ def upgrade() -> None:
         sa.Column("metadata", sa.LargeBinary(), nullable=False),
         sa.Column("priority", sa.SmallInteger(), nullable=False),
         sa.Column("policy", sa.LargeBinary(), nullable=False),
+        sa.Column("own_id", sa.Text(), nullable=True),
         sa.Column("idempotency_key", sa.Text(), nullable=True),
         sa.Column("fingerprint", sa.Text(), nullable=True),
         sa.Column("retry_of", sa.Text(), nullable=True),
@@ -94,6 +95,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("jobs_by_status", "jobs", ["status", "id"], unique=False)
+    named = sa.text("own_id IS NOT NULL")
+    op.create_index(
+        "jobs_by_own_id", "jobs", ["user_id", "own_id"], unique=True, sqlite_where=named, postgresql_where=named
+    )
     op.create_index("jobs_by_user", "jobs", ["user_id", "id"], unique=False)
     for name, time, condition in (
         ("jobs_leased", "lease_until", "lease IS NOT NULL"),
