@@ -66,7 +66,10 @@ async def test_one_ask_gives_the_same_record_whatever_the_door(door: str, tmp_pa
     # given a model whose own policy rules every door, and a record made through the first one
     async with live(tmp_path) as server:
         await server.model("same", review="never")
-        token, body = await server.token(), json.dumps(chat("What is 2 + 2?", "same", temperature=0.5, max_tokens=100)).encode()
+        token, body = (
+            await server.token(),
+            json.dumps(chat("What is 2 + 2?", "same", temperature=0.5, max_tokens=100)).encode(),
+        )
         await DOORS["openai"](server, token, body)
         # when the same is asked at this door
         status, _ = await DOORS[door](server, token, body)

@@ -56,7 +56,7 @@ async def generate(
     asked = _decoded(await request.body(), Prompt)
     message = {"role": "user", "content": asked.content}
     job = await submit(desk, _ask(caller, asked, [message]))
-    return await _answered(desk, caller, job, _patience(desk, request, wait))
+    return await _answered(desk, caller, job, _patience(request, wait))
 
 
 @post("/chat_completion", status_code=200, summary="Generate from a conversation, through the queue")
@@ -66,7 +66,7 @@ async def chat_completion(
     """`{"content": text}`, or a 202 at once where the caller does not wait."""
     asked = _decoded(await request.body(), Conversation)
     job = await submit(desk, _ask(caller, asked, asked.messages))
-    return await _answered(desk, caller, job, _patience(desk, request, wait))
+    return await _answered(desk, caller, job, _patience(request, wait))
 
 
 @route("/check_status", http_method=[HttpMethod.GET, HttpMethod.POST], status_code=200, summary="Look at such a job")
@@ -99,18 +99,17 @@ def _ask(caller: TheCaller, asked: Prompt | Conversation, messages: list[Any]) -
     )
 
 
-async def _answered(desk: TheDesk, caller: TheCaller, job: Job, seconds: float) -> Response[dict[str, Any]]:
-    if seconds > 0:
-        done = succeeded(await look_and_wait(desk, caller, job.id, seconds))
-        return Response({"content": result_of(done)["content"]}, headers={"x-signoff-job": job.id})
-    told = {name: value for name, value in result_of(job).items() if name in {"job_id", "job_status"}}
-    return Response(told, status_code=202, headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
+async def _answered(desk: TheDesk, caller: TheCaller, job: Job, seconds: float | None) -> Response[dict[str, Any]]:
+    if seconds == 0:
+        told = {name: value for name, value in result_of(job).items() if name in {"job_id", "job_status"}}
+        return Response(told, status_code=202, headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
+    done = succeeded(await look_and_wait(desk, caller, job.id, seconds))
+    return Response({"content": result_of(done)["content"]}, headers={"x-signoff-job": job.id})
 
 
-def _patience(desk: TheDesk, request: Request[Any, Any, Any], wait: float | None) -> float:
-    """Seconds that this caller waits for the answer."""
-    preferred = patience_of(scope_of(request)) if wait is None else wait
-    return desk.rules.hold_seconds if preferred is None else preferred
+def _patience(request: Request[Any, Any, Any], wait: float | None) -> float | None:
+    """Seconds that this caller waits for the answer, where they say."""
+    return patience_of(scope_of(request)) if wait is None else wait
 
 
 def _decoded(body: bytes, wanted: type[Prompt | Conversation]) -> Any:

@@ -28,9 +28,10 @@ async def look_at_own(desk: Desk, caller: Caller, own_id: str) -> Job:
     return await look(desk, caller, own_id) if job is None else veiled(caller, job)
 
 
-async def look_and_wait(desk: Desk, caller: Caller, job_id: str, seconds: float) -> Job:
-    """The job as soon as it has ended, or as it is after `seconds`. Raises JobNotFound."""
+async def look_and_wait(desk: Desk, caller: Caller, job_id: str, seconds: float | None) -> Job:
+    """The job as soon as it has ended, or as it is after `seconds`; None: after `hold_seconds`. Raises JobNotFound."""
     await look(desk, caller, job_id)
+    seconds = desk.rules.hold_seconds if seconds is None else seconds
     return veiled(caller, await wait_for(desk, job_id, seconds, lambda job: job.is_terminal))
 
 
