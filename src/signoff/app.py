@@ -10,8 +10,10 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import uuid_utils
 
 from signoff.broker import Broker
@@ -46,14 +48,24 @@ from signoff.parts.refresh import Refresh
 from signoff.parts.waits import Waits
 from signoff.sender import Sender
 from signoff.settings import Settings
+from signoff.stores.archive import Manifest, check
 from signoff.stores.sql import SqlStore
-from signoff.vault import Vault, keys_in
+from signoff.vault import Vault, add_keys, keys_in
 from signoff.work.desk import Desk, Rules
+from signoff.work.models import locked_models
 from signoff.work.record import file
 from signoff.work.sweep import sweep_for_ever
 from signoff.worker import Worker
 
 FINISH_SECONDS = 5.0
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """What came of a restore."""
+
+    manifest: Manifest
+    had_key: bool
+    locked_models: list[str]
 
 
 @contextlib.asynccontextmanager
@@ -107,6 +119,30 @@ async def migrate(settings: Settings) -> None:
         await store.migrate()
     finally:
         await store.close()
+
+
+async def backup(settings: Settings, path: Path, *, with_key: bool) -> Manifest:
+    """Writes everything into a new file, as it is now; servers go on. Raises BadBackup, SchemaOutdated."""
+    key = settings.key_path.read_bytes() if with_key else None
+    store = SqlStore(settings.store_url)
+    try:
+        await store.start()
+        return await store.backup(path, key=key)
+    finally:
+        await store.close()
+
+
+async def restore(settings: Settings, path: Path) -> Restored:
+    """Fills an empty database from a file that `backup` has made. Raises BadBackup."""
+    contents = check(path)
+    keys = (contents.key or b"").split()
+    store = SqlStore(settings.store_url)
+    try:
+        await store.restore(path, contents.manifest, at_end=lambda: add_keys(settings.key_path, keys) if keys else None)
+    finally:
+        await store.close()
+    async with opened(settings) as desk:
+        return Restored(contents.manifest, bool(keys), await locked_models(desk))
 
 
 async def look_for_broker(settings: Settings) -> str:
@@ -167,7 +203,7 @@ def _desk(settings: Settings, upstream: Upstream) -> Desk:
         waits=Waits(store),
         in_flight=InFlight(_clock),
         background=Background(),
-        vault=Vault(keys_in(settings.data_dir / "secret.key")),
+        vault=Vault(keys_in(settings.key_path)),
         rules=rules,
         actor=f"worker:{socket.gethostname()}:{os.getpid()}",
         clock=_clock,

@@ -132,6 +132,11 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{(self.data_dir / 'signoff.db').absolute()}"
 
     @property
+    def key_path(self) -> Path:
+        """Where the key of the vault is."""
+        return self.data_dir / "secret.key"
+
+    @property
     def is_embedded(self) -> bool:
         """Whether the data is in a SQLite file."""
         return self.store_url.startswith("sqlite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -43,10 +44,28 @@ def keys_in(path: Path) -> list[bytes]:
     """The keys of a file, one a line, the newest first; the file is made, for its owner alone, if there is none."""
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent) as draft:
-            draft.write(Fernet.generate_key() + b"\n")
+        with _draft_beside(path, [Fernet.generate_key()]) as draft, contextlib.suppress(FileExistsError):
+            os.link(draft, path)  # of several processes that start at once, one wins
+    return path.read_bytes().split()
+
+
+def add_keys(path: Path, keys: list[bytes]) -> None:
+    """Adds the keys that the file does not have yet, behind its own. Raises Unreadable for keys that are none."""
+    Vault(keys)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    known = path.read_bytes().split() if path.exists() else []
+    with _draft_beside(path, list(dict.fromkeys([*known, *keys]))) as draft:
+        Path(draft).replace(path)
+
+
+@contextlib.contextmanager
+def _draft_beside(path: Path, keys: list[bytes]) -> Generator[str]:
+    """The name of a file with these keys, for its owner alone; it goes with the block, unless it was renamed."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as draft:
+        try:
+            draft.write(b"\n".join(keys) + b"\n")
             draft.flush()
             os.fsync(draft.fileno())
-            with contextlib.suppress(FileExistsError):  # of several processes that start at once, one wins
-                os.link(draft.name, path)
-    return path.read_bytes().split()
+            yield draft.name
+        finally:
+            Path(draft.name).unlink(missing_ok=True)

@@ -26,10 +26,16 @@ class Database(Protocol):
     """A database. Functions get a plain connection and run wherever the database likes to run them."""
 
     async def start(self) -> None: ...
-    async def migrate(self) -> None: ...
+    async def reshape(self, step: Callable[[Connection], None]) -> None:
+        """Runs `step` in one transaction, one process at a time, before `start`; the schema may change in it."""
+        ...
 
     async def read(self, function: Read[T]) -> T:
         """The result of `function(connection, now)`; `now()` is the database's time in microseconds."""
+        ...
+
+    async def snapshot(self, function: Callable[[Connection], T]) -> T:
+        """The result of `function`, which sees the database as it is now for as long as it runs; nobody waits."""
         ...
 
     async def write(self, operation: Callable[[Tx], T]) -> T:

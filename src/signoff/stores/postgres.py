@@ -23,7 +23,7 @@ from signoff.errors import Overloaded
 from signoff.store import Listener
 from signoff.stores.clock import now_us
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Read, clock_of
-from signoff.stores.migrations import check_schema, migrate_schema
+from signoff.stores.migrations import check_schema
 from signoff.stores.news import News
 from signoff.stores.notify import Notify, connect
 from signoff.stores.writer import Tx, Writer
@@ -69,13 +69,23 @@ class Postgres:
         self._writer.start()
         self._notify.start()
 
-    async def migrate(self) -> None:
-        """Brings the schema up to date; one process at a time."""
+    async def reshape(self, step: Callable[[Connection], None]) -> None:
+        """See `database.Database`."""
         engine = _engine(self._dsn, 1, answer_seconds=None)
         try:
             async with engine.begin() as conn:
                 await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
-                await conn.run_sync(migrate_schema)
+                await conn.run_sync(step)
+        finally:
+            await engine.dispose()
+
+    async def snapshot(self, function: Callable[[Connection], T]) -> T:
+        """See `database.Database`."""
+        engine = _engine(self._dsn, 1, answer_seconds=None, isolation_level="REPEATABLE READ")
+        try:
+            async with engine.connect() as conn:
+                await conn.execution_options(postgresql_readonly=True)
+                return await conn.run_sync(function)
         finally:
             await engine.dispose()
 

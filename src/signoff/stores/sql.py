@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
 from signoff.store import Listener
+from signoff.stores.archive import BadBackup, Manifest, written
+from signoff.stores.backup import fill, save
 from signoff.stores.catalog import SqlCatalog
 from signoff.stores.database import Database
 from signoff.stores.deliveries import SqlDeliveries
 from signoff.stores.jobs import SqlJobs
+from signoff.stores.migrations import migrate_schema
 from signoff.stores.people import SqlPeople
 from signoff.stores.schema import versions
 
@@ -35,7 +40,21 @@ class SqlStore:
 
     async def migrate(self) -> None:
         """See `store.Store`."""
-        await self._database.migrate()
+        await self._database.reshape(migrate_schema)
+
+    async def backup(self, path: Path, *, key: bytes | None = None) -> Manifest:
+        """Writes everything, as it is now, into a new file; with the vault's key if it is given. Raises BadBackup."""
+        with written(path) as draft:
+            return await self._database.snapshot(lambda conn: save(conn, draft, key=key))
+
+    async def restore(self, path: Path, manifest: Manifest, *, at_end: Callable[[], None] = lambda: None) -> None:
+        """Fills an empty database, in one transaction, from a backup that was checked; calls `at_end` before its end.
+        Raises BadBackup.
+        """
+        try:
+            await self._database.reshape(lambda conn: fill(conn, path, manifest, at_end=at_end))
+        except DBAPIError as error:
+            raise BadBackup(f"The database does not take {path}: {str(error.orig).splitlines()[0]}") from error
 
     async def ready(self) -> bool:
         """See `store.Store`."""

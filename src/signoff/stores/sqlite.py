@@ -22,10 +22,10 @@ import structlog
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import OperationalError
 
-from signoff.errors import Overloaded
+from signoff.errors import Overloaded, SchemaOutdated
 from signoff.store import Listener, Topic
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Read, clock_of
-from signoff.stores.migrations import check_schema, migrate_schema
+from signoff.stores.migrations import check_schema
 from signoff.stores.news import News
 from signoff.stores.writer import Tx, Writer
 
@@ -63,23 +63,29 @@ class Sqlite:
         self._closed = False
 
     async def start(self) -> None:
-        """Opens the file. Raises SchemaOutdated if it must be migrated first."""
+        """Opens the file. Raises SchemaOutdated if it must be made or migrated first."""
+        if not self._path.exists():
+            raise SchemaOutdated(f"There is no database at {self._path}. Run: signoff migrate")
         await self._in_writer_thread(lambda: self._prepare(check_schema))
         self._writer.start()
         seen = await self._in_writer_thread(lambda: self._pragma("data_version"))
         self._watching = asyncio.get_running_loop().create_task(self._watch(seen))
 
-    async def migrate(self) -> None:
-        """Brings the schema up to date; makes the file if there is none."""
+    async def reshape(self, step: Callable[[Connection], None]) -> None:
+        """See `database.Database`; makes the file if there is none."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        await self._in_writer_thread(lambda: self._prepare(migrate_schema))
+        await self._in_writer_thread(lambda: self._prepare(step))
 
     async def read(self, function: Read[T]) -> T:
         """See `database.Database`."""
+        return await self.snapshot(lambda conn: function(conn, clock_of(conn)))
+
+    async def snapshot(self, function: Callable[[Connection], T]) -> T:
+        """See `database.Database`; a reading transaction is a snapshot."""
 
         def run() -> T:
             with self._reading.connect() as conn:
-                return function(conn, clock_of(conn))
+                return function(conn)
 
         return await asyncio.get_running_loop().run_in_executor(self._reader_threads, run)
 

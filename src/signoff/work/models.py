@@ -8,6 +8,7 @@ import msgspec
 
 from signoff.core.target import Model
 from signoff.errors import ModelNotFound
+from signoff.vault import Unreadable
 from signoff.work.desk import Desk
 
 
@@ -19,6 +20,19 @@ async def all_models(desk: Desk) -> Sequence[Model]:
 async def model_called(desk: Desk, name: str) -> Model:
     """The model that answers to `name`. Raises ModelNotFound."""
     return await desk.models.find(name)
+
+
+async def locked_models(desk: Desk) -> list[str]:
+    """The models whose upstream keys the vault cannot open."""
+    return [model.name for model in await desk.models.all() if await _is_locked(desk, model)]
+
+
+async def _is_locked(desk: Desk, model: Model) -> bool:
+    sealed = None if model.key_id is None else await desk.store.catalog.key(model.key_id)
+    try:
+        return sealed is not None and not desk.vault.open(sealed)
+    except Unreadable:
+        return True
 
 
 async def register(desk: Desk, model: Model, secret: str | None = None) -> None:

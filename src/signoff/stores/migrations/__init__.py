@@ -1,4 +1,4 @@
-"""The schema's history, and the two things that are done with it: bring up to date, and check."""
+"""The schema's history, and what is done with it: bring up to date, and check."""
 
 from __future__ import annotations
 
@@ -13,21 +13,29 @@ from sqlalchemy import Connection
 from signoff.errors import SchemaOutdated
 
 
-def migrate_schema(conn: Connection) -> None:
-    """Brings the schema up to date, inside the transaction of `conn`."""
+def migrate_schema(conn: Connection, revision: str = "head") -> None:
+    """Brings the schema up to date, or up to an older revision, inside the transaction of `conn`."""
     config = _config()
     config.attributes["connection"] = conn
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)
 
 
 def check_schema(conn: Connection) -> None:
     """Raises SchemaOutdated, naming the command that helps, if the schema is not the newest."""
-    current = MigrationContext.configure(conn).get_current_revision()
+    found = current(conn)
     newest = ScriptDirectory.from_config(_config()).get_current_head()
-    if current != newest:
-        raise SchemaOutdated(
-            f"The database is at revision {current}, this version needs {newest}. Run: signoff migrate"
-        )
+    if found != newest:
+        raise SchemaOutdated(f"The database is at revision {found}, this version needs {newest}. Run: signoff migrate")
+
+
+def current(conn: Connection) -> str | None:
+    """The revision that the database is at; None for an empty one."""
+    return MigrationContext.configure(conn).get_current_revision()
+
+
+def is_known(revision: str) -> bool:
+    """Whether this version has, or once had, this schema."""
+    return revision in {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
 
 
 def _config() -> Config:

@@ -1,0 +1,72 @@
+"""`signoff user` and `signoff token`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from signoff.commands.terminal import address_of, out, run, stop
+from signoff.core.access import ROLES, Role, User
+from signoff.settings import load
+from signoff.work.desk import Desk
+from signoff.work.people import create_token, create_user, sign_in_link
+
+users, tokens = typer.Typer(help="People."), typer.Typer(help="Tokens.")
+
+
+@users.command("create")
+def user_create(
+    email: str,
+    role: Annotated[str | None, typer.Option(help=" | ".join(ROLES))] = None,
+    *,
+    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read a password.")] = False,
+) -> None:
+    """Makes a user, or changes what is given of one."""
+    wanted = _role(role)
+    password = sys.stdin.readline().rstrip("\n") if password_stdin else None
+
+    async def create(desk: Desk) -> User:
+        known = await desk.store.people.user(email)
+        return await create_user(desk, email, wanted or (known.role if known else "user"), password)
+
+    user = run(load(), create)
+    out.print(f"{user.email} is a {user.role}.")
+
+
+@users.command("link")
+def user_link(email: str) -> None:
+    """Prints a link that signs a user in once, within a day."""
+    settings = load()
+
+    async def link(desk: Desk) -> str:
+        user = await desk.store.people.user(email)
+        return stop(f"There is no user {email}.") if user is None else await sign_in_link(desk, user)
+
+    out.print(address_of(settings.host, settings.port) + run(settings, link))
+
+
+@tokens.command("create")
+def token_create(
+    email: str,
+    role: Annotated[str | None, typer.Option(help=" | ".join(ROLES))] = None,
+    name: Annotated[str, typer.Option(help="What it is for.")] = "",
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the token alone.")] = False,
+) -> None:
+    """Makes a token, and its user if there is none. It is shown this once."""
+    wanted = _role(role)
+
+    async def create(desk: Desk) -> str:
+        user = await desk.store.people.user(email) or await create_user(desk, email, wanted or "user")
+        return await create_token(desk, user, role=wanted, name=name)
+
+    token = run(load(), create)
+    out.print(token if quiet else f"{token}\n\nIt is not shown again.")
+
+
+def _role(text: str | None) -> Role | None:
+    if text is not None and text not in ROLES:
+        stop(f"There is no role {text!r}; there are {', '.join(ROLES)}.")
+    return text

@@ -1,0 +1,48 @@
+"""What every command does: take a desk, speak to a terminal, end with one line when something is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import NoReturn, TypeVar
+
+from rich.console import Console
+
+from signoff.settings import Settings
+from signoff.work.desk import Desk
+
+T = TypeVar("T")
+# Control characters but for tab and newline, and those that turn the direction of writing.
+STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# What models say is shown as it is: no markup, no emoji.
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
+
+
+def run(settings: Settings, function: Callable[[Desk], Awaitable[T]]) -> T:
+    """The result of `function` with a desk that looks and writes."""
+    from signoff.app import opened
+
+    async def with_desk() -> T:
+        async with opened(settings) as desk:
+            return await function(desk)
+
+    return asyncio.run(with_desk())
+
+
+def address_of(host: str, port: int) -> str:
+    """Where a server that listens there is reached from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- shown, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def shown(text: str) -> str:
+    """`text` without anything that would steer the terminal."""
+    return STEERS.sub("�", text)
+
+
+def stop(message: str) -> NoReturn:
+    """Ends the command with one line, and exit code 1."""
+    err.print(message, style="red")
+    raise SystemExit(1)
