@@ -284,7 +284,7 @@ def test_the_script_knows_every_command() -> None:
 
 def test_a_server_keeps_everything_from_one_start_to_the_next(tmp_path: Path) -> None:
     # given a first start, which shows a token
-    with process(tmp_path, "serve", "--port", "0", SIGNOFF_REDIS_URL="redis://x") as first:
+    with process(tmp_path, "serve", "--port", "0") as first:
         text = welcome(first)
         url, [token] = address_in(text), set(TOKEN.findall(text))
         # when three jobs are queued and held, the second with words that would steer a terminal
@@ -303,7 +303,7 @@ def test_a_server_keeps_everything_from_one_start_to_the_next(tmp_path: Path) ->
         assert seen[1]["error"] == {"code": "rejected", "message": "because", "status": 403}
         code, complaints = stopped(first, signal.SIGTERM)
     assert code in {0, -signal.SIGTERM}
-    assert complaints == "SIGNOFF_REDIS_URL is not used by this version.\n"
+    assert complaints == ""
     # when it starts again: then it shows no token, and the old one finds everything
     with process(tmp_path, "serve", "--port", "0", "--no-work") as second:
         text = welcome(second)
@@ -342,9 +342,8 @@ def test_a_worker_alone_does_the_work_and_stops_when_told(tmp_path: Path) -> Non
         return job.id
 
     job_id = inside(tmp_path, submitted)
-    with process(tmp_path, "work", "--concurrency", "3", SIGNOFF_REDIS_URL="redis://x") as worker:
+    with process(tmp_path, "work", "--concurrency", "3") as worker:
         assert worker.stderr is not None
-        assert worker.stderr.readline() == "SIGNOFF_REDIS_URL is not used by this version.\n"
         assert worker.stderr.readline() == "Working, 3 jobs at a time.\n"
         # then it is done
         until(lambda: inside(tmp_path, lambda desk: find(desk, job_id)).status == "success")

@@ -157,7 +157,8 @@ async def test_a_redis_that_was_emptied_gets_the_next_result(
 
 async def test_a_redis_that_is_away_holds_up_no_webhook_and_no_end(tmp_path: Path, wire: Proxy, prefix: str) -> None:
     await wire.shut()
-    async with asyncio.timeout(ANSWER_SECONDS), mirrored(tmp_path, wire.url, prefix) as (server, token):
+    patient = mirrored(tmp_path, wire.url, prefix, drain_seconds=60)
+    async with asyncio.timeout(ANSWER_SECONDS), patient as (server, token):
         job_id = await submit(server, token)
         await server.job_when(token, job_id, lambda job: job["status"] == "success")
     # the server has ended, in time, and has given the delivery back

@@ -18,6 +18,7 @@ AT_ONCE: dict[DeliveryKind, int] = {"webhook": 16, "redis": 64}
 AT_ONCE_PER_HOST: dict[DeliveryKind, int] = {"webhook": 4, "redis": 64}
 LEASE_SECONDS = 60.0
 SEND_SECONDS = 30.0
+LONGEST_DRAIN_SECONDS: dict[DeliveryKind, float] = {"webhook": SEND_SECONDS, "redis": 1.0}
 LOOK_AGAIN_SECONDS = 1.0
 log = structlog.get_logger()
 
@@ -28,7 +29,7 @@ class Sender:
     def __init__(self, desk: Desk, kind: DeliveryKind, *, drain_seconds: float) -> None:
         self._desk = desk
         self._kind: DeliveryKind = kind
-        self._drain_seconds = drain_seconds
+        self._drain_seconds = min(drain_seconds, LONGEST_DRAIN_SECONDS[kind])
         self._running = dict[asyncio.Task[None], str]()
         self._look = asyncio.Event()
 
