@@ -65,7 +65,7 @@ async def test_a_cancelled_job_has_none(store: SqlStore) -> None:
 
 
 async def test_a_lapsed_job_that_fails_has_one(store: SqlStore) -> None:
-    job = await inserted(store, deliver=(TO,), lease="lost", lease_seconds=-1)
+    job = await inserted(store, deliver=(TO,), lease="mine", lease_seconds=-1)
     await store.jobs.move(job.id, a_step("lapse", to="fail", changes={"error": REFUSED}))
     assert len(await store.deliveries.of_job(job.id)) == 1
 

@@ -19,6 +19,7 @@ from signoff.errors import JobNotFound, Overloaded, Stale
 from signoff.store import JobFilter, Step, Topic
 from signoff.stores import schema
 from signoff.stores.sql import SqlStore
+from signoff.work.review import effect
 from stores import (
     ANSWER,
     Ear,
@@ -203,7 +204,7 @@ async def test_what_was_refused_leaves_room_for_others(store: SqlStore) -> None:
 HOLDS: dict[Guard, list[dict[str, Any]]] = {
     Guard.DUE: [{"lease": None}],
     Guard.LEASE: [{"lease": "mine", "lease_seconds": 60}, {"lease": "mine", "lease_seconds": -1}],
-    Guard.LAPSED: [{"lease": "theirs", "lease_seconds": -1}],
+    Guard.LAPSED: [{"lease": "mine", "lease_seconds": -1}],
     Guard.ROUND: [{"round": 1}],
     Guard.UNOPENED: [
         {"review_lease": None, "review_lease_until": None},
@@ -218,7 +219,11 @@ HOLDS: dict[Guard, list[dict[str, Any]]] = {
 }
 FAILS: dict[Guard, list[dict[str, Any]]] = {
     Guard.DUE: [{"lease": "theirs", "lease_seconds": -1}, {"due_seconds": 60}],
-    Guard.LEASE: [{"lease": "theirs", "lease_seconds": 60}, {"lease": None, "lease_seconds": None}],
+    Guard.LEASE: [
+        {"lease": "theirs", "lease_seconds": 60},
+        {"lease": "theirs", "lease_seconds": -1},
+        {"lease": None, "lease_seconds": None},
+    ],
     Guard.LAPSED: [{"lease": "mine", "lease_seconds": 60}, {"lease": None, "lease_seconds": -1}],
     Guard.ROUND: [{"round": 0}, {"round": 2}],
     Guard.UNOPENED: [{"review_lease": "bob", "review_lease_until": FUTURE}],
@@ -323,6 +328,35 @@ async def test_a_stale_worker_cannot_settle(store: SqlStore) -> None:
 
     settled = await store.jobs.move(job.id, a_step("succeed", lease="theirs", changes={"response": ANSWER}))
     assert (settled.status, settled.response) == ("success", ANSWER)
+
+
+async def test_a_sweeper_who_comes_late_gives_no_attempt_more(store: SqlStore) -> None:
+    job = await inserted(store, lease="mine", lease_seconds=-1, attempt=1, max_attempts=2)
+    [seen] = await store.jobs.lapsed(1)
+    back = a_step("lapse", to="bot", lease=seen.lease, after_seconds={"due_at": 0})
+
+    await store.jobs.move(job.id, back)
+    [last] = await store.jobs.claim(actor="worker:2", lease="theirs", limit=1, lease_seconds=-1)
+
+    assert (last.attempt, last.max_attempts) == (2, 2)
+    assert await is_refused(store, last, back)
+    assert await store.jobs.lapsed(1) == [last]
+
+
+async def test_a_sweeper_who_comes_late_brings_no_old_verdict_about(store: SqlStore) -> None:
+    job = await held(store)
+    await store.jobs.move(job.id, decided("ann", "redo"))
+    [seen] = await store.jobs.released(1)
+    assert seen.decision is not None
+    again = effect(seen, seen.decision, "sweeper")
+
+    await store.jobs.move(job.id, again)
+    await store.jobs.claim(actor="worker", lease="mine", limit=1, lease_seconds=60)
+    await store.jobs.move(job.id, a_step("hold", changes={"response": ANSWER}))
+    second = await store.jobs.move(job.id, msgspec.structs.replace(decided("bob", "reject"), round=2))
+
+    assert await is_refused(store, second, again)
+    assert await store.jobs.released(1) == [second]
 
 
 async def test_of_many_settles_at_once_one_is_made(store: SqlStore, other: SqlStore) -> None:

@@ -144,10 +144,10 @@ _REVIEW = ("review_lease", "review_lease_until", "review_deadline", "draft")
 _VERDICT = ("decision", "release_at")
 
 
-def _bot(verb: str, to: tuple[Status, ...], guard: Guard, meaning: str, **adds: int) -> Move:
+def _bot(verb: str, to: tuple[Status, ...], guards: tuple[Guard, ...], meaning: str, **adds: int) -> Move:
     """A move of the machine's side; all but a claim end the lease."""
     clears = () if verb == "claim" else _LEASE
-    return Move(verb=verb, meaning=meaning, sources=("bot",), targets=to, guards=(guard,), clears=clears, adds=adds)
+    return Move(verb=verb, meaning=meaning, sources=("bot",), targets=to, guards=guards, clears=clears, adds=adds)
 
 
 def _reviewer(verb: str, meaning: str, *clears: str) -> Move:
@@ -158,7 +158,7 @@ def _reviewer(verb: str, meaning: str, *clears: str) -> Move:
 
 def _release(verb: str, to: Status, meaning: str, *clears: str) -> Move:
     """A verdict that takes effect."""
-    guards = (Guard.DECIDED, Guard.RELEASED)
+    guards = (Guard.ROUND, Guard.DECIDED, Guard.RELEASED)
     clears = (*_REVIEW, "release_at", *clears)
     return Move(verb=verb, meaning=meaning, sources=("human",), targets=(to,), guards=guards, clears=clears)
 
@@ -167,13 +167,13 @@ MOVES: dict[str, Move] = {
     move.verb: move
     for move in (
         Move(verb="submit", meaning="accepted, durable", targets=("bot",)),
-        _bot("claim", ("bot",), Guard.DUE, "a worker holds a lease; attempt + 1", attempt=1),
-        _bot("release", ("bot",), Guard.LEASE, "the worker is stopping; the attempt is given back", attempt=-1),
-        _bot("retry", ("bot",), Guard.LEASE, "a failure that a retry can help; due later"),
-        _bot("lapse", ("bot", "fail"), Guard.LAPSED, "its worker vanished"),
-        _bot("hold", ("human",), Guard.LEASE, "there is an answer, and the policy wants a person", round=1),
-        _bot("succeed", ("success",), Guard.LEASE, "answered, no review needed"),
-        _bot("fail", ("fail",), Guard.LEASE, "no retry can help, or the attempts are used up"),
+        _bot("claim", ("bot",), (Guard.DUE,), "a worker holds a lease; attempt + 1", attempt=1),
+        _bot("release", ("bot",), (Guard.LEASE,), "the worker is stopping; the attempt is given back", attempt=-1),
+        _bot("retry", ("bot",), (Guard.LEASE,), "a failure that a retry can help; due later"),
+        _bot("lapse", ("bot", "fail"), (Guard.LEASE, Guard.LAPSED), "its worker vanished"),
+        _bot("hold", ("human",), (Guard.LEASE,), "there is an answer, and the policy wants a person", round=1),
+        _bot("succeed", ("success",), (Guard.LEASE,), "answered, no review needed"),
+        _bot("fail", ("fail",), (Guard.LEASE,), "no retry can help, or the attempts are used up"),
         _reviewer("open", "a reviewer looks at it"),
         _reviewer("leave", "the reviewer looks away", "review_lease", "review_lease_until"),
         _reviewer("draft", "edits are kept, nothing else changes"),

@@ -81,8 +81,8 @@ def _claim() -> ReturningUpdate[Any]:
 
 @cache
 def standing(verb: str) -> sa.Select[Any]:
-    """The jobs, at most `limit`, for which the guards of `verb` hold at `now`."""
-    return sa.select(*EVERY_COLUMN).where(*_guards(verb)).limit(sa.bindparam("limit", type_=sa.Integer))
+    """The jobs, at most `limit`, which `verb` may move at `now`, once their lease and their round were seen."""
+    return sa.select(*EVERY_COLUMN).where(*_guards(verb, but=_SEEN)).limit(sa.bindparam("limit", type_=sa.Integer))
 
 
 def _update(verb: str, changed: tuple[str, ...]) -> sa.Update:
@@ -112,13 +112,17 @@ def _parameters(tx: Tx, step: Step) -> dict[str, Any]:
     }
 
 
-def _guards(verb: str) -> list[ColumnElement[bool]]:
-    """Where `verb` may begin. Statuses stand in the text of the statement, or no partial index would serve it."""
+def _guards(verb: str, but: frozenset[Guard] = frozenset()) -> list[ColumnElement[bool]]:
+    """Where `verb` may begin, whatever the guards in `but` say.
+
+    Statuses stand in the text of the statement, or no partial index would serve it.
+    """
     move = MOVES[verb]
     sources = jobs.c.status.in_([sa.literal_column(f"'{status}'") for status in move.sources])
-    return [sources, *(_GUARDS[guard] for guard in move.guards)]
+    return [sources, *(_GUARDS[guard] for guard in move.guards if guard not in but)]
 
 
+_SEEN = frozenset({Guard.LEASE, Guard.ROUND})
 # A mover without a lease or a round holds none: NULL equals nothing.
 _GUARDS: dict[Guard, ColumnElement[bool]] = {
     Guard.DUE: jobs.c.lease.is_(None) & (jobs.c.due_at <= _NOW),

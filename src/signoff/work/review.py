@@ -78,21 +78,22 @@ async def look_at(desk: Desk, caller: Caller, job_id: str, peek: Peek) -> Job:
 
 
 def effect(job: Job, decision: Decision, actor: str) -> Step:
-    """The move that makes `decision` true."""
+    """The move that makes `decision`, of the round that `job` is in, true."""
     match decision.verdict:
         case "approve":
             edited = decision.edit.response
             changes = {} if edited is None else {"response": edited.encode()}
-            return Step(verb="approve", actor=actor, changes=changes)
+            return Step(verb="approve", actor=actor, round=job.round, changes=changes)
         case "redo":
             edited, again = decision.edit.payload, {"attempt": 0, "lane": "later"}
             note = {} if edited is None else {"body_before": msgspec.Raw(job.body)}
             changes = again if edited is None else again | {"body": edited.encode()}
-            return Step(verb="redo", actor=actor, changes=changes, after_seconds={"due_at": 0}, note=note)
+            at_once = {"due_at": 0.0}
+            return Step(verb="redo", actor=actor, round=job.round, changes=changes, after_seconds=at_once, note=note)
         case "reject":
             reason = decision.reason or "A reviewer rejected the answer."
             error = JobError(code="rejected", message=reason, status=403)
-            return Step(verb="reject", actor=actor, changes={"error": error})
+            return Step(verb="reject", actor=actor, round=job.round, changes={"error": error})
 
 
 async def _held(desk: Desk, caller: Caller, job_id: str) -> Job:

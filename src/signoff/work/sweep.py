@@ -55,8 +55,8 @@ def _lapse(desk: Desk, job: Job) -> Step:
         text = f"The worker vanished, {job.attempt} times; the last error: {job.error.message if job.error else 'none'}"
         error = JobError(code="attempts_exhausted", message=text, status=502)
     else:
-        return Step(verb="lapse", actor=desk.actor, to="bot", after_seconds={"due_at": 0})
-    return Step(verb="lapse", actor=desk.actor, to="fail", changes={"error": error})
+        return Step(verb="lapse", actor=desk.actor, to="bot", lease=job.lease, after_seconds={"due_at": 0})
+    return Step(verb="lapse", actor=desk.actor, to="fail", lease=job.lease, changes={"error": error})
 
 
 def _expire(desk: Desk, job: Job) -> list[Step]:
