@@ -1,0 +1,92 @@
+"""What may never happen, whatever `MOVES` says: said once more, in other words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from signoff.core.job import TERMINAL, Event, Job, replay
+from signoff.store import Step
+from stateful.model import Stand, opened_by
+
+UNTOLD = {"body", "deliver", "response"}  # these stand in the row alone
+
+
+def is_lawful(job: Job, step: Step, now: int) -> bool:
+    """Whether somebody may have been allowed to move `job` so."""
+    is_its_round = step.round == job.round
+    is_decided = job.release_at is not None
+    match step.verb:
+        case "claim":
+            lawful = job.lane == "later" and job.lease is None and job.due_at <= now
+        case "succeed" | "fail" | "hold" | "retry" | "release":
+            lawful = job.lease is not None and step.lease == job.lease
+        case "lapse":
+            was_last = job.lane == "now" or job.attempt >= job.max_attempts
+            lawful = (job.lease_until or now) < now and step.to == ("fail" if was_last else "bot")
+        case "open" | "leave" | "draft" | "decide":
+            lawful = opened_by(job, now) in {None, step.reviewer} and not is_decided and is_its_round
+        case "undo":
+            lawful = is_decided and is_its_round and (job.release_at or 0) > now
+        case "approve" | "redo" | "reject":
+            is_that = job.decision is not None and job.decision.verdict == step.verb
+            lawful = is_decided and is_that and (job.release_at or 0) <= now
+        case "expire":
+            lawful = not is_decided and (job.review_deadline or now + 1) <= now
+        case "cancel":
+            lawful = True
+        case _:
+            raise AssertionError(f"no law says when a job may be moved by {step.verb}")
+    return lawful
+
+
+def check_passage(before: Stand, after: Stand) -> None:
+    """What holds between one look and the next."""
+    for job_id, job in before.jobs.items():
+        now = after.jobs.get(job_id)
+        if job.status in TERMINAL:
+            assert now in {None, job}, "terminal is terminal"
+        elif job.status == "human":
+            assert now is not None, "what has not ended is not forgotten"
+            assert now.status != "success" or now.decision is not None, "nothing held leaves without a verdict"
+    for name in ("events", "votes", "decisions"):
+        kept, keeps = getattr(before, name), getattr(after, name)
+        gone = {key for key in kept if kept[key] != keeps.get(key)}
+        assert not {key for key in gone if key[0] in after.jobs}, "what was written down stays as it is"
+
+
+def check(stand: Stand) -> None:
+    """What holds at every moment."""
+    for job in stand.jobs.values():
+        assert 0 <= job.attempt <= job.max_attempts, "attempts are bounded"
+        assert job.status == "bot" or job.lease is None, "only the machine's side is leased"
+        assert (job.lease is None) == (job.lease_until is None)
+        assert job.status == "human" or job.release_at is None
+        if job.status == "human" and job.release_at is not None:
+            assert stand.decisions[job.id, job.round][0] == job.decision, "a verdict is one of its round"
+    for job_id, number in stand.decisions:
+        assert len([vote for vote in stand.votes if vote[:2] == (job_id, number)]) == 1, "one decision a round"
+    assert {one.job_id for one in stand.deliveries.values()} == told_of(stand), "ends are told, cancels are not"
+    assert len(stand.deliveries) == len(told_of(stand)), "an end is told once"
+
+
+def told_of(stand: Stand) -> set[str]:
+    """The jobs whose end somebody is to hear of."""
+    ended = {job.id: job.seq for job in stand.jobs.values() if job.status in TERMINAL and job.deliver is not None}
+    return {job_id for job_id, seq in ended.items() if stand.events[job_id, seq][0] != "cancel"}
+
+
+def check_replay(jobs: dict[str, Job], events: Sequence[Event]) -> None:
+    """A job's events, and nothing but them, give its row."""
+    of_job: dict[str, list[Event]] = {job_id: [] for job_id in jobs}
+    for event in events:
+        of_job[event.job_id].append(event)
+    for job_id, job in jobs.items():
+        assert sorted(event.seq for event in of_job[job_id]) == [*range(1, job.seq + 1)]
+        replayed, row = replay(of_job[job_id]), msgspec.to_builtins(job)
+        row["metadata"] = msgspec.json.decode(job.metadata)
+        told = row.keys() - UNTOLD - ({"lease_until"} if job.lease else set())  # a heartbeat is no event
+        assert {name: replayed.get(name) for name in told} == {name: row[name] for name in told}
+        if job.round > 0:
+            assert replayed.get("response") == (None if job.response is None else msgspec.json.decode(job.response))

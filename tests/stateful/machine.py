@@ -1,0 +1,469 @@
+"""Everything that can be asked of a store, in any order, by people and processes that may be late."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from itertools import product
+from random import Random
+from typing import Any, ClassVar, TypeVar, get_args
+
+import msgspec
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from sqlalchemy.exc import IntegrityError
+
+from signoff.core.delivery import Deliver, Delivery, Outcome
+from signoff.core.job import STATUSES, Decision, Edit, Job, JobError, Verdict
+from signoff.core.keys import fingerprint
+from signoff.core.policy import OnDeadline, Policy
+from signoff.errors import KeyReused, SignoffError, Stale
+from signoff.store import JobFilter, Step
+from signoff.work.review import effect
+from signoff.work.submit import check_same
+from stateful import laws
+from stateful.model import Model, seen
+from stateful.place import BEGIN, TICK, TICK_SECONDS, Place
+from stores import ANSWER, a_job
+
+T = TypeVar("T")
+RETRYABLE = JobError(code="model_unreachable", message="Nobody there.", status=502)
+FINAL = JobError(code="model_error", message="No.", status=400)
+CANCELLED = JobError(code="cancelled", message="Enough.", status=409)
+Method = Callable[..., None]
+ACTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {}
+CONDITIONS: dict[str, Callable[[Any], object]] = {}
+REMEMBERED = 8
+ENOUGH = 5
+STAGES = ("waiting", "leased", "retried", "held", "looked at", "decided", "undone")
+HOSTS = ("one.example", "two.example")
+
+rounds = st.sampled_from([0, 0, 0, 1])
+slips = st.sampled_from([False, False, False, True])
+keys = st.sampled_from([None, "k", "l"])
+picks = st.integers(0, 30)
+ticks = st.integers(0, 3)
+people = st.sampled_from(["ann", "bob"])
+errors = st.sampled_from([RETRYABLE, FINAL])
+asks = st.fixed_dictionaries(
+    {
+        "user_id": st.sampled_from([1, 2]),
+        "priority": st.sampled_from([1, 5, 9]),
+        "max_attempts": st.sampled_from([1, 2, 3]),
+        "metadata": st.sampled_from([b"null", b'{"a":[1]}']),
+        "policy": st.sampled_from([Policy(on_deadline=way) for way in get_args(OnDeadline)]),
+        "deliver": st.sampled_from([None, *(Deliver(address=f"https://{host}/", host=host) for host in HOSTS)]),
+    }
+)
+edits = st.sampled_from([Edit(), Edit(payload='{"a":1}'), Edit(response='"edited"')])
+opinions = st.builds(
+    Decision, verdict=st.sampled_from(get_args(Verdict)), reviewer=people, reason=st.none(), edit=edits
+)
+outcomes = st.builds(
+    Outcome,
+    state=st.sampled_from(["due", "done", "failed"]),
+    status=st.sampled_from([None, 200, 500]),
+    error=st.sampled_from([None, "Oh."]),
+    after_seconds=ticks.map(lambda count: count * TICK_SECONDS),
+    counts=st.booleans(),
+).filter(lambda outcome: outcome.counts or outcome.state == "due")
+
+
+def act(**drawn: st.SearchStrategy[Any]) -> Callable[[Method], Method]:
+    """A step that the machine may take, and what is drawn for it."""
+
+    def add(method: Method) -> Method:
+        ACTS[method.__name__] = drawn
+        return method
+
+    return add
+
+
+def when(condition: Callable[[Machine], object]) -> Callable[[Method], Method]:
+    """When a step can be taken."""
+
+    def add(method: Method) -> Method:
+        CONDITIONS[method.__name__] = condition
+        return method
+
+    return add
+
+
+def possible(*verbs: str, at_least: int = 1) -> Callable[[Method], Method]:
+    """When there are jobs that can be moved so; the step takes another all the same, one time in four."""
+    return when(lambda self: sum(len(self.right(verb, reviewer="ann")) for verb in verbs) >= at_least)
+
+
+class Machine(RuleBasedStateMachine):
+    """One store and its model. `made` and `refused` count verbs over all runs in this process."""
+
+    made: ClassVar = Counter[str]()
+    refused: ClassVar = Counter[str]()
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        place.empty()
+        self.place, self.jobs, self.deliveries = place, place.store.jobs, place.store.deliveries
+        self.model = Model(BEGIN)
+        self.before = msgspec.structs.replace(self.model.stand)
+        self.number = 0
+        self.leases: list[tuple[str, str]] = []
+        """Every lease that was ever given: of which job, and its token."""
+        self.sendings: list[tuple[str, str]] = []
+        self.swept: list[tuple[str, Job]] = []
+        """What a sweeper has seen, and has not done yet."""
+
+    @rule(dice=st.integers(0, 2**32), data=st.data())
+    def step(self, dice: int, data: st.DataObject) -> None:
+        """One rule for all steps: of many rules, hypothesis would leave out most in every single run."""
+        able = [name for name in ACTS if CONDITIONS.get(name, bool)(self)]
+        name = Random(dice).choice(able)
+        getattr(self, name)(**data.draw(st.fixed_dictionaries(ACTS[name]), label=name))
+
+    # Coming in
+
+    @initialize(stages=st.lists(st.tuples(asks, st.sampled_from(STAGES)), min_size=2, max_size=5))
+    def jobs_that_have_come_some_way(self, stages: list[tuple[dict[str, Any], str]]) -> None:
+        """So that a short run sees something."""
+        for ask, stage in stages:
+            self.submit(ask, key=None, body=b'"one"', due=0, slip=False)
+            if stage != "waiting":
+                self.claim(limit=1, lease=1)
+            if stage == "retried":
+                self.work("release", pick=1, count=0, error=FINAL)
+                self.claim(limit=1, lease=1)
+                self.work("retry", pick=1, count=1, error=FINAL)
+            if stage in {"held", "looked at", "decided", "undone"}:
+                self.work("hold", pick=1, count=1, error=FINAL)
+            if stage == "looked at":
+                for verb in ("open", "draft", "leave"):
+                    self.review(verb, pick=1, who="ann", edit=Edit(), behind=0)
+            if stage in {"decided", "undone"}:
+                self.decide(pick=1, decision=Decision(verdict="redo", reviewer="ann"), undo=1, behind=0)
+            if stage == "undone":
+                self.review("undo", pick=1, who="ann", edit=Edit(), behind=0)
+
+    @when(lambda self: not self.is_busy())
+    @act(ask=asks, key=keys, body=st.sampled_from([b'"one"', b'"two"']), due=ticks, slip=slips)
+    def submit(self, ask: dict[str, Any], key: str | None, body: bytes, due: int, slip: bool) -> None:
+        """Also under an id that is used: then nothing is left of it, but for a key that leads to another job."""
+        job = self.a_job(**ask, idempotency_key=key, fingerprint=fingerprint(body), body=body)
+        if slip:
+            job = msgspec.structs.replace(job, id=self.any_job(due).id)
+        if job.id in self.model.stand.jobs and self.model.under_key(job) is None:
+            refusal = outcome_of(lambda: self.place.run(self.jobs.insert(job, actor="eve")))
+            assert isinstance(refusal, IntegrityError)
+            return
+        standing = self.insert(job, due_seconds=due * TICK_SECONDS)
+        if standing.fingerprint != job.fingerprint:
+            assert isinstance(outcome_of(lambda: check_same(standing, job)), KeyReused)
+
+    @when(lambda self: not self.is_busy())
+    @act(ask=asks, key=keys, lease=ticks, ended=st.sampled_from([None, None, "succeed", "fail", "cancel"]))
+    def call(self, ask: dict[str, Any], key: str | None, lease: int, ended: str | None) -> None:
+        """A caller waits: the job is leased from its first moment, or written when it has ended."""
+        job = self.a_job(**ask, lane="now", attempt=1)
+        if ended is not None:
+            self.insert_ended(job, ended)
+            return
+        job = msgspec.structs.replace(job, idempotency_key=key, lease=self.token())
+        if self.insert(job, lease_seconds=lease * TICK_SECONDS).id == job.id:
+            self.leases.append((job.id, job.lease or ""))
+
+    # Workers
+
+    @when(lambda self: any(job.status == "bot" for job in self.model.stand.jobs.values()))
+    @act(limit=st.integers(1, 3), lease=ticks)
+    def claim(self, limit: int, lease: int) -> None:
+        asked: dict[str, Any] = {"lease": self.token(), "limit": limit, "lease_seconds": lease * TICK_SECONDS}
+        before = dict(self.model.stand.jobs)
+        taken = self.place.run(self.jobs.claim(actor="worker", **asked))
+        step = Step(verb="claim", actor="worker")
+        assert all(laws.is_lawful(before[job.id], step, self.model.now) for job in taken)
+        assert taken == self.model.claim(actor="worker", **asked)
+        self.leases += [(job.id, job.lease or "") for job in taken]
+        self.made["claim"] += len(taken)
+
+    @when(lambda self: self.leases)
+    @act(several=st.lists(picks, min_size=1, max_size=4), lease=ticks)
+    def heartbeat(self, several: list[int], lease: int) -> None:
+        """Of what is held, and of what was lost long ago."""
+        asked = dict(self.leases[pick % len(self.leases)] for pick in several) | {"nobody": "none"}
+        standing = self.place.run(self.jobs.renew(asked, lease * TICK_SECONDS))
+        assert standing == self.model.renew(asked, lease * TICK_SECONDS)
+
+    @possible("succeed")
+    @act(verb=st.sampled_from(["succeed", "hold", "fail", "retry", "release"]), pick=picks, count=ticks, error=errors)
+    def work(self, verb: str, pick: int, count: int, error: JobError) -> None:
+        """What a worker does with a job that it holds: it tries again while attempts are left."""
+        job = self.job(verb, pick)
+        if verb == "retry" and job.attempt >= job.max_attempts:
+            verb = "fail"
+        answer = {"response": ANSWER if count else b'"short"', "error": None}
+        step: dict[str, dict[str, Any]] = {
+            "succeed": {"changes": answer},
+            "hold": {"changes": answer, "after_seconds": {"review_deadline": count * TICK_SECONDS} if count else {}},
+            "fail": {"changes": {"error": error}},
+            "retry": {"changes": {"error": RETRYABLE}, "after_seconds": {"due_at": count * TICK_SECONDS}},
+            "release": {},
+        }
+        self.move(job, seen(verb, job, **step[verb]))
+
+    @when(lambda self: self.leases)
+    @act(pick=picks, verb=st.sampled_from(["succeed", "hold", "fail", "release"]), slip=slips)
+    def zombie(self, pick: int, verb: str, slip: bool) -> None:
+        """Somebody wakes who once held a lease, of this job or of another."""
+        job_id, lease = self.leases[pick % len(self.leases)]
+        job = self.any_job(pick) if slip else msgspec.structs.replace(self.any_job(0), id=job_id)
+        self.move(job, Step(verb=verb, actor="zombie", lease=lease, changes={"response": b'"late"'}))
+
+    @possible("cancel", at_least=3)
+    @act(pick=picks)
+    def cancel(self, pick: int) -> None:
+        job = self.job("cancel", pick)
+        self.move(job, seen("cancel", job, changes={"error": CANCELLED}))
+
+    # Reviewers
+
+    @possible("leave", "undo")
+    @act(verb=st.sampled_from(["open", "leave", "draft", "undo"]), pick=picks, who=people, edit=edits, behind=rounds)
+    def review(self, verb: str, pick: int, who: str, edit: Edit, behind: int) -> None:
+        """A reviewer, who may have looked away for a round."""
+        job = self.job(verb, pick, reviewer=who)
+        step: dict[str, dict[str, Any]] = {
+            "open": {"changes": {"review_lease": who}, "after_seconds": {"review_lease_until": TICK_SECONDS}},
+            "leave": {},
+            "draft": {"changes": {"draft": edit}},
+            "undo": {},
+        }
+        self.move(job, seen(verb, job, reviewer=who, round=job.round - behind, **step[verb]))
+
+    @possible("decide")
+    @act(pick=picks, decision=opinions, undo=ticks, behind=rounds)
+    def decide(self, pick: int, decision: Decision, undo: int, behind: int) -> None:
+        """A verdict, which takes effect at once unless it can be undone for a while."""
+        job = self.job("decide", pick, reviewer=decision.reviewer)
+        step = seen(
+            "decide",
+            job,
+            round=job.round - behind,
+            reviewer=decision.reviewer,
+            changes={"decision": decision},
+            after_seconds={"release_at": undo * TICK_SECONDS},
+            decision=decision,
+        )
+        at_once = [] if undo else [effect(job, decision, decision.reviewer)]
+        refusal = self.move(job, step, *at_once)
+        if job.status == "human" and (made := self.model.stand.decisions.get((job.id, job.round))) and refusal:
+            assert f"{made[0].reviewer} decided: {made[0].verdict}" in refusal.message, "the other learns who"
+
+    # Time, and what it brings about
+
+    @act(pick=st.integers(0, 3), more=st.sampled_from([0, 1]))
+    def time_passes(self, pick: int, more: int) -> None:
+        """Until something is due to the microsecond, or a tick longer; and a sweeper looks what there is to do."""
+        moments = self.model.moments()
+        self.model.now = (moments[pick % len(moments)] if moments else self.model.now) + more * TICK
+        self.place.set(self.model.now)
+        for verb, look in self.swept_lists():
+            self.swept += [(verb, job) for job in by_id(self.place.run(look(100))).values()]
+        self.swept = self.swept[-REMEMBERED:]
+
+    @when(lambda self: self.swept)
+    @act(pick=picks, slip=slips, verb=st.sampled_from(["lapse", "approve", "expire"]))
+    def sweep(self, pick: int, slip: bool, verb: str) -> None:
+        """A sweeper does what it saw is to be done. That may be late, and another may do it too."""
+        verb, job = (verb, self.any_job(pick)) if slip else self.swept[-1 - pick % len(self.swept)]
+        decision = job.decision or Decision(verdict="approve", reviewer="nobody")
+        step = {"lapse": lapse(job), "expire": expire(job), "approve": effect(job, decision, "sweeper")}[verb]
+        self.move(job, step)
+
+    @when(lambda self: self.model.old(-1))
+    @act(age=ticks, limit=st.integers(1, 3))
+    def purge(self, age: int, limit: int) -> None:
+        old = self.model.old(age * TICK_SECONDS)
+        count = self.place.run(self.jobs.purge(age * TICK_SECONDS, limit))
+        assert count == min(limit, len(old))
+        left = self.place.run(self.jobs.statuses([*self.model.stand.jobs]))
+        gone = self.model.stand.jobs.keys() - left
+        assert len(gone) == count
+        assert gone <= old
+        self.model.forget(gone)
+
+    # Senders
+
+    @when(lambda self: self.model.stand.deliveries)
+    @act(limit=st.integers(1, 3), at_host=st.integers(1, 2), busy=st.sampled_from([{}, {HOSTS[0]: 1}]), lease=ticks)
+    def send(self, limit: int, at_host: int, busy: dict[str, int], lease: int) -> None:
+        """Of those that are due equally long, any may go first."""
+        token, seconds, due = self.token(), lease * TICK_SECONDS, self.model.due()
+        rest: dict[str, Any] = {"limit": limit, "limit_per_host": at_host, "busy": busy, "lease_seconds": seconds}
+        taken = self.place.run(self.deliveries.claim(lease=token, **rest))
+        assert {one.id for one in taken} <= {one.id for one in due}
+        assert_fair(taken, due, limit, at_host, busy)
+        assert taken == [self.model.taken(one.id, token, seconds) for one in taken]
+        self.sendings += [(one.id, token) for one in taken]
+
+    @when(lambda self: self.sendings)
+    @act(pick=picks, outcome=outcomes)
+    def settle(self, pick: int, outcome: Outcome) -> None:
+        """A sender tells what came of it, in time or late."""
+        delivery_id, lease = self.sendings[-1 - pick % len(self.sendings)]
+        settled = self.place.run(self.deliveries.settle(delivery_id, lease, outcome))
+        assert settled == self.model.settle(delivery_id, lease, outcome)
+
+    @when(lambda self: self.model.stand.deliveries)
+    @act(pick=picks)
+    def resend(self, pick: int) -> None:
+        ids = [*sorted(self.model.stand.deliveries), "nobody"]
+        delivery_id = ids[pick % len(ids)]
+        there = outcome_of(lambda: self.place.run(self.deliveries.resend(delivery_id)))
+        assert said(there) == said(outcome_of(lambda: self.model.resend(delivery_id)))
+
+    # Looking
+
+    @invariant()
+    def the_store_and_its_model_agree(self) -> None:
+        stand, events = self.place.look()
+        assert stand == self.model.stand
+        laws.check(stand)
+        laws.check_passage(self.before, stand)
+        laws.check_replay(stand.jobs, events)
+        self.before = stand
+        statuses = {job.id: (job.status, job.seq) for job in stand.jobs.values()}
+        assert self.place.run(self.jobs.statuses([*statuses, "nobody"])) == statuses
+        for verb, look in self.swept_lists():
+            assert by_id(self.place.run(look(100))) == self.model.standing(verb)
+
+    def teardown(self) -> None:
+        """Every way to look at what is left."""
+        model, run = self.model, self.place.run
+        for job in model.stand.jobs.values():
+            assert run(self.jobs.get(job.id)) == job
+            seqs = [event.seq for event in run(self.jobs.events(job.id))]
+            assert seqs == [*range(1, job.seq + 1)]
+            told = [one for one in model.stand.deliveries.values() if one.job_id == job.id]
+            assert run(self.deliveries.of_job(job.id)) == told
+        failed = [one for one in by_age(model.stand.deliveries) if one.state == "failed"]
+        assert run(self.deliveries.failed(100)) == failed[::-1]
+        for user_id, status in product([None, 1], [None, *STATUSES]):
+            which = JobFilter(user_id=user_id, status=status, after_id="job-0003", newest_first=user_id == 1)
+            page = msgspec.structs.replace(which, offset=1, limit=2, after_id=None)
+            assert run(self.jobs.list(which)) == model.list(which)
+            assert run(self.jobs.list(page)) == model.list(page)
+            assert run(self.jobs.count(which)) == len(model.list(which))
+
+    # How a rule goes about it
+
+    def move(self, job: Job, *steps: Step) -> SignoffError | None:
+        """Asks both to move what was seen as `job`. What was refused."""
+        before = self.model.stand.jobs.get(job.id)
+        there = outcome_of(lambda: self.place.run(self.jobs.move(job.id, *steps)))
+        here = outcome_of(lambda: self.model.move(job.id, *steps))
+        if isinstance(here, SignoffError):
+            assert said(there) == said(here)
+            self.refused[steps[0].verb] += isinstance(here, Stale)
+            return there if isinstance(there, SignoffError) else None
+        assert there == here[-1]
+        for state, step in zip([before, *here], steps, strict=False):
+            assert state is not None
+            assert laws.is_lawful(state, step, self.model.now), step.verb
+            self.made[step.verb] += 1
+        return None
+
+    def swept_lists(self) -> list[tuple[str, Callable[[int], Coroutine[Any, Any, list[Job]]]]]:
+        return [("lapse", self.jobs.lapsed), ("approve", self.jobs.released), ("expire", self.jobs.overdue)]
+
+    def insert(self, job: Job, **more: Any) -> Job:
+        standing = self.place.run(self.jobs.insert(job, actor="ann", **more))
+        assert standing == self.model.insert(job, actor="ann", **more)
+        self.made["submit"] += standing.id == job.id
+        return standing
+
+    def insert_ended(self, job: Job, verb: str) -> None:
+        made = {"status": "success", "response": ANSWER} if verb == "succeed" else {"status": "fail", "error": FINAL}
+        ended, verbs = msgspec.structs.replace(job, **made), ["submit", "claim", verb]
+
+        async def insert() -> Job:
+            return await (await self.jobs.insert_ended(ended, actor="ann", verbs=verbs))
+
+        assert self.place.run(insert()) == self.model.insert_ended(ended, actor="ann", verbs=verbs)
+
+    def job(self, verb: str, pick: int, **mover: Any) -> Job:
+        """Three times in four one that can be moved so, if there is any."""
+        right = self.right(verb, **mover)
+        return right[pick % len(right)] if right and pick % 4 else self.any_job(pick)
+
+    def is_busy(self) -> bool:
+        """Whether there is enough to do without another job."""
+        return len(self.model.standing("cancel")) > ENOUGH
+
+    def right(self, verb: str, **mover: Any) -> Sequence[Job]:
+        return [job for job in self.model.stand.jobs.values() if self.model.may(job, seen(verb, job, **mover))]
+
+    def any_job(self, pick: int) -> Job:
+        jobs = [*self.model.stand.jobs.values()] or [a_job()]
+        return jobs[pick % len(jobs)]
+
+    def a_job(self, **more: Any) -> Job:
+        return a_job(**more, id=f"job-{self.next():04d}")
+
+    def token(self) -> str:
+        return f"lease-{self.next()}"
+
+    def next(self) -> int:
+        self.number += 1
+        return self.number
+
+
+def lapse(job: Job) -> Step:
+    """What a sweeper does that saw `job` when its lease had run out."""
+    if job.lane == "now" or job.attempt >= job.max_attempts:
+        return seen("lapse", job, to="fail", changes={"error": RETRYABLE})
+    return seen("lapse", job, to="bot", after_seconds={"due_at": 0})
+
+
+def expire(job: Job) -> Step:
+    """What a sweeper does that saw `job` when nobody had decided in time."""
+    match job.policy.on_deadline:
+        case "stay":
+            return seen("expire", job, to="human")
+        case "approve":
+            decision = Decision(verdict="approve", reviewer="policy", reason="Nobody looked in time.")
+            return seen("expire", job, to="success", changes={"decision": decision})
+        case "reject":
+            return seen("expire", job, to="fail", changes={"error": FINAL})
+
+
+def assert_fair(taken: list[Delivery], due: Iterable[Delivery], limit: int, at_host: int, busy: dict[str, int]) -> None:
+    """Whoever was left out was due no longer than those that took its place."""
+    full = Counter(busy) + Counter(one.host for one in taken)
+    assert len(taken) <= limit
+    assert all(full[one.host] <= max(at_host, busy.get(one.host, 0)) for one in taken)
+    for out in due:
+        if out.id not in {one.id for one in taken}:
+            before = taken if len(taken) == limit else [one for one in taken if one.host == out.host]
+            assert len(taken) == limit or full[out.host] >= at_host
+            at_its_host = [one for one in taken if one.host == out.host]
+            assert all(one.due_at <= out.due_at for one in (at_its_host if full[out.host] >= at_host else before))
+
+
+def by_id(jobs: Iterable[Job]) -> dict[str, Job]:
+    return {job.id: job for job in jobs}
+
+
+def by_age(deliveries: dict[str, Delivery]) -> list[Delivery]:
+    return [deliveries[delivery_id] for delivery_id in sorted(deliveries)]
+
+
+def outcome_of(work: Callable[[], T]) -> T | SignoffError | IntegrityError:
+    """What it returns, or how it is refused."""
+    try:
+        return work()
+    except (SignoffError, IntegrityError) as refusal:
+        return refusal
+
+
+def said(outcome: object) -> object:
+    """A refusal is the kind that it is."""
+    return type(outcome) if isinstance(outcome, SignoffError) else outcome

@@ -1,0 +1,252 @@
+"""What should stand in a store, in plain Python: the rows of `MOVES`, obeyed to the letter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from signoff.core.delivery import Delivery, Outcome
+from signoff.core.job import MOVES, TERMINAL, Decision, Guard, Job, Verdict
+from signoff.errors import JobNotFound, NotFound, Stale
+from signoff.store import JobFilter, Step
+
+SECOND = 1_000_000
+TIMES = ("due_at", "lease_until", "review_lease_until", "review_deadline", "release_at")
+KEY_LIFETIME = 24 * 3600 * SECOND
+
+
+class Stand(msgspec.Struct):
+    """All that stands somewhere, by its keys."""
+
+    jobs: dict[str, Job] = {}
+    keys: dict[tuple[int, str], str] = {}
+    events: dict[tuple[str, int], tuple[str, str, int]] = {}
+    votes: dict[tuple[str, int, str], tuple[Verdict, int]] = {}
+    decisions: dict[tuple[str, int], tuple[Decision, int]] = {}
+    deliveries: dict[str, Delivery] = {}
+
+
+GUARDS: dict[Guard, Callable[[Job, Step, int], bool]] = {
+    Guard.DUE: lambda job, step, now: job.lease is None and job.due_at <= now,
+    Guard.LEASE: lambda job, step, now: job.lease is not None and job.lease == step.lease,
+    Guard.LAPSED: lambda job, step, now: job.lease_until is not None and job.lease_until < now,
+    Guard.ROUND: lambda job, step, now: job.round == step.round,
+    Guard.UNOPENED: lambda job, step, now: opened_by(job, now) in {None, step.reviewer},
+    Guard.UNDECIDED: lambda job, step, now: job.release_at is None,
+    Guard.DECIDED: lambda job, step, now: job.release_at is not None,
+    Guard.UNRELEASED: lambda job, step, now: job.release_at is not None and now < job.release_at,
+    Guard.RELEASED: lambda job, step, now: job.release_at is not None and job.release_at <= now,
+    Guard.OVERDUE: lambda job, step, now: job.review_deadline is not None and job.review_deadline <= now,
+}
+
+
+def opened_by(job: Job, now: int) -> str | None:
+    """Who is looking at it."""
+    return None if job.review_lease_until is None or job.review_lease_until < now else job.review_lease
+
+
+class Model:
+    """What stands, and the time; each method does what the store's of the same name promises."""
+
+    def __init__(self, now: int) -> None:
+        self.now = now
+        self.stand = Stand()
+
+    # Coming in
+
+    def insert(self, job: Job, *, actor: str, due_seconds: float = 0, lease_seconds: float | None = None) -> Job:
+        """The new job, or the one that stands under its key."""
+        standing = self.under_key(job)
+        if standing is not None:
+            return standing
+        lease_until = None if lease_seconds is None else self._after(lease_seconds)
+        new = self._timed(job, due_at=self._after(due_seconds), lease_until=lease_until)
+        if job.idempotency_key is not None:
+            self.stand.keys[job.user_id, job.idempotency_key] = job.id
+        return self._written(new, "submit", actor)
+
+    def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> Job:
+        """A job that had ended before it was written."""
+        return self._written(self._timed(job, due_at=self.now, lease_until=None), verbs[-1], actor)
+
+    def _timed(self, job: Job, *, due_at: int, lease_until: int | None) -> Job:
+        times = {"created_at": self.now, "updated_at": self.now, "due_at": due_at, "lease_until": lease_until}
+        return msgspec.structs.replace(job, **times)
+
+    def under_key(self, job: Job) -> Job | None:
+        """A key stands for its job for a day, unless asking again may help."""
+        standing = self.stand.jobs.get(self.stand.keys.get((job.user_id, job.idempotency_key or ""), ""))
+        if standing is None or standing.created_at + KEY_LIFETIME < self.now:
+            return None
+        may_help = standing.status == "fail" and standing.error is not None and standing.error.retryable
+        return None if may_help else standing
+
+    # Moves
+
+    def move(self, job_id: str, *steps: Step) -> list[Job]:
+        """The job after each of `steps`; or a refusal, and nothing has changed."""
+        job = self.stand.jobs.get(job_id)
+        if job is None:
+            raise JobNotFound
+        made = list[Job]()
+        for step in steps:
+            if not self.may(job, step):
+                raise Stale
+            job = self._moved(job, step)
+            made.append(job)
+        for job, step in zip(made, steps, strict=True):
+            self._written(job, step.verb, step.actor)
+            self._decided(job, step.decision)
+        return made
+
+    def may(self, job: Job, step: Step) -> bool:
+        """Whether `job` can be moved so now."""
+        move = MOVES[step.verb]
+        return job.status in move.sources and all(GUARDS[guard](job, step, self.now) for guard in move.guards)
+
+    def _moved(self, job: Job, step: Step) -> Job:
+        move = MOVES[step.verb]
+        always = {"status": step.to or move.targets[0], "seq": job.seq + 1, "updated_at": self.now}
+        added = {column: getattr(job, column) + more for column, more in move.adds.items()}
+        times = {column: self._after(seconds) for column, seconds in step.after_seconds.items()}
+        columns = always | dict.fromkeys(move.clears) | added | dict(step.changes) | times
+        return msgspec.structs.replace(job, **columns)
+
+    def claim(self, *, actor: str, lease: str, limit: int, lease_seconds: float) -> list[Job]:
+        """The first `limit` jobs that wait, leased."""
+        step = Step(verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds})
+        waiting = [job for job in self.stand.jobs.values() if job.lane == "later" and self.may(job, step)]
+        first = sorted(waiting, key=lambda job: (-job.priority, job.id))[:limit]
+        return [self.move(job.id, step)[-1] for job in first]
+
+    def renew(self, leases: dict[str, str], lease_seconds: float) -> set[str]:
+        """Those that stand, extended."""
+        jobs = self.stand.jobs
+        standing = {job_id for job_id, lease in leases.items() if job_id in jobs and jobs[job_id].lease == lease}
+        for job_id in standing:
+            jobs[job_id] = msgspec.structs.replace(jobs[job_id], lease_until=self._after(lease_seconds))
+        return standing
+
+    def _written(self, job: Job, verb: str, actor: str) -> Job:
+        self.stand.jobs[job.id] = job
+        self.stand.events[job.id, job.seq] = (verb, actor, self.now)
+        if job.deliver is not None and job.status in TERMINAL and verb != "cancel":
+            told = job.deliver
+            delivery = Delivery(
+                id=f"msg_{job.id}",
+                job_id=job.id,
+                kind=told.kind,
+                address=told.address,
+                host=told.host,
+                due_at=self.now,
+                created_at=self.now,
+            )
+            assert delivery.id not in self.stand.deliveries, "a job ends once"
+            self.stand.deliveries[delivery.id] = delivery
+        return job
+
+    def _decided(self, job: Job, decision: Decision | None) -> None:
+        if decision is None:
+            return
+        assert (job.id, job.round) not in self.stand.decisions, "one decision a round"
+        self.stand.decisions[job.id, job.round] = (decision, self.now)
+        self.stand.votes[job.id, job.round, decision.reviewer] = (decision.verdict, self.now)
+
+    def _after(self, seconds: float) -> int:
+        return self.now + round(seconds * SECOND)
+
+    # Looking
+
+    def list(self, which: JobFilter) -> list[Job]:
+        """A page of those that are asked for."""
+        jobs = sorted(self.stand.jobs.values(), key=lambda job: job.id, reverse=which.newest_first)
+        if which.after_id is not None:
+            after = which.after_id
+            jobs = [job for job in jobs if (job.id < after if which.newest_first else job.id > after)]
+        jobs = [job for job in jobs if which.user_id in {None, job.user_id} and which.status in {None, job.status}]
+        return jobs[which.offset :][: which.limit]
+
+    def standing(self, verb: str) -> dict[str, Job]:
+        """Those that time alone lets somebody move so."""
+        return {job.id: job for job in self.stand.jobs.values() if self.may(job, seen(verb, job))}
+
+    def moments(self) -> Sequence[int]:
+        """When something will be due, or over; the next ones first."""
+        jobs, deliveries = self.stand.jobs.values(), self.stand.deliveries.values()
+        times = [getattr(job, column) for job in jobs for column in TIMES if not job.is_terminal]
+        times += [time for one in deliveries for time in (one.due_at, one.lease_until)]
+        times += [self.stand.jobs[job_id].created_at + KEY_LIFETIME for job_id in self.stand.keys.values()]
+        return sorted({time for time in times if time is not None and time > self.now})
+
+    # Deliveries
+
+    def is_free(self, delivery: Delivery) -> bool:
+        """Whether nobody is sending it."""
+        return delivery.lease_until is None or delivery.lease_until < self.now
+
+    def due(self) -> list[Delivery]:
+        """What a sender may take."""
+        waiting = [one for one in self.stand.deliveries.values() if one.state == "due" and one.due_at <= self.now]
+        return [one for one in waiting if self.is_free(one)]
+
+    def taken(self, delivery_id: str, lease: str, lease_seconds: float) -> Delivery:
+        """A delivery that is being sent."""
+        attempt = self.stand.deliveries[delivery_id].attempt + 1
+        return self._put(delivery_id, attempt=attempt, lease=lease, lease_until=self._after(lease_seconds))
+
+    def settle(self, delivery_id: str, lease: str, outcome: Outcome) -> bool:
+        """What came of it, if the lease stands."""
+        delivery = self.stand.deliveries.get(delivery_id)
+        if delivery is None or delivery.lease != lease:
+            return False
+        told = {"last_status": outcome.status, "last_error": outcome.error} if outcome.counts else {}
+        self._put(
+            delivery_id,
+            state=outcome.state,
+            attempt=delivery.attempt - (not outcome.counts),
+            due_at=self._after(outcome.after_seconds),
+            done_at=None if outcome.state == "due" else self.now,
+            lease=None,
+            lease_until=None,
+            **told,
+        )
+        return True
+
+    def resend(self, delivery_id: str) -> Delivery:
+        """A delivery as new."""
+        delivery = self.stand.deliveries.get(delivery_id)
+        if delivery is None:
+            raise NotFound
+        if not self.is_free(delivery):
+            raise Stale
+        fresh = {"state": "due", "attempt": 0, "due_at": self.now, "done_at": None}
+        return self._put(delivery_id, **fresh, lease=None, lease_until=None)
+
+    def _put(self, delivery_id: str, **columns: object) -> Delivery:
+        changed = msgspec.structs.replace(self.stand.deliveries[delivery_id], **columns)
+        self.stand.deliveries[delivery_id] = changed
+        return changed
+
+    # Forgetting
+
+    def old(self, seconds: float) -> set[str]:
+        """Those that ended more than `seconds` ago, and of whom nobody waits to hear."""
+        awaited = {delivery.job_id for delivery in self.stand.deliveries.values() if delivery.state == "due"}
+        ended = {job.id for job in self.stand.jobs.values() if job.status in TERMINAL}
+        return {job_id for job_id in ended - awaited if self.stand.jobs[job_id].updated_at < self._after(-seconds)}
+
+    def forget(self, gone: set[str]) -> None:
+        """All that is kept of `gone`."""
+        stand = self.stand
+        stand.jobs = {job_id: job for job_id, job in stand.jobs.items() if job_id not in gone}
+        stand.keys = {key: job_id for key, job_id in stand.keys.items() if job_id not in gone}
+        stand.events = {key: event for key, event in stand.events.items() if key[0] not in gone}
+        stand.votes = {key: vote for key, vote in stand.votes.items() if key[0] not in gone}
+        stand.decisions = {key: made for key, made in stand.decisions.items() if key[0] not in gone}
+        stand.deliveries = {key: one for key, one in stand.deliveries.items() if one.job_id not in gone}
+
+
+def seen(verb: str, job: Job, **more: object) -> Step:
+    """The step of somebody who sees `job` as it is."""
+    return msgspec.structs.replace(Step(verb=verb, actor="sweeper", lease=job.lease, round=job.round), **more)

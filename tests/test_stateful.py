@@ -1,0 +1,207 @@
+"""A store and a plain model of it go the same way, whatever is asked of them, in any order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from sqlalchemy.exc import SQLAlchemyError
+
+from signoff.core.job import MOVES, Guard, Move
+from signoff.stores import deliveries, jobs, moves
+from stateful.machine import Machine
+from stateful.model import GUARDS
+from stateful.place import Place
+
+Break = Callable[[pytest.MonkeyPatch], None]
+STEPS = 50
+RUNS = {"sqlite": 40, "postgres": 12}
+LONG_RUNS = 600
+SEARCHES = 400
+
+plain = settings(
+    stateful_step_count=STEPS,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(params=[*RUNS])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Yield a store that was just made, with its clock in our hands."""
+    url = f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    with opened(url) as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Yield a store for one fault after the other."""
+    with opened(f"sqlite:///{tmp_path_factory.mktemp('broken')}/store.db") as place:
+        yield place
+
+
+def opened(url: str) -> contextlib.closing[Place]:
+    return contextlib.closing(Place(url))
+
+
+def go(place: Place, more: settings) -> None:
+    run_state_machine_as_test(lambda: Machine(place), settings=more)
+
+
+@pytest.mark.timeout(600)  # what is found is made small
+def test_a_store_does_what_its_model_does(place: Place, request: pytest.FixtureRequest) -> None:
+    database = request.node.callspec.params["place"]
+    Machine.made.clear()
+    Machine.refused.clear()
+
+    go(place, settings(plain, max_examples=RUNS[database]))
+
+    if database == "postgres":  # it goes the beginning of the same way
+        return
+    assert MOVES.keys() - (+Machine.made).keys() == set(), "every verb was done"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_store_does_what_its_model_does_for_long(place: Place) -> None:
+    go(place, settings(plain, max_examples=LONG_RUNS, derandomize=False, print_blob=True))
+
+
+def test_the_model_knows_every_guard() -> None:
+    assert GUARDS.keys() == set(Guard)
+
+
+# The machine finds what is broken
+
+
+def without(verb: str, guard: Guard) -> Break:
+    """The store forgets a guard."""
+    return changed(verb, lambda move: {"guards": tuple(other for other in move.guards if other is not guard)})
+
+
+def changed(verb: str, how: Callable[[Move], dict[str, Any]]) -> Break:
+    """The store has another row of `MOVES` than it was told."""
+
+    def to_break(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(moves, "MOVES", MOVES | {verb: msgspec.structs.replace(MOVES[verb], **how(MOVES[verb]))})
+
+    return to_break
+
+
+def misread(verb: str, guard: Guard) -> Break:
+    """`MOVES` itself forgets a guard, and the model with it: only the laws are left."""
+
+    def to_break(patch: pytest.MonkeyPatch) -> None:
+        guards = tuple(other for other in MOVES[verb].guards if other is not guard)
+        patch.setitem(MOVES, verb, msgspec.structs.replace(MOVES[verb], guards=guards))
+
+    return to_break
+
+
+def guard_is(guard: Guard, condition: sa.ColumnElement[bool]) -> Break:
+    """The store reads a guard in another way."""
+    return lambda patch: patch.setitem(moves._GUARDS, guard, condition)
+
+
+def instead(where: Any, name: str, what: Any) -> Break:
+    """Something of the store is something else."""
+    return lambda patch: patch.setattr(where, name, what)
+
+
+def loosened(where: Any, name: str, number: int) -> Break:
+    """One of the conditions of a statement holds always."""
+
+    def to_break(patch: pytest.MonkeyPatch) -> None:
+        statement = getattr(where, name)._generate()
+        criteria = [*statement._where_criteria]
+        criteria[number] = sa.or_(criteria[number], sa.text("1 = 1"))
+        statement._where_criteria = tuple(criteria)
+        patch.setattr(where, name, statement)
+
+    return to_break
+
+
+deliver_end = moves.deliver_end
+NOW = moves._NOW
+ROW = moves.jobs.c
+FAULTS: dict[str, Break] = {
+    "a late worker succeeds": without("succeed", Guard.LEASE),
+    "a late worker fails": without("fail", Guard.LEASE),
+    "a late worker gives back": without("release", Guard.LEASE),
+    "a late reviewer decides": without("decide", Guard.ROUND),
+    "two decide": without("decide", Guard.UNDECIDED),
+    "what is decided expires": without("expire", Guard.UNDECIDED),
+    "a draft after the verdict": without("draft", Guard.UNDECIDED),
+    "a job is claimed too early": without("claim", Guard.DUE),
+    "a live lease lapses": without("lapse", Guard.LAPSED),
+    "a review ends too early": without("expire", Guard.OVERDUE),
+    "a verdict is undone too late": without("undo", Guard.UNRELEASED),
+    "a lease lapses at its last moment": guard_is(Guard.LAPSED, ROW.lease.is_not(None) & (ROW.lease_until <= NOW)),
+    "a job is due a moment late": guard_is(Guard.DUE, ROW.lease.is_(None) & (ROW.due_at < NOW)),
+    "a lease stays": changed("hold", lambda _: {"clears": ()}),
+    "an attempt is not counted": changed("claim", lambda _: {"adds": {}}),
+    "an ended job is cancelled": changed("cancel", lambda move: {"sources": (*move.sources, "success")}),
+    "by the table, a late worker succeeds": misread("succeed", Guard.LEASE),
+    "by the table, a late reviewer decides": misread("decide", Guard.ROUND),
+    "by the table, two decide": misread("decide", Guard.UNDECIDED),
+    "by the table, a job is claimed too early": misread("claim", Guard.DUE),
+    "by the table, a live lease lapses": misread("lapse", Guard.LAPSED),
+    "by the table, a review ends too early": misread("expire", Guard.OVERDUE),
+    "nobody is told": instead(moves, "deliver_end", lambda *_: None),
+    "nobody is told of a call": instead(jobs, "deliver_end", lambda *_: None),
+    "cancels are told": instead(moves, "deliver_end", lambda tx, job, _: deliver_end(tx, job, "fail")),
+    "an event leaves something out": instead(moves, "_changed", lambda job, _: {"status": job.status}),
+    "a vote is not kept": instead(moves, "_record", lambda *_: None),
+    "a key is never free": instead(jobs, "_frees_its_key", lambda *_: False),
+    "a key is always free": instead(jobs, "_frees_its_key", lambda *_: True),
+    "a heartbeat renews any lease": loosened(jobs, "_RENEW", 1),
+    "young jobs are forgotten": loosened(jobs, "_OLD", 1),
+    "untold jobs are forgotten": loosened(jobs, "_OLD", 2),
+    "a late sender settles": loosened(deliveries, "_SETTLE_AND_TELL", 1),
+    "what is being sent is sent again": loosened(deliveries, "_RESEND", 1),
+}
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Forget the statements that were built, before and after."""
+    built = (moves._move, moves._claim, moves.standing)
+    for each in built:
+        each.cache_clear()
+    yield
+    for each in built:
+        each.cache_clear()
+
+
+FOUND_AT_ONCE = {
+    "a late reviewer decides",
+    "a late worker fails",
+    "a late worker gives back",
+    "by the table, a job is claimed too early",
+    "by the table, a late reviewer decides",
+    "by the table, a late worker succeeds",
+    "by the table, a live lease lapses",
+    "by the table, a review ends too early",
+    "by the table, two decide",
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=() if name in FOUND_AT_ONCE else pytest.mark.long) for name in FAULTS]
+)
+def test_what_is_broken_is_found(broken: Place, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    with monkeypatch.context() as patch, pytest.raises((AssertionError, SQLAlchemyError)):
+        FAULTS[fault](patch)
+        go(broken, settings(plain, max_examples=SEARCHES, phases=[Phase.generate]))
