@@ -67,14 +67,15 @@ def check(stand: Stand) -> None:
             assert stand.decisions[job.id, job.round][0] == job.decision, "a verdict is one of its round"
     for job_id, number in stand.decisions:
         assert len([vote for vote in stand.votes if vote[:2] == (job_id, number)]) == 1, "one decision a round"
-    assert {one.job_id for one in stand.deliveries.values()} == told_of(stand), "ends are told, cancels are not"
-    assert len(stand.deliveries) == len(told_of(stand)), "an end is told once"
+    made = [(one.job_id, one.kind) for one in stand.deliveries.values()]
+    assert sorted(made) == sorted(told_of(stand)), "ends are told once of each kind, cancels are not"
 
 
-def told_of(stand: Stand) -> set[str]:
-    """The jobs whose end somebody is to hear of."""
-    ended = {job.id: job.seq for job in stand.jobs.values() if job.status in TERMINAL and job.deliver is not None}
-    return {job_id for job_id, seq in ended.items() if stand.events[job_id, seq][0] != "cancel"}
+def told_of(stand: Stand) -> list[tuple[str, str]]:
+    """The jobs whose end somebody is to hear of, with each way of hearing."""
+    ended = [job for job in stand.jobs.values() if job.status in TERMINAL]
+    told = [job for job in ended if stand.events[job.id, job.seq][0] != "cancel"]
+    return [(job.id, to.kind) for job in told for to in job.deliver]
 
 
 def check_replay(jobs: dict[str, Job], events: Sequence[Event]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy.exc import IntegrityError
 
-from signoff.core.delivery import Deliver, Delivery, Outcome
+from signoff.core.delivery import Deliver, Delivery, DeliveryKind, Outcome
 from signoff.core.job import STATUSES, Decision, Edit, Job, JobError, Verdict
 from signoff.core.keys import fingerprint
 from signoff.core.policy import OnDeadline, Policy
@@ -45,6 +45,8 @@ picks = st.integers(0, 30)
 ticks = st.integers(0, 3)
 people = st.sampled_from(["ann", "bob"])
 errors = st.sampled_from([RETRYABLE, FINAL])
+HOOKS = [Deliver(address=f"https://{host}/", host=host) for host in HOSTS]
+COPY = Deliver(kind="redis", address="signoff:1", host="redis")
 asks = st.fixed_dictionaries(
     {
         "user_id": st.sampled_from([1, 2]),
@@ -52,7 +54,7 @@ asks = st.fixed_dictionaries(
         "max_attempts": st.sampled_from([1, 2, 3]),
         "metadata": st.sampled_from([b"null", b'{"a":[1]}']),
         "policy": st.sampled_from([Policy(on_deadline=way) for way in get_args(OnDeadline)]),
-        "deliver": st.sampled_from([None, *(Deliver(address=f"https://{host}/", host=host) for host in HOSTS)]),
+        "deliver": st.sampled_from([(), *((hook,) for hook in HOOKS), (HOOKS[0], COPY), (COPY,)]),
     }
 )
 edits = st.sampled_from([Edit(), Edit(payload='{"a":1}'), Edit(response='"edited"')])
@@ -293,12 +295,18 @@ class Machine(RuleBasedStateMachine):
     # Senders
 
     @when(lambda self: self.model.stand.deliveries)
-    @act(limit=st.integers(1, 3), at_host=st.integers(1, 2), busy=st.sampled_from([{}, {HOSTS[0]: 1}]), lease=ticks)
-    def send(self, limit: int, at_host: int, busy: dict[str, int], lease: int) -> None:
+    @act(
+        kind=st.sampled_from(get_args(DeliveryKind)),
+        limit=st.integers(1, 3),
+        at_host=st.integers(1, 2),
+        busy=st.sampled_from([{}, {HOSTS[0]: 1}]),
+        lease=ticks,
+    )
+    def send(self, kind: DeliveryKind, limit: int, at_host: int, busy: dict[str, int], lease: int) -> None:
         """Of those that are due equally long, any may go first."""
-        token, seconds, due = self.token(), lease * TICK_SECONDS, self.model.due()
+        token, seconds, due = self.token(), lease * TICK_SECONDS, self.model.due(kind)
         rest: dict[str, Any] = {"limit": limit, "limit_per_host": at_host, "busy": busy, "lease_seconds": seconds}
-        taken = self.place.run(self.deliveries.claim(lease=token, **rest))
+        taken = self.place.run(self.deliveries.claim(kind, lease=token, **rest))
         assert {one.id for one in taken} <= {one.id for one in due}
         assert_fair(taken, due, limit, at_host, busy)
         assert taken == [self.model.taken(one.id, token, seconds) for one in taken]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from signoff.core.delivery import Delivery, Outcome
+from signoff.core.delivery import Delivery, DeliveryKind, Outcome
 from signoff.core.job import MOVES, TERMINAL, Decision, Guard, Job, Verdict
 from signoff.errors import JobNotFound, NotFound, Stale
 from signoff.store import JobFilter, Step
@@ -131,14 +131,13 @@ class Model:
     def _written(self, job: Job, verb: str, actor: str) -> Job:
         self.stand.jobs[job.id] = job
         self.stand.events[job.id, job.seq] = (verb, actor, self.now)
-        if job.deliver is not None and job.status in TERMINAL and verb != "cancel":
-            told = job.deliver
+        for to in job.deliver if job.status in TERMINAL and verb != "cancel" else ():
             delivery = Delivery(
-                id=f"msg_{job.id}",
+                id=to.message_id(job.id),
                 job_id=job.id,
-                kind=told.kind,
-                address=told.address,
-                host=told.host,
+                kind=to.kind,
+                address=to.address,
+                host=to.host,
                 due_at=self.now,
                 created_at=self.now,
             )
@@ -185,10 +184,10 @@ class Model:
         """Whether nobody is sending it."""
         return delivery.lease_until is None or delivery.lease_until < self.now
 
-    def due(self) -> list[Delivery]:
-        """What a sender may take."""
+    def due(self, kind: DeliveryKind) -> list[Delivery]:
+        """What a sender of that kind may take."""
         waiting = [one for one in self.stand.deliveries.values() if one.state == "due" and one.due_at <= self.now]
-        return [one for one in waiting if self.is_free(one)]
+        return [one for one in waiting if one.kind == kind and self.is_free(one)]
 
     def taken(self, delivery_id: str, lease: str, lease_seconds: float) -> Delivery:
         """A delivery that is being sent."""
