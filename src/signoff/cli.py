@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -18,12 +19,16 @@ from signoff.commands.people import tokens, users
 from signoff.commands.terminal import address_of, err, out, run, stop
 from signoff.errors import SignoffError
 from signoff.logs import to_stderr
+from signoff.memory import resident_mb
 from signoff.settings import BadSettings, Settings, load
 from signoff.work.desk import Desk
 from signoff.work.people import create_token, create_user, sign_in_link
 
 FIRST_ADMIN = "admin@localhost"
 DRAIN_SECONDS = 10
+LOOK_SECONDS = 0.5
+# In the environment of a worker that has started itself anew.
+ANEW = "SIGNOFF_WORKS_ANEW"
 SERVED: dict[str, Any] = {
     "loop": "uvloop",
     "http": "httptools",
@@ -82,19 +87,44 @@ def serve(
 @cli.command()
 def work(concurrency: Annotated[int | None, typer.Option(help="Jobs at a time.", min=1)] = None) -> None:
     """A worker alone, until SIGTERM or Ctrl-C; then it finishes what it can and gives the rest back."""
+    settings = load(concurrency=concurrency)
+    if asyncio.run(_work(settings)):
+        os.environ[ANEW] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 -- the same program again
+
+
+async def _work(settings: Settings) -> bool:
+    """Works until it is told to stop, or has taken too much memory; whether it is to start anew."""
     from signoff.app import running
 
-    settings = load(concurrency=concurrency)
-
-    async def until_stopped() -> None:
-        told = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, told.set)
-        async with running(settings, work=True):
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    async with running(settings, work=True):
+        most_mb, at_start_mb = settings.worker_memory_mb, resident_mb()
+        refused = most_mb is not None and at_start_mb > most_mb
+        if refused and os.environ.get(ANEW):  # it has worked within its bound: it does not vanish now
+            err.print(
+                f"This worker takes {at_start_mb} MiB from its start; it works on without a bound.", style="yellow"
+            )
+            most_mb, refused = None, False
+        if not refused:
             err.print(f"Working, {settings.concurrency} jobs at a time.")
-            await told.wait()
+            await _told_or_outgrown(told, most_mb)
+    if refused:
+        raise BadSettings(f"worker_memory_mb is {most_mb}, but a worker takes {at_start_mb} MiB from its start.")
+    return not told.is_set()
 
-    asyncio.run(until_stopped())
+
+async def _told_or_outgrown(told: asyncio.Event, most_mb: int | None) -> None:
+    """Returns when the worker is told to stop, or takes more memory than that."""
+    while not told.is_set():
+        if most_mb is not None and (now_mb := resident_mb()) > most_mb:
+            err.print(f"This worker takes {now_mb} MiB of {most_mb}: it ends its jobs and starts anew.", style="yellow")
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await told.wait()
 
 
 def _bound(settings: Settings) -> socket.socket:

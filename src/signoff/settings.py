@@ -77,6 +77,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(20 * 1024 * 1024, description="The largest request body.", gt=0)
     concurrency: int = Field(16, description="Jobs that one worker performs at a time.", gt=0)
 
+    worker_memory_mb: int | None = Field(
+        None,
+        description="`signoff work` starts itself anew when it takes more memory than this, in MiB; none: never.",
+        gt=0,
+    )
     drain_seconds: float = Field(20, description="How long a stopping worker finishes what it began.", ge=0)
 
     enqueue_review: Review = Field("always", description="Whether jobs of /enqueue are held for a person.")

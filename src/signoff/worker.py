@@ -13,6 +13,7 @@ from signoff.work.desk import Desk
 from signoff.work.perform import perform
 
 LOOK_SECONDS = 1.0
+TAKE_SECONDS = 5.0
 log = structlog.get_logger()
 
 
@@ -23,6 +24,7 @@ class Worker:
         self._desk = desk
         self._concurrency = concurrency
         self._drain_seconds = drain_seconds
+        self._taking: asyncio.Task[bool] | None = None
         self._running = set[asyncio.Task[None]]()
         self._slot_free = asyncio.Event()
 
@@ -31,9 +33,12 @@ class Worker:
         try:
             while True:
                 await self._wait_for_a_slot()
-                if not await self._take():
+                self._taking = self._desk.background.spawn(self._take())
+                if not await asyncio.shield(self._taking):
                     await self._desk.broker.heard(LOOK_SECONDS)
         finally:
+            if self._taking is not None:  # a claim that is cut off may be committed, and nobody would know of its jobs
+                await drain({self._taking}, TAKE_SECONDS)
             await drain(self._running, self._drain_seconds)
 
     def hear(self, topic: Topic, name: str) -> None:

@@ -1,0 +1,20 @@
+"""How much memory this process takes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+STATM = Path("/proc/self/statm")
+MEBIBYTE = 1024 * 1024
+
+
+def resident_mb() -> int:
+    """What is resident now, in mebibytes; where the system does not tell, the most that ever was."""
+    try:
+        pages = int(STATM.read_bytes().split()[1])  # proc_pid_statm(5)
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak // (MEBIBYTE if sys.platform == "darwin" else 1024)
+    return pages * resource.getpagesize() // MEBIBYTE
