@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sqlite3
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
+from random import Random
+from subprocess import Popen
 from typing import Any
 
 import pytest
@@ -23,6 +28,11 @@ from processes import (
     verbs,
     worked,
 )
+from signoff.core.job import MOVES, TERMINAL
+
+SUBMITTERS = 6
+ENOUGH = 60
+ENDS = {verb for verb, move in MOVES.items() if TERMINAL & set(move.targets)} - {"lapse"}
 
 
 @pytest.fixture
@@ -97,6 +107,62 @@ def test_a_worker_that_is_stopped_gives_its_job_back(environment: dict[str, str]
             assert worker.wait(WAIT_SECONDS) == 0
         assert verbs(port, token, job_id) == ["submit", "claim", "release"]
         assert ask(port, f"/api/jobs/{job_id}", token)["attempt"] == 0
+
+
+def test_a_kill_right_after_an_acknowledgement_loses_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    port = free_port()
+    with served(environment, tmp_path, port) as server:
+        token = first_token(tmp_path)
+        accepted = accepted_until_killed([port], token, [server])
+    with served(environment, tmp_path, port):
+        assert_all_end_once(port, token, accepted)
+
+
+def test_a_kill_of_all_servers_and_workers_loses_nothing(
+    tmp_path: Path, postgres_url: str, rabbitmq_url: str, prefix: str
+) -> None:
+    on_servers = {"SIGNOFF_DATABASE_URL": postgres_url, "SIGNOFF_AMQP_URL": rabbitmq_url, "SIGNOFF_QUEUE_NAME": prefix}
+    environment = clean_environment(tmp_path / "data", **on_servers)
+    signoff(environment, "migrate")
+    token = signoff(environment, "token", "create", "a@example.com", "--role", "admin", "--quiet").strip()
+    ports = [free_port(), free_port()]
+    with contextlib.ExitStack() as stack:
+        everything = [stack.enter_context(worked(environment)) for _ in range(2)]
+        everything += [stack.enter_context(served(environment, tmp_path, port, "--no-work")) for port in ports]
+        accepted = accepted_until_killed(ports, token, everything)
+    with worked(environment), served(environment, tmp_path, ports[0], "--no-work"):
+        assert_all_end_once(ports[0], token, accepted)
+
+
+def accepted_until_killed(ports: list[int], token: str, everything: Sequence[Popen[bytes]]) -> list[str]:
+    """The ids of the jobs that were acknowledged before everything was killed, at whatever moment that was."""
+    accepted = list[str]()
+
+    def submit(number: int) -> None:
+        body = {"target": "echo/delay=0.02", "body": {"messages": []}}
+        with contextlib.suppress(OSError, HTTPException):  # killed
+            while True:
+                accepted.append(ask(ports[number % len(ports)], "/api/jobs", token, body)["job_id"])
+
+    with ThreadPoolExecutor(SUBMITTERS) as pool:
+        for number in range(SUBMITTERS):
+            pool.submit(submit, number)
+        enough = ENOUGH + Random().randrange(ENOUGH)
+        try:
+            until(lambda: len(accepted) >= enough or None)
+        finally:
+            for process in everything:
+                process.kill()
+    for process in everything:
+        process.wait()
+    return accepted
+
+
+def assert_all_end_once(port: int, token: str, accepted: list[str]) -> None:
+    until(lambda: ask(port, "/api/jobs?status=bot&limit=1", token)["total"] == 0 or None)
+    ends = [[verb for verb in verbs(port, token, job_id) if verb in ENDS] for job_id in accepted]
+    assert len(ends) >= ENOUGH
+    assert ends == [["succeed"]] * len(accepted)
 
 
 def make_tokens(environment: dict[str, str], count: int) -> list[str]:
