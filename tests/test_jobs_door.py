@@ -105,6 +105,17 @@ async def test_of_two_reviewers_one_wins_and_the_other_learns_who(tmp_path: Path
         assert re.search(r"r\d@example.com", lost["message"])
 
 
+async def test_a_verdict_on_an_answer_that_was_replaced_meanwhile_is_refused(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token("admin")
+        job_id = await held_job(server, token)
+        await server.ask("POST", "/reviewJob", token, json={"id": job_id, "status": "bot", "round": 1})
+        await server.job_when(token, job_id, lambda job: (job["status"], job["round"]) == ("human", 2))
+        late = {"id": job_id, "status": "success", "round": 1}
+        assert (await server.ask("POST", "/reviewJob", token, json=late))[0] == 409
+        assert (await server.ask("POST", "/reviewJob", token, json=late | {"round": 2}))[0] == 200
+
+
 async def test_only_reviewers_review(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         plain = await server.token()

@@ -31,13 +31,14 @@ class Named(msgspec.Struct):
 
 
 class ReviewOf(msgspec.Struct, frozen=True, kw_only=True):
-    """A reviewer's word on a job."""
+    """A reviewer's word on a job, and the round in which they saw it; None means whichever it is in."""
 
     id: str
     status: str
     payload: msgspec.Raw = msgspec.Raw(b"null")
     response: msgspec.Raw = msgspec.Raw(b"null")
     reason: str | None = None
+    round: int | None = None
 
 
 @post("/enqueue", status_code=200, summary="Queue a payload for the model, and for review")
@@ -90,7 +91,7 @@ async def review_job(request: Request[Any, Any, Any], desk: TheDesk, caller: The
     if status == "human":
         await draft(desk, caller, review.id, edit)
     else:
-        opinion = Opinion(verdict=VERDICTS[status], reason=review.reason, edit=edit)
+        opinion = Opinion(verdict=VERDICTS[status], reason=review.reason, edit=edit, round=review.round)
         await decide(desk, caller, review.id, opinion)
     return {"status": "success"}
 
