@@ -5,6 +5,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,7 +23,8 @@ from signoff.stores import notify, postgres, schema
 from signoff.stores.notify import PAYLOAD_BYTES, UNSENT_LIMIT, Notify, payloads
 from signoff.stores.postgres import Postgres
 from signoff.stores.sql import SqlStore
-from stores import ANSWER, Ear, a_step, held, inserted, leased, listening, opened, rows, together, until
+from signoff.stores.writer import Tx
+from stores import ANSWER, Ear, a_step, held, inserted, is_refused, leased, listening, opened, rows, together, until
 
 pytestmark = pytest.mark.anyio
 
@@ -392,7 +394,42 @@ async def test_a_text_that_the_server_cannot_keep_fails_alone(store: SqlStore) -
 async def test_a_process_that_was_stopped_in_a_transaction_does_not_keep_its_locks(store: SqlStore) -> None:
     show = sa.text("SHOW idle_in_transaction_session_timeout")
 
-    assert await store._database.write(lambda tx: tx.conn.execute(show).scalar_one()) == "30s"
+    assert await store._database.write(lambda tx: tx.conn.execute(show).scalar_one()) == "5s"
+
+
+async def test_what_a_stopped_process_was_about_to_write_is_written_when_it_goes_on(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "IDLE_SECONDS", 0.1)
+    began = list[float]()
+
+    def write(tx: Tx) -> int:
+        began.append(time.monotonic())
+        tx.conn.execute(sa.text("SELECT 1"))
+        if len(began) == 1:
+            time.sleep(0.5)  # as a stopped process, which does not run its loop either
+        return tx.conn.execute(sa.text("SELECT 2")).scalar_one()
+
+    async with opened(postgres_url) as store:
+        assert await store._database.write(write) == 2
+    assert len(began) == 2
+
+
+async def test_nobody_waits_for_a_job_whose_worker_was_cut_off_while_it_wrote(
+    postgres_url: str, store: SqlStore
+) -> None:
+    # given a job whose lease has run out, in a transaction of somebody who says no more
+    job = await inserted(store, lease="theirs", lease_seconds=-1)
+    outsider = await asyncpg.connect(postgres_url)
+    lapse = a_step("lapse", to="bot", after_seconds={"due_at": 0})
+    async with outsider.transaction():
+        await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", job.id)
+        # when the lease is to lapse, then that is left for later, and others write meanwhile
+        async with asyncio.timeout(2):
+            assert await is_refused(store, job, lapse)
+            await inserted(store)
+    assert (await store.jobs.move(job.id, lapse)).lease is None
+    await outsider.close()
 
 
 async def test_an_address_may_carry_the_options_that_every_client_knows(postgres_url: str) -> None:

@@ -53,7 +53,11 @@ def _step(tx: Tx, job_id: str, step: Step) -> Job:
 
 @cache
 def _move(verb: str, changed: tuple[str, ...]) -> ReturningUpdate[Any]:
-    return _update(verb, changed).where(jobs.c.id == sa.bindparam("job"), *_guards(verb)).returning(*EVERY_COLUMN)
+    here = (jobs.c.id == sa.bindparam("job"), *_guards(verb))
+    if verb == "lapse":  # who vanished may have done so in a transaction: nobody waits for its locks
+        free = sa.select(jobs.c.id).where(*here).with_for_update(skip_locked=True).cte("free")
+        here = (jobs.c.id.in_(sa.select(free.c.id)),)
+    return _update(verb, changed).where(*here).returning(*EVERY_COLUMN)
 
 
 def claimed(tx: Tx, step: Step, limit: int) -> list[Job]:

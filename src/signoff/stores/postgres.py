@@ -33,15 +33,15 @@ log = structlog.get_logger()
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
-IDLE_SECONDS = 30
 READ_SECONDS = 5.0
 WRITE_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
+IDLE_SECONDS = 5.0
 AGAIN_SECONDS = 0.1
 MIGRATION_LOCK = 0x5169_6E6F
-# The connection is lost, the transaction was a deadlock's victim, there are too many connections, the server stops
-# or starts: https://www.postgresql.org/docs/current/errcodes-appendix.html
-PASSING = ("08", "40", "53300", "57P0")
+# The connection is lost, we were silent in a transaction for too long, it was a deadlock's victim, there are too many
+# connections, the server stops or starts: https://www.postgresql.org/docs/current/errcodes-appendix.html
+PASSING = ("08", "25P03", "40", "53300", "57P0")
 _BEGIN = sa.select(now_us(), sa.cast(sa.func.pg_current_xact_id(), sa.Text))
 _FATE = sa.text("SELECT pg_xact_status(CAST(CAST(:xid AS TEXT) AS xid8))")
 
@@ -203,7 +203,8 @@ def _give_up_the_silent(context: ExceptionContext) -> None:
 
 
 async def _connected(dsn: str, answer_seconds: float | None) -> Any:
-    """A connection. Should this process be stopped or cut off in a transaction, the server gives its locks back."""
+    """A connection. Should this process be stopped or cut off in a transaction, its locks are given back."""
     conn = await connect(dsn, timeout=CONNECT_SECONDS, command_timeout=answer_seconds)
-    await conn.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    if answer_seconds is not None:
+        await conn.execute(f"SET idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000:.0f}")
     return conn
