@@ -58,7 +58,8 @@ class Jobs(Protocol):
 
     async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[Job]:
         """A job that has run its course before it was ever written: one row, one event for all of `verbs`.
-        Waits only while too many writes wait already; the future is done when it is committed.
+        Waits only while too many writes wait already; the future is done when it is committed, for which it waits as
+        long as the database is away. Raises Overloaded when there is no room for it.
         """
         ...
 

@@ -1,5 +1,6 @@
 """What every store keeps: the promise in `store.py`, and the laws that depend on it."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from random import Random
@@ -17,7 +18,7 @@ from signoff.core.policy import Policy
 from signoff.core.target import Model
 from signoff.errors import JobNotFound, Overloaded, Stale
 from signoff.store import JobFilter, Step, Topic
-from signoff.stores import schema
+from signoff.stores import jobs, schema
 from signoff.stores.sql import SqlStore
 from signoff.work.review import effect
 from stores import (
@@ -197,6 +198,39 @@ async def test_what_was_refused_leaves_room_for_others(store: SqlStore) -> None:
     for _ in range(300):
         with pytest.raises(Overloaded):
             await store.jobs.insert_ended(a_job(), actor="test", verbs=["submit"])
+
+
+async def test_the_row_of_an_answered_call_waits_while_the_database_is_away(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a database that takes nothing, as one whose disk is full
+    writer = store._database._writer
+    run, refused = writer._run_group, asyncio.Event()
+
+    async def refuse(group: object) -> list[Any]:
+        refused.set()
+        raise Overloaded("The disk is full.")
+
+    writer._run_group = refuse
+    written = await store.jobs.insert_ended(a_job(status="success"), actor="test", verbs=["submit", "succeed"])
+    await refused.wait()
+    with pytest.raises(Overloaded):
+        await inserted(store)
+    assert not written.done()
+    # when it takes something again, then the row is there
+    writer._run_group = run
+    async with asyncio.timeout(10):
+        job = await written
+    assert await store.jobs.get(job.id) == job
+
+
+async def test_who_finds_no_room_behind_their_answer_is_told_so(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "WRITE_TIMEOUT_SECONDS", 0.05)
+    store.jobs._behind = asyncio.Semaphore(0)
+    with pytest.raises(Overloaded):
+        await store.jobs.insert_ended(a_job(status="success"), actor="test", verbs=["submit", "succeed"])
 
 
 # Moves: what each guard looks at, in ways in which it holds, and in ways in which it does not

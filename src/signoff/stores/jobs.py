@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,8 +12,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.job import TERMINAL, Event, Job, Status
+from signoff.errors import Overloaded
 from signoff.store import JobFilter, Step
-from signoff.stores.database import Database
+from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.moves import (
     EVERY_COLUMN,
     SECOND,
@@ -31,6 +32,7 @@ from signoff.stores.writer import Tx
 T = TypeVar("T")
 KEY_LIFETIME_US = 24 * 3600 * SECOND
 IDS_AT_ONCE = 1000
+AGAIN_SECONDS = 0.1
 ROWS_BEHIND = 128  # about what is written in 20 ms: a crash costs no more of the log
 _STANDS_IN_THE_ROW = {"body", "response", "deliver", "seq", "updated_at"}
 
@@ -41,6 +43,7 @@ class SqlJobs:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._behind = asyncio.Semaphore(ROWS_BEHIND)
+        self._again = set[asyncio.Task[None]]()
 
     async def insert(self, job: Job, *, actor: str, due_seconds: float = 0, lease_seconds: float | None = None) -> Job:
         """See `store.Jobs`."""
@@ -64,14 +67,49 @@ class SqlJobs:
         def insert(tx: Tx) -> Job:
             return _inserted(tx, _timed(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
 
-        await self._behind.acquire()
+        await self._place_behind()
         try:
             done = await self._database.enqueue(insert)
         except BaseException:
             self._behind.release()
             raise
-        done.add_done_callback(lambda _: self._behind.release())
-        return done
+        written: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        written.add_done_callback(lambda _: self._behind.release())
+        done.add_done_callback(lambda done: self._tell(written, done, insert))
+        return written
+
+    async def _place_behind(self) -> None:
+        """Room for one more row behind its answer. Raises Overloaded when there is none for long."""
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
+                await self._behind.acquire()
+        except TimeoutError:
+            raise Overloaded("The database has not taken the log for too long.") from None
+
+    def _tell(self, written: asyncio.Future[Job], done: asyncio.Future[Job], insert: Callable[[Tx], Job]) -> None:
+        """Passes on what came of a row, unless the database was away: its caller has the answer, so it is kept."""
+        if written.done():
+            return
+        if done.cancelled():
+            written.cancel()
+        elif isinstance(error := done.exception(), Overloaded):
+            task = asyncio.get_running_loop().create_task(self._write_again(written, insert))
+            self._again.add(task)
+            task.add_done_callback(self._again.discard)
+        elif error is not None:
+            written.set_exception(error)
+        else:
+            written.set_result(done.result())
+
+    async def _write_again(self, written: asyncio.Future[Job], insert: Callable[[Tx], Job]) -> None:
+        await asyncio.sleep(AGAIN_SECONDS)
+        try:
+            done = await self._database.enqueue(insert)
+        except Overloaded as closed:
+            if not written.done():
+                written.set_exception(closed)
+        else:
+            done.add_done_callback(lambda done: self._tell(written, done, insert))
 
     async def move(self, job_id: str, *steps: Step) -> Job:
         """See `store.Jobs`."""

@@ -9,13 +9,14 @@ import structlog
 
 from signoff.core.answer import Answer
 from signoff.core.job import Job, JobError, Status
-from signoff.errors import SignoffError, Stale
+from signoff.errors import Overloaded, SignoffError, Stale
 from signoff.parts.inflight import Flight
 from signoff.store import Step
 from signoff.work.desk import Desk
 from signoff.work.settle import error_of, settle
 
 CANCELLED = JobError(code="cancelled", message="The caller left before the answer came.", status=409)
+COMMIT_SECONDS = 30.0
 log = structlog.get_logger()
 
 
@@ -48,9 +49,17 @@ async def end_record(desk: Desk, flight: Flight, outcome: Answer | SignoffError)
     written = await desk.store.jobs.insert_ended(ended, actor=flight.actor, verbs=["submit", "claim", _verb(ended)])
     flight.is_recorded = True
     if desk.rules.log_before_answer:
-        return await asyncio.shield(written)
+        return await _committed(written)
     written.add_done_callback(_complain)
     return ended
+
+
+async def _committed(written: asyncio.Future[Job]) -> Job:
+    try:
+        async with asyncio.timeout(COMMIT_SECONDS):
+            return await asyncio.shield(written)
+    except TimeoutError:
+        raise Overloaded("The database did not take the log of this call in time.") from None
 
 
 async def leave_record(desk: Desk, flight: Flight, actor: str) -> None:
