@@ -421,7 +421,7 @@ async def test_nobody_waits_for_a_job_whose_worker_was_cut_off_while_it_wrote(
     # given a job whose lease has run out, in a transaction of somebody who says no more
     job = await inserted(store, lease="theirs", lease_seconds=-1)
     outsider = await asyncpg.connect(postgres_url)
-    lapse = a_step("lapse", to="bot", after_seconds={"due_at": 0})
+    lapse = a_step("lapse", to="bot", lease="theirs", after_seconds={"due_at": 0})
     async with outsider.transaction():
         await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", job.id)
         # when the lease is to lapse, then that is left for later, and others write meanwhile
