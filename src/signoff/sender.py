@@ -19,6 +19,7 @@ AT_ONCE_PER_HOST: dict[DeliveryKind, int] = {"webhook": 4, "redis": 64}
 LEASE_SECONDS = 60.0
 SEND_SECONDS = 30.0
 LONGEST_DRAIN_SECONDS: dict[DeliveryKind, float] = {"webhook": SEND_SECONDS, "redis": 1.0}
+TAKE_SECONDS = 2.0
 LOOK_AGAIN_SECONDS = 1.0
 log = structlog.get_logger()
 
@@ -38,7 +39,7 @@ class Sender:
         try:
             while True:
                 self._look.clear()
-                if not await self._take():
+                if not await self._desk.background.whole(self._take(), TAKE_SECONDS):
                     await self._wait()
         finally:
             await drain(self._running, self._drain_seconds)
@@ -49,7 +50,10 @@ class Sender:
             self._look.set()
 
     async def _take(self) -> bool:
-        """Claims what there is room for, and starts it; whether there was anything."""
+        """Claims what there is room for, and starts it; whether there was anything.
+
+        Cut off, it may have claimed some, and nobody would know of them.
+        """
         room = AT_ONCE[self._kind] - len(self._running)
         if room <= 0:
             return False

@@ -24,7 +24,6 @@ class Worker:
         self._desk = desk
         self._concurrency = concurrency
         self._drain_seconds = drain_seconds
-        self._taking: asyncio.Task[bool] | None = None
         self._running = set[asyncio.Task[None]]()
         self._slot_free = asyncio.Event()
 
@@ -33,12 +32,9 @@ class Worker:
         try:
             while True:
                 await self._wait_for_a_slot()
-                self._taking = self._desk.background.spawn(self._take())
-                if not await asyncio.shield(self._taking):
+                if not await self._desk.background.whole(self._take(), TAKE_SECONDS):
                     await self._desk.broker.heard(LOOK_SECONDS)
         finally:
-            if self._taking is not None:  # a claim that is cut off may be committed, and nobody would know of its jobs
-                await drain({self._taking}, TAKE_SECONDS)
             await drain(self._running, self._drain_seconds)
 
     def hear(self, topic: Topic, name: str) -> None:
@@ -52,7 +48,10 @@ class Worker:
             await self._slot_free.wait()
 
     async def _take(self) -> bool:
-        """Claims as many due jobs as there are free slots, and starts them; whether there were any."""
+        """Claims as many due jobs as there are free slots, and starts them; whether there were any.
+
+        Cut off, it may have claimed some, and nobody would know of them.
+        """
         desk = self._desk
         try:
             jobs = await desk.store.jobs.claim(

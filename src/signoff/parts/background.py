@@ -26,6 +26,15 @@ class Background:
         task.add_done_callback(self._ended)
         return task
 
+    async def whole(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
+        """The result of `work`, which is not cut off with whoever waits for it: it has `seconds` more to end."""
+        task = self.spawn(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await drain({task}, seconds)
+            raise
+
     async def finish(self, seconds: float) -> None:
         """Waits for what still runs, at most `seconds`, and cancels the rest."""
         await drain(self._tasks, seconds)
