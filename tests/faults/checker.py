@@ -6,6 +6,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -69,26 +70,36 @@ class Book:
         return found
 
 
+class Lease(NamedTuple):
+    """From a claim to whatever ended it: an answer perhaps, and perhaps a move of the worker's own."""
+
+    job: str
+    actor: str
+    began_at: int
+    ended_at: int
+    answered: bool
+    kept: bool
+
+
 class Check(msgspec.Struct):
     """What a look at everything gave: breaches, and figures."""
 
     findings: list[Finding]
     jobs: dict[str, Kept]
-    claims: list[tuple[int, int]]
-    """When a job was claimed, and when it was answered."""
-    answered_at: dict[str, int]
-    """When each job was last answered."""
+    leases: list[Lease]
+    verbs: Counter[str]
+    """How often each move was made."""
     recovered: int = 0
     unlogged: int = 0
 
 
 async def check(tables: Tables, history: Path) -> Check:
     """Looks at every job, then at what was told."""
-    book, result = Book(history), Check([], {}, [], {})
+    book, result = Book(history), Check([], {}, [], Counter())
     async for page in tables.pages():
         for told in page:
             _look_at(told, book, result)
-    for law in (_kept, _once, _answers, _verdicts, _cancels, _hooks, _veil, _machine):
+    for law in (_kept, _once, _answers, _verdicts, _cancels, _hooks, _veil, _caps, _machine):
         result.findings += law(book, result)
     return result
 
@@ -96,16 +107,16 @@ async def check(tables: Tables, history: Path) -> Check:
 def _look_at(told: Told, book: Book, result: Check) -> None:
     job = told.job
     result.jobs[job.id] = _kept_of(told)
+    result.verbs.update(event.verb for event in told.events)
     result.findings += walk(told)
     result.findings += _times(told, book)
     result.findings += _ends(job)
     for one, other in zip(told.events, told.events[1:], strict=False):
-        if one.verb == "claim" and other.verb in {"succeed", "hold", "fail"}:
-            result.claims.append((one.at, other.at))
-            result.answered_at[job.id] = other.at
-        if (one.verb, other.verb) == ("retry", "claim") and other.at < one.at + RETRY_AFTER.get(
-            job.target, -1
-        ) * SECOND:
+        if one.verb == "claim":
+            answered = other.verb in {"succeed", "hold", "fail"}
+            result.leases.append(Lease(job.id, one.actor, one.at, other.at, answered, other.actor == one.actor))
+        wait = RETRY_AFTER.get(job.target, 0)
+        if wait and (one.verb, other.verb) == ("retry", "claim") and other.at < one.at + wait * SECOND:
             result.findings.append(Finding("retry-after", job.id, f"asked again after {other.at - one.at} µs"))
 
 
@@ -284,6 +295,18 @@ def _veil(book: Book, result: Check) -> Iterator[Finding]:
     for line in book.by_what["looked"]:
         if line["seen"]:
             yield Finding("held-seen", line["job"], f"somebody who may not review saw it through {line['way']}")
+
+
+def _caps(book: Book, result: Check) -> Iterator[Finding]:
+    """No worker has more jobs in its hands than it may; those that it let go and that lapsed later do not count."""
+    most = book.by_what["began"][0]["concurrency"]
+    changes: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for lease in (lease for lease in result.leases if lease.kept):
+        changes[lease.actor] += [(lease.began_at, 1), (lease.ended_at, -1)]
+    for actor, moments in changes.items():
+        held = max(itertools.accumulate(change for _, change in sorted(moments)))
+        if held > most:
+            yield Finding("caps", actor, f"{held} jobs at a time; {most} were allowed")
 
 
 def _machine(book: Book, result: Check) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from faults.orders import Orders
 from services import ending_with_us, free_ports
 
 TESTS = Path(__file__).parents[1]
+PLACES = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
 READY_SECONDS = 40.0
 POLL_SECONDS = 0.05
 TAIL_LINES = 15
@@ -37,7 +38,7 @@ class Member:
         [self.port] = free_ports(1)
         command = ("serve", "--port", str(self.port), *more) if kind == "server" else ("work",)
         self._command = [*ending_with_us(signal.SIGKILL), sys.executable, "-m", "faults.launcher", *command]
-        self._environment = {**environment, "PYTHONPATH": str(TESTS), "FAULTS_FOLDER": str(self.folder)}
+        self._environment = {**environment, "PYTHONPATH": PLACES, "FAULTS_FOLDER": str(self.folder)}
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begins_at = 0
 

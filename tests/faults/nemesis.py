@@ -43,6 +43,6 @@ async def rage(world: World, plan: Iterable[Fault], is_enough: Callable[[], bool
             world.history.tell("broken", name=act.__name__, error=repr(error))
             struck = Struck([])
             await world.cluster.mend()
-        about = {"name": act.__name__, "began": began, "ended": time.time()}
+        about = {"name": act.__name__, "doing": act.__doc__, "began": began, "ended": time.time()}
         world.history.tell("fault", struck=struck.counts, jobs=struck.jobs, requests=struck.requests, **about)
         await asyncio.sleep(GAP_SECONDS * world.dice.random())

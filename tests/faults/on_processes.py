@@ -31,7 +31,7 @@ async def kill_a_server(world: World) -> Struck:
     return Struck([], requests)
 
 
-def killed_at(point: str, kind: str) -> Fault:
+def killed_at(point: str, kind: str, when: str) -> Fault:
     """A process kills itself at a named point, with jobs in hand."""
 
     async def kill(world: World) -> Struck:
@@ -41,17 +41,18 @@ def killed_at(point: str, kind: str) -> Fault:
         return struck
 
     kill.__name__ = f"kill_a_{kind}_{point.replace('-', '_')}"
+    kill.__doc__ = f"SIGKILL {when}."
     return kill
 
 
-killed_after_claim = killed_at("after-claim", "worker")
-killed_after_answer = killed_at("after-answer", "worker")
-killed_before_commit = killed_at("before-commit", "worker")
-killed_after_settle = killed_at("after-settle", "worker")
-killed_before_release = killed_at("before-release", "worker")
-killed_after_post = killed_at("after-post", "worker")
-killed_after_commit = killed_at("after-commit", "server")
-killed_after_decide = killed_at("after-decide", "server")
+killed_after_claim = killed_at("after-claim", "worker", "once the lease is committed, before the model is asked")
+killed_after_answer = killed_at("after-answer", "worker", "between the model's answer and its settling")
+killed_before_commit = killed_at("before-commit", "worker", "in the middle of a transaction")
+killed_after_settle = killed_at("after-settle", "worker", "once the job's end is committed, before the worker knows")
+killed_before_release = killed_at("before-release", "worker", "between a verdict and its taking effect")
+killed_after_post = killed_at("after-post", "worker", "once a webhook was posted, before that is written down")
+killed_after_commit = killed_at("after-commit", "server", "once a job is committed, before its caller is told")
+killed_after_decide = killed_at("after-decide", "server", "once a verdict is committed, before it takes effect")
 
 
 async def stop_a_worker_past_its_leases(world: World) -> Struck:

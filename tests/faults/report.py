@@ -7,16 +7,16 @@ import os
 import platform
 import re
 import sqlite3
-import statistics
 import subprocess
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from faults import servers
-from faults.checker import SECOND, Book, Check
+from faults.checker import SECOND, Book, Check, Lease
 from faults.round import Round
 from faults.walk import Finding
 from services import MissingError
@@ -26,16 +26,20 @@ COUNTED = ("lost", "unexpected", "duplicated", "stale", "held-seen", "undelivere
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What came of one fault. Seconds from its end to the first job that was claimed after it and answered."""
+    """What came of one kind of fault. `recovery` is from its end to the answer of a job that was claimed after it;
+    `rescue` from its beginning to the next answer of each job that it struck. Both in seconds.
+    """
 
     name: str
-    what: str
+    doing: str
     tried: int
     struck: int
     jobs: int
     requests: int
     recovery_p50: float | None
     recovery_p99: float | None
+    rescue_p50: float | None
+    rescue_p99: float | None
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -115,6 +119,9 @@ def _more(plan: Round, book: Book, check: Check) -> dict[str, float]:
         "cancelled": codes["cancelled"],
         "rejected": codes["rejected"],
         "interrupted": codes["interrupted"],
+        "claims": check.verbs["claim"],
+        "leases that lapsed": check.verbs["lapse"],
+        "retries": check.verbs["retry"],
         "kills": len(book.by_what["killed"]),
         "kills of workers": kills["worker"],
         "kills of servers": kills["server"],
@@ -135,31 +142,55 @@ def _faults(book: Book, check: Check) -> list[Row]:
     lines = defaultdict(list)
     for line in book.by_what["fault"]:
         lines[line["name"]].append(line)
-    recovery = _Recovery(check.claims)
+    recovery, rescue = _Recovery(check.leases), _Rescue(check.leases)
     rows = list[Row]()
     for name, of_kind in sorted(lines.items()):
         struck = [line for line in of_kind if line["struck"]]
-        times = sorted(time for line in struck if (time := recovery.after(line["ended"])) is not None)
+        recoveries = sorted(time for line in struck if (time := recovery.after(line["ended"])) is not None)
+        rescues = sorted(time for line in struck for time in rescue.of(line["jobs"], line["began"]))
         rows.append(
             Row(
                 name=name.replace("_", " "),
-                what="",
+                doing=of_kind[0]["doing"],
                 tried=len(of_kind),
                 struck=len(struck),
                 jobs=sum(len(line["jobs"]) for line in struck),
                 requests=sum(line["requests"] for line in struck),
-                recovery_p50=round(statistics.median(times), 3) if times else None,
-                recovery_p99=round(times[min(len(times) - 1, int(len(times) * 0.99))], 3) if times else None,
+                recovery_p50=_at(recoveries, 0.5),
+                recovery_p99=_at(recoveries, 0.99),
+                rescue_p50=_at(rescues, 0.5),
+                rescue_p99=_at(rescues, 0.99),
             )
         )
     return rows
 
 
+def _at(ordered: list[float], part: float) -> float | None:
+    """The nearest rank."""
+    return round(ordered[min(len(ordered) - 1, int(len(ordered) * part))], 3) if ordered else None
+
+
+class _Rescue:
+    """When each job was answered, as often as it was."""
+
+    def __init__(self, leases: list[Lease]) -> None:
+        self._answers: dict[str, list[int]] = defaultdict(list)
+        for lease in leases:
+            if lease.answered:
+                self._answers[lease.job].append(lease.ended_at)
+
+    def of(self, jobs: list[str], moment: float) -> Iterator[float]:
+        """Seconds from `moment` to the next answer of each job that got one."""
+        for job in jobs:
+            later = [answered / SECOND - moment for answered in self._answers[job] if answered > moment * SECOND]
+            yield from sorted(later)[:1]
+
+
 class _Recovery:
     """The claims of a round by their times, each with the first answer to it or to a later one."""
 
-    def __init__(self, claims: list[tuple[int, int]]) -> None:
-        ordered = sorted(claims)
+    def __init__(self, leases: list[Lease]) -> None:
+        ordered = sorted((lease.began_at, lease.ended_at) for lease in leases if lease.answered)
         self._claimed = [claimed for claimed, _ in ordered]
         self._answered = [answered for _, answered in ordered]
         for place in range(len(ordered) - 2, -1, -1):

@@ -21,7 +21,7 @@ from faults.history import History
 from faults.hooks import receiving
 from faults.nemesis import Fault, rage
 from faults.reviewers import Reviewing
-from faults.setting import address_of, people
+from faults.setting import CONCURRENCY, address_of, people
 from faults.wishes import LATER
 from faults.world import World, until
 from upstreams import misbehaving
@@ -78,7 +78,7 @@ async def play(plan: Round, folder: Path, seed: int) -> Check:
             folder, history, dice, servers=plan.servers, workers=plan.workers, mutation=plan.mutation
         )
         world = await stack.enter_async_context(setting)
-        history.tell("began", seed=seed, disk=world.disk is not None)
+        history.tell("began", seed=seed, disk=world.disk is not None, concurrency=CONCURRENCY)
         async with _crowd(plan, world) as asking:
             await rage(world, plan.plan(world), Enough(plan, asking, history))
             await _drained(plan, world, asking)

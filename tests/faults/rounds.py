@@ -120,9 +120,9 @@ LONG_SERVERS = replace(
     plan=without_end,
     askers=40,
     backlog=600,
-    seconds=3000,
+    seconds=2700,
     drain_seconds=120,
-    limit_seconds=3400,
+    limit_seconds=3000,
     jobs=100_000,
     kills=200,
 )
