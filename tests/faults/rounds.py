@@ -118,8 +118,8 @@ SHORT_FILE = Round(
 LONG_SERVERS = replace(
     SHORT_SERVERS,
     plan=without_end,
-    askers=40,
-    backlog=600,
+    askers=64,
+    backlog=1000,
     seconds=2700,
     drain_seconds=120,
     limit_seconds=3000,
