@@ -10,7 +10,6 @@ from typing import NamedTuple
 from faults.world import World
 
 FAULT_SECONDS = 60.0
-GAP_SECONDS = 0.5
 
 
 class Struck(NamedTuple):
@@ -29,8 +28,8 @@ Fault = Callable[[World], Awaitable[Struck]]
 """Returns when it is over, and what it ended runs again."""
 
 
-async def rage(world: World, plan: Iterable[Fault], is_enough: Callable[[], bool]) -> None:
-    """Commits the faults of the plan until it is enough, with a while of peace after each."""
+async def rage(world: World, plan: Iterable[Fault], is_enough: Callable[[], bool], gap_seconds: float) -> None:
+    """Commits the faults of the plan until it is enough, with up to `gap_seconds` of peace after each."""
     for act in plan:
         if is_enough():
             return
@@ -45,4 +44,4 @@ async def rage(world: World, plan: Iterable[Fault], is_enough: Callable[[], bool
             await world.cluster.mend()
         about = {"name": act.__name__, "doing": act.__doc__, "began": began, "ended": time.time()}
         world.history.tell("fault", struck=struck.counts, jobs=struck.jobs, requests=struck.requests, **about)
-        await asyncio.sleep(GAP_SECONDS * world.dice.random())
+        await asyncio.sleep(gap_seconds * world.dice.random())

@@ -44,6 +44,9 @@ class Round:
     askers: int
     backlog: int
     """Callers pause while more jobs than that wait."""
+    hands: int = 1
+    """Verdicts that each reviewer gives at a time."""
+    gap_seconds: float = 0.5
     seconds: float
     drain_seconds: float
     limit_seconds: float
@@ -80,7 +83,7 @@ async def play(plan: Round, folder: Path, seed: int) -> Check:
         world = await stack.enter_async_context(setting)
         history.tell("began", seed=seed, disk=world.disk is not None, concurrency=CONCURRENCY)
         async with _crowd(plan, world) as asking:
-            await rage(world, plan.plan(world), Enough(plan, asking, history))
+            await rage(world, plan.plan(world), Enough(plan, asking, history), plan.gap_seconds)
             await _drained(plan, world, asking)
             world.mend_wires()
         await world.cluster.mend()
@@ -111,9 +114,8 @@ async def _crowd(plan: Round, world: World) -> AsyncIterator[Asking]:
         ]
         for email, token in reviewers.items():
             theirs = Line(http, token, Counter())
-            others.append(
-                Reviewing(email, theirs, servers, world.history, Random(world.dice.random())).review_for_ever()
-            )
+            reviewing = Reviewing(email, theirs, servers, world.history, Random(world.dice.random()))
+            others += [reviewing.review_for_ever() for _ in range(plan.hands)]
         async with asyncio.TaskGroup() as group:
             asking.tasks = [group.create_task(asking.ask_for_ever()) for _ in range(plan.askers)]
             tasks = [group.create_task(other) for other in others]

@@ -15,7 +15,7 @@ LATER = {
     "echo/delay=0.02": 30,
     "echo/delay=0.2": 20,
     "echo/delay=0.6": 8,
-    "held/delay=0.05": 14,
+    "held/delay=0.05": 8,
     "by-turns": 14,
     "poison/status=500": 3,
     "cutting": 2,
@@ -23,7 +23,7 @@ LATER = {
     "limited": 1,
 }
 QUICK = {target: weight for target, weight in LATER.items() if target not in {"hanging", "limited"}}
-NOW = {"echo": 40, "echo/delay=0.1": 30, "echo/delay=1.3": 6, "held/delay=0.05": 12, "by-turns": 12}
+NOW = {"echo": 40, "echo/delay=0.1": 30, "echo/delay=1.3": 6, "held/delay=0.05": 8, "by-turns": 12}
 MUST_FAIL = {"poison": "model_error", "cutting": "model_cut", "hanging": "model_timed_out", "limited": "model_error"}
 RETRY_AFTER = {"limited": 7.0}
 
