@@ -133,7 +133,7 @@ def _kept_of(told: Told) -> Kept:
         lane=job.lane,
         created_at=job.created_at,
         ended_at=job.updated_at if job.is_terminal else None,
-        has_hook=job.deliver is not None,
+        has_hook=any(to.kind == "webhook" for to in job.deliver),
         decisions={number: (decision.reviewer, decision.verdict) for number, decision in told.decisions.items()},
         deliveries=[(delivery.id, delivery.state) for delivery in told.deliveries],
     )
