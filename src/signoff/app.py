@@ -62,26 +62,35 @@ async def running(settings: Settings, *, work: bool) -> AsyncGenerator[Desk]:
     Raises SchemaOutdated when the schema of a database server is not this version's.
     """
     upstream = Upstream(now=time.time)
-    async with opened(settings, upstream) as desk:
-        worker = Worker(desk, concurrency=settings.concurrency, drain_seconds=settings.drain_seconds)
-        sender = Sender(desk, drain_seconds=settings.drain_seconds)
-        refresh = Refresh(desk.store, {"models": desk.models.forget, "people": desk.callers.forget})
-        for hear in (desk.waits.hear, desk.leases.hear, refresh.hear, *([worker.hear, sender.hear] if work else [])):
-            desk.store.listen(hear)
-        chores = [
-            desk.waits.cast_net(),
-            desk.leases.keep(),
-            refresh.cast_net(),
-            sweep_for_ever(desk),
-            desk.in_flight.file_the_slow(lambda flight: file(desk, flight), after_seconds=settings.log_after_seconds),
-        ]
-        await desk.broker.start()
-        async with _tasks(chores), _started(upstream, desk.courier, *desk.engines.values()):
-            try:
-                async with _tasks([worker.run(), sender.run()] if work else []):
-                    yield desk
-            finally:
-                await desk.background.finish(FINISH_SECONDS)
+    async with opened(settings, upstream) as desk, _started(upstream):
+        concurrency = settings.concurrency if work else 0
+        async with alive(desk, concurrency=concurrency, drain_seconds=settings.drain_seconds):
+            yield desk
+
+
+@contextlib.asynccontextmanager
+async def alive(desk: Desk, *, concurrency: int, drain_seconds: float) -> AsyncGenerator[None]:
+    """All that goes on in a process by itself, while the block runs; it works and sends unless `concurrency` is 0."""
+    worker = Worker(desk, concurrency=concurrency, drain_seconds=drain_seconds)
+    sender = Sender(desk, drain_seconds=drain_seconds)
+    refresh = Refresh(desk.store, {"models": desk.models.forget, "people": desk.callers.forget})
+    hears = [desk.waits.hear, desk.leases.hear, refresh.hear, *([worker.hear, sender.hear] if concurrency else [])]
+    for hear in hears:
+        desk.store.listen(hear)
+    chores = [
+        desk.waits.cast_net(),
+        desk.leases.keep(),
+        refresh.cast_net(),
+        sweep_for_ever(desk),
+        desk.in_flight.file_the_slow(lambda flight: file(desk, flight), after_seconds=desk.rules.log_after_seconds),
+    ]
+    await desk.broker.start()
+    async with _tasks(chores), _started(desk.courier, *desk.engines.values()):
+        try:
+            async with _tasks([worker.run(), sender.run()] if concurrency else []):
+                yield
+        finally:
+            await desk.background.finish(FINISH_SECONDS)
 
 
 @contextlib.asynccontextmanager
