@@ -17,7 +17,7 @@ from signoff.stores.jobs import _timed as timed
 from signoff.stores.moves import SECOND, deliver_end, event_of, news_of
 from signoff.stores.moves import _changed as changed
 from signoff.stores.schema import events, used_keys
-from simulation.tables import Tables, Tx, Way, after, may
+from simulation.tables import Tables, Tx, Way, after
 
 
 class MemoryJobs:
@@ -50,11 +50,10 @@ class MemoryJobs:
 
     async def claim(self, *, actor: str, lease: str, limit: int, lease_seconds: float) -> list[Job]:
         step = Step(verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds})
-        move = self._tables.moves["claim"]
 
         def claim(tx: Tx) -> list[Job]:
             waiting = [job for job in self._tables.unfinished.values() if job.lane == "later"]
-            due = [job for job in waiting if may(move, job, step, tx.now)]
+            due = [job for job in waiting if self._tables.may("claim", job, step, tx.now)]
             due.sort(key=lambda job: (-job.priority, job.id))
             return [self._step(tx, job, step) for job in due[:limit]]
 
@@ -123,10 +122,12 @@ class MemoryJobs:
 
     async def _standing(self, verb: str, limit: int) -> Sequence[Job]:
         """The jobs for which the guards of `verb` hold at this moment."""
-        move, step = self._tables.moves[verb], Step(verb=verb, actor="")
+        step = Step(verb=verb, actor="")
 
         def look(tx: Tx) -> Sequence[Job]:
-            return [job for job in self._tables.unfinished.values() if may(move, job, step, tx.now)][:limit]
+            return [job for job in self._tables.unfinished.values() if self._tables.may(verb, job, step, tx.now)][
+                :limit
+            ]
 
         return await self._way.send(look, writes=False)
 
@@ -145,7 +146,7 @@ class MemoryJobs:
         if job is None:
             raise JobNotFound(f"There is no job {job_id}.")
         for step in steps:
-            if not may(self._tables.moves[step.verb], job, step, tx.now):
+            if not self._tables.may(step.verb, job, step, tx.now):
                 raise self._refusal(job, step, tx.now)
             job = self._step(tx, job, step)
             if step.decision is not None:

@@ -69,11 +69,33 @@ class Way(Protocol):
     def close(self) -> None: ...
 
 
+# A mover without a lease or a round holds none: NULL equals nothing.
+GUARDS: dict[Guard, Callable[[Job, Step, int], bool]] = {
+    Guard.DUE: lambda job, step, now: job.lease is None and job.due_at <= now,
+    Guard.LEASE: lambda job, step, now: step.lease is not None and job.lease == step.lease,
+    Guard.LAPSED: lambda job, step, now: (
+        job.lease is not None and job.lease_until is not None and job.lease_until < now
+    ),
+    Guard.ROUND: lambda job, step, now: step.round is not None and job.round == step.round,
+    Guard.UNOPENED: lambda job, step, now: (
+        job.review_lease is None
+        or job.review_lease == step.reviewer
+        or (job.review_lease_until is not None and job.review_lease_until < now)
+    ),
+    Guard.UNDECIDED: lambda job, step, now: job.release_at is None,
+    Guard.DECIDED: lambda job, step, now: job.release_at is not None,
+    Guard.UNRELEASED: lambda job, step, now: job.release_at is not None and job.release_at > now,
+    Guard.RELEASED: lambda job, step, now: job.release_at is not None and job.release_at <= now,
+    Guard.OVERDUE: lambda job, step, now: job.review_deadline is not None and job.review_deadline <= now,
+}
+
+
 class Tables:
     """Everything that is kept. `committed` is told of every transaction, with the rows as they were before it."""
 
     def __init__(self, moves: Mapping[str, Move] = MOVES) -> None:
         self.moves = moves
+        self.guards = dict(GUARDS)
         self.jobs: dict[str, Job] = {}
         self.unfinished: dict[str, Job] = {}
         self.ended: dict[str, Job] = {}
@@ -100,6 +122,11 @@ class Tables:
             for listener in self.listeners:
                 listener(topic, name)
         return result
+
+    def may(self, verb: str, job: Job, step: Step, now: int) -> bool:
+        """Whether `job` stands where `verb` may begin."""
+        move = self.moves[verb]
+        return job.status in move.sources and all(self.guards[guard](job, step, now) for guard in move.guards)
 
     def _check_ids(self, tx: Tx) -> None:
         """What a primary key forbids."""
@@ -138,32 +165,6 @@ class Tables:
         self.decisions = {place: kept for place, kept in self.decisions.items() if place[0] not in gone}
         self.deliveries = {name: kept for name, kept in self.deliveries.items() if kept.job_id not in gone}
         self.keys = {key: job_id for key, job_id in self.keys.items() if job_id not in gone}
-
-
-# A mover without a lease or a round holds none: NULL equals nothing.
-GUARDS: dict[Guard, Callable[[Job, Step, int], bool]] = {
-    Guard.DUE: lambda job, step, now: job.lease is None and job.due_at <= now,
-    Guard.LEASE: lambda job, step, now: step.lease is not None and job.lease == step.lease,
-    Guard.LAPSED: lambda job, step, now: (
-        job.lease is not None and job.lease_until is not None and job.lease_until < now
-    ),
-    Guard.ROUND: lambda job, step, now: step.round is not None and job.round == step.round,
-    Guard.UNOPENED: lambda job, step, now: (
-        job.review_lease is None
-        or job.review_lease == step.reviewer
-        or (job.review_lease_until is not None and job.review_lease_until < now)
-    ),
-    Guard.UNDECIDED: lambda job, step, now: job.release_at is None,
-    Guard.DECIDED: lambda job, step, now: job.release_at is not None,
-    Guard.UNRELEASED: lambda job, step, now: job.release_at is not None and job.release_at > now,
-    Guard.RELEASED: lambda job, step, now: job.release_at is not None and job.release_at <= now,
-    Guard.OVERDUE: lambda job, step, now: job.review_deadline is not None and job.review_deadline <= now,
-}
-
-
-def may(move: Move, job: Job, step: Step, now: int) -> bool:
-    """Whether `job` stands where `move` may begin."""
-    return job.status in move.sources and all(GUARDS[guard](job, step, now) for guard in move.guards)
 
 
 def after(move: Move, job: Job, step: Step, now: int) -> Job:
