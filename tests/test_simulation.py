@@ -17,19 +17,25 @@ import msgspec
 import pytest
 
 from signoff import worker
+from signoff.core.access import Caller
+from signoff.core.ask import Ask
 from signoff.core.job import MOVES, Guard, Job
 from signoff.stores.moves import deliver_end
 from signoff.work import look, perform, submit
 from signoff.work.desk import Desk
 from signoff.work.settle import settle
 from simulation import jobs
+from simulation.outside import body_of
+from simulation.process import Process
 from simulation.run import Broken, Simulation, Told
 from simulation.tables import Operation, Tables
+from simulation.users import answer
 
 ALL_STEPS = 2_000_000
 SEEDS = range(40)
 STEPS = ALL_STEPS // len(SEEDS)
 STEPS_TO_FIND_IT = 600_000
+CALLER = Caller(user_id=1, token_id=1, role="user", email="ann@example.com")
 SIMULATE = Path(__file__).with_name("simulate.py")
 
 
@@ -205,3 +211,40 @@ def test_leases_that_nobody_takes_back_break_a_law() -> None:
         return stuck
 
     assert "queues drain" in broken_within(STEPS_TO_FIND_IT, tables, faults=("crash",))
+
+
+# What the simulation has found
+
+
+def a_quiet_world(seconds: float) -> tuple[Simulation, Process]:
+    """One process in a world without users and faults, whose model takes so long, on the average."""
+    simulation = Simulation(1, processes=1, users=0, reviewers=0, faults=())
+    simulation.weather.model_seconds = (seconds,)
+    return simulation, simulation.processes[0]
+
+
+async def called(process: Process) -> tuple[Job, bytes | None]:
+    """What a caller gets who waits."""
+    ask = Ask(door="test", caller=CALLER, body=body_of("hello"), target="plain", lane="now")
+    return await process.ask(lambda desk: answer(desk, ask), 300)
+
+
+async def until_up(process: Process) -> None:
+    while not process.is_up:
+        await asyncio.sleep(0.1)
+
+
+def test_a_slow_call_is_written_after_a_second_although_somebody_sets_the_clock_back() -> None:
+    simulation, process = a_quiet_world(seconds=60)
+
+    async def story() -> None:
+        await until_up(process)
+        async with asyncio.TaskGroup() as calls:
+            call = calls.create_task(called(process))
+            await asyncio.sleep(0.3)
+            process.clock.jump(-3600)
+            await asyncio.sleep(1.5)
+            assert not call.done()
+            assert [job.status for job in simulation.tables.jobs.values()] == ["bot"]
+
+    simulation.run(story)

@@ -163,7 +163,7 @@ def _desk(settings: Settings, upstream: Upstream) -> Desk:
         callers=Callers(store.people),
         leases=Leases(store, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
         waits=Waits(store),
-        in_flight=InFlight(_clock),
+        in_flight=InFlight(),
         background=Background(),
         vault=Vault(keys_in(settings.data_dir / "secret.key")),
         rules=rules,

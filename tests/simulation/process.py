@@ -185,7 +185,7 @@ class Process:
             callers=Callers(store.people),
             leases=Leases(store, lease_seconds=15, heartbeat_seconds=5),  # type: ignore[arg-type]
             waits=Waits(store),  # type: ignore[arg-type]
-            in_flight=InFlight(lambda: clock.wall(world.now)),
+            in_flight=InFlight(),
             background=Background(),
             vault=VAULT,
             rules=self._rules,

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 async def begin_record(desk: Desk, job: Job, actor: str) -> Flight:
     """The call's flight. Its row stands already if it has a key, or may be held; then it may be another's job."""
-    flight = Flight(job, actor=actor, began_at=desk.clock())
+    flight = Flight(job, actor=actor)
     if job.idempotency_key is None and not job.policy.may_hold:
         desk.in_flight.add(flight)
         return flight
