@@ -248,3 +248,23 @@ def test_a_slow_call_is_written_after_a_second_although_somebody_sets_the_clock_
             assert [job.status for job in simulation.tables.jobs.values()] == ["bot"]
 
     simulation.run(story)
+
+
+def test_a_slow_call_whose_row_was_written_though_nobody_said_so_is_recorded_with_its_answer() -> None:
+    simulation, process = a_quiet_world(seconds=3)
+    answered: list[tuple[Job, bytes | None]] = []
+
+    async def story() -> None:
+        await until_up(process)
+        async with asyncio.TaskGroup() as group:
+            calls = [group.create_task(called(process)) for _ in range(30)]
+            await asyncio.sleep(0.9)
+            simulation.weather.answers_lost = 1  # the rows of the slow ones are committed meanwhile
+            await asyncio.sleep(0.5)
+            simulation.weather.answers_lost = 0
+        answered.extend(call.result() for call in calls)
+        await asyncio.sleep(60)
+
+    simulation.run(story)
+    kept = [simulation.tables.jobs[job.id] for job, _ in answered]
+    assert [(job.status, job.response) for job in kept] == [("success", body) for _, body in answered]
