@@ -1,4 +1,4 @@
-"""One run of the simulation again: `python tests/simulate.py SEED [--steps N] [--aloud] [--about TEXT]`."""
+"""One run of the simulation again: `python tests/simulate.py SEED`; `--help` says what else can be asked for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ def main() -> int:
     options = argparse.ArgumentParser()
     options.add_argument("seed", type=int)
     options.add_argument("--steps", type=int, default=STEPS)
+    options.add_argument("--climate", default="{}", help="what is otherwise than the seed says: an object of JSON")
     options.add_argument("--aloud", action="store_true", help="everything that is seen, as it happens")
     options.add_argument("--about", default="", help="at the end, what was seen lately that mentions this")
     asked = options.parse_args()
-    simulation = Simulation(asked.seed, steps=asked.steps, aloud=asked.aloud)
+    simulation = Simulation(asked.seed, steps=asked.steps, aloud=asked.aloud, **msgspec.json.decode(asked.climate))
     try:
         told = simulation.run()
     except Broken as broken:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from signoff.core.access import Caller, may_review
+from signoff.core.answer import as_completion
 from signoff.core.delivery import Delivery
 from signoff.core.job import MOVES, Decision, Event, Job
 from signoff.errors import SignoffError
@@ -108,6 +109,7 @@ class Checker:
             self.law(is_over and before.decision is None, "a review expires at its deadline", before.id)
         if before.response != after.response:
             self.law(verb in {"hold", "succeed", *RELEASES}, "an answer comes from a model or a person", verb, after.id)
+            self.law(_is_of(after), "an answer is to what was asked", after.id, after.response)
         if verb == "cancel":
             self._cancelled[before.id] = None
         if after.is_terminal:
@@ -224,12 +226,14 @@ class Checker:
                 self.law(self._ends[job.id][0] == job.status, "what ended stays ended", job.id)
 
     def answered(self, caller: Caller, job: Job, body: bytes | None) -> None:
-        """A waiting caller got an answer: of a job that may be held, only a signed one."""
+        """A waiting caller got an answer: of a job that may be held, only a signed one; `body` is None for a stream."""
         self._history.note("answered", caller.email, job.id, body)
+        status, response = self._ends.get(job.id, ("unfinished", None))
         if job.policy.may_hold:
-            status, response = self._ends.get(job.id, ("unfinished", None))
-            same = body is None or body == response
-            self.law(status == "success" and same, "nothing held leaves without a verdict", job.id, status)
+            self.law(status == "success", "nothing held leaves without a verdict", job.id, status)
+        if status == "success" and body is not None and response is not None:
+            same = body in {response, as_completion(response, job.target)}
+            self.law(same, "a caller gets the answer that is recorded", job.id)
 
     def refused(self, who: str, what: str, error: BaseException) -> None:
         """Somebody was told of an error: it is one of those that callers may see."""
@@ -261,6 +265,15 @@ class Checker:
 
 def _may_be_asked_again(job: Job) -> bool:
     return job.status == "fail" and job.error is not None and job.error.retryable
+
+
+def _is_of(job: Job) -> bool:
+    """Whether the answer, unless a person wrote it, is to what the job asks."""
+    said = msgspec.json.decode(job.response or b"null")
+    if not isinstance(said, dict):
+        return True
+    asked = msgspec.json.decode(job.body)["messages"][-1]["content"]
+    return said["choices"][0]["message"]["content"].endswith(f" to {asked}")
 
 
 def _told(job: Job, name: str) -> Any:

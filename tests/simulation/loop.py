@@ -13,6 +13,7 @@ from contextvars import Context
 from random import Random
 from typing import Any
 
+from signoff.errors import SignoffError
 from simulation.clock import Clock
 
 NEVER = sys.maxsize
@@ -202,9 +203,10 @@ class SimLoop(asyncio.AbstractEventLoop):
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        if not self.is_dead:
-            broken = context.get("exception") or Violation(context["message"])
-            self._world.fail(broken)
+        """A callback failed, or an error reached nobody; one that a caller may see can come after they have left."""
+        error = context.get("exception")
+        if not self.is_dead and not isinstance(error, SignoffError):
+            self._world.fail(Violation(f"{context['message']}: {error!r}"))
 
     def get_debug(self) -> bool:
         return False

@@ -55,6 +55,7 @@ class Nemesis:
             "stop": self._stop,
             "pause": self._pause,
             "jump": self._jump,
+            "cut off": self._cut_off,
             "outage": lambda _: self._weather("store_refuses", self._dice.choice([0.3, 1.0]), 20),
             "lost answers": lambda _: self._weather("answers_lost", 0.3, 10),
             "slow store": lambda _: self._weather("store_seconds", self._dice.choice([0.1, 1.0]), 10),
@@ -83,6 +84,11 @@ class Nemesis:
         if self._dice.random() < 0.3:
             self._network.outside.call_later(seconds, self._stop, process)
 
+    def _cut_off(self, process: Process) -> None:
+        """Keeps one process from the store, and lets it work on."""
+        process.wire.is_cut = True
+        self._later(40, setattr, process.wire, "is_cut", False)
+
     def _jump(self, process: Process) -> None:
         process.clock.jump(self._dice.choice([-1, 1]) * self._dice.expovariate(1 / 600))
 
@@ -99,6 +105,8 @@ class Nemesis:
             process.start()
         elif process.loop.is_paused:
             process.loop.go_on()
+        if self._is_over:
+            process.wire.is_cut = False
 
     def _later(self, seconds: float, do: Callable[..., object], *about: object) -> None:
         self._network.outside.call_later(self._dice.uniform(0, seconds), do, *about)

@@ -60,6 +60,7 @@ class Wire:
 
     def __init__(self, network: Network, loop: SimLoop) -> None:
         self.loop = loop
+        self.is_cut = False
         self._network = network
         self._listeners: list[Listener] = []
         self._closed = False
@@ -94,7 +95,7 @@ class Wire:
         has_left = answer.cancelled() or self.loop.is_dead
         if has_left and weather.happens(0.5):
             return
-        if weather.happens(weather.store_refuses):
+        if self.is_cut or weather.happens(weather.store_refuses):
             refused = Overloaded("The database did not take it in time.")
             self._reply(answer, refused, self._network.world.dice.choice(REFUSED_AFTER_SECONDS))
             return

@@ -55,6 +55,7 @@ def rules_of(climate: Climate) -> Rules:
         backoff=Backoff(first_seconds=0.5, ceiling_seconds=5),
         hold_seconds=20,
         keep_alive_seconds=5,
+        log_before_answer=climate.log_before_answer,
         policy=Policy(
             deadline_seconds=climate.deadline_seconds,
             on_deadline=climate.on_deadline,  # type: ignore[arg-type]
@@ -93,6 +94,7 @@ class Process:
         self.clock = Clock(self._network.world.dice)
         self.loop = SimLoop(self._network.world, self.clock)
         self._stop = asyncio.Event()
+        self.wire = Wire(self._network, self.loop)
         self.desk = self._desk()
         self.main = self.loop.create_task(self._live(self.desk, self._stop))
         self.main.add_done_callback(self._ended)
@@ -173,12 +175,11 @@ class Process:
         self.kill()
 
     def _desk(self) -> Desk:
-        world, loop = self._network.world, self.loop
-        store = MemoryStore(self._network.tables, Wire(self._network, loop))
-        clock = self.clock
+        world, clock = self._network.world, self.clock
+        store = MemoryStore(self._network.tables, self.wire)
         return Desk(
             store=store,  # type: ignore[arg-type]
-            broker=FarBroker(self._network, loop) if self._climate.has_broker else LocalBroker(),
+            broker=FarBroker(self._network, self.loop) if self._climate.has_broker else LocalBroker(),
             engines={"echo": SimEngine(self._network)},
             courier=SimCourier(self._network, self._checker),
             models=Models(store.catalog, MODELS),

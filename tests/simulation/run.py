@@ -58,6 +58,8 @@ class Simulation:
         self.world = World(seed)
         self.history = History(self.world, aloud=aloud)
         self._steps = steps
+        told = msgspec.json.encode(climate_of_its_own).decode()
+        self._climate_told = f" --climate '{told}'" if climate_of_its_own else ""
         climate = msgspec.structs.replace(climate_of(self.world.dice), **climate_of_its_own)
         self._outside = SimLoop(self.world, Clock(self.world.dice, is_true=True))
         self.tables = tables or Tables()
@@ -141,5 +143,5 @@ class Simulation:
         )
 
     def _told_of(self, violation: Violation) -> str:
-        again = f".venv/bin/python tests/simulate.py {self.seed} --steps {self._steps}"
+        again = f".venv/bin/python tests/simulate.py {self.seed} --steps {self._steps}{self._climate_told}"
         return f"{violation}\nseed {self.seed}, step {self.world.steps}, {self.world.now:.6f} s; again: {again}"

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from signoff.core.access import Caller, Role
-from signoff.core.ask import Ask
+from signoff.core.ask import CHAT, Ask
 from signoff.core.delivery import Hook
 from signoff.core.job import Edit, Job, Verdict
 from signoff.store import JobFilter
@@ -72,7 +72,7 @@ class User(Person):
     async def use(self) -> None:
         """Does one thing after another, for ever."""
         acts = [self._submit] * 6 + [self._call] * 4 + [self._rival, self._wait, self._wait, self._look]
-        acts += [self._cancel, self._again, self._resend, self._follow, self._list]
+        acts += [self._cancel, self._again, self._resend, self._follow, self._list, self._events]
         while True:
             await self.pause(0.15)
             await self.dice.choice(acts)()
@@ -84,6 +84,7 @@ class User(Person):
             "door": "simulation",
             "caller": self.caller,
             "body": body_of(f"ask {number}", stream=dice.random() < 0.2),
+            "path": dice.choice([CHAT, CHAT, "/v1/embeddings"]),
             "target": dice.choice(["plain", "plain", "twice", "watched", None]),
             "priority": dice.randrange(10),
             "idempotency_key": f"key {number}" if dice.random() < 0.4 else None,
@@ -113,7 +114,7 @@ class User(Person):
         if not self._keys:
             return
         key, ask = self.dice.choice(self._keys)
-        other = self._an_ask(idempotency_key=key, target=ask.target)
+        other = self._an_ask(idempotency_key=key, target=ask.target, path=ask.path)
         asks = self.dice.choice([[ask, ask, ask], [ask, other], [other]])
         async with asyncio.TaskGroup() as group:
             for each in asks:
@@ -130,8 +131,14 @@ class User(Person):
         self._checker.law(same, "a key joins the same ask only", job.id)
 
     async def _call(self) -> None:
-        """Waits for an answer at the door; one time in five not for long enough."""
+        """Waits for an answer at the door; with a key, now and then at several doors at once."""
         ask = self._an_ask(lane="now", due_seconds=0, deliver=None, stream=self.dice.random() < 0.4)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self.dice.choice([1, 1, 3]) if ask.idempotency_key else 1):
+                group.create_task(self._call_once(ask))
+
+    async def _call_once(self, ask: Ask) -> None:
+        """One time in five the caller does not wait for long enough."""
         patience = self.dice.uniform(0, 3) if self.dice.random() < 0.2 else 60
         answered = await self.ask("call", lambda desk: answer(desk, ask), patience)
         if answered is not None:
@@ -154,6 +161,12 @@ class User(Person):
             seqs = await self.ask("follow", lambda desk: _followed(desk, self.caller, job_id), 10)
             in_order = seqs is None or seqs == list(range(1, len(seqs) + 1))
             self._checker.law(in_order, "events come in order, each once", job_id, seqs)
+
+    async def _events(self) -> None:
+        if self._mine:
+            job_id = self.dice.choice(self._mine)
+            events = await self.ask("events", lambda desk: look.look_at_events(desk, self.caller, job_id))
+            self._checker.law(not any(event.data for event in events or ()), "nothing held is seen", job_id)
 
     async def _cancel(self) -> None:
         if self._mine:
@@ -185,13 +198,8 @@ async def answer(desk: Desk, ask: Ask) -> tuple[Job, bytes | None]:
     begun = await call.begin(desk, ask)
     async with contextlib.aclosing(call.chunks_of(desk, begun)) as chunks:
         got = [chunk async for chunk in chunks]
-    whole = len(got) == 1 and not got[0].event and not _is_wrapped(begun.flight.job)
+    whole = len(got) == 1 and not got[0].event
     return begun.flight.job, got[0].raw if whole else None
-
-
-def _is_wrapped(job: Job) -> bool:
-    """Whether a door may put a reviewer's bare words into the form of a completion."""
-    return job.policy.may_hold
 
 
 async def _followed(desk: Desk, caller: Caller, job_id: str) -> list[int]:

@@ -20,22 +20,15 @@ class Climate(msgspec.Struct, frozen=True, kw_only=True):
     on_deadline: str
     retention_seconds: float | None
     has_broker: bool
+    log_before_answer: bool
     drain_seconds: float
     model_seconds: tuple[float, ...]
     vague_news: bool
 
 
 FAULTS = (
-    "crash",
-    "stop",
-    "pause",
-    "jump",
-    "outage",
-    "lost answers",
-    "slow store",
-    "silence",
-    "bad models",
-    "no receivers",
+    *("crash", "stop", "pause", "jump", "cut off"),
+    *("outage", "lost answers", "slow store", "silence", "bad models", "no receivers"),
 )
 
 
@@ -52,6 +45,7 @@ def climate_of(dice: Random) -> Climate:
         on_deadline=dice.choice(["stay", "approve", "reject"]),
         retention_seconds=dice.choice([None, 90]),
         has_broker=dice.random() < 0.7,
+        log_before_answer=dice.random() < 0.3,
         drain_seconds=dice.choice([0, 3]),
         model_seconds=dice.choice([(0.05, 0.3), (0.05, 0.3, 3), (0.3, 3, 8)]),
         vague_news=dice.random() < 0.3,
