@@ -20,6 +20,7 @@ from signoff import worker
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.job import MOVES, Guard, Job
+from signoff.errors import Overloaded
 from signoff.stores.moves import deliver_end
 from signoff.work import look, perform, submit
 from signoff.work.desk import Desk
@@ -216,9 +217,9 @@ def test_leases_that_nobody_takes_back_break_a_law() -> None:
 # What the simulation has found
 
 
-def a_quiet_world(seconds: float) -> tuple[Simulation, Process]:
+def a_quiet_world(seconds: float, **climate: Any) -> tuple[Simulation, Process]:
     """One process in a world without users and faults, whose model takes so long, on the average."""
-    simulation = Simulation(1, processes=1, users=0, reviewers=0, faults=())
+    simulation = Simulation(1, processes=1, users=0, reviewers=0, faults=(), **climate)
     simulation.weather.model_seconds = (seconds,)
     return simulation, simulation.processes[0]
 
@@ -268,3 +269,17 @@ def test_a_slow_call_whose_row_was_written_though_nobody_said_so_is_recorded_wit
     simulation.run(story)
     kept = [simulation.tables.jobs[job.id] for job, _ in answered]
     assert [(job.status, job.response) for job in kept] == [("success", body) for _, body in answered]
+
+
+def test_a_call_whose_record_was_written_though_nobody_said_so_is_not_recorded_twice() -> None:
+    simulation, process = a_quiet_world(seconds=0.1, log_before_answer=True)
+
+    async def story() -> None:
+        await until_up(process)
+        simulation.weather.answers_lost = 1
+        simulation.tables.listeners.append(lambda topic, name: simulation.weather.clear())  # only the first one is lost
+        with pytest.raises(Overloaded):  # a caller may see that, and no fault of ours
+            await called(process)
+
+    simulation.run(story)
+    assert [job.status for job in simulation.tables.jobs.values()] == ["success"]

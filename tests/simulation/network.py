@@ -99,10 +99,10 @@ class Wire:
             refused = Overloaded("The database did not take it in time.")
             self._reply(answer, refused, self._network.world.dice.choice(REFUSED_AFTER_SECONDS))
             return
+        is_lost = writes and weather.happens(weather.answers_lost)
         result = self._run(operation)
-        if writes and weather.happens(weather.answers_lost):
-            result = Overloaded("The connection broke, and nobody knows.")
-        self._reply(answer, result, weather.store_latency())
+        told = Overloaded("The connection broke, and nobody knows.") if is_lost else result
+        self._reply(answer, told, weather.store_latency())
 
     def _run(self, operation: Operation) -> Any:
         try:
