@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import simulate
 from signoff import worker
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
@@ -86,6 +88,17 @@ def told_elsewhere(seed: int, hash_seed: str) -> Told:
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
     done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=60)
     return msgspec.json.decode(done.stdout, type=Told)
+
+
+def test_a_failing_run_says_how_to_see_it_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(look, "veiled", lambda _, job: job)
+    broken = broken_within(STEPS_TO_FIND_IT, undo_seconds=2)
+    _, command = broken.split("again: ")
+    monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
+    assert simulate.main() == 1
+    assert broken in capsys.readouterr().out
 
 
 # Without a guard
@@ -217,9 +230,10 @@ def test_leases_that_nobody_takes_back_break_a_law() -> None:
 # What the simulation has found
 
 
-def a_quiet_world(seconds: float, **climate: Any) -> tuple[Simulation, Process]:
+def a_quiet_world(seconds: float, *, log_before_answer: bool = False) -> tuple[Simulation, Process]:
     """One process in a world without users and faults, whose model takes so long, on the average."""
-    simulation = Simulation(1, processes=1, users=0, reviewers=0, faults=(), **climate)
+    quiet: dict[str, Any] = {"processes": 1, "users": 0, "reviewers": 0, "faults": ()}
+    simulation = Simulation(1, log_before_answer=log_before_answer, **quiet)
     simulation.weather.model_seconds = (seconds,)
     return simulation, simulation.processes[0]
 
@@ -236,7 +250,7 @@ async def until_up(process: Process) -> None:
 
 
 def test_a_slow_call_is_written_after_a_second_although_somebody_sets_the_clock_back() -> None:
-    simulation, process = a_quiet_world(seconds=60)
+    simulation, process = a_quiet_world(seconds=100_000)
 
     async def story() -> None:
         await until_up(process)
@@ -247,21 +261,22 @@ def test_a_slow_call_is_written_after_a_second_although_somebody_sets_the_clock_
             await asyncio.sleep(1.5)
             assert not call.done()
             assert [job.status for job in simulation.tables.jobs.values()] == ["bot"]
+            call.cancel()
 
     simulation.run(story)
 
 
 def test_a_slow_call_whose_row_was_written_though_nobody_said_so_is_recorded_with_its_answer() -> None:
-    simulation, process = a_quiet_world(seconds=3)
+    simulation, process = a_quiet_world(seconds=2)
     answered: list[tuple[Job, bytes | None]] = []
 
     async def story() -> None:
         await until_up(process)
         async with asyncio.TaskGroup() as group:
             calls = [group.create_task(called(process)) for _ in range(30)]
-            await asyncio.sleep(0.9)
-            simulation.weather.answers_lost = 1  # the rows of the slow ones are committed meanwhile
             await asyncio.sleep(0.5)
+            simulation.weather.answers_lost = 1  # the rows of all the slow ones are committed meanwhile
+            await asyncio.sleep(1.2)
             simulation.weather.answers_lost = 0
         answered.extend(call.result() for call in calls)
         await asyncio.sleep(60)

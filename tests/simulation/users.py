@@ -257,6 +257,9 @@ class Reviewer(Person):
         decided = await self.see("decide", lambda desk: review.decide(desk, self.caller, job.id, opinion))
         if decided is not None and decided.status == "success" and opinion.edit.response is None:
             self._checker.law(decided.response == job.response, "what was signed off is what was seen", job.id)
+        if decided is not None and decided.status == "human" and not self.is_diligent and self.dice.random() < 0.25:
+            await self.pause(1)
+            await self._undo(job)
 
     def _edit(self, verdict: Verdict) -> Edit:
         if self.is_diligent or self.dice.random() < 0.6:
