@@ -81,7 +81,8 @@ async def _ask(desk: Desk, call: Call) -> AsyncIterator[Chunk]:
         asyncio.current_task().uncancel()  # pyright: ignore[reportOptionalMemberAccess] -- it was our own cancel
     except Exception as error:
         failure = as_error(error, flight.job)
-        await end_record(desk, flight, failure)
+        if not flight.is_recorded:  # else it was the record that failed
+            await end_record(desk, flight, failure)
         raise failure from error
     if settled is None:
         raise failure_of(await find(desk, flight.job.id))
