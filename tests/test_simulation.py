@@ -29,13 +29,16 @@ from signoff.work import look, perform, submit
 from signoff.work.desk import Desk
 from signoff.work.settle import settle
 from simulation import jobs
+from simulation.clock import Clock
+from simulation.loop import SimLoop, World
 from simulation.outside import body_of
 from simulation.process import Process
 from simulation.run import Broken, Simulation, Told
 from simulation.tables import Operation, Tables
 from simulation.users import answer
+from simulation.weather import FAULTS
 
-ALL_STEPS = 2_000_000
+ALL_STEPS = 1_200_000
 SEEDS = range(40)
 STEPS = ALL_STEPS // len(SEEDS)
 STEPS_TO_FIND_IT = 600_000
@@ -59,20 +62,12 @@ def test_no_law_is_broken_in_many_more_worlds(first: int) -> None:
 
 def test_every_move_is_made_and_every_fault_is_met() -> None:
     """A simulation in which nothing happens would find nothing."""
-    counts: dict[str, int] = {}
-    for seed in range(100, 104):
-        told = Simulation(seed, steps=STEPS, undo_seconds=8, deadline_seconds=20, retention_seconds=90).run()
-        counts = {name: counts.get(name, 0) + told.counts.get(name, 0) for name in counts.keys() | told.counts.keys()}
-    assert MOVES.keys() - {"submit"} <= counts.keys()
-    assert {
-        "verb submit",
-        "verb succeed",
-        "verb fail",
-        "verb cancel",
-        "forgotten",
-        "posted",
-        "answered",
-    } <= counts.keys()
+    rich = {"undo_seconds": 8, "deadline_seconds": 20, "retention_seconds": 90, "faults": FAULTS}
+    met = {name for seed in range(100, 104) for name in Simulation(seed, steps=STEPS, **rich).run().counts}
+    assert met >= MOVES.keys() - {"submit"}
+    assert met >= {f"verb {verb}" for verb in ("submit", "succeed", "fail", "cancel")}
+    assert met >= {f"fault {fault}" for fault in FAULTS}
+    assert met >= {"forgotten", "posted", "answered", "shown", "refused"}
 
 
 def test_a_seed_is_a_history_in_every_process() -> None:
@@ -100,6 +95,78 @@ def test_a_failing_run_says_how_to_see_it_again(
     monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
     assert simulate.main() == 1
     assert broken in capsys.readouterr().out
+
+
+# The world itself
+
+
+def two_loops() -> tuple[World, SimLoop, SimLoop]:
+    world = World(1)
+    return world, SimLoop(world, Clock(world.dice, is_true=True)), SimLoop(world, Clock(world.dice, is_true=True))
+
+
+def test_a_day_passes_in_no_time() -> None:
+    world, loop, _ = two_loops()
+    world.run(asyncio.sleep(24 * 3600), loop)
+    assert world.now == 24 * 3600
+    assert world.steps < 10
+
+
+def test_what_is_killed_runs_nothing_any_more_and_no_finally_either() -> None:
+    world, outside, loop = two_loops()
+    ran: list[str] = []
+
+    async def works() -> None:
+        try:
+            await asyncio.sleep(5)
+            ran.append("on")
+        finally:
+            ran.append("finally")
+
+    async def kills() -> None:
+        await asyncio.sleep(1)
+        loop.kill()
+        await asyncio.sleep(10)
+        assert not ran
+
+    loop.create_task(works())
+    world.run(kills(), outside)
+    loop.bury()
+    assert ran == ["finally"], "only Python's own burial, when nobody is there to see it"
+
+
+def test_what_is_paused_goes_on_where_it_was_and_finds_that_time_has_passed() -> None:
+    world, outside, loop = two_loops()
+    woke: list[float] = []
+
+    async def sleeps() -> None:
+        await asyncio.sleep(2)
+        woke.append(world.now)
+
+    async def pauses() -> None:
+        await asyncio.sleep(1)
+        loop.pause()
+        await asyncio.sleep(60)
+        assert not woke
+        loop.go_on()
+        await asyncio.sleep(1)
+
+    loop.create_task(sleeps())
+    world.run(pauses(), outside)
+    assert woke == [61]
+
+
+def test_ready_callbacks_go_in_the_order_of_the_seed() -> None:
+    def order(seed: int) -> list[int]:
+        world, ran = World(seed), list[int]()
+        loop = SimLoop(world, Clock(world.dice, is_true=True))
+        for number in range(20):
+            loop.call_soon(ran.append, number)
+        world.run(asyncio.sleep(1), loop)
+        return ran
+
+    assert order(1) == order(1) != order(2)
+    assert sorted(order(2)) == list(range(20))
 
 
 # Without a guard

@@ -45,7 +45,7 @@ class Nemesis:
             return
         fault = self._dice.choice(self._climate.faults)
         process = self._dice.choice(self._processes)
-        self._history.note("fault", fault, process.name)
+        self._history.note(f"fault {fault}", process.name)
         self._faults()[fault](process)
         self._wait()
 

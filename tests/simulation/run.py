@@ -92,8 +92,8 @@ class Simulation:
         return self._told()
 
     async def _story(self) -> None:
-        users = [self._outside.create_task(user.use()) for user in self._users]
-        reviewers = [self._outside.create_task(reviewer.review()) for reviewer in self._reviewers]
+        users = [self._started(user.use()) for user in self._users]
+        reviewers = [self._started(reviewer.review()) for reviewer in self._reviewers]
         while self.world.steps < self._steps:
             await asyncio.sleep(LOOK_SECONDS)
         self._nemesis.stop()
@@ -106,6 +106,16 @@ class Simulation:
         for task in reviewers:
             task.cancel()
         await asyncio.sleep(0)
+
+    def _started(self, life: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """The life of a person, which goes on for ever; if it does not, the run is worth nothing."""
+        task = self._outside.create_task(life)
+        task.add_done_callback(self._left)
+        return task
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.world.fail(error)
 
     async def _rest(self) -> None:
         """Until there is nothing left to do; that may not take long."""
