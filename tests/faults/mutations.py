@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,17 @@ def without_the_veil() -> None:
     look.veiled = lambda caller, job: job
 
 
+def without_keys() -> None:
+    """An idempotency key is kept, and nobody asks whether it was used."""
+    jobs._standing_under_key = lambda tx, job: None
+    jobs._keyed = lambda tx, job: job
+
+
+def with_a_clock_of_its_own() -> None:
+    """A process judges times by its own clock, not the database's."""
+    sqlite.clock_of = lambda conn: lambda: time.time_ns() // 1000
+
+
 async def _later(work: Any) -> Any:
     await asyncio.sleep(0.2)
     return await work
@@ -83,4 +95,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "late-delivery": with_a_late_delivery,
     "early-acknowledgement": with_an_early_acknowledgement,
     "no-veil": without_the_veil,
+    "no-keys": without_keys,
+    "own-clock": with_a_clock_of_its_own,
 }

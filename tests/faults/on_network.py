@@ -12,22 +12,20 @@ STALL_SECONDS = LEASE_SECONDS * 1.5
 
 
 async def reset_every_wire(world: World) -> Struck:
-    """Every connection to PostgreSQL and RabbitMQ is reset at once."""
+    """Every connection to a server is reset at once."""
     jobs = await world.tables.in_hand()
-    for server in ("postgres", "rabbitmq"):
-        for wire in world.every_wire(server):
-            wire.cut()
+    for wire in world.every_wire:
+        wire.cut()
     return Struck(jobs)
 
 
 async def stall_every_wire(world: World) -> Struck:
     """Nothing passes for longer than a lease, then everything does."""
     jobs = await world.tables.in_hand()
-    wires = [*world.every_wire("postgres"), *world.every_wire("rabbitmq")]
-    for wire in wires:
+    for wire in world.every_wire:
         wire.block()
     await asyncio.sleep(STALL_SECONDS)
-    for wire in wires:
+    for wire in world.every_wire:
         wire.unblock()
     return Struck(jobs)
 
@@ -45,7 +43,7 @@ async def cut_a_worker_off(world: World) -> Struck:
 
 
 async def leave_a_worker_half_open(world: World) -> Struck:
-    """PostgreSQL and RabbitMQ have lost a worker's connections, and the worker is not told."""
+    """Its servers have lost a worker's connections, and the worker is not told."""
     member = await world.busy_worker()
     jobs = await world.tables.in_hand(member.actor)
     for wire in world.wires[member.name].values():

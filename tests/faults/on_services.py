@@ -1,4 +1,4 @@
-"""Faults of the servers behind Signoff: PostgreSQL and RabbitMQ stopped, killed, full, and taken apart."""
+"""Faults of the servers behind Signoff: PostgreSQL, RabbitMQ and Redis stopped, killed, full, and taken apart."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import aio_pika
 import asyncpg
+from redis.asyncio import Redis
 
 from faults.nemesis import Struck
 from faults.servers import RabbitMQ, Server
@@ -29,6 +30,12 @@ def rabbitmq_of(world: World) -> RabbitMQ:
     """The world's node."""
     assert world.rabbitmq is not None
     return world.rabbitmq
+
+
+def redis_of(world: World) -> Server:
+    """The world's Redis."""
+    assert world.redis is not None
+    return world.redis
 
 
 def postgres_of(world: World) -> Server:
@@ -69,6 +76,23 @@ async def raise_the_memory_alarm(world: World) -> Struck:
     await rabbitmq_of(world).control("set_vm_memory_high_watermark", "0")
     await world.until_moved(jobs, MOVE_SECONDS)
     await rabbitmq_of(world).control("set_vm_memory_high_watermark", WATERMARK)
+    return Struck(jobs)
+
+
+async def kill_redis(world: World) -> Struck:
+    """SIGKILL; everything that Redis had is gone when it comes back."""
+    jobs = await world.tables.waiting()
+    await redis_of(world).end(signal.SIGKILL)
+    await world.until_moved(jobs, MOVE_SECONDS)
+    await redis_of(world).start()
+    return Struck(jobs)
+
+
+async def flush_redis(world: World) -> Struck:
+    """Everything that Redis has is gone."""
+    jobs = await world.tables.waiting()
+    async with Redis.from_url(redis_of(world).url) as client:
+        await client.flushall()
     return Struck(jobs)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from faults import on_disk, on_network, on_processes, on_services
 from faults.nemesis import Fault
 from faults.round import Round
-from faults.setting import embedded, with_servers
+from faults.setting import HAS_REDIS, embedded, with_servers
 from faults.wishes import QUICK
 from faults.world import World
 
@@ -39,6 +39,7 @@ SERVICES: list[Fault] = [
     on_services.terminate_the_backends,
     on_services.exhaust_the_connections,
     on_services.hold_a_long_transaction,
+    *([on_services.kill_redis, on_services.flush_redis] if HAS_REDIS else []),
 ]
 NETWORK: list[Fault] = [
     on_network.reset_every_wire,
@@ -143,4 +144,6 @@ MUTANTS: dict[str, Round] = {
     "late-delivery": only(on_processes.killed_after_settle),
     "early-acknowledgement": only(on_processes.kill_a_server),
     "no-veil": only(on_processes.kill_a_worker),
+    "no-keys": only(on_processes.killed_after_commit),
+    "own-clock": only(on_processes.clock_an_hour_ahead),
 }

@@ -1,4 +1,4 @@
-"""Servers of the harness's own: PostgreSQL and RabbitMQ that it may stop, kill and start again, with their data."""
+"""Servers of the harness's own: PostgreSQL, RabbitMQ and Redis, which it may stop, kill and start again."""
 
 from __future__ import annotations
 
@@ -44,6 +44,13 @@ def postgres(folder: Path) -> Server:
     services.make_cluster(binary, folder)
     url = f"postgresql://postgres@{services.LOCALHOST}:{port}/postgres"
     return Server(url, lambda: services.postgres_at(binary, folder, port, f"max_connections={CONNECTIONS}"))
+
+
+def redis(folder: Path) -> Server:
+    """A Redis that keeps nothing. Raises MissingError."""
+    binary, [port] = found("redis"), services.free_ports(1)
+    services.empty(folder)
+    return Server(f"redis://{services.LOCALHOST}:{port}/0", lambda: services.redis_at(binary, folder, port))
 
 
 class RabbitMQ(Server):

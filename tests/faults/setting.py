@@ -13,12 +13,12 @@ from random import Random
 from faults.cluster import Cluster, Member
 from faults.history import History
 from faults.on_services import QUEUE
-from faults.servers import RabbitMQ, postgres
+from faults.servers import RabbitMQ, Server, postgres, redis
 from faults.tables import Tables
 from faults.upstream import models
 from faults.world import World
 from processes import clean_environment
-from proxy import between
+from proxy import Proxy, between
 from receivers import SECRET
 from signoff.app import migrate, opened
 from signoff.settings import Settings
@@ -31,6 +31,8 @@ CONCURRENCY = 8
 UNDO_SECONDS = 0.4
 DISK_MB = 96
 REVIEWERS = 3
+HAS_REDIS = "redis_url" in Settings.model_fields
+VARIABLES = {"postgres": "SIGNOFF_DATABASE_URL", "rabbitmq": "SIGNOFF_AMQP_URL", "redis": "SIGNOFF_REDIS_URL"}
 TUNED = {
     "SIGNOFF_LATER_ATTEMPTS": "60",
     "SIGNOFF_CONCURRENCY": str(CONCURRENCY),
@@ -48,28 +50,24 @@ TUNED = {
 async def with_servers(
     folder: Path, history: History, dice: Random, *, servers: int, workers: int, mutation: str
 ) -> AsyncIterator[World]:
-    """A PostgreSQL and a RabbitMQ of one's own, each process behind wires of its own. Raises MissingError."""
+    """Servers of the round's own, and each process behind wires of its own. Raises MissingError."""
     async with contextlib.AsyncExitStack() as stack:
         database, rabbit = await asyncio.to_thread(postgres, folder / "postgres"), RabbitMQ(folder / "rabbitmq")
+        behind: dict[str, Server] = {"postgres": database, "rabbitmq": rabbit}
+        if HAS_REDIS:
+            behind["redis"] = redis(folder / "redis")
         stack.push_async_callback(rabbit.forget)
         await rabbit.name()
-        for server in (database, rabbit):
-            stack.push_async_callback(server.end)
         async with asyncio.TaskGroup() as group:
-            group.create_task(database.start())
-            group.create_task(rabbit.start())
-        wires, members = {}, list[Member]()
+            for server in behind.values():
+                stack.push_async_callback(server.end)
+                group.create_task(server.start())
+        wires, members = dict[str, dict[str, Proxy]](), list[Member]()
         for kind, number in [("server", n) for n in range(servers)] + [("worker", n) for n in range(workers)]:
-            pair = {
-                "postgres": await stack.enter_async_context(between(database.url)),
-                "rabbitmq": await stack.enter_async_context(between(rabbit.url)),
-            }
-            environment = _environment(folder, mutation, pair["postgres"].url, number) | {
-                "SIGNOFF_AMQP_URL": pair["rabbitmq"].url
-            }
-            member = Member(kind, number, folder, environment, "--no-work")
-            wires[member.name] = pair
-            members.append(member)
+            own = {name: await stack.enter_async_context(between(server.url)) for name, server in behind.items()}
+            told = {VARIABLES[name]: wire.url for name, wire in own.items()}
+            members.append(Member(kind, number, folder, _environment(folder, mutation, number) | told, "--no-work"))
+            wires[members[-1].name] = own
         world = World(
             folder=folder,
             dice=dice,
@@ -78,6 +76,7 @@ async def with_servers(
             cluster=Cluster(members, history),
             postgres=database,
             rabbitmq=rabbit,
+            redis=behind.get("redis"),
             wires=wires,
         )
         yield await stack.enter_async_context(_closed(world))
@@ -90,12 +89,9 @@ async def embedded(
     """Everything in one SQLite file, on a small disk of its own where one can be had."""
     with _small_disk(folder / "disk") as is_small:
         url = f"sqlite:///{folder / 'disk' / 'signoff.db'}"
-        members = [
-            Member("server", number, folder, _environment(folder, mutation, url, number)) for number in range(servers)
-        ]
-        members += [
-            Member("worker", number, folder, _environment(folder, mutation, url, 0)) for number in range(workers)
-        ]
+        told = _environment(folder, mutation, 0) | {VARIABLES["postgres"]: url}
+        members = [Member("server", number, folder, told) for number in range(servers)]
+        members += [Member("worker", number, folder, told) for number in range(workers)]
         world = World(
             folder=folder,
             dice=dice,
@@ -135,10 +131,10 @@ def has_own_mounts() -> bool:
     return os.environ.get("FAULTS_OWN_MOUNTS") == "1"
 
 
-def _environment(folder: Path, mutation: str, database_url: str, number: int) -> dict[str, str]:
-    """What a process is told. Verdicts that come in at the second server can be undone for a while."""
-    told = {"SIGNOFF_DATABASE_URL": database_url, "SIGNOFF_UNDO_SECONDS": str(UNDO_SECONDS if number == 1 else 0)}
-    return clean_environment(folder / "data", **TUNED, **told, FAULTS_MUTATION=mutation)
+def _environment(folder: Path, mutation: str, number: int) -> dict[str, str]:
+    """What a process is told. Verdicts on what came in at the second server can be undone for a while."""
+    undo = {"SIGNOFF_UNDO_SECONDS": str(UNDO_SECONDS if number == 1 else 0)}
+    return clean_environment(folder / "data", **TUNED, **undo, FAULTS_MUTATION=mutation)
 
 
 async def people(world: World, upstream: FakeUpstream, url: str) -> tuple[str, Mapping[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -23,7 +23,7 @@ BUSY_SECONDS = 3.0
 
 @dataclass(kw_only=True)
 class World:
-    """What there is. PostgreSQL, RabbitMQ and the wires to them only where the data is not in a file."""
+    """What there is. PostgreSQL, RabbitMQ, Redis and the wires to them only where the data is not in a file."""
 
     folder: Path
     dice: Random
@@ -34,8 +34,9 @@ class World:
     """How many requests of callers each server has not answered yet."""
     postgres: Server | None = None
     rabbitmq: RabbitMQ | None = None
+    redis: Server | None = None
     wires: dict[str, dict[str, Proxy]] = field(default_factory=dict[str, dict[str, Proxy]])
-    """To PostgreSQL and RabbitMQ, for each process."""
+    """For each process, one to each of its servers."""
     disk: Path | None = None
     """A small one, where the data is."""
 
@@ -59,16 +60,16 @@ class World:
         """One of the servers."""
         return self.dice.choice(self.cluster.servers)
 
+    @property
+    def every_wire(self) -> list[Proxy]:
+        """All wires of all processes."""
+        return [wire for wires in self.wires.values() for wire in wires.values()]
+
     def mend_wires(self) -> None:
         """Whatever was done to them is over: every connection is made anew."""
-        for server in ("postgres", "rabbitmq") if self.wires else ():
-            for wire in self.every_wire(server):
-                wire.unblock()
-                wire.cut()
-
-    def every_wire(self, server: str) -> Iterable[Proxy]:
-        """All wires to `postgres` or `rabbitmq`."""
-        return [wires[server] for wires in self.wires.values()]
+        for wire in self.every_wire:
+            wire.unblock()
+            wire.cut()
 
     async def until_moved(self, jobs: list[str], seconds: float) -> bool:
         """Whether one of `jobs`, which were not answered, is so within that time."""
