@@ -176,7 +176,7 @@ class Cluster:
             member.signal(signal.SIGCONT)
             member.signal(signal.SIGTERM)
         for member in self.members:
-            if not await member.until_ended(READY_SECONDS / 4):
+            if not await member.until_ended(READY_SECONDS / 2):
                 self._history.tell("vanished", name=member.name, log=f"did not end when told to\n{member.last_words}")
                 member.signal(signal.SIGKILL)
                 await member.until_ended(READY_SECONDS)
