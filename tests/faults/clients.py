@@ -211,7 +211,7 @@ def _is_whole(told: Any, wish: Wish) -> bool:
 
 
 def _text_of(told: Any) -> bytes:
-    """The answer, without the blanks and quotes between the pieces of a stream."""
+    """The answer as bytes; a stream as it came."""
     return told.encode() if isinstance(told, str) else msgspec.json.encode(told)
 
 

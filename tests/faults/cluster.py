@@ -41,6 +41,8 @@ class Member:
         self._environment = {**environment, "PYTHONPATH": PLACES, "FAULTS_FOLDER": str(self.folder)}
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begins_at = 0
+        self.is_mourned = False
+        """Whether the end of the process was written down."""
 
     @property
     def url(self) -> str:
@@ -62,6 +64,7 @@ class Member:
         """Fills the slot; it is of use once it is `ready`."""
         self.orders.clear()
         self.orders.clock_shift = 0
+        self.is_mourned = False
         log = self._log
         self._log_begins_at = log.stat().st_size if log.exists() else 0
         with log.open("ab") as out:
@@ -158,9 +161,12 @@ class Cluster:
         await member.ready()
 
     async def kill(self, member: Member) -> None:
-        """Ends the process as the kernel does, and writes that down."""
+        """Ends the process as the kernel does, unless it has done so itself, and writes that down once."""
         member.signal(signal.SIGKILL)
         await member.until_ended(READY_SECONDS)
+        if member.is_mourned:
+            return
+        member.is_mourned = True
         self._history.tell("killed", name=member.name, kind=member.kind, pid=member.pid, port=member.port)
 
     async def mend(self) -> None:
@@ -168,6 +174,7 @@ class Cluster:
         for member in self.members:
             if member.has_ended:
                 self._history.tell("vanished", name=member.name, log=member.last_words)
+                member.is_mourned = True
                 await self.replace(member)
 
     async def stop(self) -> None:
