@@ -65,6 +65,20 @@ def test_a_protection_that_is_missing_is_missed(mutation: str, folder: Path) -> 
     assert f"tiny: {BROKEN[mutation]}: " in played.stdout
 
 
+@pytest.mark.long
+def test_a_round_that_is_killed_leaves_no_process_behind(folder: Path) -> None:
+    words = [sys.executable, "-m", "faults", "tiny", "--keep", str(folder / "kept")]
+    told = os.environ | {"PYTHONPATH": str(HERE)}
+    with subprocess.Popen(words, cwd=folder, env=told, stdout=subprocess.DEVNULL) as playing:
+        history = folder / "kept" / "tiny" / "history.jsonl"
+        try:
+            until(lambda: (history.exists() and b'"told"' in history.read_bytes()) or None)
+            assert len(processes_of(folder)) > 3
+        finally:
+            playing.kill()
+    until(lambda: not processes_of(folder) or None, LEAVE_SECONDS)
+
+
 @pytest.mark.anyio
 async def test_a_server_that_was_killed_comes_back_at_its_address(folder: Path) -> None:
     try:
@@ -121,6 +135,11 @@ def play(folder: Path, *words: str, seconds: float) -> subprocess.CompletedProce
 
 def left_behind(folder: Path) -> list[str]:
     """Processes that know of the folder, and what is left in it."""
+    return [*processes_of(folder), *map(str, folder.glob("signoff-faults-*"))]
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The processes that know of the folder."""
     found = list[str]()
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -129,4 +148,4 @@ def left_behind(folder: Path) -> list[str]:
             continue
         if int(process.name) != os.getpid() and (str(folder).encode() in words or place.startswith(str(folder))):
             found.append(f"{process.name} {words.decode(errors='replace')}")
-    return [*found, *map(str, folder.glob("signoff-faults-*"))]
+    return found
