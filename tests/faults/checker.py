@@ -40,7 +40,10 @@ class Kept(msgspec.Struct, frozen=True):
     decisions: dict[int, tuple[str, str]]
     """Reviewer and verdict, by round."""
     deliveries: list[tuple[str, str]]
-    """Id and state."""
+    """Id and state of its webhook."""
+    copies: list[tuple[str, str]]
+    """Id and state of its copies in Redis."""
+    is_copied: bool
 
     @property
     def was_cancelled(self) -> bool:
@@ -99,7 +102,7 @@ async def check(tables: Tables, history: Path) -> Check:
     async for page in tables.pages():
         for told in page:
             _look_at(told, book, result)
-    for law in (_kept, _once, _answers, _verdicts, _cancels, _hooks, _veil, _caps, _machine):
+    for law in (_kept, _once, _answers, _verdicts, _cancels, _hooks, _copies, _veil, _caps, _machine):
         result.findings += law(book, result)
     return result
 
@@ -135,7 +138,9 @@ def _kept_of(told: Told) -> Kept:
         ended_at=job.updated_at if job.is_terminal else None,
         has_hook=any(to.kind == "webhook" for to in job.deliver),
         decisions={number: (decision.reviewer, decision.verdict) for number, decision in told.decisions.items()},
-        deliveries=[(delivery.id, delivery.state) for delivery in told.deliveries],
+        deliveries=[(one.id, one.state) for one in told.deliveries if one.kind == "webhook"],
+        copies=[(one.id, one.state) for one in told.deliveries if one.kind == "redis"],
+        is_copied=any(to.kind == "redis" for to in job.deliver),
     )
 
 
@@ -289,6 +294,14 @@ def _hooks(book: Book, result: Check) -> Iterator[Finding]:
             yield Finding("undelivered", job.id, "it was told before it had ended")
     for job_id in got:
         yield Finding("unexpected", job_id, "told of a job that is not there")
+
+
+def _copies(book: Book, result: Check) -> Iterator[Finding]:
+    """Every result of a job that nobody waited for gets to Redis, however long that was away."""
+    for job in result.jobs.values():
+        wanted = job.is_copied and not job.was_cancelled
+        if job.copies != ([(f"msg_{job.id}_redis", "done")] if wanted else []):
+            yield Finding("undelivered", job.id, f"its copy in Redis: {job.copies}")
 
 
 def _veil(book: Book, result: Check) -> Iterator[Finding]:

@@ -69,7 +69,7 @@ def without_the_veil() -> None:
 def without_keys() -> None:
     """An idempotency key is kept, and nobody asks whether it was used."""
     jobs._standing_under_key = lambda tx, job: None
-    jobs._keyed = lambda tx, job: job
+    jobs._named = lambda tx, job: job
 
 
 def with_a_clock_of_its_own() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from faults import on_disk, on_network, on_processes, on_services
 from faults.nemesis import Fault
 from faults.round import Round
-from faults.setting import HAS_REDIS, embedded, with_servers
+from faults.setting import embedded, with_servers
 from faults.wishes import QUICK
 from faults.world import World
 
@@ -39,7 +39,8 @@ SERVICES: list[Fault] = [
     on_services.terminate_the_backends,
     on_services.exhaust_the_connections,
     on_services.hold_a_long_transaction,
-    *([on_services.kill_redis, on_services.flush_redis] if HAS_REDIS else []),
+    on_services.kill_redis,
+    on_services.flush_redis,
 ]
 NETWORK: list[Fault] = [
     on_network.reset_every_wire,

@@ -31,7 +31,6 @@ CONCURRENCY = 8
 UNDO_SECONDS = 0.4
 DISK_MB = 96
 REVIEWERS = 3
-HAS_REDIS = "redis_url" in Settings.model_fields
 VARIABLES = {"postgres": "SIGNOFF_DATABASE_URL", "rabbitmq": "SIGNOFF_AMQP_URL", "redis": "SIGNOFF_REDIS_URL"}
 TUNED = {
     "SIGNOFF_LATER_ATTEMPTS": "60",
@@ -53,9 +52,8 @@ async def with_servers(
     """Servers of the round's own, and each process behind wires of its own. Raises MissingError."""
     async with contextlib.AsyncExitStack() as stack:
         database, rabbit = await asyncio.to_thread(postgres, folder / "postgres"), RabbitMQ(folder / "rabbitmq")
-        behind: dict[str, Server] = {"postgres": database, "rabbitmq": rabbit}
-        if HAS_REDIS:
-            behind["redis"] = redis(folder / "redis")
+        results = await asyncio.to_thread(redis, folder / "redis")
+        behind: dict[str, Server] = {"postgres": database, "rabbitmq": rabbit, "redis": results}
         stack.push_async_callback(rabbit.forget)
         await rabbit.name()
         async with asyncio.TaskGroup() as group:
@@ -76,7 +74,7 @@ async def with_servers(
             cluster=Cluster(members, history),
             postgres=database,
             rabbitmq=rabbit,
-            redis=behind.get("redis"),
+            redis=results,
             wires=wires,
         )
         yield await stack.enter_async_context(_closed(world))

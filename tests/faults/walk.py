@@ -71,10 +71,16 @@ def _move(row: Row, event: Event, holder: str | None) -> Iterator[tuple[str, str
             )
 
 
+def _is_holder(row: Row, event: Event, holder: str | None) -> bool:
+    """Whether the mover has the lease; a sweeper, who ends one that has run out, only saw it."""
+    has_run_out = Guard.LAPSED in MOVES[event.verb].guards
+    return row.get("lease") is not None and (has_run_out or holder in {None, event.actor})
+
+
 # What a guard saw, as far as events tell. A renewed lease is not among them, nor the round that a reviewer saw.
 HOLDS: dict[Guard, Callable[[Row, Event, str | None], bool]] = {
     Guard.DUE: lambda row, event, _: row.get("lease") is None and row["due_at"] <= event.at,
-    Guard.LEASE: lambda row, event, holder: row.get("lease") is not None and holder in {None, event.actor},
+    Guard.LEASE: _is_holder,
     Guard.LAPSED: lambda row, event, _: row.get("lease") is not None and row["lease_until"] < event.at,
     Guard.ROUND: lambda row, event, _: True,
     Guard.UNOPENED: lambda row, event, _: True,
