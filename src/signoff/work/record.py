@@ -58,14 +58,6 @@ async def end_record(desk: Desk, flight: Flight, outcome: Answer | SignoffError)
     return settled if is_sure else settled or _ended(flight.job, outcome)
 
 
-async def _committed(written: asyncio.Future[Job]) -> Job:
-    try:
-        async with asyncio.timeout(COMMIT_SECONDS):
-            return await asyncio.shield(written)
-    except TimeoutError:
-        raise Overloaded("The database did not take the log of this call in time.") from None
-
-
 async def leave_record(desk: Desk, flight: Flight, actor: str) -> None:
     """The caller has gone, or was cut off: the job is cancelled, unless its end is being written already.
 
@@ -92,6 +84,14 @@ async def _write_whole(desk: Desk, flight: Flight, outcome: Answer | SignoffErro
         return await _committed(written)
     written.add_done_callback(_complain)
     return ended
+
+
+async def _committed(written: asyncio.Future[Job]) -> Job:
+    try:
+        async with asyncio.timeout(COMMIT_SECONDS):
+            return await asyncio.shield(written)
+    except TimeoutError:
+        raise Overloaded("The database did not take the log of this call in time.") from None
 
 
 async def _is_filed(flight: Flight) -> bool:
