@@ -220,8 +220,9 @@ def _once(book: Book, result: Check) -> Iterator[Finding]:
             result.recovered += 1
         ordered = sorted(jobs, key=lambda job: job.created_at)
         for one, other in itertools.pairwise(ordered):
-            freed = one.key and one.status == "fail" and one.retryable and (one.ended_at or 0) <= other.created_at
-            if not freed:
+            # Times are those at which transactions began; who reads that a key is free may have begun before that.
+            in_turn = (one.ended_at or 0) <= other.created_at + CLOCK_SECONDS * SECOND
+            if not (one.key and one.status == "fail" and one.retryable and in_turn):
                 yield Finding("duplicated", other.id, f"{wish} is {one.id} already")
 
 

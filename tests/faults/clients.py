@@ -73,7 +73,12 @@ class Asking:
         self.may_ask = asyncio.Event()
         self.may_ask.set()
         self.tasks: list[asyncio.Task[None]] = []
-        self.accepted = 0
+        self._accepted = set[str]()
+
+    @property
+    def accepted(self) -> int:
+        """How many jobs callers were told of."""
+        return len(self._accepted)
 
     async def ask_for_ever(self) -> None:
         """One wish after the other, until it is over."""
@@ -99,7 +104,7 @@ class Asking:
                 break  # it was told which job it is, and that this one goes on or has failed
             await asyncio.sleep(REPEAT_SECONDS * self._dice.random())
         if job_id is not None:
-            self.accepted += 1
+            self._accepted.add(job_id)
             if wish.cancel:
                 await self._cancel(job_id)
 

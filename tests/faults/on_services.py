@@ -127,10 +127,12 @@ async def exhaust_the_connections(world: World) -> Struck:
 
 
 async def hold_a_long_transaction(world: World) -> Struck:
-    """Somebody has an old snapshot, and locks on jobs that are due, for longer than a lease."""
-    async with _session(world) as session, session.transaction(isolation="repeatable_read"):
-        jobs = [row["id"] for row in await session.fetch(LOCK)] or await world.tables.in_hand()
-        await asyncio.sleep(LEASE_SECONDS * 1.5)
+    """Somebody has an old snapshot, and somebody locks on jobs that are due, for longer than a lease."""
+    async with _session(world) as old, old.transaction(isolation="repeatable_read"):
+        await old.execute("SELECT count(*) FROM jobs")
+        async with _session(world) as session, session.transaction():
+            jobs = [row["id"] for row in await session.fetch(LOCK)] or await world.tables.in_hand()
+            await asyncio.sleep(LEASE_SECONDS * 1.5)
     return Struck(jobs)
 
 

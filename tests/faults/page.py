@@ -37,6 +37,7 @@ def _figures(figures: Figures) -> Iterator[str]:
     disk = "" if figures.name != "file" or figures.has_disk else " There was no small disk to fill."
     yield f"### {SETTINGS[figures.name]}\n\n{figures.day}, {figures.seconds:.0f} s, seed {figures.seed}.{disk}"
     yield _table(["", ""], ([name, f"{count:,}"] for name, count in figures.counts.items()))
+    yield from (f"**{finding.law}**: {finding.job}: {finding.text.splitlines()[0]}" for finding in figures.findings)
     yield _table(["", ""], ([name, f"{count:,}"] for name, count in figures.more.items()))
     head = ["fault", "struck / tried", "jobs", "calls", "next answer, p50 / p99 s", "struck jobs answered, p50 / p99 s"]
     yield _table(head, map(_fault, figures.faults))

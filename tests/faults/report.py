@@ -227,7 +227,7 @@ def machine() -> dict[str, str]:
         "PostgreSQL": _version("postgres", "--version"),
         "RabbitMQ": _version("rabbitmq", "version"),
         "SQLite": sqlite3.sqlite_version,
-        "Linux": platform.release(),
+        "Linux": platform.release().partition("-")[0],
     }
 
 
