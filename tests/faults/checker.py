@@ -117,7 +117,8 @@ def _look_at(told: Told, book: Book, result: Check) -> None:
     for one, other in zip(told.events, told.events[1:], strict=False):
         if one.verb == "claim":
             answered = other.verb in {"succeed", "hold", "fail"}
-            result.leases.append(Lease(job.id, one.actor, one.at, other.at, answered, other.actor == one.actor))
+            kept = answered or other.verb in {"retry", "release"}
+            result.leases.append(Lease(job.id, one.actor, one.at, other.at, answered=answered, kept=kept))
         wait = RETRY_AFTER.get(job.target, 0)
         if wait and (one.verb, other.verb) == ("retry", "claim") and other.at < one.at + wait * SECOND:
             result.findings.append(Finding("retry-after", job.id, f"asked again after {other.at - one.at} µs"))

@@ -78,20 +78,23 @@ class Points:
         time.time_ns = lambda: _time_ns() + round(self._orders.clock_shift * 1e9)
 
     def watch_the_lock(self, path: Path) -> None:
-        """Writes down when two processes are where only one may be: each holds a second lock there, which is free."""
+        """Writes down when two processes are where only one may be: each holds a second lock there, which is free.
+
+        It is one of POSIX's: of a process that is killed, Linux takes those away before it takes away flocks.
+        """
         locked, held = Sqlite._locked, os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
 
         @contextlib.contextmanager
         def watched(database: Sqlite) -> Generator[None]:
             with locked(database):
                 try:
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     self.write_down(broken="two processes write to one SQLite file at once")
                 try:
                     yield
                 finally:
-                    fcntl.flock(held, fcntl.LOCK_UN)
+                    fcntl.lockf(held, fcntl.LOCK_UN)
 
         Sqlite._locked = watched
 

@@ -136,6 +136,8 @@ ROUNDS: dict[str, list[Round]] = {
     "long": [LONG_SERVERS, LONG_FILE],
     "servers": [SHORT_SERVERS],
     "file": [SHORT_FILE],
+    "long-servers": [LONG_SERVERS],
+    "long-file": [LONG_FILE],
 }
 # Rounds in which a mutation must show.
 MUTANTS: dict[str, Round] = {
