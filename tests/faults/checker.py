@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,13 +92,14 @@ class Check(msgspec.Struct):
     leases: list[Lease]
     verbs: Counter[str]
     """How often each move was made."""
+    unlogged: list[float]
+    """For each answered call whose row a kill cost, how many seconds before the kill it was answered."""
     recovered: int = 0
-    unlogged: int = 0
 
 
 async def check(tables: Tables, history: Path) -> Check:
     """Looks at every job, then at what was told."""
-    book, result = Book(history), Check([], {}, [], Counter())
+    book, result = Book(history), Check([], {}, [], Counter(), [])
     async for page in tables.pages():
         for told in page:
             _look_at(told, book, result)
@@ -191,12 +192,12 @@ def _kept(book: Book, result: Check) -> Iterator[Finding]:
             missing.append(line)
         else:
             yield Finding("lost", job_id, f"{line['way']} {line['wish']} was told of it, and it is not there")
-    result.unlogged = len(missing)
-    yield from _unlogged(book, missing)
-
-
-def _unlogged(book: Book, missing: Iterable[Line]) -> Iterator[Finding]:
     killed = {line["pid"]: line["at"] for line in book.by_what["killed"]}
+    result.unlogged = [killed.get(line["pid"], line["at"]) - line["at"] for line in missing]
+    yield from _unlogged(killed, missing)
+
+
+def _unlogged(killed: Mapping[int, float], missing: Iterable[Line]) -> Iterator[Finding]:
     by_kill = Counter(line["pid"] for line in missing)
     for line in missing:
         if line["at"] > killed.get(line["pid"], 0):

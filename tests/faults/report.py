@@ -131,7 +131,10 @@ def _more(plan: Round, book: Book, check: Check) -> dict[str, float]:
         "verdicts that were late": reviewed[409],
         "looks at held jobs": sum(line["held"] for line in book.by_what["looked"]),
         "webhook messages": len(book.by_what["hooked"]),
-        "answered calls whose row a kill cost": check.unlogged,
+        "answered calls whose row a kill cost": len(check.unlogged),
+        "the longest that one of them was answered before the kill, in seconds": round(
+            max(check.unlogged, default=0), 3
+        ),
         "drained after seconds": round(drained[0], 1) if drained else -1,
         "drain limit seconds": plan.drain_seconds,
     }
