@@ -38,7 +38,7 @@ def _figures(figures: Figures) -> Iterator[str]:
     yield f"### {SETTINGS[figures.name]}\n\n{figures.day}, {figures.seconds:.0f} s, seed {figures.seed}.{disk}"
     yield _table(["", ""], ([name, f"{count:,}"] for name, count in figures.counts.items()))
     yield from (f"**{finding.law}**: {finding.job}: {finding.text.splitlines()[0]}" for finding in figures.findings)
-    yield _table(["", ""], ([name, f"{count:,}"] for name, count in figures.more.items()))
+    yield _table(["", ""], ([name, f"{count:,.3f}".rstrip("0").rstrip(".")] for name, count in figures.more.items()))
     head = ["fault", "struck / tried", "jobs", "calls", "next answer, p50 / p99 s", "struck jobs answered, p50 / p99 s"]
     yield _table(head, map(_fault, figures.faults))
 
