@@ -226,6 +226,25 @@ async def stream(exchange: Exchange) -> None:
 
 
 @behaviour
+async def answer_when_woken(exchange: Exchange) -> None:
+    await exchange.read()
+    exchange.fake.stuck.set()
+    await exchange.fake.wake.wait()
+    await exchange.head("200 OK", "content-type: application/json", f"content-length: {len(ANSWER)}")
+    await exchange.send(ANSWER)
+
+
+@behaviour
+async def stream_when_woken(exchange: Exchange) -> None:
+    """The first event at once, the others when the test says so."""
+    await exchange.begin(EVENTS[0])
+    exchange.fake.stuck.set()
+    await exchange.fake.wake.wait()
+    await exchange.part(b"".join(EVENTS[1:]))
+    await exchange.part(b"")
+
+
+@behaviour
 async def stream_of_crlf(exchange: Exchange) -> None:
     await exchange.stream(*CRLF_EVENTS)
 

@@ -95,6 +95,7 @@ class OpenAIDoor:
             lane="now",
             idempotency_key=header(scope, b"idempotency-key"),
             wait_seconds=patience_of(scope),
+            is_retry=(header(scope, b"x-stainless-retry-count") or "0") != "0",
         )
         with_usage = bool(peek.stream_options and peek.stream_options.include_usage)
         async with leaving(desk, receive):
