@@ -306,6 +306,27 @@ async def stream_that_lingers(exchange: Exchange) -> None:
     await exchange.hang()
 
 
+@behaviour
+async def no_edits(exchange: Exchange) -> None:
+    """Knows chats alone."""
+    if exchange.request.path.endswith("/v1/chat/completions"):
+        return await answer(exchange)
+    return await exchange.whole(b'{"error": {"message": "Not here."}}', status="404 Not Found")
+
+
+SOUND = bytes(range(256)) * 40
+
+
+@behaviour
+async def speech(exchange: Exchange) -> None:
+    await exchange.whole(SOUND, kind="audio/mpeg")
+
+
+@behaviour
+async def transcript(exchange: Exchange) -> None:
+    await exchange.whole(b'{ "text":"hello" }')
+
+
 # Silence.
 
 

@@ -8,11 +8,10 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.delivery import Hook
+from signoff.core.endpoint import CHAT
 from signoff.core.policy import Review
 
 Lane = Literal["now", "later"]
-
-CHAT = "/v1/chat/completions"
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,6 +37,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int
     anonymous_role: Role | None
     enqueue_review: str
+    keep_alive_seconds: float
 
 
 # What Litestar hands to a handler, by its name.

@@ -135,7 +135,7 @@ async def _ask(desk: Desk, call: Call) -> AsyncIterator[Chunk]:
             got.append(chunk)
             if passes and not _is_last(chunk):
                 yield chunk
-        settled = await end_record(desk, flight, collect(got))
+        settled = await end_record(desk, flight, collect(got, flight.job.body))
     except (asyncio.CancelledError, GeneratorExit):
         if not flight.lost:
             await leave_record(desk, flight, call.ask.caller.actor)
