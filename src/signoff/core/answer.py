@@ -30,10 +30,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
 
 
-def collect(chunks: Iterable[Chunk], asked: bytes = b"") -> Answer:
+def collect(chunks: Iterable[Chunk], asked: bytes | None = None) -> Answer:
     """The answer that `chunks` amount to: the body as it came, or a completion put together from its pieces.
 
-    The tokens of a stream that does not tell them are counted; `asked` is the request's body. Raises ModelGarbled for
+    With `asked`, the request's body, the tokens of a stream that does not tell them are counted. Raises ModelGarbled for
     what is not JSON, and for pieces that are no completion's.
     """
     listed = list(chunks)
@@ -41,7 +41,7 @@ def collect(chunks: Iterable[Chunk], asked: bytes = b"") -> Answer:
         if listed and not listed[0].event:
             return Answer(body=listed[0].raw, usage=usage_of(listed[0].raw))
         body, pieces = _assembled(listed)
-        return Answer(body=body, usage=usage_of(body) or (counted(asked, pieces) if pieces else None))
+        return Answer(body=body, usage=usage_of(body) or _counted(asked, pieces))
     except (ValueError, RecursionError) as error:
         raise ModelGarbled(f"The model's answer cannot be read: {error}") from error
 
@@ -104,6 +104,10 @@ def as_completion(body: bytes, model: str) -> bytes:
     name = f"chatcmpl-{fingerprint(model.encode(), body)[:16]}"
     head = {"id": name, "object": "chat.completion", "created": 0, "model": model}
     return msgspec.json.encode(head | {"choices": [choice]})
+
+
+def _counted(asked: bytes | None, pieces: int) -> Usage | None:
+    return None if asked is None or not pieces else counted(asked, pieces)
 
 
 class _Message(msgspec.Struct):

@@ -22,11 +22,11 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 class _Told(msgspec.Struct):
     """Under either of the names that endpoints have for them."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
 
 
 class _Answer(msgspec.Struct):
@@ -42,9 +42,9 @@ def usage_of(body: bytes) -> Usage | None:
         return None
     if told is None:
         return None
-    asked = told.prompt_tokens or told.input_tokens or 0
-    said = told.completion_tokens or told.output_tokens or 0
-    return Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=told.total_tokens or asked + said)
+    asked = told.prompt_tokens or told.input_tokens
+    said = told.completion_tokens or told.output_tokens
+    return Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=told.total_tokens)
 
 
 def counted(asked: bytes, pieces: int) -> Usage:
