@@ -206,6 +206,26 @@ async def test_sound_comes_back_as_it_is_and_is_logged(tmp_path: Path) -> None:
         assert (told["content_type"], base64.b64decode(told["content"])) == ("audio/mpeg", SOUND)
 
 
+async def test_a_page_from_a_model_is_no_page_of_ours(tmp_path: Path) -> None:
+    async with misbehaving() as fake, live(tmp_path) as server:
+        await server.model("web", kind="openai", url=fake.at("html"))
+        headers = {"authorization": f"Bearer {await server.token()}"}
+        async with server.http.post(f"{server.url}/v1/page", json={"model": "web"}, headers=headers) as response:
+            assert (response.status, response.content_type) == (200, "text/html")
+            assert response.headers["x-content-type-options"] == "nosniff"
+            assert response.headers["content-security-policy"].startswith("sandbox")
+
+
+async def test_a_body_that_looks_like_a_parcel_passes_to_the_byte(tmp_path: Path) -> None:
+    async with misbehaving() as fake, live(tmp_path) as server:
+        await server.model("mine", kind="openai", url=fake.at("mirror"))
+        body = b'{"parcel":{"content_type":"text/html","content":"PGI+"},"model":"mine","input":"x"}'
+        headers = {"authorization": f"Bearer {await server.token()}"}
+        async with server.http.post(f"{server.url}/v1/embeddings", data=body, headers=headers) as response:
+            assert (response.content_type, await response.read()) == ("application/json", body)
+        assert fake.requests[0].body == body
+
+
 async def test_what_gives_json_alone_may_give_nothing_else(tmp_path: Path) -> None:
     async with misbehaving() as fake, live(tmp_path) as server, client(server, max_retries=0) as ai:
         await server.model("mouth", kind="openai", url=fake.at("speech"))

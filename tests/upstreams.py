@@ -53,6 +53,7 @@ class FakeUpstream:
 
     url: str = ""
     requests: list[Seen] = field(default_factory=list[Seen])
+    sent_bytes: int = 0
     opened: int = 0
     """Connections, ever."""
     open: int = 0
@@ -157,6 +158,7 @@ class Exchange:
             raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
+        self.fake.sent_bytes += len(data)
 
     async def head(self, status: str, *headers: str) -> None:
         await self.send("\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode())
@@ -551,6 +553,13 @@ async def too_many_until_in_c(exchange: Exchange) -> None:
 async def broken(exchange: Exchange) -> None:
     body = b'{"detail": "The GPU is on fire."}'
     await exchange.whole(body, "retry-after: soon", status="500 Internal Server Error")
+
+
+@behaviour
+async def broken_by_number(exchange: Exchange) -> None:
+    """As vLLM tells it."""
+    body = b'{"error": {"message": "Too long.", "type": "BadRequestError", "param": null, "code": 400}}'
+    await exchange.whole(body, status="400 Bad Request")
 
 
 @behaviour

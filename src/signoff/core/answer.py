@@ -33,8 +33,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 def collect(chunks: Iterable[Chunk], asked: bytes | None = None) -> Answer:
     """The answer that `chunks` amount to: the body as it came, or a completion put together from its pieces.
 
-    With `asked`, the request's body, the tokens of a stream that does not tell them are counted. Raises ModelGarbled for
-    what is not JSON, and for pieces that are no completion's.
+    With `asked`, the request's body, the tokens of a stream that does not tell them are counted. Raises ModelGarbled
+    for what is not JSON, and for pieces that are no completion's.
     """
     listed = list(chunks)
     try:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import msgspec
 
 _START = b'{"parcel":'
+# It becomes a header, and whoever wrote it may want to add lines of their own.
+_KIND = re.compile(r"[\x20-\x7e]+")
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]+)"|([^\s;]+))', re.IGNORECASE)
 _NAME = re.compile(rb'^content-disposition:[^\r\n]*[;\s]name="?([^";\r\n]*)"?', re.IGNORECASE | re.MULTILINE)
 
@@ -36,9 +38,10 @@ def unwrapped(body: bytes) -> Parcel | None:
     if not body.startswith(_START):
         return None
     try:
-        return msgspec.json.decode(body, type=_Wrapped).parcel
+        parcel = msgspec.json.decode(body, type=_Wrapped).parcel
     except (ValueError, RecursionError):
         return None
+    return parcel if _KIND.fullmatch(parcel.content_type) else None
 
 
 def field(parcel: Parcel, name: str) -> str | None:

@@ -201,7 +201,8 @@ def error_headers(error: SignoffError) -> Mapping[str, str]:
         headers["www-authenticate"] = "Bearer"
     if error.job_id is not None:
         headers["location"] = f"/api/jobs/{error.job_id}"
-    if error.status in {409, 504} and not error.retryable:
+    # Clients would ask again by themselves, which would only repeat what was done.
+    if not error.retryable and (error.status in {408, 409} or error.status >= 500):
         headers["x-should-retry"] = "false"
     if error.status in {429, 503} and error.retryable:
         headers["retry-after"] = "1"

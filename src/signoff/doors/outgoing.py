@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Generator
 
 from signoff.core import sse
 from signoff.core.answer import Chunk
-from signoff.core.endpoint import STREAMED
+from signoff.core.endpoint import KNOWN, STREAMED
 from signoff.core.parcel import unwrapped
 from signoff.core.shape import streamed
 from signoff.doors.dialect import JSON, error_event
@@ -17,6 +17,8 @@ from signoff.errors import SignoffError
 from signoff.parts.background import Background
 from signoff.work.call import Call
 
+# Whatever a model says that it is, it is no page of ours.
+AS_DATA = [(b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"sandbox; default-src 'none'")]
 EVENTS = b"text/event-stream; charset=utf-8"
 
 
@@ -121,6 +123,8 @@ def call_headers(call: Call) -> list[Header]:
 
 
 async def _send_body(call: Call, body: bytes, send: Send) -> None:
-    parcel = unwrapped(body)
-    kind, content = (JSON, body) if parcel is None else (parcel.content_type.encode("latin-1"), parcel.content)
-    await send_bytes(send, 200, content, kind, call_headers(call))
+    parcel = None if call.ask.path in KNOWN else unwrapped(body)
+    if parcel is None:
+        return await send_bytes(send, 200, body, JSON, call_headers(call))
+    headers = [*call_headers(call), *AS_DATA]
+    return await send_bytes(send, 200, parcel.content, parcel.content_type.encode(), headers)

@@ -45,7 +45,7 @@ def ask(upstream: Upstream, base_url: str, model: Model, request: Request) -> As
     the server knows it by another.
     """
     name = upstream_name(model, request.target)
-    parcel = unwrapped(request.body)
+    parcel = None if request.path in KNOWN else unwrapped(request.body)
     headers = {"content-type": "application/json" if parcel is None else parcel.content_type}
     if request.key:
         headers["authorization"] = f"Bearer {request.key}"
