@@ -53,6 +53,7 @@ class FakeUpstream:
 
     url: str = ""
     requests: list[Seen] = field(default_factory=list[Seen])
+    sent_bytes: int = 0
     opened: int = 0
     """Connections, ever."""
     open: int = 0
@@ -157,6 +158,7 @@ class Exchange:
             raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
+        self.fake.sent_bytes += len(data)
 
     async def head(self, status: str, *headers: str) -> None:
         await self.send("\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode())
@@ -226,6 +228,25 @@ async def stream(exchange: Exchange) -> None:
 
 
 @behaviour
+async def answer_when_woken(exchange: Exchange) -> None:
+    await exchange.read()
+    exchange.fake.stuck.set()
+    await exchange.fake.wake.wait()
+    await exchange.head("200 OK", "content-type: application/json", f"content-length: {len(ANSWER)}")
+    await exchange.send(ANSWER)
+
+
+@behaviour
+async def stream_when_woken(exchange: Exchange) -> None:
+    """The first event at once, the others when the test says so."""
+    await exchange.begin(EVENTS[0])
+    exchange.fake.stuck.set()
+    await exchange.fake.wake.wait()
+    await exchange.part(b"".join(EVENTS[1:]))
+    await exchange.part(b"")
+
+
+@behaviour
 async def stream_of_crlf(exchange: Exchange) -> None:
     await exchange.stream(*CRLF_EVENTS)
 
@@ -285,6 +306,27 @@ async def stream_that_lingers(exchange: Exchange) -> None:
     """Everything has been said, but the body does not end."""
     await exchange.begin(*EVENTS)
     await exchange.hang()
+
+
+@behaviour
+async def no_edits(exchange: Exchange) -> None:
+    """Knows chats alone."""
+    if exchange.request.path.endswith("/v1/chat/completions"):
+        return await answer(exchange)
+    return await exchange.whole(b'{"error": {"message": "Not here."}}', status="404 Not Found")
+
+
+SOUND = bytes(range(256)) * 40
+
+
+@behaviour
+async def speech(exchange: Exchange) -> None:
+    await exchange.whole(SOUND, kind="audio/mpeg")
+
+
+@behaviour
+async def transcript(exchange: Exchange) -> None:
+    await exchange.whole(b'{ "text":"hello" }')
 
 
 # Silence.
@@ -511,6 +553,13 @@ async def too_many_until_in_c(exchange: Exchange) -> None:
 async def broken(exchange: Exchange) -> None:
     body = b'{"detail": "The GPU is on fire."}'
     await exchange.whole(body, "retry-after: soon", status="500 Internal Server Error")
+
+
+@behaviour
+async def broken_by_number(exchange: Exchange) -> None:
+    """As vLLM tells it."""
+    body = b'{"error": {"message": "Too long.", "type": "BadRequestError", "param": null, "code": 400}}'
+    await exchange.whole(body, status="400 Bad Request")
 
 
 @behaviour

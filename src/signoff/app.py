@@ -175,6 +175,7 @@ def make_front(desk: Desk, settings: Settings) -> Front:
         max_body_bytes=settings.max_body_bytes,
         anonymous_role=settings.anonymous_role,
         enqueue_review=settings.enqueue_review,
+        keep_alive_seconds=settings.keep_alive_seconds,
     )
     openai = OpenAIDoor(desk, knobs)
     doors = [jobs.router, generate.router, native.router, deliveries.router, health.router, session.router]

@@ -194,6 +194,7 @@ class JobFailed(SignoffError):
         super().__init__(message, job_id=job_id)
         self.status = status
         self.code = code
+        self.retryable = status in {408, 429} or status >= 500
 
 
 class ReviewPending(SignoffError):

@@ -41,6 +41,7 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     user_id: int | None = None
     status: Status | None = None
+    fingerprint: str | None = None
     after_id: str | None = None
     offset: int = 0
     limit: int = 50

@@ -8,19 +8,12 @@ from typing import Any, cast
 
 import msgspec
 
-from signoff.core import sse
+from signoff.core import response, sse
 from signoff.core.keys import fingerprint
+from signoff.core.tokens import Usage, counted, usage_of
 from signoff.errors import ModelGarbled
 
 JsonObject = dict[str, Any]
-
-
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens, as the upstream counted them."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -37,15 +30,18 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
 
 
-def collect(chunks: Iterable[Chunk]) -> Answer:
+def collect(chunks: Iterable[Chunk], asked: bytes | None = None) -> Answer:
     """The answer that `chunks` amount to: the body as it came, or a completion put together from its pieces.
 
-    Raises ModelGarbled for what is not JSON, and for pieces that are no completion's.
+    With `asked`, the request's body, the tokens of a stream that does not tell them are counted. Raises ModelGarbled
+    for what is not JSON, and for pieces that are no completion's.
     """
     listed = list(chunks)
     try:
-        body = listed[0].raw if listed and not listed[0].event else _assembled(listed)
-        return Answer(body=body, usage=_usage_of(body))
+        if listed and not listed[0].event:
+            return Answer(body=listed[0].raw, usage=usage_of(listed[0].raw))
+        body, pieces = _assembled(listed)
+        return Answer(body=body, usage=usage_of(body) or _counted(asked, pieces))
     except (ValueError, RecursionError) as error:
         raise ModelGarbled(f"The model's answer cannot be read: {error}") from error
 
@@ -67,16 +63,18 @@ def split(answer: bytes, *, with_usage: bool) -> Iterator[Chunk]:
 
 
 def text_of(body: bytes | None) -> str | None:
-    """The words of an answer, where it has the shape of a completion; else None."""
+    """The words of an answer, where it has the shape of a completion or a response; else None."""
     try:
         choice = msgspec.json.decode(body or b"null", type=_Choices).choices[0]
     except (ValueError, IndexError, RecursionError):
-        return None
+        return response.words_of(body or b"null")
     return choice.message.content if choice.message else choice.text
 
 
 def with_text(body: bytes, text: str) -> bytes:
-    """The answer with other words; a body that is no completion becomes those words."""
+    """The answer with other words; a body that is neither a completion nor a response becomes those words."""
+    if response.is_response(body):
+        return response.with_words(body, text)
     try:
         whole = msgspec.json.decode(body, type=dict[str, Any])
         choice = msgspec.convert(whole.get("choices"), list[dict[str, Any]])[0]
@@ -108,6 +106,10 @@ def as_completion(body: bytes, model: str) -> bytes:
     return msgspec.json.encode(head | {"choices": [choice]})
 
 
+def _counted(asked: bytes | None, pieces: int) -> Usage | None:
+    return None if asked is None or not pieces else counted(asked, pieces)
+
+
 class _Message(msgspec.Struct):
     content: str | None = None
 
@@ -121,36 +123,36 @@ class _Choices(msgspec.Struct):
     choices: list[_Choice]
 
 
-class _Told(msgspec.Struct):
-    usage: Usage | None = None
+def _assembled(chunks: list[Chunk]) -> tuple[bytes, int]:
+    """The completion that the events amount to, and how many of them said something.
 
-
-def _usage_of(body: bytes) -> Usage | None:
-    try:
-        return msgspec.json.decode(body, type=_Told).usage
-    except msgspec.ValidationError:
-        msgspec.json.decode(body, type=msgspec.Raw)  # which may be no object, but must be JSON
-        return None
-
-
-def _assembled(chunks: list[Chunk]) -> bytes:
-    """The completion that the events amount to. Texts that grow are StringIOs meanwhile, or they would take n² time."""
-    whole, choices, piece = JsonObject(), dict[int, JsonObject](), JsonObject()
+    Texts that grow are StringIOs meanwhile, or they would take n² time.
+    """
+    whole, choices, piece, pieces = JsonObject(), dict[int, JsonObject](), JsonObject(), 0
     for chunk in chunks:
         data = sse.data_of(chunk.raw)
         if not data or data == b"[DONE]":
             continue
         piece = msgspec.json.decode(data, type=JsonObject)
         for part in msgspec.convert(piece.pop("choices", None) or [], list[JsonObject]):
+            pieces += _says_something(part)
             index = msgspec.convert(part.get("index") or 0, int)
             _continue(choices.setdefault(index, {}), part)
         whole.update({key: value for key, value in piece.items() if value or key not in whole})
     if str(piece.get("type")).startswith("response."):  # a stream of /v1/responses tells the whole at its end
-        return msgspec.json.encode(piece.get("response"))
+        return msgspec.json.encode(piece.get("response")), 0
     usual = "text_completion" if any("text" in choice for choice in choices.values()) else "chat.completion"
     whole["object"] = str(whole.get("object") or usual).removesuffix(".chunk")
     whole["choices"] = [_finished(choices[index]) for index in sorted(choices)]
-    return msgspec.json.encode(whole, enc_hook=StringIO.getvalue)
+    return msgspec.json.encode(whole, enc_hook=StringIO.getvalue), pieces
+
+
+def _says_something(part: JsonObject) -> bool:
+    """Whether an event brings more of a text, or of a tool's call: about one token."""
+    said = part.get("delta")
+    if isinstance(said, dict):
+        return any(value for name, value in cast("JsonObject", said).items() if name != "role")
+    return bool(part.get("text"))
 
 
 _GROWS = {"delta", "logprobs", "text"}

@@ -8,15 +8,17 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.delivery import Hook
+from signoff.core.endpoint import CHAT
 from signoff.core.policy import Review
 
 Lane = Literal["now", "later"]
 
-CHAT = "/v1/chat/completions"
-
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """One request. `body` and `metadata` are JSON as they came; `target` is None for the default model."""
+    """One request. `body` and `metadata` are JSON as they came; `target` is None for the default model.
+
+    `is_retry`: the caller's client says that it asked the same before, and got no answer.
+    """
 
     door: str
     caller: Caller
@@ -33,6 +35,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     deliver: Hook | None = None
     wait_seconds: float | None = None
     door_review: Review = "never"
+    is_retry: bool = False
 
 
 def as_chat(payload: bytes) -> bytes:

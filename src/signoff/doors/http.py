@@ -37,6 +37,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int
     anonymous_role: Role | None
     enqueue_review: str
+    keep_alive_seconds: float
 
 
 # What Litestar hands to a handler, by its name.
@@ -200,7 +201,8 @@ def error_headers(error: SignoffError) -> Mapping[str, str]:
         headers["www-authenticate"] = "Bearer"
     if error.job_id is not None:
         headers["location"] = f"/api/jobs/{error.job_id}"
-    if error.status in {409, 504} and not error.retryable:
+    # Clients would ask again by themselves, which would only repeat what was done.
+    if not error.retryable and (error.status in {408, 409} or error.status >= 500):
         headers["x-should-retry"] = "false"
     if error.status in {429, 503} and error.retryable:
         headers["retry-after"] = "1"

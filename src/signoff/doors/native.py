@@ -13,8 +13,9 @@ from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter
 from litestar.response import Stream
 
 from signoff.core import sse
-from signoff.core.ask import CHAT, Ask
+from signoff.core.ask import Ask
 from signoff.core.delivery import Hook
+from signoff.core.endpoint import CHAT
 from signoff.core.job import Event, Status
 from signoff.core.signing import Secret
 from signoff.core.wire import as_seen

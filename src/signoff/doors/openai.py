@@ -1,41 +1,43 @@
-"""The OpenAI door: chat completions, plain and streamed, and the list of models. Plain ASGI: the hot path."""
+"""The OpenAI door: every endpoint that asks a model, and the list of models. Plain ASGI: the hot path."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import msgspec
 import structlog
 
-from signoff.core import sse
-from signoff.core.answer import Chunk
-from signoff.core.ask import CHAT, Ask
+from signoff.core.ask import Ask
+from signoff.core.endpoint import KNOWN, STREAMED
+from signoff.core.parcel import Parcel, field, wrapped
 from signoff.core.target import Model
+from signoff.doors.dialect import JSON, send_error
 from signoff.doors.http import (
-    Header,
     Knobs,
     Receive,
     Scope,
     Send,
     caller_of,
-    error_headers,
     header,
     leaving,
     patience_of,
     read_body,
     send_bytes,
 )
-from signoff.errors import BadRequest, ModelAnswered, NotFound, SignoffError
+from signoff.doors.outgoing import call_headers, send_events, send_whole
+from signoff.errors import BadRequest, NotFound, SignoffError
+from signoff.work.admit import PATH
 from signoff.work.call import Call, begin, chunks_of
 from signoff.work.desk import Desk
 from signoff.work.models import all_models, model_called
 
-JSON = b"application/json"
-EVENTS = b"text/event-stream; charset=utf-8"
 log = structlog.get_logger()
 PREFIXES = ("/openai/v1/", "/v1/")
+# What is no inference: kept here, and not at some upstream.
+KEPT_HERE = {"models", "files", "batches", "uploads"}
+# What upstreams take beside JSON. Clients that are told no better call that a form, or bytes.
+PARCELS = ("multipart/", "audio/", "image/", "video/")
 
 
 class _StreamOptions(msgspec.Struct):
@@ -70,40 +72,48 @@ class OpenAIDoor:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"].rstrip("/"), scope["method"]
         prefix = next(prefix for prefix in PREFIXES if (path + "/").startswith(prefix))
-        match method, path[len(prefix) :]:
-            case "POST", "chat/completions":
-                await self._chat(scope, receive, send)
-            case "GET", "models":
+        rest = path[len(prefix) :]
+        match method, rest.split("/"):
+            case "POST", [first, *_] if first not in KEPT_HERE and PATH.fullmatch(f"/v1/{rest}"):
+                await self._ask(scope, receive, send, f"/v1/{rest}")
+            case "GET", ["models"]:
                 await self._models(scope, send)
-            case "GET", rest if rest.startswith("models/"):
+            case "GET", ["models", *_]:
                 await self._model(scope, send, rest.removeprefix("models/"))
             case _:
                 raise NotFound(f"There is no {method} {path} here.")
 
-    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _ask(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         desk, knobs = self._desk, self._knobs
         caller = await caller_of(desk, knobs, scope)
-        body = await read_body(scope, receive, knobs.max_body_bytes)
-        peek = _peek(body)
+        body, peek = _read(scope, path, await read_body(scope, receive, knobs.max_body_bytes))
         ask = Ask(
             door="openai",
             caller=caller,
-            path=CHAT,
+            path=path,
             body=body,
             target=peek.model,
-            stream=bool(peek.stream),
+            stream=bool(peek.stream) and (path in STREAMED or path not in KNOWN),
             lane="now",
             idempotency_key=header(scope, b"idempotency-key"),
             wait_seconds=patience_of(scope),
+            is_retry=(header(scope, b"x-stainless-retry-count") or "0") != "0",
         )
         with_usage = bool(peek.stream_options and peek.stream_options.include_usage)
         async with leaving(desk, receive):
             call = await begin(desk, ask, with_usage=with_usage)
-            async with contextlib.aclosing(chunks_of(desk, call)) as chunks:
-                if ask.stream:
-                    await _stream(call, chunks, send)
-                else:
-                    await _plain(call, chunks, send)
+            try:
+                await self._answer(call, send)
+            except SignoffError as error:
+                await send_error(send, error, call_headers(call))
+
+    async def _answer(self, call: Call, send: Send) -> None:
+        desk = self._desk
+        async with contextlib.aclosing(chunks_of(desk, call)) as chunks:
+            if call.ask.stream:
+                await send_events(call, chunks, send, desk.background, self._knobs.keep_alive_seconds)
+            else:
+                await send_whole(call, chunks, send)
 
     async def _models(self, scope: Scope, send: Send) -> None:
         await caller_of(self._desk, self._knobs, scope)
@@ -116,66 +126,21 @@ class OpenAIDoor:
         await send_bytes(send, 200, msgspec.json.encode(_as_model(model) | {"id": name}), JSON)
 
 
-async def _plain(call: Call, chunks: AsyncIterator[Chunk], send: Send) -> None:
-    body = b"".join([chunk.raw async for chunk in chunks])
-    await send_bytes(send, 200, body, JSON, _headers(call))
-
-
-async def _stream(call: Call, chunks: AsyncIterator[Chunk], send: Send) -> None:
-    """Events as they come. An error before the first one has its status; one after it is an event of its own."""
-    began = False
-    try:
-        async for chunk in chunks:
-            if not began:
-                began = True
-                headers = [(b"content-type", EVENTS), (b"cache-control", b"no-cache"), *_headers(call)]
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": _event(chunk), "more_body": True})
-    except SignoffError as error:
-        if not began:
-            raise
-        data = sse.event(msgspec.json.encode(error_body(error)))
-        await send({"type": "http.response.body", "body": data, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _event(chunk: Chunk) -> bytes:
-    """A model that ignores `stream` answers whole; its caller still reads a stream."""
-    return chunk.raw if chunk.event else sse.event(b"".join(chunk.raw.splitlines())) + sse.DONE
-
-
-async def send_error(send: Send, error: SignoffError) -> None:
-    """An error in OpenAI's dialect; a model's own error passes as it came."""
-    body = error.body if isinstance(error, ModelAnswered) and _is_openai_error(error.body) else None
-    headers = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
-    if isinstance(error, ModelAnswered) and error.retry_after_seconds is not None:
-        headers.append((b"retry-after", str(round(error.retry_after_seconds)).encode()))
-    await send_bytes(send, error.status, body or msgspec.json.encode(error_body(error)), JSON, headers)
-
-
-def error_body(error: SignoffError) -> dict[str, Any]:
-    """`{"error": {"message", "type", "param", "code"}}`; the job's id beside them where there is one."""
-    told = {"message": error.message, "type": error.kind, "param": None, "code": error.code}
-    return {"error": told if error.job_id is None else told | {"job_id": error.job_id}}
-
-
-def _is_openai_error(body: bytes) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(body, type=dict[str, Any]).get("error"), dict)
-    except (ValueError, RecursionError):
-        return False
+def _read(scope: Scope, path: str, body: bytes) -> tuple[bytes, _Peek]:
+    """The body as a job keeps it, and what the door must know of it. Raises BadRequest."""
+    kind = header(scope, b"content-type") or ""
+    if path in KNOWN or not kind.lower().startswith(PARCELS):
+        return body, _peek(body)
+    parcel = Parcel(kind, body)
+    streams = (field(parcel, "stream") or "").lower() == "true"
+    return wrapped(parcel), _Peek(model=field(parcel, "model"), stream=streams)
 
 
 def _peek(body: bytes) -> _Peek:
     try:
         return msgspec.json.decode(body, type=_Peek)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"The body is not a chat request: {error}") from None
-
-
-def _headers(call: Call) -> Iterable[Header]:
-    job = call.flight.job
-    return ((b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()))
+        raise BadRequest(f"The body cannot be asked: {error}") from None
 
 
 def _as_model(model: Model) -> dict[str, Any]:

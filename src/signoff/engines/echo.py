@@ -11,10 +11,11 @@ from typing import Annotated
 
 import msgspec
 
-from signoff.core import sse
+from signoff.core import endpoint, sse
 from signoff.core.answer import Chunk, Usage
 from signoff.core.target import Model
 from signoff.engine import Request
+from signoff.engines.echoes import Response, embeddings, moderations, ranks
 from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
@@ -49,15 +50,16 @@ class EchoEngine:
         if options.hang or options.delay:
             await _pause(None if options.hang else options.delay, until)
         if options.status is not None:
-            raise _error(options.status, options.retry_after)
-        completion = _completion(request, options.tokens)
-        if not request.stream:
+            message = f"The echo was asked to fail with status {options.status}."
+            raise _error(options.status, options.retry_after, message)
+        told = _answer(request, options.tokens)
+        if isinstance(told, bytes) or not request.stream:
             if options.cut:
                 raise ModelCut
-            yield Chunk(completion.whole())
+            yield Chunk(told if isinstance(told, bytes) else told.whole())
             return
-        half = sum(1 for _ in completion.events()) // 2 if options.cut else None
-        for number, event in enumerate(islice(completion.events(), half)):
+        half = sum(1 for _ in told.events()) // 2 if options.cut else None
+        for number, event in enumerate(islice(told.events(), half)):
             if number:
                 await _pause(options.chunk_delay, until)
             yield Chunk(event, event=True)
@@ -96,10 +98,27 @@ async def _pause(seconds: float | None, until: float) -> None:
         raise ModelTimedOut from error
 
 
-def _error(status: int, retry_after_seconds: float | None) -> ModelAnswered:
-    message = f"The echo was asked to fail with status {status}."
+def _error(status: int, retry_after_seconds: float | None, message: str) -> ModelAnswered:
     body = {"error": {"message": message, "type": "echo_error", "param": None, "code": None}}
     return ModelAnswered(status, message, body=msgspec.json.encode(body), retry_after_seconds=retry_after_seconds)
+
+
+def _answer(request: Request, tokens: int | None) -> _Completion | Response | bytes:
+    """What can be told whole or as events, or the one body of an endpoint without streams."""
+    match request.path:
+        case endpoint.CHAT | endpoint.COMPLETIONS:
+            return _completion(request, tokens)
+        case endpoint.RESPONSES:
+            said = _completion(request, tokens)
+            return Response(digest=said.digest, model=said.model, text=said.text, usage=said.usage)
+        case endpoint.EMBEDDINGS:
+            return embeddings(request.body, request.target)
+        case endpoint.MODERATIONS:
+            return moderations(request.body, request.target)
+        case endpoint.RERANK:
+            return ranks(request.body, request.target)
+        case path:
+            raise _error(404, None, f"An echo knows no {path}.")
 
 
 def _completion(request: Request, tokens: int | None) -> _Completion:
@@ -112,7 +131,7 @@ def _completion(request: Request, tokens: int | None) -> _Completion:
         digest=hashlib.sha256(request.target.encode() + b"\0" + request.body).hexdigest()[:16],
         model=request.target,
         text=text,
-        is_chat=request.path != "/v1/completions",
+        is_chat=request.path != endpoint.COMPLETIONS,
         usage=Usage(prompt_tokens=told, completion_tokens=answered, total_tokens=told + answered),
         usage_wanted=bool(asked.stream_options and asked.stream_options.include_usage),
     )
@@ -144,7 +163,7 @@ class _StreamOptions(msgspec.Struct):
 class _Asked(msgspec.Struct):
     messages: list[_Message] = []
     prompt: str | list[str] | None = None
-    input: str | None = None
+    input: str | list[_Message] | None = None
     stream_options: _StreamOptions | None = None
 
 
@@ -156,13 +175,14 @@ def _asked(body: bytes) -> _Asked:
 
 
 def _said(asked: _Asked, body: bytes) -> str:
-    said = [message.content for message in asked.messages if message.role == "user"]
+    messages = asked.input if isinstance(asked.input, list) else asked.messages
+    said = [message.content for message in messages if message.role == "user"]
     if said:
         content = said[-1] or ""
         return content if isinstance(content, str) else "".join(part.text for part in content)
     if asked.prompt is not None:
         return asked.prompt if isinstance(asked.prompt, str) else "\n".join(asked.prompt)
-    if asked.input is not None:
+    if isinstance(asked.input, str):
         return asked.input
     try:
         return msgspec.json.format(body, indent=-1).decode()

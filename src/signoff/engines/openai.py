@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from signoff.core.answer import Chunk
+from signoff.core.endpoint import KNOWN
+from signoff.core.parcel import unwrapped, with_field
 from signoff.core.target import Model, upstream_name
 from signoff.engine import Request
 from signoff.engines.upstream import Upstream
@@ -39,17 +41,21 @@ class OpenAIEngine:
 def ask(upstream: Upstream, base_url: str, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
     """What the server at `base_url` answers to `request`: see `Upstream.post`.
 
-    The body goes out as it came, but for the model's name where the server knows it by another.
+    The body goes out as it came, a parcel's content as it was before it became one, but for the model's name where
+    the server knows it by another.
     """
-    headers = {"content-type": "application/json"}
+    name = upstream_name(model, request.target)
+    parcel = None if request.path in KNOWN else unwrapped(request.body)
+    headers = {"content-type": "application/json" if parcel is None else parcel.content_type}
     if request.key:
         headers["authorization"] = f"Bearer {request.key}"
     return upstream.post(
         address(base_url, request.path),
-        body=named(request.body, upstream_name(model, request.target)),
+        body=named(request.body, name) if parcel is None else with_field(parcel, "model", name).content,
         headers=headers,
         timeouts=model.timeouts,
         stream=request.stream,
+        json_only=request.path in KNOWN,
     )
 
 

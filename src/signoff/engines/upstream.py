@@ -21,6 +21,7 @@ from aiohttp.tracing import Trace
 
 from signoff.core import sse
 from signoff.core.answer import Chunk
+from signoff.core.parcel import Parcel, wrapped
 from signoff.core.target import Timeouts
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
 
@@ -61,9 +62,17 @@ class Upstream:
             self._session = None
 
     async def post(
-        self, url: str, *, body: bytes, headers: Mapping[str, str], timeouts: Timeouts, stream: bool
+        self,
+        url: str,
+        *,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeouts: Timeouts,
+        stream: bool,
+        json_only: bool = True,
     ) -> AsyncGenerator[Chunk, None]:
         """The whole JSON body as one chunk; when `stream` is set and the model does stream, its events as they come.
+        Unless `json_only`, a body that is not JSON is a parcel.
 
         A stream ends after `[DONE]`, or the event that ends a response; no byte is changed. Raises ModelFailed and
         its kin. Cancelling the reader, or closing the generator, closes the connection at once.
@@ -74,8 +83,8 @@ class Upstream:
             response = call.response = await self._respond(call, url, body, headers)
             if response.status >= 300:
                 raise await self._refusal(call, response)
-            if not (stream and _is_stream(response)):
-                yield Chunk(_checked(await _whole(call, response)))
+            if not (stream and _is_stream(response, json_only=json_only)):
+                yield Chunk(_packed(response, await _whole(call, response), json_only=json_only))
                 return
             splitter = sse.Splitter(MAX_EVENT_BYTES)
             while data := await call.read(response):
@@ -249,10 +258,16 @@ async def _whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-def _is_stream(response: aiohttp.ClientResponse) -> bool:
-    """Some servers ignore `stream`; some label their events as plain text."""
+def _is_stream(response: aiohttp.ClientResponse, *, json_only: bool) -> bool:
+    """Some servers ignore `stream`; some label their events as plain text, where they can be nothing else."""
     kind = response.content_type
-    return kind != "text/html" and not kind.endswith("json")
+    return kind == "text/event-stream" or (json_only and kind != "text/html" and not kind.endswith("json"))
+
+
+def _packed(response: aiohttp.ClientResponse, body: bytes, *, json_only: bool) -> bytes:
+    if json_only or response.content_type.endswith("json"):
+        return _checked(body)
+    return wrapped(Parcel(response.headers.get("content-type", "application/octet-stream"), body))
 
 
 def _checked(body: bytes) -> bytes:
@@ -269,8 +284,16 @@ class _Event(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw(b"null")
 
 
-# Streams of /v1/responses know no `[DONE]`.
-_LAST = {b'"response.completed"', b'"response.incomplete"', b'"response.failed"'}
+# Streams of responses, pictures and sound know no `[DONE]`.
+_LAST = {
+    b'"response.completed"',
+    b'"response.incomplete"',
+    b'"response.failed"',
+    b'"image_generation.completed"',
+    b'"image_edit.completed"',
+    b'"transcript.text.done"',
+    b'"speech.audio.done"',
+}
 
 
 def _is_last(data: bytes) -> bool:

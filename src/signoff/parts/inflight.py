@@ -1,4 +1,4 @@
-"""Waiting calls that are not written down yet; one that takes longer than a second is."""
+"""Waiting calls: those that are not written down yet, and those that several callers wait for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from signoff.core.job import Job
+from signoff.parts.shared import Shared
 
 
 class Flight:
@@ -29,10 +30,11 @@ class Flight:
 
 
 class InFlight:
-    """The calls of this process that nobody has written down yet, oldest first."""
+    """The calls of this process that nobody has written down yet, oldest first; and those that have several callers."""
 
     def __init__(self) -> None:
         self._flights: dict[str, Flight] = {}
+        self._shared: dict[str, Shared] = {}
 
     def add(self, flight: Flight) -> None:
         """Begins to look after `flight`."""
@@ -41,6 +43,19 @@ class InFlight:
     def drop(self, flight: Flight) -> None:
         """Stops to."""
         self._flights.pop(flight.job.id, None)
+
+    def share(self, job_id: str, shared: Shared) -> None:
+        """Lets the callers of this process who join that job read along."""
+        self._shared[job_id] = shared
+
+    def shared(self, job_id: str) -> Shared | None:
+        """What the callers of that job read, where it is asked by this process."""
+        shared = self._shared.get(job_id)
+        return None if shared is None or shared.is_left else shared
+
+    def unshare(self, job_id: str) -> None:
+        """Nobody joins any more."""
+        self._shared.pop(job_id, None)
 
     async def file_the_slow(self, file: Callable[[Flight], Awaitable[None]], *, after_seconds: float) -> None:
         """Calls `file` for each one that has been running for `after_seconds`, for ever."""

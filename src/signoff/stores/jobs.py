@@ -321,6 +321,8 @@ def _filters(which: JobFilter) -> list[ColumnElement[bool]]:
         filters.append(jobs.c.user_id == which.user_id)
     if which.status is not None:
         filters.append(jobs.c.status == which.status)
+    if which.fingerprint is not None:
+        filters.append(jobs.c.fingerprint == which.fingerprint)
     if which.after_id is not None:
         filters.append(jobs.c.id < which.after_id if which.newest_first else jobs.c.id > which.after_id)
     return filters

@@ -25,6 +25,9 @@ async def admit(desk: Desk, ask: Ask) -> Job:
     _check(ask)
     model = await desk.models.find(ask.target)
     rules, job_id = desk.rules, desk.new_id()
+    policy = policy_for(model.review, ask.door_review, rules.policy)
+    # A call that may be held may also be asked again by a client that lost its connection meanwhile.
+    is_found_again = ask.own_id or ask.idempotency_key or (ask.lane == "now" and policy.may_hold)
     return Job(
         id=job_id,
         status="bot",
@@ -38,10 +41,10 @@ async def admit(desk: Desk, ask: Ask) -> Job:
         body=ask.body,
         metadata=ask.metadata,
         priority=ask.priority,
-        policy=policy_for(model.review, ask.door_review, rules.policy),
+        policy=policy,
         own_id=ask.own_id,
         idempotency_key=ask.idempotency_key,
-        fingerprint=_fingerprint(ask) if ask.own_id or ask.idempotency_key else None,
+        fingerprint=_fingerprint(ask) if is_found_again else None,
         deliver=ends_told(desk, ask, ask.own_id or job_id),
         max_attempts=model.attempts or (rules.now_attempts if ask.lane == "now" else rules.later_attempts),
     )

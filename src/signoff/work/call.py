@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
@@ -10,29 +11,35 @@ import msgspec
 from signoff.core import sse
 from signoff.core.answer import Chunk, collect
 from signoff.core.ask import Ask
-from signoff.core.job import Job
+from signoff.core.job import Job, JobError
 from signoff.core.retry import wait_seconds
-from signoff.errors import SignoffError
+from signoff.errors import JobFailed, SignoffError
 from signoff.parts.inflight import Flight
+from signoff.parts.shared import Shared
 from signoff.work.admit import admit
 from signoff.work.desk import Desk
-from signoff.work.look import failure_of, find
+from signoff.work.look import failure_for, failure_of, find, unfinished
 from signoff.work.perform import answer_of, as_error
-from signoff.work.record import begin_record, end_record, leave_record
+from signoff.work.record import LEFT, begin_record, end_record, is_left, leave_record
 from signoff.work.settle import retry_after_seconds
 from signoff.work.signoff import signed_off
 from signoff.work.submit import check_same
 
 LONGEST_WAIT_SECONDS = 5.0
+INTERRUPTED = JobError(code="interrupted", message="The server that answered this call stopped.", status=503)
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that is under way. `joined`: its job is another call's, and this one only waits for the end."""
+    """A call that is under way. `joined`: its job is another call's, and this one only waits for the end.
+
+    `shared` is what it reads, where other calls of this process may read the same.
+    """
 
     ask: Ask
     flight: Flight
     with_usage: bool
     joined: bool = False
+    shared: Shared | None = None
 
 
 async def begin(desk: Desk, ask: Ask, *, with_usage: bool = False) -> Call:
@@ -41,23 +48,79 @@ async def begin(desk: Desk, ask: Ask, *, with_usage: bool = False) -> Call:
     Raises what `admit` raises, and KeyReused.
     """
     asked = msgspec.structs.replace(await admit(desk, ask), attempt=1, lease=desk.new_id())
-    flight = await begin_record(desk, asked, ask.caller.actor)
-    joined = flight.job.id != asked.id
-    if joined:
+    if asked.idempotency_key is not None:
+        return await _begin_shared(desk, ask, asked, with_usage=with_usage)
+    if ask.is_retry and (standing := await unfinished(desk, asked)) is not None:
+        flight = Flight(standing, actor=ask.caller.actor)
+        return Call(ask=ask, flight=flight, with_usage=with_usage, joined=True)
+    return Call(ask=ask, flight=await begin_record(desk, asked, ask.caller.actor), with_usage=with_usage)
+
+
+async def _begin_shared(desk: Desk, ask: Ask, asked: Job, *, with_usage: bool) -> Call:
+    """The call that asks under this key, in a task of its own; or one that joins the job which stands there."""
+    shared = Shared()
+    desk.in_flight.share(asked.id, shared)
+    try:
+        flight = await begin_record(desk, asked, ask.caller.actor)
+    except BaseException:
+        desk.in_flight.unshare(asked.id)
+        shared.fail(failure_for(asked, LEFT))
+        raise
+    if flight.job.id != asked.id:
+        desk.in_flight.unshare(asked.id)
         check_same(flight.job, asked)
-    return Call(ask=ask, flight=flight, with_usage=with_usage, joined=joined)
+        shared = desk.in_flight.shared(flight.job.id)
+        return Call(ask=ask, flight=flight, with_usage=with_usage, joined=True, shared=shared)
+    call = Call(ask=ask, flight=flight, with_usage=with_usage, shared=shared)
+    shared.task = desk.background.spawn(shared.fill(_ask(desk, call), failure_for(asked, INTERRUPTED)))
+    shared.task.add_done_callback(lambda _: desk.in_flight.unshare(asked.id))
+    return call
 
 
 async def chunks_of(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
     """The answer as it comes; a held one once it is signed off.
 
-    Leaving (by closing or cancelling) while the model works cancels the job. Raises ModelFailed and its kin,
-    JobFailed, ReviewPending.
+    Leaving (by closing or cancelling) while the model works cancels the job, unless others wait for it too.
+    Raises ModelFailed and its kin, JobFailed, ReviewPending.
     """
-    if not call.joined:
+    if call.joined or call.shared is not None:
+        async with contextlib.aclosing(_joined(desk, call)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        return
+    async for chunk in _ask(desk, call):
+        yield chunk
+    if call.flight.job.policy.may_hold:
+        async for chunk in signed_off(desk, call.flight.job, call.ask, with_usage=call.with_usage):
+            yield chunk
+
+
+async def _joined(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
+    """What all callers of one job get. Where those who asked have left it, this one asks anew."""
+    while True:
+        try:
+            async with contextlib.aclosing(_together(desk, call)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except JobFailed as failure:
+            if not (call.joined and is_left(failure)):
+                raise
+        else:
+            return
+        again = await begin(desk, call.ask, with_usage=call.with_usage)
+        call.flight.job = again.flight.job  # which the door tells of
+        call = again
+
+
+async def _together(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
+    if call.shared is not None:
+        async with contextlib.aclosing(call.shared.read()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+    elif not call.joined:
         async for chunk in _ask(desk, call):
             yield chunk
-    if call.joined or call.flight.job.policy.may_hold:
+    if (call.joined and call.shared is None) or call.flight.job.policy.may_hold:
         async for chunk in signed_off(desk, call.flight.job, call.ask, with_usage=call.with_usage):
             yield chunk
 
@@ -72,7 +135,7 @@ async def _ask(desk: Desk, call: Call) -> AsyncIterator[Chunk]:
             got.append(chunk)
             if passes and not _is_last(chunk):
                 yield chunk
-        settled = await end_record(desk, flight, collect(got))
+        settled = await end_record(desk, flight, collect(got, flight.job.body))
     except (asyncio.CancelledError, GeneratorExit):
         if not flight.lost:
             await leave_record(desk, flight, call.ask.caller.actor)

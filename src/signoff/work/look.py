@@ -8,10 +8,12 @@ from collections.abc import AsyncGenerator, Callable
 import msgspec
 
 from signoff.core.access import Caller, may_review, may_see
-from signoff.core.job import Event, Job
+from signoff.core.job import STATUSES, TERMINAL, Event, Job, JobError
 from signoff.errors import JobFailed, JobNotFound, JobPending, ReviewPending
 from signoff.store import JobFilter
 from signoff.work.desk import Desk
+
+ALIKE = 20
 
 
 async def look(desk: Desk, caller: Caller, job_id: str) -> Job:
@@ -71,6 +73,22 @@ async def find(desk: Desk, job_id: str) -> Job:
     return job
 
 
+async def unfinished(desk: Desk, like: Job) -> Job | None:
+    """The latest job that the same token asked with the same request, where it goes on; unveiled."""
+    if like.fingerprint is None:
+        return None
+    for status in STATUSES:
+        if status in TERMINAL:
+            continue
+        which = JobFilter(
+            user_id=like.user_id, status=status, fingerprint=like.fingerprint, limit=ALIKE, newest_first=True
+        )
+        for job in await desk.store.jobs.list(which):
+            if job.token_id == like.token_id and job.lane == like.lane:
+                return job
+    return None
+
+
 async def wait_for(desk: Desk, job_id: str, seconds: float, until: Callable[[Job], bool]) -> Job:
     """The job once `until` holds, or as it is after `seconds`; unveiled."""
     deadline = asyncio.get_running_loop().time() + seconds
@@ -103,9 +121,11 @@ def succeeded(job: Job) -> Job:
 
 def failure_of(job: Job) -> JobFailed:
     """The error for a caller who waited for `job`, which ended in `fail`."""
-    error = job.error
-    if error is None:
-        return JobFailed("The job ended without an answer.", status=500, code="job_failed", job_id=job.id)
+    return failure_for(job, job.error or JobError(code="job_failed", message="The job ended without an answer."))
+
+
+def failure_for(job: Job, error: JobError) -> JobFailed:
+    """`error` as it is told to whoever waited for `job`."""
     return JobFailed(error.message, status=error.status, code=error.code, job_id=job.id)
 
 

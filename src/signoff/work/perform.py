@@ -9,12 +9,14 @@ import msgspec
 import structlog
 
 from signoff.core.answer import Answer, Chunk, collect
-from signoff.core.ask import CHAT, as_chat
+from signoff.core.ask import as_chat
+from signoff.core.endpoint import CHAT, EDITS
 from signoff.core.job import Job
 from signoff.engine import Request
 from signoff.errors import ModelFailed, ModelGarbled, SignoffError
 from signoff.store import Step
 from signoff.work.desk import Desk
+from signoff.work.edit import edited
 from signoff.work.settle import settle
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -52,8 +54,9 @@ async def answer_of(desk: Desk, job: Job, *, stream: bool) -> AsyncIterator[Chun
     request = Request(
         path=job.path, body=body, target=job.target, stream=stream, key=await _upstream_key(desk, model.key_id)
     )
+    chunks = edited(engine, model, request) if job.path == EDITS else engine.answer(model, request)
     size = 0
-    async for chunk in engine.answer(model, request):
+    async for chunk in chunks:
         size += len(chunk.raw)
         if size > MAX_ANSWER_BYTES:
             raise ModelGarbled("The model's answer is too large.")
@@ -70,7 +73,8 @@ def as_error(error: Exception, job: Job) -> SignoffError:
 
 async def _outcome(desk: Desk, job: Job) -> Answer | SignoffError:
     try:
-        return collect([chunk async for chunk in answer_of(desk, job, stream=asks_for_a_stream(job.body))])
+        chunks = [chunk async for chunk in answer_of(desk, job, stream=asks_for_a_stream(job.body))]
+        return collect(chunks, job.body)
     except Exception as error:  # noqa: BLE001 -- whatever it was, the job must learn of it
         return as_error(error, job)
 

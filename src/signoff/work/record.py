@@ -9,13 +9,14 @@ import structlog
 
 from signoff.core.answer import Answer
 from signoff.core.job import Job, JobError, Status
-from signoff.errors import JobNotFound, Overloaded, SignoffError, Stale
+from signoff.errors import JobFailed, JobNotFound, Overloaded, SignoffError, Stale
 from signoff.parts.inflight import Flight
 from signoff.store import Step
 from signoff.work.desk import Desk
 from signoff.work.settle import error_of, settle
 
-CANCELLED = JobError(code="cancelled", message="The caller left before the answer came.", status=409)
+# A status that a retry can help: whoever left may come back with the same key.
+LEFT = JobError(code="cancelled", message="The caller left before the answer came.", status=408)
 COMMIT_SECONDS = 30.0
 log = structlog.get_logger()
 
@@ -27,7 +28,11 @@ async def begin_record(desk: Desk, job: Job, actor: str) -> Flight:
         desk.in_flight.add(flight)
         return flight
     await file(desk, flight)
-    standing = await flight.filing if flight.filing else job
+    try:
+        standing = await asyncio.shield(flight.filing) if flight.filing else job
+    except asyncio.CancelledError:
+        await leave_record(desk, flight, actor)
+        raise
     if standing.id != job.id:
         desk.leases.drop(job.id)
     flight.job = standing
@@ -67,6 +72,11 @@ async def leave_record(desk: Desk, flight: Flight, actor: str) -> None:
     if flight.is_recorded:
         return
     await asyncio.shield(desk.background.spawn(_cancel(desk, flight, actor)))
+
+
+def is_left(failure: JobFailed) -> bool:
+    """Whether a job ended because those who asked for it have left."""
+    return (failure.code, failure.status) == (LEFT.code, LEFT.status)
 
 
 async def _insert(desk: Desk, flight: Flight) -> Job:
@@ -110,16 +120,17 @@ async def _cancel(desk: Desk, flight: Flight, actor: str) -> None:
     await _is_filed(flight)
     if flight.filing is not None:
         desk.leases.drop(flight.job.id)
-        step = Step(verb="cancel", actor=actor, changes={"error": CANCELLED, "attempt": flight.job.attempt})
+        step = Step(verb="cancel", actor=actor, changes={"error": LEFT, "attempt": flight.job.attempt})
         try:
             await desk.store.jobs.move(flight.job.id, step)
-        except Stale:
+        except Stale:  # it has ended
             return
         except JobNotFound:
-            pass
+            if flight.job.idempotency_key is not None:  # it stands for another job, or for none
+                return
         else:
             return
-    ended = msgspec.structs.replace(flight.job, status="fail", error=CANCELLED, lease=None, seq=1)
+    ended = msgspec.structs.replace(flight.job, status="fail", error=LEFT, lease=None, seq=1)
     await (await desk.store.jobs.insert_ended(ended, actor=actor, verbs=["submit", "claim", "cancel"]))
 
 

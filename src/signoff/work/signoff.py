@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from signoff.core import sse
-from signoff.core.answer import Chunk, as_completion, split
-from signoff.core.ask import CHAT, Ask
+from signoff.core.answer import Chunk
+from signoff.core.ask import Ask
 from signoff.core.job import Job
+from signoff.core.shape import shaped, streamed
 from signoff.errors import ReviewPending
 from signoff.work.desk import Desk
 from signoff.work.look import failure_of, wait_for
@@ -36,8 +37,5 @@ async def signed_off(desk: Desk, job: Job, ask: Ask, *, with_usage: bool) -> Asy
 
 
 def _chunks(job: Job, *, stream: bool, with_usage: bool) -> list[Chunk]:
-    body = job.response or b"null"
-    if job.path != CHAT:
-        return [Chunk(body)]
-    body = as_completion(body, job.target)
-    return list(split(body, with_usage=with_usage)) if stream else [Chunk(body)]
+    body = shaped(job.path, job.response or b"null", job.target)
+    return list(streamed(job.path, body, with_usage=with_usage)) if stream else [Chunk(body)]

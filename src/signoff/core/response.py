@@ -1,0 +1,144 @@
+"""The shape of an answer of `/v1/responses`: its words, and the events of its stream.
+
+Source: OpenAI's API reference, "Responses" and "Streaming events".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from typing import Any, cast
+
+import msgspec
+
+JsonObject = dict[str, Any]
+Cut = Callable[[str], Iterable[str]]
+
+
+class _Response(msgspec.Struct):
+    output: list[JsonObject]
+
+
+def words_of(body: bytes) -> str | None:
+    """The words of a response; None where `body` is none, or says nothing."""
+    try:
+        items = msgspec.json.decode(body, type=_Response).output
+    except (ValueError, RecursionError):
+        return None
+    parts = [part for item in items if item.get("type") == "message" for part in _parts(item)]
+    texts = [str(part["text"]) for part in parts if part.get("type") == "output_text" and "text" in part]
+    return "".join(texts) if texts else None
+
+
+def is_response(body: bytes) -> bool:
+    """Whether `body` has the output of a response."""
+    try:
+        msgspec.json.decode(body, type=_Response)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parts(item: JsonObject) -> list[JsonObject]:
+    try:
+        return msgspec.convert(item.get("content") or [], list[JsonObject])
+    except msgspec.ValidationError:
+        return []
+
+
+def with_words(body: bytes, text: str) -> bytes:
+    """The response with `text` as all that its messages say; calls of tools and the like stay."""
+    whole: JsonObject = msgspec.json.decode(body)
+    items = cast("list[JsonObject]", whole["output"])
+    first = next((item for item in items if item.get("type") == "message"), None)
+    if first is None:
+        items.append(_message(text, "msg_edited"))
+    else:
+        first["content"] = [_text(text)]
+        whole["output"] = [item for item in items if item is first or item.get("type") != "message"]
+    return msgspec.json.encode(whole)
+
+
+def saying(text: str, name: str, model: str) -> JsonObject:
+    """A response that says `text`. `name` tells it from others."""
+    return {
+        "id": f"resp_{name}",
+        "object": "response",
+        "created_at": 0,
+        "status": "completed",
+        "error": None,
+        "incomplete_details": None,
+        "instructions": None,
+        "metadata": {},
+        "model": model,
+        "output": [_message(text, f"msg_{name}")],
+        "parallel_tool_calls": True,
+        "temperature": None,
+        "tool_choice": "auto",
+        "tools": [],
+        "top_p": None,
+    }
+
+
+def events_of(whole: JsonObject, cut: Cut = lambda text: [text]) -> Iterator[JsonObject]:
+    """The events that a stream of `whole` would have; texts come in the pieces that `cut` makes of them."""
+    number = count()
+    for kind, members in _events(whole, cut):
+        yield {"type": kind, **members, "sequence_number": next(number)}
+
+
+_Event = tuple[str, JsonObject]
+
+
+def _events(whole: JsonObject, cut: Cut) -> Iterator[_Event]:
+    begun: JsonObject = whole | {"status": "in_progress", "output": [], "usage": None}
+    yield "response.created", {"response": begun}
+    yield "response.in_progress", {"response": begun}
+    for index, item in enumerate(cast("list[JsonObject]", whole["output"])):
+        yield from _item_events(index, item, cut)
+    status = whole.get("status")
+    end = status if status in {"incomplete", "failed"} else "completed"
+    yield f"response.{end}", {"response": whole}
+
+
+def _item_events(index: int, item: JsonObject, cut: Cut) -> Iterator[_Event]:
+    place = {"item_id": item.get("id", ""), "output_index": index}
+    match item.get("type"):
+        case "message":
+            yield "response.output_item.added", _added(index, item, content=[])
+            for number, part in enumerate(_parts(item)):
+                yield from _part_events(place | {"content_index": number}, part, cut)
+        case "function_call":
+            arguments = str(item.get("arguments") or "")
+            yield "response.output_item.added", _added(index, item, arguments="")
+            for piece in cut(arguments):
+                yield "response.function_call_arguments.delta", place | {"delta": piece}
+            told = place | {"arguments": arguments, "name": item.get("name", "")}
+            yield "response.function_call_arguments.done", told
+        case _:
+            yield "response.output_item.added", _added(index, item)
+    yield "response.output_item.done", {"output_index": index, "item": item}
+
+
+def _added(index: int, item: JsonObject, **empty: object) -> JsonObject:
+    begun = {"status": "in_progress"} if "status" in item else {}
+    return {"output_index": index, "item": item | empty | begun}
+
+
+def _part_events(place: JsonObject, part: JsonObject, cut: Cut) -> Iterator[_Event]:
+    kind, member = ("refusal", "refusal") if part.get("type") == "refusal" else ("output_text", "text")
+    text = str(part.get(member) or "")
+    more: JsonObject = {"logprobs": []} if kind == "output_text" else {}
+    yield "response.content_part.added", place | {"part": part | {member: ""}}
+    for piece in cut(text):
+        yield f"response.{kind}.delta", place | {"delta": piece} | more
+    yield f"response.{kind}.done", place | {member: text} | more
+    yield "response.content_part.done", place | {"part": part}
+
+
+def _message(text: str, name: str) -> JsonObject:
+    return {"id": name, "type": "message", "role": "assistant", "status": "completed", "content": [_text(text)]}
+
+
+def _text(text: str) -> JsonObject:
+    return {"type": "output_text", "text": text, "annotations": []}

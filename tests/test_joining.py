@@ -1,0 +1,245 @@
+"""Several callers of one job: those who share a key, and a client that asks again for what is still held."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from live import Live, chat, live, until
+from signoff.core.access import Caller
+from signoff.core.job import Job
+from signoff.store import JobFilter
+from signoff.work.cancel import cancel
+from signoff.work.review import Opinion, decide
+from upstreams import ANSWER, EVENTS, FakeUpstream, misbehaving
+
+pytestmark = pytest.mark.anyio
+REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
+KEY = {"Idempotency-Key": "one"}
+EXPECTED = {False: ANSWER, True: b"".join(EVENTS)}
+
+
+async def call(server: Live, token: str, *, stream: bool = False) -> tuple[int, bytes]:
+    """The status and the bytes of one call of the model `slow`, under the key."""
+    told = {"authorization": f"Bearer {token}"} | KEY
+    body = chat("hello", "slow", stream=stream)
+    async with server.http.post(server.url + "/v1/chat/completions", json=body, headers=told) as response:
+        return response.status, await response.read()
+
+
+@contextlib.asynccontextmanager
+async def slow(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[FakeUpstream, Live, str]]:
+    """An upstream that answers when it is woken, a server in front of it, and a token."""
+    async with misbehaving() as fake, live(tmp_path, **settings) as server:
+        yield fake, server, await server.token()
+
+
+async def stuck(fake: FakeUpstream) -> None:
+    async with asyncio.timeout(10):
+        await fake.stuck.wait()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("leaver", [0, 4])
+async def test_ten_callers_of_one_key_get_ten_answers_of_one_call_though_one_leaves(
+    stream: bool, leaver: int, tmp_path: Path
+) -> None:
+    async with slow(tmp_path) as (fake, server, token):
+        # given eleven callers with one key, the first one first, while the model works
+        await server.model("slow", kind="openai", url=fake.at("stream-when-woken" if stream else "answer-when-woken"))
+        asking = [asyncio.ensure_future(call(server, token, stream=stream))]
+        await stuck(fake)
+        asking += [asyncio.ensure_future(call(server, token, stream=stream)) for _ in range(10)]
+        await until(lambda: readers(server, 11))
+        # when one of them leaves
+        asking.pop(leaver).cancel()
+        await until(lambda: readers(server, 10))
+        fake.wake.set()
+        # then all others have the same answer, to the byte, of one call and one job
+        assert [await each for each in asking] == [(200, EXPECTED[stream])] * 10
+        assert len(fake.requests) == 1
+        assert [job.status for job in await jobs(server)] == ["success"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_last_caller_who_leaves_stops_the_model(stream: bool, tmp_path: Path) -> None:
+    async with slow(tmp_path) as (fake, server, token):
+        await server.model("slow", kind="openai", url=fake.at("hang-mid-stream" if stream else "hang-before-headers"))
+        asking = [asyncio.ensure_future(call(server, token, stream=stream)) for _ in range(3)]
+        await stuck(fake)
+        await until(lambda: readers(server, 3))
+        for each in asking:
+            each.cancel()
+        assert await fake.closed_within(1)
+        job = await until(lambda: an_ended(server))
+        assert job.error is not None
+        assert (job.status, job.error.code) == ("fail", "cancelled")
+
+
+async def test_who_comes_back_with_their_key_after_they_left_is_asked_for_anew(tmp_path: Path) -> None:
+    async with slow(tmp_path) as (fake, server, token):
+        await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
+        asking = asyncio.ensure_future(call(server, token))
+        await stuck(fake)
+        asking.cancel()
+        await until(lambda: an_ended(server))
+        fake.wake.set()
+        assert await call(server, token) == (200, ANSWER)
+        assert sorted(job.status for job in await jobs(server)) == ["fail", "success"]
+
+
+async def test_a_caller_at_another_process_has_the_answer_of_the_one_call(tmp_path: Path) -> None:
+    async with slow(tmp_path) as (fake, server, token), live(tmp_path) as other:
+        await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
+        asking = asyncio.ensure_future(call(server, token))
+        await stuck(fake)
+        joined = asyncio.ensure_future(call(other, token))
+        await until(lambda: waiters(other))
+        fake.wake.set()
+        assert await asking == await joined == (200, ANSWER)
+        assert len(fake.requests) == 1
+
+
+async def test_a_caller_at_another_process_is_answered_though_all_at_the_first_one_leave(tmp_path: Path) -> None:
+    async with slow(tmp_path) as (fake, server, token), live(tmp_path) as other:
+        await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
+        asking = asyncio.ensure_future(call(server, token))
+        await stuck(fake)
+        joined = asyncio.ensure_future(call(other, token))
+        await until(lambda: waiters(other))
+        asking.cancel()
+        fake.wake.set()
+        assert await joined == (200, ANSWER)
+
+
+async def test_what_its_owner_cancels_is_cancelled_for_all(tmp_path: Path) -> None:
+    async with slow(tmp_path) as (fake, server, token):
+        await server.model("slow", kind="openai", url=fake.at("hang-before-headers"))
+        asking = [asyncio.ensure_future(call(server, token)) for _ in range(3)]
+        await stuck(fake)
+        await until(lambda: readers(server, 3))
+        (job,) = await jobs(server)
+        owner = Caller(user_id=job.user_id, token_id=job.token_id, role="user", email="user@example.com")
+        await cancel(server.desk, owner, job.id)
+        for each in asking:
+            status, body = await each
+            assert status == 409
+            assert b"cancelled" in body
+        assert len(fake.requests) == 1
+        assert await fake.closed_within(1)
+
+
+async def test_a_failure_is_told_to_all_who_joined(tmp_path: Path) -> None:
+    async with slow(tmp_path) as (fake, server, token):
+        await server.model("slow", kind="openai", url=fake.at("broken"), attempts=1)
+        told = [await each for each in [asyncio.ensure_future(call(server, token)) for _ in range(5)]]
+        assert {status for status, _ in told} == {500}
+        assert all(b"The GPU is on fire." in body for _, body in told)
+
+
+async def test_a_call_without_a_key_shares_nothing(tmp_path: Path) -> None:
+    async with slow(tmp_path) as (_, server, token):
+        for _ in range(2):
+            status, _ = await server.ask("POST", "/v1/chat/completions", token, json=chat("hello"))
+            assert status == 200
+        assert len(await until(lambda: jobs_in_all(server, 2))) == 2
+
+
+async def test_the_official_clients_own_retry_joins_the_held_job(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        await server.model("careful", review="always")
+        # given a client whose patience ends before the reviewer's
+        async with openai.AsyncOpenAI(
+            base_url=server.url + "/v1", api_key=await server.token(), timeout=0.3, max_retries=20
+        ) as ai:
+            asking = asyncio.ensure_future(ai.chat.completions.create(**chat("secret", "careful")))
+            job = await until(lambda: a_held(server))
+            # when it asks again, and again
+            await until(lambda: left(server))
+            await until(lambda: waiters(server))
+            await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve"))
+            # then it gets the answer of its one job
+            assert (await asking).choices[0].message.content == "secret"
+        assert [each.id for each in await jobs(server)] == [job.id]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_retry_finds_its_held_job_after_a_restart(stream: bool, tmp_path: Path) -> None:
+    request = chat("secret", "careful", stream=stream)
+    # given a held call whose server stops
+    async with live(tmp_path, keep_alive_seconds=60) as server:
+        token = await server.token()
+        await server.model("careful", review="always")
+        asking = asyncio.ensure_future(server.ask("POST", "/v1/chat/completions", token, json=request))
+        job = await until(lambda: a_held(server))
+    await asyncio.wait([asking])
+    assert asking.exception() or asking.result()[0] >= 500
+    # when the client asks again
+    async with live(tmp_path, keep_alive_seconds=60) as server:
+        retry = {"x-stainless-retry-count": "1"}
+        again = asyncio.ensure_future(server.ask("POST", "/v1/chat/completions", token, json=request, headers=retry))
+        await until(lambda: waiters(server))
+        await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve"))
+        # then it is the same job
+        status, told = await again
+        assert status == 200
+        assert "secret" in str(told)
+        assert [each.id for each in await jobs(server)] == [job.id]
+
+
+async def test_only_a_retry_of_the_same_token_and_body_joins(tmp_path: Path) -> None:
+    async with live(tmp_path, hold_seconds=0.05) as server:
+        await server.model("careful", review="always")
+        token, other = await server.token(), await server.token()
+        retry = {"x-stainless-retry-count": "1"}
+
+        async def ask(token: str, text: str, headers: dict[str, str]) -> str:
+            body = chat(text, "careful")
+            status, told = await server.ask("POST", "/v1/chat/completions", token, json=body, headers=headers)
+            assert status == 504
+            return told["error"]["job_id"]
+
+        first = await ask(token, "one", {"x-stainless-retry-count": "0"})
+        assert await ask(token, "one", retry) == first
+        assert await ask(token, "two", retry) != first
+        assert await ask(other, "one", retry) != first
+        assert await ask(token, "one", {}) != first
+
+
+async def jobs(server: Live) -> list[Job]:
+    return await server.desk.store.jobs.list(JobFilter())
+
+
+async def jobs_in_all(server: Live, count: int) -> list[Job] | None:
+    found = await jobs(server)
+    return found if len(found) == count else None
+
+
+async def an_ended(server: Live) -> Job | None:
+    return next((job for job in await jobs(server) if job.is_terminal), None)
+
+
+async def a_held(server: Live) -> Job | None:
+    return next((job for job in await jobs(server) if job.status == "human"), None)
+
+
+async def readers(server: Live, count: int) -> bool | None:
+    """Whether so many callers read along."""
+    shared = server.desk.in_flight._shared.values()
+    return sum(each._readers for each in shared) == count or None
+
+
+async def waiters(server: Live) -> bool | None:
+    """Whether somebody waits for a job."""
+    return bool(server.desk.waits._bells) or None
+
+
+async def left(server: Live) -> bool | None:
+    """Whether nobody waits for a job."""
+    return not server.desk.waits._bells or None

@@ -1,0 +1,84 @@
+"""What is no JSON, in JSON; and the fields of a form, found and changed without a look at its files."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signoff.core.parcel import Parcel, field, unwrapped, with_field, wrapped
+
+FORM = 'multipart/form-data; boundary="b 1"'
+
+
+def form(*parts: tuple[str, bytes], boundary: bytes = b"b 1") -> bytes:
+    told = [b"--%b\r\n%b\r\n\r\n%b\r\n" % (boundary, head.encode(), content) for head, content in parts]
+    return b"".join(told) + b"--" + boundary + b"--\r\n"
+
+
+def named(name: str, content: bytes, more: str = "") -> tuple[str, bytes]:
+    return f'Content-Disposition: form-data; name="{name}"{more}', content
+
+
+HEADERS = wrapped(Parcel("text/html\r\nset-cookie: a=b", b""))
+FILE = named("file", b"\r\nname=model\r\n\r\nwrong\r\n--b", '; filename="name=model"\r\nContent-Type: audio/wav')
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1), st.binary())
+def test_a_parcel_comes_back_as_it_was(kind: str, content: bytes) -> None:
+    parcel = Parcel(kind, content)
+    assert unwrapped(wrapped(parcel)) == parcel
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b'{"parcel":', b'{"parcel":5}', b'{"parcel":{"content":"?"}}', b"\xff", HEADERS]
+)
+def test_what_is_no_parcel_is_none(body: bytes) -> None:
+    assert unwrapped(body) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "boundary"),
+    [
+        (FORM, b"b 1"),
+        ("multipart/form-data; boundary=simple", b"simple"),
+        ("Multipart/Form-Data; charset=utf-8; Boundary=simple; x=y", b"simple"),
+    ],
+)
+def test_a_field_is_found_and_changed_and_nothing_else_is(kind: str, boundary: bytes) -> None:
+    before = form(FILE, named("model", b"mine"), named("prompt", b"mine"), boundary=boundary)
+    after = form(FILE, named("model", b"theirs"), named("prompt", b"mine"), boundary=boundary)
+    parcel = Parcel(kind, before)
+    assert field(parcel, "model") == "mine"
+    assert with_field(parcel, "model", "theirs").content == after
+    assert with_field(parcel, "model", "mine") is parcel
+    assert field(parcel, "wrong") is None
+    assert with_field(parcel, "wrong", "x") is parcel
+
+
+def test_a_head_without_quotes_or_with_more_lines_is_read() -> None:
+    head = "X: y\r\ncontent-disposition: form-data; name=model\r\nContent-Length: 4"
+    assert field(Parcel(FORM, form((head, b"mine"))), "model") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (FORM, b""),
+        (FORM, b"--b 1"),
+        (FORM, b"--b 1--"),
+        (FORM, b'--b 1\r\nContent-Disposition: form-data; name="model"\r\n--b 1--'),
+        (FORM, b'--b 1\r\nContent-Disposition: form-data; name="model"\r\n\r\nmine'),
+        ("multipart/form-data", form(named("model", b"mine"))),
+        ("text/plain; boundary=b 1", form(named("model", b"mine"))),
+        (FORM, form(named("model[]", b"mine"))),
+    ],
+)
+def test_a_broken_form_has_no_fields(kind: str, content: bytes) -> None:
+    assert field(Parcel(kind, content), "model") is None
+
+
+@given(st.binary())
+def test_no_bytes_break_the_search(content: bytes) -> None:
+    parcel = Parcel(FORM, b"--b 1\r\n" + content)
+    assert with_field(parcel, "model", field(parcel, "model") or "") is parcel or b"model" in content

@@ -1,0 +1,164 @@
+"""Answers in the form that their endpoint promises: whole, as a stream, edited, counted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from signoff.core import sse
+from signoff.core.answer import Chunk, Usage, collect, text_of, with_text
+from signoff.core.endpoint import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, RESPONSES
+from signoff.core.shape import shaped, streamed
+
+USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "status": "completed",
+    "content": [
+        {"type": "output_text", "text": "Hello ", "annotations": []},
+        {"type": "refusal", "refusal": "No."},
+        {"type": "output_text", "text": "there", "annotations": [{"type": "url_citation"}]},
+    ],
+}
+TOOL = {
+    "id": "fc_1",
+    "type": "function_call",
+    "status": "completed",
+    "call_id": "c",
+    "name": "f",
+    "arguments": '{"a": 1}',
+}
+THOUGHT = {"id": "rs_1", "type": "reasoning", "summary": [], "content": None}
+RESPONSE = {
+    "id": "resp_1",
+    "object": "response",
+    "status": "completed",
+    "output": [THOUGHT, MESSAGE, TOOL],
+    "usage": USAGE,
+    "new": [1],
+}
+TEXTS = {
+    "id": "cmpl-1",
+    "object": "text_completion",
+    "model": "m",
+    "choices": [
+        {"index": 0, "text": "one", "logprobs": {"tokens": ["one"]}, "finish_reason": "length"},
+        {"index": 1, "text": "two", "logprobs": None, "finish_reason": "stop"},
+    ],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+}
+
+
+def told(chunks: list[Chunk]) -> list[dict[str, Any]]:
+    return [json.loads(data) for chunk in chunks if (data := sse.data_of(chunk.raw)) != b"[DONE]"]
+
+
+@pytest.mark.parametrize(("path", "whole"), [(RESPONSES, RESPONSE), (COMPLETIONS, TEXTS)])
+def test_what_was_split_comes_together_again(path: str, whole: dict[str, Any]) -> None:
+    chunks = list(streamed(path, json.dumps(whole).encode(), with_usage=True))
+    assert all(chunk.event for chunk in chunks)
+    answer = collect(chunks)
+    assert json.loads(answer.body) == whole
+    assert answer.usage == collect([Chunk(json.dumps(whole).encode())]).usage
+
+
+def test_the_events_of_a_response_are_those_that_clients_wait_for() -> None:
+    events = told(list(streamed(RESPONSES, json.dumps(RESPONSE).encode(), with_usage=False)))
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    part = ["content_part.added", "output_text.delta", "output_text.done", "content_part.done"]
+    refusal = ["content_part.added", "refusal.delta", "refusal.done", "content_part.done"]
+    call = ["function_call_arguments.delta", "function_call_arguments.done"]
+    item = ["output_item.added"], ["output_item.done"]
+    assert kinds == [
+        *["created", "in_progress"],
+        *[*item[0], *item[1]],
+        *[*item[0], *part, *refusal, *part, *item[1]],
+        *[*item[0], *call, *item[1]],
+        "completed",
+    ]
+    assert events[0]["response"]["output"] == []
+    assert events[-1]["response"] == RESPONSE
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+
+
+@pytest.mark.parametrize("status", ["incomplete", "failed"])
+def test_a_response_that_did_not_end_well_says_so(status: str) -> None:
+    chunks = streamed(RESPONSES, json.dumps(RESPONSE | {"status": status}).encode(), with_usage=False)
+    assert told(list(chunks))[-1]["type"] == f"response.{status}"
+
+
+def test_usage_is_in_a_stream_only_where_it_is_wanted() -> None:
+    body = json.dumps(TEXTS).encode()
+    assert not any("usage" in event for event in told(list(streamed(COMPLETIONS, body, with_usage=False))))
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, EDITS])
+@pytest.mark.parametrize("body", [b'"words"', b'{"choices":[{"text":"words"}]}'])
+def test_bare_words_are_put_in_the_endpoints_form(path: str, body: bytes) -> None:
+    answer = shaped(path, body, "m")
+    assert text_of(answer) == "words"
+    assert shaped(path, answer, "m") == answer
+    if path == EDITS:
+        return
+    assert text_of(collect(list(streamed(path, answer, with_usage=False))).body) == "words"
+
+
+@pytest.mark.parametrize("path", [EMBEDDINGS, "/v1/audio/speech"])
+def test_an_answer_of_any_other_endpoint_stays_as_it_is(path: str) -> None:
+    assert shaped(path, b'{ "a":1}', "m") == b'{ "a":1}'
+    assert [chunk.raw for chunk in streamed(path, b'{\n"a":1}', with_usage=False)] == [b'data: {"a":1}\n\n', sse.DONE]
+
+
+def test_the_words_of_a_response_are_read_and_replaced_and_its_calls_stay() -> None:
+    body = json.dumps(RESPONSE).encode()
+    assert text_of(body) == "Hello there"
+    edited = json.loads(with_text(body, "signed"))
+    assert text_of(json.dumps(edited).encode()) == "signed"
+    assert [item["type"] for item in edited["output"]] == ["reasoning", "message", "function_call"]
+    silent = json.dumps(RESPONSE | {"output": [TOOL]}).encode()
+    assert text_of(silent) is None
+    assert text_of(with_text(silent, "signed")) == "signed"
+
+
+@pytest.mark.parametrize("output", [[{}], [{"type": "message"}], [{"type": "message", "content": "x"}], []])
+def test_a_strange_response_breaks_nothing(output: list[Any]) -> None:
+    body = json.dumps({"output": output}).encode()
+    assert text_of(body) is None
+    assert text_of(with_text(body, "signed")) == "signed"
+    assert json.loads(collect(list(streamed(RESPONSES, body, with_usage=False))).body) == {"output": output}
+
+
+def test_the_tokens_of_a_response_are_read_under_their_own_names() -> None:
+    answer = collect([Chunk(json.dumps(RESPONSE).encode())])
+    assert answer.usage == Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
+
+
+def test_a_stream_that_tells_no_tokens_is_counted() -> None:
+    asked = json.dumps(
+        {
+            "messages": [
+                {"role": "system", "content": "x" * 40},
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "y" * 38}, {"image_url": {"url": "data:" + "z" * 999}}],
+                },
+            ]
+        }
+    )
+    deltas = [{"role": "assistant", "content": ""}, {"content": "a"}, {"content": "b"}, {}]
+    events = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    chunks = [Chunk(sse.event(json.dumps(event).encode()), event=True) for event in events]
+    usage = collect([*chunks, Chunk(sse.DONE, event=True)], asked.encode()).usage
+    assert usage == Usage(prompt_tokens=20, completion_tokens=2, total_tokens=22)
+
+
+@pytest.mark.parametrize(
+    "asked", [b"", b"[]", b'{"messages": 5}', b"{", b'{"input": ' + b"[" * 900 + b"]" * 900 + b"}"]
+)
+def test_a_strange_request_is_counted_too(asked: bytes) -> None:
+    chunk = Chunk(sse.event(b'{"choices": [{"index": 0, "text": "a"}]}'), event=True)
+    assert collect([chunk, Chunk(sse.DONE, event=True)], asked).usage == Usage(completion_tokens=1, total_tokens=1)
