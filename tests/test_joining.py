@@ -105,6 +105,33 @@ async def test_who_comes_back_with_their_key_after_they_left_is_asked_for_anew(t
         assert sorted(job.status for job in await jobs(server)) == ["fail", "success"]
 
 
+async def test_who_joins_before_the_first_one_asks_is_answered_though_that_one_leaves(tmp_path: Path) -> None:
+    async with slow(tmp_path) as (fake, server, token):
+        await server.model("slow", kind="openai", url=fake.at("answer"))
+        # given a first caller whose row stands, but who does not know it yet
+        inserted = server.desk.store.jobs.insert
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly(*job: Any, **more: Any) -> Job:
+            done = await inserted(*job, **more)
+            if not begun.is_set():
+                begun.set()
+                await go_on.wait()
+            return done
+
+        server.desk.store.jobs.insert = slowly  # type: ignore[method-assign]
+        first = asyncio.ensure_future(call(server, token))
+        await begun.wait()
+        second = asyncio.ensure_future(call(server, token))
+        await until(lambda: readers(server, 1))
+        # when the first one leaves
+        first.cancel()
+        assert (await server.ask("GET", "/v1/models", token))[0] == 200
+        go_on.set()
+        # then the second one has the answer
+        assert await second == (200, ANSWER)
+
+
 async def test_a_caller_at_another_process_has_the_answer_of_the_one_call(
     tmp_path: Path, database_url: str | None
 ) -> None:
