@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 
 from live import Live, chat, live, until
 from signoff.core.access import Caller
+from signoff.core.ask import Ask
 from signoff.core.job import Job
 from signoff.store import JobFilter
+from signoff.work.admit import admit
 from signoff.work.cancel import cancel
+from signoff.work.people import identify
 from signoff.work.review import Opinion, decide
 from upstreams import ANSWER, EVENTS, FakeUpstream, misbehaving
 
@@ -31,6 +36,12 @@ async def call(server: Live, token: str, *, stream: bool = False) -> tuple[int, 
     body = chat("hello", "slow", stream=stream)
     async with server.http.post(server.url + "/v1/chat/completions", json=body, headers=told) as response:
         return response.status, await response.read()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """Return the address of a database that two processes share; None for the file in their folder."""
+    return None if request.param == "sqlite" else request.getfixturevalue("postgres_url")
 
 
 @contextlib.asynccontextmanager
@@ -94,8 +105,38 @@ async def test_who_comes_back_with_their_key_after_they_left_is_asked_for_anew(t
         assert sorted(job.status for job in await jobs(server)) == ["fail", "success"]
 
 
-async def test_a_caller_at_another_process_has_the_answer_of_the_one_call(tmp_path: Path) -> None:
-    async with slow(tmp_path) as (fake, server, token), live(tmp_path) as other:
+async def test_who_joins_before_the_first_one_asks_is_answered_though_that_one_leaves(tmp_path: Path) -> None:
+    async with slow(tmp_path) as (fake, server, token):
+        await server.model("slow", kind="openai", url=fake.at("answer"))
+        # given a first caller whose row stands, but who does not know it yet
+        inserted = server.desk.store.jobs.insert
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly(*job: Any, **more: Any) -> Job:
+            done = await inserted(*job, **more)
+            if not begun.is_set():
+                begun.set()
+                await go_on.wait()
+            return done
+
+        server.desk.store.jobs.insert = slowly  # type: ignore[method-assign]
+        first = asyncio.ensure_future(call(server, token))
+        await begun.wait()
+        second = asyncio.ensure_future(call(server, token))
+        await until(lambda: readers(server, 1))
+        # when the first one leaves
+        first.cancel()
+        assert (await server.ask("GET", "/v1/models", token))[0] == 200
+        go_on.set()
+        # then the second one has the answer
+        assert await second == (200, ANSWER)
+
+
+async def test_a_caller_at_another_process_has_the_answer_of_the_one_call(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    both = {"database_url": database_url}
+    async with slow(tmp_path, **both) as (fake, server, token), live(tmp_path, **both) as other:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         asking = asyncio.ensure_future(call(server, token))
         await stuck(fake)
@@ -106,8 +147,11 @@ async def test_a_caller_at_another_process_has_the_answer_of_the_one_call(tmp_pa
         assert len(fake.requests) == 1
 
 
-async def test_a_caller_at_another_process_is_answered_though_all_at_the_first_one_leave(tmp_path: Path) -> None:
-    async with slow(tmp_path) as (fake, server, token), live(tmp_path) as other:
+async def test_a_caller_at_another_process_is_answered_though_all_at_the_first_one_leave(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    both = {"database_url": database_url}
+    async with slow(tmp_path, **both) as (fake, server, token), live(tmp_path, **both) as other:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         asking = asyncio.ensure_future(call(server, token))
         await stuck(fake)
@@ -116,6 +160,24 @@ async def test_a_caller_at_another_process_is_answered_though_all_at_the_first_o
         asking.cancel()
         fake.wake.set()
         assert await joined == (200, ANSWER)
+
+
+async def test_a_caller_is_answered_though_the_process_that_asked_has_vanished(tmp_path: Path) -> None:
+    async with slow(tmp_path) as (fake, server, token):
+        await server.model("slow", kind="openai", url=fake.at("answer"))
+        # given a job of that key whose process renews its lease no more
+        body = json.dumps(chat("hello", "slow", stream=False)).encode()
+        caller = await identify(server.desk, token)
+        ask = Ask(door="openai", caller=caller, body=body, target="slow", lane="now", idempotency_key="one")
+        job = msgspec.structs.replace(await admit(server.desk, ask), attempt=1, lease="gone")
+        await server.desk.store.jobs.insert(job, actor="somebody", lease_seconds=0.2)
+        # when another call comes, it gets an answer, at its own asking
+        assert await call(server, token) == (200, ANSWER)
+        vanished = await server.desk.store.jobs.get(job.id)
+        assert vanished is not None
+        assert vanished.error is not None
+        assert vanished.error.code == "interrupted"
+        assert len(fake.requests) == 1
 
 
 async def test_what_its_owner_cancels_is_cancelled_for_all(tmp_path: Path) -> None:

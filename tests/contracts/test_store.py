@@ -748,13 +748,16 @@ async def test_jobs_are_listed_in_pages_from_either_end(store: AStore) -> None:
 
 async def test_jobs_are_filtered_and_counted_by_owner_and_status(store: AStore) -> None:
     mine, held_one, theirs = await inserted(store), await held(store), await inserted(store, user_id=2)
+    alike = await inserted(store, fingerprint="print")
 
     for which, found in (
-        (JobFilter(), [mine, held_one, theirs]),
-        (JobFilter(user_id=1), [mine, held_one]),
-        (JobFilter(status="bot"), [mine, theirs]),
+        (JobFilter(), [mine, held_one, theirs, alike]),
+        (JobFilter(user_id=1), [mine, held_one, alike]),
+        (JobFilter(status="bot"), [mine, theirs, alike]),
         (JobFilter(user_id=1, status="human"), [held_one]),
         (JobFilter(user_id=3), []),
+        (JobFilter(user_id=1, fingerprint="print"), [alike]),
+        (JobFilter(status="human", fingerprint="print"), []),
     ):
         assert await store.jobs.list(which) == found
         assert await store.jobs.count(which) == len(found)

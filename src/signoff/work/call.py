@@ -96,20 +96,25 @@ async def chunks_of(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
 
 
 async def _joined(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
-    """What all callers of one job get. Where those who asked have left it, this one asks anew."""
+    """What all callers of one job get. Where nobody asks any more, this one asks anew."""
     while True:
         try:
             async with contextlib.aclosing(_together(desk, call)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except JobFailed as failure:
-            if not (call.joined and is_left(failure)):
+            if not (call.joined and _asks_anew(call, failure)):
                 raise
         else:
             return
         again = await begin(desk, call.ask, with_usage=call.with_usage)
         call.flight.job = again.flight.job  # which the door tells of
         call = again
+
+
+def _asks_anew(call: Call, failure: JobFailed) -> bool:
+    """Whether those who asked have left, or the process that asked for them has vanished."""
+    return is_left(failure) or (call.shared is None and failure.code == INTERRUPTED.code)
 
 
 async def _together(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
