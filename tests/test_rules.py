@@ -226,7 +226,7 @@ def routes(tmp_path: Path) -> set[str]:
 
 
 def hot_routes() -> set[str]:
-    """What the OpenAI door matches literally: pairs of a method and what comes after `/v1/`."""
+    """What the OpenAI door matches literally: pairs of a method and what comes after `/v1/`; and the predict door's."""
     pairs = [
         [ast.literal_eval(pattern.value) for pattern in case.pattern.patterns if isinstance(pattern, ast.MatchValue)]
         for node in ast.walk(MODULES["doors/openai.py"])
@@ -234,7 +234,20 @@ def hot_routes() -> set[str]:
         for case in node.cases
         if isinstance(case.pattern, ast.MatchSequence)
     ]
-    return {f"{method} /v1/{path}" for method, path in [pair for pair in pairs if len(pair) == 2]}
+    predicting = {f"{method} /{kind}/{{operation}}" for method in ("GET", "POST") for kind in ("get", "post")}
+    return {f"{method} /v1/{path}" for method, path in [pair for pair in pairs if len(pair) == 2]} | predicting
+
+
+def test_every_operation_on_a_model_is_documented() -> None:
+    cases = [
+        case.pattern
+        for node in ast.walk(MODULES["doors/predict.py"])
+        if isinstance(node, ast.Match)
+        for case in node.cases
+    ]
+    operations = {ast.literal_eval(pattern.value) for pattern in cases if isinstance(pattern, ast.MatchValue)}
+    assert {"predict", "getlogs", "cleanlogs", "addmodel"} <= operations
+    assert operations - in_code_font("models.md") == set()
 
 
 def test_every_route_is_documented_and_every_documented_one_is_there(tmp_path: Path) -> None:

@@ -9,10 +9,13 @@ import msgspec
 from signoff.core.access import Caller
 from signoff.core.delivery import Hook
 from signoff.core.policy import Review
+from signoff.core.target import Model, takes_any_json
 
 Lane = Literal["now", "later"]
 
 CHAT = "/v1/chat/completions"
+# A payload that goes to its model as it is.
+PREDICT = "/predict"
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +36,13 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     deliver: Hook | None = None
     wait_seconds: float | None = None
     door_review: Review = "never"
+
+
+def path_for(model: Model, path: str, body: bytes) -> str:
+    """What `model` is asked for: a chat where it knows nothing else, a prediction where `body` is no chat."""
+    if not takes_any_json(model):
+        return CHAT if path == PREDICT else path
+    return PREDICT if path == CHAT and not _is_chat(body) else path
 
 
 def as_chat(payload: bytes) -> bytes:

@@ -37,6 +37,8 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int
     anonymous_role: Role | None
     enqueue_review: str
+    on_loopback: bool = False
+    remote_commands: bool = False
 
 
 # What Litestar hands to a handler, by its name.
@@ -89,8 +91,8 @@ def patience_of(scope: Scope) -> float | None:
     return None
 
 
-async def caller_of(desk: Desk, knobs: Knobs, scope: Scope) -> Caller:
-    """Who is asking: a bearer token, else a session's cookie, else nobody, where that is allowed.
+async def caller_of(desk: Desk, knobs: Knobs, scope: Scope, *, sessions: bool = True) -> Caller:
+    """Who is asking: a bearer token, else a session's cookie if `sessions`, else nobody, where that is allowed.
 
     Raises Unauthorized; Forbidden for a forged request.
     """
@@ -100,7 +102,7 @@ async def caller_of(desk: Desk, knobs: Knobs, scope: Scope) -> Caller:
         if scheme.lower() != "bearer":
             raise Unauthorized
         return await identify(desk, token.strip())
-    if (session := session_of(scope)) is not None:
+    if sessions and (session := session_of(scope)) is not None:
         _check_same_site(scope)
         return await identify(desk, session, "session")
     if knobs.anonymous_role is not None:
