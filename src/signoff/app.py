@@ -29,7 +29,7 @@ from signoff.core.target import Model
 from signoff.courier import Courier
 from signoff.couriers.http import HttpCourier
 from signoff.dashboard import home
-from signoff.doors import deliveries, generate, health, jobs, native, session
+from signoff.doors import deliveries, generate, health, jobs, models, native, session
 from signoff.doors.front import Front, make_rest
 from signoff.doors.http import Knobs
 from signoff.doors.openai import OpenAIDoor
@@ -174,7 +174,7 @@ def make_front(desk: Desk, settings: Settings) -> Front:
         remote_commands=settings.allow_remote_commands,
     )
     openai = OpenAIDoor(desk, knobs)
-    doors = [jobs.router, generate.router, native.router, deliveries.router, health.router, session.router]
+    doors = [door.router for door in (jobs, generate, native, models, deliveries, health, session)]
     rest = make_rest([*doors, home.router, home.static], desk, knobs, home.TEMPLATES)
     predict = PredictDoor(desk, knobs)
     hot = {"/v1/": openai, "/openai/v1/": openai} | dict.fromkeys(PREFIXES, predict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from typing import Literal
 
 import msgspec
@@ -81,9 +82,15 @@ def flaw_of(model: Model) -> str | None:
         "A subprocess model needs a command.": kind == "subprocess" and not "".join(model.command[:1]),
         f"A model of the kind {kind} runs no command.": kind != "subprocess" and bool(model.command or model.serve),
         "A command has no zero bytes.": any("\0" in word for word in model.command),
+        "Seconds are more than 0, and less than for ever.": not all(0 < value < inf for value in _seconds_of(model)),
+        "A model is asked at least once.": model.attempts is not None and model.attempts < 1,
         "A default model needs a whole name.": model.default and model.name.endswith("*"),
     }
     return next((flaw for flaw, is_so in flaws.items() if is_so), None)
+
+
+def _seconds_of(model: Model) -> list[float]:
+    return [model.idle_seconds, model.start_seconds, *msgspec.structs.astuple(model.timeouts)]
 
 
 def takes_any_json(model: Model) -> bool:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
+from ipaddress import ip_address
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -141,6 +142,19 @@ def _check_same_site(scope: Scope) -> None:
     )
     if not same:
         raise Forbidden("This request came from another site.")
+
+
+def takes_commands(knobs: Knobs, scope: Scope) -> bool:
+    """Whether an admin may name a program in this request: only this machine can send it, or the operator says so.
+
+    The address that it came to is looked at too: another server than ours may listen elsewhere than the settings say.
+    """
+    if knobs.remote_commands or not knobs.on_loopback:
+        return knobs.remote_commands
+    try:
+        return ip_address((scope.get("server") or ("",))[0]).is_loopback
+    except ValueError:
+        return False
 
 
 @contextlib.asynccontextmanager

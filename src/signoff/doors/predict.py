@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -29,6 +28,7 @@ from signoff.doors.http import (
     patience_of,
     read_body,
     send_bytes,
+    takes_commands,
 )
 from signoff.errors import BadRequest, ModelNotFound, NotFound, SignoffError, Unauthorized
 from signoff.work.call import begin, chunks_of
@@ -83,8 +83,7 @@ class PredictDoor:
                     await _send(send, {"status": "success"})
                 case "addmodel":
                     _check_token(scope)
-                    commands = self._knobs.remote_commands or (self._knobs.on_loopback and _came_over_loopback(scope))
-                    await add_model(self._desk, caller, model_of(told), commands=commands)
+                    await add_model(self._desk, caller, model_of(told), commands=takes_commands(self._knobs, scope))
                     await _send(send, {"status": "success", "id": name})
                 case _:
                     raise NotFound(f"Not an operation: {operation}")
@@ -172,13 +171,6 @@ def _check_token(scope: Scope) -> None:
     """What changes something needs a token of its own, whatever callers without one may do."""
     if header(scope, b"authorization") is None:
         raise Unauthorized
-
-
-def _came_over_loopback(scope: Scope) -> bool:
-    try:
-        return ip_address((scope.get("server") or ("",))[0]).is_loopback
-    except ValueError:
-        return False
 
 
 def _not_allowed(method: str) -> SignoffError:

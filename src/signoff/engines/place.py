@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from signoff.core.retry import Backoff, wait_seconds
 from signoff.core.target import Model
+from signoff.engine import State
 from signoff.engines.claim import Claim
 from signoff.engines.lines import Lines, NotAsked
 from signoff.engines.log import Log
@@ -19,7 +19,6 @@ from signoff.engines.neighbour import connected, hosting
 from signoff.engines.process import PORT_TRIES, Process, is_taken, running, talking
 from signoff.errors import ModelUnreachable
 
-State = Literal["stopped", "starting", "ready", "busy", "failed"]
 Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
 BACKOFF = Backoff(first_seconds=0.5, ceiling_seconds=30)

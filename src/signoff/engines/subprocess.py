@@ -13,11 +13,11 @@ from pathlib import Path
 
 from signoff.core.answer import Chunk
 from signoff.core.target import Model
-from signoff.engine import Request
+from signoff.engine import Request, State
 from signoff.engines.lines import NotAsked
 from signoff.engines.log import Log
 from signoff.engines.openai import ask
-from signoff.engines.place import Place, State
+from signoff.engines.place import Place
 from signoff.engines.process import HOST, STOP_SECONDS
 from signoff.engines.spoken import chunks_of
 from signoff.engines.upstream import Upstream
@@ -123,6 +123,10 @@ class SubprocessEngine:
     def state(self, name: str) -> State:
         """How the model of that name is, as far as this engine knows."""
         return self._places[name].state() if name in self._places else "stopped"
+
+    def state_of(self, model: Model) -> State:
+        """How the model is, whichever process of this host owns it."""
+        return self._place(model).state() if model.command else "failed"
 
     def log(self, name: str) -> list[tuple[int, str]]:
         """What the model of that name wrote while this engine owned it: microseconds since 1970, and a line."""
