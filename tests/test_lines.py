@@ -231,9 +231,7 @@ async def test_noise_of_a_program_with_ids_disturbs_nobody(engine: SubprocessEng
         assert (await ask(engine, by_id, {"noise": noise}))["asked"] == {"noise": noise}
 
 
-async def test_a_line_that_does_not_end_is_bounded(
-    engine: SubprocessEngine, by_id: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_line_that_does_not_end_is_bounded(engine: SubprocessEngine, by_id: Model) -> None:
     assert len(await ask(engine, by_id, {"size": 1_000_000})) == 1_000_000
     with pytest.raises(ModelGarbled, match="a line of more than"):
         await ask(engine, by_id, {"size": lines.MAX_LINE_BYTES})
@@ -250,6 +248,37 @@ async def test_one_who_does_not_answer_is_timed_out(engine: SubprocessEngine, by
     with pytest.raises(ModelTimedOut):
         await ask(engine, msgspec.structs.replace(plain, timeouts=quick), {"seconds": 60})
     assert (await ask(engine, plain, 1))["of"] == 1
+    # Also where whoever asked it has left.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await ask(engine, plain, {"seconds": 60})
+    with pytest.raises(ModelTimedOut):
+        await ask(engine, msgspec.structs.replace(plain, timeouts=quick), 1)
+    assert (await ask(engine, plain, 2))["of"] == 2
+
+
+async def test_what_a_program_does_not_read_is_bounded(engine: SubprocessEngine) -> None:
+    deaf = program("deaf", "import time; time.sleep(600)")
+    for _ in range(5):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await ask(engine, deaf, "x" * 1_000_000)
+    life = engine._places["deaf"]._life
+    assert life is not None
+    assert life.process is not None
+    assert life.process.lines is not None
+    assert 500_000 < life.process.lines._writer.transport.get_write_buffer_size() < 1_500_000
+
+
+async def test_those_who_wait_behind_a_slow_answer_do_not_end_the_program(
+    engine: SubprocessEngine, plain: Model
+) -> None:
+    quick = msgspec.structs.replace(plain, timeouts=Timeouts(first_byte_seconds=1))
+    await ask(engine, quick, 0)
+    said = await at_once(*(ask(engine, quick, {"seconds": 0.6, "number": number}) for number in range(5)))
+    assert said[0]["of"]["number"] == 0
+    assert isinstance(said[-1], ModelTimedOut)
+    assert engine.state("plain") == "ready"
 
 
 async def test_a_caller_who_leaves_takes_nobodys_answer_along(engine: SubprocessEngine, plain: Model) -> None:

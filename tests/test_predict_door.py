@@ -234,6 +234,15 @@ async def test_a_program_answers_each_caller_and_its_stderr_is_its_log(tmp_path:
         assert await ask(server, "/get/getlogs?id=lines", token) == (200, [])
 
 
+async def test_a_queued_job_is_asked_again_after_a_crash_as_often_as_is_allowed(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+        await server.model("fragile", kind="subprocess", command=program("linemodel.py"), attempts=2)
+        _, told = await server.ask("POST", "/enqueue", token, json={"model": "fragile", "exit": 3})
+        job = await server.job_when(token, told["job_id"], lambda job: job["status"] == "fail")
+        assert (job["attempt"], job["error"]["code"]) == (2, "model_crashed")
+
+
 async def test_a_queued_job_of_a_program_is_asked_its_payload_as_it_is(tmp_path: Path) -> None:
     async with live(tmp_path, enqueue_review="never") as server:
         token = await server.token()

@@ -27,6 +27,8 @@ MAX_LINE_BYTES = 32 * 2**20
 MAX_BODY_BYTES = MAX_LINE_BYTES - 4096
 MAX_WAITING = 4096
 SHOWN_CHARS = 100
+# Timers may be a little early.
+SLACK_SECONDS = 0.05
 
 Kind = Literal["delta", "body", "error", "failure"]
 ENDS: tuple[Kind, ...] = ("failure", "error", "body")
@@ -65,6 +67,7 @@ class _Asked:
         self.said = asyncio.Queue[Said | SignoffError]()
         self.is_gone = False
         self.is_in_order = False
+        self.sent_at = 0.0
         self._size_bytes = 0
 
     def hear(self, said: Said) -> None:
@@ -111,6 +114,8 @@ class Lines:
         self._order = deque[_Asked]()
         self._sending = asyncio.Lock()
         self._end: ModelFailed | None = None
+        self._heard_at = 0.0
+        self._is_owners = by_id is True
 
     @property
     def is_over(self) -> bool:
@@ -148,10 +153,14 @@ class Lines:
                     return
                 due, limit = min(end, loop.time() + timeouts.between_chunks_seconds), timeouts.between_chunks_seconds
         except TimeoutError:
-            if self._order and self._order[0] is asked:
-                self._lose(ModelCrashed(f"The model {self._name} was stuck, and is started anew."))
             seconds = timeouts.total_seconds if due == end else limit
+            if self._is_stuck(loop.time(), seconds):
+                self._lose(ModelCrashed(f"The model {self._name} was stuck, and is started anew."))
             raise ModelTimedOut(f"The model {self._name} said nothing for {seconds:g} s.") from None
+
+    def _is_stuck(self, now: float, seconds: float) -> bool:
+        """Whether a program without ids has worked on one request, of whomever, for so long."""
+        return bool(self._order) and now - max(self._heard_at, self._order[0].sent_at) >= seconds - SLACK_SECONDS
 
     async def _send(self, asked: _Asked, operation: str, body: bytes) -> None:
         # A line break in JSON is only ever a blank between two tokens.
@@ -159,14 +168,15 @@ class Lines:
         line = msgspec.json.encode({"id": asked.id, "operation": operation, "body": flat})
         self._waiting[asked.id] = asked
         async with self._sending:
+            with suppress(OSError):  # its end is noticed by whoever reads
+                await self._writer.drain()  # first, so that those who leave meanwhile add nothing to what is not read
             if self._end is not None:
                 raise _like(self._end)
+            asked.sent_at = asyncio.get_running_loop().time()
             if not self._by_id:
                 asked.is_in_order = True
                 self._order.append(asked)
             self._writer.write(line + b"\n")
-            with suppress(OSError):  # its end is noticed by whoever reads
-                await self._writer.drain()
 
     def _leave(self, asked: _Asked) -> None:
         """The caller does not listen any more. An answer that comes by its place in the order must still be skipped."""
@@ -197,7 +207,7 @@ class Lines:
             told = msgspec.json.decode(line, type=_Line)
         except msgspec.ValidationError:
             told = None
-        if told is not None and not told.id and self._by_id and line == FAREWELL:
+        if self._is_owners and line == FAREWELL:
             self.end(NotAsked(f"The model {self._name} has just stopped."))
         elif told is not None and told.id in self._waiting:
             self._hear_by_id(told)
@@ -231,6 +241,7 @@ class Lines:
                 self._garbled("more lines than it was asked for")
             return
         self._by_id = False
+        self._heard_at = asyncio.get_running_loop().time()
         asked = self._order.popleft()
         asked.is_in_order = False
         self._waiting.pop(asked.id, None)
