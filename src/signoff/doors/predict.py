@@ -76,7 +76,7 @@ class PredictDoor:
                 case "predict":
                     await self._predict(scope, receive, send, caller, name)
                 case "getlogs":
-                    await _send(send, [_as_entry(entry) for entry in await log_of(self._desk, name)])
+                    await _send(send, [_as_entry(entry) for entry in await log_of(self._desk, caller, name)])
                 case "cleanlogs":
                     _check_token(scope)
                     await clean_log(self._desk, caller, name)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, may_review
 from signoff.core.target import Model
 from signoff.engine import RunsModels, State
 from signoff.errors import BadRequest, Conflict, Forbidden, ModelNotFound
@@ -104,8 +104,10 @@ async def remove_model(desk: Desk, caller: Caller, name: str) -> None:
     await forget(desk, name)
 
 
-async def log_of(desk: Desk, name: str) -> Sequence[Entry]:
-    """What the model wrote, and how it failed, on this host. Raises ModelNotFound."""
+async def log_of(desk: Desk, caller: Caller, name: str) -> Sequence[Entry]:
+    """What the model wrote, and how it failed, on this host: it may quote anybody. Raises Forbidden, ModelNotFound."""
+    if not may_review(caller):
+        raise Forbidden("Only an admin or a reviewer may read what a model wrote.")
     return await desk.logs.read((await model_called(desk, name)).name)
 
 
