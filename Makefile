@@ -5,7 +5,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 
-.PHONY: help run setup test test-long lint types rules lock pages clean
+.PHONY: help run setup test test-long faults lint types rules lock pages clean
 
 help: ## Says what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,11 @@ test: setup .venv/.dev lint types rules ## Lint, types, import rules, and all te
 
 test-long: setup .venv/.dev ## The longer proofs.
 	$(BIN)/python -m pytest -m long -n 2
+
+ROUND ?= short
+faults: setup .venv/.dev ## Kills, stops and cuts what there is while callers ask, and shows that nothing is lost; ROUND=long takes an hour.
+	PYTHONPATH=tests $(BIN)/python -m faults $(ROUND) --out docs/reliability/$(ROUND).json
+	$(BIN)/python tests/pages.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

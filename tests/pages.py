@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from faults.page import rounds
 from signoff import errors
 from signoff.core.job import MOVES, Move
 from signoff.settings import Settings
@@ -37,6 +38,7 @@ PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("ARCHITECTURE.md", "moves"): moves,
     ("docs/settings.md", "settings"): settings,
     ("docs/errors.md", "codes"): codes,
+    ("docs/reliability.md", "rounds"): rounds,
 }
 
 

@@ -19,6 +19,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._wires = set[asyncio.StreamWriter]()
         self._clients = set[asyncio.StreamWriter]()
+        self._stranded = set[asyncio.StreamWriter]()
         self._flows = asyncio.Event()
         self._flows.set()
         self.calls = 0
@@ -43,7 +44,14 @@ class Proxy:
 
     def cut(self) -> None:
         """Resets every connection, on both sides."""
-        for wire in list(self._wires):
+        for wire in [*self._wires, *self._stranded]:
+            wire.transport.abort()
+        self._stranded.clear()
+
+    def strand(self) -> None:
+        """Half-open: the server has lost every connection, and no client is told."""
+        self._stranded |= self._clients
+        for wire in self._wires - self._clients:
             wire.transport.abort()
 
     def block(self) -> None:
@@ -68,6 +76,8 @@ class Proxy:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pass(reader, far_writer))
                 group.create_task(self._pass(far_reader, writer))
+        if writer not in self._stranded:
+            writer.close()
         self._clients.discard(writer)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -76,7 +86,8 @@ class Proxy:
                 await self._flows.wait()
                 writer.write(data)
                 await writer.drain()
-        writer.close()
+        if writer not in self._stranded:
+            writer.close()
         self._wires.discard(writer)
 
 

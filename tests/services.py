@@ -152,27 +152,38 @@ def empty(folder: Path) -> Path:
 
 @contextmanager
 def postgres(binary: Path, folder: Path) -> Generator[str]:
-    """Serve PostgreSQL from a new cluster in `folder`, as another user when we are root, which it refuses."""
+    """Serve PostgreSQL from a new cluster in `folder`."""
     [port] = free_ports(1)
+    make_cluster(binary, folder)
+    with postgres_at(binary, folder, port, "max_connections=300"):
+        yield f"postgresql://postgres@{LOCALHOST}:{port}/postgres"
+
+
+def make_cluster(binary: Path, folder: Path) -> None:
+    """Make a cluster in `folder`, as another user when we are root, which PostgreSQL refuses."""
     user = unprivileged("postgres", "nobody")
     if user:
         os.chown(folder, user.pw_uid, user.pw_gid)
-    data = folder / "data"
-
-    initdb = [binary.with_name("initdb"), "-D", data, "-U", "postgres", "-E", "UTF8", "--locale=C"]
+    initdb = [binary.with_name("initdb"), "-D", folder / "data", "-U", "postgres", "-E", "UTF8", "--locale=C"]
     with running([*initdb, "--auth=trust", "--no-sync"], folder, user=user) as making:
         if making.wait(READY_SECONDS) != 0:
             message = "initdb failed"
             raise MissingError(message)
 
+
+@contextmanager
+def postgres_at(binary: Path, folder: Path, port: int, *more: str) -> Generator[subprocess.Popen[bytes]]:
+    """Serve the cluster in `folder`."""
+    data = folder / "data"
     # Nothing here outlives the run, so nothing has to survive a crash of the machine.
-    settings = ["fsync=off", "full_page_writes=off", "max_connections=300", "unix_socket_directories="]
+    settings = ["fsync=off", "full_page_writes=off", "unix_socket_directories=", *more]
     options = [option for setting in settings for option in ("-c", setting)]
     command = [binary, "-D", data, "-h", LOCALHOST, "-p", str(port), *options]
+    (data / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed
     # SIGQUIT is its immediate shutdown: no checkpoint, but shared memory is given back.
-    with running(command, folder, user=user, stop=signal.SIGQUIT) as server:
+    with running(command, folder, user=unprivileged("postgres", "nobody"), stop=signal.SIGQUIT) as server:
         wait_until(lambda: says_ready(data / "postmaster.pid"), server)
-        yield f"postgresql://postgres@{LOCALHOST}:{port}/postgres"
+        yield server
 
 
 def says_ready(pid_file: Path) -> bool:
@@ -187,18 +198,29 @@ def rabbitmq(binary: Path, folder: Path) -> Generator[str]:
     """Serve RabbitMQ from `folder`, with an epmd of its own that ends with it."""
     port, distribution_port, epmd_port = free_ports(3)
     env = rabbitmq_env(folder, port, distribution_port, epmd_port)
+    with epmd_at(folder, epmd_port), rabbitmq_at(binary, folder, port, env):
+        yield f"amqp://guest:guest@{LOCALHOST}:{port}/"
+
+
+@contextmanager
+def epmd_at(folder: Path, port: int) -> Generator[None]:
+    """Serve Erlang's names. Were it not there first, RabbitMQ would start it as a daemon, which nobody ends."""
     epmd = shutil.which("epmd")
     if not epmd:
         message = "epmd is not on PATH"
         raise MissingError(message)
+    with running([epmd, "-port", str(port), "-address", LOCALHOST], folder) as names:
+        wait_until(lambda: answers(port), names)
+        yield
 
-    # Were it not there first, RabbitMQ would start it as a daemon, which nobody ends.
-    with running([epmd, "-port", str(epmd_port), "-address", LOCALHOST], folder) as names:
-        wait_until(lambda: answers(epmd_port), names)
-        # SIGTERM would take seconds to close what nobody reads again.
-        with running([binary], folder, env=env, stop=signal.SIGKILL) as server:
-            wait_until(lambda: answers(port, b"AMQP\x00\x00\x09\x01", b"\x01"), server)
-            yield f"amqp://guest:guest@{LOCALHOST}:{port}/"
+
+@contextmanager
+def rabbitmq_at(binary: Path, folder: Path, port: int, env: dict[str, str]) -> Generator[subprocess.Popen[bytes]]:
+    """Serve what RabbitMQ has in `folder`."""
+    # SIGTERM would take seconds to close what nobody reads again.
+    with running([binary], folder, env=env, stop=signal.SIGKILL) as server:
+        wait_until(lambda: answers(port, b"AMQP\x00\x00\x09\x01", b"\x01"), server)
+        yield server
 
 
 def rabbitmq_env(folder: Path, port: int, distribution_port: int, epmd_port: int) -> dict[str, str]:
@@ -229,12 +251,19 @@ def rabbitmq_env(folder: Path, port: int, distribution_port: int, epmd_port: int
 
 @contextmanager
 def redis(binary: Path, folder: Path) -> Generator[str]:
-    """Serve Redis, keeping nothing on disk."""
+    """Serve Redis."""
     [port] = free_ports(1)
+    with redis_at(binary, folder, port):
+        yield f"redis://{LOCALHOST}:{port}/0"
+
+
+@contextmanager
+def redis_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen[bytes]]:
+    """Serve Redis, keeping nothing on disk."""
     options = ["--bind", LOCALHOST, "--port", str(port), "--save", "", "--appendonly", "no", "--dir", folder]
     with running([binary, *options], folder) as server:
         wait_until(lambda: answers(port, b"PING\r\n", b"+PONG"), server)
-        yield f"redis://{LOCALHOST}:{port}/0"
+        yield server
 
 
 def free_ports(count: int) -> list[int]:

@@ -3,16 +3,23 @@
 import asyncio
 import contextlib
 import itertools
+import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
+import msgspec
 import sqlalchemy as sa
 
 from signoff.core.job import Event, Job
 from signoff.errors import Stale
 from signoff.store import Step, Topic
 from signoff.stores.sql import SqlStore
+from simulation.store import MemoryStore, Near
+from simulation.tables import Tables
 
+AStore = SqlStore | MemoryStore
+MEMORIES = defaultdict[str, Tables](Tables)
 T = TypeVar("T")
 WAIT_SECONDS = 20.0
 BODY = b'{"model":"echo","messages":[{"role":"user","content":"Hello"}]}'
@@ -20,10 +27,17 @@ ANSWER = b'{"choices":[{"message":{"role":"assistant","content":"Hello yourself"
 _numbers = itertools.count()
 
 
+def store_at(url: str) -> AStore:
+    """A store on a database, or in the memory with the name `memory:…`."""
+    if url.startswith("memory:"):
+        return MemoryStore(MEMORIES[url], Near(MEMORIES[url], lambda: time.time_ns() // 1000))
+    return SqlStore(url)
+
+
 @contextlib.asynccontextmanager
-async def opened(url: str) -> AsyncIterator[SqlStore]:
+async def opened(url: str) -> AsyncIterator[AStore]:
     """A migrated and started store; it is closed with the block."""
-    store = SqlStore(url)
+    store = store_at(url)
     try:
         await store.migrate()
         await store.start()
@@ -55,29 +69,29 @@ def a_step(verb: str, **more: Any) -> Step:
     return Step(**(plain | more))
 
 
-async def inserted(store: SqlStore, *, due_seconds: float = 0, lease_seconds: float | None = None, **more: Any) -> Job:
+async def inserted(store: AStore, *, due_seconds: float = 0, lease_seconds: float | None = None, **more: Any) -> Job:
     """A job as it stands in the store, in any state."""
     job = a_job(**more)
     return await store.jobs.insert(job, actor="test", due_seconds=due_seconds, lease_seconds=lease_seconds)
 
 
-async def leased(store: SqlStore, **more: Any) -> Job:
+async def leased(store: AStore, **more: Any) -> Job:
     """A job that a worker holds with the lease `mine`."""
     return await inserted(store, lease="mine", lease_seconds=60, **more)
 
 
-async def held(store: SqlStore, **more: Any) -> Job:
+async def held(store: AStore, **more: Any) -> Job:
     """A job with an answer, in its first round of review."""
     job = await leased(store, **more)
     return await store.jobs.move(job.id, a_step("hold", changes={"response": ANSWER}))
 
 
-async def state(store: SqlStore, job_id: str) -> tuple[Job | None, list[Event]]:
+async def state(store: AStore, job_id: str) -> tuple[Job | None, list[Event]]:
     """Everything that the store says of a job."""
     return await store.jobs.get(job_id), await store.jobs.events(job_id)
 
 
-async def is_refused(store: SqlStore, job: Job, *steps: Step) -> bool:
+async def is_refused(store: AStore, job: Job, *steps: Step) -> bool:
     """Whether `steps` are stale, and changed nothing."""
     before = await state(store, job.id)
     try:
@@ -109,7 +123,7 @@ async def until(look: Callable[[], Awaitable[T | None]], seconds: float = WAIT_S
 class Ear:
     """A listener, and what it has heard."""
 
-    def __init__(self, store: SqlStore) -> None:
+    def __init__(self, store: AStore) -> None:
         self.heard: list[tuple[Topic, str]] = []
         store.listen(lambda topic, name: self.heard.append((topic, name)))
 
@@ -123,9 +137,9 @@ class Ear:
 
 
 @contextlib.asynccontextmanager
-async def listening(url: str) -> AsyncIterator[tuple[SqlStore, Ear]]:
+async def listening(url: str) -> AsyncIterator[tuple[AStore, Ear]]:
     """A store of its own, and an ear that hears what others write from now on."""
-    store = SqlStore(url)
+    store = store_at(url)
     ear = Ear(store)
     try:
         await store.migrate()
@@ -138,11 +152,34 @@ async def listening(url: str) -> AsyncIterator[tuple[SqlStore, Ear]]:
         await store.close()
 
 
-async def rows(store: SqlStore, query: sa.Select[Any]) -> list[dict[str, Any]]:
+async def rows(store: AStore, query: sa.Select[Any]) -> list[dict[str, Any]]:
     """What stands in the database behind a store."""
+    if isinstance(store, MemoryStore):
+        return looked_up(store.tables, query)
     return await store._database.read(lambda conn, _: [dict(row) for row in conn.execute(query).mappings()])
 
 
-async def execute(store: SqlStore, statement: sa.Executable) -> None:
+async def execute(store: AStore, statement: sa.Update) -> None:
     """Changes what stands there, behind the store's back."""
-    await store._database.write(lambda tx: tx.conn.execute(statement).rowcount)
+    if isinstance(store, MemoryStore):
+        changed(store.tables, statement)
+    else:
+        await store._database.write(lambda tx: tx.conn.execute(statement).rowcount)
+
+
+def looked_up(tables: Tables, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    """All rows of the table that `query` is about."""
+    made = sorted(tables.decisions.items(), key=lambda item: item[0])
+    decisions = [{"job_id": name, "round": number, "decision": kept} for (name, number), (kept, _) in made]
+    votes = [
+        row | {"reviewer": kept.reviewer, "verdict": kept.verdict} for row in decisions for kept in [row["decision"]]
+    ]
+    return {"votes": votes, "decisions": decisions}[query.get_final_froms()[0].name]  # type: ignore[attr-defined]
+
+
+def changed(tables: Tables, statement: sa.Update) -> None:
+    """Gives every row of the table that `statement` is about its values."""
+    kept: dict[str, Any] = getattr(tables, statement.table.name)  # type: ignore[attr-defined]
+    for name, row in kept.items():
+        kept[name] = msgspec.structs.replace(row, **statement.compile().params)
+    tables.unfinished = {job.id: job for job in tables.jobs.values() if not job.is_terminal}

@@ -366,6 +366,31 @@ async def test_slow_reads_do_not_keep_writes_waiting(store: SqlStore) -> None:
     await together(reads)
 
 
+async def test_a_connection_that_ends_as_soon_as_it_is_made_is_trouble_that_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a server that takes whoever comes, and is stopped in the same moment
+    async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        size = int.from_bytes(await reader.readexactly(4))
+        await reader.readexactly(size - 4)
+        told = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+        settings = (b"server_version\x0015.0\0", b"client_encoding\0UTF8\0")
+        ready = b"R\0\0\0\x08\0\0\0\0" + b"".join(message(b"S", setting) for setting in settings) + b"Z\0\0\0\x05I"
+        writer.write(ready + message(b"E", told))
+        writer.close()
+
+    def message(kind: bytes, body: bytes) -> bytes:
+        return kind + (len(body) + 4).to_bytes(4) + body
+
+    monkeypatch.setattr(postgres, "READ_SECONDS", 0.1)
+    async with await asyncio.start_server(welcome, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        store = SqlStore(f"postgresql://ann@127.0.0.1:{port}/none?sslmode=disable")
+        with pytest.raises(Overloaded):
+            await store.versions()
+        await store.close()
+
+
 async def test_the_victim_of_a_deadlock_is_run_again(postgres_url: str, store: SqlStore) -> None:
     one, two = await leased(store), await leased(store)
     outsider = await asyncpg.connect(postgres_url, server_settings={"deadlock_timeout": "30s"})  # so it is no victim

@@ -178,6 +178,23 @@ async def test_what_was_claimed_rings_no_more(rabbitmq_url: str, queue: str) -> 
 # What can go wrong.
 
 
+async def test_what_was_acknowledged_is_not_acknowledged_again_when_news_ring(rabbitmq_url: str, queue: str) -> None:
+    with capture_logs() as logs:
+        async with started(a_rabbit(rabbitmq_url, queue), listening=True) as broker:
+            # given a bell that was heard and claimed
+            broker.ring("job", 5)
+            assert await broker.heard(WAIT_SECONDS)
+            await broker.heard(QUIET_SECONDS)
+            # when RabbitMQ halts whoever publishes, and news ring instead
+            broker._out.is_up = False
+            for _ in range(3):
+                broker.nudge()
+                assert await broker.heard(WAIT_SECONDS)
+                await broker.heard(QUIET_SECONDS)
+    # then the line on which bells come stays
+    assert [line for line in logs if line.get("line") == "signoff listens"] == []
+
+
 async def test_bells_get_through_once_the_server_is_back(wire: Proxy, rabbitmq_url: str, queue: str) -> None:
     # given a server that is away
     await wire.shut()

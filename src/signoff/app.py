@@ -75,27 +75,35 @@ async def running(settings: Settings, *, work: bool) -> AsyncGenerator[Desk]:
     Raises SchemaOutdated when the schema of a database server is not this version's.
     """
     upstream = Upstream(now=time.time)
-    async with opened(settings, upstream) as desk:
-        worker = Worker(desk, concurrency=settings.concurrency, drain_seconds=settings.drain_seconds)
-        senders = [Sender(desk, kind, drain_seconds=settings.drain_seconds) for kind in desk.couriers]
-        refresh = Refresh(desk.store, {"models": desk.models.forget, "people": desk.callers.forget})
-        workers = [worker, *senders] if work else []
-        for part in (desk.waits, desk.leases, refresh, *workers):
-            desk.store.listen(part.hear)
-        chores = [
-            desk.waits.cast_net(),
-            desk.leases.keep(),
-            refresh.cast_net(),
-            sweep_for_ever(desk),
-            desk.in_flight.file_the_slow(lambda flight: file(desk, flight), after_seconds=settings.log_after_seconds),
-        ]
-        await desk.broker.start()
-        async with _tasks(chores), _started(upstream, *desk.couriers.values(), *desk.engines.values()):
-            try:
-                async with _tasks([part.run() for part in workers]):
-                    yield desk
-            finally:
-                await desk.background.finish(FINISH_SECONDS)
+    async with opened(settings, upstream) as desk, _started(upstream):
+        concurrency = settings.concurrency if work else 0
+        async with alive(desk, concurrency=concurrency, drain_seconds=settings.drain_seconds):
+            yield desk
+
+
+@contextlib.asynccontextmanager
+async def alive(desk: Desk, *, concurrency: int, drain_seconds: float) -> AsyncGenerator[None]:
+    """All that goes on in a process by itself, while the block runs; it works and sends unless `concurrency` is 0."""
+    worker = Worker(desk, concurrency=concurrency, drain_seconds=drain_seconds)
+    senders = [Sender(desk, kind, drain_seconds=drain_seconds) for kind in desk.couriers]
+    refresh = Refresh(desk.store, {"models": desk.models.forget, "people": desk.callers.forget})
+    workers = [worker, *senders] if concurrency else []
+    for part in (desk.waits, desk.leases, refresh, *workers):
+        desk.store.listen(part.hear)
+    chores = [
+        desk.waits.cast_net(),
+        desk.leases.keep(),
+        refresh.cast_net(),
+        sweep_for_ever(desk),
+        desk.in_flight.file_the_slow(lambda flight: file(desk, flight), after_seconds=desk.rules.log_after_seconds),
+    ]
+    await desk.broker.start()
+    async with _tasks(chores), _started(*desk.couriers.values(), *desk.engines.values()):
+        try:
+            async with _tasks([part.run() for part in workers]):
+                yield
+        finally:
+            await desk.background.finish(FINISH_SECONDS)
 
 
 @contextlib.asynccontextmanager
@@ -202,7 +210,7 @@ def _desk(settings: Settings, upstream: Upstream) -> Desk:
         callers=Callers(store.people),
         leases=Leases(store, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
         waits=Waits(store),
-        in_flight=InFlight(_clock),
+        in_flight=InFlight(),
         background=Background(),
         vault=Vault(keys_in(settings.key_path)),
         rules=rules,

@@ -1,4 +1,4 @@
-"""Stores of both kinds, for every suite that holds for both."""
+"""Stores of every kind, for the suites that hold for all."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from signoff.stores.sql import SqlStore
-from stores import opened
+from stores import AStore, opened
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", "postgres", "memory"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return the address of an empty database."""
-    return f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    match request.param:
+        case "postgres":
+            return request.getfixturevalue("postgres_url")
+        case kind:
+            return f"{kind}:///{tmp_path}/store.db"
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[SqlStore]:
+async def store(url: str) -> AsyncIterator[AStore]:
     """Yield a store that was just made."""
     async with opened(url) as store:
         yield store
 
 
 @pytest.fixture
-async def other(url: str, store: SqlStore) -> AsyncIterator[SqlStore]:
+async def other(url: str, store: AStore) -> AsyncIterator[AStore]:
     """Yield a second store on the same database, as another process would have it."""
     async with opened(url) as other:
         yield other

@@ -7,8 +7,7 @@ import pytest
 from signoff.core.delivery import Deliver, Delivery, Outcome
 from signoff.core.job import Decision, JobError
 from signoff.errors import NotFound, Stale
-from signoff.stores.sql import SqlStore
-from stores import ANSWER, Ear, a_job, a_step, held, inserted, leased, together
+from stores import ANSWER, AStore, Ear, a_job, a_step, held, inserted, leased, together
 
 pytestmark = pytest.mark.anyio
 
@@ -22,7 +21,7 @@ APPROVED = Decision(verdict="approve", reviewer="ann")
 # How they come about
 
 
-async def test_a_job_keeps_where_its_end_is_told_and_no_event_does(store: SqlStore) -> None:
+async def test_a_job_keeps_where_its_end_is_told_and_no_event_does(store: AStore) -> None:
     job = await inserted(store, deliver=(TO,))
 
     assert job.deliver == (TO,)
@@ -31,7 +30,7 @@ async def test_a_job_keeps_where_its_end_is_told_and_no_event_does(store: SqlSto
 
 
 @pytest.mark.parametrize(("verb", "changes"), [("succeed", {"response": ANSWER}), ("fail", {"error": REFUSED})])
-async def test_the_move_that_ends_a_job_makes_its_delivery(store: SqlStore, verb: str, changes: dict[str, Any]) -> None:
+async def test_the_move_that_ends_a_job_makes_its_delivery(store: AStore, verb: str, changes: dict[str, Any]) -> None:
     ear = Ear(store)
     job = await leased(store, deliver=(TO,))
     assert await store.deliveries.of_job(job.id) == []
@@ -44,7 +43,7 @@ async def test_the_move_that_ends_a_job_makes_its_delivery(store: SqlStore, verb
     await ear.hears(("delivery", "webhook"))
 
 
-async def test_a_held_job_has_a_delivery_from_its_verdict_on_and_no_sooner(store: SqlStore) -> None:
+async def test_a_held_job_has_a_delivery_from_its_verdict_on_and_no_sooner(store: AStore) -> None:
     job = await held(store, deliver=(TO,))
     assert await store.deliveries.of_job(job.id) == []
 
@@ -54,7 +53,7 @@ async def test_a_held_job_has_a_delivery_from_its_verdict_on_and_no_sooner(store
     assert len(await store.deliveries.of_job(job.id)) == 1
 
 
-async def test_a_cancelled_job_has_none(store: SqlStore) -> None:
+async def test_a_cancelled_job_has_none(store: AStore) -> None:
     for job in (
         await inserted(store, deliver=(TO,)),
         await leased(store, deliver=(TO,)),
@@ -64,13 +63,13 @@ async def test_a_cancelled_job_has_none(store: SqlStore) -> None:
         assert await store.deliveries.of_job(job.id) == []
 
 
-async def test_a_lapsed_job_that_fails_has_one(store: SqlStore) -> None:
+async def test_a_lapsed_job_that_fails_has_one(store: AStore) -> None:
     job = await inserted(store, deliver=(TO,), lease="mine", lease_seconds=-1)
     await store.jobs.move(job.id, a_step("lapse", to="fail", changes={"error": REFUSED}))
     assert len(await store.deliveries.of_job(job.id)) == 1
 
 
-async def test_a_job_that_ran_its_course_before_it_was_written_has_one_unless_it_was_cancelled(store: SqlStore) -> None:
+async def test_a_job_that_ran_its_course_before_it_was_written_has_one_unless_it_was_cancelled(store: AStore) -> None:
     done = a_job(status="success", response=ANSWER, deliver=(TO,))
     left = a_job(status="fail", error=REFUSED, deliver=(TO,))
     await (await store.jobs.insert_ended(done, actor="test", verbs=["submit", "claim", "succeed"]))
@@ -79,13 +78,13 @@ async def test_a_job_that_ran_its_course_before_it_was_written_has_one_unless_it
     assert await store.deliveries.of_job(left.id) == []
 
 
-async def test_a_job_that_nobody_is_told_of_has_none(store: SqlStore) -> None:
+async def test_a_job_that_nobody_is_told_of_has_none(store: AStore) -> None:
     job = await leased(store)
     await store.jobs.move(job.id, a_step("succeed"))
     assert await store.deliveries.of_job(job.id) == []
 
 
-async def test_a_refused_move_makes_none(store: SqlStore) -> None:
+async def test_a_refused_move_makes_none(store: AStore) -> None:
     job = await leased(store, deliver=(TO,))
     with pytest.raises(Stale):
         await store.jobs.move(job.id, a_step("succeed", lease="another's"))
@@ -95,7 +94,7 @@ async def test_a_refused_move_makes_none(store: SqlStore) -> None:
 # How they are leased
 
 
-async def test_a_claim_leases_what_is_due_the_longest_due_first(store: SqlStore) -> None:
+async def test_a_claim_leases_what_is_due_the_longest_due_first(store: AStore) -> None:
     first, second, third = [await due(store, f"host-{number}") for number in range(3)]
 
     taken = await claim(store, limit=2)
@@ -106,7 +105,7 @@ async def test_a_claim_leases_what_is_due_the_longest_due_first(store: SqlStore)
     assert await claim(store) == []
 
 
-async def test_a_claim_takes_one_kind_and_leaves_the_others(store: SqlStore) -> None:
+async def test_a_claim_takes_one_kind_and_leaves_the_others(store: AStore) -> None:
     both = (TO, Deliver(kind="redis", address="signoff:1", host="redis"))
     job = await leased(store, deliver=both)
     await store.jobs.move(job.id, a_step("succeed", changes={"response": ANSWER}))
@@ -119,7 +118,7 @@ async def test_a_claim_takes_one_kind_and_leaves_the_others(store: SqlStore) -> 
     assert [one.kind for one in await claim(store)] == ["webhook"]
 
 
-async def test_two_senders_never_hold_one_delivery_at_once(store: SqlStore, other: SqlStore) -> None:
+async def test_two_senders_never_hold_one_delivery_at_once(store: AStore, other: AStore) -> None:
     made = {(await due(store, f"host-{number}")).id for number in range(30)}
 
     taken = await together(claim([store, other][turn % 2], limit=4) for turn in range(20))
@@ -130,7 +129,7 @@ async def test_two_senders_never_hold_one_delivery_at_once(store: SqlStore, othe
     assert sorted(ids) == sorted(made)
 
 
-async def test_one_host_gets_its_share_and_stalls_nobody(store: SqlStore) -> None:
+async def test_one_host_gets_its_share_and_stalls_nobody(store: AStore) -> None:
     slow = [await due(store, "slow") for _ in range(250)]
     quick = await due(store, "quick")
 
@@ -140,7 +139,7 @@ async def test_one_host_gets_its_share_and_stalls_nobody(store: SqlStore) -> Non
     assert [one.id for one in await claim(store, limit_per_host=4, busy={"slow": 3})] == [slow[4].id]
 
 
-async def test_a_lease_that_ran_out_is_anybodys_and_its_late_holder_changes_nothing(store: SqlStore) -> None:
+async def test_a_lease_that_ran_out_is_anybodys_and_its_late_holder_changes_nothing(store: AStore) -> None:
     made = await due(store)
     await claim(store, lease="first", lease_seconds=-1)
 
@@ -155,7 +154,7 @@ async def test_a_lease_that_ran_out_is_anybodys_and_its_late_holder_changes_noth
 # What becomes of them
 
 
-async def test_a_done_one_rests(store: SqlStore) -> None:
+async def test_a_done_one_rests(store: AStore) -> None:
     settled = await settled_as(store, Outcome(state="done", status=204))
 
     assert (settled.state, settled.last_status, settled.last_error, settled.lease) == ("done", 204, None, None)
@@ -164,7 +163,7 @@ async def test_a_done_one_rests(store: SqlStore) -> None:
     assert await store.deliveries.failed(10) == []
 
 
-async def test_one_that_goes_on_is_due_later(store: SqlStore) -> None:
+async def test_one_that_goes_on_is_due_later(store: AStore) -> None:
     settled = await settled_as(store, Outcome(state="due", status=500, error="Oh.", after_seconds=60))
 
     assert (settled.state, settled.attempt, settled.last_status, settled.last_error) == ("due", 1, 500, "Oh.")
@@ -173,7 +172,7 @@ async def test_one_that_goes_on_is_due_later(store: SqlStore) -> None:
     assert await claim(store) == []
 
 
-async def test_one_that_is_given_back_is_due_as_if_nobody_had_tried(store: SqlStore) -> None:
+async def test_one_that_is_given_back_is_due_as_if_nobody_had_tried(store: AStore) -> None:
     before = await settled_as(store, Outcome(state="due", status=500, error="Oh."))
     await claim(store)
     await store.deliveries.settle(before.id, "mine", Outcome(state="due", counts=False))
@@ -184,7 +183,7 @@ async def test_one_that_is_given_back_is_due_as_if_nobody_had_tried(store: SqlSt
     assert [delivery.id for delivery in await claim(store)] == [before.id]
 
 
-async def test_those_that_were_given_up_are_listed_the_latest_first(store: SqlStore) -> None:
+async def test_those_that_were_given_up_are_listed_the_latest_first(store: AStore) -> None:
     first = await settled_as(store, Outcome(state="failed", status=410, error="Gone."))
     second = await settled_as(store, Outcome(state="failed", error="Nobody."))
 
@@ -194,7 +193,7 @@ async def test_those_that_were_given_up_are_listed_the_latest_first(store: SqlSt
 
 
 @pytest.mark.parametrize("state", ["done", "failed", "due"])
-async def test_one_that_is_sent_again_is_due_under_its_old_id(store: SqlStore, state: Any) -> None:
+async def test_one_that_is_sent_again_is_due_under_its_old_id(store: AStore, state: Any) -> None:
     ear = Ear(store)
     before = await settled_as(store, Outcome(state=state, after_seconds=60))
 
@@ -205,7 +204,7 @@ async def test_one_that_is_sent_again_is_due_under_its_old_id(store: SqlStore, s
     await ear.hears(("delivery", "webhook"))
 
 
-async def test_one_that_is_under_way_or_unknown_is_not_sent_again(store: SqlStore) -> None:
+async def test_one_that_is_under_way_or_unknown_is_not_sent_again(store: AStore) -> None:
     made = await due(store)
     [taken] = await claim(store)
     with pytest.raises(Stale):
@@ -216,7 +215,7 @@ async def test_one_that_is_under_way_or_unknown_is_not_sent_again(store: SqlStor
     assert await store.deliveries.get(made.id) == taken
 
 
-async def due(store: SqlStore, host: str = "example.com") -> Delivery:
+async def due(store: AStore, host: str = "example.com") -> Delivery:
     """The delivery of a job that has just ended."""
     job = await leased(store, deliver=(Deliver(address=f"https://{host}/", host=host),))
     await store.jobs.move(job.id, a_step("succeed", changes={"response": ANSWER}))
@@ -224,7 +223,7 @@ async def due(store: SqlStore, host: str = "example.com") -> Delivery:
     return delivery
 
 
-async def claim(store: SqlStore, **more: Any) -> list[Delivery]:
+async def claim(store: AStore, **more: Any) -> list[Delivery]:
     """What a sender gets that holds the lease `mine`, unless `more` says otherwise."""
     plain: dict[str, Any] = {
         "kind": "webhook",
@@ -237,7 +236,7 @@ async def claim(store: SqlStore, **more: Any) -> list[Delivery]:
     return await store.deliveries.claim(**(plain | more))
 
 
-async def settled_as(store: SqlStore, outcome: Outcome) -> Delivery:
+async def settled_as(store: AStore, outcome: Outcome) -> Delivery:
     """A delivery after its first attempt."""
     made = await due(store)
     assert [delivery.id for delivery in await claim(store)] == [made.id]

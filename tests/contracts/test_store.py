@@ -19,10 +19,10 @@ from signoff.core.target import Model
 from signoff.errors import JobNotFound, Overloaded, Stale
 from signoff.store import JobFilter, Step, Topic
 from signoff.stores import jobs, schema
-from signoff.stores.sql import SqlStore
 from signoff.work.review import effect
 from stores import (
     ANSWER,
+    AStore,
     Ear,
     a_job,
     a_step,
@@ -34,6 +34,7 @@ from stores import (
     listening,
     rows,
     state,
+    store_at,
     together,
 )
 
@@ -48,7 +49,7 @@ FINAL = JobError(code="model_error", message="No.", status=400)
 # Coming in
 
 
-async def test_a_new_job_is_kept_as_it_came_with_the_databases_times(store: SqlStore) -> None:
+async def test_a_new_job_is_kept_as_it_came_with_the_databases_times(store: AStore) -> None:
     asked = a_job(metadata=b'{"a":[1]}', priority=7, policy=Policy(review="always"), retry_of="old", fingerprint="f")
 
     made = await store.jobs.insert(asked, actor="user:ann", due_seconds=60)
@@ -62,14 +63,14 @@ async def test_a_new_job_is_kept_as_it_came_with_the_databases_times(store: SqlS
     assert (event.seq, event.verb, event.actor, event.at) == (1, "submit", "user:ann", made.created_at)
 
 
-async def test_a_job_can_be_leased_from_its_first_moment(store: SqlStore) -> None:
+async def test_a_job_can_be_leased_from_its_first_moment(store: AStore) -> None:
     job = await leased(store)
 
     assert job.lease_until == job.created_at + 60 * SECOND
     assert await store.jobs.claim(actor="worker", lease="other", limit=1, lease_seconds=1) == []
 
 
-async def test_an_id_is_used_once(store: SqlStore) -> None:
+async def test_an_id_is_used_once(store: AStore) -> None:
     job = await inserted(store)
 
     with pytest.raises(sa.exc.IntegrityError):
@@ -78,11 +79,11 @@ async def test_an_id_is_used_once(store: SqlStore) -> None:
     assert await store.jobs.get(job.id) == job
 
 
-async def test_a_job_that_nobody_knows_is_none_and_has_no_events(store: SqlStore) -> None:
+async def test_a_job_that_nobody_knows_is_none_and_has_no_events(store: AStore) -> None:
     assert await state(store, "nobody") == (None, [])
 
 
-async def test_the_same_key_joins_the_standing_job(store: SqlStore, other: SqlStore) -> None:
+async def test_the_same_key_joins_the_standing_job(store: AStore, other: AStore) -> None:
     first = await inserted(store, idempotency_key="k")
 
     assert await inserted(store, idempotency_key="k") == first
@@ -90,21 +91,21 @@ async def test_the_same_key_joins_the_standing_job(store: SqlStore, other: SqlSt
     assert await store.jobs.count(JobFilter()) == 1
 
 
-async def test_fifty_inserts_of_one_key_at_once_make_one_job(store: SqlStore, other: SqlStore) -> None:
+async def test_fifty_inserts_of_one_key_at_once_make_one_job(store: AStore, other: AStore) -> None:
     jobs = await together(inserted([store, other][turn % 2], idempotency_key="k") for turn in range(50))
 
     assert len({job.id for job in jobs}) == 1
     assert await store.jobs.list(JobFilter()) == jobs[:1]
 
 
-async def test_two_processes_with_one_key_at_once_make_one_job(store: SqlStore, other: SqlStore) -> None:
+async def test_two_processes_with_one_key_at_once_make_one_job(store: AStore, other: AStore) -> None:
     for key in map(str, range(30)):
         one, two = await together(inserted(each, idempotency_key=key) for each in (store, other))
         assert one == two
     assert await store.jobs.count(JobFilter()) == 30
 
 
-async def test_of_inserts_of_many_keys_at_once_each_makes_one_job(store: SqlStore, other: SqlStore) -> None:
+async def test_of_inserts_of_many_keys_at_once_each_makes_one_job(store: AStore, other: AStore) -> None:
     keys = [str(number % 5) for number in range(30)]
 
     jobs = await together(inserted([store, other][number % 2], idempotency_key=key) for number, key in enumerate(keys))
@@ -113,7 +114,7 @@ async def test_of_inserts_of_many_keys_at_once_each_makes_one_job(store: SqlStor
     assert len({job.id for job in jobs}) == await store.jobs.count(JobFilter()) == 5
 
 
-async def test_a_freed_key_is_taken_once(store: SqlStore, other: SqlStore) -> None:
+async def test_a_freed_key_is_taken_once(store: AStore, other: AStore) -> None:
     for key in map(str, range(15)):
         failed = await leased(store, idempotency_key=key)
         await store.jobs.move(failed.id, a_step("fail", changes={"error": RETRYABLE}))
@@ -122,7 +123,7 @@ async def test_a_freed_key_is_taken_once(store: SqlStore, other: SqlStore) -> No
         assert one.id != failed.id
 
 
-async def test_one_own_id_is_one_job_under_any_concurrency(store: SqlStore, other: SqlStore) -> None:
+async def test_one_own_id_is_one_job_under_any_concurrency(store: AStore, other: AStore) -> None:
     jobs = await together(inserted([store, other][turn % 2], own_id="mine") for turn in range(50))
 
     assert {job.id for job in jobs} == {jobs[0].id}
@@ -133,14 +134,14 @@ async def test_one_own_id_is_one_job_under_any_concurrency(store: SqlStore, othe
     assert (await inserted(store, own_id="mine")).id == jobs[0].id
 
 
-async def test_another_user_may_use_the_same_key(store: SqlStore) -> None:
+async def test_another_user_may_use_the_same_key(store: AStore) -> None:
     mine = await inserted(store, idempotency_key="k", user_id=1)
     theirs = await inserted(store, idempotency_key="k", user_id=2)
 
     assert mine.id != theirs.id
 
 
-async def test_a_key_starts_anew_after_an_error_that_a_retry_can_help(store: SqlStore) -> None:
+async def test_a_key_starts_anew_after_an_error_that_a_retry_can_help(store: AStore) -> None:
     failed = await leased(store, idempotency_key="k")
     failed = await store.jobs.move(failed.id, a_step("fail", changes={"error": RETRYABLE}))
 
@@ -152,14 +153,14 @@ async def test_a_key_starts_anew_after_an_error_that_a_retry_can_help(store: Sql
 
 
 @pytest.mark.parametrize("verb", ["succeed", "fail", "hold"])
-async def test_a_key_stands_for_what_has_ended_otherwise(store: SqlStore, verb: str) -> None:
+async def test_a_key_stands_for_what_has_ended_otherwise(store: AStore, verb: str) -> None:
     job = await leased(store, idempotency_key="k")
     job = await store.jobs.move(job.id, a_step(verb, changes={"error": FINAL}))
 
     assert await inserted(store, idempotency_key="k") == job
 
 
-async def test_a_key_lives_for_a_day(store: SqlStore) -> None:
+async def test_a_key_lives_for_a_day(store: AStore) -> None:
     old = await inserted(store, idempotency_key="k")
     day = 24 * 3600 * SECOND
     table = schema.jobs
@@ -171,7 +172,7 @@ async def test_a_key_lives_for_a_day(store: SqlStore) -> None:
     assert (await inserted(store, idempotency_key="k")).id != old.id
 
 
-async def test_a_job_that_ran_its_course_is_one_row_and_one_event(store: SqlStore) -> None:
+async def test_a_job_that_ran_its_course_is_one_row_and_one_event(store: AStore) -> None:
     ended = a_job(status="success", lane="now", response=ANSWER, usage=Usage(total_tokens=3), attempt=2)
 
     written = await store.jobs.insert_ended(ended, actor="user:ann", verbs=["submit", "claim", "succeed"])
@@ -186,7 +187,7 @@ async def test_a_job_that_ran_its_course_is_one_row_and_one_event(store: SqlStor
     assert follows(job, replay([event]))
 
 
-async def test_what_was_refused_leaves_room_for_others(store: SqlStore) -> None:
+async def test_what_was_refused_leaves_room_for_others(store: AStore) -> None:
     job = await inserted(store)
     again = msgspec.structs.replace(job, status="success")
 
@@ -201,7 +202,7 @@ async def test_what_was_refused_leaves_room_for_others(store: SqlStore) -> None:
 
 
 async def test_the_row_of_an_answered_call_waits_while_the_database_is_away(
-    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+    store: AStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a database that takes nothing, as one whose disk is full
     writer = store._database._writer
@@ -224,9 +225,7 @@ async def test_the_row_of_an_answered_call_waits_while_the_database_is_away(
     assert await store.jobs.get(job.id) == job
 
 
-async def test_who_finds_no_room_behind_their_answer_is_told_so(
-    store: SqlStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_finds_no_room_behind_their_answer_is_told_so(store: AStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "WRITE_TIMEOUT_SECONDS", 0.05)
     store.jobs._behind = asyncio.Semaphore(0)
     with pytest.raises(Overloaded):
@@ -296,7 +295,7 @@ def test_only_submit_has_no_source() -> None:
 
 
 @every_verb
-async def test_a_move_is_made_where_its_guards_hold(store: SqlStore, verb: str) -> None:
+async def test_a_move_is_made_where_its_guards_hold(store: AStore, verb: str) -> None:
     move = MOVES[verb]
 
     async def check(source: str, target: str, way: dict[str, Any]) -> None:
@@ -320,7 +319,7 @@ async def test_a_move_is_made_where_its_guards_hold(store: SqlStore, verb: str) 
 
 
 @every_verb
-async def test_a_move_from_any_other_status_is_stale_and_changes_nothing(store: SqlStore, verb: str) -> None:
+async def test_a_move_from_any_other_status_is_stale_and_changes_nothing(store: AStore, verb: str) -> None:
     async def check(status: str, way: dict[str, Any]) -> None:
         job = await inserted(store, status=status, **way)
         assert await is_refused(store, job, a_step(verb)), (status, way)
@@ -329,7 +328,7 @@ async def test_a_move_from_any_other_status_is_stale_and_changes_nothing(store: 
 
 
 @every_verb
-async def test_a_move_whose_guard_does_not_hold_is_stale_and_changes_nothing(store: SqlStore, verb: str) -> None:
+async def test_a_move_whose_guard_does_not_hold_is_stale_and_changes_nothing(store: AStore, verb: str) -> None:
     async def check(source: str, way: dict[str, Any]) -> None:
         job = await inserted(store, status=source, **way)
         assert await is_refused(store, job, a_step(verb)), way
@@ -338,7 +337,7 @@ async def test_a_move_whose_guard_does_not_hold_is_stale_and_changes_nothing(sto
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if {Guard.LEASE, Guard.ROUND} & {*MOVES[verb].guards}])
-async def test_who_holds_no_lease_and_saw_no_round_cannot_settle_or_decide(store: SqlStore, verb: str) -> None:
+async def test_who_holds_no_lease_and_saw_no_round_cannot_settle_or_decide(store: AStore, verb: str) -> None:
     job = await inserted(store, status=MOVES[verb].sources[0], **next(right(verb)) | {"lease": None})
 
     assert await is_refused(store, job, a_step(verb, lease=None, round=None))
@@ -348,12 +347,12 @@ def test_nothing_leads_out_of_an_end() -> None:
     assert [verb for verb, move in MOVES.items() if TERMINAL & {*move.sources}] == []
 
 
-async def test_a_move_of_a_job_that_nobody_knows_says_so(store: SqlStore) -> None:
+async def test_a_move_of_a_job_that_nobody_knows_says_so(store: AStore) -> None:
     with pytest.raises(JobNotFound):
         await store.jobs.move("nobody", a_step("cancel"))
 
 
-async def test_a_stale_worker_cannot_settle(store: SqlStore) -> None:
+async def test_a_stale_worker_cannot_settle(store: AStore) -> None:
     job = await inserted(store, lease="mine", lease_seconds=-1)
     await store.jobs.move(job.id, a_step("lapse", to="bot", after_seconds={"due_at": 0}))
     [taken] = await store.jobs.claim(actor="worker:2", lease="theirs", limit=1, lease_seconds=60)
@@ -364,7 +363,7 @@ async def test_a_stale_worker_cannot_settle(store: SqlStore) -> None:
     assert (settled.status, settled.response) == ("success", ANSWER)
 
 
-async def test_a_sweeper_who_comes_late_gives_no_attempt_more(store: SqlStore) -> None:
+async def test_a_sweeper_who_comes_late_gives_no_attempt_more(store: AStore) -> None:
     job = await inserted(store, lease="mine", lease_seconds=-1, attempt=1, max_attempts=2)
     [seen] = await store.jobs.lapsed(1)
     back = a_step("lapse", to="bot", lease=seen.lease, after_seconds={"due_at": 0})
@@ -377,7 +376,7 @@ async def test_a_sweeper_who_comes_late_gives_no_attempt_more(store: SqlStore) -
     assert await store.jobs.lapsed(1) == [last]
 
 
-async def test_a_sweeper_who_comes_late_brings_no_old_verdict_about(store: SqlStore) -> None:
+async def test_a_sweeper_who_comes_late_brings_no_old_verdict_about(store: AStore) -> None:
     job = await held(store)
     await store.jobs.move(job.id, decided("ann", "redo"))
     [seen] = await store.jobs.released(1)
@@ -393,7 +392,7 @@ async def test_a_sweeper_who_comes_late_brings_no_old_verdict_about(store: SqlSt
     assert await store.jobs.released(1) == [second]
 
 
-async def test_of_many_settles_at_once_one_is_made(store: SqlStore, other: SqlStore) -> None:
+async def test_of_many_settles_at_once_one_is_made(store: AStore, other: AStore) -> None:
     job = await leased(store)
 
     async def settle(turn: int) -> bool:
@@ -407,7 +406,7 @@ async def test_of_many_settles_at_once_one_is_made(store: SqlStore, other: SqlSt
     assert len(await store.jobs.events(job.id)) == 2
 
 
-async def test_times_are_counted_from_the_databases_now(store: SqlStore) -> None:
+async def test_times_are_counted_from_the_databases_now(store: AStore) -> None:
     job = await leased(store)
 
     job = await store.jobs.move(job.id, a_step("retry", after_seconds={"due_at": 1.5}))
@@ -418,7 +417,7 @@ async def test_times_are_counted_from_the_databases_now(store: SqlStore) -> None
 # Moves of two steps
 
 
-async def test_two_steps_are_one_move(store: SqlStore) -> None:
+async def test_two_steps_are_one_move(store: AStore) -> None:
     job = await held(store)
 
     job = await store.jobs.move(job.id, decided("ann", "approve"), a_step("approve"))
@@ -427,7 +426,7 @@ async def test_two_steps_are_one_move(store: SqlStore) -> None:
     assert [event.verb for event in await store.jobs.events(job.id)] == ["submit", "hold", "decide", "approve"]
 
 
-async def test_when_the_second_step_is_stale_the_first_is_undone(store: SqlStore) -> None:
+async def test_when_the_second_step_is_stale_the_first_is_undone(store: AStore) -> None:
     jobs = await together(held(store) for _ in range(10))
 
     async def check(turn: int, job: Job) -> None:
@@ -463,11 +462,11 @@ def decided(reviewer: str, verdict: Verdict, seconds: float = 0) -> Step:
 @pytest.mark.parametrize("seconds", [0, 60])
 @pytest.mark.parametrize("verdict", get_args(Verdict))
 async def test_of_two_reviewers_at_once_one_wins_and_the_other_learns_who(
-    store: SqlStore, other: SqlStore, verdict: Verdict, seconds: float
+    store: AStore, other: AStore, verdict: Verdict, seconds: float
 ) -> None:
     job = await held(store)
 
-    async def decide(store: SqlStore, reviewer: str) -> Job | Stale:
+    async def decide(store: AStore, reviewer: str) -> Job | Stale:
         effect = [] if seconds else [a_step(verdict)]
         try:
             return await store.jobs.move(job.id, decided(reviewer, verdict, seconds), *effect)
@@ -487,7 +486,7 @@ async def test_of_two_reviewers_at_once_one_wins_and_the_other_learns_who(
     assert decision["decision"] == Decision(verdict=verdict, reviewer=winner, reason="because")
 
 
-async def test_who_comes_late_learns_who_has_it_open(store: SqlStore) -> None:
+async def test_who_comes_late_learns_who_has_it_open(store: AStore) -> None:
     job = await held(store)
     changes, after = {"review_lease": "bob"}, {"review_lease_until": 60}
     await store.jobs.move(job.id, a_step("open", reviewer="bob", changes=changes, after_seconds=after))
@@ -496,7 +495,7 @@ async def test_who_comes_late_learns_who_has_it_open(store: SqlStore) -> None:
         await store.jobs.move(job.id, decided("ann", "approve"))
 
 
-async def test_a_withdrawn_verdict_stays_on_record_and_the_next_round_has_its_own(store: SqlStore) -> None:
+async def test_a_withdrawn_verdict_stays_on_record_and_the_next_round_has_its_own(store: AStore) -> None:
     job = await held(store)
     await store.jobs.move(job.id, decided("ann", "reject", seconds=60))
     await store.jobs.move(job.id, a_step("undo"))
@@ -512,11 +511,11 @@ async def test_a_withdrawn_verdict_stays_on_record_and_the_next_round_has_its_ow
 # Leases
 
 
-async def claim(store: SqlStore, limit: int = 100, lease: str = "mine", seconds: float = 60) -> list[Job]:
+async def claim(store: AStore, limit: int = 100, lease: str = "mine", seconds: float = 60) -> list[Job]:
     return await store.jobs.claim(actor="worker", lease=lease, limit=limit, lease_seconds=seconds)
 
 
-async def test_jobs_are_claimed_by_priority_then_age(store: SqlStore) -> None:
+async def test_jobs_are_claimed_by_priority_then_age(store: AStore) -> None:
     made = [await inserted(store, priority=priority) for priority in (5, 1, 9, 5, 9)]
     first, low, high, second, higher = (job.id for job in made)
 
@@ -525,7 +524,7 @@ async def test_jobs_are_claimed_by_priority_then_age(store: SqlStore) -> None:
     assert claimed == [high, higher, first, second, low]
 
 
-async def test_a_claim_leases_counts_the_attempt_and_is_an_event(store: SqlStore) -> None:
+async def test_a_claim_leases_counts_the_attempt_and_is_an_event(store: AStore) -> None:
     made = await inserted(store)
 
     [job] = await claim(store)
@@ -536,7 +535,7 @@ async def test_a_claim_leases_counts_the_attempt_and_is_an_event(store: SqlStore
     assert (event.verb, event.actor, event.seq, event.data["attempt"]) == ("claim", "worker", 2, 1)
 
 
-async def test_only_due_unleased_jobs_of_the_later_lane_are_claimed(store: SqlStore) -> None:
+async def test_only_due_unleased_jobs_of_the_later_lane_are_claimed(store: AStore) -> None:
     due = await inserted(store)
     await inserted(store, due_seconds=60)
     await inserted(store, lane="now")
@@ -548,7 +547,7 @@ async def test_only_due_unleased_jobs_of_the_later_lane_are_claimed(store: SqlSt
     assert await claim(store) == []
 
 
-async def test_twenty_claims_at_once_never_give_one_job_twice(store: SqlStore, other: SqlStore) -> None:
+async def test_twenty_claims_at_once_never_give_one_job_twice(store: AStore, other: AStore) -> None:
     made = await together(inserted(store) for _ in range(50))
 
     claims = await together(claim([store, other][turn % 2], limit=3, lease=f"lease-{turn}") for turn in range(20))
@@ -559,7 +558,7 @@ async def test_twenty_claims_at_once_never_give_one_job_twice(store: SqlStore, o
     assert sorted(claimed + [job.id for job in await claim(store)]) == [job.id for job in made]
 
 
-async def test_two_processes_that_claim_at_once_never_get_the_same_job(store: SqlStore, other: SqlStore) -> None:
+async def test_two_processes_that_claim_at_once_never_get_the_same_job(store: AStore, other: AStore) -> None:
     made = await together(inserted(store) for _ in range(60))
 
     for _ in range(15):
@@ -569,7 +568,7 @@ async def test_two_processes_that_claim_at_once_never_get_the_same_job(store: Sq
     assert [job.attempt for job in await store.jobs.list(JobFilter(limit=100))] == [1] * len(made)
 
 
-async def test_renew_extends_standing_leases_and_no_others(store: SqlStore) -> None:
+async def test_renew_extends_standing_leases_and_no_others(store: AStore) -> None:
     mine, theirs, free = await leased(store), await leased(store), await inserted(store)
     lapsed = await inserted(store, lease="mine", lease_seconds=-1)
     asked = {mine.id: "mine", theirs.id: "theirs", free.id: "mine", lapsed.id: "mine", "nobody": "mine"}
@@ -586,7 +585,7 @@ async def test_renew_extends_standing_leases_and_no_others(store: SqlStore) -> N
     assert await store.jobs.lapsed(10) == []
 
 
-async def test_renew_takes_no_lease_for_another(store: SqlStore) -> None:
+async def test_renew_takes_no_lease_for_another(store: AStore) -> None:
     one = await inserted(store, lease="one", lease_seconds=60)
     two = await inserted(store, lease="two", lease_seconds=60)
 
@@ -594,14 +593,14 @@ async def test_renew_takes_no_lease_for_another(store: SqlStore) -> None:
     assert await store.jobs.list(JobFilter()) == [one, two]
 
 
-async def test_renewing_nothing_and_very_much_works(store: SqlStore) -> None:
+async def test_renewing_nothing_and_very_much_works(store: AStore) -> None:
     job = await leased(store)
 
     assert await store.jobs.renew({}, 60) == set()
     assert await store.jobs.renew({f"none-{n}": "mine" for n in range(3000)} | {job.id: "mine"}, 60) == {job.id}
 
 
-async def test_the_lists_of_what_time_brings_about(store: SqlStore) -> None:
+async def test_the_lists_of_what_time_brings_about(store: AStore) -> None:
     lapsed = [await inserted(store, lease="mine", lease_seconds=-1) for _ in range(3)]
     released = [await inserted(store, status="human", release_at=PAST) for _ in range(3)]
     overdue = [await inserted(store, status="human", review_deadline=PAST) for _ in range(3)]
@@ -705,11 +704,11 @@ def test_every_verb_is_walked() -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(seed=st.integers(0, 2**32))
-async def test_replaying_a_jobs_events_gives_its_row(store: SqlStore, seed: int) -> None:
+async def test_replaying_a_jobs_events_gives_its_row(store: AStore, seed: int) -> None:
     await together(walk(store, Random(seed + number)) for number in range(40))
 
 
-async def walk(store: SqlStore, dice: Random) -> None:
+async def walk(store: AStore, dice: Random) -> None:
     """Moves a new job about, and one time in six tries to move it as it may not be moved. Few walks end early."""
     job = await inserted(store, metadata=b'{"m":1}', priority=dice.randrange(10))
 
@@ -733,7 +732,7 @@ async def walk(store: SqlStore, dice: Random) -> None:
 # Looking
 
 
-async def test_jobs_are_listed_in_pages_from_either_end(store: SqlStore) -> None:
+async def test_jobs_are_listed_in_pages_from_either_end(store: AStore) -> None:
     made = [await inserted(store) for _ in range(5)]
 
     assert await store.jobs.list(JobFilter()) == made
@@ -745,7 +744,7 @@ async def test_jobs_are_listed_in_pages_from_either_end(store: SqlStore) -> None
     assert await store.jobs.list(JobFilter(limit=0)) == []
 
 
-async def test_jobs_are_filtered_and_counted_by_owner_and_status(store: SqlStore) -> None:
+async def test_jobs_are_filtered_and_counted_by_owner_and_status(store: AStore) -> None:
     mine, held_one, theirs = await inserted(store), await held(store), await inserted(store, user_id=2)
     alike = await inserted(store, fingerprint="print")
 
@@ -762,7 +761,7 @@ async def test_jobs_are_filtered_and_counted_by_owner_and_status(store: SqlStore
         assert await store.jobs.count(which) == len(found)
 
 
-async def test_statuses_are_those_of_the_jobs_that_exist(store: SqlStore) -> None:
+async def test_statuses_are_those_of_the_jobs_that_exist(store: AStore) -> None:
     one, two = await inserted(store), await held(store)
 
     asked = [one.id, two.id, *(f"none-{number}" for number in range(3000))]
@@ -774,7 +773,7 @@ async def test_statuses_are_those_of_the_jobs_that_exist(store: SqlStore) -> Non
 # People
 
 
-async def test_a_user_is_made_once_and_changed_by_name(store: SqlStore) -> None:
+async def test_a_user_is_made_once_and_changed_by_name(store: AStore) -> None:
     made = await store.people.put_user("Ann@Example.com", "user", "hash")
     changed = await store.people.put_user("ann@example.COM", "admin")
 
@@ -785,7 +784,7 @@ async def test_a_user_is_made_once_and_changed_by_name(store: SqlStore) -> None:
     assert await store.people.users() == [changed]
 
 
-async def test_twenty_who_make_one_user_at_once_make_one(store: SqlStore, other: SqlStore) -> None:
+async def test_twenty_who_make_one_user_at_once_make_one(store: AStore, other: AStore) -> None:
     users = await together(
         [store, other][turn % 2].people.put_user("ann@example.com", "reviewer") for turn in range(20)
     )
@@ -794,7 +793,7 @@ async def test_twenty_who_make_one_user_at_once_make_one(store: SqlStore, other:
     assert len({user.id for user in users}) == 1
 
 
-async def test_a_token_stands_for_its_user(store: SqlStore) -> None:
+async def test_a_token_stands_for_its_user(store: AStore) -> None:
     user = await store.people.put_user("ann@example.com", "admin")
 
     made = await store.people.add_token(user.id, "digest", kind="api", name="laptop", role="user")
@@ -805,7 +804,7 @@ async def test_a_token_stands_for_its_user(store: SqlStore) -> None:
     assert await store.people.token("another") is None
 
 
-async def test_a_token_expires_by_the_databases_clock(store: SqlStore) -> None:
+async def test_a_token_expires_by_the_databases_clock(store: AStore) -> None:
     user = await store.people.put_user("ann@example.com", "user")
     over = await store.people.add_token(user.id, "over", kind="api", name="", role="user", seconds=-1)
     lives = await store.people.add_token(user.id, "lives", kind="api", name="", role="user", seconds=60)
@@ -815,7 +814,7 @@ async def test_a_token_expires_by_the_databases_clock(store: SqlStore) -> None:
     assert await store.people.token("lives") == (lives, user)
 
 
-async def test_a_token_of_a_user_who_is_switched_off_is_nobodys(store: SqlStore) -> None:
+async def test_a_token_of_a_user_who_is_switched_off_is_nobodys(store: AStore) -> None:
     user = await store.people.put_user("ann@example.com", "user")
     await store.people.add_token(user.id, "digest", kind="api", name="", role="user")
 
@@ -824,7 +823,7 @@ async def test_a_token_of_a_user_who_is_switched_off_is_nobodys(store: SqlStore)
     assert await store.people.token("digest") is None
 
 
-async def test_a_token_ends_once_among_twenty_who_end_it(store: SqlStore, other: SqlStore) -> None:
+async def test_a_token_ends_once_among_twenty_who_end_it(store: AStore, other: AStore) -> None:
     user = await store.people.put_user("ann@example.com", "user")
     await store.people.add_token(user.id, "digest", kind="signin", name="", role="user")
 
@@ -838,7 +837,7 @@ async def test_a_token_ends_once_among_twenty_who_end_it(store: SqlStore, other:
 # Catalog, versions, and whether it answers
 
 
-async def test_models_are_put_replaced_and_dropped_by_name(store: SqlStore) -> None:
+async def test_models_are_put_replaced_and_dropped_by_name(store: AStore) -> None:
     one = Model(name="one", kind="openai", url="http://a")
     two = Model(name="two", kind="subprocess", command=("run", "it"))
     await store.catalog.put_model(two)
@@ -851,7 +850,7 @@ async def test_models_are_put_replaced_and_dropped_by_name(store: SqlStore) -> N
     assert await store.catalog.models() == [two]
 
 
-async def test_keys_are_kept_sealed(store: SqlStore) -> None:
+async def test_keys_are_kept_sealed(store: AStore) -> None:
     user = await store.people.put_user("ann@example.com", "user")
     shared = await store.catalog.add_key(None, "shared", b"\x00sealed")
     own = await store.catalog.add_key(user.id, "own", b"\xff")
@@ -861,7 +860,7 @@ async def test_keys_are_kept_sealed(store: SqlStore) -> None:
     assert await store.catalog.key(own + 1) is None
 
 
-async def test_versions_grow_with_every_change_of_what_they_count(store: SqlStore, other: SqlStore) -> None:
+async def test_versions_grow_with_every_change_of_what_they_count(store: AStore, other: AStore) -> None:
     async def grows(*topics: str) -> bool:
         nonlocal seen
         before, seen = seen, await other.versions()
@@ -888,24 +887,24 @@ async def test_versions_grow_with_every_change_of_what_they_count(store: SqlStor
     assert await grows()
 
 
-async def test_a_store_is_ready_while_it_is_open(store: SqlStore) -> None:
+async def test_a_store_is_ready_while_it_is_open(store: AStore) -> None:
     assert await store.ready() is True
     await store.close()
     assert await store.ready() is False
 
 
-async def test_closing_twice_or_unopened_is_no_error(url: str, store: SqlStore) -> None:
+async def test_closing_twice_or_unopened_is_no_error(url: str, store: AStore) -> None:
     await store.close()
     await store.close()
 
-    unopened = SqlStore(url)
+    unopened = store_at(url)
     await unopened.close()
 
 
 # News
 
 
-async def hears_of_every_change(ear: Ear, store: SqlStore, *something: tuple[Topic, str]) -> None:
+async def hears_of_every_change(ear: Ear, store: AStore, *something: tuple[Topic, str]) -> None:
     """Changes things in `store`; `something` is as good as the news itself."""
     job = await inserted(store)
     await ear.hears(("job", job.id), *something)
@@ -925,18 +924,18 @@ async def hears_of_every_change(ear: Ear, store: SqlStore, *something: tuple[Top
     await ear.hears(("models", ""), *something)
 
 
-async def test_listeners_hear_of_their_own_changes(store: SqlStore) -> None:
+async def test_listeners_hear_of_their_own_changes(store: AStore) -> None:
     await hears_of_every_change(Ear(store), store)
 
 
-async def test_listeners_hear_of_what_others_change(store: SqlStore, url: str) -> None:
+async def test_listeners_hear_of_what_others_change(store: AStore, url: str) -> None:
     something: list[tuple[Topic, str]] = [("any", "")] if url.startswith("sqlite") else []
 
     async with listening(url) as (_, ear):
         await hears_of_every_change(ear, store, *something)
 
 
-async def test_a_listener_that_fails_spoils_nothing(store: SqlStore) -> None:
+async def test_a_listener_that_fails_spoils_nothing(store: AStore) -> None:
     def fail(topic: str, name: str) -> None:
         raise RuntimeError(topic + name)
 
@@ -949,7 +948,7 @@ async def test_a_listener_that_fails_spoils_nothing(store: SqlStore) -> None:
     assert await store.jobs.count(JobFilter()) == 1
 
 
-async def test_jobs_that_ended_long_ago_are_forgotten_with_all_that_is_kept_of_them(store: SqlStore) -> None:
+async def test_jobs_that_ended_long_ago_are_forgotten_with_all_that_is_kept_of_them(store: AStore) -> None:
     # given a job that has ended, and one that goes on
     ended = await (await store.jobs.insert_ended(a_job(status="success"), actor="ann", verbs=["submit", "succeed"]))
     going_on = await store.jobs.insert(a_job(idempotency_key="k"), actor="ann")

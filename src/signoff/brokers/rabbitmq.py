@@ -174,7 +174,7 @@ class Ear:
             self._listeners -= 1
             self._stirred.set()
         self.bell.clear()
-        self._heard = self._came
+        self._heard, self._came = self._came, None
         return True
 
     async def listen_on(self, connection: AbstractConnection, is_up: Callable[[], None]) -> None:

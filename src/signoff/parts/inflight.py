@@ -12,10 +12,10 @@ from signoff.parts.shared import Shared
 class Flight:
     """One waiting call: its job, who asked, the task that serves it, and the writing of its row."""
 
-    def __init__(self, job: Job, *, actor: str, began_at: int) -> None:
+    def __init__(self, job: Job, *, actor: str) -> None:
         self.job = job
         self.actor = actor
-        self.began_at = began_at
+        self.began_at = asyncio.get_running_loop().time()  # the wall clock may be set
         self.over = False
         self.is_recorded = False
         self.filing: asyncio.Task[Job] | None = None
@@ -32,8 +32,7 @@ class Flight:
 class InFlight:
     """The calls of this process that nobody has written down yet, oldest first; and those that have several callers."""
 
-    def __init__(self, clock: Callable[[], int]) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._flights: dict[str, Flight] = {}
         self._shared: dict[str, Shared] = {}
 
@@ -62,7 +61,7 @@ class InFlight:
         """Calls `file` for each one that has been running for `after_seconds`, for ever."""
         while True:
             await asyncio.sleep(after_seconds / 10)
-            late = self._clock() - round(after_seconds * 1_000_000)
+            late = asyncio.get_running_loop().time() - after_seconds
             for flight in [flight for flight in self._flights.values() if flight.began_at <= late]:
                 self.drop(flight)
                 await file(flight)

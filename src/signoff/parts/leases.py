@@ -64,7 +64,7 @@ class Leases:
         except Exception as error:  # noqa: BLE001 -- the store is away; the lease has some time left
             log.warning("could not renew leases", error=repr(error), leases=len(asked))
             return
-        for job_id in asked.keys() - standing:
+        for job_id in [job_id for job_id in asked if job_id not in standing]:
             lease, on_lost = self._held.get(job_id, (None, None))
             if lease == asked[job_id] and on_lost is not None:
                 del self._held[job_id]

@@ -27,17 +27,17 @@ class Waits:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._bells: dict[str, set[Bell]] = {}
+        self._bells: dict[str, list[Bell]] = {}
 
     @contextlib.contextmanager
     def watch(self, job_id: str) -> Generator[Bell]:
         """A bell for `job_id`, while the block runs."""
         bell = Bell()
-        self._bells.setdefault(job_id, set()).add(bell)
+        self._bells.setdefault(job_id, []).append(bell)
         try:
             yield bell
         finally:
-            self._bells[job_id].discard(bell)
+            self._bells[job_id].remove(bell)
             if not self._bells[job_id]:
                 del self._bells[job_id]
 

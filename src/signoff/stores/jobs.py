@@ -80,6 +80,9 @@ class SqlJobs:
 
     async def _place_behind(self) -> None:
         """Room for one more row behind its answer. Raises Overloaded when there is none for long."""
+        if not self._behind.locked():  # a timeout costs more than the rest
+            await self._behind.acquire()
+            return
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
                 await self._behind.acquire()

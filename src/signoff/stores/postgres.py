@@ -205,6 +205,11 @@ def _give_up_the_silent(context: ExceptionContext) -> None:
 async def _connected(dsn: str, answer_seconds: float | None) -> Any:
     """A connection. Should this process be stopped or cut off in a transaction, its locks are given back."""
     conn = await connect(dsn, timeout=CONNECT_SECONDS, command_timeout=answer_seconds)
-    if answer_seconds is not None:
+    if answer_seconds is None:
+        return conn
+    try:
         await conn.execute(f"SET idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000:.0f}")
+    except Exception as error:
+        conn.terminate()
+        raise ConnectionError(f"The connection was lost as soon as it was made: {error}") from error
     return conn

@@ -51,7 +51,7 @@ async def begin(desk: Desk, ask: Ask, *, with_usage: bool = False) -> Call:
     if asked.idempotency_key is not None:
         return await _begin_shared(desk, ask, asked, with_usage=with_usage)
     if ask.is_retry and (standing := await unfinished(desk, asked)) is not None:
-        flight = Flight(standing, actor=ask.caller.actor, began_at=desk.clock())
+        flight = Flight(standing, actor=ask.caller.actor)
         return Call(ask=ask, flight=flight, with_usage=with_usage, joined=True)
     return Call(ask=ask, flight=await begin_record(desk, asked, ask.caller.actor), with_usage=with_usage)
 
@@ -149,7 +149,8 @@ async def _ask(desk: Desk, call: Call) -> AsyncIterator[Chunk]:
         asyncio.current_task().uncancel()  # pyright: ignore[reportOptionalMemberAccess] -- it was our own cancel
     except Exception as error:
         failure = as_error(error, flight.job)
-        await end_record(desk, flight, failure)
+        if not flight.is_recorded:  # else it was the record that failed
+            await end_record(desk, flight, failure)
         raise failure from error
     if settled is None:
         raise failure_of(await find(desk, flight.job.id))

@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 async def begin_record(desk: Desk, job: Job, actor: str) -> Flight:
     """The call's flight. Its row stands already if it has a key, or may be held; then it may be another's job."""
-    flight = Flight(job, actor=actor, began_at=desk.clock())
+    flight = Flight(job, actor=actor)
     if job.idempotency_key is None and not job.policy.may_hold:
         desk.in_flight.add(flight)
         return flight
@@ -47,24 +47,20 @@ async def file(desk: Desk, flight: Flight) -> None:
 async def end_record(desk: Desk, flight: Flight, outcome: Answer | SignoffError) -> Job | None:
     """Settles the job if its row stands, else writes the whole of it. None if the job was no longer the call's."""
     desk.in_flight.drop(flight)
-    if await _stands(flight):
-        desk.leases.drop(flight.job.id)
-        return await settle(desk, flight.job, outcome)
-    ended = _ended(flight.job, outcome)
-    written = await desk.store.jobs.insert_ended(ended, actor=flight.actor, verbs=["submit", "claim", _verb(ended)])
-    flight.is_recorded = True
-    if desk.rules.log_before_answer:
-        return await _committed(written)
-    written.add_done_callback(_complain)
-    return ended
-
-
-async def _committed(written: asyncio.Future[Job]) -> Job:
+    is_sure = await _is_filed(flight)
+    if flight.filing is None:
+        return await _write_whole(desk, flight, outcome)
+    desk.leases.drop(flight.job.id)
     try:
-        async with asyncio.timeout(COMMIT_SECONDS):
-            return await asyncio.shield(written)
-    except TimeoutError:
-        raise Overloaded("The database did not take the log of this call in time.") from None
+        settled = await settle(desk, flight.job, outcome)
+    except JobNotFound:
+        return await _write_whole(desk, flight, outcome)
+    except Overloaded as error:
+        if is_sure:
+            raise
+        log.warning("the end of a call could not be written", job=flight.job.id, error=repr(error))
+        settled = None
+    return settled if is_sure else settled or _ended(flight.job, outcome)
 
 
 async def leave_record(desk: Desk, flight: Flight, actor: str) -> None:
@@ -90,8 +86,26 @@ async def _insert(desk: Desk, flight: Flight) -> Job:
     return job
 
 
-async def _stands(flight: Flight) -> bool:
-    """Whether the row is there; one that could not be written is written whole at the end."""
+async def _write_whole(desk: Desk, flight: Flight, outcome: Answer | SignoffError) -> Job:
+    ended = _ended(flight.job, outcome)
+    written = await desk.store.jobs.insert_ended(ended, actor=flight.actor, verbs=["submit", "claim", _verb(ended)])
+    flight.is_recorded = True
+    if desk.rules.log_before_answer:
+        return await _committed(written)
+    written.add_done_callback(_complain)
+    return ended
+
+
+async def _committed(written: asyncio.Future[Job]) -> Job:
+    try:
+        async with asyncio.timeout(COMMIT_SECONDS):
+            return await asyncio.shield(written)
+    except TimeoutError:
+        raise Overloaded("The database did not take the log of this call in time.") from None
+
+
+async def _is_filed(flight: Flight) -> bool:
+    """Whether the row is known to stand. Where writing it failed it may stand all the same."""
     flight.over = True
     if flight.filing is None:
         return False
@@ -103,14 +117,19 @@ async def _stands(flight: Flight) -> bool:
 
 
 async def _cancel(desk: Desk, flight: Flight, actor: str) -> None:
-    if await _stands(flight):
+    is_sure = await _is_filed(flight)
+    if flight.filing is not None:
         desk.leases.drop(flight.job.id)
         step = Step(verb="cancel", actor=actor, changes={"error": LEFT, "attempt": flight.job.attempt})
         try:
             await desk.store.jobs.move(flight.job.id, step)
-        except (Stale, JobNotFound):  # it has ended, or the key stood for another job
+        except Stale:
             return
-        return
+        except JobNotFound:
+            if is_sure or flight.job.idempotency_key is not None:  # the key stands, or may stand, for another job
+                return
+        else:
+            return
     ended = msgspec.structs.replace(flight.job, status="fail", error=LEFT, lease=None, seq=1)
     await (await desk.store.jobs.insert_ended(ended, actor=actor, verbs=["submit", "claim", "cancel"]))
 

@@ -1,0 +1,96 @@
+"""`python -m faults ROUND`: plays a round, prints what came of it in one line, and fails if anything was lost."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+from faults.report import Figures, figures_of, line_of, write
+from faults.round import Round, play
+from faults.rounds import MUTANTS, ROUNDS
+from services import log_to, tail
+
+OUT = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+"""Where we speak; what servers say goes to a file."""
+
+
+def main() -> None:
+    """Plays what the command line names. Exits with 1 when a law was broken, 2 when it could not be played."""
+    parser = argparse.ArgumentParser(prog="faults", description=__doc__)
+    parser.add_argument("round", choices=[*ROUNDS, "tiny"])
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--mutation", choices=list(MUTANTS), default=None, help="take a protection out first")
+    parser.add_argument("--out", type=Path, default=None, help="where to write the figures")
+    parser.add_argument("--keep", type=Path, default=None, help="an empty folder for everything that is written")
+    told = parser.parse_args()
+    have_own_mounts()
+    seed = secrets.randbelow(2**31) if told.seed is None else told.seed
+    folder = told.keep or Path(tempfile.mkdtemp(prefix="signoff-faults-"))
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)  # PostgreSQL may have to run as another user
+    log_to(folder / "log")
+    try:
+        code = run(rounds_of(told.round, told.mutation), told.round, folder, seed, told.out)
+    finally:
+        if told.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(code)
+
+
+def have_own_mounts() -> None:
+    """Begins anew in a mount namespace of its own, where root may have a small disk that ends with this process."""
+    unshare = shutil.which("unshare")
+    if os.geteuid() == 0 and unshare and "FAULTS_OWN_MOUNTS" not in os.environ:
+        os.environ["FAULTS_OWN_MOUNTS"] = "1"
+        os.execv(unshare, [unshare, "--mount", sys.executable, "-m", "faults", *sys.argv[1:]])
+
+
+def rounds_of(name: str, mutation: str | None) -> list[Round]:
+    """The rounds of that name; the tiny one is that of the mutation."""
+    if name == "tiny":
+        return [replace(MUTANTS[mutation or "no-lease-guard"], mutation=mutation or "none")]
+    return [replace(plan, mutation=mutation or "none") for plan in ROUNDS[name]]
+
+
+def run(plans: list[Round], name: str, folder: Path, seed: int, out: Path | None) -> int:
+    """Plays them one after another; the exit code."""
+    say(f"seed {seed}")
+    all_figures = list[Figures]()
+    for plan in plans:
+        place = folder / plan.name
+        place.mkdir()
+        try:
+            check = asyncio.run(play(plan, place, seed))
+        except Exception as error:  # noqa: BLE001 -- whatever it was, the round has failed
+            traceback.print_exc()
+            say(f"{plan.name}: could not be played to its end: {error!r}\n{tail(folder / 'log')}")
+            return 2
+        figures = figures_of(plan, place / "history.jsonl", check, seed)
+        all_figures.append(figures)
+        for finding in figures.findings:
+            say(f"{plan.name}: {finding.law}: {finding.job}: {finding.text}")
+        if not figures.has_disk and plan.name == "file":
+            say("NO FULL DISK: only root, with unshare and mount, can have a small disk here.")
+        say(f"{plan.name}: {line_of([figures])}")
+    if out is not None:
+        write(out, name, all_figures)
+    say(line_of(all_figures))
+    return 1 if any(figures.findings for figures in all_figures) else 0
+
+
+def say(text: str) -> None:
+    """Prints a line."""
+    OUT.write(text + "\n")
+    OUT.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Mutations: each takes one protection out of the real code. A checker that does not find it is no checker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from signoff.core.job import MOVES, Guard, Job
+from signoff.store import Step
+from signoff.stores import jobs, moves, sqlite
+from signoff.stores.jobs import SqlJobs
+from signoff.work import look
+
+
+def without_the_lease_guard() -> None:
+    """A worker that was taken for dead settles nevertheless."""
+    for verb in ("succeed", "hold", "fail", "retry"):
+        _unguard(verb, Guard.LEASE)
+
+
+def without_the_round_guard() -> None:
+    """A verdict counts for whatever answer is there by now."""
+    _unguard("decide", Guard.ROUND)
+
+
+def without_the_write_lock() -> None:
+    """Any process writes to the SQLite file whenever it likes."""
+    sqlite._wait_for_lock = lambda file: None
+
+
+def with_a_late_delivery() -> None:
+    """The delivery is written in a transaction of its own, after the end that it tells of."""
+    deliver_end, move = moves.deliver_end, SqlJobs.move
+
+    async def moved(self: SqlJobs, job_id: str, *steps: Step) -> Job:
+        job = await move(self, job_id, *steps)
+        await self._database.write(lambda tx: deliver_end(tx, job, steps[-1].verb))
+        return job
+
+    moves.deliver_end = jobs.deliver_end = lambda tx, job, verb: None
+    SqlJobs.move = moved
+
+
+def with_an_early_acknowledgement() -> None:
+    """A job is accepted before it is committed."""
+    insert = SqlJobs.insert
+    writing = set[asyncio.Task[Any]]()
+
+    async def inserted(self: SqlJobs, job: Job, **more: Any) -> Job:
+        if job.idempotency_key is not None or job.lane == "now":
+            return await insert(self, job, **more)
+        task = asyncio.ensure_future(_later(insert(self, job, **more)))
+        writing.add(task)
+        task.add_done_callback(writing.discard)
+        return job
+
+    SqlJobs.insert = inserted
+
+
+def without_the_veil() -> None:
+    """Whoever asks sees a held answer."""
+    look.veiled = lambda caller, job: job
+
+
+def without_keys() -> None:
+    """An idempotency key is kept, and nobody asks whether it was used."""
+    jobs._standing_under_key = lambda tx, job: None
+    jobs._named = lambda tx, job: job
+
+
+def with_a_clock_of_its_own() -> None:
+    """A process judges times by its own clock, not the database's."""
+    sqlite.clock_of = lambda conn: lambda: time.time_ns() // 1000
+
+
+async def _later(work: Any) -> Any:
+    await asyncio.sleep(0.2)
+    return await work
+
+
+def _unguard(verb: str, guard: Guard) -> None:
+    guards = tuple(one for one in MOVES[verb].guards if one is not guard)
+    MOVES[verb] = msgspec.structs.replace(MOVES[verb], guards=guards)
+
+
+MUTATIONS: dict[str, Callable[[], None]] = {
+    "none": lambda: None,
+    "no-lease-guard": without_the_lease_guard,
+    "no-round-guard": without_the_round_guard,
+    "no-write-lock": without_the_write_lock,
+    "late-delivery": with_a_late_delivery,
+    "early-acknowledgement": with_an_early_acknowledgement,
+    "no-veil": without_the_veil,
+    "no-keys": without_keys,
+    "own-clock": with_a_clock_of_its_own,
+}

@@ -1,0 +1,126 @@
+"""Faults of processes: killed at random and at named points, stopped past their leases, wrong about the time."""
+
+from __future__ import annotations
+
+import signal
+
+from faults.cluster import Member
+from faults.nemesis import Fault, Struck
+from faults.world import World, until
+
+PASS_SECONDS = 6.0
+LAPSE_SECONDS = 9.0
+HOUR = 3600.0
+
+
+async def kill_a_worker(world: World) -> Struck:
+    """SIGKILL, whatever it is doing."""
+    member = world.any_worker()
+    await world.cluster.kill(member)
+    struck = Struck(await world.tables.in_hand(member.actor))
+    await world.cluster.replace(member)
+    return struck
+
+
+async def kill_a_server(world: World) -> Struck:
+    """SIGKILL, with callers on the line."""
+    member = world.any_server()
+    requests = world.open_requests[member.name]
+    await world.cluster.kill(member)
+    await world.cluster.replace(member)
+    return Struck([], requests)
+
+
+def killed_at(point: str, kind: str, when: str) -> Fault:
+    """A process kills itself at a named point, with jobs in hand."""
+
+    async def kill(world: World) -> Struck:
+        member = world.any_worker() if kind == "worker" else world.any_server()
+        struck = await _at(point, "kill", member)
+        await world.cluster.replace(member)
+        return struck
+
+    kill.__name__ = f"kill_a_{kind}_{point.replace('-', '_')}"
+    kill.__doc__ = f"SIGKILL {when}."
+    return kill
+
+
+killed_after_claim = killed_at("after-claim", "worker", "once the lease is committed, before the model is asked")
+killed_after_answer = killed_at("after-answer", "worker", "between the model's answer and its settling")
+killed_before_commit = killed_at("before-commit", "worker", "in the middle of a transaction")
+killed_after_settle = killed_at("after-settle", "worker", "once the job's end is committed, before the worker knows")
+killed_before_release = killed_at("before-release", "worker", "between a verdict and its taking effect")
+killed_after_post = killed_at("after-post", "worker", "once a webhook was posted, before that is written down")
+killed_after_commit = killed_at("after-commit", "server", "once a job is committed, before its caller is told")
+killed_after_decide = killed_at("after-decide", "server", "once a verdict is committed, before it takes effect")
+
+
+async def stop_a_worker_past_its_leases(world: World) -> Struck:
+    """SIGSTOP until others have its jobs, then SIGCONT."""
+    member = await world.busy_worker()
+    member.signal(signal.SIGSTOP)
+    try:
+        return await lapsed(world, member, await world.tables.in_hand(member.actor))
+    finally:
+        member.signal(signal.SIGCONT)
+
+
+async def stop_a_worker_with_its_answer(world: World) -> Struck:
+    """It stops between the model's answer and its settling, and goes on when the lease is gone."""
+    member = await world.busy_worker()
+    try:
+        struck = await _at("after-answer", "stop", member)
+        return await lapsed(world, member, struck.jobs)
+    finally:
+        member.orders.clear()
+        member.signal(signal.SIGCONT)
+
+
+async def clock_an_hour_ahead(world: World) -> Struck:
+    """A worker thinks that it is an hour later, for as long as it has what it holds."""
+    return await _with_a_wrong_clock(world, HOUR)
+
+
+async def clock_an_hour_behind(world: World) -> Struck:
+    """A worker thinks that it is an hour earlier."""
+    return await _with_a_wrong_clock(world, -HOUR)
+
+
+async def _at(point: str, how: str, member: Member) -> Struck:
+    """What the process had in hand when it obeyed; nothing if it did not come to that point in time."""
+    before = len(member.strikes())
+
+    async def has_struck() -> bool:
+        return len(member.strikes()) > before
+
+    member.orders.give(how, point)
+    if not await until(has_struck, PASS_SECONDS):
+        member.orders.clear()
+        return Struck([])
+    return Struck(member.strikes()[-1].get("jobs", []))
+
+
+async def lapsed(world: World, member: Member, jobs: list[str]) -> Struck:
+    """Those of `jobs` that were taken from the process, as soon as there are any."""
+    found = list[str]()
+
+    async def look() -> bool:
+        found[:] = await world.tables.lapsed(jobs, member.actor)
+        return bool(found)
+
+    if jobs:
+        await until(look, LAPSE_SECONDS)
+    return Struck(found)
+
+
+async def _with_a_wrong_clock(world: World, seconds: float) -> Struck:
+    member = await world.busy_worker()
+    jobs = await world.tables.in_hand(member.actor)
+
+    async def let_go() -> bool:
+        return not set(jobs) & set(await world.tables.in_hand(member.actor))
+
+    member.orders.clock_shift = seconds
+    await until(let_go, PASS_SECONDS)
+    member.orders.clock_shift = 0
+    return Struck(jobs)

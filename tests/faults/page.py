@@ -1,0 +1,64 @@
+"""The part of docs/reliability.md that comes from the figures of the rounds that were played last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from faults.report import Figures, Report, Row
+
+FIGURES = Path(__file__).parents[2] / "docs" / "reliability"
+ORDER = ("long", "short")
+SETTINGS = {
+    "servers": "PostgreSQL and RabbitMQ, two servers, three workers",
+    "file": "one SQLite file, a server that works too, two workers",
+}
+
+
+def rounds() -> str:
+    """A section for each round, with a table for each of its settings."""
+    found = [FIGURES / f"{name}.json" for name in ORDER]
+    reports = [msgspec.json.decode(path.read_bytes(), type=Report) for path in found if path.exists()]
+    return "\n\n".join(part for report in reports for part in _report(report))
+
+
+def _report(report: Report) -> Iterator[str]:
+    machine = ", ".join(
+        f"{value} cores" if name == "cores" else f"{name} {value}" for name, value in report.machine.items()
+    )
+    yield f"## The {report.round} round\n\n{machine}."
+    for figures in report.rounds:
+        yield from _figures(figures)
+
+
+def _figures(figures: Figures) -> Iterator[str]:
+    disk = "" if figures.name != "file" or figures.has_disk else " There was no small disk to fill."
+    yield f"### {SETTINGS[figures.name]}\n\n{figures.day}, {figures.seconds:.0f} s, seed {figures.seed}.{disk}"
+    yield _table(["", ""], ([name, f"{count:,}"] for name, count in figures.counts.items()))
+    yield from (f"**{finding.law}**: {finding.job}: {finding.text.splitlines()[0]}" for finding in figures.findings)
+    yield _table(["", ""], ([name, f"{count:,.3f}".rstrip("0").rstrip(".")] for name, count in figures.more.items()))
+    head = ["fault", "struck / tried", "jobs", "calls", "next answer, p50 / p99 s", "struck jobs answered, p50 / p99 s"]
+    yield _table(head, map(_fault, figures.faults))
+
+
+def _fault(row: Row) -> list[str]:
+    recovery, rescue = _pair(row.recovery_p50, row.recovery_p99), _pair(row.rescue_p50, row.rescue_p99)
+    return [
+        f"**{row.name}**: {row.doing}",
+        f"{row.struck} / {row.tried}",
+        str(row.jobs),
+        str(row.requests),
+        recovery,
+        rescue,
+    ]
+
+
+def _pair(one: float | None, other: float | None) -> str:
+    return "–" if one is None or other is None else f"{one:.2f} / {other:.2f}"
+
+
+def _table(head: list[str], rows: Iterator[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,245 @@
+"""The report of a round: its figures as a line, as a file, and as the tables of docs/reliability.md."""
+
+from __future__ import annotations
+
+import bisect
+import os
+import platform
+import re
+import sqlite3
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from faults import servers
+from faults.checker import SECOND, Book, Check, Lease
+from faults.round import Round
+from faults.walk import Finding
+from services import MissingError
+
+SHOWN_OF_A_LAW = 5
+COUNTED = ("lost", "unexpected", "duplicated", "stale", "held-seen", "undelivered")
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What came of one kind of fault. `recovery` is from its end to the answer of a job that was claimed after it;
+    `rescue` from its beginning to the next answer of each job that it struck. Both in seconds.
+    """
+
+    name: str
+    doing: str
+    tried: int
+    struck: int
+    jobs: int
+    requests: int
+    recovery_p50: float | None
+    recovery_p99: float | None
+    rescue_p50: float | None
+    rescue_p99: float | None
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """Everything that is told of a round."""
+
+    name: str
+    seed: int
+    day: str
+    seconds: float
+    has_disk: bool
+    counts: dict[str, int]
+    more: dict[str, float]
+    faults: list[Row]
+    findings: list[Finding]
+    laws: dict[str, int]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What is written down of several rounds, and where they were played."""
+
+    round: str
+    machine: dict[str, str]
+    rounds: list[Figures]
+
+
+def figures_of(plan: Round, history: Path, check: Check, seed: int) -> Figures:
+    """The figures of a round that was checked."""
+    book = Book(history)
+    laws = Counter(finding.law for finding in check.findings)
+    return Figures(
+        name=plan.name,
+        seed=seed,
+        day=datetime.fromtimestamp(book.began, UTC).strftime("%Y-%m-%d"),
+        seconds=round(book.ended - book.began, 1),
+        has_disk=bool(book.by_what["began"][0]["disk"]),
+        counts=_counts(book, check, laws),
+        more=_more(plan, book, check),
+        faults=_faults(book, check),
+        findings=_shown(check.findings),
+        laws=dict(laws),
+    )
+
+
+def _shown(findings: list[Finding]) -> list[Finding]:
+    """The first of each law."""
+    by_law: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        by_law[finding.law].append(finding)
+    return [finding for some in by_law.values() for finding in some[:SHOWN_OF_A_LAW]]
+
+
+def _counts(book: Book, check: Check, laws: Counter[str]) -> dict[str, int]:
+    accepted = book.accepted().keys()
+    broken = {finding.job for finding in check.findings}
+    good = [job for job in accepted if job not in broken]
+    return {
+        "attempted": len(book.by_what["asked"]),
+        "acknowledged": len(accepted),
+        "ok": len(good),
+        **{law: laws[law] for law in COUNTED},
+        "recovered": check.recovered,
+        "other": sum(count for law, count in laws.items() if law not in COUNTED),
+    }
+
+
+def _more(plan: Round, book: Book, check: Check) -> dict[str, float]:
+    """What else there is to tell."""
+    statuses = Counter(job.status for job in check.jobs.values())
+    codes = Counter(job.code for job in check.jobs.values() if job.code)
+    reviewed = Counter(line["status"] for line in book.by_what["reviewed"])
+    kills = Counter(line["kind"] for line in book.by_what["killed"])
+    drained = [line["seconds"] for line in book.by_what["drained"]]
+    return {
+        "jobs": len(check.jobs),
+        "succeeded": statuses["success"],
+        "failed": statuses["fail"],
+        "cancelled": codes["cancelled"],
+        "rejected": codes["rejected"],
+        "interrupted": codes["interrupted"],
+        "claims": check.verbs["claim"],
+        "leases that lapsed": check.verbs["lapse"],
+        "retries": check.verbs["retry"],
+        "kills": len(book.by_what["killed"]),
+        "kills of workers": kills["worker"],
+        "kills of servers": kills["server"],
+        "requests without an answer": sum(line["status"] is None for line in book.by_what["told"]),
+        "requests told 5xx": sum((line["status"] or 0) >= 500 for line in book.by_what["told"]),
+        "verdicts that won": reviewed[200],
+        "verdicts that were late": reviewed[409],
+        "looks at held jobs": sum(line["held"] for line in book.by_what["looked"]),
+        "webhook messages": len(book.by_what["hooked"]),
+        "answered calls whose row a kill cost": len(check.unlogged),
+        "the longest that one of them was answered before the kill, in seconds": round(
+            max(check.unlogged, default=0), 3
+        ),
+        "drained after seconds": round(drained[0], 1) if drained else -1,
+        "drain limit seconds": plan.drain_seconds,
+    }
+
+
+def _faults(book: Book, check: Check) -> list[Row]:
+    """A row for each kind of fault."""
+    lines = defaultdict(list)
+    for line in book.by_what["fault"]:
+        lines[line["name"]].append(line)
+    recovery, rescue = _Recovery(check.leases), _Rescue(check.leases)
+    rows = list[Row]()
+    for name, of_kind in sorted(lines.items()):
+        struck = [line for line in of_kind if line["struck"]]
+        recoveries = sorted(time for line in struck if (time := recovery.after(line["ended"])) is not None)
+        rescues = sorted(time for line in struck for time in rescue.of(line["jobs"], line["began"]))
+        rows.append(
+            Row(
+                name=name.replace("_", " "),
+                doing=of_kind[0]["doing"],
+                tried=len(of_kind),
+                struck=len(struck),
+                jobs=sum(len(line["jobs"]) for line in struck),
+                requests=sum(line["requests"] for line in struck),
+                recovery_p50=_at(recoveries, 0.5),
+                recovery_p99=_at(recoveries, 0.99),
+                rescue_p50=_at(rescues, 0.5),
+                rescue_p99=_at(rescues, 0.99),
+            )
+        )
+    return rows
+
+
+def _at(ordered: list[float], part: float) -> float | None:
+    """The nearest rank."""
+    return round(ordered[min(len(ordered) - 1, int(len(ordered) * part))], 3) if ordered else None
+
+
+class _Rescue:
+    """When each job was answered, as often as it was."""
+
+    def __init__(self, leases: list[Lease]) -> None:
+        self._answers: dict[str, list[int]] = defaultdict(list)
+        for lease in leases:
+            if lease.answered:
+                self._answers[lease.job].append(lease.ended_at)
+
+    def of(self, jobs: list[str], moment: float) -> Iterator[float]:
+        """Seconds from `moment` to the next answer of each job that got one."""
+        for job in jobs:
+            later = [answered / SECOND - moment for answered in self._answers[job] if answered > moment * SECOND]
+            yield from sorted(later)[:1]
+
+
+class _Recovery:
+    """The claims of a round by their times, each with the first answer to it or to a later one."""
+
+    def __init__(self, leases: list[Lease]) -> None:
+        ordered = sorted((lease.began_at, lease.ended_at) for lease in leases if lease.answered)
+        self._claimed = [claimed for claimed, _ in ordered]
+        self._answered = [answered for _, answered in ordered]
+        for place in range(len(ordered) - 2, -1, -1):
+            self._answered[place] = min(self._answered[place], self._answered[place + 1])
+
+    def after(self, moment: float) -> float | None:
+        """Seconds from `moment` to the first answer to a job that was claimed after it."""
+        place = bisect.bisect_left(self._claimed, moment * SECOND)
+        return self._answered[place] / SECOND - moment if place < len(self._claimed) else None
+
+
+def line_of(rounds: list[Figures]) -> str:
+    """Everything in one line."""
+    counts = Counter[str]()
+    for figures in rounds:
+        counts.update(figures.counts)
+    struck = sum(row.struck for figures in rounds for row in figures.faults)
+    kills = round(sum(figures.more["kills"] for figures in rounds))
+    told = " ".join(f"{name} {counts[name]}" for name in rounds[0].counts)
+    return f"{told} faults {struck} kills {kills} seed {rounds[0].seed}"
+
+
+def write(out: Path, name: str, rounds: list[Figures]) -> None:
+    """Writes the figures, with the machine that they were taken on."""
+    report = Report(round=name, machine=machine(), rounds=rounds)
+    out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    return {
+        "cores": str(os.cpu_count()),
+        "Python": platform.python_version(),
+        "PostgreSQL": _version("postgres", "--version"),
+        "RabbitMQ": _version("rabbitmq", "version"),
+        "SQLite": sqlite3.sqlite_version,
+        "Linux": platform.release().partition("-")[0],
+    }
+
+
+def _version(name: str, question: str) -> str:
+    try:
+        program = servers.found(name)
+        program = program.with_name("rabbitmqctl") if name == "rabbitmq" else program
+        said = subprocess.run([program, question], capture_output=True, text=True, timeout=30, check=False).stdout
+    except (MissingError, OSError, subprocess.SubprocessError):
+        return "unknown"
+    found = re.search(r"\d+(\.\d+)+", said)
+    return found[0] if found else "unknown"

@@ -1,0 +1,59 @@
+"""Reviewers, who race for the same held jobs; some of them are late."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from faults.clients import Line
+from faults.cluster import Member
+from faults.history import History
+
+PAUSE_SECONDS = 0.05
+AT_ONCE = 4
+CROWD = 20
+"""While there are fewer, all reviewers want the same ones."""
+LATE_SECONDS = 1.0
+MOST_ROUNDS = 3
+STATUS = {"approve": "success", "reject": "fail", "redo": "bot"}
+
+
+class Reviewing:
+    """One reviewer: looks at held jobs, and says something of a few, each in the round that was seen."""
+
+    def __init__(self, email: str, line: Line, servers: Sequence[Member], history: History, dice: Random) -> None:
+        self._email, self._line, self._servers, self._history, self._dice = email, line, servers, history, dice
+
+    async def review_for_ever(self) -> None:
+        """One verdict after the other, until cancelled."""
+        while True:
+            server = self._dice.choice(self._servers)
+            status, held, _ = await self._line.ask(server, "GET", "/jobs?status=human&limit=40")
+            if status == 200 and held:
+                for job in self._dice.sample(held, min(len(held), AT_ONCE)) if len(held) > CROWD else held[:AT_ONCE]:
+                    await self._judge(job)
+            else:
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _judge(self, job: dict[str, Any]) -> None:
+        """A verdict, now and then so late that the job is in another round by then."""
+        if self._dice.random() < 0.1:
+            await asyncio.sleep(LATE_SECONDS * self._dice.random())
+        verdict = self._verdict(job["round"])
+        told = {
+            "id": job["job_id"],
+            "status": STATUS[verdict],
+            "round": job["round"],
+            "reason": f"so says {self._email}",
+        }
+        if verdict == "approve" and self._dice.random() < 0.3:
+            told["response"] = {"edited": job["payload"]["messages"][0]["content"], "by": self._email}
+        status, _, _ = await self._line.ask(self._dice.choice(self._servers), "POST", "/reviewJob", told)
+        about = {"job": job["job_id"], "round": job["round"], "reviewer": self._email, "verdict": verdict}
+        self._history.tell("reviewed", status=status, **about)
+
+    def _verdict(self, round_: int) -> str:
+        weights = {"approve": 5, "reject": 2, "redo": 3 if round_ < MOST_ROUNDS else 0}
+        return self._dice.choices(list(weights), list(weights.values()))[0]

@@ -1,0 +1,92 @@
+"""Servers of the harness's own: PostgreSQL, RabbitMQ and Redis, which it may stop, kill and start again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+import services
+
+CONNECTIONS = 100
+CTL_SECONDS = 30
+
+
+class Server:
+    """One server: where it is, and whether it runs."""
+
+    def __init__(self, url: str, serve: Callable[[], AbstractContextManager[subprocess.Popen[bytes]]]) -> None:
+        self.url = url
+        self._serve = serve
+        self._running = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """Starts it, with what it kept; returns when it answers."""
+        self._process = await asyncio.to_thread(self._running.enter_context, self._serve())
+
+    async def end(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Ends it with that signal, if it runs."""
+        if self._process is not None and self._process.poll() is None:
+            os.kill(self._process.pid, number)
+            await asyncio.to_thread(self._process.wait, CTL_SECONDS)
+        await asyncio.to_thread(self._running.close)
+
+
+def postgres(folder: Path) -> Server:
+    """A new cluster. Raises MissingError."""
+    binary, [port] = found("postgres"), services.free_ports(1)
+    services.empty(folder)
+    services.make_cluster(binary, folder)
+    url = f"postgresql://postgres@{services.LOCALHOST}:{port}/postgres"
+    return Server(url, lambda: services.postgres_at(binary, folder, port, f"max_connections={CONNECTIONS}"))
+
+
+def redis(folder: Path) -> Server:
+    """A Redis that keeps nothing. Raises MissingError."""
+    binary, [port] = found("redis"), services.free_ports(1)
+    services.empty(folder)
+    return Server(f"redis://{services.LOCALHOST}:{port}/0", lambda: services.redis_at(binary, folder, port))
+
+
+class RabbitMQ(Server):
+    """A node with an epmd of its own, and its control program. Raises MissingError."""
+
+    def __init__(self, folder: Path) -> None:
+        binary, (port, distribution, epmd) = found("rabbitmq"), services.free_ports(3)
+        self._folder, self._epmd, self._port = services.empty(folder), epmd, port
+        self._env = services.rabbitmq_env(folder, port, distribution, epmd)
+        self._control = binary.with_name("rabbitmqctl")
+        self._names = ExitStack()
+        url = f"amqp://guest:guest@{services.LOCALHOST}:{port}/"
+        super().__init__(url, lambda: services.rabbitmq_at(binary, folder, port, self._env))
+
+    async def name(self) -> None:
+        """Starts epmd, which stays when the node is killed."""
+        await asyncio.to_thread(self._names.enter_context, services.epmd_at(self._folder, self._epmd))
+
+    async def control(self, *words: str) -> None:
+        """Runs `rabbitmqctl WORDS` on this node."""
+        env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"} | self._env
+        command = [str(self._control), "-n", self._env["RABBITMQ_NODENAME"], *words]
+        running = await asyncio.create_subprocess_exec(
+            *command, env=env, cwd=self._folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        async with asyncio.timeout(CTL_SECONDS):
+            await running.wait()
+        if running.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(words)} ended with {running.returncode}")
+
+    async def forget(self) -> None:
+        """Ends epmd."""
+        await asyncio.to_thread(self._names.close)
+
+
+def found(name: str) -> Path:
+    """The program that serves, installed if this machine lets us. Raises MissingError."""
+    service = services.SERVICES[name]
+    return service.binary() or services.installed(service)

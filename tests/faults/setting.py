@@ -1,0 +1,159 @@
+"""The setting of a round: its servers, wires, models, people and processes, made and taken away again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from random import Random
+
+from faults.cluster import Cluster, Member
+from faults.history import History
+from faults.on_services import QUEUE
+from faults.servers import RabbitMQ, Server, postgres, redis
+from faults.tables import Tables
+from faults.upstream import models
+from faults.world import World
+from processes import clean_environment
+from proxy import Proxy, between
+from receivers import SECRET
+from signoff.app import migrate, opened
+from signoff.settings import Settings
+from signoff.work.desk import Desk
+from signoff.work.models import register
+from signoff.work.people import create_token, create_user
+from upstreams import FakeUpstream
+
+CONCURRENCY = 8
+UNDO_SECONDS = 0.4
+DISK_MB = 96
+REVIEWERS = 3
+VARIABLES = {"postgres": "SIGNOFF_DATABASE_URL", "rabbitmq": "SIGNOFF_AMQP_URL", "redis": "SIGNOFF_REDIS_URL"}
+TUNED = {
+    "SIGNOFF_LATER_ATTEMPTS": "60",
+    "SIGNOFF_CONCURRENCY": str(CONCURRENCY),
+    "SIGNOFF_BACKOFF_SECONDS": "0.05",
+    "SIGNOFF_BACKOFF_CEILING_SECONDS": "1",
+    "SIGNOFF_DRAIN_SECONDS": "2",
+    "SIGNOFF_WEBHOOK_ALLOW": '["127.0.0.0/8"]',
+    "SIGNOFF_WEBHOOK_SECRET": SECRET,
+    "SIGNOFF_WEBHOOK_WAITS_SECONDS": str([0.2] + [1] * 60),
+    "SIGNOFF_QUEUE_NAME": QUEUE,
+}
+
+
+@contextlib.asynccontextmanager
+async def with_servers(
+    folder: Path, history: History, dice: Random, *, servers: int, workers: int, mutation: str
+) -> AsyncIterator[World]:
+    """Servers of the round's own, and each process behind wires of its own. Raises MissingError."""
+    async with contextlib.AsyncExitStack() as stack:
+        database, rabbit = await asyncio.to_thread(postgres, folder / "postgres"), RabbitMQ(folder / "rabbitmq")
+        results = await asyncio.to_thread(redis, folder / "redis")
+        behind: dict[str, Server] = {"postgres": database, "rabbitmq": rabbit, "redis": results}
+        stack.push_async_callback(rabbit.forget)
+        await rabbit.name()
+        async with asyncio.TaskGroup() as group:
+            for server in behind.values():
+                stack.push_async_callback(server.end)
+                group.create_task(server.start())
+        wires, members = dict[str, dict[str, Proxy]](), list[Member]()
+        for kind, number in [("server", n) for n in range(servers)] + [("worker", n) for n in range(workers)]:
+            own = {name: await stack.enter_async_context(between(server.url)) for name, server in behind.items()}
+            told = {VARIABLES[name]: wire.url for name, wire in own.items()}
+            members.append(Member(kind, number, folder, _environment(folder, mutation, number) | told, "--no-work"))
+            wires[members[-1].name] = own
+        world = World(
+            folder=folder,
+            dice=dice,
+            history=history,
+            tables=Tables(database.url),
+            cluster=Cluster(members, history),
+            postgres=database,
+            rabbitmq=rabbit,
+            redis=results,
+            wires=wires,
+        )
+        yield await stack.enter_async_context(_closed(world))
+
+
+@contextlib.asynccontextmanager
+async def embedded(
+    folder: Path, history: History, dice: Random, *, servers: int, workers: int, mutation: str
+) -> AsyncIterator[World]:
+    """Everything in one SQLite file, on a small disk of its own where one can be had."""
+    with _small_disk(folder / "disk") as is_small:
+        url = f"sqlite:///{folder / 'disk' / 'signoff.db'}"
+        told = _environment(folder, mutation, 0) | {VARIABLES["postgres"]: url}
+        members = [Member("server", number, folder, told) for number in range(servers)]
+        members += [Member("worker", number, folder, told) for number in range(workers)]
+        world = World(
+            folder=folder,
+            dice=dice,
+            history=history,
+            tables=Tables(url),
+            cluster=Cluster(members, history),
+            disk=folder / "disk" if is_small else None,
+        )
+        async with _closed(world):
+            yield world
+
+
+@contextlib.asynccontextmanager
+async def _closed(world: World) -> AsyncIterator[World]:
+    try:
+        yield world
+    finally:
+        world.cluster.end()
+        await world.tables.close()
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Iterator[bool]:
+    """A disk of DISK_MB there; False where only root could have made one, and it is a plain folder."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "faults", str(folder)]
+    is_small = has_own_mounts() and subprocess.run(command, check=False).returncode == 0
+    try:
+        yield is_small
+    finally:
+        if is_small:
+            subprocess.run(["umount", "--lazy", str(folder)], check=False)
+
+
+def has_own_mounts() -> bool:
+    """Whether what this process mounts is seen by nobody else, and is gone with it."""
+    return os.environ.get("FAULTS_OWN_MOUNTS") == "1"
+
+
+def _environment(folder: Path, mutation: str, number: int) -> dict[str, str]:
+    """What a process is told. Verdicts on what came in at the second server can be undone for a while."""
+    undo = {"SIGNOFF_UNDO_SECONDS": str(UNDO_SECONDS if number == 1 else 0)}
+    return clean_environment(folder / "data", **TUNED, **undo, FAULTS_MUTATION=mutation)
+
+
+async def people(world: World, upstream: FakeUpstream, url: str) -> tuple[str, Mapping[str, str]]:
+    """Makes the schema, the models and the people; the token of a plain caller, and those of reviewers by e-mail."""
+    settings = Settings(data_dir=world.folder / "data", database_url=url)
+    await migrate(settings)
+    async with opened(settings) as desk:
+        for model in models(upstream):
+            await register(desk, model)
+        reviewers = {f"reviewer-{number}@example.com": "" for number in range(REVIEWERS)}
+        for email in reviewers:
+            reviewers[email] = await create_token(desk, await create_user(desk, email, "reviewer"))
+        return await _caller(desk), reviewers
+
+
+async def _caller(desk: Desk) -> str:
+    return await create_token(desk, await create_user(desk, "caller@example.com", "user"))
+
+
+def address_of(world: World) -> str:
+    """Where the data is, past all wires."""
+    if world.postgres is not None:
+        return world.postgres.url
+    return f"sqlite:///{world.folder / 'disk' / 'signoff.db'}"

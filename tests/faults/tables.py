@@ -1,0 +1,111 @@
+"""The tables: what stands in the database, read past all doors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from signoff.core.delivery import Delivery
+from signoff.core.job import Event, Job
+from signoff.stores.moves import EVERY_COLUMN, job_of
+from signoff.stores.schema import decisions, deliveries, events, jobs
+from signoff.stores.sql import SqlStore
+
+PAGE = 2000
+
+
+class Told(msgspec.Struct, frozen=True):
+    """Everything that the tables say of one job."""
+
+    job: Job
+    events: list[Event]
+    decisions: dict[int, Any]
+    """By round."""
+    deliveries: list[Delivery]
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """What is not over yet."""
+
+    bot: int
+    human: int
+    due: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is over."""
+        return not self.bot and not self.human and not self.due
+
+
+class Tables:
+    """A database, to be looked at only."""
+
+    def __init__(self, url: str) -> None:
+        self._store = SqlStore(url)
+
+    async def rows(self, query: sa.Select[Any] | sa.TextClause) -> list[Any]:
+        """What a query finds."""
+        return await self._store._database.read(lambda conn, _: list(conn.execute(query).all()))
+
+    async def in_hand(self, actor: str | None = None) -> list[str]:
+        """The jobs that a worker, or any, has a lease of."""
+        claimed = (events.c.job_id == jobs.c.id) & (events.c.seq == jobs.c.seq) & (events.c.verb == "claim")
+        query = sa.select(jobs.c.id).select_from(jobs.join(events, claimed))
+        query = query.where(jobs.c.status == "bot", jobs.c.lease.is_not(None))
+        return [row.id for row in await self.rows(query if actor is None else query.where(events.c.actor == actor))]
+
+    async def waiting(self, limit: int = 100) -> list[str]:
+        """Jobs that are not answered yet."""
+        return [row.id for row in await self.rows(sa.select(jobs.c.id).where(jobs.c.status == "bot").limit(limit))]
+
+    async def lapsed(self, job_ids: Iterable[str], actor: str) -> list[str]:
+        """Which of these jobs lost a lease of that worker's."""
+        found = list[str]()
+        for job_id in job_ids:
+            told = await self.rows(sa.select(*events.c).where(events.c.job_id == job_id).order_by(events.c.seq))
+            pairs = itertools.pairwise(told)
+            if any((one.verb, one.actor, other.verb) == ("claim", actor, "lapse") for one, other in pairs):
+                found.append(job_id)
+        return found
+
+    async def backlog(self) -> Backlog:
+        """How much is not over yet."""
+        bot, human = [sa.select(sa.func.count()).where(jobs.c.status == status) for status in ("bot", "human")]
+        due = sa.select(sa.func.count()).where(deliveries.c.state == "due")
+        [row] = await self.rows(sa.select(bot.scalar_subquery(), human.scalar_subquery(), due.scalar_subquery()))
+        return Backlog(*row)
+
+    async def pages(self) -> AsyncIterator[list[Told]]:
+        """Every job, a page at a time."""
+        last = ""
+        while True:
+            query = sa.select(*EVERY_COLUMN).where(jobs.c.id > last).order_by(jobs.c.id).limit(PAGE)
+            found = [job_of(row) for row in await self.rows(query)]
+            if not found:
+                return
+            yield await self._told(found, last)
+            last = found[-1].id
+
+    async def _told(self, found: list[Job], last: str) -> list[Told]:
+        def of_page(table: sa.Table) -> sa.Select[Any]:
+            return sa.select(*table.c).where(table.c.job_id > last, table.c.job_id <= found[-1].id)
+
+        told = {job.id: Told(job, [], {}, []) for job in found}
+        for row in await self.rows(of_page(events).order_by(events.c.job_id, events.c.seq)):
+            if row.job_id in told:
+                told[row.job_id].events.append(Event(**row._mapping))
+        for row in await self.rows(of_page(decisions)):
+            if row.job_id in told:
+                told[row.job_id].decisions[row.round] = row.decision
+        for row in await self.rows(of_page(deliveries)):
+            if row.job_id in told:
+                told[row.job_id].deliveries.append(Delivery(**row._mapping))
+        return list(told.values())
+
+    async def close(self) -> None:
+        """Looks no more."""
+        await self._store.close()

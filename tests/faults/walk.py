@@ -1,0 +1,100 @@
+"""The walk of one job: whether its events are moves of the state machine, made by whoever might, and give its row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from faults.tables import Told
+from signoff.core.job import MOVES, TERMINAL, Event, Guard, Job, replay
+
+Row = dict[str, Any]
+
+
+class Finding(NamedTuple):
+    """One breach of a law, which would be one too many."""
+
+    law: str
+    job: str
+    text: str
+
+
+def walk(told: Told) -> Iterator[Finding]:
+    """What is wrong with the job, if anything is."""
+    job = told.job
+    yield from _sequence(told)
+    row, holder = Row(), None
+    for event in told.events:
+        for law, text in _move(row, event, holder):
+            yield Finding(law, job.id, text)
+        row |= event.data
+        holder = {"claim": event.actor}.get(event.verb, holder)
+        if row.get("attempt", 0) > job.max_attempts:
+            yield Finding("attempts", job.id, f"attempt {row['attempt']} of {job.max_attempts}")
+    if not follows(job, replay(told.events)):
+        yield Finding("replay", job.id, "its events do not give its row")
+
+
+def _sequence(told: Told) -> Iterator[Finding]:
+    """Events are numbered from 1; one of them ends the job, the last one."""
+    job = told.job
+    if [event.seq for event in told.events] != list(range(1, job.seq + 1)):
+        yield Finding("replay", job.id, f"events {[event.seq for event in told.events]}, seq {job.seq}")
+    ends = [event.seq for event in told.events if event.data.get("status") in TERMINAL]
+    if len(ends) > 1:
+        yield Finding("duplicated", job.id, f"it ended {len(ends)} times")
+    if ends and ends[0] != job.seq:
+        yield Finding("stale", job.id, "it went on after its end")
+
+
+def _move(row: Row, event: Event, holder: str | None) -> Iterator[tuple[str, str]]:
+    """Whether a move might be made, by the state machine as it is in the source."""
+    moves: list[str] = event.data.get("moves", [event.verb])
+    if not row:
+        if moves[0] != "submit":
+            yield "moves", f"it begins with {moves[0]}"
+        return
+    if event.verb not in MOVES:
+        yield "moves", f"{event.verb} is no move"
+        return
+    move = MOVES[event.verb]
+    if row["status"] not in move.sources or event.data.get("status") not in move.targets:
+        yield "moves", f"{event.verb} from {row['status']} to {event.data.get('status')}"
+    for guard in move.guards:
+        if not HOLDS[guard](row, event, holder):
+            law = "stale" if guard is Guard.LEASE else "moves"
+            yield (
+                law,
+                f"{event.verb} by {event.actor} at {event.seq}, although: {guard.value}; the lease was {holder}'s",
+            )
+
+
+def _is_holder(row: Row, event: Event, holder: str | None) -> bool:
+    """Whether the mover has the lease; a sweeper, who ends one that has run out, only saw it."""
+    has_run_out = Guard.LAPSED in MOVES[event.verb].guards
+    return row.get("lease") is not None and (has_run_out or holder in {None, event.actor})
+
+
+# What a guard saw, as far as events tell. A renewed lease is not among them, nor the round that a reviewer saw.
+HOLDS: dict[Guard, Callable[[Row, Event, str | None], bool]] = {
+    Guard.DUE: lambda row, event, _: row.get("lease") is None and row["due_at"] <= event.at,
+    Guard.LEASE: _is_holder,
+    Guard.LAPSED: lambda row, event, _: row.get("lease") is not None and row["lease_until"] < event.at,
+    Guard.ROUND: lambda row, event, _: True,
+    Guard.UNOPENED: lambda row, event, _: True,
+    Guard.UNDECIDED: lambda row, event, _: row.get("release_at") is None,
+    Guard.DECIDED: lambda row, event, _: row.get("release_at") is not None,
+    Guard.UNRELEASED: lambda row, event, _: row["release_at"] > event.at,
+    Guard.RELEASED: lambda row, event, _: row["release_at"] <= event.at,
+    Guard.OVERDUE: lambda row, event, _: row["review_deadline"] <= event.at,
+}
+
+
+def follows(job: Job, replayed: Row) -> bool:
+    """Whether `job` is what its events say; the body stands in the row alone."""
+    row = msgspec.to_builtins(job) | {"metadata": msgspec.json.decode(job.metadata)}
+    row["response"] = None if job.response is None else msgspec.json.decode(job.response)
+    names = row.keys() & replayed.keys()
+    return {name: row[name] for name in names} == {name: replayed[name] for name in names}

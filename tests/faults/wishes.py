@@ -1,0 +1,85 @@
+"""Wishes: what callers want, each with a name that goes through everything that comes of it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+NAME = re.compile(rb"wish-\d+-[0-9a-f]+")
+# Targets, and how often each is asked. Which of them must fail is in MUST_FAIL.
+LATER = {
+    "echo/delay=0.02": 30,
+    "echo/delay=0.2": 20,
+    "echo/delay=0.6": 8,
+    "held/delay=0.05": 8,
+    "by-turns": 14,
+    "poison/status=500": 3,
+    "cutting": 2,
+    "hanging": 2,
+    "limited": 1,
+}
+QUICK = {target: weight for target, weight in LATER.items() if target not in {"hanging", "limited"}}
+NOW = {"echo": 40, "echo/delay=0.1": 30, "echo/delay=1.3": 6, "held/delay=0.05": 8, "by-turns": 12}
+MUST_FAIL = {"poison": "model_error", "cutting": "model_cut", "hanging": "model_timed_out", "limited": "model_error"}
+RETRY_AFTER = {"limited": 7.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """One thing that a caller wants."""
+
+    name: str
+    way: str
+    """`job`, `enqueue` or `call`."""
+    target: str
+    key: str | None = None
+    hook: bool = False
+    stream: bool = False
+    twin: bool = False
+    """It is asked twice at once, under one key."""
+    cancel: bool = False
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The request to the model."""
+        said = [{"role": "user", "content": self.name}]
+        return {"model": self.target, "messages": said, "stream": self.stream}
+
+
+def wishes(dice: Random, later: Mapping[str, int]) -> Iterator[Wish]:
+    """Wishes without end; `later` says what is asked for later, and how often."""
+    for number in itertools.count():
+        name = f"wish-{number}-{dice.getrandbits(24):06x}"
+        kind = dice.random()
+        if kind < 0.08:
+            yield Wish(name=name, way="enqueue", target="echo/delay=0.02")
+        elif kind < 0.75:
+            yield _later(name, dice, later)
+        else:
+            yield _now(name, dice)
+
+
+def _later(name: str, dice: Random, targets: Mapping[str, int]) -> Wish:
+    keyed = dice.random() < 0.5
+    return Wish(
+        name=name,
+        way="job",
+        target=_one_of(targets, dice),
+        key=f"key-of-{name}" if keyed else None,
+        twin=keyed and dice.random() < 0.2,
+        hook=dice.random() < 0.3,
+        cancel=dice.random() < 0.06,
+    )
+
+
+def _now(name: str, dice: Random) -> Wish:
+    key = f"key-of-{name}" if dice.random() < 0.3 else None
+    return Wish(name=name, way="call", target=_one_of(NOW, dice), key=key, stream=dice.random() < 0.4)
+
+
+def _one_of(weights: Mapping[str, int], dice: Random) -> str:
+    return dice.choices(list(weights), list(weights.values()))[0]

@@ -1,0 +1,284 @@
+"""The laws, checked at every transaction of the store and at everything that a caller or a receiver gets to see.
+
+It knows the moves, and what it has seen; of the store's guards it knows nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from signoff.core.access import Caller, may_review
+from signoff.core.answer import as_completion
+from signoff.core.delivery import Delivery
+from signoff.core.job import MOVES, Decision, Event, Job
+from signoff.errors import SignoffError
+from signoff.store import Step
+from simulation.history import History
+from simulation.loop import Violation, World
+from simulation.tables import Tables, Tx
+
+FENCED = {"release", "retry", "hold", "succeed", "fail"}
+REVIEWS = {"open", "leave", "draft", "decide"}
+RELEASES = {"approve", "redo", "reject"}
+RENEWED = {"lease_until"}
+DAY_US = 24 * 3600 * 1_000_000
+COLUMNS = frozenset(Job.__struct_fields__)
+
+
+class Checker:
+    """Sees what is written before it stands, and ends the run at the first law that is broken."""
+
+    def __init__(self, world: World, history: History, tables: Tables, *, retention_seconds: float | None) -> None:
+        self._world = world
+        self._history = history
+        self._tables = tables
+        self._retention_seconds = retention_seconds
+        self._replayed: dict[str, dict[str, Any]] = {}
+        self._holders: dict[str, str] = {}
+        self._verdicts: dict[tuple[str, int], Decision] = {}
+        self._cancelled = dict[str, None]()
+        self._ends: dict[str, tuple[str, bytes | None]] = {}
+        self._keys: dict[tuple[int, str], list[str]] = {}
+        self._taken: dict[str, int] = {}
+        self._gone: dict[str, None] = {}
+        self._now_us = 0
+        tables.committed = self.committed
+
+    def law(self, holds: bool, law: str, *about: object) -> None:
+        """Ends the run unless it holds."""
+        if not holds:
+            self._world.fail(Violation(f"{law}: {about!r}"))
+
+    # What is written
+
+    def committed(self, tx: Tx) -> None:
+        """One transaction, just before it stands."""
+        self.law(tx.now >= self._now_us, "the store's clock goes forward", tx.now)
+        self._now_us = tx.now
+        for job, verb in tx.made:
+            self._made(tx, job, verb)
+        for before, step, after in tx.moves:
+            self._moved(tx, before, step, after)
+        self._renewed(tx)
+        for event in tx.events:
+            self._replay(tx, event)
+        for one in tx.deliveries.values():
+            self._delivery(tx, one)
+        for job_id in tx.forgotten:
+            self._forgotten(tx, job_id)
+
+    def _made(self, tx: Tx, job: Job, verb: str) -> None:
+        self._history.note("made", job.id, job.lane, verb, job.status)
+        self._history.counts[f"verb {verb}"] += 1
+        if job.lease is not None and not job.is_terminal:
+            self._holders[job.id] = job.lease
+        if job.is_terminal:
+            self._ended(tx, job, verb)
+        if job.idempotency_key is not None:
+            self._one_job_a_key(job, tx.now)
+
+    def _one_job_a_key(self, job: Job, now: int) -> None:
+        earlier = self._keys.setdefault((job.user_id, job.idempotency_key or ""), [])
+        for job_id in earlier:
+            other = self._tables.jobs.get(job_id)
+            is_free = other is None or other.created_at < now - DAY_US or _may_be_asked_again(other)
+            self.law(is_free, "one key, one job", job.id, job_id)
+        earlier.append(job.id)
+
+    def _moved(self, tx: Tx, before: Job, step: Step, after: Job) -> None:
+        verb, move = step.verb, MOVES[step.verb]
+        self._history.note(verb, before.id, step.actor, after.status, after.seq)
+        self.law(not before.is_terminal, "terminal is terminal", verb, before.id, before.status)
+        known = before.status in move.sources and after.status in move.targets
+        self.law(known, "only moves in MOVES", verb, before.id, before.status, after.status)
+        self.law(after.seq == before.seq + 1, "every move is an event", verb, before.id)
+        self.law(after.attempt <= after.max_attempts, "attempts are bounded", verb, after.id, after.attempt)
+        self._check_lease(before, step, after, tx.now)
+        if verb in REVIEWS:
+            self._check_review(before, step, tx.now)
+        if verb in RELEASES:
+            self._check_release(before, step, after, tx)
+        if verb == "undo":
+            stands = self._verdicts.get((before.id, before.round))
+            self.law(stands is not None and tx.now < (before.release_at or 0), "only what waits is undone", before.id)
+        if verb == "expire":
+            is_over = before.review_deadline is not None and before.review_deadline <= tx.now
+            self.law(is_over and before.decision is None, "a review expires at its deadline", before.id)
+        if before.response != after.response:
+            self.law(verb in {"hold", "succeed", *RELEASES}, "an answer comes from a model or a person", verb, after.id)
+            self.law(_is_of(after), "an answer is to what was asked", after.id, after.response)
+        if verb == "cancel":
+            self._cancelled[before.id] = None
+        if after.is_terminal:
+            self._ended(tx, after, verb)
+
+    def _check_lease(self, before: Job, step: Step, after: Job, now: int) -> None:
+        verb, holder = step.verb, self._holders.get(before.id)
+        if verb in FENCED:
+            self.law(step.lease is not None and step.lease == holder, "a stale worker cannot settle", verb, before.id)
+        if verb == "claim":
+            self.law(holder is None, "a live lease is nobody else's", before.id, holder)
+            self.law(before.due_at <= now, "nothing is claimed before its time", before.id)
+        if verb == "lapse":
+            ran_out = before.lease_until is not None and before.lease_until < now
+            self.law(holder is not None and ran_out, "a lease lapses when it has run out", before.id)
+        if after.lease is None:
+            self._holders.pop(before.id, None)
+        else:
+            self._holders[before.id] = after.lease
+
+    def _check_review(self, before: Job, step: Step, now: int) -> None:
+        self.law(step.round == before.round, "a reviewer decides about what they saw", step.verb, before.id, step.round)
+        self.law((before.id, before.round) not in self._verdicts, "one decision a round", step.verb, before.id)
+        is_open = before.review_lease is not None and (before.review_lease_until or now) >= now
+        is_free = not is_open or before.review_lease == step.reviewer
+        self.law(is_free, "what one reviewer has open is not another's", step.verb, before.id)
+        if step.verb == "decide" and step.decision is not None:
+            self._verdicts[before.id, before.round] = step.decision
+
+    def _check_release(self, before: Job, step: Step, after: Job, tx: Tx) -> None:
+        decision = self._verdicts.get((before.id, before.round))
+        agrees = decision is not None and decision.verdict == step.verb
+        self.law(agrees, "nothing held leaves without a verdict", step.verb, before.id)
+        self.law((before.release_at or 0) <= tx.now, "a verdict takes effect at its time", before.id)
+        edit = None if decision is None else decision.edit.response
+        if step.verb == "approve":
+            signed = before.response if edit is None else edit.encode()
+            self.law(after.response == signed, "what was signed off is what leaves", before.id)
+
+    def _ended(self, tx: Tx, job: Job, verb: str) -> None:
+        self.law(job.id not in self._ends, "one terminal status", job.id, verb)
+        self._ends[job.id] = (job.status, job.response)
+        self._holders.pop(job.id, None)
+        wanted = bool(job.deliver) and verb != "cancel"
+        told = [one for one in tx.deliveries.values() if one.job_id == job.id]
+        self.law(len(told) == wanted, "the move that ends a job inserts its delivery", job.id, verb)
+        if verb == "cancel":
+            self._cancelled[job.id] = None
+        if job.status == "success" and job.policy.may_hold:
+            decision = self._verdicts.get((job.id, job.round))
+            signed = verb == "expire" or (decision is not None and decision.verdict == "approve")
+            self.law(signed, "nothing held leaves without a verdict", job.id, verb)
+
+    def _renewed(self, tx: Tx) -> None:
+        """What changed without a move: nothing but the end of a lease that stands."""
+        moved = {after.id for _, _, after in tx.moves} | {job.id for job, _ in tx.made}
+        for job in tx.jobs.values():
+            if job.id in moved:
+                continue
+            before = self._tables.jobs[job.id]
+            changed = [name for name in COLUMNS if getattr(before, name) != getattr(job, name)]
+            self.law({*changed} <= RENEWED, "every change is a move", job.id, changed)
+            self.law(job.lease is not None and not job.is_terminal, "only a lease is renewed", job.id)
+            self._replayed[job.id]["lease_until"] = job.lease_until
+
+    def _replay(self, tx: Tx, event: Event) -> None:
+        data = msgspec.json.decode(msgspec.json.encode(event.data))
+        row = self._replayed.setdefault(event.job_id, {})
+        expected = row.get("seq", 0) + 1
+        self.law(event.seq == expected and bool(event.actor), "events have no gaps", event.job_id, event.seq, expected)
+        row |= {name: value for name, value in data.items() if name in COLUMNS}
+        row |= {"seq": event.seq, "updated_at": event.at}
+        after = tx.jobs[event.job_id]
+        if after.seq == event.seq:
+            wrong = [name for name, value in row.items() if _told(after, name) != value]
+            self.law(not wrong, "replaying a job's events gives its row", event.job_id, event.verb, wrong)
+
+    def _delivery(self, tx: Tx, one: Delivery) -> None:
+        self.law(one.job_id not in self._cancelled, "nothing is delivered after a cancel", one.job_id)
+        self.law(one.job_id in self._ends, "nothing is delivered before the end", one.job_id)
+        before = self._tables.deliveries.get(one.id)
+        self._history.note("delivery", one.id, one.state, one.attempt)
+        if before is not None and one.state == "done":
+            self.law(self._taken.get(one.id, 0) > 0, "what is done was taken", one.id)
+        if one.state == "failed" and not one.address.endswith("/gone"):
+            self.law((one.last_error or "").find("Given up") >= 0, "what is given up says so", one.id, one.last_error)
+
+    def _forgotten(self, tx: Tx, job_id: str) -> None:
+        job = self._tables.jobs[job_id]
+        self._history.note("forgotten", job_id)
+        is_old = self._retention_seconds is not None and job.updated_at <= tx.now - self._retention_seconds * 1e6
+        self.law(job.is_terminal and is_old, "only what ended long ago is forgotten", job_id)
+        waits = [one.id for one in self._tables.deliveries.values() if one.job_id == job_id and one.state == "due"]
+        self.law(not waits, "who waits to be told is told before a job is forgotten", job_id, waits)
+        self._gone[job_id] = None
+
+    # What is seen
+
+    def accepted(self, job: Job) -> None:
+        """A caller was told that their job is accepted: then it stands."""
+        self.law(job.id in self._tables.jobs or job.id in self._gone, "what was accepted is committed", job.id)
+
+    def shown(self, caller: Caller, jobs: Sequence[Job]) -> None:
+        """A caller got to see jobs."""
+        for job in jobs:
+            self._history.note("shown", caller.email, job.id, job.status, job.seq)
+            if may_review(caller):
+                continue
+            self.law(job.user_id == caller.user_id, "a job is its owner's", job.id, caller.email)
+            bare = job.response is None and job.draft is None and job.decision is None
+            self.law(bare or job.status not in {"human", "fail"}, "nothing held is seen", job.id, caller.email)
+            self.law(job.response is None or job.id in self._ends or job.status == "bot", "an answer is final", job.id)
+            if job.is_terminal:
+                self.law(self._ends[job.id][0] == job.status, "what ended stays ended", job.id)
+
+    def answered(self, caller: Caller, job: Job, body: bytes | None) -> None:
+        """A waiting caller got an answer: of a job that may be held, only a signed one; `body` is None for a stream."""
+        self._history.note("answered", caller.email, job.id, body)
+        status, response = self._ends.get(job.id, ("unfinished", None))
+        if job.policy.may_hold:
+            self.law(status == "success", "nothing held leaves without a verdict", job.id, status)
+        if status == "success" and body is not None and response is not None:
+            same = body in {response, as_completion(response, job.target)}
+            self.law(same, "a caller gets the answer that is recorded", job.id)
+
+    def refused(self, who: str, what: str, error: BaseException) -> None:
+        """Somebody was told of an error: it is one of those that callers may see."""
+        self._history.note("refused", who, what, type(error).__name__)
+        self.law(isinstance(error, SignoffError), "a caller never meets a fault of ours", who, what, repr(error))
+
+    def posted(self, message_id: str, url: str, body: bytes, status: int) -> None:
+        """A receiver got a message."""
+        told = msgspec.json.decode(body)["data"]
+        job_id = told["job_id"]
+        self._history.note("posted", message_id, told["status"], status)
+        self.law(message_id == f"msg_{job_id}", "a delivery has one id", message_id, job_id)
+        self.law(job_id not in self._cancelled, "nothing is delivered after a cancel", job_id)
+        end, response = self._ends.get(job_id, ("unfinished", None))
+        self.law(told["status"] == end, "nothing is delivered before the end", job_id, end)
+        expected = None if end == "fail" or response is None else msgspec.json.decode(response)
+        self.law(told["response"] == expected, "what is delivered is the answer", job_id)
+        if 200 <= status < 300:
+            self._taken[message_id] = self._taken.get(message_id, 0) + 1
+
+    def at_end(self) -> None:
+        """When everything has come to rest."""
+        self.law(not self._tables.unfinished, "lost is nothing", list(self._tables.unfinished))
+        due = [one.id for one in self._tables.deliveries.values() if one.state == "due"]
+        self.law(not due, "every delivery is taken or given up", due)
+        for job in self._tables.jobs.values():
+            self.law(self._ends.get(job.id) == (job.status, job.response), "terminal is terminal", job.id)
+
+
+def _may_be_asked_again(job: Job) -> bool:
+    return job.status == "fail" and job.error is not None and job.error.retryable
+
+
+def _is_of(job: Job) -> bool:
+    """Whether the answer, unless a person wrote it, is to what the job asks."""
+    said = msgspec.json.decode(job.response or b"null")
+    if not isinstance(said, dict):
+        return True
+    asked = msgspec.json.decode(job.body)["messages"][-1]["content"]
+    return said["choices"][0]["message"]["content"].endswith(f" to {asked}")
+
+
+def _told(job: Job, name: str) -> Any:
+    """A column as an event tells of it."""
+    value = getattr(job, name)
+    if name in {"metadata", "response"}:
+        return None if value is None else msgspec.json.decode(value)
+    return value if value is None or isinstance(value, str | int) else msgspec.to_builtins(value)

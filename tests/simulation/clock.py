@@ -1,0 +1,33 @@
+"""What a process believes about time: its clocks may be wrong, fast or slow, and one of them may jump."""
+
+from __future__ import annotations
+
+from random import Random
+
+EPOCH_SECONDS = 1_790_000_000
+SECOND = 1_000_000
+
+
+class Clock:
+    """A monotonic clock that runs at its own rate, and a wall clock beside it that somebody may set."""
+
+    def __init__(self, dice: Random, *, is_true: bool = False) -> None:
+        self._rate = 1.0 if is_true else dice.choice([1.0, 1.0, 0.8, 1.25, 1.001])
+        self._offset = 0.0 if is_true else dice.uniform(0, 1e5)
+        self._ahead = 0.0 if is_true else dice.choice([0.0, dice.uniform(-1, 1), dice.uniform(-3600, 3600)])
+
+    def monotonic(self, now: float) -> float:
+        """Seconds, at the true time `now`."""
+        return self._offset + self._rate * now
+
+    def true_time(self, monotonic: float) -> float:
+        """When this clock will show `monotonic`."""
+        return (monotonic - self._offset) / self._rate
+
+    def wall(self, now: float) -> int:
+        """Microseconds since 1970, at the true time `now`."""
+        return round((EPOCH_SECONDS + self._ahead + self._rate * now) * SECOND)
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets the wall clock."""
+        self._ahead += seconds

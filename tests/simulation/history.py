@@ -1,0 +1,39 @@
+"""What happened, in one hash, and its last pages for whoever has to find out why."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import Counter, deque
+
+from simulation.loop import World
+
+PAGES = 4000
+
+
+class History:
+    """Everything that anybody could see, in order."""
+
+    def __init__(self, world: World, *, aloud: bool = False) -> None:
+        self.counts = Counter[str]()
+        self._world = world
+        self._aloud = aloud
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._lines = deque[str](maxlen=PAGES)
+
+    def note(self, kind: str, *facts: object) -> None:
+        """One thing that was seen."""
+        line = f"{self._world.now:11.6f} {kind} {facts!r}"
+        self.counts[kind] += 1
+        self._hash.update(line.encode())
+        self._lines.append(line)
+        if self._aloud:
+            sys.stdout.write(line + "\n")
+
+    def digest(self) -> str:
+        """Equal histories have equal digests."""
+        return self._hash.hexdigest()
+
+    def about(self, text: str) -> list[str]:
+        """The lines that mention `text`."""
+        return [line for line in self._lines if text in line]

@@ -1,0 +1,139 @@
+"""What lies between the processes, the store and each other: messages that are late, lost, doubled, or out of order."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import sqlalchemy as sa
+
+from signoff.brokers.local import LocalBroker
+from signoff.errors import Overloaded, SignoffError
+from signoff.store import Listener, Topic
+from simulation.clock import EPOCH_SECONDS, SECOND
+from simulation.loop import SimLoop, World
+from simulation.tables import Operation, Tables
+from simulation.weather import Weather
+
+REFUSED_AFTER_SECONDS = (0.001, 2.0, 30.0)
+
+
+class Network:
+    """The store's tables, and everybody who is connected."""
+
+    def __init__(self, world: World, outside: SimLoop, weather: Weather, tables: Tables, *, vague_news: bool) -> None:
+        self.world = world
+        self.outside = outside
+        self.weather = weather
+        self.tables = tables
+        self.brokers: list[FarBroker] = []
+        self.wires: list[Wire] = []
+        self._vague_news = vague_news
+        tables.listeners.append(self.spread)
+
+    def now(self) -> int:
+        """The time in microseconds by the store's clock, which is right."""
+        return EPOCH_SECONDS * SECOND + round(self.world.now * SECOND)
+
+    def spread(self, topic: Topic, name: str) -> None:
+        """News to every process; each may hear it late, twice, or not at all."""
+        told: tuple[Topic, str] = ("any", "") if self._vague_news else (topic, name)
+        self.wires = [wire for wire in self.wires if not wire.loop.is_dead]
+        for wire in self.wires:
+            for _ in range(self._copies(self.weather.news_lost)):
+                wire.loop.call_later(self.weather.latency(), wire.tell, *told)
+
+    def ring(self, from_loop: SimLoop) -> None:
+        """A bell to one of the processes that listen; it may come late, twice, or never."""
+        self.brokers = [broker for broker in self.brokers if not broker.loop.is_dead]
+        for _ in range(self._copies(self.weather.bells_lost)):
+            if self.brokers and not from_loop.is_dead:
+                broker = self.world.dice.choice(self.brokers)
+                broker.loop.call_later(self.weather.latency(), broker.nudge)
+
+    def _copies(self, lost: float) -> int:
+        return 0 if self.weather.happens(lost) else 2 if self.weather.happens(0.03) else 1
+
+
+class Wire:
+    """One process's way to the store."""
+
+    def __init__(self, network: Network, loop: SimLoop) -> None:
+        self.loop = loop
+        self.is_cut = False
+        self._network = network
+        self._listeners: list[Listener] = []
+        self._closed = False
+        network.wires.append(self)
+
+    def send(self, operation: Operation, *, writes: bool) -> asyncio.Future[Any]:
+        """See `tables.Way`."""
+        answer = self.loop.create_future()
+        if self._closed:
+            raise Overloaded("The store was closed.")
+        if not self.loop.is_dead:
+            latency = self._network.weather.store_latency()
+            self._network.outside.call_later(latency, self._arrive, operation, answer, writes)
+        return answer
+
+    def listen(self, listener: Listener) -> None:
+        """See `tables.Way`."""
+        self._listeners.append(listener)
+
+    def tell(self, topic: Topic, name: str) -> None:
+        """News has come."""
+        for listener in self._listeners:
+            listener(topic, name)
+
+    def close(self) -> None:
+        """See `tables.Way`."""
+        self._closed = True
+
+    def _arrive(self, operation: Operation, answer: asyncio.Future[Any], writes: bool) -> None:
+        """The store gets it: unless whoever sent it has left, in time for it not to be sent at all."""
+        weather = self._network.weather
+        has_left = answer.cancelled() or self.loop.is_dead
+        if has_left and weather.happens(0.5):
+            return
+        if self.is_cut or weather.happens(weather.store_refuses):
+            refused = Overloaded("The database did not take it in time.")
+            self._reply(answer, refused, self._network.world.dice.choice(REFUSED_AFTER_SECONDS))
+            return
+        is_lost = writes and weather.happens(weather.answers_lost)
+        result = self._run(operation)
+        told = Overloaded("The connection broke, and nobody knows.") if is_lost else result
+        self._reply(answer, told, weather.store_latency())
+
+    def _run(self, operation: Operation) -> Any:
+        try:
+            return self._network.tables.run(operation, self._network.now())
+        except (SignoffError, sa.exc.IntegrityError) as error:
+            return error
+
+    def _reply(self, answer: asyncio.Future[Any], result: Any, seconds: float) -> None:
+        if not answer.done():
+            self.loop.call_later(seconds, resolve, answer, result)
+
+
+class FarBroker(LocalBroker):
+    """A doorbell between processes: one of them hears it, perhaps."""
+
+    def __init__(self, network: Network, loop: SimLoop) -> None:
+        super().__init__()
+        self.loop = loop
+        self._network = network
+        network.brokers.append(self)
+
+    def ring(self, job_id: str, priority: int) -> None:
+        """See `broker.Broker`."""
+        self._network.ring(self.loop)
+
+
+def resolve(answer: asyncio.Future[Any], result: Any) -> None:
+    """Gives a result, or an error, to whoever still waits for it."""
+    if answer.done():
+        return
+    if isinstance(result, Exception):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)

@@ -1,0 +1,141 @@
+"""The world outside: models that answer, fail, hang, or take their time, and receivers of webhooks that do the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from signoff.core import sse
+from signoff.core.answer import Chunk
+from signoff.core.delivery import Message
+from signoff.core.target import Model, Timeouts
+from signoff.engine import Request
+from signoff.errors import ModelAnswered, ModelCut, ModelGarbled, ModelTimedOut, ModelUnreachable, Undelivered
+from signoff.sender import AT_ONCE_PER_HOST
+from simulation.checker import Checker
+from simulation.network import Network, resolve
+
+TOTAL_SECONDS = 20.0
+POST_SECONDS = 15.0
+TIMEOUTS = Timeouts(total_seconds=TOTAL_SECONDS)
+MODELS = (
+    Model(name="plain", kind="echo", timeouts=TIMEOUTS, default=True),
+    Model(name="twice", kind="echo", timeouts=TIMEOUTS, attempts=2),
+    Model(name="watched", kind="echo", timeouts=TIMEOUTS, review="always"),
+)
+
+
+class SimEngine:
+    """Answers every request differently, and says which ask it answers."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    async def answer(self, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+        """See `engine.Engine`."""
+        weather, dice = self._network.weather, self._network.world.dice
+        await asyncio.sleep(dice.expovariate(1 / dice.choice(weather.model_seconds)))
+        if weather.happens(weather.models_fail):
+            await self._fail()
+        body = _completion(ask_of(request.body), self._network.world.number())
+        if not request.stream:
+            yield Chunk(body)
+            return
+        yield Chunk(sse.event(body), event=True)
+        await asyncio.sleep(dice.uniform(0, 1))
+        if weather.happens(weather.models_fail / 4):
+            raise ModelCut
+        yield Chunk(sse.DONE, event=True)
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    async def _fail(self) -> None:
+        match self._network.world.dice.randrange(7):
+            case 0:
+                raise ModelUnreachable
+            case 1:
+                raise ModelAnswered(429, "Too many.", retry_after_seconds=self._network.world.dice.uniform(0, 10))
+            case 2:
+                raise ModelAnswered(500, "Oh.")
+            case 3:
+                raise ModelAnswered(400, "No.")
+            case 4:
+                raise ModelGarbled
+            case 5:
+                raise ModelCut
+            case _:
+                await asyncio.sleep(TOTAL_SECONDS)
+                raise ModelTimedOut
+
+
+def _completion(ask: str, number: int) -> bytes:
+    said = {"role": "assistant", "content": f"answer {number} to {ask}"}
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    choices = [{"index": 0, "message": said, "delta": said, "finish_reason": "stop"}]
+    return msgspec.json.encode({"id": f"c{number}", "choices": choices, "usage": usage})
+
+
+def ask_of(body: bytes) -> str:
+    """What a body says that was made by `body_of`."""
+    return msgspec.json.decode(body)["messages"][-1]["content"]
+
+
+def body_of(ask: str, *, stream: bool = False) -> bytes:
+    """The body of a request that says `ask`."""
+    return msgspec.json.encode({"messages": [{"role": "user", "content": ask}]} | ({"stream": True} if stream else {}))
+
+
+class SimCourier:
+    """Brings messages to receivers that take them, or do not; what they got is in the checker's hands."""
+
+    def __init__(self, network: Network, checker: Checker) -> None:
+        self._network = network
+        self._checker = checker
+        self._under_way = Counter[str]()
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    async def carry(self, message: Message) -> int:
+        """See `courier.Courier`."""
+        host = message.address.split("/")[2]
+        self._under_way[host] += 1
+        self._checker.law(self._under_way[host] <= AT_ONCE_PER_HOST["webhook"], "a few at a time to one host", host)
+        answer = asyncio.get_running_loop().create_future()
+        self._network.outside.call_later(self._network.weather.latency(), self._arrive, message, answer)
+        try:
+            async with asyncio.timeout(POST_SECONDS):
+                return await answer
+        except TimeoutError as error:
+            raise Undelivered("The receiver took too long.") from error
+        finally:
+            self._under_way[host] -= 1
+
+    def _arrive(self, message: Message, answer: asyncio.Future[int]) -> None:
+        """A receiver gets a message. What it answers may not get back."""
+        url, message_id, body = message.address, message.headers["webhook-id"], message.body
+        weather = self._network.weather
+        fault = self._network.world.dice.randrange(4) if weather.happens(weather.receivers_fail) else None
+        if fault == 0:
+            self._reply(answer, Undelivered("Nobody is there."))
+            return
+        status = 410 if url.endswith("/gone") else 500 if fault == 1 else 204
+        self._checker.posted(message_id, url, body, status)
+        if fault == 2:
+            self._reply(answer, Undelivered("The connection broke."))
+        elif fault != 3:
+            self._reply(answer, status)
+
+    def _reply(self, answer: asyncio.Future[int], result: int | Exception) -> None:
+        loop = answer.get_loop()
+        loop.call_later(self._network.weather.latency(), resolve, answer, result)

@@ -1,0 +1,112 @@
+"""Users, their tokens, and registered models, in memory."""
+
+from __future__ import annotations
+
+import msgspec
+
+from signoff.core.access import Role, Token, TokenKind, User
+from signoff.core.target import Model
+from signoff.store import Topic
+from signoff.stores.moves import SECOND
+from simulation.tables import Tables, Tx, Way
+
+
+class MemoryPeople:
+    """People in memory; see `store.People`."""
+
+    def __init__(self, tables: Tables, way: Way) -> None:
+        self._tables = tables
+        self._way = way
+
+    async def user(self, email: str) -> User | None:
+        return await self._way.send(lambda _: self._tables.users.get(email.lower()), writes=False)
+
+    async def users(self) -> list[User]:
+        return await self._way.send(lambda _: list(self._tables.users.values()), writes=False)
+
+    async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
+        def put(tx: Tx) -> User:
+            users = self._tables.users
+            user = users.get(email.lower()) or User(id=len(users) + 1, email=email.lower(), role=role)
+            kept = password_hash or user.password_hash
+            users[user.email] = msgspec.structs.replace(user, role=role, active=True, password_hash=kept)
+            _bump(self._tables, tx, "people")
+            return users[user.email]
+
+        return await self._way.send(put, writes=True)
+
+    async def add_token(
+        self, user_id: int, digest: str, *, kind: TokenKind, name: str, role: Role, seconds: float | None = None
+    ) -> Token:
+        def add(tx: Tx) -> Token:
+            number = len(self._tables.tokens) + 1
+            expires_at = None if seconds is None else tx.now + round(seconds * SECOND)
+            token = Token(id=number, digest=digest, user_id=user_id, kind=kind, name=name, role=role)
+            self._tables.tokens[digest] = msgspec.structs.replace(token, expires_at=expires_at)
+            _bump(self._tables, tx, "people")
+            return self._tables.tokens[digest]
+
+        return await self._way.send(add, writes=True)
+
+    async def token(self, digest: str) -> tuple[Token, User] | None:
+        def look(tx: Tx) -> tuple[Token, User] | None:
+            token = self._tables.tokens.get(digest)
+            if token is None or not token.active or (token.expires_at is not None and token.expires_at <= tx.now):
+                return None
+            users = self._tables.users.values()
+            return next(((token, user) for user in users if user.id == token.user_id and user.active), None)
+
+        return await self._way.send(look, writes=False)
+
+    async def end_token(self, digest: str) -> bool:
+        def end(tx: Tx) -> bool:
+            token = self._tables.tokens.get(digest)
+            if token is None or not token.active:
+                return False
+            self._tables.tokens[digest] = msgspec.structs.replace(token, active=False)
+            _bump(self._tables, tx, "people")
+            return True
+
+        return await self._way.send(end, writes=True)
+
+
+class MemoryCatalog:
+    """The catalog in memory; see `store.Catalog`."""
+
+    def __init__(self, tables: Tables, way: Way) -> None:
+        self._tables = tables
+        self._way = way
+
+    async def models(self) -> list[Model]:
+        return await self._way.send(lambda _: [model for _, model in sorted(self._tables.models.items())], writes=False)
+
+    async def put_model(self, model: Model) -> None:
+        def put(tx: Tx) -> None:
+            self._tables.models[model.name] = model
+            _bump(self._tables, tx, "models")
+
+        await self._way.send(put, writes=True)
+
+    async def drop_model(self, name: str) -> bool:
+        def drop(tx: Tx) -> bool:
+            dropped = self._tables.models.pop(name, None) is not None
+            if dropped:
+                _bump(self._tables, tx, "models")
+            return dropped
+
+        return await self._way.send(drop, writes=True)
+
+    async def add_key(self, user_id: int | None, name: str, sealed: bytes) -> int:
+        def add(_: Tx) -> int:
+            self._tables.sealed.append(sealed)
+            return len(self._tables.sealed)
+
+        return await self._way.send(add, writes=True)
+
+    async def key(self, key_id: int) -> bytes | None:
+        return await self._way.send(lambda _: dict(enumerate(self._tables.sealed, 1)).get(key_id), writes=False)
+
+
+def _bump(tables: Tables, tx: Tx, topic: Topic) -> None:
+    tables.versions[topic] += 1
+    tx.news.append((topic, ""))

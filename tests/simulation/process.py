@@ -1,0 +1,198 @@
+"""One Signoff: a desk as `app.py` makes it, with everything that goes on in it, on a loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from cryptography.fernet import Fernet
+
+from signoff.app import alive
+from signoff.brokers.local import LocalBroker
+from signoff.core.address import Reach
+from signoff.core.policy import Policy
+from signoff.core.retry import Backoff
+from signoff.core.signing import Secret
+from signoff.errors import SignoffError
+from signoff.parts.background import Background
+from signoff.parts.callers import Callers
+from signoff.parts.inflight import InFlight
+from signoff.parts.leases import Leases
+from signoff.parts.models import Models
+from signoff.parts.waits import Waits
+from signoff.vault import Vault
+from signoff.work.desk import Desk, Rules
+from simulation.checker import Checker
+from simulation.clock import Clock
+from simulation.loop import SimLoop, Violation
+from simulation.network import FarBroker, Network, Wire, resolve
+from simulation.outside import MODELS, SimCourier, SimEngine
+from simulation.store import MemoryStore
+from simulation.weather import Climate
+
+T = TypeVar("T")
+Verb = Callable[[Desk], Awaitable[T]]
+
+CONCURRENCY = 6
+VAULT = Vault([Fernet.generate_key()])
+SECRET = Secret("whsec_" + "c2lt" * 8)
+
+
+class Unanswered(SignoffError):
+    """The process is not there, or the connection to it broke; nobody knows what came of the request."""
+
+    code = "unanswered"
+
+
+def rules_of(climate: Climate) -> Rules:
+    """The rules that all processes of a run go by."""
+    retention = climate.retention_seconds
+    return Rules(
+        lease_seconds=15,
+        heartbeat_seconds=5,
+        sweep_seconds=2,
+        backoff=Backoff(first_seconds=0.5, ceiling_seconds=5),
+        hold_seconds=20,
+        keep_alive_seconds=5,
+        log_before_answer=climate.log_before_answer,
+        policy=Policy(
+            deadline_seconds=climate.deadline_seconds,
+            on_deadline=climate.on_deadline,  # type: ignore[arg-type]
+            undo_seconds=climate.undo_seconds,
+        ),
+        retention_days=None if retention is None else retention / (24 * 3600),
+        reach=Reach(),
+        webhook_waits_seconds=(0.5, 2, 5),
+        webhook_secrets=(SECRET,),
+    )
+
+
+class Process:
+    """It can be started, stopped in order, killed, paused, and asked."""
+
+    def __init__(self, name: str, network: Network, checker: Checker, climate: Climate) -> None:
+        self.name = name
+        self._network = network
+        self._checker = checker
+        self._climate = climate
+        self._rules = rules_of(climate)
+        self._lives = 0
+        self._dead: list[SimLoop] = []
+        self._asked: dict[asyncio.Future[Any], asyncio.Task[Any]] = {}
+        self.start()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it takes requests."""
+        return self._is_up and not self.loop.is_dead
+
+    def start(self) -> None:
+        """A new life, with nothing of the old one but what is in the store."""
+        self._lives += 1
+        self._is_up = False
+        self.clock = Clock(self._network.world.dice)
+        self.loop = SimLoop(self._network.world, self.clock)
+        self._stop = asyncio.Event()
+        self.wire = Wire(self._network, self.loop)
+        self.desk = self._desk()
+        self.main = self.loop.create_task(self._live(self.desk, self._stop))
+        self.main.add_done_callback(self._ended)
+
+    def stop(self) -> None:
+        """Asks it to end in order, as SIGTERM does."""
+        self._is_up = False
+        self.loop.call_soon(self._stop.set)
+
+    def kill(self) -> None:
+        """Ends it in the middle of whatever it does. Who waits for an answer learns that the connection broke."""
+        self.loop.kill()
+        self._dead.append(self.loop)
+        for answer in self._asked:
+            self._network.outside.call_later(self._network.weather.latency(), resolve, answer, Unanswered())
+        self._asked.clear()
+
+    def bury(self) -> None:
+        """Frees what was killed, after the run."""
+        self.loop.kill()
+        for loop in [*self._dead, self.loop]:
+            loop.bury()
+
+    async def ask(self, verb: Verb[T], patience_seconds: float) -> T:
+        """What `verb` says in this process, asked for from outside. Raises what it raises, and Unanswered."""
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._network.outside.call_later(self._network.weather.latency(), self._accept, verb, answer)
+        try:
+            async with asyncio.timeout(patience_seconds):
+                return await answer
+        except TimeoutError:
+            raise Unanswered from None
+        finally:
+            self._hang_up(answer)
+
+    def _accept(self, verb: Verb[Any], answer: asyncio.Future[Any]) -> None:
+        if answer.done():
+            return
+        if self.is_up:
+            self._asked[answer] = self.loop.create_task(self._serve(verb, answer))
+        else:
+            resolve(answer, Unanswered())
+
+    async def _serve(self, verb: Verb[Any], answer: asyncio.Future[Any]) -> None:
+        try:
+            result = await verb(self.desk)
+        except Exception as error:  # noqa: BLE001 -- the caller gets it, and the checker with them
+            result = error
+        if self._asked.pop(answer, None) is not None:
+            self._network.outside.call_later(self._network.weather.latency(), resolve, answer, result)
+
+    def _hang_up(self, answer: asyncio.Future[Any]) -> None:
+        task = self._asked.pop(answer, None)
+        if task is not None:
+            self.loop.call_soon(task.cancel)
+
+    async def _live(self, desk: Desk, stop: asyncio.Event) -> None:
+        async with alive(desk, concurrency=CONCURRENCY, drain_seconds=self._climate.drain_seconds):
+            self._is_up = True
+            await stop.wait()
+            await self._finish()
+        await desk.broker.close()
+        await desk.store.close()
+
+    async def _finish(self) -> None:
+        """Lets those who ask have their answers, for a moment."""
+        tasks = list(self._asked.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=1)
+            for task in tasks:
+                task.cancel()
+
+    def _ended(self, main: asyncio.Task[None]) -> None:
+        """It ended in order; or it fell over, which it must not."""
+        error = None if main.cancelled() else main.exception()
+        if error is not None:
+            self._network.world.fail(Violation(f"a process falls over by itself: {self.name}: {error!r}"))
+        self.kill()
+
+    def _desk(self) -> Desk:
+        world, clock = self._network.world, self.clock
+        store = MemoryStore(self._network.tables, self.wire)
+        return Desk(
+            store=store,  # type: ignore[arg-type]
+            broker=FarBroker(self._network, self.loop) if self._climate.has_broker else LocalBroker(),
+            engines={"echo": SimEngine(self._network)},
+            couriers={"webhook": SimCourier(self._network, self._checker)},
+            models=Models(store.catalog, MODELS),
+            callers=Callers(store.people),
+            leases=Leases(store, lease_seconds=15, heartbeat_seconds=5),  # type: ignore[arg-type]
+            waits=Waits(store),  # type: ignore[arg-type]
+            in_flight=InFlight(),
+            background=Background(),
+            vault=VAULT,
+            rules=self._rules,
+            actor=f"worker:{self.name}.{self._lives}",
+            clock=lambda: clock.wall(world.now),
+            new_id=lambda: f"{clock.wall(world.now):016x}-{world.number()}",
+            new_secret=lambda: "s" * 32,
+            dice=world.dice.random,
+        )

@@ -1,0 +1,157 @@
+"""One run: a world from a seed, trouble for some steps, then peace; and everything must come to rest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+import structlog
+
+from signoff.errors import SignoffError
+from simulation.checker import Checker
+from simulation.clock import Clock
+from simulation.history import History
+from simulation.loop import SimLoop, Violation, World
+from simulation.nemesis import Nemesis
+from simulation.network import Network
+from simulation.process import Process
+from simulation.tables import Tables
+from simulation.users import Reviewer, User
+from simulation.weather import Weather, climate_of
+
+STEPS = 40_000
+REST_SECONDS = 180.0
+LOOK_SECONDS = 0.5
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a run. Equal seeds give equal tellings, in any process."""
+
+    seed: int
+    steps: int
+    seconds: float
+    rested_after_seconds: float
+    digest: str
+    counts: dict[str, int]
+
+
+class Broken(AssertionError):
+    """A law was broken; the message says which, and how to see it again."""
+
+
+class Simulation:
+    """Everything of one run."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        steps: int = STEPS,
+        tables: Tables | None = None,
+        aloud: bool = False,
+        **climate_of_its_own: Any,
+    ) -> None:
+        self.seed = seed
+        self.world = World(seed)
+        self.history = History(self.world, aloud=aloud)
+        self._steps = steps
+        told = msgspec.json.encode(climate_of_its_own).decode()
+        self._climate_told = f" --climate '{told}'" if climate_of_its_own else ""
+        climate = msgspec.structs.replace(climate_of(self.world.dice), **climate_of_its_own)
+        self._outside = SimLoop(self.world, Clock(self.world.dice, is_true=True))
+        self.tables = tables or Tables()
+        self.weather = Weather(self.world.dice)
+        network = Network(self.world, self._outside, self.weather, self.tables, vague_news=climate.vague_news)
+        retention = climate.retention_seconds
+        self.checker = Checker(self.world, self.history, self.tables, retention_seconds=retention)
+        self.processes = [Process(f"p{number}", network, self.checker, climate) for number in range(climate.processes)]
+        self._nemesis = Nemesis(network, self.history, climate, self.processes)
+        self._users = [self._person(User, number, "user") for number in range(1, climate.users + 1)]
+        self._reviewers = [self._person(Reviewer, 100 + number, "reviewer") for number in range(climate.reviewers)]
+        self._rested_after = 0.0
+
+    def run(self, story: Callable[[], Coroutine[Any, Any, None]] | None = None) -> Told:
+        """What came of it; `story` is another than that of a whole run. Raises Broken."""
+        with_logs = structlog.get_config()
+        structlog.configure(
+            processors=[self._complaint], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR)
+        )
+        try:
+            self.world.run((story or self._story)(), self._outside)
+        except Violation as violation:
+            raise Broken(self._told_of(violation)) from violation
+        finally:
+            self._outside.kill()
+            for process in self.processes:
+                process.bury()
+            self._outside.bury()
+            structlog.configure(**with_logs)
+        return self._told()
+
+    async def _story(self) -> None:
+        users = [self._started(user.use()) for user in self._users]
+        reviewers = [self._started(reviewer.review()) for reviewer in self._reviewers]
+        while self.world.steps < self._steps:
+            await asyncio.sleep(LOOK_SECONDS)
+        self._nemesis.stop()
+        for task in users:
+            task.cancel()
+        for reviewer in self._reviewers:
+            reviewer.is_diligent = True
+        await self._rest()
+        self.checker.at_end()
+        for task in reviewers:
+            task.cancel()
+        await asyncio.sleep(0)
+
+    def _started(self, life: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """The life of a person, which goes on for ever; if it does not, the run is worth nothing."""
+        task = self._outside.create_task(life)
+        task.add_done_callback(self._left)
+        return task
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.world.fail(error)
+
+    async def _rest(self) -> None:
+        """Until there is nothing left to do; that may not take long."""
+        began = self.world.now
+        while self._is_busy():
+            self._rested_after = self.world.now - began
+            if self._rested_after > REST_SECONDS:
+                jobs = [(job.id, job.status) for job in self.tables.unfinished.values()]
+                due = [one.id for one in self.tables.deliveries.values() if one.state == "due"]
+                raise Violation(f"queues drain within {REST_SECONDS:.0f} s: {jobs[:5]} {due[:5]}")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _is_busy(self) -> bool:
+        waits = any(one.state == "due" for one in self.tables.deliveries.values())
+        return bool(self.tables.unfinished) or waits
+
+    def _person(self, kind: Callable[..., Any], number: int, role: str) -> Any:
+        return kind(number, role, self.world, self.processes, self.checker)
+
+    def _complaint(self, _: object, method: str, told: dict[str, Any]) -> Any:
+        """What a process logs as an error; only those that a caller may see are part of a bad day."""
+        error = told.get("exc_info")
+        if isinstance(error, BaseException) and not isinstance(error, SignoffError):
+            self.world.fail(Violation(f"no fault of ours: {told['event']}: {error!r}"))
+        raise structlog.DropEvent
+
+    def _told(self) -> Told:
+        return Told(
+            seed=self.seed,
+            steps=self.world.steps,
+            seconds=round(self.world.now, 3),
+            rested_after_seconds=round(self._rested_after, 3),
+            digest=self.history.digest(),
+            counts=dict(sorted(self.history.counts.items())),
+        )
+
+    def _told_of(self, violation: Violation) -> str:
+        again = f".venv/bin/python tests/simulate.py {self.seed} --steps {self._steps}{self._climate_told}"
+        return f"{violation}\nseed {self.seed}, step {self.world.steps}, {self.world.now:.6f} s; again: {again}"

@@ -1,0 +1,85 @@
+"""The store in memory: it keeps the promise in `store.py`, and passes the contract that every store passes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+
+from signoff.errors import Conflict, NotFound, Overloaded
+from signoff.store import Listener, Topic
+from simulation.deliveries import MemoryDeliveries
+from simulation.jobs import MemoryJobs
+from simulation.people import MemoryCatalog, MemoryPeople
+from simulation.tables import Operation, Tables, Way
+
+
+class MemoryStore:
+    """See `store.Store`. Several of them may share their tables, as several processes share a database."""
+
+    def __init__(self, tables: Tables, way: Way) -> None:
+        self.tables = tables
+        self._way = way
+        self.jobs = MemoryJobs(tables, way)
+        self.deliveries = MemoryDeliveries(tables, way)
+        self.people = MemoryPeople(tables, way)
+        self.catalog = MemoryCatalog(tables, way)
+
+    async def start(self) -> None:
+        """Nothing to open."""
+
+    async def migrate(self) -> None:
+        """Nothing to bring up to date."""
+
+    async def ready(self) -> bool:
+        try:
+            await self.versions()
+        except Overloaded:
+            return False
+        return True
+
+    async def versions(self) -> dict[str, int]:
+        return await self._way.send(lambda _: dict(self.tables.versions), writes=False)
+
+    def listen(self, listener: Listener) -> None:
+        self._way.listen(listener)
+
+    async def close(self) -> None:
+        self._way.close()
+
+
+class Near:
+    """The way to tables that are right here."""
+
+    def __init__(self, tables: Tables, clock: Callable[[], int]) -> None:
+        self._tables = tables
+        self._clock = clock
+        self._closed = False
+
+    def send(self, operation: Operation, *, writes: bool) -> asyncio.Future[Any]:
+        """See `Way`."""
+        if self._closed:
+            raise Overloaded("The store was closed.")
+        answer = asyncio.get_running_loop().create_future()
+        try:
+            answer.set_result(self._tables.run(operation, self._clock()))
+        except (Conflict, NotFound, sa.exc.IntegrityError) as error:
+            answer.set_exception(error)
+        return answer
+
+    def listen(self, listener: Listener) -> None:
+        """See `Way`. A listener that fails spoils nothing."""
+
+        def tell(topic: Topic, name: str) -> None:
+            try:
+                listener(topic, name)
+            except Exception as error:  # noqa: BLE001 -- what is written is written
+                asyncio.get_running_loop().call_exception_handler({"message": repr(error)})
+
+        self._tables.listeners.append(tell)
+
+    def close(self) -> None:
+        """See `Way`."""
+        self._closed = True

@@ -1,0 +1,181 @@
+"""The tables of a store in memory, and its transactions: all of what an operation writes, or nothing.
+
+The rows, events, news and deliveries of a move are made by the functions that the SQL store uses; only what the
+database itself does is done again here: to look rows up, to compare them with the guards, and to keep them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+import sqlalchemy as sa
+
+from signoff.core.access import Token, User
+from signoff.core.delivery import Delivery
+from signoff.core.job import MOVES, Decision, Event, Guard, Job, Move
+from signoff.core.target import Model
+from signoff.store import Listener, Step, Topic
+
+Key = tuple[int, str]
+Round = tuple[str, int]
+
+
+class Tx(msgspec.Struct):
+    """What one transaction writes; none of it stands until it is committed."""
+
+    now: int
+    news: list[tuple[Topic, str]] = []
+    jobs: dict[str, Job] = {}
+    moves: list[tuple[Job, Step, Job]] = []
+    made: list[tuple[Job, str]] = []
+    events: list[Event] = []
+    decisions: dict[Round, Decision] = {}
+    deliveries: dict[str, Delivery] = {}
+    keys: dict[Key, str | None] = {}
+    forgotten: list[str] = []
+
+    def add(self, table: sa.Table, row: dict[str, Any]) -> None:
+        """A new row, as the SQL store adds it."""
+        match table.name:
+            case "jobs":
+                self.jobs[row["id"]] = Job(**row)
+            case "events":
+                self.events.append(Event(**row))
+            case "deliveries":
+                self.deliveries[row["id"]] = Delivery(**row)
+            case "used_keys":
+                self.keys[row["user_id"], row["key"]] = row["job_id"]
+            case name:
+                raise KeyError(name)
+
+    def flush(self) -> None:
+        """As the SQL store asks for; nothing waits here."""
+
+
+Operation = Callable[[Tx], Any]
+
+
+class Way(Protocol):
+    """How operations get to the tables, and news of them back."""
+
+    def send(self, operation: Operation, *, writes: bool) -> asyncio.Future[Any]:
+        """A future of the result. Raises Overloaded once closed."""
+        ...
+
+    def listen(self, listener: Listener) -> None: ...
+    def close(self) -> None: ...
+
+
+# A mover without a lease or a round holds none: NULL equals nothing.
+GUARDS: dict[Guard, Callable[[Job, Step, int], bool]] = {
+    Guard.DUE: lambda job, step, now: job.lease is None and job.due_at <= now,
+    Guard.LEASE: lambda job, step, now: step.lease is not None and job.lease == step.lease,
+    Guard.LAPSED: lambda job, step, now: (
+        job.lease is not None and job.lease_until is not None and job.lease_until < now
+    ),
+    Guard.ROUND: lambda job, step, now: step.round is not None and job.round == step.round,
+    Guard.UNOPENED: lambda job, step, now: (
+        job.review_lease is None
+        or job.review_lease == step.reviewer
+        or (job.review_lease_until is not None and job.review_lease_until < now)
+    ),
+    Guard.UNDECIDED: lambda job, step, now: job.release_at is None,
+    Guard.DECIDED: lambda job, step, now: job.release_at is not None,
+    Guard.UNRELEASED: lambda job, step, now: job.release_at is not None and job.release_at > now,
+    Guard.RELEASED: lambda job, step, now: job.release_at is not None and job.release_at <= now,
+    Guard.OVERDUE: lambda job, step, now: job.review_deadline is not None and job.review_deadline <= now,
+}
+
+
+class Tables:
+    """Everything that is kept. `committed` is told of every transaction, with the rows as they were before it."""
+
+    def __init__(self, moves: Mapping[str, Move] = MOVES) -> None:
+        self.moves = moves
+        self.guards = dict(GUARDS)
+        self.jobs: dict[str, Job] = {}
+        self.unfinished: dict[str, Job] = {}
+        self.ended: dict[str, Job] = {}
+        self.events: dict[str, list[tuple[Event, bytes]]] = {}
+        self.decisions: dict[Round, tuple[Decision, int]] = {}
+        self.deliveries: dict[str, Delivery] = {}
+        self.keys: dict[Key, str] = {}
+        self.named: dict[Key, Job] = {}
+        self.users: dict[str, User] = {}
+        self.tokens: dict[str, Token] = {}
+        self.models: dict[str, Model] = {}
+        self.sealed: list[bytes] = []
+        self.versions = {"models": 0, "people": 0}
+        self.listeners: list[Listener] = []
+        self.committed: Callable[[Tx], None] = lambda _: None
+
+    def run(self, operation: Operation, now: int) -> Any:
+        """The result of `operation`, committed at `now`. What it raises leaves everything as it was."""
+        tx = Tx(now=now)
+        result = operation(tx)
+        self._check_ids(tx)
+        self.committed(tx)
+        self._commit(tx)
+        for topic, name in tx.news:
+            for listener in self.listeners:
+                listener(topic, name)
+        return result
+
+    def may(self, verb: str, job: Job, step: Step, now: int) -> bool:
+        """Whether `job` stands where `verb` may begin."""
+        move = self.moves[verb]
+        return job.status in move.sources and all(self.guards[guard](job, step, now) for guard in move.guards)
+
+    def _check_ids(self, tx: Tx) -> None:
+        """What a primary key forbids."""
+        twice = any(job.id in self.jobs for job, _ in tx.made) or any(place in self.decisions for place in tx.decisions)
+        if twice:
+            raise sa.exc.IntegrityError("insert", {}, Exception("this primary key is used already"))
+
+    def _commit(self, tx: Tx) -> None:
+        for job in tx.jobs.values():
+            self._keep(job)
+        for event in tx.events:
+            self.events.setdefault(event.job_id, []).append((event, msgspec.json.encode(event.data)))
+        for place, decision in tx.decisions.items():
+            self.decisions[place] = (decision, tx.now)
+        self.deliveries.update(tx.deliveries)
+        for key, job_id in tx.keys.items():
+            if job_id is None:
+                self.keys.pop(key, None)
+            else:
+                self.keys[key] = job_id
+        if tx.forgotten:
+            self._forget(tx.forgotten)
+
+    def _keep(self, job: Job) -> None:
+        self.jobs[job.id] = job
+        if job.own_id is not None:
+            self.named[job.user_id, job.own_id] = job
+        if job.is_terminal:
+            self.unfinished.pop(job.id, None)
+            self.ended[job.id] = job
+        else:
+            self.unfinished[job.id] = job
+
+    def _forget(self, ids: list[str]) -> None:
+        gone = dict.fromkeys(ids)
+        for job_id in ids:
+            del self.jobs[job_id], self.ended[job_id], self.events[job_id]
+        self.decisions = {place: kept for place, kept in self.decisions.items() if place[0] not in gone}
+        self.deliveries = {name: kept for name, kept in self.deliveries.items() if kept.job_id not in gone}
+        self.named = {name: kept for name, kept in self.named.items() if kept.id not in gone}
+        self.keys = {key: job_id for key, job_id in self.keys.items() if job_id not in gone}
+
+
+def after(move: Move, job: Job, step: Step, now: int) -> Job:
+    """`job` as `step`, which is a `move`, leaves it."""
+    changes: dict[str, Any] = dict.fromkeys(move.clears)
+    changes |= {column: getattr(job, column) + more for column, more in move.adds.items()}
+    changes |= step.changes
+    changes |= {column: now + round(seconds * 1_000_000) for column, seconds in step.after_seconds.items()}
+    status = step.to or move.targets[0]
+    return msgspec.structs.replace(job, **(changes | {"status": status, "seq": job.seq + 1, "updated_at": now}))

@@ -1,0 +1,80 @@
+"""How bad it is: what can go wrong in a run at all, which its seed decides, and what goes wrong just now."""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+
+
+class Climate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is like. Not everything goes wrong in every run: a rare fault hides behind a frequent one."""
+
+    processes: int
+    users: int
+    reviewers: int
+    faults: tuple[str, ...]
+    steps_between_faults: int
+    undo_seconds: float
+    deadline_seconds: float | None
+    on_deadline: str
+    retention_seconds: float | None
+    has_broker: bool
+    log_before_answer: bool
+    drain_seconds: float
+    model_seconds: tuple[float, ...]
+    vague_news: bool
+
+
+FAULTS = (
+    *("crash", "stop", "pause", "jump", "cut off"),
+    *("outage", "lost answers", "slow store", "silence", "bad models", "no receivers"),
+)
+
+
+def climate_of(dice: Random) -> Climate:
+    """What kind of run this is."""
+    return Climate(
+        processes=dice.choice([1, 2, 3, 3, 4]),
+        users=dice.randint(4, 10),
+        reviewers=dice.randint(1, 4),
+        faults=tuple(fault for fault in FAULTS if dice.random() < 0.75) or ("crash",),
+        steps_between_faults=dice.choice([400, 1000, 2500]),
+        undo_seconds=dice.choice([0, 2, 8]),
+        deadline_seconds=dice.choice([None, None, 5, 20]),
+        on_deadline=dice.choice(["stay", "approve", "reject"]),
+        retention_seconds=dice.choice([None, 90]),
+        has_broker=dice.random() < 0.7,
+        log_before_answer=dice.random() < 0.3,
+        drain_seconds=dice.choice([0, 3]),
+        model_seconds=dice.choice([(0.05, 0.3), (0.05, 0.3, 3), (0.3, 3, 8)]),
+        vague_news=dice.random() < 0.3,
+    )
+
+
+class Weather:
+    """What goes wrong just now, in shares of one; the nemesis changes it."""
+
+    def __init__(self, dice: Random) -> None:
+        self._random = dice.random
+        self._dice = dice
+        self.clear()
+
+    def clear(self) -> None:
+        """Everything works."""
+        self.store_refuses = self.answers_lost = self.news_lost = self.bells_lost = 0.0
+        self.models_fail = self.receivers_fail = 0.0
+        self.model_seconds: tuple[float, ...] = (0.05, 0.3)
+        self.store_seconds = self.network_seconds = 0.002
+
+    def happens(self, share: float) -> bool:
+        """Whether something that goes wrong so often goes wrong now."""
+        return share > 0 and self._random() < share
+
+    def store_latency(self) -> float:
+        """Seconds that a message to or from the store takes."""
+        return self._dice.expovariate(1 / self.store_seconds)
+
+    def latency(self) -> float:
+        """Seconds that any other message takes."""
+        return self._dice.expovariate(1 / self.network_seconds)
