@@ -249,7 +249,9 @@ def test_what_makes_no_sense_is_refused_in_one_line(tmp_path: Path) -> None:
         [*openai, ""],
         [*openai, "--url", "localhost:8000", ""],
         [*openai, "--url", "http://x", "--key-stdin", "\n"],
-        ["model", "add", "m", "--kind", "subprocess", "--command", "run", ""],
+        ["model", "add", "m", "--kind", "subprocess", ""],
+        ["model", "add", "m", "--kind", "http", ""],
+        ["model", "add", "m", "--kind", "http", "--url", "http://x", "--command", "run", ""],
         [*program, "run 'a", ""],
     )
     for code, out, complaints in told:

@@ -227,8 +227,21 @@ def routes(tmp_path: Path) -> set[str]:
 
 
 def hot_routes() -> set[str]:
-    """What the OpenAI door serves, but for what it passes on without knowing it."""
-    return {f"POST {path}" for path in KNOWN} | {"GET /v1/models"}
+    """What the OpenAI door serves, but for what it passes on without knowing it; and the predict door."""
+    predicting = {f"{method} /{kind}/{{operation}}" for method in ("GET", "POST") for kind in ("get", "post")}
+    return {f"POST {path}" for path in KNOWN} | {"GET /v1/models"} | predicting
+
+
+def test_every_operation_on_a_model_is_documented() -> None:
+    cases = [
+        case.pattern
+        for node in ast.walk(MODULES["doors/predict.py"])
+        if isinstance(node, ast.Match)
+        for case in node.cases
+    ]
+    operations = {ast.literal_eval(pattern.value) for pattern in cases if isinstance(pattern, ast.MatchValue)}
+    assert {"predict", "getlogs", "cleanlogs", "addmodel"} <= operations
+    assert operations - in_code_font("models.md") == set()
 
 
 def test_every_route_is_documented_and_every_documented_one_is_there(tmp_path: Path) -> None:

@@ -29,12 +29,14 @@ from signoff.core.target import Model
 from signoff.courier import Courier
 from signoff.couriers.http import HttpCourier
 from signoff.dashboard import home
-from signoff.doors import deliveries, generate, health, jobs, native, session
+from signoff.doors import deliveries, generate, health, jobs, models, native, session
 from signoff.doors.front import Front, make_rest
 from signoff.doors.http import Knobs
 from signoff.doors.openai import OpenAIDoor
+from signoff.doors.predict import PREFIXES, PredictDoor
 from signoff.engine import Engine
 from signoff.engines.echo import EchoEngine
+from signoff.engines.http import HttpEngine
 from signoff.engines.llama import is_installed, local_command, local_weights
 from signoff.engines.openai import OpenAIEngine
 from signoff.engines.subprocess import SubprocessEngine
@@ -43,6 +45,7 @@ from signoff.parts.background import Background
 from signoff.parts.callers import Callers
 from signoff.parts.inflight import InFlight
 from signoff.parts.leases import Leases
+from signoff.parts.logs import Logs
 from signoff.parts.models import Models
 from signoff.parts.refresh import Refresh
 from signoff.parts.waits import Waits
@@ -176,11 +179,15 @@ def make_front(desk: Desk, settings: Settings) -> Front:
         anonymous_role=settings.anonymous_role,
         enqueue_review=settings.enqueue_review,
         keep_alive_seconds=settings.keep_alive_seconds,
+        on_loopback=settings.is_on_loopback,
+        remote_commands=settings.allow_remote_commands,
     )
     openai = OpenAIDoor(desk, knobs)
-    doors = [jobs.router, generate.router, native.router, deliveries.router, health.router, session.router]
+    doors = [door.router for door in (jobs, generate, native, models, deliveries, health, session)]
     rest = make_rest([*doors, home.router, home.static], desk, knobs, home.TEMPLATES)
-    return Front({"/v1/": openai, "/openai/v1/": openai}, rest, desk=desk, knobs=knobs)
+    predict = PredictDoor(desk, knobs)
+    hot = {"/v1/": openai, "/openai/v1/": openai} | dict.fromkeys(PREFIXES, predict)
+    return Front(hot, rest, desk=desk, knobs=knobs)
 
 
 def models_that_always_exist(settings: Settings) -> list[Model]:
@@ -197,13 +204,20 @@ def models_that_always_exist(settings: Settings) -> list[Model]:
 def _desk(settings: Settings, upstream: Upstream) -> Desk:
     store = SqlStore(settings.store_url)
     rules = _rules(settings)
+    logs = Logs(settings.data_dir / "logs", _clock)
     return Desk(
         store=store,
         broker=_broker(settings),
         engines={
             "echo": EchoEngine(),
+            "http": HttpEngine(upstream),
             "openai": OpenAIEngine(upstream),
-            "subprocess": SubprocessEngine(upstream, settings.data_dir / "run", clock=_clock),
+            "subprocess": SubprocessEngine(
+                upstream,
+                settings.data_dir / "run",
+                clock=_clock,
+                tell=lambda name, line: logs.add(name, "info", line),
+            ),
         },
         couriers=_couriers(settings, rules.reach),
         models=Models(store.catalog, models_that_always_exist(settings)),
@@ -211,6 +225,7 @@ def _desk(settings: Settings, upstream: Upstream) -> Desk:
         leases=Leases(store, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
         waits=Waits(store),
         in_flight=InFlight(),
+        logs=logs,
         background=Background(),
         vault=Vault(keys_in(settings.key_path)),
         rules=rules,

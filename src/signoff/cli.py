@@ -73,6 +73,7 @@ def serve(
     address = address_of(settings.host, listening.getsockname()[1])
     out.print(run(settings, lambda desk: _welcome(desk, address)))
     os.environ["SIGNOFF_NO_WORK"] = "1" if no_work else "0"
+    os.environ["SIGNOFF_HOST"] = settings.host  # who serves must know how far it can be reached
     config = uvicorn.Config("signoff.asgi:app", workers=workers, **SERVED)
     if workers > 1:
         Multiprocess(config, [listening]).run()

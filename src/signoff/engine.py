@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from signoff.core.answer import Chunk
 from signoff.core.target import Model
+
+State = Literal["stopped", "starting", "ready", "busy", "failed"]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,3 +34,12 @@ class Engine(Protocol):
 
     async def start(self) -> None: ...
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class RunsModels(Protocol):
+    """An engine whose models are processes that it starts and stops."""
+
+    def state_of(self, model: Model) -> State:
+        """How the model's process is, whoever on this host owns it."""
+        ...

@@ -11,7 +11,7 @@
     ├── Overloaded 503, SchemaOutdated 500
     ├── ModelFailed 502
     │   ├── ModelAnswered (the upstream's own status)
-    │   ├── ModelUnreachable, ModelCut, ModelGarbled
+    │   ├── ModelUnreachable, ModelCut, ModelCrashed, ModelGarbled
     │   └── ModelTimedOut 504
     ├── Undelivered 502
     ├── JobFailed (a job that ended in `fail`, told to the caller who waited)
@@ -162,6 +162,13 @@ class ModelCut(ModelFailed):
     """The model stopped in the middle of its answer."""
 
     code = "model_cut"
+    retryable = True
+
+
+class ModelCrashed(ModelFailed):
+    """The model's process ended while it worked. Who waits is told at once: it may have been their request."""
+
+    code = "model_crashed"
     retryable = True
 
 

@@ -9,6 +9,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
@@ -69,6 +70,10 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="The address to listen on.")
     port: int = Field(8000, description="The port to listen on.", ge=0, le=65535)
     anonymous_role: Role | None = Field(None, description="What callers without a token may do; none: nothing.")
+    allow_remote_commands: bool = Field(
+        default=False,
+        description="Whether an admin may name a program to run over HTTP where the server is not on loopback alone.",
+    )
     inner_llm_url: str | None = Field(
         None,
         description="Registers this OpenAI-compatible address as the model `inner`, and makes it the default.",
@@ -140,6 +145,14 @@ class Settings(BaseSettings):
     def key_path(self) -> Path:
         """Where the key of the vault is."""
         return self.data_dir / "secret.key"
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether the server listens where only this machine can reach it."""
+        try:
+            return self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def is_embedded(self) -> bool:

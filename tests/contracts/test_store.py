@@ -201,6 +201,7 @@ async def test_what_was_refused_leaves_room_for_others(store: AStore) -> None:
             await store.jobs.insert_ended(a_job(), actor="test", verbs=["submit"])
 
 
+@pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
 async def test_the_row_of_an_answered_call_waits_while_the_database_is_away(
     store: AStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +226,7 @@ async def test_the_row_of_an_answered_call_waits_while_the_database_is_away(
     assert await store.jobs.get(job.id) == job
 
 
+@pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
 async def test_who_finds_no_room_behind_their_answer_is_told_so(store: AStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "WRITE_TIMEOUT_SECONDS", 0.05)
     store.jobs._behind = asyncio.Semaphore(0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cryptography.fernet import Fernet
@@ -19,6 +21,7 @@ from signoff.parts.background import Background
 from signoff.parts.callers import Callers
 from signoff.parts.inflight import InFlight
 from signoff.parts.leases import Leases
+from signoff.parts.logs import Logs
 from signoff.parts.models import Models
 from signoff.parts.waits import Waits
 from signoff.vault import Vault
@@ -187,6 +190,7 @@ class Process:
             leases=Leases(store, lease_seconds=15, heartbeat_seconds=5),  # type: ignore[arg-type]
             waits=Waits(store),  # type: ignore[arg-type]
             in_flight=InFlight(),
+            logs=Logs(Path(os.devnull), lambda: clock.wall(world.now)),  # which cannot be written, and is done without
             background=Background(),
             vault=VAULT,
             rules=self._rules,

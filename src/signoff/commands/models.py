@@ -11,7 +11,7 @@ from rich.table import Table
 
 from signoff.commands.terminal import out, run, stop
 from signoff.core.policy import Review
-from signoff.core.target import KINDS, Model
+from signoff.core.target import KINDS, Model, flaw_of
 from signoff.settings import load
 from signoff.work.models import all_models, forget, register
 
@@ -22,27 +22,25 @@ models = typer.Typer(help="Models.")
 def model_add(
     name: Annotated[str, typer.Argument(help="May end in *: everything with that prefix.")],
     kind: Annotated[str, typer.Option(help=" | ".join(KINDS))],
-    url: Annotated[str | None, typer.Option(help="Base address of an OpenAI-compatible server.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Base address of an OpenAI-compatible server; of http: what takes the JSON.")
+    ] = None,
     upstream_model: Annotated[str | None, typer.Option(help="What the upstream calls it.")] = None,
     command: Annotated[str | None, typer.Option(help="A program; {port} is the port that it is given.")] = None,
     review: Annotated[str | None, typer.Option(help="always | never; whatever the door says.")] = None,
     attempts: Annotated[int | None, typer.Option(help="How often it is asked at most.", min=1)] = None,
     *,
     key_stdin: Annotated[bool, typer.Option("--key-stdin", help="Read the upstream's key.")] = False,
-    serve: Annotated[bool, typer.Option("--serve", help="The program serves HTTP on its port.")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="The program serves HTTP on its port; else it speaks JSON lines.")
+    ] = False,
     default: Annotated[bool, typer.Option("--default", help="Answers when nobody names a model.")] = False,
 ) -> None:
     """Registers a model, or changes one; running servers know it at once."""
     if kind not in KINDS:
         stop(f"There is no kind {kind!r}; there are {', '.join(KINDS)}.")
-    if kind == "openai" and not (url or "").startswith(("http://", "https://")):
-        stop("An openai model needs --url http://… or https://…")
-    if kind == "subprocess" and not (command and serve):
-        stop("A subprocess model needs --command and --serve.")
     if review not in {None, "always", "never"}:
         stop("--review is always or never.")
-    if default and name.endswith("*"):
-        stop("A default model needs a whole name.")
     model = Model(
         name=name,
         kind=kind,
@@ -54,6 +52,8 @@ def model_add(
         review=cast("Review | None", review),
         default=default,
     )
+    if (flaw := flaw_of(model)) is not None:
+        stop(flaw)
     secret = sys.stdin.readline().strip() if key_stdin else None
     if secret == "":
         stop("There was no key to read.")

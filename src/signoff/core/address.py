@@ -17,6 +17,9 @@ LONGEST_URL = 2048
 # 6to4. Python knows the registries of its own day; 3fff::/20 (RFC 9637) and 192.88.99.0/24 (RFC 7526) are newer.
 _UNICAST_V6 = IPv6Network("2000::/3")
 _NOT_PUBLIC: tuple[Network, ...] = (IPv6Network("2002::/16"), IPv6Network("3fff::/20"), IPv4Network("192.88.99.0/24"))
+# Where cloud machines ask for their own secrets, beside the link-local addresses.
+_METADATA: tuple[Address, ...] = (IPv6Address("fd00:ec2::254"), IPv4Address("100.100.100.200"))
+_METADATA_NAMES = {"metadata.google.internal", "metadata"}
 
 
 class Reach:
@@ -46,6 +49,17 @@ def checked_host(url: str, reach: Reach) -> str:
     elif (host == "localhost" or host.endswith(".localhost")) and not reach.permits(host, IPv4Address("127.0.0.1")):
         raise AddressRefused(f"{host} is not a public address.")
     return host
+
+
+def check_model_url(url: str) -> None:
+    """Raises AddressRefused for a URL that no model can be at: models may be private, but are nobody's metadata."""
+    host = _host_of(url)
+    address = literal(host)
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    if mapped is not None and (mapped.is_link_local or mapped.is_multicast or mapped in _METADATA):
+        raise AddressRefused(f"{host} is no address of a model.")
+    if host.lower() in _METADATA_NAMES:
+        raise AddressRefused(f"{host} is no address of a model.")
 
 
 def check(host: str, address: Address, reach: Reach) -> None:

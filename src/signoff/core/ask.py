@@ -10,8 +10,12 @@ from signoff.core.access import Caller
 from signoff.core.delivery import Hook
 from signoff.core.endpoint import CHAT
 from signoff.core.policy import Review
+from signoff.core.target import Model, takes_any_json
 
 Lane = Literal["now", "later"]
+
+# A payload that goes to its model as it is.
+PREDICT = "/predict"
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +40,13 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     wait_seconds: float | None = None
     door_review: Review = "never"
     is_retry: bool = False
+
+
+def path_for(model: Model, path: str, body: bytes) -> str:
+    """What `model` is asked for: a chat where it knows nothing else, a prediction where `body` is no chat."""
+    if not takes_any_json(model):
+        return CHAT if path == PREDICT else path
+    return PREDICT if path == CHAT and not _is_chat(body) else path
 
 
 def as_chat(payload: bytes) -> bytes:

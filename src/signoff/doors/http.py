@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
+from ipaddress import ip_address
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -38,6 +39,8 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     anonymous_role: Role | None
     enqueue_review: str
     keep_alive_seconds: float
+    on_loopback: bool = False
+    remote_commands: bool = False
 
 
 # What Litestar hands to a handler, by its name.
@@ -90,8 +93,8 @@ def patience_of(scope: Scope) -> float | None:
     return None
 
 
-async def caller_of(desk: Desk, knobs: Knobs, scope: Scope) -> Caller:
-    """Who is asking: a bearer token, else a session's cookie, else nobody, where that is allowed.
+async def caller_of(desk: Desk, knobs: Knobs, scope: Scope, *, sessions: bool = True) -> Caller:
+    """Who is asking: a bearer token, else a session's cookie if `sessions`, else nobody, where that is allowed.
 
     Raises Unauthorized; Forbidden for a forged request.
     """
@@ -101,7 +104,7 @@ async def caller_of(desk: Desk, knobs: Knobs, scope: Scope) -> Caller:
         if scheme.lower() != "bearer":
             raise Unauthorized
         return await identify(desk, token.strip())
-    if (session := session_of(scope)) is not None:
+    if sessions and (session := session_of(scope)) is not None:
         _check_same_site(scope)
         return await identify(desk, session, "session")
     if knobs.anonymous_role is not None:
@@ -140,6 +143,19 @@ def _check_same_site(scope: Scope) -> None:
     )
     if not same:
         raise Forbidden("This request came from another site.")
+
+
+def takes_commands(knobs: Knobs, scope: Scope) -> bool:
+    """Whether an admin may name a program in this request: only this machine can send it, or the operator says so.
+
+    The address that it came to is looked at too: another server than ours may listen elsewhere than the settings say.
+    """
+    if knobs.remote_commands or not knobs.on_loopback:
+        return knobs.remote_commands
+    try:
+        return ip_address((scope.get("server") or ("",))[0]).is_loopback
+    except ValueError:
+        return False
 
 
 @contextlib.asynccontextmanager

@@ -21,10 +21,12 @@ class Claim:
     """
 
     def __init__(self, run_dir: Path, model: Model) -> None:
-        digest = hashlib.sha256("\0".join((model.name, *model.command)).encode(errors="surrogatepass")).hexdigest()
+        words = (model.name, *model.command, *(() if model.serve else ("", "lines")))
+        digest = hashlib.sha256("\0".join(words).encode(errors="surrogatepass")).hexdigest()
         stem = f"{re.sub('[^a-z0-9]+', '-', model.name.lower())[:40]}-{digest[:16]}"
         self._lock_path = run_dir / f"{stem}.lock"
         self._card_path = run_dir / f"{stem}.json"
+        self.socket_path = run_dir / f"{digest[:16]}.sock"
         self._lock: int | None = None
 
     def take(self) -> bool:

@@ -11,10 +11,11 @@ TAIL_LINES = 10
 
 
 class Log:
-    """The last lines of a model, each with the microseconds since 1970 that `clock` told."""
+    """The last lines of a model, each with the microseconds since 1970 that `clock` told; `tell` hears of them too."""
 
-    def __init__(self, clock: Callable[[], int]) -> None:
+    def __init__(self, clock: Callable[[], int], tell: Callable[[str], None] | None = None) -> None:
         self._clock = clock
+        self._tell = tell
         self._lines = deque[tuple[int, str]](maxlen=MAX_LINES)
 
     def add(self, line: bytes) -> None:
@@ -22,7 +23,10 @@ class Log:
         at = self._clock()
         for start in range(0, max(len(line), 1), MAX_LINE_BYTES):
             piece = line[start : start + MAX_LINE_BYTES]
-            self._lines.append((at, piece.decode(errors="replace").rstrip("\r")))
+            text = piece.decode(errors="replace").rstrip("\r")
+            self._lines.append((at, text))
+            if self._tell is not None:
+                self._tell(text)
 
     def lines(self) -> list[tuple[int, str]]:
         """All lines that are kept, oldest first."""

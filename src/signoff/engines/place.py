@@ -6,18 +6,19 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from signoff.core.retry import Backoff, wait_seconds
 from signoff.core.target import Model
+from signoff.engine import State
 from signoff.engines.claim import Claim
+from signoff.engines.lines import Lines, NotAsked
 from signoff.engines.log import Log
-from signoff.engines.process import PORT_TRIES, Process, is_taken, running
+from signoff.engines.neighbour import connected, hosting
+from signoff.engines.process import PORT_TRIES, Process, is_taken, running, talking
 from signoff.errors import ModelUnreachable
 
-State = Literal["stopped", "starting", "ready", "busy", "failed"]
 Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
 BACKOFF = Backoff(first_seconds=0.5, ceiling_seconds=30)
@@ -44,6 +45,8 @@ class Place:
         self._touched_at: int | None = None
         self._used_at = self._rest_until = monotonic()
         self._failures = 0
+        self._neighbour: Lines | None = None
+        self._connecting = asyncio.Lock()
 
     @asynccontextmanager
     async def visit(self) -> AsyncGenerator[Visit, None]:
@@ -98,7 +101,7 @@ class Place:
     async def _try(self, life: _Life, rest_seconds: float) -> None:
         await asyncio.sleep(rest_seconds)
         try:
-            await self._live(life)
+            await (self._live(life) if self.model.serve else self._live_in_lines(life))
         except (OSError, ValueError) as error:
             life.complaint = f"cannot be started: {error}."
 
@@ -114,6 +117,17 @@ class Place:
                 if not (process.ended.is_set() and is_taken(process.port)):
                     life.settled.set()
                     return
+
+    async def _live_in_lines(self, life: _Life) -> None:
+        """From a start to the stop; other processes of this host ask through a socket meanwhile."""
+        async with talking(self.model.name, self.model.command, self._log) as process:
+            life.process = process
+            life.complaint = await process.complaint(self.model.start_seconds)
+            if life.complaint is not None or process.lines is None:
+                life.settled.set()
+                return
+            async with hosting(self._claim.socket_path, process.lines, lambda: self.model.timeouts):
+                await self._serve(life, process)
 
     async def _serve(self, life: _Life, process: Process) -> None:
         """Until it is idle, or ends by itself."""
@@ -151,6 +165,18 @@ class Place:
         self._claim.release()
         life.settled.set()
         life.over.set()
+
+    async def lines(self, visit: Visit) -> Lines:
+        """The way to talk with the program. Raises NotAsked where it is gone meanwhile."""
+        if visit.is_owner:
+            process = None if self._life is None else self._life.process
+            if process is None or process.lines is None:
+                raise NotAsked(f"The model {self.model.name} has just stopped.")
+            return process.lines
+        async with self._connecting:
+            if self._neighbour is None or self._neighbour.is_over:
+                self._neighbour = await connected(self.model.name, self._claim.socket_path, self._spawn)
+            return self._neighbour
 
     async def _keep_touching(self) -> None:
         while True:

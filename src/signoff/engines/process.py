@@ -10,10 +10,12 @@ import sys
 from asyncio.subprocess import PIPE, STDOUT
 from asyncio.subprocess import Process as Subprocess
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
+from signoff.engines.lines import MAX_LINE_BYTES, Lines
 from signoff.engines.log import Log, Scribe
+from signoff.engines.warden import CANNOT_RUN
 
 HOST = "127.0.0.1"
 PORT_TRIES = 3
@@ -53,6 +55,29 @@ _INHERITED = frozenset(
 
 
 @asynccontextmanager
+async def talking(name: str, command: Sequence[str], log: Log) -> AsyncGenerator[Process, None]:
+    """A process that runs `command` and speaks lines; it and its group have ended when the block has.
+
+    What it writes to stderr goes to `log`. Raises OSError where no process can be started at all.
+    """
+    async with AsyncExitStack() as stack:
+        output, its_stderr = await _pipe(stack)
+        answers, its_stdout = await _pipe(stack, limit=MAX_LINE_BYTES)
+        writer, its_stdin = await _pipe_to(stack)
+        try:
+            told = ("--lines", f"{its_stdin},{its_stdout}", *command)
+            warden = await _warden(its_stderr, *told, port=None, pass_fds=(its_stdin, its_stdout))
+        finally:
+            for end in (its_stderr, its_stdout, its_stdin):
+                os.close(end)
+        process = Process(warden, 0, output, log)
+        prefix = os.urandom(8).hex()  # no program writes it by chance
+        process.lines = Lines(name, answers, writer, prefix=prefix, hang_up=process.hang_up)
+        async with _followed(process):
+            yield process
+
+
+@asynccontextmanager
 async def running(command: Sequence[str], log: Log) -> AsyncGenerator[Process, None]:
     """A process that runs `command` with a port of its own; it and its group have ended when the block has.
 
@@ -61,27 +86,44 @@ async def running(command: Sequence[str], log: Log) -> AsyncGenerator[Process, N
     """
     port = _free_port()
     filled = [word.replace("{port}", str(port)).replace("{host}", HOST) for word in command]
-    output, transport, to_us = await _pipe()
-    with closing(transport):
+    async with AsyncExitStack() as stack:
+        output, to_us = await _pipe(stack)
         try:
-            warden = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-I", "-S", str(_WARDEN), *filled),
-                stdin=PIPE,
-                stdout=to_us,
-                stderr=STDOUT,
-                env=_environment(port),
-                start_new_session=True,
-            )
+            warden = await _warden(to_us, *filled, port=port)
         finally:
             os.close(to_us)
         process = Process(warden, port, output, log)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(process.follow())
-            try:
-                yield process
-            finally:
-                await process.stop()
+        async with _followed(process):
+            yield process
+
+
+def _abort(transport: asyncio.WriteTransport) -> None:
+    """What a model has not read is never written out."""
+    if not transport.is_closing():
+        transport.abort()
+
+
+async def _warden(to_us: int, *words: str, port: int | None, pass_fds: tuple[int, ...] = ()) -> Subprocess:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-I", "-S", str(_WARDEN), *words),
+        stdin=PIPE,
+        stdout=to_us,
+        stderr=STDOUT,
+        env=_environment(port),
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+
+
+@asynccontextmanager
+async def _followed(process: Process) -> AsyncGenerator[None, None]:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(process.follow())
+        try:
+            yield
+        finally:
+            await process.stop()
 
 
 def _free_port() -> int:
@@ -90,20 +132,34 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _environment(port: int) -> dict[str, str]:
+def _environment(port: int | None) -> dict[str, str]:
     ours = os.environ  # noqa: TID251 - no setting of ours: what the machine tells every program
     inherited = {name: value for name, value in ours.items() if name in _INHERITED or name.startswith("LC_")}
+    if port is None:
+        return inherited | {"PYTHONUNBUFFERED": "1"}  # else its answers wait in a buffer
     return inherited | {"PORT": str(port), "SIGNOFF_MODEL_PORT": str(port)}
 
 
-async def _pipe() -> tuple[asyncio.StreamReader, asyncio.ReadTransport, int]:
+async def _pipe(stack: AsyncExitStack, limit: int = 65536) -> tuple[asyncio.StreamReader, int]:
     """Where we read, and where the model writes. Left to itself, uvloop takes a socket, which is no /dev/stderr."""
     from_model, to_us = os.pipe()
-    reader = asyncio.StreamReader()
+    reader = asyncio.StreamReader(limit)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(from_model, "rb", buffering=0)
     )
-    return reader, transport, to_us
+    stack.callback(transport.close)
+    return reader, to_us
+
+
+async def _pipe_to(stack: AsyncExitStack) -> tuple[asyncio.StreamWriter, int]:
+    """Where we write, and where the model reads."""
+    from_us, to_model = os.pipe()
+    loop, unread = asyncio.get_running_loop(), asyncio.StreamReader()
+    transport, protocol = await loop.connect_write_pipe(
+        lambda: asyncio.StreamReaderProtocol(unread), os.fdopen(to_model, "wb", buffering=0)
+    )
+    stack.callback(_abort, transport)
+    return asyncio.StreamWriter(transport, protocol, None, loop), from_us
 
 
 class Process:
@@ -112,22 +168,37 @@ class Process:
     def __init__(self, warden: Subprocess, port: int, output: asyncio.StreamReader, log: Log) -> None:
         self.port = port
         self.ended = asyncio.Event()
+        self.lines: Lines | None = None
         self._warden = warden
         self._output = output
         self._log = log
         self._group: int | None = None
 
     async def follow(self) -> None:
-        """Keep its log, and notice its end."""
-        async with asyncio.TaskGroup() as group:
-            reading = group.create_task(self._read(Scribe(self._log)))
-            status = await self._warden.wait()
-            if status < 0:
-                self._kill()  # the warden itself was killed, and could end nothing
-            # Its last words are in the pipe; but a descendant that left the group may hold that open for ever.
-            await asyncio.wait({reading}, timeout=_DRAIN_SECONDS)
-            reading.cancel()
-        self.ended.set()
+        """Keep its log, hear its answers, and notice its end."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                readers = {group.create_task(self._read(Scribe(self._log)))}
+                if self.lines is not None:
+                    readers.add(group.create_task(self.lines.follow()))
+                status = await self._warden.wait()
+                if status < 0:
+                    self._kill()  # the warden itself was killed, and could end nothing
+                # Its last words are in the pipe; but a descendant that left the group may hold that open for ever.
+                await asyncio.wait(readers, timeout=_DRAIN_SECONDS)
+                for reader in readers:
+                    reader.cancel()
+        finally:
+            self.ended.set()
+            if self.lines is not None:
+                self.lines.crashed(self._obituary())
+
+    def _obituary(self) -> str:
+        """How it ended. Its last lines may tell of others' requests, unless it never ran."""
+        status = self._warden.returncode
+        if status == CANNOT_RUN:
+            return self._with_tail("could not be run")
+        return f"ended with status {status} before it had answered; its log says more."
 
     async def _read(self, scribe: Scribe) -> None:
         try:
@@ -154,7 +225,12 @@ class Process:
         return self._with_tail(f"ended with status {self._warden.returncode} as it started")
 
     async def _is_healthy(self) -> bool:
-        """Whether /health says so; a server that knows no /health is ready when it speaks HTTP at all."""
+        """Whether /health says so; a server that knows no /health is ready when it speaks HTTP at all.
+
+        A program that speaks lines is when it runs: they wait in its stdin while it loads.
+        """
+        if self.lines is not None:
+            return self._group is not None
         status = await _get(self.port, "/health")
         if status == 404:
             return await _get(self.port, "/v1/models") is not None
@@ -162,7 +238,7 @@ class Process:
 
     def is_running(self) -> bool:
         """Whether the model itself still runs: its end is known to the kernel before `ended` is set."""
-        if self._group is None or self.ended.is_set():
+        if self._group is None or self.ended.is_set() or (self.lines is not None and self.lines.is_over):
             return False
         try:
             os.kill(self._group, 0)

@@ -8,18 +8,22 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 from signoff.core.answer import Chunk
 from signoff.core.target import Model
-from signoff.engine import Request
+from signoff.engine import Request, State
+from signoff.engines.lines import NotAsked
 from signoff.engines.log import Log
 from signoff.engines.openai import ask
-from signoff.engines.place import Place, State
+from signoff.engines.place import Place
 from signoff.engines.process import HOST, STOP_SECONDS
+from signoff.engines.spoken import chunks_of
 from signoff.engines.upstream import Upstream
 from signoff.errors import BadRequest, ModelUnreachable
 
+TRIES = 5
 _logger = logging.getLogger(__name__)
 
 
@@ -27,11 +31,16 @@ def _wall_clock() -> int:
     return time.time_ns() // 1000
 
 
-class SubprocessEngine:
-    """Asks models that serve HTTP on a port which we give them. Whoever made the `upstream` starts and closes it.
+def _nobody_hears(_name: str, _line: str) -> None:
+    pass
 
-    Of all engines with the same `run_dir` one owns a model's process, and the others ask at its port.
-    `monotonic` tells seconds, `clock` microseconds since 1970.
+
+class SubprocessEngine:
+    """Asks models that speak JSON lines, or serve HTTP on a port which we give them (`serve`).
+
+    Whoever made the `upstream` starts and closes it. Of all engines with the same `run_dir` one owns a model's process,
+    and the others ask at its port, or through the owner's socket.
+    `monotonic` tells seconds, `clock` microseconds since 1970; `tell` hears each line that a model writes to its log.
     """
 
     def __init__(
@@ -41,11 +50,13 @@ class SubprocessEngine:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], int] = _wall_clock,
+        tell: Callable[[str, str], None] = _nobody_hears,
     ) -> None:
         self._upstream = upstream
         self._run_dir = run_dir
         self._monotonic = monotonic
         self._clock = clock
+        self._tell = tell
         self._tasks = _Tasks()
         self._places: dict[str, Place] = {}
         self._logs: dict[str, Log] = {}
@@ -56,9 +67,33 @@ class SubprocessEngine:
 
     async def answer(self, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
         """What the model says, once it is ready. Raises BadRequest, ModelFailed and its kin."""
-        if not (model.serve and model.command):
-            raise BadRequest(f"The model {model.name} needs a command, and to serve HTTP (serve = true).")
+        if not model.command:
+            raise BadRequest(f"The model {model.name} needs a command.")
         place = self._place(model)
+        answer = self._over_http(place, model, request) if model.serve else self._in_lines(place, model, request)
+        async with aclosing(answer) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _in_lines(self, place: Place, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+        """Asks until the request reached the program: one that has just stopped, or whose owner has, is found anew."""
+        began = False
+        for tries_left in reversed(range(TRIES)):
+            async with place.visit() as visit:
+                try:
+                    lines = await place.lines(visit)
+                    talk = lines.ask(_operation(request.path), request.body, model.timeouts)
+                    async with aclosing(talk) as said:
+                        async for chunk in chunks_of(said, request):
+                            began = True
+                            yield chunk
+                except NotAsked:
+                    if began or not tries_left:
+                        raise
+                else:
+                    return
+
+    async def _over_http(self, place: Place, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
         for may_ask_again in (True, False):
             async with place.visit() as visit:
                 try:
@@ -76,10 +111,10 @@ class SubprocessEngine:
 
     def _place(self, model: Model) -> Place:
         place = self._places.get(model.name)
-        if place is None or place.model.command != model.command:
+        if place is None or (place.model.command, place.model.serve) != (model.command, model.serve):
             if place is not None:
                 place.is_retired = True
-            log = self._logs.setdefault(model.name, Log(self._clock))
+            log = self._logs.setdefault(model.name, Log(self._clock, partial(self._tell, model.name)))
             place = Place(model, self._run_dir, log=log, spawn=self._tasks.spawn, monotonic=self._monotonic)
             self._places[model.name] = place
         place.model = model
@@ -89,6 +124,10 @@ class SubprocessEngine:
         """How the model of that name is, as far as this engine knows."""
         return self._places[name].state() if name in self._places else "stopped"
 
+    def state_of(self, model: Model) -> State:
+        """How the model is, whichever process of this host owns it."""
+        return self._place(model).state() if model.command else "failed"
+
     def log(self, name: str) -> list[tuple[int, str]]:
         """What the model of that name wrote while this engine owned it: microseconds since 1970, and a line."""
         return self._logs[name].lines() if name in self._logs else []
@@ -96,6 +135,11 @@ class SubprocessEngine:
     async def close(self) -> None:
         """Stop the models that this engine owns; whoever waits for them gets ModelUnreachable."""
         await self._tasks.close()
+
+
+def _operation(path: str) -> str:
+    """What a program is told of the path: `predict`, `chat/completions`."""
+    return path.removeprefix("/v1").strip("/")
 
 
 def _was_refused(error: ModelUnreachable) -> bool:

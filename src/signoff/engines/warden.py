@@ -1,8 +1,9 @@
 """A program that runs one model and outlives its owner just long enough to end it.
 
-Run as `python -I -S warden.py COMMAND…`, in a session of its own. Its stdin is held open by the owner and tells only of
-the owner's end, however that came. Its stdout and stderr are the model's, after one line: the model's process id, which
-is also its group's. There is one beside every model, so it imports next to nothing.
+Run as `python -I -S warden.py [--lines IN,OUT] COMMAND…`, in a session of its own. Its stdin is held open by the owner
+and tells only of the owner's end, however that came. Its stdout and stderr are the model's, after one line: the model's
+process id, which is also its group's. With `--lines`, the model's stdin and stdout are those two descriptors instead.
+There is one beside every model, so it imports next to nothing.
 """
 
 import ctypes
@@ -24,10 +25,13 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 def main(command: list[str]) -> int:
     """Run `command` until it ends or has to; return its exit status, or 128 + N where signal N ended it."""
-    os.closerange(STDERR + 1, os.sysconf("SC_OPEN_MAX"))  # what the owner may have handed down by mistake
+    lines: list[int] = []
+    if command[0] == "--lines":
+        lines, command = [int(number) for number in command[1].split(",")], command[2:]
+    _close_all_but(lines)
     bell = _bell()
     _adopt_orphans()
-    model = _start(command)
+    model = _start(command, lines)
     status = _watch(model, bell)
     if status is None:
         _tell_group(model, signal.SIGTERM)
@@ -37,6 +41,15 @@ def main(command: list[str]) -> int:
     if status is None or status < 0:
         return KILLED - (status or -signal.SIGKILL)
     return status
+
+
+def _close_all_but(kept: list[int]) -> None:
+    """Close what the owner may have handed down by mistake."""
+    start = STDERR + 1
+    for number in sorted(kept):
+        os.closerange(start, number)
+        start = number + 1
+    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
 def _bell() -> int:
@@ -61,11 +74,13 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _start(command: list[str]) -> int:
+def _start(command: list[str], lines: list[int]) -> int:
     warden = os.getpid()
     model = os.fork()
     if model == 0:
-        _become(command, warden)
+        _become(command, lines, warden)
+    for number in lines:
+        os.close(number)  # else nobody would see that the model closed its own
     try:  # noqa: SIM105 - contextlib would be half a megabyte
         os.setpgid(model, model)  # both sides do it: the group is there for whoever needs it first
     except OSError:
@@ -73,15 +88,18 @@ def _start(command: list[str]) -> int:
     return model
 
 
-def _become(command: list[str], warden: int) -> None:
+def _become(command: list[str], lines: list[int], warden: int) -> None:
     """Turn this process, the warden's child, into the model; never returns."""
     try:
         os.setpgid(0, 0)
         for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         _die_with(warden)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), STDIN)
+        os.dup2(lines[0] if lines else os.open(os.devnull, os.O_RDONLY), STDIN)
         os.write(STDOUT, b"%d\n" % os.getpid())
+        if lines:
+            os.dup2(lines[1], STDOUT)
+            _close_all_but([])
         os.execvp(command[0], command)  # noqa: S606 - no shell; every other descriptor of ours closes here
     except (OSError, ValueError) as error:
         os.write(STDERR, f"cannot run {command[0]}: {error}\n".encode())

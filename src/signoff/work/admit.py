@@ -6,7 +6,7 @@ import re
 
 import msgspec
 
-from signoff.core.ask import Ask
+from signoff.core.ask import Ask, path_for
 from signoff.core.job import Job
 from signoff.core.keys import fingerprint
 from signoff.core.policy import policy_for
@@ -17,7 +17,7 @@ from signoff.work.desk import Desk
 MAX_KEY_LENGTH = 255
 PRIORITIES = range(10)
 # Upstreams are asked under their own base address: nobody climbs out of it.
-PATH = re.compile(r"/v1(/[A-Za-z0-9_-]+)+")
+PATH = re.compile(r"/v1(/[A-Za-z0-9_-]+)+|/predict")
 
 
 async def admit(desk: Desk, ask: Ask) -> Job:
@@ -37,7 +37,7 @@ async def admit(desk: Desk, ask: Ask) -> Job:
         token_id=ask.caller.token_id,
         target=ask.target or model.name,
         model=model.name,
-        path=ask.path,
+        path=path_for(model, ask.path, ask.body),
         body=ask.body,
         metadata=ask.metadata,
         priority=ask.priority,
@@ -58,7 +58,7 @@ def _check(ask: Ask) -> None:
     if ask.own_id is not None and not (ask.own_id.isprintable() and 0 < len(ask.own_id) <= MAX_KEY_LENGTH):
         raise BadRequest(f"A job id has 1 to {MAX_KEY_LENGTH} printable characters.")
     if PATH.fullmatch(ask.path) is None:
-        raise BadRequest("path is one of the OpenAI API, such as /v1/chat/completions.")
+        raise BadRequest("path is /predict, or one of the OpenAI API, such as /v1/chat/completions.")
     try:
         ask.body.decode()
         msgspec.json.decode(ask.body, type=msgspec.Raw)

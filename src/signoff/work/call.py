@@ -13,7 +13,7 @@ from signoff.core.answer import Chunk, collect
 from signoff.core.ask import Ask
 from signoff.core.job import Job
 from signoff.core.retry import wait_seconds
-from signoff.errors import JobFailed, SignoffError
+from signoff.errors import JobFailed, ModelCrashed, SignoffError
 from signoff.parts.inflight import Flight
 from signoff.parts.shared import Shared
 from signoff.work.admit import admit
@@ -177,8 +177,8 @@ async def _attempts(desk: Desk, flight: Flight, *, stream: bool) -> AsyncIterato
 
 
 def _wait_before_retry(desk: Desk, job: Job, error: SignoffError) -> float | None:
-    """Seconds until the next attempt, or None: a caller who waits is told of a long wait instead."""
-    if not error.retryable or job.attempt >= job.max_attempts:
+    """Seconds until the next attempt, or None: a caller who waits is told of a long wait instead, and of a crash."""
+    if not error.retryable or isinstance(error, ModelCrashed) or job.attempt >= job.max_attempts:
         return None
     wait = wait_seconds(desk.rules.backoff, job.attempt, desk.dice(), retry_after_seconds(error))
     return wait if wait <= LONGEST_WAIT_SECONDS else None

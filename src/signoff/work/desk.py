@@ -18,6 +18,7 @@ from signoff.parts.background import Background
 from signoff.parts.callers import Callers
 from signoff.parts.inflight import InFlight
 from signoff.parts.leases import Leases
+from signoff.parts.logs import Logs
 from signoff.parts.models import Models
 from signoff.parts.waits import Waits
 from signoff.store import Store
@@ -57,6 +58,7 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     leases: Leases
     waits: Waits
     in_flight: InFlight
+    logs: Logs
     background: Background
     vault: Vault
     rules: Rules

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from signoff.core.target import Model
-from signoff.errors import ModelNotFound
+from signoff.core.address import check_model_url
+from signoff.core.target import Model, flaw_of
+from signoff.errors import BadRequest, ModelNotFound
 from signoff.vault import Unreadable
 from signoff.work.desk import Desk
 
@@ -36,7 +37,14 @@ async def _is_locked(desk: Desk, model: Model) -> bool:
 
 
 async def register(desk: Desk, model: Model, secret: str | None = None) -> None:
-    """Puts a model into the catalog, for every process; its upstream's key is sealed. There is one default at most."""
+    """Puts a model into the catalog, for every process; its upstream's key is sealed. There is one default at most.
+
+    Raises BadRequest, AddressRefused.
+    """
+    if (flaw := flaw_of(model)) is not None:
+        raise BadRequest(flaw)
+    if model.url:
+        check_model_url(model.url)
     if model.default:
         await _undefault(desk, model.name)
     if secret:

@@ -9,9 +9,10 @@ import msgspec
 import structlog
 
 from signoff.core.answer import Answer, Chunk, collect
-from signoff.core.ask import as_chat
+from signoff.core.ask import as_chat, path_for
 from signoff.core.endpoint import CHAT, EDITS
 from signoff.core.job import Job
+from signoff.core.target import takes_any_json
 from signoff.engine import Request
 from signoff.errors import ModelFailed, ModelGarbled, SignoffError
 from signoff.store import Step
@@ -50,17 +51,22 @@ async def answer_of(desk: Desk, job: Job, *, stream: bool) -> AsyncIterator[Chun
     engine = desk.engines.get(model.kind)
     if engine is None:
         raise ModelFailed(f"This server cannot run models of the kind {model.kind}.")
-    body = as_chat(job.body) if job.path == CHAT else job.body
+    path = path_for(model, job.path, job.body)
+    body = as_chat(job.body) if path == CHAT and not takes_any_json(model) else job.body
     request = Request(
-        path=job.path, body=body, target=job.target, stream=stream, key=await _upstream_key(desk, model.key_id)
+        path=path, body=body, target=job.target, stream=stream, key=await _upstream_key(desk, model.key_id)
     )
     chunks = edited(engine, model, request) if job.path == EDITS else engine.answer(model, request)
     size = 0
-    async for chunk in chunks:
-        size += len(chunk.raw)
-        if size > MAX_ANSWER_BYTES:
-            raise ModelGarbled("The model's answer is too large.")
-        yield chunk
+    try:
+        async for chunk in chunks:
+            size += len(chunk.raw)
+            if size > MAX_ANSWER_BYTES:
+                raise ModelGarbled("The model's answer is too large.")
+            yield chunk
+    except ModelFailed as error:
+        desk.logs.add(model.name, "error", error.message)
+        raise
 
 
 def as_error(error: Exception, job: Job) -> SignoffError:

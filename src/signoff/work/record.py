@@ -118,16 +118,16 @@ async def _is_filed(flight: Flight) -> bool:
 
 
 async def _cancel(desk: Desk, flight: Flight, actor: str) -> None:
-    is_sure = await _is_filed(flight)
+    await _is_filed(flight)
     if flight.filing is not None:
         desk.leases.drop(flight.job.id)
         step = Step(verb="cancel", actor=actor, changes={"error": LEFT, "attempt": flight.job.attempt})
         try:
             await desk.store.jobs.move(flight.job.id, step)
-        except Stale:
+        except Stale:  # it has ended
             return
         except JobNotFound:
-            if is_sure or flight.job.idempotency_key is not None:  # the key stands, or may stand, for another job
+            if flight.job.idempotency_key is not None:  # it stands for another job, or for none
                 return
         else:
             return

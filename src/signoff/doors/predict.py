@@ -1,0 +1,196 @@
+"""The door of the AI backend: `/{get|post}/{operation}?id=MODEL`, to ask any model, to add one, and to read its log."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from typing import Any
+from urllib.parse import unquote_plus
+
+import msgspec
+import structlog
+
+from signoff.core.access import Caller
+from signoff.core.answer import collect
+from signoff.core.ask import PREDICT, Ask
+from signoff.core.target import Model, is_name
+from signoff.core.wire import when
+from signoff.doors.http import (
+    Knobs,
+    Receive,
+    Scope,
+    Send,
+    caller_of,
+    error_headers,
+    header,
+    leaving,
+    patience_of,
+    read_body,
+    send_bytes,
+    takes_commands,
+)
+from signoff.errors import BadRequest, ModelNotFound, NotFound, SignoffError, Unauthorized
+from signoff.work.call import begin, chunks_of
+from signoff.work.desk import Desk
+from signoff.work.manage import add_model, clean_log, log_of
+from signoff.work.perform import asks_for_a_stream
+
+JSON = b"application/json"
+PREFIXES = ("/get/", "/post/", "/GET/", "/POST/", "/Get/", "/Post/")
+# A `?` stands where an `&` was meant when a name of ours follows; the second one of a name belongs to an address.
+FIELD = re.compile(r"(?:^|[?&])(id|type|destination|dest)=", re.IGNORECASE)
+QUOTES = {'"': '"', "'": "'", "“": "”", "„": "“"}
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+log = structlog.get_logger()
+
+
+class PredictDoor:
+    """Answers under `/get/` and `/post/`, with either method."""
+
+    def __init__(self, desk: Desk, knobs: Knobs) -> None:
+        self._desk = desk
+        self._knobs = knobs
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        try:
+            await self._route(scope, receive, send)
+        except SignoffError as error:
+            await send_error(send, error)
+        except Exception:  # a fault of ours is told in this door's dialect too
+            log.exception("a request failed unexpectedly", path=scope["path"])
+            await send_error(send, SignoffError("The server made a mistake; its log says more."))
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        operation = scope["path"].split("/", 2)[2].rstrip("/").lower()
+        if scope["method"] not in {"GET", "POST"}:
+            raise _not_allowed(scope["method"])
+        caller = await caller_of(self._desk, self._knobs, scope, sessions=False)
+        told = fields_of(scope["query_string"].decode("latin-1"))
+        name = told.get("id", "")
+        if not is_name(name):
+            raise BadRequest(f"Not an id: {name}")
+        try:
+            match operation:
+                case "predict":
+                    await self._predict(scope, receive, send, caller, name)
+                case "getlogs":
+                    await _send(send, [_as_entry(entry) for entry in await log_of(self._desk, name)])
+                case "cleanlogs":
+                    _check_token(scope)
+                    await clean_log(self._desk, caller, name)
+                    await _send(send, {"status": "success"})
+                case "addmodel":
+                    _check_token(scope)
+                    await add_model(self._desk, caller, model_of(told), commands=takes_commands(self._knobs, scope))
+                    await _send(send, {"status": "success", "id": name})
+                case _:
+                    raise NotFound(f"Not an operation: {operation}")
+        except ModelNotFound as error:
+            error.message = f"id is not registered: {name}"
+            raise
+
+    async def _predict(self, scope: Scope, receive: Receive, send: Send, caller: Caller, name: str) -> None:
+        body = await read_body(scope, receive, self._knobs.max_body_bytes)
+        if not body and (scope["method"] == "GET" or scope["path"].lower().startswith("/get/")):
+            body = b"null"  # what is got needs no content
+        ask = Ask(
+            door="predict",
+            caller=caller,
+            path=PREDICT,
+            body=body,
+            target=name,
+            stream=asks_for_a_stream(body),
+            lane="now",
+            idempotency_key=header(scope, b"idempotency-key"),
+            wait_seconds=patience_of(scope),
+        )
+        async with leaving(self._desk, receive):
+            call = await begin(self._desk, ask)
+            async with contextlib.aclosing(chunks_of(self._desk, call)) as chunks:
+                said = [chunk async for chunk in chunks]
+            answer = collect(said).body if ask.stream else b"".join([chunk.raw for chunk in said])
+            job = call.flight.job
+            headers = ((b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()))
+            await send_bytes(send, 200, answer, JSON, headers)
+
+
+def fields_of(query: str) -> dict[str, str]:
+    """`id`, `type` and `dest` of a query, in which quotes, encodings and separators are whatever the caller made them.
+
+    >>> fields_of('id=m?type=httpmodel?dest="127.0.0.1:8888"')
+    {'id': 'm', 'type': 'httpmodel', 'dest': '127.0.0.1:8888'}
+    """
+    told = _split(query)
+    if "type" not in told:  # the whole of it was encoded as one value
+        told = _split(unquote_plus(query)) | {key: value for key, value in told.items() if key != "id"}
+    return {key: _unquoted(unquote_plus(value)) for key, value in told.items()}
+
+
+def _split(query: str) -> dict[str, str]:
+    told, key, start = dict[str, str](), "", 0
+    for field in FIELD.finditer(query):
+        name = field[1].lower().removesuffix("ination")
+        if name in told or name == key:
+            continue
+        if key:
+            told[key] = query[start : field.start()]
+        key, start = name, field.end()
+    if key:
+        told[key] = query[start:]
+    for short in told.keys() & {"id", "type"}:
+        told[short] = re.split("[?&]", told[short], maxsplit=1)[0]
+    return told
+
+
+def _unquoted(text: str) -> str:
+    """Without the quotes around it, if they are a pair around all of it."""
+    text = text.strip()
+    if len(text) > 1 and QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
+        return text[1:-1].strip()
+    return text
+
+
+def model_of(told: dict[str, str]) -> Model:
+    """The model that `addmodel` describes. Raises BadRequest."""
+    kind, where = told.get("type", "").lower().removesuffix("model"), told.get("dest", "")
+    if kind not in {"http", "subprocess"}:
+        raise BadRequest(f"Not a type: {told.get('type', '')}; there are httpmodel and subprocessmodel.")
+    if not where:
+        raise BadRequest("Where is it? dest= is an address or a command line.")
+    if kind == "http":
+        return Model(name=told["id"], kind="http", url=where if SCHEME.match(where) else f"http://{where}")
+    try:
+        return Model(name=told["id"], kind="subprocess", command=tuple(shlex.split(where)))
+    except ValueError as error:
+        raise BadRequest(f"Not a command line: {error}.") from None
+
+
+def _check_token(scope: Scope) -> None:
+    """What changes something needs a token of its own, whatever callers without one may do."""
+    if header(scope, b"authorization") is None:
+        raise Unauthorized
+
+
+def _not_allowed(method: str) -> SignoffError:
+    error = BadRequest(f"Not a method: {method}")
+    error.status, error.code = 405, "method_not_allowed"
+    return error
+
+
+def _as_entry(entry: Any) -> dict[str, str]:
+    return {"time": when(entry.at), "level": entry.level, "text": entry.text}
+
+
+async def _send(send: Send, told: Any) -> None:
+    await send_bytes(send, 200, msgspec.json.encode(told), JSON)
+
+
+async def send_error(send: Send, error: SignoffError) -> None:
+    """An error in this door's dialect; its code is in a header."""
+    told = {"content": error.message} | ({} if error.job_id is None else {"job_id": error.job_id})
+    headers = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
+    await send_bytes(
+        send, error.status, msgspec.json.encode(told), JSON, [*headers, (b"x-signoff-code", error.code.encode())]
+    )

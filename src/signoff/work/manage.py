@@ -1,0 +1,121 @@
+"""Manage: what admins do with models at a door, and what anybody may see of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from signoff.core.access import Caller
+from signoff.core.target import Model
+from signoff.engine import RunsModels, State
+from signoff.errors import BadRequest, Conflict, Forbidden, ModelNotFound
+from signoff.parts.logs import Entry
+from signoff.work.desk import Desk
+from signoff.work.models import all_models, forget, model_called, register
+
+HEALTH_SECONDS = 3
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A model, whether it was registered or always exists, and how its process is, where it has one."""
+
+    model: Model
+    is_registered: bool
+    state: State | None
+
+
+async def look_at_models(desk: Desk, caller: Caller) -> list[Seen]:
+    """Every model, registered ones first. Raises Forbidden."""
+    check_admin(caller)
+    registered = {model.name for model in await desk.store.catalog.models()}
+    return [_seen(desk, model, model.name in registered) for model in await all_models(desk)]
+
+
+async def look_at_model(desk: Desk, caller: Caller, name: str) -> Seen:
+    """The model of exactly that name. Raises Forbidden, ModelNotFound."""
+    found = next((seen for seen in await look_at_models(desk, caller) if seen.model.name == name), None)
+    if found is None:
+        raise ModelNotFound(f"There is no model {name!r}.")
+    return found
+
+
+def _seen(desk: Desk, model: Model, is_registered: bool) -> Seen:  # noqa: FBT001
+    engine = desk.engines.get(model.kind)
+    return Seen(model, is_registered, engine.state_of(model) if isinstance(engine, RunsModels) else None)
+
+
+async def health_of(desk: Desk, model: Model) -> dict[str, Any]:
+    """Whether the model can be reached now, and what is wrong if it cannot; nothing is asked of it."""
+    state = _seen(desk, model, is_registered=True).state
+    if state is not None:
+        return {"ok": state != "failed", "detail": state}
+    if model.url is None:
+        return {"ok": True, "detail": "always there"}
+    parts = urlsplit(model.url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        async with asyncio.timeout(min(model.timeouts.connect_seconds, HEALTH_SECONDS)):
+            _, writer = await asyncio.open_connection(parts.hostname, port)
+            writer.close()
+    except (OSError, ValueError) as error:
+        return {"ok": False, "detail": f"cannot be connected to: {type(error).__name__}"}
+    return {"ok": True, "detail": "takes connections"}
+
+
+async def change_model(
+    desk: Desk, caller: Caller, name: str, changes: Mapping[str, Any], secret: str | None, *, commands: bool
+) -> None:
+    """Registers the model anew with these changes, under its name. Raises Forbidden, ModelNotFound, BadRequest."""
+    seen = await look_at_model(desk, caller, name)
+    if not seen.is_registered:
+        raise ModelNotFound(f"There is no registered model {name!r}.")
+    if changes.get("name", name) != name:
+        raise BadRequest("A model keeps its name: register another one, and remove this one.")
+    changed = msgspec.structs.replace(seen.model, **changes)
+    is_as_it_was = (changed.command, changed.serve) == (seen.model.command, seen.model.serve)
+    await add_model(desk, caller, changed, secret, commands=commands or is_as_it_was)
+
+
+async def add_model(
+    desk: Desk, caller: Caller, model: Model, secret: str | None = None, *, commands: bool, is_new: bool = False
+) -> None:
+    """Registers a model, or changes one unless it `is_new`. Raises Forbidden, BadRequest, AddressRefused, Conflict.
+
+    `commands`: whether this caller's way here is one on which programs may be named.
+    """
+    check_admin(caller)
+    if is_new and any(model.name == known.name for known in await desk.store.catalog.models()):
+        raise Conflict(f"There is a model {model.name!r} already.")
+    if model.command and not commands:
+        raise Forbidden(
+            "A command is taken by a server that listens on a loopback address, or with allow_remote_commands; "
+            "`signoff model add` takes it always."
+        )
+    await register(desk, model, secret)
+
+
+async def remove_model(desk: Desk, caller: Caller, name: str) -> None:
+    """Takes a registered model out of the catalog. Raises Forbidden, ModelNotFound."""
+    check_admin(caller)
+    await forget(desk, name)
+
+
+async def log_of(desk: Desk, name: str) -> Sequence[Entry]:
+    """What the model wrote, and how it failed, on this host. Raises ModelNotFound."""
+    return await desk.logs.read((await model_called(desk, name)).name)
+
+
+async def clean_log(desk: Desk, caller: Caller, name: str) -> None:
+    """Empties that log. Raises Forbidden, ModelNotFound."""
+    check_admin(caller)
+    await desk.logs.clean((await model_called(desk, name)).name)
+
+
+def check_admin(caller: Caller) -> None:
+    """Raises Forbidden for all others."""
+    if caller.role != "admin":
+        raise Forbidden("Only an admin may do that.")

@@ -1,0 +1,109 @@
+"""Models behind any address: any JSON in, any JSON out, and every failure by its name."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tests import upstreams
+from tests.upstreams import ANSWER, FakeUpstream
+
+from signoff.core.ask import CHAT, PREDICT, path_for
+from signoff.core.target import Model, Timeouts
+from signoff.engine import Request
+from signoff.engines.http import HttpEngine
+from signoff.engines.upstream import Upstream
+from signoff.errors import ModelAnswered, ModelGarbled, ModelTimedOut, ModelUnreachable
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeUpstream]:
+    async with upstreams.misbehaving() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[HttpEngine]:
+    upstream = Upstream(now=time.time)
+    await upstream.start()
+    yield HttpEngine(upstream)
+    await upstream.close()
+
+
+async def ask(engine: HttpEngine, url: str | None, body: bytes = b"{}", **more: Any) -> bytes:
+    quick = Timeouts(connect_seconds=1, first_byte_seconds=0.3, between_chunks_seconds=0.3)
+    model = Model(name="theirs", kind="http", url=url, timeouts=quick)
+    request = Request(**({"path": PREDICT, "body": body, "target": "theirs"} | more))
+    return b"".join([chunk.raw async for chunk in engine.answer(model, request)])
+
+
+@pytest.mark.parametrize(
+    "body", [b"null", b"[1, 2.50]", b'{"model":"mine","a":"\\u00fc"}', b'"text"', b'{ "b" : 1e3 }']
+)
+async def test_any_json_passes_byte_for_byte(fake: FakeUpstream, engine: HttpEngine, body: bytes) -> None:
+    assert await ask(engine, fake.at("mirror"), body) == body
+
+
+async def test_the_address_is_asked_as_it_is_whatever_the_path(fake: FakeUpstream, engine: HttpEngine) -> None:
+    assert await ask(engine, fake.at("answer") + "/v2/infer?x=1", path=CHAT) == ANSWER
+    assert fake.requests[-1].path == "/answer/v2/infer?x=1"
+
+
+async def test_a_key_is_shown_to_the_model_alone(fake: FakeUpstream, engine: HttpEngine) -> None:
+    await ask(engine, fake.at("answer"), key="sk-1")
+    assert fake.requests[-1].headers["authorization"] == "Bearer sk-1"
+    await ask(engine, fake.at("answer"))
+    assert "authorization" not in fake.requests[-1].headers
+
+
+@pytest.mark.parametrize("behaviour", ["html", "not-json", "not-utf8", "nothing", "deep", "not-http"])
+async def test_what_is_not_json_is_a_502(fake: FakeUpstream, engine: HttpEngine, behaviour: str) -> None:
+    with pytest.raises(ModelGarbled) as raised:
+        await ask(engine, fake.at(behaviour))
+    assert raised.value.status == 502
+
+
+@pytest.mark.parametrize("behaviour", ["hang-before-headers", "hang-after-headers", "hang-mid-body"])
+async def test_one_that_is_too_slow_is_a_504(fake: FakeUpstream, engine: HttpEngine, behaviour: str) -> None:
+    with pytest.raises(ModelTimedOut) as raised:
+        await ask(engine, fake.at(behaviour))
+    assert raised.value.status == 504
+
+
+@pytest.mark.parametrize(("behaviour", "status"), [("too-many", 429), ("broken", 500)])
+async def test_its_own_errors_keep_their_status(
+    fake: FakeUpstream, engine: HttpEngine, behaviour: str, status: int
+) -> None:
+    with pytest.raises(ModelAnswered) as raised:
+        await ask(engine, fake.at(behaviour))
+    assert raised.value.status == status
+
+
+async def test_one_without_an_address_or_behind_a_closed_port_cannot_be_reached(engine: HttpEngine) -> None:
+    for url in (None, "http://127.0.0.1:9", "http://", "nonsense"):
+        with pytest.raises(ModelUnreachable):
+            await ask(engine, url)
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "body", "asked"),
+    [
+        (Model(name="m", kind="echo"), PREDICT, {"a": 1}, CHAT),
+        (Model(name="m", kind="openai"), PREDICT, {"messages": []}, CHAT),
+        (Model(name="m", kind="subprocess", serve=True), PREDICT, 1, CHAT),
+        (Model(name="m", kind="openai"), "/v1/embeddings", {"input": "a"}, "/v1/embeddings"),
+        (Model(name="m", kind="http"), PREDICT, {"messages": []}, PREDICT),
+        (Model(name="m", kind="http"), CHAT, {"messages": []}, CHAT),
+        (Model(name="m", kind="http"), CHAT, {"input": "a"}, PREDICT),
+        (Model(name="m", kind="subprocess"), CHAT, [1], PREDICT),
+    ],
+)
+def test_a_payload_is_a_chat_only_where_the_model_knows_nothing_else(
+    model: Model, path: str, body: object, asked: str
+) -> None:
+    assert path_for(model, path, json.dumps(body).encode()) == asked
