@@ -181,6 +181,7 @@ class MemoryJobs:
     def _found(self, which: JobFilter) -> Sequence[Job]:
         jobs = self._tables.unfinished if which.status in {"bot", "human"} else self._tables.jobs
         found = [job for job in jobs.values() if which.status in {None, job.status}]
+        found = [job for job in found if which.fingerprint in {None, job.fingerprint}]
         return [job for job in found if which.user_id in {None, job.user_id}]
 
 

@@ -11,7 +11,7 @@ import msgspec
 from signoff.core import sse
 from signoff.core.answer import Chunk, collect
 from signoff.core.ask import Ask
-from signoff.core.job import Job, JobError
+from signoff.core.job import Job
 from signoff.core.retry import wait_seconds
 from signoff.errors import JobFailed, ModelCrashed, SignoffError
 from signoff.parts.inflight import Flight
@@ -20,13 +20,12 @@ from signoff.work.admit import admit
 from signoff.work.desk import Desk
 from signoff.work.look import failure_for, failure_of, find, unfinished
 from signoff.work.perform import answer_of, as_error
-from signoff.work.record import LEFT, begin_record, end_record, is_left, leave_record
+from signoff.work.record import INTERRUPTED, LEFT, begin_record, end_record, is_left, leave_record
 from signoff.work.settle import retry_after_seconds
 from signoff.work.signoff import signed_off
 from signoff.work.submit import check_same
 
 LONGEST_WAIT_SECONDS = 5.0
-INTERRUPTED = JobError(code="interrupted", message="The server that answered this call stopped.", status=503)
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from signoff.work.settle import error_of, settle
 
 # A status that a retry can help: whoever left may come back with the same key.
 LEFT = JobError(code="cancelled", message="The caller left before the answer came.", status=408)
+INTERRUPTED = JobError(code="interrupted", message="The server that answered this call stopped.", status=503)
 COMMIT_SECONDS = 30.0
 log = structlog.get_logger()
 

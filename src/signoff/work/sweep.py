@@ -11,6 +11,7 @@ from signoff.core.job import Decision, Job, JobError
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Step
 from signoff.work.desk import Desk
+from signoff.work.record import INTERRUPTED
 from signoff.work.review import effect
 
 AT_ONCE = 100
@@ -50,7 +51,7 @@ async def _move(desk: Desk, job: Job, *steps: Step) -> None:
 
 def _lapse(desk: Desk, job: Job) -> Step:
     if job.lane == "now":
-        error = JobError(code="interrupted", message="The server that answered this call stopped.", status=503)
+        error = INTERRUPTED
     elif job.attempt >= job.max_attempts:
         text = f"The worker vanished, {job.attempt} times; the last error: {job.error.message if job.error else 'none'}"
         error = JobError(code="attempts_exhausted", message=text, status=502)
