@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import msgspec
 import structlog
@@ -19,6 +20,7 @@ from signoff.work.settle import error_of, settle
 LEFT = JobError(code="cancelled", message="The caller left before the answer came.", status=408)
 INTERRUPTED = JobError(code="interrupted", message="The server that answered this call stopped.", status=503)
 COMMIT_SECONDS = 30.0
+AGAIN_SECONDS = 0.5
 log = structlog.get_logger()
 
 
@@ -53,13 +55,12 @@ async def end_record(desk: Desk, flight: Flight, outcome: Answer | SignoffError)
         return await _write_whole(desk, flight, outcome)
     desk.leases.drop(flight.job.id)
     try:
-        settled = await settle(desk, flight.job, outcome)
-    except JobNotFound:
-        return await _write_whole(desk, flight, outcome)
+        settled = await _settle_or_write(desk, flight, outcome)
     except Overloaded as error:
         if is_sure:
             raise
-        log.warning("the end of a call could not be written", job=flight.job.id, error=repr(error))
+        log.warning("the end of a call is written when the store is back", job=flight.job.id, error=repr(error))
+        desk.background.spawn(_write_later(desk, flight, outcome))
         settled = None
     return settled if is_sure else settled or _ended(flight.job, outcome)
 
@@ -85,6 +86,22 @@ async def _insert(desk: Desk, flight: Flight) -> Job:
     if job.id == flight.job.id and job.lease is not None and not flight.over:
         desk.leases.add(job.id, job.lease, flight.lose)
     return job
+
+
+async def _settle_or_write(desk: Desk, flight: Flight, outcome: Answer | SignoffError) -> Job | None:
+    try:
+        return await settle(desk, flight.job, outcome)
+    except JobNotFound:
+        return await _write_whole(desk, flight, outcome)
+
+
+async def _write_later(desk: Desk, flight: Flight, outcome: Answer | SignoffError) -> None:
+    """Its caller has the answer, so the record is kept until the store takes it."""
+    while True:
+        await asyncio.sleep(AGAIN_SECONDS)
+        with contextlib.suppress(Overloaded):
+            await _settle_or_write(desk, flight, outcome)
+            return
 
 
 async def _write_whole(desk: Desk, flight: Flight, outcome: Answer | SignoffError) -> Job:
