@@ -12,6 +12,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
+import structlog
 from litestar import Request
 from litestar.di import NamedDependency
 
@@ -30,6 +31,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+SendError = Callable[[Send, SignoffError], Awaitable[None]]
+log = structlog.get_logger()
 
 
 class Knobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +50,17 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
 TheDesk = NamedDependency[Desk]
 TheKnobs = NamedDependency[Knobs]
 TheCaller = NamedDependency[Caller]
+
+
+async def in_dialect(route: Awaitable[None], scope: Scope, send: Send, tell: SendError) -> None:
+    """One request of a plain ASGI door; what goes wrong, a fault of ours too, is told in that door's dialect."""
+    try:
+        await route
+    except SignoffError as error:
+        await tell(send, error)
+    except Exception:
+        log.exception("a request failed unexpectedly", path=scope["path"])
+        await tell(send, SignoffError("The server made a mistake; its log says more."))
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

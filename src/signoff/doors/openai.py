@@ -6,7 +6,6 @@ import contextlib
 from typing import Any
 
 import msgspec
-import structlog
 
 from signoff.core.ask import Ask
 from signoff.core.endpoint import KNOWN, STREAMED
@@ -20,6 +19,7 @@ from signoff.doors.http import (
     Send,
     caller_of,
     header,
+    in_dialect,
     leaving,
     patience_of,
     read_body,
@@ -32,7 +32,6 @@ from signoff.work.call import Call, begin, chunks_of
 from signoff.work.desk import Desk
 from signoff.work.models import all_models, model_called
 
-log = structlog.get_logger()
 PREFIXES = ("/openai/v1/", "/v1/")
 # What is no inference: kept here, and not at some upstream.
 KEPT_HERE = {"models", "files", "batches", "uploads"}
@@ -61,13 +60,7 @@ class OpenAIDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        try:
-            await self._route(scope, receive, send)
-        except SignoffError as error:
-            await send_error(send, error)
-        except Exception:  # a fault of ours is told in this door's dialect too
-            log.exception("a request failed unexpectedly", path=scope["path"])
-            await send_error(send, SignoffError("The server made a mistake; its log says more."))
+        await in_dialect(self._route(scope, receive, send), scope, send, send_error)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"].rstrip("/"), scope["method"]

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 import msgspec
-import structlog
 
 from signoff.core.access import Caller
 from signoff.core.answer import collect
@@ -24,6 +23,7 @@ from signoff.doors.http import (
     caller_of,
     error_headers,
     header,
+    in_dialect,
     leaving,
     patience_of,
     read_body,
@@ -42,7 +42,6 @@ PREFIXES = ("/get/", "/post/", "/GET/", "/POST/", "/Get/", "/Post/")
 FIELD = re.compile(r"(?:^|[?&])(id|type|destination|dest)=", re.IGNORECASE)
 QUOTES = {'"': '"', "'": "'", "“": "”", "„": "“"}
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-log = structlog.get_logger()
 
 
 class PredictDoor:
@@ -54,13 +53,7 @@ class PredictDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        try:
-            await self._route(scope, receive, send)
-        except SignoffError as error:
-            await send_error(send, error)
-        except Exception:  # a fault of ours is told in this door's dialect too
-            log.exception("a request failed unexpectedly", path=scope["path"])
-            await send_error(send, SignoffError("The server made a mistake; its log says more."))
+        await in_dialect(self._route(scope, receive, send), scope, send, send_error)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         operation = scope["path"].split("/", 2)[2].rstrip("/").lower()

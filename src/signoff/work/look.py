@@ -114,9 +114,14 @@ def succeeded(job: Job) -> Job:
         case "fail":
             raise failure_of(job)
         case "human":
-            raise ReviewPending(f"The answer still waits for a person. Ask for job {job.id} later.", job_id=job.id)
+            raise still_held(job)
         case "bot":
             raise JobPending(f"There is no answer yet. Ask for job {job.id} later.", job_id=job.id)
+
+
+def still_held(job: Job) -> ReviewPending:
+    """The error for a caller whose patience has ended before somebody looked at `job`."""
+    return ReviewPending(f"The answer still waits for a person. Ask for job {job.id} later.", job_id=job.id)
 
 
 def failure_of(job: Job) -> JobFailed:

@@ -10,9 +10,8 @@ from signoff.core.answer import Chunk
 from signoff.core.ask import Ask
 from signoff.core.job import Job
 from signoff.core.shape import shaped, streamed
-from signoff.errors import ReviewPending
 from signoff.work.desk import Desk
-from signoff.work.look import failure_of, wait_for
+from signoff.work.look import failure_of, still_held, wait_for
 
 
 async def signed_off(desk: Desk, job: Job, ask: Ask, *, with_usage: bool) -> AsyncIterator[Chunk]:
@@ -25,7 +24,7 @@ async def signed_off(desk: Desk, job: Job, ask: Ask, *, with_usage: bool) -> Asy
     while not job.is_terminal:
         left = deadline - asyncio.get_running_loop().time()
         if left <= 0:
-            raise ReviewPending(f"The answer still waits for a person. Ask for job {job.id} later.", job_id=job.id)
+            raise still_held(job)
         seconds = min(left, desk.rules.keep_alive_seconds) if ask.stream else left
         job = await wait_for(desk, job.id, seconds, lambda job: job.is_terminal)
         if ask.stream and not job.is_terminal:
