@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
+
+from models import watching
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -90,6 +92,16 @@ def redis_url(pytestconfig: pytest.Config) -> str:
 def prefix() -> str:
     """Return a beginning for names on shared servers which no other test has."""
     return f"test-{secrets.token_hex(8)}-"
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Path]:
+    """Return where each start of a model is written; what a failed test leaves behind is ended."""
+    journal = tmp_path / "journal"
+    yield journal
+    for pid in (pid for pids in watching.starts(journal) for pid in watching.alive(pids)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+import openai
 import uvicorn
 
 from signoff.app import make_front, migrate, running
@@ -104,6 +105,13 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Any:
         """Captures none."""
         yield
+
+
+@contextlib.asynccontextmanager
+async def client(server: Live, **more: Any) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The official client, with a token of its own."""
+    async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=await server.token(), **more) as made:
+        yield made
 
 
 def chat(text: str, model: str = "echo", **more: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import openai
 import pydantic
 import pytest
 
-from live import Live, live, until
+from live import Live, client, live, until
 from signoff.core.access import Caller
 from signoff.core.answer import with_text
 from signoff.core.job import Edit, Job
@@ -24,12 +23,6 @@ from upstreams import ANSWER, SOUND, misbehaving
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
-
-
-@contextlib.asynccontextmanager
-async def client(server: Live, **more: Any) -> Any:
-    async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=await server.token(), **more) as made:
-        yield made
 
 
 async def test_completions_plain_and_streamed(tmp_path: Path) -> None:

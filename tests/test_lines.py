@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,16 +39,6 @@ pytestmark = pytest.mark.anyio
 PROGRAMS = Path(__file__).parent / "models"
 OWNER = PROGRAMS / "owner.py"
 Engines = Callable[..., Any]
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Path]:
-    """Where each start of a model is written; what a failed test leaves behind is ended."""
-    journal = tmp_path / "journal"
-    yield journal
-    for pid in (pid for pids in starts(journal) for pid in alive(pids)):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import msgspec
 import openai
 import pytest
 
-from live import Live, chat, live, until
+from live import Live, chat, client, live, until
 from signoff.core.access import Caller
 from signoff.core.answer import with_text
 from signoff.core.job import Edit, Job
@@ -20,12 +19,6 @@ from signoff.work.review import Opinion, decide
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
-
-
-@contextlib.asynccontextmanager
-async def client(server: Live, **more: Any) -> Any:
-    async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=await server.token(), **more) as made:
-        yield made
 
 
 async def test_the_official_client_gets_a_plain_answer(tmp_path: Path) -> None:

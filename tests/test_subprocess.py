@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,6 @@ pytestmark = pytest.mark.anyio
 
 OWNER = Path(__file__).parent / "models" / "owner.py"
 JsonObject = dict[str, Any]
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Path]:
-    """Where each start of a model is written; what a failed test leaves behind is ended."""
-    journal = tmp_path / "journal"
-    yield journal
-    for pid in (pid for pids in starts(journal) for pid in alive(pids)):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

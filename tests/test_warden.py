@@ -1,12 +1,9 @@
 """The warden: a model and all its descendants end with their owner, however he ends."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,15 +17,6 @@ import subprocess, sys, time
 print(subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True).pid, flush=True)
 time.sleep(600)
 """
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Path]:
-    journal = tmp_path / "journal"
-    yield journal
-    for pid in (pid for pids in starts(journal) for pid in alive(pids)):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def warded(*command: str) -> list[str]:
