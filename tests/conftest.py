@@ -88,6 +88,18 @@ def redis_url(pytestconfig: pytest.Config) -> str:
     return service(pytestconfig.stash[RUN], "redis")
 
 
+@pytest.fixture(scope="session")
+def nats_url(pytestconfig: pytest.Config) -> str:
+    """Return the url of the run's NATS with JetStream; name your subjects with `prefix`."""
+    return service(pytestconfig.stash[RUN], "nats")
+
+
+@pytest.fixture(scope="session")
+def mqtt_url(pytestconfig: pytest.Config) -> str:
+    """Return the url of the run's MQTT broker; name your topics with `prefix`."""
+    return service(pytestconfig.stash[RUN], "mosquitto")
+
+
 @pytest.fixture
 def prefix() -> str:
     """Return a beginning for names on shared servers which no other test has."""

@@ -266,6 +266,49 @@ def redis_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Pope
         yield server
 
 
+@contextmanager
+def nats(binary: Path, folder: Path) -> Generator[str]:
+    """Serve NATS with JetStream."""
+    [port] = free_ports(1)
+    with nats_at(binary, folder, port):
+        yield f"nats://{LOCALHOST}:{port}"
+
+
+@contextmanager
+def nats_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen[bytes]]:
+    """Serve what NATS has in `folder`."""
+    config = folder / "nats.conf"
+    config.write_text(
+        f'listen: "{LOCALHOST}:{port}"\nmax_payload: 33554432\nmax_pending: 268435456\n'
+        f'jetstream {{ store_dir: "{folder}" }}\n'
+    )
+    with running([binary, "-c", config], folder) as server:
+        wait_until(lambda: answers(port, b"", b"INFO"), server)
+        yield server
+
+
+@contextmanager
+def mosquitto(binary: Path, folder: Path) -> Generator[str]:
+    """Serve MQTT."""
+    [port] = free_ports(1)
+    with mosquitto_at(binary, folder, port):
+        yield f"mqtt://{LOCALHOST}:{port}"
+
+
+@contextmanager
+def mosquitto_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen[bytes]]:
+    """Serve what Mosquitto has in `folder`."""
+    config, user = folder / "mosquitto.conf", pwd.getpwuid(os.geteuid()).pw_name
+    config.write_text(
+        f"listener {port} {LOCALHOST}\nallow_anonymous true\npersistence true\npersistence_location {folder}/\n"
+        f"autosave_interval 1\nmax_queued_messages 0\nuser {user}\n"
+    )
+    hello = b"\x10\x0f\x00\x04MQTT\x04\x02\x00\x3c\x00\x03ask"
+    with running([binary, "-c", config], folder) as server:
+        wait_until(lambda: answers(port, hello, b"\x20"), server)
+        yield server
+
+
 def free_ports(count: int) -> list[int]:
     """Return that many different ports that nobody listens on."""
     with ExitStack() as held:
@@ -413,7 +456,19 @@ def redis_binary() -> Path | None:
     return Path(linked) if linked else None
 
 
+def on_path(name: str) -> Callable[[], Path | None]:
+    """Return what looks for a server of that name, on PATH or where Debian puts servers."""
+
+    def look() -> Path | None:
+        linked = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+        return Path(linked) if linked else None
+
+    return look
+
+
 SERVICES = {
+    "mosquitto": Service(package="mosquitto", binary=on_path("mosquitto"), serve=mosquitto),
+    "nats": Service(package="nats-server", binary=on_path("nats-server"), serve=nats),
     "postgres": Service(package="postgresql", binary=postgres_binary, serve=postgres),
     "rabbitmq": Service(package="rabbitmq-server", binary=rabbitmq_binary, serve=rabbitmq),
     "redis": Service(package="redis-server", binary=redis_binary, serve=redis),

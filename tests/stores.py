@@ -64,14 +64,19 @@ def a_job(prefix: str = "job", **more: Any) -> Job:
 
 
 def a_step(verb: str, **more: Any) -> Step:
-    """A step of Ann's, who holds the lease `mine` and has seen round 1, unless `more` says otherwise."""
-    plain = {"verb": verb, "actor": "user:ann", "lease": "mine", "round": 1, "reviewer": "ann"}
+    """A step of Ann's, who holds the lease `mine` and saw round 1 and no step settled, unless `more` says so."""
+    plain = {"verb": verb, "actor": "user:ann", "lease": "mine", "round": 1, "reviewer": "ann", "settled": 0}
     return Step(**(plain | more))
 
 
-async def inserted(store: AStore, *, due_seconds: float = 0, lease_seconds: float | None = None, **more: Any) -> Job:
-    """A job as it stands in the store, in any state."""
+async def inserted(
+    store: AStore, *, due_seconds: float = 0, lease_seconds: float | None = None, settled: int = 0, **more: Any
+) -> Job:
+    """A job as it stands in the store, in any state, with so many steps that have settled."""
     job = a_job(**more)
+    for node in range(settled):
+        place = {"parent_id": job.id, "parent_round": job.round, "node": f"0.{node}"}
+        await store.jobs.insert(a_job(status="success", **place), actor="test")
     return await store.jobs.insert(job, actor="test", due_seconds=due_seconds, lease_seconds=lease_seconds)
 
 

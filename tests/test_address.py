@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from signoff.core.address import Reach, checked_host, is_public
+from signoff.core.address import MODELS, Reach, check_model_url, checked_host, is_public
 from signoff.errors import AddressRefused
 
 NOWHERE = Reach([])
@@ -74,3 +74,40 @@ def test_the_operator_can_allow_hosts_and_networks() -> None:
         with pytest.raises(AddressRefused):
             checked_host(url, reach)
     assert not reach.permits("other.internal", ip_address("10.9.9.9"))
+
+
+METADATA = [
+    *("169.254.169.254", "169.254.0.1", "100.100.100.200", "168.63.129.16", "224.0.0.1"),
+    *("fe80::1", "fe80::1%eth0", "ff02::1", "fd00:ec2::254", "fd00:ec2::254%3", "fd20:ce::254"),
+    *("::ffff:169.254.169.254", "::ffff:169.254.169.254%lo", "::ffff:100.100.100.200", "::169.254.169.254"),
+    *("::ffff:0:169.254.169.254", "64:ff9b::169.254.169.254", "64:ff9b:1::169.254.169.254", "2002:a9fe:a9fe::1"),
+    "2001:0:a9fe:a9fe::1",
+]
+
+
+@pytest.mark.parametrize("text", METADATA)
+def test_no_model_is_where_a_machine_asks_for_its_secrets(text: str) -> None:
+    assert not MODELS.permits("model.example", ip_address(text))
+    with pytest.raises(AddressRefused, match="is no address of a model"):
+        check_model_url(f"http://[{text}]:80/v1" if ":" in text else f"http://{text}/v1")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("2852039166", "0xa9fea9fe", "0xa9.0xfe.0xa9.0xfe", "0251.0376.0251.0376", "169.254.43518", "169.16689662"),
+        *("169.254.169.254.", "metadata.google.internal", "METADATA.google.internal.", "[fe80::1%25eth0]"),
+    ],
+)
+def test_other_ways_to_write_such_an_address_are_read(host: str) -> None:
+    with pytest.raises(AddressRefused):
+        check_model_url(f"http://{host}/latest/meta-data")
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.0.7", "127.0.0.1", "192.168.1.9", "8.8.8.8", "::1", "fd12::7", "::ffff:10.0.0.7"]
+)
+def test_a_model_may_be_on_a_private_network(text: str) -> None:
+    assert MODELS.permits("model.example", ip_address(text))
+    check_model_url(f"https://[{text}]/" if ":" in text else f"https://{text}/")
+    check_model_url("http://localhost:11434/v1")

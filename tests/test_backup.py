@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from signoff.errors import SchemaOutdated
 from signoff.stores import migrations
@@ -29,6 +30,7 @@ TEXTS = ("", "ä€😀 \u202e\ufffd\n\t\"'\\%s{}", "0", " ", "x" * 100_000)
 BYTES = (b"", bytes(range(256)), b"\xff\xfe" * 50_000, b"null", b"\0")
 BITS = {sa.SmallInteger: 15, sa.Integer: 31, sa.BigInteger: 63}
 ROWS = len(TEXTS)
+NEWEST = ScriptDirectory.from_config(migrations._config()).get_current_head()
 
 
 def odd(column: sa.Column[Any], row: int) -> Any:
@@ -287,11 +289,11 @@ async def test_an_older_backup_is_brought_up_to_date(
     home = Path(migrations.__file__).parent
     newer = tmp_path / "migrations"
     (newer / "versions").mkdir(parents=True)
-    for name in ("env.py", "versions/0001_first.py"):
-        (newer / name).write_bytes((home / name).read_bytes())
-    (newer / "versions" / "0002_nicknames.py").write_text(
+    for path in (home / "env.py", *(home / "versions").glob("*.py")):
+        (newer / path.relative_to(home)).write_bytes(path.read_bytes())
+    (newer / "versions" / "nicknames.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
-        "revision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
+        f"revision, down_revision, branch_labels, depends_on = 'next', {NEWEST!r}, None, None\n"
         "def upgrade():\n    op.add_column('users', sa.Column('nickname', sa.Text(), server_default='none'))\n"
     )
     config = Config()
@@ -306,7 +308,7 @@ async def test_an_older_backup_is_brought_up_to_date(
         # and what is newer already is refused
         for table in reversed(metadata.sorted_tables):
             await execute(store, sa.delete(table))
-    with pytest.raises(BadBackup, match="has the schema 0002, the backup 0001"):
+    with pytest.raises(BadBackup, match=f"has the schema next, the backup {NEWEST}"):
         await restored(empty_url, file)
 
 
@@ -321,7 +323,7 @@ def made(path: Path, make: Make, **more: Any) -> Path:
     with gzip.GzipFile(path, "wb") as packed:
         draft = Draft(packed)
         make(draft)
-        plain = {"format": FORMAT, "signoff": "0", "revision": "0001", "made_at": "", "members": draft.members}
+        plain = {"format": FORMAT, "signoff": "0", "revision": NEWEST, "made_at": "", "members": draft.members}
         tables = {str(name): Held(tuple(map(str, table.columns.keys())), 0) for name, table in metadata.tables.items()}
         draft.finish(Manifest(**(plain | {"tables": tables} | more)))
     return path

@@ -245,6 +245,8 @@ def test_what_makes_no_sense_is_refused_in_one_line(tmp_path: Path) -> None:
         ["jobs", "--status", "done", ""],
         ["model", "add", "m", "--kind", "magic", ""],
         ["model", "add", "m", "--kind", "echo", "--review", "maybe", ""],
+        ["model", "add", "m", "--kind", "echo", "--cache", "maybe", ""],
+        ["token", "create", "a@b.c", "--cache", "sometimes", ""],
         ["model", "add", "m*", "--kind", "echo", "--default", ""],
         [*openai, ""],
         [*openai, "--url", "localhost:8000", ""],
@@ -280,7 +282,7 @@ def test_settings_and_places_that_make_no_sense_are_refused_in_one_line(tmp_path
 def test_the_script_knows_every_command() -> None:
     script = Path(sys.executable).with_name("signoff")
     told = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
-    for command in ("serve", "work", "migrate", "doctor", "jobs", "review", "user", "token", "model"):
+    for command in ("serve", "work", "migrate", "doctor", "jobs", "review", "user", "token", "model", "cache"):
         assert re.search(rf"\b{command}\b", told.stdout)
 
 
@@ -312,6 +314,24 @@ def test_a_server_keeps_everything_from_one_start_to_the_next(tmp_path: Path) ->
         assert not TOKEN.search(text)
         assert asked(f"{address_in(text)}/jobs", token) == seen
         assert stopped(second, signal.SIGINT) == (0, "")
+
+
+def test_answers_are_forgotten_from_the_terminal_by_a_server_that_runs(tmp_path: Path) -> None:
+    with process(tmp_path, "serve", "--port", "0") as server:
+        text = welcome(server)
+        token = TOKEN.search(text)
+        assert token
+        url = f"{address_in(text)}/api/openai/v1/chat/completions"
+        body = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+        assert [asked(url, token[0], body)["cache_hit"] for _ in range(2)] == [False, True]
+
+        told = many(tmp_path, ["cache", "size", ""], ["cache", "clear", "--model", "other", ""], ["cache", "clear", ""])
+        assert [code for code, _, _ in told] == [0, 0, 0]
+        assert told[0][1].startswith("Answers: 1; bytes: ")
+        assert [out for _, out, _ in told[1:]] == ["Answers forgotten: 0.\n", "Answers forgotten: 1.\n"]
+        until_gone, look = time.monotonic() + PATIENCE_SECONDS, url.replace("openai/", "cache/", 1)
+        while asked(look, token[0], body):
+            assert time.monotonic() < until_gone
 
 
 def test_a_server_without_its_port_says_so_and_makes_nothing(tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 
+from names import Names
 from receivers import Receiver, hang, receiving
 from signoff.core.address import Reach
 from signoff.core.delivery import Message
@@ -17,31 +16,6 @@ from signoff.couriers.http import HttpCourier
 from signoff.errors import AddressRefused, Undelivered
 
 pytestmark = pytest.mark.anyio
-
-
-class Names(AbstractResolver):
-    """Gives its answers one after another, whatever the name."""
-
-    def __init__(self, *answers: list[str]) -> None:
-        self.answers = list(answers)
-        self.asked: list[str] = []
-
-    async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
-        self.asked.append(host)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in self.answers.pop(0)
-        ]
-
-    async def close(self) -> None:
-        pass
 
 
 @contextlib.asynccontextmanager

@@ -18,7 +18,22 @@ from signoff.store import JobFilter
 pytestmark = pytest.mark.anyio
 
 Door = Callable[[Live, str, bytes], Awaitable[tuple[int, Any]]]
-VARIES = {"id", "door", "lane", "seq", "due_at", "created_at", "updated_at", "max_attempts", "token_id"}
+VARIES = {
+    "id",
+    "door",
+    "lane",
+    "seq",
+    "due_at",
+    "created_at",
+    "updated_at",
+    "max_attempts",
+    "token_id",
+    "cache",
+    "cache_key",
+    "queued_us",
+    "first_us",
+    "answer_us",
+}
 
 
 async def openai(server: Live, token: str, body: bytes) -> tuple[int, Any]:
@@ -65,6 +80,10 @@ async def predict(server: Live, token: str, body: bytes) -> tuple[int, Any]:
         return response.status, told if response.status == 200 else told | {"code": response.headers["x-signoff-code"]}
 
 
+async def cached(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    return await server.ask("POST", "/api/openai/v1/chat/completions/", token, data=io.BytesIO(body))
+
+
 DOORS: dict[str, Door] = {
     "openai": openai,
     "openai below /openai": openai_below_openai,
@@ -72,6 +91,7 @@ DOORS: dict[str, Door] = {
     "native": native,
     "chat_completion": chat_completion,
     "predict": predict,
+    "cached": cached,
 }
 
 

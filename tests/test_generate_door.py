@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from live import Live, live, until
+from processes import ask, clean_environment, first_token, free_port, served, verbs, worked
+from processes import until as until_now
 from upstreams import misbehaving
 
 pytestmark = pytest.mark.anyio
@@ -191,3 +195,42 @@ async def test_an_unknown_job_is_a_404(tmp_path: Path) -> None:
         token = await server.token()
         assert (await server.ask("GET", "/check_status?job_id=nobody", token))[0] == 404
         assert (await server.ask("GET", "/check_status", token))[0] == 400
+
+
+async def test_an_answer_that_comes_before_anybody_waits_for_it_is_not_missed(tmp_path: Path) -> None:
+    """The original subscribed to a notification after it had asked, and missed those that were quick."""
+    async with live(tmp_path) as server:
+        token = await server.token()
+        quick = {"meta": {"model": "echo"}}
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(
+                *(server.ask("POST", "/generate", token, json=quick | {"content": str(n)}) for n in range(100))
+            )
+        assert answers == [(200, {"content": str(number)}) for number in range(100)]
+
+
+async def test_a_job_whose_worker_dies_is_answered_by_another_while_its_caller_waits(tmp_path: Path) -> None:
+    """The original's worker took a message off the queue before it was done with it."""
+    environment, port = clean_environment(tmp_path / "data"), free_port()
+
+    def whole_story() -> tuple[Any, list[str]]:
+        with served(environment, tmp_path, port, "--no-work"), worked(environment) as victim:
+            token = first_token(tmp_path)
+            asked = {"job_id": "mine", "content": "hello", "meta": {"model": "echo/delay=1"}}
+            with ThreadPoolExecutor(1) as threads:
+                answer = threads.submit(ask, port, "/generate", token, asked)
+                until_now(lambda: claimed(port, token) or None)
+                victim.send_signal(signal.SIGKILL)
+                with worked(environment):
+                    told = answer.result()
+            [job] = ask(port, "/api/jobs", token)["data"]
+            return told, verbs(port, token, job["job_id"])
+
+    told, happened = await asyncio.to_thread(whole_story)
+    assert told == {"content": "hello"}
+    assert happened == ["submit", "claim", "lapse", "claim", "succeed"]
+
+
+def claimed(port: int, token: str) -> bool:
+    jobs = ask(port, "/api/jobs", token)["data"]
+    return bool(jobs) and jobs[0]["attempt"] == 1

@@ -341,7 +341,7 @@ async def test_asking_with_a_key_again_shows_nothing_that_is_held(tmp_path: Path
         assert status == 422
 
 
-@pytest.mark.parametrize("path", ["/admin", "/v1/../x", "/v1", "/v1/x?y=1", "/v1//x", "http://evil/v1/x", "/v1/x\n"])
+@pytest.mark.parametrize("path", ["/admin", "/v1/../x", "/v1", "/v1//x", "http://evil/v1/x", "/v1/x\n"])
 async def test_a_path_leads_nowhere_but_into_the_api(path: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         body = {"body": chat("hello"), "target": "echo", "path": path}

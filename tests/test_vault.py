@@ -13,7 +13,7 @@ from cryptography.fernet import Fernet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signoff.vault import Unreadable, Vault, keys_in
+from signoff.vault import Unreadable, Vault, drop_old_keys, keys_in, put_new_key_first, standing_keys
 
 
 def test_a_new_key_is_its_owners_alone(tmp_path: Path) -> None:
@@ -111,3 +111,17 @@ def test_a_file_without_a_usable_key_is_refused_and_left_alone(text: bytes, tmp_
     with pytest.raises(Unreadable, match="The secret keys cannot be used"):
         Vault(keys_in(path))
     assert path.read_bytes() == text
+
+
+def test_what_a_process_sealed_opens_to_it_also_when_its_key_is_dropped(tmp_path: Path) -> None:
+    """It may hold a copy for as long as it runs, which nobody else can seal anew."""
+    path = tmp_path / "secret.key"
+    vault = Vault(keys_in(path), look_again=lambda: standing_keys(path))
+    held = vault.seal("declared")
+    put_new_key_first(path, added=False)
+    assert vault.open(vault.seal("new")) == "new"
+    assert drop_old_keys(path) == 1
+    assert vault.open(held) == "declared"
+    assert not vault.is_newest(held)
+    with pytest.raises(Unreadable):
+        Vault(keys_in(path)).open(held)

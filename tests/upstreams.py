@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
+CORPUS = Path(__file__).parent / "corpus"
 # Odd spaces, escapes and numbers: whoever decodes and encodes again is found out.
 ANSWER = (
     b'{ "id":"chatcmpl-1",\t"object": "chat.completion", "created":1.70e9, "model": "fake", "choices":[ {"index":0,'
@@ -42,6 +47,7 @@ RESPONSE_EVENTS = [
 class Seen:
     """A request as it came."""
 
+    method: str
     path: str
     headers: dict[str, str]
     body: bytes = b""
@@ -67,7 +73,7 @@ class FakeUpstream:
 
     def at(self, behaviour: str) -> str:
         """The base url under which the server behaves like that."""
-        assert behaviour in BEHAVIOURS, f"{behaviour} is none of {', '.join(BEHAVIOURS)}"
+        assert behaviour.partition("/")[0] in BEHAVIOURS, f"{behaviour} is none of {', '.join(BEHAVIOURS)}"
         return f"{self.url}/{behaviour}"
 
     async def closed_within(self, seconds: float) -> bool:
@@ -105,10 +111,10 @@ class FakeUpstream:
 
 
 @asynccontextmanager
-async def misbehaving() -> AsyncGenerator[FakeUpstream, None]:
+async def misbehaving(port: int = 0) -> AsyncGenerator[FakeUpstream, None]:
     """The server, on a port of its own."""
     fake = FakeUpstream()
-    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(fake.serve, "127.0.0.1", port)
     fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield fake
@@ -136,7 +142,8 @@ def full() -> Generator[str, None, None]:
 async def head_of(reader: asyncio.StreamReader) -> Seen:
     start, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip().split("\r\n")
     fields = (line.split(": ", 1) for line in lines)
-    return Seen(path=start.split(" ")[1], headers={name.lower(): value for name, value in fields})
+    method, path, _ = start.split(" ")
+    return Seen(method=method, path=path, headers={name.lower(): value for name, value in fields})
 
 
 @dataclass
@@ -151,7 +158,7 @@ class Exchange:
     """Which request of its connection this is, from 1."""
 
     async def read(self) -> None:
-        self.request.body = await self.reader.readexactly(int(self.request.headers["content-length"]))
+        self.request.body = await self.reader.readexactly(int(self.request.headers.get("content-length", "0")))
 
     async def send(self, data: bytes) -> None:
         if self.writer.is_closing():  # where asyncio writes into the void, uvloop raises RuntimeError
@@ -166,6 +173,11 @@ class Exchange:
     async def whole(self, body: bytes, *headers: str, status: str = "200 OK", kind: str = "application/json") -> None:
         await self.read()
         await self.head(status, f"content-type: {kind}", f"content-length: {len(body)}", *headers)
+        await self.send(body)
+
+    async def answer(self, body: bytes) -> None:
+        """JSON, after the request was read."""
+        await self.head("200 OK", "content-type: application/json", f"content-length: {len(body)}")
         await self.send(body)
 
     async def begin(self, *parts: bytes, kind: str = "text/event-stream") -> None:
@@ -218,8 +230,7 @@ async def answer(exchange: Exchange) -> None:
 async def mirror(exchange: Exchange) -> None:
     """Answers with the body that it was asked with."""
     await exchange.read()
-    await exchange.head("200 OK", "content-type: application/json", f"content-length: {len(exchange.request.body)}")
-    await exchange.send(exchange.request.body)
+    await exchange.answer(exchange.request.body)
 
 
 @behaviour
@@ -232,8 +243,7 @@ async def answer_when_woken(exchange: Exchange) -> None:
     await exchange.read()
     exchange.fake.stuck.set()
     await exchange.fake.wake.wait()
-    await exchange.head("200 OK", "content-type: application/json", f"content-length: {len(ANSWER)}")
-    await exchange.send(ANSWER)
+    await exchange.answer(ANSWER)
 
 
 @behaviour
@@ -316,6 +326,39 @@ async def no_edits(exchange: Exchange) -> None:
     return await exchange.whole(b'{"error": {"message": "Not here."}}', status="404 Not Found")
 
 
+@behaviour
+async def keep(exchange: Exchange) -> None:
+    """Keeps responses, and says of all else what was asked."""
+    await exchange.read()
+    request, number = exchange.request, len(exchange.fake.requests)
+    if (request.method, request.path) != ("POST", "/keep/v1/responses"):
+        told = json.dumps({"id": request.path.split("?")[0].split("/")[-1], "was": f"{request.method} {request.path}"})
+        return await exchange.answer(told.encode())
+    name = f"resp_{number}Kept"
+    text = {"type": "output_text", "text": "kept", "annotations": []}
+    message = {"id": f"msg_{number}", "type": "message", "role": "assistant", "status": "completed", "content": [text]}
+    whole = {"id": name, "object": "response", "status": "completed", "output": [message], "usage": KEPT_USAGE}
+    if not json.loads(request.body).get("stream"):
+        return await exchange.answer(json.dumps(whole).encode())
+    await exchange.head("200 OK", "content-type: text/event-stream", "transfer-encoding: chunked")
+    for kind in ("created", "completed"):
+        data = json.dumps({"type": f"response.{kind}", "response": whole})
+        await exchange.part(f"event: response.{kind}\ndata: {data}\n\n".encode())
+        if b"and hang" in request.body:
+            return await exchange.hang()
+    return await exchange.part(b"")
+
+
+KEPT_USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
+
+
+@behaviour
+async def gone(exchange: Exchange) -> None:
+    """As servers answer a DELETE."""
+    await exchange.read()
+    await exchange.head("204 No Content")
+
+
 SOUND = bytes(range(256)) * 40
 
 
@@ -327,6 +370,15 @@ async def speech(exchange: Exchange) -> None:
 @behaviour
 async def transcript(exchange: Exchange) -> None:
     await exchange.whole(b'{ "text":"hello" }')
+
+
+@behaviour
+async def recorded(exchange: Exchange) -> None:
+    """What the corpus has under the name that follows in the path."""
+    await exchange.read()
+    name = "/".join(exchange.request.path.split("/")[2:4])
+    await exchange.send((CORPUS / f"{name}.http").read_bytes())
+    exchange.cut()
 
 
 # Silence.
@@ -527,6 +579,50 @@ async def huge_event(exchange: Exchange) -> None:
         await exchange.part(b" " * 1_000_000)
 
 
+@behaviour
+async def endless_event(exchange: Exchange) -> None:
+    """100 MB of one event that never ends."""
+    await exchange.begin(EVENTS[0], b"data: ")
+    for _ in range(100):
+        await exchange.part(b" " * 1_000_000)
+    await exchange.hang()
+
+
+@behaviour
+async def bad_chunk(exchange: Exchange) -> None:
+    await exchange.begin(EVENTS[0])
+    await exchange.send(b"not a length\r\n")
+    await exchange.hang()
+
+
+@behaviour
+async def huge_headers(exchange: Exchange) -> None:
+    """1 MB of them."""
+    await exchange.read()
+    await exchange.send(b"HTTP/1.1 200 OK\r\nx-large: " + b"x" * 2**20 + b"\r\n\r\n")
+    await exchange.hang()
+
+
+@behaviour
+async def slow_status(exchange: Exchange) -> None:
+    """A byte at a time, and never all of them."""
+    await exchange.read()
+    for byte in b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n" * 1000:
+        await exchange.send(bytes([byte]))
+        await asyncio.sleep(0.05)
+
+
+@cache
+def bomb() -> bytes:
+    return gzip.compress(b"[" + b" " * 2**30 + b"]", 1)
+
+
+@behaviour
+async def gzip_bomb(exchange: Exchange) -> None:
+    """A few MB that become 1 GB, though nobody asked for it packed."""
+    await exchange.whole(bomb(), "content-encoding: gzip")
+
+
 # Errors of its own.
 
 
@@ -553,6 +649,12 @@ async def too_many_until_in_c(exchange: Exchange) -> None:
 async def broken(exchange: Exchange) -> None:
     body = b'{"detail": "The GPU is on fire."}'
     await exchange.whole(body, "retry-after: soon", status="500 Internal Server Error")
+
+
+@behaviour
+async def broken_when_woken(exchange: Exchange) -> None:
+    await exchange.fake.wake.wait()
+    await broken(exchange)
 
 
 @behaviour

@@ -2,73 +2,86 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import random
 import secrets
 import socket
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncGenerator
 
-import msgspec
 import uuid_utils
 
+from signoff.alive import alive, started
 from signoff.broker import Broker
 from signoff.brokers import line
 from signoff.brokers.local import LocalBroker
 from signoff.brokers.rabbitmq import RabbitBroker
+from signoff.cache import Bounds, Cache
+from signoff.caches.memory import MemoryCache
 from signoff.core.address import Reach
 from signoff.core.delivery import DeliveryKind
 from signoff.core.keys import ALPHABET, SECRET_LENGTH
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
-from signoff.core.target import Model
+from signoff.core.target import Model, registered_name
 from signoff.courier import Courier
 from signoff.couriers.http import HttpCourier
+from signoff.couriers.topics import TopicCourier
 from signoff.dashboard import home
-from signoff.doors import deliveries, generate, health, jobs, models, native, session
+from signoff.doors import (
+    composed,
+    deliveries,
+    generate,
+    health,
+    jobs,
+    keys,
+    limits,
+    models,
+    native,
+    pipelines,
+    session,
+    topics,
+    usage,
+)
+from signoff.doors.cached import PREFIXES as CACHED
+from signoff.doors.cached import CachedDoor
 from signoff.doors.front import Front, make_rest
 from signoff.doors.http import Knobs
 from signoff.doors.openai import OpenAIDoor
 from signoff.doors.predict import PREFIXES, PredictDoor
 from signoff.engine import Engine
+from signoff.engines.anyllm import AnyLLMEngine
+from signoff.engines.brought import brought_engines, brought_kinds
 from signoff.engines.echo import EchoEngine
 from signoff.engines.http import HttpEngine
 from signoff.engines.llama import is_installed, local_command, local_weights
 from signoff.engines.openai import OpenAIEngine
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.engines.upstream import Upstream
+from signoff.parts.answers import Answers
 from signoff.parts.background import Background
 from signoff.parts.callers import Callers
+from signoff.parts.compositions import Compositions
+from signoff.parts.functions import Functions
 from signoff.parts.inflight import InFlight
+from signoff.parts.keys import Keys
 from signoff.parts.leases import Leases
+from signoff.parts.limits import Limits
 from signoff.parts.logs import Logs
 from signoff.parts.models import Models
-from signoff.parts.refresh import Refresh
+from signoff.parts.pools import Pools
+from signoff.parts.prices import PriceList
+from signoff.parts.rooms import Rooms
+from signoff.parts.streams import Streams
 from signoff.parts.waits import Waits
-from signoff.sender import Sender
-from signoff.settings import Settings
-from signoff.stores.archive import Manifest, check
+from signoff.settings import BadSettings, Settings
 from signoff.stores.sql import SqlStore
-from signoff.vault import Vault, add_keys, keys_in
+from signoff.transports.choice import Transports
+from signoff.vault import Vault, keys_in, standing_keys
 from signoff.work.desk import Desk, Rules
-from signoff.work.models import locked_models
-from signoff.work.record import file
-from signoff.work.sweep import sweep_for_ever
-from signoff.worker import Worker
 
-FINISH_SECONDS = 5.0
-
-
-class Restored(msgspec.Struct, frozen=True):
-    """What came of a restore."""
-
-    manifest: Manifest
-    had_key: bool
-    locked_models: list[str]
+BUILT_IN = ("anyllm", "echo", "http", "openai", "subprocess")
 
 
 @contextlib.asynccontextmanager
@@ -78,35 +91,10 @@ async def running(settings: Settings, *, work: bool) -> AsyncGenerator[Desk]:
     Raises SchemaOutdated when the schema of a database server is not this version's.
     """
     upstream = Upstream(now=time.time)
-    async with opened(settings, upstream) as desk, _started(upstream):
+    async with opened(settings, upstream) as desk, started(upstream):
         concurrency = settings.concurrency if work else 0
         async with alive(desk, concurrency=concurrency, drain_seconds=settings.drain_seconds):
             yield desk
-
-
-@contextlib.asynccontextmanager
-async def alive(desk: Desk, *, concurrency: int, drain_seconds: float) -> AsyncGenerator[None]:
-    """All that goes on in a process by itself, while the block runs; it works and sends unless `concurrency` is 0."""
-    worker = Worker(desk, concurrency=concurrency, drain_seconds=drain_seconds)
-    senders = [Sender(desk, kind, drain_seconds=drain_seconds) for kind in desk.couriers]
-    refresh = Refresh(desk.store, {"models": desk.models.forget, "people": desk.callers.forget})
-    workers = [worker, *senders] if concurrency else []
-    for part in (desk.waits, desk.leases, refresh, *workers):
-        desk.store.listen(part.hear)
-    chores = [
-        desk.waits.cast_net(),
-        desk.leases.keep(),
-        refresh.cast_net(),
-        sweep_for_ever(desk),
-        desk.in_flight.file_the_slow(lambda flight: file(desk, flight), after_seconds=desk.rules.log_after_seconds),
-    ]
-    await desk.broker.start()
-    async with _tasks(chores), _started(*desk.couriers.values(), *desk.engines.values()):
-        try:
-            async with _tasks([part.run() for part in workers]):
-                yield
-        finally:
-            await desk.background.finish(FINISH_SECONDS)
 
 
 @contextlib.asynccontextmanager
@@ -116,10 +104,12 @@ async def opened(settings: Settings, upstream: Upstream | None = None) -> AsyncG
     if settings.is_embedded:
         await desk.store.migrate()
     await desk.store.start()
+    await desk.answers.start()
     try:
         yield desk
     finally:
         await desk.broker.close()
+        await desk.answers.close()
         await desk.store.close()
 
 
@@ -130,30 +120,6 @@ async def migrate(settings: Settings) -> None:
         await store.migrate()
     finally:
         await store.close()
-
-
-async def backup(settings: Settings, path: Path, *, with_key: bool) -> Manifest:
-    """Writes everything into a new file, as it is now; servers go on. Raises BadBackup, SchemaOutdated."""
-    key = settings.key_path.read_bytes() if with_key else None
-    store = SqlStore(settings.store_url)
-    try:
-        await store.start()
-        return await store.backup(path, key=key)
-    finally:
-        await store.close()
-
-
-async def restore(settings: Settings, path: Path) -> Restored:
-    """Fills an empty database from a file that `backup` has made. Raises BadBackup."""
-    contents = check(path)
-    keys = (contents.key or b"").split()
-    store = SqlStore(settings.store_url)
-    try:
-        await store.restore(path, contents.manifest, at_end=lambda: add_keys(settings.key_path, keys) if keys else None)
-    finally:
-        await store.close()
-    async with opened(settings) as desk:
-        return Restored(contents.manifest, bool(keys), await locked_models(desk))
 
 
 async def look_for_broker(settings: Settings) -> str:
@@ -181,12 +147,29 @@ def make_front(desk: Desk, settings: Settings) -> Front:
         keep_alive_seconds=settings.keep_alive_seconds,
         on_loopback=settings.is_on_loopback,
         remote_commands=settings.allow_remote_commands,
+        cors_origins=frozenset(settings.cors_origins),
     )
     openai = OpenAIDoor(desk, knobs)
-    doors = [door.router for door in (jobs, generate, native, models, deliveries, health, session)]
+    listed = (
+        jobs,
+        generate,
+        native,
+        models,
+        keys,
+        composed,
+        pipelines,
+        deliveries,
+        topics,
+        limits,
+        usage,
+        health,
+        session,
+    )
+    doors = [door.router for door in listed]
     rest = make_rest([*doors, home.router, home.static], desk, knobs, home.TEMPLATES)
     predict = PredictDoor(desk, knobs)
-    hot = {"/v1/": openai, "/openai/v1/": openai} | dict.fromkeys(PREFIXES, predict)
+    cached = CachedDoor(desk, knobs)
+    hot = {"/v1/": openai, "/openai/v1/": openai} | dict.fromkeys(PREFIXES, predict) | dict.fromkeys(CACHED, cached)
     return Front(hot, rest, desk=desk, knobs=knobs)
 
 
@@ -203,38 +186,92 @@ def models_that_always_exist(settings: Settings) -> list[Model]:
 
 def _desk(settings: Settings, upstream: Upstream) -> Desk:
     store = SqlStore(settings.store_url)
-    rules = _rules(settings)
-    logs = Logs(settings.data_dir / "logs", _clock)
+    rules, background, vault = _rules(settings), Background(), _vault(settings)
+    logs, actor = Logs(store.model_logs, _clock), f"worker:{socket.gethostname()}:{os.getpid()}"
+    streams = Streams(store.streams, settings.declared_streams(vault.seal))
+    transport_to = Transports(vault.open, actor)
     return Desk(
         store=store,
         broker=_broker(settings),
-        engines={
-            "echo": EchoEngine(),
-            "http": HttpEngine(upstream),
-            "openai": OpenAIEngine(upstream),
-            "subprocess": SubprocessEngine(
-                upstream,
-                settings.data_dir / "run",
-                clock=_clock,
-                tell=lambda name, line: logs.add(name, "info", line),
-            ),
-        },
-        couriers=_couriers(settings, rules.reach),
+        engines=_engines(settings, upstream, logs),
+        couriers=_couriers(settings, rules.reach, TopicCourier(streams.find, transport_to, dice=random.random)),
         models=Models(store.catalog, models_that_always_exist(settings)),
+        prices=PriceList(store.ledger),
+        compositions=Compositions(store.compositions),
+        functions=Functions(
+            store.compositions,
+            [settings.functions_dir or settings.data_dir / "functions"],
+            seconds=settings.function_seconds,
+            clock=_clock,
+        ),
+        pools=Pools(),
+        keys=Keys(store.catalog, vault),
         callers=Callers(store.people),
         leases=Leases(store, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
+        limits=Limits(store.quotas),
+        rooms=Rooms(store.quotas, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
         waits=Waits(store),
         in_flight=InFlight(),
         logs=logs,
-        background=Background(),
-        vault=Vault(keys_in(settings.key_path)),
+        answers=Answers(_cache(settings, store), background, ttl_seconds=settings.cache_ttl_seconds),
+        background=background,
+        streams=streams,
+        transport_to=transport_to,
+        vault=vault,
         rules=rules,
-        actor=f"worker:{socket.gethostname()}:{os.getpid()}",
+        actor=actor,
         clock=_clock,
         new_id=lambda: str(uuid_utils.uuid7()),
         new_secret=lambda: "".join(secrets.choice(ALPHABET) for _ in range(SECRET_LENGTH)),
         dice=random.random,
     )
+
+
+def _engines(settings: Settings, upstream: Upstream, logs: Logs) -> dict[str, Engine]:
+    return {
+        **brought_engines(BUILT_IN),
+        "anyllm": AnyLLMEngine(),
+        "echo": EchoEngine(),
+        "http": HttpEngine(upstream),
+        "openai": OpenAIEngine(upstream),
+        "subprocess": SubprocessEngine(
+            upstream,
+            settings.data_dir / "run",
+            clock=_clock,
+            tell=lambda name, line: logs.add(registered_name(name), "info", line),
+        ),
+    }
+
+
+def _cache(settings: Settings, store: SqlStore) -> Cache | None:
+    bounds = Bounds(
+        ttl_seconds=settings.cache_ttl_seconds,
+        max_entries=settings.cache_max_entries,
+        max_bytes=settings.cache_max_bytes,
+    )
+    match settings.cache:
+        case "sql":
+            return store.cache(bounds)
+        case "memory":
+            return MemoryCache(bounds, now=time.monotonic)
+        case "redis":
+            if settings.redis_url is None:
+                raise BadSettings("cache: redis needs redis_url.")
+            from signoff.caches.redis import RedisCache
+
+            return RedisCache(settings.redis_url, prefix=settings.redis_prefix, bounds=bounds)
+        case "none":
+            return None
+
+
+def kinds() -> list[str]:
+    """The kinds of models that there are: ours, and those that installed packages bring."""
+    return sorted({*BUILT_IN, *brought_kinds()})
+
+
+def _vault(settings: Settings) -> Vault:
+    path = settings.key_path
+    return Vault(keys_in(path), look_again=lambda: standing_keys(path))
 
 
 def _broker(settings: Settings) -> Broker:
@@ -243,8 +280,8 @@ def _broker(settings: Settings) -> Broker:
     return RabbitBroker(settings.amqp_url, queue_name=settings.queue_name, dice=random.random)
 
 
-def _couriers(settings: Settings, reach: Reach) -> dict[DeliveryKind, Courier]:
-    couriers: dict[DeliveryKind, Courier] = {"webhook": HttpCourier(reach)}
+def _couriers(settings: Settings, reach: Reach, topics: Courier) -> dict[DeliveryKind, Courier]:
+    couriers: dict[DeliveryKind, Courier] = {"webhook": HttpCourier(reach), "topic": topics}
     if settings.redis_url is not None:
         from signoff.couriers.redis import RedisCourier
 
@@ -265,35 +302,17 @@ def _rules(settings: Settings) -> Rules:
         log_after_seconds=settings.log_after_seconds,
         log_before_answer=settings.log_before_answer,
         retention_days=settings.retention_days,
+        coalesce=settings.coalesce,
         policy=Policy(deadline_seconds=settings.review_deadline_seconds, undo_seconds=settings.undo_seconds),
         reach=Reach(settings.webhook_allow),
         webhook_waits_seconds=settings.webhook_waits_seconds,
         webhook_secrets=settings.webhook_secrets,
         redis_prefix=None if settings.redis_url is None else settings.redis_prefix,
+        cache_shared=settings.cache_shared,
+        model_share=settings.model_share,
+        max_body_bytes=settings.max_body_bytes,
     )
 
 
 def _clock() -> int:
     return time.time_ns() // 1000
-
-
-@contextlib.asynccontextmanager
-async def _tasks(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
-    """Runs `works` while the block runs, and ends them after it."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(work) for work in works]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-
-
-@contextlib.asynccontextmanager
-async def _started(*parts: Upstream | Courier | Engine) -> AsyncGenerator[None]:
-    """Starts the parts in this order, and closes them in the other."""
-    async with contextlib.AsyncExitStack() as stack:
-        for part in parts:
-            await part.start()
-            stack.push_async_callback(part.close)
-        yield

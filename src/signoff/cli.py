@@ -12,10 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
+from signoff.commands.cache import caches
 from signoff.commands.data import keeping
 from signoff.commands.jobs import looking
+from signoff.commands.keys import sealing
+from signoff.commands.limits import limits
 from signoff.commands.models import models
 from signoff.commands.people import tokens, users
+from signoff.commands.prices import prices
 from signoff.commands.terminal import address_of, err, out, run, stop
 from signoff.errors import SignoffError
 from signoff.logs import to_stderr
@@ -45,6 +49,10 @@ cli.add_typer(looking)
 cli.add_typer(users, name="user")
 cli.add_typer(tokens, name="token")
 cli.add_typer(models, name="model")
+cli.add_typer(prices, name="price")
+cli.add_typer(caches, name="cache")
+cli.add_typer(limits, name="limit")
+cli.add_typer(sealing, name="key")
 
 
 def main() -> None:

@@ -43,3 +43,11 @@ class RunsModels(Protocol):
     def state_of(self, model: Model) -> State:
         """How the model's process is, whoever on this host owns it."""
         ...
+
+    async def start_model(self, model: Model) -> None:
+        """Returns when the model is ready. Raises ModelUnreachable."""
+        ...
+
+    async def stop_model(self, model: Model) -> bool:
+        """Ends the model's process on this host, whoever owns it; whether it is gone. The next request starts it."""
+        ...

@@ -14,11 +14,11 @@ from signoff.store import Topic
 from signoff.work.deliver import deliver
 from signoff.work.desk import Desk
 
-AT_ONCE: dict[DeliveryKind, int] = {"webhook": 16, "redis": 64}
-AT_ONCE_PER_HOST: dict[DeliveryKind, int] = {"webhook": 4, "redis": 64}
+AT_ONCE: dict[DeliveryKind, int] = {"webhook": 16, "redis": 64, "topic": 128}
+AT_ONCE_PER_HOST: dict[DeliveryKind, int] = {"webhook": 4, "redis": 64, "topic": 32}
 LEASE_SECONDS = 60.0
 SEND_SECONDS = 30.0
-LONGEST_DRAIN_SECONDS: dict[DeliveryKind, float] = {"webhook": SEND_SECONDS, "redis": 1.0}
+LONGEST_DRAIN_SECONDS: dict[DeliveryKind, float] = {"webhook": SEND_SECONDS, "redis": 1.0, "topic": 1.0}
 TAKE_SECONDS = 2.0
 LOOK_AGAIN_SECONDS = 1.0
 log = structlog.get_logger()

@@ -8,13 +8,22 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -26,10 +35,40 @@ from pydantic_settings import (
 from signoff.core.access import Role
 from signoff.core.policy import Review
 from signoff.core.signing import Secret, secrets_in
+from signoff.core.stream import Stream, flaw_of, seen_of
+
+CacheKind = Literal["sql", "redis", "memory", "none"]
 
 
 class BadSettings(ValueError):
     """Settings that cannot be used; the message says which, and why."""
+
+
+class StreamSettings(BaseModel):
+    """A stream that the settings declare: `[[streams]]` in the file."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)
+
+    name: str
+    url: SecretStr
+    requests: str
+    responses: str
+    max_handlers: int = 16
+    backoff_max_seconds: float = 30
+    user: str | None = Field(None, alias="as")
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        flaw = flaw_of(self.sealed(str.encode))
+        if flaw is not None:
+            raise ValueError(flaw)
+        return self
+
+    def sealed(self, seal: Callable[[str], bytes]) -> Stream:
+        """The stream, with its address sealed."""
+        scheme, host = seen_of(self.url.get_secret_value())
+        told = self.model_dump(exclude={"url"})
+        return Stream(scheme=scheme, host=host, sealed=seal(self.url.get_secret_value()), **told)
 
 
 class Settings(BaseSettings):
@@ -67,6 +106,16 @@ class Settings(BaseSettings):
         "signoff", description="Keys in Redis begin with it: PREFIX:JOB_ID.", min_length=1, max_length=200
     )
     redis_ttl_seconds: int = Field(86400, description="How long a result can be read in Redis.", gt=0)
+    cache: CacheKind = Field(
+        "sql",
+        description="Where answers are kept to be given again: `sql`, `redis`, `memory` (of each process), `none`.",
+    )
+    cache_ttl_seconds: float = Field(86400, description="How long an answer is kept to be given again.", gt=0)
+    cache_max_entries: int = Field(100_000, description="How many answers are kept; the oldest goes first.", gt=0)
+    cache_max_bytes: int = Field(256 * 1024 * 1024, description="How many bytes of answers are kept.", gt=0)
+    cache_shared: bool = Field(
+        default=False, description="Whether all users get each other's answers from the cache; else each their own."
+    )
     host: str = Field("127.0.0.1", description="The address to listen on.")
     port: int = Field(8000, description="The port to listen on.", ge=0, le=65535)
     anonymous_role: Role | None = Field(None, description="What callers without a token may do; none: nothing.")
@@ -74,18 +123,31 @@ class Settings(BaseSettings):
         default=False,
         description="Whether an admin may name a program to run over HTTP where the server is not on loopback alone.",
     )
+    cors_origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = Field(
+        [], description="Origins (https://app.example.com, or *) whose pages may ask here with a token; a JSON list."
+    )
     inner_llm_url: str | None = Field(
         None,
         description="Registers this OpenAI-compatible address as the model `inner`, and makes it the default.",
         validation_alias=AliasChoices("SIGNOFF_INNER_LLM_URL", "INNER_LLM_URL"),
     )
     max_body_bytes: int = Field(20 * 1024 * 1024, description="The largest request body.", gt=0)
+    coalesce: bool = Field(
+        default=False,
+        description="Whether equal calls of one user, with a temperature of 0 or a seed, share one upstream call.",
+    )
     concurrency: int = Field(16, description="Jobs that one worker performs at a time.", gt=0)
 
     worker_memory_mb: int | None = Field(
         None,
         description="`signoff work` starts itself anew when it takes more memory than this, in MiB; none: never.",
         gt=0,
+    )
+    model_share: float = Field(
+        0.75,
+        description="How much of what one worker performs at a time may be asked of one model; 1: all of it.",
+        gt=0,
+        le=1,
     )
     drain_seconds: float = Field(20, description="How long a stopping worker finishes what it began.", ge=0)
 
@@ -107,6 +169,11 @@ class Settings(BaseSettings):
         description="The waits between the attempts of a webhook; a JSON list. After the last one it is given up.",
     )
 
+    functions_dir: Path | None = Field(
+        None, description="Where custom_*.py with functions of yours stand; none: functions in data_dir."
+    )
+    function_seconds: float = Field(30, description="How long a function of a pipeline may take.", gt=0)
+
     lease_seconds: float = Field(15, description="How long a worker may be silent.", gt=0)
     heartbeat_seconds: float = Field(5, description="How often a worker says that it lives.", gt=0)
     sweep_seconds: float = Field(2, description="How often lost leases and due verdicts are looked for.", gt=0)
@@ -117,6 +184,19 @@ class Settings(BaseSettings):
     log_after_seconds: float = Field(1, description="When the row of a slow call is written.", gt=0)
     retention_days: float | None = Field(None, description="How long ended jobs are kept; none: for ever.", gt=0)
     log_before_answer: bool = Field(default=False, description="Whether an answer waits until its row is committed.")
+
+    streams: list[StreamSettings] = Field(
+        [], description="Topics that messages come from and answers go to: docs/streams.md; a JSON list."
+    )
+
+    @field_validator("streams")
+    @classmethod
+    def _have_names_of_their_own(cls, value: list[StreamSettings]) -> list[StreamSettings]:
+        names = [stream.name for stream in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"There are two streams {name!r}.")
+        return value
 
     @field_validator("webhook_secret")
     @classmethod
@@ -135,6 +215,10 @@ class Settings(BaseSettings):
     def webhook_secrets(self) -> tuple[Secret, ...]:
         """The deployment's own; two while one replaces the other."""
         return secrets_in("" if self.webhook_secret is None else self.webhook_secret.get_secret_value())
+
+    def declared_streams(self, seal: Callable[[str], bytes]) -> list[Stream]:
+        """The streams of the settings, with their addresses sealed."""
+        return [stream.sealed(seal) for stream in self.streams]
 
     @property
     def store_url(self) -> str:

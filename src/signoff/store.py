@@ -1,4 +1,4 @@
-"""The promise of a store: jobs and their moves, people and their tokens, models, and news of all of them."""
+"""The promise of a store: jobs and their moves, people, models, compositions, limits, usage, and news of all that."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from signoff.catalog import Catalog, ModelLogs, Secrets, Streams
 from signoff.core.access import Role, Token, TokenKind, User
+from signoff.core.cache import CacheRule
 from signoff.core.delivery import Delivery, DeliveryKind, Outcome
+from signoff.core.function import Function
 from signoff.core.job import Decision, Event, Job, Status
-from signoff.core.target import Model
+from signoff.core.ledger import Line, Question, Sum
+from signoff.core.limits import Limit, Meter, Refusal, Room, Wish
+from signoff.core.price import Price
+from signoff.core.run import FunctionCall
+from signoff.core.target import PRODUCTION, Composed, Composition
 
-Topic = Literal["job", "due", "delivery", "models", "people", "any"]
+Copied = Literal["models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"]
+Topic = Literal["job", "due", "delivery", Copied, "any"]
+NewVerb = Literal["submit", "hit", "refuse"]
 Listener = Callable[[Topic, str], None]
 
 
@@ -22,6 +31,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     `changes` are columns of the job; times are given in `after_seconds`, from the database's now. `to` is needed only
     where a verb has more than one target status. `decision` is recorded for good; `note` is kept with the event alone.
+    `settled` is how many steps of a run its mover saw settled.
     """
 
     verb: str
@@ -30,6 +40,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     lease: str | None = None
     round: int | None = None
     reviewer: str | None = None
+    settled: int | None = None
     changes: Mapping[str, Any] = {}
     after_seconds: Mapping[str, float] = {}
     decision: Decision | None = None
@@ -37,23 +48,39 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs to list. `user_id` None means everybody's; `after_id` is a cursor (ids are ordered by time)."""
+    """Which jobs to list. `user_id` None means everybody's; `after_id` is a cursor (ids are ordered by time).
+    Without `with_steps`, no jobs that are steps of another.
+    """
 
     user_id: int | None = None
     status: Status | None = None
     fingerprint: str | None = None
+    made: str | None = None
     after_id: str | None = None
     offset: int = 0
     limit: int = 50
     newest_first: bool = False
+    with_steps: bool = True
 
 
 class Jobs(Protocol):
-    """Jobs. Every change is one transaction: the guarded update, its event, its decision, its delivery."""
+    """Jobs. Every change is one transaction: the guarded update, its event, its decision, its delivery.
 
-    async def insert(self, job: Job, *, actor: str, due_seconds: float = 0, lease_seconds: float | None = None) -> Job:
-        """The new job, committed, with the database's times; leased at once when `lease_seconds` is given.
-        Where an own id or an idempotency key of the same user stands already, the job that stands there instead.
+    With a job that ends in `fail` all that goes on below it is cancelled; the end of a run's step wakes the run.
+    """
+
+    async def insert(
+        self,
+        job: Job,
+        *,
+        actor: str,
+        verb: NewVerb = "submit",
+        due_seconds: float = 0,
+        lease_seconds: float | None = None,
+    ) -> Job:
+        """The new job, committed, with the database's times; leased at once when `lease_seconds` is given. A `hit`,
+        and what is refused, has ended already. Where an own id or an idempotency key of the same user stands already,
+        the job that stands there.
         """
         ...
 
@@ -68,8 +95,10 @@ class Jobs(Protocol):
         """The job after all `steps`, made in one transaction. Raises Stale if any guard fails, JobNotFound."""
         ...
 
-    async def claim(self, *, actor: str, lease: str, limit: int, lease_seconds: float) -> list[Job]:
-        """Up to `limit` due jobs of the later lane, leased: by priority, then age."""
+    async def claim(
+        self, *, actor: str, lease: str, limit: int, lease_seconds: float, full: Sequence[str] = ()
+    ) -> list[Job]:
+        """Up to `limit` due jobs of the later lane, leased: by priority, then age; none for the targets in `full`."""
         ...
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:
@@ -102,6 +131,33 @@ class Jobs(Protocol):
 
     async def purge(self, older_than_seconds: float, limit: int) -> int:
         """Forgets up to `limit` jobs that ended so long ago, with all that is kept of them; how many."""
+        ...
+
+
+class Runs(Protocol):
+    """What belongs to the runs of pipelines: the jobs that are their steps, and the calls of functions."""
+
+    async def add_step(self, step: Job, *, actor: str, run_lease: str, lease_seconds: float) -> Job:
+        """The new step, leased, unless it is a `hit`; or the one that stands at its place: then `step` leaves no trace.
+        Raises Stale once the run is not held under `run_lease` any more.
+        """
+        ...
+
+    async def steps(self, run_id: str, run_round: int | None = None) -> list[Job]:
+        """The steps of one round of a run, or of every round, the oldest first. A pipeline's size bounds them."""
+        ...
+
+    async def add_call(self, call: FunctionCall, *, run_lease: str) -> FunctionCall:
+        """The call, kept; or the one that stands at its place. Raises Stale as `add_step` does."""
+        ...
+
+    async def calls(self, run_id: str, run_round: int | None = None) -> list[FunctionCall]: ...
+    async def insert_again(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
+        """A new run, with what it need not ask again: all of it at once. Steps that have not ended yet are due."""
+        ...
+
+    async def forgotten(self, limit: int) -> list[Job]:
+        """Parked runs of which no step goes on: nobody else will wake them."""
         ...
 
 
@@ -147,8 +203,17 @@ class People(Protocol):
         """The user, made or changed. A password of None leaves the old one."""
         ...
 
-    async def add_token(
-        self, user_id: int, digest: str, *, kind: TokenKind, name: str, role: Role, seconds: float | None = None
+    async def add_token(  # noqa: PLR0913 -- each is a side of a token
+        self,
+        user_id: int,
+        digest: str,
+        *,
+        kind: TokenKind,
+        name: str,
+        role: Role,
+        seconds: float | None = None,
+        cache: CacheRule | None = None,
+        key_id: int | None = None,
     ) -> Token: ...
     async def token(self, digest: str) -> tuple[Token, User] | None:
         """The live token with this digest and its live user: switched on, not expired by the database's clock."""
@@ -159,14 +224,111 @@ class People(Protocol):
         ...
 
 
-class Catalog(Protocol):
-    """Registered models, and the sealed keys of their upstreams."""
+class Ledger(Protocol):
+    """What models cost, and what was used of them."""
 
-    async def models(self) -> list[Model]: ...
-    async def put_model(self, model: Model) -> None: ...
-    async def drop_model(self, name: str) -> bool: ...
-    async def add_key(self, user_id: int | None, name: str, sealed: bytes) -> int: ...
-    async def key(self, key_id: int) -> bytes | None: ...
+    async def prices(self) -> list[Price]: ...
+    async def put_price(self, price: Price) -> None:
+        """Adds a price; one of the same model and time is replaced. What ended before keeps its cost."""
+        ...
+
+    async def drop_price(self, model: str, valid_from: int) -> bool: ...
+    async def keep(self, job: Job) -> None:
+        """Counts the tokens, the cost and the times of `job` with the status `stale`, beside those in its row."""
+        ...
+
+    async def used(self, question: Question) -> tuple[list[Line], Sum]:
+        """A page of lines, in the order of their dimensions, and the sum of all; both of one moment. Jobs that are
+        kept no longer count too.
+        """
+        ...
+
+
+class ComposedFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which prompts or pipelines to list, by name. `user_id`: theirs and what is shared, None for everybody's; `after`
+    is a cursor. `calls`: only those of which a version that is the newest, or has a label, calls that name.
+    """
+
+    kind: Composition | None = None
+    user_id: int | None = None
+    after: str = ""
+    calls: str | None = None
+    limit: int = 50
+
+
+class Synced(msgspec.Struct, frozen=True):
+    """The names that a sync of functions has registered and dropped, and those it left out: a prompt or a pipeline
+    is called so.
+    """
+
+    created: tuple[str, ...]
+    deleted: tuple[str, ...]
+    taken: tuple[str, ...] = ()
+
+
+class Compositions(Protocol):
+    """Prompts and pipelines, in numbered versions that labels name; and the functions that are registered.
+
+    A name stands for one of them in the whole deployment.
+    """
+
+    async def put(self, composed: Composed, *, label: str | None = PRODUCTION) -> Composed:
+        """The new version, committed, with its number: of the one with that id, or with an id of 0 the first of a new
+        one. `label` moves to it; a first version is the production one too. Raises NameTaken, ComposedNotFound.
+        """
+        ...
+
+    async def composed(self, key: str | int, at: str | int = PRODUCTION) -> Composed | None:
+        """The one of that name or id, in the version of that label or number."""
+        ...
+
+    async def list(self, which: ComposedFilter) -> Sequence[Composed]:
+        """Production versions."""
+        ...
+
+    async def versions(self, composed_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[Composed]:
+        """The newest first."""
+        ...
+
+    async def label(self, composed_id: int, label: str, version: int | None) -> bool:
+        """Moves the label to that version, or with None takes it away; whether there is such a version, or label."""
+        ...
+
+    async def share(self, composed_id: int, *, shared: bool) -> bool: ...
+    async def drop(self, composed_id: int) -> bool:
+        """Forgets all versions."""
+        ...
+
+    async def functions(self) -> Sequence[Function]:
+        """Those that are registered, by name."""
+        ...
+
+    async def sync(self, found: Sequence[Function], unread: Sequence[str] = ()) -> Synced:
+        """Registers what was found, in its new form too, and drops all else but what is of the modules in `unread`."""
+        ...
+
+
+class Quotas(Protocol):
+    """Limits, and what was used of them: exact across processes, by the store's clock."""
+
+    async def limits(self) -> list[Limit]: ...
+    async def put_limit(self, limit: Limit) -> None: ...
+    async def drop_limit(self, name: str) -> bool: ...
+    async def reserve(self, wish: Wish) -> Room | Refusal:
+        """Room under all limits of the wish, or none under any. Raises Overloaded."""
+        ...
+
+    async def settle(self, room: Room, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
+        """Counts what was used instead of what was reserved; nothing where no model was `asked`."""
+        ...
+
+    async def renew(self, rooms: Sequence[Room], lease_seconds: float) -> None:
+        """Keeps what is reserved for requests that are under way."""
+        ...
+
+    async def meters(self, names: Sequence[str]) -> dict[str, Meter]:
+        """What counts now, of those that were ever used."""
+        ...
 
 
 class Store(Protocol):
@@ -175,11 +337,25 @@ class Store(Protocol):
     @property
     def jobs(self) -> Jobs: ...
     @property
+    def runs(self) -> Runs: ...
+    @property
     def deliveries(self) -> Deliveries: ...
     @property
     def people(self) -> People: ...
     @property
     def catalog(self) -> Catalog: ...
+    @property
+    def ledger(self) -> Ledger: ...
+    @property
+    def compositions(self) -> Compositions: ...
+    @property
+    def quotas(self) -> Quotas: ...
+    @property
+    def streams(self) -> Streams: ...
+    @property
+    def secrets(self) -> Secrets: ...
+    @property
+    def model_logs(self) -> ModelLogs: ...
 
     async def start(self) -> None:
         """Opens it. Raises SchemaOutdated if it must be migrated first."""
@@ -191,7 +367,11 @@ class Store(Protocol):
         ...
 
     async def versions(self) -> dict[str, int]:
-        """A number each for models and people that grows whenever they change."""
+        """A number for each thing that processes keep a copy of; it grows whenever that changes."""
+        ...
+
+    async def changed(self, topic: Topic) -> None:
+        """Tells every process, whenever it hears of it, that `topic` has changed."""
         ...
 
     def listen(self, listener: Listener) -> None:

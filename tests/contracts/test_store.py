@@ -12,9 +12,12 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from contracts.test_streams import a_stream
 from signoff.core.answer import Usage
+from signoff.core.delivery import Deliver
 from signoff.core.job import MOVES, STATUSES, TERMINAL, Decision, Edit, Guard, Job, JobError, Verdict, replay
 from signoff.core.policy import Policy
+from signoff.core.price import Price
 from signoff.core.target import Model
 from signoff.errors import JobNotFound, Overloaded, Stale
 from signoff.store import JobFilter, Step, Topic
@@ -187,6 +190,26 @@ async def test_a_job_that_ran_its_course_is_one_row_and_one_event(store: AStore)
     assert follows(job, replay([event]))
 
 
+async def test_a_hit_has_ended_when_it_is_written_and_its_end_is_told(store: AStore) -> None:
+    hook = Deliver(address="https://example.com/", host="example.com")
+    made = {"status": "success", "response": ANSWER, "cache": "hit", "cache_key": "v-k", "deliver": (hook,)}
+    hit = a_job(own_id="mine", idempotency_key="k", **made)
+
+    job = await store.jobs.insert(hit, actor="user:ann", verb="hit")
+
+    assert job == await store.jobs.get(hit.id)
+    assert (job.status, job.response, job.cache, job.cache_key) == ("success", ANSWER, "hit", "v-k")
+    [event] = await store.jobs.events(hit.id)
+    assert (event.verb, event.actor) == ("hit", "user:ann")
+    assert follows(job, replay([event]))
+    assert [one.job_id for one in await store.deliveries.of_job(hit.id)] == [hit.id]
+    assert await store.jobs.claim(actor="w", lease="l", limit=9, lease_seconds=9) == []
+    # and under its names it stands like any other job
+    for name in ({"own_id": "mine"}, {"idempotency_key": "k"}):
+        assert await store.jobs.insert(a_job(**made, **name), actor="user:ann", verb="hit") == job
+        assert (await inserted(store, **name)).id == job.id
+
+
 async def test_what_was_refused_leaves_room_for_others(store: AStore) -> None:
     job = await inserted(store)
     again = msgspec.structs.replace(job, status="success")
@@ -251,9 +274,11 @@ HOLDS: dict[Guard, list[dict[str, Any]]] = {
     Guard.UNRELEASED: [{"release_at": FUTURE}],
     Guard.RELEASED: [{"release_at": PAST}],
     Guard.OVERDUE: [{"review_deadline": PAST}],
+    Guard.QUIET: [{"settled": 0}],
+    Guard.PARKED: [{"parked_at": PAST}],
 }
 FAILS: dict[Guard, list[dict[str, Any]]] = {
-    Guard.DUE: [{"lease": "theirs", "lease_seconds": -1}, {"due_seconds": 60}],
+    Guard.DUE: [{"lease": "theirs", "lease_seconds": -1}, {"due_seconds": 60}, {"parked_at": PAST}],
     Guard.LEASE: [
         {"lease": "theirs", "lease_seconds": 60},
         {"lease": "theirs", "lease_seconds": -1},
@@ -267,6 +292,8 @@ FAILS: dict[Guard, list[dict[str, Any]]] = {
     Guard.UNRELEASED: [{"release_at": PAST}],
     Guard.RELEASED: [{"release_at": FUTURE}],
     Guard.OVERDUE: [{"review_deadline": FUTURE}, {"review_deadline": None}],
+    Guard.QUIET: [{"settled": 1}],
+    Guard.PARKED: [{"parked_at": None}],
 }
 VERBS = [verb for verb, move in MOVES.items() if move.sources]
 every_verb = pytest.mark.parametrize("verb", VERBS)
@@ -292,8 +319,8 @@ def test_every_guard_is_tested() -> None:
     assert set(HOLDS) == set(FAILS) == set(Guard)
 
 
-def test_only_submit_has_no_source() -> None:
-    assert set(MOVES) - set(VERBS) == {"submit"}
+def test_only_what_comes_in_has_no_source() -> None:
+    assert set(MOVES) - set(VERBS) == {"submit", "hit", "refuse"}
 
 
 @every_verb
@@ -628,6 +655,8 @@ STEPS: dict[str, list[dict[str, Any]]] = {
     "release": [{}],
     "retry": [{"changes": {"error": RETRYABLE, "attempt": 2}, "after_seconds": {"due_at": when}} for when in (0, 60)],
     "lapse": [{"to": "bot", "after_seconds": {"due_at": 0}}, {"to": "fail", "changes": {"error": RETRYABLE}}],
+    "park": [{"settled": 0, "after_seconds": {"parked_at": 0}}],
+    "wake": [{"after_seconds": {"due_at": 0}}],
     "hold": [
         {"changes": {"response": ANSWER, "usage": Usage(total_tokens=3), "error": None, "attempt": 1}},
         {"changes": {"response": b'"held"'}, "after_seconds": {"review_deadline": -1}},
@@ -675,7 +704,7 @@ def follows(job: Job, replayed: dict[str, Any]) -> bool:
 
 
 MODEL: dict[Guard, Callable[[Job, float], bool]] = {
-    Guard.DUE: lambda job, now: job.lease is None and job.due_at <= now,
+    Guard.DUE: lambda job, now: job.lease is None and job.parked_at is None and job.due_at <= now,
     Guard.LEASE: lambda job, now: job.lease == "mine",
     Guard.LAPSED: lambda job, now: job.lease is not None and (job.lease_until or 0) < now,
     Guard.ROUND: lambda job, now: True,
@@ -685,6 +714,8 @@ MODEL: dict[Guard, Callable[[Job, float], bool]] = {
     Guard.UNRELEASED: lambda job, now: job.release_at is not None and job.release_at > now,
     Guard.RELEASED: lambda job, now: job.release_at is not None and job.release_at <= now,
     Guard.OVERDUE: lambda job, now: job.review_deadline is not None and job.review_deadline <= now,
+    Guard.QUIET: lambda job, now: True,  # it has no steps
+    Guard.PARKED: lambda job, now: job.parked_at is not None,
 }
 
 
@@ -748,16 +779,18 @@ async def test_jobs_are_listed_in_pages_from_either_end(store: AStore) -> None:
 
 async def test_jobs_are_filtered_and_counted_by_owner_and_status(store: AStore) -> None:
     mine, held_one, theirs = await inserted(store), await held(store), await inserted(store, user_id=2)
-    alike = await inserted(store, fingerprint="print")
+    alike, made = await inserted(store, fingerprint="print"), await inserted(store, made="resp_1")
 
     for which, found in (
-        (JobFilter(), [mine, held_one, theirs, alike]),
-        (JobFilter(user_id=1), [mine, held_one, alike]),
-        (JobFilter(status="bot"), [mine, theirs, alike]),
+        (JobFilter(), [mine, held_one, theirs, alike, made]),
+        (JobFilter(user_id=1), [mine, held_one, alike, made]),
+        (JobFilter(status="bot"), [mine, theirs, alike, made]),
         (JobFilter(user_id=1, status="human"), [held_one]),
         (JobFilter(user_id=3), []),
         (JobFilter(user_id=1, fingerprint="print"), [alike]),
         (JobFilter(status="human", fingerprint="print"), []),
+        (JobFilter(made="resp_1"), [made]),
+        (JobFilter(made="resp_2"), []),
     ):
         assert await store.jobs.list(which) == found
         assert await store.jobs.count(which) == len(found)
@@ -852,16 +885,6 @@ async def test_models_are_put_replaced_and_dropped_by_name(store: AStore) -> Non
     assert await store.catalog.models() == [two]
 
 
-async def test_keys_are_kept_sealed(store: AStore) -> None:
-    user = await store.people.put_user("ann@example.com", "user")
-    shared = await store.catalog.add_key(None, "shared", b"\x00sealed")
-    own = await store.catalog.add_key(user.id, "own", b"\xff")
-
-    assert await store.catalog.key(shared) == b"\x00sealed"
-    assert await store.catalog.key(own) == b"\xff"
-    assert await store.catalog.key(own + 1) is None
-
-
 async def test_versions_grow_with_every_change_of_what_they_count(store: AStore, other: AStore) -> None:
     async def grows(*topics: str) -> bool:
         nonlocal seen
@@ -869,7 +892,7 @@ async def test_versions_grow_with_every_change_of_what_they_count(store: AStore,
         return {topic for topic in seen if seen[topic] > before[topic]} == {*topics}
 
     seen = await other.versions()
-    assert seen.keys() == {"models", "people"}
+    assert seen.keys() == {"models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"}
 
     user = await store.people.put_user("ann@example.com", "user")
     assert await grows("people")
@@ -885,6 +908,19 @@ async def test_versions_grow_with_every_change_of_what_they_count(store: AStore,
     assert await grows("models")
     await store.catalog.drop_model("one")
     assert await grows()
+    await store.ledger.put_price(Price(model="one", valid_from=0, input=1, output=2))
+    assert await grows("prices")
+    await store.ledger.drop_price("one", 0)
+    assert await grows("prices")
+    await store.ledger.drop_price("one", 0)
+    await store.streams.put(a_stream("one"))
+    assert await grows("streams")
+    await store.streams.drop("one")
+    assert await grows("streams")
+    await store.streams.drop("one")
+    assert await grows()
+    await store.changed("cache")
+    assert await grows("cache")
     await inserted(store)
     assert await grows()
 

@@ -12,6 +12,7 @@ import msgspec
 
 from signoff.core.access import Caller, may_review
 from signoff.core.answer import as_completion
+from signoff.core.cache import Entry
 from signoff.core.delivery import Delivery
 from signoff.core.job import MOVES, Decision, Event, Job
 from signoff.errors import SignoffError
@@ -44,6 +45,7 @@ class Checker:
         self._keys: dict[tuple[int, str], list[str]] = {}
         self._taken: dict[str, int] = {}
         self._gone: dict[str, None] = {}
+        self._kept: dict[bytes, Entry] = {}
         self._now_us = 0
         tables.committed = self.committed
 
@@ -79,6 +81,15 @@ class Checker:
             self._ended(tx, job, verb)
         if job.idempotency_key is not None:
             self._one_job_a_key(job, tx.now)
+        if verb == "hit":
+            self._hit(job)
+
+    def _hit(self, job: Job) -> None:
+        """What was kept of the same user, to the same ask, and of the same model."""
+        entry = self._kept.get(job.response or b"")
+        same = entry is not None and (entry.user_id, entry.path, entry.target) == (job.user_id, job.path, job.target)
+        self.law(same, "a hit is the user's own signed-off answer", job.id, job.response)
+        self.law(_is_of(job), "an answer is to what was asked", job.id, job.response)
 
     def _one_job_a_key(self, job: Job, now: int) -> None:
         earlier = self._keys.setdefault((job.user_id, job.idempotency_key or ""), [])
@@ -158,7 +169,7 @@ class Checker:
         self.law(len(told) == wanted, "the move that ends a job inserts its delivery", job.id, verb)
         if verb == "cancel":
             self._cancelled[job.id] = None
-        if job.status == "success" and job.policy.may_hold:
+        if job.status == "success" and job.policy.may_hold and verb != "hit":
             decision = self._verdicts.get((job.id, job.round))
             signed = verb == "expire" or (decision is not None and decision.verdict == "approve")
             self.law(signed, "nothing held leaves without a verdict", job.id, verb)
@@ -206,6 +217,17 @@ class Checker:
         self.law(not waits, "who waits to be told is told before a job is forgotten", job_id, waits)
         self._gone[job_id] = None
 
+    def kept(self, entry: Entry) -> None:
+        """An answer is kept, to be given again: one that is signed off."""
+        self._history.note("kept", entry.key, entry.job_id)
+        job = self._tables.jobs.get(entry.job_id)
+        is_there = job is not None or entry.job_id in self._gone
+        self.law(is_there or entry.target != "watched", "nothing held leaves without a verdict", entry.job_id)
+        if job is not None and (job.is_terminal or job.policy.may_hold):  # else its end is written behind the answer
+            signed = (job.status, job.response, job.user_id) == ("success", entry.answer, entry.user_id)
+            self.law(signed, "what is kept is signed off", entry.job_id, job.status)
+        self._kept[entry.answer] = entry
+
     # What is seen
 
     def accepted(self, job: Job) -> None:
@@ -229,7 +251,10 @@ class Checker:
         """A waiting caller got an answer: of a job that may be held, only a signed one; `body` is None for a stream."""
         self._history.note("answered", caller.email, job.id, body)
         status, response = self._ends.get(job.id, ("unfinished", None))
-        if job.policy.may_hold:
+        if job.cache == "hit":  # its row is written behind the answer
+            entry = self._kept.get(job.response or b"")
+            self.law(entry is not None and entry.user_id == caller.user_id, "a hit is the user's own", job.id)
+        elif job.policy.may_hold:
             self.law(status == "success", "nothing held leaves without a verdict", job.id, status)
         if status == "success" and body is not None and response is not None:
             same = body in {response, as_completion(response, job.target)}

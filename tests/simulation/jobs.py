@@ -8,12 +8,11 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.job import Event, Job, Status
+from signoff.core.job import RUN_ENDED, Event, Job, Status
 from signoff.errors import JobNotFound, Stale
-from signoff.store import JobFilter, Step
+from signoff.store import JobFilter, NewVerb, Step
 from signoff.stores.jobs import _frees_its_key as frees_its_key
-from signoff.stores.jobs import _inserted as inserted
-from signoff.stores.jobs import _timed as timed
+from signoff.stores.jobs import inserted, timed
 from signoff.stores.moves import SECOND, deliver_end, event_of, news_of
 from signoff.stores.moves import _changed as changed
 from signoff.stores.schema import events, used_keys
@@ -27,12 +26,20 @@ class MemoryJobs:
         self._tables = tables
         self._way = way
 
-    async def insert(self, job: Job, *, actor: str, due_seconds: float = 0, lease_seconds: float | None = None) -> Job:
+    async def insert(
+        self,
+        job: Job,
+        *,
+        actor: str,
+        verb: NewVerb = "submit",
+        due_seconds: float = 0,
+        lease_seconds: float | None = None,
+    ) -> Job:
         def insert(tx: Tx) -> Job:
             standing = self._standing_under_name(tx, job)
             if standing is not None:
                 return standing
-            made = self._made(tx, timed(job, tx.now, due_seconds, lease_seconds), "submit", actor)
+            made = self.made(tx, timed(job, tx.now, due_seconds, lease_seconds), verb, actor)
             if job.idempotency_key is not None:
                 tx.add(used_keys, {"user_id": job.user_id, "key": job.idempotency_key, "job_id": job.id})
             return made
@@ -41,18 +48,22 @@ class MemoryJobs:
 
     async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[Job]:
         def insert(tx: Tx) -> Job:
-            return self._made(tx, timed(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
+            return self.made(tx, timed(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
 
         return self._way.send(insert, writes=True)
 
     async def move(self, job_id: str, *steps: Step) -> Job:
         return await self._way.send(lambda tx: self._moved(tx, job_id, *steps), writes=True)
 
-    async def claim(self, *, actor: str, lease: str, limit: int, lease_seconds: float) -> list[Job]:
+    async def claim(
+        self, *, actor: str, lease: str, limit: int, lease_seconds: float, full: Sequence[str] = ()
+    ) -> list[Job]:
         step = Step(verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds})
 
         def claim(tx: Tx) -> list[Job]:
-            waiting = [job for job in self._tables.unfinished.values() if job.lane == "later"]
+            waiting = [
+                job for job in self._tables.unfinished.values() if job.lane == "later" and job.target not in full
+            ]
             due = [job for job in waiting if self._tables.may("claim", job, step, tx.now)]
             due.sort(key=lambda job: (-job.priority, job.id))
             return [self._step(tx, job, step) for job in due[:limit]]
@@ -117,7 +128,9 @@ class MemoryJobs:
             before = tx.now - round(older_than_seconds * SECOND)
             told_later = {one.job_id for one in self._tables.deliveries.values() if one.state == "due"}
             ended = self._tables.ended.values()
+            gone_on = self._tables.unfinished
             old = [job.id for job in ended if job.updated_at < before and job.id not in told_later]
+            old = [job_id for job_id in old if self._tables.jobs[job_id].parent_id not in gone_on]
             tx.forgotten = old[:limit]
             return len(tx.forgotten)
 
@@ -133,7 +146,7 @@ class MemoryJobs:
 
         return await self._way.send(look, writes=False)
 
-    def _made(self, tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
+    def made(self, tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
         tx.made.append((job, verb))
         return inserted(tx, job, verb, actor, **note)  # type: ignore[arg-type]
 
@@ -160,7 +173,23 @@ class MemoryJobs:
                 tx.decisions[job.id, job.round] = step.decision
             tx.news.extend(news_of(job))
             deliver_end(tx, job, step.verb)  # type: ignore[arg-type]
+        if job.is_terminal:
+            self._follow(tx, job, steps[-1].actor)
         return job
+
+    def _follow(self, tx: Tx, job: Job, actor: str) -> None:
+        """The steps of what has failed are cancelled; the run of a step that has ended goes on."""
+        cancel = Step(verb="cancel", actor=actor, changes={"error": RUN_ENDED})
+        below = [each for each in self._tables.unfinished.values() if each.parent_id == job.id]
+        for each in below if job.status == "fail" else []:
+            cancelled = self._step(tx, each, cancel)
+            tx.news.extend(news_of(cancelled))
+            self._follow(tx, cancelled, actor)
+        run = self._tables.jobs.get(job.parent_id or "")
+        run = tx.jobs.get(job.parent_id or "", run)
+        wake = Step(verb="wake", actor=actor, after_seconds={"due_at": 0})
+        if run is not None and self._tables.may("wake", run, wake, tx.now):
+            tx.news.extend(news_of(self._step(tx, run, wake)))
 
     def _step(self, tx: Tx, job: Job, step: Step) -> Job:
         """The job after a step that it may make, and the event of that."""
@@ -181,7 +210,9 @@ class MemoryJobs:
     def _found(self, which: JobFilter) -> Sequence[Job]:
         jobs = self._tables.unfinished if which.status in {"bot", "human"} else self._tables.jobs
         found = [job for job in jobs.values() if which.status in {None, job.status}]
+        found = [job for job in found if which.with_steps or job.parent_id is None]
         found = [job for job in found if which.fingerprint in {None, job.fingerprint}]
+        found = [job for job in found if which.made in {None, job.made}]
         return [job for job in found if which.user_id in {None, job.user_id}]
 
 

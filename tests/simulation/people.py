@@ -1,14 +1,13 @@
-"""Users, their tokens, and registered models, in memory."""
+"""Users and their tokens, in memory."""
 
 from __future__ import annotations
 
 import msgspec
 
 from signoff.core.access import Role, Token, TokenKind, User
-from signoff.core.target import Model
-from signoff.store import Topic
+from signoff.core.cache import CacheRule
 from signoff.stores.moves import SECOND
-from simulation.tables import Tables, Tx, Way
+from simulation.tables import Tables, Tx, Way, bump
 
 
 class MemoryPeople:
@@ -30,20 +29,33 @@ class MemoryPeople:
             user = users.get(email.lower()) or User(id=len(users) + 1, email=email.lower(), role=role)
             kept = password_hash or user.password_hash
             users[user.email] = msgspec.structs.replace(user, role=role, active=True, password_hash=kept)
-            _bump(self._tables, tx, "people")
+            bump(self._tables, tx, "people")
             return users[user.email]
 
         return await self._way.send(put, writes=True)
 
     async def add_token(
-        self, user_id: int, digest: str, *, kind: TokenKind, name: str, role: Role, seconds: float | None = None
+        self,
+        user_id: int,
+        digest: str,
+        *,
+        kind: TokenKind,
+        name: str,
+        role: Role,
+        seconds: float | None = None,
+        cache: CacheRule | None = None,
+        key_id: int | None = None,
     ) -> Token:
         def add(tx: Tx) -> Token:
             number = len(self._tables.tokens) + 1
             expires_at = None if seconds is None else tx.now + round(seconds * SECOND)
-            token = Token(id=number, digest=digest, user_id=user_id, kind=kind, name=name, role=role)
-            self._tables.tokens[digest] = msgspec.structs.replace(token, expires_at=expires_at)
-            _bump(self._tables, tx, "people")
+            token = Token(
+                id=number, digest=digest, user_id=user_id, kind=kind, name=name, role=role, cache=cache, key_id=key_id
+            )
+            self._tables.tokens[digest] = msgspec.structs.replace(
+                token, expires_at=expires_at, cache=cache, key_id=key_id
+            )
+            bump(self._tables, tx, "people")
             return self._tables.tokens[digest]
 
         return await self._way.send(add, writes=True)
@@ -64,49 +76,7 @@ class MemoryPeople:
             if token is None or not token.active:
                 return False
             self._tables.tokens[digest] = msgspec.structs.replace(token, active=False)
-            _bump(self._tables, tx, "people")
+            bump(self._tables, tx, "people")
             return True
 
         return await self._way.send(end, writes=True)
-
-
-class MemoryCatalog:
-    """The catalog in memory; see `store.Catalog`."""
-
-    def __init__(self, tables: Tables, way: Way) -> None:
-        self._tables = tables
-        self._way = way
-
-    async def models(self) -> list[Model]:
-        return await self._way.send(lambda _: [model for _, model in sorted(self._tables.models.items())], writes=False)
-
-    async def put_model(self, model: Model) -> None:
-        def put(tx: Tx) -> None:
-            self._tables.models[model.name] = model
-            _bump(self._tables, tx, "models")
-
-        await self._way.send(put, writes=True)
-
-    async def drop_model(self, name: str) -> bool:
-        def drop(tx: Tx) -> bool:
-            dropped = self._tables.models.pop(name, None) is not None
-            if dropped:
-                _bump(self._tables, tx, "models")
-            return dropped
-
-        return await self._way.send(drop, writes=True)
-
-    async def add_key(self, user_id: int | None, name: str, sealed: bytes) -> int:
-        def add(_: Tx) -> int:
-            self._tables.sealed.append(sealed)
-            return len(self._tables.sealed)
-
-        return await self._way.send(add, writes=True)
-
-    async def key(self, key_id: int) -> bytes | None:
-        return await self._way.send(lambda _: dict(enumerate(self._tables.sealed, 1)).get(key_id), writes=False)
-
-
-def _bump(tables: Tables, tx: Tx, topic: Topic) -> None:
-    tables.versions[topic] += 1
-    tx.news.append((topic, ""))

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from cryptography.fernet import Fernet
 
-from signoff.app import alive
+from signoff.alive import alive
 from signoff.brokers.local import LocalBroker
+from signoff.cache import Bounds
+from signoff.caches.memory import MemoryCache
 from signoff.core.address import Reach
+from signoff.core.cache import Entry
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
 from signoff.core.signing import Secret
+from signoff.core.stream import Stream
 from signoff.errors import SignoffError
+from signoff.parts.answers import Answers
 from signoff.parts.background import Background
 from signoff.parts.callers import Callers
+from signoff.parts.compositions import Compositions
+from signoff.parts.functions import Functions
 from signoff.parts.inflight import InFlight
+from signoff.parts.keys import Keys
 from signoff.parts.leases import Leases
+from signoff.parts.limits import Limits
 from signoff.parts.logs import Logs
 from signoff.parts.models import Models
+from signoff.parts.pools import Pools
+from signoff.parts.prices import PriceList
+from signoff.parts.rooms import Rooms
+from signoff.parts.streams import Streams
 from signoff.parts.waits import Waits
+from signoff.transport import Transport
 from signoff.vault import Vault
 from signoff.work.desk import Desk, Rules
 from simulation.checker import Checker
@@ -39,6 +51,7 @@ Verb = Callable[[Desk], Awaitable[T]]
 
 CONCURRENCY = 6
 VAULT = Vault([Fernet.generate_key()])
+BOUNDS = Bounds(ttl_seconds=120, max_entries=50, max_bytes=100_000)
 SECRET = Secret("whsec_" + "c2lt" * 8)
 
 
@@ -69,6 +82,23 @@ def rules_of(climate: Climate) -> Rules:
         webhook_waits_seconds=(0.5, 2, 5),
         webhook_secrets=(SECRET,),
     )
+
+
+class Watched(Answers):
+    """The cache of one process; the checker sees what is kept there."""
+
+    def __init__(self, cache: MemoryCache, background: Background, checker: Checker) -> None:
+        super().__init__(cache, background, ttl_seconds=BOUNDS.ttl_seconds)
+        self._checker = checker
+
+    def keep(self, entry: Entry) -> None:
+        """See `Answers`."""
+        self._checker.kept(entry)
+        super().keep(entry)
+
+
+def _no_transport(stream: Stream) -> Transport:
+    raise NotImplementedError(stream.name)
 
 
 class Process:
@@ -180,18 +210,29 @@ class Process:
     def _desk(self) -> Desk:
         world, clock = self._network.world, self.clock
         store = MemoryStore(self._network.tables, self.wire)
+        background, cache = Background(), MemoryCache(BOUNDS, now=lambda: world.now)
         return Desk(
             store=store,  # type: ignore[arg-type]
             broker=FarBroker(self._network, self.loop) if self._climate.has_broker else LocalBroker(),
             engines={"echo": SimEngine(self._network)},
             couriers={"webhook": SimCourier(self._network, self._checker)},
             models=Models(store.catalog, MODELS),
+            prices=PriceList(store.ledger),
+            compositions=Compositions(store.compositions),
+            functions=Functions(store.compositions, [], seconds=10, clock=lambda: clock.wall(world.now)),
+            pools=Pools(),
+            keys=Keys(store.catalog, VAULT),  # type: ignore[arg-type]
             callers=Callers(store.people),
+            streams=Streams(store.streams, []),  # type: ignore[arg-type]
+            transport_to=_no_transport,
             leases=Leases(store, lease_seconds=15, heartbeat_seconds=5),  # type: ignore[arg-type]
+            limits=Limits(store.quotas),
+            rooms=Rooms(store.quotas, lease_seconds=15, heartbeat_seconds=5),
             waits=Waits(store),  # type: ignore[arg-type]
             in_flight=InFlight(),
-            logs=Logs(Path(os.devnull), lambda: clock.wall(world.now)),  # which cannot be written, and is done without
-            background=Background(),
+            logs=Logs(store.model_logs, lambda: clock.wall(world.now)),
+            answers=Watched(cache, background, self._checker),
+            background=background,
             vault=VAULT,
             rules=self._rules,
             actor=f"worker:{self.name}.{self._lives}",

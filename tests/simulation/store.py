@@ -10,10 +10,16 @@ import sqlalchemy as sa
 
 from signoff.errors import Conflict, NotFound, Overloaded
 from signoff.store import Listener, Topic
+from simulation.catalog import MemoryCatalog, MemoryModelLogs, MemorySecrets
+from simulation.compositions import MemoryCompositions
 from simulation.deliveries import MemoryDeliveries
 from simulation.jobs import MemoryJobs
-from simulation.people import MemoryCatalog, MemoryPeople
-from simulation.tables import Operation, Tables, Way
+from simulation.ledger import MemoryLedger
+from simulation.people import MemoryPeople
+from simulation.quotas import MemoryQuotas
+from simulation.runs import MemoryRuns
+from simulation.streams import MemoryStreams
+from simulation.tables import Operation, Tables, Way, bump
 
 
 class MemoryStore:
@@ -23,9 +29,16 @@ class MemoryStore:
         self.tables = tables
         self._way = way
         self.jobs = MemoryJobs(tables, way)
+        self.runs = MemoryRuns(tables, way, self.jobs)
         self.deliveries = MemoryDeliveries(tables, way)
         self.people = MemoryPeople(tables, way)
         self.catalog = MemoryCatalog(tables, way)
+        self.ledger = MemoryLedger(tables, way)
+        self.compositions = MemoryCompositions(tables, way)
+        self.quotas = MemoryQuotas(tables, way)
+        self.streams = MemoryStreams(tables, way)
+        self.secrets = MemorySecrets(tables, way)
+        self.model_logs = MemoryModelLogs(tables, way)
 
     async def start(self) -> None:
         """Nothing to open."""
@@ -42,6 +55,9 @@ class MemoryStore:
 
     async def versions(self) -> dict[str, int]:
         return await self._way.send(lambda _: dict(self.tables.versions), writes=False)
+
+    async def changed(self, topic: Topic) -> None:
+        await self._way.send(lambda tx: bump(self.tables, tx, topic), writes=True)
 
     def listen(self, listener: Listener) -> None:
         self._way.listen(listener)

@@ -13,14 +13,21 @@ from typing import Any, Protocol
 import msgspec
 import sqlalchemy as sa
 
-from signoff.core.access import Token, User
+from signoff.core.access import Token, UpstreamKey, User
 from signoff.core.delivery import Delivery
+from signoff.core.function import Function
 from signoff.core.job import MOVES, Decision, Event, Guard, Job, Move
-from signoff.core.target import Model
+from signoff.core.limits import Limit, Meter
+from signoff.core.log import Entry
+from signoff.core.price import Price
+from signoff.core.run import FunctionCall
+from signoff.core.stream import Stream
+from signoff.core.target import Composed, Model
 from signoff.store import Listener, Step, Topic
 
 Key = tuple[int, str]
 Round = tuple[str, int]
+Place = tuple[str, int, str]
 
 
 class Tx(msgspec.Struct):
@@ -35,6 +42,7 @@ class Tx(msgspec.Struct):
     decisions: dict[Round, Decision] = {}
     deliveries: dict[str, Delivery] = {}
     keys: dict[Key, str | None] = {}
+    calls: dict[Place, FunctionCall] = {}
     forgotten: list[str] = []
 
     def add(self, table: sa.Table, row: dict[str, Any]) -> None:
@@ -46,6 +54,8 @@ class Tx(msgspec.Struct):
                 self.events.append(Event(**row))
             case "deliveries":
                 self.deliveries[row["id"]] = Delivery(**row)
+            case "function_calls":
+                self.calls[row["job_id"], row["round"], row["node"]] = FunctionCall(**row)
             case "used_keys":
                 self.keys[row["user_id"], row["key"]] = row["job_id"]
             case name:
@@ -71,7 +81,7 @@ class Way(Protocol):
 
 # A mover without a lease or a round holds none: NULL equals nothing.
 GUARDS: dict[Guard, Callable[[Job, Step, int], bool]] = {
-    Guard.DUE: lambda job, step, now: job.lease is None and job.due_at <= now,
+    Guard.DUE: lambda job, step, now: job.lease is None and job.parked_at is None and job.due_at <= now,
     Guard.LEASE: lambda job, step, now: step.lease is not None and job.lease == step.lease,
     Guard.LAPSED: lambda job, step, now: (
         job.lease is not None and job.lease_until is not None and job.lease_until < now
@@ -87,6 +97,7 @@ GUARDS: dict[Guard, Callable[[Job, Step, int], bool]] = {
     Guard.UNRELEASED: lambda job, step, now: job.release_at is not None and job.release_at > now,
     Guard.RELEASED: lambda job, step, now: job.release_at is not None and job.release_at <= now,
     Guard.OVERDUE: lambda job, step, now: job.review_deadline is not None and job.review_deadline <= now,
+    Guard.PARKED: lambda job, step, now: job.parked_at is not None,
 }
 
 
@@ -95,7 +106,7 @@ class Tables:
 
     def __init__(self, moves: Mapping[str, Move] = MOVES) -> None:
         self.moves = moves
-        self.guards = dict(GUARDS)
+        self.guards = GUARDS | {Guard.QUIET: self._is_quiet}
         self.jobs: dict[str, Job] = {}
         self.unfinished: dict[str, Job] = {}
         self.ended: dict[str, Job] = {}
@@ -103,12 +114,27 @@ class Tables:
         self.decisions: dict[Round, tuple[Decision, int]] = {}
         self.deliveries: dict[str, Delivery] = {}
         self.keys: dict[Key, str] = {}
+        self.calls: dict[Place, FunctionCall] = {}
         self.named: dict[Key, Job] = {}
         self.users: dict[str, User] = {}
         self.tokens: dict[str, Token] = {}
         self.models: dict[str, Model] = {}
-        self.sealed: list[bytes] = []
-        self.versions = {"models": 0, "people": 0}
+        self.prices: dict[tuple[str, int], Price] = {}
+        self.past: list[Job] = []
+        self.wasted: list[Job] = []
+        self.composed: dict[int, dict[int, Composed]] = {}
+        self.composed_ids = 0
+        self.labels: dict[tuple[int, str], int] = {}
+        self.functions: dict[str, Function] = {}
+        self.limits: dict[str, Limit] = {}
+        self.meters: dict[str, Meter] = {}
+        topics = ("models", "people", "prices", "limits", "cache", "compositions", "functions", "streams")
+        self.versions = dict.fromkeys(topics, 0)
+        self.streams: dict[str, Stream] = {}
+        self.leads: dict[str, tuple[str, int]] = {}
+        self.sealed: dict[int, tuple[UpstreamKey, bytes]] = {}
+        self.key_count = 0
+        self.model_logs: dict[str, list[Entry]] = {}
         self.listeners: list[Listener] = []
         self.committed: Callable[[Tx], None] = lambda _: None
 
@@ -129,6 +155,14 @@ class Tables:
         move = self.moves[verb]
         return job.status in move.sources and all(self.guards[guard](job, step, now) for guard in move.guards)
 
+    def steps(self, run: Job) -> list[Job]:
+        """The steps of the round that a run is in, the oldest first."""
+        jobs = [job for job in self.jobs.values() if (job.parent_id, job.parent_round) == (run.id, run.round)]
+        return sorted(jobs, key=lambda job: job.id)
+
+    def _is_quiet(self, job: Job, step: Step, _now: int) -> bool:
+        return step.settled == sum(1 for each in self.steps(job) if each.is_terminal)
+
     def _check_ids(self, tx: Tx) -> None:
         """What a primary key forbids."""
         twice = any(job.id in self.jobs for job, _ in tx.made) or any(place in self.decisions for place in tx.decisions)
@@ -143,6 +177,7 @@ class Tables:
         for place, decision in tx.decisions.items():
             self.decisions[place] = (decision, tx.now)
         self.deliveries.update(tx.deliveries)
+        self.calls.update(tx.calls)
         for key, job_id in tx.keys.items():
             if job_id is None:
                 self.keys.pop(key, None)
@@ -163,12 +198,20 @@ class Tables:
 
     def _forget(self, ids: list[str]) -> None:
         gone = dict.fromkeys(ids)
+        self.past += (self.jobs[job_id] for job_id in ids)
         for job_id in ids:
             del self.jobs[job_id], self.ended[job_id], self.events[job_id]
         self.decisions = {place: kept for place, kept in self.decisions.items() if place[0] not in gone}
         self.deliveries = {name: kept for name, kept in self.deliveries.items() if kept.job_id not in gone}
         self.named = {name: kept for name, kept in self.named.items() if kept.id not in gone}
+        self.calls = {place: kept for place, kept in self.calls.items() if place[0] not in gone}
         self.keys = {key: job_id for key, job_id in self.keys.items() if job_id not in gone}
+
+
+def bump(tables: Tables, tx: Tx, topic: Topic) -> None:
+    """Counts a change of `topic`, and tells of it."""
+    tables.versions[topic] += 1
+    tx.news.append((topic, ""))
 
 
 def after(move: Move, job: Job, step: Step, now: int) -> Job:

@@ -12,6 +12,7 @@ import msgspec
 
 from signoff.core.access import Caller, Role
 from signoff.core.ask import CHAT, Ask
+from signoff.core.cache import Fresh
 from signoff.core.delivery import Hook
 from signoff.core.job import Edit, Job, Verdict
 from signoff.store import JobFilter
@@ -26,6 +27,7 @@ from simulation.process import Process, Verb
 T = TypeVar("T")
 PATIENCE_SECONDS = 30.0
 HOSTS = 3
+REPEATED = 4
 
 
 class Person:
@@ -80,10 +82,14 @@ class User(Person):
     def _an_ask(self, **more: Any) -> Ask:
         number, dice = self._world.number(), self.dice
         hook = Hook(url=f"https://host{dice.randrange(HOSTS)}.example/{dice.choice(['hook', 'hook', 'gone'])}")
+        is_kept = dice.random() < 0.5
+        text = f"ask again {dice.randrange(REPEATED)}" if is_kept else f"ask {number}"
         plain: dict[str, Any] = {
             "door": "simulation",
             "caller": self.caller,
-            "body": body_of(f"ask {number}", stream=dice.random() < 0.2),
+            "body": body_of(text, stream=dice.random() < 0.2),
+            "cache": "always" if is_kept else None,
+            "fresh": Fresh(no_cache=dice.random() < 0.1, max_age_seconds=dice.choice([None, None, 5])),
             "path": dice.choice([CHAT, CHAT, "/v1/embeddings"]),
             "target": dice.choice(["plain", "plain", "twice", "watched", None]),
             "priority": dice.randrange(10),

@@ -19,8 +19,8 @@ def is_lawful(job: Job, step: Step, now: int) -> bool:
     is_decided = job.release_at is not None
     match step.verb:
         case "claim":
-            lawful = job.lane == "later" and job.lease is None and job.due_at <= now
-        case "succeed" | "fail" | "hold" | "retry" | "release":
+            lawful = job.lane == "later" and job.lease is None and job.parked_at is None and job.due_at <= now
+        case "succeed" | "fail" | "hold" | "retry" | "release" | "park":
             lawful = job.lease is not None and step.lease == job.lease
         case "lapse":
             was_last = job.lane == "now" or job.attempt >= job.max_attempts
@@ -34,6 +34,8 @@ def is_lawful(job: Job, step: Step, now: int) -> bool:
             lawful = is_decided and is_that and (job.release_at or 0) <= now
         case "expire":
             lawful = not is_decided and (job.review_deadline or now + 1) <= now
+        case "wake":
+            lawful = job.parked_at is not None
         case "cancel":
             lawful = True
         case _:
@@ -62,9 +64,14 @@ def check(stand: Stand) -> None:
         assert 0 <= job.attempt <= job.max_attempts, "attempts are bounded"
         assert job.status == "bot" or job.lease is None, "only the machine's side is leased"
         assert (job.lease is None) == (job.lease_until is None)
+        assert job.parked_at is None or (job.status, job.lease) == ("bot", None), "what is parked waits for its steps"
+        run = stand.jobs.get(job.parent_id or "")
+        assert run is None or run.status != "fail" or job.is_terminal, "nothing goes on below what has failed"
         assert job.status == "human" or job.release_at is None
         if job.status == "human" and job.release_at is not None:
             assert stand.decisions[job.id, job.round][0] == job.decision, "a verdict is one of its round"
+    places = [(job.parent_id, job.parent_round, job.node) for job in stand.jobs.values() if job.parent_id]
+    assert len(places) == len({*places}), "a step is made once"
     for job_id, number in stand.decisions:
         assert len([vote for vote in stand.votes if vote[:2] == (job_id, number)]) == 1, "one decision a round"
     made = [(one.job_id, one.kind) for one in stand.deliveries.values()]

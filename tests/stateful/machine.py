@@ -52,6 +52,7 @@ asks = st.fixed_dictionaries(
         "user_id": st.sampled_from([1, 2]),
         "priority": st.sampled_from([1, 5, 9]),
         "max_attempts": st.sampled_from([1, 2, 3]),
+        "pipeline_id": st.sampled_from([None, 1]),
         "metadata": st.sampled_from([b"null", b'{"a":[1]}']),
         "policy": st.sampled_from([Policy(on_deadline=way) for way in get_args(OnDeadline)]),
         "deliver": st.sampled_from([(), *((hook,) for hook in HOOKS), (HOOKS[0], COPY), (COPY,)]),
@@ -161,10 +162,14 @@ class Machine(RuleBasedStateMachine):
             assert isinstance(outcome_of(lambda: check_same(standing, job)), KeyReused)
 
     @when(lambda self: not self.is_busy())
-    @act(ask=asks, key=keys, lease=ticks, ended=st.sampled_from([None, None, "succeed", "fail", "cancel"]))
+    @act(ask=asks, key=keys, lease=ticks, ended=st.sampled_from([None, None, "succeed", "fail", "cancel", "hit"]))
     def call(self, ask: dict[str, Any], key: str | None, lease: int, ended: str | None) -> None:
         """A caller waits: the job is leased from its first moment, or written when it has ended."""
         job = self.a_job(**ask, lane="now", attempt=1)
+        if ended == "hit" and key is not None:
+            hit = msgspec.structs.replace(job, idempotency_key=key, attempt=0, status="success", response=ANSWER)
+            self.insert(hit, verb="hit")
+            return
         if ended is not None:
             self.insert_ended(job, ended)
             return
@@ -210,6 +215,27 @@ class Machine(RuleBasedStateMachine):
             "release": {},
         }
         self.move(job, seen(verb, job, **step[verb]))
+
+    @when(lambda self: not self.is_busy() and self.runs())
+    @act(pick=picks, node=st.sampled_from(["0.0", "0.1"]), lease=ticks, slip=slips)
+    def ask_a_step(self, pick: int, node: str, lease: int, slip: bool) -> None:
+        """A run asks for a step of it, perhaps for the second time, or when it is somebody else's by now."""
+        run = self.runs()[pick % len(self.runs())]
+        place = {"parent_id": run.id, "parent_round": run.round, "node": node}
+        step = self.a_job(**place, attempt=1, max_attempts=2, lease=self.token(), pipeline_id=pick % 2 or None)
+        asked: dict[str, Any] = {"run_lease": "lost" if slip else run.lease, "lease_seconds": lease * TICK_SECONDS}
+        there = outcome_of(lambda: self.place.run(self.place.store.runs.add_step(step, actor="worker", **asked)))
+        assert said(there) == said(outcome_of(lambda: self.model.add_step(step, actor="worker", **asked)))
+        if isinstance(there, Job):
+            self.leases.append((there.id, there.lease or ""))
+
+    @when(lambda self: self.runs())
+    @act(pick=picks, missed=slips)
+    def park(self, pick: int, missed: bool) -> None:
+        """A run waits for its steps, of which one may have settled that it has not seen."""
+        run = self.runs()[pick % len(self.runs())]
+        settled = len([step for step in self.model.steps(run) if step.is_terminal]) - missed
+        self.move(run, seen("park", run, settled=settled, after_seconds={"parked_at": 0}))
 
     @when(lambda self: self.leases)
     @act(pick=picks, verb=st.sampled_from(["succeed", "hold", "fail", "release"]), slip=slips)
@@ -272,13 +298,14 @@ class Machine(RuleBasedStateMachine):
         self.swept = self.swept[-REMEMBERED:]
 
     @when(lambda self: self.swept)
-    @act(pick=picks, slip=slips, verb=st.sampled_from(["lapse", "approve", "expire"]))
+    @act(pick=picks, slip=slips, verb=st.sampled_from(["lapse", "approve", "expire", "wake"]))
     def sweep(self, pick: int, slip: bool, verb: str) -> None:
         """A sweeper does what it saw is to be done. That may be late, and another may do it too."""
         verb, job = (verb, self.any_job(pick)) if slip else self.swept[-1 - pick % len(self.swept)]
         decision = job.decision or Decision(verdict="approve", reviewer="nobody")
-        step = {"lapse": lapse(job), "expire": expire(job), "approve": effect(job, decision, "sweeper")}[verb]
-        self.move(job, step)
+        wake = seen("wake", job, after_seconds={"due_at": 0})
+        ways = {"lapse": lapse(job), "expire": expire(job), "approve": effect(job, decision, "sweeper"), "wake": wake}
+        self.move(job, ways[verb])
 
     @when(lambda self: self.model.old(-1))
     @act(age=ticks, limit=st.integers(1, 3))
@@ -341,7 +368,8 @@ class Machine(RuleBasedStateMachine):
         statuses = {job.id: (job.status, job.seq) for job in stand.jobs.values()}
         assert self.place.run(self.jobs.statuses([*statuses, "nobody"])) == statuses
         for verb, look in self.swept_lists():
-            assert by_id(self.place.run(look(100))) == self.model.standing(verb)
+            standing = self.model.forgotten() if verb == "wake" else self.model.standing(verb)
+            assert by_id(self.place.run(look(100))) == standing
 
     def teardown(self) -> None:
         """Every way to look at what is left."""
@@ -356,6 +384,7 @@ class Machine(RuleBasedStateMachine):
         assert run(self.deliveries.failed(100)) == failed[::-1]
         for user_id, status in product([None, 1], [None, *STATUSES]):
             which = JobFilter(user_id=user_id, status=status, after_id="job-0003", newest_first=user_id == 1)
+            which = msgspec.structs.replace(which, with_steps=status is None)
             page = msgspec.structs.replace(which, offset=1, limit=2, after_id=None)
             assert run(self.jobs.list(which)) == model.list(which)
             assert run(self.jobs.list(page)) == model.list(page)
@@ -380,17 +409,23 @@ class Machine(RuleBasedStateMachine):
         return None
 
     def swept_lists(self) -> list[tuple[str, Callable[[int], Coroutine[Any, Any, list[Job]]]]]:
-        return [("lapse", self.jobs.lapsed), ("approve", self.jobs.released), ("expire", self.jobs.overdue)]
+        runs = self.place.store.runs
+        moved = [("lapse", self.jobs.lapsed), ("approve", self.jobs.released), ("expire", self.jobs.overdue)]
+        return [*moved, ("wake", runs.forgotten)]
 
     def insert(self, job: Job, **more: Any) -> Job:
         standing = self.place.run(self.jobs.insert(job, actor="ann", **more))
         assert standing == self.model.insert(job, actor="ann", **more)
-        self.made["submit"] += standing.id == job.id
+        self.made[more.get("verb", "submit")] += standing.id == job.id
         return standing
 
     def insert_ended(self, job: Job, verb: str) -> None:
-        made = {"status": "success", "response": ANSWER} if verb == "succeed" else {"status": "fail", "error": FINAL}
-        ended, verbs = msgspec.structs.replace(job, **made), ["submit", "claim", verb]
+        made = (
+            {"status": "success", "response": ANSWER}
+            if verb in {"succeed", "hit"}
+            else {"status": "fail", "error": FINAL}
+        )
+        ended, verbs = msgspec.structs.replace(job, **made), ["hit"] if verb == "hit" else ["submit", "claim", verb]
 
         async def insert() -> Job:
             return await (await self.jobs.insert_ended(ended, actor="ann", verbs=verbs))
@@ -401,6 +436,10 @@ class Machine(RuleBasedStateMachine):
         """Three times in four one that can be moved so, if there is any."""
         right = self.right(verb, **mover)
         return right[pick % len(right)] if right and pick % 4 else self.any_job(pick)
+
+    def runs(self) -> Sequence[Job]:
+        """Those that somebody holds."""
+        return [job for job in self.model.stand.jobs.values() if job.pipeline_id and job.lease and job.status == "bot"]
 
     def is_busy(self) -> bool:
         """Whether there is enough to do without another job."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from signoff.core.delivery import Delivery, DeliveryKind, Outcome
-from signoff.core.job import MOVES, TERMINAL, Decision, Guard, Job, Verdict
+from signoff.core.job import MOVES, RUN_ENDED, TERMINAL, Decision, Guard, Job, Verdict
 from signoff.errors import JobNotFound, NotFound, Stale
 from signoff.store import JobFilter, Step
 
@@ -27,17 +27,19 @@ class Stand(msgspec.Struct):
     deliveries: dict[str, Delivery] = {}
 
 
-GUARDS: dict[Guard, Callable[[Job, Step, int], bool]] = {
-    Guard.DUE: lambda job, step, now: job.lease is None and job.due_at <= now,
-    Guard.LEASE: lambda job, step, now: job.lease is not None and job.lease == step.lease,
-    Guard.LAPSED: lambda job, step, now: job.lease_until is not None and job.lease_until < now,
-    Guard.ROUND: lambda job, step, now: job.round == step.round,
-    Guard.UNOPENED: lambda job, step, now: opened_by(job, now) in {None, step.reviewer},
-    Guard.UNDECIDED: lambda job, step, now: job.release_at is None,
-    Guard.DECIDED: lambda job, step, now: job.release_at is not None,
-    Guard.UNRELEASED: lambda job, step, now: job.release_at is not None and now < job.release_at,
-    Guard.RELEASED: lambda job, step, now: job.release_at is not None and job.release_at <= now,
-    Guard.OVERDUE: lambda job, step, now: job.review_deadline is not None and job.review_deadline <= now,
+GUARDS: dict[Guard, Callable[[Job, Step, Model], bool]] = {
+    Guard.DUE: lambda job, step, at: job.lease is None and job.parked_at is None and job.due_at <= at.now,
+    Guard.LEASE: lambda job, step, at: job.lease is not None and job.lease == step.lease,
+    Guard.LAPSED: lambda job, step, at: job.lease_until is not None and job.lease_until < at.now,
+    Guard.ROUND: lambda job, step, at: job.round == step.round,
+    Guard.UNOPENED: lambda job, step, at: opened_by(job, at.now) in {None, step.reviewer},
+    Guard.UNDECIDED: lambda job, step, at: job.release_at is None,
+    Guard.DECIDED: lambda job, step, at: job.release_at is not None,
+    Guard.UNRELEASED: lambda job, step, at: job.release_at is not None and at.now < job.release_at,
+    Guard.RELEASED: lambda job, step, at: job.release_at is not None and job.release_at <= at.now,
+    Guard.OVERDUE: lambda job, step, at: job.review_deadline is not None and job.review_deadline <= at.now,
+    Guard.QUIET: lambda job, step, at: step.settled == len([each for each in at.steps(job) if each.is_terminal]),
+    Guard.PARKED: lambda job, step, at: job.parked_at is not None,
 }
 
 
@@ -55,7 +57,9 @@ class Model:
 
     # Coming in
 
-    def insert(self, job: Job, *, actor: str, due_seconds: float = 0, lease_seconds: float | None = None) -> Job:
+    def insert(
+        self, job: Job, *, actor: str, verb: str = "submit", due_seconds: float = 0, lease_seconds: float | None = None
+    ) -> Job:
         """The new job, or the one that stands under its key."""
         standing = self.under_key(job)
         if standing is not None:
@@ -64,7 +68,7 @@ class Model:
         new = self._timed(job, due_at=self._after(due_seconds), lease_until=lease_until)
         if job.idempotency_key is not None:
             self.stand.keys[job.user_id, job.idempotency_key] = job.id
-        return self._written(new, "submit", actor)
+        return self._written(new, verb, actor)
 
     def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> Job:
         """A job that had ended before it was written."""
@@ -98,12 +102,43 @@ class Model:
         for job, step in zip(made, steps, strict=True):
             self._written(job, step.verb, step.actor)
             self._decided(job, step.decision)
+        self._follow(made[-1], steps[-1].actor)
         return made
+
+    def _follow(self, job: Job, actor: str) -> None:
+        """What ends is not asked for below any more, and the run above it goes on."""
+        if job.status == "fail":
+            for each in [
+                each for each in self.stand.jobs.values() if each.parent_id == job.id and not each.is_terminal
+            ]:
+                self.move(each.id, Step(verb="cancel", actor=actor, changes={"error": RUN_ENDED}))
+        run = self.stand.jobs.get(job.parent_id or "") if job.is_terminal else None
+        wake = Step(verb="wake", actor=actor, after_seconds={"due_at": 0})
+        if run is not None and self.may(run, wake):
+            self.move(run.id, wake)
+
+    def add_step(self, step: Job, *, actor: str, run_lease: str, lease_seconds: float) -> Job:
+        """A step of a run that is held so; or the one that stands there."""
+        run = self.stand.jobs.get(step.parent_id or "")
+        if run is None or run.status != "bot" or run.lease != run_lease:
+            raise Stale
+        place = (step.parent_id, step.parent_round, step.node)
+        standing = [job for job in self.stand.jobs.values() if (job.parent_id, job.parent_round, job.node) == place]
+        return standing[0] if standing else self.insert(step, actor=actor, lease_seconds=lease_seconds)
+
+    def steps(self, run: Job) -> Sequence[Job]:
+        """Those of its round."""
+        return [job for job in self.stand.jobs.values() if (job.parent_id, job.parent_round) == (run.id, run.round)]
+
+    def forgotten(self) -> dict[str, Job]:
+        """Parked runs of which no step goes on."""
+        parked = [job for job in self.stand.jobs.values() if self.may(job, seen("wake", job))]
+        return {job.id: job for job in parked if all(step.is_terminal for step in self.steps(job))}
 
     def may(self, job: Job, step: Step) -> bool:
         """Whether `job` can be moved so now."""
         move = MOVES[step.verb]
-        return job.status in move.sources and all(GUARDS[guard](job, step, self.now) for guard in move.guards)
+        return job.status in move.sources and all(GUARDS[guard](job, step, self) for guard in move.guards)
 
     def _moved(self, job: Job, step: Step) -> Job:
         move = MOVES[step.verb]
@@ -164,6 +199,7 @@ class Model:
             after = which.after_id
             jobs = [job for job in jobs if (job.id < after if which.newest_first else job.id > after)]
         jobs = [job for job in jobs if which.user_id in {None, job.user_id} and which.status in {None, job.status}]
+        jobs = [job for job in jobs if which.with_steps or job.parent_id is None]
         return jobs[which.offset :][: which.limit]
 
     def standing(self, verb: str) -> dict[str, Job]:
@@ -233,7 +269,10 @@ class Model:
         """Those that ended more than `seconds` ago, and of whom nobody waits to hear."""
         awaited = {delivery.job_id for delivery in self.stand.deliveries.values() if delivery.state == "due"}
         ended = {job.id for job in self.stand.jobs.values() if job.status in TERMINAL}
-        return {job_id for job_id in ended - awaited if self.stand.jobs[job_id].updated_at < self._after(-seconds)}
+        jobs = self.stand.jobs
+        goes_on = jobs.keys() - ended
+        old = {job_id for job_id in ended - awaited if jobs[job_id].updated_at < self._after(-seconds)}
+        return {job_id for job_id in old if jobs[job_id].parent_id not in goes_on}
 
     def forget(self, gone: set[str]) -> None:
         """All that is kept of `gone`."""

@@ -46,7 +46,7 @@ def backup(
     with_key: Annotated[bool, typer.Option("--with-key", help="Put the key that opens sealed secrets in too.")] = False,
 ) -> None:
     """Writes everything into one file, while servers go on working."""
-    from signoff.app import backup
+    from signoff.upkeep import backup
 
     settings = load()
     manifest = asyncio.run(backup(settings, file, with_key=with_key))
@@ -62,7 +62,7 @@ def backup(
 @keeping.command()
 def restore(file: Annotated[Path, typer.Argument(help="What `signoff backup` has written.")]) -> None:
     """Fills an empty database from a backup, whichever database it was made of."""
-    from signoff.app import restore
+    from signoff.upkeep import restore
 
     settings = load()
     done = asyncio.run(restore(settings, file))

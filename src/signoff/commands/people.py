@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from signoff.commands.terminal import address_of, out, run, stop
+from signoff.commands.terminal import address_of, out, rule_named, run, stop
 from signoff.core.access import ROLES, Role, User
 from signoff.settings import load
 from signoff.work.desk import Desk
@@ -52,15 +52,17 @@ def token_create(
     email: str,
     role: Annotated[str | None, typer.Option(help=" | ".join(ROLES))] = None,
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
+    cache: Annotated[str | None, typer.Option(help="always | never; else as each request says.")] = None,
+    key: Annotated[int | None, typer.Option(help="The upstream key that all requests with it are sent with.")] = None,
     *,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the token alone.")] = False,
 ) -> None:
     """Makes a token, and its user if there is none. It is shown this once."""
-    wanted = _role(role)
+    wanted, rule = _role(role), rule_named(cache)
 
     async def create(desk: Desk) -> str:
         user = await desk.store.people.user(email) or await create_user(desk, email, wanted or "user")
-        return await create_token(desk, user, role=wanted, name=name)
+        return await create_token(desk, user, role=wanted, name=name, cache=rule, key_id=key)
 
     token = run(load(), create)
     out.print(token if quiet else f"{token}\n\nIt is not shown again.")

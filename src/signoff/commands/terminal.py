@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
 from rich.console import Console
 
+from signoff.core.cache import CacheRule
 from signoff.settings import Settings
 from signoff.work.desk import Desk
 
@@ -35,6 +36,13 @@ def address_of(host: str, port: int) -> str:
     """Where a server that listens there is reached from this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- shown, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def rule_named(text: str | None) -> CacheRule | None:
+    """What --cache says."""
+    if text not in {None, "always", "never"}:
+        stop("--cache is always or never.")
+    return cast("CacheRule | None", text)
 
 
 def shown(text: str) -> str:

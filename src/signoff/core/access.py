@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from signoff.core.cache import CacheRule
+
 Role = Literal["admin", "reviewer", "user"]
 ROLES: tuple[Role, ...] = ("admin", "reviewer", "user")
 
@@ -24,7 +26,10 @@ TokenKind = Literal["api", "signin", "session"]
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """A secret that stands for a user; only its SHA-256 is kept. `expires_at` is in microseconds."""
+    """A secret that stands for a user; only its SHA-256 is kept. `expires_at` is in microseconds.
+
+    `key_id`: the upstream key that is used for all that is asked with it.
+    """
 
     id: int
     digest: str
@@ -34,6 +39,18 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     active: bool = True
     expires_at: int | None = None
+    cache: CacheRule | None = None
+    key_id: int | None = None
+
+
+class UpstreamKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be known of an upstream's key: never its value. `user_id` None: a model's own, which is nobody's."""
+
+    id: int
+    user_id: int | None
+    name: str
+    is_shared: bool
+    created_at: int
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +61,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     email: str
     expires_at: int | None = None
+    cache: CacheRule | None = None
+    key_id: int | None = None
 
     @property
     def actor(self) -> str:
@@ -59,6 +78,16 @@ def may_review(caller: Caller) -> bool:
 def may_see(caller: Caller, owner_id: int | None) -> bool:
     """Whether this caller may know that a job of `owner_id` exists."""
     return may_review(caller) or caller.user_id == owner_id
+
+
+def may_use(user_id: int, key: UpstreamKey) -> bool:
+    """Whether this user's requests may be sent with that key: their own, or one that an admin shares. Nobody else's."""
+    return key.user_id is not None and (key.is_shared or key.user_id == user_id)
+
+
+def may_remove(caller: Caller, key: UpstreamKey) -> bool:
+    """Whether this caller may end that key, and see that it exists while it is not shared."""
+    return key.user_id is not None and (caller.role == "admin" or key.user_id == caller.user_id)
 
 
 def least(one: Role, other: Role) -> Role:

@@ -1,10 +1,11 @@
-"""Which addresses that a user gave this server may go to: public ones, and what the operator allows beside them."""
+"""Which addresses that somebody gave this server may go to: public ones and what is allowed beside them; models'."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from signoff.errors import AddressRefused
@@ -18,8 +19,29 @@ LONGEST_URL = 2048
 _UNICAST_V6 = IPv6Network("2000::/3")
 _NOT_PUBLIC: tuple[Network, ...] = (IPv6Network("2002::/16"), IPv6Network("3fff::/20"), IPv4Network("192.88.99.0/24"))
 # Where cloud machines ask for their own secrets, beside the link-local addresses.
-_METADATA: tuple[Address, ...] = (IPv6Address("fd00:ec2::254"), IPv4Address("100.100.100.200"))
+_METADATA: tuple[Address, ...] = (
+    IPv6Address("fd00:ec2::254"),
+    IPv6Address("fd20:ce::254"),
+    IPv4Address("100.100.100.200"),
+    IPv4Address("168.63.129.16"),
+    IPv4Address("192.0.0.192"),
+)
+_CARRIES_IN_ITS_END = tuple(
+    IPv6Network(text) for text in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")
+)
 _METADATA_NAMES = {"metadata.google.internal", "metadata"}
+
+
+class Guard(Protocol):
+    """Which addresses may be connected to."""
+
+    def permits(self, host: str, address: Address) -> bool:
+        """Whether `address`, which `host` stands for, may be connected to."""
+        ...
+
+    def refusal(self, host: str) -> str:
+        """Why not, in a sentence."""
+        ...
 
 
 class Reach:
@@ -39,33 +61,44 @@ class Reach:
         allowed = any(address in network for network in self._networks if network.version == address.version)
         return allowed or host.lower() in self._hosts or is_public(address)
 
+    def refusal(self, host: str) -> str:
+        """See `Guard`."""
+        return f"{host} is not at a public address; the operator can allow it (webhook_allow)."
 
-def checked_host(url: str, reach: Reach) -> str:
+
+class ModelReach:
+    """Where models may be: anywhere, private networks too, but not where a machine asks for its own secrets.
+
+    An IPv6 address that carries an IPv4 one (mapped, translated, tunnelled) may not be where that one may not.
+    """
+
+    def permits(self, host: str, address: Address) -> bool:
+        """See `Guard`."""
+        return host.lower() not in _METADATA_NAMES and not any(_is_no_models(each) for each in _carried(address))
+
+    def refusal(self, host: str) -> str:
+        """See `Guard`."""
+        return f"{host} is no address of a model."
+
+
+MODELS = ModelReach()
+
+
+def checked_host(url: str, guard: Guard) -> str:
     """The host of `url`. Raises AddressRefused: unusable, or literally an address that may not be reached."""
     host = _host_of(url)
-    address = literal(host)
-    if address is not None:
-        check(host, address, reach)
-    elif (host == "localhost" or host.endswith(".localhost")) and not reach.permits(host, IPv4Address("127.0.0.1")):
-        raise AddressRefused(f"{host} is not a public address.")
+    is_here = host == "localhost" or host.endswith(".localhost")
+    address = IPv4Address("127.0.0.1") if is_here else literal(host)
+    if address is not None and not guard.permits(host, address):
+        raise AddressRefused(guard.refusal(host))
     return host
 
 
 def check_model_url(url: str) -> None:
-    """Raises AddressRefused for a URL that no model can be at: models may be private, but are nobody's metadata."""
-    host = _host_of(url)
-    address = literal(host)
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    if mapped is not None and (mapped.is_link_local or mapped.is_multicast or mapped in _METADATA):
-        raise AddressRefused(f"{host} is no address of a model.")
+    """Raises AddressRefused for a URL that no model can be at, as far as the URL alone tells."""
+    host = checked_host(url, MODELS)
     if host.lower() in _METADATA_NAMES:
-        raise AddressRefused(f"{host} is no address of a model.")
-
-
-def check(host: str, address: Address, reach: Reach) -> None:
-    """Raises AddressRefused unless `address`, which `host` stands for, may be connected to."""
-    if not reach.permits(host, address):
-        raise AddressRefused(f"{host} is not a public address; the operator can allow it (webhook_allow).")
+        raise AddressRefused(MODELS.refusal(host))
 
 
 def literal(host: str) -> Address | None:
@@ -87,6 +120,22 @@ def is_public(address: Address) -> bool:
     if isinstance(address, IPv6Address) and address not in _UNICAST_V6:
         return False
     return not any(address in network for network in _NOT_PUBLIC if network.version == address.version)
+
+
+def _is_no_models(address: Address) -> bool:
+    return address.is_link_local or address.is_multicast or address in _METADATA
+
+
+def _carried(address: Address) -> Iterator[Address]:
+    """The address, and those that it carries: RFC 4291 (mapped, compatible), 6052, 8215 (NAT64), 2765, 3056, 4380."""
+    if isinstance(address, IPv4Address):
+        yield address
+        return
+    plain = IPv6Address(int(address))  # without a zone
+    yield plain
+    if any(plain in network for network in _CARRIES_IN_ITS_END):
+        yield IPv4Address(int(plain) & 0xFFFF_FFFF)
+    yield from (inner for inner in (plain.sixtofour, *(plain.teredo or ())) if inner is not None)
 
 
 def _host_of(url: str) -> str:

@@ -24,10 +24,11 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's answer as one JSON body, and the tokens it took, where they were told."""
+    """A model's answer as one JSON body, the tokens it took, where they were told, and what it left at its upstream."""
 
     body: bytes
     usage: Usage | None = None
+    made: str | None = None
 
 
 def collect(chunks: Iterable[Chunk], asked: bytes | None = None) -> Answer:
@@ -44,6 +45,19 @@ def collect(chunks: Iterable[Chunk], asked: bytes | None = None) -> Answer:
         return Answer(body=body, usage=usage_of(body) or _counted(asked, pieces))
     except (ValueError, RecursionError) as error:
         raise ModelGarbled(f"The model's answer cannot be read: {error}") from error
+
+
+def tokens_so_far(chunks: Iterable[Chunk], asked: bytes) -> Usage | None:
+    """The tokens of an answer that was cut: as they were told last, else counted as far as it came."""
+    told, pieces = None, 0
+    for chunk in chunks:
+        data = sse.data_of(chunk.raw) if chunk.event else chunk.raw
+        try:
+            told = usage_of(data) or told
+            pieces += _is_piece(msgspec.json.decode(data))
+        except (ValueError, RecursionError):  # `[DONE]`, a comment, or what the answer was cut for
+            continue
+    return told or _counted(asked, pieces)
 
 
 def split(answer: bytes, *, with_usage: bool) -> Iterator[Chunk]:
@@ -145,6 +159,17 @@ def _assembled(chunks: list[Chunk]) -> tuple[bytes, int]:
     whole["object"] = str(whole.get("object") or usual).removesuffix(".chunk")
     whole["choices"] = [_finished(choices[index]) for index in sorted(choices)]
     return msgspec.json.encode(whole, enc_hook=StringIO.getvalue), pieces
+
+
+def _is_piece(event: Any) -> bool:
+    """Whether an event says something: a piece of a completion, or of a response."""
+    match event:
+        case {"choices": [*choices]}:
+            return any(_says_something(cast("JsonObject", choice)) for choice in choices if isinstance(choice, dict))
+        case {"type": str() as kind}:
+            return kind.endswith(".delta")
+        case _:
+            return False
 
 
 def _says_something(part: JsonObject) -> bool:

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from signoff.core.access import Caller
+from signoff.core.cache import CacheRule, Fresh
 from signoff.core.delivery import Hook
 from signoff.core.endpoint import CHAT
 from signoff.core.policy import Review
@@ -21,7 +22,10 @@ PREDICT = "/predict"
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """One request. `body` and `metadata` are JSON as they came; `target` is None for the default model.
 
-    `is_retry`: the caller's client says that it asked the same before, and got no answer.
+    `is_retry`: the caller's client says that it asked the same before, and got no answer. `cache` is the door's rule,
+    `fresh` the caller's own.
+    `reply_to`: the stream on whose response topic the end is told.
+    `key_id`: the upstream key to ask with; None for the token's, else the model's.
     """
 
     door: str
@@ -37,9 +41,13 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     due_seconds: float = 0
     deliver: Hook | None = None
+    reply_to: str | None = None
     wait_seconds: float | None = None
     door_review: Review = "never"
     is_retry: bool = False
+    cache: CacheRule | None = None
+    fresh: Fresh = Fresh()
+    key_id: int | None = None
 
 
 def path_for(model: Model, path: str, body: bytes) -> str:

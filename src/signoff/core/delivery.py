@@ -9,7 +9,7 @@ import msgspec
 
 from signoff.core.signing import Secret
 
-DeliveryKind = Literal["webhook", "redis"]
+DeliveryKind = Literal["webhook", "redis", "topic"]
 DeliveryState = Literal["due", "done", "failed"]
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from signoff.core.answer import Usage
 from signoff.core.ask import Lane
+from signoff.core.cache import CacheState
 from signoff.core.delivery import Deliver
 from signoff.core.policy import Policy
 
@@ -36,6 +37,9 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
         return self.status in {408, 429} or self.status >= 500
 
 
+RUN_ENDED = JobError(code="cancelled", message="The run that asked for this has ended.", status=409)
+
+
 class Edit(msgspec.Struct, frozen=True, kw_only=True):
     """What a reviewer changed: texts of JSON, or None where untouched."""
 
@@ -55,7 +59,16 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One ask and everything that happened to it. Times are microseconds since 1970, UTC.
 
-    `own_id` is what its user calls it; no two jobs of a user share one.
+    `own_id` is what its user calls it; no two jobs of a user share one. `path` is what is asked for, with its method
+    where that is no POST; `made` is the id of what the answer left at the upstream. `usage` is what its answer took;
+    the tokens and the cost below are of everything that its model was asked for it, the cost None where a price was
+    not known. The last three say how long it waited to be asked, the model for its first word, and that for its last.
+    `prompt` is the one that its body was made of, in the version `prompt_version`.
+
+    `pipeline_id` is the pipeline that a run goes through, in `pipeline_version`; `parked_at` says since when it waits
+    for steps that are held. A step of a run names the run and its round, and its own place in the tree: `node`, such
+    as "0.1".
+    `key_id` is the upstream key that its caller chose, None for the model's.
     """
 
     id: str
@@ -77,7 +90,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     own_id: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
+    made: str | None = None
     retry_of: str | None = None
+    prompt: str | None = None
+    prompt_version: int | None = None
+    key_id: int | None = None
     deliver: tuple[Deliver, ...] = ()
     attempt: int = 0
     max_attempts: int = 5
@@ -92,8 +109,23 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     review_deadline: int | None = None
     decision: Decision | None = None
     release_at: int | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    cost_nanodollars: int | None = None
+    queued_us: int | None = None
+    first_us: int | None = None
+    answer_us: int | None = None
     created_at: int = 0
     updated_at: int = 0
+    cache: CacheState | None = None
+    cache_key: str | None = None
+    parent_id: str | None = None
+    parent_round: int | None = None
+    node: str | None = None
+    pipeline_id: int | None = None
+    pipeline_version: int | None = None
+    parked_at: int | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -115,7 +147,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 class Guard(Enum):
     """A condition that must hold at the instant of a move; the store turns each into SQL."""
 
-    DUE = "no lease, and its time has come"
+    DUE = "no lease, not parked, and its time has come"
     LEASE = "the mover's lease token is the job's"
     LAPSED = "its lease ran out, by the database's clock"
     ROUND = "the round is the one the mover saw"
@@ -125,6 +157,8 @@ class Guard(Enum):
     UNRELEASED = "the verdict has not taken effect yet"
     RELEASED = "the verdict's time has come"
     OVERDUE = "the review deadline has passed"
+    QUIET = "no step of it has settled since the mover looked"
+    PARKED = "it is parked"
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,10 +201,33 @@ MOVES: dict[str, Move] = {
     move.verb: move
     for move in (
         Move(verb="submit", meaning="accepted, durable", targets=("bot",)),
+        Move(verb="hit", meaning="the same was answered and signed off before", targets=("success",)),
+        Move(verb="refuse", meaning="it came, and cannot be asked", targets=("fail",)),
         _bot("claim", ("bot",), (Guard.DUE,), "a worker holds a lease; attempt + 1", attempt=1),
-        _bot("release", ("bot",), (Guard.LEASE,), "the worker is stopping; the attempt is given back", attempt=-1),
+        _bot(
+            "release",
+            ("bot",),
+            (Guard.LEASE,),
+            "the worker stops, or a limit is reached; the attempt is given back",
+            attempt=-1,
+        ),
         _bot("retry", ("bot",), (Guard.LEASE,), "a failure that a retry can help; due later"),
         _bot("lapse", ("bot", "fail"), (Guard.LEASE, Guard.LAPSED), "its worker vanished"),
+        _bot(
+            "park",
+            ("bot",),
+            (Guard.LEASE, Guard.QUIET),
+            "its steps wait for a person; the attempt is given back",
+            attempt=-1,
+        ),
+        Move(
+            verb="wake",
+            meaning="a step of it has settled; it goes on",
+            sources=("bot",),
+            targets=("bot",),
+            guards=(Guard.PARKED,),
+            clears=("parked_at",),
+        ),
         _bot("hold", ("human",), (Guard.LEASE,), "there is an answer, and the policy wants a person", round=1),
         _bot("succeed", ("success",), (Guard.LEASE,), "answered, no review needed"),
         _bot("fail", ("fail",), (Guard.LEASE,), "no retry can help, or the attempts are used up"),
@@ -195,7 +252,7 @@ MOVES: dict[str, Move] = {
             meaning="its owner does not want it any more",
             sources=("bot", "human"),
             targets=("fail",),
-            clears=(*_LEASE, *_REVIEW, *_VERDICT),
+            clears=(*_LEASE, *_REVIEW, *_VERDICT, "parked_at"),
         ),
         Move(
             verb="expire",

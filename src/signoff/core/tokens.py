@@ -12,11 +12,19 @@ NO_TEXT = frozenset({"role", "type", "input_audio"})
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens, as the upstream counted them; where it did not, see `counted`."""
+    """Tokens, as the upstream counted them; where it did not, see `counted`.
+
+    `cached_tokens` are those of the prompt that it took from a cache of its own.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
 
 
 class _Told(msgspec.Struct):
@@ -27,6 +35,8 @@ class _Told(msgspec.Struct):
     input_tokens: int = 0
     output_tokens: int = 0
     total_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -44,7 +54,9 @@ def usage_of(body: bytes) -> Usage | None:
         return None
     asked = told.prompt_tokens or told.input_tokens
     said = told.completion_tokens or told.output_tokens
-    return Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=told.total_tokens)
+    details = told.prompt_tokens_details or told.input_tokens_details
+    cached = (details.cached_tokens or 0) if details else 0
+    return Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=told.total_tokens, cached_tokens=cached)
 
 
 def counted(asked: bytes, pieces: int) -> Usage:

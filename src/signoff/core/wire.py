@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from signoff.core.job import Job
+from signoff.core.price import NANO, dollars
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -26,8 +27,37 @@ def as_seen(job: Job) -> dict[str, Any]:
         "attempt": job.attempt,
         "round": job.round,
         "retry_of": job.retry_of,
+        "usage": usage_of(job),
+        "cost": None if job.cost_nanodollars is None else dollars(job.cost_nanodollars, NANO),
+        "seconds": {
+            "queued": _seconds(job.queued_us),
+            "first_byte": _seconds(job.first_us),
+            "answer": _seconds(job.answer_us),
+        },
+        "parent": job.parent_id,
+        "node": job.node,
+        "parked_at": None if job.parked_at is None else when(job.parked_at),
+        "prompt": job.prompt,
+        "prompt_version": job.prompt_version,
         "metadata": msgspec.Raw(job.metadata),
+        "cache": job.cache,
+        "cache_key": job.cache_key,
     }
+
+
+def usage_of(job: Job) -> dict[str, int] | None:
+    """The tokens of everything that was asked for the job; None where there are none."""
+    if not job.prompt_tokens and not job.completion_tokens:
+        return None
+    return {
+        "prompt_tokens": job.prompt_tokens,
+        "cached_tokens": job.cached_tokens,
+        "completion_tokens": job.completion_tokens,
+    }
+
+
+def _seconds(microseconds: int | None) -> float | None:
+    return None if microseconds is None else microseconds / 1_000_000
 
 
 def when(microseconds: int) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import os
-import socket
-from ipaddress import ip_address
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from signoff.core.address import Reach, checked_host
 from signoff.core.delivery import Message
 from signoff.errors import AddressRefused, SignoffError, Undelivered
+from signoff.guard import CheckedResolver, refusal_in
 
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 15.0
@@ -33,7 +32,7 @@ class HttpCourier:
     async def start(self) -> None:
         """See `courier.Courier`."""
         connector = aiohttp.TCPConnector(
-            resolver=_Checked(self._resolver or aiohttp.ThreadedResolver(), self._reach),
+            resolver=CheckedResolver(self._resolver or aiohttp.ThreadedResolver(), self._reach),
             use_dns_cache=False,
             force_close=True,
             limit=0,
@@ -68,33 +67,6 @@ class HttpCourier:
             self._session = None
 
 
-class _Checked(AbstractResolver):
-    """The answers of another resolver, without those that may not be reached. Raises AddressRefused if none is left."""
-
-    def __init__(self, resolver: AbstractResolver, reach: Reach) -> None:
-        self._resolver = resolver
-        self._reach = reach
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """See `aiohttp.abc.AbstractResolver`."""
-        name = host.rstrip(".")
-        found = await self._resolver.resolve(host, port, family)
-        good = [one for one in found if self._reach.permits(name, ip_address(one["host"]))]
-        if not good:
-            raise _Refused(f"{name} is not at a public address; the operator can allow it (webhook_allow).")
-        return good
-
-    async def close(self) -> None:
-        """See `aiohttp.abc.AbstractResolver`."""
-        await self._resolver.close()
-
-
-class _Refused(OSError):
-    """A refusal, in a form that aiohttp passes on."""
-
-
 def _parsed(url: str) -> URL:
     try:
         return URL(url)
@@ -104,11 +76,8 @@ def _parsed(url: str) -> URL:
 
 def _reason(error: Exception) -> SignoffError:
     """The error under its own name, with enough for the receiver's owner to find it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, _Refused):
-            return AddressRefused(str(seen))
-        seen = seen.__cause__ or seen.__context__
+    if (refusal := refusal_in(error)) is not None:
+        return AddressRefused(refusal)
     number = error.errno if isinstance(error, OSError) else None
     what = os.strerror(number) if number is not None and number > 0 else type(error).__name__
     return Undelivered(f"The receiver cannot be reached: {what}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import ceil
 from typing import Any, cast
 
@@ -10,9 +10,10 @@ import msgspec
 
 from signoff.core import sse
 from signoff.core.endpoint import RESPONSES
+from signoff.core.limits import Gauge
 from signoff.core.shape import named_event
 from signoff.doors.http import Header, Send, error_headers, send_bytes
-from signoff.errors import ModelAnswered, SignoffError
+from signoff.errors import LimitReached, ModelAnswered, SignoffError
 
 JSON = b"application/json"
 
@@ -23,7 +24,30 @@ async def send_error(send: Send, error: SignoffError, headers: Iterable[Header] 
     if isinstance(error, ModelAnswered) and error.retry_after_seconds is not None:
         told = [(name, value) for name, value in told if name != b"retry-after"]
         told.append((b"retry-after", str(ceil(error.retry_after_seconds)).encode()))
+    if isinstance(error, LimitReached):
+        told.extend(gauge_headers(error.gauges))
+        if error.retry_after_seconds is not None:
+            told.append((b"retry-after-ms", str(ceil(error.retry_after_seconds * 1000)).encode()))
     await send_bytes(send, error.status, _body(error), JSON, [*told, *headers])
+
+
+def gauge_headers(gauges: Mapping[str, Gauge]) -> list[Header]:
+    """How many requests and tokens there may be in a minute, how many are left, and when all are free again."""
+    told = list[Header]()
+    for what, (most, left, reset_seconds) in gauges.items():
+        told.append((f"x-ratelimit-limit-{what}".encode(), str(most).encode()))
+        told.append((f"x-ratelimit-remaining-{what}".encode(), str(left).encode()))
+        told.append((f"x-ratelimit-reset-{what}".encode(), _duration(reset_seconds).encode()))
+    return told
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes it: `120ms`, `8.64s`, `6m0s`."""
+    thousandths = ceil(seconds * 1000)
+    if thousandths < 1000:
+        return f"{thousandths}ms"
+    minutes, rest = divmod(thousandths, 60_000)
+    return (f"{minutes}m" if minutes else "") + f"{rest / 1000:g}s"
 
 
 def error_event(error: SignoffError, path: str) -> bytes:

@@ -18,6 +18,7 @@ from litestar.template import TemplateConfig
 
 from signoff.core.access import Caller
 from signoff.doors import generate, jobs
+from signoff.doors.cors import allowed_origin, is_preflight, readable, send_preflight
 from signoff.doors.http import (
     ASGIApp,
     Knobs,
@@ -54,11 +55,14 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; its answer carries `x-request-id`."""
         send = _with_request_id(scope, send, self._desk.new_id)
+        if self._knobs.cors_origins and (origin := allowed_origin(scope, self._knobs.cors_origins)) is not None:
+            send = readable(origin, send)
+            if is_preflight(scope):
+                return await send_preflight(scope, send)
         for prefix, door in self._hot.items():
             if scope["path"].startswith(prefix):
-                await door(scope, receive, send)
-                return
-        await self._rest(scope, _bounded(scope, receive, self._knobs.max_body_bytes), send)
+                return await door(scope, receive, send)
+        return await self._rest(scope, _bounded(scope, receive, self._knobs.max_body_bytes), send)
 
 
 def make_rest(routers: Sequence[Router], desk: Desk, knobs: Knobs, templates: Path) -> ASGIApp:

@@ -11,7 +11,7 @@ from litestar.params import FromQuery, QueryParameter
 from signoff.core.ask import Ask
 from signoff.core.job import Job
 from signoff.core.result import result_of
-from signoff.doors.http import TheCaller, TheDesk, error_headers, patience_of, scope_of
+from signoff.doors.http import TheCaller, TheDesk, error_headers, freshness_of, patience_of, scope_of
 from signoff.errors import BadBody, BadRequest, SignoffError
 from signoff.work.look import look_and_wait, look_at_own, succeeded
 from signoff.work.submit import submit
@@ -55,7 +55,7 @@ async def generate(
     """`{"content": text}`, or a 202 at once where the caller does not wait."""
     asked = _decoded(await request.body(), Prompt)
     message = {"role": "user", "content": asked.content}
-    job = await submit(desk, _ask(caller, asked, [message]))
+    job = await submit(desk, _ask(request, caller, asked, [message]))
     return await _answered(desk, caller, job, _patience(request, wait))
 
 
@@ -65,7 +65,7 @@ async def chat_completion(
 ) -> Response[dict[str, Any]]:
     """`{"content": text}`, or a 202 at once where the caller does not wait."""
     asked = _decoded(await request.body(), Conversation)
-    job = await submit(desk, _ask(caller, asked, asked.messages))
+    job = await submit(desk, _ask(request, caller, asked, asked.messages))
     return await _answered(desk, caller, job, _patience(request, wait))
 
 
@@ -84,7 +84,7 @@ def failed(_: Request[Any, Any, Any], error: SignoffError) -> Response[dict[str,
     return Response(told, status_code=error.status, headers=dict(error_headers(error)))
 
 
-def _ask(caller: TheCaller, asked: Prompt | Conversation, messages: list[Any]) -> Ask:
+def _ask(request: Request[Any, Any, Any], caller: TheCaller, asked: Prompt | Conversation, messages: list[Any]) -> Ask:
     meta = asked.meta
     body: dict[str, Any] = {"messages": messages, "temperature": meta.temperature, "max_tokens": meta.tokens_limit}
     if meta.stop_words:
@@ -96,6 +96,7 @@ def _ask(caller: TheCaller, asked: Prompt | Conversation, messages: list[Any]) -
         target=meta.model,
         own_id=asked.job_id,
         priority=asked.priority,
+        fresh=freshness_of(scope_of(request)),
     )
 
 
@@ -104,7 +105,8 @@ async def _answered(desk: TheDesk, caller: TheCaller, job: Job, seconds: float |
         told = {name: value for name, value in result_of(job).items() if name in {"job_id", "job_status"}}
         return Response(told, status_code=202, headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
     done = succeeded(await look_and_wait(desk, caller, job.id, seconds))
-    return Response({"content": result_of(done)["content"]}, headers={"x-signoff-job": job.id})
+    headers = {"x-signoff-job": job.id, "x-signoff-cache": done.cache or "bypass"}
+    return Response({"content": result_of(done)["content"]}, headers=headers)
 
 
 def _patience(request: Request[Any, Any, Any], wait: float | None) -> float | None:

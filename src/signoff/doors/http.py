@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
+from math import ceil
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -17,7 +18,9 @@ from litestar import Request
 from litestar.di import NamedDependency
 
 from signoff.core.access import Caller, Role
-from signoff.errors import BadRequest, Forbidden, SignoffError, TooLarge, Unauthorized
+from signoff.core.cache import Fresh, fresh_of
+from signoff.core.job import Job
+from signoff.errors import BadPipeline, BadRequest, Forbidden, LimitReached, SignoffError, TooLarge, Unauthorized
 from signoff.work.desk import Desk
 from signoff.work.people import identify
 
@@ -44,6 +47,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive_seconds: float
     on_loopback: bool = False
     remote_commands: bool = False
+    cors_origins: Collection[str] = ()
 
 
 # What Litestar hands to a handler, by its name.
@@ -105,6 +109,20 @@ def patience_of(scope: Scope) -> float | None:
         if name == "respond-async":
             return 0.0
     return None
+
+
+def freshness_of(scope: Scope) -> Fresh:
+    """What the caller's `Cache-Control` says."""
+    told = [value.decode("latin-1") for name, value in scope["headers"] if name == b"cache-control"]
+    return fresh_of(told) if told else _ANY
+
+
+_ANY = Fresh()
+
+
+def cache_header(job: Job) -> Header:
+    """Whether the answer came from the cache, may come from it the next time, or never does."""
+    return (b"x-signoff-cache", (job.cache or "bypass").encode())
 
 
 async def caller_of(desk: Desk, knobs: Knobs, scope: Scope, *, sessions: bool = True) -> Caller:
@@ -214,6 +232,8 @@ def problem(error: SignoffError) -> dict[str, Any]:
         "detail": error.message,
         "code": error.code,
     }
+    if isinstance(error, BadPipeline):
+        details |= {"position": error.at, "line": error.line, "column": error.column}
     return details if error.job_id is None else details | {"job_id": error.job_id}
 
 
@@ -232,8 +252,11 @@ def error_headers(error: SignoffError) -> Mapping[str, str]:
     if error.job_id is not None:
         headers["location"] = f"/api/jobs/{error.job_id}"
     # Clients would ask again by themselves, which would only repeat what was done.
-    if not error.retryable and (error.status in {408, 409} or error.status >= 500):
+    if not error.retryable and (error.status in {408, 409, 429} or error.status >= 500):
         headers["x-should-retry"] = "false"
-    if error.status in {429, 503} and error.retryable:
-        headers["retry-after"] = "1"
+    if isinstance(error, LimitReached):
+        if error.retry_after_seconds is not None:
+            headers["retry-after"] = str(max(1, ceil(error.retry_after_seconds)))
+    elif error.status in {429, 503} and error.retryable:
+        headers["retry-after"] = str(max(1, ceil(error.retry_after_seconds or 0)))
     return headers

@@ -12,7 +12,7 @@ from signoff.core.ask import Ask
 from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.policy import Review
 from signoff.core.wire import as_seen
-from signoff.doors.http import TheCaller, TheDesk, TheKnobs, error_headers
+from signoff.doors.http import TheCaller, TheDesk, TheKnobs, error_headers, freshness_of, scope_of
 from signoff.errors import BadBody, BadRequest, SignoffError
 from signoff.store import JobFilter
 from signoff.work.look import look, look_at_all
@@ -51,6 +51,7 @@ async def enqueue(request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnob
         body=body,
         target=_model_named_in(body),
         door_review=cast("Review", knobs.enqueue_review),
+        fresh=freshness_of(scope_of(request)),
     )
     job = await submit(desk, ask)
     return {"status": "success", "job_id": job.id}

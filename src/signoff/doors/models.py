@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import FromPath, FromQuery
 
+from signoff.core.cache import CacheRule
 from signoff.core.policy import Review
-from signoff.core.target import Kind, Model, Timeouts
+from signoff.core.target import Balance, Endpoint, Kind, Limits, Model, Timeouts
 from signoff.doors.http import TheCaller, TheDesk, TheKnobs, scope_of, takes_commands
 from signoff.errors import BadRequest, SignoffError
-from signoff.work.manage import Seen, add_model, change_model, health_of, look_at_model, look_at_models, remove_model
+from signoff.work.health import full_health_of
+from signoff.work.manage import (
+    Seen,
+    add_model,
+    change_model,
+    look_at_model,
+    look_at_models,
+    remove_model,
+    start_model,
+    stop_model,
+)
+from signoff.work.models import Secrets
 from signoff.work.trial import try_model
+
+Operation = Literal["try", "start", "stop"]
+
+
+class DescribedEndpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One address of several. One that was there before keeps its key unless another is given."""
+
+    url: str
+    upstream_model: str | None = None
+    max_parallel: int | None = None
+    key: str | None = None
 
 
 class Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -29,9 +52,19 @@ class Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     idle_seconds: float | msgspec.UnsetType = msgspec.UNSET
     start_seconds: float | msgspec.UnsetType = msgspec.UNSET
     timeouts: Timeouts | msgspec.UnsetType = msgspec.UNSET
+    limits: Limits | msgspec.UnsetType = msgspec.UNSET
     attempts: int | msgspec.UnsetType | None = msgspec.UNSET
     review: Review | msgspec.UnsetType | None = msgspec.UNSET
+    coalesce: bool | msgspec.UnsetType | None = msgspec.UNSET
     default: bool | msgspec.UnsetType = msgspec.UNSET
+    cache: CacheRule | msgspec.UnsetType | None = msgspec.UNSET
+    endpoints: list[DescribedEndpoint] | msgspec.UnsetType = msgspec.UNSET
+    replicas: int | msgspec.UnsetType = msgspec.UNSET
+    balance: Balance | msgspec.UnsetType = msgspec.UNSET
+    max_parallel: int | msgspec.UnsetType | None = msgspec.UNSET
+    max_waiting: int | msgspec.UnsetType = msgspec.UNSET
+    queue_seconds: float | msgspec.UnsetType = msgspec.UNSET
+    fallbacks: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     key: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -46,12 +79,12 @@ async def create(
     request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs, caller: TheCaller
 ) -> Response[dict[str, Any]]:
     """The model, which every process knows within a second."""
-    changes, secret = _decoded(await request.body())
+    changes, secrets = _decoded(await request.body())
     if not {"name", "kind"} <= changes.keys():
         raise BadRequest("A model has a name and a kind.")
     model = Model(**changes)
     commands = takes_commands(knobs, scope_of(request))
-    await add_model(desk, caller, model, secret, commands=commands, is_new=True)
+    await add_model(desk, caller, model, secrets, commands=commands, is_new=True)
     seen = await look_at_model(desk, caller, model.name)
     return Response(_as_seen(seen), headers={"location": f"/api/models/{model.name}"})
 
@@ -62,7 +95,7 @@ async def one(
 ) -> dict[str, Any]:
     """The model; with `health`, whether it can be reached now."""
     seen = await look_at_model(desk, caller, name.removeprefix("/"))
-    return _as_seen(seen) | ({"health": await health_of(desk, seen.model)} if health else {})
+    return _as_seen(seen) | ({"health": await full_health_of(desk, seen.model)} if health else {})
 
 
 @patch("/{name:path}", summary="Change a model")
@@ -70,9 +103,9 @@ async def changed(
     request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs, caller: TheCaller, name: FromPath[str]
 ) -> dict[str, Any]:
     """The model, with what was given; all else stays."""
-    changes, secret = _decoded(await request.body())
+    changes, secrets = _decoded(await request.body())
     commands = takes_commands(knobs, scope_of(request))
-    await change_model(desk, caller, name.removeprefix("/"), changes, secret, commands=commands)
+    await change_model(desk, caller, name.removeprefix("/"), changes, secrets, commands=commands)
     return _as_seen(await look_at_model(desk, caller, name.removeprefix("/")))
 
 
@@ -82,11 +115,18 @@ async def removed(desk: TheDesk, caller: TheCaller, name: FromPath[str]) -> None
     await remove_model(desk, caller, name.removeprefix("/"))
 
 
-@post("/{name:path}", status_code=200, summary="Try a model with one request")
+@post("/{name:path}", status_code=200, summary="Try a model with one request, or start or stop its process")
 async def tried(
-    request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller, name: FromPath[str]
+    request: Request[Any, Any, Any],
+    desk: TheDesk,
+    caller: TheCaller,
+    name: FromPath[str],
+    operation: FromQuery[Operation] = "try",
 ) -> dict[str, Any]:
-    """What it answered and how long it took, or the error that a caller would get."""
+    """What it answered and how long it took, or the error that a caller would get; the model, for another operation."""
+    if operation != "try":
+        act = start_model if operation == "start" else stop_model
+        return _as_seen(await act(desk, caller, name.removeprefix("/")))
     body = await request.body() or b'"Hello."'
     began = desk.clock()
     try:
@@ -99,8 +139,8 @@ async def tried(
     return told | {"seconds": (desk.clock() - began) / 1_000_000}
 
 
-def _decoded(body: bytes) -> tuple[dict[str, Any], str | None]:
-    """What is given of a model, and its key."""
+def _decoded(body: bytes) -> tuple[dict[str, Any], Secrets]:
+    """What is given of a model, and the keys."""
     try:
         given = msgspec.structs.asdict(msgspec.json.decode(body, type=Described))
     except (ValueError, RecursionError) as error:
@@ -109,7 +149,14 @@ def _decoded(body: bytes) -> tuple[dict[str, Any], str | None]:
     secret = changes.pop("key", None)
     if "command" in changes:
         changes["command"] = _words(changes["command"])
-    return changes, secret
+    described: list[DescribedEndpoint] = changes.get("endpoints", [])
+    keys = {(each.url, each.upstream_model): each.key for each in described if each.key}
+    if "endpoints" in changes:
+        changes["endpoints"] = tuple(
+            Endpoint(url=each.url, upstream_model=each.upstream_model, max_parallel=each.max_parallel)
+            for each in described
+        )
+    return changes, Secrets(secret, keys)
 
 
 def _words(command: list[str] | str) -> tuple[str, ...]:
@@ -122,6 +169,7 @@ def _words(command: list[str] | str) -> tuple[str, ...]:
 def _as_seen(seen: Seen) -> dict[str, Any]:
     told: dict[str, Any] = msgspec.to_builtins(seen.model)
     has_key = told.pop("key_id") is not None
+    told["endpoints"] = [each | {"has_key": each.pop("key_id") is not None} for each in told["endpoints"]]
     return told | {"has_key": has_key, "registered": seen.is_registered, "state": seen.state}
 
 

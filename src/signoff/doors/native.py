@@ -18,13 +18,14 @@ from signoff.core.delivery import Hook
 from signoff.core.endpoint import CHAT
 from signoff.core.job import Event, Status
 from signoff.core.signing import Secret
-from signoff.core.wire import as_seen
-from signoff.doors.http import TheCaller, TheDesk
+from signoff.core.wire import as_seen, when
+from signoff.doors.http import TheCaller, TheDesk, freshness_of, scope_of
 from signoff.errors import BadRequest
 from signoff.store import JobFilter
 from signoff.work.again import ask_again
 from signoff.work.cancel import cancel
 from signoff.work.look import follow, look, look_and_wait, look_at_all, look_at_events
+from signoff.work.runs import Change, Entry, log_of_run, rerun
 from signoff.work.submit import submit
 
 LONGEST_WAIT_SECONDS = 300.0
@@ -71,9 +72,11 @@ async def create(
         idempotency_key=idempotency_key,
         due_seconds=max(0.0, seconds),
         deliver=None if new.deliver is None else _hook(new.deliver),
+        fresh=freshness_of(scope_of(request)),
     )
     job = await submit(desk, ask)
-    return Response(as_seen(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
+    headers = {"location": f"/api/jobs/{job.id}", "retry-after": "1", "x-signoff-cache": job.cache or "bypass"}
+    return Response(as_seen(job), headers=headers)
 
 
 @get("/", summary="List jobs")
@@ -97,10 +100,10 @@ async def one(
     caller: TheCaller,
     job_id: FromPath[str],
     wait: Annotated[float, QueryParameter(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
-) -> dict[str, Any]:
+) -> Response[dict[str, Any]]:
     """The job; with `wait`, as soon as it has ended or that many seconds have passed."""
     job = await (look_and_wait(desk, caller, job_id, wait) if wait > 0 else look(desk, caller, job_id))
-    return as_seen(job)
+    return Response(as_seen(job), headers={"x-signoff-cache": job.cache or "bypass"})
 
 
 @get("/{job_id:str}/events", summary="What happened to a job")
@@ -130,6 +133,32 @@ async def again(desk: TheDesk, caller: TheCaller, job_id: FromPath[str]) -> Resp
     return Response(as_seen(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
 
 
+@get("/{job_id:str}/run", summary="What the calls of a run gave")
+async def run(desk: TheDesk, caller: TheCaller, job_id: FromPath[str]) -> dict[str, Any]:
+    """Every call of a pipeline's run, in the order of its text."""
+    return {"data": [_as_entry(entry) for entry in await log_of_run(desk, caller, job_id)]}
+
+
+@post("/{job_id:str}/rerun", status_code=202, summary="Run a part of a run again")
+async def partly(
+    request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller, job_id: FromPath[str]
+) -> Response[dict[str, Any]]:
+    """A new run, which has already what does not depend on the change."""
+    try:
+        change = msgspec.json.decode(await request.body(), type=Change)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"This is no change: {error}") from None
+    job = await rerun(desk, caller, job_id, change)
+    return Response(as_seen(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
+
+
+def _as_entry(entry: Entry) -> dict[str, Any]:
+    told = msgspec.structs.asdict(entry)
+    times = {name: None if told[name] is None else when(told[name]) for name in ("began_at", "ended_at")}
+    seconds = None if entry.began_at is None or entry.ended_at is None else (entry.ended_at - entry.began_at) / 1e6
+    return told | times | {"seconds": seconds}
+
+
 async def _told(following: AsyncGenerator[list[Event]]) -> AsyncGenerator[bytes]:
     """Events as server-sent ones; a comment where there are none."""
     async with contextlib.aclosing(following) as pages:
@@ -155,4 +184,4 @@ def _decoded(body: bytes) -> NewJob:
         raise BadRequest(f"This is not a job: {error}") from None
 
 
-router = Router("/api/jobs", route_handlers=[create, listed, one, events, cancelled, again], tags=["jobs"])
+router = Router("/api/jobs", route_handlers=[create, listed, one, events, cancelled, again, run, partly], tags=["jobs"])

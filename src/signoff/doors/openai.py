@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from typing import Any
+from urllib.parse import unquote_plus
 
 import msgspec
 
 from signoff.core.ask import Ask
-from signoff.core.endpoint import KNOWN, STREAMED
+from signoff.core.endpoint import CHAT, KNOWN, RESPONSES, STREAMED, asked_for, route_of
 from signoff.core.parcel import Parcel, field, wrapped
-from signoff.core.target import Model
+from signoff.core.target import Composed, Model
 from signoff.doors.dialect import JSON, send_error
 from signoff.doors.http import (
     Knobs,
@@ -18,6 +19,7 @@ from signoff.doors.http import (
     Scope,
     Send,
     caller_of,
+    freshness_of,
     header,
     in_dialect,
     leaving,
@@ -27,14 +29,16 @@ from signoff.doors.http import (
 )
 from signoff.doors.outgoing import call_headers, send_events, send_whole
 from signoff.errors import BadRequest, NotFound, SignoffError
-from signoff.work.admit import PATH
 from signoff.work.call import Call, begin, chunks_of
 from signoff.work.desk import Desk
-from signoff.work.models import all_models, model_called
+from signoff.work.target import all_targets, target_of
 
 PREFIXES = ("/openai/v1/", "/v1/")
 # What is no inference: kept here, and not at some upstream.
 KEPT_HERE = {"models", "files", "batches", "uploads"}
+# What passes to an upstream beside a POST, and the known endpoints that have more than that.
+PASSED = {"GET", "PUT", "PATCH", "DELETE"}
+KEEPING = {CHAT, RESPONSES}
 # What upstreams take beside JSON. Clients that are told no better call that a form, or bytes.
 PARCELS = ("multipart/", "audio/", "image/", "video/")
 
@@ -67,16 +71,19 @@ class OpenAIDoor:
         prefix = next(prefix for prefix in PREFIXES if (path + "/").startswith(prefix))
         rest = path[len(prefix) :]
         match method, rest.split("/"):
-            case "POST", [first, *_] if first not in KEPT_HERE and PATH.fullmatch(f"/v1/{rest}"):
+            case "POST", _ if f"/v1/{rest}" in KNOWN:
                 await self._ask(scope, receive, send, f"/v1/{rest}")
-            case "GET", ["models"]:
+            case "GET" | "HEAD", ["models"]:
                 await self._models(scope, send)
-            case "GET", ["models", *_]:
+            case "GET" | "HEAD", ["models", *_]:
                 await self._model(scope, send, rest.removeprefix("models/"))
+            case _, [first, *_] if first not in KEPT_HERE and _may_pass(method, f"/v1/{rest}"):
+                named, query = _named(scope)
+                await self._ask(scope, receive, send, asked_for(method, f"/v1/{rest}", query), named)
             case _:
                 raise NotFound(f"There is no {method} {path} here.")
 
-    async def _ask(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+    async def _ask(self, scope: Scope, receive: Receive, send: Send, path: str, named: str | None = None) -> None:
         desk, knobs = self._desk, self._knobs
         caller = await caller_of(desk, knobs, scope)
         body, peek = _read(scope, path, await read_body(scope, receive, knobs.max_body_bytes))
@@ -85,11 +92,12 @@ class OpenAIDoor:
             caller=caller,
             path=path,
             body=body,
-            target=peek.model,
-            stream=bool(peek.stream) and (path in STREAMED or path not in KNOWN),
+            target=peek.model or named,
+            stream=_streams(path, peek),
             lane="now",
             idempotency_key=header(scope, b"idempotency-key"),
             wait_seconds=patience_of(scope),
+            fresh=freshness_of(scope),
             is_retry=(header(scope, b"x-stainless-retry-count") or "0") != "0",
         )
         with_usage = bool(peek.stream_options and peek.stream_options.include_usage)
@@ -109,24 +117,50 @@ class OpenAIDoor:
                 await send_whole(call, chunks, send)
 
     async def _models(self, scope: Scope, send: Send) -> None:
-        await caller_of(self._desk, self._knobs, scope)
-        listed = [_as_model(model) for model in await all_models(self._desk)]
+        caller = await caller_of(self._desk, self._knobs, scope)
+        listed = [_as_model(target) for target in await all_targets(self._desk, caller)]
         await send_bytes(send, 200, msgspec.json.encode({"object": "list", "data": listed}), JSON)
 
     async def _model(self, scope: Scope, send: Send, name: str) -> None:
-        await caller_of(self._desk, self._knobs, scope)
-        model = await model_called(self._desk, name)
-        await send_bytes(send, 200, msgspec.json.encode(_as_model(model) | {"id": name}), JSON)
+        caller = await caller_of(self._desk, self._knobs, scope)
+        target = await target_of(self._desk, caller, name)
+        await send_bytes(send, 200, msgspec.json.encode(_as_model(target) | {"id": name}), JSON)
 
 
 def _read(scope: Scope, path: str, body: bytes) -> tuple[bytes, _Peek]:
     """The body as a job keeps it, and what the door must know of it. Raises BadRequest."""
     kind = header(scope, b"content-type") or ""
-    if path in KNOWN or not kind.lower().startswith(PARCELS):
+    if path in KNOWN:
+        return body, _peek(body)
+    if not body:
+        return b"null", _Peek()
+    if not kind.lower().startswith(PARCELS):
         return body, _peek(body)
     parcel = Parcel(kind, body)
     streams = (field(parcel, "stream") or "").lower() == "true"
     return wrapped(parcel), _Peek(model=field(parcel, "model"), stream=streams)
+
+
+def _streams(path: str, peek: _Peek) -> bool:
+    if path in KNOWN:
+        return bool(peek.stream) and path in STREAMED
+    return bool(peek.stream) or "stream=true" in path.partition("?")[2].split("&")
+
+
+def _may_pass(method: str, path: str) -> bool:
+    """Whether an upstream may have it. Two of the known endpoints keep what they made; the others know one method."""
+    return (method == "POST" or (method in PASSED and path not in KNOWN - KEEPING)) and route_of(path) is not None
+
+
+def _named(scope: Scope) -> tuple[str | None, str]:
+    """The model that a header names, else the query; and the query without what was meant for this server."""
+    query: str = scope["query_string"].decode("latin-1")
+    named = header(scope, b"x-signoff-model")
+    parts = query.split("&")
+    told = [part for part in parts if part.startswith("model=")]
+    if named is not None or not told:
+        return named, query
+    return unquote_plus(told[0].removeprefix("model=")), "&".join(part for part in parts if part not in told)
 
 
 def _peek(body: bytes) -> _Peek:
@@ -136,5 +170,6 @@ def _peek(body: bytes) -> _Peek:
         raise BadRequest(f"The body cannot be asked: {error}") from None
 
 
-def _as_model(model: Model) -> dict[str, Any]:
-    return {"id": model.name, "object": "model", "created": 0, "owned_by": "signoff"}
+def _as_model(target: Model | Composed) -> dict[str, Any]:
+    created = 0 if isinstance(target, Model) else target.created_at // 1_000_000
+    return {"id": target.name, "object": "model", "created": created, "owned_by": "signoff"}

@@ -11,8 +11,8 @@ from signoff.core.answer import Chunk
 from signoff.core.endpoint import KNOWN, STREAMED
 from signoff.core.parcel import unwrapped
 from signoff.core.shape import streamed
-from signoff.doors.dialect import JSON, error_event
-from signoff.doors.http import Header, Send, send_bytes
+from signoff.doors.dialect import JSON, error_event, gauge_headers
+from signoff.doors.http import Header, Send, cache_header, send_bytes
 from signoff.errors import SignoffError
 from signoff.parts.background import Background
 from signoff.work.call import Call
@@ -117,9 +117,10 @@ class Events:
 
 
 def call_headers(call: Call) -> list[Header]:
-    """Which job this is, and which model answers it."""
-    job = call.flight.job
-    return [(b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode())]
+    """Which job this is, which model answers it, what became of the cache, and what is left under its limits."""
+    job, room = call.flight.job, call.flight.room
+    headers = [(b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()), cache_header(job)]
+    return headers if room is None else [*headers, *gauge_headers(room.gauges)]
 
 
 async def _send_body(call: Call, body: bytes, send: Send) -> None:

@@ -20,8 +20,10 @@ from signoff.doors.http import (
     Receive,
     Scope,
     Send,
+    cache_header,
     caller_of,
     error_headers,
+    freshness_of,
     header,
     in_dialect,
     leaving,
@@ -98,6 +100,7 @@ class PredictDoor:
             lane="now",
             idempotency_key=header(scope, b"idempotency-key"),
             wait_seconds=patience_of(scope),
+            fresh=freshness_of(scope),
         )
         async with leaving(self._desk, receive):
             call = await begin(self._desk, ask)
@@ -105,7 +108,8 @@ class PredictDoor:
                 said = [chunk async for chunk in chunks]
             answer = collect(said).body if ask.stream else b"".join([chunk.raw for chunk in said])
             job = call.flight.job
-            headers = ((b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()))
+            names = ((b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()))
+            headers = (*names, cache_header(job))
             await send_bytes(send, 200, answer, JSON, headers)
 
 

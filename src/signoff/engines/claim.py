@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from signoff.core.target import Model
+from signoff.core.target import Limits, Model
 
 
 class Claim:
@@ -22,10 +22,13 @@ class Claim:
 
     def __init__(self, run_dir: Path, model: Model) -> None:
         words = (model.name, *model.command, *(() if model.serve else ("", "lines")))
+        if model.limits != Limits():
+            words = (*words, "", repr(model.limits))
         digest = hashlib.sha256("\0".join(words).encode(errors="surrogatepass")).hexdigest()
         stem = f"{re.sub('[^a-z0-9]+', '-', model.name.lower())[:40]}-{digest[:16]}"
         self._lock_path = run_dir / f"{stem}.lock"
         self._card_path = run_dir / f"{stem}.json"
+        self._stop_path = run_dir / f"{stem}.stop"
         self.socket_path = run_dir / f"{digest[:16]}.sock"
         self._lock: int | None = None
 
@@ -39,7 +42,20 @@ class Claim:
             return False
         self._lock = lock
         self.withdraw()  # what a lost owner left
+        self.forget_the_stop()
         return True
+
+    def ask_to_stop(self) -> None:
+        """Tell the owner, whoever that is, to end the process."""
+        self._stop_path.touch(mode=0o600)
+
+    def is_told_to_stop(self) -> bool:
+        """Whether somebody did."""
+        return self._stop_path.exists()
+
+    def forget_the_stop(self) -> None:
+        """It was done, or is not wanted any more."""
+        self._stop_path.unlink(missing_ok=True)
 
     def publish(self, port: int) -> None:
         """Tell the others where the process is ready."""

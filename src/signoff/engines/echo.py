@@ -224,7 +224,15 @@ class _Completion(msgspec.Struct, frozen=True, kw_only=True):
             "model": self.model,
             "choices": choices,
         }
-        return msgspec.json.encode(body if usage is None else body | {"usage": usage})
+        return msgspec.json.encode(body if usage is None else body | {"usage": _told(usage)})
+
+
+def _told(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
 
 
 _Choice = dict[str, object]

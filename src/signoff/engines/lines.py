@@ -115,6 +115,7 @@ class Lines:
         self._sending = asyncio.Lock()
         self._end: ModelFailed | None = None
         self._heard_at = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
         self._is_owners = by_id is True
 
     @property
@@ -140,7 +141,8 @@ class Lines:
 
     async def _talk(self, asked: _Asked, operation: str, body: bytes, timeouts: Timeouts) -> AsyncGenerator[Said, None]:
         loop = asyncio.get_running_loop()
-        end = loop.time() + timeouts.total_seconds
+        began = loop.time()
+        end = began + timeouts.total_seconds
         due, limit = min(end, loop.time() + timeouts.first_byte_seconds), timeouts.first_byte_seconds
         try:
             async with asyncio.timeout_at(due):
@@ -155,12 +157,33 @@ class Lines:
         except TimeoutError:
             seconds = timeouts.total_seconds if due == end else limit
             if self._is_stuck(loop.time(), seconds):
-                self._lose(ModelCrashed(f"The model {self._name} was stuck, and is started anew."))
+                self._lose_stuck()
+            self._watch(began, timeouts.total_seconds)
             raise ModelTimedOut(f"The model {self._name} said nothing for {seconds:g} s.") from None
 
     def _is_stuck(self, now: float, seconds: float) -> bool:
         """Whether a program without ids has worked on one request, of whomever, for so long."""
         return bool(self._order) and now - max(self._heard_at, self._order[0].sent_at) >= seconds - SLACK_SECONDS
+
+    def _watch(self, asked_at: float, seconds: float) -> None:
+        """One that answers by ids is given up when nothing at all has come from it for `seconds`, though it was asked.
+
+        Its owner sees to that, for all who ask through it. While anything comes, one late answer says nothing.
+        """
+        if self._is_owners or self._alarm is not None or self._end is not None:
+            return
+        heard_at = self._heard_at
+
+        def look() -> None:
+            self._alarm = None
+            if self._heard_at == heard_at and self._end is None:
+                self._lose_stuck()
+
+        due = max(heard_at, asked_at) + seconds - SLACK_SECONDS
+        self._alarm = asyncio.get_running_loop().call_at(due, look)
+
+    def _lose_stuck(self) -> None:
+        self._lose(ModelCrashed(f"The model {self._name} was stuck, and is started anew."))
 
     async def _send(self, asked: _Asked, operation: str, body: bytes) -> None:
         # A line break in JSON is only ever a blank between two tokens.
@@ -196,6 +219,7 @@ class Lines:
         self._hang_up()
 
     def _hear(self, line: bytes) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
         try:
             line.decode()
             msgspec.json.decode(line, type=msgspec.Raw)
@@ -241,7 +265,6 @@ class Lines:
                 self._garbled("more lines than it was asked for")
             return
         self._by_id = False
-        self._heard_at = asyncio.get_running_loop().time()
         asked = self._order.popleft()
         asked.is_in_order = False
         self._waiting.pop(asked.id, None)
@@ -257,6 +280,8 @@ class Lines:
 
     def end(self, error: ModelFailed) -> None:
         """There is nobody to talk to any more: tell it to all who wait."""
+        if self._alarm is not None:
+            self._alarm.cancel()
         if self._end is None:
             self._end = error
             for asked in self._waiting.values():

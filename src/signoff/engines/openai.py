@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from signoff.core.answer import Chunk
-from signoff.core.endpoint import KNOWN
+from signoff.core.endpoint import KNOWN, Route, route_of
 from signoff.core.parcel import unwrapped, with_field
 from signoff.core.target import Model, upstream_name
 from signoff.engine import Request
-from signoff.engines.upstream import Upstream
+from signoff.engines.upstream import Sent, Upstream
 from signoff.errors import ModelUnreachable
 
 _VERSION = re.compile(r"/v\d\w*(/|$)")
@@ -44,25 +44,48 @@ def ask(upstream: Upstream, base_url: str, model: Model, request: Request) -> As
     The body goes out as it came, a parcel's content as it was before it became one, but for the model's name where
     the server knows it by another.
     """
+    headers = {"authorization": f"Bearer {request.key}"} if request.key else {}
     name = upstream_name(model, request.target)
-    parcel = None if request.path in KNOWN else unwrapped(request.body)
-    headers = {"content-type": "application/json" if parcel is None else parcel.content_type}
-    if request.key:
-        headers["authorization"] = f"Bearer {request.key}"
+    if request.path not in KNOWN:
+        return _ask_beyond(upstream, base_url, model, request, headers)
     return upstream.post(
         address(base_url, request.path),
-        body=named(request.body, name) if parcel is None else with_field(parcel, "model", name).content,
-        headers=headers,
+        body=named(request.body, name),
+        headers=headers | {"content-type": "application/json"},
         timeouts=model.timeouts,
         stream=request.stream,
-        json_only=request.path in KNOWN,
     )
+
+
+def _ask_beyond(
+    upstream: Upstream, base_url: str, model: Model, request: Request, headers: dict[str, str]
+) -> AsyncGenerator[Chunk, None]:
+    """Any method, with a query, and with whatever body: JSON, a parcel, or none at all, which a job keeps as null."""
+    route = route_of(request.path) or Route("POST", request.path, None)
+    name, parcel = upstream_name(model, request.target), unwrapped(request.body)
+    if parcel is None:
+        body = named(request.body, name) if asks_for_a_model(request.body) else request.body
+    else:
+        body = with_field(parcel, "model", name).content
+    if body != b"null":
+        headers |= {"content-type": "application/json" if parcel is None else parcel.content_type}
+    url = address(base_url, route.path) + ("" if route.query is None else f"?{route.query}")
+    sent = Sent(route.method, url, b"" if body == b"null" else body, headers)
+    return upstream.ask(sent, timeouts=model.timeouts, stream=request.stream, json_only=False)
 
 
 def address(base_url: str, path: str) -> str:
     """Where to ask for `path`, which begins with /v1: a base that names a version already takes its place."""
     base = base_url.rstrip("/")
     return base + (path.removeprefix("/v1") if _VERSION.search(urlsplit(base).path) else path)
+
+
+def asks_for_a_model(body: bytes) -> bool:
+    """Whether there is a "model" in it: beyond what is known here, nothing is added that may not belong there."""
+    try:
+        return "model" in msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (ValueError, RecursionError):
+        return False
 
 
 def named(body: bytes, name: str) -> bytes:

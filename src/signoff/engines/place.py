@@ -28,6 +28,11 @@ TOUCH_SECONDS = 1
 # A process whose definition changed stays this long for guests who may not know that yet.
 RETIRED_SECONDS = 3
 POLL_SECONDS = 0.05
+# How often an owner looks whether it is told to stop, and how long an end may take.
+STOP_POLL_SECONDS = 0.2
+STOPPED_SECONDS = 10
+# A program that speaks lines runs before it is known whether it can.
+SETTLE_SECONDS = 0.2
 
 
 class Place:
@@ -49,12 +54,14 @@ class Place:
         self._connecting = asyncio.Lock()
 
     @asynccontextmanager
-    async def visit(self) -> AsyncGenerator[Visit, None]:
-        """A port where the model is ready, and stays while the block lasts. Raises ModelUnreachable."""
+    async def visit(self, *, patient: bool = True) -> AsyncGenerator[Visit, None]:
+        """A port where the model is ready, and stays while the block lasts. Raises ModelUnreachable; unless `patient`,
+        as soon as a process of ours has failed.
+        """
         self._visits += 1
         touching: asyncio.Task[None] | None = None
         try:
-            visit = await self._reach()
+            visit = await self._reach(patient=patient)
             if not visit.is_owner:
                 touching = self._spawn(self._keep_touching())
             yield visit
@@ -64,14 +71,29 @@ class Place:
             self._visits -= 1
             self._used_at = self._monotonic()
 
-    async def _reach(self) -> Visit:
+    async def start(self) -> None:
+        """Returns when the model is ready. Raises ModelUnreachable, also when it ends as soon as it runs."""
+        async with self.visit(patient=False) as visit:
+            if visit.is_owner and not self.model.serve:
+                await asyncio.sleep(SETTLE_SECONDS)
+                life = self._life
+                if life is None or life.process is None or not life.process.is_running():
+                    raise self._failed()
+
+    def _failed(self) -> ModelUnreachable:
+        return ModelUnreachable(f"The model {self.model.name} ended as soon as it ran; its log says more.")
+
+    async def _reach(self, *, patient: bool) -> Visit:
         deadline = self._monotonic() + self.model.start_seconds
+        failures = self._failures
         while True:
             if self._life is None and self._claim.take():
                 self._begin()
             if self._life is not None:
                 if (port := await self._life.reach()) is not None:
                     return Visit(port, is_owner=True)
+                if not patient and self._failures > failures:
+                    raise self._failed()
             elif (port := self._claim.port()) is not None and self._claim.touch():
                 return Visit(port, is_owner=False)
             elif self._monotonic() < deadline:
@@ -95,8 +117,36 @@ class Place:
             self._claim.release()
             raise
         self._life = life
+        watching = self._spawn(self._obey(task))
+        task.add_done_callback(lambda _: watching.cancel())
         # Not in a `finally` of the task, which never runs when the task is cancelled before its first step.
         task.add_done_callback(lambda _: self._bury(life))
+
+    async def _obey(self, living: asyncio.Task[None]) -> None:
+        """Ends a life of ours when another process, or an admin at this one, asks for that."""
+        while not self._claim.is_told_to_stop():  # noqa: ASYNC110 -- others leave the sign in a file
+            await asyncio.sleep(STOP_POLL_SECONDS)
+        living.cancel()
+
+    async def stop(self) -> bool:
+        """Ends the model's process, whoever owns it, and tells when it is gone; whether it is so in time.
+
+        Whoever waits for its answer gets an error. The next request starts it again.
+        """
+        deadline = self._monotonic() + STOPPED_SECONDS
+        is_asked = False
+        while self._monotonic() < deadline:
+            if self._life is None and self._claim.take():
+                self._claim.release()
+                return True
+            if is_asked and not self._claim.is_told_to_stop():  # its owner did so, and somebody may have asked it again
+                return True
+            if not is_asked:
+                self._claim.ask_to_stop()
+                is_asked = True
+            await asyncio.sleep(POLL_SECONDS)
+        self._claim.forget_the_stop()
+        return False
 
     async def _try(self, life: _Life, rest_seconds: float) -> None:
         await asyncio.sleep(rest_seconds)
@@ -108,7 +158,7 @@ class Place:
     async def _live(self, life: _Life) -> None:
         """From a start, on another port if somebody else was faster to take it, to the stop."""
         for _ in range(PORT_TRIES):
-            async with running(self.model.command, self._log) as process:
+            async with running(self.model, self._log) as process:
                 life.process = process
                 life.complaint = await process.complaint(self.model.start_seconds)
                 if life.complaint is None:
@@ -120,7 +170,7 @@ class Place:
 
     async def _live_in_lines(self, life: _Life) -> None:
         """From a start to the stop; other processes of this host ask through a socket meanwhile."""
-        async with talking(self.model.name, self.model.command, self._log) as process:
+        async with talking(self.model, self._log) as process:
             life.process = process
             life.complaint = await process.complaint(self.model.start_seconds)
             if life.complaint is not None or process.lines is None:
@@ -162,6 +212,7 @@ class Place:
             self._failures = 1 if was_healthy else self._failures + 1
             self._rest_until = now + wait_seconds(BACKOFF, self._failures, dice=1)
         self._life = None
+        self._claim.forget_the_stop()
         self._claim.release()
         life.settled.set()
         life.over.set()

@@ -9,10 +9,11 @@ import socket
 import sys
 from asyncio.subprocess import PIPE, STDOUT
 from asyncio.subprocess import Process as Subprocess
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
+from signoff.core.target import Limits, Model
 from signoff.engines.lines import MAX_LINE_BYTES, Lines
 from signoff.engines.log import Log, Scribe
 from signoff.engines.warden import CANNOT_RUN
@@ -55,8 +56,8 @@ _INHERITED = frozenset(
 
 
 @asynccontextmanager
-async def talking(name: str, command: Sequence[str], log: Log) -> AsyncGenerator[Process, None]:
-    """A process that runs `command` and speaks lines; it and its group have ended when the block has.
+async def talking(model: Model, log: Log) -> AsyncGenerator[Process, None]:
+    """A process that runs the model's command and speaks lines; it and its group have ended when the block has.
 
     What it writes to stderr goes to `log`. Raises OSError where no process can be started at all.
     """
@@ -65,36 +66,42 @@ async def talking(name: str, command: Sequence[str], log: Log) -> AsyncGenerator
         answers, its_stdout = await _pipe(stack, limit=MAX_LINE_BYTES)
         writer, its_stdin = await _pipe_to(stack)
         try:
-            told = ("--lines", f"{its_stdin},{its_stdout}", *command)
+            told = ("--lines", f"{its_stdin},{its_stdout}", *_limits(model), *model.command)
             warden = await _warden(its_stderr, *told, port=None, pass_fds=(its_stdin, its_stdout))
         finally:
             for end in (its_stderr, its_stdout, its_stdin):
                 os.close(end)
-        process = Process(warden, 0, output, log)
+        process = Process(warden, 0, output, log, model.limits)
         prefix = os.urandom(8).hex()  # no program writes it by chance
-        process.lines = Lines(name, answers, writer, prefix=prefix, hang_up=process.hang_up)
+        process.lines = Lines(model.name, answers, writer, prefix=prefix, hang_up=process.hang_up)
         async with _followed(process):
             yield process
 
 
 @asynccontextmanager
-async def running(command: Sequence[str], log: Log) -> AsyncGenerator[Process, None]:
-    """A process that runs `command` with a port of its own; it and its group have ended when the block has.
+async def running(model: Model, log: Log) -> AsyncGenerator[Process, None]:
+    """A process that runs the model's command with a port of its own; it and its group have ended when the block has.
 
     `{port}` and `{host}` in the arguments are filled in; the port is also in the environment, as PORT and
     SIGNOFF_MODEL_PORT. What it writes goes to `log`. Raises OSError where no process can be started at all.
     """
     port = _free_port()
-    filled = [word.replace("{port}", str(port)).replace("{host}", HOST) for word in command]
+    filled = [word.replace("{port}", str(port)).replace("{host}", HOST) for word in model.command]
     async with AsyncExitStack() as stack:
         output, to_us = await _pipe(stack)
         try:
-            warden = await _warden(to_us, *filled, port=port)
+            warden = await _warden(to_us, *_limits(model), *filled, port=port)
         finally:
             os.close(to_us)
-        process = Process(warden, port, output, log)
+        process = Process(warden, port, output, log, model.limits)
         async with _followed(process):
             yield process
+
+
+def _limits(model: Model) -> tuple[str, ...]:
+    """What the warden is told of them."""
+    limits = (model.limits.memory_mb, model.limits.open_files, model.limits.nice)
+    return ("--limits", ",".join("" if limit is None else str(limit) for limit in limits)) if any(limits) else ()
 
 
 def _abort(transport: asyncio.WriteTransport) -> None:
@@ -165,13 +172,14 @@ async def _pipe_to(stack: AsyncExitStack) -> tuple[asyncio.StreamWriter, int]:
 class Process:
     """One running model; `ended` is set once it has ended and its log is complete."""
 
-    def __init__(self, warden: Subprocess, port: int, output: asyncio.StreamReader, log: Log) -> None:
+    def __init__(self, warden: Subprocess, port: int, output: asyncio.StreamReader, log: Log, limits: Limits) -> None:
         self.port = port
         self.ended = asyncio.Event()
         self.lines: Lines | None = None
         self._warden = warden
         self._output = output
         self._log = log
+        self._limits = limits
         self._group: int | None = None
 
     async def follow(self) -> None:
@@ -198,7 +206,8 @@ class Process:
         status = self._warden.returncode
         if status == CANNOT_RUN:
             return self._with_tail("could not be run")
-        return f"ended with status {status} before it had answered; its log says more."
+        bound = "" if self._limits.memory_mb is None else f" (it may take {self._limits.memory_mb} MiB of memory)"
+        return f"ended with status {status} before it had answered{bound}; its log says more."
 
     async def _read(self, scribe: Scribe) -> None:
         try:

@@ -111,7 +111,7 @@ class SubprocessEngine:
 
     def _place(self, model: Model) -> Place:
         place = self._places.get(model.name)
-        if place is None or (place.model.command, place.model.serve) != (model.command, model.serve):
+        if place is None or _program(place.model) != _program(model):
             if place is not None:
                 place.is_retired = True
             log = self._logs.setdefault(model.name, Log(self._clock, partial(self._tell, model.name)))
@@ -128,6 +128,15 @@ class SubprocessEngine:
         """How the model is, whichever process of this host owns it."""
         return self._place(model).state() if model.command else "failed"
 
+    async def start_model(self, model: Model) -> None:
+        """See `engine.RunsModels`."""
+        await self._place(model).start()
+
+    async def stop_model(self, model: Model) -> bool:
+        """See `engine.RunsModels`."""
+        await self.start()  # a command that stops a model runs none
+        return await self._place(model).stop()
+
     def log(self, name: str) -> list[tuple[int, str]]:
         """What the model of that name wrote while this engine owned it: microseconds since 1970, and a line."""
         return self._logs[name].lines() if name in self._logs else []
@@ -135,6 +144,11 @@ class SubprocessEngine:
     async def close(self) -> None:
         """Stop the models that this engine owns; whoever waits for them gets ModelUnreachable."""
         await self._tasks.close()
+
+
+def _program(model: Model) -> tuple[object, ...]:
+    """What makes a process another one."""
+    return model.command, model.serve, model.limits
 
 
 def _operation(path: str) -> str:

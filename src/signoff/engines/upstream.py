@@ -15,15 +15,26 @@ from weakref import WeakSet
 
 import aiohttp
 import msgspec
+from aiohttp.abc import AbstractResolver
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
 from signoff.core import sse
+from signoff.core.address import MODELS
 from signoff.core.answer import Chunk
 from signoff.core.parcel import Parcel, wrapped
 from signoff.core.target import Timeouts
-from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
+from signoff.engines.url import NO_MODELS, used
+from signoff.errors import (
+    ModelAnswered,
+    ModelCut,
+    ModelFailed,
+    ModelGarbled,
+    ModelTimedOut,
+    ModelUnreachable,
+)
+from signoff.guard import CheckedResolver, refusal_in
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_EVENT_BYTES = 8 * 2**20
@@ -33,13 +44,21 @@ MAX_MESSAGE_CHARS = 2000
 KEEPALIVE_SECONDS = 4
 # After the last event only the end of the body is due. Waiting for it lets the connection serve again.
 LINGER_SECONDS = 0.1
+# What aiohttp says where nothing was said (RFC 9110, section 8.3).
+UNLABELLED = "application/octet-stream"
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 
 class Upstream:
-    """A pool of at most `connections` to models; `now` tells the seconds since the epoch. Start it before a `post`."""
+    """A pool of at most `connections` to models; `now` tells the seconds since the epoch. Start it before a `post`.
 
-    def __init__(self, *, now: Callable[[], float], connections: int = 10_000) -> None:
+    Nothing is connected to where no model can be, whatever a name stands for at that moment.
+    """
+
+    def __init__(
+        self, *, now: Callable[[], float], connections: int = 10_000, resolver: AbstractResolver | None = None
+    ) -> None:
+        self._resolver = resolver
         self._now = now
         self._connections = connections
         self._used = WeakSet[ResponseHandler]()
@@ -48,7 +67,11 @@ class Upstream:
 
     async def start(self) -> None:
         self._session = aiohttp.ClientSession(
-            connector=_Connector(limit=self._connections, keepalive_timeout=KEEPALIVE_SECONDS),
+            connector=_Connector(
+                limit=self._connections,
+                keepalive_timeout=KEEPALIVE_SECONDS,
+                resolver=CheckedResolver(self._resolver or aiohttp.ThreadedResolver(), MODELS),
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"accept-encoding": "identity", "user-agent": "signoff"},
         )
@@ -61,7 +84,7 @@ class Upstream:
             await self._session.close()
             self._session = None
 
-    async def post(
+    def post(
         self,
         url: str,
         *,
@@ -69,7 +92,12 @@ class Upstream:
         headers: Mapping[str, str],
         timeouts: Timeouts,
         stream: bool,
-        json_only: bool = True,
+    ) -> AsyncGenerator[Chunk, None]:
+        """What is answered to a POST, JSON or events of it: see `ask`."""
+        return self.ask(Sent("POST", url, body, headers), timeouts=timeouts, stream=stream)
+
+    async def ask(
+        self, sent: Sent, *, timeouts: Timeouts, stream: bool, json_only: bool = True
     ) -> AsyncGenerator[Chunk, None]:
         """The whole JSON body as one chunk; when `stream` is set and the model does stream, its events as they come.
         Unless `json_only`, a body that is not JSON is a parcel.
@@ -80,7 +108,7 @@ class Upstream:
         call = _Call(timeouts, self._used)
         self._calls.add(call)
         try:
-            response = call.response = await self._respond(call, url, body, headers)
+            response = call.response = await self._respond(call, sent)
             if response.status >= 300:
                 raise await self._refusal(call, response)
             if not (stream and _is_stream(response, json_only=json_only)):
@@ -106,35 +134,39 @@ class Upstream:
             self._calls.discard(call)
             call.hang_up()
 
-    async def _respond(self, call: _Call, url: str, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _respond(self, call: _Call, sent: Sent) -> aiohttp.ClientResponse:
         """The response, as soon as its headers are here."""
         try:
             async with call.first():
                 try:
-                    return await self._send(call, url, body, headers)
+                    return await self._send(call, sent)
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                     if not call.reused:
                         raise
                 # The server closed an idle connection just as we wrote to it: ask once more, on a new one.
                 call.wants_new = True
-                return await self._send(call, url, body, headers)
+                return await self._send(call, sent)
         except aiohttp.ClientResponseError as error:
             raise ModelGarbled("The model's answer is not HTTP that can be read.") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise
+            if refusal_in(error) is not None:
+                raise ModelFailed(NO_MODELS) from error
             raise ModelUnreachable(f"The model cannot be reached: {_reason(error)}.") from error
 
-    async def _send(self, call: _Call, url: str, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _send(self, call: _Call, sent: Sent) -> aiohttp.ClientResponse:
         if self._session is None:
             raise RuntimeError("Upstream.start() was not awaited")
         token = _CALL.set(call)
         try:
-            return await self._session.post(
-                url,
+            return await self._session.request(
+                sent.method,
+                used(sent.url),
                 # A large body is written in pieces.
-                data=body if len(body) < 2**20 else io.BytesIO(body),
-                headers=headers,
+                data=sent.body if len(sent.body) < 2**20 else io.BytesIO(sent.body),
+                headers=sent.headers,
+                skip_auto_headers=("content-type",),
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=call.timeouts.connect_seconds),
             )
@@ -162,6 +194,15 @@ class Upstream:
             return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - self._now())
         except (ValueError, OverflowError):
             return None
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """A request as it goes out."""
+
+    method: str
+    url: str
+    body: bytes
+    headers: Mapping[str, str]
 
 
 class _Call:
@@ -261,11 +302,13 @@ async def _whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
 def _is_stream(response: aiohttp.ClientResponse, *, json_only: bool) -> bool:
     """Some servers ignore `stream`; some label their events as plain text, where they can be nothing else."""
     kind = response.content_type
-    return kind == "text/event-stream" or (json_only and kind != "text/html" and not kind.endswith("json"))
+    if kind == "text/event-stream" or not json_only:
+        return kind == "text/event-stream"
+    return kind == UNLABELLED or (kind.startswith("text/") and kind != "text/html")
 
 
 def _packed(response: aiohttp.ClientResponse, body: bytes, *, json_only: bool) -> bytes:
-    if json_only or response.content_type.endswith("json"):
+    if json_only or (body and response.content_type.endswith("json")):
         return _checked(body)
     return wrapped(Parcel(response.headers.get("content-type", "application/octet-stream"), body))
 

@@ -1,8 +1,9 @@
 """A program that runs one model and outlives its owner just long enough to end it.
 
-Run as `python -I -S warden.py [--lines IN,OUT] COMMAND…`, in a session of its own. Its stdin is held open by the owner
-and tells only of the owner's end, however that came. Its stdout and stderr are the model's, after one line: the model's
-process id, which is also its group's. With `--lines`, the model's stdin and stdout are those two descriptors instead.
+Run as `python -I -S warden.py [--lines IN,OUT] [--limits MIB,FILES,NICE] COMMAND…`, in a session of its own. Its
+stdin is held open by the owner and tells only of the owner's end, however that came. Its stdout and stderr are the
+model's, after one line: the model's process id, which is also its group's. With `--lines`, the model's stdin and stdout
+are those two descriptors instead.
 There is one beside every model, so it imports next to nothing.
 """
 
@@ -28,10 +29,13 @@ def main(command: list[str]) -> int:
     lines: list[int] = []
     if command[0] == "--lines":
         lines, command = [int(number) for number in command[1].split(",")], command[2:]
+    limits: list[int] = []
+    if command[0] == "--limits":
+        limits, command = [int(number or 0) for number in command[1].split(",")], command[2:]
     _close_all_but(lines)
     bell = _bell()
     _adopt_orphans()
-    model = _start(command, lines)
+    model = _start(command, lines, limits)
     status = _watch(model, bell)
     if status is None:
         _tell_group(model, signal.SIGTERM)
@@ -74,11 +78,11 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _start(command: list[str], lines: list[int]) -> int:
+def _start(command: list[str], lines: list[int], limits: list[int]) -> int:
     warden = os.getpid()
     model = os.fork()
     if model == 0:
-        _become(command, lines, warden)
+        _become(command, lines, limits, warden)
     for number in lines:
         os.close(number)  # else nobody would see that the model closed its own
     try:  # noqa: SIM105 - contextlib would be half a megabyte
@@ -88,7 +92,7 @@ def _start(command: list[str], lines: list[int]) -> int:
     return model
 
 
-def _become(command: list[str], lines: list[int], warden: int) -> None:
+def _become(command: list[str], lines: list[int], limits: list[int], warden: int) -> None:
     """Turn this process, the warden's child, into the model; never returns."""
     try:
         os.setpgid(0, 0)
@@ -100,11 +104,31 @@ def _become(command: list[str], lines: list[int], warden: int) -> None:
         if lines:
             os.dup2(lines[1], STDOUT)
             _close_all_but([])
+        if limits:
+            _limit(*limits)
         os.execvp(command[0], command)  # noqa: S606 - no shell; every other descriptor of ours closes here
     except (OSError, ValueError) as error:
         os.write(STDERR, f"cannot run {command[0]}: {error}\n".encode())
     finally:
         os._exit(CANNOT_RUN)
+
+
+def _limit(memory_mb: int, open_files: int, nice: int) -> None:
+    """Take what this process, and each of those that it starts, may have at most; 0 leaves it as it is.
+
+    Memory is what it writes to of its own (RLIMIT_DATA, since Linux 4.7): weights that are mapped from a file, and
+    addresses that a graphics card reserves, are none.
+    """
+    import resource
+
+    kind = resource.RLIMIT_DATA if sys.platform == "linux" else resource.RLIMIT_AS
+    for limit, value in ((kind, memory_mb * 2**20), (resource.RLIMIT_NOFILE, open_files)):
+        if value:
+            hard = resource.getrlimit(limit)[1]
+            most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(limit, (most, most))
+    if nice:
+        os.nice(nice)
 
 
 def _die_with(warden: int) -> None:

@@ -16,6 +16,8 @@ class Callers:
     def __init__(self, people: People) -> None:
         self._people = people
         self._known: dict[tuple[str, TokenKind], Caller] = {}
+        self._age = 0
+        self._named: dict[str, Caller] = {}
 
     async def identify(self, token: str, kind: TokenKind, now: int) -> Caller:
         """The caller with `token`; `now` in microseconds. Raises Unauthorized."""
@@ -29,9 +31,26 @@ class Callers:
 
     def forget(self) -> None:
         """The copy is out of date."""
+        self._age += 1
         self._known.clear()
+        self._named.clear()
+
+    async def named(self, email: str) -> Caller | None:
+        """The user with that e-mail address, without a token, if there is one and they are active."""
+        known = self._named.get(email)
+        if known is not None:
+            return known
+        age = self._age
+        user = await self._people.user(email)
+        if user is None or not user.active:
+            return None
+        caller = Caller(user_id=user.id, token_id=0, role=user.role, email=user.email)
+        if age == self._age:  # else what was read may be out of date already
+            self._named[email] = caller
+        return caller
 
     async def _look_up(self, name: str, kind: TokenKind) -> Caller | None:
+        age = self._age
         found = await self._people.token(name)
         if found is None or not same(found[0].digest, name) or found[0].kind != kind:
             return None
@@ -42,8 +61,11 @@ class Callers:
             role=least(token.role, user.role),
             email=user.email,
             expires_at=token.expires_at,
+            cache=token.cache,
+            key_id=token.key_id,
         )
         if len(self._known) >= REMEMBERED:
             self._known.clear()
-        self._known[name, kind] = caller
+        if age == self._age:  # else it may have changed since it was read
+            self._known[name, kind] = caller
         return caller

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
+
+import msgspec
 
 from signoff.core.job import Job
+from signoff.core.limits import Room
+from signoff.parts.asking import Asking
 from signoff.parts.shared import Shared
 
 
 class Flight:
-    """One waiting call: its job, who asked, the task that serves it, and the writing of its row."""
+    """One waiting call: its job, who asked, what came of it, the task that serves it, and the writing of its row.
+
+    `room` is what is reserved for it under its limits.
+    """
 
     def __init__(self, job: Job, *, actor: str) -> None:
         self.job = job
         self.actor = actor
+        self.asking = Asking()
         self.began_at = asyncio.get_running_loop().time()  # the wall clock may be set
         self.over = False
         self.is_recorded = False
         self.filing: asyncio.Task[Job] | None = None
         self.task: asyncio.Task[object] | None = None
         self.lost = False
+        self.room: Room | None = None
+
+    def is_answered_by(self, model: str) -> None:
+        """Another model than the job says has begun to answer."""
+        self.job = msgspec.structs.replace(self.job, model=model)
 
     def lose(self) -> None:
         """The lease is gone: the job was cancelled, or given up for dead. Stops the serving task."""
@@ -35,6 +48,7 @@ class InFlight:
     def __init__(self) -> None:
         self._flights: dict[str, Flight] = {}
         self._shared: dict[str, Shared] = {}
+        self._alike: dict[Hashable, Job] = {}
 
     def add(self, flight: Flight) -> None:
         """Begins to look after `flight`."""
@@ -56,6 +70,20 @@ class InFlight:
     def unshare(self, job_id: str) -> None:
         """Nobody joins any more."""
         self._shared.pop(job_id, None)
+
+    def liken(self, request: Hashable, job: Job) -> None:
+        """Lets callers of this process who ask the same find `job`, as long as it is shared."""
+        self._alike[request] = job
+
+    def unliken(self, request: Hashable, job: Job) -> None:
+        """No more, unless another job has taken its place."""
+        if self._alike.get(request) is job:
+            del self._alike[request]
+
+    def alike(self, request: Hashable) -> Job | None:
+        """The job that such a request is asked with now."""
+        job = self._alike.get(request)
+        return None if job is None or self.shared(job.id) is None else job
 
     async def file_the_slow(self, file: Callable[[Flight], Awaitable[None]], *, after_seconds: float) -> None:
         """Calls `file` for each one that has been running for `after_seconds`, for ever."""

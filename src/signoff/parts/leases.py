@@ -31,6 +31,12 @@ class Leases:
         """Lets it run out."""
         self._held.pop(job_id, None)
 
+    def lose(self, job_id: str) -> None:
+        """Calls its `on_lost` now, and lets it run out."""
+        _, on_lost = self._held.pop(job_id, (None, None))
+        if on_lost is not None:
+            on_lost()
+
     @contextlib.contextmanager
     def held(self, job_id: str, lease: str, on_lost: Callable[[], object]) -> Generator[None]:
         """Keeps the lease alive while the block runs."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from signoff.catalog import Catalog
 from signoff.core.target import Listing, Model
 from signoff.errors import ModelNotFound
-from signoff.store import Catalog
 
 
 class Models:
@@ -16,6 +16,7 @@ class Models:
         self._catalog = catalog
         self._always = always
         self._listing: Listing | None = None
+        self._age = 0
 
     async def find(self, name: str | None) -> Model:
         """The model for `name`, or the default one. Raises ModelNotFound."""
@@ -26,19 +27,27 @@ class Models:
             raise ModelNotFound(f"There is no model {name!r}. GET /v1/models lists what there is.")
         return found
 
+    def knows(self, name: str) -> bool:
+        """Whether a model is called exactly that, as far as is known here without a look at the store."""
+        return self._listing is not None and self._listing.knows(name)
+
     async def all(self) -> Sequence[Model]:
         """Every model, registered ones first."""
         return (self._listing or await self._reload()).models
 
     def forget(self) -> None:
         """The copy is out of date."""
+        self._age += 1
         self._listing = None
 
     async def _reload(self) -> Listing:
+        age = self._age
         registered = await self._catalog.models()
         names = {model.name for model in registered}
-        self._listing = Listing([*registered, *(model for model in self._always if model.name not in names)])
-        return self._listing
+        listing = Listing([*registered, *(model for model in self._always if model.name not in names)])
+        if age == self._age:  # else it may have changed since it was read
+            self._listing = listing
+        return listing
 
 
 def _pick(listing: Listing, name: str | None) -> Model | None:

@@ -1,14 +1,25 @@
-"""Registered models, and the sealed keys of their upstreams, as SQL."""
+"""Registered models, and the sealed keys of upstreams, as SQL."""
 
 from __future__ import annotations
 
-import sqlalchemy as sa
+from collections.abc import Mapping
 
-from signoff.core.target import Model
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from signoff.core.access import UpstreamKey
+from signoff.core.target import Model, Place, key_ids_of, with_new_keys, with_standing_keys, without_keys
+from signoff.errors import Conflict
 from signoff.stores.database import Database
 from signoff.stores.schema import keys, models
 from signoff.stores.versions import bump
 from signoff.stores.writer import Tx
+
+_KEY = tuple(column for column in keys.c if column.name != "sealed")
+NOWHERE: Mapping[Place, bytes] = {}
+# A key without a user is a model's own.
+_OWN = keys.c.user_id.is_(None)
 
 
 class SqlCatalog:
@@ -22,37 +33,111 @@ class SqlCatalog:
         query = sa.select(models.c.model).order_by(models.c.name)
         return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
 
-    async def put_model(self, model: Model) -> None:
+    async def put_model(
+        self,
+        model: Model,
+        *,
+        sealed: bytes | None = None,
+        sealed_at: Mapping[Place, bytes] = NOWHERE,
+        drops_key: bool = False,
+        is_new: bool = False,
+    ) -> None:
         """See `store.Catalog`."""
 
         def put(tx: Tx) -> None:
-            bump(tx, "models")
-            tx.conn.execute(sa.delete(models).where(models.c.name == model.name))
-            tx.conn.execute(sa.insert(models).values(name=model.name, model=model, updated_at=tx.now))
+            bump(tx, "models")  # first: it makes all others who change the catalog wait
+            old = tx.conn.execute(sa.select(models.c.model).where(models.c.name == model.name)).scalar_one_or_none()
+            if old is not None and is_new:
+                raise _taken(model)
+            kept = model if old is None else with_standing_keys(model, old)
+            kept = without_keys(kept) if drops_key else kept
+            made = with_new_keys(kept, lambda secret: _add_key(tx, None, model.name, secret), sealed, sealed_at)
+            if old is not None:
+                _forget(tx, {*key_ids_of(old)} - {*key_ids_of(made)})
+            if model.default:
+                _undefault(tx, model.name)
+            _put(tx, made)
 
-        await self._database.write(put)
+        try:
+            await self._database.write(put)
+        except IntegrityError:  # another process was a moment faster
+            if is_new:
+                raise _taken(model) from None
+            await self._database.write(put)
 
     async def drop_model(self, name: str) -> bool:
         """See `store.Catalog`."""
 
         def drop(tx: Tx) -> bool:
-            dropped = tx.conn.execute(sa.delete(models).where(models.c.name == name)).rowcount == 1
+            model = tx.conn.execute(
+                sa.delete(models).where(models.c.name == name).returning(models.c.model)
+            ).scalar_one_or_none()
+            if model is None:
+                return False
+            _forget(tx, {*key_ids_of(model)})
+            bump(tx, "models")
+            return True
+
+        return await self._database.write(drop)
+
+    async def add_key(self, user_id: int, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
+        """See `store.Catalog`."""
+        return await self._database.write(lambda tx: _add_key(tx, user_id, name, sealed, is_shared=is_shared))
+
+    async def key(self, key_id: int) -> bytes | None:
+        """See `store.Catalog`."""
+        query = sa.select(keys.c.sealed).where(keys.c.id == key_id)
+        return await self._database.read(lambda conn, _: conn.execute(query).scalar_one_or_none())
+
+    async def known_key(self, key_id: int) -> UpstreamKey | None:
+        """See `store.Catalog`."""
+        query = sa.select(*_KEY).where(keys.c.id == key_id)
+        row = await self._database.read(lambda conn, _: conn.execute(query).mappings().one_or_none())
+        return None if row is None else UpstreamKey(**row)
+
+    async def keys(self, user_id: int | None, *, after_id: int = 0, limit: int = 50) -> list[UpstreamKey]:
+        """See `store.Catalog`."""
+        whose = ~_OWN if user_id is None else ~_OWN & ((keys.c.user_id == user_id) | keys.c.is_shared)
+        query = sa.select(*_KEY).where(whose, keys.c.id > after_id).order_by(keys.c.id).limit(limit)
+        rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
+        return [UpstreamKey(**row) for row in rows]
+
+    async def drop_key(self, key_id: int) -> bool:
+        """See `store.Catalog`."""
+
+        def drop(tx: Tx) -> bool:
+            dropped = tx.conn.execute(sa.delete(keys).where(keys.c.id == key_id)).rowcount == 1
             if dropped:
                 bump(tx, "models")
             return dropped
 
         return await self._database.write(drop)
 
-    async def add_key(self, user_id: int | None, name: str, sealed: bytes) -> int:
-        """See `store.Catalog`."""
 
-        def add(tx: Tx) -> int:
-            values = {"user_id": user_id, "name": name, "sealed": sealed, "created_at": tx.now}
-            return tx.conn.execute(sa.insert(keys).values(values).returning(keys.c.id)).scalar_one()
+def _taken(model: Model) -> Conflict:
+    return Conflict(f"There is a model {model.name!r} already.")
 
-        return await self._database.write(add)
 
-    async def key(self, key_id: int) -> bytes | None:
-        """See `store.Catalog`."""
-        query = sa.select(keys.c.sealed).where(keys.c.id == key_id)
-        return await self._database.read(lambda conn, _: conn.execute(query).scalar_one_or_none())
+def _add_key(tx: Tx, user_id: int | None, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
+    """Its number was nobody's before: jobs and tokens name keys that are gone, and SQLite would give them again."""
+    highest = tx.conn.execute(sa.select(sa.func.max(keys.c.id))).scalar_one() or 0
+    number = max(bump(tx, "models"), highest + 1)
+    values = {"user_id": user_id, "name": name, "sealed": sealed, "is_shared": is_shared, "created_at": tx.now}
+    tx.conn.execute(sa.insert(keys).values(id=number, **values))
+    return number
+
+
+def _forget(tx: Tx, key_ids: set[int]) -> None:
+    """Those of them that were a model's own."""
+    tx.conn.execute(sa.delete(keys).where(keys.c.id.in_(key_ids), _OWN))
+
+
+def _undefault(tx: Tx, name: str) -> None:
+    for other in tx.conn.execute(sa.select(models.c.model).where(models.c.name != name)).scalars().all():
+        if other.default:
+            _put(tx, msgspec.structs.replace(other, default=False))
+
+
+def _put(tx: Tx, model: Model) -> None:
+    tx.conn.execute(sa.delete(models).where(models.c.name == model.name))
+    tx.conn.execute(sa.insert(models).values(name=model.name, model=model, updated_at=tx.now))

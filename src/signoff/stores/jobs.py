@@ -13,8 +13,9 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.errors import Overloaded
-from signoff.store import JobFilter, Step
+from signoff.store import JobFilter, NewVerb, Step
 from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
+from signoff.stores.ledger import keep_sums
 from signoff.stores.moves import (
     EVERY_COLUMN,
     SECOND,
@@ -26,7 +27,7 @@ from signoff.stores.moves import (
     news_of,
     standing,
 )
-from signoff.stores.schema import decisions, deliveries, events, jobs, used_keys, votes
+from signoff.stores.schema import decisions, deliveries, events, function_calls, jobs, used_keys, votes
 from signoff.stores.writer import Tx
 
 T = TypeVar("T")
@@ -45,11 +46,19 @@ class SqlJobs:
         self._behind = asyncio.Semaphore(ROWS_BEHIND)
         self._again = set[asyncio.Task[None]]()
 
-    async def insert(self, job: Job, *, actor: str, due_seconds: float = 0, lease_seconds: float | None = None) -> Job:
+    async def insert(
+        self,
+        job: Job,
+        *,
+        actor: str,
+        verb: NewVerb = "submit",
+        due_seconds: float = 0,
+        lease_seconds: float | None = None,
+    ) -> Job:
         """See `store.Jobs`."""
 
         def insert(tx: Tx) -> Job:
-            return _inserted(tx, _timed(job, tx.now, due_seconds, lease_seconds), "submit", actor)
+            return inserted(tx, timed(job, tx.now, due_seconds, lease_seconds), verb, actor)
 
         def join(tx: Tx) -> Job:
             return _standing(tx, job) or _named(tx, insert(tx))
@@ -65,7 +74,7 @@ class SqlJobs:
         """See `store.Jobs`."""
 
         def insert(tx: Tx) -> Job:
-            return _inserted(tx, _timed(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
+            return inserted(tx, timed(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
 
         await self._place_behind()
         try:
@@ -118,11 +127,13 @@ class SqlJobs:
         """See `store.Jobs`."""
         return await self._database.write(lambda tx: moved(tx, job_id, *steps))
 
-    async def claim(self, *, actor: str, lease: str, limit: int, lease_seconds: float) -> list[Job]:
+    async def claim(
+        self, *, actor: str, lease: str, limit: int, lease_seconds: float, full: Sequence[str] = ()
+    ) -> list[Job]:
         """See `store.Jobs`."""
         changes, after = {"lease": lease}, {"lease_until": lease_seconds}
         step = Step(verb="claim", actor=actor, changes=changes, after_seconds=after)
-        return await self._database.write(lambda tx: claimed(tx, step, limit))
+        return await self._database.write(lambda tx: claimed(tx, step, limit, full))
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:
         """See `store.Jobs`."""
@@ -193,7 +204,8 @@ _EVENTS = sa.select(*events.c).where(events.c.job_id == _JOB).order_by(events.c.
 _STATUSES = sa.select(jobs.c.id, jobs.c.status, jobs.c.seq).where(jobs.c.id.in_(sa.bindparam("jobs", expanding=True)))
 
 
-def _inserted(tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
+def inserted(tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
+    """`job`, written at the end of the group, with the event of `verb`."""
     tx.add(jobs, {name: getattr(job, name) for name in Job.__struct_fields__})
     tx.add(events, event_of(job, verb, actor, _made(job) | note))
     tx.news.extend(news_of(job))
@@ -201,7 +213,8 @@ def _inserted(tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
     return job
 
 
-def _timed(job: Job, now: int, due_seconds: float, lease_seconds: float | None) -> Job:
+def timed(job: Job, now: int, due_seconds: float, lease_seconds: float | None) -> Job:
+    """`job` as it is when it is made."""
     return msgspec.structs.replace(
         job,
         created_at=now,
@@ -290,7 +303,8 @@ def _purged(tx: Tx, older_than_seconds: float, limit: int) -> int:
     before = tx.now - round(older_than_seconds * SECOND)
     ids = tx.conn.execute(_OLD, {"before": before, "limit": limit}).scalars().all()
     if ids:
-        for table in (events, votes, decisions, deliveries, used_keys):
+        keep_sums(tx, ids)
+        for table in (events, votes, decisions, deliveries, used_keys, function_calls):
             tx.conn.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
         tx.conn.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
     return len(ids)
@@ -298,6 +312,8 @@ def _purged(tx: Tx, older_than_seconds: float, limit: int) -> int:
 
 # Who waits to be told of a job's end is told first.
 _UNTOLD = sa.exists().where(deliveries.c.job_id == jobs.c.id, deliveries.c.state == "due")
+_RUNS = jobs.alias("runs")
+_RUN_GOES_ON = sa.exists().where(_RUNS.c.id == jobs.c.parent_id, _RUNS.c.status.not_in(TERMINAL))
 # Statuses stand in the text of the statement, or its partial index would not serve it.
 _OLD = (
     sa.select(jobs.c.id)
@@ -305,6 +321,7 @@ _OLD = (
         jobs.c.status.in_([sa.literal_column(f"'{status}'") for status in sorted(TERMINAL)]),
         jobs.c.updated_at < sa.bindparam("before", type_=sa.BigInteger),
         ~_UNTOLD,
+        ~_RUN_GOES_ON,
     )
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
@@ -321,8 +338,12 @@ def _filters(which: JobFilter) -> list[ColumnElement[bool]]:
         filters.append(jobs.c.user_id == which.user_id)
     if which.status is not None:
         filters.append(jobs.c.status == which.status)
+    if not which.with_steps:
+        filters.append(jobs.c.parent_id.is_(None))
     if which.fingerprint is not None:
         filters.append(jobs.c.fingerprint == which.fingerprint)
+    if which.made is not None:
+        filters.append(jobs.c.made == which.made)
     if which.after_id is not None:
         filters.append(jobs.c.id < which.after_id if which.newest_first else jobs.c.id > which.after_id)
     return filters

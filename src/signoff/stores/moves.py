@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy import Row
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.sql.elements import ColumnElement
 
-from signoff.core.job import MOVES, Decision, Guard, Job
+from signoff.core.job import MOVES, RUN_ENDED, TERMINAL, Decision, Guard, Job
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Step, Topic
 from signoff.stores.schema import decisions, deliveries, events, jobs, votes
@@ -33,14 +33,51 @@ def moved(tx: Tx, job_id: str, *steps: Step) -> Job:
         with tx.conn.begin_nested():
             made = [_step(tx, job_id, step) for step in steps]
     for job, step in zip(made, steps, strict=True):
-        tx.add(events, event_of(job, step.verb, step.actor, _changed(job, step)))
-        tx.news.extend(news_of(job))
-        deliver_end(tx, job, step.verb)
+        _told(tx, job, step)
+    if made[-1].is_terminal:
+        _follow(tx, made[-1], steps[-1].actor)
     return made[-1]
+
+
+def _told(tx: Tx, job: Job, step: Step) -> None:
+    """The event of a step that was made, the news, and the deliveries."""
+    tx.add(events, event_of(job, step.verb, step.actor, _changed(job, step)))
+    tx.news.extend(news_of(job))
+    deliver_end(tx, job, step.verb)
+
+
+def _follow(tx: Tx, job: Job, actor: str) -> None:
+    """What the end of a job brings about: its steps are not wanted any more, and the run that it belongs to goes on."""
+    if job.status == "fail" and job.pipeline_id is not None:
+        _cancel_steps(tx, job, actor)
+    if job.parent_id is not None:
+        _wake(tx, job.parent_id, actor)
+
+
+def _cancel_steps(tx: Tx, run: Job, actor: str) -> None:
+    """Cancels what goes on below a run, at every depth."""
+    step = Step(verb="cancel", actor=actor, changes={"error": RUN_ENDED})
+    unfinished = _update("cancel", ("error",)).where(jobs.c.parent_id == sa.bindparam("run"), *guards("cancel"))
+    rows = tx.conn.execute(unfinished.returning(*EVERY_COLUMN), {"run": run.id} | _parameters(tx, step)).all()
+    for job in map(job_of, rows):
+        _told(tx, job, step)
+        if job.pipeline_id is not None:
+            _cancel_steps(tx, job, actor)
+
+
+def _wake(tx: Tx, run_id: str, actor: str) -> None:
+    """Lets a run go on, if it is parked. Its row is locked first: who parks it at this moment is waited for."""
+    tx.conn.execute(_LOCK, {"job": run_id})
+    step = Step(verb="wake", actor=actor, after_seconds={"due_at": 0})
+    row = tx.conn.execute(_move("wake", ("due_at",)), {"job": run_id} | _parameters(tx, step)).one_or_none()
+    if row is not None:
+        _told(tx, job_of(row), step)
 
 
 def _step(tx: Tx, job_id: str, step: Step) -> Job:
     """One guarded update, and its decision."""
+    if Guard.QUIET in MOVES[step.verb].guards:  # what it counts is seen as it is once the row is ours
+        tx.conn.execute(_LOCK, {"job": job_id})
     statement = _move(step.verb, (*step.changes, *step.after_seconds))
     row = tx.conn.execute(statement, {"job": job_id} | _parameters(tx, step)).one_or_none()
     if row is None:
@@ -53,16 +90,18 @@ def _step(tx: Tx, job_id: str, step: Step) -> Job:
 
 @cache
 def _move(verb: str, changed: tuple[str, ...]) -> ReturningUpdate[Any]:
-    here = (jobs.c.id == sa.bindparam("job"), *_guards(verb))
+    here = (jobs.c.id == sa.bindparam("job"), *guards(verb))
     if verb == "lapse":  # who vanished may have done so in a transaction: nobody waits for its locks
         free = sa.select(jobs.c.id).where(*here).with_for_update(skip_locked=True).cte("free")
         here = (jobs.c.id.in_(sa.select(free.c.id)),)
     return _update(verb, changed).where(*here).returning(*EVERY_COLUMN)
 
 
-def claimed(tx: Tx, step: Step, limit: int) -> list[Job]:
-    """Up to `limit` jobs after the claim that `step` is, by priority, then age."""
-    rows = tx.conn.execute(_claim(), {"limit": limit} | _parameters(tx, step)).all()
+def claimed(tx: Tx, step: Step, limit: int, full: Sequence[str] = ()) -> list[Job]:
+    """Up to `limit` jobs after the claim that `step` is, by priority, then age; none for the targets in `full`."""
+    passed_over = {"full": list(full)} if full else {}
+    statement = _claim(passes_over=bool(full))
+    rows = tx.conn.execute(statement, {"limit": limit} | passed_over | _parameters(tx, step)).all()
     made = sorted(map(job_of, rows), key=lambda job: (-job.priority, job.id))
     for job in made:
         tx.add(events, event_of(job, step.verb, step.actor, _changed(job, step)))
@@ -70,10 +109,11 @@ def claimed(tx: Tx, step: Step, limit: int) -> list[Job]:
 
 
 @cache
-def _claim() -> ReturningUpdate[Any]:
+def _claim(*, passes_over: bool) -> ReturningUpdate[Any]:
+    others = [jobs.c.target.not_in(sa.bindparam("full", expanding=True))] if passes_over else []
     due = (
         sa.select(jobs.c.id)
-        .where(jobs.c.lane == sa.literal_column("'later'"), *_guards("claim"))
+        .where(jobs.c.lane == sa.literal_column("'later'"), *guards("claim"), *others)
         .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(sa.bindparam("limit", type_=sa.Integer))
         .with_for_update(skip_locked=True)
@@ -86,7 +126,7 @@ def _claim() -> ReturningUpdate[Any]:
 @cache
 def standing(verb: str) -> sa.Select[Any]:
     """The jobs, at most `limit`, which `verb` may move at `now`, once their lease and their round were seen."""
-    return sa.select(*EVERY_COLUMN).where(*_guards(verb, but=_SEEN)).limit(sa.bindparam("limit", type_=sa.Integer))
+    return sa.select(*EVERY_COLUMN).where(*guards(verb, but=_SEEN)).limit(sa.bindparam("limit", type_=sa.Integer))
 
 
 def _update(verb: str, changed: tuple[str, ...]) -> sa.Update:
@@ -111,12 +151,13 @@ def _parameters(tx: Tx, step: Step) -> dict[str, Any]:
         "mover_lease": step.lease,
         "mover_round": step.round,
         "mover": step.reviewer,
+        "mover_settled": step.settled,
         **{f"new_{column}": value for column, value in step.changes.items()},
         **{f"new_{column}": tx.now + round(seconds * SECOND) for column, seconds in step.after_seconds.items()},
     }
 
 
-def _guards(verb: str, but: frozenset[Guard] = frozenset()) -> list[ColumnElement[bool]]:
+def guards(verb: str, but: frozenset[Guard] = frozenset()) -> list[ColumnElement[bool]]:
     """Where `verb` may begin, whatever the guards in `but` say.
 
     Statuses stand in the text of the statement, or no partial index would serve it.
@@ -127,9 +168,21 @@ def _guards(verb: str, but: frozenset[Guard] = frozenset()) -> list[ColumnElemen
 
 
 _SEEN = frozenset({Guard.LEASE, Guard.ROUND})
+_STEPS = jobs.alias("steps")
+_SETTLED = (
+    sa.select(sa.func.count())
+    .select_from(_STEPS)
+    .where(
+        _STEPS.c.parent_id == jobs.c.id,
+        _STEPS.c.parent_round == jobs.c.round,
+        _STEPS.c.status.in_([sa.literal_column(f"'{status}'") for status in sorted(TERMINAL)]),
+    )
+    .correlate(jobs)
+    .scalar_subquery()
+)
 # A mover without a lease or a round holds none: NULL equals nothing.
 _GUARDS: dict[Guard, ColumnElement[bool]] = {
-    Guard.DUE: jobs.c.lease.is_(None) & (jobs.c.due_at <= _NOW),
+    Guard.DUE: jobs.c.lease.is_(None) & jobs.c.parked_at.is_(None) & (jobs.c.due_at <= _NOW),
     Guard.LEASE: jobs.c.lease == sa.bindparam("mover_lease", type_=sa.Text),
     Guard.LAPSED: jobs.c.lease.is_not(None) & (jobs.c.lease_until < _NOW),
     Guard.ROUND: jobs.c.round == sa.bindparam("mover_round", type_=sa.Integer),
@@ -143,7 +196,10 @@ _GUARDS: dict[Guard, ColumnElement[bool]] = {
     Guard.UNRELEASED: jobs.c.release_at > _NOW,
     Guard.RELEASED: jobs.c.release_at <= _NOW,
     Guard.OVERDUE: jobs.c.review_deadline <= _NOW,
+    Guard.QUIET: sa.bindparam("mover_settled", type_=sa.Integer) == _SETTLED,
+    Guard.PARKED: jobs.c.parked_at.is_not(None),
 }
+_LOCK = sa.select(jobs.c.id).where(jobs.c.id == sa.bindparam("job", type_=sa.Text)).with_for_update()
 
 
 def _refusal(tx: Tx, job_id: str, step: Step) -> Stale | JobNotFound:
@@ -190,7 +246,7 @@ def event_of(job: Job, verb: str, actor: str, data: dict[str, Any]) -> dict[str,
 
 def news_of(job: Job) -> list[tuple[Topic, str]]:
     """What there is to tell of a job that has changed."""
-    waits = job.status == "bot" and job.lease is None
+    waits = job.status == "bot" and job.lease is None and job.parked_at is None
     return [("job", job.id), ("due", job.id)] if waits else [("job", job.id)]
 
 

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.core.access import Role, Token, TokenKind, User
+from signoff.core.cache import CacheRule
 from signoff.stores.database import Database
 from signoff.stores.schema import tokens, users
 from signoff.stores.versions import bump
@@ -55,14 +56,25 @@ class SqlPeople:
         except IntegrityError:  # somebody else made the user a moment ago
             return await self._database.write(put)
 
-    async def add_token(
-        self, user_id: int, digest: str, *, kind: TokenKind, name: str, role: Role, seconds: float | None = None
+    async def add_token(  # noqa: PLR0913 -- each is a side of a token
+        self,
+        user_id: int,
+        digest: str,
+        *,
+        kind: TokenKind,
+        name: str,
+        role: Role,
+        seconds: float | None = None,
+        cache: CacheRule | None = None,
+        key_id: int | None = None,
     ) -> Token:
         """See `store.People`."""
 
         def add(tx: Tx) -> Token:
             bump(tx, "people")
             values: dict[str, Any] = {"user_id": user_id, "kind": kind, "name": name, "role": role, "active": True}
+            values["cache"] = cache
+            values["key_id"] = key_id
             values["expires_at"] = None if seconds is None else tx.now + round(seconds * 1_000_000)
             made = sa.insert(tokens).values(digest=digest, created_at=tx.now, **values).returning(*_TOKEN)
             return Token(**tx.conn.execute(made).mappings().one())

@@ -47,12 +47,13 @@ _FATE = sa.text("SELECT pg_xact_status(CAST(CAST(:xid AS TEXT) AS xid8))")
 
 
 class Postgres:
-    """A database on a server, named by a `postgresql://` address. The writer has a connection to itself."""
+    """A database on a server, named by a `postgresql://` address. Who writes, and who counts, has one connection."""
 
     def __init__(self, url: URL, *, pool_size: int = 10) -> None:
         self._dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
         self._reading = _engine(self._dsn, pool_size, ANSWER_SECONDS, isolation_level="AUTOCOMMIT")
         self._writing = _engine(self._dsn, 1, ANSWER_SECONDS)
+        self._counting = _engine(self._dsn, 1, ANSWER_SECONDS)
         self._writer = Writer(
             self._run_group,
             waiting_limit=WAITING_LIMIT,
@@ -101,6 +102,15 @@ class Postgres:
         """See `database.Database`."""
         return await self._writer.enqueue(operation)
 
+    async def count(self, operation: Callable[[Tx], T]) -> T:
+        """See `database.Database`; one at a time, on a connection that is made when the first one comes."""
+
+        def alone(tx: Tx) -> list[T]:
+            return [operation(tx)]
+
+        results = await self._while_it_passes(lambda: self._commit(alone, self._counting), WRITE_SECONDS)
+        return results[0]
+
     def listen(self, listener: Listener) -> None:
         """See `store.Store`."""
         self._news.listen(listener)
@@ -111,13 +121,13 @@ class Postgres:
         await self._writer.close()
         await self._notify.close()
         self._closed = True
-        for engine in (self._reading, self._writing):
+        for engine in (self._reading, self._writing, self._counting):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await engine.dispose()
 
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
-        return await self._while_it_passes(lambda: self._commit(group), WRITE_SECONDS)
+        return await self._while_it_passes(lambda: self._commit(group, self._writing), WRITE_SECONDS)
 
     async def _while_it_passes(self, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
         """Tries again while the trouble is one that passes, up to `seconds` after the first; then raises Overloaded."""
@@ -143,8 +153,8 @@ class Postgres:
         async with self._reading.connect() as conn:
             return await conn.run_sync(lambda sync: function(sync, clock_of(sync)))
 
-    async def _commit(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
-        async with self._writing.connect() as conn:
+    async def _commit(self, group: Callable[[Tx], list[Any]], engine: AsyncEngine) -> list[Any]:
+        async with engine.connect() as conn:
             tx, xid = await conn.run_sync(_begun)
             results = await conn.run_sync(lambda _: group(tx))
             try:

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
-from sqlalchemy.engine import Dialect
-from sqlalchemy.types import TypeDecorator
 
 from signoff.core.answer import Usage
 from signoff.core.delivery import Deliver
+from signoff.core.function import Function
 from signoff.core.job import Decision, Edit, JobError
+from signoff.core.limits import Limit, Meter
 from signoff.core.policy import Policy
+from signoff.core.stream import Stream
 from signoff.core.target import Model
-
-
-class Packed(TypeDecorator[Any]):
-    """A frozen value kept as its JSON text; checked against its type when it is read."""
-
-    impl = sa.LargeBinary
-    cache_ok = True
-
-    def __init__(self, value_type: Any) -> None:
-        super().__init__()
-        self.value_type = value_type
-        self._decode = msgspec.json.Decoder(value_type).decode
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> bytes | None:
-        """From the value to its JSON."""
-        return None if value is None else msgspec.json.encode(value)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        """From its JSON to the value."""
-        return None if value is None else self._decode(value)
-
+from signoff.core.tree import Call
+from signoff.stores.packed import Packed
 
 metadata = sa.MetaData()
 
@@ -60,6 +41,7 @@ jobs = sa.Table(
     sa.Column("own_id", sa.Text),
     sa.Column("idempotency_key", sa.Text),
     sa.Column("fingerprint", sa.Text),
+    sa.Column("made", sa.Text),
     sa.Column("retry_of", sa.Text),
     sa.Column("deliver", Packed(tuple[Deliver, ...]), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
@@ -77,13 +59,34 @@ jobs = sa.Table(
     sa.Column("release_at", sa.BigInteger),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("cached_tokens", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("completion_tokens", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("cost_nanodollars", sa.BigInteger),
+    sa.Column("queued_us", sa.BigInteger),
+    sa.Column("first_us", sa.BigInteger),
+    sa.Column("answer_us", sa.BigInteger),
+    sa.Column("cache", sa.Text),
+    sa.Column("cache_key", sa.Text),
+    sa.Column("prompt", sa.Text),
+    sa.Column("prompt_version", sa.Integer),
+    sa.Column("parent_id", sa.Text),
+    sa.Column("parent_round", sa.Integer),
+    sa.Column("node", sa.Text),
+    sa.Column("pipeline_id", sa.Integer),
+    sa.Column("pipeline_version", sa.Integer),
+    sa.Column("parked_at", sa.BigInteger),
+    sa.Column("key_id", sa.Integer),
 )
 
 _NAMED = jobs.c.own_id.is_not(None)
+_MADE = jobs.c.made.is_not(None)
 _WAITING = (jobs.c.status == "bot") & jobs.c.lease.is_(None)
 _LEASED = jobs.c.lease.is_not(None)
 _DECIDED = jobs.c.release_at.is_not(None)
 _LIMITED = jobs.c.review_deadline.is_not(None)
+_STEP = jobs.c.parent_id.is_not(None)
+_PARKED = jobs.c.parked_at.is_not(None)
 _ENDED = jobs.c.status.in_([sa.literal_column("'fail'"), sa.literal_column("'success'")])
 
 sa.Index(
@@ -95,7 +98,33 @@ sa.Index("jobs_limited", jobs.c.status, jobs.c.review_deadline, sqlite_where=_LI
 sa.Index("jobs_ended", jobs.c.status, jobs.c.updated_at, sqlite_where=_ENDED, postgresql_where=_ENDED)
 sa.Index("jobs_by_user", jobs.c.user_id, jobs.c.id)
 sa.Index("jobs_by_status", jobs.c.status, jobs.c.id)
+sa.Index("jobs_by_made", jobs.c.made, jobs.c.id, sqlite_where=_MADE, postgresql_where=_MADE)
 sa.Index("jobs_by_own_id", jobs.c.user_id, jobs.c.own_id, unique=True, sqlite_where=_NAMED, postgresql_where=_NAMED)
+
+sa.Index(
+    "jobs_by_place",
+    jobs.c.parent_id,
+    jobs.c.parent_round,
+    jobs.c.node,
+    unique=True,
+    sqlite_where=_STEP,
+    postgresql_where=_STEP,
+)
+sa.Index("jobs_parked", jobs.c.status, jobs.c.parked_at, sqlite_where=_PARKED, postgresql_where=_PARKED)
+
+function_calls = sa.Table(
+    "function_calls",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("round", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("arguments", sa.LargeBinary, nullable=False),
+    sa.Column("output", sa.LargeBinary),
+    sa.Column("error", Packed(JobError)),
+    sa.Column("began_at", sa.BigInteger, nullable=False),
+    sa.Column("ended_at", sa.BigInteger, nullable=False),
+)
 
 used_keys = sa.Table(
     "used_keys",
@@ -182,6 +211,8 @@ tokens = sa.Table(
     sa.Column("active", sa.Boolean, nullable=False),
     sa.Column("expires_at", sa.BigInteger),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("cache", sa.Text),
+    sa.Column("key_id", sa.Integer),
 )
 
 keys = sa.Table(
@@ -192,7 +223,20 @@ keys = sa.Table(
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("sealed", sa.LargeBinary, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("is_shared", sa.Boolean, nullable=False, server_default=sa.false()),
 )
+sa.Index("keys_by_user", keys.c.user_id, keys.c.id)
+
+model_logs = sa.Table(
+    "model_logs",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("level", sa.Text, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+)
+sa.Index("model_logs_by_model", model_logs.c.model, model_logs.c.id)
 
 models = sa.Table(
     "models",
@@ -200,6 +244,141 @@ models = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("model", Packed(Model), nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
+)
+
+prices = sa.Table(
+    "prices",
+    metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("valid_from", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("input", sa.BigInteger, nullable=False),
+    sa.Column("output", sa.BigInteger, nullable=False),
+    sa.Column("cached_input", sa.BigInteger),
+    sa.Column("request", sa.BigInteger, nullable=False),
+)
+
+# What no row of a job tells: sums of those that are kept no longer, and askings that came to nothing.
+past_usage = sa.Table(
+    "past_usage",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("hour", sa.BigInteger, nullable=False, index=True),
+    sa.Column("user_id", sa.Integer, nullable=False),
+    sa.Column("token_id", sa.Integer, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("door", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("cache", sa.Text),
+    sa.Column("prompt", sa.Text),
+    sa.Column("prompt_version", sa.Integer),
+    sa.Column("jobs", sa.BigInteger, nullable=False),
+    sa.Column("unpriced", sa.BigInteger, nullable=False),
+    sa.Column("timed", sa.BigInteger, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cost_nanodollars", sa.BigInteger, nullable=False),
+    sa.Column("queued_us", sa.BigInteger, nullable=False),
+    sa.Column("first_us", sa.BigInteger, nullable=False),
+    sa.Column("answer_us", sa.BigInteger, nullable=False),
+)
+
+cached = sa.Table(
+    "cached",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("user_id", sa.Integer, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("job_id", sa.Text, nullable=False),
+    sa.Column("usage", Packed(Usage)),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("answer", sa.LargeBinary, nullable=False),
+)
+
+# It covers what is asked about sizes: the answers themselves are not touched for that.
+sa.Index("cached_by_age", cached.c.created_at, cached.c.size_bytes)
+compositions = sa.Table(
+    "compositions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("user_id", sa.Integer, nullable=False),
+    sa.Column("shared", sa.Boolean, nullable=False),
+    sa.Column("newest", sa.Integer, nullable=False),
+    sqlite_autoincrement=True,  # an id that a script knows never becomes another's
+)
+
+composed_versions = sa.Table(
+    "composed_versions",
+    metadata,
+    sa.Column("composed_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("model", sa.Text),
+    sa.Column("tree", Packed(Call)),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+)
+
+composed_labels = sa.Table(
+    "composed_labels",
+    metadata,
+    sa.Column("composed_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("label", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+)
+
+composed_calls = sa.Table(
+    "composed_calls",
+    metadata,
+    sa.Column("composed_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, primary_key=True, index=True),
+)
+
+functions = sa.Table(
+    "functions",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("function", Packed(Function), nullable=False),
+)
+
+limits = sa.Table(
+    "limits",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("limit", Packed(Limit), nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+)
+
+meters = sa.Table(
+    "meters",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("meter", Packed(Meter), nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+)
+
+streams = sa.Table(
+    "streams",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("stream", Packed(Stream), nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+)
+
+stream_leads = sa.Table(
+    "stream_leads",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("until", sa.BigInteger, nullable=False),
 )
 
 versions = sa.Table(

@@ -10,16 +10,26 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from signoff.store import Listener
+from signoff.cache import Bounds
+from signoff.store import Listener, Topic
 from signoff.stores.archive import BadBackup, Manifest, written
 from signoff.stores.backup import fill, save
+from signoff.stores.cache import SqlCache
 from signoff.stores.catalog import SqlCatalog
+from signoff.stores.compositions import SqlCompositions
 from signoff.stores.database import Database
 from signoff.stores.deliveries import SqlDeliveries
 from signoff.stores.jobs import SqlJobs
+from signoff.stores.ledger import SqlLedger
 from signoff.stores.migrations import migrate_schema
+from signoff.stores.model_logs import SqlModelLogs
 from signoff.stores.people import SqlPeople
+from signoff.stores.quotas import SqlQuotas
+from signoff.stores.runs import SqlRuns
 from signoff.stores.schema import versions
+from signoff.stores.secrets import SqlSecrets
+from signoff.stores.streams import SqlStreams
+from signoff.stores.versions import bump
 
 READY_SECONDS = 2.0
 
@@ -30,9 +40,20 @@ class SqlStore:
     def __init__(self, url: str) -> None:
         self._database = _database(url)
         self.jobs = SqlJobs(self._database)
+        self.runs = SqlRuns(self._database)
         self.deliveries = SqlDeliveries(self._database)
         self.people = SqlPeople(self._database)
         self.catalog = SqlCatalog(self._database)
+        self.ledger = SqlLedger(self._database)
+        self.compositions = SqlCompositions(self._database)
+        self.quotas = SqlQuotas(self._database)
+        self.streams = SqlStreams(self._database)
+        self.secrets = SqlSecrets(self._database)
+        self.model_logs = SqlModelLogs(self._database)
+
+    def cache(self, bounds: Bounds) -> SqlCache:
+        """A cache in a table beside the jobs."""
+        return SqlCache(self._database, bounds)
 
     async def start(self) -> None:
         """See `store.Store`."""
@@ -70,6 +91,10 @@ class SqlStore:
         query = sa.select(versions.c.topic, versions.c.version)
         rows = await self._database.read(lambda conn, _: conn.execute(query).all())
         return {row.topic: row.version for row in rows}
+
+    async def changed(self, topic: Topic) -> None:
+        """See `store.Store`."""
+        await self._database.write(lambda tx: bump(tx, topic))
 
     def listen(self, listener: Listener) -> None:
         """See `store.Store`."""

@@ -97,6 +97,10 @@ class Sqlite:
         """See `database.Database`."""
         return await self._writer.enqueue(operation)
 
+    async def count(self, operation: Callable[[Tx], T]) -> T:
+        """See `database.Database`; only one process writes at a time anyway."""
+        return await self._writer.write(operation)
+
     def listen(self, listener: Listener) -> None:
         """See `store.Store`."""
         self._news.listen(listener)

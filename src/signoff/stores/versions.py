@@ -9,8 +9,8 @@ from signoff.stores.schema import versions
 from signoff.stores.writer import Tx
 
 
-def bump(tx: Tx, topic: Topic) -> None:
-    """Counts a change of `topic`, and tells of it."""
+def bump(tx: Tx, topic: Topic) -> int:
+    """Counts a change of `topic`, tells of it, and gives the new number; 0 where nothing counts it."""
     update = sa.update(versions).where(versions.c.topic == topic).values(version=versions.c.version + 1)
-    tx.conn.execute(update)
     tx.news.append((topic, ""))
+    return tx.conn.execute(update.returning(versions.c.version)).scalar_one_or_none() or 0

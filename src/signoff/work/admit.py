@@ -2,30 +2,86 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
-from signoff.core.ask import Ask, path_for
+from signoff.core.arguments import arguments_in
+from signoff.core.ask import PREDICT, Ask, path_for
+from signoff.core.cache import Sampling
+from signoff.core.check import wants
+from signoff.core.endpoint import CHAT, route_of
+from signoff.core.fill import asked_of_model
 from signoff.core.job import Job
 from signoff.core.keys import fingerprint
+from signoff.core.made import is_new, leaves_nothing
 from signoff.core.policy import policy_for
-from signoff.errors import BadBody, BadRequest
+from signoff.core.target import Model, Pipeline, Prompt, takes_any_json
+from signoff.errors import BadBody, BadRequest, NotFound
 from signoff.work.deliver import ends_told
 from signoff.work.desk import Desk
+from signoff.work.kept import NOTHING, Named, keeper_of, what_is_named
+from signoff.work.keys import usable_key
+from signoff.work.recall import key_for
+from signoff.work.target import target_of
 
 MAX_KEY_LENGTH = 255
 PRIORITIES = range(10)
-# Upstreams are asked under their own base address: nobody climbs out of it.
-PATH = re.compile(r"/v1(/[A-Za-z0-9_-]+)+|/predict")
 
 
 async def admit(desk: Desk, ask: Ask) -> Job:
-    """The job that `ask` would be, not written anywhere yet. Raises ModelNotFound, BadRequest, AddressRefused."""
-    _check(ask)
-    model = await desk.models.find(ask.target)
+    """The job that `ask` would be, not written anywhere yet. Raises NotFound, Forbidden, BadRequest."""
+    sampling = _checked(ask)
+    if ask.key_id is not None:
+        await usable_key(desk, ask.caller, ask.key_id)
+    named = NOTHING if leaves_nothing(ask.path) else await what_is_named(desk, ask)
+    if named.subject is not None:
+        ask = msgspec.structs.replace(ask, target=keeper_of(named.subject))
+    if ask.target is None or desk.models.knows(ask.target):  # nearly always, and nothing more is looked at then
+        return _job(desk, ask, await desk.models.find(ask.target), sampling, named)
+    target = await target_of(desk, ask.caller, ask.target)
+    if isinstance(target, Model):
+        return _job(desk, ask, target, sampling, named)
+    if isinstance(target, Prompt):
+        return await _job_of_prompt(desk, ask, target, named)
+    return _run_of(desk, ask, target)
+
+
+def _run_of(desk: Desk, ask: Ask, pipeline: Pipeline) -> Job:
+    """A run of `pipeline`, which is gone through anew each time: its functions may tell the time. Raises BadRequest."""
+    if ask.path not in {CHAT, PREDICT}:
+        raise BadRequest(f"{pipeline.name!r} is a pipeline: it is asked at {CHAT}.")
+    arguments_in(ask.body, wants(pipeline))
+    model = Model(name=pipeline.name, kind="http", attempts=desk.rules.later_attempts)
+    return msgspec.structs.replace(
+        _job(desk, ask, model, Sampling(), NOTHING),
+        path=ask.path,
+        pipeline_id=pipeline.id,
+        pipeline_version=pipeline.version,
+        fingerprint=_fingerprint(ask),
+        cache="bypass",
+        cache_key=None,
+    )
+
+
+async def _job_of_prompt(desk: Desk, ask: Ask, prompt: Prompt, named: Named) -> Job:
+    """The job that asks the prompt's model; one that asks the same prompt for the same has the same fingerprint."""
+    model = await desk.models.find(prompt.model)
+    name = prompt.model or model.name
+    path, body = asked_of_model(prompt, name, ask.path, ask.body)
+    filled = msgspec.structs.replace(ask, target=name, path=path, body=body)
+    job = _job(desk, filled, model, sampling_of(body), named)
+    fingerprint = None if job.fingerprint is None else _fingerprint(ask)
+    return msgspec.structs.replace(job, prompt=prompt.name, prompt_version=prompt.version, fingerprint=fingerprint)
+
+
+def _job(desk: Desk, ask: Ask, model: Model, sampling: Sampling, named: Named) -> Job:
+    if takes_any_json(model) and ask.path[0] != "/":
+        raise NotFound(f"The model {model.name} has nothing at {ask.path}.")
     rules, job_id = desk.rules, desk.new_id()
-    policy = policy_for(model.review, ask.door_review, rules.policy)
+    # What was held leaves by no other way either.
+    review = "always" if named.was_held else model.review
+    policy = policy_for(review, ask.door_review, rules.policy)
+    path = path_for(model, ask.path, ask.body)
+    cache_key = key_for(desk, ask, model, policy, sampling, path) if is_new(path) else None
     # A call that may be held may also be asked again by a client that lost its connection meanwhile.
     is_found_again = ask.own_id or ask.idempotency_key or (ask.lane == "now" and policy.may_hold)
     return Job(
@@ -37,7 +93,7 @@ async def admit(desk: Desk, ask: Ask) -> Job:
         token_id=ask.caller.token_id,
         target=ask.target or model.name,
         model=model.name,
-        path=path_for(model, ask.path, ask.body),
+        path=path,
         body=ask.body,
         metadata=ask.metadata,
         priority=ask.priority,
@@ -45,25 +101,38 @@ async def admit(desk: Desk, ask: Ask) -> Job:
         own_id=ask.own_id,
         idempotency_key=ask.idempotency_key,
         fingerprint=_fingerprint(ask) if is_found_again else None,
+        key_id=ask.caller.key_id if ask.key_id is None else ask.key_id,
         deliver=ends_told(desk, ask, ask.own_id or job_id),
         max_attempts=model.attempts or (rules.now_attempts if ask.lane == "now" else rules.later_attempts),
+        cache="bypass" if cache_key is None else "miss",
+        cache_key=cache_key,
     )
 
 
-def _check(ask: Ask) -> None:
+def _checked(ask: Ask) -> Sampling:
+    """What the request says about chance. Raises BadRequest."""
     if ask.priority not in PRIORITIES:
         raise BadRequest("priority is a whole number from 0 to 9; 9 goes first.")
     if ask.idempotency_key is not None and not 0 < len(ask.idempotency_key) <= MAX_KEY_LENGTH:
         raise BadRequest(f"An idempotency key has 1 to {MAX_KEY_LENGTH} characters.")
     if ask.own_id is not None and not (ask.own_id.isprintable() and 0 < len(ask.own_id) <= MAX_KEY_LENGTH):
         raise BadRequest(f"A job id has 1 to {MAX_KEY_LENGTH} printable characters.")
-    if PATH.fullmatch(ask.path) is None:
+    if ask.path != PREDICT and route_of(ask.path) is None:
         raise BadRequest("path is /predict, or one of the OpenAI API, such as /v1/chat/completions.")
     try:
         ask.body.decode()
-        msgspec.json.decode(ask.body, type=msgspec.Raw)
+        return sampling_of(ask.body)
     except (ValueError, RecursionError) as error:
         raise BadBody(f"The body is not valid JSON: {error}") from None
+
+
+def sampling_of(body: bytes) -> Sampling:
+    """All of the body is read, whatever it says. Raises ValueError, RecursionError."""
+    try:
+        return msgspec.json.decode(body, type=Sampling)
+    except msgspec.ValidationError:  # it is no object, but it may be JSON
+        msgspec.json.decode(body, type=msgspec.Raw)
+        return Sampling()
 
 
 def _fingerprint(ask: Ask) -> str:

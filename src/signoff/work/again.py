@@ -32,9 +32,18 @@ async def ask_again(desk: Desk, caller: Caller, job_id: str) -> Job:
         metadata=old.metadata,
         priority=old.priority,
         policy=old.policy,
-        deliver=(*(to for to in old.deliver if to.kind == "webhook"), *mirrors(desk, new_id)),
+        deliver=(*(to for to in old.deliver if to.kind != "redis"), *mirrors(desk, new_id)),
         retry_of=old.id,
+        prompt=old.prompt,
+        prompt_version=old.prompt_version,
+        pipeline_id=old.pipeline_id,
+        pipeline_version=old.pipeline_version,
+        key_id=old.key_id,
         max_attempts=desk.rules.later_attempts,
+        cache="bypass"
+        if old.cache_key is None
+        else "miss",  # another answer is wanted, and kept in the place of the old
+        cache_key=old.cache_key,
     )
     job = await desk.store.jobs.insert(new, actor=caller.actor)
     desk.broker.ring(job.id, job.priority)

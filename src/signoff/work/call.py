@@ -9,20 +9,28 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import msgspec
 
 from signoff.core import sse
-from signoff.core.answer import Chunk, collect
+from signoff.core.answer import Chunk
 from signoff.core.ask import Ask
+from signoff.core.endpoint import KNOWN, RESPONSES
 from signoff.core.job import Job
+from signoff.core.limits import Room
+from signoff.core.made import made_in
 from signoff.core.retry import wait_seconds
-from signoff.errors import JobFailed, ModelCrashed, SignoffError
+from signoff.core.target import version_of
+from signoff.errors import JobFailed, ModelBusy, ModelCrashed, ModelDown, SignoffError
 from signoff.parts.inflight import Flight
 from signoff.parts.shared import Shared
-from signoff.work.admit import admit
+from signoff.work.admit import admit, sampling_of
 from signoff.work.desk import Desk
+from signoff.work.limit import give_back, reserve
 from signoff.work.look import failure_for, failure_of, find, unfinished
-from signoff.work.perform import answer_of, as_error
-from signoff.work.record import INTERRUPTED, LEFT, begin_record, end_record, is_left, leave_record
+from signoff.work.perform import answer_of, as_error, collected
+from signoff.work.pipeline import Parked
+from signoff.work.recall import recalled, remember, still_the_same
+from signoff.work.record import INTERRUPTED, LEFT, begin_record, end_record, is_left, leave_record, record_hit
 from signoff.work.settle import retry_after_seconds
-from signoff.work.signoff import signed_off
+from signoff.work.signoff import chunks_of_ended, signed_off
+from signoff.work.spend import spent, waste
 from signoff.work.submit import check_same
 
 LONGEST_WAIT_SECONDS = 5.0
@@ -31,7 +39,7 @@ LONGEST_WAIT_SECONDS = 5.0
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """A call that is under way. `joined`: its job is another call's, and this one only waits for the end.
 
-    `shared` is what it reads, where other calls of this process may read the same.
+    `shared` is what it reads, where other calls of this process may read the same. `recalled`: the cache has answered.
     """
 
     ask: Ask
@@ -39,20 +47,91 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     with_usage: bool
     joined: bool = False
     shared: Shared | None = None
+    recalled: bool = False
 
 
 async def begin(desk: Desk, ask: Ask, *, with_usage: bool = False) -> Call:
     """Admits the ask, and writes its job first where it must survive: with a key, or where it may be held.
 
-    Raises what `admit` raises, and KeyReused.
+    Raises what `admit` and `reserve` raise, and KeyReused.
     """
     asked = msgspec.structs.replace(await admit(desk, ask), attempt=1, lease=desk.new_id())
+    if asked.cache_key is not None and (hit := await recalled(desk, ask, asked)) is not None:
+        return await _begin_recalled(desk, ask, hit, with_usage=with_usage)
     if asked.idempotency_key is not None:
         return await _begin_shared(desk, ask, asked, with_usage=with_usage)
     if ask.is_retry and (standing := await unfinished(desk, asked)) is not None:
         flight = Flight(standing, actor=ask.caller.actor)
         return Call(ask=ask, flight=flight, with_usage=with_usage, joined=True)
-    return Call(ask=ask, flight=await begin_record(desk, asked, ask.caller.actor), with_usage=with_usage)
+    if _may_share(ask, asked):
+        model = await desk.models.find(asked.target)
+        if desk.rules.coalesce if model.coalesce is None else model.coalesce:
+            return await _begin_alike(desk, ask, asked, version_of(model), with_usage=with_usage)
+    return Call(ask=ask, flight=await _begin_flight(desk, ask, asked), with_usage=with_usage)
+
+
+async def _begin_flight(desk: Desk, ask: Ask, asked: Job) -> Flight:
+    """The flight of a job that has room under its limits, which is given back where another job stands already."""
+    room = None if asked.pipeline_id is not None else await reserve(desk, asked)  # its steps have limits
+    if room is None:
+        return await begin_record(desk, asked, ask.caller.actor)
+    try:
+        flight = await begin_record(desk, asked, ask.caller.actor)
+    except BaseException:
+        await give_back(desk, room, asked, asked, asked=False)
+        raise
+    if flight.job.id == asked.id:
+        flight.room = room
+    else:
+        await give_back(desk, room, asked, asked, asked=False)
+    return flight
+
+
+async def look_up(desk: Desk, ask: Ask) -> Job | None:
+    """The job that `ask` would be if the cache has its answer; nothing is written, and nobody is asked.
+
+    Raises what `admit` raises.
+    """
+    return await recalled(desk, ask, await admit(desk, ask))
+
+
+async def _begin_recalled(desk: Desk, ask: Ask, hit: Job, *, with_usage: bool) -> Call:
+    """The cache has the answer; but what stands under the caller's key already comes first."""
+    job = await record_hit(desk, hit, ask.caller.actor)
+    flight = Flight(job, actor=ask.caller.actor)
+    if job.id == hit.id:
+        return Call(ask=ask, flight=flight, with_usage=with_usage, recalled=True)
+    check_same(job, hit)
+    shared = desk.in_flight.shared(job.id)
+    return Call(ask=ask, flight=flight, with_usage=with_usage, joined=True, shared=shared)
+
+
+def _may_share(ask: Ask, asked: Job) -> bool:
+    """Whether an equal call is due an equal answer."""
+    if asked.policy.may_hold or asked.path not in KNOWN or asked.pipeline_id is not None:
+        return False
+    if ask.fresh.no_store or ask.fresh.no_cache:
+        return False
+    # Most bodies say nothing about chance, which this sees sooner.
+    says_something = b'"temperature"' in asked.body or b'"seed"' in asked.body
+    return says_something and sampling_of(asked.body).is_repeatable
+
+
+async def _begin_alike(desk: Desk, ask: Ask, asked: Job, version: str, *, with_usage: bool) -> Call:
+    """The call that joins an equal one of the same user, of the model as it is now, or that others may join."""
+    request = (asked.user_id, f"{asked.target} {version}", asked.path, asked.body)
+    if (standing := desk.in_flight.alike(request)) is not None:
+        flight, shared = Flight(standing, actor=ask.caller.actor), desk.in_flight.shared(standing.id)
+        return Call(ask=ask, flight=flight, with_usage=with_usage, joined=True, shared=shared)
+    desk.in_flight.liken(request, asked)
+    try:
+        call = await _begin_shared(desk, ask, asked, with_usage=with_usage)
+    except BaseException:
+        desk.in_flight.unliken(request, asked)
+        raise
+    if call.shared is not None and call.shared.task is not None:
+        call.shared.task.add_done_callback(lambda _: desk.in_flight.unliken(request, asked))
+    return call
 
 
 async def _begin_shared(desk: Desk, ask: Ask, asked: Job, *, with_usage: bool) -> Call:
@@ -60,7 +139,7 @@ async def _begin_shared(desk: Desk, ask: Ask, asked: Job, *, with_usage: bool) -
     shared = Shared()
     desk.in_flight.share(asked.id, shared)
     try:
-        flight = await begin_record(desk, asked, ask.caller.actor)
+        flight = await _begin_flight(desk, ask, asked)
     except BaseException:
         desk.in_flight.unshare(asked.id)
         shared.fail(failure_for(asked, LEFT))
@@ -82,6 +161,10 @@ async def chunks_of(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
     Leaving (by closing or cancelling) while the model works cancels the job, unless others wait for it too.
     Raises ModelFailed and its kin, JobFailed, ReviewPending.
     """
+    if call.recalled:
+        for chunk in chunks_of_ended(call.flight.job, stream=call.ask.stream, with_usage=call.with_usage):
+            yield chunk
+        return
     if call.joined or call.shared is not None:
         async with contextlib.aclosing(_joined(desk, call)) as chunks:
             async for chunk in chunks:
@@ -89,7 +172,7 @@ async def chunks_of(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
         return
     async for chunk in _ask(desk, call):
         yield chunk
-    if call.flight.job.policy.may_hold:
+    if _waits(call.flight.job):
         async for chunk in signed_off(desk, call.flight.job, call.ask, with_usage=call.with_usage):
             yield chunk
 
@@ -124,22 +207,66 @@ async def _together(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
     elif not call.joined:
         async for chunk in _ask(desk, call):
             yield chunk
-    if (call.joined and call.shared is None) or call.flight.job.policy.may_hold:
+    if (call.joined and call.shared is None) or _waits(await _latest(desk, call)):
         async for chunk in signed_off(desk, call.flight.job, call.ask, with_usage=call.with_usage):
             yield chunk
 
 
-async def _ask(desk: Desk, call: Call) -> AsyncIterator[Chunk]:
+def _waits(job: Job) -> bool:
+    """Whether its caller waits for a person: it may be held, or is a run that waits for its steps."""
+    return job.policy.may_hold or (job.pipeline_id is not None and not job.is_terminal)
+
+
+async def _latest(desk: Desk, call: Call) -> Job:
+    """The job as it is by now, if it is a run: another call of this process may have parked it."""
+    job = call.flight.job
+    return job if job.pipeline_id is None else await find(desk, job.id)
+
+
+def _ask(desk: Desk, call: Call) -> AsyncIterator[Chunk]:
     """Asks the model. Chunks come out at once, the last one when the job is settled; none if it may be held."""
-    flight, got = call.flight, list[Chunk]()
+    return _asked(desk, call) if call.flight.room is None else _asked_in_room(desk, call, call.flight.room)
+
+
+async def _asked_in_room(desk: Desk, call: Call, room: Room) -> AsyncGenerator[Chunk]:
+    """The same; what the call has used is settled before its last chunk comes out, or it is left."""
+    flight, before, is_settled = call.flight, call.flight.job, False
+    try:
+        async with contextlib.aclosing(_asked(desk, call)) as chunks:
+            async for chunk in chunks:
+                if _is_last(chunk):
+                    is_settled = True
+                    await give_back(desk, room, before, flight.job)
+                yield chunk
+    finally:
+        if not is_settled:
+            await give_back(desk, room, before, await _taken(desk, flight, before))
+
+
+async def _taken(desk: Desk, flight: Flight, before: Job) -> Job:
+    """The flight's job with what it has taken; also where it was lost, and what its model said is in no row of it."""
+    counted = flight.job.prompt_tokens + flight.job.completion_tokens
+    if counted > before.prompt_tokens + before.completion_tokens:
+        return flight.job
+    return await spent(desk, flight.job, flight.asking, None)
+
+
+async def _asked(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
+    flight = call.flight
     passes = not flight.job.policy.may_hold
     flight.task = asyncio.current_task()
     try:
         async for chunk in _attempts(desk, flight, stream=call.ask.stream):
-            got.append(chunk)
+            _note_made(flight, chunk)
             if passes and not _is_last(chunk):
                 yield chunk
-        settled = await end_record(desk, flight, collect(got, flight.job.body))
+        answer = collected(flight.job, flight.asking.chunks)
+        flight.job = await still_the_same(desk, flight.job)
+        settled = await end_record(desk, flight, answer)
+    except Parked as parked:
+        desk.leases.drop(flight.job.id)
+        flight.job, flight.is_recorded = parked.job, True
+        return
     except (asyncio.CancelledError, GeneratorExit):
         if not flight.lost:
             await leave_record(desk, flight, call.ask.caller.actor)
@@ -152,23 +279,34 @@ async def _ask(desk: Desk, call: Call) -> AsyncIterator[Chunk]:
             await end_record(desk, flight, failure)
         raise failure from error
     if settled is None:
+        waste(desk, flight.job, flight.asking)
         raise failure_of(await find(desk, flight.job.id))
     flight.job = settled
+    remember(desk, settled)
+    got = flight.asking.chunks
     if passes and got and _is_last(got[-1]):
         yield got[-1]
+
+
+def _note_made(flight: Flight, chunk: Chunk) -> None:
+    """The first event of a response's stream says what it is called at the upstream."""
+    if chunk.event and flight.job.path == RESPONSES and len(flight.asking.chunks) == 1:
+        flight.job = msgspec.structs.replace(flight.job, made=made_in(sse.data_of(chunk.raw)))
 
 
 async def _attempts(desk: Desk, flight: Flight, *, stream: bool) -> AsyncIterator[Chunk]:
     """Chunks of the first attempt that gives any; a failure before that is tried again where it can help."""
     while True:
-        began = False
+        if flight.job.pipeline_id is None:  # a run takes nothing itself: its steps do
+            flight.asking.begin()
         try:
-            async for chunk in answer_of(desk, flight.job, stream=stream):
-                began = True
+            chunks = answer_of(desk, flight.job, stream=stream, answers=flight.is_answered_by, since=flight.began_at)
+            async for chunk in chunks:
+                flight.asking.take(chunk)
                 yield chunk
         except SignoffError as error:
             wait = _wait_before_retry(desk, flight.job, error)
-            if began or wait is None:
+            if flight.asking.chunks or wait is None:
                 raise
             await asyncio.sleep(wait)
             flight.job = msgspec.structs.replace(flight.job, attempt=flight.job.attempt + 1)
@@ -177,12 +315,17 @@ async def _attempts(desk: Desk, flight: Flight, *, stream: bool) -> AsyncIterato
 
 
 def _wait_before_retry(desk: Desk, job: Job, error: SignoffError) -> float | None:
-    """Seconds until the next attempt, or None: a caller who waits is told of a long wait instead, and of a crash."""
-    if not error.retryable or isinstance(error, ModelCrashed) or job.attempt >= job.max_attempts:
+    """Seconds until the next attempt, or None: a caller who waits is told of a long wait, a line or a crash instead."""
+    if not error.retryable or job.attempt >= job.max_attempts or isinstance(error, ModelCrashed | ModelBusy):
+        return None
+    if isinstance(error, ModelDown) and error.is_final:
         return None
     wait = wait_seconds(desk.rules.backoff, job.attempt, desk.dice(), retry_after_seconds(error))
     return wait if wait <= LONGEST_WAIT_SECONDS else None
 
 
+_LAST = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
+
+
 def _is_last(chunk: Chunk) -> bool:
-    return not chunk.event or sse.data_of(chunk.raw) == b"[DONE]"
+    return not chunk.event or chunk.raw.startswith(_LAST) or sse.data_of(chunk.raw) == b"[DONE]"

@@ -11,6 +11,7 @@ import structlog
 from signoff.core.address import checked_host
 from signoff.core.ask import Ask
 from signoff.core.delivery import Deliver, Delivery, Hook, Message, Outcome
+from signoff.core.envelope import reply_of
 from signoff.core.job import Job
 from signoff.core.result import result_of
 from signoff.core.retry import scheduled_seconds
@@ -30,6 +31,8 @@ def ends_told(desk: Desk, ask: Ask, name: str) -> tuple[Deliver, ...]:
     Raises AddressRefused, and BadRequest where there is no secret to sign with.
     """
     hooks = () if ask.deliver is None else (_webhook(desk, ask.deliver),)
+    if ask.reply_to is not None:
+        hooks = (*hooks, Deliver(kind="topic", address=ask.reply_to, host=ask.reply_to))
     return hooks if ask.lane == "now" else (*hooks, *mirrors(desk, name))
 
 
@@ -84,6 +87,8 @@ def _message(desk: Desk, delivery: Delivery, job: Job) -> Message:
             return Message(address=delivery.address, headers=headers, body=body)
         case "redis":
             return Message(address=delivery.address, body=msgspec.json.encode(result_of(job)))
+        case "topic":
+            return Message(address=delivery.address, headers={"message-id": delivery.id}, body=reply_of(job))
 
 
 def _secrets(desk: Desk, job: Job) -> Sequence[Secret]:

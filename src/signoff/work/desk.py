@@ -12,16 +12,27 @@ from signoff.core.delivery import DeliveryKind
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
 from signoff.core.signing import Secret
+from signoff.core.stream import Stream
 from signoff.courier import Courier
 from signoff.engine import Engine
+from signoff.parts.answers import Answers
 from signoff.parts.background import Background
 from signoff.parts.callers import Callers
+from signoff.parts.compositions import Compositions
+from signoff.parts.functions import Functions
 from signoff.parts.inflight import InFlight
+from signoff.parts.keys import Keys
 from signoff.parts.leases import Leases
+from signoff.parts.limits import Limits
 from signoff.parts.logs import Logs
 from signoff.parts.models import Models
+from signoff.parts.pools import Pools
+from signoff.parts.prices import PriceList
+from signoff.parts.rooms import Rooms
+from signoff.parts.streams import Streams
 from signoff.parts.waits import Waits
 from signoff.store import Store
+from signoff.transport import Transport
 from signoff.vault import Vault
 
 
@@ -39,11 +50,15 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     log_after_seconds: float = 1
     log_before_answer: bool = False
     policy: Policy = Policy()
+    coalesce: bool = False
     retention_days: float | None = None
     reach: Reach
     webhook_waits_seconds: Sequence[float] = ()
     webhook_secrets: Sequence[Secret] = ()
     redis_prefix: str | None = None
+    cache_shared: bool = False
+    model_share: float = 0.75
+    max_body_bytes: int = 20 * 1024 * 1024
 
 
 class Desk(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,12 +69,22 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     engines: Mapping[str, Engine]
     couriers: Mapping[DeliveryKind, Courier]
     models: Models
+    prices: PriceList
+    compositions: Compositions
+    functions: Functions
+    pools: Pools
+    keys: Keys
     callers: Callers
+    streams: Streams
     leases: Leases
+    limits: Limits
+    rooms: Rooms
     waits: Waits
     in_flight: InFlight
+    answers: Answers
     logs: Logs
     background: Background
+    transport_to: Callable[[Stream], Transport]
     vault: Vault
     rules: Rules
     actor: str

@@ -17,11 +17,26 @@ ALIKE = 20
 
 
 async def look(desk: Desk, caller: Caller, job_id: str) -> Job:
-    """The job as `caller` may see it. Raises JobNotFound, also for other people's jobs."""
+    """The job as `caller` may see it. Raises JobNotFound, also for other people's jobs, and for steps of a run that
+    may be held, until it is signed off: what they say is what it will say.
+    """
     job = await desk.store.jobs.get(job_id)
-    if job is None or not may_see(caller, job.user_id):
+    if (
+        job is None
+        or not may_see(caller, job.user_id)
+        or not (job.parent_id is None or await is_open(desk, caller, job))
+    ):
         raise JobNotFound(f"There is no job {job_id}.")
     return veiled(caller, job)
+
+
+async def is_open(desk: Desk, caller: Caller, job: Job) -> bool:
+    """Whether `caller` may see what a run's steps were asked and answered, given one of them, or the run itself."""
+    if may_review(caller):
+        return True
+    while job.parent_id is not None:
+        job = await find(desk, job.parent_id)
+    return job.status == "success" or not job.policy.may_hold
 
 
 async def look_at_own(desk: Desk, caller: Caller, own_id: str) -> Job:
@@ -38,8 +53,12 @@ async def look_and_wait(desk: Desk, caller: Caller, job_id: str, seconds: float 
 
 
 async def look_at_all(desk: Desk, caller: Caller, which: JobFilter) -> tuple[list[Job], int]:
-    """A page of the jobs that `caller` may see, and how many there are in all."""
-    mine = which if may_review(caller) else msgspec.structs.replace(which, user_id=caller.user_id)
+    """A page of the jobs that `caller` may see, and how many there are in all. Steps of runs are in the log of theirs;
+    those that wait for a reviewer are listed for reviewers too.
+    """
+    with_steps = may_review(caller) and which.status == "human"
+    mine = msgspec.structs.replace(which, with_steps=with_steps)
+    mine = mine if may_review(caller) else msgspec.structs.replace(mine, user_id=caller.user_id)
     return [veiled(caller, job) for job in await desk.store.jobs.list(mine)], await desk.store.jobs.count(mine)
 
 
@@ -115,6 +134,8 @@ def succeeded(job: Job) -> Job:
             raise failure_of(job)
         case "human":
             raise still_held(job)
+        case "bot" if job.parked_at is not None:
+            raise still_held(job)
         case "bot":
             raise JobPending(f"There is no answer yet. Ask for job {job.id} later.", job_id=job.id)
 
@@ -138,4 +159,7 @@ def veiled(caller: Caller, job: Job) -> Job:
     """Nothing held is seen without a verdict, except by those who give it; nor is what was refused or cancelled."""
     if job.status not in {"human", "fail"} or may_review(caller):
         return job
-    return msgspec.structs.replace(job, response=None, draft=None, decision=None, usage=None)
+    unseen = msgspec.structs.replace(job, response=None, draft=None, decision=None, usage=None)
+    if job.round == 0:
+        return unseen
+    return msgspec.structs.replace(unseen, prompt_tokens=0, cached_tokens=0, completion_tokens=0, cost_nanodollars=None)

@@ -10,14 +10,17 @@ from urllib.parse import urlsplit
 import msgspec
 
 from signoff.core.access import Caller, may_review
-from signoff.core.target import Model
+from signoff.core.address import MODELS
+from signoff.core.log import Entry
+from signoff.core.target import Model, endpoints_of
 from signoff.engine import RunsModels, State
-from signoff.errors import BadRequest, Conflict, Forbidden, ModelNotFound
-from signoff.parts.logs import Entry
+from signoff.errors import AddressRefused, BadRequest, Forbidden, ModelNotFound, Overloaded
+from signoff.guard import knock, refusal_in
 from signoff.work.desk import Desk
-from signoff.work.models import all_models, forget, model_called, register
+from signoff.work.models import NO_SECRETS, Secrets, all_models, forget, model_called, register
 
 HEALTH_SECONDS = 3
+BEST: tuple[State, ...] = ("ready", "busy", "starting", "stopped", "failed")
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -45,7 +48,11 @@ async def look_at_model(desk: Desk, caller: Caller, name: str) -> Seen:
 
 def _seen(desk: Desk, model: Model, is_registered: bool) -> Seen:  # noqa: FBT001
     engine = desk.engines.get(model.kind)
-    return Seen(model, is_registered, engine.state_of(model) if isinstance(engine, RunsModels) else None)
+    if not isinstance(engine, RunsModels):
+        return Seen(model, is_registered, None)
+    # The best of its replicas: what a caller finds.
+    states = {engine.state_of(each) for each in endpoints_of(model)}
+    return Seen(model, is_registered, next(state for state in BEST if state in states))
 
 
 async def health_of(desk: Desk, model: Model) -> dict[str, Any]:
@@ -59,15 +66,55 @@ async def health_of(desk: Desk, model: Model) -> dict[str, Any]:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         async with asyncio.timeout(min(model.timeouts.connect_seconds, HEALTH_SECONDS)):
-            _, writer = await asyncio.open_connection(parts.hostname, port)
-            writer.close()
+            await knock(model.url, port, MODELS)
+    except AddressRefused as error:
+        return {"ok": False, "detail": error.message}
     except (OSError, ValueError) as error:
+        if (refusal := refusal_in(error)) is not None:
+            return {"ok": False, "detail": refusal}
         return {"ok": False, "detail": f"cannot be connected to: {type(error).__name__}"}
     return {"ok": True, "detail": "takes connections"}
 
 
+async def start_model(desk: Desk, caller: Caller, name: str) -> Seen:
+    """The model, whose process is ready on this host. Raises Forbidden, ModelNotFound, BadRequest, ModelUnreachable."""
+    seen = await look_at_model(desk, caller, name)
+    for each in endpoints_of(seen.model):
+        await _runner(desk, each).start_model(each)
+    return await look_at_model(desk, caller, name)
+
+
+async def stop_model(desk: Desk, caller: Caller, name: str) -> Seen:
+    """The model, whose process on this host was ended; whoever waited for it gets an error, and the next request starts
+    it again. Raises Forbidden, ModelNotFound, BadRequest, Overloaded.
+    """
+    seen = await look_at_model(desk, caller, name)
+    await end_process(desk, seen.model)
+    return await look_at_model(desk, caller, name)
+
+
+async def end_process(desk: Desk, model: Model) -> None:
+    """Ends the model's process on this host. Raises BadRequest, Overloaded."""
+    stopped = [await _runner(desk, each).stop_model(each) for each in endpoints_of(model)]
+    if not all(stopped):
+        raise Overloaded(f"The process of the model {model.name} has not ended yet.")
+
+
+def _runner(desk: Desk, model: Model) -> RunsModels:
+    engine = desk.engines.get(model.kind)
+    if isinstance(engine, RunsModels) and model.command:
+        return engine
+    raise BadRequest(f"The model {model.name} is no process here: there is nothing to start or stop.")
+
+
 async def change_model(
-    desk: Desk, caller: Caller, name: str, changes: Mapping[str, Any], secret: str | None, *, commands: bool
+    desk: Desk,
+    caller: Caller,
+    name: str,
+    changes: Mapping[str, Any],
+    secrets: Secrets,
+    *,
+    commands: bool,
 ) -> None:
     """Registers the model anew with these changes, under its name. Raises Forbidden, ModelNotFound, BadRequest."""
     seen = await look_at_model(desk, caller, name)
@@ -77,25 +124,29 @@ async def change_model(
         raise BadRequest("A model keeps its name: register another one, and remove this one.")
     changed = msgspec.structs.replace(seen.model, **changes)
     is_as_it_was = (changed.command, changed.serve) == (seen.model.command, seen.model.serve)
-    await add_model(desk, caller, changed, secret, commands=commands or is_as_it_was)
+    await add_model(desk, caller, changed, secrets, commands=commands or is_as_it_was)
 
 
 async def add_model(
-    desk: Desk, caller: Caller, model: Model, secret: str | None = None, *, commands: bool, is_new: bool = False
+    desk: Desk,
+    caller: Caller,
+    model: Model,
+    secrets: Secrets = NO_SECRETS,
+    *,
+    commands: bool,
+    is_new: bool = False,
 ) -> None:
     """Registers a model, or changes one unless it `is_new`. Raises Forbidden, BadRequest, AddressRefused, Conflict.
 
     `commands`: whether this caller's way here is one on which programs may be named.
     """
     check_admin(caller)
-    if is_new and any(model.name == known.name for known in await desk.store.catalog.models()):
-        raise Conflict(f"There is a model {model.name!r} already.")
     if model.command and not commands:
         raise Forbidden(
             "A command is taken by a server that listens on a loopback address, or with allow_remote_commands; "
             "`signoff model add` takes it always."
         )
-    await register(desk, model, secret)
+    await register(desk, model, secrets, is_new=is_new)
 
 
 async def remove_model(desk: Desk, caller: Caller, name: str) -> None:
@@ -105,7 +156,7 @@ async def remove_model(desk: Desk, caller: Caller, name: str) -> None:
 
 
 async def log_of(desk: Desk, caller: Caller, name: str) -> Sequence[Entry]:
-    """What the model wrote, and how it failed, on this host: it may quote anybody. Raises Forbidden, ModelNotFound."""
+    """What the model wrote and how it failed, on any host: it may quote anybody. Raises Forbidden, ModelNotFound."""
     if not may_review(caller):
         raise Forbidden("Only an admin or a reviewer may read what a model wrote.")
     return await desk.logs.read((await model_called(desk, name)).name)

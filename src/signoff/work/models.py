@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from signoff.core.address import check_model_url
-from signoff.core.target import Model, flaw_of
+from signoff.core.target import Model, flaw_of, key_ids_of
 from signoff.errors import BadRequest, ModelNotFound
 from signoff.vault import Unreadable
 from signoff.work.desk import Desk
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """The keys of a model's upstreams in clear: its own, and those of single endpoints, by their address and name."""
+
+    own: str | None = None
+    endpoints: Mapping[tuple[str, str | None], str] = {}
+
+
+NO_SECRETS = Secrets()
 
 
 async def all_models(desk: Desk) -> Sequence[Model]:
@@ -29,35 +39,31 @@ async def locked_models(desk: Desk) -> list[str]:
 
 
 async def _is_locked(desk: Desk, model: Model) -> bool:
-    sealed = None if model.key_id is None else await desk.store.catalog.key(model.key_id)
+    sealed = [await desk.store.catalog.key(key_id) for key_id in key_ids_of(model)]
     try:
-        return sealed is not None and not desk.vault.open(sealed)
+        return not all(desk.vault.open(each) for each in sealed if each is not None)
     except Unreadable:
         return True
 
 
-async def register(desk: Desk, model: Model, secret: str | None = None) -> None:
-    """Puts a model into the catalog, for every process; its upstream's key is sealed. There is one default at most.
+async def register(
+    desk: Desk, model: Model, secrets: Secrets = NO_SECRETS, *, drops_key: bool = False, is_new: bool = False
+) -> None:
+    """Puts a model into the catalog, for every process; its upstreams' keys are sealed. There is one default at most.
 
-    Raises BadRequest, AddressRefused.
+    Without a `secret` it keeps the key that it had, unless `drops_key`. Raises BadRequest, AddressRefused, Conflict.
     """
+    if model.kind not in desk.engines:
+        raise BadRequest(f"There is no kind {model.kind!r}; there are {', '.join(sorted(desk.engines))}.")
     if (flaw := flaw_of(model)) is not None:
         raise BadRequest(flaw)
-    if model.url:
-        check_model_url(model.url)
-    if model.default:
-        await _undefault(desk, model.name)
-    if secret:
-        key_id = await desk.store.catalog.add_key(None, model.name, desk.vault.seal(secret))
-        model = msgspec.structs.replace(model, key_id=key_id)
-    await desk.store.catalog.put_model(model)
+    for url in (model.url, *(endpoint.url for endpoint in model.endpoints)):
+        if url:
+            check_model_url(url)
+    sealed = desk.vault.seal(secrets.own) if secrets.own else None
+    sealed_at = {place: desk.vault.seal(secret) for place, secret in secrets.endpoints.items() if secret}
+    await desk.store.catalog.put_model(model, sealed=sealed, sealed_at=sealed_at, drops_key=drops_key, is_new=is_new)
     desk.models.forget()
-
-
-async def _undefault(desk: Desk, name: str) -> None:
-    for other in await desk.store.catalog.models():
-        if other.default and other.name != name:
-            await desk.store.catalog.put_model(msgspec.structs.replace(other, default=False))
 
 
 async def forget(desk: Desk, name: str) -> None:

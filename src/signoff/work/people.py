@@ -9,9 +9,11 @@ from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
 from signoff.core.access import Caller, Role, TokenKind, User, least
+from signoff.core.cache import CacheRule
 from signoff.core.keys import PREFIX, digest, token_of
 from signoff.errors import BadRequest, Unauthorized
 from signoff.work.desk import Desk
+from signoff.work.keys import key_of_user
 
 SESSION_SECONDS = 14 * 24 * 3600.0
 SIGN_IN_SECONDS = 24 * 3600.0
@@ -29,7 +31,7 @@ async def create_user(desk: Desk, email: str, role: Role, password: str | None =
     return await desk.store.people.put_user(email, role, password_hash)
 
 
-async def create_token(
+async def create_token(  # noqa: PLR0913 -- each is a side of a token
     desk: Desk,
     user: User,
     *,
@@ -37,16 +39,23 @@ async def create_token(
     role: Role | None = None,
     name: str = "",
     seconds: float | None = None,
+    cache: CacheRule | None = None,
+    key_id: int | None = None,
 ) -> str:
     """A new token of `user`, with their rights or the fewer ones of `role`. This is the only time that it is seen.
 
-    Raises BadRequest when `role` has more rights than the user.
+    `key_id`: the upstream key that is used for what is asked with it. Raises BadRequest when `role` has more rights
+    than the user, NotFound when the key is not theirs to use.
     """
     role = role or user.role
     if least(role, user.role) != role:
         raise BadRequest(f"{user.email} is a {user.role}; a token cannot have the rights of a {role}.")
+    if key_id is not None:
+        await key_of_user(desk, user.id, key_id)
     token = token_of(desk.new_secret())
-    await desk.store.people.add_token(user.id, digest(token), kind=kind, name=name, role=role, seconds=seconds)
+    await desk.store.people.add_token(
+        user.id, digest(token), kind=kind, name=name, role=role, seconds=seconds, cache=cache, key_id=key_id
+    )
     return token
 
 

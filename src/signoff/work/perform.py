@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 import structlog
 
 from signoff.core.answer import Answer, Chunk, collect
-from signoff.core.ask import as_chat, path_for
-from signoff.core.endpoint import CHAT, EDITS
 from signoff.core.job import Job
-from signoff.core.target import takes_any_json
-from signoff.engine import Request
-from signoff.errors import ModelFailed, ModelGarbled, SignoffError
+from signoff.core.made import is_new, leaves_nothing, made_by
+from signoff.core.target import is_plain
+from signoff.core.tokens import Usage
+from signoff.errors import LimitReached, ModelFailed, ModelGarbled, SignoffError, Stale
+from signoff.parts.asking import Asking
 from signoff.store import Step
 from signoff.work.desk import Desk
-from signoff.work.edit import edited
+from signoff.work.limit import give_back, reserve
+from signoff.work.pipeline import Parked, run
+from signoff.work.recall import remember, still_the_same
+from signoff.work.route import Heard, asked, routed
 from signoff.work.settle import settle
+from signoff.work.spend import kept, spent, waste
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+# A job that waits for a limit looks again at least so often: it may have been raised.
+LONGEST_PUT_OFF_SECONDS = 300.0
+SPREAD_SECONDS = 30.0
 log = structlog.get_logger()
 
 
 async def perform(desk: Desk, job: Job) -> None:
-    """Asks, and settles. When cancelled, gives the attempt back; when the lease is lost, changes nothing."""
+    """Asks, and settles. When cancelled, gives the attempt back; when the lease is lost, changes nothing.
+
+    Where a limit leaves no room, the job is due again when there may be some.
+    """
     assert job.lease is not None  # noqa: S101 -- a claimed job has one
-    lost, task = asyncio.Event(), asyncio.current_task()
+    lost, task, asking = asyncio.Event(), asyncio.current_task(), Asking()
 
     def stop() -> None:
         lost.set()
@@ -36,27 +47,62 @@ async def perform(desk: Desk, job: Job) -> None:
 
     with desk.leases.held(job.id, job.lease, stop):
         try:
-            outcome = await _outcome(desk, job)
-            await settle(desk, job, outcome)
+            await _perform_in_room(desk, job, asking)
+        except Parked:
+            log.debug("the run waits for a person", job=job.id)
         except asyncio.CancelledError:
             if not lost.is_set():
-                await _give_back(desk, job)
+                await _give_back(desk, job, asking)
                 raise
+            waste(desk, job, asking)
+            if task is not None:
+                task.uncancel()
             log.info("the lease was lost; whoever took the job settles it", job=job.id)
 
 
-async def answer_of(desk: Desk, job: Job, *, stream: bool) -> AsyncIterator[Chunk]:
-    """What the job's model says, in chunks. Raises ModelFailed and its kin."""
+async def _perform_in_room(desk: Desk, job: Job, asking: Asking) -> None:
+    """The same once there is room under the job's limits; until then it is put off. A run has its steps wait."""
+    try:
+        room = None if job.pipeline_id is not None else await reserve(desk, job)
+    except LimitReached as full:
+        if full.retry_after_seconds is None:
+            await settle(desk, job, full)
+        else:
+            await _put_off(desk, job, full.retry_after_seconds)
+        return
+    took = None
+    try:
+        named, outcome = await _outcome(desk, job, asking)
+        usage = outcome.usage if isinstance(outcome, Answer) else None
+        took = await spent(desk, await still_the_same(desk, named), asking, usage, queued_us=_queued_us(job))
+        settled = await settle(desk, took, outcome)
+        if settled is None:
+            waste(desk, job, asking, usage)
+        else:
+            remember(desk, settled)
+    finally:
+        if room is not None:
+            await give_back(desk, room, job, took or await spent(desk, job, asking, None))
+
+
+async def answer_of(
+    desk: Desk, job: Job, *, stream: bool, answers: Heard, since: float | None = None
+) -> AsyncIterator[Chunk]:
+    """What the job's model says, or its pipeline, in chunks. Raises ModelFailed and its kin, and Parked.
+
+    `answers` hears the name of a model which is another than the job says; `since` is when the asking began, in the
+    loop's time.
+    """
+    if job.pipeline_id is not None:
+        yield Chunk((await run(desk, job, perform)).body)
+        return
     model = await desk.models.find(job.target)
-    engine = desk.engines.get(model.kind)
-    if engine is None:
-        raise ModelFailed(f"This server cannot run models of the kind {model.kind}.")
-    path = path_for(model, job.path, job.body)
-    body = as_chat(job.body) if path == CHAT and not takes_any_json(model) else job.body
-    request = Request(
-        path=path, body=body, target=job.target, stream=stream, key=await _upstream_key(desk, model.key_id)
-    )
-    chunks = edited(engine, model, request) if job.path == EDITS else engine.answer(model, request)
+    if is_plain(model):
+        if model.name != job.model:
+            answers(model.name)
+        chunks = await asked(desk, job, model, job.target, stream=stream)
+    else:
+        chunks = routed(desk, job, model, stream=stream, answers=answers, since=since)
     size = 0
     try:
         async for chunk in chunks:
@@ -69,6 +115,16 @@ async def answer_of(desk: Desk, job: Job, *, stream: bool) -> AsyncIterator[Chun
         raise
 
 
+def collected(job: Job, chunks: Sequence[Chunk]) -> Answer:
+    """The answer, and what it left at its upstream; what was told before took no tokens now. Raises ModelGarbled."""
+    answer = collect(chunks, job.body)
+    if leaves_nothing(job.path):
+        return answer
+    if not is_new(job.path):
+        return msgspec.structs.replace(answer, usage=Usage())
+    return msgspec.structs.replace(answer, made=made_by(job.path, answer.body))
+
+
 def as_error(error: Exception, job: Job) -> SignoffError:
     """`error` as one that a caller may see; a fault of ours is logged."""
     if isinstance(error, SignoffError):
@@ -77,12 +133,33 @@ def as_error(error: Exception, job: Job) -> SignoffError:
     return ModelFailed("The model could not be asked, because of a fault in this server; its log says more.")
 
 
-async def _outcome(desk: Desk, job: Job) -> Answer | SignoffError:
+async def _put_off(desk: Desk, job: Job, seconds: float) -> None:
+    """Gives the job back until then, with its attempt. All who wait for one limit do not come at one instant."""
+    wait = min(seconds, LONGEST_PUT_OFF_SECONDS) + desk.dice() * max(1.0, min(seconds, SPREAD_SECONDS))
+    step = Step(verb="release", actor=desk.actor, lease=job.lease, after_seconds={"due_at": wait})
+    with contextlib.suppress(Stale):
+        await desk.store.jobs.move(job.id, step)
+
+
+async def _outcome(desk: Desk, job: Job, asking: Asking) -> tuple[Job, Answer | SignoffError]:
+    """What came of it, and the job with the model that it came from. A run takes nothing itself. Raises Parked."""
+    heard = list[str]()
+    if job.pipeline_id is None:
+        asking.begin()
     try:
-        chunks = [chunk async for chunk in answer_of(desk, job, stream=asks_for_a_stream(job.body))]
-        return collect(chunks, job.body)
+        async for chunk in answer_of(desk, job, stream=asks_for_a_stream(job.body), answers=heard.append):
+            asking.take(chunk)
+        outcome = collected(job, asking.chunks)
+    except Parked:
+        raise
     except Exception as error:  # noqa: BLE001 -- whatever it was, the job must learn of it
-        return as_error(error, job)
+        outcome = as_error(error, job)
+    return (msgspec.structs.replace(job, model=heard[-1]) if heard else job), outcome
+
+
+def _queued_us(job: Job) -> int | None:
+    """How long a job that was just claimed has waited for that; None where it was asked before."""
+    return job.updated_at - max(job.created_at, job.due_at) if job.attempt == 1 and job.round == 0 else None
 
 
 class _Peek(msgspec.Struct):
@@ -97,18 +174,15 @@ def asks_for_a_stream(body: bytes) -> bool:
         return False
 
 
-async def _upstream_key(desk: Desk, key_id: int | None) -> str | None:
-    if key_id is None:
-        return None
-    sealed = await desk.store.catalog.key(key_id)
-    return None if sealed is None else desk.vault.open(sealed)
-
-
-async def _give_back(desk: Desk, job: Job) -> None:
-    step = Step(verb="release", actor=desk.actor, lease=job.lease)
+async def _give_back(desk: Desk, job: Job, asking: Asking) -> None:
     try:
-        await asyncio.shield(desk.background.spawn(desk.store.jobs.move(job.id, step)))
+        await asyncio.shield(desk.background.spawn(_release(desk, job, asking)))
     except Exception as error:  # noqa: BLE001 -- its lease will lapse
         log.warning("could not give a job back", job=job.id, error=repr(error))
     else:
         desk.broker.ring(job.id, job.priority)
+
+
+async def _release(desk: Desk, job: Job, asking: Asking) -> None:
+    took = await spent(desk, job, asking, None)
+    await desk.store.jobs.move(job.id, Step(verb="release", actor=desk.actor, lease=job.lease, changes=kept(took)))

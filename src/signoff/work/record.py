@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 import msgspec
 import structlog
 
 from signoff.core.answer import Answer
 from signoff.core.job import Job, JobError, Status
+from signoff.core.tokens import Usage
 from signoff.errors import JobFailed, JobNotFound, Overloaded, SignoffError, Stale
 from signoff.parts.inflight import Flight
 from signoff.store import Step
 from signoff.work.desk import Desk
 from signoff.work.settle import error_of, settle
+from signoff.work.spend import kept, spent
 
 # A status that a retry can help: whoever left may come back with the same key.
 LEFT = JobError(code="cancelled", message="The caller left before the answer came.", status=408)
@@ -25,9 +28,9 @@ log = structlog.get_logger()
 
 
 async def begin_record(desk: Desk, job: Job, actor: str) -> Flight:
-    """The call's flight. Its row stands already if it has a key, or may be held; then it may be another's job."""
+    """The call's flight. Where it has a key, may be held or is a run, its row stands; that may be another's job."""
     flight = Flight(job, actor=actor)
-    if job.idempotency_key is None and not job.policy.may_hold:
+    if job.idempotency_key is None and not job.policy.may_hold and job.pipeline_id is None:
         desk.in_flight.add(flight)
         return flight
     await file(desk, flight)
@@ -50,6 +53,7 @@ async def file(desk: Desk, flight: Flight) -> None:
 async def end_record(desk: Desk, flight: Flight, outcome: Answer | SignoffError) -> Job | None:
     """Settles the job if its row stands, else writes the whole of it. None if the job was no longer the call's."""
     desk.in_flight.drop(flight)
+    flight.job = await _with_spent(desk, flight, outcome.usage if isinstance(outcome, Answer) else None)
     is_sure = await _is_filed(flight)
     if flight.filing is None:
         return await _write_whole(desk, flight, outcome)
@@ -62,7 +66,16 @@ async def end_record(desk: Desk, flight: Flight, outcome: Answer | SignoffError)
         log.warning("the end of a call is written when the store is back", job=flight.job.id, error=repr(error))
         desk.background.spawn(_write_later(desk, flight, outcome))
         settled = None
-    return settled if is_sure else settled or _ended(flight.job, outcome)
+    if settled is None and not is_sure:  # its caller has the answer, but what its row says nobody knows
+        return msgspec.structs.replace(_ended(flight.job, outcome), cache="bypass")
+    return settled
+
+
+async def record_hit(desk: Desk, job: Job, actor: str) -> Job:
+    """Writes a call that was answered from the cache; where its key stands already, the job that stands there."""
+    if job.idempotency_key is not None:
+        return await desk.store.jobs.insert(job, actor=actor, verb="hit")
+    return await _write_behind(desk, job, actor, ["hit"])
 
 
 async def leave_record(desk: Desk, flight: Flight, actor: str) -> None:
@@ -106,9 +119,15 @@ async def _write_later(desk: Desk, flight: Flight, outcome: Answer | SignoffErro
 
 async def _write_whole(desk: Desk, flight: Flight, outcome: Answer | SignoffError) -> Job:
     ended = _ended(flight.job, outcome)
-    written = await desk.store.jobs.insert_ended(ended, actor=flight.actor, verbs=["submit", "claim", _verb(ended)])
-    flight.is_recorded = True
-    if desk.rules.log_before_answer:
+    return await _write_behind(desk, ended, flight.actor, ["submit", "claim", _verb(ended)], flight)
+
+
+async def _write_behind(desk: Desk, ended: Job, actor: str, verbs: Sequence[str], flight: Flight | None = None) -> Job:
+    """A call that has ended, in one row: behind its answer, or before it."""
+    written = await desk.store.jobs.insert_ended(ended, actor=actor, verbs=verbs)
+    if flight is not None:
+        flight.is_recorded = True
+    if desk.rules.log_before_answer or ended.made is not None:  # whose it is must be known by then
         return await _committed(written)
     written.add_done_callback(_complain)
     return ended
@@ -120,6 +139,12 @@ async def _committed(written: asyncio.Future[Job]) -> Job:
             return await asyncio.shield(written)
     except TimeoutError:
         raise Overloaded("The database did not take the log of this call in time.") from None
+
+
+async def _with_spent(desk: Desk, flight: Flight, usage: Usage | None) -> Job:
+    asked_at = flight.asking.asked_at
+    queued = None if asked_at is None else max(0, round((asked_at - flight.began_at) * 1_000_000))
+    return await spent(desk, flight.job, flight.asking, usage, queued_us=queued)
 
 
 async def _is_filed(flight: Flight) -> bool:
@@ -135,10 +160,12 @@ async def _is_filed(flight: Flight) -> bool:
 
 
 async def _cancel(desk: Desk, flight: Flight, actor: str) -> None:
+    flight.job = await _with_spent(desk, flight, None)
     await _is_filed(flight)
     if flight.filing is not None:
         desk.leases.drop(flight.job.id)
-        step = Step(verb="cancel", actor=actor, changes={"error": LEFT, "attempt": flight.job.attempt})
+        changes = {"error": LEFT, "attempt": flight.job.attempt, "made": flight.job.made} | kept(flight.job)
+        step = Step(verb="cancel", actor=actor, changes=changes)
         try:
             await desk.store.jobs.move(flight.job.id, step)
         except Stale:  # it has ended
@@ -154,7 +181,8 @@ async def _cancel(desk: Desk, flight: Flight, actor: str) -> None:
 
 def _ended(job: Job, outcome: Answer | SignoffError) -> Job:
     if isinstance(outcome, Answer):
-        return msgspec.structs.replace(job, status="success", response=outcome.body, usage=outcome.usage, lease=None)
+        told = {"response": outcome.body, "usage": outcome.usage, "made": outcome.made}
+        return msgspec.structs.replace(job, status="success", lease=None, **told)
     return msgspec.structs.replace(job, status="fail", error=error_of(outcome), lease=None)
 
 

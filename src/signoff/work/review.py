@@ -13,6 +13,7 @@ from signoff.errors import Forbidden, Stale
 from signoff.store import Step
 from signoff.work.desk import Desk
 from signoff.work.look import find
+from signoff.work.recall import remember
 
 Peek = Literal["open", "leave"]
 OPEN_SECONDS = 120.0
@@ -46,6 +47,7 @@ async def decide(desk: Desk, caller: Caller, job_id: str, opinion: Opinion) -> J
     )
     at_once = [] if job.policy.undo_seconds > 0 else [effect(job, decision, caller.actor)]
     decided = await desk.store.jobs.move(job_id, step, *at_once)
+    remember(desk, decided)
     if decided.status == "bot":
         desk.broker.ring(decided.id, decided.priority)
     return decided
@@ -87,7 +89,9 @@ def effect(job: Job, decision: Decision, actor: str) -> Step:
         case "redo":
             edited, again = decision.edit.payload, {"attempt": 0, "lane": "later"}
             note = {} if edited is None else {"body_before": msgspec.Raw(job.body)}
-            changes = again if edited is None else again | {"body": edited.encode()}
+            # What is answered then is no longer what its caller has asked.
+            other = {"cache": "bypass"} if job.cache == "miss" else {}
+            changes = again if edited is None else again | other | {"body": edited.encode()}
             at_once = {"due_at": 0.0}
             return Step(verb="redo", actor=actor, round=job.round, changes=changes, after_seconds=at_once, note=note)
         case "reject":

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from signoff.core.answer import Answer
 from signoff.core.job import Job, JobError
 from signoff.core.retry import wait_seconds
-from signoff.errors import ModelAnswered, SignoffError, Stale
+from signoff.errors import SignoffError, Stale
 from signoff.store import Step
 from signoff.work.desk import Desk
+from signoff.work.spend import kept
 
 
 async def settle(desk: Desk, job: Job, outcome: Answer | SignoffError) -> Job | None:
-    """Moves the job on. None if somebody else has it by now: then nothing changes."""
+    """Moves the job on, with what it has taken. None if somebody else has it by now: then nothing changes."""
     step = _answered(desk, job, outcome) if isinstance(outcome, Answer) else _failed(desk, job, outcome)
     try:
         return await desk.store.jobs.move(job.id, step)
@@ -25,7 +28,11 @@ def error_of(error: SignoffError) -> JobError:
 
 
 def _answered(desk: Desk, job: Job, answer: Answer) -> Step:
-    changes = {"response": answer.body, "usage": answer.usage, "error": None, "attempt": job.attempt}
+    told = {"response": answer.body, "usage": answer.usage, "made": answer.made, "model": job.model}
+    changes: dict[str, Any] = told | {"error": None, "attempt": job.attempt}
+    if job.cache == "bypass" and job.cache_key is not None:  # as it was not, when it was asked for
+        changes["cache"] = job.cache
+    changes |= kept(job)
     deadline = job.policy.deadline_seconds
     after = {} if deadline is None or not job.policy.may_hold else {"review_deadline": deadline}
     verb = "hold" if job.policy.may_hold else "succeed"
@@ -33,13 +40,14 @@ def _answered(desk: Desk, job: Job, answer: Answer) -> Step:
 
 
 def _failed(desk: Desk, job: Job, error: SignoffError) -> Step:
-    changes = {"error": error_of(error), "attempt": job.attempt}
-    if job.lane == "now" or not error.retryable or job.attempt >= job.max_attempts:
+    changes = {"error": error_of(error), "attempt": job.attempt} | kept(job)
+    is_last = job.lane == "now" and job.parent_id is None  # whoever waits asks again by themselves
+    if is_last or not error.retryable or job.attempt >= job.max_attempts:
         return Step(verb="fail", actor=desk.actor, lease=job.lease, changes=changes)
     wait = wait_seconds(desk.rules.backoff, job.attempt, desk.dice(), retry_after_seconds(error))
     return Step(verb="retry", actor=desk.actor, lease=job.lease, changes=changes, after_seconds={"due_at": wait})
 
 
 def retry_after_seconds(error: SignoffError) -> float | None:
-    """What the upstream asked to wait, where it did."""
-    return error.retry_after_seconds if isinstance(error, ModelAnswered) else None
+    """What the upstream asked to wait, or its endpoints need to rest, where that is known."""
+    return error.retry_after_seconds

@@ -31,10 +31,11 @@ async def signed_off(desk: Desk, job: Job, ask: Ask, *, with_usage: bool) -> Asy
             yield Chunk(sse.comment(b"waiting for a person"), event=True)
     if job.status == "fail":
         raise failure_of(job)
-    for chunk in _chunks(job, stream=ask.stream, with_usage=with_usage):
+    for chunk in chunks_of_ended(job, stream=ask.stream, with_usage=with_usage):
         yield chunk
 
 
-def _chunks(job: Job, *, stream: bool, with_usage: bool) -> list[Chunk]:
+def chunks_of_ended(job: Job, *, stream: bool, with_usage: bool) -> list[Chunk]:
+    """The answer of a job that has one, in the form in which it is asked for now."""
     body = shaped(job.path, job.response or b"null", job.target)
     return list(streamed(job.path, body, with_usage=with_usage)) if stream else [Chunk(body)]

@@ -8,6 +8,7 @@ from signoff.errors import IdTaken, KeyReused
 from signoff.work.admit import admit
 from signoff.work.desk import Desk
 from signoff.work.look import veiled
+from signoff.work.recall import recalled
 
 
 async def submit(desk: Desk, ask: Ask) -> Job:
@@ -16,10 +17,12 @@ async def submit(desk: Desk, ask: Ask) -> Job:
     Raises IdTaken, KeyReused when that one has another body, and what `admit` raises.
     """
     asked = await admit(desk, ask)
-    job = await desk.store.jobs.insert(asked, actor=ask.caller.actor, due_seconds=ask.due_seconds)
+    hit = await recalled(desk, ask, asked)
+    new, verb = (asked, "submit") if hit is None else (hit, "hit")
+    job = await desk.store.jobs.insert(new, actor=ask.caller.actor, verb=verb, due_seconds=ask.due_seconds)
     if job.id != asked.id:
         check_same(job, asked)
-    elif ask.due_seconds <= 0:
+    elif ask.due_seconds <= 0 and hit is None:
         desk.broker.ring(job.id, job.priority)
     return veiled(ask.caller, job)
 

@@ -11,6 +11,7 @@ from signoff.core.job import Decision, Job, JobError
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Step
 from signoff.work.desk import Desk
+from signoff.work.recall import remember
 from signoff.work.record import INTERRUPTED
 from signoff.work.review import effect
 
@@ -30,7 +31,7 @@ async def sweep_for_ever(desk: Desk) -> None:
 
 
 async def sweep(desk: Desk) -> None:
-    """One sweep: lost leases, verdicts that are due, reviews that nobody did in time, jobs that are too old."""
+    """One sweep: lost leases, due verdicts, reviews that nobody did in time, runs that nobody woke, old jobs."""
     for job in await desk.store.jobs.lapsed(AT_ONCE):
         await _move(desk, job, _lapse(desk, job))
     for job in await desk.store.jobs.released(AT_ONCE):
@@ -38,6 +39,8 @@ async def sweep(desk: Desk) -> None:
             await _move(desk, job, effect(job, job.decision, desk.actor))
     for job in await desk.store.jobs.overdue(AT_ONCE):
         await _move(desk, job, *_expire(desk, job))
+    for run in await desk.store.runs.forgotten(AT_ONCE):
+        await _move(desk, run, Step(verb="wake", actor=desk.actor, after_seconds={"due_at": 0}))
     if desk.rules.retention_days is not None:
         await desk.store.jobs.purge(desk.rules.retention_days * DAY_SECONDS, AT_ONCE)
 
@@ -45,6 +48,7 @@ async def sweep(desk: Desk) -> None:
 async def _move(desk: Desk, job: Job, *steps: Step) -> None:
     with contextlib.suppress(Stale, JobNotFound):  # another process was faster
         moved = await desk.store.jobs.move(job.id, *steps)
+        remember(desk, moved)
         if moved.status == "bot":
             desk.broker.ring(moved.id, moved.priority)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 
+import msgspec
+
 from signoff.core.access import Caller
 from signoff.core.answer import collect
 from signoff.core.ask import PREDICT, Ask
+from signoff.core.cache import Fresh
 from signoff.work.call import begin, chunks_of
 from signoff.work.desk import Desk
 from signoff.work.manage import check_admin
@@ -15,6 +18,7 @@ from signoff.work.manage import check_admin
 async def try_model(desk: Desk, caller: Caller, name: str, body: bytes) -> bytes:
     """The answer, by the path of every call. Raises Forbidden, ModelFailed and its kin, and what `begin` raises."""
     check_admin(caller)
-    ask = Ask(door="native", caller=caller, path=PREDICT, body=body, target=name, lane="now", wait_seconds=0)
+    plain = Ask(door="native", caller=caller, path=PREDICT, body=body, target=name, lane="now", wait_seconds=0)
+    ask = msgspec.structs.replace(plain, fresh=Fresh(no_store=True))
     async with contextlib.aclosing(chunks_of(desk, await begin(desk, ask))) as chunks:
         return collect([chunk async for chunk in chunks]).body

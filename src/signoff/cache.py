@@ -1,0 +1,54 @@
+"""The promise of a cache: signed-off answers by their keys, for a while, within bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from signoff.core.cache import Entry, Found, Size, Which
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is kept, and for how long."""
+
+    ttl_seconds: float
+    max_entries: int
+    max_bytes: int
+
+
+class Cache(Protocol):
+    """Keeps entries for as long as its bounds say; what has no room goes, the oldest or the longest unused first.
+
+    It may lose entries at any time. Its methods raise whatever is wrong when it is away.
+    """
+
+    async def start(self) -> None: ...
+    async def find(self, keys: Sequence[str]) -> Mapping[str, Found]:
+        """Those that are there, by the keeper's own clock."""
+        ...
+
+    async def keep(self, entries: Sequence[Entry]) -> None:
+        """Keeps each one, in the place of what had its key. An entry that fills all of it alone is left out."""
+        ...
+
+    async def delete(self, which: Which) -> int:
+        """Forgets those; how many."""
+        ...
+
+    async def size(self, which: Which) -> Size:
+        """How many those are, and the bytes of their answers."""
+        ...
+
+    def deleted_elsewhere(self) -> None:
+        """Another process has deleted something: what this process alone knows goes, too."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def fits(entry: Entry, which: Which) -> bool:
+    """Whether `entry` is one of those."""
+    wanted = ((which.key, entry.key), (which.user_id, entry.user_id), (which.model, entry.model))
+    return all(told is None or told == own for told, own in (*wanted, (which.target, entry.target)))

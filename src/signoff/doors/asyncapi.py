@@ -1,0 +1,94 @@
+"""The topics of streams as an AsyncAPI 3 document.
+
+Source: https://www.asyncapi.com/docs/reference/specification/v3.0.0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from signoff.core.stream import Stream
+
+PROTOCOLS = {"rediss": "redis", "mqtts": "secure-mqtt"}
+ANYTHING = ["object", "array", "string", "number", "boolean", "null"]
+REQUEST = {
+    "type": "object",
+    "required": ["body"],
+    "properties": {
+        "path": {"type": "string", "default": "/v1/completions", "examples": ["/v1/chat/completions"]},
+        "metadata": {"type": ANYTHING, "description": "Comes back with the answer as it was."},
+        "body": {"type": "object", "description": "The body of that request of the OpenAI API."},
+    },
+}
+RESPONSE = {
+    "type": "object",
+    "required": ["status_code", "metadata", "body"],
+    "properties": {
+        "status_code": {"type": "integer", "description": "200, or that of the error."},
+        "metadata": {"type": ANYTHING},
+        "body": {"type": ANYTHING, "description": 'The answer, or {"error": {"message", "type", "param", "code"}}.'},
+    },
+}
+MESSAGES = {
+    "request": {
+        "name": "request",
+        "contentType": "application/json",
+        "payload": REQUEST,
+        "examples": [
+            {
+                "payload": {
+                    "path": "/v1/completions",
+                    "metadata": {"key": "val"},
+                    "body": {"model": "my-model", "prompt": "whats your favorite color?"},
+                }
+            }
+        ],
+    },
+    "response": {"name": "response", "contentType": "application/json", "payload": RESPONSE},
+}
+
+
+def document(streams: Sequence[Stream]) -> dict[str, Any]:
+    """What Signoff takes from each stream, and sends to it."""
+    told: dict[str, Any] = {
+        "asyncapi": "3.0.0",
+        "info": {"title": "Signoff", "version": "0.1.0", "description": "Messages in, answers out."},
+        "defaultContentType": "application/json",
+        "servers": {_key(stream): _server(stream) for stream in streams},
+        "channels": {},
+        "operations": {},
+        "components": {"messages": MESSAGES},
+    }
+    for stream in streams:
+        for kind, topic in (("request", stream.requests), ("response", stream.responses)):
+            name = f"{_key(stream)}_{kind}s"
+            told["channels"][name] = {
+                "address": topic,
+                "servers": [{"$ref": f"#/servers/{_key(stream)}"}],
+                "messages": {kind: {"$ref": f"#/components/messages/{kind}"}},
+            }
+        told["operations"][f"{_key(stream)}_answer"] = _operation(_key(stream))
+    return told
+
+
+def _key(stream: Stream) -> str:
+    """The stream's name with the letters that keys of such a document may have."""
+    return stream.name.replace(".", "_")
+
+
+def _server(stream: Stream) -> dict[str, str]:
+    return {"host": stream.host, "protocol": PROTOCOLS.get(stream.scheme, stream.scheme)}
+
+
+def _operation(key: str) -> dict[str, Any]:
+    channels = "#/channels/" + key
+    return {
+        "action": "receive",
+        "channel": {"$ref": f"{channels}_requests"},
+        "messages": [{"$ref": f"{channels}_requests/messages/request"}],
+        "reply": {
+            "channel": {"$ref": f"{channels}_responses"},
+            "messages": [{"$ref": f"{channels}_responses/messages/response"}],
+        },
+    }

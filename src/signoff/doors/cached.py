@@ -1,0 +1,150 @@
+"""The door of the watchful eye: `/api/openai/{endpoint}` always caches, `/api/cache/{endpoint}` only looks."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+
+from signoff.core.access import Caller
+from signoff.core.answer import collect, text_of
+from signoff.core.ask import Ask
+from signoff.core.cache import Which
+from signoff.core.endpoint import KNOWN
+from signoff.doors.http import (
+    Header,
+    Knobs,
+    Receive,
+    Scope,
+    Send,
+    cache_header,
+    caller_of,
+    error_headers,
+    freshness_of,
+    header,
+    in_dialect,
+    leaving,
+    patience_of,
+    read_body,
+    send_bytes,
+)
+from signoff.errors import BadRequest, NotFound, SignoffError
+from signoff.work.call import begin, chunks_of, look_up
+from signoff.work.clear import clear, look_at_size
+from signoff.work.desk import Desk
+from signoff.work.perform import asks_for_a_stream
+from signoff.work.recall import kept
+
+JSON = b"application/json"
+OPENAI, CACHE = "/api/openai/", "/api/cache"
+PREFIXES = (OPENAI, CACHE)
+
+
+class _Named(msgspec.Struct):
+    model: str | None = None
+
+
+class CachedDoor:
+    """Answers under `/api/openai/` and `/api/cache`."""
+
+    def __init__(self, desk: Desk, knobs: Knobs) -> None:
+        self._desk = desk
+        self._knobs = knobs
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        await in_dialect(self._route(scope, receive, send), scope, send, send_error)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, method = scope["path"].rstrip("/"), scope["method"]
+        caller = await caller_of(self._desk, self._knobs, scope)
+        if path == CACHE and method in {"GET", "DELETE"}:
+            await self._look_after(scope, send, caller)
+            return
+        door, _, rest = path.removeprefix("/api/").partition("/")
+        endpoint = f"/{rest.removeprefix('openai/')}"
+        if door not in {"openai", "cache"} or endpoint not in KNOWN:
+            raise NotFound(f"There is no {method} {path} here; endpoints are {', '.join(sorted(KNOWN))}.")
+        if method != "POST":
+            raise _not_allowed(method)
+        body = await read_body(scope, receive, self._knobs.max_body_bytes)
+        ask = _ask(scope, caller, endpoint, body)
+        if door == "cache":
+            job = await look_up(self._desk, ask)
+            found = [] if job is None else [{"response": _said(job.response or b"null"), "cache_hit": True}]
+            await _send(send, found)
+        else:
+            await self._answer(receive, send, ask)
+
+    async def _answer(self, receive: Receive, send: Send, ask: Ask) -> None:
+        async with leaving(self._desk, receive):
+            call = await begin(self._desk, ask)
+            async with contextlib.aclosing(chunks_of(self._desk, call)) as chunks:
+                said = [chunk async for chunk in chunks]
+            answer = collect(said).body if ask.stream else b"".join([chunk.raw for chunk in said])
+            job = call.flight.job
+            await kept(self._desk, job)
+            names = ((b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()))
+            told = {"response": _said(answer), "cache_hit": job.cache == "hit"}
+            await _send(send, told, (*names, cache_header(job)))
+
+    async def _look_after(self, scope: Scope, send: Send, caller: Caller) -> None:
+        """How much is kept, or forgetting it: of the caller, or of all and any for an admin."""
+        asked = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
+        if unknown := sorted(asked.keys() - {"key", "user", "model", "target"}):
+            raise BadRequest(f"There is no {unknown[0]!r} to choose by; there are key, user, model and target.")
+        which = Which(key=asked.get("key"), model=asked.get("model"), target=asked.get("target"))
+        if scope["method"] == "DELETE":
+            deleted = await clear(self._desk, caller, which, asked.get("user"))
+            await _send(send, {"deleted": deleted})
+        else:
+            await _send(send, await look_at_size(self._desk, caller, which, asked.get("user")))
+
+
+def _ask(scope: Scope, caller: Caller, endpoint: str, body: bytes) -> Ask:
+    return Ask(
+        door="cached",
+        caller=caller,
+        path=endpoint,
+        body=body,
+        target=_model_named_in(body),
+        stream=asks_for_a_stream(body),
+        lane="now",
+        idempotency_key=header(scope, b"idempotency-key"),
+        wait_seconds=patience_of(scope),
+        cache="always",
+        fresh=freshness_of(scope),
+    )
+
+
+def _model_named_in(body: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(body, type=_Named).model
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"The body cannot be asked: {error}") from None
+
+
+def _said(answer: bytes) -> str | msgspec.Raw:
+    """The words of an answer, else its JSON."""
+    text = text_of(answer)
+    return msgspec.Raw(answer) if text is None else text
+
+
+def _not_allowed(method: str) -> SignoffError:
+    error = BadRequest(f"Not a method: {method}")
+    error.status, error.code = 405, "method_not_allowed"
+    return error
+
+
+async def _send(send: Send, told: Any, headers: tuple[Header, ...] = ()) -> None:
+    await send_bytes(send, 200, msgspec.json.encode(told), JSON, headers)
+
+
+async def send_error(send: Send, error: SignoffError) -> None:
+    """An error in this door's dialect."""
+    body: dict[str, Any] = {"detail": error.message, "code": error.code}
+    told = body if error.job_id is None else body | {"job_id": error.job_id}
+    headers = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
+    await send_bytes(send, error.status, msgspec.json.encode(told), JSON, headers)

@@ -1,0 +1,77 @@
+"""The pipelines' door, as scripts know it: `/api/pipeline/args` and `/api/pipeline/call`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar import Request, Response, Router, get, post
+from litestar.params import FromQuery
+
+from signoff.core.ask import PREDICT, Ask
+from signoff.core.check import wants
+from signoff.doors.http import TheCaller, TheDesk, header, patience_of, scope_of
+from signoff.errors import BadRequest
+from signoff.work.compose import look_at
+from signoff.work.look import look_and_wait, succeeded
+from signoff.work.submit import submit
+
+
+@get("/args", summary="What a pipeline must be given")
+async def args(
+    desk: TheDesk,
+    caller: TheCaller,
+    pipeline_name: FromQuery[str | None] = None,
+    pipeline_id: FromQuery[int | None] = None,
+) -> dict[str, Any]:
+    """The names of its arguments, in order of first use."""
+    key = pipeline_name or (None if pipeline_id is None else str(pipeline_id))
+    if key is None:
+        raise BadRequest("Which one? pipeline_name= is its name.")
+    return {"success": True, "response": wants(await look_at(desk, caller, "pipeline", key))}
+
+
+class NewCall(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be run: a pipeline by its name or its id, with a value for each of its arguments.
+
+    `openaikey_id` is one of the caller's upstream keys, which its models are asked with.
+    """
+
+    pipeline_name: str | None = None
+    pipeline_id: int | str | None = None
+    args: dict[str, Any] = {}
+    openaikey_id: int | None = None
+
+
+@post("/call", status_code=200, summary="Run a pipeline and wait for its answer")
+async def call(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> Response[dict[str, Any]]:
+    """What its outermost call gives, as a text."""
+    new = _decoded(await request.body())
+    key = new.pipeline_name or (None if new.pipeline_id is None else str(new.pipeline_id))
+    if key is None:
+        raise BadRequest("Which one? pipeline_name or pipeline_id says it.")
+    pipeline = await look_at(desk, caller, "pipeline", key)
+    scope = scope_of(request)
+    ask = Ask(
+        door="pipelines",
+        caller=caller,
+        path=PREDICT,
+        body=msgspec.json.encode(new.args),
+        target=pipeline.name,
+        idempotency_key=header(scope, b"idempotency-key"),
+        key_id=new.openaikey_id,
+    )
+    job = await submit(desk, ask)
+    done = succeeded(await look_and_wait(desk, caller, job.id, patience_of(scope)))
+    told = {"success": True, "response": msgspec.Raw(done.response or b"null")}
+    return Response(told, headers={"x-signoff-job": job.id})
+
+
+def _decoded(body: bytes) -> NewCall:
+    try:
+        return msgspec.json.decode(body, type=NewCall)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"This is no call: {error}") from None
+
+
+router = Router("/api/pipeline", route_handlers=[args, call], tags=["pipelines"])

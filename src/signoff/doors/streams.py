@@ -1,0 +1,24 @@
+"""The streams' door: a message on a topic is an ask, and its answer goes to the stream's other topic."""
+
+from __future__ import annotations
+
+from signoff.core.ask import Ask
+from signoff.core.envelope import opened
+from signoff.core.stream import Arrived, Stream
+from signoff.work.accept import accept, stream_caller
+from signoff.work.desk import Desk
+
+
+async def take(desk: Desk, stream: Stream, arrived: Arrived) -> None:
+    """One message; its job is committed, and it may be acknowledged. Raises what another try may help against."""
+    envelope = opened(arrived.body)
+    ask = Ask(
+        door="streams",
+        caller=await stream_caller(desk, stream),
+        path=envelope.path,
+        body=envelope.body,
+        target=envelope.model,
+        metadata=envelope.metadata,
+        reply_to=stream.name,
+    )
+    await accept(desk, ask, arrived, envelope.flaw)

@@ -1,0 +1,15 @@
+"""Functions that pipelines call: `builtins.py`, and any `custom_*.py` beside it or in the configured folder.
+
+A function of yours is plain Python, and may call others that are registered:
+
+    from signoff.funcs import call
+
+    def shout(text: str) -> str:
+        return call("uppercase", text) + "!"
+"""
+
+from __future__ import annotations
+
+from signoff.funcs.around import call, names_of_prompts, time_now
+
+__all__ = ["call", "names_of_prompts", "time_now"]

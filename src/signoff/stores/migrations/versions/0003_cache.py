@@ -1,0 +1,34 @@
+"""The cache: signed-off answers under their keys, and what became of it for each job."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Makes the table, and the columns."""
+    op.create_table(
+        "cached",
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("user_id", sa.Integer(), nullable=False),
+        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("usage", sa.LargeBinary(), nullable=True),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.Column("answer", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("key"),
+    )
+    op.create_index("cached_by_age", "cached", ["created_at", "size_bytes"])
+    op.add_column("jobs", sa.Column("cache", sa.Text(), nullable=True))
+    op.add_column("jobs", sa.Column("cache_key", sa.Text(), nullable=True))
+    op.add_column("tokens", sa.Column("cache", sa.Text(), nullable=True))
+    versions = sa.table("versions", sa.column("topic"), sa.column("version"))
+    op.bulk_insert(versions, [{"topic": "cache", "version": 0}])

@@ -1,0 +1,16 @@
+"""Jobs know what their answers made at their upstreams."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+
+
+def upgrade() -> None:
+    """Adds the column and its index."""
+    op.add_column("jobs", sa.Column("made", sa.Text(), nullable=True))
+    where = sa.text("made IS NOT NULL")
+    op.create_index("jobs_by_made", "jobs", ["made", "id"], sqlite_where=where, postgresql_where=where)

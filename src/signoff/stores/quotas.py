@@ -1,0 +1,170 @@
+"""Limits and what was used of them, as SQL; those who ask meanwhile share the next transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from signoff.core.limits import Limit, Meter, Refusal, Room, Wish, admitted, as_of, renewed, settled
+from signoff.errors import Overloaded
+from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Database
+from signoff.stores.schema import limits, meters
+from signoff.stores.versions import bump
+from signoff.stores.writer import Tx
+
+T = TypeVar("T")
+Meters = Mapping[str, Meter]
+# What an operation makes of the meters that it names, and its result.
+Operation = Callable[[Meters, int], tuple[Meters, Any]]
+
+
+class SqlQuotas:
+    """Quotas in a database: a row for each meter, locked while it is counted."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: list[tuple[frozenset[str], Operation, asyncio.Future[Any]]] = []
+        self._counting: asyncio.Task[None] | None = None
+
+    async def limits(self) -> list[Limit]:
+        """See `store.Quotas`."""
+        query = sa.select(limits.c.limit).order_by(limits.c.name)
+        return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
+
+    async def put_limit(self, limit: Limit) -> None:
+        """See `store.Quotas`."""
+
+        def put(tx: Tx) -> None:
+            bump(tx, "limits")
+            tx.conn.execute(sa.delete(limits).where(limits.c.name == limit.name))
+            tx.conn.execute(sa.insert(limits).values(name=limit.name, limit=limit, updated_at=tx.now))
+
+        await self._database.write(put)
+
+    async def drop_limit(self, name: str) -> bool:
+        """See `store.Quotas`."""
+
+        def drop(tx: Tx) -> bool:
+            dropped = tx.conn.execute(sa.delete(limits).where(limits.c.name == name)).rowcount == 1
+            if dropped:
+                bump(tx, "limits")
+            return dropped
+
+        return await self._database.write(drop)
+
+    async def reserve(self, wish: Wish) -> Room | Refusal:
+        """See `store.Quotas`."""
+        return await self._count([wish], lambda found, now: admitted(found, wish, now))
+
+    async def settle(self, room: Room, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
+        """See `store.Quotas`."""
+
+        def settle(found: Meters, now: int) -> tuple[Meters, None]:
+            return settled(found, room, tokens=tokens, cost=cost, asked=asked, now=now), None
+
+        await self._count([room.wish], settle)
+
+    async def renew(self, rooms: Sequence[Room], lease_seconds: float) -> None:
+        """See `store.Quotas`."""
+
+        def renew(found: Meters, now: int) -> tuple[Meters, None]:
+            return renewed(found, rooms, lease_seconds, now), None
+
+        await self._count([room.wish for room in rooms], renew)
+
+    async def meters(self, names: Sequence[str]) -> dict[str, Meter]:
+        """See `store.Quotas`."""
+        query = sa.select(meters.c.name, meters.c.meter).where(meters.c.name.in_(names))
+
+        def read(conn: sa.Connection, now: Callable[[], int]) -> dict[str, Meter]:
+            rows = conn.execute(query).all()
+            return {row.name: as_of(row.meter, now()) for row in rows}
+
+        return await self._database.read(read)
+
+    async def _count(self, wishes: Iterable[Wish], operation: Operation) -> Any:
+        """The result of `operation`, committed. A transaction takes all that waits when the one before has ended."""
+        if len(self._waiting) >= WAITING_LIMIT:
+            raise Overloaded("Too many requests wait for their limits to be looked at.")
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Any] = loop.create_future()
+        names = frozenset(name for wish in wishes for name, _ in wish.limits)
+        self._waiting.append((names, operation, done))
+        if self._counting is None:
+            self._counting = loop.create_task(self._count_all())
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
+                return await done
+        except TimeoutError:
+            raise Overloaded("The database did not look at the limits in time.") from None
+
+    async def _count_all(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting[:GROUP_LIMIT], self._waiting[GROUP_LIMIT:]
+            group = [waiting for waiting in group if not waiting[2].done()]
+            names = sorted(frozenset[str]().union(*(names for names, _, _ in group)))
+            operations = [operation for _, operation, _ in group]
+            error: Exception | None = None
+            results: list[Any] = [None] * len(group)
+            try:
+                results = await self._database.count(lambda tx, names=names, them=operations: _counted(tx, names, them))
+            except Exception as failure:  # noqa: BLE001 -- whoever asked must learn of it
+                error = failure
+            for (_, _, done), result in zip(group, results, strict=True):
+                if not done.done():
+                    done.set_result(result) if error is None else done.set_exception(error)
+        self._counting = None
+
+
+def _counted(tx: Tx, names: Sequence[str], operations: Iterable[Operation]) -> list[Any]:
+    """The results of `operations`, one after another; their meters are read and written once."""
+    before = _locked(tx, names)
+    after, results = dict(before), list[Any]()
+    for operation in operations:
+        changed, result = operation(after, tx.now)
+        after |= changed
+        results.append(result)
+    changes = [
+        {"meter_name": name, "new_meter": after[name], "new_at": tx.now}
+        for name in names
+        if after[name] is not before[name]
+    ]
+    if changes:
+        tx.conn.execute(_UPDATE, changes)
+    return results
+
+
+def _locked(tx: Tx, names: Sequence[str]) -> dict[str, Meter]:
+    """The meters of these names, in the order of which all processes lock them."""
+    found = _found(tx, names)
+    missing = [name for name in names if name not in found]
+    if missing:
+        kind = postgresql.insert if tx.conn.dialect.name == "postgresql" else sqlite.insert
+        new = [{"name": name, "meter": Meter(), "updated_at": tx.now} for name in missing]
+        tx.conn.execute(kind(meters).on_conflict_do_nothing(), new)
+        found |= _found(tx, missing)
+    return found
+
+
+def _found(tx: Tx, names: Sequence[str]) -> dict[str, Meter]:
+    return {row.name: row.meter for row in tx.conn.execute(_LOCK, {"names": names})}
+
+
+_LOCK = (
+    sa.select(meters.c.name, meters.c.meter)
+    .where(meters.c.name.in_(sa.bindparam("names", expanding=True)))
+    .order_by(meters.c.name)
+    .with_for_update()
+)
+_UPDATE = (
+    sa.update(meters)
+    .where(meters.c.name == sa.bindparam("meter_name", type_=sa.Text))
+    .values(
+        meter=sa.bindparam("new_meter", type_=meters.c.meter.type),
+        updated_at=sa.bindparam("new_at", type_=sa.BigInteger),
+    )
+)

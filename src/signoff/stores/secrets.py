@@ -1,0 +1,80 @@
+"""Everything that is sealed, as SQL: keys of upstreams, webhooks' own secrets in jobs, addresses of brokers."""
+
+from __future__ import annotations
+
+import msgspec
+import sqlalchemy as sa
+
+from signoff.catalog import Sealed, SealedKind
+from signoff.core.delivery import Deliver
+from signoff.core.stream import Stream
+from signoff.stores.database import Database
+from signoff.stores.schema import jobs, keys, streams
+from signoff.stores.versions import bump
+from signoff.stores.writer import Tx
+
+_NOBODY_IS_TOLD: tuple[Deliver, ...] = ()
+
+
+class SqlSecrets:
+    """The sealed secrets of a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def page(self, kind: SealedKind, after: str | None, limit: int) -> list[Sealed]:
+        """See `store.Secrets`."""
+        if kind == "key":
+            query = sa.select(keys.c.id, keys.c.sealed).where(keys.c.id > int(after or 0)).order_by(keys.c.id)
+            rows = await self._database.read(lambda conn, _: conn.execute(query.limit(limit)).all())
+            return [Sealed(kind="key", place=str(row.id), sealed=row.sealed) for row in rows]
+        if kind == "stream":
+            declared = sa.select(streams.c.stream).where(streams.c.name > (after or "")).order_by(streams.c.name)
+            found = await self._database.read(lambda conn, _: list(conn.execute(declared.limit(limit)).scalars()))
+            return [Sealed(kind="stream", place=stream.name, sealed=stream.sealed) for stream in found]
+        told = sa.select(jobs.c.id, jobs.c.deliver).where(jobs.c.id > (after or ""), _TOLD).order_by(jobs.c.id)
+        rows = await self._database.read(lambda conn, _: conn.execute(told.limit(limit)).all())
+        return [Sealed(kind="job", place=row.id, sealed=sealed_in(row.deliver)) for row in rows]
+
+    async def replace(self, old: Sealed, sealed: bytes) -> bool:
+        """See `store.Secrets`."""
+        return await self._database.write(lambda tx: _replaced(tx, old, sealed))
+
+
+# Of a text a database can tell whether it has a secret in it; what is packed here is JSON.
+_TOLD = sa.type_coerce(jobs.c.deliver, sa.LargeBinary) != b"[]"
+
+
+def sealed_in(deliver: tuple[Deliver, ...]) -> bytes:
+    """The secret that a job carries; empty where it carries none."""
+    return next((to.sealed for to in deliver if to.sealed is not None), b"")
+
+
+def sealed_anew(deliver: tuple[Deliver, ...], sealed: bytes) -> tuple[Deliver, ...]:
+    """`deliver` with that secret in the place of the one that it carries."""
+    return tuple(to if to.sealed is None else msgspec.structs.replace(to, sealed=sealed) for to in deliver)
+
+
+def _replaced(tx: Tx, old: Sealed, sealed: bytes) -> bool:
+    if old.kind == "key":
+        there = (keys.c.id == int(old.place), keys.c.sealed == old.sealed)
+        return tx.conn.execute(sa.update(keys).where(*there).values(sealed=sealed)).rowcount == 1
+    if old.kind == "stream":
+        return _replaced_at_stream(tx, old, sealed)
+    here = jobs.c.id == old.place
+    deliver = tx.conn.execute(sa.select(jobs.c.deliver).where(here)).scalar_one_or_none() or _NOBODY_IS_TOLD
+    if sealed_in(deliver) != old.sealed:
+        return False
+    tx.conn.execute(sa.update(jobs).where(here).values(deliver=sealed_anew(deliver, sealed)))
+    return True
+
+
+def _replaced_at_stream(tx: Tx, old: Sealed, sealed: bytes) -> bool:
+    """Whoever listens must learn of it: what they have a copy of can be opened for a while only."""
+    here = streams.c.name == old.place
+    stream: Stream | None = tx.conn.execute(sa.select(streams.c.stream).where(here)).scalar_one_or_none()
+    if stream is None or stream.sealed != old.sealed:
+        return False
+    tx.conn.execute(sa.update(streams).where(here).values(stream=msgspec.structs.replace(stream, sealed=sealed)))
+    bump(tx, "streams")
+    return True

@@ -1,0 +1,70 @@
+"""Streams that were declared while everything ran, and who leads where one process listens, as SQL."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from signoff.core.stream import Stream
+from signoff.stores.database import Database
+from signoff.stores.moves import SECOND
+from signoff.stores.schema import stream_leads, streams
+from signoff.stores.versions import bump
+from signoff.stores.writer import Tx
+
+
+class SqlStreams:
+    """Streams in a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def all(self) -> list[Stream]:
+        """See `store.Streams`."""
+        query = sa.select(streams.c.stream).order_by(streams.c.name)
+        return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
+
+    async def put(self, stream: Stream) -> None:
+        """See `store.Streams`."""
+
+        def put(tx: Tx) -> None:
+            bump(tx, "streams")
+            tx.conn.execute(sa.delete(streams).where(streams.c.name == stream.name))
+            tx.conn.execute(sa.insert(streams).values(name=stream.name, stream=stream, updated_at=tx.now))
+
+        await self._database.write(put)
+
+    async def drop(self, name: str) -> bool:
+        """See `store.Streams`."""
+
+        def drop(tx: Tx) -> bool:
+            dropped = tx.conn.execute(sa.delete(streams).where(streams.c.name == name)).rowcount == 1
+            if dropped:
+                bump(tx, "streams")
+            return dropped
+
+        return await self._database.write(drop)
+
+    async def lead(self, name: str, holder: str, seconds: float) -> bool:
+        """See `store.Streams`."""
+
+        def lead(tx: Tx) -> bool:
+            until = tx.now + round(seconds * SECOND)
+            free = (stream_leads.c.holder == holder) | (stream_leads.c.until < tx.now)
+            taken = sa.update(stream_leads).where(stream_leads.c.name == name, free)
+            if tx.conn.execute(taken.values(holder=holder, until=until)).rowcount == 1:
+                return True
+            if tx.conn.execute(sa.select(stream_leads.c.name).where(stream_leads.c.name == name)).first():
+                return False
+            tx.conn.execute(sa.insert(stream_leads).values(name=name, holder=holder, until=until))
+            return True
+
+        try:
+            return await self._database.write(lead)
+        except IntegrityError:  # another process was a moment faster
+            return False
+
+    async def yield_lead(self, name: str, holder: str) -> None:
+        """See `store.Streams`."""
+        gone = sa.delete(stream_leads).where(stream_leads.c.name == name, stream_leads.c.holder == holder)
+        await self._database.write(lambda tx: tx.conn.execute(gone).rowcount)

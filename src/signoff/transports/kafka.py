@@ -1,0 +1,146 @@
+"""Streams through Kafka: a consumer group whose offsets are committed by hand, and answers that all replicas have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
+
+from aiokafka import ConsumerRecord
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordTooLargeError
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker
+from faststream.security import SASLPlaintext
+
+from signoff.core.delivery import Message
+from signoff.core.stream import Arrived, Stream
+from signoff.errors import Undelivered
+from signoff.transport import Take
+from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, ended, unread
+
+DEFAULT_PORT = 9092
+LARGEST_BYTES = 64 * 1024 * 1024
+
+
+class KafkaTransport:
+    """See `transport.Transport`. Takes one message at a time: a commit acknowledges all that came before it."""
+
+    is_exclusive = False
+
+    def __init__(self, url: str, stream: Stream) -> None:
+        self._url = url
+        self._stream = stream
+        self._out: KafkaBroker | None = None
+        self._connecting = asyncio.Lock()
+
+    async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
+        """See `transport.Transport`."""
+        watch, broker = Watch(), self.broker()
+        self.subscribe(broker, take, watch)
+        async with ended(broker.stop):
+            async with asyncio.timeout(ANSWER_SECONDS * 3):  # a group takes its time
+                await broker.start()
+            is_up()
+            await watch.keep(lambda: _ensure_reached(broker))
+
+    def subscribe(self, broker: KafkaBroker, take: Take, watch: Watch) -> None:
+        """Has `broker` hand what comes to `take`."""
+        subscriber = broker.subscriber(
+            self._stream.requests,
+            group_id=f"signoff-{self._stream.name}",
+            auto_offset_reset="earliest",
+            ack_policy=AckPolicy.MANUAL,
+            no_reply=True,
+            max_poll_records=1,
+            max_partition_fetch_bytes=LARGEST_BYTES,
+            decoder=unread,
+        )
+
+        @subscriber
+        async def handle(record: ConsumerRecord[Any, Any]) -> None:
+            try:
+                await take(Arrived(record.value or b"", _id_of(record)))
+                if subscriber.consumer is not None:
+                    await cast("Any", subscriber.consumer).commit()
+            except Exception as error:
+                watch.tell(error)
+                raise
+
+    async def publish(self, message: Message) -> None:
+        """See `transport.Transport`."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            broker = await self._connected()
+            await self.send(broker, message)
+
+    async def send(self, broker: KafkaBroker, message: Message) -> None:
+        """Publishes through `broker`."""
+        name = message.headers["message-id"]
+        try:
+            await broker.publish(
+                message.body,
+                message.address,
+                headers={"message-id": name, "content-type": "application/json"},
+                correlation_id=name,
+                no_confirm=False,
+            )
+        except (MessageSizeTooLargeError, RecordTooLargeError) as error:
+            raise Undelivered(f"Kafka did not take the answer: {error}") from error
+        except KafkaError:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """See `transport.Transport`."""
+        out, self._out = self._out, None
+        if out is not None:
+            async with ended(out.stop):
+                pass
+
+    def broker(self) -> KafkaBroker:
+        """FastStream's broker for the stream's address, not connected."""
+        servers, security = _place_of(self._url)
+        return KafkaBroker(
+            servers,
+            security=security,
+            acks="all",
+            enable_idempotence=True,
+            request_timeout_ms=int(ANSWER_SECONDS * 1000),
+            max_request_size=LARGEST_BYTES,
+            graceful_timeout=GRACE_SECONDS,
+            logger=None,
+            apply_types=False,
+        )
+
+    async def _connected(self) -> KafkaBroker:
+        async with self._connecting:
+            if self._out is None:
+                out = self.broker()
+                try:
+                    await out.start()
+                except BaseException:
+                    async with ended(out.stop):
+                        pass
+                    raise
+                self._out = out
+            return self._out
+
+
+def _id_of(record: ConsumerRecord[Any, Any]) -> str:
+    """Where the record lies, and since when: a topic that was made anew counts from 0 again."""
+    return f"{record.topic}/{record.partition}/{record.offset}@{record.timestamp}"
+
+
+def _place_of(url: str) -> tuple[list[str], SASLPlaintext | None]:
+    """The servers of `kafka://user:password@host:9092,host`, and how to sign in."""
+    netloc = urlsplit(url).netloc
+    login, _, hosts = netloc.rpartition("@")
+    servers = [host if ":" in host else f"{host}:{DEFAULT_PORT}" for host in hosts.split(",")]
+    user, _, password = login.partition(":")
+    security = SASLPlaintext(unquote(user), unquote(password), use_ssl=False) if user else None
+    return servers, security
+
+
+async def _ensure_reached(broker: KafkaBroker) -> None:
+    if not await broker.ping(timeout=ANSWER_SECONDS / 2):
+        raise ConnectionError("Kafka does not answer")

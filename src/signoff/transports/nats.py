@@ -1,0 +1,161 @@
+"""Streams through NATS JetStream: a durable pull consumer, explicit acknowledgements, and deduplicated answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from faststream import AckPolicy
+from faststream.nats import NatsBroker, PullSub
+from nats.aio.msg import Msg
+from nats.errors import MaxPayloadError
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy as JsAckPolicy
+from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
+
+from signoff.core.delivery import Message
+from signoff.core.stream import Arrived, Stream
+from signoff.errors import Undelivered
+from signoff.transport import Take
+from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
+
+FETCH_SECONDS = 1.0
+# A message that was not acknowledged comes again after this: whoever had it must be gone.
+ACK_SECONDS = 30.0
+DUPLICATE_SECONDS = 120.0
+ANSWERS_KEPT_SECONDS = 7 * 24 * 3600.0
+
+
+class NatsTransport:
+    """See `transport.Transport`."""
+
+    is_exclusive = False
+
+    def __init__(self, url: str, stream: Stream) -> None:
+        self._url = url
+        self._stream = stream
+        self._out: NatsBroker | None = None
+        self._connecting = asyncio.Lock()
+
+    async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
+        """See `transport.Transport`."""
+        watch, requests, durable = Watch(), self._stream.requests, f"signoff-{self._stream.name.replace('.', '_')}"
+        broker = self._broker(watch)
+        async with ended(broker.stop):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                js = _jetstream(await broker.connect())
+                place = await _stream_of(js, requests, RetentionPolicy.WORK_QUEUE, None)
+                handlers = self._stream.max_handlers
+                subscriber: Any = broker.subscriber(  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
+                    requests,
+                    durable=durable,
+                    stream=place,
+                    config=ConsumerConfig(
+                        ack_policy=JsAckPolicy.EXPLICIT, ack_wait=ACK_SECONDS, max_ack_pending=4 * handlers
+                    ),
+                    pull_sub=PullSub(batch_size=handlers, timeout=FETCH_SECONDS),
+                    max_workers=handlers,  # pyright: ignore[reportArgumentType]
+                    ack_policy=AckPolicy.MANUAL,
+                    no_reply=True,
+                    parser=as_it_came,
+                    decoder=unread,
+                )
+
+                @subscriber
+                async def handle(message: Msg) -> None:
+                    try:
+                        await take(Arrived(message.data, _id_of(message)))
+                        await message.ack_sync(timeout=ANSWER_SECONDS)
+                    except Exception as error:  # noqa: BLE001 -- the line is lost, and the message comes again
+                        watch.tell(error)
+
+                await broker.start()
+                await js.consumer_info(place, durable)
+            is_up()
+            await watch.keep(lambda: _ensure_consumer(js, place, durable))
+
+    async def publish(self, message: Message) -> None:
+        """See `transport.Transport`."""
+        name = message.headers["message-id"]
+        async with asyncio.timeout(ANSWER_SECONDS):
+            broker = await self._connected()
+            js = _jetstream(broker.connection)
+            try:
+                place = await _stream_of(js, message.address, RetentionPolicy.LIMITS, ANSWERS_KEPT_SECONDS)
+                await broker.publish(
+                    message.body,
+                    message.address,
+                    headers={"Nats-Msg-Id": name, "message-id": name, "content-type": "application/json"},
+                    correlation_id=name,
+                    stream=place,
+                    timeout=ANSWER_SECONDS,
+                )
+            except (MaxPayloadError, APIError, NoStreamResponseError) as error:
+                raise Undelivered(f"NATS did not take the answer: {error}") from error
+
+    async def close(self) -> None:
+        """See `transport.Transport`."""
+        out, self._out = self._out, None
+        if out is not None:
+            async with ended(out.stop):
+                pass
+
+    async def _connected(self) -> NatsBroker:
+        async with self._connecting:
+            if self._out is None:
+                out = self._broker(Watch())
+                await out.connect()
+                self._out = out
+            return self._out
+
+    def _broker(self, watch: Watch) -> NatsBroker:
+        async def lost() -> None:
+            watch.tell(ConnectionError("the connection was closed"))
+            self._out = None
+
+        return NatsBroker(
+            self._url,
+            connect_timeout=5,
+            allow_reconnect=False,
+            max_reconnect_attempts=0,
+            ping_interval=5,
+            max_outstanding_pings=2,
+            disconnected_cb=lost,
+            closed_cb=lost,
+            graceful_timeout=GRACE_SECONDS,
+            logger=None,
+            apply_types=False,
+        )
+
+
+def _jetstream(connection: Any) -> JetStreamContext:
+    return cast("JetStreamContext", connection.jetstream(timeout=ANSWER_SECONDS))
+
+
+def _id_of(message: Msg) -> str:
+    """Where the message lies, and since when: a stream that was made anew counts from 1 again."""
+    lies = message.metadata
+    return f"{lies.stream}/{lies.sequence.stream}@{lies.timestamp.timestamp()}"
+
+
+async def _stream_of(js: JetStreamContext, subject: str, retention: RetentionPolicy, kept_seconds: float | None) -> str:
+    """The name of JetStream's stream with that subject; one is made where there is none."""
+    try:
+        return await js.find_stream_name_by_subject(subject)
+    except NotFoundError:
+        name = "signoff-" + "".join(letter if letter.isalnum() or letter == "-" else "_" for letter in subject)
+        config = StreamConfig(
+            name=name,
+            subjects=[subject],
+            retention=retention,
+            max_age=kept_seconds,
+            duplicate_window=DUPLICATE_SECONDS,
+        )
+        await cast("Any", js).add_stream(config)
+        return name
+
+
+async def _ensure_consumer(js: JetStreamContext, place: str, durable: str) -> None:
+    await js.consumer_info(place, durable)

@@ -1,0 +1,133 @@
+"""Streams through Redis streams: a consumer group, acknowledgements, and messages of the dead claimed anew."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from faststream import AckPolicy
+from faststream.redis import RedisBroker, StreamSub
+from faststream.redis.parser.binary import BinaryMessageFormatV1
+from redis.exceptions import ConnectionError as Lost
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as Late
+
+from signoff.core.delivery import Message
+from signoff.core.stream import Arrived, Stream
+from signoff.errors import Undelivered
+from signoff.transport import Take
+from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
+
+GROUP = "signoff"
+POLL_MILLISECONDS = 500
+CLAIM_POLL_MILLISECONDS = 2000
+# A message that was not acknowledged comes again after this: whoever had it must be gone.
+IDLE_MILLISECONDS = 15_000
+FIELDS = (b"__data__", b"data", b"message", b"body")
+FASTSTREAM = b"__data__"
+
+
+class RedisTransport:
+    """See `transport.Transport`. `consumer` is the name of this process in the group."""
+
+    is_exclusive = False
+
+    def __init__(self, url: str, stream: Stream, *, consumer: str) -> None:
+        self._url = url
+        self._stream = stream
+        self._consumer = consumer
+        self._out: RedisBroker | None = None
+
+    async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
+        """See `transport.Transport`."""
+        watch, requests, broker = Watch(), self._stream.requests, self._broker()
+        async with ended(broker.stop):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                client = cast("Any", await broker.connect())
+                await _ensure_group(client, requests)
+
+                async def handle(message: Mapping[str, Any]) -> None:
+                    try:
+                        [place] = message["message_ids"]
+                        await take(Arrived(_body_of(message["data"]), place.decode()))
+                        await client.xack(requests, GROUP, place)
+                    except Exception as error:  # noqa: BLE001 -- the line is lost, and the message comes again
+                        watch.tell(error)
+
+                self._subscribe(broker, handle, max_records=self._stream.max_handlers)
+                self._subscribe(broker, handle, min_idle_time=IDLE_MILLISECONDS)
+                await broker.start()
+            is_up()
+            await watch.keep(lambda: _ensure_consumed(client, broker, requests))
+
+    async def publish(self, message: Message) -> None:
+        """See `transport.Transport`."""
+        if self._out is None:
+            self._out = self._broker()
+        async with asyncio.timeout(ANSWER_SECONDS):
+            client = cast("Any", await self._out.connect())
+            fields = {"message-id": message.headers["message-id"], "data": message.body}
+            try:
+                await client.xadd(message.address, fields)
+            except (Lost, Late):
+                raise
+            except RedisError as error:
+                raise Undelivered(f"Redis did not take the answer: {error}") from error
+
+    async def close(self) -> None:
+        """See `transport.Transport`."""
+        out, self._out = self._out, None
+        if out is not None:
+            async with ended(out.stop):
+                pass
+
+    def _subscribe(self, broker: RedisBroker, handle: Any, **how: Any) -> None:
+        polling = CLAIM_POLL_MILLISECONDS if "min_idle_time" in how else POLL_MILLISECONDS
+        place: Any = StreamSub(
+            self._stream.requests, group=GROUP, consumer=self._consumer, polling_interval=polling, **how
+        )
+        subscriber = cast("Any", broker).subscriber(
+            stream=place,
+            max_workers=self._stream.max_handlers,
+            ack_policy=AckPolicy.MANUAL,
+            no_reply=True,
+            parser=as_it_came,
+            decoder=unread,
+        )
+        subscriber(handle)
+
+    def _broker(self) -> RedisBroker:
+        return cast("Any", RedisBroker)(  # its own types do not know that no logger is one
+            self._url,
+            socket_connect_timeout=5,
+            socket_timeout=ANSWER_SECONDS,
+            health_check_interval=15,
+            graceful_timeout=GRACE_SECONDS,
+            logger=None,
+            apply_types=False,
+        )
+
+
+async def _ensure_group(client: Any, stream: str) -> None:
+    """The group reads from the stream's beginning: what came before us is asked, too."""
+    with contextlib.suppress(ResponseError):  # there is one
+        await client.xgroup_create(stream, GROUP, id="0", mkstream=True)
+    await client.xinfo_consumers(stream, GROUP)
+
+
+async def _ensure_consumed(client: Any, broker: RedisBroker, stream: str) -> None:
+    await client.xinfo_consumers(stream, GROUP)
+    if not all(subscriber.running for subscriber in broker.subscribers):
+        raise ConnectionError("FastStream has given up reading")
+
+
+def _body_of(fields: Mapping[bytes, bytes]) -> bytes:
+    """The message: what stands in the field that is named for it, else in the only one."""
+    if FASTSTREAM in fields:
+        return BinaryMessageFormatV1.parse(fields[FASTSTREAM])[0]
+    named = next((fields[name] for name in FIELDS if name in fields), None)
+    if named is not None:
+        return named
+    return next(iter(fields.values())) if len(fields) == 1 else b""

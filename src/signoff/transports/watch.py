@@ -1,0 +1,59 @@
+"""What all transports do with a broker of FastStream's: raw messages in, and a watch that says when one is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+from faststream.message import StreamMessage
+
+ANSWER_SECONDS = 10.0
+CHECK_SECONDS = 1.0
+CLOSE_SECONDS = 3.0
+# How long a broker of FastStream's waits for handlers when it stops: they have a transaction to end, no more.
+GRACE_SECONDS = 2.0
+
+
+async def as_it_came(message: Any) -> StreamMessage[Any]:
+    """A parser that reads nothing: what FastStream makes of a strange message must not keep it from its handler."""
+    return StreamMessage(raw_message=message, body=b"", message_id="", correlation_id="")
+
+
+async def unread(message: StreamMessage[Any]) -> Any:
+    """A decoder that decodes nothing."""
+    return message.raw_message
+
+
+class Watch:
+    """Waits for trouble, and looks for it."""
+
+    def __init__(self) -> None:
+        self._trouble: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def tell(self, error: BaseException) -> None:
+        """Something went wrong; the first to say so is heard."""
+        if not self._trouble.done():
+            self._trouble.set_exception(error)
+            self._trouble.exception()  # it may come when nobody waits any more
+
+    async def keep(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Until there is trouble, which raises; `look` raises what it finds."""
+        while True:
+            await asyncio.wait([self._trouble], timeout=CHECK_SECONDS)
+            if self._trouble.done():
+                self._trouble.result()
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await look()
+
+
+@contextlib.asynccontextmanager
+async def ended(stop: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
+    """Stops a broker after the block. A dead line is not waited for, and whatever it says is of no interest."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(GRACE_SECONDS + CLOSE_SECONDS):
+                await stop()

@@ -1,0 +1,140 @@
+"""Step: the job of one call of a run, a prompt's or another pipeline's, until it has ended or waits for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from signoff.core.access import Caller
+from signoff.core.ask import PREDICT, Ask, path_for
+from signoff.core.cache import Sampling
+from signoff.core.endpoint import CHAT
+from signoff.core.job import Job
+from signoff.core.policy import policy_for
+from signoff.core.run import Asked
+from signoff.core.target import Pipeline, Prompt
+from signoff.core.template import filled
+from signoff.errors import Stale, StepFailed
+from signoff.store import Step
+from signoff.work.desk import Desk
+from signoff.work.look import find, wait_for
+from signoff.work.recall import key_for, recalled
+
+Performs = Callable[[Desk, Job], Awaitable[None]]
+LOOK_SECONDS = 1.0
+SOON_SECONDS = 0.02
+
+
+async def new_step(desk: Desk, run: Job, node: str, callee: Prompt | Pipeline, values: Mapping[str, str]) -> Job:
+    """The job of a call at `node`, leased, and not written anywhere yet. Raises ModelNotFound."""
+    kind = "prompt" if isinstance(callee, Prompt) else "pipeline"
+    asked = Asked(kind=kind, name=callee.name, version=callee.version, arguments=dict(values))
+    of_run: dict[str, Any] = {
+        "id": desk.new_id(),
+        "status": "bot",
+        "door": run.door,
+        "lane": run.lane,
+        "user_id": run.user_id,
+        "token_id": run.token_id,
+        "priority": run.priority,
+        "key_id": run.key_id,
+        "metadata": msgspec.json.encode(asked),
+        "parent_id": run.id,
+        "parent_round": run.round,
+        "node": node,
+        "attempt": 1,
+        "lease": desk.new_id(),
+    }
+    if isinstance(callee, Pipeline):
+        return _nested(desk, of_run, callee, values)
+    return await _prompted(desk, of_run, callee, values)
+
+
+def failure_of_step(step: Job) -> StepFailed:
+    """The error of a run whose `step` has failed, which names the call."""
+    asked, error = msgspec.json.decode(step.metadata, type=Asked), step.error
+    why = error.message if error else "it ended without an answer"
+    failure = StepFailed(f"`{asked.name}` failed: {why}", job_id=step.parent_id)
+    if error is not None:
+        failure.status, failure.code = error.status, error.code
+    return failure
+
+
+async def settled(desk: Desk, step: Job, ask: Performs) -> Job:
+    """The step once it has ended well, or while a person must look at it. Raises StepFailed."""
+    while True:
+        step = await find(desk, step.id)
+        match step.status:
+            case "success" | "human":
+                return step
+            case "fail":
+                raise failure_of_step(step)
+            case "bot":
+                if step.parked_at is not None:
+                    return step
+                await _go_on(desk, step, ask)
+
+
+async def _go_on(desk: Desk, step: Job, ask: Performs) -> None:
+    """Asks it, once it is due and if nobody else does; else waits a while for it to change."""
+    due_in = (step.due_at - desk.clock()) / 1_000_000
+    if step.lease is None and due_in <= 0 and (claimed := await _claimed(desk, step)) is not None:
+        await ask(desk, claimed)
+        return
+    seconds = LOOK_SECONDS if step.lease else min(max(due_in, SOON_SECONDS), LOOK_SECONDS)
+    await wait_for(desk, step.id, seconds, lambda job: job.seq != step.seq)
+
+
+async def _claimed(desk: Desk, step: Job) -> Job | None:
+    claim = Step(
+        verb="claim",
+        actor=desk.actor,
+        changes={"lease": desk.new_id()},
+        after_seconds={"lease_until": desk.rules.lease_seconds},
+    )
+    try:
+        return await desk.store.jobs.move(step.id, claim)
+    except Stale:
+        return None
+
+
+def _nested(desk: Desk, of_run: dict[str, Any], pipeline: Pipeline, values: Mapping[str, str]) -> Job:
+    return Job(
+        **of_run,
+        target=pipeline.name,
+        model=pipeline.name,
+        pipeline_id=pipeline.id,
+        pipeline_version=pipeline.version,
+        path=PREDICT,
+        cache="bypass",
+        body=msgspec.json.encode(dict(values)),
+        max_attempts=desk.rules.later_attempts,
+    )
+
+
+async def _prompted(desk: Desk, of_run: dict[str, Any], prompt: Prompt, values: Mapping[str, str]) -> Job:
+    """The step that asks the prompt's model; it has ended already where the cache has its answer."""
+    model, rules, lane = await desk.models.find(prompt.model), desk.rules, of_run["lane"]
+    target = prompt.model or model.name
+    messages = [{"role": "user", "content": filled(prompt.body, values)}]
+    body = msgspec.json.encode({"model": target, "messages": messages})
+    path, policy = path_for(model, CHAT, body), policy_for(model.review, "never", rules.policy)
+    caller = Caller(user_id=of_run["user_id"], token_id=of_run["token_id"], role="user", email="")
+    ask = Ask(door=of_run["door"], caller=caller, path=path, body=body, target=target, lane=lane)
+    cache_key = key_for(desk, ask, model, policy, Sampling(), path)
+    step = Job(
+        **of_run,
+        target=target,
+        model=model.name,
+        path=path,
+        body=body,
+        prompt=prompt.name,
+        prompt_version=prompt.version,
+        policy=policy,
+        max_attempts=model.attempts or (rules.now_attempts if lane == "now" else rules.later_attempts),
+        cache="bypass" if cache_key is None else "miss",
+        cache_key=cache_key,
+    )
+    return await recalled(desk, ask, step) or step

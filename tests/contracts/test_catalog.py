@@ -1,0 +1,201 @@
+"""What every store promises of models, of the keys of their upstreams, of sealed secrets, and of models' logs."""
+
+from __future__ import annotations
+
+import pytest
+
+from contracts.test_streams import a_stream
+from signoff.catalog import Sealed
+from signoff.core.delivery import Deliver
+from signoff.core.log import Entry
+from signoff.core.target import Model
+from signoff.errors import Conflict
+from stores import AStore, inserted, together
+
+pytestmark = pytest.mark.anyio
+
+
+def a_model(name: str = "m", **more: object) -> Model:
+    return Model(**({"name": name, "kind": "openai", "url": "http://a"} | more))  # type: ignore[arg-type]
+
+
+async def key_of(store: AStore, name: str = "m") -> int | None:
+    return next(model.key_id for model in await store.catalog.models() if model.name == name)
+
+
+async def secrets(store: AStore) -> list[bytes]:
+    """The sealed forms of all upstream keys."""
+    return [sealed.sealed for sealed in await store.secrets.page("key", None, 100)]
+
+
+# Models
+
+
+async def test_of_registrations_of_a_new_name_at_once_one_stands(store: AStore, other: AStore) -> None:
+    async def register(turn: int) -> bool:
+        try:
+            await [store, other][turn % 2].catalog.put_model(a_model(url=f"http://{turn}"), is_new=True)
+        except Conflict:
+            return False
+        return True
+
+    won = await together(register(turn) for turn in range(20))
+    [model] = await store.catalog.models()
+    assert won.count(True) == 1
+    assert model.url == f"http://{won.index(True)}"
+
+
+async def test_a_name_that_is_taken_is_not_new_and_keeps_its_model_and_its_key(store: AStore) -> None:
+    await store.catalog.put_model(a_model(), sealed=b"s", is_new=True)
+    before = await store.catalog.models()
+    with pytest.raises(Conflict):
+        await store.catalog.put_model(a_model(url="http://b"), sealed=b"other", is_new=True)
+    assert await store.catalog.models() == before
+    assert await secrets(store) == [b"s"]
+
+
+async def test_there_is_one_default_at_most(store: AStore, other: AStore) -> None:
+    for name in "abc":
+        await store.catalog.put_model(a_model(name, default=True), sealed=name.encode())
+    assert [model.name for model in await store.catalog.models() if model.default] == ["c"]
+    assert [await store.catalog.key(await key_of(store, name) or 0) for name in "abc"] == [b"a", b"b", b"c"]
+    await together(
+        [store, other][turn % 2].catalog.put_model(a_model("abc"[turn % 3], default=True)) for turn in range(12)
+    )
+    assert len([model for model in await store.catalog.models() if model.default]) == 1
+
+
+# Keys of models
+
+
+async def test_a_models_key_stays_until_it_is_replaced_or_dropped(store: AStore) -> None:
+    await store.catalog.put_model(a_model(), sealed=b"one")
+    first = await key_of(store)
+    assert first is not None
+    # when it is registered anew without a key, whatever it says of one
+    await store.catalog.put_model(a_model(url="http://b", key_id=first + 100))
+    assert await key_of(store) == first
+    # when it is replaced, the old one is gone
+    await store.catalog.put_model(a_model(), sealed=b"two")
+    assert await store.catalog.key(await key_of(store) or 0) == b"two"
+    assert await secrets(store) == [b"two"]
+    # when it is dropped
+    await store.catalog.put_model(a_model(), drops_key=True)
+    assert await key_of(store) is None
+    assert await secrets(store) == []
+
+
+async def test_a_forgotten_model_leaves_no_key(store: AStore) -> None:
+    await store.catalog.put_model(a_model(), sealed=b"one")
+    assert await store.catalog.drop_model("m") is True
+    assert await secrets(store) == []
+
+
+# Keys of users
+
+
+async def test_a_user_sees_their_own_keys_and_shared_ones_and_no_models(store: AStore) -> None:
+    ann, bob = [await store.people.put_user(f"{name}@example.com", "user") for name in ("ann", "bob")]
+    await store.catalog.put_model(a_model(), sealed=b"model's")
+    own = await store.catalog.add_key(ann.id, "own", b"\x00sealed")
+    shared = await store.catalog.add_key(bob.id, "shared", b"\xff", is_shared=True)
+    private = await store.catalog.add_key(bob.id, "private", b"\xfe")
+
+    assert [await store.catalog.key(key) for key in (own, shared, private)] == [b"\x00sealed", b"\xff", b"\xfe"]
+    assert [key.id for key in await store.catalog.keys(ann.id)] == [own, shared]
+    assert [key.id for key in await store.catalog.keys(bob.id)] == [shared, private]
+    assert [key.id for key in await store.catalog.keys(None)] == [own, shared, private]
+    assert [key.id for key in await store.catalog.keys(None, limit=1)] == [own]
+    assert [key.id for key in await store.catalog.keys(None, after_id=own, limit=1)] == [shared]
+    found = await store.catalog.known_key(shared)
+    assert found is not None
+    assert (found.user_id, found.name, found.is_shared) == (bob.id, "shared", True)
+
+
+async def test_a_dropped_key_is_gone_and_its_number_is_not_given_again(store: AStore) -> None:
+    ann = await store.people.put_user("ann@example.com", "user")
+    await store.catalog.add_key(ann.id, "first", b"1")
+    last = await store.catalog.add_key(ann.id, "last", b"2")
+    before = await store.versions()
+    assert await store.catalog.drop_key(last) is True
+    assert await store.catalog.drop_key(last) is False
+    assert (await store.versions())["models"] > before["models"]
+    assert await store.catalog.key(last) is None
+    assert await store.catalog.known_key(last) is None
+    assert await store.catalog.add_key(ann.id, "next", b"3") > last
+
+
+async def test_a_token_and_a_job_keep_the_key_that_they_are_asked_with(store: AStore) -> None:
+    ann = await store.people.put_user("ann@example.com", "user")
+    made = await store.people.add_token(ann.id, "digest", kind="api", name="", role="user", key_id=7)
+    found = await store.people.token("digest")
+    assert found is not None
+    assert made.key_id == found[0].key_id == 7
+    job = await inserted(store, key_id=7)
+    assert (await store.jobs.get(job.id)) == job
+    [claimed] = await store.jobs.claim(actor="w", lease="mine", limit=1, lease_seconds=60)
+    assert (job.key_id, claimed.key_id) == (7, 7)
+
+
+# Sealed secrets
+
+
+async def test_all_that_is_sealed_is_found_page_by_page_and_replaced_where_it_stands(store: AStore) -> None:
+    ann = await store.people.put_user("ann@example.com", "user")
+    for number in range(12):
+        await store.catalog.add_key(ann.id, "", b"k%d" % number)
+    hook, mirror = (
+        Deliver(address="http://a", host="a", sealed=b"\x00job"),
+        Deliver(kind="redis", address="a", host="a"),
+    )
+    telling = await inserted(store, deliver=(mirror, hook))
+    mirrored = await inserted(store, deliver=(mirror,))
+    await inserted(store)
+
+    found, after = list[Sealed](), None
+    while page := await store.secrets.page("key", after, 5):
+        found, after = [*found, *page], page[-1].place
+    assert [one.sealed for one in found] == [b"k%d" % number for number in range(12)]
+    jobs = await store.secrets.page("job", None, 5)
+    assert [(one.place, one.sealed) for one in jobs] == [(telling.id, b"\x00job"), (mirrored.id, b"")]
+    assert await store.secrets.page("job", mirrored.id, 5) == []
+    for name in ("one", "two"):
+        await store.streams.put(a_stream(name, sealed=name.encode()))
+    first, second = await store.secrets.page("stream", None, 5)
+    assert (first.sealed, second.sealed) == (b"one", b"two")
+    assert await store.secrets.page("stream", "one", 5) == [second]
+    # when they are replaced, then once
+    for one in (found[3], jobs[0], second):
+        assert await store.secrets.replace(one, b"new") is True
+        assert await store.secrets.replace(one, b"newer") is False
+    assert (await secrets(store))[3] == b"new"
+    changed = await store.jobs.get(telling.id)
+    assert changed is not None
+    assert changed.deliver == (mirror, Deliver(address="http://a", host="a", sealed=b"new"))
+    assert [stream.sealed for stream in await store.streams.all()] == [b"one", b"new"]
+    assert await store.secrets.replace(Sealed(kind="job", place="nobody", sealed=b"x"), b"y") is False
+
+
+# Logs of models
+
+
+def line(number: int) -> Entry:
+    return Entry(at=number, level="info", text=str(number))
+
+
+async def test_a_models_log_keeps_its_newest_lines_whoever_writes_them(store: AStore, other: AStore) -> None:
+    for number in range(10):
+        writes = [store, other][number % 2]
+        await writes.model_logs.add([("m", line(number)), ("other", line(100 + number))], kept=4)
+    assert await other.model_logs.read("m", 100) == [line(number) for number in (6, 7, 8, 9)]
+    assert await store.model_logs.read("m", 2) == [line(8), line(9)]
+    assert await store.model_logs.read("unheard", 2) == []
+    await other.model_logs.clean("m")
+    assert await store.model_logs.read("m", 100) == []
+    assert len(await store.model_logs.read("other", 100)) == 4
+    await store.model_logs.add([], kept=4)
+
+
+async def test_a_log_takes_more_lines_at_once_than_it_keeps(store: AStore) -> None:
+    await store.model_logs.add([("m", line(number)) for number in range(2500)], kept=2000)
+    assert await store.model_logs.read("m", 5000) == [line(number) for number in range(500, 2500)]

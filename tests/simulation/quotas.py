@@ -1,0 +1,70 @@
+"""Limits and what was used of them, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from signoff.core.limits import Limit, Meter, Refusal, Room, Wish, admitted, as_of, renewed, settled
+from simulation.tables import Tables, Tx, Way
+
+
+class MemoryQuotas:
+    """Quotas in memory; see `store.Quotas`."""
+
+    def __init__(self, tables: Tables, way: Way) -> None:
+        self._tables = tables
+        self._way = way
+
+    async def limits(self) -> list[Limit]:
+        return await self._way.send(lambda _: sorted(self._tables.limits.values(), key=_name), writes=False)
+
+    async def put_limit(self, limit: Limit) -> None:
+        def put(tx: Tx) -> None:
+            self._tables.limits[limit.name] = limit
+            self._bump(tx)
+
+        await self._way.send(put, writes=True)
+
+    async def drop_limit(self, name: str) -> bool:
+        def drop(tx: Tx) -> bool:
+            dropped = self._tables.limits.pop(name, None) is not None
+            if dropped:
+                self._bump(tx)
+            return dropped
+
+        return await self._way.send(drop, writes=True)
+
+    async def reserve(self, wish: Wish) -> Room | Refusal:
+        def reserve(tx: Tx) -> Room | Refusal:
+            after, room = admitted(self._tables.meters, wish, tx.now)
+            self._tables.meters.update(after)
+            return room
+
+        return await self._way.send(reserve, writes=True)
+
+    async def settle(self, room: Room, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
+        def settle(tx: Tx) -> None:
+            after = settled(self._tables.meters, room, tokens=tokens, cost=cost, asked=asked, now=tx.now)
+            self._tables.meters.update(after)
+
+        await self._way.send(settle, writes=True)
+
+    async def renew(self, rooms: Sequence[Room], lease_seconds: float) -> None:
+        def renew(tx: Tx) -> None:
+            self._tables.meters.update(renewed(self._tables.meters, rooms, lease_seconds, tx.now))
+
+        await self._way.send(renew, writes=True)
+
+    async def meters(self, names: Sequence[str]) -> dict[str, Meter]:
+        def look(tx: Tx) -> dict[str, Meter]:
+            return {name: as_of(kept, tx.now) for name, kept in self._tables.meters.items() if name in names}
+
+        return await self._way.send(look, writes=False)
+
+    def _bump(self, tx: Tx) -> None:
+        self._tables.versions["limits"] += 1
+        tx.news.append(("limits", ""))
+
+
+def _name(limit: Limit) -> str:
+    return limit.name

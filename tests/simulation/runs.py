@@ -1,0 +1,86 @@
+"""Runs of pipelines in memory: their steps, and the calls of functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from signoff.core.job import Job
+from signoff.core.run import FunctionCall
+from signoff.errors import Stale
+from signoff.store import Step
+from signoff.stores.jobs import timed
+from simulation.jobs import MemoryJobs
+from simulation.tables import Tables, Tx, Way
+
+
+class MemoryRuns:
+    """Runs in memory; see `store.Runs`."""
+
+    def __init__(self, tables: Tables, way: Way, jobs: MemoryJobs) -> None:
+        self._tables = tables
+        self._way = way
+        self._jobs = jobs
+
+    async def add_step(self, step: Job, *, actor: str, run_lease: str, lease_seconds: float) -> Job:
+        def add(tx: Tx) -> Job:
+            run = self._held(step.parent_id, run_lease)
+            place = (step.parent_round, step.node)
+            of_run = [job for job in self._tables.jobs.values() if job.parent_id == run.id]
+            standing = next((job for job in of_run if (job.parent_round, job.node) == place), None)
+            verb, seconds = ("hit", None) if step.is_terminal else ("submit", lease_seconds)
+            return standing or self._jobs.made(tx, timed(step, tx.now, 0, seconds), verb, actor)
+
+        return await self._way.send(add, writes=True)
+
+    async def steps(self, run_id: str, run_round: int | None = None) -> list[Job]:
+        def look(_: Tx) -> list[Job]:
+            steps = [
+                job
+                for job in self._tables.jobs.values()
+                if job.parent_id == run_id and run_round in {None, job.parent_round}
+            ]
+            return sorted(steps, key=lambda job: job.id)
+
+        return await self._way.send(look, writes=False)
+
+    async def add_call(self, call: FunctionCall, *, run_lease: str) -> FunctionCall:
+        def add(tx: Tx) -> FunctionCall:
+            self._held(call.job_id, run_lease)
+            place = (call.job_id, call.round, call.node)
+            return self._tables.calls.get(place) or tx.calls.setdefault(place, call)
+
+        return await self._way.send(add, writes=True)
+
+    async def calls(self, run_id: str, run_round: int | None = None) -> list[FunctionCall]:
+        def look(_: Tx) -> list[FunctionCall]:
+            calls = [
+                call
+                for call in self._tables.calls.values()
+                if call.job_id == run_id and run_round in {None, call.round}
+            ]
+            return sorted(calls, key=lambda call: (call.began_at, call.node))
+
+        return await self._way.send(look, writes=False)
+
+    async def insert_again(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
+        def insert(tx: Tx) -> Job:
+            for step in steps:
+                self._jobs.made(tx, timed(step, tx.now, 0, None), "succeed" if step.is_terminal else "submit", actor)
+            tx.calls.update({(call.job_id, call.round, call.node): call for call in calls})
+            return self._jobs.made(tx, timed(run, tx.now, 0, None), "submit", actor)
+
+        return await self._way.send(insert, writes=True)
+
+    async def forgotten(self, limit: int) -> list[Job]:
+        def look(tx: Tx) -> list[Job]:
+            wake = Step(verb="wake", actor="")
+            runs = [job for job in self._tables.unfinished.values() if self._tables.may("wake", job, wake, tx.now)]
+            return [run for run in runs if all(step.is_terminal for step in self._tables.steps(run))][:limit]
+
+        return await self._way.send(look, writes=False)
+
+    def _held(self, run_id: str | None, lease: str) -> Job:
+        run = self._tables.jobs.get(run_id or "")
+        if run is None or run.status != "bot" or run.lease != lease:
+            raise Stale("The run has ended, or is somebody else's by now.", job_id=run_id)
+        return run

@@ -1,0 +1,56 @@
+"""Streams in memory: which were declared, and who listens where only one process may."""
+
+from __future__ import annotations
+
+from signoff.core.stream import Stream
+from signoff.stores.moves import SECOND
+from simulation.tables import Tables, Tx, Way
+
+
+class MemoryStreams:
+    """Streams in memory; see `store.Streams`."""
+
+    def __init__(self, tables: Tables, way: Way) -> None:
+        self._tables = tables
+        self._way = way
+
+    async def all(self) -> list[Stream]:
+        found = self._tables.streams
+        return await self._way.send(lambda _: [stream for _, stream in sorted(found.items())], writes=False)
+
+    async def put(self, stream: Stream) -> None:
+        def put(tx: Tx) -> None:
+            self._tables.streams[stream.name] = stream
+            self._bump(tx)
+
+        await self._way.send(put, writes=True)
+
+    async def drop(self, name: str) -> bool:
+        def drop(tx: Tx) -> bool:
+            dropped = self._tables.streams.pop(name, None) is not None
+            if dropped:
+                self._bump(tx)
+            return dropped
+
+        return await self._way.send(drop, writes=True)
+
+    async def lead(self, name: str, holder: str, seconds: float) -> bool:
+        def lead(tx: Tx) -> bool:
+            leader, until = self._tables.leads.get(name, (holder, 0))
+            if leader != holder and until >= tx.now:
+                return False
+            self._tables.leads[name] = (holder, tx.now + round(seconds * SECOND))
+            return True
+
+        return await self._way.send(lead, writes=True)
+
+    async def yield_lead(self, name: str, holder: str) -> None:
+        def yield_lead(_: Tx) -> None:
+            if self._tables.leads.get(name, ("", 0))[0] == holder:
+                del self._tables.leads[name]
+
+        await self._way.send(yield_lead, writes=True)
+
+    def _bump(self, tx: Tx) -> None:
+        self._tables.versions["streams"] += 1
+        tx.news.append(("streams", ""))

@@ -1,0 +1,189 @@
+"""Hosted providers through the any-llm library, against real servers that speak their dialects."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from live import Live, chat, live, words
+from names import Names
+from signoff.core.target import Model, flaw_of
+from signoff.engine import Request
+from signoff.engines.anyllm import AnyLLMEngine
+from signoff.errors import ModelFailed
+
+pytestmark = pytest.mark.anyio
+
+USAGE = {"input_tokens": 7, "output_tokens": 3}
+SPOKEN = [
+    {
+        "type": "message_start",
+        "message": {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": "claude",
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": USAGE,
+        },
+    },
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hel"}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "lo"}},
+    {"type": "content_block_stop", "index": 0},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": USAGE},
+    {"type": "message_stop"},
+]
+
+
+@contextlib.asynccontextmanager
+async def anthropic() -> AsyncIterator[tuple[str, list[Any]]]:
+    """A server that speaks as Anthropic's Messages API does: its address, and what it was asked."""
+    asked = list[Any]()
+
+    async def messages(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        asked.append((request.headers.get("x-api-key"), body))
+        if body["model"] == "busy":
+            error = {"type": "error", "error": {"type": "rate_limit_error", "message": "Slow down."}}
+            return web.json_response(error, status=429, headers={"retry-after": "7"})
+        if not body.get("stream"):
+            said = SPOKEN[0]["message"] | {"content": [{"type": "text", "text": "Hello"}], "stop_reason": "end_turn"}
+            return web.json_response(said)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for event in SPOKEN[: 4 if body["model"] == "cut" else None]:
+            await response.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+        if body["model"] == "cut" and request.transport is not None:
+            request.transport.abort()
+        return response
+
+    served = web.Application()
+    served.router.add_post("/v1/messages", messages)
+    runner = web.AppRunner(served)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", asked
+    finally:
+        await runner.cleanup()
+
+
+async def registered(server: Live, name: str, upstream: str, url: str, **more: Any) -> None:
+    new = {"name": name, "kind": "anyllm", "upstream_model": upstream, "url": url, "key": "sk-provider"} | more
+    assert (await server.ask("POST", "/api/models", await server.token("admin"), json=new))[0] == 201
+
+
+async def events(server: Live, token: str, body: dict[str, Any]) -> list[Any]:
+    headers = {"authorization": f"Bearer {token}"}
+    async with server.http.post(server.url + "/v1/chat/completions", json=body, headers=headers) as response:
+        text = await response.text()
+    return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+
+
+def deltas(told: list[Any]) -> str:
+    chosen = [choice for event in told[:-1] for choice in json.loads(event).get("choices", ())]
+    return "".join(choice["delta"].get("content") or "" for choice in chosen)
+
+
+async def test_a_provider_with_another_dialect_is_asked_in_it_and_answers_in_ours(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, anthropic() as (url, asked):
+        token = await server.token()
+        await registered(server, "claude", "anthropic/claude-x", url)
+        status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "claude", max_tokens=9))
+        assert (status, words(told)) == (200, "Hello")
+        assert (told["object"], told["choices"][0]["finish_reason"]) == ("chat.completion", "stop")
+        assert (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]) == (7, 3)
+        key, body = asked[-1]
+        assert (key, body["model"], body["max_tokens"]) == ("sk-provider", "claude-x", 9)
+        # a stream too, to its end
+        said = await events(server, token, chat("hi", "claude", stream=True))
+        assert (deltas(said), said[-1]) == ("Hello", "[DONE]")
+        # and any other door
+        status, told = await server.ask("POST", "/post/predict?id=claude", token, data=b'"hi"')
+        assert (status, words(told)) == (200, "Hello")
+
+
+async def test_a_providers_errors_keep_their_status(tmp_path: Path) -> None:
+    async with live(tmp_path, now_attempts=1) as server, anthropic() as (url, asked):
+        token = await server.token()
+        await registered(server, "busy", "anthropic/busy", url)
+        status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "busy"))
+        assert (status, "Slow down." in told["error"]["message"]) == (429, True)
+        assert len(asked) == 1
+        # a stream that breaks does not end as if it were whole
+        await registered(server, "cut", "anthropic/cut", url)
+        said = await events(server, token, chat("hi", "cut", stream=True))
+        assert "[DONE]" not in said
+        assert "error" in json.loads(said[-1])
+        # what is not there is unreachable, and its address is not told
+        await registered(server, "lost", "anthropic/x", "http://127.0.0.1:9")
+        status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "lost"))
+        assert (status, told["error"]["code"]) == (502, "model_unreachable")
+        assert "127.0.0.1" not in told["error"]["message"]
+
+
+async def test_a_provider_that_speaks_as_openai_does_is_asked_as_well(tmp_path: Path) -> None:
+    async with live(tmp_path / "far") as far, live(tmp_path / "near") as near:
+        token = await near.token()
+        for name, echo in (("chat", "echo"), ("hangs", "echo/hang"), ("down", "echo/status=503")):
+            more = {"key": await far.token(), "attempts": 1, "timeouts": {"first_byte_seconds": 3}}
+            await registered(near, name, f"openai/{echo}", far.url + "/v1", **more)
+        body = chat("over there", "chat", temperature=0.5)
+        status, told = await near.ask("POST", "/v1/chat/completions", token, json=body)
+        assert (status, words(told)) == (200, "over there")
+        said = await events(near, token, body | {"stream": True, "stream_options": {"include_usage": True}})
+        assert (deltas(said), said[-1]) == ("over there", "[DONE]")
+        for name, expected in (("hangs", 504), ("down", 503)):
+            assert (await near.ask("POST", "/v1/chat/completions", token, json=chat("x", name)))[0] == expected
+        # what the library would take and a caller may not say, and what it would leave out
+        for strange in ({"extra_headers": {"x": "y"}}, {"api_base": "http://10.0.0.1"}, {"store": True}):
+            status, told = await near.ask("POST", "/v1/chat/completions", token, json=chat("x", "chat", **strange))
+            assert (status, next(iter(strange)) in told["error"]["message"]) == (400, True)
+        assert (await near.ask("POST", "/v1/completions", token, json={"model": "chat", "prompt": "x"}))[0] == 404
+
+
+async def test_a_caller_s_own_key_goes_to_the_provider(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, anthropic() as (url, asked):
+        await registered(server, "claude", "anthropic/claude-x", url)
+        ann = await server.token("user", "ann@x.y")
+        _, key = await server.ask("POST", "/api/keys", ann, json={"name": "mine", "key": "sk-ann"})
+        from signoff.work.people import create_token, create_user
+
+        token = await create_token(server.desk, await create_user(server.desk, "ann@x.y", "user"), key_id=key["id"])
+        for caller, expected in ((token, "sk-ann"), (ann, "sk-provider")):
+            assert (await server.ask("POST", "/v1/chat/completions", caller, json=chat("hi", "claude")))[0] == 200
+            assert asked[-1][0] == expected
+
+
+async def said_by(engine: AnyLLMEngine, **more: Any) -> None:
+    model = Model(name="m", kind="anyllm", **({"upstream_model": "anthropic/x"} | more))
+    request = Request(path="/v1/chat/completions", body=b'{"messages": []}', target="m", key="k")
+    [_ async for _ in engine.answer(model, request)]
+
+
+async def test_without_the_extra_it_says_which_one_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "any_llm", None)
+    with pytest.raises(ModelFailed, match=r"signoff\[anyllm\]"):
+        await said_by(AnyLLMEngine())
+
+
+async def test_a_provider_that_there_is_not_is_told_so() -> None:
+    engine = AnyLLMEngine()
+    with pytest.raises(ModelFailed, match="nobody"):
+        await said_by(engine, upstream_model="nobody/x")
+    with pytest.raises(ModelFailed, match="where no model may be"):
+        await said_by(AnyLLMEngine(Names(["169.254.169.254"])), url="http://model.example")
+    await engine.close()
+    assert flaw_of(Model(name="m", kind="anyllm")) is not None
+    assert flaw_of(Model(name="mistral/*", kind="anyllm")) is None

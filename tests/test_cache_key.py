@@ -1,0 +1,254 @@
+"""The key of an answer: what makes two requests the same, and what does not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signoff.core.cache import (
+    LARGEST_REQUEST_BYTES,
+    Fresh,
+    Sampling,
+    canonical,
+    fresh_of,
+    is_kept,
+    is_of,
+    is_whole,
+    key_of,
+    with_usage,
+)
+from signoff.core.endpoint import CHAT, EMBEDDINGS, RESPONSES
+from signoff.core.policy import Policy
+from signoff.core.target import Model, Timeouts, version_of
+from signoff.core.tokens import Usage
+
+PLAIN: dict[str, Any] = {
+    "scope": "user:1",
+    "path": CHAT,
+    "target": "m",
+    "versions": "v1",
+    "policy": Policy(),
+    "body": b'{"a":1}',
+}
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def same(one: str, other: str, path: str = CHAT) -> bool:
+    return canonical(one.encode(), path) == canonical(other.encode(), path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('{"a":1,"b":[1,2]}', ' { "b" : [ 1 , 2 ] , "a" : 1 } '),
+        ('{"a":{"x":1,"y":{"p":1,"q":2}}}', '{"a":{"y":{"q":2,"p":1},"x":1}}'),
+        ('{"a":"é"}', '{"a":"\\u00e9"}'),
+        ('{"a":"/\\n"}', '{"a":"\\/\\u000a"}'),
+        ('{"a":"😀"}', '{"a":"\\ud83d\\ude00"}'),
+        ('{"é":1}', '{"\\u00e9":1}'),
+        ('{"a":1,"stream":true}', '{"a":1}'),
+        ('{"a":1,"stream":false,"stream_options":{"include_usage":true}}', '{"a":1,"stream":true}'),
+    ],
+)
+def test_these_ask_the_same(one: str, other: str) -> None:
+    assert same(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('{"a":[1,2]}', '{"a":[2,1]}'),
+        ('{"a":1}', '{"a":1.0}'),
+        ('{"a":0.1}', '{"a":0.10}'),
+        ('{"a":0.1}', '{"a":0.1000000000000000055511151231257827}'),
+        ('{"a":1e2}', '{"a":1E2}'),
+        ('{"a":123456789012345678901234567890}', '{"a":123456789012345678901234567891}'),
+        ('{"a":1}', '{"a":"1"}'),
+        ('{"a":1}', '{"a":true}'),
+        ('{"a":null}', "{}"),
+        ('{"a":""}', '{"a":null}'),
+        ('{"a":"é"}', '{"a":"e\\u0301"}'),
+        ('{"a":1}', '{"A":1}'),
+        ('{"a":{"stream":true}}', '{"a":{}}'),
+        ('{"a":[]}', '{"a":{}}'),
+        ('{"a":1,"a":2}', '{"a":2}'),
+        ('{"a":1,"a":2}', '{"a":1}'),
+        ('{"a":1,"a":1}', '{"a":1}'),
+        ('{"x":{"a":1,"a":2}}', '{"x":{"a":2}}'),
+        ('{"a":1,"\\u0061":2}', '{"a":2}'),
+        ('{"a":1,"a":2,"stream":true}', '{"a":1,"a":2}'),
+        ('{"m":[{"r":"u","c":"evil","c":"kind"}]}', '{"m":[{"r":"u","c":"kind"}]}'),
+    ],
+)
+def test_these_do_not(one: str, other: str) -> None:
+    assert not same(one, other)
+
+
+def test_an_endpoint_without_streams_looks_at_every_member() -> None:
+    assert not same('{"a":1,"stream":true}', '{"a":1}', EMBEDDINGS)
+
+
+@given(values, st.randoms())
+def test_order_of_members_and_form_of_texts_never_count(value: Any, dice: Any) -> None:
+    def shuffled(value: Any) -> Any:
+        if isinstance(value, dict):
+            items = [(name, shuffled(inner)) for name, inner in value.items()]
+            dice.shuffle(items)
+            return dict(items)
+        return [shuffled(inner) for inner in value] if isinstance(value, list) else value
+
+    one = json.dumps({"x": value})
+    other = json.dumps({"x": shuffled(value)}, ensure_ascii=False, indent=dice.choice([None, 2]))
+    assert same(one, other)
+
+
+@given(values, values)
+def test_what_differs_in_value_has_another_form(one: Any, other: Any) -> None:
+    if msgspec.json.encode(one, order="sorted") != msgspec.json.encode(other, order="sorted"):
+        assert not same(json.dumps({"x": one}), json.dumps({"x": other}))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"scope": "user:2"},
+        {"scope": "shared"},
+        {"path": RESPONSES},
+        {"target": "m2"},
+        {"versions": "v2"},
+        {"policy": Policy(review="always")},
+        {"policy": Policy(undo_seconds=1)},
+        {"policy": Policy(deadline_seconds=5, on_deadline="approve")},
+        {"body": b'{"a":2}'},
+    ],
+)
+def test_every_part_of_a_key_counts(other: dict[str, Any]) -> None:
+    assert key_of(**PLAIN) == key_of(**PLAIN)
+    assert key_of(**(PLAIN | other)) != key_of(**PLAIN)
+
+
+def test_parts_do_not_run_into_each_other() -> None:
+    assert key_of(**(PLAIN | {"scope": "a", "target": "bc"})) != key_of(**(PLAIN | {"scope": "ab", "target": "c"}))
+
+
+def test_a_key_says_of_which_versions_it_is() -> None:
+    key = key_of(**PLAIN)
+    assert key is not None
+    assert is_of(key, "v1")
+    assert not is_of(key, "v")
+    assert not is_of(key, "v2")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"a":NaN}', b"[" * 100_000, b'{"a":"\\ud800"}', b'{"a":"\xff"}', b"\xff\xfe"]
+)
+def test_what_cannot_be_read_has_no_key(body: bytes) -> None:
+    assert key_of(**(PLAIN | {"body": body})) is None
+
+
+def test_what_is_too_large_has_no_key() -> None:
+    at_most = json.dumps("x" * (LARGEST_REQUEST_BYTES - 2)).encode()
+    assert key_of(**(PLAIN | {"body": at_most})) is not None
+    assert key_of(**(PLAIN | {"body": at_most + b" "})) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"url": "http://other/v1"},
+        {"upstream_model": "other"},
+        {"key_id": 2},
+        {"kind": "http"},
+        {"command": ("x",)},
+        {"review": "always"},
+        {"timeouts": Timeouts(total_seconds=1)},
+    ],
+)
+def test_whatever_is_changed_about_a_model_gives_it_another_version(changed: dict[str, Any]) -> None:
+    model = Model(name="m", kind="openai", url="http://one/v1")
+    assert version_of(model) == version_of(msgspec.structs.replace(model))
+    assert version_of(msgspec.structs.replace(model, **changed)) != version_of(model)
+
+
+@pytest.mark.parametrize(
+    ("body", "repeatable"),
+    [
+        ('{"temperature":0}', True),
+        ('{"temperature":0.0}', True),
+        ('{"temperature":-0e5}', True),
+        ('{"seed":0}', True),
+        ('{"seed":7,"temperature":1}', True),
+        ('{"temperature":0.0001}', False),
+        ('{"temperature":"0"}', False),
+        ('{"temperature":null,"seed":null}', False),
+        ('{"temperature":[0]}', False),
+        ('{"temperature":false}', False),
+        ("{}", False),
+    ],
+)
+def test_a_request_is_repeatable_with_a_seed_or_without_chance(body: str, repeatable: bool) -> None:
+    sampling = msgspec.json.decode(body, type=Sampling)
+    assert sampling.is_repeatable is repeatable
+    assert is_kept(None, None, None, sampling=sampling) is repeatable
+    # the first rule rules
+    assert is_kept("always", "never", sampling=sampling)
+    assert not is_kept(None, "never", "always", sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    ("headers", "fresh"),
+    [
+        ([], Fresh()),
+        (["no-store"], Fresh(no_store=True)),
+        (["No-Cache"], Fresh(no_cache=True)),
+        (["max-age=60"], Fresh(max_age_seconds=60)),
+        (['max-age="60", no-cache'], Fresh(max_age_seconds=60, no_cache=True)),
+        (["max-age=60", "no-store, max-age=5"], Fresh(max_age_seconds=5, no_store=True)),
+        (["max-age=0"], Fresh(max_age_seconds=0)),
+        (["max-age=soon"], Fresh(max_age_seconds=0)),
+        (["max-age=-5"], Fresh(max_age_seconds=0)),
+        (["max-age=99999999999999"], Fresh(max_age_seconds=0)),
+        (["max-stale=5, no-transform, ,=,no-storeish"], Fresh()),
+    ],
+)
+def test_cache_control_is_read_as_it_is_meant(headers: list[str], fresh: Fresh) -> None:
+    assert fresh_of(headers) == fresh
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "whole"),
+    [
+        (CHAT, b'{"choices":[]}', True),
+        (CHAT, b'"words"', True),
+        (CHAT, b'{"error":{"message":"no"}}', False),
+        (CHAT, b'{"error":null,"choices":[]}', True),
+        (RESPONSES, b'{"status":"completed"}', True),
+        (RESPONSES, b'{"status":"incomplete"}', True),
+        (RESPONSES, b'{"status":"queued"}', False),
+        (RESPONSES, b'{"status":"in_progress"}', False),
+        (RESPONSES, b'{"status":"failed"}', False),
+        (CHAT, b'{"status":"queued"}', True),
+    ],
+)
+def test_an_answer_that_is_none_is_not_kept(path: str, answer: bytes, whole: bool) -> None:
+    assert is_whole(path, answer) is whole
+
+
+def test_an_answer_that_came_as_a_stream_is_kept_with_its_tokens() -> None:
+    usage = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
+    assert json.loads(with_usage(CHAT, b'{"choices":[]}', usage))["usage"]["total_tokens"] == 3
+    told = b'{"choices":[],"usage":{"total_tokens":9}}'
+    assert with_usage(CHAT, told, usage) == told
+    for other in (b'"words"', b'{"a":1}', b"[1]"):
+        assert with_usage(CHAT, other, usage) == other
+    assert with_usage(EMBEDDINGS, b'{"choices":[]}', usage) == b'{"choices":[]}'
+    assert with_usage(CHAT, b'{"choices":[]}', None) == b'{"choices":[]}'

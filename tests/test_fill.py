@@ -1,0 +1,122 @@
+"""A request to a prompt becomes the request to its model, and what is said in it stays text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signoff.core.ask import PREDICT
+from signoff.core.endpoint import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
+from signoff.core.fill import arguments_in, asked_of_model
+from signoff.core.target import Prompt
+from signoff.errors import BadRequest
+
+ONE = Prompt(name="one", body="Say {x}!", user_id=1)
+TWO = Prompt(name="two", body="{a}{b}{a}", user_id=1)
+TEXT = st.text(st.characters(codec="utf-8"))
+
+
+def said(prompt: Prompt, body: Any, path: str = CHAT) -> str:
+    """The one message of a user that the model gets."""
+    _, asked = asked_of_model(prompt, "m", path, json.dumps(body).encode())
+    [message] = json.loads(asked)["messages"]
+    assert message.keys() == {"role", "content"}
+    assert message["role"] == "user"
+    return message["content"]
+
+
+def chat(content: Any) -> dict[str, Any]:
+    return {"model": "one", "messages": [{"role": "user", "content": content}]}
+
+
+@given(TEXT)
+def test_any_text_reaches_the_model_as_it_is(text: str) -> None:
+    assert said(ONE, chat(json.dumps({"x": text}))) == f"Say {text}!"
+    if not text.lstrip().startswith("{"):
+        assert said(ONE, chat(text)) == f"Say {text}!"
+    assert said(ONE, chat([{"type": "text", "text": text}, {"type": "text", "text": "."}])) == f"Say {text}.!"
+
+
+@given(TEXT, TEXT)
+def test_no_value_is_looked_at_for_placeholders(one: str, other: str) -> None:
+    for a, b in [(one, other), ("{b}", one), ("{{a}}", "{a}")]:
+        assert said(TWO, chat(json.dumps({"a": a, "b": b}))) == a + b + a
+
+
+def test_a_megabyte_of_hostile_text_is_one_message() -> None:
+    text = '{x}{{"}\\"\n' * 100_000
+    assert said(ONE, chat(text[1:])) == f"Say {text[1:]}!"
+
+
+def test_what_else_is_asked_for_stays_byte_for_byte() -> None:
+    messages = b'"messages": [{"role": "user", "content": "go"}]'
+    body = b'{"temperature": 1.0, %s, "seed": 12345678901234567890, "x": {"a":  1}}' % messages
+    path, asked = asked_of_model(ONE, "m", CHAT, body)
+    assert path == CHAT
+    assert asked.startswith(b'{"temperature":1.0,"seed":12345678901234567890,"x":{"a":  1},"model":"m","messages":')
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "asked_at", "member", "content"),
+    [
+        (CHAT, chat("go"), CHAT, "messages", [{"role": "user", "content": "Say go!"}]),
+        (COMPLETIONS, {"prompt": "go"}, COMPLETIONS, "prompt", "Say go!"),
+        (RESPONSES, {"input": "go"}, RESPONSES, "input", "Say go!"),
+        (RESPONSES, {"input": [{"role": "user", "content": "go"}]}, RESPONSES, "input", "Say go!"),
+        (PREDICT, {"x": "go"}, CHAT, "messages", [{"role": "user", "content": "Say go!"}]),
+        (PREDICT, "go", CHAT, "messages", [{"role": "user", "content": "Say go!"}]),
+        (PREDICT, ["go", 1.0], CHAT, "messages", [{"role": "user", "content": 'Say ["go", 1.0]!'}]),
+        (PREDICT, {"x": [1, None]}, CHAT, "messages", [{"role": "user", "content": "Say [1, null]!"}]),
+    ],
+)
+def test_the_text_stands_where_its_endpoint_has_it(
+    path: str, body: Any, asked_at: str, member: str, content: Any
+) -> None:
+    where, asked = asked_of_model(ONE, "m", path, json.dumps(body).encode())
+    assert where == asked_at
+    assert json.loads(asked) == {"model": "m", member: content}
+
+
+def test_an_argument_that_is_missing_is_named() -> None:
+    for body in ({}, {"y": 1}, {"model": "one"}):
+        with pytest.raises(BadRequest, match="no value for x"):
+            asked_of_model(ONE, "m", PREDICT, json.dumps(body).encode())
+
+
+def test_it_is_the_last_message_of_the_user_that_counts() -> None:
+    messages = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "last"},
+        {"role": "assistant", "content": "b"},
+    ]
+    assert said(ONE, {"messages": messages}) == "Say last!"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [(TWO, "text"), (TWO, "{}"), (TWO, '{"a": 1}'), (TWO, '{"a": 1, "b": 2, "c": 3}'), (TWO, "{" * 100_000), (TWO, "")],
+    ids=lambda value: str(value)[:10],
+)
+def test_arguments_that_do_not_fit_are_refused_with_what_does(prompt: Prompt, text: str) -> None:
+    with pytest.raises(BadRequest, match="'two' takes a and b, as the members of one JSON object"):
+        arguments_in(prompt, text)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (EMBEDDINGS, {"input": "go"}),
+        ("/v1/audio/speech", {"input": "go"}),
+        (CHAT, chat([{"type": "image_url", "image_url": {"url": "data:,"}}])),
+        (CHAT, chat([])),
+    ],
+)
+def test_a_prompt_takes_text_at_the_doors_of_texts(path: str, body: Any) -> None:
+    with pytest.raises(BadRequest):
+        asked_of_model(ONE, "m", path, json.dumps(body).encode())

@@ -1,0 +1,82 @@
+"""Prompts as text with placeholders: which there are, and that what is filled in is never looked at."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signoff.core.template import filled, placeholders
+from signoff.errors import BadRequest
+
+BRACED = st.text(alphabet="{}ab_1 \n\"'$%\\", max_size=30)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("this is {a_arg}", ("a_arg",)),
+        ("{b} {a} {b}", ("b", "a")),
+        ("{{a}}", ()),
+        ("{{{a}}}", ("a",)),
+        ("{{{{a}}}}", ()),
+        ("{a}}", ("a",)),
+        ("{1a} {_a} {} { a } {a b} {a-b} {a.b} {a!r} {a:>3} {0}", ()),
+        ('{"key": {"inner": [1]}}', ()),
+        ("{a {b}", ("b",)),
+        ("{имя} {größe} {a1_}", ("имя", "größe", "a1_")),
+        ("}{a}{", ("a",)),
+    ],
+)
+def test_a_placeholder_is_a_name_in_braces(text: str, names: tuple[str, ...]) -> None:
+    assert placeholders(text) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "out"),
+    [
+        ("{a}", "1"),
+        ("{{a}}", "{a}"),
+        ("{{{a}}}", "{1}"),
+        ("{a}}", "1}"),
+        ("{ a } {} }", "{ a } {} }"),
+        ('{"k": {"i": 1}}', '{"k": {"i": 1}'),
+        ("{b}{a}", "{a}1"),
+    ],
+)
+def test_values_stand_where_their_names_stood(text: str, out: str) -> None:
+    assert filled(text, {"a": "1", "b": "{a}"}) == out
+
+
+@given(BRACED, BRACED)
+def test_a_value_is_never_substituted_again(text: str, value: str) -> None:
+    marked = filled(text, dict.fromkeys(placeholders(text), "\0"))
+    assert filled(text, dict.fromkeys(placeholders(text), value)) == marked.replace("\0", value)
+
+
+@given(st.text())
+def test_braces_that_are_doubled_are_text(text: str) -> None:
+    assert filled(text.replace("{", "{{").replace("}", "}}"), {}) == text
+
+
+@given(st.text(alphabet="ab \n$%\\\"'", max_size=20))
+def test_what_has_no_braces_stays_as_it_is(text: str) -> None:
+    assert (placeholders(text), filled(text, {})) == ((), text)
+
+
+@given(BRACED)
+def test_the_names_are_those_that_are_needed(text: str) -> None:
+    names = placeholders(text)
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert re.fullmatch(r"[ab]\w*", name)
+        with pytest.raises(BadRequest, match=f"no value for {re.escape(name)}"):
+            filled(text, {other: "" for other in names if other != name})
+
+
+def test_a_megabyte_is_filled_in_one_pass() -> None:
+    big = "{a}{{" * 200_000
+    assert filled("<{a}>", {"a": big}) == f"<{big}>"
+    assert placeholders("{" * 1_000_000) == ()

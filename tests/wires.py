@@ -1,0 +1,170 @@
+"""The other side of a stream, for tests: whoever sends requests to a broker and reads answers from it.
+
+Each speaks to its broker with the plainest client there is, and not with FastStream: as anybody's program would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple, Protocol
+
+import aio_pika
+import nats
+import zmqtt
+from redis.asyncio import Redis
+
+ANSWER_SECONDS = 30.0
+
+
+class Told(NamedTuple):
+    """An answer, and the id of its message."""
+
+    id: str
+    body: Any
+
+
+class Wire(Protocol):
+    """Sends to one topic and reads from the other."""
+
+    url: str
+    requests: str
+    responses: str
+
+    async def send(self, body: bytes, message_id: str | None = None) -> None: ...
+    async def get(self) -> Told: ...
+
+
+class RabbitWire:
+    """Through RabbitMQ."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self.url = url
+        self.prefix = prefix
+        self.requests, self.responses = f"{prefix}requests", f"{prefix}responses"
+        self._came = asyncio.Queue[Told]()
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[RabbitWire]:
+        """Both queues, there."""
+        async with await aio_pika.connect(self.url) as connection:
+            self.channel = await connection.channel()
+            arguments = {"x-queue-type": "quorum"}
+            await self.channel.declare_queue(self.requests, durable=True, arguments=arguments)
+            queue = await self.channel.declare_queue(self.responses, durable=True, arguments=arguments)
+            await queue.consume(self._come)
+            try:
+                yield self
+            finally:
+                await queue.delete(if_unused=False, if_empty=False)
+
+    async def send(self, body: bytes, message_id: str | None = None) -> None:
+        message = aio_pika.Message(
+            body, message_id=message_id, content_type="application/json", delivery_mode=aio_pika.DeliveryMode.PERSISTENT
+        )
+        await self.channel.default_exchange.publish(message, self.requests)
+
+    async def _come(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        await message.ack()
+        assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+        self._came.put_nowait(Told(message.message_id or "", json.loads(message.body)))
+
+    async def get(self) -> Told:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await self._came.get()
+
+
+class NatsWire:
+    """Through JetStream."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self.url = url
+        self.prefix = prefix
+        self.requests, self.responses = f"{prefix}requests", f"{prefix}responses"
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[NatsWire]:
+        """A stream with both subjects, there."""
+        connection = await nats.connect(self.url)
+        self.js = connection.jetstream()
+        await self.js.add_stream(name=f"{self.prefix}all", subjects=[self.requests, self.responses])
+        self._reader = await self.js.subscribe(self.responses, ordered_consumer=True)
+        try:
+            yield self
+        finally:
+            await self.js.delete_stream(f"{self.prefix}all")
+            await connection.close()
+
+    async def send(self, body: bytes, message_id: str | None = None) -> None:
+        headers = None if message_id is None else {"Nats-Msg-Id": message_id}
+        await self.js.publish(self.requests, body, headers=headers, timeout=10)
+
+    async def get(self) -> Told:
+        message = await self._reader.next_msg(timeout=ANSWER_SECONDS)
+        assert message.headers is not None
+        return Told(message.headers["message-id"], json.loads(message.data))
+
+
+class RedisWire:
+    """Through Redis streams."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self.url = url
+        self.requests, self.responses = f"{prefix}requests", f"{prefix}responses"
+        self._last = "0"
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[RedisWire]:
+        """A connection."""
+        async with Redis.from_url(self.url) as self._redis:
+            yield self
+            await self._redis.delete(self.requests, self.responses)
+
+    async def send(self, body: bytes, message_id: str | None = None) -> None:
+        await self._redis.xadd(self.requests, {"data": body})
+
+    async def get(self) -> Told:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while not (found := await self._redis.xread({self.responses: self._last}, count=1, block=200)):
+                pass
+        [[_, [(place, fields)]]] = found
+        self._last = place
+        return Told(fields[b"message-id"].decode(), json.loads(fields[b"data"]))
+
+
+class MqttWire:
+    """Through MQTT 5."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self.url = url
+        self.prefix = prefix
+        self.requests, self.responses = f"{prefix}requests", f"{prefix}responses"
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[MqttWire]:
+        """A connection that listens to the answers."""
+        port = int(self.url.rpartition(":")[2])
+        self._client = zmqtt.MQTTClient("127.0.0.1", port, client_id=f"{self.prefix}test", version="5.0")
+        async with self._client, self._client.subscribe(self.responses, qos=zmqtt.QoS.AT_LEAST_ONCE) as self._answers:
+            yield self
+
+    async def send(self, body: bytes, message_id: str | None = None) -> None:
+        more = () if message_id is None else (("message-id", message_id),)
+        properties = zmqtt.PublishProperties(user_properties=more)
+        await self._client.publish(self.requests, body, qos=zmqtt.QoS.AT_LEAST_ONCE, properties=properties)
+
+    async def get(self) -> Told:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            message = await self._answers.get_message()
+        assert message.properties is not None
+        return Told(dict(message.properties.user_properties)["message-id"], json.loads(message.payload))
+
+
+WIRES = {
+    "rabbitmq": (RabbitWire, "rabbitmq_url"),
+    "nats": (NatsWire, "nats_url"),
+    "redis": (RedisWire, "redis_url"),
+    "mqtt": (MqttWire, "mqtt_url"),
+}
