@@ -5,6 +5,7 @@ for the names of Redis keys and of RabbitMQ's queues and exchanges (one virtual 
 than the test).
 """
 
+import asyncio
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ import asyncpg
 import pytest
 
 from models import watching
+from signoff.stores.sql import SqlStore
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -116,15 +118,52 @@ def journal(tmp_path: Path) -> Iterator[Path]:
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.fixture(scope="session")
+def migrated(pytestconfig: pytest.Config, postgres_server: str) -> str:
+    """Return the name of the run's database that others are copied from; nobody connects to it once it is made."""
+    run, name = pytestconfig.stash[RUN], "migrated"
+    with (run.folder / "migrated.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        if not lock.read():
+            asyncio.run(execute(postgres_server, f"CREATE DATABASE {name} TEMPLATE template0"))
+            asyncio.run(migrate(f"{postgres_server.rpartition('/')[0]}/{name}"))
+            lock.write(name)
+    return name
+
+
 @pytest.fixture
-async def postgres_url(postgres_server: str, prefix: str, anyio_backend: object) -> AsyncIterator[str]:
-    """Return the url of an empty database that only this test has; sync tests may ask for it too."""
+async def postgres_url(postgres_server: str, migrated: str, prefix: str, anyio_backend: object) -> AsyncIterator[str]:
+    """Return the url of a new database at the newest schema that only this test has; sync tests may ask for it too."""
     del anyio_backend  # asked for so that this fixture runs in tests which do not ask for it themselves
-    name = prefix.rstrip("-")
+    async with database(postgres_server, prefix.rstrip("-"), migrated) as url:
+        yield url
+
+
+@pytest.fixture
+async def empty_postgres_url(postgres_server: str, prefix: str, anyio_backend: object) -> AsyncIterator[str]:
+    """Return the url of a database with nothing in it."""
+    del anyio_backend
     # template0 takes no connections, so nobody can be in the way of copying it.
-    await execute(postgres_server, f'CREATE DATABASE "{name}" TEMPLATE template0')
-    yield f"{postgres_server.rpartition('/')[0]}/{name}"
-    await execute(postgres_server, f'DROP DATABASE "{name}" WITH (FORCE)')
+    async with database(postgres_server, f"{prefix}empty", "template0") as url:
+        yield url
+
+
+@asynccontextmanager
+async def database(server: str, name: str, template: str) -> AsyncIterator[str]:
+    """A database of its own, gone with the block."""
+    await execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    yield f"{server.rpartition('/')[0]}/{name}"
+    await execute(server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+async def migrate(url: str) -> None:
+    """Bring a database to the newest schema."""
+    store = SqlStore(url)
+    try:
+        await store.migrate()
+    finally:
+        await store.close()
 
 
 async def execute(url: str, statement: str) -> None:

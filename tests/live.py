@@ -12,6 +12,7 @@ import aiohttp
 import openai
 import uvicorn
 
+from fresh import make_file
 from signoff.app import make_front, migrate, running
 from signoff.core.access import Role
 from signoff.core.target import Model
@@ -71,7 +72,10 @@ async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
     """A running server; it is closed with the block."""
     quick = {"sweep_seconds": 0.1, "backoff_seconds": 0.01, "drain_seconds": 1}
     told = Settings(data_dir=tmp_path / "data", **(quick | settings))
-    await migrate(told)
+    if told.is_embedded:
+        make_file(told.data_dir / "signoff.db")
+    else:
+        await migrate(told)
     async with running(told, work=True) as desk:
         server = _Server(
             uvicorn.Config(

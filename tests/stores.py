@@ -6,11 +6,13 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
+from fresh import make_file
 from signoff.core.job import Event, Job
 from signoff.errors import Stale
 from signoff.store import Step, Topic
@@ -34,12 +36,19 @@ def store_at(url: str) -> AStore:
     return SqlStore(url)
 
 
+async def _migrated(store: AStore, url: str) -> None:
+    if url.startswith("sqlite:///"):
+        make_file(Path(url.removeprefix("sqlite:///")))
+    else:
+        await store.migrate()
+
+
 @contextlib.asynccontextmanager
 async def opened(url: str) -> AsyncIterator[AStore]:
     """A migrated and started store; it is closed with the block."""
     store = store_at(url)
     try:
-        await store.migrate()
+        await _migrated(store, url)
         await store.start()
         yield store
     finally:
@@ -147,7 +156,7 @@ async def listening(url: str) -> AsyncIterator[tuple[AStore, Ear]]:
     store = store_at(url)
     ear = Ear(store)
     try:
-        await store.migrate()
+        await _migrated(store, url)
         await store.start()
         if url.startswith("postgresql"):
             await ear.hears(("any", ""))  # the first thing it says once it is connected

@@ -87,7 +87,7 @@ def urls(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
 
 
 def address(kind: str, folder: Path, request: pytest.FixtureRequest) -> str:
-    return f"sqlite:///{folder}/store.db" if kind == "sqlite" else request.getfixturevalue("postgres_url")
+    return f"sqlite:///{folder}/store.db" if kind == "sqlite" else request.getfixturevalue("empty_postgres_url")
 
 
 @pytest.fixture
@@ -244,17 +244,19 @@ async def test_processes_that_saw_the_empty_database_see_that_it_has_changed(fil
         assert min((await store.versions()).values()) > 1000
 
 
-async def test_a_restore_that_fails_leaves_the_database_empty(file: Path, tmp_path: Path, postgres_url: str) -> None:
+async def test_a_restore_that_fails_leaves_the_database_empty(
+    file: Path, tmp_path: Path, empty_postgres_url: str
+) -> None:
     # given a value that SQLite takes, and PostgreSQL does not
     async with opened(f"sqlite:///{tmp_path}/source.db") as store:
         await execute(store, sa.update(metadata.tables["tokens"]).values(name="a\0b"))
         await store.backup(tmp_path / "bad")
     with pytest.raises(BadBackup, match="does not take") as refusal:
-        await restored(postgres_url, tmp_path / "bad")
+        await restored(empty_postgres_url, tmp_path / "bad")
     assert "\n" not in refusal.value.message
     # then another one can be restored
-    await restored(postgres_url, file)
-    async with opened(postgres_url) as store:
+    await restored(empty_postgres_url, file)
+    async with opened(empty_postgres_url) as store:
         assert len((await everything(store))["tokens"]) == ROWS
 
 
@@ -299,6 +301,7 @@ async def test_an_older_backup_is_brought_up_to_date(
     config = Config()
     config.set_main_option("script_location", str(newer))
     monkeypatch.setattr(migrations, "_config", lambda: config)
+    monkeypatch.setattr(migrations, "_newest", lambda: "next")
     # when it is restored
     await restored(empty_url, file)
     # then it has all rows, and the newer schema

@@ -26,7 +26,7 @@ def test_a_served_backup_goes_on_elsewhere(target: str, tmp_path: Path, request:
     # given a server with a job that is done, one that is held, and a model with a key
     old, new, file = clean_environment(tmp_path / "old"), clean_environment(tmp_path / "new"), tmp_path / "backup"
     if target == "postgres":
-        new["SIGNOFF_DATABASE_URL"] = request.getfixturevalue("postgres_url")
+        new["SIGNOFF_DATABASE_URL"] = request.getfixturevalue("empty_postgres_url")
     port = free_port()
     with served(old, tmp_path, port):
         token = first_token(tmp_path)

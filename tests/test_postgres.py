@@ -83,12 +83,12 @@ async def test_one_hears_ones_own_news_once(postgres_url: str, store: SqlStore, 
     assert my_ear.heard.count(("job", job.id)) == 1
 
 
-async def test_processes_that_migrate_at_once_make_one_schema(postgres_url: str) -> None:
-    running = [await start("-c", MIGRATES, postgres_url) for _ in range(3)]
+async def test_processes_that_migrate_at_once_make_one_schema(empty_postgres_url: str) -> None:
+    running = [await start("-c", MIGRATES, empty_postgres_url) for _ in range(3)]
     said = await together(process.communicate() for process in running)
 
     assert [process.returncode for process in running] == [0, 0, 0], said
-    async with opened(postgres_url) as store:
+    async with opened(empty_postgres_url) as store:
         await inserted(store)
 
 
@@ -105,8 +105,8 @@ async def test_processes_that_write_at_once_lose_nothing(postgres_url: str, stor
     assert {f"settled {job.id}" for job in jobs if job.status == "success"} == {*settled}
 
 
-async def test_an_old_schema_names_the_command_that_helps(postgres_url: str) -> None:
-    store = SqlStore(postgres_url)
+async def test_an_old_schema_names_the_command_that_helps(empty_postgres_url: str) -> None:
+    store = SqlStore(empty_postgres_url)
     with pytest.raises(SchemaOutdated, match="signoff migrate"):
         await store.start()
     await store.close()

@@ -24,8 +24,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, or
 
 
 @pytest.mark.anyio
-async def test_postgres_answers_in_an_empty_database(postgres_url: str) -> None:
-    connection = await asyncpg.connect(postgres_url)
+async def test_postgres_answers_in_an_empty_database(empty_postgres_url: str) -> None:
+    connection = await asyncpg.connect(empty_postgres_url)
     try:
         assert await connection.fetchval("select 1") == 1
         assert await connection.fetch("select 1 from pg_tables where schemaname = 'public'") == []

@@ -38,7 +38,9 @@ plain = settings(
 @pytest.fixture(params=[*RUNS])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Yield a store that was just made, with its clock in our hands."""
-    url = f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    url = (
+        f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("empty_postgres_url")
+    )
     with opened(url) as place:
         yield place
 

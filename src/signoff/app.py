@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import secrets
@@ -47,7 +48,7 @@ from signoff.doors import (
 from signoff.doors.cached import PREFIXES as CACHED
 from signoff.doors.cached import CachedDoor
 from signoff.doors.front import Front, make_rest
-from signoff.doors.http import Knobs
+from signoff.doors.http import ASGIApp, Knobs
 from signoff.doors.openai import OpenAIDoor
 from signoff.doors.predict import PREFIXES, PredictDoor
 from signoff.engine import Engine
@@ -150,6 +151,14 @@ def make_front(desk: Desk, settings: Settings) -> Front:
         cors_origins=frozenset(settings.cors_origins),
     )
     openai = OpenAIDoor(desk, knobs)
+    predict = PredictDoor(desk, knobs)
+    cached = CachedDoor(desk, knobs)
+    hot = {"/v1/": openai, "/openai/v1/": openai} | dict.fromkeys(PREFIXES, predict) | dict.fromkeys(CACHED, cached)
+    return Front(hot, _rest(), desk=desk, knobs=knobs)
+
+
+@functools.cache
+def _rest() -> ASGIApp:
     listed = (
         jobs,
         generate,
@@ -165,12 +174,7 @@ def make_front(desk: Desk, settings: Settings) -> Front:
         health,
         session,
     )
-    doors = [door.router for door in listed]
-    rest = make_rest([*doors, home.router, home.static], desk, knobs, home.TEMPLATES)
-    predict = PredictDoor(desk, knobs)
-    cached = CachedDoor(desk, knobs)
-    hot = {"/v1/": openai, "/openai/v1/": openai} | dict.fromkeys(PREFIXES, predict) | dict.fromkeys(CACHED, cached)
-    return Front(hot, rest, desk=desk, knobs=knobs)
+    return make_rest([*(door.router for door in listed), home.router, home.static], home.TEMPLATES)
 
 
 def models_that_always_exist(settings: Settings) -> list[Model]:

@@ -40,6 +40,8 @@ from signoff.work.desk import Desk
 
 MAX_REQUEST_ID = 128
 PROBLEM = "application/problem+json"
+# Where a request's scope tells its handler whose it is.
+DESK, KNOBS = "signoff.desk", "signoff.knobs"
 log = structlog.get_logger()
 
 
@@ -62,16 +64,17 @@ class Front:
         for prefix, door in self._hot.items():
             if scope["path"].startswith(prefix):
                 return await door(scope, receive, send)
-        return await self._rest(scope, _bounded(scope, receive, self._knobs.max_body_bytes), send)
+        told = {**scope, DESK: self._desk, KNOBS: self._knobs}
+        return await self._rest(told, _bounded(scope, receive, self._knobs.max_body_bytes), send)
 
 
-def make_rest(routers: Sequence[Router], desk: Desk, knobs: Knobs, templates: Path) -> ASGIApp:
-    """Everything off the hot path, with an OpenAPI document at `/schema`."""
+def make_rest(routers: Sequence[Router], templates: Path) -> ASGIApp:
+    """Everything off the hot path, with an OpenAPI document at `/schema`; each request brings its desk."""
     rest = Litestar(
         route_handlers=list(routers),
         dependencies={
-            "desk": Provide(lambda: desk, sync_to_thread=False),
-            "knobs": Provide(lambda: knobs, sync_to_thread=False),
+            "desk": Provide(_desk, sync_to_thread=False),
+            "knobs": Provide(_knobs, sync_to_thread=False),
             "caller": Provide(_caller),
         },
         exception_handlers={SignoffError: _problem, HTTPException: _http_problem, Exception: _fault},
@@ -84,6 +87,14 @@ def make_rest(routers: Sequence[Router], desk: Desk, knobs: Knobs, templates: Pa
         debug=False,
     )
     return cast("ASGIApp", rest)
+
+
+def _desk(request: Request[Any, Any, Any]) -> Desk:
+    return scope_of(request)[DESK]
+
+
+def _knobs(request: Request[Any, Any, Any]) -> Knobs:
+    return scope_of(request)[KNOBS]
 
 
 async def _caller(request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs) -> Caller:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from alembic import command
@@ -15,6 +16,8 @@ from signoff.errors import SchemaOutdated
 
 def migrate_schema(conn: Connection, revision: str = "head") -> None:
     """Brings the schema up to date, or up to an older revision, inside the transaction of `conn`."""
+    if revision == "head" and current(conn) == _newest():
+        return
     config = _config()
     config.attributes["connection"] = conn
     command.upgrade(config, revision)
@@ -23,9 +26,10 @@ def migrate_schema(conn: Connection, revision: str = "head") -> None:
 def check_schema(conn: Connection) -> None:
     """Raises SchemaOutdated, naming the command that helps, if the schema is not the newest."""
     found = current(conn)
-    newest = ScriptDirectory.from_config(_config()).get_current_head()
-    if found != newest:
-        raise SchemaOutdated(f"The database is at revision {found}, this version needs {newest}. Run: signoff migrate")
+    if found != _newest():
+        raise SchemaOutdated(
+            f"The database is at revision {found}, this version needs {_newest()}. Run: signoff migrate"
+        )
 
 
 def current(conn: Connection) -> str | None:
@@ -36,6 +40,11 @@ def current(conn: Connection) -> str | None:
 def is_known(revision: str) -> bool:
     """Whether this version has, or once had, this schema."""
     return revision in {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+
+
+@functools.cache
+def _newest() -> str | None:
+    return ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def _config() -> Config:
