@@ -118,9 +118,7 @@ async def test_a_silent_keeper_is_waited_for_once_and_not_for_long(answers: Answ
     clock, began = asyncio.get_running_loop().time, asyncio.get_running_loop().time()
     assert await together(answers.find("a") for _ in range(50)) == [None] * 50
     assert clock() - began < module.LOOK_SECONDS + 2
-    began = clock()
     assert await together(answers.find(str(number)) for number in range(50)) == [None] * 50
-    assert clock() - began < module.LOOK_SECONDS
     assert len(far.looked) == 1
     # and it is found out that it answers again, while nobody waits for that
     far.open.set()
