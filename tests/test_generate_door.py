@@ -158,8 +158,8 @@ async def test_the_server_answers_others_while_many_wait(tmp_path: Path) -> None
             asyncio.ensure_future(server.ask("POST", "/generate", token, json=asked, params={"wait": "2"}))
             for _ in range(50)
         ]
-        async with asyncio.timeout(1.5):
-            assert (await server.ask("GET", "/liveness"))[0] == 200
+        assert (await server.ask("GET", "/liveness"))[0] == 200
+        assert not any(one.done() for one in waiting)
         assert {status for status, _ in await asyncio.gather(*waiting)} == {504}
 
 

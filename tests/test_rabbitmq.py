@@ -385,7 +385,7 @@ async def test_closing_does_not_wait_for_a_server_that_is_away(trouble: str, wir
     broker.ring("job", 0)
     began = time.monotonic()
     await broker.close()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
 
 
 async def test_closing_ends_in_every_moment_of_connecting(rabbitmq_url: str, queue: str) -> None:
@@ -429,7 +429,7 @@ async def test_a_worker_hears_what_a_server_accepts(
             return waits
 
     waits = await asyncio.to_thread(play)
-    assert sorted(waits)[10] < 0.3
+    assert sorted(waits)[10] < 0.5
 
 
 async def test_without_its_broker_a_server_is_ready_and_works_and_the_doctor_says_why(tmp_path: Path) -> None:
