@@ -358,6 +358,20 @@ async def test_no_number_of_functions_that_will_not_stop_is_too_much() -> None:
     await no_thread_is_left()
 
 
+async def test_a_thread_that_cannot_be_started_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads(1)
+    with monkeypatch.context() as none_left:
+        none_left.setattr(threading.Thread, "start", no_more_threads)
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                await threads.run(lambda: 1, 10)
+    assert await threads.run(lambda: 1, 10) == 1
+
+
+def no_more_threads(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 async def test_many_short_pieces_all_come_back() -> None:
     threads = Threads(4)
     assert await together(threads.run(lambda turn=turn: turn, 30) for turn in range(500)) == list(range(500))  # type: ignore[misc]

@@ -17,14 +17,19 @@ from tests.test_endpoints import REVIEWER, held
 from live import Live, chat, client, live, until, words
 from processes import free_port
 from signoff.core.job import Job
+from signoff.core.price import Price, cost_of
 from signoff.core.target import Endpoint, Timeouts
+from signoff.core.tokens import Usage
 from signoff.store import JobFilter
+from signoff.work.kept import keeper_of
+from signoff.work.ledger import add_price
 from signoff.work.review import Opinion, decide
 from upstreams import EVENTS, FakeUpstream, full, misbehaving
 
 pytestmark = pytest.mark.anyio
 # Long enough for an endpoint that is well on a busy machine.
 QUICK = Timeouts(connect_seconds=3, first_byte_seconds=3, total_seconds=30)
+PRICES = {"mine": 1_000_000, "alt-*": 3_000_000}
 SILENT = {"full", "hang-before-headers"}
 
 
@@ -296,6 +301,23 @@ async def test_a_fallback_answers_and_the_job_and_a_header_say_so(sick: str, str
         assert json.loads(fake.requests[-1].body)["model"] == "spare"
         job = await until(lambda: the_job(server))
         assert (job.status, job.target, job.model) == ("success", "mine", "spare")
+
+
+async def test_a_fallback_for_many_names_is_known_by_the_name_that_was_asked(tmp_path: Path) -> None:
+    async with misbehaving() as fake, live(tmp_path, now_attempts=1) as server:
+        await at(server, nowhere(), fallbacks=("alt-3",))
+        await server.model("alt-*", kind="openai", url=fake.at("answer"))
+        prices = [Price(model=name, valid_from=0, input=cost, output=0) for name, cost in PRICES.items()]
+        for price in prices:
+            await add_price(server.desk, price)
+        headers = {"authorization": f"Bearer {await server.token()}"}
+        body = chat("hello", "mine")
+        async with server.http.post(server.url + "/v1/chat/completions", json=body, headers=headers) as told:
+            assert (told.status, told.headers["x-signoff-model"]) == (200, "alt-3")
+        job = await until(lambda: the_job(server))
+        assert (job.target, job.model) == ("mine", "alt-3")
+        assert job.cost_nanodollars == cost_of(prices[1], Usage(prompt_tokens=job.prompt_tokens)) > 0
+        assert keeper_of(job) == "alt-3"
 
 
 async def the_job(server: Live) -> Job | None:

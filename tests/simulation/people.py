@@ -23,6 +23,14 @@ class MemoryPeople:
     async def users(self) -> list[User]:
         return await self._way.send(lambda _: list(self._tables.users.values()), writes=False)
 
+    async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
+        def look(_: Tx) -> tuple[User | None, Token | None]:
+            user = next((user for user in self._tables.users.values() if user.id == user_id), None)
+            theirs = (token for token in self._tables.tokens.values() if token.user_id == user_id)
+            return user, next((token for token in theirs if token.id == token_id), None)
+
+        return await self._way.send(look, writes=False)
+
     async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
         def put(tx: Tx) -> User:
             users = self._tables.users

@@ -66,8 +66,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     `prompt` is the one that its body was made of, in the version `prompt_version`.
 
     `pipeline_id` is the pipeline that a run goes through, in `pipeline_version`; `parked_at` says since when it waits
-    for steps that are held. A step of a run names the run and its round, and its own place in the tree: `node`, such
-    as "0.1".
+    for steps that are held or put off, and its `cache` how they use it. A step of a run names the run and its round,
+    and its own place in the tree: `node`, such as "0.1".
     `key_id` is the upstream key that its caller chose, None for the model's.
     """
 

@@ -10,7 +10,7 @@ from litestar.params import FromQuery
 
 from signoff.core.ask import PREDICT, Ask
 from signoff.core.check import wants
-from signoff.doors.http import TheCaller, TheDesk, header, patience_of, scope_of
+from signoff.doors.http import TheCaller, TheDesk, freshness_of, header, patience_of, scope_of
 from signoff.errors import BadRequest
 from signoff.work.compose import look_at
 from signoff.work.look import look_and_wait, succeeded
@@ -60,6 +60,7 @@ async def call(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller
         target=pipeline.name,
         idempotency_key=header(scope, b"idempotency-key"),
         key_id=new.openaikey_id,
+        fresh=freshness_of(scope),
     )
     job = await submit(desk, ask)
     done = succeeded(await look_and_wait(desk, caller, job.id, patience_of(scope)))

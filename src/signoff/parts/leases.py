@@ -31,11 +31,12 @@ class Leases:
         """Lets it run out."""
         self._held.pop(job_id, None)
 
-    def lose(self, job_id: str) -> None:
-        """Calls its `on_lost` now, and lets it run out."""
+    def lose(self, job_id: str) -> bool:
+        """Calls its `on_lost` now, and lets it run out; whether it was held."""
         _, on_lost = self._held.pop(job_id, (None, None))
         if on_lost is not None:
             on_lost()
+        return on_lost is not None
 
     @contextlib.contextmanager
     def held(self, job_id: str, lease: str, on_lost: Callable[[], object]) -> Generator[None]:

@@ -56,7 +56,11 @@ class _Piece:
         self.outcome: asyncio.Future[Any] = self._loop.create_future()
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=lambda: context.run(self._run, work), daemon=True, name="function")
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no more threads
+            ended()
+            raise
 
     def stop(self) -> None:
         """Raises Stopped in the thread, unless it has ended. Nothing can stop it inside a call of C."""

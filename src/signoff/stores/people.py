@@ -36,6 +36,18 @@ class SqlPeople:
         rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
         return [User(**row) for row in rows]
 
+    async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
+        """See `store.People`."""
+        of_user = sa.select(*_USER).where(users.c.id == user_id)
+        of_token = sa.select(*_TOKEN).where(tokens.c.id == token_id, tokens.c.user_id == user_id)
+
+        def read(conn: sa.Connection, _: Any) -> tuple[User | None, Token | None]:
+            user = conn.execute(of_user).mappings().one_or_none()
+            token = conn.execute(of_token).mappings().one_or_none()
+            return (User(**user) if user else None), (Token(**token) if token else None)
+
+        return await self._database.read(read)
+
     async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
         """See `store.People`."""
         values: dict[str, Any] = {"role": role, "active": True}

@@ -6,7 +6,7 @@ import msgspec
 
 from signoff.core.arguments import arguments_in
 from signoff.core.ask import PREDICT, Ask, path_for
-from signoff.core.cache import Sampling
+from signoff.core.cache import CacheState, Sampling
 from signoff.core.check import wants
 from signoff.core.endpoint import CHAT, route_of
 from signoff.core.fill import asked_of_model
@@ -57,9 +57,16 @@ def _run_of(desk: Desk, ask: Ask, pipeline: Pipeline) -> Job:
         pipeline_id=pipeline.id,
         pipeline_version=pipeline.version,
         fingerprint=_fingerprint(ask),
-        cache="bypass",
+        cache=_how_steps_use_it(ask),
         cache_key=None,
     )
+
+
+def _how_steps_use_it(ask: Ask) -> CacheState | None:
+    """How the steps of a run use the cache: as their prompts have it, `miss` without looking, `bypass` not at all."""
+    if ask.fresh.no_store or ask.cache == "never":
+        return "bypass"
+    return "miss" if ask.fresh.no_cache or ask.fresh.max_age_seconds is not None else None
 
 
 async def _job_of_prompt(desk: Desk, ask: Ask, prompt: Prompt, named: Named) -> Job:

@@ -17,8 +17,15 @@ async def ask_again(desk: Desk, caller: Caller, job_id: str) -> Job:
         raise Forbidden("Only its owner or an admin can ask a job again.")
     if not old.is_terminal:
         raise Stale(f"The job is {old.status}; it can be asked again when it has ended.", job_id=job_id)
+    job = await desk.store.jobs.insert(anew(desk, caller, old), actor=caller.actor)
+    desk.broker.ring(job.id, job.priority)
+    return job
+
+
+def anew(desk: Desk, caller: Caller, old: Job) -> Job:
+    """What `old` asked for, to be asked once more for later; not written anywhere yet."""
     new_id = desk.new_id()
-    new = Job(
+    return Job(
         id=new_id,
         status="bot",
         door=old.door,
@@ -40,11 +47,7 @@ async def ask_again(desk: Desk, caller: Caller, job_id: str) -> Job:
         pipeline_version=old.pipeline_version,
         key_id=old.key_id,
         max_attempts=desk.rules.later_attempts,
-        cache="bypass"
-        if old.cache_key is None
-        else "miss",  # another answer is wanted, and kept in the place of the old
+        # Another answer is wanted, and kept in the place of the old.
+        cache=old.cache if old.pipeline_id is not None else "bypass" if old.cache_key is None else "miss",
         cache_key=old.cache_key,
     )
-    job = await desk.store.jobs.insert(new, actor=caller.actor)
-    desk.broker.ring(job.id, job.priority)
-    return job

@@ -141,8 +141,11 @@ def succeeded(job: Job) -> Job:
 
 
 def still_held(job: Job) -> ReviewPending:
-    """The error for a caller whose patience has ended before somebody looked at `job`."""
-    return ReviewPending(f"The answer still waits for a person. Ask for job {job.id} later.", job_id=job.id)
+    """The error for a caller whose patience has ended before somebody looked at `job`, or before a step of it."""
+    what = "The answer still waits for a person."
+    if job.parked_at is not None:
+        what = "A step still waits, for a person or for room under a limit."
+    return ReviewPending(f"{what} Ask for job {job.id} later.", job_id=job.id)
 
 
 def failure_of(job: Job) -> JobFailed:

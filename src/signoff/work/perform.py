@@ -14,7 +14,7 @@ from signoff.core.job import Job
 from signoff.core.made import is_new, leaves_nothing, made_by
 from signoff.core.target import is_plain
 from signoff.core.tokens import Usage
-from signoff.errors import LimitReached, ModelFailed, ModelGarbled, SignoffError, Stale
+from signoff.errors import BudgetSpent, LimitReached, ModelFailed, ModelGarbled, SignoffError, Stale
 from signoff.parts.asking import Asking
 from signoff.store import Step
 from signoff.work.desk import Desk
@@ -61,11 +61,13 @@ async def perform(desk: Desk, job: Job) -> None:
 
 
 async def _perform_in_room(desk: Desk, job: Job, asking: Asking) -> None:
-    """The same once there is room under the job's limits; until then it is put off. A run has its steps wait."""
+    """The same once there is room under the job's limits; until then it is put off, unless somebody would wait for a
+    day to end. A run has its steps wait.
+    """
     try:
         room = None if job.pipeline_id is not None else await reserve(desk, job)
     except LimitReached as full:
-        if full.retry_after_seconds is None:
+        if full.retry_after_seconds is None or (job.lane == "now" and isinstance(full, BudgetSpent)):
             await settle(desk, job, full)
         else:
             await _put_off(desk, job, full.retry_after_seconds)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, least
 from signoff.core.answer import Answer
 from signoff.core.arguments import arguments_in
 from signoff.core.check import Callee, check, placed, wants
@@ -25,7 +26,7 @@ from signoff.work.desk import Desk
 from signoff.work.functions import call_function
 from signoff.work.look import find
 from signoff.work.settle import error_of
-from signoff.work.step import Performs, new_step, settled
+from signoff.work.step import Performs, Placed, new_step, settled
 from signoff.work.target import may_use
 
 AT_ONCE = 64
@@ -35,7 +36,7 @@ Outcome = str | SignoffError | None
 
 
 class Parked(Exception):
-    """The run waits for a person, and nothing more can be done for it now. Its lease is given back."""
+    """The run waits for a step, and nothing more can be done for it now. Its lease is given back."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job.id)
@@ -72,10 +73,14 @@ async def pipeline_of(desk: Desk, job: Job) -> Pipeline:
 
 
 async def _caller_of(desk: Desk, run: Job) -> Caller:
-    """Whoever asked for the run, as whom it calls what it calls."""
-    user = next((user for user in await desk.store.people.users() if user.id == run.user_id), None)
-    role, email = ("user", "nobody") if user is None else (user.role, user.email)
-    return Caller(user_id=run.user_id, token_id=run.token_id, role=role, email=email)
+    """Whoever asked for the run, as whom it calls what it calls; with no more rights than the token had."""
+    user, token = await desk.store.people.owner(run.user_id, run.token_id)
+    told: dict[str, Any] = {"user_id": run.user_id, "token_id": run.token_id}
+    if user is None:
+        return Caller(**told, role="user", email="nobody")
+    if token is None:
+        return Caller(**told, role=user.role, email=user.email)
+    return Caller(**told, role=least(token.role, user.role), email=user.email, cache=token.cache)
 
 
 async def _park(desk: Desk, job: Job, settled: int) -> Job | None:
@@ -118,6 +123,7 @@ class _Run:
         self._steps = dict[str, Job]()
         self._calls = dict[str, FunctionCall]()
         self._running = dict[asyncio.Task[Outcome], str]()
+        self._is_left = False
 
     @property
     def settled(self) -> int:
@@ -125,9 +131,9 @@ class _Run:
         return sum(step.is_terminal for step in self._steps.values())
 
     async def through(self) -> str | None:
-        """What the outermost call gives; None while held steps are in its way. Raises what went wrong first.
+        """What the outermost call gives; None while steps that wait are in its way. Raises what went wrong first.
 
-        Then calls that still run are left to the end of their leases, which comes with that of the run.
+        Then calls that still run are cancelled with the run, as soon as its end is written.
         """
         desk, job = self._desk, self._job
         self._steps = {step.node or "": step for step in await desk.store.runs.steps(job.id, job.round)}
@@ -158,16 +164,16 @@ class _Run:
 
     async def _stop(self) -> None:
         """Whoever runs this is stopping, or has lost it. A waiting caller's steps are not given to anybody else."""
+        self._is_left = True
         for task, node in self._running.items():
-            if self._job.lane == "later" or node not in self._steps:
+            step = self._steps.get(node)
+            if self._job.lane == "later" or step is None or not self._desk.leases.lose(step.id):
                 task.cancel()
-            else:
-                self._desk.leases.lose(self._steps[node].id)
         if self._running:
             await asyncio.wait(self._running, timeout=STOP_SECONDS)
 
     async def _outcome(self, node: str) -> Outcome:
-        """What one call gives; None while it is held. Whatever goes wrong is an outcome too."""
+        """What one call gives; None while it waits. Whatever goes wrong is an outcome too."""
         call = self._nodes[node]
         try:
             callee = self._plan.callees[call.name]
@@ -219,16 +225,22 @@ class _Run:
         return await desk.store.runs.add_call(call, run_lease=job.lease or "")
 
     async def _asked(self, node: str, callee: Prompt | Pipeline, values: Values) -> str | None:
-        """The words of a step's answer; None while it waits for a person. Raises StepFailed."""
+        """The words of a step's answer; None while it waits, for a person or for its time. Raises StepFailed."""
         desk, job = self._desk, self._job
         if node not in self._steps:
-            made = await new_step(desk, job, node, callee, values)
+            made = await new_step(desk, job, self._plan.caller, Placed(node, callee, values))
             self._steps[node] = await desk.store.runs.add_step(
                 made, actor=desk.actor, run_lease=job.lease or "", lease_seconds=desk.rules.lease_seconds
             )
             if self._steps[node].id == made.id and not made.is_terminal:
-                await self._ask(desk, self._steps[node])
-        self._steps[node] = await settled(desk, self._steps[node], self._ask)
+                await self._perform(desk, self._steps[node])
+        self._steps[node] = await settled(desk, self._steps[node], self._perform)
         if self._steps[node].is_terminal:
             return words_of(self._steps[node].response)
         return None
+
+    async def _perform(self, desk: Desk, step: Job) -> None:
+        """Raises Stale where it came back because nobody waits for the run any more."""
+        await self._ask(desk, step)
+        if self._is_left:
+            raise Stale("Its caller has left.", job_id=step.id)

@@ -47,7 +47,7 @@ async def routed(
             async with aclosing(_at_endpoints(desk, job, each, name, stream=stream, deadline=deadline)) as chunks:
                 async for chunk in chunks:
                     if not began and each.name != job.model:
-                        answers(each.name)
+                        answers(name if each.name.endswith("*") else each.name)
                     began = True
                     yield chunk
         except SignoffError as error:

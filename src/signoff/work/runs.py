@@ -13,7 +13,7 @@ from signoff.core.price import NANO, dollars
 from signoff.core.run import Asked, FunctionCall, above, calls_by_node, words_of
 from signoff.core.tree import Call
 from signoff.errors import BadRequest, ComposedNotFound, Forbidden, Stale
-from signoff.work.deliver import mirrors
+from signoff.work.again import anew
 from signoff.work.desk import Desk
 from signoff.work.look import is_open, look, veiled
 from signoff.work.pipeline import pipeline_of
@@ -88,7 +88,7 @@ async def rerun(desk: Desk, caller: Caller, job_id: str, change: Change) -> Job:
         raise Stale(f"The run is {run.status}; a part of it can be run again when it has ended.", job_id=job_id)
     if change.node not in await _tree(desk, run):
         raise BadRequest(f"There is no call at {change.node!r}.")
-    new = _again(desk, caller, run)
+    new = anew(desk, caller, run)
     stale = {change.node, *above(change.node)}
     made = await _made(desk, run)
     steps, calls = {step.node: step for step in made[0]}, {call.node: call for call in made[1]}
@@ -163,30 +163,6 @@ def _entry_of_call(call: FunctionCall) -> Entry:
 
 def _bare(entry: Entry) -> Entry:
     return msgspec.structs.replace(entry, arguments=None, output=None, error=None, usage=None, cost=None)
-
-
-def _again(desk: Desk, caller: Caller, run: Job) -> Job:
-    new_id = desk.new_id()
-    return Job(
-        id=new_id,
-        status="bot",
-        door=run.door,
-        lane="later",
-        user_id=run.user_id,
-        token_id=caller.token_id,
-        target=run.target,
-        model=run.model,
-        path=run.path,
-        body=run.body,
-        metadata=run.metadata,
-        priority=run.priority,
-        policy=run.policy,
-        pipeline_id=run.pipeline_id,
-        pipeline_version=run.pipeline_version,
-        deliver=(*(to for to in run.deliver if to.kind == "webhook"), *mirrors(desk, new_id)),
-        retry_of=run.id,
-        max_attempts=desk.rules.later_attempts,
-    )
 
 
 def _copy(desk: Desk, run: Job, step: Job) -> Job:

@@ -1,15 +1,15 @@
-"""Step: the job of one call of a run, a prompt's or another pipeline's, until it has ended or waits for a person."""
+"""Step: the job of one call of a run, a prompt's or another pipeline's, until it has ended or waits."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.ask import PREDICT, Ask, path_for
-from signoff.core.cache import Sampling
+from signoff.core.cache import Fresh, Sampling
 from signoff.core.endpoint import CHAT
 from signoff.core.job import Job
 from signoff.core.policy import policy_for
@@ -25,12 +25,23 @@ from signoff.work.recall import key_for, recalled
 Performs = Callable[[Desk, Job], Awaitable[None]]
 LOOK_SECONDS = 1.0
 SOON_SECONDS = 0.02
+# A run for later does not keep a worker busy while one of its steps is put off for longer than that.
+PUT_OFF_SECONDS = 2.0
 
 
-async def new_step(desk: Desk, run: Job, node: str, callee: Prompt | Pipeline, values: Mapping[str, str]) -> Job:
-    """The job of a call at `node`, leased, and not written anywhere yet. Raises ModelNotFound."""
+class Placed(NamedTuple):
+    """A call of a run: where it stands, what it calls, and with which values."""
+
+    node: str
+    callee: Prompt | Pipeline
+    values: Mapping[str, str]
+
+
+async def new_step(desk: Desk, run: Job, caller: Caller, placed: Placed) -> Job:
+    """The job of a call, leased, and not written anywhere yet. Raises ModelNotFound."""
+    callee = placed.callee
     kind = "prompt" if isinstance(callee, Prompt) else "pipeline"
-    asked = Asked(kind=kind, name=callee.name, version=callee.version, arguments=dict(values))
+    asked = Asked(kind=kind, name=callee.name, version=callee.version, arguments=dict(placed.values))
     of_run: dict[str, Any] = {
         "id": desk.new_id(),
         "status": "bot",
@@ -43,13 +54,14 @@ async def new_step(desk: Desk, run: Job, node: str, callee: Prompt | Pipeline, v
         "metadata": msgspec.json.encode(asked),
         "parent_id": run.id,
         "parent_round": run.round,
-        "node": node,
+        "node": placed.node,
         "attempt": 1,
         "lease": desk.new_id(),
     }
     if isinstance(callee, Pipeline):
-        return _nested(desk, of_run, callee, values)
-    return await _prompted(desk, of_run, callee, values)
+        return _nested(desk, of_run | {"cache": run.cache}, callee, placed.values)
+    fresh = Fresh(no_store=run.cache == "bypass", no_cache=run.cache == "miss")
+    return await _prompted(desk, of_run, callee, filled(callee.body, placed.values), caller=caller, fresh=fresh)
 
 
 def failure_of_step(step: Job) -> StepFailed:
@@ -63,7 +75,7 @@ def failure_of_step(step: Job) -> StepFailed:
 
 
 async def settled(desk: Desk, step: Job, ask: Performs) -> Job:
-    """The step once it has ended well, or while a person must look at it. Raises StepFailed."""
+    """The step once it has ended well, or while it waits for a person or is put off. Raises StepFailed."""
     while True:
         step = await find(desk, step.id)
         match step.status:
@@ -72,14 +84,15 @@ async def settled(desk: Desk, step: Job, ask: Performs) -> Job:
             case "fail":
                 raise failure_of_step(step)
             case "bot":
-                if step.parked_at is not None:
+                due_in = (step.due_at - desk.clock()) / 1_000_000
+                is_put_off = step.lane == "later" and step.lease is None and due_in > PUT_OFF_SECONDS
+                if is_put_off or step.parked_at is not None:
                     return step
-                await _go_on(desk, step, ask)
+                await _go_on(desk, step, ask, due_in)
 
 
-async def _go_on(desk: Desk, step: Job, ask: Performs) -> None:
+async def _go_on(desk: Desk, step: Job, ask: Performs, due_in: float) -> None:
     """Asks it, once it is due and if nobody else does; else waits a while for it to change."""
-    due_in = (step.due_at - desk.clock()) / 1_000_000
     if step.lease is None and due_in <= 0 and (claimed := await _claimed(desk, step)) is not None:
         await ask(desk, claimed)
         return
@@ -108,21 +121,21 @@ def _nested(desk: Desk, of_run: dict[str, Any], pipeline: Pipeline, values: Mapp
         pipeline_id=pipeline.id,
         pipeline_version=pipeline.version,
         path=PREDICT,
-        cache="bypass",
         body=msgspec.json.encode(dict(values)),
         max_attempts=desk.rules.later_attempts,
     )
 
 
-async def _prompted(desk: Desk, of_run: dict[str, Any], prompt: Prompt, values: Mapping[str, str]) -> Job:
+async def _prompted(
+    desk: Desk, of_run: dict[str, Any], prompt: Prompt, text: str, *, caller: Caller, fresh: Fresh
+) -> Job:
     """The step that asks the prompt's model; it has ended already where the cache has its answer."""
     model, rules, lane = await desk.models.find(prompt.model), desk.rules, of_run["lane"]
     target = prompt.model or model.name
-    messages = [{"role": "user", "content": filled(prompt.body, values)}]
+    messages = [{"role": "user", "content": text}]
     body = msgspec.json.encode({"model": target, "messages": messages})
     path, policy = path_for(model, CHAT, body), policy_for(model.review, "never", rules.policy)
-    caller = Caller(user_id=of_run["user_id"], token_id=of_run["token_id"], role="user", email="")
-    ask = Ask(door=of_run["door"], caller=caller, path=path, body=body, target=target, lane=lane)
+    ask = Ask(door=of_run["door"], caller=caller, path=path, body=body, target=target, lane=lane, fresh=fresh)
     cache_key = key_for(desk, ask, model, policy, Sampling(), path)
     step = Job(
         **of_run,
