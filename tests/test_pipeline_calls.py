@@ -14,7 +14,7 @@ from cases import PIPELINES
 from live import Live, chat, words
 from replies import REPLY, Replies, replying
 from runs import call, composing, save, save_prompts, submit
-from signoff.work.people import create_user
+from signoff.work.people import create_token, create_user
 
 pytestmark = pytest.mark.anyio
 
@@ -197,6 +197,17 @@ async def test_nobody_runs_anothers_pipeline_unless_it_is_shared(server: Live, u
     for token in (bob, admin):
         assert (await call(server, token, "common", {"x": "1"}))[1]["response"] == f"{REPLY}for 1"
     assert (await call(server, admin, "p", {"x": "1"}))[0] == 200
+
+
+async def test_a_run_sees_no_more_than_the_token_that_asked_for_it(server: Live) -> None:
+    ann = await server.token(email="ann@x.org")
+    root = await create_user(server.desk, "root@x.org", "admin")
+    lesser, full = [await create_token(server.desk, root, role=role) for role in ("user", "admin")]
+    await save(server, ann, "prompt", "hers", "for {x}")
+    await save(server, full, "pipeline", "listed", "get_prompts()")
+
+    assert (await call(server, lesser, "listed", {}))[1]["response"] == "[]"
+    assert (await call(server, full, "listed", {}))[1]["response"] == '["hers"]'
 
 
 async def test_a_run_asks_with_the_key_that_its_caller_chose_at_every_step_and_with_nobody_elses(

@@ -1,4 +1,4 @@
-"""Refresh: the copies that this process keeps of models, people and limits are dropped when they change anywhere."""
+"""Refresh: the copies that this process keeps are dropped when what they are of changes anywhere."""
 
 from __future__ import annotations
 

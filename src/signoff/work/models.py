@@ -51,7 +51,7 @@ async def register(
 ) -> None:
     """Puts a model into the catalog, for every process; its upstreams' keys are sealed. There is one default at most.
 
-    Without a `secret` it keeps the key that it had, unless `drops_key`. Raises BadRequest, AddressRefused, Conflict.
+    Without `secrets` it keeps the keys that it had, unless `drops_key`. Raises BadRequest, AddressRefused, Conflict.
     """
     if model.kind not in desk.engines:
         raise BadRequest(f"There is no kind {model.kind!r}; there are {', '.join(sorted(desk.engines))}.")
