@@ -46,7 +46,7 @@ class Parked(Exception):
 async def run(desk: Desk, job: Job, ask: Performs) -> Answer:
     """What the pipeline of `job`, which is leased, gives in the end. `ask` performs a step.
 
-    Raises Parked; StepFailed, FunctionFailed; ComposedNotFound and BadRequest where the pipeline cannot run any more; Stale.
+    Raises Parked; StepFailed, FunctionFailed; ComposedNotFound, BadRequest where it cannot be run any more; Stale.
     """
     pipeline = await pipeline_of(desk, job)
     caller = await _caller_of(desk, job)
