@@ -40,12 +40,13 @@ class Leases:
 
     @contextlib.contextmanager
     def held(self, job_id: str, lease: str, on_lost: Callable[[], object]) -> Generator[None]:
-        """Keeps the lease alive while the block runs."""
+        """Keeps the lease alive while the block runs, and no longer; the next lease of the same job is left alone."""
         self.add(job_id, lease, on_lost)
         try:
             yield
         finally:
-            self.drop(job_id)
+            if self._held.get(job_id) == (lease, on_lost):
+                self.drop(job_id)
 
     def hear(self, topic: Topic, name: str) -> None:
         """News from the store: a job of ours may have been cancelled."""

@@ -68,7 +68,7 @@ async def _perform_in_room(desk: Desk, job: Job, asking: Asking) -> None:
         room = None if job.pipeline_id is not None else await reserve(desk, job)
     except LimitReached as full:
         if full.retry_after_seconds is None or (job.lane == "now" and isinstance(full, BudgetSpent)):
-            await settle(desk, job, full)
+            await _settle(desk, job, full)
         else:
             await _put_off(desk, job, full.retry_after_seconds)
         return
@@ -77,7 +77,7 @@ async def _perform_in_room(desk: Desk, job: Job, asking: Asking) -> None:
         named, outcome = await _outcome(desk, job, asking)
         usage = outcome.usage if isinstance(outcome, Answer) else None
         took = await spent(desk, await still_the_same(desk, named), asking, usage, queued_us=_queued_us(job))
-        settled = await settle(desk, took, outcome)
+        settled = await _settle(desk, took, outcome)
         if settled is None:
             waste(desk, job, asking, usage)
         else:
@@ -135,8 +135,15 @@ def as_error(error: Exception, job: Job) -> SignoffError:
     return ModelFailed("The model could not be asked, because of a fault in this server; its log says more.")
 
 
+async def _settle(desk: Desk, job: Job, outcome: Answer | SignoffError) -> Job | None:
+    """Settles the job. Its lease ends with that, which is no loss that anybody need hear of."""
+    desk.leases.drop(job.id)
+    return await settle(desk, job, outcome)
+
+
 async def _put_off(desk: Desk, job: Job, seconds: float) -> None:
     """Gives the job back until then, with its attempt. All who wait for one limit do not come at one instant."""
+    desk.leases.drop(job.id)
     wait = min(seconds, LONGEST_PUT_OFF_SECONDS) + desk.dice() * max(1.0, min(seconds, SPREAD_SECONDS))
     step = Step(verb="release", actor=desk.actor, lease=job.lease, after_seconds={"due_at": wait})
     with contextlib.suppress(Stale):
