@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import sqlalchemy as sa
 
 from ages import grow_older
 from live import Live, chat, client, live, until, words
+from signoff.core.job import Job
 from signoff.core.limits import SECOND, Meter
+from signoff.errors import Overloaded
 from signoff.store import JobFilter
 from signoff.stores.schema import meters
 from upstreams import misbehaving
@@ -193,6 +197,66 @@ async def test_a_call_that_its_owner_cancels_has_used_what_was_said(tmp_path: Pa
         meter = await the_only_user_has(server)
         assert 0 < sum(entry.tokens for entry in meter.entries) < 100
         assert meter.day.tokens == sum(entry.tokens for entry in meter.entries)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_does_not_wait_for_a_database_that_is_away_and_counts_afterwards(
+    stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with live(tmp_path) as server, quotas_away(server, monkeypatch) as back:
+        await limit(server, tokens_per_day=10_000)
+        token = await server.token()
+        async with asyncio.timeout(20):
+            status, _ = await server.ask("POST", "/v1/chat/completions", token, json=chat("hello", stream=stream))
+        assert status == 200
+        back.set()
+
+        async def look() -> tuple[Meter, Job] | None:
+            meter, found = await the_only_user_has(server), await server.desk.store.jobs.list(JobFilter())
+            return (meter, found[0]) if found and not meter.holds else None
+
+        meter, job = await until(look)
+        assert meter.day.tokens == job.prompt_tokens + job.completion_tokens > 0
+
+
+async def test_who_cannot_be_written_down_is_told_so_though_their_room_cannot_be_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with live(tmp_path) as server, quotas_away(server, monkeypatch) as back:
+        await limit(server, tokens_per_day=10_000, requests_per_minute=5)
+        token = await server.token()
+
+        async def insert(*_: Any, **__: Any) -> Any:
+            raise Overloaded
+
+        monkeypatch.setattr(server.desk.store.jobs, "insert", insert)
+        async with asyncio.timeout(20):
+            headers = {"idempotency-key": "one"}
+            status, _ = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi"), headers=headers)
+        assert status == 503
+        back.set()
+
+        async def look() -> bool | None:
+            meter = await the_only_user_has(server)
+            return (not meter.holds and not meter.entries) or None
+
+        assert await until(look)
+
+
+@contextlib.asynccontextmanager
+async def quotas_away(server: Live, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[asyncio.Event]:
+    """Room is had and cannot be given back, until what this yields is set."""
+    settle, back = server.desk.store.quotas.settle, asyncio.Event()
+
+    async def settled(*room: Any, **more: Any) -> None:
+        if not back.is_set():
+            raise Overloaded
+        await settle(*room, **more)
+
+    monkeypatch.setattr(server.desk.store.quotas, "settle", settled)
+    monkeypatch.setattr("signoff.work.limit.SETTLE_SECONDS", 0.01, raising=False)
+    yield back
+    back.set()
 
 
 async def test_a_slot_is_held_until_the_end_of_the_stream(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from signoff.work.desk import Desk
 from signoff.work.spend import price_of
 
 AGAIN_SECONDS = 0.5
+SETTLE_SECONDS = 5.0
 WHOSE = {"all": "All callers together", "each": "Each user", "user": "This user", "token": "This token"}
 log = structlog.get_logger()
 
@@ -41,10 +42,14 @@ async def reserve(desk: Desk, job: Job) -> Room | None:
 
 
 async def give_back(desk: Desk, room: Room, before: Job, after: Job, *, asked: bool = True) -> None:
-    """Counts what the job has taken meanwhile, and gives the rest back. Done even while the task is being cancelled."""
+    """Counts what the job has taken meanwhile, and gives the rest back. Done even while the task is being cancelled.
+
+    Whoever waits for that waits SETTLE_SECONDS at most: where the store is away, it is done once that is back.
+    """
     tokens = after.prompt_tokens + after.completion_tokens - before.prompt_tokens - before.completion_tokens
     cost = (after.cost_nanodollars or 0) - (before.cost_nanodollars or 0)
-    await asyncio.shield(desk.background.spawn(_settle(desk, room, max(0, tokens), max(0, cost), asked=asked)))
+    settling = desk.background.spawn(_settle(desk, room, max(0, tokens), max(0, cost), asked=asked))
+    await asyncio.wait([settling], timeout=SETTLE_SECONDS)
 
 
 async def _wish(desk: Desk, job: Job, limits: tuple[tuple[str, Limit], ...]) -> Wish:
