@@ -20,6 +20,7 @@ from live import Live, chat, live, until
 from processes import ask, clean_environment, free_port, served, signoff
 from signoff.core.price import NANO, Price, Prices, cost_of, dollars, microdollars
 from signoff.core.tokens import Usage
+from signoff.parts.shared import Shared
 from signoff.store import JobFilter, Step
 from signoff.work.ledger import add_price
 
@@ -156,6 +157,39 @@ async def test_an_answer_that_comes_after_its_job_was_cancelled_counts_too(serve
 
 async def _asked(meter: Meter, kind: str) -> bool | None:
     return bool(meter.asked[kind]) or None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_is_left_while_its_end_is_written_counts_once(
+    server: Live, meter: Meter, stream: bool
+) -> None:
+    admin = await server.token("admin")
+    # given a call whose row stands, and whose end is being written
+    move, begun, go_on = server.desk.store.jobs.move, asyncio.Event(), asyncio.Event()
+
+    async def slowly(*step: Any, **more: Any) -> Any:
+        begun.set()
+        await go_on.wait()
+        return await move(*step, **more)
+
+    server.desk.store.jobs.move = slowly  # type: ignore[method-assign]
+    body, headers = chat("told 4" if stream else "whole 4", "counting", stream=stream), {"idempotency-key": "one"}
+    asking = asyncio.ensure_future(server.ask("POST", "/v1/chat/completions", admin, json=body, headers=headers))
+    await begun.wait()
+    # when its caller leaves
+    (shared,) = server.desk.in_flight._shared.values()
+    asking.cancel()
+    await until(lambda: _is_left(shared))
+    go_on.set()
+    # then what it took counts once
+    await used(server, admin, 1)
+    await asyncio.wait([shared.task])
+    report = await used(server, admin, 1)
+    assert {name: report["total"][name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
+
+
+async def _is_left(shared: Shared) -> bool | None:
+    return shared.is_left or None
 
 
 async def test_upstreams_that_tell_nonsense_break_no_sums(server: Live) -> None:

@@ -16,7 +16,7 @@ from signoff.parts.shared import Shared
 class Flight:
     """One waiting call: its job, who asked, what came of it, the task that serves it, and the writing of its row.
 
-    `room` is what is reserved for it under its limits.
+    `room` is what is reserved for it under its limits. Once it `is_counted`, its job has what its asking took.
     """
 
     def __init__(self, job: Job, *, actor: str) -> None:
@@ -26,6 +26,7 @@ class Flight:
         self.began_at = asyncio.get_running_loop().time()  # the wall clock may be set
         self.over = False
         self.is_recorded = False
+        self.is_counted = False
         self.filing: asyncio.Task[Job] | None = None
         self.task: asyncio.Task[object] | None = None
         self.lost = False

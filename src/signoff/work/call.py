@@ -240,15 +240,12 @@ async def _asked_in_room(desk: Desk, call: Call, room: Room) -> AsyncGenerator[C
                 yield chunk
     finally:
         if not is_settled:
-            await give_back(desk, room, before, await _taken(desk, flight, before))
+            await give_back(desk, room, before, await _taken(desk, flight))
 
 
-async def _taken(desk: Desk, flight: Flight, before: Job) -> Job:
+async def _taken(desk: Desk, flight: Flight) -> Job:
     """The flight's job with what it has taken; also where it was lost, and what its model said is in no row of it."""
-    counted = flight.job.prompt_tokens + flight.job.completion_tokens
-    if counted > before.prompt_tokens + before.completion_tokens:
-        return flight.job
-    return await spent(desk, flight.job, flight.asking, None)
+    return flight.job if flight.is_counted else await spent(desk, flight.job, flight.asking, None)
 
 
 async def _asked(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:

@@ -53,7 +53,7 @@ async def file(desk: Desk, flight: Flight) -> None:
 async def end_record(desk: Desk, flight: Flight, outcome: Answer | SignoffError) -> Job | None:
     """Settles the job if its row stands, else writes the whole of it. None if the job was no longer the call's."""
     desk.in_flight.drop(flight)
-    flight.job = await _with_spent(desk, flight, outcome.usage if isinstance(outcome, Answer) else None)
+    await _count(desk, flight, outcome.usage if isinstance(outcome, Answer) else None)
     is_sure = await _is_filed(flight)
     if flight.filing is None:
         return await _write_whole(desk, flight, outcome)
@@ -141,10 +141,15 @@ async def _committed(written: asyncio.Future[Job]) -> Job:
         raise Overloaded("The database did not take the log of this call in time.") from None
 
 
-async def _with_spent(desk: Desk, flight: Flight, usage: Usage | None) -> Job:
+async def _count(desk: Desk, flight: Flight, usage: Usage | None) -> None:
+    """Adds what the asking took to the flight's job, once: its end may be tried again, or be left on its way."""
+    if flight.is_counted:
+        return
     asked_at = flight.asking.asked_at
     queued = None if asked_at is None else max(0, round((asked_at - flight.began_at) * 1_000_000))
-    return await spent(desk, flight.job, flight.asking, usage, queued_us=queued)
+    counted = await spent(desk, flight.job, flight.asking, usage, queued_us=queued)
+    if not flight.is_counted:
+        flight.job, flight.is_counted = counted, True
 
 
 async def _is_filed(flight: Flight) -> bool:
@@ -160,7 +165,7 @@ async def _is_filed(flight: Flight) -> bool:
 
 
 async def _cancel(desk: Desk, flight: Flight, actor: str) -> None:
-    flight.job = await _with_spent(desk, flight, None)
+    await _count(desk, flight, None)
     await _is_filed(flight)
     if flight.filing is not None:
         desk.leases.drop(flight.job.id)
