@@ -21,6 +21,7 @@ from signoff.store import JobFilter
 from signoff.work.admit import admit
 from signoff.work.cancel import cancel
 from signoff.work.people import identify
+from signoff.work.recall import remember
 from signoff.work.review import Opinion, decide
 from upstreams import ANSWER, EVENTS, FakeUpstream, misbehaving
 
@@ -30,10 +31,10 @@ KEY = {"Idempotency-Key": "one"}
 EXPECTED = {False: ANSWER, True: b"".join(EVENTS)}
 
 
-async def call(server: Live, token: str, *, stream: bool = False) -> tuple[int, bytes]:
+async def call(server: Live, token: str, *, stream: bool = False, **more: Any) -> tuple[int, bytes]:
     """The status and the bytes of one call of the model `slow`, under the key."""
     told = {"authorization": f"Bearer {token}"} | KEY
-    body = chat("hello", "slow", stream=stream)
+    body = chat("hello", "slow", stream=stream, **more)
     async with server.http.post(server.url + "/v1/chat/completions", json=body, headers=told) as response:
         return response.status, await response.read()
 
@@ -160,6 +161,27 @@ async def test_a_caller_at_another_process_is_answered_though_all_at_the_first_o
         asking.cancel()
         fake.wake.set()
         assert await joined == (200, ANSWER)
+
+
+async def test_a_caller_whose_askers_leave_has_the_answer_that_the_cache_has_by_then(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    both = {"database_url": database_url}
+    async with slow(tmp_path, **both) as (fake, server, token), live(tmp_path, **both) as other:
+        await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
+        asking = asyncio.ensure_future(call(server, token, temperature=0))
+        await stuck(fake)
+        joined = asyncio.ensure_future(call(other, token, temperature=0))
+        await until(lambda: waiters(other))
+        # when the same is signed off elsewhere, and who asked leaves
+        (job,) = await jobs(server)
+        remember(other.desk, msgspec.structs.replace(job, status="success", response=ANSWER))
+        asking.cancel()
+        # then nobody is asked
+        assert await joined == (200, ANSWER)
+        assert [(each.status, each.cache) for each in await jobs(server)] == [("fail", "miss"), ("success", "hit")]
+        assert len(fake.requests) == 1
+        fake.wake.set()
 
 
 async def test_a_caller_is_answered_though_the_process_that_asked_has_vanished(tmp_path: Path) -> None:

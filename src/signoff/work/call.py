@@ -179,7 +179,8 @@ async def chunks_of(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
 
 async def _joined(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
     """What all callers of one job get. Where nobody asks any more, this one asks anew."""
-    while True:
+    flight = call.flight
+    while not call.recalled:
         try:
             async with contextlib.aclosing(_together(desk, call)) as chunks:
                 async for chunk in chunks:
@@ -189,9 +190,10 @@ async def _joined(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
                 raise
         else:
             return
-        again = await begin(desk, call.ask, with_usage=call.with_usage)
-        call.flight.job = again.flight.job  # which the door tells of
-        call = again
+        call = await begin(desk, call.ask, with_usage=call.with_usage)
+        flight.job = call.flight.job  # which the door tells of
+    for chunk in chunks_of_ended(call.flight.job, stream=call.ask.stream, with_usage=call.with_usage):
+        yield chunk
 
 
 def _asks_anew(call: Call, failure: JobFailed) -> bool:
