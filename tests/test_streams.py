@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import openai
@@ -132,25 +132,56 @@ async def test_comments_come_before_the_first_event_too(tmp_path: Path) -> None:
 async def test_a_slow_client_slows_its_model_down(tmp_path: Path) -> None:
     async with misbehaving() as fake, live(tmp_path, keep_alive_seconds=0.05) as server:
         await server.model("flood", kind="openai", url=fake.at("flood"))
-        token = await server.token()
         # given a client that reads nothing
-        host, port = server.url.removeprefix("http://").split(":")
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-            client.connect((host, int(port)))
-            body = json.dumps(chat("hello", "flood", stream=True)).encode()
-            lines = [
-                f"POST {CHAT} HTTP/1.1",
-                "Host: x",
-                f"Authorization: Bearer {token}",
-                f"Content-Length: {len(body)}",
-            ]
-            client.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+        with reads_nothing(server, await server.token(), "flood"):
             # then what the model can say ends soon, although it would never stop
             sent = await until(lambda: no_more(lambda: fake.sent_bytes))
             assert 0 < sent < 24 * 2**20
         # and when the client is gone the model is stopped
         assert await fake.closed_within(10)
+
+
+async def test_a_slow_client_whose_call_is_cancelled_reads_so_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with misbehaving() as fake, live(tmp_path, log_after_seconds=0.05) as server:
+        await server.model("flood", kind="openai", url=fake.at("flood"))
+        token = await server.token()
+        with reads_nothing(server, token, "flood") as client:
+            await until(lambda: no_more(lambda: fake.sent_bytes))
+            job = await until(lambda: a_job(server))
+            # when its owner cancels the call, and the process has heard of it
+            assert (await server.ask("DELETE", f"/api/jobs/{job.id}", token))[0] == 200
+            await until(lambda: no_lease(server))
+            # then the client reads what came, and then why there is no more
+            got = b""
+            async with asyncio.timeout(30):
+                while data := await asyncio.get_running_loop().sock_recv(client, 2**20):
+                    got = (got + data)[-1000:]
+                    if got.endswith(b"0\r\n\r\n"):
+                        break
+            assert b'"code":"cancelled"' in got
+        assert await fake.closed_within(10)
+    assert not [record.message for record in caplog.records if record.levelname == "ERROR"]
+
+
+@contextmanager
+def reads_nothing(server: Live, token: str, model: str) -> Iterator[socket.socket]:
+    """A client that has asked for a stream, with little room for what comes."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.connect((host, int(port)))
+        body = json.dumps(chat("hello", model, stream=True)).encode()
+        lines = [
+            f"POST {CHAT} HTTP/1.1",
+            "Host: x",
+            f"Authorization: Bearer {token}",
+            f"Content-Length: {len(body)}",
+        ]
+        client.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+        client.setblocking(False)
+        yield client
 
 
 async def test_a_stream_without_usage_is_counted(tmp_path: Path) -> None:
@@ -196,6 +227,15 @@ async def expected(text: str, target: str) -> bytes:
 async def an_ended(server: Live) -> Job | None:
     found = await server.desk.store.jobs.list(JobFilter())
     return found[0] if found and found[0].is_terminal else None
+
+
+async def a_job(server: Live) -> Job | None:
+    found = await server.desk.store.jobs.list(JobFilter())
+    return found[0] if found else None
+
+
+async def no_lease(server: Live) -> bool | None:
+    return not server.desk.leases._held or None
 
 
 async def no_more(number: object) -> int | None:

@@ -28,7 +28,7 @@ class Flight:
         self.is_recorded = False
         self.is_counted = False
         self.filing: asyncio.Task[Job] | None = None
-        self.task: asyncio.Task[object] | None = None
+        self._task: asyncio.Task[object] | None = None
         self.lost = False
         self.room: Room | None = None
 
@@ -36,11 +36,16 @@ class Flight:
         """Another model than the job says has begun to answer."""
         self.job = msgspec.structs.replace(self.job, model=model)
 
+    def take_up(self, task: asyncio.Task[object] | None) -> None:
+        """From now on `task` serves the call, or nobody does; it is stopped where the lease is gone by then."""
+        self._task = task
+        if self.lost and task is not None:
+            task.cancel()
+
     def lose(self) -> None:
-        """The lease is gone: the job was cancelled, or given up for dead. Stops the serving task."""
+        """The lease is gone: the job was cancelled, or given up for dead. Stops the serving task, if there is one."""
         self.lost = True
-        if self.task is not None:
-            self.task.cancel()
+        self.take_up(self._task)
 
 
 class InFlight:

@@ -170,8 +170,9 @@ async def chunks_of(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
             async for chunk in chunks:
                 yield chunk
         return
-    async for chunk in _ask(desk, call):
-        yield chunk
+    async with contextlib.aclosing(_ask(desk, call)) as chunks:
+        async for chunk in chunks:
+            yield chunk
     if _waits(call.flight.job):
         async for chunk in signed_off(desk, call.flight.job, call.ask, with_usage=call.with_usage):
             yield chunk
@@ -207,8 +208,9 @@ async def _together(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
             async for chunk in chunks:
                 yield chunk
     elif not call.joined:
-        async for chunk in _ask(desk, call):
-            yield chunk
+        async with contextlib.aclosing(_ask(desk, call)) as chunks:
+            async for chunk in chunks:
+                yield chunk
     if (call.joined and call.shared is None) or _waits(await _latest(desk, call)):
         async for chunk in signed_off(desk, call.flight.job, call.ask, with_usage=call.with_usage):
             yield chunk
@@ -225,7 +227,7 @@ async def _latest(desk: Desk, call: Call) -> Job:
     return job if job.pipeline_id is None else await find(desk, job.id)
 
 
-def _ask(desk: Desk, call: Call) -> AsyncIterator[Chunk]:
+def _ask(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
     """Asks the model. Chunks come out at once, the last one when the job is settled; none if it may be held."""
     return _asked(desk, call) if call.flight.room is None else _asked_in_room(desk, call, call.flight.room)
 
@@ -253,12 +255,15 @@ async def _taken(desk: Desk, flight: Flight) -> Job:
 async def _asked(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
     flight = call.flight
     passes = not flight.job.policy.may_hold
-    flight.task = asyncio.current_task()
+    task = asyncio.current_task()
+    flight.take_up(task)
     try:
         async for chunk in _attempts(desk, flight, stream=call.ask.stream):
             _note_made(flight, chunk)
             if passes and not _is_last(chunk):
+                flight.take_up(None)  # the task is the reader's meanwhile, and not to be cancelled
                 yield chunk
+                flight.take_up(task)
         answer = collected(flight.job, flight.asking.chunks)
         flight.job = await still_the_same(desk, flight.job)
         settled = await end_record(desk, flight, answer)
@@ -266,8 +271,8 @@ async def _asked(desk: Desk, call: Call) -> AsyncGenerator[Chunk]:
         desk.leases.drop(flight.job.id)
         flight.job, flight.is_recorded = parked.job, True
         return
-    except (asyncio.CancelledError, GeneratorExit):
-        if not flight.lost:
+    except (asyncio.CancelledError, GeneratorExit) as end:
+        if isinstance(end, GeneratorExit) or not flight.lost:
             await leave_record(desk, flight, call.ask.caller.actor)
             raise
         settled = None

@@ -17,7 +17,7 @@ from signoff.parts.inflight import Flight
 from signoff.store import Step
 from signoff.work.desk import Desk
 from signoff.work.settle import error_of, settle
-from signoff.work.spend import kept, spent
+from signoff.work.spend import kept, spent, waste
 
 # A status that a retry can help: whoever left may come back with the same key.
 LEFT = JobError(code="cancelled", message="The caller left before the answer came.", status=408)
@@ -79,12 +79,14 @@ async def record_hit(desk: Desk, job: Job, actor: str) -> Job:
 
 
 async def leave_record(desk: Desk, flight: Flight, actor: str) -> None:
-    """The caller has gone, or was cut off: the job is cancelled, unless its end is being written already.
+    """The caller has gone, or was cut off: the job is cancelled, unless that is done or its end is being written.
 
     Done even while the task is being cancelled.
     """
     desk.in_flight.drop(flight)
-    if flight.is_recorded:
+    if flight.lost:
+        waste(desk, flight.job, flight.asking)
+    if flight.lost or flight.is_recorded:
         return
     await asyncio.shield(desk.background.spawn(_cancel(desk, flight, actor)))
 
