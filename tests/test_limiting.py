@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from ages import grow_older
 from live import Live, chat, client, live, until, words
 from signoff.core.job import Job
-from signoff.core.limits import SECOND, Meter
+from signoff.core.limits import SECOND, Meter, Wish
 from signoff.errors import Overloaded
 from signoff.store import JobFilter
 from signoff.stores.schema import meters
@@ -354,6 +354,30 @@ async def test_an_accepted_job_waits_for_room_and_loses_no_attempt(tmp_path: Pat
             return len(waiting) if len(waiting) == 19 else None
 
         assert await until(put_off) == 19
+
+
+async def test_an_accepted_job_loses_no_attempt_while_the_database_does_not_look_at_its_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with live(tmp_path) as server:
+        await limit(server, parallel=5)
+        token = await server.token()
+        reserve, refused = server.desk.store.quotas.reserve, list[str]()
+
+        async def reserved(wish: Wish) -> Any:
+            if not refused:
+                refused.append(wish.id)
+                raise Overloaded
+            return await reserve(wish)
+
+        monkeypatch.setattr(server.desk.store.quotas, "reserve", reserved)
+        _, job = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo"})
+        await server.job_when(token, job["job_id"], lambda job: job["status"] == "success")
+
+        events = await server.desk.store.jobs.events(job["job_id"])
+        assert refused == [job["job_id"]]
+        assert [event.verb for event in events] == ["submit", "claim", "release", "claim", "succeed"]
+        assert (await server.desk.store.jobs.get(job["job_id"])).attempt == 1  # type: ignore[union-attr]
 
 
 async def test_a_job_that_is_too_large_for_its_limit_fails_and_says_so(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ import processes
 from counting import COUNTED, Meter, call_in_every_way, counting
 from live import Live, chat, live, until
 from processes import ask, clean_environment, free_port, served, signoff
+from signoff.core.ask import Ask
 from signoff.core.price import NANO, Price, Prices, cost_of, dollars, microdollars
 from signoff.core.tokens import Usage
 from signoff.parts.shared import Shared
 from signoff.store import JobFilter, Step
+from signoff.work.call import begin, chunks_of
 from signoff.work.ledger import add_price
+from signoff.work.people import identify
 
 pytestmark = pytest.mark.anyio
 
@@ -185,6 +188,29 @@ async def test_a_call_that_is_left_while_its_end_is_written_counts_once(
     await used(server, admin, 1)
     await asyncio.wait([shared.task])
     report = await used(server, admin, 1)
+    assert {name: report["total"][name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
+
+
+async def test_a_call_that_was_cancelled_while_its_client_read_counts_though_that_leaves(
+    server: Live, meter: Meter
+) -> None:
+    admin = await server.token("admin")
+    body = msgspec.json.encode(chat("left 5", "counting", stream=True))
+    caller = await identify(server.desk, admin)
+    call = await begin(server.desk, Ask(door="openai", caller=caller, body=body, target="counting", stream=True))
+    chunks = chunks_of(server.desk, call)
+    for _ in range(5):
+        await anext(chunks)
+
+    call.flight.lose()
+    await chunks.aclose()
+
+    async def look() -> dict[str, Any] | None:
+        _, report = await server.ask("GET", "/api/usage?by=status", admin)
+        return report if report["data"] else None
+
+    report = await until(look)
+    assert [line["status"] for line in report["data"]] == ["stale"]
     assert {name: report["total"][name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
 
 

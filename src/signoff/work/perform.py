@@ -14,7 +14,7 @@ from signoff.core.job import Job
 from signoff.core.made import is_new, leaves_nothing, made_by
 from signoff.core.target import is_plain
 from signoff.core.tokens import Usage
-from signoff.errors import BudgetSpent, LimitReached, ModelFailed, ModelGarbled, SignoffError, Stale
+from signoff.errors import BudgetSpent, LimitReached, ModelFailed, ModelGarbled, Overloaded, SignoffError, Stale
 from signoff.parts.asking import Asking
 from signoff.store import Step
 from signoff.work.desk import Desk
@@ -28,6 +28,7 @@ from signoff.work.spend import kept, spent, waste
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 # A job that waits for a limit looks again at least so often: it may have been raised.
 LONGEST_PUT_OFF_SECONDS = 300.0
+AGAIN_SECONDS = 1.0
 SPREAD_SECONDS = 30.0
 log = structlog.get_logger()
 
@@ -71,6 +72,9 @@ async def _perform_in_room(desk: Desk, job: Job, asking: Asking) -> None:
             await _settle(desk, job, full)
         else:
             await _put_off(desk, job, full.retry_after_seconds)
+        return
+    except Overloaded:
+        await _put_off(desk, job, AGAIN_SECONDS)
         return
     took = None
     try:
