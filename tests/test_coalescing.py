@@ -12,6 +12,7 @@ import pytest
 from live import Live, live, until
 from signoff.store import JobFilter
 from signoff.work.admit import sampling_of
+from signoff.work.people import create_token, create_user
 from upstreams import ANSWER, EVENTS, FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio
@@ -116,6 +117,21 @@ async def test_different_users_never_share(tmp_path: Path) -> None:
         await until(lambda: upstream_calls(fake, 2))
         fake.wake.set()
         assert len({(await each)[2] for each in asking}) == 2
+
+
+async def test_calls_with_different_upstream_keys_never_share(tmp_path: Path) -> None:
+    async with misbehaving() as fake, live(tmp_path, coalesce=True) as server:
+        await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
+        token, tokens = await server.token(), []
+        for secret in ("sk-work", "sk-play"):
+            _, key = await server.ask("POST", "/api/keys", token, json={"name": secret, "key": secret})
+            user = await create_user(server.desk, "user@example.com", "user")
+            tokens.append(await create_token(server.desk, user, key_id=key["id"]))
+        asking = [asyncio.ensure_future(call(server, token)) for token in tokens]
+        await until(lambda: both_are_here(server, fake, 2))
+        fake.wake.set()
+        assert {(await each)[:2] for each in asking} == {(200, ANSWER)}
+        assert {request.headers["authorization"] for request in fake.requests} == {"Bearer sk-work", "Bearer sk-play"}
 
 
 async def test_the_last_one_who_leaves_stops_the_model_and_who_comes_then_is_asked_for_anew(tmp_path: Path) -> None:

@@ -118,8 +118,8 @@ def _may_share(ask: Ask, asked: Job) -> bool:
 
 
 async def _begin_alike(desk: Desk, ask: Ask, asked: Job, version: str, *, with_usage: bool) -> Call:
-    """The call that joins an equal one of the same user, of the model as it is now, or that others may join."""
-    request = (asked.user_id, f"{asked.target} {version}", asked.path, asked.body)
+    """The call that joins an equal one of the same user and key, of the model as it is now, or that others may join."""
+    request = (asked.user_id, asked.key_id, asked.target, version, asked.path, asked.body)
     if (standing := desk.in_flight.alike(request)) is not None:
         flight, shared = Flight(standing, actor=ask.caller.actor), desk.in_flight.shared(standing.id)
         return Call(ask=ask, flight=flight, with_usage=with_usage, joined=True, shared=shared)
