@@ -17,9 +17,10 @@ from signoff.core.access import Caller
 from signoff.core.answer import with_text
 from signoff.core.job import Edit, Job
 from signoff.core.parcel import unwrapped
+from signoff.core.policy import Review
 from signoff.store import JobFilter
 from signoff.work.review import Opinion, decide
-from upstreams import ANSWER, SOUND, misbehaving
+from upstreams import ANSWER, MESSAGE, ROWS, SOUND, misbehaving
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
@@ -197,6 +198,40 @@ async def test_sound_comes_back_as_it_is_and_is_logged(tmp_path: Path) -> None:
         (job,) = await jobs(server, 1)
         told = json.loads(job.response or b"")["parcel"]
         assert (told["content_type"], base64.b64decode(told["content"])) == ("audio/mpeg", SOUND)
+
+
+@pytest.mark.parametrize("review", [None, "always"])
+async def test_a_stream_of_a_shape_of_its_own_passes_to_the_byte_and_is_logged(
+    review: Review | None, tmp_path: Path
+) -> None:
+    async with misbehaving() as fake, live(tmp_path) as server:
+        await server.model("mine", kind="openai", url=fake.at("message"), review=review)
+        asking = asyncio.ensure_future(streamed(server, "/v1/messages"))
+        if review:
+            job = await until(lambda: held(server))
+            await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve"))
+        assert await asking == ("text/event-stream", b"".join(MESSAGE))
+        (job,) = await jobs(server, 1)
+        parcel = unwrapped(job.response or b"")
+        assert parcel is not None
+        assert (parcel.content_type, parcel.content) == ("text/event-stream", b"".join(MESSAGE))
+        assert (job.status, job.completion_tokens) == ("success", 2)
+
+
+async def streamed(server: Live, path: str) -> tuple[str, bytes]:
+    """The kind of a streamed answer, and its bytes without the comments."""
+    headers = {"authorization": f"Bearer {await server.token()}"}
+    asked = {"model": "mine", "stream": True}
+    async with server.http.post(server.url + path, json=asked, headers=headers) as response:
+        assert response.status == 200
+        events = (await response.read()).split(b"\n\n")
+        return response.content_type, b"\n\n".join(event for event in events if not event.startswith(b":"))
+
+
+async def test_rows_of_json_pass_to_the_byte(tmp_path: Path) -> None:
+    async with misbehaving() as fake, live(tmp_path) as server:
+        await server.model("mine", kind="openai", url=fake.at("rows"))
+        assert await streamed(server, "/v1/rows") == ("application/x-ndjson", ROWS)
 
 
 async def test_a_page_from_a_model_is_no_page_of_ours(tmp_path: Path) -> None:

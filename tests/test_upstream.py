@@ -9,14 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests import upstreams
-from tests.upstreams import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, RESPONSE_EVENTS, FakeUpstream
+from tests.upstreams import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, MESSAGE, RESPONSE_EVENTS, FakeUpstream
 
 from signoff.core.answer import Chunk
 from signoff.core.target import Model, Timeouts
 from signoff.engine import Request
 from signoff.engines import openai
 from signoff.engines.openai import OpenAIEngine
-from signoff.engines.upstream import Upstream
+from signoff.engines.upstream import Sent, Upstream
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
 
 pytestmark = pytest.mark.anyio
@@ -138,6 +138,37 @@ async def test_a_stream_without_its_last_event_is_cut(fake: FakeUpstream, upstre
         await ask(upstream, fake.at(behaviour), stream=True, into=came)
 
     assert came == events(EVENTS[: len(came)])
+
+
+async def ask_beyond(upstream: Upstream, url: str) -> list[Chunk]:
+    """All chunks of what an endpoint whose shape is not known streams."""
+    sent = Sent("POST", url, b"{}", {})
+    async with asyncio.timeout(10):
+        return [chunk async for chunk in upstream.ask(sent, timeouts=PATIENT, stream=True, json_only=False)]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "sent"),
+    [
+        ("message", MESSAGE),
+        ("message-without-last-blank-line", [*MESSAGE[:-1], MESSAGE[-1][:-1]]),
+        ("stream-of-a-response", RESPONSE_EVENTS),
+        ("end-stream-early", EVENTS[:2]),
+        ("stream-without-last-blank-line", EVENTS),
+    ],
+)
+async def test_a_stream_of_an_endpoint_that_is_not_known_passes_to_its_end_whatever_it_says(
+    fake: FakeUpstream, upstream: Upstream, behaviour: str, sent: list[bytes]
+) -> None:
+    assert await ask_beyond(upstream, fake.at(behaviour)) == events(sent)
+
+
+@pytest.mark.parametrize("behaviour", ["cut-stream", "cut-event", "reset-stream"])
+async def test_a_stream_of_an_endpoint_that_is_not_known_is_cut_where_its_body_is(
+    fake: FakeUpstream, upstream: Upstream, behaviour: str
+) -> None:
+    with pytest.raises(ModelCut):
+        await ask_beyond(upstream, fake.at(behaviour))
 
 
 async def test_a_truncated_body_is_cut(fake: FakeUpstream, upstream: Upstream) -> None:

@@ -311,6 +311,35 @@ async def stream_without_last_blank_line(exchange: Exchange) -> None:
     await exchange.stream(*EVENTS[:-1], b"data: [DONE]\n")
 
 
+MESSAGE = [
+    b'event: message_start\ndata: {"type": "message_start", "message": {"id": "msg_1", "error": null}}\n\n',
+    b'event: content_block_delta\ndata: {"type": "content_block_delta", "delta": {"text": "caf\\u00e9"}}\n\n',
+    b'event: message_delta\ndata: {"type": "message_delta", "usage": {"output_tokens": 2}}\n\n',
+    b"data: 3\n\n",
+    b"data: no JSON \xff\n\n",
+    b'event: message_stop\ndata: {"type": "message_stop"}\n\n',
+]
+
+
+@behaviour
+async def message(exchange: Exchange) -> None:
+    """As Anthropic streams: nobody says `[DONE]`."""
+    await exchange.stream(*MESSAGE)
+
+
+@behaviour
+async def message_without_last_blank_line(exchange: Exchange) -> None:
+    await exchange.stream(*MESSAGE[:-1], MESSAGE[-1][:-1])
+
+
+@behaviour
+async def rows(exchange: Exchange) -> None:
+    await exchange.whole(ROWS, kind="application/x-ndjson")
+
+
+ROWS = b'{"a": 1}\n{"a": 2}\n'
+
+
 @behaviour
 async def stream_that_lingers(exchange: Exchange) -> None:
     """Everything has been said, but the body does not end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ import msgspec
 
 from signoff.core import response, sse
 from signoff.core.keys import fingerprint
+from signoff.core.parcel import Parcel, wrapped
 from signoff.core.tokens import Usage, counted, usage_of
 from signoff.errors import ModelGarbled
 
@@ -45,6 +46,17 @@ def collect(chunks: Iterable[Chunk], asked: bytes | None = None) -> Answer:
         return Answer(body=body, usage=usage_of(body) or _counted(asked, pieces))
     except (ValueError, RecursionError) as error:
         raise ModelGarbled(f"The model's answer cannot be read: {error}") from error
+
+
+def has_a_known_shape(chunks: Sequence[Chunk]) -> bool:
+    """Whether `collect` knows what they amount to: one body, or pieces of a completion or a response."""
+    return any(not chunk.event or _is_known(sse.data_of(chunk.raw)) for chunk in chunks)
+
+
+def as_it_came(chunks: Sequence[Chunk], asked: bytes) -> Answer:
+    """A stream of any other shape, which is kept as a parcel."""
+    parcel = Parcel(sse.KIND, b"".join(chunk.raw for chunk in chunks))
+    return Answer(body=wrapped(parcel), usage=tokens_so_far(chunks, asked))
 
 
 def tokens_so_far(chunks: Iterable[Chunk], asked: bytes) -> Usage | None:
@@ -159,6 +171,19 @@ def _assembled(chunks: list[Chunk]) -> tuple[bytes, int]:
     whole["object"] = str(whole.get("object") or usual).removesuffix(".chunk")
     whole["choices"] = [_finished(choices[index]) for index in sorted(choices)]
     return msgspec.json.encode(whole, enc_hook=StringIO.getvalue), pieces
+
+
+class _Piece(msgspec.Struct):
+    choices: list[msgspec.Raw] | None = None
+    type: str = ""
+
+
+def _is_known(data: bytes) -> bool:
+    try:
+        piece = msgspec.json.decode(data, type=_Piece)
+    except (ValueError, RecursionError):
+        return False
+    return piece.choices is not None or piece.type.startswith("response.")
 
 
 def _is_piece(event: Any) -> bool:

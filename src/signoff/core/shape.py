@@ -13,6 +13,7 @@ import msgspec
 from signoff.core import endpoint, response, sse
 from signoff.core.answer import Chunk, as_completion, split, text_of
 from signoff.core.keys import fingerprint
+from signoff.core.parcel import unwrapped
 
 JsonObject = dict[str, Any]
 
@@ -33,7 +34,7 @@ def shaped(path: str, body: bytes, model: str) -> bytes:
 
 
 def streamed(path: str, body: bytes, *, with_usage: bool) -> Iterator[Chunk]:
-    """An answer as the stream it could have been; of an endpoint without streams, one event and `[DONE]`."""
+    """An answer as the stream it was or could have been; of an endpoint without streams, one event and `[DONE]`."""
     match path:
         case endpoint.CHAT:
             yield from split(body, with_usage=with_usage)
@@ -42,6 +43,8 @@ def streamed(path: str, body: bytes, *, with_usage: bool) -> Iterator[Chunk]:
         case endpoint.RESPONSES:
             for event in response.events_of(msgspec.json.decode(shaped(path, body, ""))):
                 yield named_event(event)
+        case _ if (parcel := unwrapped(body)) is not None and parcel.content_type == sse.KIND:
+            yield Chunk(parcel.content, event=True)
         case _:
             yield Chunk(sse.event(b"".join(body.splitlines())), event=True)
             yield Chunk(sse.DONE, event=True)

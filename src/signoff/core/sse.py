@@ -6,6 +6,7 @@ import re
 
 from signoff.errors import ModelGarbled
 
+KIND = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Lines end in \n, in \r\n, or in \r alone; the first two may be mixed.

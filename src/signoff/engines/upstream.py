@@ -100,10 +100,11 @@ class Upstream:
         self, sent: Sent, *, timeouts: Timeouts, stream: bool, json_only: bool = True
     ) -> AsyncGenerator[Chunk, None]:
         """The whole JSON body as one chunk; when `stream` is set and the model does stream, its events as they come.
-        Unless `json_only`, a body that is not JSON is a parcel.
+        Unless `json_only`, a body that is not JSON is a parcel, and an event may say anything.
 
-        A stream ends after `[DONE]`, or the event that ends a response; no byte is changed. Raises ModelFailed and
-        its kin. Cancelling the reader, or closing the generator, closes the connection at once.
+        A stream ends after `[DONE]`, or the event that ends a response; unless `json_only`, also where its body ends.
+        No byte is changed. Raises ModelFailed and its kin. Cancelling the reader, or closing the generator, closes
+        the connection at once.
         """
         call = _Call(timeouts, self._used)
         self._calls.add(call)
@@ -117,15 +118,13 @@ class Upstream:
             splitter = sse.Splitter(MAX_EVENT_BYTES)
             while data := await call.read(response):
                 for event in splitter.feed(data):
-                    last = _is_last(sse.data_of(event))
+                    last = _is_last(sse.data_of(event), json_only=json_only)
                     yield Chunk(event, event=True)
                     if last:
                         await _finish(call, response)
                         return
-            if not sse.data_of(splitter.rest).startswith(b"[DONE]"):
-                raise ModelCut
-            # Some servers forget the blank line after it.
-            yield Chunk(sse.DONE, event=True)
+            if rest := _rest(splitter.rest, json_only=json_only):
+                yield Chunk(rest, event=True)
         except TimeoutError as error:
             raise call.too_slow() from error
         except (aiohttp.ClientError, OSError) as error:
@@ -302,13 +301,14 @@ async def _whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
 def _is_stream(response: aiohttp.ClientResponse, *, json_only: bool) -> bool:
     """Some servers ignore `stream`; some label their events as plain text, where they can be nothing else."""
     kind = response.content_type
-    if kind == "text/event-stream" or not json_only:
-        return kind == "text/event-stream"
+    if kind == sse.KIND or not json_only:
+        return kind == sse.KIND
     return kind == UNLABELLED or (kind.startswith("text/") and kind != "text/html")
 
 
 def _packed(response: aiohttp.ClientResponse, body: bytes, *, json_only: bool) -> bytes:
-    if json_only or (body and response.content_type.endswith("json")):
+    kind = response.content_type
+    if json_only or (body and (kind == "application/json" or kind.endswith("+json"))):
         return _checked(body)
     return wrapped(Parcel(response.headers.get("content-type", "application/octet-stream"), body))
 
@@ -327,32 +327,37 @@ class _Event(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw(b"null")
 
 
-# Streams of responses, pictures and sound know no `[DONE]`.
-_LAST = {
-    b'"response.completed"',
-    b'"response.incomplete"',
-    b'"response.failed"',
-    b'"image_generation.completed"',
-    b'"image_edit.completed"',
-    b'"transcript.text.done"',
-    b'"speech.audio.done"',
-}
+# Streams of responses know no `[DONE]`.
+_LAST = {b'"response.completed"', b'"response.incomplete"', b'"response.failed"'}
 
 
-def _is_last(data: bytes) -> bool:
-    """Whether an event ends its stream. Raises ModelAnswered when it is an error, ModelGarbled when it is no object."""
+def _is_last(data: bytes, *, json_only: bool) -> bool:
+    """Whether an event ends its stream. Raises ModelAnswered when it is an error, and ModelGarbled when it is no object
+    but has to be one.
+    """
     if not data or data.startswith(b"[DONE]"):
         return bool(data)
     try:
         data.decode()
         event = msgspec.json.decode(data, type=_Event)
     except (ValueError, RecursionError) as error:
+        if not json_only:
+            return False
         raise ModelGarbled("The model sent an event that is not a JSON object.") from error
     kind = bytes(event.type)
     if bytes(event.error) != b"null" or kind == b'"error"':
         message, status = _complaint(data)
         raise ModelAnswered(status or ModelFailed.status, message, body=data[:MAX_ERROR_BYTES])
-    return kind in _LAST
+    return json_only and kind in _LAST
+
+
+def _rest(raw: bytes, *, json_only: bool) -> bytes:
+    """What to make of the end of a body that no blank line follows. Raises ModelCut."""
+    if sse.data_of(raw).startswith(b"[DONE]"):
+        return sse.DONE
+    if json_only:
+        raise ModelCut
+    return raw
 
 
 async def _finish(call: _Call, response: aiohttp.ClientResponse) -> None:

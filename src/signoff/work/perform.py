@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 import structlog
 
-from signoff.core.answer import Answer, Chunk, collect
+from signoff.core import sse
+from signoff.core.answer import Answer, Chunk, as_it_came, collect, has_a_known_shape
+from signoff.core.endpoint import KNOWN, route_of
 from signoff.core.job import Job
 from signoff.core.made import is_new, leaves_nothing, made_by
 from signoff.core.target import is_plain
@@ -123,12 +125,18 @@ async def answer_of(
 
 def collected(job: Job, chunks: Sequence[Chunk]) -> Answer:
     """The answer, and what it left at its upstream; what was told before took no tokens now. Raises ModelGarbled."""
-    answer = collect(chunks, job.body)
+    if job.path in KNOWN or route_of(job.path) is None or has_a_known_shape(chunks):
+        answer = collect(chunks, job.body)
+        told = [answer.body]
+    else:
+        answer = as_it_came(chunks, job.body)
+        told = [sse.data_of(chunk.raw) for chunk in reversed(chunks)]
     if leaves_nothing(job.path):
         return answer
     if not is_new(job.path):
         return msgspec.structs.replace(answer, usage=Usage())
-    return msgspec.structs.replace(answer, made=made_by(job.path, answer.body))
+    made = next((name for body in told if (name := made_by(job.path, body))), None)
+    return msgspec.structs.replace(answer, made=made)
 
 
 def as_error(error: Exception, job: Job) -> SignoffError:
