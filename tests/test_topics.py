@@ -182,20 +182,27 @@ async def test_an_upstream_that_speaks_no_json_is_an_answer_with_its_reason(tmp_
 async def test_a_model_that_hangs_stalls_nobody_else_on_its_stream(tmp_path: Path, wire: RabbitWire) -> None:
     async with streamed(tmp_path, wire, concurrency=8, max_handlers=4) as server:
         await listening(server)
+        await server.model("stuck")
         for number in range(100):
-            await wire.send(asked(str(number), "echo/hang"))
+            await wire.send(asked(str(number), "stuck/hang"))
         for number in range(20):
             await wire.send(asked(f"free {number}"))
         told = {(await wire.get()).body["metadata"]["n"] for _ in range(20)}
         assert told == {f"free {number}" for number in range(20)}
 
 
-async def test_two_models_that_hang_leave_room_for_a_third(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stuck", [["one/hang", "two/hang"] * 30, [f"one/tokens={number},hang" for number in range(1, 61)]]
+)
+async def test_models_that_hang_leave_room_for_others_whatever_they_are_called(
+    stuck: list[str], tmp_path: Path
+) -> None:
     async with live(tmp_path, concurrency=16) as server:
         token = await server.token()
-        for model in ("echo/hang", "echo/tokens=5,hang"):
-            for _ in range(30):
-                await server.ask("POST", "/api/jobs", token, json={"target": model, "body": {"prompt": "x"}})
+        for model in ("one", "two"):
+            await server.model(model)
+        for model in stuck:
+            await server.ask("POST", "/api/jobs", token, json={"target": model, "body": {"prompt": "x"}})
         _, job = await server.ask("POST", "/api/jobs", token, json={"target": "echo", "body": {"prompt": "x"}})
         await server.job_when(token, job["job_id"], lambda job: job["status"] == "success")
 

@@ -98,7 +98,7 @@ class Jobs(Protocol):
     async def claim(
         self, *, actor: str, lease: str, limit: int, lease_seconds: float, full: Sequence[str] = ()
     ) -> list[Job]:
-        """Up to `limit` due jobs of the later lane, leased: by priority, then age; none for the targets in `full`."""
+        """Up to `limit` due jobs of the later lane, leased: by priority, then age; none for the models in `full`."""
         ...
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:

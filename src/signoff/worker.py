@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 
 class Worker:
-    """Performs up to `concurrency` jobs at a time, and not more than their share of one target."""
+    """Performs up to `concurrency` jobs at a time, and not more than their share of one model."""
 
     def __init__(self, desk: Desk, *, concurrency: int, drain_seconds: float) -> None:
         self._desk = desk
@@ -51,7 +51,7 @@ class Worker:
             await self._slot_free.wait()
 
     async def _rest(self) -> None:
-        """Until there may be something to take: a bell rings, or a job ends whose target has its share."""
+        """Until there may be something to take: a bell rings, or a job ends whose model has its share."""
         if not self._room()[1]:
             await self._desk.broker.heard(LOOK_SECONDS)
             return
@@ -89,14 +89,14 @@ class Worker:
         return bool(jobs)
 
     def _room(self) -> tuple[int, list[str]]:
-        """How many jobs to claim, and the targets that have their share of the slots: one that hangs stalls no other.
+        """How many jobs to claim, and the models that have their share of the slots: one that hangs stalls no other.
 
         A share is a part of what the others leave, so the second that hangs gets less than the first. Nobody can
         exceed theirs by what is claimed at once.
         """
         free = self._concurrency - len(self._running)
-        room = {target: self._share(free + held) - held for target, held in Counter(self._running.values()).items()}
-        full = sorted(target for target, left in room.items() if left <= 0)
+        room = {model: self._share(free + held) - held for model, held in Counter(self._running.values()).items()}
+        full = sorted(model for model, left in room.items() if left <= 0)
         return min([self._share(free), *(left for left in room.values() if left > 0)]), full
 
     def _share(self, slots: int) -> int:
@@ -104,7 +104,7 @@ class Worker:
 
     def _start(self, job: Job) -> None:
         task = self._desk.background.spawn(perform(self._desk, job))
-        self._running[task] = job.target
+        self._running[task] = job.model
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -52,15 +52,15 @@ async def test_a_leader_leads_until_it_yields_or_its_time_is_over(store: AStore,
     assert await store.streams.lead("s", "one", 60)
 
 
-async def test_a_claim_passes_over_the_targets_that_are_full(store: AStore) -> None:
-    for target in ("hangs", "free", "hangs", "free"):
-        await inserted(store, target=target)
-    urgent = await inserted(store, target="hangs", priority=9)
+async def test_a_claim_passes_over_the_models_that_are_full(store: AStore) -> None:
+    for number, model in enumerate(("hangs", "free", "hangs", "free")):
+        await inserted(store, target=f"{model}-{number}", model=model)
+    urgent = await inserted(store, target="hangs-4", model="hangs", priority=9)
 
     taken = await store.jobs.claim(actor="w", lease="l", limit=10, lease_seconds=60, full=["hangs", "other"])
-    assert [job.target for job in taken] == ["free", "free"]
+    assert [job.model for job in taken] == ["free", "free"]
     taken = await store.jobs.claim(actor="w", lease="l", limit=10, lease_seconds=60)
-    assert [job.target for job in taken] == ["hangs"] * 3
+    assert [job.model for job in taken] == ["hangs"] * 3
     assert taken[0].id == urgent.id
 
 

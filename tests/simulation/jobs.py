@@ -61,9 +61,7 @@ class MemoryJobs:
         step = Step(verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds})
 
         def claim(tx: Tx) -> list[Job]:
-            waiting = [
-                job for job in self._tables.unfinished.values() if job.lane == "later" and job.target not in full
-            ]
+            waiting = [job for job in self._tables.unfinished.values() if job.lane == "later" and job.model not in full]
             due = [job for job in waiting if self._tables.may("claim", job, step, tx.now)]
             due.sort(key=lambda job: (-job.priority, job.id))
             return [self._step(tx, job, step) for job in due[:limit]]

@@ -98,7 +98,7 @@ def _move(verb: str, changed: tuple[str, ...]) -> ReturningUpdate[Any]:
 
 
 def claimed(tx: Tx, step: Step, limit: int, full: Sequence[str] = ()) -> list[Job]:
-    """Up to `limit` jobs after the claim that `step` is, by priority, then age; none for the targets in `full`."""
+    """Up to `limit` jobs after the claim that `step` is, by priority, then age; none for the models in `full`."""
     passed_over = {"full": list(full)} if full else {}
     statement = _claim(passes_over=bool(full))
     rows = tx.conn.execute(statement, {"limit": limit} | passed_over | _parameters(tx, step)).all()
@@ -110,7 +110,7 @@ def claimed(tx: Tx, step: Step, limit: int, full: Sequence[str] = ()) -> list[Jo
 
 @cache
 def _claim(*, passes_over: bool) -> ReturningUpdate[Any]:
-    others = [jobs.c.target.not_in(sa.bindparam("full", expanding=True))] if passes_over else []
+    others = [jobs.c.model.not_in(sa.bindparam("full", expanding=True))] if passes_over else []
     due = (
         sa.select(jobs.c.id)
         .where(jobs.c.lane == sa.literal_column("'later'"), *guards("claim"), *others)
