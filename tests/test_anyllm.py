@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from aiohttp import web
 
 from live import Live, chat, live, words
 from names import Names
+from signoff.core.answer import Chunk
 from signoff.core.target import Model, flaw_of
 from signoff.engine import Request
+from signoff.engines import anyllm
 from signoff.engines.anyllm import AnyLLMEngine
-from signoff.errors import ModelFailed
+from signoff.errors import ModelAnswered, ModelFailed
 
 pytestmark = pytest.mark.anyio
 
@@ -47,13 +50,17 @@ SPOKEN = [
 
 @contextlib.asynccontextmanager
 async def anthropic() -> AsyncIterator[tuple[str, list[Any]]]:
-    """A server that speaks as Anthropic's Messages API does: its address, and what it was asked."""
-    asked = list[Any]()
+    """A server that speaks as Anthropic's Messages API does: its address, and what it was asked.
+
+    The model `slow` stops in the middle until `busy` is asked.
+    """
+    asked, woken = list[Any](), asyncio.Event()
 
     async def messages(request: web.Request) -> web.StreamResponse:
         body = await request.json()
         asked.append((request.headers.get("x-api-key"), body))
         if body["model"] == "busy":
+            woken.set()
             error = {"type": "error", "error": {"type": "rate_limit_error", "message": "Slow down."}}
             return web.json_response(error, status=429, headers={"retry-after": "7"})
         if not body.get("stream"):
@@ -61,7 +68,9 @@ async def anthropic() -> AsyncIterator[tuple[str, list[Any]]]:
             return web.json_response(said)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        for event in SPOKEN[: 4 if body["model"] == "cut" else None]:
+        for number, event in enumerate(SPOKEN[: 4 if body["model"] == "cut" else None]):
+            if number == 3 and body["model"] == "slow":
+                await woken.wait()
             await response.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
         if body["model"] == "cut" and request.transport is not None:
             request.transport.abort()
@@ -166,10 +175,45 @@ async def test_a_caller_s_own_key_goes_to_the_provider(tmp_path: Path) -> None:
             assert asked[-1][0] == expected
 
 
-async def said_by(engine: AnyLLMEngine, **more: Any) -> None:
+def answer(engine: AnyLLMEngine, *, key: str = "k", stream: bool = False, **more: Any) -> AsyncGenerator[Chunk, None]:
     model = Model(name="m", kind="anyllm", **({"upstream_model": "anthropic/x"} | more))
-    request = Request(path="/v1/chat/completions", body=b'{"messages": []}', target="m", key="k")
-    [_ async for _ in engine.answer(model, request)]
+    body = json.dumps(chat("hi", "m")).encode()
+    request = Request(path="/v1/chat/completions", body=body, target="m", key=key, stream=stream)
+    return engine.answer(model, request)
+
+
+async def said_by(engine: AnyLLMEngine, **more: Any) -> list[Chunk]:
+    return [chunk async for chunk in answer(engine, **more)]
+
+
+async def test_callers_who_come_at_once_with_one_key_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, make = list[Any](), anyllm._client
+    monkeypatch.setattr(anyllm, "_client", lambda *told: made.append(told) or make(*told))
+    engine = AnyLLMEngine()
+    async with anthropic() as (url, asked):
+        await asyncio.gather(*(said_by(engine, key=key, url=url) for key in "abab"))
+        assert sorted(key for _, key, _ in made) == ["a", "b"]
+        assert sorted(key for key, _ in asked) == ["a", "a", "b", "b"]
+        await engine.close()
+
+
+async def test_more_keys_than_there_is_room_for_cut_nobody_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anyllm, "CLIENTS", 1)
+    engine = AnyLLMEngine()
+    async with anthropic() as (url, _), asyncio.timeout(60):
+        # given somebody who is being answered
+        slow = answer(engine, stream=True, upstream_model="anthropic/slow", url=url)
+        said = [await anext(slow)]
+        # when others come with keys of their own
+        for key in "abc":
+            await said_by(engine, key=key, url=url)
+        with pytest.raises(ModelAnswered):
+            await said_by(engine, key="d", upstream_model="anthropic/busy", url=url)
+        # then that answer comes to its end
+        said += [chunk async for chunk in slow]
+        told = [chunk.raw.decode().removeprefix("data: ").strip() for chunk in said]
+        assert (deltas(told), told[-1]) == ("Hello", "[DONE]")
+        await engine.close()
 
 
 async def test_without_the_extra_it_says_which_one_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Any, cast
 
 import msgspec
@@ -51,7 +52,7 @@ class AnyLLMEngine:
 
     def __init__(self, resolver: AbstractResolver | None = None) -> None:
         self._resolver = resolver
-        self._clients: dict[tuple[str, str | None, str | None], Any] = {}
+        self._clients = _Clients()
 
     async def start(self) -> None:
         """Nothing to start: the library is loaded when it is first needed."""
@@ -59,19 +60,21 @@ class AnyLLMEngine:
     async def answer(self, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
         """What the provider says, in OpenAI's dialect. Raises ModelFailed and its kin."""
         provider, _, name = upstream_name(model, request.target).partition("/")
+        known = (provider, request.key, model.url)
         loop, began = asyncio.get_running_loop(), False
         limits = model.timeouts
         end = loop.time() + limits.total_seconds
         try:
-            async with asyncio.timeout_at(end):
-                await self._check_address(model)
-                client = await self._client(provider, request.key, model.url)  # loads the library, the first time
-            async with asyncio.timeout_at(min(end, loop.time() + limits.first_byte_seconds)):
-                said = await _asked(client, name, request)
-            if not hasattr(said, "__aiter__"):
-                yield Chunk(said.model_dump_json(exclude_none=True).encode())
-                return
-            async with aclosing(said) as pieces:
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout_at(end):
+                    await self._check_address(model)
+                    client = await stack.enter_async_context(self._clients.one(known))
+                async with asyncio.timeout_at(min(end, loop.time() + limits.first_byte_seconds)):
+                    said = await _asked(client, name, request)
+                if not hasattr(said, "__aiter__"):
+                    yield Chunk(said.model_dump_json(exclude_none=True).encode())
+                    return
+                pieces = await stack.enter_async_context(aclosing(said))
                 while True:
                     seconds = limits.between_chunks_seconds if began else limits.first_byte_seconds
                     async with asyncio.timeout_at(min(end, loop.time() + seconds)):
@@ -100,18 +103,46 @@ class AnyLLMEngine:
         except OSError as error:
             raise ModelUnreachable("The model cannot be reached: its name is not known.") from error
 
-    async def _client(self, provider: str, key: str | None, url: str | None) -> Any:
-        known = (provider, key, url)
-        if known not in self._clients:
-            if len(self._clients) >= CLIENTS:
-                await _close(self._clients.pop(next(iter(self._clients))))
-            self._clients[known] = await asyncio.to_thread(_client, provider, key, url)
-        return self._clients[known]
-
     async def close(self) -> None:
         """Closes what the library keeps open."""
-        while self._clients:
-            await _close(self._clients.popitem()[1])
+        await self._clients.close()
+
+
+Known = tuple[str, str | None, str | None]
+
+
+class _Clients:
+    """The library's clients by provider, key and address: the CLIENTS that were used last, and those in use."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._kept = dict[Known, Any]()
+        self._users = Counter[Known]()
+
+    @asynccontextmanager
+    async def one(self, known: Known) -> AsyncGenerator[Any, None]:
+        """A client for as long as the block runs; the first one loads the library. Raises ModelFailed."""
+        async with self._lock:
+            if known not in self._kept:
+                self._kept[known] = await asyncio.to_thread(_client, *known)
+            self._kept[known] = self._kept.pop(known)
+            self._users[known] += 1
+        try:
+            yield self._kept[known]
+        finally:
+            self._users -= Counter([known])
+            await self._close_unused(len(self._kept) - CLIENTS)
+
+    async def close(self) -> None:
+        """Closes all of them, used or not."""
+        while self._kept:
+            await _close(self._kept.popitem()[1])
+
+    async def _close_unused(self, count: int) -> None:
+        """Closes as many as `count` that nobody uses, the longest unused first."""
+        unused = [known for known in self._kept if known not in self._users]
+        for client in [self._kept.pop(known) for known in unused[: max(0, count)]]:
+            await _close(client)
 
 
 def _client(provider: str, key: str | None, url: str | None) -> Any:
