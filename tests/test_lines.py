@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from signoff.core.answer import Chunk, collect
 from signoff.core.target import Model, Timeouts
 from signoff.engine import Request
 from signoff.engines import lines
+from signoff.engines.log import Log
+from signoff.engines.process import talking
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.engines.upstream import Upstream
 from signoff.errors import (
@@ -189,9 +192,31 @@ async def test_a_programs_own_error_keeps_its_status(engine: SubprocessEngine, b
         with pytest.raises(ModelFailed, match="I cannot") as raised:
             await ask(engine, by_id, {"error": told})
         assert (raised.value.status, raised.value.retryable) == (502, False)
+    with pytest.raises(ModelFailed) as raised:
+        await ask(engine, by_id, {"error": 'caf\u00e9 "x"\n'})
+    assert raised.value.message == 'caf\u00e9 "x"\n'
     for strange in (17, [], {}, True, {"message": ["x"], "status": "y"}):
         with pytest.raises(ModelFailed):
             await ask(engine, by_id, {"error": strange})
+
+
+async def test_a_pipe_that_cannot_be_had_leaves_none_behind(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipes, pipe = list[tuple[int, int]](), os.pipe
+
+    def few() -> tuple[int, int]:
+        if len(pipes) == 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        pipes.append(pipe())
+        return pipes[-1]
+
+    monkeypatch.setattr(os, "pipe", few)
+    with pytest.raises(OSError, match="Too many"):
+        async with talking(plain, Log(time.time_ns)):
+            pass
+    await asyncio.sleep(0)  # in which our own ends close
+    for end in (end for ends in pipes for end in ends):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(end)
 
 
 # Nonsense

@@ -10,7 +10,7 @@ import sys
 from asyncio.subprocess import PIPE, STDOUT
 from asyncio.subprocess import Process as Subprocess
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from signoff.core.target import Limits, Model
@@ -62,15 +62,12 @@ async def talking(model: Model, log: Log) -> AsyncGenerator[Process, None]:
     What it writes to stderr goes to `log`. Raises OSError where no process can be started at all.
     """
     async with AsyncExitStack() as stack:
-        output, its_stderr = await _pipe(stack)
-        answers, its_stdout = await _pipe(stack, limit=MAX_LINE_BYTES)
-        writer, its_stdin = await _pipe_to(stack)
-        try:
+        with ExitStack() as its:
+            output, its_stderr = await _pipe(stack, its)
+            answers, its_stdout = await _pipe(stack, its, limit=MAX_LINE_BYTES)
+            writer, its_stdin = await _pipe_to(stack, its)
             told = ("--lines", f"{its_stdin},{its_stdout}", *_limits(model), *model.command)
             warden = await _warden(its_stderr, *told, port=None, pass_fds=(its_stdin, its_stdout))
-        finally:
-            for end in (its_stderr, its_stdout, its_stdin):
-                os.close(end)
         process = Process(warden, 0, output, log, model.limits)
         prefix = os.urandom(8).hex()  # no program writes it by chance
         process.lines = Lines(model.name, answers, writer, prefix=prefix, hang_up=process.hang_up)
@@ -88,11 +85,9 @@ async def running(model: Model, log: Log) -> AsyncGenerator[Process, None]:
     port = _free_port()
     filled = [word.replace("{port}", str(port)).replace("{host}", HOST) for word in model.command]
     async with AsyncExitStack() as stack:
-        output, to_us = await _pipe(stack)
-        try:
+        with ExitStack() as its:
+            output, to_us = await _pipe(stack, its)
             warden = await _warden(to_us, *_limits(model), *filled, port=port)
-        finally:
-            os.close(to_us)
         process = Process(warden, port, output, log, model.limits)
         async with _followed(process):
             yield process
@@ -147,25 +142,30 @@ def _environment(port: int | None) -> dict[str, str]:
     return inherited | {"PORT": str(port), "SIGNOFF_MODEL_PORT": str(port)}
 
 
-async def _pipe(stack: AsyncExitStack, limit: int = 65536) -> tuple[asyncio.StreamReader, int]:
-    """Where we read, and where the model writes. Left to itself, uvloop takes a socket, which is no /dev/stderr."""
+async def _pipe(ours: AsyncExitStack, its: ExitStack, limit: int = 65536) -> tuple[asyncio.StreamReader, int]:
+    """Where we read, and where the model writes, each closed with its stack.
+
+    Left to itself, uvloop takes a socket, which is no /dev/stderr.
+    """
     from_model, to_us = os.pipe()
+    its.callback(os.close, to_us)
     reader = asyncio.StreamReader(limit)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(from_model, "rb", buffering=0)
     )
-    stack.callback(transport.close)
+    ours.callback(transport.close)
     return reader, to_us
 
 
-async def _pipe_to(stack: AsyncExitStack) -> tuple[asyncio.StreamWriter, int]:
-    """Where we write, and where the model reads."""
+async def _pipe_to(ours: AsyncExitStack, its: ExitStack) -> tuple[asyncio.StreamWriter, int]:
+    """Where we write, and where the model reads, each closed with its stack."""
     from_us, to_model = os.pipe()
+    its.callback(os.close, from_us)
     loop, unread = asyncio.get_running_loop(), asyncio.StreamReader()
     transport, protocol = await loop.connect_write_pipe(
         lambda: asyncio.StreamReaderProtocol(unread), os.fdopen(to_model, "wb", buffering=0)
     )
-    stack.callback(_abort, transport)
+    ours.callback(_abort, transport)
     return asyncio.StreamWriter(transport, protocol, None, loop), from_us
 
 

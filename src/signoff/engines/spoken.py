@@ -79,9 +79,11 @@ class _Told(msgspec.Struct):
 def _failure(said: Said) -> SignoffError:
     """The error that a program tells in an object or in a text, or that the owner of its process tells."""
     try:
-        told = msgspec.json.decode(said.raw, type=_Told)
+        told = msgspec.json.decode(said.raw, type=_Told | str)
     except msgspec.ValidationError:
-        told = _Told(said.raw.decode().strip('"'))
+        told = said.raw.decode()
+    if isinstance(told, str):
+        told = _Told(told)
     if said.kind == "failure":
         kind = next((kind for kind in TOLD if kind.code == told.code), ModelFailed)
         return kind(told.message)
