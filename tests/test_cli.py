@@ -334,6 +334,14 @@ def test_answers_are_forgotten_from_the_terminal_by_a_server_that_runs(tmp_path:
             assert time.monotonic() < until_gone
 
 
+def test_of_answers_in_memory_each_process_knows_its_own(tmp_path: Path) -> None:
+    told = many(tmp_path, ["cache", "size", ""], ["cache", "clear", ""], SIGNOFF_CACHE="memory")
+    assert [(code, out) for code, out, _ in told] == [
+        (0, "Every process keeps its own: GET /api/cache tells how many.\n"),
+        (0, "Every process forgets all that it keeps.\n"),
+    ]
+
+
 def test_a_server_without_its_port_says_so_and_makes_nothing(tmp_path: Path) -> None:
     # given a port that somebody else has
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from signoff.commands.jobs import OPERATOR
-from signoff.commands.terminal import out, run
+from signoff.commands.terminal import OPERATOR, out, run
 from signoff.core.cache import Which
 from signoff.settings import load
 from signoff.work.clear import clear, look_at_size
@@ -34,5 +33,9 @@ def cache_clear(user: User = None, model: OfModel = None, target: Target = None,
 @caches.command("size")
 def cache_size(user: User = None, model: OfModel = None, target: Target = None) -> None:
     """How many answers are kept, and their bytes."""
-    size = run(load(), lambda desk: look_at_size(desk, OPERATOR, Which(model=model, target=target), user))
+    settings = load()
+    if settings.cache == "memory":
+        out.print("Every process keeps its own: GET /api/cache tells how many.")
+        return
+    size = run(settings, lambda desk: look_at_size(desk, OPERATOR, Which(model=model, target=target), user))
     out.print(f"Answers: {size.entries}; bytes: {size.size_bytes}.")

@@ -8,8 +8,7 @@ from typing import Annotated, cast
 import typer
 from rich.table import Table
 
-from signoff.commands.terminal import err, out, run, shown, stop
-from signoff.core.access import Caller
+from signoff.commands.terminal import OPERATOR, err, out, run, shown, stop
 from signoff.core.answer import text_of
 from signoff.core.job import STATUSES, Job, Status, Verdict
 from signoff.errors import SignoffError
@@ -19,7 +18,6 @@ from signoff.work.desk import Desk
 from signoff.work.look import look_at_all
 from signoff.work.review import Opinion, decide
 
-OPERATOR = Caller(user_id=0, token_id=0, role="admin", email="operator")
 looking = typer.Typer()
 
 

@@ -9,11 +9,13 @@ from typing import NoReturn, TypeVar, cast
 
 from rich.console import Console
 
+from signoff.core.access import Caller
 from signoff.core.cache import CacheRule
 from signoff.settings import Settings
 from signoff.work.desk import Desk
 
 T = TypeVar("T")
+OPERATOR = Caller(user_id=0, token_id=0, role="admin", email="operator")
 # Control characters but for tab and newline, and those that turn the direction of writing.
 STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 # What models say is shown as it is: no markup, no emoji.
