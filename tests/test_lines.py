@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.engines import an_engine
 from tests.models.watching import alive, is_alive, starts, until
 
 from signoff.core.answer import Chunk, collect
@@ -26,7 +28,6 @@ from signoff.engines import lines
 from signoff.engines.log import Log
 from signoff.engines.process import talking
 from signoff.engines.subprocess import SubprocessEngine
-from signoff.engines.upstream import Upstream
 from signoff.errors import (
     ModelAnswered,
     ModelCrashed,
@@ -41,23 +42,19 @@ pytestmark = pytest.mark.anyio
 
 PROGRAMS = Path(__file__).parent / "models"
 OWNER = PROGRAMS / "owner.py"
-Engines = Callable[..., Any]
+Engines = Callable[..., AbstractAsyncContextManager[SubprocessEngine]]
 
 
 @pytest.fixture
-def engine_here(tmp_path: Path, journal: Path) -> Engines:
+def heard() -> list[str]:
+    """Return what the models of this test write to their logs."""
+    return []
+
+
+@pytest.fixture
+def engine_here(tmp_path: Path, heard: list[str]) -> Engines:
     """An engine as each server process of this host has one; all share a folder, whose name is a long one."""
-
-    @asynccontextmanager
-    async def engine_here() -> AsyncIterator[SubprocessEngine]:
-        engine = SubprocessEngine(Upstream(now=time.time), tmp_path / ("a-long-way-down" * 10) / "run")
-        await engine.start()
-        try:
-            yield engine
-        finally:
-            await engine.close()
-
-    return engine_here
+    return partial(an_engine, tmp_path / ("a-long-way-down" * 10) / "run", heard)
 
 
 @pytest.fixture
@@ -211,7 +208,7 @@ async def test_a_pipe_that_cannot_be_had_leaves_none_behind(plain: Model, monkey
 
     monkeypatch.setattr(os, "pipe", few)
     with pytest.raises(OSError, match="Too many"):
-        async with talking(plain, Log(time.time_ns)):
+        async with talking(plain, Log(print)):
             pass
     await asyncio.sleep(0)  # in which our own ends close
     for end in (end for ends in pipes for end in ends):
@@ -236,7 +233,7 @@ async def test_a_line_too_many_ends_a_program_without_ids(engine: SubprocessEngi
     code = "import sys, time\nfor line in sys.stdin:\n print('1'); time.sleep(.2); print('2')"
     twice = program("twice", code)
     assert await ask(engine, twice, {}) == 1
-    await until(lambda: engine.state("twice") in {"stopped", "failed"})
+    await until(lambda: engine.state_of(twice) in {"stopped", "failed"})
     assert await ask(engine, twice, {}) == 1
 
 
@@ -258,7 +255,7 @@ async def test_one_who_does_not_answer_is_timed_out(engine: SubprocessEngine, by
     await ask(engine, by_id, {})
     with pytest.raises(ModelTimedOut, match=r"0\.5 s"):
         await ask(engine, msgspec.structs.replace(by_id, timeouts=quick), {"seconds": 5})
-    assert engine.state("by id") == "ready"
+    assert engine.state_of(by_id) == "ready"
     # One without ids that is stuck answers nobody else: it is started anew.
     with pytest.raises(ModelTimedOut):
         await ask(engine, msgspec.structs.replace(plain, timeouts=quick), {"seconds": 60})
@@ -293,7 +290,7 @@ async def test_those_who_wait_behind_a_slow_answer_do_not_end_the_program(
     said = await at_once(*(ask(engine, quick, {"seconds": 0.6, "number": number}) for number in range(5)))
     assert said[0]["of"]["number"] == 0
     assert isinstance(said[-1], ModelTimedOut)
-    assert engine.state("plain") == "ready"
+    assert engine.state_of(plain) == "ready"
 
 
 async def test_a_caller_who_leaves_takes_nobodys_answer_along(engine: SubprocessEngine, plain: Model) -> None:
@@ -312,7 +309,7 @@ async def test_more_than_can_wait_are_turned_away(
     monkeypatch.setattr(lines, "MAX_WAITING", 3)
     await ask(engine, by_id, {})
     waiting = [asyncio.ensure_future(ask(engine, by_id, {"seconds": 1})) for _ in range(3)]
-    await until(lambda: engine.state("by id") == "busy")
+    await until(lambda: engine.state_of(by_id) == "busy")
     with pytest.raises(Overloaded, match="3 requests wait"):
         await ask(engine, by_id, {})
     assert len([await one for one in waiting]) == 3
@@ -328,7 +325,7 @@ async def test_a_crash_is_told_to_all_who_wait_and_the_next_call_starts_it_again
         first = (await ask(owner, by_id, {}))["pid"]
         assert (await ask(guest, by_id, {}))["pid"] == first
         waiting = [asyncio.ensure_future(ask(one, by_id, {"seconds": 60})) for one in [owner, guest] * 10]
-        await until(lambda: owner.state("by id") == "busy")
+        await until(lambda: owner.state_of(by_id) == "busy")
         await ask(guest, by_id, {})
         os.kill(first, signal.SIGKILL)
         for error in await at_once(*waiting):
@@ -352,7 +349,7 @@ async def test_a_close_answers_who_waits_and_leaves_no_process(
             await ask(owner, by_id, {})
             waiting = [asyncio.ensure_future(ask(one, by_id, {"seconds": 60})) for one in (owner, guest)]
             await ask(guest, by_id, {})
-            await until(lambda: owner.state("by id") == "busy")
+            await until(lambda: owner.state_of(by_id) == "busy")
         for error in await at_once(*waiting):
             assert isinstance(error, ModelCrashed | ModelUnreachable)
         await until(lambda: not alive(starts(journal)[0]))
@@ -402,9 +399,9 @@ async def test_when_an_owner_is_killed_its_program_ends_and_another_takes_over(
         await until(lambda: not is_alive(first))
 
 
-async def test_stderr_is_the_log(engine: SubprocessEngine, by_id: Model) -> None:
+async def test_stderr_is_the_log(engine: SubprocessEngine, by_id: Model, heard: list[str]) -> None:
     await ask(engine, by_id, {})
-    assert [text for _, text in engine.log("by id")] == ["ready"]
+    assert heard == ["ready"]
 
 
 async def test_a_program_learns_no_secrets(engine: SubprocessEngine, monkeypatch: pytest.MonkeyPatch) -> None:

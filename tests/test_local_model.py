@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.engines import an_engine
 from tests.models.watching import until
 
 from signoff.core import sse
@@ -23,7 +23,6 @@ from signoff.core.target import Model
 from signoff.engine import Request
 from signoff.engines import llama
 from signoff.engines.subprocess import SubprocessEngine
-from signoff.engines.upstream import Upstream
 from signoff.errors import ModelAnswered
 
 pytestmark = pytest.mark.anyio
@@ -41,14 +40,17 @@ def model() -> Model:
 
 
 @pytest.fixture(scope="module")
-async def engine(model: Model, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SubprocessEngine]:
-    upstream = Upstream(now=time.time)
-    await upstream.start()
-    engine = SubprocessEngine(upstream, tmp_path_factory.mktemp("run"))
-    await engine.start()
-    yield engine
-    await engine.close()
-    await upstream.close()
+def heard() -> list[str]:
+    """Return what the model writes to its log."""
+    return []
+
+
+@pytest.fixture(scope="module")
+async def engine(
+    model: Model, heard: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[SubprocessEngine]:
+    async with an_engine(tmp_path_factory.mktemp("run"), heard) as engine:
+        yield engine
 
 
 def request(*, path: str = "/v1/chat/completions", **body: Any) -> Request:
@@ -100,28 +102,30 @@ async def test_a_question_that_is_too_long_is_told_so(engine: SubprocessEngine, 
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
-async def test_it_stops_when_the_caller_leaves(engine: SubprocessEngine, model: Model, *, stream: bool) -> None:
+async def test_it_stops_when_the_caller_leaves(
+    engine: SubprocessEngine, model: Model, heard: list[str], *, stream: bool
+) -> None:
     await ask(engine, model, request(max_tokens=1))
-    await until(lambda: begun(engine) == set(done(engine)))
-    before = begun(engine)
+    await until(lambda: begun(heard) == set(done(heard)))
+    before = begun(heard)
     endless = request(stream=stream, max_tokens=4000, ignore_eos=True)
     asking = asyncio.ensure_future(ask(engine, model, endless))
-    await until(lambda: begun(engine) - before)
-    [task] = begun(engine) - before
+    await until(lambda: begun(heard) - before)
+    [task] = begun(heard) - before
     asking.cancel()
-    await until(lambda: task in done(engine))
-    assert done(engine)[task] < 2000
+    await until(lambda: task in done(heard))
+    assert done(heard)[task] < 2000
 
 
-def begun(engine: SubprocessEngine) -> set[str]:
+def begun(heard: list[str]) -> set[str]:
     """What llama.cpp calls tasks, as far as its log tells of their begin."""
-    found = (re.search(r"task (\d+) \| processing task", line) for _, line in engine.log("local"))
+    found = (re.search(r"task (\d+) \| processing task", line) for line in heard)
     return {task[1] for task in found if task}
 
 
-def done(engine: SubprocessEngine) -> dict[str, int]:
+def done(heard: list[str]) -> dict[str, int]:
     """The tasks that it tells the end of, and how many tokens they had come to."""
-    found = (re.search(r"task (\d+) \| stop processing: n_tokens = (\d+)", line) for _, line in engine.log("local"))
+    found = (re.search(r"task (\d+) \| stop processing: n_tokens = (\d+)", line) for line in heard)
     return {task[1]: int(task[2]) for task in found if task}
 
 

@@ -7,14 +7,14 @@ import json
 import os
 import shlex
 import sys
-import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.engines import an_engine
 from tests.models.watching import MODEL, alive, is_alive, starts, until
 
 from live import live
@@ -23,7 +23,6 @@ from processes import clean_environment, first_token, free_port, served, signoff
 from signoff.core.target import Limits, Model, Timeouts, flaw_of
 from signoff.engine import Request
 from signoff.engines.subprocess import SubprocessEngine
-from signoff.engines.upstream import Upstream
 from signoff.errors import ModelCrashed, ModelFailed, ModelTimedOut
 
 pytestmark = pytest.mark.anyio
@@ -48,19 +47,6 @@ for line in sys.stdin:
     else:
         work(asked)
 """
-
-
-@asynccontextmanager
-async def an_engine(run_dir: Path) -> AsyncIterator[SubprocessEngine]:
-    upstream = Upstream(now=time.time)
-    await upstream.start()
-    engine = SubprocessEngine(upstream, run_dir)
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.close()
-        await upstream.close()
 
 
 @pytest.fixture
@@ -111,7 +97,7 @@ async def test_a_model_is_started_before_anybody_asks_and_stopped_whoever_owns_i
 
 async def test_who_waits_for_a_model_that_is_stopped_gets_an_error(engine: SubprocessEngine) -> None:
     waiting = asyncio.ensure_future(ask(engine, told(), {"seconds": 60}))
-    await until(lambda: engine.state("told") == "busy")
+    await until(lambda: engine.state_of(told()) == "busy")
     await ask(engine, told(), {})
     assert await engine.stop_model(told()) is True
     with pytest.raises(ModelFailed, match=r"stopped|ended"):

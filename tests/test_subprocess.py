@@ -10,18 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.engines import an_engine
 from tests.models.watching import MODEL, alive, is_alive, starts, until
 
 from signoff.core.target import Model
 from signoff.engine import Request
 from signoff.engines.subprocess import SubprocessEngine
-from signoff.engines.upstream import Upstream
 from signoff.errors import BadRequest, ModelCut, ModelUnreachable
 
 pytestmark = pytest.mark.anyio
@@ -30,31 +31,19 @@ OWNER = Path(__file__).parent / "models" / "owner.py"
 JsonObject = dict[str, Any]
 
 
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    upstream = Upstream(now=time.time)
-    await upstream.start()
-    yield upstream
-    await upstream.close()
-
-
-Engines = Callable[..., Any]
+Engines = Callable[..., AbstractAsyncContextManager[SubprocessEngine]]
 
 
 @pytest.fixture
-def engine_here(upstream: Upstream, tmp_path: Path, journal: Path) -> Engines:
+def heard() -> list[str]:
+    """Return what the models of this test write to their logs."""
+    return []
+
+
+@pytest.fixture
+def engine_here(tmp_path: Path, heard: list[str]) -> Engines:
     """An engine as each server process of this host has one; all share a folder."""
-
-    @asynccontextmanager
-    async def engine_here(monotonic: Callable[[], float] = time.monotonic) -> AsyncIterator[SubprocessEngine]:
-        engine = SubprocessEngine(upstream, tmp_path / "run", monotonic=monotonic)
-        await engine.start()
-        try:
-            yield engine
-        finally:
-            await engine.close()
-
-    return engine_here
+    return partial(an_engine, tmp_path / "run", heard)
 
 
 @pytest.fixture
@@ -86,21 +75,16 @@ async def ask(engine: SubprocessEngine, model: Model, **body: object) -> JsonObj
     return json.loads(chunk.raw)
 
 
-async def test_a_model_starts_when_it_is_first_asked(engine: SubprocessEngine, model: Callable[..., Model]) -> None:
+async def test_a_model_starts_when_it_is_first_asked(
+    engine: SubprocessEngine, model: Callable[..., Model], heard: list[str]
+) -> None:
     small = model("--words", "good morning")
-    assert engine.state("small") == "stopped"
+    assert engine.state_of(small) == "stopped"
     told = await ask(engine, small, question="who are you?")
     assert is_alive(told["pid"])
-    assert engine.state("small") == "ready"
-    texts = [text for _, text in engine.log("small")]
-    assert texts[0] == "good morning"
-    await until(lambda: '"question": "who are you?"' in engine.log("small")[-1][1])
-
-
-async def test_the_log_tells_when(engine: SubprocessEngine, model: Callable[..., Model]) -> None:
-    before = time.time_ns() // 1000
-    await ask(engine, model())
-    assert all(before <= at <= time.time_ns() // 1000 for at, _ in engine.log("small"))
+    assert engine.state_of(small) == "ready"
+    assert heard[0] == "good morning"
+    await until(lambda: '"question": "who are you?"' in heard[-1])
 
 
 async def test_a_model_finds_its_port_in_its_arguments_and_its_environment(
@@ -144,7 +128,7 @@ async def test_callers_who_come_at_once_start_one_process(
     async with asyncio.TaskGroup() as group:
         asked = [group.create_task(ask(engine, slow)) for _ in range(20)]
         await until(lambda: starts(journal))
-        assert engine.state("small") == "starting"
+        assert engine.state_of(slow) == "starting"
     assert len({task.result()["pid"] for task in asked}) == len(starts(journal)) == 1
 
 
@@ -168,7 +152,7 @@ async def test_a_start_goes_on_when_everybody_has_left(
     first = asyncio.ensure_future(ask(engine, slow))
     await until(lambda: starts(journal))
     first.cancel()
-    await until(lambda: engine.state("small") == "ready")
+    await until(lambda: engine.state_of(slow) == "ready")
     assert [[(await ask(engine, slow))["pid"]]] == starts(journal)
 
 
@@ -213,7 +197,7 @@ async def test_a_model_that_nobody_asks_stops_and_starts_again(
 ) -> None:
     lazy = model(idle_seconds=0.2)
     first = (await ask(engine, lazy))["pid"]
-    await until(lambda: engine.state("small") == "stopped" and not is_alive(first))
+    await until(lambda: engine.state_of(lazy) == "stopped" and not is_alive(first))
     assert (await ask(engine, lazy))["pid"] != first
 
 
@@ -235,10 +219,11 @@ async def test_a_guests_call_is_use_too(engine_here: Engines, model: Callable[..
 async def test_a_model_that_ends_as_it_starts_tells_its_last_words(
     engine: SubprocessEngine, model: Callable[..., Model], journal: Path
 ) -> None:
+    weak = model("--crash", "7", "--words", "no weights in the bag")
     with pytest.raises(ModelUnreachable, match=r"small ended with status 7 .*\nno weights in the bag") as raised:
-        await ask(engine, model("--crash", "7", "--words", "no weights in the bag"))
+        await ask(engine, weak)
     assert raised.value.retryable
-    assert engine.state("small") == "failed"
+    assert engine.state_of(weak) == "failed"
     assert len(starts(journal)) == 1
 
 
@@ -340,14 +325,14 @@ async def test_a_warden_holds_nothing_of_other_models(engine: SubprocessEngine, 
 
 
 async def test_an_edited_model_is_a_new_process(
-    engine: SubprocessEngine, model: Callable[..., Model], journal: Path
+    engine: SubprocessEngine, model: Callable[..., Model], heard: list[str]
 ) -> None:
     first = (await ask(engine, model("--words", "old")))["pid"]
     second = (await ask(engine, model("--words", "new")))["pid"]
     assert second != first
     await until(lambda: not is_alive(first))
     assert is_alive(second)
-    assert [text for _, text in engine.log("small") if text in {"old", "new"}] == ["old", "new"]
+    assert [line for line in heard if line in {"old", "new"}] == ["old", "new"]
 
 
 async def test_models_with_names_that_look_alike_are_kept_apart(
@@ -394,11 +379,9 @@ def parent(pid: int) -> int:
     return int(stat.rpartition(")")[2].split()[1])
 
 
-async def test_a_talkative_model_is_never_blocked_and_its_log_is_bounded(
-    engine: SubprocessEngine, model: Callable[..., Model]
+async def test_a_talkative_model_is_never_blocked_and_its_lines_are_bounded(
+    engine: SubprocessEngine, model: Callable[..., Model], heard: list[str]
 ) -> None:
     for number in range(30):
         await ask(engine, model(), number=number, text="x" * 100_000)
-    lines = engine.log("small")
-    assert len(lines) <= 2000
-    assert max(len(text) for _, text in lines) == 8192
+    assert max(map(len, heard)) == 8192

@@ -241,7 +241,6 @@ def _engines(settings: Settings, upstream: Upstream, logs: Logs) -> dict[str, En
         "subprocess": SubprocessEngine(
             upstream,
             settings.data_dir / "run",
-            clock=_clock,
             tell=lambda name, line: logs.add(registered_name(name), "info", line),
         ),
     }

@@ -1,40 +1,32 @@
-"""What a model wrote, as far as it is kept."""
+"""What a model wrote: each line is told of, and the last ones are kept for when it ends."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
 
-MAX_LINES = 2000
 MAX_LINE_BYTES = 8192
 TAIL_LINES = 10
 
 
 class Log:
-    """The last lines of a model, each with the microseconds since 1970 that `clock` told; `tell` hears of them too."""
+    """The last lines of a model; `tell` hears of each."""
 
-    def __init__(self, clock: Callable[[], int], tell: Callable[[str], None] | None = None) -> None:
-        self._clock = clock
+    def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
-        self._lines = deque[tuple[int, str]](maxlen=MAX_LINES)
+        self._lines = deque[str](maxlen=TAIL_LINES)
 
     def add(self, line: bytes) -> None:
-        """Keep a line; one that is too long becomes several."""
-        at = self._clock()
+        """Take a line; one that is too long becomes several."""
         for start in range(0, max(len(line), 1), MAX_LINE_BYTES):
             piece = line[start : start + MAX_LINE_BYTES]
             text = piece.decode(errors="replace").rstrip("\r")
-            self._lines.append((at, text))
-            if self._tell is not None:
-                self._tell(text)
-
-    def lines(self) -> list[tuple[int, str]]:
-        """All lines that are kept, oldest first."""
-        return list(self._lines)
+            self._lines.append(text)
+            self._tell(text)
 
     def tail(self) -> str:
         """The last lines as text."""
-        return "\n".join(text for _, text in list(self._lines)[-TAIL_LINES:])
+        return "\n".join(self._lines)
 
 
 class Scribe:

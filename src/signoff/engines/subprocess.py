@@ -27,10 +27,6 @@ TRIES = 5
 _logger = logging.getLogger(__name__)
 
 
-def _wall_clock() -> int:
-    return time.time_ns() // 1000
-
-
 def _nobody_hears(_name: str, _line: str) -> None:
     pass
 
@@ -40,7 +36,7 @@ class SubprocessEngine:
 
     Whoever made the `upstream` starts and closes it. Of all engines with the same `run_dir` one owns a model's process,
     and the others ask at its port, or through the owner's socket.
-    `monotonic` tells seconds, `clock` microseconds since 1970; `tell` hears each line that a model writes to its log.
+    `monotonic` tells seconds; `tell` hears the name of a model and each line that it writes to its log.
     """
 
     def __init__(
@@ -49,13 +45,11 @@ class SubprocessEngine:
         run_dir: Path,
         *,
         monotonic: Callable[[], float] = time.monotonic,
-        clock: Callable[[], int] = _wall_clock,
         tell: Callable[[str, str], None] = _nobody_hears,
     ) -> None:
         self._upstream = upstream
         self._run_dir = run_dir
         self._monotonic = monotonic
-        self._clock = clock
         self._tell = tell
         self._tasks = _Tasks()
         self._places: dict[str, Place] = {}
@@ -114,15 +108,11 @@ class SubprocessEngine:
         if place is None or _program(place.model) != _program(model):
             if place is not None:
                 place.is_retired = True
-            log = self._logs.setdefault(model.name, Log(self._clock, partial(self._tell, model.name)))
+            log = self._logs.setdefault(model.name, Log(partial(self._tell, model.name)))
             place = Place(model, self._run_dir, log=log, spawn=self._tasks.spawn, monotonic=self._monotonic)
             self._places[model.name] = place
         place.model = model
         return place
-
-    def state(self, name: str) -> State:
-        """How the model of that name is, as far as this engine knows."""
-        return self._places[name].state() if name in self._places else "stopped"
 
     def state_of(self, model: Model) -> State:
         """How the model is, whichever process of this host owns it."""
@@ -136,10 +126,6 @@ class SubprocessEngine:
         """See `engine.RunsModels`."""
         await self.start()  # a command that stops a model runs none
         return await self._place(model).stop()
-
-    def log(self, name: str) -> list[tuple[int, str]]:
-        """What the model of that name wrote while this engine owned it: microseconds since 1970, and a line."""
-        return self._logs[name].lines() if name in self._logs else []
 
     async def close(self) -> None:
         """Stop the models that this engine owns; whoever waits for them gets ModelUnreachable."""
