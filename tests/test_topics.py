@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aio_pika
 import pytest
 from faststream.kafka import TestKafkaBroker
+from faststream.kafka.testing import build_message
 
 from contracts.test_transport import asked, listening, streamed
 from live import Live, live, until
@@ -278,6 +280,19 @@ async def test_kafka_has_the_documents_example_in_and_its_example_out(tmp_path: 
     assert told[200]["metadata"] == {"key": "val"}
     assert told[200]["body"]["choices"][0]["text"] == "Blue?"
     assert told[400]["body"]["error"]["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("header", [None, b"\xff\xfe"])
+async def test_a_kafka_message_comes_whatever_its_headers_are(header: bytes | None) -> None:
+    stream = Stream(name="k", scheme="kafka", host="h", sealed=b"", requests="requests", responses="responses")
+    transport, came = KafkaTransport("kafka://127.0.0.1", stream), asyncio.Queue[Arrived]()
+    broker = transport.broker()
+    transport.subscribe(broker, came.put, Watch())
+    async with TestKafkaBroker(broker):
+        [subscriber] = broker.subscribers
+        record = await build_message(b"hello", "requests", serializer=None)
+        await subscriber.consume(replace(record, headers=(("strange", header),)))
+        assert came.get_nowait().body == b"hello"
 
 
 async def reply(server: Live, job_id: str) -> bytes:

@@ -17,7 +17,7 @@ from signoff.core.delivery import Message
 from signoff.core.stream import Arrived, Stream
 from signoff.errors import Undelivered
 from signoff.transport import Take
-from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, ended, unread
+from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
 
 DEFAULT_PORT = 9092
 LARGEST_BYTES = 64 * 1024 * 1024
@@ -54,6 +54,7 @@ class KafkaTransport:
             no_reply=True,
             max_poll_records=1,
             max_partition_fetch_bytes=LARGEST_BYTES,
+            parser=as_it_came,
             decoder=unread,
         )
 
