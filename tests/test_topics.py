@@ -17,6 +17,7 @@ from faststream.kafka.testing import build_message
 from contracts.test_transport import asked, listening, streamed
 from live import Live, live, until
 from proxy import Proxy, between
+from signoff import consumer
 from signoff.core.delivery import Message
 from signoff.core.stream import Arrived, Stream
 from signoff.doors.streams import take
@@ -224,6 +225,36 @@ async def test_a_stream_whose_user_is_gone_is_not_listened_to(tmp_path: Path, wi
         assert (await wire.get()).body["status_code"] == 200
         assert (await server.ask("GET", "/api/jobs", token))[1]["total"] == 1
         assert (await server.ask("GET", "/api/jobs", await server.token()))[1]["total"] == 0
+
+
+async def test_a_stream_that_is_forgotten_gives_back_what_it_cannot_take(
+    tmp_path: Path, wire: RabbitWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds, left = asyncio.Event(), asyncio.Event()
+
+    async def never(*_: object) -> None:
+        try:
+            holds.set()
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    monkeypatch.setattr(consumer, "take", never)
+    async with live(tmp_path) as server:
+        token = await server.token("admin")
+        stream = {"name": "one", "url": wire.url, "requests": wire.requests, "responses": wire.responses}
+        await server.ask("POST", "/api/streams", token, json=stream)
+        await wire.send(asked())
+        await holds.wait()
+        await server.ask("DELETE", "/api/streams/one", token)
+
+        async def is_given_back() -> bool | None:
+            queue = await wire.channel.declare_queue(wire.requests, passive=True)
+            told = queue.declaration_result
+            return (told.message_count, told.consumer_count) == (1, 0) or None
+
+        await until(is_given_back)
+        assert left.is_set()
 
 
 async def test_a_store_that_is_away_costs_a_message_time_and_nothing_else(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import structlog
 
@@ -40,8 +40,7 @@ class Consumer:
                     async with asyncio.timeout(LOOK_AGAIN_SECONDS):
                         await self._stirred.wait()
         finally:
-            for name in list(self._tasks):
-                await self._end(name)
+            await self._end(list(self._tasks))
 
     def stir(self) -> None:
         """Streams may have changed."""
@@ -53,20 +52,21 @@ class Consumer:
         except Exception as error:  # noqa: BLE001 -- the store is away; the next look may find it
             log.warning("could not look for streams", error=repr(error))
             return
-        for name, (stream, task) in list(self._tasks.items()):
-            if wanted.get(name) != stream or task.done():
-                await self._end(name)
+        known = self._tasks.items()
+        await self._end([name for name, (stream, task) in known if wanted.get(name) != stream or task.done()])
         for name, stream in wanted.items():
             if name not in self._tasks:
                 self._tasks[name] = (stream, self._desk.background.spawn(self._keep(stream)))
 
-    async def _end(self, name: str) -> None:
-        """Ends a task. It may take more than one try: see `brokers/line.py`."""
-        _, task = self._tasks.pop(name)
-        while not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=1)
-        self._desk.streams.listening.pop(name, None)
+    async def _end(self, names: Sequence[str]) -> None:
+        """Ends tasks, all at once. It may take more than one try: see `brokers/line.py`."""
+        while ending := [task for name in names if not (task := self._tasks[name][1]).done()]:
+            for task in ending:
+                task.cancel()
+            await asyncio.wait(ending, timeout=1)
+        for name in names:
+            del self._tasks[name]
+            self._desk.streams.listening.pop(name, None)
 
     async def _keep(self, stream: Stream) -> None:
         """Listens, and listens again, for ever."""

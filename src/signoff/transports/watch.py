@@ -50,10 +50,24 @@ class Watch:
 
 @contextlib.asynccontextmanager
 async def ended(stop: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
-    """Stops a broker after the block. A dead line is not waited for, and whatever it says is of no interest."""
+    """Stops a broker after the block, however often it is cancelled: a line that is left half closed keeps what it
+    holds. A dead line is not waited for, and whatever it says is of no interest.
+    """
     try:
         yield
     finally:
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(GRACE_SECONDS + CLOSE_SECONDS):
-                await stop()
+        stopping = asyncio.get_running_loop().create_task(_stopped(stop))
+        cancelled: asyncio.CancelledError | None = None
+        while not stopping.done():
+            try:
+                await asyncio.wait([stopping])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+
+
+async def _stopped(stop: Callable[[], Awaitable[None]]) -> None:
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(GRACE_SECONDS + CLOSE_SECONDS):
+            await stop()
