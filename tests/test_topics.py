@@ -257,6 +257,28 @@ async def test_a_stream_that_is_forgotten_gives_back_what_it_cannot_take(
         assert left.is_set()
 
 
+async def test_the_connections_of_a_stream_that_is_forgotten_end(tmp_path: Path, wire: RabbitWire) -> None:
+    async with (
+        RabbitWire(wire.url, f"{wire.prefix}other-").connected() as other,
+        between(wire.url) as proxy,
+        streamed(tmp_path, wire) as server,
+    ):
+        token = await server.token("admin")
+        stream = {"name": "other", "url": proxy.url, "requests": other.requests, "responses": other.responses}
+        await server.ask("POST", "/api/streams", token, json=stream)
+        await other.send(asked())
+        await other.get()
+        assert proxy.standing == 2
+        await server.ask("DELETE", "/api/streams/other", token)
+        await wire.send(asked())
+        await wire.get()
+
+        async def all_hung_up() -> bool | None:
+            return proxy.standing == 0 or None
+
+        await until(all_hung_up)
+
+
 async def test_a_store_that_is_away_costs_a_message_time_and_nothing_else(
     tmp_path: Path, wire: RabbitWire, postgres_url: str
 ) -> None:

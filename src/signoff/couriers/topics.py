@@ -1,4 +1,4 @@
-"""Answers on topics: each through its stream's own transport, which is kept until the stream changes."""
+"""Answers on topics: each through its stream's own transport, which is kept until the stream changes or goes."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class TopicCourier:
         try:
             stream = await self._find(message.address)
         except NotFound as error:
+            await self._close_the_forgotten()
             raise Undelivered(error.message) from error
         transport = await self._to(stream)
         told = Message(address=stream.responses, headers=message.headers, body=message.body)
@@ -76,7 +77,17 @@ class TopicCourier:
         self._open[stream.name] = (stream, transport)
         if known is not None:
             await known[1].close()
+        await self._close_the_forgotten()
         return transport
+
+    async def _close_the_forgotten(self) -> None:
+        for name in list(self._open):
+            try:
+                await self._find(name)
+            except NotFound:
+                self._away.discard(name)
+                if (forgotten := self._open.pop(name, None)) is not None:
+                    await forgotten[1].close()
 
     def _say(self, stream: Stream, error: Exception | None) -> None:
         """Tells of a change, once. What a library says of an address may hold its password."""
