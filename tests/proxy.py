@@ -31,6 +31,11 @@ class Proxy:
         user = self._far.netloc.rpartition("@")[0]
         return self._far._replace(netloc=f"{user}@127.0.0.1:{self._port}").geturl()
 
+    @property
+    def standing(self) -> int:
+        """How many connections stand."""
+        return len(self._clients)
+
     async def open(self) -> None:
         """Takes calls, at the same address each time."""
         self._server = await asyncio.start_server(self._connect, "127.0.0.1", self._port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 
 from live import Live, live, until
+from proxy import between
+from signoff.core.delivery import Message
 from signoff.core.stream import Arrived, Stream, seen_of
 from signoff.transport import Take
-from signoff.transports import nats, redis
+from signoff.transports import nats, rabbitmq, redis
 from signoff.transports.choice import Transports
 from upstreams import misbehaving
 from wires import WIRES, Wire
@@ -276,11 +279,38 @@ async def test_no_more_are_handled_at_a_time_than_the_stream_says(wire: Wire) ->
     assert 1 <= most <= 3
 
 
-@contextlib.asynccontextmanager
-async def listening_with(wire: Wire, take: Take, *, max_handlers: int = 16) -> AsyncIterator[None]:
-    """A transport that hands its messages to `take`, while the block runs."""
+async def test_answers_go_again_once_the_broker_is_back_and_no_connection_is_left_behind(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rabbitmq, "RECONNECT_SECONDS", 0.05)  # what is left behind shows itself
+    monkeypatch.setattr(nats, "ANSWER_SECONDS", 2.0)
+    async with between(wire.url) as proxy:
+        transport = Transports(lambda _: proxy.url, "test")(stream_of(wire))
+
+        async def sent(number: int) -> bool | None:
+            body = json.dumps({"n": number}).encode()
+            try:
+                await transport.publish(Message(address=wire.responses, headers={"message-id": "m"}, body=body))
+            except Exception:  # noqa: BLE001 -- each client has its own
+                return None
+            return True
+
+        await until(functools.partial(sent, 0))
+        proxy.cut()
+        await until(functools.partial(sent, 1))
+        assert (await wire.get()).body == {"n": 0}
+        await transport.close()
+
+        async def all_hung_up() -> bool | None:
+            return proxy.standing == 0 or None
+
+        await until(all_hung_up)
+
+
+def stream_of(wire: Wire, *, max_handlers: int = 16) -> Stream:
+    """The stream between its two topics."""
     scheme, host = seen_of(wire.url)
-    stream = Stream(
+    return Stream(
         name=wire.requests,
         scheme=scheme,
         host=host,
@@ -289,7 +319,12 @@ async def listening_with(wire: Wire, take: Take, *, max_handlers: int = 16) -> A
         responses=wire.responses,
         max_handlers=max_handlers,
     )
-    is_up = asyncio.Event()
+
+
+@contextlib.asynccontextmanager
+async def listening_with(wire: Wire, take: Take, *, max_handlers: int = 16) -> AsyncIterator[None]:
+    """A transport that hands its messages to `take`, while the block runs."""
+    stream, is_up = stream_of(wire, max_handlers=max_handlers), asyncio.Event()
     listening = asyncio.ensure_future(Transports(lambda _: wire.url, "test")(stream).listen(take, is_up.set))
     try:
         async with asyncio.timeout(20):

@@ -17,6 +17,7 @@ from signoff.core.delivery import Message
 from signoff.core.stream import Arrived, Stream
 from signoff.errors import Undelivered
 from signoff.transport import Take
+from signoff.transports.out import Out
 from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
 
 DEFAULT_PORT = 9092
@@ -31,8 +32,7 @@ class KafkaTransport:
     def __init__(self, url: str, stream: Stream) -> None:
         self._url = url
         self._stream = stream
-        self._out: KafkaBroker | None = None
-        self._connecting = asyncio.Lock()
+        self._out = Out(lambda _: self.broker(), KafkaBroker.start)
 
     async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
@@ -71,7 +71,7 @@ class KafkaTransport:
     async def publish(self, message: Message) -> None:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            broker = await self._connected()
+            broker = await self._out.connected()
             await self.send(broker, message)
 
     async def send(self, broker: KafkaBroker, message: Message) -> None:
@@ -88,15 +88,12 @@ class KafkaTransport:
         except (MessageSizeTooLargeError, RecordTooLargeError) as error:
             raise Undelivered(f"Kafka did not take the answer: {error}") from error
         except KafkaError:
-            await self.close()
+            self._out.lost(broker)
             raise
 
     async def close(self) -> None:
         """See `transport.Transport`."""
-        out, self._out = self._out, None
-        if out is not None:
-            async with ended(out.stop):
-                pass
+        await self._out.close()
 
     def broker(self) -> KafkaBroker:
         """FastStream's broker for the stream's address, not connected."""
@@ -112,19 +109,6 @@ class KafkaTransport:
             logger=None,
             apply_types=False,
         )
-
-    async def _connected(self) -> KafkaBroker:
-        async with self._connecting:
-            if self._out is None:
-                out = self.broker()
-                try:
-                    await out.start()
-                except BaseException:
-                    async with ended(out.stop):
-                        pass
-                    raise
-                self._out = out
-            return self._out
 
 
 def _id_of(record: ConsumerRecord[Any, Any]) -> str:

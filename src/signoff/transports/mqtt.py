@@ -13,6 +13,7 @@ from faststream.mqtt import MQTTBroker
 from signoff.core.delivery import Message
 from signoff.core.stream import Arrived, Stream
 from signoff.transport import Take
+from signoff.transports.out import Out
 from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
 
 KEEPALIVE_SECONDS = 10
@@ -30,8 +31,7 @@ class MqttTransport:
     def __init__(self, url: str, stream: Stream) -> None:
         self._url = url
         self._stream = stream
-        self._out: MQTTBroker | None = None
-        self._connecting = asyncio.Lock()
+        self._out = Out(lambda _: self._broker(), MQTTBroker.connect)
 
     async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`. What comes first may have come before: MQTT tells us nothing else of that."""
@@ -73,7 +73,7 @@ class MqttTransport:
     async def publish(self, message: Message) -> None:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            broker = await self._connected()
+            broker = await self._out.connected()
             try:
                 await broker.publish(
                     message.body,
@@ -83,23 +83,12 @@ class MqttTransport:
                     correlation_id=message.headers["message-id"],
                 )
             except Exception:
-                await self.close()
+                self._out.lost(broker)
                 raise
 
     async def close(self) -> None:
         """See `transport.Transport`."""
-        out, self._out = self._out, None
-        if out is not None:
-            async with ended(out.stop):
-                pass
-
-    async def _connected(self) -> MQTTBroker:
-        async with self._connecting:
-            if self._out is None:
-                out = self._broker()
-                await out.connect()
-                self._out = out
-            return self._out
+        await self._out.close()
 
     def _broker(self, **more: Any) -> MQTTBroker:
         return MQTTBroker(

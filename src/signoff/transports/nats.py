@@ -19,6 +19,7 @@ from signoff.core.delivery import Message
 from signoff.core.stream import Arrived, Stream
 from signoff.errors import Undelivered
 from signoff.transport import Take
+from signoff.transports.out import Out
 from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
 
 FETCH_SECONDS = 1.0
@@ -36,8 +37,7 @@ class NatsTransport:
     def __init__(self, url: str, stream: Stream) -> None:
         self._url = url
         self._stream = stream
-        self._out: NatsBroker | None = None
-        self._connecting = asyncio.Lock()
+        self._out = Out(self._broker, NatsBroker.connect)
 
     async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
@@ -80,7 +80,7 @@ class NatsTransport:
         """See `transport.Transport`."""
         name = message.headers["message-id"]
         async with asyncio.timeout(ANSWER_SECONDS):
-            broker = await self._connected()
+            broker = await self._out.connected()
             js = _jetstream(broker.connection)
             try:
                 place = await _stream_of(js, message.address, RetentionPolicy.LIMITS, ANSWERS_KEPT_SECONDS)
@@ -97,23 +97,11 @@ class NatsTransport:
 
     async def close(self) -> None:
         """See `transport.Transport`."""
-        out, self._out = self._out, None
-        if out is not None:
-            async with ended(out.stop):
-                pass
-
-    async def _connected(self) -> NatsBroker:
-        async with self._connecting:
-            if self._out is None:
-                out = self._broker(Watch())
-                await out.connect()
-                self._out = out
-            return self._out
+        await self._out.close()
 
     def _broker(self, watch: Watch) -> NatsBroker:
         async def lost() -> None:
             watch.tell(ConnectionError("the connection was closed"))
-            self._out = None
 
         return NatsBroker(
             self._url,

@@ -17,10 +17,13 @@ from signoff.core.delivery import Message
 from signoff.core.stream import Arrived, Stream
 from signoff.errors import Undelivered
 from signoff.transport import Take
+from signoff.transports.out import Out
 from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
 
 HEARTBEAT_SECONDS = 5
-# With one of its own, FastStream's broker would connect again behind our back for ever; we begin anew instead.
+# Sooner than whoever waits gives up: a connection that nobody waits for is tried on and on.
+CONNECT_SECONDS = ANSWER_SECONDS / 2
+# FastStream's broker connects again by itself, if no sooner; we stop it before that, and begin anew.
 RECONNECT_SECONDS = 3600.0
 
 
@@ -32,8 +35,8 @@ class RabbitTransport:
     def __init__(self, url: str, stream: Stream) -> None:
         self._url = url if "heartbeat=" in url else f"{url}{'&' if '?' in url else '?'}heartbeat={HEARTBEAT_SECONDS}"
         self._stream = stream
-        self._out: RabbitBroker | None = None
-        self._connecting = asyncio.Lock()
+        confirmed = Channel(publisher_confirms=True, on_return_raises=True)
+        self._out = Out(lambda watch: self._broker(watch, confirmed), self._reach)
 
     async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
@@ -68,7 +71,7 @@ class RabbitTransport:
     async def publish(self, message: Message) -> None:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            broker = await self._connected()
+            broker = await self._out.connected()
             try:
                 await broker.publish(
                     message.body,
@@ -81,40 +84,24 @@ class RabbitTransport:
                     timeout=ANSWER_SECONDS,
                 )
             except (DeliveryError, PublishError) as error:
-                await self.close()  # the queue may have gone: it is looked for again
+                self._out.lost(broker)  # the queue may have gone: it is looked for again
                 raise Undelivered(f"RabbitMQ did not take the answer: {error}") from error
 
     async def close(self) -> None:
         """See `transport.Transport`."""
-        out, self._out = self._out, None
-        if out is not None:
-            async with ended(out.stop):
-                pass
+        await self._out.close()
 
-    async def _connected(self) -> RabbitBroker:
-        async with self._connecting:
-            if self._out is not None:
-                return self._out
-            watch = Watch()
-            out = self._broker(watch, Channel(publisher_confirms=True, on_return_raises=True))
-            try:
-                connection = await out.connect()
-                await _ensure_queue(connection, self._stream.responses)
-            except BaseException:
-                async with ended(out.stop):
-                    pass
-                raise
-            self._out = out
-            return out
+    async def _reach(self, broker: RabbitBroker) -> None:
+        """Connects, and makes sure of the queue that answers go to."""
+        await _ensure_queue(await broker.connect(), self._stream.responses)
 
     def _broker(self, watch: Watch, channel: Channel) -> RabbitBroker:
         def lost(_connection: Any, error: BaseException | None) -> None:
             watch.tell(ConnectionError(f"the connection was closed: {error}"))
-            self._out = None
 
         return RabbitBroker(
             self._url,
-            timeout=ANSWER_SECONDS,
+            timeout=CONNECT_SECONDS,
             fail_fast=True,
             reconnect_interval=RECONNECT_SECONDS,
             on_close=[lost],

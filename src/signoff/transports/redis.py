@@ -18,6 +18,7 @@ from signoff.core.delivery import Message
 from signoff.core.stream import Arrived, Stream
 from signoff.errors import Undelivered
 from signoff.transport import Take
+from signoff.transports.out import Out
 from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
 
 GROUP = "signoff"
@@ -38,7 +39,7 @@ class RedisTransport:
         self._url = url
         self._stream = stream
         self._consumer = consumer
-        self._out: RedisBroker | None = None
+        self._out = Out(lambda _: self._broker(), RedisBroker.connect)
 
     async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
@@ -64,10 +65,8 @@ class RedisTransport:
 
     async def publish(self, message: Message) -> None:
         """See `transport.Transport`."""
-        if self._out is None:
-            self._out = self._broker()
         async with asyncio.timeout(ANSWER_SECONDS):
-            client = cast("Any", await self._out.connect())
+            client = cast("Any", await (await self._out.connected()).connect())
             fields = {"message-id": message.headers["message-id"], "data": message.body}
             try:
                 await client.xadd(message.address, fields)
@@ -78,10 +77,7 @@ class RedisTransport:
 
     async def close(self) -> None:
         """See `transport.Transport`."""
-        out, self._out = self._out, None
-        if out is not None:
-            async with ended(out.stop):
-                pass
+        await self._out.close()
 
     def _subscribe(self, broker: RedisBroker, handle: Any, **how: Any) -> None:
         polling = CLAIM_POLL_MILLISECONDS if "min_idle_time" in how else POLL_MILLISECONDS

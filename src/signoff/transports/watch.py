@@ -32,6 +32,11 @@ class Watch:
     def __init__(self) -> None:
         self._trouble: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    @property
+    def is_troubled(self) -> bool:
+        """Whether something went wrong."""
+        return self._trouble.done()
+
     def tell(self, error: BaseException) -> None:
         """Something went wrong; the first to say so is heard."""
         if not self._trouble.done():
