@@ -279,6 +279,25 @@ async def test_no_more_are_handled_at_a_time_than_the_stream_says(wire: Wire) ->
     assert 1 <= most <= 3
 
 
+async def test_a_stream_that_is_allowed_to_handle_more_handles_more(wire: Wire) -> None:
+    busy = 0
+
+    async def never(_: Arrived) -> None:
+        nonlocal busy
+        busy += 1
+        await asyncio.Event().wait()
+
+    async def all_are_handled() -> bool | None:
+        return busy == 8 or None
+
+    async with listening_with(wire, never, max_handlers=1):
+        pass
+    async with listening_with(wire, never, max_handlers=8):
+        for number in range(8):
+            await wire.send(asked(str(number)))
+        await until(all_are_handled)
+
+
 async def test_answers_go_again_once_the_broker_is_back_and_no_connection_is_left_behind(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,13 +48,11 @@ class NatsTransport:
                 js = _jetstream(await broker.connect())
                 place = await _stream_of(js, requests, RetentionPolicy.WORK_QUEUE, None)
                 handlers = self._stream.max_handlers
+                await _put_consumer(js, place, durable, requests, handlers)
                 subscriber: Any = broker.subscriber(  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
                     requests,
                     durable=durable,
                     stream=place,
-                    config=ConsumerConfig(
-                        ack_policy=JsAckPolicy.EXPLICIT, ack_wait=ACK_SECONDS, max_ack_pending=4 * handlers
-                    ),
                     pull_sub=PullSub(batch_size=handlers, timeout=FETCH_SECONDS),
                     max_workers=handlers,  # pyright: ignore[reportArgumentType]
                     ack_policy=AckPolicy.MANUAL,
@@ -72,7 +70,6 @@ class NatsTransport:
                         watch.tell(error)
 
                 await broker.start()
-                await js.consumer_info(place, durable)
             is_up()
             await watch.keep(lambda: _ensure_consumer(js, place, durable))
 
@@ -143,6 +140,19 @@ async def _stream_of(js: JetStreamContext, subject: str, retention: RetentionPol
         )
         await cast("Any", js).add_stream(config)
         return name
+
+
+async def _put_consumer(js: JetStreamContext, place: str, durable: str, subject: str, handlers: int) -> None:
+    """Makes JetStream's consumer, or changes the one that there is: subscribing to it leaves that as it is."""
+    config = ConsumerConfig(
+        name=durable,
+        durable_name=durable,
+        filter_subject=subject,
+        ack_policy=JsAckPolicy.EXPLICIT,
+        ack_wait=ACK_SECONDS,
+        max_ack_pending=4 * handlers,
+    )
+    await cast("Any", js).add_consumer(place, config)
 
 
 async def _ensure_consumer(js: JetStreamContext, place: str, durable: str) -> None:
