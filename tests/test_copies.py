@@ -10,8 +10,11 @@ import pytest
 
 from live import live
 from signoff.core.keys import digest
+from signoff.core.limits import Limit
 from signoff.core.price import Price
 from signoff.errors import ModelNotFound, Unauthorized
+from signoff.parts.limits import Limits
+from stores import a_job
 
 pytestmark = pytest.mark.anyio
 
@@ -80,3 +83,21 @@ async def test_who_asks_for_a_price_while_prices_are_read_is_told_it_too(tmp_pat
         found = await asyncio.gather(prices.at("m", 1), prices.at("m", 1))
 
         assert [price is not None and price.output for price in found] == [2, 2]
+
+
+async def test_a_limit_that_is_set_while_limits_are_read_holds_for_the_next_request(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        quotas = server.desk.store.quotas
+        limits, job = Limits(quotas), a_job()
+        slow = Slow(quotas.limits)
+        quotas.limits = slow  # type: ignore[method-assign]
+        asking = asyncio.ensure_future(limits.of(job))
+        await slow.begun.wait()
+        quotas.limits = slow.read  # type: ignore[method-assign]
+
+        await quotas.put_limit(Limit(who="all", requests_per_minute=1))
+        limits.forget()
+        slow.go_on.set()
+
+        assert await asking == ()
+        assert [limit.requests_per_minute for _, limit in await limits.of(job)] == [1]

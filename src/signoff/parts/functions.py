@@ -17,6 +17,7 @@ from signoff.errors import FunctionFailed, FunctionTimedOut
 from signoff.funcs.around import AROUND, Around
 from signoff.funcs.converting import given
 from signoff.funcs.loading import Ready, Scan, scan
+from signoff.parts.snapshot import Snapshot
 from signoff.parts.threads import Failed, Threads
 from signoff.store import Compositions
 
@@ -37,25 +38,17 @@ class Functions:
         self._seconds = seconds
         self._clock = clock
         self._threads = Threads(AT_ONCE)
-        self._registered: dict[str, Function] | None = None
-        self._age = 0
+        self._registered = Snapshot(self._read)
         self._scan: Scan | None = None
         self._looked_for = set[str]()
 
     async def registered(self) -> Mapping[str, Function]:
         """Every registered function by its name."""
-        if self._registered is not None:
-            return self._registered
-        age = self._age
-        found = {function.name: function for function in await self._compositions.functions()}
-        if age == self._age:  # else it may have changed since it was read
-            self._registered = found
-        return found
+        return await self._registered.get()
 
     def forget(self) -> None:
         """The copy of what is registered is out of date."""
-        self._age += 1
-        self._registered = None
+        self._registered.forget()
         self._looked_for.clear()
 
     async def scan(self) -> Scan:
@@ -83,6 +76,9 @@ class Functions:
         if len(text) > MAX_RESULT_CHARACTERS:
             raise FunctionFailed(f"`{function.name}` gave more than {MAX_RESULT_CHARACTERS} characters.")
         return text
+
+    async def _read(self) -> dict[str, Function]:
+        return {function.name: function for function in await self._compositions.functions()}
 
     async def _result(self, ready: Ready, args: Mapping[str, object], around: Around) -> Any:
         """Its result, still as Python has it; what is async is awaited here, all else runs in a thread."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from signoff.core.job import Job
 from signoff.core.limits import Limit, named
+from signoff.parts.snapshot import Snapshot
 from signoff.store import Quotas
 
 
@@ -14,18 +15,19 @@ class Limits:
 
     def __init__(self, quotas: Quotas) -> None:
         self._quotas = quotas
-        self._known: dict[str, Limit] | None = None
+        self._limits = Snapshot(self._read)
 
     async def of(self, job: Job) -> tuple[tuple[str, Limit], ...]:
         """What limits a job, each with the name of the meter that counts for it."""
-        known = self._known
-        if known is None:
-            known = self._known = {limit.name: limit for limit in await self._quotas.limits()}
+        known = await self._limits.get()
         return tuple(_of(known, job)) if known else ()
 
     def forget(self) -> None:
         """The copy is out of date."""
-        self._known = None
+        self._limits.forget()
+
+    async def _read(self) -> dict[str, Limit]:
+        return {limit.name: limit for limit in await self._quotas.limits()}
 
 
 def _of(known: dict[str, Limit], job: Job) -> Iterable[tuple[str, Limit]]:

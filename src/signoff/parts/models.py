@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from signoff.catalog import Catalog
 from signoff.core.target import Listing, Model
 from signoff.errors import ModelNotFound
+from signoff.parts.snapshot import Snapshot
 
 
 class Models:
@@ -15,39 +16,35 @@ class Models:
     def __init__(self, catalog: Catalog, always: Sequence[Model]) -> None:
         self._catalog = catalog
         self._always = always
-        self._listing: Listing | None = None
-        self._age = 0
+        self._listing = Snapshot(self._read)
 
     async def find(self, name: str | None) -> Model:
         """The model for `name`, or the default one. Raises ModelNotFound."""
-        if self._listing is not None and (known := _pick(self._listing, name)) is not None:
+        listing = self._listing.known
+        if listing is not None and (known := _pick(listing, name)) is not None:
             return known
-        found = _pick(await self._reload(), name)
+        found = _pick(await self._listing.renew(), name)
         if found is None:
             raise ModelNotFound(f"There is no model {name!r}. GET /v1/models lists what there is.")
         return found
 
     def knows(self, name: str) -> bool:
         """Whether a model is called exactly that, as far as is known here without a look at the store."""
-        return self._listing is not None and self._listing.knows(name)
+        listing = self._listing.known
+        return listing is not None and listing.knows(name)
 
     async def all(self) -> Sequence[Model]:
         """Every model, registered ones first."""
-        return (self._listing or await self._reload()).models
+        return (await self._listing.get()).models
 
     def forget(self) -> None:
         """The copy is out of date."""
-        self._age += 1
-        self._listing = None
+        self._listing.forget()
 
-    async def _reload(self) -> Listing:
-        age = self._age
+    async def _read(self) -> Listing:
         registered = await self._catalog.models()
         names = {model.name for model in registered}
-        listing = Listing([*registered, *(model for model in self._always if model.name not in names)])
-        if age == self._age:  # else it may have changed since it was read
-            self._listing = listing
-        return listing
+        return Listing([*registered, *(model for model in self._always if model.name not in names)])
 
 
 def _pick(listing: Listing, name: str | None) -> Model | None:

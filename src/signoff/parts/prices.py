@@ -6,6 +6,7 @@ import structlog
 
 from signoff.core.price import Price, Prices
 from signoff.errors import SignoffError
+from signoff.parts.snapshot import Snapshot
 from signoff.store import Ledger
 
 log = structlog.get_logger()
@@ -16,26 +17,20 @@ class PriceList:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._prices = Prices([])
-        self._is_old = True
-        self._age = 0
+        self._prices = Snapshot(self._read)
+        self._last = Prices([])
 
     async def at(self, model: str, now: int) -> Price | None:
         """See `Prices.at`."""
-        if self._is_old:
-            await self._reload()
-        return self._prices.at(model, now)
+        try:
+            self._last = await self._prices.get()
+        except SignoffError as error:
+            log.warning("the prices could not be read", error=repr(error))
+        return self._last.at(model, now)
 
     def forget(self) -> None:
         """The copy is out of date."""
-        self._age += 1
-        self._is_old = True
+        self._prices.forget()
 
-    async def _reload(self) -> None:
-        age = self._age
-        try:
-            self._prices = Prices(await self._ledger.prices())
-        except SignoffError as error:
-            log.warning("the prices could not be read", error=repr(error))
-        else:
-            self._is_old = age != self._age  # then it may have changed since it was read
+    async def _read(self) -> Prices:
+        return Prices(await self._ledger.prices())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from signoff.catalog import Streams as Stored
 from signoff.core.stream import Listening, Stream
 from signoff.errors import NotFound
+from signoff.parts.snapshot import Snapshot
 
 
 class Streams:
@@ -15,20 +16,19 @@ class Streams:
     def __init__(self, stored: Stored, declared: Sequence[Stream]) -> None:
         self._stored = stored
         self._declared = {stream.name: stream for stream in declared}
-        self._known: dict[str, Stream] | None = None
-        self._age = 0
+        self._streams = Snapshot(self._read)
         self.listening: dict[str, Listening] = {}
 
     async def find(self, name: str) -> Stream:
         """The stream called `name`. Raises NotFound."""
-        found = (await self._all()).get(name)
+        found = (await self._streams.get()).get(name)
         if found is None:
             raise NotFound(f"There is no stream {name!r}.")
         return found
 
     async def all(self) -> Sequence[Stream]:
         """Every stream, those of the settings first."""
-        return list((await self._all()).values())
+        return list((await self._streams.get()).values())
 
     def is_declared(self, name: str) -> bool:
         """Whether the settings declare that stream: then nobody changes it at run time."""
@@ -36,15 +36,8 @@ class Streams:
 
     def forget(self) -> None:
         """The copy is out of date."""
-        self._age += 1
-        self._known = None
+        self._streams.forget()
 
-    async def _all(self) -> dict[str, Stream]:
-        if self._known is not None:
-            return self._known
-        age = self._age
+    async def _read(self) -> dict[str, Stream]:
         stored = {stream.name: stream for stream in await self._stored.all()}
-        found = self._declared | {name: stored[name] for name in stored if name not in self._declared}
-        if age == self._age:  # else what was read may be out of date already
-            self._known = found
-        return found
+        return self._declared | {name: stored[name] for name in stored if name not in self._declared}
