@@ -1,10 +1,10 @@
 """A model server that counts its tokens, and callers of every kind who make it do so.
 
-What a call is to come to stands in its message: `whole 5`, `slow 5` (whole, once `go` is set), `told 5` (a stream that
-tells its usage), `untold 5` (one that does not), `steady 5` (one that tells it with every event), `cut 5` (a stream
-that breaks off after five pieces), `left 5` (one that says no more after five, until its caller leaves), `mute` (no
-answer until its caller leaves), `broken` (a 500). A prompt that is not told of counts a token for four bytes, as
-`core/tokens.py` has it.
+What a call is to come to stands in its message: `whole 5`, `bare 5` (whole, and it tells no usage), `slow 5` (whole,
+once `go` is set), `told 5` (a stream that tells its usage), `untold 5` (one that does not), `steady 5` (one that tells
+it with every event), `cut 5` (a stream that breaks off after five pieces), `left 5` (one that says no more after five,
+until its caller leaves), `mute` (no answer until its caller leaves), `broken` (a 500). What is not told of counts a
+token for four bytes, as `core/tokens.py` has it.
 """
 
 from __future__ import annotations
@@ -55,10 +55,14 @@ class Meter:
             case "mute":
                 await gone(request)
                 return web.Response()
-            case "whole" | "later" | "slow":
+            case "whole" | "later" | "slow" | "bare":
                 if kind == "slow":
                     await self.go.wait()
-                choice = {"index": 0, "message": {"role": "assistant", "content": "word " * said}}
+                words = "word " * said
+                choice = {"index": 0, "message": {"role": "assistant", "content": words}}
+                if kind == "bare":
+                    self.count(prompt=-(-len(text) // 4), said=-(-len(words) // 4))
+                    return web.json_response({"object": "chat.completion", "choices": [choice], "usage": None})
                 usage = self.count(prompt=said * 3, said=said, cached=said)
                 return web.json_response({"object": "chat.completion", "choices": [choice], "usage": usage})
             case _:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from signoff.core import sse
-from signoff.core.answer import Chunk, Usage, collect, text_of, with_text
+from signoff.core.answer import Chunk, collect, text_of, tokens_so_far, with_text
 from signoff.core.endpoint import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, RESPONSES
 from signoff.core.shape import shaped, streamed
+from signoff.core.tokens import Usage, usage_of
 
 USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
 MESSAGE = {
@@ -154,6 +155,41 @@ def test_a_stream_that_tells_no_tokens_is_counted() -> None:
     chunks = [Chunk(sse.event(json.dumps(event).encode()), event=True) for event in events]
     usage = collect([*chunks, Chunk(sse.DONE, event=True)], asked.encode()).usage
     assert usage == Usage(prompt_tokens=20, completion_tokens=2, total_tokens=22)
+
+
+@pytest.mark.parametrize(
+    ("told", "tokens"),
+    [
+        ({"prompt_tokens": 9, "completion_tokens": None}, (9, 3)),
+        ({"prompt_tokens": 9, "completion_tokens": None, "total_tokens": 14}, (9, 5)),
+        ({"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": None}, (9, 2)),
+        ({"input_tokens": None, "output_tokens": 2}, (0, 2)),
+        ({"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}, None),
+        ({"seconds": 9}, None),
+        (None, None),
+    ],
+)
+def test_what_a_usage_leaves_null_is_counted(told: dict[str, Any] | None, tokens: tuple[int, int] | None) -> None:
+    answer = {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "x" * 12}}]}
+    usage = usage_of(json.dumps(answer | {"usage": told}).encode())
+    assert (usage and (usage.prompt_tokens, usage.completion_tokens)) == tokens
+
+
+@pytest.mark.parametrize(
+    ("answer", "tokens"),
+    [
+        ({"choices": [{"index": 0, "message": {"role": "assistant", "content": "x" * 12}}]}, 3),
+        ({"choices": [{"text": "x" * 12, "finish_reason": "stop"}, {"text": "x" * 8, "logprobs": ["b" * 99]}]}, 5),
+        ({"choices": [{"message": {"tool_calls": [{"id": "call_1", "function": {"arguments": "{}xx"}}]}}]}, 1),
+        (RESPONSE | {"usage": None, "output": [MESSAGE]}, 4),
+        ({"data": [{"b64_json": "x" * 999}]}, None),
+        ([1], None),
+    ],
+)
+def test_a_whole_answer_that_tells_no_tokens_is_counted(answer: Any, tokens: int | None) -> None:
+    asked = json.dumps({"messages": [{"role": "user", "content": "y" * 20}]}).encode()
+    usage = tokens_so_far([Chunk(json.dumps(answer).encode())], asked)
+    assert usage == (tokens and Usage(prompt_tokens=5, completion_tokens=tokens, total_tokens=5 + tokens))
 
 
 @pytest.mark.parametrize(

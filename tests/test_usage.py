@@ -82,7 +82,7 @@ async def test_the_sum_of_usage_is_what_the_model_counted_to_the_token(server: L
     assert {*made} == {*meter.asked}
 
 
-@pytest.mark.parametrize("kind", ["whole", "told", "untold", "steady"])
+@pytest.mark.parametrize("kind", ["whole", "bare", "told", "untold", "steady"])
 async def test_a_job_has_its_tokens_its_cost_and_its_times(server: Live, meter: Meter, kind: str) -> None:
     await add_price(server.desk, DEAR)
     await call_of(server, f"{kind} 5")
@@ -99,7 +99,7 @@ async def test_a_job_has_its_tokens_its_cost_and_its_times(server: Live, meter: 
 
 
 async def call_of(server: Live, text: str) -> None:
-    streamed = {"stream": True} if text.split(maxsplit=1)[0] not in {"whole", "broken"} else {}
+    streamed = {"stream": True} if text.split(maxsplit=1)[0] not in {"whole", "bare", "broken"} else {}
     await server.ask("POST", "/v1/chat/completions", await server.token(), json=chat(text, "counting", **streamed))
 
 

@@ -11,7 +11,7 @@ import msgspec
 from signoff.core import response, sse
 from signoff.core.keys import fingerprint
 from signoff.core.parcel import Parcel, wrapped
-from signoff.core.tokens import Usage, counted, usage_of
+from signoff.core.tokens import Usage, counted, tokens_said, usage_of
 from signoff.errors import ModelGarbled
 
 JsonObject = dict[str, Any]
@@ -60,13 +60,13 @@ def as_it_came(chunks: Sequence[Chunk], asked: bytes) -> Answer:
 
 
 def tokens_so_far(chunks: Iterable[Chunk], asked: bytes) -> Usage | None:
-    """The tokens of an answer that was cut: as they were told last, else counted as far as it came."""
+    """The tokens of an answer that was cut, or tells none: as they were told last, else counted as far as it came."""
     told, pieces = None, 0
     for chunk in chunks:
         data = sse.data_of(chunk.raw) if chunk.event else chunk.raw
         try:
             told = usage_of(data) or told
-            pieces += _is_piece(msgspec.json.decode(data))
+            pieces += _is_piece(msgspec.json.decode(data)) if chunk.event else tokens_said(data)
         except (ValueError, RecursionError):  # `[DONE]`, a comment, or what the answer was cut for
             continue
     return told or _counted(asked, pieces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, cast
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 # About what a token stands for in the texts that models read.
 BYTES_A_TOKEN = 4
 NO_TEXT = frozenset({"role", "type", "input_audio"})
+NOT_SAID = NO_TEXT | {"id", "call_id", "index", "status", "finish_reason", "logprobs", "audio", "result"}
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,11 +32,11 @@ class _Details(msgspec.Struct):
 class _Told(msgspec.Struct):
     """Under either of the names that endpoints have for them."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    total_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
 
@@ -43,8 +45,24 @@ class _Answer(msgspec.Struct):
     usage: _Told | None = None
 
 
+class _Asked(msgspec.Struct):
+    messages: Any = None
+    prompt: Any = None
+    input: Any = None
+    instructions: Any = None
+    tools: Any = None
+
+
+class _Said(msgspec.Struct):
+    choices: Any = None
+    output: Any = None
+
+
 def usage_of(body: bytes) -> Usage | None:
-    """What an answer tells. Raises ValueError, or RecursionError, when it is not JSON."""
+    """What an answer tells; its own tokens are counted where it tells the request's alone.
+
+    Raises ValueError, or RecursionError, when it is not JSON.
+    """
     try:
         told = msgspec.json.decode(body, type=_Answer).usage
     except msgspec.ValidationError:
@@ -52,28 +70,39 @@ def usage_of(body: bytes) -> Usage | None:
         return None
     if told is None:
         return None
-    asked = told.prompt_tokens or told.input_tokens
-    said = told.completion_tokens or told.output_tokens
+    asked = told.prompt_tokens or told.input_tokens or 0
+    said = told.completion_tokens or told.output_tokens or 0
+    total = told.total_tokens or 0
+    if not (asked or said or total):
+        return None
+    if not said:
+        said = max(0, min(total, total - asked)) or tokens_said(body)
     details = told.prompt_tokens_details or told.input_tokens_details
     cached = (details.cached_tokens or 0) if details else 0
-    return Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=told.total_tokens, cached_tokens=cached)
+    return Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=total, cached_tokens=cached)
+
+
+def tokens_said(answer: bytes) -> int:
+    """About how many tokens a completion or a response has, by the size of its texts; of all else, none."""
+    return _tokens(answer, _Said, NOT_SAID)
 
 
 def counted(asked: bytes, pieces: int) -> Usage:
     """About how many tokens a stream took that does not say: one a piece; the request's texts count by their size."""
-    prompt = -(-_text_bytes(asked) // BYTES_A_TOKEN)
+    prompt = _tokens(asked, _Asked, NO_TEXT)
     return Usage(prompt_tokens=prompt, completion_tokens=pieces, total_tokens=prompt + pieces)
 
 
-def _text_bytes(asked: bytes) -> int:
+def _tokens(body: bytes, members: type[msgspec.Struct], aside: Container[str]) -> int:
+    """By the size of the texts in those `members`, without what stands under the names `aside`."""
     try:
-        body = msgspec.json.decode(asked, type=dict[str, Any])
+        texts = msgspec.structs.astuple(msgspec.json.decode(body, type=members))
     except (ValueError, RecursionError):
         return 0
-    return sum(_size(body.get(name)) for name in ("messages", "prompt", "input", "instructions", "tools"))
+    return -(-_size([*texts], aside) // BYTES_A_TOKEN)
 
 
-def _size(value: object) -> int:
+def _size(value: object, aside: Container[str]) -> int:
     """How many bytes of text there are in `value`; pictures and sounds, which are no text, are left out."""
     waiting, size = [value], 0
     while waiting:
@@ -84,7 +113,7 @@ def _size(value: object) -> int:
                 waiting.extend(cast("list[object]", items))
             case dict() as members:  # pyright: ignore[reportUnknownVariableType]
                 told = cast("dict[str, object]", members)
-                waiting.extend(each for name, each in told.items() if name not in NO_TEXT)
+                waiting.extend(each for name, each in told.items() if name not in aside)
             case _:
                 pass
     return size
