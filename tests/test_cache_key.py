@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signoff.core.cache import (
-    LARGEST_REQUEST_BYTES,
     Fresh,
     Sampling,
     canonical,
@@ -26,6 +25,7 @@ from signoff.core.endpoint import CHAT, EMBEDDINGS, RESPONSES
 from signoff.core.policy import Policy
 from signoff.core.target import Model, Timeouts, version_of
 from signoff.core.tokens import Usage
+from signoff.core.weight import LARGEST_BYTES, MOST_LISTS
 
 PLAIN: dict[str, Any] = {
     "scope": "user:1",
@@ -156,9 +156,15 @@ def test_what_cannot_be_read_has_no_key(body: bytes) -> None:
 
 
 def test_what_is_too_large_has_no_key() -> None:
-    at_most = json.dumps("x" * (LARGEST_REQUEST_BYTES - 2)).encode()
+    at_most = json.dumps("x" * (LARGEST_BYTES - 2)).encode()
     assert key_of(**(PLAIN | {"body": at_most})) is not None
     assert key_of(**(PLAIN | {"body": at_most + b" "})) is None
+
+
+def test_what_is_many_lists_has_no_key() -> None:
+    at_most = json.dumps([[]] * (MOST_LISTS - 1)).encode()
+    assert key_of(**(PLAIN | {"body": at_most})) is not None
+    assert key_of(**(PLAIN | {"body": b"[" + at_most + b"]"})) is None
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,16 @@ async def test_a_prompt_is_saved_in_versions_that_can_be_told_apart(tmp_path: Pa
         assert (status, told["code"]) == (404, "composed_not_found")
 
 
+async def test_versions_of_very_many_lines_are_not_compared(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+        await made(server, token, "prompt", name="long", body="line\n" * 2000)
+        await server.ask("PUT", "/api/prompts/long", token, json={"body": "line\n" * 2001})
+
+        for at, status in (("from=1&to=1", 200), ("from=1&to=2", 400)):
+            assert (await server.ask("GET", f"/api/prompts/long/difference?{at}", token))[0] == status
+
+
 async def test_a_label_names_a_version_until_it_is_taken_away(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()

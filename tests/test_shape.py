@@ -11,7 +11,8 @@ from signoff.core import sse
 from signoff.core.answer import Chunk, collect, text_of, tokens_so_far, with_text
 from signoff.core.endpoint import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, RESPONSES
 from signoff.core.shape import shaped, streamed
-from signoff.core.tokens import Usage, usage_of
+from signoff.core.tokens import Usage, counted, usage_of
+from signoff.core.weight import LARGEST_BYTES, MOST_LISTS
 
 USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
 MESSAGE = {
@@ -190,6 +191,21 @@ def test_a_whole_answer_that_tells_no_tokens_is_counted(answer: Any, tokens: int
     asked = json.dumps({"messages": [{"role": "user", "content": "y" * 20}]}).encode()
     usage = tokens_so_far([Chunk(json.dumps(answer).encode())], asked)
     assert usage == (tokens and Usage(prompt_tokens=5, completion_tokens=tokens, total_tokens=5 + tokens))
+
+
+@pytest.mark.parametrize("lists", [0, 10 * MOST_LISTS])
+def test_what_would_hold_up_others_counts_by_its_size_without_pictures_and_sounds(lists: int) -> None:
+    content: list[Any] = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * LARGEST_BYTES}},
+        {"type": "input_audio", "input_audio": {"data": "A" * LARGEST_BYTES, "format": "wav"}},
+        {"type": "text", "text": "x" * LARGEST_BYTES},
+    ]
+    asked = {"messages": [{"role": "user", "content": content + [[]] * lists}], "other": "x" * LARGEST_BYTES}
+    rest = len(json.dumps([[]] * lists)) if lists else 0
+    assert counted(json.dumps(asked).encode(), 0).prompt_tokens == pytest.approx((LARGEST_BYTES + rest) / 4, rel=0.01)
+    assert usage_of(json.dumps({"usage": {"prompt_tokens": 1}, "data": "x" * 2 * LARGEST_BYTES}).encode()) == Usage(
+        prompt_tokens=1
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,11 @@ from signoff.core.endpoint import CHAT, COMPLETIONS, RESPONSES, STREAMED
 from signoff.core.keys import fingerprint
 from signoff.core.policy import Policy
 from signoff.core.tokens import Usage, usage_of
+from signoff.core.weight import is_light
 
 CacheRule = Literal["always", "never"]
 # What became of the cache for one job. Of a `miss` the answer is kept once it is signed off.
 CacheState = Literal["hit", "miss", "bypass"]
-# Requests beyond it are not looked into: that would hold up everybody else.
-LARGEST_REQUEST_BYTES = 8 * 1024 * 1024
 # Whether the answer comes in pieces changes nothing about the answer.
 ASIDE = ("stream", "stream_options")
 ENDED = {None, "completed", "incomplete"}
@@ -102,7 +101,7 @@ def key_of(*, scope: str, path: str, target: str, versions: str, policy: Policy,
     Every part counts, each with its length: SHA-256 over the scope, the endpoint, the parameters, the target and the
     versions of what is behind it, and the policy under which it is signed off.
     """
-    if len(body) > LARGEST_REQUEST_BYTES:
+    if not is_light(body):
         return None
     try:
         parameters = canonical(body, path)

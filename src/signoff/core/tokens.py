@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
-from typing import Any, cast
+from typing import cast
 
 import msgspec
+
+from signoff.core.weight import is_light
 
 # About what a token stands for in the texts that models read.
 BYTES_A_TOKEN = 4
 NO_TEXT = frozenset({"role", "type", "input_audio"})
+_NO_TEXT = re.compile(rb'"(?:data:|data"\s*:\s*")[^"]{1000,}')
 NOT_SAID = NO_TEXT | {"id", "call_id", "index", "status", "finish_reason", "logprobs", "audio", "result"}
 
 
@@ -45,17 +49,20 @@ class _Answer(msgspec.Struct):
     usage: _Told | None = None
 
 
+_NOTHING = msgspec.Raw(b"null")
+
+
 class _Asked(msgspec.Struct):
-    messages: Any = None
-    prompt: Any = None
-    input: Any = None
-    instructions: Any = None
-    tools: Any = None
+    messages: msgspec.Raw = _NOTHING
+    prompt: msgspec.Raw = _NOTHING
+    input: msgspec.Raw = _NOTHING
+    instructions: msgspec.Raw = _NOTHING
+    tools: msgspec.Raw = _NOTHING
 
 
 class _Said(msgspec.Struct):
-    choices: Any = None
-    output: Any = None
+    choices: msgspec.Raw = _NOTHING
+    output: msgspec.Raw = _NOTHING
 
 
 def usage_of(body: bytes) -> Usage | None:
@@ -96,15 +103,18 @@ def counted(asked: bytes, pieces: int) -> Usage:
 def _tokens(body: bytes, members: type[msgspec.Struct], aside: Container[str]) -> int:
     """By the size of the texts in those `members`, without what stands under the names `aside`."""
     try:
-        texts = msgspec.structs.astuple(msgspec.json.decode(body, type=members))
+        found: tuple[msgspec.Raw, ...] = msgspec.structs.astuple(msgspec.json.decode(body, type=members))
+        size = sum(_size(bytes(raw), aside) for raw in found if raw is not _NOTHING)
     except (ValueError, RecursionError):
         return 0
-    return -(-_size([*texts], aside) // BYTES_A_TOKEN)
+    return -(-size // BYTES_A_TOKEN)
 
 
-def _size(value: object, aside: Container[str]) -> int:
-    """How many bytes of text there are in `value`; pictures and sounds, which are no text, are left out."""
-    waiting, size = [value], 0
+def _size(raw: bytes, aside: Container[str]) -> int:
+    """How many bytes of text there are in `raw`; pictures and sounds, which are no text, are left out."""
+    if not is_light(raw):
+        return len(_NO_TEXT.sub(b"", raw))
+    waiting, size = [msgspec.json.decode(raw)], 0
     while waiting:
         match waiting.pop():
             case str() as text if not text.startswith("data:"):

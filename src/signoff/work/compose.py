@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import re
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from signoff.work.target import may_use
 
 MAX_BODY_CHARACTERS = 1024 * 1024
 MAX_MESSAGE_CHARACTERS = 1000
+MAX_COMPARED_LINES = 2000
 MAX_NAMES = 10_000
 USERS_TOLD = 10
 LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -91,11 +93,17 @@ async def users_of(
 
 
 async def difference(desk: Desk, caller: Caller, kind: Composition, key: str, old: str | int, new: str | int) -> str:
-    """What has changed between two versions, line by line, as `diff -u` shows it. Raises ComposedNotFound."""
+    """What has changed between two versions, line by line, as `diff -u` shows it.
+
+    Raises ComposedNotFound; BadRequest where they have too many lines for that.
+    """
     one, other = await look_at(desk, caller, kind, key, old), await look_at(desk, caller, kind, key, new)
     before, after = [f"{each.name}, version {each.version}" for each in (one, other)]
-    lines = difflib.unified_diff(one.body.splitlines(), other.body.splitlines(), before, after, lineterm="")
-    return "\n".join(lines)
+    old_lines, new_lines = one.body.splitlines(), other.body.splitlines()
+    if max(len(old_lines), len(new_lines)) > MAX_COMPARED_LINES:
+        raise BadRequest(f"Only versions of up to {MAX_COMPARED_LINES} lines are compared.")
+    lines = difflib.unified_diff(old_lines, new_lines, before, after, lineterm="")
+    return await asyncio.to_thread("\n".join, lines)
 
 
 async def label(desk: Desk, caller: Caller, kind: Composition, key: str, name: str, version: int | None) -> Composed:
