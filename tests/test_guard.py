@@ -9,6 +9,7 @@ from tests.upstreams import misbehaving
 
 from live import live
 from names import Names
+from processes import free_port
 from signoff.core.address import MODELS
 from signoff.core.target import Model, Timeouts
 from signoff.engines.upstream import Upstream
@@ -77,6 +78,10 @@ async def test_a_look_at_a_models_health_is_guarded_as_well(tmp_path: Path) -> N
     async with misbehaving() as fake:
         port = int(fake.at("mirror").split(":")[2].split("/")[0])
         await knock("http://model.example/", port, MODELS, Names(["169.254.169.254", "127.0.0.1"]))
+        # and one that does not answer is not the last that is tried
+        await knock("http://model.example/", port, MODELS, Names(["::1", "127.0.0.2", "127.0.0.1"]))
+        with pytest.raises(ConnectionRefusedError):
+            await knock("http://model.example/", free_port(), MODELS, Names(["127.0.0.2", "127.0.0.1"]))
     async with live(tmp_path) as server:
         # given one that was saved before it was known what that address is
         await server.desk.store.catalog.put_model(Model(name="m", kind="http", url="http://169.254.169.254"))

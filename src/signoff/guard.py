@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from ipaddress import ip_address
 
@@ -53,8 +54,19 @@ def refusal_in(error: BaseException) -> str | None:
 
 
 async def knock(url: str, port: int, guard: Guard, resolver: AbstractResolver | None = None) -> None:
-    """Connects to the host of `url`, and leaves. Raises OSError, AddressRefused."""
+    """Connects to the host of `url`, at the first of its addresses that answers, and leaves.
+
+    Raises OSError, AddressRefused.
+    """
     checked = CheckedResolver(resolver or ThreadedResolver(), guard)
     found = await checked.resolve(checked_host(url, guard), port, socket.AF_UNSPEC)
-    _, writer = await asyncio.open_connection(found[0]["host"], port)
+    *others, last = [one["host"] for one in found]
+    for host in others:
+        with contextlib.suppress(OSError):
+            return await _connect(host, port)
+    return await _connect(last, port)
+
+
+async def _connect(host: str, port: int) -> None:
+    _, writer = await asyncio.open_connection(host, port)
     writer.close()
