@@ -12,6 +12,7 @@ from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 
 from contracts.test_transport import asked
 from live import live, until
+from signoff.core.stream import Stream, flaw_of, seen_of
 from signoff.settings import BadSettings, load
 from wires import RabbitWire
 
@@ -130,6 +131,25 @@ async def test_what_is_no_stream_is_refused_with_the_reason(tmp_path: Path, flaw
         status, told = await server.ask("POST", "/api/streams", await server.token("admin"), json=STREAM | flaw)
         assert (status, told["code"]) == (400, "bad_request")
         assert "p4ssword" not in str(told)
+
+
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [
+        ("amqp://ann:p4ss/word@h:5672/", None),
+        ("amqp://ann:12/34@h/", None),
+        ("redis://:p4ss?word@h", None),
+        ("redis://:p4ss#word@h", None),
+        ("amqp://ann:p4ss%2Fword@h/v", "h"),
+        ("kafka://ann:p4ss@h-1.example:9092,h_2", "h-1.example:9092,h_2"),
+        ("nats://[::1]:4222,127.0.0.1:4222", "[::1]:4222,127.0.0.1:4222"),
+        ("nats://h:port", None),
+    ],
+)
+def test_no_part_of_a_password_is_taken_for_a_host(url: str, seen: str | None) -> None:
+    scheme, host = seen_of(url)
+    stream = Stream(name="one", scheme=scheme, host=host, sealed=b"", requests="in", responses="out")
+    assert (host if flaw_of(stream) is None else None) == seen
 
 
 async def test_a_stream_of_the_settings_is_not_changed_at_run_time_and_none_is_there_twice(tmp_path: Path) -> None:

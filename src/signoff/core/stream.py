@@ -21,6 +21,7 @@ TRANSPORTS = {
 }
 MOST_HANDLERS = 1000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?")
 LONGEST_TOPIC = 255
 
 
@@ -63,12 +64,16 @@ class Listening(msgspec.Struct, frozen=True):
 
 
 def seen_of(url: str) -> tuple[str, str]:
-    """The scheme and the hosts of an address: all of it that may be shown. Both are empty where it cannot be read."""
+    """The scheme and the hosts of an address: all of it that may be shown. Both are empty where it cannot be read, and
+    the hosts where what stands for them may be the beginning of a password.
+    """
     try:
         parts = urlsplit(url)
     except ValueError:
         return "", ""
-    return parts.scheme, parts.netloc.rpartition("@")[2]
+    hosts = parts.netloc.rpartition("@")[2]
+    is_cut = "@" in parts.path + parts.query + parts.fragment
+    return parts.scheme, "" if is_cut or not all(HOST.fullmatch(host) for host in hosts.split(",")) else hosts
 
 
 def flaw_of(stream: Stream) -> str | None:
@@ -77,7 +82,7 @@ def flaw_of(stream: Stream) -> str | None:
     flaws = {
         "A stream's name has 1 to 64 letters, digits, and _.- after the first one.": not NAME.fullmatch(stream.name),
         f"A stream's url begins with one of {_SCHEMES}.": stream.scheme not in TRANSPORTS,
-        "A stream's url names no host.": not stream.host,
+        "A stream's url names a host, or host:port; in a password / ? # @ are %2F %3F %23 %40.": not stream.host,
         **{
             f"{what} is the name of a topic: 1 to {LONGEST_TOPIC} bytes without blanks.": not _is_topic(topic)
             for what, topic in topics.items()
