@@ -206,3 +206,24 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nobody(
             writer.close()
         assert (await server.ask("GET", "/v1/models", token))[0] == 200
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"),
+    [
+        ("/v1/models/a%00b", "error"),
+        ("/v1/responses/a?after=%00", "error"),
+        ("/api/cache?model=%00", "detail"),
+        ("/api/openai/%00", "detail"),
+        ("/get/predict?id=echo&x=%00", "content"),
+        ("/check_status?job_id=%00", "detail"),
+        ("/api/jobs/%00", "title"),
+        ("/api/usage?model=%00", "title"),
+        ("/api/prompts/a%00", "title"),
+        ("/job?id=%00", "detail"),
+    ],
+)
+async def test_a_zero_byte_in_an_address_is_refused(tmp_path: Path, postgres_url: str, path: str, dialect: str) -> None:
+    async with live(tmp_path, database_url=postgres_url) as server:
+        status, told = await server.ask("GET", path, await server.token("admin"))
+        assert (status, dialect in told) == (400, True), told

@@ -29,6 +29,7 @@ from signoff.doors.http import (
     TheDesk,
     TheKnobs,
     caller_of,
+    check_address,
     error_headers,
     header,
     problem,
@@ -77,6 +78,7 @@ def make_rest(routers: Sequence[Router], templates: Path) -> ASGIApp:
             "knobs": Provide(_knobs, sync_to_thread=False),
             "caller": Provide(_caller),
         },
+        before_request=_check_address,
         exception_handlers={SignoffError: _problem, HTTPException: _http_problem, Exception: _fault},
         openapi_config=OpenAPIConfig(
             title="Signoff", version="0.1.0", path="/schema", render_plugins=[JsonRenderPlugin()]
@@ -87,6 +89,10 @@ def make_rest(routers: Sequence[Router], templates: Path) -> ASGIApp:
         debug=False,
     )
     return cast("ASGIApp", rest)
+
+
+def _check_address(request: Request[Any, Any, Any]) -> None:
+    check_address(scope_of(request))
 
 
 def _desk(request: Request[Any, Any, Any]) -> Desk:

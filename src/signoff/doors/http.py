@@ -56,15 +56,22 @@ TheKnobs = NamedDependency[Knobs]
 TheCaller = NamedDependency[Caller]
 
 
-async def in_dialect(route: Awaitable[None], scope: Scope, send: Send, tell: SendError) -> None:
+async def in_dialect(door: ASGIApp, scope: Scope, receive: Receive, send: Send, tell: SendError) -> None:
     """One request of a plain ASGI door; what goes wrong, a fault of ours too, is told in that door's dialect."""
     try:
-        await route
+        check_address(scope)
+        await door(scope, receive, send)
     except SignoffError as error:
         await tell(send, error)
     except Exception:
         log.exception("a request failed unexpectedly", path=scope["path"])
         await tell(send, SignoffError("The server made a mistake; its log says more."))
+
+
+def check_address(scope: Scope) -> None:
+    """Raises BadRequest for zero bytes, which are in no name and which a database may not take."""
+    if b"%00" in scope["query_string"] or "\0" in scope["path"]:
+        raise BadRequest("A path and a query have no zero bytes.")
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -55,7 +55,7 @@ class PredictDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        await in_dialect(self._route(scope, receive, send), scope, send, send_error)
+        await in_dialect(self._route, scope, receive, send, send_error)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         operation = scope["path"].split("/", 2)[2].rstrip("/").lower()
