@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from yarl import URL
 from live import Live, chat, client, live, until
 from signoff.core.access import Caller
 from signoff.core.job import Job
+from signoff.core.parcel import Parcel, wrapped
 from signoff.store import JobFilter
 from signoff.work.review import Opinion, decide
 from upstreams import FakeUpstream, misbehaving
@@ -35,6 +37,11 @@ async def made(server: Live, token: str, **more: Any) -> str:
     status, told = await ask(server, token, "POST", "/v1/responses", json={"model": "mine", "input": "hello"} | more)
     assert status == 200
     return told["id"]
+
+
+def escaped(name: str) -> str:
+    """The name as JSON may write it, too."""
+    return "".join(f"\\u{ord(letter):04X}" for letter in name)
 
 
 async def jobs(server: Live, **more: Any) -> list[Job]:
@@ -134,6 +141,8 @@ BODIES: list[dict[str, Any]] = [
     {"conversation": "{}"},
     {"conversation": {"id": "{}"}},
     {"tools": [{"type": "file_search", "vector_store_ids": ["{}"]}]},
+    {"conversation": 1, "previous_response_id": "{}"},
+    {"parcel": {"content_type": "a", "content": ""}, "previous_response_id": "{}"},
 ]
 
 
@@ -146,11 +155,11 @@ async def test_nobody_reaches_what_somebody_else_made_at_the_upstream(tmp_path: 
         # when others ask for it, at this door, at another one, in a path or in a body
         for token in (bob, rita):
             answers = [await ask(server, token, method, path.format(name)) for method, path in STEPS]
-            for body in BODIES:
-                told = json.loads(json.dumps({"model": "mine", "input": "hello"} | body).replace("{}", name))
-                answers.append(await ask(server, token, "POST", "/v1/responses", json=told))
-                native = {"path": "/v1/responses", "target": "mine", "body": told}
-                answers.append(await ask(server, token, "POST", "/api/jobs", json=native))
+            for body, named in itertools.product(BODIES, (name, escaped(name))):
+                told = json.dumps(body | {"model": "mine", "input": "hello"}).replace("{}", named)
+                answers.append(await ask(server, token, "POST", "/v1/responses", data=told))
+                native = f'{{"path": "/v1/responses", "target": "mine", "body": {told}}}'
+                answers.append(await ask(server, token, "POST", "/api/jobs", data=native))
             native = {"path": f"GET /v1/responses/{name}", "target": "mine", "body": None}
             answers.append(await ask(server, token, "POST", "/api/jobs", json=native))
             # then there is nothing, and the upstream never learns of it
@@ -158,6 +167,33 @@ async def test_nobody_reaches_what_somebody_else_made_at_the_upstream(tmp_path: 
         assert len(fake.requests) == asked
         # and an admin may
         assert (await ask(server, await server.token("admin"), "GET", f"/v1/responses/{name}"))[0] == 200
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-32-be"])
+@pytest.mark.parametrize("kind", ["application/json", "audio/mpeg"])
+async def test_nobody_reaches_it_in_a_parcel(kind: str, encoding: str, tmp_path: Path) -> None:
+    async with misbehaving() as fake, live(tmp_path) as server:
+        await keeper(server, fake, default=True)
+        name = await made(server, await server.token(email="alice@example.com"))
+        bob, asked = await server.token(email="bob@example.com"), len(fake.requests)
+        form = f'--b\r\nContent-Disposition: form-data; name="thread_id"\r\n\r\n{name}\r\n--b--\r\n'
+        for content in (f'{{"thread_id":"{name}"}}', f'{{"thread_id":"{escaped(name)}"}}', form):
+            parcel = wrapped(Parcel(kind, content.encode(encoding)))
+            assert (await ask(server, bob, "POST", "/v1/threads/runs", data=parcel))[0] == 404
+        assert len(fake.requests) == asked
+
+
+@pytest.mark.parametrize("below", ["", "/search", "/files/file-1"])
+async def test_an_id_may_be_a_word(below: str, tmp_path: Path) -> None:
+    async with misbehaving() as fake, live(tmp_path) as server:
+        await server.model("mine", kind="openai", url=fake.at("mirror"), default=True)
+        alice, bob = await server.token(email="alice@example.com"), await server.token(email="bob@example.com")
+        assert (await ask(server, alice, "POST", "/v1/vector_stores", json={"id": "mynotes"}))[0] == 200
+        assert (await ask(server, bob, "POST", "/v1/things", json={"id": "file-1"}))[0] == 200
+        asked = len(fake.requests)
+        assert (await ask(server, bob, "POST", f"/v1/vector_stores/mynotes{below}", json={}))[0] == 404
+        assert len(fake.requests) == asked
+        assert (await ask(server, alice, "POST", f"/v1/vector_stores/mynotes{below}", json={}))[0] == 200
 
 
 async def test_what_nobody_made_here_is_for_admins(tmp_path: Path) -> None:
@@ -307,6 +343,16 @@ async def test_what_cannot_pass_is_not_found(method: str, path: str, tmp_path: P
         status, told = await ask(server, await server.token("admin"), method, path)
         assert status in {400, 404}
         assert told["error"]["code"] in {"not_found", "bad_request"}
+        assert not fake.requests
+
+
+@pytest.mark.parametrize("path", ["/v1/batches", "/v1/files", "GET /v1/uploads/upload_1", "DELETE /v1/models/echo"])
+async def test_what_is_kept_here_passes_through_no_other_door_either(path: str, tmp_path: Path) -> None:
+    async with misbehaving() as fake, live(tmp_path) as server:
+        await keeper(server, fake, default=True)
+        body = {"path": path, "body": {"model": "mine"}}
+        assert (await ask(server, await server.token("admin"), "POST", "/api/jobs", json=body))[0] == 400
+        assert not await jobs(server)
         assert not fake.requests
 
 

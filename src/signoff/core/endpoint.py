@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import dropwhile
 
 import msgspec
 
@@ -18,9 +19,37 @@ EDITS = "/v1/edits"
 KNOWN = frozenset({CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, MODERATIONS, RERANK, EDITS})
 STREAMED = frozenset({CHAT, COMPLETIONS, RESPONSES})
 
+# What is no inference, and kept here. Some upstreams tell no capitals from other letters.
+_KEPT_HERE = r"(?!/(?i:batches|files|models|uploads)(?![\w-]))"
 # Upstreams are asked under their own base address: nobody climbs out of it.
-_ROUTE = re.compile(r"(?:(GET|PUT|PATCH|DELETE) )?(/v1(?:/[A-Za-z0-9_-]+)+)(?:\?([!-~]{0,4000}))?")
+_ROUTE = re.compile(rf"(?:(GET|PUT|PATCH|DELETE) )?(/v1{_KEPT_HERE}(?:/[A-Za-z0-9_-]+)+)(?:\?([!-~]{{0,4000}}))?")
 _HAS_AN_ID = re.compile(r"[0-9A-Z]")
+# Below these stand collections,
+_SPACES = {"alpha", "audio", "chat", "chatkit", "fine_tuning", "images", "organization", "realtime"}
+# and in these whatever comes next is an id, be it a word,
+_COLLECTIONS = {
+    "assistants",
+    "completions",
+    "containers",
+    "conversations",
+    "evals",
+    "jobs",
+    "responses",
+    "threads",
+    "vector_stores",
+    "videos",
+}
+# unless it says what is to be done.
+_DEEDS = {
+    ("graders", "run"),
+    ("graders", "validate"),
+    ("responses", "compact"),
+    ("responses", "input_tokens"),
+    ("threads", "runs"),
+    ("videos", "characters"),
+    ("videos", "edits"),
+    ("videos", "extensions"),
+}
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -32,8 +61,12 @@ class Route(msgspec.Struct, frozen=True):
 
     @property
     def names(self) -> str | None:
-        """The id of the object that the path is about: the first part after the collection's that is no word."""
-        return next((part for part in self.path.split("/")[3:] if _HAS_AN_ID.search(part)), None)
+        """The id of the object that the path is about: what stands after its collection, as far as can be seen."""
+        match list(dropwhile(_SPACES.__contains__, self.path.split("/")[2:])):
+            case [kind, part, *rest] if (rest or kind.lower() in _COLLECTIONS) and (kind, part) not in _DEEDS:
+                return part
+            case _:
+                return next((part for part in self.path.split("/")[3:] if _HAS_AN_ID.search(part)), None)
 
 
 def route_of(asked: str) -> Route | None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import cast
 
 import msgspec
 
 from signoff.core.endpoint import KNOWN, RESPONSES, route_of
+from signoff.core.parcel import unwrapped
 
 LONGEST_ID = 255
 # OpenAI's prefixes of what can be named inside a body (API reference: responses, conversations, vector stores, …).
-_NAMED = re.compile(rb'"((?:resp|conv|vs|asst|thread|run|cntr|file|eval|ftjob)[_-][0-9A-Za-z_-]{1,250})"')
+_ID = rb"((?:resp|conv|vs|asst|thread|run|cntr|file|eval|ftjob)[_-][0-9A-Za-z_-]{1,250})"
+_TEXT = re.compile(b'"' + _ID + b'"')
+_FIELD = re.compile(b"\n" + _ID + rb"(?=\r?\n)")
+_ESCAPED = re.compile(rb'"(?:[0-9A-Za-z_-]|\\u00[2-7][0-9A-Fa-f]){4,255}+"')
 
 
 def leaves_nothing(path: str) -> bool:
@@ -46,14 +52,31 @@ def is_new(path: str) -> bool:
 
 
 def named_in(body: bytes) -> set[str]:
-    """The ids of such objects in a request's body."""
+    """The ids of such objects in a request's body, and in the parcel that it may be, however they are written there."""
+    parcel, named = unwrapped(body), _named_in_text(body)
+    if parcel is None:
+        return named
+    content = parcel.content.replace(b"\0", b"")  # JSON in UTF-16 is JSON to some servers
+    return named | _named_in_text(content) | {found.decode() for found in _FIELD.findall(content)}
+
+
+def _named_in_text(text: bytes) -> set[str]:
+    found = _TEXT.findall(text)
+    if b"\\u00" in text:
+        found += _TEXT.findall(msgspec.json.encode([msgspec.json.decode(each) for each in _ESCAPED.findall(text)]))
+    return {name.decode() for name in found} | set(_members_of(text))
+
+
+def _members_of(text: bytes) -> Iterator[str]:
+    """Those that are ids whatever they look like."""
     try:
-        asked = msgspec.json.decode(body, type=_Asked)
+        asked = msgspec.json.decode(text, type=_Asked)
     except (ValueError, RecursionError):
-        asked = _Asked()
-    conversation = asked.conversation.id if isinstance(asked.conversation, _Made) else asked.conversation
-    named = {found.decode() for found in _NAMED.findall(body)}
-    return named | {name for name in (asked.previous_response_id, conversation) if name}
+        return
+    for named in (asked.previous_response_id, asked.conversation):
+        name = cast("dict[str, object]", named).get("id") if isinstance(named, dict) else named
+        if name and isinstance(name, str):
+            yield name
 
 
 class _Made(msgspec.Struct, frozen=True):
@@ -65,5 +88,5 @@ class _Event(msgspec.Struct):
 
 
 class _Asked(msgspec.Struct):
-    previous_response_id: str | None = None
-    conversation: _Made | str | None = None
+    previous_response_id: object = None
+    conversation: object = None

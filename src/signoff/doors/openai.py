@@ -34,8 +34,6 @@ from signoff.work.desk import Desk
 from signoff.work.target import all_targets, target_of
 
 PREFIXES = ("/openai/v1/", "/v1/")
-# What is no inference: kept here, and not at some upstream.
-KEPT_HERE = {"models", "files", "batches", "uploads"}
 # What passes to an upstream beside a POST, and the known endpoints that have more than that.
 PASSED = {"GET", "PUT", "PATCH", "DELETE"}
 KEEPING = {CHAT, RESPONSES}
@@ -77,7 +75,7 @@ class OpenAIDoor:
                 await self._models(scope, send)
             case "GET" | "HEAD", ["models", *_]:
                 await self._model(scope, send, rest.removeprefix("models/"))
-            case _, [first, *_] if first not in KEPT_HERE and _may_pass(method, f"/v1/{rest}"):
+            case _ if _may_pass(method, f"/v1/{rest}"):
                 named, query = _named(scope)
                 await self._ask(scope, receive, send, asked_for(method, f"/v1/{rest}", query), named)
             case _:

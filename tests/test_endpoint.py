@@ -1,0 +1,52 @@
+"""What a path asks for, and which part of it is an object's id."""
+
+from __future__ import annotations
+
+import pytest
+
+from signoff.core.endpoint import route_of
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/v1/audio/speech", None),
+        ("/v1/images/edits", None),
+        ("/v1/chat/completions", None),
+        ("/v1/vector_stores", None),
+        ("/v1/threads/runs", None),
+        ("/v1/responses/input_tokens", None),
+        ("/v1/realtime/client_secrets", None),
+        ("/v1/fine_tuning/jobs", None),
+        ("/v1/fine_tuning/alpha/graders/run", None),
+        ("/v1/organization/usage/completions", None),
+        ("/v1/things/make", None),
+        ("/v1/things/a1", "a1"),
+        ("/v1/things/mine/search", "mine"),
+        ("/v1/responses/resp_1/cancel", "resp_1"),
+        ("/v1/vector_stores/mynotes", "mynotes"),
+        ("/v1/vector_stores/mynotes/search", "mynotes"),
+        ("/v1/vector_stores/mynotes/files/file-1", "mynotes"),
+        ("/v1/fine_tuning/jobs/mine/events", "mine"),
+        ("/v1/Threads/mine", "mine"),
+        ("/v1/images/img_1", "img_1"),
+        ("/v1/chat/completions/chatcmpl-1/messages", "chatcmpl-1"),
+        ("/v1/threads/mine/runs/run_1", "mine"),
+        ("/v1/threads/runs/run_1", "run_1"),
+    ],
+)
+def test_an_id_is_what_stands_after_its_collection(path: str, named: str | None) -> None:
+    route = route_of(path)
+    assert named == (route and route.names)
+
+
+@pytest.mark.parametrize("kept", ["models", "files", "batches", "uploads", "Files"])
+@pytest.mark.parametrize("rest", ["", "/x1", "?limit=1", "/x1/content"])
+@pytest.mark.parametrize("method", ["", "GET ", "DELETE "])
+def test_what_is_kept_here_is_no_upstreams(kept: str, rest: str, method: str) -> None:
+    assert route_of(f"{method}/v1/{kept}{rest}") is None
+
+
+def test_what_only_begins_so_is_an_upstreams() -> None:
+    assert route_of("/v1/files_of_mine") is not None
+    assert route_of("/v1/things/files") is not None
