@@ -279,6 +279,14 @@ async def test_the_connections_of_a_stream_that_is_forgotten_end(tmp_path: Path,
         await until(all_hung_up)
 
 
+async def test_what_a_stream_asked_in_nobodys_name_is_not_for_callers_without_a_token(tmp_path: Path) -> None:
+    stream = Stream(name="k", scheme="kafka", host="h", sealed=b"", requests="requests", responses="responses")
+    async with live(tmp_path, anonymous_role="user") as server:
+        await take(server.desk, stream, Arrived(asked(), "1"))
+        assert (await server.ask("GET", "/api/jobs", await server.token("admin")))[1]["total"] == 1
+        assert (await server.ask("GET", "/api/jobs"))[1]["total"] == 0
+
+
 async def test_a_store_that_is_away_costs_a_message_time_and_nothing_else(
     tmp_path: Path, wire: RabbitWire, postgres_url: str
 ) -> None:

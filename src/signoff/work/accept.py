@@ -23,12 +23,14 @@ from signoff.work.recall import recalled
 from signoff.work.settle import error_of
 
 KEPT_OF_REFUSED = 16 * 1024
+# No user, and not callers without a token either, who are 0.
+NOBODY = -1
 
 
 async def stream_caller(desk: Desk, stream: Stream) -> Caller:
     """Whose limits and models apply to the stream's messages. Raises Forbidden where that user is gone."""
     if stream.user is None:
-        return Caller(user_id=0, token_id=0, role="user", email=f"stream:{stream.name}")
+        return Caller(user_id=NOBODY, token_id=0, role="user", email=f"stream:{stream.name}")
     caller = await desk.callers.named(stream.user)
     if caller is None:
         raise Forbidden(f"The stream {stream.name} is listened to as {stream.user}, who is no active user.")
