@@ -854,7 +854,8 @@ async def test_a_user_forgets_their_own_and_an_admin_anybodys(shared: dict[str, 
         assert (await server.ask("DELETE", "/api/cache?model=n", admin)) == (200, {"deleted": 0})
         assert (await server.ask("DELETE", "/api/cache?user=ann@example.com&model=m", admin)) == (200, {"deleted": 1})
         assert (await server.ask("DELETE", "/api/cache?user=nobody@example.com", admin))[0] == 404
-        assert (await server.ask("DELETE", "/api/cache?usr=ann", admin))[0] == 400
+        for blank in ("key=", "key", "user=", "model=&target=x", "usr=ann"):
+            assert (await server.ask("DELETE", f"/api/cache?{blank}", admin))[0] == 400
         assert (await server.ask("GET", "/api/cache", admin))[1]["entries"] == 2
         assert (await server.ask("DELETE", "/api/cache", admin)) == (200, {"deleted": 2})
 
@@ -865,9 +866,20 @@ async def test_a_user_forgets_their_own_and_an_admin_anybodys(shared: dict[str, 
         assert (await server.ask("GET", f"/api/jobs/{page['data'][0]['job_id']}", ann))[1]["response"]
 
 
+async def test_who_forgets_their_own_leaves_all_others_theirs(keeper: dict[str, Any], tmp_path: Path) -> None:
+    async with serving(tmp_path, **keeper) as (server, _):
+        ann, bob = await server.token(email="ann@example.com"), await server.token(email="bob@example.com")
+        await at_cached(server, ann)
+        await at_cached(server, bob)
+        assert (await server.ask("DELETE", "/api/cache?key=nonesuch", bob)) == (200, {"deleted": 0})
+        assert (await at_cached(server, bob))[2] == "hit"
+        assert (await server.ask("DELETE", "/api/cache", bob)) == (200, {"deleted": 1})
+        assert [(await at_cached(server, token))[2] for token in (ann, bob)] == ["hit", "miss"]
+
+
 async def test_what_is_deleted_is_forgotten_by_every_process(keeper: dict[str, Any], tmp_path: Path) -> None:
     async with serving(tmp_path, **keeper) as (server, _), live(tmp_path, **keeper) as other:
-        token = await server.token()
+        token = await server.token("admin" if keeper.get("cache") == "memory" else "user")
         for one in (server, other):
             await at_cached(one, token)
             assert (await at_cached(one, token))[2] == "hit"

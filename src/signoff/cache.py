@@ -21,8 +21,11 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 class Cache(Protocol):
     """Keeps entries for as long as its bounds say; what has no room goes, the oldest or the longest unused first.
 
-    It may lose entries at any time. Its methods raise whatever is wrong when it is away.
+    It may lose entries at any time. Its methods raise whatever is wrong when it is away. `is_shared` says whether all
+    processes have it together.
     """
+
+    is_shared: bool
 
     async def start(self) -> None: ...
     async def find(self, keys: Sequence[str]) -> Mapping[str, Found]:

@@ -24,6 +24,8 @@ class Kept(msgspec.Struct, frozen=True):
 class MemoryCache:
     """See `cache.Cache`. Each process has its own, which ends with it. `now` gives seconds that only go forward."""
 
+    is_shared = False
+
     def __init__(self, bounds: Bounds, *, now: Callable[[], float]) -> None:
         self._bounds = bounds
         self._now = now

@@ -36,6 +36,8 @@ class RedisCache:
     It answers within a second, or raises what is wrong; it tries nothing again by itself.
     """
 
+    is_shared = True
+
     def __init__(self, url: str, *, prefix: str, bounds: Bounds) -> None:
         self._redis = _connected(url)
         self._begin = f"{{{prefix}:cache}}:"

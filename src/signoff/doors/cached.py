@@ -92,9 +92,12 @@ class CachedDoor:
 
     async def _look_after(self, scope: Scope, send: Send, caller: Caller) -> None:
         """How much is kept, or forgetting it: of the caller, or of all and any for an admin."""
-        asked = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
+        told = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        asked = {name: values[-1] for name, values in told.items()}
         if unknown := sorted(asked.keys() - {"key", "user", "model", "target"}):
             raise BadRequest(f"There is no {unknown[0]!r} to choose by; there are key, user, model and target.")
+        if "" in asked.values():
+            raise BadRequest("What is left empty chooses nothing.")
         which = Which(key=asked.get("key"), model=asked.get("model"), target=asked.get("target"))
         if scope["method"] == "DELETE":
             deleted = await clear(self._desk, caller, which, asked.get("user"))

@@ -58,6 +58,11 @@ class Answers:
         """Whether anything is kept at all."""
         return self._cache is not None
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether all processes keep the same."""
+        return self._cache is None or self._cache.is_shared
+
     async def start(self) -> None:
         """Opens the cache."""
         if self._cache is not None:

@@ -27,6 +27,8 @@ _ENTRY = tuple(name for name in Entry.__struct_fields__)
 class SqlCache:
     """See `cache.Cache`. All processes on this database have it together."""
 
+    is_shared = True
+
     def __init__(self, database: Database, bounds: Bounds) -> None:
         self._database = database
         self._bounds = bounds

@@ -11,15 +11,19 @@ from signoff.work.desk import Desk
 
 
 async def clear(desk: Desk, caller: Caller, which: Which, email: str | None = None) -> int:
-    """Forgets those of the caller's own, or of anybody where an admin asks; how many. Every process hears of it.
+    """Forgets those of the caller's own, or of anybody where an admin asks; how many. Every process hears of it; but
+    one with a cache of its own forgets all that it has then, so there it hears of an admin alone.
 
     `email` names a user. Raises Forbidden, NotFound, and Overloaded when the cache is away: then it may have them yet.
     """
     those = await _allowed(desk, caller, which, email)
+    deleted = None
     try:
-        return await desk.answers.delete(those)
+        deleted = await desk.answers.delete(those)
+        return deleted
     finally:
-        await desk.store.changed("cache")
+        if (deleted != 0) if desk.answers.is_shared else (caller.role == "admin"):
+            await desk.store.changed("cache")
 
 
 async def look_at_size(desk: Desk, caller: Caller, which: Which, email: str | None = None) -> Size:
