@@ -47,6 +47,20 @@ PAST, FUTURE = 1, 2**60
 SECOND = 1_000_000
 RETRYABLE = JobError(code="model_unreachable", message="Nobody there.", status=502)
 FINAL = JobError(code="model_error", message="No.", status=400)
+RICH: dict[str, Any] = {
+    "response": ANSWER,
+    "error": FINAL,
+    "usage": Usage(prompt_tokens=1),
+    "metadata": b'{"a":[1]}',
+    "policy": Policy(review="always"),
+    "deliver": (Deliver(address="http://a.test/", host="a.test", sealed=b"\0\xff"),),
+    "draft": Edit(response='"d"'),
+    "decision": Decision(verdict="reject", reviewer="ann", reason="No."),
+    "cache": "miss",
+}
+PLAIN = Job.__struct_fields__[11:]
+NUMBERS = [name for name in PLAIN if name not in RICH and str(Job.__annotations__[name]).startswith("int")]
+TEXTS = [name for name in PLAIN if name not in RICH and str(Job.__annotations__[name]).startswith("str")]
 
 
 # Coming in
@@ -64,6 +78,23 @@ async def test_a_new_job_is_kept_as_it_came_with_the_databases_times(store: ASto
     assert await store.jobs.get(made.id) == made
     [event] = await store.jobs.events(made.id)
     assert (event.seq, event.verb, event.actor, event.at) == (1, "submit", "user:ann", made.created_at)
+
+
+async def test_whatever_a_new_job_has_is_kept_and_can_be_replayed(store: AStore) -> None:
+    numbers = {name: at for at, name in enumerate(NUMBERS, start=1)}
+    texts = {name: f"{name} é \N{SNOWMAN}" for name in TEXTS}
+    full = a_job(**numbers, **texts, **RICH)
+
+    bare, made, other = await together(store.jobs.insert(job, actor="test") for job in (a_job(), full, a_job()))
+
+    for job in (bare, made, other):
+        assert await store.jobs.get(job.id) == job
+    times = {"created_at": made.created_at, "updated_at": made.created_at, "due_at": made.created_at}
+    assert made == msgspec.structs.replace(full, lease_until=None, **times)
+    kept = msgspec.to_builtins(msgspec.structs.asdict(made), builtin_types=(bytes,)) | {"metadata": {"a": [1]}}
+    assert replay(await store.jobs.events(made.id)) == {
+        name: value for name, value in kept.items() if value is not None and name not in {"body", "response", "deliver"}
+    }
 
 
 async def test_a_job_can_be_leased_from_its_first_moment(store: AStore) -> None:

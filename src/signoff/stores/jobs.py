@@ -206,8 +206,9 @@ _STATUSES = sa.select(jobs.c.id, jobs.c.status, jobs.c.seq).where(jobs.c.id.in_(
 
 def inserted(tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
     """`job`, written at the end of the group, with the event of `verb`."""
-    tx.add(jobs, {name: getattr(job, name) for name in Job.__struct_fields__})
-    tx.add(events, event_of(job, verb, actor, _made(job) | note))
+    row = msgspec.structs.asdict(job)
+    tx.add(events, event_of(job, verb, actor, _made(row) | note))
+    tx.add(jobs, row)
     tx.news.extend(news_of(job))
     deliver_end(tx, job, verb)
     return job
@@ -224,11 +225,10 @@ def timed(job: Job, now: int, due_seconds: float, lease_seconds: float | None) -
     )
 
 
-def _made(job: Job) -> dict[str, Any]:
+def _made(row: dict[str, Any]) -> dict[str, Any]:
     """What a job was made with, but for its body and its answer."""
-    names = (name for name in Job.__struct_fields__ if name not in _STANDS_IN_THE_ROW)
-    made = {name: value for name in names if (value := getattr(job, name)) is not None}
-    return made | {"metadata": msgspec.Raw(job.metadata)}
+    made = {name: value for name, value in row.items() if value is not None and name not in _STANDS_IN_THE_ROW}
+    return made | {"metadata": msgspec.Raw(row["metadata"])}
 
 
 def _standing(tx: Tx, job: Job) -> Job | None:

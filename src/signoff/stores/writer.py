@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
 import structlog
-from sqlalchemy import Connection, Insert, Table, insert
+from sqlalchemy import Connection, Dialect, Table, bindparam, insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from signoff.errors import Overloaded, SignoffError
 from signoff.store import Topic
+from signoff.stores.packed import Packed
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -35,7 +36,10 @@ class Tx(msgspec.Struct):
         """Inserts what was added so far."""
         added, self._added = self._added, {}
         for table, rows in added.items():
-            self.conn.execute(_insert(table), rows)
+            text, names, packed = _insert(table, self.conn.dialect)
+            for row in rows:
+                row.update((name, msgspec.json.encode(row[name])) for name in packed if row.get(name) is not None)
+            self.conn.exec_driver_sql(text, [tuple(map(row.get, names)) for row in rows])
 
 
 Operation = Callable[[Tx], Any]
@@ -145,6 +149,13 @@ def _tell(group: Sequence[Waiting], results: Sequence[Any]) -> None:
             done.set_result(result)
 
 
-@cache
-def _insert(table: Table) -> Insert:
-    return insert(table)
+@lru_cache(maxsize=64)
+def _insert(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """The statement for whole rows, the columns in its order, and those that are packed.
+
+    SQLAlchemy would look at each value of each row; that costs as much as all else that a row takes.
+    """
+    statement = insert(table).values({column.name: bindparam(column.name) for column in table.c})
+    compiled = statement.compile(dialect=dialect)
+    names = tuple(compiled.positiontup or ())
+    return str(compiled), names, tuple(name for name in names if isinstance(table.c[name].type, Packed))
