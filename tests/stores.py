@@ -14,7 +14,8 @@ import sqlalchemy as sa
 
 from fresh import make_file
 from signoff.core.job import Event, Job
-from signoff.errors import Stale
+from signoff.core.limits import Limit, Meter, Room, Wish
+from signoff.errors import Overloaded, Stale
 from signoff.store import Step, Topic
 from signoff.stores.sql import SqlStore
 from simulation.store import MemoryStore, Near
@@ -98,6 +99,23 @@ async def held(store: AStore, **more: Any) -> Job:
     """A job with an answer, in its first round of review."""
     job = await leased(store, **more)
     return await store.jobs.move(job.id, a_step("hold", changes={"response": ANSWER}))
+
+
+async def reserved(store: AStore, limit: Limit, tokens: int) -> Room:
+    """Room for so many tokens, for a minute."""
+    room = await store.quotas.reserve(Wish(id="job", limits=((limit.name, limit),), tokens=tokens, lease_seconds=60))
+    assert isinstance(room, Room)
+    return room
+
+
+async def settled(store: AStore, room: Room, tokens: int) -> Meter:
+    """The only meter of a room, after its settling was asked for until the store said that it was done."""
+    while True:
+        with contextlib.suppress(Overloaded):
+            await store.quotas.settle(room, tokens=tokens)
+            break
+    [meter] = (await store.quotas.meters([name for name, _ in room.wish.limits])).values()
+    return meter
 
 
 async def state(store: AStore, job_id: str) -> tuple[Job | None, list[Event]]:

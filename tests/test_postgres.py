@@ -16,15 +16,31 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
+from signoff.core.limits import Limit
 from signoff.core.target import Model
 from signoff.errors import Overloaded, SchemaOutdated
 from signoff.store import JobFilter, Topic
-from signoff.stores import notify, postgres, schema
+from signoff.stores import notify, postgres, quotas, schema
 from signoff.stores.notify import PAYLOAD_BYTES, UNSENT_LIMIT, Notify, payloads
 from signoff.stores.postgres import Postgres
 from signoff.stores.sql import SqlStore
 from signoff.stores.writer import Tx
-from stores import ANSWER, Ear, a_step, held, inserted, is_refused, leased, listening, opened, rows, together, until
+from stores import (
+    ANSWER,
+    Ear,
+    a_step,
+    held,
+    inserted,
+    is_refused,
+    leased,
+    listening,
+    opened,
+    reserved,
+    rows,
+    settled,
+    together,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -123,6 +139,7 @@ class Wire:
         self.cut: str | None = None
         self.cuts = 0
         self.refuses = False
+        self.refused = 0
         self.near = set[asyncio.StreamWriter]()
         self.silent = set[asyncio.StreamWriter]()
 
@@ -139,6 +156,7 @@ class Wire:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
         if self.refuses:
+            self.refused += 1
             writer.close()
             return
         self.near.add(writer)
@@ -315,7 +333,6 @@ async def test_when_nobody_can_tell_what_became_of_a_commit_its_caller_is_told_s
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres, "READ_SECONDS", 0.2)
-    monkeypatch.setattr(postgres, "WRITE_TIMEOUT_SECONDS", 0.3)
     async with over(wire) as store:
         job = await leased(store)
         database = store._database
@@ -331,6 +348,31 @@ async def test_when_nobody_can_tell_what_became_of_a_commit_its_caller_is_told_s
         assert found is not None
         assert found.seq <= 2, "whatever it was, it was not done twice"
         await inserted(store)
+
+
+async def test_what_was_used_counts_once_though_nobody_can_tell_for_long_what_became_of_its_commit(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with over(wire) as store:
+        room = await reserved(store, Limit(who="all", tokens_per_day=100), 50)
+        for module in (postgres, quotas):
+            monkeypatch.setattr(module, "WRITE_TIMEOUT_SECONDS", 0.05)
+        monkeypatch.setattr(postgres, "READ_SECONDS", 0.05)
+        database = store._database
+        assert isinstance(database, Postgres)
+        await database._reading.dispose()
+
+        wire.cut, wire.refuses = "after", True
+        settling = asyncio.ensure_future(settled(store, room, 30))
+        await until(lambda: has_refused(wire, 5))
+        wire.refuses = False
+        meter = await settling
+
+        assert (meter.day.tokens, meter.holds) == (30, ())
+
+
+async def has_refused(wire: Wire, times: int) -> bool:
+    return wire.refused >= times
 
 
 async def test_while_the_server_is_away_writes_wait_and_then_give_up(

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -17,12 +18,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from signoff.core.limits import Limit
 from signoff.errors import Overloaded, SchemaOutdated
 from signoff.store import JobFilter
-from signoff.stores import schema, sqlite
+from signoff.stores import quotas, schema, sqlite
 from signoff.stores.sql import SqlStore
 from signoff.stores.sqlite import Sqlite
-from stores import ANSWER, Ear, a_job, a_step, inserted, leased, opened, rows, together, until
+from stores import ANSWER, Ear, a_job, a_step, inserted, leased, opened, reserved, rows, settled, together, until
 
 pytestmark = pytest.mark.anyio
 
@@ -340,6 +342,24 @@ async def test_a_full_disk_fails_the_write_and_not_the_server(store: SqlStore) -
     await database._in_writer_thread(lambda: database._pragma("max_page_count=1000000"))
     job = await inserted(store)
     assert await store.jobs.get(job.id) == job
+
+
+async def test_what_was_used_counts_once_though_its_commit_takes_longer_than_a_caller_waits(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = await reserved(store, Limit(who="all", tokens_per_day=100), 50)
+    database: Any = store._database
+    monkeypatch.setattr(database._writer, "_timeout_seconds", 0.05)
+    monkeypatch.setattr(quotas, "WRITE_TIMEOUT_SECONDS", 0.05)
+    disk = threading.Event()
+    event.listen(database._writing, "commit", lambda _: disk.wait())
+
+    settling = asyncio.ensure_future(settled(store, room, 30))
+    await asyncio.wait([settling], timeout=0.2)
+    disk.set()
+    meter = await settling
+
+    assert (meter.day.tokens, meter.holds) == (30, ())
 
 
 async def test_a_file_that_others_lock_fails_a_group_once(path: Path, store: SqlStore) -> None:

@@ -323,7 +323,10 @@ class Quotas(Protocol):
         ...
 
     async def settle(self, room: Room, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
-        """Counts what was used instead of what was reserved; nothing where no model was `asked`."""
+        """Counts what was used instead of what was reserved; nothing where no model was `asked`.
+
+        Raises Overloaded when it was not counted: to ask again counts it once.
+        """
         ...
 
     async def renew(self, rooms: Sequence[Room], lease_seconds: float) -> None:

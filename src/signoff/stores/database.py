@@ -47,7 +47,9 @@ class Database(Protocol):
         ...
 
     async def count(self, operation: Callable[[Tx], T]) -> T:
-        """Like `write`, but for rows that every process writes all the time: their locks are in nobody else's way."""
+        """Like `write`, but for rows that every process writes all the time: their locks are in nobody else's way. It
+        takes its time: when it raises Overloaded, nothing was counted, as far as can be found out in an hour.
+        """
         ...
 
     def listen(self, listener: Listener) -> None: ...

@@ -35,6 +35,7 @@ CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
 READ_SECONDS = 5.0
 WRITE_SECONDS = 10.0
+FATE_SECONDS = 3600.0
 CLOSE_SECONDS = 2.0
 IDLE_SECONDS = 5.0
 AGAIN_SECONDS = 0.1
@@ -108,7 +109,7 @@ class Postgres:
         def alone(tx: Tx) -> list[T]:
             return [operation(tx)]
 
-        results = await self._while_it_passes(lambda: self._commit(alone, self._counting), WRITE_SECONDS)
+        results = await self._while_it_passes(lambda: self._commit(alone, self._counting, FATE_SECONDS), WRITE_SECONDS)
         return results[0]
 
     def listen(self, listener: Listener) -> None:
@@ -127,7 +128,7 @@ class Postgres:
                     await engine.dispose()
 
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
-        return await self._while_it_passes(lambda: self._commit(group, self._writing), WRITE_SECONDS)
+        return await self._while_it_passes(lambda: self._commit(group, self._writing, READ_SECONDS), WRITE_SECONDS)
 
     async def _while_it_passes(self, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
         """Tries again while the trouble is one that passes, up to `seconds` after the first; then raises Overloaded."""
@@ -153,26 +154,32 @@ class Postgres:
         async with self._reading.connect() as conn:
             return await conn.run_sync(lambda sync: function(sync, clock_of(sync)))
 
-    async def _commit(self, group: Callable[[Tx], list[Any]], engine: AsyncEngine) -> list[Any]:
+    async def _commit(self, group: Callable[[Tx], list[Any]], engine: AsyncEngine, away_seconds: float) -> list[Any]:
         async with engine.connect() as conn:
             tx, xid = await conn.run_sync(_begun)
             results = await conn.run_sync(lambda _: group(tx))
             try:
                 await conn.commit()
             except Exception as error:
-                if not _passes(error) or not await self._was_committed(xid):
+                if not _passes(error) or not await self._was_committed(xid, away_seconds):
                     raise
         for topic, name in dict.fromkeys(tx.news):
             self._news.tell(topic, name)
         self._notify.say(tx.news)
         return results
 
-    async def _was_committed(self, xid: str) -> bool:
-        """What became of a transaction whose COMMIT got no answer. Raises Overloaded when that cannot be found out."""
+    async def _was_committed(self, xid: str, away_seconds: float) -> bool:
+        """What became of a transaction whose COMMIT got no answer. Raises Overloaded when that cannot be found out: for
+        so long the server may be away.
+        """
+
+        def look() -> Awaitable[str]:
+            return self._read(lambda conn, _: conn.execute(_FATE, {"xid": xid}).scalar_one())
+
         try:
-            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
+            async with asyncio.timeout(max(away_seconds, WRITE_TIMEOUT_SECONDS)):
                 while True:
-                    fate = await self.read(lambda conn, _: conn.execute(_FATE, {"xid": xid}).scalar_one())
+                    fate = await self._while_it_passes(look, away_seconds)
                     if fate in {"committed", "aborted"}:
                         return fate == "committed"
                     await asyncio.sleep(AGAIN_SECONDS)

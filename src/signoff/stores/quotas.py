@@ -66,7 +66,7 @@ class SqlQuotas:
         def settle(found: Meters, now: int) -> tuple[Meters, None]:
             return settled(found, room, tokens=tokens, cost=cost, asked=asked, now=now), None
 
-        await self._count([room.wish], settle)
+        await self._enqueue([room.wish], settle)  # however long it takes: what is tried again would count twice
 
     async def renew(self, rooms: Sequence[Room], lease_seconds: float) -> None:
         """See `store.Quotas`."""
@@ -87,7 +87,15 @@ class SqlQuotas:
         return await self._database.read(read)
 
     async def _count(self, wishes: Iterable[Wish], operation: Operation) -> Any:
-        """The result of `operation`, committed. A transaction takes all that waits when the one before has ended."""
+        """The result of `operation`, committed. Raises Overloaded when that takes too long."""
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
+                return await self._enqueue(wishes, operation)
+        except TimeoutError:
+            raise Overloaded("The database did not look at the limits in time.") from None
+
+    def _enqueue(self, wishes: Iterable[Wish], operation: Operation) -> asyncio.Future[Any]:
+        """A future of that result. A transaction takes all that waits when the one before has ended."""
         if len(self._waiting) >= WAITING_LIMIT:
             raise Overloaded("Too many requests wait for their limits to be looked at.")
         loop = asyncio.get_running_loop()
@@ -96,11 +104,7 @@ class SqlQuotas:
         self._waiting.append((names, operation, done))
         if self._counting is None:
             self._counting = loop.create_task(self._count_all())
-        try:
-            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
-                return await done
-        except TimeoutError:
-            raise Overloaded("The database did not look at the limits in time.") from None
+        return done
 
     async def _count_all(self) -> None:
         while self._waiting:

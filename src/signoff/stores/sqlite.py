@@ -99,7 +99,7 @@ class Sqlite:
 
     async def count(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`; only one process writes at a time anyway."""
-        return await self._writer.write(operation)
+        return await (await self._writer.enqueue(operation))
 
     def listen(self, listener: Listener) -> None:
         """See `store.Store`."""
