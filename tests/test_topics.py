@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,6 +14,8 @@ import aio_pika
 import pytest
 from faststream.kafka import TestKafkaBroker
 from faststream.kafka.testing import build_message
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from contracts.test_transport import asked, listening, streamed
 from live import Live, live, until
@@ -301,6 +304,38 @@ async def test_a_store_that_is_away_costs_a_message_time_and_nothing_else(
         await is_heard(server, wire, heard=False)
         await proxy.open()
         assert {(await wire.get()).body["metadata"]["n"] for _ in range(5)} == {*"01234"}
+
+
+async def test_one_process_leads_a_stream_of_mqtt_though_another_has_the_same_host_and_pid(
+    tmp_path: Path, mqtt_url: str, postgres_url: str, prefix: str
+) -> None:
+    stream = {"name": "one", "url": mqtt_url, "requests": f"{prefix}requests", "responses": f"{prefix}responses"}
+    more: dict[str, Any] = {"database_url": postgres_url, "streams": [stream | {"backoff_max_seconds": 0.2}]}
+    async with live(tmp_path / "1", **more) as first, live(tmp_path / "2", **more) as second:
+
+        async def one_leads() -> bool | None:
+            told = [server.desk.streams.listening.get("one") for server in (first, second)]
+            troubles = [one.trouble for one in told if one is not None]
+            return {*troubles} == {None, "Another process listens to it."} or None
+
+        await until(one_leads)
+
+
+async def test_two_processes_are_two_consumers_of_redis_though_they_have_the_same_host_and_pid(
+    tmp_path: Path, redis_url: str, postgres_url: str, prefix: str
+) -> None:
+    stream = {"name": "one", "url": redis_url, "requests": f"{prefix}requests", "responses": f"{prefix}responses"}
+    more: dict[str, Any] = {"database_url": postgres_url, "streams": [stream]}
+    async with live(tmp_path / "1", **more), live(tmp_path / "2", **more), Redis.from_url(redis_url) as client:
+
+        async def both_read() -> bool | None:
+            await client.xadd(stream["requests"], {"data": asked()})
+            with contextlib.suppress(ResponseError):  # there is no group yet
+                return len(await client.xinfo_consumers(stream["requests"], "signoff")) == 2 or None
+            return None
+
+        await until(both_read)
+        await client.delete(stream["requests"], stream["responses"])
 
 
 async def test_kafka_has_the_documents_example_in_and_its_example_out(tmp_path: Path) -> None:

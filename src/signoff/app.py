@@ -193,7 +193,7 @@ def _desk(settings: Settings, upstream: Upstream) -> Desk:
     rules, background, vault = _rules(settings), Background(), _vault(settings)
     logs, actor = Logs(store.model_logs, _clock), f"worker:{socket.gethostname()}:{os.getpid()}"
     streams = Streams(store.streams, settings.declared_streams(vault.seal))
-    transport_to = Transports(vault.open, actor)
+    transport_to = Transports(vault.open, f"{actor}:{_new_id()}")
     return Desk(
         store=store,
         broker=_broker(settings),
@@ -225,7 +225,7 @@ def _desk(settings: Settings, upstream: Upstream) -> Desk:
         rules=rules,
         actor=actor,
         clock=_clock,
-        new_id=lambda: str(uuid_utils.uuid7()),
+        new_id=_new_id,
         new_secret=lambda: "".join(secrets.choice(ALPHABET) for _ in range(SECRET_LENGTH)),
         dice=random.random,
     )
@@ -319,3 +319,7 @@ def _rules(settings: Settings) -> Rules:
 
 def _clock() -> int:
     return time.time_ns() // 1000
+
+
+def _new_id() -> str:
+    return str(uuid_utils.uuid7())

@@ -27,6 +27,7 @@ class Consumer:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._name = f"{desk.actor}:{desk.new_id()}"  # where hosts have one name and every process has one id
         self._tasks: dict[str, tuple[Stream, asyncio.Task[None]]] = {}
         self._stirred = asyncio.Event()
 
@@ -93,7 +94,7 @@ class Consumer:
     @contextlib.asynccontextmanager
     async def _leading(self, stream: Stream) -> AsyncGenerator[None]:
         """While nobody else listens. Raises Conflict while somebody does, or has begun to."""
-        streams, holder = self._desk.store.streams, self._desk.actor
+        streams, holder = self._desk.store.streams, self._name
 
         async def lead() -> None:
             if not await streams.lead(stream.name, holder, LEAD_SECONDS):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from live import Live, live, until
 from proxy import between
@@ -279,6 +280,35 @@ async def test_no_more_are_handled_at_a_time_than_the_stream_says(wire: Wire) ->
     assert 1 <= most <= 3
 
 
+@pytest.mark.parametrize("wire", ["redis"], indirect=True)  # elsewhere a broker knows who is connected
+async def test_readers_that_have_long_been_silent_are_forgotten_and_what_they_had_is_not(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis, "IDLE_MILLISECONDS", 600_000)
+    came = asyncio.Queue[Arrived]()
+
+    async def never(arrived: Arrived) -> None:
+        came.put_nowait(arrived)
+        await asyncio.Event().wait()
+
+    async with Redis.from_url(wire.url, decode_responses=True) as client:
+
+        async def hold(held: dict[str, int]) -> bool | None:
+            readers = await client.xinfo_consumers(wire.requests, "signoff")
+            return {told["name"]: told["pending"] for told in readers} == held or None
+
+        async with listening_with(wire, came.put, consumer="gone"):
+            await wire.send(asked("1"))
+            await until(lambda: hold({"gone": 0}))
+        async with listening_with(wire, never, consumer="holds"):
+            await wire.send(asked("2"))
+            await until(lambda: hold({"gone": 0, "holds": 1}))
+        monkeypatch.setattr(redis, "SILENT_MILLISECONDS", -1)
+        async with listening_with(wire, never, consumer="new"):
+            await wire.send(asked("3"))
+            await until(lambda: hold({"holds": 1, "new": 1}))
+
+
 async def test_a_stream_that_is_allowed_to_handle_more_handles_more(wire: Wire) -> None:
     busy = 0
 
@@ -341,10 +371,12 @@ def stream_of(wire: Wire, *, max_handlers: int = 16) -> Stream:
 
 
 @contextlib.asynccontextmanager
-async def listening_with(wire: Wire, take: Take, *, max_handlers: int = 16) -> AsyncIterator[None]:
+async def listening_with(
+    wire: Wire, take: Take, *, max_handlers: int = 16, consumer: str = "test"
+) -> AsyncIterator[None]:
     """A transport that hands its messages to `take`, while the block runs."""
     stream, is_up = stream_of(wire, max_handlers=max_handlers), asyncio.Event()
-    listening = asyncio.ensure_future(Transports(lambda _: wire.url, "test")(stream).listen(take, is_up.set))
+    listening = asyncio.ensure_future(Transports(lambda _: wire.url, consumer)(stream).listen(take, is_up.set))
     try:
         async with asyncio.timeout(20):
             await is_up.wait()

@@ -9,7 +9,7 @@ from signoff.transport import Transport
 
 
 class Transports:
-    """Makes transports: `opened` opens a sealed address, `consumer` is the name of this process."""
+    """Makes transports: `opened` opens a sealed address, `consumer` is a name that only this process has."""
 
     def __init__(self, opened: Callable[[bytes], str], consumer: str) -> None:
         self._opened = opened

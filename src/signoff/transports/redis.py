@@ -26,12 +26,14 @@ POLL_MILLISECONDS = 500
 CLAIM_POLL_MILLISECONDS = 2000
 # A message that was not acknowledged comes again after this: whoever had it must be gone.
 IDLE_MILLISECONDS = 15_000
+# Every process that ever was leaves its name in the group.
+SILENT_MILLISECONDS = 3_600_000
 FIELDS = (b"__data__", b"data", b"message", b"body")
 FASTSTREAM = b"__data__"
 
 
 class RedisTransport:
-    """See `transport.Transport`. `consumer` is the name of this process in the group."""
+    """See `transport.Transport`. `consumer` is a name in the group that only this process has."""
 
     is_exclusive = False
 
@@ -110,11 +112,31 @@ async def _ensure_group(client: Any, stream: str) -> None:
     """The group reads from the stream's beginning: what came before us is asked, too."""
     with contextlib.suppress(ResponseError):  # there is one
         await client.xgroup_create(stream, GROUP, id="0", mkstream=True)
-    await client.xinfo_consumers(stream, GROUP)
+    await _ensure_there(client, stream)
+    with contextlib.suppress(ResponseError):  # no scripts are allowed
+        await client.eval(_FORGET_THE_SILENT, 1, stream, GROUP, SILENT_MILLISECONDS)
+
+
+# Those who hold nothing: Redis forgets what they hold with them, so nobody may be given anything in between.
+_FORGET_THE_SILENT = """
+for _, told in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local one = {}
+  for at = 1, #told, 2 do one[told[at]] = told[at + 1] end
+  if one.pending == 0 and one.idle > tonumber(ARGV[2]) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], one.name)
+  end
+end
+"""
+
+
+async def _ensure_there(client: Any, stream: str) -> None:
+    groups = await client.xinfo_groups(stream)
+    if GROUP.encode() not in [group["name"] for group in groups]:
+        raise ConnectionError(f"the group {GROUP} is gone")
 
 
 async def _ensure_consumed(client: Any, broker: RedisBroker, stream: str) -> None:
-    await client.xinfo_consumers(stream, GROUP)
+    await _ensure_there(client, stream)
     if not all(subscriber.running for subscriber in broker.subscribers):
         raise ConnectionError("FastStream has given up reading")
 
