@@ -25,7 +25,9 @@ LARGEST_BYTES = 64 * 1024 * 1024
 
 
 class KafkaTransport:
-    """See `transport.Transport`. Takes one message at a time: a commit acknowledges all that came before it."""
+    """See `transport.Transport`. Takes one message at a time, `max_handlers` or not: a commit acknowledges all that
+    came before it.
+    """
 
     is_exclusive = False
 
