@@ -87,15 +87,15 @@ class NatsWire:
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[NatsWire]:
         """A stream with both subjects, there."""
-        connection = await nats.connect(self.url)
-        self.js = connection.jetstream()
+        self.connection = await nats.connect(self.url)
+        self.js = self.connection.jetstream()
         await self.js.add_stream(name=f"{self.prefix}all", subjects=[self.requests, self.responses])
         self._reader = await self.js.subscribe(self.responses, ordered_consumer=True)
         try:
             yield self
         finally:
             await self.js.delete_stream(f"{self.prefix}all")
-            await connection.close()
+            await self.connection.close()
 
     async def send(self, body: bytes, message_id: str | None = None) -> None:
         headers = None if message_id is None else {"Nats-Msg-Id": message_id}

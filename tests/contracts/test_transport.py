@@ -17,11 +17,12 @@ from live import Live, live, until
 from proxy import between
 from signoff.core.delivery import Message
 from signoff.core.stream import Arrived, Stream, seen_of
+from signoff.errors import Undelivered
 from signoff.transport import Take
 from signoff.transports import nats, rabbitmq, redis
 from signoff.transports.choice import Transports
 from upstreams import misbehaving
-from wires import WIRES, Wire
+from wires import WIRES, NatsWire, Wire
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -307,6 +308,64 @@ async def test_readers_that_have_long_been_silent_are_forgotten_and_what_they_ha
         async with listening_with(wire, never, consumer="new"):
             await wire.send(asked("3"))
             await until(lambda: hold({"holds": 1, "new": 1}))
+
+
+@pytest.mark.parametrize("wire", ["redis"], indirect=True)
+async def test_redis_gives_what_takes_long_to_nobody_else_meanwhile(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis, "IDLE_MILLISECONDS", 600_000)
+    oldest = 0
+
+    async with Redis.from_url(wire.url) as client, listening_with(wire, forever):
+        await wire.send(asked())
+
+        async def is_young_again() -> bool | None:
+            nonlocal oldest
+            ages = [
+                told["time_since_delivered"]
+                for told in await client.xpending_range(wire.requests, "signoff", "-", "+", 1)
+            ]
+            oldest = max([oldest, *ages])
+            return (ages != [] and ages[0] < oldest) or None
+
+        await until(is_young_again)
+
+
+@pytest.mark.parametrize("wire", ["nats"], indirect=True)
+async def test_nats_is_told_of_what_takes_long(wire: NatsWire) -> None:
+    told = await wire.connection.subscribe("$JS.ACK.>")
+    async with listening_with(wire, forever):
+        await wire.send(asked())
+        while (message := await told.next_msg(timeout=20)).data != b"+WPI":
+            pass
+        assert wire.prefix in message.subject
+
+
+@pytest.mark.parametrize("wire", ["nats"], indirect=True)
+async def test_nats_is_asked_where_answers_go_once_until_they_go_elsewhere(wire: NatsWire) -> None:
+    looks = await wire.connection.subscribe("$JS.API.STREAM.NAMES")
+    transport = Transports(lambda _: wire.url, "test")(stream_of(wire))
+    message = Message(address=wire.responses, headers={"message-id": "m"}, body=b"{}")
+    for _ in range(3):
+        await transport.publish(message)
+    await wire.connection.flush()
+    assert looks.pending_msgs == 1
+    await wire.js.delete_stream(f"{wire.prefix}all")
+    await wire.js.add_stream(name=f"{wire.prefix}new", subjects=[wire.responses])
+    with pytest.raises(Exception, match="stream") as raised:  # it may be tried again at once
+        await transport.publish(message)
+    assert not isinstance(raised.value, Undelivered)
+    await transport.publish(message)
+    await transport.close()
+    assert (await wire.js.stream_info(f"{wire.prefix}new")).state.messages == 1
+    await wire.js.delete_stream(f"{wire.prefix}new")
+    await wire.js.add_stream(name=f"{wire.prefix}all", subjects=[wire.responses])
+
+
+async def forever(_: Arrived) -> None:
+    """Takes a message, and does not come to an end."""
+    await asyncio.Event().wait()
 
 
 async def test_a_stream_that_is_allowed_to_handle_more_handles_more(wire: Wire) -> None:

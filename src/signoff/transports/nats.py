@@ -23,7 +23,7 @@ from signoff.transports.out import Out
 from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
 
 FETCH_SECONDS = 1.0
-# A message that was not acknowledged comes again after this: whoever had it must be gone.
+# A message that nobody has acknowledged, nor said to be in progress, comes again after this.
 ACK_SECONDS = 30.0
 DUPLICATE_SECONDS = 120.0
 ANSWERS_KEPT_SECONDS = 7 * 24 * 3600.0
@@ -37,12 +37,13 @@ class NatsTransport:
     def __init__(self, url: str, stream: Stream) -> None:
         self._url = url
         self._stream = stream
+        self._place: str | None = None  # the name of JetStream's stream that answers go to
         self._out = Out(self._broker, NatsBroker.connect)
 
     async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
         watch, requests, durable = Watch(), self._stream.requests, f"signoff-{self._stream.name.replace('.', '_')}"
-        broker = self._broker(watch)
+        broker, held = self._broker(watch), dict[str, Msg]()
         async with ended(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS):
                 js = _jetstream(await broker.connect())
@@ -63,15 +64,23 @@ class NatsTransport:
 
                 @subscriber
                 async def handle(message: Msg) -> None:
+                    held[message.reply] = message
                     try:
                         await take(Arrived(message.data, _id_of(message)))
                         await message.ack_sync(timeout=ANSWER_SECONDS)
                     except Exception as error:  # noqa: BLE001 -- the line is lost, and the message comes again
                         watch.tell(error)
+                    finally:
+                        del held[message.reply]
+
+                async def look() -> None:
+                    await js.consumer_info(place, durable)
+                    for message in list(held.values()):
+                        await message.in_progress()
 
                 await broker.start()
             is_up()
-            await watch.keep(lambda: _ensure_consumer(js, place, durable))
+            await watch.keep(look)
 
     async def publish(self, message: Message) -> None:
         """See `transport.Transport`."""
@@ -79,8 +88,9 @@ class NatsTransport:
         async with asyncio.timeout(ANSWER_SECONDS):
             broker = await self._out.connected()
             js = _jetstream(broker.connection)
+            known = self._place
             try:
-                place = await _stream_of(js, message.address, RetentionPolicy.LIMITS, ANSWERS_KEPT_SECONDS)
+                place = known or await _stream_of(js, message.address, RetentionPolicy.LIMITS, ANSWERS_KEPT_SECONDS)
                 await broker.publish(
                     message.body,
                     message.address,
@@ -90,7 +100,11 @@ class NatsTransport:
                     timeout=ANSWER_SECONDS,
                 )
             except (MaxPayloadError, APIError, NoStreamResponseError) as error:
+                self._place = None
+                if known is not None and not isinstance(error, MaxPayloadError):
+                    raise  # it may be elsewhere by now
                 raise Undelivered(f"NATS did not take the answer: {error}") from error
+            self._place = place
 
     async def close(self) -> None:
         """See `transport.Transport`."""
@@ -153,7 +167,3 @@ async def _put_consumer(js: JetStreamContext, place: str, durable: str, subject:
         max_ack_pending=4 * handlers,
     )
     await cast("Any", js).add_consumer(place, config)
-
-
-async def _ensure_consumer(js: JetStreamContext, place: str, durable: str) -> None:
-    await js.consumer_info(place, durable)

@@ -24,7 +24,7 @@ from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it
 GROUP = "signoff"
 POLL_MILLISECONDS = 500
 CLAIM_POLL_MILLISECONDS = 2000
-# A message that was not acknowledged comes again after this: whoever had it must be gone.
+# A message that nobody has acknowledged, nor claimed again while it was taken, is somebody else's after this.
 IDLE_MILLISECONDS = 15_000
 # Every process that ever was leaves its name in the group.
 SILENT_MILLISECONDS = 3_600_000
@@ -45,25 +45,33 @@ class RedisTransport:
 
     async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
-        watch, requests, broker = Watch(), self._stream.requests, self._broker()
+        watch, requests, broker, held = Watch(), self._stream.requests, self._broker(), set[bytes]()
         async with ended(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS):
                 client = cast("Any", await broker.connect())
                 await _ensure_group(client, requests)
 
                 async def handle(message: Mapping[str, Any]) -> None:
+                    [place] = message["message_ids"]
+                    held.add(place)
                     try:
-                        [place] = message["message_ids"]
                         await take(Arrived(_body_of(message["data"]), place.decode()))
                         await client.xack(requests, GROUP, place)
                     except Exception as error:  # noqa: BLE001 -- the line is lost, and the message comes again
                         watch.tell(error)
+                    finally:
+                        held.discard(place)
+
+                async def look() -> None:
+                    await _ensure_consumed(client, broker, requests)
+                    if held:
+                        await client.xclaim(requests, GROUP, self._consumer, 0, list(held), justid=True)
 
                 self._subscribe(broker, handle, max_records=self._stream.max_handlers)
                 self._subscribe(broker, handle, min_idle_time=IDLE_MILLISECONDS)
                 await broker.start()
             is_up()
-            await watch.keep(lambda: _ensure_consumed(client, broker, requests))
+            await watch.keep(look)
 
     async def publish(self, message: Message) -> None:
         """See `transport.Transport`."""
