@@ -95,6 +95,23 @@ DOORS: dict[str, Door] = {
 }
 
 
+LOOKS = (
+    "GET /job?id=ZERO",
+    "GET /api/jobs/ZERO",
+    "GET /api/jobs/ZERO/events",
+    "GET /api/jobs?after=ZERO",
+    "GET /api/usage?model=ZERO",
+    "GET /check_status?job_id=ZERO",
+    "DELETE /api/models/ZERO",
+    "PUT /api/limits/each?model=ZERO",
+    "DELETE /api/limits/each?model=ZERO",
+    "DELETE /api/cache?model=ZERO",
+    "DELETE /api/cache?key=ZERO",
+    "GET /api/cache?model=ZERO",
+    "POST /api/deliveries/ZERO/resend",
+)
+
+
 @pytest.mark.parametrize("door", DOORS)
 async def test_one_ask_gives_the_same_record_whatever_the_door(door: str, tmp_path: Path) -> None:
     # given a model whose own policy rules every door, and a record made through the first one
@@ -131,6 +148,31 @@ async def test_every_door_says_that_a_model_is_unknown(door: str, tmp_path: Path
         assert status == 404
         assert "model_not_found" in json.dumps(told)
         assert "nobody" in json.dumps(told)
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_every_door_refuses_a_name_that_no_database_keeps(door: str, postgres_url: str, tmp_path: Path) -> None:
+    async with live(tmp_path, database_url=postgres_url) as server:
+        await server.model("wild*")
+        token = await server.token()
+        for name in ("echo/a\0b", "wild\0"):
+            status, told = await DOORS[door](server, token, json.dumps(chat("hello", name)).encode())
+            assert status in {400, 404}, told
+        assert await server.desk.store.jobs.count(JobFilter()) == 0
+
+
+async def test_whatever_is_looked_for_with_a_zero_byte_is_no_fault_of_ours(postgres_url: str, tmp_path: Path) -> None:
+    async with live(tmp_path, database_url=postgres_url) as server:
+        admin = await server.token("admin")
+        for asked in LOOKS:
+            method, path = asked.split()
+            status, told = await server.ask(method, path.replace("ZERO", "a%00b"), admin, json={"parallel": 1})
+            assert 400 <= status < 500, (asked, told)
+        for naming in ({"previous_response_id": "a\0b"}, {"conversation": "a\0b"}):
+            asked = {"model": "echo", "input": "hello"} | naming
+            assert (await server.ask("POST", "/v1/responses", admin, json=asked))[0] == 400
+        # and the cache is not taken for one that is away
+        assert (await server.ask("GET", "/api/cache", admin))[0] == 200
 
 
 @pytest.mark.parametrize("door", DOORS)

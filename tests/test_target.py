@@ -51,6 +51,13 @@ def test_any_model_of_kind_echo_takes_a_suffix(name: str, suffix: str) -> None:
     assert found(f"{name}/{suffix}", *models) == name
 
 
+@pytest.mark.parametrize("name", ["echo/\0", "gpt-\n", "gpt-\x7f", "\u200b"])
+def test_nobody_has_a_name_that_cannot_be_printed(name: str) -> None:
+    listing = Listing([ECHO, model("gpt-*"), model("*")])
+    assert listing.find(name) is None
+    assert not listing.knows(name)
+
+
 def test_the_longest_echo_takes_the_suffix() -> None:
     models = [model("e", "echo"), model("e/f", "echo")]
     assert found("e/f/hang", *models) == found("e/f/hang", *reversed(models)) == "e/f"

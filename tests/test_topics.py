@@ -185,6 +185,17 @@ async def test_an_upstream_that_speaks_no_json_is_an_answer_with_its_reason(tmp_
         )
 
 
+async def test_a_message_with_a_zero_byte_in_a_name_is_answered(
+    postgres_url: str, tmp_path: Path, wire: RabbitWire
+) -> None:
+    async with streamed(tmp_path, wire, database_url=postgres_url) as server:
+        await listening(server)
+        for message in (asked(model="echo/a\0b"), asked(path="/v1/\0")):
+            await wire.send(message)
+            told = (await wire.get()).body
+            assert told["status_code"] in {400, 404}, told
+
+
 async def test_a_model_that_hangs_stalls_nobody_else_on_its_stream(tmp_path: Path, wire: RabbitWire) -> None:
     async with streamed(tmp_path, wire, concurrency=8, max_handlers=4) as server:
         await listening(server)

@@ -29,18 +29,22 @@ def made_by(path: str, body: bytes) -> str | None:
     if leaves_nothing(path) or not path.startswith("/v1/"):
         return None
     try:
-        made = msgspec.json.decode(body, type=_Made).id
+        return _usable(msgspec.json.decode(body, type=_Made).id)
     except (ValueError, RecursionError):
         return None
-    return made if made and len(made) <= LONGEST_ID else None
 
 
 def made_in(event: bytes) -> str | None:
     """The id of the response that an event of its stream names."""
     try:
-        return msgspec.json.decode(event, type=_Event).response.id
+        return _usable(msgspec.json.decode(event, type=_Event).response.id)
     except (ValueError, RecursionError):
         return None
+
+
+def _usable(made: str | None) -> str | None:
+    """The id, if it is one that could be asked for."""
+    return made if made and len(made) <= LONGEST_ID and made.isprintable() else None
 
 
 def is_new(path: str) -> bool:

@@ -138,15 +138,22 @@ class Listing:
         self._wild = [model for model in longest_first if model.name.endswith("*")]
 
     def find(self, name: str) -> Model | None:
-        """The model for `name`: the exact one, an echo with a suffix, else the longest prefix."""
+        """The model for `name`: the exact one, an echo with a suffix, else the longest prefix.
+
+        What cannot be printed is nobody's name.
+        """
         if name in self._by_name:
             return self._by_name[name]
+        if not name.isprintable():
+            return None
         echo = next((model for model in self._echoes if name.startswith(f"{model.name}/")), None)
         return echo or next((model for model in self._wild if name.startswith(model.name[:-1])), None)
 
     def knows(self, name: str) -> bool:
         """Whether a model is called exactly that, or is an echo with a suffix."""
-        return name in self._by_name or any(name.startswith(f"{model.name}/") for model in self._echoes)
+        return name in self._by_name or (
+            name.isprintable() and any(name.startswith(f"{model.name}/") for model in self._echoes)
+        )
 
     def default(self) -> Model | None:
         """The model that answers when nobody named one: the marked one, else `local`, else `echo`."""

@@ -11,7 +11,7 @@ import structlog
 from signoff.cache import Cache, fits
 from signoff.core.cache import Entry, Found, Size, Which
 from signoff.core.recent import Recent
-from signoff.errors import Overloaded
+from signoff.errors import BadRequest, Overloaded
 from signoff.parts.background import Background
 
 NEAR_ENTRIES = 10_000
@@ -108,6 +108,8 @@ class Answers:
         await self.kept()  # what is on its way there would come after it
         try:
             return await self._cache.delete(which)
+        except BadRequest:
+            raise
         except Exception as error:
             self._say(error)
             raise Overloaded("The cache is away: nothing was deleted there.") from error
@@ -119,6 +121,8 @@ class Answers:
         await self.kept()
         try:
             return await self._cache.size(which)
+        except BadRequest:
+            raise
         except Exception as error:
             self._say(error)
             raise Overloaded("The cache is away.") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from signoff.errors import Overloaded
+from signoff.errors import BadRequest, Overloaded
 from signoff.store import Listener
 from signoff.stores.clock import now_us
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Read, clock_of
@@ -43,6 +43,7 @@ MIGRATION_LOCK = 0x5169_6E6F
 # The connection is lost, we were silent in a transaction for too long, it was a deadlock's victim, there are too many
 # connections, the server stops or starts: https://www.postgresql.org/docs/current/errcodes-appendix.html
 PASSING = ("08", "25P03", "40", "53300", "57P0")
+NO_TEXT = "22021"
 _BEGIN = sa.select(now_us(), sa.cast(sa.func.pg_current_xact_id(), sa.Text))
 _FATE = sa.text("SELECT pg_xact_status(CAST(CAST(:xid AS TEXT) AS xid8))")
 
@@ -93,11 +94,13 @@ class Postgres:
 
     async def read(self, function: Read[T]) -> T:
         """See `database.Database`."""
-        return await self._while_it_passes(lambda: self._read(function), READ_SECONDS)
+        with _refusing_zeros():
+            return await self._while_it_passes(lambda: self._read(function), READ_SECONDS)
 
     async def write(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`."""
-        return await self._writer.write(operation)
+        with _refusing_zeros():
+            return await self._writer.write(operation)
 
     async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
         """See `database.Database`."""
@@ -187,6 +190,17 @@ class Postgres:
             raise Overloaded("The database was lost while it wrote; nobody knows whether it did.") from error
 
 
+@contextlib.contextmanager
+def _refusing_zeros() -> Generator[None]:
+    """Raises BadRequest for a text with a zero byte: no column of PostgreSQL's holds one."""
+    try:
+        yield
+    except DBAPIError as error:
+        if _state_of(error) != NO_TEXT:
+            raise
+        raise BadRequest("A text has no zero bytes.") from None
+
+
 def _begun(conn: Connection) -> tuple[Tx, str]:
     """A transaction, and the name under which the server remembers what became of it."""
     now, xid = conn.execute(_BEGIN).one()
@@ -196,8 +210,12 @@ def _begun(conn: Connection) -> tuple[Tx, str]:
 def _passes(error: Exception) -> bool:
     """Whether the same may work on another connection, or a little later."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or str(getattr(error.orig, "sqlstate", "")).startswith(PASSING)
+        return error.connection_invalidated or _state_of(error).startswith(PASSING)
     return isinstance(error, (OSError, PoolTimeout))
+
+
+def _state_of(error: DBAPIError) -> str:
+    return str(getattr(error.orig, "sqlstate", ""))
 
 
 def _engine(dsn: str, pool_size: int, answer_seconds: float | None, **options: Any) -> AsyncEngine:

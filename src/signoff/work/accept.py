@@ -88,9 +88,9 @@ def _refused(desk: Desk, ask: Ask, arrived: Arrived, flaw: SignoffError) -> Job:
         lane=ask.lane,
         user_id=ask.caller.user_id,
         token_id=ask.caller.token_id,
-        target=ask.target or "",
+        target=_without_zeros(ask.target or ""),
         model="",
-        path=ask.path,
+        path=_without_zeros(ask.path),
         body=_kept(arrived.body),
         error=error_of(flaw),
         metadata=ask.metadata,
@@ -101,7 +101,11 @@ def _refused(desk: Desk, ask: Ask, arrived: Arrived, flaw: SignoffError) -> Job:
 
 def _kept(message: bytes) -> bytes:
     """What is kept of a message that cannot be asked, as JSON: its beginning, as a text."""
-    return msgspec.json.encode(message[:KEPT_OF_REFUSED].decode(errors="replace").replace("\x00", "\ufffd"))
+    return msgspec.json.encode(_without_zeros(message[:KEPT_OF_REFUSED].decode(errors="replace")))
+
+
+def _without_zeros(text: str) -> str:
+    return text.replace("\0", "\ufffd")
 
 
 def _ring(desk: Desk, job: Job) -> None:

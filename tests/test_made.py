@@ -1,0 +1,18 @@
+"""Which ids of what an upstream made are kept."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from signoff.core.made import made_by, made_in
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("resp_1", "resp_1"), ("", None), (None, None), ("resp\0", None), ("a\nb", None), ("x" * 256, None)],
+)
+def test_an_id_that_nobody_could_ask_for_is_not_kept(name: str | None, kept: str | None) -> None:
+    assert made_by("/v1/responses", json.dumps({"id": name}).encode()) == kept
+    assert made_in(json.dumps({"response": {"id": name}}).encode()) == kept
