@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,13 +20,16 @@ from counting import COUNTED, Meter, call_in_every_way, counting
 from live import Live, chat, live, until
 from processes import ask, clean_environment, free_port, served, signoff
 from signoff.core.ask import Ask
+from signoff.core.ledger import DAY_US
 from signoff.core.price import NANO, Price, Prices, cost_of, dollars, microdollars
 from signoff.core.tokens import Usage
 from signoff.parts.shared import Shared
 from signoff.store import JobFilter, Step
+from signoff.stores.schema import jobs
 from signoff.work.call import begin, chunks_of
 from signoff.work.ledger import add_price
 from signoff.work.people import identify
+from stores import execute
 
 pytestmark = pytest.mark.anyio
 
@@ -259,6 +263,18 @@ async def test_usage_can_be_had_as_csv_in_which_nothing_is_a_formula(server: Liv
     assert evil.startswith("'=cmd|' /C calc'!A0,20")
     assert plain.startswith("echo,20")
     assert (end, same) == ("", text)
+
+
+async def test_a_question_without_since_is_about_the_last_month(server: Live) -> None:
+    token = await server.token()
+    await server.ask("POST", "/v1/chat/completions", token, json=chat("hello"))
+    await used(server, token, 1)
+
+    older = sa.update(jobs).values(created_at=jobs.c.created_at - 32 * DAY_US)
+    await execute(server.desk.store, older)  # type: ignore[arg-type]
+
+    await used(server, token, 0)
+    await used(server, token, 1, since="2020-01-01")
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,21 @@
 """What every store keeps of prices and usage: the sums are those of the rows, whichever of them are kept."""
 
+from pathlib import Path
 from typing import get_args
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.dialects import sqlite
 
 from signoff.core.job import Job
 from signoff.core.ledger import DAY_US, HOUR_US, Dimension, Question, Sum
 from signoff.core.price import Price
+from signoff.stores.ledger import _report
 from simulation.ledger import added, plus
-from stores import AStore, a_job
+from stores import AStore, a_job, opened, rows
 
 pytestmark = pytest.mark.anyio
 
@@ -125,6 +129,24 @@ async def test_only_the_jobs_of_the_asked_hours_users_and_models_count(store: AS
         assert await count(since=hour + 5, until=hour + 7) == await count(since=hour, until=hour + HOUR_US) == 2
         if kept:
             assert await store.jobs.purge(-60, 10) == 2
+
+
+async def test_a_job_counts_when_it_was_written_though_it_was_made_before(store: AStore) -> None:
+    job = await ended(store)
+    made_at = job.created_at // 1000 - 60 * 60 * 1000
+    await ended(store, id=f"{made_at >> 16:08x}-{made_at & 0xFFFF:04x}-7000-8000-000000000000")
+
+    assert (await store.ledger.used(Question(since=job.created_at)))[1].jobs == 2
+
+
+async def test_a_question_about_a_while_ago_reads_the_rows_since_then_alone(tmp_path: Path) -> None:
+    async with opened(f"sqlite:///{tmp_path}/store.db") as store:
+        for more in ({}, {"user_id": 1}, {"model": "a"}):
+            report = _report(Question(since=40 * DAY_US, by=("user", "day"), **more))
+            told = report.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
+            plan = await rows(store, sa.text(f"EXPLAIN QUERY PLAN {told}"))
+            assert [step["detail"] for step in plan if "SCAN jobs" in step["detail"]] == []
+            assert [step["detail"] for step in plan if "SEARCH jobs" in step["detail"]] != []
 
 
 async def test_an_asking_that_came_to_nothing_counts_without_a_job(store: AStore) -> None:

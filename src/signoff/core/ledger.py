@@ -67,7 +67,7 @@ def sum_of(job: Job) -> Sum:
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One sum, and what it is of: a value for each dimension that was asked for; a user's email, a token's name."""
+    """One sum, and what it is of: a value for each dimension that was asked for; a user's email, a token's id."""
 
     of: dict[str, str | int | None]
     sum: Sum

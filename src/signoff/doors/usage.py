@@ -12,7 +12,7 @@ from litestar import Request, Response, Router, delete, get, put
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromQuery, QueryParameter
 
-from signoff.core.ledger import Dimension, Line, Question, Sum
+from signoff.core.ledger import DAY_US, Dimension, Line, Question, Sum
 from signoff.core.price import NANO, Price, dollars, microdollars
 from signoff.core.wire import when
 from signoff.doors.http import TheCaller, TheDesk
@@ -20,6 +20,7 @@ from signoff.errors import BadRequest
 from signoff.work.ledger import drop_price, look_at_prices, look_at_usage, set_price
 
 MAX_PAGE = 10_000
+ASKED_DAYS = 31
 # Cells that begin so are formulas to spreadsheets (OWASP, "CSV Injection").
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -35,7 +36,9 @@ class NewPrice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     valid_from: str | None = None
 
 
-def question_of(
+def question_of(  # noqa: PLR0913 -- each is a side of a question
+    desk: TheDesk,
+    *,
     by: FromQuery[str] = "",
     since: FromQuery[str | None] = None,
     until: FromQuery[str | None] = None,
@@ -43,10 +46,10 @@ def question_of(
     offset: Annotated[int, QueryParameter(ge=0)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 1000,
 ) -> Question:
-    """What is asked of the ledger. Raises BadRequest."""
+    """What is asked of the ledger; of the last 31 days where nobody says since when. Raises BadRequest."""
     return Question(
         by=_dimensions(by),
-        since=0 if since is None else _microseconds(since),
+        since=desk.clock() - ASKED_DAYS * DAY_US if since is None else _microseconds(since),
         until=None if until is None else _microseconds(until),
         model=model,
         offset=offset,

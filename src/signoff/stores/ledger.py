@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from sqlalchemy.sql.elements import ColumnElement
 from signoff.core.job import Job
 from signoff.core.ledger import DAY_US, HOUR_US, STALE, Dimension, Line, Question, Sum, sum_of
 from signoff.core.price import Price
+from signoff.errors import Overloaded
 from signoff.stores.database import Database
-from signoff.stores.schema import jobs, past_usage, prices, tokens, users
+from signoff.stores.schema import jobs, past_usage, prices, users
 from signoff.stores.versions import bump
 from signoff.stores.writer import Tx
 
@@ -29,6 +31,9 @@ _ADDED = (
     "answer_us",
 )
 _USED_TOKENS = jobs.c.prompt_tokens + jobs.c.completion_tokens > 0
+# A question may be about many rows: others who read have connections of their own left.
+QUESTIONS_AT_ONCE = 2
+TURN_SECONDS = 30.0
 
 
 class SqlLedger:
@@ -36,6 +41,7 @@ class SqlLedger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._asking = asyncio.Semaphore(QUESTIONS_AT_ONCE)
 
     async def prices(self) -> list[Price]:
         """See `store.Ledger`."""
@@ -76,7 +82,16 @@ class SqlLedger:
 
     async def used(self, question: Question) -> tuple[list[Line], Sum]:
         """See `store.Ledger`."""
-        rows = await self._database.read(lambda conn, _: conn.execute(_report(question)).mappings().all())
+        report = _report(question)
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._asking.acquire()
+        except TimeoutError:
+            raise Overloaded("Too many ask what was used.") from None
+        try:
+            rows = await self._database.read(lambda conn, _: conn.execute(report).mappings().all())
+        finally:
+            self._asking.release()
         lines = [_line(row, question) for row in rows if question.by and row["jobs"] is not None]
         return lines, Sum(**{name: rows[0][f"all_{name}"] for name in _SUMS})
 
@@ -123,10 +138,19 @@ def _report(question: Question) -> sa.Select[Any]:
 
 def _everything(question: Question) -> sa.CTE:
     """The sums by the hour of the jobs that are kept, and of those that were."""
-    now = _by_hour(*_within(question, jobs.c.created_at, jobs.c))
+    now = _by_hour(*_within(question, jobs.c.created_at, jobs.c), jobs.c.id >= _oldest_id(question.since))
     past = sa.select(*(past_usage.c[name] for name in ("hour", *_KEY, *_SUMS)))
     past = past.where(*_within(question, past_usage.c.hour, past_usage.c))
     return sa.union_all(now, past).cte("used")
+
+
+def _oldest_id(since: int) -> str:
+    """What the ids of jobs begin with that were written since then; most were made in the same second, all in a day.
+
+    Ids are UUIDs whose first 48 bits are milliseconds since 1970 (RFC 9562, version 7), and the key of the rows.
+    """
+    milliseconds = max(0, since - DAY_US) // 1000
+    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}"
 
 
 def _within(question: Question, time: ColumnElement[int], columns: Any) -> list[ColumnElement[bool]]:
@@ -143,17 +167,13 @@ def _within(question: Question, time: ColumnElement[int], columns: Any) -> list[
 def _lines(question: Question, used: sa.CTE) -> sa.Select[Any]:
     dimensions = [_dimension(name, used).label(f"by_{name}") for name in question.by]
     sums = (_whole(used.c[name]).label(name) for name in _SUMS)
-    query = sa.select(*dimensions, *sums).select_from(_joined(used))
+    source = sa.outerjoin(used, users, users.c.id == used.c.user_id) if "user" in question.by else used
+    query = sa.select(*dimensions, *sums).select_from(source)
     return query.group_by(*dimensions).order_by(*_nulls_first(dimensions)).offset(question.offset).limit(question.limit)
 
 
 def _nulls_first(columns: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
     return [column.nulls_first() for column in columns]
-
-
-def _joined(used: sa.CTE) -> sa.Join:
-    with_users = sa.outerjoin(used, users, users.c.id == used.c.user_id)
-    return with_users.outerjoin(tokens, tokens.c.id == used.c.token_id)
 
 
 def _dimension(name: Dimension, used: sa.CTE) -> ColumnElement[Any]:
