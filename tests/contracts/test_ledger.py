@@ -14,8 +14,10 @@ from signoff.core.job import Job
 from signoff.core.ledger import DAY_US, HOUR_US, Dimension, Question, Sum
 from signoff.core.price import Price
 from signoff.stores.ledger import _report
+from signoff.stores.schema import past_usage
 from simulation.ledger import added, plus
-from stores import AStore, a_job, opened, rows
+from simulation.store import MemoryStore
+from stores import AStore, a_job, opened, rows, together
 
 pytestmark = pytest.mark.anyio
 
@@ -147,6 +149,27 @@ async def test_a_question_about_a_while_ago_reads_the_rows_since_then_alone(tmp_
             plan = await rows(store, sa.text(f"EXPLAIN QUERY PLAN {told}"))
             assert [step["detail"] for step in plan if "SCAN jobs" in step["detail"]] == []
             assert [step["detail"] for step in plan if "SEARCH jobs" in step["detail"]] != []
+
+
+async def test_two_processes_that_forget_at_once_count_every_job_once(store: AStore, other: AStore) -> None:
+    for _ in range(20):
+        await together(ended(store, prompt_tokens=1) for _ in range(10))
+        await together(each.jobs.purge(-60, 5) for each in (store, other, store, other))
+
+    assert (await store.ledger.used(Question()))[1].jobs == 200
+
+
+async def test_what_is_forgotten_bit_by_bit_is_one_sum_an_hour(store: AStore) -> None:
+    if isinstance(store, MemoryStore):
+        pytest.skip("It keeps every job.")
+    for model in ["a", "b"] * 4:
+        await ended(store, model=model, prompt="greet" if model == "a" else None, prompt_tokens=1)
+        assert await store.jobs.purge(-60, 1) == 1
+
+    kept = await rows(store, sa.select(past_usage.c.hour, past_usage.c.model, past_usage.c.jobs))
+    assert {row["model"]: 0 for row in kept} == {"a": 0, "b": 0}
+    assert len(kept) == len({(row["hour"], row["model"]) for row in kept})
+    assert sum(row["jobs"] for row in kept) == 8
 
 
 async def test_an_asking_that_came_to_nothing_counts_without_a_job(store: AStore) -> None:

@@ -324,6 +324,7 @@ _OLD = (
         ~_RUN_GOES_ON,
     )
     .limit(sa.bindparam("limit", type_=sa.Integer))
+    .with_for_update(skip_locked=True, of=jobs)  # what another process forgets is in its sums
 )
 
 

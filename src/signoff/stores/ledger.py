@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from operator import add
 from typing import Any
 
 import msgspec
@@ -21,6 +22,8 @@ from signoff.stores.writer import Tx
 
 _KEY = ("user_id", "token_id", "target", "model", "door", "status", "cache", "prompt", "prompt_version")
 _SUMS = Sum.__struct_fields__
+_BY = ("hour", *_KEY)
+_PAST = (*_BY, *_SUMS)
 _ADDED = (
     "prompt_tokens",
     "cached_tokens",
@@ -97,9 +100,15 @@ class SqlLedger:
 
 
 def keep_sums(tx: Tx, job_ids: Sequence[str]) -> None:
-    """Adds up the jobs that are about to be forgotten."""
-    columns = ["hour", *_KEY, *_SUMS]
-    tx.conn.execute(sa.insert(past_usage).from_select(columns, _by_hour(jobs.c.id.in_(job_ids))))
+    """Adds the jobs that are about to be forgotten to the sums of their hours."""
+    new = tx.conn.execute(_by_hour(jobs.c.id.in_(job_ids))).all()
+    same = [past_usage.c[name].in_({getattr(row, name) for row in new}) for name in ("hour", "token_id", "model")]
+    old = tx.conn.execute(sa.delete(past_usage).where(*same).returning(*(past_usage.c[name] for name in _PAST))).all()
+    sums = dict[tuple[Any, ...], tuple[int, ...]]()
+    for row in (*old, *new):
+        key, more = tuple(row[: len(_BY)]), row[len(_BY) :]
+        sums[key] = tuple(map(add, sums[key], more)) if key in sums else tuple(more)
+    tx.conn.execute(sa.insert(past_usage), [dict(zip(_PAST, key + sum_, strict=True)) for key, sum_ in sums.items()])
 
 
 def _by_hour(*which: ColumnElement[bool]) -> sa.Select[Any]:
@@ -139,7 +148,7 @@ def _report(question: Question) -> sa.Select[Any]:
 def _everything(question: Question) -> sa.CTE:
     """The sums by the hour of the jobs that are kept, and of those that were."""
     now = _by_hour(*_within(question, jobs.c.created_at, jobs.c), jobs.c.id >= _oldest_id(question.since))
-    past = sa.select(*(past_usage.c[name] for name in ("hour", *_KEY, *_SUMS)))
+    past = sa.select(*(past_usage.c[name] for name in _PAST))
     past = past.where(*_within(question, past_usage.c.hour, past_usage.c))
     return sa.union_all(now, past).cte("used")
 

@@ -16,6 +16,8 @@ from signoff.work.record import INTERRUPTED
 from signoff.work.review import effect
 
 AT_ONCE = 100
+FORGOTTEN_AT_ONCE = 500
+BREATH_SECONDS = 0.05
 DAY_SECONDS = 24 * 3600
 log = structlog.get_logger()
 
@@ -42,7 +44,17 @@ async def sweep(desk: Desk) -> None:
     for run in await desk.store.runs.forgotten(AT_ONCE):
         await _move(desk, run, Step(verb="wake", actor=desk.actor, after_seconds={"due_at": 0}))
     if desk.rules.retention_days is not None:
-        await desk.store.jobs.purge(desk.rules.retention_days * DAY_SECONDS, AT_ONCE)
+        await _forget(desk, desk.rules.retention_days * DAY_SECONDS)
+
+
+async def _forget(desk: Desk, older_than_seconds: float) -> None:
+    """Forgets old jobs, a batch after another with room for others between them, until the next sweep is due."""
+    clock = asyncio.get_running_loop().time
+    until = clock() + desk.rules.sweep_seconds
+    while clock() < until:
+        if await desk.store.jobs.purge(older_than_seconds, FORGOTTEN_AT_ONCE) < FORGOTTEN_AT_ONCE:
+            return
+        await asyncio.sleep(BREATH_SECONDS)
 
 
 async def _move(desk: Desk, job: Job, *steps: Step) -> None:
