@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import msgspec
@@ -74,6 +75,7 @@ def _ask_beyond(
     return upstream.ask(sent, timeouts=model.timeouts, stream=request.stream, json_only=False)
 
 
+@lru_cache(maxsize=1024)
 def address(base_url: str, path: str) -> str:
     """Where to ask for `path`, which begins with /v1: a base that names a version already takes its place."""
     base = base_url.rstrip("/")
@@ -83,18 +85,25 @@ def address(base_url: str, path: str) -> str:
 def asks_for_a_model(body: bytes) -> bool:
     """Whether there is a "model" in it: beyond what is known here, nothing is added that may not belong there."""
     try:
-        return "model" in msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        return "model" in _MEMBERS.decode(body)
     except (ValueError, RecursionError):
         return False
 
 
 def named(body: bytes, name: str) -> bytes:
     """`body` with `name` as its "model"; all other members keep their bytes. What is no JSON object stays as it is."""
+    model = msgspec.Raw(msgspec.json.encode(name))
     try:
-        members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        if _NAMED.decode(body).model == model:
+            return body
+        return msgspec.json.encode(_MEMBERS.decode(body) | {"model": model})
     except (ValueError, RecursionError):
         return body
-    model = msgspec.Raw(msgspec.json.encode(name))
-    if members.get("model") == model:
-        return body
-    return msgspec.json.encode(members | {"model": model})
+
+
+class _Named(msgspec.Struct):
+    model: msgspec.Raw = msgspec.Raw(b"")
+
+
+_NAMED = msgspec.json.Decoder(_Named)
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
