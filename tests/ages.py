@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from signoff.core.limits import SECOND, Entry
+from signoff.core.limits import SECOND, Admitted
 from signoff.stores.schema import meters
 from signoff.stores.writer import Tx
 
@@ -17,7 +17,7 @@ async def grow_older(store: Any, seconds: float) -> None:
 
     def shift(tx: Tx) -> None:
         for name, meter in tx.conn.execute(sa.select(meters.c.name, meters.c.meter)).all():
-            entries = tuple(Entry(e.at - round(seconds * SECOND), e.requests, e.tokens) for e in meter.entries)
+            entries = tuple(Admitted(e.at - round(seconds * SECOND), e.requests, e.tokens) for e in meter.entries)
             older = msgspec.structs.replace(meter, entries=entries)
             tx.conn.execute(sa.update(meters).where(meters.c.name == name).values(meter=older))
 

@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from processes import ask, clean_environment, free_port, served, signoff, until
-from signoff.core.log import Entry
+from signoff.core.log import LogLine
 from signoff.errors import Overloaded
 from signoff.parts import logs
 from signoff.parts.logs import Logs
@@ -32,7 +32,7 @@ class Moody(MemoryModelLogs):
 
     is_away = False
 
-    async def add(self, lines: Sequence[tuple[str, Entry]], *, kept: int) -> None:
+    async def add(self, lines: Sequence[tuple[str, LogLine]], *, kept: int) -> None:
         if self.is_away:
             raise Overloaded
         await super().add(lines, kept=kept)
@@ -56,7 +56,7 @@ async def written(store: Moody) -> AsyncIterator[Logs]:
         await asyncio.wait([writing])
 
 
-def texts(entries: list[Entry]) -> list[str]:
+def texts(entries: list[LogLine]) -> list[str]:
     return [entry.text for entry in entries]
 
 

@@ -20,7 +20,7 @@ from tests.models.watching import MODEL, alive, is_alive, starts, until
 from live import live
 from processes import ask as ask_server
 from processes import clean_environment, first_token, free_port, served, signoff
-from signoff.core.target import Limits, Model, Timeouts, flaw_of
+from signoff.core.target import Model, ProcessLimits, Timeouts, flaw_of
 from signoff.engine import Request
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.errors import ModelCrashed, ModelFailed, ModelTimedOut
@@ -194,7 +194,7 @@ async def test_a_missing_answer_harms_nobody_while_others_come(engine: Subproces
 async def test_one_that_takes_too_much_memory_ends_and_says_why(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         admin = await server.token("admin")
-        new = msgspec.to_builtins(told(limits=Limits(memory_mb=200)))
+        new = msgspec.to_builtins(told(limits=ProcessLimits(memory_mb=200)))
         fields = {name: new[name] for name in ("name", "kind", "command", "limits")}
         assert (await server.ask("POST", "/api/models", admin, json=fields))[0] == 201
         path = "/post/predict?id=told"
@@ -211,7 +211,7 @@ async def test_one_that_takes_too_much_memory_ends_and_says_why(tmp_path: Path) 
 
 async def test_limits_are_the_programs_alone_and_others_are_another_process(engine: SubprocessEngine) -> None:
     free = await ask(engine, told(), {"mb": 500})
-    bound = await ask(engine, told(limits=Limits(open_files=64, nice=7)), {})
+    bound = await ask(engine, told(limits=ProcessLimits(open_files=64, nice=7)), {})
     assert (bound["files"], bound["nice"] - free["nice"]) == (64, min(7, 19 - free["nice"]))
     assert free["pid"] != bound["pid"]
     assert os.nice(0) == free["nice"]
@@ -221,6 +221,6 @@ async def test_limits_are_the_programs_alone_and_others_are_another_process(engi
     "limits", [{"memory_mb": 0}, {"memory_mb": -1}, {"open_files": 3}, {"nice": 20}, {"nice": -1}, {"memory_mb": 2**50}]
 )
 def test_limits_under_which_nothing_lives_are_refused(limits: dict[str, int]) -> None:
-    assert flaw_of(told(limits=Limits(**limits))) is not None
-    assert flaw_of(told(limits=Limits(memory_mb=64))) is None
-    assert flaw_of(Model(name="m", kind="echo", limits=Limits(nice=1))) is not None
+    assert flaw_of(told(limits=ProcessLimits(**limits))) is not None
+    assert flaw_of(told(limits=ProcessLimits(memory_mb=64))) is None
+    assert flaw_of(Model(name="m", kind="echo", limits=ProcessLimits(nice=1))) is not None

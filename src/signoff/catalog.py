@@ -8,9 +8,9 @@ from typing import Literal, Protocol
 import msgspec
 
 from signoff.core.access import UpstreamKey
-from signoff.core.log import Entry
+from signoff.core.log import LogLine
 from signoff.core.stream import Stream
-from signoff.core.target import Model, Place
+from signoff.core.target import EndpointName, Model
 
 
 class Catalog(Protocol):
@@ -22,7 +22,7 @@ class Catalog(Protocol):
         model: Model,
         *,
         sealed: bytes | None = None,
-        sealed_at: Mapping[Place, bytes] = {},
+        sealed_at: Mapping[EndpointName, bytes] = {},
         drops_key: bool = False,
         is_new: bool = False,
     ) -> None:
@@ -80,11 +80,11 @@ class Secrets(Protocol):
 class ModelLogs(Protocol):
     """What models wrote and how they failed, on whichever host; of each the newest lines."""
 
-    async def add(self, lines: Sequence[tuple[str, Entry]], *, kept: int) -> None:
+    async def add(self, lines: Sequence[tuple[str, LogLine]], *, kept: int) -> None:
         """Adds lines, each to the log of a model, of which the `kept` newest stay."""
         ...
 
-    async def read(self, model: str, limit: int) -> list[Entry]:
+    async def read(self, model: str, limit: int) -> list[LogLine]:
         """The newest ones, oldest first."""
         ...
 

@@ -7,7 +7,7 @@ import pytest
 from contracts.test_streams import a_stream
 from signoff.catalog import Sealed
 from signoff.core.delivery import Deliver
-from signoff.core.log import Entry
+from signoff.core.log import LogLine
 from signoff.core.target import Model
 from signoff.errors import Conflict
 from stores import AStore, inserted, together
@@ -179,8 +179,8 @@ async def test_all_that_is_sealed_is_found_page_by_page_and_replaced_where_it_st
 # Logs of models
 
 
-def line(number: int) -> Entry:
-    return Entry(at=number, level="info", text=str(number))
+def line(number: int) -> LogLine:
+    return LogLine(at=number, level="info", text=str(number))
 
 
 async def test_a_models_log_keeps_its_newest_lines_whoever_writes_them(store: AStore, other: AStore) -> None:

@@ -8,13 +8,13 @@ import msgspec
 
 from signoff.catalog import Sealed, SealedKind
 from signoff.core.access import UpstreamKey
-from signoff.core.log import Entry
-from signoff.core.target import Model, Place, key_ids_of, with_new_keys, with_standing_keys, without_keys
+from signoff.core.log import LogLine
+from signoff.core.target import EndpointName, Model, key_ids_of, with_new_keys, with_standing_keys, without_keys
 from signoff.errors import Conflict
 from signoff.stores.secrets import sealed_anew, sealed_in
 from simulation.tables import Tables, Tx, Way, bump
 
-NOWHERE: Mapping[Place, bytes] = {}
+NOWHERE: Mapping[EndpointName, bytes] = {}
 
 
 class MemoryCatalog:
@@ -32,7 +32,7 @@ class MemoryCatalog:
         model: Model,
         *,
         sealed: bytes | None = None,
-        sealed_at: Mapping[Place, bytes] = NOWHERE,
+        sealed_at: Mapping[EndpointName, bytes] = NOWHERE,
         drops_key: bool = False,
         is_new: bool = False,
     ) -> None:
@@ -157,7 +157,7 @@ class MemoryModelLogs:
         self._tables = tables
         self._way = way
 
-    async def add(self, lines: Sequence[tuple[str, Entry]], *, kept: int) -> None:
+    async def add(self, lines: Sequence[tuple[str, LogLine]], *, kept: int) -> None:
         def add(_: Tx) -> None:
             for model, entry in lines:
                 log = self._tables.model_logs.setdefault(model, [])
@@ -166,7 +166,7 @@ class MemoryModelLogs:
 
         await self._way.send(add, writes=True)
 
-    async def read(self, model: str, limit: int) -> list[Entry]:
+    async def read(self, model: str, limit: int) -> list[LogLine]:
         return await self._way.send(lambda _: self._tables.model_logs.get(model, [])[-limit:], writes=False)
 
     async def clean(self, model: str) -> None:

@@ -18,7 +18,7 @@ from signoff.core.delivery import Delivery
 from signoff.core.function import Function
 from signoff.core.job import MOVES, Decision, Event, Guard, Job, Move
 from signoff.core.limits import Limit, Meter
-from signoff.core.log import Entry
+from signoff.core.log import LogLine
 from signoff.core.price import Price
 from signoff.core.run import FunctionCall
 from signoff.core.stream import Stream
@@ -134,7 +134,7 @@ class Tables:
         self.leads: dict[str, tuple[str, int]] = {}
         self.sealed: dict[int, tuple[UpstreamKey, bytes]] = {}
         self.key_count = 0
-        self.model_logs: dict[str, list[Entry]] = {}
+        self.model_logs: dict[str, list[LogLine]] = {}
         self.listeners: list[Listener] = []
         self.committed: Callable[[Tx], None] = lambda _: None
 

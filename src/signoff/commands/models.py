@@ -13,7 +13,7 @@ from rich.table import Table
 
 from signoff.commands.terminal import out, rule_named, run, stop
 from signoff.core.policy import Review
-from signoff.core.target import BALANCES, Balance, Endpoint, Limits, Model, flaw_of
+from signoff.core.target import BALANCES, Balance, Endpoint, Model, ProcessLimits, flaw_of
 from signoff.settings import load
 from signoff.work.desk import Desk
 from signoff.work.manage import end_process
@@ -71,7 +71,7 @@ def model_add(
         upstream_model=upstream_model,
         command=_words(command or ""),
         serve=serve,
-        limits=Limits(memory_mb=memory_mb, open_files=open_files, nice=nice),
+        limits=ProcessLimits(memory_mb=memory_mb, open_files=open_files, nice=nice),
         attempts=attempts,
         review=cast("Review | None", review),
         default=default,

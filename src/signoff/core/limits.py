@@ -70,7 +70,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
         return self.cost_per_day is not None or self.cost_per_month is not None
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Admitted(msgspec.Struct, frozen=True, array_like=True):
     """What was admitted at a time; it counts for a minute."""
 
     at: int
@@ -98,7 +98,7 @@ class Spent(msgspec.Struct, frozen=True, array_like=True):
 class Meter(msgspec.Struct, frozen=True, kw_only=True):
     """What was used of a limit."""
 
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[Admitted, ...] = ()
     holds: tuple[Hold, ...] = ()
     day: Spent = Spent()
     month: Spent = Spent()
@@ -179,7 +179,7 @@ def settled(
         holds = tuple(hold for hold in meter.holds if hold.id != room.wish.id)
         entries = _corrected(meter.entries, room, tokens, asked=asked, now=then)
         if tokens > room.wish.tokens and limit.tokens_per_minute is not None:
-            entries = _added(entries, Entry(then, 0, tokens - room.wish.tokens))
+            entries = _added(entries, Admitted(then, 0, tokens - room.wish.tokens))
         day, month = (_more(spent, tokens, cost) for spent in (meter.day, meter.month))
         after[name] = Meter(entries=entries, holds=holds, day=day, month=month)
     return after
@@ -204,7 +204,7 @@ def as_of(meter: Meter, now: int) -> Meter:
     """The meter without what no longer counts. Where the clock was set back, what it said before is now."""
     entries = meter.entries
     if _is_ahead(meter, now):
-        entries = tuple(Entry(min(entry.at, now), entry.requests, entry.tokens) for entry in entries)
+        entries = tuple(Admitted(min(entry.at, now), entry.requests, entry.tokens) for entry in entries)
     first = next((place for place, entry in enumerate(entries) if entry.at > now - MINUTE), len(entries))
     day, month = day_of(now), month_of(now)
     return Meter(
@@ -285,7 +285,7 @@ def _spent_refusals(limit: Limit, meter: Meter, wish: Wish, now: int) -> Iterabl
 def _taken(limit: Limit, meter: Meter, wish: Wish, now: int) -> Meter:
     entries, holds = meter.entries, meter.holds
     if limit.requests_per_minute is not None or limit.tokens_per_minute is not None:
-        entries = _added(entries, Entry(now, 1, wish.tokens))
+        entries = _added(entries, Admitted(now, 1, wish.tokens))
     if limit.keeps_holds:
         holds = (*holds, _hold(wish, wish.lease_seconds, now))
     return msgspec.structs.replace(meter, entries=entries, holds=holds)
@@ -295,7 +295,7 @@ def _hold(wish: Wish, lease_seconds: float, now: int) -> Hold:
     return Hold(wish.id, now + round(lease_seconds * SECOND), wish.tokens, wish.cost)
 
 
-def _wait(entries: tuple[Entry, ...], what: What, excess: int, now: int) -> int:
+def _wait(entries: tuple[Admitted, ...], what: What, excess: int, now: int) -> int:
     """How long until entries that amount to `excess` have left."""
     for entry in entries:
         excess -= _count(entry, what)
@@ -304,7 +304,7 @@ def _wait(entries: tuple[Entry, ...], what: What, excess: int, now: int) -> int:
     return MINUTE
 
 
-def _added(entries: tuple[Entry, ...], entry: Entry) -> tuple[Entry, ...]:
+def _added(entries: tuple[Admitted, ...], entry: Admitted) -> tuple[Admitted, ...]:
     """The entries with one more; of one instant there is one, and of one slot there is one when there are too many."""
     if entries and entries[-1].at == entry.at:
         return (*entries[:-1], _both(entries[-1], entry))
@@ -319,18 +319,20 @@ def _added(entries: tuple[Entry, ...], entry: Entry) -> tuple[Entry, ...]:
     return tuple(fewer)
 
 
-def _both(one: Entry, later: Entry) -> Entry:
-    return Entry(later.at, one.requests + later.requests, one.tokens + later.tokens)
+def _both(one: Admitted, later: Admitted) -> Admitted:
+    return Admitted(later.at, one.requests + later.requests, one.tokens + later.tokens)
 
 
-def _corrected(entries: tuple[Entry, ...], room: Room, tokens: int, *, asked: bool, now: int) -> tuple[Entry, ...]:
+def _corrected(
+    entries: tuple[Admitted, ...], room: Room, tokens: int, *, asked: bool, now: int
+) -> tuple[Admitted, ...]:
     """The entries with what was reserved and not used given back, where that still counts."""
     surplus = max(0, room.wish.tokens - tokens)
     place = next((place for place, entry in enumerate(entries) if entry.at >= room.at), None)
     if place is None or (asked and not surplus) or not now - MINUTE < room.at <= now:
         return entries
     entry = entries[place]
-    kept = Entry(entry.at, max(0, entry.requests - (not asked)), max(0, entry.tokens - surplus))
+    kept = Admitted(entry.at, max(0, entry.requests - (not asked)), max(0, entry.tokens - surplus))
     return (*entries[:place], *((kept,) if kept.requests or kept.tokens else ()), *entries[place + 1 :])
 
 
@@ -343,7 +345,7 @@ def _in(spent: Spent, since: int) -> Spent:
     return Spent(since) if spent.since < since else Spent(since, spent.tokens, spent.cost)
 
 
-def _count(entry: Entry, what: str) -> int:
+def _count(entry: Admitted, what: str) -> int:
     return entry.requests if what == "requests" else entry.tokens
 
 

@@ -9,7 +9,7 @@ import msgspec
 Level = Literal["info", "error"]
 
 
-class Entry(msgspec.Struct, frozen=True):
+class LogLine(msgspec.Struct, frozen=True):
     """What a model wrote (`info`), or how it failed (`error`); `at` is in microseconds since 1970."""
 
     at: int

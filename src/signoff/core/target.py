@@ -20,7 +20,7 @@ ASKED_BY_URL: tuple[Kind, ...] = ("openai", "http")
 TAKE_KEYS: tuple[Kind, ...] = ("openai", "http", "anyllm")
 LONGEST_NAME = 255
 # An endpoint: its address, and what its upstream calls the model.
-Place = tuple[str, str | None]
+EndpointName = tuple[str, str | None]
 Balance = Literal["least-load", "prefix-hash"]
 BALANCES: tuple[Balance, ...] = ("least-load", "prefix-hash")
 MOST_ENDPOINTS = 64
@@ -48,7 +48,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     max_parallel: int | None = None
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ProcessLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What each process of a model's program may take; None for what this server may."""
 
     memory_mb: int | None = None
@@ -73,7 +73,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     idle_seconds: float = 300
     start_seconds: float = 60
     timeouts: Timeouts = Timeouts()
-    limits: Limits = Limits()
+    limits: ProcessLimits = ProcessLimits()
     attempts: int | None = None
     review: Review | None = None
     coalesce: bool | None = None
@@ -179,7 +179,7 @@ def flaw_of(model: Model) -> str | None:
         "A subprocess model needs a command.": kind == "subprocess" and not "".join(model.command[:1]),
         f"A model of the kind {kind} runs no command.": kind != "subprocess" and bool(model.command or model.serve),
         f"A model of the kind {kind} is no program that could be limited.": kind != "subprocess"
-        and model.limits != Limits(),
+        and model.limits != ProcessLimits(),
         "A program has 8 MiB of memory and 16 open files at least, and a niceness from 0 to 19.": not _can_live_within(
             model.limits
         ),
@@ -260,7 +260,9 @@ def with_known_keys(model: Model, known: Model) -> Model:
     return msgspec.structs.replace(model, endpoints=tuple(kept))
 
 
-def with_new_keys(model: Model, add: Callable[[bytes], int], own: bytes | None, at: Mapping[Place, bytes]) -> Model:
+def with_new_keys(
+    model: Model, add: Callable[[bytes], int], own: bytes | None, at: Mapping[EndpointName, bytes]
+) -> Model:
     """`model` with new keys, which `add` numbers: its `own`, and those `at` its endpoints."""
     endpoints = [
         msgspec.structs.replace(each, key_id=add(at[each.url, each.upstream_model]))
@@ -289,7 +291,7 @@ def key_ids_of(model: Model) -> list[int]:
     return [key_id for key_id in ids if key_id is not None]
 
 
-def _can_live_within(limits: Limits) -> bool:
+def _can_live_within(limits: ProcessLimits) -> bool:
     least = {"memory_mb": 8, "open_files": 16, "nice": 0}
     most = {"memory_mb": 2**40, "open_files": 2**20, "nice": 19}
     given = {name: value for name in least if (value := getattr(limits, name)) is not None}

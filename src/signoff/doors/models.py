@@ -11,7 +11,7 @@ from litestar.params import FromPath, FromQuery
 
 from signoff.core.cache import CacheRule
 from signoff.core.policy import Review
-from signoff.core.target import Balance, Endpoint, Kind, Limits, Model, Timeouts
+from signoff.core.target import Balance, Endpoint, Kind, Model, ProcessLimits, Timeouts
 from signoff.doors.http import TheCaller, TheDesk, TheKnobs, scope_of, takes_commands
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.health import full_health_of
@@ -52,7 +52,7 @@ class Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     idle_seconds: float | msgspec.UnsetType = msgspec.UNSET
     start_seconds: float | msgspec.UnsetType = msgspec.UNSET
     timeouts: Timeouts | msgspec.UnsetType = msgspec.UNSET
-    limits: Limits | msgspec.UnsetType = msgspec.UNSET
+    limits: ProcessLimits | msgspec.UnsetType = msgspec.UNSET
     attempts: int | msgspec.UnsetType | None = msgspec.UNSET
     review: Review | msgspec.UnsetType | None = msgspec.UNSET
     coalesce: bool | msgspec.UnsetType | None = msgspec.UNSET

@@ -25,7 +25,7 @@ from signoff.store import JobFilter
 from signoff.work.again import ask_again
 from signoff.work.cancel import cancel
 from signoff.work.look import follow, look, look_and_wait, look_at_all, look_at_events
-from signoff.work.runs import Change, Entry, log_of_run, rerun
+from signoff.work.runs import Change, LoggedCall, log_of_run, rerun
 from signoff.work.submit import submit
 
 LONGEST_WAIT_SECONDS = 300.0
@@ -152,7 +152,7 @@ async def partly(
     return Response(as_seen(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
 
 
-def _as_entry(entry: Entry) -> dict[str, Any]:
+def _as_entry(entry: LoggedCall) -> dict[str, Any]:
     told = msgspec.structs.asdict(entry)
     times = {name: None if told[name] is None else when(told[name]) for name in ("began_at", "ended_at")}
     seconds = None if entry.began_at is None or entry.ended_at is None else (entry.ended_at - entry.began_at) / 1e6

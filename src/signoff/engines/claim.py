@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from signoff.core.target import Limits, Model
+from signoff.core.target import Model, ProcessLimits
 
 
 class Claim:
@@ -22,7 +22,7 @@ class Claim:
 
     def __init__(self, run_dir: Path, model: Model) -> None:
         words = (model.name, *model.command, *(() if model.serve else ("", "lines")))
-        if model.limits != Limits():
+        if model.limits != ProcessLimits():
             words = (*words, "", repr(model.limits))
         digest = hashlib.sha256("\0".join(words).encode(errors="surrogatepass")).hexdigest()
         stem = f"{re.sub('[^a-z0-9]+', '-', model.name.lower())[:40]}-{digest[:16]}"

@@ -116,7 +116,7 @@ class Lines:
         self._end: ModelFailed | None = None
         self._heard_at = 0.0
         self._alarm: asyncio.TimerHandle | None = None
-        self._is_owners = by_id is True
+        self._is_guest = by_id is True
 
     @property
     def is_over(self) -> bool:
@@ -170,7 +170,7 @@ class Lines:
 
         Its owner sees to that, for all who ask through it. While anything comes, one late answer says nothing.
         """
-        if self._is_owners or self._alarm is not None or self._end is not None:
+        if self._is_guest or self._alarm is not None or self._end is not None:
             return
         heard_at = self._heard_at
 
@@ -231,7 +231,7 @@ class Lines:
             told = msgspec.json.decode(line, type=_Line)
         except msgspec.ValidationError:
             told = None
-        if self._is_owners and line == FAREWELL:
+        if self._is_guest and line == FAREWELL:
             self.end(NotAsked(f"The model {self._name} has just stopped."))
         elif told is not None and told.id in self._waiting:
             self._hear_by_id(told)

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
-from signoff.core.target import Limits, Model
+from signoff.core.target import Model, ProcessLimits
 from signoff.engines.lines import MAX_LINE_BYTES, Lines
 from signoff.engines.log import Log, Scribe
 from signoff.engines.warden import CANNOT_RUN
@@ -172,7 +172,9 @@ async def _pipe_to(ours: AsyncExitStack, its: ExitStack) -> tuple[asyncio.Stream
 class Process:
     """One running model; `ended` is set once it has ended and its log is complete."""
 
-    def __init__(self, warden: Subprocess, port: int, output: asyncio.StreamReader, log: Log, limits: Limits) -> None:
+    def __init__(
+        self, warden: Subprocess, port: int, output: asyncio.StreamReader, log: Log, limits: ProcessLimits
+    ) -> None:
         self.port = port
         self.ended = asyncio.Event()
         self.lines: Lines | None = None

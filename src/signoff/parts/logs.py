@@ -10,7 +10,7 @@ from collections.abc import Callable
 import structlog
 
 from signoff.catalog import ModelLogs
-from signoff.core.log import Entry, Level
+from signoff.core.log import Level, LogLine
 
 # The newest lines of a model that are kept, all hosts together.
 KEPT_LINES = 2000
@@ -29,7 +29,7 @@ class Logs:
     def __init__(self, store: ModelLogs, clock: Callable[[], int]) -> None:
         self._store = store
         self._clock = clock
-        self._waiting = deque[tuple[str, Entry]]()
+        self._waiting = deque[tuple[str, LogLine]]()
         self._writing = asyncio.Lock()
         self._wake = asyncio.Event()
         self._dropped = 0
@@ -37,11 +37,11 @@ class Logs:
     def add(self, name: str, level: Level, text: str) -> None:
         """A line, which is in the store a moment later."""
         text = text[:MAX_TEXT_CHARS].replace("\0", "�")  # which PostgreSQL does not take
-        self._waiting.append((name, Entry(at=self._clock(), level=level, text=text)))
+        self._waiting.append((name, LogLine(at=self._clock(), level=level, text=text)))
         self._bound()
         self._wake.set()
 
-    async def read(self, name: str) -> list[Entry]:
+    async def read(self, name: str) -> list[LogLine]:
         """All lines that are kept, oldest first."""
         await self.write()
         return sorted(await self._store.read(name, KEPT_LINES), key=lambda entry: entry.at)

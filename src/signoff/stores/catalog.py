@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.core.access import UpstreamKey
-from signoff.core.target import Model, Place, key_ids_of, with_new_keys, with_standing_keys, without_keys
+from signoff.core.target import EndpointName, Model, key_ids_of, with_new_keys, with_standing_keys, without_keys
 from signoff.errors import Conflict
 from signoff.stores.database import Database
 from signoff.stores.schema import keys, models
@@ -17,7 +17,7 @@ from signoff.stores.versions import bump
 from signoff.stores.writer import Tx
 
 _KEY = tuple(column for column in keys.c if column.name != "sealed")
-NOWHERE: Mapping[Place, bytes] = {}
+NOWHERE: Mapping[EndpointName, bytes] = {}
 # A key without a user is a model's own.
 _OWN = keys.c.user_id.is_(None)
 
@@ -38,7 +38,7 @@ class SqlCatalog:
         model: Model,
         *,
         sealed: bytes | None = None,
-        sealed_at: Mapping[Place, bytes] = NOWHERE,
+        sealed_at: Mapping[EndpointName, bytes] = NOWHERE,
         drops_key: bool = False,
         is_new: bool = False,
     ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from signoff.core.log import Entry
+from signoff.core.log import LogLine
 from signoff.stores.database import Database
 from signoff.stores.schema import model_logs
 from signoff.stores.writer import Tx
@@ -24,7 +24,7 @@ class SqlModelLogs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, lines: Sequence[tuple[str, Entry]], *, kept: int) -> None:
+    async def add(self, lines: Sequence[tuple[str, LogLine]], *, kept: int) -> None:
         """See `store.ModelLogs`."""
         rows = [{"model": name, "at": entry.at, "level": entry.level, "text": entry.text} for name, entry in lines]
 
@@ -36,10 +36,10 @@ class SqlModelLogs:
         if rows:
             await self._database.write(add)
 
-    async def read(self, model: str, limit: int) -> list[Entry]:
+    async def read(self, model: str, limit: int) -> list[LogLine]:
         """See `store.ModelLogs`."""
         rows = await self._database.read(lambda conn, _: conn.execute(_NEWEST.limit(limit), {"of": model}).all())
-        return [Entry(at=row.at, level=row.level, text=row.text) for row in reversed(rows)]
+        return [LogLine(at=row.at, level=row.level, text=row.text) for row in reversed(rows)]
 
     async def clean(self, model: str) -> None:
         """See `store.ModelLogs`."""

@@ -11,7 +11,7 @@ import msgspec
 
 from signoff.core.access import Caller, may_review
 from signoff.core.address import MODELS
-from signoff.core.log import Entry
+from signoff.core.log import LogLine
 from signoff.core.target import Model, endpoints_of
 from signoff.engine import RunsModels, State
 from signoff.errors import AddressRefused, BadRequest, Forbidden, ModelNotFound, Overloaded
@@ -155,7 +155,7 @@ async def remove_model(desk: Desk, caller: Caller, name: str) -> None:
     await forget(desk, name)
 
 
-async def log_of(desk: Desk, caller: Caller, name: str) -> Sequence[Entry]:
+async def log_of(desk: Desk, caller: Caller, name: str) -> Sequence[LogLine]:
     """What the model wrote and how it failed, on any host: it may quote anybody. Raises Forbidden, ModelNotFound."""
     if not may_review(caller):
         raise Forbidden("Only an admin or a reviewer may read what a model wrote.")

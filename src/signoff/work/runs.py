@@ -35,7 +35,7 @@ _OF_ITS_ASKING = (
 )
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class LoggedCall(msgspec.Struct, frozen=True, kw_only=True):
     """One call of a run. Times are microseconds since 1970; what has not happened, or may not be seen, is None."""
 
     node: str
@@ -61,7 +61,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     output: str | None = None
 
 
-async def log_of_run(desk: Desk, caller: Caller, job_id: str) -> list[Entry]:
+async def log_of_run(desk: Desk, caller: Caller, job_id: str) -> list[LoggedCall]:
     """Every call, in the order of the text. Raises JobNotFound, BadRequest for a job that is no run.
 
     Callers who may not review see no values of a run that may be held, until it is signed off.
@@ -72,7 +72,7 @@ async def log_of_run(desk: Desk, caller: Caller, job_id: str) -> list[Entry]:
     entries = {step.node or "": _entry_of_step(veiled(caller, step)) for step in steps}
     entries |= {call.node: _entry_of_call(call) for call in calls}
     tree = await _tree(desk, run)
-    listed = [entries.get(node) or Entry(node=node, name=call.name) for node, call in tree.items()]
+    listed = [entries.get(node) or LoggedCall(node=node, name=call.name) for node, call in tree.items()]
     return listed if shows else [_bare(entry) for entry in listed]
 
 
@@ -128,9 +128,9 @@ async def _made(desk: Desk, run: Job) -> tuple[Sequence[Job], Sequence[FunctionC
     return [step for step in steps if step.parent_round == last], [call for call in calls if call.round == last]
 
 
-def _entry_of_step(step: Job) -> Entry:
+def _entry_of_step(step: Job) -> LoggedCall:
     asked = msgspec.json.decode(step.metadata, type=Asked)
-    return Entry(
+    return LoggedCall(
         node=step.node or "",
         name=asked.name,
         state=STATES[step.status],
@@ -147,8 +147,8 @@ def _entry_of_step(step: Job) -> Entry:
     )
 
 
-def _entry_of_call(call: FunctionCall) -> Entry:
-    return Entry(
+def _entry_of_call(call: FunctionCall) -> LoggedCall:
+    return LoggedCall(
         node=call.node,
         name=call.name,
         state="failed" if call.error else "done",
@@ -161,7 +161,7 @@ def _entry_of_call(call: FunctionCall) -> Entry:
     )
 
 
-def _bare(entry: Entry) -> Entry:
+def _bare(entry: LoggedCall) -> LoggedCall:
     return msgspec.structs.replace(entry, arguments=None, output=None, error=None, usage=None, cost=None)
 
 
