@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import msgspec
 
-from signoff.core.fill import text_in
+from signoff.core.fill import object_in, text_in, texts
 from signoff.core.names import in_words
 from signoff.core.value import text_of
 from signoff.errors import BadRequest
@@ -27,7 +27,7 @@ def arguments_in(body: bytes, names: Names) -> dict[str, str]:
         said = text_in(msgspec.json.decode(body, type=_Chat).messages)
     except msgspec.ValidationError:
         return _of_value(msgspec.json.decode(body), names)
-    given = _members(said)
+    given = object_in(said)
     if given is not None and (len(names) != 1 or given.keys() == {*names}):
         return _of_members(given, names)
     if len(names) == 1:
@@ -52,16 +52,4 @@ def _of_members(given: dict[str, Any], names: Names) -> dict[str, str]:
     unknown = [name for name in given if name not in names]
     if unknown:
         raise BadRequest(f"There is no argument {in_words(unknown)}; there are: {in_words(names) or 'none'}.")
-    try:
-        return {name: text_of(given[name]) for name in names}
-    except ValueError as error:
-        raise BadRequest(f"This is no value: {error}") from None
-
-
-def _members(text: str) -> dict[str, Any] | None:
-    if not text.lstrip().startswith("{"):
-        return None
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except (ValueError, RecursionError):
-        return None
+    return texts({name: given[name] for name in names})

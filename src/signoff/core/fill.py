@@ -31,7 +31,7 @@ def asked_of_model(prompt: Prompt, model: str, path: str, body: bytes) -> tuple[
     elif not isinstance(decoded, dict):
         values = arguments_in(prompt, text_of(decoded))
     else:
-        values = _texts({name: members.pop(name) for name in placeholders(prompt.body) if name in members})
+        values = texts({name: members.pop(name) for name in placeholders(prompt.body) if name in members})
     said = filled(prompt.body, values)
     kept = {name: raw for name, raw in _raw(body).items() if name in members and name not in _TEXT_IN}
     own: dict[str, Any] = {
@@ -47,9 +47,9 @@ def arguments_in(prompt: Prompt, text: str) -> dict[str, str]:
     Raises BadRequest.
     """
     names = placeholders(prompt.body)
-    given = _object(text)
+    given = object_in(text)
     if given is not None and given.keys() == set(names):
-        return _texts(given)
+        return texts(given)
     if len(names) <= 1:
         return dict.fromkeys(names, text)
     wanted = f"{prompt.name!r} takes {in_words(names)}, as the members of one JSON object in the last user message"
@@ -84,14 +84,16 @@ def _is_users(item: Any) -> bool:
             return False
 
 
-def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+def texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """The values as they go on. Raises BadRequest."""
     try:
         return {name: text_of(value) for name, value in values.items()}
     except ValueError as error:
         raise BadRequest(f"This is no argument: {error}.") from None
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def object_in(text: str) -> dict[str, Any] | None:
+    """The members of the JSON object that `text` is, if it is one."""
     if not text.lstrip().startswith("{"):
         return None
     try:
