@@ -29,6 +29,8 @@ READY_SECONDS = 60
 STOP_SECONDS = 3
 INSTALL_SECONDS = 300
 POLL_SECONDS = 0.02
+ServeAt = Callable[[Path, Path, int], AbstractContextManager[object]]
+"""Takes the binary, a folder and a port."""
 
 
 class MissingError(Exception):
@@ -250,14 +252,6 @@ def rabbitmq_env(folder: Path, port: int, distribution_port: int, epmd_port: int
 
 
 @contextmanager
-def redis(binary: Path, folder: Path) -> Generator[str]:
-    """Serve Redis."""
-    [port] = free_ports(1)
-    with redis_at(binary, folder, port):
-        yield f"redis://{LOCALHOST}:{port}/0"
-
-
-@contextmanager
 def redis_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen[bytes]]:
     """Serve Redis, keeping nothing on disk."""
     options = ["--bind", LOCALHOST, "--port", str(port), "--save", "", "--appendonly", "no", "--dir", folder]
@@ -267,16 +261,8 @@ def redis_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Pope
 
 
 @contextmanager
-def nats(binary: Path, folder: Path) -> Generator[str]:
-    """Serve NATS with JetStream."""
-    [port] = free_ports(1)
-    with nats_at(binary, folder, port):
-        yield f"nats://{LOCALHOST}:{port}"
-
-
-@contextmanager
 def nats_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen[bytes]]:
-    """Serve what NATS has in `folder`."""
+    """Serve what NATS, with JetStream, has in `folder`."""
     config = folder / "nats.conf"
     config.write_text(
         f'listen: "{LOCALHOST}:{port}"\nmax_payload: 33554432\nmax_pending: 268435456\n'
@@ -285,14 +271,6 @@ def nats_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen
     with running([binary, "-c", config], folder) as server:
         wait_until(lambda: answers(port, b"", b"INFO"), server)
         yield server
-
-
-@contextmanager
-def mosquitto(binary: Path, folder: Path) -> Generator[str]:
-    """Serve MQTT."""
-    [port] = free_ports(1)
-    with mosquitto_at(binary, folder, port):
-        yield f"mqtt://{LOCALHOST}:{port}"
 
 
 @contextmanager
@@ -450,14 +428,11 @@ def rabbitmq_binary() -> Path | None:
     return own if own.exists() else Path(linked) if linked else None
 
 
-def redis_binary() -> Path | None:
-    """Return redis-server by the name on PATH: it is a link to a program that acts by the name it is called."""
-    linked = shutil.which("redis-server")
-    return Path(linked) if linked else None
-
-
 def on_path(name: str) -> Callable[[], Path | None]:
-    """Return what looks for a server of that name, on PATH or where Debian puts servers."""
+    """Return what looks for a server of that name, on PATH or where Debian puts servers.
+
+    A link is not followed: a program may act by the name it is called.
+    """
 
     def look() -> Path | None:
         linked = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
@@ -466,12 +441,24 @@ def on_path(name: str) -> Callable[[], Path | None]:
     return look
 
 
+def on_a_port(serve_at: ServeAt, url: str) -> Callable[[Path, Path], AbstractContextManager[str]]:
+    """Return what serves on a free port, which is filled into `url`."""
+
+    @contextmanager
+    def serve(binary: Path, folder: Path) -> Generator[str]:
+        [port] = free_ports(1)
+        with serve_at(binary, folder, port):
+            yield url.format(f"{LOCALHOST}:{port}")
+
+    return serve
+
+
 SERVICES = {
-    "mosquitto": Service(package="mosquitto", binary=on_path("mosquitto"), serve=mosquitto),
-    "nats": Service(package="nats-server", binary=on_path("nats-server"), serve=nats),
+    "mosquitto": Service(package="mosquitto", binary=on_path("mosquitto"), serve=on_a_port(mosquitto_at, "mqtt://{}")),
+    "nats": Service(package="nats-server", binary=on_path("nats-server"), serve=on_a_port(nats_at, "nats://{}")),
     "postgres": Service(package="postgresql", binary=postgres_binary, serve=postgres),
     "rabbitmq": Service(package="rabbitmq-server", binary=rabbitmq_binary, serve=rabbitmq),
-    "redis": Service(package="redis-server", binary=redis_binary, serve=redis),
+    "redis": Service(package="redis-server", binary=on_path("redis-server"), serve=on_a_port(redis_at, "redis://{}/0")),
 }
 
 if __name__ == "__main__":
