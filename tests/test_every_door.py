@@ -262,7 +262,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nobody(
         ("/api/jobs/%00", "title"),
         ("/api/usage?model=%00", "title"),
         ("/api/prompts/a%00", "title"),
-        ("/job?id=%00", "detail"),
+        ("/job?id=%00", "message"),
     ],
 )
 async def test_a_zero_byte_in_an_address_is_refused(tmp_path: Path, postgres_url: str, path: str, dialect: str) -> None:
