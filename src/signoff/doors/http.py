@@ -27,6 +27,8 @@ from signoff.work.people import identify
 READ_AWAY_BYTES = 64 * 1024 * 1024
 SESSION_COOKIE = "signoff_session"
 SECURE_SESSION_COOKIE = "__Host-signoff_session"
+# Where a request's scope keeps the first header of each name.
+HEADERS = "signoff.headers"
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 Header = tuple[bytes, bytes]
 Scope = MutableMapping[str, Any]
@@ -104,7 +106,11 @@ def scope_of(request: Request[Any, Any, Any]) -> Scope:
 
 def header(scope: Scope, name: bytes) -> str | None:
     """The first header called `name`, which is in lower case."""
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+    first: dict[bytes, bytes] | None = scope.get(HEADERS)
+    if first is None:
+        first = scope[HEADERS] = dict(reversed([*scope["headers"]]))
+    value = first.get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 def patience_of(scope: Scope) -> float | None:
@@ -120,8 +126,9 @@ def patience_of(scope: Scope) -> float | None:
 
 def freshness_of(scope: Scope) -> Fresh:
     """What the caller's `Cache-Control` says."""
-    told = [value.decode("latin-1") for name, value in scope["headers"] if name == b"cache-control"]
-    return fresh_of(told) if told else _ANY
+    if header(scope, b"cache-control") is None:
+        return _ANY
+    return fresh_of(value.decode("latin-1") for name, value in scope["headers"] if name == b"cache-control")
 
 
 _ANY = Fresh()

@@ -127,11 +127,11 @@ class OpenAIDoor:
 
 def _read(scope: Scope, path: str, body: bytes) -> tuple[bytes, _Peek]:
     """The body as a job keeps it, and what the door must know of it. Raises BadRequest."""
-    kind = header(scope, b"content-type") or ""
     if path in KNOWN:
         return body, _peek(body)
     if not body:
         return b"null", _Peek()
+    kind = header(scope, b"content-type") or ""
     if not kind.lower().startswith(PARCELS):
         return body, _peek(body)
     parcel = Parcel(kind, body)

@@ -1,0 +1,17 @@
+"""The headers of a request, as doors read them."""
+
+from __future__ import annotations
+
+from signoff.core.cache import Fresh
+from signoff.doors.http import freshness_of, header, patience_of
+
+
+def test_of_headers_of_one_name_the_first_counts() -> None:
+    scope = {"headers": [(b"prefer", b"wait=2"), (b"accept", b"*/*"), (b"prefer", b"wait=3")]}
+    assert (header(scope, b"prefer"), header(scope, b"cookie"), patience_of(scope)) == ("wait=2", None, 2)
+
+
+def test_all_headers_count_that_say_how_old_an_answer_may_be() -> None:
+    scope = {"headers": [(b"cache-control", b"max-age=9"), (b"cache-control", b"no-store")]}
+    assert freshness_of(scope) == Fresh(no_store=True, max_age_seconds=9)
+    assert freshness_of({"headers": []}) == Fresh()
