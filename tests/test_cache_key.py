@@ -23,7 +23,7 @@ from signoff.core.cache import (
 )
 from signoff.core.endpoint import CHAT, EMBEDDINGS, RESPONSES
 from signoff.core.policy import Policy
-from signoff.core.target import Model, Timeouts, version_of
+from signoff.core.target import Listing, Model, Timeouts, version_of
 from signoff.core.tokens import Usage
 from signoff.core.weight import LARGEST_BYTES, MOST_LISTS
 
@@ -181,6 +181,9 @@ def test_what_is_many_lists_has_no_key() -> None:
 )
 def test_whatever_is_changed_about_a_model_gives_it_another_version(changed: dict[str, Any]) -> None:
     model = Model(name="m", kind="openai", url="http://one/v1")
+    listing = Listing([model])
+    assert listing.version_of(model) == listing.version_of(model) == version_of(model)
+    assert listing.version_of(msgspec.structs.replace(model, **changed)) != listing.version_of(model)
     assert version_of(model) == version_of(msgspec.structs.replace(model))
     assert version_of(msgspec.structs.replace(model, **changed)) != version_of(model)
 

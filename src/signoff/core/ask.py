@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from signoff.core.access import Caller
-from signoff.core.cache import CacheRule, Fresh
+from signoff.core.cache import CacheRule, Fresh, Sampling
 from signoff.core.delivery import Hook
 from signoff.core.endpoint import CHAT
 from signoff.core.policy import Review
@@ -23,7 +23,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """One request. `body` and `metadata` are JSON as they came; `target` is None for the default model.
 
     `is_retry`: the caller's client says that it asked the same before, and got no answer. `cache` is the door's rule,
-    `fresh` the caller's own.
+    `fresh` the caller's own; `sampling` is what `body` says about chance, where the door has read it already.
     `reply_to`: the stream on whose response topic the end is told.
     `key_id`: the upstream key to ask with; None for the token's, else the model's.
     """
@@ -47,6 +47,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     is_retry: bool = False
     cache: CacheRule | None = None
     fresh: Fresh = Fresh()
+    sampling: Sampling | None = None
     key_id: int | None = None
 
 

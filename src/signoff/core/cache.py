@@ -173,7 +173,7 @@ _decode = msgspec.json.Decoder(float_hook=msgspec.Raw).decode
 
 def _is_zero(number: bytes) -> bool:
     try:
-        return float(number) == 0
+        return number != b"null" and float(number) == 0
     except ValueError:
         return False
 

@@ -136,6 +136,7 @@ class Listing:
         longest_first = sorted(self.models, key=lambda model: len(model.name), reverse=True)
         self._echoes = [model for model in longest_first if model.kind == "echo"]
         self._wild = [model for model in longest_first if model.name.endswith("*")]
+        self._versions: dict[str, str] = {}
 
     def find(self, name: str) -> Model | None:
         """The model for `name`: the exact one, an echo with a suffix, else the longest prefix.
@@ -154,6 +155,14 @@ class Listing:
         return name in self._by_name or (
             name.isprintable() and any(name.startswith(f"{model.name}/") for model in self._echoes)
         )
+
+    def version_of(self, model: Model) -> str:
+        """See `version_of`, which is asked once for each of these models."""
+        if self._by_name.get(model.name) is not model:
+            return version_of(model)
+        if model.name not in self._versions:
+            self._versions[model.name] = version_of(model)
+        return self._versions[model.name]
 
     def default(self) -> Model | None:
         """The model that answers when nobody named one: the marked one, else `local`, else `echo`."""

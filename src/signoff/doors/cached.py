@@ -11,7 +11,7 @@ import msgspec
 from signoff.core.access import Caller
 from signoff.core.answer import collect, text_of
 from signoff.core.ask import Ask
-from signoff.core.cache import Which
+from signoff.core.cache import Sampling, Which
 from signoff.core.endpoint import KNOWN
 from signoff.doors.http import (
     Header,
@@ -34,7 +34,6 @@ from signoff.errors import BadRequest, NotFound, SignoffError
 from signoff.work.call import begin, chunks_of, look_up
 from signoff.work.clear import clear, look_at_size
 from signoff.work.desk import Desk
-from signoff.work.perform import asks_for_a_stream
 from signoff.work.recall import kept
 
 JSON = b"application/json"
@@ -42,8 +41,9 @@ OPENAI, CACHE = "/api/openai/", "/api/cache"
 PREFIXES = (OPENAI, CACHE)
 
 
-class _Named(msgspec.Struct):
+class _Peek(Sampling, frozen=True):
     model: str | None = None
+    stream: msgspec.Raw = msgspec.Raw(b"false")
 
 
 class CachedDoor:
@@ -107,24 +107,26 @@ class CachedDoor:
 
 
 def _ask(scope: Scope, caller: Caller, endpoint: str, body: bytes) -> Ask:
+    peek = _peek(body)
     return Ask(
         door="cached",
         caller=caller,
         path=endpoint,
         body=body,
-        target=_model_named_in(body),
-        stream=asks_for_a_stream(body),
+        target=peek.model,
+        stream=bytes(peek.stream) == b"true",
         lane="now",
         idempotency_key=header(scope, b"idempotency-key"),
         wait_seconds=patience_of(scope),
         cache="always",
         fresh=freshness_of(scope),
+        sampling=peek,
     )
 
 
-def _model_named_in(body: bytes) -> str | None:
+def _peek(body: bytes) -> _Peek:
     try:
-        return msgspec.json.decode(body, type=_Named).model
+        return msgspec.json.decode(body, type=_Peek)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The body cannot be asked: {error}") from None
 

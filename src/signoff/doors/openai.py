@@ -9,6 +9,7 @@ from urllib.parse import unquote_plus
 import msgspec
 
 from signoff.core.ask import Ask
+from signoff.core.cache import Sampling
 from signoff.core.endpoint import CHAT, KNOWN, RESPONSES, STREAMED, asked_for, route_of
 from signoff.core.parcel import Parcel, field, wrapped
 from signoff.core.target import Composed, Model
@@ -45,7 +46,7 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class _Peek(msgspec.Struct):
+class _Peek(Sampling, frozen=True):
     """All that the door reads of a body; the rest passes untouched."""
 
     model: str | None = None
@@ -96,6 +97,7 @@ class OpenAIDoor:
             idempotency_key=header(scope, b"idempotency-key"),
             wait_seconds=patience_of(scope),
             fresh=freshness_of(scope),
+            sampling=peek,
             is_retry=(header(scope, b"x-stainless-retry-count") or "0") != "0",
         )
         with_usage = bool(peek.stream_options and peek.stream_options.include_usage)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from signoff.catalog import Catalog
-from signoff.core.target import Listing, Model
+from signoff.core.target import Listing, Model, version_of
 from signoff.errors import ModelNotFound
 from signoff.parts.snapshot import Snapshot
 
@@ -36,6 +36,11 @@ class Models:
     async def all(self) -> Sequence[Model]:
         """Every model, registered ones first."""
         return (await self._listing.get()).models
+
+    def version_of(self, model: Model) -> str:
+        """A name for what the model is now; see `core.target.version_of`."""
+        listing = self._listing.known
+        return version_of(model) if listing is None else listing.version_of(model)
 
     def forget(self) -> None:
         """The copy is out of date."""

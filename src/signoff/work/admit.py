@@ -128,7 +128,7 @@ def _checked(ask: Ask) -> Sampling:
         raise BadRequest("path is /predict, or one of the OpenAI API, such as /v1/chat/completions.")
     try:
         ask.body.decode()
-        return sampling_of(ask.body)
+        return sampling_of(ask.body) if ask.sampling is None else ask.sampling
     except (ValueError, RecursionError) as error:
         raise BadBody(f"The body is not valid JSON: {error}") from None
 

@@ -16,7 +16,6 @@ from signoff.core.job import Job
 from signoff.core.limits import Room
 from signoff.core.made import made_in
 from signoff.core.retry import wait_seconds
-from signoff.core.target import version_of
 from signoff.errors import JobFailed, ModelBusy, ModelCrashed, ModelDown, SignoffError
 from signoff.parts.inflight import Flight
 from signoff.parts.shared import Shared
@@ -66,7 +65,7 @@ async def begin(desk: Desk, ask: Ask, *, with_usage: bool = False) -> Call:
     if _may_share(ask, asked):
         model = await desk.models.find(asked.target)
         if desk.rules.coalesce if model.coalesce is None else model.coalesce:
-            return await _begin_alike(desk, ask, asked, version_of(model), with_usage=with_usage)
+            return await _begin_alike(desk, ask, asked, desk.models.version_of(model), with_usage=with_usage)
     return Call(ask=ask, flight=await _begin_flight(desk, ask, asked), with_usage=with_usage)
 
 
@@ -112,6 +111,8 @@ def _may_share(ask: Ask, asked: Job) -> bool:
         return False
     if ask.fresh.no_store or ask.fresh.no_cache:
         return False
+    if ask.sampling is not None and asked.body is ask.body:
+        return ask.sampling.is_repeatable
     # Most bodies say nothing about chance, which this sees sooner.
     says_something = b'"temperature"' in asked.body or b'"seed"' in asked.body
     return says_something and sampling_of(asked.body).is_repeatable

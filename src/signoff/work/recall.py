@@ -14,7 +14,7 @@ from signoff.core.cache import Entry, Sampling, is_kept, is_of, is_whole, key_of
 from signoff.core.endpoint import STREAMED
 from signoff.core.job import Job
 from signoff.core.policy import Policy
-from signoff.core.target import Model, version_of
+from signoff.core.target import Model
 from signoff.core.tokens import Usage
 from signoff.work.desk import Desk
 
@@ -32,7 +32,7 @@ def key_for(desk: Desk, ask: Ask, model: Model, policy: Policy, sampling: Sampli
         scope=SHARED if desk.rules.cache_shared else f"user:{ask.caller.user_id}",
         path=path,
         target=ask.target or model.name,
-        versions=version_of(model),
+        versions=desk.models.version_of(model),
         policy=policy,
         body=ask.body,
     )
@@ -68,7 +68,7 @@ async def still_the_same(desk: Desk, job: Job) -> Job:
     except Exception as error:  # noqa: BLE001 -- the answer is there: it must not fail for this
         log.info("whether a model was changed is not known; its answer is not kept", job=job.id, error=repr(error))
         model = None
-    is_same = model is not None and model.name == job.model and is_of(job.cache_key, version_of(model))
+    is_same = model is not None and model.name == job.model and is_of(job.cache_key, desk.models.version_of(model))
     return job if is_same else msgspec.structs.replace(job, cache="bypass")
 
 
