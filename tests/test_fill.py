@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from signoff.core.ask import PREDICT
 from signoff.core.endpoint import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
-from signoff.core.fill import arguments_in, asked_of_model
+from signoff.core.fill import asked_of_model, values_in
 from signoff.core.target import Prompt
 from signoff.errors import BadRequest
 
@@ -105,7 +105,7 @@ def test_it_is_the_last_message_of_the_user_that_counts() -> None:
 )
 def test_arguments_that_do_not_fit_are_refused_with_what_does(prompt: Prompt, text: str) -> None:
     with pytest.raises(BadRequest, match="'two' takes a and b, as the members of one JSON object"):
-        arguments_in(prompt, text)
+        values_in(prompt, text)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,9 @@ import msgspec
 from signoff.core import response, sse
 from signoff.core.keys import fingerprint
 from signoff.core.parcel import Parcel, wrapped
+from signoff.core.response import JsonObject
 from signoff.core.tokens import Usage, counted, tokens_said, usage_of
 from signoff.errors import ModelGarbled
-
-JsonObject = dict[str, Any]
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -97,6 +96,21 @@ def text_of(body: bytes | None) -> str | None:
     return choice.message.content if choice.message else choice.text
 
 
+def words_in(body: bytes | None) -> str:
+    """An answer as a text: its words, else its JSON as it is written."""
+    text = text_of(body)
+    if text is not None:
+        return text
+    body = body or b"null"
+    return msgspec.json.decode(body, type=str) if body.startswith(b'"') else body.decode()
+
+
+def content_of(body: bytes) -> str | msgspec.Raw:
+    """The words of an answer, else its JSON."""
+    text = text_of(body)
+    return msgspec.Raw(body) if text is None else text
+
+
 def with_text(body: bytes, text: str) -> bytes:
     """The answer with other words; a body that is neither a completion nor a response becomes those words."""
     if response.is_response(body):
@@ -122,7 +136,7 @@ def as_completion(body: bytes, model: str) -> bytes:
     try:
         msgspec.json.decode(body, type=_Chat)
     except msgspec.ValidationError:
-        text = text_of(body) or (msgspec.json.decode(body, type=str) if body.startswith(b'"') else body.decode())
+        text = words_in(body)
     else:
         return body
     message = {"role": "assistant", "content": text}

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import msgspec
 
-from signoff.core.fill import object_in, text_in, texts
+from signoff.core.fill import members_in, text_in, texts
 from signoff.core.names import in_words
 from signoff.core.value import text_of
 from signoff.errors import BadRequest
@@ -27,7 +27,7 @@ def arguments_in(body: bytes, names: Names) -> dict[str, str]:
         said = text_in(msgspec.json.decode(body, type=_Chat).messages)
     except msgspec.ValidationError:
         return _of_value(msgspec.json.decode(body), names)
-    given = object_in(said)
+    given = members_in(said)
     if given is not None and (len(names) != 1 or given.keys() == {*names}):
         return _of_members(given, names)
     if len(names) == 1:

@@ -27,9 +27,9 @@ def asked_of_model(prompt: Prompt, model: str, path: str, body: bytes) -> tuple[
     members = cast("dict[str, Any]", decoded) if isinstance(decoded, dict) else {}
     place = next((name for name in _TEXT_IN if members.get(name) is not None), None)
     if place is not None:
-        values = arguments_in(prompt, text_in(members[place]))
+        values = values_in(prompt, text_in(members[place]))
     elif not isinstance(decoded, dict):
-        values = arguments_in(prompt, text_of(decoded))
+        values = values_in(prompt, text_of(decoded))
     else:
         values = texts({name: members.pop(name) for name in placeholders(prompt.body) if name in members})
     said = filled(prompt.body, values)
@@ -41,13 +41,13 @@ def asked_of_model(prompt: Prompt, model: str, path: str, body: bytes) -> tuple[
     return CHAT if path == PREDICT else path, msgspec.json.encode(kept | {"model": model} | own)
 
 
-def arguments_in(prompt: Prompt, text: str) -> dict[str, str]:
+def values_in(prompt: Prompt, text: str) -> dict[str, str]:
     """A value for each placeholder: the members of a JSON object, or the text itself where there is one placeholder.
 
     Raises BadRequest.
     """
     names = placeholders(prompt.body)
-    given = object_in(text)
+    given = members_in(text)
     if given is not None and given.keys() == set(names):
         return texts(given)
     if len(names) <= 1:
@@ -76,6 +76,16 @@ def text_in(content: Any) -> str:
             return text_of(content)
 
 
+def members_in(text: str) -> dict[str, Any] | None:
+    """The members of the JSON object that `text` is; None where it is none."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (ValueError, RecursionError):
+        return None
+
+
 def _is_users(item: Any) -> bool:
     match item:
         case {"role": "user", "content": _}:
@@ -90,16 +100,6 @@ def texts(values: Mapping[str, Any]) -> dict[str, str]:
         return {name: text_of(value) for name, value in values.items()}
     except ValueError as error:
         raise BadRequest(f"This is no argument: {error}.") from None
-
-
-def object_in(text: str) -> dict[str, Any] | None:
-    """The members of the JSON object that `text` is, if it is one."""
-    if not text.lstrip().startswith("{"):
-        return None
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except (ValueError, RecursionError):
-        return None
 
 
 def _raw(body: bytes) -> dict[str, msgspec.Raw]:

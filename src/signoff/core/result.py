@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
-from signoff.core.answer import text_of
+from signoff.core.answer import content_of
 from signoff.core.job import Job
 
 JOB_STATUS = {"bot": "pending", "human": "in_review", "success": "completed", "fail": "error"}
@@ -18,13 +16,6 @@ def result_of(job: Job) -> dict[str, Any]:
     return {
         "job_id": job.own_id or job.id,
         "job_status": "in_progress" if is_claimed else JOB_STATUS[job.status],
-        "content": _content_of(job) if job.status == "success" else None,
+        "content": content_of(job.response) if job.status == "success" and job.response is not None else None,
         "error": job.error,
     }
-
-
-def _content_of(job: Job) -> str | msgspec.Raw | None:
-    if job.response is None:
-        return None
-    text = text_of(job.response)
-    return msgspec.Raw(job.response) if text is None else text

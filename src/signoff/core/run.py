@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from signoff.core.answer import text_of
 from signoff.core.job import JobError
 from signoff.core.tree import Call
 
@@ -53,17 +52,3 @@ def above(node: str) -> tuple[str, ...]:
     """
     parts = node.split(".")
     return tuple(".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))
-
-
-def place_of(node: str) -> tuple[int, ...]:
-    """To sort by, in the order of the text."""
-    return tuple(int(part) for part in node.split("."))
-
-
-def words_of(body: bytes | None) -> str:
-    """An answer as a text for the next call: its words, else its JSON as it is written."""
-    text = text_of(body)
-    if text is not None:
-        return text
-    body = body or b"null"
-    return msgspec.json.decode(body, type=str) if body.startswith(b'"') else body.decode()

@@ -6,16 +6,14 @@ A reviewer may have put bare words, or any JSON, there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
 from signoff.core import endpoint, response, sse
-from signoff.core.answer import Chunk, as_completion, split, text_of
+from signoff.core.answer import Chunk, as_completion, split, words_in
 from signoff.core.keys import fingerprint
 from signoff.core.parcel import unwrapped
-
-JsonObject = dict[str, Any]
+from signoff.core.response import JsonObject
 
 
 def shaped(path: str, body: bytes, model: str) -> bytes:
@@ -24,11 +22,11 @@ def shaped(path: str, body: bytes, model: str) -> bytes:
         case endpoint.CHAT:
             return as_completion(body, model)
         case endpoint.COMPLETIONS | endpoint.EDITS:
-            return body if _is_text(body) else _texts(path, _words(body), model)
+            return body if _is_text(body) else _texts(path, words_in(body), model)
         case endpoint.RESPONSES:
             if response.is_response(body):
                 return body
-            return msgspec.json.encode(response.saying(_words(body), _name(model, body), model))
+            return msgspec.json.encode(response.saying(words_in(body), _name(model, body), model))
         case _:
             return body
 
@@ -69,13 +67,6 @@ def _is_text(body: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _words(body: bytes) -> str:
-    text = text_of(body)
-    if text is not None:
-        return text
-    return msgspec.json.decode(body, type=str) if body.startswith(b'"') else body.decode()
 
 
 def _texts(path: str, text: str, model: str) -> bytes:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 
 from signoff.core.job import Job
+from signoff.core.limits import EPOCH
 from signoff.core.price import NANO, dollars
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def as_seen(job: Job) -> dict[str, Any]:

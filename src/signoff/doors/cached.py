@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from signoff.core.access import Caller
-from signoff.core.answer import collect, text_of
+from signoff.core.answer import collect, content_of
 from signoff.core.ask import Ask
 from signoff.core.cache import Sampling, Which
 from signoff.core.endpoint import KNOWN
@@ -73,7 +73,7 @@ class CachedDoor:
         ask = _ask(scope, caller, endpoint, body)
         if door == "cache":
             job = await look_up(self._desk, ask)
-            found = [] if job is None else [{"response": _said(job.response or b"null"), "cache_hit": True}]
+            found = [] if job is None else [{"response": content_of(job.response or b"null"), "cache_hit": True}]
             await _send(send, found)
         else:
             await self._answer(receive, send, ask)
@@ -87,7 +87,7 @@ class CachedDoor:
             job = call.flight.job
             await kept(self._desk, job)
             names = ((b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()))
-            told = {"response": _said(answer), "cache_hit": job.cache == "hit"}
+            told = {"response": content_of(answer), "cache_hit": job.cache == "hit"}
             await _send(send, told, (*names, cache_header(job)))
 
     async def _look_after(self, scope: Scope, send: Send, caller: Caller) -> None:
@@ -129,12 +129,6 @@ def _peek(body: bytes) -> _Peek:
         return msgspec.json.decode(body, type=_Peek)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The body cannot be asked: {error}") from None
-
-
-def _said(answer: bytes) -> str | msgspec.Raw:
-    """The words of an answer, else its JSON."""
-    text = text_of(answer)
-    return msgspec.Raw(answer) if text is None else text
 
 
 def _not_allowed(method: str) -> SignoffError:

@@ -8,16 +8,16 @@ import re
 import struct
 from collections.abc import Iterator
 from math import hypot
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from signoff.core import response
+from signoff.core.response import JsonObject
 from signoff.core.shape import named_event
 from signoff.core.tokens import Usage
 from signoff.errors import BadRequest
 
-JsonObject = dict[str, Any]
 T = TypeVar("T")
 MAX_INPUTS = 2048
 _WORD = re.compile(r"\w+")

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 
 from signoff.core.access import Caller, least
-from signoff.core.answer import Answer
+from signoff.core.answer import Answer, words_in
 from signoff.core.arguments import arguments_in
 from signoff.core.check import Callee, check, placed, wants
 from signoff.core.function import Function
 from signoff.core.job import Job
-from signoff.core.run import ROOT, FunctionCall, calls_by_node, words_of
+from signoff.core.run import ROOT, FunctionCall, calls_by_node
 from signoff.core.shape import shaped
 from signoff.core.target import Pipeline, Prompt
 from signoff.core.tree import Call, Given, Name
@@ -236,7 +236,7 @@ class _Run:
                 await self._perform(desk, self._steps[node])
         self._steps[node] = await settled(desk, self._steps[node], self._perform)
         if self._steps[node].is_terminal:
-            return words_of(self._steps[node].response)
+            return words_in(self._steps[node].response)
         return None
 
     async def _perform(self, desk: Desk, step: Job) -> None:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import msgspec
 
 from signoff.core.access import Caller
+from signoff.core.answer import words_in
 from signoff.core.job import Job, JobError
 from signoff.core.price import NANO, dollars
-from signoff.core.run import Asked, FunctionCall, above, calls_by_node, words_of
+from signoff.core.run import Asked, FunctionCall, above, calls_by_node
 from signoff.core.tree import Call
 from signoff.errors import BadRequest, ComposedNotFound, Forbidden, Stale
 from signoff.work.again import anew
@@ -137,7 +138,7 @@ def _entry_of_step(step: Job) -> LoggedCall:
         kind=asked.kind,
         version=asked.version,
         arguments=asked.arguments,
-        output=None if step.response is None else words_of(step.response),
+        output=None if step.response is None else words_in(step.response),
         error=step.error,
         usage=None if step.usage is None else msgspec.to_builtins(step.usage),
         cost=None if step.cost_nanodollars is None else dollars(step.cost_nanodollars, NANO),
