@@ -25,26 +25,15 @@ Known = Callable[[str], Callee | None]
 Value = Call | Name | Given
 
 
-class Flaw(msgspec.Struct, frozen=True):
-    """What is wrong, and with the call that begins at which character."""
-
-    message: str
-    at: int
-
-
 def check(body: str, tree: Call, known: Known, *, own_name: str | None = None) -> None:
-    """Raises BadPipeline for the first flaw of `tree`, which is what `body` says."""
-    for flaw in flaws(tree, known, own_name=own_name):
-        raise BadPipeline.at_position(flaw.message, body, flaw.at)
-
-
-def flaws(tree: Call, known: Known, *, own_name: str | None = None) -> tuple[Flaw, ...]:
-    """All that is wrong: names that nobody knows, arguments that do not fit, a pipeline that comes back to itself.
-
-    `own_name` is what the pipeline is, or will be, called.
+    """Raises BadPipeline for the first flaw of `tree`, which is what `body` says: a name that nobody knows, arguments
+    that do not fit, a pipeline that comes back to itself. `own_name` is what the pipeline is, or will be, called.
     """
     path = () if own_name is None else (own_name,)
-    return tuple(_Examiner(known).examine(tree, path).flaws)
+    try:
+        _Examiner(known).examine(tree, path)
+    except BadPipeline as error:
+        raise BadPipeline.at_position(error.message, body, error.at) from None
 
 
 def placed(call: Call, callee: Callee) -> dict[str, Value]:
@@ -125,15 +114,14 @@ def _count(number: int) -> str:
 
 
 class _Examined(msgspec.Struct):
-    """What is wrong with a tree, how many calls a run of it makes, and how many pipelines stand in each other."""
+    """How many calls a run of a tree makes, and how many pipelines stand in each other."""
 
-    flaws: list[Flaw]
     calls: int
     nested: int = 1
 
 
 class _Examiner:
-    """Looks at each pipeline once, however often it is called."""
+    """Looks at each pipeline once, however often it is called. Raises BadPipeline, at the call that cannot be."""
 
     def __init__(self, known: Known) -> None:
         self._known = known
@@ -141,35 +129,34 @@ class _Examiner:
 
     def examine(self, tree: Call, path: tuple[str, ...]) -> _Examined:
         calls = calls_of(tree)
-        found = _Examined([], len(calls))
+        found = _Examined(len(calls))
         for call in calls:
             callee = self._known(call.name)
             if callee is None:
-                found.flaws.append(Flaw(f"there is no prompt, function or pipeline `{call.name}`", call.at))
-                continue
-            try:
-                placed(call, callee)
-            except BadPipeline as error:
-                found.flaws.append(Flaw(error.message, call.at))
+                raise BadPipeline(f"there is no prompt, function or pipeline `{call.name}`", at=call.at)
+            placed(call, callee)
             if isinstance(callee, Pipeline):
                 self._enter(call, callee, path, found)
         if found.calls > MAX_CALLS_IN_ALL:
-            found.flaws.append(Flaw(f"a run would make more than {MAX_CALLS_IN_ALL} calls", tree.at))
+            raise BadPipeline(f"a run would make more than {MAX_CALLS_IN_ALL} calls", at=tree.at)
         return found
 
     def _enter(self, call: Call, callee: Pipeline, path: tuple[str, ...], found: _Examined) -> None:
         if callee.name in path:
             way = " → ".join([*path[path.index(callee.name) :], callee.name])
-            found.flaws.append(Flaw(f"`{call.name}` comes back to itself: {way}", call.at))
-            return
+            raise BadPipeline(f"`{call.name}` comes back to itself: {way}", at=call.at)
         if len(path) >= MAX_NESTED:
-            found.flaws.append(Flaw(f"more than {MAX_NESTED} pipelines stand in each other", call.at))
-            return
-        inner = self._seen.get(callee.name) or self.examine(callee.tree, (*path, callee.name))
+            raise _too_deep(call)
+        try:
+            inner = self._seen.get(callee.name) or self.examine(callee.tree, (*path, callee.name))
+        except BadPipeline as error:
+            raise BadPipeline(f"`{call.name}` cannot run: {error.message}", at=call.at) from None
         self._seen[callee.name] = inner
+        if len(path) + inner.nested > MAX_NESTED:
+            raise _too_deep(call)
         found.calls = min(found.calls + inner.calls, MAX_CALLS_IN_ALL + 1)
         found.nested = max(found.nested, 1 + inner.nested)
-        if inner.flaws:
-            found.flaws.append(Flaw(f"`{call.name}` cannot run: {inner.flaws[0].message}", call.at))
-        elif len(path) + inner.nested > MAX_NESTED:
-            found.flaws.append(Flaw(f"more than {MAX_NESTED} pipelines stand in each other", call.at))
+
+
+def _too_deep(call: Call) -> BadPipeline:
+    return BadPipeline(f"more than {MAX_NESTED} pipelines stand in each other", at=call.at)
