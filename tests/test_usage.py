@@ -201,7 +201,8 @@ async def test_a_call_that_was_cancelled_while_its_client_read_counts_though_tha
     admin = await server.token("admin")
     body = msgspec.json.encode(chat("left 5", "counting", stream=True))
     caller = await identify(server.desk, admin)
-    call = await begin(server.desk, Ask(door="openai", caller=caller, body=body, target="counting", stream=True))
+    ask = Ask(door="openai", caller=caller, body=body, target="counting", stream=True, lane="now")
+    call = await begin(server.desk, ask)
     chunks = chunks_of(server.desk, call)
     for _ in range(5):
         await anext(chunks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
@@ -79,8 +80,14 @@ class _Chat(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw(b"null")
 
 
+# How clients write a chat, which is nearly all that comes.
+_USUAL = re.compile(rb'\s*\{\s*("model"\s*:\s*"[^"\\]*"\s*,\s*)?"messages"\s*:\s*\[')
+
+
 def _is_chat(payload: bytes) -> bool:
     """Whether there are messages, without a look at anything else: bodies can be large."""
+    if _USUAL.match(payload):
+        return True
     try:
         return bytes(msgspec.json.decode(payload, type=_Chat).messages) != b"null"
     except msgspec.ValidationError:

@@ -8,7 +8,7 @@ from signoff.core.arguments import arguments_in
 from signoff.core.ask import PREDICT, Ask, path_for
 from signoff.core.cache import CacheState, Sampling
 from signoff.core.check import wants
-from signoff.core.endpoint import CHAT, route_of
+from signoff.core.endpoint import CHAT, KNOWN, route_of
 from signoff.core.fill import asked_of_model
 from signoff.core.job import Job
 from signoff.core.keys import fingerprint
@@ -90,7 +90,8 @@ def _job(desk: Desk, ask: Ask, model: Model, sampling: Sampling, named: Named) -
     path = path_for(model, ask.path, ask.body)
     cache_key = key_for(desk, ask, model, policy, sampling, path) if is_new(path) else None
     # A call that may be held may also be asked again by a client that lost its connection meanwhile.
-    is_found_again = ask.own_id or ask.idempotency_key or (ask.lane == "now" and policy.may_hold)
+    is_now = ask.lane == "now"
+    is_found_again = ask.own_id or ask.idempotency_key or (is_now and policy.may_hold)
     return Job(
         id=job_id,
         status="bot",
@@ -110,7 +111,9 @@ def _job(desk: Desk, ask: Ask, model: Model, sampling: Sampling, named: Named) -
         fingerprint=_fingerprint(ask) if is_found_again else None,
         key_id=ask.caller.key_id if ask.key_id is None else ask.key_id,
         deliver=ends_told(desk, ask, ask.own_id or job_id),
-        max_attempts=model.attempts or (rules.now_attempts if ask.lane == "now" else rules.later_attempts),
+        max_attempts=model.attempts or (rules.now_attempts if is_now else rules.later_attempts),
+        attempt=1 if is_now else 0,
+        lease=desk.new_id() if is_now else None,
         cache="bypass" if cache_key is None else "miss",
         cache_key=cache_key,
     )
@@ -124,7 +127,7 @@ def _checked(ask: Ask) -> Sampling:
         raise BadRequest(f"An idempotency key has 1 to {MAX_KEY_LENGTH} characters.")
     if ask.own_id is not None and not (ask.own_id.isprintable() and 0 < len(ask.own_id) <= MAX_KEY_LENGTH):
         raise BadRequest(f"A job id has 1 to {MAX_KEY_LENGTH} printable characters.")
-    if ask.path != PREDICT and route_of(ask.path) is None:
+    if ask.path not in KNOWN and ask.path != PREDICT and route_of(ask.path) is None:
         raise BadRequest("path is /predict, or one of the OpenAI API, such as /v1/chat/completions.")
     try:
         ask.body.decode()

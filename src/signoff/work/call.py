@@ -54,7 +54,7 @@ async def begin(desk: Desk, ask: Ask, *, with_usage: bool = False) -> Call:
 
     Raises what `admit` and `reserve` raise, and KeyReused.
     """
-    asked = msgspec.structs.replace(await admit(desk, ask), attempt=1, lease=desk.new_id())
+    asked = await admit(desk, ask)
     if asked.cache_key is not None and (hit := await recalled(desk, ask, asked)) is not None:
         return await _begin_recalled(desk, ask, hit, with_usage=with_usage)
     if asked.idempotency_key is not None:
@@ -64,7 +64,8 @@ async def begin(desk: Desk, ask: Ask, *, with_usage: bool = False) -> Call:
         return Call(ask=ask, flight=flight, with_usage=with_usage, joined=True)
     if _may_share(ask, asked):
         model = await desk.models.find(asked.target)
-        if desk.rules.coalesce if model.coalesce is None else model.coalesce:
+        is_wanted = desk.rules.coalesce if model.coalesce is None else model.coalesce
+        if is_wanted and _is_repeatable(ask, asked):
             return await _begin_alike(desk, ask, asked, desk.models.version_of(model), with_usage=with_usage)
     return Call(ask=ask, flight=await _begin_flight(desk, ask, asked), with_usage=with_usage)
 
@@ -106,16 +107,17 @@ async def _begin_recalled(desk: Desk, ask: Ask, hit: Job, *, with_usage: bool) -
 
 
 def _may_share(ask: Ask, asked: Job) -> bool:
-    """Whether an equal call is due an equal answer."""
+    """Whether an equal call could be due an equal answer, as far as can be told without its body."""
     if asked.policy.may_hold or asked.path not in KNOWN or asked.pipeline_id is not None:
         return False
-    if ask.fresh.no_store or ask.fresh.no_cache:
-        return False
+    return not ask.fresh.no_store and not ask.fresh.no_cache
+
+
+def _is_repeatable(ask: Ask, asked: Job) -> bool:
+    """Whether its body says so; it was read already unless it is another by now."""
     if ask.sampling is not None and asked.body is ask.body:
         return ask.sampling.is_repeatable
-    # Most bodies say nothing about chance, which this sees sooner.
-    says_something = b'"temperature"' in asked.body or b'"seed"' in asked.body
-    return says_something and sampling_of(asked.body).is_repeatable
+    return sampling_of(asked.body).is_repeatable
 
 
 async def _begin_alike(desk: Desk, ask: Ask, asked: Job, version: str, *, with_usage: bool) -> Call:
