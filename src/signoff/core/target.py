@@ -26,6 +26,8 @@ BALANCES: tuple[Balance, ...] = ("least-load", "prefix-hash")
 MOST_ENDPOINTS = 64
 MOST_FALLBACKS = 8
 MOST_WAITING = 100_000
+MOST_PARALLEL = 1_000_000
+MOST_ATTEMPTS = 1_000_000
 # A no-break space, which no name that anybody registers has.
 _REPLICA = "\N{NO-BREAK SPACE}#"
 
@@ -194,7 +196,8 @@ def flaw_of(model: Model) -> str | None:
         ),
         "A command has no zero bytes.": any("\0" in word for word in model.command),
         "Seconds are more than 0, and less than for ever.": not all(0 < value < inf for value in _seconds_of(model)),
-        "A model is asked at least once.": model.attempts is not None and model.attempts < 1,
+        f"A model is asked once, and {MOST_ATTEMPTS} times at most.": model.attempts is not None
+        and not 0 < model.attempts <= MOST_ATTEMPTS,
         "A default model needs a whole name.": model.default and model.name.endswith("*"),
     }
     return next((flaw for flaw, is_so in (flaws | _flaws_of_many(model)).items() if is_so), None)
@@ -215,7 +218,9 @@ def _flaws_of_many(model: Model) -> dict[str, bool]:
         or not 1 <= model.replicas <= MOST_ENDPOINTS,
         "Replicas are processes: only a subprocess model has several.": model.kind != "subprocess"
         and model.replicas != 1,
-        "max_parallel is 1 or more.": any(limit is not None and limit < 1 for limit in limits),
+        f"max_parallel is from 1 to {MOST_PARALLEL}.": any(
+            limit is not None and not 0 < limit <= MOST_PARALLEL for limit in limits
+        ),
         f"max_waiting is from 0 to {MOST_WAITING}.": not 0 <= model.max_waiting <= MOST_WAITING,
         f"A model has up to {MOST_FALLBACKS} fallbacks, which are names of others.": len(model.fallbacks)
         > MOST_FALLBACKS

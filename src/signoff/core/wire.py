@@ -62,3 +62,12 @@ def _seconds(microseconds: int | None) -> float | None:
 def when(microseconds: int) -> str:
     """RFC 3339, UTC, microseconds, `Z`."""
     return (EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def microseconds_of(time: datetime) -> int:
+    """The other way round; UTC unless `time` says another zone. Raises ValueError for what `when` cannot tell."""
+    try:
+        utc = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except OverflowError:
+        raise ValueError("The time is before the year 1 or after 9999, UTC.") from None
+    return (utc - EPOCH) // timedelta(microseconds=1)

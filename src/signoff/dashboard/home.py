@@ -17,7 +17,7 @@ from signoff.core.answer import text_of, with_text
 from signoff.core.ask import as_chat
 from signoff.core.job import STATUSES, Edit, Job, Verdict
 from signoff.core.wire import when
-from signoff.doors.http import TheCaller, TheDesk, TheKnobs, caller_of, header, scope_of
+from signoff.doors.http import INTS, TheCaller, TheDesk, TheKnobs, caller_of, header, number_in, scope_of
 from signoff.errors import BadRequest, Unauthorized
 from signoff.store import JobFilter
 from signoff.work.desk import Desk
@@ -65,17 +65,24 @@ async def home(request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs) 
 @post("/dashboard/decide", include_in_schema=False, status_code=303)
 async def decided(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> Response[str]:
     """A verdict from the page's own form; leads back to the page."""
-    form = {name: values[0] for name, values in parse_qs((await request.body()).decode()).items()}
-    verdict = VERDICTS.get(form.get("verdict", ""))
-    if verdict is None or not form.get("round", "").isdigit():
+    form = _form(await request.body())
+    verdict, round_ = VERDICTS.get(form.get("verdict", "")), number_in(form.get("round"))
+    if verdict is None or round_ is None or round_ >= INTS:
         raise BadRequest("The form is not complete.")
     job = await look(desk, caller, form.get("id", ""))
     text, before = form.get("answer", "").replace("\r\n", "\n"), _answer(job)
     edited = verdict == "approve" and text != before
     edit = Edit(response=with_text(job.response or b"null", text).decode()) if edited else Edit()
-    opinion = Opinion(verdict=verdict, reason=form.get("reason") or None, edit=edit, round=int(form["round"]))
+    opinion = Opinion(verdict=verdict, reason=form.get("reason") or None, edit=edit, round=round_)
     await decide(desk, caller, job.id, opinion)
     return Response("", status_code=303, headers={"location": "/"})
+
+
+def _form(body: bytes) -> dict[str, str]:
+    try:
+        return {name: values[0] for name, values in parse_qs(body.decode(), errors="strict").items()}
+    except ValueError as error:
+        raise BadRequest(f"The form cannot be read: {error}") from None
 
 
 async def _seen_by(desk: Desk, caller: Caller) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 from litestar import Request, Response, Router, delete, get, patch, post, put
@@ -12,7 +13,7 @@ from signoff.core.check import wants
 from signoff.core.function import Function
 from signoff.core.target import PRODUCTION, Composed, Composition
 from signoff.core.wire import when
-from signoff.doors.http import TheCaller, TheDesk
+from signoff.doors.http import INTS, TheCaller, TheDesk
 from signoff.errors import BadRequest
 from signoff.store import ComposedFilter
 from signoff.work import compose
@@ -43,7 +44,7 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Moved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a label goes."""
 
-    version: int
+    version: Annotated[int, msgspec.Meta(ge=1, lt=INTS)]
 
 
 def routes_of(kind: Composition) -> Router:
@@ -91,7 +92,7 @@ def _history(kind: Composition) -> list[Any]:
         desk: TheDesk,
         caller: TheCaller,
         name: FromPath[str],
-        before: FromQuery[int | None] = None,
+        before: Annotated[int | None, QueryParameter(ge=0, lt=INTS)] = None,
         limit: Limit = 50,
     ) -> dict[str, Any]:
         """A page, the newest first; `next` is `before` of the following one."""
@@ -121,7 +122,7 @@ def _writing(kind: Composition) -> list[Any]:
         if given.name is None:
             raise BadRequest(f"A {kind} has a name.")
         made = await compose.create(desk, caller, kind, _draft(kind, given, given.name, None))
-        return Response(as_seen(made), headers={"location": f"/api/{kind}s/{made.name}"})
+        return Response(as_seen(made), headers={"location": f"/api/{kind}s/{quote(made.name, safe='')}"})
 
     @put("/{name:str}", summary=f"Save a {kind} anew")
     async def save(

@@ -11,13 +11,21 @@ from litestar.params import FromQuery, QueryParameter
 from signoff.core.ask import Ask
 from signoff.core.job import Job
 from signoff.core.result import result_of
-from signoff.doors.http import TheCaller, TheDesk, error_headers, freshness_of, patience_of, scope_of
+from signoff.doors.http import (
+    INTS,
+    LONGEST_WAIT_SECONDS,
+    TheCaller,
+    TheDesk,
+    error_headers,
+    freshness_of,
+    patience_of,
+    scope_of,
+)
 from signoff.errors import BadBody, BadRequest, SignoffError
 from signoff.work.look import look_and_wait, look_at_own, succeeded
 from signoff.work.submit import submit
 
 PATHS = {"/generate", "/chat_completion", "/check_status"}
-LONGEST_WAIT_SECONDS = 3600.0
 Wait = Annotated[float | None, QueryParameter(ge=0, le=LONGEST_WAIT_SECONDS)]
 
 
@@ -25,7 +33,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """How to generate. `model` is None for the default one."""
 
     temperature: float = 0.2
-    tokens_limit: Annotated[int, msgspec.Meta(gt=0)] = 8096
+    tokens_limit: Annotated[int, msgspec.Meta(gt=0, lt=INTS)] = 8096
     stop_words: list[str] | None = None
     model: str | None = None
 

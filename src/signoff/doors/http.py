@@ -25,6 +25,10 @@ from signoff.work.desk import Desk
 from signoff.work.people import identify
 
 READ_AWAY_BYTES = 64 * 1024 * 1024
+LONGEST_WAIT_SECONDS = 3600.0
+# What columns of whole numbers hold is less than these.
+INTS = 2**31
+BIGINTS = 2**63 - 1
 SESSION_COOKIE = "signoff_session"
 SECURE_SESSION_COOKIE = "__Host-signoff_session"
 # Where a request's scope keeps the first header of each name.
@@ -81,8 +85,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     when the client has left, and nobody sees it.
     """
     pieces, size = list[bytes](), 0
-    announced = header(scope, b"content-length") or "0"
-    too_large = announced.isdigit() and int(announced) > limit
+    too_large = (number_in(header(scope, b"content-length")) or 0) > limit
     while True:
         message = await receive()
         if message["type"] != "http.request":
@@ -113,12 +116,26 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
+def text_header(scope: Scope, name: bytes) -> str | None:
+    """The same, where it may be in any script: UTF-8, as `call_headers` writes it."""
+    value = header(scope, name)
+    return None if value is None else value.encode("latin-1").decode(errors="replace")
+
+
+def number_in(text: str | None) -> int | None:
+    """The whole number that `text` is in plain digits, or BIGINTS if that is less; None for anything else."""
+    text = (text or "").strip()
+    if not (text.isascii() and text.isdigit()):
+        return None
+    return int(text) if len(text) < len(str(BIGINTS)) else BIGINTS
+
+
 def patience_of(scope: Scope) -> float | None:
-    """Seconds of `Prefer: wait=N`, and none for `Prefer: respond-async` (RFC 7240)."""
+    """Seconds of `Prefer: wait=N`, an hour at most, and none for `Prefer: respond-async` (RFC 7240)."""
     for preference in (header(scope, b"prefer") or "").split(","):
         name, _, value = preference.strip().lower().partition("=")
-        if name == "wait" and value.strip().isdigit():
-            return float(value)
+        if name == "wait" and (seconds := number_in(value)) is not None:
+            return min(float(seconds), LONGEST_WAIT_SECONDS)
         if name == "respond-async":
             return 0.0
     return None

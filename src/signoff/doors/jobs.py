@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 from litestar import MediaType, Request, Response, Router, get, post
-from litestar.params import FromQuery
+from litestar.params import FromQuery, QueryParameter
 
 from signoff.core.ask import Ask
 from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.policy import Review
 from signoff.core.wire import as_seen
-from signoff.doors.http import TheCaller, TheDesk, TheKnobs, error_headers, freshness_of, scope_of
+from signoff.doors.http import (
+    BIGINTS,
+    INTS,
+    TheCaller,
+    TheDesk,
+    TheKnobs,
+    error_headers,
+    freshness_of,
+    scope_of,
+)
 from signoff.errors import BadBody, BadRequest, SignoffError
 from signoff.store import JobFilter
 from signoff.work.look import look, look_at_all
@@ -22,6 +31,9 @@ from signoff.work.submit import submit
 MAX_PAGE = 1000
 PATHS = {"/enqueue", "/job", "/jobs", "/reviewJob"}
 VERDICTS: dict[str, Verdict] = {"success": "approve", "fail": "reject", "bot": "redo"}
+
+
+Round = Annotated[int, msgspec.Meta(ge=0, lt=INTS)]
 
 
 class Named(msgspec.Struct):
@@ -38,7 +50,7 @@ class ReviewOf(msgspec.Struct, frozen=True, kw_only=True):
     payload: msgspec.Raw = msgspec.Raw(b"null")
     response: msgspec.Raw = msgspec.Raw(b"null")
     reason: str | None = None
-    round: int | None = None
+    round: Round | None = None
 
 
 @post("/enqueue", status_code=200, summary="Queue a payload for the model, and for review")
@@ -69,13 +81,11 @@ async def job(desk: TheDesk, caller: TheCaller, id: FromQuery[str] = "") -> dict
 async def jobs(
     desk: TheDesk,
     caller: TheCaller,
-    offset: FromQuery[int] = 0,
-    limit: FromQuery[int] = 50,
+    offset: Annotated[int, QueryParameter(ge=0, lt=BIGINTS)] = 0,
+    limit: Annotated[int, QueryParameter(ge=0)] = 50,
     status: FromQuery[str | None] = None,
 ) -> Response[list[dict[str, Any]]]:
     """A page of jobs; the header `x-total-count` says how many there are."""
-    if offset < 0 or limit < 0:
-        raise BadRequest("offset and limit are not negative.")
     which = JobFilter(status=_status(status) if status else None, offset=offset, limit=min(limit, MAX_PAGE))
     found, total = await look_at_all(desk, caller, which)
     return Response([as_seen(job) for job in found], headers={"x-total-count": str(total)})

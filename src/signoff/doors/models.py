@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from typing import Any, Literal
+from urllib.parse import quote
 
 import msgspec
 from litestar import Request, Response, Router, delete, get, patch, post
@@ -86,7 +87,7 @@ async def create(
     commands = takes_commands(knobs, scope_of(request))
     await add_model(desk, caller, model, secrets, commands=commands, is_new=True)
     seen = await look_at_model(desk, caller, model.name)
-    return Response(_as_seen(seen), headers={"location": f"/api/models/{model.name}"})
+    return Response(_as_seen(seen), headers={"location": f"/api/models/{quote(model.name)}"})
 
 
 @get("/{name:path}", summary="Look at a model, or at its health")

@@ -18,8 +18,8 @@ from signoff.core.delivery import Hook
 from signoff.core.endpoint import CHAT
 from signoff.core.job import Event, Status
 from signoff.core.signing import Secret
-from signoff.core.wire import as_seen, when
-from signoff.doors.http import TheCaller, TheDesk, freshness_of, scope_of
+from signoff.core.wire import as_seen, microseconds_of, when
+from signoff.doors.http import TheCaller, TheDesk, freshness_of, number_in, scope_of
 from signoff.errors import BadRequest
 from signoff.store import JobFilter
 from signoff.work.again import ask_again
@@ -60,7 +60,7 @@ async def create(
 ) -> Response[dict[str, Any]]:
     """Commits the job, and says where to look for its answer."""
     new = _decoded(await request.body())
-    seconds = 0.0 if new.due_at is None else new.due_at.timestamp() - desk.clock() / 1_000_000
+    seconds = 0.0 if new.due_at is None else (_microseconds(new.due_at) - desk.clock()) / 1_000_000
     ask = Ask(
         door="native",
         caller=caller,
@@ -113,8 +113,7 @@ async def events(
     """Every move, oldest first; with `Accept: text/event-stream` as they happen, from `Last-Event-ID` on."""
     if "text/event-stream" in request.headers.get("accept", ""):
         await look(desk, caller, job_id)
-        since = request.headers.get("last-event-id", "0")
-        following = follow(desk, caller, job_id, int(since) if since.isdigit() else 0)
+        following = follow(desk, caller, job_id, number_in(request.headers.get("last-event-id")) or 0)
         return Stream(_told(following), media_type="text/event-stream", headers={"cache-control": "no-cache"})
     listed = [msgspec.structs.asdict(event) for event in await look_at_events(desk, caller, job_id)]
     return Response({"data": listed})
@@ -175,6 +174,13 @@ def _hook(wanted: DeliverTo) -> Hook:
         return Hook(url=wanted.url, secret=None if wanted.secret is None else Secret(wanted.secret))
     except ValueError as error:
         raise BadRequest(str(error)) from None
+
+
+def _microseconds(time: datetime) -> int:
+    try:
+        return microseconds_of(time)
+    except ValueError as error:
+        raise BadRequest(f"due_at: {error}") from None
 
 
 def _decoded(body: bytes) -> NewJob:

@@ -27,6 +27,7 @@ from signoff.doors.http import (
     patience_of,
     read_body,
     send_bytes,
+    text_header,
 )
 from signoff.doors.outgoing import call_headers, send_events, send_whole
 from signoff.errors import BadRequest, NotFound, SignoffError
@@ -155,7 +156,7 @@ def _may_pass(method: str, path: str) -> bool:
 def _named(scope: Scope) -> tuple[str | None, str]:
     """The model that a header names, else the query; and the query without what was meant for this server."""
     query: str = scope["query_string"].decode("latin-1")
-    named = header(scope, b"x-signoff-model")
+    named = text_header(scope, b"x-signoff-model")
     parts = query.split("&")
     told = [part for part in parts if part.startswith("model=")]
     if named is not None or not told:

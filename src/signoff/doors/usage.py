@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, get_args
 
 import msgspec
@@ -14,8 +14,8 @@ from litestar.params import FromQuery, QueryParameter
 
 from signoff.core.ledger import DAY_US, Dimension, Line, Question, Sum
 from signoff.core.price import NANO, Price, dollars, microdollars
-from signoff.core.wire import when
-from signoff.doors.http import TheCaller, TheDesk
+from signoff.core.wire import microseconds_of, when
+from signoff.doors.http import BIGINTS, TheCaller, TheDesk
 from signoff.errors import BadRequest
 from signoff.work.ledger import drop_price, look_at_prices, look_at_usage, set_price
 
@@ -43,7 +43,7 @@ def question_of(  # noqa: PLR0913 -- each is a side of a question
     since: FromQuery[str | None] = None,
     until: FromQuery[str | None] = None,
     model: FromQuery[str | None] = None,
-    offset: Annotated[int, QueryParameter(ge=0)] = 0,
+    offset: Annotated[int, QueryParameter(ge=0, lt=BIGINTS)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 1000,
 ) -> Question:
     """What is asked of the ledger; of the last 31 days where nobody says since when. Raises BadRequest."""
@@ -113,9 +113,8 @@ def _dimensions(text: str) -> tuple[Dimension, ...]:
 def _microseconds(text: str) -> int:
     """The time that `text` says (ISO 8601): UTC unless it says another zone."""
     try:
-        time = datetime.fromisoformat(text)
-        return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1_000_000)
-    except (ValueError, OverflowError):
+        return microseconds_of(datetime.fromisoformat(text))
+    except ValueError:
         raise BadRequest(f"{text!r} is not a time such as 2026-01-31 or 2026-01-31T12:00:00Z.") from None
 
 

@@ -88,7 +88,7 @@ async def limit_for(desk: Desk, who: str, model: str | None) -> Limit:
             if user is None:
                 raise NotFound(f"There is no user {email!r}.")
             return Limit(who="user", id=user.id, email=user.email, model=model)
-        case "token", number if number.isascii() and number.isdigit():
+        case "token", number if number.isascii() and number.isdigit() and len(number) < 10:
             return Limit(who="token", id=int(number), model=model)
         case _:
             raise BadRequest(f"{who!r} is nobody: there are all, each, user:EMAIL and token:ID.")
