@@ -266,9 +266,9 @@ def test_a_count_in_another_form_is_no_count(usage: Any) -> None:
 def test_a_long_answer_is_put_together_in_linear_time() -> None:
     # given 20,000 pieces of 1 kB, which joined one by one would be 200 GB of copies
     stream = events(OPENAI, *(delta(content="x" * 1000) for _ in range(20_000)))
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(text_of(collect(stream).body) or "") == 20_000_000
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 GARBLED = [b"data: nonsense\n\n", b"data: [1]\n\n", b'data: "text"\n\n', b"data: " + b"[" * 100_000 + b"\n\n"]

@@ -351,7 +351,7 @@ async def test_no_number_of_functions_that_will_not_stop_is_too_much() -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         await threads.run(lambda: 1, 0.05)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert sum(thread.name == "function" for thread in threading.enumerate()) == 2
     release.set()
     assert await threads.run(lambda: 1, 10) == 1

@@ -82,7 +82,7 @@ async def test_ten_thousand_rings_are_heard_in_a_moment(rabbitmq_url: str, queue
     began = time.monotonic()
     async with started(a_rabbit(rabbitmq_url, queue)) as ear:
         assert 1 <= await drained(ear) <= 50
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert await waiting(rabbitmq_url, queue) == 0
 
 

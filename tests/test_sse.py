@@ -127,11 +127,11 @@ def test_a_large_event_in_small_pieces_takes_linear_time(size_bytes: int) -> Non
     # given 10 MB in 1 KiB pieces (or 256 KiB byte by byte), which joined again at each would be 50 GB of copies
     splitter, piece = sse.Splitter(2**24), b"x" * size_bytes
     count = 2**18 if size_bytes == 1 else 10_240
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(count):
         assert splitter.feed(piece) == []
     assert len(splitter.feed(b"\n\n")[0]) == count * size_bytes + 2
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @settings(max_examples=100, deadline=None)
