@@ -364,7 +364,7 @@ async def test_what_was_used_counts_once_though_its_commit_takes_longer_than_a_c
 
 async def test_a_file_that_others_lock_fails_a_group_once(path: Path, store: SqlStore) -> None:
     database: Any = store._database
-    await database._in_writer_thread(lambda: database._pragma("busy_timeout=50"))
+    await database._in_writer_thread(lambda: database._pragma("busy_timeout=200"))
     began = time.monotonic()
 
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as outsider:
@@ -372,7 +372,7 @@ async def test_a_file_that_others_lock_fails_a_group_once(path: Path, store: Sql
         results = await together(refused(store) for _ in range(100))
 
     assert results == [True] * 100
-    assert time.monotonic() - began < 100 * 0.05, "the group was not run again for each of them"
+    assert time.monotonic() - began < 100 * 0.2, "the group was not run again for each of them"
     assert await store.jobs.count(JobFilter()) == 0
     await inserted(store)
 
