@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import structlog
 
+from signoff.cancelling import was_cancelled
 from signoff.core.retry import Backoff, wait_seconds
 from signoff.core.stream import Arrived, Listening, Stream
 from signoff.doors.streams import take
@@ -27,7 +28,7 @@ class Consumer:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._name = f"{desk.actor}:{desk.new_id()}"  # where hosts have one name and every process has one id
+        self._name = f"{desk.actor}:{desk.new_id()}"  # containers may share a host name and a pid
         self._tasks: dict[str, tuple[Stream, asyncio.Task[None]]] = {}
         self._stirred = asyncio.Event()
 
@@ -78,7 +79,7 @@ class Consumer:
             try:
                 await self._listen(stream)
             except (Exception, asyncio.CancelledError) as error:
-                if _was_cancelled(error):
+                if was_cancelled(error):
                     raise
                 self._say(stream, error)
             attempt = 1 if loop.time() - began > STEADY_SECONDS else attempt + 1
@@ -140,12 +141,6 @@ class Consumer:
                 log.info("a stream is listened to", stream=stream.name)
             else:
                 log.warning("a stream is not listened to", stream=stream.name, error=told.trouble)
-
-
-def _was_cancelled(error: BaseException) -> bool:
-    """Whether it was this task that was cancelled. Some clients raise the same error from a line that was cut."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def _words(error: BaseException) -> str:

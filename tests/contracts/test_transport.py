@@ -347,19 +347,22 @@ async def test_nats_is_asked_where_answers_go_once_until_they_go_elsewhere(wire:
     looks = await wire.connection.subscribe("$JS.API.STREAM.NAMES")
     transport = Transports(lambda _: wire.url, "test")(stream_of(wire))
     message = Message(address=wire.responses, headers={"message-id": "m"}, body=b"{}")
-    for _ in range(3):
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(transport.close)
+        for _ in range(3):
+            await transport.publish(message)
+        await wire.connection.flush()
+        seen = [await looks.next_msg() for _ in range(looks.pending_msgs)]  # other tests look, too
+        assert len([look for look in seen if wire.responses.encode() in look.data]) == 1
+
+        await wire.js.delete_stream(f"{wire.prefix}all")
+        await wire.js.add_stream(name=f"{wire.prefix}all-anew", subjects=[wire.responses])
+        with pytest.raises(Exception, match="stream") as raised:  # it may be tried again at once
+            await transport.publish(message)
+        assert not isinstance(raised.value, Undelivered)
         await transport.publish(message)
-    await wire.connection.flush()
-    assert looks.pending_msgs == 1
-    await wire.js.delete_stream(f"{wire.prefix}all")
-    await wire.js.add_stream(name=f"{wire.prefix}new", subjects=[wire.responses])
-    with pytest.raises(Exception, match="stream") as raised:  # it may be tried again at once
-        await transport.publish(message)
-    assert not isinstance(raised.value, Undelivered)
-    await transport.publish(message)
-    await transport.close()
-    assert (await wire.js.stream_info(f"{wire.prefix}new")).state.messages == 1
-    await wire.js.delete_stream(f"{wire.prefix}new")
+    assert (await wire.js.stream_info(f"{wire.prefix}all-anew")).state.messages == 1
+    await wire.js.delete_stream(f"{wire.prefix}all-anew")
     await wire.js.add_stream(name=f"{wire.prefix}all", subjects=[wire.responses])
 
 

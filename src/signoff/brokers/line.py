@@ -21,6 +21,7 @@ from aio_pika.exceptions import (
 )
 from pamqp.common import Arguments
 
+from signoff.cancelling import was_cancelled
 from signoff.core.retry import Backoff, wait_seconds
 
 BACKOFF = Backoff(first_seconds=0.5, ceiling_seconds=15)
@@ -137,12 +138,6 @@ def must_stand(connection: AbstractConnection) -> None:
         raise asyncio.CancelledError
     if not connection.connected.is_set():
         raise ConnectionError("the connection was closed")
-
-
-def was_cancelled(error: BaseException) -> bool:
-    """Whether it was this task that was cancelled. aiormq raises the same error from a line that was cut."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def forget_cancellations() -> None:

@@ -6,15 +6,12 @@ All keys have one hash tag, so that they are on one node of a cluster, and every
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
 
 import msgspec
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from signoff.cache import Bounds, fits
 from signoff.core.cache import Entry, Found, Size, Which
+from signoff.redis import client_of
 
 ANSWER_SECONDS = 1.0
 PAGE = 500
@@ -39,7 +36,7 @@ class RedisCache:
     is_shared = True
 
     def __init__(self, url: str, *, prefix: str, bounds: Bounds) -> None:
-        self._redis = _connected(url)
+        self._redis = client_of(url, answer_seconds=ANSWER_SECONDS)
         self._begin = f"{{{prefix}:cache}}:"
         self._index, self._labels, self._total = (f"{self._begin}{name}" for name in ("index", "labels", "bytes"))
         self._bounds = bounds
@@ -164,14 +161,3 @@ def _is_one(key: str, label: Label, which: Which) -> bool:
         key=key, user_id=label.user_id, model=label.model, target=label.target, path="", job_id="", answer=b""
     )
     return fits(named, which)
-
-
-def _connected(url: str) -> Any:
-    """A client that connects when it is used, waits for no answer for long, and tries nothing again by itself."""
-    return cast("Any", Redis).from_url(  # its own types are partial
-        url,
-        socket_timeout=ANSWER_SECONDS,
-        socket_connect_timeout=ANSWER_SECONDS,
-        health_check_interval=15,
-        retry=Retry(NoBackoff(), 0),
-    )

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
 
 import structlog
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from signoff.core.delivery import Message
 from signoff.core.retry import Backoff, wait_seconds
+from signoff.redis import client_of
 
 BACKOFF = Backoff(first_seconds=0.2, ceiling_seconds=2)
 ANSWER_SECONDS = 5.0
@@ -24,7 +21,7 @@ class RedisCourier:
     """See `courier.Courier`. Waits while Redis is away: it holds little meanwhile, and the store the rest."""
 
     def __init__(self, url: str, *, ttl_seconds: int, dice: Callable[[], float]) -> None:
-        self._redis = _connected(url)
+        self._redis = client_of(url, answer_seconds=ANSWER_SECONDS)
         self._ttl_seconds = ttl_seconds
         self._dice = dice
         self._is_away = False
@@ -67,7 +64,7 @@ class RedisCourier:
 
 async def found(url: str) -> str:
     """What is found at `url`, in words. Raises ConnectionError with what to do."""
-    redis = _connected(url)
+    redis = client_of(url, answer_seconds=ANSWER_SECONDS)
     try:
         told = await redis.info("server")
     except (RedisError, OSError) as error:
@@ -75,14 +72,3 @@ async def found(url: str) -> str:
     finally:
         await redis.aclose()
     return f"Redis {told['redis_version']}"
-
-
-def _connected(url: str) -> Any:
-    """A client that connects when it is used, waits for no answer for ever, and tries nothing again by itself."""
-    return cast("Any", Redis).from_url(  # its own types are partial
-        url,
-        socket_timeout=ANSWER_SECONDS,
-        socket_connect_timeout=ANSWER_SECONDS,
-        health_check_interval=15,
-        retry=Retry(NoBackoff(), 0),
-    )
