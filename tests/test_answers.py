@@ -77,7 +77,7 @@ async def test_what_was_kept_is_at_hand_before_it_is_written(answers: Answers, f
     assert await answers.find("a") == an_entry("a")
     assert far.looked == []
     far.open.set()
-    await answers.kept()
+    await answers.until_kept()
     assert await far.size(Which()) == Size(1, 5)
 
 
@@ -107,7 +107,7 @@ async def test_writes_go_in_groups_and_the_last_of_a_key_counts(answers: Answers
     for number in range(20):
         answers.keep(an_entry(f"b{number % 4}", str(number).encode()))
     far.open.set()
-    await answers.kept()
+    await answers.until_kept()
     assert far.wrote == [["a"], ["b0", "b1", "b2", "b3"]]
     assert {key: one.entry.answer for key, one in (await far.find(["b0", "b3"])).items()} == {"b0": b"16", "b3": b"19"}
 
@@ -133,7 +133,7 @@ async def test_a_broken_keeper_is_an_empty_one(answers: Answers, far: Far) -> No
     far.broken = True
     assert await answers.find("a") is None
     answers.keep(an_entry("a"))
-    await answers.kept()
+    await answers.until_kept()
     assert await answers.find("a") == an_entry("a")  # which is at hand
     with pytest.raises(Overloaded):
         await answers.delete(Which())
@@ -144,7 +144,7 @@ async def test_a_broken_keeper_is_an_empty_one(answers: Answers, far: Far) -> No
 
     async def is_back() -> bool:
         answers.keep(an_entry("b"))
-        await answers.kept()
+        await answers.until_kept()
         return "b" in await far.find(["b"])
 
     await until(is_back)
@@ -197,7 +197,7 @@ async def test_what_waits_to_be_written_has_a_bound(
     for number in range(100):
         answers.keep(an_entry(str(number), bytes(100)))
     far.open.set()
-    await answers.kept()
+    await answers.until_kept()
     assert far.wrote == [["first"], [str(number) for number in range(10)]]
 
 
@@ -208,7 +208,7 @@ async def test_without_a_cache_there_is_nothing() -> None:
     assert await none.find("a") is None
     assert (await none.delete(Which()), await none.size(Which())) == (0, Size())
     none.forget()
-    await none.kept()
+    await none.until_kept()
 
 
 def test_the_longest_unused_goes_first_and_no_bound_is_exceeded() -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from signoff.core.cache import CacheRule
+from signoff.errors import Forbidden
 
 Role = Literal["admin", "reviewer", "user"]
 ROLES: tuple[Role, ...] = ("admin", "reviewer", "user")
@@ -73,6 +74,12 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 def may_review(caller: Caller) -> bool:
     """Whether this caller may see held answers and decide on them."""
     return caller.role in {"admin", "reviewer"}
+
+
+def check_admin(caller: Caller) -> None:
+    """Raises Forbidden for all others."""
+    if caller.role != "admin":
+        raise Forbidden("Only an admin may do that.")
 
 
 def may_see(caller: Caller, owner_id: int | None) -> bool:

@@ -34,7 +34,7 @@ from signoff.errors import BadRequest, NotFound, SignoffError
 from signoff.work.call import begin, chunks_of, look_up
 from signoff.work.clear import clear, look_at_size
 from signoff.work.desk import Desk
-from signoff.work.recall import kept
+from signoff.work.recall import until_kept
 
 JSON = b"application/json"
 OPENAI, CACHE = "/api/openai/", "/api/cache"
@@ -85,7 +85,7 @@ class CachedDoor:
                 said = [chunk async for chunk in chunks]
             answer = collect(said).body if ask.stream else b"".join([chunk.raw for chunk in said])
             job = call.flight.job
-            await kept(self._desk, job)
+            await until_kept(self._desk, job)
             names = ((b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()))
             told = {"response": content_of(answer), "cache_hit": job.cache == "hit"}
             await _send(send, told, (*names, cache_header(job)))

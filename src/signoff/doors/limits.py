@@ -8,6 +8,7 @@ import msgspec
 from litestar import Request, Router, delete, get, put
 from litestar.params import FromPath, FromQuery
 
+from signoff.core.access import check_admin
 from signoff.core.price import NANO, dollars, nanodollars
 from signoff.doors.http import TheCaller, TheDesk
 from signoff.errors import BadRequest
@@ -22,7 +23,6 @@ from signoff.work.allow import (
     set_limit,
     whose,
 )
-from signoff.work.manage import check_admin
 
 
 class Described(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -92,7 +92,7 @@ class Answers:
         if self._writing is None or self._writing.done():
             self._writing = self._background.spawn(self._write(self._cache))
 
-    async def kept(self) -> None:
+    async def until_kept(self) -> None:
         """Returns as soon as what was kept is there for all processes, after a second at the latest."""
         if self._writing is not None and not self._writing.done():
             await asyncio.wait([self._writing], timeout=KEPT_SECONDS)
@@ -105,7 +105,7 @@ class Answers:
         self._near.drop_where(lambda copy: fits(copy.entry, which))
         for entry in [entry for entry in self._waiting.values() if fits(entry, which)]:
             self._drop_waiting(entry.key)
-        await self.kept()  # what is on its way there would come after it
+        await self.until_kept()  # what is on its way there would come after it
         try:
             return await self._cache.delete(which)
         except BadRequest:
@@ -118,7 +118,7 @@ class Answers:
         """How much is kept of those. Raises Overloaded when the cache is away."""
         if self._cache is None:
             return Size()
-        await self.kept()
+        await self.until_kept()
         try:
             return await self._cache.size(which)
         except BadRequest:

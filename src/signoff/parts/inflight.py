@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Hashable
 
 import msgspec
 
@@ -91,11 +91,11 @@ class InFlight:
         job = self._alike.get(request)
         return None if job is None or self.shared(job.id) is None else job
 
-    async def file_the_slow(self, file: Callable[[Flight], Awaitable[None]], *, after_seconds: float) -> None:
+    async def file_the_slow(self, file: Callable[[Flight], None], *, after_seconds: float) -> None:
         """Calls `file` for each one that has been running for `after_seconds`, for ever."""
         while True:
             await asyncio.sleep(after_seconds / 10)
             late = asyncio.get_running_loop().time() - after_seconds
             for flight in [flight for flight in self._flights.values() if flight.began_at <= late]:
                 self.drop(flight)
-                await file(flight)
+                file(flight)

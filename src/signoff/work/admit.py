@@ -13,13 +13,13 @@ from signoff.core.fill import asked_of_model
 from signoff.core.job import Job
 from signoff.core.keys import fingerprint
 from signoff.core.made import is_new, leaves_nothing
-from signoff.core.policy import policy_for
+from signoff.core.policy import Policy, policy_for
 from signoff.core.target import Model, Pipeline, Prompt, takes_any_json
 from signoff.errors import BadBody, BadRequest, NotFound
 from signoff.work.deliver import ends_told
 from signoff.work.desk import Desk
-from signoff.work.kept import NOTHING, Named, keeper_of, what_is_named
-from signoff.work.keys import usable_key
+from signoff.work.keys import key_of_user
+from signoff.work.named import NOTHING, Named, keeper_of, what_is_named
 from signoff.work.recall import key_for
 from signoff.work.target import target_of
 
@@ -31,7 +31,7 @@ async def admit(desk: Desk, ask: Ask) -> Job:
     """The job that `ask` would be, not written anywhere yet. Raises NotFound, Forbidden, BadRequest."""
     sampling = _checked(ask)
     if ask.key_id is not None:
-        await usable_key(desk, ask.caller, ask.key_id)
+        await key_of_user(desk, ask.caller.user_id, ask.key_id)
     named = NOTHING if leaves_nothing(ask.path) else await what_is_named(desk, ask)
     if named.subject is not None:
         ask = msgspec.structs.replace(ask, target=keeper_of(named.subject))
@@ -50,15 +50,14 @@ def _run_of(desk: Desk, ask: Ask, pipeline: Pipeline) -> Job:
     if ask.path not in {CHAT, PREDICT}:
         raise BadRequest(f"{pipeline.name!r} is a pipeline: it is asked at {CHAT}.")
     arguments_in(ask.body, wants(pipeline))
-    model = Model(name=pipeline.name, kind="http", attempts=desk.rules.later_attempts)
+    policy = policy_for(None, ask.door_review, desk.rules.policy)
+    job = _new(desk, ask, pipeline, policy, path=ask.path, cache_key=None)
     return msgspec.structs.replace(
-        _job(desk, ask, model, Sampling(), NOTHING),
-        path=ask.path,
+        job,
         pipeline_id=pipeline.id,
         pipeline_version=pipeline.version,
         fingerprint=_fingerprint(ask),
         cache=_how_steps_use_it(ask),
-        cache_key=None,
     )
 
 
@@ -83,14 +82,19 @@ async def _job_of_prompt(desk: Desk, ask: Ask, prompt: Prompt, named: Named) -> 
 def _job(desk: Desk, ask: Ask, model: Model, sampling: Sampling, named: Named) -> Job:
     if takes_any_json(model) and ask.path[0] != "/":
         raise NotFound(f"The model {model.name} has nothing at {ask.path}.")
-    rules, job_id = desk.rules, desk.new_id()
     # What was held leaves by no other way either.
     review = "always" if named.was_held else model.review
-    policy = policy_for(review, ask.door_review, rules.policy)
+    policy = policy_for(review, ask.door_review, desk.rules.policy)
     path = path_for(model, ask.path, ask.body)
     cache_key = key_for(desk, ask, model, policy, sampling, path) if is_new(path) else None
+    return _new(desk, ask, model, policy, path=path, cache_key=cache_key)
+
+
+def _new(desk: Desk, ask: Ask, target: Model | Pipeline, policy: Policy, *, path: str, cache_key: str | None) -> Job:
+    """The job that asks `target`. A call begins with its first attempt; only what is for later waits for a worker."""
+    rules, job_id, is_now = desk.rules, desk.new_id(), ask.lane == "now"
+    attempts = target.attempts if isinstance(target, Model) else rules.later_attempts
     # A call that may be held may also be asked again by a client that lost its connection meanwhile.
-    is_now = ask.lane == "now"
     is_found_again = ask.own_id or ask.idempotency_key or (is_now and policy.may_hold)
     return Job(
         id=job_id,
@@ -99,8 +103,8 @@ def _job(desk: Desk, ask: Ask, model: Model, sampling: Sampling, named: Named) -
         lane=ask.lane,
         user_id=ask.caller.user_id,
         token_id=ask.caller.token_id,
-        target=ask.target or model.name,
-        model=model.name,
+        target=ask.target or target.name,
+        model=target.name,
         path=path,
         body=ask.body,
         metadata=ask.metadata,
@@ -111,7 +115,7 @@ def _job(desk: Desk, ask: Ask, model: Model, sampling: Sampling, named: Named) -
         fingerprint=_fingerprint(ask) if is_found_again else None,
         key_id=ask.caller.key_id if ask.key_id is None else ask.key_id,
         deliver=ends_told(desk, ask, ask.own_id or job_id),
-        max_attempts=model.attempts or (rules.now_attempts if is_now else rules.later_attempts),
+        max_attempts=attempts or (rules.now_attempts if is_now else rules.later_attempts),
         attempt=1 if is_now else 0,
         lease=desk.new_id() if is_now else None,
         cache="bypass" if cache_key is None else "miss",

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, check_admin
 from signoff.core.limits import Limit, Meter, named
 from signoff.errors import BadRequest, NotFound
 from signoff.work.desk import Desk
-from signoff.work.manage import check_admin
 
 COUNTS = ("requests_per_minute", "tokens_per_minute", "parallel", "tokens_per_day", "tokens_per_month")
 COSTS = ("cost_per_day", "cost_per_month")

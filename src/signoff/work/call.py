@@ -27,7 +27,6 @@ from signoff.work.perform import answer_of, as_error, collected
 from signoff.work.pipeline import Parked
 from signoff.work.recall import recalled, remember, still_the_same
 from signoff.work.record import INTERRUPTED, LEFT, begin_record, end_record, is_left, leave_record, record_hit
-from signoff.work.settle import retry_after_seconds
 from signoff.work.signoff import chunks_of_ended, signed_off
 from signoff.work.spend import spent, waste
 from signoff.work.submit import check_same
@@ -327,7 +326,7 @@ def _wait_before_retry(desk: Desk, job: Job, error: SignoffError) -> float | Non
         return None
     if isinstance(error, ModelDown) and error.is_final:
         return None
-    wait = wait_seconds(desk.rules.backoff, job.attempt, desk.dice(), retry_after_seconds(error))
+    wait = wait_seconds(desk.rules.backoff, job.attempt, desk.dice(), error.retry_after_seconds)
     return wait if wait <= LONGEST_WAIT_SECONDS else None
 
 

@@ -7,13 +7,12 @@ from itertools import islice
 
 import msgspec
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, check_admin
 from signoff.core.function import Function
 from signoff.funcs.loading import Broken
 from signoff.store import ComposedFilter, Synced
 from signoff.work.compose import look_at_each
 from signoff.work.desk import Desk
-from signoff.work.manage import check_admin
 
 MAX_PROMPTS = 1000
 

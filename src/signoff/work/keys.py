@@ -42,11 +42,6 @@ async def remove_key(desk: Desk, caller: Caller, key_id: int) -> None:
     desk.keys.forget()
 
 
-async def usable_key(desk: Desk, caller: Caller, key_id: int) -> int:
-    """`key_id`, if that is a key which this caller's requests may be sent with. Raises NotFound."""
-    return await key_of_user(desk, caller.user_id, key_id)
-
-
 async def key_of_user(desk: Desk, user_id: int, key_id: int) -> int:
     """`key_id`, if that user may use it. Raises NotFound."""
     if not may_use(user_id, await _key(desk, key_id)):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, check_admin
 from signoff.core.ledger import Line, Question, Sum
 from signoff.core.price import Price
 from signoff.core.target import is_name
 from signoff.errors import BadRequest, NotFound
 from signoff.work.desk import Desk
-from signoff.work.manage import check_admin
 
 
 async def look_at_usage(desk: Desk, caller: Caller, question: Question) -> tuple[list[Line], Sum]:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from signoff.core.access import Caller, may_review
+from signoff.core.access import Caller, check_admin, may_review
 from signoff.core.address import MODELS
 from signoff.core.log import LogLine
 from signoff.core.target import Model, endpoints_of
@@ -17,7 +17,7 @@ from signoff.engine import RunsModels, State
 from signoff.errors import AddressRefused, BadRequest, Forbidden, ModelNotFound, Overloaded
 from signoff.guard import knock, refusal_in
 from signoff.work.desk import Desk
-from signoff.work.models import NO_SECRETS, Secrets, all_models, forget, model_called, register
+from signoff.work.models import NO_SECRETS, Secrets, forget, register
 
 HEALTH_SECONDS = 3
 BEST: tuple[State, ...] = ("ready", "busy", "starting", "stopped", "failed")
@@ -35,7 +35,7 @@ async def look_at_models(desk: Desk, caller: Caller) -> list[Seen]:
     """Every model, registered ones first. Raises Forbidden."""
     check_admin(caller)
     registered = {model.name for model in await desk.store.catalog.models()}
-    return [_seen(desk, model, model.name in registered) for model in await all_models(desk)]
+    return [_seen(desk, model, model.name in registered) for model in await desk.models.all()]
 
 
 async def look_at_model(desk: Desk, caller: Caller, name: str) -> Seen:
@@ -159,16 +159,10 @@ async def log_of(desk: Desk, caller: Caller, name: str) -> Sequence[LogLine]:
     """What the model wrote and how it failed, on any host: it may quote anybody. Raises Forbidden, ModelNotFound."""
     if not may_review(caller):
         raise Forbidden("Only an admin or a reviewer may read what a model wrote.")
-    return await desk.logs.read((await model_called(desk, name)).name)
+    return await desk.logs.read((await desk.models.find(name)).name)
 
 
 async def clean_log(desk: Desk, caller: Caller, name: str) -> None:
     """Empties that log. Raises Forbidden, ModelNotFound."""
     check_admin(caller)
-    await desk.logs.clean((await model_called(desk, name)).name)
-
-
-def check_admin(caller: Caller) -> None:
-    """Raises Forbidden for all others."""
-    if caller.role != "admin":
-        raise Forbidden("Only an admin may do that.")
+    await desk.logs.clean((await desk.models.find(name)).name)

@@ -25,7 +25,7 @@ from signoff.work.pipeline import Parked, run
 from signoff.work.recall import remember, still_the_same
 from signoff.work.route import Heard, asked, routed
 from signoff.work.settle import settle
-from signoff.work.spend import kept, spent, waste
+from signoff.work.spend import columns_of, spent, waste
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 # A job that waits for a limit looks again at least so often: it may have been raised.
@@ -206,4 +206,5 @@ async def _give_back(desk: Desk, job: Job, asking: Asking) -> None:
 
 async def _release(desk: Desk, job: Job, asking: Asking) -> None:
     took = await spent(desk, job, asking, None)
-    await desk.store.jobs.move(job.id, Step(verb="release", actor=desk.actor, lease=job.lease, changes=kept(took)))
+    step = Step(verb="release", actor=desk.actor, lease=job.lease, changes=columns_of(took))
+    await desk.store.jobs.move(job.id, step)

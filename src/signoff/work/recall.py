@@ -92,10 +92,10 @@ def remember(desk: Desk, job: Job) -> None:
     )
 
 
-async def kept(desk: Desk, job: Job) -> None:
+async def until_kept(desk: Desk, job: Job) -> None:
     """Returns as soon as every process can find the answer of `job`, where it is kept; after a second at the latest."""
     if job.cache == "miss":
-        await desk.answers.kept()
+        await desk.answers.until_kept()
 
 
 def _is_unread(ask: Ask, path: str) -> bool:

@@ -17,7 +17,7 @@ from signoff.parts.inflight import Flight
 from signoff.store import Step
 from signoff.work.desk import Desk
 from signoff.work.settle import error_of, settle
-from signoff.work.spend import kept, spent, waste
+from signoff.work.spend import columns_of, spent, waste
 
 # A status that a retry can help: whoever left may come back with the same key.
 LEFT = JobError(code="cancelled", message="The caller left before the answer came.", status=408)
@@ -33,7 +33,7 @@ async def begin_record(desk: Desk, job: Job, actor: str) -> Flight:
     if job.idempotency_key is None and not job.policy.may_hold and job.pipeline_id is None:
         desk.in_flight.add(flight)
         return flight
-    await file(desk, flight)
+    file(desk, flight)
     try:
         standing = await asyncio.shield(flight.filing) if flight.filing else job
     except asyncio.CancelledError:
@@ -45,7 +45,7 @@ async def begin_record(desk: Desk, job: Job, actor: str) -> Flight:
     return flight
 
 
-async def file(desk: Desk, flight: Flight) -> None:
+def file(desk: Desk, flight: Flight) -> None:
     """Begins to write the row, leased."""
     flight.filing = desk.background.spawn(_insert(desk, flight))
 
@@ -171,7 +171,7 @@ async def _cancel(desk: Desk, flight: Flight, actor: str) -> None:
     await _is_filed(flight)
     if flight.filing is not None:
         desk.leases.drop(flight.job.id)
-        changes = {"error": LEFT, "attempt": flight.job.attempt, "made": flight.job.made} | kept(flight.job)
+        changes = {"error": LEFT, "attempt": flight.job.attempt, "made": flight.job.made} | columns_of(flight.job)
         step = Step(verb="cancel", actor=actor, changes=changes)
         try:
             await desk.store.jobs.move(flight.job.id, step)

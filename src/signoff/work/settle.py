@@ -10,7 +10,7 @@ from signoff.core.retry import wait_seconds
 from signoff.errors import SignoffError, Stale
 from signoff.store import Step
 from signoff.work.desk import Desk
-from signoff.work.spend import kept
+from signoff.work.spend import columns_of
 
 
 async def settle(desk: Desk, job: Job, outcome: Answer | SignoffError) -> Job | None:
@@ -32,7 +32,7 @@ def _answered(desk: Desk, job: Job, answer: Answer) -> Step:
     changes: dict[str, Any] = told | {"error": None, "attempt": job.attempt}
     if job.cache == "bypass" and job.cache_key is not None:  # as it was not, when it was asked for
         changes["cache"] = job.cache
-    changes |= kept(job)
+    changes |= columns_of(job)
     deadline = job.policy.deadline_seconds
     after = {} if deadline is None or not job.policy.may_hold else {"review_deadline": deadline}
     verb = "hold" if job.policy.may_hold else "succeed"
@@ -40,14 +40,9 @@ def _answered(desk: Desk, job: Job, answer: Answer) -> Step:
 
 
 def _failed(desk: Desk, job: Job, error: SignoffError) -> Step:
-    changes = {"error": error_of(error), "attempt": job.attempt} | kept(job)
+    changes = {"error": error_of(error), "attempt": job.attempt} | columns_of(job)
     is_last = job.lane == "now" and job.parent_id is None  # whoever waits asks again by themselves
     if is_last or not error.retryable or job.attempt >= job.max_attempts:
         return Step(verb="fail", actor=desk.actor, lease=job.lease, changes=changes)
-    wait = wait_seconds(desk.rules.backoff, job.attempt, desk.dice(), retry_after_seconds(error))
+    wait = wait_seconds(desk.rules.backoff, job.attempt, desk.dice(), error.retry_after_seconds)
     return Step(verb="retry", actor=desk.actor, lease=job.lease, changes=changes, after_seconds={"due_at": wait})
-
-
-def retry_after_seconds(error: SignoffError) -> float | None:
-    """What the upstream asked to wait, or its endpoints need to rest, where that is known."""
-    return error.retry_after_seconds

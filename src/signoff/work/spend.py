@@ -60,7 +60,7 @@ async def _keep(desk: Desk, job: Job, asking: Asking, usage: Usage | None) -> No
         await desk.store.ledger.keep(wasted)
 
 
-def kept(job: Job) -> dict[str, Any]:
+def columns_of(job: Job) -> dict[str, Any]:
     """The columns of what a job has taken, for the move that follows."""
     return {name: getattr(job, name) for name in _COLUMNS}
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, check_admin
 from signoff.core.stream import Listening, Stream, flaw_of, seen_of
 from signoff.errors import BadRequest, Conflict, NotFound
 from signoff.work.desk import Desk
-from signoff.work.manage import check_admin
 
 
 class SeenStream(msgspec.Struct, frozen=True):

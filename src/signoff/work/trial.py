@@ -6,13 +6,12 @@ import contextlib
 
 import msgspec
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, check_admin
 from signoff.core.answer import collect
 from signoff.core.ask import PREDICT, Ask
 from signoff.core.cache import Fresh
 from signoff.work.call import begin, chunks_of
 from signoff.work.desk import Desk
-from signoff.work.manage import check_admin
 
 
 async def try_model(desk: Desk, caller: Caller, name: str, body: bytes) -> bytes:

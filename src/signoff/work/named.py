@@ -1,4 +1,4 @@
-"""Kept: what upstreams keep for those who ask here, and who may reach it. One key serves all of them there."""
+"""Named: what a request names of what upstreams keep, and who may reach it. One key serves all of them there."""
 
 from __future__ import annotations
 
