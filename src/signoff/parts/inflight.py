@@ -16,7 +16,8 @@ from signoff.parts.shared import Shared
 class Flight:
     """One waiting call: its job, who asked, what came of it, the task that serves it, and the writing of its row.
 
-    `room` is what is reserved for it under its limits. Once it `is_counted`, its job has what its asking took.
+    `ending` is the writing of its end, where its row stands: it goes on if the caller leaves. `room` is what is reserved
+    for it under its limits. Once it `is_counted`, its job has what its asking took.
     """
 
     def __init__(self, job: Job, *, actor: str) -> None:
@@ -28,6 +29,7 @@ class Flight:
         self.is_recorded = False
         self.is_counted = False
         self.filing: asyncio.Task[Job] | None = None
+        self.ending: asyncio.Task[Job | None] | None = None
         self._task: asyncio.Task[object] | None = None
         self.lost = False
         self.room: Room | None = None

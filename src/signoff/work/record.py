@@ -58,8 +58,9 @@ async def end_record(desk: Desk, flight: Flight, outcome: Answer | SignoffError)
     if flight.filing is None:
         return await _write_whole(desk, flight, outcome)
     desk.leases.drop(flight.job.id)
+    flight.ending = desk.background.spawn(_settle_or_write(desk, flight, outcome))
     try:
-        settled = await _settle_or_write(desk, flight, outcome)
+        settled = await asyncio.shield(flight.ending)
     except Overloaded as error:
         if is_sure:
             raise
@@ -86,7 +87,7 @@ async def leave_record(desk: Desk, flight: Flight, actor: str) -> None:
     desk.in_flight.drop(flight)
     if flight.lost:
         waste(desk, flight.job, flight.asking)
-    if flight.lost or flight.is_recorded:
+    if flight.lost or flight.is_recorded or flight.ending is not None:
         return
     await asyncio.shield(desk.background.spawn(_cancel(desk, flight, actor)))
 
