@@ -212,7 +212,7 @@ async def test_without_a_cache_there_is_nothing() -> None:
 
 
 def test_the_longest_unused_goes_first_and_no_bound_is_exceeded() -> None:
-    kept = Recent[bytes](max_entries=3, max_bytes=10, size_of=len)
+    kept = Recent[str, bytes](max_entries=3, max_bytes=10, size_of=len)
     for key in "abc":
         kept.put(key, b"12")
     assert kept.get("a") == b"12"

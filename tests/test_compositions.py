@@ -84,15 +84,20 @@ async def test_copies_are_bounded_in_number_and_size(tmp_path: Path, monkeypatch
         part = Compositions(store.compositions)
         for number in range(5):
             await part.find(f"big{number}")
-        assert [key for key, _ in part._kept] == ["big2", "big3", "big4"]
-        assert part._characters == 900
+        assert names(part) == ["big2", "big3", "big4"]
+        assert part._kept.size_bytes == 900
         await part.find("big2")
         for number in range(9):
             await part.find(f"nobody{number}")
-        assert [key for key, _ in part._kept] == ["big2", *(f"nobody{number}" for number in range(9))]
-        assert part._characters == 300
+        assert names(part) == ["big2"]
+        assert (len(part._kept), part._kept.size_bytes) == (10, 300)
         part.forget()
-        assert (len(part._kept), part._characters) == (0, 0)
+        assert (len(part._kept), part._kept.size_bytes) == (0, 0)
+
+
+def names(part: Compositions) -> list[str]:
+    """What it has copies of, the longest unused first."""
+    return [copy.found.name for copy in part._kept.values() if copy.found is not None]
 
 
 async def test_every_process_asks_the_prompt_as_it_is_now(tmp_path: Path) -> None:

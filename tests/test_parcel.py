@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signoff.core.parcel import Parcel, field, unwrapped, with_field, wrapped
+from signoff.core.parcel import Parcel, field, seen, unwrapped, with_field, wrapped
 
 FORM = 'multipart/form-data; boundary="b 1"'
 
@@ -28,6 +28,7 @@ FILE = named("file", b"\r\nname=model\r\n\r\nwrong\r\n--b", '; filename="name=mo
 def test_a_parcel_comes_back_as_it_was(kind: str, content: bytes) -> None:
     parcel = Parcel(kind, content)
     assert unwrapped(wrapped(parcel)) == parcel
+    assert seen(wrapped(parcel)) == f"{kind.partition(';')[0]}, {len(content)} bytes"
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,7 @@ def test_a_parcel_comes_back_as_it_was(kind: str, content: bytes) -> None:
 )
 def test_what_is_no_parcel_is_none(body: bytes) -> None:
     assert unwrapped(body) is None
+    assert seen(body) is None
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from live import Live, chat, live, until
+from signoff.core.job import STATUSES
 from signoff.core.keys import digest
+from signoff.core.parcel import Parcel, wrapped
+from signoff.store import JobFilter
 from signoff.work.people import create_user, sign_in_link
+from stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
 
@@ -123,6 +128,43 @@ async def test_an_answer_is_edited_and_approved_on_the_first_page(tmp_path: Path
         # then a second click finds it decided
         status, _ = await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
         assert status == 409
+
+
+async def test_the_first_page_asks_the_store_only_for_what_it_shows(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        headers, jobs, asked = await session(server), server.desk.store.jobs, list[str]()
+
+        def noted(name: str, read: Callable[[JobFilter], Awaitable[Any]]) -> Any:
+            def noting(which: JobFilter) -> Awaitable[Any]:
+                asked.append(name)
+                return read(which)
+
+            return noting
+
+        jobs.list, jobs.count = noted("list", jobs.list), noted("count", jobs.count)  # type: ignore[method-assign]
+
+        assert (await server.ask("GET", "/", headers=headers))[0] == 200
+        assert sorted(asked) == ["count"] * len(STATUSES) + ["list"] * 2
+
+
+async def test_what_is_no_text_is_shown_by_its_kind_and_size(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        # given a held job with sound in its question and its answer
+        headers, store = await session(server), server.desk.store
+        sound = wrapped(Parcel("audio/wav; rate=8000", b"\0" * 1000))
+        job = await leased(store, body=sound)
+        await store.jobs.move(job.id, a_step("hold", changes={"response": sound}))
+        # when a reviewer opens the page and approves the answer as it is shown
+        _, page = await server.ask("GET", "/", headers=headers)
+        assert page.count("audio/wav, 1000 bytes") == 4
+        assert "AAAA" not in page
+        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+        form = fields | {"answer": "audio/wav, 1000 bytes", "verdict": "approve", "reason": ""}
+        headers |= {"sec-fetch-site": "same-origin"}
+        status, _ = await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
+        # then nothing is edited
+        assert status == 303
+        assert (await store.jobs.get(job.id)).response == sound
 
 
 async def test_the_page_may_load_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class MemoryCache:
         self._kept.drop_where(lambda kept: kept.at <= oldest)
 
 
-def _empty(bounds: Bounds) -> Recent[Kept]:
+def _empty(bounds: Bounds) -> Recent[str, Kept]:
     return Recent(max_entries=bounds.max_entries, max_bytes=bounds.max_bytes, size_of=_size_of)
 
 

@@ -44,6 +44,29 @@ def unwrapped(body: bytes) -> Parcel | None:
     return parcel if _KIND.fullmatch(parcel.content_type) else None
 
 
+class _Weighed(msgspec.Struct):
+    content_type: str
+    content: msgspec.Raw
+
+
+class _Seen(msgspec.Struct):
+    parcel: _Weighed
+
+
+def seen(body: bytes) -> str | None:
+    """The kind and the size of the parcel in `body`, in words, where that is one."""
+    if not body.startswith(_START):
+        return None
+    try:
+        parcel = msgspec.json.decode(body, type=_Seen).parcel
+    except (ValueError, RecursionError):
+        return None
+    if not _KIND.fullmatch(parcel.content_type):
+        return None
+    base64 = bytes(parcel.content).strip(b'"')
+    return f"{parcel.content_type.partition(';')[0]}, {len(base64.rstrip(b'=')) * 3 // 4} bytes"
+
+
 def field(parcel: Parcel, name: str) -> str | None:
     """The text of a form's first field with that name."""
     place = _place(parcel, name)

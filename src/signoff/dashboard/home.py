@@ -16,12 +16,13 @@ from signoff.core.access import Caller, may_review
 from signoff.core.answer import text_of, with_text
 from signoff.core.ask import as_chat
 from signoff.core.job import STATUSES, Edit, Job, Verdict
+from signoff.core.parcel import seen
 from signoff.core.wire import when
 from signoff.doors.http import INTS, TheCaller, TheDesk, TheKnobs, caller_of, header, number_in, scope_of
 from signoff.errors import BadRequest, Unauthorized
 from signoff.store import JobFilter
 from signoff.work.desk import Desk
-from signoff.work.look import look, look_at_all
+from signoff.work.look import count_of, look, page_of
 from signoff.work.models import all_models
 from signoff.work.review import Opinion, decide
 
@@ -86,11 +87,10 @@ def _form(body: bytes) -> dict[str, str]:
 
 
 async def _seen_by(desk: Desk, caller: Caller) -> dict[str, Any]:
-    totals = {status: (await look_at_all(desk, caller, JobFilter(status=status, limit=1)))[1] for status in STATUSES}
-    held, _ = await look_at_all(desk, caller, JobFilter(status="human", limit=SHOWN))
-    latest, _ = await look_at_all(desk, caller, JobFilter(limit=SHOWN, newest_first=True))
+    held = await page_of(desk, caller, JobFilter(status="human", limit=SHOWN))
+    latest = await page_of(desk, caller, JobFilter(limit=SHOWN, newest_first=True))
     return {
-        "totals": totals,
+        "totals": {status: await count_of(desk, caller, JobFilter(status=status)) for status in STATUSES},
         "held": [_card(job) for job in held],
         "latest": [_card(job) for job in latest],
         "may_review": may_review(caller),
@@ -120,6 +120,8 @@ class _Chat(msgspec.Struct):
 
 
 def _question(job: Job) -> str:
+    if (parcel := seen(job.body)) is not None:
+        return parcel
     try:
         said = msgspec.json.decode(as_chat(job.body), type=_Chat).messages[-1].content
     except (ValueError, RecursionError):
@@ -131,7 +133,7 @@ def _answer(job: Job) -> str:
     """The answer's words, with the line ends that a form would send back."""
     if job.response is None:
         return ""
-    text = text_of(job.response)
+    text = seen(job.response) or text_of(job.response)
     return (job.response.decode(errors="replace") if text is None else text).replace("\r\n", "\n")
 
 

@@ -44,7 +44,7 @@ class Answers:
         self._cache = cache
         self._background = background
         self._ttl_seconds = ttl_seconds
-        self._near = Recent[Copy](max_entries=NEAR_ENTRIES, max_bytes=NEAR_BYTES, size_of=_size_of)
+        self._near = Recent[str, Copy](max_entries=NEAR_ENTRIES, max_bytes=NEAR_BYTES, size_of=_size_of)
         self._asked: dict[str, list[asyncio.Future[Copy | None]]] = {}
         self._waiting: dict[str, Entry] = {}
         self._waiting_bytes = 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import msgspec
 
 from signoff.core.names import LONGEST_NAME
+from signoff.core.recent import Recent
 from signoff.core.target import PRODUCTION, Composed
 from signoff.store import Compositions as Promise
 
@@ -13,13 +14,18 @@ MAX_CHARACTERS = 16 * 1024 * 1024
 Key = tuple[str | int, str | int]
 
 
+class Copy(msgspec.Struct, frozen=True):
+    """What there is of that name or id; None where there is nothing."""
+
+    found: Composed | None
+
+
 class Compositions:
     """Copies by name and version, those that do not exist too; the longest unused go first."""
 
     def __init__(self, store: Promise) -> None:
         self._store = store
-        self._kept = OrderedDict[Key, Composed | None]()
-        self._characters = 0
+        self._kept = Recent[Key, Copy](max_entries=MAX_KEPT, max_bytes=MAX_CHARACTERS, size_of=_size)
         self._age = 0
 
     async def find(self, key: str | int, at: str | int = PRODUCTION, *, anew: bool = False) -> Composed | None:
@@ -27,27 +33,18 @@ class Compositions:
         if not (_can_be(key) and _can_be(at)):
             return None
         place = (key, at)
-        if place in self._kept and not anew:
-            self._kept.move_to_end(place)
-            return self._kept[place]
+        if not anew and (copy := self._kept.get(place)) is not None:
+            return copy.found
         age = self._age
         found = await self._store.composed(key, at)
         if age == self._age:  # else it may have changed since it was read
-            self._keep(place, found)
+            self._kept.put(place, Copy(found))
         return found
 
     def forget(self) -> None:
         """The copies are out of date."""
         self._age += 1
-        self._kept.clear()
-        self._characters = 0
-
-    def _keep(self, place: Key, found: Composed | None) -> None:
-        self._characters += _size(found) - _size(self._kept.pop(place, None))
-        self._kept[place] = found
-        while len(self._kept) > MAX_KEPT or self._characters > MAX_CHARACTERS:
-            _, dropped = self._kept.popitem(last=False)
-            self._characters -= _size(dropped)
+        self._kept.drop_where(lambda _: True)
 
 
 def _can_be(key: str | int) -> bool:
@@ -55,5 +52,5 @@ def _can_be(key: str | int) -> bool:
     return isinstance(key, int) or (0 < len(key) <= LONGEST_NAME and key.isprintable())
 
 
-def _size(composed: Composed | None) -> int:
-    return 0 if composed is None else len(composed.body)
+def _size(copy: Copy) -> int:
+    return 0 if copy.found is None else len(copy.found.body)

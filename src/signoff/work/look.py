@@ -53,13 +53,25 @@ async def look_and_wait(desk: Desk, caller: Caller, job_id: str, seconds: float 
 
 
 async def look_at_all(desk: Desk, caller: Caller, which: JobFilter) -> tuple[list[Job], int]:
-    """A page of the jobs that `caller` may see, and how many there are in all. Steps of runs are in the log of theirs;
-    those that wait for a reviewer are listed for reviewers too.
-    """
+    """A page of the jobs that `caller` may see, and how many there are in all."""
+    return await page_of(desk, caller, which), await count_of(desk, caller, which)
+
+
+async def page_of(desk: Desk, caller: Caller, which: JobFilter) -> list[Job]:
+    """A page of the jobs that `caller` may see."""
+    return [veiled(caller, job) for job in await desk.store.jobs.list(_seen_by(caller, which))]
+
+
+async def count_of(desk: Desk, caller: Caller, which: JobFilter) -> int:
+    """How many such jobs there are that `caller` may see."""
+    return await desk.store.jobs.count(_seen_by(caller, which))
+
+
+def _seen_by(caller: Caller, which: JobFilter) -> JobFilter:
+    """Steps of runs are in the log of theirs; those that wait for a reviewer are listed for reviewers too."""
     with_steps = may_review(caller) and which.status == "human"
     mine = msgspec.structs.replace(which, with_steps=with_steps)
-    mine = mine if may_review(caller) else msgspec.structs.replace(mine, user_id=caller.user_id)
-    return [veiled(caller, job) for job in await desk.store.jobs.list(mine)], await desk.store.jobs.count(mine)
+    return mine if may_review(caller) else msgspec.structs.replace(mine, user_id=caller.user_id)
 
 
 async def look_at_events(desk: Desk, caller: Caller, job_id: str) -> list[Event]:
