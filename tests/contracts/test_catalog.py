@@ -10,6 +10,7 @@ from signoff.core.delivery import Deliver
 from signoff.core.log import LogLine
 from signoff.core.target import Model
 from signoff.errors import Conflict
+from signoff.stores import secrets as stored_secrets
 from stores import AStore, inserted, together
 
 pytestmark = pytest.mark.anyio
@@ -138,6 +139,20 @@ async def test_a_token_and_a_job_keep_the_key_that_they_are_asked_with(store: AS
 
 
 # Sealed secrets
+
+
+async def test_the_few_jobs_with_a_secret_are_found_among_many_a_stretch_at_a_time(
+    store: AStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_secrets, "STRETCH", 3)
+    hook = Deliver(address="http://a", host="a", sealed=b"job")
+    made = [await inserted(store, deliver=(hook,) if at in {6, 13, 14} else ()) for at in range(25)]
+
+    found, after = list[str](), None
+    while page := await store.secrets.page("job", after, 2):
+        found, after = [*found, *(one.place for one in page)], page[-1].place
+
+    assert found == [made[at].id for at in (6, 13, 14)]
 
 
 async def test_all_that_is_sealed_is_found_page_by_page_and_replaced_where_it_stands(store: AStore) -> None:

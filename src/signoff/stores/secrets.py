@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy import Connection, Row
 
 from signoff.catalog import Sealed, SealedKind
 from signoff.core.delivery import Deliver
@@ -13,6 +17,7 @@ from signoff.stores.schema import jobs, keys, streams
 from signoff.stores.versions import bump
 from signoff.stores.writer import Tx
 
+STRETCH = 5000
 _NOBODY_IS_TOLD: tuple[Deliver, ...] = ()
 
 
@@ -32,17 +37,31 @@ class SqlSecrets:
             declared = sa.select(streams.c.stream).where(streams.c.name > (after or "")).order_by(streams.c.name)
             found = await self._database.read(lambda conn, _: list(conn.execute(declared.limit(limit)).scalars()))
             return [Sealed(kind="stream", place=stream.name, sealed=stream.sealed) for stream in found]
-        told = sa.select(jobs.c.id, jobs.c.deliver).where(jobs.c.id > (after or ""), _TOLD).order_by(jobs.c.id)
-        rows = await self._database.read(lambda conn, _: conn.execute(told.limit(limit)).all())
-        return [Sealed(kind="job", place=row.id, sealed=sealed_in(row.deliver)) for row in rows]
+        return await self._of_jobs(after or "", limit)
+
+    async def _of_jobs(self, after: str, limit: int) -> list[Sealed]:
+        """Looks through the jobs in stretches: where few are told of, a page could be anywhere in the whole log."""
+        while True:
+            rows, end = await self._database.read(lambda conn, _, after=after: _told(conn, after, limit))
+            if rows or end is None:
+                return [Sealed(kind="job", place=row.id, sealed=sealed_in(row.deliver)) for row in rows]
+            after = end
 
     async def replace(self, old: Sealed, sealed: bytes) -> bool:
         """See `store.Secrets`."""
         return await self._database.write(lambda tx: _replaced(tx, old, sealed))
 
 
-# Of a text a database can tell whether it has a secret in it; what is packed here is JSON.
-_TOLD = sa.type_coerce(jobs.c.deliver, sa.LargeBinary) != b"[]"
+def _told(conn: Connection, after: str, limit: int) -> tuple[Sequence[Row[Any]], str | None]:
+    """Up to `limit` jobs behind `after`, in its stretch, whose end is told; and where that ends, unless it is the last.
+
+    What is packed is JSON: a database can tell whether there is something in it.
+    """
+    is_told = sa.type_coerce(jobs.c.deliver, sa.LargeBinary) != b"[]"
+    behind = sa.select(jobs.c.id).where(jobs.c.id > after).order_by(jobs.c.id)
+    end = conn.execute(behind.offset(STRETCH - 1).limit(1)).scalar_one_or_none()
+    told = behind.add_columns(jobs.c.deliver).where(is_told).limit(limit)
+    return conn.execute(told if end is None else told.where(jobs.c.id <= end)).all(), end
 
 
 def sealed_in(deliver: tuple[Deliver, ...]) -> bytes:
