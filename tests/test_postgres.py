@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,8 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
+from contracts.test_streams import a_stream
 from signoff.core.limits import Limit
-from signoff.core.target import Model
+from signoff.core.price import Price
+from signoff.core.target import Model, Prompt
 from signoff.errors import Overloaded, SchemaOutdated
 from signoff.store import JobFilter, Topic
 from signoff.stores import notify, postgres, quotas, schema
@@ -49,6 +51,7 @@ import asyncio, sys
 from signoff.stores.sql import SqlStore
 asyncio.run(SqlStore(sys.argv[1]).migrate())
 """
+PRICE = Price(model="gpt", valid_from=10, input=1, output=1)
 WRITES = Path(__file__).with_name("programs") / "writes.py"
 
 
@@ -393,6 +396,50 @@ async def test_while_the_server_is_away_writes_wait_and_then_give_up(
         wire.go_away()
         with pytest.raises(Overloaded):
             await inserted(store)
+
+
+# Locks
+
+WAITING = """
+SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()
+"""
+DROPS: dict[str, tuple[str, Callable[[SqlStore], Awaitable[object]], Callable[[SqlStore], Awaitable[bool]]]] = {
+    "models": (
+        "models",
+        lambda s: s.catalog.put_model(Model(name="m", kind="echo")),
+        lambda s: s.catalog.drop_model("m"),
+    ),
+    "keys": ("models", lambda s: s.catalog.add_key(1, "k", b"k"), lambda s: s.catalog.drop_key(1)),
+    "limits": ("limits", lambda s: s.quotas.put_limit(Limit(who="all")), lambda s: s.quotas.drop_limit("all")),
+    "prices": ("prices", lambda s: s.ledger.put_price(PRICE), lambda s: s.ledger.drop_price("gpt", 10)),
+    "streams": ("streams", lambda s: s.streams.put(a_stream("s")), lambda s: s.streams.drop("s")),
+    "compositions": (
+        "compositions",
+        lambda s: s.compositions.put(Prompt(name="p", body="b", user_id=1)),
+        lambda s: s.compositions.share(1, shared=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("table", DROPS)
+async def test_who_changes_the_catalog_takes_its_turn_before_any_row(
+    table: str, postgres_url: str, store: SqlStore
+) -> None:
+    topic, put, change = DROPS[table]
+    await store.people.put_user("ann@example.com", "user")
+    await put(store)
+    outsider = await asyncpg.connect(postgres_url)
+
+    async def waits() -> bool:
+        return await outsider.fetchval(WAITING) > 0
+
+    async with outsider.transaction():
+        await outsider.execute("SELECT * FROM versions WHERE topic = $1 FOR UPDATE", topic)
+        changing = asyncio.ensure_future(change(store))
+        await until(waits)
+        await outsider.execute(f"SELECT * FROM {table} FOR UPDATE NOWAIT")
+    assert await changing
+    await outsider.close()
 
 
 # Connections

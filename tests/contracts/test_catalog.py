@@ -138,6 +138,14 @@ async def test_a_token_and_a_job_keep_the_key_that_they_are_asked_with(store: AS
     assert (job.key_id, claimed.key_id) == (7, 7)
 
 
+async def test_who_may_not_register_changes_nothing(store: AStore) -> None:
+    await store.catalog.put_model(a_model())
+    before = await store.versions()
+    with pytest.raises(Conflict):
+        await store.catalog.put_model(a_model(url="http://b"), sealed=b"k", is_new=True)
+    assert await store.versions() == before
+
+
 # Sealed secrets
 
 

@@ -13,7 +13,7 @@ from signoff.core.target import EndpointName, Model, key_ids_of, with_new_keys, 
 from signoff.errors import Conflict
 from signoff.stores.database import Database
 from signoff.stores.schema import keys, models
-from signoff.stores.versions import bump
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 _KEY = tuple(column for column in keys.c if column.name != "sealed")
@@ -45,7 +45,7 @@ class SqlCatalog:
         """See `store.Catalog`."""
 
         def put(tx: Tx) -> None:
-            bump(tx, "models")  # first: it makes all others who change the catalog wait
+            lock(tx, "models")
             old = tx.conn.execute(sa.select(models.c.model).where(models.c.name == model.name)).scalar_one_or_none()
             if old is not None and is_new:
                 raise _taken(model)
@@ -57,6 +57,7 @@ class SqlCatalog:
             if model.default:
                 _undefault(tx, model.name)
             _put(tx, made)
+            bump(tx, "models")
 
         try:
             await self._database.write(put)
@@ -69,6 +70,7 @@ class SqlCatalog:
         """See `store.Catalog`."""
 
         def drop(tx: Tx) -> bool:
+            lock(tx, "models")
             model = tx.conn.execute(
                 sa.delete(models).where(models.c.name == name).returning(models.c.model)
             ).scalar_one_or_none()
@@ -106,6 +108,7 @@ class SqlCatalog:
         """See `store.Catalog`."""
 
         def drop(tx: Tx) -> bool:
+            lock(tx, "models")
             dropped = tx.conn.execute(sa.delete(keys).where(keys.c.id == key_id)).rowcount == 1
             if dropped:
                 bump(tx, "models")

@@ -20,9 +20,8 @@ from signoff.stores.schema import (
     composed_versions,
     compositions,
     functions,
-    versions,
 )
-from signoff.stores.versions import bump
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 _HEAD = (compositions.c.id, compositions.c.kind, compositions.c.name, compositions.c.user_id, compositions.c.shared)
@@ -74,7 +73,7 @@ class SqlCompositions:
         named = composed_labels.c.composed_id == composed_id, composed_labels.c.label == label
 
         def move(tx: Tx) -> bool:
-            _lock(tx)
+            lock(tx, "compositions")
             if version is not None and not _exists(tx, composed_versions, *there):
                 return False
             moved = tx.conn.execute(sa.delete(composed_labels).where(*named)).rowcount == 1
@@ -91,6 +90,7 @@ class SqlCompositions:
         """See `store.Compositions`."""
 
         def share(tx: Tx) -> bool:
+            lock(tx, "compositions")
             update = sa.update(compositions).where(compositions.c.id == composed_id).values(shared=shared)
             changed = tx.conn.execute(update).rowcount == 1
             if changed:
@@ -103,7 +103,7 @@ class SqlCompositions:
         """See `store.Compositions`."""
 
         def drop(tx: Tx) -> bool:
-            _lock(tx)
+            lock(tx, "compositions")
             if not tx.conn.execute(sa.delete(compositions).where(compositions.c.id == composed_id)).rowcount:
                 return False
             for table in (composed_versions, composed_labels, composed_calls):
@@ -124,7 +124,7 @@ class SqlCompositions:
 
 
 def _put(tx: Tx, composed: Composed, label: str | None) -> Composed:
-    _lock(tx)
+    lock(tx, "compositions")
     if composed.id == 0:
         composed_id, version = _new(tx, composed), 1
     else:
@@ -173,7 +173,7 @@ def _next(tx: Tx, composed: Composed) -> int:
 
 
 def _synced(tx: Tx, found: Sequence[Function], unread: Sequence[str]) -> Synced:
-    _lock(tx)
+    lock(tx, "compositions")  # a name is one thing, in whichever table it stands
     before: dict[str, Function] = {row.name: row.function for row in tx.conn.execute(sa.select(functions))}
     names = [function.name for function in found]
     taken = set(tx.conn.execute(sa.select(compositions.c.name).where(compositions.c.name.in_(names))).scalars())
@@ -186,11 +186,6 @@ def _synced(tx: Tx, found: Sequence[Function], unread: Sequence[str]) -> Synced:
         tx.conn.execute(sa.insert(functions), [{"name": name, "function": wanted[name]} for name in changed])
     bump(tx, "functions")
     return Synced(tuple(sorted(wanted.keys() - before.keys())), tuple(deleted), tuple(sorted(taken)))
-
-
-def _lock(tx: Tx) -> None:
-    """Until this transaction ends nobody else names anything: a name is one thing, in whichever table it stands."""
-    tx.conn.execute(sa.select(versions.c.version).where(versions.c.topic == "compositions").with_for_update())
 
 
 def _exists(tx: Tx, table: sa.Table, *conditions: ColumnElement[bool]) -> bool:

@@ -17,7 +17,7 @@ from signoff.core.price import Price
 from signoff.errors import Overloaded
 from signoff.stores.database import Database
 from signoff.stores.schema import jobs, past_usage, prices, users
-from signoff.stores.versions import bump
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 _KEY = ("user_id", "token_id", "target", "model", "door", "status", "cache", "prompt", "prompt_version")
@@ -66,6 +66,7 @@ class SqlLedger:
         """See `store.Ledger`."""
 
         def drop(tx: Tx) -> bool:
+            lock(tx, "prices")
             dropped = tx.conn.execute(sa.delete(prices).where(*_is(model, valid_from))).rowcount == 1
             if dropped:
                 bump(tx, "prices")

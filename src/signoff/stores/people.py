@@ -11,7 +11,7 @@ from signoff.core.access import Role, Token, TokenKind, User
 from signoff.core.cache import CacheRule
 from signoff.stores.database import Database
 from signoff.stores.schema import tokens, users
-from signoff.stores.versions import bump
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 _USER = tuple(users.c)
@@ -111,6 +111,7 @@ class SqlPeople:
         """See `store.People`."""
 
         def end(tx: Tx) -> bool:
+            lock(tx, "people")
             update = sa.update(tokens).where(tokens.c.digest == digest, tokens.c.active).values(active=False)
             ended = tx.conn.execute(update).rowcount == 1
             if ended:

@@ -13,7 +13,7 @@ from signoff.core.limits import Limit, Meter, Refusal, Room, Wish, admitted, as_
 from signoff.errors import Overloaded
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.schema import limits, meters
-from signoff.stores.versions import bump
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 T = TypeVar("T")
@@ -49,6 +49,7 @@ class SqlQuotas:
         """See `store.Quotas`."""
 
         def drop(tx: Tx) -> bool:
+            lock(tx, "limits")
             dropped = tx.conn.execute(sa.delete(limits).where(limits.c.name == name)).rowcount == 1
             if dropped:
                 bump(tx, "limits")

@@ -14,7 +14,7 @@ from signoff.core.delivery import Deliver
 from signoff.core.stream import Stream
 from signoff.stores.database import Database
 from signoff.stores.schema import jobs, keys, streams
-from signoff.stores.versions import bump
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 STRETCH = 5000
@@ -90,6 +90,7 @@ def _replaced(tx: Tx, old: Sealed, sealed: bytes) -> bool:
 
 def _replaced_at_stream(tx: Tx, old: Sealed, sealed: bytes) -> bool:
     """Whoever listens must learn of it: what they have a copy of can be opened for a while only."""
+    lock(tx, "streams")
     here = streams.c.name == old.place
     stream: Stream | None = tx.conn.execute(sa.select(streams.c.stream).where(here)).scalar_one_or_none()
     if stream is None or stream.sealed != old.sealed:

@@ -9,7 +9,7 @@ from signoff.core.stream import Stream
 from signoff.stores.database import Database
 from signoff.stores.moves import SECOND
 from signoff.stores.schema import stream_leads, streams
-from signoff.stores.versions import bump
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 
@@ -38,6 +38,7 @@ class SqlStreams:
         """See `store.Streams`."""
 
         def drop(tx: Tx) -> bool:
+            lock(tx, "streams")
             dropped = tx.conn.execute(sa.delete(streams).where(streams.c.name == name)).rowcount == 1
             if dropped:
                 bump(tx, "streams")

@@ -9,6 +9,13 @@ from signoff.stores.schema import versions
 from signoff.stores.writer import Tx
 
 
+def lock(tx: Tx, topic: Topic) -> None:
+    """Until this transaction ends nobody else changes what `topic` is about. To be asked for before any of its rows:
+    who changes them counts that, and two who did so in different orders would wait for each other.
+    """
+    tx.conn.execute(sa.select(versions.c.version).where(versions.c.topic == topic).with_for_update())
+
+
 def bump(tx: Tx, topic: Topic) -> int:
     """Counts a change of `topic`, tells of it, and gives the new number; 0 where nothing counts it."""
     update = sa.update(versions).where(versions.c.topic == topic).values(version=versions.c.version + 1)
