@@ -12,6 +12,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.cache import Bounds
 from signoff.core.cache import Entry, Found, Size, Which
+from signoff.stores.clock import now_us
 from signoff.stores.database import Database
 from signoff.stores.moves import SECOND
 from signoff.stores.schema import cached
@@ -40,13 +41,8 @@ class SqlCache:
 
     async def find(self, keys: Sequence[str]) -> Mapping[str, Found]:
         """See `cache.Cache`."""
-
-        def read(conn: sa.Connection, now: Any) -> dict[str, Found]:
-            rows = conn.execute(_FIND, {"keys": list(keys)}).all()
-            at = now() if rows else 0
-            return {row.key: _found(row, at) for row in rows if row.expires_at > at}
-
-        return await self._database.read(read)
+        rows = await self._database.read(lambda conn, _: conn.execute(_FIND, {"keys": list(keys)}).all())
+        return {row.key: _found(row) for row in rows if row.expires_at > row.now}
 
     async def keep(self, entries: Sequence[Entry]) -> None:
         """See `cache.Cache`."""
@@ -95,7 +91,7 @@ class SqlCache:
         return True
 
 
-_FIND = sa.select(*cached.c).where(cached.c.key.in_(sa.bindparam("keys", expanding=True)))
+_FIND = sa.select(*cached.c, now_us().label("now")).where(cached.c.key.in_(sa.bindparam("keys", expanding=True)))
 _BYTES = sa.cast(sa.func.coalesce(sa.func.sum(cached.c.size_bytes), 0), sa.BigInteger)
 _TOTAL = sa.select(sa.func.count(), _BYTES).select_from(cached)
 _OLDEST = sa.select(cached.c.key, cached.c.size_bytes).order_by(cached.c.created_at).limit(TRIMMED_AT_ONCE)
@@ -115,9 +111,9 @@ def _row(entry: Entry, now: int, expires_at: int) -> dict[str, Any]:
     return row | {"size_bytes": len(entry.answer), "created_at": now, "expires_at": expires_at}
 
 
-def _found(row: sa.Row[Any], now: int) -> Found:
+def _found(row: sa.Row[Any]) -> Found:
     entry = Entry(**{name: getattr(row, name) for name in _ENTRY})
-    return Found(entry, max(0, now - row.created_at) / SECOND, (row.expires_at - now) / SECOND)
+    return Found(entry, max(0, row.now - row.created_at) / SECOND, (row.expires_at - row.now) / SECOND)
 
 
 def _trim(tx: Tx, bounds: Bounds) -> None:
