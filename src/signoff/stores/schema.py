@@ -10,6 +10,7 @@ from signoff.core.answer import Usage
 from signoff.core.delivery import Deliver
 from signoff.core.function import Function
 from signoff.core.job import Decision, Edit, JobError
+from signoff.core.ledger import Sum
 from signoff.core.limits import Limit, Meter
 from signoff.core.policy import Policy
 from signoff.core.stream import Stream
@@ -272,16 +273,7 @@ past_usage = sa.Table(
     sa.Column("cache", sa.Text),
     sa.Column("prompt", sa.Text),
     sa.Column("prompt_version", sa.Integer),
-    sa.Column("jobs", sa.BigInteger, nullable=False),
-    sa.Column("unpriced", sa.BigInteger, nullable=False),
-    sa.Column("timed", sa.BigInteger, nullable=False),
-    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
-    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
-    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
-    sa.Column("cost_nanodollars", sa.BigInteger, nullable=False),
-    sa.Column("queued_us", sa.BigInteger, nullable=False),
-    sa.Column("first_us", sa.BigInteger, nullable=False),
-    sa.Column("answer_us", sa.BigInteger, nullable=False),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in Sum.__struct_fields__),
 )
 
 cached = sa.Table(
