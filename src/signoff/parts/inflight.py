@@ -16,8 +16,8 @@ from signoff.parts.shared import Shared
 class Flight:
     """One waiting call: its job, who asked, what came of it, the task that serves it, and the writing of its row.
 
-    `ending` is the writing of its end, where its row stands: it goes on if the caller leaves. `room` is what is reserved
-    for it under its limits. Once it `is_counted`, its job has what its asking took.
+    `ending` is the writing of its end, where its row stands: it goes on if the caller leaves. `room` is what is
+    reserved for it under its limits. Once it `is_counted`, its job has what its asking took.
     """
 
     def __init__(self, job: Job, *, actor: str) -> None:
