@@ -18,7 +18,7 @@ from signoff.core.job import Job
 from signoff.core.parcel import Parcel, wrapped
 from signoff.store import JobFilter
 from signoff.work.review import Opinion, decide
-from upstreams import FakeUpstream, misbehaving
+from upstreams import SOUND, SPOKEN, FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
@@ -268,6 +268,38 @@ async def test_what_was_held_leaves_by_no_other_way(tmp_path: Path) -> None:
             # then a person looks again
             status, answer = await again
             assert (status, answer["error"]["code"]) == (504, "review_pending")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "whole"),
+    [("spoken", "text/event-stream", b"".join(SPOKEN)), ("speech", "audio/mpeg", SOUND)],
+)
+async def test_a_stream_that_only_its_upstream_knows_is_given_as_it_came(
+    behaviour: str, kind: str, whole: bytes, tmp_path: Path
+) -> None:
+    async with misbehaving() as fake, live(tmp_path, keep_alive_seconds=0.05) as server:
+        url, token = fake.at(behaviour), await server.token()
+        await server.model("quick", kind="openai", url=url)
+        await server.model("held", kind="openai", url=url, review="always")
+
+        async def heard(model: str, **headers: str) -> tuple[str, bytes]:
+            body = {"model": model, "input": "hello", "stream": True}
+            told = {"authorization": f"Bearer {token}"} | headers
+            async with server.http.post(server.url + "/v1/audio/speech", json=body, headers=told) as response:
+                return response.content_type, await response.read()
+
+        async def has_waited() -> bool | None:
+            return asyncio.get_running_loop().time() > held_since + 0.2 or None
+
+        # at once, and again under its key; and while a person looks
+        for _ in range(2):
+            assert await heard("quick", **{"idempotency-key": "k"}) == (kind, whole)
+        asking = asyncio.ensure_future(heard("held"))
+        job = await until(lambda: a_held(server))
+        held_since = asyncio.get_running_loop().time()
+        await until(has_waited)
+        await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve"))
+        assert await asking == (kind, whole)
 
 
 async def test_what_was_refused_cannot_be_fetched_at_its_upstream(tmp_path: Path) -> None:

@@ -396,6 +396,18 @@ async def speech(exchange: Exchange) -> None:
     await exchange.whole(SOUND, kind="audio/mpeg")
 
 
+SPOKEN = [
+    event('{ "type":"speech.audio.delta","audio":"AAA"}'),
+    event('{"type":"speech.audio.done", "audio":"BBB"}'),
+]
+
+
+@behaviour
+async def spoken(exchange: Exchange) -> None:
+    """Speech in events, which are nobody else's."""
+    await exchange.stream(*SPOKEN)
+
+
 @behaviour
 async def transcript(exchange: Exchange) -> None:
     await exchange.whole(b'{ "text":"hello" }')

@@ -106,7 +106,8 @@ class Events:
 
     def _look(self) -> None:
         silent = self._loop.time() - self._sent_at
-        if silent >= self._seconds and not self._sending:
+        is_stream = self.began or self._call.ask.path in KNOWN  # else it may become a sound
+        if silent >= self._seconds and is_stream and not self._sending:
             self._background.spawn(self._comment())
             silent = 0
         self._timer = self._loop.call_later(max(self._seconds - silent, self._seconds / 10), self._look)

@@ -8,14 +8,16 @@ from collections.abc import AsyncIterator
 from signoff.core import sse
 from signoff.core.answer import Chunk
 from signoff.core.ask import Ask
+from signoff.core.endpoint import KNOWN
 from signoff.core.job import Job
+from signoff.core.parcel import unwrapped
 from signoff.core.shape import shaped, streamed
 from signoff.work.desk import Desk
 from signoff.work.look import failure_of, still_held, wait_for
 
 
 async def signed_off(desk: Desk, job: Job, ask: Ask, *, with_usage: bool) -> AsyncIterator[Chunk]:
-    """The signed-off answer; for a stream, comments keep the connection open meanwhile.
+    """The signed-off answer; for a stream, comments keep the connection open meanwhile, where no sound may come.
 
     Raises ReviewPending when nobody looked in time (the job goes on), and JobFailed.
     """
@@ -27,7 +29,7 @@ async def signed_off(desk: Desk, job: Job, ask: Ask, *, with_usage: bool) -> Asy
             raise still_held(job)
         seconds = min(left, desk.rules.keep_alive_seconds) if ask.stream else left
         job = await wait_for(desk, job.id, seconds, lambda job: job.is_terminal)
-        if ask.stream and not job.is_terminal:
+        if ask.stream and job.path in KNOWN and not job.is_terminal:
             yield Chunk(sse.comment(b"waiting for a person"), event=True)
     if job.status == "fail":
         raise failure_of(job)
@@ -38,4 +40,6 @@ async def signed_off(desk: Desk, job: Job, ask: Ask, *, with_usage: bool) -> Asy
 def chunks_of_ended(job: Job, *, stream: bool, with_usage: bool) -> list[Chunk]:
     """The answer of a job that has one, in the form in which it is asked for now."""
     body = shaped(job.path, job.response or b"null", job.target)
-    return list(streamed(job.path, body, with_usage=with_usage)) if stream else [Chunk(body)]
+    parcel = None if job.path in KNOWN else unwrapped(body)
+    is_sound = parcel is not None and parcel.content_type != sse.KIND
+    return list(streamed(job.path, body, with_usage=with_usage)) if stream and not is_sound else [Chunk(body)]
