@@ -177,6 +177,14 @@ async def test_equal_calls_that_could_share_an_answer_run_each_for_itself(server
 # Who may
 
 
+async def test_a_pipeline_that_is_called_as_one_is_run_whatever_else_has_its_name(server: Live) -> None:
+    token = await server.token()
+    number = await save(server, token, "pipeline", "p", "builtin_identity(x)")
+    await server.model("p")
+    for asked in ("p", number):
+        assert await call(server, token, asked, {"x": "1"}) == (200, {"success": True, "response": "1"})
+
+
 async def test_nobody_runs_anothers_pipeline_unless_it_is_shared(server: Live, upstream: Replies) -> None:
     ann, bob, admin = (
         await server.token(email="ann@x.org"),

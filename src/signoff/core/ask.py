@@ -12,7 +12,7 @@ from signoff.core.cache import CacheRule, Fresh, Sampling
 from signoff.core.delivery import Hook
 from signoff.core.endpoint import CHAT
 from signoff.core.policy import Review
-from signoff.core.target import Model, takes_any_json
+from signoff.core.target import Model, Pipeline, takes_any_json
 
 Lane = Literal["now", "later"]
 
@@ -26,6 +26,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     `is_retry`: the caller's client says that it asked the same before, and got no answer. `cache` is the door's rule,
     `fresh` the caller's own; `sampling` is what `body` says about chance, where the door has read it already.
     `reply_to`: the stream on whose response topic the end is told.
+    `pipeline`: what is run, whatever else is called `target`.
     `key_id`: the upstream key to ask with; None for the token's, else the model's.
     """
 
@@ -34,6 +35,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     path: str = CHAT
     body: bytes
     target: str | None = None
+    pipeline: Pipeline | None = None
     stream: bool = False
     lane: Lane = "later"
     priority: int = 5

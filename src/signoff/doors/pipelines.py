@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from litestar import Request, Response, Router, get, post
@@ -10,6 +10,7 @@ from litestar.params import FromQuery
 
 from signoff.core.ask import PREDICT, Ask
 from signoff.core.check import wants
+from signoff.core.target import Pipeline
 from signoff.doors.http import TheCaller, TheDesk, freshness_of, header, patience_of, scope_of
 from signoff.errors import BadRequest
 from signoff.work.compose import look_at
@@ -50,7 +51,7 @@ async def call(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller
     key = new.pipeline_name or (None if new.pipeline_id is None else str(new.pipeline_id))
     if key is None:
         raise BadRequest("Which one? pipeline_name or pipeline_id says it.")
-    pipeline = await look_at(desk, caller, "pipeline", key)
+    pipeline = cast("Pipeline", await look_at(desk, caller, "pipeline", key))
     scope = scope_of(request)
     ask = Ask(
         door="pipelines",
@@ -58,6 +59,7 @@ async def call(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller
         path=PREDICT,
         body=msgspec.json.encode(new.args),
         target=pipeline.name,
+        pipeline=pipeline,
         idempotency_key=header(scope, b"idempotency-key"),
         key_id=new.openaikey_id,
         fresh=freshness_of(scope),

@@ -32,6 +32,8 @@ async def admit(desk: Desk, ask: Ask) -> Job:
     sampling = _checked(ask)
     if ask.key_id is not None:
         await key_of_user(desk, ask.caller.user_id, ask.key_id)
+    if ask.pipeline is not None:
+        return _run_of(desk, ask, ask.pipeline)
     named = NOTHING if leaves_nothing(ask.path) else await what_is_named(desk, ask)
     if named.subject is not None:
         ask = msgspec.structs.replace(ask, target=keeper_of(named.subject))
