@@ -128,3 +128,19 @@ async def test_a_model_that_cannot_be_reached_is_told_so(tmp_path: Path) -> None
         _, echo = await server.ask("GET", "/api/models/echo?health=true", admin)
         assert (echo["registered"], echo["health"]["ok"]) == (False, True)
         assert (await server.ask("PATCH", "/api/models/echo", admin, json={"attempts": 1}))[0] == 404
+
+
+async def test_of_timeouts_and_limits_only_what_is_given_changes(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        timeouts = {"connect_seconds": 1.0, "first_byte_seconds": 2.0, "between_chunks_seconds": 3.0}
+        model = {"name": "m", "kind": "subprocess", "command": "cat", "timeouts": timeouts, "limits": {"nice": 3}}
+        assert (await server.ask("POST", "/api/models", admin, json=model))[0] == 201
+        for flaw in ({"total": 5}, {"total_seconds": 0}, {"total_seconds": None}, None):
+            assert (await server.ask("PATCH", "/api/models/m", admin, json={"timeouts": flaw}))[0] == 400
+        change = {"timeouts": {"total_seconds": 9}, "limits": {"open_files": 64}}
+        status, told = await server.ask("PATCH", "/api/models/m", admin, json=change)
+        assert (status, told["timeouts"]) == (200, timeouts | {"total_seconds": 9.0})
+        assert told["limits"] == {"nice": 3, "open_files": 64, "memory_mb": None}
+        change = {"limits": {"nice": None}}
+        assert (await server.ask("PATCH", "/api/models/m", admin, json=change))[1]["limits"]["nice"] is None

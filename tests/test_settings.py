@@ -24,6 +24,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("value", ["https://a.example", "[", "{}"])
+def test_a_list_that_is_none_is_one_line_about_it(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGNOFF_CORS_ORIGINS", value)
+    with pytest.raises(BadSettings, match=r"^cors_origins: [^\n]*$"):
+        load()
+
+
 def test_the_nearer_source_wins(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given nothing, then one source after the other, each nearer than the last
     assert load().port == 8000

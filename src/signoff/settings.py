@@ -30,6 +30,7 @@ from pydantic_settings import (
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from signoff.core.access import Role
@@ -265,6 +266,9 @@ def load(**flags: Any) -> Settings:
     except ValidationError as error:
         problems = (f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())
         raise BadSettings("; ".join(problems)) from None
+    except SettingsError as error:
+        name = re.search(r'field "(\w+)"', str(error))
+        raise BadSettings(f"{name[1] if name else error}: It is no JSON.") from None
 
 
 def _file_named_in(*sources: PydanticBaseSettingsSource) -> str | None:

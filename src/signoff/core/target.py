@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -315,6 +315,15 @@ def _can_live_within(limits: ProcessLimits) -> bool:
 def takes_any_json(model: Model) -> bool:
     """Whether it is asked with the payload as it is; all others speak as OpenAI's API does."""
     return model.kind == "http" or (model.kind == "subprocess" and not model.serve)
+
+
+def with_changes(model: Model, changes: Mapping[str, Any]) -> Model:
+    """`model` with these; `timeouts` and `limits` are mappings of what is given of them, and all else of them stays."""
+    parts = {
+        name: msgspec.structs.replace(getattr(model, name), **changes[name])
+        for name in changes.keys() & {"timeouts", "limits"}
+    }
+    return msgspec.structs.replace(model, **{**changes, **parts})
 
 
 def version_of(model: Model) -> str:

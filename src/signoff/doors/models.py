@@ -12,7 +12,7 @@ from litestar.params import FromPath, FromQuery
 
 from signoff.core.cache import CacheRule
 from signoff.core.policy import Review
-from signoff.core.target import Balance, Endpoint, Kind, Model, ProcessLimits, Timeouts
+from signoff.core.target import Balance, Endpoint, Kind, Model, with_changes
 from signoff.doors.http import TheCaller, TheDesk, TheKnobs, scope_of, takes_commands
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.health import full_health_of
@@ -30,6 +30,8 @@ from signoff.work.models import Secrets
 from signoff.work.trial import try_model
 
 Operation = Literal["try", "start", "stop"]
+Timeout = Literal["connect_seconds", "first_byte_seconds", "between_chunks_seconds", "total_seconds"]
+Limit = Literal["memory_mb", "open_files", "nice"]
 
 
 class DescribedEndpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -52,8 +54,8 @@ class Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     serve: bool | msgspec.UnsetType = msgspec.UNSET
     idle_seconds: float | msgspec.UnsetType = msgspec.UNSET
     start_seconds: float | msgspec.UnsetType = msgspec.UNSET
-    timeouts: Timeouts | msgspec.UnsetType = msgspec.UNSET
-    limits: ProcessLimits | msgspec.UnsetType = msgspec.UNSET
+    timeouts: dict[Timeout, float] | msgspec.UnsetType = msgspec.UNSET
+    limits: dict[Limit, int | None] | msgspec.UnsetType = msgspec.UNSET
     attempts: int | msgspec.UnsetType | None = msgspec.UNSET
     review: Review | msgspec.UnsetType | None = msgspec.UNSET
     coalesce: bool | msgspec.UnsetType | None = msgspec.UNSET
@@ -83,7 +85,7 @@ async def create(
     changes, secrets = _decoded(await request.body())
     if not {"name", "kind"} <= changes.keys():
         raise BadRequest("A model has a name and a kind.")
-    model = Model(**changes)
+    model = with_changes(Model(name=changes["name"], kind=changes["kind"]), changes)
     commands = takes_commands(knobs, scope_of(request))
     await add_model(desk, caller, model, secrets, commands=commands, is_new=True)
     seen = await look_at_model(desk, caller, model.name)

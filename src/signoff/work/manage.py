@@ -12,7 +12,7 @@ import msgspec
 from signoff.core.access import Caller, check_admin, may_review
 from signoff.core.address import MODELS
 from signoff.core.log import LogLine
-from signoff.core.target import Model, endpoints_of
+from signoff.core.target import Model, endpoints_of, with_changes
 from signoff.engine import RunsModels, State
 from signoff.errors import AddressRefused, BadRequest, Forbidden, ModelNotFound, Overloaded
 from signoff.guard import knock, refusal_in
@@ -116,13 +116,16 @@ async def change_model(
     *,
     commands: bool,
 ) -> None:
-    """Registers the model anew with these changes, under its name. Raises Forbidden, ModelNotFound, BadRequest."""
+    """Registers the model anew with these changes, as `with_changes` reads them, under its name.
+
+    Raises Forbidden, ModelNotFound, BadRequest.
+    """
     seen = await look_at_model(desk, caller, name)
     if not seen.is_registered:
         raise ModelNotFound(f"There is no registered model {name!r}.")
     if changes.get("name", name) != name:
         raise BadRequest("A model keeps its name: register another one, and remove this one.")
-    changed = msgspec.structs.replace(seen.model, **changes)
+    changed = with_changes(seen.model, changes)
     is_as_it_was = (changed.command, changed.serve) == (seen.model.command, seen.model.serve)
     await add_model(desk, caller, changed, secrets, commands=commands or is_as_it_was)
 
