@@ -84,7 +84,7 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
     )
 
-    data_dir: Path = Field(Path("data"), description="The SQLite file, blobs, and the secret key.")
+    data_dir: Path = Field(Path("data"), description="The SQLite file, the secret key, and where processes meet.")
     database_url: str | None = Field(
         None,
         description="postgresql://… or sqlite:///…; none: SQLite in data_dir.",
@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     )
     redis_url: str | None = Field(
         None,
-        description="redis://user:password@host:6379/0 of a Redis that results are written to as well; none: nowhere.",
+        description="redis://user:password@host:6379/0 of a Redis for results and the cache `redis`; none: nowhere.",
         pattern="^(rediss?|unix)://.",
     )
     redis_prefix: str = Field(

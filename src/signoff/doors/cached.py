@@ -1,4 +1,4 @@
-"""The door of the watchful eye: `/api/openai/{endpoint}` always caches, `/api/cache/{endpoint}` only looks."""
+"""The door of the watchful eye: `/api/openai/{endpoint}` caches unless told not to, `/api/cache/{endpoint}` looks."""
 
 from __future__ import annotations
 
