@@ -252,3 +252,13 @@ async def test_a_queued_job_of_a_program_is_asked_its_payload_as_it_is(tmp_path:
         _, told = await server.ask("POST", "/enqueue", token, json={"model": "lines", "input": "a"})
         job = await server.job_when(token, told["job_id"], lambda job: job["status"] == "success")
         assert job["response"]["of"] == {"model": "lines", "input": "a"}
+
+
+async def test_what_is_left_under_a_limit_is_told_with_the_answer(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        assert (await server.ask("PUT", "/api/limits/each", admin, json={"requests_per_minute": 9}))[0] == 200
+        headers = {"authorization": f"Bearer {admin}"}
+        for left, path in ((8, "/post/predict?id=echo"), (7, "/api/openai/v1/chat/completions")):
+            async with server.http.post(server.url + path, json=chat("hello"), headers=headers) as response:
+                assert (response.status, response.headers["x-ratelimit-remaining-requests"]) == (200, str(left))

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
 
 from signoff.core.access import Caller
-from signoff.core.answer import collect, content_of
+from signoff.core.answer import content_of
 from signoff.core.ask import Ask
 from signoff.core.cache import Sampling, Which
 from signoff.core.endpoint import KNOWN
 from signoff.doors.http import (
-    Header,
     Knobs,
     Receive,
     Scope,
     Send,
-    cache_header,
     caller_of,
+    decoded,
     error_headers,
     freshness_of,
     header,
     in_dialect,
     leaving,
+    not_allowed,
     patience_of,
     read_body,
-    send_bytes,
+    send_json,
 )
+from signoff.doors.outgoing import call_headers, whole_answer
 from signoff.errors import BadRequest, NotFound, SignoffError
-from signoff.work.call import begin, chunks_of, look_up
+from signoff.work.call import begin, look_up
 from signoff.work.clear import clear, look_at_size
 from signoff.work.desk import Desk
 from signoff.work.recall import until_kept
 
-JSON = b"application/json"
 OPENAI, CACHE = "/api/openai/", "/api/cache"
 PREFIXES = (OPENAI, CACHE)
 
@@ -68,27 +67,23 @@ class CachedDoor:
         if door not in {"openai", "cache"} or endpoint not in KNOWN:
             raise NotFound(f"There is no {method} {path} here; endpoints are {', '.join(sorted(KNOWN))}.")
         if method != "POST":
-            raise _not_allowed(method)
+            raise not_allowed(method)
         body = await read_body(scope, receive, self._knobs.max_body_bytes)
         ask = _ask(scope, caller, endpoint, body)
         if door == "cache":
             job = await look_up(self._desk, ask)
             found = [] if job is None else [{"response": content_of(job.response or b"null"), "cache_hit": True}]
-            await _send(send, found)
+            await send_json(send, found)
         else:
             await self._answer(receive, send, ask)
 
     async def _answer(self, receive: Receive, send: Send, ask: Ask) -> None:
         async with leaving(self._desk, receive):
             call = await begin(self._desk, ask)
-            async with contextlib.aclosing(chunks_of(self._desk, call)) as chunks:
-                said = [chunk async for chunk in chunks]
-            answer = collect(said).body if ask.stream else b"".join([chunk.raw for chunk in said])
-            job = call.flight.job
+            answer, job = await whole_answer(self._desk, call), call.flight.job
             await until_kept(self._desk, job)
-            names = ((b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()))
             told = {"response": content_of(answer), "cache_hit": job.cache == "hit"}
-            await _send(send, told, (*names, cache_header(job)))
+            await send_json(send, told, call_headers(call))
 
     async def _look_after(self, scope: Scope, send: Send, caller: Caller) -> None:
         """How much is kept, or forgetting it: of the caller, or of all and any for an admin."""
@@ -101,13 +96,13 @@ class CachedDoor:
         which = Which(key=asked.get("key"), model=asked.get("model"), target=asked.get("target"))
         if scope["method"] == "DELETE":
             deleted = await clear(self._desk, caller, which, asked.get("user"))
-            await _send(send, {"deleted": deleted})
+            await send_json(send, {"deleted": deleted})
         else:
-            await _send(send, await look_at_size(self._desk, caller, which, asked.get("user")))
+            await send_json(send, await look_at_size(self._desk, caller, which, asked.get("user")))
 
 
 def _ask(scope: Scope, caller: Caller, endpoint: str, body: bytes) -> Ask:
-    peek = _peek(body)
+    peek = decoded(body, _Peek, "The body cannot be asked")
     return Ask(
         door="cached",
         caller=caller,
@@ -124,26 +119,9 @@ def _ask(scope: Scope, caller: Caller, endpoint: str, body: bytes) -> Ask:
     )
 
 
-def _peek(body: bytes) -> _Peek:
-    try:
-        return msgspec.json.decode(body, type=_Peek)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"The body cannot be asked: {error}") from None
-
-
-def _not_allowed(method: str) -> SignoffError:
-    error = BadRequest(f"Not a method: {method}")
-    error.status, error.code = 405, "method_not_allowed"
-    return error
-
-
-async def _send(send: Send, told: Any, headers: tuple[Header, ...] = ()) -> None:
-    await send_bytes(send, 200, msgspec.json.encode(told), JSON, headers)
-
-
 async def send_error(send: Send, error: SignoffError) -> None:
     """An error in this door's dialect."""
     body: dict[str, Any] = {"detail": error.message, "code": error.code}
     told = body if error.job_id is None else body | {"job_id": error.job_id}
     headers = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
-    await send_bytes(send, error.status, msgspec.json.encode(told), JSON, headers)
+    await send_json(send, told, headers, status=error.status)

@@ -13,7 +13,7 @@ from signoff.core.check import wants
 from signoff.core.function import Function
 from signoff.core.target import PRODUCTION, Composed, Composition
 from signoff.core.wire import when
-from signoff.doors.http import INTS, TheCaller, TheDesk
+from signoff.doors.http import INTS, TheCaller, TheDesk, decoded
 from signoff.errors import BadRequest
 from signoff.store import ComposedFilter
 from signoff.work import compose
@@ -225,10 +225,7 @@ def _at(version: str | None) -> str | int:
 
 
 def _decoded(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"This cannot be read: {error}") from None
+    return decoded(body, kind, "This cannot be read")
 
 
 router = Router(

@@ -12,10 +12,8 @@ from signoff.core import sse
 from signoff.core.endpoint import RESPONSES
 from signoff.core.limits import Gauge
 from signoff.core.shape import named_event
-from signoff.doors.http import Header, Send, error_headers, send_bytes
+from signoff.doors.http import JSON, Header, Send, error_headers, send_bytes
 from signoff.errors import LimitReached, ModelAnswered, SignoffError
-
-JSON = b"application/json"
 
 
 async def send_error(send: Send, error: SignoffError, headers: Iterable[Header] = ()) -> None:

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
 from math import ceil
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -24,6 +24,7 @@ from signoff.errors import BadPipeline, BadRequest, Forbidden, LimitReached, Sig
 from signoff.work.desk import Desk
 from signoff.work.people import identify
 
+JSON = b"application/json"
 READ_AWAY_BYTES = 64 * 1024 * 1024
 LONGEST_WAIT_SECONDS = 3600.0
 # What columns of whole numbers hold is less than these.
@@ -34,6 +35,7 @@ SECURE_SESSION_COOKIE = "__Host-signoff_session"
 # Where a request's scope keeps the first header of each name.
 HEADERS = "signoff.headers"
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+T = TypeVar("T")
 Header = tuple[bytes, bytes]
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -252,6 +254,26 @@ async def send_bytes(send: Send, status: int, body: bytes, content_type: bytes, 
     start = [(b"content-type", content_type), (b"content-length", length), *headers]
     await send({"type": "http.response.start", "status": status, "headers": start})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_json(send: Send, told: Any, headers: Iterable[Header] = (), *, status: int = 200) -> None:
+    """One whole response that says `told`."""
+    await send_bytes(send, status, msgspec.json.encode(told), JSON, headers)
+
+
+def decoded(body: bytes, kind: type[T], otherwise: str, wrong: type[SignoffError] = BadRequest) -> T:
+    """The JSON of a request. Raises `wrong`, which says `otherwise` and the reason, for what is no such thing."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (ValueError, RecursionError) as error:
+        raise wrong(f"{otherwise}: {error}") from None
+
+
+def not_allowed(method: str) -> SignoffError:
+    """The refusal of a method."""
+    error = BadRequest(f"Not a method: {method}")
+    error.status, error.code = 405, "method_not_allowed"
+    return error
 
 
 def problem(error: SignoffError) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from signoff.doors.http import (
     TheCaller,
     TheDesk,
     TheKnobs,
+    decoded,
     error_headers,
     freshness_of,
     scope_of,
@@ -94,10 +95,7 @@ async def jobs(
 @post("/reviewJob", status_code=200, summary="Approve, reject, send back, or keep edits")
 async def review_job(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> dict[str, str]:
     """Done, or an error that says why not."""
-    try:
-        review = msgspec.json.decode(await request.body(), type=ReviewOf)
-    except (ValueError, RecursionError) as error:
-        raise BadBody(f"This is not a review: {error}") from None
+    review = decoded(await request.body(), ReviewOf, "This is not a review", BadBody)
     edit, status = Edit(payload=_given(review.payload), response=_given(review.response)), _status(review.status)
     if status == "human":
         await draft(desk, caller, review.id, edit)

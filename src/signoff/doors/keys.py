@@ -10,8 +10,7 @@ from litestar.params import FromPath, QueryParameter
 
 from signoff.core.access import UpstreamKey
 from signoff.core.wire import when
-from signoff.doors.http import TheCaller, TheDesk
-from signoff.errors import BadRequest
+from signoff.doors.http import TheCaller, TheDesk, decoded
 from signoff.work.keys import add_key, look_at_keys, remove_key
 
 MAX_PAGE = 1000
@@ -28,10 +27,7 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 @post("/", status_code=201, summary="Store an upstream key")
 async def create(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> dict[str, Any]:
     """Its number; the key itself is never shown again."""
-    try:
-        new = msgspec.json.decode(await request.body(), type=NewKey)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"This is not a key: {error}") from None
+    new = decoded(await request.body(), NewKey, "This is not a key")
     return _as_seen(await add_key(desk, caller, new.name, new.key, shared=new.shared))
 
 

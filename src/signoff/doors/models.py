@@ -13,7 +13,7 @@ from litestar.params import FromPath, FromQuery
 from signoff.core.cache import CacheRule
 from signoff.core.policy import Review
 from signoff.core.target import Balance, Endpoint, Kind, Model, with_changes
-from signoff.doors.http import TheCaller, TheDesk, TheKnobs, scope_of, takes_commands
+from signoff.doors.http import TheCaller, TheDesk, TheKnobs, decoded, scope_of, takes_commands
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.health import full_health_of
 from signoff.work.manage import (
@@ -144,10 +144,7 @@ async def tried(
 
 def _decoded(body: bytes) -> tuple[dict[str, Any], Secrets]:
     """What is given of a model, and the keys."""
-    try:
-        given = msgspec.structs.asdict(msgspec.json.decode(body, type=Described))
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"This is not a model: {error}") from None
+    given = msgspec.structs.asdict(decoded(body, Described, "This is not a model"))
     changes = {name: value for name, value in given.items() if value is not msgspec.UNSET}
     secret = changes.pop("key", None)
     if "command" in changes:

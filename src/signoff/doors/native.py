@@ -19,7 +19,7 @@ from signoff.core.endpoint import CHAT
 from signoff.core.job import Event, Status
 from signoff.core.signing import Secret
 from signoff.core.wire import as_seen, microseconds_of, when
-from signoff.doors.http import TheCaller, TheDesk, freshness_of, number_in, scope_of
+from signoff.doors.http import TheCaller, TheDesk, decoded, freshness_of, number_in, scope_of
 from signoff.errors import BadRequest
 from signoff.store import JobFilter
 from signoff.work.again import ask_again
@@ -59,7 +59,7 @@ async def create(
     idempotency_key: Annotated[str | None, HeaderParameter(name="idempotency-key")] = None,
 ) -> Response[dict[str, Any]]:
     """Commits the job, and says where to look for its answer."""
-    new = _decoded(await request.body())
+    new = decoded(await request.body(), NewJob, "This is not a job")
     seconds = 0.0 if new.due_at is None else (_microseconds(new.due_at) - desk.clock()) / 1_000_000
     ask = Ask(
         door="native",
@@ -143,10 +143,7 @@ async def partly(
     request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller, job_id: FromPath[str]
 ) -> Response[dict[str, Any]]:
     """A new run, which has already what does not depend on the change."""
-    try:
-        change = msgspec.json.decode(await request.body(), type=Change)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"This is no change: {error}") from None
+    change = decoded(await request.body(), Change, "This is no change")
     job = await rerun(desk, caller, job_id, change)
     return Response(as_seen(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
 
@@ -181,13 +178,6 @@ def _microseconds(time: datetime) -> int:
         return microseconds_of(time)
     except ValueError as error:
         raise BadRequest(f"due_at: {error}") from None
-
-
-def _decoded(body: bytes) -> NewJob:
-    try:
-        return msgspec.json.decode(body, type=NewJob)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"This is not a job: {error}") from None
 
 
 router = Router("/api/jobs", route_handlers=[create, listed, one, events, cancelled, again, run, partly], tags=["jobs"])

@@ -13,24 +13,25 @@ from signoff.core.cache import Sampling
 from signoff.core.endpoint import CHAT, KNOWN, RESPONSES, STREAMED, asked_for, route_of
 from signoff.core.parcel import Parcel, field, wrapped
 from signoff.core.target import Composed, Model
-from signoff.doors.dialect import JSON, send_error
+from signoff.doors.dialect import send_error
 from signoff.doors.http import (
     Knobs,
     Receive,
     Scope,
     Send,
     caller_of,
+    decoded,
     freshness_of,
     header,
     in_dialect,
     leaving,
     patience_of,
     read_body,
-    send_bytes,
+    send_json,
     text_header,
 )
 from signoff.doors.outgoing import call_headers, send_events, send_whole
-from signoff.errors import BadRequest, NotFound, SignoffError
+from signoff.errors import NotFound, SignoffError
 from signoff.work.call import Call, begin, chunks_of
 from signoff.work.desk import Desk
 from signoff.work.target import all_targets, target_of
@@ -120,12 +121,12 @@ class OpenAIDoor:
     async def _models(self, scope: Scope, send: Send) -> None:
         caller = await caller_of(self._desk, self._knobs, scope)
         listed = [_as_model(target) for target in await all_targets(self._desk, caller)]
-        await send_bytes(send, 200, msgspec.json.encode({"object": "list", "data": listed}), JSON)
+        await send_json(send, {"object": "list", "data": listed})
 
     async def _model(self, scope: Scope, send: Send, name: str) -> None:
         caller = await caller_of(self._desk, self._knobs, scope)
         target = await target_of(self._desk, caller, name)
-        await send_bytes(send, 200, msgspec.json.encode(_as_model(target) | {"id": name}), JSON)
+        await send_json(send, _as_model(target) | {"id": name})
 
 
 def _read(scope: Scope, path: str, body: bytes) -> tuple[bytes, _Peek]:
@@ -165,10 +166,7 @@ def _named(scope: Scope) -> tuple[str | None, str]:
 
 
 def _peek(body: bytes) -> _Peek:
-    try:
-        return msgspec.json.decode(body, type=_Peek)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"The body cannot be asked: {error}") from None
+    return decoded(body, _Peek, "The body cannot be asked")
 
 
 def _as_model(target: Model | Composed) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from signoff.core.answer import Chunk
 from signoff.core.endpoint import KNOWN, STREAMED
 from signoff.core.parcel import unwrapped
 from signoff.core.shape import streamed
-from signoff.doors.dialect import JSON, error_event, gauge_headers
-from signoff.doors.http import Header, Send, cache_header, send_bytes
+from signoff.doors.dialect import error_event, gauge_headers
+from signoff.doors.http import JSON, Header, Send, cache_header, send_bytes
 from signoff.errors import SignoffError
 from signoff.parts.background import Background
-from signoff.work.call import Call
+from signoff.work.call import Call, chunks_of
+from signoff.work.desk import Desk
+from signoff.work.perform import collected
 
 # Whatever a model says that it is, it is no page of ours.
 AS_DATA = [(b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"sandbox; default-src 'none'")]
@@ -25,7 +27,14 @@ EVENTS = b"text/event-stream; charset=utf-8"
 async def send_whole(call: Call, chunks: AsyncIterator[Chunk], send: Send) -> None:
     """The answer in one piece; a parcel as what was in it."""
     body = b"".join([chunk.raw async for chunk in chunks])
-    await _send_body(call, body, send)
+    await send_body(call, body, send)
+
+
+async def whole_answer(desk: Desk, call: Call) -> bytes:
+    """The answer in one piece, also where the model was asked for a stream."""
+    async with contextlib.aclosing(chunks_of(desk, call)) as chunks:
+        said = [chunk async for chunk in chunks]
+    return collected(call.flight.job, said).body if call.ask.stream else b"".join([chunk.raw for chunk in said])
 
 
 async def send_events(
@@ -44,7 +53,7 @@ async def send_events(
                     await events.send(b"".join(piece.raw for piece in pieces))
                 else:
                     events.close()
-                    await _send_body(call, chunk.raw, send)
+                    await send_body(call, chunk.raw, send)
                     return
         except SignoffError as error:
             if not events.began:
@@ -124,7 +133,8 @@ def call_headers(call: Call) -> list[Header]:
     return headers if room is None else [*headers, *gauge_headers(room.gauges)]
 
 
-async def _send_body(call: Call, body: bytes, send: Send) -> None:
+async def send_body(call: Call, body: bytes, send: Send) -> None:
+    """An answer that is there; a parcel as what was in it."""
     parcel = None if call.ask.path in KNOWN else unwrapped(body)
     if parcel is None:
         return await send_bytes(send, 200, body, JSON, call_headers(call))

@@ -11,7 +11,7 @@ from litestar.params import FromQuery
 from signoff.core.ask import PREDICT, Ask
 from signoff.core.check import wants
 from signoff.core.target import Pipeline
-from signoff.doors.http import TheCaller, TheDesk, freshness_of, header, patience_of, scope_of
+from signoff.doors.http import TheCaller, TheDesk, decoded, freshness_of, header, patience_of, scope_of
 from signoff.errors import BadRequest
 from signoff.work.compose import look_at
 from signoff.work.look import look_and_wait, succeeded
@@ -47,7 +47,7 @@ class NewCall(msgspec.Struct, frozen=True, kw_only=True):
 @post("/call", status_code=200, summary="Run a pipeline and wait for its answer")
 async def call(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> Response[dict[str, Any]]:
     """What its outermost call gives, as a text."""
-    new = _decoded(await request.body())
+    new = decoded(await request.body(), NewCall, "This is no call")
     key = new.pipeline_name or (None if new.pipeline_id is None else str(new.pipeline_id))
     if key is None:
         raise BadRequest("Which one? pipeline_name or pipeline_id says it.")
@@ -68,13 +68,6 @@ async def call(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller
     done = succeeded(await look_and_wait(desk, caller, job.id, patience_of(scope)))
     told = {"success": True, "response": msgspec.Raw(done.response or b"null")}
     return Response(told, headers={"x-signoff-job": job.id})
-
-
-def _decoded(body: bytes) -> NewCall:
-    try:
-        return msgspec.json.decode(body, type=NewCall)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"This is no call: {error}") from None
 
 
 router = Router("/api/pipeline", route_handlers=[args, call], tags=["pipelines"])

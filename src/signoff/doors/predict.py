@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 from typing import Any
 from urllib.parse import unquote_plus
 
-import msgspec
-
 from signoff.core.access import Caller
-from signoff.core.answer import collect
 from signoff.core.ask import PREDICT, Ask
 from signoff.core.target import Model, is_name
 from signoff.core.wire import when
@@ -20,25 +16,25 @@ from signoff.doors.http import (
     Receive,
     Scope,
     Send,
-    cache_header,
     caller_of,
     error_headers,
     freshness_of,
     header,
     in_dialect,
     leaving,
+    not_allowed,
     patience_of,
     read_body,
-    send_bytes,
+    send_json,
     takes_commands,
 )
+from signoff.doors.outgoing import send_body, whole_answer
 from signoff.errors import BadRequest, ModelNotFound, NotFound, SignoffError, Unauthorized
-from signoff.work.call import begin, chunks_of
+from signoff.work.call import begin
 from signoff.work.desk import Desk
 from signoff.work.manage import add_model, clean_log, log_of
 from signoff.work.perform import asks_for_a_stream
 
-JSON = b"application/json"
 PREFIXES = ("/get/", "/post/", "/GET/", "/POST/", "/Get/", "/Post/")
 # A `?` stands where an `&` was meant when a name of ours follows; the second one of a name belongs to an address.
 FIELD = re.compile(r"(?:^|[?&])(id|type|destination|dest)=", re.IGNORECASE)
@@ -60,7 +56,7 @@ class PredictDoor:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         operation = scope["path"].split("/", 2)[2].rstrip("/").lower()
         if scope["method"] not in {"GET", "POST"}:
-            raise _not_allowed(scope["method"])
+            raise not_allowed(scope["method"])
         caller = await caller_of(self._desk, self._knobs, scope, sessions=False)
         told = fields_of(scope["query_string"].decode("latin-1"))
         name = told.get("id", "")
@@ -71,15 +67,15 @@ class PredictDoor:
                 case "predict":
                     await self._predict(scope, receive, send, caller, name)
                 case "getlogs":
-                    await _send(send, [_as_entry(entry) for entry in await log_of(self._desk, caller, name)])
+                    await send_json(send, [_as_entry(entry) for entry in await log_of(self._desk, caller, name)])
                 case "cleanlogs":
                     _check_token(scope)
                     await clean_log(self._desk, caller, name)
-                    await _send(send, {"status": "success"})
+                    await send_json(send, {"status": "success"})
                 case "addmodel":
                     _check_token(scope)
                     await add_model(self._desk, caller, model_of(told), commands=takes_commands(self._knobs, scope))
-                    await _send(send, {"status": "success", "id": name})
+                    await send_json(send, {"status": "success", "id": name})
                 case _:
                     raise NotFound(f"Not an operation: {operation}")
         except ModelNotFound as error:
@@ -104,13 +100,7 @@ class PredictDoor:
         )
         async with leaving(self._desk, receive):
             call = await begin(self._desk, ask)
-            async with contextlib.aclosing(chunks_of(self._desk, call)) as chunks:
-                said = [chunk async for chunk in chunks]
-            answer = collect(said).body if ask.stream else b"".join([chunk.raw for chunk in said])
-            job = call.flight.job
-            names = ((b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()))
-            headers = (*names, cache_header(job))
-            await send_bytes(send, 200, answer, JSON, headers)
+            await send_body(call, await whole_answer(self._desk, call), send)
 
 
 def fields_of(query: str) -> dict[str, str]:
@@ -170,24 +160,12 @@ def _check_token(scope: Scope) -> None:
         raise Unauthorized
 
 
-def _not_allowed(method: str) -> SignoffError:
-    error = BadRequest(f"Not a method: {method}")
-    error.status, error.code = 405, "method_not_allowed"
-    return error
-
-
 def _as_entry(entry: Any) -> dict[str, str]:
     return {"time": when(entry.at), "level": entry.level, "text": entry.text}
-
-
-async def _send(send: Send, told: Any) -> None:
-    await send_bytes(send, 200, msgspec.json.encode(told), JSON)
 
 
 async def send_error(send: Send, error: SignoffError) -> None:
     """An error in this door's dialect; its code is in a header."""
     told = {"content": error.message} | ({} if error.job_id is None else {"job_id": error.job_id})
     headers = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
-    await send_bytes(
-        send, error.status, msgspec.json.encode(told), JSON, [*headers, (b"x-signoff-code", error.code.encode())]
-    )
+    await send_json(send, told, [*headers, (b"x-signoff-code", error.code.encode())], status=error.status)

@@ -8,7 +8,7 @@ import msgspec
 from litestar import MediaType, Request, Response, Router, delete, get, post
 from litestar.params import FromPath
 
-from signoff.doors.http import TheDesk, TheKnobs, caller_of, scope_of, session_cookie, session_of
+from signoff.doors.http import TheDesk, TheKnobs, caller_of, decoded, scope_of, session_cookie, session_of
 from signoff.errors import BadBody
 from signoff.work.people import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
 
@@ -23,10 +23,7 @@ class SignIn(msgspec.Struct, frozen=True):
 @post("/api/session", status_code=200, summary="Sign in")
 async def create(request: Request[Any, Any, Any], desk: TheDesk) -> Response[dict[str, str]]:
     """Sets the session's cookie."""
-    try:
-        who = msgspec.json.decode(await request.body(), type=SignIn)
-    except (ValueError, RecursionError) as error:
-        raise BadBody(f"Send email and password: {error}") from None
+    who = decoded(await request.body(), SignIn, "Send email and password", BadBody)
     token = await sign_in(desk, who.email, who.password)
     return _with_session(request, {"status": "success"}, token, SESSION_SECONDS)
 

@@ -9,8 +9,7 @@ from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import FromPath
 
 from signoff.doors.asyncapi import document
-from signoff.doors.http import TheCaller, TheDesk
-from signoff.errors import BadRequest
+from signoff.doors.http import TheCaller, TheDesk, decoded
 from signoff.work.streams import (
     SeenStream,
     add_stream,
@@ -73,10 +72,7 @@ async def described(desk: TheDesk, caller: TheCaller) -> dict[str, Any]:
 
 
 def _decoded(body: bytes) -> dict[str, Any]:
-    try:
-        given = msgspec.structs.asdict(msgspec.json.decode(body, type=Described))
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"This is not a stream: {error}") from None
+    given = msgspec.structs.asdict(decoded(body, Described, "This is not a stream"))
     return {name: value for name, value in given.items() if value is not msgspec.UNSET}
 
 
