@@ -21,8 +21,8 @@ from signoff.core.price import Price, cost_of
 from signoff.core.target import Endpoint, Timeouts
 from signoff.core.tokens import Usage
 from signoff.store import JobFilter
-from signoff.work.kept import keeper_of
 from signoff.work.ledger import add_price
+from signoff.work.named import keeper_of
 from signoff.work.review import Opinion, decide
 from upstreams import EVENTS, FakeUpstream, full, misbehaving
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
+from structlog.testing import capture_logs
 
 from signoff.core.limits import Limit
 from signoff.errors import Overloaded, SchemaOutdated
@@ -383,3 +384,15 @@ async def refused(store: SqlStore) -> bool:
     except Overloaded:
         return True
     return False
+
+
+async def test_a_row_that_is_refused_does_not_say_in_the_log_what_its_caller_said(store: SqlStore) -> None:
+    job = a_job(status="success", body=b'{"secret": "sesame"}')
+    with capture_logs() as logs:
+        for _ in range(2):
+            written = await store.jobs.insert_ended(job, actor="test", verbs=["submit"])
+            await asyncio.wait([written])
+        error = written.exception()
+
+    assert error is not None
+    assert "sesame" not in f"{error!r} {error} {logs}"

@@ -194,14 +194,10 @@ def fresh() -> Iterator[None]:
 
 FOUND_AT_ONCE = {
     "a late reviewer decides",
-    "a late worker fails",
-    "a late worker gives back",
     "by the table, a job is claimed too early",
     "by the table, a late reviewer decides",
     "by the table, a late worker succeeds",
     "by the table, a live lease lapses",
-    "by the table, a review ends too early",
-    "by the table, two decide",
 }
 
 

@@ -225,6 +225,7 @@ def _engine(dsn: str, pool_size: int, answer_seconds: float | None, **options: A
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_SECONDS,
+        hide_parameters=True,  # what callers say stays out of the log
         **options,
     )
     event.listen(engine.sync_engine, "handle_error", _give_up_the_silent)

@@ -221,6 +221,7 @@ def _engine(path: Path, *, begin: str, pool_size: int) -> Engine:
         poolclass=sa.QueuePool,
         pool_size=pool_size,
         max_overflow=0,
+        hide_parameters=True,  # what callers say stays out of the log
         connect_args={"check_same_thread": False, "timeout": WRITE_TIMEOUT_SECONDS},
     )
     pragmas = (
