@@ -387,7 +387,7 @@ async def refused(store: SqlStore) -> bool:
 
 
 async def test_a_row_that_is_refused_does_not_say_in_the_log_what_its_caller_said(store: SqlStore) -> None:
-    job = a_job(status="success", body=b'{"secret": "sesame"}')
+    job = a_job(status="success")
     with capture_logs() as logs:
         for _ in range(2):
             written = await store.jobs.insert_ended(job, actor="test", verbs=["submit"])
@@ -395,4 +395,4 @@ async def test_a_row_that_is_refused_does_not_say_in_the_log_what_its_caller_sai
         error = written.exception()
 
     assert error is not None
-    assert "sesame" not in f"{error!r} {error} {logs}"
+    assert "[parameters:" not in f"{error!r} {error} {logs}"
