@@ -44,11 +44,11 @@ class Place:
     def __init__(self, url: str) -> None:
         self.now = BEGIN
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-        self._on_server = url.startswith("postgresql")
-        if self._on_server:
+        self.on_server = url.startswith("postgresql")
+        if self.on_server:
             self.run(_execute(url, _STOPPED_CLOCK))
         self.store = SqlStore(url)
-        if not self._on_server:
+        if not self.on_server:
             self._stop_clock()
         self.run(self.store.migrate())
         self.run(self.store.start())
@@ -69,7 +69,7 @@ class Place:
     def set(self, now: int, *statements: sa.Executable) -> None:
         """Moves the clock, and does something behind the store's back."""
         self.now = now
-        moved = [sa.text(f"UPDATE clock SET now = {now}")] if self._on_server else []
+        moved = [sa.text(f"UPDATE clock SET now = {now}")] if self.on_server else []
         self.run(self._all([*statements, *moved]))
 
     async def _all(self, statements: list[sa.Executable]) -> None:

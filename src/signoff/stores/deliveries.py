@@ -97,7 +97,7 @@ _WAITING = (
     sa.select(deliveries.c.id, deliveries.c.host)
     .where(deliveries.c.kind == sa.bindparam("kind", type_=sa.Text), _IS_DUE, _IS_FREE)
     .where(deliveries.c.host.not_in(sa.bindparam("full", expanding=True)))
-    .order_by(deliveries.c.due_at)
+    .order_by(deliveries.c.due_at, deliveries.c.id)
     .limit(LOOKED_AT)
 )
 _FREE = (
