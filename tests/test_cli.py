@@ -291,6 +291,9 @@ def test_a_server_keeps_everything_from_one_start_to_the_next(tmp_path: Path) ->
     with process(tmp_path, "serve", "--port", "0") as first:
         text = welcome(first)
         url, [token] = address_in(text), set(TOKEN.findall(text))
+        assert {"concat", "uppercase"} <= {
+            function["name"] for function in asked(f"{url}/api/functions", token)["data"]
+        }
         # when three jobs are queued and held, the second with words that would steer a terminal
         words = ["one", "two [/red] \x1b[31m", "three"]
         ids = [asked(f"{url}/enqueue", token, {"model": "echo", "input": word})["job_id"] for word in words]

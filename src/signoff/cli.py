@@ -26,6 +26,7 @@ from signoff.logs import to_stderr
 from signoff.memory import resident_mb
 from signoff.settings import BadSettings, Settings, load
 from signoff.work.desk import Desk
+from signoff.work.functions import sync
 from signoff.work.people import create_token, create_user, sign_in_link
 
 FIRST_ADMIN = "admin@localhost"
@@ -145,12 +146,14 @@ def _bound(settings: Settings) -> socket.socket:
 
 
 async def _welcome(desk: Desk, address: str) -> str:
-    """What a starting server says; the first time, with the first admin's token."""
+    """What a starting server says; the first time, with the first admin's token, and with the builtin functions."""
     known = await desk.store.people.users()
     admins = [user for user in known if user.role == "admin"]
     admin = admins[0] if admins else await create_user(desk, FIRST_ADMIN, "admin")
     link = await sign_in_link(desk, admin)
     token = await create_token(desk, admin, name="first") if not known else None
+    if not known and (operator := await desk.callers.named(admin.email)) is not None:
+        await sync(desk, operator)
     shown = token or "$TOKEN"
     chat = '{"messages": [{"role": "user", "content": "Say hello."}]}'
     return f"""
