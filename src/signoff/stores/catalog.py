@@ -13,7 +13,7 @@ from signoff.core.target import EndpointName, Model, key_ids_of, with_new_keys, 
 from signoff.errors import Conflict
 from signoff.stores.database import Database
 from signoff.stores.schema import keys, models
-from signoff.stores.versions import bump, lock
+from signoff.stores.versions import bump, change, lock
 from signoff.stores.writer import Tx
 
 _KEY = tuple(column for column in keys.c if column.name != "sealed")
@@ -106,15 +106,8 @@ class SqlCatalog:
 
     async def drop_key(self, key_id: int) -> bool:
         """See `store.Catalog`."""
-
-        def drop(tx: Tx) -> bool:
-            lock(tx, "models")
-            dropped = tx.conn.execute(sa.delete(keys).where(keys.c.id == key_id)).rowcount == 1
-            if dropped:
-                bump(tx, "models")
-            return dropped
-
-        return await self._database.write(drop)
+        delete = sa.delete(keys).where(keys.c.id == key_id)
+        return await self._database.write(lambda tx: change(tx, "models", delete))
 
 
 def _taken(model: Model) -> Conflict:

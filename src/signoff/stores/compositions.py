@@ -21,7 +21,7 @@ from signoff.stores.schema import (
     compositions,
     functions,
 )
-from signoff.stores.versions import bump, lock
+from signoff.stores.versions import bump, change, lock
 from signoff.stores.writer import Tx
 
 _HEAD = (compositions.c.id, compositions.c.kind, compositions.c.name, compositions.c.user_id, compositions.c.shared)
@@ -88,16 +88,8 @@ class SqlCompositions:
 
     async def share(self, composed_id: int, *, shared: bool) -> bool:
         """See `store.Compositions`."""
-
-        def share(tx: Tx) -> bool:
-            lock(tx, "compositions")
-            update = sa.update(compositions).where(compositions.c.id == composed_id).values(shared=shared)
-            changed = tx.conn.execute(update).rowcount == 1
-            if changed:
-                bump(tx, "compositions")
-            return changed
-
-        return await self._database.write(share)
+        update = sa.update(compositions).where(compositions.c.id == composed_id).values(shared=shared)
+        return await self._database.write(lambda tx: change(tx, "compositions", update))
 
     async def drop(self, composed_id: int) -> bool:
         """See `store.Compositions`."""

@@ -17,7 +17,7 @@ from signoff.core.price import Price
 from signoff.errors import Overloaded
 from signoff.stores.database import Database
 from signoff.stores.schema import jobs, past_usage, prices, users
-from signoff.stores.versions import bump, lock
+from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 
 _KEY = ("user_id", "token_id", "target", "model", "door", "status", "cache", "prompt", "prompt_version")
@@ -64,15 +64,8 @@ class SqlLedger:
 
     async def drop_price(self, model: str, valid_from: int) -> bool:
         """See `store.Ledger`."""
-
-        def drop(tx: Tx) -> bool:
-            lock(tx, "prices")
-            dropped = tx.conn.execute(sa.delete(prices).where(*_is(model, valid_from))).rowcount == 1
-            if dropped:
-                bump(tx, "prices")
-            return dropped
-
-        return await self._database.write(drop)
+        delete = sa.delete(prices).where(*_is(model, valid_from))
+        return await self._database.write(lambda tx: change(tx, "prices", delete))
 
     async def keep(self, job: Job) -> None:
         """See `store.Ledger`."""

@@ -11,7 +11,7 @@ from signoff.core.access import Role, Token, TokenKind, User
 from signoff.core.cache import CacheRule
 from signoff.stores.database import Database
 from signoff.stores.schema import tokens, users
-from signoff.stores.versions import bump, lock
+from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 
 _USER = tuple(users.c)
@@ -109,13 +109,5 @@ class SqlPeople:
 
     async def end_token(self, digest: str) -> bool:
         """See `store.People`."""
-
-        def end(tx: Tx) -> bool:
-            lock(tx, "people")
-            update = sa.update(tokens).where(tokens.c.digest == digest, tokens.c.active).values(active=False)
-            ended = tx.conn.execute(update).rowcount == 1
-            if ended:
-                bump(tx, "people")
-            return ended
-
-        return await self._database.write(end)
+        update = sa.update(tokens).where(tokens.c.digest == digest, tokens.c.active).values(active=False)
+        return await self._database.write(lambda tx: change(tx, "people", update))

@@ -13,7 +13,7 @@ from signoff.core.limits import Limit, Meter, Refusal, Room, Wish, admitted, as_
 from signoff.errors import Overloaded
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.schema import limits, meters
-from signoff.stores.versions import bump, lock
+from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 
 T = TypeVar("T")
@@ -47,15 +47,8 @@ class SqlQuotas:
 
     async def drop_limit(self, name: str) -> bool:
         """See `store.Quotas`."""
-
-        def drop(tx: Tx) -> bool:
-            lock(tx, "limits")
-            dropped = tx.conn.execute(sa.delete(limits).where(limits.c.name == name)).rowcount == 1
-            if dropped:
-                bump(tx, "limits")
-            return dropped
-
-        return await self._database.write(drop)
+        delete = sa.delete(limits).where(limits.c.name == name)
+        return await self._database.write(lambda tx: change(tx, "limits", delete))
 
     async def reserve(self, wish: Wish) -> Room | Refusal:
         """See `store.Quotas`."""

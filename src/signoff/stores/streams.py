@@ -9,7 +9,7 @@ from signoff.core.stream import Stream
 from signoff.stores.database import Database
 from signoff.stores.moves import SECOND
 from signoff.stores.schema import stream_leads, streams
-from signoff.stores.versions import bump, lock
+from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 
 
@@ -36,15 +36,8 @@ class SqlStreams:
 
     async def drop(self, name: str) -> bool:
         """See `store.Streams`."""
-
-        def drop(tx: Tx) -> bool:
-            lock(tx, "streams")
-            dropped = tx.conn.execute(sa.delete(streams).where(streams.c.name == name)).rowcount == 1
-            if dropped:
-                bump(tx, "streams")
-            return dropped
-
-        return await self._database.write(drop)
+        delete = sa.delete(streams).where(streams.c.name == name)
+        return await self._database.write(lambda tx: change(tx, "streams", delete))
 
     async def lead(self, name: str, holder: str, seconds: float) -> bool:
         """See `store.Streams`."""

@@ -16,6 +16,15 @@ def lock(tx: Tx, topic: Topic) -> None:
     tx.conn.execute(sa.select(versions.c.version).where(versions.c.topic == topic).with_for_update())
 
 
+def change(tx: Tx, topic: Topic, statement: sa.Update | sa.Delete) -> bool:
+    """Runs what changes one row of `topic`, in its turn, and counts that; whether there was such a row."""
+    lock(tx, topic)
+    is_changed = tx.conn.execute(statement).rowcount == 1
+    if is_changed:
+        bump(tx, topic)
+    return is_changed
+
+
 def bump(tx: Tx, topic: Topic) -> int:
     """Counts a change of `topic`, tells of it, and gives the new number; 0 where nothing counts it."""
     update = sa.update(versions).where(versions.c.topic == topic).values(version=versions.c.version + 1)
