@@ -286,6 +286,17 @@ def test_the_script_knows_every_command() -> None:
         assert re.search(rf"\b{command}\b", told.stdout)
 
 
+def test_a_file_of_functions_that_hangs_keeps_no_server_from_its_first_start(tmp_path: Path) -> None:
+    (tmp_path / "functions").mkdir()
+    (tmp_path / "functions" / "custom_hangs.py").write_text("while True:\n    pass\n")
+    more = {"SIGNOFF_FUNCTIONS_DIR": str(tmp_path / "functions"), "SIGNOFF_FUNCTION_SECONDS": "0.5"}
+    with process(tmp_path, "serve", "--port", "0", **more) as server:
+        text = welcome(server)
+        [token] = set(TOKEN.findall(text))
+        assert asked(f"{address_in(text)}/api/functions", token)["data"] == []
+        assert "functions" in stopped(server, signal.SIGTERM)[1]
+
+
 def test_a_server_keeps_everything_from_one_start_to_the_next(tmp_path: Path) -> None:
     # given a first start, which shows a token
     with process(tmp_path, "serve", "--port", "0") as first:

@@ -10,6 +10,7 @@ import socket
 import sys
 from typing import Annotated, Any
 
+import structlog
 import typer
 
 from signoff.commands.cache import caches
@@ -20,7 +21,7 @@ from signoff.commands.limits import limits
 from signoff.commands.models import models
 from signoff.commands.people import tokens, users
 from signoff.commands.prices import prices
-from signoff.commands.terminal import address_of, err, out, run, stop
+from signoff.commands.terminal import OPERATOR, address_of, err, out, run, stop
 from signoff.errors import SignoffError
 from signoff.logs import to_stderr
 from signoff.memory import resident_mb
@@ -43,6 +44,7 @@ SERVED: dict[str, Any] = {
     "date_header": False,
     "timeout_graceful_shutdown": DRAIN_SECONDS,
 }
+log = structlog.get_logger()
 
 cli = typer.Typer(help="One server in front of every AI model.", no_args_is_help=True, add_completion=False)
 cli.add_typer(keeping)
@@ -145,15 +147,23 @@ def _bound(settings: Settings) -> socket.socket:
         stop(f"Cannot listen on {settings.host}: {error.strerror}.")
 
 
+async def _register_functions(desk: Desk) -> None:
+    """The builtins and the operator's own. A file that cannot be read keeps no server from its start."""
+    try:
+        await sync(desk, OPERATOR)
+    except Exception as error:  # noqa: BLE001 -- whatever it is, it can be mended, and synced, while the server runs
+        log.warning("no functions are registered; POST /api/functions/sync does it", error=str(error))
+
+
 async def _welcome(desk: Desk, address: str) -> str:
     """What a starting server says; the first time, with the first admin's token, and with the builtin functions."""
     known = await desk.store.people.users()
+    if not known:  # before anybody is known: a start that was cut off is the first one again
+        await _register_functions(desk)
     admins = [user for user in known if user.role == "admin"]
     admin = admins[0] if admins else await create_user(desk, FIRST_ADMIN, "admin")
     link = await sign_in_link(desk, admin)
     token = await create_token(desk, admin, name="first") if not known else None
-    if not known and (operator := await desk.callers.named(admin.email)) is not None:
-        await sync(desk, operator)
     shown = token or "$TOKEN"
     chat = '{"messages": [{"role": "user", "content": "Say hello."}]}'
     return f"""
