@@ -381,6 +381,16 @@ async def test_many_short_pieces_all_come_back() -> None:
 # Files
 
 
+async def test_two_functions_of_a_file_that_a_process_has_not_read_yet_may_be_called_at_once(tmp_path: Path) -> None:
+    async with opened(f"memory:{tmp_path}") as store:
+        here, there = Place(store, tmp_path / "functions"), Place(store, tmp_path / "functions")
+        await here.has("def f(): return 1\ndef g(): return 2")
+        first = asyncio.ensure_future(there.call("f"))  # who leaves while it is read harms nobody else
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await together(there.call(name) for name in "fgfg") == ["1", "2", "1", "2"]
+
+
 async def test_an_edited_file_is_taken_up_by_a_sync_in_every_process(tmp_path: Path) -> None:
     async with opened(f"memory:{tmp_path}") as store:
         here, there = Place(store, tmp_path / "functions"), Place(store, tmp_path / "functions")

@@ -41,6 +41,7 @@ class Functions:
         self._registered = Snapshot(self._read)
         self._scan: Scan | None = None
         self._looked_for = set[str]()
+        self._looking = asyncio.Lock()
 
     async def registered(self) -> Mapping[str, Function]:
         """Every registered function by its name."""
@@ -112,18 +113,38 @@ class Functions:
 
     async def _ready(self, function: Function) -> Ready:
         """The very version that is registered, or whichever this machine's files have."""
-        ready = None if self._scan is None else self._scan.ready.get(function.name)
-        if (ready is None or ready.function.digest != function.digest) and function.digest not in self._looked_for:
-            if len(self._looked_for) < 1000:
-                self._looked_for.add(function.digest)
-            ready = (await self.scan()).ready.get(function.name)
-            if ready is not None and ready.function.digest != function.digest:
-                log.warning("a function's file here is not the one that was registered", function=function.name)
+        ready = self._known(function)
+        if ready is None or ready.function.digest != function.digest:
+            async with self._looking:  # whoever comes meanwhile finds what the first one has read
+                ready = await self._looked_up(function)
         if ready is None:
             raise FunctionFailed(
                 f"`{function.name}` is registered, but this server cannot read it{self._why(function)}."
             )
         return ready
+
+    async def _looked_up(self, function: Function) -> Ready | None:
+        """What is known of it, after another look at the files if nobody has looked for that version yet."""
+        ready = self._known(function)
+        if (ready is None or ready.function.digest != function.digest) and function.digest not in self._looked_for:
+            await self._look_for(function.digest)
+            ready = self._known(function)
+            if ready is not None and ready.function.digest != function.digest:
+                log.warning("a function's file here is not the one that was registered", function=function.name)
+        return ready
+
+    async def _look_for(self, digest: str) -> None:
+        """Reads the files; once for each version, unless whoever wanted it has left before they were read."""
+        if len(self._looked_for) < 1000:
+            self._looked_for.add(digest)
+        try:
+            await self.scan()
+        except asyncio.CancelledError:
+            self._looked_for.discard(digest)
+            raise
+
+    def _known(self, function: Function) -> Ready | None:
+        return None if self._scan is None else self._scan.ready.get(function.name)
 
     def _why(self, function: Function) -> str:
         broken = () if self._scan is None else self._scan.broken
