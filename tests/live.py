@@ -13,13 +13,13 @@ import openai
 import uvicorn
 
 from fresh import make_file
-from signoff.app import make_front, migrate, running
 from signoff.core.access import Role
-from signoff.core.target import Model
+from signoff.core.model import Model
+from signoff.server.bootstrap import make_front, migrate, running
 from signoff.settings import Settings
-from signoff.work.desk import Desk
-from signoff.work.models import register
-from signoff.work.people import create_token, create_user
+from signoff.work.admin.people import create_token, create_user
+from signoff.work.admin.registry import register
+from signoff.work.services import Desk
 
 T = TypeVar("T")
 ANSWER_SECONDS = 30.0

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from signoff.core.address import MODELS, Reach, check_model_url, checked_host, is_public
+from signoff.core.allow_list import MODELS, Reach, check_model_url, checked_host, is_public
 from signoff.errors import AddressRefused
 
 NOWHERE = Reach([])

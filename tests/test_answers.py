@@ -12,9 +12,9 @@ from signoff.caches.memory import MemoryCache
 from signoff.core.cache import Entry, Found, Size, Which
 from signoff.core.recent import Recent
 from signoff.errors import Overloaded
-from signoff.parts import answers as module
-from signoff.parts.answers import Answers
-from signoff.parts.background import Background
+from signoff.runtime import response_cache as module
+from signoff.runtime.background import Background
+from signoff.runtime.response_cache import Answers
 from stores import together, until
 
 pytestmark = pytest.mark.anyio

@@ -16,7 +16,7 @@ from aiohttp import web
 from live import Live, chat, live, words
 from names import Names
 from signoff.core.answer import Chunk
-from signoff.core.target import Model, flaw_of
+from signoff.core.model import Model, flaw_of
 from signoff.engine import Request
 from signoff.engines import anyllm
 from signoff.engines.anyllm import AnyLLMEngine
@@ -167,7 +167,7 @@ async def test_a_caller_s_own_key_goes_to_the_provider(tmp_path: Path) -> None:
         await registered(server, "claude", "anthropic/claude-x", url)
         ann = await server.token("user", "ann@x.y")
         _, key = await server.ask("POST", "/api/keys", ann, json={"name": "mine", "key": "sk-ann"})
-        from signoff.work.people import create_token, create_user
+        from signoff.work.admin.people import create_token, create_user
 
         token = await create_token(server.desk, await create_user(server.desk, "ann@x.y", "user"), key_id=key["id"])
         for caller, expected in ((token, "sk-ann"), (ann, "sk-provider")):

@@ -21,7 +21,7 @@ from signoff.core.balance import (
     prefix_key,
     rest_seconds,
 )
-from signoff.core.target import Endpoint, Model, endpoints_of, flaw_of, is_plain, registered_name
+from signoff.core.model import Endpoint, Model, endpoints_of, flaw_of, is_plain, registered_name
 from signoff.errors import (
     ModelAnswered,
     ModelBusy,
@@ -32,7 +32,7 @@ from signoff.errors import (
     ModelUnreachable,
     SignoffError,
 )
-from signoff.parts.pools import Pool, Pools, Seat
+from signoff.runtime.pools import Pool, Pools, Seat
 
 pytestmark = pytest.mark.anyio
 REFUSED = ModelUnreachable("Connection refused")

@@ -21,11 +21,11 @@ from signoff.core.cache import (
     key_of,
     with_usage,
 )
-from signoff.core.endpoint import CHAT, EMBEDDINGS, RESPONSES
+from signoff.core.endpoints import CHAT, EMBEDDINGS, RESPONSES
+from signoff.core.model import Listing, Model, Timeouts, version_of
+from signoff.core.parse_cost import LARGEST_BYTES, MOST_LISTS
 from signoff.core.policy import Policy
-from signoff.core.target import Listing, Model, Timeouts, version_of
 from signoff.core.tokens import Usage
-from signoff.core.weight import LARGEST_BYTES, MOST_LISTS
 
 PLAIN: dict[str, Any] = {
     "scope": "user:1",

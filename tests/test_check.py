@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from cases import PIPELINES
-from signoff.core.check import MAX_NESTED, Callee, check, placed, wants
-from signoff.core.function import Function, Param
-from signoff.core.grammar import parsed
-from signoff.core.target import Pipeline, Prompt
+from signoff.core.pipelines.check import MAX_NESTED, Callee, check, placed, wants
+from signoff.core.pipelines.composed import Pipeline, Prompt
+from signoff.core.pipelines.function import Function, Param
+from signoff.core.pipelines.grammar import parsed
 from signoff.errors import BadPipeline
 
 

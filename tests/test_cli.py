@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 
 import pytest
 
-from signoff.app import opened
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.keys import is_well_formed
+from signoff.server.bootstrap import opened
 from signoff.settings import Settings
-from signoff.work.desk import Desk
-from signoff.work.look import find
-from signoff.work.people import identify, sign_in
+from signoff.work.admin.people import identify, sign_in
+from signoff.work.jobs.query import find
+from signoff.work.services import Desk
 from signoff.work.submit import submit
 
 T = TypeVar("T")

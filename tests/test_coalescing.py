@@ -11,8 +11,8 @@ import pytest
 
 from live import Live, live, until
 from signoff.store import JobFilter
+from signoff.work.admin.people import create_token, create_user
 from signoff.work.admit import sampling_of
-from signoff.work.people import create_token, create_user
 from upstreams import ANSWER, EVENTS, FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio

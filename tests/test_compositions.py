@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from live import Live, chat, live, until, words
-from signoff.core.target import Composed, Prompt
-from signoff.parts import compositions
-from signoff.parts.compositions import Compositions
+from signoff.core.pipelines.composed import Composed, Prompt
+from signoff.runtime import compositions
+from signoff.runtime.compositions import Compositions
 from stores import opened
 
 pytestmark = pytest.mark.anyio

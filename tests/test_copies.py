@@ -13,7 +13,7 @@ from signoff.core.keys import digest
 from signoff.core.limits import Limit
 from signoff.core.price import Price
 from signoff.errors import ModelNotFound, Unauthorized
-from signoff.parts.limits import Limits
+from signoff.runtime.limits import Limits
 from stores import a_job
 
 pytestmark = pytest.mark.anyio

@@ -10,9 +10,9 @@ import pytest
 
 from names import Names
 from receivers import Receiver, hang, receiving
-from signoff.core.address import Reach
+from signoff.core.allow_list import Reach
 from signoff.core.delivery import Message
-from signoff.couriers.http import HttpCourier
+from signoff.deliverers.http import HttpCourier
 from signoff.errors import AddressRefused, Undelivered
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ import pytest
 
 from signoff.core import sse
 from signoff.core.answer import Chunk, Usage, collect, text_of
-from signoff.core.target import Model, Timeouts
+from signoff.core.model import Model, Timeouts
 from signoff.engine import Engine, Request
 from signoff.engines.echo import EchoEngine, Options, options_of
 from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut

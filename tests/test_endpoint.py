@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from signoff.core.endpoint import route_of
+from signoff.core.endpoints import route_of
 
 
 @pytest.mark.parametrize(

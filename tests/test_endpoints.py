@@ -15,11 +15,11 @@ import pytest
 from live import Live, client, live, until
 from signoff.core.access import Caller
 from signoff.core.answer import with_text
+from signoff.core.binary import unwrapped
 from signoff.core.job import Edit, Job
-from signoff.core.parcel import unwrapped
 from signoff.core.policy import Review
 from signoff.store import JobFilter
-from signoff.work.review import Opinion, decide
+from signoff.work.reviews.desk import Opinion, decide
 from upstreams import ANSWER, MESSAGE, ROWS, SOUND, misbehaving
 
 pytestmark = pytest.mark.anyio

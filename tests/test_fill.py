@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signoff.core.ask import PREDICT
-from signoff.core.endpoint import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
-from signoff.core.fill import asked_of_model, values_in
-from signoff.core.target import Prompt
+from signoff.core.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, PREDICT, RESPONSES
+from signoff.core.pipelines.composed import Prompt
+from signoff.core.pipelines.render import asked_of_model, values_in
 from signoff.errors import BadRequest
 
 ONE = Prompt(name="one", body="Say {x}!", user_id=1)

@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import PIPELINES
-from signoff.core.check import placed
-from signoff.core.grammar import parsed
-from signoff.core.tree import Call, Given, Name
-from signoff.core.value import read_as, text_of
+from signoff.core.pipelines.check import placed
+from signoff.core.pipelines.coerce import read_as, text_of
+from signoff.core.pipelines.grammar import parsed
+from signoff.core.pipelines.tree import Call, Given, Name
 from signoff.errors import FunctionFailed, FunctionTimedOut, SignoffError
 from signoff.funcs.loading import scan
-from signoff.parts import functions as part
-from signoff.parts.functions import Functions
-from signoff.parts.threads import Threads
+from signoff.runtime import functions as part
+from signoff.runtime.functions import Functions
+from signoff.runtime.threads import Threads
 from stores import AStore, opened, together
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import PIPELINES
-from signoff.core.grammar import MAX_CALLS, MAX_CHARACTERS, MAX_DEPTH, arguments_of, calls_of, parsed
-from signoff.core.tree import Arg, Call, Given, Name
+from signoff.core.pipelines.grammar import MAX_CALLS, MAX_CHARACTERS, MAX_DEPTH, arguments_of, calls_of, parsed
+from signoff.core.pipelines.tree import Arg, Call, Given, Name
 from signoff.errors import BadPipeline
 
 NAMES = st.text(string.ascii_letters + string.digits + "_é", min_size=1, max_size=8).filter(

@@ -10,11 +10,11 @@ from tests.upstreams import misbehaving
 from live import live
 from names import Names
 from processes import free_port
-from signoff.core.address import MODELS
-from signoff.core.target import Model, Timeouts
+from signoff.core.allow_list import MODELS
+from signoff.core.model import Model, Timeouts
 from signoff.engines.upstream import Upstream
 from signoff.errors import ModelFailed, ModelUnreachable
-from signoff.guard import CheckedResolver, Refused, knock
+from signoff.infra.ssrf import CheckedResolver, Refused, knock
 
 pytestmark = pytest.mark.anyio
 

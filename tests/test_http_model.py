@@ -11,8 +11,9 @@ import pytest
 from tests import upstreams
 from tests.upstreams import ANSWER, FakeUpstream
 
-from signoff.core.ask import CHAT, PREDICT, path_for
-from signoff.core.target import Model, Timeouts
+from signoff.core.ask import CHAT, path_for
+from signoff.core.endpoints import PREDICT
+from signoff.core.model import Model, Timeouts
 from signoff.engine import Request
 from signoff.engines.http import HttpEngine
 from signoff.engines.upstream import Upstream

@@ -11,7 +11,7 @@ import pytest
 
 from live import Live, chat, live, until, words
 from signoff.core.access import Caller
-from signoff.work.review import undo
+from signoff.work.reviews.desk import undo
 
 pytestmark = pytest.mark.anyio
 

@@ -18,11 +18,11 @@ from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.job import Job
 from signoff.store import JobFilter
+from signoff.work.admin.people import identify
 from signoff.work.admit import admit
-from signoff.work.cancel import cancel
-from signoff.work.people import identify
-from signoff.work.recall import remember
-from signoff.work.review import Opinion, decide
+from signoff.work.inference.caching import remember
+from signoff.work.jobs.cancel import cancel
+from signoff.work.reviews.desk import Opinion, decide
 from upstreams import ANSWER, EVENTS, FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio

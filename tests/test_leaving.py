@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from live import chat, live, until
-from signoff.app import running
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
-from signoff.core.target import Model
+from signoff.core.model import Model
+from signoff.server.bootstrap import running
 from signoff.settings import Settings
 from signoff.store import JobFilter
-from signoff.work.cancel import cancel
-from signoff.work.desk import Desk
-from signoff.work.models import register
+from signoff.work.admin.registry import register
+from signoff.work.jobs.cancel import cancel
+from signoff.work.services import Desk
 from signoff.work.submit import submit
 from upstreams import FakeUpstream, misbehaving
 

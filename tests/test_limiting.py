@@ -254,7 +254,7 @@ async def quotas_away(server: Live, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         await settle(*room, **more)
 
     monkeypatch.setattr(server.desk.store.quotas, "settle", settled)
-    monkeypatch.setattr("signoff.work.limit.SETTLE_SECONDS", 0.01, raising=False)
+    monkeypatch.setattr("signoff.work.inference.reserve.SETTLE_SECONDS", 0.01, raising=False)
     yield back
     back.set()
 

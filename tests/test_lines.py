@@ -22,9 +22,9 @@ from tests.engines import an_engine
 from tests.models.watching import alive, is_alive, starts, until
 
 from signoff.core.answer import Chunk, collect
-from signoff.core.target import Model, Timeouts
+from signoff.core.model import Model, Timeouts
 from signoff.engine import Request
-from signoff.engines import lines
+from signoff.engines import jsonl
 from signoff.engines.log import Log
 from signoff.engines.process import talking
 from signoff.engines.subprocess import SubprocessEngine
@@ -246,7 +246,7 @@ async def test_noise_of_a_program_with_ids_disturbs_nobody(engine: SubprocessEng
 async def test_a_line_that_does_not_end_is_bounded(engine: SubprocessEngine, by_id: Model) -> None:
     assert len(await ask(engine, by_id, {"size": 1_000_000})) == 1_000_000
     with pytest.raises(ModelGarbled, match="a line of more than"):
-        await ask(engine, by_id, {"size": lines.MAX_LINE_BYTES})
+        await ask(engine, by_id, {"size": jsonl.MAX_LINE_BYTES})
     assert await ask(engine, by_id, {})
 
 
@@ -306,7 +306,7 @@ async def test_a_caller_who_leaves_takes_nobodys_answer_along(engine: Subprocess
 async def test_more_than_can_wait_are_turned_away(
     engine: SubprocessEngine, by_id: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "MAX_WAITING", 3)
+    monkeypatch.setattr(jsonl, "MAX_WAITING", 3)
     await ask(engine, by_id, {})
     waiting = [asyncio.ensure_future(ask(engine, by_id, {"seconds": 1})) for _ in range(3)]
     await until(lambda: engine.state_of(by_id) == "busy")

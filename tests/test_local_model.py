@@ -19,7 +19,7 @@ from tests.models.watching import until
 
 from signoff.core import sse
 from signoff.core.answer import Chunk, collect, text_of
-from signoff.core.target import Model
+from signoff.core.model import Model
 from signoff.engine import Request
 from signoff.engines import llama
 from signoff.engines.subprocess import SubprocessEngine

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from signoff.core.made import made_by, made_in
+from signoff.core.upstream_objects import made_by, made_in
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ from tests.test_endpoints import REVIEWER, held
 from live import Live, chat, client, live, until, words
 from processes import free_port
 from signoff.core.job import Job
+from signoff.core.model import Endpoint, Timeouts
 from signoff.core.price import Price, cost_of
-from signoff.core.target import Endpoint, Timeouts
 from signoff.core.tokens import Usage
 from signoff.store import JobFilter
-from signoff.work.ledger import add_price
-from signoff.work.named import keeper_of
-from signoff.work.review import Opinion, decide
+from signoff.work.admin.usage import add_price
+from signoff.work.inference.ownership import keeper_of
+from signoff.work.reviews.desk import Opinion, decide
 from upstreams import EVENTS, FakeUpstream, full, misbehaving
 
 pytestmark = pytest.mark.anyio

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from processes import WAIT_SECONDS, ask, clean_environment, first_token, free_port, served, start_worker, until, verbs
-from signoff import memory
+from signoff.infra import memory
 
 HOGS, HOG_BYTES = 6, 4_000_000
 ROOM_MB = 25

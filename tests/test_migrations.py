@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import NullPool
 
 from signoff.stores import migrations
+from signoff.stores.json_column import Packed
 from signoff.stores.migrations import migrate_schema
-from signoff.stores.packed import Packed
 from signoff.stores.schema import metadata
 from signoff.stores.sql import SqlStore
 from stores import opened

@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 from processes import ask, clean_environment, free_port, served, signoff, until
 from signoff.core.log import LogLine
 from signoff.errors import Overloaded
-from signoff.parts import logs
-from signoff.parts.logs import Logs
+from signoff.runtime import logs
+from signoff.runtime.logs import Logs
 from simulation.catalog import MemoryModelLogs
 from simulation.store import Near
 from simulation.tables import Tables

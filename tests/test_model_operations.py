@@ -20,7 +20,7 @@ from tests.models.watching import MODEL, alive, is_alive, starts, until
 from live import live
 from processes import ask as ask_server
 from processes import clean_environment, first_token, free_port, served, signoff
-from signoff.core.target import Model, ProcessLimits, Timeouts, flaw_of
+from signoff.core.model import Model, ProcessLimits, Timeouts, flaw_of
 from signoff.engine import Request
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.errors import ModelCrashed, ModelFailed, ModelTimedOut

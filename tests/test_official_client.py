@@ -16,7 +16,7 @@ from signoff.core.access import Caller
 from signoff.core.answer import with_text
 from signoff.core.job import Edit, Job
 from signoff.store import JobFilter
-from signoff.work.review import Opinion, decide
+from signoff.work.reviews.desk import Opinion, decide
 from upstreams import misbehaving
 
 pytestmark = pytest.mark.anyio

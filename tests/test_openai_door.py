@@ -15,7 +15,7 @@ from signoff.core.access import Caller
 from signoff.core.answer import with_text
 from signoff.core.job import Edit, Job
 from signoff.store import JobFilter
-from signoff.work.review import Opinion, decide
+from signoff.work.reviews.desk import Opinion, decide
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")

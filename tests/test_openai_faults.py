@@ -15,7 +15,7 @@ import pytest
 import processes
 from live import Live, chat, live, until
 from signoff.core.job import Job
-from signoff.core.target import Timeouts
+from signoff.core.model import Timeouts
 from signoff.store import JobFilter
 from upstreams import EVENTS, bomb, misbehaving
 

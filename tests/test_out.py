@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from signoff.transports.out import Out
-from signoff.transports.watch import Watch
+from signoff.transports.liveness import Watch
+from signoff.transports.publisher import Out
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signoff.core.parcel import Parcel, field, seen, unwrapped, with_field, wrapped
+from signoff.core.binary import Parcel, field, seen, unwrapped, with_field, wrapped
 
 FORM = 'multipart/form-data; boundary="b 1"'
 

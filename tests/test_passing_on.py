@@ -14,10 +14,10 @@ from yarl import URL
 
 from live import Live, chat, client, live, until
 from signoff.core.access import Caller
+from signoff.core.binary import Parcel, wrapped
 from signoff.core.job import Job
-from signoff.core.parcel import Parcel, wrapped
 from signoff.store import JobFilter
-from signoff.work.review import Opinion, decide
+from signoff.work.reviews.desk import Opinion, decide
 from upstreams import SOUND, SPOKEN, FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio

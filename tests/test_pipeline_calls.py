@@ -14,7 +14,7 @@ from cases import PIPELINES
 from live import Live, chat, words
 from replies import REPLY, Replies, replying
 from runs import call, composing, save, save_prompts, submit
-from signoff.work.people import create_token, create_user
+from signoff.work.admin.people import create_token, create_user
 
 pytestmark = pytest.mark.anyio
 

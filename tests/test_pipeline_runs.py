@@ -18,9 +18,9 @@ from runs import call, composing, log, save, submit
 from signoff.core.delivery import Deliver
 from signoff.store import JobFilter
 from signoff.stores.schema import jobs
-from signoff.work import pipeline
-from signoff.work.again import anew
-from signoff.work.people import create_token, create_user
+from signoff.work.admin.people import create_token, create_user
+from signoff.work.jobs.retry import anew
+from signoff.work.pipelines import run as pipeline
 from stores import execute
 
 pytestmark = pytest.mark.anyio

@@ -18,13 +18,14 @@ from structlog.testing import capture_logs
 
 from contracts.test_streams import a_stream
 from signoff.core.limits import Limit
+from signoff.core.model import Model
+from signoff.core.pipelines.composed import Prompt
 from signoff.core.price import Price
-from signoff.core.target import Model, Prompt
 from signoff.errors import BadRequest, Overloaded, SchemaOutdated
 from signoff.store import JobFilter, Topic
-from signoff.stores import notify, postgres, quotas, schema
-from signoff.stores.notify import PAYLOAD_BYTES, UNSENT_LIMIT, Notify, payloads
+from signoff.stores import postgres, postgres_changes, quotas, schema
 from signoff.stores.postgres import Postgres
+from signoff.stores.postgres_changes import PAYLOAD_BYTES, UNSENT_LIMIT, Notify, payloads
 from signoff.stores.sql import SqlStore
 from signoff.stores.writer import Tx
 from stores import (
@@ -242,7 +243,7 @@ async def test_after_the_server_ended_every_connection_reads_and_writes_go_on(
 async def test_after_the_server_ended_every_connection_news_go_on_even_for_who_only_listens(
     postgres_url: str, store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "PROBE_SECONDS", 1000)
+    monkeypatch.setattr(postgres_changes, "PROBE_SECONDS", 1000)
     async with listening(postgres_url) as (_, ear):
         await end_connections(postgres_url)
 
@@ -254,8 +255,8 @@ async def test_after_the_server_ended_every_connection_news_go_on_even_for_who_o
 async def test_a_connection_that_falls_silent_is_replaced(
     wire: Wire, store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(notify, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(postgres_changes, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(postgres_changes, "ANSWER_SECONDS", 0.5)
     monkeypatch.setattr(postgres, "ANSWER_SECONDS", 0.5)
     async with over(wire) as listener:
         ear = Ear(listener)

@@ -15,7 +15,7 @@ from tests import upstreams
 from yarl import URL
 
 from live import Live, chat, live, until, words
-from signoff.core.target import Timeouts
+from signoff.core.model import Timeouts
 from signoff.doors.predict import fields_of, model_of
 from signoff.errors import BadRequest
 

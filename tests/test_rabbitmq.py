@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 from bells import QUIET_SECONDS, WAIT_SECONDS, a_rabbit, channel, drained, started, until, until_heard_by, waiting
 from processes import ask, clean_environment, first_token, free_port, served, signoff, verbs, worked
 from proxy import Proxy, between
-from signoff.brokers import line
-from signoff.checks import checks
+from signoff.brokers import amqp
+from signoff.commands.doctor import checks
 from signoff.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -192,7 +192,7 @@ async def test_what_was_acknowledged_is_not_acknowledged_again_when_news_ring(ra
                 assert await broker.heard(WAIT_SECONDS)
                 await broker.heard(QUIET_SECONDS)
     # then the line on which bells come stays
-    assert [line for line in logs if line.get("line") == "signoff listens"] == []
+    assert [amqp for amqp in logs if amqp.get("line") == "signoff listens"] == []
 
 
 async def test_bells_get_through_once_the_server_is_back(wire: Proxy, rabbitmq_url: str, queue: str) -> None:
@@ -349,16 +349,16 @@ async def test_what_is_wrong_is_told_without_the_password(
     assert "s3cret" not in str(logs) + caplog.text
     # and the doctor says the same
     with pytest.raises(ConnectionError) as caught:
-        await line.found(url, queue)
+        await amqp.found(url, queue)
     assert told in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
 async def test_the_doctor_finds_the_queue(rabbitmq_url: str, queue: str) -> None:
-    assert "is made when it is needed" in await line.found(rabbitmq_url, queue)
+    assert "is made when it is needed" in await amqp.found(rabbitmq_url, queue)
     async with started(a_rabbit(rabbitmq_url, queue)) as broker:
         broker.ring("job", 0)
-    assert f"queue {queue}: bells 1, listeners 0" in await line.found(rabbitmq_url, queue)
+    assert f"queue {queue}: bells 1, listeners 0" in await amqp.found(rabbitmq_url, queue)
 
 
 # The end.

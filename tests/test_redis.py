@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 
 from live import ANSWER_SECONDS, Live, chat, live, until
 from proxy import Proxy, between
-from signoff.app import look_for_redis
 from signoff.core.delivery import Message
-from signoff.couriers.redis import RedisCourier
+from signoff.deliverers.redis import RedisCourier
+from signoff.server.bootstrap import look_for_redis
 from signoff.settings import Settings
 
 pytestmark = pytest.mark.anyio

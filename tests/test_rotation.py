@@ -14,18 +14,18 @@ from tests import upstreams
 
 from live import chat, live
 from processes import SIGNOFF, clean_environment, signoff, until
-from signoff.app import opened
 from signoff.catalog import Sealed
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.delivery import Hook
 from signoff.core.signing import Secret
 from signoff.errors import Conflict
+from signoff.infra.vault import Vault, add_new_key, drop_old_keys, keys_locked, put_new_key_first, standing_keys
+from signoff.server.bootstrap import opened
 from signoff.settings import Settings
-from signoff.vault import Vault, add_new_key, drop_old_keys, keys_locked, put_new_key_first, standing_keys
-from signoff.work.desk import Desk
-from signoff.work.people import create_user
-from signoff.work.reseal import Resealed, reseal
+from signoff.work.admin.people import create_user
+from signoff.work.admin.rotation import Resealed, reseal
+from signoff.work.services import Desk
 from signoff.work.submit import submit
 
 pytestmark = pytest.mark.anyio

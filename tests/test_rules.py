@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import typer.main
 
-from signoff.app import make_front, opened
 from signoff.cli import cli
-from signoff.core.endpoint import KNOWN
+from signoff.core.endpoints import KNOWN
 from signoff.core.job import MOVES, STATUSES, TERMINAL, Guard, Job
+from signoff.server.bootstrap import make_front, opened
 from signoff.settings import Settings
 
 ROOT = Path(__file__).parents[1]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from live import Live, chat, live, until
+from signoff.core.binary import Parcel, wrapped
 from signoff.core.job import STATUSES
 from signoff.core.keys import digest
-from signoff.core.parcel import Parcel, wrapped
 from signoff.store import JobFilter
-from signoff.work.people import create_user, sign_in_link
+from signoff.work.admin.people import create_user, sign_in_link
 from stores import a_step, leased
 
 pytestmark = pytest.mark.anyio

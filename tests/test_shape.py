@@ -9,10 +9,10 @@ import pytest
 
 from signoff.core import sse
 from signoff.core.answer import Chunk, collect, text_of, tokens_so_far, with_text
-from signoff.core.endpoint import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, RESPONSES
-from signoff.core.shape import shaped, streamed
+from signoff.core.convert import shaped, streamed
+from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, RESPONSES
+from signoff.core.parse_cost import LARGEST_BYTES, MOST_LISTS
 from signoff.core.tokens import Usage, counted, usage_of
-from signoff.core.weight import LARGEST_BYTES, MOST_LISTS
 
 USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
 MESSAGE = {

@@ -19,16 +19,17 @@ import msgspec
 import pytest
 
 import simulate
-from signoff import worker
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.job import MOVES, Guard, Job
 from signoff.errors import Overloaded
-from signoff.parts.asking import Asking
-from signoff.stores.moves import deliver_end
-from signoff.work import look, perform, submit
-from signoff.work.desk import Desk
-from signoff.work.settle import settle
+from signoff.runtime.attempt import Asking
+from signoff.server import worker
+from signoff.stores.transitions import deliver_end
+from signoff.work import perform, submit
+from signoff.work.inference.settle import settle
+from signoff.work.jobs import query
+from signoff.work.services import Desk
 from simulation import jobs
 from simulation.clock import Clock
 from simulation.loop import SimLoop, World
@@ -91,7 +92,7 @@ def told_elsewhere(seed: int, hash_seed: str) -> Told:
 def test_a_failing_run_says_how_to_see_it_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(look, "veiled", lambda _, job: job)
+    monkeypatch.setattr(query, "veiled", lambda _, job: job)
     broken = broken_within(STEPS_TO_FIND_IT, undo_seconds=2)
     _, command = broken.split("again: ")
     monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
@@ -285,7 +286,7 @@ def test_a_key_that_joins_anything_breaks_a_law(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_answer_without_its_veil_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "veiled", lambda _, job: job)
+    monkeypatch.setattr(query, "veiled", lambda _, job: job)
     assert "nothing held is seen" in broken_within(STEPS_TO_FIND_IT)
 
 

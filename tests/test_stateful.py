@@ -15,7 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy.exc import SQLAlchemyError
 
 from signoff.core.job import MOVES, Guard, Move
-from signoff.stores import deliveries, jobs, moves
+from signoff.stores import deliveries, jobs, transitions
 from stateful.machine import Machine
 from stateful.model import GUARDS
 from stateful.place import Place
@@ -96,7 +96,7 @@ def changed(verb: str, how: Callable[[Move], dict[str, Any]]) -> Break:
     """The store has another row of `MOVES` than it was told."""
 
     def to_break(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(moves, "MOVES", MOVES | {verb: msgspec.structs.replace(MOVES[verb], **how(MOVES[verb]))})
+        patch.setattr(transitions, "MOVES", MOVES | {verb: msgspec.structs.replace(MOVES[verb], **how(MOVES[verb]))})
 
     return to_break
 
@@ -113,7 +113,7 @@ def misread(verb: str, guard: Guard) -> Break:
 
 def guard_is(guard: Guard, condition: sa.ColumnElement[bool]) -> Break:
     """The store reads a guard in another way."""
-    return lambda patch: patch.setitem(moves._GUARDS, guard, condition)
+    return lambda patch: patch.setitem(transitions._GUARDS, guard, condition)
 
 
 def instead(where: Any, name: str, what: Any) -> Break:
@@ -134,9 +134,9 @@ def loosened(where: Any, name: str, number: int) -> Break:
     return to_break
 
 
-deliver_end = moves.deliver_end
-NOW = moves._NOW
-ROW = moves.jobs.c
+deliver_end = transitions.deliver_end
+NOW = transitions._NOW
+ROW = transitions.jobs.c
 FAULTS: dict[str, Break] = {
     "a late worker succeeds": without("succeed", Guard.LEASE),
     "a late worker fails": without("fail", Guard.LEASE),
@@ -163,14 +163,14 @@ FAULTS: dict[str, Break] = {
     "a run parks over what has settled": without("park", Guard.QUIET),
     "a run that is not parked is woken": without("wake", Guard.PARKED),
     "a parked run is claimed": guard_is(Guard.DUE, ROW.lease.is_(None) & (ROW.due_at <= NOW)),
-    "nobody wakes a run": instead(moves, "_wake", lambda *_: None),
-    "steps outlive their run": instead(moves, "_cancel_steps", lambda *_: None),
+    "nobody wakes a run": instead(transitions, "_wake", lambda *_: None),
+    "steps outlive their run": instead(transitions, "_cancel_steps", lambda *_: None),
     "steps are forgotten before their run": loosened(jobs, "_OLD", 3),
-    "nobody is told": instead(moves, "deliver_end", lambda *_: None),
+    "nobody is told": instead(transitions, "deliver_end", lambda *_: None),
     "nobody is told of a call": instead(jobs, "deliver_end", lambda *_: None),
-    "cancels are told": instead(moves, "deliver_end", lambda tx, job, _: deliver_end(tx, job, "fail")),
-    "an event leaves something out": instead(moves, "_changed", lambda job, _: {"status": job.status}),
-    "a vote is not kept": instead(moves, "_record", lambda *_: None),
+    "cancels are told": instead(transitions, "deliver_end", lambda tx, job, _: deliver_end(tx, job, "fail")),
+    "an event leaves something out": instead(transitions, "_changed", lambda job, _: {"status": job.status}),
+    "a vote is not kept": instead(transitions, "_record", lambda *_: None),
     "a key is never free": instead(jobs, "_frees_its_key", lambda *_: False),
     "a key is always free": instead(jobs, "_frees_its_key", lambda *_: True),
     "a heartbeat renews any lease": loosened(jobs, "_RENEW", 1),
@@ -184,7 +184,7 @@ FAULTS: dict[str, Break] = {
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Forget the statements that were built, before and after."""
-    built = (moves._move, moves._claim, moves.standing)
+    built = (transitions._move, transitions._claim, transitions.standing)
     for each in built:
         each.cache_clear()
     yield

@@ -14,7 +14,7 @@ import pytest
 
 from live import Live, chat, live, until
 from signoff.core.job import Job
-from signoff.core.target import Model, Timeouts
+from signoff.core.model import Model, Timeouts
 from signoff.engine import Request
 from signoff.engines.echo import EchoEngine
 from signoff.store import JobFilter

@@ -20,7 +20,7 @@ import pytest
 from tests.engines import an_engine
 from tests.models.watching import MODEL, alive, is_alive, starts, until
 
-from signoff.core.target import Model
+from signoff.core.model import Model
 from signoff.engine import Request
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.errors import BadRequest, ModelCut, ModelUnreachable

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signoff.core.target import Kind, Listing, Model, upstream_name
+from signoff.core.model import Kind, Listing, Model, upstream_name
 
 ECHO = Model(name="echo", kind="echo")
 

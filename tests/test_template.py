@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signoff.core.template import filled, placeholders
+from signoff.core.pipelines.template import filled, placeholders
 from signoff.errors import BadRequest
 
 BRACED = st.text(alphabet="{}ab_1 \n\"'$%\\", max_size=30)

@@ -20,12 +20,12 @@ from redis.exceptions import ResponseError
 from contracts.test_transport import asked, listening, streamed
 from live import Live, live, until
 from proxy import Proxy, between
-from signoff import consumer
 from signoff.core.delivery import Message
 from signoff.core.stream import Arrived, Stream
-from signoff.doors.streams import take
+from signoff.doors.topics import take
+from signoff.server import consumer
 from signoff.transports.kafka import KafkaTransport, _place_of
-from signoff.transports.watch import Watch
+from signoff.transports.liveness import Watch
 from upstreams import misbehaving
 from wires import RabbitWire
 

@@ -12,7 +12,7 @@ from tests import upstreams
 from tests.upstreams import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, MESSAGE, RESPONSE_EVENTS, FakeUpstream
 
 from signoff.core.answer import Chunk
-from signoff.core.target import Model, Timeouts
+from signoff.core.model import Model, Timeouts
 from signoff.engine import Request
 from signoff.engines import openai
 from signoff.engines.openai import OpenAIEngine

@@ -13,9 +13,9 @@ from live import Live, chat, live
 from signoff.core.access import Role
 from signoff.core.ask import Ask
 from signoff.errors import NotFound, SignoffError
-from signoff.work.again import ask_again
+from signoff.work.admin.people import create_token, create_user, identify
 from signoff.work.call import begin, chunks_of
-from signoff.work.people import create_token, create_user, identify
+from signoff.work.jobs.retry import ask_again
 from signoff.work.submit import submit
 
 pytestmark = pytest.mark.anyio

@@ -20,15 +20,15 @@ from counting import COUNTED, Meter, call_in_every_way, counting
 from live import Live, chat, live, until
 from processes import ask, clean_environment, free_port, served, signoff
 from signoff.core.ask import Ask
-from signoff.core.ledger import DAY_US
 from signoff.core.price import NANO, Price, Prices, cost_of, dollars, microdollars
 from signoff.core.tokens import Usage
-from signoff.parts.shared import Shared
+from signoff.core.usage import DAY_US
+from signoff.runtime.broadcast import Shared
 from signoff.store import JobFilter, Step
 from signoff.stores.schema import jobs
+from signoff.work.admin.people import identify
+from signoff.work.admin.usage import add_price
 from signoff.work.call import begin, chunks_of
-from signoff.work.ledger import add_price
-from signoff.work.people import identify
 from stores import execute
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,7 @@ from cryptography.fernet import Fernet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signoff.vault import Unreadable, Vault, drop_old_keys, keys_in, put_new_key_first, standing_keys
+from signoff.infra.vault import Unreadable, Vault, drop_old_keys, keys_in, put_new_key_first, standing_keys
 
 
 def test_a_new_key_is_its_owners_alone(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_of_two_processes_that_make_the_key_at_once_both_use_one(tmp_path: Path)
     # given two processes that stand at the start
     race = f"""
 import pathlib, sys
-from signoff.vault import keys_in
+from signoff.infra.vault import keys_in
 print(flush=True)
 sys.stdin.readline()
 print(keys_in(pathlib.Path({str(tmp_path / "secret.key")!r}))[0].decode())

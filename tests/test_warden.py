@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tests.models.watching import MODEL, alive, starts, wait_until
 
-from signoff.engines import warden
+from signoff.engines import watchdog
 
-WARDEN = warden.__file__
+WARDEN = watchdog.__file__
 OWNER = """
 import subprocess, sys, time
 print(subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True).pid, flush=True)
@@ -88,7 +88,7 @@ def test_a_model_that_ignores_sigterm_is_killed_after_the_grace(journal: Path) -
     began = time.monotonic()
     ward.communicate()  # which closes its stdin
     took_seconds = time.monotonic() - began
-    assert warden.GRACE_SECONDS <= took_seconds < warden.GRACE_SECONDS + 2
+    assert watchdog.GRACE_SECONDS <= took_seconds < watchdog.GRACE_SECONDS + 2
     assert not alive(pids)
     assert ward.returncode == 128 + signal.SIGKILL
 

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import os
 
-from signoff.app import make_front, running
 from signoff.doors.http import ASGIApp, Receive, Scope, Send
-from signoff.logs import to_stderr
+from signoff.infra.logging import to_stderr
+from signoff.server.bootstrap import make_front, running
 from signoff.settings import Settings, load
 
 

@@ -9,8 +9,8 @@ import msgspec
 
 from signoff.core.access import UpstreamKey
 from signoff.core.log import LogLine
+from signoff.core.model import EndpointName, Model
 from signoff.core.stream import Stream
-from signoff.core.target import EndpointName, Model
 
 
 class Catalog(Protocol):

@@ -23,12 +23,12 @@ from signoff.commands.people import tokens, users
 from signoff.commands.prices import prices
 from signoff.commands.terminal import OPERATOR, address_of, err, out, run, stop
 from signoff.errors import SignoffError
-from signoff.logs import to_stderr
-from signoff.memory import resident_mb
+from signoff.infra.logging import to_stderr
+from signoff.infra.memory import resident_mb
 from signoff.settings import BadSettings, Settings, load
-from signoff.work.desk import Desk
-from signoff.work.functions import sync
-from signoff.work.people import create_token, create_user, sign_in_link
+from signoff.work.admin.people import create_token, create_user, sign_in_link
+from signoff.work.pipelines.functions import sync
+from signoff.work.services import Desk
 
 FIRST_ADMIN = "admin@localhost"
 DRAIN_SECONDS = 10
@@ -107,7 +107,7 @@ def work(concurrency: Annotated[int | None, typer.Option(help="Jobs at a time.",
 
 async def _work(settings: Settings) -> bool:
     """Works until it is told to stop, or has taken too much memory; whether it is to start anew."""
-    from signoff.app import running
+    from signoff.server.bootstrap import running
 
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 import msgspec
 
 from signoff.core.answer import Chunk
-from signoff.core.target import Model
+from signoff.core.model import Model
 
 State = Literal["stopped", "starting", "ready", "busy", "failed"]
 

@@ -12,13 +12,12 @@ from signoff.catalog import Catalog, ModelLogs, Secrets, Streams
 from signoff.core.access import Role, Token, TokenKind, User
 from signoff.core.cache import CacheRule
 from signoff.core.delivery import Delivery, DeliveryKind, Outcome
-from signoff.core.function import Function
-from signoff.core.job import Decision, Event, Job, Status
-from signoff.core.ledger import Line, Question, Sum
+from signoff.core.job import Decision, Event, FunctionCall, Job, Status
 from signoff.core.limits import Limit, Meter, Refusal, Room, Wish
+from signoff.core.pipelines.composed import PRODUCTION, Composed, Composition
+from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
-from signoff.core.run import FunctionCall
-from signoff.core.target import PRODUCTION, Composed, Composition
+from signoff.core.usage import Line, Question, Sum
 
 Copied = Literal["models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"]
 Topic = Literal["job", "due", "delivery", Copied, "any"]

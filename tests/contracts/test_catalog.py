@@ -8,7 +8,7 @@ from contracts.test_streams import a_stream
 from signoff.catalog import Sealed
 from signoff.core.delivery import Deliver
 from signoff.core.log import LogLine
-from signoff.core.target import Model
+from signoff.core.model import Model
 from signoff.errors import Conflict
 from signoff.stores import secrets as stored_secrets
 from stores import AStore, inserted, together

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from signoff.core.function import Function, Param
-from signoff.core.grammar import parsed
-from signoff.core.target import PRODUCTION, Pipeline, Prompt
+from signoff.core.pipelines.composed import PRODUCTION, Pipeline, Prompt
+from signoff.core.pipelines.function import Function, Param
+from signoff.core.pipelines.grammar import parsed
 from signoff.errors import ComposedNotFound, NameTaken, SignoffError
 from signoff.store import ComposedFilter
 from stores import AStore, listening, together

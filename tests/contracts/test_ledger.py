@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import sqlite
 
 from signoff.core.job import Job
-from signoff.core.ledger import DAY_US, HOUR_US, Dimension, Question, Sum
 from signoff.core.price import Price
-from signoff.stores.ledger import _report
+from signoff.core.usage import DAY_US, HOUR_US, Dimension, Question, Sum
 from signoff.stores.schema import past_usage
+from signoff.stores.usage import _report
 from simulation.ledger import added, plus
 from simulation.store import MemoryStore
 from stores import AStore, a_job, opened, rows, together

@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from signoff.core.job import Decision, Job, JobError
-from signoff.core.run import FunctionCall
+from signoff.core.job import Decision, FunctionCall, Job, JobError
 from signoff.errors import Stale
 from signoff.store import Step
 from signoff.stores.jobs import KEY_LIFETIME_US

@@ -16,13 +16,13 @@ from contracts.test_streams import a_stream
 from signoff.core.answer import Usage
 from signoff.core.delivery import Deliver
 from signoff.core.job import MOVES, STATUSES, TERMINAL, Decision, Edit, Guard, Job, JobError, Verdict, replay
+from signoff.core.model import Model
 from signoff.core.policy import Policy
 from signoff.core.price import Price
-from signoff.core.target import Model
 from signoff.errors import JobNotFound, Overloaded, Stale
 from signoff.store import JobFilter, Step, Topic
 from signoff.stores import jobs, schema
-from signoff.work.review import effect
+from signoff.work.reviews.desk import effect
 from stores import (
     ANSWER,
     AStore,

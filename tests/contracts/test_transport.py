@@ -20,7 +20,7 @@ from signoff.core.stream import Arrived, Stream, seen_of
 from signoff.errors import Undelivered
 from signoff.transport import Take
 from signoff.transports import nats, rabbitmq, redis
-from signoff.transports.choice import Transports
+from signoff.transports.registry import Transports
 from upstreams import misbehaving
 from wires import WIRES, NatsWire, Wire
 

@@ -20,12 +20,13 @@ from typing import Any
 
 from faults.mutations import MUTATIONS
 from faults.orders import Orders
-from signoff import sender
 from signoff.cli import main
+from signoff.server import dispatcher
 from signoff.stores import writer
 from signoff.stores.jobs import SqlJobs
 from signoff.stores.sqlite import Sqlite
-from signoff.work import deliver, perform, record, sweep
+from signoff.work import perform, record, sweep
+from signoff.work.jobs import deliver
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 # A sender that vanishes is missed after a minute: too long to wait for in a short round.
@@ -142,6 +143,6 @@ if __name__ == "__main__":
     points.install()
     points.watch_the_clock()
     points.watch_the_lock(Path(os.environ["FAULTS_FOLDER"]).with_name("witness.lock"))
-    sender.LEASE_SECONDS, sender.SEND_SECONDS = SENDER_LEASE_SECONDS, SEND_SECONDS
+    dispatcher.LEASE_SECONDS, dispatcher.SEND_SECONDS = SENDER_LEASE_SECONDS, SEND_SECONDS
     MUTATIONS[os.environ.get("FAULTS_MUTATION", "none")]()
     main()

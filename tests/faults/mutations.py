@@ -11,9 +11,9 @@ import msgspec
 
 from signoff.core.job import MOVES, Guard, Job
 from signoff.store import Step
-from signoff.stores import jobs, moves, sqlite
+from signoff.stores import jobs, sqlite, transitions
 from signoff.stores.jobs import SqlJobs
-from signoff.work import look
+from signoff.work.jobs import query
 
 
 def without_the_lease_guard() -> None:
@@ -34,14 +34,14 @@ def without_the_write_lock() -> None:
 
 def with_a_late_delivery() -> None:
     """The delivery is written in a transaction of its own, after the end that it tells of."""
-    deliver_end, move = moves.deliver_end, SqlJobs.move
+    deliver_end, move = transitions.deliver_end, SqlJobs.move
 
     async def moved(self: SqlJobs, job_id: str, *steps: Step) -> Job:
         job = await move(self, job_id, *steps)
         await self._database.write(lambda tx: deliver_end(tx, job, steps[-1].verb))
         return job
 
-    moves.deliver_end = jobs.deliver_end = lambda tx, job, verb: None
+    transitions.deliver_end = jobs.deliver_end = lambda tx, job, verb: None
     SqlJobs.move = moved
 
 
@@ -63,7 +63,7 @@ def with_an_early_acknowledgement() -> None:
 
 def without_the_veil() -> None:
     """Whoever asks sees a held answer."""
-    look.veiled = lambda caller, job: job
+    query.veiled = lambda caller, job: job
 
 
 def without_keys() -> None:

@@ -20,11 +20,11 @@ from faults.world import World
 from processes import clean_environment
 from proxy import Proxy, between
 from receivers import SECRET
-from signoff.app import migrate, opened
+from signoff.server.bootstrap import migrate, opened
 from signoff.settings import Settings
-from signoff.work.desk import Desk
-from signoff.work.models import register
-from signoff.work.people import create_token, create_user
+from signoff.work.admin.people import create_token, create_user
+from signoff.work.admin.registry import register
+from signoff.work.services import Desk
 from upstreams import FakeUpstream
 
 CONCURRENCY = 8

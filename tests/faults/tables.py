@@ -11,9 +11,9 @@ import sqlalchemy as sa
 
 from signoff.core.delivery import Delivery
 from signoff.core.job import Event, Job
-from signoff.stores.moves import EVERY_COLUMN, job_of
 from signoff.stores.schema import decisions, deliveries, events, jobs
 from signoff.stores.sql import SqlStore
+from signoff.stores.transitions import EVERY_COLUMN, job_of
 
 PAGE = 2000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from faults.wishes import RETRY_AFTER
-from signoff.core.target import Model, Timeouts
+from signoff.core.model import Model, Timeouts
 from upstreams import BEHAVIOURS, Exchange, FakeUpstream, behaviour
 
 _turns = itertools.count()

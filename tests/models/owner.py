@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from signoff.core.target import Model
+from signoff.core.model import Model
 from signoff.engine import Request
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.engines.upstream import Upstream

@@ -9,7 +9,7 @@ import msgspec
 from signoff.catalog import Sealed, SealedKind
 from signoff.core.access import UpstreamKey
 from signoff.core.log import LogLine
-from signoff.core.target import EndpointName, Model, key_ids_of, with_new_keys, with_standing_keys, without_keys
+from signoff.core.model import EndpointName, Model, key_ids_of, with_new_keys, with_standing_keys, without_keys
 from signoff.errors import Conflict
 from signoff.stores.secrets import sealed_anew, sealed_in
 from simulation.tables import Tables, Tx, Way, bump

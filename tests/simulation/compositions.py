@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from signoff.core.function import Function
-from signoff.core.grammar import calls_of
-from signoff.core.target import PRODUCTION, Composed, Pipeline, Prompt
+from signoff.core.pipelines.composed import PRODUCTION, Composed, Pipeline, Prompt
+from signoff.core.pipelines.function import Function
+from signoff.core.pipelines.grammar import calls_of
 from signoff.errors import ComposedNotFound, NameTaken
 from signoff.store import ComposedFilter, Synced
 from simulation.people import bump

@@ -11,7 +11,7 @@ from signoff.core.delivery import Delivery, DeliveryKind, Outcome
 from signoff.errors import NotFound, Stale
 from signoff.stores.deliveries import LOOKED_AT
 from signoff.stores.deliveries import _within_limits as within_limits
-from signoff.stores.moves import SECOND
+from signoff.stores.transitions import SECOND
 from simulation.tables import Tables, Tx, Way
 
 

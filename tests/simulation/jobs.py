@@ -13,9 +13,9 @@ from signoff.errors import JobNotFound, Stale
 from signoff.store import JobFilter, NewVerb, Step
 from signoff.stores.jobs import _frees_its_key as frees_its_key
 from signoff.stores.jobs import inserted, timed
-from signoff.stores.moves import SECOND, deliver_end, event_of, news_of
-from signoff.stores.moves import _changed as changed
 from signoff.stores.schema import events, used_keys
+from signoff.stores.transitions import SECOND, deliver_end, event_of, news_of
+from signoff.stores.transitions import _changed as changed
 from simulation.tables import Tables, Tx, Way, after
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import msgspec
 
 from signoff.core.job import Job
-from signoff.core.ledger import DAY_US, HOUR_US, STALE, Dimension, Line, Question, Sum, sum_of
 from signoff.core.price import Price
+from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, Line, Question, Sum, sum_of
 from simulation.tables import Tables, Tx, Way
 
 

@@ -11,10 +11,10 @@ import msgspec
 from signoff.core import sse
 from signoff.core.answer import Chunk
 from signoff.core.delivery import Message
-from signoff.core.target import Model, Timeouts
+from signoff.core.model import Model, Timeouts
 from signoff.engine import Request
 from signoff.errors import ModelAnswered, ModelCut, ModelGarbled, ModelTimedOut, ModelUnreachable, Undelivered
-from signoff.sender import AT_ONCE_PER_HOST
+from signoff.server.dispatcher import AT_ONCE_PER_HOST
 from simulation.checker import Checker
 from simulation.network import Network, resolve
 

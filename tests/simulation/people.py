@@ -6,7 +6,7 @@ import msgspec
 
 from signoff.core.access import Role, Token, TokenKind, User
 from signoff.core.cache import CacheRule
-from signoff.stores.moves import SECOND
+from signoff.stores.transitions import SECOND
 from simulation.tables import Tables, Tx, Way, bump
 
 

@@ -8,36 +8,36 @@ from typing import Any, TypeVar
 
 from cryptography.fernet import Fernet
 
-from signoff.alive import alive
 from signoff.brokers.local import LocalBroker
 from signoff.cache import Bounds
 from signoff.caches.memory import MemoryCache
-from signoff.core.address import Reach
+from signoff.core.allow_list import Reach
 from signoff.core.cache import Entry
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
 from signoff.core.signing import Secret
 from signoff.core.stream import Stream
 from signoff.errors import SignoffError
-from signoff.parts.answers import Answers
-from signoff.parts.background import Background
-from signoff.parts.callers import Callers
-from signoff.parts.compositions import Compositions
-from signoff.parts.functions import Functions
-from signoff.parts.inflight import InFlight
-from signoff.parts.keys import Keys
-from signoff.parts.leases import Leases
-from signoff.parts.limits import Limits
-from signoff.parts.logs import Logs
-from signoff.parts.models import Models
-from signoff.parts.pools import Pools
-from signoff.parts.prices import PriceList
-from signoff.parts.rooms import Rooms
-from signoff.parts.streams import Streams
-from signoff.parts.waits import Waits
+from signoff.infra.vault import Vault
+from signoff.runtime.background import Background
+from signoff.runtime.callers import Callers
+from signoff.runtime.compositions import Compositions
+from signoff.runtime.functions import Functions
+from signoff.runtime.inflight import InFlight
+from signoff.runtime.keys import Keys
+from signoff.runtime.leases import Leases
+from signoff.runtime.limits import Limits
+from signoff.runtime.logs import Logs
+from signoff.runtime.models import Models
+from signoff.runtime.pools import Pools
+from signoff.runtime.prices import PriceList
+from signoff.runtime.reservations import Rooms
+from signoff.runtime.response_cache import Answers
+from signoff.runtime.streams import Streams
+from signoff.runtime.watcher import Waits
+from signoff.server.supervisor import alive
 from signoff.transport import Transport
-from signoff.vault import Vault
-from signoff.work.desk import Desk, Rules
+from signoff.work.services import Desk, Rules
 from simulation.checker import Checker
 from simulation.clock import Clock
 from simulation.loop import SimLoop, Violation

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from signoff.core.job import Job
-from signoff.core.run import FunctionCall
+from signoff.core.job import FunctionCall, Job
 from signoff.errors import Stale
 from signoff.store import Step
 from signoff.stores.jobs import timed

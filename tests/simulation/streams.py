@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from signoff.core.stream import Stream
-from signoff.stores.moves import SECOND
+from signoff.stores.transitions import SECOND
 from simulation.tables import Tables, Tx, Way
 
 

@@ -15,14 +15,14 @@ import sqlalchemy as sa
 
 from signoff.core.access import Token, UpstreamKey, User
 from signoff.core.delivery import Delivery
-from signoff.core.function import Function
-from signoff.core.job import MOVES, Decision, Event, Guard, Job, Move
+from signoff.core.job import MOVES, Decision, Event, FunctionCall, Guard, Job, Move
 from signoff.core.limits import Limit, Meter
 from signoff.core.log import LogLine
+from signoff.core.model import Model
+from signoff.core.pipelines.composed import Composed
+from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
-from signoff.core.run import FunctionCall
 from signoff.core.stream import Stream
-from signoff.core.target import Composed, Model
 from signoff.store import Listener, Step, Topic
 
 Key = tuple[int, str]

@@ -16,9 +16,11 @@ from signoff.core.cache import Fresh
 from signoff.core.delivery import Hook
 from signoff.core.job import Edit, Job, Verdict
 from signoff.store import JobFilter
-from signoff.work import again, call, cancel, look, resend, review, submit
+from signoff.work import call, submit
 from signoff.work.admit import _fingerprint as fingerprint_of
-from signoff.work.desk import Desk
+from signoff.work.jobs import cancel, query, redeliver, retry
+from signoff.work.reviews import desk as review
+from signoff.work.services import Desk
 from simulation.checker import Checker
 from simulation.loop import World
 from simulation.outside import body_of
@@ -154,12 +156,12 @@ class User(Person):
     async def _wait(self) -> None:
         if self._mine:
             job_id, seconds = self.dice.choice(self._mine), self.dice.uniform(0, 20)
-            await self.see("wait", lambda desk: look.look_and_wait(desk, self.caller, job_id, seconds))
+            await self.see("wait", lambda desk: query.look_and_wait(desk, self.caller, job_id, seconds))
 
     async def _look(self) -> None:
         if self._mine:
             job_id = self.dice.choice(self._mine)
-            await self.see("look", lambda desk: look.look(desk, self.caller, job_id))
+            await self.see("look", lambda desk: query.look(desk, self.caller, job_id))
 
     async def _follow(self) -> None:
         if self._mine:
@@ -171,7 +173,7 @@ class User(Person):
     async def _events(self) -> None:
         if self._mine:
             job_id = self.dice.choice(self._mine)
-            events = await self.ask("events", lambda desk: look.look_at_events(desk, self.caller, job_id))
+            events = await self.ask("events", lambda desk: query.look_at_events(desk, self.caller, job_id))
             self._checker.law(not any(event.data for event in events or ()), "nothing held is seen", job_id)
 
     async def _cancel(self) -> None:
@@ -182,20 +184,20 @@ class User(Person):
     async def _again(self) -> None:
         if self._mine:
             job_id = self.dice.choice(self._mine)
-            job = await self.see("ask again", lambda desk: again.ask_again(desk, self.caller, job_id))
+            job = await self.see("ask again", lambda desk: retry.ask_again(desk, self.caller, job_id))
             if job is not None:
                 self._checker.accepted(job)
 
     async def _resend(self) -> None:
         if self._mine:
             job_id = self.dice.choice(self._mine)
-            told = await self.ask("deliveries", lambda desk: resend.look_at_deliveries(desk, self.caller, job_id))
+            told = await self.ask("deliveries", lambda desk: redeliver.look_at_deliveries(desk, self.caller, job_id))
             for one in told or ():
-                await self.ask("resend", lambda desk, one=one: resend.resend(desk, self.caller, one.id))
+                await self.ask("resend", lambda desk, one=one: redeliver.resend(desk, self.caller, one.id))
 
     async def _list(self) -> None:
         which = JobFilter(limit=20, newest_first=True)
-        page = await self.ask("list", lambda desk: look.look_at_all(desk, self.caller, which))
+        page = await self.ask("list", lambda desk: query.look_at_all(desk, self.caller, which))
         self._checker.shown(self.caller, page[0] if page else ())
 
 
@@ -209,7 +211,7 @@ async def answer(desk: Desk, ask: Ask) -> tuple[Job, bytes | None]:
 
 
 async def _followed(desk: Desk, caller: Caller, job_id: str) -> list[int]:
-    async with contextlib.aclosing(look.follow(desk, caller, job_id, 0)) as pages:
+    async with contextlib.aclosing(query.follow(desk, caller, job_id, 0)) as pages:
         return [event.seq async for page in pages for event in page]
 
 
@@ -227,7 +229,7 @@ class Reviewer(Person):
                 await self._look_at(self.dice.choice(held))
 
     async def _held(self, which: JobFilter) -> list[Job]:
-        page = await self.ask("reviews", lambda desk: look.look_at_all(desk, self.caller, which))
+        page = await self.ask("reviews", lambda desk: query.look_at_all(desk, self.caller, which))
         held = [job for job in page[0] if job.status == "human"] if page else []
         self._checker.shown(self.caller, held)
         return held

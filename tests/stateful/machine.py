@@ -19,7 +19,7 @@ from signoff.core.keys import fingerprint
 from signoff.core.policy import OnDeadline, Policy
 from signoff.errors import KeyReused, SignoffError, Stale
 from signoff.store import JobFilter, Step
-from signoff.work.review import effect
+from signoff.work.reviews.desk import effect
 from signoff.work.submit import check_same
 from stateful import laws
 from stateful.model import Model, seen

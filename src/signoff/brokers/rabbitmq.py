@@ -14,7 +14,7 @@ from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import DeliveryError, PublishError
 
-from signoff.brokers.line import ANSWER_SECONDS, Line, ensure_queue, must_stand
+from signoff.brokers.amqp import ANSWER_SECONDS, Line, ensure_queue, must_stand
 
 APP_ID = "signoff"
 UNSENT_LIMIT = 10_000

@@ -11,7 +11,7 @@ import msgspec
 
 from signoff.cache import Bounds, fits
 from signoff.core.cache import Entry, Found, Size, Which
-from signoff.redis import client_of
+from signoff.infra.redis import client_of
 
 ANSWER_SECONDS = 1.0
 PAGE = 500

@@ -9,7 +9,7 @@ import typer
 from signoff.commands.terminal import OPERATOR, out, run
 from signoff.core.cache import Which
 from signoff.settings import load
-from signoff.work.clear import clear, look_at_size
+from signoff.work.admin.cache import clear, look_at_size
 
 caches = typer.Typer(help="Answers that can be given again.")
 User = Annotated[str | None, typer.Option(help="Of this user alone: an e-mail address.")]

@@ -19,7 +19,7 @@ keeping = typer.Typer()
 @keeping.command()
 def migrate() -> None:
     """Brings the database's schema up to date."""
-    from signoff.app import migrate
+    from signoff.server.bootstrap import migrate
 
     asyncio.run(migrate(load()))
     out.print("The schema is up to date.")
@@ -28,7 +28,7 @@ def migrate() -> None:
 @keeping.command()
 def doctor() -> None:
     """Looks whether everything that the server needs is there."""
-    from signoff.checks import checks
+    from signoff.commands.doctor import checks
 
     table, healthy = Table("", "what", "found"), True
     for check in asyncio.run(checks(load())):
@@ -46,7 +46,7 @@ def backup(
     with_key: Annotated[bool, typer.Option("--with-key", help="Put the key that opens sealed secrets in too.")] = False,
 ) -> None:
     """Writes everything into one file, while servers go on working."""
-    from signoff.upkeep import backup
+    from signoff.commands.backup import backup
 
     settings = load()
     manifest = asyncio.run(backup(settings, file, with_key=with_key))
@@ -62,7 +62,7 @@ def backup(
 @keeping.command()
 def restore(file: Annotated[Path, typer.Argument(help="What `signoff backup` has written.")]) -> None:
     """Fills an empty database from a backup, whichever database it was made of."""
-    from signoff.upkeep import restore
+    from signoff.commands.backup import restore
 
     settings = load()
     done = asyncio.run(restore(settings, file))

@@ -14,9 +14,9 @@ from signoff.core.job import STATUSES, Job, Status, Verdict
 from signoff.errors import SignoffError
 from signoff.settings import load
 from signoff.store import JobFilter
-from signoff.work.desk import Desk
-from signoff.work.look import look_at_all
-from signoff.work.review import Opinion, decide
+from signoff.work.jobs.query import look_at_all
+from signoff.work.reviews.desk import Opinion, decide
+from signoff.work.services import Desk
 
 looking = typer.Typer()
 

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from signoff.commands.terminal import err, out, run, stop
+from signoff.infra.vault import add_new_key, drop_old_keys, keys_locked, put_new_key_first
 from signoff.settings import load
-from signoff.vault import add_new_key, drop_old_keys, keys_locked, put_new_key_first
-from signoff.work.desk import Desk
-from signoff.work.reseal import Resealed, reseal
+from signoff.work.admin.rotation import Resealed, reseal
+from signoff.work.services import Desk
 
 # Whoever sealed something as the key changed has written it down long before.
 SETTLED_SECONDS = 3600

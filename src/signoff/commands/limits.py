@@ -11,8 +11,8 @@ from rich.table import Table
 from signoff.commands.terminal import out, run, stop
 from signoff.core.price import NANO, dollars, nanodollars
 from signoff.settings import load
-from signoff.work.allow import COSTS, COUNTS, allow, disallow, every_limit, limit_for, whose
-from signoff.work.desk import Desk
+from signoff.work.admin.limits import COSTS, COUNTS, allow, disallow, every_limit, limit_for, whose
+from signoff.work.services import Desk
 
 limits = typer.Typer(help="Limits.")
 Whose = Annotated[str, typer.Argument(metavar="WHO", help="all (together), each (user), user:EMAIL, or token:ID.")]

@@ -12,12 +12,12 @@ import typer
 from rich.table import Table
 
 from signoff.commands.terminal import out, rule_named, run, stop
+from signoff.core.model import BALANCES, Balance, Endpoint, Model, ProcessLimits, flaw_of
 from signoff.core.policy import Review
-from signoff.core.target import BALANCES, Balance, Endpoint, Model, ProcessLimits, flaw_of
 from signoff.settings import load
-from signoff.work.desk import Desk
-from signoff.work.manage import end_process
-from signoff.work.models import Secrets, all_models, forget, model_called, register
+from signoff.work.admin.models import end_process
+from signoff.work.admin.registry import Secrets, all_models, forget, model_called, register
+from signoff.work.services import Desk
 
 models = typer.Typer(help="Models.")
 
@@ -87,7 +87,7 @@ def model_add(
 
 
 def _check_kind(kind: str) -> None:
-    from signoff.app import kinds
+    from signoff.server.bootstrap import kinds
 
     if kind not in kinds():
         stop(f"There is no kind {kind!r}; there are {', '.join(kinds())}.")

@@ -10,8 +10,8 @@ import typer
 from signoff.commands.terminal import address_of, out, rule_named, run, stop
 from signoff.core.access import ROLES, Role, User
 from signoff.settings import load
-from signoff.work.desk import Desk
-from signoff.work.people import create_token, create_user, sign_in_link
+from signoff.work.admin.people import create_token, create_user, sign_in_link
+from signoff.work.services import Desk
 
 users, tokens = typer.Typer(help="People."), typer.Typer(help="Tokens.")
 

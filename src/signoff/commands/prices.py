@@ -12,8 +12,8 @@ from signoff.commands.terminal import out, run, stop
 from signoff.core.price import Price, dollars, microdollars
 from signoff.core.wire import when
 from signoff.settings import load
-from signoff.work.desk import Desk
-from signoff.work.ledger import add_price, look_at_prices
+from signoff.work.admin.usage import add_price, look_at_prices
+from signoff.work.services import Desk
 
 prices = typer.Typer(help="What models cost.")
 DAY = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]

@@ -12,7 +12,7 @@ from rich.console import Console
 from signoff.core.access import Caller
 from signoff.core.cache import CacheRule
 from signoff.settings import Settings
-from signoff.work.desk import Desk
+from signoff.work.services import Desk
 
 T = TypeVar("T")
 OPERATOR = Caller(user_id=0, token_id=0, role="admin", email="operator")
@@ -25,7 +25,7 @@ err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr
 
 def run(settings: Settings, function: Callable[[Desk], Awaitable[T]]) -> T:
     """The result of `function` with a desk that looks and writes."""
-    from signoff.app import opened
+    from signoff.server.bootstrap import opened
 
     async def with_desk() -> T:
         async with opened(settings) as desk:

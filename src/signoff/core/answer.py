@@ -9,8 +9,8 @@ from typing import Any, cast
 import msgspec
 
 from signoff.core import response, sse
+from signoff.core.binary import Parcel, wrapped
 from signoff.core.keys import fingerprint
-from signoff.core.parcel import Parcel, wrapped
 from signoff.core.response import JsonObject
 from signoff.core.tokens import Usage, counted, tokens_said, usage_of
 from signoff.errors import ModelGarbled

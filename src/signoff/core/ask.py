@@ -10,14 +10,12 @@ import msgspec
 from signoff.core.access import Caller
 from signoff.core.cache import CacheRule, Fresh, Sampling
 from signoff.core.delivery import Hook
-from signoff.core.endpoint import CHAT
+from signoff.core.endpoints import CHAT, PREDICT
+from signoff.core.model import Model, takes_any_json
+from signoff.core.pipelines.composed import Pipeline
 from signoff.core.policy import Review
-from signoff.core.target import Model, Pipeline, takes_any_json
 
 Lane = Literal["now", "later"]
-
-# A payload that goes to its model as it is.
-PREDICT = "/predict"
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):

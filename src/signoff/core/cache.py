@@ -9,11 +9,11 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from signoff.core.endpoint import CHAT, COMPLETIONS, RESPONSES, STREAMED
+from signoff.core.endpoints import CHAT, COMPLETIONS, RESPONSES, STREAMED
 from signoff.core.keys import fingerprint
+from signoff.core.parse_cost import is_light
 from signoff.core.policy import Policy
 from signoff.core.tokens import Usage, usage_of
-from signoff.core.weight import is_light
 
 CacheRule = Literal["always", "never"]
 # What became of the cache for one job. Of a `miss` the answer is kept once it is signed off.

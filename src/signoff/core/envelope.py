@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from signoff.core.endpoint import COMPLETIONS
+from signoff.core.convert import shaped
+from signoff.core.endpoints import COMPLETIONS
 from signoff.core.job import Job, JobError
-from signoff.core.shape import shaped
 from signoff.errors import BadBody, BadRequest, SignoffError, kind_of
 
 NOTHING = b"null"

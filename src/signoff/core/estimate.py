@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from signoff.core.endpoint import EMBEDDINGS, MODERATIONS, RERANK
+from signoff.core.endpoints import EMBEDDINGS, MODERATIONS, RERANK
 from signoff.core.tokens import counted
 
 # What an answer is reckoned with where its request names no maximum.

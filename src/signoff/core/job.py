@@ -37,6 +37,9 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
         return self.status in {408, 429} or self.status >= 500
 
 
+# A status that a retry can help: the caller may come back with the same key.
+LEFT = JobError(code="cancelled", message="The caller left before the answer came.", status=408)
+INTERRUPTED = JobError(code="interrupted", message="The server that answered this call stopped.", status=503)
 RUN_ENDED = JobError(code="cancelled", message="The run that asked for this has ended.", status=409)
 
 
@@ -142,6 +145,29 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     at: int
     data: dict[str, Any]
+
+
+class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One call of a function in a round of a run. `arguments` and `output` are JSON, times are microseconds."""
+
+    job_id: str
+    round: int
+    node: str
+    name: str
+    arguments: bytes
+    output: bytes | None = None
+    error: JobError | None = None
+    began_at: int
+    ended_at: int
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a step remembers of the call that made it, in its metadata."""
+
+    kind: str
+    name: str
+    version: int
+    arguments: dict[str, str]
 
 
 class Guard(Enum):

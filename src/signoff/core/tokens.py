@@ -8,7 +8,7 @@ from typing import cast
 
 import msgspec
 
-from signoff.core.weight import is_light
+from signoff.core.parse_cost import is_light
 
 # About what a token stands for in the texts that models read.
 BYTES_A_TOKEN = 4

@@ -15,16 +15,16 @@ from litestar.static_files import create_static_files_router  # pyright: ignore[
 from signoff.core.access import Caller, may_review
 from signoff.core.answer import text_of, with_text
 from signoff.core.ask import as_chat
+from signoff.core.binary import seen
 from signoff.core.job import STATUSES, Edit, Job, Verdict
-from signoff.core.parcel import seen
 from signoff.core.wire import when
 from signoff.doors.http import INTS, TheCaller, TheDesk, TheKnobs, caller_of, header, number_in, scope_of
 from signoff.errors import BadRequest, Unauthorized
 from signoff.store import JobFilter
-from signoff.work.desk import Desk
-from signoff.work.look import count_of, look, page_of
-from signoff.work.models import all_models
-from signoff.work.review import Opinion, decide
+from signoff.work.admin.registry import all_models
+from signoff.work.jobs.query import count_of, look, page_of
+from signoff.work.reviews.desk import Opinion, decide
+from signoff.work.services import Desk
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN = 10

@@ -11,7 +11,7 @@ from signoff.core.access import Caller
 from signoff.core.answer import content_of
 from signoff.core.ask import Ask
 from signoff.core.cache import Sampling, Which
-from signoff.core.endpoint import KNOWN
+from signoff.core.endpoints import KNOWN
 from signoff.doors.http import (
     Knobs,
     Receive,
@@ -29,12 +29,12 @@ from signoff.doors.http import (
     read_body,
     send_json,
 )
-from signoff.doors.outgoing import call_headers, whole_answer
+from signoff.doors.openai.responses import call_headers, whole_answer
 from signoff.errors import BadRequest, NotFound, SignoffError
+from signoff.work.admin.cache import clear, look_at_size
 from signoff.work.call import begin, look_up
-from signoff.work.clear import clear, look_at_size
-from signoff.work.desk import Desk
-from signoff.work.recall import until_kept
+from signoff.work.inference.caching import until_kept
+from signoff.work.services import Desk
 
 OPENAI, CACHE = "/api/openai/", "/api/cache"
 PREFIXES = (OPENAI, CACHE)

@@ -10,7 +10,7 @@ from litestar.params import FromPath
 from signoff.core.delivery import Delivery
 from signoff.core.wire import when
 from signoff.doors.http import TheCaller, TheDesk
-from signoff.work.resend import look_at_deliveries, resend
+from signoff.work.jobs.redeliver import look_at_deliveries, resend
 
 
 @get("/jobs/{job_id:str}/deliveries", summary="Who is told of a job's end")

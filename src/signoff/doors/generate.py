@@ -22,7 +22,7 @@ from signoff.doors.http import (
     scope_of,
 )
 from signoff.errors import BadBody, BadRequest, SignoffError
-from signoff.work.look import look_and_wait, look_at_own, succeeded
+from signoff.work.jobs.query import look_and_wait, look_at_own, succeeded
 from signoff.work.submit import submit
 
 PATHS = {"/generate", "/chat_completion", "/check_status"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from litestar import MediaType, Response, Router, get
 
 from signoff.doors.http import TheDesk
-from signoff.work.ready import ready as look_whether_ready
+from signoff.work.admin.health import ready as look_whether_ready
 
 
 @get("/health/live", summary="Is the process there?", media_type=MediaType.TEXT)

@@ -21,8 +21,8 @@ from signoff.core.access import Caller, Role
 from signoff.core.cache import Fresh, fresh_of
 from signoff.core.job import Job
 from signoff.errors import BadPipeline, BadRequest, Forbidden, LimitReached, SignoffError, TooLarge, Unauthorized
-from signoff.work.desk import Desk
-from signoff.work.people import identify
+from signoff.work.admin.people import identify
+from signoff.work.services import Desk
 
 JSON = b"application/json"
 READ_AWAY_BYTES = 64 * 1024 * 1024

@@ -25,8 +25,8 @@ from signoff.doors.http import (
 )
 from signoff.errors import BadBody, BadRequest, SignoffError
 from signoff.store import JobFilter
-from signoff.work.look import look, look_at_all
-from signoff.work.review import Opinion, decide, draft
+from signoff.work.jobs.query import look, look_at_all
+from signoff.work.reviews.desk import Opinion, decide, draft
 from signoff.work.submit import submit
 
 MAX_PAGE = 1000

@@ -11,7 +11,7 @@ from litestar.params import FromPath, QueryParameter
 from signoff.core.access import UpstreamKey
 from signoff.core.wire import when
 from signoff.doors.http import TheCaller, TheDesk, decoded
-from signoff.work.keys import add_key, look_at_keys, remove_key
+from signoff.work.admin.keys import add_key, look_at_keys, remove_key
 
 MAX_PAGE = 1000
 

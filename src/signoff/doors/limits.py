@@ -12,7 +12,7 @@ from signoff.core.access import check_admin
 from signoff.core.price import NANO, dollars, nanodollars
 from signoff.doors.http import TheCaller, TheDesk
 from signoff.errors import BadRequest
-from signoff.work.allow import (
+from signoff.work.admin.limits import (
     COSTS,
     COUNTS,
     Allowed,

@@ -11,12 +11,12 @@ from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import FromPath, FromQuery
 
 from signoff.core.cache import CacheRule
+from signoff.core.model import Balance, Endpoint, Kind, Model, with_changes
 from signoff.core.policy import Review
-from signoff.core.target import Balance, Endpoint, Kind, Model, with_changes
 from signoff.doors.http import TheCaller, TheDesk, TheKnobs, decoded, scope_of, takes_commands
 from signoff.errors import BadRequest, SignoffError
-from signoff.work.health import full_health_of
-from signoff.work.manage import (
+from signoff.work.admin.health import full_health_of
+from signoff.work.admin.models import (
     Seen,
     add_model,
     change_model,
@@ -26,8 +26,8 @@ from signoff.work.manage import (
     start_model,
     stop_model,
 )
-from signoff.work.models import Secrets
-from signoff.work.trial import try_model
+from signoff.work.admin.registry import Secrets
+from signoff.work.admin.try_model import try_model
 
 Operation = Literal["try", "start", "stop"]
 Timeout = Literal["connect_seconds", "first_byte_seconds", "between_chunks_seconds", "total_seconds"]

@@ -15,17 +15,17 @@ from litestar.response import Stream
 from signoff.core import sse
 from signoff.core.ask import Ask
 from signoff.core.delivery import Hook
-from signoff.core.endpoint import CHAT
+from signoff.core.endpoints import CHAT
 from signoff.core.job import Event, Status
 from signoff.core.signing import Secret
 from signoff.core.wire import as_seen, microseconds_of, when
 from signoff.doors.http import TheCaller, TheDesk, decoded, freshness_of, number_in, scope_of
 from signoff.errors import BadRequest
 from signoff.store import JobFilter
-from signoff.work.again import ask_again
-from signoff.work.cancel import cancel
-from signoff.work.look import follow, look, look_and_wait, look_at_all, look_at_events
-from signoff.work.runs import Change, LoggedCall, log_of_run, rerun
+from signoff.work.jobs.cancel import cancel
+from signoff.work.jobs.query import follow, look, look_and_wait, look_at_all, look_at_events
+from signoff.work.jobs.retry import ask_again
+from signoff.work.pipelines.history import Change, LoggedCall, log_of_run, rerun
 from signoff.work.submit import submit
 
 LONGEST_WAIT_SECONDS = 300.0

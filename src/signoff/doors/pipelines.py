@@ -8,13 +8,14 @@ import msgspec
 from litestar import Request, Response, Router, get, post
 from litestar.params import FromQuery
 
-from signoff.core.ask import PREDICT, Ask
-from signoff.core.check import wants
-from signoff.core.target import Pipeline
+from signoff.core.ask import Ask
+from signoff.core.endpoints import PREDICT
+from signoff.core.pipelines.check import wants
+from signoff.core.pipelines.composed import Pipeline
 from signoff.doors.http import TheCaller, TheDesk, decoded, freshness_of, header, patience_of, scope_of
 from signoff.errors import BadRequest
-from signoff.work.compose import look_at
-from signoff.work.look import look_and_wait, succeeded
+from signoff.work.jobs.query import look_and_wait, succeeded
+from signoff.work.pipelines.library import look_at
 from signoff.work.submit import submit
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from signoff.core.access import Caller
-from signoff.core.ask import PREDICT, Ask
-from signoff.core.target import Model, is_name
+from signoff.core.ask import Ask
+from signoff.core.endpoints import PREDICT
+from signoff.core.model import Model, is_name
 from signoff.core.wire import when
 from signoff.doors.http import (
     Knobs,
@@ -28,12 +29,12 @@ from signoff.doors.http import (
     send_json,
     takes_commands,
 )
-from signoff.doors.outgoing import send_body, whole_answer
+from signoff.doors.openai.responses import send_body, whole_answer
 from signoff.errors import BadRequest, ModelNotFound, NotFound, SignoffError, Unauthorized
+from signoff.work.admin.models import add_model, clean_log, log_of
 from signoff.work.call import begin
-from signoff.work.desk import Desk
-from signoff.work.manage import add_model, clean_log, log_of
 from signoff.work.perform import asks_for_a_stream
+from signoff.work.services import Desk
 
 PREFIXES = ("/get/", "/post/", "/GET/", "/POST/", "/Get/", "/Post/")
 # A `?` stands where an `&` was meant when a name of ours follows; the second one of a name belongs to an address.

@@ -10,7 +10,7 @@ from litestar.params import FromPath
 
 from signoff.doors.http import TheDesk, TheKnobs, caller_of, decoded, scope_of, session_cookie, session_of
 from signoff.errors import BadBody
-from signoff.work.people import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
+from signoff.work.admin.people import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
 
 
 class SignIn(msgspec.Struct, frozen=True):

@@ -1,24 +1,100 @@
-"""The streams' door: a message on a topic is an ask, and its answer goes to the stream's other topic."""
+"""The native door to streams: `/api/streams`, for admins, and the AsyncAPI document of their topics."""
 
 from __future__ import annotations
 
-from signoff.core.ask import Ask
-from signoff.core.envelope import opened
-from signoff.core.stream import Arrived, Stream
-from signoff.work.accept import accept, stream_caller
-from signoff.work.desk import Desk
+from typing import Any
+
+import msgspec
+from litestar import Request, Response, Router, delete, get, patch, post
+from litestar.params import FromPath
+
+from signoff.doors.asyncapi import document
+from signoff.doors.http import TheCaller, TheDesk, decoded
+from signoff.work.admin.streams import (
+    SeenStream,
+    add_stream,
+    change_stream,
+    look_at_stream,
+    look_at_streams,
+    remove_stream,
+)
 
 
-async def take(desk: Desk, stream: Stream, arrived: Arrived) -> None:
-    """One message; its job is committed, and it may be acknowledged. Raises what another try may help against."""
-    envelope = opened(arrived.body)
-    ask = Ask(
-        door="streams",
-        caller=await stream_caller(desk, stream),
-        path=envelope.path,
-        body=envelope.body,
-        target=envelope.model,
-        metadata=envelope.metadata,
-        reply_to=stream.name,
-    )
-    await accept(desk, ask, arrived, envelope.flaw)
+class Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a stream is to be. `url` may hold a password, and is never shown again."""
+
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    url: str | msgspec.UnsetType = msgspec.UNSET
+    requests: str | msgspec.UnsetType = msgspec.UNSET
+    responses: str | msgspec.UnsetType = msgspec.UNSET
+    max_handlers: int | msgspec.UnsetType = msgspec.UNSET
+    backoff_max_seconds: float | msgspec.UnsetType = msgspec.UNSET
+    user: str | msgspec.UnsetType | None = msgspec.field(name="as", default=msgspec.UNSET)
+
+
+@get("/", summary="List streams")
+async def listed(desk: TheDesk, caller: TheCaller) -> dict[str, Any]:
+    """Every stream, and how this process listens to it."""
+    return {"data": [_as_seen(seen) for seen in await look_at_streams(desk, caller)]}
+
+
+@post("/", status_code=201, summary="Declare a stream")
+async def create(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> Response[dict[str, Any]]:
+    """The stream, which every worker listens to within a second."""
+    seen = await add_stream(desk, caller, _decoded(await request.body()))
+    return Response(_as_seen(seen), headers={"location": f"/api/streams/{seen.stream.name}"})
+
+
+@get("/{name:str}", summary="Look at a stream")
+async def one(desk: TheDesk, caller: TheCaller, name: FromPath[str]) -> dict[str, Any]:
+    """The stream, and how this process listens to it."""
+    return _as_seen(await look_at_stream(desk, caller, name))
+
+
+@patch("/{name:str}", summary="Change a stream")
+async def changed(
+    request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller, name: FromPath[str]
+) -> dict[str, Any]:
+    """The stream, with what was given; all else stays."""
+    return _as_seen(await change_stream(desk, caller, name, _decoded(await request.body())))
+
+
+@delete("/{name:str}", status_code=204, summary="Forget a stream")
+async def removed(desk: TheDesk, caller: TheCaller, name: FromPath[str]) -> None:
+    """Nobody listens to it any more."""
+    await remove_stream(desk, caller, name)
+
+
+@get("/schema/asyncapi.json", summary="The topics, as an AsyncAPI 3 document")
+async def described(desk: TheDesk, caller: TheCaller) -> dict[str, Any]:
+    """One server and two channels for each stream."""
+    return document([seen.stream for seen in await look_at_streams(desk, caller)])
+
+
+def _decoded(body: bytes) -> dict[str, Any]:
+    given = msgspec.structs.asdict(decoded(body, Described, "This is not a stream"))
+    return {name: value for name, value in given.items() if value is not msgspec.UNSET}
+
+
+def _as_seen(seen: SeenStream) -> dict[str, Any]:
+    stream, listening = seen.stream, seen.listening
+    return {
+        "name": stream.name,
+        "transport": stream.transport,
+        "host": stream.host,
+        "requests": stream.requests,
+        "responses": stream.responses,
+        "max_handlers": stream.max_handlers,
+        "backoff_max_seconds": stream.backoff_max_seconds,
+        "as": stream.user,
+        "declared": "settings" if seen.is_declared else "at run time",
+        "listening": listening is not None and listening.ok,
+        "trouble": "This process does not listen." if listening is None else listening.trouble,
+    }
+
+
+router = Router(
+    "/",
+    route_handlers=[Router("/api/streams", route_handlers=[listed, create, one, changed, removed]), described],
+    tags=["streams"],
+)

@@ -12,12 +12,12 @@ from litestar import Request, Response, Router, delete, get, put
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromQuery, QueryParameter
 
-from signoff.core.ledger import DAY_US, Dimension, Line, Question, Sum
 from signoff.core.price import NANO, Price, dollars, microdollars
+from signoff.core.usage import DAY_US, Dimension, Line, Question, Sum
 from signoff.core.wire import microseconds_of, when
 from signoff.doors.http import BIGINTS, TheCaller, TheDesk
 from signoff.errors import BadRequest
-from signoff.work.ledger import drop_price, look_at_prices, look_at_usage, set_price
+from signoff.work.admin.usage import drop_price, look_at_prices, look_at_usage, set_price
 
 MAX_PAGE = 10_000
 ASKED_DAYS = 31

@@ -15,10 +15,10 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from signoff.core import sse
-from signoff.core.address import MODELS, checked_host
+from signoff.core.allow_list import MODELS, checked_host
 from signoff.core.answer import Chunk
-from signoff.core.endpoint import CHAT, EMBEDDINGS
-from signoff.core.target import Model, upstream_name
+from signoff.core.endpoints import CHAT, EMBEDDINGS
+from signoff.core.model import Model, upstream_name
 from signoff.engine import Request
 from signoff.errors import (
     AddressRefused,
@@ -29,7 +29,7 @@ from signoff.errors import (
     ModelUnreachable,
     SignoffError,
 )
-from signoff.guard import CheckedResolver, Refused
+from signoff.infra.ssrf import CheckedResolver, Refused
 
 MISSING = "Models of the kind anyllm need the extra of that name: pip install 'signoff[anyllm]'."
 CLIENTS = 64

@@ -11,11 +11,11 @@ from typing import Annotated
 
 import msgspec
 
-from signoff.core import endpoint, sse
+from signoff.core import endpoints, sse
 from signoff.core.answer import Chunk, Usage
-from signoff.core.target import Model
+from signoff.core.model import Model
 from signoff.engine import Request
-from signoff.engines.echoes import Response, embeddings, moderations, ranks
+from signoff.engines.echo_endpoints import Response, embeddings, moderations, ranks
 from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
@@ -106,16 +106,16 @@ def _error(status: int, retry_after_seconds: float | None, message: str) -> Mode
 def _answer(request: Request, tokens: int | None) -> _Completion | Response | bytes:
     """What can be told whole or as events, or the one body of an endpoint without streams."""
     match request.path:
-        case endpoint.CHAT | endpoint.COMPLETIONS:
+        case endpoints.CHAT | endpoints.COMPLETIONS:
             return _completion(request, tokens)
-        case endpoint.RESPONSES:
+        case endpoints.RESPONSES:
             said = _completion(request, tokens)
             return Response(digest=said.digest, model=said.model, text=said.text, usage=said.usage)
-        case endpoint.EMBEDDINGS:
+        case endpoints.EMBEDDINGS:
             return embeddings(request.body, request.target)
-        case endpoint.MODERATIONS:
+        case endpoints.MODERATIONS:
             return moderations(request.body, request.target)
-        case endpoint.RERANK:
+        case endpoints.RERANK:
             return ranks(request.body, request.target)
         case path:
             raise _error(404, None, f"An echo knows no {path}.")
@@ -131,7 +131,7 @@ def _completion(request: Request, tokens: int | None) -> _Completion:
         digest=hashlib.sha256(request.target.encode() + b"\0" + request.body).hexdigest()[:16],
         model=request.target,
         text=text,
-        is_chat=request.path != endpoint.COMPLETIONS,
+        is_chat=request.path != endpoints.COMPLETIONS,
         usage=Usage(prompt_tokens=told, completion_tokens=answered, total_tokens=told + answered),
         usage_wanted=bool(asked.stream_options and asked.stream_options.include_usage),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from signoff.core.answer import Chunk
-from signoff.core.target import Model
+from signoff.core.model import Model
 from signoff.engine import Request
 from signoff.engines.upstream import Upstream
 from signoff.errors import ModelUnreachable

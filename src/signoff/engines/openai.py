@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from signoff.core.answer import Chunk
-from signoff.core.endpoint import KNOWN, Route, route_of
-from signoff.core.parcel import unwrapped, with_field
-from signoff.core.target import Model, upstream_name
+from signoff.core.binary import unwrapped, with_field
+from signoff.core.endpoints import KNOWN, Route, route_of
+from signoff.core.model import Model, upstream_name
 from signoff.engine import Request
 from signoff.engines.upstream import Sent, Upstream
 from signoff.errors import ModelUnreachable

@@ -13,15 +13,15 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
-from signoff.core.target import Model, ProcessLimits
-from signoff.engines.lines import MAX_LINE_BYTES, Lines
+from signoff.core.model import Model, ProcessLimits
+from signoff.engines.jsonl import MAX_LINE_BYTES, Lines
 from signoff.engines.log import Log, Scribe
-from signoff.engines.warden import CANNOT_RUN
+from signoff.engines.watchdog import CANNOT_RUN
 
 HOST = "127.0.0.1"
 PORT_TRIES = 3
 STOP_SECONDS = 5
-_WARDEN = Path(__file__).with_name("warden.py")
+_WARDEN = Path(__file__).with_name("watchdog.py")
 _POLL_SECONDS = 0.05
 _PROBE_SECONDS = 2
 _DRAIN_SECONDS = 0.2

@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 
 from signoff.core.answer import Chunk
-from signoff.core.target import Model
+from signoff.core.model import Model
 from signoff.engine import Request, State
-from signoff.engines.lines import NotAsked
+from signoff.engines.jsonl import NotAsked
+from signoff.engines.jsonl_chunks import chunks_of
 from signoff.engines.log import Log
 from signoff.engines.openai import ask
-from signoff.engines.place import Place
 from signoff.engines.process import HOST, STOP_SECONDS
-from signoff.engines.spoken import chunks_of
+from signoff.engines.supervised_process import Place
 from signoff.engines.upstream import Upstream
 from signoff.errors import BadRequest, ModelUnreachable
 

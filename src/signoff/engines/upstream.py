@@ -21,10 +21,10 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
 from signoff.core import sse
-from signoff.core.address import MODELS
+from signoff.core.allow_list import MODELS
 from signoff.core.answer import Chunk
-from signoff.core.parcel import Parcel, wrapped
-from signoff.core.target import Timeouts
+from signoff.core.binary import Parcel, wrapped
+from signoff.core.model import Timeouts
 from signoff.engines.url import NO_MODELS, used
 from signoff.errors import (
     ModelAnswered,
@@ -34,7 +34,7 @@ from signoff.errors import (
     ModelTimedOut,
     ModelUnreachable,
 )
-from signoff.guard import CheckedResolver, refusal_in
+from signoff.infra.ssrf import CheckedResolver, refusal_in
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_EVENT_BYTES = 8 * 2**20

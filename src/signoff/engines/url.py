@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from yarl import URL
 
-from signoff.core.address import check_model_url
+from signoff.core.allow_list import check_model_url
 from signoff.errors import AddressRefused, ModelFailed, ModelUnreachable
 
 NO_MODELS = "The model's address is one where no model may be."

@@ -10,6 +10,6 @@ A function of yours is plain Python, and may call others that are registered:
 
 from __future__ import annotations
 
-from signoff.funcs.around import call, names_of_prompts, time_now
+from signoff.funcs.context import call, names_of_prompts, time_now
 
 __all__ = ["call", "names_of_prompts", "time_now"]

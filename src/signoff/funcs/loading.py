@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.function import Function
-from signoff.core.names import can_be_called
-from signoff.funcs.converting import converting, described
+from signoff.core.pipelines.function import Function
+from signoff.core.pipelines.names import can_be_called
+from signoff.funcs.signature import converting, described
 
 HOME = Path(__file__).parent
 PREFIX = "signoff_funcs_"

@@ -14,8 +14,8 @@ from signoff.cache import Bounds
 from signoff.core.cache import Entry, Found, Size, Which
 from signoff.stores.clock import now_us
 from signoff.stores.database import Database
-from signoff.stores.moves import SECOND
 from signoff.stores.schema import cached
+from signoff.stores.transitions import SECOND
 from signoff.stores.writer import Tx
 
 # Between two looks at how much there is: the bounds are exceeded by no more than this.

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.core.access import UpstreamKey
-from signoff.core.target import EndpointName, Model, key_ids_of, with_new_keys, with_standing_keys, without_keys
+from signoff.core.model import EndpointName, Model, key_ids_of, with_new_keys, with_standing_keys, without_keys
 from signoff.errors import Conflict
 from signoff.stores.database import Database
 from signoff.stores.schema import keys, models

@@ -8,9 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
 
-from signoff.core.function import Function
-from signoff.core.grammar import calls_of
-from signoff.core.target import PRODUCTION, Composed, Pipeline, Prompt
+from signoff.core.pipelines.composed import PRODUCTION, Composed, Pipeline, Prompt
+from signoff.core.pipelines.function import Function
+from signoff.core.pipelines.grammar import calls_of
 from signoff.errors import ComposedNotFound, NameTaken
 from signoff.store import ComposedFilter, Synced
 from signoff.stores.database import Database

@@ -12,8 +12,8 @@ from sqlalchemy import Row
 from signoff.core.delivery import Delivery, DeliveryKind, Outcome
 from signoff.errors import NotFound, Stale
 from signoff.stores.database import Database
-from signoff.stores.moves import SECOND
 from signoff.stores.schema import deliveries
+from signoff.stores.transitions import SECOND
 from signoff.stores.writer import Tx
 
 EVERY_COLUMN = tuple(deliveries.c)

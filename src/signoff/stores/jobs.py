@@ -15,8 +15,8 @@ from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.errors import Overloaded
 from signoff.store import JobFilter, NewVerb, Step
 from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
-from signoff.stores.ledger import keep_sums
-from signoff.stores.moves import (
+from signoff.stores.schema import decisions, deliveries, events, function_calls, jobs, used_keys, votes
+from signoff.stores.transitions import (
     EVERY_COLUMN,
     SECOND,
     claimed,
@@ -27,7 +27,7 @@ from signoff.stores.moves import (
     news_of,
     standing,
 )
-from signoff.stores.schema import decisions, deliveries, events, function_calls, jobs, used_keys, votes
+from signoff.stores.usage import keep_sums
 from signoff.stores.writer import Tx
 
 T = TypeVar("T")

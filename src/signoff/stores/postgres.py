@@ -21,11 +21,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from signoff.errors import BadRequest, Overloaded
 from signoff.store import Listener
+from signoff.stores.changes import News
 from signoff.stores.clock import now_us
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Read, clock_of
 from signoff.stores.migrations import check_schema
-from signoff.stores.news import News
-from signoff.stores.notify import Notify, connect
+from signoff.stores.postgres_changes import Notify, connect
 from signoff.stores.writer import Tx, Writer
 
 T = TypeVar("T")

@@ -10,13 +10,12 @@ import sqlalchemy as sa
 from sqlalchemy import Row
 from sqlalchemy.exc import IntegrityError
 
-from signoff.core.job import Job
-from signoff.core.run import FunctionCall
+from signoff.core.job import FunctionCall, Job
 from signoff.errors import Stale
 from signoff.stores.database import Database
 from signoff.stores.jobs import inserted, timed
-from signoff.stores.moves import EVERY_COLUMN, guards, job_of
 from signoff.stores.schema import function_calls, jobs
+from signoff.stores.transitions import EVERY_COLUMN, guards, job_of
 from signoff.stores.writer import Tx
 
 

@@ -8,15 +8,15 @@ import sqlalchemy as sa
 
 from signoff.core.answer import Usage
 from signoff.core.delivery import Deliver
-from signoff.core.function import Function
 from signoff.core.job import Decision, Edit, JobError
-from signoff.core.ledger import Sum
 from signoff.core.limits import Limit, Meter
+from signoff.core.model import Model
+from signoff.core.pipelines.function import Function
+from signoff.core.pipelines.tree import Call
 from signoff.core.policy import Policy
 from signoff.core.stream import Stream
-from signoff.core.target import Model
-from signoff.core.tree import Call
-from signoff.stores.packed import Packed
+from signoff.core.usage import Sum
+from signoff.stores.json_column import Packed
 
 metadata = sa.MetaData()
 

@@ -20,7 +20,6 @@ from signoff.stores.compositions import SqlCompositions
 from signoff.stores.database import Database
 from signoff.stores.deliveries import SqlDeliveries
 from signoff.stores.jobs import SqlJobs
-from signoff.stores.ledger import SqlLedger
 from signoff.stores.migrations import migrate_schema
 from signoff.stores.model_logs import SqlModelLogs
 from signoff.stores.people import SqlPeople
@@ -29,6 +28,7 @@ from signoff.stores.runs import SqlRuns
 from signoff.stores.schema import versions
 from signoff.stores.secrets import SqlSecrets
 from signoff.stores.streams import SqlStreams
+from signoff.stores.usage import SqlLedger
 from signoff.stores.versions import bump
 
 READY_SECONDS = 2.0

@@ -24,9 +24,9 @@ from sqlalchemy.exc import OperationalError
 
 from signoff.errors import Overloaded, SchemaOutdated
 from signoff.store import Listener, Topic
+from signoff.stores.changes import News
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Read, clock_of
 from signoff.stores.migrations import check_schema
-from signoff.stores.news import News
 from signoff.stores.writer import Tx, Writer
 
 T = TypeVar("T")

@@ -7,8 +7,8 @@ from sqlalchemy.exc import IntegrityError
 
 from signoff.core.stream import Stream
 from signoff.stores.database import Database
-from signoff.stores.moves import SECOND
 from signoff.stores.schema import stream_leads, streams
+from signoff.stores.transitions import SECOND
 from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 

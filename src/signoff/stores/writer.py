@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from signoff.errors import Overloaded, SignoffError
 from signoff.store import Topic
-from signoff.stores.packed import Packed
+from signoff.stores.json_column import Packed
 
 T = TypeVar("T")
 log = structlog.get_logger()

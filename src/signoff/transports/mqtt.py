@@ -13,8 +13,8 @@ from faststream.mqtt import MQTTBroker
 from signoff.core.delivery import Message
 from signoff.core.stream import Arrived, Stream
 from signoff.transport import Take
-from signoff.transports.out import Out
-from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
+from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
+from signoff.transports.publisher import Out
 
 KEEPALIVE_SECONDS = 10
 NEVER_EXPIRES = 0xFFFFFFFF

@@ -17,8 +17,8 @@ from signoff.core.delivery import Message
 from signoff.core.stream import Arrived, Stream
 from signoff.errors import Undelivered
 from signoff.transport import Take
-from signoff.transports.out import Out
-from signoff.transports.watch import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
+from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
+from signoff.transports.publisher import Out
 
 HEARTBEAT_SECONDS = 5
 # Sooner than whoever waits gives up: a connection that nobody waits for is tried on and on.

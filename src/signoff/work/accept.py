@@ -17,10 +17,10 @@ from signoff.core.stream import Arrived, Stream
 from signoff.errors import Forbidden, NotFound, SignoffError, Stale, TooLarge
 from signoff.store import NewVerb
 from signoff.work.admit import admit
-from signoff.work.deliver import ends_told
-from signoff.work.desk import Desk
-from signoff.work.recall import recalled
-from signoff.work.settle import error_of
+from signoff.work.inference.caching import recalled
+from signoff.work.inference.settle import error_of
+from signoff.work.jobs.deliver import ends_told
+from signoff.work.services import Desk
 
 KEPT_OF_REFUSED = 16 * 1024
 # No user, and not callers without a token either, who are 0.

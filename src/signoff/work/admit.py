@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import msgspec
 
-from signoff.core.arguments import arguments_in
-from signoff.core.ask import PREDICT, Ask, path_for
+from signoff.core.ask import Ask, path_for
 from signoff.core.cache import CacheState, Sampling
-from signoff.core.check import wants
-from signoff.core.endpoint import CHAT, KNOWN, route_of
-from signoff.core.fill import asked_of_model
+from signoff.core.endpoints import CHAT, KNOWN, PREDICT, route_of
 from signoff.core.job import Job
 from signoff.core.keys import fingerprint
-from signoff.core.made import is_new, leaves_nothing
+from signoff.core.model import Model, takes_any_json
+from signoff.core.pipelines.arguments import arguments_in
+from signoff.core.pipelines.check import wants
+from signoff.core.pipelines.composed import Pipeline, Prompt
+from signoff.core.pipelines.render import asked_of_model
 from signoff.core.policy import Policy, policy_for
-from signoff.core.target import Model, Pipeline, Prompt, takes_any_json
+from signoff.core.upstream_objects import is_new, leaves_nothing
 from signoff.errors import BadBody, BadRequest, NotFound
-from signoff.work.deliver import ends_told
-from signoff.work.desk import Desk
-from signoff.work.keys import key_of_user
-from signoff.work.named import NOTHING, Named, keeper_of, what_is_named
-from signoff.work.recall import key_for
-from signoff.work.target import target_of
+from signoff.work.admin.keys import key_of_user
+from signoff.work.inference.caching import key_for
+from signoff.work.inference.ownership import NOTHING, Named, keeper_of, what_is_named
+from signoff.work.inference.resolve import target_of
+from signoff.work.jobs.deliver import ends_told
+from signoff.work.services import Desk
 
 MAX_KEY_LENGTH = 255
 PRIORITIES = range(10)

@@ -11,24 +11,24 @@ import msgspec
 from signoff.core import sse
 from signoff.core.answer import Chunk
 from signoff.core.ask import Ask
-from signoff.core.endpoint import KNOWN, RESPONSES
-from signoff.core.job import Job
+from signoff.core.endpoints import KNOWN, RESPONSES
+from signoff.core.job import INTERRUPTED, LEFT, Job
 from signoff.core.limits import Room
-from signoff.core.made import made_in
 from signoff.core.retry import wait_seconds
+from signoff.core.upstream_objects import made_in
 from signoff.errors import JobFailed, ModelBusy, ModelCrashed, ModelDown, SignoffError
-from signoff.parts.inflight import Flight
-from signoff.parts.shared import Shared
+from signoff.runtime.broadcast import Shared
+from signoff.runtime.inflight import Flight
 from signoff.work.admit import admit, sampling_of
-from signoff.work.desk import Desk
-from signoff.work.limit import give_back, reserve
-from signoff.work.look import failure_for, failure_of, find, unfinished
+from signoff.work.await_review import chunks_of_ended, signed_off
+from signoff.work.inference.caching import recalled, remember, still_the_same
+from signoff.work.inference.metering import spent, waste
+from signoff.work.inference.reserve import give_back, reserve
+from signoff.work.jobs.query import failure_for, failure_of, find, unfinished
 from signoff.work.perform import answer_of, as_error, collected
-from signoff.work.pipeline import Parked
-from signoff.work.recall import recalled, remember, still_the_same
-from signoff.work.record import INTERRUPTED, LEFT, begin_record, end_record, is_left, leave_record, record_hit
-from signoff.work.signoff import chunks_of_ended, signed_off
-from signoff.work.spend import spent, waste
+from signoff.work.pipelines.run import Parked
+from signoff.work.record import begin_record, end_record, is_left, leave_record, record_hit
+from signoff.work.services import Desk
 from signoff.work.submit import check_same
 
 LONGEST_WAIT_SECONDS = 5.0

@@ -11,21 +11,21 @@ import structlog
 
 from signoff.core import sse
 from signoff.core.answer import Answer, Chunk, as_it_came, collect, has_a_known_shape
-from signoff.core.endpoint import KNOWN, route_of
+from signoff.core.endpoints import KNOWN, route_of
 from signoff.core.job import Job
-from signoff.core.made import is_new, leaves_nothing, made_by
-from signoff.core.target import is_plain
+from signoff.core.model import is_plain
 from signoff.core.tokens import Usage
+from signoff.core.upstream_objects import is_new, leaves_nothing, made_by
 from signoff.errors import BudgetSpent, LimitReached, ModelFailed, ModelGarbled, Overloaded, SignoffError, Stale
-from signoff.parts.asking import Asking
+from signoff.runtime.attempt import Asking
 from signoff.store import Step
-from signoff.work.desk import Desk
-from signoff.work.limit import give_back, reserve
-from signoff.work.pipeline import Parked, run
-from signoff.work.recall import remember, still_the_same
-from signoff.work.route import Heard, asked, routed
-from signoff.work.settle import settle
-from signoff.work.spend import columns_of, spent, waste
+from signoff.work.inference.caching import remember, still_the_same
+from signoff.work.inference.metering import columns_of, spent, waste
+from signoff.work.inference.reserve import give_back, reserve
+from signoff.work.inference.routing import Heard, asked, routed
+from signoff.work.inference.settle import settle
+from signoff.work.pipelines.run import Parked, run
+from signoff.work.services import Desk
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 # A job that waits for a limit looks again at least so often: it may have been raised.

@@ -10,18 +10,15 @@ import msgspec
 import structlog
 
 from signoff.core.answer import Answer
-from signoff.core.job import Job, JobError, Status
+from signoff.core.job import LEFT, Job, Status
 from signoff.core.tokens import Usage
 from signoff.errors import JobFailed, JobNotFound, Overloaded, SignoffError, Stale
-from signoff.parts.inflight import Flight
+from signoff.runtime.inflight import Flight
 from signoff.store import Step
-from signoff.work.desk import Desk
-from signoff.work.settle import error_of, settle
-from signoff.work.spend import columns_of, spent, waste
+from signoff.work.inference.metering import columns_of, spent, waste
+from signoff.work.inference.settle import error_of, settle
+from signoff.work.services import Desk
 
-# A status that a retry can help: whoever left may come back with the same key.
-LEFT = JobError(code="cancelled", message="The caller left before the answer came.", status=408)
-INTERRUPTED = JobError(code="interrupted", message="The server that answered this call stopped.", status=503)
 COMMIT_SECONDS = 30.0
 AGAIN_SECONDS = 0.5
 log = structlog.get_logger()

@@ -6,9 +6,9 @@ from signoff.core.ask import Ask
 from signoff.core.job import Job
 from signoff.errors import IdTaken, KeyReused
 from signoff.work.admit import admit
-from signoff.work.desk import Desk
-from signoff.work.look import veiled
-from signoff.work.recall import recalled
+from signoff.work.inference.caching import recalled
+from signoff.work.jobs.query import veiled
+from signoff.work.services import Desk
 
 
 async def submit(desk: Desk, ask: Ask) -> Job:

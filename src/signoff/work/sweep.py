@@ -7,13 +7,12 @@ import contextlib
 
 import structlog
 
-from signoff.core.job import Decision, Job, JobError
+from signoff.core.job import INTERRUPTED, Decision, Job, JobError
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Step
-from signoff.work.desk import Desk
-from signoff.work.recall import remember
-from signoff.work.record import INTERRUPTED
-from signoff.work.review import effect
+from signoff.work.inference.caching import remember
+from signoff.work.reviews.desk import effect
+from signoff.work.services import Desk
 
 AT_ONCE = 100
 FORGOTTEN_AT_ONCE = 500

@@ -1,0 +1,98 @@
+"""The form in which an endpoint gives its answers, whole or as a stream, whatever stands in the answer's place.
+
+A reviewer may have put bare words, or any JSON, there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from signoff.core import endpoints, response, sse
+from signoff.core.answer import Chunk, as_completion, split, words_in
+from signoff.core.binary import unwrapped
+from signoff.core.keys import fingerprint
+from signoff.core.response import JsonObject
+
+
+def shaped(path: str, body: bytes, model: str) -> bytes:
+    """`body` where it has the form that `path` promises; else an answer of that form which says it."""
+    match path:
+        case endpoints.CHAT:
+            return as_completion(body, model)
+        case endpoints.COMPLETIONS | endpoints.EDITS:
+            return body if _is_text(body) else _texts(path, words_in(body), model)
+        case endpoints.RESPONSES:
+            if response.is_response(body):
+                return body
+            return msgspec.json.encode(response.saying(words_in(body), _name(model, body), model))
+        case _:
+            return body
+
+
+def streamed(path: str, body: bytes, *, with_usage: bool) -> Iterator[Chunk]:
+    """An answer as the stream it was or could have been; of an endpoint without streams, one event and `[DONE]`."""
+    match path:
+        case endpoints.CHAT:
+            yield from split(body, with_usage=with_usage)
+        case endpoints.COMPLETIONS:
+            yield from _text_events(msgspec.json.decode(shaped(path, body, "")), with_usage=with_usage)
+        case endpoints.RESPONSES:
+            for event in response.events_of(msgspec.json.decode(shaped(path, body, ""))):
+                yield named_event(event)
+        case _ if (parcel := unwrapped(body)) is not None and parcel.content_type == sse.KIND:
+            yield Chunk(parcel.content, event=True)
+        case _:
+            yield Chunk(sse.event(b"".join(body.splitlines())), event=True)
+            yield Chunk(sse.DONE, event=True)
+
+
+def named_event(event: JsonObject) -> Chunk:
+    """An event of a response's stream, which bears its type twice."""
+    return Chunk(f"event: {event['type']}\n".encode() + sse.event(msgspec.json.encode(event)), event=True)
+
+
+class _Text(msgspec.Struct):
+    text: str
+
+
+class _Texts(msgspec.Struct):
+    choices: list[_Text]
+
+
+def _is_text(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body, type=_Texts)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _texts(path: str, text: str, model: str) -> bytes:
+    choice: JsonObject = {"text": text, "index": 0}
+    if path == endpoints.EDITS:
+        return msgspec.json.encode({"object": "edit", "created": 0, "choices": [choice]})
+    head = {"id": f"cmpl-{_name(model, text.encode())}", "object": "text_completion", "created": 0, "model": model}
+    return msgspec.json.encode(head | {"choices": [choice | {"logprobs": None, "finish_reason": "stop"}]})
+
+
+def _name(model: str, body: bytes) -> str:
+    return fingerprint(model.encode(), body)[:16]
+
+
+def _text_events(whole: JsonObject, *, with_usage: bool) -> Iterator[Chunk]:
+    """Each choice's text, then its end; the usage, `[DONE]`."""
+    head = {key: value for key, value in whole.items() if key not in {"choices", "usage"}}
+    for choice in whole["choices"]:
+        for said in (choice | {"finish_reason": None}, _ended(choice)):
+            yield Chunk(sse.event(msgspec.json.encode(head | {"choices": [said]})), event=True)
+    if with_usage and whole.get("usage"):
+        told: JsonObject = head | {"choices": [], "usage": whole["usage"]}
+        yield Chunk(sse.event(msgspec.json.encode(told)), event=True)
+    yield Chunk(sse.DONE, event=True)
+
+
+def _ended(choice: JsonObject) -> JsonObject:
+    reason = choice.get("finish_reason") or "stop"
+    return {"index": choice.get("index", 0), "text": "", "logprobs": None, "finish_reason": reason}

@@ -1,0 +1,1 @@
+"""Pure rules of prompts, functions and pipelines: grammar, checks, rendering, coercion."""

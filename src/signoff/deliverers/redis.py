@@ -1,0 +1,74 @@
+"""Results in Redis: written under their key for a while, and announced on the channel of the same name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+from redis.exceptions import RedisError
+
+from signoff.core.delivery import Message
+from signoff.core.retry import Backoff, wait_seconds
+from signoff.infra.redis import client_of
+
+BACKOFF = Backoff(first_seconds=0.2, ceiling_seconds=2)
+ANSWER_SECONDS = 5.0
+log = structlog.get_logger()
+
+
+class RedisCourier:
+    """See `courier.Courier`. Waits while Redis is away: it holds little meanwhile, and the store the rest."""
+
+    def __init__(self, url: str, *, ttl_seconds: int, dice: Callable[[], float]) -> None:
+        self._redis = client_of(url, answer_seconds=ANSWER_SECONDS)
+        self._ttl_seconds = ttl_seconds
+        self._dice = dice
+        self._is_away = False
+
+    async def start(self) -> None:
+        """See `courier.Courier`. Nothing is needed before the first message."""
+
+    async def carry(self, message: Message) -> None:
+        """See `courier.Courier`."""
+        attempt = 0
+        while not await self._written(message):
+            attempt += 1
+            await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._dice()))
+
+    async def close(self) -> None:
+        """See `courier.Courier`."""
+        await self._redis.aclose()
+
+    async def _written(self, message: Message) -> bool:
+        """Whether it is there now. Whoever hears of it finds it, and whoever looks again misses nothing."""
+        try:
+            async with self._redis.pipeline(transaction=True) as both:
+                both.set(message.address, message.body, ex=self._ttl_seconds)
+                both.publish(message.address, message.body)
+                await both.execute()
+        except (RedisError, OSError) as error:
+            self._say(error)
+            return False
+        self._say(None)
+        return True
+
+    def _say(self, error: Exception | None) -> None:
+        """Tells of a change, once."""
+        if error is not None and not self._is_away:
+            log.warning("Redis takes no results; they wait in the store", error=repr(error))
+        if error is None and self._is_away:
+            log.info("Redis takes results again")
+        self._is_away = error is not None
+
+
+async def found(url: str) -> str:
+    """What is found at `url`, in words. Raises ConnectionError with what to do."""
+    redis = client_of(url, answer_seconds=ANSWER_SECONDS)
+    try:
+        told = await redis.info("server")
+    except (RedisError, OSError) as error:
+        raise ConnectionError(f"Redis cannot be used: {error}. Is the address right, and the password?") from error
+    finally:
+        await redis.aclose()
+    return f"Redis {told['redis_version']}"

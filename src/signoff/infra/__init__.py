@@ -1,0 +1,1 @@
+"""Infrastructure that several packages share: SSRF guard, secret storage, Redis client, logging, memory, tasks."""

@@ -1,0 +1,43 @@
+"""The limits that this process knows: a copy of the store's, dropped when they change anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from signoff.core.job import Job
+from signoff.core.limits import Limit, named
+from signoff.runtime.snapshot import Snapshot
+from signoff.store import Quotas
+
+
+class Limits:
+    """Limits by whom and what they are for."""
+
+    def __init__(self, quotas: Quotas) -> None:
+        self._quotas = quotas
+        self._limits = Snapshot(self._read)
+
+    async def of(self, job: Job) -> tuple[tuple[str, Limit], ...]:
+        """What limits a job, each with the name of the meter that counts for it."""
+        known = await self._limits.get()
+        return tuple(_of(known, job)) if known else ()
+
+    def forget(self) -> None:
+        """The copy is out of date."""
+        self._limits.forget()
+
+    async def _read(self) -> dict[str, Limit]:
+        return {limit.name: limit for limit in await self._quotas.limits()}
+
+
+def _of(known: dict[str, Limit], job: Job) -> Iterable[tuple[str, Limit]]:
+    for model in (None, job.model):
+        mine = named("user", job.user_id, model)
+        token, together = named("token", job.token_id, model), named("all", 0, model)
+        for name, limit in (
+            (mine, known.get(mine) or known.get(named("each", 0, model))),
+            (token, known.get(token)),
+            (together, known.get(together)),
+        ):
+            if limit is not None:
+                yield name, limit

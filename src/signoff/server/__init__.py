@@ -1,0 +1,1 @@
+"""Processes: the composition root, the supervisor, and the background services that it starts."""

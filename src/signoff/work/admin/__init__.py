@@ -1,0 +1,1 @@
+"""Administration: models, keys, people, limits, prices, the cache, streams, secret rotation, health."""

@@ -1,0 +1,1 @@
+"""Steps of one model call: cache lookup, reservation, endpoint choice, metering, settlement."""

@@ -1,0 +1,74 @@
+"""Edit: a text changed as told, by the model's own endpoint for that, else by a chat."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+
+from signoff.core.answer import Chunk, collect
+from signoff.core.endpoints import CHAT
+from signoff.core.model import Model
+from signoff.engine import Engine, Request
+from signoff.errors import BadRequest, ModelAnswered, ModelGarbled
+
+# How servers say that they have no such endpoint.
+UNKNOWN_ENDPOINT = {404, 405, 501}
+
+
+class _Edit(msgspec.Struct):
+    instruction: str
+    input: str = ""
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice]
+    created: msgspec.Raw = msgspec.Raw(b"0")
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+
+
+async def edited(engine: Engine, model: Model, request: Request) -> AsyncGenerator[Chunk]:
+    """The edit, whole: this endpoint has no streams. Raises BadRequest, ModelFailed and its kin."""
+    whole = msgspec.structs.replace(request, stream=False)
+    try:
+        async for chunk in engine.answer(model, whole):
+            yield chunk
+    except ModelAnswered as refusal:
+        if refusal.status not in UNKNOWN_ENDPOINT:
+            raise
+    else:
+        return
+    asked = msgspec.structs.replace(whole, path=CHAT, body=_as_chat(request.body))
+    answer = collect([chunk async for chunk in engine.answer(model, asked)])
+    yield Chunk(_as_edit(answer.body))
+
+
+def _as_chat(body: bytes) -> bytes:
+    """The instruction as the system's message, the input as the user's; all other members stay."""
+    try:
+        edit = msgspec.json.decode(body, type=_Edit)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"This is no edit: {error}") from None
+    members: dict[str, Any] = msgspec.json.decode(body)
+    kept = {name: value for name, value in members.items() if name not in {"instruction", "input", "stream"}}
+    messages = [{"role": "system", "content": edit.instruction}, {"role": "user", "content": edit.input}]
+    return msgspec.json.encode(kept | {"messages": messages})
+
+
+def _as_edit(body: bytes) -> bytes:
+    try:
+        said = msgspec.json.decode(body, type=_Completion)
+    except msgspec.ValidationError as error:
+        raise ModelGarbled(f"The model's answer is no completion: {error}") from error
+    choices = [{"text": each.message.content or "", "index": index} for index, each in enumerate(said.choices)]
+    told: dict[str, object] = {"object": "edit", "created": said.created, "choices": choices, "usage": said.usage}
+    return msgspec.json.encode(told)

@@ -1,0 +1,1 @@
+"""Operations on stored jobs: query, cancel, retry, deliver."""

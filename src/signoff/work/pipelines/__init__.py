@@ -1,0 +1,1 @@
+"""Prompts, functions and pipelines: saved versions, runs, and the history of runs."""

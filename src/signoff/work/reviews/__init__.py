@@ -1,0 +1,1 @@
+"""Human review: decisions on held answers."""
