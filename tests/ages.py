@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from signoff.core.limits import SECOND, Admitted
-from signoff.stores.schema import meters
+from signoff.core.limits import SECOND, Admission
+from signoff.stores.schema import counters
 from signoff.stores.writer import Tx
 
 
@@ -16,9 +16,9 @@ async def grow_older(store: Any, seconds: float) -> None:
     """Everything that was admitted was so many seconds earlier."""
 
     def shift(tx: Tx) -> None:
-        for name, meter in tx.conn.execute(sa.select(meters.c.name, meters.c.meter)).all():
-            entries = tuple(Admitted(e.at - round(seconds * SECOND), e.requests, e.tokens) for e in meter.entries)
-            older = msgspec.structs.replace(meter, entries=entries)
-            tx.conn.execute(sa.update(meters).where(meters.c.name == name).values(meter=older))
+        for name, counter in tx.conn.execute(sa.select(counters.c.name, counters.c.counter)).all():
+            entries = tuple(Admission(e.at - round(seconds * SECOND), e.requests, e.tokens) for e in counter.entries)
+            older = msgspec.structs.replace(counter, entries=entries)
+            tx.conn.execute(sa.update(counters).where(counters.c.name == name).values(counter=older))
 
     await store._database.write(shift)

@@ -18,7 +18,7 @@ QUIET_SECONDS = 0.4
 
 def a_rabbit(url: str, queue: str) -> RabbitBroker:
     """A broker that waits little between two attempts to connect."""
-    return RabbitBroker(url, queue_name=queue, dice=lambda: 0.2)
+    return RabbitBroker(url, queue_name=queue, random_float=lambda: 0.2)
 
 
 @contextlib.asynccontextmanager
@@ -27,7 +27,7 @@ async def started(broker: RabbitBroker, *, listening: bool = False) -> AsyncIter
     await broker.start()
     try:
         if listening:
-            await broker.heard(0)
+            await broker.poll(0)
         await until(lambda: broker.is_connected)
         yield broker
     finally:
@@ -58,7 +58,7 @@ async def drained(broker: Broker) -> int:
     """How many bells there are before it is quiet."""
     async with asyncio.timeout(WAIT_SECONDS):
         count = 0
-        while await broker.heard(QUIET_SECONDS):
+        while await broker.poll(QUIET_SECONDS):
             count += 1
         return count
 

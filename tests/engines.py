@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from signoff.engines.subprocess import SubprocessEngine
-from signoff.engines.upstream import Upstream
+from signoff.engines.upstream import UpstreamClient
 
 
 @asynccontextmanager
 async def an_engine(run_dir: Path, heard: list[str] | None = None, **more: Any) -> AsyncIterator[SubprocessEngine]:
     """An engine of all that share the folder; what its models write to their logs is left in `heard`."""
     lines = [] if heard is None else heard
-    upstream = Upstream(now=time.time)
+    upstream = UpstreamClient(now=time.time)
     await upstream.start()
     engine = SubprocessEngine(upstream, run_dir, tell=lambda _, line: lines.append(line), **more)
     await engine.start()

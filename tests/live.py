@@ -15,11 +15,11 @@ import uvicorn
 from fresh import make_file
 from signoff.core.access import Role
 from signoff.core.model import Model
-from signoff.server.bootstrap import make_front, migrate, running
+from signoff.server.bootstrap import make_router, migrate, run_services
 from signoff.settings import Settings
 from signoff.work.admin.people import create_token, create_user
-from signoff.work.admin.registry import register
-from signoff.work.services import Desk
+from signoff.work.admin.registry import register_model
+from signoff.work.services import Services
 
 T = TypeVar("T")
 ANSWER_SECONDS = 30.0
@@ -28,19 +28,19 @@ ANSWER_SECONDS = 30.0
 class Live:
     """A server that runs, and whoever the test is at its doors."""
 
-    def __init__(self, desk: Desk, url: str, http: aiohttp.ClientSession) -> None:
-        self.desk = desk
+    def __init__(self, services: Services, url: str, http: aiohttp.ClientSession) -> None:
+        self.services = services
         self.url = url
         self.http = http
 
     async def token(self, role: Role = "user", email: str | None = None) -> str:
         """A new token of a user with that role."""
-        user = await create_user(self.desk, email or f"{role}@example.com", role)
-        return await create_token(self.desk, user)
+        user = await create_user(self.services, email or f"{role}@example.com", role)
+        return await create_token(self.services, user)
 
     async def model(self, name: str, **more: Any) -> None:
         """Registers an echo, or whatever `more` says."""
-        await register(self.desk, Model(**({"name": name, "kind": "echo"} | more)))
+        await register_model(self.services, Model(**({"name": name, "kind": "echo"} | more)))
 
     async def ask(self, method: str, path: str, token: str | None = None, **more: Any) -> tuple[int, Any]:
         """The status and the JSON (else the text) of one request."""
@@ -76,10 +76,10 @@ async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
         make_file(told.data_dir / "signoff.db")
     else:
         await migrate(told)
-    async with running(told, work=True) as desk:
+    async with run_services(told, work=True) as services:
         server = _Server(
             uvicorn.Config(
-                make_front(desk, told),
+                make_router(services, told),
                 port=0,
                 lifespan="off",
                 http="httptools",
@@ -92,7 +92,7 @@ async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
             await until(lambda: _started(server))
             port = server.servers[0].sockets[0].getsockname()[1]
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as http:
-                yield Live(desk, f"http://127.0.0.1:{port}", http)
+                yield Live(services, f"http://127.0.0.1:{port}", http)
         finally:
             server.should_exit = True
             await serving

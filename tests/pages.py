@@ -7,7 +7,7 @@ from pathlib import Path
 
 from faults.page import rounds
 from signoff import errors
-from signoff.core.job import MOVES, Move
+from signoff.core.job import TRANSITIONS, Transition
 from signoff.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 def moves() -> str:
     """The table of the moves."""
-    rows = [f"| {move.verb} | {_way(move)} | {_guards(move)} | {move.meaning} |" for move in MOVES.values()]
+    rows = [f"| {move.verb} | {_way(move)} | {_guards(move)} | {move.meaning} |" for move in TRANSITIONS.values()]
     return "\n".join(["| verb | from → to | only if | meaning |", "|---|---|---|---|", *rows])
 
 
@@ -49,11 +49,11 @@ def written(page: str, part: str, text: str) -> str:
     return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
-def _way(move: Move) -> str:
+def _way(move: Transition) -> str:
     return f"{', '.join(move.sources) or '–'} → {', '.join(move.targets)}"
 
 
-def _guards(move: Move) -> str:
+def _guards(move: Transition) -> str:
     return "; ".join(guard.value for guard in move.guards)
 
 

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 
 from fresh import make_file
 from signoff.core.job import Event, Job
-from signoff.core.limits import Limit, Meter, Room, Wish
+from signoff.core.limits import Counter, Limit, Reservation, ReservationRequest
 from signoff.errors import Overloaded, Stale
-from signoff.store import Step, Topic
+from signoff.store import Topic, TransitionRequest
 from signoff.stores.sql import SqlStore
 from simulation.store import MemoryStore, Near
 from simulation.tables import Tables
@@ -73,10 +73,10 @@ def a_job(prefix: str = "job", **more: Any) -> Job:
     return Job(**(plain | more))
 
 
-def a_step(verb: str, **more: Any) -> Step:
+def a_step(verb: str, **more: Any) -> TransitionRequest:
     """A step of Ann's, who holds the lease `mine` and saw round 1 and no step settled, unless `more` says so."""
     plain = {"verb": verb, "actor": "user:ann", "lease": "mine", "round": 1, "reviewer": "ann", "settled": 0}
-    return Step(**(plain | more))
+    return TransitionRequest(**(plain | more))
 
 
 async def inserted(
@@ -98,24 +98,26 @@ async def leased(store: AStore, **more: Any) -> Job:
 async def held(store: AStore, **more: Any) -> Job:
     """A job with an answer, in its first round of review."""
     job = await leased(store, **more)
-    return await store.jobs.move(job.id, a_step("hold", changes={"response": ANSWER}))
+    return await store.jobs.transition(job.id, a_step("hold", changes={"response": ANSWER}))
 
 
-async def reserved(store: AStore, limit: Limit, tokens: int) -> Room:
+async def reserved(store: AStore, limit: Limit, tokens: int) -> Reservation:
     """Room for so many tokens, for a minute."""
-    room = await store.quotas.reserve(Wish(id="job", limits=((limit.name, limit),), tokens=tokens, lease_seconds=60))
-    assert isinstance(room, Room)
+    room = await store.quotas.reserve(
+        ReservationRequest(id="job", limits=((limit.name, limit),), tokens=tokens, lease_seconds=60)
+    )
+    assert isinstance(room, Reservation)
     return room
 
 
-async def settled(store: AStore, room: Room, tokens: int) -> Meter:
+async def settled(store: AStore, reservation: Reservation, tokens: int) -> Counter:
     """The only meter of a room, after its settling was asked for until the store said that it was done."""
     while True:
         with contextlib.suppress(Overloaded):
-            await store.quotas.settle(room, tokens=tokens)
+            await store.quotas.settle(reservation, tokens=tokens)
             break
-    [meter] = (await store.quotas.meters([name for name, _ in room.wish.limits])).values()
-    return meter
+    [counter] = (await store.quotas.counters([name for name, _ in reservation.request.limits])).values()
+    return counter
 
 
 async def state(store: AStore, job_id: str) -> tuple[Job | None, list[Event]]:
@@ -123,11 +125,11 @@ async def state(store: AStore, job_id: str) -> tuple[Job | None, list[Event]]:
     return await store.jobs.get(job_id), await store.jobs.events(job_id)
 
 
-async def is_refused(store: AStore, job: Job, *steps: Step) -> bool:
+async def is_refused(store: AStore, job: Job, *steps: TransitionRequest) -> bool:
     """Whether `steps` are stale, and changed nothing."""
     before = await state(store, job.id)
     try:
-        await store.jobs.move(job.id, *steps)
+        await store.jobs.transition(job.id, *steps)
     except Stale:
         return await state(store, job.id) == before
     return False

@@ -6,10 +6,10 @@ from ipaddress import ip_address
 
 import pytest
 
-from signoff.core.allow_list import MODELS, Reach, check_model_url, checked_host, is_public
+from signoff.core.allow_list import MODEL_ADDRESSES, AllowList, check_model_url, checked_host, is_public
 from signoff.errors import AddressRefused
 
-NOWHERE = Reach([])
+NOWHERE = AllowList([])
 
 PUBLIC = ["8.8.8.8", "1.1.1.1", "93.184.216.34", "2606:4700::1111", "2a00:1450:4001:800::200e"]
 PRIVATE = [
@@ -66,7 +66,7 @@ def test_any_other_gives_its_host(url: str, host: str) -> None:
 
 
 def test_the_operator_can_allow_hosts_and_networks() -> None:
-    reach = Reach(["127.0.0.0/8", "fd00::/8", "10.1.2.3", "Hooks.internal"])
+    reach = AllowList(["127.0.0.0/8", "fd00::/8", "10.1.2.3", "Hooks.internal"])
     for url in ("http://127.0.0.1:1", "http://localhost", "http://[fd00::1]", "http://10.1.2.3", "http://127.1"):
         checked_host(url, reach)
     assert reach.permits("hooks.INTERNAL", ip_address("10.9.9.9"))
@@ -87,7 +87,7 @@ METADATA = [
 
 @pytest.mark.parametrize("text", METADATA)
 def test_no_model_is_where_a_machine_asks_for_its_secrets(text: str) -> None:
-    assert not MODELS.permits("model.example", ip_address(text))
+    assert not MODEL_ADDRESSES.permits("model.example", ip_address(text))
     with pytest.raises(AddressRefused, match="is no address of a model"):
         check_model_url(f"http://[{text}]:80/v1" if ":" in text else f"http://{text}/v1")
 
@@ -108,6 +108,6 @@ def test_other_ways_to_write_such_an_address_are_read(host: str) -> None:
     "text", ["10.0.0.7", "127.0.0.1", "192.168.1.9", "8.8.8.8", "::1", "fd12::7", "::ffff:10.0.0.7"]
 )
 def test_a_model_may_be_on_a_private_network(text: str) -> None:
-    assert MODELS.permits("model.example", ip_address(text))
+    assert MODEL_ADDRESSES.permits("model.example", ip_address(text))
     check_model_url(f"https://[{text}]/" if ":" in text else f"https://{text}/")
     check_model_url("http://localhost:11434/v1")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signoff.core import sse
-from signoff.core.answer import Chunk, Usage, as_completion, collect, split, text_of, with_text
+from signoff.core.answer import Chunk, Usage, answer_text, as_completion, collect, split, with_text
 from signoff.errors import ModelGarbled
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
@@ -249,7 +249,7 @@ def test_words_cut_anywhere_come_together_again() -> None:
     # given an answer with letters of two, three and four bytes, one piece a letter
     text = "Grüße, 世界 👩‍💻 \u0000\r\n"
     stream = events(OPENAI, delta(role="assistant", content=""), *(delta(content=letter) for letter in text))
-    assert text_of(collect(stream).body) == text
+    assert answer_text(collect(stream).body) == text
 
 
 def test_a_whole_answer_stays_byte_for_byte() -> None:
@@ -267,7 +267,7 @@ def test_a_long_answer_is_put_together_in_linear_time() -> None:
     # given 20,000 pieces of 1 kB, which joined one by one would be 200 GB of copies
     stream = events(OPENAI, *(delta(content="x" * 1000) for _ in range(20_000)))
     began = time.process_time()
-    assert len(text_of(collect(stream).body) or "") == 20_000_000
+    assert len(answer_text(collect(stream).body) or "") == 20_000_000
     assert time.process_time() - began < 5
 
 
@@ -334,8 +334,8 @@ def test_whatever_a_model_streams_is_an_answer_or_garbled(pieces: list[Any]) -> 
 @given(ANY_JSON, st.text(max_size=5))
 def test_whatever_an_answer_is_it_can_be_read_edited_and_streamed(value: Any, text: str) -> None:
     body = json.dumps(value).encode()
-    assert isinstance(text_of(body), str | None)
-    assert text_of(with_text(body, text)) == text or json.loads(with_text(body, text)) == text
+    assert isinstance(answer_text(body), str | None)
+    assert answer_text(with_text(body, text)) == text or json.loads(with_text(body, text)) == text
     assert list(split(body, with_usage=True))[-1].raw == sse.DONE
 
 
@@ -449,7 +449,7 @@ def test_a_split_answer_tells_its_usage_only_when_asked() -> None:
     ],
 )
 def test_an_answer_that_is_no_chat_completion_is_streamed_as_its_words(answer: bytes, words: str) -> None:
-    assert text_of(collect(split(answer, with_usage=True)).body) == words
+    assert answer_text(collect(split(answer, with_usage=True)).body) == words
 
 
 @pytest.mark.parametrize(
@@ -468,7 +468,7 @@ def test_an_answer_that_is_no_chat_completion_is_streamed_as_its_words(answer: b
     ],
 )
 def test_the_words_of_an_answer_are_those_of_its_first_choice(body: bytes | None, words: str | None) -> None:
-    assert text_of(body) == words
+    assert answer_text(body) == words
 
 
 def test_other_words_leave_all_else_as_it_is() -> None:
@@ -488,7 +488,7 @@ def test_other_words_for_what_has_none_are_the_words_alone(body: bytes) -> None:
 
 def test_words_become_a_completion_that_strict_clients_accept() -> None:
     body = as_completion(b'"Hello"', "gpt")
-    assert text_of(body) == "Hello"
+    assert answer_text(body) == "Hello"
     made = json.loads(body)
     assert {"id", "object", "created", "model", "choices"} == made.keys()
     assert (made["object"], made["model"], made["choices"][0]["finish_reason"]) == ("chat.completion", "gpt", "stop")

@@ -7,23 +7,25 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from signoff.cache import Bounds
+from signoff.cache import CacheBounds
 from signoff.caches.memory import MemoryCache
-from signoff.core.cache import Entry, Found, Size, Which
+from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize
 from signoff.core.recent import Recent
 from signoff.errors import Overloaded
 from signoff.runtime import response_cache as module
 from signoff.runtime.background import Background
-from signoff.runtime.response_cache import Answers
+from signoff.runtime.response_cache import ResponseCache
 from stores import together, until
 
 pytestmark = pytest.mark.anyio
 
-BOUNDS = Bounds(ttl_seconds=60, max_entries=1000, max_bytes=100_000_000)
+BOUNDS = CacheBounds(ttl_seconds=60, max_entries=1000, max_bytes=100_000_000)
 
 
-def an_entry(key: str, answer: bytes = b'"yes"', user_id: int = 1) -> Entry:
-    return Entry(key=key, user_id=user_id, target="m", model="m", path="/v1/edits", job_id=f"of {key}", answer=answer)
+def an_entry(key: str, answer: bytes = b'"yes"', user_id: int = 1) -> CacheEntry:
+    return CacheEntry(
+        key=key, user_id=user_id, target="m", model="m", path="/v1/edits", job_id=f"of {key}", answer=answer
+    )
 
 
 class Far(MemoryCache):
@@ -37,21 +39,21 @@ class Far(MemoryCache):
         self.looked: list[list[str]] = []
         self.wrote: list[list[str]] = []
 
-    async def find(self, keys: Sequence[str]) -> Mapping[str, Found]:
+    async def lookup(self, keys: Sequence[str]) -> Mapping[str, CacheHit]:
         self.looked.append(list(keys))
         await self._pass()
-        return await super().find(keys)
+        return await super().lookup(keys)
 
-    async def keep(self, entries: Sequence[Entry]) -> None:
+    async def store(self, entries: Sequence[CacheEntry]) -> None:
         self.wrote.append([entry.key for entry in entries])
         await self._pass()
-        await super().keep(entries)
+        await super().store(entries)
 
-    async def delete(self, which: Which) -> int:
+    async def delete(self, which: CacheFilter) -> int:
         await self._pass()
         return await super().delete(which)
 
-    async def size(self, which: Which) -> Size:
+    async def size(self, which: CacheFilter) -> CacheSize:
         await self._pass()
         return await super().size(which)
 
@@ -67,28 +69,28 @@ async def far() -> Far:
 
 
 @pytest.fixture
-def answers(far: Far) -> Answers:
-    return Answers(far, Background(), ttl_seconds=60)
+def answers(far: Far) -> ResponseCache:
+    return ResponseCache(far, Background(), ttl_seconds=60)
 
 
-async def test_what_was_kept_is_at_hand_before_it_is_written(answers: Answers, far: Far) -> None:
+async def test_what_was_kept_is_at_hand_before_it_is_written(answers: ResponseCache, far: Far) -> None:
     far.open.clear()
-    answers.keep(an_entry("a"))
-    assert await answers.find("a") == an_entry("a")
+    answers.store(an_entry("a"))
+    assert await answers.lookup("a") == an_entry("a")
     assert far.looked == []
     far.open.set()
-    await answers.until_kept()
-    assert await far.size(Which()) == Size(1, 5)
+    await answers.until_stored()
+    assert await far.size(CacheFilter()) == CacheSize(1, 5)
 
 
 async def test_lookups_at_one_moment_are_one_group_and_the_next_is_what_came_meanwhile(
-    answers: Answers, far: Far
+    answers: ResponseCache, far: Far
 ) -> None:
-    await far.keep([an_entry(str(number)) for number in range(10)])
+    await far.store([an_entry(str(number)) for number in range(10)])
     far.open.clear()
-    first = [asyncio.ensure_future(answers.find("0")) for _ in range(5)]
+    first = [asyncio.ensure_future(answers.lookup("0")) for _ in range(5)]
     await until(lambda: _soon(far.looked))
-    rest = [asyncio.ensure_future(answers.find(str(number % 10))) for number in range(40)]
+    rest = [asyncio.ensure_future(answers.lookup(str(number % 10))) for number in range(40)]
     await asyncio.sleep(0)
     far.open.set()
     assert [entry.key for entry in await together(first) if entry] == ["0"] * 5
@@ -100,60 +102,63 @@ async def _soon(value: object) -> object:
     return value
 
 
-async def test_writes_go_in_groups_and_the_last_of_a_key_counts(answers: Answers, far: Far) -> None:
+async def test_writes_go_in_groups_and_the_last_of_a_key_counts(answers: ResponseCache, far: Far) -> None:
     far.open.clear()
-    answers.keep(an_entry("a", b"first"))
+    answers.store(an_entry("a", b"first"))
     await until(lambda: _soon(far.wrote))
     for number in range(20):
-        answers.keep(an_entry(f"b{number % 4}", str(number).encode()))
+        answers.store(an_entry(f"b{number % 4}", str(number).encode()))
     far.open.set()
-    await answers.until_kept()
+    await answers.until_stored()
     assert far.wrote == [["a"], ["b0", "b1", "b2", "b3"]]
-    assert {key: one.entry.answer for key, one in (await far.find(["b0", "b3"])).items()} == {"b0": b"16", "b3": b"19"}
+    assert {key: one.entry.answer for key, one in (await far.lookup(["b0", "b3"])).items()} == {
+        "b0": b"16",
+        "b3": b"19",
+    }
 
 
-async def test_a_silent_keeper_is_waited_for_once_and_not_for_long(answers: Answers, far: Far) -> None:
-    await far.keep([an_entry("a")])
+async def test_a_silent_keeper_is_waited_for_once_and_not_for_long(answers: ResponseCache, far: Far) -> None:
+    await far.store([an_entry("a")])
     far.open.clear()
     clock, began = asyncio.get_running_loop().time, asyncio.get_running_loop().time()
-    assert await together(answers.find("a") for _ in range(50)) == [None] * 50
+    assert await together(answers.lookup("a") for _ in range(50)) == [None] * 50
     assert clock() - began < module.LOOK_SECONDS + 2
-    assert await together(answers.find(str(number)) for number in range(50)) == [None] * 50
+    assert await together(answers.lookup(str(number)) for number in range(50)) == [None] * 50
     assert len(far.looked) == 1
     # and it is found out that it answers again, while nobody waits for that
     far.open.set()
 
     async def is_back() -> bool:
-        return await answers.find("a") is not None
+        return await answers.lookup("a") is not None
 
     await until(is_back)
 
 
-async def test_a_broken_keeper_is_an_empty_one(answers: Answers, far: Far) -> None:
+async def test_a_broken_keeper_is_an_empty_one(answers: ResponseCache, far: Far) -> None:
     far.broken = True
-    assert await answers.find("a") is None
-    answers.keep(an_entry("a"))
-    await answers.until_kept()
-    assert await answers.find("a") == an_entry("a")  # which is at hand
+    assert await answers.lookup("a") is None
+    answers.store(an_entry("a"))
+    await answers.until_stored()
+    assert await answers.lookup("a") == an_entry("a")  # which is at hand
     with pytest.raises(Overloaded):
-        await answers.delete(Which())
+        await answers.delete(CacheFilter())
     with pytest.raises(Overloaded):
-        await answers.size(Which())
-    assert await answers.find("a") is None  # here at least it is gone
+        await answers.size(CacheFilter())
+    assert await answers.lookup("a") is None  # here at least it is gone
     far.broken = False
 
     async def is_back() -> bool:
-        answers.keep(an_entry("b"))
-        await answers.until_kept()
-        return "b" in await far.find(["b"])
+        answers.store(an_entry("b"))
+        await answers.until_stored()
+        return "b" in await far.lookup(["b"])
 
     await until(is_back)
 
 
-async def test_who_leaves_while_it_is_looked_up_disturbs_no_other(answers: Answers, far: Far) -> None:
-    await far.keep([an_entry("a")])
+async def test_who_leaves_while_it_is_looked_up_disturbs_no_other(answers: ResponseCache, far: Far) -> None:
+    await far.store([an_entry("a")])
     far.open.clear()
-    leaving, staying = [asyncio.ensure_future(answers.find("a")) for _ in range(2)]
+    leaving, staying = [asyncio.ensure_future(answers.lookup("a")) for _ in range(2)]
     await until(lambda: _soon(far.looked))
     leaving.cancel()
     await asyncio.sleep(0)
@@ -161,54 +166,54 @@ async def test_who_leaves_while_it_is_looked_up_disturbs_no_other(answers: Answe
     assert await staying == an_entry("a")
 
 
-async def test_what_was_deleted_while_it_was_looked_up_is_not_kept_at_hand(answers: Answers, far: Far) -> None:
-    await far.keep([an_entry("a")])
+async def test_what_was_deleted_while_it_was_looked_up_is_not_kept_at_hand(answers: ResponseCache, far: Far) -> None:
+    await far.store([an_entry("a")])
     far.open.clear()
-    looking = asyncio.ensure_future(answers.find("a"))
+    looking = asyncio.ensure_future(answers.lookup("a"))
     await until(lambda: _soon(far.looked))
-    answers.forget()  # news: somebody has deleted something
+    answers.invalidate()  # news: somebody has deleted something
     far.open.set()
     assert await looking is None
-    assert await answers.find("a") is None
+    assert await answers.lookup("a") is None
 
 
-async def test_deleting_takes_what_is_at_hand_and_what_is_on_its_way(answers: Answers, far: Far) -> None:
+async def test_deleting_takes_what_is_at_hand_and_what_is_on_its_way(answers: ResponseCache, far: Far) -> None:
     far.open.clear()
-    answers.keep(an_entry("first"))
+    answers.store(an_entry("first"))
     await until(lambda: _soon(far.wrote))
-    answers.keep(an_entry("mine"))
-    answers.keep(an_entry("other's", user_id=2))
-    deleting = asyncio.ensure_future(answers.delete(Which(user_id=1)))
+    answers.store(an_entry("mine"))
+    answers.store(an_entry("other's", user_id=2))
+    deleting = asyncio.ensure_future(answers.delete(CacheFilter(user_id=1)))
     await asyncio.sleep(0)
     far.open.set()
     assert await deleting == 1
-    assert await answers.find("mine") is None
-    assert await answers.find("first") is None
-    assert await answers.find("other's") is not None
+    assert await answers.lookup("mine") is None
+    assert await answers.lookup("first") is None
+    assert await answers.lookup("other's") is not None
 
 
 async def test_what_waits_to_be_written_has_a_bound(
-    answers: Answers, far: Far, monkeypatch: pytest.MonkeyPatch
+    answers: ResponseCache, far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "WAITING_BYTES", 1000)
     far.open.clear()
-    answers.keep(an_entry("first"))
+    answers.store(an_entry("first"))
     await until(lambda: _soon(far.wrote))
     for number in range(100):
-        answers.keep(an_entry(str(number), bytes(100)))
+        answers.store(an_entry(str(number), bytes(100)))
     far.open.set()
-    await answers.until_kept()
+    await answers.until_stored()
     assert far.wrote == [["first"], [str(number) for number in range(10)]]
 
 
 async def test_without_a_cache_there_is_nothing() -> None:
-    none = Answers(None, Background())
-    none.keep(an_entry("a"))
+    none = ResponseCache(None, Background())
+    none.store(an_entry("a"))
     assert not none.is_on
-    assert await none.find("a") is None
-    assert (await none.delete(Which()), await none.size(Which())) == (0, Size())
-    none.forget()
-    await none.until_kept()
+    assert await none.lookup("a") is None
+    assert (await none.delete(CacheFilter()), await none.size(CacheFilter())) == (0, CacheSize())
+    none.invalidate()
+    await none.until_stored()
 
 
 def test_the_longest_unused_goes_first_and_no_bound_is_exceeded() -> None:

@@ -16,8 +16,8 @@ from aiohttp import web
 from live import Live, chat, live, words
 from names import Names
 from signoff.core.answer import Chunk
-from signoff.core.model import Model, flaw_of
-from signoff.engine import Request
+from signoff.core.model import Model, model_fault
+from signoff.engine import ModelRequest
 from signoff.engines import anyllm
 from signoff.engines.anyllm import AnyLLMEngine
 from signoff.errors import ModelAnswered, ModelFailed
@@ -169,7 +169,9 @@ async def test_a_caller_s_own_key_goes_to_the_provider(tmp_path: Path) -> None:
         _, key = await server.ask("POST", "/api/keys", ann, json={"name": "mine", "key": "sk-ann"})
         from signoff.work.admin.people import create_token, create_user
 
-        token = await create_token(server.desk, await create_user(server.desk, "ann@x.y", "user"), key_id=key["id"])
+        token = await create_token(
+            server.services, await create_user(server.services, "ann@x.y", "user"), key_id=key["id"]
+        )
         for caller, expected in ((token, "sk-ann"), (ann, "sk-provider")):
             assert (await server.ask("POST", "/v1/chat/completions", caller, json=chat("hi", "claude")))[0] == 200
             assert asked[-1][0] == expected
@@ -178,7 +180,7 @@ async def test_a_caller_s_own_key_goes_to_the_provider(tmp_path: Path) -> None:
 def answer(engine: AnyLLMEngine, *, key: str = "k", stream: bool = False, **more: Any) -> AsyncGenerator[Chunk, None]:
     model = Model(name="m", kind="anyllm", **({"upstream_model": "anthropic/x"} | more))
     body = json.dumps(chat("hi", "m")).encode()
-    request = Request(path="/v1/chat/completions", body=body, target="m", key=key, stream=stream)
+    request = ModelRequest(path="/v1/chat/completions", body=body, target="m", key=key, stream=stream)
     return engine.answer(model, request)
 
 
@@ -229,5 +231,5 @@ async def test_a_provider_that_there_is_not_is_told_so() -> None:
     with pytest.raises(ModelFailed, match="where no model may be"):
         await said_by(AnyLLMEngine(Names(["169.254.169.254"])), url="http://model.example")
     await engine.close()
-    assert flaw_of(Model(name="m", kind="anyllm")) is not None
-    assert flaw_of(Model(name="mistral/*", kind="anyllm")) is None
+    assert model_fault(Model(name="m", kind="anyllm")) is not None
+    assert model_fault(Model(name="mistral/*", kind="anyllm")) is None

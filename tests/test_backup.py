@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 
 from signoff.errors import SchemaOutdated
 from signoff.stores import migrations
-from signoff.stores.archive import FORMAT, BadBackup, Draft, Held, Manifest, check, written
+from signoff.stores.archive import FORMAT, ArchiveWriter, BadBackup, Manifest, TableSummary, check, write_archive
 from signoff.stores.backup import _plain
 from signoff.stores.schema import metadata
 from signoff.stores.sql import SqlStore
@@ -119,7 +119,9 @@ async def test_every_value_of_every_column_of_every_table_comes_back(urls: list[
         await fill_with_odd_rows(store)
         before = await everything(store)
         manifest = await store.backup(tmp_path / "backup")
-    assert manifest.tables == {name: Held(tuple(table.columns.keys()), ROWS) for name, table in metadata.tables.items()}
+    assert manifest.tables == {
+        name: TableSummary(tuple(table.columns.keys()), ROWS) for name, table in metadata.tables.items()
+    }
     # when all of it is restored elsewhere
     await restored(urls[1], tmp_path / "backup")
     # then it is the same, but that versions have grown
@@ -170,7 +172,7 @@ async def test_a_backup_is_for_its_owner_alone_and_overwrites_nothing(file: Path
 
 async def test_a_backup_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail() -> None:
-        with written(tmp_path / "backup") as draft:
+        with write_archive(tmp_path / "backup") as draft:
             draft.add("jobs/000000", b"half")
             raise TimeoutError
 
@@ -318,16 +320,18 @@ async def test_an_older_backup_is_brought_up_to_date(
 # Files that somebody has made
 
 
-Make = Callable[[Draft], None]
+Make = Callable[[ArchiveWriter], None]
 
 
 def made(path: Path, make: Make, **more: Any) -> Path:
     """A backup with whatever `make` puts into it, and a manifest that fits, but for what `more` says."""
     with gzip.GzipFile(path, "wb") as packed:
-        draft = Draft(packed)
+        draft = ArchiveWriter(packed)
         make(draft)
         plain = {"format": FORMAT, "signoff": "0", "revision": NEWEST, "made_at": "", "members": draft.members}
-        tables = {str(name): Held(tuple(map(str, table.columns.keys())), 0) for name, table in metadata.tables.items()}
+        tables = {
+            str(name): TableSummary(tuple(map(str, table.columns.keys())), 0) for name, table in metadata.tables.items()
+        }
         draft.finish(Manifest(**(plain | {"tables": tables} | more)))
     return path
 
@@ -336,7 +340,7 @@ def framed(*values: Any) -> bytes:
     return b"".join(len(row).to_bytes(4, "big") + row for row in map(msgspec.msgpack.encode, values))
 
 
-def nothing(draft: Draft) -> None:
+def nothing(draft: ArchiveWriter) -> None:
     """Puts nothing in."""
 
 
@@ -412,7 +416,7 @@ async def test_a_file_that_is_no_backup_is_refused(data: bytes, tmp_path: Path) 
 
 
 async def test_a_name_that_leads_elsewhere_leads_nowhere(tmp_path: Path, empty_url: str) -> None:
-    def make(draft: Draft) -> None:
+    def make(draft: ArchiveWriter) -> None:
         for name in ("../evil", "/tmp/evil", "jobs/../../evil", "nothing/000000"):
             draft.add(name, b"")
 

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signoff.core.balance import (
-    BOUND,
-    helps_elsewhere,
+    LOAD_FACTOR,
+    bounded_load,
+    choose_by_hash,
+    cooldown_seconds,
+    endpoint_key,
     least_loaded,
-    most_of,
-    name_key,
-    nearest,
+    may_succeed_elsewhere,
     prefix_key,
-    rest_seconds,
 )
-from signoff.core.model import Endpoint, Model, endpoints_of, flaw_of, is_plain, registered_name
+from signoff.core.model import EndpointConfig, Model, endpoints_of, has_single_endpoint, model_fault, registered_name
 from signoff.errors import (
     ModelAnswered,
     ModelBusy,
@@ -32,7 +32,7 @@ from signoff.errors import (
     ModelUnreachable,
     SignoffError,
 )
-from signoff.runtime.pools import Pool, Pools, Seat
+from signoff.runtime.pools import EndpointPool, EndpointPools, Slot
 
 pytestmark = pytest.mark.anyio
 REFUSED = ModelUnreachable("Connection refused")
@@ -41,7 +41,7 @@ URLS = [f"http://h{number}" for number in range(8)]
 
 
 def many(count: int = 2, **more: Any) -> Model:
-    endpoints = tuple(Endpoint(url=url) for url in URLS[:count])
+    endpoints = tuple(EndpointConfig(url=url) for url in URLS[:count])
     return Model(**({"name": "m", "kind": "openai", "endpoints": endpoints} | more))
 
 
@@ -68,9 +68,9 @@ def test_equals_are_asked_in_turn() -> None:
 
 def homes(count: int, without: int | None = None) -> list[int]:
     """Where 2000 conversations are at home."""
-    names = [name_key(url) for url in URLS[:count]]
+    names = [endpoint_key(url) for url in URLS[:count]]
     loads = [None if place == without else 0 for place in range(count)]
-    found = [nearest(prefix_key("m", b"%d" % number), names, loads, 10**6) for number in range(2000)]
+    found = [choose_by_hash(prefix_key("m", b"%d" % number), names, loads, 10**6) for number in range(2000)]
     assert None not in found
     return [place for place in found if place is not None]
 
@@ -91,12 +91,12 @@ def test_when_an_endpoint_leaves_its_conversations_move_to_all_others_and_no_oth
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=200), st.integers(1, 6))
 def test_no_endpoint_carries_more_than_its_bounded_share(keys: list[int], count: int) -> None:
-    names, loads = [name_key(url) for url in URLS[:count]], [0] * count
+    names, loads = [endpoint_key(url) for url in URLS[:count]], [0] * count
     for total, key in enumerate(keys):
-        place = nearest(key, names, loads, most_of(total, count))
+        place = choose_by_hash(key, names, loads, bounded_load(total, count))
         assert place is not None
         loads[place] += 1
-        assert loads[place] <= -(-BOUND * (total + 1) // count)
+        assert loads[place] <= -(-LOAD_FACTOR * (total + 1) // count)
 
 
 def chat(*contents: str, **more: Any) -> bytes:
@@ -152,15 +152,15 @@ def test_every_body_has_a_key(body: bytes) -> None:
     ],
 )
 def test_a_request_that_is_at_fault_is_asked_nowhere_else(error: SignoffError, helps: bool) -> None:
-    assert helps_elsewhere(error) is helps
+    assert may_succeed_elsewhere(error) is helps
 
 
 def test_rests_grow_up_to_a_limit_and_are_as_long_as_was_asked_for() -> None:
-    waits = [rest_seconds(REFUSED, failures) for failures in range(1, 12)]
+    waits = [cooldown_seconds(REFUSED, failures) for failures in range(1, 12)]
     assert waits == sorted(waits)
     assert (waits[0], waits[-1]) == (0.5, 30)
-    assert rest_seconds(ModelAnswered(429, "", retry_after_seconds=7), 1) == 7
-    assert rest_seconds(ModelAnswered(429, "", retry_after_seconds=1e9), 1) == 300
+    assert cooldown_seconds(ModelAnswered(429, "", retry_after_seconds=7), 1) == 7
+    assert cooldown_seconds(ModelAnswered(429, "", retry_after_seconds=1e9), 1) == 300
 
 
 # What a model may be
@@ -170,11 +170,11 @@ def test_rests_grow_up_to_a_limit_and_are_as_long_as_was_asked_for() -> None:
     "wrong",
     [
         {"url": "http://h"},
-        {"endpoints": (Endpoint(url="ftp://h"),)},
-        {"endpoints": (Endpoint(url="http://h"), Endpoint(url="http://h"))},
-        {"endpoints": tuple(Endpoint(url=f"http://h{number}") for number in range(65))},
+        {"endpoints": (EndpointConfig(url="ftp://h"),)},
+        {"endpoints": (EndpointConfig(url="http://h"), EndpointConfig(url="http://h"))},
+        {"endpoints": tuple(EndpointConfig(url=f"http://h{number}") for number in range(65))},
         {"endpoints": ()},
-        {"endpoints": (Endpoint(url="http://h", max_parallel=0),)},
+        {"endpoints": (EndpointConfig(url="http://h", max_parallel=0),)},
         {"kind": "echo"},
         {"replicas": 2},
         {"max_parallel": 0},
@@ -186,87 +186,87 @@ def test_rests_grow_up_to_a_limit_and_are_as_long_as_was_asked_for() -> None:
     ],
 )
 def test_what_cannot_be_balanced_is_refused(wrong: dict[str, Any]) -> None:
-    assert flaw_of(many()) is None
-    assert flaw_of(many(**wrong)) is not None
+    assert model_fault(many()) is None
+    assert model_fault(many(**wrong)) is not None
 
 
 def test_replicas_are_processes_under_names_that_nobody_can_register() -> None:
     model = Model(name="m", kind="subprocess", command=("run",), replicas=3)
-    assert flaw_of(model) is None
+    assert model_fault(model) is None
     names = [each.name for each in endpoints_of(model)]
     assert (names[0], len(set(names))) == ("m", 3)
-    assert all(flaw_of(Model(name=name, kind="echo")) for name in names[1:])
+    assert all(model_fault(Model(name=name, kind="echo")) for name in names[1:])
     assert {registered_name(name) for name in names} == {"m"}
 
 
 def test_a_model_in_one_place_without_limits_needs_no_pool() -> None:
     plain = Model(name="m", kind="openai", url=URLS[0])
-    assert is_plain(plain)
+    assert has_single_endpoint(plain)
     for more in ({"max_parallel": 1}, {"fallbacks": ("n",)}, {"replicas": 2}):
-        assert not is_plain(Model(name="m", kind="echo", **more))
-    assert not is_plain(many())
+        assert not has_single_endpoint(Model(name="m", kind="echo", **more))
+    assert not has_single_endpoint(many())
 
 
 # Seats
 
 
-async def seated(pool: Pool, *tried: Any) -> Seat:
-    return await pool.seat(None, frozenset(tried), LATER)
+async def seated(pool: EndpointPool, *tried: Any) -> Slot:
+    return await pool.acquire(None, frozenset(tried), LATER)
 
 
 async def test_what_failed_rests_and_what_answers_returns() -> None:
-    pool = Pool(many())
+    pool = EndpointPool(many())
     seats = [await seated(pool) for _ in range(4)]
-    assert [seat.spot.name for seat in seats] == [*URLS[:2], *URLS[:2]]
+    assert [seat.endpoint.name for seat in seats] == [*URLS[:2], *URLS[:2]]
     # when all who ask one fail at once, that is one failure
     for seat in seats[::2]:
         seat.failed(REFUSED)
-        seat.leave()
-    spot = seats[0].spot
-    assert (spot.state, spot.rests) == ("resting", 1)
-    assert {(await seated(pool)).spot.name for _ in range(5)} == {URLS[1]}
+        seat.release()
+    spot = seats[0].endpoint
+    assert (spot.state, spot.cooldowns) == ("resting", 1)
+    assert {(await seated(pool)).endpoint.name for _ in range(5)} == {URLS[1]}
     # when its rest is over one request at a time tries it
-    pool._wake(spot, spot.era)
+    pool._end_cooldown(spot, spot.generation)
     trial = await seated(pool)
-    assert trial.spot is spot
-    assert (await seated(pool)).spot is not spot
+    assert trial.endpoint is spot
+    assert (await seated(pool)).endpoint is not spot
     # and one that leaves without an answer lets the next one try
-    trial.leave()
+    trial.release()
     trial = await seated(pool)
-    assert trial.spot is spot
+    assert trial.endpoint is spot
     trial.failed(REFUSED)
-    trial.leave()
-    assert (spot.state, spot.rests) == ("resting", 2)
+    trial.release()
+    assert (spot.state, spot.cooldowns) == ("resting", 2)
     # until it answers
-    pool._wake(spot, spot.era)
-    (await seated(pool)).well()
-    assert (spot.state, spot.rests, (await seated(pool)).spot) == ("up", 0, spot)
+    pool._end_cooldown(spot, spot.generation)
+    (await seated(pool)).succeeded()
+    assert (spot.state, spot.cooldowns, (await seated(pool)).endpoint) == ("up", 0, spot)
 
 
 async def test_errors_that_a_request_may_be_to_blame_for_count_in_a_row() -> None:
-    pool = Pool(many(1, fallbacks=("other",)))
+    pool = EndpointPool(many(1, fallbacks=("other",)))
     broken, rude = ModelAnswered(500, ""), ModelAnswered(400, "")
     for error, state in [(broken, "up"), (broken, "up"), (rude, "up"), (broken, "up"), (broken, "up")]:
         with await seated(pool) as seat:
             seat.failed(error)
-            assert seat.spot.state == state
+            assert seat.endpoint.state == state
     with await seated(pool) as seat:
         seat.failed(broken)
-        assert seat.spot.state == "resting"
+        assert seat.endpoint.state == "resting"
     with pytest.raises(ModelDown) as told:
         await seated(pool)
     assert 0.4 < (told.value.retry_after_seconds or 0) <= 0.5
 
 
 async def test_a_lone_endpoint_does_not_rest() -> None:
-    pool = Pool(many(1, max_parallel=1))
+    pool = EndpointPool(many(1, max_parallel=1))
     for _ in range(5):
         with await seated(pool) as seat:
             seat.failed(REFUSED)
 
 
 async def test_the_line_is_bounded_in_length_and_in_time() -> None:
-    pool = Pool(many(1, max_parallel=1, max_waiting=1, queue_seconds=0.05))
+    pool = EndpointPool(many(1, max_parallel=1, max_waiting=1, queue_seconds=0.05))
     seat = await seated(pool)
     waiting = asyncio.ensure_future(seated(pool))
     await asyncio.sleep(0)
@@ -275,13 +275,13 @@ async def test_the_line_is_bounded_in_length_and_in_time() -> None:
     with pytest.raises(ModelBusy):
         await waiting
     with pytest.raises(ModelTimedOut):
-        await pool.seat(None, frozenset(), asyncio.get_running_loop().time() + 0.01)
-    seat.leave()
-    assert (pool.waiting, (await seated(pool)).spot.load) == (0, 1)
+        await pool.acquire(None, frozenset(), asyncio.get_running_loop().time() + 0.01)
+    seat.release()
+    assert (pool.waiting, (await seated(pool)).endpoint.load) == (0, 1)
 
 
 async def test_who_waits_where_all_have_come_to_rest_learns_it_at_once() -> None:
-    pool = Pool(many(2, max_parallel=1))
+    pool = EndpointPool(many(2, max_parallel=1))
     seats = [await seated(pool), await seated(pool)]
     waiting = asyncio.ensure_future(seated(pool))
     await asyncio.sleep(0)
@@ -294,33 +294,33 @@ async def test_who_waits_where_all_have_come_to_rest_learns_it_at_once() -> None
 
 
 async def test_an_endpoint_that_wakes_serves_who_waits_for_another() -> None:
-    pool = Pool(many(2, max_parallel=1))
+    pool = EndpointPool(many(2, max_parallel=1))
     first, other = await seated(pool), await seated(pool)
     first.failed(ModelAnswered(429, "", retry_after_seconds=0.01))
-    first.leave()
+    first.release()
     waiting = asyncio.ensure_future(seated(pool))
     async with asyncio.timeout(5):
-        assert (await waiting).spot is first.spot
-    assert other.spot.load == 1
+        assert (await waiting).endpoint is first.endpoint
+    assert other.endpoint.load == 1
 
 
 async def test_a_model_that_is_registered_anew_keeps_what_is_known_of_its_endpoints() -> None:
-    pools = Pools()
+    pools = EndpointPools()
     pool = pools.of(many(2, max_parallel=1))
     one, two = await seated(pool), await seated(pool)
     one.failed(REFUSED)
-    one.leave()
+    one.release()
     waiting = asyncio.ensure_future(seated(pool))
     await asyncio.sleep(0)
     # when there is room for two at each, who waits has a seat at the one that is well
     assert pools.of(many(2, max_parallel=2)) is pool
-    assert (await waiting).spot is two.spot
+    assert (await waiting).endpoint is two.endpoint
     # and one that was removed is asked no more, while its callers finish
     pools.of(many(1))
-    two.leave()
+    two.release()
     with pytest.raises(ModelDown):
         await seated(pool)
-    assert [sight.state for sight in pool.sights()] == ["resting"]
+    assert [sight.state for sight in pool.statuses()] == ["resting"]
 
 
 FAILURES: dict[str, ModelFailed] = {"refused": REFUSED, "broken": ModelAnswered(500, "")}
@@ -351,17 +351,19 @@ class Crowd:
 
     def __init__(self, balance: str, count: int) -> None:
         self.balance = balance
-        self.pool = Pool(self.model(count))
-        self.seats: list[Seat] = []
-        self.waiting: list[tuple[asyncio.Future[Seat], frozenset[Any]]] = []
+        self.pool = EndpointPool(self.model(count))
+        self.seats: list[Slot] = []
+        self.waiting: list[tuple[asyncio.Future[Slot], frozenset[Any]]] = []
 
     def model(self, count: int) -> Model:
         return many(count, max_parallel=1, max_waiting=6, balance=self.balance, fallbacks=("other",))
 
     def come(self, number: int, _: str) -> None:
-        tried = frozenset(spot for place, spot in enumerate(self.pool._spots) if number >> place & 1 and number > 47)
+        tried = frozenset(
+            spot for place, spot in enumerate(self.pool._endpoints) if number >> place & 1 and number > 47
+        )
         key = number if self.balance == "prefix-hash" else None
-        self.waiting.append((asyncio.ensure_future(self.pool.seat(key, tried, LATER)), tried))
+        self.waiting.append((asyncio.ensure_future(self.pool.acquire(key, tried, LATER)), tried))
 
     def cancel(self, number: int, _: str) -> None:
         if self.waiting:
@@ -369,22 +371,22 @@ class Crowd:
 
     def leave(self, number: int, _: str) -> None:
         if self.seats:
-            self.seats.pop(number % len(self.seats)).leave()
+            self.seats.pop(number % len(self.seats)).release()
 
     def well(self, number: int, _: str) -> None:
         if self.seats:
-            self.seats[number % len(self.seats)].well()
+            self.seats[number % len(self.seats)].succeeded()
 
     def fail(self, number: int, event: str) -> None:
         if self.seats:
             self.seats[number % len(self.seats)].failed(FAILURES[event])
 
     def wake(self, number: int, _: str) -> None:
-        spot = self.pool._spots[number % len(self.pool._spots)]
-        self.pool._wake(spot, spot.era)
+        spot = self.pool._endpoints[number % len(self.pool._endpoints)]
+        self.pool._end_cooldown(spot, spot.generation)
 
     def register(self, number: int, _: str) -> None:
-        self.pool.change(self.model(number % 2 + 1))
+        self.pool.update(self.model(number % 2 + 1))
 
     async def settle_down(self) -> None:
         """Lets all who were told something hear it. The line is in order for those who may have the same seats."""
@@ -401,11 +403,11 @@ class Crowd:
 
     def check(self) -> None:
         assert self.pool.waiting == len(self.waiting) <= 6
-        for spot in {seat.spot for seat in self.seats} | set(self.pool._spots):
-            assert spot.load == sum(seat.spot is spot for seat in self.seats) <= 1
-            assert spot.trials <= 1
+        for spot in {seat.endpoint for seat in self.seats} | set(self.pool._endpoints):
+            assert spot.load == sum(seat.endpoint is spot for seat in self.seats) <= 1
+            assert spot.probes <= 1
         for _, tried in self.waiting:
-            others = [spot for spot in self.pool._spots if spot not in tried]
+            others = [spot for spot in self.pool._endpoints if spot not in tried]
             assert not any(spot.is_open for spot in others), "it waits beside a free seat"
             assert any(spot.state != "resting" for spot in others), "it waits in vain"
 
@@ -413,11 +415,11 @@ class Crowd:
         """When everybody leaves and all rests are over, all who waited were served."""
         for _ in range(20):
             while self.seats:
-                self.seats[-1].well()
-                self.seats.pop().leave()
+                self.seats[-1].succeeded()
+                self.seats.pop().release()
             for number in range(2):
                 self.wake(number, "")
             await self.settle_down()
         assert not self.waiting
         assert self.pool.waiting == 0
-        assert all(spot.load == 0 for spot in self.pool._spots)
+        assert all(spot.load == 0 for spot in self.pool._endpoints)

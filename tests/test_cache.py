@@ -19,7 +19,7 @@ from receivers import SECRET, receiving
 from signoff.core.model import Model
 from signoff.runtime import response_cache
 from signoff.work.admin.people import create_token, create_user
-from signoff.work.admin.registry import register
+from signoff.work.admin.registry import register_model
 from stores import together
 
 pytestmark = pytest.mark.anyio
@@ -188,8 +188,10 @@ async def test_only_requests_without_chance_are_kept_unless_somebody_says_otherw
 
 async def test_a_model_rules_before_a_token_and_a_token_before_a_door(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
-        user = await create_user(server.desk, "rules@example.com", "user")
-        plain, never, always = [await create_token(server.desk, user, cache=rule) for rule in (None, "never", "always")]  # type: ignore[arg-type]
+        user = await create_user(server.services, "rules@example.com", "user")
+        plain, never, always = [
+            await create_token(server.services, user, cache=rule) for rule in (None, "never", "always")
+        ]  # type: ignore[arg-type]
         for name, rule in (("always", "always"), ("never", "never")):
             await server.model(name, kind="openai", url=upstream.url, cache=rule)
 
@@ -222,7 +224,7 @@ async def test_a_hit_is_a_job_that_took_nothing(tmp_path: Path) -> None:
         assert (hit["status"], hit["attempt"], hit["round"]) == ("success", 0, 0)
         _, events = await server.ask("GET", f"/api/jobs/{hit['job_id']}/events", token)
         assert [(event["verb"], event["data"]["moves"]) for event in events["data"]] == [("hit", ["hit"])]
-        kept = await server.desk.store.jobs.get(hit["job_id"])
+        kept = await server.services.store.jobs.get(hit["job_id"])
         assert kept is not None
         assert kept.usage is not None
         assert kept.usage.total_tokens == 0
@@ -557,12 +559,12 @@ async def test_an_answer_of_a_model_that_was_changed_meanwhile_is_not_kept(door:
         upstream.open.clear()
         asking = asyncio.ensure_future(door(server, token))
         await until(lambda: _is(upstream.asked))
-        await register(server.desk, Model(name="m", kind="openai", url=other.url))
+        await register_model(server.services, Model(name="m", kind="openai", url=other.url))
         upstream.open.set()
         assert await asking == (200, "answer 1", "bypass")
         assert await door(server, token) == (200, "other 1", "miss")
         # as it was, it has no answers of the time between
-        await register(server.desk, Model(name="m", kind="openai", url=upstream.url))
+        await register_model(server.services, Model(name="m", kind="openai", url=upstream.url))
         assert await door(server, token) == (200, "answer 2", "miss")
 
 

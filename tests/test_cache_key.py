@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signoff.core.cache import (
-    Fresh,
+    CacheControl,
     Sampling,
     canonical,
-    fresh_of,
-    is_kept,
-    is_of,
-    is_whole,
-    key_of,
+    compute_cache_key,
+    has_versions,
+    is_cacheable,
+    is_complete,
+    parse_cache_control,
     with_usage,
 )
 from signoff.core.endpoints import CHAT, EMBEDDINGS, RESPONSES
-from signoff.core.model import Listing, Model, Timeouts, version_of
+from signoff.core.model import Model, ModelIndex, Timeouts, version_of
 from signoff.core.parse_cost import LARGEST_BYTES, MOST_LISTS
 from signoff.core.policy import Policy
 from signoff.core.tokens import Usage
@@ -98,16 +98,16 @@ def test_an_endpoint_without_streams_looks_at_every_member() -> None:
 
 
 @given(values, st.randoms())
-def test_order_of_members_and_form_of_texts_never_count(value: Any, dice: Any) -> None:
+def test_order_of_members_and_form_of_texts_never_count(value: Any, random_float: Any) -> None:
     def shuffled(value: Any) -> Any:
         if isinstance(value, dict):
             items = [(name, shuffled(inner)) for name, inner in value.items()]
-            dice.shuffle(items)
+            random_float.shuffle(items)
             return dict(items)
         return [shuffled(inner) for inner in value] if isinstance(value, list) else value
 
     one = json.dumps({"x": value})
-    other = json.dumps({"x": shuffled(value)}, ensure_ascii=False, indent=dice.choice([None, 2]))
+    other = json.dumps({"x": shuffled(value)}, ensure_ascii=False, indent=random_float.choice([None, 2]))
     assert same(one, other)
 
 
@@ -132,39 +132,41 @@ def test_what_differs_in_value_has_another_form(one: Any, other: Any) -> None:
     ],
 )
 def test_every_part_of_a_key_counts(other: dict[str, Any]) -> None:
-    assert key_of(**PLAIN) == key_of(**PLAIN)
-    assert key_of(**(PLAIN | other)) != key_of(**PLAIN)
+    assert compute_cache_key(**PLAIN) == compute_cache_key(**PLAIN)
+    assert compute_cache_key(**(PLAIN | other)) != compute_cache_key(**PLAIN)
 
 
 def test_parts_do_not_run_into_each_other() -> None:
-    assert key_of(**(PLAIN | {"scope": "a", "target": "bc"})) != key_of(**(PLAIN | {"scope": "ab", "target": "c"}))
+    assert compute_cache_key(**(PLAIN | {"scope": "a", "target": "bc"})) != compute_cache_key(
+        **(PLAIN | {"scope": "ab", "target": "c"})
+    )
 
 
 def test_a_key_says_of_which_versions_it_is() -> None:
-    key = key_of(**PLAIN)
+    key = compute_cache_key(**PLAIN)
     assert key is not None
-    assert is_of(key, "v1")
-    assert not is_of(key, "v")
-    assert not is_of(key, "v2")
+    assert has_versions(key, "v1")
+    assert not has_versions(key, "v")
+    assert not has_versions(key, "v2")
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b'{"a":NaN}', b"[" * 100_000, b'{"a":"\\ud800"}', b'{"a":"\xff"}', b"\xff\xfe"]
 )
 def test_what_cannot_be_read_has_no_key(body: bytes) -> None:
-    assert key_of(**(PLAIN | {"body": body})) is None
+    assert compute_cache_key(**(PLAIN | {"body": body})) is None
 
 
 def test_what_is_too_large_has_no_key() -> None:
     at_most = json.dumps("x" * (LARGEST_BYTES - 2)).encode()
-    assert key_of(**(PLAIN | {"body": at_most})) is not None
-    assert key_of(**(PLAIN | {"body": at_most + b" "})) is None
+    assert compute_cache_key(**(PLAIN | {"body": at_most})) is not None
+    assert compute_cache_key(**(PLAIN | {"body": at_most + b" "})) is None
 
 
 def test_what_is_many_lists_has_no_key() -> None:
     at_most = json.dumps([[]] * (MOST_LISTS - 1)).encode()
-    assert key_of(**(PLAIN | {"body": at_most})) is not None
-    assert key_of(**(PLAIN | {"body": b"[" + at_most + b"]"})) is None
+    assert compute_cache_key(**(PLAIN | {"body": at_most})) is not None
+    assert compute_cache_key(**(PLAIN | {"body": b"[" + at_most + b"]"})) is None
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_what_is_many_lists_has_no_key() -> None:
 )
 def test_whatever_is_changed_about_a_model_gives_it_another_version(changed: dict[str, Any]) -> None:
     model = Model(name="m", kind="openai", url="http://one/v1")
-    listing = Listing([model])
+    listing = ModelIndex([model])
     assert listing.version_of(model) == listing.version_of(model) == version_of(model)
     assert listing.version_of(msgspec.structs.replace(model, **changed)) != listing.version_of(model)
     assert version_of(model) == version_of(msgspec.structs.replace(model))
@@ -207,30 +209,30 @@ def test_whatever_is_changed_about_a_model_gives_it_another_version(changed: dic
 def test_a_request_is_repeatable_with_a_seed_or_without_chance(body: str, repeatable: bool) -> None:
     sampling = msgspec.json.decode(body, type=Sampling)
     assert sampling.is_repeatable is repeatable
-    assert is_kept(None, None, None, sampling=sampling) is repeatable
+    assert is_cacheable(None, None, None, sampling=sampling) is repeatable
     # the first rule rules
-    assert is_kept("always", "never", sampling=sampling)
-    assert not is_kept(None, "never", "always", sampling=sampling)
+    assert is_cacheable("always", "never", sampling=sampling)
+    assert not is_cacheable(None, "never", "always", sampling=sampling)
 
 
 @pytest.mark.parametrize(
     ("headers", "fresh"),
     [
-        ([], Fresh()),
-        (["no-store"], Fresh(no_store=True)),
-        (["No-Cache"], Fresh(no_cache=True)),
-        (["max-age=60"], Fresh(max_age_seconds=60)),
-        (['max-age="60", no-cache'], Fresh(max_age_seconds=60, no_cache=True)),
-        (["max-age=60", "no-store, max-age=5"], Fresh(max_age_seconds=5, no_store=True)),
-        (["max-age=0"], Fresh(max_age_seconds=0)),
-        (["max-age=soon"], Fresh(max_age_seconds=0)),
-        (["max-age=-5"], Fresh(max_age_seconds=0)),
-        (["max-age=99999999999999"], Fresh(max_age_seconds=0)),
-        (["max-stale=5, no-transform, ,=,no-storeish"], Fresh()),
+        ([], CacheControl()),
+        (["no-store"], CacheControl(no_store=True)),
+        (["No-Cache"], CacheControl(no_cache=True)),
+        (["max-age=60"], CacheControl(max_age_seconds=60)),
+        (['max-age="60", no-cache'], CacheControl(max_age_seconds=60, no_cache=True)),
+        (["max-age=60", "no-store, max-age=5"], CacheControl(max_age_seconds=5, no_store=True)),
+        (["max-age=0"], CacheControl(max_age_seconds=0)),
+        (["max-age=soon"], CacheControl(max_age_seconds=0)),
+        (["max-age=-5"], CacheControl(max_age_seconds=0)),
+        (["max-age=99999999999999"], CacheControl(max_age_seconds=0)),
+        (["max-stale=5, no-transform, ,=,no-storeish"], CacheControl()),
     ],
 )
-def test_cache_control_is_read_as_it_is_meant(headers: list[str], fresh: Fresh) -> None:
-    assert fresh_of(headers) == fresh
+def test_cache_control_is_read_as_it_is_meant(headers: list[str], fresh: CacheControl) -> None:
+    assert parse_cache_control(headers) == fresh
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_cache_control_is_read_as_it_is_meant(headers: list[str], fresh: Fresh) 
     ],
 )
 def test_an_answer_that_is_none_is_not_kept(path: str, answer: bytes, whole: bool) -> None:
-    assert is_whole(path, answer) is whole
+    assert is_complete(path, answer) is whole
 
 
 def test_an_answer_that_came_as_a_stream_is_kept_with_its_tokens() -> None:

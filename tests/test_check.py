@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from cases import PIPELINES
-from signoff.core.pipelines.check import MAX_NESTED, Callee, check, placed, wants
+from signoff.core.pipelines.check import MAX_NESTED, Callee, bind_arguments, check_calls, parameter_names
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.function import Function, Param
-from signoff.core.pipelines.grammar import parsed
+from signoff.core.pipelines.grammar import parse
 from signoff.errors import BadPipeline
 
 
@@ -20,7 +20,7 @@ def a_prompt(name: str, body: str) -> Prompt:
 
 
 def a_pipeline(name: str, body: str) -> Pipeline:
-    return Pipeline(name=name, body=body, tree=parsed(body), user_id=1)
+    return Pipeline(name=name, body=body, tree=parse(body), user_id=1)
 
 
 def a_function(name: str, *params: str) -> Function:
@@ -51,7 +51,7 @@ KNOWN: dict[str, Callee] = {
 
 def messages(text: str, known: dict[str, Callee] | None = None, own_name: str | None = None) -> list[str]:
     try:
-        check(text, parsed(text), (KNOWN if known is None else known).get, own_name=own_name)
+        check_calls(text, parse(text), (KNOWN if known is None else known).get, own_name=own_name)
     except BadPipeline as error:
         what = error.message.rpartition(" (line ")[0]
         return [what[0].lower() + what[1:]]
@@ -60,15 +60,15 @@ def messages(text: str, known: dict[str, Callee] | None = None, own_name: str | 
 
 @pytest.mark.parametrize("case", PIPELINES["runs"], ids=lambda case: case["pipeline"])
 def test_a_pipeline_that_runs_has_no_flaw(case: dict[str, Any]) -> None:
-    tree = parsed(case["pipeline"])
-    check(case["pipeline"], tree, CASES.get)
-    assert list(wants(a_pipeline("p", case["pipeline"]))) == list(case["args"])
+    tree = parse(case["pipeline"])
+    check_calls(case["pipeline"], tree, CASES.get)
+    assert list(parameter_names(a_pipeline("p", case["pipeline"]))) == list(case["args"])
 
 
 @pytest.mark.parametrize("text", PIPELINES["refused_at_save_or_run"])
 def test_a_pipeline_that_does_not_fit_is_refused_with_its_place(text: str) -> None:
     with pytest.raises(BadPipeline) as refused:
-        check(text, parsed(text), CASES.get)
+        check_calls(text, parse(text), CASES.get)
     assert (refused.value.at, refused.value.line, refused.value.column) == (0, 1, 1)
     assert f"`{text.partition('(')[0]}`" in refused.value.message
 
@@ -92,8 +92,8 @@ def test_a_pipeline_that_does_not_fit_is_refused_with_its_place(text: str) -> No
     ],
 )
 def test_each_value_goes_to_its_argument(text: str, fits: dict[str, str]) -> None:
-    call = parsed(text)
-    assert {name: value.name for name, value in placed(call, KNOWN[call.name]).items()} == fits  # type: ignore[union-attr]
+    call = parse(text)
+    assert {name: value.name for name, value in bind_arguments(call, KNOWN[call.name]).items()} == fits  # type: ignore[union-attr]
     assert messages(text) == []
 
 
@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_told_in_words(text: str, message: str) -> None:
 def test_the_first_flaw_is_found_at_its_call() -> None:
     text = "f(\n  one(),\n  y=nobody(x))"
     with pytest.raises(BadPipeline, match=r"lacks name \(line 2, column 3\)"):
-        check(text, parsed(text), KNOWN.get)
+        check_calls(text, parse(text), KNOWN.get)
 
 
 def test_a_pipeline_that_comes_back_to_itself_is_refused() -> None:

@@ -20,13 +20,13 @@ from typing import Any, TypeVar
 import pytest
 
 from signoff.core.access import Caller
+from signoff.core.api_tokens import is_well_formed
 from signoff.core.ask import Ask
-from signoff.core.keys import is_well_formed
-from signoff.server.bootstrap import opened
+from signoff.server.bootstrap import open_services
 from signoff.settings import Settings
 from signoff.work.admin.people import identify, sign_in
-from signoff.work.jobs.query import find
-from signoff.work.services import Desk
+from signoff.work.jobs.query import load_job
+from signoff.work.services import Services
 from signoff.work.submit import submit
 
 T = TypeVar("T")
@@ -131,12 +131,12 @@ def asked(url: str, token: str, body: Any = None) -> Any:
         return json.loads(answer.read())
 
 
-def inside(folder: Path, look: Callable[[Desk], Awaitable[T]]) -> T:
+def inside(folder: Path, look: Callable[[Services], Awaitable[T]]) -> T:
     """What `look` finds in the data of `folder`."""
 
     async def run() -> T:
-        async with opened(Settings(data_dir=folder / "data")) as desk:
-            return await look(desk)
+        async with open_services(Settings(data_dir=folder / "data")) as services:
+            return await look(services)
 
     return asyncio.run(run())
 
@@ -179,9 +179,9 @@ def test_people_get_tokens_and_passwords_which_are_nowhere_in_clear(tmp_path: Pa
         assert refused[0] == 1
         assert is_one_line(refused[2])
 
-    async def callers(desk: Desk) -> list[Caller]:
-        session = await sign_in(desk, "ann@example.com", "battery staple")
-        return [await identify(desk, token.strip()), await identify(desk, session, "session")]
+    async def callers(services: Services) -> list[Caller]:
+        session = await sign_in(services, "ann@example.com", "battery staple")
+        return [await identify(services, token.strip()), await identify(services, session, "session")]
 
     assert [caller.role for caller in inside(tmp_path, callers)] == ["user", "reviewer"]
     for secret in (token.strip(), named[1].split()[0], "correct horse", "battery staple"):
@@ -223,12 +223,12 @@ def test_models_come_and_go_and_their_keys_are_sealed(tmp_path: Path) -> None:
     assert review[1] == "Nothing (more) waits.\n"
     assert "BAD" not in doctor[1]
 
-    async def key(desk: Desk) -> str:
-        model = await desk.models.find("gpt-5")
+    async def key(services: Services) -> str:
+        model = await services.caches.models.find("gpt-5")
         assert model.key_id is not None
-        sealed = await desk.store.catalog.key(model.key_id)
+        sealed = await services.store.catalog.key(model.key_id)
         assert sealed is not None
-        return desk.vault.open(sealed)
+        return services.adapters.vault.open(sealed)
 
     # and the key stands in the database, but not in clear
     assert inside(tmp_path, key) == "sk-very-secret-key"
@@ -380,9 +380,9 @@ def test_several_processes_are_one_server_and_stop_together(tmp_path: Path) -> N
 
 def test_a_worker_alone_does_the_work_and_stops_when_told(tmp_path: Path) -> None:
     # given a job that nobody works on
-    async def submitted(desk: Desk) -> str:
+    async def submitted(services: Services) -> str:
         operator = Caller(user_id=0, token_id=0, role="admin", email="operator")
-        job = await submit(desk, Ask(door="test", caller=operator, body=b'"hello"', target="echo"))
+        job = await submit(services, Ask(door="test", caller=operator, body=b'"hello"', target="echo"))
         return job.id
 
     job_id = inside(tmp_path, submitted)
@@ -390,9 +390,9 @@ def test_a_worker_alone_does_the_work_and_stops_when_told(tmp_path: Path) -> Non
         assert worker.stderr is not None
         assert worker.stderr.readline() == "Working, 3 jobs at a time.\n"
         # then it is done
-        until(lambda: inside(tmp_path, lambda desk: find(desk, job_id)).status == "success")
+        until(lambda: inside(tmp_path, lambda services: load_job(services, job_id)).status == "success")
         assert stopped(worker, signal.SIGTERM) == (0, "")
-    assert inside(tmp_path, lambda desk: find(desk, job_id)).response is not None
+    assert inside(tmp_path, lambda services: load_job(services, job_id)).response is not None
 
 
 def until(holds: Callable[[], bool]) -> None:

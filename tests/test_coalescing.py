@@ -12,7 +12,7 @@ import pytest
 from live import Live, live, until
 from signoff.store import JobFilter
 from signoff.work.admin.people import create_token, create_user
-from signoff.work.admit import sampling_of
+from signoff.work.admit import parse_sampling
 from upstreams import ANSWER, EVENTS, FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio
@@ -34,7 +34,7 @@ async def stuck(fake: FakeUpstream) -> None:
 
 async def readers(server: Live, count: int) -> bool | None:
     """Whether so many callers read along."""
-    return sum(each._readers for each in server.desk.in_flight._shared.values()) == count or None
+    return sum(each._readers for each in server.services.runtime.inflight_calls._shared.values()) == count or None
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -58,7 +58,7 @@ async def test_equal_calls_get_the_answer_of_one_call_though_one_leaves(
         assert len(fake.requests) == 1
         # and they are one job, which is told to each
         assert await until(lambda: ended(server, 1)) == ["success"]
-        (job,) = await server.desk.store.jobs.list(JobFilter())
+        (job,) = await server.services.store.jobs.list(JobFilter())
         assert {answer[2] for answer in answers} == {job.id}
         # and what is over is shared no more
         assert (await call(server, token, stream=stream))[2] != job.id
@@ -125,8 +125,8 @@ async def test_calls_with_different_upstream_keys_never_share(tmp_path: Path) ->
         token, tokens = await server.token(), []
         for secret in ("sk-work", "sk-play"):
             _, key = await server.ask("POST", "/api/keys", token, json={"name": secret, "key": secret})
-            user = await create_user(server.desk, "user@example.com", "user")
-            tokens.append(await create_token(server.desk, user, key_id=key["id"]))
+            user = await create_user(server.services, "user@example.com", "user")
+            tokens.append(await create_token(server.services, user, key_id=key["id"]))
         asking = [asyncio.ensure_future(call(server, token)) for token in tokens]
         await until(lambda: both_are_here(server, fake, 2))
         fake.wake.set()
@@ -148,7 +148,7 @@ async def test_the_last_one_who_leaves_stops_the_model_and_who_comes_then_is_ask
         assert (await call(server, token))[:2] == (200, ANSWER)
         statuses = await until(lambda: ended(server, 2))
         assert statuses == ["fail", "success"]
-        assert not server.desk.in_flight._alike
+        assert not server.services.runtime.inflight_calls._by_coalesce_key
 
 
 async def test_a_failure_is_told_to_all_of_them(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ async def test_a_failure_is_told_to_all_of_them(tmp_path: Path) -> None:
         fake.wake.set()
         assert {(await each)[0] for each in asking} == {500}
         assert len(fake.requests) == 1
-        assert not server.desk.in_flight._alike
+        assert not server.services.runtime.inflight_calls._by_coalesce_key
 
 
 async def test_what_may_be_held_is_held_for_each(tmp_path: Path) -> None:
@@ -185,12 +185,12 @@ async def test_what_may_be_held_is_held_for_each(tmp_path: Path) -> None:
     ],
 )
 def test_a_request_is_determined_by_its_temperature_or_its_seed(body: Any, is_so: bool) -> None:
-    assert sampling_of(json.dumps(body).encode()).is_repeatable is is_so
+    assert parse_sampling(json.dumps(body).encode()).is_repeatable is is_so
 
 
 async def both_are_here(server: Live, fake: FakeUpstream, calls: int) -> bool | None:
     """Whether two callers wait, for so many upstream calls."""
-    shared = sum(each._readers for each in server.desk.in_flight._shared.values())
+    shared = sum(each._readers for each in server.services.runtime.inflight_calls._shared.values())
     return (len(fake.requests) == calls and (calls == 2 or shared == 2)) or None
 
 
@@ -199,6 +199,6 @@ async def upstream_calls(fake: FakeUpstream, count: int) -> bool | None:
 
 
 async def ended(server: Live, count: int) -> list[str] | None:
-    found = await server.desk.store.jobs.list(JobFilter())
+    found = await server.services.store.jobs.list(JobFilter())
     is_so = len(found) == count and all(job.is_terminal for job in found)
     return sorted(job.status for job in found) if is_so else None

@@ -23,7 +23,7 @@ async def made(server: Live, token: str, kind: str, **given: Any) -> dict[str, A
 
 async def with_functions(server: Live, admin: str, source: str = "") -> dict[str, Any]:
     """What a sync says, with `source` as a file of functions."""
-    folder = server.desk.functions._folders[0]
+    folder = server.services.caches.functions._folders[0]
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / "custom_test.py").write_text(source)
     status, told = await server.ask("POST", "/api/functions/sync", admin)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from live import Live, chat, live, until, words
-from signoff.core.pipelines.composed import Composed, Prompt
-from signoff.runtime import compositions
-from signoff.runtime.compositions import Compositions
+from signoff.core.pipelines.composed import LibraryItem, Prompt
+from signoff.runtime import library
+from signoff.runtime.library import LibraryCache
 from stores import opened
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +26,7 @@ class Watched:
         self.go_on = asyncio.Event()
         self.go_on.set()
 
-    async def composed(self, key: str | int, at: str | int = "production") -> Composed | None:
+    async def composed(self, key: str | int, at: str | int = "production") -> LibraryItem | None:
         self.asked.append(key)
         found = await self._kept.composed(key, at)
         await self.go_on.wait()
@@ -39,14 +39,14 @@ def a_prompt(name: str, body: str = "x", **more: Any) -> Prompt:
 
 async def test_what_was_found_is_asked_for_once_and_what_is_not_there_too(tmp_path: Path) -> None:
     async with opened(f"memory:{tmp_path}") as store:
-        made = await store.compositions.put(a_prompt("p"))
-        watched = Watched(store.compositions)
-        part = Compositions(watched)  # type: ignore[arg-type]
+        made = await store.library.put(a_prompt("p"))
+        watched = Watched(store.library)
+        part = LibraryCache(watched)  # type: ignore[arg-type]
         for _ in range(3):
             assert await part.find("p") == made
             assert await part.find("nobody") is None
         assert watched.asked == ["p", "nobody"]
-        assert await part.find("nobody", anew=True) is None
+        assert await part.find("nobody", refresh=True) is None
         assert watched.asked == ["p", "nobody", "nobody"]
         for name in ("", "a\nb", "a\0b", "x" * 101):
             assert await part.find(name) is None
@@ -55,9 +55,9 @@ async def test_what_was_found_is_asked_for_once_and_what_is_not_there_too(tmp_pa
 
 async def test_what_changed_while_it_was_read_is_not_kept(tmp_path: Path) -> None:
     async with opened(f"memory:{tmp_path}") as store:
-        made = await store.compositions.put(a_prompt("p", "old"))
-        watched = Watched(store.compositions)
-        part = Compositions(watched)  # type: ignore[arg-type]
+        made = await store.library.put(a_prompt("p", "old"))
+        watched = Watched(store.library)
+        part = LibraryCache(watched)  # type: ignore[arg-type]
         # given a look that has read the old version, and is not back yet
         watched.go_on.clear()
         look = asyncio.ensure_future(part.find("p"))
@@ -65,8 +65,8 @@ async def test_what_changed_while_it_was_read_is_not_kept(tmp_path: Path) -> Non
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         # when there is news of a new one before it is back
-        await store.compositions.put(a_prompt("p", "new", id=made.id))
-        part.forget()
+        await store.library.put(a_prompt("p", "new", id=made.id))
+        part.invalidate()
         watched.go_on.set()
         # then what it found is told to who asked, and to nobody else
         assert await look == made
@@ -76,12 +76,12 @@ async def test_what_changed_while_it_was_read_is_not_kept(tmp_path: Path) -> Non
 
 
 async def test_copies_are_bounded_in_number_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compositions, "MAX_KEPT", 10)
-    monkeypatch.setattr(compositions, "MAX_CHARACTERS", 1000)
+    monkeypatch.setattr(library, "MAX_KEPT", 10)
+    monkeypatch.setattr(library, "MAX_CHARACTERS", 1000)
     async with opened(f"memory:{tmp_path}") as store:
         for number in range(5):
-            await store.compositions.put(a_prompt(f"big{number}", "x" * 300))
-        part = Compositions(store.compositions)
+            await store.library.put(a_prompt(f"big{number}", "x" * 300))
+        part = LibraryCache(store.library)
         for number in range(5):
             await part.find(f"big{number}")
         assert names(part) == ["big2", "big3", "big4"]
@@ -91,11 +91,11 @@ async def test_copies_are_bounded_in_number_and_size(tmp_path: Path, monkeypatch
             await part.find(f"nobody{number}")
         assert names(part) == ["big2"]
         assert (len(part._kept), part._kept.size_bytes) == (10, 300)
-        part.forget()
+        part.invalidate()
         assert (len(part._kept), part._kept.size_bytes) == (0, 0)
 
 
-def names(part: Compositions) -> list[str]:
+def names(part: LibraryCache) -> list[str]:
     """What it has copies of, the longest unused first."""
     return [copy.found.name for copy in part._kept.values() if copy.found is not None]
 
@@ -139,10 +139,10 @@ async def test_functions_that_are_synced_are_called_in_every_process_without_a_r
             assert (await here.ask("POST", "/api/functions/sync", admin))[0] == 200
 
             async def is_told(text: str = text) -> bool | None:
-                function = (await there.desk.functions.registered()).get("mine")
+                function = (await there.services.caches.functions.registered()).get("mine")
                 if function is None:
                     return None
-                return await there.desk.functions.call(function, {}, nothing) == text or None
+                return await there.services.caches.functions.call(function, {}, nothing) == text or None
 
             await until(is_told)
 

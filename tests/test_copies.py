@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from live import live
-from signoff.core.keys import digest
+from signoff.core.api_tokens import digest
 from signoff.core.limits import Limit
 from signoff.core.price import Price
 from signoff.errors import ModelNotFound, Unauthorized
-from signoff.runtime.limits import Limits
+from signoff.runtime.limits import LimitCache
 from stores import a_job
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ class Slow:
 async def test_a_model_that_is_dropped_while_models_are_read_is_not_known_afterwards(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         await server.model("one")
-        catalog, models = server.desk.store.catalog, server.desk.models
+        catalog, models = server.services.store.catalog, server.services.caches.models
         slow = Slow(catalog.models)
         catalog.models = slow  # type: ignore[method-assign]
         finding = asyncio.ensure_future(models.find("one"))
@@ -44,7 +44,7 @@ async def test_a_model_that_is_dropped_while_models_are_read_is_not_known_afterw
         catalog.models = slow.read  # type: ignore[method-assign]
 
         await catalog.drop_model("one")
-        models.forget()
+        models.invalidate()
         slow.go_on.set()
 
         assert (await finding).name == "one"
@@ -55,7 +55,7 @@ async def test_a_model_that_is_dropped_while_models_are_read_is_not_known_afterw
 async def test_a_token_that_ends_while_it_is_read_is_not_valid_afterwards(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        people, callers = server.desk.store.people, server.desk.callers
+        people, callers = server.services.store.people, server.services.caches.callers
         slow = Slow(people.token)
         people.token = slow  # type: ignore[method-assign]
         asking = asyncio.ensure_future(callers.identify(token, "api", 0))
@@ -63,7 +63,7 @@ async def test_a_token_that_ends_while_it_is_read_is_not_valid_afterwards(tmp_pa
         people.token = slow.read  # type: ignore[method-assign]
 
         await people.end_token((await slow.read(digest(token)))[0].digest)
-        callers.forget()
+        callers.invalidate()
         slow.go_on.set()
 
         await asking
@@ -73,9 +73,9 @@ async def test_a_token_that_ends_while_it_is_read_is_not_valid_afterwards(tmp_pa
 
 async def test_who_asks_for_a_price_while_prices_are_read_is_told_it_too(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        ledger, prices = server.desk.store.ledger, server.desk.prices
+        ledger, prices = server.services.store.usage, server.services.caches.prices
         await ledger.put_price(Price(model="m", valid_from=0, input=1, output=2))
-        prices.forget()
+        prices.invalidate()
         slow = Slow(ledger.prices)
         ledger.prices = slow  # type: ignore[method-assign]
         slow.go_on.set()
@@ -87,8 +87,8 @@ async def test_who_asks_for_a_price_while_prices_are_read_is_told_it_too(tmp_pat
 
 async def test_a_limit_that_is_set_while_limits_are_read_holds_for_the_next_request(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        quotas = server.desk.store.quotas
-        limits, job = Limits(quotas), a_job()
+        quotas = server.services.store.quotas
+        limits, job = LimitCache(quotas), a_job()
         slow = Slow(quotas.limits)
         quotas.limits = slow  # type: ignore[method-assign]
         asking = asyncio.ensure_future(limits.of(job))
@@ -96,7 +96,7 @@ async def test_a_limit_that_is_set_while_limits_are_read_holds_for_the_next_requ
         quotas.limits = slow.read  # type: ignore[method-assign]
 
         await quotas.put_limit(Limit(who="all", requests_per_minute=1))
-        limits.forget()
+        limits.invalidate()
         slow.go_on.set()
 
         assert await asking == ()

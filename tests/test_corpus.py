@@ -170,7 +170,7 @@ def says_something(event: Any) -> bool:
 
 
 async def ended(server: Live, job_id: str) -> Job | None:
-    job = await server.desk.store.jobs.get(job_id)
+    job = await server.services.store.jobs.get(job_id)
     return job if job is not None and job.is_terminal else None
 
 

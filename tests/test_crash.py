@@ -28,11 +28,11 @@ from processes import (
     verbs,
     worked,
 )
-from signoff.core.job import MOVES, TERMINAL
+from signoff.core.job import TERMINAL, TRANSITIONS
 
 SUBMITTERS = 6
 ENOUGH = 60
-ENDS = {verb for verb, move in MOVES.items() if TERMINAL & set(move.targets)} - {"lapse"}
+ENDS = {verb for verb, move in TRANSITIONS.items() if TERMINAL & set(move.targets)} - {"lapse"}
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from signoff.core import sse
-from signoff.core.answer import Chunk, Usage, collect, text_of
+from signoff.core.answer import Chunk, Usage, answer_text, collect
 from signoff.core.model import Model, Timeouts
-from signoff.engine import Engine, Request
+from signoff.engine import Engine, ModelRequest
 from signoff.engines.echo import EchoEngine, Options, options_of
 from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut
 
@@ -37,7 +37,7 @@ async def ask(
     """All chunks of the answer; those that came before an error are left in `into`."""
     engine: Engine = EchoEngine()
     chunks = [] if into is None else into
-    request = Request(path=path, body=body, target=target, stream=stream)
+    request = ModelRequest(path=path, body=body, target=target, stream=stream)
     async for chunk in engine.answer(model, request):
         chunks.append(chunk)
     return chunks
@@ -68,7 +68,7 @@ async def ask(
 async def test_an_echo_says_what_it_was_told(body: bytes, text: str) -> None:
     (chunk,) = await ask(body=body)
 
-    assert text_of(chunk.raw) == text
+    assert answer_text(chunk.raw) == text
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'"\xff"', b"[" * 100_000])
@@ -182,7 +182,7 @@ async def test_an_echo_says_as_many_words_as_it_is_asked_for(said: str, target: 
     answer = collect(await ask(target, body=msgspec.json.encode({"input": said})))
 
     words, told = len(text.split()), len(said.split())
-    assert text_of(answer.body) == text
+    assert answer_text(answer.body) == text
     assert answer.usage == Usage(prompt_tokens=told, completion_tokens=words, total_tokens=told + words)
 
 
@@ -270,7 +270,7 @@ async def test_an_echo_never_takes_longer_than_its_total(target: str, *, stream:
 async def test_a_delay_comes_before_the_answer_and_a_chunk_delay_between_chunks() -> None:
     loop = asyncio.get_running_loop()
     begun, marks = loop.time(), list[float]()
-    request = Request(path=CHAT, body=b'{"input": "a"}', target="echo/delay=0.1,chunk_delay=0.02", stream=True)
+    request = ModelRequest(path=CHAT, body=b'{"input": "a"}', target="echo/delay=0.1,chunk_delay=0.02", stream=True)
 
     async for _ in EchoEngine().answer(ECHO, request):
         marks.append(loop.time() - begun)

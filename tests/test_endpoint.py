@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from signoff.core.endpoints import route_of
+from signoff.core.endpoints import parse_route
 
 
 @pytest.mark.parametrize(
@@ -36,17 +36,17 @@ from signoff.core.endpoints import route_of
     ],
 )
 def test_an_id_is_what_stands_after_its_collection(path: str, named: str | None) -> None:
-    route = route_of(path)
-    assert named == (route and route.names)
+    route = parse_route(path)
+    assert named == (route and route.object_id)
 
 
 @pytest.mark.parametrize("kept", ["models", "files", "batches", "uploads", "Files"])
 @pytest.mark.parametrize("rest", ["", "/x1", "?limit=1", "/x1/content"])
 @pytest.mark.parametrize("method", ["", "GET ", "DELETE "])
 def test_what_is_kept_here_is_no_upstreams(kept: str, rest: str, method: str) -> None:
-    assert route_of(f"{method}/v1/{kept}{rest}") is None
+    assert parse_route(f"{method}/v1/{kept}{rest}") is None
 
 
 def test_what_only_begins_so_is_an_upstreams() -> None:
-    assert route_of("/v1/files_of_mine") is not None
-    assert route_of("/v1/things/files") is not None
+    assert parse_route("/v1/files_of_mine") is not None
+    assert parse_route("/v1/things/files") is not None

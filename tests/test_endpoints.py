@@ -15,11 +15,11 @@ import pytest
 from live import Live, client, live, until
 from signoff.core.access import Caller
 from signoff.core.answer import with_text
-from signoff.core.binary import unwrapped
+from signoff.core.binary import decode_binary
 from signoff.core.job import Edit, Job
 from signoff.core.policy import Review
 from signoff.store import JobFilter
-from signoff.work.reviews.desk import Opinion, decide
+from signoff.work.reviews.desk import VerdictRequest, decide
 from upstreams import ANSWER, MESSAGE, ROWS, SOUND, misbehaving
 
 pytestmark = pytest.mark.anyio
@@ -175,9 +175,9 @@ async def test_a_form_with_a_file_passes_to_the_byte_and_is_logged(tmp_path: Pat
         assert seen.headers["content-type"].startswith("multipart/form-data; boundary=")
         assert SOUND in seen.body
         (job,) = await jobs(server, 1)
-        parcel = unwrapped(job.body)
-        assert parcel is not None
-        assert (parcel.content_type, parcel.content) == (seen.headers["content-type"], seen.body)
+        binary = decode_binary(job.body)
+        assert binary is not None
+        assert (binary.content_type, binary.content) == (seen.headers["content-type"], seen.body)
         assert (job.status, job.target, job.response) == ("success", "ears", b'{ "text":"hello" }')
 
 
@@ -209,12 +209,12 @@ async def test_a_stream_of_a_shape_of_its_own_passes_to_the_byte_and_is_logged(
         asking = asyncio.ensure_future(streamed(server, "/v1/messages"))
         if review:
             job = await until(lambda: held(server))
-            await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve"))
+            await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))
         assert await asking == ("text/event-stream", b"".join(MESSAGE))
         (job,) = await jobs(server, 1)
-        parcel = unwrapped(job.response or b"")
-        assert parcel is not None
-        assert (parcel.content_type, parcel.content) == ("text/event-stream", b"".join(MESSAGE))
+        binary = decode_binary(job.response or b"")
+        assert binary is not None
+        assert (binary.content_type, binary.content) == ("text/event-stream", b"".join(MESSAGE))
         assert (job.status, job.completion_tokens) == ("success", 2)
 
 
@@ -286,7 +286,7 @@ async def test_a_held_answer_is_edited_and_read_as_any_other(
         asking = asyncio.ensure_future(said(ai, endpoint, stream))
         job = await until(lambda: held(server))
         edited = json.dumps("signed off") if bare else with_text(job.response or b"", "signed off").decode()
-        await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve", edit=Edit(response=edited)))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve", edit=Edit(response=edited)))
         assert await asking == "signed off"
 
 
@@ -301,7 +301,7 @@ async def said(ai: Any, endpoint: str, stream: bool) -> str:
 
 
 async def held(server: Live) -> Job | None:
-    found = await server.desk.store.jobs.list(JobFilter(status="human"))
+    found = await server.services.store.jobs.list(JobFilter(status="human"))
     return found[0] if found else None
 
 
@@ -309,7 +309,7 @@ async def jobs(server: Live, count: int) -> list[Job]:
     """The jobs, once there are so many, and all have ended."""
 
     async def look() -> list[Job] | None:
-        found = await server.desk.store.jobs.list(JobFilter())
+        found = await server.services.store.jobs.list(JobFilter())
         return found if len(found) == count and all(job.is_terminal for job in found) else None
 
     return await until(look)

@@ -31,8 +31,8 @@ VARIES = {
     "cache",
     "cache_key",
     "queued_us",
-    "first_us",
-    "answer_us",
+    "ttft_us",
+    "generation_us",
 }
 
 
@@ -158,7 +158,7 @@ async def test_every_door_refuses_a_name_that_no_database_keeps(door: str, postg
         for name in ("echo/a\0b", "wild\0"):
             status, told = await DOORS[door](server, token, json.dumps(chat("hello", name)).encode())
             assert status in {400, 404}, told
-        assert await server.desk.store.jobs.count(JobFilter()) == 0
+        assert await server.services.store.jobs.count(JobFilter()) == 0
 
 
 async def test_whatever_is_looked_for_with_a_zero_byte_is_no_fault_of_ours(postgres_url: str, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ async def ended(server: Live, count: int) -> list[Job]:
     """The jobs in order, once `count` of them have ended."""
 
     async def look() -> list[Job] | None:
-        found = await server.desk.store.jobs.list(JobFilter(limit=count + 1))
+        found = await server.services.store.jobs.list(JobFilter(limit=count + 1))
         return found if len(found) == count and all(job.is_terminal for job in found) else None
 
     return await until(look)
@@ -227,7 +227,7 @@ async def test_a_fault_of_ours_is_told_in_the_doors_own_dialect(door: str, tmp_p
         async def broken(*_: object) -> Any:
             raise RuntimeError("boom")
 
-        server.desk.models.find = broken  # type: ignore[method-assign]
+        server.services.caches.models.find = broken  # type: ignore[method-assign]
         status, told = await DOORS[door](server, token, json.dumps(chat("hello")).encode())
         assert status == 500
         assert "internal_error" in json.dumps(told)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from signoff.core.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, PREDICT, RESPONSES
 from signoff.core.pipelines.composed import Prompt
-from signoff.core.pipelines.render import asked_of_model, values_in
+from signoff.core.pipelines.render import placeholder_values, render_request
 from signoff.errors import BadRequest
 
 ONE = Prompt(name="one", body="Say {x}!", user_id=1)
@@ -21,7 +21,7 @@ TEXT = st.text(st.characters(codec="utf-8"))
 
 def said(prompt: Prompt, body: Any, path: str = CHAT) -> str:
     """The one message of a user that the model gets."""
-    _, asked = asked_of_model(prompt, "m", path, json.dumps(body).encode())
+    _, asked = render_request(prompt, "m", path, json.dumps(body).encode())
     [message] = json.loads(asked)["messages"]
     assert message.keys() == {"role", "content"}
     assert message["role"] == "user"
@@ -54,7 +54,7 @@ def test_a_megabyte_of_hostile_text_is_one_message() -> None:
 def test_what_else_is_asked_for_stays_byte_for_byte() -> None:
     messages = b'"messages": [{"role": "user", "content": "go"}]'
     body = b'{"temperature": 1.0, %s, "seed": 12345678901234567890, "x": {"a":  1}}' % messages
-    path, asked = asked_of_model(ONE, "m", CHAT, body)
+    path, asked = render_request(ONE, "m", CHAT, body)
     assert path == CHAT
     assert asked.startswith(b'{"temperature":1.0,"seed":12345678901234567890,"x":{"a":  1},"model":"m","messages":')
 
@@ -75,7 +75,7 @@ def test_what_else_is_asked_for_stays_byte_for_byte() -> None:
 def test_the_text_stands_where_its_endpoint_has_it(
     path: str, body: Any, asked_at: str, member: str, content: Any
 ) -> None:
-    where, asked = asked_of_model(ONE, "m", path, json.dumps(body).encode())
+    where, asked = render_request(ONE, "m", path, json.dumps(body).encode())
     assert where == asked_at
     assert json.loads(asked) == {"model": "m", member: content}
 
@@ -83,7 +83,7 @@ def test_the_text_stands_where_its_endpoint_has_it(
 def test_an_argument_that_is_missing_is_named() -> None:
     for body in ({}, {"y": 1}, {"model": "one"}):
         with pytest.raises(BadRequest, match="no value for x"):
-            asked_of_model(ONE, "m", PREDICT, json.dumps(body).encode())
+            render_request(ONE, "m", PREDICT, json.dumps(body).encode())
 
 
 def test_it_is_the_last_message_of_the_user_that_counts() -> None:
@@ -104,7 +104,7 @@ def test_it_is_the_last_message_of_the_user_that_counts() -> None:
 )
 def test_arguments_that_do_not_fit_are_refused_with_what_does(prompt: Prompt, text: str) -> None:
     with pytest.raises(BadRequest, match="'two' takes a and b, as the members of one JSON object"):
-        values_in(prompt, text)
+        placeholder_values(prompt, text)
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_arguments_that_do_not_fit_are_refused_with_what_does(prompt: Prompt, te
 )
 def test_a_prompt_takes_text_at_the_doors_of_texts(path: str, body: Any) -> None:
     with pytest.raises(BadRequest):
-        asked_of_model(ONE, "m", path, json.dumps(body).encode())
+        render_request(ONE, "m", path, json.dumps(body).encode())

@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import PIPELINES
-from signoff.core.pipelines.check import placed
-from signoff.core.pipelines.coerce import read_as, text_of
-from signoff.core.pipelines.grammar import parsed
+from signoff.core.pipelines.check import bind_arguments
+from signoff.core.pipelines.coerce import coerce, to_text
+from signoff.core.pipelines.grammar import parse
 from signoff.core.pipelines.tree import Call, Given, Name
 from signoff.errors import FunctionFailed, FunctionTimedOut, SignoffError
 from signoff.funcs.loading import scan
 from signoff.runtime import functions as part
-from signoff.runtime.functions import Functions
-from signoff.runtime.threads import Threads
+from signoff.runtime.functions import FunctionRegistry
+from signoff.runtime.threads import WorkerThreads
 from stores import AStore, opened, together
 
 pytestmark = pytest.mark.anyio
@@ -41,15 +41,15 @@ class Place:
         self.folder = folder
         self.store = store
         told: dict[str, Any] = {"seconds": 5, "clock": lambda: 0} | more
-        self.functions = Functions(store.compositions, [folder], **told)
+        self.functions = FunctionRegistry(store.library, [folder], **told)
 
     async def has(self, source: str = "", name: str = "custom_test.py") -> None:
         """Registers the builtins and what `source` defines."""
         self.folder.mkdir(exist_ok=True)
         (self.folder / name).write_text(source)
         found = await self.functions.scan()
-        await self.store.compositions.sync([ready.function for ready in found.ready.values()], found.unread)
-        self.functions.forget()
+        await self.store.library.sync([ready.function for ready in found.ready.values()], found.unread)
+        self.functions.invalidate()
 
     async def call(self, name: str, *values: object, **named: object) -> str:
         function = (await self.functions.registered())[name]
@@ -78,7 +78,7 @@ async def outcome(here: Place, value: Any, args: dict[str, Any]) -> Any:
             return args[name]
         case Call():
             function = (await here.functions.registered())[value.name]
-            each = {name: await outcome(here, part, args) for name, part in placed(value, function).items()}
+            each = {name: await outcome(here, part, args) for name, part in bind_arguments(value, function).items()}
             return await here.functions.call(function, each, here.prompts)
 
 
@@ -88,7 +88,7 @@ async def outcome(here: Place, value: Any, args: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("case", PIPELINES["builtins"], ids=lambda case: case["pipeline"])
 async def test_a_builtin_gives_what_its_users_expect(case: dict[str, Any], tmp_path: Path) -> None:
     async with place(tmp_path) as here:
-        run = outcome(here, parsed(case["pipeline"]), case["args"])
+        run = outcome(here, parse(case["pipeline"]), case["args"])
         if "error" in case:
             with pytest.raises(FunctionFailed, match=r"`divide` failed: division by zero"):
                 await run
@@ -184,20 +184,20 @@ async def test_a_function_that_fails_is_an_error_that_names_it(
     ids=lambda value: str(value)[:20],
 )
 def test_a_text_is_read_as_json_then_as_a_number_then_as_it_is(text: str, value: Any) -> None:
-    read = read_as(text, "any")
+    read = coerce(text, "any")
     assert (read, type(read)) == (value, type(value))
 
 
 @given(JSON)
 def test_what_one_function_gives_the_next_one_reads(value: Any) -> None:
     if not isinstance(value, str):
-        assert read_as(text_of(value), "any") == value
-    assert read_as(value, "text") == text_of(value)
+        assert coerce(to_text(value), "any") == value
+    assert coerce(value, "text") == to_text(value)
 
 
 @given(st.text())
 def test_a_text_stays_a_text_where_one_is_wanted(text: str) -> None:
-    assert read_as(text, "text") == text
+    assert coerce(text, "text") == text
 
 
 async def test_annotations_and_defaults_say_how_arguments_are_read(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ async def test_who_leaves_stops_the_function(tmp_path: Path) -> None:
 
 
 async def test_no_number_of_functions_that_will_not_stop_is_too_much() -> None:
-    threads, release = Threads(2), threading.Event()
+    threads, release = WorkerThreads(2), threading.Event()
     stuck: list[Callable[[], Any]] = [lambda: release.wait(30)] * 2  # nothing stops a thread in there
     for work in stuck:
         with pytest.raises(TimeoutError):
@@ -359,7 +359,7 @@ async def test_no_number_of_functions_that_will_not_stop_is_too_much() -> None:
 
 
 async def test_a_thread_that_cannot_be_started_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = Threads(1)
+    threads = WorkerThreads(1)
     with monkeypatch.context() as none_left:
         none_left.setattr(threading.Thread, "start", no_more_threads)
         for _ in range(2):
@@ -373,7 +373,7 @@ def no_more_threads(_: threading.Thread) -> None:
 
 
 async def test_many_short_pieces_all_come_back() -> None:
-    threads = Threads(4)
+    threads = WorkerThreads(4)
     assert await together(threads.run(lambda turn=turn: turn, 30) for turn in range(500)) == list(range(500))  # type: ignore[misc]
     await no_thread_is_left()
 
@@ -398,11 +398,11 @@ async def test_an_edited_file_is_taken_up_by_a_sync_in_every_process(tmp_path: P
         assert (await here.call("f"), await there.call("f")) == ("1", "1")
         # given another text of the same size at the same second, which no look at the file's date would tell
         await here.has("def f(): return 2")
-        there.functions.forget()  # as news of the sync make it
+        there.functions.invalidate()  # as news of the sync make it
         assert (await here.call("f"), await there.call("f")) == ("2", "2")
         # when it takes another argument, that is known too
         await here.has("def f(x): return x")
-        there.functions.forget()
+        there.functions.invalidate()
         assert await there.call("f", 3) == "3"
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import PIPELINES
-from signoff.core.pipelines.grammar import MAX_CALLS, MAX_CHARACTERS, MAX_DEPTH, arguments_of, calls_of, parsed
+from signoff.core.pipelines.grammar import MAX_CALLS, MAX_CHARACTERS, MAX_DEPTH, arguments_of, calls_of, parse
 from signoff.core.pipelines.tree import Arg, Call, Given, Name
 from signoff.errors import BadPipeline
 
@@ -52,13 +52,13 @@ def placeless(call: Any) -> Any:
 
 @pytest.mark.parametrize("text", PIPELINES["parses"])
 def test_a_pipeline_parses(text: str) -> None:
-    assert written(parsed(text)).replace(" ", "") == text.replace("-1.5e3", "-1500.0").replace(" ", "")
+    assert written(parse(text)).replace(" ", "") == text.replace("-1.5e3", "-1500.0").replace(" ", "")
 
 
 @pytest.mark.parametrize("text", PIPELINES["does_not_parse"])
 def test_what_is_no_pipeline_is_refused_with_its_place(text: str) -> None:
     with pytest.raises(BadPipeline) as refused:
-        parsed(text)
+        parse(text)
     error = refused.value
     assert 0 <= error.at <= len(text)
     assert (error.line, error.column) == (1, error.at + 1)
@@ -83,37 +83,37 @@ def test_what_is_no_pipeline_is_refused_with_its_place(text: str) -> None:
 )
 def test_an_error_points_at_the_character(text: str, at: int, words: str) -> None:
     with pytest.raises(BadPipeline) as refused:
-        parsed(text)
+        parse(text)
     assert refused.value.at == at
     assert words.lower() in refused.value.message.lower()
 
 
 def test_an_error_knows_its_line() -> None:
     with pytest.raises(BadPipeline, match=r"line 3, column 4") as refused:
-        parsed("f(\n a,\n b c)")
+        parse("f(\n a,\n b c)")
     assert (refused.value.at, refused.value.line, refused.value.column) == (10, 3, 4)
 
 
 @given(TREES)
 def test_what_is_written_is_what_is_read(tree: Call) -> None:
-    assert placeless(parsed(written(tree))) == tree
+    assert placeless(parse(written(tree))) == tree
 
 
 @given(st.text(alphabet='ab("),=1.-e\\ \n{}', max_size=40))
 def test_any_text_parses_or_is_refused_with_a_place(text: str) -> None:
     try:
-        tree = parsed(text)
+        tree = parse(text)
     except BadPipeline as error:
         place = error.at
         assert 0 <= place <= len(text)
     else:
-        assert placeless(parsed(written(tree))) == placeless(tree)
+        assert placeless(parse(written(tree))) == placeless(tree)
 
 
 def test_a_call_knows_where_it_begins() -> None:
     text = "outer(\n  inner(x),\n  y = inner(1))"
-    assert [text[call.at :].partition("(")[0] for call in calls_of(parsed(text))] == ["outer", "inner", "inner"]
-    assert [call.at for call in calls_of(parsed(text))] == [0, 9, 25]
+    assert [text[call.at :].partition("(")[0] for call in calls_of(parse(text))] == ["outer", "inner", "inner"]
+    assert [call.at for call in calls_of(parse(text))] == [0, 9, 25]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_call_knows_where_it_begins() -> None:
     ],
 )
 def test_arguments_are_told_in_order_of_first_use(text: str, names: tuple[str, ...]) -> None:
-    assert arguments_of(parsed(text)) == names
+    assert arguments_of(parse(text)) == names
 
 
 def nested(depth: int) -> str:
@@ -139,11 +139,11 @@ def wide(count: int) -> str:
 
 
 def test_depth_size_and_number_of_calls_are_bounded() -> None:
-    assert len(calls_of(parsed(nested(MAX_DEPTH)))) == MAX_DEPTH
-    assert len(calls_of(parsed(wide(MAX_CALLS)))) == MAX_CALLS
+    assert len(calls_of(parse(nested(MAX_DEPTH)))) == MAX_DEPTH
+    assert len(calls_of(parse(wide(MAX_CALLS)))) == MAX_CALLS
     for text in (nested(MAX_DEPTH + 1), wide(MAX_CALLS + 1), f'f("{"x" * MAX_CHARACTERS}")'):
         with pytest.raises(BadPipeline, match=r"more than|at most"):
-            parsed(text)
+            parse(text)
 
 
 @pytest.mark.parametrize("unit", ["(", "a(", 'a("', "a(b,", '"', "a(1", "\\", 'f("\\\\', "a(-", " ", "a=", ")", "é("])
@@ -151,5 +151,5 @@ def test_any_text_of_the_full_size_is_judged_in_time_and_without_recursion(unit:
     text = (unit * MAX_CHARACTERS)[:MAX_CHARACTERS]
     began = time.process_time()
     with pytest.raises(BadPipeline):
-        parsed(text)
+        parse(text)
     assert time.process_time() - began < 5

@@ -10,17 +10,17 @@ from tests.upstreams import misbehaving
 from live import live
 from names import Names
 from processes import free_port
-from signoff.core.allow_list import MODELS
+from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.model import Model, Timeouts
-from signoff.engines.upstream import Upstream
+from signoff.engines.upstream import UpstreamClient
 from signoff.errors import ModelFailed, ModelUnreachable
-from signoff.infra.ssrf import CheckedResolver, Refused, knock
+from signoff.infra.ssrf import AddressBlocked, CheckedResolver, probe
 
 pytestmark = pytest.mark.anyio
 
 
 async def post(url: str, names: Names) -> bytes:
-    upstream = Upstream(now=lambda: 0, resolver=names)
+    upstream = UpstreamClient(now=lambda: 0, resolver=names)
     await upstream.start()
     try:
         asking = upstream.post(url, body=b"{}", headers={}, timeouts=Timeouts(connect_seconds=2), stream=False)
@@ -68,23 +68,23 @@ async def test_an_address_that_stands_in_the_url_is_looked_at_too(host: str) -> 
 
 
 async def test_a_resolver_says_what_it_refuses() -> None:
-    with pytest.raises(Refused, match="no address of a model"):
-        await CheckedResolver(Names(["169.254.169.254"]), MODELS).resolve("m.example")
+    with pytest.raises(AddressBlocked, match="no address of a model"):
+        await CheckedResolver(Names(["169.254.169.254"]), MODEL_ADDRESSES).resolve("m.example")
 
 
 async def test_a_look_at_a_models_health_is_guarded_as_well(tmp_path: Path) -> None:
-    with pytest.raises(Refused):
-        await knock("http://model.example/", 80, MODELS, Names(["169.254.169.254"]))
+    with pytest.raises(AddressBlocked):
+        await probe("http://model.example/", 80, MODEL_ADDRESSES, Names(["169.254.169.254"]))
     async with misbehaving() as fake:
         port = int(fake.at("mirror").split(":")[2].split("/")[0])
-        await knock("http://model.example/", port, MODELS, Names(["169.254.169.254", "127.0.0.1"]))
+        await probe("http://model.example/", port, MODEL_ADDRESSES, Names(["169.254.169.254", "127.0.0.1"]))
         # and one that does not answer is not the last that is tried
-        await knock("http://model.example/", port, MODELS, Names(["::1", "127.0.0.2", "127.0.0.1"]))
+        await probe("http://model.example/", port, MODEL_ADDRESSES, Names(["::1", "127.0.0.2", "127.0.0.1"]))
         with pytest.raises(ConnectionRefusedError):
-            await knock("http://model.example/", free_port(), MODELS, Names(["127.0.0.2", "127.0.0.1"]))
+            await probe("http://model.example/", free_port(), MODEL_ADDRESSES, Names(["127.0.0.2", "127.0.0.1"]))
     async with live(tmp_path) as server:
         # given one that was saved before it was known what that address is
-        await server.desk.store.catalog.put_model(Model(name="m", kind="http", url="http://169.254.169.254"))
+        await server.services.store.catalog.put_model(Model(name="m", kind="http", url="http://169.254.169.254"))
         _, found = await server.ask("GET", "/api/models/m?health=true", await server.token("admin"))
         assert found["health"] == {"ok": False, "detail": "169.254.169.254 is no address of a model."}
         status, told = await server.ask("POST", "/post/predict?id=m", await server.token(), json={})

@@ -14,9 +14,9 @@ from tests.upstreams import ANSWER, FakeUpstream
 from signoff.core.ask import CHAT, path_for
 from signoff.core.endpoints import PREDICT
 from signoff.core.model import Model, Timeouts
-from signoff.engine import Request
+from signoff.engine import ModelRequest
 from signoff.engines.http import HttpEngine
-from signoff.engines.upstream import Upstream
+from signoff.engines.upstream import UpstreamClient
 from signoff.errors import ModelAnswered, ModelGarbled, ModelTimedOut, ModelUnreachable
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +30,7 @@ async def fake() -> AsyncIterator[FakeUpstream]:
 
 @pytest.fixture
 async def engine() -> AsyncIterator[HttpEngine]:
-    upstream = Upstream(now=time.time)
+    upstream = UpstreamClient(now=time.time)
     await upstream.start()
     yield HttpEngine(upstream)
     await upstream.close()
@@ -39,7 +39,7 @@ async def engine() -> AsyncIterator[HttpEngine]:
 async def ask(engine: HttpEngine, url: str | None, body: bytes = b"{}", **more: Any) -> bytes:
     quick = Timeouts(connect_seconds=1, first_byte_seconds=0.3, between_chunks_seconds=0.3)
     model = Model(name="theirs", kind="http", url=url, timeouts=quick)
-    request = Request(**({"path": PREDICT, "body": body, "target": "theirs"} | more))
+    request = ModelRequest(**({"path": PREDICT, "body": body, "target": "theirs"} | more))
     return b"".join([chunk.raw async for chunk in engine.answer(model, request)])
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from live import Live, chat, live, until, words
 from signoff.core.access import Caller
-from signoff.work.reviews.desk import undo
+from signoff.work.reviews.desk import undo_verdict
 
 pytestmark = pytest.mark.anyio
 
@@ -84,7 +84,7 @@ async def test_human_keeps_edits_and_changes_nothing_else(tmp_path: Path) -> Non
         await review(server, reviewer, job_id, "human", response={"draft": 1})
         _, seen = await server.ask("GET", f"/job?id={job_id}", reviewer)
         assert (seen["status"], words(seen["response"])) == ("human", "What is 2 + 2?")
-        job = await server.desk.store.jobs.get(job_id)
+        job = await server.services.store.jobs.get(job_id)
         assert job is not None
         assert job.draft is not None
         assert job.draft.response in {'{"draft": 1}', '{"draft":1}'}
@@ -276,7 +276,7 @@ async def test_a_verdict_can_be_undone_until_it_takes_effect(tmp_path: Path) -> 
         _, seen = await server.ask("GET", f"/job?id={job_id}", plain)
         assert (seen["status"], seen["response"]) == ("human", None)
         rita = Caller(user_id=1, token_id=1, role="reviewer", email="reviewer@example.com")
-        assert (await undo(server.desk, rita, job_id)).round == 2
+        assert (await undo_verdict(server.services, rita, job_id)).round == 2
         await review(server, reviewer, job_id, "fail", reason="changed my mind")
 
 
@@ -286,13 +286,13 @@ async def review(server: Live, token: str, job_id: str, status: str, **more: Any
 
 
 async def leased(server: Live, job_id: str) -> bool | None:
-    job = await server.desk.store.jobs.get(job_id)
+    job = await server.services.store.jobs.get(job_id)
     return bool(job and job.lease) or None
 
 
 async def idle(server: Live) -> bool | None:
     """Whether no task of the worker runs any more."""
-    return not server.desk.leases._held or None
+    return not server.services.runtime.leases._held or None
 
 
 async def test_a_jobs_events_stream_as_they_happen_and_replay_from_where_one_left(tmp_path: Path) -> None:

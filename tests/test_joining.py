@@ -20,9 +20,9 @@ from signoff.core.job import Job
 from signoff.store import JobFilter
 from signoff.work.admin.people import identify
 from signoff.work.admit import admit
-from signoff.work.inference.caching import remember
+from signoff.work.inference.caching import store_answer
 from signoff.work.jobs.cancel import cancel
-from signoff.work.reviews.desk import Opinion, decide
+from signoff.work.reviews.desk import VerdictRequest, decide
 from upstreams import ANSWER, EVENTS, FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio
@@ -110,7 +110,7 @@ async def test_who_joins_before_the_first_one_asks_is_answered_though_that_one_l
     async with slow(tmp_path) as (fake, server, token):
         await server.model("slow", kind="openai", url=fake.at("answer"))
         # given a first caller whose row stands, but who does not know it yet
-        inserted = server.desk.store.jobs.insert
+        inserted = server.services.store.jobs.insert
         begun, go_on = asyncio.Event(), asyncio.Event()
 
         async def slowly(*job: Any, **more: Any) -> Job:
@@ -120,7 +120,7 @@ async def test_who_joins_before_the_first_one_asks_is_answered_though_that_one_l
                 await go_on.wait()
             return done
 
-        server.desk.store.jobs.insert = slowly  # type: ignore[method-assign]
+        server.services.store.jobs.insert = slowly  # type: ignore[method-assign]
         first = asyncio.ensure_future(call(server, token))
         await begun.wait()
         second = asyncio.ensure_future(call(server, token))
@@ -175,7 +175,7 @@ async def test_a_caller_whose_askers_leave_has_the_answer_that_the_cache_has_by_
         await until(lambda: waiters(other))
         # when the same is signed off elsewhere, and who asked leaves
         (job,) = await jobs(server)
-        remember(other.desk, msgspec.structs.replace(job, status="success", response=ANSWER))
+        store_answer(other.services, msgspec.structs.replace(job, status="success", response=ANSWER))
         asking.cancel()
         # then nobody is asked
         assert await joined == (200, ANSWER)
@@ -189,13 +189,13 @@ async def test_a_caller_is_answered_though_the_process_that_asked_has_vanished(t
         await server.model("slow", kind="openai", url=fake.at("answer"))
         # given a job of that key whose process renews its lease no more
         body = json.dumps(chat("hello", "slow", stream=False)).encode()
-        caller = await identify(server.desk, token)
+        caller = await identify(server.services, token)
         ask = Ask(door="openai", caller=caller, body=body, target="slow", lane="now", idempotency_key="one")
-        job = msgspec.structs.replace(await admit(server.desk, ask), attempt=1, lease="gone")
-        await server.desk.store.jobs.insert(job, actor="somebody", lease_seconds=0.2)
+        job = msgspec.structs.replace(await admit(server.services, ask), attempt=1, lease="gone")
+        await server.services.store.jobs.insert(job, actor="somebody", lease_seconds=0.2)
         # when another call comes, it gets an answer, at its own asking
         assert await call(server, token) == (200, ANSWER)
-        vanished = await server.desk.store.jobs.get(job.id)
+        vanished = await server.services.store.jobs.get(job.id)
         assert vanished is not None
         assert vanished.error is not None
         assert vanished.error.code == "interrupted"
@@ -210,7 +210,7 @@ async def test_what_its_owner_cancels_is_cancelled_for_all(tmp_path: Path) -> No
         await until(lambda: readers(server, 3))
         (job,) = await jobs(server)
         owner = Caller(user_id=job.user_id, token_id=job.token_id, role="user", email="user@example.com")
-        await cancel(server.desk, owner, job.id)
+        await cancel(server.services, owner, job.id)
         for each in asking:
             status, body = await each
             assert status == 409
@@ -247,7 +247,7 @@ async def test_the_official_clients_own_retry_joins_the_held_job(tmp_path: Path)
             # when it asks again, and again
             await until(lambda: left(server))
             await until(lambda: waiters(server))
-            await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve"))
+            await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))
             # then it gets the answer of its one job
             assert (await asking).choices[0].message.content == "secret"
         assert [each.id for each in await jobs(server)] == [job.id]
@@ -269,7 +269,7 @@ async def test_a_retry_finds_its_held_job_after_a_restart(stream: bool, tmp_path
         retry = {"x-stainless-retry-count": "1"}
         again = asyncio.ensure_future(server.ask("POST", "/v1/chat/completions", token, json=request, headers=retry))
         await until(lambda: waiters(server))
-        await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve"))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))
         # then it is the same job
         status, told = await again
         assert status == 200
@@ -297,7 +297,7 @@ async def test_only_a_retry_of_the_same_token_and_body_joins(tmp_path: Path) -> 
 
 
 async def jobs(server: Live) -> list[Job]:
-    return await server.desk.store.jobs.list(JobFilter())
+    return await server.services.store.jobs.list(JobFilter())
 
 
 async def jobs_in_all(server: Live, count: int) -> list[Job] | None:
@@ -315,15 +315,15 @@ async def a_held(server: Live) -> Job | None:
 
 async def readers(server: Live, count: int) -> bool | None:
     """Whether so many callers read along."""
-    shared = server.desk.in_flight._shared.values()
+    shared = server.services.runtime.inflight_calls._shared.values()
     return sum(each._readers for each in shared) == count or None
 
 
 async def waiters(server: Live) -> bool | None:
     """Whether somebody waits for a job."""
-    return bool(server.desk.waits._bells) or None
+    return bool(server.services.runtime.watcher._events) or None
 
 
 async def left(server: Live) -> bool | None:
     """Whether nobody waits for a job."""
-    return not server.desk.waits._bells or None
+    return not server.services.runtime.watcher._events or None

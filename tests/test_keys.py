@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signoff.core.keys import ALPHABET, PREFIX, SECRET_LENGTH, digest, fingerprint, is_well_formed, same, token_of
+from signoff.core.api_tokens import ALPHABET, PREFIX, SECRET_LENGTH, digest, digests_equal, format_token, is_well_formed
+from signoff.core.fingerprint import fingerprint
 
 SECRETS = st.text(ALPHABET, min_size=SECRET_LENGTH, max_size=SECRET_LENGTH)
 
 
 def test_a_token_has_a_known_form() -> None:
     # a token that somebody holds must stay valid in every later version
-    assert token_of("0123456789ABCDEFGHIJKLMNOPQRSTUV") == "sg_0123456789ABCDEFGHIJKLMNOPQRSTUV1ggZdL"
+    assert format_token("0123456789ABCDEFGHIJKLMNOPQRSTUV") == "sg_0123456789ABCDEFGHIJKLMNOPQRSTUV1ggZdL"
 
 
 def test_a_secret_has_at_least_160_bits() -> None:
@@ -28,7 +29,7 @@ def test_a_secret_has_at_least_160_bits() -> None:
 @settings(deadline=None)
 @given(SECRETS)
 def test_a_token_is_well_formed_and_safe_in_any_header_or_address(secret: str) -> None:
-    token = token_of(secret)
+    token = format_token(secret)
     assert is_well_formed(token)
     assert token.startswith(PREFIX)
     assert len(token) == 41
@@ -38,7 +39,7 @@ def test_a_token_is_well_formed_and_safe_in_any_header_or_address(secret: str) -
 @settings(max_examples=20, deadline=None)
 @given(SECRETS)
 def test_one_wrong_character_is_always_noticed(secret: str) -> None:
-    token = token_of(secret)
+    token = format_token(secret)
     for place, right in enumerate(token):
         for wrong in ALPHABET + "_- é":
             assert is_well_formed(token[:place] + wrong + token[place + 1 :]) is (wrong == right)
@@ -47,7 +48,7 @@ def test_one_wrong_character_is_always_noticed(secret: str) -> None:
 @settings(deadline=None)
 @given(SECRETS, st.integers(0, 40), st.text(min_size=1, max_size=3))
 def test_what_is_too_long_or_too_short_is_noticed(secret: str, place: int, more: str) -> None:
-    token = token_of(secret)
+    token = format_token(secret)
     assert not is_well_formed(token[:place] + more + token[place:])
     assert not is_well_formed(token[:place])
     assert not is_well_formed(token.swapcase())
@@ -59,15 +60,15 @@ def test_no_text_at_all_breaks_the_look_at_it(text: str) -> None:
     assert not is_well_formed(text)
 
 
-@pytest.mark.parametrize("text", ["", PREFIX, "sg_\ud800" + "x" * 37, "sg_" + "٣" * 38, token_of("a" * 32) + "\n"])
+@pytest.mark.parametrize("text", ["", PREFIX, "sg_\ud800" + "x" * 37, "sg_" + "٣" * 38, format_token("a" * 32) + "\n"])
 def test_what_only_resembles_a_token_is_none(text: str) -> None:
     assert not is_well_formed(text)
 
 
 def test_a_digest_is_a_sha256_and_is_compared_whole() -> None:
     assert digest("sg_x") == hashlib.sha256(b"sg_x").hexdigest()
-    assert same(digest("a"), digest("a"))
-    assert not same(digest("a"), digest("b"))
+    assert digests_equal(digest("a"), digest("a"))
+    assert not digests_equal(digest("a"), digest("b"))
 
 
 PARTS = st.lists(st.binary(max_size=4), max_size=4)

@@ -11,12 +11,12 @@ from live import chat, live, until
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.model import Model
-from signoff.server.bootstrap import running
+from signoff.server.bootstrap import run_services
 from signoff.settings import Settings
 from signoff.store import JobFilter
-from signoff.work.admin.registry import register
+from signoff.work.admin.registry import register_model
 from signoff.work.jobs.cancel import cancel
-from signoff.work.services import Desk
+from signoff.work.services import Services
 from signoff.work.submit import submit
 from upstreams import FakeUpstream, misbehaving
 
@@ -50,7 +50,7 @@ async def test_a_client_that_leaves_stops_the_upstream_within_a_second(
         asking.cancel()
         # then nothing of it is left upstream, and the job says why
         assert await fake.closed_within(10)
-        job = await until(lambda: an_ended_job(server.desk))
+        job = await until(lambda: an_ended_job(server.services))
         assert job == ("fail", "cancelled")
 
 
@@ -58,19 +58,21 @@ async def test_a_job_cancelled_at_one_process_stops_in_another_within_a_second(
     tmp_path: Path, postgres_url: str
 ) -> None:
     async with misbehaving() as fake, live(tmp_path, database_url=postgres_url) as server:
-        await stops_within_a_second(fake, server.desk, tmp_path, postgres_url)
+        await stops_within_a_second(fake, server.services, tmp_path, postgres_url)
 
 
 async def test_the_same_holds_on_sqlite(tmp_path: Path) -> None:
     async with misbehaving() as fake, live(tmp_path) as server:
-        await stops_within_a_second(fake, server.desk, tmp_path, None)
+        await stops_within_a_second(fake, server.services, tmp_path, None)
 
 
-async def stops_within_a_second(fake: FakeUpstream, desk: Desk, tmp_path: Path, url: str | None) -> None:
-    await register(desk, Model(name="stuck", kind="openai", url=fake.at("hang-before-headers")))
+async def stops_within_a_second(fake: FakeUpstream, services: Services, tmp_path: Path, url: str | None) -> None:
+    await register_model(services, Model(name="stuck", kind="openai", url=fake.at("hang-before-headers")))
     owner = Caller(user_id=1, token_id=1, role="user", email="a@example.com")
     # given a worker of its own, which alone works, busy with a job
-    async with running(Settings(data_dir=tmp_path / "data", database_url=url, lease_seconds=600), work=False) as other:
+    async with run_services(
+        Settings(data_dir=tmp_path / "data", database_url=url, lease_seconds=600), work=False
+    ) as other:
         job = await submit(other, Ask(door="native", caller=owner, body=b'{"messages": []}', target="stuck"))
         async with asyncio.timeout(10):
             await fake.stuck.wait()
@@ -80,8 +82,8 @@ async def stops_within_a_second(fake: FakeUpstream, desk: Desk, tmp_path: Path, 
         assert await fake.closed_within(10)
 
 
-async def an_ended_job(desk: Desk) -> tuple[str, str] | None:
-    found = await desk.store.jobs.list(JobFilter())
+async def an_ended_job(services: Services) -> tuple[str, str] | None:
+    found = await services.store.jobs.list(JobFilter())
     if not found or not found[0].is_terminal:
         return None
     return found[0].status, found[0].error.code if found[0].error else ""

@@ -18,7 +18,7 @@ from ages import grow_older
 from live import chat, until
 from processes import clean_environment, free_port, served, signoff
 from proxy import Proxy, between
-from signoff.stores.schema import meters
+from signoff.stores.schema import counters
 from stores import opened
 
 pytestmark = pytest.mark.anyio
@@ -143,7 +143,7 @@ async def test_the_slots_of_a_killed_process_are_free_when_their_leases_have_run
 
 async def held(store: Any, count: int, since: int = 0) -> list[int] | None:
     """Until when the slots are held, once there are so many, and all are held until then."""
-    query = sa.select(meters.c.meter)
+    query = sa.select(counters.c.counter)
     found = await store._database.read(lambda conn, _: list(conn.execute(query).scalars()))
     ends = [hold.until for meter in found for hold in meter.holds]
     return ends if len(ends) == count and min(ends) >= since else None

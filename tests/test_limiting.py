@@ -16,10 +16,10 @@ import sqlalchemy as sa
 from ages import grow_older
 from live import Live, chat, client, live, until, words
 from signoff.core.job import Job
-from signoff.core.limits import SECOND, Meter, Wish
+from signoff.core.limits import SECOND, Counter, ReservationRequest
 from signoff.errors import Overloaded
 from signoff.store import JobFilter
-from signoff.stores.schema import meters
+from signoff.stores.schema import counters
 from upstreams import misbehaving
 
 pytestmark = pytest.mark.anyio
@@ -33,15 +33,15 @@ async def limit(server: Live, who: str = "each", model: str | None = None, **num
     assert status == 200, told
 
 
-async def used(server: Live, name: str) -> Meter:
+async def used(server: Live, name: str) -> Counter:
     """What counts now."""
-    return (await server.desk.store.quotas.meters([name])).get(name, Meter())
+    return (await server.services.store.quotas.counters([name])).get(name, Counter())
 
 
-async def the_only_user_has(server: Live) -> Meter:
+async def the_only_user_has(server: Live) -> Counter:
     """What counts now of the one user who is limited."""
-    names = await server.desk.store._database.read(
-        lambda conn, _: list(conn.execute(sa.select(meters.c.name)).scalars())
+    names = await server.services.store._database.read(
+        lambda conn, _: list(conn.execute(sa.select(counters.c.name)).scalars())
     )  # type: ignore[attr-defined]
     assert len(names) == 1
     return await used(server, names[0])
@@ -91,7 +91,7 @@ async def test_who_has_no_room_gets_a_429_that_says_until_when(tmp_path: Path) -
     async with live(tmp_path) as server, client(server, max_retries=0) as official:
         await limit(server, requests_per_minute=1)
         await official.chat.completions.create(**chat("one"))
-        await grow_older(server.desk.store, 20)
+        await grow_older(server.services.store, 20)
         with pytest.raises(openai.RateLimitError) as raised:
             await official.chat.completions.create(**chat("two"))
         error = raised.value
@@ -102,14 +102,14 @@ async def test_who_has_no_room_gets_a_429_that_says_until_when(tmp_path: Path) -
         assert int(headers["retry-after"]) == -(-int(headers["retry-after-ms"]) // 1000)
         assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]) == ("1", "0")
         # then nobody has written down what was not asked
-        assert await server.desk.store.jobs.count(JobFilter()) == 1
+        assert await server.services.store.jobs.count(JobFilter()) == 1
 
 
 async def test_the_official_clients_own_retry_waits_as_long_as_it_is_told_and_succeeds(tmp_path: Path) -> None:
     async with live(tmp_path) as server, client(server, max_retries=1) as official:
         await limit(server, requests_per_minute=1)
         await official.chat.completions.create(**chat("one"))
-        await grow_older(server.desk.store, 58.5)
+        await grow_older(server.services.store, 58.5)
         # when it is refused, then once the told time has passed it is not
         answer = await official.chat.completions.create(**chat("two"))
         assert answer.choices[0].message.content == "two"
@@ -142,11 +142,11 @@ async def test_what_was_used_counts_and_nothing_more(stream: bool, tmp_path: Pat
         token = await server.token()
         body = chat("hello", "echo/tokens=50", max_tokens=500, stream=stream, stream_options={"include_usage": True})
         await server.ask("POST", "/v1/chat/completions", token, json=body)
-        [job] = await server.desk.store.jobs.list(JobFilter())
+        [job] = await server.services.store.jobs.list(JobFilter())
         assert job.usage is not None
         meter = await the_only_user_has(server)
         assert [entry.tokens for entry in meter.entries] == [job.usage.total_tokens]
-        assert (meter.day.tokens, meter.holds) == (job.usage.total_tokens, ())
+        assert (meter.day.tokens, meter.pending) == (job.usage.total_tokens, ())
 
 
 async def test_a_failure_gives_the_tokens_back(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ async def test_a_failure_gives_the_tokens_back(tmp_path: Path) -> None:
         assert (await asked(server, token, model="echo/status=500", max_tokens=900))[0] == 500
         meter = await the_only_user_has(server)
         assert [(entry.requests, entry.tokens) for entry in meter.entries] == [(1, 0)]
-        assert (meter.day.tokens, meter.holds) == (0, ())
+        assert (meter.day.tokens, meter.pending) == (0, ())
 
 
 async def test_who_leaves_in_the_middle_of_a_stream_has_used_what_was_said(tmp_path: Path) -> None:
@@ -168,12 +168,12 @@ async def test_who_leaves_in_the_middle_of_a_stream_has_used_what_was_said(tmp_p
         asking = asyncio.ensure_future(server.ask("POST", "/v1/chat/completions", token, json=body))
         async with asyncio.timeout(10):
             await fake.stuck.wait()
-        assert len((await the_only_user_has(server)).holds) == 1
+        assert len((await the_only_user_has(server)).pending) == 1
         asking.cancel()
 
-        async def look() -> Meter | None:
+        async def look() -> Counter | None:
             meter = await the_only_user_has(server)
-            return None if meter.holds else meter
+            return None if meter.pending else meter
 
         meter = await until(look)
         assert 0 < sum(entry.tokens for entry in meter.entries) < 100
@@ -188,7 +188,7 @@ async def test_a_call_that_its_owner_cancels_has_used_what_was_said(tmp_path: Pa
         asking = asyncio.ensure_future(server.ask("POST", "/v1/chat/completions", token, json=body))
 
         async def look() -> str | None:
-            found = await server.desk.store.jobs.list(JobFilter(status="bot"))
+            found = await server.services.store.jobs.list(JobFilter(status="bot"))
             return found[0].id if found and fake.stuck.is_set() else None
 
         job_id = await until(look)
@@ -211,9 +211,9 @@ async def test_an_answer_does_not_wait_for_a_database_that_is_away_and_counts_af
         assert status == 200
         back.set()
 
-        async def look() -> tuple[Meter, Job] | None:
-            meter, found = await the_only_user_has(server), await server.desk.store.jobs.list(JobFilter())
-            return (meter, found[0]) if found and not meter.holds else None
+        async def look() -> tuple[Counter, Job] | None:
+            meter, found = await the_only_user_has(server), await server.services.store.jobs.list(JobFilter())
+            return (meter, found[0]) if found and not meter.pending else None
 
         meter, job = await until(look)
         assert meter.day.tokens == job.prompt_tokens + job.completion_tokens > 0
@@ -229,7 +229,7 @@ async def test_who_cannot_be_written_down_is_told_so_though_their_room_cannot_be
         async def insert(*_: Any, **__: Any) -> Any:
             raise Overloaded
 
-        monkeypatch.setattr(server.desk.store.jobs, "insert", insert)
+        monkeypatch.setattr(server.services.store.jobs, "insert", insert)
         async with asyncio.timeout(20):
             headers = {"idempotency-key": "one"}
             status, _ = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi"), headers=headers)
@@ -238,7 +238,7 @@ async def test_who_cannot_be_written_down_is_told_so_though_their_room_cannot_be
 
         async def look() -> bool | None:
             meter = await the_only_user_has(server)
-            return (not meter.holds and not meter.entries) or None
+            return (not meter.pending and not meter.entries) or None
 
         assert await until(look)
 
@@ -246,14 +246,14 @@ async def test_who_cannot_be_written_down_is_told_so_though_their_room_cannot_be
 @contextlib.asynccontextmanager
 async def quotas_away(server: Live, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[asyncio.Event]:
     """Room is had and cannot be given back, until what this yields is set."""
-    settle, back = server.desk.store.quotas.settle, asyncio.Event()
+    settle, back = server.services.store.quotas.settle, asyncio.Event()
 
     async def settled(*room: Any, **more: Any) -> None:
         if not back.is_set():
             raise Overloaded
         await settle(*room, **more)
 
-    monkeypatch.setattr(server.desk.store.quotas, "settle", settled)
+    monkeypatch.setattr(server.services.store.quotas, "settle", settled)
     monkeypatch.setattr("signoff.work.inference.reserve.SETTLE_SECONDS", 0.01, raising=False)
     yield back
     back.set()
@@ -292,7 +292,7 @@ async def test_nobody_holds_a_slot_while_a_person_thinks(tmp_path: Path) -> None
         waiting = asyncio.ensure_future(asked(server, token, "held", "careful"))
 
         async def look() -> str | None:
-            held = await server.desk.store.jobs.list(JobFilter(status="human"))
+            held = await server.services.store.jobs.list(JobFilter(status="human"))
             return held[0].id if held else None
 
         job_id = await until(look)
@@ -300,7 +300,7 @@ async def test_nobody_holds_a_slot_while_a_person_thinks(tmp_path: Path) -> None
         await server.ask("POST", "/reviewJob", reviewer, json={"id": job_id, "status": "success"})
         status, _, answer = await waiting
         assert (status, words(answer)) == (200, "held")
-        assert (await the_only_user_has(server)).holds == ()
+        assert (await the_only_user_has(server)).pending == ()
 
 
 async def test_a_call_that_joins_another_takes_nothing(tmp_path: Path) -> None:
@@ -342,8 +342,8 @@ async def test_an_accepted_job_waits_for_room_and_loses_no_attempt(tmp_path: Pat
         await server.job_when(ben, other["job_id"], lambda job: job["status"] == "success")
 
         async def put_off() -> int | None:
-            jobs = await server.desk.store.jobs.list(
-                JobFilter(user_id=(await server.desk.store.jobs.get(ids[0])).user_id)
+            jobs = await server.services.store.jobs.list(
+                JobFilter(user_id=(await server.services.store.jobs.get(ids[0])).user_id)
             )  # type: ignore[union-attr]
             waiting = [
                 job
@@ -362,22 +362,22 @@ async def test_an_accepted_job_loses_no_attempt_while_the_database_does_not_look
     async with live(tmp_path) as server:
         await limit(server, parallel=5)
         token = await server.token()
-        reserve, refused = server.desk.store.quotas.reserve, list[str]()
+        reserve, refused = server.services.store.quotas.reserve, list[str]()
 
-        async def reserved(wish: Wish) -> Any:
+        async def reserved(wish: ReservationRequest) -> Any:
             if not refused:
                 refused.append(wish.id)
                 raise Overloaded
             return await reserve(wish)
 
-        monkeypatch.setattr(server.desk.store.quotas, "reserve", reserved)
+        monkeypatch.setattr(server.services.store.quotas, "reserve", reserved)
         _, job = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo"})
         await server.job_when(token, job["job_id"], lambda job: job["status"] == "success")
 
-        events = await server.desk.store.jobs.events(job["job_id"])
+        events = await server.services.store.jobs.events(job["job_id"])
         assert refused == [job["job_id"]]
         assert [event.verb for event in events] == ["submit", "claim", "release", "claim", "succeed"]
-        assert (await server.desk.store.jobs.get(job["job_id"])).attempt == 1  # type: ignore[union-attr]
+        assert (await server.services.store.jobs.get(job["job_id"])).attempt == 1  # type: ignore[union-attr]
 
 
 async def test_a_job_that_is_too_large_for_its_limit_fails_and_says_so(tmp_path: Path) -> None:
@@ -462,7 +462,7 @@ async def test_what_describes_no_limit_is_refused(
     async with live(tmp_path) as server:
         found, told = await server.ask("PUT", f"/api/limits/{who}", await server.token("admin"), json=numbers)
         assert (found, told["status"]) == (status, status)
-        assert await server.desk.store.quotas.limits() == []
+        assert await server.services.store.quotas.limits() == []
 
 
 async def test_a_budget_of_dollars_is_reserved_and_spent_by_the_models_price(tmp_path: Path) -> None:
@@ -478,7 +478,7 @@ async def test_a_budget_of_dollars_is_reserved_and_spent_by_the_models_price(tmp
         assert (status, refused["error"]["code"], headers["x-should-retry"]) == (429, "insufficient_quota", "false")
         assert (await asked(server, token, model="echo/tokens=60", max_tokens=60))[0] == 200
         # and what it cost is what its job says
-        [job] = await server.desk.store.jobs.list(JobFilter(status="success"))
+        [job] = await server.services.store.jobs.list(JobFilter(status="success"))
         assert (await the_only_user_has(server)).day.cost == job.cost_nanodollars
         status, _, refused = await asked(server, token, max_tokens=60)
         assert (status, refused["error"]["code"]) == (429, "insufficient_quota")

@@ -23,10 +23,10 @@ from tests.models.watching import alive, is_alive, starts, until
 
 from signoff.core.answer import Chunk, collect
 from signoff.core.model import Model, Timeouts
-from signoff.engine import Request
+from signoff.engine import ModelRequest
 from signoff.engines import jsonl
-from signoff.engines.log import Log
-from signoff.engines.process import talking
+from signoff.engines.log import ModelLog
+from signoff.engines.process import start_jsonl
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.errors import (
     ModelAnswered,
@@ -82,7 +82,7 @@ def program(name: str, code: str, **more: Any) -> Model:
 
 async def chunks(engine: SubprocessEngine, model: Model, body: Any, **more: Any) -> list[Chunk]:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = Request(**({"path": "/predict", "body": raw, "target": model.name} | more))
+    request = ModelRequest(**({"path": "/predict", "body": raw, "target": model.name} | more))
     async with asyncio.timeout(30), aclosing(engine.answer(model, request)) as answer:
         return [chunk async for chunk in answer]
 
@@ -208,7 +208,7 @@ async def test_a_pipe_that_cannot_be_had_leaves_none_behind(plain: Model, monkey
 
     monkeypatch.setattr(os, "pipe", few)
     with pytest.raises(OSError, match="Too many"):
-        async with talking(plain, Log(print)):
+        async with start_jsonl(plain, ModelLog(print)):
             pass
     await asyncio.sleep(0)  # in which our own ends close
     for end in (end for ends in pipes for end in ends):
@@ -233,7 +233,7 @@ async def test_a_line_too_many_ends_a_program_without_ids(engine: SubprocessEngi
     code = "import sys, time\nfor line in sys.stdin:\n print('1'); time.sleep(.2); print('2')"
     twice = program("twice", code)
     assert await ask(engine, twice, {}) == 1
-    await until(lambda: engine.state_of(twice) in {"stopped", "failed"})
+    await until(lambda: engine.process_state(twice) in {"stopped", "failed"})
     assert await ask(engine, twice, {}) == 1
 
 
@@ -255,7 +255,7 @@ async def test_one_who_does_not_answer_is_timed_out(engine: SubprocessEngine, by
     await ask(engine, by_id, {})
     with pytest.raises(ModelTimedOut, match=r"0\.5 s"):
         await ask(engine, msgspec.structs.replace(by_id, timeouts=quick), {"seconds": 5})
-    assert engine.state_of(by_id) == "ready"
+    assert engine.process_state(by_id) == "ready"
     # One without ids that is stuck answers nobody else: it is started anew.
     with pytest.raises(ModelTimedOut):
         await ask(engine, msgspec.structs.replace(plain, timeouts=quick), {"seconds": 60})
@@ -290,7 +290,7 @@ async def test_those_who_wait_behind_a_slow_answer_do_not_end_the_program(
     said = await at_once(*(ask(engine, quick, {"seconds": 0.6, "number": number}) for number in range(5)))
     assert said[0]["of"]["number"] == 0
     assert isinstance(said[-1], ModelTimedOut)
-    assert engine.state_of(plain) == "ready"
+    assert engine.process_state(plain) == "ready"
 
 
 async def test_a_caller_who_leaves_takes_nobodys_answer_along(engine: SubprocessEngine, plain: Model) -> None:
@@ -309,7 +309,7 @@ async def test_more_than_can_wait_are_turned_away(
     monkeypatch.setattr(jsonl, "MAX_WAITING", 3)
     await ask(engine, by_id, {})
     waiting = [asyncio.ensure_future(ask(engine, by_id, {"seconds": 1})) for _ in range(3)]
-    await until(lambda: engine.state_of(by_id) == "busy")
+    await until(lambda: engine.process_state(by_id) == "busy")
     with pytest.raises(Overloaded, match="3 requests wait"):
         await ask(engine, by_id, {})
     assert len([await one for one in waiting]) == 3
@@ -325,7 +325,7 @@ async def test_a_crash_is_told_to_all_who_wait_and_the_next_call_starts_it_again
         first = (await ask(owner, by_id, {}))["pid"]
         assert (await ask(guest, by_id, {}))["pid"] == first
         waiting = [asyncio.ensure_future(ask(one, by_id, {"seconds": 60})) for one in [owner, guest] * 10]
-        await until(lambda: owner.state_of(by_id) == "busy")
+        await until(lambda: owner.process_state(by_id) == "busy")
         await ask(guest, by_id, {})
         os.kill(first, signal.SIGKILL)
         for error in await at_once(*waiting):
@@ -349,7 +349,7 @@ async def test_a_close_answers_who_waits_and_leaves_no_process(
             await ask(owner, by_id, {})
             waiting = [asyncio.ensure_future(ask(one, by_id, {"seconds": 60})) for one in (owner, guest)]
             await ask(guest, by_id, {})
-            await until(lambda: owner.state_of(by_id) == "busy")
+            await until(lambda: owner.process_state(by_id) == "busy")
         for error in await at_once(*waiting):
             assert isinstance(error, ModelCrashed | ModelUnreachable)
         await until(lambda: not alive(starts(journal)[0]))

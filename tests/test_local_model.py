@@ -18,9 +18,9 @@ from tests.engines import an_engine
 from tests.models.watching import until
 
 from signoff.core import sse
-from signoff.core.answer import Chunk, collect, text_of
+from signoff.core.answer import Chunk, answer_text, collect
 from signoff.core.model import Model
-from signoff.engine import Request
+from signoff.engine import ModelRequest
 from signoff.engines import llama
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.errors import ModelAnswered
@@ -53,19 +53,19 @@ async def engine(
         yield engine
 
 
-def request(*, path: str = "/v1/chat/completions", **body: Any) -> Request:
+def request(*, path: str = "/v1/chat/completions", **body: Any) -> ModelRequest:
     asked = {"messages": QUESTION, "max_tokens": 20, "temperature": 0} | body
-    return Request(path=path, body=msgspec.json.encode(asked), target="local", stream=asked.get("stream", False))
+    return ModelRequest(path=path, body=msgspec.json.encode(asked), target="local", stream=asked.get("stream", False))
 
 
-async def ask(engine: SubprocessEngine, model: Model, asked: Request) -> list[Chunk]:
+async def ask(engine: SubprocessEngine, model: Model, asked: ModelRequest) -> list[Chunk]:
     async with aclosing(engine.answer(model, asked)) as chunks:
         return [chunk async for chunk in chunks]
 
 
 async def test_it_answers(engine: SubprocessEngine, model: Model) -> None:
     answer = collect(await ask(engine, model, request()))
-    assert len((text_of(answer.body) or "").split()) > 3
+    assert len((answer_text(answer.body) or "").split()) > 3
     assert answer.usage is not None
     assert answer.usage.completion_tokens > 0
 
@@ -78,7 +78,7 @@ async def test_its_stream_amounts_to_its_answer(engine: SubprocessEngine, model:
     assert chunks[-1] == Chunk(sse.DONE, event=True)
     assert len(chunks) > 5
     answer = collect(chunks)
-    assert text_of(answer.body) == text_of(whole.body)
+    assert answer_text(answer.body) == answer_text(whole.body)
     assert answer.usage == whole.usage
 
 
@@ -91,7 +91,7 @@ async def test_it_tells_how_sure_it_is(engine: SubprocessEngine, model: Model) -
 
 async def test_it_completes_text(engine: SubprocessEngine, model: Model) -> None:
     asked = request(path="/v1/completions", prompt="The capital of France is", max_tokens=5)
-    assert "Paris" in (text_of(collect(await ask(engine, model, asked)).body) or "")
+    assert "Paris" in (answer_text(collect(await ask(engine, model, asked)).body) or "")
 
 
 async def test_a_question_that_is_too_long_is_told_so(engine: SubprocessEngine, model: Model) -> None:
@@ -132,7 +132,7 @@ def done(heard: list[str]) -> dict[str, int]:
 async def test_it_answers_several_at_once(engine: SubprocessEngine, model: Model) -> None:
     async with asyncio.TaskGroup() as group:
         asked = [group.create_task(ask(engine, model, request(seed=seed))) for seed in range(2 * llama.SLOTS)]
-    assert all(text_of(collect(task.result()).body) for task in asked)
+    assert all(answer_text(collect(task.result()).body) for task in asked)
 
 
 def test_to_look_for_it_imports_nothing_large() -> None:

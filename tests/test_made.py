@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from signoff.core.upstream_objects import made_by, made_in
+from signoff.core.upstream_objects import created_object_id, object_id_in_event
 
 
 @pytest.mark.parametrize(
@@ -14,5 +14,5 @@ from signoff.core.upstream_objects import made_by, made_in
     [("resp_1", "resp_1"), ("", None), (None, None), ("resp\0", None), ("a\nb", None), ("x" * 256, None)],
 )
 def test_an_id_that_nobody_could_ask_for_is_not_kept(name: str | None, kept: str | None) -> None:
-    assert made_by("/v1/responses", json.dumps({"id": name}).encode()) == kept
-    assert made_in(json.dumps({"response": {"id": name}}).encode()) == kept
+    assert created_object_id("/v1/responses", json.dumps({"id": name}).encode()) == kept
+    assert object_id_in_event(json.dumps({"response": {"id": name}}).encode()) == kept

@@ -17,13 +17,13 @@ from tests.test_endpoints import REVIEWER, held
 from live import Live, chat, client, live, until, words
 from processes import free_port
 from signoff.core.job import Job
-from signoff.core.model import Endpoint, Timeouts
+from signoff.core.model import EndpointConfig, Timeouts
 from signoff.core.price import Price, cost_of
 from signoff.core.tokens import Usage
 from signoff.store import JobFilter
 from signoff.work.admin.usage import add_price
-from signoff.work.inference.ownership import keeper_of
-from signoff.work.reviews.desk import Opinion, decide
+from signoff.work.inference.ownership import owner_of
+from signoff.work.reviews.desk import VerdictRequest, decide
 from upstreams import EVENTS, FakeUpstream, full, misbehaving
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ SILENT = {"full", "hang-before-headers"}
 
 async def at(server: Live, *urls: str, name: str = "mine", **more: Any) -> None:
     """Registers a model with these endpoints."""
-    endpoints = tuple(Endpoint(url=url) for url in urls)
+    endpoints = tuple(EndpointConfig(url=url) for url in urls)
     await server.model(name, **({"kind": "openai", "url": None, "endpoints": endpoints} | more))
 
 
@@ -249,8 +249,8 @@ async def test_more_than_its_limit_waits_in_line_and_beyond_that_is_a_429(tmp_pa
 
 
 async def _waiting(server: Live, count: int) -> bool | None:
-    model = await server.desk.models.find("mine")
-    return server.desk.pools.of(model).waiting == count or None
+    model = await server.services.caches.models.find("mine")
+    return server.services.runtime.pools.of(model).waiting == count or None
 
 
 async def test_who_leaves_the_line_or_its_seat_makes_room(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ async def test_a_fallback_for_many_names_is_known_by_the_name_that_was_asked(tmp
         await server.model("alt-*", kind="openai", url=fake.at("answer"))
         prices = [Price(model=name, valid_from=0, input=cost, output=0) for name, cost in PRICES.items()]
         for price in prices:
-            await add_price(server.desk, price)
+            await add_price(server.services, price)
         headers = {"authorization": f"Bearer {await server.token()}"}
         body = chat("hello", "mine")
         async with server.http.post(server.url + "/v1/chat/completions", json=body, headers=headers) as told:
@@ -317,12 +317,12 @@ async def test_a_fallback_for_many_names_is_known_by_the_name_that_was_asked(tmp
         job = await until(lambda: the_job(server))
         assert (job.target, job.model) == ("mine", "alt-3")
         assert job.cost_nanodollars == cost_of(prices[1], Usage(prompt_tokens=job.prompt_tokens)) > 0
-        assert keeper_of(job) == "alt-3"
+        assert owner_of(job) == "alt-3"
 
 
 async def the_job(server: Live) -> Job | None:
     """The only one, once its row is written."""
-    found = await server.desk.store.jobs.list(JobFilter())
+    found = await server.services.store.jobs.list(JobFilter())
     return found[0] if len(found) == 1 and found[0].is_terminal else None
 
 
@@ -351,7 +351,7 @@ async def test_an_answer_that_needs_a_review_stands_in_for_none_that_leaves_unse
         )
         job = await until(lambda: held(server))
         assert (job.target, job.model) == ("held", "echo")
-        await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve"))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))
         assert words((await asking)[1]) == "secret"
 
 

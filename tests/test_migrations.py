@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -11,14 +12,19 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import NullPool
 
+from signoff.core.job import Event, Job, replay
+from signoff.core.limits import Counter
+from signoff.store import JobFilter
 from signoff.stores import migrations
-from signoff.stores.json_column import Packed
+from signoff.stores.json_column import JsonColumn
 from signoff.stores.migrations import migrate_schema
 from signoff.stores.schema import metadata
 from signoff.stores.sql import SqlStore
-from stores import opened
+from stores import a_job, opened
 
 pytestmark = pytest.mark.anyio
+
+METER = msgspec.json.encode(Counter())
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -49,7 +55,7 @@ def differences(conn: Connection) -> list[Any]:
     """What Alembic would change; a packed value is kept as bytes."""
 
     def differ(_context: Any, _column: Any, _declared: Any, found: Any, declared: Any) -> bool | None:
-        return not isinstance(found, sa.LargeBinary) if isinstance(declared, Packed) else None
+        return not isinstance(found, sa.LargeBinary) if isinstance(declared, JsonColumn) else None
 
     return compare_metadata(MigrationContext.configure(conn, opts={"compare_type": differ}), metadata)
 
@@ -107,6 +113,47 @@ async def test_migrating_twice_changes_nothing(url: str) -> None:
     async with opened(url) as store:
         topics = ("models", "people", "prices", "limits", "cache", "compositions", "functions", "streams")
         assert await store.versions() == dict.fromkeys(topics, 0)
+
+
+async def test_rows_of_before_the_columns_were_renamed_are_carried_over(url: str) -> None:
+    def write_old_rows(conn: Connection) -> None:
+        migrate_schema(conn, "0009")
+        old = sa.MetaData()
+        old.reflect(conn)
+        columns = {
+            "client_id": "own_id",
+            "upstream_object_id": "made",
+            "ttft_us": "first_us",
+            "generation_us": "answer_us",
+        }
+        data = {columns.get(name, name): value for name, value in event.data.items()}
+        row = {columns.get(name, name): value for name, value in stored(job).items()}
+        conn.execute(sa.insert(old.tables["jobs"]).values(**row))
+        conn.execute(sa.insert(old.tables["events"]).values(**stored(event) | {"data": msgspec.json.encode(data)}))
+        conn.execute(sa.insert(old.tables["meters"]).values(name="all", meter=METER, updated_at=1))
+
+    names = {"client_id": "mine", "upstream_object_id": "resp_1", "ttft_us": 7, "generation_us": 8}
+    job = a_job(created_at=1, updated_at=1, status="success", **names)
+    event = Event(job_id=job.id, seq=1, verb="submit", actor="user:ann", at=1, data=names)
+
+    await look(url, write_old_rows)
+    await look(url, migrate_schema)
+
+    async with opened(url) as store:
+        assert await store.jobs.by_client_id(job.user_id, "mine") == job
+        assert await store.jobs.list(JobFilter(upstream_object_id="resp_1")) == [job]
+        assert replay(await store.jobs.events(job.id)).items() >= names.items()
+        assert (await store.quotas.counters(["all"]))["all"].day.tokens == 0
+
+
+def stored(value: Any) -> dict[str, Any]:
+    """The columns of a row: packed values as JSON, as the columns' own type writes them."""
+    table = metadata.tables["jobs" if isinstance(value, Job) else "events"]
+    row = {name: getattr(value, name) for name in value.__struct_fields__}
+    return {
+        name: msgspec.json.encode(item) if isinstance(table.c[name].type, JsonColumn) and item is not None else item
+        for name, item in row.items()
+    }
 
 
 async def test_the_history_is_one_line() -> None:

@@ -18,7 +18,7 @@ from processes import ask, clean_environment, free_port, served, signoff, until
 from signoff.core.log import LogLine
 from signoff.errors import Overloaded
 from signoff.runtime import logs
-from signoff.runtime.logs import Logs
+from signoff.runtime.logs import ModelLogWriter
 from simulation.catalog import MemoryModelLogs
 from simulation.store import Near
 from simulation.tables import Tables
@@ -44,11 +44,11 @@ def a_store() -> Moody:
 
 
 @contextlib.asynccontextmanager
-async def written(store: Moody) -> AsyncIterator[Logs]:
+async def written(store: Moody) -> AsyncIterator[ModelLogWriter]:
     """Logs of a process, which go to the store while the block lasts."""
     times = iter(range(1_000_000))
-    kept = Logs(store, lambda: next(times))
-    writing = asyncio.ensure_future(kept.write_behind())
+    kept = ModelLogWriter(store, lambda: next(times))
+    writing = asyncio.ensure_future(kept.run())
     try:
         yield kept
     finally:

@@ -20,8 +20,8 @@ from tests.models.watching import MODEL, alive, is_alive, starts, until
 from live import live
 from processes import ask as ask_server
 from processes import clean_environment, first_token, free_port, served, signoff
-from signoff.core.model import Model, ProcessLimits, Timeouts, flaw_of
-from signoff.engine import Request
+from signoff.core.model import Model, ProcessLimits, Timeouts, model_fault
+from signoff.engine import ModelRequest
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.errors import ModelCrashed, ModelFailed, ModelTimedOut
 
@@ -60,7 +60,7 @@ def told(**more: Any) -> Model:
 
 
 async def ask(engine: SubprocessEngine, model: Model, body: Any) -> Any:
-    request = Request(path="/predict", body=json.dumps(body).encode(), target=model.name)
+    request = ModelRequest(path="/predict", body=json.dumps(body).encode(), target=model.name)
     async with asyncio.timeout(30), aclosing(engine.answer(model, request)) as answer:
         [chunk] = [chunk async for chunk in answer]
     return json.loads(chunk.raw)
@@ -80,13 +80,13 @@ async def test_a_model_is_started_before_anybody_asks_and_stopped_whoever_owns_i
         await owner.start_model(model)
         await until(lambda: starts(journal))  # one that speaks lines is ready when it runs
         [pids] = starts(journal)
-        assert other.state_of(model) == "ready"
+        assert other.process_state(model) == "ready"
         await other.start_model(model)
         assert len(starts(journal)) == 1
         # when one that does not own it stops it, all of it has ended, and everybody knows
         assert await other.stop_model(model) is True
         await until(lambda: not alive(pids))
-        assert [engine.state_of(model) for engine in (owner, other)] == ["stopped", "stopped"]
+        assert [engine.process_state(model) for engine in (owner, other)] == ["stopped", "stopped"]
         # and the next request starts it again
         await ask(other, model, {"any": "thing"})
         assert len(starts(journal)) == 2
@@ -97,7 +97,7 @@ async def test_a_model_is_started_before_anybody_asks_and_stopped_whoever_owns_i
 
 async def test_who_waits_for_a_model_that_is_stopped_gets_an_error(engine: SubprocessEngine) -> None:
     waiting = asyncio.ensure_future(ask(engine, told(), {"seconds": 60}))
-    await until(lambda: engine.state_of(told()) == "busy")
+    await until(lambda: engine.process_state(told()) == "busy")
     await ask(engine, told(), {})
     assert await engine.stop_model(told()) is True
     with pytest.raises(ModelFailed, match=r"stopped|ended"):
@@ -221,6 +221,6 @@ async def test_limits_are_the_programs_alone_and_others_are_another_process(engi
     "limits", [{"memory_mb": 0}, {"memory_mb": -1}, {"open_files": 3}, {"nice": 20}, {"nice": -1}, {"memory_mb": 2**50}]
 )
 def test_limits_under_which_nothing_lives_are_refused(limits: dict[str, int]) -> None:
-    assert flaw_of(told(limits=ProcessLimits(**limits))) is not None
-    assert flaw_of(told(limits=ProcessLimits(memory_mb=64))) is None
-    assert flaw_of(Model(name="m", kind="echo", limits=ProcessLimits(nice=1))) is not None
+    assert model_fault(told(limits=ProcessLimits(**limits))) is not None
+    assert model_fault(told(limits=ProcessLimits(memory_mb=64))) is None
+    assert model_fault(Model(name="m", kind="echo", limits=ProcessLimits(nice=1))) is not None

@@ -91,7 +91,7 @@ async def test_what_describes_no_model_is_refused(wrong: dict[str, Any], tmp_pat
     async with live(tmp_path) as server:
         status, told = await server.ask("POST", "/api/models", await server.token("admin"), json=wrong)
         assert (status, told["status"]) == (400, 400)
-        assert await server.desk.store.catalog.models() == []
+        assert await server.services.store.catalog.models() == []
 
 
 async def test_only_admins_see_and_change_models(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from signoff.core.access import Caller
 from signoff.core.answer import with_text
 from signoff.core.job import Edit, Job
 from signoff.store import JobFilter
-from signoff.work.reviews.desk import Opinion, decide
+from signoff.work.reviews.desk import VerdictRequest, decide
 from upstreams import misbehaving
 
 pytestmark = pytest.mark.anyio
@@ -143,7 +143,7 @@ async def test_its_retries_ask_again_only_where_that_helps(status: int, calls: i
         assert caught.value.status_code == status
 
         async def all_written() -> bool | None:
-            return len(await server.desk.store.jobs.list(JobFilter())) == calls or None
+            return len(await server.services.store.jobs.list(JobFilter())) == calls or None
 
         await until(all_written)
 
@@ -165,15 +165,15 @@ async def test_a_held_stream_that_a_person_edits_is_a_stream_like_any_other(tmp_
         reading = asyncio.ensure_future(read())
         job = await until(lambda: a_held(server))
         edited = Edit(response=with_text(job.response or b"", "signed off").decode())
-        await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve", edit=edited))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve", edit=edited))
         assert await reading == ("signed off", "stop", 4)
 
 
 async def an_ended(server: Live) -> Job | None:
-    found = await server.desk.store.jobs.list(JobFilter())
+    found = await server.services.store.jobs.list(JobFilter())
     return found[0] if found and found[0].is_terminal else None
 
 
 async def a_held(server: Live) -> Job | None:
-    found = await server.desk.store.jobs.list(JobFilter(status="human"))
+    found = await server.services.store.jobs.list(JobFilter(status="human"))
     return found[0] if found else None

@@ -15,7 +15,7 @@ from signoff.core.access import Caller
 from signoff.core.answer import with_text
 from signoff.core.job import Edit, Job
 from signoff.store import JobFilter
-from signoff.work.reviews.desk import Opinion, decide
+from signoff.work.reviews.desk import VerdictRequest, decide
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
@@ -111,7 +111,7 @@ async def test_a_plain_call_is_logged_with_its_answer_and_tokens(tmp_path: Path)
 async def test_an_answer_waits_for_its_row_when_asked_to(tmp_path: Path) -> None:
     async with live(tmp_path, log_before_answer=True) as server, client(server) as ai:
         await ai.chat.completions.create(**chat("hello"))
-        assert len(await server.desk.store.jobs.list(JobFilter())) == 1
+        assert len(await server.services.store.jobs.list(JobFilter())) == 1
 
 
 async def test_a_slow_call_has_its_row_while_it_runs(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ async def test_a_slow_call_has_its_row_while_it_runs(tmp_path: Path) -> None:
         assert (job.status, job.lease is not None) == ("bot", True)
         await asking
         done = await until(lambda: ended(server, job.id))
-        assert [event.verb for event in await server.desk.store.jobs.events(job.id)] == ["submit", "succeed"]
+        assert [event.verb for event in await server.services.store.jobs.events(job.id)] == ["submit", "succeed"]
         assert done.status == "success"
 
 
@@ -143,7 +143,7 @@ async def test_a_client_that_leaves_cancels_its_job(stream: bool, filed: bool, t
 async def test_a_client_that_leaves_while_its_row_is_written_leaves_one_row(tmp_path: Path) -> None:
     async with live(tmp_path, log_before_answer=True) as server, client(server, max_retries=0) as ai:
         # given a store that takes a while to commit
-        written = server.desk.store.jobs.insert_ended
+        written = server.services.store.jobs.insert_ended
         begun, go_on = asyncio.Event(), asyncio.Event()
 
         async def slowly(*ended: Any, **more: Any) -> Any:
@@ -152,7 +152,7 @@ async def test_a_client_that_leaves_while_its_row_is_written_leaves_one_row(tmp_
             await go_on.wait()
             return done
 
-        server.desk.store.jobs.insert_ended = slowly  # type: ignore[method-assign]
+        server.services.store.jobs.insert_ended = slowly  # type: ignore[method-assign]
         # when the client leaves meanwhile
         asking = asyncio.ensure_future(ai.chat.completions.create(**chat("hello")))
         await begun.wait()
@@ -170,7 +170,7 @@ async def test_a_held_call_gets_the_edited_answer_on_the_same_connection(stream:
         asking = asyncio.ensure_future(said(ai, chat("secret", "careful", stream=stream)))
         job = await until(lambda: held(server))
         edited = Edit(response=_edited(job, "signed off"))
-        await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve", edit=edited))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve", edit=edited))
         assert await asking == "signed off"
 
 
@@ -180,7 +180,7 @@ async def test_a_rejected_call_is_told_why(stream: bool, tmp_path: Path) -> None
         await server.model("careful", review="always")
         asking = asyncio.ensure_future(said(ai, chat("secret", "careful", stream=stream)))
         job = await until(lambda: held(server))
-        await decide(server.desk, REVIEWER, job.id, Opinion(verdict="reject", reason="not like this"))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="reject", reason="not like this"))
         with pytest.raises(openai.PermissionDeniedError, match="not like this") as caught:
             await asking
         assert caught.value.code == "rejected"
@@ -205,9 +205,9 @@ async def test_a_call_that_is_sent_back_is_asked_again_and_held_again(tmp_path: 
         asking = asyncio.ensure_future(said(ai, chat("first", "careful")))
         job = await until(lambda: held(server))
         payload = Edit(payload=_raw(chat("second", "careful")))
-        await decide(server.desk, REVIEWER, job.id, Opinion(verdict="redo", edit=payload))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="redo", edit=payload))
         again = await until(lambda: held(server, round=2))
-        await decide(server.desk, REVIEWER, again.id, Opinion(verdict="approve"))
+        await decide(server.services, REVIEWER, again.id, VerdictRequest(verdict="approve"))
         assert await asking == "second"
 
 
@@ -234,7 +234,7 @@ async def only_job(server: Live) -> Job:
     """The one job that there is, as soon as it is written."""
 
     async def look() -> Job | None:
-        found = await server.desk.store.jobs.list(JobFilter())
+        found = await server.services.store.jobs.list(JobFilter())
         assert len(found) <= 1
         return found[0] if found else None
 
@@ -242,22 +242,22 @@ async def only_job(server: Live) -> Job:
 
 
 async def held(server: Live, round: int = 1) -> Job | None:  # noqa: A002
-    found = await server.desk.store.jobs.list(JobFilter(status="human"))
+    found = await server.services.store.jobs.list(JobFilter(status="human"))
     return found[0] if found and found[0].round == round else None
 
 
 async def ended(server: Live, job_id: str) -> Job | None:
-    job = await server.desk.store.jobs.get(job_id)
+    job = await server.services.store.jobs.get(job_id)
     return job if job and job.is_terminal else None
 
 
 async def first_ended(server: Live) -> Job | None:
-    found = await server.desk.store.jobs.list(JobFilter())
+    found = await server.services.store.jobs.list(JobFilter())
     return found[0] if found and found[0].is_terminal else None
 
 
 async def in_flight(server: Live) -> bool | None:
-    return bool(server.desk.in_flight._flights) or None
+    return bool(server.services.runtime.inflight_calls._calls) or None
 
 
 def _edited(job: Job, text: str) -> str:

@@ -48,7 +48,7 @@ async def test_every_status_has_its_class_and_the_headers_that_name_the_job(stat
             assert type(error) is CLASSES[status]
             assert error.request_id
             assert error.response.headers["x-signoff-model"] == "echo"
-            job = await server.desk.store.jobs.get(error.response.headers["x-signoff-job"])
+            job = await server.services.store.jobs.get(error.response.headers["x-signoff-job"])
             assert job is None or job.status == "fail"
 
 
@@ -105,5 +105,5 @@ async def test_the_client_asks_again_only_where_that_can_help(behaviour: str, ca
 
 
 async def an_ended(server: Live) -> Job | None:
-    found = await server.desk.store.jobs.list(JobFilter())
+    found = await server.services.store.jobs.list(JobFilter())
     return found[0] if found and found[0].is_terminal else None

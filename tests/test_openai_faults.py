@@ -133,7 +133,7 @@ async def says(server: Live, code: str, job_id: str | None = None) -> None:
     """Waits for the job's end, which tells of the same fault."""
 
     async def look() -> Job | None:
-        found = await server.desk.store.jobs.list(JobFilter())
+        found = await server.services.store.jobs.list(JobFilter())
         return found[0] if found and found[0].is_terminal else None
 
     job = await until(look)

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from signoff.transports.liveness import Watch
-from signoff.transports.publisher import Out
+from signoff.transports.liveness import LivenessWatch
+from signoff.transports.publisher import PublisherConnection
 
 pytestmark = pytest.mark.anyio
 
@@ -17,9 +17,9 @@ class Lines:
 
     def __init__(self) -> None:
         self.made: list[Line] = []
-        self.out = Out(self._make, Line.connect)
+        self.out = PublisherConnection(self._make, Line.connect)
 
-    def _make(self, watch: Watch) -> Line:
+    def _make(self, watch: LivenessWatch) -> Line:
         self.made.append(Line(watch))
         return self.made[-1]
 
@@ -29,7 +29,7 @@ class Line:
 
     refuses = False
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: LivenessWatch) -> None:
         self.watch = watch
         self.state = "new"
 
@@ -42,7 +42,7 @@ class Line:
     async def stop(self) -> None:
         await asyncio.sleep(0)
         self.state = "stopped"
-        self.watch.tell(ConnectionError("closed"))
+        self.watch.fail(ConnectionError("closed"))
 
 
 async def test_all_who_ask_at_once_have_one_connection() -> None:
@@ -58,14 +58,14 @@ async def test_one_that_is_lost_is_stopped_before_there_is_another(by: str) -> N
     lines = Lines()
     first = await lines.out.connected()
     if by == "its watch":
-        first.watch.tell(ConnectionError("cut"))
+        first.watch.fail(ConnectionError("cut"))
     else:
         lines.out.lost(first)
     second = await lines.out.connected()
     assert [line.state for line in lines.made] == ["stopped", "connected"]
     # what is said of the first one late is not said of the second
     lines.out.lost(first)
-    first.watch.tell(ConnectionError("cut"))
+    first.watch.fail(ConnectionError("cut"))
     assert await lines.out.connected() is second
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signoff.core.binary import Parcel, field, seen, unwrapped, with_field, wrapped
+from signoff.core.binary import BinaryBody, decode_binary, describe_binary, encode_binary, form_field, with_form_field
 
 FORM = 'multipart/form-data; boundary="b 1"'
 
@@ -20,23 +20,23 @@ def named(name: str, content: bytes, more: str = "") -> tuple[str, bytes]:
     return f'Content-Disposition: form-data; name="{name}"{more}', content
 
 
-HEADERS = wrapped(Parcel("text/html\r\nset-cookie: a=b", b""))
+HEADERS = encode_binary(BinaryBody("text/html\r\nset-cookie: a=b", b""))
 FILE = named("file", b"\r\nname=model\r\n\r\nwrong\r\n--b", '; filename="name=model"\r\nContent-Type: audio/wav')
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1), st.binary())
 def test_a_parcel_comes_back_as_it_was(kind: str, content: bytes) -> None:
-    parcel = Parcel(kind, content)
-    assert unwrapped(wrapped(parcel)) == parcel
-    assert seen(wrapped(parcel)) == f"{kind.partition(';')[0]}, {len(content)} bytes"
+    binary = BinaryBody(kind, content)
+    assert decode_binary(encode_binary(binary)) == binary
+    assert describe_binary(encode_binary(binary)) == f"{kind.partition(';')[0]}, {len(content)} bytes"
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b'{"parcel":', b'{"parcel":5}', b'{"parcel":{"content":"?"}}', b"\xff", HEADERS]
 )
 def test_what_is_no_parcel_is_none(body: bytes) -> None:
-    assert unwrapped(body) is None
-    assert seen(body) is None
+    assert decode_binary(body) is None
+    assert describe_binary(body) is None
 
 
 @pytest.mark.parametrize(
@@ -50,17 +50,17 @@ def test_what_is_no_parcel_is_none(body: bytes) -> None:
 def test_a_field_is_found_and_changed_and_nothing_else_is(kind: str, boundary: bytes) -> None:
     before = form(FILE, named("model", b"mine"), named("prompt", b"mine"), boundary=boundary)
     after = form(FILE, named("model", b"theirs"), named("prompt", b"mine"), boundary=boundary)
-    parcel = Parcel(kind, before)
-    assert field(parcel, "model") == "mine"
-    assert with_field(parcel, "model", "theirs").content == after
-    assert with_field(parcel, "model", "mine") is parcel
-    assert field(parcel, "wrong") is None
-    assert with_field(parcel, "wrong", "x") is parcel
+    binary = BinaryBody(kind, before)
+    assert form_field(binary, "model") == "mine"
+    assert with_form_field(binary, "model", "theirs").content == after
+    assert with_form_field(binary, "model", "mine") is binary
+    assert form_field(binary, "wrong") is None
+    assert with_form_field(binary, "wrong", "x") is binary
 
 
 def test_a_head_without_quotes_or_with_more_lines_is_read() -> None:
     head = "X: y\r\ncontent-disposition: form-data; name=model\r\nContent-Length: 4"
-    assert field(Parcel(FORM, form((head, b"mine"))), "model") == "mine"
+    assert form_field(BinaryBody(FORM, form((head, b"mine"))), "model") == "mine"
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def test_a_head_without_quotes_or_with_more_lines_is_read() -> None:
     ],
 )
 def test_a_broken_form_has_no_fields(kind: str, content: bytes) -> None:
-    assert field(Parcel(kind, content), "model") is None
+    assert form_field(BinaryBody(kind, content), "model") is None
 
 
 @given(st.binary())
 def test_no_bytes_break_the_search(content: bytes) -> None:
-    parcel = Parcel(FORM, b"--b 1\r\n" + content)
-    assert with_field(parcel, "model", field(parcel, "model") or "") is parcel or b"model" in content
+    binary = BinaryBody(FORM, b"--b 1\r\n" + content)
+    assert with_form_field(binary, "model", form_field(binary, "model") or "") is binary or b"model" in content

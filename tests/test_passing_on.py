@@ -14,10 +14,10 @@ from yarl import URL
 
 from live import Live, chat, client, live, until
 from signoff.core.access import Caller
-from signoff.core.binary import Parcel, wrapped
+from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.job import Job
 from signoff.store import JobFilter
-from signoff.work.reviews.desk import Opinion, decide
+from signoff.work.reviews.desk import VerdictRequest, decide
 from upstreams import SOUND, SPOKEN, FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio
@@ -45,7 +45,7 @@ def escaped(name: str) -> str:
 
 
 async def jobs(server: Live, **more: Any) -> list[Job]:
-    return await server.desk.store.jobs.list(JobFilter(**more))
+    return await server.services.store.jobs.list(JobFilter(**more))
 
 
 async def a_held(server: Live) -> Job | None:
@@ -178,8 +178,8 @@ async def test_nobody_reaches_it_in_a_parcel(kind: str, encoding: str, tmp_path:
         bob, asked = await server.token(email="bob@example.com"), len(fake.requests)
         form = f'--b\r\nContent-Disposition: form-data; name="thread_id"\r\n\r\n{name}\r\n--b--\r\n'
         for content in (f'{{"thread_id":"{name}"}}', f'{{"thread_id":"{escaped(name)}"}}', form):
-            parcel = wrapped(Parcel(kind, content.encode(encoding)))
-            assert (await ask(server, bob, "POST", "/v1/threads/runs", data=parcel))[0] == 404
+            binary = encode_binary(BinaryBody(kind, content.encode(encoding)))
+            assert (await ask(server, bob, "POST", "/v1/threads/runs", data=binary))[0] == 404
         assert len(fake.requests) == asked
 
 
@@ -257,7 +257,7 @@ async def test_what_was_held_leaves_by_no_other_way(tmp_path: Path) -> None:
         # given a response that was signed off
         asking = asyncio.ensure_future(made(server, token))
         job = await until(lambda: a_held(server))
-        await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve"))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))
         name = await asking
         # when its upstream's own copy is asked for, or another model is to tell what it said
         told = {"model": "hasty", "input": "What did you say?", "previous_response_id": name}
@@ -298,7 +298,7 @@ async def test_a_stream_that_only_its_upstream_knows_is_given_as_it_came(
         job = await until(lambda: a_held(server))
         held_since = asyncio.get_running_loop().time()
         await until(has_waited)
-        await decide(server.desk, REVIEWER, job.id, Opinion(verdict="approve"))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))
         assert await asking == (kind, whole)
 
 
@@ -309,10 +309,10 @@ async def test_what_was_refused_cannot_be_fetched_at_its_upstream(tmp_path: Path
         asked = {"model": "mine", "input": "hello"}
         asking = asyncio.ensure_future(ask(server, token, "POST", "/v1/responses", json=asked))
         job = await until(lambda: a_held(server))
-        assert job.made == "resp_1Kept"
+        assert job.upstream_object_id == "resp_1Kept"
         for verdict in (None, "reject"):
             if verdict:
-                await decide(server.desk, REVIEWER, job.id, Opinion(verdict="reject", reason="no"))
+                await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="reject", reason="no"))
             assert (await ask(server, token, "GET", "/v1/responses/resp_1Kept"))[0] == 404
         assert (await asking)[0] == 403
 
@@ -400,7 +400,7 @@ async def test_a_chat_is_looked_up_nowhere(tmp_path: Path) -> None:
         async def unasked(*_: object) -> list[Job]:
             raise AssertionError
 
-        server.desk.store.jobs.list = unasked  # type: ignore[method-assign]
+        server.services.store.jobs.list = unasked  # type: ignore[method-assign]
         answer = await ai.chat.completions.create(**chat('{"x": "resp_1234"}'))
         assert "resp_1234" in (answer.choices[0].message.content or "")
         with pytest.raises(openai.InternalServerError):

@@ -58,7 +58,7 @@ async def test_every_case_of_its_users_gives_what_they_say(server: Live, by: str
 async def signed_in(server: Live) -> dict[str, str]:
     """The header that a browser sends, once the user has signed in."""
     who = {"email": "user@example.com", "password": "some secret words"}
-    await create_user(server.desk, who["email"], "user", who["password"])
+    await create_user(server.services, who["email"], "user", who["password"])
     async with server.http.post(server.url + "/api/session", json=who) as response:
         assert response.status == 200
         return {"cookie": response.headers["set-cookie"].partition(";")[0]}
@@ -209,8 +209,8 @@ async def test_nobody_runs_anothers_pipeline_unless_it_is_shared(server: Live, u
 
 async def test_a_run_sees_no_more_than_the_token_that_asked_for_it(server: Live) -> None:
     ann = await server.token(email="ann@x.org")
-    root = await create_user(server.desk, "root@x.org", "admin")
-    lesser, full = [await create_token(server.desk, root, role=role) for role in ("user", "admin")]
+    root = await create_user(server.services, "root@x.org", "admin")
+    lesser, full = [await create_token(server.services, root, role=role) for role in ("user", "admin")]
     await save(server, ann, "prompt", "hers", "for {x}")
     await save(server, full, "pipeline", "listed", "get_prompts()")
 

@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from live import Live, chat, until, words
 from replies import REPLY, Replies, replying
 from runs import call, composing, log, save, submit
-from signoff.core.delivery import Deliver
+from signoff.core.delivery import DeliveryTarget
 from signoff.store import JobFilter
 from signoff.stores.schema import jobs
 from signoff.work.admin.people import create_token, create_user
-from signoff.work.jobs.retry import anew
+from signoff.work.jobs.retry import copy_for_retry
 from signoff.work.pipelines import run as pipeline
 from stores import execute
 
@@ -191,7 +191,7 @@ async def test_a_waiting_caller_gets_the_signed_answer_on_the_same_connection(se
 
         await review(server, (await until(one))["job_id"], "success")
 
-    signing = server.desk.background.spawn(sign())
+    signing = server.services.runtime.background.spawn(sign())
     body = chat("1", "p") | {"stream": stream}
     status, told = await server.ask("POST", "/v1/chat/completions", token, json=body)
     await signing
@@ -270,7 +270,7 @@ async def test_the_refusal_of_a_model_is_the_runs_with_its_status_and_its_words(
 
 
 async def nothing_goes_on(server: Live) -> bool | None:
-    counts = [await server.desk.store.jobs.count(which) for which in unfinished()]
+    counts = [await server.services.store.jobs.count(which) for which in unfinished()]
     return sum(counts) == 0 or None
 
 
@@ -431,8 +431,8 @@ async def test_who_wants_nothing_stored_has_no_step_looked_up_or_kept(server: Li
 
 
 async def test_a_token_that_never_uses_the_cache_does_not_for_a_step(server: Live, upstream: Replies) -> None:
-    user = await create_user(server.desk, "ann@x.org", "user")
-    token = await create_token(server.desk, user, cache="never")
+    user = await create_user(server.services, "ann@x.org", "user")
+    token = await create_token(server.services, user, cache="never")
     await save(server, token, "prompt", "known", "known {x}")
     await save(server, token, "pipeline", "p", "known(x)")
 
@@ -474,7 +474,7 @@ async def test_a_run_whose_step_is_put_off_leaves_its_worker_to_others_and_goes_
         await ended(server, await reviewer(server), other["job_id"])
         # and it goes on when there is room
         await limit(server, requests_per_minute=100)
-        [late] = [job for job in await server.desk.store.jobs.list(JobFilter(status="bot")) if job.parent_id]
+        [late] = [job for job in await server.services.store.jobs.list(JobFilter(status="bot")) if job.parent_id]
         await due_now(server, late.id)
         for run in runs:
             await ended(server, token, run)
@@ -489,7 +489,7 @@ async def any_parked(server: Live, token: str, runs: list[str]) -> bool | None:
 async def due_now(server: Live, job_id: str) -> None:
     """As if its time had come."""
     statement = sa.update(jobs).where(jobs.c.id == job_id).values(due_at=0)
-    await execute(server.desk.store, statement)
+    await execute(server.services.store, statement)
 
 
 async def submit_and_end(server: Live, token: str) -> dict[str, Any]:
@@ -508,15 +508,15 @@ async def test_what_is_asked_again_has_the_key_of_the_first_time_and_tells_whoev
     await save(server, token, "pipeline", "p", "free(x)")
     asked = {"pipeline_name": "p", "args": {"x": "1"}, "openaikey_id": hers["id"]}
     assert (await server.ask("POST", "/api/pipeline/call", token, json=asked))[0] == 200
-    [old] = await server.desk.store.jobs.list(JobFilter(with_steps=False))
+    [old] = await server.services.store.jobs.list(JobFilter(with_steps=False))
 
     _, new = await server.ask("POST", f"/api/jobs/{old.id}/rerun", token, json={"node": "0"})
     await ended(server, token, new["job_id"])
 
     assert upstream.keys == ["Bearer sk-ann"] * 2
-    told = msgspec.structs.replace(old, deliver=(Deliver(kind="topic", address="answers", host="orders"),))
-    caller = await server.desk.callers.named("ann@x.org")
-    assert anew(server.desk, caller, told).deliver == told.deliver
+    told = msgspec.structs.replace(old, deliver=(DeliveryTarget(kind="topic", address="answers", host="orders"),))
+    caller = await server.services.caches.callers.by_email("ann@x.org")
+    assert copy_for_retry(server.services, caller, told).deliver == told.deliver
 
 
 @pytest.mark.parametrize(

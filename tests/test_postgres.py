@@ -25,7 +25,7 @@ from signoff.errors import BadRequest, Overloaded, SchemaOutdated
 from signoff.store import JobFilter, Topic
 from signoff.stores import postgres, postgres_changes, quotas, schema
 from signoff.stores.postgres import Postgres
-from signoff.stores.postgres_changes import PAYLOAD_BYTES, UNSENT_LIMIT, Notify, payloads
+from signoff.stores.postgres_changes import PAYLOAD_BYTES, UNSENT_LIMIT, PostgresChangeFeed, payloads
 from signoff.stores.sql import SqlStore
 from signoff.stores.writer import Tx
 from stores import (
@@ -236,7 +236,7 @@ async def test_after_the_server_ended_every_connection_reads_and_writes_go_on(
     await end_connections(postgres_url)
 
     assert await together(store.jobs.get(job.id) for _ in range(20)) == [job] * 20
-    assert (await store.jobs.move(job.id, a_step("succeed"))).status == "success"
+    assert (await store.jobs.transition(job.id, a_step("succeed"))).status == "success"
     assert await store.ready() is True
 
 
@@ -282,7 +282,7 @@ async def test_writes_go_on_while_connections_end_again_and_again(postgres_url: 
 
     async def work(number: int) -> str:
         job = await leased(store, idempotency_key=str(number))
-        await store.jobs.move(job.id, a_step("hold", changes={"response": ANSWER}))
+        await store.jobs.transition(job.id, a_step("hold", changes={"response": ANSWER}))
         return job.id
 
     ending = asyncio.ensure_future(end_again_and_again())
@@ -320,7 +320,7 @@ async def test_a_commit_whose_answer_is_lost_happens_once(
         job = await held(store, attempt=1)
 
         wire.cut = where
-        moved = await store.jobs.move(job.id, a_step("cancel", changes={"priority": 9}))
+        moved = await store.jobs.transition(job.id, a_step("cancel", changes={"priority": 9}))
         wire.cut = where
         made = await inserted(store)
         wire.cut = where
@@ -345,7 +345,7 @@ async def test_when_nobody_can_tell_what_became_of_a_commit_its_caller_is_told_s
 
         wire.cut, wire.refuses = "after", True
         with pytest.raises(Overloaded, match="nobody knows"):
-            await store.jobs.move(job.id, a_step("succeed"))
+            await store.jobs.transition(job.id, a_step("succeed"))
 
         wire.refuses = False
         found = await store.jobs.get(job.id)
@@ -372,7 +372,7 @@ async def test_what_was_used_counts_once_though_nobody_can_tell_for_long_what_be
         wire.refuses = False
         meter = await settling
 
-        assert (meter.day.tokens, meter.holds) == (30, ())
+        assert (meter.day.tokens, meter.pending) == (30, ())
 
 
 async def has_refused(wire: Wire, times: int) -> bool:
@@ -412,12 +412,12 @@ DROPS: dict[str, tuple[str, Callable[[SqlStore], Awaitable[object]], Callable[[S
     ),
     "keys": ("models", lambda s: s.catalog.add_key(1, "k", b"k"), lambda s: s.catalog.drop_key(1)),
     "limits": ("limits", lambda s: s.quotas.put_limit(Limit(who="all")), lambda s: s.quotas.drop_limit("all")),
-    "prices": ("prices", lambda s: s.ledger.put_price(PRICE), lambda s: s.ledger.drop_price("gpt", 10)),
+    "prices": ("prices", lambda s: s.usage.put_price(PRICE), lambda s: s.usage.drop_price("gpt", 10)),
     "streams": ("streams", lambda s: s.streams.put(a_stream("s")), lambda s: s.streams.drop("s")),
     "compositions": (
         "compositions",
-        lambda s: s.compositions.put(Prompt(name="p", body="b", user_id=1)),
-        lambda s: s.compositions.share(1, shared=True),
+        lambda s: s.library.put(Prompt(name="p", body="b", user_id=1)),
+        lambda s: s.library.share(1, shared=True),
     ),
 }
 
@@ -543,7 +543,7 @@ async def test_nobody_waits_for_a_job_whose_worker_was_cut_off_while_it_wrote(
         async with asyncio.timeout(15):
             assert await is_refused(store, job, lapse)
             await inserted(store)
-    assert (await store.jobs.move(job.id, lapse)).lease is None
+    assert (await store.jobs.transition(job.id, lapse)).lease is None
     await outsider.close()
 
 
@@ -574,10 +574,12 @@ def test_a_name_that_fits_into_no_payload_becomes_any() -> None:
 
 
 async def test_what_cannot_be_sent_for_long_becomes_any() -> None:
-    heard = Notify("postgresql://nobody@127.0.0.1:1/none", news=Postgres(make_url("postgresql://none"))._news)
+    heard = PostgresChangeFeed(
+        "postgresql://nobody@127.0.0.1:1/none", news=Postgres(make_url("postgresql://none"))._news
+    )
     news: list[tuple[Topic, str]] = [("job", str(number)) for number in range(UNSENT_LIMIT + 1)]
 
-    heard.say(news)
+    heard.publish(news)
 
     assert heard._unsent == {("any", ""): None}
 

@@ -163,7 +163,7 @@ async def test_only_admins_add_models_and_clean_logs(tmp_path: Path) -> None:
             for operation in ("addmodel", "cleanlogs"):
                 path = f"/post/{operation}?id=echo&type=httpmodel&dest=http://x"
                 assert (await ask(server, path, token))[0] == 403
-        assert [model.name for model in await server.desk.store.catalog.models()] == []
+        assert [model.name for model in await server.services.store.catalog.models()] == []
 
 
 async def test_a_command_is_taken_on_loopback_or_where_it_is_allowed(tmp_path: Path) -> None:

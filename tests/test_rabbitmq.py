@@ -49,14 +49,14 @@ async def test_each_bell_is_heard_by_one_of_two_that_wait(rabbitmq_url: str, que
         started(a_rabbit(rabbitmq_url, queue), listening=True) as other,
     ):
         for number in range(10):
-            waits = [asyncio.ensure_future(ear.heard(WAIT_SECONDS)) for ear in (one, other)]
+            waits = [asyncio.ensure_future(ear.poll(WAIT_SECONDS)) for ear in (one, other)]
             await asyncio.sleep(0)
-            bell.ring(f"job-{number}", 0)
+            bell.notify(f"job-{number}", 0)
             heard, deaf = await asyncio.wait(waits, timeout=WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             assert [task.result() for task in heard] == [True]
             deaf.pop().cancel()
         async with asyncio.TaskGroup() as group:
-            more = [group.create_task(ear.heard(QUIET_SECONDS)) for ear in (one, other)]
+            more = [group.create_task(ear.poll(QUIET_SECONDS)) for ear in (one, other)]
         assert [task.result() for task in more] == [False, False]
     assert await waiting(rabbitmq_url, queue) == 0
 
@@ -67,18 +67,18 @@ async def test_many_rings_at_once_wake_everybody_who_waits(rabbitmq_url: str, qu
         started(a_rabbit(rabbitmq_url, queue), listening=True) as one,
         started(a_rabbit(rabbitmq_url, queue), listening=True) as other,
     ):
-        waits = [asyncio.ensure_future(ear.heard(WAIT_SECONDS)) for ear in (one, other)]
+        waits = [asyncio.ensure_future(ear.poll(WAIT_SECONDS)) for ear in (one, other)]
         async with channel(rabbitmq_url) as look:
             await until_heard_by(2, look, queue)
         for number in range(40):
-            bell.ring(f"job-{number}", 0)
+            bell.notify(f"job-{number}", 0)
         assert [await wait for wait in waits] == [True, True]
 
 
 async def test_ten_thousand_rings_are_heard_in_a_moment(rabbitmq_url: str, queue: str) -> None:
     async with started(a_rabbit(rabbitmq_url, queue)) as bell:
         for number in range(10_000):
-            bell.ring(f"01890a5d-ac96-774b-bcce-{number:012d}", number % 10)
+            bell.notify(f"01890a5d-ac96-774b-bcce-{number:012d}", number % 10)
     began = time.monotonic()
     async with started(a_rabbit(rabbitmq_url, queue)) as ear:
         assert 1 <= await drained(ear) <= 50
@@ -88,9 +88,9 @@ async def test_ten_thousand_rings_are_heard_in_a_moment(rabbitmq_url: str, queue
 
 async def test_a_bell_waits_for_somebody_to_listen(rabbitmq_url: str, queue: str) -> None:
     async with started(a_rabbit(rabbitmq_url, queue)) as bell:
-        bell.ring("one", 0)
-        bell.ring("one", 0)
-        bell.ring("two", 0)
+        bell.notify("one", 0)
+        bell.notify("one", 0)
+        bell.notify("two", 0)
     # then it is safe, and names what it rang for
     async with channel(rabbitmq_url) as other:
         messages = [await (await other.get_queue(queue)).get(timeout=WAIT_SECONDS) for _ in range(2)]
@@ -98,7 +98,7 @@ async def test_a_bell_waits_for_somebody_to_listen(rabbitmq_url: str, queue: str
         assert {message.delivery_mode for message in messages} == {DeliveryMode.PERSISTENT}
         await messages[-1].nack(multiple=True)
     async with started(a_rabbit(rabbitmq_url, queue)) as ear:
-        assert await ear.heard(WAIT_SECONDS)
+        assert await ear.poll(WAIT_SECONDS)
 
 
 async def test_the_queue_outlasts_the_server_and_has_a_bound(rabbitmq_url: str, queue: str) -> None:
@@ -113,8 +113,8 @@ async def test_a_queue_that_is_there_is_used_as_it_is(rabbitmq_url: str, queue: 
     async with channel(rabbitmq_url) as other:
         await other.declare_queue(queue, auto_delete=True, arguments={"x-max-priority": 5, "x-max-length": 7})
         async with started(a_rabbit(rabbitmq_url, queue)) as broker:
-            broker.ring("job", 9)
-            assert await broker.heard(WAIT_SECONDS)
+            broker.notify("job", 9)
+            assert await broker.poll(WAIT_SECONDS)
             assert await drained(broker) == 0
 
 
@@ -122,7 +122,7 @@ async def test_what_somebody_else_put_into_the_queue_stays_there(rabbitmq_url: s
     with capture_logs() as logs:
         async with channel(rabbitmq_url) as other, started(a_rabbit(rabbitmq_url, queue)) as broker:
             await other.default_exchange.publish(aio_pika.Message(b'{"job_id": 1}'), queue)
-            assert not await broker.heard(1)
+            assert not await broker.poll(1)
     assert "somebody else's" in logs[-1]["error"]
     assert await waiting(rabbitmq_url, queue) == 1
 
@@ -130,8 +130,8 @@ async def test_what_somebody_else_put_into_the_queue_stays_there(rabbitmq_url: s
 async def test_an_odd_id_does_not_stop_the_bells(rabbitmq_url: str, queue: str) -> None:
     async with started(a_rabbit(rabbitmq_url, queue)) as broker:
         for job_id in ("\udcff", "", "x" * 300_000):
-            broker.ring(job_id, 0)
-            assert await broker.heard(WAIT_SECONDS)
+            broker.notify(job_id, 0)
+            assert await broker.poll(WAIT_SECONDS)
 
 
 # Who gives a bell back.
@@ -141,37 +141,37 @@ async def test_what_nobody_hears_rings_for_another(rabbitmq_url: str, queue: str
     async with started(a_rabbit(rabbitmq_url, queue)) as bell, started(a_rabbit(rabbitmq_url, queue)) as busy:
         # given a bell that comes to somebody who listened a moment ago, and is busy now
         for _ in range(2):
-            await busy.heard(0.05)
-        bell.ring("job", 0)
+            await busy.poll(0.05)
+        bell.notify("job", 0)
         # then another one hears it soon, and the first one does not any more
         async with started(a_rabbit(rabbitmq_url, queue)) as other:
-            assert await other.heard(2)
-            assert await other.heard(0) is False
-            assert await busy.heard(QUIET_SECONDS) is False
+            assert await other.poll(2)
+            assert await other.poll(0) is False
+            assert await busy.poll(QUIET_SECONDS) is False
 
 
 async def test_what_was_heard_and_not_claimed_rings_for_another(rabbitmq_url: str, queue: str) -> None:
     async with started(a_rabbit(rabbitmq_url, queue)) as busy:
-        busy.ring("job", 0)
-        assert await busy.heard(WAIT_SECONDS)
+        busy.notify("job", 0)
+        assert await busy.poll(WAIT_SECONDS)
         async with started(a_rabbit(rabbitmq_url, queue)) as other:
-            assert await other.heard(2)
+            assert await other.poll(2)
 
 
 async def test_what_a_dying_worker_heard_rings_for_another(wire: Proxy, rabbitmq_url: str, queue: str) -> None:
     async with started(a_rabbit(rabbitmq_url, queue)) as other, started(a_rabbit(wire.url, queue)) as dying:
-        other.ring("job", 0)
-        assert await dying.heard(WAIT_SECONDS)
+        other.notify("job", 0)
+        assert await dying.poll(WAIT_SECONDS)
         await wire.shut()
-        assert await other.heard(2)
+        assert await other.poll(2)
 
 
 async def test_what_was_claimed_rings_no_more(rabbitmq_url: str, queue: str) -> None:
     async with started(a_rabbit(rabbitmq_url, queue)) as broker:
-        broker.ring("job", 0)
-        assert await broker.heard(WAIT_SECONDS)
+        broker.notify("job", 0)
+        assert await broker.poll(WAIT_SECONDS)
         # when it listens again, there is no more to claim
-        assert await broker.heard(QUIET_SECONDS) is False
+        assert await broker.poll(QUIET_SECONDS) is False
     assert await waiting(rabbitmq_url, queue) == 0
 
 
@@ -182,15 +182,15 @@ async def test_what_was_acknowledged_is_not_acknowledged_again_when_news_ring(ra
     with capture_logs() as logs:
         async with started(a_rabbit(rabbitmq_url, queue), listening=True) as broker:
             # given a bell that was heard and claimed
-            broker.ring("job", 5)
-            assert await broker.heard(WAIT_SECONDS)
-            await broker.heard(QUIET_SECONDS)
+            broker.notify("job", 5)
+            assert await broker.poll(WAIT_SECONDS)
+            await broker.poll(QUIET_SECONDS)
             # when RabbitMQ halts whoever publishes, and news ring instead
             broker._out.is_up = False
             for _ in range(3):
-                broker.nudge()
-                assert await broker.heard(WAIT_SECONDS)
-                await broker.heard(QUIET_SECONDS)
+                broker.wake_local()
+                assert await broker.poll(WAIT_SECONDS)
+                await broker.poll(QUIET_SECONDS)
     # then the line on which bells come stays
     assert [amqp for amqp in logs if amqp.get("line") == "signoff listens"] == []
 
@@ -205,12 +205,12 @@ async def test_bells_get_through_once_the_server_is_back(wire: Proxy, rabbitmq_u
     assert "cannot be reached" in logs[0]["error"]
     assert not broker.is_connected
     # when it rings: then it rings in this process
-    broker.ring("job", 0)
-    assert await broker.heard(WAIT_SECONDS)
+    broker.notify("job", 0)
+    assert await broker.poll(WAIT_SECONDS)
     # and everywhere when the server is back
     await wire.open()
     async with started(a_rabbit(rabbitmq_url, queue)) as other:
-        assert await other.heard(WAIT_SECONDS)
+        assert await other.poll(WAIT_SECONDS)
     await until(lambda: broker.is_connected)
     await broker.close()
 
@@ -222,8 +222,8 @@ async def test_a_line_that_is_cut_is_made_again(wire: Proxy, queue: str) -> None
             await until(lambda: not broker.is_connected)
             await until(lambda: broker.is_connected)
             await drained(broker)
-            broker.ring(f"job-{number}", 0)
-            assert await broker.heard(WAIT_SECONDS)
+            broker.notify(f"job-{number}", 0)
+            assert await broker.poll(WAIT_SECONDS)
 
 
 async def test_a_line_that_an_operator_closes_is_made_again(wire: Proxy, queue: str) -> None:
@@ -234,8 +234,8 @@ async def test_a_line_that_an_operator_closes_is_made_again(wire: Proxy, queue: 
         assert logs
         await until(lambda: broker.is_connected)
         await drained(broker)
-        broker.ring("job", 0)
-        assert await broker.heard(WAIT_SECONDS)
+        broker.notify("job", 0)
+        assert await broker.poll(WAIT_SECONDS)
 
 
 async def test_a_line_on_which_nothing_passes_is_noticed_by_whoever_rings(
@@ -245,11 +245,11 @@ async def test_a_line_on_which_nothing_passes_is_noticed_by_whoever_rings(
     async with started(a_rabbit(wire.url, queue)) as broker, started(a_rabbit(rabbitmq_url, queue)) as other:
         wire.block()
         with capture_logs() as logs:
-            broker.ring("job", 0)
+            broker.notify("job", 0)
             await until(lambda: not broker.is_connected)
         assert "did not answer" in logs[0]["error"]
         wire.unblock()
-        assert await other.heard(WAIT_SECONDS)
+        assert await other.poll(WAIT_SECONDS)
 
 
 async def test_a_line_on_which_nothing_passes_is_noticed_by_whoever_listens(wire: Proxy, queue: str) -> None:
@@ -266,22 +266,22 @@ async def test_whoever_waits_hears_again_when_the_queue_was_deleted(rabbitmq_url
         started(a_rabbit(rabbitmq_url, queue), listening=True) as ear,
         channel(rabbitmq_url) as other,
     ):
-        wait = asyncio.ensure_future(ear.heard(WAIT_SECONDS))
+        wait = asyncio.ensure_future(ear.poll(WAIT_SECONDS))
         await until_heard_by(1, other, queue)
         with capture_logs() as logs:
             await other.queue_delete(queue)
             await until(lambda: logs)
         assert "is gone" in logs[0]["error"]
         await until(lambda: ear.is_connected)
-        bell.ring("job", 0)
+        bell.notify("job", 0)
         assert await wait
 
 
 async def test_a_ring_makes_the_queue_again(rabbitmq_url: str, queue: str) -> None:
     async with started(a_rabbit(rabbitmq_url, queue)) as broker, channel(rabbitmq_url) as other:
         await other.queue_delete(queue)
-        broker.ring("job", 0)
-        assert await broker.heard(WAIT_SECONDS)
+        broker.notify("job", 0)
+        assert await broker.poll(WAIT_SECONDS)
         await drained(broker)
     assert await waiting(rabbitmq_url, queue) == 0
 
@@ -292,7 +292,7 @@ async def test_a_full_queue_that_refuses_more_costs_bells_and_no_line(rabbitmq_u
         with capture_logs() as logs:
             async with started(a_rabbit(rabbitmq_url, queue)) as broker:
                 for number in range(50):
-                    broker.ring(f"job-{number}", 0)
+                    broker.notify(f"job-{number}", 0)
                 await until(lambda: logs)
                 assert broker.is_connected
         [told] = logs
@@ -304,7 +304,7 @@ async def test_too_many_bells_drop_the_oldest_and_say_so_once(wire: Proxy, rabbi
     await wire.shut()
     broker = a_rabbit(wire.url, queue)
     for number in range(10_500):
-        broker.ring(f"job-{number}", 0)
+        broker.notify(f"job-{number}", 0)
     await wire.open()
     with capture_logs() as logs:
         await until(lambda: broker.is_connected)
@@ -349,16 +349,16 @@ async def test_what_is_wrong_is_told_without_the_password(
     assert "s3cret" not in str(logs) + caplog.text
     # and the doctor says the same
     with pytest.raises(ConnectionError) as caught:
-        await amqp.found(url, queue)
+        await amqp.describe_broker(url, queue)
     assert told in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
 async def test_the_doctor_finds_the_queue(rabbitmq_url: str, queue: str) -> None:
-    assert "is made when it is needed" in await amqp.found(rabbitmq_url, queue)
+    assert "is made when it is needed" in await amqp.describe_broker(rabbitmq_url, queue)
     async with started(a_rabbit(rabbitmq_url, queue)) as broker:
-        broker.ring("job", 0)
-    assert f"queue {queue}: bells 1, listeners 0" in await amqp.found(rabbitmq_url, queue)
+        broker.notify("job", 0)
+    assert f"queue {queue}: bells 1, listeners 0" in await amqp.describe_broker(rabbitmq_url, queue)
 
 
 # The end.
@@ -367,7 +367,7 @@ async def test_the_doctor_finds_the_queue(rabbitmq_url: str, queue: str) -> None
 async def test_closing_rings_what_was_not_rung_yet(rabbitmq_url: str, queue: str) -> None:
     # given a broker that nobody started
     broker = a_rabbit(rabbitmq_url, queue)
-    broker.ring("job", 0)
+    broker.notify("job", 0)
     await broker.close()
     assert await waiting(rabbitmq_url, queue) == 1
 
@@ -377,12 +377,12 @@ async def test_closing_does_not_wait_for_a_server_that_is_away(trouble: str, wir
     broker = a_rabbit(wire.url, queue)
     await broker.start()
     await until(lambda: broker.is_connected)
-    await broker.heard(0.1)
+    await broker.poll(0.1)
     if trouble == "shut":
         await wire.shut()
     else:
         wire.block()
-    broker.ring("job", 0)
+    broker.notify("job", 0)
     began = time.monotonic()
     await broker.close()
     assert time.monotonic() - began < 10
@@ -392,7 +392,7 @@ async def test_closing_ends_in_every_moment_of_connecting(rabbitmq_url: str, que
     for moment in range(60):
         broker = a_rabbit(rabbitmq_url, queue)
         await broker.start()
-        await broker.heard(moment / 4000)
+        await broker.poll(moment / 4000)
         async with asyncio.timeout(5):
             await broker.close()
 
@@ -448,7 +448,7 @@ async def test_without_its_broker_a_server_is_ready_and_works_and_the_doctor_say
     complaints = (tmp_path / "err.txt").read_text()
     assert f"127.0.0.1:{nobody} cannot be reached" in complaints
     assert "s3cret" not in complaints
-    found = [check for check in await checks(Settings(amqp_url=url, data_dir=tmp_path)) if check.what == "broker"]
-    assert [(check.fine, "cannot be reached" in check.found, "s3cret" in check.found) for check in found] == [
+    found = [check for check in await checks(Settings(amqp_url=url, data_dir=tmp_path)) if check.name == "broker"]
+    assert [(check.is_ok, "cannot be reached" in check.detail, "s3cret" in check.detail) for check in found] == [
         (False, True, False)
     ]

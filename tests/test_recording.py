@@ -21,7 +21,7 @@ async def test_a_slow_call_that_was_answered_while_the_disk_was_full_is_recorded
     async with live(tmp_path, log_after_seconds=0.05) as server:
         token = await server.token()
         assert (await server.ask("GET", "/v1/models", token))[0] == 200  # who asks is known
-        writer = server.desk.store._database._writer  # type: ignore[attr-defined]
+        writer = server.services.store._database._writer  # type: ignore[attr-defined]
         run, refused = writer._run_group, asyncio.Event()
 
         async def refuse(group: object) -> list[Any]:
@@ -36,7 +36,7 @@ async def test_a_slow_call_that_was_answered_while_the_disk_was_full_is_recorded
 
         # then its row comes with its end, once
         async def look() -> list[Job] | None:
-            return await server.desk.store.jobs.list(JobFilter()) or None
+            return await server.services.store.jobs.list(JobFilter()) or None
 
         [job] = await until(look)
         assert job.status == "success"

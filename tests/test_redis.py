@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 
 from live import ANSWER_SECONDS, Live, chat, live, until
 from proxy import Proxy, between
-from signoff.core.delivery import Message
-from signoff.deliverers.redis import RedisCourier
-from signoff.server.bootstrap import look_for_redis
+from signoff.core.delivery import OutgoingMessage
+from signoff.deliverers.redis import RedisDeliverer
+from signoff.server.bootstrap import check_redis
 from signoff.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -168,18 +168,18 @@ async def test_a_redis_that_is_away_holds_up_no_webhook_and_no_end(tmp_path: Pat
 
 
 async def test_a_silent_redis_is_waited_for_until_the_courier_is_called_off(wire: Proxy, prefix: str) -> None:
-    courier = RedisCourier(wire.url, ttl_seconds=60, dice=random.Random(1).random)
+    deliverer = RedisDeliverer(wire.url, ttl_seconds=60, random_float=random.Random(1).random)
     wire.block()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
-            await courier.carry(Message(address=f"{prefix}:1", body=b"{}"))
+            await deliverer.send(OutgoingMessage(address=f"{prefix}:1", body=b"{}"))
     wire.unblock()
-    assert await courier.carry(Message(address=f"{prefix}:1", body=b"{}")) is None
-    await courier.close()
+    assert await deliverer.send(OutgoingMessage(address=f"{prefix}:1", body=b"{}")) is None
+    await deliverer.close()
 
 
 async def test_the_doctor_says_what_is_wrong_with_redis(redis_url: str) -> None:
-    assert await look_for_redis(Settings()) == "none: results are in the database alone"
-    assert (await look_for_redis(Settings(redis_url=redis_url))).startswith("Redis ")
+    assert await check_redis(Settings()) == "none: results are in the database alone"
+    assert (await check_redis(Settings(redis_url=redis_url))).startswith("Redis ")
     with pytest.raises(ConnectionError, match="cannot be used"):
-        await look_for_redis(Settings(redis_url="redis://:secret@127.0.0.1:9/0"))
+        await check_redis(Settings(redis_url="redis://:secret@127.0.0.1:9/0"))

@@ -17,14 +17,16 @@ ALMOST_ONE = math.nextafter(1, 0)
 
 @settings(deadline=None)
 @given(BACKOFFS, ATTEMPTS, DICE)
-def test_a_wait_is_never_negative_and_never_above_the_ceiling(backoff: Backoff, attempt: int, dice: float) -> None:
-    assert 0 <= wait_seconds(backoff, attempt, dice) <= backoff.ceiling_seconds
+def test_a_wait_is_never_negative_and_never_above_the_ceiling(
+    backoff: Backoff, attempt: int, random_float: float
+) -> None:
+    assert 0 <= wait_seconds(backoff, attempt, random_float) <= backoff.ceiling_seconds
 
 
 @settings(deadline=None)
 @given(BACKOFFS, ATTEMPTS, DICE)
-def test_the_longest_possible_wait_never_shrinks(backoff: Backoff, attempt: int, dice: float) -> None:
-    assert wait_seconds(backoff, attempt, dice) <= wait_seconds(backoff, attempt + 1, dice)
+def test_the_longest_possible_wait_never_shrinks(backoff: Backoff, attempt: int, random_float: float) -> None:
+    assert wait_seconds(backoff, attempt, random_float) <= wait_seconds(backoff, attempt + 1, random_float)
 
 
 @settings(deadline=None)
@@ -42,12 +44,12 @@ def test_the_ceiling_doubles_from_the_first_wait_on() -> None:
 
 @settings(deadline=None)
 @given(BACKOFFS, ATTEMPTS, DICE, st.floats(0, 10_000))
-def test_what_a_server_asks_for_is_a_floor(backoff: Backoff, attempt: int, dice: float, asked: float) -> None:
-    waited = wait_seconds(backoff, attempt, dice, asked)
-    assert waited == max(asked, wait_seconds(backoff, attempt, dice))
+def test_what_a_server_asks_for_is_a_floor(backoff: Backoff, attempt: int, random_float: float, asked: float) -> None:
+    waited = wait_seconds(backoff, attempt, random_float, asked)
+    assert waited == max(asked, wait_seconds(backoff, attempt, random_float))
 
 
 @settings(deadline=None)
 @given(BACKOFFS, ATTEMPTS, DICE, st.floats(-10_000, 0))
-def test_a_time_in_the_past_is_no_wait(backoff: Backoff, attempt: int, dice: float, asked: float) -> None:
-    assert wait_seconds(backoff, attempt, dice, asked) == wait_seconds(backoff, attempt, dice)
+def test_a_time_in_the_past_is_no_wait(backoff: Backoff, attempt: int, random_float: float, asked: float) -> None:
+    assert wait_seconds(backoff, attempt, random_float, asked) == wait_seconds(backoff, attempt, random_float)

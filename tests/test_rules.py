@@ -14,8 +14,8 @@ import typer.main
 
 from signoff.cli import cli
 from signoff.core.endpoints import KNOWN
-from signoff.core.job import MOVES, STATUSES, TERMINAL, Guard, Job
-from signoff.server.bootstrap import make_front, opened
+from signoff.core.job import STATUSES, TERMINAL, TRANSITIONS, Guard, Job
+from signoff.server.bootstrap import make_router, open_services
 from signoff.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -28,8 +28,8 @@ HISTORY = "stores/migrations/versions/"
 LONGEST_MODULE = 400
 LONGEST_FUNCTION = 50
 NAMELESS = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "base", "misc"}
-# Everything else of the desk is asked for by a verb.
-MAY_BE_TOUCHED = {"background", "clock", "new_id"}
+# Everything else of the services is asked for by a verb.
+MAY_BE_TOUCHED = {"clock", "ids", "runtime"}
 VERBS_OF_HTTP = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 
 
@@ -58,14 +58,16 @@ def keys(node: ast.AST | None) -> set[str]:
 # Rooms
 
 
-def is_desk(node: ast.expr) -> bool:
-    return getattr(node, "id", "") == "desk" or getattr(node, "attr", "") in {"desk", "_desk"}
+def is_services(node: ast.expr) -> bool:
+    return getattr(node, "id", "") == "services" or getattr(node, "attr", "") in {"services", "_services"}
 
 
 @pytest.mark.parametrize("module", OUTSIDE)
 def test_no_door_reaches_through_the_desk(module: str) -> None:
-    touched = [node for node in ast.walk(OUTSIDE[module]) if isinstance(node, ast.Attribute) and is_desk(node.value)]
-    offences = [f"{module}:{node.lineno} desk.{node.attr}" for node in touched if node.attr not in MAY_BE_TOUCHED]
+    touched = [
+        node for node in ast.walk(OUTSIDE[module]) if isinstance(node, ast.Attribute) and is_services(node.value)
+    ]
+    offences = [f"{module}:{node.lineno} services.{node.attr}" for node in touched if node.attr not in MAY_BE_TOUCHED]
     assert not offences, "a verb in work/ should do this"
 
 
@@ -73,19 +75,21 @@ def test_no_door_reaches_through_the_desk(module: str) -> None:
 def test_no_door_hides_the_desk_under_another_name(module: str) -> None:
     for node in ast.walk(OUTSIDE[module]):
         if isinstance(node, ast.arg) and node.annotation is not None:
-            assert ast.unparse(node.annotation) not in {"Desk", "TheDesk"} or node.arg == "desk", node.lineno
-        if isinstance(node, ast.Assign | ast.NamedExpr) and is_desk(node.value):
+            assert ast.unparse(node.annotation) not in {"Services", "InjectedServices"} or node.arg == "services", (
+                node.lineno
+            )
+        if isinstance(node, ast.Assign | ast.NamedExpr) and is_services(node.value):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            assert all(is_desk(target) for target in targets), node.lineno
+            assert all(is_services(target) for target in targets), node.lineno
     for call in [*calls(OUTSIDE[module], "getattr"), *calls(OUTSIDE[module], "vars")]:
-        assert not is_desk(call.args[0]), call.lineno
+        assert not is_services(call.args[0]), call.lineno
 
 
 # Moves
 
 
 def test_every_guard_is_used_by_a_move_and_known_to_the_store() -> None:
-    assert {guard for move in MOVES.values() for guard in move.guards} == set(Guard)
+    assert {guard for move in TRANSITIONS.values() for guard in move.guards} == set(Guard)
     for room in ("core/job.py", "stores/"):
         trees = [tree for name, tree in MODULES.items() if name.startswith(room)]
         named = {
@@ -97,9 +101,9 @@ def test_every_guard_is_used_by_a_move_and_known_to_the_store() -> None:
         assert named == set(Guard.__members__)
 
 
-@pytest.mark.parametrize("verb", MOVES)
+@pytest.mark.parametrize("verb", TRANSITIONS)
 def test_a_move_is_between_statuses_and_changes_what_a_job_has(verb: str) -> None:
-    move = MOVES[verb]
+    move = TRANSITIONS[verb]
     assert move.verb == verb
     assert move.targets
     assert {*move.sources, *move.targets} <= set(STATUSES)
@@ -109,14 +113,14 @@ def test_a_move_is_between_statuses_and_changes_what_a_job_has(verb: str) -> Non
 
 
 def test_every_status_is_reached_and_every_unfinished_one_is_left() -> None:
-    assert {target for move in MOVES.values() for target in move.targets} == set(STATUSES)
-    leaves = {source for move in MOVES.values() for source in move.sources if set(move.targets) != {source}}
+    assert {target for move in TRANSITIONS.values() for target in move.targets} == set(STATUSES)
+    leaves = {source for move in TRANSITIONS.values() for source in move.sources if set(move.targets) != {source}}
     assert leaves == set(STATUSES) - TERMINAL
 
 
 def steps() -> Iterator[tuple[str, ast.Call]]:
     for name, tree in MODULES.items():
-        for call in calls(tree, "Step"):
+        for call in calls(tree, "TransitionRequest"):
             yield f"{name}:{call.lineno}", call
 
 
@@ -125,7 +129,7 @@ def test_every_verb_that_is_asked_for_is_a_move() -> None:
     asked |= {verb for tree in MODULES.values() for call in calls(tree, "_step") for verb in texts(call.args[0])}
     asked |= {verb for tree in MODULES.values() for call in calls(tree, "insert_ended") for verb in texts(call)}
     assert asked
-    assert asked <= MOVES.keys()
+    assert asked <= TRANSITIONS.keys()
 
 
 def test_every_step_changes_what_a_job_has_and_says_where_it_goes_if_there_is_a_choice() -> None:
@@ -133,10 +137,10 @@ def test_every_step_changes_what_a_job_has_and_says_where_it_goes_if_there_is_a_
         told = keywords(call)
         columns = keys(told.get("changes")) | keys(told.get("after_seconds"))
         assert columns <= set(Job.__struct_fields__), place
-        for verb in texts(told.get("verb")) & MOVES.keys():
+        for verb in texts(told.get("verb")) & TRANSITIONS.keys():
             targets = texts(told.get("to"))
-            assert targets <= set(MOVES[verb].targets), place
-            assert targets or len(MOVES[verb].targets) == 1, place
+            assert targets <= set(TRANSITIONS[verb].targets), place
+            assert targets or len(TRANSITIONS[verb].targets) == 1, place
 
 
 # Style
@@ -214,8 +218,8 @@ def routes(tmp_path: Path) -> set[str]:
 
     async def rest() -> Any:
         settings = Settings(data_dir=tmp_path)
-        async with opened(settings) as desk:
-            return make_front(desk, settings)._rest
+        async with open_services(settings) as services:
+            return make_router(services, settings)._rest
 
     found = {
         f"{method} {route.path_format}"

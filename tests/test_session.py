@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from live import Live, chat, live, until
-from signoff.core.binary import Parcel, wrapped
+from signoff.core.api_tokens import digest
+from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.job import STATUSES
-from signoff.core.keys import digest
 from signoff.store import JobFilter
 from signoff.work.admin.people import create_user, sign_in_link
 from stores import a_step, leased
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.anyio
 
 async def session(server: Live, role: str = "admin") -> dict[str, str]:
     """The headers of a browser that has signed in with a link."""
-    user = await create_user(server.desk, f"{role}@example.com", role)  # type: ignore[arg-type]
-    link = await sign_in_link(server.desk, user)
+    user = await create_user(server.services, f"{role}@example.com", role)  # type: ignore[arg-type]
+    link = await sign_in_link(server.services, user)
     async with server.http.get(server.url + link, allow_redirects=False) as response:
         assert (response.status, response.headers["location"]) == (303, "/")
         cookie = response.headers["set-cookie"]
@@ -35,8 +35,8 @@ async def session(server: Live, role: str = "admin") -> dict[str, str]:
 
 async def test_a_sign_in_link_works_once(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        user = await create_user(server.desk, "a@example.com", "admin")
-        link = await sign_in_link(server.desk, user)
+        user = await create_user(server.services, "a@example.com", "admin")
+        link = await sign_in_link(server.services, user)
         for status in (303, 401):
             async with server.http.get(server.url + link, allow_redirects=False) as response:
                 assert response.status == status
@@ -52,7 +52,7 @@ async def test_a_session_is_signed_in_until_it_ends(tmp_path: Path) -> None:
 
 async def test_a_password_signs_in_and_a_wrong_one_does_not(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        await create_user(server.desk, "a@example.com", "user", "correct horse")
+        await create_user(server.services, "a@example.com", "user", "correct horse")
         for email, password, status in (
             ("a@example.com", "correct horse", 200),
             ("A@Example.com", "correct horse", 200),
@@ -88,7 +88,7 @@ async def test_a_token_that_is_switched_off_stops_working_within_a_second(tmp_pa
     async with live(tmp_path) as server:
         token = await server.token()
         assert (await server.ask("GET", "/jobs", token))[0] == 200
-        await server.desk.store.people.end_token(digest(token))
+        await server.services.store.people.end_token(digest(token))
 
         async def refused() -> bool | None:
             return (await server.ask("GET", "/jobs", token))[0] == 401 or None
@@ -132,7 +132,7 @@ async def test_an_answer_is_edited_and_approved_on_the_first_page(tmp_path: Path
 
 async def test_the_first_page_asks_the_store_only_for_what_it_shows(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        headers, jobs, asked = await session(server), server.desk.store.jobs, list[str]()
+        headers, jobs, asked = await session(server), server.services.store.jobs, list[str]()
 
         def noted(name: str, read: Callable[[JobFilter], Awaitable[Any]]) -> Any:
             def noting(which: JobFilter) -> Awaitable[Any]:
@@ -150,10 +150,10 @@ async def test_the_first_page_asks_the_store_only_for_what_it_shows(tmp_path: Pa
 async def test_what_is_no_text_is_shown_by_its_kind_and_size(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         # given a held job with sound in its question and its answer
-        headers, store = await session(server), server.desk.store
-        sound = wrapped(Parcel("audio/wav; rate=8000", b"\0" * 1000))
+        headers, store = await session(server), server.services.store
+        sound = encode_binary(BinaryBody("audio/wav; rate=8000", b"\0" * 1000))
         job = await leased(store, body=sound)
-        await store.jobs.move(job.id, a_step("hold", changes={"response": sound}))
+        await store.jobs.transition(job.id, a_step("hold", changes={"response": sound}))
         # when a reviewer opens the page and approves the answer as it is shown
         _, page = await server.ask("GET", "/", headers=headers)
         assert page.count("audio/wav, 1000 bytes") == 4

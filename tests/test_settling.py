@@ -27,7 +27,7 @@ async def meter() -> AsyncIterator[Meter]:
 
 
 async def all_ended(server: Live, count: int) -> bool | None:
-    found = await server.desk.store.jobs.list(JobFilter())
+    found = await server.services.store.jobs.list(JobFilter())
     return (len(found) == count and all(job.is_terminal for job in found)) or None
 
 
@@ -49,8 +49,8 @@ async def for_later(server: Live, text: str, count: int) -> str:
 async def test_a_job_under_a_limit_is_counted_once(tmp_path: Path, meter: Meter) -> None:
     async with live(tmp_path) as server:
         await server.model("counting", kind="openai", url=meter.url)
-        await server.desk.store.quotas.put_limit(Limit(who="each", parallel=2, tokens_per_day=10_000))
-        server.desk.limits.forget()
+        await server.services.store.quotas.put_limit(Limit(who="each", parallel=2, tokens_per_day=10_000))
+        server.services.caches.limits.invalidate()
 
         admin = await for_later(server, "whole 3", JOBS)
 
@@ -62,13 +62,13 @@ async def test_a_job_under_a_limit_is_counted_once(tmp_path: Path, meter: Meter)
 async def test_a_job_that_ends_has_no_other_lease_renewed(tmp_path: Path, meter: Meter) -> None:
     async with live(tmp_path, lease_seconds=600, heartbeat_seconds=200) as server:
         await server.model("counting", kind="openai", url=meter.url)
-        renew, renewed = server.desk.store.jobs.renew, list[str]()
+        renew, renewed = server.services.store.jobs.renew, list[str]()
 
         async def heard(leases: Mapping[str, str], lease_seconds: float) -> Any:
             renewed.extend(leases)
             return await renew(leases, lease_seconds)
 
-        server.desk.store.jobs.renew = heard  # type: ignore[method-assign]
+        server.services.store.jobs.renew = heard  # type: ignore[method-assign]
 
         await for_later(server, "whole 1", JOBS)
 
@@ -77,9 +77,9 @@ async def test_a_job_that_ends_has_no_other_lease_renewed(tmp_path: Path, meter:
 
 async def test_the_end_of_one_lease_leaves_the_next_lease_of_the_same_job_alone(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        leases, lost = server.desk.leases, list[str]()
+        leases, lost = server.services.runtime.leases, list[str]()
 
-        with leases.held("job", "one", lambda: lost.append("one")):
+        with leases.holding("job", "one", lambda: lost.append("one")):
             leases.drop("job")  # it is settled
             leases.add("job", "two", lambda: lost.append("two"))
         await leases.renew()

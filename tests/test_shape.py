@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from signoff.core import sse
-from signoff.core.answer import Chunk, collect, text_of, tokens_so_far, with_text
-from signoff.core.convert import shaped, streamed
+from signoff.core.answer import Chunk, answer_text, collect, usage_so_far, with_text
+from signoff.core.convert import convert_answer, stream_events
 from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, RESPONSES
 from signoff.core.parse_cost import LARGEST_BYTES, MOST_LISTS
-from signoff.core.tokens import Usage, counted, usage_of
+from signoff.core.tokens import Usage, estimate_usage, parse_usage
 
 USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
 MESSAGE = {
@@ -61,7 +61,7 @@ def told(chunks: list[Chunk]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("path", "whole"), [(RESPONSES, RESPONSE), (COMPLETIONS, TEXTS)])
 def test_what_was_split_comes_together_again(path: str, whole: dict[str, Any]) -> None:
-    chunks = list(streamed(path, json.dumps(whole).encode(), with_usage=True))
+    chunks = list(stream_events(path, json.dumps(whole).encode(), with_usage=True))
     assert all(chunk.event for chunk in chunks)
     answer = collect(chunks)
     assert json.loads(answer.body) == whole
@@ -69,7 +69,7 @@ def test_what_was_split_comes_together_again(path: str, whole: dict[str, Any]) -
 
 
 def test_the_events_of_a_response_are_those_that_clients_wait_for() -> None:
-    events = told(list(streamed(RESPONSES, json.dumps(RESPONSE).encode(), with_usage=False)))
+    events = told(list(stream_events(RESPONSES, json.dumps(RESPONSE).encode(), with_usage=False)))
     kinds = [event["type"].removeprefix("response.") for event in events]
     part = ["content_part.added", "output_text.delta", "output_text.done", "content_part.done"]
     refusal = ["content_part.added", "refusal.delta", "refusal.done", "content_part.done"]
@@ -89,49 +89,52 @@ def test_the_events_of_a_response_are_those_that_clients_wait_for() -> None:
 
 @pytest.mark.parametrize("status", ["incomplete", "failed"])
 def test_a_response_that_did_not_end_well_says_so(status: str) -> None:
-    chunks = streamed(RESPONSES, json.dumps(RESPONSE | {"status": status}).encode(), with_usage=False)
+    chunks = stream_events(RESPONSES, json.dumps(RESPONSE | {"status": status}).encode(), with_usage=False)
     assert told(list(chunks))[-1]["type"] == f"response.{status}"
 
 
 def test_usage_is_in_a_stream_only_where_it_is_wanted() -> None:
     body = json.dumps(TEXTS).encode()
-    assert not any("usage" in event for event in told(list(streamed(COMPLETIONS, body, with_usage=False))))
+    assert not any("usage" in event for event in told(list(stream_events(COMPLETIONS, body, with_usage=False))))
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, EDITS])
 @pytest.mark.parametrize("body", [b'"words"', b'{"choices":[{"text":"words"}]}'])
 def test_bare_words_are_put_in_the_endpoints_form(path: str, body: bytes) -> None:
-    answer = shaped(path, body, "m")
-    assert text_of(answer) == "words"
-    assert shaped(path, answer, "m") == answer
+    answer = convert_answer(path, body, "m")
+    assert answer_text(answer) == "words"
+    assert convert_answer(path, answer, "m") == answer
     if path == EDITS:
         return
-    assert text_of(collect(list(streamed(path, answer, with_usage=False))).body) == "words"
+    assert answer_text(collect(list(stream_events(path, answer, with_usage=False))).body) == "words"
 
 
 @pytest.mark.parametrize("path", [EMBEDDINGS, "/v1/audio/speech"])
 def test_an_answer_of_any_other_endpoint_stays_as_it_is(path: str) -> None:
-    assert shaped(path, b'{ "a":1}', "m") == b'{ "a":1}'
-    assert [chunk.raw for chunk in streamed(path, b'{\n"a":1}', with_usage=False)] == [b'data: {"a":1}\n\n', sse.DONE]
+    assert convert_answer(path, b'{ "a":1}', "m") == b'{ "a":1}'
+    assert [chunk.raw for chunk in stream_events(path, b'{\n"a":1}', with_usage=False)] == [
+        b'data: {"a":1}\n\n',
+        sse.DONE,
+    ]
 
 
 def test_the_words_of_a_response_are_read_and_replaced_and_its_calls_stay() -> None:
     body = json.dumps(RESPONSE).encode()
-    assert text_of(body) == "Hello there"
+    assert answer_text(body) == "Hello there"
     edited = json.loads(with_text(body, "signed"))
-    assert text_of(json.dumps(edited).encode()) == "signed"
+    assert answer_text(json.dumps(edited).encode()) == "signed"
     assert [item["type"] for item in edited["output"]] == ["reasoning", "message", "function_call"]
     silent = json.dumps(RESPONSE | {"output": [TOOL]}).encode()
-    assert text_of(silent) is None
-    assert text_of(with_text(silent, "signed")) == "signed"
+    assert answer_text(silent) is None
+    assert answer_text(with_text(silent, "signed")) == "signed"
 
 
 @pytest.mark.parametrize("output", [[{}], [{"type": "message"}], [{"type": "message", "content": "x"}], []])
 def test_a_strange_response_breaks_nothing(output: list[Any]) -> None:
     body = json.dumps({"output": output}).encode()
-    assert text_of(body) is None
-    assert text_of(with_text(body, "signed")) == "signed"
-    assert json.loads(collect(list(streamed(RESPONSES, body, with_usage=False))).body) == {"output": output}
+    assert answer_text(body) is None
+    assert answer_text(with_text(body, "signed")) == "signed"
+    assert json.loads(collect(list(stream_events(RESPONSES, body, with_usage=False))).body) == {"output": output}
 
 
 def test_the_tokens_of_a_response_are_read_under_their_own_names() -> None:
@@ -172,7 +175,7 @@ def test_a_stream_that_tells_no_tokens_is_counted() -> None:
 )
 def test_what_a_usage_leaves_null_is_counted(told: dict[str, Any] | None, tokens: tuple[int, int] | None) -> None:
     answer = {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "x" * 12}}]}
-    usage = usage_of(json.dumps(answer | {"usage": told}).encode())
+    usage = parse_usage(json.dumps(answer | {"usage": told}).encode())
     assert (usage and (usage.prompt_tokens, usage.completion_tokens)) == tokens
 
 
@@ -189,7 +192,7 @@ def test_what_a_usage_leaves_null_is_counted(told: dict[str, Any] | None, tokens
 )
 def test_a_whole_answer_that_tells_no_tokens_is_counted(answer: Any, tokens: int | None) -> None:
     asked = json.dumps({"messages": [{"role": "user", "content": "y" * 20}]}).encode()
-    usage = tokens_so_far([Chunk(json.dumps(answer).encode())], asked)
+    usage = usage_so_far([Chunk(json.dumps(answer).encode())], asked)
     assert usage == (tokens and Usage(prompt_tokens=5, completion_tokens=tokens, total_tokens=5 + tokens))
 
 
@@ -202,8 +205,10 @@ def test_what_would_hold_up_others_counts_by_its_size_without_pictures_and_sound
     ]
     asked = {"messages": [{"role": "user", "content": content + [[]] * lists}], "other": "x" * LARGEST_BYTES}
     rest = len(json.dumps([[]] * lists)) if lists else 0
-    assert counted(json.dumps(asked).encode(), 0).prompt_tokens == pytest.approx((LARGEST_BYTES + rest) / 4, rel=0.01)
-    assert usage_of(json.dumps({"usage": {"prompt_tokens": 1}, "data": "x" * 2 * LARGEST_BYTES}).encode()) == Usage(
+    assert estimate_usage(json.dumps(asked).encode(), 0).prompt_tokens == pytest.approx(
+        (LARGEST_BYTES + rest) / 4, rel=0.01
+    )
+    assert parse_usage(json.dumps({"usage": {"prompt_tokens": 1}, "data": "x" * 2 * LARGEST_BYTES}).encode()) == Usage(
         prompt_tokens=1
     )
 

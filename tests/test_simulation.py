@@ -21,15 +21,15 @@ import pytest
 import simulate
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
-from signoff.core.job import MOVES, Guard, Job
+from signoff.core.job import TRANSITIONS, Guard, Job
 from signoff.errors import Overloaded
-from signoff.runtime.attempt import Asking
+from signoff.runtime.attempt import Attempt
 from signoff.server import worker
 from signoff.stores.transitions import deliver_end
 from signoff.work import perform, submit
 from signoff.work.inference.settle import settle
 from signoff.work.jobs import query
-from signoff.work.services import Desk
+from signoff.work.services import Services
 from simulation import jobs
 from simulation.clock import Clock
 from simulation.loop import SimLoop, World
@@ -67,7 +67,7 @@ def test_every_move_is_made_and_every_fault_is_met() -> None:
     rich = {"undo_seconds": 8, "deadline_seconds": 20, "retention_seconds": 90, "faults": FAULTS}
     met = {name for seed in range(100, 104) for name in Simulation(seed, steps=STEPS, **rich).run().counts}
     # Runs and streams are no part of this world: the machine of `stateful/`, and tests of processes, drive those.
-    assert met >= MOVES.keys() - {"submit", "hit", "park", "wake", "refuse"}
+    assert met >= TRANSITIONS.keys() - {"submit", "hit", "park", "wake", "refuse"}
     assert met >= {f"verb {verb}" for verb in ("submit", "succeed", "fail", "cancel", "hit")}
     assert met >= {f"fault {fault}" for fault in FAULTS}
     assert met >= {"forgotten", "posted", "answered", "shown", "refused", "kept"}
@@ -92,7 +92,7 @@ def told_elsewhere(seed: int, hash_seed: str) -> Told:
 def test_a_failing_run_says_how_to_see_it_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(query, "veiled", lambda _, job: job)
+    monkeypatch.setattr(query, "redacted", lambda _, job: job)
     broken = broken_within(STEPS_TO_FIND_IT, undo_seconds=2)
     _, command = broken.split("again: ")
     monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
@@ -105,7 +105,11 @@ def test_a_failing_run_says_how_to_see_it_again(
 
 def two_loops() -> tuple[World, SimLoop, SimLoop]:
     world = World(1)
-    return world, SimLoop(world, Clock(world.dice, is_true=True)), SimLoop(world, Clock(world.dice, is_true=True))
+    return (
+        world,
+        SimLoop(world, Clock(world.random_float, is_true=True)),
+        SimLoop(world, Clock(world.random_float, is_true=True)),
+    )
 
 
 def test_a_day_passes_in_no_time() -> None:
@@ -162,7 +166,7 @@ def test_what_is_paused_goes_on_where_it_was_and_finds_that_time_has_passed() ->
 def test_ready_callbacks_go_in_the_order_of_the_seed() -> None:
     def order(seed: int) -> list[int]:
         world, ran = World(seed), list[int]()
-        loop = SimLoop(world, Clock(world.dice, is_true=True))
+        loop = SimLoop(world, Clock(world.random_float, is_true=True))
         for number in range(20):
             loop.call_soon(ran.append, number)
         world.run(asyncio.sleep(1), loop)
@@ -177,9 +181,9 @@ def test_ready_callbacks_go_in_the_order_of_the_seed() -> None:
 
 def without(verb: str, guard: Guard) -> Tables:
     """Tables whose `verb` does not look at `guard`."""
-    move = MOVES[verb]
+    move = TRANSITIONS[verb]
     left = tuple(one for one in move.guards if one is not guard)
-    return Tables(MOVES | {verb: msgspec.structs.replace(move, guards=left)})
+    return Tables(TRANSITIONS | {verb: msgspec.structs.replace(move, guards=left)})
 
 
 def broken_within(steps: int, tables: Callable[[], Tables] = Tables, **climate: Any) -> str:
@@ -223,8 +227,8 @@ def test_a_move_without_a_guard_breaks_a_law(verb: str, guard: Guard) -> None:
 
 
 def test_an_end_that_can_change_breaks_a_law() -> None:
-    cancel = msgspec.structs.replace(MOVES["cancel"], sources=("bot", "human", "success"))
-    broken = broken_within(STEPS_TO_FIND_IT, lambda: Tables(MOVES | {"cancel": cancel}))
+    cancel = msgspec.structs.replace(TRANSITIONS["cancel"], sources=("bot", "human", "success"))
+    broken = broken_within(STEPS_TO_FIND_IT, lambda: Tables(TRANSITIONS | {"cancel": cancel}))
     assert "terminal is terminal" in broken
 
 
@@ -240,15 +244,15 @@ def test_a_claim_that_ignores_a_live_lease_breaks_a_law() -> None:
 def test_giving_back_what_was_lost_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that has lost its lease gives the job back all the same, and the store lets it."""
 
-    async def give_back_always(desk: Desk, job: Job) -> None:
+    async def give_back_always(services: Services, job: Job) -> None:
         task = asyncio.current_task()
         assert task is not None
-        asking = Asking()
-        with desk.leases.held(job.id, job.lease or "", task.cancel):
+        asking = Attempt()
+        with services.runtime.leases.holding(job.id, job.lease or "", task.cancel):
             try:
-                await settle(desk, *await perform._outcome(desk, job, asking))
+                await settle(services, *await perform._outcome(services, job, asking))
             except asyncio.CancelledError:
-                await perform._give_back(desk, job, asking)
+                await perform._release_job(services, job, asking)
                 raise
 
     monkeypatch.setattr(worker, "perform", give_back_always)
@@ -286,7 +290,7 @@ def test_a_key_that_joins_anything_breaks_a_law(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_answer_without_its_veil_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(query, "veiled", lambda _, job: job)
+    monkeypatch.setattr(query, "redacted", lambda _, job: job)
     assert "nothing held is seen" in broken_within(STEPS_TO_FIND_IT)
 
 
@@ -313,7 +317,7 @@ def a_quiet_world(seconds: float, *, log_before_answer: bool = False) -> tuple[S
 async def called(process: Process) -> tuple[Job, bytes | None]:
     """What a caller gets who waits."""
     ask = Ask(door="test", caller=CALLER, body=body_of("hello"), target="plain", lane="now")
-    return await process.ask(lambda desk: answer(desk, ask), 300)
+    return await process.ask(lambda services: answer(services, ask), 300)
 
 
 async def until_up(process: Process) -> None:

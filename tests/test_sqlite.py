@@ -207,7 +207,7 @@ async def test_every_write_checkpoint_and_close_holds_the_lock(path: Path, monke
     await store.start()
     job = await leased(store)
     monkeypatch.setattr(sqlite, "TRUNCATE_BYTES", 0)
-    await store.jobs.move(job.id, a_step("succeed"))
+    await store.jobs.transition(job.id, a_step("succeed"))
     await store.jobs.get(job.id)
     await store.close()
 
@@ -360,7 +360,7 @@ async def test_what_was_used_counts_once_though_its_commit_takes_longer_than_a_c
     disk.set()
     meter = await settling
 
-    assert (meter.day.tokens, meter.holds) == (30, ())
+    assert (meter.day.tokens, meter.pending) == (30, ())
 
 
 async def test_a_file_that_others_lock_fails_a_group_once(path: Path, store: SqlStore) -> None:

@@ -31,7 +31,7 @@ CORPUS = [
 
 
 def fed(*pieces: bytes, bound: int = BOUND) -> tuple[list[bytes], bytes]:
-    splitter = sse.Splitter(bound)
+    splitter = sse.EventSplitter(bound)
     return [event for piece in pieces for event in splitter.feed(piece)], splitter.rest
 
 
@@ -92,11 +92,11 @@ def test_a_crlf_that_is_cut_in_two_ends_one_line() -> None:
 
 
 def test_an_event_is_told_as_soon_as_its_blank_line_is_there() -> None:
-    splitter = sse.Splitter(BOUND)
+    splitter = sse.EventSplitter(BOUND)
     assert splitter.feed(b"data: a\n") == []
     assert splitter.feed(b"\nda") == [b"data: a\n\n"]
     assert splitter.rest == b"da"
-    assert sse.Splitter(BOUND).feed(b"data: a\r\r") == [b"data: a\r\r"]
+    assert sse.EventSplitter(BOUND).feed(b"data: a\r\r") == [b"data: a\r\r"]
 
 
 def test_a_byte_order_mark_hides_nothing() -> None:
@@ -125,7 +125,7 @@ def test_the_bound_is_for_one_event_not_for_the_stream() -> None:
 @pytest.mark.parametrize("size_bytes", [1024, 1])
 def test_a_large_event_in_small_pieces_takes_linear_time(size_bytes: int) -> None:
     # given 10 MB in 1 KiB pieces (or 256 KiB byte by byte), which joined again at each would be 50 GB of copies
-    splitter, piece = sse.Splitter(2**24), b"x" * size_bytes
+    splitter, piece = sse.EventSplitter(2**24), b"x" * size_bytes
     count = 2**18 if size_bytes == 1 else 10_240
     began = time.process_time()
     for _ in range(count):

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy.exc import SQLAlchemyError
 
-from signoff.core.job import MOVES, Guard, Move
+from signoff.core.job import TRANSITIONS, Guard, Transition
 from signoff.stores import deliveries, jobs, transitions
 from stateful.machine import Machine
 from stateful.model import GUARDS
@@ -71,7 +71,7 @@ def test_a_store_does_what_its_model_does(place: Place, request: pytest.FixtureR
     if database == "postgres":  # it goes the beginning of the same way
         return
     # What a stream cannot use is refused as it comes: the streams' own tests do that.
-    assert MOVES.keys() - (+Machine.made).keys() == {"refuse"}, "every other verb was done"
+    assert TRANSITIONS.keys() - (+Machine.made).keys() == {"refuse"}, "every other verb was done"
 
 
 @pytest.mark.long
@@ -92,11 +92,15 @@ def without(verb: str, guard: Guard) -> Break:
     return changed(verb, lambda move: {"guards": tuple(other for other in move.guards if other is not guard)})
 
 
-def changed(verb: str, how: Callable[[Move], dict[str, Any]]) -> Break:
+def changed(verb: str, how: Callable[[Transition], dict[str, Any]]) -> Break:
     """The store has another row of `MOVES` than it was told."""
 
     def to_break(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(transitions, "MOVES", MOVES | {verb: msgspec.structs.replace(MOVES[verb], **how(MOVES[verb]))})
+        patch.setattr(
+            transitions,
+            "MOVES",
+            TRANSITIONS | {verb: msgspec.structs.replace(TRANSITIONS[verb], **how(TRANSITIONS[verb]))},
+        )
 
     return to_break
 
@@ -105,8 +109,8 @@ def misread(verb: str, guard: Guard) -> Break:
     """`MOVES` itself forgets a guard, and the model with it: only the laws are left."""
 
     def to_break(patch: pytest.MonkeyPatch) -> None:
-        guards = tuple(other for other in MOVES[verb].guards if other is not guard)
-        patch.setitem(MOVES, verb, msgspec.structs.replace(MOVES[verb], guards=guards))
+        guards = tuple(other for other in TRANSITIONS[verb].guards if other is not guard)
+        patch.setitem(TRANSITIONS, verb, msgspec.structs.replace(TRANSITIONS[verb], guards=guards))
 
     return to_break
 

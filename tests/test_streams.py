@@ -15,7 +15,7 @@ import pytest
 from live import Live, chat, live, until
 from signoff.core.job import Job
 from signoff.core.model import Model, Timeouts
-from signoff.engine import Request
+from signoff.engine import ModelRequest
 from signoff.engines.echo import EchoEngine
 from signoff.store import JobFilter
 from upstreams import COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, RESPONSE_EVENTS, misbehaving
@@ -220,22 +220,22 @@ async def test_five_hundred_streams_at_once_are_right_to_the_byte(tmp_path: Path
 async def expected(text: str, target: str) -> bytes:
     """What the echo says, asked without any server."""
     body = json.dumps(chat(text, target, stream=True)).encode()
-    request = Request(path=CHAT, body=body, target=target, stream=True)
+    request = ModelRequest(path=CHAT, body=body, target=target, stream=True)
     return b"".join([chunk.raw async for chunk in EchoEngine().answer(Model(name="echo", kind="echo"), request)])
 
 
 async def an_ended(server: Live) -> Job | None:
-    found = await server.desk.store.jobs.list(JobFilter())
+    found = await server.services.store.jobs.list(JobFilter())
     return found[0] if found and found[0].is_terminal else None
 
 
 async def a_job(server: Live) -> Job | None:
-    found = await server.desk.store.jobs.list(JobFilter())
+    found = await server.services.store.jobs.list(JobFilter())
     return found[0] if found else None
 
 
 async def no_lease(server: Live) -> bool | None:
-    return not server.desk.leases._held or None
+    return not server.services.runtime.leases._held or None
 
 
 async def no_more(number: object) -> int | None:

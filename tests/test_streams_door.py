@@ -12,7 +12,7 @@ from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 
 from contracts.test_transport import asked
 from live import live, until
-from signoff.core.stream import Stream, flaw_of, seen_of
+from signoff.core.stream import Stream, public_address, stream_fault
 from signoff.settings import BadSettings, load
 from wires import RabbitWire
 
@@ -37,7 +37,7 @@ async def test_a_stream_that_is_declared_at_run_time_is_listened_to_within_a_sec
 ) -> None:
     async with live(tmp_path) as server:
         token = await server.token("admin")
-        began = server.desk.clock()
+        began = server.services.clock()
         status, told = await server.ask("POST", "/api/streams", token, json=named(wire))
         assert (status, told["transport"], told["declared"]) == (201, "rabbitmq", "at run time")
 
@@ -45,7 +45,7 @@ async def test_a_stream_that_is_declared_at_run_time_is_listened_to_within_a_sec
             return (await server.ask("GET", "/api/streams/one", token))[1]["listening"] or None
 
         await until(is_listened_to)
-        assert server.desk.clock() - began < 5_000_000
+        assert server.services.clock() - began < 5_000_000
         await wire.send(asked())
         assert (await wire.get()).body["status_code"] == 200
 
@@ -147,9 +147,9 @@ async def test_what_is_no_stream_is_refused_with_the_reason(tmp_path: Path, flaw
     ],
 )
 def test_no_part_of_a_password_is_taken_for_a_host(url: str, seen: str | None) -> None:
-    scheme, host = seen_of(url)
+    scheme, host = public_address(url)
     stream = Stream(name="one", scheme=scheme, host=host, sealed=b"", requests="in", responses="out")
-    assert (host if flaw_of(stream) is None else None) == seen
+    assert (host if stream_fault(stream) is None else None) == seen
 
 
 async def test_a_stream_of_the_settings_is_not_changed_at_run_time_and_none_is_there_twice(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.engines import an_engine
 from tests.models.watching import MODEL, alive, is_alive, starts, until
 
 from signoff.core.model import Model
-from signoff.engine import Request
+from signoff.engine import ModelRequest
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.errors import BadRequest, ModelCut, ModelUnreachable
 
@@ -69,7 +69,7 @@ def model(journal: Path) -> Callable[..., Model]:
 
 
 async def ask(engine: SubprocessEngine, model: Model, **body: object) -> JsonObject:
-    request = Request(path="/v1/chat/completions", body=json.dumps(body).encode(), target=model.name)
+    request = ModelRequest(path="/v1/chat/completions", body=json.dumps(body).encode(), target=model.name)
     async with aclosing(engine.answer(model, request)) as chunks:
         [chunk] = [chunk async for chunk in chunks]
     return json.loads(chunk.raw)
@@ -79,10 +79,10 @@ async def test_a_model_starts_when_it_is_first_asked(
     engine: SubprocessEngine, model: Callable[..., Model], heard: list[str]
 ) -> None:
     small = model("--words", "good morning")
-    assert engine.state_of(small) == "stopped"
+    assert engine.process_state(small) == "stopped"
     told = await ask(engine, small, question="who are you?")
     assert is_alive(told["pid"])
-    assert engine.state_of(small) == "ready"
+    assert engine.process_state(small) == "ready"
     assert heard[0] == "good morning"
     await until(lambda: '"question": "who are you?"' in heard[-1])
 
@@ -128,7 +128,7 @@ async def test_callers_who_come_at_once_start_one_process(
     async with asyncio.TaskGroup() as group:
         asked = [group.create_task(ask(engine, slow)) for _ in range(20)]
         await until(lambda: starts(journal))
-        assert engine.state_of(slow) == "starting"
+        assert engine.process_state(slow) == "starting"
     assert len({task.result()["pid"] for task in asked}) == len(starts(journal)) == 1
 
 
@@ -152,7 +152,7 @@ async def test_a_start_goes_on_when_everybody_has_left(
     first = asyncio.ensure_future(ask(engine, slow))
     await until(lambda: starts(journal))
     first.cancel()
-    await until(lambda: engine.state_of(slow) == "ready")
+    await until(lambda: engine.process_state(slow) == "ready")
     assert [[(await ask(engine, slow))["pid"]]] == starts(journal)
 
 
@@ -197,7 +197,7 @@ async def test_a_model_that_nobody_asks_stops_and_starts_again(
 ) -> None:
     lazy = model(idle_seconds=0.2)
     first = (await ask(engine, lazy))["pid"]
-    await until(lambda: engine.state_of(lazy) == "stopped" and not is_alive(first))
+    await until(lambda: engine.process_state(lazy) == "stopped" and not is_alive(first))
     assert (await ask(engine, lazy))["pid"] != first
 
 
@@ -223,7 +223,7 @@ async def test_a_model_that_ends_as_it_starts_tells_its_last_words(
     with pytest.raises(ModelUnreachable, match=r"small ended with status 7 .*\nno weights in the bag") as raised:
         await ask(engine, weak)
     assert raised.value.retryable
-    assert engine.state_of(weak) == "failed"
+    assert engine.process_state(weak) == "failed"
     assert len(starts(journal)) == 1
 
 

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.anyio
 async def test_one_sweep_forgets_as_many_old_jobs_as_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "FORGOTTEN_AT_ONCE", 20)
     async with live(tmp_path, retention_days=1e-12, sweep_seconds=600) as server:
-        store = server.desk.store
+        store = server.services.store
         await together(store.jobs.insert(a_job(status="fail", lane="now"), actor="test") for _ in range(90))
 
-        await sweep.sweep(server.desk)
+        await sweep.sweep(server.services)
 
         assert await store.jobs.count(JobFilter()) == 0

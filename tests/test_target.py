@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signoff.core.model import Kind, Listing, Model, upstream_name
+from signoff.core.model import Model, ModelIndex, ModelKind, upstream_name
 
 ECHO = Model(name="echo", kind="echo")
 
 
-def model(name: str, kind: Kind = "openai", *, default: bool = False, upstream_model: str | None = None) -> Model:
+def model(name: str, kind: ModelKind = "openai", *, default: bool = False, upstream_model: str | None = None) -> Model:
     return Model(name=name, kind=kind, default=default, upstream_model=upstream_model)
 
 
 def found(name: str, *models: Model) -> str | None:
-    answering = Listing(models).find(name)
+    answering = ModelIndex(models).find(name)
     return None if answering is None else answering.name
 
 
@@ -41,7 +41,7 @@ def test_the_exact_name_wins_then_the_longest_prefix(name: str, answers: str) ->
 
 def test_a_name_that_nobody_has_is_not_found() -> None:
     assert found("nobody", ECHO, model("gpt-*")) is None
-    assert Listing([]).find("echo") is None
+    assert ModelIndex([]).find("echo") is None
 
 
 @pytest.mark.parametrize("suffix", ["delay=0.2", "status=503,tokens=5", "hang", "", "a/b"])
@@ -53,9 +53,9 @@ def test_any_model_of_kind_echo_takes_a_suffix(name: str, suffix: str) -> None:
 
 @pytest.mark.parametrize("name", ["echo/\0", "gpt-\n", "gpt-\x7f", "\u200b"])
 def test_nobody_has_a_name_that_cannot_be_printed(name: str) -> None:
-    listing = Listing([ECHO, model("gpt-*"), model("*")])
+    listing = ModelIndex([ECHO, model("gpt-*"), model("*")])
     assert listing.find(name) is None
-    assert not listing.knows(name)
+    assert not listing.has_exact(name)
 
 
 def test_the_longest_echo_takes_the_suffix() -> None:
@@ -84,7 +84,7 @@ def test_no_other_kind_takes_a_suffix() -> None:
     ],
 )
 def test_the_default_is_the_marked_one_else_local_else_echo(models: list[Model], default: str | None) -> None:
-    chosen = Listing(models).default()
+    chosen = ModelIndex(models).default()
     assert (chosen and chosen.name) == default
 
 

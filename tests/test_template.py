@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signoff.core.pipelines.template import filled, placeholders
+from signoff.core.pipelines.template import placeholders, render_template
 from signoff.errors import BadRequest
 
 BRACED = st.text(alphabet="{}ab_1 \n\"'$%\\", max_size=30)
@@ -47,23 +47,23 @@ def test_a_placeholder_is_a_name_in_braces(text: str, names: tuple[str, ...]) ->
     ],
 )
 def test_values_stand_where_their_names_stood(text: str, out: str) -> None:
-    assert filled(text, {"a": "1", "b": "{a}"}) == out
+    assert render_template(text, {"a": "1", "b": "{a}"}) == out
 
 
 @given(BRACED, BRACED)
 def test_a_value_is_never_substituted_again(text: str, value: str) -> None:
-    marked = filled(text, dict.fromkeys(placeholders(text), "\0"))
-    assert filled(text, dict.fromkeys(placeholders(text), value)) == marked.replace("\0", value)
+    marked = render_template(text, dict.fromkeys(placeholders(text), "\0"))
+    assert render_template(text, dict.fromkeys(placeholders(text), value)) == marked.replace("\0", value)
 
 
 @given(st.text())
 def test_braces_that_are_doubled_are_text(text: str) -> None:
-    assert filled(text.replace("{", "{{").replace("}", "}}"), {}) == text
+    assert render_template(text.replace("{", "{{").replace("}", "}}"), {}) == text
 
 
 @given(st.text(alphabet="ab \n$%\\\"'", max_size=20))
 def test_what_has_no_braces_stays_as_it_is(text: str) -> None:
-    assert (placeholders(text), filled(text, {})) == ((), text)
+    assert (placeholders(text), render_template(text, {})) == ((), text)
 
 
 @given(BRACED)
@@ -73,10 +73,10 @@ def test_the_names_are_those_that_are_needed(text: str) -> None:
     for name in names:
         assert re.fullmatch(r"[ab]\w*", name)
         with pytest.raises(BadRequest, match=f"no value for {re.escape(name)}"):
-            filled(text, {other: "" for other in names if other != name})
+            render_template(text, {other: "" for other in names if other != name})
 
 
 def test_a_megabyte_is_filled_in_one_pass() -> None:
     big = "{a}{{" * 200_000
-    assert filled("<{a}>", {"a": big}) == f"<{big}>"
+    assert render_template("<{a}>", {"a": big}) == f"<{big}>"
     assert placeholders("{" * 1_000_000) == ()

@@ -20,12 +20,12 @@ from redis.exceptions import ResponseError
 from contracts.test_transport import asked, listening, streamed
 from live import Live, live, until
 from proxy import Proxy, between
-from signoff.core.delivery import Message
-from signoff.core.stream import Arrived, Stream
-from signoff.doors.topics import take
+from signoff.core.delivery import OutgoingMessage
+from signoff.core.stream import IncomingMessage, Stream
+from signoff.doors.topics import accept_message
 from signoff.server import consumer
 from signoff.transports.kafka import KafkaTransport, _place_of
-from signoff.transports.liveness import Watch
+from signoff.transports.liveness import LivenessWatch
 from upstreams import misbehaving
 from wires import RabbitWire
 
@@ -253,7 +253,7 @@ async def test_a_stream_that_is_forgotten_gives_back_what_it_cannot_take(
         finally:
             left.set()
 
-    monkeypatch.setattr(consumer, "take", never)
+    monkeypatch.setattr(consumer, "accept_message", never)
     async with live(tmp_path) as server:
         token = await server.token("admin")
         stream = {"name": "one", "url": wire.url, "requests": wire.requests, "responses": wire.responses}
@@ -296,7 +296,7 @@ async def test_the_connections_of_a_stream_that_is_forgotten_end(tmp_path: Path,
 async def test_what_a_stream_asked_in_nobodys_name_is_not_for_callers_without_a_token(tmp_path: Path) -> None:
     stream = Stream(name="k", scheme="kafka", host="h", sealed=b"", requests="requests", responses="responses")
     async with live(tmp_path, anonymous_role="user") as server:
-        await take(server.desk, stream, Arrived(asked(), "1"))
+        await accept_message(server.services, stream, IncomingMessage(asked(), "1"))
         assert (await server.ask("GET", "/api/jobs", await server.token("admin")))[1]["total"] == 1
         assert (await server.ask("GET", "/api/jobs"))[1]["total"] == 0
 
@@ -325,8 +325,8 @@ async def test_one_process_leads_a_stream_of_mqtt_though_another_has_the_same_ho
     async with live(tmp_path / "1", **more) as first, live(tmp_path / "2", **more) as second:
 
         async def one_leads() -> bool | None:
-            told = [server.desk.streams.listening.get("one") for server in (first, second)]
-            troubles = [one.trouble for one in told if one is not None]
+            told = [server.services.caches.streams.statuses.get("one") for server in (first, second)]
+            troubles = [one.error for one in told if one is not None]
             return {*troubles} == {None, "Another process listens to it."} or None
 
         await until(one_leads)
@@ -353,16 +353,16 @@ async def test_kafka_has_the_documents_example_in_and_its_example_out(tmp_path: 
     """Against FastStream's test broker: everything but the wire."""
     stream = Stream(name="k", scheme="kafka", host="h", sealed=b"", requests="requests", responses="responses")
     transport, answers = KafkaTransport("kafka://127.0.0.1", stream), asyncio.Queue[Any]()
-    broker, watch = transport.broker(), Watch()
+    broker, watch = transport.broker(), LivenessWatch()
     example = {"path": "/v1/completions", "metadata": {"key": "val"}, "body": {"model": "my-model", "prompt": "Blue?"}}
     async with live(tmp_path) as server:
         await server.model("my-model")
         token = await server.token("admin")
 
-        async def accept(arrived: Arrived) -> None:
+        async def accept(arrived: IncomingMessage) -> None:
             assert arrived.id is not None
             assert arrived.id.startswith("requests/0/0@")
-            await take(server.desk, stream, arrived)
+            await accept_message(server.services, stream, arrived)
 
         transport.subscribe(broker, accept, watch)
 
@@ -379,7 +379,7 @@ async def test_kafka_has_the_documents_example_in_and_its_example_out(tmp_path: 
                 return jobs if len(jobs) == 2 and all(job["status"] in {"success", "fail"} for job in jobs) else None
 
             for job in await until(ended):
-                sent = Message(
+                sent = OutgoingMessage(
                     address="responses", headers={"message-id": "m"}, body=await reply(server, job["job_id"])
                 )
                 await transport.send(broker, sent)
@@ -392,9 +392,9 @@ async def test_kafka_has_the_documents_example_in_and_its_example_out(tmp_path: 
 @pytest.mark.parametrize("header", [None, b"\xff\xfe"])
 async def test_a_kafka_message_comes_whatever_its_headers_are(header: bytes | None) -> None:
     stream = Stream(name="k", scheme="kafka", host="h", sealed=b"", requests="requests", responses="responses")
-    transport, came = KafkaTransport("kafka://127.0.0.1", stream), asyncio.Queue[Arrived]()
+    transport, came = KafkaTransport("kafka://127.0.0.1", stream), asyncio.Queue[IncomingMessage]()
     broker = transport.broker()
-    transport.subscribe(broker, came.put, Watch())
+    transport.subscribe(broker, came.put, LivenessWatch())
     async with TestKafkaBroker(broker):
         [subscriber] = broker.subscribers
         record = await build_message(b"hello", "requests", serializer=None)
@@ -403,11 +403,11 @@ async def test_a_kafka_message_comes_whatever_its_headers_are(header: bytes | No
 
 
 async def reply(server: Live, job_id: str) -> bytes:
-    from signoff.core.envelope import reply_of
+    from signoff.core.envelope import reply_for
 
-    job = await server.desk.store.jobs.get(job_id)
+    job = await server.services.store.jobs.get(job_id)
     assert job is not None
-    return reply_of(job)
+    return reply_for(job)
 
 
 def test_the_servers_of_kafka_and_how_to_sign_in_stand_in_its_address() -> None:

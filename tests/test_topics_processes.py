@@ -134,7 +134,7 @@ async def every_message_is_answered(
     environment = clean_environment(tmp_path / "data", SIGNOFF_DATABASE_URL=database, SIGNOFF_CONFIG=str(config))
     signoff(environment, "migrate")
     signoff(environment, "user", "create", "sender@example.com", "--role", "user")
-    sender, dice = Sender(rabbit.url), random.Random(count)
+    sender, random_float = Sender(rabbit.url), random.Random(count)
     # without an id what is sent twice is two messages, so those are sent while the broker stands
     await sender.send(range(0, count, 2))
     workers = [start_worker(environment, stderr=subprocess.DEVNULL) for _ in range(2)]
@@ -145,7 +145,7 @@ async def every_message_is_answered(
     async def strike() -> None:
         """Each blow falls when so much has been answered: under load, and whatever the machine's speed."""
         blows = ["kill"] * kills + ["restart"] * restarts
-        dice.shuffle(blows)
+        random_float.shuffle(blows)
         for number, blow in enumerate(blows, 1):
             while not so_far(0.8 * number / (len(blows) + 1))():
                 await asyncio.sleep(0.02)

@@ -13,10 +13,10 @@ from tests.upstreams import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, MESSA
 
 from signoff.core.answer import Chunk
 from signoff.core.model import Model, Timeouts
-from signoff.engine import Request
+from signoff.engine import ModelRequest
 from signoff.engines import openai
 from signoff.engines.openai import OpenAIEngine
-from signoff.engines.upstream import Sent, Upstream
+from signoff.engines.upstream import Sent, UpstreamClient
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
 
 pytestmark = pytest.mark.anyio
@@ -33,15 +33,15 @@ async def fake() -> AsyncIterator[FakeUpstream]:
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    upstream = Upstream(now=lambda: NOW)
+async def upstream() -> AsyncIterator[UpstreamClient]:
+    upstream = UpstreamClient(now=lambda: NOW)
     await upstream.start()
     yield upstream
     await upstream.close()
 
 
 async def ask(
-    upstream: Upstream,
+    upstream: UpstreamClient,
     url: str,
     *,
     into: list[Chunk] | None = None,
@@ -61,7 +61,7 @@ def events(raw: list[bytes]) -> list[Chunk]:
     return [Chunk(event, event=True) for event in raw]
 
 
-async def test_an_answer_passes_byte_for_byte(fake: FakeUpstream, upstream: Upstream) -> None:
+async def test_an_answer_passes_byte_for_byte(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     assert await ask(upstream, fake.at("answer")) == [Chunk(ANSWER)]
 
 
@@ -81,17 +81,17 @@ async def test_an_answer_passes_byte_for_byte(fake: FakeUpstream, upstream: Upst
     ],
 )
 async def test_every_event_of_a_stream_passes_byte_for_byte(
-    fake: FakeUpstream, upstream: Upstream, behaviour: str, sent: list[bytes]
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, sent: list[bytes]
 ) -> None:
     assert await ask(upstream, fake.at(behaviour), stream=True) == events(sent)
 
 
-async def test_a_server_that_ignores_stream_is_understood(fake: FakeUpstream, upstream: Upstream) -> None:
+async def test_a_server_that_ignores_stream_is_understood(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     assert await ask(upstream, fake.at("answer"), stream=True) == [Chunk(ANSWER)]
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 2**20, 5_000_001])
-async def test_a_request_passes_byte_for_byte(fake: FakeUpstream, upstream: Upstream, size_bytes: int) -> None:
+async def test_a_request_passes_byte_for_byte(fake: FakeUpstream, upstream: UpstreamClient, size_bytes: int) -> None:
     body = msgspec.json.encode("x" * size_bytes)
 
     assert await ask(upstream, fake.at("mirror"), body=body) == [Chunk(body)]
@@ -100,7 +100,7 @@ async def test_a_request_passes_byte_for_byte(fake: FakeUpstream, upstream: Upst
 
 @pytest.mark.parametrize("behaviour", ["answer", "stream", "stream-of-a-response", "too-many", "broken-in-html"])
 async def test_a_connection_whose_answer_was_read_serves_again(
-    fake: FakeUpstream, upstream: Upstream, behaviour: str
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
 ) -> None:
     for _ in range(3):
         try:
@@ -112,7 +112,7 @@ async def test_a_connection_whose_answer_was_read_serves_again(
 
 
 async def test_a_request_carries_no_cookies_and_asks_for_plain_bytes(
-    fake: FakeUpstream, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    fake: FakeUpstream, upstream: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
 
@@ -131,7 +131,9 @@ async def test_a_request_carries_no_cookies_and_asks_for_plain_bytes(
 
 
 @pytest.mark.parametrize("behaviour", ["cut-stream", "cut-event", "end-stream-early", "reset-stream"])
-async def test_a_stream_without_its_last_event_is_cut(fake: FakeUpstream, upstream: Upstream, behaviour: str) -> None:
+async def test_a_stream_without_its_last_event_is_cut(
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
+) -> None:
     came: list[Chunk] = []
 
     with pytest.raises(ModelCut):
@@ -140,7 +142,7 @@ async def test_a_stream_without_its_last_event_is_cut(fake: FakeUpstream, upstre
     assert came == events(EVENTS[: len(came)])
 
 
-async def ask_beyond(upstream: Upstream, url: str) -> list[Chunk]:
+async def ask_beyond(upstream: UpstreamClient, url: str) -> list[Chunk]:
     """All chunks of what an endpoint whose shape is not known streams."""
     sent = Sent("POST", url, b"{}", {})
     async with asyncio.timeout(10):
@@ -158,20 +160,20 @@ async def ask_beyond(upstream: Upstream, url: str) -> list[Chunk]:
     ],
 )
 async def test_a_stream_of_an_endpoint_that_is_not_known_passes_to_its_end_whatever_it_says(
-    fake: FakeUpstream, upstream: Upstream, behaviour: str, sent: list[bytes]
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, sent: list[bytes]
 ) -> None:
     assert await ask_beyond(upstream, fake.at(behaviour)) == events(sent)
 
 
 @pytest.mark.parametrize("behaviour", ["cut-stream", "cut-event", "reset-stream"])
 async def test_a_stream_of_an_endpoint_that_is_not_known_is_cut_where_its_body_is(
-    fake: FakeUpstream, upstream: Upstream, behaviour: str
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
 ) -> None:
     with pytest.raises(ModelCut):
         await ask_beyond(upstream, fake.at(behaviour))
 
 
-async def test_a_truncated_body_is_cut(fake: FakeUpstream, upstream: Upstream) -> None:
+async def test_a_truncated_body_is_cut(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     with pytest.raises(ModelCut):
         await ask(upstream, fake.at("cut-body"))
 
@@ -181,7 +183,7 @@ async def test_a_truncated_body_is_cut(fake: FakeUpstream, upstream: Upstream) -
     "behaviour", ["html", "not-json", "not-utf8", "nothing", "deep", "not-http", "not-chunks", "redirect", "huge-body"]
 )
 async def test_what_cannot_be_read_is_garbled(
-    fake: FakeUpstream, upstream: Upstream, behaviour: str, *, stream: bool
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, *, stream: bool
 ) -> None:
     with pytest.raises(ModelGarbled):
         await ask(upstream, fake.at(behaviour), stream=stream)
@@ -190,7 +192,9 @@ async def test_what_cannot_be_read_is_garbled(
 
 
 @pytest.mark.parametrize("behaviour", ["not-an-event", "not-an-utf8-event", "huge-event"])
-async def test_an_event_that_cannot_be_read_is_garbled(fake: FakeUpstream, upstream: Upstream, behaviour: str) -> None:
+async def test_an_event_that_cannot_be_read_is_garbled(
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
+) -> None:
     came: list[Chunk] = []
 
     with pytest.raises(ModelGarbled):
@@ -217,7 +221,7 @@ async def test_an_event_that_cannot_be_read_is_garbled(fake: FakeUpstream, upstr
 )
 async def test_an_error_keeps_its_status_message_and_retry_after(
     fake: FakeUpstream,
-    upstream: Upstream,
+    upstream: UpstreamClient,
     behaviour: str,
     status: int,
     message: str,
@@ -242,7 +246,7 @@ async def test_an_error_keeps_its_status_message_and_retry_after(
     ],
 )
 async def test_an_error_in_a_stream_is_raised_after_what_came_before(
-    fake: FakeUpstream, upstream: Upstream, behaviour: str, sent: list[bytes], status: int
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, sent: list[bytes], status: int
 ) -> None:
     came: list[Chunk] = []
 
@@ -271,7 +275,7 @@ async def test_an_error_in_a_stream_is_raised_after_what_came_before(
     ],
 )
 async def test_every_wait_for_a_model_has_its_limit(
-    fake: FakeUpstream, upstream: Upstream, behaviour: str, timeouts: Timeouts, message: str
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, timeouts: Timeouts, message: str
 ) -> None:
     with pytest.raises(ModelTimedOut, match=message):
         await ask(upstream, fake.at(behaviour), stream=True, timeouts=timeouts, body=b" " * 10_000_000)
@@ -280,13 +284,15 @@ async def test_every_wait_for_a_model_has_its_limit(
     assert await fake.closed_within(10)
 
 
-async def test_the_first_event_may_take_as_long_as_the_headers(fake: FakeUpstream, upstream: Upstream) -> None:
+async def test_the_first_event_may_take_as_long_as_the_headers(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     timeouts = Timeouts(between_chunks_seconds=0.05)
 
     assert await ask(upstream, fake.at("stream-after-a-thought"), stream=True, timeouts=timeouts) == events(EVENTS)
 
 
-async def test_a_reader_that_takes_its_time_does_not_extend_the_total(fake: FakeUpstream, upstream: Upstream) -> None:
+async def test_a_reader_that_takes_its_time_does_not_extend_the_total(
+    fake: FakeUpstream, upstream: UpstreamClient
+) -> None:
     timeouts = Timeouts(total_seconds=0.1)
 
     async def listen() -> None:
@@ -298,14 +304,14 @@ async def test_a_reader_that_takes_its_time_does_not_extend_the_total(fake: Fake
             await listen()
 
 
-async def test_a_model_that_takes_no_connection_is_unreachable(upstream: Upstream) -> None:
+async def test_a_model_that_takes_no_connection_is_unreachable(upstream: UpstreamClient) -> None:
     with upstreams.full() as url, pytest.raises(ModelUnreachable):
         await ask(upstream, url, timeouts=Timeouts(connect_seconds=0.1))
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "http://no-such-host.invalid/v1", "not a url", "ftp://a/b"])
 async def test_a_model_that_is_not_there_is_unreachable_and_its_address_is_not_told(
-    upstream: Upstream, url: str
+    upstream: UpstreamClient, url: str
 ) -> None:
     with pytest.raises(ModelUnreachable) as raised:
         await ask(upstream, url)
@@ -315,14 +321,16 @@ async def test_a_model_that_is_not_there_is_unreachable_and_its_address_is_not_t
     assert "invalid" not in raised.value.message
 
 
-async def test_a_model_that_hangs_up_is_asked_once(fake: FakeUpstream, upstream: Upstream) -> None:
+async def test_a_model_that_hangs_up_is_asked_once(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     with pytest.raises(ModelUnreachable):
         await ask(upstream, fake.at("leave"))
 
     assert len(fake.requests) == 1
 
 
-async def test_a_stale_connection_costs_one_more_request_on_a_new_one(fake: FakeUpstream, upstream: Upstream) -> None:
+async def test_a_stale_connection_costs_one_more_request_on_a_new_one(
+    fake: FakeUpstream, upstream: UpstreamClient
+) -> None:
     url = fake.at("leave-when-reused")
     async with asyncio.TaskGroup() as group:
         for _ in range(3):
@@ -333,7 +341,7 @@ async def test_a_stale_connection_costs_one_more_request_on_a_new_one(fake: Fake
     assert (fake.opened, len(fake.requests)) == (4, 5)
 
 
-async def test_a_stale_connection_costs_no_more_than_that(fake: FakeUpstream, upstream: Upstream) -> None:
+async def test_a_stale_connection_costs_no_more_than_that(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     url = fake.at("leave-when-reused-then-always")
     await ask(upstream, url)
 
@@ -356,7 +364,7 @@ async def test_a_stale_connection_costs_no_more_than_that(fake: FakeUpstream, up
     ],
 )
 async def test_a_call_cancelled_before_a_chunk_closes_its_upstream_socket_within_a_second(
-    fake: FakeUpstream, upstream: Upstream, behaviour: str, *, stream: bool
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, *, stream: bool
 ) -> None:
     async with asyncio.TaskGroup() as group:
         call = group.create_task(ask(upstream, fake.at(behaviour), stream=stream))
@@ -373,7 +381,7 @@ MID_STREAM = pytest.mark.parametrize("behaviour", ["hang-mid-stream", "trickle",
 
 @MID_STREAM
 async def test_a_call_cancelled_mid_stream_closes_its_upstream_socket_within_a_second(
-    fake: FakeUpstream, upstream: Upstream, behaviour: str
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
 ) -> None:
     begun = asyncio.Event()
 
@@ -393,7 +401,7 @@ async def test_a_call_cancelled_mid_stream_closes_its_upstream_socket_within_a_s
 
 @MID_STREAM
 async def test_a_stream_that_is_closed_closes_its_upstream_socket_within_a_second(
-    fake: FakeUpstream, upstream: Upstream, behaviour: str
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
 ) -> None:
     call = stream_of(upstream, fake.at(behaviour))
     await anext(call)
@@ -403,12 +411,12 @@ async def test_a_stream_that_is_closed_closes_its_upstream_socket_within_a_secon
     assert await fake.closed_within(10)
 
 
-def stream_of(upstream: Upstream, url: str) -> AsyncGenerator[Chunk, None]:
+def stream_of(upstream: UpstreamClient, url: str) -> AsyncGenerator[Chunk, None]:
     return upstream.post(url, body=b"{}", headers={}, timeouts=PATIENT, stream=True)
 
 
 async def test_a_cancelled_upload_lets_go_of_its_socket_although_nobody_reads(
-    fake: FakeUpstream, upstream: Upstream
+    fake: FakeUpstream, upstream: UpstreamClient
 ) -> None:
     body = b" " * 20_000_000
     async with asyncio.TaskGroup() as group:
@@ -431,7 +439,9 @@ def count_of_files() -> int:
 
 
 @pytest.mark.parametrize("behaviour", ["hang-before-headers", "hang-mid-stream"])
-async def test_closing_the_pool_ends_the_calls_on_it(fake: FakeUpstream, upstream: Upstream, behaviour: str) -> None:
+async def test_closing_the_pool_ends_the_calls_on_it(
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
+) -> None:
     waits = asyncio.Event()
 
     async def listen() -> None:
@@ -489,10 +499,10 @@ def test_only_the_name_of_the_model_is_ever_changed(body: bytes, sent: bytes) ->
 
 @pytest.mark.parametrize("base", ["", "/v1"])
 async def test_a_model_is_asked_under_its_upstreams_name_with_its_key(
-    fake: FakeUpstream, upstream: Upstream, base: str
+    fake: FakeUpstream, upstream: UpstreamClient, base: str
 ) -> None:
     model = Model(name="mine", kind="openai", url=fake.at("answer") + base, upstream_model="theirs")
-    request = Request(path="/v1/chat/completions", body=b'{"model":"mine"}', target="mine", key="secret")
+    request = ModelRequest(path="/v1/chat/completions", body=b'{"model":"mine"}', target="mine", key="secret")
 
     chunks = [chunk async for chunk in OpenAIEngine(upstream).answer(model, request)]
 
@@ -502,10 +512,10 @@ async def test_a_model_is_asked_under_its_upstreams_name_with_its_key(
     assert (seen.headers["authorization"], seen.headers["content-type"]) == ("Bearer secret", "application/json")
 
 
-async def test_a_model_with_a_prefix_is_asked_by_its_asked_name(fake: FakeUpstream, upstream: Upstream) -> None:
+async def test_a_model_with_a_prefix_is_asked_by_its_asked_name(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     model = Model(name="gpt-*", kind="openai", url=fake.at("stream"))
     body = b'{"model": "gpt-9",  "stream": true}'
-    request = Request(path="/v1/chat/completions", body=body, target="gpt-9", stream=True)
+    request = ModelRequest(path="/v1/chat/completions", body=body, target="gpt-9", stream=True)
 
     chunks = [chunk async for chunk in OpenAIEngine(upstream).answer(model, request)]
 
@@ -514,8 +524,8 @@ async def test_a_model_with_a_prefix_is_asked_by_its_asked_name(fake: FakeUpstre
     assert "authorization" not in fake.requests[0].headers
 
 
-async def test_a_model_without_an_address_is_unreachable(upstream: Upstream) -> None:
-    request = Request(path="/v1/chat/completions", body=b"{}", target="mine")
+async def test_a_model_without_an_address_is_unreachable(upstream: UpstreamClient) -> None:
+    request = ModelRequest(path="/v1/chat/completions", body=b"{}", target="mine")
 
     with pytest.raises(ModelUnreachable):
         OpenAIEngine(upstream).answer(Model(name="mine", kind="openai"), request)

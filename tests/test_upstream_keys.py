@@ -14,8 +14,8 @@ from signoff.core.access import Role
 from signoff.core.ask import Ask
 from signoff.errors import NotFound, SignoffError
 from signoff.work.admin.people import create_token, create_user, identify
-from signoff.work.call import begin, chunks_of
-from signoff.work.jobs.retry import ask_again
+from signoff.work.call import begin_call, call_chunks
+from signoff.work.jobs.retry import retry_job
 from signoff.work.submit import submit
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ async def listed(server: Live, token: str) -> list[int]:
 
 
 async def bound(server: Live, email: str, key_id: int, role: Role = "user") -> str:
-    return await create_token(server.desk, await create_user(server.desk, email, role), key_id=key_id)
+    return await create_token(server.services, await create_user(server.services, email, role), key_id=key_id)
 
 
 def sent(fake: upstreams.FakeUpstream) -> str | None:
@@ -45,9 +45,9 @@ def sent(fake: upstreams.FakeUpstream) -> str | None:
 
 async def asked(server: Live, token: str, **more: Any) -> None:
     """One call through the core, as a door of the caller's makes it."""
-    caller = await identify(server.desk, token)
+    caller = await identify(server.services, token)
     ask = Ask(door="test", caller=caller, body=b'{"any": 1}', target="up", lane="now", **more)
-    assert [chunk async for chunk in chunks_of(server.desk, await begin(server.desk, ask))]
+    assert [chunk async for chunk in call_chunks(server.services, await begin_call(server.services, ask))]
 
 
 # Whose they are
@@ -153,11 +153,11 @@ async def test_a_queued_job_is_asked_with_its_key_at_every_attempt(tmp_path: Pat
         ann = await server.token("user", "ann@x.y")
         key_id = await stored(server, ann, "sk-ann")
         await server.model("up", kind="http", url=fake.at("broken"), attempts=3)
-        caller = await identify(server.desk, ann)
-        job = await submit(server.desk, Ask(door="test", caller=caller, body=b"1", target="up", key_id=key_id))
+        caller = await identify(server.services, ann)
+        job = await submit(server.services, Ask(door="test", caller=caller, body=b"1", target="up", key_id=key_id))
         await server.job_when(ann, job.id, lambda job: job["status"] == "fail")
         assert [request.headers.get("authorization") for request in fake.requests] == ["Bearer sk-ann"] * 3
-        again = await ask_again(server.desk, caller, job.id)
+        again = await retry_job(server.services, caller, job.id)
         assert again.key_id == key_id
 
 
@@ -186,7 +186,7 @@ async def test_a_replaced_key_is_used_at_once_and_the_old_one_is_gone(tmp_path: 
             await server.ask("PATCH", "/api/models/up", admin, json={"key": f"sk-{number}"})
             await asked(server, admin)
             assert sent(fake) == f"Bearer sk-{number}"
-        assert len(await server.desk.store.secrets.page("key", None, 10)) == 1
+        assert len(await server.services.store.secrets.page("key", None, 10)) == 1
 
 
 async def test_of_two_who_register_one_name_at_once_one_is_refused(tmp_path: Path) -> None:
@@ -200,4 +200,4 @@ async def test_of_two_who_register_one_name_at_once_one_is_refused(tmp_path: Pat
         async with asyncio.TaskGroup() as group:
             asking = [group.create_task(register(number)) for number in range(10)]
         assert sorted(task.result() for task in asking) == [201, *[409] * 9]
-        assert len(await server.desk.store.secrets.page("key", None, 10)) == 1
+        assert len(await server.services.store.secrets.page("key", None, 10)) == 1

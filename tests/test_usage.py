@@ -23,12 +23,12 @@ from signoff.core.ask import Ask
 from signoff.core.price import NANO, Price, Prices, cost_of, dollars, microdollars
 from signoff.core.tokens import Usage
 from signoff.core.usage import DAY_US
-from signoff.runtime.broadcast import Shared
-from signoff.store import JobFilter, Step
+from signoff.runtime.broadcast import Broadcast
+from signoff.store import JobFilter, TransitionRequest
 from signoff.stores.schema import jobs
 from signoff.work.admin.people import identify
 from signoff.work.admin.usage import add_price
-from signoff.work.call import begin, chunks_of
+from signoff.work.call import begin_call, call_chunks
 from stores import execute
 
 pytestmark = pytest.mark.anyio
@@ -69,7 +69,7 @@ async def last_job(server: Live, *, after: int = 0) -> Any:
     """The job that was made after so many others."""
 
     async def look() -> Any:
-        jobs = await server.desk.store.jobs.list(JobFilter(offset=after))
+        jobs = await server.services.store.jobs.list(JobFilter(offset=after))
         return jobs[0] if jobs and jobs[0].is_terminal else None
 
     return await until(look)
@@ -88,7 +88,7 @@ async def test_the_sum_of_usage_is_what_the_model_counted_to_the_token(server: L
 
 @pytest.mark.parametrize("kind", ["whole", "bare", "told", "untold", "steady"])
 async def test_a_job_has_its_tokens_its_cost_and_its_times(server: Live, meter: Meter, kind: str) -> None:
-    await add_price(server.desk, DEAR)
+    await add_price(server.services, DEAR)
     await call_of(server, f"{kind} 5")
 
     job = await last_job(server)
@@ -97,9 +97,9 @@ async def test_a_job_has_its_tokens_its_cost_and_its_times(server: Live, meter: 
     assert tokens == {name: meter.tokens[name] for name in COUNTED}
     usage = Usage(**tokens)
     assert job.cost_nanodollars == cost_of(DEAR, usage) > 0
-    assert job.first_us > 0
+    assert job.ttft_us > 0
     assert job.queued_us >= 0
-    assert job.answer_us >= 0
+    assert job.generation_us >= 0
 
 
 async def call_of(server: Live, text: str) -> None:
@@ -116,21 +116,23 @@ async def test_the_cost_of_a_model_without_a_price_is_unknown_and_not_zero(serve
 
 
 async def test_what_has_ended_keeps_its_cost_when_prices_change(server: Live) -> None:
-    await add_price(server.desk, DEAR)
+    await add_price(server.services, DEAR)
     await call_of(server, "whole 1")
     before = await last_job(server, after=0)
-    await add_price(server.desk, msgspec.structs.replace(DEAR, valid_from=server.desk.clock(), input=9, output=9))
+    await add_price(
+        server.services, msgspec.structs.replace(DEAR, valid_from=server.services.clock(), input=9, output=9)
+    )
 
     await call_of(server, "whole 1")
 
     after = await last_job(server, after=1)
-    assert (await server.desk.store.jobs.get(before.id)).cost_nanodollars == before.cost_nanodollars
+    assert (await server.services.store.jobs.get(before.id)).cost_nanodollars == before.cost_nanodollars
     assert after.cost_nanodollars < before.cost_nanodollars
 
 
 async def test_a_job_that_is_asked_again_counts_every_asking(server: Live, meter: Meter) -> None:
     admin = await server.token("admin")
-    await add_price(server.desk, DEAR)
+    await add_price(server.services, DEAR)
     await server.model("held", kind="openai", url=meter.url, review="always")
     body = {"target": "held", "body": chat("whole 4", "held")}
     _, made = await server.ask("POST", "/api/jobs", admin, json=body)
@@ -147,9 +149,9 @@ async def test_an_answer_that_comes_after_its_job_was_cancelled_counts_too(serve
     admin = await server.token("admin")
     _, made = await server.ask("POST", "/api/jobs", admin, json={"target": "counting", "body": chat("slow 6")})
     await until(lambda: _asked(meter, "slow"))
-    job = await server.desk.store.jobs.get(made["job_id"])
-    server.desk.leases.drop(job.id)  # nobody tells the worker
-    await server.desk.store.jobs.move(job.id, Step(verb="cancel", actor="test"))
+    job = await server.services.store.jobs.get(made["job_id"])
+    server.services.runtime.leases.drop(job.id)  # nobody tells the worker
+    await server.services.store.jobs.transition(job.id, TransitionRequest(verb="cancel", actor="test"))
 
     meter.go.set()
 
@@ -172,19 +174,19 @@ async def test_a_call_that_is_left_while_its_end_is_written_counts_once(
 ) -> None:
     admin = await server.token("admin")
     # given a call whose row stands, and whose end is being written
-    move, begun, go_on = server.desk.store.jobs.move, asyncio.Event(), asyncio.Event()
+    move, begun, go_on = server.services.store.jobs.transition, asyncio.Event(), asyncio.Event()
 
     async def slowly(*step: Any, **more: Any) -> Any:
         begun.set()
         await go_on.wait()
         return await move(*step, **more)
 
-    server.desk.store.jobs.move = slowly  # type: ignore[method-assign]
+    server.services.store.jobs.transition = slowly  # type: ignore[method-assign]
     body, headers = chat("told 4" if stream else "whole 4", "counting", stream=stream), {"idempotency-key": "one"}
     asking = asyncio.ensure_future(server.ask("POST", "/v1/chat/completions", admin, json=body, headers=headers))
     await begun.wait()
     # when its caller leaves
-    (shared,) = server.desk.in_flight._shared.values()
+    (shared,) = server.services.runtime.inflight_calls._shared.values()
     asking.cancel()
     await until(lambda: _is_left(shared))
     go_on.set()
@@ -200,14 +202,14 @@ async def test_a_call_that_was_cancelled_while_its_client_read_counts_though_tha
 ) -> None:
     admin = await server.token("admin")
     body = msgspec.json.encode(chat("left 5", "counting", stream=True))
-    caller = await identify(server.desk, admin)
+    caller = await identify(server.services, admin)
     ask = Ask(door="openai", caller=caller, body=body, target="counting", stream=True, lane="now")
-    call = await begin(server.desk, ask)
-    chunks = chunks_of(server.desk, call)
+    call = await begin_call(server.services, ask)
+    chunks = call_chunks(server.services, call)
     for _ in range(5):
         await anext(chunks)
 
-    call.flight.lose()
+    call.inflight.on_lease_lost()
     await chunks.aclose()
 
     async def look() -> dict[str, Any] | None:
@@ -219,8 +221,8 @@ async def test_a_call_that_was_cancelled_while_its_client_read_counts_though_tha
     assert {name: report["total"][name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
 
 
-async def _is_left(shared: Shared) -> bool | None:
-    return shared.is_left or None
+async def _is_left(shared: Broadcast) -> bool | None:
+    return shared.is_abandoned or None
 
 
 async def test_upstreams_that_tell_nonsense_break_no_sums(server: Live) -> None:
@@ -272,7 +274,7 @@ async def test_a_question_without_since_is_about_the_last_month(server: Live) ->
     await used(server, token, 1)
 
     older = sa.update(jobs).values(created_at=jobs.c.created_at - 32 * DAY_US)
-    await execute(server.desk.store, older)  # type: ignore[arg-type]
+    await execute(server.services.store, older)  # type: ignore[arg-type]
 
     await used(server, token, 0)
     await used(server, token, 1, since="2020-01-01")

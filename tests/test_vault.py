@@ -13,7 +13,7 @@ from cryptography.fernet import Fernet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from signoff.infra.vault import Unreadable, Vault, drop_old_keys, keys_in, put_new_key_first, standing_keys
+from signoff.infra.vault import Unreadable, Vault, drop_old_keys, existing_keys, keys_in, put_new_key_first
 
 
 def test_a_new_key_is_its_owners_alone(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_file_without_a_usable_key_is_refused_and_left_alone(text: bytes, tmp_
 def test_what_a_process_sealed_opens_to_it_also_when_its_key_is_dropped(tmp_path: Path) -> None:
     """It may hold a copy for as long as it runs, which nobody else can seal anew."""
     path = tmp_path / "secret.key"
-    vault = Vault(keys_in(path), look_again=lambda: standing_keys(path))
+    vault = Vault(keys_in(path), look_again=lambda: existing_keys(path))
     held = vault.seal("declared")
     put_new_key_first(path, added=False)
     assert vault.open(vault.seal("new")) == "new"

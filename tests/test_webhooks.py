@@ -211,7 +211,7 @@ async def test_what_is_never_taken_is_given_up_loudly(tmp_path: Path, capfd: pyt
         given_up = await delivery_when(server, token, job_id, state="failed")
         assert (given_up["attempts"], given_up["status"], len(receiver.got)) == (3, 500, 3)
         assert "Given up after 3 attempts" in given_up["error"]
-        assert [one.id for one in await server.desk.store.deliveries.failed(10)] == [given_up["id"]]
+        assert [one.id for one in await server.services.store.deliveries.failed(10)] == [given_up["id"]]
     logged = "".join(capfd.readouterr())
     assert "a delivery was given up" in logged
     assert given_up["id"] in logged
@@ -245,7 +245,7 @@ async def test_a_delivery_whose_sender_vanished_after_the_post_comes_again_under
         async def lose_the_lease(got: Got) -> None:
             lost = {"lease": "a sender that is no more", "lease_until": 1}
             table = schema.deliveries
-            await execute(server.desk.store, sa.update(table).where(table.c.id == got.id).values(lost))  # type: ignore[arg-type]
+            await execute(server.services.store, sa.update(table).where(table.c.id == got.id).values(lost))  # type: ignore[arg-type]
 
         receiver.answers = [lose_the_lease]
         job_id = await submit(server, token, receiver.url)

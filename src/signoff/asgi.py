@@ -8,7 +8,7 @@ import os
 
 from signoff.doors.http import ASGIApp, Receive, Scope, Send
 from signoff.infra.logging import to_stderr
-from signoff.server.bootstrap import make_front, running
+from signoff.server.bootstrap import make_router, run_services
 from signoff.settings import Settings, load
 
 
@@ -46,8 +46,8 @@ class Application:
         async with self._opening:
             if self._front is None:
                 settings = self._settings or load()
-                desk = await self._open.enter_async_context(running(settings, work=self._work))
-                self._front = make_front(desk, settings)
+                services = await self._open.enter_async_context(run_services(settings, work=self._work))
+                self._front = make_router(services, settings)
         return self._front
 
 

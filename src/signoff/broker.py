@@ -17,15 +17,15 @@ class Broker(Protocol):
         """Begins to connect. Neither waits for that nor fails."""
         ...
 
-    def ring(self, job_id: str, priority: int) -> None:
+    def notify(self, job_id: str, priority: int) -> None:
         """Says that a job is due; one worker, in this process or another, hears it. Never raises and never waits."""
         ...
 
-    def nudge(self) -> None:
+    def wake_local(self) -> None:
         """Passes on that the store has news of something due, where the bells themselves may not get through."""
         ...
 
-    async def heard(self, seconds: float) -> bool:
+    async def poll(self, seconds: float) -> bool:
         """Waits until the bell rings, at most `seconds`; whether it rang. What was heard before is claimed by now."""
         ...
 

@@ -7,10 +7,10 @@ from typing import Protocol
 
 import msgspec
 
-from signoff.core.cache import Entry, Found, Size, Which
+from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize
 
 
-class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+class CacheBounds(msgspec.Struct, frozen=True, kw_only=True):
     """How much is kept, and for how long."""
 
     ttl_seconds: float
@@ -28,30 +28,30 @@ class Cache(Protocol):
     is_shared: bool
 
     async def start(self) -> None: ...
-    async def find(self, keys: Sequence[str]) -> Mapping[str, Found]:
+    async def lookup(self, keys: Sequence[str]) -> Mapping[str, CacheHit]:
         """Those that are there, by the keeper's own clock."""
         ...
 
-    async def keep(self, entries: Sequence[Entry]) -> None:
+    async def store(self, entries: Sequence[CacheEntry]) -> None:
         """Keeps each one, in the place of what had its key. An entry that fills all of it alone is left out."""
         ...
 
-    async def delete(self, which: Which) -> int:
+    async def delete(self, which: CacheFilter) -> int:
         """Forgets those; how many."""
         ...
 
-    async def size(self, which: Which) -> Size:
+    async def size(self, which: CacheFilter) -> CacheSize:
         """How many those are, and the bytes of their answers."""
         ...
 
-    def deleted_elsewhere(self) -> None:
+    def on_remote_delete(self) -> None:
         """Another process has deleted something: what this process alone knows goes, too."""
         ...
 
     async def close(self) -> None: ...
 
 
-def fits(entry: Entry, which: Which) -> bool:
+def matches_filter(entry: CacheEntry, which: CacheFilter) -> bool:
     """Whether `entry` is one of those."""
     wanted = ((which.key, entry.key), (which.user_id, entry.user_id), (which.model, entry.model))
     return all(told is None or told == own for told, own in (*wanted, (which.target, entry.target)))

@@ -53,7 +53,7 @@ class Catalog(Protocol):
 SealedKind = Literal["key", "job", "stream"]
 
 
-class Sealed(msgspec.Struct, frozen=True, kw_only=True):
+class SealedSecret(msgspec.Struct, frozen=True, kw_only=True):
     """A sealed secret, and where it stands: an upstream's key, the webhook's own secret that a job carries, or the
     address of a stream's broker.
     """
@@ -66,13 +66,13 @@ class Sealed(msgspec.Struct, frozen=True, kw_only=True):
 class Secrets(Protocol):
     """Everything that is sealed, for whoever changes the key that seals."""
 
-    async def page(self, kind: SealedKind, after: str | None, limit: int) -> list[Sealed]:
+    async def page(self, kind: SealedKind, after: str | None, limit: int) -> list[SealedSecret]:
         """Up to `limit` of them behind the place `after`, in the order of their places. Jobs whose end is told without
         a secret of their own are among them, with an empty one.
         """
         ...
 
-    async def replace(self, old: Sealed, sealed: bytes) -> bool:
+    async def replace(self, old: SealedSecret, sealed: bytes) -> bool:
         """Puts `sealed` there; False, and nothing changes, where the old one stands no more."""
         ...
 
@@ -97,10 +97,10 @@ class Streams(Protocol):
     async def all(self) -> list[Stream]: ...
     async def put(self, stream: Stream) -> None: ...
     async def drop(self, name: str) -> bool: ...
-    async def lead(self, name: str, holder: str, seconds: float) -> bool:
+    async def acquire_lead(self, name: str, holder: str, seconds: float) -> bool:
         """Whether `holder` is the one who listens to that stream for so long from now: nobody else does."""
         ...
 
-    async def yield_lead(self, name: str, holder: str) -> None:
+    async def release_lead(self, name: str, holder: str) -> None:
         """Lets somebody else lead at once."""
         ...

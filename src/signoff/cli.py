@@ -27,8 +27,8 @@ from signoff.infra.logging import to_stderr
 from signoff.infra.memory import resident_mb
 from signoff.settings import BadSettings, Settings, load
 from signoff.work.admin.people import create_token, create_user, sign_in_link
-from signoff.work.pipelines.functions import sync
-from signoff.work.services import Desk
+from signoff.work.pipelines.functions import sync_functions
+from signoff.work.services import Services
 
 FIRST_ADMIN = "admin@localhost"
 DRAIN_SECONDS = 10
@@ -82,7 +82,7 @@ def serve(
     settings = load(host=host, port=port)
     listening = _bound(settings)  # first: the token of the first start is told once
     address = address_of(settings.host, listening.getsockname()[1])
-    out.print(run(settings, lambda desk: _welcome(desk, address)))
+    out.print(run(settings, lambda services: _welcome(services, address)))
     os.environ["SIGNOFF_NO_WORK"] = "1" if no_work else "0"
     os.environ["SIGNOFF_HOST"] = settings.host  # who serves must know how far it can be reached
     config = uvicorn.Config("signoff.asgi:app", workers=workers, **SERVED)
@@ -107,12 +107,12 @@ def work(concurrency: Annotated[int | None, typer.Option(help="Jobs at a time.",
 
 async def _work(settings: Settings) -> bool:
     """Works until it is told to stop, or has taken too much memory; whether it is to start anew."""
-    from signoff.server.bootstrap import running
+    from signoff.server.bootstrap import run_services
 
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    async with running(settings, work=True):
+    async with run_services(settings, work=True):
         most_mb, at_start_mb = settings.worker_memory_mb, resident_mb()
         refused = most_mb is not None and at_start_mb > most_mb
         if refused and os.environ.get(ANEW):  # it has worked within its bound: it does not vanish now
@@ -147,23 +147,23 @@ def _bound(settings: Settings) -> socket.socket:
         stop(f"Cannot listen on {settings.host}: {error.strerror}.")
 
 
-async def _register_functions(desk: Desk) -> None:
+async def _register_functions(services: Services) -> None:
     """The builtins and the operator's own. A file that cannot be read keeps no server from its start."""
     try:
-        await sync(desk, OPERATOR)
+        await sync_functions(services, OPERATOR)
     except Exception as error:  # noqa: BLE001 -- whatever it is, it can be mended, and synced, while the server runs
         log.warning("no functions are registered; POST /api/functions/sync does it", error=str(error))
 
 
-async def _welcome(desk: Desk, address: str) -> str:
+async def _welcome(services: Services, address: str) -> str:
     """What a starting server says; the first time, with the first admin's token, and with the builtin functions."""
-    known = await desk.store.people.users()
+    known = await services.store.people.users()
     if not known:  # before anybody is known: a start that was cut off is the first one again
-        await _register_functions(desk)
+        await _register_functions(services)
     admins = [user for user in known if user.role == "admin"]
-    admin = admins[0] if admins else await create_user(desk, FIRST_ADMIN, "admin")
-    link = await sign_in_link(desk, admin)
-    token = await create_token(desk, admin, name="first") if not known else None
+    admin = admins[0] if admins else await create_user(services, FIRST_ADMIN, "admin")
+    link = await sign_in_link(services, admin)
+    token = await create_token(services, admin, name="first") if not known else None
     shown = token or "$TOKEN"
     chat = '{"messages": [{"role": "user", "content": "Say hello."}]}'
     return f"""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from signoff.core.delivery import Message
+from signoff.core.delivery import OutgoingMessage
 
 
-class Courier(Protocol):
+class Deliverer(Protocol):
     """Carries any number of messages at a time; never where it may not go."""
 
     async def start(self) -> None: ...
-    async def carry(self, message: Message) -> int | None:
+    async def send(self, message: OutgoingMessage) -> int | None:
         """The HTTP status that the receiver answered with; None where it took the message without one.
         Raises AddressRefused, Undelivered. May wait for a receiver that is away, until it is cancelled.
         """

@@ -13,7 +13,7 @@ from signoff.core.model import Model
 State = Literal["stopped", "starting", "ready", "busy", "failed"]
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a model is asked: a path such as `/v1/chat/completions`, the JSON body, and the name it was asked for by."""
 
     path: str
@@ -26,7 +26,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class Engine(Protocol):
     """Answers in chunks: one whole body, or, when `stream` is set, raw events that end in `[DONE]`."""
 
-    def answer(self, model: Model, request: Request) -> AsyncIterator[Chunk]:
+    def answer(self, model: Model, request: ModelRequest) -> AsyncIterator[Chunk]:
         """Raises ModelFailed and its kin. Closing the iterator, or cancelling the task that reads it,
         stops the model's work within a second.
         """
@@ -37,10 +37,10 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class RunsModels(Protocol):
+class ProcessEngine(Protocol):
     """An engine whose models are processes that it starts and stops."""
 
-    def state_of(self, model: Model) -> State:
+    def process_state(self, model: Model) -> State:
         """How the model's process is, whoever on this host owns it."""
         ...
 

@@ -131,7 +131,7 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
-class ComposedNotFound(NotFound):
+class LibraryItemNotFound(NotFound):
     """There is no such prompt, pipeline or function."""
 
     code = "composed_not_found"

@@ -36,7 +36,7 @@ from pydantic_settings import (
 from signoff.core.access import Role
 from signoff.core.policy import Review
 from signoff.core.signing import Secret, secrets_in
-from signoff.core.stream import Stream, flaw_of, seen_of
+from signoff.core.stream import Stream, public_address, stream_fault
 
 CacheKind = Literal["sql", "redis", "memory", "none"]
 
@@ -60,14 +60,14 @@ class StreamSettings(BaseModel):
 
     @model_validator(mode="after")
     def _can_be(self) -> Self:
-        flaw = flaw_of(self.sealed(str.encode))
+        flaw = stream_fault(self.sealed(str.encode))
         if flaw is not None:
             raise ValueError(flaw)
         return self
 
     def sealed(self, seal: Callable[[str], bytes]) -> Stream:
         """The stream, with its address sealed."""
-        scheme, host = seen_of(self.url.get_secret_value())
+        scheme, host = public_address(self.url.get_secret_value())
         told = self.model_dump(exclude={"url"})
         return Stream(scheme=scheme, host=host, sealed=seal(self.url.get_secret_value()), **told)
 

@@ -11,21 +11,21 @@ import msgspec
 from signoff.catalog import Catalog, ModelLogs, Secrets, Streams
 from signoff.core.access import Role, Token, TokenKind, User
 from signoff.core.cache import CacheRule
-from signoff.core.delivery import Delivery, DeliveryKind, Outcome
+from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
-from signoff.core.limits import Limit, Meter, Refusal, Room, Wish
-from signoff.core.pipelines.composed import PRODUCTION, Composed, Composition
+from signoff.core.limits import Counter, Denial, Limit, Reservation, ReservationRequest
+from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind
 from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
-from signoff.core.usage import Line, Question, Sum
+from signoff.core.usage import UsageQuery, UsageRow, UsageTotals
 
-Copied = Literal["models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"]
-Topic = Literal["job", "due", "delivery", Copied, "any"]
-NewVerb = Literal["submit", "hit", "refuse"]
+CachedTopic = Literal["models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"]
+Topic = Literal["job", "due", "delivery", CachedTopic, "any"]
+InitialVerb = Literal["submit", "hit", "refuse"]
 Listener = Callable[[Topic, str], None]
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
+class TransitionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One move asked of the store: the verb, who asks, what its guards compare with, what it changes.
 
     `changes` are columns of the job; times are given in `after_seconds`, from the database's now. `to` is needed only
@@ -39,7 +39,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     lease: str | None = None
     round: int | None = None
     reviewer: str | None = None
-    settled: int | None = None
+    settled_steps: int | None = None
     changes: Mapping[str, Any] = {}
     after_seconds: Mapping[str, float] = {}
     decision: Decision | None = None
@@ -54,7 +54,7 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     user_id: int | None = None
     status: Status | None = None
     fingerprint: str | None = None
-    made: str | None = None
+    upstream_object_id: str | None = None
     after_id: str | None = None
     offset: int = 0
     limit: int = 50
@@ -73,7 +73,7 @@ class Jobs(Protocol):
         job: Job,
         *,
         actor: str,
-        verb: NewVerb = "submit",
+        verb: InitialVerb = "submit",
         due_seconds: float = 0,
         lease_seconds: float | None = None,
     ) -> Job:
@@ -90,7 +90,7 @@ class Jobs(Protocol):
         """
         ...
 
-    async def move(self, job_id: str, *steps: Step) -> Job:
+    async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
         """The job after all `steps`, made in one transaction. Raises Stale if any guard fails, JobNotFound."""
         ...
 
@@ -105,7 +105,7 @@ class Jobs(Protocol):
         ...
 
     async def get(self, job_id: str) -> Job | None: ...
-    async def called(self, user_id: int, own_id: str) -> Job | None:
+    async def by_client_id(self, user_id: int, client_id: str) -> Job | None:
         """The job that a user calls so."""
         ...
 
@@ -155,7 +155,7 @@ class Runs(Protocol):
         """A new run, with what it need not ask again: all of it at once. Steps that have not ended yet are due."""
         ...
 
-    async def forgotten(self, limit: int) -> list[Job]:
+    async def stalled(self, limit: int) -> list[Job]:
         """Parked runs of which no step goes on: nobody else will wake them."""
         ...
 
@@ -178,7 +178,7 @@ class Deliveries(Protocol):
         """
         ...
 
-    async def settle(self, delivery_id: str, lease: str, outcome: Outcome) -> bool:
+    async def settle(self, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
         """Writes down what came of an attempt, and ends its lease; False, and nothing changes, if that is gone."""
         ...
 
@@ -227,7 +227,7 @@ class People(Protocol):
         ...
 
 
-class Ledger(Protocol):
+class UsageRecords(Protocol):
     """What models cost, and what was used of them."""
 
     async def prices(self) -> list[Price]: ...
@@ -236,60 +236,60 @@ class Ledger(Protocol):
         ...
 
     async def drop_price(self, model: str, valid_from: int) -> bool: ...
-    async def keep(self, job: Job) -> None:
+    async def record(self, job: Job) -> None:
         """Counts the tokens, the cost and the times of `job` with the status `stale`, beside those in its row."""
         ...
 
-    async def used(self, question: Question) -> tuple[list[Line], Sum]:
+    async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
         """A page of lines, in the order of their dimensions, and the sum of all; both of one moment. Jobs that are
         kept no longer count too.
         """
         ...
 
 
-class ComposedFilter(msgspec.Struct, frozen=True, kw_only=True):
+class LibraryFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which prompts or pipelines to list, by name. `user_id`: theirs and what is shared, None for everybody's; `after`
     is a cursor. `calls`: only those of which a version that is the newest, or has a label, calls that name.
     """
 
-    kind: Composition | None = None
+    kind: LibraryItemKind | None = None
     user_id: int | None = None
     after: str = ""
     calls: str | None = None
     limit: int = 50
 
 
-class Synced(msgspec.Struct, frozen=True):
+class SyncResult(msgspec.Struct, frozen=True):
     """The names that a sync of functions has registered and dropped, and those it left out: a prompt or a pipeline
     is called so.
     """
 
     created: tuple[str, ...]
     deleted: tuple[str, ...]
-    taken: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
 
 
-class Compositions(Protocol):
+class Library(Protocol):
     """Prompts and pipelines, in numbered versions that labels name; and the functions that are registered.
 
     A name stands for one of them in the whole deployment.
     """
 
-    async def put(self, composed: Composed, *, label: str | None = PRODUCTION) -> Composed:
+    async def put(self, composed: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
         """The new version, committed, with its number: of the one with that id, or with an id of 0 the first of a new
         one. `label` moves to it; a first version is the production one too. Raises NameTaken, ComposedNotFound.
         """
         ...
 
-    async def composed(self, key: str | int, at: str | int = PRODUCTION) -> Composed | None:
+    async def get(self, key: str | int, at: str | int = PRODUCTION) -> LibraryItem | None:
         """The one of that name or id, in the version of that label or number."""
         ...
 
-    async def list(self, which: ComposedFilter) -> Sequence[Composed]:
+    async def list(self, which: LibraryFilter) -> Sequence[LibraryItem]:
         """Production versions."""
         ...
 
-    async def versions(self, composed_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[Composed]:
+    async def versions(self, composed_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
         """The newest first."""
         ...
 
@@ -306,7 +306,7 @@ class Compositions(Protocol):
         """Those that are registered, by name."""
         ...
 
-    async def sync(self, found: Sequence[Function], unread: Sequence[str] = ()) -> Synced:
+    async def sync(self, found: Sequence[Function], unread: Sequence[str] = ()) -> SyncResult:
         """Registers what was found, in its new form too, and drops all else but what is of the modules in `unread`."""
         ...
 
@@ -317,22 +317,22 @@ class Quotas(Protocol):
     async def limits(self) -> list[Limit]: ...
     async def put_limit(self, limit: Limit) -> None: ...
     async def drop_limit(self, name: str) -> bool: ...
-    async def reserve(self, wish: Wish) -> Room | Refusal:
+    async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
         """Room under all limits of the wish, or none under any. Raises Overloaded."""
         ...
 
-    async def settle(self, room: Room, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
+    async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
         """Counts what was used instead of what was reserved; nothing where no model was `asked`.
 
         Raises Overloaded when it was not counted: to ask again counts it once.
         """
         ...
 
-    async def renew(self, rooms: Sequence[Room], lease_seconds: float) -> None:
+    async def renew(self, reservations: Sequence[Reservation], lease_seconds: float) -> None:
         """Keeps what is reserved for requests that are under way."""
         ...
 
-    async def meters(self, names: Sequence[str]) -> dict[str, Meter]:
+    async def counters(self, names: Sequence[str]) -> dict[str, Counter]:
         """What counts now, of those that were ever used."""
         ...
 
@@ -351,9 +351,9 @@ class Store(Protocol):
     @property
     def catalog(self) -> Catalog: ...
     @property
-    def ledger(self) -> Ledger: ...
+    def usage(self) -> UsageRecords: ...
     @property
-    def compositions(self) -> Compositions: ...
+    def library(self) -> Library: ...
     @property
     def quotas(self) -> Quotas: ...
     @property

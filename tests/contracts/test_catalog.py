@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from contracts.test_streams import a_stream
-from signoff.catalog import Sealed
-from signoff.core.delivery import Deliver
+from signoff.catalog import SealedSecret
+from signoff.core.delivery import DeliveryTarget
 from signoff.core.log import LogLine
 from signoff.core.model import Model
 from signoff.errors import Conflict
@@ -153,7 +153,7 @@ async def test_the_few_jobs_with_a_secret_are_found_among_many_a_stretch_at_a_ti
     store: AStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_secrets, "STRETCH", 3)
-    hook = Deliver(address="http://a", host="a", sealed=b"job")
+    hook = DeliveryTarget(address="http://a", host="a", sealed=b"job")
     made = [await inserted(store, deliver=(hook,) if at in {6, 13, 14} else ()) for at in range(25)]
 
     found, after = list[str](), None
@@ -168,14 +168,14 @@ async def test_all_that_is_sealed_is_found_page_by_page_and_replaced_where_it_st
     for number in range(12):
         await store.catalog.add_key(ann.id, "", b"k%d" % number)
     hook, mirror = (
-        Deliver(address="http://a", host="a", sealed=b"\x00job"),
-        Deliver(kind="redis", address="a", host="a"),
+        DeliveryTarget(address="http://a", host="a", sealed=b"\x00job"),
+        DeliveryTarget(kind="redis", address="a", host="a"),
     )
     telling = await inserted(store, deliver=(mirror, hook))
     mirrored = await inserted(store, deliver=(mirror,))
     await inserted(store)
 
-    found, after = list[Sealed](), None
+    found, after = list[SealedSecret](), None
     while page := await store.secrets.page("key", after, 5):
         found, after = [*found, *page], page[-1].place
     assert [one.sealed for one in found] == [b"k%d" % number for number in range(12)]
@@ -194,9 +194,9 @@ async def test_all_that_is_sealed_is_found_page_by_page_and_replaced_where_it_st
     assert (await secrets(store))[3] == b"new"
     changed = await store.jobs.get(telling.id)
     assert changed is not None
-    assert changed.deliver == (mirror, Deliver(address="http://a", host="a", sealed=b"new"))
+    assert changed.deliver == (mirror, DeliveryTarget(address="http://a", host="a", sealed=b"new"))
     assert [stream.sealed for stream in await store.streams.all()] == [b"one", b"new"]
-    assert await store.secrets.replace(Sealed(kind="job", place="nobody", sealed=b"x"), b"y") is False
+    assert await store.secrets.replace(SealedSecret(kind="job", place="nobody", sealed=b"x"), b"y") is False
 
 
 # Logs of models

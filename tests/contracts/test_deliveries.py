@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from signoff.core.delivery import Deliver, Delivery, Outcome
+from signoff.core.delivery import Delivery, DeliveryOutcome, DeliveryTarget
 from signoff.core.job import Decision, JobError
 from signoff.errors import NotFound, Stale
 from stores import ANSWER, AStore, Ear, a_job, a_step, held, inserted, leased, together
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 SECOND = 1_000_000
 SEALED = b"sealed, and nobody's business"
-TO = Deliver(address="https://example.com/hook", host="example.com", sealed=SEALED)
+TO = DeliveryTarget(address="https://example.com/hook", host="example.com", sealed=SEALED)
 REFUSED = JobError(code="rejected", message="No.", status=403)
 APPROVED = Decision(verdict="approve", reviewer="ann")
 
@@ -35,7 +35,7 @@ async def test_the_move_that_ends_a_job_makes_its_delivery(store: AStore, verb: 
     job = await leased(store, deliver=(TO,))
     assert await store.deliveries.of_job(job.id) == []
 
-    ended = await store.jobs.move(job.id, a_step(verb, changes=changes))
+    ended = await store.jobs.transition(job.id, a_step(verb, changes=changes))
 
     [delivery] = await store.deliveries.of_job(job.id)
     assert (delivery.state, delivery.attempt, delivery.due_at) == ("due", 0, ended.updated_at)
@@ -48,7 +48,7 @@ async def test_a_held_job_has_a_delivery_from_its_verdict_on_and_no_sooner(store
     assert await store.deliveries.of_job(job.id) == []
 
     decide = a_step("decide", changes={"decision": APPROVED}, after_seconds={"release_at": 0}, decision=APPROVED)
-    await store.jobs.move(job.id, decide, a_step("approve"))
+    await store.jobs.transition(job.id, decide, a_step("approve"))
 
     assert len(await store.deliveries.of_job(job.id)) == 1
 
@@ -59,13 +59,13 @@ async def test_a_cancelled_job_has_none(store: AStore) -> None:
         await leased(store, deliver=(TO,)),
         await held(store, deliver=(TO,)),
     ):
-        await store.jobs.move(job.id, a_step("cancel", changes={"error": REFUSED}))
+        await store.jobs.transition(job.id, a_step("cancel", changes={"error": REFUSED}))
         assert await store.deliveries.of_job(job.id) == []
 
 
 async def test_a_lapsed_job_that_fails_has_one(store: AStore) -> None:
     job = await inserted(store, deliver=(TO,), lease="mine", lease_seconds=-1)
-    await store.jobs.move(job.id, a_step("lapse", to="fail", changes={"error": REFUSED}))
+    await store.jobs.transition(job.id, a_step("lapse", to="fail", changes={"error": REFUSED}))
     assert len(await store.deliveries.of_job(job.id)) == 1
 
 
@@ -80,14 +80,14 @@ async def test_a_job_that_ran_its_course_before_it_was_written_has_one_unless_it
 
 async def test_a_job_that_nobody_is_told_of_has_none(store: AStore) -> None:
     job = await leased(store)
-    await store.jobs.move(job.id, a_step("succeed"))
+    await store.jobs.transition(job.id, a_step("succeed"))
     assert await store.deliveries.of_job(job.id) == []
 
 
 async def test_a_refused_move_makes_none(store: AStore) -> None:
     job = await leased(store, deliver=(TO,))
     with pytest.raises(Stale):
-        await store.jobs.move(job.id, a_step("succeed", lease="another's"))
+        await store.jobs.transition(job.id, a_step("succeed", lease="another's"))
     assert await store.deliveries.of_job(job.id) == []
 
 
@@ -106,9 +106,9 @@ async def test_a_claim_leases_what_is_due_the_longest_due_first(store: AStore) -
 
 
 async def test_a_claim_takes_one_kind_and_leaves_the_others(store: AStore) -> None:
-    both = (TO, Deliver(kind="redis", address="signoff:1", host="redis"))
+    both = (TO, DeliveryTarget(kind="redis", address="signoff:1", host="redis"))
     job = await leased(store, deliver=both)
-    await store.jobs.move(job.id, a_step("succeed", changes={"response": ANSWER}))
+    await store.jobs.transition(job.id, a_step("succeed", changes={"response": ANSWER}))
     made = await store.deliveries.of_job(job.id)
     assert [(one.kind, one.address) for one in made] == [(to.kind, to.address) for to in both]
     assert len({one.id for one in made}) == 2
@@ -146,16 +146,16 @@ async def test_a_lease_that_ran_out_is_anybodys_and_its_late_holder_changes_noth
     [again] = await claim(store, lease="second")
 
     assert (again.id, again.attempt) == (made.id, 2)
-    assert await store.deliveries.settle(made.id, "first", Outcome(state="done")) is False
+    assert await store.deliveries.settle(made.id, "first", DeliveryOutcome(state="done")) is False
     assert await store.deliveries.get(made.id) == again
-    assert await store.deliveries.settle(made.id, "second", Outcome(state="done")) is True
+    assert await store.deliveries.settle(made.id, "second", DeliveryOutcome(state="done")) is True
 
 
 # What becomes of them
 
 
 async def test_a_done_one_rests(store: AStore) -> None:
-    settled = await settled_as(store, Outcome(state="done", status=204))
+    settled = await settled_as(store, DeliveryOutcome(state="done", status=204))
 
     assert (settled.state, settled.last_status, settled.last_error, settled.lease) == ("done", 204, None, None)
     assert settled.done_at is not None
@@ -164,7 +164,7 @@ async def test_a_done_one_rests(store: AStore) -> None:
 
 
 async def test_one_that_goes_on_is_due_later(store: AStore) -> None:
-    settled = await settled_as(store, Outcome(state="due", status=500, error="Oh.", after_seconds=60))
+    settled = await settled_as(store, DeliveryOutcome(state="due", status=500, error="Oh.", after_seconds=60))
 
     assert (settled.state, settled.attempt, settled.last_status, settled.last_error) == ("due", 1, 500, "Oh.")
     assert settled.due_at >= settled.created_at + 60 * SECOND
@@ -173,9 +173,9 @@ async def test_one_that_goes_on_is_due_later(store: AStore) -> None:
 
 
 async def test_one_that_is_given_back_is_due_as_if_nobody_had_tried(store: AStore) -> None:
-    before = await settled_as(store, Outcome(state="due", status=500, error="Oh."))
+    before = await settled_as(store, DeliveryOutcome(state="due", status=500, error="Oh."))
     await claim(store)
-    await store.deliveries.settle(before.id, "mine", Outcome(state="due", counts=False))
+    await store.deliveries.settle(before.id, "mine", DeliveryOutcome(state="due", counts=False))
 
     after = await store.deliveries.get(before.id)
     assert after is not None
@@ -184,8 +184,8 @@ async def test_one_that_is_given_back_is_due_as_if_nobody_had_tried(store: AStor
 
 
 async def test_those_that_were_given_up_are_listed_the_latest_first(store: AStore) -> None:
-    first = await settled_as(store, Outcome(state="failed", status=410, error="Gone."))
-    second = await settled_as(store, Outcome(state="failed", error="Nobody."))
+    first = await settled_as(store, DeliveryOutcome(state="failed", status=410, error="Gone."))
+    second = await settled_as(store, DeliveryOutcome(state="failed", error="Nobody."))
 
     assert await store.deliveries.failed(10) == [second, first]
     assert await store.deliveries.failed(1) == [second]
@@ -195,7 +195,7 @@ async def test_those_that_were_given_up_are_listed_the_latest_first(store: AStor
 @pytest.mark.parametrize("state", ["done", "failed", "due"])
 async def test_one_that_is_sent_again_is_due_under_its_old_id(store: AStore, state: Any) -> None:
     ear = Ear(store)
-    before = await settled_as(store, Outcome(state=state, after_seconds=60))
+    before = await settled_as(store, DeliveryOutcome(state=state, after_seconds=60))
 
     again = await store.deliveries.resend(before.id)
 
@@ -217,8 +217,8 @@ async def test_one_that_is_under_way_or_unknown_is_not_sent_again(store: AStore)
 
 async def due(store: AStore, host: str = "example.com") -> Delivery:
     """The delivery of a job that has just ended."""
-    job = await leased(store, deliver=(Deliver(address=f"https://{host}/", host=host),))
-    await store.jobs.move(job.id, a_step("succeed", changes={"response": ANSWER}))
+    job = await leased(store, deliver=(DeliveryTarget(address=f"https://{host}/", host=host),))
+    await store.jobs.transition(job.id, a_step("succeed", changes={"response": ANSWER}))
     [delivery] = await store.deliveries.of_job(job.id)
     return delivery
 
@@ -236,7 +236,7 @@ async def claim(store: AStore, **more: Any) -> list[Delivery]:
     return await store.deliveries.claim(**(plain | more))
 
 
-async def settled_as(store: AStore, outcome: Outcome) -> Delivery:
+async def settled_as(store: AStore, outcome: DeliveryOutcome) -> Delivery:
     """A delivery after its first attempt."""
     made = await due(store)
     assert [delivery.id for delivery in await claim(store)] == [made.id]

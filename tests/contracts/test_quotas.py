@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from signoff.core.limits import Limit, Refusal, Room, Wish
+from signoff.core.limits import Denial, Limit, Reservation, ReservationRequest
 from stores import AStore, listening, together, until
 
 pytestmark = pytest.mark.anyio
@@ -13,14 +13,14 @@ pytestmark = pytest.mark.anyio
 HUNDRED = Limit(who="all", requests_per_minute=100, tokens_per_minute=10_000)
 
 
-def a_wish(name: str, *limits: Limit, tokens: int = 0, lease_seconds: float = 60) -> Wish:
+def a_wish(name: str, *limits: Limit, tokens: int = 0, lease_seconds: float = 60) -> ReservationRequest:
     wanted = tuple((limit.name, limit) for limit in limits)
-    return Wish(id=name, limits=wanted, tokens=tokens, lease_seconds=lease_seconds)
+    return ReservationRequest(id=name, limits=wanted, tokens=tokens, lease_seconds=lease_seconds)
 
 
-async def reserved(store: AStore, name: str, *limits: Limit, tokens: int = 0, lease_seconds: float = 60) -> Room:
+async def reserved(store: AStore, name: str, *limits: Limit, tokens: int = 0, lease_seconds: float = 60) -> Reservation:
     room = await store.quotas.reserve(a_wish(name, *limits, tokens=tokens, lease_seconds=lease_seconds))
-    assert isinstance(room, Room)
+    assert isinstance(room, Reservation)
     return room
 
 
@@ -49,17 +49,17 @@ async def test_every_change_of_a_limit_is_counted_and_told(url: str, store: ASto
 async def test_two_processes_together_admit_as_many_as_there_may_be_and_no_fewer(store: AStore, other: AStore) -> None:
     wishes = [a_wish(f"job-{number}", HUNDRED, tokens=1) for number in range(200)]
     answers = await together((store, other)[number % 2].quotas.reserve(wish) for number, wish in enumerate(wishes))
-    assert sum(isinstance(answer, Room) for answer in answers) == 100
-    waits = [answer.wait for answer in answers if isinstance(answer, Refusal)]
+    assert sum(isinstance(answer, Reservation) for answer in answers) == 100
+    waits = [answer.wait for answer in answers if isinstance(answer, Denial)]
     assert all(wait is not None and 0 < wait <= 60_000_000 for wait in waits)
 
 
 async def test_tokens_are_counted_together_and_what_is_settled_is_free_for_all(store: AStore, other: AStore) -> None:
     rooms = await together(reserved(store, f"job-{number}", HUNDRED, tokens=1000) for number in range(10))
-    assert isinstance(await other.quotas.reserve(a_wish("late", HUNDRED, tokens=1)), Refusal)
+    assert isinstance(await other.quotas.reserve(a_wish("late", HUNDRED, tokens=1)), Denial)
     await together(other.quotas.settle(room, tokens=100) for room in rooms)
     await reserved(store, "whole", HUNDRED, tokens=9000)
-    assert isinstance(await other.quotas.reserve(a_wish("later", HUNDRED, tokens=1)), Refusal)
+    assert isinstance(await other.quotas.reserve(a_wish("later", HUNDRED, tokens=1)), Denial)
 
 
 async def test_what_no_model_was_asked_for_is_given_back_whole(store: AStore, other: AStore) -> None:
@@ -72,7 +72,7 @@ async def test_under_several_limits_there_is_room_or_nothing_is_taken(store: ASt
     narrow, wide = Limit(who="token", id=3, parallel=1), Limit(who="all", requests_per_minute=3)
     await reserved(store, "first", narrow, wide)
     refusals = await together(store.quotas.reserve(a_wish(f"job-{number}", narrow, wide)) for number in range(5))
-    assert all(isinstance(refusal, Refusal) and refusal.limit == narrow for refusal in refusals)
+    assert all(isinstance(refusal, Denial) and refusal.limit == narrow for refusal in refusals)
     await reserved(store, "second", wide)
     await reserved(store, "third", wide)
 
@@ -80,27 +80,27 @@ async def test_under_several_limits_there_is_room_or_nothing_is_taken(store: ASt
 async def test_a_slot_lapses_unless_it_is_renewed(store: AStore, other: AStore) -> None:
     two = Limit(who="all", parallel=2)
     dead, alive = await reserved(store, "dead", two, lease_seconds=0.3), await reserved(store, "alive", two)
-    assert isinstance(await other.quotas.reserve(a_wish("none", two)), Refusal)
+    assert isinstance(await other.quotas.reserve(a_wish("none", two)), Denial)
     await store.quotas.renew([alive], 60)
 
-    async def look() -> Room | None:
+    async def look() -> Reservation | None:
         found = await other.quotas.reserve(a_wish("next", two))
-        return found if isinstance(found, Room) else None
+        return found if isinstance(found, Reservation) else None
 
     await until(look)
-    meter = (await store.quotas.meters([two.name]))[two.name]
-    assert {hold.id for hold in meter.holds} == {"alive", "next"}
+    meter = (await store.quotas.counters([two.name]))[two.name]
+    assert {hold.id for hold in meter.pending} == {"alive", "next"}
     # when the one that was dead is heard of after all, it counts again
     await store.quotas.renew([dead], 60)
-    meter = (await other.quotas.meters([two.name]))[two.name]
-    assert {hold.id for hold in meter.holds} == {"alive", "next", "dead"}
+    meter = (await other.quotas.counters([two.name]))[two.name]
+    assert {hold.id for hold in meter.pending} == {"alive", "next", "dead"}
 
 
 async def test_meters_tell_what_counts_now(store: AStore, other: AStore) -> None:
     budget = Limit(who="all", requests_per_minute=5, tokens_per_month=100)
     await store.quotas.settle(await reserved(store, "job", budget, tokens=50), tokens=30)
-    found = await other.quotas.meters([budget.name, "nobody"])
+    found = await other.quotas.counters([budget.name, "nobody"])
     assert list(found) == [budget.name]
     meter = found[budget.name]
-    assert (meter.month.tokens, meter.day.tokens, meter.holds) == (30, 30, ())
+    assert (meter.month.tokens, meter.day.tokens, meter.pending) == (30, 30, ())
     assert [(entry.requests, entry.tokens) for entry in meter.entries] == [(1, 30)]

@@ -10,7 +10,7 @@ import pytest
 
 from signoff.core.job import Decision, FunctionCall, Job, JobError
 from signoff.errors import Stale
-from signoff.store import Step
+from signoff.store import TransitionRequest
 from signoff.stores.jobs import KEY_LIFETIME_US
 from signoff.stores.schema import jobs
 from stores import ANSWER, AStore, a_job, a_step, execute, inserted, is_refused, leased, state, together
@@ -37,11 +37,11 @@ async def a_step_of(store: AStore, run: Job, node: str = "0.0", **more: Any) -> 
 
 async def a_held_step(store: AStore, run: Job, node: str = "0.0") -> Job:
     step = await a_step_of(store, run, node)
-    return await store.jobs.move(step.id, a_step("hold", changes={"response": ANSWER}))
+    return await store.jobs.transition(step.id, a_step("hold", changes={"response": ANSWER}))
 
 
 async def parked(store: AStore, run: Job, settled: int = 0) -> Job:
-    return await store.jobs.move(run.id, a_step("park", settled=settled, after_seconds={"parked_at": 0}))
+    return await store.jobs.transition(run.id, a_step("park", settled=settled, after_seconds={"parked_at": 0}))
 
 
 def a_call(run: Job, node: str = "0.1", **more: Any) -> FunctionCall:
@@ -92,7 +92,7 @@ async def test_another_place_and_another_round_have_a_step_of_their_own(store: A
 async def test_who_does_not_hold_the_run_adds_nothing_to_it(store: AStore, lost: str) -> None:
     run = await a_run(store)
     if lost == "ended":
-        await store.jobs.move(run.id, a_step("cancel"))
+        await store.jobs.transition(run.id, a_step("cancel"))
     else:
         run = msgspec.structs.replace(run, lease="theirs")
 
@@ -134,7 +134,7 @@ async def test_a_run_does_not_park_when_a_step_settled_that_it_has_not_seen(stor
     run = await a_run(store)
     await a_held_step(store, run)
     other = await a_step_of(store, run, "0.1")
-    await store.jobs.move(other.id, a_step("succeed", changes={"response": ANSWER}))
+    await store.jobs.transition(other.id, a_step("succeed", changes={"response": ANSWER}))
 
     assert await is_refused(store, run, a_step("park", settled=0, after_seconds={"parked_at": 0}))
 
@@ -149,7 +149,7 @@ async def test_a_verdict_on_a_held_step_wakes_its_run_in_the_same_moment(store: 
     decision = Decision(verdict=verdict, reviewer="ann")
     decide = a_step("decide", changes={"decision": decision}, after_seconds={"release_at": 0}, decision=decision)
 
-    ended = await store.jobs.move(step.id, decide, a_step(verdict, actor="user:bob"))
+    ended = await store.jobs.transition(step.id, decide, a_step(verdict, actor="user:bob"))
 
     found = await store.jobs.get(run.id)
     assert found is not None
@@ -167,10 +167,10 @@ async def test_a_step_that_is_asked_again_leaves_its_run_parked(store: AStore) -
     decision = Decision(verdict="redo", reviewer="ann")
     decide = a_step("decide", changes={"decision": decision}, after_seconds={"release_at": 0}, decision=decision)
 
-    await store.jobs.move(step.id, decide, a_step("redo", after_seconds={"due_at": 0}))
+    await store.jobs.transition(step.id, decide, a_step("redo", after_seconds={"due_at": 0}))
 
     assert [job.id for job in await store.jobs.claim(actor="w", lease="theirs", limit=9, lease_seconds=60)] == [step.id]
-    await store.jobs.move(step.id, a_step("succeed", lease="theirs", changes={"response": ANSWER}))
+    await store.jobs.transition(step.id, a_step("succeed", lease="theirs", changes={"response": ANSWER}))
     assert await verbs(store, run) == ["submit", "park", "wake"]
 
 
@@ -181,13 +181,13 @@ async def test_a_run_that_nobody_woke_is_found(store: AStore) -> None:
     await parked(store, waiting)
     steps = [await a_step_of(store, awake), await a_held_step(store, awake, "0.1")]
     await parked(store, awake)
-    await store.jobs.move(steps[0].id, a_step("succeed", changes={"response": ANSWER}))
+    await store.jobs.transition(steps[0].id, a_step("succeed", changes={"response": ANSWER}))
 
-    found = await store.runs.forgotten(9)
+    found = await store.runs.stalled(9)
 
     assert [job.id for job in found] == [run.id]
-    await store.jobs.move(run.id, Step(verb="wake", actor="sweeper", after_seconds={"due_at": 0}))
-    assert await store.runs.forgotten(9) == []
+    await store.jobs.transition(run.id, TransitionRequest(verb="wake", actor="sweeper", after_seconds={"due_at": 0}))
+    assert await store.runs.stalled(9) == []
 
 
 async def test_parking_and_settling_at_once_never_leave_a_run_asleep(store: AStore, other: AStore) -> None:
@@ -200,7 +200,7 @@ async def test_parking_and_settling_at_once_never_leave_a_run_asleep(store: ASto
             with contextlib.suppress(Stale):
                 await parked([store, other][turn % 2], run)
 
-        await together([park(), other.jobs.move(step.id, a_step("succeed", changes={"response": ANSWER}))])
+        await together([park(), other.jobs.transition(step.id, a_step("succeed", changes={"response": ANSWER}))])
         found = await store.jobs.get(run.id)
         assert found is not None
         assert found.parked_at is None
@@ -218,11 +218,11 @@ async def test_what_goes_on_below_a_run_ends_with_it(store: AStore, verb: str) -
         run = await inserted(store, pipeline_id=1, lease="mine", lease_seconds=-1)
     asked, held = await a_step_of(store, run), await a_held_step(store, run, "0.1")
     done = await a_step_of(store, run, "0.2")
-    done = await store.jobs.move(done.id, a_step("succeed", changes={"response": ANSWER}))
+    done = await store.jobs.transition(done.id, a_step("succeed", changes={"response": ANSWER}))
     inner = await a_step_of(store, run, "0.3", pipeline_id=2)
     below = await a_step_of(store, inner)
 
-    await store.jobs.move(run.id, a_step(verb, to="fail", changes={"error": FAILED}))
+    await store.jobs.transition(run.id, a_step(verb, to="fail", changes={"error": FAILED}))
 
     for job in (asked, held, inner, below):
         found, events = await state(store, job.id)
@@ -237,7 +237,7 @@ async def test_a_run_that_fails_leaves_the_steps_of_others_alone(store: AStore) 
     run, other = await a_run(store), await a_run(store)
     theirs, plain = await a_step_of(store, other), await leased(store)
 
-    await store.jobs.move(run.id, a_step("fail", changes={"error": FAILED}))
+    await store.jobs.transition(run.id, a_step("fail", changes={"error": FAILED}))
 
     assert [await store.jobs.get(job.id) for job in (theirs, plain)] == [theirs, plain]
 
@@ -246,12 +246,12 @@ async def test_a_step_is_not_forgotten_while_its_run_goes_on(store: AStore) -> N
     run = await a_run(store)
     step = await a_step_of(store, run)
     await store.runs.add_call(a_call(run), run_lease="mine")
-    await store.jobs.move(step.id, a_step("succeed", changes={"response": ANSWER}))
+    await store.jobs.transition(step.id, a_step("succeed", changes={"response": ANSWER}))
     await execute(store, jobs.update().values(updated_at=1))
 
     assert await store.jobs.purge(KEY_LIFETIME_US / 1_000_000, 9) == 0
 
-    await store.jobs.move(run.id, a_step("succeed", changes={"response": ANSWER}))
+    await store.jobs.transition(run.id, a_step("succeed", changes={"response": ANSWER}))
     assert await store.jobs.purge(-1, 9) == 2
     assert (await store.runs.steps(run.id, 0), await store.runs.calls(run.id, 0)) == ([], [])
 

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from contracts.test_streams import a_stream
 from signoff.core.answer import Usage
-from signoff.core.delivery import Deliver
-from signoff.core.job import MOVES, STATUSES, TERMINAL, Decision, Edit, Guard, Job, JobError, Verdict, replay
+from signoff.core.delivery import DeliveryTarget
+from signoff.core.job import STATUSES, TERMINAL, TRANSITIONS, Decision, Edit, Guard, Job, JobError, Verdict, replay
 from signoff.core.model import Model
 from signoff.core.policy import Policy
 from signoff.core.price import Price
 from signoff.errors import JobNotFound, Overloaded, Stale
-from signoff.store import JobFilter, Step, Topic
+from signoff.store import JobFilter, Topic, TransitionRequest
 from signoff.stores import jobs, schema
-from signoff.work.reviews.desk import effect
+from signoff.work.reviews.desk import verdict_transition
 from stores import (
     ANSWER,
     AStore,
@@ -53,7 +53,7 @@ RICH: dict[str, Any] = {
     "usage": Usage(prompt_tokens=1),
     "metadata": b'{"a":[1]}',
     "policy": Policy(review="always"),
-    "deliver": (Deliver(address="http://a.test/", host="a.test", sealed=b"\0\xff"),),
+    "deliver": (DeliveryTarget(address="http://a.test/", host="a.test", sealed=b"\0\xff"),),
     "draft": Edit(response='"d"'),
     "decision": Decision(verdict="reject", reviewer="ann", reason="No."),
     "cache": "miss",
@@ -151,21 +151,21 @@ async def test_of_inserts_of_many_keys_at_once_each_makes_one_job(store: AStore,
 async def test_a_freed_key_is_taken_once(store: AStore, other: AStore) -> None:
     for key in map(str, range(15)):
         failed = await leased(store, idempotency_key=key)
-        await store.jobs.move(failed.id, a_step("fail", changes={"error": RETRYABLE}))
+        await store.jobs.transition(failed.id, a_step("fail", changes={"error": RETRYABLE}))
         one, two = await together(inserted(each, idempotency_key=key) for each in (store, other))
         assert one == two
         assert one.id != failed.id
 
 
 async def test_one_own_id_is_one_job_under_any_concurrency(store: AStore, other: AStore) -> None:
-    jobs = await together(inserted([store, other][turn % 2], own_id="mine") for turn in range(50))
+    jobs = await together(inserted([store, other][turn % 2], client_id="mine") for turn in range(50))
 
     assert {job.id for job in jobs} == {jobs[0].id}
-    assert await other.jobs.called(jobs[0].user_id, "mine") == jobs[0]
-    assert await other.jobs.called(jobs[0].user_id + 1, "mine") is None
-    assert (await inserted(store, own_id="mine", user_id=jobs[0].user_id + 1)).id != jobs[0].id
-    await store.jobs.move(jobs[0].id, a_step("cancel", changes={"error": None}))
-    assert (await inserted(store, own_id="mine")).id == jobs[0].id
+    assert await other.jobs.by_client_id(jobs[0].user_id, "mine") == jobs[0]
+    assert await other.jobs.by_client_id(jobs[0].user_id + 1, "mine") is None
+    assert (await inserted(store, client_id="mine", user_id=jobs[0].user_id + 1)).id != jobs[0].id
+    await store.jobs.transition(jobs[0].id, a_step("cancel", changes={"error": None}))
+    assert (await inserted(store, client_id="mine")).id == jobs[0].id
 
 
 async def test_another_user_may_use_the_same_key(store: AStore) -> None:
@@ -177,7 +177,7 @@ async def test_another_user_may_use_the_same_key(store: AStore) -> None:
 
 async def test_a_key_starts_anew_after_an_error_that_a_retry_can_help(store: AStore) -> None:
     failed = await leased(store, idempotency_key="k")
-    failed = await store.jobs.move(failed.id, a_step("fail", changes={"error": RETRYABLE}))
+    failed = await store.jobs.transition(failed.id, a_step("fail", changes={"error": RETRYABLE}))
 
     again = await inserted(store, idempotency_key="k")
 
@@ -189,7 +189,7 @@ async def test_a_key_starts_anew_after_an_error_that_a_retry_can_help(store: ASt
 @pytest.mark.parametrize("verb", ["succeed", "fail", "hold"])
 async def test_a_key_stands_for_what_has_ended_otherwise(store: AStore, verb: str) -> None:
     job = await leased(store, idempotency_key="k")
-    job = await store.jobs.move(job.id, a_step(verb, changes={"error": FINAL}))
+    job = await store.jobs.transition(job.id, a_step(verb, changes={"error": FINAL}))
 
     assert await inserted(store, idempotency_key="k") == job
 
@@ -222,9 +222,9 @@ async def test_a_job_that_ran_its_course_is_one_row_and_one_event(store: AStore)
 
 
 async def test_a_hit_has_ended_when_it_is_written_and_its_end_is_told(store: AStore) -> None:
-    hook = Deliver(address="https://example.com/", host="example.com")
+    hook = DeliveryTarget(address="https://example.com/", host="example.com")
     made = {"status": "success", "response": ANSWER, "cache": "hit", "cache_key": "v-k", "deliver": (hook,)}
-    hit = a_job(own_id="mine", idempotency_key="k", **made)
+    hit = a_job(client_id="mine", idempotency_key="k", **made)
 
     job = await store.jobs.insert(hit, actor="user:ann", verb="hit")
 
@@ -236,7 +236,7 @@ async def test_a_hit_has_ended_when_it_is_written_and_its_end_is_told(store: ASt
     assert [one.job_id for one in await store.deliveries.of_job(hit.id)] == [hit.id]
     assert await store.jobs.claim(actor="w", lease="l", limit=9, lease_seconds=9) == []
     # and under its names it stands like any other job
-    for name in ({"own_id": "mine"}, {"idempotency_key": "k"}):
+    for name in ({"client_id": "mine"}, {"idempotency_key": "k"}):
         assert await store.jobs.insert(a_job(**made, **name), actor="user:ann", verb="hit") == job
         assert (await inserted(store, **name)).id == job.id
 
@@ -326,13 +326,13 @@ FAILS: dict[Guard, list[dict[str, Any]]] = {
     Guard.QUIET: [{"settled": 1}],
     Guard.PARKED: [{"parked_at": None}],
 }
-VERBS = [verb for verb, move in MOVES.items() if move.sources]
+VERBS = [verb for verb, move in TRANSITIONS.items() if move.sources]
 every_verb = pytest.mark.parametrize("verb", VERBS)
 
 
 def right(verb: str) -> Iterator[dict[str, Any]]:
     """Jobs that are in every respect but their status where `verb` may begin."""
-    guards = MOVES[verb].guards
+    guards = TRANSITIONS[verb].guards
     plain = {key: value for guard in guards for key, value in HOLDS[guard][0].items()}
     yield plain
     for guard in guards:
@@ -342,7 +342,7 @@ def right(verb: str) -> Iterator[dict[str, Any]]:
 def wrong(verb: str) -> Iterator[dict[str, Any]]:
     """Jobs of which one guard of `verb` does not hold."""
     plain = next(right(verb))
-    for guard in MOVES[verb].guards:
+    for guard in TRANSITIONS[verb].guards:
         yield from (plain | way for way in FAILS[guard])
 
 
@@ -351,16 +351,18 @@ def test_every_guard_is_tested() -> None:
 
 
 def test_only_what_comes_in_has_no_source() -> None:
-    assert set(MOVES) - set(VERBS) == {"submit", "hit", "refuse"}
+    assert set(TRANSITIONS) - set(VERBS) == {"submit", "hit", "refuse"}
 
 
 @every_verb
 async def test_a_move_is_made_where_its_guards_hold(store: AStore, verb: str) -> None:
-    move = MOVES[verb]
+    move = TRANSITIONS[verb]
 
     async def check(source: str, target: str, way: dict[str, Any]) -> None:
         before = await inserted(store, status=source, attempt=3, draft=Edit(response='"d"'), **way)
-        job = await store.jobs.move(before.id, a_step(verb, to=target, changes={"priority": 9}, note={"why": "so"}))
+        job = await store.jobs.transition(
+            before.id, a_step(verb, to=target, changes={"priority": 9}, note={"why": "so"})
+        )
 
         [_, event] = await store.jobs.events(job.id)
         assert job == await store.jobs.get(job.id)
@@ -384,7 +386,9 @@ async def test_a_move_from_any_other_status_is_stale_and_changes_nothing(store: 
         job = await inserted(store, status=status, **way)
         assert await is_refused(store, job, a_step(verb)), (status, way)
 
-    await together(check(status, way) for status in set(STATUSES) - set(MOVES[verb].sources) for way in right(verb))
+    await together(
+        check(status, way) for status in set(STATUSES) - set(TRANSITIONS[verb].sources) for way in right(verb)
+    )
 
 
 @every_verb
@@ -393,33 +397,33 @@ async def test_a_move_whose_guard_does_not_hold_is_stale_and_changes_nothing(sto
         job = await inserted(store, status=source, **way)
         assert await is_refused(store, job, a_step(verb)), way
 
-    await together(check(source, way) for source in MOVES[verb].sources for way in wrong(verb))
+    await together(check(source, way) for source in TRANSITIONS[verb].sources for way in wrong(verb))
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if {Guard.LEASE, Guard.ROUND} & {*MOVES[verb].guards}])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if {Guard.LEASE, Guard.ROUND} & {*TRANSITIONS[verb].guards}])
 async def test_who_holds_no_lease_and_saw_no_round_cannot_settle_or_decide(store: AStore, verb: str) -> None:
-    job = await inserted(store, status=MOVES[verb].sources[0], **next(right(verb)) | {"lease": None})
+    job = await inserted(store, status=TRANSITIONS[verb].sources[0], **next(right(verb)) | {"lease": None})
 
     assert await is_refused(store, job, a_step(verb, lease=None, round=None))
 
 
 def test_nothing_leads_out_of_an_end() -> None:
-    assert [verb for verb, move in MOVES.items() if TERMINAL & {*move.sources}] == []
+    assert [verb for verb, move in TRANSITIONS.items() if TERMINAL & {*move.sources}] == []
 
 
 async def test_a_move_of_a_job_that_nobody_knows_says_so(store: AStore) -> None:
     with pytest.raises(JobNotFound):
-        await store.jobs.move("nobody", a_step("cancel"))
+        await store.jobs.transition("nobody", a_step("cancel"))
 
 
 async def test_a_stale_worker_cannot_settle(store: AStore) -> None:
     job = await inserted(store, lease="mine", lease_seconds=-1)
-    await store.jobs.move(job.id, a_step("lapse", to="bot", after_seconds={"due_at": 0}))
+    await store.jobs.transition(job.id, a_step("lapse", to="bot", after_seconds={"due_at": 0}))
     [taken] = await store.jobs.claim(actor="worker:2", lease="theirs", limit=1, lease_seconds=60)
 
     assert await is_refused(store, taken, a_step("succeed", changes={"response": b'"late"'}))
 
-    settled = await store.jobs.move(job.id, a_step("succeed", lease="theirs", changes={"response": ANSWER}))
+    settled = await store.jobs.transition(job.id, a_step("succeed", lease="theirs", changes={"response": ANSWER}))
     assert (settled.status, settled.response) == ("success", ANSWER)
 
 
@@ -428,7 +432,7 @@ async def test_a_sweeper_who_comes_late_gives_no_attempt_more(store: AStore) -> 
     [seen] = await store.jobs.lapsed(1)
     back = a_step("lapse", to="bot", lease=seen.lease, after_seconds={"due_at": 0})
 
-    await store.jobs.move(job.id, back)
+    await store.jobs.transition(job.id, back)
     [last] = await store.jobs.claim(actor="worker:2", lease="theirs", limit=1, lease_seconds=-1)
 
     assert (last.attempt, last.max_attempts) == (2, 2)
@@ -438,15 +442,15 @@ async def test_a_sweeper_who_comes_late_gives_no_attempt_more(store: AStore) -> 
 
 async def test_a_sweeper_who_comes_late_brings_no_old_verdict_about(store: AStore) -> None:
     job = await held(store)
-    await store.jobs.move(job.id, decided("ann", "redo"))
+    await store.jobs.transition(job.id, decided("ann", "redo"))
     [seen] = await store.jobs.released(1)
     assert seen.decision is not None
-    again = effect(seen, seen.decision, "sweeper")
+    again = verdict_transition(seen, seen.decision, "sweeper")
 
-    await store.jobs.move(job.id, again)
+    await store.jobs.transition(job.id, again)
     await store.jobs.claim(actor="worker", lease="mine", limit=1, lease_seconds=60)
-    await store.jobs.move(job.id, a_step("hold", changes={"response": ANSWER}))
-    second = await store.jobs.move(job.id, msgspec.structs.replace(decided("bob", "reject"), round=2))
+    await store.jobs.transition(job.id, a_step("hold", changes={"response": ANSWER}))
+    second = await store.jobs.transition(job.id, msgspec.structs.replace(decided("bob", "reject"), round=2))
 
     assert await is_refused(store, second, again)
     assert await store.jobs.released(1) == [second]
@@ -458,7 +462,7 @@ async def test_of_many_settles_at_once_one_is_made(store: AStore, other: AStore)
     async def settle(turn: int) -> bool:
         step = a_step("succeed", changes={"response": b"%d" % turn})
         try:
-            return bool(await [store, other][turn % 2].jobs.move(job.id, step))
+            return bool(await [store, other][turn % 2].jobs.transition(job.id, step))
         except Stale:
             return False
 
@@ -469,7 +473,7 @@ async def test_of_many_settles_at_once_one_is_made(store: AStore, other: AStore)
 async def test_times_are_counted_from_the_databases_now(store: AStore) -> None:
     job = await leased(store)
 
-    job = await store.jobs.move(job.id, a_step("retry", after_seconds={"due_at": 1.5}))
+    job = await store.jobs.transition(job.id, a_step("retry", after_seconds={"due_at": 1.5}))
 
     assert job.due_at == job.updated_at + 1.5 * SECOND
 
@@ -480,7 +484,7 @@ async def test_times_are_counted_from_the_databases_now(store: AStore) -> None:
 async def test_two_steps_are_one_move(store: AStore) -> None:
     job = await held(store)
 
-    job = await store.jobs.move(job.id, decided("ann", "approve"), a_step("approve"))
+    job = await store.jobs.transition(job.id, decided("ann", "approve"), a_step("approve"))
 
     assert (job.status, job.seq) == ("success", 4)
     assert [event.verb for event in await store.jobs.events(job.id)] == ["submit", "hold", "decide", "approve"]
@@ -491,7 +495,7 @@ async def test_when_the_second_step_is_stale_the_first_is_undone(store: AStore) 
 
     async def check(turn: int, job: Job) -> None:
         if turn % 2:  # these are in the same group, and must not notice
-            await store.jobs.move(job.id, decided("ann", "approve"), a_step("approve"))
+            await store.jobs.transition(job.id, decided("ann", "approve"), a_step("approve"))
         else:
             assert await is_refused(store, job, decided("ann", "approve", seconds=60), a_step("approve"))
 
@@ -505,10 +509,10 @@ async def test_when_the_second_step_is_stale_the_first_is_undone(store: AStore) 
 # Decisions
 
 
-def decided(reviewer: str, verdict: Verdict, seconds: float = 0) -> Step:
+def decided(reviewer: str, verdict: Verdict, seconds: float = 0) -> TransitionRequest:
     """What a reviewer does with a job in its first round."""
     decision = Decision(verdict=verdict, reviewer=reviewer, reason="because")
-    return Step(
+    return TransitionRequest(
         verb="decide",
         actor=f"user:{reviewer}",
         reviewer=reviewer,
@@ -529,7 +533,7 @@ async def test_of_two_reviewers_at_once_one_wins_and_the_other_learns_who(
     async def decide(store: AStore, reviewer: str) -> Job | Stale:
         effect = [] if seconds else [a_step(verdict)]
         try:
-            return await store.jobs.move(job.id, decided(reviewer, verdict, seconds), *effect)
+            return await store.jobs.transition(job.id, decided(reviewer, verdict, seconds), *effect)
         except Stale as stale:
             return stale
 
@@ -549,20 +553,20 @@ async def test_of_two_reviewers_at_once_one_wins_and_the_other_learns_who(
 async def test_who_comes_late_learns_who_has_it_open(store: AStore) -> None:
     job = await held(store)
     changes, after = {"review_lease": "bob"}, {"review_lease_until": 60}
-    await store.jobs.move(job.id, a_step("open", reviewer="bob", changes=changes, after_seconds=after))
+    await store.jobs.transition(job.id, a_step("open", reviewer="bob", changes=changes, after_seconds=after))
 
     with pytest.raises(Stale, match="bob has it open"):
-        await store.jobs.move(job.id, decided("ann", "approve"))
+        await store.jobs.transition(job.id, decided("ann", "approve"))
 
 
 async def test_a_withdrawn_verdict_stays_on_record_and_the_next_round_has_its_own(store: AStore) -> None:
     job = await held(store)
-    await store.jobs.move(job.id, decided("ann", "reject", seconds=60))
-    await store.jobs.move(job.id, a_step("undo"))
+    await store.jobs.transition(job.id, decided("ann", "reject", seconds=60))
+    await store.jobs.transition(job.id, a_step("undo"))
 
     assert await is_refused(store, job, decided("bob", "approve"))
     second = msgspec.structs.replace(decided("bob", "approve"), round=2)
-    job = await store.jobs.move(job.id, second, a_step("approve", round=2))
+    job = await store.jobs.transition(job.id, second, a_step("approve", round=2))
 
     made = await rows(store, sa.select(schema.decisions).order_by(schema.decisions.c.round))
     assert [(row["round"], row["decision"].verdict) for row in made] == [(1, "reject"), (2, "approve")]
@@ -753,7 +757,7 @@ MODEL: dict[Guard, Callable[[Job, float], bool]] = {
 def may(job: Job, verb: str) -> bool:
     """Whether Ann, who sees `job` as it is, may move it so. Nothing in a walk is due within half a minute."""
     now = (time.time() + 30) * SECOND
-    return job.status in MOVES[verb].sources and all(MODEL[guard](job, now) for guard in MOVES[verb].guards)
+    return job.status in TRANSITIONS[verb].sources and all(MODEL[guard](job, now) for guard in TRANSITIONS[verb].guards)
 
 
 def test_every_verb_is_walked() -> None:
@@ -772,23 +776,25 @@ async def test_replaying_a_jobs_events_gives_its_row(store: AStore, seed: int) -
     await together(walk(store, Random(seed + number)) for number in range(40))
 
 
-async def walk(store: AStore, dice: Random) -> None:
+async def walk(store: AStore, random_float: Random) -> None:
     """Moves a new job about, and one time in six tries to move it as it may not be moved. Few walks end early."""
-    job = await inserted(store, metadata=b'{"m":1}', priority=dice.randrange(10))
+    job = await inserted(store, metadata=b'{"m":1}', priority=random_float.randrange(10))
 
-    for _ in range(dice.randrange(30)):
+    for _ in range(random_float.randrange(30)):
         allowed = [verb for verb in VERBS if may(job, verb)]
-        goes_on = [verb for verb in allowed if not {*MOVES[verb].targets} <= TERMINAL]
+        goes_on = [verb for verb in allowed if not {*TRANSITIONS[verb].targets} <= TERMINAL]
         not_cancelled = [verb for verb in allowed if verb != "cancel"]
-        verb = dice.choice(dice.choice([goes_on, goes_on, goes_on, goes_on, not_cancelled, VERBS]) or VERBS)
-        step = a_step(verb, round=job.round, **dice.choice(STEPS[verb]))
+        verb = random_float.choice(
+            random_float.choice([goes_on, goes_on, goes_on, goes_on, not_cancelled, VERBS]) or VERBS
+        )
+        step = a_step(verb, round=job.round, **random_float.choice(STEPS[verb]))
         assert await is_refused(store, job, step) == (verb not in allowed)
         job = await store.jobs.get(job.id)
         assert job is not None
 
     events = await store.jobs.events(job.id)
     assert [event.seq for event in events] == list(range(1, job.seq + 1))
-    assert job.status in MOVES[events[-1].verb].targets
+    assert job.status in TRANSITIONS[events[-1].verb].targets
     assert follows(job, replay(events))
     assert replay(events).keys() >= {"status", "seq", "updated_at", "created_at", "priority", "metadata"}
 
@@ -810,7 +816,7 @@ async def test_jobs_are_listed_in_pages_from_either_end(store: AStore) -> None:
 
 async def test_jobs_are_filtered_and_counted_by_owner_and_status(store: AStore) -> None:
     mine, held_one, theirs = await inserted(store), await held(store), await inserted(store, user_id=2)
-    alike, made = await inserted(store, fingerprint="print"), await inserted(store, made="resp_1")
+    alike, made = await inserted(store, fingerprint="print"), await inserted(store, upstream_object_id="resp_1")
 
     for which, found in (
         (JobFilter(), [mine, held_one, theirs, alike, made]),
@@ -820,8 +826,8 @@ async def test_jobs_are_filtered_and_counted_by_owner_and_status(store: AStore) 
         (JobFilter(user_id=3), []),
         (JobFilter(user_id=1, fingerprint="print"), [alike]),
         (JobFilter(status="human", fingerprint="print"), []),
-        (JobFilter(made="resp_1"), [made]),
-        (JobFilter(made="resp_2"), []),
+        (JobFilter(upstream_object_id="resp_1"), [made]),
+        (JobFilter(upstream_object_id="resp_2"), []),
     ):
         assert await store.jobs.list(which) == found
         assert await store.jobs.count(which) == len(found)
@@ -939,11 +945,11 @@ async def test_versions_grow_with_every_change_of_what_they_count(store: AStore,
     assert await grows("models")
     await store.catalog.drop_model("one")
     assert await grows()
-    await store.ledger.put_price(Price(model="one", valid_from=0, input=1, output=2))
+    await store.usage.put_price(Price(model="one", valid_from=0, input=1, output=2))
     assert await grows("prices")
-    await store.ledger.drop_price("one", 0)
+    await store.usage.drop_price("one", 0)
     assert await grows("prices")
-    await store.ledger.drop_price("one", 0)
+    await store.usage.drop_price("one", 0)
     await store.streams.put(a_stream("one"))
     assert await grows("streams")
     await store.streams.drop("one")
@@ -981,7 +987,7 @@ async def hears_of_every_change(ear: Ear, store: AStore, *something: tuple[Topic
     ear.heard.clear()
 
     await claim(store)
-    await store.jobs.move(job.id, a_step("succeed"))
+    await store.jobs.transition(job.id, a_step("succeed"))
     await ear.hears(("job", job.id), *something)
     ear.heard.clear()
 

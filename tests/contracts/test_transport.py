@@ -15,12 +15,12 @@ from redis.asyncio import Redis
 
 from live import Live, live, until
 from proxy import between
-from signoff.core.delivery import Message
-from signoff.core.stream import Arrived, Stream, seen_of
+from signoff.core.delivery import OutgoingMessage
+from signoff.core.stream import IncomingMessage, Stream, public_address
 from signoff.errors import Undelivered
-from signoff.transport import Take
+from signoff.transport import OnMessage
 from signoff.transports import nats, rabbitmq, redis
-from signoff.transports.registry import Transports
+from signoff.transports.registry import TransportRegistry
 from upstreams import misbehaving
 from wires import WIRES, NatsWire, Wire
 
@@ -236,13 +236,13 @@ async def test_what_was_not_acknowledged_comes_again_and_is_known_again(
     monkeypatch.setattr(nats, "ACK_SECONDS", 1.0)
     monkeypatch.setattr(redis, "IDLE_MILLISECONDS", 500)
     monkeypatch.setattr(redis, "CLAIM_POLL_MILLISECONDS", 100)
-    came = asyncio.Queue[Arrived]()
+    came = asyncio.Queue[IncomingMessage]()
 
-    async def never(arrived: Arrived) -> None:
+    async def never(arrived: IncomingMessage) -> None:
         came.put_nowait(arrived)
         await asyncio.Event().wait()
 
-    async def at_once(arrived: Arrived) -> None:
+    async def at_once(arrived: IncomingMessage) -> None:
         came.put_nowait(arrived)
 
     async with listening_with(wire, never):
@@ -253,7 +253,7 @@ async def test_what_was_not_acknowledged_comes_again_and_is_known_again(
         await wire.send(asked("another"))
         another = await came.get()
     assert (again.body, again.id) == (first.body, first.id)
-    assert again.id is not None or (again.again and not first.again)
+    assert again.id is not None or (again.is_redelivery and not first.is_redelivery)
     assert json.loads(another.body)["metadata"] == {"n": "another"}
     # and what was acknowledged does not
     async with listening_with(wire, at_once):
@@ -264,7 +264,7 @@ async def test_what_was_not_acknowledged_comes_again_and_is_known_again(
 async def test_no_more_are_handled_at_a_time_than_the_stream_says(wire: Wire) -> None:
     busy, most, done = 0, 0, asyncio.Event()
 
-    async def slowly(arrived: Arrived) -> None:
+    async def slowly(arrived: IncomingMessage) -> None:
         nonlocal busy, most
         busy += 1
         most = max(most, busy)
@@ -286,9 +286,9 @@ async def test_readers_that_have_long_been_silent_are_forgotten_and_what_they_ha
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "IDLE_MILLISECONDS", 600_000)
-    came = asyncio.Queue[Arrived]()
+    came = asyncio.Queue[IncomingMessage]()
 
-    async def never(arrived: Arrived) -> None:
+    async def never(arrived: IncomingMessage) -> None:
         came.put_nowait(arrived)
         await asyncio.Event().wait()
 
@@ -345,8 +345,8 @@ async def test_nats_is_told_of_what_takes_long(wire: NatsWire) -> None:
 @pytest.mark.parametrize("wire", ["nats"], indirect=True)
 async def test_nats_is_asked_where_answers_go_once_until_they_go_elsewhere(wire: NatsWire) -> None:
     looks = await wire.connection.subscribe("$JS.API.STREAM.NAMES")
-    transport = Transports(lambda _: wire.url, "test")(stream_of(wire))
-    message = Message(address=wire.responses, headers={"message-id": "m"}, body=b"{}")
+    transport = TransportRegistry(lambda _: wire.url, "test")(stream_of(wire))
+    message = OutgoingMessage(address=wire.responses, headers={"message-id": "m"}, body=b"{}")
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(transport.close)
         for _ in range(3):
@@ -366,7 +366,7 @@ async def test_nats_is_asked_where_answers_go_once_until_they_go_elsewhere(wire:
     await wire.js.add_stream(name=f"{wire.prefix}all", subjects=[wire.responses])
 
 
-async def forever(_: Arrived) -> None:
+async def forever(_: IncomingMessage) -> None:
     """Takes a message, and does not come to an end."""
     await asyncio.Event().wait()
 
@@ -374,7 +374,7 @@ async def forever(_: Arrived) -> None:
 async def test_a_stream_that_is_allowed_to_handle_more_handles_more(wire: Wire) -> None:
     busy = 0
 
-    async def never(_: Arrived) -> None:
+    async def never(_: IncomingMessage) -> None:
         nonlocal busy
         busy += 1
         await asyncio.Event().wait()
@@ -396,12 +396,12 @@ async def test_answers_go_again_once_the_broker_is_back_and_no_connection_is_lef
     monkeypatch.setattr(rabbitmq, "RECONNECT_SECONDS", 0.05)  # what is left behind shows itself
     monkeypatch.setattr(nats, "ANSWER_SECONDS", 2.0)
     async with between(wire.url) as proxy:
-        transport = Transports(lambda _: proxy.url, "test")(stream_of(wire))
+        transport = TransportRegistry(lambda _: proxy.url, "test")(stream_of(wire))
 
         async def sent(number: int) -> bool | None:
             body = json.dumps({"n": number}).encode()
             try:
-                await transport.publish(Message(address=wire.responses, headers={"message-id": "m"}, body=body))
+                await transport.publish(OutgoingMessage(address=wire.responses, headers={"message-id": "m"}, body=body))
             except Exception:  # noqa: BLE001 -- each client has its own
                 return None
             return True
@@ -420,7 +420,7 @@ async def test_answers_go_again_once_the_broker_is_back_and_no_connection_is_lef
 
 def stream_of(wire: Wire, *, max_handlers: int = 16) -> Stream:
     """The stream between its two topics."""
-    scheme, host = seen_of(wire.url)
+    scheme, host = public_address(wire.url)
     return Stream(
         name=wire.requests,
         scheme=scheme,
@@ -434,11 +434,11 @@ def stream_of(wire: Wire, *, max_handlers: int = 16) -> Stream:
 
 @contextlib.asynccontextmanager
 async def listening_with(
-    wire: Wire, take: Take, *, max_handlers: int = 16, consumer: str = "test"
+    wire: Wire, take: OnMessage, *, max_handlers: int = 16, consumer: str = "test"
 ) -> AsyncIterator[None]:
     """A transport that hands its messages to `take`, while the block runs."""
     stream, is_up = stream_of(wire, max_handlers=max_handlers), asyncio.Event()
-    listening = asyncio.ensure_future(Transports(lambda _: wire.url, consumer)(stream).listen(take, is_up.set))
+    listening = asyncio.ensure_future(TransportRegistry(lambda _: wire.url, consumer)(stream).listen(take, is_up.set))
     try:
         async with asyncio.timeout(20):
             await is_up.wait()

@@ -62,13 +62,19 @@ class Asking:
         line: Line,
         servers: Sequence[Member],
         history: History,
-        dice: Random,
+        random_float: Random,
         *,
         hook_url: str,
         later: Mapping[str, int],
     ) -> None:
-        self._line, self._servers, self._history, self._dice, self._hook_url = line, servers, history, dice, hook_url
-        self._wishes = wishes(dice, later)
+        self._line, self._servers, self._history, self._random_float, self._hook_url = (
+            line,
+            servers,
+            history,
+            random_float,
+            hook_url,
+        )
+        self._wishes = wishes(random_float, later)
         self.is_over = asyncio.Event()
         self.may_ask = asyncio.Event()
         self.may_ask.set()
@@ -102,7 +108,7 @@ class Asking:
                 break
             if wish.way == "call" and job_id is not None:
                 break  # it was told which job it is, and that this one goes on or has failed
-            await asyncio.sleep(REPEAT_SECONDS * self._dice.random())
+            await asyncio.sleep(REPEAT_SECONDS * self._random_float.random())
         if job_id is not None:
             self._accepted.add(job_id)
             if wish.cancel:
@@ -110,7 +116,7 @@ class Asking:
 
     async def _ask_once(self, wish: Wish) -> tuple[int | None, str | None]:
         """The status, and the job where one was told."""
-        server = self._dice.choice(self._servers)
+        server = self._random_float.choice(self._servers)
         pid = server.pid
         headers = {"idempotency-key": wish.key} if wish.key else {}
         self._history.tell("asked", wish=wish.name, way=wish.way, target=wish.target, key=wish.key, hook=wish.hook)
@@ -139,22 +145,22 @@ class Asking:
         return await self._line.ask(server, "POST", "/v1/chat/completions", wish.body, **headers, **patience)
 
     async def _cancel(self, job_id: str) -> None:
-        await asyncio.sleep(self._dice.random() * 0.5)
-        status, _, _ = await self._line.ask(self._dice.choice(self._servers), "DELETE", f"/api/jobs/{job_id}")
+        await asyncio.sleep(self._random_float.random() * 0.5)
+        status, _, _ = await self._line.ask(self._random_float.choice(self._servers), "DELETE", f"/api/jobs/{job_id}")
         self._history.tell("cancelled", job=job_id, status=status)
 
 
 class Looking:
     """A caller who may not review, and looks at held jobs of their own through every door."""
 
-    def __init__(self, line: Line, servers: Sequence[Member], history: History, dice: Random) -> None:
-        self._line, self._servers, self._history, self._dice = line, servers, history, dice
+    def __init__(self, line: Line, servers: Sequence[Member], history: History, random_float: Random) -> None:
+        self._line, self._servers, self._history, self._random_float = line, servers, history, random_float
 
     async def look_for_ever(self, pause_seconds: float) -> None:
         """Looks, until cancelled."""
         while True:
             await asyncio.sleep(pause_seconds)
-            server = self._dice.choice(self._servers)
+            server = self._random_float.choice(self._servers)
             for path, held in (("/jobs?status=human&limit=5", _plain), ("/api/jobs?status=human&limit=5", _paged)):
                 status, told, _ = await self._line.ask(server, "GET", path)
                 if status == 200:

@@ -17,14 +17,14 @@ SLOW_SECONDS = 3.0
 
 
 @contextlib.asynccontextmanager
-async def receiving(history: History, dice: Random) -> AsyncIterator[str]:
+async def receiving(history: History, random_float: Random) -> AsyncIterator[str]:
     """The address of the receiver, while the block runs."""
 
     async def receive(request: web.Request) -> web.Response:
         body = await request.read()
         told = msgspec.json.decode(body)
         about = {"id": request.headers["webhook-id"], "job": told["data"]["job_id"], "kind": told["type"]}
-        behaviour = dice.choices(["take", "fail", "cut", "slow"], [80, 10, 7, 3])[0]
+        behaviour = random_float.choices(["take", "fail", "cut", "slow"], [80, 10, 7, 3])[0]
         taken = behaviour == "take"
         history.tell("hooked", **about, digest=hashlib.sha256(body).hexdigest()[:16], taken=taken)
         if behaviour == "cut" and request.transport is not None:

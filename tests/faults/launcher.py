@@ -60,11 +60,11 @@ class Points:
         """Puts the points where they belong."""
         after(SqlJobs, "claim", lambda _, jobs: self.come_to("after-claim", [job.id for job in jobs]))
         after(SqlJobs, "insert", lambda _, job: self.come_to("after-commit", [job.id]))
-        after(SqlJobs, "move", self._moved)
+        after(SqlJobs, "transition", self._moved)
         for lane in (perform, record):
-            before(lane, "settle", lambda desk, job, outcome: self.come_to("after-answer", [job.id]))
-        before(sweep, "effect", lambda job, *_: self.come_to("before-release", [job.id]))
-        before(deliver, "_settle", lambda desk, delivery, outcome: self.come_to("after-post", [delivery.job_id]))
+            before(lane, "settle", lambda services, job, outcome: self.come_to("after-answer", [job.id]))
+        before(sweep, "verdict_transition", lambda job, *_: self.come_to("before-release", [job.id]))
+        before(deliver, "_settle", lambda services, delivery, outcome: self.come_to("after-post", [delivery.job_id]))
         after(writer, "_all", lambda arguments, _: self.come_to("before-commit", jobs_of(arguments[0])))
 
     def _moved(self, _: object, job: Any) -> None:
@@ -102,7 +102,7 @@ class Points:
 
 def jobs_of(tx: Any) -> list[str]:
     """The jobs that a transaction has news of."""
-    return [name for topic, name in tx.news if topic == "job"]
+    return [name for topic, name in tx.changes if topic == "job"]
 
 
 def after(owner: Any, name: str, look: Callable[[tuple[Any, ...], Any], None]) -> None:

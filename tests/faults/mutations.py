@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.job import MOVES, Guard, Job
-from signoff.store import Step
+from signoff.core.job import TRANSITIONS, Guard, Job
+from signoff.store import TransitionRequest
 from signoff.stores import jobs, sqlite, transitions
 from signoff.stores.jobs import SqlJobs
 from signoff.work.jobs import query
@@ -34,15 +34,15 @@ def without_the_write_lock() -> None:
 
 def with_a_late_delivery() -> None:
     """The delivery is written in a transaction of its own, after the end that it tells of."""
-    deliver_end, move = transitions.deliver_end, SqlJobs.move
+    deliver_end, move = transitions.deliver_end, SqlJobs.transition
 
-    async def moved(self: SqlJobs, job_id: str, *steps: Step) -> Job:
+    async def moved(self: SqlJobs, job_id: str, *steps: TransitionRequest) -> Job:
         job = await move(self, job_id, *steps)
         await self._database.write(lambda tx: deliver_end(tx, job, steps[-1].verb))
         return job
 
     transitions.deliver_end = jobs.deliver_end = lambda tx, job, verb: None
-    SqlJobs.move = moved
+    SqlJobs.transition = moved
 
 
 def with_an_early_acknowledgement() -> None:
@@ -63,7 +63,7 @@ def with_an_early_acknowledgement() -> None:
 
 def without_the_veil() -> None:
     """Whoever asks sees a held answer."""
-    query.veiled = lambda caller, job: job
+    query.redacted = lambda caller, job: job
 
 
 def without_keys() -> None:
@@ -83,8 +83,8 @@ async def _later(work: Any) -> Any:
 
 
 def _unguard(verb: str, guard: Guard) -> None:
-    guards = tuple(one for one in MOVES[verb].guards if one is not guard)
-    MOVES[verb] = msgspec.structs.replace(MOVES[verb], guards=guards)
+    guards = tuple(one for one in TRANSITIONS[verb].guards if one is not guard)
+    TRANSITIONS[verb] = msgspec.structs.replace(TRANSITIONS[verb], guards=guards)
 
 
 MUTATIONS: dict[str, Callable[[], None]] = {

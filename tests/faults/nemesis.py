@@ -44,4 +44,4 @@ async def rage(world: World, plan: Iterable[Fault], is_enough: Callable[[], bool
             await world.cluster.mend()
         about = {"name": act.__name__, "doing": act.__doc__, "began": began, "ended": time.time()}
         world.history.tell("fault", struck=struck.counts, jobs=struck.jobs, requests=struck.requests, **about)
-        await asyncio.sleep(gap_seconds * world.dice.random())
+        await asyncio.sleep(gap_seconds * world.random_float.random())

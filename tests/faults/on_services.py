@@ -100,7 +100,7 @@ async def stop_postgres(world: World) -> Struck:
     """Stopped `immediate`, which is a crash to it; started again after a while."""
     jobs = await world.tables.in_hand()
     await postgres_of(world).end(signal.SIGQUIT)
-    await asyncio.sleep(OUTAGE_SECONDS * world.dice.random())
+    await asyncio.sleep(OUTAGE_SECONDS * world.random_float.random())
     await postgres_of(world).start()
     return Struck(jobs)
 

@@ -23,24 +23,34 @@ STATUS = {"approve": "success", "reject": "fail", "redo": "bot"}
 class Reviewing:
     """One reviewer: looks at held jobs, and says something of a few, each in the round that was seen."""
 
-    def __init__(self, email: str, line: Line, servers: Sequence[Member], history: History, dice: Random) -> None:
-        self._email, self._line, self._servers, self._history, self._dice = email, line, servers, history, dice
+    def __init__(
+        self, email: str, line: Line, servers: Sequence[Member], history: History, random_float: Random
+    ) -> None:
+        self._email, self._line, self._servers, self._history, self._random_float = (
+            email,
+            line,
+            servers,
+            history,
+            random_float,
+        )
 
     async def review_for_ever(self) -> None:
         """One verdict after the other, until cancelled."""
         while True:
-            server = self._dice.choice(self._servers)
+            server = self._random_float.choice(self._servers)
             status, held, _ = await self._line.ask(server, "GET", "/jobs?status=human&limit=40")
             if status == 200 and held:
-                for job in self._dice.sample(held, min(len(held), AT_ONCE)) if len(held) > CROWD else held[:AT_ONCE]:
+                for job in (
+                    self._random_float.sample(held, min(len(held), AT_ONCE)) if len(held) > CROWD else held[:AT_ONCE]
+                ):
                     await self._judge(job)
             else:
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def _judge(self, job: dict[str, Any]) -> None:
         """A verdict, now and then so late that the job is in another round by then."""
-        if self._dice.random() < 0.1:
-            await asyncio.sleep(LATE_SECONDS * self._dice.random())
+        if self._random_float.random() < 0.1:
+            await asyncio.sleep(LATE_SECONDS * self._random_float.random())
         verdict = self._verdict(job["round"])
         told = {
             "id": job["job_id"],
@@ -48,12 +58,12 @@ class Reviewing:
             "round": job["round"],
             "reason": f"so says {self._email}",
         }
-        if verdict == "approve" and self._dice.random() < 0.3:
+        if verdict == "approve" and self._random_float.random() < 0.3:
             told["response"] = {"edited": job["payload"]["messages"][0]["content"], "by": self._email}
-        status, _, _ = await self._line.ask(self._dice.choice(self._servers), "POST", "/reviewJob", told)
+        status, _, _ = await self._line.ask(self._random_float.choice(self._servers), "POST", "/reviewJob", told)
         about = {"job": job["job_id"], "round": job["round"], "reviewer": self._email, "verdict": verdict}
         self._history.tell("reviewed", status=status, **about)
 
     def _verdict(self, round_: int) -> str:
         weights = {"approve": 5, "reject": 2, "redo": 3 if round_ < MOST_ROUNDS else 0}
-        return self._dice.choices(list(weights), list(weights.values()))[0]
+        return self._random_float.choices(list(weights), list(weights.values()))[0]

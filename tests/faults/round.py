@@ -75,10 +75,10 @@ class Enough:
 async def play(plan: Round, folder: Path, seed: int) -> Check:
     """Plays the round in a new `folder`, and checks it. Raises TimeoutError when it does not end in time."""
     history = History(folder / "history.jsonl")
-    dice = Random(seed)
+    random_float = Random(seed)
     async with asyncio.timeout(plan.limit_seconds), contextlib.AsyncExitStack() as stack:
         setting = plan.setting(
-            folder, history, dice, servers=plan.servers, workers=plan.workers, mutation=plan.mutation
+            folder, history, random_float, servers=plan.servers, workers=plan.workers, mutation=plan.mutation
         )
         world = await stack.enter_async_context(setting)
         history.tell("began", seed=seed, disk=world.disk is not None, concurrency=CONCURRENCY)
@@ -101,20 +101,22 @@ async def _crowd(plan: Round, world: World) -> AsyncIterator[Asking]:
         upstream = await stack.enter_async_context(misbehaving())
         caller, reviewers = await people(world, upstream, address_of(world))
         await world.cluster.start()
-        hook_url = await stack.enter_async_context(receiving(world.history, Random(world.dice.random())))
+        hook_url = await stack.enter_async_context(receiving(world.history, Random(world.random_float.random())))
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
         http = await stack.enter_async_context(
             aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
         )
         line, servers = Line(http, caller, world.open_requests), world.cluster.servers
-        asking = Asking(line, servers, world.history, Random(world.dice.random()), hook_url=hook_url, later=plan.later)
+        asking = Asking(
+            line, servers, world.history, Random(world.random_float.random()), hook_url=hook_url, later=plan.later
+        )
         others = [
             _pace(plan, world, asking),
-            Looking(line, servers, world.history, Random(world.dice.random())).look_for_ever(0.3),
+            Looking(line, servers, world.history, Random(world.random_float.random())).look_for_ever(0.3),
         ]
         for email, token in reviewers.items():
             theirs = Line(http, token, Counter())
-            reviewing = Reviewing(email, theirs, servers, world.history, Random(world.dice.random()))
+            reviewing = Reviewing(email, theirs, servers, world.history, Random(world.random_float.random()))
             others += [reviewing.review_for_ever() for _ in range(plan.hands)]
         async with asyncio.TaskGroup() as group:
             asking.tasks = [group.create_task(asking.ask_for_ever()) for _ in range(plan.askers)]

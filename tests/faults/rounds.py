@@ -53,7 +53,7 @@ NETWORK: list[Fault] = [
 def each_once(world: World) -> Iterator[Fault]:
     """All of them, in any order."""
     plan = [*POINTS, *RANDOM, *STOPS, *SERVICES, *NETWORK]
-    world.dice.shuffle(plan)
+    world.random_float.shuffle(plan)
     return iter(plan)
 
 
@@ -61,7 +61,7 @@ def without_end(world: World) -> Iterator[Fault]:
     """All of them again and again, with more kills between them."""
     while True:
         for fault in each_once(world):
-            yield world.dice.choice([*POINTS, *RANDOM, *RANDOM])
+            yield world.random_float.choice([*POINTS, *RANDOM, *RANDOM])
             yield fault
 
 
@@ -69,7 +69,7 @@ def on_one_file(world: World) -> Iterator[Fault]:
     """Those that there are without servers; a full disk where there is a small one."""
     plan = [on_processes.kill_a_server, *STOPS, *POINTS[:4], on_processes.kill_a_worker]
     plan += [on_disk.fill_the_disk] if world.disk is not None else []
-    world.dice.shuffle(plan)
+    world.random_float.shuffle(plan)
     return iter(plan)
 
 

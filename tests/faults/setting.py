@@ -20,11 +20,11 @@ from faults.world import World
 from processes import clean_environment
 from proxy import Proxy, between
 from receivers import SECRET
-from signoff.server.bootstrap import migrate, opened
+from signoff.server.bootstrap import migrate, open_services
 from signoff.settings import Settings
 from signoff.work.admin.people import create_token, create_user
-from signoff.work.admin.registry import register
-from signoff.work.services import Desk
+from signoff.work.admin.registry import register_model
+from signoff.work.services import Services
 from upstreams import FakeUpstream
 
 CONCURRENCY = 8
@@ -47,7 +47,7 @@ TUNED = {
 
 @contextlib.asynccontextmanager
 async def with_servers(
-    folder: Path, history: History, dice: Random, *, servers: int, workers: int, mutation: str
+    folder: Path, history: History, random_float: Random, *, servers: int, workers: int, mutation: str
 ) -> AsyncIterator[World]:
     """Servers of the round's own, and each process behind wires of its own. Raises MissingError."""
     async with contextlib.AsyncExitStack() as stack:
@@ -68,7 +68,7 @@ async def with_servers(
             wires[members[-1].name] = own
         world = World(
             folder=folder,
-            dice=dice,
+            random_float=random_float,
             history=history,
             tables=Tables(database.url),
             cluster=Cluster(members, history),
@@ -82,7 +82,7 @@ async def with_servers(
 
 @contextlib.asynccontextmanager
 async def embedded(
-    folder: Path, history: History, dice: Random, *, servers: int, workers: int, mutation: str
+    folder: Path, history: History, random_float: Random, *, servers: int, workers: int, mutation: str
 ) -> AsyncIterator[World]:
     """Everything in one SQLite file, on a small disk of its own where one can be had."""
     with _small_disk(folder / "disk") as is_small:
@@ -92,7 +92,7 @@ async def embedded(
         members += [Member("worker", number, folder, told) for number in range(workers)]
         world = World(
             folder=folder,
-            dice=dice,
+            random_float=random_float,
             history=history,
             tables=Tables(url),
             cluster=Cluster(members, history),
@@ -139,17 +139,17 @@ async def people(world: World, upstream: FakeUpstream, url: str) -> tuple[str, M
     """Makes the schema, the models and the people; the token of a plain caller, and those of reviewers by e-mail."""
     settings = Settings(data_dir=world.folder / "data", database_url=url)
     await migrate(settings)
-    async with opened(settings) as desk:
+    async with open_services(settings) as services:
         for model in models(upstream):
-            await register(desk, model)
+            await register_model(services, model)
         reviewers = {f"reviewer-{number}@example.com": "" for number in range(REVIEWERS)}
         for email in reviewers:
-            reviewers[email] = await create_token(desk, await create_user(desk, email, "reviewer"))
-        return await _caller(desk), reviewers
+            reviewers[email] = await create_token(services, await create_user(services, email, "reviewer"))
+        return await _caller(services), reviewers
 
 
-async def _caller(desk: Desk) -> str:
-    return await create_token(desk, await create_user(desk, "caller@example.com", "user"))
+async def _caller(services: Services) -> str:
+    return await create_token(services, await create_user(services, "caller@example.com", "user"))
 
 
 def address_of(world: World) -> str:

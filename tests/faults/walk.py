@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from faults.tables import Told
-from signoff.core.job import MOVES, TERMINAL, Event, Guard, Job, replay
+from signoff.core.job import TERMINAL, TRANSITIONS, Event, Guard, Job, replay
 
 Row = dict[str, Any]
 
@@ -56,10 +56,10 @@ def _move(row: Row, event: Event, holder: str | None) -> Iterator[tuple[str, str
         if moves[0] != "submit":
             yield "moves", f"it begins with {moves[0]}"
         return
-    if event.verb not in MOVES:
+    if event.verb not in TRANSITIONS:
         yield "moves", f"{event.verb} is no move"
         return
-    move = MOVES[event.verb]
+    move = TRANSITIONS[event.verb]
     if row["status"] not in move.sources or event.data.get("status") not in move.targets:
         yield "moves", f"{event.verb} from {row['status']} to {event.data.get('status')}"
     for guard in move.guards:
@@ -73,7 +73,7 @@ def _move(row: Row, event: Event, holder: str | None) -> Iterator[tuple[str, str
 
 def _is_holder(row: Row, event: Event, holder: str | None) -> bool:
     """Whether the mover has the lease; a sweeper, who ends one that has run out, only saw it."""
-    has_run_out = Guard.LAPSED in MOVES[event.verb].guards
+    has_run_out = Guard.LAPSED in TRANSITIONS[event.verb].guards
     return row.get("lease") is not None and (has_run_out or holder in {None, event.actor})
 
 

@@ -50,36 +50,36 @@ class Wish:
         return {"model": self.target, "messages": said, "stream": self.stream}
 
 
-def wishes(dice: Random, later: Mapping[str, int]) -> Iterator[Wish]:
+def wishes(random_float: Random, later: Mapping[str, int]) -> Iterator[Wish]:
     """Wishes without end; `later` says what is asked for later, and how often."""
     for number in itertools.count():
-        name = f"wish-{number}-{dice.getrandbits(24):06x}"
-        kind = dice.random()
+        name = f"wish-{number}-{random_float.getrandbits(24):06x}"
+        kind = random_float.random()
         if kind < 0.08:
             yield Wish(name=name, way="enqueue", target="echo/delay=0.02")
         elif kind < 0.75:
-            yield _later(name, dice, later)
+            yield _later(name, random_float, later)
         else:
-            yield _now(name, dice)
+            yield _now(name, random_float)
 
 
-def _later(name: str, dice: Random, targets: Mapping[str, int]) -> Wish:
-    keyed = dice.random() < 0.5
+def _later(name: str, random_float: Random, targets: Mapping[str, int]) -> Wish:
+    keyed = random_float.random() < 0.5
     return Wish(
         name=name,
         way="job",
-        target=_one_of(targets, dice),
+        target=_one_of(targets, random_float),
         key=f"key-of-{name}" if keyed else None,
-        twin=keyed and dice.random() < 0.2,
-        hook=dice.random() < 0.3,
-        cancel=dice.random() < 0.06,
+        twin=keyed and random_float.random() < 0.2,
+        hook=random_float.random() < 0.3,
+        cancel=random_float.random() < 0.06,
     )
 
 
-def _now(name: str, dice: Random) -> Wish:
-    key = f"key-of-{name}" if dice.random() < 0.3 else None
-    return Wish(name=name, way="call", target=_one_of(NOW, dice), key=key, stream=dice.random() < 0.4)
+def _now(name: str, random_float: Random) -> Wish:
+    key = f"key-of-{name}" if random_float.random() < 0.3 else None
+    return Wish(name=name, way="call", target=_one_of(NOW, random_float), key=key, stream=random_float.random() < 0.4)
 
 
-def _one_of(weights: Mapping[str, int], dice: Random) -> str:
-    return dice.choices(list(weights), list(weights.values()))[0]
+def _one_of(weights: Mapping[str, int], random_float: Random) -> str:
+    return random_float.choices(list(weights), list(weights.values()))[0]

@@ -26,7 +26,7 @@ class World:
     """What there is. PostgreSQL, RabbitMQ, Redis and the wires to them only where the data is not in a file."""
 
     folder: Path
-    dice: Random
+    random_float: Random
     history: History
     tables: Tables
     cluster: Cluster
@@ -50,15 +50,15 @@ class World:
             return bool(busy)
 
         await until(look, BUSY_SECONDS)
-        return self.dice.choice(busy or self.cluster.workers)
+        return self.random_float.choice(busy or self.cluster.workers)
 
     def any_worker(self) -> Member:
         """One of the workers."""
-        return self.dice.choice(self.cluster.workers)
+        return self.random_float.choice(self.cluster.workers)
 
     def any_server(self) -> Member:
         """One of the servers."""
-        return self.dice.choice(self.cluster.servers)
+        return self.random_float.choice(self.cluster.servers)
 
     @property
     def every_wire(self) -> list[Proxy]:

@@ -8,15 +8,15 @@ from pathlib import Path
 import msgspec
 
 from signoff.core.model import Model
-from signoff.engine import Request
+from signoff.engine import ModelRequest
 from signoff.engines.subprocess import SubprocessEngine
-from signoff.engines.upstream import Upstream
+from signoff.engines.upstream import UpstreamClient
 
-ASK = Request(path="/v1/chat/completions", body=b"{}", target="")
+ASK = ModelRequest(path="/v1/chat/completions", body=b"{}", target="")
 
 
 async def main(run_dir: Path, models: list[Model]) -> None:
-    upstream = Upstream(now=time.time)
+    upstream = UpstreamClient(now=time.time)
     await upstream.start()
     engine = SubprocessEngine(upstream, run_dir)
     await engine.start()

@@ -35,7 +35,7 @@ async def write(store: SqlStore, name: str, numbers: "itertools.count[int]", lea
         lease = next(leases)
         for claimed in await store.jobs.claim(actor=name, lease=lease, limit=2, lease_seconds=60):
             try:
-                await store.jobs.move(claimed.id, a_step("succeed", lease=lease, changes={"response": ANSWER}))
+                await store.jobs.transition(claimed.id, a_step("succeed", lease=lease, changes={"response": ANSWER}))
             except Stale as stale:
                 sys.exit(f"somebody else settled a job that was ours: {stale}")
             say("settled", claimed.id)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from signoff.catalog import Sealed, SealedKind
+from signoff.catalog import SealedKind, SealedSecret
 from signoff.core.access import UpstreamKey
 from signoff.core.log import LogLine
-from signoff.core.model import EndpointName, Model, key_ids_of, with_new_keys, with_standing_keys, without_keys
+from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
 from signoff.errors import Conflict
 from signoff.stores.secrets import sealed_anew, sealed_in
 from simulation.tables import Tables, Tx, Way, bump
@@ -42,7 +42,7 @@ class MemoryCatalog:
             old = models.get(model.name)
             if old is not None and is_new:
                 raise Conflict(f"There is a model {model.name!r} already.")
-            kept = model if old is None else with_standing_keys(model, old)
+            kept = model if old is None else with_existing_keys(model, old)
             kept = without_keys(kept) if drops_key else kept
             made = with_new_keys(
                 kept, lambda secret: self._add_key(tx, None, model.name, secret, is_shared=False), sealed, sealed_at
@@ -112,21 +112,21 @@ class MemorySecrets:
         self._tables = tables
         self._way = way
 
-    async def page(self, kind: SealedKind, after: str | None, limit: int) -> list[Sealed]:
-        def look(_: Tx) -> list[Sealed]:
+    async def page(self, kind: SealedKind, after: str | None, limit: int) -> list[SealedSecret]:
+        def look(_: Tx) -> list[SealedSecret]:
             if kind == "key":
                 of_keys = [(key.id, sealed) for key, sealed in self._tables.sealed.values() if key.id > int(after or 0)]
-                return [Sealed(kind="key", place=str(place), sealed=sealed) for place, sealed in sorted(of_keys)]
+                return [SealedSecret(kind="key", place=str(place), sealed=sealed) for place, sealed in sorted(of_keys)]
             if kind == "stream":
                 of_streams = [stream for name, stream in sorted(self._tables.streams.items()) if name > (after or "")]
-                return [Sealed(kind="stream", place=stream.name, sealed=stream.sealed) for stream in of_streams]
+                return [SealedSecret(kind="stream", place=stream.name, sealed=stream.sealed) for stream in of_streams]
             of_jobs = [job for name, job in sorted(self._tables.jobs.items()) if job.deliver and name > (after or "")]
-            return [Sealed(kind="job", place=job.id, sealed=sealed_in(job.deliver)) for job in of_jobs]
+            return [SealedSecret(kind="job", place=job.id, sealed=sealed_in(job.deliver)) for job in of_jobs]
 
         found = await self._way.send(look, writes=False)
         return found[:limit]
 
-    async def replace(self, old: Sealed, sealed: bytes) -> bool:
+    async def replace(self, old: SealedSecret, sealed: bytes) -> bool:
         def put(tx: Tx) -> bool:
             if old.kind == "key":
                 key, standing = self._tables.sealed.get(int(old.place), (None, b""))

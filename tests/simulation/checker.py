@@ -12,11 +12,11 @@ import msgspec
 
 from signoff.core.access import Caller, may_review
 from signoff.core.answer import as_completion
-from signoff.core.cache import Entry
+from signoff.core.cache import CacheEntry
 from signoff.core.delivery import Delivery
-from signoff.core.job import MOVES, Decision, Event, Job
+from signoff.core.job import TRANSITIONS, Decision, Event, Job
 from signoff.errors import SignoffError
-from signoff.store import Step
+from signoff.store import TransitionRequest
 from simulation.history import History
 from simulation.loop import Violation, World
 from simulation.tables import Tables, Tx
@@ -45,7 +45,7 @@ class Checker:
         self._keys: dict[tuple[int, str], list[str]] = {}
         self._taken: dict[str, int] = {}
         self._gone: dict[str, None] = {}
-        self._kept: dict[bytes, Entry] = {}
+        self._kept: dict[bytes, CacheEntry] = {}
         self._now_us = 0
         tables.committed = self.committed
 
@@ -99,8 +99,8 @@ class Checker:
             self.law(is_free, "one key, one job", job.id, job_id)
         earlier.append(job.id)
 
-    def _moved(self, tx: Tx, before: Job, step: Step, after: Job) -> None:
-        verb, move = step.verb, MOVES[step.verb]
+    def _moved(self, tx: Tx, before: Job, step: TransitionRequest, after: Job) -> None:
+        verb, move = step.verb, TRANSITIONS[step.verb]
         self._history.note(verb, before.id, step.actor, after.status, after.seq)
         self.law(not before.is_terminal, "terminal is terminal", verb, before.id, before.status)
         known = before.status in move.sources and after.status in move.targets
@@ -126,7 +126,7 @@ class Checker:
         if after.is_terminal:
             self._ended(tx, after, verb)
 
-    def _check_lease(self, before: Job, step: Step, after: Job, now: int) -> None:
+    def _check_lease(self, before: Job, step: TransitionRequest, after: Job, now: int) -> None:
         verb, holder = step.verb, self._holders.get(before.id)
         if verb in FENCED:
             self.law(step.lease is not None and step.lease == holder, "a stale worker cannot settle", verb, before.id)
@@ -141,7 +141,7 @@ class Checker:
         else:
             self._holders[before.id] = after.lease
 
-    def _check_review(self, before: Job, step: Step, now: int) -> None:
+    def _check_review(self, before: Job, step: TransitionRequest, now: int) -> None:
         self.law(step.round == before.round, "a reviewer decides about what they saw", step.verb, before.id, step.round)
         self.law((before.id, before.round) not in self._verdicts, "one decision a round", step.verb, before.id)
         is_open = before.review_lease is not None and (before.review_lease_until or now) >= now
@@ -150,7 +150,7 @@ class Checker:
         if step.verb == "decide" and step.decision is not None:
             self._verdicts[before.id, before.round] = step.decision
 
-    def _check_release(self, before: Job, step: Step, after: Job, tx: Tx) -> None:
+    def _check_release(self, before: Job, step: TransitionRequest, after: Job, tx: Tx) -> None:
         decision = self._verdicts.get((before.id, before.round))
         agrees = decision is not None and decision.verdict == step.verb
         self.law(agrees, "nothing held leaves without a verdict", step.verb, before.id)
@@ -217,7 +217,7 @@ class Checker:
         self.law(not waits, "who waits to be told is told before a job is forgotten", job_id, waits)
         self._gone[job_id] = None
 
-    def kept(self, entry: Entry) -> None:
+    def kept(self, entry: CacheEntry) -> None:
         """An answer is kept, to be given again: one that is signed off."""
         self._history.note("kept", entry.key, entry.job_id)
         job = self._tables.jobs.get(entry.job_id)

@@ -11,10 +11,14 @@ SECOND = 1_000_000
 class Clock:
     """A monotonic clock that runs at its own rate, and a wall clock beside it that somebody may set."""
 
-    def __init__(self, dice: Random, *, is_true: bool = False) -> None:
-        self._rate = 1.0 if is_true else dice.choice([1.0, 1.0, 0.8, 1.25, 1.001])
-        self._offset = 0.0 if is_true else dice.uniform(0, 1e5)
-        self._ahead = 0.0 if is_true else dice.choice([0.0, dice.uniform(-1, 1), dice.uniform(-3600, 3600)])
+    def __init__(self, random_float: Random, *, is_true: bool = False) -> None:
+        self._rate = 1.0 if is_true else random_float.choice([1.0, 1.0, 0.8, 1.25, 1.001])
+        self._offset = 0.0 if is_true else random_float.uniform(0, 1e5)
+        self._ahead = (
+            0.0
+            if is_true
+            else random_float.choice([0.0, random_float.uniform(-1, 1), random_float.uniform(-3600, 3600)])
+        )
 
     def monotonic(self, now: float) -> float:
         """Seconds, at the true time `now`."""

@@ -6,28 +6,28 @@ from collections.abc import Sequence
 
 import msgspec
 
-from signoff.core.pipelines.composed import PRODUCTION, Composed, Pipeline, Prompt
+from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
-from signoff.errors import ComposedNotFound, NameTaken
-from signoff.store import ComposedFilter, Synced
+from signoff.errors import LibraryItemNotFound, NameTaken
+from signoff.store import LibraryFilter, SyncResult
 from simulation.people import bump
 from simulation.tables import Tables, Tx, Way
 
 
-class MemoryCompositions:
+class MemoryLibrary:
     """Compositions in memory; see `store.Compositions`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables
         self._way = way
 
-    async def put(self, composed: Composed, *, label: str | None = PRODUCTION) -> Composed:
-        def put(tx: Tx) -> Composed:
+    async def put(self, composed: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
+        def put(tx: Tx) -> LibraryItem:
             tables = self._tables
             there = tables.composed.get(composed.id)
             if composed.id and (there is None or type(there[1]) is not type(composed)):
-                raise ComposedNotFound
+                raise LibraryItemNotFound
             composed_id = composed.id or self._new(composed)
             versions = tables.composed.setdefault(composed_id, {})
             number = len(versions) + 1
@@ -40,8 +40,8 @@ class MemoryCompositions:
 
         return await self._way.send(put, writes=True)
 
-    async def composed(self, key: str | int, at: str | int = PRODUCTION) -> Composed | None:
-        def look(_: Tx) -> Composed | None:
+    async def get(self, key: str | int, at: str | int = PRODUCTION) -> LibraryItem | None:
+        def look(_: Tx) -> LibraryItem | None:
             named = (number for number, versions in self._tables.composed.items() if versions[1].name == key)
             composed_id = key if isinstance(key, int) else next(named, 0)
             version = at if isinstance(at, int) else self._tables.labels.get((composed_id, at), 0)
@@ -50,8 +50,8 @@ class MemoryCompositions:
 
         return await self._way.send(look, writes=False)
 
-    async def list(self, which: ComposedFilter) -> Sequence[Composed]:
-        def look(_: Tx) -> list[Composed]:
+    async def list(self, which: LibraryFilter) -> Sequence[LibraryItem]:
+        def look(_: Tx) -> list[LibraryItem]:
             kinds = {"prompt": Prompt, "pipeline": Pipeline, None: Prompt | Pipeline}[which.kind]
             everything = self._tables.composed.items()
             all_of_them = (versions[self._tables.labels[number, PRODUCTION]] for number, versions in everything)
@@ -67,8 +67,8 @@ class MemoryCompositions:
 
         return await self._way.send(look, writes=False)
 
-    async def versions(self, composed_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[Composed]:
-        def look(_: Tx) -> list[Composed]:
+    async def versions(self, composed_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
+        def look(_: Tx) -> list[LibraryItem]:
             newest_first = reversed(self._tables.composed.get(composed_id, {}).values())
             return [self._seen(one) for one in newest_first if before is None or one.version < before][:limit]
 
@@ -111,15 +111,15 @@ class MemoryCompositions:
     async def functions(self) -> Sequence[Function]:
         return await self._way.send(lambda _: [one for _, one in sorted(self._tables.functions.items())], writes=False)
 
-    async def sync(self, found: Sequence[Function], unread: Sequence[str] = ()) -> Synced:
-        def sync(tx: Tx) -> Synced:
+    async def sync(self, found: Sequence[Function], unread: Sequence[str] = ()) -> SyncResult:
+        def sync(tx: Tx) -> SyncResult:
             before = self._tables.functions
             names = {versions[1].name for versions in self._tables.composed.values()}
             wanted = {function.name: function for function in found if function.name not in names}
             kept = {name: one for name, one in before.items() if one.module in unread} | wanted
             self._tables.functions = kept
             bump(self._tables, tx, "functions")
-            return Synced(
+            return SyncResult(
                 tuple(sorted(wanted.keys() - before.keys())),
                 tuple(sorted(before.keys() - kept.keys())),
                 tuple(sorted(function.name for function in found if function.name in names)),
@@ -127,7 +127,7 @@ class MemoryCompositions:
 
         return await self._way.send(sync, writes=True)
 
-    def _new(self, composed: Composed) -> int:
+    def _new(self, composed: LibraryItem) -> int:
         taken = {versions[1].name for versions in self._tables.composed.values()} | self._tables.functions.keys()
         if composed.name in taken:
             raise NameTaken
@@ -139,7 +139,7 @@ class MemoryCompositions:
         for number, one in versions.items():
             versions[number] = msgspec.structs.replace(one, shared=shared)
 
-    def _seen(self, composed: Composed) -> Composed:
+    def _seen(self, composed: LibraryItem) -> LibraryItem:
         labels = self._tables.labels.items()
         named = sorted(label for (number, label), to in labels if (number, to) == (composed.id, composed.version))
         return msgspec.structs.replace(composed, labels=tuple(named))

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.delivery import Delivery, DeliveryKind, Outcome
+from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.errors import NotFound, Stale
 from signoff.stores.deliveries import LOOKED_AT
 from signoff.stores.deliveries import _within_limits as within_limits
@@ -49,7 +49,7 @@ class MemoryDeliveries:
 
         return await self._way.send(claim, writes=True)
 
-    async def settle(self, delivery_id: str, lease: str, outcome: Outcome) -> bool:
+    async def settle(self, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
         def settle(tx: Tx) -> bool:
             one = self._tables.deliveries.get(delivery_id)
             if one is None or one.lease != lease:

@@ -10,7 +10,7 @@ import msgspec
 
 from signoff.core.job import RUN_ENDED, Event, Job, Status
 from signoff.errors import JobNotFound, Stale
-from signoff.store import JobFilter, NewVerb, Step
+from signoff.store import InitialVerb, JobFilter, TransitionRequest
 from signoff.stores.jobs import _frees_its_key as frees_its_key
 from signoff.stores.jobs import inserted, timed
 from signoff.stores.schema import events, used_keys
@@ -31,7 +31,7 @@ class MemoryJobs:
         job: Job,
         *,
         actor: str,
-        verb: NewVerb = "submit",
+        verb: InitialVerb = "submit",
         due_seconds: float = 0,
         lease_seconds: float | None = None,
     ) -> Job:
@@ -52,13 +52,15 @@ class MemoryJobs:
 
         return self._way.send(insert, writes=True)
 
-    async def move(self, job_id: str, *steps: Step) -> Job:
+    async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
         return await self._way.send(lambda tx: self._moved(tx, job_id, *steps), writes=True)
 
     async def claim(
         self, *, actor: str, lease: str, limit: int, lease_seconds: float, full: Sequence[str] = ()
     ) -> list[Job]:
-        step = Step(verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds})
+        step = TransitionRequest(
+            verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds}
+        )
 
         def claim(tx: Tx) -> list[Job]:
             waiting = [job for job in self._tables.unfinished.values() if job.lane == "later" and job.model not in full]
@@ -81,8 +83,8 @@ class MemoryJobs:
     async def get(self, job_id: str) -> Job | None:
         return await self._way.send(lambda _: self._tables.jobs.get(job_id), writes=False)
 
-    async def called(self, user_id: int, own_id: str) -> Job | None:
-        return await self._way.send(lambda _: self._tables.named.get((user_id, own_id)), writes=False)
+    async def by_client_id(self, user_id: int, client_id: str) -> Job | None:
+        return await self._way.send(lambda _: self._tables.named.get((user_id, client_id)), writes=False)
 
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[Status, int]]:
         def look(_: Tx) -> dict[str, tuple[Status, int]]:
@@ -139,7 +141,7 @@ class MemoryJobs:
 
         def look(tx: Tx) -> Sequence[Job]:
             jobs = self._tables.unfinished.values()
-            steps = [(job, Step(verb=verb, actor="", lease=job.lease, round=job.round)) for job in jobs]
+            steps = [(job, TransitionRequest(verb=verb, actor="", lease=job.lease, round=job.round)) for job in jobs]
             return [job for job, step in steps if self._tables.may(verb, job, step, tx.now)][:limit]
 
         return await self._way.send(look, writes=False)
@@ -150,7 +152,7 @@ class MemoryJobs:
 
     def _standing_under_name(self, tx: Tx, job: Job) -> Job | None:
         """The job that already has the own id of `job`, or its key."""
-        named = None if job.own_id is None else self._tables.named.get((job.user_id, job.own_id))
+        named = None if job.client_id is None else self._tables.named.get((job.user_id, job.client_id))
         return named or (None if job.idempotency_key is None else self._standing_under_key(tx, job))
 
     def _standing_under_key(self, tx: Tx, job: Job) -> Job | None:
@@ -159,7 +161,7 @@ class MemoryJobs:
         found = None if standing is None else self._tables.jobs[standing]
         return None if found is None or frees_its_key(found, tx.now) else found
 
-    def _moved(self, tx: Tx, job_id: str, *steps: Step) -> Job:
+    def _moved(self, tx: Tx, job_id: str, *steps: TransitionRequest) -> Job:
         job = self._tables.jobs.get(job_id)
         if job is None:
             raise JobNotFound(f"There is no job {job_id}.")
@@ -177,7 +179,7 @@ class MemoryJobs:
 
     def _follow(self, tx: Tx, job: Job, actor: str) -> None:
         """The steps of what has failed are cancelled; the run of a step that has ended goes on."""
-        cancel = Step(verb="cancel", actor=actor, changes={"error": RUN_ENDED})
+        cancel = TransitionRequest(verb="cancel", actor=actor, changes={"error": RUN_ENDED})
         below = [each for each in self._tables.unfinished.values() if each.parent_id == job.id]
         for each in below if job.status == "fail" else []:
             cancelled = self._step(tx, each, cancel)
@@ -185,11 +187,11 @@ class MemoryJobs:
             self._follow(tx, cancelled, actor)
         run = self._tables.jobs.get(job.parent_id or "")
         run = tx.jobs.get(job.parent_id or "", run)
-        wake = Step(verb="wake", actor=actor, after_seconds={"due_at": 0})
+        wake = TransitionRequest(verb="wake", actor=actor, after_seconds={"due_at": 0})
         if run is not None and self._tables.may("wake", run, wake, tx.now):
             tx.news.extend(news_of(self._step(tx, run, wake)))
 
-    def _step(self, tx: Tx, job: Job, step: Step) -> Job:
+    def _step(self, tx: Tx, job: Job, step: TransitionRequest) -> Job:
         """The job after a step that it may make, and the event of that."""
         made = after(self._tables.moves[step.verb], job, step, tx.now)
         tx.add(events, event_of(made, step.verb, step.actor, changed(made, step)))
@@ -197,7 +199,7 @@ class MemoryJobs:
         tx.moves.append((job, step, made))
         return made
 
-    def _refusal(self, job: Job, step: Step, now: int) -> Stale:
+    def _refusal(self, job: Job, step: TransitionRequest, now: int) -> Stale:
         then = self._tables.decisions.get((job.id, -1 if step.round is None else step.round))
         decision = job.decision or (then and then[0])
         winner = f"; {decision.reviewer} decided: {decision.verdict}" if decision else ""
@@ -210,7 +212,7 @@ class MemoryJobs:
         found = [job for job in jobs.values() if which.status in {None, job.status}]
         found = [job for job in found if which.with_steps or job.parent_id is None]
         found = [job for job in found if which.fingerprint in {None, job.fingerprint}]
-        found = [job for job in found if which.made in {None, job.made}]
+        found = [job for job in found if which.upstream_object_id in {None, job.upstream_object_id}]
         return [job for job in found if which.user_id in {None, job.user_id}]
 
 

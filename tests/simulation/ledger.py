@@ -9,11 +9,11 @@ import msgspec
 
 from signoff.core.job import Job
 from signoff.core.price import Price
-from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, Line, Question, Sum, sum_of
+from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
 from simulation.tables import Tables, Tx, Way
 
 
-class MemoryLedger:
+class MemoryUsageRecords:
     """The ledger in memory; see `store.Ledger`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
@@ -39,25 +39,25 @@ class MemoryLedger:
 
         return await self._way.send(drop, writes=True)
 
-    async def keep(self, job: Job) -> None:
-        def keep(tx: Tx) -> None:
+    async def record(self, job: Job) -> None:
+        def record(tx: Tx) -> None:
             self._tables.wasted.append(msgspec.structs.replace(job, status=STALE, created_at=tx.now))
 
-        await self._way.send(keep, writes=True)
+        await self._way.send(record, writes=True)
 
-    async def used(self, question: Question) -> tuple[list[Line], Sum]:
-        def look(_: Tx) -> tuple[list[Line], Sum]:
+    async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
+        def look(_: Tx) -> tuple[list[UsageRow], UsageTotals]:
             tables = self._tables
             jobs = [*tables.jobs.values(), *tables.past, *tables.wasted]
-            found = [job for job in jobs if _is_asked(job, question)]
+            found = [job for job in jobs if _is_asked(job, query)]
             groups = defaultdict[tuple[str | int | None, ...], list[Job]](list)
             for job in found:
-                groups[tuple(self._dimension(name, job) for name in question.by)].append(job)
+                groups[tuple(self._dimension(name, job) for name in query.by)].append(job)
             lines = [
-                Line(of=dict(zip(question.by, key, strict=True)), sum=added(groups[key]))
+                UsageRow(dimensions=dict(zip(query.by, key, strict=True)), totals=added(groups[key]))
                 for key in sorted(groups, key=lambda key: [(value is not None, value) for value in key])
             ]
-            page = lines[question.offset : question.offset + question.limit] if question.by else []
+            page = lines[query.offset : query.offset + query.limit] if query.by else []
             return page, added(found)
 
         return await self._way.send(look, writes=False)
@@ -80,20 +80,20 @@ class MemoryLedger:
         tx.news.append(("prices", ""))
 
 
-def added(jobs: Iterable[Job]) -> Sum:
+def added(jobs: Iterable[Job]) -> UsageTotals:
     """What all of them took."""
-    return plus(*(msgspec.structs.replace(sum_of(job), jobs=int(job.status != STALE)) for job in jobs))
+    return plus(*(msgspec.structs.replace(totals_of(job), jobs=int(job.status != STALE)) for job in jobs))
 
 
-def plus(*sums: Sum) -> Sum:
+def plus(*sums: UsageTotals) -> UsageTotals:
     """The sum of sums."""
-    members = zip(*map(msgspec.structs.astuple, (Sum(), *sums)), strict=True)
-    return Sum(**dict(zip(Sum.__struct_fields__, map(sum, members), strict=True)))
+    members = zip(*map(msgspec.structs.astuple, (UsageTotals(), *sums)), strict=True)
+    return UsageTotals(**dict(zip(UsageTotals.__struct_fields__, map(sum, members), strict=True)))
 
 
-def _is_asked(job: Job, question: Question) -> bool:
-    since = question.since // HOUR_US * HOUR_US
-    until = None if question.until is None else -(-question.until // HOUR_US) * HOUR_US
+def _is_asked(job: Job, query: UsageQuery) -> bool:
+    since = query.since // HOUR_US * HOUR_US
+    until = None if query.until is None else -(-query.until // HOUR_US) * HOUR_US
     is_then = job.created_at >= since and (until is None or job.created_at < until)
-    is_theirs = question.user_id in {None, job.user_id} and question.model in {None, job.model}
+    is_theirs = query.user_id in {None, job.user_id} and query.model in {None, job.model}
     return is_then and is_theirs

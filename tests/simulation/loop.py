@@ -30,11 +30,11 @@ class World:
     """
 
     def __init__(self, seed: int) -> None:
-        self.dice = Random(seed)
+        self.random_float = Random(seed)
         self.now = 0.0
         self.steps = 0
         self.broken: BaseException | None = None
-        self._random = self.dice.random
+        self._random = self.random_float.random
         self._ready: list[asyncio.Handle] = []
         self._timers: list[tuple[float, int, asyncio.Handle]] = []
         self._numbers = itertools.count()

@@ -16,7 +16,7 @@ class Nemesis:
     def __init__(self, network: Network, history: History, climate: Climate, processes: Sequence[Process]) -> None:
         self._network = network
         self._world = network.world
-        self._dice = network.world.dice
+        self._random_float = network.world.random_float
         self._history = history
         self._climate = climate
         self._processes = processes
@@ -38,13 +38,13 @@ class Nemesis:
     def _wait(self) -> None:
         between = self._climate.steps_between_faults
         if self._climate.faults:
-            self._world.alarm(self._dice.randint(1, 2 * between), self._strike)
+            self._world.alarm(self._random_float.randint(1, 2 * between), self._strike)
 
     def _strike(self) -> None:
         if self._is_over:
             return
-        fault = self._dice.choice(self._climate.faults)
-        process = self._dice.choice(self._processes)
+        fault = self._random_float.choice(self._climate.faults)
+        process = self._random_float.choice(self._processes)
         self._history.note(f"fault {fault}", process.name)
         self._faults()[fault](process)
         self._wait()
@@ -56,15 +56,15 @@ class Nemesis:
             "pause": self._pause,
             "jump": self._jump,
             "cut off": self._cut_off,
-            "outage": lambda _: self._weather("store_refuses", self._dice.choice([0.3, 1.0]), 20),
+            "outage": lambda _: self._weather("store_refuses", self._random_float.choice([0.3, 1.0]), 20),
             "lost answers": lambda _: self._weather("answers_lost", 0.3, 10),
-            "slow store": lambda _: self._weather("store_seconds", self._dice.choice([0.1, 1.0]), 10),
+            "slow store": lambda _: self._weather("store_seconds", self._random_float.choice([0.1, 1.0]), 10),
             "silence": lambda _: (
-                self._weather("news_lost", self._dice.choice([0.3, 1.0]), 30),
-                self._weather("bells_lost", self._dice.choice([0.3, 1.0]), 30),
+                self._weather("news_lost", self._random_float.choice([0.3, 1.0]), 30),
+                self._weather("bells_lost", self._random_float.choice([0.3, 1.0]), 30),
             ),
-            "bad models": lambda _: self._weather("models_fail", self._dice.choice([0.3, 0.9]), 30),
-            "no receivers": lambda _: self._weather("receivers_fail", self._dice.choice([0.3, 1.0]), 30),
+            "bad models": lambda _: self._weather("models_fail", self._random_float.choice([0.3, 0.9]), 30),
+            "no receivers": lambda _: self._weather("receivers_fail", self._random_float.choice([0.3, 1.0]), 30),
         }
 
     def _crash(self, process: Process) -> None:
@@ -79,9 +79,9 @@ class Nemesis:
     def _pause(self, process: Process) -> None:
         """Stops it for a while, often until just after its leases have run out; it may be asked to end as it wakes."""
         process.loop.pause()
-        seconds = self._dice.choice([1.0, 40.0, self._dice.uniform(14, 20)])
+        seconds = self._random_float.choice([1.0, 40.0, self._random_float.uniform(14, 20)])
         self._network.outside.call_later(seconds, self._mend, process)
-        if self._dice.random() < 0.3:
+        if self._random_float.random() < 0.3:
             self._network.outside.call_later(seconds, self._stop, process)
 
     def _cut_off(self, process: Process) -> None:
@@ -90,7 +90,7 @@ class Nemesis:
         self._later(40, setattr, process.wire, "is_cut", False)
 
     def _jump(self, process: Process) -> None:
-        process.clock.jump(self._dice.choice([-1, 1]) * self._dice.expovariate(1 / 600))
+        process.clock.jump(self._random_float.choice([-1, 1]) * self._random_float.expovariate(1 / 600))
 
     def _weather(self, what: str, value: float, seconds: float) -> None:
         """Makes it worse for a while."""
@@ -109,4 +109,4 @@ class Nemesis:
             process.wire.is_cut = False
 
     def _later(self, seconds: float, do: Callable[..., object], *about: object) -> None:
-        self._network.outside.call_later(self._dice.uniform(0, seconds), do, *about)
+        self._network.outside.call_later(self._random_float.uniform(0, seconds), do, *about)

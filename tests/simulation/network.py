@@ -48,8 +48,8 @@ class Network:
         self.brokers = [broker for broker in self.brokers if not broker.loop.is_dead]
         for _ in range(self._copies(self.weather.bells_lost)):
             if self.brokers and not from_loop.is_dead:
-                broker = self.world.dice.choice(self.brokers)
-                broker.loop.call_later(self.weather.latency(), broker.nudge)
+                broker = self.world.random_float.choice(self.brokers)
+                broker.loop.call_later(self.weather.latency(), broker.wake_local)
 
     def _copies(self, lost: float) -> int:
         return 0 if self.weather.happens(lost) else 2 if self.weather.happens(0.03) else 1
@@ -97,7 +97,7 @@ class Wire:
             return
         if self.is_cut or weather.happens(weather.store_refuses):
             refused = Overloaded("The database did not take it in time.")
-            self._reply(answer, refused, self._network.world.dice.choice(REFUSED_AFTER_SECONDS))
+            self._reply(answer, refused, self._network.world.random_float.choice(REFUSED_AFTER_SECONDS))
             return
         is_lost = writes and weather.happens(weather.answers_lost)
         result = self._run(operation)
@@ -124,7 +124,7 @@ class FarBroker(LocalBroker):
         self._network = network
         network.brokers.append(self)
 
-    def ring(self, job_id: str, priority: int) -> None:
+    def notify(self, job_id: str, priority: int) -> None:
         """See `broker.Broker`."""
         self._network.ring(self.loop)
 

@@ -10,9 +10,9 @@ import msgspec
 
 from signoff.core import sse
 from signoff.core.answer import Chunk
-from signoff.core.delivery import Message
+from signoff.core.delivery import OutgoingMessage
 from signoff.core.model import Model, Timeouts
-from signoff.engine import Request
+from signoff.engine import ModelRequest
 from signoff.errors import ModelAnswered, ModelCut, ModelGarbled, ModelTimedOut, ModelUnreachable, Undelivered
 from signoff.server.dispatcher import AT_ONCE_PER_HOST
 from simulation.checker import Checker
@@ -34,10 +34,10 @@ class SimEngine:
     def __init__(self, network: Network) -> None:
         self._network = network
 
-    async def answer(self, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
         """See `engine.Engine`."""
-        weather, dice = self._network.weather, self._network.world.dice
-        await asyncio.sleep(dice.expovariate(1 / dice.choice(weather.model_seconds)))
+        weather, random_float = self._network.weather, self._network.world.random_float
+        await asyncio.sleep(random_float.expovariate(1 / random_float.choice(weather.model_seconds)))
         if weather.happens(weather.models_fail):
             await self._fail()
         body = _completion(ask_of(request.body), self._network.world.number())
@@ -45,7 +45,7 @@ class SimEngine:
             yield Chunk(body)
             return
         yield Chunk(sse.event(body), event=True)
-        await asyncio.sleep(dice.uniform(0, 1))
+        await asyncio.sleep(random_float.uniform(0, 1))
         if weather.happens(weather.models_fail / 4):
             raise ModelCut
         yield Chunk(sse.DONE, event=True)
@@ -57,11 +57,13 @@ class SimEngine:
         """Nothing to close."""
 
     async def _fail(self) -> None:
-        match self._network.world.dice.randrange(7):
+        match self._network.world.random_float.randrange(7):
             case 0:
                 raise ModelUnreachable
             case 1:
-                raise ModelAnswered(429, "Too many.", retry_after_seconds=self._network.world.dice.uniform(0, 10))
+                raise ModelAnswered(
+                    429, "Too many.", retry_after_seconds=self._network.world.random_float.uniform(0, 10)
+                )
             case 2:
                 raise ModelAnswered(500, "Oh.")
             case 3:
@@ -92,7 +94,7 @@ def body_of(ask: str, *, stream: bool = False) -> bytes:
     return msgspec.json.encode({"messages": [{"role": "user", "content": ask}]} | ({"stream": True} if stream else {}))
 
 
-class SimCourier:
+class SimDeliverer:
     """Brings messages to receivers that take them, or do not; what they got is in the checker's hands."""
 
     def __init__(self, network: Network, checker: Checker) -> None:
@@ -106,7 +108,7 @@ class SimCourier:
     async def close(self) -> None:
         """Nothing to close."""
 
-    async def carry(self, message: Message) -> int:
+    async def send(self, message: OutgoingMessage) -> int:
         """See `courier.Courier`."""
         host = message.address.split("/")[2]
         self._under_way[host] += 1
@@ -121,11 +123,11 @@ class SimCourier:
         finally:
             self._under_way[host] -= 1
 
-    def _arrive(self, message: Message, answer: asyncio.Future[int]) -> None:
+    def _arrive(self, message: OutgoingMessage, answer: asyncio.Future[int]) -> None:
         """A receiver gets a message. What it answers may not get back."""
         url, message_id, body = message.address, message.headers["webhook-id"], message.body
         weather = self._network.weather
-        fault = self._network.world.dice.randrange(4) if weather.happens(weather.receivers_fail) else None
+        fault = self._network.world.random_float.randrange(4) if weather.happens(weather.receivers_fail) else None
         if fault == 0:
             self._reply(answer, Undelivered("Nobody is there."))
             return

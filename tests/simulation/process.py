@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from cryptography.fernet import Fernet
 
 from signoff.brokers.local import LocalBroker
-from signoff.cache import Bounds
+from signoff.cache import CacheBounds
 from signoff.caches.memory import MemoryCache
-from signoff.core.allow_list import Reach
-from signoff.core.cache import Entry
+from signoff.core.allow_list import AllowList
+from signoff.core.cache import CacheEntry
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
 from signoff.core.signing import Secret
@@ -20,38 +20,38 @@ from signoff.core.stream import Stream
 from signoff.errors import SignoffError
 from signoff.infra.vault import Vault
 from signoff.runtime.background import Background
-from signoff.runtime.callers import Callers
-from signoff.runtime.compositions import Compositions
-from signoff.runtime.functions import Functions
-from signoff.runtime.inflight import InFlight
-from signoff.runtime.keys import Keys
+from signoff.runtime.callers import CallerCache
+from signoff.runtime.functions import FunctionRegistry
+from signoff.runtime.inflight import InflightCalls
+from signoff.runtime.keys import UpstreamKeyCache
 from signoff.runtime.leases import Leases
-from signoff.runtime.limits import Limits
-from signoff.runtime.logs import Logs
-from signoff.runtime.models import Models
-from signoff.runtime.pools import Pools
-from signoff.runtime.prices import PriceList
-from signoff.runtime.reservations import Rooms
-from signoff.runtime.response_cache import Answers
-from signoff.runtime.streams import Streams
-from signoff.runtime.watcher import Waits
-from signoff.server.supervisor import alive
+from signoff.runtime.library import LibraryCache
+from signoff.runtime.limits import LimitCache
+from signoff.runtime.logs import ModelLogWriter
+from signoff.runtime.models import ModelCache
+from signoff.runtime.pools import EndpointPools
+from signoff.runtime.prices import PriceCache
+from signoff.runtime.reservations import Reservations
+from signoff.runtime.response_cache import ResponseCache
+from signoff.runtime.streams import StreamCache
+from signoff.runtime.watcher import JobWatcher
+from signoff.server.supervisor import supervise
 from signoff.transport import Transport
-from signoff.work.services import Desk, Rules
+from signoff.work.services import Adapters, Caches, Ids, Rules, Runtime, Services
 from simulation.checker import Checker
 from simulation.clock import Clock
 from simulation.loop import SimLoop, Violation
 from simulation.network import FarBroker, Network, Wire, resolve
-from simulation.outside import MODELS, SimCourier, SimEngine
+from simulation.outside import MODELS, SimDeliverer, SimEngine
 from simulation.store import MemoryStore
 from simulation.weather import Climate
 
 T = TypeVar("T")
-Verb = Callable[[Desk], Awaitable[T]]
+Verb = Callable[[Services], Awaitable[T]]
 
 CONCURRENCY = 6
 VAULT = Vault([Fernet.generate_key()])
-BOUNDS = Bounds(ttl_seconds=120, max_entries=50, max_bytes=100_000)
+BOUNDS = CacheBounds(ttl_seconds=120, max_entries=50, max_bytes=100_000)
 SECRET = Secret("whsec_" + "c2lt" * 8)
 
 
@@ -78,23 +78,23 @@ def rules_of(climate: Climate) -> Rules:
             undo_seconds=climate.undo_seconds,
         ),
         retention_days=None if retention is None else retention / (24 * 3600),
-        reach=Reach(),
+        allow_list=AllowList(),
         webhook_waits_seconds=(0.5, 2, 5),
         webhook_secrets=(SECRET,),
     )
 
 
-class Watched(Answers):
+class Watched(ResponseCache):
     """The cache of one process; the checker sees what is kept there."""
 
     def __init__(self, cache: MemoryCache, background: Background, checker: Checker) -> None:
         super().__init__(cache, background, ttl_seconds=BOUNDS.ttl_seconds)
         self._checker = checker
 
-    def keep(self, entry: Entry) -> None:
+    def keep(self, entry: CacheEntry) -> None:
         """See `Answers`."""
         self._checker.kept(entry)
-        super().keep(entry)
+        super().store(entry)
 
 
 def _no_transport(stream: Stream) -> Transport:
@@ -124,12 +124,12 @@ class Process:
         """A new life, with nothing of the old one but what is in the store."""
         self._lives += 1
         self._is_up = False
-        self.clock = Clock(self._network.world.dice)
+        self.clock = Clock(self._network.world.random_float)
         self.loop = SimLoop(self._network.world, self.clock)
         self._stop = asyncio.Event()
         self.wire = Wire(self._network, self.loop)
-        self.desk = self._desk()
-        self.main = self.loop.create_task(self._live(self.desk, self._stop))
+        self.services = self._services()
+        self.main = self.loop.create_task(self._live(self.services, self._stop))
         self.main.add_done_callback(self._ended)
 
     def stop(self) -> None:
@@ -173,7 +173,7 @@ class Process:
 
     async def _serve(self, verb: Verb[Any], answer: asyncio.Future[Any]) -> None:
         try:
-            result = await verb(self.desk)
+            result = await verb(self.services)
         except Exception as error:  # noqa: BLE001 -- the caller gets it, and the checker with them
             result = error
         if self._asked.pop(answer, None) is not None:
@@ -184,13 +184,13 @@ class Process:
         if task is not None:
             self.loop.call_soon(task.cancel)
 
-    async def _live(self, desk: Desk, stop: asyncio.Event) -> None:
-        async with alive(desk, concurrency=CONCURRENCY, drain_seconds=self._climate.drain_seconds):
+    async def _live(self, services: Services, stop: asyncio.Event) -> None:
+        async with supervise(services, concurrency=CONCURRENCY, drain_seconds=self._climate.drain_seconds):
             self._is_up = True
             await stop.wait()
             await self._finish()
-        await desk.broker.close()
-        await desk.store.close()
+        await services.adapters.broker.close()
+        await services.store.close()
 
     async def _finish(self) -> None:
         """Lets those who ask have their answers, for a moment."""
@@ -207,37 +207,45 @@ class Process:
             self._network.world.fail(Violation(f"a process falls over by itself: {self.name}: {error!r}"))
         self.kill()
 
-    def _desk(self) -> Desk:
+    def _services(self) -> Services:
         world, clock = self._network.world, self.clock
         store = MemoryStore(self._network.tables, self.wire)
         background, cache = Background(), MemoryCache(BOUNDS, now=lambda: world.now)
-        return Desk(
+        return Services(
             store=store,  # type: ignore[arg-type]
-            broker=FarBroker(self._network, self.loop) if self._climate.has_broker else LocalBroker(),
-            engines={"echo": SimEngine(self._network)},
-            couriers={"webhook": SimCourier(self._network, self._checker)},
-            models=Models(store.catalog, MODELS),
-            prices=PriceList(store.ledger),
-            compositions=Compositions(store.compositions),
-            functions=Functions(store.compositions, [], seconds=10, clock=lambda: clock.wall(world.now)),
-            pools=Pools(),
-            keys=Keys(store.catalog, VAULT),  # type: ignore[arg-type]
-            callers=Callers(store.people),
-            streams=Streams(store.streams, []),  # type: ignore[arg-type]
-            transport_to=_no_transport,
-            leases=Leases(store, lease_seconds=15, heartbeat_seconds=5),  # type: ignore[arg-type]
-            limits=Limits(store.quotas),
-            rooms=Rooms(store.quotas, lease_seconds=15, heartbeat_seconds=5),
-            waits=Waits(store),  # type: ignore[arg-type]
-            in_flight=InFlight(),
-            logs=Logs(store.model_logs, lambda: clock.wall(world.now)),
-            answers=Watched(cache, background, self._checker),
-            background=background,
-            vault=VAULT,
-            rules=self._rules,
-            actor=f"worker:{self.name}.{self._lives}",
+            adapters=Adapters(
+                broker=FarBroker(self._network, self.loop) if self._climate.has_broker else LocalBroker(),
+                engines={"echo": SimEngine(self._network)},
+                deliverers={"webhook": SimDeliverer(self._network, self._checker)},
+                transport_to=_no_transport,
+                vault=VAULT,
+            ),
+            caches=Caches(
+                models=ModelCache(store.catalog, MODELS),
+                prices=PriceCache(store.usage),
+                library=LibraryCache(store.library),
+                functions=FunctionRegistry(store.library, [], seconds=10, clock=lambda: clock.wall(world.now)),
+                keys=UpstreamKeyCache(store.catalog, VAULT),  # type: ignore[arg-type]
+                callers=CallerCache(store.people),
+                streams=StreamCache(store.streams, []),  # type: ignore[arg-type]
+                limits=LimitCache(store.quotas),
+                responses=Watched(cache, background, self._checker),
+            ),
+            runtime=Runtime(
+                pools=EndpointPools(),
+                leases=Leases(store, lease_seconds=15, heartbeat_seconds=5),  # type: ignore[arg-type]
+                reservations=Reservations(store.quotas, lease_seconds=15, heartbeat_seconds=5),
+                watcher=JobWatcher(store),  # type: ignore[arg-type]
+                inflight_calls=InflightCalls(),
+                logs=ModelLogWriter(store.model_logs, lambda: clock.wall(world.now)),
+                background=background,
+            ),
+            ids=Ids(
+                new_id=lambda: f"{clock.wall(world.now):016x}-{world.number()}",
+                new_secret=lambda: "s" * 32,
+                random_float=world.random_float.random,
+                actor=f"worker:{self.name}.{self._lives}",
+            ),
             clock=lambda: clock.wall(world.now),
-            new_id=lambda: f"{clock.wall(world.now):016x}-{world.number()}",
-            new_secret=lambda: "s" * 32,
-            dice=world.dice.random,
+            rules=self._rules,
         )

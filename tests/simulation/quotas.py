@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from signoff.core.limits import Limit, Meter, Refusal, Room, Wish, admitted, as_of, renewed, settled
+from signoff.core.limits import (
+    Counter,
+    Denial,
+    Limit,
+    Reservation,
+    ReservationRequest,
+    expire,
+    renew_reservations,
+    settle_reservation,
+    try_reserve,
+)
 from simulation.tables import Tables, Tx, Way
 
 
@@ -34,30 +44,32 @@ class MemoryQuotas:
 
         return await self._way.send(drop, writes=True)
 
-    async def reserve(self, wish: Wish) -> Room | Refusal:
-        def reserve(tx: Tx) -> Room | Refusal:
-            after, room = admitted(self._tables.meters, wish, tx.now)
-            self._tables.meters.update(after)
-            return room
+    async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
+        def reserve(tx: Tx) -> Reservation | Denial:
+            after, reservation = try_reserve(self._tables.counters, request, tx.now)
+            self._tables.counters.update(after)
+            return reservation
 
         return await self._way.send(reserve, writes=True)
 
-    async def settle(self, room: Room, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
+    async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
         def settle(tx: Tx) -> None:
-            after = settled(self._tables.meters, room, tokens=tokens, cost=cost, asked=asked, now=tx.now)
-            self._tables.meters.update(after)
+            after = settle_reservation(
+                self._tables.counters, reservation, tokens=tokens, cost=cost, asked=asked, now=tx.now
+            )
+            self._tables.counters.update(after)
 
         await self._way.send(settle, writes=True)
 
-    async def renew(self, rooms: Sequence[Room], lease_seconds: float) -> None:
+    async def renew(self, reservations: Sequence[Reservation], lease_seconds: float) -> None:
         def renew(tx: Tx) -> None:
-            self._tables.meters.update(renewed(self._tables.meters, rooms, lease_seconds, tx.now))
+            self._tables.counters.update(renew_reservations(self._tables.counters, reservations, lease_seconds, tx.now))
 
         await self._way.send(renew, writes=True)
 
-    async def meters(self, names: Sequence[str]) -> dict[str, Meter]:
-        def look(tx: Tx) -> dict[str, Meter]:
-            return {name: as_of(kept, tx.now) for name, kept in self._tables.meters.items() if name in names}
+    async def counters(self, names: Sequence[str]) -> dict[str, Counter]:
+        def look(tx: Tx) -> dict[str, Counter]:
+            return {name: expire(kept, tx.now) for name, kept in self._tables.counters.items() if name in names}
 
         return await self._way.send(look, writes=False)
 

@@ -60,10 +60,10 @@ class Simulation:
         self._steps = steps
         told = msgspec.json.encode(climate_of_its_own).decode()
         self._climate_told = f" --climate '{told}'" if climate_of_its_own else ""
-        climate = msgspec.structs.replace(climate_of(self.world.dice), **climate_of_its_own)
-        self._outside = SimLoop(self.world, Clock(self.world.dice, is_true=True))
+        climate = msgspec.structs.replace(climate_of(self.world.random_float), **climate_of_its_own)
+        self._outside = SimLoop(self.world, Clock(self.world.random_float, is_true=True))
         self.tables = tables or Tables()
-        self.weather = Weather(self.world.dice)
+        self.weather = Weather(self.world.random_float)
         network = Network(self.world, self._outside, self.weather, self.tables, vague_news=climate.vague_news)
         retention = climate.retention_seconds
         self.checker = Checker(self.world, self.history, self.tables, retention_seconds=retention)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from signoff.core.job import FunctionCall, Job
 from signoff.errors import Stale
-from signoff.store import Step
+from signoff.store import TransitionRequest
 from signoff.stores.jobs import timed
 from simulation.jobs import MemoryJobs
 from simulation.tables import Tables, Tx, Way
@@ -70,9 +70,9 @@ class MemoryRuns:
 
         return await self._way.send(insert, writes=True)
 
-    async def forgotten(self, limit: int) -> list[Job]:
+    async def stalled(self, limit: int) -> list[Job]:
         def look(tx: Tx) -> list[Job]:
-            wake = Step(verb="wake", actor="")
+            wake = TransitionRequest(verb="wake", actor="")
             runs = [job for job in self._tables.unfinished.values() if self._tables.may("wake", job, wake, tx.now)]
             return [run for run in runs if all(step.is_terminal for step in self._tables.steps(run))][:limit]
 

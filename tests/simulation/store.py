@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from signoff.errors import Conflict, NotFound, Overloaded
 from signoff.store import Listener, Topic
 from simulation.catalog import MemoryCatalog, MemoryModelLogs, MemorySecrets
-from simulation.compositions import MemoryCompositions
+from simulation.compositions import MemoryLibrary
 from simulation.deliveries import MemoryDeliveries
 from simulation.jobs import MemoryJobs
-from simulation.ledger import MemoryLedger
+from simulation.ledger import MemoryUsageRecords
 from simulation.people import MemoryPeople
 from simulation.quotas import MemoryQuotas
 from simulation.runs import MemoryRuns
@@ -33,8 +33,8 @@ class MemoryStore:
         self.deliveries = MemoryDeliveries(tables, way)
         self.people = MemoryPeople(tables, way)
         self.catalog = MemoryCatalog(tables, way)
-        self.ledger = MemoryLedger(tables, way)
-        self.compositions = MemoryCompositions(tables, way)
+        self.usage = MemoryUsageRecords(tables, way)
+        self.library = MemoryLibrary(tables, way)
         self.quotas = MemoryQuotas(tables, way)
         self.streams = MemoryStreams(tables, way)
         self.secrets = MemorySecrets(tables, way)

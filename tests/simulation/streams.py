@@ -34,7 +34,7 @@ class MemoryStreams:
 
         return await self._way.send(drop, writes=True)
 
-    async def lead(self, name: str, holder: str, seconds: float) -> bool:
+    async def acquire_lead(self, name: str, holder: str, seconds: float) -> bool:
         def lead(tx: Tx) -> bool:
             leader, until = self._tables.leads.get(name, (holder, 0))
             if leader != holder and until >= tx.now:
@@ -44,7 +44,7 @@ class MemoryStreams:
 
         return await self._way.send(lead, writes=True)
 
-    async def yield_lead(self, name: str, holder: str) -> None:
+    async def release_lead(self, name: str, holder: str) -> None:
         def yield_lead(_: Tx) -> None:
             if self._tables.leads.get(name, ("", 0))[0] == holder:
                 del self._tables.leads[name]

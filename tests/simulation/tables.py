@@ -15,15 +15,15 @@ import sqlalchemy as sa
 
 from signoff.core.access import Token, UpstreamKey, User
 from signoff.core.delivery import Delivery
-from signoff.core.job import MOVES, Decision, Event, FunctionCall, Guard, Job, Move
-from signoff.core.limits import Limit, Meter
+from signoff.core.job import TRANSITIONS, Decision, Event, FunctionCall, Guard, Job, Transition
+from signoff.core.limits import Counter, Limit
 from signoff.core.log import LogLine
 from signoff.core.model import Model
-from signoff.core.pipelines.composed import Composed
+from signoff.core.pipelines.composed import LibraryItem
 from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
 from signoff.core.stream import Stream
-from signoff.store import Listener, Step, Topic
+from signoff.store import Listener, Topic, TransitionRequest
 
 Key = tuple[int, str]
 Round = tuple[str, int]
@@ -36,7 +36,7 @@ class Tx(msgspec.Struct):
     now: int
     news: list[tuple[Topic, str]] = []
     jobs: dict[str, Job] = {}
-    moves: list[tuple[Job, Step, Job]] = []
+    moves: list[tuple[Job, TransitionRequest, Job]] = []
     made: list[tuple[Job, str]] = []
     events: list[Event] = []
     decisions: dict[Round, Decision] = {}
@@ -80,7 +80,7 @@ class Way(Protocol):
 
 
 # A mover without a lease or a round holds none: NULL equals nothing.
-GUARDS: dict[Guard, Callable[[Job, Step, int], bool]] = {
+GUARDS: dict[Guard, Callable[[Job, TransitionRequest, int], bool]] = {
     Guard.DUE: lambda job, step, now: job.lease is None and job.parked_at is None and job.due_at <= now,
     Guard.LEASE: lambda job, step, now: step.lease is not None and job.lease == step.lease,
     Guard.LAPSED: lambda job, step, now: (
@@ -104,7 +104,7 @@ GUARDS: dict[Guard, Callable[[Job, Step, int], bool]] = {
 class Tables:
     """Everything that is kept. `committed` is told of every transaction, with the rows as they were before it."""
 
-    def __init__(self, moves: Mapping[str, Move] = MOVES) -> None:
+    def __init__(self, moves: Mapping[str, Transition] = TRANSITIONS) -> None:
         self.moves = moves
         self.guards = GUARDS | {Guard.QUIET: self._is_quiet}
         self.jobs: dict[str, Job] = {}
@@ -122,12 +122,12 @@ class Tables:
         self.prices: dict[tuple[str, int], Price] = {}
         self.past: list[Job] = []
         self.wasted: list[Job] = []
-        self.composed: dict[int, dict[int, Composed]] = {}
+        self.composed: dict[int, dict[int, LibraryItem]] = {}
         self.composed_ids = 0
         self.labels: dict[tuple[int, str], int] = {}
         self.functions: dict[str, Function] = {}
         self.limits: dict[str, Limit] = {}
-        self.meters: dict[str, Meter] = {}
+        self.counters: dict[str, Counter] = {}
         topics = ("models", "people", "prices", "limits", "cache", "compositions", "functions", "streams")
         self.versions = dict.fromkeys(topics, 0)
         self.streams: dict[str, Stream] = {}
@@ -150,7 +150,7 @@ class Tables:
                 listener(topic, name)
         return result
 
-    def may(self, verb: str, job: Job, step: Step, now: int) -> bool:
+    def may(self, verb: str, job: Job, step: TransitionRequest, now: int) -> bool:
         """Whether `job` stands where `verb` may begin."""
         move = self.moves[verb]
         return job.status in move.sources and all(self.guards[guard](job, step, now) for guard in move.guards)
@@ -160,8 +160,8 @@ class Tables:
         jobs = [job for job in self.jobs.values() if (job.parent_id, job.parent_round) == (run.id, run.round)]
         return sorted(jobs, key=lambda job: job.id)
 
-    def _is_quiet(self, job: Job, step: Step, _now: int) -> bool:
-        return step.settled == sum(1 for each in self.steps(job) if each.is_terminal)
+    def _is_quiet(self, job: Job, step: TransitionRequest, _now: int) -> bool:
+        return step.settled_steps == sum(1 for each in self.steps(job) if each.is_terminal)
 
     def _check_ids(self, tx: Tx) -> None:
         """What a primary key forbids."""
@@ -188,8 +188,8 @@ class Tables:
 
     def _keep(self, job: Job) -> None:
         self.jobs[job.id] = job
-        if job.own_id is not None:
-            self.named[job.user_id, job.own_id] = job
+        if job.client_id is not None:
+            self.named[job.user_id, job.client_id] = job
         if job.is_terminal:
             self.unfinished.pop(job.id, None)
             self.ended[job.id] = job
@@ -214,7 +214,7 @@ def bump(tables: Tables, tx: Tx, topic: Topic) -> None:
     tx.news.append((topic, ""))
 
 
-def after(move: Move, job: Job, step: Step, now: int) -> Job:
+def after(move: Transition, job: Job, step: TransitionRequest, now: int) -> Job:
     """`job` as `step`, which is a `move`, leaves it."""
     changes: dict[str, Any] = dict.fromkeys(move.clears)
     changes |= {column: getattr(job, column) + more for column, more in move.adds.items()}

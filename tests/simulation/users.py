@@ -12,15 +12,15 @@ import msgspec
 
 from signoff.core.access import Caller, Role
 from signoff.core.ask import CHAT, Ask
-from signoff.core.cache import Fresh
-from signoff.core.delivery import Hook
+from signoff.core.cache import CacheControl
+from signoff.core.delivery import WebhookTarget
 from signoff.core.job import Edit, Job, Verdict
 from signoff.store import JobFilter
 from signoff.work import call, submit
 from signoff.work.admit import _fingerprint as fingerprint_of
 from signoff.work.jobs import cancel, query, redeliver, retry
 from signoff.work.reviews import desk as review
-from signoff.work.services import Desk
+from signoff.work.services import Services
 from simulation.checker import Checker
 from simulation.loop import World
 from simulation.outside import body_of
@@ -38,7 +38,7 @@ class Person:
     def __init__(self, number: int, role: Role, world: World, processes: Sequence[Process], checker: Checker) -> None:
         email = f"{role}{number}@example.com"
         self.caller = Caller(user_id=number, token_id=number, role=role, email=email)
-        self.dice = world.dice
+        self.random_float = world.random_float
         self._processes = processes
         self._checker = checker
         self._world = world
@@ -46,7 +46,7 @@ class Person:
     async def ask(self, what: str, verb: Verb[T], patience_seconds: float = PATIENCE_SECONDS) -> T | None:
         """What the verb says in one of the processes; None where it refuses."""
         up = [process for process in self._processes if process.is_up]
-        asked = self.dice.choice(up if up and self.dice.random() < 0.9 else self._processes)
+        asked = self.random_float.choice(up if up and self.random_float.random() < 0.9 else self._processes)
         try:
             return await asked.ask(verb, patience_seconds)
         except Exception as error:  # noqa: BLE001 -- the checker says which of them nobody may see
@@ -62,7 +62,7 @@ class Person:
 
     async def pause(self, seconds: float) -> None:
         """Thinks."""
-        await asyncio.sleep(self.dice.expovariate(1 / seconds))
+        await asyncio.sleep(self.random_float.expovariate(1 / seconds))
 
 
 class User(Person):
@@ -79,25 +79,29 @@ class User(Person):
         acts += [self._cancel, self._again, self._resend, self._follow, self._list, self._events]
         while True:
             await self.pause(0.15)
-            await self.dice.choice(acts)()
+            await self.random_float.choice(acts)()
 
     def _an_ask(self, **more: Any) -> Ask:
-        number, dice = self._world.number(), self.dice
-        hook = Hook(url=f"https://host{dice.randrange(HOSTS)}.example/{dice.choice(['hook', 'hook', 'gone'])}")
-        is_kept = dice.random() < 0.5
-        text = f"ask again {dice.randrange(REPEATED)}" if is_kept else f"ask {number}"
+        number, random_float = self._world.number(), self.random_float
+        hook = WebhookTarget(
+            url=f"https://host{random_float.randrange(HOSTS)}.example/{random_float.choice(['hook', 'hook', 'gone'])}"
+        )
+        is_kept = random_float.random() < 0.5
+        text = f"ask again {random_float.randrange(REPEATED)}" if is_kept else f"ask {number}"
         plain: dict[str, Any] = {
             "door": "simulation",
             "caller": self.caller,
-            "body": body_of(text, stream=dice.random() < 0.2),
+            "body": body_of(text, stream=random_float.random() < 0.2),
             "cache": "always" if is_kept else None,
-            "fresh": Fresh(no_cache=dice.random() < 0.1, max_age_seconds=dice.choice([None, None, 5])),
-            "path": dice.choice([CHAT, CHAT, "/v1/embeddings"]),
-            "target": dice.choice(["plain", "plain", "twice", "watched", None]),
-            "priority": dice.randrange(10),
-            "idempotency_key": f"key {number}" if dice.random() < 0.4 else None,
-            "due_seconds": dice.choice([0, 0, 0, 3]),
-            "deliver": hook if dice.random() < 0.4 else None,
+            "fresh": CacheControl(
+                no_cache=random_float.random() < 0.1, max_age_seconds=random_float.choice([None, None, 5])
+            ),
+            "path": random_float.choice([CHAT, CHAT, "/v1/embeddings"]),
+            "target": random_float.choice(["plain", "plain", "twice", "watched", None]),
+            "priority": random_float.randrange(10),
+            "idempotency_key": f"key {number}" if random_float.random() < 0.4 else None,
+            "due_seconds": random_float.choice([0, 0, 0, 3]),
+            "deliver": hook if random_float.random() < 0.4 else None,
         }
         return Ask(**(plain | more))
 
@@ -110,7 +114,7 @@ class User(Person):
     async def _send(self, ask: Ask) -> None:
         """Submits it; without an answer once more, if there is a key that makes that safe."""
         for _ in range(3 if ask.idempotency_key else 1):
-            job = await self.see("submit", lambda desk: submit.submit(desk, ask))
+            job = await self.see("submit", lambda services: submit.submit(services, ask))
             if job is not None:
                 self._check_accepted(job, ask)
                 self._mine.append(job.id)
@@ -121,15 +125,15 @@ class User(Person):
         """Uses a key again: at several processes at once, or with another body, or long after."""
         if not self._keys:
             return
-        key, ask = self.dice.choice(self._keys)
+        key, ask = self.random_float.choice(self._keys)
         other = self._an_ask(idempotency_key=key, target=ask.target, path=ask.path)
-        asks = self.dice.choice([[ask, ask, ask], [ask, other], [other]])
+        asks = self.random_float.choice([[ask, ask, ask], [ask, other], [other]])
         async with asyncio.TaskGroup() as group:
             for each in asks:
                 group.create_task(self._send_keyed(each))
 
     async def _send_keyed(self, ask: Ask) -> None:
-        job = await self.see("submit again", lambda desk: submit.submit(desk, ask))
+        job = await self.see("submit again", lambda services: submit.submit(services, ask))
         if job is not None:
             self._check_accepted(job, ask)
 
@@ -140,78 +144,80 @@ class User(Person):
 
     async def _call(self) -> None:
         """Waits for an answer at the door; with a key, now and then at several doors at once."""
-        ask = self._an_ask(lane="now", due_seconds=0, deliver=None, stream=self.dice.random() < 0.4)
+        ask = self._an_ask(lane="now", due_seconds=0, deliver=None, stream=self.random_float.random() < 0.4)
         async with asyncio.TaskGroup() as group:
-            for _ in range(self.dice.choice([1, 1, 3]) if ask.idempotency_key else 1):
+            for _ in range(self.random_float.choice([1, 1, 3]) if ask.idempotency_key else 1):
                 group.create_task(self._call_once(ask))
 
     async def _call_once(self, ask: Ask) -> None:
         """One time in five the caller does not wait for long enough."""
-        patience = self.dice.uniform(0, 3) if self.dice.random() < 0.2 else 60
-        answered = await self.ask("call", lambda desk: answer(desk, ask), patience)
+        patience = self.random_float.uniform(0, 3) if self.random_float.random() < 0.2 else 60
+        answered = await self.ask("call", lambda services: answer(services, ask), patience)
         if answered is not None:
             job, body = answered
             self._checker.answered(self.caller, job, body)
 
     async def _wait(self) -> None:
         if self._mine:
-            job_id, seconds = self.dice.choice(self._mine), self.dice.uniform(0, 20)
-            await self.see("wait", lambda desk: query.look_and_wait(desk, self.caller, job_id, seconds))
+            job_id, seconds = self.random_float.choice(self._mine), self.random_float.uniform(0, 20)
+            await self.see("wait", lambda services: query.wait_for_end(services, self.caller, job_id, seconds))
 
     async def _look(self) -> None:
         if self._mine:
-            job_id = self.dice.choice(self._mine)
-            await self.see("look", lambda desk: query.look(desk, self.caller, job_id))
+            job_id = self.random_float.choice(self._mine)
+            await self.see("look", lambda services: query.get_job(services, self.caller, job_id))
 
     async def _follow(self) -> None:
         if self._mine:
-            job_id = self.dice.choice(self._mine)
-            seqs = await self.ask("follow", lambda desk: _followed(desk, self.caller, job_id), 10)
+            job_id = self.random_float.choice(self._mine)
+            seqs = await self.ask("follow", lambda services: _followed(services, self.caller, job_id), 10)
             in_order = seqs is None or seqs == list(range(1, len(seqs) + 1))
             self._checker.law(in_order, "events come in order, each once", job_id, seqs)
 
     async def _events(self) -> None:
         if self._mine:
-            job_id = self.dice.choice(self._mine)
-            events = await self.ask("events", lambda desk: query.look_at_events(desk, self.caller, job_id))
+            job_id = self.random_float.choice(self._mine)
+            events = await self.ask("events", lambda services: query.list_events(services, self.caller, job_id))
             self._checker.law(not any(event.data for event in events or ()), "nothing held is seen", job_id)
 
     async def _cancel(self) -> None:
         if self._mine:
-            job_id = self.dice.choice(self._mine)
-            await self.see("cancel", lambda desk: cancel.cancel(desk, self.caller, job_id))
+            job_id = self.random_float.choice(self._mine)
+            await self.see("cancel", lambda services: cancel.cancel(services, self.caller, job_id))
 
     async def _again(self) -> None:
         if self._mine:
-            job_id = self.dice.choice(self._mine)
-            job = await self.see("ask again", lambda desk: retry.ask_again(desk, self.caller, job_id))
+            job_id = self.random_float.choice(self._mine)
+            job = await self.see("ask again", lambda services: retry.retry_job(services, self.caller, job_id))
             if job is not None:
                 self._checker.accepted(job)
 
     async def _resend(self) -> None:
         if self._mine:
-            job_id = self.dice.choice(self._mine)
-            told = await self.ask("deliveries", lambda desk: redeliver.look_at_deliveries(desk, self.caller, job_id))
+            job_id = self.random_float.choice(self._mine)
+            told = await self.ask(
+                "deliveries", lambda services: redeliver.list_deliveries(services, self.caller, job_id)
+            )
             for one in told or ():
-                await self.ask("resend", lambda desk, one=one: redeliver.resend(desk, self.caller, one.id))
+                await self.ask("resend", lambda services, one=one: redeliver.redeliver(services, self.caller, one.id))
 
     async def _list(self) -> None:
         which = JobFilter(limit=20, newest_first=True)
-        page = await self.ask("list", lambda desk: query.look_at_all(desk, self.caller, which))
+        page = await self.ask("list", lambda services: query.list_jobs(services, self.caller, which))
         self._checker.shown(self.caller, page[0] if page else ())
 
 
-async def answer(desk: Desk, ask: Ask) -> tuple[Job, bytes | None]:
+async def answer(services: Services, ask: Ask) -> tuple[Job, bytes | None]:
     """The answer of a waiting call, as a door reads it; the body where it comes in one piece."""
-    begun = await call.begin(desk, ask)
-    async with contextlib.aclosing(call.chunks_of(desk, begun)) as chunks:
+    begun = await call.begin_call(services, ask)
+    async with contextlib.aclosing(call.call_chunks(services, begun)) as chunks:
         got = [chunk async for chunk in chunks]
     whole = len(got) == 1 and not got[0].event
-    return begun.flight.job, got[0].raw if whole else None
+    return begun.inflight.job, got[0].raw if whole else None
 
 
-async def _followed(desk: Desk, caller: Caller, job_id: str) -> list[int]:
-    async with contextlib.aclosing(query.follow(desk, caller, job_id, 0)) as pages:
+async def _followed(services: Services, caller: Caller, job_id: str) -> list[int]:
+    async with contextlib.aclosing(query.follow_events(services, caller, job_id, 0)) as pages:
         return [event.seq async for page in pages for event in page]
 
 
@@ -224,12 +230,12 @@ class Reviewer(Person):
         """Looks at one held job after another, for ever."""
         while True:
             await self.pause(0.5)
-            held = await self._held(JobFilter(status="human", limit=10, newest_first=self.dice.random() < 0.5))
+            held = await self._held(JobFilter(status="human", limit=10, newest_first=self.random_float.random() < 0.5))
             if held:
-                await self._look_at(self.dice.choice(held))
+                await self._look_at(self.random_float.choice(held))
 
     async def _held(self, which: JobFilter) -> list[Job]:
-        page = await self.ask("reviews", lambda desk: query.look_at_all(desk, self.caller, which))
+        page = await self.ask("reviews", lambda services: query.list_jobs(services, self.caller, which))
         held = [job for job in page[0] if job.status == "human"] if page else []
         self._checker.shown(self.caller, held)
         return held
@@ -241,36 +247,41 @@ class Reviewer(Person):
             lambda: self._draft(job),
             lambda: self._undo(job),
         ]
-        if not self.is_diligent and self.dice.random() < 0.5:
-            await self.dice.choice(peeks)()
+        if not self.is_diligent and self.random_float.random() < 0.5:
+            await self.random_float.choice(peeks)()
             await self.pause(0.3)
-        if self.is_diligent or self.dice.random() < 0.8:
-            await self.pause(0.01 if self.is_diligent else self.dice.choice([0.01, 3]))
+        if self.is_diligent or self.random_float.random() < 0.8:
+            await self.pause(0.01 if self.is_diligent else self.random_float.choice([0.01, 3]))
             await self._decide(job)
 
     async def _peek(self, job: Job, peek: review.Peek) -> None:
-        await self.see(peek, lambda desk: review.look_at(desk, self.caller, job.id, peek))
+        await self.see(peek, lambda services: review.lock_for_review(services, self.caller, job.id, peek))
 
     async def _draft(self, job: Job) -> None:
         edit = Edit(response=msgspec.json.encode(f"draft {self._world.number()}").decode())
-        await self.see("draft", lambda desk: review.draft(desk, self.caller, job.id, edit))
+        await self.see("draft", lambda services: review.save_draft(services, self.caller, job.id, edit))
 
     async def _undo(self, job: Job) -> None:
-        await self.see("undo", lambda desk: review.undo(desk, self.caller, job.id))
+        await self.see("undo", lambda services: review.undo_verdict(services, self.caller, job.id))
 
     async def _decide(self, job: Job) -> None:
         verdicts: list[Verdict] = ["approve"] if self.is_diligent else ["approve", "approve", "redo", "reject"]
-        verdict = self.dice.choice(verdicts)
-        opinion = review.Opinion(verdict=verdict, edit=self._edit(verdict), round=job.round)
-        decided = await self.see("decide", lambda desk: review.decide(desk, self.caller, job.id, opinion))
+        verdict = self.random_float.choice(verdicts)
+        opinion = review.VerdictRequest(verdict=verdict, edit=self._edit(verdict), round=job.round)
+        decided = await self.see("decide", lambda services: review.decide(services, self.caller, job.id, opinion))
         if decided is not None and decided.status == "success" and opinion.edit.response is None:
             self._checker.law(decided.response == job.response, "what was signed off is what was seen", job.id)
-        if decided is not None and decided.status == "human" and not self.is_diligent and self.dice.random() < 0.25:
+        if (
+            decided is not None
+            and decided.status == "human"
+            and not self.is_diligent
+            and self.random_float.random() < 0.25
+        ):
             await self.pause(1)
             await self._undo(job)
 
     def _edit(self, verdict: Verdict) -> Edit:
-        if self.is_diligent or self.dice.random() < 0.6:
+        if self.is_diligent or self.random_float.random() < 0.6:
             return Edit()
         text = msgspec.json.encode(f"edited {self._world.number()}").decode()
         return Edit(response=text) if verdict == "approve" else Edit(payload=body_of(f"edited {text}").decode())

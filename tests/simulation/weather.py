@@ -32,32 +32,32 @@ FAULTS = (
 )
 
 
-def climate_of(dice: Random) -> Climate:
+def climate_of(random_float: Random) -> Climate:
     """What kind of run this is."""
     return Climate(
-        processes=dice.choice([1, 2, 3, 3, 4]),
-        users=dice.randint(4, 10),
-        reviewers=dice.randint(1, 4),
-        faults=tuple(fault for fault in FAULTS if dice.random() < 0.75) or ("crash",),
-        steps_between_faults=dice.choice([400, 1000, 2500]),
-        undo_seconds=dice.choice([0, 2, 8]),
-        deadline_seconds=dice.choice([None, None, 5, 20]),
-        on_deadline=dice.choice(["stay", "approve", "reject"]),
-        retention_seconds=dice.choice([None, 90]),
-        has_broker=dice.random() < 0.7,
-        log_before_answer=dice.random() < 0.3,
-        drain_seconds=dice.choice([0, 3]),
-        model_seconds=dice.choice([(0.05, 0.3), (0.05, 0.3, 3), (0.3, 3, 8)]),
-        vague_news=dice.random() < 0.3,
+        processes=random_float.choice([1, 2, 3, 3, 4]),
+        users=random_float.randint(4, 10),
+        reviewers=random_float.randint(1, 4),
+        faults=tuple(fault for fault in FAULTS if random_float.random() < 0.75) or ("crash",),
+        steps_between_faults=random_float.choice([400, 1000, 2500]),
+        undo_seconds=random_float.choice([0, 2, 8]),
+        deadline_seconds=random_float.choice([None, None, 5, 20]),
+        on_deadline=random_float.choice(["stay", "approve", "reject"]),
+        retention_seconds=random_float.choice([None, 90]),
+        has_broker=random_float.random() < 0.7,
+        log_before_answer=random_float.random() < 0.3,
+        drain_seconds=random_float.choice([0, 3]),
+        model_seconds=random_float.choice([(0.05, 0.3), (0.05, 0.3, 3), (0.3, 3, 8)]),
+        vague_news=random_float.random() < 0.3,
     )
 
 
 class Weather:
     """What goes wrong just now, in shares of one; the nemesis changes it."""
 
-    def __init__(self, dice: Random) -> None:
-        self._random = dice.random
-        self._dice = dice
+    def __init__(self, random_float: Random) -> None:
+        self._random = random_float.random
+        self._random_float = random_float
         self.clear()
 
     def clear(self) -> None:
@@ -73,8 +73,8 @@ class Weather:
 
     def store_latency(self) -> float:
         """Seconds that a message to or from the store takes."""
-        return self._dice.expovariate(1 / self.store_seconds)
+        return self._random_float.expovariate(1 / self.store_seconds)
 
     def latency(self) -> float:
         """Seconds that any other message takes."""
-        return self._dice.expovariate(1 / self.network_seconds)
+        return self._random_float.expovariate(1 / self.network_seconds)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.core.job import TERMINAL, Event, Job, replay
-from signoff.store import Step
+from signoff.store import TransitionRequest
 from stateful.model import Stand, opened_by
 
 UNTOLD = {"body", "deliver", "response"}  # these stand in the row alone
 
 
-def is_lawful(job: Job, step: Step, now: int) -> bool:
+def is_lawful(job: Job, step: TransitionRequest, now: int) -> bool:
     """Whether somebody may have been allowed to move `job` so."""
     is_its_round = step.round == job.round
     is_decided = job.release_at is not None

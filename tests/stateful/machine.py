@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy.exc import IntegrityError
 
-from signoff.core.delivery import Deliver, Delivery, DeliveryKind, Outcome
+from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome, DeliveryTarget
+from signoff.core.fingerprint import fingerprint
 from signoff.core.job import STATUSES, Decision, Edit, Job, JobError, Verdict
-from signoff.core.keys import fingerprint
 from signoff.core.policy import OnDeadline, Policy
 from signoff.errors import KeyReused, SignoffError, Stale
-from signoff.store import JobFilter, Step
-from signoff.work.reviews.desk import effect
+from signoff.store import JobFilter, TransitionRequest
+from signoff.work.reviews.desk import verdict_transition
 from signoff.work.submit import check_same
 from stateful import laws
 from stateful.model import Model, seen
@@ -45,8 +45,8 @@ picks = st.integers(0, 30)
 ticks = st.integers(0, 3)
 people = st.sampled_from(["ann", "bob"])
 errors = st.sampled_from([RETRYABLE, FINAL])
-HOOKS = [Deliver(address=f"https://{host}/", host=host) for host in HOSTS]
-COPY = Deliver(kind="redis", address="signoff:1", host="redis")
+HOOKS = [DeliveryTarget(address=f"https://{host}/", host=host) for host in HOSTS]
+COPY = DeliveryTarget(kind="redis", address="signoff:1", host="redis")
 asks = st.fixed_dictionaries(
     {
         "user_id": st.sampled_from([1, 2]),
@@ -63,7 +63,7 @@ opinions = st.builds(
     Decision, verdict=st.sampled_from(get_args(Verdict)), reviewer=people, reason=st.none(), edit=edits
 )
 outcomes = st.builds(
-    Outcome,
+    DeliveryOutcome,
     state=st.sampled_from(["due", "done", "failed"]),
     status=st.sampled_from([None, 200, 500]),
     error=st.sampled_from([None, "Oh."]),
@@ -116,11 +116,11 @@ class Machine(RuleBasedStateMachine):
         self.swept: list[tuple[str, Job]] = []
         """What a sweeper has seen, and has not done yet."""
 
-    @rule(dice=st.integers(0, 2**32), data=st.data())
-    def step(self, dice: int, data: st.DataObject) -> None:
+    @rule(random_float=st.integers(0, 2**32), data=st.data())
+    def step(self, random_float: int, data: st.DataObject) -> None:
         """One rule for all steps: of many rules, hypothesis would leave out most in every single run."""
         able = [name for name in ACTS if CONDITIONS.get(name, bool)(self)]
-        name = Random(dice).choice(able)
+        name = Random(random_float).choice(able)
         getattr(self, name)(**data.draw(st.fixed_dictionaries(ACTS[name]), label=name))
 
     # Coming in
@@ -185,7 +185,7 @@ class Machine(RuleBasedStateMachine):
         asked: dict[str, Any] = {"lease": self.token(), "limit": limit, "lease_seconds": lease * TICK_SECONDS}
         before = dict(self.model.stand.jobs)
         taken = self.place.run(self.jobs.claim(actor="worker", **asked))
-        step = Step(verb="claim", actor="worker")
+        step = TransitionRequest(verb="claim", actor="worker")
         assert all(laws.is_lawful(before[job.id], step, self.model.now) for job in taken)
         assert taken == self.model.claim(actor="worker", **asked)
         self.leases += [(job.id, job.lease or "") for job in taken]
@@ -243,7 +243,7 @@ class Machine(RuleBasedStateMachine):
         """Somebody wakes who once held a lease, of this job or of another."""
         job_id, lease = self.leases[pick % len(self.leases)]
         job = self.any_job(pick) if slip else msgspec.structs.replace(self.any_job(0), id=job_id)
-        self.move(job, Step(verb=verb, actor="zombie", lease=lease, changes={"response": b'"late"'}))
+        self.move(job, TransitionRequest(verb=verb, actor="zombie", lease=lease, changes={"response": b'"late"'}))
 
     @possible("cancel", at_least=3)
     @act(pick=picks)
@@ -280,7 +280,7 @@ class Machine(RuleBasedStateMachine):
             after_seconds={"release_at": undo * TICK_SECONDS},
             decision=decision,
         )
-        at_once = [] if undo else [effect(job, decision, decision.reviewer)]
+        at_once = [] if undo else [verdict_transition(job, decision, decision.reviewer)]
         refusal = self.move(job, step, *at_once)
         if job.status == "human" and (made := self.model.stand.decisions.get((job.id, job.round))) and refusal:
             assert f"{made[0].reviewer} decided: {made[0].verdict}" in refusal.message, "the other learns who"
@@ -304,7 +304,12 @@ class Machine(RuleBasedStateMachine):
         verb, job = (verb, self.any_job(pick)) if slip else self.swept[-1 - pick % len(self.swept)]
         decision = job.decision or Decision(verdict="approve", reviewer="nobody")
         wake = seen("wake", job, after_seconds={"due_at": 0})
-        ways = {"lapse": lapse(job), "expire": expire(job), "approve": effect(job, decision, "sweeper"), "wake": wake}
+        ways = {
+            "lapse": lapse(job),
+            "expire": expire(job),
+            "approve": verdict_transition(job, decision, "sweeper"),
+            "wake": wake,
+        }
         self.move(job, ways[verb])
 
     @when(lambda self: self.model.old(-1))
@@ -343,7 +348,7 @@ class Machine(RuleBasedStateMachine):
 
     @when(lambda self: self.sendings)
     @act(pick=picks, outcome=outcomes)
-    def settle(self, pick: int, outcome: Outcome) -> None:
+    def settle(self, pick: int, outcome: DeliveryOutcome) -> None:
         """A sender tells what came of it, in time or late."""
         delivery_id, lease = self.sendings[-1 - pick % len(self.sendings)]
         settled = self.place.run(self.deliveries.settle(delivery_id, lease, outcome))
@@ -394,10 +399,10 @@ class Machine(RuleBasedStateMachine):
 
     # How a rule goes about it
 
-    def move(self, job: Job, *steps: Step) -> SignoffError | None:
+    def move(self, job: Job, *steps: TransitionRequest) -> SignoffError | None:
         """Asks both to move what was seen as `job`. What was refused."""
         before = self.model.stand.jobs.get(job.id)
-        there = outcome_of(lambda: self.place.run(self.jobs.move(job.id, *steps)))
+        there = outcome_of(lambda: self.place.run(self.jobs.transition(job.id, *steps)))
         here = outcome_of(lambda: self.model.move(job.id, *steps))
         if isinstance(here, SignoffError):
             assert said(there) == said(here)
@@ -413,7 +418,7 @@ class Machine(RuleBasedStateMachine):
     def swept_lists(self) -> list[tuple[str, Callable[[int], Coroutine[Any, Any, list[Job]]]]]:
         runs = self.place.store.runs
         moved = [("lapse", self.jobs.lapsed), ("approve", self.jobs.released), ("expire", self.jobs.overdue)]
-        return [*moved, ("wake", runs.forgotten)]
+        return [*moved, ("wake", runs.stalled)]
 
     def insert(self, job: Job, **more: Any) -> Job:
         standing = self.place.run(self.jobs.insert(job, actor="ann", **more))
@@ -465,14 +470,14 @@ class Machine(RuleBasedStateMachine):
         return self.number
 
 
-def lapse(job: Job) -> Step:
+def lapse(job: Job) -> TransitionRequest:
     """What a sweeper does that saw `job` when its lease had run out."""
     if job.lane == "now" or job.attempt >= job.max_attempts:
         return seen("lapse", job, to="fail", changes={"error": RETRYABLE})
     return seen("lapse", job, to="bot", after_seconds={"due_at": 0})
 
 
-def expire(job: Job) -> Step:
+def expire(job: Job) -> TransitionRequest:
     """What a sweeper does that saw `job` when nobody had decided in time."""
     match job.policy.on_deadline:
         case "stay":

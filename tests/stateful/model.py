@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from signoff.core.delivery import Delivery, DeliveryKind, Outcome
-from signoff.core.job import MOVES, RUN_ENDED, TERMINAL, Decision, Guard, Job, Verdict
+from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
+from signoff.core.job import RUN_ENDED, TERMINAL, TRANSITIONS, Decision, Guard, Job, Verdict
 from signoff.errors import JobNotFound, NotFound, Stale
-from signoff.store import JobFilter, Step
+from signoff.store import JobFilter, TransitionRequest
 
 SECOND = 1_000_000
 TIMES = ("due_at", "lease_until", "review_lease_until", "review_deadline", "release_at")
@@ -27,7 +27,7 @@ class Stand(msgspec.Struct):
     deliveries: dict[str, Delivery] = {}
 
 
-GUARDS: dict[Guard, Callable[[Job, Step, Model], bool]] = {
+GUARDS: dict[Guard, Callable[[Job, TransitionRequest, Model], bool]] = {
     Guard.DUE: lambda job, step, at: job.lease is None and job.parked_at is None and job.due_at <= at.now,
     Guard.LEASE: lambda job, step, at: job.lease is not None and job.lease == step.lease,
     Guard.LAPSED: lambda job, step, at: job.lease_until is not None and job.lease_until < at.now,
@@ -38,7 +38,7 @@ GUARDS: dict[Guard, Callable[[Job, Step, Model], bool]] = {
     Guard.UNRELEASED: lambda job, step, at: job.release_at is not None and at.now < job.release_at,
     Guard.RELEASED: lambda job, step, at: job.release_at is not None and job.release_at <= at.now,
     Guard.OVERDUE: lambda job, step, at: job.review_deadline is not None and job.review_deadline <= at.now,
-    Guard.QUIET: lambda job, step, at: step.settled == len([each for each in at.steps(job) if each.is_terminal]),
+    Guard.QUIET: lambda job, step, at: step.settled_steps == len([each for each in at.steps(job) if each.is_terminal]),
     Guard.PARKED: lambda job, step, at: job.parked_at is not None,
 }
 
@@ -88,7 +88,7 @@ class Model:
 
     # Moves
 
-    def move(self, job_id: str, *steps: Step) -> list[Job]:
+    def move(self, job_id: str, *steps: TransitionRequest) -> list[Job]:
         """The job after each of `steps`; or a refusal, and nothing has changed."""
         job = self.stand.jobs.get(job_id)
         if job is None:
@@ -111,9 +111,9 @@ class Model:
             for each in [
                 each for each in self.stand.jobs.values() if each.parent_id == job.id and not each.is_terminal
             ]:
-                self.move(each.id, Step(verb="cancel", actor=actor, changes={"error": RUN_ENDED}))
+                self.move(each.id, TransitionRequest(verb="cancel", actor=actor, changes={"error": RUN_ENDED}))
         run = self.stand.jobs.get(job.parent_id or "") if job.is_terminal else None
-        wake = Step(verb="wake", actor=actor, after_seconds={"due_at": 0})
+        wake = TransitionRequest(verb="wake", actor=actor, after_seconds={"due_at": 0})
         if run is not None and self.may(run, wake):
             self.move(run.id, wake)
 
@@ -135,13 +135,13 @@ class Model:
         parked = [job for job in self.stand.jobs.values() if self.may(job, seen("wake", job))]
         return {job.id: job for job in parked if all(step.is_terminal for step in self.steps(job))}
 
-    def may(self, job: Job, step: Step) -> bool:
+    def may(self, job: Job, step: TransitionRequest) -> bool:
         """Whether `job` can be moved so now."""
-        move = MOVES[step.verb]
+        move = TRANSITIONS[step.verb]
         return job.status in move.sources and all(GUARDS[guard](job, step, self) for guard in move.guards)
 
-    def _moved(self, job: Job, step: Step) -> Job:
-        move = MOVES[step.verb]
+    def _moved(self, job: Job, step: TransitionRequest) -> Job:
+        move = TRANSITIONS[step.verb]
         always = {"status": step.to or move.targets[0], "seq": job.seq + 1, "updated_at": self.now}
         added = {column: getattr(job, column) + more for column, more in move.adds.items()}
         times = {column: self._after(seconds) for column, seconds in step.after_seconds.items()}
@@ -150,7 +150,9 @@ class Model:
 
     def claim(self, *, actor: str, lease: str, limit: int, lease_seconds: float) -> list[Job]:
         """The first `limit` jobs that wait, leased."""
-        step = Step(verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds})
+        step = TransitionRequest(
+            verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds}
+        )
         waiting = [job for job in self.stand.jobs.values() if job.lane == "later" and self.may(job, step)]
         first = sorted(waiting, key=lambda job: (-job.priority, job.id))[:limit]
         return [self.move(job.id, step)[-1] for job in first]
@@ -230,7 +232,7 @@ class Model:
         attempt = self.stand.deliveries[delivery_id].attempt + 1
         return self._put(delivery_id, attempt=attempt, lease=lease, lease_until=self._after(lease_seconds))
 
-    def settle(self, delivery_id: str, lease: str, outcome: Outcome) -> bool:
+    def settle(self, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
         """What came of it, if the lease stands."""
         delivery = self.stand.deliveries.get(delivery_id)
         if delivery is None or delivery.lease != lease:
@@ -285,6 +287,8 @@ class Model:
         stand.deliveries = {key: one for key, one in stand.deliveries.items() if one.job_id not in gone}
 
 
-def seen(verb: str, job: Job, **more: object) -> Step:
+def seen(verb: str, job: Job, **more: object) -> TransitionRequest:
     """The step of somebody who sees `job` as it is."""
-    return msgspec.structs.replace(Step(verb=verb, actor="sweeper", lease=job.lease, round=job.round), **more)
+    return msgspec.structs.replace(
+        TransitionRequest(verb=verb, actor="sweeper", lease=job.lease, round=job.round), **more
+    )

@@ -31,21 +31,21 @@ ANSWER_SECONDS = 5.0
 CLOSE_SECONDS = 0.5
 QUEUE: Arguments = {"x-queue-type": "quorum", "x-max-length": 10_000}
 DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
-Talk = Callable[[AbstractConnection, Callable[[], None]], Awaitable[None]]
+Session = Callable[[AbstractConnection, Callable[[], None]], Awaitable[None]]
 log = structlog.get_logger()
 # What they have to say is said here, in one line.
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 logging.getLogger("aio_pika").setLevel(logging.CRITICAL)
 
 
-class Line:
+class AmqpConnection:
     """One connection, kept: `talk` is begun on it, and on another one whenever it ends. It says when it is at work."""
 
-    def __init__(self, url: str, name: str, talk: Talk, dice: Callable[[], float]) -> None:
+    def __init__(self, url: str, name: str, talk: Session, random_float: Callable[[], float]) -> None:
         self._url = url
         self._name = name
-        self._talk = talk
-        self._dice = dice
+        self._session = talk
+        self._random_float = random_float
         self._task: asyncio.Task[None] | None = None
         self._is_over = False
         self.is_up = False
@@ -76,24 +76,26 @@ class Line:
         while True:
             began = loop.time()
             try:
-                async with connected(self._url, self._name) as connection:
-                    await self._talk(connection, self._up)
+                async with open_connection(self._url, self._name) as connection:
+                    await self._session(connection, self._up)
             except (Exception, asyncio.CancelledError) as error:
                 if was_cancelled(error):
                     raise
                 forget_cancellations()
-                log.warning("no line to RabbitMQ; connecting again", line=self._name, error=words(error, self._url))
+                log.warning(
+                    "no line to RabbitMQ; connecting again", line=self._name, error=describe_error(error, self._url)
+                )
             finally:
                 self.is_up = False
             attempt = 1 if loop.time() - began > STEADY_SECONDS else attempt + 1
-            await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._dice()))
+            await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
 
     def _up(self) -> None:
         self.is_up = True
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str, name: str) -> AsyncGenerator[AbstractConnection]:
+async def open_connection(url: str, name: str) -> AsyncGenerator[AbstractConnection]:
     """A connection; `name` is what RabbitMQ shows of it. It is closed after the block, at once if need be."""
     if "heartbeat=" not in url:
         url += f"{'&' if '?' in url else '?'}heartbeat={HEARTBEAT_SECONDS}"
@@ -116,10 +118,10 @@ async def ensure_queue(connection: AbstractConnection, name: str) -> None:
     await channel.close()
 
 
-async def found(url: str, queue_name: str) -> str:
+async def describe_broker(url: str, queue_name: str) -> str:
     """What there is at `url`, in words. Raises ConnectionError with what to do."""
     try:
-        async with connected(url, "signoff doctor") as connection, asyncio.timeout(ANSWER_SECONDS):
+        async with open_connection(url, "signoff doctor") as connection, asyncio.timeout(ANSWER_SECONDS):
             channel = await connection.channel()
             try:
                 queue = await channel.declare_queue(queue_name, passive=True)
@@ -128,10 +130,10 @@ async def found(url: str, queue_name: str) -> str:
             told = queue.declaration_result
             return f"RabbitMQ answers; queue {queue_name}: bells {told.message_count}, listeners {told.consumer_count}"
     except Exception as error:  # noqa: BLE001 -- whatever it is, it is told
-        raise ConnectionError(f"{words(error, url)}. Without it jobs are found a little later.") from None
+        raise ConnectionError(f"{describe_error(error, url)}. Without it jobs are found a little later.") from None
 
 
-def must_stand(connection: AbstractConnection) -> None:
+def ensure_connected(connection: AbstractConnection) -> None:
     """Raises ConnectionError when the connection is lost, CancelledError when this task is to end."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
@@ -147,9 +149,9 @@ def forget_cancellations() -> None:
         task.uncancel()
 
 
-def words(error: BaseException, url: str) -> str:
+def describe_error(error: BaseException, url: str) -> str:
     """What went wrong, and what to do where that is known; never the password."""
-    error = first(error)
+    error = first_error(error)
     address = urlsplit(url)
     place = f"{address.hostname}:{address.port or DEFAULT_PORTS[address.scheme]}"
     match error:
@@ -166,7 +168,7 @@ def words(error: BaseException, url: str) -> str:
             return f"{place}: {error or repr(error)}"
 
 
-def first(error: BaseException) -> BaseException:
+def first_error(error: BaseException) -> BaseException:
     """`error`, or the first one in the group that it is."""
     while isinstance(error, BaseExceptionGroup):
         error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]

@@ -11,27 +11,27 @@ class LocalBroker:
     is_connected = True
 
     def __init__(self) -> None:
-        self._bell = asyncio.Event()
+        self._wake_up = asyncio.Event()
 
     async def start(self) -> None:
         """Nothing to start."""
 
-    def ring(self, job_id: str, priority: int) -> None:
+    def notify(self, job_id: str, priority: int) -> None:
         """See `broker.Broker`."""
-        self._bell.set()
+        self._wake_up.set()
 
-    def nudge(self) -> None:
+    def wake_local(self) -> None:
         """See `broker.Broker`: another process may have rung, and its bell is not heard here."""
-        self._bell.set()
+        self._wake_up.set()
 
-    async def heard(self, seconds: float) -> bool:
+    async def poll(self, seconds: float) -> bool:
         """See `broker.Broker`."""
         try:
             async with asyncio.timeout(seconds):
-                await self._bell.wait()
+                await self._wake_up.wait()
         except TimeoutError:
             return False
-        self._bell.clear()
+        self._wake_up.clear()
         return True
 
     async def close(self) -> None:

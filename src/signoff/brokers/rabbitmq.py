@@ -14,7 +14,7 @@ from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import DeliveryError, PublishError
 
-from signoff.brokers.amqp import ANSWER_SECONDS, Line, ensure_queue, must_stand
+from signoff.brokers.amqp import ANSWER_SECONDS, AmqpConnection, ensure_connected, ensure_queue
 
 APP_ID = "signoff"
 UNSENT_LIMIT = 10_000
@@ -30,11 +30,11 @@ log = structlog.get_logger()
 class RabbitBroker:
     """See `broker.Broker`. Rings on one line and listens on another: RabbitMQ may halt one that publishes."""
 
-    def __init__(self, url: str, *, queue_name: str, dice: Callable[[], float]) -> None:
-        self._ringer = Ringer(queue_name)
-        self._ear = Ear(queue_name)
-        self._out = Line(url, "signoff rings", self._ringer.ring_on, dice)
-        self._in = Line(url, "signoff listens", self._ear.listen_on, dice)
+    def __init__(self, url: str, *, queue_name: str, random_float: Callable[[], float]) -> None:
+        self._publisher = WakeUpPublisher(queue_name)
+        self._consumer = WakeUpConsumer(queue_name)
+        self._out = AmqpConnection(url, "signoff rings", self._publisher.publish_on, random_float)
+        self._in = AmqpConnection(url, "signoff listens", self._consumer.consume_on, random_float)
 
     @property
     def is_connected(self) -> bool:
@@ -45,53 +45,53 @@ class RabbitBroker:
         """See `broker.Broker`."""
         self._out.open()
 
-    def ring(self, job_id: str, priority: int) -> None:
+    def notify(self, job_id: str, priority: int) -> None:
         """See `broker.Broker`. Without a line it rings in this process, and in the others once there is one."""
-        self._ringer.ring(job_id)
+        self._publisher.notify(job_id)
         self._out.open()
-        self.nudge()
+        self.wake_local()
 
-    def nudge(self) -> None:
+    def wake_local(self) -> None:
         """See `broker.Broker`."""
         if not self.is_connected:
-            self._ear.bell.set()
+            self._consumer.wake_up.set()
 
-    async def heard(self, seconds: float) -> bool:
+    async def poll(self, seconds: float) -> bool:
         """See `broker.Broker`."""
         self._in.open()
-        return await self._ear.heard(seconds)
+        return await self._consumer.poll(seconds)
 
     async def close(self) -> None:
         """See `broker.Broker`. What was heard and not claimed goes back into the queue."""
         if self._out.is_open:
-            await self._ringer.flush(FLUSH_SECONDS)
+            await self._publisher.flush(FLUSH_SECONDS)
         await self._out.close()
         await self._in.close()
 
 
-class Ringer:
+class WakeUpPublisher:
     """The bells that are to be rung: kept in memory, sent in few messages. When there are too many, the oldest go."""
 
     def __init__(self, queue_name: str) -> None:
         self._queue_name = queue_name
         self._unsent = OrderedDict[str, None]()
-        self._rung = asyncio.Event()
+        self._pending = asyncio.Event()
         self._all_sent = asyncio.Event()
         self._all_sent.set()
         self._dropped = 0
         self._reported_at = float("-inf")
 
-    def ring(self, job_id: str) -> None:
+    def notify(self, job_id: str) -> None:
         """Sends the id, soon; what is rung twice meanwhile is sent once."""
         self._keep([job_id])
         self._all_sent.clear()
-        self._rung.set()
+        self._pending.set()
 
     async def flush(self, seconds: float) -> None:
         """Waits until everything is sent, at most `seconds`."""
         await within(seconds, self._all_sent)
 
-    async def ring_on(self, connection: AbstractConnection, is_up: Callable[[], None]) -> None:
+    async def publish_on(self, connection: AbstractConnection, is_up: Callable[[], None]) -> None:
         """Sends what is rung, until something goes wrong, which raises."""
         connection.close_callbacks.add(self._lost)
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -99,16 +99,16 @@ class Ringer:
             channel = await connection.channel(on_return_raises=True)
         is_up()
         while True:
-            must_stand(connection)
+            ensure_connected(connection)
             while self._unsent:
                 await self._send_some(channel)
                 self._report()
             self._all_sent.set()
-            await self._rung.wait()
-            self._rung.clear()
+            await self._pending.wait()
+            self._pending.clear()
 
     def _lost(self, _connection: object, _error: object) -> None:
-        self._rung.set()  # to notice it
+        self._pending.set()  # to notice it
 
     async def _send_some(self, channel: AbstractChannel) -> None:
         """Sends what fits into a few messages, spread over them, since each of them wakes one worker."""
@@ -147,64 +147,64 @@ class Ringer:
             self._dropped, self._reported_at = 0, now
 
 
-class Ear:
+class WakeUpConsumer:
     """The bells that come: kept in memory until they are heard, acknowledged when what they rang for is claimed."""
 
     def __init__(self, queue_name: str) -> None:
         self._queue_name = queue_name
         self._listeners = 0
-        self._stirred = asyncio.Event()
-        self.bell = asyncio.Event()
+        self._has_listener = asyncio.Event()
+        self.wake_up = asyncio.Event()
         # The last message that came, was heard, was heard and claimed. Each stands for all those before it.
-        self._came: AbstractIncomingMessage | None = None
-        self._heard: AbstractIncomingMessage | None = None
+        self._received: AbstractIncomingMessage | None = None
+        self._polled: AbstractIncomingMessage | None = None
         self._claimed: AbstractIncomingMessage | None = None
         self._trouble = ""
 
-    async def heard(self, seconds: float) -> bool:
+    async def poll(self, seconds: float) -> bool:
         """See `broker.Broker`."""
-        if self._heard is not None:
-            self._claimed, self._heard = self._heard, None
+        if self._polled is not None:
+            self._claimed, self._polled = self._polled, None
         self._listeners += 1
-        self._stirred.set()
+        self._has_listener.set()
         try:
-            if not await within(seconds, self.bell):
+            if not await within(seconds, self.wake_up):
                 return False
         finally:
             self._listeners -= 1
-            self._stirred.set()
-        self.bell.clear()
-        self._heard, self._came = self._came, None
+            self._has_listener.set()
+        self.wake_up.clear()
+        self._polled, self._received = self._received, None
         return True
 
-    async def listen_on(self, connection: AbstractConnection, is_up: Callable[[], None]) -> None:
+    async def consume_on(self, connection: AbstractConnection, is_up: Callable[[], None]) -> None:
         """Takes bells from the queue while somebody listens, until something goes wrong, which raises."""
         connection.close_callbacks.add(self._lost)
         async with asyncio.timeout(ANSWER_SECONDS):
             await ensure_queue(connection, self._queue_name)
         is_up()
         while True:
-            must_stand(connection)
+            ensure_connected(connection)
             if self._listeners:
                 await self._listen_for_a_while(connection)
-            await self._stirred.wait()
-            self._stirred.clear()
+            await self._has_listener.wait()
+            self._has_listener.clear()
 
     def _lost(self, _connection: object, _error: object) -> None:
-        self._stirred.set()  # to notice it
+        self._has_listener.set()  # to notice it
 
     async def _listen_for_a_while(self, connection: AbstractConnection) -> None:
         """Takes bells until nobody has listened for a moment. What is not heard and claimed by then is for others."""
         async with asyncio.timeout(ANSWER_SECONDS):
             channel = await self._consuming(connection)
-        while await within(None if self._listeners else GIVE_BACK_SECONDS, self._stirred):
-            self._stirred.clear()
-            must_stand(connection)
+        while await within(None if self._listeners else GIVE_BACK_SECONDS, self._has_listener):
+            self._has_listener.clear()
+            ensure_connected(connection)
             if self._trouble:
                 raise ConnectionError(self._trouble)
             await self._acknowledge()
-        self.bell.clear()
-        self._stirred.set()
+        self.wake_up.clear()
+        self._has_listener.set()
         async with asyncio.timeout(ANSWER_SECONDS):
             await channel.close()
 
@@ -212,19 +212,19 @@ class Ear:
         """A channel on which bells come. Closing it gives back what is not acknowledged."""
         channel = await connection.channel(publisher_confirms=False)
         await channel.set_qos(prefetch_count=PREFETCH)
-        self._came = self._heard = self._claimed = None
+        self._received = self._polled = self._claimed = None
         self._trouble = ""
 
         async def come(message: AbstractIncomingMessage) -> None:
             if message.app_id != APP_ID:
                 stop(f"the queue {self._queue_name} has a message of somebody else's; Signoff needs one of its own")
             elif not channel.is_closed:
-                self._came = message
-                self.bell.set()
+                self._received = message
+                self.wake_up.set()
 
         def stop(trouble: str) -> None:
             self._trouble = trouble
-            self._stirred.set()
+            self._has_listener.set()
 
         channel.close_callbacks.add(lambda _channel, error: stop(f"the channel was closed: {error}"))
         underlay = await channel.get_underlay_channel()

@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from signoff.cache import Bounds, fits
-from signoff.core.cache import Entry, Found, Size, Which
+from signoff.cache import CacheBounds, matches_filter
+from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize
 from signoff.core.recent import Recent
 
 # What an entry takes beside its answer, about.
 ENTRY_BYTES = 600
 
 
-class Kept(msgspec.Struct, frozen=True):
+class StoredEntry(msgspec.Struct, frozen=True):
     """An entry, and when it came, in seconds."""
 
-    entry: Entry
+    entry: CacheEntry
     at: float
 
 
@@ -26,59 +26,59 @@ class MemoryCache:
 
     is_shared = False
 
-    def __init__(self, bounds: Bounds, *, now: Callable[[], float]) -> None:
+    def __init__(self, bounds: CacheBounds, *, now: Callable[[], float]) -> None:
         self._bounds = bounds
         self._now = now
-        self._kept = _empty(bounds)
+        self._entries = _empty(bounds)
 
     async def start(self) -> None:
         """See `cache.Cache`."""
 
-    async def find(self, keys: Sequence[str]) -> Mapping[str, Found]:
+    async def lookup(self, keys: Sequence[str]) -> Mapping[str, CacheHit]:
         """See `cache.Cache`."""
-        found = dict[str, Found]()
+        found = dict[str, CacheHit]()
         for key in keys:
-            kept = self._kept.get(key)
+            kept = self._entries.get(key)
             if kept is None:
                 continue
             age = self._now() - kept.at
             if age < self._bounds.ttl_seconds:
-                found[key] = Found(kept.entry, age, self._bounds.ttl_seconds - age)
+                found[key] = CacheHit(kept.entry, age, self._bounds.ttl_seconds - age)
             else:
-                self._kept.drop(key)
+                self._entries.drop(key)
         return found
 
-    async def keep(self, entries: Sequence[Entry]) -> None:
+    async def store(self, entries: Sequence[CacheEntry]) -> None:
         """See `cache.Cache`."""
         for entry in entries:
-            self._kept.put(entry.key, Kept(entry, self._now()))
+            self._entries.put(entry.key, StoredEntry(entry, self._now()))
 
-    async def delete(self, which: Which) -> int:
+    async def delete(self, which: CacheFilter) -> int:
         """See `cache.Cache`."""
         self._drop_old()
-        return self._kept.drop_where(lambda kept: fits(kept.entry, which))
+        return self._entries.drop_where(lambda kept: matches_filter(kept.entry, which))
 
-    async def size(self, which: Which) -> Size:
+    async def size(self, which: CacheFilter) -> CacheSize:
         """See `cache.Cache`."""
         self._drop_old()
-        sizes = [len(kept.entry.answer) for kept in self._kept.values() if fits(kept.entry, which)]
-        return Size(len(sizes), sum(sizes))
+        sizes = [len(kept.entry.answer) for kept in self._entries.values() if matches_filter(kept.entry, which)]
+        return CacheSize(len(sizes), sum(sizes))
 
-    def deleted_elsewhere(self) -> None:
+    def on_remote_delete(self) -> None:
         """See `cache.Cache`. Nobody says what it was."""
-        self._kept = _empty(self._bounds)
+        self._entries = _empty(self._bounds)
 
     async def close(self) -> None:
         """See `cache.Cache`."""
 
     def _drop_old(self) -> None:
         oldest = self._now() - self._bounds.ttl_seconds
-        self._kept.drop_where(lambda kept: kept.at <= oldest)
+        self._entries.drop_where(lambda kept: kept.at <= oldest)
 
 
-def _empty(bounds: Bounds) -> Recent[str, Kept]:
+def _empty(bounds: CacheBounds) -> Recent[str, StoredEntry]:
     return Recent(max_entries=bounds.max_entries, max_bytes=bounds.max_bytes, size_of=_size_of)
 
 
-def _size_of(kept: Kept) -> int:
+def _size_of(kept: StoredEntry) -> int:
     return len(kept.entry.answer) + ENTRY_BYTES

@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from signoff.cache import Bounds, fits
-from signoff.core.cache import Entry, Found, Size, Which
-from signoff.infra.redis import client_of
+from signoff.cache import CacheBounds, matches_filter
+from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize
+from signoff.infra.redis import make_client
 
 ANSWER_SECONDS = 1.0
 PAGE = 500
 MS = 1000
 
 
-class Label(msgspec.Struct, frozen=True, array_like=True):
+class EntryLabel(msgspec.Struct, frozen=True, array_like=True):
     """What the index knows of an entry."""
 
     user_id: int
@@ -35,8 +35,8 @@ class RedisCache:
 
     is_shared = True
 
-    def __init__(self, url: str, *, prefix: str, bounds: Bounds) -> None:
-        self._redis = client_of(url, answer_seconds=ANSWER_SECONDS)
+    def __init__(self, url: str, *, prefix: str, bounds: CacheBounds) -> None:
+        self._redis = make_client(url, answer_seconds=ANSWER_SECONDS)
         self._begin = f"{{{prefix}:cache}}:"
         self._index, self._labels, self._total = (f"{self._begin}{name}" for name in ("index", "labels", "bytes"))
         self._bounds = bounds
@@ -46,7 +46,7 @@ class RedisCache:
     async def start(self) -> None:
         """See `cache.Cache`. It connects when it is used."""
 
-    async def find(self, keys: Sequence[str]) -> Mapping[str, Found]:
+    async def lookup(self, keys: Sequence[str]) -> Mapping[str, CacheHit]:
         """See `cache.Cache`."""
         async with self._redis.pipeline(transaction=False) as asked:
             for key in keys:
@@ -55,31 +55,31 @@ class RedisCache:
         pairs = zip(keys, told[::2], told[1::2], strict=True)
         return {key: self._found(value, left_ms) for key, value, left_ms in pairs if value is not None and left_ms > 0}
 
-    async def keep(self, entries: Sequence[Entry]) -> None:
+    async def store(self, entries: Sequence[CacheEntry]) -> None:
         """See `cache.Cache`."""
         bounds = self._bounds
         wanted = [entry for entry in entries if len(entry.answer) <= bounds.max_bytes]
         limits = [round(bounds.ttl_seconds * MS), bounds.max_entries, bounds.max_bytes]
         async with self._redis.pipeline(transaction=False) as asked:
             for entry in wanted:
-                label = Label(entry.user_id, entry.model, entry.target, len(entry.answer))
+                label = EntryLabel(entry.user_id, entry.model, entry.target, len(entry.answer))
                 values = [entry.key, _encode(entry), msgspec.json.encode(label), len(entry.answer), *limits]
                 await self._keep(keys=self._keys, args=[self._begin, *values], client=asked)
             await asked.execute()
 
-    async def delete(self, which: Which) -> int:
+    async def delete(self, which: CacheFilter) -> int:
         """See `cache.Cache`."""
         gone = [key for key, _ in await self._those(which)]
         for start in range(0, len(gone), PAGE):
             await self._delete(keys=self._keys, args=[self._begin, *gone[start : start + PAGE]])
         return len(gone)
 
-    async def size(self, which: Which) -> Size:
+    async def size(self, which: CacheFilter) -> CacheSize:
         """See `cache.Cache`."""
         sizes = [label.size_bytes for _, label in await self._those(which)]
-        return Size(len(sizes), sum(sizes))
+        return CacheSize(len(sizes), sum(sizes))
 
-    def deleted_elsewhere(self) -> None:
+    def on_remote_delete(self) -> None:
         """See `cache.Cache`. It was deleted here, too."""
 
     async def close(self) -> None:
@@ -90,11 +90,11 @@ class RedisCache:
     def _keys(self) -> list[str]:
         return [self._index, self._labels, self._total]
 
-    async def _those(self, which: Which) -> list[tuple[str, Label]]:
+    async def _those(self, which: CacheFilter) -> list[tuple[str, EntryLabel]]:
         """The keys of `which` that are alive, with their labels; page by page: Redis serves others meanwhile."""
-        found = dict[str, Label]()
+        found = dict[str, EntryLabel]()
         async for name, told in self._redis.hscan_iter(self._labels, count=PAGE):
-            key, label = name.decode(), msgspec.json.decode(told, type=Label)
+            key, label = name.decode(), msgspec.json.decode(told, type=EntryLabel)
             if _is_one(key, label, which):
                 found[key] = label
         async with self._redis.pipeline(transaction=False) as asked:
@@ -103,13 +103,13 @@ class RedisCache:
             alive = await asked.execute()
         return [item for item, lives in zip(found.items(), alive, strict=True) if lives]
 
-    def _found(self, value: bytes, left_ms: int) -> Found:
+    def _found(self, value: bytes, left_ms: int) -> CacheHit:
         left = left_ms / MS
-        return Found(_decode(value), max(0.0, self._bounds.ttl_seconds - left), left)
+        return CacheHit(_decode(value), max(0.0, self._bounds.ttl_seconds - left), left)
 
 
 _encode = msgspec.msgpack.encode
-_decode = msgspec.msgpack.Decoder(Entry).decode
+_decode = msgspec.msgpack.Decoder(CacheEntry).decode
 
 _GONE = """
 local begin = ARGV[1]
@@ -156,8 +156,8 @@ return redis.status_reply('OK')
 )
 
 
-def _is_one(key: str, label: Label, which: Which) -> bool:
-    named = Entry(
+def _is_one(key: str, label: EntryLabel, which: CacheFilter) -> bool:
+    named = CacheEntry(
         key=key, user_id=label.user_id, model=label.model, target=label.target, path="", job_id="", answer=b""
     )
-    return fits(named, which)
+    return matches_filter(named, which)

@@ -7,14 +7,14 @@ from pathlib import Path
 import msgspec
 
 from signoff.infra.vault import add_keys
-from signoff.server.bootstrap import opened
+from signoff.server.bootstrap import open_services
 from signoff.settings import Settings
 from signoff.stores.archive import Manifest, check
 from signoff.stores.sql import SqlStore
 from signoff.work.admin.registry import locked_models
 
 
-class Restored(msgspec.Struct, frozen=True):
+class RestoreResult(msgspec.Struct, frozen=True):
     """What came of a restore."""
 
     manifest: Manifest
@@ -33,7 +33,7 @@ async def backup(settings: Settings, path: Path, *, with_key: bool) -> Manifest:
         await store.close()
 
 
-async def restore(settings: Settings, path: Path) -> Restored:
+async def restore(settings: Settings, path: Path) -> RestoreResult:
     """Fills an empty database from a file that `backup` has made. Raises BadBackup."""
     contents = check(path)
     found = (contents.key or b"").split()
@@ -43,5 +43,5 @@ async def restore(settings: Settings, path: Path) -> Restored:
         await store.restore(path, contents.manifest, at_end=at_end)
     finally:
         await store.close()
-    async with opened(settings) as desk:
-        return Restored(contents.manifest, bool(found), await locked_models(desk))
+    async with open_services(settings) as services:
+        return RestoreResult(contents.manifest, bool(found), await locked_models(services))

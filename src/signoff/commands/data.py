@@ -32,8 +32,8 @@ def doctor() -> None:
 
     table, healthy = Table("", "what", "found"), True
     for check in asyncio.run(checks(load())):
-        healthy = healthy and check.fine
-        table.add_row("ok" if check.fine else "BAD", check.what, check.found)
+        healthy = healthy and check.is_ok
+        table.add_row("ok" if check.is_ok else "BAD", check.name, check.detail)
     out.print(table)
     if not healthy:
         raise typer.Exit(1)

@@ -10,33 +10,32 @@ import msgspec
 
 from signoff.server import bootstrap as composition
 from signoff.settings import Settings
-from signoff.work.services import Desk
 
 
-class Check(msgspec.Struct, frozen=True):
+class CheckResult(msgspec.Struct, frozen=True):
     """One finding."""
 
-    what: str
-    fine: bool
-    found: str
+    name: str
+    is_ok: bool
+    detail: str
 
 
-async def checks(settings: Settings) -> list[Check]:
+async def checks(settings: Settings) -> list[CheckResult]:
     """All findings; none of them raises."""
     return [
-        Check("Python", fine=True, found=sys.version.split()[0]),
+        CheckResult("Python", is_ok=True, detail=sys.version.split()[0]),
         await _tried("data folder", lambda: _data_folder(settings)),
         await _tried("database", lambda: _database(settings)),
-        await _tried("broker", lambda: composition.look_for_broker(settings)),
-        await _tried("Redis", lambda: composition.look_for_redis(settings)),
+        await _tried("broker", lambda: composition.check_broker(settings)),
+        await _tried("Redis", lambda: composition.check_redis(settings)),
     ]
 
 
-async def _tried(what: str, check: Callable[[], Awaitable[str]]) -> Check:
+async def _tried(what: str, check: Callable[[], Awaitable[str]]) -> CheckResult:
     try:
-        return Check(what, fine=True, found=await check())
+        return CheckResult(what, is_ok=True, detail=await check())
     except Exception as error:  # noqa: BLE001 -- a doctor reports whatever it finds
-        return Check(what, fine=False, found=str(error) or repr(error))
+        return CheckResult(what, is_ok=False, detail=str(error) or repr(error))
 
 
 async def _data_folder(settings: Settings) -> str:
@@ -48,11 +47,7 @@ async def _data_folder(settings: Settings) -> str:
 
 
 async def _database(settings: Settings) -> str:
-    async with composition.opened(settings) as desk:
-        return (
-            f"answers, {await _counted(desk)}, models: {', '.join([model.name for model in await desk.models.all()])}"
-        )
-
-
-async def _counted(desk: Desk) -> str:
-    return f"{len(await desk.store.people.users())} users"
+    async with composition.open_services(settings) as services:
+        users = await services.store.people.users()
+        models = await services.caches.models.all()
+    return f"answers, {len(users)} users, models: {', '.join(model.name for model in models)}"

@@ -9,14 +9,14 @@ import typer
 from rich.table import Table
 
 from signoff.commands.terminal import OPERATOR, err, out, run, shown, stop
-from signoff.core.answer import text_of
+from signoff.core.answer import answer_text
 from signoff.core.job import STATUSES, Job, Status, Verdict
 from signoff.errors import SignoffError
 from signoff.settings import load
 from signoff.store import JobFilter
-from signoff.work.jobs.query import look_at_all
-from signoff.work.reviews.desk import Opinion, decide
-from signoff.work.services import Desk
+from signoff.work.jobs.query import list_jobs
+from signoff.work.reviews.desk import VerdictRequest, decide
+from signoff.work.services import Services
 
 looking = typer.Typer()
 
@@ -30,7 +30,7 @@ def jobs(
     if status not in {None, *STATUSES}:
         stop(f"There is no status {status!r}; there are {', '.join(STATUSES)}.")
     which = JobFilter(status=cast("Status | None", status), limit=limit, newest_first=True)
-    found, total = run(load(), lambda desk: look_at_all(desk, OPERATOR, which))
+    found, total = run(load(), lambda services: list_jobs(services, OPERATOR, which))
     table = Table("id", "status", "model", "answer", caption=f"{total} in all")
     for job in found:
         table.add_row(job.id, job.status, shown(job.target), _answer(job)[:80])
@@ -43,27 +43,27 @@ def review() -> None:
     run(load(), _review_all)
 
 
-async def _review_all(desk: Desk) -> None:
+async def _review_all(services: Services) -> None:
     seen = ""
-    while found := (await look_at_all(desk, OPERATOR, JobFilter(status="human", after_id=seen, limit=1)))[0]:
+    while found := (await list_jobs(services, OPERATOR, JobFilter(status="human", after_id=seen, limit=1)))[0]:
         job = found[0]
         seen = job.id
         asked = shown(job.body.decode(errors="replace"))
         out.print(f"\n{job.id}  {shown(job.target)}\n  asked:    {asked}\n  answered: {_answer(job)}")
-        if not await _review_one(desk, job):
+        if not await _review_one(services, job):
             return
     out.print("Nothing (more) waits.")
 
 
-async def _review_one(desk: Desk, job: Job) -> bool:
+async def _review_one(services: Services, job: Job) -> bool:
     """Asks for a verdict; False when the reviewer has had enough."""
     verdicts: dict[str, Verdict] = {"a": "approve", "r": "redo", "x": "reject"}
     choice = await asyncio.to_thread(typer.prompt, "a approve, r ask again, x reject, s skip, q quit", default="s")
     if choice in verdicts:
         reason = await asyncio.to_thread(typer.prompt, "Reason") if choice == "x" else None
-        opinion = Opinion(verdict=verdicts[choice], reason=reason, round=job.round)
+        opinion = VerdictRequest(verdict=verdicts[choice], reason=reason, round=job.round)
         try:
-            await decide(desk, OPERATOR, job.id, opinion)
+            await decide(services, OPERATOR, job.id, opinion)
         except SignoffError as error:  # somebody else was faster
             err.print(error.message, style="red")
     return choice != "q"
@@ -72,4 +72,4 @@ async def _review_one(desk: Desk, job: Job) -> bool:
 def _answer(job: Job) -> str:
     if job.response is None:
         return shown(job.error.message) if job.error else ""
-    return shown(text_of(job.response) or job.response.decode(errors="replace"))
+    return shown(answer_text(job.response) or job.response.decode(errors="replace"))

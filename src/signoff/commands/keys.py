@@ -9,8 +9,8 @@ import typer
 from signoff.commands.terminal import err, out, run, stop
 from signoff.infra.vault import add_new_key, drop_old_keys, keys_locked, put_new_key_first
 from signoff.settings import load
-from signoff.work.admin.rotation import Resealed, reseal
-from signoff.work.services import Desk
+from signoff.work.admin.rotation import RotationResult, reseal
+from signoff.work.services import Services
 
 # Whoever sealed something as the key changed has written it down long before.
 SETTLED_SECONDS = 3600
@@ -47,18 +47,18 @@ def key_drop(
     """Forgets old keys, once everything is sealed with the newest."""
     settings = load()
 
-    async def settled(desk: Desk) -> Resealed:
-        age_seconds = desk.clock() / 1_000_000 - settings.key_path.stat().st_mtime
+    async def settled(services: Services) -> RotationResult:
+        age_seconds = services.clock() / 1_000_000 - settings.key_path.stat().st_mtime
         if age_seconds < SETTLED_SECONDS and not at_once:
             stop("The keys have changed within the hour: what is on its way may need an old one (--at-once).")
-        return await reseal(desk)
+        return await reseal(services)
 
     with keys_locked(settings.key_path):
         _tell(run(settings, settled))
         out.print(f"Old keys that were forgotten: {drop_old_keys(settings.key_path)}.")
 
 
-def _tell(resealed: Resealed) -> None:
+def _tell(resealed: RotationResult) -> None:
     out.print(f"Secrets that were sealed anew: {resealed.count}.")
     if resealed.unreadable:
         err.print(f"No key opens {resealed.unreadable} of them; they were left alone.", style="red")

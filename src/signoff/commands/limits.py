@@ -11,8 +11,8 @@ from rich.table import Table
 from signoff.commands.terminal import out, run, stop
 from signoff.core.price import NANO, dollars, nanodollars
 from signoff.settings import load
-from signoff.work.admin.limits import COSTS, COUNTS, allow, disallow, every_limit, limit_for, whose
-from signoff.work.services import Desk
+from signoff.work.admin.limits import COSTS, COUNTS, all_limits, delete_limit, limit_for, limit_subject, put_limit
+from signoff.work.services import Services
 
 limits = typer.Typer(help="Limits.")
 Whose = Annotated[str, typer.Argument(metavar="WHO", help="all (together), each (user), user:EMAIL, or token:ID.")]
@@ -35,8 +35,8 @@ def limit_set(
     numbers = dict(zip(COUNTS, (requests, tokens, parallel, tokens_day, tokens_month), strict=True))
     numbers |= dict(zip(COSTS, (_amount(dollars_day), _amount(dollars_month)), strict=True))
 
-    async def put(desk: Desk) -> None:
-        await allow(desk, msgspec.structs.replace(await limit_for(desk, who, model), **numbers))
+    async def put(services: Services) -> None:
+        await put_limit(services, msgspec.structs.replace(await limit_for(services, who, model), **numbers))
 
     run(load(), put)
     out.print(f"{who} is limited.")
@@ -46,10 +46,10 @@ def limit_set(
 def limit_list() -> None:
     """Every limit."""
     table = Table("who", "model", "requests", "tokens", "parallel", "a day", "a month", "$ a day", "$ a month")
-    for limit in run(load(), every_limit):
+    for limit in run(load(), all_limits):
         counts = ("" if (most := getattr(limit, name)) is None else str(most) for name in COUNTS)
         costs = ("" if (most := getattr(limit, name)) is None else dollars(most, NANO) for name in COSTS)
-        table.add_row(whose(limit), limit.model or "", *counts, *costs)
+        table.add_row(limit_subject(limit), limit.model or "", *counts, *costs)
     out.print(table)
 
 
@@ -57,8 +57,8 @@ def limit_list() -> None:
 def limit_remove(who: Whose, model: Of = None) -> None:
     """They may use as much as they like."""
 
-    async def drop(desk: Desk) -> None:
-        await disallow(desk, await limit_for(desk, who, model))
+    async def drop(services: Services) -> None:
+        await delete_limit(services, await limit_for(services, who, model))
 
     run(load(), drop)
     out.print(f"{who} is limited no more.")

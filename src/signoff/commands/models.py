@@ -12,12 +12,12 @@ import typer
 from rich.table import Table
 
 from signoff.commands.terminal import out, rule_named, run, stop
-from signoff.core.model import BALANCES, Balance, Endpoint, Model, ProcessLimits, flaw_of
+from signoff.core.model import BALANCES, Balance, EndpointConfig, Model, ProcessLimits, model_fault
 from signoff.core.policy import Review
 from signoff.settings import load
 from signoff.work.admin.models import end_process
-from signoff.work.admin.registry import Secrets, all_models, forget, model_called, register
-from signoff.work.services import Desk
+from signoff.work.admin.registry import ModelKeys, all_models, model_by_name, register_model, unregister_model
+from signoff.work.services import Services
 
 models = typer.Typer(help="Models.")
 
@@ -87,10 +87,10 @@ def model_add(
 
 
 def _check_kind(kind: str) -> None:
-    from signoff.server.bootstrap import kinds
+    from signoff.server.bootstrap import model_kinds
 
-    if kind not in kinds():
-        stop(f"There is no kind {kind!r}; there are {', '.join(kinds())}.")
+    if kind not in model_kinds():
+        stop(f"There is no kind {kind!r}; there are {', '.join(model_kinds())}.")
 
 
 def _check(option: str, value: str | None, choices: Sequence[str | None]) -> None:
@@ -100,19 +100,19 @@ def _check(option: str, value: str | None, choices: Sequence[str | None]) -> Non
 
 def _at(urls: Sequence[str], model: Model) -> Model:
     if len(urls) > 1:
-        return msgspec.structs.replace(model, endpoints=tuple(Endpoint(url=url) for url in urls))
+        return msgspec.structs.replace(model, endpoints=tuple(EndpointConfig(url=url) for url in urls))
     return msgspec.structs.replace(model, url=urls[0] if urls else None)
 
 
 def _register(model: Model, *, is_keyed: bool, drops_key: bool) -> None:
-    if (flaw := flaw_of(model)) is not None:
+    if (flaw := model_fault(model)) is not None:
         stop(flaw)
     if is_keyed and drops_key:
         stop("Either --key-stdin or --no-key.")
     secret = sys.stdin.readline().strip() if is_keyed else None
     if secret == "":
         stop("There was no key to read.")
-    run(load(), lambda desk: register(desk, model, Secrets(secret), drops_key=drops_key))
+    run(load(), lambda services: register_model(services, model, ModelKeys(secret), drops_key=drops_key))
     out.print(f"{model.name} is registered.")
 
 
@@ -129,7 +129,7 @@ def model_list() -> None:
 @models.command("remove")
 def model_remove(name: str) -> None:
     """Forgets a registered model."""
-    run(load(), lambda desk: forget(desk, name))
+    run(load(), lambda services: unregister_model(services, name))
     out.print(f"{name} is forgotten.")
 
 
@@ -137,8 +137,8 @@ def model_remove(name: str) -> None:
 def model_stop(name: str) -> None:
     """Ends a model's process on this host; the next request starts it again."""
 
-    async def end(desk: Desk) -> None:
-        await end_process(desk, await model_called(desk, name))
+    async def end(services: Services) -> None:
+        await end_process(services, await model_by_name(services, name))
 
     run(load(), end)
     out.print(f"{name} is stopped.")

@@ -11,7 +11,7 @@ from signoff.commands.terminal import address_of, out, rule_named, run, stop
 from signoff.core.access import ROLES, Role, User
 from signoff.settings import load
 from signoff.work.admin.people import create_token, create_user, sign_in_link
-from signoff.work.services import Desk
+from signoff.work.services import Services
 
 users, tokens = typer.Typer(help="People."), typer.Typer(help="Tokens.")
 
@@ -27,9 +27,9 @@ def user_create(
     wanted = _role(role)
     password = sys.stdin.readline().rstrip("\n") if password_stdin else None
 
-    async def create(desk: Desk) -> User:
-        known = await desk.store.people.user(email)
-        return await create_user(desk, email, wanted or (known.role if known else "user"), password)
+    async def create(services: Services) -> User:
+        known = await services.store.people.user(email)
+        return await create_user(services, email, wanted or (known.role if known else "user"), password)
 
     user = run(load(), create)
     out.print(f"{user.email} is a {user.role}.")
@@ -40,9 +40,9 @@ def user_link(email: str) -> None:
     """Prints a link that signs a user in once, within a day."""
     settings = load()
 
-    async def link(desk: Desk) -> str:
-        user = await desk.store.people.user(email)
-        return stop(f"There is no user {email}.") if user is None else await sign_in_link(desk, user)
+    async def link(services: Services) -> str:
+        user = await services.store.people.user(email)
+        return stop(f"There is no user {email}.") if user is None else await sign_in_link(services, user)
 
     out.print(address_of(settings.host, settings.port) + run(settings, link))
 
@@ -60,9 +60,9 @@ def token_create(
     """Makes a token, and its user if there is none. It is shown this once."""
     wanted, rule = _role(role), rule_named(cache)
 
-    async def create(desk: Desk) -> str:
-        user = await desk.store.people.user(email) or await create_user(desk, email, wanted or "user")
-        return await create_token(desk, user, role=wanted, name=name, cache=rule, key_id=key)
+    async def create(services: Services) -> str:
+        user = await services.store.people.user(email) or await create_user(services, email, wanted or "user")
+        return await create_token(services, user, role=wanted, name=name, cache=rule, key_id=key)
 
     token = run(load(), create)
     out.print(token if quiet else f"{token}\n\nIt is not shown again.")

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from signoff.commands.terminal import out, run, stop
 from signoff.core.price import Price, dollars, microdollars
-from signoff.core.wire import when
+from signoff.core.wire import format_time
 from signoff.settings import load
-from signoff.work.admin.usage import add_price, look_at_prices
-from signoff.work.services import Desk
+from signoff.work.admin.usage import add_price, list_prices
+from signoff.work.services import Services
 
 prices = typer.Typer(help="What models cost.")
 DAY = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
@@ -32,8 +32,8 @@ def price_set(
 ) -> None:
     """Sets what a model costs from a time on; what has ended keeps its cost."""
 
-    async def put(desk: Desk) -> None:
-        valid_from = desk.clock() if from_ is None else round(from_.replace(tzinfo=UTC).timestamp() * 1_000_000)
+    async def put(services: Services) -> None:
+        valid_from = services.clock() if from_ is None else round(from_.replace(tzinfo=UTC).timestamp() * 1_000_000)
         cached = None if cached_input is None else _amount(cached_input)
         price = Price(
             model=model,
@@ -43,7 +43,7 @@ def price_set(
             cached_input=cached,
             request=_amount(request),
         )
-        await add_price(desk, price)
+        await add_price(services, price)
 
     run(load(), put)
     out.print(f"{model} has a price.")
@@ -53,10 +53,10 @@ def price_set(
 def price_list() -> None:
     """Every price."""
     table = Table("model", "from", "input", "cached input", "output", "request")
-    for price in run(load(), look_at_prices):
+    for price in run(load(), list_prices):
         cached = "" if price.cached_input is None else dollars(price.cached_input)
         told = dollars(price.input), cached, dollars(price.output), dollars(price.request)
-        table.add_row(price.model, when(price.valid_from), *told)
+        table.add_row(price.model, format_time(price.valid_from), *told)
     out.print(table)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from signoff.core.access import Caller
 from signoff.core.cache import CacheRule
 from signoff.settings import Settings
-from signoff.work.services import Desk
+from signoff.work.services import Services
 
 T = TypeVar("T")
 OPERATOR = Caller(user_id=0, token_id=0, role="admin", email="operator")
@@ -23,13 +23,13 @@ out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
 
 
-def run(settings: Settings, function: Callable[[Desk], Awaitable[T]]) -> T:
+def run(settings: Settings, function: Callable[[Services], Awaitable[T]]) -> T:
     """The result of `function` with a desk that looks and writes."""
-    from signoff.server.bootstrap import opened
+    from signoff.server.bootstrap import open_services
 
     async def with_desk() -> T:
-        async with opened(settings) as desk:
-            return await function(desk)
+        async with open_services(settings) as services:
+            return await function(services)
 
     return asyncio.run(with_desk())
 

@@ -97,6 +97,6 @@ def may_remove(caller: Caller, key: UpstreamKey) -> bool:
     return key.user_id is not None and (caller.role == "admin" or key.user_id == caller.user_id)
 
 
-def least(one: Role, other: Role) -> Role:
+def lower_role(one: Role, other: Role) -> Role:
     """The role with the fewer rights: a token never exceeds its user."""
     return one if ROLES.index(one) > ROLES.index(other) else other

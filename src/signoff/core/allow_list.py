@@ -32,7 +32,7 @@ _CARRIES_IN_ITS_END = tuple(
 _METADATA_NAMES = {"metadata.google.internal", "metadata"}
 
 
-class Guard(Protocol):
+class AddressRule(Protocol):
     """Which addresses may be connected to."""
 
     def permits(self, host: str, address: Address) -> bool:
@@ -44,7 +44,7 @@ class Guard(Protocol):
         ...
 
 
-class Reach:
+class AllowList:
     """What may be reached beside public addresses: names, addresses and networks (`10.1.0.0/16`)."""
 
     def __init__(self, allowed: Iterable[str] = ()) -> None:
@@ -66,7 +66,7 @@ class Reach:
         return f"{host} is not at a public address; the operator can allow it (webhook_allow)."
 
 
-class ModelReach:
+class ModelAddressRule:
     """Where models may be: anywhere, private networks too, but not where a machine asks for its own secrets.
 
     An IPv6 address that carries an IPv4 one (mapped, translated, tunnelled) may not be where that one may not.
@@ -74,34 +74,36 @@ class ModelReach:
 
     def permits(self, host: str, address: Address) -> bool:
         """See `Guard`."""
-        return host.lower() not in _METADATA_NAMES and not any(_is_no_models(each) for each in _carried(address))
+        return host.lower() not in _METADATA_NAMES and not any(
+            _is_forbidden_for_models(each) for each in _embedded_addresses(address)
+        )
 
     def refusal(self, host: str) -> str:
         """See `Guard`."""
         return f"{host} is no address of a model."
 
 
-MODELS = ModelReach()
+MODEL_ADDRESSES = ModelAddressRule()
 
 
-def checked_host(url: str, guard: Guard) -> str:
+def checked_host(url: str, rule: AddressRule) -> str:
     """The host of `url`. Raises AddressRefused: unusable, or literally an address that may not be reached."""
     host = _host_of(url)
     is_here = host == "localhost" or host.endswith(".localhost")
-    address = IPv4Address("127.0.0.1") if is_here else literal(host)
-    if address is not None and not guard.permits(host, address):
-        raise AddressRefused(guard.refusal(host))
+    address = IPv4Address("127.0.0.1") if is_here else parse_literal(host)
+    if address is not None and not rule.permits(host, address):
+        raise AddressRefused(rule.refusal(host))
     return host
 
 
 def check_model_url(url: str) -> None:
     """Raises AddressRefused for a URL that no model can be at, as far as the URL alone tells."""
-    host = checked_host(url, MODELS)
+    host = checked_host(url, MODEL_ADDRESSES)
     if host.lower() in _METADATA_NAMES:
-        raise AddressRefused(MODELS.refusal(host))
+        raise AddressRefused(MODEL_ADDRESSES.refusal(host))
 
 
-def literal(host: str) -> Address | None:
+def parse_literal(host: str) -> Address | None:
     """The address that `host` is, if it is one, in any way that resolvers understand: `127.1`, `0x7f000001`."""
     try:
         return ip_address(host)
@@ -122,11 +124,11 @@ def is_public(address: Address) -> bool:
     return not any(address in network for network in _NOT_PUBLIC if network.version == address.version)
 
 
-def _is_no_models(address: Address) -> bool:
+def _is_forbidden_for_models(address: Address) -> bool:
     return address.is_link_local or address.is_multicast or address in _METADATA
 
 
-def _carried(address: Address) -> Iterator[Address]:
+def _embedded_addresses(address: Address) -> Iterator[Address]:
     """The address, and those that it carries: RFC 4291 (mapped, compatible), 6052, 8215 (NAT64), 2765, 3056, 4380."""
     if isinstance(address, IPv4Address):
         yield address

@@ -9,10 +9,10 @@ from typing import Any, cast
 import msgspec
 
 from signoff.core import response, sse
-from signoff.core.binary import Parcel, wrapped
-from signoff.core.keys import fingerprint
+from signoff.core.binary import BinaryBody, encode_binary
+from signoff.core.fingerprint import fingerprint
 from signoff.core.response import JsonObject
-from signoff.core.tokens import Usage, counted, tokens_said, usage_of
+from signoff.core.tokens import Usage, count_answer_tokens, estimate_usage, parse_usage
 from signoff.errors import ModelGarbled
 
 
@@ -28,10 +28,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     body: bytes
     usage: Usage | None = None
-    made: str | None = None
+    upstream_object_id: str | None = None
 
 
-def collect(chunks: Iterable[Chunk], asked: bytes | None = None) -> Answer:
+def collect(chunks: Iterable[Chunk], request_body: bytes | None = None) -> Answer:
     """The answer that `chunks` amount to: the body as it came, or a completion put together from its pieces.
 
     With `asked`, the request's body, the tokens of a stream that does not tell them are counted. Raises ModelGarbled
@@ -40,35 +40,35 @@ def collect(chunks: Iterable[Chunk], asked: bytes | None = None) -> Answer:
     listed = list(chunks)
     try:
         if listed and not listed[0].event:
-            return Answer(body=listed[0].raw, usage=usage_of(listed[0].raw))
+            return Answer(body=listed[0].raw, usage=parse_usage(listed[0].raw))
         body, pieces = _assembled(listed)
-        return Answer(body=body, usage=usage_of(body) or _counted(asked, pieces))
+        return Answer(body=body, usage=parse_usage(body) or _counted(request_body, pieces))
     except (ValueError, RecursionError) as error:
         raise ModelGarbled(f"The model's answer cannot be read: {error}") from error
 
 
 def has_a_known_shape(chunks: Sequence[Chunk]) -> bool:
     """Whether `collect` knows what they amount to: one body, or pieces of a completion or a response."""
-    return any(not chunk.event or _is_known(sse.data_of(chunk.raw)) for chunk in chunks)
+    return any(not chunk.event or _has_known_shape(sse.data_of(chunk.raw)) for chunk in chunks)
 
 
-def as_it_came(chunks: Sequence[Chunk], asked: bytes) -> Answer:
+def as_binary(chunks: Sequence[Chunk], request_body: bytes) -> Answer:
     """A stream of any other shape, which is kept as a parcel."""
-    parcel = Parcel(sse.KIND, b"".join(chunk.raw for chunk in chunks))
-    return Answer(body=wrapped(parcel), usage=tokens_so_far(chunks, asked))
+    binary = BinaryBody(sse.CONTENT_TYPE, b"".join(chunk.raw for chunk in chunks))
+    return Answer(body=encode_binary(binary), usage=usage_so_far(chunks, request_body))
 
 
-def tokens_so_far(chunks: Iterable[Chunk], asked: bytes) -> Usage | None:
+def usage_so_far(chunks: Iterable[Chunk], request_body: bytes) -> Usage | None:
     """The tokens of an answer that was cut, or tells none: as they were told last, else counted as far as it came."""
     told, pieces = None, 0
     for chunk in chunks:
         data = sse.data_of(chunk.raw) if chunk.event else chunk.raw
         try:
-            told = usage_of(data) or told
-            pieces += _is_piece(msgspec.json.decode(data)) if chunk.event else tokens_said(data)
+            told = parse_usage(data) or told
+            pieces += _is_piece(msgspec.json.decode(data)) if chunk.event else count_answer_tokens(data)
         except (ValueError, RecursionError):  # `[DONE]`, a comment, or what the answer was cut for
             continue
-    return told or _counted(asked, pieces)
+    return told or _counted(request_body, pieces)
 
 
 def split(answer: bytes, *, with_usage: bool) -> Iterator[Chunk]:
@@ -87,34 +87,34 @@ def split(answer: bytes, *, with_usage: bool) -> Iterator[Chunk]:
     yield Chunk(sse.DONE, event=True)
 
 
-def text_of(body: bytes | None) -> str | None:
+def answer_text(body: bytes | None) -> str | None:
     """The words of an answer, where it has the shape of a completion or a response; else None."""
     try:
         choice = msgspec.json.decode(body or b"null", type=_Choices).choices[0]
     except (ValueError, IndexError, RecursionError):
-        return response.words_of(body or b"null")
+        return response.response_text(body or b"null")
     return choice.message.content if choice.message else choice.text
 
 
-def words_in(body: bytes | None) -> str:
+def text_or_json(body: bytes | None) -> str:
     """An answer as a text: its words, else its JSON as it is written."""
-    text = text_of(body)
+    text = answer_text(body)
     if text is not None:
         return text
     body = body or b"null"
     return msgspec.json.decode(body, type=str) if body.startswith(b'"') else body.decode()
 
 
-def content_of(body: bytes) -> str | msgspec.Raw:
+def content_or_json(body: bytes) -> str | msgspec.Raw:
     """The words of an answer, else its JSON."""
-    text = text_of(body)
+    text = answer_text(body)
     return msgspec.Raw(body) if text is None else text
 
 
 def with_text(body: bytes, text: str) -> bytes:
     """The answer with other words; a body that is neither a completion nor a response becomes those words."""
     if response.is_response(body):
-        return response.with_words(body, text)
+        return response.with_response_text(body, text)
     try:
         whole = msgspec.json.decode(body, type=dict[str, Any])
         choice = msgspec.convert(whole.get("choices"), list[dict[str, Any]])[0]
@@ -134,9 +134,9 @@ def as_completion(body: bytes, model: str) -> bytes:
     That is for a door that speaks completions: a reviewer may have put bare words, or any JSON, in an answer's place.
     """
     try:
-        msgspec.json.decode(body, type=_Chat)
+        msgspec.json.decode(body, type=_Completion)
     except msgspec.ValidationError:
-        text = words_in(body)
+        text = text_or_json(body)
     else:
         return body
     message = {"role": "assistant", "content": text}
@@ -146,8 +146,8 @@ def as_completion(body: bytes, model: str) -> bytes:
     return msgspec.json.encode(head | {"choices": [choice]})
 
 
-def _counted(asked: bytes | None, pieces: int) -> Usage | None:
-    return None if asked is None or not pieces else counted(asked, pieces)
+def _counted(request_body: bytes | None, pieces: int) -> Usage | None:
+    return None if request_body is None or not pieces else estimate_usage(request_body, pieces)
 
 
 class _Message(msgspec.Struct):
@@ -177,7 +177,7 @@ def _assembled(chunks: list[Chunk]) -> tuple[bytes, int]:
         for part in msgspec.convert(piece.pop("choices", None) or [], list[JsonObject]):
             pieces += _says_something(part)
             index = msgspec.convert(part.get("index") or 0, int)
-            _continue(choices.setdefault(index, {}), part)
+            _extend_choice(choices.setdefault(index, {}), part)
         whole.update({key: value for key, value in piece.items() if value or key not in whole})
     if str(piece.get("type")).startswith("response."):  # a stream of /v1/responses tells the whole at its end
         return msgspec.json.encode(piece.get("response")), 0
@@ -192,7 +192,7 @@ class _Piece(msgspec.Struct):
     type: str = ""
 
 
-def _is_known(data: bytes) -> bool:
+def _has_known_shape(data: bytes) -> bool:
     try:
         piece = msgspec.json.decode(data, type=_Piece)
     except (ValueError, RecursionError):
@@ -223,16 +223,16 @@ _GROWS = {"delta", "logprobs", "text"}
 _IS_REPLACED = {"role", "id", "type", "format"}
 
 
-def _continue(choice: JsonObject, part: JsonObject) -> None:
+def _extend_choice(choice: JsonObject, part: JsonObject) -> None:
     """Adds to a choice, in place, what the next event says of it."""
     for key, value in part.items():
         if key in _GROWS:
-            _grow(choice, {key: value})
+            _merge_members(choice, {key: value})
         elif value or key not in choice:
             choice[key] = value
 
 
-def _grow(whole: JsonObject, more: JsonObject) -> None:
+def _merge_members(whole: JsonObject, more: JsonObject) -> None:
     """Adds to members, in place: texts, lists and objects grow, all else is replaced by what is not empty."""
     for key, value in more.items():
         match whole.get(key), value:
@@ -241,9 +241,9 @@ def _grow(whole: JsonObject, more: JsonObject) -> None:
             case None, _:
                 whole[key] = value
             case dict(), dict():
-                _grow(whole[key], cast("JsonObject", value))
+                _merge_members(whole[key], cast("JsonObject", value))
             case list(), list():
-                _extend(whole[key], cast("list[Any]", value))
+                _merge_items(whole[key], cast("list[Any]", value))
             case str() as old, str() if key not in _IS_REPLACED:
                 whole[key] = StringIO()
                 whole[key].write(old + value)
@@ -251,14 +251,14 @@ def _grow(whole: JsonObject, more: JsonObject) -> None:
                 whole[key] = value or whole[key]
 
 
-def _extend(items: list[Any], more: list[Any]) -> None:
+def _merge_items(items: list[Any], more: list[Any]) -> None:
     """Adds items, in place; one with the index of another continues that, unless it has an id of its own."""
     for item in more:
         begun = next((old for old in reversed(items) if _continues(old, item)), None) if _has_index(item) else None
         if begun is None:
             items.append(item)
         else:
-            _grow(begun, item)
+            _merge_members(begun, item)
 
 
 def _has_index(item: object) -> bool:
@@ -283,16 +283,16 @@ def _finished(choice: JsonObject) -> JsonObject:
     return choice | {"message": message}
 
 
-class _Said(msgspec.Struct):
+class _ToolCalls(msgspec.Struct):
     tool_calls: list[JsonObject] | None = None
 
 
-class _Spoken(msgspec.Struct):
-    message: _Said
+class _ChoiceMessage(msgspec.Struct):
+    message: _ToolCalls
 
 
-class _Chat(msgspec.Struct):
-    choices: list[_Spoken]
+class _Completion(msgspec.Struct):
+    choices: list[_ChoiceMessage]
 
 
 _PLACES = {"content": 1, "tool_calls": 2}

@@ -8,10 +8,10 @@ from typing import Literal
 import msgspec
 
 from signoff.core.access import Caller
-from signoff.core.cache import CacheRule, Fresh, Sampling
-from signoff.core.delivery import Hook
+from signoff.core.cache import CacheControl, CacheRule, Sampling
+from signoff.core.delivery import WebhookTarget
 from signoff.core.endpoints import CHAT, PREDICT
-from signoff.core.model import Model, takes_any_json
+from signoff.core.model import Model, accepts_any_json
 from signoff.core.pipelines.composed import Pipeline
 from signoff.core.policy import Review
 
@@ -38,23 +38,23 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     lane: Lane = "later"
     priority: int = 5
     metadata: bytes = b"null"
-    own_id: str | None = None
+    client_id: str | None = None
     idempotency_key: str | None = None
     due_seconds: float = 0
-    deliver: Hook | None = None
+    webhook: WebhookTarget | None = None
     reply_to: str | None = None
     wait_seconds: float | None = None
     door_review: Review = "never"
     is_retry: bool = False
     cache: CacheRule | None = None
-    fresh: Fresh = Fresh()
+    cache_control: CacheControl = CacheControl()
     sampling: Sampling | None = None
     key_id: int | None = None
 
 
 def path_for(model: Model, path: str, body: bytes) -> str:
     """What `model` is asked for: a chat where it knows nothing else, a prediction where `body` is no chat."""
-    if not takes_any_json(model):
+    if not accepts_any_json(model):
         return CHAT if path == PREDICT else path
     return PREDICT if path == CHAT and not _is_chat(body) else path
 

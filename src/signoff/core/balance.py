@@ -20,9 +20,9 @@ from signoff.errors import (
 )
 
 # How much more than its share an endpoint may carry before its conversations go elsewhere.
-BOUND = 1.25
-REST = Backoff(first_seconds=0.5, ceiling_seconds=30)
-LONGEST_REST_SECONDS = 300.0
+LOAD_FACTOR = 1.25
+COOLDOWN = Backoff(first_seconds=0.5, ceiling_seconds=30)
+MAX_COOLDOWN_SECONDS = 300.0
 # One request can bring a model to a failure of its own; that many in a row tell that it is not the requests.
 SOFT_FAILURES = 3
 # Of a text nobody can tell where a conversation's next turn begins.
@@ -41,12 +41,12 @@ def least_loaded(loads: Sequence[int | None], turn: int) -> int | None:
     return best
 
 
-def most_of(total: int, count: int) -> int:
+def bounded_load(total: int, count: int) -> int:
     """How many of `total` loads and one more an endpoint may carry, where `count` share them."""
-    return ceil(BOUND * (total + 1) / max(count, 1))
+    return ceil(LOAD_FACTOR * (total + 1) / max(count, 1))
 
 
-def nearest(key: int, names: Sequence[int], loads: Sequence[int | None], most: int) -> int | None:
+def choose_by_hash(key: int, names: Sequence[int], loads: Sequence[int | None], most: int) -> int | None:
     """The place that `key` belongs to, or the next one of its own order while that carries more than its share.
 
     Each key has an order of its own in which it likes the places, so when one leaves, its keys alone move, to all the
@@ -60,7 +60,7 @@ def nearest(key: int, names: Sequence[int], loads: Sequence[int | None], most: i
     return max(free, key=lambda place: xxhash.xxh3_64_intdigest(mark, seed=names[place]))
 
 
-def name_key(name: str) -> int:
+def endpoint_key(name: str) -> int:
     """What `nearest` knows an endpoint by."""
     return xxhash.xxh3_64_intdigest(name.encode(errors="surrogatepass"))
 
@@ -117,7 +117,7 @@ def _opening(messages: Sequence[_Message]) -> Sequence[_Message]:
     return messages[: first + 1]
 
 
-def helps_elsewhere(error: SignoffError) -> bool:
+def may_succeed_elsewhere(error: SignoffError) -> bool:
     """Whether another endpoint, or another model, may do better: not with a request that is at fault itself."""
     if isinstance(error, ModelAnswered):
         return error.status in {408, 429} or (error.status >= 500 and error.status != 501)
@@ -125,21 +125,23 @@ def helps_elsewhere(error: SignoffError) -> bool:
     return error.retryable and not isinstance(error, ModelCrashed)
 
 
-def is_hard(error: SignoffError) -> bool:
+def is_hard_failure(error: SignoffError) -> bool:
     """Whether the endpoint rests at once: it cannot be reached, or said for how long it wants to be left alone."""
     if isinstance(error, ModelAnswered):
         return error.retry_after_seconds is not None and error.status in {429, 503}
     return isinstance(error, ModelUnreachable)
 
 
-def is_soft(error: SignoffError) -> bool:
+def is_soft_failure(error: SignoffError) -> bool:
     """Whether it rests after several of these in a row."""
     if isinstance(error, ModelAnswered):
         return error.status >= 500 and error.status != 501
-    return isinstance(error, ModelFailed) and helps_elsewhere(error) and not isinstance(error, ModelBusy | ModelDown)
+    return (
+        isinstance(error, ModelFailed) and may_succeed_elsewhere(error) and not isinstance(error, ModelBusy | ModelDown)
+    )
 
 
-def rest_seconds(error: SignoffError, failures: int) -> float:
+def cooldown_seconds(error: SignoffError, failures: int) -> float:
     """How long an endpoint rests after that many failures in a row; what it asked for itself is a floor."""
     asked = error.retry_after_seconds
-    return min(wait_seconds(REST, failures, 1, asked), LONGEST_REST_SECONDS)
+    return min(wait_seconds(COOLDOWN, failures, 1, asked), MAX_COOLDOWN_SECONDS)

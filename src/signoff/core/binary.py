@@ -17,90 +17,90 @@ _BOUNDARY = re.compile(r'boundary=(?:"([^"]+)"|([^\s;]+))', re.IGNORECASE)
 _NAME = re.compile(rb'^content-disposition:[^\r\n]*[;\s]name="?([^";\r\n]*)"?', re.IGNORECASE | re.MULTILINE)
 
 
-class Parcel(msgspec.Struct, frozen=True):
+class BinaryBody(msgspec.Struct, frozen=True):
     """Bytes, and what they are. In JSON they are in base64."""
 
     content_type: str
     content: bytes
 
 
-class _Wrapped(msgspec.Struct):
-    parcel: Parcel
+class _Encoded(msgspec.Struct):
+    binary: BinaryBody
 
 
-def wrapped(parcel: Parcel) -> bytes:
+def encode_binary(binary: BinaryBody) -> bytes:
     """The parcel as JSON."""
-    return msgspec.json.encode(_Wrapped(parcel))
+    return msgspec.json.encode(_Encoded(binary))
 
 
-def unwrapped(body: bytes) -> Parcel | None:
+def decode_binary(body: bytes) -> BinaryBody | None:
     """The parcel in `body`, where that is one."""
     if not body.startswith(_START):
         return None
     try:
-        parcel = msgspec.json.decode(body, type=_Wrapped).parcel
+        binary = msgspec.json.decode(body, type=_Encoded).binary
     except (ValueError, RecursionError):
         return None
-    return parcel if _KIND.fullmatch(parcel.content_type) else None
+    return binary if _KIND.fullmatch(binary.content_type) else None
 
 
-class _Weighed(msgspec.Struct):
+class _Described(msgspec.Struct):
     content_type: str
     content: msgspec.Raw
 
 
-class _Seen(msgspec.Struct):
-    parcel: _Weighed
+class _DescribedBody(msgspec.Struct):
+    binary: _Described
 
 
-def seen(body: bytes) -> str | None:
+def describe_binary(body: bytes) -> str | None:
     """The kind and the size of the parcel in `body`, in words, where that is one."""
     if not body.startswith(_START):
         return None
     try:
-        parcel = msgspec.json.decode(body, type=_Seen).parcel
+        binary = msgspec.json.decode(body, type=_DescribedBody).binary
     except (ValueError, RecursionError):
         return None
-    if not _KIND.fullmatch(parcel.content_type):
+    if not _KIND.fullmatch(binary.content_type):
         return None
-    base64 = bytes(parcel.content).strip(b'"')
-    return f"{parcel.content_type.partition(';')[0]}, {len(base64.rstrip(b'=')) * 3 // 4} bytes"
+    base64 = bytes(binary.content).strip(b'"')
+    return f"{binary.content_type.partition(';')[0]}, {len(base64.rstrip(b'=')) * 3 // 4} bytes"
 
 
-def field(parcel: Parcel, name: str) -> str | None:
+def form_field(binary: BinaryBody, name: str) -> str | None:
     """The text of a form's first field with that name."""
-    place = _place(parcel, name)
-    return None if place is None else parcel.content[place].decode(errors="replace")
+    place = _field_span(binary, name)
+    return None if place is None else binary.content[place].decode(errors="replace")
 
 
-def with_field(parcel: Parcel, name: str, text: str) -> Parcel:
+def with_form_field(binary: BinaryBody, name: str, text: str) -> BinaryBody:
     """The form with another text in that field, where it has it; every other byte stays."""
-    place = _place(parcel, name)
-    if place is None or parcel.content[place] == text.encode():
-        return parcel
-    content = parcel.content[: place.start] + text.encode() + parcel.content[place.stop :]
-    return Parcel(parcel.content_type, content)
+    place = _field_span(binary, name)
+    if place is None or binary.content[place] == text.encode():
+        return binary
+    content = binary.content[: place.start] + text.encode() + binary.content[place.stop :]
+    return BinaryBody(binary.content_type, content)
 
 
-def _place(parcel: Parcel, name: str) -> slice | None:
+def _field_span(binary: BinaryBody, name: str) -> slice | None:
     """Where the text of that field is."""
-    for part in _parts(parcel):
-        head = parcel.content.find(b"\r\n\r\n", part.start, part.stop)
-        found = _NAME.search(parcel.content[part.start : head].lstrip()) if head >= 0 else None
+    for part in _parts(binary):
+        head = binary.content.find(b"\r\n\r\n", part.start, part.stop)
+        found = _NAME.search(binary.content[part.start : head].lstrip()) if head >= 0 else None
         if found is not None and found[1] == name.encode():
             return slice(head + 4, part.stop)
     return None
 
 
-def _parts(parcel: Parcel) -> Iterator[slice]:
+def _parts(binary: BinaryBody) -> Iterator[slice]:
     """Where the parts of a form are, the line breaks around them left out."""
-    told = _BOUNDARY.search(parcel.content_type)
-    if told is None or not parcel.content_type.lower().startswith("multipart/"):
+    told = _BOUNDARY.search(binary.content_type)
+    if told is None or not binary.content_type.lower().startswith("multipart/"):
         return
     boundary = b"--" + (told[1] or told[2]).encode()
-    start = parcel.content.find(boundary)
+    start = binary.content.find(boundary)
     while start >= 0:
         begin = start + len(boundary)
-        start = parcel.content.find(b"\r\n" + boundary, begin)
+        start = binary.content.find(b"\r\n" + boundary, begin)
         if start >= 0:
             yield slice(begin, start)

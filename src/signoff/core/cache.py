@@ -10,10 +10,10 @@ from typing import Any, Literal, cast
 import msgspec
 
 from signoff.core.endpoints import CHAT, COMPLETIONS, RESPONSES, STREAMED
-from signoff.core.keys import fingerprint
-from signoff.core.parse_cost import is_light
+from signoff.core.fingerprint import fingerprint
+from signoff.core.parse_cost import is_cheap_to_parse
 from signoff.core.policy import Policy
-from signoff.core.tokens import Usage, usage_of
+from signoff.core.tokens import Usage, parse_usage
 
 CacheRule = Literal["always", "never"]
 # What became of the cache for one job. Of a `miss` the answer is kept once it is signed off.
@@ -23,7 +23,7 @@ ASIDE = ("stream", "stream_options")
 ENDED = {None, "completed", "incomplete"}
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A signed-off answer under its key, whose it is, and which job it came from."""
 
     key: str
@@ -36,15 +36,15 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
 
 
-class Found(msgspec.Struct, frozen=True):
+class CacheHit(msgspec.Struct, frozen=True):
     """An entry, its age, and for how long it is kept yet."""
 
-    entry: Entry
+    entry: CacheEntry
     age_seconds: float
     left_seconds: float
 
 
-class Which(msgspec.Struct, frozen=True, kw_only=True):
+class CacheFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Some entries; None stands for any."""
 
     key: str | None = None
@@ -53,14 +53,14 @@ class Which(msgspec.Struct, frozen=True, kw_only=True):
     target: str | None = None
 
 
-class Size(msgspec.Struct, frozen=True):
+class CacheSize(msgspec.Struct, frozen=True):
     """How much is kept."""
 
     entries: int = 0
     size_bytes: int = 0
 
 
-class Fresh(msgspec.Struct, frozen=True, kw_only=True):
+class CacheControl(msgspec.Struct, frozen=True, kw_only=True):
     """What a caller's `Cache-Control` says (RFC 9111, section 5.2.1)."""
 
     no_store: bool = False
@@ -80,28 +80,30 @@ class Sampling(msgspec.Struct, frozen=True):
         return bytes(self.seed) != b"null" or _is_zero(bytes(self.temperature))
 
 
-def fresh_of(headers: Iterable[str]) -> Fresh:
+def parse_cache_control(headers: Iterable[str]) -> CacheControl:
     """What the `Cache-Control` headers say together; a `max-age` that is no number lets nothing be old."""
     words = [word.strip().lower().partition("=") for header in headers for word in header.split(",")]
     names = {name.strip() for name, _, _ in words}
     ages = [value.strip().strip('"') for name, _, value in words if name.strip() == "max-age"]
     seconds = [float(age) if re.fullmatch(r"\d{1,12}", age) else 0.0 for age in ages]
-    return Fresh(no_store="no-store" in names, no_cache="no-cache" in names, max_age_seconds=min(seconds, default=None))
+    return CacheControl(
+        no_store="no-store" in names, no_cache="no-cache" in names, max_age_seconds=min(seconds, default=None)
+    )
 
 
-def is_kept(*rules: CacheRule | None, sampling: Sampling) -> bool:
+def is_cacheable(*rules: CacheRule | None, sampling: Sampling) -> bool:
     """Whether an answer is kept at all: as the first of the `rules` says; where none does, as the request itself."""
     rule = next((rule for rule in rules if rule is not None), None)
     return sampling.is_repeatable if rule is None else rule == "always"
 
 
-def key_of(*, scope: str, path: str, target: str, versions: str, policy: Policy, body: bytes) -> str | None:
+def compute_cache_key(*, scope: str, path: str, target: str, versions: str, policy: Policy, body: bytes) -> str | None:
     """The key of the answer to `body`: `VERSIONS-DIGEST`. None for what cannot be read, or is too large to be.
 
     Every part counts, each with its length: SHA-256 over the scope, the endpoint, the parameters, the target and the
     versions of what is behind it, and the policy under which it is signed off.
     """
-    if not is_light(body):
+    if not is_cheap_to_parse(body):
         return None
     try:
         parameters = canonical(body, path)
@@ -112,7 +114,7 @@ def key_of(*, scope: str, path: str, target: str, versions: str, policy: Policy,
     return f"{versions}-{digest}"
 
 
-def is_of(key: str, versions: str) -> bool:
+def has_versions(key: str, versions: str) -> bool:
     """Whether `key` was made with these versions."""
     return key.startswith(f"{versions}-")
 
@@ -127,7 +129,7 @@ def canonical(body: bytes, path: str) -> bytes:
     form = msgspec.json.encode(value, order="sorted")
     plain = msgspec.json.format(body, indent=-1)
     # Nothing is written shorter than in `form`: where both are equally long, no member got lost.
-    if len(form) != len(plain) and _names_twice(body):
+    if len(form) != len(plain) and _has_duplicate_names(body):
         return plain
     if path in STREAMED and isinstance(value, dict):
         members = cast("dict[str, Any]", value)
@@ -137,7 +139,7 @@ def canonical(body: bytes, path: str) -> bytes:
     return form
 
 
-def is_whole(path: str, answer: bytes) -> bool:
+def is_complete(path: str, answer: bytes) -> bool:
     """Whether this is an answer that can be given again: no error in an answer's clothes, nothing still at work."""
     try:
         told = msgspec.json.decode(answer, type=_Ending)
@@ -155,7 +157,7 @@ def with_usage(path: str, answer: bytes, usage: Usage | None) -> bytes:
     if usage is None or path not in {CHAT, COMPLETIONS}:
         return answer
     try:
-        if usage_of(answer) is not None:
+        if parse_usage(answer) is not None:
             return answer
         whole = msgspec.json.decode(answer, type=dict[str, Any])
     except (ValueError, RecursionError):
@@ -178,18 +180,18 @@ def _is_zero(number: bytes) -> bool:
         return False
 
 
-def _names_twice(body: bytes) -> bool:
+def _has_duplicate_names(body: bytes) -> bool:
     try:
-        json.loads(body, object_pairs_hook=_refuse_twice, parse_int=str, parse_float=str)
-    except _TwiceError:
+        json.loads(body, object_pairs_hook=_reject_duplicates, parse_int=str, parse_float=str)
+    except _DuplicateNameError:
         return True
     return False
 
 
-class _TwiceError(Exception):
+class _DuplicateNameError(Exception):
     """A member has the name of another."""
 
 
-def _refuse_twice(members: list[tuple[str, Any]]) -> None:
+def _reject_duplicates(members: list[tuple[str, Any]]) -> None:
     if len({name for name, _ in members}) < len(members):
-        raise _TwiceError
+        raise _DuplicateNameError

@@ -10,45 +10,45 @@ from collections.abc import Iterator
 import msgspec
 
 from signoff.core import endpoints, response, sse
-from signoff.core.answer import Chunk, as_completion, split, words_in
-from signoff.core.binary import unwrapped
-from signoff.core.keys import fingerprint
+from signoff.core.answer import Chunk, as_completion, split, text_or_json
+from signoff.core.binary import decode_binary
+from signoff.core.fingerprint import fingerprint
 from signoff.core.response import JsonObject
 
 
-def shaped(path: str, body: bytes, model: str) -> bytes:
+def convert_answer(path: str, body: bytes, model: str) -> bytes:
     """`body` where it has the form that `path` promises; else an answer of that form which says it."""
     match path:
         case endpoints.CHAT:
             return as_completion(body, model)
         case endpoints.COMPLETIONS | endpoints.EDITS:
-            return body if _is_text(body) else _texts(path, words_in(body), model)
+            return body if _is_text(body) else _texts(path, text_or_json(body), model)
         case endpoints.RESPONSES:
             if response.is_response(body):
                 return body
-            return msgspec.json.encode(response.saying(words_in(body), _name(model, body), model))
+            return msgspec.json.encode(response.response_from_text(text_or_json(body), _name(model, body), model))
         case _:
             return body
 
 
-def streamed(path: str, body: bytes, *, with_usage: bool) -> Iterator[Chunk]:
+def stream_events(path: str, body: bytes, *, with_usage: bool) -> Iterator[Chunk]:
     """An answer as the stream it was or could have been; of an endpoint without streams, one event and `[DONE]`."""
     match path:
         case endpoints.CHAT:
             yield from split(body, with_usage=with_usage)
         case endpoints.COMPLETIONS:
-            yield from _text_events(msgspec.json.decode(shaped(path, body, "")), with_usage=with_usage)
+            yield from _text_events(msgspec.json.decode(convert_answer(path, body, "")), with_usage=with_usage)
         case endpoints.RESPONSES:
-            for event in response.events_of(msgspec.json.decode(shaped(path, body, ""))):
-                yield named_event(event)
-        case _ if (parcel := unwrapped(body)) is not None and parcel.content_type == sse.KIND:
-            yield Chunk(parcel.content, event=True)
+            for event in response.events_of(msgspec.json.decode(convert_answer(path, body, ""))):
+                yield response_event(event)
+        case _ if (binary := decode_binary(body)) is not None and binary.content_type == sse.CONTENT_TYPE:
+            yield Chunk(binary.content, event=True)
         case _:
             yield Chunk(sse.event(b"".join(body.splitlines())), event=True)
             yield Chunk(sse.DONE, event=True)
 
 
-def named_event(event: JsonObject) -> Chunk:
+def response_event(event: JsonObject) -> Chunk:
     """An event of a response's stream, which bears its type twice."""
     return Chunk(f"event: {event['type']}\n".encode() + sse.event(msgspec.json.encode(event)), event=True)
 

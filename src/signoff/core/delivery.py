@@ -13,14 +13,14 @@ DeliveryKind = Literal["webhook", "redis", "topic"]
 DeliveryState = Literal["due", "done", "failed"]
 
 
-class Hook(msgspec.Struct, frozen=True, kw_only=True):
+class WebhookTarget(msgspec.Struct, frozen=True, kw_only=True):
     """Where a caller wants the end of a job told, and the secret to sign it with; None for the deployment's own."""
 
     url: str
     secret: Secret | None = None
 
 
-class Deliver(msgspec.Struct, frozen=True, kw_only=True):
+class DeliveryTarget(msgspec.Struct, frozen=True, kw_only=True):
     """Where the end of a job is told, once of each kind. `sealed` is the receiver's own secret; None stands for the
     deployment's.
     """
@@ -54,7 +54,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     done_at: int | None = None
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
     """What a courier carries."""
 
     address: str
@@ -62,7 +62,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class DeliveryOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of an attempt. `due` is one that goes on after `after_seconds`; `counts`: as one of its attempts."""
 
     state: DeliveryState

@@ -62,7 +62,7 @@ class Route(msgspec.Struct, frozen=True):
     query: str | None
 
     @property
-    def names(self) -> str | None:
+    def object_id(self) -> str | None:
         """The id of the object that the path is about: what stands after its collection, as far as can be seen."""
         match list(dropwhile(_SPACES.__contains__, self.path.split("/")[2:])):
             case [kind, part, *rest] if (rest or kind.lower() in _COLLECTIONS) and (kind, part) not in _DEEDS:
@@ -71,7 +71,7 @@ class Route(msgspec.Struct, frozen=True):
                 return next((part for part in self.path.split("/")[3:] if _HAS_AN_ID.search(part)), None)
 
 
-def route_of(asked: str) -> Route | None:
+def parse_route(asked: str) -> Route | None:
     """What a job's `path` asks for, as one would write it: `GET /v1/responses/resp_1?stream=true`; a POST says no more
     than its path. None where it can be no upstream's.
     """
@@ -79,6 +79,6 @@ def route_of(asked: str) -> Route | None:
     return None if found is None else Route(found[1] or "POST", found[2], found[3])
 
 
-def asked_for(method: str, path: str, query: str = "") -> str:
+def format_route(method: str, path: str, query: str = "") -> str:
     """The other way round."""
     return ("" if method == "POST" else f"{method} ") + path + (f"?{query}" if query else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from signoff.core.convert import shaped
+from signoff.core.convert import convert_answer
 from signoff.core.endpoints import COMPLETIONS
 from signoff.core.job import Job, JobError
 from signoff.errors import BadBody, BadRequest, SignoffError, kind_of
@@ -19,7 +19,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     metadata: bytes = NOTHING
     body: bytes = NOTHING
     model: str | None = None
-    flaw: SignoffError | None = None
+    error: SignoffError | None = None
 
 
 class _Outer(msgspec.Struct):
@@ -32,14 +32,14 @@ class _Model(msgspec.Struct):
     model: str | None = None
 
 
-def opened(message: bytes) -> Envelope:
+def parse_envelope(message: bytes) -> Envelope:
     """The envelope that `message` is; one with a flaw, and with its metadata if they could be read, if it is none."""
     try:
         message.decode()
         outer = msgspec.json.decode(message, type=_Outer)
         msgspec.json.decode(outer.metadata)
     except (ValueError, RecursionError) as error:
-        return Envelope(flaw=BadBody(f'The message is no {{"path", "metadata", "body"}} in JSON: {error}'))
+        return Envelope(error=BadBody(f'The message is no {{"path", "metadata", "body"}} in JSON: {error}'))
     metadata, path = bytes(outer.metadata), COMPLETIONS
     try:
         path = _normal(msgspec.json.decode(outer.path, type=str))
@@ -48,13 +48,13 @@ def opened(message: bytes) -> Envelope:
         body = bytes(outer.body)
         model = msgspec.json.decode(body, type=_Model).model
     except BadRequest as error:
-        return Envelope(path=path, metadata=metadata, flaw=error)
+        return Envelope(path=path, metadata=metadata, error=error)
     except (ValueError, RecursionError) as error:
-        return Envelope(path=path, metadata=metadata, flaw=BadRequest(f"The message cannot be asked: {error}"))
+        return Envelope(path=path, metadata=metadata, error=BadRequest(f"The message cannot be asked: {error}"))
     return Envelope(path=path, metadata=metadata, body=body, model=model)
 
 
-def reply_of(job: Job) -> bytes:
+def reply_for(job: Job) -> bytes:
     """The answer to the message that `job` came from: what was signed off, or why there is nothing."""
     if job.status == "success":
         told = {"status_code": 200, "metadata": msgspec.Raw(job.metadata), "body": _answer(job)}
@@ -71,7 +71,7 @@ def error_body(error: JobError) -> dict[str, dict[str, str | None]]:
 
 
 def _answer(job: Job) -> msgspec.Raw:
-    return msgspec.Raw(NOTHING if job.response is None else shaped(job.path, job.response, job.target))
+    return msgspec.Raw(NOTHING if job.response is None else convert_answer(job.path, job.response, job.target))
 
 
 def _normal(path: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from signoff.core.endpoints import EMBEDDINGS, MODERATIONS, RERANK
-from signoff.core.tokens import counted
+from signoff.core.tokens import estimate_usage
 
 # What an answer is reckoned with where its request names no maximum.
-UNSAID_TOKENS = 32
+DEFAULT_OUTPUT_TOKENS = 32
 SAY_NOTHING = frozenset({EMBEDDINGS, MODERATIONS, RERANK})
 
 
@@ -17,12 +17,12 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt: int
     output: int
-    is_said: bool
+    is_explicit: bool
 
-    def within(self, most: int | None) -> int:
+    def capped(self, most: int | None) -> int:
         """All tokens; where the answer's are only guessed, not more than `most` for that alone."""
         whole = self.prompt + self.output
-        return whole if self.is_said or most is None else min(whole, max(self.prompt, most))
+        return whole if self.is_explicit or most is None else min(whole, max(self.prompt, most))
 
 
 class _Maximum(msgspec.Struct):
@@ -32,16 +32,16 @@ class _Maximum(msgspec.Struct):
     n: int | None = None
 
 
-def estimate(path: str, body: bytes) -> Estimate:
+def estimate_tokens(path: str, body: bytes) -> Estimate:
     """About what `body`, asked of `path`, takes at most."""
-    prompt = counted(body, 0).prompt_tokens
+    prompt = estimate_usage(body, 0).prompt_tokens
     if path in SAY_NOTHING:
-        return Estimate(prompt=prompt, output=0, is_said=True)
+        return Estimate(prompt=prompt, output=0, is_explicit=True)
     try:
         told = msgspec.json.decode(body, type=_Maximum)
     except (ValueError, RecursionError):
         told = _Maximum()
     maxima = (told.max_completion_tokens, told.max_tokens, told.max_output_tokens)
     said = next((most for most in maxima if most is not None), None)
-    each = UNSAID_TOKENS if said is None else max(0, said)
-    return Estimate(prompt=prompt, output=each * max(1, told.n or 1), is_said=said is not None)
+    each = DEFAULT_OUTPUT_TOKENS if said is None else max(0, said)
+    return Estimate(prompt=prompt, output=each * max(1, told.n or 1), is_explicit=said is not None)

@@ -14,7 +14,7 @@ import msgspec
 from signoff.core.answer import Usage
 from signoff.core.ask import Lane
 from signoff.core.cache import CacheState
-from signoff.core.delivery import Deliver
+from signoff.core.delivery import DeliveryTarget
 from signoff.core.policy import Policy
 
 Status = Literal["bot", "human", "success", "fail"]
@@ -38,7 +38,7 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # A status that a retry can help: the caller may come back with the same key.
-LEFT = JobError(code="cancelled", message="The caller left before the answer came.", status=408)
+CALLER_LEFT = JobError(code="cancelled", message="The caller left before the answer came.", status=408)
 INTERRUPTED = JobError(code="interrupted", message="The server that answered this call stopped.", status=503)
 RUN_ENDED = JobError(code="cancelled", message="The run that asked for this has ended.", status=409)
 
@@ -62,7 +62,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One ask and everything that happened to it. Times are microseconds since 1970, UTC.
 
-    `own_id` is what its user calls it; no two jobs of a user share one. `path` is what is asked for, with its method
+    `client_id` is what its user calls it; no two jobs of a user share one. `path` is what is asked for, with its method
     where that is no POST; `made` is the id of what the answer left at the upstream. `usage` is what its answer took;
     the tokens and the cost below are of everything that its model was asked for it, the cost None where a price was
     not known. The last three say how long it waited to be asked, the model for its first word, and that for its last.
@@ -90,15 +90,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     metadata: bytes = b"null"
     priority: int = 5
     policy: Policy = Policy()
-    own_id: str | None = None
+    client_id: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
-    made: str | None = None
+    upstream_object_id: str | None = None
     retry_of: str | None = None
     prompt: str | None = None
     prompt_version: int | None = None
     key_id: int | None = None
-    deliver: tuple[Deliver, ...] = ()
+    deliver: tuple[DeliveryTarget, ...] = ()
     attempt: int = 0
     max_attempts: int = 5
     round: int = 0
@@ -117,8 +117,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
     cost_nanodollars: int | None = None
     queued_us: int | None = None
-    first_us: int | None = None
-    answer_us: int | None = None
+    ttft_us: int | None = None
+    generation_us: int | None = None
     created_at: int = 0
     updated_at: int = 0
     cache: CacheState | None = None
@@ -161,7 +161,7 @@ class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: int
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class StepCall(msgspec.Struct, frozen=True, kw_only=True):
     """What a step remembers of the call that made it, in its metadata."""
 
     kind: str
@@ -187,7 +187,7 @@ class Guard(Enum):
     PARKED = "it is parked"
 
 
-class Move(msgspec.Struct, frozen=True, kw_only=True):
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
     """One verb of the state machine: from which statuses, to which, under what guards, and what it always changes."""
 
     verb: str
@@ -204,31 +204,31 @@ _REVIEW = ("review_lease", "review_lease_until", "review_deadline", "draft")
 _VERDICT = ("decision", "release_at")
 
 
-def _bot(verb: str, to: tuple[Status, ...], guards: tuple[Guard, ...], meaning: str, **adds: int) -> Move:
+def _bot(verb: str, to: tuple[Status, ...], guards: tuple[Guard, ...], meaning: str, **adds: int) -> Transition:
     """A move of the machine's side; all but a claim end the lease."""
     clears = () if verb == "claim" else _LEASE
-    return Move(verb=verb, meaning=meaning, sources=("bot",), targets=to, guards=guards, clears=clears, adds=adds)
+    return Transition(verb=verb, meaning=meaning, sources=("bot",), targets=to, guards=guards, clears=clears, adds=adds)
 
 
-def _reviewer(verb: str, meaning: str, *clears: str) -> Move:
+def _reviewer(verb: str, meaning: str, *clears: str) -> Transition:
     """A move of a reviewer who looks at a held job."""
     guards = (Guard.ROUND, Guard.UNOPENED, Guard.UNDECIDED)
-    return Move(verb=verb, meaning=meaning, sources=("human",), targets=("human",), guards=guards, clears=clears)
+    return Transition(verb=verb, meaning=meaning, sources=("human",), targets=("human",), guards=guards, clears=clears)
 
 
-def _release(verb: str, to: Status, meaning: str, *clears: str) -> Move:
+def _release(verb: str, to: Status, meaning: str, *clears: str) -> Transition:
     """A verdict that takes effect."""
     guards = (Guard.ROUND, Guard.DECIDED, Guard.RELEASED)
     clears = (*_REVIEW, "release_at", *clears)
-    return Move(verb=verb, meaning=meaning, sources=("human",), targets=(to,), guards=guards, clears=clears)
+    return Transition(verb=verb, meaning=meaning, sources=("human",), targets=(to,), guards=guards, clears=clears)
 
 
-MOVES: dict[str, Move] = {
+TRANSITIONS: dict[str, Transition] = {
     move.verb: move
     for move in (
-        Move(verb="submit", meaning="accepted, durable", targets=("bot",)),
-        Move(verb="hit", meaning="the same was answered and signed off before", targets=("success",)),
-        Move(verb="refuse", meaning="it came, and cannot be asked", targets=("fail",)),
+        Transition(verb="submit", meaning="accepted, durable", targets=("bot",)),
+        Transition(verb="hit", meaning="the same was answered and signed off before", targets=("success",)),
+        Transition(verb="refuse", meaning="it came, and cannot be asked", targets=("fail",)),
         _bot("claim", ("bot",), (Guard.DUE,), "a worker holds a lease; attempt + 1", attempt=1),
         _bot(
             "release",
@@ -246,7 +246,7 @@ MOVES: dict[str, Move] = {
             "its steps wait for a person; the attempt is given back",
             attempt=-1,
         ),
-        Move(
+        Transition(
             verb="wake",
             meaning="a step of it has settled; it goes on",
             sources=("bot",),
@@ -261,7 +261,7 @@ MOVES: dict[str, Move] = {
         _reviewer("leave", "the reviewer looks away", "review_lease", "review_lease_until"),
         _reviewer("draft", "edits are kept, nothing else changes"),
         _reviewer("decide", "the verdict is in", "review_lease", "review_lease_until"),
-        Move(
+        Transition(
             verb="undo",
             meaning="the verdict is withdrawn; a new round begins",
             sources=("human",),
@@ -273,14 +273,14 @@ MOVES: dict[str, Move] = {
         _release("approve", "success", "signed off, as it was or edited"),
         _release("redo", "bot", "asked again, the payload as it was or edited", "decision", "response", "usage"),
         _release("reject", "fail", "refused, with a reason"),
-        Move(
+        Transition(
             verb="cancel",
             meaning="its owner does not want it any more",
             sources=("bot", "human"),
             targets=("fail",),
             clears=(*_LEASE, *_REVIEW, *_VERDICT, "parked_at"),
         ),
-        Move(
+        Transition(
             verb="expire",
             meaning="nobody decided in time; the policy says what then",
             sources=("human",),

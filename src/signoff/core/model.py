@@ -9,15 +9,15 @@ from typing import Any, Literal
 import msgspec
 
 from signoff.core.cache import CacheRule
-from signoff.core.keys import fingerprint
+from signoff.core.fingerprint import fingerprint
 from signoff.core.policy import Review
 
 # An extension brings kinds of its own: which there are, the table of the engines tells.
-Kind = str
-ASKED_BY_URL: tuple[Kind, ...] = ("openai", "http")
+ModelKind = str
+HTTP_KINDS: tuple[ModelKind, ...] = ("openai", "http")
 # Those that a caller's own upstream key is sent to.
-TAKE_KEYS: tuple[Kind, ...] = ("openai", "http", "anyllm")
-LONGEST_NAME = 255
+KINDS_WITH_KEYS: tuple[ModelKind, ...] = ("openai", "http", "anyllm")
+MAX_NAME_LENGTH = 255
 # An endpoint: its address, and what its upstream calls the model.
 EndpointName = tuple[str, str | None]
 Balance = Literal["least-load", "prefix-hash"]
@@ -40,7 +40,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     total_seconds: float = 600
 
 
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One of several addresses of a model. What is None there is as the model has it."""
 
     url: str
@@ -65,7 +65,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    kind: Kind
+    kind: ModelKind
     url: str | None = None
     upstream_model: str | None = None
     key_id: int | None = None
@@ -80,7 +80,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     coalesce: bool | None = None
     default: bool = False
     cache: CacheRule | None = None
-    endpoints: tuple[Endpoint, ...] = ()
+    endpoints: tuple[EndpointConfig, ...] = ()
     replicas: int = 1
     balance: Balance = "least-load"
     max_parallel: int | None = None
@@ -89,7 +89,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     fallbacks: tuple[str, ...] = ()
 
 
-class Listing:
+class ModelIndex:
     """Models by the names that they answer to."""
 
     def __init__(self, models: Iterable[Model]) -> None:
@@ -112,7 +112,7 @@ class Listing:
         echo = next((model for model in self._echoes if name.startswith(f"{model.name}/")), None)
         return echo or next((model for model in self._wild if name.startswith(model.name[:-1])), None)
 
-    def knows(self, name: str) -> bool:
+    def has_exact(self, name: str) -> bool:
         """Whether a model is called exactly that, or is an echo with a suffix."""
         return name in self._by_name or (
             name.isprintable() and any(name.startswith(f"{model.name}/") for model in self._echoes)
@@ -134,16 +134,16 @@ class Listing:
 
 def is_name(text: str) -> bool:
     """Whether a model can be called that."""
-    return 0 < len(text) <= LONGEST_NAME and text.isprintable() and text == text.strip()
+    return 0 < len(text) <= MAX_NAME_LENGTH and text.isprintable() and text == text.strip()
 
 
-def flaw_of(model: Model) -> str | None:
+def model_fault(model: Model) -> str | None:
     """What is missing or wrong in a model's description, in a sentence."""
     kind, has_url = model.kind, (model.url or "").startswith(("http://", "https://"))
     is_named = is_name(model.name) and "*" not in model.name[:-1]
     flaws = {
-        f"A name has 1 to {LONGEST_NAME} printable characters; a * stands at its end.": not is_named,
-        f"A model of the kind {kind} needs a url that begins with http:// or https://.": kind in ASKED_BY_URL
+        f"A name has 1 to {MAX_NAME_LENGTH} printable characters; a * stands at its end.": not is_named,
+        f"A model of the kind {kind} needs a url that begins with http:// or https://.": kind in HTTP_KINDS
         and not (has_url or model.endpoints),
         "A model of the kind anyllm says PROVIDER/MODEL, as its upstream_model or as its name.": kind == "anyllm"
         and "/" not in (model.upstream_model or model.name),
@@ -151,7 +151,7 @@ def flaw_of(model: Model) -> str | None:
         f"A model of the kind {kind} runs no command.": kind != "subprocess" and bool(model.command or model.serve),
         f"A model of the kind {kind} is no program that could be limited.": kind != "subprocess"
         and model.limits != ProcessLimits(),
-        "A program has 8 MiB of memory and 16 open files at least, and a niceness from 0 to 19.": not _can_live_within(
+        "A program has 8 MiB of memory and 16 open files at least, and a niceness from 0 to 19.": not _are_valid_limits(
             model.limits
         ),
         "A command has no zero bytes.": any("\0" in word for word in model.command),
@@ -160,15 +160,15 @@ def flaw_of(model: Model) -> str | None:
         and not 0 < model.attempts <= MOST_ATTEMPTS,
         "A default model needs a whole name.": model.default and model.name.endswith("*"),
     }
-    return next((flaw for flaw, is_so in (flaws | _flaws_of_many(model)).items() if is_so), None)
+    return next((flaw for flaw, is_so in (flaws | _endpoint_faults(model)).items() if is_so), None)
 
 
-def _flaws_of_many(model: Model) -> dict[str, bool]:
+def _endpoint_faults(model: Model) -> dict[str, bool]:
     """Flaws of endpoints, replicas, limits and fallbacks."""
     limits = [model.max_parallel, *(each.max_parallel for each in model.endpoints)]
     names = [(each.url, each.upstream_model) for each in model.endpoints]
     return {
-        f"A model of the kind {model.kind} has no endpoints.": model.kind not in ASKED_BY_URL and bool(names),
+        f"A model of the kind {model.kind} has no endpoints.": model.kind not in HTTP_KINDS and bool(names),
         "A model has a url or endpoints, not both.": bool(model.url and names),
         "Each endpoint needs a url that begins with http:// or https://.": not all(
             url.startswith(("http://", "https://")) for url, _ in names
@@ -192,7 +192,7 @@ def _seconds_of(model: Model) -> list[float]:
     return [model.idle_seconds, model.start_seconds, model.queue_seconds, *msgspec.structs.astuple(model.timeouts)]
 
 
-def is_plain(model: Model) -> bool:
+def has_single_endpoint(model: Model) -> bool:
     """Whether it is in one place, without a limit and without another to ask instead."""
     return not (model.endpoints or model.fallbacks or model.max_parallel is not None or model.replicas > 1)
 
@@ -205,7 +205,7 @@ def endpoints_of(model: Model) -> tuple[Model, ...]:
     return (model, *more)
 
 
-def _at(model: Model, endpoint: Endpoint) -> Model:
+def _at(model: Model, endpoint: EndpointConfig) -> Model:
     return msgspec.structs.replace(
         model,
         endpoints=(),
@@ -254,7 +254,7 @@ def without_keys(model: Model) -> Model:
     return msgspec.structs.replace(model, key_id=None, endpoints=tuple(endpoints))
 
 
-def with_standing_keys(model: Model, old: Model) -> Model:
+def with_existing_keys(model: Model, old: Model) -> Model:
     """`model` as it takes the place of `old`, whose keys it goes on with."""
     return with_known_keys(msgspec.structs.replace(model, key_id=old.key_id), old)
 
@@ -265,14 +265,14 @@ def key_ids_of(model: Model) -> list[int]:
     return [key_id for key_id in ids if key_id is not None]
 
 
-def _can_live_within(limits: ProcessLimits) -> bool:
+def _are_valid_limits(limits: ProcessLimits) -> bool:
     least = {"memory_mb": 8, "open_files": 16, "nice": 0}
     most = {"memory_mb": 2**40, "open_files": 2**20, "nice": 19}
     given = {name: value for name in least if (value := getattr(limits, name)) is not None}
     return all(least[name] <= value <= most[name] for name, value in given.items())
 
 
-def takes_any_json(model: Model) -> bool:
+def accepts_any_json(model: Model) -> bool:
     """Whether it is asked with the payload as it is; all others speak as OpenAI's API does."""
     return model.kind == "http" or (model.kind == "subprocess" and not model.serve)
 
@@ -291,6 +291,6 @@ def version_of(model: Model) -> str:
     return fingerprint(msgspec.json.encode(model))[:16]
 
 
-def upstream_name(model: Model, asked: str) -> str:
+def upstream_name(model: Model, requested_name: str) -> str:
     """What the upstream calls the model that was asked for as `asked`."""
-    return model.upstream_model or asked
+    return model.upstream_model or requested_name

@@ -19,7 +19,7 @@ class _Response(msgspec.Struct):
     output: list[JsonObject]
 
 
-def words_of(body: bytes) -> str | None:
+def response_text(body: bytes) -> str | None:
     """The words of a response; None where `body` is none, or says nothing."""
     try:
         items = msgspec.json.decode(body, type=_Response).output
@@ -46,7 +46,7 @@ def _parts(item: JsonObject) -> list[JsonObject]:
         return []
 
 
-def with_words(body: bytes, text: str) -> bytes:
+def with_response_text(body: bytes, text: str) -> bytes:
     """The response with `text` as all that its messages say; calls of tools and the like stay."""
     whole: JsonObject = msgspec.json.decode(body)
     items = cast("list[JsonObject]", whole["output"])
@@ -59,7 +59,7 @@ def with_words(body: bytes, text: str) -> bytes:
     return msgspec.json.encode(whole)
 
 
-def saying(text: str, name: str, model: str) -> JsonObject:
+def response_from_text(text: str, name: str, model: str) -> JsonObject:
     """A response that says `text`. `name` tells it from others."""
     return {
         "id": f"resp_{name}",

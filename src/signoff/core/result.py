@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from signoff.core.answer import content_of
+from signoff.core.answer import content_or_json
 from signoff.core.job import Job
 
 JOB_STATUS = {"bot": "pending", "human": "in_review", "success": "completed", "fail": "error"}
@@ -14,8 +14,8 @@ def result_of(job: Job) -> dict[str, Any]:
     """The job's state, and what was answered: its words, else its JSON. What was not signed off is not in it."""
     is_claimed = job.status == "bot" and job.lease is not None
     return {
-        "job_id": job.own_id or job.id,
+        "job_id": job.client_id or job.id,
         "job_status": "in_progress" if is_claimed else JOB_STATUS[job.status],
-        "content": content_of(job.response) if job.status == "success" and job.response is not None else None,
+        "content": content_or_json(job.response) if job.status == "success" and job.response is not None else None,
         "error": job.error,
     }

@@ -6,7 +6,7 @@ import re
 
 from signoff.errors import ModelGarbled
 
-KIND = "text/event-stream"
+CONTENT_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Lines end in \n, in \r\n, or in \r alone; the first two may be mixed.
@@ -33,7 +33,7 @@ def data_of(raw: bytes) -> bytes:
     return b"\n".join(value.removeprefix(b" ") for name, _, value in lines if name == b"data")
 
 
-class Splitter:
+class EventSplitter:
     """Cuts a byte stream into whole raw events, blank line included, so that they can pass on unchanged."""
 
     def __init__(self, max_event_bytes: int) -> None:

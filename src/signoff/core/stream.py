@@ -46,24 +46,24 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
         return TRANSPORTS[self.scheme]
 
 
-class Arrived(msgspec.Struct, frozen=True):
+class IncomingMessage(msgspec.Struct, frozen=True):
     """A message that came. `id` is the transport's own, the same whenever the message comes again; None where it has
     none, and then `again` says whether it came before.
     """
 
     body: bytes
     id: str | None = None
-    again: bool = False
+    is_redelivery: bool = False
 
 
-class Listening(msgspec.Struct, frozen=True):
+class ListenerStatus(msgspec.Struct, frozen=True):
     """How a stream is, in one process: whether its messages are taken, and what is wrong if they are not."""
 
     ok: bool
-    trouble: Annotated[str | None, "in words, without a password"] = None
+    error: Annotated[str | None, "in words, without a password"] = None
 
 
-def seen_of(url: str) -> tuple[str, str]:
+def public_address(url: str) -> tuple[str, str]:
     """The scheme and the hosts of an address: all of it that may be shown. Both are empty where it cannot be read, and
     the hosts where what stands for them may be the beginning of a password.
     """
@@ -76,7 +76,7 @@ def seen_of(url: str) -> tuple[str, str]:
     return parts.scheme, "" if is_cut or not all(HOST.fullmatch(host) for host in hosts.split(",")) else hosts
 
 
-def flaw_of(stream: Stream) -> str | None:
+def stream_fault(stream: Stream) -> str | None:
     """Why the stream cannot be, or None."""
     topics = {"requests": stream.requests, "responses": stream.responses}
     flaws = {

@@ -8,10 +8,10 @@ from typing import cast
 
 import msgspec
 
-from signoff.core.parse_cost import is_light
+from signoff.core.parse_cost import is_cheap_to_parse
 
 # About what a token stands for in the texts that models read.
-BYTES_A_TOKEN = 4
+BYTES_PER_TOKEN = 4
 NO_TEXT = frozenset({"role", "type", "input_audio"})
 _NO_TEXT = re.compile(rb'"(?:data:|data"\s*:\s*")[^"]{1000,}')
 NOT_SAID = NO_TEXT | {"id", "call_id", "index", "status", "finish_reason", "logprobs", "audio", "result"}
@@ -33,7 +33,7 @@ class _Details(msgspec.Struct):
     cached_tokens: int | None = None
 
 
-class _Told(msgspec.Struct):
+class _ReportedUsage(msgspec.Struct):
     """Under either of the names that endpoints have for them."""
 
     prompt_tokens: int | None = None
@@ -46,13 +46,13 @@ class _Told(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    usage: _Told | None = None
+    usage: _ReportedUsage | None = None
 
 
 _NOTHING = msgspec.Raw(b"null")
 
 
-class _Asked(msgspec.Struct):
+class _RequestTexts(msgspec.Struct):
     messages: msgspec.Raw = _NOTHING
     prompt: msgspec.Raw = _NOTHING
     input: msgspec.Raw = _NOTHING
@@ -60,12 +60,12 @@ class _Asked(msgspec.Struct):
     tools: msgspec.Raw = _NOTHING
 
 
-class _Said(msgspec.Struct):
+class _AnswerTexts(msgspec.Struct):
     choices: msgspec.Raw = _NOTHING
     output: msgspec.Raw = _NOTHING
 
 
-def usage_of(body: bytes) -> Usage | None:
+def parse_usage(body: bytes) -> Usage | None:
     """What an answer tells; its own tokens are counted where it tells the request's alone.
 
     Raises ValueError, or RecursionError, when it is not JSON.
@@ -83,20 +83,20 @@ def usage_of(body: bytes) -> Usage | None:
     if not (asked or said or total):
         return None
     if not said:
-        said = max(0, min(total, total - asked)) or tokens_said(body)
+        said = max(0, min(total, total - asked)) or count_answer_tokens(body)
     details = told.prompt_tokens_details or told.input_tokens_details
     cached = (details.cached_tokens or 0) if details else 0
     return Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=total, cached_tokens=cached)
 
 
-def tokens_said(answer: bytes) -> int:
+def count_answer_tokens(answer: bytes) -> int:
     """About how many tokens a completion or a response has, by the size of its texts; of all else, none."""
-    return _tokens(answer, _Said, NOT_SAID)
+    return _tokens(answer, _AnswerTexts, NOT_SAID)
 
 
-def counted(asked: bytes, pieces: int) -> Usage:
+def estimate_usage(request_body: bytes, pieces: int) -> Usage:
     """About how many tokens a stream took that does not say: one a piece; the request's texts count by their size."""
-    prompt = _tokens(asked, _Asked, NO_TEXT)
+    prompt = _tokens(request_body, _RequestTexts, NO_TEXT)
     return Usage(prompt_tokens=prompt, completion_tokens=pieces, total_tokens=prompt + pieces)
 
 
@@ -107,12 +107,12 @@ def _tokens(body: bytes, members: type[msgspec.Struct], aside: Container[str]) -
         size = sum(_size(bytes(raw), aside) for raw in found if raw is not _NOTHING)
     except (ValueError, RecursionError):
         return 0
-    return -(-size // BYTES_A_TOKEN)
+    return -(-size // BYTES_PER_TOKEN)
 
 
 def _size(raw: bytes, aside: Container[str]) -> int:
     """How many bytes of text there are in `raw`; pictures and sounds, which are no text, are left out."""
-    if not is_light(raw):
+    if not is_cheap_to_parse(raw):
         return len(_NO_TEXT.sub(b"", raw))
     waiting, size = [msgspec.json.decode(raw)], 0
     while waiting:

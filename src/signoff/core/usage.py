@@ -17,7 +17,7 @@ DAY_US = 24 * HOUR_US
 STALE = "stale"
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
+class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which jobs to sum up, and by what. Times are when jobs were made: microseconds since 1970, the end excluded.
 
     Both are moved to whole hours. `user_id` None means everybody's.
@@ -32,7 +32,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 1000
 
 
-class Sum(msgspec.Struct, frozen=True, kw_only=True):
+class UsageTotals(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens, cost and times of some jobs. `unpriced` are those that used tokens of a model without a price.
 
     Times are sums over the `timed` jobs, whose model was asked.
@@ -46,28 +46,28 @@ class Sum(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
     cost_nanodollars: int = 0
     queued_us: int = 0
-    first_us: int = 0
-    answer_us: int = 0
+    ttft_us: int = 0
+    generation_us: int = 0
 
 
-def sum_of(job: Job) -> Sum:
+def totals_of(job: Job) -> UsageTotals:
     """What one job took."""
-    return Sum(
+    return UsageTotals(
         jobs=1,
         unpriced=int(job.cost_nanodollars is None and job.prompt_tokens + job.completion_tokens > 0),
-        timed=int(job.answer_us is not None),
+        timed=int(job.generation_us is not None),
         prompt_tokens=job.prompt_tokens,
         cached_tokens=job.cached_tokens,
         completion_tokens=job.completion_tokens,
         cost_nanodollars=job.cost_nanodollars or 0,
         queued_us=job.queued_us or 0,
-        first_us=job.first_us or 0,
-        answer_us=job.answer_us or 0,
+        ttft_us=job.ttft_us or 0,
+        generation_us=job.generation_us or 0,
     )
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True):
+class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     """One sum, and what it is of: a value for each dimension that was asked for; a user's email, a token's id."""
 
-    of: dict[str, str | int | None]
-    sum: Sum
+    dimensions: dict[str, str | int | None]
+    totals: UsageTotals

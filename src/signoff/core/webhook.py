@@ -11,18 +11,18 @@ import msgspec
 
 from signoff.core.job import Job
 from signoff.core.signing import Secret
-from signoff.core.wire import as_seen, when
+from signoff.core.wire import format_time, job_as_json
 
 
-def body_of(job: Job) -> bytes:
+def webhook_body(job: Job) -> bytes:
     """The message that tells of a job's end; the same at every attempt. A refused answer is not in it."""
     if job.status != "success":
         job = msgspec.structs.replace(job, response=None)
     kind = "job.succeeded" if job.status == "success" else "job.failed"
-    return msgspec.json.encode({"type": kind, "timestamp": when(job.updated_at), "data": as_seen(job)})
+    return msgspec.json.encode({"type": kind, "timestamp": format_time(job.updated_at), "data": job_as_json(job)})
 
 
-def headers_of(message_id: str, now_us: int, body: bytes, secrets: Sequence[Secret]) -> dict[str, str]:
+def webhook_headers(message_id: str, now_us: int, body: bytes, secrets: Sequence[Secret]) -> dict[str, str]:
     """The headers of one attempt, at `now_us` microseconds since 1970, with a signature for each of `secrets`."""
     timestamp = str(now_us // 1_000_000)
     content = f"{message_id}.{timestamp}.".encode() + body

@@ -12,30 +12,30 @@ from signoff.core.limits import EPOCH
 from signoff.core.price import NANO, dollars
 
 
-def as_seen(job: Job) -> dict[str, Any]:
+def job_as_json(job: Job) -> dict[str, Any]:
     """A job as the wire has it."""
     return {
         "job_id": job.id,
         "status": job.status,
         "payload": msgspec.Raw(job.body),
         "response": None if job.response is None else msgspec.Raw(job.response),
-        "created_at": when(job.created_at),
-        "updated_at": when(job.updated_at),
+        "created_at": format_time(job.created_at),
+        "updated_at": format_time(job.updated_at),
         "model": job.target,
         "error": job.error,
         "attempt": job.attempt,
         "round": job.round,
         "retry_of": job.retry_of,
-        "usage": usage_of(job),
+        "usage": usage_as_json(job),
         "cost": None if job.cost_nanodollars is None else dollars(job.cost_nanodollars, NANO),
         "seconds": {
             "queued": _seconds(job.queued_us),
-            "first_byte": _seconds(job.first_us),
-            "answer": _seconds(job.answer_us),
+            "first_byte": _seconds(job.ttft_us),
+            "answer": _seconds(job.generation_us),
         },
         "parent": job.parent_id,
         "node": job.node,
-        "parked_at": None if job.parked_at is None else when(job.parked_at),
+        "parked_at": None if job.parked_at is None else format_time(job.parked_at),
         "prompt": job.prompt,
         "prompt_version": job.prompt_version,
         "metadata": msgspec.Raw(job.metadata),
@@ -44,7 +44,7 @@ def as_seen(job: Job) -> dict[str, Any]:
     }
 
 
-def usage_of(job: Job) -> dict[str, int] | None:
+def usage_as_json(job: Job) -> dict[str, int] | None:
     """The tokens of everything that was asked for the job; None where there are none."""
     if not job.prompt_tokens and not job.completion_tokens:
         return None
@@ -59,12 +59,12 @@ def _seconds(microseconds: int | None) -> float | None:
     return None if microseconds is None else microseconds / 1_000_000
 
 
-def when(microseconds: int) -> str:
+def format_time(microseconds: int) -> str:
     """RFC 3339, UTC, microseconds, `Z`."""
     return (EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def microseconds_of(time: datetime) -> int:
+def parse_time(time: datetime) -> int:
     """The other way round; UTC unless `time` says another zone. Raises ValueError for what `when` cannot tell."""
     try:
         utc = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

@@ -13,18 +13,27 @@ from litestar.response import Template
 from litestar.static_files import create_static_files_router  # pyright: ignore[reportUnknownVariableType]
 
 from signoff.core.access import Caller, may_review
-from signoff.core.answer import text_of, with_text
+from signoff.core.answer import answer_text, with_text
 from signoff.core.ask import as_chat
-from signoff.core.binary import seen
+from signoff.core.binary import describe_binary
 from signoff.core.job import STATUSES, Edit, Job, Verdict
-from signoff.core.wire import when
-from signoff.doors.http import INTS, TheCaller, TheDesk, TheKnobs, caller_of, header, number_in, scope_of
+from signoff.core.wire import format_time
+from signoff.doors.http import (
+    INTS,
+    InjectedCaller,
+    InjectedServices,
+    InjectedSettings,
+    caller_of,
+    header,
+    number_in,
+    scope_of,
+)
 from signoff.errors import BadRequest, Unauthorized
 from signoff.store import JobFilter
 from signoff.work.admin.registry import all_models
-from signoff.work.jobs.query import count_of, look, page_of
-from signoff.work.reviews.desk import Opinion, decide
-from signoff.work.services import Desk
+from signoff.work.jobs.query import count_jobs, get_job, page_of_jobs
+from signoff.work.reviews.desk import VerdictRequest, decide
+from signoff.work.services import Services
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN = 10
@@ -51,31 +60,33 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/", include_in_schema=False, media_type=MediaType.HTML)
-async def home(request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs) -> Template:
+async def home(
+    request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings
+) -> Template:
     """The page, for whoever is there."""
     address = f"{scope_of(request)['scheme']}://{header(scope_of(request), b'host') or 'localhost'}"
     caller: Caller | None = None
     with contextlib.suppress(Unauthorized):
-        caller = await caller_of(desk, knobs, scope_of(request))
+        caller = await caller_of(services, door_settings, scope_of(request))
     context: dict[str, Any] = {"address": address, "caller": caller}
     if caller is not None:
-        context |= await _seen_by(desk, caller)
+        context |= await _seen_by(services, caller)
     return Template("home.html", context=context, headers=SAFE)
 
 
 @post("/dashboard/decide", include_in_schema=False, status_code=303)
-async def decided(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> Response[str]:
+async def decided(request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller) -> Response[str]:
     """A verdict from the page's own form; leads back to the page."""
     form = _form(await request.body())
     verdict, round_ = VERDICTS.get(form.get("verdict", "")), number_in(form.get("round"))
     if verdict is None or round_ is None or round_ >= INTS:
         raise BadRequest("The form is not complete.")
-    job = await look(desk, caller, form.get("id", ""))
+    job = await get_job(services, caller, form.get("id", ""))
     text, before = form.get("answer", "").replace("\r\n", "\n"), _answer(job)
     edited = verdict == "approve" and text != before
     edit = Edit(response=with_text(job.response or b"null", text).decode()) if edited else Edit()
-    opinion = Opinion(verdict=verdict, reason=form.get("reason") or None, edit=edit, round=round_)
-    await decide(desk, caller, job.id, opinion)
+    opinion = VerdictRequest(verdict=verdict, reason=form.get("reason") or None, edit=edit, round=round_)
+    await decide(services, caller, job.id, opinion)
     return Response("", status_code=303, headers={"location": "/"})
 
 
@@ -86,15 +97,15 @@ def _form(body: bytes) -> dict[str, str]:
         raise BadRequest(f"The form cannot be read: {error}") from None
 
 
-async def _seen_by(desk: Desk, caller: Caller) -> dict[str, Any]:
-    held = await page_of(desk, caller, JobFilter(status="human", limit=SHOWN))
-    latest = await page_of(desk, caller, JobFilter(limit=SHOWN, newest_first=True))
+async def _seen_by(services: Services, caller: Caller) -> dict[str, Any]:
+    held = await page_of_jobs(services, caller, JobFilter(status="human", limit=SHOWN))
+    latest = await page_of_jobs(services, caller, JobFilter(limit=SHOWN, newest_first=True))
     return {
-        "totals": {status: await count_of(desk, caller, JobFilter(status=status)) for status in STATUSES},
+        "totals": {status: await count_jobs(services, caller, JobFilter(status=status)) for status in STATUSES},
         "held": [_card(job) for job in held],
         "latest": [_card(job) for job in latest],
         "may_review": may_review(caller),
-        "models": await all_models(desk),
+        "models": await all_models(services),
     }
 
 
@@ -103,7 +114,7 @@ def _card(job: Job) -> Card:
         id=job.id,
         status=job.status,
         model=job.target,
-        when=when(job.created_at),
+        when=format_time(job.created_at),
         round=job.round,
         question=_question(job),
         answer=_answer(job),
@@ -120,8 +131,8 @@ class _Chat(msgspec.Struct):
 
 
 def _question(job: Job) -> str:
-    if (parcel := seen(job.body)) is not None:
-        return parcel
+    if (binary := describe_binary(job.body)) is not None:
+        return binary
     try:
         said = msgspec.json.decode(as_chat(job.body), type=_Chat).messages[-1].content
     except (ValueError, RecursionError):
@@ -133,7 +144,7 @@ def _answer(job: Job) -> str:
     """The answer's words, with the line ends that a form would send back."""
     if job.response is None:
         return ""
-    text = seen(job.response) or text_of(job.response)
+    text = describe_binary(job.response) or answer_text(job.response)
     return (job.response.decode(errors="replace") if text is None else text).replace("\r\n", "\n")
 
 

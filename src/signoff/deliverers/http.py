@@ -9,20 +9,20 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from signoff.core.allow_list import Reach, checked_host
-from signoff.core.delivery import Message
+from signoff.core.allow_list import AllowList, checked_host
+from signoff.core.delivery import OutgoingMessage
 from signoff.errors import AddressRefused, SignoffError, Undelivered
-from signoff.infra.ssrf import CheckedResolver, refusal_in
+from signoff.infra.ssrf import CheckedResolver, blocked_reason
 
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 15.0
 
 
-class HttpCourier:
+class HttpDeliverer:
     """See `courier.Courier`. A name is resolved once a message, and that very answer is checked and connected to."""
 
     def __init__(
-        self, reach: Reach, *, resolver: AbstractResolver | None = None, total_seconds: float = TOTAL_SECONDS
+        self, reach: AllowList, *, resolver: AbstractResolver | None = None, total_seconds: float = TOTAL_SECONDS
     ) -> None:
         self._reach = reach
         self._total_seconds = total_seconds
@@ -44,7 +44,7 @@ class HttpCourier:
             headers={"user-agent": "signoff", "accept-encoding": "identity"},
         )
 
-    async def carry(self, message: Message) -> int:
+    async def send(self, message: OutgoingMessage) -> int:
         """See `courier.Courier`."""
         if self._session is None:
             raise RuntimeError("HttpCourier.start() was not awaited")
@@ -76,7 +76,7 @@ def _parsed(url: str) -> URL:
 
 def _reason(error: Exception) -> SignoffError:
     """The error under its own name, with enough for the receiver's owner to find it."""
-    if (refusal := refusal_in(error)) is not None:
+    if (refusal := blocked_reason(error)) is not None:
         return AddressRefused(refusal)
     number = error.errno if isinstance(error, OSError) else None
     what = os.strerror(number) if number is not None and number > 0 else type(error).__name__

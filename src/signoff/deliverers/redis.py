@@ -8,39 +8,39 @@ from collections.abc import Callable
 import structlog
 from redis.exceptions import RedisError
 
-from signoff.core.delivery import Message
+from signoff.core.delivery import OutgoingMessage
 from signoff.core.retry import Backoff, wait_seconds
-from signoff.infra.redis import client_of
+from signoff.infra.redis import make_client
 
 BACKOFF = Backoff(first_seconds=0.2, ceiling_seconds=2)
 ANSWER_SECONDS = 5.0
 log = structlog.get_logger()
 
 
-class RedisCourier:
+class RedisDeliverer:
     """See `courier.Courier`. Waits while Redis is away: it holds little meanwhile, and the store the rest."""
 
-    def __init__(self, url: str, *, ttl_seconds: int, dice: Callable[[], float]) -> None:
-        self._redis = client_of(url, answer_seconds=ANSWER_SECONDS)
+    def __init__(self, url: str, *, ttl_seconds: int, random_float: Callable[[], float]) -> None:
+        self._redis = make_client(url, answer_seconds=ANSWER_SECONDS)
         self._ttl_seconds = ttl_seconds
-        self._dice = dice
+        self._random_float = random_float
         self._is_away = False
 
     async def start(self) -> None:
         """See `courier.Courier`. Nothing is needed before the first message."""
 
-    async def carry(self, message: Message) -> None:
+    async def send(self, message: OutgoingMessage) -> None:
         """See `courier.Courier`."""
         attempt = 0
         while not await self._written(message):
             attempt += 1
-            await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._dice()))
+            await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
 
     async def close(self) -> None:
         """See `courier.Courier`."""
         await self._redis.aclose()
 
-    async def _written(self, message: Message) -> bool:
+    async def _written(self, message: OutgoingMessage) -> bool:
         """Whether it is there now. Whoever hears of it finds it, and whoever looks again misses nothing."""
         try:
             async with self._redis.pipeline(transaction=True) as both:
@@ -62,9 +62,9 @@ class RedisCourier:
         self._is_away = error is not None
 
 
-async def found(url: str) -> str:
+async def describe_redis(url: str) -> str:
     """What is found at `url`, in words. Raises ConnectionError with what to do."""
-    redis = client_of(url, answer_seconds=ANSWER_SECONDS)
+    redis = make_client(url, answer_seconds=ANSWER_SECONDS)
     try:
         told = await redis.info("server")
     except (RedisError, OSError) as error:

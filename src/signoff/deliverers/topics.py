@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from signoff.core.delivery import Message
+from signoff.core.delivery import OutgoingMessage
 from signoff.core.retry import Backoff, wait_seconds
 from signoff.core.stream import Stream
 from signoff.errors import NotFound, Undelivered
@@ -17,7 +17,7 @@ BACKOFF = Backoff(first_seconds=0.2, ceiling_seconds=2)
 log = structlog.get_logger()
 
 
-class TopicCourier:
+class TopicDeliverer:
     """See `courier.Courier`. A message's address is its stream's name. Waits while the stream's broker is away: it
     holds little meanwhile, and the store the rest.
     """
@@ -27,23 +27,23 @@ class TopicCourier:
         find: Callable[[str], Awaitable[Stream]],
         reach: Callable[[Stream], Transport],
         *,
-        dice: Callable[[], float],
+        random_float: Callable[[], float],
     ) -> None:
         self._find = find
         self._reach = reach
-        self._dice = dice
+        self._random_float = random_float
         self._open: dict[str, tuple[Stream, Transport]] = {}
         self._away = set[str]()
 
     async def start(self) -> None:
         """See `courier.Courier`. Nothing is needed before the first message."""
 
-    async def carry(self, message: Message) -> None:
+    async def send(self, message: OutgoingMessage) -> None:
         """See `courier.Courier`."""
         attempt = 0
         while not await self._published(message):
             attempt += 1
-            await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._dice()))
+            await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
 
     async def close(self) -> None:
         """See `courier.Courier`."""
@@ -51,14 +51,14 @@ class TopicCourier:
             _, (_, transport) = self._open.popitem()
             await transport.close()
 
-    async def _published(self, message: Message) -> bool:
+    async def _published(self, message: OutgoingMessage) -> bool:
         try:
             stream = await self._find(message.address)
         except NotFound as error:
             await self._close_the_forgotten()
             raise Undelivered(error.message) from error
         transport = await self._to(stream)
-        told = Message(address=stream.responses, headers=message.headers, body=message.body)
+        told = OutgoingMessage(address=stream.responses, headers=message.headers, body=message.body)
         try:
             await transport.publish(told)
         except Undelivered:

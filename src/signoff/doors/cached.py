@@ -8,33 +8,33 @@ from urllib.parse import parse_qs
 import msgspec
 
 from signoff.core.access import Caller
-from signoff.core.answer import content_of
+from signoff.core.answer import content_or_json
 from signoff.core.ask import Ask
-from signoff.core.cache import Sampling, Which
+from signoff.core.cache import CacheFilter, Sampling
 from signoff.core.endpoints import KNOWN
 from signoff.doors.http import (
-    Knobs,
+    DoorSettings,
     Receive,
     Scope,
     Send,
+    cache_control_of,
     caller_of,
     decoded,
     error_headers,
-    freshness_of,
     header,
     in_dialect,
     leaving,
     not_allowed,
-    patience_of,
     read_body,
     send_json,
+    wait_seconds_of,
 )
 from signoff.doors.openai.responses import call_headers, whole_answer
 from signoff.errors import BadRequest, NotFound, SignoffError
-from signoff.work.admin.cache import clear, look_at_size
-from signoff.work.call import begin, look_up
-from signoff.work.inference.caching import until_kept
-from signoff.work.services import Desk
+from signoff.work.admin.cache import clear_cache, get_cache_size
+from signoff.work.call import begin_call, lookup_cached
+from signoff.work.inference.caching import until_stored
+from signoff.work.services import Services
 
 OPENAI, CACHE = "/api/openai/", "/api/cache"
 PREFIXES = (OPENAI, CACHE)
@@ -48,9 +48,9 @@ class _Peek(Sampling, frozen=True):
 class CachedDoor:
     """Answers under `/api/openai/` and `/api/cache`."""
 
-    def __init__(self, desk: Desk, knobs: Knobs) -> None:
-        self._desk = desk
-        self._knobs = knobs
+    def __init__(self, services: Services, door_settings: DoorSettings) -> None:
+        self._services = services
+        self._door_settings = door_settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -58,7 +58,7 @@ class CachedDoor:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"].rstrip("/"), scope["method"]
-        caller = await caller_of(self._desk, self._knobs, scope)
+        caller = await caller_of(self._services, self._door_settings, scope)
         if path == CACHE and method in {"GET", "DELETE"}:
             await self._look_after(scope, send, caller)
             return
@@ -68,21 +68,21 @@ class CachedDoor:
             raise NotFound(f"There is no {method} {path} here; endpoints are {', '.join(sorted(KNOWN))}.")
         if method != "POST":
             raise not_allowed(method)
-        body = await read_body(scope, receive, self._knobs.max_body_bytes)
+        body = await read_body(scope, receive, self._door_settings.max_body_bytes)
         ask = _ask(scope, caller, endpoint, body)
         if door == "cache":
-            job = await look_up(self._desk, ask)
-            found = [] if job is None else [{"response": content_of(job.response or b"null"), "cache_hit": True}]
+            job = await lookup_cached(self._services, ask)
+            found = [] if job is None else [{"response": content_or_json(job.response or b"null"), "cache_hit": True}]
             await send_json(send, found)
         else:
             await self._answer(receive, send, ask)
 
     async def _answer(self, receive: Receive, send: Send, ask: Ask) -> None:
-        async with leaving(self._desk, receive):
-            call = await begin(self._desk, ask)
-            answer, job = await whole_answer(self._desk, call), call.flight.job
-            await until_kept(self._desk, job)
-            told = {"response": content_of(answer), "cache_hit": job.cache == "hit"}
+        async with leaving(self._services, receive):
+            call = await begin_call(self._services, ask)
+            answer, job = await whole_answer(self._services, call), call.inflight.job
+            await until_stored(self._services, job)
+            told = {"response": content_or_json(answer), "cache_hit": job.cache == "hit"}
             await send_json(send, told, call_headers(call))
 
     async def _look_after(self, scope: Scope, send: Send, caller: Caller) -> None:
@@ -93,12 +93,12 @@ class CachedDoor:
             raise BadRequest(f"There is no {unknown[0]!r} to choose by; there are key, user, model and target.")
         if "" in asked.values():
             raise BadRequest("What is left empty chooses nothing.")
-        which = Which(key=asked.get("key"), model=asked.get("model"), target=asked.get("target"))
+        which = CacheFilter(key=asked.get("key"), model=asked.get("model"), target=asked.get("target"))
         if scope["method"] == "DELETE":
-            deleted = await clear(self._desk, caller, which, asked.get("user"))
+            deleted = await clear_cache(self._services, caller, which, asked.get("user"))
             await send_json(send, {"deleted": deleted})
         else:
-            await send_json(send, await look_at_size(self._desk, caller, which, asked.get("user")))
+            await send_json(send, await get_cache_size(self._services, caller, which, asked.get("user")))
 
 
 def _ask(scope: Scope, caller: Caller, endpoint: str, body: bytes) -> Ask:
@@ -112,9 +112,9 @@ def _ask(scope: Scope, caller: Caller, endpoint: str, body: bytes) -> Ask:
         stream=bytes(peek.stream) == b"true",
         lane="now",
         idempotency_key=header(scope, b"idempotency-key"),
-        wait_seconds=patience_of(scope),
+        wait_seconds=wait_seconds_of(scope),
         cache="always",
-        fresh=freshness_of(scope),
+        cache_control=cache_control_of(scope),
         sampling=peek,
     )
 

@@ -13,20 +13,20 @@ from signoff.core.job import Job
 from signoff.core.result import result_of
 from signoff.doors.http import (
     INTS,
-    LONGEST_WAIT_SECONDS,
-    TheCaller,
-    TheDesk,
+    MAX_WAIT_SECONDS,
+    InjectedCaller,
+    InjectedServices,
+    cache_control_of,
     error_headers,
-    freshness_of,
-    patience_of,
     scope_of,
+    wait_seconds_of,
 )
 from signoff.errors import BadBody, BadRequest, SignoffError
-from signoff.work.jobs.query import look_and_wait, look_at_own, succeeded
+from signoff.work.jobs.query import get_by_client_id, require_success, wait_for_end
 from signoff.work.submit import submit
 
 PATHS = {"/generate", "/chat_completion", "/check_status"}
-Wait = Annotated[float | None, QueryParameter(ge=0, le=LONGEST_WAIT_SECONDS)]
+Wait = Annotated[float | None, QueryParameter(ge=0, le=MAX_WAIT_SECONDS)]
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,31 +58,33 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
 
 @post("/generate", status_code=200, summary="Generate from one text, through the queue")
 async def generate(
-    request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller, wait: Wait = None
+    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, wait: Wait = None
 ) -> Response[dict[str, Any]]:
     """`{"content": text}`, or a 202 at once where the caller does not wait."""
     asked = _decoded(await request.body(), Prompt)
     message = {"role": "user", "content": asked.content}
-    job = await submit(desk, _ask(request, caller, asked, [message]))
-    return await _answered(desk, caller, job, _patience(request, wait))
+    job = await submit(services, _ask(request, caller, asked, [message]))
+    return await _answered(services, caller, job, _patience(request, wait))
 
 
 @post("/chat_completion", status_code=200, summary="Generate from a conversation, through the queue")
 async def chat_completion(
-    request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller, wait: Wait = None
+    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, wait: Wait = None
 ) -> Response[dict[str, Any]]:
     """`{"content": text}`, or a 202 at once where the caller does not wait."""
     asked = _decoded(await request.body(), Conversation)
-    job = await submit(desk, _ask(request, caller, asked, asked.messages))
-    return await _answered(desk, caller, job, _patience(request, wait))
+    job = await submit(services, _ask(request, caller, asked, asked.messages))
+    return await _answered(services, caller, job, _patience(request, wait))
 
 
 @route("/check_status", http_method=[HttpMethod.GET, HttpMethod.POST], status_code=200, summary="Look at such a job")
-async def check_status(desk: TheDesk, caller: TheCaller, job_id: FromQuery[str] = "") -> dict[str, Any]:
+async def check_status(
+    services: InjectedServices, caller: InjectedCaller, job_id: FromQuery[str] = ""
+) -> dict[str, Any]:
     """`{"job_id", "job_status", "content", "error"}`."""
     if not job_id:
         raise BadRequest("Which job? /check_status?job_id=…")
-    return result_of(await look_at_own(desk, caller, job_id))
+    return result_of(await get_by_client_id(services, caller, job_id))
 
 
 def failed(_: Request[Any, Any, Any], error: SignoffError) -> Response[dict[str, Any]]:
@@ -92,7 +94,9 @@ def failed(_: Request[Any, Any, Any], error: SignoffError) -> Response[dict[str,
     return Response(told, status_code=error.status, headers=dict(error_headers(error)))
 
 
-def _ask(request: Request[Any, Any, Any], caller: TheCaller, asked: Prompt | Conversation, messages: list[Any]) -> Ask:
+def _ask(
+    request: Request[Any, Any, Any], caller: InjectedCaller, asked: Prompt | Conversation, messages: list[Any]
+) -> Ask:
     meta = asked.meta
     body: dict[str, Any] = {"messages": messages, "temperature": meta.temperature, "max_tokens": meta.tokens_limit}
     if meta.stop_words:
@@ -102,24 +106,26 @@ def _ask(request: Request[Any, Any, Any], caller: TheCaller, asked: Prompt | Con
         caller=caller,
         body=msgspec.json.encode(body if meta.model is None else {"model": meta.model} | body),
         target=meta.model,
-        own_id=asked.job_id,
+        client_id=asked.job_id,
         priority=asked.priority,
-        fresh=freshness_of(scope_of(request)),
+        cache_control=cache_control_of(scope_of(request)),
     )
 
 
-async def _answered(desk: TheDesk, caller: TheCaller, job: Job, seconds: float | None) -> Response[dict[str, Any]]:
+async def _answered(
+    services: InjectedServices, caller: InjectedCaller, job: Job, seconds: float | None
+) -> Response[dict[str, Any]]:
     if seconds == 0:
         told = {name: value for name, value in result_of(job).items() if name in {"job_id", "job_status"}}
         return Response(told, status_code=202, headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
-    done = succeeded(await look_and_wait(desk, caller, job.id, seconds))
+    done = require_success(await wait_for_end(services, caller, job.id, seconds))
     headers = {"x-signoff-job": job.id, "x-signoff-cache": done.cache or "bypass"}
     return Response({"content": result_of(done)["content"]}, headers=headers)
 
 
 def _patience(request: Request[Any, Any, Any], wait: float | None) -> float | None:
     """Seconds that this caller waits for the answer, where they say."""
-    return patience_of(scope_of(request)) if wait is None else wait
+    return wait_seconds_of(scope_of(request)) if wait is None else wait
 
 
 def _decoded(body: bytes, wanted: type[Prompt | Conversation]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litestar import MediaType, Response, Router, get
 
-from signoff.doors.http import TheDesk
+from signoff.doors.http import InjectedServices
 from signoff.work.admin.health import ready as look_whether_ready
 
 
@@ -15,9 +15,9 @@ async def live() -> str:
 
 
 @get("/health/ready", summary="Can it do its work?")
-async def ready(desk: TheDesk) -> Response[dict[str, bool]]:
+async def ready(services: InjectedServices) -> Response[dict[str, bool]]:
     """200 when it can, else 503; with each part, and whether that answers."""
-    can, parts = await look_whether_ready(desk)
+    can, parts = await look_whether_ready(services)
     return Response(parts, status_code=200 if can else 503)
 
 

@@ -18,15 +18,15 @@ from litestar import Request
 from litestar.di import NamedDependency
 
 from signoff.core.access import Caller, Role
-from signoff.core.cache import Fresh, fresh_of
+from signoff.core.cache import CacheControl, parse_cache_control
 from signoff.core.job import Job
 from signoff.errors import BadPipeline, BadRequest, Forbidden, LimitReached, SignoffError, TooLarge, Unauthorized
 from signoff.work.admin.people import identify
-from signoff.work.services import Desk
+from signoff.work.services import Services
 
 JSON = b"application/json"
 READ_AWAY_BYTES = 64 * 1024 * 1024
-LONGEST_WAIT_SECONDS = 3600.0
+MAX_WAIT_SECONDS = 3600.0
 # What columns of whole numbers hold is less than these.
 INTS = 2**31
 BIGINTS = 2**63 - 1
@@ -46,7 +46,7 @@ SendError = Callable[[Send, SignoffError], Awaitable[None]]
 log = structlog.get_logger()
 
 
-class Knobs(msgspec.Struct, frozen=True, kw_only=True):
+class DoorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What doors are told of the settings."""
 
     max_body_bytes: int
@@ -59,9 +59,9 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # What Litestar hands to a handler, by its name.
-TheDesk = NamedDependency[Desk]
-TheKnobs = NamedDependency[Knobs]
-TheCaller = NamedDependency[Caller]
+InjectedServices = NamedDependency[Services]
+InjectedSettings = NamedDependency[DoorSettings]
+InjectedCaller = NamedDependency[Caller]
 
 
 async def in_dialect(door: ASGIApp, scope: Scope, receive: Receive, send: Send, tell: SendError) -> None:
@@ -132,25 +132,25 @@ def number_in(text: str | None) -> int | None:
     return int(text) if len(text) < len(str(BIGINTS)) else BIGINTS
 
 
-def patience_of(scope: Scope) -> float | None:
+def wait_seconds_of(scope: Scope) -> float | None:
     """Seconds of `Prefer: wait=N`, an hour at most, and none for `Prefer: respond-async` (RFC 7240)."""
     for preference in (header(scope, b"prefer") or "").split(","):
         name, _, value = preference.strip().lower().partition("=")
         if name == "wait" and (seconds := number_in(value)) is not None:
-            return min(float(seconds), LONGEST_WAIT_SECONDS)
+            return min(float(seconds), MAX_WAIT_SECONDS)
         if name == "respond-async":
             return 0.0
     return None
 
 
-def freshness_of(scope: Scope) -> Fresh:
+def cache_control_of(scope: Scope) -> CacheControl:
     """What the caller's `Cache-Control` says."""
     if header(scope, b"cache-control") is None:
         return _ANY
-    return fresh_of(value.decode("latin-1") for name, value in scope["headers"] if name == b"cache-control")
+    return parse_cache_control(value.decode("latin-1") for name, value in scope["headers"] if name == b"cache-control")
 
 
-_ANY = Fresh()
+_ANY = CacheControl()
 
 
 def cache_header(job: Job) -> Header:
@@ -158,7 +158,7 @@ def cache_header(job: Job) -> Header:
     return (b"x-signoff-cache", (job.cache or "bypass").encode())
 
 
-async def caller_of(desk: Desk, knobs: Knobs, scope: Scope, *, sessions: bool = True) -> Caller:
+async def caller_of(services: Services, door_settings: DoorSettings, scope: Scope, *, sessions: bool = True) -> Caller:
     """Who is asking: a bearer token, else a session's cookie if `sessions`, else nobody, where that is allowed.
 
     Raises Unauthorized; Forbidden for a forged request.
@@ -168,12 +168,12 @@ async def caller_of(desk: Desk, knobs: Knobs, scope: Scope, *, sessions: bool = 
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer":
             raise Unauthorized
-        return await identify(desk, token.strip())
+        return await identify(services, token.strip())
     if sessions and (session := session_of(scope)) is not None:
         _check_same_site(scope)
-        return await identify(desk, session, "session")
-    if knobs.anonymous_role is not None:
-        return Caller(user_id=0, token_id=0, role=knobs.anonymous_role, email="anonymous")
+        return await identify(services, session, "session")
+    if door_settings.anonymous_role is not None:
+        return Caller(user_id=0, token_id=0, role=door_settings.anonymous_role, email="anonymous")
     raise Unauthorized
 
 
@@ -210,13 +210,13 @@ def _check_same_site(scope: Scope) -> None:
         raise Forbidden("This request came from another site.")
 
 
-def takes_commands(knobs: Knobs, scope: Scope) -> bool:
+def takes_commands(door_settings: DoorSettings, scope: Scope) -> bool:
     """Whether an admin may name a program in this request: only this machine can send it, or the operator says so.
 
     The address that it came to is looked at too: another server than ours may listen elsewhere than the settings say.
     """
-    if knobs.remote_commands or not knobs.on_loopback:
-        return knobs.remote_commands
+    if door_settings.remote_commands or not door_settings.on_loopback:
+        return door_settings.remote_commands
     try:
         return ip_address((scope.get("server") or ("",))[0]).is_loopback
     except ValueError:
@@ -224,7 +224,7 @@ def takes_commands(knobs: Knobs, scope: Scope) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def leaving(desk: Desk, receive: Receive) -> AsyncGenerator[None]:
+async def leaving(services: Services, receive: Receive) -> AsyncGenerator[None]:
     """Cancels the block when the client disconnects, and swallows that cancellation after it."""
     task, gone = asyncio.current_task(), asyncio.Event()
 
@@ -236,7 +236,7 @@ async def leaving(desk: Desk, receive: Receive) -> AsyncGenerator[None]:
             task.cancel()
 
     over = False
-    watcher = desk.background.spawn(watch())
+    watcher = services.runtime.background.spawn(watch())
     try:
         yield
     except asyncio.CancelledError:

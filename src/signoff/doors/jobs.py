@@ -11,22 +11,22 @@ from litestar.params import FromQuery, QueryParameter
 from signoff.core.ask import Ask
 from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.policy import Review
-from signoff.core.wire import as_seen
+from signoff.core.wire import job_as_json
 from signoff.doors.http import (
     BIGINTS,
     INTS,
-    TheCaller,
-    TheDesk,
-    TheKnobs,
+    InjectedCaller,
+    InjectedServices,
+    InjectedSettings,
+    cache_control_of,
     decoded,
     error_headers,
-    freshness_of,
     scope_of,
 )
 from signoff.errors import BadBody, BadRequest, SignoffError
 from signoff.store import JobFilter
-from signoff.work.jobs.query import look, look_at_all
-from signoff.work.reviews.desk import Opinion, decide, draft
+from signoff.work.jobs.query import get_job, list_jobs
+from signoff.work.reviews.desk import VerdictRequest, decide, save_draft
 from signoff.work.submit import submit
 
 MAX_PAGE = 1000
@@ -37,13 +37,13 @@ VERDICTS: dict[str, Verdict] = {"success": "approve", "fail": "reject", "bot": "
 Round = Annotated[int, msgspec.Meta(ge=0, lt=INTS)]
 
 
-class Named(msgspec.Struct):
+class NamedModel(msgspec.Struct):
     """A payload that names its model."""
 
     model: str | None = None
 
 
-class ReviewOf(msgspec.Struct, frozen=True, kw_only=True):
+class ReviewRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A reviewer's word on a job, and the round in which they saw it; None means whichever it is in."""
 
     id: str
@@ -55,7 +55,9 @@ class ReviewOf(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @post("/enqueue", status_code=200, summary="Queue a payload for the model, and for review")
-async def enqueue(request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs, caller: TheCaller) -> dict[str, str]:
+async def enqueue(
+    request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings, caller: InjectedCaller
+) -> dict[str, str]:
     """The id of the job, which is committed."""
     body = await request.body()
     ask = Ask(
@@ -63,45 +65,47 @@ async def enqueue(request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnob
         caller=caller,
         body=body,
         target=_model_named_in(body),
-        door_review=cast("Review", knobs.enqueue_review),
-        fresh=freshness_of(scope_of(request)),
+        door_review=cast("Review", door_settings.enqueue_review),
+        cache_control=cache_control_of(scope_of(request)),
     )
-    job = await submit(desk, ask)
+    job = await submit(services, ask)
     return {"status": "success", "job_id": job.id}
 
 
 @get("/job", summary="Look at a job")
-async def job(desk: TheDesk, caller: TheCaller, id: FromQuery[str] = "") -> dict[str, Any]:  # noqa: A002 -- the wire's own name
+async def job(services: InjectedServices, caller: InjectedCaller, id: FromQuery[str] = "") -> dict[str, Any]:  # noqa: A002 -- the wire's own name
     """The job called `id`."""
     if not id:
         raise BadRequest("Which job? GET /job?id=…")
-    return as_seen(await look(desk, caller, id))
+    return job_as_json(await get_job(services, caller, id))
 
 
 @get("/jobs", summary="List jobs, oldest first")
 async def jobs(
-    desk: TheDesk,
-    caller: TheCaller,
+    services: InjectedServices,
+    caller: InjectedCaller,
     offset: Annotated[int, QueryParameter(ge=0, lt=BIGINTS)] = 0,
     limit: Annotated[int, QueryParameter(ge=0)] = 50,
     status: FromQuery[str | None] = None,
 ) -> Response[list[dict[str, Any]]]:
     """A page of jobs; the header `x-total-count` says how many there are."""
     which = JobFilter(status=_status(status) if status else None, offset=offset, limit=min(limit, MAX_PAGE))
-    found, total = await look_at_all(desk, caller, which)
-    return Response([as_seen(job) for job in found], headers={"x-total-count": str(total)})
+    found, total = await list_jobs(services, caller, which)
+    return Response([job_as_json(job) for job in found], headers={"x-total-count": str(total)})
 
 
 @post("/reviewJob", status_code=200, summary="Approve, reject, send back, or keep edits")
-async def review_job(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> dict[str, str]:
+async def review_job(
+    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
+) -> dict[str, str]:
     """Done, or an error that says why not."""
-    review = decoded(await request.body(), ReviewOf, "This is not a review", BadBody)
+    review = decoded(await request.body(), ReviewRequest, "This is not a review", BadBody)
     edit, status = Edit(payload=_given(review.payload), response=_given(review.response)), _status(review.status)
     if status == "human":
-        await draft(desk, caller, review.id, edit)
+        await save_draft(services, caller, review.id, edit)
     else:
-        opinion = Opinion(verdict=VERDICTS[status], reason=review.reason, edit=edit, round=review.round)
-        await decide(desk, caller, review.id, opinion)
+        opinion = VerdictRequest(verdict=VERDICTS[status], reason=review.reason, edit=edit, round=review.round)
+        await decide(services, caller, review.id, opinion)
     return {"status": "success"}
 
 
@@ -132,7 +136,7 @@ def _status(text: str) -> Status:
 
 def _model_named_in(payload: bytes) -> str | None:
     try:
-        return msgspec.json.decode(payload, type=Named).model
+        return msgspec.json.decode(payload, type=NamedModel).model
     except msgspec.ValidationError:
         return None  # `model` is no text: then it names none
     except (ValueError, RecursionError) as error:

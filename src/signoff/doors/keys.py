@@ -9,9 +9,9 @@ from litestar import Request, Router, delete, get, post
 from litestar.params import FromPath, QueryParameter
 
 from signoff.core.access import UpstreamKey
-from signoff.core.wire import when
-from signoff.doors.http import TheCaller, TheDesk, decoded
-from signoff.work.admin.keys import add_key, look_at_keys, remove_key
+from signoff.core.wire import format_time
+from signoff.doors.http import InjectedCaller, InjectedServices, decoded
+from signoff.work.admin.keys import add_key, list_keys, remove_key
 
 MAX_PAGE = 1000
 
@@ -25,28 +25,28 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 @post("/", status_code=201, summary="Store an upstream key")
-async def create(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> dict[str, Any]:
+async def create(request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
     """Its number; the key itself is never shown again."""
     new = decoded(await request.body(), NewKey, "This is not a key")
-    return _as_seen(await add_key(desk, caller, new.name, new.key, shared=new.shared))
+    return _as_seen(await add_key(services, caller, new.name, new.key, shared=new.shared))
 
 
 @get("/", summary="List upstream keys")
 async def listed(
-    desk: TheDesk,
-    caller: TheCaller,
+    services: InjectedServices,
+    caller: InjectedCaller,
     after: Annotated[int, QueryParameter(ge=0, lt=2**31)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 50,
 ) -> dict[str, Any]:
     """The caller's own and the shared ones, everybody's for an admin; oldest first, `next` is the cursor."""
-    keys = await look_at_keys(desk, caller, after_id=after, limit=limit)
+    keys = await list_keys(services, caller, after_id=after, limit=limit)
     return {"data": [_as_seen(key) for key in keys], "next": keys[-1].id if len(keys) == limit else None}
 
 
 @delete("/{key_id:int}", status_code=204, summary="Remove an upstream key")
-async def removed(desk: TheDesk, caller: TheCaller, key_id: FromPath[int]) -> None:
+async def removed(services: InjectedServices, caller: InjectedCaller, key_id: FromPath[int]) -> None:
     """What was to be sent with it fails from now on."""
-    await remove_key(desk, caller, key_id)
+    await remove_key(services, caller, key_id)
 
 
 def _as_seen(key: UpstreamKey) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _as_seen(key: UpstreamKey) -> dict[str, Any]:
         "name": key.name,
         "shared": key.is_shared,
         "user_id": key.user_id,
-        "created_at": when(key.created_at),
+        "created_at": format_time(key.created_at),
     }
 
 

@@ -11,22 +11,22 @@ from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import FromPath, FromQuery
 
 from signoff.core.cache import CacheRule
-from signoff.core.model import Balance, Endpoint, Kind, Model, with_changes
+from signoff.core.model import Balance, EndpointConfig, Model, ModelKind, with_changes
 from signoff.core.policy import Review
-from signoff.doors.http import TheCaller, TheDesk, TheKnobs, decoded, scope_of, takes_commands
+from signoff.doors.http import InjectedCaller, InjectedServices, InjectedSettings, decoded, scope_of, takes_commands
 from signoff.errors import BadRequest, SignoffError
-from signoff.work.admin.health import full_health_of
+from signoff.work.admin.health import endpoint_health
 from signoff.work.admin.models import (
-    Seen,
+    ModelStatus,
     add_model,
     change_model,
-    look_at_model,
-    look_at_models,
+    get_model,
+    list_models,
     remove_model,
     start_model,
     stop_model,
 )
-from signoff.work.admin.registry import Secrets
+from signoff.work.admin.registry import ModelKeys
 from signoff.work.admin.try_model import try_model
 
 Operation = Literal["try", "start", "stop"]
@@ -34,7 +34,7 @@ Timeout = Literal["connect_seconds", "first_byte_seconds", "between_chunks_secon
 Limit = Literal["memory_mb", "open_files", "nice"]
 
 
-class DescribedEndpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class EndpointDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One address of several. One that was there before keeps its key unless another is given."""
 
     url: str
@@ -43,11 +43,11 @@ class DescribedEndpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     key: str | None = None
 
 
-class Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ModelDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a model is to be; `command` is a line or its words, `key` the upstream's, which is never shown again."""
 
     name: str | msgspec.UnsetType = msgspec.UNSET
-    kind: Kind | msgspec.UnsetType = msgspec.UNSET
+    kind: ModelKind | msgspec.UnsetType = msgspec.UNSET
     url: str | msgspec.UnsetType | None = msgspec.UNSET
     upstream_model: str | msgspec.UnsetType | None = msgspec.UNSET
     command: list[str] | str | msgspec.UnsetType = msgspec.UNSET
@@ -61,7 +61,7 @@ class Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     coalesce: bool | msgspec.UnsetType | None = msgspec.UNSET
     default: bool | msgspec.UnsetType = msgspec.UNSET
     cache: CacheRule | msgspec.UnsetType | None = msgspec.UNSET
-    endpoints: list[DescribedEndpoint] | msgspec.UnsetType = msgspec.UNSET
+    endpoints: list[EndpointDescription] | msgspec.UnsetType = msgspec.UNSET
     replicas: int | msgspec.UnsetType = msgspec.UNSET
     balance: Balance | msgspec.UnsetType = msgspec.UNSET
     max_parallel: int | msgspec.UnsetType | None = msgspec.UNSET
@@ -72,91 +72,95 @@ class Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 @get("/", summary="List models")
-async def listed(desk: TheDesk, caller: TheCaller) -> dict[str, Any]:
+async def listed(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
     """Every model, registered ones first."""
-    return {"data": [_as_seen(seen) for seen in await look_at_models(desk, caller)]}
+    return {"data": [_as_seen(seen) for seen in await list_models(services, caller)]}
 
 
 @post("/", status_code=201, summary="Register a model")
 async def create(
-    request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs, caller: TheCaller
+    request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings, caller: InjectedCaller
 ) -> Response[dict[str, Any]]:
     """The model, which every process knows within a second."""
     changes, secrets = _decoded(await request.body())
     if not {"name", "kind"} <= changes.keys():
         raise BadRequest("A model has a name and a kind.")
     model = with_changes(Model(name=changes["name"], kind=changes["kind"]), changes)
-    commands = takes_commands(knobs, scope_of(request))
-    await add_model(desk, caller, model, secrets, commands=commands, is_new=True)
-    seen = await look_at_model(desk, caller, model.name)
+    commands = takes_commands(door_settings, scope_of(request))
+    await add_model(services, caller, model, secrets, commands=commands, is_new=True)
+    seen = await get_model(services, caller, model.name)
     return Response(_as_seen(seen), headers={"location": f"/api/models/{quote(model.name)}"})
 
 
 @get("/{name:path}", summary="Look at a model, or at its health")
 async def one(
-    desk: TheDesk, caller: TheCaller, name: FromPath[str], health: FromQuery[bool | None] = None
+    services: InjectedServices, caller: InjectedCaller, name: FromPath[str], health: FromQuery[bool | None] = None
 ) -> dict[str, Any]:
     """The model; with `health`, whether it can be reached now."""
-    seen = await look_at_model(desk, caller, name.removeprefix("/"))
-    return _as_seen(seen) | ({"health": await full_health_of(desk, seen.model)} if health else {})
+    seen = await get_model(services, caller, name.removeprefix("/"))
+    return _as_seen(seen) | ({"health": await endpoint_health(services, seen.model)} if health else {})
 
 
 @patch("/{name:path}", summary="Change a model")
 async def changed(
-    request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs, caller: TheCaller, name: FromPath[str]
+    request: Request[Any, Any, Any],
+    services: InjectedServices,
+    door_settings: InjectedSettings,
+    caller: InjectedCaller,
+    name: FromPath[str],
 ) -> dict[str, Any]:
     """The model, with what was given; all else stays."""
     changes, secrets = _decoded(await request.body())
-    commands = takes_commands(knobs, scope_of(request))
-    await change_model(desk, caller, name.removeprefix("/"), changes, secrets, commands=commands)
-    return _as_seen(await look_at_model(desk, caller, name.removeprefix("/")))
+    commands = takes_commands(door_settings, scope_of(request))
+    await change_model(services, caller, name.removeprefix("/"), changes, secrets, commands=commands)
+    return _as_seen(await get_model(services, caller, name.removeprefix("/")))
 
 
 @delete("/{name:path}", status_code=204, summary="Forget a model")
-async def removed(desk: TheDesk, caller: TheCaller, name: FromPath[str]) -> None:
+async def removed(services: InjectedServices, caller: InjectedCaller, name: FromPath[str]) -> None:
     """Nobody is sent there any more; jobs of it that wait will fail."""
-    await remove_model(desk, caller, name.removeprefix("/"))
+    await remove_model(services, caller, name.removeprefix("/"))
 
 
 @post("/{name:path}", status_code=200, summary="Try a model with one request, or start or stop its process")
 async def tried(
     request: Request[Any, Any, Any],
-    desk: TheDesk,
-    caller: TheCaller,
+    services: InjectedServices,
+    caller: InjectedCaller,
     name: FromPath[str],
     operation: FromQuery[Operation] = "try",
 ) -> dict[str, Any]:
     """What it answered and how long it took, or the error that a caller would get; the model, for another operation."""
     if operation != "try":
         act = start_model if operation == "start" else stop_model
-        return _as_seen(await act(desk, caller, name.removeprefix("/")))
+        return _as_seen(await act(services, caller, name.removeprefix("/")))
     body = await request.body() or b'"Hello."'
-    began = desk.clock()
+    began = services.clock()
     try:
-        answer = await try_model(desk, caller, name.removeprefix("/"), body)
+        answer = await try_model(services, caller, name.removeprefix("/"), body)
         told = {"ok": True, "answer": msgspec.Raw(answer)}
     except SignoffError as error:
         if error.status in {400, 401, 403} or error.code == "model_not_found":
             raise
         told = {"ok": False, "error": {"code": error.code, "status": error.status, "message": error.message}}
-    return told | {"seconds": (desk.clock() - began) / 1_000_000}
+    return told | {"seconds": (services.clock() - began) / 1_000_000}
 
 
-def _decoded(body: bytes) -> tuple[dict[str, Any], Secrets]:
+def _decoded(body: bytes) -> tuple[dict[str, Any], ModelKeys]:
     """What is given of a model, and the keys."""
-    given = msgspec.structs.asdict(decoded(body, Described, "This is not a model"))
+    given = msgspec.structs.asdict(decoded(body, ModelDescription, "This is not a model"))
     changes = {name: value for name, value in given.items() if value is not msgspec.UNSET}
     secret = changes.pop("key", None)
     if "command" in changes:
         changes["command"] = _words(changes["command"])
-    described: list[DescribedEndpoint] = changes.get("endpoints", [])
+    described: list[EndpointDescription] = changes.get("endpoints", [])
     keys = {(each.url, each.upstream_model): each.key for each in described if each.key}
     if "endpoints" in changes:
         changes["endpoints"] = tuple(
-            Endpoint(url=each.url, upstream_model=each.upstream_model, max_parallel=each.max_parallel)
+            EndpointConfig(url=each.url, upstream_model=each.upstream_model, max_parallel=each.max_parallel)
             for each in described
         )
-    return changes, Secrets(secret, keys)
+    return changes, ModelKeys(secret, keys)
 
 
 def _words(command: list[str] | str) -> tuple[str, ...]:
@@ -166,7 +170,7 @@ def _words(command: list[str] | str) -> tuple[str, ...]:
         raise BadRequest(f"command cannot be read: {error}.") from None
 
 
-def _as_seen(seen: Seen) -> dict[str, Any]:
+def _as_seen(seen: ModelStatus) -> dict[str, Any]:
     told: dict[str, Any] = msgspec.to_builtins(seen.model)
     has_key = told.pop("key_id") is not None
     told["endpoints"] = [each | {"has_key": each.pop("key_id") is not None} for each in told["endpoints"]]

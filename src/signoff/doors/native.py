@@ -14,18 +14,18 @@ from litestar.response import Stream
 
 from signoff.core import sse
 from signoff.core.ask import Ask
-from signoff.core.delivery import Hook
+from signoff.core.delivery import WebhookTarget
 from signoff.core.endpoints import CHAT
 from signoff.core.job import Event, Status
 from signoff.core.signing import Secret
-from signoff.core.wire import as_seen, microseconds_of, when
-from signoff.doors.http import TheCaller, TheDesk, decoded, freshness_of, number_in, scope_of
+from signoff.core.wire import format_time, job_as_json, parse_time
+from signoff.doors.http import InjectedCaller, InjectedServices, cache_control_of, decoded, number_in, scope_of
 from signoff.errors import BadRequest
 from signoff.store import JobFilter
 from signoff.work.jobs.cancel import cancel
-from signoff.work.jobs.query import follow, look, look_and_wait, look_at_all, look_at_events
-from signoff.work.jobs.retry import ask_again
-from signoff.work.pipelines.history import Change, LoggedCall, log_of_run, rerun
+from signoff.work.jobs.query import follow_events, get_job, list_events, list_jobs, wait_for_end
+from signoff.work.jobs.retry import retry_job
+from signoff.work.pipelines.history import LoggedCall, RerunChange, rerun, run_log
 from signoff.work.submit import submit
 
 LONGEST_WAIT_SECONDS = 300.0
@@ -54,13 +54,13 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 @post("/", status_code=202, summary="Submit a job for later")
 async def create(
     request: Request[Any, Any, Any],
-    desk: TheDesk,
-    caller: TheCaller,
+    services: InjectedServices,
+    caller: InjectedCaller,
     idempotency_key: Annotated[str | None, HeaderParameter(name="idempotency-key")] = None,
 ) -> Response[dict[str, Any]]:
     """Commits the job, and says where to look for its answer."""
     new = decoded(await request.body(), NewJob, "This is not a job")
-    seconds = 0.0 if new.due_at is None else (_microseconds(new.due_at) - desk.clock()) / 1_000_000
+    seconds = 0.0 if new.due_at is None else (_microseconds(new.due_at) - services.clock()) / 1_000_000
     ask = Ask(
         door="native",
         caller=caller,
@@ -71,86 +71,86 @@ async def create(
         priority=new.priority,
         idempotency_key=idempotency_key,
         due_seconds=max(0.0, seconds),
-        deliver=None if new.deliver is None else _hook(new.deliver),
-        fresh=freshness_of(scope_of(request)),
+        webhook=None if new.deliver is None else _hook(new.deliver),
+        cache_control=cache_control_of(scope_of(request)),
     )
-    job = await submit(desk, ask)
+    job = await submit(services, ask)
     headers = {"location": f"/api/jobs/{job.id}", "retry-after": "1", "x-signoff-cache": job.cache or "bypass"}
-    return Response(as_seen(job), headers=headers)
+    return Response(job_as_json(job), headers=headers)
 
 
 @get("/", summary="List jobs")
 async def listed(
-    desk: TheDesk,
-    caller: TheCaller,
+    services: InjectedServices,
+    caller: InjectedCaller,
     status: FromQuery[Status | None] = None,
     after: FromQuery[str | None] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 50,
 ) -> dict[str, Any]:
     """A page of jobs, newest first; `next` is the cursor of the following one."""
     which = JobFilter(status=status, after_id=after, limit=limit, newest_first=True)
-    jobs, total = await look_at_all(desk, caller, which)
+    jobs, total = await list_jobs(services, caller, which)
     last = jobs[-1].id if len(jobs) == limit else None
-    return {"data": [as_seen(job) for job in jobs], "total": total, "next": last}
+    return {"data": [job_as_json(job) for job in jobs], "total": total, "next": last}
 
 
 @get("/{job_id:str}", summary="Look at a job, or wait for its end")
 async def one(
-    desk: TheDesk,
-    caller: TheCaller,
+    services: InjectedServices,
+    caller: InjectedCaller,
     job_id: FromPath[str],
     wait: Annotated[float, QueryParameter(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
 ) -> Response[dict[str, Any]]:
     """The job; with `wait`, as soon as it has ended or that many seconds have passed."""
-    job = await (look_and_wait(desk, caller, job_id, wait) if wait > 0 else look(desk, caller, job_id))
-    return Response(as_seen(job), headers={"x-signoff-cache": job.cache or "bypass"})
+    job = await (wait_for_end(services, caller, job_id, wait) if wait > 0 else get_job(services, caller, job_id))
+    return Response(job_as_json(job), headers={"x-signoff-cache": job.cache or "bypass"})
 
 
 @get("/{job_id:str}/events", summary="What happened to a job")
 async def events(
-    request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller, job_id: FromPath[str]
+    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]
 ) -> Response[Any]:
     """Every move, oldest first; with `Accept: text/event-stream` as they happen, from `Last-Event-ID` on."""
     if "text/event-stream" in request.headers.get("accept", ""):
-        await look(desk, caller, job_id)
-        following = follow(desk, caller, job_id, number_in(request.headers.get("last-event-id")) or 0)
+        await get_job(services, caller, job_id)
+        following = follow_events(services, caller, job_id, number_in(request.headers.get("last-event-id")) or 0)
         return Stream(_told(following), media_type="text/event-stream", headers={"cache-control": "no-cache"})
-    listed = [msgspec.structs.asdict(event) for event in await look_at_events(desk, caller, job_id)]
+    listed = [msgspec.structs.asdict(event) for event in await list_events(services, caller, job_id)]
     return Response({"data": listed})
 
 
 @delete("/{job_id:str}", status_code=200, summary="Cancel a job")
-async def cancelled(desk: TheDesk, caller: TheCaller, job_id: FromPath[str]) -> dict[str, Any]:
+async def cancelled(services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]) -> dict[str, Any]:
     """The cancelled job."""
-    return as_seen(await cancel(desk, caller, job_id))
+    return job_as_json(await cancel(services, caller, job_id))
 
 
 @post("/{job_id:str}/retry", status_code=202, summary="Ask a job that has ended once more")
-async def again(desk: TheDesk, caller: TheCaller, job_id: FromPath[str]) -> Response[dict[str, Any]]:
+async def again(services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]) -> Response[dict[str, Any]]:
     """A new job, which names the old one in `retry_of`."""
-    job = await ask_again(desk, caller, job_id)
-    return Response(as_seen(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
+    job = await retry_job(services, caller, job_id)
+    return Response(job_as_json(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
 
 
 @get("/{job_id:str}/run", summary="What the calls of a run gave")
-async def run(desk: TheDesk, caller: TheCaller, job_id: FromPath[str]) -> dict[str, Any]:
+async def run(services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]) -> dict[str, Any]:
     """Every call of a pipeline's run, in the order of its text."""
-    return {"data": [_as_entry(entry) for entry in await log_of_run(desk, caller, job_id)]}
+    return {"data": [_as_entry(entry) for entry in await run_log(services, caller, job_id)]}
 
 
 @post("/{job_id:str}/rerun", status_code=202, summary="Run a part of a run again")
 async def partly(
-    request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller, job_id: FromPath[str]
+    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]
 ) -> Response[dict[str, Any]]:
     """A new run, which has already what does not depend on the change."""
-    change = decoded(await request.body(), Change, "This is no change")
-    job = await rerun(desk, caller, job_id, change)
-    return Response(as_seen(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
+    change = decoded(await request.body(), RerunChange, "This is no change")
+    job = await rerun(services, caller, job_id, change)
+    return Response(job_as_json(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
 
 
 def _as_entry(entry: LoggedCall) -> dict[str, Any]:
     told = msgspec.structs.asdict(entry)
-    times = {name: None if told[name] is None else when(told[name]) for name in ("began_at", "ended_at")}
+    times = {name: None if told[name] is None else format_time(told[name]) for name in ("began_at", "ended_at")}
     seconds = None if entry.began_at is None or entry.ended_at is None else (entry.ended_at - entry.began_at) / 1e6
     return told | times | {"seconds": seconds}
 
@@ -166,16 +166,16 @@ async def _told(following: AsyncGenerator[list[Event]]) -> AsyncGenerator[bytes]
                 yield sse.comment(b"nothing new")
 
 
-def _hook(wanted: DeliverTo) -> Hook:
+def _hook(wanted: DeliverTo) -> WebhookTarget:
     try:
-        return Hook(url=wanted.url, secret=None if wanted.secret is None else Secret(wanted.secret))
+        return WebhookTarget(url=wanted.url, secret=None if wanted.secret is None else Secret(wanted.secret))
     except ValueError as error:
         raise BadRequest(str(error)) from None
 
 
 def _microseconds(time: datetime) -> int:
     try:
-        return microseconds_of(time)
+        return parse_time(time)
     except ValueError as error:
         raise BadRequest(f"due_at: {error}") from None
 

@@ -10,19 +10,27 @@ from litestar.params import FromQuery
 
 from signoff.core.ask import Ask
 from signoff.core.endpoints import PREDICT
-from signoff.core.pipelines.check import wants
+from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import Pipeline
-from signoff.doors.http import TheCaller, TheDesk, decoded, freshness_of, header, patience_of, scope_of
+from signoff.doors.http import (
+    InjectedCaller,
+    InjectedServices,
+    cache_control_of,
+    decoded,
+    header,
+    scope_of,
+    wait_seconds_of,
+)
 from signoff.errors import BadRequest
-from signoff.work.jobs.query import look_and_wait, succeeded
-from signoff.work.pipelines.library import look_at
+from signoff.work.jobs.query import require_success, wait_for_end
+from signoff.work.pipelines.library import get_item
 from signoff.work.submit import submit
 
 
 @get("/args", summary="What a pipeline must be given")
 async def args(
-    desk: TheDesk,
-    caller: TheCaller,
+    services: InjectedServices,
+    caller: InjectedCaller,
     pipeline_name: FromQuery[str | None] = None,
     pipeline_id: FromQuery[int | None] = None,
 ) -> dict[str, Any]:
@@ -30,7 +38,7 @@ async def args(
     key = pipeline_name or (None if pipeline_id is None else str(pipeline_id))
     if key is None:
         raise BadRequest("Which one? pipeline_name= is its name.")
-    return {"success": True, "response": wants(await look_at(desk, caller, "pipeline", key))}
+    return {"success": True, "response": parameter_names(await get_item(services, caller, "pipeline", key))}
 
 
 class NewCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,13 +54,15 @@ class NewCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @post("/call", status_code=200, summary="Run a pipeline and wait for its answer")
-async def call(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> Response[dict[str, Any]]:
+async def call(
+    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
+) -> Response[dict[str, Any]]:
     """What its outermost call gives, as a text."""
     new = decoded(await request.body(), NewCall, "This is no call")
     key = new.pipeline_name or (None if new.pipeline_id is None else str(new.pipeline_id))
     if key is None:
         raise BadRequest("Which one? pipeline_name or pipeline_id says it.")
-    pipeline = cast("Pipeline", await look_at(desk, caller, "pipeline", key))
+    pipeline = cast("Pipeline", await get_item(services, caller, "pipeline", key))
     scope = scope_of(request)
     ask = Ask(
         door="pipelines",
@@ -63,10 +73,10 @@ async def call(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller
         pipeline=pipeline,
         idempotency_key=header(scope, b"idempotency-key"),
         key_id=new.openaikey_id,
-        fresh=freshness_of(scope),
+        cache_control=cache_control_of(scope),
     )
-    job = await submit(desk, ask)
-    done = succeeded(await look_and_wait(desk, caller, job.id, patience_of(scope)))
+    job = await submit(services, ask)
+    done = require_success(await wait_for_end(services, caller, job.id, wait_seconds_of(scope)))
     told = {"success": True, "response": msgspec.Raw(done.response or b"null")}
     return Response(told, headers={"x-signoff-job": job.id})
 

@@ -11,30 +11,30 @@ from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.endpoints import PREDICT
 from signoff.core.model import Model, is_name
-from signoff.core.wire import when
+from signoff.core.wire import format_time
 from signoff.doors.http import (
-    Knobs,
+    DoorSettings,
     Receive,
     Scope,
     Send,
+    cache_control_of,
     caller_of,
     error_headers,
-    freshness_of,
     header,
     in_dialect,
     leaving,
     not_allowed,
-    patience_of,
     read_body,
     send_json,
     takes_commands,
+    wait_seconds_of,
 )
 from signoff.doors.openai.responses import send_body, whole_answer
 from signoff.errors import BadRequest, ModelNotFound, NotFound, SignoffError, Unauthorized
-from signoff.work.admin.models import add_model, clean_log, log_of
-from signoff.work.call import begin
+from signoff.work.admin.models import add_model, clear_model_log, read_model_log
+from signoff.work.call import begin_call
 from signoff.work.perform import asks_for_a_stream
-from signoff.work.services import Desk
+from signoff.work.services import Services
 
 PREFIXES = ("/get/", "/post/", "/GET/", "/POST/", "/Get/", "/Post/")
 # A `?` stands where an `&` was meant when a name of ours follows; the second one of a name belongs to an address.
@@ -46,9 +46,9 @@ SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 class PredictDoor:
     """Answers under `/get/` and `/post/`, with either method."""
 
-    def __init__(self, desk: Desk, knobs: Knobs) -> None:
-        self._desk = desk
-        self._knobs = knobs
+    def __init__(self, services: Services, door_settings: DoorSettings) -> None:
+        self._services = services
+        self._door_settings = door_settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -58,7 +58,7 @@ class PredictDoor:
         operation = scope["path"].split("/", 2)[2].rstrip("/").lower()
         if scope["method"] not in {"GET", "POST"}:
             raise not_allowed(scope["method"])
-        caller = await caller_of(self._desk, self._knobs, scope, sessions=False)
+        caller = await caller_of(self._services, self._door_settings, scope, sessions=False)
         told = fields_of(scope["query_string"].decode("latin-1"))
         name = told.get("id", "")
         if not is_name(name):
@@ -68,14 +68,18 @@ class PredictDoor:
                 case "predict":
                     await self._predict(scope, receive, send, caller, name)
                 case "getlogs":
-                    await send_json(send, [_as_entry(entry) for entry in await log_of(self._desk, caller, name)])
+                    await send_json(
+                        send, [_as_entry(entry) for entry in await read_model_log(self._services, caller, name)]
+                    )
                 case "cleanlogs":
                     _check_token(scope)
-                    await clean_log(self._desk, caller, name)
+                    await clear_model_log(self._services, caller, name)
                     await send_json(send, {"status": "success"})
                 case "addmodel":
                     _check_token(scope)
-                    await add_model(self._desk, caller, model_of(told), commands=takes_commands(self._knobs, scope))
+                    await add_model(
+                        self._services, caller, model_of(told), commands=takes_commands(self._door_settings, scope)
+                    )
                     await send_json(send, {"status": "success", "id": name})
                 case _:
                     raise NotFound(f"Not an operation: {operation}")
@@ -84,7 +88,7 @@ class PredictDoor:
             raise
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send, caller: Caller, name: str) -> None:
-        body = await read_body(scope, receive, self._knobs.max_body_bytes)
+        body = await read_body(scope, receive, self._door_settings.max_body_bytes)
         if not body and (scope["method"] == "GET" or scope["path"].lower().startswith("/get/")):
             body = b"null"  # what is got needs no content
         ask = Ask(
@@ -96,12 +100,12 @@ class PredictDoor:
             stream=asks_for_a_stream(body),
             lane="now",
             idempotency_key=header(scope, b"idempotency-key"),
-            wait_seconds=patience_of(scope),
-            fresh=freshness_of(scope),
+            wait_seconds=wait_seconds_of(scope),
+            cache_control=cache_control_of(scope),
         )
-        async with leaving(self._desk, receive):
-            call = await begin(self._desk, ask)
-            await send_body(call, await whole_answer(self._desk, call), send)
+        async with leaving(self._services, receive):
+            call = await begin_call(self._services, ask)
+            await send_body(call, await whole_answer(self._services, call), send)
 
 
 def fields_of(query: str) -> dict[str, str]:
@@ -162,7 +166,7 @@ def _check_token(scope: Scope) -> None:
 
 
 def _as_entry(entry: Any) -> dict[str, str]:
-    return {"time": when(entry.at), "level": entry.level, "text": entry.text}
+    return {"time": format_time(entry.at), "level": entry.level, "text": entry.text}
 
 
 async def send_error(send: Send, error: SignoffError) -> None:

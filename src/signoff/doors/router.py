@@ -21,13 +21,13 @@ from signoff.doors import generate, jobs
 from signoff.doors.cors import allowed_origin, is_preflight, readable, send_preflight
 from signoff.doors.http import (
     ASGIApp,
-    Knobs,
+    DoorSettings,
+    InjectedServices,
+    InjectedSettings,
     Message,
     Receive,
     Scope,
     Send,
-    TheDesk,
-    TheKnobs,
     caller_of,
     check_address,
     error_headers,
@@ -37,45 +37,50 @@ from signoff.doors.http import (
     scope_of,
 )
 from signoff.errors import NotFound, SignoffError
-from signoff.work.services import Desk
+from signoff.work.services import Services
 
 MAX_REQUEST_ID = 128
 PROBLEM = "application/problem+json"
 # Where a request's scope tells its handler whose it is.
-DESK, KNOBS = "signoff.desk", "signoff.knobs"
+SERVICES, DOOR_SETTINGS = "signoff.services", "signoff.door_settings"
 log = structlog.get_logger()
 
 
-class Front:
+class DoorRouter:
     """One ASGI application out of the doors: `hot` by the beginning of the path, else `rest`."""
 
-    def __init__(self, hot: Mapping[str, ASGIApp], rest: ASGIApp, *, desk: Desk, knobs: Knobs) -> None:
+    def __init__(
+        self, hot: Mapping[str, ASGIApp], rest: ASGIApp, *, services: Services, door_settings: DoorSettings
+    ) -> None:
         self._hot = hot
         self._rest = rest
-        self._desk = desk
-        self._knobs = knobs
+        self._services = services
+        self._door_settings = door_settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; its answer carries `x-request-id`."""
-        send = _with_request_id(scope, send, self._desk.new_id)
-        if self._knobs.cors_origins and (origin := allowed_origin(scope, self._knobs.cors_origins)) is not None:
+        send = _with_request_id(scope, send, self._services.ids.new_id)
+        if (
+            self._door_settings.cors_origins
+            and (origin := allowed_origin(scope, self._door_settings.cors_origins)) is not None
+        ):
             send = readable(origin, send)
             if is_preflight(scope):
                 return await send_preflight(scope, send)
         for prefix, door in self._hot.items():
             if scope["path"].startswith(prefix):
                 return await door(scope, receive, send)
-        told = {**scope, DESK: self._desk, KNOBS: self._knobs}
-        return await self._rest(told, _bounded(scope, receive, self._knobs.max_body_bytes), send)
+        told = {**scope, SERVICES: self._services, DOOR_SETTINGS: self._door_settings}
+        return await self._rest(told, _bounded(scope, receive, self._door_settings.max_body_bytes), send)
 
 
-def make_rest(routers: Sequence[Router], templates: Path) -> ASGIApp:
+def make_litestar_app(routers: Sequence[Router], templates: Path) -> ASGIApp:
     """Everything off the hot path, with an OpenAPI document at `/schema`; each request brings its desk."""
     rest = Litestar(
         route_handlers=list(routers),
         dependencies={
-            "desk": Provide(_desk, sync_to_thread=False),
-            "knobs": Provide(_knobs, sync_to_thread=False),
+            "services": Provide(_services, sync_to_thread=False),
+            "door_settings": Provide(_door_settings, sync_to_thread=False),
             "caller": Provide(_caller),
         },
         before_request=_check_address,
@@ -95,16 +100,18 @@ def _check_address(request: Request[Any, Any, Any]) -> None:
     check_address(scope_of(request))
 
 
-def _desk(request: Request[Any, Any, Any]) -> Desk:
-    return scope_of(request)[DESK]
+def _services(request: Request[Any, Any, Any]) -> Services:
+    return scope_of(request)[SERVICES]
 
 
-def _knobs(request: Request[Any, Any, Any]) -> Knobs:
-    return scope_of(request)[KNOBS]
+def _door_settings(request: Request[Any, Any, Any]) -> DoorSettings:
+    return scope_of(request)[DOOR_SETTINGS]
 
 
-async def _caller(request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs) -> Caller:
-    return await caller_of(desk, knobs, scope_of(request))
+async def _caller(
+    request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings
+) -> Caller:
+    return await caller_of(services, door_settings, scope_of(request))
 
 
 def _with_request_id(scope: Scope, send: Send, new_id: Callable[[], str]) -> Send:

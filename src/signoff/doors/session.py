@@ -8,7 +8,15 @@ import msgspec
 from litestar import MediaType, Request, Response, Router, delete, get, post
 from litestar.params import FromPath
 
-from signoff.doors.http import TheDesk, TheKnobs, caller_of, decoded, scope_of, session_cookie, session_of
+from signoff.doors.http import (
+    InjectedServices,
+    InjectedSettings,
+    caller_of,
+    decoded,
+    scope_of,
+    session_cookie,
+    session_of,
+)
 from signoff.errors import BadBody
 from signoff.work.admin.people import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
 
@@ -21,26 +29,28 @@ class SignIn(msgspec.Struct, frozen=True):
 
 
 @post("/api/session", status_code=200, summary="Sign in")
-async def create(request: Request[Any, Any, Any], desk: TheDesk) -> Response[dict[str, str]]:
+async def create(request: Request[Any, Any, Any], services: InjectedServices) -> Response[dict[str, str]]:
     """Sets the session's cookie."""
     who = decoded(await request.body(), SignIn, "Send email and password", BadBody)
-    token = await sign_in(desk, who.email, who.password)
+    token = await sign_in(services, who.email, who.password)
     return _with_session(request, {"status": "success"}, token, SESSION_SECONDS)
 
 
 @delete("/api/session", status_code=200, summary="Sign out")
-async def end(request: Request[Any, Any, Any], desk: TheDesk, knobs: TheKnobs) -> Response[dict[str, str]]:
+async def end(
+    request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings
+) -> Response[dict[str, str]]:
     """Ends the session."""
-    await caller_of(desk, knobs, scope_of(request))
+    await caller_of(services, door_settings, scope_of(request))
     if (token := session_of(scope_of(request))) is not None:
-        await sign_out(desk, token)
+        await sign_out(services, token)
     return _with_session(request, {"status": "success"}, "", 0)
 
 
 @get("/signin/{code:str}", summary="Sign in with a one-time link", media_type=MediaType.HTML)
-async def link(request: Request[Any, Any, Any], desk: TheDesk, code: FromPath[str]) -> Response[str]:
+async def link(request: Request[Any, Any, Any], services: InjectedServices, code: FromPath[str]) -> Response[str]:
     """Leads to the first page, signed in."""
-    session = await sign_in_with_link(desk, code)
+    session = await sign_in_with_link(services, code)
     response = _with_session(request, "", session, SESSION_SECONDS)
     return Response("", status_code=303, headers=response.headers | {"location": "/"}, media_type=MediaType.HTML)
 

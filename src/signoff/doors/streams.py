@@ -9,18 +9,18 @@ from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import FromPath
 
 from signoff.doors.asyncapi import document
-from signoff.doors.http import TheCaller, TheDesk, decoded
+from signoff.doors.http import InjectedCaller, InjectedServices, decoded
 from signoff.work.admin.streams import (
-    SeenStream,
+    StreamStatus,
     add_stream,
     change_stream,
-    look_at_stream,
-    look_at_streams,
+    get_stream,
+    list_streams,
     remove_stream,
 )
 
 
-class Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class StreamDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a stream is to be. `url` may hold a password, and is never shown again."""
 
     name: str | msgspec.UnsetType = msgspec.UNSET
@@ -33,50 +33,52 @@ class Described(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 @get("/", summary="List streams")
-async def listed(desk: TheDesk, caller: TheCaller) -> dict[str, Any]:
+async def listed(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
     """Every stream, and how this process listens to it."""
-    return {"data": [_as_seen(seen) for seen in await look_at_streams(desk, caller)]}
+    return {"data": [_as_seen(seen) for seen in await list_streams(services, caller)]}
 
 
 @post("/", status_code=201, summary="Declare a stream")
-async def create(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> Response[dict[str, Any]]:
+async def create(
+    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
+) -> Response[dict[str, Any]]:
     """The stream, which every worker listens to within a second."""
-    seen = await add_stream(desk, caller, _decoded(await request.body()))
+    seen = await add_stream(services, caller, _decoded(await request.body()))
     return Response(_as_seen(seen), headers={"location": f"/api/streams/{seen.stream.name}"})
 
 
 @get("/{name:str}", summary="Look at a stream")
-async def one(desk: TheDesk, caller: TheCaller, name: FromPath[str]) -> dict[str, Any]:
+async def one(services: InjectedServices, caller: InjectedCaller, name: FromPath[str]) -> dict[str, Any]:
     """The stream, and how this process listens to it."""
-    return _as_seen(await look_at_stream(desk, caller, name))
+    return _as_seen(await get_stream(services, caller, name))
 
 
 @patch("/{name:str}", summary="Change a stream")
 async def changed(
-    request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller, name: FromPath[str]
+    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
 ) -> dict[str, Any]:
     """The stream, with what was given; all else stays."""
-    return _as_seen(await change_stream(desk, caller, name, _decoded(await request.body())))
+    return _as_seen(await change_stream(services, caller, name, _decoded(await request.body())))
 
 
 @delete("/{name:str}", status_code=204, summary="Forget a stream")
-async def removed(desk: TheDesk, caller: TheCaller, name: FromPath[str]) -> None:
+async def removed(services: InjectedServices, caller: InjectedCaller, name: FromPath[str]) -> None:
     """Nobody listens to it any more."""
-    await remove_stream(desk, caller, name)
+    await remove_stream(services, caller, name)
 
 
 @get("/schema/asyncapi.json", summary="The topics, as an AsyncAPI 3 document")
-async def described(desk: TheDesk, caller: TheCaller) -> dict[str, Any]:
+async def described(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
     """One server and two channels for each stream."""
-    return document([seen.stream for seen in await look_at_streams(desk, caller)])
+    return document([seen.stream for seen in await list_streams(services, caller)])
 
 
 def _decoded(body: bytes) -> dict[str, Any]:
-    given = msgspec.structs.asdict(decoded(body, Described, "This is not a stream"))
+    given = msgspec.structs.asdict(decoded(body, StreamDescription, "This is not a stream"))
     return {name: value for name, value in given.items() if value is not msgspec.UNSET}
 
 
-def _as_seen(seen: SeenStream) -> dict[str, Any]:
+def _as_seen(seen: StreamStatus) -> dict[str, Any]:
     stream, listening = seen.stream, seen.listening
     return {
         "name": stream.name,
@@ -89,7 +91,7 @@ def _as_seen(seen: SeenStream) -> dict[str, Any]:
         "as": stream.user,
         "declared": "settings" if seen.is_declared else "at run time",
         "listening": listening is not None and listening.ok,
-        "trouble": "This process does not listen." if listening is None else listening.trouble,
+        "trouble": "This process does not listen." if listening is None else listening.error,
     }
 
 

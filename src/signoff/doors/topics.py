@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from signoff.core.ask import Ask
-from signoff.core.envelope import opened
-from signoff.core.stream import Arrived, Stream
+from signoff.core.envelope import parse_envelope
+from signoff.core.stream import IncomingMessage, Stream
 from signoff.work.accept import accept, stream_caller
-from signoff.work.services import Desk
+from signoff.work.services import Services
 
 
-async def take(desk: Desk, stream: Stream, arrived: Arrived) -> None:
+async def accept_message(services: Services, stream: Stream, arrived: IncomingMessage) -> None:
     """One message; its job is committed, and it may be acknowledged. Raises what another try may help against."""
-    envelope = opened(arrived.body)
+    envelope = parse_envelope(arrived.body)
     ask = Ask(
         door="streams",
-        caller=await stream_caller(desk, stream),
+        caller=await stream_caller(services, stream),
         path=envelope.path,
         body=envelope.body,
         target=envelope.model,
         metadata=envelope.metadata,
         reply_to=stream.name,
     )
-    await accept(desk, ask, arrived, envelope.flaw)
+    await accept(services, ask, arrived, envelope.error)

@@ -13,11 +13,11 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromQuery, QueryParameter
 
 from signoff.core.price import NANO, Price, dollars, microdollars
-from signoff.core.usage import DAY_US, Dimension, Line, Question, Sum
-from signoff.core.wire import microseconds_of, when
-from signoff.doors.http import BIGINTS, TheCaller, TheDesk
+from signoff.core.usage import DAY_US, Dimension, UsageQuery, UsageRow, UsageTotals
+from signoff.core.wire import format_time, parse_time
+from signoff.doors.http import BIGINTS, InjectedCaller, InjectedServices
 from signoff.errors import BadRequest
-from signoff.work.admin.usage import drop_price, look_at_prices, look_at_usage, set_price
+from signoff.work.admin.usage import drop_price, list_prices, set_price, usage_report
 
 MAX_PAGE = 10_000
 ASKED_DAYS = 31
@@ -36,8 +36,8 @@ class NewPrice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     valid_from: str | None = None
 
 
-def question_of(  # noqa: PLR0913 -- each is a side of a question
-    desk: TheDesk,
+def usage_query(  # noqa: PLR0913 -- each is a side of a question
+    services: InjectedServices,
     *,
     by: FromQuery[str] = "",
     since: FromQuery[str | None] = None,
@@ -45,11 +45,11 @@ def question_of(  # noqa: PLR0913 -- each is a side of a question
     model: FromQuery[str | None] = None,
     offset: Annotated[int, QueryParameter(ge=0, lt=BIGINTS)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 1000,
-) -> Question:
+) -> UsageQuery:
     """What is asked of the ledger; of the last 31 days where nobody says since when. Raises BadRequest."""
-    return Question(
+    return UsageQuery(
         by=_dimensions(by),
-        since=desk.clock() - ASKED_DAYS * DAY_US if since is None else _microseconds(since),
+        since=services.clock() - ASKED_DAYS * DAY_US if since is None else _microseconds(since),
         until=None if until is None else _microseconds(until),
         model=model,
         offset=offset,
@@ -60,46 +60,48 @@ def question_of(  # noqa: PLR0913 -- each is a side of a question
 @get(
     "/usage",
     summary="What was used, and what it cost",
-    dependencies={"asked": Provide(question_of, sync_to_thread=False)},
+    dependencies={"asked": Provide(usage_query, sync_to_thread=False)},
 )
 async def used(
     request: Request[Any, Any, Any],
-    desk: TheDesk,
-    caller: TheCaller,
-    asked: NamedDependency[Question],
+    services: InjectedServices,
+    caller: InjectedCaller,
+    asked: NamedDependency[UsageQuery],
     format: FromQuery[str] = "json",  # noqa: A002 -- the name that callers expect
 ) -> Response[Any]:
     """Sums by model, target, prompt, prompt_version, user, token, door, status, cache, hour or day, several with commas
     between them; as JSON, or CSV with `format=csv` or `Accept: text/csv`. `since` and `until` are whole hours, UTC.
     """
-    lines, total = await look_at_usage(desk, caller, asked)
+    lines, total = await usage_report(services, caller, asked)
     following = asked.offset + asked.limit if len(lines) == asked.limit else None
     if format == "csv" or "text/csv" in request.headers.get("accept", ""):
         headers = {"content-disposition": 'attachment; filename="usage.csv"'}
         headers |= {} if following is None else {"x-next-offset": str(following)}
         return Response(_as_csv(asked, lines), media_type="text/csv", headers=headers)
-    data = [_of(line) | _as_sum(line.sum) for line in lines]
+    data = [_of(line) | _as_sum(line.totals) for line in lines]
     return Response({"data": data, "total": _as_sum(total), "next": following})
 
 
 @get("/prices", summary="What models cost")
-async def prices(desk: TheDesk, caller: TheCaller) -> dict[str, Any]:
+async def prices(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
     """Every price, by model and time."""
-    return {"data": [_as_price(price) for price in await look_at_prices(desk)]}
+    return {"data": [_as_price(price) for price in await list_prices(services)]}
 
 
 @put("/prices", summary="Set a price")
-async def priced(request: Request[Any, Any, Any], desk: TheDesk, caller: TheCaller) -> dict[str, Any]:
+async def priced(request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
     """The price. What has ended keeps its cost."""
-    price = _price(await request.body(), desk.clock())
-    await set_price(desk, caller, price)
+    price = _price(await request.body(), services.clock())
+    await set_price(services, caller, price)
     return _as_price(price)
 
 
 @delete("/prices", status_code=204, summary="Take a price away")
-async def unpriced(desk: TheDesk, caller: TheCaller, model: FromQuery[str], valid_from: FromQuery[str]) -> None:
+async def unpriced(
+    services: InjectedServices, caller: InjectedCaller, model: FromQuery[str], valid_from: FromQuery[str]
+) -> None:
     """What has ended keeps its cost."""
-    await drop_price(desk, caller, model, _microseconds(valid_from))
+    await drop_price(services, caller, model, _microseconds(valid_from))
 
 
 def _dimensions(text: str) -> tuple[Dimension, ...]:
@@ -113,7 +115,7 @@ def _dimensions(text: str) -> tuple[Dimension, ...]:
 def _microseconds(text: str) -> int:
     """The time that `text` says (ISO 8601): UTC unless it says another zone."""
     try:
-        return microseconds_of(datetime.fromisoformat(text))
+        return parse_time(datetime.fromisoformat(text))
     except ValueError:
         raise BadRequest(f"{text!r} is not a time such as 2026-01-31 or 2026-01-31T12:00:00Z.") from None
 
@@ -133,18 +135,18 @@ def _price(body: bytes, now: int) -> Price:
         raise BadRequest(f"This is not a price: {error}") from None
 
 
-def _of(line: Line) -> dict[str, Any]:
-    return {name: _named(name, value) for name, value in line.of.items()}
+def _of(line: UsageRow) -> dict[str, Any]:
+    return {name: _named(name, value) for name, value in line.dimensions.items()}
 
 
 def _named(name: str, value: str | int | None) -> str | int | None:
     """Times as the wire has them."""
     if not isinstance(value, int) or name not in {"hour", "day"}:
         return value
-    return when(value)[:10] if name == "day" else f"{when(value)[:19]}Z"
+    return format_time(value)[:10] if name == "day" else f"{format_time(value)[:19]}Z"
 
 
-def _as_sum(total: Sum) -> dict[str, Any]:
+def _as_sum(total: UsageTotals) -> dict[str, Any]:
     timed = max(total.timed, 1) * 1_000_000
     return {
         "jobs": total.jobs,
@@ -154,18 +156,18 @@ def _as_sum(total: Sum) -> dict[str, Any]:
         "completion_tokens": total.completion_tokens,
         "cost": dollars(total.cost_nanodollars, NANO),
         "average_queued_seconds": total.queued_us / timed,
-        "average_first_byte_seconds": total.first_us / timed,
-        "average_answer_seconds": total.answer_us / timed,
+        "average_first_byte_seconds": total.ttft_us / timed,
+        "average_answer_seconds": total.generation_us / timed,
     }
 
 
-def _as_csv(question: Question, lines: list[Line]) -> str:
+def _as_csv(question: UsageQuery, lines: list[UsageRow]) -> str:
     """RFC 4180, with a header."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([*question.by, *_as_sum(Sum())])
+    writer.writerow([*question.by, *_as_sum(UsageTotals())])
     for line in lines:
-        writer.writerow([*map(_cell, _of(line).values()), *_as_sum(line.sum).values()])
+        writer.writerow([*map(_cell, _of(line).values()), *_as_sum(line.totals).values()])
     return text.getvalue()
 
 
@@ -176,7 +178,7 @@ def _cell(value: str | int | None) -> str | int | None:
 def _as_price(price: Price) -> dict[str, Any]:
     return {
         "model": price.model,
-        "valid_from": when(price.valid_from),
+        "valid_from": format_time(price.valid_from),
         "input": dollars(price.input),
         "output": dollars(price.output),
         "cached_input": None if price.cached_input is None else dollars(price.cached_input),

@@ -15,11 +15,11 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from signoff.core import sse
-from signoff.core.allow_list import MODELS, checked_host
+from signoff.core.allow_list import MODEL_ADDRESSES, checked_host
 from signoff.core.answer import Chunk
 from signoff.core.endpoints import CHAT, EMBEDDINGS
 from signoff.core.model import Model, upstream_name
-from signoff.engine import Request
+from signoff.engine import ModelRequest
 from signoff.errors import (
     AddressRefused,
     ModelAnswered,
@@ -29,7 +29,7 @@ from signoff.errors import (
     ModelUnreachable,
     SignoffError,
 )
-from signoff.infra.ssrf import CheckedResolver, Refused
+from signoff.infra.ssrf import AddressBlocked, CheckedResolver
 
 MISSING = "Models of the kind anyllm need the extra of that name: pip install 'signoff[anyllm]'."
 CLIENTS = 64
@@ -57,7 +57,7 @@ class AnyLLMEngine:
     async def start(self) -> None:
         """Nothing to start: the library is loaded when it is first needed."""
 
-    async def answer(self, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
         """What the provider says, in OpenAI's dialect. Raises ModelFailed and its kin."""
         provider, _, name = upstream_name(model, request.target).partition("/")
         known = (provider, request.key, model.url)
@@ -96,9 +96,9 @@ class AnyLLMEngine:
         if not model.url:
             return
         try:
-            host, port = checked_host(model.url, MODELS), URL(model.url).port or 443
-            await CheckedResolver(self._resolver or ThreadedResolver(), MODELS).resolve(host, port)
-        except (AddressRefused, Refused) as error:
+            host, port = checked_host(model.url, MODEL_ADDRESSES), URL(model.url).port or 443
+            await CheckedResolver(self._resolver or ThreadedResolver(), MODEL_ADDRESSES).resolve(host, port)
+        except (AddressRefused, AddressBlocked) as error:
             raise ModelFailed("The model's address is one where no model may be.") from error
         except OSError as error:
             raise ModelUnreachable("The model cannot be reached: its name is not known.") from error
@@ -156,7 +156,7 @@ def _client(provider: str, key: str | None, url: str | None) -> Any:
     return library.create(provider, api_key=key, api_base=url, unified_exceptions=True, **more)
 
 
-async def _asked(client: Any, name: str, request: Request) -> Any:
+async def _asked(client: Any, name: str, request: ModelRequest) -> Any:
     """The library's answer, or its stream. Raises ModelAnswered for what it cannot be asked."""
     members = msgspec.json.decode(request.body)
     if not isinstance(members, dict):

@@ -14,8 +14,8 @@ import msgspec
 from signoff.core import endpoints, sse
 from signoff.core.answer import Chunk, Usage
 from signoff.core.model import Model
-from signoff.engine import Request
-from signoff.engines.echo_endpoints import Response, embeddings, moderations, ranks
+from signoff.engine import ModelRequest
+from signoff.engines.echo_endpoints import EchoResponse, embeddings, moderations, ranks
 from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
@@ -40,7 +40,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class EchoEngine:
     """Answers with the last user message, the prompt or the input, else with the body itself."""
 
-    async def answer(self, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
         """A completion as one chunk, or as events, one a word. The same request is answered by the same bytes.
 
         Raises what the target's options ask for, BadRequest when they make no sense.
@@ -103,14 +103,14 @@ def _error(status: int, retry_after_seconds: float | None, message: str) -> Mode
     return ModelAnswered(status, message, body=msgspec.json.encode(body), retry_after_seconds=retry_after_seconds)
 
 
-def _answer(request: Request, tokens: int | None) -> _Completion | Response | bytes:
+def _answer(request: ModelRequest, tokens: int | None) -> _Completion | EchoResponse | bytes:
     """What can be told whole or as events, or the one body of an endpoint without streams."""
     match request.path:
         case endpoints.CHAT | endpoints.COMPLETIONS:
             return _completion(request, tokens)
         case endpoints.RESPONSES:
             said = _completion(request, tokens)
-            return Response(digest=said.digest, model=said.model, text=said.text, usage=said.usage)
+            return EchoResponse(digest=said.digest, model=said.model, text=said.text, usage=said.usage)
         case endpoints.EMBEDDINGS:
             return embeddings(request.body, request.target)
         case endpoints.MODERATIONS:
@@ -121,7 +121,7 @@ def _answer(request: Request, tokens: int | None) -> _Completion | Response | by
             raise _error(404, None, f"An echo knows no {path}.")
 
 
-def _completion(request: Request, tokens: int | None) -> _Completion:
+def _completion(request: ModelRequest, tokens: int | None) -> _Completion:
     asked = _asked(request.body)
     said = _said(asked, request.body)
     text = said if tokens is None else _words(said, tokens)

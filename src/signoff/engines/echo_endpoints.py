@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from signoff.core import response
-from signoff.core.convert import named_event
+from signoff.core.convert import response_event
 from signoff.core.response import JsonObject
 from signoff.core.tokens import Usage
 from signoff.errors import BadRequest
@@ -39,7 +39,7 @@ _CATEGORIES = (
 )
 
 
-class Response(msgspec.Struct, frozen=True, kw_only=True):
+class EchoResponse(msgspec.Struct, frozen=True, kw_only=True):
     """An answer of `/v1/responses`, one event a word when it is streamed."""
 
     digest: str
@@ -52,7 +52,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
 
     def events(self) -> Iterator[bytes]:
         for event in response.events_of(self._told(), lambda text: (piece[0] for piece in _PIECE.finditer(text))):
-            yield named_event(event).raw
+            yield response_event(event).raw
 
     def _told(self) -> JsonObject:
         usage = {
@@ -62,7 +62,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": self.usage.total_tokens,
         }
-        return response.saying(self.text, self.digest, self.model) | {"usage": usage}
+        return response.response_from_text(self.text, self.digest, self.model) | {"usage": usage}
 
 
 class _Embed(msgspec.Struct):

@@ -6,18 +6,18 @@ from collections.abc import AsyncGenerator
 
 from signoff.core.answer import Chunk
 from signoff.core.model import Model
-from signoff.engine import Request
-from signoff.engines.upstream import Upstream
+from signoff.engine import ModelRequest
+from signoff.engines.upstream import UpstreamClient
 from signoff.errors import ModelUnreachable
 
 
 class HttpEngine:
     """Asks models over HTTP. Whoever made the `upstream` starts and closes it."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: UpstreamClient) -> None:
         self._upstream = upstream
 
-    def answer(self, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+    def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
         """What the model says to the body, whatever path was asked for. Raises ModelFailed and its kin."""
         if not model.url:
             raise ModelUnreachable(f"The model {model.name} has no address.")

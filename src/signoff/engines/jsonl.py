@@ -38,11 +38,11 @@ NOTHING = msgspec.Raw(b"")
 FAREWELL = msgspec.json.encode({"id": "", "failure": {}}) + b"\n"
 
 
-class NotAsked(ModelUnreachable):
+class NotDelivered(ModelUnreachable):
     """The program was gone before the request reached it, which can be asked at once where the model is then."""
 
 
-class Said(msgspec.Struct, frozen=True):
+class ProgramMessage(msgspec.Struct, frozen=True):
     """One thing that was said to a request: a piece of its answer, the whole of it, or why there is none."""
 
     kind: Kind
@@ -59,18 +59,18 @@ class _Line(msgspec.Struct):
     failure: msgspec.Raw = NOTHING
 
 
-class _Asked:
+class _PendingRequest:
     """A request under way, and what was said to it and not taken yet."""
 
     def __init__(self, ask_id: str) -> None:
         self.id = ask_id
-        self.said = asyncio.Queue[Said | SignoffError]()
+        self.said = asyncio.Queue[ProgramMessage | SignoffError]()
         self.is_gone = False
         self.is_in_order = False
         self.sent_at = 0.0
         self._size_bytes = 0
 
-    def hear(self, said: Said) -> None:
+    def hear(self, said: ProgramMessage) -> None:
         """Keep what was said until the caller takes it; one who is too slow is not waited for."""
         self._size_bytes += len(said.raw)
         if self._size_bytes > MAX_LINE_BYTES:
@@ -78,7 +78,7 @@ class _Asked:
         else:
             self.said.put_nowait(said)
 
-    async def take(self) -> Said:
+    async def take(self) -> ProgramMessage:
         said = await self.said.get()
         if isinstance(said, SignoffError):
             raise said
@@ -86,7 +86,7 @@ class _Asked:
         return said
 
 
-class Lines:
+class JsonLinesClient:
     """The talk with one program for many callers.
 
     Each request goes out as `{"id", "operation", "body"}`. The first line that comes back tells which kind of program
@@ -110,8 +110,8 @@ class Lines:
         self._hang_up = hang_up
         self._count = 0
         self._by_id = by_id
-        self._waiting: dict[str, _Asked] = {}
-        self._order = deque[_Asked]()
+        self._waiting: dict[str, _PendingRequest] = {}
+        self._order = deque[_PendingRequest]()
         self._sending = asyncio.Lock()
         self._end: ModelFailed | None = None
         self._heard_at = 0.0
@@ -123,23 +123,25 @@ class Lines:
         """Whether nothing can be asked any more."""
         return self._end is not None
 
-    async def ask(self, operation: str, body: bytes, timeouts: Timeouts) -> AsyncGenerator[Said, None]:
+    async def ask(self, operation: str, body: bytes, timeouts: Timeouts) -> AsyncGenerator[ProgramMessage, None]:
         """What is said to `body`, which is JSON, up to the last of it. Raises ModelFailed and its kin, Overloaded."""
         if self._end is not None:
-            raise NotAsked(f"The model {self._name} is not running.")
+            raise NotDelivered(f"The model {self._name} is not running.")
         if len(body) > MAX_BODY_BYTES:
             raise TooLarge(f"The model {self._name} takes {MAX_BODY_BYTES} bytes in a line.")
         if len(self._waiting) >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} requests wait for the model {self._name} already.")
         self._count += 1
-        asked = _Asked(f"{self._prefix}-{self._count}")
+        asked = _PendingRequest(f"{self._prefix}-{self._count}")
         try:
             async for said in self._talk(asked, operation, body, timeouts):
                 yield said
         finally:
             self._leave(asked)
 
-    async def _talk(self, asked: _Asked, operation: str, body: bytes, timeouts: Timeouts) -> AsyncGenerator[Said, None]:
+    async def _talk(
+        self, asked: _PendingRequest, operation: str, body: bytes, timeouts: Timeouts
+    ) -> AsyncGenerator[ProgramMessage, None]:
         loop = asyncio.get_running_loop()
         began = loop.time()
         end = began + timeouts.total_seconds
@@ -185,7 +187,7 @@ class Lines:
     def _lose_stuck(self) -> None:
         self._lose(ModelCrashed(f"The model {self._name} was stuck, and is started anew."))
 
-    async def _send(self, asked: _Asked, operation: str, body: bytes) -> None:
+    async def _send(self, asked: _PendingRequest, operation: str, body: bytes) -> None:
         # A line break in JSON is only ever a blank between two tokens.
         flat = msgspec.Raw(body.replace(b"\n", b" ").replace(b"\r", b" "))
         line = msgspec.json.encode({"id": asked.id, "operation": operation, "body": flat})
@@ -201,7 +203,7 @@ class Lines:
                 self._order.append(asked)
             self._writer.write(line + b"\n")
 
-    def _leave(self, asked: _Asked) -> None:
+    def _leave(self, asked: _PendingRequest) -> None:
         """The caller does not listen any more. An answer that comes by its place in the order must still be skipped."""
         asked.is_gone = True
         if not asked.is_in_order:
@@ -232,7 +234,7 @@ class Lines:
         except msgspec.ValidationError:
             told = None
         if self._is_guest and line == FAREWELL:
-            self.end(NotAsked(f"The model {self._name} has just stopped."))
+            self.end(NotDelivered(f"The model {self._name} has just stopped."))
         elif told is not None and told.id in self._waiting:
             self._hear_by_id(told)
         elif not self._by_id:
@@ -245,11 +247,11 @@ class Lines:
         if asked is None:
             return
         if bytes(told.delta):
-            asked.hear(Said("delta", bytes(told.delta)))
+            asked.hear(ProgramMessage("delta", bytes(told.delta)))
         ends = {"failure": told.failure, "error": told.error, "body": told.body}
-        said = [Said(kind, bytes(ends[kind])) for kind in ENDS if bytes(ends[kind]) not in NO_WORDS[kind]]
+        said = [ProgramMessage(kind, bytes(ends[kind])) for kind in ENDS if bytes(ends[kind]) not in NO_WORDS[kind]]
         if said or not bytes(told.delta):
-            asked.hear(said[0] if said else Said("body", b"null"))
+            asked.hear(said[0] if said else ProgramMessage("body", b"null"))
 
     def _begin_by_id(self) -> None:
         self._by_id = True
@@ -268,7 +270,7 @@ class Lines:
         asked = self._order.popleft()
         asked.is_in_order = False
         self._waiting.pop(asked.id, None)
-        asked.hear(Said("body", line))
+        asked.hear(ProgramMessage("body", line))
 
     def _garbled(self, what: str) -> None:
         """Nobody can tell any more whose answer comes next."""

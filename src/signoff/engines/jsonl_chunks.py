@@ -9,8 +9,8 @@ import msgspec
 
 from signoff.core import sse
 from signoff.core.answer import Chunk
-from signoff.engine import Request
-from signoff.engines.jsonl import Said
+from signoff.engine import ModelRequest
+from signoff.engines.jsonl import ProgramMessage
 from signoff.errors import (
     ModelAnswered,
     ModelCrashed,
@@ -28,7 +28,7 @@ MAX_MESSAGE_CHARS = 2000
 TOLD = (ModelCrashed, ModelGarbled, ModelTimedOut, ModelUnreachable, Overloaded, TooLarge)
 
 
-async def chunks_of(talk: AsyncIterator[Said], request: Request) -> AsyncIterator[Chunk]:
+async def chunks_of(talk: AsyncIterator[ProgramMessage], request: ModelRequest) -> AsyncIterator[Chunk]:
     """The body; for a stream, an event for each piece. Raises ModelFailed and its kin.
 
     A piece that is a text is one of a chat completion's; an object passes as it is.
@@ -50,7 +50,7 @@ async def chunks_of(talk: AsyncIterator[Said], request: Request) -> AsyncIterato
             yield Chunk(sse.DONE, event=True)
 
 
-def _event(piece: bytes, request: Request) -> bytes:
+def _event(piece: bytes, request: ModelRequest) -> bytes:
     if piece.startswith(b"{"):
         return piece
     if piece.startswith(b'"'):
@@ -58,7 +58,7 @@ def _event(piece: bytes, request: Request) -> bytes:
     raise ModelGarbled("A piece of a stream is a text or an object.")
 
 
-def _completion(request: Request, delta: dict[str, Any], finish_reason: str | None) -> bytes:
+def _completion(request: ModelRequest, delta: dict[str, Any], finish_reason: str | None) -> bytes:
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     head = {"id": "chatcmpl-lines", "object": "chat.completion.chunk", "created": 0, "model": request.target}
     return msgspec.json.encode(head | {"choices": [choice]})
@@ -76,7 +76,7 @@ class _Told(msgspec.Struct):
     code: str | int | None = None
 
 
-def _failure(said: Said) -> SignoffError:
+def _failure(said: ProgramMessage) -> SignoffError:
     """The error that a program tells in an object or in a text, or that the owner of its process tells."""
     try:
         told = msgspec.json.decode(said.raw, type=_Told | str)

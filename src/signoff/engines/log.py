@@ -9,7 +9,7 @@ MAX_LINE_BYTES = 8192
 TAIL_LINES = 10
 
 
-class Log:
+class ModelLog:
     """The last lines of a model; `tell` hears of each."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
@@ -29,10 +29,10 @@ class Log:
         return "\n".join(self._lines)
 
 
-class Scribe:
+class LineSplitter:
     """Cuts what one process writes into lines of a log, which may be that of several processes."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: ModelLog) -> None:
         self._log = log
         self._rest = b""
 

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from signoff.core.answer import Chunk
-from signoff.core.binary import unwrapped, with_field
-from signoff.core.endpoints import KNOWN, Route, route_of
+from signoff.core.binary import decode_binary, with_form_field
+from signoff.core.endpoints import KNOWN, Route, parse_route
 from signoff.core.model import Model, upstream_name
-from signoff.engine import Request
-from signoff.engines.upstream import Sent, Upstream
+from signoff.engine import ModelRequest
+from signoff.engines.upstream import Sent, UpstreamClient
 from signoff.errors import ModelUnreachable
 
 _VERSION = re.compile(r"/v\d\w*(/|$)")
@@ -23,10 +23,10 @@ _VERSION = re.compile(r"/v\d\w*(/|$)")
 class OpenAIEngine:
     """Asks models over HTTP. Whoever made the `upstream` starts and closes it: other engines use it too."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: UpstreamClient) -> None:
         self._upstream = upstream
 
-    def answer(self, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+    def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
         """What the model says to `request`, byte for byte. Raises ModelFailed and its kin."""
         if not model.url:
             raise ModelUnreachable(f"The model {model.name} has no address.")
@@ -39,7 +39,7 @@ class OpenAIEngine:
         """Nothing to close."""
 
 
-def ask(upstream: Upstream, base_url: str, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+def ask(upstream: UpstreamClient, base_url: str, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
     """What the server at `base_url` answers to `request`: see `Upstream.post`.
 
     The body goes out as it came, a parcel's content as it was before it became one, but for the model's name where
@@ -59,17 +59,17 @@ def ask(upstream: Upstream, base_url: str, model: Model, request: Request) -> As
 
 
 def _ask_beyond(
-    upstream: Upstream, base_url: str, model: Model, request: Request, headers: dict[str, str]
+    upstream: UpstreamClient, base_url: str, model: Model, request: ModelRequest, headers: dict[str, str]
 ) -> AsyncGenerator[Chunk, None]:
     """Any method, with a query, and with whatever body: JSON, a parcel, or none at all, which a job keeps as null."""
-    route = route_of(request.path) or Route("POST", request.path, None)
-    name, parcel = upstream_name(model, request.target), unwrapped(request.body)
-    if parcel is None:
+    route = parse_route(request.path) or Route("POST", request.path, None)
+    name, binary = upstream_name(model, request.target), decode_binary(request.body)
+    if binary is None:
         body = named(request.body, name) if asks_for_a_model(request.body) else request.body
     else:
-        body = with_field(parcel, "model", name).content
+        body = with_form_field(binary, "model", name).content
     if body != b"null":
-        headers |= {"content-type": "application/json" if parcel is None else parcel.content_type}
+        headers |= {"content-type": "application/json" if binary is None else binary.content_type}
     url = address(base_url, route.path) + ("" if route.query is None else f"?{route.query}")
     sent = Sent(route.method, url, b"" if body == b"null" else body, headers)
     return upstream.ask(sent, timeouts=model.timeouts, stream=request.stream, json_only=False)

@@ -17,12 +17,12 @@ class BadExtension(SignoffError):
     code = "bad_extension"
 
 
-def brought_kinds() -> list[str]:
+def plugin_kinds() -> list[str]:
     """Their names, without a look at whether they can be used."""
     return [point.name for point in importlib.metadata.entry_points(group=GROUP)]
 
 
-def brought_engines(taken: Collection[str]) -> dict[str, Engine]:
+def load_plugins(taken: Collection[str]) -> dict[str, Engine]:
     """The engines, by their kinds. Raises BadExtension: a server without one would fail its models' callers instead."""
     engines = dict[str, Engine]()
     for point in importlib.metadata.entry_points(group=GROUP):

@@ -14,14 +14,14 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from signoff.core.model import Model, ProcessLimits
-from signoff.engines.jsonl import MAX_LINE_BYTES, Lines
-from signoff.engines.log import Log, Scribe
+from signoff.engines.jsonl import MAX_LINE_BYTES, JsonLinesClient
+from signoff.engines.log import LineSplitter, ModelLog
 from signoff.engines.watchdog import CANNOT_RUN
 
 HOST = "127.0.0.1"
 PORT_TRIES = 3
 STOP_SECONDS = 5
-_WARDEN = Path(__file__).with_name("watchdog.py")
+_WATCHDOG = Path(__file__).with_name("watchdog.py")
 _POLL_SECONDS = 0.05
 _PROBE_SECONDS = 2
 _DRAIN_SECONDS = 0.2
@@ -56,7 +56,7 @@ _INHERITED = frozenset(
 
 
 @asynccontextmanager
-async def talking(model: Model, log: Log) -> AsyncGenerator[Process, None]:
+async def start_jsonl(model: Model, log: ModelLog) -> AsyncGenerator[Process, None]:
     """A process that runs the model's command and speaks lines; it and its group have ended when the block has.
 
     What it writes to stderr goes to `log`. Raises OSError where no process can be started at all.
@@ -67,16 +67,16 @@ async def talking(model: Model, log: Log) -> AsyncGenerator[Process, None]:
             answers, its_stdout = await _pipe(stack, its, limit=MAX_LINE_BYTES)
             writer, its_stdin = await _pipe_to(stack, its)
             told = ("--lines", f"{its_stdin},{its_stdout}", *_limits(model), *model.command)
-            warden = await _warden(its_stderr, *told, port=None, pass_fds=(its_stdin, its_stdout))
+            warden = await _start_watchdog(its_stderr, *told, port=None, pass_fds=(its_stdin, its_stdout))
         process = Process(warden, 0, output, log, model.limits)
         prefix = os.urandom(8).hex()  # no program writes it by chance
-        process.lines = Lines(model.name, answers, writer, prefix=prefix, hang_up=process.hang_up)
+        process.lines = JsonLinesClient(model.name, answers, writer, prefix=prefix, hang_up=process.hang_up)
         async with _followed(process):
             yield process
 
 
 @asynccontextmanager
-async def running(model: Model, log: Log) -> AsyncGenerator[Process, None]:
+async def start_http(model: Model, log: ModelLog) -> AsyncGenerator[Process, None]:
     """A process that runs the model's command with a port of its own; it and its group have ended when the block has.
 
     `{port}` and `{host}` in the arguments are filled in; the port is also in the environment, as PORT and
@@ -87,7 +87,7 @@ async def running(model: Model, log: Log) -> AsyncGenerator[Process, None]:
     async with AsyncExitStack() as stack:
         with ExitStack() as its:
             output, to_us = await _pipe(stack, its)
-            warden = await _warden(to_us, *_limits(model), *filled, port=port)
+            warden = await _start_watchdog(to_us, *_limits(model), *filled, port=port)
         process = Process(warden, port, output, log, model.limits)
         async with _followed(process):
             yield process
@@ -105,10 +105,10 @@ def _abort(transport: asyncio.WriteTransport) -> None:
         transport.abort()
 
 
-async def _warden(to_us: int, *words: str, port: int | None, pass_fds: tuple[int, ...] = ()) -> Subprocess:
+async def _start_watchdog(to_us: int, *words: str, port: int | None, pass_fds: tuple[int, ...] = ()) -> Subprocess:
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-I", "-S", str(_WARDEN), *words),
+        *("-I", "-S", str(_WATCHDOG), *words),
         stdin=PIPE,
         stdout=to_us,
         stderr=STDOUT,
@@ -173,12 +173,12 @@ class Process:
     """One running model; `ended` is set once it has ended and its log is complete."""
 
     def __init__(
-        self, warden: Subprocess, port: int, output: asyncio.StreamReader, log: Log, limits: ProcessLimits
+        self, warden: Subprocess, port: int, output: asyncio.StreamReader, log: ModelLog, limits: ProcessLimits
     ) -> None:
         self.port = port
         self.ended = asyncio.Event()
-        self.lines: Lines | None = None
-        self._warden = warden
+        self.lines: JsonLinesClient | None = None
+        self._watchdog = warden
         self._output = output
         self._log = log
         self._limits = limits
@@ -188,10 +188,10 @@ class Process:
         """Keep its log, hear its answers, and notice its end."""
         try:
             async with asyncio.TaskGroup() as group:
-                readers = {group.create_task(self._read(Scribe(self._log)))}
+                readers = {group.create_task(self._read(LineSplitter(self._log)))}
                 if self.lines is not None:
                     readers.add(group.create_task(self.lines.follow()))
-                status = await self._warden.wait()
+                status = await self._watchdog.wait()
                 if status < 0:
                     self._kill()  # the warden itself was killed, and could end nothing
                 # Its last words are in the pipe; but a descendant that left the group may hold that open for ever.
@@ -201,17 +201,17 @@ class Process:
         finally:
             self.ended.set()
             if self.lines is not None:
-                self.lines.crashed(self._obituary())
+                self.lines.crashed(self._exit_message())
 
-    def _obituary(self) -> str:
+    def _exit_message(self) -> str:
         """How it ended. Its last lines may tell of others' requests, unless it never ran."""
-        status = self._warden.returncode
+        status = self._watchdog.returncode
         if status == CANNOT_RUN:
             return self._with_tail("could not be run")
         bound = "" if self._limits.memory_mb is None else f" (it may take {self._limits.memory_mb} MiB of memory)"
         return f"ended with status {status} before it had answered{bound}; its log says more."
 
-    async def _read(self, scribe: Scribe) -> None:
+    async def _read(self, scribe: LineSplitter) -> None:
         try:
             first = await self._output.readline()
             if first.strip().isdigit():
@@ -223,7 +223,7 @@ class Process:
         finally:
             scribe.end()
 
-    async def complaint(self, start_seconds: float) -> str | None:
+    async def startup_error(self, start_seconds: float) -> str | None:
         """Wait until it answers; else tell why it does not, with the last lines of its log."""
         try:
             async with asyncio.timeout(start_seconds):
@@ -233,7 +233,7 @@ class Process:
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
             return self._with_tail(f"was not ready within {start_seconds:g} s")
-        return self._with_tail(f"ended with status {self._warden.returncode} as it started")
+        return self._with_tail(f"ended with status {self._watchdog.returncode} as it started")
 
     async def _is_healthy(self) -> bool:
         """Whether /health says so; a server that knows no /health is ready when it speaks HTTP at all.
@@ -263,8 +263,8 @@ class Process:
 
     def hang_up(self) -> None:
         """Let it end soon."""
-        if self._warden.stdin is not None:
-            self._warden.stdin.close()  # which is the warden's cue
+        if self._watchdog.stdin is not None:
+            self._watchdog.stdin.close()  # which is the warden's cue
 
     async def stop(self) -> None:
         """End it and its group; takes at most STOP_SECONDS."""
@@ -280,7 +280,7 @@ class Process:
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):
-            self._warden.kill()
+            self._watchdog.kill()
         if self._group is not None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._group, signal.SIGKILL)

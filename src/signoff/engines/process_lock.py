@@ -13,7 +13,7 @@ import msgspec
 from signoff.core.model import Model, ProcessLimits
 
 
-class Claim:
+class ProcessLock:
     """Who on this host owns a model's process: whoever holds a lock, which the kernel frees at his end.
 
     A file beside it tells the others the port; its time of change tells the owner that they use it. A model whose
@@ -60,13 +60,13 @@ class Claim:
     def publish(self, port: int) -> None:
         """Tell the others where the process is ready."""
         draft = self._card_path.with_suffix(".draft")
-        draft.write_bytes(msgspec.json.encode(_Card(port, os.getpid())))
+        draft.write_bytes(msgspec.json.encode(_Address(port, os.getpid())))
         draft.replace(self._card_path)
 
     def port(self) -> int | None:
         """The owner's port, or None where there is no owner alive, or none that is ready."""
         try:
-            card = msgspec.json.decode(self._card_path.read_bytes(), type=_Card)
+            card = msgspec.json.decode(self._card_path.read_bytes(), type=_Address)
         except (OSError, msgspec.DecodeError):
             return None
         return card.port if _is_alive(card.pid) else None
@@ -99,7 +99,7 @@ class Claim:
             self._lock = None
 
 
-class _Card(msgspec.Struct):
+class _Address(msgspec.Struct):
     port: int
     pid: int
 

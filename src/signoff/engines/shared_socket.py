@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from signoff.core.model import Timeouts
-from signoff.engines.jsonl import FAREWELL, MAX_LINE_BYTES, Lines, NotAsked
+from signoff.engines.jsonl import FAREWELL, MAX_LINE_BYTES, JsonLinesClient, NotDelivered
 from signoff.errors import ModelCrashed, SignoffError
 
 BACKLOG = 128
@@ -23,7 +23,7 @@ LONGEST_ADDRESS_BYTES = 100
 LIMIT_BYTES = MAX_LINE_BYTES + 4096
 
 
-class _Asked(msgspec.Struct):
+class _SocketRequest(msgspec.Struct):
     id: str
     operation: str
     body: msgspec.Raw
@@ -35,9 +35,11 @@ class _Failure(msgspec.Struct):
 
 
 @asynccontextmanager
-async def hosting(path: Path, lines: Lines, timeouts: Callable[[], Timeouts]) -> AsyncGenerator[None, None]:
+async def serve_socket(
+    path: Path, lines: JsonLinesClient, timeouts: Callable[[], Timeouts]
+) -> AsyncGenerator[None, None]:
     """Others may ask at `path` while the block lasts; at its end each of them is told."""
-    host = _Host(lines, timeouts)
+    host = _SocketServer(lines, timeouts)
     _forget(path)
     with _address(path) as address:
         server = await asyncio.start_unix_server(host.serve, address, limit=LIMIT_BYTES, backlog=BACKLOG)
@@ -49,14 +51,16 @@ async def hosting(path: Path, lines: Lines, timeouts: Callable[[], Timeouts]) ->
         await host.leave()
 
 
-async def connected(name: str, path: Path, spawn: Callable[[Coroutine[None, None, None]], object]) -> Lines:
+async def connect_socket(
+    name: str, path: Path, spawn: Callable[[Coroutine[None, None, None]], object]
+) -> JsonLinesClient:
     """The way to the owner's program. Raises NotAsked where nobody listens."""
     try:
         with _address(path) as address:
             reader, writer = await asyncio.open_unix_connection(address, limit=LIMIT_BYTES)
     except OSError as error:
-        raise NotAsked(f"The model {name} has just stopped.") from error
-    lines = Lines(name, reader, writer, prefix="", hang_up=writer.close, by_id=True)
+        raise NotDelivered(f"The model {name} has just stopped.") from error
+    lines = JsonLinesClient(name, reader, writer, prefix="", hang_up=writer.close, by_id=True)
 
     async def follow() -> None:
         try:
@@ -69,10 +73,10 @@ async def connected(name: str, path: Path, spawn: Callable[[Coroutine[None, None
     return lines
 
 
-class _Host:
+class _SocketServer:
     """The owner's side: each line of a neighbour is a request, and each of its answers a line."""
 
-    def __init__(self, lines: Lines, timeouts: Callable[[], Timeouts]) -> None:
+    def __init__(self, lines: JsonLinesClient, timeouts: Callable[[], Timeouts]) -> None:
         self._lines = lines
         self._timeouts = timeouts
         self._neighbours = set[StreamWriter]()
@@ -86,7 +90,7 @@ class _Host:
             async with asyncio.TaskGroup() as group:
                 with suppress(OSError, ValueError):
                     while line := await reader.readline():
-                        asked = msgspec.json.decode(line, type=_Asked)
+                        asked = msgspec.json.decode(line, type=_SocketRequest)
                         relay = group.create_task(self._relay(asked, writer))
                         for tasks in (mine, self._relays):
                             tasks.add(relay)
@@ -97,13 +101,13 @@ class _Host:
             self._neighbours.discard(writer)
             writer.close()
 
-    async def _relay(self, asked: _Asked, writer: StreamWriter) -> None:
+    async def _relay(self, asked: _SocketRequest, writer: StreamWriter) -> None:
         try:
             talk = self._lines.ask(asked.operation, bytes(asked.body), self._timeouts())
             async with aclosing(talk) as answers:
                 async for said in answers:
                     await _write(writer, {"id": asked.id, said.kind: msgspec.Raw(said.raw)})
-        except NotAsked:
+        except NotDelivered:
             pass  # the farewell says so
         except SignoffError as error:
             await _write(writer, {"id": asked.id, "failure": _Failure(error.code, error.message)})

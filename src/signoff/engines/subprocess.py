@@ -13,14 +13,14 @@ from pathlib import Path
 
 from signoff.core.answer import Chunk
 from signoff.core.model import Model
-from signoff.engine import Request, State
-from signoff.engines.jsonl import NotAsked
+from signoff.engine import ModelRequest, State
+from signoff.engines.jsonl import NotDelivered
 from signoff.engines.jsonl_chunks import chunks_of
-from signoff.engines.log import Log
+from signoff.engines.log import ModelLog
 from signoff.engines.openai import ask
 from signoff.engines.process import HOST, STOP_SECONDS
-from signoff.engines.supervised_process import Place
-from signoff.engines.upstream import Upstream
+from signoff.engines.supervised_process import SupervisedProcess
+from signoff.engines.upstream import UpstreamClient
 from signoff.errors import BadRequest, ModelUnreachable
 
 TRIES = 5
@@ -41,7 +41,7 @@ class SubprocessEngine:
 
     def __init__(
         self,
-        upstream: Upstream,
+        upstream: UpstreamClient,
         run_dir: Path,
         *,
         monotonic: Callable[[], float] = time.monotonic,
@@ -52,14 +52,14 @@ class SubprocessEngine:
         self._monotonic = monotonic
         self._tell = tell
         self._tasks = _Tasks()
-        self._places: dict[str, Place] = {}
-        self._logs: dict[str, Log] = {}
+        self._places: dict[str, SupervisedProcess] = {}
+        self._logs: dict[str, ModelLog] = {}
 
     async def start(self) -> None:
         """Make the folder where owners are found. A model starts when it is asked."""
         await asyncio.to_thread(self._run_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
 
-    async def answer(self, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
         """What the model says, once it is ready. Raises BadRequest, ModelFailed and its kin."""
         if not model.command:
             raise BadRequest(f"The model {model.name} needs a command.")
@@ -69,7 +69,9 @@ class SubprocessEngine:
             async for chunk in chunks:
                 yield chunk
 
-    async def _in_lines(self, place: Place, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def _in_lines(
+        self, place: SupervisedProcess, model: Model, request: ModelRequest
+    ) -> AsyncGenerator[Chunk, None]:
         """Asks until the request reached the program: one that has just stopped, or whose owner has, is found anew."""
         began = False
         for tries_left in reversed(range(TRIES)):
@@ -81,13 +83,15 @@ class SubprocessEngine:
                         async for chunk in chunks_of(said, request):
                             began = True
                             yield chunk
-                except NotAsked:
+                except NotDelivered:
                     if began or not tries_left:
                         raise
                 else:
                     return
 
-    async def _over_http(self, place: Place, model: Model, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def _over_http(
+        self, place: SupervisedProcess, model: Model, request: ModelRequest
+    ) -> AsyncGenerator[Chunk, None]:
         for may_ask_again in (True, False):
             async with place.visit() as visit:
                 try:
@@ -103,18 +107,18 @@ class SubprocessEngine:
                 else:
                     return
 
-    def _place(self, model: Model) -> Place:
+    def _place(self, model: Model) -> SupervisedProcess:
         place = self._places.get(model.name)
         if place is None or _program(place.model) != _program(model):
             if place is not None:
                 place.is_retired = True
-            log = self._logs.setdefault(model.name, Log(partial(self._tell, model.name)))
-            place = Place(model, self._run_dir, log=log, spawn=self._tasks.spawn, monotonic=self._monotonic)
+            log = self._logs.setdefault(model.name, ModelLog(partial(self._tell, model.name)))
+            place = SupervisedProcess(model, self._run_dir, log=log, spawn=self._tasks.spawn, monotonic=self._monotonic)
             self._places[model.name] = place
         place.model = model
         return place
 
-    def state_of(self, model: Model) -> State:
+    def process_state(self, model: Model) -> State:
         """How the model is, whichever process of this host owns it."""
         return self._place(model).state() if model.command else "failed"
 

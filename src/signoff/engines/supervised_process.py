@@ -12,11 +12,11 @@ import msgspec
 from signoff.core.model import Model
 from signoff.core.retry import Backoff, wait_seconds
 from signoff.engine import State
-from signoff.engines.jsonl import Lines, NotAsked
-from signoff.engines.log import Log
-from signoff.engines.process import PORT_TRIES, Process, is_taken, running, talking
-from signoff.engines.process_lock import Claim
-from signoff.engines.shared_socket import connected, hosting
+from signoff.engines.jsonl import JsonLinesClient, NotDelivered
+from signoff.engines.log import ModelLog
+from signoff.engines.process import PORT_TRIES, Process, is_taken, start_http, start_jsonl
+from signoff.engines.process_lock import ProcessLock
+from signoff.engines.shared_socket import connect_socket, serve_socket
 from signoff.errors import ModelUnreachable
 
 Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
@@ -35,13 +35,15 @@ STOPPED_SECONDS = 10
 SETTLE_SECONDS = 0.2
 
 
-class Place:
+class SupervisedProcess:
     """Where a model is reached: at a process of our own while we hold the claim, else at the owner's."""
 
-    def __init__(self, model: Model, run_dir: Path, *, log: Log, spawn: Spawn, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, model: Model, run_dir: Path, *, log: ModelLog, spawn: Spawn, monotonic: Callable[[], float]
+    ) -> None:
         self.model = model
         self.is_retired = False
-        self._claim = Claim(run_dir, model)
+        self._lock = ProcessLock(run_dir, model)
         self._log = log
         self._spawn = spawn
         self._monotonic = monotonic
@@ -50,11 +52,11 @@ class Place:
         self._touched_at: int | None = None
         self._used_at = self._rest_until = monotonic()
         self._failures = 0
-        self._neighbour: Lines | None = None
+        self._neighbour: JsonLinesClient | None = None
         self._connecting = asyncio.Lock()
 
     @asynccontextmanager
-    async def visit(self, *, patient: bool = True) -> AsyncGenerator[Visit, None]:
+    async def visit(self, *, patient: bool = True) -> AsyncGenerator[ProcessVisit, None]:
         """A port where the model is ready, and stays while the block lasts. Raises ModelUnreachable; unless `patient`,
         as soon as a process of ours has failed.
         """
@@ -83,19 +85,19 @@ class Place:
     def _failed(self) -> ModelUnreachable:
         return ModelUnreachable(f"The model {self.model.name} ended as soon as it ran; its log says more.")
 
-    async def _reach(self, *, patient: bool) -> Visit:
+    async def _reach(self, *, patient: bool) -> ProcessVisit:
         deadline = self._monotonic() + self.model.start_seconds
         failures = self._failures
         while True:
-            if self._life is None and self._claim.take():
+            if self._life is None and self._lock.take():
                 self._begin()
             if self._life is not None:
                 if (port := await self._life.reach()) is not None:
-                    return Visit(port, is_owner=True)
+                    return ProcessVisit(port, is_owner=True)
                 if not patient and self._failures > failures:
                     raise self._failed()
-            elif (port := self._claim.port()) is not None and self._claim.touch():
-                return Visit(port, is_owner=False)
+            elif (port := self._lock.port()) is not None and self._lock.touch():
+                return ProcessVisit(port, is_owner=False)
             elif self._monotonic() < deadline:
                 await asyncio.sleep(POLL_SECONDS)
             else:
@@ -108,13 +110,13 @@ class Place:
         """A new life, in a task of its own: the caller who needs it first may leave before it is ready."""
         rest_seconds = self._rest_until - self._monotonic()
         if rest_seconds > self.model.start_seconds:
-            self._claim.release()
+            self._lock.release()
             raise ModelUnreachable(f"The model {self.model.name} keeps failing; it rests for {rest_seconds:.1f} s.")
         life = _Life(self.model.name)
         try:
             task = self._spawn(self._try(life, rest_seconds))
         except ModelUnreachable:
-            self._claim.release()
+            self._lock.release()
             raise
         self._life = life
         watching = self._spawn(self._obey(task))
@@ -124,7 +126,7 @@ class Place:
 
     async def _obey(self, living: asyncio.Task[None]) -> None:
         """Ends a life of ours when another process, or an admin at this one, asks for that."""
-        while not self._claim.is_told_to_stop():  # noqa: ASYNC110 -- others leave the sign in a file
+        while not self._lock.is_told_to_stop():  # noqa: ASYNC110 -- others leave the sign in a file
             await asyncio.sleep(STOP_POLL_SECONDS)
         living.cancel()
 
@@ -136,16 +138,16 @@ class Place:
         deadline = self._monotonic() + STOPPED_SECONDS
         is_asked = False
         while self._monotonic() < deadline:
-            if self._life is None and self._claim.take():
-                self._claim.release()
+            if self._life is None and self._lock.take():
+                self._lock.release()
                 return True
-            if is_asked and not self._claim.is_told_to_stop():  # its owner did so, and somebody may have asked it again
+            if is_asked and not self._lock.is_told_to_stop():  # its owner did so, and somebody may have asked it again
                 return True
             if not is_asked:
-                self._claim.ask_to_stop()
+                self._lock.ask_to_stop()
                 is_asked = True
             await asyncio.sleep(POLL_SECONDS)
-        self._claim.forget_the_stop()
+        self._lock.forget_the_stop()
         return False
 
     async def _try(self, life: _Life, rest_seconds: float) -> None:
@@ -158,9 +160,9 @@ class Place:
     async def _live(self, life: _Life) -> None:
         """From a start, on another port if somebody else was faster to take it, to the stop."""
         for _ in range(PORT_TRIES):
-            async with running(self.model, self._log) as process:
+            async with start_http(self.model, self._log) as process:
                 life.process = process
-                life.complaint = await process.complaint(self.model.start_seconds)
+                life.complaint = await process.startup_error(self.model.start_seconds)
                 if life.complaint is None:
                     await self._serve(life, process)
                     return
@@ -170,18 +172,18 @@ class Place:
 
     async def _live_in_lines(self, life: _Life) -> None:
         """From a start to the stop; other processes of this host ask through a socket meanwhile."""
-        async with talking(self.model, self._log) as process:
+        async with start_jsonl(self.model, self._log) as process:
             life.process = process
-            life.complaint = await process.complaint(self.model.start_seconds)
+            life.complaint = await process.startup_error(self.model.start_seconds)
             if life.complaint is not None or process.lines is None:
                 life.settled.set()
                 return
-            async with hosting(self._claim.socket_path, process.lines, lambda: self.model.timeouts):
+            async with serve_socket(self._lock.socket_path, process.lines, lambda: self.model.timeouts):
                 await self._serve(life, process)
 
     async def _serve(self, life: _Life, process: Process) -> None:
         """Until it is idle, or ends by itself."""
-        self._claim.publish(process.port)
+        self._lock.publish(process.port)
         life.port, life.ready_at = process.port, self._monotonic()
         life.settled.set()
         try:
@@ -192,12 +194,12 @@ class Place:
         finally:
             # First nobody new is sent there, then it stops, then somebody else may be the owner.
             life.is_leaving = True
-            self._claim.withdraw()
+            self._lock.withdraw()
         if process.ended.is_set():
             life.complaint = "ended by itself."
 
     def _is_idle(self) -> bool:
-        touched_at = self._claim.touched_at()
+        touched_at = self._lock.touched_at()
         if touched_at != self._touched_at:
             self._touched_at, self._used_at = touched_at, self._monotonic()
         limit_seconds = min(self.model.idle_seconds, RETIRED_SECONDS) if self.is_retired else self.model.idle_seconds
@@ -210,31 +212,31 @@ class Place:
         else:
             was_healthy = life.ready_at is not None and now - life.ready_at >= HEALTHY_SECONDS
             self._failures = 1 if was_healthy else self._failures + 1
-            self._rest_until = now + wait_seconds(BACKOFF, self._failures, dice=1)
+            self._rest_until = now + wait_seconds(BACKOFF, self._failures, random_float=1)
         self._life = None
-        self._claim.forget_the_stop()
-        self._claim.release()
+        self._lock.forget_the_stop()
+        self._lock.release()
         life.settled.set()
         life.over.set()
 
-    async def lines(self, visit: Visit) -> Lines:
+    async def lines(self, visit: ProcessVisit) -> JsonLinesClient:
         """The way to talk with the program. Raises NotAsked where it is gone meanwhile."""
         if visit.is_owner:
             process = None if self._life is None else self._life.process
             if process is None or process.lines is None:
-                raise NotAsked(f"The model {self.model.name} has just stopped.")
+                raise NotDelivered(f"The model {self.model.name} has just stopped.")
             return process.lines
         async with self._connecting:
             if self._neighbour is None or self._neighbour.is_over:
-                self._neighbour = await connected(self.model.name, self._claim.socket_path, self._spawn)
+                self._neighbour = await connect_socket(self.model.name, self._lock.socket_path, self._spawn)
             return self._neighbour
 
     async def _keep_touching(self) -> None:
         while True:
             await asyncio.sleep(max(POLL_SECONDS, min(TOUCH_SECONDS, self.model.idle_seconds / 3)))
-            self._claim.touch()
+            self._lock.touch()
 
-    def doubt(self, visit: Visit) -> None:
+    def doubt(self, visit: ProcessVisit) -> None:
         """Nobody listened there. If that was our process, it has ended, or has to."""
         life = self._life
         if life is not None and life.process is not None and life.port == visit.port:
@@ -244,7 +246,7 @@ class Place:
     def state(self) -> State:
         """How the model is; of another owner's process only what its visitors need to know."""
         life = self._life
-        if life is None and self._claim.port() is None:
+        if life is None and self._lock.port() is None:
             return "starting" if self._visits else "failed" if self._failures else "stopped"
         if life is not None and life.complaint is not None:
             return "failed"
@@ -255,7 +257,7 @@ class Place:
         return "busy" if self._visits else "ready"
 
 
-class Visit(msgspec.Struct, frozen=True):
+class ProcessVisit(msgspec.Struct, frozen=True):
     """Where a caller finds the model, and whether the process there is our own."""
 
     port: int

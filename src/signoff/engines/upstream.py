@@ -21,11 +21,11 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
 from signoff.core import sse
-from signoff.core.allow_list import MODELS
+from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.answer import Chunk
-from signoff.core.binary import Parcel, wrapped
+from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.model import Timeouts
-from signoff.engines.url import NO_MODELS, used
+from signoff.engines.url import NO_MODELS, parse_model_url
 from signoff.errors import (
     ModelAnswered,
     ModelCut,
@@ -34,7 +34,7 @@ from signoff.errors import (
     ModelTimedOut,
     ModelUnreachable,
 )
-from signoff.infra.ssrf import CheckedResolver, refusal_in
+from signoff.infra.ssrf import CheckedResolver, blocked_reason
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_EVENT_BYTES = 8 * 2**20
@@ -49,7 +49,7 @@ UNLABELLED = "application/octet-stream"
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 
-class Upstream:
+class UpstreamClient:
     """A pool of at most `connections` to models; `now` tells the seconds since the epoch. Start it before a `post`.
 
     Nothing is connected to where no model can be, whatever a name stands for at that moment.
@@ -70,7 +70,7 @@ class Upstream:
             connector=_Connector(
                 limit=self._connections,
                 keepalive_timeout=KEEPALIVE_SECONDS,
-                resolver=CheckedResolver(self._resolver or aiohttp.ThreadedResolver(), MODELS),
+                resolver=CheckedResolver(self._resolver or aiohttp.ThreadedResolver(), MODEL_ADDRESSES),
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"accept-encoding": "identity", "user-agent": "signoff"},
@@ -115,7 +115,7 @@ class Upstream:
             if not (stream and _is_stream(response, json_only=json_only)):
                 yield Chunk(_packed(response, await _whole(call, response), json_only=json_only))
                 return
-            splitter = sse.Splitter(MAX_EVENT_BYTES)
+            splitter = sse.EventSplitter(MAX_EVENT_BYTES)
             while data := await call.read(response):
                 for event in splitter.feed(data):
                     last = _is_last(sse.data_of(event), json_only=json_only)
@@ -150,7 +150,7 @@ class Upstream:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise
-            if refusal_in(error) is not None:
+            if blocked_reason(error) is not None:
                 raise ModelFailed(NO_MODELS) from error
             raise ModelUnreachable(f"The model cannot be reached: {_reason(error)}.") from error
 
@@ -161,7 +161,7 @@ class Upstream:
         try:
             return await self._session.request(
                 sent.method,
-                used(sent.url),
+                parse_model_url(sent.url),
                 # A large body is written in pieces.
                 data=sent.body if len(sent.body) < 2**20 else io.BytesIO(sent.body),
                 headers=sent.headers,
@@ -180,7 +180,7 @@ class Upstream:
             while len(body) < MAX_ERROR_BYTES and (data := await call.read(response)):
                 body += data
         body = body[:MAX_ERROR_BYTES]
-        message = _complaint(body)[0] or f"The model answered with status {response.status}."
+        message = _error_message(body)[0] or f"The model answered with status {response.status}."
         wait_seconds = self._seconds(response.headers.get("retry-after", ""))
         return ModelAnswered(response.status, message, body=body, retry_after_seconds=wait_seconds)
 
@@ -301,8 +301,8 @@ async def _whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
 def _is_stream(response: aiohttp.ClientResponse, *, json_only: bool) -> bool:
     """Some servers ignore `stream`; some label their events as plain text, where they can be nothing else."""
     kind = response.content_type
-    if kind == sse.KIND or not json_only:
-        return kind == sse.KIND
+    if kind == sse.CONTENT_TYPE or not json_only:
+        return kind == sse.CONTENT_TYPE
     return kind == UNLABELLED or (kind.startswith("text/") and kind != "text/html")
 
 
@@ -310,7 +310,7 @@ def _packed(response: aiohttp.ClientResponse, body: bytes, *, json_only: bool) -
     kind = response.content_type
     if json_only or (body and (kind == "application/json" or kind.endswith("+json"))):
         return _checked(body)
-    return wrapped(Parcel(response.headers.get("content-type", "application/octet-stream"), body))
+    return encode_binary(BinaryBody(response.headers.get("content-type", "application/octet-stream"), body))
 
 
 def _checked(body: bytes) -> bytes:
@@ -346,7 +346,7 @@ def _is_last(data: bytes, *, json_only: bool) -> bool:
         raise ModelGarbled("The model sent an event that is not a JSON object.") from error
     kind = bytes(event.type)
     if bytes(event.error) != b"null" or kind == b'"error"':
-        message, status = _complaint(data)
+        message, status = _error_message(data)
         raise ModelAnswered(status or ModelFailed.status, message, body=data[:MAX_ERROR_BYTES])
     return json_only and kind in _LAST
 
@@ -373,18 +373,18 @@ class _Error(msgspec.Struct):
     status: int | str | None = None
 
 
-class _Complaint(msgspec.Struct):
+class _ErrorBody(msgspec.Struct):
     error: _Error | str | None = None
     detail: str | None = None
     message: str | None = None
 
 
-def _complaint(body: bytes) -> tuple[str, int | None]:
+def _error_message(body: bytes) -> tuple[str, int | None]:
     """What an error says, in whichever of the usual shapes (else its text), and the status that it names."""
     try:
-        told = msgspec.json.decode(body, type=_Complaint)
+        told = msgspec.json.decode(body, type=_ErrorBody)
     except (ValueError, RecursionError):
-        told = _Complaint()
+        told = _ErrorBody()
     error = told.error if isinstance(told.error, _Error) else _Error(message=told.error)
     message = error.message or told.detail or told.message or body.decode(errors="replace").strip()
     status = next((code for code in (error.code, error.status) if isinstance(code, int) and 400 <= code < 600), None)

@@ -13,7 +13,7 @@ NO_MODELS = "The model's address is one where no model may be."
 
 
 @lru_cache(maxsize=1024)
-def used(url: str) -> URL:
+def parse_model_url(url: str) -> URL:
     """`url`, whose query goes as it came. An address that stands in it passes every resolver by, so it is looked at
     here. Raises ModelFailed.
     """

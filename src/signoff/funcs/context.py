@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 
-class Around(msgspec.Struct, frozen=True, kw_only=True):
+class CallContext(msgspec.Struct, frozen=True, kw_only=True):
     """The server around a call, as one caller may use it."""
 
     call: Callable[[str, tuple[object, ...]], Any]
@@ -17,19 +17,19 @@ class Around(msgspec.Struct, frozen=True, kw_only=True):
     now: Callable[[], str]
 
 
-AROUND: ContextVar[Around] = ContextVar("around")
+CALL_CONTEXT: ContextVar[CallContext] = ContextVar("around")
 
 
 def call(name: str, *values: object) -> Any:
     """What the registered function called `name` gives for `values`. Raises ValueError where there is none."""
-    return AROUND.get().call(name, values)
+    return CALL_CONTEXT.get().call(name, values)
 
 
 def names_of_prompts() -> list[str]:
     """The prompts that the caller may use."""
-    return AROUND.get().prompts()
+    return CALL_CONTEXT.get().prompts()
 
 
 def time_now() -> str:
     """The time, as RFC 3339 has it, in UTC."""
-    return AROUND.get().now()
+    return CALL_CONTEXT.get().now()

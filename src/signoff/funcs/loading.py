@@ -14,14 +14,14 @@ from typing import Any
 import msgspec
 
 from signoff.core.pipelines.function import Function
-from signoff.core.pipelines.names import can_be_called
-from signoff.funcs.signature import converting, described
+from signoff.core.pipelines.names import is_valid_name
+from signoff.funcs.signature import describe_function, with_coercion
 
 HOME = Path(__file__).parent
 PREFIX = "signoff_funcs_"
 
 
-class Broken(msgspec.Struct, frozen=True):
+class BrokenFile(msgspec.Struct, frozen=True):
     """What is wrong in a file, and where."""
 
     file: str
@@ -29,7 +29,7 @@ class Broken(msgspec.Struct, frozen=True):
     message: str
 
 
-class Ready(msgspec.Struct, frozen=True):
+class LoadedFunction(msgspec.Struct, frozen=True):
     """A function that can be called from here."""
 
     function: Function
@@ -39,14 +39,14 @@ class Ready(msgspec.Struct, frozen=True):
 class Scan(msgspec.Struct, frozen=True):
     """What the files hold. `unread` are the modules that could not be read at all."""
 
-    ready: dict[str, Ready]
-    broken: tuple[Broken, ...]
+    ready: dict[str, LoadedFunction]
+    broken: tuple[BrokenFile, ...]
     unread: tuple[str, ...]
 
 
 def scan(folders: Sequence[Path]) -> Scan:
     """Every function of the builtins, and of the `custom_*.py` files in their folder and in `folders`."""
-    ready, broken, unread = dict[str, Ready](), list[Broken](), list[str]()
+    ready, broken, unread = dict[str, LoadedFunction](), list[BrokenFile](), list[str]()
     files = [
         HOME / "builtins.py",
         *(file for folder in (HOME, *folders) for file in sorted(folder.glob("custom_*.py"))),
@@ -55,14 +55,14 @@ def scan(folders: Sequence[Path]) -> Scan:
         try:
             module, digest = _run(file)
         except BaseException as error:  # noqa: BLE001 -- a file may raise anything, even SystemExit
-            broken.append(Broken(file.name, _line(error, file), f"{type(error).__name__}: {error}"))
+            broken.append(BrokenFile(file.name, _line(error, file), f"{type(error).__name__}: {error}"))
             unread.append(file.stem)
             continue
         for name, python in _functions(module):
             try:
                 ready[name] = _ready(ready, name, python, file.stem, digest)
             except ValueError as error:
-                broken.append(Broken(file.name, python.__code__.co_firstlineno, str(error)))
+                broken.append(BrokenFile(file.name, python.__code__.co_firstlineno, str(error)))
     return Scan(ready, tuple(broken), tuple(unread))
 
 
@@ -90,13 +90,13 @@ def _functions(module: ModuleType) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in found if value.__module__ == module.__name__ and name[0] != "_"]
 
 
-def _ready(ready: dict[str, Ready], name: str, python: Any, module: str, digest: str) -> Ready:
+def _ready(ready: dict[str, LoadedFunction], name: str, python: Any, module: str, digest: str) -> LoadedFunction:
     if name in ready:
         raise ValueError(f"{name} is defined in {ready[name].function.module}.py already")
-    if not can_be_called(name):
+    if not is_valid_name(name):
         raise ValueError(f"{name} is no name that a pipeline can call")
-    function = described(python, name=name, module=module, digest=digest)
-    return Ready(function, converting(function)(python))
+    function = describe_function(python, name=name, module=module, digest=digest)
+    return LoadedFunction(function, with_coercion(function)(python))
 
 
 def _line(error: BaseException, file: Path) -> int:

@@ -9,10 +9,10 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from signoff.core.pipelines.coerce import Reads, read_as, text_of
+from signoff.core.pipelines.coerce import ParamType, coerce, to_text
 from signoff.core.pipelines.function import Function, Param
 
-_READS: dict[object, Reads] = {
+_READS: dict[object, ParamType] = {
     str: "text",
     int: "whole",
     float: "number",
@@ -26,7 +26,7 @@ _READS: dict[object, Reads] = {
 _STARRED = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
-def described(python: Callable[..., Any], *, name: str, module: str, digest: str) -> Function:
+def describe_function(python: Callable[..., Any], *, name: str, module: str, digest: str) -> Function:
     """What pipelines must know of `python`. Raises ValueError where they could not call it."""
     hints, params = _hints(python), list[Param]()
     for parameter in inspect.signature(python).parameters.values():
@@ -46,12 +46,12 @@ def described(python: Callable[..., Any], *, name: str, module: str, digest: str
     )
 
 
-def converting(function: Function) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def with_coercion(function: Function) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorates the Python of `function`: each argument is read as its annotation says, before it gets it.
 
     What a pipeline may leave out keeps its default.
     """
-    reads: dict[str, Reads] = {param.name: param.reads for param in function.params}
+    reads: dict[str, ParamType] = {param.name: param.reads for param in function.params}
 
     def decorate(python: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(python)
@@ -68,24 +68,24 @@ def converting(function: Function) -> Callable[[Callable[..., Any]], Callable[..
     return decorate
 
 
-def given(function: Callable[..., Any], args: Mapping[str, object]) -> Any:
+def call_with(function: Callable[..., Any], args: Mapping[str, object]) -> Any:
     """Calls it with arguments by their names, those that take no name too."""
     places = inspect.signature(function).parameters
     bare = [name for name, place in places.items() if place.kind is place.POSITIONAL_ONLY and name in args]
     return function(*[args[name] for name in bare], **{name: args[name] for name in args if name not in bare})
 
 
-def _read(name: str, value: object, reads: Reads) -> Any:
+def _read(name: str, value: object, reads: ParamType) -> Any:
     try:
-        return read_as(value, reads)
+        return coerce(value, reads)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _reads(hint: object) -> Reads:
+def _reads(hint: object) -> ParamType:
     """How an argument with that annotation is read; one that may be None as well, as what it is otherwise."""
     if typing.get_origin(hint) in {typing.Union, types.UnionType}:
-        kinds: set[Reads] = {_reads(choice) for choice in typing.get_args(hint) if choice is not type(None)}
+        kinds: set[ParamType] = {_reads(choice) for choice in typing.get_args(hint) if choice is not type(None)}
         return kinds.pop() if len(kinds) == 1 else "any"
     return _READS.get(typing.get_origin(hint) or hint, "any")
 
@@ -99,6 +99,6 @@ def _hints(python: Callable[..., Any]) -> dict[str, Any]:
 
 def _shown(default: object) -> str | None:
     try:
-        return text_of(default) if not isinstance(default, str) else text_of([default])[1:-1]
+        return to_text(default) if not isinstance(default, str) else to_text([default])[1:-1]
     except ValueError:
         return None

@@ -9,7 +9,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 
-def client_of(url: str, *, answer_seconds: float) -> Any:
+def make_client(url: str, *, answer_seconds: float) -> Any:
     """A client that connects when it is used, waits no longer for an answer, and tries nothing again by itself."""
     return cast("Any", Redis).from_url(  # its own types are partial
         url,

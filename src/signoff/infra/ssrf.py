@@ -10,10 +10,10 @@ from ipaddress import ip_address
 from aiohttp import ThreadedResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from signoff.core.allow_list import Guard, checked_host
+from signoff.core.allow_list import AddressRule, checked_host
 
 
-class Refused(OSError):
+class AddressBlocked(OSError):
     """A refusal, in a form that aiohttp passes on."""
 
 
@@ -23,7 +23,7 @@ class CheckedResolver(AbstractResolver):
     Addresses that stand in a URL pass every resolver by: `checked_host` sees to them, before each request.
     """
 
-    def __init__(self, resolver: AbstractResolver, guard: Guard) -> None:
+    def __init__(self, resolver: AbstractResolver, guard: AddressRule) -> None:
         self._resolver = resolver
         self._guard = guard
 
@@ -35,7 +35,7 @@ class CheckedResolver(AbstractResolver):
         found = await self._resolver.resolve(host, port, family)
         good = [one for one in found if self._guard.permits(name, ip_address(one["host"]))]
         if not good:
-            raise Refused(self._guard.refusal(name))
+            raise AddressBlocked(self._guard.refusal(name))
         return good
 
     async def close(self) -> None:
@@ -43,23 +43,23 @@ class CheckedResolver(AbstractResolver):
         await self._resolver.close()
 
 
-def refusal_in(error: BaseException) -> str | None:
+def blocked_reason(error: BaseException) -> str | None:
     """What was refused, if that is why `error` was raised."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, Refused):
+        if isinstance(seen, AddressBlocked):
             return str(seen)
         seen = seen.__cause__ or seen.__context__
     return None
 
 
-async def knock(url: str, port: int, guard: Guard, resolver: AbstractResolver | None = None) -> None:
+async def probe(url: str, port: int, rule: AddressRule, resolver: AbstractResolver | None = None) -> None:
     """Connects to the host of `url`, at the first of its addresses that answers, and leaves.
 
     Raises OSError, AddressRefused.
     """
-    checked = CheckedResolver(resolver or ThreadedResolver(), guard)
-    found = await checked.resolve(checked_host(url, guard), port, socket.AF_UNSPEC)
+    checked = CheckedResolver(resolver or ThreadedResolver(), rule)
+    found = await checked.resolve(checked_host(url, rule), port, socket.AF_UNSPEC)
     *others, last = [one["host"] for one in found]
     for host in others:
         with contextlib.suppress(OSError):

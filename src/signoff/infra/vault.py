@@ -97,7 +97,7 @@ def add_keys(path: Path, keys: list[bytes]) -> None:
     _put(path, list(dict.fromkeys([*known, *keys])))
 
 
-def standing_keys(path: Path) -> list[bytes]:
+def existing_keys(path: Path) -> list[bytes]:
     """The keys of a file that is there. Raises OSError."""
     return path.read_bytes().split()
 

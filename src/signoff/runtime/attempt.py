@@ -7,24 +7,24 @@ import asyncio
 from signoff.core.answer import Chunk
 
 
-class Asking:
+class Attempt:
     """What came of the last time that a model was asked. Times are the event loop's, in seconds."""
 
     def __init__(self) -> None:
         self.chunks = list[Chunk]()
-        self.asked_at: float | None = None
-        self.first_at: float | None = None
+        self.started_at: float | None = None
+        self.first_chunk_at: float | None = None
         self.ended_at: float | None = None
 
     def begin(self) -> None:
         """The model is asked now; what came of an asking before is forgotten."""
         self.chunks.clear()
-        self.asked_at, self.first_at, self.ended_at = _now(), None, None
+        self.started_at, self.first_chunk_at, self.ended_at = _now(), None, None
 
-    def take(self, chunk: Chunk) -> None:
+    def add_chunk(self, chunk: Chunk) -> None:
         """What has come."""
-        if self.first_at is None:
-            self.first_at = _now()
+        if self.first_chunk_at is None:
+            self.first_chunk_at = _now()
         self.chunks.append(chunk)
 
     def end(self) -> None:

@@ -26,7 +26,7 @@ class Background:
         task.add_done_callback(self._ended)
         return task
 
-    async def whole(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
+    async def shielded(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
         """The result of `work`, which is not cut off with whoever waits for it: it has `seconds` more to end."""
         task = self.spawn(work)
         try:

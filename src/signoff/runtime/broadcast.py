@@ -9,7 +9,7 @@ from signoff.core.answer import Chunk
 from signoff.errors import SignoffError
 
 
-class Shared:
+class Broadcast:
     """The chunks of one asking. Its `task` fills it; whoever begins it sets that."""
 
     def __init__(self) -> None:
@@ -26,18 +26,18 @@ class Shared:
         try:
             async for chunk in chunks:
                 self._chunks.append(chunk)
-                self._ring()
+                self._wake_readers()
             self._error = None
         except SignoffError as error:
             self._error = error
         finally:
             self._over = True
-            self._ring()
+            self._wake_readers()
 
     def fail(self, error: SignoffError) -> None:
         """There will be no chunks."""
         self._error, self._over = error, True
-        self._ring()
+        self._wake_readers()
 
     async def read(self) -> AsyncGenerator[Chunk]:
         """Every chunk from the first one on, as it comes. Raises what the asking raised."""
@@ -58,10 +58,10 @@ class Shared:
             raise self._error
 
     @property
-    def is_left(self) -> bool:
+    def is_abandoned(self) -> bool:
         """Whether its last reader has stopped it."""
         return self.task is not None and bool(self.task.cancelling())
 
-    def _ring(self) -> None:
+    def _wake_readers(self) -> None:
         self._more.set()
         self._more = asyncio.Event()

@@ -9,17 +9,17 @@ from typing import Any
 
 import structlog
 
-from signoff.core.pipelines.coerce import text_of
+from signoff.core.pipelines.coerce import to_text
 from signoff.core.pipelines.function import Function
-from signoff.core.pipelines.names import in_words
-from signoff.core.wire import when
+from signoff.core.pipelines.names import join_names
+from signoff.core.wire import format_time
 from signoff.errors import FunctionFailed, FunctionTimedOut
-from signoff.funcs.context import AROUND, Around
-from signoff.funcs.loading import Ready, Scan, scan
-from signoff.funcs.signature import given
+from signoff.funcs.context import CALL_CONTEXT, CallContext
+from signoff.funcs.loading import LoadedFunction, Scan, scan
+from signoff.funcs.signature import call_with
 from signoff.runtime.snapshot import Snapshot
-from signoff.runtime.threads import Failed, Threads
-from signoff.store import Compositions
+from signoff.runtime.threads import WorkerThreads, WorkFailed
+from signoff.store import Library
 
 AT_ONCE = 32
 MAX_RESULT_CHARACTERS = 64 * 1024 * 1024
@@ -27,17 +27,17 @@ Prompts = Callable[[], Awaitable[list[str]]]
 log = structlog.get_logger()
 
 
-class Functions:
+class FunctionRegistry:
     """Registered functions by name, and calling them. A file is read again when another version of it is registered."""
 
     def __init__(
-        self, compositions: Compositions, folders: Sequence[Path], *, seconds: float, clock: Callable[[], int]
+        self, compositions: Library, folders: Sequence[Path], *, seconds: float, clock: Callable[[], int]
     ) -> None:
         self._compositions = compositions
         self._folders = folders
         self._seconds = seconds
         self._clock = clock
-        self._threads = Threads(AT_ONCE)
+        self._threads = WorkerThreads(AT_ONCE)
         self._registered = Snapshot(self._read)
         self._scan: Scan | None = None
         self._looked_for = set[str]()
@@ -47,9 +47,9 @@ class Functions:
         """Every registered function by its name."""
         return await self._registered.get()
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """The copy of what is registered is out of date."""
-        self._registered.forget()
+        self._registered.invalidate()
         self._looked_for.clear()
 
     async def scan(self) -> Scan:
@@ -69,10 +69,10 @@ class Functions:
         try:
             async with asyncio.timeout(self._seconds):
                 result = await self._result(ready, args, await self._around(prompts))
-            text = text_of(result)
+            text = to_text(result)
         except TimeoutError:
             raise FunctionTimedOut(f"`{function.name}` took more than {self._seconds:g} s.") from None
-        except (Failed, ValueError) as error:
+        except (WorkFailed, ValueError) as error:
             raise FunctionFailed(f"`{function.name}` failed: {error}") from error
         if len(text) > MAX_RESULT_CHARACTERS:
             raise FunctionFailed(f"`{function.name}` gave more than {MAX_RESULT_CHARACTERS} characters.")
@@ -81,17 +81,17 @@ class Functions:
     async def _read(self) -> dict[str, Function]:
         return {function.name: function for function in await self._compositions.functions()}
 
-    async def _result(self, ready: Ready, args: Mapping[str, object], around: Around) -> Any:
+    async def _result(self, ready: LoadedFunction, args: Mapping[str, object], around: CallContext) -> Any:
         """Its result, still as Python has it; what is async is awaited here, all else runs in a thread."""
-        token = AROUND.set(around)
+        token = CALL_CONTEXT.set(around)
         try:
             if ready.function.is_async:
-                return await _awaited(lambda: given(ready.python, args))
-            return await self._threads.run(lambda: given(ready.python, args), self._seconds)
+                return await _awaited(lambda: call_with(ready.python, args))
+            return await self._threads.run(lambda: call_with(ready.python, args), self._seconds)
         finally:
-            AROUND.reset(token)
+            CALL_CONTEXT.reset(token)
 
-    async def _around(self, prompts: Prompts) -> Around:
+    async def _around(self, prompts: Prompts) -> CallContext:
         loop, known = asyncio.get_running_loop(), await self.registered()
 
         def wait(work: Awaitable[Any]) -> Any:
@@ -109,9 +109,9 @@ class Functions:
             result = ready.python(*values)
             return wait(result) if ready.function.is_async else result
 
-        return Around(call=call, prompts=lambda: wait(prompts()), now=lambda: when(self._clock()))
+        return CallContext(call=call, prompts=lambda: wait(prompts()), now=lambda: format_time(self._clock()))
 
-    async def _ready(self, function: Function) -> Ready:
+    async def _ready(self, function: Function) -> LoadedFunction:
         """The very version that is registered, or whichever this machine's files have."""
         ready = self._known(function)
         if ready is None or ready.function.digest != function.digest:
@@ -123,7 +123,7 @@ class Functions:
             )
         return ready
 
-    async def _looked_up(self, function: Function) -> Ready | None:
+    async def _looked_up(self, function: Function) -> LoadedFunction | None:
         """What is known of it, after another look at the files if nobody has looked for that version yet."""
         ready = self._known(function)
         if (ready is None or ready.function.digest != function.digest) and function.digest not in self._looked_for:
@@ -143,13 +143,13 @@ class Functions:
             self._looked_for.discard(digest)
             raise
 
-    def _known(self, function: Function) -> Ready | None:
+    def _known(self, function: Function) -> LoadedFunction | None:
         return None if self._scan is None else self._scan.ready.get(function.name)
 
     def _why(self, function: Function) -> str:
         broken = () if self._scan is None else self._scan.broken
         places = [f"{at.file}, line {at.line}: {at.message}" for at in broken if at.file == f"{function.module}.py"]
-        return f" ({in_words(places)})" if places else ""
+        return f" ({join_names(places)})" if places else ""
 
 
 async def _awaited(work: Callable[[], Awaitable[Any]]) -> Any:
@@ -160,7 +160,7 @@ async def _awaited(work: Callable[[], Awaitable[Any]]) -> Any:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError | GeneratorExit) and task is not None and task.cancelling():
             raise
-        raise Failed(error) from error
+        raise WorkFailed(error) from error
 
 
 def _is_in_a_loop() -> bool:

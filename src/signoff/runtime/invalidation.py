@@ -14,7 +14,7 @@ NET_SECONDS = 0.5
 log = structlog.get_logger()
 
 
-class Refresh:
+class Invalidation:
     """Forgets a copy at once when there is news of its topic, and within half a second when the news was lost."""
 
     def __init__(self, store: Store, forget: Mapping[str, Callable[[], None]]) -> None:
@@ -23,14 +23,14 @@ class Refresh:
         self._seen: dict[str, int] = {}
         self._look = asyncio.Event()
 
-    def hear(self, topic: Topic, name: str) -> None:
+    def on_change(self, topic: Topic, name: str) -> None:
         """News from the store."""
         if topic in self._forget:
             self._forget[topic]()
         if topic == "any":
             self._look.set()
 
-    async def cast_net(self) -> None:
+    async def run(self) -> None:
         """Compares versions, for ever."""
         while True:
             await self._compare()

@@ -8,7 +8,7 @@ from signoff.infra.vault import Vault
 REMEMBERED = 1000
 
 
-class Keys:
+class UpstreamKeyCache:
     """Upstream keys by their numbers."""
 
     def __init__(self, catalog: Catalog, vault: Vault) -> None:
@@ -29,6 +29,6 @@ class Keys:
         known[key_id] = self._vault.open(sealed)
         return known[key_id]
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """The copy is out of date."""
         self._known = {}

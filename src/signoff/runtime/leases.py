@@ -31,7 +31,7 @@ class Leases:
         """Lets it run out."""
         self._held.pop(job_id, None)
 
-    def lose(self, job_id: str) -> bool:
+    def mark_lost(self, job_id: str) -> bool:
         """Calls its `on_lost` now, and lets it run out; whether it was held."""
         _, on_lost = self._held.pop(job_id, (None, None))
         if on_lost is not None:
@@ -39,7 +39,7 @@ class Leases:
         return on_lost is not None
 
     @contextlib.contextmanager
-    def held(self, job_id: str, lease: str, on_lost: Callable[[], object]) -> Generator[None]:
+    def holding(self, job_id: str, lease: str, on_lost: Callable[[], object]) -> Generator[None]:
         """Keeps the lease alive while the block runs, and no longer; the next lease of the same job is left alone."""
         self.add(job_id, lease, on_lost)
         try:
@@ -48,12 +48,12 @@ class Leases:
             if self._held.get(job_id) == (lease, on_lost):
                 self.drop(job_id)
 
-    def hear(self, topic: Topic, name: str) -> None:
+    def on_change(self, topic: Topic, name: str) -> None:
         """News from the store: a job of ours may have been cancelled."""
         if topic == "any" or (topic == "job" and name in self._held):
             self._check.set()
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Renews at every heartbeat, and whenever there is news of a job of ours, for ever."""
         while True:
             with contextlib.suppress(TimeoutError):

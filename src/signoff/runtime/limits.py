@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from signoff.core.job import Job
-from signoff.core.limits import Limit, named
+from signoff.core.limits import Limit, limit_name
 from signoff.runtime.snapshot import Snapshot
 from signoff.store import Quotas
 
 
-class Limits:
+class LimitCache:
     """Limits by whom and what they are for."""
 
     def __init__(self, quotas: Quotas) -> None:
@@ -22,9 +22,9 @@ class Limits:
         known = await self._limits.get()
         return tuple(_of(known, job)) if known else ()
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """The copy is out of date."""
-        self._limits.forget()
+        self._limits.invalidate()
 
     async def _read(self) -> dict[str, Limit]:
         return {limit.name: limit for limit in await self._quotas.limits()}
@@ -32,10 +32,10 @@ class Limits:
 
 def _of(known: dict[str, Limit], job: Job) -> Iterable[tuple[str, Limit]]:
     for model in (None, job.model):
-        mine = named("user", job.user_id, model)
-        token, together = named("token", job.token_id, model), named("all", 0, model)
+        mine = limit_name("user", job.user_id, model)
+        token, together = limit_name("token", job.token_id, model), limit_name("all", 0, model)
         for name, limit in (
-            (mine, known.get(mine) or known.get(named("each", 0, model))),
+            (mine, known.get(mine) or known.get(limit_name("each", 0, model))),
             (token, known.get(token)),
             (together, known.get(together)),
         ):

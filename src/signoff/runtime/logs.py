@@ -23,7 +23,7 @@ LAST_SECONDS = 2.0
 log = structlog.get_logger()
 
 
-class Logs:
+class ModelLogWriter:
     """Logs by the names of models, the same from every process. `clock` gives microseconds since 1970."""
 
     def __init__(self, store: ModelLogs, clock: Callable[[], int]) -> None:
@@ -52,7 +52,7 @@ class Logs:
             self._waiting = deque(line for line in self._waiting if line[0] != name)
             await self._store.clean(name)
 
-    async def write_behind(self) -> None:
+    async def run(self) -> None:
         """Writes what there is, for ever, and the rest at the end."""
         try:
             while True:

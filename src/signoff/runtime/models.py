@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from signoff.catalog import Catalog
-from signoff.core.model import Listing, Model, version_of
+from signoff.core.model import Model, ModelIndex, version_of
 from signoff.errors import ModelNotFound
 from signoff.runtime.snapshot import Snapshot
 
 
-class Models:
+class ModelCache:
     """Models by name. What is not known is looked up in the store before anybody is told that it does not exist."""
 
     def __init__(self, catalog: Catalog, always: Sequence[Model]) -> None:
@@ -23,15 +23,15 @@ class Models:
         listing = self._listing.known
         if listing is not None and (known := _pick(listing, name)) is not None:
             return known
-        found = _pick(await self._listing.renew(), name)
+        found = _pick(await self._listing.refresh(), name)
         if found is None:
             raise ModelNotFound(f"There is no model {name!r}. GET /v1/models lists what there is.")
         return found
 
-    def knows(self, name: str) -> bool:
+    def has_exact(self, name: str) -> bool:
         """Whether a model is called exactly that, as far as is known here without a look at the store."""
         listing = self._listing.known
-        return listing is not None and listing.knows(name)
+        return listing is not None and listing.has_exact(name)
 
     async def all(self) -> Sequence[Model]:
         """Every model, registered ones first."""
@@ -42,15 +42,15 @@ class Models:
         listing = self._listing.known
         return version_of(model) if listing is None else listing.version_of(model)
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """The copy is out of date."""
-        self._listing.forget()
+        self._listing.invalidate()
 
-    async def _read(self) -> Listing:
+    async def _read(self) -> ModelIndex:
         registered = await self._catalog.models()
         names = {model.name for model in registered}
-        return Listing([*registered, *(model for model in self._always if model.name not in names)])
+        return ModelIndex([*registered, *(model for model in self._always if model.name not in names)])
 
 
-def _pick(listing: Listing, name: str | None) -> Model | None:
+def _pick(listing: ModelIndex, name: str | None) -> Model | None:
     return listing.default() if name is None else listing.find(name)

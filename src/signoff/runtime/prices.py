@@ -7,15 +7,15 @@ import structlog
 from signoff.core.price import Price, Prices
 from signoff.errors import SignoffError
 from signoff.runtime.snapshot import Snapshot
-from signoff.store import Ledger
+from signoff.store import UsageRecords
 
 log = structlog.get_logger()
 
 
-class PriceList:
+class PriceCache:
     """What models cost. While the store is away, what was known before holds."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: UsageRecords) -> None:
         self._ledger = ledger
         self._prices = Snapshot(self._read)
         self._last = Prices([])
@@ -28,9 +28,9 @@ class PriceList:
             log.warning("the prices could not be read", error=repr(error))
         return self._last.at(model, now)
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """The copy is out of date."""
-        self._prices.forget()
+        self._prices.invalidate()
 
     async def _read(self) -> Prices:
         return Prices(await self._ledger.prices())

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import msgspec
 import structlog
 
-from signoff.cache import Cache, fits
-from signoff.core.cache import Entry, Found, Size, Which
+from signoff.cache import Cache, matches_filter
+from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize
 from signoff.core.recent import Recent
 from signoff.errors import BadRequest, Overloaded
 from signoff.runtime.background import Background
@@ -29,24 +29,24 @@ KEPT_SECONDS = 1.0
 log = structlog.get_logger()
 
 
-class Copy(msgspec.Struct, frozen=True):
+class LocalCopy(msgspec.Struct, frozen=True):
     """An entry at hand: when it was signed off and when it ends, on the loop's clock."""
 
-    entry: Entry
+    entry: CacheEntry
     born_at: float
     ends_at: float
 
 
-class Answers:
+class ResponseCache:
     """The answers that can be given again. Without a cache there are none."""
 
     def __init__(self, cache: Cache | None, background: Background, *, ttl_seconds: float = 0) -> None:
         self._cache = cache
         self._background = background
         self._ttl_seconds = ttl_seconds
-        self._near = Recent[str, Copy](max_entries=NEAR_ENTRIES, max_bytes=NEAR_BYTES, size_of=_size_of)
-        self._asked: dict[str, list[asyncio.Future[Copy | None]]] = {}
-        self._waiting: dict[str, Entry] = {}
+        self._local = Recent[str, LocalCopy](max_entries=NEAR_ENTRIES, max_bytes=NEAR_BYTES, size_of=_size_of)
+        self._asked: dict[str, list[asyncio.Future[LocalCopy | None]]] = {}
+        self._waiting: dict[str, CacheEntry] = {}
         self._waiting_bytes = 0
         self._reading: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -68,22 +68,22 @@ class Answers:
         if self._cache is not None:
             await self._cache.start()
 
-    async def find(self, key: str, max_age_seconds: float | None = None) -> Entry | None:
+    async def lookup(self, key: str, max_age_seconds: float | None = None) -> CacheEntry | None:
         """The entry under `key`, unless it is older than that."""
         now = _now()
-        copy = self._near.get(key)
+        copy = self._local.get(key)
         if copy is None or copy.ends_at <= now:
             copy = await self._look_up(key)
         if copy is None or (max_age_seconds is not None and _now() - copy.born_at >= max_age_seconds):
             return None
         return copy.entry
 
-    def keep(self, entry: Entry) -> None:
+    def store(self, entry: CacheEntry) -> None:
         """Keeps an answer: here at once, for all others soon. Where too much waits already it is left out."""
         if self._cache is None:
             return
         now = _now()
-        self._near.put(entry.key, Copy(entry, now, now + self._ttl_seconds))
+        self._local.put(entry.key, LocalCopy(entry, now, now + self._ttl_seconds))
         if len(self._waiting) >= WAITING_ENTRIES or self._waiting_bytes + len(entry.answer) > WAITING_BYTES:
             return
         self._drop_waiting(entry.key)
@@ -92,20 +92,20 @@ class Answers:
         if self._writing is None or self._writing.done():
             self._writing = self._background.spawn(self._write(self._cache))
 
-    async def until_kept(self) -> None:
+    async def until_stored(self) -> None:
         """Returns as soon as what was kept is there for all processes, after a second at the latest."""
         if self._writing is not None and not self._writing.done():
             await asyncio.wait([self._writing], timeout=KEPT_SECONDS)
 
-    async def delete(self, which: Which) -> int:
+    async def delete(self, which: CacheFilter) -> int:
         """Forgets those; how many. Raises Overloaded when the cache is away."""
         if self._cache is None:
             return 0
         self._generation += 1
-        self._near.drop_where(lambda copy: fits(copy.entry, which))
-        for entry in [entry for entry in self._waiting.values() if fits(entry, which)]:
+        self._local.drop_where(lambda copy: matches_filter(copy.entry, which))
+        for entry in [entry for entry in self._waiting.values() if matches_filter(entry, which)]:
             self._drop_waiting(entry.key)
-        await self.until_kept()  # what is on its way there would come after it
+        await self.until_stored()  # what is on its way there would come after it
         try:
             return await self._cache.delete(which)
         except BadRequest:
@@ -114,11 +114,11 @@ class Answers:
             self._say(error)
             raise Overloaded("The cache is away: nothing was deleted there.") from error
 
-    async def size(self, which: Which) -> Size:
+    async def size(self, which: CacheFilter) -> CacheSize:
         """How much is kept of those. Raises Overloaded when the cache is away."""
         if self._cache is None:
-            return Size()
-        await self.until_kept()
+            return CacheSize()
+        await self.until_stored()
         try:
             return await self._cache.size(which)
         except BadRequest:
@@ -127,26 +127,26 @@ class Answers:
             self._say(error)
             raise Overloaded("The cache is away.") from error
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Somebody has deleted something: the copies are out of date."""
         self._generation += 1
-        self._near.drop_where(lambda _: True)
+        self._local.drop_where(lambda _: True)
         if self._cache is not None:
-            self._cache.deleted_elsewhere()
+            self._cache.on_remote_delete()
 
     async def close(self) -> None:
         """Closes the cache."""
         if self._cache is not None:
             await self._cache.close()
 
-    async def _look_up(self, key: str) -> Copy | None:
+    async def _look_up(self, key: str) -> LocalCopy | None:
         """What the cache has, with whatever else is looked up at this moment; None while it is away."""
         if self._cache is None:
             return None
         is_away = self._away_until is not None
         if is_away and (_now() < (self._away_until or 0) or self._is_reading):
             return None
-        found: asyncio.Future[Copy | None] = asyncio.get_running_loop().create_future()
+        found: asyncio.Future[LocalCopy | None] = asyncio.get_running_loop().create_future()
         self._asked.setdefault(key, []).append(found)
         if not self._is_reading:
             self._reading = self._background.spawn(self._read(self._cache))
@@ -166,11 +166,11 @@ class Answers:
             for waiting in self._asked.values():
                 _resolve(waiting, None)
 
-    async def _read_some(self, cache: Cache, asked: Mapping[str, list[asyncio.Future[Copy | None]]]) -> None:
-        generation, copies = self._generation, dict[str, Copy]()
+    async def _read_some(self, cache: Cache, asked: Mapping[str, list[asyncio.Future[LocalCopy | None]]]) -> None:
+        generation, copies = self._generation, dict[str, LocalCopy]()
         timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._give_up, asked)
         try:
-            found = await cache.find(list(asked))
+            found = await cache.lookup(list(asked))
         except Exception as error:  # noqa: BLE001 -- whatever it is, it is a miss
             self._say(error)
         else:
@@ -182,14 +182,16 @@ class Answers:
             for key, waiting in asked.items():
                 _resolve(waiting, copies.get(key))
 
-    def _copied(self, found: Mapping[str, Found]) -> dict[str, Copy]:
+    def _copied(self, found: Mapping[str, CacheHit]) -> dict[str, LocalCopy]:
         now = _now()
-        copies = {key: Copy(one.entry, now - one.age_seconds, now + one.left_seconds) for key, one in found.items()}
+        copies = {
+            key: LocalCopy(one.entry, now - one.age_seconds, now + one.left_seconds) for key, one in found.items()
+        }
         for key, copy in copies.items():
-            self._near.put(key, copy)
+            self._local.put(key, copy)
         return copies
 
-    def _give_up(self, asked: Mapping[str, list[asyncio.Future[Copy | None]]]) -> None:
+    def _give_up(self, asked: Mapping[str, list[asyncio.Future[LocalCopy | None]]]) -> None:
         """It takes too long: for those who wait there is nothing, and nobody waits for it until it answers."""
         self._say(TimeoutError(f"no answer within {LOOK_SECONDS} s"))
         for waiting in (*asked.values(), *self._asked.values()):
@@ -201,7 +203,7 @@ class Answers:
             for entry in entries:
                 self._drop_waiting(entry.key)
             try:
-                await cache.keep(entries)
+                await cache.store(entries)
             except Exception as error:  # noqa: BLE001 -- a cache may forget
                 self._say(error)
 
@@ -219,13 +221,13 @@ class Answers:
         self._away_until = None if error is None else _now() + AWAY_SECONDS
 
 
-def _resolve(waiting: list[asyncio.Future[Copy | None]], copy: Copy | None) -> None:
+def _resolve(waiting: list[asyncio.Future[LocalCopy | None]], copy: LocalCopy | None) -> None:
     for found in waiting:
         if not found.done():
             found.set_result(copy)
 
 
-def _size_of(copy: Copy) -> int:
+def _size_of(copy: LocalCopy) -> int:
     return len(copy.entry.answer) + COPY_BYTES
 
 

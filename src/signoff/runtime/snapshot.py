@@ -13,22 +13,22 @@ class Snapshot(Generic[V]):
 
     def __init__(self, read: Callable[[], Awaitable[V]]) -> None:
         self._read = read
-        self._age = 0
+        self._generation = 0
         self.known: V | None = None
 
     async def get(self) -> V:
         """What is known, or else what is read now. Raises what `read` does."""
-        return await self.renew() if self.known is None else self.known
+        return await self.refresh() if self.known is None else self.known
 
-    async def renew(self) -> V:
+    async def refresh(self) -> V:
         """What is read now. Raises what `read` does."""
-        age = self._age
+        age = self._generation
         value = await self._read()
-        if age == self._age:  # else it may have changed since it was read
+        if age == self._generation:  # else it may have changed since it was read
             self.known = value
         return value
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """The copy is out of date."""
-        self._age += 1
+        self._generation += 1
         self.known = None

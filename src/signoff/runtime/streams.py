@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from signoff.catalog import Streams as Stored
-from signoff.core.stream import Listening, Stream
+from signoff.core.stream import ListenerStatus, Stream
 from signoff.errors import NotFound
 from signoff.runtime.snapshot import Snapshot
 
 
-class Streams:
+class StreamCache:
     """Streams by name. `listening` says of each how this process listens to it, if it does at all."""
 
     def __init__(self, stored: Stored, declared: Sequence[Stream]) -> None:
         self._stored = stored
         self._declared = {stream.name: stream for stream in declared}
         self._streams = Snapshot(self._read)
-        self.listening: dict[str, Listening] = {}
+        self.statuses: dict[str, ListenerStatus] = {}
 
     async def find(self, name: str) -> Stream:
         """The stream called `name`. Raises NotFound."""
@@ -34,9 +34,9 @@ class Streams:
         """Whether the settings declare that stream: then nobody changes it at run time."""
         return name in self._declared
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """The copy is out of date."""
-        self._streams.forget()
+        self._streams.invalidate()
 
     async def _read(self) -> dict[str, Stream]:
         stored = {stream.name: stream for stream in await self._stored.all()}

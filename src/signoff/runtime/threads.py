@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Stopped(BaseException):
+class TimeLimitExceeded(BaseException):
     """The time of a piece of work is over. No code that catches exceptions should catch it."""
 
 
-class Failed(Exception):
+class WorkFailed(Exception):
     """What a piece of work raised, whatever that was."""
 
     def __init__(self, error: BaseException) -> None:
@@ -25,7 +25,7 @@ class Failed(Exception):
         super().__init__(says or type(error).__name__)
 
 
-class Threads:
+class WorkerThreads:
     """At most `at_once` pieces of work. One that will not stop keeps its place, so no number of them is too much."""
 
     def __init__(self, at_once: int) -> None:
@@ -38,14 +38,14 @@ class Threads:
         """
         async with asyncio.timeout(seconds):
             await self._room.acquire()
-            piece = _Piece(work, self._room.release)
+            piece = _WorkItem(work, self._room.release)
             try:
                 return await piece.outcome
             finally:
                 piece.stop()
 
 
-class _Piece:
+class _WorkItem:
     """One piece of work in a thread of its own, which does not hold up the end of the process."""
 
     def __init__(self, work: Callable[[], Any], ended: Callable[[], None]) -> None:
@@ -67,7 +67,7 @@ class _Piece:
         with self._lock:
             if not self._over and self._thread.ident is not None:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(self._thread.ident), ctypes.py_object(Stopped)
+                    ctypes.c_ulong(self._thread.ident), ctypes.py_object(TimeLimitExceeded)
                 )
 
     def _run(self, work: Callable[[], Any]) -> None:
@@ -79,7 +79,7 @@ class _Piece:
                 failure = error
             with self._lock:
                 self._over = True
-        except Stopped:  # it came late
+        except TimeLimitExceeded:  # it came late
             self._over = True
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
             self._loop.call_soon_threadsafe(self._tell, result, failure)
@@ -91,4 +91,4 @@ class _Piece:
         if failure is None:
             self.outcome.set_result(result)
         else:
-            self.outcome.set_exception(Failed(failure))
+            self.outcome.set_exception(WorkFailed(failure))

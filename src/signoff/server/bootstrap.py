@@ -17,18 +17,18 @@ from signoff.broker import Broker
 from signoff.brokers import amqp
 from signoff.brokers.local import LocalBroker
 from signoff.brokers.rabbitmq import RabbitBroker
-from signoff.cache import Bounds, Cache
+from signoff.cache import Cache, CacheBounds
 from signoff.caches.memory import MemoryCache
-from signoff.core.allow_list import Reach
+from signoff.core.allow_list import AllowList
+from signoff.core.api_tokens import ALPHABET, SECRET_LENGTH
 from signoff.core.delivery import DeliveryKind
-from signoff.core.keys import ALPHABET, SECRET_LENGTH
 from signoff.core.model import Model, registered_name
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
 from signoff.dashboard import home
-from signoff.deliverer import Courier
-from signoff.deliverers.http import HttpCourier
-from signoff.deliverers.topics import TopicCourier
+from signoff.deliverer import Deliverer
+from signoff.deliverers.http import HttpDeliverer
+from signoff.deliverers.topics import TopicDeliverer
 from signoff.doors import (
     deliveries,
     generate,
@@ -41,79 +41,77 @@ from signoff.doors import (
     pipelines,
     prompts,
     session,
+    streams,
     usage,
-)
-from signoff.doors import (
-    streams as topics,
 )
 from signoff.doors.cached import PREFIXES as CACHED
 from signoff.doors.cached import CachedDoor
-from signoff.doors.http import ASGIApp, Knobs
+from signoff.doors.http import ASGIApp, DoorSettings
 from signoff.doors.openai.door import OpenAIDoor
 from signoff.doors.predict import PREFIXES, PredictDoor
-from signoff.doors.router import Front, make_rest
+from signoff.doors.router import DoorRouter, make_litestar_app
 from signoff.engine import Engine
 from signoff.engines.anyllm import AnyLLMEngine
 from signoff.engines.echo import EchoEngine
 from signoff.engines.http import HttpEngine
 from signoff.engines.llama import is_installed, local_command, local_weights
 from signoff.engines.openai import OpenAIEngine
-from signoff.engines.plugins import brought_engines, brought_kinds
+from signoff.engines.plugins import load_plugins, plugin_kinds
 from signoff.engines.subprocess import SubprocessEngine
-from signoff.engines.upstream import Upstream
-from signoff.infra.vault import Vault, keys_in, standing_keys
+from signoff.engines.upstream import UpstreamClient
+from signoff.infra.vault import Vault, existing_keys, keys_in
 from signoff.runtime.background import Background
-from signoff.runtime.callers import Callers
-from signoff.runtime.compositions import Compositions
-from signoff.runtime.functions import Functions
-from signoff.runtime.inflight import InFlight
-from signoff.runtime.keys import Keys
+from signoff.runtime.callers import CallerCache
+from signoff.runtime.functions import FunctionRegistry
+from signoff.runtime.inflight import InflightCalls
+from signoff.runtime.keys import UpstreamKeyCache
 from signoff.runtime.leases import Leases
-from signoff.runtime.limits import Limits
-from signoff.runtime.logs import Logs
-from signoff.runtime.models import Models
-from signoff.runtime.pools import Pools
-from signoff.runtime.prices import PriceList
-from signoff.runtime.reservations import Rooms
-from signoff.runtime.response_cache import Answers
-from signoff.runtime.streams import Streams
-from signoff.runtime.watcher import Waits
-from signoff.server.supervisor import alive, started
+from signoff.runtime.library import LibraryCache
+from signoff.runtime.limits import LimitCache
+from signoff.runtime.logs import ModelLogWriter
+from signoff.runtime.models import ModelCache
+from signoff.runtime.pools import EndpointPools
+from signoff.runtime.prices import PriceCache
+from signoff.runtime.reservations import Reservations
+from signoff.runtime.response_cache import ResponseCache
+from signoff.runtime.streams import StreamCache
+from signoff.runtime.watcher import JobWatcher
+from signoff.server.supervisor import started, supervise
 from signoff.settings import BadSettings, Settings
 from signoff.stores.sql import SqlStore
-from signoff.transports.registry import Transports
-from signoff.work.services import Desk, Rules
+from signoff.transports.registry import TransportRegistry
+from signoff.work.services import Adapters, Caches, Ids, Rules, Runtime, Services
 
 BUILT_IN = ("anyllm", "echo", "http", "openai", "subprocess")
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, *, work: bool) -> AsyncGenerator[Desk]:
+async def run_services(settings: Settings, *, work: bool) -> AsyncGenerator[Services]:
     """A desk that works, with a worker of its own if `work`; closed in order at the end.
 
     Raises SchemaOutdated when the schema of a database server is not this version's.
     """
-    upstream = Upstream(now=time.time)
-    async with opened(settings, upstream) as desk, started(upstream):
+    upstream = UpstreamClient(now=time.time)
+    async with open_services(settings, upstream) as services, started(upstream):
         concurrency = settings.concurrency if work else 0
-        async with alive(desk, concurrency=concurrency, drain_seconds=settings.drain_seconds):
-            yield desk
+        async with supervise(services, concurrency=concurrency, drain_seconds=settings.drain_seconds):
+            yield services
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: Settings, upstream: Upstream | None = None) -> AsyncGenerator[Desk]:
+async def open_services(settings: Settings, upstream: UpstreamClient | None = None) -> AsyncGenerator[Services]:
     """A desk with its store open, and nothing running: enough to look and to write."""
-    desk = _desk(settings, upstream or Upstream(now=time.time))
+    services = _make_services(settings, upstream or UpstreamClient(now=time.time))
     if settings.is_embedded:
-        await desk.store.migrate()
-    await desk.store.start()
-    await desk.answers.start()
+        await services.store.migrate()
+    await services.store.start()
+    await services.caches.responses.start()
     try:
-        yield desk
+        yield services
     finally:
-        await desk.broker.close()
-        await desk.answers.close()
-        await desk.store.close()
+        await services.adapters.broker.close()
+        await services.caches.responses.close()
+        await services.store.close()
 
 
 async def migrate(settings: Settings) -> None:
@@ -125,25 +123,25 @@ async def migrate(settings: Settings) -> None:
         await store.close()
 
 
-async def look_for_broker(settings: Settings) -> str:
+async def check_broker(settings: Settings) -> str:
     """What is found of the broker, in words. Raises ConnectionError with what to do."""
     if settings.amqp_url is None:
         return "none: bells ring inside each process"
-    return await amqp.found(settings.amqp_url, settings.queue_name)
+    return await amqp.describe_broker(settings.amqp_url, settings.queue_name)
 
 
-async def look_for_redis(settings: Settings) -> str:
+async def check_redis(settings: Settings) -> str:
     """What is found of Redis, in words. Raises ConnectionError with what to do."""
     if settings.redis_url is None:
         return "none: results are in the database alone"
     from signoff.deliverers import redis
 
-    return await redis.found(settings.redis_url)
+    return await redis.describe_redis(settings.redis_url)
 
 
-def make_front(desk: Desk, settings: Settings) -> Front:
-    """The doors, in front of `desk`."""
-    knobs = Knobs(
+def make_router(services: Services, settings: Settings) -> DoorRouter:
+    """The doors, in front of `services`."""
+    door_settings = DoorSettings(
         max_body_bytes=settings.max_body_bytes,
         anonymous_role=settings.anonymous_role,
         enqueue_review=settings.enqueue_review,
@@ -152,11 +150,11 @@ def make_front(desk: Desk, settings: Settings) -> Front:
         remote_commands=settings.allow_remote_commands,
         cors_origins=frozenset(settings.cors_origins),
     )
-    openai = OpenAIDoor(desk, knobs)
-    predict = PredictDoor(desk, knobs)
-    cached = CachedDoor(desk, knobs)
+    openai = OpenAIDoor(services, door_settings)
+    predict = PredictDoor(services, door_settings)
+    cached = CachedDoor(services, door_settings)
     hot = {"/v1/": openai, "/openai/v1/": openai} | dict.fromkeys(PREFIXES, predict) | dict.fromkeys(CACHED, cached)
-    return Front(hot, _rest(), desk=desk, knobs=knobs)
+    return DoorRouter(hot, _rest(), services=services, door_settings=door_settings)
 
 
 @functools.cache
@@ -170,16 +168,16 @@ def _rest() -> ASGIApp:
         prompts,
         pipelines,
         deliveries,
-        topics,
+        streams,
         limits,
         usage,
         health,
         session,
     )
-    return make_rest([*(door.router for door in listed), home.router, home.static], home.TEMPLATES)
+    return make_litestar_app([*(door.router for door in listed), home.router, home.static], home.TEMPLATES)
 
 
-def models_that_always_exist(settings: Settings) -> list[Model]:
+def builtin_models(settings: Settings) -> list[Model]:
     """`inner` where an address is given, `local` where it is installed, and `echo`."""
     models = [Model(name="echo", kind="echo")]
     weights = local_weights()
@@ -190,52 +188,64 @@ def models_that_always_exist(settings: Settings) -> list[Model]:
     return models
 
 
-def _desk(settings: Settings, upstream: Upstream) -> Desk:
+def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
     store = SqlStore(settings.store_url)
     rules, background, vault = _rules(settings), Background(), _vault(settings)
-    logs, actor = Logs(store.model_logs, _clock), f"worker:{socket.gethostname()}:{os.getpid()}"
-    streams = Streams(store.streams, settings.declared_streams(vault.seal))
-    transport_to = Transports(vault.open, f"{actor}:{_new_id()}")
-    return Desk(
+    logs, actor = ModelLogWriter(store.model_logs, _clock), f"worker:{socket.gethostname()}:{os.getpid()}"
+    stream_cache = StreamCache(store.streams, settings.declared_streams(vault.seal))
+    transport_to = TransportRegistry(vault.open, f"{actor}:{_new_id()}")
+    return Services(
         store=store,
-        broker=_broker(settings),
-        engines=_engines(settings, upstream, logs),
-        couriers=_couriers(settings, rules.reach, TopicCourier(streams.find, transport_to, dice=random.random)),
-        models=Models(store.catalog, models_that_always_exist(settings)),
-        prices=PriceList(store.ledger),
-        compositions=Compositions(store.compositions),
-        functions=Functions(
-            store.compositions,
-            [settings.functions_dir or settings.data_dir / "functions"],
-            seconds=settings.function_seconds,
-            clock=_clock,
+        adapters=Adapters(
+            broker=_broker(settings),
+            engines=_engines(settings, upstream, logs),
+            deliverers=_deliverers(
+                settings, rules.allow_list, TopicDeliverer(stream_cache.find, transport_to, random_float=random.random)
+            ),
+            transport_to=transport_to,
+            vault=vault,
         ),
-        pools=Pools(),
-        keys=Keys(store.catalog, vault),
-        callers=Callers(store.people),
-        leases=Leases(store, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
-        limits=Limits(store.quotas),
-        rooms=Rooms(store.quotas, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
-        waits=Waits(store),
-        in_flight=InFlight(),
-        logs=logs,
-        answers=Answers(_cache(settings, store), background, ttl_seconds=settings.cache_ttl_seconds),
-        background=background,
-        streams=streams,
-        transport_to=transport_to,
-        vault=vault,
-        rules=rules,
-        actor=actor,
+        caches=Caches(
+            models=ModelCache(store.catalog, builtin_models(settings)),
+            prices=PriceCache(store.usage),
+            library=LibraryCache(store.library),
+            functions=FunctionRegistry(
+                store.library,
+                [settings.functions_dir or settings.data_dir / "functions"],
+                seconds=settings.function_seconds,
+                clock=_clock,
+            ),
+            keys=UpstreamKeyCache(store.catalog, vault),
+            callers=CallerCache(store.people),
+            streams=stream_cache,
+            limits=LimitCache(store.quotas),
+            responses=ResponseCache(_cache(settings, store), background, ttl_seconds=settings.cache_ttl_seconds),
+        ),
+        runtime=Runtime(
+            pools=EndpointPools(),
+            leases=Leases(store, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
+            reservations=Reservations(
+                store.quotas, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds
+            ),
+            watcher=JobWatcher(store),
+            inflight_calls=InflightCalls(),
+            logs=logs,
+            background=background,
+        ),
+        ids=Ids(
+            new_id=_new_id,
+            new_secret=lambda: "".join(secrets.choice(ALPHABET) for _ in range(SECRET_LENGTH)),
+            random_float=random.random,
+            actor=actor,
+        ),
         clock=_clock,
-        new_id=_new_id,
-        new_secret=lambda: "".join(secrets.choice(ALPHABET) for _ in range(SECRET_LENGTH)),
-        dice=random.random,
+        rules=rules,
     )
 
 
-def _engines(settings: Settings, upstream: Upstream, logs: Logs) -> dict[str, Engine]:
+def _engines(settings: Settings, upstream: UpstreamClient, logs: ModelLogWriter) -> dict[str, Engine]:
     return {
-        **brought_engines(BUILT_IN),
+        **load_plugins(BUILT_IN),
         "anyllm": AnyLLMEngine(),
         "echo": EchoEngine(),
         "http": HttpEngine(upstream),
@@ -243,13 +253,13 @@ def _engines(settings: Settings, upstream: Upstream, logs: Logs) -> dict[str, En
         "subprocess": SubprocessEngine(
             upstream,
             settings.data_dir / "run",
-            tell=lambda name, amqp: logs.add(registered_name(name), "info", amqp),
+            tell=lambda name, line: logs.add(registered_name(name), "info", line),
         ),
     }
 
 
 def _cache(settings: Settings, store: SqlStore) -> Cache | None:
-    bounds = Bounds(
+    bounds = CacheBounds(
         ttl_seconds=settings.cache_ttl_seconds,
         max_entries=settings.cache_max_entries,
         max_bytes=settings.cache_max_bytes,
@@ -269,29 +279,31 @@ def _cache(settings: Settings, store: SqlStore) -> Cache | None:
             return None
 
 
-def kinds() -> list[str]:
+def model_kinds() -> list[str]:
     """The kinds of models that there are: ours, and those that installed packages bring."""
-    return sorted({*BUILT_IN, *brought_kinds()})
+    return sorted({*BUILT_IN, *plugin_kinds()})
 
 
 def _vault(settings: Settings) -> Vault:
     path = settings.key_path
-    return Vault(keys_in(path), look_again=lambda: standing_keys(path))
+    return Vault(keys_in(path), look_again=lambda: existing_keys(path))
 
 
 def _broker(settings: Settings) -> Broker:
     if settings.amqp_url is None:
         return LocalBroker()
-    return RabbitBroker(settings.amqp_url, queue_name=settings.queue_name, dice=random.random)
+    return RabbitBroker(settings.amqp_url, queue_name=settings.queue_name, random_float=random.random)
 
 
-def _couriers(settings: Settings, reach: Reach, topics: Courier) -> dict[DeliveryKind, Courier]:
-    couriers: dict[DeliveryKind, Courier] = {"webhook": HttpCourier(reach), "topic": topics}
+def _deliverers(settings: Settings, reach: AllowList, topics: Deliverer) -> dict[DeliveryKind, Deliverer]:
+    deliverers: dict[DeliveryKind, Deliverer] = {"webhook": HttpDeliverer(reach), "topic": topics}
     if settings.redis_url is not None:
-        from signoff.deliverers.redis import RedisCourier
+        from signoff.deliverers.redis import RedisDeliverer
 
-        couriers["redis"] = RedisCourier(settings.redis_url, ttl_seconds=settings.redis_ttl_seconds, dice=random.random)
-    return couriers
+        deliverers["redis"] = RedisDeliverer(
+            settings.redis_url, ttl_seconds=settings.redis_ttl_seconds, random_float=random.random
+        )
+    return deliverers
 
 
 def _rules(settings: Settings) -> Rules:
@@ -309,7 +321,7 @@ def _rules(settings: Settings) -> Rules:
         retention_days=settings.retention_days,
         coalesce=settings.coalesce,
         policy=Policy(deadline_seconds=settings.review_deadline_seconds, undo_seconds=settings.undo_seconds),
-        reach=Reach(settings.webhook_allow),
+        allow_list=AllowList(settings.webhook_allow),
         webhook_waits_seconds=settings.webhook_waits_seconds,
         webhook_secrets=settings.webhook_secrets,
         redis_prefix=None if settings.redis_url is None else settings.redis_prefix,

@@ -12,7 +12,7 @@ from signoff.core.delivery import Delivery, DeliveryKind
 from signoff.runtime.background import drain
 from signoff.store import Topic
 from signoff.work.jobs.deliver import deliver
-from signoff.work.services import Desk
+from signoff.work.services import Services
 
 AT_ONCE: dict[DeliveryKind, int] = {"webhook": 16, "redis": 64, "topic": 128}
 AT_ONCE_PER_HOST: dict[DeliveryKind, int] = {"webhook": 4, "redis": 64, "topic": 32}
@@ -24,11 +24,11 @@ LOOK_AGAIN_SECONDS = 1.0
 log = structlog.get_logger()
 
 
-class Sender:
+class Dispatcher:
     """Sends up to AT_ONCE deliveries at a time, AT_ONCE_PER_HOST to one host: who is slow stalls nobody else's."""
 
-    def __init__(self, desk: Desk, kind: DeliveryKind, *, drain_seconds: float) -> None:
-        self._desk = desk
+    def __init__(self, services: Services, kind: DeliveryKind, *, drain_seconds: float) -> None:
+        self._services = services
         self._kind: DeliveryKind = kind
         self._drain_seconds = min(drain_seconds, LONGEST_DRAIN_SECONDS[kind])
         self._running = dict[asyncio.Task[None], str]()
@@ -39,12 +39,12 @@ class Sender:
         try:
             while True:
                 self._look.clear()
-                if not await self._desk.background.whole(self._take(), TAKE_SECONDS):
+                if not await self._services.runtime.background.shielded(self._take(), TAKE_SECONDS):
                     await self._wait()
         finally:
             await drain(self._running, self._drain_seconds)
 
-    def hear(self, topic: Topic, name: str) -> None:
+    def on_change(self, topic: Topic, name: str) -> None:
         """News from the store: there may be something to send."""
         if topic == "any" or (topic, name) == ("delivery", self._kind):
             self._look.set()
@@ -58,9 +58,9 @@ class Sender:
         if room <= 0:
             return False
         try:
-            taken = await self._desk.store.deliveries.claim(
+            taken = await self._services.store.deliveries.claim(
                 self._kind,
-                lease=self._desk.new_id(),
+                lease=self._services.ids.new_id(),
                 limit=room,
                 limit_per_host=AT_ONCE_PER_HOST[self._kind],
                 busy=Counter(self._running.values()),
@@ -71,7 +71,7 @@ class Sender:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
             return False
         for delivery in taken:
-            task = self._desk.background.spawn(self._send(delivery))
+            task = self._services.runtime.background.spawn(self._send(delivery))
             self._running[task] = delivery.host
             task.add_done_callback(self._ended)
         return bool(taken)
@@ -80,7 +80,7 @@ class Sender:
         """One attempt, well within its lease."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SEND_SECONDS):
-                await deliver(self._desk, delivery)
+                await deliver(self._services, delivery)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
@@ -89,5 +89,5 @@ class Sender:
     async def _wait(self) -> None:
         """Until there is news, or something has ended, or it is time to look again: a wait may be over."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._desk.rules.sweep_seconds):
+            async with asyncio.timeout(self._services.rules.sweep_seconds):
                 await self._look.wait()

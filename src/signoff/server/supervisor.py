@@ -7,18 +7,18 @@ import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, Protocol
 
-from signoff.runtime.invalidation import Refresh
-from signoff.server.consumer import Consumer
-from signoff.server.dispatcher import Sender
+from signoff.runtime.invalidation import Invalidation
+from signoff.server.consumer import StreamConsumer
+from signoff.server.dispatcher import Dispatcher
 from signoff.server.worker import Worker
-from signoff.work.record import file
-from signoff.work.services import Desk
-from signoff.work.sweep import sweep_for_ever
+from signoff.work.record import persist
+from signoff.work.services import Services
+from signoff.work.sweep import run_sweeper
 
 FINISH_SECONDS = 5.0
 
 
-class Part(Protocol):
+class Service(Protocol):
     """What is started before it is used, and closed after it."""
 
     async def start(self) -> None: ...
@@ -26,53 +26,55 @@ class Part(Protocol):
 
 
 @contextlib.asynccontextmanager
-async def alive(desk: Desk, *, concurrency: int, drain_seconds: float) -> AsyncGenerator[None]:
+async def supervise(services: Services, *, concurrency: int, drain_seconds: float) -> AsyncGenerator[None]:
     """All that goes on in a process by itself, while the block runs; it works and sends unless `concurrency` is 0."""
-    worker = Worker(desk, concurrency=concurrency, drain_seconds=drain_seconds)
-    senders = [Sender(desk, kind, drain_seconds=drain_seconds) for kind in desk.couriers]
-    consumer = Consumer(desk)
+    worker = Worker(services, concurrency=concurrency, drain_seconds=drain_seconds)
+    senders = [Dispatcher(services, kind, drain_seconds=drain_seconds) for kind in services.adapters.deliverers]
+    consumer = StreamConsumer(services)
 
     def streams_changed() -> None:
-        desk.streams.forget()
-        consumer.stir()
+        services.caches.streams.invalidate()
+        consumer.refresh()
 
     forget = {
         "streams": streams_changed,
-        "models": lambda: _forget_models(desk),
-        "people": desk.callers.forget,
-        "prices": desk.prices.forget,
-        "limits": desk.limits.forget,
-        "cache": desk.answers.forget,
-        "compositions": desk.compositions.forget,
-        "functions": desk.functions.forget,
+        "models": lambda: _forget_models(services),
+        "people": services.caches.callers.invalidate,
+        "prices": services.caches.prices.invalidate,
+        "limits": services.caches.limits.invalidate,
+        "cache": services.caches.responses.invalidate,
+        "compositions": services.caches.library.invalidate,
+        "functions": services.caches.functions.invalidate,
     }
-    refresh = Refresh(desk.store, forget)
+    refresh = Invalidation(services.store, forget)
     workers = [worker, *senders] if concurrency else []
     listeners = [consumer] if concurrency else []
-    for part in (desk.waits, desk.leases, refresh, *workers):
-        desk.store.listen(part.hear)
+    for part in (services.runtime.watcher, services.runtime.leases, refresh, *workers):
+        services.store.listen(part.on_change)
     chores = [
-        desk.waits.cast_net(),
-        desk.leases.keep(),
-        desk.rooms.keep(),
-        refresh.cast_net(),
-        sweep_for_ever(desk),
-        desk.logs.write_behind(),
-        desk.in_flight.file_the_slow(lambda flight: file(desk, flight), after_seconds=desk.rules.log_after_seconds),
+        services.runtime.watcher.run(),
+        services.runtime.leases.run(),
+        services.runtime.reservations.run(),
+        refresh.run(),
+        run_sweeper(services),
+        services.runtime.logs.run(),
+        services.runtime.inflight_calls.persist_slow(
+            lambda inflight: persist(services, inflight), after_seconds=services.rules.log_after_seconds
+        ),
     ]
-    await desk.broker.start()
-    async with _tasks(chores), started(*desk.couriers.values(), *desk.engines.values()):
+    await services.adapters.broker.start()
+    async with _tasks(chores), started(*services.adapters.deliverers.values(), *services.adapters.engines.values()):
         try:
             async with _tasks([part.run() for part in (*workers, *listeners)]):
                 yield
         finally:
-            await desk.background.finish(FINISH_SECONDS)
+            await services.runtime.background.finish(FINISH_SECONDS)
 
 
-def _forget_models(desk: Desk) -> None:
+def _forget_models(services: Services) -> None:
     """Their keys count as they do."""
-    desk.models.forget()
-    desk.keys.forget()
+    services.caches.models.invalidate()
+    services.caches.keys.invalidate()
 
 
 @contextlib.asynccontextmanager
@@ -88,7 +90,7 @@ async def _tasks(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncGenerator[N
 
 
 @contextlib.asynccontextmanager
-async def started(*parts: Part) -> AsyncGenerator[None]:
+async def started(*parts: Service) -> AsyncGenerator[None]:
     """Starts the parts in this order, and closes them in the other."""
     async with contextlib.AsyncExitStack() as stack:
         for part in parts:

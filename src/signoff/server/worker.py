@@ -12,7 +12,7 @@ from signoff.core.job import Job
 from signoff.runtime.background import drain
 from signoff.store import Topic
 from signoff.work.perform import perform
-from signoff.work.services import Desk
+from signoff.work.services import Services
 
 LOOK_SECONDS = 1.0
 TAKE_SECONDS = 5.0
@@ -22,8 +22,8 @@ log = structlog.get_logger()
 class Worker:
     """Performs up to `concurrency` jobs at a time, and not more than their share of one model."""
 
-    def __init__(self, desk: Desk, *, concurrency: int, drain_seconds: float) -> None:
-        self._desk = desk
+    def __init__(self, services: Services, *, concurrency: int, drain_seconds: float) -> None:
+        self._services = services
         self._concurrency = concurrency
         self._drain_seconds = drain_seconds
         self._running = dict[asyncio.Task[None], str]()
@@ -35,15 +35,15 @@ class Worker:
             while True:
                 await self._wait_for_a_slot()
                 self._slot_free.clear()
-                if not await self._desk.background.whole(self._take(), TAKE_SECONDS):
+                if not await self._services.runtime.background.shielded(self._take(), TAKE_SECONDS):
                     await self._rest()
         finally:
             await drain(self._running, self._drain_seconds)
 
-    def hear(self, topic: Topic, name: str) -> None:
+    def on_change(self, topic: Topic, name: str) -> None:
         """News from the store: another process may have submitted something."""
         if topic in {"due", "any"}:
-            self._desk.broker.nudge()
+            self._services.adapters.broker.wake_local()
 
     async def _wait_for_a_slot(self) -> None:
         while len(self._running) >= self._concurrency:
@@ -53,10 +53,10 @@ class Worker:
     async def _rest(self) -> None:
         """Until there may be something to take: a bell rings, or a job ends whose model has its share."""
         if not self._room()[1]:
-            await self._desk.broker.heard(LOOK_SECONDS)
+            await self._services.adapters.broker.poll(LOOK_SECONDS)
             return
         async with asyncio.TaskGroup() as group:
-            either = {group.create_task(self._desk.broker.heard(LOOK_SECONDS))}
+            either = {group.create_task(self._services.adapters.broker.poll(LOOK_SECONDS))}
             either.add(group.create_task(self._freed()))
             _, late = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             for task in late:
@@ -70,14 +70,14 @@ class Worker:
 
         Cut off, it may have claimed some, and nobody would know of them.
         """
-        desk = self._desk
+        services = self._services
         limit, full = self._room()
         try:
-            jobs = await desk.store.jobs.claim(
-                actor=desk.actor,
-                lease=desk.new_id(),
+            jobs = await services.store.jobs.claim(
+                actor=services.ids.actor,
+                lease=services.ids.new_id(),
                 limit=limit,
-                lease_seconds=desk.rules.lease_seconds,
+                lease_seconds=services.rules.lease_seconds,
                 full=full,
             )
         except Exception as error:  # noqa: BLE001 -- the store is away; the next look may find it
@@ -100,10 +100,10 @@ class Worker:
         return min([self._share(free), *(left for left in room.values() if left > 0)]), full
 
     def _share(self, slots: int) -> int:
-        return max(1, ceil(slots * self._desk.rules.model_share))
+        return max(1, ceil(slots * self._services.rules.model_share))
 
     def _start(self, job: Job) -> None:
-        task = self._desk.background.spawn(perform(self._desk, job))
+        task = self._services.runtime.background.spawn(perform(self._services, job))
         self._running[task] = job.model
         task.add_done_callback(self._ended)
 

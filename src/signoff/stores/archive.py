@@ -38,7 +38,7 @@ class BadBackup(SignoffError):
     code = "bad_backup"
 
 
-class Held(msgspec.Struct, frozen=True):
+class TableSummary(msgspec.Struct, frozen=True):
     """What a backup holds of one table."""
 
     columns: tuple[str, ...]
@@ -52,7 +52,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     signoff: str
     revision: str
     made_at: str
-    tables: dict[str, Held]
+    tables: dict[str, TableSummary]
     members: dict[str, str]
 
     def rows(self, table: str) -> int:
@@ -64,14 +64,14 @@ class _Format(msgspec.Struct, frozen=True):
     format: int
 
 
-class Contents(msgspec.Struct, frozen=True):
+class ArchiveContents(msgspec.Struct, frozen=True):
     """What was found in a backup that is whole."""
 
     manifest: Manifest
     key: bytes | None
 
 
-class Draft:
+class ArchiveWriter:
     """A backup that is being written."""
 
     def __init__(self, file: gzip.GzipFile) -> None:
@@ -97,7 +97,7 @@ class Draft:
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Generator[Draft]:
+def write_archive(path: Path) -> Generator[ArchiveWriter]:
     """A draft that becomes the file `path` once it was finished, is safe on the disk, and was read again.
 
     Raises BadBackup if there is such a file already.
@@ -107,7 +107,7 @@ def written(path: Path) -> Generator[Draft]:
         draft = Path(file.name)
         try:
             with gzip.GzipFile("", "wb", LEVEL, file, mtime=0) as packed:
-                yield Draft(packed)
+                yield ArchiveWriter(packed)
             file.flush()
             os.fsync(file.fileno())
             check(draft)
@@ -119,7 +119,7 @@ def written(path: Path) -> Generator[Draft]:
     _sync_folder(path.parent)
 
 
-def check(path: Path) -> Contents:
+def check(path: Path) -> ArchiveContents:
     """What a file says of itself, once every byte of it was read and compared. Raises BadBackup."""
     digests, key, manifest = dict[str, str](), None, None
     for member in members(path):
@@ -133,7 +133,7 @@ def check(path: Path) -> Contents:
         digests[member.name] = member.digest()
     if manifest is None or manifest.members != digests:
         raise _broken(path)
-    return Contents(manifest, key)
+    return ArchiveContents(manifest, key)
 
 
 class _Unpacked:

@@ -15,8 +15,19 @@ from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.sql.expression import TableClause
 from sqlalchemy.types import TypeDecorator
 
-from signoff.core.wire import when
-from signoff.stores.archive import FORMAT, KEY, MANIFEST, UNREADABLE, BadBackup, Draft, Held, Manifest, Member, members
+from signoff.core.wire import format_time
+from signoff.stores.archive import (
+    FORMAT,
+    KEY,
+    MANIFEST,
+    UNREADABLE,
+    ArchiveWriter,
+    BadBackup,
+    Manifest,
+    Member,
+    TableSummary,
+    members,
+)
 from signoff.stores.clock import now_us
 from signoff.stores.migrations import check_schema, current, is_known, migrate_schema
 from signoff.stores.schema import metadata
@@ -28,7 +39,7 @@ ROW_LIMIT_BYTES = 1024**3  # neither database takes more
 LENGTH_BYTES = 4
 
 
-def save(conn: Connection, draft: Draft, *, key: bytes | None) -> Manifest:
+def save(conn: Connection, draft: ArchiveWriter, *, key: bytes | None) -> Manifest:
     """Writes everything that `conn` sees, and the vault's key if it is given. Raises SchemaOutdated."""
     check_schema(conn)
     made_at = conn.execute(sa.select(now_us())).scalar_one()
@@ -38,7 +49,7 @@ def save(conn: Connection, draft: Draft, *, key: bytes | None) -> Manifest:
         format=FORMAT,
         signoff=importlib.metadata.version("signoff"),
         revision=current(conn) or "",
-        made_at=when(made_at),
+        made_at=format_time(made_at),
         tables={str(table.name): _save(conn, table, draft) for table in metadata.sorted_tables},
         members=draft.members,
     )
@@ -46,7 +57,7 @@ def save(conn: Connection, draft: Draft, *, key: bytes | None) -> Manifest:
     return manifest
 
 
-def _save(conn: Connection, table: sa.Table, draft: Draft) -> Held:
+def _save(conn: Connection, table: sa.Table, draft: ArchiveWriter) -> TableSummary:
     """One table, as pieces of a few megabytes: each row an array in MessagePack, after its length."""
     plain, piece, pieces, rows = _plain(table), bytearray(), 0, 0
     for row in conn.execute(sa.select(plain), execution_options={"yield_per": FETCHED_ROWS}):
@@ -58,7 +69,7 @@ def _save(conn: Connection, table: sa.Table, draft: Draft) -> Held:
             piece, pieces = bytearray(), pieces + 1
     if piece:
         draft.add(f"{table.name}/{pieces:06}", piece)
-    return Held(tuple(str(column.name) for column in table.c), rows)
+    return TableSummary(tuple(str(column.name) for column in table.c), rows)
 
 
 def fill(conn: Connection, path: Path, manifest: Manifest, *, at_end: Callable[[], None]) -> None:

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.elements import ColumnElement
 
-from signoff.cache import Bounds
-from signoff.core.cache import Entry, Found, Size, Which
+from signoff.cache import CacheBounds
+from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize
 from signoff.stores.clock import now_us
 from signoff.stores.database import Database
 from signoff.stores.schema import cached
@@ -22,7 +22,7 @@ from signoff.stores.writer import Tx
 LOOK_EVERY_ENTRIES = 256
 LOOK_EVERY_PART = 16
 TRIMMED_AT_ONCE = 1000
-_ENTRY = tuple(name for name in Entry.__struct_fields__)
+_ENTRY = tuple(name for name in CacheEntry.__struct_fields__)
 
 
 class SqlCache:
@@ -30,7 +30,7 @@ class SqlCache:
 
     is_shared = True
 
-    def __init__(self, database: Database, bounds: Bounds) -> None:
+    def __init__(self, database: Database, bounds: CacheBounds) -> None:
         self._database = database
         self._bounds = bounds
         self._entries_since = bounds.max_entries
@@ -39,12 +39,12 @@ class SqlCache:
     async def start(self) -> None:
         """See `cache.Cache`. The store opens the database."""
 
-    async def find(self, keys: Sequence[str]) -> Mapping[str, Found]:
+    async def lookup(self, keys: Sequence[str]) -> Mapping[str, CacheHit]:
         """See `cache.Cache`."""
         rows = await self._database.read(lambda conn, _: conn.execute(_FIND, {"keys": list(keys)}).all())
         return {row.key: _found(row) for row in rows if row.expires_at > row.now}
 
-    async def keep(self, entries: Sequence[Entry]) -> None:
+    async def store(self, entries: Sequence[CacheEntry]) -> None:
         """See `cache.Cache`."""
         wanted = {entry.key: entry for entry in entries if len(entry.answer) <= self._bounds.max_bytes}
         if not wanted:
@@ -61,26 +61,26 @@ class SqlCache:
 
         await self._database.write(keep)
 
-    async def delete(self, which: Which) -> int:
+    async def delete(self, which: CacheFilter) -> int:
         """See `cache.Cache`."""
         return await self._database.write(lambda tx: tx.conn.execute(sa.delete(cached).where(*_those(which))).rowcount)
 
-    async def size(self, which: Which) -> Size:
+    async def size(self, which: CacheFilter) -> CacheSize:
         """See `cache.Cache`."""
 
-        def read(conn: sa.Connection, now: Any) -> Size:
+        def read(conn: sa.Connection, now: Any) -> CacheSize:
             query = _TOTAL.where(cached.c.expires_at > now(), *_those(which))
-            return Size(*conn.execute(query).one())
+            return CacheSize(*conn.execute(query).one())
 
         return await self._database.read(read)
 
-    def deleted_elsewhere(self) -> None:
+    def on_remote_delete(self) -> None:
         """See `cache.Cache`. It was deleted here, too."""
 
     async def close(self) -> None:
         """See `cache.Cache`. The store closes the database."""
 
-    def _is_time_to_look(self, entries: Sequence[Entry]) -> bool:
+    def _is_time_to_look(self, entries: Sequence[CacheEntry]) -> bool:
         """Whether enough has come since the last look, or nobody has looked yet."""
         self._entries_since += len(entries)
         self._bytes_since += sum(len(entry.answer) for entry in entries)
@@ -106,17 +106,17 @@ def _keep(dialect: str) -> Any:
     return insert.on_conflict_do_update(index_elements=[cached.c.key], set_=fresh)
 
 
-def _row(entry: Entry, now: int, expires_at: int) -> dict[str, Any]:
+def _row(entry: CacheEntry, now: int, expires_at: int) -> dict[str, Any]:
     row = {name: getattr(entry, name) for name in _ENTRY}
     return row | {"size_bytes": len(entry.answer), "created_at": now, "expires_at": expires_at}
 
 
-def _found(row: sa.Row[Any]) -> Found:
-    entry = Entry(**{name: getattr(row, name) for name in _ENTRY})
-    return Found(entry, max(0, row.now - row.created_at) / SECOND, (row.expires_at - row.now) / SECOND)
+def _found(row: sa.Row[Any]) -> CacheHit:
+    entry = CacheEntry(**{name: getattr(row, name) for name in _ENTRY})
+    return CacheHit(entry, max(0, row.now - row.created_at) / SECOND, (row.expires_at - row.now) / SECOND)
 
 
-def _trim(tx: Tx, bounds: Bounds) -> None:
+def _trim(tx: Tx, bounds: CacheBounds) -> None:
     """Deletes what has expired, and the oldest of what is too much."""
     before = tx.now - round(bounds.ttl_seconds * SECOND)
     _delete(tx, tx.conn.execute(_EXPIRED.limit(TRIMMED_AT_ONCE), {"before": before}).scalars().all())
@@ -135,6 +135,6 @@ def _delete(tx: Tx, keys: Sequence[str]) -> None:
         tx.conn.execute(sa.delete(cached).where(cached.c.key.in_(keys)))
 
 
-def _those(which: Which) -> list[ColumnElement[bool]]:
+def _those(which: CacheFilter) -> list[ColumnElement[bool]]:
     told = {"key": which.key, "user_id": which.user_id, "model": which.model, "target": which.target}
     return [cached.c[name] == value for name, value in told.items() if value is not None]

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.core.access import UpstreamKey
-from signoff.core.model import EndpointName, Model, key_ids_of, with_new_keys, with_standing_keys, without_keys
+from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
 from signoff.errors import Conflict
 from signoff.stores.database import Database
 from signoff.stores.schema import keys, models
@@ -49,7 +49,7 @@ class SqlCatalog:
             old = tx.conn.execute(sa.select(models.c.model).where(models.c.name == model.name)).scalar_one_or_none()
             if old is not None and is_new:
                 raise _taken(model)
-            kept = model if old is None else with_standing_keys(model, old)
+            kept = model if old is None else with_existing_keys(model, old)
             kept = without_keys(kept) if drops_key else kept
             made = with_new_keys(kept, lambda secret: _add_key(tx, None, model.name, secret), sealed, sealed_at)
             if old is not None:

@@ -9,7 +9,7 @@ from signoff.store import Listener, Topic
 log = structlog.get_logger()
 
 
-class News:
+class ChangeFeed:
     """Whoever listens. A listener that fails is logged, and spoils nothing for the others."""
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class News:
         """See `store.Store`."""
         self._listeners.append(listener)
 
-    def tell(self, topic: Topic, name: str) -> None:
+    def publish(self, topic: Topic, name: str) -> None:
         """Calls every listener, in order."""
         for listener in self._listeners:
             try:

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Row
 
-from signoff.core.delivery import Delivery, DeliveryKind, Outcome
+from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.errors import NotFound, Stale
 from signoff.stores.database import Database
 from signoff.stores.schema import deliveries
@@ -48,7 +48,7 @@ class SqlDeliveries:
 
         return await self._database.write(claim)
 
-    async def settle(self, delivery_id: str, lease: str, outcome: Outcome) -> bool:
+    async def settle(self, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
         """See `store.Deliveries`."""
         return await self._database.write(lambda tx: _settled(tx, delivery_id, lease, outcome))
 
@@ -74,7 +74,7 @@ class SqlDeliveries:
             row = tx.conn.execute(_RESEND, {"now": tx.now, "delivery": delivery_id}).one_or_none()
             if row is None:
                 raise _refusal(tx, delivery_id)
-            tx.news.append(("delivery", row.kind))
+            tx.changes.append(("delivery", row.kind))
             return _delivery_of(row)
 
         return await self._database.write(resend)
@@ -155,7 +155,7 @@ def _leased(tx: Tx, parameters: Mapping[str, Any]) -> list[Delivery]:
     return sorted(map(_delivery_of, rows), key=lambda delivery: delivery.due_at)
 
 
-def _settled(tx: Tx, delivery_id: str, lease: str, outcome: Outcome) -> bool:
+def _settled(tx: Tx, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
     parameters = {
         "delivery": delivery_id,
         "mover_lease": lease,

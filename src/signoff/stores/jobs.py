@@ -13,17 +13,17 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.errors import Overloaded
-from signoff.store import JobFilter, NewVerb, Step
+from signoff.store import InitialVerb, JobFilter, TransitionRequest
 from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.schema import decisions, deliveries, events, function_calls, jobs, used_keys, votes
 from signoff.stores.transitions import (
     EVERY_COLUMN,
     SECOND,
-    claimed,
+    apply_transition,
+    claim_jobs,
     deliver_end,
     event_of,
     job_of,
-    moved,
     news_of,
     standing,
 )
@@ -51,7 +51,7 @@ class SqlJobs:
         job: Job,
         *,
         actor: str,
-        verb: NewVerb = "submit",
+        verb: InitialVerb = "submit",
         due_seconds: float = 0,
         lease_seconds: float | None = None,
     ) -> Job:
@@ -63,7 +63,7 @@ class SqlJobs:
         def join(tx: Tx) -> Job:
             return _standing(tx, job) or _named(tx, insert(tx))
 
-        if job.own_id is None and job.idempotency_key is None:
+        if job.client_id is None and job.idempotency_key is None:
             return await self._database.write(insert)
         try:
             return await self._database.write(join)
@@ -123,17 +123,17 @@ class SqlJobs:
         else:
             done.add_done_callback(lambda done: self._tell(written, done, insert))
 
-    async def move(self, job_id: str, *steps: Step) -> Job:
+    async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
         """See `store.Jobs`."""
-        return await self._database.write(lambda tx: moved(tx, job_id, *steps))
+        return await self._database.write(lambda tx: apply_transition(tx, job_id, *steps))
 
     async def claim(
         self, *, actor: str, lease: str, limit: int, lease_seconds: float, full: Sequence[str] = ()
     ) -> list[Job]:
         """See `store.Jobs`."""
         changes, after = {"lease": lease}, {"lease_until": lease_seconds}
-        step = Step(verb="claim", actor=actor, changes=changes, after_seconds=after)
-        return await self._database.write(lambda tx: claimed(tx, step, limit, full))
+        step = TransitionRequest(verb="claim", actor=actor, changes=changes, after_seconds=after)
+        return await self._database.write(lambda tx: claim_jobs(tx, step, limit, full))
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:
         """See `store.Jobs`."""
@@ -144,10 +144,10 @@ class SqlJobs:
         row = await self._database.read(lambda conn, _: conn.execute(_BY_ID, {"job": job_id}).one_or_none())
         return None if row is None else job_of(row)
 
-    async def called(self, user_id: int, own_id: str) -> Job | None:
+    async def by_client_id(self, user_id: int, client_id: str) -> Job | None:
         """See `store.Jobs`."""
-        name = {"user": user_id, "own_id": own_id}
-        row = await self._database.read(lambda conn, _: conn.execute(_BY_OWN_ID, name).one_or_none())
+        name = {"user": user_id, "client_id": client_id}
+        row = await self._database.read(lambda conn, _: conn.execute(_BY_CLIENT_ID, name).one_or_none())
         return None if row is None else job_of(row)
 
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[Status, int]]:
@@ -173,7 +173,7 @@ class SqlJobs:
     async def events(self, job_id: str) -> list[Event]:
         """See `store.Jobs`."""
         rows = await self._database.read(lambda conn, _: conn.execute(_EVENTS, {"job": job_id}).mappings().all())
-        return [Event(**row) for row in rows]
+        return [_event_of(row) for row in rows]
 
     async def lapsed(self, limit: int) -> list[Job]:
         """See `store.Jobs`."""
@@ -204,12 +204,26 @@ _EVENTS = sa.select(*events.c).where(events.c.job_id == _JOB).order_by(events.c.
 _STATUSES = sa.select(jobs.c.id, jobs.c.status, jobs.c.seq).where(jobs.c.id.in_(sa.bindparam("jobs", expanding=True)))
 
 
+# Columns that were renamed in revision 0010. Events that were written before it carry the old names.
+_RENAMED = {
+    "made": "upstream_object_id",
+    "own_id": "client_id",
+    "first_us": "ttft_us",
+    "answer_us": "generation_us",
+}
+
+
+def _event_of(row: sa.RowMapping) -> Event:
+    event = Event(**row)
+    return msgspec.structs.replace(event, data={_RENAMED.get(name, name): value for name, value in event.data.items()})
+
+
 def inserted(tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
     """`job`, written at the end of the group, with the event of `verb`."""
     row = msgspec.structs.asdict(job)
     tx.add(events, event_of(job, verb, actor, _made(row) | note))
     tx.add(jobs, row)
-    tx.news.extend(news_of(job))
+    tx.changes.extend(news_of(job))
     deliver_end(tx, job, verb)
     return job
 
@@ -233,8 +247,8 @@ def _made(row: dict[str, Any]) -> dict[str, Any]:
 
 def _standing(tx: Tx, job: Job) -> Job | None:
     """The job that already has the own id of `job`, or its key."""
-    if job.own_id is not None:
-        row = tx.conn.execute(_BY_OWN_ID, {"user": job.user_id, "own_id": job.own_id}).one_or_none()
+    if job.client_id is not None:
+        row = tx.conn.execute(_BY_CLIENT_ID, {"user": job.user_id, "client_id": job.client_id}).one_or_none()
         if row is not None:
             return job_of(row)
     return None if job.idempotency_key is None else _standing_under_key(tx, job)
@@ -270,8 +284,9 @@ def _named(tx: Tx, job: Job) -> Job:
 _SAME_KEY = (used_keys.c.user_id == sa.bindparam("user", type_=sa.Integer)) & (
     used_keys.c.key == sa.bindparam("key", type_=sa.Text)
 )
-_BY_OWN_ID = sa.select(*EVERY_COLUMN).where(
-    jobs.c.user_id == sa.bindparam("user", type_=sa.Integer), jobs.c.own_id == sa.bindparam("own_id", type_=sa.Text)
+_BY_CLIENT_ID = sa.select(*EVERY_COLUMN).where(
+    jobs.c.user_id == sa.bindparam("user", type_=sa.Integer),
+    jobs.c.client_id == sa.bindparam("client_id", type_=sa.Text),
 )
 _BY_KEY = sa.select(*EVERY_COLUMN).join(used_keys, used_keys.c.job_id == jobs.c.id).where(_SAME_KEY)
 _FREE_KEY = sa.delete(used_keys).where(_SAME_KEY, used_keys.c.job_id == _JOB)
@@ -343,8 +358,8 @@ def _filters(which: JobFilter) -> list[ColumnElement[bool]]:
         filters.append(jobs.c.parent_id.is_(None))
     if which.fingerprint is not None:
         filters.append(jobs.c.fingerprint == which.fingerprint)
-    if which.made is not None:
-        filters.append(jobs.c.made == which.made)
+    if which.upstream_object_id is not None:
+        filters.append(jobs.c.upstream_object_id == which.upstream_object_id)
     if which.after_id is not None:
         filters.append(jobs.c.id < which.after_id if which.newest_first else jobs.c.id > which.after_id)
     return filters

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
 
-class Packed(TypeDecorator[Any]):
+class JsonColumn(TypeDecorator[Any]):
     """A frozen value kept as its JSON text; checked against its type when it is read."""
 
     impl = sa.LargeBinary

@@ -21,11 +21,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from signoff.errors import BadRequest, Overloaded
 from signoff.store import Listener
-from signoff.stores.changes import News
+from signoff.stores.changes import ChangeFeed
 from signoff.stores.clock import now_us
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Read, clock_of
 from signoff.stores.migrations import check_schema
-from signoff.stores.postgres_changes import Notify, connect
+from signoff.stores.postgres_changes import PostgresChangeFeed, connect
 from signoff.stores.writer import Tx, Writer
 
 T = TypeVar("T")
@@ -62,8 +62,8 @@ class Postgres:
             group_limit=GROUP_LIMIT,
             timeout_seconds=WRITE_TIMEOUT_SECONDS,
         )
-        self._news = News()
-        self._notify = Notify(self._dsn, self._news)
+        self._news = ChangeFeed()
+        self._notify = PostgresChangeFeed(self._dsn, self._news)
         self._closing = self._closed = False
 
     async def start(self) -> None:
@@ -166,9 +166,9 @@ class Postgres:
             except Exception as error:
                 if not _passes(error) or not await self._was_committed(xid, away_seconds):
                     raise
-        for topic, name in dict.fromkeys(tx.news):
-            self._news.tell(topic, name)
-        self._notify.say(tx.news)
+        for topic, name in dict.fromkeys(tx.changes):
+            self._news.publish(topic, name)
+        self._notify.publish(tx.changes)
         return results
 
     async def _was_committed(self, xid: str, away_seconds: float) -> bool:

@@ -11,7 +11,7 @@ import asyncpg
 import structlog
 
 from signoff.store import Topic
-from signoff.stores.changes import News
+from signoff.stores.changes import ChangeFeed
 
 log = structlog.get_logger()
 connect = cast("Any", asyncpg).connect  # it has no types of its own
@@ -26,10 +26,10 @@ CLOSE_SECONDS = 1.0
 ANYTHING: dict[tuple[Topic, str], None] = {("any", ""): None}
 
 
-class Notify:
+class PostgresChangeFeed:
     """Sends what this process says, and tells `news` what others say. What gets lost on the way becomes `any`."""
 
-    def __init__(self, dsn: str, news: News) -> None:
+    def __init__(self, dsn: str, news: ChangeFeed) -> None:
         self._dsn = dsn
         self._news = news
         self._unsent: dict[tuple[Topic, str], None] = {}
@@ -42,7 +42,7 @@ class Notify:
         """Connects, again and again if need be."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def say(self, items: Iterable[tuple[Topic, str]]) -> None:
+    def publish(self, items: Iterable[tuple[Topic, str]]) -> None:
         """Tells the other processes, soon; what is said twice meanwhile is sent once."""
         self._unsent |= dict.fromkeys(items)
         if len(self._unsent) > UNSENT_LIMIT:
@@ -66,7 +66,7 @@ class Notify:
                 await self._converse()
             except Exception as error:  # noqa: BLE001 -- whatever it was, another connection may do
                 log.warning("no news from PostgreSQL; connecting again", error=repr(error))
-                self.say(ANYTHING)
+                self.publish(ANYTHING)
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _converse(self) -> None:
@@ -75,7 +75,7 @@ class Notify:
         try:
             conn.add_termination_listener(self._lost)
             await conn.add_listener(CHANNEL, self._heard)
-            self._news.tell("any", "")  # whatever was said while nobody listened
+            self._news.publish("any", "")  # whatever was said while nobody listened
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PROBE_SECONDS):
@@ -104,7 +104,7 @@ class Notify:
         for line in payload.splitlines():
             topic, _, name = line.partition(" ")
             if topic in get_args(Topic):
-                self._news.tell(cast("Topic", topic), name)
+                self._news.publish(cast("Topic", topic), name)
 
 
 def payloads(items: Iterable[tuple[Topic, str]]) -> list[str]:

@@ -9,17 +9,27 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from signoff.core.limits import Limit, Meter, Refusal, Room, Wish, admitted, as_of, renewed, settled
+from signoff.core.limits import (
+    Counter,
+    Denial,
+    Limit,
+    Reservation,
+    ReservationRequest,
+    expire,
+    renew_reservations,
+    settle_reservation,
+    try_reserve,
+)
 from signoff.errors import Overloaded
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Database
-from signoff.stores.schema import limits, meters
+from signoff.stores.schema import counters, limits
 from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 
 T = TypeVar("T")
-Meters = Mapping[str, Meter]
-# What an operation makes of the meters that it names, and its result.
-Operation = Callable[[Meters, int], tuple[Meters, Any]]
+Counters = Mapping[str, Counter]
+# What an operation makes of the counters that it names, and its result.
+Operation = Callable[[Counters, int], tuple[Counters, Any]]
 
 
 class SqlQuotas:
@@ -50,51 +60,53 @@ class SqlQuotas:
         delete = sa.delete(limits).where(limits.c.name == name)
         return await self._database.write(lambda tx: change(tx, "limits", delete))
 
-    async def reserve(self, wish: Wish) -> Room | Refusal:
+    async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
         """See `store.Quotas`."""
-        return await self._count([wish], lambda found, now: admitted(found, wish, now))
+        return await self._count([request], lambda found, now: try_reserve(found, request, now))
 
-    async def settle(self, room: Room, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
-        """See `store.Quotas`."""
-
-        def settle(found: Meters, now: int) -> tuple[Meters, None]:
-            return settled(found, room, tokens=tokens, cost=cost, asked=asked, now=now), None
-
-        await self._enqueue([room.wish], settle)  # however long it takes: what is tried again would count twice
-
-    async def renew(self, rooms: Sequence[Room], lease_seconds: float) -> None:
+    async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
         """See `store.Quotas`."""
 
-        def renew(found: Meters, now: int) -> tuple[Meters, None]:
-            return renewed(found, rooms, lease_seconds, now), None
+        def settle(found: Counters, now: int) -> tuple[Counters, None]:
+            return settle_reservation(found, reservation, tokens=tokens, cost=cost, asked=asked, now=now), None
 
-        await self._count([room.wish for room in rooms], renew)
+        await self._enqueue(
+            [reservation.request], settle
+        )  # however long it takes: what is tried again would count twice
 
-    async def meters(self, names: Sequence[str]) -> dict[str, Meter]:
+    async def renew(self, reservations: Sequence[Reservation], lease_seconds: float) -> None:
         """See `store.Quotas`."""
-        query = sa.select(meters.c.name, meters.c.meter).where(meters.c.name.in_(names))
 
-        def read(conn: sa.Connection, now: Callable[[], int]) -> dict[str, Meter]:
+        def renew(found: Counters, now: int) -> tuple[Counters, None]:
+            return renew_reservations(found, reservations, lease_seconds, now), None
+
+        await self._count([reservation.request for reservation in reservations], renew)
+
+    async def counters(self, names: Sequence[str]) -> dict[str, Counter]:
+        """See `store.Quotas`."""
+        query = sa.select(counters.c.name, counters.c.counter).where(counters.c.name.in_(names))
+
+        def read(conn: sa.Connection, now: Callable[[], int]) -> dict[str, Counter]:
             rows = conn.execute(query).all()
-            return {row.name: as_of(row.meter, now()) for row in rows}
+            return {row.name: expire(row.counter, now()) for row in rows}
 
         return await self._database.read(read)
 
-    async def _count(self, wishes: Iterable[Wish], operation: Operation) -> Any:
+    async def _count(self, requests: Iterable[ReservationRequest], operation: Operation) -> Any:
         """The result of `operation`, committed. Raises Overloaded when that takes too long."""
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
-                return await self._enqueue(wishes, operation)
+                return await self._enqueue(requests, operation)
         except TimeoutError:
             raise Overloaded("The database did not look at the limits in time.") from None
 
-    def _enqueue(self, wishes: Iterable[Wish], operation: Operation) -> asyncio.Future[Any]:
+    def _enqueue(self, requests: Iterable[ReservationRequest], operation: Operation) -> asyncio.Future[Any]:
         """A future of that result. A transaction takes all that waits when the one before has ended."""
         if len(self._waiting) >= WAITING_LIMIT:
             raise Overloaded("Too many requests wait for their limits to be looked at.")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Any] = loop.create_future()
-        names = frozenset(name for wish in wishes for name, _ in wish.limits)
+        names = frozenset(name for request in requests for name, _ in request.limits)
         self._waiting.append((names, operation, done))
         if self._counting is None:
             self._counting = loop.create_task(self._count_all())
@@ -119,7 +131,7 @@ class SqlQuotas:
 
 
 def _counted(tx: Tx, names: Sequence[str], operations: Iterable[Operation]) -> list[Any]:
-    """The results of `operations`, one after another; their meters are read and written once."""
+    """The results of `operations`, one after another; their counters are read and written once."""
     before = _locked(tx, names)
     after, results = dict(before), list[Any]()
     for operation in operations:
@@ -127,7 +139,7 @@ def _counted(tx: Tx, names: Sequence[str], operations: Iterable[Operation]) -> l
         after |= changed
         results.append(result)
     changes = [
-        {"meter_name": name, "new_meter": after[name], "new_at": tx.now}
+        {"counter_name": name, "new_counter": after[name], "new_at": tx.now}
         for name in names
         if after[name] is not before[name]
     ]
@@ -136,33 +148,33 @@ def _counted(tx: Tx, names: Sequence[str], operations: Iterable[Operation]) -> l
     return results
 
 
-def _locked(tx: Tx, names: Sequence[str]) -> dict[str, Meter]:
-    """The meters of these names, in the order of which all processes lock them."""
+def _locked(tx: Tx, names: Sequence[str]) -> dict[str, Counter]:
+    """The counters of these names, in the order of which all processes lock them."""
     found = _found(tx, names)
     missing = [name for name in names if name not in found]
     if missing:
         kind = postgresql.insert if tx.conn.dialect.name == "postgresql" else sqlite.insert
-        new = [{"name": name, "meter": Meter(), "updated_at": tx.now} for name in missing]
-        tx.conn.execute(kind(meters).on_conflict_do_nothing(), new)
+        new = [{"name": name, "counter": Counter(), "updated_at": tx.now} for name in missing]
+        tx.conn.execute(kind(counters).on_conflict_do_nothing(), new)
         found |= _found(tx, missing)
     return found
 
 
-def _found(tx: Tx, names: Sequence[str]) -> dict[str, Meter]:
-    return {row.name: row.meter for row in tx.conn.execute(_LOCK, {"names": names})}
+def _found(tx: Tx, names: Sequence[str]) -> dict[str, Counter]:
+    return {row.name: row.counter for row in tx.conn.execute(_LOCK, {"names": names})}
 
 
 _LOCK = (
-    sa.select(meters.c.name, meters.c.meter)
-    .where(meters.c.name.in_(sa.bindparam("names", expanding=True)))
-    .order_by(meters.c.name)
+    sa.select(counters.c.name, counters.c.counter)
+    .where(counters.c.name.in_(sa.bindparam("names", expanding=True)))
+    .order_by(counters.c.name)
     .with_for_update()
 )
 _UPDATE = (
-    sa.update(meters)
-    .where(meters.c.name == sa.bindparam("meter_name", type_=sa.Text))
+    sa.update(counters)
+    .where(counters.c.name == sa.bindparam("counter_name", type_=sa.Text))
     .values(
-        meter=sa.bindparam("new_meter", type_=meters.c.meter.type),
+        counter=sa.bindparam("new_counter", type_=counters.c.counter.type),
         updated_at=sa.bindparam("new_at", type_=sa.BigInteger),
     )
 )

@@ -84,7 +84,7 @@ class SqlRuns:
 
         return await self._database.write(insert)
 
-    async def forgotten(self, limit: int) -> list[Job]:
+    async def stalled(self, limit: int) -> list[Job]:
         """See `store.Runs`."""
         rows = await self._database.read(lambda conn, _: conn.execute(_FORGOTTEN, {"limit": limit}).all())
         return [job_of(row) for row in rows]

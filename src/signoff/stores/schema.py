@@ -7,16 +7,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from signoff.core.answer import Usage
-from signoff.core.delivery import Deliver
+from signoff.core.delivery import DeliveryTarget
 from signoff.core.job import Decision, Edit, JobError
-from signoff.core.limits import Limit, Meter
+from signoff.core.limits import Counter, Limit
 from signoff.core.model import Model
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.tree import Call
 from signoff.core.policy import Policy
 from signoff.core.stream import Stream
-from signoff.core.usage import Sum
-from signoff.stores.json_column import Packed
+from signoff.core.usage import UsageTotals
+from signoff.stores.json_column import JsonColumn
 
 metadata = sa.MetaData()
 
@@ -34,17 +34,17 @@ jobs = sa.Table(
     sa.Column("path", sa.Text, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("response", sa.LargeBinary),
-    sa.Column("error", Packed(JobError)),
-    sa.Column("usage", Packed(Usage)),
+    sa.Column("error", JsonColumn(JobError)),
+    sa.Column("usage", JsonColumn(Usage)),
     sa.Column("metadata", sa.LargeBinary, nullable=False),
     sa.Column("priority", sa.SmallInteger, nullable=False),
-    sa.Column("policy", Packed(Policy), nullable=False),
-    sa.Column("own_id", sa.Text),
+    sa.Column("policy", JsonColumn(Policy), nullable=False),
+    sa.Column("client_id", sa.Text),
     sa.Column("idempotency_key", sa.Text),
     sa.Column("fingerprint", sa.Text),
-    sa.Column("made", sa.Text),
+    sa.Column("upstream_object_id", sa.Text),
     sa.Column("retry_of", sa.Text),
-    sa.Column("deliver", Packed(tuple[Deliver, ...]), nullable=False),
+    sa.Column("deliver", JsonColumn(tuple[DeliveryTarget, ...]), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column("round", sa.Integer, nullable=False),
@@ -52,11 +52,11 @@ jobs = sa.Table(
     sa.Column("due_at", sa.BigInteger, nullable=False),
     sa.Column("lease", sa.Text),
     sa.Column("lease_until", sa.BigInteger),
-    sa.Column("draft", Packed(Edit)),
+    sa.Column("draft", JsonColumn(Edit)),
     sa.Column("review_lease", sa.Text),
     sa.Column("review_lease_until", sa.BigInteger),
     sa.Column("review_deadline", sa.BigInteger),
-    sa.Column("decision", Packed(Decision)),
+    sa.Column("decision", JsonColumn(Decision)),
     sa.Column("release_at", sa.BigInteger),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
@@ -65,8 +65,8 @@ jobs = sa.Table(
     sa.Column("completion_tokens", sa.Integer, nullable=False, server_default="0"),
     sa.Column("cost_nanodollars", sa.BigInteger),
     sa.Column("queued_us", sa.BigInteger),
-    sa.Column("first_us", sa.BigInteger),
-    sa.Column("answer_us", sa.BigInteger),
+    sa.Column("ttft_us", sa.BigInteger),
+    sa.Column("generation_us", sa.BigInteger),
     sa.Column("cache", sa.Text),
     sa.Column("cache_key", sa.Text),
     sa.Column("prompt", sa.Text),
@@ -80,8 +80,8 @@ jobs = sa.Table(
     sa.Column("key_id", sa.Integer),
 )
 
-_NAMED = jobs.c.own_id.is_not(None)
-_MADE = jobs.c.made.is_not(None)
+_HAS_CLIENT_ID = jobs.c.client_id.is_not(None)
+_HAS_UPSTREAM_OBJECT = jobs.c.upstream_object_id.is_not(None)
 _WAITING = (jobs.c.status == "bot") & jobs.c.lease.is_(None)
 _LEASED = jobs.c.lease.is_not(None)
 _DECIDED = jobs.c.release_at.is_not(None)
@@ -99,8 +99,21 @@ sa.Index("jobs_limited", jobs.c.status, jobs.c.review_deadline, sqlite_where=_LI
 sa.Index("jobs_ended", jobs.c.status, jobs.c.updated_at, sqlite_where=_ENDED, postgresql_where=_ENDED)
 sa.Index("jobs_by_user", jobs.c.user_id, jobs.c.id)
 sa.Index("jobs_by_status", jobs.c.status, jobs.c.id)
-sa.Index("jobs_by_made", jobs.c.made, jobs.c.id, sqlite_where=_MADE, postgresql_where=_MADE)
-sa.Index("jobs_by_own_id", jobs.c.user_id, jobs.c.own_id, unique=True, sqlite_where=_NAMED, postgresql_where=_NAMED)
+sa.Index(
+    "jobs_by_upstream_object",
+    jobs.c.upstream_object_id,
+    jobs.c.id,
+    sqlite_where=_HAS_UPSTREAM_OBJECT,
+    postgresql_where=_HAS_UPSTREAM_OBJECT,
+)
+sa.Index(
+    "jobs_by_client_id",
+    jobs.c.user_id,
+    jobs.c.client_id,
+    unique=True,
+    sqlite_where=_HAS_CLIENT_ID,
+    postgresql_where=_HAS_CLIENT_ID,
+)
 
 sa.Index(
     "jobs_by_place",
@@ -122,7 +135,7 @@ function_calls = sa.Table(
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("arguments", sa.LargeBinary, nullable=False),
     sa.Column("output", sa.LargeBinary),
-    sa.Column("error", Packed(JobError)),
+    sa.Column("error", JsonColumn(JobError)),
     sa.Column("began_at", sa.BigInteger, nullable=False),
     sa.Column("ended_at", sa.BigInteger, nullable=False),
 )
@@ -143,7 +156,7 @@ events = sa.Table(
     sa.Column("verb", sa.Text, nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
-    sa.Column("data", Packed(dict[str, Any]), nullable=False),
+    sa.Column("data", JsonColumn(dict[str, Any]), nullable=False),
 )
 
 votes = sa.Table(
@@ -161,7 +174,7 @@ decisions = sa.Table(
     metadata,
     sa.Column("job_id", sa.Text, primary_key=True),
     sa.Column("round", sa.Integer, primary_key=True),
-    sa.Column("decision", Packed(Decision), nullable=False),
+    sa.Column("decision", JsonColumn(Decision), nullable=False),
     sa.Column("at", sa.BigInteger, nullable=False),
 )
 
@@ -243,7 +256,7 @@ models = sa.Table(
     "models",
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("model", Packed(Model), nullable=False),
+    sa.Column("model", JsonColumn(Model), nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
 )
 
@@ -273,7 +286,7 @@ past_usage = sa.Table(
     sa.Column("cache", sa.Text),
     sa.Column("prompt", sa.Text),
     sa.Column("prompt_version", sa.Integer),
-    *(sa.Column(name, sa.BigInteger, nullable=False) for name in Sum.__struct_fields__),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in UsageTotals.__struct_fields__),
 )
 
 cached = sa.Table(
@@ -285,7 +298,7 @@ cached = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("path", sa.Text, nullable=False),
     sa.Column("job_id", sa.Text, nullable=False),
-    sa.Column("usage", Packed(Usage)),
+    sa.Column("usage", JsonColumn(Usage)),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False),
@@ -313,7 +326,7 @@ composed_versions = sa.Table(
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("body", sa.Text, nullable=False),
     sa.Column("model", sa.Text),
-    sa.Column("tree", Packed(Call)),
+    sa.Column("tree", JsonColumn(Call)),
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
 )
@@ -338,22 +351,22 @@ functions = sa.Table(
     "functions",
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("function", Packed(Function), nullable=False),
+    sa.Column("function", JsonColumn(Function), nullable=False),
 )
 
 limits = sa.Table(
     "limits",
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("limit", Packed(Limit), nullable=False),
+    sa.Column("limit", JsonColumn(Limit), nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
 )
 
-meters = sa.Table(
-    "meters",
+counters = sa.Table(
+    "counters",
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("meter", Packed(Meter), nullable=False),
+    sa.Column("counter", JsonColumn(Counter), nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
 )
 
@@ -361,7 +374,7 @@ streams = sa.Table(
     "streams",
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("stream", Packed(Stream), nullable=False),
+    sa.Column("stream", JsonColumn(Stream), nullable=False),
     sa.Column("updated_at", sa.BigInteger, nullable=False),
 )
 

@@ -10,16 +10,16 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from signoff.cache import Bounds
+from signoff.cache import CacheBounds
 from signoff.store import Listener, Topic
-from signoff.stores.archive import BadBackup, Manifest, written
+from signoff.stores.archive import BadBackup, Manifest, write_archive
 from signoff.stores.backup import fill, save
 from signoff.stores.cache import SqlCache
 from signoff.stores.catalog import SqlCatalog
-from signoff.stores.compositions import SqlCompositions
 from signoff.stores.database import Database
 from signoff.stores.deliveries import SqlDeliveries
 from signoff.stores.jobs import SqlJobs
+from signoff.stores.library import SqlLibrary
 from signoff.stores.migrations import migrate_schema
 from signoff.stores.model_logs import SqlModelLogs
 from signoff.stores.people import SqlPeople
@@ -28,7 +28,7 @@ from signoff.stores.runs import SqlRuns
 from signoff.stores.schema import versions
 from signoff.stores.secrets import SqlSecrets
 from signoff.stores.streams import SqlStreams
-from signoff.stores.usage import SqlLedger
+from signoff.stores.usage import SqlUsageRecords
 from signoff.stores.versions import bump
 
 READY_SECONDS = 2.0
@@ -44,14 +44,14 @@ class SqlStore:
         self.deliveries = SqlDeliveries(self._database)
         self.people = SqlPeople(self._database)
         self.catalog = SqlCatalog(self._database)
-        self.ledger = SqlLedger(self._database)
-        self.compositions = SqlCompositions(self._database)
+        self.usage = SqlUsageRecords(self._database)
+        self.library = SqlLibrary(self._database)
         self.quotas = SqlQuotas(self._database)
         self.streams = SqlStreams(self._database)
         self.secrets = SqlSecrets(self._database)
         self.model_logs = SqlModelLogs(self._database)
 
-    def cache(self, bounds: Bounds) -> SqlCache:
+    def cache(self, bounds: CacheBounds) -> SqlCache:
         """A cache in a table beside the jobs."""
         return SqlCache(self._database, bounds)
 
@@ -65,7 +65,7 @@ class SqlStore:
 
     async def backup(self, path: Path, *, key: bytes | None = None) -> Manifest:
         """Writes everything, as it is now, into a new file; with the vault's key if it is given. Raises BadBackup."""
-        with written(path) as draft:
+        with write_archive(path) as draft:
             return await self._database.snapshot(lambda conn: save(conn, draft, key=key))
 
     async def restore(self, path: Path, manifest: Manifest, *, at_end: Callable[[], None] = lambda: None) -> None:

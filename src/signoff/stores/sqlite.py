@@ -24,7 +24,7 @@ from sqlalchemy.exc import OperationalError
 
 from signoff.errors import Overloaded, SchemaOutdated
 from signoff.store import Listener, Topic
-from signoff.stores.changes import News
+from signoff.stores.changes import ChangeFeed
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Read, clock_of
 from signoff.stores.migrations import check_schema
 from signoff.stores.writer import Tx, Writer
@@ -57,7 +57,7 @@ class Sqlite:
             group_limit=GROUP_LIMIT,
             timeout_seconds=WRITE_TIMEOUT_SECONDS,
         )
-        self._news = News()
+        self._news = ChangeFeed()
         self._watching: asyncio.Task[None] | None = None
         self._lock_file: int | None = None
         self._closed = False
@@ -120,7 +120,7 @@ class Sqlite:
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
         results, news = await self._in_writer_thread(lambda: self._commit(group))
         for topic, name in dict.fromkeys(news):
-            self._news.tell(topic, name)
+            self._news.publish(topic, name)
         return results
 
     async def _in_writer_thread(self, function: Callable[[], T]) -> T:
@@ -135,7 +135,7 @@ class Sqlite:
                 log.warning("could not look whether another process has written", error=repr(error))
                 version = seen
             if version != seen:
-                self._news.tell("any", "")
+                self._news.publish("any", "")
             seen = version
             await asyncio.sleep(NEWS_POLL_SECONDS)
 
@@ -157,7 +157,7 @@ class Sqlite:
                 log.warning("SQLite cannot write", error=str(error.orig))
                 raise Overloaded("The database cannot write now.") from error
             self._checkpoint()
-        return results, tx.news
+        return results, tx.changes
 
     def _checkpoint(self) -> None:
         """Keeps the log short. A reader who is in the way makes it longer, not anybody's write an error."""

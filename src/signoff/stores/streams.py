@@ -39,7 +39,7 @@ class SqlStreams:
         delete = sa.delete(streams).where(streams.c.name == name)
         return await self._database.write(lambda tx: change(tx, "streams", delete))
 
-    async def lead(self, name: str, holder: str, seconds: float) -> bool:
+    async def acquire_lead(self, name: str, holder: str, seconds: float) -> bool:
         """See `store.Streams`."""
 
         def lead(tx: Tx) -> bool:
@@ -58,7 +58,7 @@ class SqlStreams:
         except IntegrityError:  # another process was a moment faster
             return False
 
-    async def yield_lead(self, name: str, holder: str) -> None:
+    async def release_lead(self, name: str, holder: str) -> None:
         """See `store.Streams`."""
         gone = sa.delete(stream_leads).where(stream_leads.c.name == name, stream_leads.c.holder == holder)
         await self._database.write(lambda tx: tx.conn.execute(gone).rowcount)

@@ -12,9 +12,9 @@ from sqlalchemy import Row
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.sql.elements import ColumnElement
 
-from signoff.core.job import MOVES, RUN_ENDED, TERMINAL, Decision, Guard, Job
+from signoff.core.job import RUN_ENDED, TERMINAL, TRANSITIONS, Decision, Guard, Job
 from signoff.errors import JobNotFound, Stale
-from signoff.store import Step, Topic
+from signoff.store import Topic, TransitionRequest
 from signoff.stores.schema import decisions, deliveries, events, jobs, votes
 from signoff.stores.writer import Tx
 
@@ -25,7 +25,7 @@ _LEFT_TO_THE_ROW = {"body", "seq", "updated_at"}
 _NOW = sa.bindparam("now", type_=sa.BigInteger)
 
 
-def moved(tx: Tx, job_id: str, *steps: Step) -> Job:
+def apply_transition(tx: Tx, job_id: str, *steps: TransitionRequest) -> Job:
     """The job after all `steps`, or none of them. Raises Stale, JobNotFound."""
     if len(steps) == 1:
         made = [_step(tx, job_id, steps[0])]
@@ -39,10 +39,10 @@ def moved(tx: Tx, job_id: str, *steps: Step) -> Job:
     return made[-1]
 
 
-def _told(tx: Tx, job: Job, step: Step) -> None:
+def _told(tx: Tx, job: Job, step: TransitionRequest) -> None:
     """The event of a step that was made, the news, and the deliveries."""
     tx.add(events, event_of(job, step.verb, step.actor, _changed(job, step)))
-    tx.news.extend(news_of(job))
+    tx.changes.extend(news_of(job))
     deliver_end(tx, job, step.verb)
 
 
@@ -56,7 +56,7 @@ def _follow(tx: Tx, job: Job, actor: str) -> None:
 
 def _cancel_steps(tx: Tx, run: Job, actor: str) -> None:
     """Cancels what goes on below a run, at every depth."""
-    step = Step(verb="cancel", actor=actor, changes={"error": RUN_ENDED})
+    step = TransitionRequest(verb="cancel", actor=actor, changes={"error": RUN_ENDED})
     unfinished = _update("cancel", ("error",)).where(jobs.c.parent_id == sa.bindparam("run"), *guards("cancel"))
     rows = tx.conn.execute(unfinished.returning(*EVERY_COLUMN), {"run": run.id} | _parameters(tx, step)).all()
     for job in map(job_of, rows):
@@ -68,15 +68,15 @@ def _cancel_steps(tx: Tx, run: Job, actor: str) -> None:
 def _wake(tx: Tx, run_id: str, actor: str) -> None:
     """Lets a run go on, if it is parked. Its row is locked first: who parks it at this moment is waited for."""
     tx.conn.execute(_LOCK, {"job": run_id})
-    step = Step(verb="wake", actor=actor, after_seconds={"due_at": 0})
+    step = TransitionRequest(verb="wake", actor=actor, after_seconds={"due_at": 0})
     row = tx.conn.execute(_move("wake", ("due_at",)), {"job": run_id} | _parameters(tx, step)).one_or_none()
     if row is not None:
         _told(tx, job_of(row), step)
 
 
-def _step(tx: Tx, job_id: str, step: Step) -> Job:
+def _step(tx: Tx, job_id: str, step: TransitionRequest) -> Job:
     """One guarded update, and its decision."""
-    if Guard.QUIET in MOVES[step.verb].guards:  # what it counts is seen as it is once the row is ours
+    if Guard.QUIET in TRANSITIONS[step.verb].guards:  # what it counts is seen as it is once the row is ours
         tx.conn.execute(_LOCK, {"job": job_id})
     statement = _move(step.verb, (*step.changes, *step.after_seconds))
     row = tx.conn.execute(statement, {"job": job_id} | _parameters(tx, step)).one_or_none()
@@ -97,7 +97,7 @@ def _move(verb: str, changed: tuple[str, ...]) -> ReturningUpdate[Any]:
     return _update(verb, changed).where(*here).returning(*EVERY_COLUMN)
 
 
-def claimed(tx: Tx, step: Step, limit: int, full: Sequence[str] = ()) -> list[Job]:
+def claim_jobs(tx: Tx, step: TransitionRequest, limit: int, full: Sequence[str] = ()) -> list[Job]:
     """Up to `limit` jobs after the claim that `step` is, by priority, then age; none for the models in `full`."""
     passed_over = {"full": list(full)} if full else {}
     statement = _claim(passes_over=bool(full))
@@ -131,7 +131,7 @@ def standing(verb: str) -> sa.Select[Any]:
 
 def _update(verb: str, changed: tuple[str, ...]) -> sa.Update:
     """What `verb` always changes, and the columns `changed`, whose values are parameters named after them."""
-    move = MOVES[verb]
+    move = TRANSITIONS[verb]
     return sa.update(jobs).values(
         {
             "status": sa.bindparam("to", type_=sa.Text),
@@ -144,14 +144,14 @@ def _update(verb: str, changed: tuple[str, ...]) -> sa.Update:
     )
 
 
-def _parameters(tx: Tx, step: Step) -> dict[str, Any]:
+def _parameters(tx: Tx, step: TransitionRequest) -> dict[str, Any]:
     return {
         "now": tx.now,
-        "to": step.to or MOVES[step.verb].targets[0],
+        "to": step.to or TRANSITIONS[step.verb].targets[0],
         "mover_lease": step.lease,
         "mover_round": step.round,
         "mover": step.reviewer,
-        "mover_settled": step.settled,
+        "mover_settled": step.settled_steps,
         **{f"new_{column}": value for column, value in step.changes.items()},
         **{f"new_{column}": tx.now + round(seconds * SECOND) for column, seconds in step.after_seconds.items()},
     }
@@ -162,7 +162,7 @@ def guards(verb: str, but: frozenset[Guard] = frozenset()) -> list[ColumnElement
 
     Statuses stand in the text of the statement, or no partial index would serve it.
     """
-    move = MOVES[verb]
+    move = TRANSITIONS[verb]
     sources = jobs.c.status.in_([sa.literal_column(f"'{status}'") for status in move.sources])
     return [sources, *(_GUARDS[guard] for guard in move.guards if guard not in but)]
 
@@ -202,7 +202,7 @@ _GUARDS: dict[Guard, ColumnElement[bool]] = {
 _LOCK = sa.select(jobs.c.id).where(jobs.c.id == sa.bindparam("job", type_=sa.Text)).with_for_update()
 
 
-def _refusal(tx: Tx, job_id: str, step: Step) -> Stale | JobNotFound:
+def _refusal(tx: Tx, job_id: str, step: TransitionRequest) -> Stale | JobNotFound:
     row = tx.conn.execute(_STATE, {"job": job_id, "mover_round": step.round}).one_or_none()
     if row is None:
         return JobNotFound(f"There is no job {job_id}.")
@@ -260,12 +260,12 @@ def deliver_end(tx: Tx, job: Job, verb: str) -> None:
             deliveries,
             place | {"id": to.message_id(job.id), "state": "due", "attempt": 0, "due_at": tx.now, "created_at": tx.now},
         )
-        tx.news.append(("delivery", to.kind))
+        tx.changes.append(("delivery", to.kind))
 
 
-def _changed(job: Job, step: Step) -> dict[str, Any]:
+def _changed(job: Job, step: TransitionRequest) -> dict[str, Any]:
     """The changed columns as they are now. An answer that nobody reviewed stands in the row alone."""
-    move = MOVES[step.verb]
+    move = TRANSITIONS[step.verb]
     names: Iterable[str] = dict.fromkeys(("status", *move.clears, *move.adds, *step.changes, *step.after_seconds))
     data = {name: getattr(job, name) for name in names if name not in _LEFT_TO_THE_ROW}
     if job.round == 0:

@@ -13,7 +13,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.job import Job
 from signoff.core.price import Price
-from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, Line, Question, Sum, sum_of
+from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
 from signoff.errors import Overloaded
 from signoff.stores.database import Database
 from signoff.stores.schema import jobs, past_usage, prices, users
@@ -21,7 +21,7 @@ from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 
 _KEY = ("user_id", "token_id", "target", "model", "door", "status", "cache", "prompt", "prompt_version")
-_SUMS = Sum.__struct_fields__
+_SUMS = UsageTotals.__struct_fields__
 _BY = ("hour", *_KEY)
 _PAST = (*_BY, *_SUMS)
 _ADDED = (
@@ -30,8 +30,8 @@ _ADDED = (
     "completion_tokens",
     "cost_nanodollars",
     "queued_us",
-    "first_us",
-    "answer_us",
+    "ttft_us",
+    "generation_us",
 )
 _USED_TOKENS = jobs.c.prompt_tokens + jobs.c.completion_tokens > 0
 # A question may be about many rows: others who read have connections of their own left.
@@ -39,7 +39,7 @@ QUESTIONS_AT_ONCE = 2
 TURN_SECONDS = 30.0
 
 
-class SqlLedger:
+class SqlUsageRecords:
     """The ledger in a database."""
 
     def __init__(self, database: Database) -> None:
@@ -67,19 +67,19 @@ class SqlLedger:
         delete = sa.delete(prices).where(*_is(model, valid_from))
         return await self._database.write(lambda tx: change(tx, "prices", delete))
 
-    async def keep(self, job: Job) -> None:
+    async def record(self, job: Job) -> None:
         """See `store.Ledger`."""
         key = {name: getattr(job, name) for name in _KEY} | {"status": STALE}
 
         def keep(tx: Tx) -> None:
-            sums = msgspec.structs.asdict(sum_of(job)) | {"jobs": 0}
+            sums = msgspec.structs.asdict(totals_of(job)) | {"jobs": 0}
             tx.conn.execute(sa.insert(past_usage).values({"hour": tx.now // HOUR_US * HOUR_US} | key | sums))
 
         await self._database.write(keep)
 
-    async def used(self, question: Question) -> tuple[list[Line], Sum]:
+    async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
         """See `store.Ledger`."""
-        report = _report(question)
+        report = _report(query)
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await self._asking.acquire()
@@ -89,8 +89,8 @@ class SqlLedger:
             rows = await self._database.read(lambda conn, _: conn.execute(report).mappings().all())
         finally:
             self._asking.release()
-        lines = [_line(row, question) for row in rows if question.by and row["jobs"] is not None]
-        return lines, Sum(**{name: rows[0][f"all_{name}"] for name in _SUMS})
+        lines = [_line(row, query) for row in rows if query.by and row["jobs"] is not None]
+        return lines, UsageTotals(**{name: rows[0][f"all_{name}"] for name in _SUMS})
 
 
 def keep_sums(tx: Tx, job_ids: Sequence[str]) -> None:
@@ -114,7 +114,7 @@ def _by_hour(*which: ColumnElement[bool]) -> sa.Select[Any]:
 
 def _sums_of_jobs() -> list[ColumnElement[int]]:
     unpriced = sa.case((jobs.c.cost_nanodollars.is_(None) & _USED_TOKENS, 1), else_=0)
-    timed = sa.case((jobs.c.answer_us.is_not(None), 1), else_=0)
+    timed = sa.case((jobs.c.generation_us.is_not(None), 1), else_=0)
     return [
         sa.func.count().label("jobs"),
         _whole(unpriced).label("unpriced"),
@@ -128,7 +128,7 @@ def _whole(column: ColumnElement[Any]) -> ColumnElement[int]:
     return sa.cast(sa.func.coalesce(sa.func.sum(column), 0), sa.BigInteger)
 
 
-def _report(question: Question) -> sa.Select[Any]:
+def _report(question: UsageQuery) -> sa.Select[Any]:
     """A page of lines, each beside the sum of all; in one statement, which sees one moment."""
     used = _everything(question)
     lines = _lines(question, used).subquery("lines")
@@ -139,7 +139,7 @@ def _report(question: Question) -> sa.Select[Any]:
     )
 
 
-def _everything(question: Question) -> sa.CTE:
+def _everything(question: UsageQuery) -> sa.CTE:
     """The sums by the hour of the jobs that are kept, and of those that were."""
     now = _by_hour(*_within(question, jobs.c.created_at, jobs.c), jobs.c.id >= _oldest_id(question.since))
     past = sa.select(*(past_usage.c[name] for name in _PAST))
@@ -156,7 +156,7 @@ def _oldest_id(since: int) -> str:
     return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}"
 
 
-def _within(question: Question, time: ColumnElement[int], columns: Any) -> list[ColumnElement[bool]]:
+def _within(question: UsageQuery, time: ColumnElement[int], columns: Any) -> list[ColumnElement[bool]]:
     found = [time >= question.since // HOUR_US * HOUR_US]
     if question.until is not None:
         found.append(time < -(-question.until // HOUR_US) * HOUR_US)
@@ -167,7 +167,7 @@ def _within(question: Question, time: ColumnElement[int], columns: Any) -> list[
     return found
 
 
-def _lines(question: Question, used: sa.CTE) -> sa.Select[Any]:
+def _lines(question: UsageQuery, used: sa.CTE) -> sa.Select[Any]:
     dimensions = [_dimension(name, used).label(f"by_{name}") for name in question.by]
     sums = (_whole(used.c[name]).label(name) for name in _SUMS)
     source = sa.outerjoin(used, users, users.c.id == used.c.user_id) if "user" in question.by else used
@@ -191,9 +191,9 @@ def _dimension(name: Dimension, used: sa.CTE) -> ColumnElement[Any]:
             return used.c[name]
 
 
-def _line(row: sa.RowMapping, question: Question) -> Line:
+def _line(row: sa.RowMapping, question: UsageQuery) -> UsageRow:
     of = {name: row[f"by_{name}"] for name in question.by}
-    return Line(of=of, sum=Sum(**{name: row[name] for name in _SUMS}))
+    return UsageRow(dimensions=of, totals=UsageTotals(**{name: row[name] for name in _SUMS}))
 
 
 def _is(model: str, valid_from: int) -> list[ColumnElement[bool]]:

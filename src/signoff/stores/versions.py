@@ -28,5 +28,5 @@ def change(tx: Tx, topic: Topic, statement: sa.Update | sa.Delete) -> bool:
 def bump(tx: Tx, topic: Topic) -> int:
     """Counts a change of `topic`, tells of it, and gives the new number; 0 where nothing counts it."""
     update = sa.update(versions).where(versions.c.topic == topic).values(version=versions.c.version + 1)
-    tx.news.append((topic, ""))
+    tx.changes.append((topic, ""))
     return tx.conn.execute(update.returning(versions.c.version)).scalar_one_or_none() or 0

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from signoff.errors import Overloaded, SignoffError
 from signoff.store import Topic
-from signoff.stores.json_column import Packed
+from signoff.stores.json_column import JsonColumn
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -25,7 +25,7 @@ class Tx(msgspec.Struct):
 
     conn: Connection
     now: int
-    news: list[tuple[Topic, str]] = []
+    changes: list[tuple[Topic, str]] = []
     _added: dict[Table, list[dict[str, Any]]] = {}
 
     def add(self, table: Table, row: dict[str, Any]) -> None:
@@ -158,4 +158,4 @@ def _insert(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...], tuple
     statement = insert(table).values({column.name: bindparam(column.name) for column in table.c})
     compiled = statement.compile(dialect=dialect)
     names = tuple(compiled.positiontup or ())
-    return str(compiled), names, tuple(name for name in names if isinstance(table.c[name].type, Packed))
+    return str(compiled), names, tuple(name for name in names if isinstance(table.c[name].type, JsonColumn))

@@ -13,12 +13,12 @@ from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from faststream.security import SASLPlaintext
 
-from signoff.core.delivery import Message
-from signoff.core.stream import Arrived, Stream
+from signoff.core.delivery import OutgoingMessage
+from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
-from signoff.transport import Take
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
-from signoff.transports.publisher import Out
+from signoff.transport import OnMessage
+from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, as_it_came, ended, unread
+from signoff.transports.publisher import PublisherConnection
 
 DEFAULT_PORT = 9092
 LARGEST_BYTES = 64 * 1024 * 1024
@@ -34,19 +34,19 @@ class KafkaTransport:
     def __init__(self, url: str, stream: Stream) -> None:
         self._url = url
         self._stream = stream
-        self._out = Out(lambda _: self.broker(), KafkaBroker.start)
+        self._out = PublisherConnection(lambda _: self.broker(), KafkaBroker.start)
 
-    async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
+    async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
-        watch, broker = Watch(), self.broker()
+        watch, broker = LivenessWatch(), self.broker()
         self.subscribe(broker, take, watch)
         async with ended(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS * 3):  # a group takes its time
                 await broker.start()
             is_up()
-            await watch.keep(lambda: _ensure_reached(broker))
+            await watch.run(lambda: _ensure_reached(broker))
 
-    def subscribe(self, broker: KafkaBroker, take: Take, watch: Watch) -> None:
+    def subscribe(self, broker: KafkaBroker, take: OnMessage, watch: LivenessWatch) -> None:
         """Has `broker` hand what comes to `take`."""
         subscriber = broker.subscriber(
             self._stream.requests,
@@ -63,20 +63,20 @@ class KafkaTransport:
         @subscriber
         async def handle(record: ConsumerRecord[Any, Any]) -> None:
             try:
-                await take(Arrived(record.value or b"", _id_of(record)))
+                await take(IncomingMessage(record.value or b"", _id_of(record)))
                 if subscriber.consumer is not None:
                     await cast("Any", subscriber.consumer).commit()
             except Exception as error:
-                watch.tell(error)
+                watch.fail(error)
                 raise
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: OutgoingMessage) -> None:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
             broker = await self._out.connected()
             await self.send(broker, message)
 
-    async def send(self, broker: KafkaBroker, message: Message) -> None:
+    async def send(self, broker: KafkaBroker, message: OutgoingMessage) -> None:
         """Publishes through `broker`."""
         name = message.headers["message-id"]
         try:

@@ -26,29 +26,29 @@ async def unread(message: StreamMessage[Any]) -> Any:
     return message.raw_message
 
 
-class Watch:
+class LivenessWatch:
     """Waits for trouble, and looks for it."""
 
     def __init__(self) -> None:
-        self._trouble: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
-    def is_troubled(self) -> bool:
+    def has_failed(self) -> bool:
         """Whether something went wrong."""
-        return self._trouble.done()
+        return self._failure.done()
 
-    def tell(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """Something went wrong; the first to say so is heard."""
-        if not self._trouble.done():
-            self._trouble.set_exception(error)
-            self._trouble.exception()  # it may come when nobody waits any more
+        if not self._failure.done():
+            self._failure.set_exception(error)
+            self._failure.exception()  # it may come when nobody waits any more
 
-    async def keep(self, look: Callable[[], Awaitable[None]]) -> None:
+    async def run(self, look: Callable[[], Awaitable[None]]) -> None:
         """Until there is trouble, which raises; `look` raises what it finds."""
         while True:
-            await asyncio.wait([self._trouble], timeout=CHECK_SECONDS)
-            if self._trouble.done():
-                self._trouble.result()
+            await asyncio.wait([self._failure], timeout=CHECK_SECONDS)
+            if self._failure.done():
+                self._failure.result()
             async with asyncio.timeout(ANSWER_SECONDS):
                 await look()
 

@@ -10,11 +10,11 @@ import zmqtt
 from faststream import AckPolicy
 from faststream.mqtt import MQTTBroker
 
-from signoff.core.delivery import Message
-from signoff.core.stream import Arrived, Stream
-from signoff.transport import Take
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
-from signoff.transports.publisher import Out
+from signoff.core.delivery import OutgoingMessage
+from signoff.core.stream import IncomingMessage, Stream
+from signoff.transport import OnMessage
+from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, as_it_came, ended, unread
+from signoff.transports.publisher import PublisherConnection
 
 KEEPALIVE_SECONDS = 10
 NEVER_EXPIRES = 0xFFFFFFFF
@@ -31,11 +31,11 @@ class MqttTransport:
     def __init__(self, url: str, stream: Stream) -> None:
         self._url = url
         self._stream = stream
-        self._out = Out(lambda _: self._broker(), MQTTBroker.connect)
+        self._out = PublisherConnection(lambda _: self._broker(), MQTTBroker.connect)
 
-    async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
+    async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`. What comes first may have come before: MQTT tells us nothing else of that."""
-        watch, handlers, came = Watch(), self._stream.max_handlers, 0
+        watch, handlers, came = LivenessWatch(), self._stream.max_handlers, 0
         in_flight = max(LEAST_IN_FLIGHT, 4 * handlers)
         broker = self._broker(
             client_id=f"signoff-{self._stream.name}",
@@ -59,18 +59,20 @@ class MqttTransport:
             came += 1
             resumed = broker.connection_info.session_present
             try:
-                await take(Arrived(message.payload, _id_of(message), again=resumed and came <= in_flight))
+                await take(
+                    IncomingMessage(message.payload, _id_of(message), is_redelivery=resumed and came <= in_flight)
+                )
                 await message.ack()
             except Exception as error:  # noqa: BLE001 -- the line is lost, and the message comes again
-                watch.tell(error)
+                watch.fail(error)
 
         async with ended(broker.stop), ended(lambda: _hung_up(broker)):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await broker.start()
             is_up()
-            await watch.keep(lambda: _ensure_reached(broker))
+            await watch.run(lambda: _ensure_reached(broker))
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: OutgoingMessage) -> None:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
             broker = await self._out.connected()

@@ -15,12 +15,12 @@ from nats.js.api import AckPolicy as JsAckPolicy
 from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
-from signoff.core.delivery import Message
-from signoff.core.stream import Arrived, Stream
+from signoff.core.delivery import OutgoingMessage
+from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
-from signoff.transport import Take
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
-from signoff.transports.publisher import Out
+from signoff.transport import OnMessage
+from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, as_it_came, ended, unread
+from signoff.transports.publisher import PublisherConnection
 
 FETCH_SECONDS = 1.0
 # A message that nobody has acknowledged, nor said to be in progress, comes again after this.
@@ -38,11 +38,15 @@ class NatsTransport:
         self._url = url
         self._stream = stream
         self._place: str | None = None  # the name of JetStream's stream that answers go to
-        self._out = Out(self._broker, NatsBroker.connect)
+        self._out = PublisherConnection(self._broker, NatsBroker.connect)
 
-    async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
+    async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
-        watch, requests, durable = Watch(), self._stream.requests, f"signoff-{self._stream.name.replace('.', '_')}"
+        watch, requests, durable = (
+            LivenessWatch(),
+            self._stream.requests,
+            f"signoff-{self._stream.name.replace('.', '_')}",
+        )
         broker, held = self._broker(watch), dict[str, Msg]()
         async with ended(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -66,10 +70,10 @@ class NatsTransport:
                 async def handle(message: Msg) -> None:
                     held[message.reply] = message
                     try:
-                        await take(Arrived(message.data, _id_of(message)))
+                        await take(IncomingMessage(message.data, _id_of(message)))
                         await message.ack_sync(timeout=ANSWER_SECONDS)
                     except Exception as error:  # noqa: BLE001 -- the line is lost, and the message comes again
-                        watch.tell(error)
+                        watch.fail(error)
                     finally:
                         del held[message.reply]
 
@@ -80,9 +84,9 @@ class NatsTransport:
 
                 await broker.start()
             is_up()
-            await watch.keep(look)
+            await watch.run(look)
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: OutgoingMessage) -> None:
         """See `transport.Transport`."""
         name = message.headers["message-id"]
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -110,9 +114,9 @@ class NatsTransport:
         """See `transport.Transport`."""
         await self._out.close()
 
-    def _broker(self, watch: Watch) -> NatsBroker:
+    def _broker(self, watch: LivenessWatch) -> NatsBroker:
         async def lost() -> None:
-            watch.tell(ConnectionError("the connection was closed"))
+            watch.fail(ConnectionError("the connection was closed"))
 
         return NatsBroker(
             self._url,

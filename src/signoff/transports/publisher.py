@@ -6,25 +6,25 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
-from signoff.transports.liveness import Watch, ended
+from signoff.transports.liveness import LivenessWatch, ended
 
 
-class Broker(Protocol):
+class FastStreamBroker(Protocol):
     """A broker of FastStream's."""
 
     async def stop(self) -> None: ...
 
 
-B = TypeVar("B", bound=Broker)
+B = TypeVar("B", bound=FastStreamBroker)
 
 
-class Out(Generic[B]):
+class PublisherConnection(Generic[B]):
     """One connection at a time. `make` makes a broker that tells the watch once it is lost; `connect` connects it."""
 
-    def __init__(self, make: Callable[[Watch], B], connect: Callable[[B], Awaitable[object]]) -> None:
+    def __init__(self, make: Callable[[LivenessWatch], B], connect: Callable[[B], Awaitable[object]]) -> None:
         self._make = make
         self._connect = connect
-        self._open: tuple[B, Watch] | None = None
+        self._open: tuple[B, LivenessWatch] | None = None
         self._changing = asyncio.Lock()
         self._is_over = False
 
@@ -34,7 +34,7 @@ class Out(Generic[B]):
         Raises ConnectionError after `close`, and whatever else keeps it from connecting.
         """
         async with self._changing:
-            if self._open is not None and self._open[1].is_troubled:
+            if self._open is not None and self._open[1].has_failed:
                 await self._stop()
             if self._is_over:
                 raise ConnectionError("the connection was closed")
@@ -45,7 +45,7 @@ class Out(Generic[B]):
     def lost(self, broker: B) -> None:
         """That broker is of no use any more."""
         if self._open is not None and self._open[0] is broker:
-            self._open[1].tell(ConnectionError("the connection was lost"))
+            self._open[1].fail(ConnectionError("the connection was lost"))
 
     async def close(self) -> None:
         """Stops it, for good."""
@@ -53,8 +53,8 @@ class Out(Generic[B]):
         async with self._changing:
             await self._stop()
 
-    async def _begun(self) -> tuple[B, Watch]:
-        watch = Watch()
+    async def _begun(self) -> tuple[B, LivenessWatch]:
+        watch = LivenessWatch()
         broker = self._make(watch)
         try:
             await self._connect(broker)

@@ -13,12 +13,12 @@ from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishErr
 from faststream import AckPolicy
 from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 
-from signoff.core.delivery import Message
-from signoff.core.stream import Arrived, Stream
+from signoff.core.delivery import OutgoingMessage
+from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
-from signoff.transport import Take
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
-from signoff.transports.publisher import Out
+from signoff.transport import OnMessage
+from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, as_it_came, ended, unread
+from signoff.transports.publisher import PublisherConnection
 
 HEARTBEAT_SECONDS = 5
 # Sooner than whoever waits gives up: a connection that nobody waits for is tried on and on.
@@ -36,11 +36,11 @@ class RabbitTransport:
         self._url = url if "heartbeat=" in url else f"{url}{'&' if '?' in url else '?'}heartbeat={HEARTBEAT_SECONDS}"
         self._stream = stream
         confirmed = Channel(publisher_confirms=True, on_return_raises=True)
-        self._out = Out(lambda watch: self._broker(watch, confirmed), self._reach)
+        self._out = PublisherConnection(lambda watch: self._broker(watch, confirmed), self._reach)
 
-    async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
+    async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
-        watch = Watch()
+        watch = LivenessWatch()
         broker = self._broker(watch, Channel(prefetch_count=self._stream.max_handlers))
         subscriber = broker.subscriber(
             RabbitQueue(self._stream.requests, declare=False, durable=True),
@@ -53,10 +53,10 @@ class RabbitTransport:
         @subscriber
         async def handle(message: AbstractIncomingMessage) -> None:
             try:
-                await take(Arrived(message.body, message.message_id, again=bool(message.redelivered)))
+                await take(IncomingMessage(message.body, message.message_id, is_redelivery=bool(message.redelivered)))
                 await message.ack()
             except Exception as error:  # noqa: BLE001 -- the line is lost, and the message comes again
-                watch.tell(error)
+                watch.fail(error)
 
         async with ended(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -66,9 +66,9 @@ class RabbitTransport:
                 channel = await broker.config.channel_manager.get_channel()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType, reportAttributeAccessIssue]
                 await _watch_channel(channel, watch, self._stream.requests)
             is_up()
-            await watch.keep(lambda: _ensure_consumed(connection, self._stream.requests))
+            await watch.run(lambda: _ensure_consumed(connection, self._stream.requests))
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: OutgoingMessage) -> None:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
             broker = await self._out.connected()
@@ -95,9 +95,9 @@ class RabbitTransport:
         """Connects, and makes sure of the queue that answers go to."""
         await _ensure_queue(await broker.connect(), self._stream.responses)
 
-    def _broker(self, watch: Watch, channel: Channel) -> RabbitBroker:
+    def _broker(self, watch: LivenessWatch, channel: Channel) -> RabbitBroker:
         def lost(_connection: Any, error: BaseException | None) -> None:
-            watch.tell(ConnectionError(f"the connection was closed: {error}"))
+            watch.fail(ConnectionError(f"the connection was closed: {error}"))
 
         return RabbitBroker(
             self._url,
@@ -113,12 +113,12 @@ class RabbitTransport:
         )
 
 
-async def _watch_channel(channel: Any, watch: Watch, name: str) -> None:
+async def _watch_channel(channel: Any, watch: LivenessWatch, name: str) -> None:
     def closed(_channel: object, error: object) -> None:
-        watch.tell(ConnectionError(f"the channel was closed: {error}"))
+        watch.fail(ConnectionError(f"the channel was closed: {error}"))
 
     def cancelled(_frame: object) -> None:
-        watch.tell(ConnectionError(f"the queue {name} is gone"))
+        watch.fail(ConnectionError(f"the queue {name} is gone"))
 
     channel.close_callbacks.add(closed)
     underlay = await channel.get_underlay_channel()

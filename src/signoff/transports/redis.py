@@ -14,12 +14,12 @@ from redis.exceptions import ConnectionError as Lost
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as Late
 
-from signoff.core.delivery import Message
-from signoff.core.stream import Arrived, Stream
+from signoff.core.delivery import OutgoingMessage
+from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
-from signoff.transport import Take
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, Watch, as_it_came, ended, unread
-from signoff.transports.publisher import Out
+from signoff.transport import OnMessage
+from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, as_it_came, ended, unread
+from signoff.transports.publisher import PublisherConnection
 
 GROUP = "signoff"
 POLL_MILLISECONDS = 500
@@ -41,11 +41,11 @@ class RedisTransport:
         self._url = url
         self._stream = stream
         self._consumer = consumer
-        self._out = Out(lambda _: self._broker(), RedisBroker.connect)
+        self._out = PublisherConnection(lambda _: self._broker(), RedisBroker.connect)
 
-    async def listen(self, take: Take, is_up: Callable[[], None]) -> None:
+    async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
-        watch, requests, broker, held = Watch(), self._stream.requests, self._broker(), set[bytes]()
+        watch, requests, broker, held = LivenessWatch(), self._stream.requests, self._broker(), set[bytes]()
         async with ended(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS):
                 client = cast("Any", await broker.connect())
@@ -55,10 +55,10 @@ class RedisTransport:
                     [place] = message["message_ids"]
                     held.add(place)
                     try:
-                        await take(Arrived(_body_of(message["data"]), place.decode()))
+                        await take(IncomingMessage(_body_of(message["data"]), place.decode()))
                         await client.xack(requests, GROUP, place)
                     except Exception as error:  # noqa: BLE001 -- the line is lost, and the message comes again
-                        watch.tell(error)
+                        watch.fail(error)
                     finally:
                         held.discard(place)
 
@@ -71,9 +71,9 @@ class RedisTransport:
                 self._subscribe(broker, handle, min_idle_time=IDLE_MILLISECONDS)
                 await broker.start()
             is_up()
-            await watch.keep(look)
+            await watch.run(look)
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, message: OutgoingMessage) -> None:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
             client = cast("Any", await (await self._out.connected()).connect())

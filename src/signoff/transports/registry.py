@@ -8,7 +8,7 @@ from signoff.core.stream import Stream
 from signoff.transport import Transport
 
 
-class Transports:
+class TransportRegistry:
     """Makes transports: `opened` opens a sealed address, `consumer` is a name that only this process has."""
 
     def __init__(self, opened: Callable[[bytes], str], consumer: str) -> None:

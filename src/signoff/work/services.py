@@ -1,4 +1,4 @@
-"""The desk: a frozen bag of the parts that verbs work with. It has no methods."""
+"""Services: the frozen dependency container that every operation takes first. It has no methods."""
 
 from __future__ import annotations
 
@@ -7,88 +7,164 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from signoff.broker import Broker
-from signoff.core.allow_list import Reach
+from signoff.core.allow_list import AllowList
 from signoff.core.delivery import DeliveryKind
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
 from signoff.core.signing import Secret
 from signoff.core.stream import Stream
-from signoff.deliverer import Courier
+from signoff.deliverer import Deliverer
 from signoff.engine import Engine
 from signoff.infra.vault import Vault
 from signoff.runtime.background import Background
-from signoff.runtime.callers import Callers
-from signoff.runtime.compositions import Compositions
-from signoff.runtime.functions import Functions
-from signoff.runtime.inflight import InFlight
-from signoff.runtime.keys import Keys
+from signoff.runtime.callers import CallerCache
+from signoff.runtime.functions import FunctionRegistry
+from signoff.runtime.inflight import InflightCalls
+from signoff.runtime.keys import UpstreamKeyCache
 from signoff.runtime.leases import Leases
-from signoff.runtime.limits import Limits
-from signoff.runtime.logs import Logs
-from signoff.runtime.models import Models
-from signoff.runtime.pools import Pools
-from signoff.runtime.prices import PriceList
-from signoff.runtime.reservations import Rooms
-from signoff.runtime.response_cache import Answers
-from signoff.runtime.streams import Streams
-from signoff.runtime.watcher import Waits
+from signoff.runtime.library import LibraryCache
+from signoff.runtime.limits import LimitCache
+from signoff.runtime.logs import ModelLogWriter
+from signoff.runtime.models import ModelCache
+from signoff.runtime.pools import EndpointPools
+from signoff.runtime.prices import PriceCache
+from signoff.runtime.reservations import Reservations
+from signoff.runtime.response_cache import ResponseCache
+from signoff.runtime.streams import StreamCache
+from signoff.runtime.watcher import JobWatcher
 from signoff.store import Store
 from signoff.transport import Transport
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers that verbs go by; each is a setting."""
+    """Numbers that operations go by. Each comes from the setting of the same name, unless a field says otherwise."""
 
     lease_seconds: float = 15
+    """How long a worker or a waiting call holds a job without renewing its lease."""
     heartbeat_seconds: float = 5
+    """Interval at which leases and reservations are renewed."""
     sweep_seconds: float = 2
+    """Interval of the sweeper."""
     now_attempts: int = 3
+    """Attempts at a model for a waiting call."""
     later_attempts: int = 5
+    """Attempts at a model for a queued job."""
     backoff: Backoff = Backoff()
+    """Waits between attempts (settings `backoff_seconds`, `backoff_ceiling_seconds`)."""
     hold_seconds: float = 540
+    """How long a waiting call waits for a held answer."""
     keep_alive_seconds: float = 10
+    """Interval of comments on an idle event stream."""
     log_after_seconds: float = 1
+    """A waiting call that runs longer is recorded before it ends."""
     log_before_answer: bool = False
+    """Record a waiting call before its answer is sent."""
     policy: Policy = Policy()
+    """Review policy of a job whose model and door have none."""
     coalesce: bool = False
+    """Share one upstream call among equal requests of a user."""
     retention_days: float | None = None
-    reach: Reach
+    """Age at which ended jobs are purged; None keeps them."""
+    allow_list: AllowList
+    """Addresses beside public ones that webhooks may reach (setting `webhook_allow`)."""
     webhook_waits_seconds: Sequence[float] = ()
+    """Waits between attempts of a webhook."""
     webhook_secrets: Sequence[Secret] = ()
+    """Secrets that sign webhooks without a secret of their own."""
     redis_prefix: str | None = None
+    """Prefix of result keys in Redis; None without Redis."""
     cache_shared: bool = False
+    """Give cached answers to every user, not only to the one who asked first."""
     model_share: float = 0.75
+    """Share of a worker's slots that one model may take."""
     max_body_bytes: int = 20 * 1024 * 1024
+    """Largest request body or message."""
 
 
-class Desk(msgspec.Struct, frozen=True, kw_only=True):
-    """The parts. `clock` gives microseconds since 1970, `dice` a number in [0, 1), `new_secret` 32 base62 letters."""
+class Adapters(msgspec.Struct, frozen=True, kw_only=True):
+    """Ways to what is outside this process."""
+
+    broker: Broker
+    """Sends wake-ups to workers, and receives them."""
+    engines: Mapping[str, Engine]
+    """Engines by the kind of model that they answer for."""
+    deliverers: Mapping[DeliveryKind, Deliverer]
+    """Delivery adapters by kind of delivery."""
+    transport_to: Callable[[Stream], Transport]
+    """Makes the transport of a stream."""
+    vault: Vault
+    """Encrypts and decrypts stored secrets."""
+
+
+class Caches(msgspec.Struct, frozen=True, kw_only=True):
+    """Copies of stored rows. Each is invalidated when the store announces a change."""
+
+    models: ModelCache
+    """Models by name, those that always exist included."""
+    prices: PriceCache
+    """Prices of models."""
+    library: LibraryCache
+    """Prompts and pipelines that were asked for lately."""
+    functions: FunctionRegistry
+    """Registered functions, loaded from their files."""
+    keys: UpstreamKeyCache
+    """Upstream keys, decrypted."""
+    callers: CallerCache
+    """Callers by token."""
+    streams: StreamCache
+    """Streams by name, those of the settings included."""
+    limits: LimitCache
+    """Limits by user, token and model."""
+    responses: ResponseCache
+    """Signed-off answers that may be given again."""
+
+
+class Runtime(msgspec.Struct, frozen=True, kw_only=True):
+    """State of this process that is not a copy of stored rows."""
+
+    pools: EndpointPools
+    """Endpoints of models: load, cooldowns, queues."""
+    leases: Leases
+    """Leases that this process holds and renews."""
+    reservations: Reservations
+    """Reservations under limits that this process holds and renews."""
+    watcher: JobWatcher
+    """Wakes callers who wait for a job to change."""
+    inflight_calls: InflightCalls
+    """Waiting calls that are not recorded yet, and calls that several callers share."""
+    logs: ModelLogWriter
+    """Writes the logs of models in batches."""
+    background: Background
+    """Tasks that outlive the caller who started them."""
+
+
+class Ids(msgspec.Struct, frozen=True, kw_only=True):
+    """Sources of ids, secrets and chance."""
+
+    new_id: Callable[[], str]
+    """Returns a new UUIDv7."""
+    new_secret: Callable[[], str]
+    """Returns 32 random base62 characters."""
+    random_float: Callable[[], float]
+    """Returns a random number in [0, 1)."""
+    actor: str
+    """The name of this process in events: `worker:HOST:PID`."""
+
+
+class Services(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the operations in `work/` depend on. They take it as their first argument."""
 
     store: Store
-    broker: Broker
-    engines: Mapping[str, Engine]
-    couriers: Mapping[DeliveryKind, Courier]
-    models: Models
-    prices: PriceList
-    compositions: Compositions
-    functions: Functions
-    pools: Pools
-    keys: Keys
-    callers: Callers
-    streams: Streams
-    leases: Leases
-    limits: Limits
-    rooms: Rooms
-    waits: Waits
-    in_flight: InFlight
-    answers: Answers
-    logs: Logs
-    background: Background
-    transport_to: Callable[[Stream], Transport]
-    vault: Vault
-    rules: Rules
-    actor: str
+    """The database: jobs, people, models, and everything else that is kept."""
+    adapters: Adapters
+    """Broker, engines, deliverers, transports, vault."""
+    caches: Caches
+    """Copies of stored rows."""
+    runtime: Runtime
+    """In-process state: pools, leases, reservations, calls in flight."""
+    ids: Ids
+    """Sources of ids, secrets and chance."""
     clock: Callable[[], int]
-    new_id: Callable[[], str]
-    new_secret: Callable[[], str]
-    dice: Callable[[], float]
+    """Returns the current time in microseconds since 1970, UTC."""
+    rules: Rules
+    """Numbers from the settings."""

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any, Literal, NoReturn
 
-Reads = Literal["any", "text", "whole", "number", "truth", "list", "object"]
+ParamType = Literal["any", "text", "whole", "number", "truth", "list", "object"]
 
 
-def text_of(value: object) -> str:
+def to_text(value: object) -> str:
     """The value as it goes on. Raises ValueError where it can be no JSON.
 
     >>> text_of("a"), text_of(["a", 1.0, None]), text_of(True)
@@ -28,24 +28,24 @@ def text_of(value: object) -> str:
         raise ValueError(f"{type(value).__name__} cannot be JSON: {error}") from None
 
 
-def read_as(value: object, reads: Reads) -> Any:
+def coerce(value: object, reads: ParamType) -> Any:
     """The value as a function wants it. Raises ValueError, in words, where it cannot be that.
 
     >>> read_as("12", "any"), read_as("12", "text"), read_as("[1]", "list"), read_as("01", "any")
     (12, '12', [1], 1)
     """
     if reads == "text":
-        return text_of(value)
+        return to_text(value)
     read: Any = _read(value) if isinstance(value, str) else value
     if reads == "whole" and isinstance(read, float) and read.is_integer():
         return int(read)
     if not _FITS[reads](read):
-        shown = text_of(value)
+        shown = to_text(value)
         raise ValueError(f"{shown if len(shown) < 80 else shown[:80] + '…'} is not {_WORDS[reads]}")
     return float(read) if reads == "number" else read
 
 
-_FITS: dict[Reads, Callable[[Any], bool]] = {
+_FITS: dict[ParamType, Callable[[Any], bool]] = {
     "any": lambda value: True,
     "whole": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
@@ -53,7 +53,7 @@ _FITS: dict[Reads, Callable[[Any], bool]] = {
     "list": lambda value: isinstance(value, list),
     "object": lambda value: isinstance(value, dict),
 }
-_WORDS: dict[Reads, str] = {
+_WORDS: dict[ParamType, str] = {
     "whole": "a whole number",
     "number": "a number",
     "truth": "true or false",

@@ -42,10 +42,10 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int = 0
 
 
-Composed = Prompt | Pipeline
+LibraryItem = Prompt | Pipeline
 
 
-Composition = Literal["prompt", "pipeline"]
+LibraryItemKind = Literal["prompt", "pipeline"]
 
 
 # The label that calls go by.

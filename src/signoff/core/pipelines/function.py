@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from signoff.core.pipelines.coerce import Reads
+from signoff.core.pipelines.coerce import ParamType
 
 
 class Param(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that a function takes. `default` is its JSON text, where it has one that can be JSON."""
 
     name: str
-    reads: Reads = "any"
+    reads: ParamType = "any"
     has_default: bool = False
     default: str | None = None
 

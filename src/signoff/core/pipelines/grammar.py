@@ -18,7 +18,7 @@ from lark import Lark, Token
 from lark.exceptions import UnexpectedCharacters, UnexpectedToken
 from lark.visitors import Transformer
 
-from signoff.core.pipelines.names import LONGEST_NAME, NAME
+from signoff.core.pipelines.names import MAX_NAME_LENGTH, NAME
 from signoff.core.pipelines.tree import Arg, Call, Given, Name
 from signoff.errors import BadPipeline
 
@@ -54,7 +54,7 @@ STRING: /"([^"\\\x00-\x1f]|\\.)*"/
 """
 
 
-def parsed(text: str) -> Call:
+def parse(text: str) -> Call:
     """The outermost call, with all that it calls. Raises BadPipeline, which says where and why."""
     if len(text) > MAX_CHARACTERS:
         raise BadPipeline.at_position(f"A pipeline has at most {MAX_CHARACTERS} characters.", text, MAX_CHARACTERS)
@@ -146,8 +146,8 @@ class _Tree(Transformer[Token, Any]):
 
 
 def _name(token: Token) -> str:
-    if len(token) > LONGEST_NAME:
-        raise _Refused(f"a name has at most {LONGEST_NAME} characters", token.start_pos or 0)
+    if len(token) > MAX_NAME_LENGTH:
+        raise _Refused(f"a name has at most {MAX_NAME_LENGTH} characters", token.start_pos or 0)
     return str(token)
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 
-LONGEST_NAME = 100
+MAX_NAME_LENGTH = 100
 # A letter, of any script; then letters, digits and underscores.
 NAME = r"[^\W\d_]\w*"
 # These are values in a pipeline.
-TAKEN = ("true", "false", "null")
+RESERVED_NAMES = ("true", "false", "null")
 _WHOLE = re.compile(NAME)
 
 
-def can_be_called(text: str) -> bool:
+def is_valid_name(text: str) -> bool:
     """Whether a pipeline could name it."""
-    return _WHOLE.fullmatch(text) is not None and text not in TAKEN and len(text) <= LONGEST_NAME
+    return _WHOLE.fullmatch(text) is not None and text not in RESERVED_NAMES and len(text) <= MAX_NAME_LENGTH
 
 
-def in_words(names: tuple[str, ...] | list[str]) -> str:
+def join_names(names: tuple[str, ...] | list[str]) -> str:
     """The names, as a sentence lists them.
 
     >>> in_words(["a", "b", "c"])

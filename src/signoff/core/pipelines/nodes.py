@@ -18,7 +18,7 @@ def calls_by_node(tree: Call) -> dict[str, Call]:
     return found
 
 
-def above(node: str) -> tuple[str, ...]:
+def ancestors(node: str) -> tuple[str, ...]:
     """The places that need what `node` gives, the next one first.
 
     >>> above("0.1.0")

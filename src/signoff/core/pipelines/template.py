@@ -21,7 +21,7 @@ def placeholders(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found[1] for found in _PIECE.finditer(text) if found[1]))
 
 
-def filled(text: str, values: Mapping[str, str]) -> str:
+def render_template(text: str, values: Mapping[str, str]) -> str:
     """The text with a value for each placeholder, in one pass: what stands in a value is never looked at.
 
     Raises BadRequest where a value is missing.

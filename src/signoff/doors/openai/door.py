@@ -9,40 +9,40 @@ from urllib.parse import unquote_plus
 import msgspec
 
 from signoff.core.ask import Ask
-from signoff.core.binary import Parcel, field, wrapped
+from signoff.core.binary import BinaryBody, encode_binary, form_field
 from signoff.core.cache import Sampling
-from signoff.core.endpoints import CHAT, KNOWN, RESPONSES, STREAMED, asked_for, route_of
+from signoff.core.endpoints import CHAT, KNOWN, RESPONSES, STREAMED, format_route, parse_route
 from signoff.core.model import Model
-from signoff.core.pipelines.composed import Composed
+from signoff.core.pipelines.composed import LibraryItem
 from signoff.doors.http import (
-    Knobs,
+    DoorSettings,
     Receive,
     Scope,
     Send,
+    cache_control_of,
     caller_of,
     decoded,
-    freshness_of,
     header,
     in_dialect,
     leaving,
-    patience_of,
     read_body,
     send_json,
     text_header,
+    wait_seconds_of,
 )
 from signoff.doors.openai.errors import send_error
 from signoff.doors.openai.responses import call_headers, send_events, send_whole
 from signoff.errors import NotFound, SignoffError
-from signoff.work.call import Call, begin, chunks_of
-from signoff.work.inference.resolve import all_targets, target_of
-from signoff.work.services import Desk
+from signoff.work.call import Call, begin_call, call_chunks
+from signoff.work.inference.resolve import list_targets, resolve_target
+from signoff.work.services import Services
 
 PREFIXES = ("/openai/v1/", "/v1/")
 # What passes to an upstream beside a POST, and the known endpoints that have more than that.
 PASSED = {"GET", "PUT", "PATCH", "DELETE"}
 KEEPING = {CHAT, RESPONSES}
 # What upstreams take beside JSON. Clients that are told no better call that a form, or bytes.
-PARCELS = ("multipart/", "audio/", "image/", "video/")
+BINARY_ENDPOINTS = ("multipart/", "audio/", "image/", "video/")
 
 
 class _StreamOptions(msgspec.Struct):
@@ -60,9 +60,9 @@ class _Peek(Sampling, frozen=True):
 class OpenAIDoor:
     """Answers under `/v1` and `/openai/v1`."""
 
-    def __init__(self, desk: Desk, knobs: Knobs) -> None:
-        self._desk = desk
-        self._knobs = knobs
+    def __init__(self, services: Services, door_settings: DoorSettings) -> None:
+        self._services = services
+        self._door_settings = door_settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -81,14 +81,14 @@ class OpenAIDoor:
                 await self._model(scope, send, rest.removeprefix("models/"))
             case _ if _may_pass(method, f"/v1/{rest}"):
                 named, query = _named(scope)
-                await self._ask(scope, receive, send, asked_for(method, f"/v1/{rest}", query), named)
+                await self._ask(scope, receive, send, format_route(method, f"/v1/{rest}", query), named)
             case _:
                 raise NotFound(f"There is no {method} {path} here.")
 
     async def _ask(self, scope: Scope, receive: Receive, send: Send, path: str, named: str | None = None) -> None:
-        desk, knobs = self._desk, self._knobs
-        caller = await caller_of(desk, knobs, scope)
-        body, peek = _read(scope, path, await read_body(scope, receive, knobs.max_body_bytes))
+        services, door_settings = self._services, self._door_settings
+        caller = await caller_of(services, door_settings, scope)
+        body, peek = _read(scope, path, await read_body(scope, receive, door_settings.max_body_bytes))
         ask = Ask(
             door="openai",
             caller=caller,
@@ -98,35 +98,37 @@ class OpenAIDoor:
             stream=_streams(path, peek),
             lane="now",
             idempotency_key=header(scope, b"idempotency-key"),
-            wait_seconds=patience_of(scope),
-            fresh=freshness_of(scope),
+            wait_seconds=wait_seconds_of(scope),
+            cache_control=cache_control_of(scope),
             sampling=peek,
             is_retry=(header(scope, b"x-stainless-retry-count") or "0") != "0",
         )
         with_usage = bool(peek.stream_options and peek.stream_options.include_usage)
-        async with leaving(desk, receive):
-            call = await begin(desk, ask, with_usage=with_usage)
+        async with leaving(services, receive):
+            call = await begin_call(services, ask, with_usage=with_usage)
             try:
                 await self._answer(call, send)
             except SignoffError as error:
                 await send_error(send, error, call_headers(call))
 
     async def _answer(self, call: Call, send: Send) -> None:
-        desk = self._desk
-        async with contextlib.aclosing(chunks_of(desk, call)) as chunks:
+        services = self._services
+        async with contextlib.aclosing(call_chunks(services, call)) as chunks:
             if call.ask.stream:
-                await send_events(call, chunks, send, desk.background, self._knobs.keep_alive_seconds)
+                await send_events(
+                    call, chunks, send, services.runtime.background, self._door_settings.keep_alive_seconds
+                )
             else:
                 await send_whole(call, chunks, send)
 
     async def _models(self, scope: Scope, send: Send) -> None:
-        caller = await caller_of(self._desk, self._knobs, scope)
-        listed = [_as_model(target) for target in await all_targets(self._desk, caller)]
+        caller = await caller_of(self._services, self._door_settings, scope)
+        listed = [_as_model(target) for target in await list_targets(self._services, caller)]
         await send_json(send, {"object": "list", "data": listed})
 
     async def _model(self, scope: Scope, send: Send, name: str) -> None:
-        caller = await caller_of(self._desk, self._knobs, scope)
-        target = await target_of(self._desk, caller, name)
+        caller = await caller_of(self._services, self._door_settings, scope)
+        target = await resolve_target(self._services, caller, name)
         await send_json(send, _as_model(target) | {"id": name})
 
 
@@ -137,11 +139,11 @@ def _read(scope: Scope, path: str, body: bytes) -> tuple[bytes, _Peek]:
     if not body:
         return b"null", _Peek()
     kind = header(scope, b"content-type") or ""
-    if not kind.lower().startswith(PARCELS):
+    if not kind.lower().startswith(BINARY_ENDPOINTS):
         return body, _peek(body)
-    parcel = Parcel(kind, body)
-    streams = (field(parcel, "stream") or "").lower() == "true"
-    return wrapped(parcel), _Peek(model=field(parcel, "model"), stream=streams)
+    binary = BinaryBody(kind, body)
+    streams = (form_field(binary, "stream") or "").lower() == "true"
+    return encode_binary(binary), _Peek(model=form_field(binary, "model"), stream=streams)
 
 
 def _streams(path: str, peek: _Peek) -> bool:
@@ -152,7 +154,7 @@ def _streams(path: str, peek: _Peek) -> bool:
 
 def _may_pass(method: str, path: str) -> bool:
     """Whether an upstream may have it. Two of the known endpoints keep what they made; the others know one method."""
-    return (method == "POST" or (method in PASSED and path not in KNOWN - KEEPING)) and route_of(path) is not None
+    return (method == "POST" or (method in PASSED and path not in KNOWN - KEEPING)) and parse_route(path) is not None
 
 
 def _named(scope: Scope) -> tuple[str | None, str]:
@@ -170,6 +172,6 @@ def _peek(body: bytes) -> _Peek:
     return decoded(body, _Peek, "The body cannot be asked")
 
 
-def _as_model(target: Model | Composed) -> dict[str, Any]:
+def _as_model(target: Model | LibraryItem) -> dict[str, Any]:
     created = 0 if isinstance(target, Model) else target.created_at // 1_000_000
     return {"id": target.name, "object": "model", "created": created, "owned_by": "signoff"}

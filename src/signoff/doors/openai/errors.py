@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 
 from signoff.core import sse
-from signoff.core.convert import named_event
+from signoff.core.convert import response_event
 from signoff.core.endpoints import RESPONSES
 from signoff.core.limits import Gauge
 from signoff.doors.http import JSON, Header, Send, error_headers, send_bytes
@@ -56,7 +56,7 @@ def error_event(error: SignoffError, path: str) -> bytes:
     told: dict[str, Any] = msgspec.json.decode(body)
     error_told = cast("dict[str, Any]", told["error"])
     members = {name: error_told.get(name) for name in ("code", "message", "param")}
-    return named_event({"type": "error"} | members | told).raw
+    return response_event({"type": "error"} | members | told).raw
 
 
 def error_body(error: SignoffError) -> dict[str, Any]:

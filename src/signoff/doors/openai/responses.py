@@ -8,16 +8,16 @@ from collections.abc import AsyncIterator, Generator
 
 from signoff.core import sse
 from signoff.core.answer import Chunk
-from signoff.core.binary import unwrapped
-from signoff.core.convert import streamed
+from signoff.core.binary import decode_binary
+from signoff.core.convert import stream_events
 from signoff.core.endpoints import KNOWN, STREAMED
 from signoff.doors.http import JSON, Header, Send, cache_header, send_bytes
 from signoff.doors.openai.errors import error_event, gauge_headers
 from signoff.errors import SignoffError
 from signoff.runtime.background import Background
-from signoff.work.call import Call, chunks_of
-from signoff.work.perform import collected
-from signoff.work.services import Desk
+from signoff.work.call import Call, call_chunks
+from signoff.work.perform import collect_answer
+from signoff.work.services import Services
 
 # Whatever a model says that it is, it is no page of ours.
 AS_DATA = [(b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"sandbox; default-src 'none'")]
@@ -30,18 +30,18 @@ async def send_whole(call: Call, chunks: AsyncIterator[Chunk], send: Send) -> No
     await send_body(call, body, send)
 
 
-async def whole_answer(desk: Desk, call: Call) -> bytes:
+async def whole_answer(services: Services, call: Call) -> bytes:
     """The answer in one piece, also where the model was asked for a stream."""
-    async with contextlib.aclosing(chunks_of(desk, call)) as chunks:
+    async with contextlib.aclosing(call_chunks(services, call)) as chunks:
         said = [chunk async for chunk in chunks]
-    return collected(call.flight.job, said).body if call.ask.stream else b"".join([chunk.raw for chunk in said])
+    return collect_answer(call.inflight.job, said).body if call.ask.stream else b"".join([chunk.raw for chunk in said])
 
 
 async def send_events(
     call: Call, chunks: AsyncIterator[Chunk], send: Send, background: Background, keep_alive_seconds: float
 ) -> None:
     """Events as they come. An error before the first one has its status; one after it is an event of its own."""
-    events = Events(call, send, background, keep_alive_seconds)
+    events = EventSender(call, send, background, keep_alive_seconds)
     with events.kept_open():
         try:
             async for chunk in chunks:
@@ -49,7 +49,7 @@ async def send_events(
                     await events.send(chunk.raw)
                 elif call.ask.path in STREAMED or events.began:
                     # A model that ignores `stream` answers whole; its caller still reads a stream.
-                    pieces = streamed(call.ask.path, chunk.raw, with_usage=call.with_usage)
+                    pieces = stream_events(call.ask.path, chunk.raw, with_usage=call.with_usage)
                     await events.send(b"".join(piece.raw for piece in pieces))
                 else:
                     events.close()
@@ -63,7 +63,7 @@ async def send_events(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class Events:
+class EventSender:
     """One stream on its way out. While nothing is sent for a while, a comment keeps its connection open.
 
     `send` waits while the client reads slowly, and so nothing more is read from the model.
@@ -128,15 +128,15 @@ class Events:
 
 def call_headers(call: Call) -> list[Header]:
     """Which job this is, which model answers it, what became of the cache, and what is left under its limits."""
-    job, room = call.flight.job, call.flight.room
+    job, room = call.inflight.job, call.inflight.reservation
     headers = [(b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()), cache_header(job)]
     return headers if room is None else [*headers, *gauge_headers(room.gauges)]
 
 
 async def send_body(call: Call, body: bytes, send: Send) -> None:
     """An answer that is there; a parcel as what was in it."""
-    parcel = None if call.ask.path in KNOWN else unwrapped(body)
-    if parcel is None:
+    binary = None if call.ask.path in KNOWN else decode_binary(body)
+    if binary is None:
         return await send_bytes(send, 200, body, JSON, call_headers(call))
     headers = [*call_headers(call), *AS_DATA]
-    return await send_bytes(send, 200, parcel.content, parcel.content_type.encode(), headers)
+    return await send_bytes(send, 200, binary.content, binary.content_type.encode(), headers)

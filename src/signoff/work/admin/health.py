@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from signoff.core.model import Model, is_plain
-from signoff.core.wire import when
-from signoff.runtime.pools import Sight, spot_name
-from signoff.work.admin.models import health_of
-from signoff.work.services import Desk
+from signoff.core.model import Model, has_single_endpoint
+from signoff.core.wire import format_time
+from signoff.runtime.pools import EndpointStatus, endpoint_name
+from signoff.work.admin.models import model_health
+from signoff.work.services import Services
 
 SECOND = 1_000_000
 
 
-async def full_health_of(desk: Desk, model: Model) -> dict[str, Any]:
+async def endpoint_health(services: Services, model: Model) -> dict[str, Any]:
     """How the model is; of one that is not in one place alone each endpoint, as this process sees it."""
-    if is_plain(model):
-        return await health_of(desk, model)
-    pool = desk.pools.of(model)
-    endpoints = [await _seen(desk, sight) for sight in pool.sights()]
+    if has_single_endpoint(model):
+        return await model_health(services, model)
+    pool = services.runtime.pools.of(model)
+    endpoints = [await _seen(services, status) for status in pool.statuses()]
     well = [each for each in endpoints if each["ok"]]
     detail = f"{len(well)} of {len(endpoints)} endpoints"
     return {"ok": bool(well), "detail": detail, "waiting": pool.waiting, "endpoints": endpoints}
 
 
-async def _seen(desk: Desk, sight: Sight) -> dict[str, Any]:
-    rests = sight.rests_seconds
-    until = None if rests is None else when(desk.clock() + round(rests * SECOND))
-    told: dict[str, Any] = {"endpoint": spot_name(sight.model), "load": sight.load, "state": sight.state}
-    return told | {"resting_until": until} | await health_of(desk, sight.model)
+async def _seen(services: Services, status: EndpointStatus) -> dict[str, Any]:
+    rests = status.cooldown_seconds
+    until = None if rests is None else format_time(services.clock() + round(rests * SECOND))
+    told: dict[str, Any] = {"endpoint": endpoint_name(status.model), "load": status.load, "state": status.state}
+    return told | {"resting_until": until} | await model_health(services, status.model)
 
 
-async def ready(desk: Desk) -> tuple[bool, dict[str, bool]]:
+async def ready(services: Services) -> tuple[bool, dict[str, bool]]:
     """Whether it can, and each part with whether it answers. Without the broker work begins later, but it is done;
     a stream that is not listened to by this process waits where it is.
     """
-    parts = {"store": await desk.store.ready(), "broker": desk.broker.is_connected}
-    streams = {f"stream:{name}": listening.ok for name, listening in desk.streams.listening.items()}
+    parts = {"store": await services.store.ready(), "broker": services.adapters.broker.is_connected}
+    streams = {f"stream:{name}": listening.ok for name, listening in services.caches.streams.statuses.items()}
     return parts["store"], parts | streams

@@ -6,14 +6,14 @@ import re
 
 from signoff.core.access import Caller, UpstreamKey, may_remove, may_use
 from signoff.errors import BadRequest, Forbidden, NotFound
-from signoff.work.services import Desk
+from signoff.work.services import Services
 
 LONGEST_KEY_NAME = 255
 # What fits into a header, without blanks around it.
 KEY = re.compile(r"[!-~]([ -~]{0,9998}[!-~])?")
 
 
-async def add_key(desk: Desk, caller: Caller, name: str, secret: str, *, shared: bool = False) -> UpstreamKey:
+async def add_key(services: Services, caller: Caller, name: str, secret: str, *, shared: bool = False) -> UpstreamKey:
     """The new key, to send its owner's requests with; everybody's, if `shared`. Raises Forbidden, BadRequest."""
     if shared and caller.role != "admin":
         raise Forbidden("Only an admin may share a key.")
@@ -23,34 +23,34 @@ async def add_key(desk: Desk, caller: Caller, name: str, secret: str, *, shared:
         raise BadRequest(f"A key's name has 1 to {LONGEST_KEY_NAME} printable characters.")
     if not KEY.fullmatch(secret):
         raise BadRequest("A key is what the upstream takes behind `Bearer`: printable ASCII without blanks around it.")
-    sealed = desk.vault.seal(secret)
-    return await _key(desk, await desk.store.catalog.add_key(caller.user_id, name, sealed, is_shared=shared))
+    sealed = services.adapters.vault.seal(secret)
+    return await _key(services, await services.store.catalog.add_key(caller.user_id, name, sealed, is_shared=shared))
 
 
-async def look_at_keys(desk: Desk, caller: Caller, *, after_id: int, limit: int) -> list[UpstreamKey]:
+async def list_keys(services: Services, caller: Caller, *, after_id: int, limit: int) -> list[UpstreamKey]:
     """A page of the keys that this caller may use; an admin sees that all others exist."""
     user_id = None if caller.role == "admin" else caller.user_id
-    return await desk.store.catalog.keys(user_id, after_id=after_id, limit=limit)
+    return await services.store.catalog.keys(user_id, after_id=after_id, limit=limit)
 
 
-async def remove_key(desk: Desk, caller: Caller, key_id: int) -> None:
+async def remove_key(services: Services, caller: Caller, key_id: int) -> None:
     """What was to be sent with it fails from now on. Raises NotFound; Forbidden for one that somebody else shares."""
-    key = await _key(desk, key_id)
+    key = await _key(services, key_id)
     if not may_remove(caller, key):
         raise Forbidden("Only an admin may remove it.") if key.is_shared else _none(key_id)
-    await desk.store.catalog.drop_key(key_id)
-    desk.keys.forget()
+    await services.store.catalog.drop_key(key_id)
+    services.caches.keys.invalidate()
 
 
-async def key_of_user(desk: Desk, user_id: int, key_id: int) -> int:
+async def key_of_user(services: Services, user_id: int, key_id: int) -> int:
     """`key_id`, if that user may use it. Raises NotFound."""
-    if not may_use(user_id, await _key(desk, key_id)):
+    if not may_use(user_id, await _key(services, key_id)):
         raise _none(key_id)
     return key_id
 
 
-async def _key(desk: Desk, key_id: int) -> UpstreamKey:
-    key = await desk.store.catalog.known_key(key_id) if 0 < key_id < 2**31 else None
+async def _key(services: Services, key_id: int) -> UpstreamKey:
+    key = await services.store.catalog.known_key(key_id) if 0 < key_id < 2**31 else None
     if key is None:
         raise _none(key_id)
     return key

@@ -10,20 +10,20 @@ from urllib.parse import urlsplit
 import msgspec
 
 from signoff.core.access import Caller, check_admin, may_review
-from signoff.core.allow_list import MODELS
+from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.log import LogLine
 from signoff.core.model import Model, endpoints_of, with_changes
-from signoff.engine import RunsModels, State
+from signoff.engine import ProcessEngine, State
 from signoff.errors import AddressRefused, BadRequest, Forbidden, ModelNotFound, Overloaded
-from signoff.infra.ssrf import knock, refusal_in
-from signoff.work.admin.registry import NO_SECRETS, Secrets, forget, register
-from signoff.work.services import Desk
+from signoff.infra.ssrf import blocked_reason, probe
+from signoff.work.admin.registry import NO_MODEL_KEYS, ModelKeys, register_model, unregister_model
+from signoff.work.services import Services
 
 HEALTH_SECONDS = 3
 BEST: tuple[State, ...] = ("ready", "busy", "starting", "stopped", "failed")
 
 
-class Seen(msgspec.Struct, frozen=True):
+class ModelStatus(msgspec.Struct, frozen=True):
     """A model, whether it was registered or always exists, and how its process is, where it has one."""
 
     model: Model
@@ -31,33 +31,33 @@ class Seen(msgspec.Struct, frozen=True):
     state: State | None
 
 
-async def look_at_models(desk: Desk, caller: Caller) -> list[Seen]:
+async def list_models(services: Services, caller: Caller) -> list[ModelStatus]:
     """Every model, registered ones first. Raises Forbidden."""
     check_admin(caller)
-    registered = {model.name for model in await desk.store.catalog.models()}
-    return [_seen(desk, model, model.name in registered) for model in await desk.models.all()]
+    registered = {model.name for model in await services.store.catalog.models()}
+    return [_seen(services, model, model.name in registered) for model in await services.caches.models.all()]
 
 
-async def look_at_model(desk: Desk, caller: Caller, name: str) -> Seen:
+async def get_model(services: Services, caller: Caller, name: str) -> ModelStatus:
     """The model of exactly that name. Raises Forbidden, ModelNotFound."""
-    found = next((seen for seen in await look_at_models(desk, caller) if seen.model.name == name), None)
+    found = next((seen for seen in await list_models(services, caller) if seen.model.name == name), None)
     if found is None:
         raise ModelNotFound(f"There is no model {name!r}.")
     return found
 
 
-def _seen(desk: Desk, model: Model, is_registered: bool) -> Seen:  # noqa: FBT001
-    engine = desk.engines.get(model.kind)
-    if not isinstance(engine, RunsModels):
-        return Seen(model, is_registered, None)
+def _seen(services: Services, model: Model, is_registered: bool) -> ModelStatus:  # noqa: FBT001
+    engine = services.adapters.engines.get(model.kind)
+    if not isinstance(engine, ProcessEngine):
+        return ModelStatus(model, is_registered, None)
     # The best of its replicas: what a caller finds.
-    states = {engine.state_of(each) for each in endpoints_of(model)}
-    return Seen(model, is_registered, next(state for state in BEST if state in states))
+    states = {engine.process_state(each) for each in endpoints_of(model)}
+    return ModelStatus(model, is_registered, next(state for state in BEST if state in states))
 
 
-async def health_of(desk: Desk, model: Model) -> dict[str, Any]:
+async def model_health(services: Services, model: Model) -> dict[str, Any]:
     """Whether the model can be reached now, and what is wrong if it cannot; nothing is asked of it."""
-    state = _seen(desk, model, is_registered=True).state
+    state = _seen(services, model, is_registered=True).state
     if state is not None:
         return {"ok": state != "failed", "detail": state}
     if model.url is None:
@@ -66,53 +66,53 @@ async def health_of(desk: Desk, model: Model) -> dict[str, Any]:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         async with asyncio.timeout(min(model.timeouts.connect_seconds, HEALTH_SECONDS)):
-            await knock(model.url, port, MODELS)
+            await probe(model.url, port, MODEL_ADDRESSES)
     except AddressRefused as error:
         return {"ok": False, "detail": error.message}
     except (OSError, ValueError) as error:
-        if (refusal := refusal_in(error)) is not None:
-            return {"ok": False, "detail": refusal}
+        if (denial := blocked_reason(error)) is not None:
+            return {"ok": False, "detail": denial}
         return {"ok": False, "detail": f"cannot be connected to: {type(error).__name__}"}
     return {"ok": True, "detail": "takes connections"}
 
 
-async def start_model(desk: Desk, caller: Caller, name: str) -> Seen:
+async def start_model(services: Services, caller: Caller, name: str) -> ModelStatus:
     """The model, whose process is ready on this host. Raises Forbidden, ModelNotFound, BadRequest, ModelUnreachable."""
-    seen = await look_at_model(desk, caller, name)
+    seen = await get_model(services, caller, name)
     for each in endpoints_of(seen.model):
-        await _runner(desk, each).start_model(each)
-    return await look_at_model(desk, caller, name)
+        await _runner(services, each).start_model(each)
+    return await get_model(services, caller, name)
 
 
-async def stop_model(desk: Desk, caller: Caller, name: str) -> Seen:
+async def stop_model(services: Services, caller: Caller, name: str) -> ModelStatus:
     """The model, whose process on this host was ended; whoever waited for it gets an error, and the next request starts
     it again. Raises Forbidden, ModelNotFound, BadRequest, Overloaded.
     """
-    seen = await look_at_model(desk, caller, name)
-    await end_process(desk, seen.model)
-    return await look_at_model(desk, caller, name)
+    seen = await get_model(services, caller, name)
+    await end_process(services, seen.model)
+    return await get_model(services, caller, name)
 
 
-async def end_process(desk: Desk, model: Model) -> None:
+async def end_process(services: Services, model: Model) -> None:
     """Ends the model's process on this host. Raises BadRequest, Overloaded."""
-    stopped = [await _runner(desk, each).stop_model(each) for each in endpoints_of(model)]
+    stopped = [await _runner(services, each).stop_model(each) for each in endpoints_of(model)]
     if not all(stopped):
         raise Overloaded(f"The process of the model {model.name} has not ended yet.")
 
 
-def _runner(desk: Desk, model: Model) -> RunsModels:
-    engine = desk.engines.get(model.kind)
-    if isinstance(engine, RunsModels) and model.command:
+def _runner(services: Services, model: Model) -> ProcessEngine:
+    engine = services.adapters.engines.get(model.kind)
+    if isinstance(engine, ProcessEngine) and model.command:
         return engine
     raise BadRequest(f"The model {model.name} is no process here: there is nothing to start or stop.")
 
 
 async def change_model(
-    desk: Desk,
+    services: Services,
     caller: Caller,
     name: str,
     changes: Mapping[str, Any],
-    secrets: Secrets,
+    secrets: ModelKeys,
     *,
     commands: bool,
 ) -> None:
@@ -120,21 +120,21 @@ async def change_model(
 
     Raises Forbidden, ModelNotFound, BadRequest.
     """
-    seen = await look_at_model(desk, caller, name)
+    seen = await get_model(services, caller, name)
     if not seen.is_registered:
         raise ModelNotFound(f"There is no registered model {name!r}.")
     if changes.get("name", name) != name:
         raise BadRequest("A model keeps its name: register another one, and remove this one.")
     changed = with_changes(seen.model, changes)
     is_as_it_was = (changed.command, changed.serve) == (seen.model.command, seen.model.serve)
-    await add_model(desk, caller, changed, secrets, commands=commands or is_as_it_was)
+    await add_model(services, caller, changed, secrets, commands=commands or is_as_it_was)
 
 
 async def add_model(
-    desk: Desk,
+    services: Services,
     caller: Caller,
     model: Model,
-    secrets: Secrets = NO_SECRETS,
+    secrets: ModelKeys = NO_MODEL_KEYS,
     *,
     commands: bool,
     is_new: bool = False,
@@ -149,23 +149,23 @@ async def add_model(
             "A command is taken by a server that listens on a loopback address, or with allow_remote_commands; "
             "`signoff model add` takes it always."
         )
-    await register(desk, model, secrets, is_new=is_new)
+    await register_model(services, model, secrets, is_new=is_new)
 
 
-async def remove_model(desk: Desk, caller: Caller, name: str) -> None:
+async def remove_model(services: Services, caller: Caller, name: str) -> None:
     """Takes a registered model out of the catalog. Raises Forbidden, ModelNotFound."""
     check_admin(caller)
-    await forget(desk, name)
+    await unregister_model(services, name)
 
 
-async def log_of(desk: Desk, caller: Caller, name: str) -> Sequence[LogLine]:
+async def read_model_log(services: Services, caller: Caller, name: str) -> Sequence[LogLine]:
     """What the model wrote and how it failed, on any host: it may quote anybody. Raises Forbidden, ModelNotFound."""
     if not may_review(caller):
         raise Forbidden("Only an admin or a reviewer may read what a model wrote.")
-    return await desk.logs.read((await desk.models.find(name)).name)
+    return await services.runtime.logs.read((await services.caches.models.find(name)).name)
 
 
-async def clean_log(desk: Desk, caller: Caller, name: str) -> None:
+async def clear_model_log(services: Services, caller: Caller, name: str) -> None:
     """Empties that log. Raises Forbidden, ModelNotFound."""
     check_admin(caller)
-    await desk.logs.clean((await desk.models.find(name)).name)
+    await services.runtime.logs.clean((await services.caches.models.find(name)).name)

@@ -8,12 +8,12 @@ from functools import cache
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
-from signoff.core.access import Caller, Role, TokenKind, User, least
+from signoff.core.access import Caller, Role, TokenKind, User, lower_role
+from signoff.core.api_tokens import PREFIX, digest, format_token
 from signoff.core.cache import CacheRule
-from signoff.core.keys import PREFIX, digest, token_of
 from signoff.errors import BadRequest, Unauthorized
 from signoff.work.admin.keys import key_of_user
-from signoff.work.services import Desk
+from signoff.work.services import Services
 
 SESSION_SECONDS = 14 * 24 * 3600.0
 SIGN_IN_SECONDS = 24 * 3600.0
@@ -21,18 +21,18 @@ MIN_PASSWORD_LENGTH = 8
 _hasher = PasswordHasher()
 
 
-async def create_user(desk: Desk, email: str, role: Role, password: str | None = None) -> User:
+async def create_user(services: Services, email: str, role: Role, password: str | None = None) -> User:
     """The user, made or changed. Raises BadRequest."""
     if not 3 <= len(email) <= 254 or email.count("@") != 1 or any(letter.isspace() for letter in email):
         raise BadRequest(f"{email!r} is not an e-mail address.")
     if password is not None and len(password) < MIN_PASSWORD_LENGTH:
         raise BadRequest(f"A password has at least {MIN_PASSWORD_LENGTH} characters.")
     password_hash = None if password is None else await asyncio.to_thread(_hasher.hash, password)
-    return await desk.store.people.put_user(email, role, password_hash)
+    return await services.store.people.put_user(email, role, password_hash)
 
 
 async def create_token(  # noqa: PLR0913 -- each is a side of a token
-    desk: Desk,
+    services: Services,
     user: User,
     *,
     kind: TokenKind = "api",
@@ -48,54 +48,54 @@ async def create_token(  # noqa: PLR0913 -- each is a side of a token
     than the user, NotFound when the key is not theirs to use.
     """
     role = role or user.role
-    if least(role, user.role) != role:
+    if lower_role(role, user.role) != role:
         raise BadRequest(f"{user.email} is a {user.role}; a token cannot have the rights of a {role}.")
     if key_id is not None:
-        await key_of_user(desk, user.id, key_id)
-    token = token_of(desk.new_secret())
-    await desk.store.people.add_token(
+        await key_of_user(services, user.id, key_id)
+    token = format_token(services.ids.new_secret())
+    await services.store.people.add_token(
         user.id, digest(token), kind=kind, name=name, role=role, seconds=seconds, cache=cache, key_id=key_id
     )
     return token
 
 
-async def sign_in_link(desk: Desk, user: User) -> str:
+async def sign_in_link(services: Services, user: User) -> str:
     """The path of a link that signs `user` in once, within a day."""
-    token = await create_token(desk, user, kind="signin", name="link", seconds=SIGN_IN_SECONDS)
+    token = await create_token(services, user, kind="signin", name="link", seconds=SIGN_IN_SECONDS)
     return f"/signin/{token.removeprefix(PREFIX)}"
 
 
-async def identify(desk: Desk, token: str, kind: TokenKind = "api") -> Caller:
+async def identify(services: Services, token: str, kind: TokenKind = "api") -> Caller:
     """Whoever holds `token`. Raises Unauthorized."""
-    return await desk.callers.identify(token, kind, desk.clock())
+    return await services.caches.callers.identify(token, kind, services.clock())
 
 
-async def sign_in(desk: Desk, email: str, password: str) -> str:
+async def sign_in(services: Services, email: str, password: str) -> str:
     """A session token. Raises Unauthorized, in the same words and time whether the user exists or not."""
-    user = await desk.store.people.user(email)
+    user = await services.store.people.user(email)
     known = user.password_hash if user is not None and user.active else None
     right = await asyncio.to_thread(_is_right, known, password)
     if user is None or known is None or not right:
         raise Unauthorized("The e-mail address or the password is wrong.")
-    return await create_token(desk, user, kind="session", name="password", seconds=SESSION_SECONDS)
+    return await create_token(services, user, kind="session", name="password", seconds=SESSION_SECONDS)
 
 
-async def sign_in_with_link(desk: Desk, code: str) -> str:
+async def sign_in_with_link(services: Services, code: str) -> str:
     """A session token for the last part of a one-time link, which works once. Raises Unauthorized."""
     token = PREFIX + code
-    caller = await identify(desk, token, "signin")
-    if not await desk.store.people.end_token(digest(token)):
+    caller = await identify(services, token, "signin")
+    if not await services.store.people.end_token(digest(token)):
         raise Unauthorized("This link was used already.")
-    user = await desk.store.people.user(caller.email)
+    user = await services.store.people.user(caller.email)
     if user is None:
         raise Unauthorized
-    return await create_token(desk, user, kind="session", name="link", seconds=SESSION_SECONDS)
+    return await create_token(services, user, kind="session", name="link", seconds=SESSION_SECONDS)
 
 
-async def sign_out(desk: Desk, token: str) -> None:
+async def sign_out(services: Services, token: str) -> None:
     """Ends a session."""
-    await desk.store.people.end_token(digest(token))
-    desk.callers.forget()
+    await services.store.people.end_token(digest(token))
+    services.caches.callers.invalidate()
 
 
 def _is_right(password_hash: str | None, password: str) -> bool:

@@ -9,16 +9,16 @@ import msgspec
 from signoff.core.access import Caller, check_admin
 from signoff.core.answer import collect
 from signoff.core.ask import Ask
-from signoff.core.cache import Fresh
+from signoff.core.cache import CacheControl
 from signoff.core.endpoints import PREDICT
-from signoff.work.call import begin, chunks_of
-from signoff.work.services import Desk
+from signoff.work.call import begin_call, call_chunks
+from signoff.work.services import Services
 
 
-async def try_model(desk: Desk, caller: Caller, name: str, body: bytes) -> bytes:
+async def try_model(services: Services, caller: Caller, name: str, body: bytes) -> bytes:
     """The answer, by the path of every call. Raises Forbidden, ModelFailed and its kin, and what `begin` raises."""
     check_admin(caller)
     plain = Ask(door="native", caller=caller, path=PREDICT, body=body, target=name, lane="now", wait_seconds=0)
-    ask = msgspec.structs.replace(plain, fresh=Fresh(no_store=True))
-    async with contextlib.aclosing(chunks_of(desk, await begin(desk, ask))) as chunks:
+    ask = msgspec.structs.replace(plain, fresh=CacheControl(no_store=True))
+    async with contextlib.aclosing(call_chunks(services, await begin_call(services, ask))) as chunks:
         return collect([chunk async for chunk in chunks]).body

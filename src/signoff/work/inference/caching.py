@@ -10,39 +10,49 @@ import msgspec
 import structlog
 
 from signoff.core.ask import Ask
-from signoff.core.cache import Entry, Sampling, is_kept, is_of, is_whole, key_of, with_usage
+from signoff.core.cache import (
+    CacheEntry,
+    Sampling,
+    compute_cache_key,
+    has_versions,
+    is_cacheable,
+    is_complete,
+    with_usage,
+)
 from signoff.core.endpoints import STREAMED
 from signoff.core.job import Job
 from signoff.core.model import Model
 from signoff.core.policy import Policy
 from signoff.core.tokens import Usage
-from signoff.work.services import Desk
+from signoff.work.services import Services
 
 SHARED = "shared"
 log = structlog.get_logger()
 
 
-def key_for(desk: Desk, ask: Ask, model: Model, policy: Policy, sampling: Sampling, path: str) -> str | None:
+def cache_key_for(
+    services: Services, ask: Ask, model: Model, policy: Policy, sampling: Sampling, path: str
+) -> str | None:
     """The key under which the answer can be given again; None where it is neither looked for nor kept."""
-    if ask.fresh.no_store or not desk.answers.is_on:
+    if ask.cache_control.no_store or not services.caches.responses.is_on:
         return None
-    if not is_kept(model.cache, ask.caller.cache, ask.cache, sampling=sampling) or _is_unread(ask, path):
+    if not is_cacheable(model.cache, ask.caller.cache, ask.cache, sampling=sampling) or _is_unread(ask, path):
         return None
-    return key_of(
-        scope=SHARED if desk.rules.cache_shared else f"user:{ask.caller.user_id}",
+    return compute_cache_key(
+        scope=SHARED if services.rules.cache_shared else f"user:{ask.caller.user_id}",
         path=path,
         target=ask.target or model.name,
-        versions=desk.models.version_of(model),
+        versions=services.caches.models.version_of(model),
         policy=policy,
         body=ask.body,
     )
 
 
-async def recalled(desk: Desk, ask: Ask, asked: Job) -> Job | None:
+async def lookup_answer(services: Services, ask: Ask, asked: Job) -> Job | None:
     """The job as it ends where the same was signed off before, and the caller takes it; else None."""
-    if asked.cache_key is None or ask.fresh.no_cache or ask.due_seconds > 0:
+    if asked.cache_key is None or ask.cache_control.no_cache or ask.due_seconds > 0:
         return None
-    entry = await desk.answers.find(asked.cache_key, ask.fresh.max_age_seconds)
+    entry = await services.caches.responses.lookup(asked.cache_key, ask.cache_control.max_age_seconds)
     if entry is None:
         return None
     return msgspec.structs.replace(
@@ -57,29 +67,33 @@ async def recalled(desk: Desk, ask: Ask, asked: Job) -> Job | None:
     )
 
 
-async def still_the_same(desk: Desk, job: Job) -> Job:
+async def revalidate(services: Services, job: Job) -> Job:
     """The job, whose model has just answered: not to be kept if that was changed since the job was asked for, nor if
     another model answered in its place.
     """
     if job.cache_key is None:
         return job
     try:
-        model = await desk.models.find(job.target)
+        model = await services.caches.models.find(job.target)
     except Exception as error:  # noqa: BLE001 -- the answer is there: it must not fail for this
         log.info("whether a model was changed is not known; its answer is not kept", job=job.id, error=repr(error))
         model = None
-    is_same = model is not None and model.name == job.model and is_of(job.cache_key, desk.models.version_of(model))
+    is_same = (
+        model is not None
+        and model.name == job.model
+        and has_versions(job.cache_key, services.caches.models.version_of(model))
+    )
     return job if is_same else msgspec.structs.replace(job, cache="bypass")
 
 
-def remember(desk: Desk, job: Job) -> None:
+def store_answer(services: Services, job: Job) -> None:
     """Keeps the answer of a job that is signed off, where it may be given again."""
     if job.status != "success" or job.cache != "miss" or job.cache_key is None or job.response is None:
         return
-    if not is_whole(job.path, job.response):
+    if not is_complete(job.path, job.response):
         return
-    desk.answers.keep(
-        Entry(
+    services.caches.responses.store(
+        CacheEntry(
             key=job.cache_key,
             user_id=job.user_id,
             target=job.target,
@@ -92,10 +106,10 @@ def remember(desk: Desk, job: Job) -> None:
     )
 
 
-async def until_kept(desk: Desk, job: Job) -> None:
+async def until_stored(services: Services, job: Job) -> None:
     """Returns as soon as every process can find the answer of `job`, where it is kept; after a second at the latest."""
     if job.cache == "miss":
-        await desk.answers.until_kept()
+        await services.caches.responses.until_stored()
 
 
 def _is_unread(ask: Ask, path: str) -> bool:

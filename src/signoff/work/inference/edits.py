@@ -10,7 +10,7 @@ import msgspec
 from signoff.core.answer import Chunk, collect
 from signoff.core.endpoints import CHAT
 from signoff.core.model import Model
-from signoff.engine import Engine, Request
+from signoff.engine import Engine, ModelRequest
 from signoff.errors import BadRequest, ModelAnswered, ModelGarbled
 
 # How servers say that they have no such endpoint.
@@ -36,14 +36,14 @@ class _Completion(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
-async def edited(engine: Engine, model: Model, request: Request) -> AsyncGenerator[Chunk]:
+async def run_edit(engine: Engine, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk]:
     """The edit, whole: this endpoint has no streams. Raises BadRequest, ModelFailed and its kin."""
     whole = msgspec.structs.replace(request, stream=False)
     try:
         async for chunk in engine.answer(model, whole):
             yield chunk
-    except ModelAnswered as refusal:
-        if refusal.status not in UNKNOWN_ENDPOINT:
+    except ModelAnswered as denial:
+        if denial.status not in UNKNOWN_ENDPOINT:
             raise
     else:
         return

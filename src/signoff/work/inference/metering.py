@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.answer import tokens_so_far
+from signoff.core.answer import usage_so_far
 from signoff.core.job import Job
 from signoff.core.price import cost_of
 from signoff.core.tokens import Usage
-from signoff.runtime.attempt import Asking
-from signoff.work.services import Desk
+from signoff.runtime.attempt import Attempt
+from signoff.work.services import Services
 
 # What upstreams tell may be anything: with these bounds no call breaks the sums.
 MOST_TOKENS = 1_000_000_000
@@ -22,63 +22,65 @@ _COLUMNS = (
     "completion_tokens",
     "cost_nanodollars",
     "queued_us",
-    "first_us",
-    "answer_us",
+    "ttft_us",
+    "generation_us",
 )
 
 
-async def spent(desk: Desk, job: Job, asking: Asking, usage: Usage | None, *, queued_us: int | None = None) -> Job:
+async def add_attempt(
+    services: Services, job: Job, asking: Attempt, usage: Usage | None, *, queued_us: int | None = None
+) -> Job:
     """`job` with what this asking took beside those before it.
 
     `usage` is the whole answer's, where there is one; of an answer that was cut counts what came.
     """
     asking.end()
-    if asking.asked_at is None:
+    if asking.started_at is None:
         return job
-    took = _bounded(usage or tokens_so_far(asking.chunks, job.body))
+    took = _bounded(usage or usage_so_far(asking.chunks, job.body))
     return msgspec.structs.replace(
         job,
         prompt_tokens=min(job.prompt_tokens + took.prompt_tokens, MOST_TOKENS),
         cached_tokens=min(job.cached_tokens + took.cached_tokens, MOST_TOKENS),
         completion_tokens=min(job.completion_tokens + took.completion_tokens, MOST_TOKENS),
-        cost_nanodollars=await _cost(desk, job, took, is_answered=bool(asking.chunks)),
+        cost_nanodollars=await _cost(services, job, took, is_answered=bool(asking.chunks)),
         queued_us=job.queued_us if queued_us is None else queued_us,
-        first_us=_between(asking.asked_at, asking.first_at),
-        answer_us=_between(asking.first_at, asking.ended_at),
+        ttft_us=_between(asking.started_at, asking.first_chunk_at),
+        generation_us=_between(asking.first_chunk_at, asking.ended_at),
     )
 
 
-def waste(desk: Desk, job: Job, asking: Asking, usage: Usage | None = None) -> None:
+def record_wasted(services: Services, job: Job, asking: Attempt, usage: Usage | None = None) -> None:
     """Keeps what an asking took whose job was somebody else's by then, or nobody's: the model counted it too."""
     alone = dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens"), 0) | {"cost_nanodollars": None}
-    desk.background.spawn(_keep(desk, msgspec.structs.replace(job, **alone), asking, usage))
+    services.runtime.background.spawn(_keep(services, msgspec.structs.replace(job, **alone), asking, usage))
 
 
-async def _keep(desk: Desk, job: Job, asking: Asking, usage: Usage | None) -> None:
-    wasted = await spent(desk, job, asking, usage)
+async def _keep(services: Services, job: Job, asking: Attempt, usage: Usage | None) -> None:
+    wasted = await add_attempt(services, job, asking, usage)
     if wasted.prompt_tokens or wasted.completion_tokens:
-        await desk.store.ledger.keep(wasted)
+        await services.store.usage.record(wasted)
 
 
-def columns_of(job: Job) -> dict[str, Any]:
+def usage_columns(job: Job) -> dict[str, Any]:
     """The columns of what a job has taken, for the move that follows."""
     return {name: getattr(job, name) for name in _COLUMNS}
 
 
-async def _cost(desk: Desk, job: Job, took: Usage, *, is_answered: bool) -> int | None:
+async def _cost(services: Services, job: Job, took: Usage, *, is_answered: bool) -> int | None:
     """What all askings cost, as long as all their prices were known."""
     before = job.cost_nanodollars
     if not is_answered:
         return before
-    cost = await price_of(desk, job, took)
+    cost = await cost_of_answer(services, job, took)
     if cost is None or (before is None and job.prompt_tokens + job.completion_tokens > 0):
         return None
     return min((before or 0) + cost, MOST_NANODOLLARS)
 
 
-async def price_of(desk: Desk, job: Job, usage: Usage) -> int | None:
+async def cost_of_answer(services: Services, job: Job, usage: Usage) -> int | None:
     """The nanodollars of one answer of the job's model with this usage; None where nobody has said its price."""
-    price = await desk.prices.at(job.target if job.model.endswith("*") else job.model, desk.clock())
+    price = await services.caches.prices.at(job.target if job.model.endswith("*") else job.model, services.clock())
     return None if price is None else cost_of(price, usage)
 
 

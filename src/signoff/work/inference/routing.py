@@ -10,26 +10,26 @@ import structlog
 
 from signoff.core.answer import Chunk
 from signoff.core.ask import as_chat, path_for
-from signoff.core.balance import helps_elsewhere, prefix_key
+from signoff.core.balance import may_succeed_elsewhere, prefix_key
 from signoff.core.endpoints import CHAT, EDITS
 from signoff.core.job import Job
-from signoff.core.model import TAKE_KEYS, Model, endpoints_of, takes_any_json
-from signoff.engine import Request
+from signoff.core.model import KINDS_WITH_KEYS, Model, accepts_any_json, endpoints_of
+from signoff.engine import ModelRequest
 from signoff.errors import ModelAnswered, ModelDown, ModelFailed, ModelNotFound, ModelTimedOut, SignoffError
-from signoff.runtime.pools import Pool, Seat, Spot, spot_name
-from signoff.work.inference.edits import edited
-from signoff.work.services import Desk
+from signoff.runtime.pools import Endpoint, EndpointPool, Slot, endpoint_name
+from signoff.work.inference.edits import run_edit
+from signoff.work.services import Services
 
 # With the fallbacks of fallbacks.
 MOST_MODELS = 8
 # What passes between the two looks at the clock.
 SLACK_SECONDS = 0.01
-Heard = Callable[[str], None]
+OnModel = Callable[[str], None]
 log = structlog.get_logger()
 
 
-async def routed(
-    desk: Desk, job: Job, model: Model, *, stream: bool, answers: Heard, since: float | None
+async def route(
+    services: Services, job: Job, model: Model, *, stream: bool, answers: OnModel, since: float | None
 ) -> AsyncGenerator[Chunk]:
     """What the model says, or a fallback of it; `answers` hears which one, before its first chunk.
 
@@ -41,10 +41,10 @@ async def routed(
     if now >= deadline:
         raise _out_of_time(model)
     failure: SignoffError | None = None
-    async for each, name in _in_turn(desk, job, model):
+    async for each, name in _candidates(services, job, model):
         began = False
         try:
-            async with aclosing(_at_endpoints(desk, job, each, name, stream=stream, deadline=deadline)) as chunks:
+            async with aclosing(_try_endpoints(services, job, each, name, stream=stream, deadline=deadline)) as chunks:
                 async for chunk in chunks:
                     if not began and each.name != job.model:
                         answers(name if each.name.endswith("*") else each.name)
@@ -52,7 +52,7 @@ async def routed(
                     yield chunk
         except SignoffError as error:
             failure = failure or error
-            if began or not helps_elsewhere(error) or asyncio.get_running_loop().time() >= deadline:
+            if began or not may_succeed_elsewhere(error) or asyncio.get_running_loop().time() >= deadline:
                 raise
         else:
             return
@@ -63,7 +63,7 @@ async def routed(
         raise failure
 
 
-async def _in_turn(desk: Desk, job: Job, model: Model) -> AsyncIterator[tuple[Model, str]]:
+async def _candidates(services: Services, job: Job, model: Model) -> AsyncIterator[tuple[Model, str]]:
     """The model and the name that it was asked for by; its fallbacks, then theirs, each once.
 
     One whose answers a person must see stands in for none whose answers leave unseen.
@@ -77,7 +77,7 @@ async def _in_turn(desk: Desk, job: Job, model: Model) -> AsyncIterator[tuple[Mo
         seen.add(name)
         left -= 1
         try:
-            other = await desk.models.find(name)
+            other = await services.caches.models.find(name)
         except ModelNotFound:
             log.warning("a fallback does not exist", model=model.name, fallback=name)
             continue
@@ -88,44 +88,46 @@ async def _in_turn(desk: Desk, job: Job, model: Model) -> AsyncIterator[tuple[Mo
         line.extend(other.fallbacks)
 
 
-async def _at_endpoints(
-    desk: Desk, job: Job, model: Model, name: str, *, stream: bool, deadline: float
+async def _try_endpoints(
+    services: Services, job: Job, model: Model, name: str, *, stream: bool, deadline: float
 ) -> AsyncGenerator[Chunk]:
     """What the first endpoint says that says anything, each asked once at most."""
-    pool = desk.pools.of(model)
+    pool = services.runtime.pools.of(model)
     key = prefix_key(name, job.body) if model.balance == "prefix-hash" else None
-    tried, failure = frozenset[Spot](), None
+    tried, failure = frozenset[Endpoint](), None
     while True:
         try:
-            seat = await pool.seat(key, tried, deadline)
+            slot = await pool.acquire(key, tried, deadline)
         except SignoffError as error:
-            raise _told(pool, failure, error) from failure
+            raise _final_error(pool, failure, error) from failure
         began = False
-        with seat:
+        with slot:
             try:
-                async with aclosing(_in_seat(desk, job, seat, name, stream=stream, deadline=deadline)) as chunks:
+                async with aclosing(
+                    _ask_endpoint(services, job, slot, name, stream=stream, deadline=deadline)
+                ) as chunks:
                     async for chunk in chunks:
                         if not began:
-                            seat.well()
+                            slot.succeeded()
                         began = True
                         yield chunk
             except SignoffError as error:
                 if not began:
-                    seat.failed(error)
-                if began or not helps_elsewhere(error) or asyncio.get_running_loop().time() >= deadline:
+                    slot.failed(error)
+                if began or not may_succeed_elsewhere(error) or asyncio.get_running_loop().time() >= deadline:
                     raise
-                failure, tried = error, tried | {seat.spot}
-                desk.logs.add(model.name, "error", f"{spot_name(seat.spot.model)}: {error.message}")
+                failure, tried = error, tried | {slot.endpoint}
+                services.runtime.logs.add(model.name, "error", f"{endpoint_name(slot.endpoint.model)}: {error.message}")
             else:
                 return
 
 
-async def _in_seat(
-    desk: Desk, job: Job, seat: Seat, name: str, *, stream: bool, deadline: float
+async def _ask_endpoint(
+    services: Services, job: Job, slot: Slot, name: str, *, stream: bool, deadline: float
 ) -> AsyncGenerator[Chunk]:
     """What that endpoint says, cut off at the deadline."""
-    model = seat.spot.model
-    chunks = await asked(desk, job, model, name, stream=stream)
+    model = slot.endpoint.model
+    chunks = await ask_model(services, job, model, name, stream=stream)
     try:
         if asyncio.get_running_loop().time() + model.timeouts.total_seconds <= deadline + SLACK_SECONDS:
             async for chunk in chunks:  # the engine's own limit comes as early
@@ -149,45 +151,45 @@ def _out_of_time(model: Model) -> ModelTimedOut:
     return ModelTimedOut(f"The model took more than {model.timeouts.total_seconds:g} s.")
 
 
-def _told(pool: Pool, failure: SignoffError | None, error: SignoffError) -> SignoffError:
+def _final_error(pool: EndpointPool, failure: SignoffError | None, error: SignoffError) -> SignoffError:
     """What the caller is told when nobody else can be asked: an endpoint's own answer, else that the model is down."""
     if failure is None or not isinstance(error, ModelDown):
         return error
-    down = pool.down(f"No endpoint of the model {pool.model.name} answers: {failure.message}")
+    down = pool.unavailable_error(f"No endpoint of the model {pool.model.name} answers: {failure.message}")
     if isinstance(failure, ModelAnswered):
         failure.retry_after_seconds = down.retry_after_seconds or failure.retry_after_seconds
         return failure
     return down if pool.is_many else failure
 
 
-async def asked(desk: Desk, job: Job, model: Model, name: str, *, stream: bool) -> AsyncIterator[Chunk]:
+async def ask_model(services: Services, job: Job, model: Model, name: str, *, stream: bool) -> AsyncIterator[Chunk]:
     """What one model says at one place, where it is asked for by `name`."""
-    engine = desk.engines.get(model.kind)
+    engine = services.adapters.engines.get(model.kind)
     if engine is None:
         raise ModelFailed(f"This server cannot run models of the kind {model.kind}.")
     path = path_for(model, job.path, job.body)
-    body = as_chat(job.body) if path == CHAT and not takes_any_json(model) else job.body
-    key = await _upstream_key(desk, job, model, name)
-    request = Request(path=path, body=body, target=name, stream=stream, key=key)
-    return edited(engine, model, request) if job.path == EDITS else engine.answer(model, request)
+    body = as_chat(job.body) if path == CHAT and not accepts_any_json(model) else job.body
+    key = await _upstream_key(services, job, model, name)
+    request = ModelRequest(path=path, body=body, target=name, stream=stream, key=key)
+    return run_edit(engine, model, request) if job.path == EDITS else engine.answer(model, request)
 
 
-async def _upstream_key(desk: Desk, job: Job, model: Model, name: str) -> str | None:
+async def _upstream_key(services: Services, job: Job, model: Model, name: str) -> str | None:
     """The key that the job's caller chose, else that of the model at this place. Raises ModelFailed when it is gone."""
-    if job.key_id is not None and name == job.target and model.kind in TAKE_KEYS:  # and not where a fallback is
-        secret = await desk.keys.secret(job.key_id)
+    if job.key_id is not None and name == job.target and model.kind in KINDS_WITH_KEYS:  # and not where a fallback is
+        secret = await services.caches.keys.secret(job.key_id)
         if secret is None:
             raise ModelFailed(f"The upstream key {job.key_id}, which this request was to be sent with, was removed.")
         return secret
     if model.key_id is None:
         return None
-    secret = await desk.keys.secret(model.key_id)
+    secret = await services.caches.keys.secret(model.key_id)
     if secret is not None:
         return secret
-    desk.models.forget()  # it was replaced a moment ago
-    for each in endpoints_of(await desk.models.find(name)):
+    services.caches.models.invalidate()  # it was replaced a moment ago
+    for each in endpoints_of(await services.caches.models.find(name)):
         if (each.url, each.upstream_model) == (model.url, model.upstream_model):
-            secret = None if each.key_id is None else await desk.keys.secret(each.key_id)
+            secret = None if each.key_id is None else await services.caches.keys.secret(each.key_id)
             if each.key_id is None or secret is not None:
                 return secret
     raise ModelFailed(f"The key of the model {model.name} is gone.")

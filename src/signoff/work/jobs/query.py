@@ -11,60 +11,60 @@ from signoff.core.access import Caller, may_review, may_see
 from signoff.core.job import STATUSES, TERMINAL, Event, Job, JobError
 from signoff.errors import JobFailed, JobNotFound, JobPending, ReviewPending
 from signoff.store import JobFilter
-from signoff.work.services import Desk
+from signoff.work.services import Services
 
-ALIKE = 20
+COALESCE_PAGE = 20
 
 
-async def look(desk: Desk, caller: Caller, job_id: str) -> Job:
+async def get_job(services: Services, caller: Caller, job_id: str) -> Job:
     """The job as `caller` may see it. Raises JobNotFound, also for other people's jobs, and for steps of a run that
     may be held, until it is signed off: what they say is what it will say.
     """
-    job = await desk.store.jobs.get(job_id)
+    job = await services.store.jobs.get(job_id)
     if (
         job is None
         or not may_see(caller, job.user_id)
-        or not (job.parent_id is None or await is_open(desk, caller, job))
+        or not (job.parent_id is None or await may_see_steps(services, caller, job))
     ):
         raise JobNotFound(f"There is no job {job_id}.")
-    return veiled(caller, job)
+    return redacted(caller, job)
 
 
-async def is_open(desk: Desk, caller: Caller, job: Job) -> bool:
+async def may_see_steps(services: Services, caller: Caller, job: Job) -> bool:
     """Whether `caller` may see what a run's steps were asked and answered, given one of them, or the run itself."""
     if may_review(caller):
         return True
     while job.parent_id is not None:
-        job = await find(desk, job.parent_id)
+        job = await load_job(services, job.parent_id)
     return job.status == "success" or not job.policy.may_hold
 
 
-async def look_at_own(desk: Desk, caller: Caller, own_id: str) -> Job:
+async def get_by_client_id(services: Services, caller: Caller, client_id: str) -> Job:
     """The job that `caller` calls so, or that has that id. Raises JobNotFound."""
-    job = await desk.store.jobs.called(caller.user_id, own_id)
-    return await look(desk, caller, own_id) if job is None else veiled(caller, job)
+    job = await services.store.jobs.by_client_id(caller.user_id, client_id)
+    return await get_job(services, caller, client_id) if job is None else redacted(caller, job)
 
 
-async def look_and_wait(desk: Desk, caller: Caller, job_id: str, seconds: float | None) -> Job:
+async def wait_for_end(services: Services, caller: Caller, job_id: str, seconds: float | None) -> Job:
     """The job as soon as it has ended, or as it is after `seconds`; None: after `hold_seconds`. Raises JobNotFound."""
-    await look(desk, caller, job_id)
-    seconds = desk.rules.hold_seconds if seconds is None else seconds
-    return veiled(caller, await wait_for(desk, job_id, seconds, lambda job: job.is_terminal))
+    await get_job(services, caller, job_id)
+    seconds = services.rules.hold_seconds if seconds is None else seconds
+    return redacted(caller, await wait_until(services, job_id, seconds, lambda job: job.is_terminal))
 
 
-async def look_at_all(desk: Desk, caller: Caller, which: JobFilter) -> tuple[list[Job], int]:
+async def list_jobs(services: Services, caller: Caller, which: JobFilter) -> tuple[list[Job], int]:
     """A page of the jobs that `caller` may see, and how many there are in all."""
-    return await page_of(desk, caller, which), await count_of(desk, caller, which)
+    return await page_of_jobs(services, caller, which), await count_jobs(services, caller, which)
 
 
-async def page_of(desk: Desk, caller: Caller, which: JobFilter) -> list[Job]:
+async def page_of_jobs(services: Services, caller: Caller, which: JobFilter) -> list[Job]:
     """A page of the jobs that `caller` may see."""
-    return [veiled(caller, job) for job in await desk.store.jobs.list(_seen_by(caller, which))]
+    return [redacted(caller, job) for job in await services.store.jobs.list(_seen_by(caller, which))]
 
 
-async def count_of(desk: Desk, caller: Caller, which: JobFilter) -> int:
+async def count_jobs(services: Services, caller: Caller, which: JobFilter) -> int:
     """How many such jobs there are that `caller` may see."""
-    return await desk.store.jobs.count(_seen_by(caller, which))
+    return await services.store.jobs.count(_seen_by(caller, which))
 
 
 def _seen_by(caller: Caller, which: JobFilter) -> JobFilter:
@@ -74,37 +74,39 @@ def _seen_by(caller: Caller, which: JobFilter) -> JobFilter:
     return mine if may_review(caller) else msgspec.structs.replace(mine, user_id=caller.user_id)
 
 
-async def look_at_events(desk: Desk, caller: Caller, job_id: str) -> list[Event]:
+async def list_events(services: Services, caller: Caller, job_id: str) -> list[Event]:
     """What happened to the job, oldest first; without its data for those who may not review. Raises JobNotFound."""
-    await look(desk, caller, job_id)
-    events = await desk.store.jobs.events(job_id)
+    await get_job(services, caller, job_id)
+    events = await services.store.jobs.events(job_id)
     return events if may_review(caller) else [msgspec.structs.replace(event, data={}) for event in events]
 
 
-async def follow(desk: Desk, caller: Caller, job_id: str, after_seq: int) -> AsyncGenerator[list[Event]]:
+async def follow_events(services: Services, caller: Caller, job_id: str, after_seq: int) -> AsyncGenerator[list[Event]]:
     """The events after `after_seq`, as they happen, until the job has ended; an empty list while nothing does.
 
     Raises JobNotFound.
     """
     ended = False
     while not ended:
-        ended = (await look(desk, caller, job_id)).is_terminal
-        new = [event for event in await look_at_events(desk, caller, job_id) if event.seq > after_seq]
+        ended = (await get_job(services, caller, job_id)).is_terminal
+        new = [event for event in await list_events(services, caller, job_id) if event.seq > after_seq]
         after_seq = new[-1].seq if new else after_seq
         yield new
         if not ended:
-            await wait_for(desk, job_id, desk.rules.keep_alive_seconds, lambda job, seq=after_seq: job.seq > seq)
+            await wait_until(
+                services, job_id, services.rules.keep_alive_seconds, lambda job, seq=after_seq: job.seq > seq
+            )
 
 
-async def find(desk: Desk, job_id: str) -> Job:
+async def load_job(services: Services, job_id: str) -> Job:
     """The job, unveiled: not for a caller's eyes. Raises JobNotFound."""
-    job = await desk.store.jobs.get(job_id)
+    job = await services.store.jobs.get(job_id)
     if job is None:
         raise JobNotFound(f"There is no job {job_id}.")
     return job
 
 
-async def unfinished(desk: Desk, like: Job) -> Job | None:
+async def find_unfinished(services: Services, like: Job) -> Job | None:
     """The latest job that the same token asked with the same request, where it goes on; unveiled."""
     if like.fingerprint is None:
         return None
@@ -112,21 +114,21 @@ async def unfinished(desk: Desk, like: Job) -> Job | None:
         if status in TERMINAL:
             continue
         which = JobFilter(
-            user_id=like.user_id, status=status, fingerprint=like.fingerprint, limit=ALIKE, newest_first=True
+            user_id=like.user_id, status=status, fingerprint=like.fingerprint, limit=COALESCE_PAGE, newest_first=True
         )
-        for job in await desk.store.jobs.list(which):
+        for job in await services.store.jobs.list(which):
             if job.token_id == like.token_id and job.lane == like.lane:
                 return job
     return None
 
 
-async def wait_for(desk: Desk, job_id: str, seconds: float, until: Callable[[Job], bool]) -> Job:
+async def wait_until(services: Services, job_id: str, seconds: float, until: Callable[[Job], bool]) -> Job:
     """The job once `until` holds, or as it is after `seconds`; unveiled."""
     deadline = asyncio.get_running_loop().time() + seconds
-    with desk.waits.watch(job_id) as bell:
+    with services.runtime.watcher.watch(job_id) as bell:
         while True:
             bell.clear()
-            job = await find(desk, job_id)
+            job = await load_job(services, job_id)
             bell.seq = job.seq
             if until(job):
                 return job
@@ -137,22 +139,22 @@ async def wait_for(desk: Desk, job_id: str, seconds: float, until: Callable[[Job
                 return job
 
 
-def succeeded(job: Job) -> Job:
+def require_success(job: Job) -> Job:
     """The job, if it has ended well. Raises JobFailed; ReviewPending and JobPending while it goes on."""
     match job.status:
         case "success":
             return job
         case "fail":
-            raise failure_of(job)
+            raise failure_of_job(job)
         case "human":
-            raise still_held(job)
+            raise pending_error(job)
         case "bot" if job.parked_at is not None:
-            raise still_held(job)
+            raise pending_error(job)
         case "bot":
             raise JobPending(f"There is no answer yet. Ask for job {job.id} later.", job_id=job.id)
 
 
-def still_held(job: Job) -> ReviewPending:
+def pending_error(job: Job) -> ReviewPending:
     """The error for a caller whose patience has ended before somebody looked at `job`, or before a step of it."""
     what = "The answer still waits for a person."
     if job.parked_at is not None:
@@ -160,17 +162,17 @@ def still_held(job: Job) -> ReviewPending:
     return ReviewPending(f"{what} Ask for job {job.id} later.", job_id=job.id)
 
 
-def failure_of(job: Job) -> JobFailed:
+def failure_of_job(job: Job) -> JobFailed:
     """The error for a caller who waited for `job`, which ended in `fail`."""
-    return failure_for(job, job.error or JobError(code="job_failed", message="The job ended without an answer."))
+    return caller_error(job, job.error or JobError(code="job_failed", message="The job ended without an answer."))
 
 
-def failure_for(job: Job, error: JobError) -> JobFailed:
+def caller_error(job: Job, error: JobError) -> JobFailed:
     """`error` as it is told to whoever waited for `job`."""
     return JobFailed(error.message, status=error.status, code=error.code, job_id=job.id)
 
 
-def veiled(caller: Caller, job: Job) -> Job:
+def redacted(caller: Caller, job: Job) -> Job:
     """Nothing held is seen without a verdict, except by those who give it; nor is what was refused or cancelled."""
     if job.status not in {"human", "fail"} or may_review(caller):
         return job

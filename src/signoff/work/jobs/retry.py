@@ -5,26 +5,26 @@ from __future__ import annotations
 from signoff.core.access import Caller
 from signoff.core.job import Job
 from signoff.errors import Forbidden, Stale
-from signoff.work.jobs.deliver import mirrors
-from signoff.work.jobs.query import look
-from signoff.work.services import Desk
+from signoff.work.jobs.deliver import result_mirrors
+from signoff.work.jobs.query import get_job
+from signoff.work.services import Services
 
 
-async def ask_again(desk: Desk, caller: Caller, job_id: str) -> Job:
+async def retry_job(services: Services, caller: Caller, job_id: str) -> Job:
     """The new job, durable, of the same owner. Raises JobNotFound, Forbidden, and Stale while the old one goes on."""
-    old = await look(desk, caller, job_id)
+    old = await get_job(services, caller, job_id)
     if caller.role != "admin" and caller.user_id != old.user_id:
         raise Forbidden("Only its owner or an admin can ask a job again.")
     if not old.is_terminal:
         raise Stale(f"The job is {old.status}; it can be asked again when it has ended.", job_id=job_id)
-    job = await desk.store.jobs.insert(anew(desk, caller, old), actor=caller.actor)
-    desk.broker.ring(job.id, job.priority)
+    job = await services.store.jobs.insert(copy_for_retry(services, caller, old), actor=caller.actor)
+    services.adapters.broker.notify(job.id, job.priority)
     return job
 
 
-def anew(desk: Desk, caller: Caller, old: Job) -> Job:
+def copy_for_retry(services: Services, caller: Caller, old: Job) -> Job:
     """What `old` asked for, to be asked once more for later; not written anywhere yet."""
-    new_id = desk.new_id()
+    new_id = services.ids.new_id()
     return Job(
         id=new_id,
         status="bot",
@@ -39,14 +39,14 @@ def anew(desk: Desk, caller: Caller, old: Job) -> Job:
         metadata=old.metadata,
         priority=old.priority,
         policy=old.policy,
-        deliver=(*(to for to in old.deliver if to.kind != "redis"), *mirrors(desk, new_id)),
+        deliver=(*(to for to in old.deliver if to.kind != "redis"), *result_mirrors(services, new_id)),
         retry_of=old.id,
         prompt=old.prompt,
         prompt_version=old.prompt_version,
         pipeline_id=old.pipeline_id,
         pipeline_version=old.pipeline_version,
         key_id=old.key_id,
-        max_attempts=desk.rules.later_attempts,
+        max_attempts=services.rules.later_attempts,
         # Another answer is wanted, and kept in the place of the old.
         cache=old.cache if old.pipeline_id is not None else "bypass" if old.cache_key is None else "miss",
         cache_key=old.cache_key,

@@ -9,41 +9,41 @@ import msgspec
 
 from signoff.core.access import Caller, check_admin
 from signoff.core.pipelines.function import Function
-from signoff.funcs.loading import Broken
-from signoff.store import ComposedFilter, Synced
-from signoff.work.pipelines.library import look_at_each
-from signoff.work.services import Desk
+from signoff.funcs.loading import BrokenFile
+from signoff.store import LibraryFilter, SyncResult
+from signoff.work.pipelines.library import list_items
+from signoff.work.services import Services
 
 MAX_PROMPTS = 1000
 
 
-class Report(msgspec.Struct, frozen=True):
+class SyncReport(msgspec.Struct, frozen=True):
     """What came of a sync, and what is wrong in the files."""
 
-    synced: Synced
-    broken: Sequence[Broken]
+    synced: SyncResult
+    broken: Sequence[BrokenFile]
 
 
-async def look_at_functions(desk: Desk, *, after: str, limit: int) -> list[Function]:
+async def list_functions(services: Services, *, after: str, limit: int) -> list[Function]:
     """A page of the registered functions, by name."""
-    known = await desk.functions.registered()
+    known = await services.caches.functions.registered()
     return list(islice((known[name] for name in sorted(known) if name > after), limit))
 
 
-async def sync(desk: Desk, caller: Caller) -> Report:
+async def sync_functions(services: Services, caller: Caller) -> SyncReport:
     """Registers what the files of this process hold now, as it is now, for all processes. Raises Forbidden."""
     check_admin(caller)
-    found = await desk.functions.scan()
-    synced = await desk.store.compositions.sync([ready.function for ready in found.ready.values()], found.unread)
-    desk.functions.forget()
-    return Report(synced, found.broken)
+    found = await services.caches.functions.scan()
+    synced = await services.store.library.sync([ready.function for ready in found.ready.values()], found.unread)
+    services.caches.functions.invalidate()
+    return SyncReport(synced, found.broken)
 
 
-async def call_function(desk: Desk, caller: Caller, function: Function, args: Mapping[str, object]) -> str:
+async def call_function(services: Services, caller: Caller, function: Function, args: Mapping[str, object]) -> str:
     """What it gives for arguments by name, as a text. Raises FunctionFailed."""
 
     async def prompts() -> list[str]:
-        page = await look_at_each(desk, caller, ComposedFilter(kind="prompt", limit=MAX_PROMPTS))
+        page = await list_items(services, caller, LibraryFilter(kind="prompt", limit=MAX_PROMPTS))
         return [prompt.name for prompt in page]
 
-    return await desk.functions.call(function, args, prompts)
+    return await services.caches.functions.call(function, args, prompts)

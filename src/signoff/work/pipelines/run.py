@@ -8,26 +8,26 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.access import Caller, least
-from signoff.core.answer import Answer, words_in
-from signoff.core.convert import shaped
+from signoff.core.access import Caller, lower_role
+from signoff.core.answer import Answer, text_or_json
+from signoff.core.convert import convert_answer
 from signoff.core.job import FunctionCall, Job
-from signoff.core.pipelines.arguments import arguments_in
-from signoff.core.pipelines.check import Callee, check, placed, wants
-from signoff.core.pipelines.coerce import text_of
+from signoff.core.pipelines.arguments import parse_arguments
+from signoff.core.pipelines.check import Callee, bind_arguments, check_calls, parameter_names
+from signoff.core.pipelines.coerce import to_text
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.nodes import ROOT, calls_by_node
 from signoff.core.pipelines.tree import Call, Given, Name
-from signoff.errors import ComposedNotFound, FunctionFailed, SignoffError, Stale
-from signoff.store import Step
-from signoff.work.inference.resolve import may_use
-from signoff.work.inference.settle import error_of
-from signoff.work.jobs.query import find
+from signoff.errors import FunctionFailed, LibraryItemNotFound, SignoffError, Stale
+from signoff.store import TransitionRequest
+from signoff.work.inference.resolve import may_use_item
+from signoff.work.inference.settle import job_error
+from signoff.work.jobs.query import load_job
 from signoff.work.pipelines.functions import call_function
 from signoff.work.pipelines.library import callees_of
-from signoff.work.pipelines.step import Performs, Placed, new_step, settled
-from signoff.work.services import Desk
+from signoff.work.pipelines.step import Performs, PlacedCall, await_step, new_step
+from signoff.work.services import Services
 
 AT_ONCE = 64
 STOP_SECONDS = 5.0
@@ -35,7 +35,7 @@ Values = Mapping[str, str]
 Outcome = str | SignoffError | None
 
 
-class Parked(Exception):
+class RunParked(Exception):
     """The run waits for a step, and nothing more can be done for it now. Its lease is given back."""
 
     def __init__(self, job: Job) -> None:
@@ -43,60 +43,62 @@ class Parked(Exception):
         self.job = job
 
 
-async def run(desk: Desk, job: Job, ask: Performs) -> Answer:
+async def run_pipeline(services: Services, job: Job, ask: Performs) -> Answer:
     """What the pipeline of `job`, which is leased, gives in the end. `ask` performs a step.
 
     Raises Parked; StepFailed, FunctionFailed; ComposedNotFound, BadRequest where it cannot be run any more; Stale.
     """
-    pipeline = await pipeline_of(desk, job)
-    caller = await _caller_of(desk, job)
-    callees = await callees_of(desk, pipeline.tree, lambda composed: may_use(caller, composed), name=pipeline.name)
-    check(pipeline.body, pipeline.tree, (callees | {pipeline.name: pipeline}).get, own_name=pipeline.name)
-    values = arguments_in(job.body, wants(pipeline))
+    pipeline = await pipeline_of(services, job)
+    caller = await _caller_of(services, job)
+    callees = await callees_of(
+        services, pipeline.tree, lambda composed: may_use_item(caller, composed), name=pipeline.name
+    )
+    check_calls(pipeline.body, pipeline.tree, (callees | {pipeline.name: pipeline}).get, own_name=pipeline.name)
+    values = parse_arguments(job.body, parameter_names(pipeline))
     plan = _Plan(tree=pipeline.tree, callees=callees, values=values, caller=caller)
     while True:
-        going = _Run(desk, job, plan, ask)
-        text = await going.through()
+        going = _Run(services, job, plan, ask)
+        text = await going.result()
         if text is not None:
-            return Answer(body=shaped(job.path, msgspec.json.encode(text), job.target))
-        parked = await _park(desk, job, going.settled)
+            return Answer(body=convert_answer(job.path, msgspec.json.encode(text), job.target))
+        parked = await _park(services, job, going.settled_steps)
         if parked is not None:
-            raise Parked(parked)
+            raise RunParked(parked)
 
 
-async def pipeline_of(desk: Desk, job: Job) -> Pipeline:
+async def pipeline_of(services: Services, job: Job) -> Pipeline:
     """The version that `job` began with. Raises ComposedNotFound once it was deleted."""
-    found = await desk.compositions.find(job.pipeline_id or 0, job.pipeline_version or 0)
+    found = await services.caches.library.find(job.pipeline_id or 0, job.pipeline_version or 0)
     if not isinstance(found, Pipeline):
-        raise ComposedNotFound(f"The pipeline {job.target!r} is gone.")
+        raise LibraryItemNotFound(f"The pipeline {job.target!r} is gone.")
     return found
 
 
-async def _caller_of(desk: Desk, run: Job) -> Caller:
+async def _caller_of(services: Services, run: Job) -> Caller:
     """Whoever asked for the run, as whom it calls what it calls; with no more rights than the token had."""
-    user, token = await desk.store.people.owner(run.user_id, run.token_id)
+    user, token = await services.store.people.owner(run.user_id, run.token_id)
     told: dict[str, Any] = {"user_id": run.user_id, "token_id": run.token_id}
     if user is None:
         return Caller(**told, role="user", email="nobody")
     if token is None:
         return Caller(**told, role=user.role, email=user.email)
-    return Caller(**told, role=least(token.role, user.role), email=user.email, cache=token.cache)
+    return Caller(**told, role=lower_role(token.role, user.role), email=user.email, cache=token.cache)
 
 
-async def _park(desk: Desk, job: Job, settled: int) -> Job | None:
+async def _park(services: Services, job: Job, settled: int) -> Job | None:
     """The parked job; None where a step has settled meanwhile. Raises Stale when the run is somebody else's by now."""
-    step = Step(
+    step = TransitionRequest(
         verb="park",
-        actor=desk.actor,
+        actor=services.ids.actor,
         lease=job.lease,
-        settled=settled,
+        settled_steps=settled,
         changes={"lane": "later"},
         after_seconds={"parked_at": 0},
     )
     try:
-        return await desk.store.jobs.move(job.id, step)
+        return await services.store.jobs.transition(job.id, step)
     except Stale:
-        if (await find(desk, job.id)).lease != job.lease:
+        if (await load_job(services, job.id)).lease != job.lease:
             raise
         return None
 
@@ -113,8 +115,8 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
 class _Run:
     """One way through the tree, as far as it goes. `settled` is how many of its steps are known to have ended."""
 
-    def __init__(self, desk: Desk, job: Job, plan: _Plan, ask: Performs) -> None:
-        self._desk = desk
+    def __init__(self, services: Services, job: Job, plan: _Plan, ask: Performs) -> None:
+        self._services = services
         self._job = job
         self._plan = plan
         self._ask = ask
@@ -126,25 +128,25 @@ class _Run:
         self._is_left = False
 
     @property
-    def settled(self) -> int:
+    def settled_steps(self) -> int:
         """How many of the steps have ended, as far as this run has seen."""
         return sum(step.is_terminal for step in self._steps.values())
 
-    async def through(self) -> str | None:
+    async def result(self) -> str | None:
         """What the outermost call gives; None while steps that wait are in its way. Raises what went wrong first.
 
         Then calls that still run are cancelled with the run, as soon as its end is written.
         """
-        desk, job = self._desk, self._job
-        self._steps = {step.node or "": step for step in await desk.store.runs.steps(job.id, job.round)}
-        self._calls = {call.node: call for call in await desk.store.runs.calls(job.id, job.round)}
+        services, job = self._services, self._job
+        self._steps = {step.node or "": step for step in await services.store.runs.steps(job.id, job.round)}
+        self._calls = {call.node: call for call in await services.store.runs.calls(job.id, job.round)}
         waiting = {node: sum(isinstance(arg.value, Call) for arg in call.args) for node, call in self._nodes.items()}
         ready = [node for node, missing in waiting.items() if not missing]
         try:
             while ready or self._running:
                 while ready and len(self._running) < AT_ONCE:
                     node = ready.pop(0)
-                    self._running[desk.background.spawn(self._outcome(node))] = node
+                    self._running[services.runtime.background.spawn(self._outcome(node))] = node
                 for node, outcome in await self._next():
                     if isinstance(outcome, SignoffError):
                         raise outcome
@@ -167,7 +169,7 @@ class _Run:
         self._is_left = True
         for task, node in self._running.items():
             step = self._steps.get(node)
-            if self._job.lane == "later" or step is None or not self._desk.leases.lose(step.id):
+            if self._job.lane == "later" or step is None or not self._services.runtime.leases.mark_lost(step.id):
                 task.cancel()
         if self._running:
             await asyncio.wait(self._running, timeout=STOP_SECONDS)
@@ -177,7 +179,7 @@ class _Run:
         call = self._nodes[node]
         try:
             callee = self._plan.callees[call.name]
-            values = {name: self._value(node, call, value) for name, value in placed(call, callee).items()}
+            values = {name: self._value(node, call, value) for name, value in bind_arguments(call, callee).items()}
             if isinstance(callee, Function):
                 return await self._called(node, callee, values)
             return await self._asked(node, callee, values)
@@ -187,7 +189,7 @@ class _Run:
     def _value(self, node: str, call: Call, value: Call | Name | Given) -> str:
         match value:
             case Given():
-                return text_of(value.value)
+                return to_text(value.value)
             case Name():
                 return self._plan.values[value.name]
             case Call():
@@ -204,13 +206,13 @@ class _Run:
         return msgspec.json.decode(call.output or b'""', type=str)
 
     async def _kept(self, node: str, function: Function, values: Values) -> FunctionCall:
-        desk, job = self._desk, self._job
-        output, error, began_at = None, None, desk.clock()
+        services, job = self._services, self._job
+        output, error, began_at = None, None, services.clock()
         try:
-            text = await call_function(desk, self._plan.caller, function, values)
+            text = await call_function(services, self._plan.caller, function, values)
             output = msgspec.json.encode(text)
         except FunctionFailed as failure:
-            error = error_of(failure)
+            error = job_error(failure)
         call = FunctionCall(
             job_id=job.id,
             round=job.round,
@@ -220,27 +222,27 @@ class _Run:
             output=output,
             error=error,
             began_at=began_at,
-            ended_at=desk.clock(),
+            ended_at=services.clock(),
         )
-        return await desk.store.runs.add_call(call, run_lease=job.lease or "")
+        return await services.store.runs.add_call(call, run_lease=job.lease or "")
 
     async def _asked(self, node: str, callee: Prompt | Pipeline, values: Values) -> str | None:
         """The words of a step's answer; None while it waits, for a person or for its time. Raises StepFailed."""
-        desk, job = self._desk, self._job
+        services, job = self._services, self._job
         if node not in self._steps:
-            made = await new_step(desk, job, self._plan.caller, Placed(node, callee, values))
-            self._steps[node] = await desk.store.runs.add_step(
-                made, actor=desk.actor, run_lease=job.lease or "", lease_seconds=desk.rules.lease_seconds
+            made = await new_step(services, job, self._plan.caller, PlacedCall(node, callee, values))
+            self._steps[node] = await services.store.runs.add_step(
+                made, actor=services.ids.actor, run_lease=job.lease or "", lease_seconds=services.rules.lease_seconds
             )
             if self._steps[node].id == made.id and not made.is_terminal:
-                await self._perform(desk, self._steps[node])
-        self._steps[node] = await settled(desk, self._steps[node], self._perform)
+                await self._perform(services, self._steps[node])
+        self._steps[node] = await await_step(services, self._steps[node], self._perform)
         if self._steps[node].is_terminal:
-            return words_in(self._steps[node].response)
+            return text_or_json(self._steps[node].response)
         return None
 
-    async def _perform(self, desk: Desk, step: Job) -> None:
+    async def _perform(self, services: Services, step: Job) -> None:
         """Raises Stale where it came back because nobody waits for the run any more."""
-        await self._ask(desk, step)
+        await self._ask(services, step)
         if self._is_left:
             raise Stale("Its caller has left.", job_id=step.id)

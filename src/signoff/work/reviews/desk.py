@@ -10,16 +10,16 @@ import msgspec
 from signoff.core.access import Caller, may_review
 from signoff.core.job import Decision, Edit, Job, JobError, Verdict
 from signoff.errors import Forbidden, Stale
-from signoff.store import Step
-from signoff.work.inference.caching import remember
-from signoff.work.jobs.query import find
-from signoff.work.services import Desk
+from signoff.store import TransitionRequest
+from signoff.work.inference.caching import store_answer
+from signoff.work.jobs.query import load_job
+from signoff.work.services import Services
 
 Peek = Literal["open", "leave"]
 OPEN_SECONDS = 120.0
 
 
-class Opinion(msgspec.Struct, frozen=True, kw_only=True):
+class VerdictRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a reviewer says of a job. `round` None means the one that the job is in."""
 
     verdict: Verdict
@@ -28,15 +28,15 @@ class Opinion(msgspec.Struct, frozen=True, kw_only=True):
     round: int | None = None
 
 
-async def decide(desk: Desk, caller: Caller, job_id: str, opinion: Opinion) -> Job:
+async def decide(services: Services, caller: Caller, job_id: str, opinion: VerdictRequest) -> Job:
     """The verdict is in, and takes effect at once unless it can be undone for a while.
 
     Raises Forbidden, JobNotFound, and Stale when the job is not in review, another reviewer has it open,
     or somebody decided before.
     """
-    job = await _held(desk, caller, job_id)
+    job = await _held(services, caller, job_id)
     decision = Decision(verdict=opinion.verdict, reviewer=caller.email, reason=opinion.reason, edit=opinion.edit)
-    step = Step(
+    step = TransitionRequest(
         verb="decide",
         actor=caller.actor,
         round=job.round if opinion.round is None else opinion.round,
@@ -45,47 +45,49 @@ async def decide(desk: Desk, caller: Caller, job_id: str, opinion: Opinion) -> J
         after_seconds={"release_at": job.policy.undo_seconds},
         decision=decision,
     )
-    at_once = [] if job.policy.undo_seconds > 0 else [effect(job, decision, caller.actor)]
-    decided = await desk.store.jobs.move(job_id, step, *at_once)
-    remember(desk, decided)
+    at_once = [] if job.policy.undo_seconds > 0 else [verdict_transition(job, decision, caller.actor)]
+    decided = await services.store.jobs.transition(job_id, step, *at_once)
+    store_answer(services, decided)
     if decided.status == "bot":
-        desk.broker.ring(decided.id, decided.priority)
+        services.adapters.broker.notify(decided.id, decided.priority)
     return decided
 
 
-async def undo(desk: Desk, caller: Caller, job_id: str) -> Job:
+async def undo_verdict(services: Services, caller: Caller, job_id: str) -> Job:
     """Withdraws a verdict that has not taken effect. Raises Forbidden, JobNotFound, Stale."""
-    job = await _held(desk, caller, job_id)
+    job = await _held(services, caller, job_id)
     if caller.role != "admin" and job.decision is not None and job.decision.reviewer != caller.email:
         raise Forbidden(f"Only {job.decision.reviewer} or an admin can undo this.")
-    return await desk.store.jobs.move(job_id, Step(verb="undo", actor=caller.actor, round=job.round))
+    return await services.store.jobs.transition(
+        job_id, TransitionRequest(verb="undo", actor=caller.actor, round=job.round)
+    )
 
 
-async def draft(desk: Desk, caller: Caller, job_id: str, edit: Edit) -> Job:
+async def save_draft(services: Services, caller: Caller, job_id: str, edit: Edit) -> Job:
     """Keeps edits, and changes nothing else. Raises Forbidden, JobNotFound, Stale."""
-    job = await _held(desk, caller, job_id)
+    job = await _held(services, caller, job_id)
     changes = {"draft": _merged(job.draft or Edit(), edit)}
-    return await desk.store.jobs.move(job_id, _step("draft", caller, job, changes=changes))
+    return await services.store.jobs.transition(job_id, _step("draft", caller, job, changes=changes))
 
 
-async def look_at(desk: Desk, caller: Caller, job_id: str, peek: Peek) -> Job:
+async def lock_for_review(services: Services, caller: Caller, job_id: str, peek: Peek) -> Job:
     """Opens a held job for `caller`, for two minutes at a time, or leaves it. Raises Forbidden, JobNotFound, Stale."""
-    job = await _held(desk, caller, job_id)
+    job = await _held(services, caller, job_id)
     if peek == "leave":
-        return await desk.store.jobs.move(job_id, _step("leave", caller, job))
+        return await services.store.jobs.transition(job_id, _step("leave", caller, job))
     step = _step("open", caller, job, changes={"review_lease": caller.email})
-    return await desk.store.jobs.move(
+    return await services.store.jobs.transition(
         job_id, msgspec.structs.replace(step, after_seconds={"review_lease_until": OPEN_SECONDS})
     )
 
 
-def effect(job: Job, decision: Decision, actor: str) -> Step:
+def verdict_transition(job: Job, decision: Decision, actor: str) -> TransitionRequest:
     """The move that makes `decision`, of the round that `job` is in, true."""
     match decision.verdict:
         case "approve":
             edited = decision.edit.response
             changes = {} if edited is None else {"response": edited.encode()}
-            return Step(verb="approve", actor=actor, round=job.round, changes=changes)
+            return TransitionRequest(verb="approve", actor=actor, round=job.round, changes=changes)
         case "redo":
             edited, again = decision.edit.payload, {"attempt": 0, "lane": "later"}
             note = {} if edited is None else {"body_before": msgspec.Raw(job.body)}
@@ -93,17 +95,19 @@ def effect(job: Job, decision: Decision, actor: str) -> Step:
             other = {"cache": "bypass"} if job.cache == "miss" else {}
             changes = again if edited is None else again | other | {"body": edited.encode()}
             at_once = {"due_at": 0.0}
-            return Step(verb="redo", actor=actor, round=job.round, changes=changes, after_seconds=at_once, note=note)
+            return TransitionRequest(
+                verb="redo", actor=actor, round=job.round, changes=changes, after_seconds=at_once, note=note
+            )
         case "reject":
             reason = decision.reason or "A reviewer rejected the answer."
             error = JobError(code="rejected", message=reason, status=403)
-            return Step(verb="reject", actor=actor, round=job.round, changes={"error": error})
+            return TransitionRequest(verb="reject", actor=actor, round=job.round, changes={"error": error})
 
 
-async def _held(desk: Desk, caller: Caller, job_id: str) -> Job:
+async def _held(services: Services, caller: Caller, job_id: str) -> Job:
     if not may_review(caller):
         raise Forbidden("Only reviewers and admins may review.")
-    job = await find(desk, job_id)
+    job = await load_job(services, job_id)
     if job.status != "human":
         winner = f"; {job.decision.reviewer} decided: {job.decision.verdict}" if job.decision else ""
         raise Stale(f"The job is {job.status}, not in review{winner}.", job_id=job_id)
@@ -118,5 +122,7 @@ def _merged(kept: Edit, edit: Edit) -> Edit:
     )
 
 
-def _step(verb: str, caller: Caller, job: Job, changes: Mapping[str, object] | None = None) -> Step:
-    return Step(verb=verb, actor=caller.actor, round=job.round, reviewer=caller.email, changes=changes or {})
+def _step(verb: str, caller: Caller, job: Job, changes: Mapping[str, object] | None = None) -> TransitionRequest:
+    return TransitionRequest(
+        verb=verb, actor=caller.actor, round=job.round, reviewer=caller.email, changes=changes or {}
+    )

@@ -19,7 +19,7 @@ CHECKSUM_LENGTH = 6
 _FORM = re.compile(f"{PREFIX}([0-9A-Za-z]{{{SECRET_LENGTH}}})([0-9A-Za-z]{{{CHECKSUM_LENGTH}}})")
 
 
-def token_of(secret: str) -> str:
+def format_token(secret: str) -> str:
     """The whole token for `secret`, which is SECRET_LENGTH random characters of ALPHABET."""
     return f"{PREFIX}{secret}{_checksum(secret)}"
 
@@ -35,18 +35,9 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def same(one: str, other: str) -> bool:
+def digests_equal(one: str, other: str) -> bool:
     """Whether two digests are equal, in constant time."""
     return hmac.compare_digest(one, other)
-
-
-def fingerprint(*parts: bytes) -> str:
-    """One name for a request: equal parts give an equal fingerprint. SHA-256, hexadecimal."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(len(part).to_bytes(8, "big"))
-        whole.update(part)
-    return whole.hexdigest()
 
 
 def _checksum(secret: str) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
 
-from signoff.core.pipelines.composed import PRODUCTION, Composed, Pipeline, Prompt
+from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
-from signoff.errors import ComposedNotFound, NameTaken
-from signoff.store import ComposedFilter, Synced
+from signoff.errors import LibraryItemNotFound, NameTaken
+from signoff.store import LibraryFilter, SyncResult
 from signoff.stores.database import Database
 from signoff.stores.schema import (
     composed_calls,
@@ -30,24 +30,24 @@ _WHOLE = sa.select(*_HEAD, *_BODY).join(composed_versions, composed_versions.c.c
 _CALLED = composed_calls.alias("called")
 
 
-class SqlCompositions:
+class SqlLibrary:
     """Compositions in a database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def put(self, composed: Composed, *, label: str | None = PRODUCTION) -> Composed:
+    async def put(self, composed: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
         """See `store.Compositions`."""
         return await self._database.write(lambda tx: _put(tx, composed, label))
 
-    async def composed(self, key: str | int, at: str | int = PRODUCTION) -> Composed | None:
+    async def get(self, key: str | int, at: str | int = PRODUCTION) -> LibraryItem | None:
         """See `store.Compositions`."""
         is_it = compositions.c.id == key if isinstance(key, int) else compositions.c.name == key
         query = _WHOLE.where(is_it, composed_versions.c.version == (at if isinstance(at, int) else _labelled(at)))
         found = await self._database.read(lambda conn, _: _all(conn, query))
         return found[0] if found else None
 
-    async def list(self, which: ComposedFilter) -> Sequence[Composed]:
+    async def list(self, which: LibraryFilter) -> Sequence[LibraryItem]:
         """See `store.Compositions`."""
         query = _WHOLE.where(composed_versions.c.version == _labelled(PRODUCTION), compositions.c.name > which.after)
         if which.kind is not None:
@@ -59,7 +59,7 @@ class SqlCompositions:
         query = query.order_by(compositions.c.name).limit(which.limit)
         return await self._database.read(lambda conn, _: _all(conn, query))
 
-    async def versions(self, composed_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[Composed]:
+    async def versions(self, composed_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
         """See `store.Compositions`."""
         query = _WHOLE.where(compositions.c.id == composed_id)
         if before is not None:
@@ -110,12 +110,12 @@ class SqlCompositions:
         query = sa.select(functions.c.function).order_by(functions.c.name)
         return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
 
-    async def sync(self, found: Sequence[Function], unread: Sequence[str] = ()) -> Synced:
+    async def sync(self, found: Sequence[Function], unread: Sequence[str] = ()) -> SyncResult:
         """See `store.Compositions`."""
         return await self._database.write(lambda tx: _synced(tx, found, unread))
 
 
-def _put(tx: Tx, composed: Composed, label: str | None) -> Composed:
+def _put(tx: Tx, composed: LibraryItem, label: str | None) -> LibraryItem:
     lock(tx, "compositions")
     if composed.id == 0:
         composed_id, version = _new(tx, composed), 1
@@ -138,7 +138,7 @@ def _put(tx: Tx, composed: Composed, label: str | None) -> Composed:
     return _all(tx.conn, query)[0]
 
 
-def _new(tx: Tx, composed: Composed) -> int:
+def _new(tx: Tx, composed: LibraryItem) -> int:
     """The id of a new one. Raises NameTaken."""
     name = composed.name
     if _exists(tx, compositions, compositions.c.name == name) or _exists(tx, functions, functions.c.name == name):
@@ -153,18 +153,18 @@ def _new(tx: Tx, composed: Composed) -> int:
     return tx.conn.execute(sa.insert(compositions).values(values).returning(compositions.c.id)).scalar_one()
 
 
-def _next(tx: Tx, composed: Composed) -> int:
+def _next(tx: Tx, composed: LibraryItem) -> int:
     """The number of its next version. Raises ComposedNotFound."""
     is_it = compositions.c.id == composed.id, compositions.c.kind == _kind(composed)
     values = {"newest": compositions.c.newest + 1, "shared": composed.shared}
     update = sa.update(compositions).where(*is_it).values(values).returning(compositions.c.newest)
     version = tx.conn.execute(update).scalar_one_or_none()
     if version is None:
-        raise ComposedNotFound(f"There is no {_kind(composed)} with the id {composed.id}.")
+        raise LibraryItemNotFound(f"There is no {_kind(composed)} with the id {composed.id}.")
     return version
 
 
-def _synced(tx: Tx, found: Sequence[Function], unread: Sequence[str]) -> Synced:
+def _synced(tx: Tx, found: Sequence[Function], unread: Sequence[str]) -> SyncResult:
     lock(tx, "compositions")  # a name is one thing, in whichever table it stands
     before: dict[str, Function] = {row.name: row.function for row in tx.conn.execute(sa.select(functions))}
     names = [function.name for function in found]
@@ -177,7 +177,7 @@ def _synced(tx: Tx, found: Sequence[Function], unread: Sequence[str]) -> Synced:
     if changed:
         tx.conn.execute(sa.insert(functions), [{"name": name, "function": wanted[name]} for name in changed])
     bump(tx, "functions")
-    return Synced(tuple(sorted(wanted.keys() - before.keys())), tuple(deleted), tuple(sorted(taken)))
+    return SyncResult(tuple(sorted(wanted.keys() - before.keys())), tuple(deleted), tuple(sorted(taken)))
 
 
 def _exists(tx: Tx, table: sa.Table, *conditions: ColumnElement[bool]) -> bool:
@@ -204,7 +204,7 @@ def _calls(name: str) -> ColumnElement[bool]:
     )
 
 
-def _all(conn: Connection, query: sa.Select[Any]) -> list[Composed]:
+def _all(conn: Connection, query: sa.Select[Any]) -> list[LibraryItem]:
     rows = conn.execute(query).mappings().all()
     ids = {row["id"] for row in rows}
     labels = conn.execute(sa.select(composed_labels).where(composed_labels.c.composed_id.in_(ids))).all() if ids else ()
@@ -215,12 +215,12 @@ def _all(conn: Connection, query: sa.Select[Any]) -> list[Composed]:
     ]
 
 
-def _composed(row: dict[str, Any], labels: tuple[str, ...]) -> Composed:
+def _composed(row: dict[str, Any], labels: tuple[str, ...]) -> LibraryItem:
     kind, tree, model = row.pop("kind"), row.pop("tree"), row.pop("model")
     if kind == "prompt":
         return Prompt(**row, model=model, labels=labels)
     return Pipeline(**row, tree=tree, labels=labels)
 
 
-def _kind(composed: Composed) -> str:
+def _kind(composed: LibraryItem) -> str:
     return "prompt" if isinstance(composed, Prompt) else "pipeline"
