@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from signoff import __version__
 from signoff.core.access import Caller
 from signoff.core.api_tokens import is_well_formed
 from signoff.core.ask import Ask
@@ -277,6 +278,12 @@ def test_settings_and_places_that_make_no_sense_are_refused_in_one_line(tmp_path
     assert re.search(r"BAD │ data folder", doctor[1])
     assert re.search(r"BAD │ database", doctor[1])
     assert (jobs[0], is_one_line(jobs[2])) == (1, True)
+
+
+def test_the_version_is_printed_and_the_option_is_documented(tmp_path: Path) -> None:
+    code, printed, _ = signoff(tmp_path, "--version")
+    assert (code, printed.strip()) == (0, __version__)
+    assert "`signoff --version`" in (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
 
 
 def test_the_script_knows_every_command() -> None:

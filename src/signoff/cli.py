@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import structlog
 import typer
 
+from signoff import __version__
 from signoff.commands.cache import caches
 from signoff.commands.data import keeping
 from signoff.commands.jobs import looking
@@ -56,6 +57,22 @@ cli.add_typer(prices, name="price")
 cli.add_typer(caches, name="cache")
 cli.add_typer(limits, name="limit")
 cli.add_typer(sealing, name="key")
+
+
+def _print_version(is_given: bool) -> None:  # noqa: FBT001 -- Typer calls it with the option's value
+    if is_given:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Accept the options that come before a command."""
 
 
 def main() -> None:

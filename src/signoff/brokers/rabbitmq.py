@@ -1,6 +1,6 @@
 """The doorbell through RabbitMQ: a durable queue of job ids that every process rings, and every worker hears.
 
-Why the queue is as it is: docs/decisions/005-bells-in-a-quorum-queue.md.
+Why the queue is as it is: docs/decisions/005-send-wake-ups-through-a-quorum-queue.md.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from signoff import __version__
 from signoff.core.stream import Stream
 
 PROTOCOLS = {"rediss": "redis", "mqtts": "secure-mqtt"}
@@ -53,7 +54,7 @@ def document(streams: Sequence[Stream]) -> dict[str, Any]:
     """What Signoff takes from each stream, and sends to it."""
     told: dict[str, Any] = {
         "asyncapi": "3.0.0",
-        "info": {"title": "Signoff", "version": "0.1.0", "description": "Messages in, answers out."},
+        "info": {"title": "Signoff", "version": __version__, "description": "Messages in, answers out."},
         "defaultContentType": "application/json",
         "servers": {_key(stream): _server(stream) for stream in streams},
         "channels": {},

@@ -16,6 +16,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.template import TemplateConfig
 
+from signoff import __version__
 from signoff.core.access import Caller
 from signoff.doors import generate, jobs
 from signoff.doors.cors import allowed_origin, is_preflight, readable, send_preflight
@@ -86,7 +87,7 @@ def make_litestar_app(routers: Sequence[Router], templates: Path) -> ASGIApp:
         before_request=_check_address,
         exception_handlers={SignoffError: _problem, HTTPException: _http_problem, Exception: _fault},
         openapi_config=OpenAPIConfig(
-            title="Signoff", version="0.1.0", path="/schema", render_plugins=[JsonRenderPlugin()]
+            title="Signoff", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin()]
         ),
         template_config=TemplateConfig(directory=templates, engine=JinjaTemplateEngine),
         request_max_body_size=None,

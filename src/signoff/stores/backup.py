@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.sql.expression import TableClause
 from sqlalchemy.types import TypeDecorator
 
+from signoff import __version__
 from signoff.core.wire import format_time
 from signoff.stores.archive import (
     FORMAT,
@@ -47,7 +47,7 @@ def save(conn: Connection, draft: ArchiveWriter, *, key: bytes | None) -> Manife
         draft.add(KEY, key)
     manifest = Manifest(
         format=FORMAT,
-        signoff=importlib.metadata.version("signoff"),
+        signoff=__version__,
         revision=current(conn) or "",
         made_at=format_time(made_at),
         tables={str(table.name): _save(conn, table, draft) for table in metadata.sorted_tables},
