@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import SecretStr
 
 from faults.page import rounds
 from signoff import errors
 from signoff.core.job import MOVES, Move
-from signoff.settings import Settings
+from signoff.settings import Settings, StreamSettings
 
 ROOT = Path(__file__).parent.parent
+TYPES = {
+    bool: "boolean",
+    float: "number",
+    int: "integer",
+    str: "text",
+    Path: "path",
+    SecretStr: "text",
+    StreamSettings: "table",
+}
 
 
 def moves() -> str:
@@ -22,16 +35,16 @@ def moves() -> str:
 def settings() -> str:
     """The table of the settings."""
     rows = [
-        f"| `{name}` | `SIGNOFF_{name.upper()}` | {_shown(field.default)} | {field.description} |"
+        f"| `{name}` | `SIGNOFF_{name.upper()}` | {_type(field.annotation)} | {_shown(field.default)} | {field.description} |"
         for name, field in Settings.model_fields.items()
     ]
-    return "\n".join(["| in the file | in the environment | default | |", "|---|---|---|---|", *rows])
+    return "\n".join(["| setting | environment variable | type | default | effect |", "|---|---|---|---|---|", *rows])
 
 
 def codes() -> str:
     """The table of the error codes that have a class."""
     rows = [f"| `{kind.code}` | {kind.status} | {_first_line(kind)} |" for kind in _kinds(errors.SignoffError)]
-    return "\n".join(["| code | status | |", "|---|---|---|", *rows])
+    return "\n".join(["| code | status | meaning |", "|---|---|---|", *rows])
 
 
 PARTS: dict[tuple[str, str], Callable[[], str]] = {
@@ -57,8 +70,21 @@ def _guards(move: Move) -> str:
     return "; ".join(guard.value for guard in move.guards)
 
 
+def _type(annotation: Any) -> str:
+    """Return the name of a setting's type for a reader who may not know Python."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{part}`" for part in parts)
+    if get_origin(annotation) is list:
+        return f"list of {TYPES.get(parts[0]) or _type(parts[0])}s"
+    return TYPES.get(annotation) or _type(parts[0])
+
+
 def _shown(default: object) -> str:
-    return "none" if default is None else f"`{default}`"
+    text = str(default).lower() if isinstance(default, bool) else str(default)
+    return "none" if default is None else f"`{text}`"
 
 
 def _first_line(kind: type[errors.SignoffError]) -> str:
