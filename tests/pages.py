@@ -35,7 +35,8 @@ def moves() -> str:
 def settings() -> str:
     """The table of the settings."""
     rows = [
-        f"| `{name}` | `SIGNOFF_{name.upper()}` | {_type(field.annotation)} | {_shown(field.default)} | {field.description} |"
+        f"| `{name}` | `SIGNOFF_{name.upper()}` | {_type(field.annotation)} | {_shown(field.default)} "
+        f"| {field.description} |"
         for name, field in Settings.model_fields.items()
     ]
     return "\n".join(["| setting | environment variable | type | default | effect |", "|---|---|---|---|---|", *rows])

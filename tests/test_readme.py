@@ -1,7 +1,7 @@
 """The examples of the README, the tutorial and the how-to guides, run on a real server with the shipped model.
 
 A `console` block whose commands begin with `$ ` is run, and what it prints must match the page, where `…` stands for
-anything. A `bash` block is not run.
+anything. A `bash` block is not run, but its `signoff` commands are parsed.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from live import Live, live
+from signoff.cli import cli
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parent.parent
@@ -36,13 +39,35 @@ def examples(page: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)])
 async def test_the_examples_of_a_page_do_what_it_says(page: str, tmp_path: Path) -> None:
     job_id = "no-job-yet"
+    for name, program in re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+        (tmp_path / name).write_text(program)
     async with live(tmp_path) as server:
         token = await server.token("admin")
         for command, expected in examples(page):
             shell = command.replace("http://localhost:8000", server.url).replace(JOB, job_id)
             shell = shell.replace("?wait=5", "?wait=1")  # a held job takes all of that time
             printed = await printed_by(server, tmp_path, f"TOKEN={token}; {shell}", expected)
-            job_id = match.group(1) if (match := re.search(r'"job_id":"([^"]+)"', printed)) else job_id
+            job_id = match[2] if (match := re.match(r'\{("status":"success",)?"job_id":"([^"]+)"', printed)) else job_id
+
+
+def commands_of_signoff() -> list[tuple[str, str]]:
+    """Return each command `signoff …` in a code block, with its page."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    blocks = [(page, block) for page in pages for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL)]
+    lines = [(page, line) for page, block in blocks for line in block.replace("\\\n", "").splitlines()]
+    found = [(page, re.search(r"(?:^|[$|/] ?|\w=\S+ )signoff( [a-z].*)", line)) for page, line in lines]
+    return [(str(page.relative_to(ROOT)), match[1]) for page, match in found if match]
+
+
+def test_each_command_on_a_page_can_be_parsed() -> None:
+    commands = commands_of_signoff()
+    assert len(commands) > 20
+    for page, words in commands:
+        command, arguments = typer.main.get_command(cli), shlex.split(words.replace("…", "x"), comments=True)
+        while hasattr(command, "commands"):
+            assert arguments[0] in command.commands, f"{page}: {words}"
+            command = command.commands[arguments.pop(0)]
+        command.make_context("signoff", arguments)  # raises for what the command does not take
 
 
 async def printed_by(server: Live, folder: Path, command: str, expected: str) -> str:
