@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -63,7 +64,8 @@ def test_each_command_on_a_page_can_be_parsed() -> None:
     commands = commands_of_signoff()
     assert len(commands) > 20
     for page, words in commands:
-        command, arguments = typer.main.get_command(cli), shlex.split(words.replace("…", "x"), comments=True)
+        command: Any = typer.main.get_command(cli)
+        arguments = shlex.split(words.replace("…", "x"), comments=True)
         while hasattr(command, "commands"):
             assert arguments[0] in command.commands, f"{page}: {words}"
             command = command.commands[arguments.pop(0)]
