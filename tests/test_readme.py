@@ -40,7 +40,8 @@ def examples(page: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)])
 async def test_the_examples_of_a_page_do_what_it_says(page: str, tmp_path: Path) -> None:
     job_id = "no-job-yet"
-    for name, program in re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+    for name, program in re.findall(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(program)
     async with live(tmp_path) as server:
         token = await server.token("admin")
@@ -55,7 +56,7 @@ def commands_of_signoff() -> list[tuple[str, str]]:
     """Return each command `signoff …` in a code block, with its page."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     blocks = [(page, block) for page in pages for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL)]
-    lines = [(page, line) for page, block in blocks for line in block.replace("\\\n", "").splitlines()]
+    lines = [(page, line) for page, block in blocks for line in map(str.strip, block.replace("\\\n", "").splitlines())]
     found = [(page, re.search(r"(?:^|[$|/] ?|\w=\S+ )signoff( [a-z].*)", line)) for page, line in lines]
     return [(str(page.relative_to(ROOT)), match[1]) for page, match in found if match]
 
