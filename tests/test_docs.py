@@ -1,12 +1,71 @@
-"""The documentation says what the code does."""
+"""The documentation agrees with the code, and its links lead somewhere."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 
 from pages import PARTS, ROOT, written
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CODE = re.compile(r"```.*?```", re.DOTALL)
+MOST_WORDS_OF_OUR_OWN = 25
+
 
 @pytest.mark.parametrize(("page", "part"), PARTS)
 def test_a_page_that_comes_from_the_code_is_up_to_date(page: str, part: str) -> None:
     assert (ROOT / page).read_text() == written(page, part, PARTS[page, part]()), "run: make pages"
+
+
+def test_each_link_leads_to_a_file_and_to_a_heading_in_it() -> None:
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", page.read_text()))]
+    assert len(links) > 100
+    dead = [f"{page.relative_to(ROOT)}: {link}" for page, link in links if not leads_somewhere(page, link)]
+    assert dead == []
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    """Return True for an address on the web, and for a file that exists and has the heading that the link names."""
+    if re.match(r"https?://", link):
+        return True
+    name, _, anchor = link.partition("#")
+    target = (page.parent / name).resolve() if name else page
+    return target.exists() and (not anchor or anchor in anchors(target))
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of `page`."""
+    headings = re.findall(r"^#+ (.+)$", CODE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_glossary_is_short_and_has_a_line_for_each_word() -> None:
+    lines = (ROOT / "docs" / "glossary.md").read_text().splitlines()
+    words = [line for line in lines if line.startswith("- ")]
+    assert 0 < len(words) <= MOST_WORDS_OF_OUR_OWN
+    assert [line for line in words if not re.match(r"- \*\*[a-z-]+\*\*: .+\.$", line)] == []
+
+
+def test_each_page_is_on_the_index_or_in_the_contributors_guide() -> None:
+    index, guide = (ROOT / "docs" / "index.md").read_text(), (ROOT / "CONTRIBUTING.md").read_text()
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    missing = {page for page in pages if f"]({page})" not in index and f"](docs/{page})" not in guide}
+    assert {page for page in missing if not page.startswith("decisions/")} == {"index.md"}
+
+
+def test_each_table_has_a_head() -> None:
+    generated = re.compile(r"<!-- rounds -->.*<!-- /rounds -->", re.DOTALL)
+    tables = [
+        (page, table.splitlines())
+        for page in PAGES
+        for table in re.findall(r"(?:^\|.*\n)+", generated.sub("", CODE.sub("", page.read_text())), re.MULTILINE)
+    ]
+    assert len(tables) > 50
+    headless = [
+        f"{page.name}: {head}"
+        for page, (head, rule, *_) in tables
+        if not re.fullmatch(r"\|(-+\|)+", rule) or not re.search(r"\w", head)
+    ]
+    assert headless == []

@@ -1,4 +1,4 @@
-"""A kind of model of one's own, as docs/extending.md has it: that very text is installed and asked."""
+"""The engine of docs/how-to/write-a-custom-engine.md: the text of the page is installed and called."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from processes import SIGNOFF, ask, clean_environment, first_token, free_port, served, signoff
 
-PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "write-a-custom-engine.md"
 
 
 def block(language: str) -> str:

@@ -1,0 +1,107 @@
+"""Generated parts of the documentation. Run `make pages` to write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import SecretStr
+
+from faults.page import rounds
+from signoff import errors
+from signoff.core.job import TRANSITIONS, Transition
+from signoff.settings import Settings, StreamSettings
+
+ROOT = Path(__file__).parent.parent
+TYPES = {
+    bool: "boolean",
+    float: "number",
+    int: "integer",
+    str: "text",
+    Path: "path",
+    SecretStr: "text",
+    StreamSettings: "table",
+}
+
+
+def transitions() -> str:
+    """Return the table of transitions."""
+    rows = [
+        f"| {transition.verb} | {_way(transition)} | {_guards(transition)} | {transition.meaning} |"
+        for transition in TRANSITIONS.values()
+    ]
+    return "\n".join(["| verb | from → to | only if | meaning |", "|---|---|---|---|", *rows])
+
+
+def settings() -> str:
+    """Return the table of settings."""
+    rows = [
+        f"| `{name}` | `SIGNOFF_{name.upper()}` | {_type(field.annotation)} | {_shown(field.default)} "
+        f"| {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(["| setting | environment variable | type | default | effect |", "|---|---|---|---|---|", *rows])
+
+
+def codes() -> str:
+    """Return the table of error codes that have a class."""
+    rows = [f"| `{kind.code}` | {kind.status} | {_first_line(kind)} |" for kind in _kinds(errors.SignoffError)]
+    return "\n".join(["| code | status | meaning |", "|---|---|---|", *rows])
+
+
+PARTS: dict[tuple[str, str], Callable[[], str]] = {
+    ("ARCHITECTURE.md", "transitions"): transitions,
+    ("docs/settings.md", "settings"): settings,
+    ("docs/errors.md", "codes"): codes,
+    ("docs/reliability.md", "rounds"): rounds,
+}
+
+
+def written(page: str, part: str, text: str) -> str:
+    """Return the page with `text` as that part."""
+    begin, end = f"<!-- {part} -->", f"<!-- /{part} -->"
+    before, rest = (ROOT / page).read_text().split(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+
+
+def _way(transition: Transition) -> str:
+    return f"{', '.join(transition.sources) or '–'} → {', '.join(transition.targets)}"
+
+
+def _guards(transition: Transition) -> str:
+    return "; ".join(guard.value for guard in transition.guards)
+
+
+def _type(annotation: Any) -> str:
+    """Return the name of a setting's type for a reader who may not know Python."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{part}`" for part in parts)
+    if get_origin(annotation) is list:
+        return f"list of {TYPES.get(parts[0]) or _type(parts[0])}s"
+    return TYPES.get(annotation) or _type(parts[0])
+
+
+def _shown(default: object) -> str:
+    text = str(default).lower() if isinstance(default, bool) else str(default)
+    return "none" if default is None else f"`{text}`"
+
+
+def _first_line(kind: type[errors.SignoffError]) -> str:
+    return (kind.__doc__ or "").splitlines()[0]
+
+
+def _kinds(kind: type[errors.SignoffError]) -> Iterator[type[errors.SignoffError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        if below.__module__ == errors.__name__:
+            yield from _kinds(below)
+
+
+if __name__ == "__main__":
+    for (page, part), make in PARTS.items():
+        (ROOT / page).write_text(written(page, part, make()))
