@@ -1,20 +1,24 @@
 """A parcel: bytes that are no JSON (a form with files, sound, a picture) in JSON, which is what a job keeps.
 
-Forms are read as RFC 7578 has them, and no further than to the field that is looked for.
+Fields of forms (RFC 7578) are read with `python-multipart`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 _START = b'{"parcel":'
 # It becomes a header, and whoever wrote it may want to add lines of their own.
 _KIND = re.compile(r"[\x20-\x7e]+")
-_BOUNDARY = re.compile(r'boundary=(?:"([^"]+)"|([^\s;]+))', re.IGNORECASE)
-_NAME = re.compile(rb'^content-disposition:[^\r\n]*[;\s]name="?([^";\r\n]*)"?', re.IGNORECASE | re.MULTILINE)
 
 
 class BinaryBody(msgspec.Struct, frozen=True):
@@ -25,7 +29,7 @@ class BinaryBody(msgspec.Struct, frozen=True):
 
 
 class _Encoded(msgspec.Struct):
-    binary: BinaryBody
+    binary: BinaryBody = msgspec.field(name="parcel")
 
 
 def encode_binary(binary: BinaryBody) -> bytes:
@@ -50,7 +54,7 @@ class _Described(msgspec.Struct):
 
 
 class _DescribedBody(msgspec.Struct):
-    binary: _Described
+    binary: _Described = msgspec.field(name="parcel")
 
 
 def describe_binary(body: bytes) -> str | None:
@@ -68,39 +72,72 @@ def describe_binary(body: bytes) -> str | None:
 
 
 def form_field(binary: BinaryBody, name: str) -> str | None:
-    """The text of a form's first field with that name."""
-    place = _field_span(binary, name)
-    return None if place is None else binary.content[place].decode(errors="replace")
+    """Return the text of the first field called `name` of a form, or None where there is none."""
+    span = _field_span(binary, name)
+    return None if span is None else binary.content[span].decode(errors="replace")
 
 
 def with_form_field(binary: BinaryBody, name: str, text: str) -> BinaryBody:
-    """The form with another text in that field, where it has it; every other byte stays."""
-    place = _field_span(binary, name)
-    if place is None or binary.content[place] == text.encode():
+    """Return the form with `text` as the field `name`, where it has that field. Every other byte stays."""
+    span = _field_span(binary, name)
+    if span is None or binary.content[span] == text.encode():
         return binary
-    content = binary.content[: place.start] + text.encode() + binary.content[place.stop :]
+    content = binary.content[: span.start] + text.encode() + binary.content[span.stop :]
     return BinaryBody(binary.content_type, content)
 
 
 def _field_span(binary: BinaryBody, name: str) -> slice | None:
-    """Where the text of that field is."""
-    for part in _parts(binary):
-        head = binary.content.find(b"\r\n\r\n", part.start, part.stop)
-        found = _NAME.search(binary.content[part.start : head].lstrip()) if head >= 0 else None
-        if found is not None and found[1] == name.encode():
-            return slice(head + 4, part.stop)
-    return None
+    """Return where the text of the first field called `name` stands in the content of a form."""
+    kind, options = parse_options_header(binary.content_type)
+    boundary = options.get(b"boundary")
+    if boundary is None or not kind.startswith(b"multipart/"):
+        return None
+    search = _FieldSearch(name)
+    with contextlib.suppress(MultipartParseError, _FieldFound):
+        MultipartParser(boundary, search.callbacks()).write(binary.content)
+    return search.span
 
 
-def _parts(binary: BinaryBody) -> Iterator[slice]:
-    """Where the parts of a form are, the line breaks around them left out."""
-    told = _BOUNDARY.search(binary.content_type)
-    if told is None or not binary.content_type.lower().startswith("multipart/"):
-        return
-    boundary = b"--" + (told[1] or told[2]).encode()
-    start = binary.content.find(boundary)
-    while start >= 0:
-        begin = start + len(boundary)
-        start = binary.content.find(b"\r\n" + boundary, begin)
-        if start >= 0:
-            yield slice(begin, start)
+class _FieldFound(Exception):
+    """Signal that the field is complete, and that the rest of the form need not be read."""
+
+
+class _FieldSearch:
+    """A search for one field, fed by the callbacks of a parser that reads the whole form as one buffer."""
+
+    def __init__(self, name: str) -> None:
+        self.span: slice | None = None
+        self._name = name.encode()
+        self._is_disposition = False
+        self._is_match = False
+        self._start: int | None = None
+        self._stop = 0
+
+    def callbacks(self) -> MultipartCallbacks:
+        """Return the callbacks for the parser."""
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._read_field,
+            "on_header_value": self._read_value,
+            "on_part_data": self._read_data,
+            "on_part_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._is_match, self._start, self._stop = False, None, 0
+
+    def _read_field(self, data: bytes, start: int, end: int) -> None:
+        self._is_disposition = data[start:end].lower() == b"content-disposition"
+
+    def _read_value(self, data: bytes, start: int, end: int) -> None:
+        if self._is_disposition:
+            self._is_match = parse_options_header(data[start:end])[1].get(b"name") == self._name
+
+    def _read_data(self, data: bytes, start: int, end: int) -> None:
+        self._start = start if self._start is None else self._start
+        self._stop = end
+
+    def _end(self) -> None:
+        if self._is_match:
+            self.span = slice(self._start or 0, self._stop)
+            raise _FieldFound
