@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from names import Names
-from receivers import Receiver, hang, receiving
+from fakes.resolver import FakeResolver
+from fakes.webhook_receiver import WebhookReceiver, hang
 from signoff.core.address import Reach
 from signoff.core.delivery import Message
 from signoff.couriers.http import HttpCourier
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 
 @contextlib.asynccontextmanager
-async def a_courier(*allowed: str, names: Names | None = None, **more: Any) -> AsyncIterator[HttpCourier]:
+async def a_courier(*allowed: str, names: FakeResolver | None = None, **more: Any) -> AsyncIterator[HttpCourier]:
     courier = HttpCourier(Reach(allowed), resolver=names, **more)
     await courier.start()
     try:
@@ -32,64 +32,64 @@ async def post(courier: HttpCourier, url: str, body: bytes = b"{}") -> int:
     return await courier.carry(Message(address=url, headers={"webhook-id": "msg_1"}, body=body))
 
 
-def port_of(receiver: Receiver) -> str:
+def port_of(receiver: WebhookReceiver) -> str:
     return receiver.url.split(":")[2]
 
 
 async def test_a_name_is_resolved_once_and_that_address_is_connected_to() -> None:
-    names = Names(["127.0.0.1"], ["10.0.0.1"], ["127.0.0.1"])
-    async with receiving() as receiver, a_courier("127.0.0.1", names=names) as courier:
+    names = FakeResolver(["127.0.0.1"], ["10.0.0.1"], ["127.0.0.1"])
+    async with WebhookReceiver() as receiver, a_courier("127.0.0.1", names=names) as courier:
         url = f"http://rebinds.example:{port_of(receiver)}"
         assert await post(courier, url) == 200
-        assert names.asked == ["rebinds.example"]
+        assert names.hosts == ["rebinds.example"]
         with pytest.raises(AddressRefused):
             await post(courier, url)
         assert await post(courier, url) == 200
-        assert len(receiver.got) == 2
-        assert receiver.got[0].headers["host"].startswith("rebinds.example:")
+        assert len(receiver.requests) == 2
+        assert receiver.requests[0].headers["host"].startswith("rebinds.example:")
 
 
 @pytest.mark.parametrize(
     "address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"]
 )
 async def test_a_name_that_stands_for_a_private_address_is_refused(address: str) -> None:
-    async with receiving() as receiver, a_courier(names=Names([address])) as courier:
+    async with WebhookReceiver() as receiver, a_courier(names=FakeResolver([address])) as courier:
         with pytest.raises(AddressRefused, match=r"hooks\.example is not at a public address"):
             await post(courier, f"http://hooks.example:{port_of(receiver)}")
-        assert receiver.got == []
+        assert receiver.requests == []
 
 
 async def test_of_several_addresses_only_those_that_may_be_reached_are_tried() -> None:
-    names = Names(["10.0.0.1", "127.0.0.2", "127.0.0.1"])
-    async with receiving() as receiver, a_courier("127.0.0.1", names=names) as courier:
+    names = FakeResolver(["10.0.0.1", "127.0.0.2", "127.0.0.1"])
+    async with WebhookReceiver() as receiver, a_courier("127.0.0.1", names=names) as courier:
         assert await post(courier, f"http://hooks.example:{port_of(receiver)}") == 200
 
 
 async def test_a_host_that_is_allowed_by_name_may_be_anywhere() -> None:
-    async with receiving() as receiver, a_courier("hooks.internal", names=Names(["127.0.0.1"])) as courier:
+    async with WebhookReceiver() as receiver, a_courier("hooks.internal", names=FakeResolver(["127.0.0.1"])) as courier:
         assert await post(courier, f"http://hooks.internal:{port_of(receiver)}") == 200
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "localhost"])
 async def test_a_literal_private_address_is_refused(host: str) -> None:
-    async with receiving() as receiver, a_courier() as courier:
+    async with WebhookReceiver() as receiver, a_courier() as courier:
         with pytest.raises(AddressRefused):
             await post(courier, f"http://{host}:{port_of(receiver)}")
-        assert receiver.got == []
+        assert receiver.requests == []
 
 
 async def test_a_receiver_that_never_answers_is_given_a_while() -> None:
-    async with receiving() as receiver, a_courier("127.0.0.1", total_seconds=0.2) as courier:
+    async with WebhookReceiver() as receiver, a_courier("127.0.0.1", total_seconds=0.2) as courier:
         receiver.answers = [hang]
         with pytest.raises(Undelivered, match="too long"):
             await post(courier, receiver.url)
 
 
 async def test_what_cannot_be_reached_says_why() -> None:
-    async with a_courier("127.0.0.1", names=Names([])) as courier:
+    async with a_courier("127.0.0.1", names=FakeResolver([])) as courier:
         with pytest.raises(Undelivered, match="refused"):
             await post(courier, "http://127.0.0.1:9")
-    async with receiving() as receiver, a_courier("127.0.0.1") as courier:
+    async with WebhookReceiver() as receiver, a_courier("127.0.0.1") as courier:
         receiver.answers = ["cut"]
         with pytest.raises(Undelivered):
             await post(courier, receiver.url)
@@ -98,7 +98,7 @@ async def test_what_cannot_be_reached_says_why() -> None:
 
 
 async def test_a_large_message_arrives_whole() -> None:
-    async with receiving() as receiver, a_courier("127.0.0.1") as courier:
+    async with WebhookReceiver() as receiver, a_courier("127.0.0.1") as courier:
         body = b'"' + b"x" * 900_000 + b'"'
         assert await post(courier, receiver.url, body) == 200
-        assert receiver.got[0].body == body
+        assert receiver.requests[0].body == body

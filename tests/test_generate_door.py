@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from fakes.upstream import fake_upstream
 from live import Live, live, until
 from processes import ask, clean_environment, first_token, free_port, served, verbs, worked
 from processes import until as until_now
-from upstreams import misbehaving
 
 pytestmark = pytest.mark.anyio
 
@@ -52,7 +52,7 @@ async def test_the_documents_own_examples_are_answered(route: str, tmp_path: Pat
 
 @pytest.mark.parametrize("route", ROUTES)
 async def test_all_of_the_meta_reaches_the_model(route: str, tmp_path: Path) -> None:
-    async with live(tmp_path) as server, misbehaving() as upstream:
+    async with live(tmp_path) as server, fake_upstream() as upstream:
         await server.model("gpt-model", kind="openai", url=upstream.at("answer"))
         token = await server.token()
         await server.ask("POST", route, token, json=ROUTES[route])

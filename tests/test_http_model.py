@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests import upstreams
-from tests.upstreams import ANSWER, FakeUpstream
 
+from fakes.behaviours import ANSWER
+from fakes.upstream import FakeUpstream, fake_upstream
 from signoff.core.ask import CHAT, PREDICT, path_for
 from signoff.core.target import Model, Timeouts
 from signoff.engine import Request
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeUpstream]:
-    async with upstreams.misbehaving() as fake:
+    async with fake_upstream() as fake:
         yield fake
 
 

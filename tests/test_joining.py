@@ -13,6 +13,8 @@ import msgspec
 import openai
 import pytest
 
+from fakes.behaviours import ANSWER, EVENTS
+from fakes.upstream import FakeUpstream, fake_upstream
 from live import Live, chat, live, until
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
@@ -23,7 +25,6 @@ from signoff.work.cancel import cancel
 from signoff.work.people import identify
 from signoff.work.recall import remember
 from signoff.work.review import Opinion, decide
-from upstreams import ANSWER, EVENTS, FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
@@ -48,7 +49,7 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
 @contextlib.asynccontextmanager
 async def slow(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[FakeUpstream, Live, str]]:
     """An upstream that answers when it is woken, a server in front of it, and a token."""
-    async with misbehaving() as fake, live(tmp_path, **settings) as server:
+    async with fake_upstream() as fake, live(tmp_path, **settings) as server:
         yield fake, server, await server.token()
 
 
@@ -88,7 +89,7 @@ async def test_the_last_caller_who_leaves_stops_the_model(stream: bool, tmp_path
         await until(lambda: readers(server, 3))
         for each in asking:
             each.cancel()
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
         job = await until(lambda: an_ended(server))
         assert job.error is not None
         assert (job.status, job.error.code) == ("fail", "cancelled")
@@ -216,7 +217,7 @@ async def test_what_its_owner_cancels_is_cancelled_for_all(tmp_path: Path) -> No
             assert status == 409
             assert b"cancelled" in body
         assert len(fake.requests) == 1
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
 
 
 async def test_a_failure_is_told_to_all_who_joined(tmp_path: Path) -> None:

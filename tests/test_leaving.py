@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.upstream import FakeUpstream, fake_upstream
 from live import chat, live, until
 from signoff.app import running
 from signoff.core.access import Caller
@@ -18,7 +19,6 @@ from signoff.work.cancel import cancel
 from signoff.work.desk import Desk
 from signoff.work.models import register
 from signoff.work.submit import submit
-from upstreams import FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ async def test_a_client_that_leaves_stops_the_upstream_within_a_second(
     stream: bool,
     tmp_path: Path,
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         # given a call that an upstream is stuck with
         await server.model("stuck", kind="openai", url=fake.at(behaviour))
         token = await server.token()
@@ -49,7 +49,7 @@ async def test_a_client_that_leaves_stops_the_upstream_within_a_second(
         # when the client leaves
         asking.cancel()
         # then nothing of it is left upstream, and the job says why
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
         job = await until(lambda: an_ended_job(server.desk))
         assert job == ("fail", "cancelled")
 
@@ -57,12 +57,12 @@ async def test_a_client_that_leaves_stops_the_upstream_within_a_second(
 async def test_a_job_cancelled_at_one_process_stops_in_another_within_a_second(
     tmp_path: Path, postgres_url: str
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path, database_url=postgres_url) as server:
+    async with fake_upstream() as fake, live(tmp_path, database_url=postgres_url) as server:
         await stops_within_a_second(fake, server.desk, tmp_path, postgres_url)
 
 
 async def test_the_same_holds_on_sqlite(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await stops_within_a_second(fake, server.desk, tmp_path, None)
 
 
@@ -77,7 +77,7 @@ async def stops_within_a_second(fake: FakeUpstream, desk: Desk, tmp_path: Path, 
         # when another process cancels it
         await cancel(other, owner, job.id)
         # then the call is stopped
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
 
 
 async def an_ended_job(desk: Desk) -> tuple[str, str] | None:

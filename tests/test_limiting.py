@@ -14,13 +14,13 @@ import pytest
 import sqlalchemy as sa
 
 from ages import grow_older
+from fakes.upstream import fake_upstream
 from live import Live, chat, client, live, until, words
 from signoff.core.job import Job
 from signoff.core.limits import SECOND, Meter, Wish
 from signoff.errors import Overloaded
 from signoff.store import JobFilter
 from signoff.stores.schema import meters
-from upstreams import misbehaving
 
 pytestmark = pytest.mark.anyio
 
@@ -160,7 +160,7 @@ async def test_a_failure_gives_the_tokens_back(tmp_path: Path) -> None:
 
 
 async def test_who_leaves_in_the_middle_of_a_stream_has_used_what_was_said(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("stuck", kind="openai", url=fake.at("hang-mid-stream"))
         await limit(server, tokens_per_minute=10_000, parallel=1)
         token = await server.token()
@@ -180,7 +180,7 @@ async def test_who_leaves_in_the_middle_of_a_stream_has_used_what_was_said(tmp_p
 
 
 async def test_a_call_that_its_owner_cancels_has_used_what_was_said(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, log_after_seconds=0.05) as server:
+    async with fake_upstream() as fake, live(tmp_path, log_after_seconds=0.05) as server:
         await server.model("stuck", kind="openai", url=fake.at("hang-mid-stream"))
         await limit(server, tokens_per_minute=10_000, tokens_per_day=10_000)
         token = await server.token()
@@ -260,7 +260,7 @@ async def quotas_away(server: Live, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 
 async def test_a_slot_is_held_until_the_end_of_the_stream(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("stuck", kind="openai", url=fake.at("hang-mid-stream"))
         await limit(server, parallel=1)
         token = await server.token()

@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 import pytest
 from tests.engines import an_engine
-from tests.models.watching import alive, is_alive, starts, until
 
+from fakes.programs import ENGINE_OWNER, JSON_LINES_MODEL, PLAIN_LINES_MODEL, alive, is_alive, starts, until
 from signoff.core.answer import Chunk, collect
 from signoff.core.target import Model, Timeouts
 from signoff.engine import Request
@@ -40,8 +40,6 @@ from signoff.errors import (
 
 pytestmark = pytest.mark.anyio
 
-PROGRAMS = Path(__file__).parent / "models"
-OWNER = PROGRAMS / "owner.py"
 Engines = Callable[..., AbstractAsyncContextManager[SubprocessEngine]]
 
 
@@ -66,14 +64,14 @@ async def engine(engine_here: Engines) -> AsyncIterator[SubprocessEngine]:
 @pytest.fixture
 def by_id(journal: Path) -> Model:
     """One that answers many at once, by their ids."""
-    command = (sys.executable, "-S", str(PROGRAMS / "linemodel.py"), str(journal))
+    command = (sys.executable, "-S", str(JSON_LINES_MODEL), str(journal))
     return Model(name="by id", kind="subprocess", command=command)
 
 
 @pytest.fixture
 def plain() -> Model:
     """One that knows of no ids."""
-    return Model(name="plain", kind="subprocess", command=(sys.executable, "-S", str(PROGRAMS / "plainmodel.py")))
+    return Model(name="plain", kind="subprocess", command=(sys.executable, "-S", str(PLAIN_LINES_MODEL)))
 
 
 def program(name: str, code: str, **more: Any) -> Model:
@@ -382,7 +380,7 @@ async def test_when_an_owner_is_killed_its_program_ends_and_another_takes_over(
 ) -> None:
     run_dir = tmp_path / ("a-long-way-down" * 10) / "run"
     told = msgspec.json.encode([by_id]).decode()
-    owner = subprocess.Popen([sys.executable, str(OWNER), str(run_dir), told], stdout=subprocess.PIPE)
+    owner = subprocess.Popen([sys.executable, str(ENGINE_OWNER), str(run_dir), told], stdout=subprocess.PIPE)
     assert owner.stdout is not None
     first = json.loads(await asyncio.to_thread(owner.stdout.readline))["pid"]
     async with engine_here() as guest:

@@ -13,11 +13,12 @@ import openai
 import pytest
 
 import processes
+from fakes.behaviours import EVENTS, bomb
+from fakes.upstream import fake_upstream
 from live import Live, chat, live, until
 from signoff.core.job import Job
 from signoff.core.target import Timeouts
 from signoff.store import JobFilter
-from upstreams import EVENTS, bomb, misbehaving
 
 pytestmark = pytest.mark.anyio
 QUICK = Timeouts(first_byte_seconds=0.5, between_chunks_seconds=0.5, total_seconds=30)
@@ -64,14 +65,14 @@ async def test_a_fault_before_the_first_event_has_its_class_and_its_code(
     fault: str, stream: bool, tmp_path: Path
 ) -> None:
     kind, status, code = BEFORE[fault]
-    async with misbehaving() as fake, live(tmp_path) as server, client(server, fake.at(fault)) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at(fault)) as ai:
         with pytest.raises(openai.APIStatusError) as caught:
             await ai.chat.completions.create(**chat("hello", "bad", stream=stream))
         error = caught.value
         assert (type(error), error.status_code, error.code) == (kind, status, code)
         assert error.request_id
         assert error.response.headers.get("retry-after") == ("7" if fault == "too-many" else None)
-        assert fault in KEPT_ALIVE or await fake.closed_within(10)
+        assert fault in KEPT_ALIVE or await fake.all_closed()
         await says(server, code, error.response.headers["x-signoff-job"])
 
 
@@ -81,25 +82,25 @@ KEPT_ALIVE = {"html", "speech", "redirect", "too-many", "broken", "broken-by-num
 
 @pytest.mark.parametrize("fault", AFTER)
 async def test_a_fault_after_the_first_event_ends_the_stream_in_an_error(fault: str, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server, fake.at(fault)) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at(fault)) as ai:
         got = list[Any]()
         with pytest.raises(openai.APIError) as caught:
             async for piece in await ai.chat.completions.create(**chat("hello", "bad", stream=True)):
                 got.append(piece)
         assert caught.value.code == AFTER[fault]
         assert fault == "flood" or 1 <= len(got) < len(EVENTS)
-        assert fault in FINISHED or await fake.closed_within(10)
+        assert fault in FINISHED or await fake.all_closed()
         await says(server, AFTER[fault])
 
 
 async def test_a_chunk_that_is_none_ends_the_call(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server, fake.at("bad-chunk")) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at("bad-chunk")) as ai:
         with pytest.raises(openai.APIError) as caught:
             async for _ in await ai.chat.completions.create(**chat("hello", "bad", stream=True)):
                 pass
         # It may come with the head, in one packet; then nothing of it can be read.
         assert caught.value.code in {"model_cut", "model_garbled"}
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
         await says(server, str(caught.value.code))
 
 
@@ -156,7 +157,7 @@ async def _take(tmp_path: Path) -> None:
     """A real server is given every heavy fault, plain and streamed, two at a time."""
     environment = processes.clean_environment(tmp_path / "data")
     port = processes.free_port()
-    async with misbehaving() as fake:
+    async with fake_upstream() as fake:
         for fault in HEAVY:
             add = ("model", "add", fault, "--kind", "openai", "--url", fake.at(fault))
             await asyncio.to_thread(processes.signoff, environment, *add)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests import upstreams
 from yarl import URL
 
+from fakes.upstream import fake_upstream
 from live import Live, chat, live, until, words
 from signoff.core.target import Timeouts
 from signoff.doors.predict import fields_of, model_of
@@ -74,7 +74,7 @@ def test_any_query_can_be_looked_at(query: str) -> None:
 
 
 async def test_a_model_is_added_as_in_the_document_and_answers_at_once(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, upstreams.misbehaving() as fake:
+    async with live(tmp_path) as server, fake_upstream() as fake:
         admin, user = await server.token("admin"), await server.token()
         assert await ask(server, "/post/predict?id=myverygoodmodel", user) == (
             404,
@@ -101,7 +101,7 @@ async def test_what_is_no_id_is_told(name: str, tmp_path: Path) -> None:
 
 
 async def test_a_models_failures_have_their_statuses(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, upstreams.misbehaving() as fake:
+    async with live(tmp_path) as server, fake_upstream() as fake:
         token = await server.token()
         quick = Timeouts(first_byte_seconds=0.3, between_chunks_seconds=0.3)
         for behaviour, status in (

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests import upstreams
-from tests.upstreams import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, MESSAGE, RESPONSE_EVENTS, FakeUpstream
 
+from fakes.behaviours import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, MESSAGE, RESPONSE_EVENTS
+from fakes.upstream import FakeUpstream, fake_upstream, full_upstream
 from signoff.core.answer import Chunk
 from signoff.core.target import Model, Timeouts
 from signoff.engine import Request
@@ -28,7 +28,7 @@ PATIENT = Timeouts()
 
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeUpstream]:
-    async with upstreams.misbehaving() as fake:
+    async with fake_upstream() as fake:
         yield fake
 
 
@@ -277,7 +277,7 @@ async def test_every_wait_for_a_model_has_its_limit(
         await ask(upstream, fake.at(behaviour), stream=True, timeouts=timeouts, body=b" " * 10_000_000)
 
     fake.wake.set()
-    assert await fake.closed_within(10)
+    assert await fake.all_closed()
 
 
 async def test_the_first_event_may_take_as_long_as_the_headers(fake: FakeUpstream, upstream: Upstream) -> None:
@@ -299,7 +299,7 @@ async def test_a_reader_that_takes_its_time_does_not_extend_the_total(fake: Fake
 
 
 async def test_a_model_that_takes_no_connection_is_unreachable(upstream: Upstream) -> None:
-    with upstreams.full() as url, pytest.raises(ModelUnreachable):
+    with full_upstream() as url, pytest.raises(ModelUnreachable):
         await ask(upstream, url, timeouts=Timeouts(connect_seconds=0.1))
 
 
@@ -363,7 +363,7 @@ async def test_a_call_cancelled_before_a_chunk_closes_its_upstream_socket_within
         await fake.stuck.wait()
         call.cancel()
 
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
 
     assert call.cancelled()
 
@@ -386,7 +386,7 @@ async def test_a_call_cancelled_mid_stream_closes_its_upstream_socket_within_a_s
         await begun.wait()
         call.cancel()
 
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
 
     assert call.cancelled()
 
@@ -400,7 +400,7 @@ async def test_a_stream_that_is_closed_closes_its_upstream_socket_within_a_secon
 
     await call.aclose()
 
-    assert await fake.closed_within(10)
+    assert await fake.all_closed()
 
 
 def stream_of(upstream: Upstream, url: str) -> AsyncGenerator[Chunk, None]:
@@ -422,7 +422,7 @@ async def test_a_cancelled_upload_lets_go_of_its_socket_although_nobody_reads(
                 await asyncio.sleep(0)
 
     fake.wake.set()
-    assert await fake.closed_within(10)
+    assert await fake.all_closed()
     assert len(fake.requests[0].body) < len(body)
 
 
@@ -447,7 +447,7 @@ async def test_closing_the_pool_ends_the_calls_on_it(fake: FakeUpstream, upstrea
         await (fake.stuck if behaviour == "hang-before-headers" else waits).wait()
         await upstream.close()
 
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
 
 
 # In OpenAI's way.

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.models.watching import MODEL, alive, starts, wait_until
 
+from fakes.programs import HTTP_MODEL, alive, starts, wait_until
 from signoff.engines import warden
 
 WARDEN = warden.__file__
@@ -24,7 +24,7 @@ def warded(*command: str) -> list[str]:
 
 
 def model(journal: Path, *options: str) -> list[str]:
-    return warded(sys.executable, "-S", str(MODEL), "--port", "0", "--journal", str(journal), *options)
+    return warded(sys.executable, "-S", str(HTTP_MODEL), "--port", "0", "--journal", str(journal), *options)
 
 
 def start(*command: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
