@@ -556,7 +556,7 @@ async def test_an_answer_of_a_model_that_was_changed_meanwhile_is_not_kept(door:
         token = await server.token()
         upstream.gate.clear()
         asking = asyncio.ensure_future(door(server, token))
-        await until(lambda: _is(upstream.calls))
+        await upstream.received()
         await register(server.desk, Model(name="m", kind="openai", url=other.url))
         upstream.gate.set()
         assert await asking == (200, "answer 1", "bypass")
@@ -564,10 +564,6 @@ async def test_an_answer_of_a_model_that_was_changed_meanwhile_is_not_kept(door:
         # as it was, it has no answers of the time between
         await register(server.desk, Model(name="m", kind="openai", url=upstream.url))
         assert await door(server, token) == (200, "answer 2", "miss")
-
-
-async def _is(value: object) -> object | None:
-    return value or None
 
 
 async def test_an_admins_try_of_a_model_is_neither_kept_nor_given_again(tmp_path: Path) -> None:
@@ -654,7 +650,7 @@ async def test_a_key_stands_for_its_job_whatever_the_cache_has(tmp_path: Path) -
         # and a key that stands for a job which goes on joins that one
         upstream.gate.clear()
         first = asyncio.ensure_future(at_cached(server, token, "new", idempotency_key="l", cache_control="no-cache"))
-        await until(lambda: _is(upstream.calls == 2))
+        await upstream.received(2)
         second = asyncio.ensure_future(at_cached(server, token, "new", idempotency_key="l"))
         upstream.gate.set()
         assert await first == await second == (200, "answer 2", "miss")
@@ -984,7 +980,7 @@ async def test_a_caller_who_leaves_stops_the_model(tmp_path: Path) -> None:
         token = await server.token()
         upstream.gate.clear()
         asking = asyncio.ensure_future(at_cached(server, token))
-        await until(lambda: _is(upstream.calls))
+        await upstream.received()
         asking.cancel()
 
         async def cancelled() -> bool | None:

@@ -28,11 +28,6 @@ async def call(server: Live, token: str, *, stream: bool = False, path: str = "c
         return response.status, await response.read(), response.headers["x-signoff-job"]
 
 
-async def stuck(fake: FakeUpstream) -> None:
-    async with asyncio.timeout(10):
-        await fake.stuck.wait()
-
-
 async def readers(server: Live, count: int) -> bool | None:
     """Whether so many callers read along."""
     return sum(each._readers for each in server.desk.in_flight._shared.values()) == count or None
@@ -48,7 +43,7 @@ async def test_equal_calls_get_the_answer_of_one_call_though_one_leaves(
         await server.model("slow", kind="openai", url=fake.at(behaviour), cache="never")
         token, another = await server.token(), await server.token()
         asking = [asyncio.ensure_future(call(server, token, stream=stream))]
-        await stuck(fake)
+        await fake.until_stuck()
         asking += [asyncio.ensure_future(call(server, another, stream=stream)) for _ in range(10)]
         await until(lambda: readers(server, 11))
         asking.pop(leaver).cancel()
@@ -115,7 +110,7 @@ async def test_different_users_never_share(tmp_path: Path) -> None:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         tokens = [await server.token(email=f"{name}@example.com") for name in ("alice", "bob")]
         asking = [asyncio.ensure_future(call(server, token)) for token in tokens]
-        await until(lambda: upstream_calls(fake, 2))
+        await fake.received(2)
         fake.wake.set()
         assert len({(await each)[2] for each in asking}) == 2
 
@@ -141,7 +136,7 @@ async def test_the_last_one_who_leaves_stops_the_model_and_who_comes_then_is_ask
         token = await server.token()
         asking = [asyncio.ensure_future(call(server, token)) for _ in range(3)]
         await until(lambda: readers(server, 3))
-        await stuck(fake)
+        await fake.until_stuck()
         for each in asking:
             each.cancel()
         await until(lambda: readers(server, 0))
@@ -193,10 +188,6 @@ async def both_are_here(server: Live, fake: FakeUpstream, calls: int) -> bool | 
     """Whether two callers wait, for so many upstream calls."""
     shared = sum(each._readers for each in server.desk.in_flight._shared.values())
     return (len(fake.requests) == calls and (calls == 2 or shared == 2)) or None
-
-
-async def upstream_calls(fake: FakeUpstream, count: int) -> bool | None:
-    return len(fake.requests) == count or None
 
 
 async def ended(server: Live, count: int) -> list[str] | None:

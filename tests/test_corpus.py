@@ -8,19 +8,18 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from fakes.behaviours import CORPUS
 from fakes.http_server import FakeServer, RecordedRequest, Reply, raw
 from live import Live, live, until
 from signoff.core.job import Job
 
 pytestmark = pytest.mark.anyio
-CORPUS = Path(__file__).parent / "corpus"
 NAMES = sorted(str(path.relative_to(CORPUS).with_suffix("")) for path in CORPUS.glob("*/*.http"))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fakes.http_server import LIMIT_SECONDS
 from fakes.upstream import fake_upstream
 from live import Live, live, until
 from processes import ask, clean_environment, first_token, free_port, served, verbs, worked
@@ -202,7 +203,7 @@ async def test_an_answer_that_comes_before_anybody_waits_for_it_is_not_missed(tm
     async with live(tmp_path) as server:
         token = await server.token()
         quick = {"meta": {"model": "echo"}}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_SECONDS):
             answers = await asyncio.gather(
                 *(server.ask("POST", "/generate", token, json=quick | {"content": str(n)}) for n in range(100))
             )

@@ -114,7 +114,7 @@ async def test_members_that_nobody_knows_reach_the_model_and_come_back(tmp_path:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_loses_its_patience_stops_the_model(stream: bool, tmp_path: Path) -> None:
-    async with fake_upstream() as fake, live(tmp_path) as server, client(server, max_retries=0, timeout=0.5) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, max_retries=0, timeout=2) as ai:
         await server.model("slow", kind="openai", url=fake.at("hang-before-headers"))
         with pytest.raises(openai.APITimeoutError):
             await ai.chat.completions.create(**chat("hello", "slow", stream=stream))

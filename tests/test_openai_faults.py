@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 
@@ -21,8 +22,18 @@ from signoff.core.target import Timeouts
 from signoff.store import JobFilter
 
 pytestmark = pytest.mark.anyio
-QUICK = Timeouts(first_byte_seconds=0.5, between_chunks_seconds=0.5, total_seconds=30)
-OTHERS = {"flood": Timeouts(total_seconds=1), "gzip-bomb": Timeouts(between_chunks_seconds=30)}
+LATE = Timeouts(first_byte_seconds=0.5)
+STALLED = Timeouts(between_chunks_seconds=0.5)
+# Faults that only a limit ends. All others have a model's usual limits, so that no slow machine runs into them.
+TIMEOUTS = {
+    "hang-before-headers": LATE,
+    "slow-headers": LATE,
+    "slow-status": LATE,
+    "hang-after-headers": msgspec.structs.replace(LATE, between_chunks_seconds=0.5),
+    "hang-mid-body": STALLED,
+    "hang-mid-stream": STALLED,
+    "flood": Timeouts(total_seconds=1),
+}
 SERVER = openai.InternalServerError
 # What goes wrong before the first event has a status of its own, whether a stream was asked for or not.
 BEFORE: dict[str, tuple[type[openai.APIStatusError], int, str]] = {
@@ -119,9 +130,8 @@ class Client:
         self._url = url
 
     async def __aenter__(self) -> openai.AsyncOpenAI:
-        await self._server.model(
-            "bad", kind="openai", url=self._url, timeouts=OTHERS.get(self._url.rpartition("/")[2], QUICK), attempts=1
-        )
+        timeouts = TIMEOUTS.get(self._url.rpartition("/")[2], Timeouts())
+        await self._server.model("bad", kind="openai", url=self._url, timeouts=timeouts, attempts=1)
         key = await self._server.token()
         self._client = openai.AsyncOpenAI(base_url=self._server.url + "/v1", api_key=key, max_retries=0)
         return self._client

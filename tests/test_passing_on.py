@@ -243,7 +243,7 @@ async def test_a_response_whose_reader_left_is_still_theirs(tmp_path: Path) -> N
         body = {"model": "mine", "input": "speak, and hang", "stream": True, "background": True}
         headers = {"authorization": f"Bearer {token}"}
         async with server.http.post(server.url + "/v1/responses", json=body, headers=headers) as response:
-            await fake.stuck.wait()
+            await fake.until_stuck()
             assert b"response.created" in await response.content.readany()
             response.close()
         await until(lambda: all_ended(server, 1))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
+from fakes.programs import JSON_LINES_MODEL, PLAIN_LINES_MODEL
 from fakes.upstream import fake_upstream
 from live import Live, chat, live, until, words
 from signoff.core.target import Timeouts
@@ -21,7 +22,6 @@ from signoff.errors import BadRequest
 
 pytestmark = pytest.mark.anyio
 
-PROGRAMS = Path(__file__).parent / "models"
 DOCUMENT = 'id=myverygoodmodel?type=httpmodel?dest="127.0.0.1:8888"'
 
 
@@ -130,7 +130,7 @@ async def test_a_payload_for_a_chat_model_is_a_chat(tmp_path: Path) -> None:
 
 async def test_a_held_answer_waits_for_its_verdict(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        await server.model("held", kind="subprocess", command=program("linemodel.py"), review="always")
+        await server.model("held", kind="subprocess", command=program(JSON_LINES_MODEL), review="always")
         token, reviewer = await server.token(), await server.token("reviewer")
         status, told = await ask(server, "/post/predict?id=held", token, headers={"prefer": "wait=0"})
         assert (status, set(told)) == (504, {"content", "job_id"})
@@ -204,14 +204,14 @@ async def test_other_operations_and_methods_are_refused(tmp_path: Path) -> None:
 # Programs
 
 
-def program(name: str) -> tuple[str, ...]:
-    return (sys.executable, "-S", str(PROGRAMS / name))
+def program(path: Path) -> tuple[str, ...]:
+    return (sys.executable, "-S", str(path))
 
 
 async def test_a_program_answers_each_caller_and_its_stderr_is_its_log(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token, admin = await server.token(), await server.token("admin")
-        await server.model("lines", kind="subprocess", command=program("linemodel.py"))
+        await server.model("lines", kind="subprocess", command=program(JSON_LINES_MODEL))
         async with asyncio.TaskGroup() as group:
             path = "/post/predict?id=lines"
             asked = [group.create_task(ask(server, path, token, str(number).encode())) for number in range(50)]
@@ -239,7 +239,7 @@ async def test_a_program_answers_each_caller_and_its_stderr_is_its_log(tmp_path:
 async def test_a_queued_job_is_asked_again_after_a_crash_as_often_as_is_allowed(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        await server.model("fragile", kind="subprocess", command=program("linemodel.py"), attempts=2)
+        await server.model("fragile", kind="subprocess", command=program(JSON_LINES_MODEL), attempts=2)
         _, told = await server.ask("POST", "/enqueue", token, json={"model": "fragile", "exit": 3})
         job = await server.job_when(token, told["job_id"], lambda job: job["status"] == "fail")
         assert (job["attempt"], job["error"]["code"]) == (2, "model_crashed")
@@ -248,7 +248,7 @@ async def test_a_queued_job_is_asked_again_after_a_crash_as_often_as_is_allowed(
 async def test_a_queued_job_of_a_program_is_asked_its_payload_as_it_is(tmp_path: Path) -> None:
     async with live(tmp_path, enqueue_review="never") as server:
         token = await server.token()
-        await server.model("lines", kind="subprocess", command=program("plainmodel.py"))
+        await server.model("lines", kind="subprocess", command=program(PLAIN_LINES_MODEL))
         _, told = await server.ask("POST", "/enqueue", token, json={"model": "lines", "input": "a"})
         job = await server.job_when(token, told["job_id"], lambda job: job["status"] == "success")
         assert job["response"]["of"] == {"model": "lines", "input": "a"}

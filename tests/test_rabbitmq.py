@@ -123,6 +123,7 @@ async def test_what_somebody_else_put_into_the_queue_stays_there(rabbitmq_url: s
         async with channel(rabbitmq_url) as other, started(a_rabbit(rabbitmq_url, queue)) as broker:
             await other.default_exchange.publish(aio_pika.Message(b'{"job_id": 1}'), queue)
             assert not await broker.heard(1)
+            await until(lambda: logs)
     assert "somebody else's" in logs[-1]["error"]
     assert await waiting(rabbitmq_url, queue) == 1
 
@@ -145,7 +146,7 @@ async def test_what_nobody_hears_rings_for_another(rabbitmq_url: str, queue: str
         bell.ring("job", 0)
         # then another one hears it soon, and the first one does not any more
         async with started(a_rabbit(rabbitmq_url, queue)) as other:
-            assert await other.heard(2)
+            assert await other.heard(WAIT_SECONDS)
             assert await other.heard(0) is False
             assert await busy.heard(QUIET_SECONDS) is False
 
@@ -155,7 +156,7 @@ async def test_what_was_heard_and_not_claimed_rings_for_another(rabbitmq_url: st
         busy.ring("job", 0)
         assert await busy.heard(WAIT_SECONDS)
         async with started(a_rabbit(rabbitmq_url, queue)) as other:
-            assert await other.heard(2)
+            assert await other.heard(WAIT_SECONDS)
 
 
 async def test_what_a_dying_worker_heard_rings_for_another(wire: TcpProxy, rabbitmq_url: str, queue: str) -> None:
@@ -163,7 +164,7 @@ async def test_what_a_dying_worker_heard_rings_for_another(wire: TcpProxy, rabbi
         other.ring("job", 0)
         assert await dying.heard(WAIT_SECONDS)
         await wire.shut()
-        assert await other.heard(2)
+        assert await other.heard(WAIT_SECONDS)
 
 
 async def test_what_was_claimed_rings_no_more(rabbitmq_url: str, queue: str) -> None:
@@ -393,7 +394,7 @@ async def test_closing_ends_in_every_moment_of_connecting(rabbitmq_url: str, que
         broker = a_rabbit(rabbitmq_url, queue)
         await broker.start()
         await broker.heard(moment / 4000)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_SECONDS):
             await broker.close()
 
 

@@ -146,7 +146,7 @@ async def test_a_job_that_is_asked_again_counts_every_asking(server: Live, meter
 async def test_an_answer_that_comes_after_its_job_was_cancelled_counts_too(server: Live, meter: CountingModel) -> None:
     admin = await server.token("admin")
     _, made = await server.ask("POST", "/api/jobs", admin, json={"target": "counting", "body": chat("slow 6")})
-    await until(lambda: _asked(meter, "slow"))
+    await meter.received()
     job = await server.desk.store.jobs.get(made["job_id"])
     server.desk.leases.drop(job.id)  # nobody tells the worker
     await server.desk.store.jobs.move(job.id, Step(verb="cancel", actor="test"))
@@ -160,10 +160,6 @@ async def test_an_answer_that_comes_after_its_job_was_cancelled_counts_too(serve
     report = await until(look)
     assert {name: report["total"][name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
     assert [(line["status"], line["jobs"]) for line in report["data"]] == [("fail", 1), ("stale", 0)]
-
-
-async def _asked(meter: CountingModel, kind: str) -> bool | None:
-    return bool(meter.kinds[kind]) or None
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from fakes.http_server import LIMIT_SECONDS
 from fakes.tcp_proxy import TcpProxy
 from fakes.topic_clients import TOPIC_CLIENTS, NatsClient, TopicClient
 from fakes.upstream import fake_upstream
@@ -282,7 +283,7 @@ async def test_no_more_are_handled_at_a_time_than_the_stream_says(wire: TopicCli
     async with listening_with(wire, slowly, max_handlers=3):
         for number in range(20):
             await wire.send(asked(str(number)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_SECONDS):
             await done.wait()
     assert 1 <= most <= 3
 
@@ -343,7 +344,7 @@ async def test_nats_is_told_of_what_takes_long(wire: NatsClient) -> None:
     told = await wire.connection.subscribe("$JS.ACK.>")
     async with listening_with(wire, forever):
         await wire.send(asked())
-        while (message := await told.next_msg(timeout=20)).data != b"+WPI":
+        while (message := await told.next_msg(timeout=LIMIT_SECONDS)).data != b"+WPI":
             pass
         assert wire.prefix in message.subject
 
@@ -446,7 +447,7 @@ async def listening_with(
     stream, is_up = stream_of(wire, max_handlers=max_handlers), asyncio.Event()
     listening = asyncio.ensure_future(Transports(lambda _: wire.url, consumer)(stream).listen(take, is_up.set))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_SECONDS):
             await is_up.wait()
         yield
     finally:

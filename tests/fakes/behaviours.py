@@ -155,7 +155,9 @@ BEHAVIOURS: dict[str, Reply | Callable[[RecordedRequest], Awaitable[Reply]]] = {
     "stream-at-once": chunked(WHOLE_STREAM),
     "stream-with-comments": chunked(*COMMENTED_EVENTS),
     "stream-as-text": chunked(*EVENTS, content_type="text/plain; charset=utf-8"),
-    "stream-until-close": Reply(steps=(WHOLE_STREAM,), content_type="text/event-stream", framing="until-close"),
+    "stream-until-close": Reply(
+        steps=(WHOLE_STREAM,), content_type="text/event-stream", framing="until-close", end="close"
+    ),
     "stream-after-a-thought": chunked(pause(0.2), WHOLE_STREAM),  # the headers come at once
     "stream-of-a-response": chunked(*RESPONSE_EVENTS),
     "stream-without-last-blank-line": chunked(*EVENTS[:-1], b"data: [DONE]\n"),

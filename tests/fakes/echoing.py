@@ -18,8 +18,6 @@ class EchoingModel(FakeServer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds = 0.0
-        """How long each answer takes."""
         self.prompts: list[str] = []
         """Every prompt, as it arrived."""
         self.answered: list[str] = []
@@ -42,7 +40,6 @@ class EchoingModel(FakeServer):
     async def reply(self, request: RecordedRequest) -> Reply:
         prompt = request.json()["messages"][-1]["content"]
         self.prompts.append(prompt)
-        await asyncio.sleep(self.seconds)
         await self.gate.wait()
         status = self.statuses.get(prompt, 200)
         error = {"message": "No, not that.", "type": "x", "param": None, "code": str(status)}

@@ -129,11 +129,6 @@ def pause(seconds: float, then: bytes | None = None) -> Step:
     return step
 
 
-async def tell_stuck(server: FakeServer) -> None:
-    """Set `stuck`."""
-    server.stuck.set()
-
-
 async def wait_for_wake(server: FakeServer) -> None:
     """Tell that this reply is stuck, and wait until the test sets `wake`."""
     server.stuck.set()
@@ -248,10 +243,10 @@ class FakeServer:
             data = await self._bytes_of(step)
             await self._write(writer, chunk(data) if data and reply.framing == "chunked" else data)
         match reply.end:
-            case "keep" if reply.framing == "chunked":
-                await self._write(writer, chunk(b""))
-            case "keep" if reply.framing != "until-close":
-                pass
+            case "keep":
+                await self._write(writer, chunk(b"") if reply.framing == "chunked" else b"")
+            case "close":
+                writer.close()
             case "hang":
                 self.stuck.set()
                 while data := await reader.read(2**16):
@@ -261,8 +256,6 @@ class FakeServer:
                 peer: socket.socket = writer.get_extra_info("socket")
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
-            case _:
-                writer.close()
 
     async def _bytes_of(self, step: Step) -> bytes:
         return step if isinstance(step, bytes) else await step(self) or b""
