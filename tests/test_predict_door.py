@@ -114,7 +114,8 @@ async def test_a_models_failures_have_their_statuses(tmp_path: Path) -> None:
             ("broken", 500),
         ):
             url = fake.at(behaviour)
-            await server.model(behaviour, kind="http", url=url, timeouts=quick, attempts=1)
+            timeouts = quick if status == 504 else Timeouts()
+            await server.model(behaviour, kind="http", url=url, timeouts=timeouts, attempts=1)
             told = await ask(server, f"/post/predict?id={behaviour}", token)
             assert told[0] == status, behaviour
             assert list(told[1]) == ["content"]

@@ -219,8 +219,8 @@ class FakeServer:
                     request.body = await reader.readexactly(int(request.headers.get("content-length", "0")))
                 await self._record(request)
                 await self._send(reply or await self.reply(request), request, reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client left, or this server stops
         finally:
             writer.close()
             del self._connections[task]
