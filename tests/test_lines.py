@@ -272,7 +272,7 @@ async def test_what_a_program_does_not_read_is_bounded(engine: SubprocessEngine)
     first = asyncio.ensure_future(ask(engine, deaf, "x" * 1_000_000))
 
     def buffered_bytes() -> int:
-        life = engine._places["deaf"]._life
+        life = engine._places["deaf"]._life if "deaf" in engine._places else None
         lines = life and life.process and life.process.lines
         return lines._writer.transport.get_write_buffer_size() if lines else 0
 
