@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from models import watching
+from fakes import programs
 from signoff.stores.sql import SqlStore
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def journal(tmp_path: Path) -> Iterator[Path]:
     """Return where each start of a model is written; what a failed test leaves behind is ended."""
     journal = tmp_path / "journal"
     yield journal
-    for pid in (pid for pids in watching.starts(journal) for pid in watching.alive(pids)):
+    for pid in (pid for pids in programs.starts(journal) for pid in programs.alive(pids)):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cases import PIPELINES
+from fakes.echoing import EchoingModel
 from live import Live, live
-from replies import Replies
 
 
 @contextlib.asynccontextmanager
-async def composing(tmp_path: Path, upstream: Replies, **settings: Any) -> AsyncIterator[Live]:
+async def composing(tmp_path: Path, upstream: EchoingModel, **settings: Any) -> AsyncIterator[Live]:
     """A server with the cases' functions, and with a default model that `upstream` answers."""
     folder = tmp_path / "functions"
     folder.mkdir(exist_ok=True)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
+from fakes.http_server import FakeServer, RecordedRequest, Reply, chunked, json_reply, sse_event, wait_for_wake
+from fakes.resolver import FakeResolver
 from live import Live, chat, live, words
-from names import Names
 from signoff.core.answer import Chunk
 from signoff.core.model import Model, model_fault
 from signoff.engine import ModelRequest
@@ -48,44 +47,30 @@ SPOKEN = [
 ]
 
 
-@contextlib.asynccontextmanager
-async def anthropic() -> AsyncIterator[tuple[str, list[Any]]]:
-    """A server that speaks as Anthropic's Messages API does: its address, and what it was asked.
+class Anthropic(FakeServer):
+    """A server that speaks as Anthropic's Messages API does.
 
     The model `slow` stops in the middle until `busy` is asked.
     """
-    asked, woken = list[Any](), asyncio.Event()
 
-    async def messages(request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        asked.append((request.headers.get("x-api-key"), body))
+    @property
+    def keys(self) -> list[str]:
+        """The key of every request."""
+        return [request.headers["x-api-key"] for request in self.requests]
+
+    async def reply(self, request: RecordedRequest) -> Reply:
+        body = request.json()
         if body["model"] == "busy":
-            woken.set()
+            self.wake.set()
             error = {"type": "error", "error": {"type": "rate_limit_error", "message": "Slow down."}}
-            return web.json_response(error, status=429, headers={"retry-after": "7"})
+            return json_reply(error, status=429, headers={"retry-after": "7"})
         if not body.get("stream"):
-            said = SPOKEN[0]["message"] | {"content": [{"type": "text", "text": "Hello"}], "stop_reason": "end_turn"}
-            return web.json_response(said)
-        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-        await response.prepare(request)
-        for number, event in enumerate(SPOKEN[: 4 if body["model"] == "cut" else None]):
-            if number == 3 and body["model"] == "slow":
-                await woken.wait()
-            await response.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
-        if body["model"] == "cut" and request.transport is not None:
-            request.transport.abort()
-        return response
-
-    served = web.Application()
-    served.router.add_post("/v1/messages", messages)
-    runner = web.AppRunner(served)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}", asked
-    finally:
-        await runner.cleanup()
+            message = SPOKEN[0]["message"] | {"content": [{"type": "text", "text": "Hello"}], "stop_reason": "end_turn"}
+            return json_reply(message)
+        events = [sse_event(event, name=event["type"]) for event in SPOKEN]
+        if body["model"] == "slow":
+            return chunked(*events[:3], wait_for_wake, *events[3:])
+        return chunked(*events[:4], end="close") if body["model"] == "cut" else chunked(*events)
 
 
 async def registered(server: Live, name: str, upstream: str, url: str, **more: Any) -> None:
@@ -106,15 +91,15 @@ def deltas(told: list[Any]) -> str:
 
 
 async def test_a_provider_with_another_dialect_is_asked_in_it_and_answers_in_ours(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, anthropic() as (url, asked):
+    async with live(tmp_path) as server, Anthropic() as upstream:
         token = await server.token()
-        await registered(server, "claude", "anthropic/claude-x", url)
+        await registered(server, "claude", "anthropic/claude-x", upstream.url)
         status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "claude", max_tokens=9))
         assert (status, words(told)) == (200, "Hello")
         assert (told["object"], told["choices"][0]["finish_reason"]) == ("chat.completion", "stop")
         assert (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]) == (7, 3)
-        key, body = asked[-1]
-        assert (key, body["model"], body["max_tokens"]) == ("sk-provider", "claude-x", 9)
+        body = upstream.requests[-1].json()
+        assert (upstream.keys[-1], body["model"], body["max_tokens"]) == ("sk-provider", "claude-x", 9)
         # a stream too, to its end
         said = await events(server, token, chat("hi", "claude", stream=True))
         assert (deltas(said), said[-1]) == ("Hello", "[DONE]")
@@ -124,14 +109,14 @@ async def test_a_provider_with_another_dialect_is_asked_in_it_and_answers_in_our
 
 
 async def test_a_providers_errors_keep_their_status(tmp_path: Path) -> None:
-    async with live(tmp_path, now_attempts=1) as server, anthropic() as (url, asked):
+    async with live(tmp_path, now_attempts=1) as server, Anthropic() as upstream:
         token = await server.token()
-        await registered(server, "busy", "anthropic/busy", url)
+        await registered(server, "busy", "anthropic/busy", upstream.url)
         status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "busy"))
         assert (status, "Slow down." in told["error"]["message"]) == (429, True)
-        assert len(asked) == 1
+        assert len(upstream.requests) == 1
         # a stream that breaks does not end as if it were whole
-        await registered(server, "cut", "anthropic/cut", url)
+        await registered(server, "cut", "anthropic/cut", upstream.url)
         said = await events(server, token, chat("hi", "cut", stream=True))
         assert "[DONE]" not in said
         assert "error" in json.loads(said[-1])
@@ -163,8 +148,8 @@ async def test_a_provider_that_speaks_as_openai_does_is_asked_as_well(tmp_path: 
 
 
 async def test_a_caller_s_own_key_goes_to_the_provider(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, anthropic() as (url, asked):
-        await registered(server, "claude", "anthropic/claude-x", url)
+    async with live(tmp_path) as server, Anthropic() as upstream:
+        await registered(server, "claude", "anthropic/claude-x", upstream.url)
         ann = await server.token("user", "ann@x.y")
         _, key = await server.ask("POST", "/api/keys", ann, json={"name": "mine", "key": "sk-ann"})
         from signoff.work.admin.people import create_token, create_user
@@ -174,7 +159,7 @@ async def test_a_caller_s_own_key_goes_to_the_provider(tmp_path: Path) -> None:
         )
         for caller, expected in ((token, "sk-ann"), (ann, "sk-provider")):
             assert (await server.ask("POST", "/v1/chat/completions", caller, json=chat("hi", "claude")))[0] == 200
-            assert asked[-1][0] == expected
+            assert upstream.keys[-1] == expected
 
 
 def answer(engine: AnyLLMEngine, *, key: str = "k", stream: bool = False, **more: Any) -> AsyncGenerator[Chunk, None]:
@@ -192,25 +177,25 @@ async def test_callers_who_come_at_once_with_one_key_share_a_client(monkeypatch:
     made, make = list[Any](), anyllm._client
     monkeypatch.setattr(anyllm, "_client", lambda *told: made.append(told) or make(*told))
     engine = AnyLLMEngine()
-    async with anthropic() as (url, asked):
-        await asyncio.gather(*(said_by(engine, key=key, url=url) for key in "abab"))
+    async with Anthropic() as upstream:
+        await asyncio.gather(*(said_by(engine, key=key, url=upstream.url) for key in "abab"))
         assert sorted(key for _, key, _ in made) == ["a", "b"]
-        assert sorted(key for key, _ in asked) == ["a", "a", "b", "b"]
+        assert sorted(upstream.keys) == ["a", "a", "b", "b"]
         await engine.close()
 
 
 async def test_more_keys_than_there_is_room_for_cut_nobody_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anyllm, "CLIENTS", 1)
     engine = AnyLLMEngine()
-    async with anthropic() as (url, _), asyncio.timeout(60):
+    async with Anthropic() as upstream, asyncio.timeout(60):
         # given somebody who is being answered
-        slow = answer(engine, stream=True, upstream_model="anthropic/slow", url=url)
+        slow = answer(engine, stream=True, upstream_model="anthropic/slow", url=upstream.url)
         said = [await anext(slow)]
         # when others come with keys of their own
         for key in "abc":
-            await said_by(engine, key=key, url=url)
+            await said_by(engine, key=key, url=upstream.url)
         with pytest.raises(ModelAnswered):
-            await said_by(engine, key="d", upstream_model="anthropic/busy", url=url)
+            await said_by(engine, key="d", upstream_model="anthropic/busy", url=upstream.url)
         # then that answer comes to its end
         said += [chunk async for chunk in slow]
         told = [chunk.raw.decode().removeprefix("data: ").strip() for chunk in said]
@@ -229,7 +214,7 @@ async def test_a_provider_that_there_is_not_is_told_so() -> None:
     with pytest.raises(ModelFailed, match="nobody"):
         await said_by(engine, upstream_model="nobody/x")
     with pytest.raises(ModelFailed, match="where no model may be"):
-        await said_by(AnyLLMEngine(Names(["169.254.169.254"])), url="http://model.example")
+        await said_by(AnyLLMEngine(FakeResolver(["169.254.169.254"])), url="http://model.example")
     await engine.close()
     assert model_fault(Model(name="m", kind="anyllm")) is not None
     assert model_fault(Model(name="mistral/*", kind="anyllm")) is None

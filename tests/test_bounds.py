@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from fakes.upstream import fake_upstream
 from live import Live, chat, live, until
-from upstreams import misbehaving
 
 pytestmark = pytest.mark.anyio
 HUGE = (2**31, 2**40, 2**63, 2**70)
@@ -130,7 +130,7 @@ async def test_a_time_that_cannot_be_shown_is_not_kept(time: str, tmp_path: Path
 
 
 async def test_tokens_beyond_count_are_no_tokens(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mirror", kind="openai", url=fake.at("mirror"))
         token = await server.token()
         for count in (*HUGE, -1, -(2**70)):

@@ -12,10 +12,10 @@ from typing import Any
 import openai
 import pytest
 
+from fakes.numbering import NumberingModel
+from fakes.tcp_proxy import TcpProxy
+from fakes.webhook_receiver import SECRET, WebhookReceiver
 from live import Live, chat, live, until
-from numbering import Numbering, numbering
-from proxy import Proxy, between
-from receivers import SECRET, receiving
 from signoff.core.model import Model
 from signoff.runtime import response_cache
 from signoff.work.admin.people import create_token, create_user
@@ -119,9 +119,9 @@ def keeper(request: pytest.FixtureRequest, prefix: str) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def serving(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[Live, Numbering]]:
+async def serving(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[Live, NumberingModel]]:
     """A server with the model `m`, whose answers are numbered. Nothing is held unless the model says so."""
-    async with numbering() as upstream, live(tmp_path, **({"enqueue_review": "never"} | settings)) as server:
+    async with NumberingModel() as upstream, live(tmp_path, **({"enqueue_review": "never"} | settings)) as server:
         await server.model("m", kind="openai", url=upstream.url)
         yield server, upstream
 
@@ -146,7 +146,7 @@ async def test_every_door_gives_a_signed_off_answer_again(door: str, tmp_path: P
         assert await DOORS[door](server, token) == (200, "answer 1", "miss")
         assert await DOORS[door](server, token) == (200, "answer 1", "hit")
         assert await DOORS[door](server, token, "other") == (200, "answer 2", "miss")
-        assert upstream.asked == 2
+        assert upstream.calls == 2
 
 
 async def test_every_keeper_gives_it_again_and_another_process_does(keeper: dict[str, Any], tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ async def test_every_keeper_gives_it_again_and_another_process_does(keeper: dict
             is_shared = keeper.get("cache") != "memory"
             expected = (200, "answer 2", "hit") if is_shared else (200, "answer 3", "miss")
             assert await at_cached(other, token, "eye") == expected
-        assert upstream.asked == (2 if is_shared else 3)
+        assert upstream.calls == (2 if is_shared else 3)
 
 
 async def test_doors_that_ask_the_same_have_one_answer(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ async def test_doors_that_ask_the_same_have_one_answer(tmp_path: Path) -> None:
         body = chat("hello", "m", temperature=0)
         assert (await ask(server, token, f"/api/openai{CHAT}", body))[1] == {"response": "answer 1", "cache_hit": True}
         assert (await ask(server, token, f"/openai{CHAT}/", body))[2] == "hit"
-        assert upstream.asked == 1
+        assert upstream.calls == 1
 
 
 async def test_only_requests_without_chance_are_kept_unless_somebody_says_otherwise(tmp_path: Path) -> None:
@@ -180,10 +180,10 @@ async def test_only_requests_without_chance_are_kept_unless_somebody_says_otherw
         for more in ({}, {"temperature": 0.7}, {"temperature": 1e-9}):
             for _ in range(2):
                 assert (await ask(server, token, CHAT, chat("x", "m", **more)))[2] == "bypass"
-        assert upstream.asked == 6
+        assert upstream.calls == 6
         for number, more in enumerate([{"temperature": 0.0}, {"seed": 5}, {"seed": 6, "temperature": 2}]):
             assert [(await ask(server, token, CHAT, chat("x", "m", **more)))[2] for _ in range(2)] == ["miss", "hit"]
-            assert upstream.asked == 7 + number
+            assert upstream.calls == 7 + number
 
 
 async def test_a_model_rules_before_a_token_and_a_token_before_a_door(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ async def test_a_hit_is_a_job_that_took_nothing(tmp_path: Path) -> None:
 async def test_the_end_of_a_hit_is_told(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, webhook_allow=["127.0.0.1"]) as (server, _),
-        receiving() as receiver,
+        WebhookReceiver() as receiver,
     ):
         token = await server.token()
         await at_native(server, token)
@@ -241,7 +241,7 @@ async def test_the_end_of_a_hit_is_told(tmp_path: Path) -> None:
         wanted = {"target": "m", "body": chat("hello", "m", temperature=0), "deliver": deliver}
         status, job, cache = await ask(server, token, "/api/jobs", wanted)
         assert (status, job["status"], cache) == (202, "success", "hit")
-        told = json.loads((await receiver.gets())[0].body)
+        told = json.loads((await receiver.received())[0].body)
         assert (told["type"], told["data"]["job_id"]) == ("job.succeeded", job["job_id"])
 
 
@@ -257,7 +257,7 @@ async def test_a_job_for_later_asks_when_its_time_has_come(tmp_path: Path) -> No
 
 
 @pytest.fixture
-async def official(tmp_path: Path) -> AsyncIterator[tuple[openai.AsyncOpenAI, Numbering]]:
+async def official(tmp_path: Path) -> AsyncIterator[tuple[openai.AsyncOpenAI, NumberingModel]]:
     """Yield the official client at a server, and the model behind it."""
     async with (
         serving(tmp_path) as (server, upstream),
@@ -290,17 +290,17 @@ async def streamed(client: openai.AsyncOpenAI, text: str, *, usage: bool) -> tup
     return words, tokens
 
 
-async def test_a_plain_answer_is_given_again_as_a_stream(official: tuple[openai.AsyncOpenAI, Numbering]) -> None:
+async def test_a_plain_answer_is_given_again_as_a_stream(official: tuple[openai.AsyncOpenAI, NumberingModel]) -> None:
     client, upstream = official
     assert await plainly(client, "hello") == ("answer 1", 7)
     assert await streamed(client, "hello", usage=True) == ("answer 1", 7)
     assert await streamed(client, "hello", usage=False) == ("answer 1", None)
-    assert upstream.asked == 1
+    assert upstream.calls == 1
 
 
 @pytest.mark.parametrize("usage", [True, False])
 async def test_a_streamed_answer_is_given_again_plainly_with_its_tokens(
-    official: tuple[openai.AsyncOpenAI, Numbering], usage: bool
+    official: tuple[openai.AsyncOpenAI, NumberingModel], usage: bool
 ) -> None:
     client, upstream = official
     first = await streamed(client, "hello", usage=usage)
@@ -309,7 +309,7 @@ async def test_a_streamed_answer_is_given_again_plainly_with_its_tokens(
     assert words == "answer 1"
     assert tokens == 7 if usage else tokens > 0
     assert (await streamed(client, "hello", usage=True))[0] == "answer 1"
-    assert upstream.asked == 1
+    assert upstream.calls == 1
 
 
 async def test_a_stream_that_is_given_again_has_the_form_of_a_stream(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ async def test_a_stream_that_is_given_again_has_the_form_of_a_stream(tmp_path: P
                 raw = await response.read()
             assert raw.endswith(b"\n\ndata: [DONE]\n\n")
             assert all(event.startswith(b"data: ") for event in raw.removesuffix(b"\n\n").split(b"\n\n"))
-        assert upstream.asked == 1
+        assert upstream.calls == 1
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses", "/v1/edits"])
@@ -339,7 +339,7 @@ async def test_other_endpoints_are_kept_each_for_itself(path: str, tmp_path: Pat
             {"response": "answer 1", "cache_hit": True}
         ]
         assert (await ask(server, token, f"/api/cache{CHAT}", body))[1] == []
-        assert upstream.asked == 1
+        assert upstream.calls == 1
 
 
 async def test_a_stream_that_was_cut_is_not_kept(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ async def test_an_error_is_not_kept(door: str, tmp_path: Path) -> None:
         token = await server.token()
         upstream.status = 500
         status, said, _ = await DOORS[door](server, token)
-        assert (status, said, upstream.asked) == (500, None, 1)
+        assert (status, said, upstream.calls) == (500, None, 1)
         upstream.status = 200
         assert await DOORS[door](server, token) == (200, "answer 2", "miss")
 
@@ -403,7 +403,7 @@ async def test_where_an_admin_shares_it_all_users_have_one_answer(keeper: dict[s
         ann, bob = await server.token(email="ann@example.com"), await server.token(email="bob@example.com")
         assert await at_cached(server, ann) == (200, "answer 1", "miss")
         assert await at_cached(server, bob) == (200, "answer 1", "hit")
-        assert upstream.asked == 1
+        assert upstream.calls == 1
         # a member that is named twice means what its reader makes of it: nobody puts words into another's answers
         twice = (
             '{"model":"m","messages":[{"role":"user","content":"evil"}],"messages":[{"role":"user","content":"kind"}]}'
@@ -420,7 +420,7 @@ async def test_what_one_server_shared_is_nobodys_once_it_is_not(tmp_path: Path) 
         await at_cached(server, ann)
         async with live(tmp_path) as strict:
             assert await at_cached(strict, bob) == (200, "answer 2", "miss")
-        assert upstream.asked == 2
+        assert upstream.calls == 2
 
 
 # What never is
@@ -444,7 +444,7 @@ async def test_what_is_held_or_refused_is_never_given(tmp_path: Path) -> None:
             assert (status in {403, 409, 504}, said) == (True, None)
             # nor after it was refused, or while it still waits
             assert (await ask(server, token, f"/api/cache{CHAT}", chat("hello", "m")))[1] == []
-            assert upstream.asked == number
+            assert upstream.calls == number
         assert (await server.ask("GET", "/api/cache", await server.token("admin")))[1]["entries"] == 0
 
 
@@ -459,7 +459,7 @@ async def test_what_a_person_signed_off_is_given_again_as_it_left(edited: str | 
             words = {} if edited is None else {"response": edited}
             review = {"id": job["job_id"], "status": "success"} | words
             assert (await server.ask("POST", "/reviewJob", reviewer, json=review))[0] == 200
-            number = upstream.asked
+            number = upstream.calls
             said = f"answer {number}" if edited is None else edited
             if door is at_openai or edited is None:
                 assert await asking == (200, said, "miss")
@@ -469,7 +469,7 @@ async def test_what_a_person_signed_off_is_given_again_as_it_left(edited: str | 
                     await asking
                 wanted = {"target": "m", "body": chat("at_native", "m", temperature=0)}
                 assert (await ask(server, token, "/api/jobs", wanted))[1]["response"] == edited
-            assert upstream.asked == number
+            assert upstream.calls == number
 
 
 async def test_what_a_reviewer_asked_instead_is_no_answer_to_what_was_asked(tmp_path: Path) -> None:
@@ -541,7 +541,7 @@ async def test_another_undo_or_deadline_is_another_policy(tmp_path: Path) -> Non
     "change", [{"url": "other"}, {"upstream_model": "better"}, {"attempts": 2}], ids=lambda change: next(iter(change))
 )
 async def test_a_changed_model_does_not_give_its_old_answers(change: dict[str, Any], tmp_path: Path) -> None:
-    async with serving(tmp_path) as (server, upstream), numbering("other") as other:
+    async with serving(tmp_path) as (server, upstream), NumberingModel("other") as other:
         token, admin = await server.token(), await server.token("admin")
         assert await at_cached(server, token) == (200, "answer 1", "miss")
         told = {"url": other.url} if "url" in change else change
@@ -549,27 +549,23 @@ async def test_a_changed_model_does_not_give_its_old_answers(change: dict[str, A
         said = "other 1" if "url" in change else "answer 2"
         assert (await ask(server, token, f"/api/cache{CHAT}", chat("hello", "m")))[1] == []
         assert await at_cached(server, token) == (200, said, "miss")
-        assert upstream.asked + other.asked == 2
+        assert upstream.calls + other.calls == 2
 
 
 @pytest.mark.parametrize("door", [at_cached, at_native])
 async def test_an_answer_of_a_model_that_was_changed_meanwhile_is_not_kept(door: Door, tmp_path: Path) -> None:
-    async with serving(tmp_path) as (server, upstream), numbering("other") as other:
+    async with serving(tmp_path) as (server, upstream), NumberingModel("other") as other:
         token = await server.token()
-        upstream.open.clear()
+        upstream.gate.clear()
         asking = asyncio.ensure_future(door(server, token))
-        await until(lambda: _is(upstream.asked))
+        await upstream.received()
         await register_model(server.services, Model(name="m", kind="openai", url=other.url))
-        upstream.open.set()
+        upstream.gate.set()
         assert await asking == (200, "answer 1", "bypass")
         assert await door(server, token) == (200, "other 1", "miss")
         # as it was, it has no answers of the time between
         await register_model(server.services, Model(name="m", kind="openai", url=upstream.url))
         assert await door(server, token) == (200, "answer 2", "miss")
-
-
-async def _is(value: object) -> object | None:
-    return value or None
 
 
 async def test_an_admins_try_of_a_model_is_neither_kept_nor_given_again(tmp_path: Path) -> None:
@@ -578,7 +574,7 @@ async def test_an_admins_try_of_a_model_is_neither_kept_nor_given_again(tmp_path
         admin = await server.token("admin")
         for _ in range(2):
             assert (await server.ask("POST", "/api/models/m", admin, json="hello"))[1]["ok"]
-        assert upstream.asked == 2
+        assert upstream.calls == 2
 
 
 # What the caller says
@@ -596,7 +592,7 @@ async def test_cache_control_is_obeyed_on_every_door(door: str, tmp_path: Path) 
         assert await at(server, token) == (200, "answer 4", "hit")
         assert await at(server, token, cache_control="max-age=0") == (200, "answer 5", "miss")
         assert await at(server, token) == (200, "answer 5", "hit")
-        assert upstream.asked == 5
+        assert upstream.calls == 5
 
 
 async def test_an_answer_may_be_too_old(keeper: dict[str, Any], tmp_path: Path) -> None:
@@ -622,7 +618,7 @@ async def test_after_its_time_it_is_gone(keeper: dict[str, Any], tmp_path: Path)
 
         await until(gone)
         assert (await at_cached(server, token))[1:] == ("answer 2", "miss")
-        assert upstream.asked == 2
+        assert upstream.calls == 2
 
 
 async def test_a_server_without_a_cache_asks_each_time(tmp_path: Path) -> None:
@@ -633,7 +629,7 @@ async def test_a_server_without_a_cache_asks_each_time(tmp_path: Path) -> None:
         assert (await ask(server, token, f"/api/cache{CHAT}", chat("hello", "m")))[1] == []
         assert (await server.ask("GET", "/api/cache", token)) == (200, {"entries": 0, "size_bytes": 0})
         assert (await server.ask("DELETE", "/api/cache", token)) == (200, {"deleted": 0})
-        assert upstream.asked == 2
+        assert upstream.calls == 2
 
 
 # Names of requests
@@ -654,11 +650,11 @@ async def test_a_key_stands_for_its_job_whatever_the_cache_has(tmp_path: Path) -
         status, told, _ = await ask(server, token, f"/api/openai{CHAT}", chat("other", "m"), idempotency_key="k")
         assert (status, told["code"]) == (422, "idempotency_key_reused")
         # and a key that stands for a job which goes on joins that one
-        upstream.open.clear()
+        upstream.gate.clear()
         first = asyncio.ensure_future(at_cached(server, token, "new", idempotency_key="l", cache_control="no-cache"))
-        await until(lambda: _is(upstream.asked == 2))
+        await upstream.received(2)
         second = asyncio.ensure_future(at_cached(server, token, "new", idempotency_key="l"))
-        upstream.open.set()
+        upstream.gate.set()
         assert await first == await second == (200, "answer 2", "miss")
 
 
@@ -695,12 +691,12 @@ async def test_a_hundred_of_the_same_at_once_are_all_answered_and_one_is_kept(tm
         assert {status for status, _, _ in said} == {200}
         anns, bobs = {words for _, words, _ in said[::2]}, {words for _, words, _ in said[1::2]}
         assert not anns & bobs
-        asked = upstream.asked
+        asked = upstream.calls
         again = await together(at_cached(server, token) for token in [ann, bob] * 50)
         assert {cache for _, _, cache in again} == {"hit"}
         assert len({words for _, words, _ in again[::2]}) == len({words for _, words, _ in again[1::2]}) == 1
         assert {words for _, words, _ in again[::2]} <= anns
-        assert upstream.asked == asked
+        assert upstream.calls == asked
         assert (await server.ask("GET", "/api/cache", ann))[1]["entries"] == 1
 
 
@@ -750,13 +746,13 @@ async def test_hostile_bodies_are_answered_and_break_nothing(body: bytes, tmp_pa
 
 
 @pytest.fixture
-async def wire(redis_url: str) -> AsyncIterator[Proxy]:
+async def wire(redis_url: str) -> AsyncIterator[TcpProxy]:
     """A way to Redis that can be cut."""
-    async with between(redis_url) as proxy:
+    async with TcpProxy(redis_url) as proxy:
         yield proxy
 
 
-async def test_while_redis_is_away_models_are_asked_and_it_heals(tmp_path: Path, wire: Proxy, prefix: str) -> None:
+async def test_while_redis_is_away_models_are_asked_and_it_heals(tmp_path: Path, wire: TcpProxy, prefix: str) -> None:
     async with serving(tmp_path, cache="redis", redis_url=wire.url, redis_prefix=prefix) as (server, upstream):
         token = await server.token()
         await at_cached(server, token, "before")
@@ -780,11 +776,11 @@ async def test_while_redis_is_away_models_are_asked_and_it_heals(tmp_path: Path,
         await until(is_back)
         async with live(tmp_path, cache="redis", redis_url=wire.url, redis_prefix=prefix) as other:
             assert (await at_cached(other, token, "after"))[2] == "hit"
-        assert upstream.asked >= 22
+        assert upstream.calls >= 22
 
 
 async def test_a_silent_redis_holds_up_nobody_for_long(
-    tmp_path: Path, wire: Proxy, prefix: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wire: TcpProxy, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(response_cache, "LOOK_SECONDS", HURRY_SECONDS)
     async with serving(tmp_path, cache="redis", redis_url=wire.url, redis_prefix=prefix) as (server, _):
@@ -931,7 +927,7 @@ async def test_looking_asks_no_model_and_leaves_no_job(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         token = await server.token()
         assert (await ask(server, token, f"/api/cache{CHAT}", chat("hello", "m")))[1] == []
-        assert upstream.asked == 0
+        assert upstream.calls == 0
         assert (await server.ask("GET", "/api/jobs", token))[1]["total"] == 0
 
 
@@ -984,9 +980,9 @@ async def test_errors_have_a_detail_and_a_models_own_status(
 async def test_a_caller_who_leaves_stops_the_model(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         token = await server.token()
-        upstream.open.clear()
+        upstream.gate.clear()
         asking = asyncio.ensure_future(at_cached(server, token))
-        await until(lambda: _is(upstream.asked))
+        await upstream.received()
         asking.cancel()
 
         async def cancelled() -> bool | None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from fakes.behaviours import ANSWER, EVENTS
+from fakes.upstream import FakeUpstream, fake_upstream
 from live import Live, live, until
 from signoff.store import JobFilter
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.admit import parse_sampling
-from upstreams import ANSWER, EVENTS, FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio
 EXPECTED = {False: ANSWER, True: b"".join(EVENTS)}
@@ -27,11 +28,6 @@ async def call(server: Live, token: str, *, stream: bool = False, path: str = "c
         return response.status, await response.read(), response.headers["x-signoff-job"]
 
 
-async def stuck(fake: FakeUpstream) -> None:
-    async with asyncio.timeout(10):
-        await fake.stuck.wait()
-
-
 async def readers(server: Live, count: int) -> bool | None:
     """Whether so many callers read along."""
     return sum(each._readers for each in server.services.runtime.inflight_calls._shared.values()) == count or None
@@ -42,12 +38,12 @@ async def readers(server: Live, count: int) -> bool | None:
 async def test_equal_calls_get_the_answer_of_one_call_though_one_leaves(
     stream: bool, leaver: int, tmp_path: Path
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path, coalesce=True) as server:
+    async with fake_upstream() as fake, live(tmp_path, coalesce=True) as server:
         behaviour = "stream-when-woken" if stream else "answer-when-woken"
         await server.model("slow", kind="openai", url=fake.at(behaviour), cache="never")
         token, another = await server.token(), await server.token()
         asking = [asyncio.ensure_future(call(server, token, stream=stream))]
-        await stuck(fake)
+        await fake.until_stuck()
         asking += [asyncio.ensure_future(call(server, another, stream=stream)) for _ in range(10)]
         await until(lambda: readers(server, 11))
         asking.pop(leaver).cancel()
@@ -66,7 +62,7 @@ async def test_equal_calls_get_the_answer_of_one_call_though_one_leaves(
 
 
 async def test_calls_that_come_at_the_same_instant_share(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, coalesce=True) as server:
+    async with fake_upstream() as fake, live(tmp_path, coalesce=True) as server:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         token = await server.token()
         asking = [asyncio.ensure_future(call(server, token)) for _ in range(50)]
@@ -99,7 +95,7 @@ async def test_only_equal_calls_of_which_equal_answers_are_due_share_where_it_is
     calls: int,
     tmp_path: Path,
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path, **settings) as server:
+    async with fake_upstream() as fake, live(tmp_path, **settings) as server:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"), **model)
         token = await server.token()
         asking = [asyncio.ensure_future(call(server, token, **more)) for more in (one, other)]
@@ -110,17 +106,17 @@ async def test_only_equal_calls_of_which_equal_answers_are_due_share_where_it_is
 
 
 async def test_different_users_never_share(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, coalesce=True) as server:
+    async with fake_upstream() as fake, live(tmp_path, coalesce=True) as server:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         tokens = [await server.token(email=f"{name}@example.com") for name in ("alice", "bob")]
         asking = [asyncio.ensure_future(call(server, token)) for token in tokens]
-        await until(lambda: upstream_calls(fake, 2))
+        await fake.received(2)
         fake.wake.set()
         assert len({(await each)[2] for each in asking}) == 2
 
 
 async def test_calls_with_different_upstream_keys_never_share(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, coalesce=True) as server:
+    async with fake_upstream() as fake, live(tmp_path, coalesce=True) as server:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         token, tokens = await server.token(), []
         for secret in ("sk-work", "sk-play"):
@@ -135,12 +131,12 @@ async def test_calls_with_different_upstream_keys_never_share(tmp_path: Path) ->
 
 
 async def test_the_last_one_who_leaves_stops_the_model_and_who_comes_then_is_asked_for_anew(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, coalesce=True) as server:
+    async with fake_upstream() as fake, live(tmp_path, coalesce=True) as server:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         token = await server.token()
         asking = [asyncio.ensure_future(call(server, token)) for _ in range(3)]
         await until(lambda: readers(server, 3))
-        await stuck(fake)
+        await fake.until_stuck()
         for each in asking:
             each.cancel()
         await until(lambda: readers(server, 0))
@@ -152,7 +148,7 @@ async def test_the_last_one_who_leaves_stops_the_model_and_who_comes_then_is_ask
 
 
 async def test_a_failure_is_told_to_all_of_them(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, coalesce=True) as server:
+    async with fake_upstream() as fake, live(tmp_path, coalesce=True) as server:
         await server.model("slow", kind="openai", url=fake.at("broken-when-woken"), attempts=1)
         token = await server.token()
         asking = [asyncio.ensure_future(call(server, token)) for _ in range(3)]
@@ -164,7 +160,7 @@ async def test_a_failure_is_told_to_all_of_them(tmp_path: Path) -> None:
 
 
 async def test_what_may_be_held_is_held_for_each(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, coalesce=True, hold_seconds=0) as server:
+    async with fake_upstream() as fake, live(tmp_path, coalesce=True, hold_seconds=0) as server:
         await server.model("slow", kind="openai", url=fake.at("answer"), review="always")
         token = await server.token()
         asking = [asyncio.ensure_future(call(server, token)) for _ in range(2)]
@@ -192,10 +188,6 @@ async def both_are_here(server: Live, fake: FakeUpstream, calls: int) -> bool | 
     """Whether two callers wait, for so many upstream calls."""
     shared = sum(each._readers for each in server.services.runtime.inflight_calls._shared.values())
     return (len(fake.requests) == calls and (calls == 2 or shared == 2)) or None
-
-
-async def upstream_calls(fake: FakeUpstream, count: int) -> bool | None:
-    return len(fake.requests) == count or None
 
 
 async def ended(server: Live, count: int) -> list[str] | None:

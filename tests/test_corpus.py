@@ -4,25 +4,22 @@ comes out of our socket is what came in, to the byte, and its tokens are counted
 
 from __future__ import annotations
 
-import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from fakes.behaviours import CORPUS
+from fakes.http_server import FakeServer, RecordedRequest, Reply, raw
 from live import Live, live, until
 from signoff.core.job import Job
 
 pytestmark = pytest.mark.anyio
-CORPUS = Path(__file__).parent / "corpus"
 NAMES = sorted(str(path.relative_to(CORPUS).with_suffix("")) for path in CORPUS.glob("*/*.http"))
 
 
@@ -71,37 +68,25 @@ def unchunked(body: bytes) -> bytes:
     return b"".join(parts)
 
 
-class Player:
-    """A server of nothing but a socket, which answers with `pieces`, a packet each, whatever it is asked."""
+class Player(FakeServer):
+    """A server that answers every request with `pieces`, a write each."""
 
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-        self.seen = b""
+    pieces: tuple[bytes, ...] = ()
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-            size = int(head.split("content-length: ")[1].split("\r\n")[0])
-            self.seen = await reader.readexactly(size)
-            for piece in self.pieces:
-                writer.write(piece)
-                await writer.drain()
-                await asyncio.sleep(0)
-        writer.close()
+    async def reply(self, request: RecordedRequest) -> Reply:
+        return raw(*self.pieces, end="close")
 
 
 @pytest.fixture(scope="module")
 async def played(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Player, Live, str]]:
-    """A player, a server in front of it under every name that the corpus asks for, and a token."""
-    player = Player()
-    server = await asyncio.start_server(player.serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with live(tmp_path_factory.mktemp("corpus"), log_before_answer=True) as ours:
+    """Yield a player, a server in front of it under every name that the corpus asks for, and a token."""
+    async with (
+        Player() as player,
+        live(tmp_path_factory.mktemp("corpus"), log_before_answer=True) as ours,
+    ):
         for name in {json.loads(exchange(name).asked)["model"] for name in NAMES}:
-            await ours.model(name, kind="openai", url=url, attempts=1)
+            await ours.model(name, kind="openai", url=player.url, attempts=1)
         yield player, ours, await ours.token()
-    server.close()
 
 
 CUTS = st.lists(st.integers(min_value=1, max_value=20_000), max_size=30)
@@ -119,13 +104,13 @@ async def test_what_an_upstream_says_comes_out_to_the_byte(
     player, server, token = played
     one = exchange(name)
     ends = [0, *sorted({cut for cut in cuts if cut < len(one.raw)}), len(one.raw)]
-    player.pieces = [one.raw[start:end] for start, end in pairwise(ends)]
+    player.pieces = tuple(one.raw[start:end] for start, end in pairwise(ends))
     headers = {"authorization": f"Bearer {token}", "content-type": "application/json", "cache-control": "no-store"}
     async with server.http.post(server.url + one.path, data=one.asked, headers=headers) as response:
         body, job_id = await response.read(), response.headers["x-signoff-job"]
         assert response.status == one.status
         assert response.content_type == one.kind.partition(";")[0]
-    assert player.seen == one.asked
+    assert player.requests[-1].body == one.asked
     job = await until(lambda: ended(server, job_id))
     if one.status >= 400 or any(told.get("error") for told in one.told):
         is_failure(one, body, job)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from names import Names
-from receivers import Receiver, hang, receiving
+from fakes.resolver import FakeResolver
+from fakes.webhook_receiver import WebhookReceiver, hang
 from signoff.core.allow_list import AllowList
 from signoff.core.delivery import OutgoingMessage
 from signoff.deliverers.http import HttpDeliverer
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 
 @contextlib.asynccontextmanager
-async def a_courier(*allowed: str, names: Names | None = None, **more: Any) -> AsyncIterator[HttpDeliverer]:
+async def a_courier(*allowed: str, names: FakeResolver | None = None, **more: Any) -> AsyncIterator[HttpDeliverer]:
     deliverer = HttpDeliverer(AllowList(allowed), resolver=names, **more)
     await deliverer.start()
     try:
@@ -32,64 +32,64 @@ async def post(deliverer: HttpDeliverer, url: str, body: bytes = b"{}") -> int:
     return await deliverer.send(OutgoingMessage(address=url, headers={"webhook-id": "msg_1"}, body=body))
 
 
-def port_of(receiver: Receiver) -> str:
+def port_of(receiver: WebhookReceiver) -> str:
     return receiver.url.split(":")[2]
 
 
 async def test_a_name_is_resolved_once_and_that_address_is_connected_to() -> None:
-    names = Names(["127.0.0.1"], ["10.0.0.1"], ["127.0.0.1"])
-    async with receiving() as receiver, a_courier("127.0.0.1", names=names) as deliverer:
+    names = FakeResolver(["127.0.0.1"], ["10.0.0.1"], ["127.0.0.1"])
+    async with WebhookReceiver() as receiver, a_courier("127.0.0.1", names=names) as deliverer:
         url = f"http://rebinds.example:{port_of(receiver)}"
         assert await post(deliverer, url) == 200
-        assert names.asked == ["rebinds.example"]
+        assert names.hosts == ["rebinds.example"]
         with pytest.raises(AddressRefused):
             await post(deliverer, url)
         assert await post(deliverer, url) == 200
-        assert len(receiver.got) == 2
-        assert receiver.got[0].headers["host"].startswith("rebinds.example:")
+        assert len(receiver.requests) == 2
+        assert receiver.requests[0].headers["host"].startswith("rebinds.example:")
 
 
 @pytest.mark.parametrize(
     "address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"]
 )
 async def test_a_name_that_stands_for_a_private_address_is_refused(address: str) -> None:
-    async with receiving() as receiver, a_courier(names=Names([address])) as deliverer:
+    async with WebhookReceiver() as receiver, a_courier(names=FakeResolver([address])) as deliverer:
         with pytest.raises(AddressRefused, match=r"hooks\.example is not at a public address"):
             await post(deliverer, f"http://hooks.example:{port_of(receiver)}")
-        assert receiver.got == []
+        assert receiver.requests == []
 
 
 async def test_of_several_addresses_only_those_that_may_be_reached_are_tried() -> None:
-    names = Names(["10.0.0.1", "127.0.0.2", "127.0.0.1"])
-    async with receiving() as receiver, a_courier("127.0.0.1", names=names) as deliverer:
+    names = FakeResolver(["10.0.0.1", "127.0.0.2", "127.0.0.1"])
+    async with WebhookReceiver() as receiver, a_courier("127.0.0.1", names=names) as deliverer:
         assert await post(deliverer, f"http://hooks.example:{port_of(receiver)}") == 200
 
 
 async def test_a_host_that_is_allowed_by_name_may_be_anywhere() -> None:
-    async with receiving() as receiver, a_courier("hooks.internal", names=Names(["127.0.0.1"])) as deliverer:
+    async with WebhookReceiver() as receiver, a_courier("hooks.internal", names=FakeResolver(["127.0.0.1"])) as deliverer:
         assert await post(deliverer, f"http://hooks.internal:{port_of(receiver)}") == 200
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "localhost"])
 async def test_a_literal_private_address_is_refused(host: str) -> None:
-    async with receiving() as receiver, a_courier() as deliverer:
+    async with WebhookReceiver() as receiver, a_courier() as deliverer:
         with pytest.raises(AddressRefused):
             await post(deliverer, f"http://{host}:{port_of(receiver)}")
-        assert receiver.got == []
+        assert receiver.requests == []
 
 
 async def test_a_receiver_that_never_answers_is_given_a_while() -> None:
-    async with receiving() as receiver, a_courier("127.0.0.1", total_seconds=0.2) as deliverer:
+    async with WebhookReceiver() as receiver, a_courier("127.0.0.1", total_seconds=0.2) as deliverer:
         receiver.answers = [hang]
         with pytest.raises(Undelivered, match="too long"):
             await post(deliverer, receiver.url)
 
 
 async def test_what_cannot_be_reached_says_why() -> None:
-    async with a_courier("127.0.0.1", names=Names([])) as deliverer:
+    async with a_courier("127.0.0.1", names=FakeResolver([])) as deliverer:
         with pytest.raises(Undelivered, match="refused"):
             await post(deliverer, "http://127.0.0.1:9")
-    async with receiving() as receiver, a_courier("127.0.0.1") as deliverer:
+    async with WebhookReceiver() as receiver, a_courier("127.0.0.1") as deliverer:
         receiver.answers = ["cut"]
         with pytest.raises(Undelivered):
             await post(deliverer, receiver.url)
@@ -98,7 +98,7 @@ async def test_what_cannot_be_reached_says_why() -> None:
 
 
 async def test_a_large_message_arrives_whole() -> None:
-    async with receiving() as receiver, a_courier("127.0.0.1") as deliverer:
+    async with WebhookReceiver() as receiver, a_courier("127.0.0.1") as deliverer:
         body = b'"' + b"x" * 900_000 + b'"'
         assert await post(deliverer, receiver.url, body) == 200
-        assert receiver.got[0].body == body
+        assert receiver.requests[0].body == body

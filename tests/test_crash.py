@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fakes.programs import HTTP_MODEL
 from processes import (
     WAIT_SECONDS,
     ask,
@@ -60,17 +61,16 @@ def test_a_killed_server_answers_once_when_it_is_started_again(environment: dict
 
 def test_no_model_process_outlives_a_killed_server(environment: dict[str, str], tmp_path: Path) -> None:
     port = free_port()
-    program = Path(__file__).parent / "models" / "httpmodel.py"
-    command = f"{sys.executable} {program} --port {{port}}"
+    command = f"{sys.executable} {HTTP_MODEL} --port {{port}}"
     signoff(environment, "model", "add", "mine", "--kind", "subprocess", "--serve", "--command", command)
     with served(environment, tmp_path, port) as server:
         token = signoff(environment, "token", "create", "a@example.com", "--quiet").strip()
         chat = {"model": "mine", "messages": [{"role": "user", "content": "hello"}]}
         ask(port, "/v1/chat/completions", token, chat)
-        assert children_running(program)
+        assert children_running(HTTP_MODEL)
         server.send_signal(signal.SIGKILL)
         server.wait()
-    until(lambda: not children_running(program) or None)
+    until(lambda: not children_running(HTTP_MODEL) or None)
 
 
 def test_four_processes_write_one_file_and_lose_nothing(environment: dict[str, str], tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import openai
 import pydantic
 import pytest
 
+from fakes.behaviours import ANSWER, MESSAGE, ROWS, SOUND
+from fakes.upstream import fake_upstream
 from live import Live, client, live, until
 from signoff.core.access import Caller
 from signoff.core.answer import with_text
@@ -20,7 +22,6 @@ from signoff.core.job import Edit, Job
 from signoff.core.policy import Review
 from signoff.store import JobFilter
 from signoff.work.reviews.desk import VerdictRequest, decide
-from upstreams import ANSWER, MESSAGE, ROWS, SOUND, misbehaving
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
@@ -116,7 +117,7 @@ async def test_the_official_sync_client_works_at_every_endpoint(tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["echo", "openai"])
 async def test_an_edit_is_asked_of_a_chat_where_there_is_no_endpoint_for_it(kind: str, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("editor", kind=kind, url=fake.at("no-edits"))
         asked = {"model": "editor", "instruction": "Shout.", "input": "hello", "temperature": 0.25}
         status, told = await server.ask("POST", "/v1/edits", await server.token(), json=asked)
@@ -131,7 +132,7 @@ async def test_an_edit_is_asked_of_a_chat_where_there_is_no_endpoint_for_it(kind
 
 
 async def test_an_edit_goes_to_the_endpoint_for_it_where_there_is_one(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("editor", kind="openai", url=fake.at("answer"))
         asked = {"model": "editor", "instruction": "Shout.", "input": "hello"}
         await server.ask("POST", "/v1/edits", await server.token(), json=asked)
@@ -151,7 +152,7 @@ ENDPOINTS = ["completions", "embeddings", "responses", "moderations", "rerank", 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 async def test_bodies_and_answers_pass_to_the_byte(endpoint: str, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("answer"))
         body = (
             b'{ "new" : [1.50, 1e3], "model":"mine", "instruction": "", "input":"caf\\u00e9 caf\xc3\xa9", "x": null}\n'
@@ -166,7 +167,7 @@ async def test_bodies_and_answers_pass_to_the_byte(endpoint: str, tmp_path: Path
 
 
 async def test_a_form_with_a_file_passes_to_the_byte_and_is_logged(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server) as ai:
         await server.model("ears", kind="openai", url=fake.at("transcript"))
         answer = await ai.audio.transcriptions.create(file=("a.wav", SOUND), model="ears")
         assert answer.text == "hello"
@@ -182,7 +183,7 @@ async def test_a_form_with_a_file_passes_to_the_byte_and_is_logged(tmp_path: Pat
 
 
 async def test_a_form_names_the_model_as_its_upstream_does(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server) as ai:
         await server.model("ears", kind="openai", url=fake.at("transcript"), upstream_model="whisper-1")
         await ai.audio.transcriptions.create(file=("a.wav", b"ears"), model="ears")
         assert b'name="model"\r\n\r\nwhisper-1\r\n--' in fake.requests[0].body
@@ -190,7 +191,7 @@ async def test_a_form_names_the_model_as_its_upstream_does(tmp_path: Path) -> No
 
 
 async def test_sound_comes_back_as_it_is_and_is_logged(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server) as ai:
         await server.model("mouth", kind="openai", url=fake.at("speech"))
         answer = await ai.audio.speech.create(model="mouth", voice="alloy", input="hello")
         assert answer.content == SOUND
@@ -204,7 +205,7 @@ async def test_sound_comes_back_as_it_is_and_is_logged(tmp_path: Path) -> None:
 async def test_a_stream_of_a_shape_of_its_own_passes_to_the_byte_and_is_logged(
     review: Review | None, tmp_path: Path
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("message"), review=review)
         asking = asyncio.ensure_future(streamed(server, "/v1/messages"))
         if review:
@@ -229,13 +230,13 @@ async def streamed(server: Live, path: str) -> tuple[str, bytes]:
 
 
 async def test_rows_of_json_pass_to_the_byte(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("rows"))
         assert await streamed(server, "/v1/rows") == ("application/x-ndjson", ROWS)
 
 
 async def test_a_page_from_a_model_is_no_page_of_ours(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("web", kind="openai", url=fake.at("html"))
         headers = {"authorization": f"Bearer {await server.token()}"}
         async with server.http.post(f"{server.url}/v1/page", json={"model": "web"}, headers=headers) as response:
@@ -245,7 +246,7 @@ async def test_a_page_from_a_model_is_no_page_of_ours(tmp_path: Path) -> None:
 
 
 async def test_a_body_that_looks_like_a_parcel_passes_to_the_byte(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("mirror"))
         body = b'{"parcel":{"content_type":"text/html","content":"PGI+"},"model":"mine","input":"x"}'
         headers = {"authorization": f"Bearer {await server.token()}"}
@@ -255,7 +256,7 @@ async def test_a_body_that_looks_like_a_parcel_passes_to_the_byte(tmp_path: Path
 
 
 async def test_what_gives_json_alone_may_give_nothing_else(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server, max_retries=0) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, max_retries=0) as ai:
         await server.model("mouth", kind="openai", url=fake.at("speech"))
         with pytest.raises(openai.InternalServerError) as caught:
             await ai.embeddings.create(model="mouth", input="hello")

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from fakes.http_server import LIMIT_SECONDS
+from fakes.upstream import fake_upstream
 from live import Live, live, until
 from processes import ask, clean_environment, first_token, free_port, served, verbs, worked
 from processes import until as until_now
-from upstreams import misbehaving
 
 pytestmark = pytest.mark.anyio
 
@@ -52,7 +53,7 @@ async def test_the_documents_own_examples_are_answered(route: str, tmp_path: Pat
 
 @pytest.mark.parametrize("route", ROUTES)
 async def test_all_of_the_meta_reaches_the_model(route: str, tmp_path: Path) -> None:
-    async with live(tmp_path) as server, misbehaving() as upstream:
+    async with live(tmp_path) as server, fake_upstream() as upstream:
         await server.model("gpt-model", kind="openai", url=upstream.at("answer"))
         token = await server.token()
         await server.ask("POST", route, token, json=ROUTES[route])
@@ -202,7 +203,7 @@ async def test_an_answer_that_comes_before_anybody_waits_for_it_is_not_missed(tm
     async with live(tmp_path) as server:
         token = await server.token()
         quick = {"meta": {"model": "echo"}}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_SECONDS):
             answers = await asyncio.gather(
                 *(server.ask("POST", "/generate", token, json=quick | {"content": str(n)}) for n in range(100))
             )

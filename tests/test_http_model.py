@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests import upstreams
-from tests.upstreams import ANSWER, FakeUpstream
 
+from fakes.behaviours import ANSWER
+from fakes.upstream import FakeUpstream, fake_upstream
 from signoff.core.ask import CHAT, path_for
 from signoff.core.endpoints import PREDICT
 from signoff.core.model import Model, Timeouts
@@ -20,11 +20,12 @@ from signoff.engines.upstream import UpstreamClient
 from signoff.errors import ModelAnswered, ModelGarbled, ModelTimedOut, ModelUnreachable
 
 pytestmark = pytest.mark.anyio
+PATIENT = Timeouts()
 
 
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeUpstream]:
-    async with upstreams.misbehaving() as fake:
+    async with fake_upstream() as fake:
         yield fake
 
 
@@ -36,9 +37,10 @@ async def engine() -> AsyncIterator[HttpEngine]:
     await upstream.close()
 
 
-async def ask(engine: HttpEngine, url: str | None, body: bytes = b"{}", **more: Any) -> bytes:
-    quick = Timeouts(connect_seconds=1, first_byte_seconds=0.3, between_chunks_seconds=0.3)
-    model = Model(name="theirs", kind="http", url=url, timeouts=quick)
+async def ask(
+    engine: HttpEngine, url: str | None, body: bytes = b"{}", timeouts: Timeouts = PATIENT, **more: Any
+) -> bytes:
+    model = Model(name="theirs", kind="http", url=url, timeouts=timeouts)
     request = ModelRequest(**({"path": PREDICT, "body": body, "target": "theirs"} | more))
     return b"".join([chunk.raw async for chunk in engine.answer(model, request)])
 
@@ -72,7 +74,7 @@ async def test_what_is_not_json_is_a_502(fake: FakeUpstream, engine: HttpEngine,
 @pytest.mark.parametrize("behaviour", ["hang-before-headers", "hang-after-headers", "hang-mid-body"])
 async def test_one_that_is_too_slow_is_a_504(fake: FakeUpstream, engine: HttpEngine, behaviour: str) -> None:
     with pytest.raises(ModelTimedOut) as raised:
-        await ask(engine, fake.at(behaviour))
+        await ask(engine, fake.at(behaviour), timeouts=Timeouts(first_byte_seconds=0.3, between_chunks_seconds=0.3))
     assert raised.value.status == 504
 
 

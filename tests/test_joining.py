@@ -13,6 +13,8 @@ import msgspec
 import openai
 import pytest
 
+from fakes.behaviours import ANSWER, EVENTS
+from fakes.upstream import FakeUpstream, fake_upstream
 from live import Live, chat, live, until
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
@@ -23,7 +25,6 @@ from signoff.work.admit import admit
 from signoff.work.inference.caching import store_answer
 from signoff.work.jobs.cancel import cancel
 from signoff.work.reviews.desk import VerdictRequest, decide
-from upstreams import ANSWER, EVENTS, FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
@@ -48,13 +49,8 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
 @contextlib.asynccontextmanager
 async def slow(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[FakeUpstream, Live, str]]:
     """An upstream that answers when it is woken, a server in front of it, and a token."""
-    async with misbehaving() as fake, live(tmp_path, **settings) as server:
+    async with fake_upstream() as fake, live(tmp_path, **settings) as server:
         yield fake, server, await server.token()
-
-
-async def stuck(fake: FakeUpstream) -> None:
-    async with asyncio.timeout(10):
-        await fake.stuck.wait()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -66,7 +62,7 @@ async def test_ten_callers_of_one_key_get_ten_answers_of_one_call_though_one_lea
         # given eleven callers with one key, the first one first, while the model works
         await server.model("slow", kind="openai", url=fake.at("stream-when-woken" if stream else "answer-when-woken"))
         asking = [asyncio.ensure_future(call(server, token, stream=stream))]
-        await stuck(fake)
+        await fake.until_stuck()
         asking += [asyncio.ensure_future(call(server, token, stream=stream)) for _ in range(10)]
         await until(lambda: readers(server, 11))
         # when one of them leaves
@@ -84,11 +80,11 @@ async def test_the_last_caller_who_leaves_stops_the_model(stream: bool, tmp_path
     async with slow(tmp_path) as (fake, server, token):
         await server.model("slow", kind="openai", url=fake.at("hang-mid-stream" if stream else "hang-before-headers"))
         asking = [asyncio.ensure_future(call(server, token, stream=stream)) for _ in range(3)]
-        await stuck(fake)
+        await fake.until_stuck()
         await until(lambda: readers(server, 3))
         for each in asking:
             each.cancel()
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
         job = await until(lambda: an_ended(server))
         assert job.error is not None
         assert (job.status, job.error.code) == ("fail", "cancelled")
@@ -98,7 +94,7 @@ async def test_who_comes_back_with_their_key_after_they_left_is_asked_for_anew(t
     async with slow(tmp_path) as (fake, server, token):
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         asking = asyncio.ensure_future(call(server, token))
-        await stuck(fake)
+        await fake.until_stuck()
         asking.cancel()
         await until(lambda: an_ended(server))
         fake.wake.set()
@@ -140,7 +136,7 @@ async def test_a_caller_at_another_process_has_the_answer_of_the_one_call(
     async with slow(tmp_path, **both) as (fake, server, token), live(tmp_path, **both) as other:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         asking = asyncio.ensure_future(call(server, token))
-        await stuck(fake)
+        await fake.until_stuck()
         joined = asyncio.ensure_future(call(other, token))
         await until(lambda: waiters(other))
         fake.wake.set()
@@ -155,7 +151,7 @@ async def test_a_caller_at_another_process_is_answered_though_all_at_the_first_o
     async with slow(tmp_path, **both) as (fake, server, token), live(tmp_path, **both) as other:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         asking = asyncio.ensure_future(call(server, token))
-        await stuck(fake)
+        await fake.until_stuck()
         joined = asyncio.ensure_future(call(other, token))
         await until(lambda: waiters(other))
         asking.cancel()
@@ -170,7 +166,7 @@ async def test_a_caller_whose_askers_leave_has_the_answer_that_the_cache_has_by_
     async with slow(tmp_path, **both) as (fake, server, token), live(tmp_path, **both) as other:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         asking = asyncio.ensure_future(call(server, token, temperature=0))
-        await stuck(fake)
+        await fake.until_stuck()
         joined = asyncio.ensure_future(call(other, token, temperature=0))
         await until(lambda: waiters(other))
         # when the same is signed off elsewhere, and who asked leaves
@@ -206,7 +202,7 @@ async def test_what_its_owner_cancels_is_cancelled_for_all(tmp_path: Path) -> No
     async with slow(tmp_path) as (fake, server, token):
         await server.model("slow", kind="openai", url=fake.at("hang-before-headers"))
         asking = [asyncio.ensure_future(call(server, token)) for _ in range(3)]
-        await stuck(fake)
+        await fake.until_stuck()
         await until(lambda: readers(server, 3))
         (job,) = await jobs(server)
         owner = Caller(user_id=job.user_id, token_id=job.token_id, role="user", email="user@example.com")
@@ -216,7 +212,7 @@ async def test_what_its_owner_cancels_is_cancelled_for_all(tmp_path: Path) -> No
             assert status == 409
             assert b"cancelled" in body
         assert len(fake.requests) == 1
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
 
 
 async def test_a_failure_is_told_to_all_who_joined(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.upstream import FakeUpstream, fake_upstream
 from live import chat, live, until
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
@@ -18,7 +19,6 @@ from signoff.work.admin.registry import register_model
 from signoff.work.jobs.cancel import cancel
 from signoff.work.services import Services
 from signoff.work.submit import submit
-from upstreams import FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio
 
@@ -37,19 +37,18 @@ async def test_a_client_that_leaves_stops_the_upstream_within_a_second(
     stream: bool,
     tmp_path: Path,
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         # given a call that an upstream is stuck with
         await server.model("stuck", kind="openai", url=fake.at(behaviour))
         token = await server.token()
         asking = asyncio.ensure_future(
             server.ask("POST", "/v1/chat/completions", token, json=chat("hello", "stuck", stream=stream))
         )
-        async with asyncio.timeout(10):
-            await fake.stuck.wait()
+        await fake.until_stuck()
         # when the client leaves
         asking.cancel()
         # then nothing of it is left upstream, and the job says why
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
         job = await until(lambda: an_ended_job(server.services))
         assert job == ("fail", "cancelled")
 
@@ -57,12 +56,12 @@ async def test_a_client_that_leaves_stops_the_upstream_within_a_second(
 async def test_a_job_cancelled_at_one_process_stops_in_another_within_a_second(
     tmp_path: Path, postgres_url: str
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path, database_url=postgres_url) as server:
+    async with fake_upstream() as fake, live(tmp_path, database_url=postgres_url) as server:
         await stops_within_a_second(fake, server.services, tmp_path, postgres_url)
 
 
 async def test_the_same_holds_on_sqlite(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await stops_within_a_second(fake, server.services, tmp_path, None)
 
 
@@ -74,12 +73,11 @@ async def stops_within_a_second(fake: FakeUpstream, services: Services, tmp_path
         Settings(data_dir=tmp_path / "data", database_url=url, lease_seconds=600), work=False
     ) as other:
         job = await submit(other, Ask(door="native", caller=owner, body=b'{"messages": []}', target="stuck"))
-        async with asyncio.timeout(10):
-            await fake.stuck.wait()
+        await fake.until_stuck()
         # when another process cancels it
         await cancel(other, owner, job.id)
         # then the call is stopped
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
 
 
 async def an_ended_job(services: Services) -> tuple[str, str] | None:

@@ -15,9 +15,9 @@ import pytest
 import sqlalchemy as sa
 
 from ages import grow_older
+from fakes.tcp_proxy import TcpProxy
 from live import chat, until
 from processes import clean_environment, free_port, served, signoff
-from proxy import Proxy, between
 from signoff.stores.schema import counters
 from stores import opened
 
@@ -34,7 +34,7 @@ class World:
     environment: dict[str, str]
     url: str
     token: str
-    redis: Proxy | None = None
+    redis: TcpProxy | None = None
     ports: list[int] = field(default_factory=lambda: [free_port(), free_port()])
 
     async def call(self, http: aiohttp.ClientSession, number: int, body: dict[str, Any]) -> tuple[int, float]:
@@ -86,7 +86,7 @@ async def world(services: dict[str, str], tmp_path: Path, prefix: str) -> AsyncI
     async with contextlib.AsyncExitStack() as stack:
         url, redis, more = services.get("SIGNOFF_DATABASE_URL"), None, dict(services)
         if "SIGNOFF_REDIS_URL" in more:
-            redis = await stack.enter_async_context(between(more["SIGNOFF_REDIS_URL"]))
+            redis = await stack.enter_async_context(TcpProxy(more["SIGNOFF_REDIS_URL"]))
             more |= {"SIGNOFF_REDIS_URL": redis.url, "SIGNOFF_REDIS_PREFIX": prefix}
         environment = clean_environment(tmp_path / "data", **more)
         command = ("token", "create", "a@example.com", "--role", "user", "--quiet")

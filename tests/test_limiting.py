@@ -14,13 +14,14 @@ import pytest
 import sqlalchemy as sa
 
 from ages import grow_older
+from fakes.http_server import LIMIT_SECONDS
+from fakes.upstream import fake_upstream
 from live import Live, chat, client, live, until, words
 from signoff.core.job import Job
 from signoff.core.limits import SECOND, Counter, ReservationRequest
 from signoff.errors import Overloaded
 from signoff.store import JobFilter
 from signoff.stores.schema import counters
-from upstreams import misbehaving
 
 pytestmark = pytest.mark.anyio
 
@@ -160,14 +161,13 @@ async def test_a_failure_gives_the_tokens_back(tmp_path: Path) -> None:
 
 
 async def test_who_leaves_in_the_middle_of_a_stream_has_used_what_was_said(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("stuck", kind="openai", url=fake.at("hang-mid-stream"))
         await limit(server, tokens_per_minute=10_000, parallel=1)
         token = await server.token()
         body = chat("hello", "stuck", stream=True, max_tokens=5000)
         asking = asyncio.ensure_future(server.ask("POST", "/v1/chat/completions", token, json=body))
-        async with asyncio.timeout(10):
-            await fake.stuck.wait()
+        await fake.until_stuck()
         assert len((await the_only_user_has(server)).pending) == 1
         asking.cancel()
 
@@ -180,7 +180,7 @@ async def test_who_leaves_in_the_middle_of_a_stream_has_used_what_was_said(tmp_p
 
 
 async def test_a_call_that_its_owner_cancels_has_used_what_was_said(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, log_after_seconds=0.05) as server:
+    async with fake_upstream() as fake, live(tmp_path, log_after_seconds=0.05) as server:
         await server.model("stuck", kind="openai", url=fake.at("hang-mid-stream"))
         await limit(server, tokens_per_minute=10_000, tokens_per_day=10_000)
         token = await server.token()
@@ -206,7 +206,7 @@ async def test_an_answer_does_not_wait_for_a_database_that_is_away_and_counts_af
     async with live(tmp_path) as server, quotas_away(server, monkeypatch) as back:
         await limit(server, tokens_per_day=10_000)
         token = await server.token()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_SECONDS):
             status, _ = await server.ask("POST", "/v1/chat/completions", token, json=chat("hello", stream=stream))
         assert status == 200
         back.set()
@@ -230,7 +230,7 @@ async def test_who_cannot_be_written_down_is_told_so_though_their_room_cannot_be
             raise Overloaded
 
         monkeypatch.setattr(server.services.store.jobs, "insert", insert)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_SECONDS):
             headers = {"idempotency-key": "one"}
             status, _ = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi"), headers=headers)
         assert status == 503
@@ -260,15 +260,14 @@ async def quotas_away(server: Live, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 
 async def test_a_slot_is_held_until_the_end_of_the_stream(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("stuck", kind="openai", url=fake.at("hang-mid-stream"))
         await limit(server, parallel=1)
         token = await server.token()
         asking = asyncio.ensure_future(
             server.ask("POST", "/v1/chat/completions", token, json=chat("hello", "stuck", stream=True))
         )
-        async with asyncio.timeout(10):
-            await fake.stuck.wait()
+        await fake.until_stuck()
         status, headers, told = await asked(server, token)
         assert (status, told["error"]["code"], headers["retry-after"]) == (429, "rate_limit_exceeded", "1")
         asking.cancel()

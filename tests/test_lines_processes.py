@@ -13,9 +13,9 @@ from typing import Any
 
 import aiohttp
 
+from fakes.programs import JSON_LINES_MODEL
 from processes import clean_environment, first_token, free_port, served
 
-PROGRAM = Path(__file__).parent / "models" / "linemodel.py"
 MANY = 1000
 
 
@@ -36,7 +36,7 @@ async def _asked(ports: tuple[int, int], token: str) -> None:
                 return response.status, json.loads(await response.text())
 
         # given a program that was added at one of them
-        command = shlex.join([sys.executable, "-S", str(PROGRAM)])
+        command = shlex.join([sys.executable, "-S", str(JSON_LINES_MODEL)])
         words = {"id": "mine", "type": "subprocessmodel", "dest": command}
         async with http.post(f"http://127.0.0.1:{ports[0]}/post/addmodel", params=words) as response:
             assert response.status == 200

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 from tests.engines import an_engine
-from tests.models.watching import until
 
+from fakes.programs import until
 from signoff.core import sse
 from signoff.core.answer import Chunk, answer_text, collect
 from signoff.core.model import Model

@@ -14,6 +14,9 @@ import aiohttp
 import pytest
 from tests.test_endpoints import REVIEWER, held
 
+from fakes.behaviours import EVENTS
+from fakes.http_server import LIMIT_SECONDS
+from fakes.upstream import FakeUpstream, fake_upstream, full_upstream
 from live import Live, chat, client, live, until, words
 from processes import free_port
 from signoff.core.job import Job
@@ -24,7 +27,6 @@ from signoff.store import JobFilter
 from signoff.work.admin.usage import add_price
 from signoff.work.inference.ownership import owner_of
 from signoff.work.reviews.desk import VerdictRequest, decide
-from upstreams import EVENTS, FakeUpstream, full, misbehaving
 
 pytestmark = pytest.mark.anyio
 # Long enough for an endpoint that is well on a busy machine.
@@ -61,8 +63,8 @@ async def answers(server: Live, token: str, count: int = 1, **more: Any) -> Coun
 async def test_of_two_endpoints_one_is_sick_and_no_caller_sees_an_error(
     sick: str, stream: bool, tmp_path: Path
 ) -> None:
-    with full() as unheard:
-        async with misbehaving() as fake, live(tmp_path, now_attempts=1) as server:
+    with full_upstream() as unheard:
+        async with fake_upstream() as fake, live(tmp_path, now_attempts=1) as server:
             url = {"nowhere": nowhere(), "full": unheard}.get(sick) or fake.at(sick)
             await at(
                 server, url, fake.at("stream" if stream else "answer"), timeouts=QUICK if sick in SILENT else Timeouts()
@@ -75,7 +77,7 @@ async def test_of_two_endpoints_one_is_sick_and_no_caller_sees_an_error(
 
 
 async def test_a_request_that_is_at_fault_itself_is_asked_once_and_harms_nobody(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         urls = [fake.at("broken-by-number") + f"/{number}" for number in range(2)]
         await at(server, *urls, fallbacks=("echo",))
         assert await answers(server, await server.token(), 20) == {400: 20}
@@ -83,7 +85,7 @@ async def test_a_request_that_is_at_fault_itself_is_asked_once_and_harms_nobody(
 
 
 async def test_nothing_is_asked_again_after_the_first_byte(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server, max_retries=0) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, max_retries=0) as ai:
         await at(server, fake.at("cut-stream"), fake.at("cut-stream") + "/too", fallbacks=("echo",))
         heard = list[str]()
         with pytest.raises(Exception, match="stopped in the middle"):
@@ -107,9 +109,9 @@ async def test_when_all_are_dead_it_is_a_503_in_time_and_they_are_found_again_wi
         ) as told:
             assert (told.status, (await told.json())["error"]["code"]) == (503, "model_down")
             assert 1 <= int(told.headers["retry-after"]) <= 30
-        assert time.monotonic() - began < QUICK.total_seconds
+        assert time.monotonic() - began < LIMIT_SECONDS
         # when one of them is back
-        async with misbehaving(ports[0]):
+        async with fake_upstream(port=ports[0]):
 
             async def look() -> bool | None:
                 return await answers(server, token, 3) == {200: 3} or None
@@ -118,30 +120,30 @@ async def test_when_all_are_dead_it_is_a_503_in_time_and_they_are_found_again_wi
 
 
 async def test_all_hang_and_the_503_comes_within_the_models_total(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         urls = [fake.at("hang-before-headers") + f"/{number}" for number in range(2)]
         limits = Timeouts(connect_seconds=0.3, first_byte_seconds=0.2, total_seconds=1)
         await at(server, *urls, timeouts=limits)
         began = time.monotonic()
         (status,) = await answers(server, await server.token())
         assert status in {503, 504}
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < LIMIT_SECONDS
 
 
 async def test_the_total_holds_over_all_tries(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         urls = [fake.at("hang-before-headers") + f"/{number}" for number in range(20)]
         await at(server, *urls, timeouts=Timeouts(first_byte_seconds=0.4, total_seconds=1))
         began = time.monotonic()
         assert await answers(server, await server.token()) == {504: 1}
-        assert 0.9 < time.monotonic() - began < 6
+        assert 0.9 < time.monotonic() - began < LIMIT_SECONDS
         assert len(fake.requests) <= 3
 
 
 async def test_an_endpoint_says_how_long_it_rests_and_callers_are_told_of_the_first_that_returns(
     tmp_path: Path,
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await at(server, fake.at("too-many"), fake.at("too-many") + "/too")
         token = await server.token()
         for code in ("rate_limited", "model_down"):  # the upstream's own words, then, as both rest, ours
@@ -154,8 +156,8 @@ async def test_an_endpoint_says_how_long_it_rests_and_callers_are_told_of_the_fi
 
 
 async def test_an_endpoint_is_killed_under_the_load_of_hundreds_and_nobody_notices(tmp_path: Path) -> None:
-    async with AsyncExitStack() as stack, misbehaving() as well, live(tmp_path, now_attempts=1) as server:
-        dying: FakeUpstream = await stack.enter_async_context(misbehaving())
+    async with AsyncExitStack() as stack, fake_upstream() as well, live(tmp_path, now_attempts=1) as server:
+        dying: FakeUpstream = await stack.enter_async_context(fake_upstream())
         await at(server, dying.at("hang-before-headers"), well.at("answer-when-woken"))
         asking = asyncio.ensure_future(answers(server, await server.token(), 200))
         await until(lambda: _is_so(len(dying.requests) + len(well.requests) == 200))
@@ -170,7 +172,7 @@ async def _is_so(fact: bool) -> bool | None:
 
 
 async def test_load_is_shared_evenly(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await at(server, *[fake.at("answer") + f"/{number}" for number in range(4)])
         token = await server.token()
         assert await answers(server, token, 100) == {200: 100}
@@ -181,7 +183,7 @@ async def test_load_is_shared_evenly(tmp_path: Path) -> None:
 
 
 async def test_the_turns_of_a_conversation_go_to_one_endpoint(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         urls = [fake.at("answer") + f"/{number}" for number in range(4)]
         await at(server, *urls, balance="prefix-hash")
         token, homes = await server.token(), set[str]()
@@ -199,7 +201,7 @@ async def test_the_turns_of_a_conversation_go_to_one_endpoint(tmp_path: Path) ->
 
 
 async def test_each_endpoint_has_its_own_key_name_and_limit(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         admin = await server.token("admin")
         endpoints = [
             {"url": fake.at("answer") + "/a", "key": "sk-a", "upstream_model": "large-v2"},
@@ -230,12 +232,12 @@ async def test_each_endpoint_has_its_own_key_name_and_limit(tmp_path: Path) -> N
 
 
 async def test_more_than_its_limit_waits_in_line_and_beyond_that_is_a_429(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         limits = {"url": fake.at("answer-when-woken"), "endpoints": ()}
         await at(server, max_parallel=2, max_waiting=3, **limits)
         token = await server.token()
         asking = asyncio.ensure_future(answers(server, token, 8))
-        await until(lambda: _is_so(len(fake.requests) == 2))
+        await fake.received(2)
         _, found = await server.ask("GET", "/api/models/mine?health=true", await server.token("admin"))
         (endpoint,) = found["health"]["endpoints"]
         assert (endpoint["load"], endpoint["state"], endpoint["resting_until"]) == (2, "up", None)
@@ -254,12 +256,12 @@ async def _waiting(server: Live, count: int) -> bool | None:
 
 
 async def test_who_leaves_the_line_or_its_seat_makes_room(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         limits = {"url": fake.at("hang-before-headers"), "endpoints": ()}
         await at(server, max_parallel=1, max_waiting=1, **limits)
         token = await server.token()
         seated = asyncio.ensure_future(answers(server, token))
-        await until(lambda: _is_so(len(fake.requests) == 1))
+        await fake.received(1)
         for _ in range(3):
             waiting = asyncio.ensure_future(answers(server, token))
             await until(lambda: _waiting(server, 1))
@@ -268,12 +270,12 @@ async def test_who_leaves_the_line_or_its_seat_makes_room(tmp_path: Path) -> Non
         waiting = asyncio.ensure_future(answers(server, token))
         await until(lambda: _waiting(server, 1))
         seated.cancel()
-        await until(lambda: _is_so(len(fake.requests) == 2))
+        await fake.received(2)
         waiting.cancel()
 
 
 async def test_jobs_that_find_no_turn_are_asked_later_and_none_is_lost(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, enqueue_review="never") as server:
+    async with fake_upstream() as fake, live(tmp_path, enqueue_review="never") as server:
         limits = {"url": fake.at("answer"), "endpoints": (), "attempts": 50}
         await at(server, max_parallel=1, max_waiting=0, default=True, **limits)
         token = await server.token()
@@ -289,7 +291,7 @@ async def test_jobs_that_find_no_turn_are_asked_later_and_none_is_lost(tmp_path:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("sick", ["nowhere", "broken", "too-many", "hang-before-headers"])
 async def test_a_fallback_answers_and_the_job_and_a_header_say_so(sick: str, stream: bool, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, now_attempts=1) as server:
+    async with fake_upstream() as fake, live(tmp_path, now_attempts=1) as server:
         url = nowhere() if sick == "nowhere" else fake.at(sick)
         await at(server, url, fallbacks=("gone", "spare"), timeouts=QUICK if sick in SILENT else Timeouts())
         await server.model("spare", kind="openai", url=fake.at("stream" if stream else "answer"))
@@ -304,7 +306,7 @@ async def test_a_fallback_answers_and_the_job_and_a_header_say_so(sick: str, str
 
 
 async def test_a_fallback_for_many_names_is_known_by_the_name_that_was_asked(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, now_attempts=1) as server:
+    async with fake_upstream() as fake, live(tmp_path, now_attempts=1) as server:
         await at(server, nowhere(), fallbacks=("alt-3",))
         await server.model("alt-*", kind="openai", url=fake.at("answer"))
         prices = [Price(model=name, valid_from=0, input=cost, output=0) for name, cost in PRICES.items()]
@@ -327,7 +329,7 @@ async def the_job(server: Live) -> Job | None:
 
 
 async def test_fallbacks_of_fallbacks_are_asked_once_each_and_cycles_end(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, now_attempts=1) as server:
+    async with fake_upstream() as fake, live(tmp_path, now_attempts=1) as server:
         circle = {"mine": ("b", "mine*"), "b": ("c",), "c": ("mine", "b")}
         for name, fallbacks in circle.items():
             await server.model(name, kind="openai", url=fake.at("broken") + f"/{name}", fallbacks=fallbacks)
@@ -340,7 +342,7 @@ async def test_fallbacks_of_fallbacks_are_asked_once_each_and_cycles_end(tmp_pat
 
 
 async def test_an_answer_that_needs_a_review_stands_in_for_none_that_leaves_unseen(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, now_attempts=1) as server:
+    async with fake_upstream() as fake, live(tmp_path, now_attempts=1) as server:
         await server.model("careful", review="always")
         await at(server, fake.at("broken"), fallbacks=("careful",))
         assert await answers(server, await server.token()) == {500: 1}
@@ -357,7 +359,7 @@ async def test_an_answer_that_needs_a_review_stands_in_for_none_that_leaves_unse
 
 @pytest.mark.parametrize("door", ["predict", "enqueue"])
 async def test_every_door_goes_one_way(door: str, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, enqueue_review="never") as server:
+    async with fake_upstream() as fake, live(tmp_path, enqueue_review="never") as server:
         await at(server, nowhere(), fake.at("mirror"), kind="http", name="mine", default=True)
         token = await server.token()
         for number in range(6):

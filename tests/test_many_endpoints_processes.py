@@ -14,16 +14,16 @@ from typing import Any
 
 import aiohttp
 
+from fakes.programs import JSON_LINES_MODEL
 from processes import clean_environment, first_token, free_port, served, signoff
 
-PROGRAM = Path(__file__).parent / "models" / "linemodel.py"
 MANY = 1000
 
 
 def test_a_thousand_callers_of_two_servers_share_two_processes_and_a_killed_one_comes_back(tmp_path: Path) -> None:
     environment, ports = clean_environment(tmp_path / "data"), (free_port(), free_port())
     with served(environment, tmp_path, ports[0]), served(environment, tmp_path, ports[1]):
-        command = shlex.join([sys.executable, "-S", str(PROGRAM)])
+        command = shlex.join([sys.executable, "-S", str(JSON_LINES_MODEL)])
         signoff(environment, "model", "add", "mine", "--kind", "subprocess", "--command", command, "--replicas", "2")
         asyncio.run(_asked(ports, first_token(tmp_path)))
 

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import pytest
 from structlog.testing import capture_logs
 
+from fakes.programs import JSON_LINES_MODEL
 from processes import ask, clean_environment, free_port, served, signoff, until
 from signoff.core.log import LogLine
 from signoff.errors import Overloaded
@@ -23,8 +24,6 @@ from simulation.catalog import MemoryModelLogs
 from simulation.store import Near
 from simulation.tables import Tables
 from stores import until as soon
-
-PROGRAM = Path(__file__).parent / "models" / "linemodel.py"
 
 
 class Moody(MemoryModelLogs):
@@ -114,7 +113,7 @@ def test_a_log_is_read_and_emptied_from_every_host(tmp_path: Path, postgres_url:
         hosts.append(clean_environment(tmp_path / host / "data", SIGNOFF_DATABASE_URL=postgres_url))
     signoff(hosts[0], "migrate")
     token = signoff(hosts[0], "token", "create", "a@b.c", "--role", "admin", "--quiet").strip()
-    command = quote(shlex.join([sys.executable, "-S", str(PROGRAM)]))
+    command = quote(shlex.join([sys.executable, "-S", str(JSON_LINES_MODEL)]))
     with served(hosts[0], tmp_path / "a", ports[0]), served(hosts[1], tmp_path / "b", ports[1]):
         ask(ports[0], f"/post/addmodel?id=m&type=subprocessmodel&dest={command}", token, {})
         pids = {ask(port, "/post/predict?id=m", token, {"at": port})["pid"] for port in ports}

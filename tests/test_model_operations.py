@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 from tests.engines import an_engine
-from tests.models.watching import MODEL, alive, is_alive, starts, until
 
+from fakes.programs import HTTP_MODEL, JSON_LINES_MODEL, alive, is_alive, starts, until
 from live import live
 from processes import ask as ask_server
 from processes import clean_environment, first_token, free_port, served, signoff
@@ -27,7 +27,6 @@ from signoff.errors import ModelCrashed, ModelFailed, ModelTimedOut
 
 pytestmark = pytest.mark.anyio
 
-LINES = Path(__file__).parent / "models" / "linemodel.py"
 # One that works by ids and does what it is told: hang for good, take memory, say what it may.
 TOLD = """
 import json, os, resource, sys, threading, time
@@ -73,8 +72,8 @@ async def ask(engine: SubprocessEngine, model: Model, body: Any) -> Any:
 async def test_a_model_is_started_before_anybody_asks_and_stopped_whoever_owns_it(
     serve: bool, tmp_path: Path, journal: Path
 ) -> None:
-    command = (sys.executable, "-S", str(MODEL), "--port", "{port}", "--journal", str(journal), "--grandchild")
-    lines = (sys.executable, "-S", str(LINES), str(journal))
+    command = (sys.executable, "-S", str(HTTP_MODEL), "--port", "{port}", "--journal", str(journal), "--grandchild")
+    lines = (sys.executable, "-S", str(JSON_LINES_MODEL), str(journal))
     model = Model(name="m", kind="subprocess", command=command if serve else lines, serve=serve)
     async with an_engine(tmp_path / "run") as owner, an_engine(tmp_path / "run") as other:
         await owner.start_model(model)
@@ -106,7 +105,7 @@ async def test_who_waits_for_a_model_that_is_stopped_gets_an_error(engine: Subpr
 
 
 async def test_one_that_does_not_get_ready_is_stopped_too(engine: SubprocessEngine, journal: Path) -> None:
-    command = (sys.executable, "-S", str(MODEL), "--port", "{port}", "--journal", str(journal), "--deaf")
+    command = (sys.executable, "-S", str(HTTP_MODEL), "--port", "{port}", "--journal", str(journal), "--deaf")
     model = Model(name="deaf", kind="subprocess", command=command, serve=True)
     waiting = asyncio.ensure_future(engine.start_model(model))
     await until(lambda: starts(journal))
@@ -119,7 +118,7 @@ async def test_one_that_does_not_get_ready_is_stopped_too(engine: SubprocessEngi
 async def test_operators_start_and_stop_at_the_door(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         admin, token = await server.token("admin"), await server.token()
-        command = [sys.executable, "-S", str(LINES)]
+        command = [sys.executable, "-S", str(JSON_LINES_MODEL)]
         new = {"name": "org/lines", "kind": "subprocess", "command": command, "limits": {"nice": 5}}
         assert (await server.ask("POST", "/api/models", admin, json=new))[1]["limits"]["nice"] == 5
         path = "/api/models/org/lines?operation="
@@ -140,7 +139,7 @@ async def test_operators_start_and_stop_at_the_door(tmp_path: Path) -> None:
 
 def test_a_command_stops_what_a_server_owns(tmp_path: Path) -> None:
     environment, port = clean_environment(tmp_path / "data"), free_port()
-    command = shlex.join([sys.executable, "-S", str(LINES)])
+    command = shlex.join([sys.executable, "-S", str(JSON_LINES_MODEL)])
     with served(environment, tmp_path, port):
         signoff(environment, "model", "add", "m", "--kind", "subprocess", "--command", command)
         token = first_token(tmp_path)

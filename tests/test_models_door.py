@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import upstreams
 
+from fakes.programs import PLAIN_LINES_MODEL
+from fakes.upstream import fake_upstream
 from live import live
 
 pytestmark = pytest.mark.anyio
 
-PLAIN = (sys.executable, "-S", str(Path(__file__).parent / "models" / "plainmodel.py"))
+PLAIN = (sys.executable, "-S", str(PLAIN_LINES_MODEL))
 
 
 async def test_a_model_is_registered_changed_tried_and_forgotten(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, upstreams.misbehaving() as fake:
+    async with live(tmp_path) as server, fake_upstream() as fake:
         admin = await server.token("admin")
         # given a model with a key, whose name has a slash
         new = {"name": "org/small", "kind": "http", "url": fake.at("mirror"), "key": "sk-secret"}

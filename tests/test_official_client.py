@@ -11,13 +11,13 @@ import openai
 import pydantic
 import pytest
 
+from fakes.upstream import fake_upstream
 from live import Live, chat, client, live, until
 from signoff.core.access import Caller
 from signoff.core.answer import with_text
 from signoff.core.job import Edit, Job
 from signoff.store import JobFilter
 from signoff.work.reviews.desk import VerdictRequest, decide
-from upstreams import misbehaving
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
@@ -33,7 +33,7 @@ class City(pydantic.BaseModel):
 
 
 async def test_the_sync_client_walks_through_everything(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("tools", kind="openai", url=fake.at("recorded/openai/chat-tools"))
         await server.model("streams", kind="openai", url=fake.at("recorded/openai/chat-tools-streamed"))
         await asyncio.to_thread(_walk, server.url, await server.token())
@@ -72,7 +72,7 @@ def _walk(url: str, token: str) -> None:
 
 @pytest.mark.parametrize("name", SERVERS)
 async def test_tools_are_called_in_a_stream_of_any_server(name: str, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server) as ai:
         await server.model("mine", kind="openai", url=fake.at(f"recorded/{name}/chat-tools-streamed"))
         async with ai.chat.completions.stream(**chat("weather?", "mine"), tools=WEATHER) as stream:
             choice = (await stream.get_final_completion()).choices[0]
@@ -99,7 +99,7 @@ async def test_raw_headers_tell_of_the_request_and_of_no_limits_where_there_are_
 
 
 async def test_members_that_nobody_knows_reach_the_model_and_come_back(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server) as ai:
         await server.model("mine", kind="openai", url=fake.at("recorded/openai/chat"))
         extra = {"guided_choice": ["a", "b"], "nested": {"deep": [1.5, None]}}
         answer = await ai.chat.completions.create(**chat("hello", "mine"), extra_body=extra, extra_query={"x": "1"})
@@ -114,21 +114,21 @@ async def test_members_that_nobody_knows_reach_the_model_and_come_back(tmp_path:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_loses_its_patience_stops_the_model(stream: bool, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server, max_retries=0, timeout=0.5) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, max_retries=0, timeout=2) as ai:
         await server.model("slow", kind="openai", url=fake.at("hang-before-headers"))
         with pytest.raises(openai.APITimeoutError):
             await ai.chat.completions.create(**chat("hello", "slow", stream=stream))
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
         assert (await until(lambda: an_ended(server))).status == "fail"
 
 
 async def test_a_stream_that_is_closed_in_the_middle_stops_the_model(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server) as ai:
         await server.model("slow", kind="openai", url=fake.at("hang-mid-stream"))
         stream = await ai.chat.completions.create(**chat("hello", "slow", stream=True))
         assert (await anext(aiter(stream))).choices[0].delta.content == "one"
         await stream.close()
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
         job = await until(lambda: an_ended(server))
         assert job.error is not None
         assert job.error.code == "cancelled"

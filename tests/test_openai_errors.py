@@ -7,11 +7,11 @@ from pathlib import Path
 import openai
 import pytest
 
+from fakes.upstream import fake_upstream
 from live import Live, chat, live, until
 from signoff.core.job import Job
 from signoff.core.model import Timeouts
 from signoff.store import JobFilter
-from upstreams import misbehaving
 
 pytestmark = pytest.mark.anyio
 CLASSES = {
@@ -75,9 +75,10 @@ async def test_every_status_has_its_class_and_the_headers_that_name_the_job(stat
 async def test_every_fault_of_a_model_has_its_error_and_leaves_no_connection(
     behaviour: str, status: int, code: str, stream: bool, tmp_path: Path
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
-        quick = Timeouts(first_byte_seconds=0.3, between_chunks_seconds=0.3, total_seconds=20)
-        await server.model("bad", kind="openai", url=fake.at(behaviour), timeouts=quick, attempts=1)
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        quick = Timeouts(first_byte_seconds=0.3, between_chunks_seconds=0.3)
+        timeouts = quick if status == 504 else Timeouts()
+        await server.model("bad", kind="openai", url=fake.at(behaviour), timeouts=timeouts, attempts=1)
         error = await failure(server, stream=stream)
         assert (type(error), error.status_code, error.code) == (CLASSES[status], status, code)
         assert isinstance(error.code, str)
@@ -96,7 +97,7 @@ async def test_the_wait_that_a_model_asks_for_is_passed_on(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("behaviour", "calls"), [("html", 1), ("leave", 3)])
 async def test_the_client_asks_again_only_where_that_can_help(behaviour: str, calls: int, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("bad", kind="openai", url=fake.at(behaviour), attempts=1)
         error = await failure(server, max_retries=2)
         assert error.status_code == 502

@@ -9,19 +9,31 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 
 import processes
+from fakes.behaviours import EVENTS, bomb
+from fakes.upstream import fake_upstream
 from live import Live, chat, live, until
 from signoff.core.job import Job
 from signoff.core.model import Timeouts
 from signoff.store import JobFilter
-from upstreams import EVENTS, bomb, misbehaving
 
 pytestmark = pytest.mark.anyio
-QUICK = Timeouts(first_byte_seconds=0.5, between_chunks_seconds=0.5, total_seconds=30)
-OTHERS = {"flood": Timeouts(total_seconds=1), "gzip-bomb": Timeouts(between_chunks_seconds=30)}
+LATE = Timeouts(first_byte_seconds=0.5)
+STALLED = Timeouts(between_chunks_seconds=0.5)
+# Faults that only a limit ends. All others have a model's usual limits, so that no slow machine runs into them.
+TIMEOUTS = {
+    "hang-before-headers": LATE,
+    "slow-headers": LATE,
+    "slow-status": LATE,
+    "hang-after-headers": msgspec.structs.replace(LATE, between_chunks_seconds=0.5),
+    "hang-mid-body": STALLED,
+    "hang-mid-stream": STALLED,
+    "flood": Timeouts(total_seconds=1),
+}
 SERVER = openai.InternalServerError
 # What goes wrong before the first event has a status of its own, whether a stream was asked for or not.
 BEFORE: dict[str, tuple[type[openai.APIStatusError], int, str]] = {
@@ -64,14 +76,14 @@ async def test_a_fault_before_the_first_event_has_its_class_and_its_code(
     fault: str, stream: bool, tmp_path: Path
 ) -> None:
     kind, status, code = BEFORE[fault]
-    async with misbehaving() as fake, live(tmp_path) as server, client(server, fake.at(fault)) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at(fault)) as ai:
         with pytest.raises(openai.APIStatusError) as caught:
             await ai.chat.completions.create(**chat("hello", "bad", stream=stream))
         error = caught.value
         assert (type(error), error.status_code, error.code) == (kind, status, code)
         assert error.request_id
         assert error.response.headers.get("retry-after") == ("7" if fault == "too-many" else None)
-        assert fault in KEPT_ALIVE or await fake.closed_within(10)
+        assert fault in KEPT_ALIVE or await fake.all_closed()
         await says(server, code, error.response.headers["x-signoff-job"])
 
 
@@ -81,25 +93,25 @@ KEPT_ALIVE = {"html", "speech", "redirect", "too-many", "broken", "broken-by-num
 
 @pytest.mark.parametrize("fault", AFTER)
 async def test_a_fault_after_the_first_event_ends_the_stream_in_an_error(fault: str, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server, fake.at(fault)) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at(fault)) as ai:
         got = list[Any]()
         with pytest.raises(openai.APIError) as caught:
             async for piece in await ai.chat.completions.create(**chat("hello", "bad", stream=True)):
                 got.append(piece)
         assert caught.value.code == AFTER[fault]
         assert fault == "flood" or 1 <= len(got) < len(EVENTS)
-        assert fault in FINISHED or await fake.closed_within(10)
+        assert fault in FINISHED or await fake.all_closed()
         await says(server, AFTER[fault])
 
 
 async def test_a_chunk_that_is_none_ends_the_call(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server, fake.at("bad-chunk")) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at("bad-chunk")) as ai:
         with pytest.raises(openai.APIError) as caught:
             async for _ in await ai.chat.completions.create(**chat("hello", "bad", stream=True)):
                 pass
         # It may come with the head, in one packet; then nothing of it can be read.
         assert caught.value.code in {"model_cut", "model_garbled"}
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
         await says(server, str(caught.value.code))
 
 
@@ -118,9 +130,8 @@ class Client:
         self._url = url
 
     async def __aenter__(self) -> openai.AsyncOpenAI:
-        await self._server.model(
-            "bad", kind="openai", url=self._url, timeouts=OTHERS.get(self._url.rpartition("/")[2], QUICK), attempts=1
-        )
+        timeouts = TIMEOUTS.get(self._url.rpartition("/")[2], Timeouts())
+        await self._server.model("bad", kind="openai", url=self._url, timeouts=timeouts, attempts=1)
         key = await self._server.token()
         self._client = openai.AsyncOpenAI(base_url=self._server.url + "/v1", api_key=key, max_retries=0)
         return self._client
@@ -156,7 +167,7 @@ async def _take(tmp_path: Path) -> None:
     """A real server is given every heavy fault, plain and streamed, two at a time."""
     environment = processes.clean_environment(tmp_path / "data")
     port = processes.free_port()
-    async with misbehaving() as fake:
+    async with fake_upstream() as fake:
         for fault in HEAVY:
             add = ("model", "add", fault, "--kind", "openai", "--url", fake.at(fault))
             await asyncio.to_thread(processes.signoff, environment, *add)

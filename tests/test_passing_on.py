@@ -12,13 +12,14 @@ import openai
 import pytest
 from yarl import URL
 
+from fakes.behaviours import SOUND, SPOKEN
+from fakes.upstream import FakeUpstream, fake_upstream
 from live import Live, chat, client, live, until
 from signoff.core.access import Caller
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.job import Job
 from signoff.store import JobFilter
 from signoff.work.reviews.desk import VerdictRequest, decide
-from upstreams import SOUND, SPOKEN, FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
@@ -74,7 +75,7 @@ REQUESTS = [
 async def test_every_method_and_query_reaches_the_upstream_as_it_came(
     method: str, path: str, body: bytes | None, tmp_path: Path
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake, default=True)
         token = await server.token("admin")
         status, told = await ask(server, token, method, path, data=body)
@@ -89,7 +90,7 @@ async def test_every_method_and_query_reaches_the_upstream_as_it_came(
 
 @pytest.mark.parametrize("how", ["header", "query", "body"])
 async def test_the_upstream_is_the_one_that_the_request_names(how: str, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake)
         token = await server.token("admin")
         headers = {"x-signoff-model": "mine"} if how == "header" else {}
@@ -100,7 +101,7 @@ async def test_the_upstream_is_the_one_that_the_request_names(how: str, tmp_path
 
 
 async def test_the_official_client_finds_its_responses_at_the_model_that_made_them(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server, client(server) as ai:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server) as ai:
         await keeper(server, fake)
         await server.model("other", kind="openai", url=fake.at("html"), default=True)
         for stream in (False, True):
@@ -119,7 +120,7 @@ async def test_the_official_client_finds_its_responses_at_the_model_that_made_th
 
 
 async def test_what_a_fallback_made_is_found_there(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake)
         await server.model("first", kind="openai", url=fake.at("broken"), attempts=1, fallbacks=("mine",))
         token = await server.token()
@@ -147,7 +148,7 @@ BODIES: list[dict[str, Any]] = [
 
 
 async def test_nobody_reaches_what_somebody_else_made_at_the_upstream(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake)
         name = await made(server, await server.token(email="alice@example.com"))
         bob, rita = await server.token(email="bob@example.com"), await server.token("reviewer")
@@ -172,7 +173,7 @@ async def test_nobody_reaches_what_somebody_else_made_at_the_upstream(tmp_path: 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-32-be"])
 @pytest.mark.parametrize("kind", ["application/json", "audio/mpeg"])
 async def test_nobody_reaches_it_in_a_parcel(kind: str, encoding: str, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake, default=True)
         name = await made(server, await server.token(email="alice@example.com"))
         bob, asked = await server.token(email="bob@example.com"), len(fake.requests)
@@ -185,7 +186,7 @@ async def test_nobody_reaches_it_in_a_parcel(kind: str, encoding: str, tmp_path:
 
 @pytest.mark.parametrize("below", ["", "/search", "/files/file-1"])
 async def test_an_id_may_be_a_word(below: str, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("mirror"), default=True)
         alice, bob = await server.token(email="alice@example.com"), await server.token(email="bob@example.com")
         assert (await ask(server, alice, "POST", "/v1/vector_stores", json={"id": "mynotes"}))[0] == 200
@@ -197,7 +198,7 @@ async def test_an_id_may_be_a_word(below: str, tmp_path: Path) -> None:
 
 
 async def test_what_nobody_made_here_is_for_admins(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake, default=True)
         token = await server.token()
         assert (await ask(server, token, "GET", "/v1/responses/resp_1"))[0] == 404
@@ -207,7 +208,7 @@ async def test_what_nobody_made_here_is_for_admins(tmp_path: Path) -> None:
 
 
 async def test_what_was_made_belongs_to_the_first_who_made_it(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         # given an upstream that lets callers choose ids, and one who chooses that of another
         await server.model("mine", kind="openai", url=fake.at("mirror"), default=True)
         alice, bob = await server.token(email="alice@example.com"), await server.token(email="bob@example.com")
@@ -227,7 +228,7 @@ async def test_an_id_is_known_at_every_process_as_soon_as_its_caller_knows_it(
     database_url: str | None, tmp_path: Path
 ) -> None:
     both = {"database_url": database_url}
-    async with misbehaving() as fake, live(tmp_path, **both) as server, live(tmp_path, **both) as other:
+    async with fake_upstream() as fake, live(tmp_path, **both) as server, live(tmp_path, **both) as other:
         await keeper(server, fake)
         token = await server.token()
         for _ in range(20):
@@ -236,13 +237,13 @@ async def test_an_id_is_known_at_every_process_as_soon_as_its_caller_knows_it(
 
 
 async def test_a_response_whose_reader_left_is_still_theirs(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake)
         token = await server.token()
         body = {"model": "mine", "input": "speak, and hang", "stream": True, "background": True}
         headers = {"authorization": f"Bearer {token}"}
         async with server.http.post(server.url + "/v1/responses", json=body, headers=headers) as response:
-            await fake.stuck.wait()
+            await fake.until_stuck()
             assert b"response.created" in await response.content.readany()
             response.close()
         await until(lambda: all_ended(server, 1))
@@ -250,7 +251,7 @@ async def test_a_response_whose_reader_left_is_still_theirs(tmp_path: Path) -> N
 
 
 async def test_what_was_held_leaves_by_no_other_way(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake, review="always")
         await server.model("hasty", kind="openai", url=fake.at("keep"), review="never")
         token = await server.token()
@@ -277,7 +278,7 @@ async def test_what_was_held_leaves_by_no_other_way(tmp_path: Path) -> None:
 async def test_a_stream_that_only_its_upstream_knows_is_given_as_it_came(
     behaviour: str, kind: str, whole: bytes, tmp_path: Path
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path, keep_alive_seconds=0.05) as server:
+    async with fake_upstream() as fake, live(tmp_path, keep_alive_seconds=0.05) as server:
         url, token = fake.at(behaviour), await server.token()
         await server.model("quick", kind="openai", url=url)
         await server.model("held", kind="openai", url=url, review="always")
@@ -303,7 +304,7 @@ async def test_a_stream_that_only_its_upstream_knows_is_given_as_it_came(
 
 
 async def test_what_was_refused_cannot_be_fetched_at_its_upstream(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake, review="always")
         token = await server.token()
         asked = {"model": "mine", "input": "hello"}
@@ -318,7 +319,7 @@ async def test_what_was_refused_cannot_be_fetched_at_its_upstream(tmp_path: Path
 
 
 async def test_what_was_answered_before_costs_no_tokens_again(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake)
         token = await server.token()
         name = await made(server, token)
@@ -329,7 +330,7 @@ async def test_what_was_answered_before_costs_no_tokens_again(tmp_path: Path) ->
 
 
 async def test_what_was_made_before_is_asked_for_each_time_whatever_is_kept(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake, cache="always")
         token = await server.token()
         name = await made(server, token)
@@ -340,14 +341,14 @@ async def test_what_was_made_before_is_asked_for_each_time_whatever_is_kept(tmp_
 
 
 async def test_an_answer_without_a_body_is_one(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("gone"), default=True)
         assert await ask(server, await server.token("admin"), "DELETE", "/v1/things/a1") == (200, None)
 
 
 @pytest.mark.parametrize("kind", ["http", "echo"])
 async def test_a_model_that_has_nothing_there_says_so(kind: str, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind=kind, url=fake.at("answer") if kind == "http" else None, default=True)
         status, told = await ask(server, await server.token("admin"), "GET", "/v1/things")
         assert status == 404
@@ -370,7 +371,7 @@ async def test_a_model_that_has_nothing_there_says_so(kind: str, tmp_path: Path)
     ],
 )
 async def test_what_cannot_pass_is_not_found(method: str, path: str, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake, default=True)
         status, told = await ask(server, await server.token("admin"), method, path)
         assert status in {400, 404}
@@ -380,7 +381,7 @@ async def test_what_cannot_pass_is_not_found(method: str, path: str, tmp_path: P
 
 @pytest.mark.parametrize("path", ["/v1/batches", "/v1/files", "GET /v1/uploads/upload_1", "DELETE /v1/models/echo"])
 async def test_what_is_kept_here_passes_through_no_other_door_either(path: str, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await keeper(server, fake, default=True)
         body = {"path": path, "body": {"model": "mine"}}
         assert (await ask(server, await server.token("admin"), "POST", "/api/jobs", json=body))[0] == 400

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import openai
 import pytest
 
 from cases import PIPELINES
+from fakes.echoing import REPLY, EchoingModel
 from live import Live, chat, words
-from replies import REPLY, Replies, replying
 from runs import call, composing, save, save_prompts, submit
 from signoff.work.admin.people import create_token, create_user
 
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def upstream() -> Iterator[Replies]:
+async def upstream() -> AsyncIterator[EchoingModel]:
     """Yield a model server."""
-    with replying() as replies:
-        yield replies
+    async with EchoingModel() as upstream:
+        yield upstream
 
 
 @pytest.fixture
-async def server(tmp_path: Path, upstream: Replies) -> AsyncIterator[Live]:
+async def server(tmp_path: Path, upstream: EchoingModel) -> AsyncIterator[Live]:
     """Yield a server with the cases' functions and a model."""
     async with composing(tmp_path, upstream) as server:
         yield server
@@ -81,7 +81,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: ascii(text[:20]))
-async def test_a_value_is_text_whatever_it_looks_like(server: Live, upstream: Replies, text: str) -> None:
+async def test_a_value_is_text_whatever_it_looks_like(server: Live, upstream: EchoingModel, text: str) -> None:
     token = await server.token()
     await save_prompts(server, token)
     await save(server, token, "pipeline", "p", "prompt_b(b_arg=builtin_identity(s=prompt_a(a_arg)))")
@@ -90,7 +90,7 @@ async def test_a_value_is_text_whatever_it_looks_like(server: Live, upstream: Re
 
     first = f"{REPLY}this is {text}"
     assert (status, told) == (200, {"success": True, "response": f"{REPLY}this is {first}"})
-    assert upstream.asked == [f"this is {text}", f"this is {first}"]
+    assert upstream.prompts == [f"this is {text}", f"this is {first}"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ async def test_a_value_is_text_whatever_it_looks_like(server: Live, upstream: Re
     ],
 )
 async def test_arguments_that_do_not_fit_are_refused_before_anything_is_asked(
-    server: Live, upstream: Replies, args: Any, why: str
+    server: Live, upstream: EchoingModel, args: Any, why: str
 ) -> None:
     token = await server.token()
     await save_prompts(server, token)
@@ -112,7 +112,7 @@ async def test_arguments_that_do_not_fit_are_refused_before_anything_is_asked(
     status, told = await call(server, token, "p", args)
 
     assert (status, why in told["detail"]) == (400, True)
-    assert upstream.asked == []
+    assert upstream.prompts == []
 
 
 # As a model
@@ -148,7 +148,7 @@ async def test_the_official_client_streams_a_pipeline(server: Live) -> None:
     assert "".join(pieces) == f"{REPLY}this is hello"
 
 
-async def test_a_run_with_a_key_is_asked_once(server: Live, upstream: Replies) -> None:
+async def test_a_run_with_a_key_is_asked_once(server: Live, upstream: EchoingModel) -> None:
     token = await server.token()
     await save_prompts(server, token)
     await save(server, token, "pipeline", "one", "prompt_a(a_arg)")
@@ -161,7 +161,7 @@ async def test_a_run_with_a_key_is_asked_once(server: Live, upstream: Replies) -
         )
         assert (status, words(told)) == (200, f"{REPLY}this is y")
 
-    assert upstream.asked == ["this is x", "this is y"]
+    assert upstream.prompts == ["this is x", "this is y"]
 
 
 async def test_equal_calls_that_could_share_an_answer_run_each_for_itself(server: Live) -> None:
@@ -185,7 +185,7 @@ async def test_a_pipeline_that_is_called_as_one_is_run_whatever_else_has_its_nam
         assert await call(server, token, asked, {"x": "1"}) == (200, {"success": True, "response": "1"})
 
 
-async def test_nobody_runs_anothers_pipeline_unless_it_is_shared(server: Live, upstream: Replies) -> None:
+async def test_nobody_runs_anothers_pipeline_unless_it_is_shared(server: Live, upstream: EchoingModel) -> None:
     ann, bob, admin = (
         await server.token(email="ann@x.org"),
         await server.token(email="bob@x.org"),
@@ -199,7 +199,7 @@ async def test_nobody_runs_anothers_pipeline_unless_it_is_shared(server: Live, u
         assert (status, told["code"]) == (404, "composed_not_found")
     for path, body in (("/v1/chat/completions", chat("1", "p")), ("/api/jobs", {"target": "p", "body": chat("1")})):
         assert (await server.ask("POST", path, bob, json=body))[0] == 404
-    assert upstream.asked == []
+    assert upstream.prompts == []
 
     assert (await call(server, None, "common", {"x": "1"}))[0] == 401
     for token in (bob, admin):
@@ -219,7 +219,7 @@ async def test_a_run_sees_no_more_than_the_token_that_asked_for_it(server: Live)
 
 
 async def test_a_run_asks_with_the_key_that_its_caller_chose_at_every_step_and_with_nobody_elses(
-    server: Live, upstream: Replies
+    server: Live, upstream: EchoingModel
 ) -> None:
     ann, bob = await server.token(email="ann@x.org"), await server.token(email="bob@x.org")
     _, hers = await server.ask("POST", "/api/keys", ann, json={"name": "mine", "key": "sk-ann"})
@@ -233,7 +233,7 @@ async def test_a_run_asks_with_the_key_that_its_caller_chose_at_every_step_and_w
     assert status == 200, told
     assert upstream.keys == ["Bearer sk-ann"] * 2
     assert (await server.ask("POST", "/api/pipeline/call", bob, json=body))[0] == 404
-    assert len(upstream.asked) == 2
+    assert len(upstream.prompts) == 2
     assert (await call(server, bob, "outer", {"x": "1"}))[0] == 200
     assert upstream.keys[2:] == [None, None]
 

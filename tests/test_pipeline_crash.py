@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 
+from fakes.echoing import REPLY, EchoingModel
 from processes import ask, clean_environment, first_token, free_port, served, signoff, until
-from replies import REPLY, replying
 
 STEPS = 5
 
@@ -17,7 +18,7 @@ STEPS = 5
 @pytest.mark.parametrize("door", ["jobs", "call"])
 def test_a_run_that_was_killed_in_the_middle_ends_and_asks_each_finished_step_once(tmp_path: Path, door: str) -> None:
     environment, port = clean_environment(tmp_path / "data"), free_port()
-    with replying() as upstream:
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(EchoingModel()) as upstream:
         signoff(environment, "model", "add", "m", "--kind", "openai", "--url", upstream.url, "--default")
         # given a run of five steps, of which two are done and one is asked
         with served(environment, tmp_path, port) as server:
@@ -27,13 +28,13 @@ def test_a_run_that_was_killed_in_the_middle_ends_and_asks_each_finished_step_on
             ask(port, "/api/pipelines", token, {"name": "five", "body": "p4(x=p3(x=p2(x=p1(x=p0(x)))))"})
             job_id = begin(port, token, door)
             until(lambda: len(upstream.answered) >= 2 or None)
-            upstream.gate.clear()
-            until(lambda: len(upstream.asked) > len(upstream.answered) or None)
+            portal.call(upstream.gate.clear)
+            until(lambda: len(upstream.prompts) > len(upstream.answered) or None)
             done = list(upstream.answered)
             # when its process is killed, and another one started
             server.send_signal(signal.SIGKILL)
             server.wait()
-        upstream.gate.set()
+        portal.call(upstream.gate.set)
         with served(environment, tmp_path, port):
             job = until(lambda: ended(port, token, job_id))
             # then it ends as it would have

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests import upstreams
 from yarl import URL
 
+from fakes.programs import JSON_LINES_MODEL, PLAIN_LINES_MODEL
+from fakes.upstream import fake_upstream
 from live import Live, chat, live, until, words
 from signoff.core.model import Timeouts
 from signoff.doors.predict import fields_of, model_of
@@ -21,7 +22,6 @@ from signoff.errors import BadRequest
 
 pytestmark = pytest.mark.anyio
 
-PROGRAMS = Path(__file__).parent / "models"
 DOCUMENT = 'id=myverygoodmodel?type=httpmodel?dest="127.0.0.1:8888"'
 
 
@@ -74,7 +74,7 @@ def test_any_query_can_be_looked_at(query: str) -> None:
 
 
 async def test_a_model_is_added_as_in_the_document_and_answers_at_once(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, upstreams.misbehaving() as fake:
+    async with live(tmp_path) as server, fake_upstream() as fake:
         admin, user = await server.token("admin"), await server.token()
         assert await ask(server, "/post/predict?id=myverygoodmodel", user) == (
             404,
@@ -101,7 +101,7 @@ async def test_what_is_no_id_is_told(name: str, tmp_path: Path) -> None:
 
 
 async def test_a_models_failures_have_their_statuses(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, upstreams.misbehaving() as fake:
+    async with live(tmp_path) as server, fake_upstream() as fake:
         token = await server.token()
         quick = Timeouts(first_byte_seconds=0.3, between_chunks_seconds=0.3)
         for behaviour, status in (
@@ -114,7 +114,8 @@ async def test_a_models_failures_have_their_statuses(tmp_path: Path) -> None:
             ("broken", 500),
         ):
             url = fake.at(behaviour)
-            await server.model(behaviour, kind="http", url=url, timeouts=quick, attempts=1)
+            timeouts = quick if status == 504 else Timeouts()
+            await server.model(behaviour, kind="http", url=url, timeouts=timeouts, attempts=1)
             told = await ask(server, f"/post/predict?id={behaviour}", token)
             assert told[0] == status, behaviour
             assert list(told[1]) == ["content"]
@@ -130,7 +131,7 @@ async def test_a_payload_for_a_chat_model_is_a_chat(tmp_path: Path) -> None:
 
 async def test_a_held_answer_waits_for_its_verdict(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        await server.model("held", kind="subprocess", command=program("linemodel.py"), review="always")
+        await server.model("held", kind="subprocess", command=program(JSON_LINES_MODEL), review="always")
         token, reviewer = await server.token(), await server.token("reviewer")
         status, told = await ask(server, "/post/predict?id=held", token, headers={"prefer": "wait=0"})
         assert (status, set(told)) == (504, {"content", "job_id"})
@@ -204,14 +205,14 @@ async def test_other_operations_and_methods_are_refused(tmp_path: Path) -> None:
 # Programs
 
 
-def program(name: str) -> tuple[str, ...]:
-    return (sys.executable, "-S", str(PROGRAMS / name))
+def program(path: Path) -> tuple[str, ...]:
+    return (sys.executable, "-S", str(path))
 
 
 async def test_a_program_answers_each_caller_and_its_stderr_is_its_log(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token, admin = await server.token(), await server.token("admin")
-        await server.model("lines", kind="subprocess", command=program("linemodel.py"))
+        await server.model("lines", kind="subprocess", command=program(JSON_LINES_MODEL))
         async with asyncio.TaskGroup() as group:
             path = "/post/predict?id=lines"
             asked = [group.create_task(ask(server, path, token, str(number).encode())) for number in range(50)]
@@ -239,7 +240,7 @@ async def test_a_program_answers_each_caller_and_its_stderr_is_its_log(tmp_path:
 async def test_a_queued_job_is_asked_again_after_a_crash_as_often_as_is_allowed(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        await server.model("fragile", kind="subprocess", command=program("linemodel.py"), attempts=2)
+        await server.model("fragile", kind="subprocess", command=program(JSON_LINES_MODEL), attempts=2)
         _, told = await server.ask("POST", "/enqueue", token, json={"model": "fragile", "exit": 3})
         job = await server.job_when(token, told["job_id"], lambda job: job["status"] == "fail")
         assert (job["attempt"], job["error"]["code"]) == (2, "model_crashed")
@@ -248,7 +249,7 @@ async def test_a_queued_job_is_asked_again_after_a_crash_as_often_as_is_allowed(
 async def test_a_queued_job_of_a_program_is_asked_its_payload_as_it_is(tmp_path: Path) -> None:
     async with live(tmp_path, enqueue_review="never") as server:
         token = await server.token()
-        await server.model("lines", kind="subprocess", command=program("plainmodel.py"))
+        await server.model("lines", kind="subprocess", command=program(PLAIN_LINES_MODEL))
         _, told = await server.ask("POST", "/enqueue", token, json={"model": "lines", "input": "a"})
         job = await server.job_when(token, told["job_id"], lambda job: job["status"] == "success")
         assert job["response"]["of"] == {"model": "lines", "input": "a"}

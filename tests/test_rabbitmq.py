@@ -15,8 +15,8 @@ from pamqp import commands, frame
 from structlog.testing import capture_logs
 
 from bells import QUIET_SECONDS, WAIT_SECONDS, a_rabbit, channel, drained, started, until, until_heard_by, waiting
+from fakes.tcp_proxy import TcpProxy
 from processes import ask, clean_environment, first_token, free_port, served, signoff, verbs, worked
-from proxy import Proxy, between
 from signoff.brokers import amqp
 from signoff.commands.doctor import checks
 from signoff.settings import Settings
@@ -33,9 +33,9 @@ async def queue(rabbitmq_url: str, prefix: str) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def wire(rabbitmq_url: str) -> AsyncIterator[Proxy]:
+async def wire(rabbitmq_url: str) -> AsyncIterator[TcpProxy]:
     """Yield a wire to the server that can be cut."""
-    async with between(rabbitmq_url) as proxy:
+    async with TcpProxy(rabbitmq_url) as proxy:
         yield proxy
 
 
@@ -123,6 +123,7 @@ async def test_what_somebody_else_put_into_the_queue_stays_there(rabbitmq_url: s
         async with channel(rabbitmq_url) as other, started(a_rabbit(rabbitmq_url, queue)) as broker:
             await other.default_exchange.publish(aio_pika.Message(b'{"job_id": 1}'), queue)
             assert not await broker.poll(1)
+            await until(lambda: logs)
     assert "somebody else's" in logs[-1]["error"]
     assert await waiting(rabbitmq_url, queue) == 1
 
@@ -145,7 +146,7 @@ async def test_what_nobody_hears_rings_for_another(rabbitmq_url: str, queue: str
         bell.notify("job", 0)
         # then another one hears it soon, and the first one does not any more
         async with started(a_rabbit(rabbitmq_url, queue)) as other:
-            assert await other.poll(2)
+            assert await other.poll(WAIT_SECONDS)
             assert await other.poll(0) is False
             assert await busy.poll(QUIET_SECONDS) is False
 
@@ -155,15 +156,15 @@ async def test_what_was_heard_and_not_claimed_rings_for_another(rabbitmq_url: st
         busy.notify("job", 0)
         assert await busy.poll(WAIT_SECONDS)
         async with started(a_rabbit(rabbitmq_url, queue)) as other:
-            assert await other.poll(2)
+            assert await other.poll(WAIT_SECONDS)
 
 
-async def test_what_a_dying_worker_heard_rings_for_another(wire: Proxy, rabbitmq_url: str, queue: str) -> None:
+async def test_what_a_dying_worker_heard_rings_for_another(wire: TcpProxy, rabbitmq_url: str, queue: str) -> None:
     async with started(a_rabbit(rabbitmq_url, queue)) as other, started(a_rabbit(wire.url, queue)) as dying:
         other.notify("job", 0)
         assert await dying.poll(WAIT_SECONDS)
         await wire.shut()
-        assert await other.poll(2)
+        assert await other.poll(WAIT_SECONDS)
 
 
 async def test_what_was_claimed_rings_no_more(rabbitmq_url: str, queue: str) -> None:
@@ -195,7 +196,7 @@ async def test_what_was_acknowledged_is_not_acknowledged_again_when_news_ring(ra
     assert [amqp for amqp in logs if amqp.get("line") == "signoff listens"] == []
 
 
-async def test_bells_get_through_once_the_server_is_back(wire: Proxy, rabbitmq_url: str, queue: str) -> None:
+async def test_bells_get_through_once_the_server_is_back(wire: TcpProxy, rabbitmq_url: str, queue: str) -> None:
     # given a server that is away
     await wire.shut()
     broker = a_rabbit(wire.url, queue)
@@ -215,7 +216,7 @@ async def test_bells_get_through_once_the_server_is_back(wire: Proxy, rabbitmq_u
     await broker.close()
 
 
-async def test_a_line_that_is_cut_is_made_again(wire: Proxy, queue: str) -> None:
+async def test_a_line_that_is_cut_is_made_again(wire: TcpProxy, queue: str) -> None:
     async with started(a_rabbit(wire.url, queue), listening=True) as broker:
         for number in range(3):
             wire.cut()
@@ -226,7 +227,7 @@ async def test_a_line_that_is_cut_is_made_again(wire: Proxy, queue: str) -> None
             assert await broker.poll(WAIT_SECONDS)
 
 
-async def test_a_line_that_an_operator_closes_is_made_again(wire: Proxy, queue: str) -> None:
+async def test_a_line_that_an_operator_closes_is_made_again(wire: TcpProxy, queue: str) -> None:
     async with started(a_rabbit(wire.url, queue), listening=True) as broker:
         with capture_logs() as logs:
             wire.tell_clients(frame.marshal(commands.Connection.Close(320, "CONNECTION_FORCED", 0, 0), 0))
@@ -239,7 +240,7 @@ async def test_a_line_that_an_operator_closes_is_made_again(wire: Proxy, queue: 
 
 
 async def test_a_line_on_which_nothing_passes_is_noticed_by_whoever_rings(
-    wire: Proxy, rabbitmq_url: str, queue: str, monkeypatch: pytest.MonkeyPatch
+    wire: TcpProxy, rabbitmq_url: str, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("signoff.brokers.rabbitmq.ANSWER_SECONDS", 0.3)
     async with started(a_rabbit(wire.url, queue)) as broker, started(a_rabbit(rabbitmq_url, queue)) as other:
@@ -252,7 +253,7 @@ async def test_a_line_on_which_nothing_passes_is_noticed_by_whoever_rings(
         assert await other.poll(WAIT_SECONDS)
 
 
-async def test_a_line_on_which_nothing_passes_is_noticed_by_whoever_listens(wire: Proxy, queue: str) -> None:
+async def test_a_line_on_which_nothing_passes_is_noticed_by_whoever_listens(wire: TcpProxy, queue: str) -> None:
     async with started(a_rabbit(f"{wire.url}?heartbeat=1", queue), listening=True) as broker:
         wire.block()
         await until(lambda: not broker.is_connected)
@@ -300,7 +301,7 @@ async def test_a_full_queue_that_refuses_more_costs_bells_and_no_line(rabbitmq_u
     assert await waiting(rabbitmq_url, queue) == 1
 
 
-async def test_too_many_bells_drop_the_oldest_and_say_so_once(wire: Proxy, rabbitmq_url: str, queue: str) -> None:
+async def test_too_many_bells_drop_the_oldest_and_say_so_once(wire: TcpProxy, rabbitmq_url: str, queue: str) -> None:
     await wire.shut()
     broker = a_rabbit(wire.url, queue)
     for number in range(10_500):
@@ -315,7 +316,7 @@ async def test_too_many_bells_drop_the_oldest_and_say_so_once(wire: Proxy, rabbi
         assert message.body.startswith(b"job-500\n")
 
 
-async def test_attempts_to_connect_are_spaced(wire: Proxy, queue: str) -> None:
+async def test_attempts_to_connect_are_spaced(wire: TcpProxy, queue: str) -> None:
     # given a server that takes calls and hangs up
     broker = a_rabbit(wire.url.replace("guest@", "wrong@"), queue)
     await broker.start()
@@ -373,7 +374,7 @@ async def test_closing_rings_what_was_not_rung_yet(rabbitmq_url: str, queue: str
 
 
 @pytest.mark.parametrize("trouble", ["shut", "block"])
-async def test_closing_does_not_wait_for_a_server_that_is_away(trouble: str, wire: Proxy, queue: str) -> None:
+async def test_closing_does_not_wait_for_a_server_that_is_away(trouble: str, wire: TcpProxy, queue: str) -> None:
     broker = a_rabbit(wire.url, queue)
     await broker.start()
     await until(lambda: broker.is_connected)
@@ -393,7 +394,7 @@ async def test_closing_ends_in_every_moment_of_connecting(rabbitmq_url: str, que
         broker = a_rabbit(rabbitmq_url, queue)
         await broker.start()
         await broker.poll(moment / 4000)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_SECONDS):
             await broker.close()
 
 

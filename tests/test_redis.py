@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from fakes.tcp_proxy import TcpProxy
 from live import ANSWER_SECONDS, Live, chat, live, until
-from proxy import Proxy, between
 from signoff.core.delivery import OutgoingMessage
 from signoff.deliverers.redis import RedisDeliverer
 from signoff.server.bootstrap import check_redis
@@ -31,9 +31,9 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-async def wire(redis_url: str) -> AsyncIterator[Proxy]:
+async def wire(redis_url: str) -> AsyncIterator[TcpProxy]:
     """A way to Redis that can be cut."""
-    async with between(redis_url) as proxy:
+    async with TcpProxy(redis_url) as proxy:
         yield proxy
 
 
@@ -124,7 +124,7 @@ async def test_a_job_that_is_asked_again_has_a_result_of_its_own(
 
 
 async def test_while_redis_is_away_jobs_go_on_and_their_results_come_when_it_is_back(
-    tmp_path: Path, redis: Redis, wire: Proxy, prefix: str
+    tmp_path: Path, redis: Redis, wire: TcpProxy, prefix: str
 ) -> None:
     async with mirrored(tmp_path, wire.url, prefix) as (server, token):
         await result(redis, f"{prefix}:{await submit(server, token)}")
@@ -155,7 +155,7 @@ async def test_a_redis_that_was_emptied_gets_the_next_result(
         await result(redis, f"{prefix}:{first}")
 
 
-async def test_a_redis_that_is_away_holds_up_no_webhook_and_no_end(tmp_path: Path, wire: Proxy, prefix: str) -> None:
+async def test_a_redis_that_is_away_holds_up_no_webhook_and_no_end(tmp_path: Path, wire: TcpProxy, prefix: str) -> None:
     await wire.shut()
     patient = mirrored(tmp_path, wire.url, prefix, drain_seconds=60)
     async with asyncio.timeout(ANSWER_SECONDS), patient as (server, token):
@@ -167,7 +167,7 @@ async def test_a_redis_that_is_away_holds_up_no_webhook_and_no_end(tmp_path: Pat
         assert (told["data"][0]["state"], told["data"][0]["error"]) == ("due", None)
 
 
-async def test_a_silent_redis_is_waited_for_until_the_courier_is_called_off(wire: Proxy, prefix: str) -> None:
+async def test_a_silent_redis_is_waited_for_until_the_courier_is_called_off(wire: TcpProxy, prefix: str) -> None:
     deliverer = RedisDeliverer(wire.url, ttl_seconds=60, random_float=random.Random(1).random)
     wire.block()
     with pytest.raises(TimeoutError):

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests import upstreams
 
+from fakes.upstream import fake_upstream
 from live import chat, live
 from processes import SIGNOFF, clean_environment, signoff, until
 from signoff.catalog import SealedSecret
@@ -52,7 +52,7 @@ async def opened_with(settings: Settings, keys: list[bytes]) -> list[str]:
 
 
 async def test_a_server_goes_on_while_the_key_changes(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, upstreams.misbehaving() as fake:
+    async with live(tmp_path) as server, fake_upstream() as fake:
         settings = Settings(data_dir=tmp_path / "data")
         token, admin = await server.token(), await server.token("admin")
         new = {"name": "gpt", "kind": "openai", "url": fake.at("mirror"), "key": "sk-model"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from counting import COUNTED, Meter, counting
+from fakes.counting import COUNTED, CountingModel
 from live import Live, chat, live, until
 from signoff.core.limits import Limit
 from signoff.store import JobFilter
@@ -20,9 +20,9 @@ JOBS = 10
 
 
 @pytest.fixture
-async def meter() -> AsyncIterator[Meter]:
+async def meter() -> AsyncIterator[CountingModel]:
     """Yield a model server that counts."""
-    async with counting() as meter:
+    async with CountingModel() as meter:
         yield meter
 
 
@@ -46,7 +46,7 @@ async def for_later(server: Live, text: str, count: int) -> str:
     return admin
 
 
-async def test_a_job_under_a_limit_is_counted_once(tmp_path: Path, meter: Meter) -> None:
+async def test_a_job_under_a_limit_is_counted_once(tmp_path: Path, meter: CountingModel) -> None:
     async with live(tmp_path) as server:
         await server.model("counting", kind="openai", url=meter.url)
         await server.services.store.quotas.put_limit(Limit(who="each", parallel=2, tokens_per_day=10_000))
@@ -59,7 +59,7 @@ async def test_a_job_under_a_limit_is_counted_once(tmp_path: Path, meter: Meter)
         assert {name: report["total"][name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
 
 
-async def test_a_job_that_ends_has_no_other_lease_renewed(tmp_path: Path, meter: Meter) -> None:
+async def test_a_job_that_ends_has_no_other_lease_renewed(tmp_path: Path, meter: CountingModel) -> None:
     async with live(tmp_path, lease_seconds=600, heartbeat_seconds=200) as server:
         await server.model("counting", kind="openai", url=meter.url)
         renew, renewed = server.services.store.jobs.renew, list[str]()

@@ -12,13 +12,14 @@ from pathlib import Path
 import openai
 import pytest
 
+from fakes.behaviours import COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, RESPONSE_EVENTS
+from fakes.upstream import fake_upstream
 from live import Live, chat, live, until
 from signoff.core.job import Job
 from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines.echo import EchoEngine
 from signoff.store import JobFilter
-from upstreams import COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, RESPONSE_EVENTS, misbehaving
 
 pytestmark = pytest.mark.anyio
 COMMENT = b": still at work\n\n"
@@ -55,7 +56,7 @@ async def asked(server: Live, token: str, model: str, path: str = CHAT, text: st
     ],
 )
 async def test_a_stream_passes_to_the_byte(behaviour: str, path: str, expected: bytes, tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at(behaviour))
         assert await read(server, await server.token(), "mine", path) == (200, expected)
         body = json.loads(fake.requests[0].body)
@@ -68,9 +69,9 @@ async def test_a_stream_passes_to_the_byte(behaviour: str, path: str, expected: 
 async def test_a_stream_that_is_cut_or_stalls_ends_in_an_error_and_never_in_done(
     behaviour: str, tmp_path: Path
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
-        quick = Timeouts(between_chunks_seconds=0.3)
-        await server.model("bad", kind="openai", url=fake.at(behaviour), timeouts=quick)
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        timeouts = Timeouts(between_chunks_seconds=0.3) if behaviour == "hang-mid-stream" else Timeouts()
+        await server.model("bad", kind="openai", url=fake.at(behaviour), timeouts=timeouts)
         status, got = await read(server, await server.token(), "bad")
         *passed, last = got.split(b"\n\n")[:-1]
         assert status == 200
@@ -79,7 +80,7 @@ async def test_a_stream_that_is_cut_or_stalls_ends_in_an_error_and_never_in_done
         assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == code
         assert b"[DONE]" not in got
         if behaviour != "end-stream-early":  # after which the connection is as good as new
-            assert await fake.closed_within(10)
+            assert await fake.all_closed()
         job = await until(lambda: an_ended(server))
         assert job.error is not None
         assert (job.status, job.error.code) == ("fail", code)
@@ -92,7 +93,7 @@ async def test_a_stream_that_is_cut_or_stalls_ends_in_an_error_and_never_in_done
 async def test_the_official_client_learns_of_an_error_in_a_stream(
     behaviour: str, path: str, code: str, tmp_path: Path
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("bad", kind="openai", url=fake.at(behaviour))
         async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=await server.token()) as ai:
             with pytest.raises(openai.APIError, match="Out of memory") as caught:
@@ -106,7 +107,7 @@ async def test_the_official_client_learns_of_an_error_in_a_stream(
 
 
 async def test_comments_keep_a_silent_stream_open_and_nothing_else_changes(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, keep_alive_seconds=0.05) as server:
+    async with fake_upstream() as fake, live(tmp_path, keep_alive_seconds=0.05) as server:
         await server.model("slow", kind="openai", url=fake.at("stream-when-woken"))
         async with asked(server, await server.token(), "slow") as response:
             got = b""
@@ -130,7 +131,7 @@ async def test_comments_come_before_the_first_event_too(tmp_path: Path) -> None:
 
 
 async def test_a_slow_client_slows_its_model_down(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path, keep_alive_seconds=0.05) as server:
+    async with fake_upstream() as fake, live(tmp_path, keep_alive_seconds=0.05) as server:
         await server.model("flood", kind="openai", url=fake.at("flood"))
         # given a client that reads nothing
         with reads_nothing(server, await server.token(), "flood"):
@@ -138,13 +139,13 @@ async def test_a_slow_client_slows_its_model_down(tmp_path: Path) -> None:
             sent = await until(lambda: no_more(lambda: fake.sent_bytes))
             assert 0 < sent < 24 * 2**20
         # and when the client is gone the model is stopped
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
 
 
 async def test_a_slow_client_whose_call_is_cancelled_reads_so_at_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with misbehaving() as fake, live(tmp_path, log_after_seconds=0.05) as server:
+    async with fake_upstream() as fake, live(tmp_path, log_after_seconds=0.05) as server:
         await server.model("flood", kind="openai", url=fake.at("flood"))
         token = await server.token()
         with reads_nothing(server, token, "flood") as client:
@@ -161,7 +162,7 @@ async def test_a_slow_client_whose_call_is_cancelled_reads_so_at_the_end(
                     if got.endswith(b"0\r\n\r\n"):
                         break
             assert b'"code":"cancelled"' in got
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
     assert not [record.message for record in caplog.records if record.levelname == "ERROR"]
 
 
@@ -185,7 +186,7 @@ def reads_nothing(server: Live, token: str, model: str) -> Iterator[socket.socke
 
 
 async def test_a_stream_without_usage_is_counted(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("stream"))
         await read(server, await server.token(), "mine", text="x" * 40)
         usage = (await until(lambda: an_ended(server))).usage
@@ -194,7 +195,7 @@ async def test_a_stream_without_usage_is_counted(tmp_path: Path) -> None:
 
 
 async def test_a_whole_answer_is_read_as_a_stream(tmp_path: Path) -> None:
-    async with misbehaving() as fake, live(tmp_path) as server:
+    async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("whole", kind="openai", url=fake.at("answer"))
         async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=await server.token()) as ai:
             stream = await ai.chat.completions.create(**chat("hello", "whole", stream=True))

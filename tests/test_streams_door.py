@@ -11,10 +11,10 @@ import pytest
 from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 
 from contracts.test_transport import asked
+from fakes.topic_clients import RabbitClient
 from live import live, until
 from signoff.core.stream import Stream, public_address, stream_fault
 from signoff.settings import BadSettings, load
-from wires import RabbitWire
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -22,18 +22,18 @@ STREAM = {"name": "one", "url": "amqp://ann:p4ssword@127.0.0.1:9/", "requests": 
 
 
 @pytest.fixture
-async def wire(rabbitmq_url: str, prefix: str, anyio_backend: object) -> AsyncIterator[RabbitWire]:
+async def wire(rabbitmq_url: str, prefix: str, anyio_backend: object) -> AsyncIterator[RabbitClient]:
     """Yield the other side of a stream through RabbitMQ."""
-    async with RabbitWire(rabbitmq_url, prefix).connected() as wire:
+    async with RabbitClient(rabbitmq_url, prefix).connected() as wire:
         yield wire
 
 
-def named(wire: RabbitWire, name: str = "one") -> dict[str, Any]:
+def named(wire: RabbitClient, name: str = "one") -> dict[str, Any]:
     return {"name": name, "url": wire.url, "requests": wire.requests, "responses": wire.responses}
 
 
 async def test_a_stream_that_is_declared_at_run_time_is_listened_to_within_a_second_until_it_is_forgotten(
-    tmp_path: Path, wire: RabbitWire
+    tmp_path: Path, wire: RabbitClient
 ) -> None:
     async with live(tmp_path) as server:
         token = await server.token("admin")
@@ -189,7 +189,7 @@ def find_references(told: Any) -> list[str]:
     return [found for value in told for found in find_references(value)] if isinstance(told, list) else []
 
 
-async def test_the_pages_example_in_is_the_pages_example_out(tmp_path: Path, wire: RabbitWire) -> None:
+async def test_the_pages_example_in_is_the_pages_example_out(tmp_path: Path, wire: RabbitClient) -> None:
     page = (Path(__file__).parents[1] / "docs" / "streams.md").read_text()
     given, told = (page.split(f"<!-- {part} -->\n```json\n")[1].split("```")[0] for part in ("in", "out"))
     async with live(tmp_path, streams=[named(wire)]) as server:
@@ -239,7 +239,7 @@ async def test_a_server_without_streams_never_loads_faststream(tmp_path: Path) -
     assert subprocess.run([sys.executable, "-c", program], check=False, cwd=tmp_path).returncode == 0
 
 
-async def test_the_every_door_rule_for_messages(tmp_path: Path, wire: RabbitWire) -> None:
+async def test_the_every_door_rule_for_messages(tmp_path: Path, wire: RabbitClient) -> None:
     """A message's job is that of any other door: same row, but for the door and what it is called."""
     async with live(tmp_path, streams=[named(wire)]) as server:
         token = await server.token("admin")

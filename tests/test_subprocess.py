@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 import pytest
 from tests.engines import an_engine
-from tests.models.watching import MODEL, alive, is_alive, starts, until
 
+from fakes.programs import ENGINE_OWNER, HTTP_MODEL, alive, is_alive, starts, until
 from signoff.core.model import Model
 from signoff.engine import ModelRequest
 from signoff.engines.subprocess import SubprocessEngine
@@ -27,7 +27,6 @@ from signoff.errors import BadRequest, ModelCut, ModelUnreachable
 
 pytestmark = pytest.mark.anyio
 
-OWNER = Path(__file__).parent / "models" / "owner.py"
 JsonObject = dict[str, Any]
 
 
@@ -55,7 +54,7 @@ async def engine(engine_here: Engines) -> AsyncIterator[SubprocessEngine]:
 @pytest.fixture
 def model(journal: Path) -> Callable[..., Model]:
     def model(*options: str, name: str = "small", idle_seconds: float = 300, start_seconds: float = 20) -> Model:
-        command = (sys.executable, "-S", str(MODEL), "--port", "{port}", "--journal", str(journal), *options)
+        command = (sys.executable, "-S", str(HTTP_MODEL), "--port", "{port}", "--journal", str(journal), *options)
         return Model(
             name=name,
             kind="subprocess",
@@ -180,7 +179,7 @@ async def test_when_an_owner_is_killed_its_models_end_and_another_takes_over(
 ) -> None:
     models = [model("--grandchild"), model("--grandchild", "--stubborn", name="another")]
     told = msgspec.json.encode(models).decode()
-    owner = subprocess.Popen([sys.executable, str(OWNER), str(tmp_path / "run"), told], stdout=subprocess.PIPE)
+    owner = subprocess.Popen([sys.executable, str(ENGINE_OWNER), str(tmp_path / "run"), told], stdout=subprocess.PIPE)
     assert owner.stdout is not None
     owned = [json.loads(await asyncio.to_thread(owner.stdout.readline))["pid"] for _ in models]
     pids = [pid for pids in starts(journal) for pid in pids]

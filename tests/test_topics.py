@@ -18,24 +18,24 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from contracts.test_transport import asked, listening, streamed
+from fakes.tcp_proxy import TcpProxy
+from fakes.topic_clients import RabbitClient
+from fakes.upstream import fake_upstream
 from live import Live, live, until
-from proxy import Proxy, between
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.doors.topics import accept_message
 from signoff.server import consumer
 from signoff.transports.kafka import KafkaTransport, _place_of
 from signoff.transports.liveness import LivenessWatch
-from upstreams import misbehaving
-from wires import RabbitWire
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
 
 @pytest.fixture
-async def wire(rabbitmq_url: str, prefix: str, anyio_backend: object) -> AsyncIterator[RabbitWire]:
+async def wire(rabbitmq_url: str, prefix: str, anyio_backend: object) -> AsyncIterator[RabbitClient]:
     """Yield the other side of a stream through RabbitMQ."""
-    async with RabbitWire(rabbitmq_url, prefix).connected() as wire:
+    async with RabbitClient(rabbitmq_url, prefix).connected() as wire:
         yield wire
 
 
@@ -45,7 +45,7 @@ async def health(server: Live, name: str) -> bool | None:
     return told.get(f"stream:{name}")
 
 
-async def is_heard(server: Live, wire: RabbitWire, *, heard: bool) -> None:
+async def is_heard(server: Live, wire: RabbitClient, *, heard: bool) -> None:
     """Returns when the health of the stream is so."""
 
     async def look() -> bool | None:
@@ -54,17 +54,17 @@ async def is_heard(server: Live, wire: RabbitWire, *, heard: bool) -> None:
     await until(look)
 
 
-def at(proxy: Proxy, wire: RabbitWire) -> RabbitWire:
+def at(proxy: TcpProxy, wire: RabbitClient) -> RabbitClient:
     """The stream as a server sees it that reaches the broker through `proxy`."""
-    seen = RabbitWire(proxy.url, "")
+    seen = RabbitClient(proxy.url, "")
     seen.requests, seen.responses = wire.requests, wire.responses
     return seen
 
 
 async def test_a_broker_that_goes_away_is_listened_to_again_and_readiness_says_so_meanwhile(
-    tmp_path: Path, wire: RabbitWire
+    tmp_path: Path, wire: RabbitClient
 ) -> None:
-    async with between(wire.url) as proxy, streamed(tmp_path, at(proxy, wire), backoff_max_seconds=0.2) as server:
+    async with TcpProxy(wire.url) as proxy, streamed(tmp_path, at(proxy, wire), backoff_max_seconds=0.2) as server:
         await listening(server)
         await proxy.shut()
         await is_heard(server, wire, heard=False)
@@ -75,8 +75,8 @@ async def test_a_broker_that_goes_away_is_listened_to_again_and_readiness_says_s
         assert (await wire.get()).body["metadata"] == {"n": "meanwhile"}
 
 
-async def test_a_broker_that_is_away_from_the_start_is_found_when_it_comes(tmp_path: Path, wire: RabbitWire) -> None:
-    async with between(wire.url) as proxy:
+async def test_a_broker_that_is_away_from_the_start_is_found_when_it_comes(tmp_path: Path, wire: RabbitClient) -> None:
+    async with TcpProxy(wire.url) as proxy:
         await proxy.shut()
         async with streamed(tmp_path, at(proxy, wire), backoff_max_seconds=0.2) as server:
             await is_heard(server, wire, heard=False)
@@ -85,7 +85,7 @@ async def test_a_broker_that_is_away_from_the_start_is_found_when_it_comes(tmp_p
             assert (await wire.get()).body["status_code"] == 200
 
 
-async def test_a_queue_that_is_deleted_is_made_anew_and_listened_to(tmp_path: Path, wire: RabbitWire) -> None:
+async def test_a_queue_that_is_deleted_is_made_anew_and_listened_to(tmp_path: Path, wire: RabbitClient) -> None:
     async with streamed(tmp_path, wire, backoff_max_seconds=0.2) as server:
         await listening(server)
         async with await aio_pika.connect(wire.url) as connection:
@@ -105,8 +105,8 @@ async def test_a_queue_that_is_deleted_is_made_anew_and_listened_to(tmp_path: Pa
         assert (await wire.get()).body["metadata"] == {"n": "anew"}
 
 
-async def test_answers_wait_in_the_store_while_the_broker_is_away(tmp_path: Path, wire: RabbitWire) -> None:
-    async with between(wire.url) as proxy, streamed(tmp_path, at(proxy, wire), backoff_max_seconds=0.2) as server:
+async def test_answers_wait_in_the_store_while_the_broker_is_away(tmp_path: Path, wire: RabbitClient) -> None:
+    async with TcpProxy(wire.url) as proxy, streamed(tmp_path, at(proxy, wire), backoff_max_seconds=0.2) as server:
         token = await server.token("admin")
         await listening(server)
         for number in range(40):
@@ -131,7 +131,7 @@ async def test_answers_wait_in_the_store_while_the_broker_is_away(tmp_path: Path
         assert len({*told.values()}) == 40
 
 
-async def test_an_answer_that_nobody_can_take_is_given_up_loudly(tmp_path: Path, wire: RabbitWire) -> None:
+async def test_an_answer_that_nobody_can_take_is_given_up_loudly(tmp_path: Path, wire: RabbitClient) -> None:
     async with streamed(tmp_path, wire, webhook_waits_seconds=[0.01]) as server:
         token = await server.token("admin")
         await listening(server)
@@ -159,7 +159,7 @@ async def test_an_answer_that_nobody_can_take_is_given_up_loudly(tmp_path: Path,
             assert "Given up after 2 attempts" in failed["error"]
 
 
-async def test_what_a_retry_can_help_is_retried_by_us_and_answered_once(tmp_path: Path, wire: RabbitWire) -> None:
+async def test_what_a_retry_can_help_is_retried_by_us_and_answered_once(tmp_path: Path, wire: RabbitClient) -> None:
     async with streamed(tmp_path, wire) as server:
         token = await server.token("admin")
         await server.model("down", attempts=3)
@@ -172,8 +172,8 @@ async def test_what_a_retry_can_help_is_retried_by_us_and_answered_once(tmp_path
         assert [event["verb"] for event in events] == ["submit", *["claim", "retry"] * 2, "claim", "fail"]
 
 
-async def test_an_upstream_that_speaks_no_json_is_an_answer_with_its_reason(tmp_path: Path, wire: RabbitWire) -> None:
-    async with streamed(tmp_path, wire) as server, misbehaving() as upstream:
+async def test_an_upstream_that_speaks_no_json_is_an_answer_with_its_reason(tmp_path: Path, wire: RabbitClient) -> None:
+    async with streamed(tmp_path, wire) as server, fake_upstream() as upstream:
         await server.model("garbled", kind="openai", url=upstream.at("not-json"), attempts=1)
         await listening(server)
         await wire.send(asked("x", "garbled"))
@@ -186,7 +186,7 @@ async def test_an_upstream_that_speaks_no_json_is_an_answer_with_its_reason(tmp_
 
 
 async def test_a_message_with_a_zero_byte_in_a_name_is_answered(
-    postgres_url: str, tmp_path: Path, wire: RabbitWire
+    postgres_url: str, tmp_path: Path, wire: RabbitClient
 ) -> None:
     async with streamed(tmp_path, wire, database_url=postgres_url) as server:
         await listening(server)
@@ -196,7 +196,7 @@ async def test_a_message_with_a_zero_byte_in_a_name_is_answered(
             assert told["status_code"] in {400, 404}, told
 
 
-async def test_a_model_that_hangs_stalls_nobody_else_on_its_stream(tmp_path: Path, wire: RabbitWire) -> None:
+async def test_a_model_that_hangs_stalls_nobody_else_on_its_stream(tmp_path: Path, wire: RabbitClient) -> None:
     async with streamed(tmp_path, wire, concurrency=8, max_handlers=4) as server:
         await listening(server)
         await server.model("stuck")
@@ -224,7 +224,7 @@ async def test_models_that_hang_leave_room_for_others_whatever_they_are_called(
         await server.job_when(token, job["job_id"], lambda job: job["status"] == "success")
 
 
-async def test_a_stream_whose_user_is_gone_is_not_listened_to(tmp_path: Path, wire: RabbitWire) -> None:
+async def test_a_stream_whose_user_is_gone_is_not_listened_to(tmp_path: Path, wire: RabbitClient) -> None:
     stream = {"name": "one", "url": wire.url, "requests": wire.requests, "responses": wire.responses}
     async with live(tmp_path, streams=[stream | {"as": "nobody@example.com", "backoff_max_seconds": 0.2}]) as server:
 
@@ -242,7 +242,7 @@ async def test_a_stream_whose_user_is_gone_is_not_listened_to(tmp_path: Path, wi
 
 
 async def test_a_stream_that_is_forgotten_gives_back_what_it_cannot_take(
-    tmp_path: Path, wire: RabbitWire, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wire: RabbitClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holds, left = asyncio.Event(), asyncio.Event()
 
@@ -271,10 +271,10 @@ async def test_a_stream_that_is_forgotten_gives_back_what_it_cannot_take(
         assert left.is_set()
 
 
-async def test_the_connections_of_a_stream_that_is_forgotten_end(tmp_path: Path, wire: RabbitWire) -> None:
+async def test_the_connections_of_a_stream_that_is_forgotten_end(tmp_path: Path, wire: RabbitClient) -> None:
     async with (
-        RabbitWire(wire.url, f"{wire.prefix}other-").connected() as other,
-        between(wire.url) as proxy,
+        RabbitClient(wire.url, f"{wire.prefix}other-").connected() as other,
+        TcpProxy(wire.url) as proxy,
         streamed(tmp_path, wire) as server,
     ):
         token = await server.token("admin")
@@ -302,10 +302,10 @@ async def test_what_a_stream_asked_in_nobodys_name_is_not_for_callers_without_a_
 
 
 async def test_a_store_that_is_away_costs_a_message_time_and_nothing_else(
-    tmp_path: Path, wire: RabbitWire, postgres_url: str
+    tmp_path: Path, wire: RabbitClient, postgres_url: str
 ) -> None:
     async with (
-        between(postgres_url) as proxy,
+        TcpProxy(postgres_url) as proxy,
         streamed(tmp_path, wire, database_url=proxy.url, backoff_max_seconds=0.2) as server,
     ):
         await listening(server)

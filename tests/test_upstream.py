@@ -8,9 +8,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests import upstreams
-from tests.upstreams import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, MESSAGE, RESPONSE_EVENTS, FakeUpstream
 
+from fakes.behaviours import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, MESSAGE, RESPONSE_EVENTS
+from fakes.http_server import LIMIT_SECONDS
+from fakes.upstream import FakeUpstream, fake_upstream, full_upstream
 from signoff.core.answer import Chunk
 from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
@@ -28,7 +29,7 @@ PATIENT = Timeouts()
 
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeUpstream]:
-    async with upstreams.misbehaving() as fake:
+    async with fake_upstream() as fake:
         yield fake
 
 
@@ -51,7 +52,7 @@ async def ask(
 ) -> list[Chunk]:
     """All chunks of the answer; those that came before an error are left in `into`."""
     chunks = [] if into is None else into
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT_SECONDS):
         async for chunk in upstream.post(url, body=body, headers={}, timeouts=timeouts, stream=stream):
             chunks.append(chunk)
     return chunks
@@ -145,7 +146,7 @@ async def test_a_stream_without_its_last_event_is_cut(
 async def ask_beyond(upstream: UpstreamClient, url: str) -> list[Chunk]:
     """All chunks of what an endpoint whose shape is not known streams."""
     sent = Sent("POST", url, b"{}", {})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT_SECONDS):
         return [chunk async for chunk in upstream.ask(sent, timeouts=PATIENT, stream=True, json_only=False)]
 
 
@@ -270,7 +271,7 @@ async def test_an_error_in_a_stream_is_raised_after_what_came_before(
         ("hang-mid-stream", Timeouts(between_chunks_seconds=0.1), "sent nothing for 0.1 s"),
         ("hang-mid-body", Timeouts(between_chunks_seconds=0.1), "sent nothing for 0.1 s"),
         ("hang-mid-stream", Timeouts(total_seconds=0.1), "took more than 0.1 s"),
-        ("trickle", Timeouts(total_seconds=0.1, between_chunks_seconds=0.05), "took more than 0.1 s"),
+        ("trickle", Timeouts(total_seconds=1, between_chunks_seconds=0.9), "took more than 1 s"),
         ("deaf", Timeouts(first_byte_seconds=0.1), "did not begin within 0.1 s"),
     ],
 )
@@ -281,7 +282,7 @@ async def test_every_wait_for_a_model_has_its_limit(
         await ask(upstream, fake.at(behaviour), stream=True, timeouts=timeouts, body=b" " * 10_000_000)
 
     fake.wake.set()
-    assert await fake.closed_within(10)
+    assert await fake.all_closed()
 
 
 async def test_the_first_event_may_take_as_long_as_the_headers(fake: FakeUpstream, upstream: UpstreamClient) -> None:
@@ -299,13 +300,13 @@ async def test_a_reader_that_takes_its_time_does_not_extend_the_total(
         async for _ in upstream.post(fake.at("flood"), body=b"", headers={}, timeouts=timeouts, stream=True):
             await asyncio.sleep(0.02)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_SECONDS):
         with pytest.raises(ModelTimedOut, match=r"took more than 0\.1 s"):
             await listen()
 
 
 async def test_a_model_that_takes_no_connection_is_unreachable(upstream: UpstreamClient) -> None:
-    with upstreams.full() as url, pytest.raises(ModelUnreachable):
+    with full_upstream() as url, pytest.raises(ModelUnreachable):
         await ask(upstream, url, timeouts=Timeouts(connect_seconds=0.1))
 
 
@@ -368,10 +369,10 @@ async def test_a_call_cancelled_before_a_chunk_closes_its_upstream_socket_within
 ) -> None:
     async with asyncio.TaskGroup() as group:
         call = group.create_task(ask(upstream, fake.at(behaviour), stream=stream))
-        await fake.stuck.wait()
+        await fake.until_stuck()
         call.cancel()
 
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
 
     assert call.cancelled()
 
@@ -394,7 +395,7 @@ async def test_a_call_cancelled_mid_stream_closes_its_upstream_socket_within_a_s
         await begun.wait()
         call.cancel()
 
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
 
     assert call.cancelled()
 
@@ -408,7 +409,7 @@ async def test_a_stream_that_is_closed_closes_its_upstream_socket_within_a_secon
 
     await call.aclose()
 
-    assert await fake.closed_within(10)
+    assert await fake.all_closed()
 
 
 def stream_of(upstream: UpstreamClient, url: str) -> AsyncGenerator[Chunk, None]:
@@ -421,16 +422,16 @@ async def test_a_cancelled_upload_lets_go_of_its_socket_although_nobody_reads(
     body = b" " * 20_000_000
     async with asyncio.TaskGroup() as group:
         call = group.create_task(ask(upstream, fake.at("deaf"), body=body))
-        await fake.stuck.wait()
+        await fake.until_stuck()
         sockets = count_of_files()
         call.cancel()
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_SECONDS):
             while count_of_files() == sockets:
                 await asyncio.sleep(0)
 
     fake.wake.set()
-    assert await fake.closed_within(10)
+    assert await fake.all_closed()
     assert len(fake.requests[0].body) < len(body)
 
 
@@ -452,12 +453,12 @@ async def test_closing_the_pool_ends_the_calls_on_it(
         with pytest.raises(ModelFailed):
             await listen()
 
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(LIMIT_SECONDS), asyncio.TaskGroup() as group:
         group.create_task(fail())
         await (fake.stuck if behaviour == "hang-before-headers" else waits).wait()
         await upstream.close()
 
-        assert await fake.closed_within(10)
+        assert await fake.all_closed()
 
 
 # In OpenAI's way.

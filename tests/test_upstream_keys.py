@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import upstreams
+from fakes.upstream import FakeUpstream, fake_upstream
 from live import Live, chat, live
 from signoff.core.access import Role
 from signoff.core.ask import Ask
@@ -38,7 +38,7 @@ async def bound(server: Live, email: str, key_id: int, role: Role = "user") -> s
     return await create_token(server.services, await create_user(server.services, email, role), key_id=key_id)
 
 
-def sent(fake: upstreams.FakeUpstream) -> str | None:
+def sent(fake: FakeUpstream) -> str | None:
     """The key that the last request came with."""
     return fake.requests[-1].headers.get("authorization")
 
@@ -103,7 +103,7 @@ async def test_only_an_admin_shares_and_only_a_user_has_keys(tmp_path: Path) -> 
 
 
 async def test_a_chosen_key_goes_before_a_bound_one_and_that_before_the_models(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, upstreams.misbehaving() as fake:
+    async with live(tmp_path) as server, fake_upstream() as fake:
         admin, ann = await server.token("admin"), await server.token("user", "ann@x.y")
         new = {"name": "up", "kind": "http", "url": fake.at("mirror"), "key": "sk-model"}
         assert (await server.ask("POST", "/api/models", admin, json=new))[0] == 201
@@ -120,7 +120,7 @@ async def test_a_chosen_key_goes_before_a_bound_one_and_that_before_the_models(t
 
 
 async def test_nobody_asks_with_anothers_key_unless_it_is_shared(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, upstreams.misbehaving() as fake:
+    async with live(tmp_path) as server, fake_upstream() as fake:
         await server.model("up", kind="http", url=fake.at("mirror"))
         bob, admin = await server.token("user", "bob@x.y"), await server.token("admin")
         private = await stored(server, admin, "sk-private")
@@ -139,7 +139,7 @@ async def test_nobody_asks_with_anothers_key_unless_it_is_shared(tmp_path: Path)
 
 
 async def test_a_caller_s_key_goes_to_upstreams_alone(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, upstreams.misbehaving() as fake:
+    async with live(tmp_path) as server, fake_upstream() as fake:
         ann = await server.token("user", "ann@x.y")
         token = await bound(server, "ann@x.y", await stored(server, ann, "sk-ann"))
         await server.model("gpt", kind="openai", url=fake.at("mirror"))
@@ -149,7 +149,7 @@ async def test_a_caller_s_key_goes_to_upstreams_alone(tmp_path: Path) -> None:
 
 
 async def test_a_queued_job_is_asked_with_its_key_at_every_attempt(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, upstreams.misbehaving() as fake:
+    async with live(tmp_path) as server, fake_upstream() as fake:
         ann = await server.token("user", "ann@x.y")
         key_id = await stored(server, ann, "sk-ann")
         await server.model("up", kind="http", url=fake.at("broken"), attempts=3)
@@ -162,7 +162,7 @@ async def test_a_queued_job_is_asked_with_its_key_at_every_attempt(tmp_path: Pat
 
 
 async def test_what_was_to_go_out_with_a_removed_key_fails_and_goes_out_with_none(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, upstreams.misbehaving() as fake:
+    async with live(tmp_path) as server, fake_upstream() as fake:
         ann = await server.token("user", "ann@x.y")
         key_id = await stored(server, ann, "sk-ann")
         token = await bound(server, "ann@x.y", key_id)
@@ -178,7 +178,7 @@ async def test_what_was_to_go_out_with_a_removed_key_fails_and_goes_out_with_non
 
 
 async def test_a_replaced_key_is_used_at_once_and_the_old_one_is_gone(tmp_path: Path) -> None:
-    async with live(tmp_path) as server, upstreams.misbehaving() as fake:
+    async with live(tmp_path) as server, fake_upstream() as fake:
         admin = await server.token("admin")
         new = {"name": "up", "kind": "http", "url": fake.at("mirror"), "key": "sk-1"}
         await server.ask("POST", "/api/models", admin, json=new)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import processes
-from counting import COUNTED, Meter, call_in_every_way, counting
+from fakes.counting import COUNTED, CountingModel, call_in_every_way
 from live import Live, chat, live, until
 from processes import ask, clean_environment, free_port, served, signoff
 from signoff.core.ask import Ask
@@ -39,14 +39,14 @@ DEAR = Price(model="counting", valid_from=0, input=1_000_000, output=3_000_000, 
 
 
 @pytest.fixture
-async def meter() -> AsyncIterator[Meter]:
+async def meter() -> AsyncIterator[CountingModel]:
     """Yield a model server that counts."""
-    async with counting() as meter:
+    async with CountingModel() as meter:
         yield meter
 
 
 @pytest.fixture
-async def server(tmp_path: Path, meter: Meter) -> AsyncIterator[Live]:
+async def server(tmp_path: Path, meter: CountingModel) -> AsyncIterator[Live]:
     """Yield a server with that model."""
     async with live(tmp_path) as server:
         await server.model("counting", kind="openai", url=meter.url)
@@ -75,7 +75,7 @@ async def last_job(server: Live, *, after: int = 0) -> Any:
     return await until(look)
 
 
-async def test_the_sum_of_usage_is_what_the_model_counted_to_the_token(server: Live, meter: Meter) -> None:
+async def test_the_sum_of_usage_is_what_the_model_counted_to_the_token(server: Live, meter: CountingModel) -> None:
     token = await server.token()
 
     made = await call_in_every_way(meter, [server.url], token, CALLS, seed=CALLS)
@@ -83,11 +83,11 @@ async def test_the_sum_of_usage_is_what_the_model_counted_to_the_token(server: L
     total = (await used(server, token, CALLS))["total"]
     assert {name: total[name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
     assert all(made.values())
-    assert {*made} == {*meter.asked}
+    assert {*made} == {*meter.kinds}
 
 
 @pytest.mark.parametrize("kind", ["whole", "bare", "told", "untold", "steady"])
-async def test_a_job_has_its_tokens_its_cost_and_its_times(server: Live, meter: Meter, kind: str) -> None:
+async def test_a_job_has_its_tokens_its_cost_and_its_times(server: Live, meter: CountingModel, kind: str) -> None:
     await add_price(server.services, DEAR)
     await call_of(server, f"{kind} 5")
 
@@ -130,7 +130,7 @@ async def test_what_has_ended_keeps_its_cost_when_prices_change(server: Live) ->
     assert after.cost_nanodollars < before.cost_nanodollars
 
 
-async def test_a_job_that_is_asked_again_counts_every_asking(server: Live, meter: Meter) -> None:
+async def test_a_job_that_is_asked_again_counts_every_asking(server: Live, meter: CountingModel) -> None:
     admin = await server.token("admin")
     await add_price(server.services, DEAR)
     await server.model("held", kind="openai", url=meter.url, review="always")
@@ -142,18 +142,18 @@ async def test_a_job_that_is_asked_again_counts_every_asking(server: Live, meter
     again = await server.job_when(admin, made["job_id"], lambda job: job["round"] == 2 and job["status"] == "human")
 
     assert again["usage"] == {name: meter.tokens[name] for name in COUNTED}
-    assert meter.asked["whole"] == 2
+    assert meter.kinds["whole"] == 2
 
 
-async def test_an_answer_that_comes_after_its_job_was_cancelled_counts_too(server: Live, meter: Meter) -> None:
+async def test_an_answer_that_comes_after_its_job_was_cancelled_counts_too(server: Live, meter: CountingModel) -> None:
     admin = await server.token("admin")
     _, made = await server.ask("POST", "/api/jobs", admin, json={"target": "counting", "body": chat("slow 6")})
-    await until(lambda: _asked(meter, "slow"))
+    await meter.received()
     job = await server.services.store.jobs.get(made["job_id"])
     server.services.runtime.leases.drop(job.id)  # nobody tells the worker
     await server.services.store.jobs.transition(job.id, TransitionRequest(verb="cancel", actor="test"))
 
-    meter.go.set()
+    meter.release.set()
 
     async def look() -> dict[str, Any] | None:
         _, report = await server.ask("GET", "/api/usage?by=status", admin)
@@ -164,13 +164,9 @@ async def test_an_answer_that_comes_after_its_job_was_cancelled_counts_too(serve
     assert [(line["status"], line["jobs"]) for line in report["data"]] == [("fail", 1), ("stale", 0)]
 
 
-async def _asked(meter: Meter, kind: str) -> bool | None:
-    return bool(meter.asked[kind]) or None
-
-
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_call_that_is_left_while_its_end_is_written_counts_once(
-    server: Live, meter: Meter, stream: bool
+    server: Live, meter: CountingModel, stream: bool
 ) -> None:
     admin = await server.token("admin")
     # given a call whose row stands, and whose end is being written
@@ -198,7 +194,7 @@ async def test_a_call_that_is_left_while_its_end_is_written_counts_once(
 
 
 async def test_a_call_that_was_cancelled_while_its_client_read_counts_though_that_leaves(
-    server: Live, meter: Meter
+    server: Live, meter: CountingModel
 ) -> None:
     admin = await server.token("admin")
     body = msgspec.json.encode(chat("left 5", "counting", stream=True))
@@ -361,7 +357,7 @@ def test_a_price_reads_as_it_was_written(amount: int) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 async def test_ten_thousand_calls_through_two_servers_are_counted_to_the_token(
-    tmp_path: Path, postgres_url: str, meter: Meter, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, postgres_url: str, meter: CountingModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environment = clean_environment(tmp_path / "data", SIGNOFF_DATABASE_URL=postgres_url)
     signoff(environment, "migrate")

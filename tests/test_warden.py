@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.models.watching import MODEL, alive, starts, wait_until
 
+from fakes.http_server import LIMIT_SECONDS
+from fakes.programs import HTTP_MODEL, alive, starts, wait_until
 from signoff.engines import watchdog
 
 WARDEN = watchdog.__file__
@@ -24,7 +25,7 @@ def warded(*command: str) -> list[str]:
 
 
 def model(journal: Path, *options: str) -> list[str]:
-    return warded(sys.executable, "-S", str(MODEL), "--port", "0", "--journal", str(journal), *options)
+    return warded(sys.executable, "-S", str(HTTP_MODEL), "--port", "0", "--journal", str(journal), *options)
 
 
 def start(*command: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
@@ -88,7 +89,7 @@ def test_a_model_that_ignores_sigterm_is_killed_after_the_grace(journal: Path) -
     began = time.monotonic()
     ward.communicate()  # which closes its stdin
     took_seconds = time.monotonic() - began
-    assert watchdog.GRACE_SECONDS <= took_seconds < watchdog.GRACE_SECONDS + 2
+    assert watchdog.GRACE_SECONDS <= took_seconds < watchdog.GRACE_SECONDS + LIMIT_SECONDS
     assert not alive(pids)
     assert ward.returncode == 128 + signal.SIGKILL
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from fakes.http_server import RecordedRequest
+from fakes.webhook_receiver import SECRET, WebhookReceiver, message_id
 from live import chat, until
 from processes import ask, clean_environment, first_token, free_port, served, signoff, start_worker
-from receivers import SECRET, Got, receiving
 
 pytestmark = pytest.mark.anyio
 
@@ -42,26 +43,26 @@ async def test_a_server_that_is_killed_after_the_post_sends_it_again_under_its_i
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     port = free_port()
-    async with receiving() as receiver:
+    async with WebhookReceiver() as receiver:
         # given a server that is killed when its message is here, before it can write that down
         with served(environment, tmp_path, port) as server:
 
-            async def kill(_: Got) -> None:
+            async def kill(_: RecordedRequest) -> None:
                 server.kill()
                 server.wait()
 
             receiver.answers = [kill]
             token = first_token(tmp_path)
             job_id = await asyncio.to_thread(submit, port, token, receiver.url)
-            [first] = list(await receiver.gets())
+            [first] = list(await receiver.received())
             await asyncio.to_thread(server.wait)
         # when another one is started, and the lease of the first has run out
         with contextlib.closing(sqlite3.connect(tmp_path / "data" / "signoff.db", isolation_level=None)) as conn:
             assert conn.execute("UPDATE deliveries SET lease_until = 1 WHERE state = 'due'").rowcount == 1
         with served(environment, tmp_path, port):
             # then the message comes again, the same
-            second = (await receiver.gets(2))[1]
-            assert (second.id, second.body) == (first.id, first.body)
+            second = (await receiver.received(2))[1]
+            assert (message_id(second), second.body) == (message_id(first), first.body)
             await until(lambda: asyncio.to_thread(settled, port, token, job_id))
 
 
@@ -70,7 +71,7 @@ async def test_of_many_senders_on_one_database_one_sends_each_delivery(
 ) -> None:
     port, processes = free_port(), list[Any]()
     environment |= {"SIGNOFF_DATABASE_URL": postgres_url}
-    async with receiving() as receiver:
+    async with WebhookReceiver() as receiver:
         await asyncio.to_thread(signoff, environment, "migrate")
         with served(environment, tmp_path, port):
             try:
@@ -83,4 +84,4 @@ async def test_of_many_senders_on_one_database_one_sends_each_delivery(
                 for process in processes:
                     process.terminate()
                     process.wait()
-        assert Counter(got.id for got in receiver.got) == Counter(f"msg_{job_id}" for job_id in jobs)
+        assert Counter(message_id(got) for got in receiver.requests) == Counter(f"msg_{job_id}" for job_id in jobs)

@@ -16,8 +16,9 @@ import sqlalchemy as sa
 from standardwebhooks import Webhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
+from fakes.http_server import RecordedRequest
+from fakes.webhook_receiver import OTHER_SECRET, SECRET, WebhookReceiver, hang, message_id
 from live import Live, chat, live, until, words
-from receivers import OTHER_SECRET, SECRET, Got, Receiver, hang, receiving
 from signoff.settings import BadSettings, Settings, load
 from signoff.stores import schema
 from stores import execute, opened
@@ -28,9 +29,9 @@ LOCAL = {"webhook_allow": ["127.0.0.0/8"], "webhook_waits_seconds": [0.0] * 30}
 
 
 @contextlib.asynccontextmanager
-async def hooked(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[Live, Receiver]]:
+async def hooked(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[Live, WebhookReceiver]]:
     """A server that may send to this machine, and a receiver there."""
-    async with receiving() as receiver, live(tmp_path, **(LOCAL | settings)) as server:
+    async with WebhookReceiver() as receiver, live(tmp_path, **(LOCAL | settings)) as server:
         yield server, receiver
 
 
@@ -69,7 +70,7 @@ async def test_the_end_of_a_job_is_told_and_two_libraries_take_it(tmp_path: Path
         token = await server.token()
         job_id = await submit(server, token, receiver.url, metadata={"mine": 1})
 
-        [got] = await receiver.gets()
+        [got] = await receiver.received()
         told = Webhook(SECRET).verify(got.body, got.headers)
         assert (told["type"], told["data"]["job_id"], told["data"]["metadata"]) == (
             "job.succeeded",
@@ -85,13 +86,13 @@ async def test_the_end_of_a_job_is_told_and_two_libraries_take_it(tmp_path: Path
         assert got.path == "/hook?token=t0ken"
         assert got.headers["content-type"] == "application/json"
         done = await delivery_when(server, token, job_id, state="done")
-        assert (done["id"], done["attempts"], done["status"], done["error"]) == (got.id, 1, 200, None)
+        assert (done["id"], done["attempts"], done["status"], done["error"]) == (message_id(got), 1, 200, None)
 
 
 async def test_a_failed_job_is_told_as_failed(tmp_path: Path) -> None:
     async with hooked(tmp_path) as (server, receiver):
         await submit(server, await server.token(), receiver.url, target="echo/status=400")
-        [got] = await receiver.gets()
+        [got] = await receiver.received()
         told = Webhook(SECRET).verify(got.body, got.headers)
         assert (told["type"], told["data"]["status"], told["data"]["error"]["status"]) == ("job.failed", "fail", 400)
 
@@ -99,7 +100,7 @@ async def test_a_failed_job_is_told_as_failed(tmp_path: Path) -> None:
 async def test_the_deployments_own_secrets_both_sign_while_one_replaces_the_other(tmp_path: Path) -> None:
     async with hooked(tmp_path, webhook_secret=f"{SECRET} {OTHER_SECRET}") as (server, receiver):
         await submit(server, await server.token(), receiver.url, secret=None)
-        [got] = await receiver.gets()
+        [got] = await receiver.received()
         assert len(got.headers["webhook-signature"].split()) == 2
         for secret in (SECRET, OTHER_SECRET):
             Webhook(secret).verify(got.body, got.headers)
@@ -108,7 +109,7 @@ async def test_the_deployments_own_secrets_both_sign_while_one_replaces_the_othe
 async def test_a_jobs_own_secret_signs_alone(tmp_path: Path) -> None:
     async with hooked(tmp_path, webhook_secret=OTHER_SECRET) as (server, receiver):
         await submit(server, await server.token(), receiver.url)
-        [got] = await receiver.gets()
+        [got] = await receiver.received()
         Webhook(SECRET).verify(got.body, got.headers)
         with pytest.raises(WebhookVerificationError):
             Webhook(OTHER_SECRET).verify(got.body, got.headers)
@@ -123,13 +124,13 @@ async def test_a_held_answer_is_told_after_its_verdict_and_as_edited(tmp_path: P
         token, reviewer = await server.token(), await server.token("reviewer")
         job_id = await submit(server, token, receiver.url, target="careful")
         await server.job_when(token, job_id, lambda job: job["status"] == "human")
-        assert (await deliveries(server, token, job_id), receiver.got) == ([], [])
+        assert (await deliveries(server, token, job_id), receiver.requests) == ([], [])
 
         await server.ask(
             "POST", "/reviewJob", reviewer, json={"id": job_id, "status": "success", "response": {"better": True}}
         )
 
-        [got] = await receiver.gets()
+        [got] = await receiver.received()
         told = Webhook(SECRET).verify(got.body, got.headers)
         assert (told["type"], told["data"]["response"]) == ("job.succeeded", {"better": True})
 
@@ -143,7 +144,7 @@ async def test_a_rejected_answer_is_told_as_failed_and_is_not_in_it(tmp_path: Pa
 
         await server.ask("POST", "/reviewJob", reviewer, json={"id": job_id, "status": "fail", "reason": "wrong"})
 
-        [got] = await receiver.gets()
+        [got] = await receiver.received()
         told = Webhook(SECRET).verify(got.body, got.headers)
         assert (told["type"], told["data"]["error"]["code"]) == ("job.failed", "rejected")
         assert told["data"]["response"] is None
@@ -165,7 +166,7 @@ async def test_nothing_is_told_of_a_cancelled_job(target: str, tmp_path: Path) -
 
         other = await submit(server, token, receiver.url)
         await delivery_when(server, token, other, state="done")
-        assert [json.loads(got.body)["data"]["job_id"] for got in receiver.got] == [other]
+        assert [json.loads(got.body)["data"]["job_id"] for got in receiver.requests] == [other]
         assert await deliveries(server, token, job_id) == []
 
 
@@ -177,13 +178,13 @@ async def test_a_receiver_that_is_down_for_three_tries_gets_it_under_the_same_id
         token = await server.token()
         receiver.answers = [503, "cut", 429]
         job_id = await submit(server, token, receiver.url)
-        tries = await receiver.gets(4)
-        assert len({got.id for got in tries}) == 1
+        tries = await receiver.received(4)
+        assert len({message_id(got) for got in tries}) == 1
         assert len({got.body for got in tries}) == 1
         for got in tries:
             Webhook(SECRET).verify(got.body, got.headers)
         done = await delivery_when(server, token, job_id, state="done")
-        assert (done["attempts"], len(receiver.got)) == (4, 4)
+        assert (done["attempts"], len(receiver.requests)) == (4, 4)
 
 
 async def test_a_receiver_that_comes_up_late_gets_it(tmp_path: Path) -> None:
@@ -198,9 +199,9 @@ async def test_a_receiver_that_comes_up_late_gets_it(tmp_path: Path) -> None:
             return found[0] if found and found[0]["attempts"] >= 3 else None
 
         assert "refused" in (await until(tried))["error"]
-        async with receiving(port=port) as receiver:
-            [got] = await receiver.gets()
-            assert (await delivery_when(server, token, job_id, state="done"))["id"] == got.id
+        async with WebhookReceiver(port=port) as receiver:
+            [got] = await receiver.received()
+            assert (await delivery_when(server, token, job_id, state="done"))["id"] == message_id(got)
 
 
 async def test_what_is_never_taken_is_given_up_loudly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -209,7 +210,7 @@ async def test_what_is_never_taken_is_given_up_loudly(tmp_path: Path, capfd: pyt
         receiver.answers = [500] * 10
         job_id = await submit(server, token, receiver.url)
         given_up = await delivery_when(server, token, job_id, state="failed")
-        assert (given_up["attempts"], given_up["status"], len(receiver.got)) == (3, 500, 3)
+        assert (given_up["attempts"], given_up["status"], len(receiver.requests)) == (3, 500, 3)
         assert "Given up after 3 attempts" in given_up["error"]
         assert [one.id for one in await server.services.store.deliveries.failed(10)] == [given_up["id"]]
     logged = "".join(capfd.readouterr())
@@ -223,7 +224,7 @@ async def test_a_receiver_that_answers_410_is_left_alone_at_once(tmp_path: Path)
         receiver.answers = [410]
         job_id = await submit(server, token, receiver.url)
         given_up = await delivery_when(server, token, job_id, state="failed")
-        assert (given_up["attempts"], given_up["status"], len(receiver.got)) == (1, 410, 1)
+        assert (given_up["attempts"], given_up["status"], len(receiver.requests)) == (1, 410, 1)
         assert "410" in given_up["error"]
 
 
@@ -235,31 +236,31 @@ async def test_a_redirect_is_not_followed(status: int, tmp_path: Path) -> None:
         job_id = await submit(server, token, receiver.url)
         given_up = await delivery_when(server, token, job_id, state="failed")
         assert given_up["status"] == status
-        assert [got.path for got in receiver.got] == ["/hook?token=t0ken"]
+        assert [got.path for got in receiver.requests] == ["/hook?token=t0ken"]
 
 
 async def test_a_delivery_whose_sender_vanished_after_the_post_comes_again_under_its_id(tmp_path: Path) -> None:
     async with hooked(tmp_path) as (server, receiver):
         token = await server.token()
 
-        async def lose_the_lease(got: Got) -> None:
+        async def lose_the_lease(got: RecordedRequest) -> None:
             lost = {"lease": "a sender that is no more", "lease_until": 1}
             table = schema.deliveries
-            await execute(server.services.store, sa.update(table).where(table.c.id == got.id).values(lost))  # type: ignore[arg-type]
+            await execute(server.services.store, sa.update(table).where(table.c.id == message_id(got)).values(lost))  # type: ignore[arg-type]
 
         receiver.answers = [lose_the_lease]
         job_id = await submit(server, token, receiver.url)
-        first, second = await receiver.gets(2)
-        assert (first.id, first.body) == (second.id, second.body)
+        first, second = await receiver.received(2)
+        assert (message_id(first), first.body) == (message_id(second), second.body)
         done = await delivery_when(server, token, job_id, state="done")
-        assert (done["id"], done["attempts"]) == (first.id, 2)
+        assert (done["id"], done["attempts"]) == (message_id(first), 2)
 
 
 async def test_a_server_that_stops_gives_back_what_it_was_sending(tmp_path: Path) -> None:
     async with hooked(tmp_path, drain_seconds=0) as (server, receiver):
         receiver.answers = [hang]
         job_id = await submit(server, await server.token(), receiver.url)
-        await receiver.gets()
+        await receiver.received()
         url = f"sqlite:///{tmp_path}/data/signoff.db"
     async with opened(url) as store:
         [delivery] = await store.deliveries.of_job(job_id)
@@ -267,18 +268,18 @@ async def test_a_server_that_stops_gives_back_what_it_was_sending(tmp_path: Path
 
 
 async def test_a_slow_receiver_stalls_only_its_own(tmp_path: Path) -> None:
-    async with hooked(tmp_path) as (server, slow), receiving("127.0.0.2") as quick:
+    async with hooked(tmp_path) as (server, slow), WebhookReceiver("127.0.0.2") as quick:
         token = await server.token()
         release = asyncio.Event()
         slow.answers = [lambda _: release.wait()] * 8
         for _ in range(8):
             await submit(server, token, slow.url)
-        await slow.gets(4)
+        await slow.received(4)
         await submit(server, token, quick.url)
-        await quick.gets()
-        assert len(slow.got) == 4, "four at a time to one host"
+        await quick.received()
+        assert len(slow.requests) == 4, "four at a time to one host"
         release.set()
-        assert len({got.id for got in await slow.gets(8)}) == 8
+        assert len({message_id(got) for got in await slow.received(8)}) == 8
 
 
 # By hand
@@ -294,7 +295,7 @@ async def test_a_delivery_is_sent_again_by_hand_under_its_id(tmp_path: Path) -> 
         assert (status, again["state"], again["id"]) == (202, "due", given_up["id"])
         await delivery_when(server, token, job_id, state="done")
         await server.ask("POST", f"/api/deliveries/{given_up['id']}/resend", await server.token("admin"))
-        assert {got.id for got in await receiver.gets(3)} == {given_up["id"]}
+        assert {message_id(got) for got in await receiver.received(3)} == {given_up["id"]}
 
 
 async def test_another_users_deliveries_do_not_exist(tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ async def test_another_users_deliveries_do_not_exist(tmp_path: Path) -> None:
         assert statuses == [200, 403], "a reviewer may look"
         status, _ = await server.ask("POST", "/api/deliveries/nobody/resend", token)
         assert status == 404
-        assert len(receiver.got) == 1
+        assert len(receiver.requests) == 1
 
 
 # What is refused
@@ -338,12 +339,12 @@ async def test_a_name_that_stands_for_a_private_address_is_refused_when_it_is_se
     name = socket.gethostname()
     if any(info[4][0] == "" for info in socket.getaddrinfo(name, 80)):
         pytest.fail("this machine does not know its own name")
-    async with receiving("0.0.0.0") as receiver, live(tmp_path, webhook_waits_seconds=[]) as server:
+    async with WebhookReceiver("0.0.0.0") as receiver, live(tmp_path, webhook_waits_seconds=[]) as server:
         token = await server.token()
         job_id = await submit(server, token, receiver.url.replace("0.0.0.0", name))
         given_up = await delivery_when(server, token, job_id, state="failed")
         assert "is not at a public address" in given_up["error"]
-        assert receiver.got == []
+        assert receiver.requests == []
 
 
 @pytest.mark.parametrize(

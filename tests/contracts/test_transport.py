@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from fakes.http_server import LIMIT_SECONDS
+from fakes.tcp_proxy import TcpProxy
+from fakes.topic_clients import TOPIC_CLIENTS, NatsClient, TopicClient
+from fakes.upstream import fake_upstream
 from live import Live, live, until
-from proxy import between
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream, public_address
 from signoff.errors import Undelivered
 from signoff.transport import OnMessage
 from signoff.transports import nats, rabbitmq, redis
 from signoff.transports.registry import TransportRegistry
-from upstreams import misbehaving
-from wires import WIRES, NatsWire, Wire
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -33,15 +34,15 @@ EXAMPLE = b"""{
 }"""
 
 
-@pytest.fixture(params=WIRES)
-async def wire(request: pytest.FixtureRequest, prefix: str, anyio_backend: object) -> AsyncIterator[Wire]:
+@pytest.fixture(params=TOPIC_CLIENTS)
+async def wire(request: pytest.FixtureRequest, prefix: str, anyio_backend: object) -> AsyncIterator[TopicClient]:
     """Yield the other side of a stream."""
-    kind, url = WIRES[request.param]
+    kind, url = TOPIC_CLIENTS[request.param]
     async with kind(request.getfixturevalue(url), prefix).connected() as wire:
         yield wire
 
 
-def streamed(tmp_path: Path, wire: Wire, **more: Any) -> Any:
+def streamed(tmp_path: Path, wire: TopicClient, **more: Any) -> Any:
     """A server with one stream."""
     stream = {"name": wire.requests, "url": wire.url, "requests": wire.requests, "responses": wire.responses}
     settings = {name: more.pop(name) for name in list(more) if name not in {"max_handlers", "user"}}
@@ -63,7 +64,7 @@ async def listening(server: Live) -> None:
     await until(look)
 
 
-async def test_the_documents_example_in_is_the_documents_example_out(tmp_path: Path, wire: Wire) -> None:
+async def test_the_documents_example_in_is_the_documents_example_out(tmp_path: Path, wire: TopicClient) -> None:
     async with streamed(tmp_path, wire) as server:
         await server.model("my-model")
         await listening(server)
@@ -74,7 +75,7 @@ async def test_the_documents_example_in_is_the_documents_example_out(tmp_path: P
         assert told["body"]["choices"][0]["text"] == "whats your favorite color?"
 
 
-async def test_metadata_of_every_kind_come_back_as_they_were(tmp_path: Path, wire: Wire) -> None:
+async def test_metadata_of_every_kind_come_back_as_they_were(tmp_path: Path, wire: TopicClient) -> None:
     kinds = [
         None,
         True,
@@ -113,7 +114,9 @@ GARBAGE: dict[bytes, tuple[int, str, Any]] = {
 }
 
 
-async def test_what_cannot_be_asked_is_answered_with_the_reason_and_stalls_nothing(tmp_path: Path, wire: Wire) -> None:
+async def test_what_cannot_be_asked_is_answered_with_the_reason_and_stalls_nothing(
+    tmp_path: Path, wire: TopicClient
+) -> None:
     async with streamed(tmp_path, wire, max_handlers=2) as server:
         await listening(server)
         for message in GARBAGE:
@@ -130,7 +133,7 @@ async def test_what_cannot_be_asked_is_answered_with_the_reason_and_stalls_nothi
         assert len({one.id for one in told}) == len(told)
 
 
-async def test_paths_are_understood_in_every_form(tmp_path: Path, wire: Wire) -> None:
+async def test_paths_are_understood_in_every_form(tmp_path: Path, wire: TopicClient) -> None:
     body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "prompt": "hi", "input": "hi"}
     paths = {
         "": "text_completion",
@@ -149,8 +152,8 @@ async def test_paths_are_understood_in_every_form(tmp_path: Path, wire: Wire) ->
         assert {one["metadata"]: one["body"].get("object") for one in told} == paths
 
 
-async def test_a_stream_that_is_asked_for_is_answered_whole(tmp_path: Path, wire: Wire) -> None:
-    async with streamed(tmp_path, wire) as server, misbehaving() as upstream:
+async def test_a_stream_that_is_asked_for_is_answered_whole(tmp_path: Path, wire: TopicClient) -> None:
+    async with streamed(tmp_path, wire) as server, fake_upstream() as upstream:
         await server.model("streams", kind="openai", url=upstream.at("stream"))
         await listening(server)
         for model in ("echo", "streams"):
@@ -162,7 +165,9 @@ async def test_a_stream_that_is_asked_for_is_answered_whole(tmp_path: Path, wire
         assert told["streams"]["body"]["object"] == "chat.completion"
 
 
-async def test_a_large_message_comes_and_goes_whole_and_a_larger_one_is_a_413(tmp_path: Path, wire: Wire) -> None:
+async def test_a_large_message_comes_and_goes_whole_and_a_larger_one_is_a_413(
+    tmp_path: Path, wire: TopicClient
+) -> None:
     limit = 20 * 1024 * 1024
     large = "x" * (limit - 1000)
     async with streamed(tmp_path, wire) as server:
@@ -176,7 +181,7 @@ async def test_a_large_message_comes_and_goes_whole_and_a_larger_one_is_a_413(tm
         assert (told["status_code"], told["metadata"]) == (413, "larger")
 
 
-async def test_a_message_that_is_held_is_answered_after_its_verdict(tmp_path: Path, wire: Wire) -> None:
+async def test_a_message_that_is_held_is_answered_after_its_verdict(tmp_path: Path, wire: TopicClient) -> None:
     async with streamed(tmp_path, wire) as server:
         await server.model("held", review="always")
         token = await server.token("admin")
@@ -205,7 +210,7 @@ async def test_a_message_that_is_held_is_answered_after_its_verdict(tmp_path: Pa
 
 
 @pytest.mark.parametrize("wire", ["rabbitmq", "mqtt"], indirect=True)  # elsewhere the broker gives the ids
-async def test_a_message_under_one_id_is_one_job_and_every_reply_has_its_id(tmp_path: Path, wire: Wire) -> None:
+async def test_a_message_under_one_id_is_one_job_and_every_reply_has_its_id(tmp_path: Path, wire: TopicClient) -> None:
     async with streamed(tmp_path, wire) as server:
         token = await server.token("admin")
         await listening(server)
@@ -222,7 +227,9 @@ async def test_a_message_under_one_id_is_one_job_and_every_reply_has_its_id(tmp_
         assert (await server.ask("GET", "/api/jobs", token))[1]["total"] == 2
 
 
-async def test_messages_without_an_id_are_as_many_jobs_however_alike_they_are(tmp_path: Path, wire: Wire) -> None:
+async def test_messages_without_an_id_are_as_many_jobs_however_alike_they_are(
+    tmp_path: Path, wire: TopicClient
+) -> None:
     async with streamed(tmp_path, wire, max_handlers=1) as server:
         await listening(server)
         for _ in range(5):
@@ -231,7 +238,7 @@ async def test_messages_without_an_id_are_as_many_jobs_however_alike_they_are(tm
 
 
 async def test_what_was_not_acknowledged_comes_again_and_is_known_again(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
+    wire: TopicClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nats, "ACK_SECONDS", 1.0)
     monkeypatch.setattr(redis, "IDLE_MILLISECONDS", 500)
@@ -261,7 +268,7 @@ async def test_what_was_not_acknowledged_comes_again_and_is_known_again(
         assert json.loads((await came.get()).body)["metadata"] == {"n": "last"}
 
 
-async def test_no_more_are_handled_at_a_time_than_the_stream_says(wire: Wire) -> None:
+async def test_no_more_are_handled_at_a_time_than_the_stream_says(wire: TopicClient) -> None:
     busy, most, done = 0, 0, asyncio.Event()
 
     async def slowly(arrived: IncomingMessage) -> None:
@@ -276,14 +283,14 @@ async def test_no_more_are_handled_at_a_time_than_the_stream_says(wire: Wire) ->
     async with listening_with(wire, slowly, max_handlers=3):
         for number in range(20):
             await wire.send(asked(str(number)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_SECONDS):
             await done.wait()
     assert 1 <= most <= 3
 
 
 @pytest.mark.parametrize("wire", ["redis"], indirect=True)  # elsewhere a broker knows who is connected
 async def test_readers_that_have_long_been_silent_are_forgotten_and_what_they_had_is_not(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
+    wire: TopicClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "IDLE_MILLISECONDS", 600_000)
     came = asyncio.Queue[IncomingMessage]()
@@ -312,7 +319,7 @@ async def test_readers_that_have_long_been_silent_are_forgotten_and_what_they_ha
 
 @pytest.mark.parametrize("wire", ["redis"], indirect=True)
 async def test_redis_gives_what_takes_long_to_nobody_else_meanwhile(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
+    wire: TopicClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "IDLE_MILLISECONDS", 600_000)
     oldest = 0
@@ -333,17 +340,17 @@ async def test_redis_gives_what_takes_long_to_nobody_else_meanwhile(
 
 
 @pytest.mark.parametrize("wire", ["nats"], indirect=True)
-async def test_nats_is_told_of_what_takes_long(wire: NatsWire) -> None:
+async def test_nats_is_told_of_what_takes_long(wire: NatsClient) -> None:
     told = await wire.connection.subscribe("$JS.ACK.>")
     async with listening_with(wire, forever):
         await wire.send(asked())
-        while (message := await told.next_msg(timeout=20)).data != b"+WPI":
+        while (message := await told.next_msg(timeout=LIMIT_SECONDS)).data != b"+WPI":
             pass
         assert wire.prefix in message.subject
 
 
 @pytest.mark.parametrize("wire", ["nats"], indirect=True)
-async def test_nats_is_asked_where_answers_go_once_until_they_go_elsewhere(wire: NatsWire) -> None:
+async def test_nats_is_asked_where_answers_go_once_until_they_go_elsewhere(wire: NatsClient) -> None:
     looks = await wire.connection.subscribe("$JS.API.STREAM.NAMES")
     transport = TransportRegistry(lambda _: wire.url, "test")(stream_of(wire))
     message = OutgoingMessage(address=wire.responses, headers={"message-id": "m"}, body=b"{}")
@@ -371,7 +378,7 @@ async def forever(_: IncomingMessage) -> None:
     await asyncio.Event().wait()
 
 
-async def test_a_stream_that_is_allowed_to_handle_more_handles_more(wire: Wire) -> None:
+async def test_a_stream_that_is_allowed_to_handle_more_handles_more(wire: TopicClient) -> None:
     busy = 0
 
     async def never(_: IncomingMessage) -> None:
@@ -391,11 +398,11 @@ async def test_a_stream_that_is_allowed_to_handle_more_handles_more(wire: Wire) 
 
 
 async def test_answers_go_again_once_the_broker_is_back_and_no_connection_is_left_behind(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
+    wire: TopicClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rabbitmq, "RECONNECT_SECONDS", 0.05)  # what is left behind shows itself
     monkeypatch.setattr(nats, "ANSWER_SECONDS", 2.0)
-    async with between(wire.url) as proxy:
+    async with TcpProxy(wire.url) as proxy:
         transport = TransportRegistry(lambda _: proxy.url, "test")(stream_of(wire))
 
         async def sent(number: int) -> bool | None:
@@ -418,7 +425,7 @@ async def test_answers_go_again_once_the_broker_is_back_and_no_connection_is_lef
         await until(all_hung_up)
 
 
-def stream_of(wire: Wire, *, max_handlers: int = 16) -> Stream:
+def stream_of(wire: TopicClient, *, max_handlers: int = 16) -> Stream:
     """The stream between its two topics."""
     scheme, host = public_address(wire.url)
     return Stream(
@@ -434,13 +441,13 @@ def stream_of(wire: Wire, *, max_handlers: int = 16) -> Stream:
 
 @contextlib.asynccontextmanager
 async def listening_with(
-    wire: Wire, take: OnMessage, *, max_handlers: int = 16, consumer: str = "test"
+    wire: TopicClient, take: OnMessage, *, max_handlers: int = 16, consumer: str = "test"
 ) -> AsyncIterator[None]:
     """A transport that hands its messages to `take`, while the block runs."""
     stream, is_up = stream_of(wire, max_handlers=max_handlers), asyncio.Event()
     listening = asyncio.ensure_future(TransportRegistry(lambda _: wire.url, consumer)(stream).listen(take, is_up.set))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_SECONDS):
             await is_up.wait()
         yield
     finally:

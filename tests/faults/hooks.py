@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-from collections.abc import AsyncIterator
 from random import Random
 
-import msgspec
-from aiohttp import web
-
+from fakes.http_server import FakeServer, RecordedRequest, Reply, raw
 from faults.history import History
 
 SLOW_SECONDS = 3.0
 
 
-@contextlib.asynccontextmanager
-async def receiving(history: History, random_float: Random) -> AsyncIterator[str]:
-    """The address of the receiver, while the block runs."""
+class FailingReceiver(FakeServer):
+    """A server that takes four of five messages."""
 
-    async def receive(request: web.Request) -> web.Response:
-        body = await request.read()
-        told = msgspec.json.decode(body)
-        about = {"id": request.headers["webhook-id"], "job": told["data"]["job_id"], "kind": told["type"]}
-        behaviour = random_float.choices(["take", "fail", "cut", "slow"], [80, 10, 7, 3])[0]
+    def __init__(self, history: History, dice: Random) -> None:
+        super().__init__()
+        self._history, self._dice = history, dice
+
+    async def reply(self, request: RecordedRequest) -> Reply:
+        payload = request.json()
+        about = {"id": request.headers["webhook-id"], "job": payload["data"]["job_id"], "kind": payload["type"]}
+        behaviour = self._dice.choices(["take", "fail", "cut", "slow"], [80, 10, 7, 3])[0]
         taken = behaviour == "take"
-        history.tell("hooked", **about, digest=hashlib.sha256(body).hexdigest()[:16], taken=taken)
-        if behaviour == "cut" and request.transport is not None:
-            request.transport.abort()
+        self._history.tell("hooked", **about, digest=hashlib.sha256(request.body).hexdigest()[:16], taken=taken)
+        if behaviour == "cut":
+            return raw(end="close")
         if behaviour == "slow":
             await asyncio.sleep(SLOW_SECONDS)
-        return web.Response(status=200 if taken else 500)
-
-    runner = web.ServerRunner(web.Server(receive), shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
-    finally:
-        await runner.cleanup()
+        return Reply(status=200 if taken else 500)

@@ -15,16 +15,16 @@ from random import Random
 
 import aiohttp
 
+from fakes.upstream import fake_upstream
 from faults.checker import Check, check
 from faults.clients import ANSWER_SECONDS, Asking, Line, Looking
 from faults.history import History
-from faults.hooks import receiving
+from faults.hooks import FailingReceiver
 from faults.nemesis import Fault, rage
 from faults.reviewers import Reviewing
 from faults.setting import CONCURRENCY, address_of, people
 from faults.wishes import LATER
 from faults.world import World, until
-from upstreams import misbehaving
 
 PACE_SECONDS = 0.2
 LAST_ANSWERS_SECONDS = 30.0
@@ -98,10 +98,11 @@ async def play(plan: Round, folder: Path, seed: int) -> Check:
 async def _crowd(plan: Round, world: World) -> AsyncIterator[Asking]:
     """Everybody who asks, reviews, looks and receives, while the block runs."""
     async with contextlib.AsyncExitStack() as stack:
-        upstream = await stack.enter_async_context(misbehaving())
+        upstream = await stack.enter_async_context(fake_upstream())
         caller, reviewers = await people(world, upstream, address_of(world))
         await world.cluster.start()
-        hook_url = await stack.enter_async_context(receiving(world.history, Random(world.random_float.random())))
+        receiver = await stack.enter_async_context(FailingReceiver(world.history, Random(world.random_float.random())))
+        hook_url = f"{receiver.url}/hook"
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
         http = await stack.enter_async_context(
             aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))

@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from random import Random
 
+from fakes.tcp_proxy import TcpProxy
+from fakes.upstream import FakeUpstream
+from fakes.webhook_receiver import SECRET
 from faults.cluster import Cluster, Member
 from faults.history import History
 from faults.on_services import QUEUE
@@ -18,14 +21,11 @@ from faults.tables import Tables
 from faults.upstream import models
 from faults.world import World
 from processes import clean_environment
-from proxy import Proxy, between
-from receivers import SECRET
 from signoff.server.bootstrap import migrate, open_services
 from signoff.settings import Settings
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.admin.registry import register_model
 from signoff.work.services import Services
-from upstreams import FakeUpstream
 
 CONCURRENCY = 8
 UNDO_SECONDS = 0.4
@@ -60,9 +60,9 @@ async def with_servers(
             for server in behind.values():
                 stack.push_async_callback(server.end)
                 group.create_task(server.start())
-        wires, members = dict[str, dict[str, Proxy]](), list[Member]()
+        wires, members = dict[str, dict[str, TcpProxy]](), list[Member]()
         for kind, number in [("server", n) for n in range(servers)] + [("worker", n) for n in range(workers)]:
-            own = {name: await stack.enter_async_context(between(server.url)) for name, server in behind.items()}
+            own = {name: await stack.enter_async_context(TcpProxy(server.url)) for name, server in behind.items()}
             told = {VARIABLES[name]: wire.url for name, wire in own.items()}
             members.append(Member(kind, number, folder, _environment(folder, mutation, number) | told, "--no-work"))
             wires[members[-1].name] = own

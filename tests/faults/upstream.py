@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import itertools
 
+from fakes.behaviours import BEHAVIOURS
+from fakes.http_server import RecordedRequest, Reply
+from fakes.upstream import FakeUpstream
 from faults.wishes import RETRY_AFTER
 from signoff.core.model import Model, Timeouts
-from upstreams import BEHAVIOURS, Exchange, FakeUpstream, behaviour
 
-_turns = itertools.count()
 _GOOD = "mirror"
-_TURNS = (_GOOD, "broken", _GOOD, "cut-body", _GOOD, "leave", _GOOD, "broken-in-silence", _GOOD)
+_TURNS = itertools.cycle(
+    (_GOOD, "broken", _GOOD, "cut-body", _GOOD, "leave", _GOOD, "broken-in-silence", _GOOD),
+)
 
 
-@behaviour
-async def by_turns(exchange: Exchange) -> None:
-    """Answers with what it was asked, and every other time fails in another way."""
-    await BEHAVIOURS[_TURNS[next(_turns) % len(_TURNS)]](exchange)
+async def _fail_by_turns(request: RecordedRequest) -> Reply:
+    """Answer with the request's body; every other time fail, in another way each time."""
+    reply = BEHAVIOURS[next(_TURNS)]
+    return reply if isinstance(reply, Reply) else await reply(request)
+
+
+BEHAVIOURS["by-turns"] = _fail_by_turns
 
 
 def models(upstream: FakeUpstream) -> list[Model]:
-    """What is registered at the beginning. `too-many` answers with a `Retry-After` of RETRY_AFTER."""
+    """Return the models of a new round. `too-many` answers with a `Retry-After` of RETRY_AFTER."""
     impatient = Timeouts(connect_seconds=2, first_byte_seconds=1, between_chunks_seconds=1, total_seconds=3)
     assert RETRY_AFTER == {"limited": 7.0}
     return [

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from fakes.tcp_proxy import TcpProxy
 from faults.cluster import Cluster, Member
 from faults.history import History
 from faults.servers import RabbitMQ, Server
 from faults.tables import Tables
-from proxy import Proxy
 
 LEASE_SECONDS = 2.0
 POLL_SECONDS = 0.05
@@ -35,7 +35,7 @@ class World:
     postgres: Server | None = None
     rabbitmq: RabbitMQ | None = None
     redis: Server | None = None
-    wires: dict[str, dict[str, Proxy]] = field(default_factory=dict[str, dict[str, Proxy]])
+    wires: dict[str, dict[str, TcpProxy]] = field(default_factory=dict[str, dict[str, TcpProxy]])
     """For each process, one to each of its servers."""
     disk: Path | None = None
     """A small one, where the data is."""
@@ -61,7 +61,7 @@ class World:
         return self.random_float.choice(self.cluster.servers)
 
     @property
-    def every_wire(self) -> list[Proxy]:
+    def every_wire(self) -> list[TcpProxy]:
         """All wires of all processes."""
         return [wire for wires in self.wires.values() for wire in wires.values()]
 

@@ -1,4 +1,4 @@
-"""A resolver that answers what a test wants."""
+"""A resolver of names whose answers are scripted."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 
-class Names(AbstractResolver):
-    """Gives its answers one after another, whatever the name."""
+class FakeResolver(AbstractResolver):
+    """A resolver that gives its answers one after another, whatever the name."""
 
     def __init__(self, *answers: list[str]) -> None:
         self.answers = list(answers)
-        self.asked: list[str] = []
+        self.hosts: list[str] = []
+        """Every name that was looked up."""
 
     async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
-        self.asked.append(host)
+        self.hosts.append(host)
         return [
             ResolveResult(
                 hostname=host,

@@ -1,17 +1,20 @@
-"""A wire to a server which tests can cut, block and restore."""
+"""A TCP proxy in front of a server, which tests can cut, block and restore."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from typing import Self
 from urllib.parse import urlsplit
 
 CHUNK_BYTES = 65536
 
 
-class Proxy:
-    """Passes on what comes to `url`, an address like that of the server but for the port."""
+class TcpProxy:
+    """A proxy that passes on what comes to `url`, which differs from the server's address in its port.
+
+    It runs while it is entered with `async with`.
+    """
 
     def __init__(self, url: str) -> None:
         self._far = urlsplit(url)
@@ -23,7 +26,7 @@ class Proxy:
         self._flows = asyncio.Event()
         self._flows.set()
         self.calls = 0
-        """How often somebody connected."""
+        """The number of connections, ever."""
 
     @property
     def url(self) -> str:
@@ -33,42 +36,50 @@ class Proxy:
 
     @property
     def standing(self) -> int:
-        """How many connections stand."""
+        """The number of connections, now."""
         return len(self._clients)
 
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.unblock()
+        await self.shut()
+
     async def open(self) -> None:
-        """Takes calls, at the same address each time."""
+        """Accept connections, at the same address each time."""
         self._server = await asyncio.start_server(self._connect, "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def shut(self) -> None:
-        """The server is gone: what stands is cut, and calls are refused."""
+        """Act as if the server were gone: reset every connection, and refuse new ones."""
         if self._server is not None:
             self._server.close()
         self.cut()
 
     def cut(self) -> None:
-        """Resets every connection, on both sides."""
+        """Reset every connection, on both sides."""
         for wire in [*self._wires, *self._stranded]:
             wire.transport.abort()
         self._stranded.clear()
 
     def strand(self) -> None:
-        """Half-open: the server has lost every connection, and no client is told."""
+        """Leave every connection half-open: the server loses it, and its client is not told."""
         self._stranded |= self._clients
         for wire in self._wires - self._clients:
             wire.transport.abort()
 
     def block(self) -> None:
-        """Nothing passes any more, and nobody is told."""
+        """Pass nothing on, and tell nobody."""
         self._flows.clear()
 
     def unblock(self) -> None:
-        """What was held back passes."""
+        """Pass on what was held back."""
         self._flows.set()
 
     def tell_clients(self, words: bytes) -> None:
-        """Says something in the server's stead."""
+        """Send `words` to every client in the server's place."""
         for client in self._clients:
             client.write(words)
 
@@ -86,7 +97,7 @@ class Proxy:
         self._clients.discard(writer)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, RuntimeError):  # whichever uvloop raises when the wire is cut
+        with contextlib.suppress(OSError, RuntimeError):  # uvloop raises either when a connection is cut
             while data := await reader.read(CHUNK_BYTES):
                 await self._flows.wait()
                 writer.write(data)
@@ -94,15 +105,3 @@ class Proxy:
         if writer not in self._stranded:
             writer.close()
         self._wires.discard(writer)
-
-
-@contextlib.asynccontextmanager
-async def between(url: str) -> AsyncIterator[Proxy]:
-    """A wire to the server at `url`, while the block runs."""
-    proxy = Proxy(url)
-    await proxy.open()
-    try:
-        yield proxy
-    finally:
-        proxy.unblock()
-        await proxy.shut()

@@ -1,6 +1,6 @@
-"""The other side of a stream, for tests: whoever sends requests to a broker and reads answers from it.
+"""Clients of a stream: they send requests to a broker and read answers from it.
 
-Each speaks to its broker with the plainest client there is, and not with FastStream: as anybody's program would.
+Each uses the plainest library for its broker, as another program would, and not FastStream.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from redis.asyncio import Redis
 ANSWER_SECONDS = 30.0
 
 
-class Told(NamedTuple):
+class Received(NamedTuple):
     """An answer, and the id of its message."""
 
     id: str
     body: Any
 
 
-class Wire(Protocol):
-    """Sends to one topic and reads from the other."""
+class TopicClient(Protocol):
+    """A client that sends to one topic and reads from the other."""
 
     url: str
     requests: str
     responses: str
 
     async def send(self, body: bytes, message_id: str | None = None) -> None: ...
-    async def get(self) -> Told: ...
+    async def get(self) -> Received: ...
 
 
-class RabbitWire:
-    """Through RabbitMQ."""
+class RabbitClient:
+    """A client of RabbitMQ."""
 
     def __init__(self, url: str, prefix: str) -> None:
         self.url = url
         self.prefix = prefix
         self.requests, self.responses = f"{prefix}requests", f"{prefix}responses"
-        self._came = asyncio.Queue[Told]()
+        self._received = asyncio.Queue[Received]()
 
     @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator[RabbitWire]:
-        """Both queues, there."""
+    async def connected(self) -> AsyncIterator[RabbitClient]:
+        """Declare both queues."""
         async with await aio_pika.connect(self.url) as connection:
             self.channel = await connection.channel()
             arguments = {"x-queue-type": "quorum"}
             await self.channel.declare_queue(self.requests, durable=True, arguments=arguments)
             queue = await self.channel.declare_queue(self.responses, durable=True, arguments=arguments)
-            await queue.consume(self._come)
+            await queue.consume(self._receive)
             try:
                 yield self
             finally:
@@ -66,18 +66,18 @@ class RabbitWire:
         )
         await self.channel.default_exchange.publish(message, self.requests)
 
-    async def _come(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+    async def _receive(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
         await message.ack()
         assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
-        self._came.put_nowait(Told(message.message_id or "", json.loads(message.body)))
+        self._received.put_nowait(Received(message.message_id or "", json.loads(message.body)))
 
-    async def get(self) -> Told:
+    async def get(self) -> Received:
         async with asyncio.timeout(ANSWER_SECONDS):
-            return await self._came.get()
+            return await self._received.get()
 
 
-class NatsWire:
-    """Through JetStream."""
+class NatsClient:
+    """A client of JetStream."""
 
     def __init__(self, url: str, prefix: str) -> None:
         self.url = url
@@ -85,8 +85,8 @@ class NatsWire:
         self.requests, self.responses = f"{prefix}requests", f"{prefix}responses"
 
     @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator[NatsWire]:
-        """A stream with both subjects, there."""
+    async def connected(self) -> AsyncIterator[NatsClient]:
+        """Declare a stream with both subjects."""
         self.connection = await nats.connect(self.url)
         self.js = self.connection.jetstream()
         await self.js.add_stream(name=f"{self.prefix}all", subjects=[self.requests, self.responses])
@@ -101,14 +101,14 @@ class NatsWire:
         headers = None if message_id is None else {"Nats-Msg-Id": message_id}
         await self.js.publish(self.requests, body, headers=headers, timeout=10)
 
-    async def get(self) -> Told:
+    async def get(self) -> Received:
         message = await self._reader.next_msg(timeout=ANSWER_SECONDS)
         assert message.headers is not None
-        return Told(message.headers["message-id"], json.loads(message.data))
+        return Received(message.headers["message-id"], json.loads(message.data))
 
 
-class RedisWire:
-    """Through Redis streams."""
+class RedisClient:
+    """A client of Redis streams."""
 
     def __init__(self, url: str, prefix: str) -> None:
         self.url = url
@@ -116,8 +116,8 @@ class RedisWire:
         self._last = "0"
 
     @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator[RedisWire]:
-        """A connection."""
+    async def connected(self) -> AsyncIterator[RedisClient]:
+        """Connect."""
         async with Redis.from_url(self.url) as self._redis:
             yield self
             await self._redis.delete(self.requests, self.responses)
@@ -125,17 +125,17 @@ class RedisWire:
     async def send(self, body: bytes, message_id: str | None = None) -> None:
         await self._redis.xadd(self.requests, {"data": body})
 
-    async def get(self) -> Told:
+    async def get(self) -> Received:
         async with asyncio.timeout(ANSWER_SECONDS):
-            while not (found := await self._redis.xread({self.responses: self._last}, count=1, block=200)):
+            while not (entries := await self._redis.xread({self.responses: self._last}, count=1, block=200)):
                 pass
-        [[_, [(place, fields)]]] = found
+        [[_, [(place, fields)]]] = entries
         self._last = place
-        return Told(fields[b"message-id"].decode(), json.loads(fields[b"data"]))
+        return Received(fields[b"message-id"].decode(), json.loads(fields[b"data"]))
 
 
-class MqttWire:
-    """Through MQTT 5."""
+class MqttClient:
+    """A client of MQTT 5."""
 
     def __init__(self, url: str, prefix: str) -> None:
         self.url = url
@@ -143,8 +143,8 @@ class MqttWire:
         self.requests, self.responses = f"{prefix}requests", f"{prefix}responses"
 
     @contextlib.asynccontextmanager
-    async def connected(self) -> AsyncIterator[MqttWire]:
-        """A connection that listens to the answers."""
+    async def connected(self) -> AsyncIterator[MqttClient]:
+        """Connect, and listen to the answers."""
         port = int(self.url.rpartition(":")[2])
         self._client = zmqtt.MQTTClient("127.0.0.1", port, client_id=f"{self.prefix}test", version="5.0")
         async with self._client, self._client.subscribe(self.responses, qos=zmqtt.QoS.AT_LEAST_ONCE) as self._answers:
@@ -155,16 +155,16 @@ class MqttWire:
         properties = zmqtt.PublishProperties(user_properties=more)
         await self._client.publish(self.requests, body, qos=zmqtt.QoS.AT_LEAST_ONCE, properties=properties)
 
-    async def get(self) -> Told:
+    async def get(self) -> Received:
         async with asyncio.timeout(ANSWER_SECONDS):
             message = await self._answers.get_message()
         assert message.properties is not None
-        return Told(dict(message.properties.user_properties)["message-id"], json.loads(message.payload))
+        return Received(dict(message.properties.user_properties)["message-id"], json.loads(message.payload))
 
 
-WIRES = {
-    "rabbitmq": (RabbitWire, "rabbitmq_url"),
-    "nats": (NatsWire, "nats_url"),
-    "redis": (RedisWire, "redis_url"),
-    "mqtt": (MqttWire, "mqtt_url"),
+TOPIC_CLIENTS = {
+    "rabbitmq": (RabbitClient, "rabbitmq_url"),
+    "nats": (NatsClient, "nats_url"),
+    "redis": (RedisClient, "redis_url"),
+    "mqtt": (MqttClient, "mqtt_url"),
 }
