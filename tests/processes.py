@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-WAIT_SECONDS = 40.0
+WAIT_SECONDS = 60.0
 SIGNOFF = (sys.executable, "-m", "signoff")
 
 

@@ -24,7 +24,7 @@ from simulation.tables import Tables
 AStore = SqlStore | MemoryStore
 MEMORIES = defaultdict[str, Tables](Tables)
 T = TypeVar("T")
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 BODY = b'{"model":"echo","messages":[{"role":"user","content":"Hello"}]}'
 ANSWER = b'{"choices":[{"message":{"role":"assistant","content":"Hello yourself"}}]}'
 _numbers = itertools.count()

@@ -30,7 +30,7 @@ from signoff.work.people import identify, sign_in
 from signoff.work.submit import submit
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 STOP_SECONDS = 8.0
 TOKEN = re.compile(r"sg_\w{38}")
 

@@ -28,7 +28,7 @@ async def call(server: Live, token: str, *, stream: bool = False, path: str = "c
 
 
 async def stuck(fake: FakeUpstream) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await fake.stuck.wait()
 
 

@@ -99,7 +99,6 @@ async def world(services: dict[str, str], tmp_path: Path, prefix: str) -> AsyncI
         yield world
 
 
-@pytest.mark.timeout(240)
 async def test_of_200_callers_at_two_processes_as_many_are_admitted_as_may_and_no_fewer(world: World) -> None:
     await world.limit(requests=100, tokens=10_000)
     for _ in range(2):
@@ -120,7 +119,6 @@ async def test_of_200_callers_at_two_processes_as_many_are_admitted_as_may_and_n
 
 
 @pytest.mark.parametrize("services", ["sqlite", "postgres"], indirect=True)
-@pytest.mark.timeout(240)
 async def test_the_slots_of_a_killed_process_are_free_when_their_leases_have_run_out(world: World) -> None:
     await world.limit(requests=1000, parallel=3)
     headers, port = {"authorization": f"Bearer {world.token}"}, free_port()
@@ -154,7 +152,6 @@ async def free(world: World, http: aiohttp.ClientSession) -> bool | None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(240)
 async def test_who_waits_as_long_as_all_are_told_finds_all_of_it_free(world: World) -> None:
     await world.limit(requests=100, tokens=10_000)
     told = await world.burst(chat("hi", max_tokens=20))

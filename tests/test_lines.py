@@ -83,7 +83,7 @@ def program(name: str, code: str, **more: Any) -> Model:
 async def chunks(engine: SubprocessEngine, model: Model, body: Any, **more: Any) -> list[Chunk]:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = Request(**({"path": "/predict", "body": raw, "target": model.name} | more))
-    async with asyncio.timeout(30), aclosing(engine.answer(model, request)) as answer:
+    async with asyncio.timeout(60), aclosing(engine.answer(model, request)) as answer:
         return [chunk async for chunk in answer]
 
 

@@ -61,7 +61,7 @@ def told(**more: Any) -> Model:
 
 async def ask(engine: SubprocessEngine, model: Model, body: Any) -> Any:
     request = Request(path="/predict", body=json.dumps(body).encode(), target=model.name)
-    async with asyncio.timeout(30), aclosing(engine.answer(model, request)) as answer:
+    async with asyncio.timeout(60), aclosing(engine.answer(model, request)) as answer:
         [chunk] = [chunk async for chunk in answer]
     return json.loads(chunk.raw)
 

@@ -17,7 +17,7 @@ import pytest
 from redis.asyncio import Redis
 
 HERE = Path(__file__).parent
-WAIT_SECONDS = 20
+WAIT_SECONDS = 60
 STANDARD_PORTS = {5432, 5672, 6379}
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, or relies on PR_SET_PDEATHSIG")

@@ -201,7 +201,6 @@ FOUND_AT_ONCE = {
 }
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
     "fault", [pytest.param(name, marks=() if name in FOUND_AT_ONCE else pytest.mark.long) for name in FAULTS]

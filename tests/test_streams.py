@@ -79,7 +79,7 @@ async def test_a_stream_that_is_cut_or_stalls_ends_in_an_error_and_never_in_done
         assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == code
         assert b"[DONE]" not in got
         if behaviour != "end-stream-early":  # after which the connection is as good as new
-            assert await fake.closed_within(10)
+            assert await fake.closed_within(60)
         job = await until(lambda: an_ended(server))
         assert job.error is not None
         assert (job.status, job.error.code) == ("fail", code)
@@ -138,7 +138,7 @@ async def test_a_slow_client_slows_its_model_down(tmp_path: Path) -> None:
             sent = await until(lambda: no_more(lambda: fake.sent_bytes))
             assert 0 < sent < 24 * 2**20
         # and when the client is gone the model is stopped
-        assert await fake.closed_within(10)
+        assert await fake.closed_within(60)
 
 
 async def test_a_slow_client_whose_call_is_cancelled_reads_so_at_the_end(
@@ -155,13 +155,13 @@ async def test_a_slow_client_whose_call_is_cancelled_reads_so_at_the_end(
             await until(lambda: no_lease(server))
             # then the client reads what came, and then why there is no more
             got = b""
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while data := await asyncio.get_running_loop().sock_recv(client, 2**20):
                     got = (got + data)[-1000:]
                     if got.endswith(b"0\r\n\r\n"):
                         break
             assert b'"code":"cancelled"' in got
-        assert await fake.closed_within(10)
+        assert await fake.closed_within(60)
     assert not [record.message for record in caplog.records if record.levelname == "ERROR"]
 
 

@@ -16,7 +16,7 @@ from signoff.core.stream import Stream, flaw_of, seen_of
 from signoff.settings import BadSettings, load
 from wires import RabbitWire
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 STREAM = {"name": "one", "url": "amqp://ann:p4ssword@127.0.0.1:9/", "requests": "in", "responses": "out"}
 

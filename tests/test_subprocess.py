@@ -189,7 +189,7 @@ async def test_when_an_owner_is_killed_its_models_end_and_another_takes_over(
     owner.communicate()
     answers = [(await ask(engine, model))["pid"] for model in models]
     assert not set(answers) & set(pids)
-    await until(lambda: not alive(pids), seconds=5)
+    await until(lambda: not alive(pids))
 
 
 async def test_a_model_that_nobody_asks_stops_and_starts_again(
@@ -354,7 +354,7 @@ async def test_a_close_leaves_no_process(engine_here: Engines, model: Callable[.
         await ask(engine, model())
     pids = [pid for pids in starts(journal) for pid in pids]
     assert len(pids) == 4
-    await until(lambda: not alive(pids), seconds=1)
+    await until(lambda: not alive(pids))
 
 
 async def test_a_close_answers_who_waits(engine_here: Engines, model: Callable[..., Model], journal: Path) -> None:
@@ -370,7 +370,7 @@ async def test_a_model_ends_with_its_killed_warden(
 ) -> None:
     first = (await ask(engine, model("--grandchild")))["pid"]
     os.kill(parent(first), signal.SIGKILL)
-    await until(lambda: not alive(starts(journal)[0]), seconds=5)
+    await until(lambda: not alive(starts(journal)[0]))
     assert (await ask(engine, model("--grandchild")))["pid"] != first
 
 

@@ -29,7 +29,7 @@ from signoff.transports.watch import Watch
 from upstreams import misbehaving
 from wires import RabbitWire
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_a_killed_owner_takes_the_whole_group_along(journal: Path, options: list
     assert alive(pids) == pids
     owner.kill()
     owner.communicate()
-    wait_until(lambda: not alive(pids), seconds=5)
+    wait_until(lambda: not alive(pids))
 
 
 def test_one_owner_of_two_models_holds_neither_by_accident(tmp_path: Path, journal: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_model_never_outlives_its_warden(journal: Path, number: signal.Signals
     pids = started(journal)
     ward.send_signal(number)
     ward.communicate()
-    wait_until(lambda: not alive(pids), seconds=5)
+    wait_until(lambda: not alive(pids))
 
 
 def test_an_interrupt_is_for_the_owner_to_judge(journal: Path) -> None:

@@ -275,7 +275,7 @@ async def test_the_row_of_an_answered_call_waits_while_the_database_is_away(
     assert not written.done()
     # when it takes something again, then the row is there
     writer._run_group = run
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         job = await written
     assert await store.jobs.get(job.id) == job
 
