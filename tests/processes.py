@@ -100,7 +100,7 @@ def until(look: Callable[[], T | None], seconds: float = WAIT_SECONDS) -> T:
 def _answers(port: int, server: subprocess.Popen[bytes]) -> bool | None:
     assert server.poll() is None, "the server has ended"
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=1) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=10) as response:
             return response.status == 200 or None
     except OSError:
         return None

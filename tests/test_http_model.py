@@ -36,8 +36,7 @@ async def engine() -> AsyncIterator[HttpEngine]:
 
 
 async def ask(engine: HttpEngine, url: str | None, body: bytes = b"{}", **more: Any) -> bytes:
-    quick = Timeouts(connect_seconds=1, first_byte_seconds=0.3, between_chunks_seconds=0.3)
-    model = Model(name="theirs", kind="http", url=url, timeouts=quick)
+    model = Model(name="theirs", kind="http", url=url, timeouts=more.pop("timeouts", Timeouts()))
     request = Request(**({"path": PREDICT, "body": body, "target": "theirs"} | more))
     return b"".join([chunk.raw async for chunk in engine.answer(model, request)])
 
@@ -70,8 +69,9 @@ async def test_what_is_not_json_is_a_502(fake: FakeUpstream, engine: HttpEngine,
 
 @pytest.mark.parametrize("behaviour", ["hang-before-headers", "hang-after-headers", "hang-mid-body"])
 async def test_one_that_is_too_slow_is_a_504(fake: FakeUpstream, engine: HttpEngine, behaviour: str) -> None:
+    limits = Timeouts(first_byte_seconds=0.3, between_chunks_seconds=0.3)
     with pytest.raises(ModelTimedOut) as raised:
-        await ask(engine, fake.at(behaviour))
+        await ask(engine, fake.at(behaviour), timeouts=limits)
     assert raised.value.status == 504
 
 

@@ -20,6 +20,7 @@ from processes import clean_environment, free_port, served, signoff
 from proxy import Proxy, between
 from signoff.stores.schema import meters
 from stores import opened
+from upstreams import FakeUpstream, misbehaving
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +35,8 @@ class World:
     environment: dict[str, str]
     url: str
     token: str
+    fake: FakeUpstream
+    """The model `gated` waits here until the test wakes it."""
     redis: Proxy | None = None
     ports: list[int] = field(default_factory=lambda: [free_port(), free_port()])
 
@@ -44,14 +47,19 @@ class World:
             await response.read()
             return response.status, float(response.headers.get("retry-after-ms", 0)) / 1000
 
-    async def burst(self, body: dict[str, Any], count: int = CALLERS) -> list[tuple[int, float]]:
-        """What so many callers at once are told."""
-        connector, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=60)
+    async def burst(self, body: dict[str, Any], count: int = CALLERS, refused: int = 0) -> list[tuple[int, float]]:
+        """What so many callers at once are told. `gated` answers once so many have been told."""
+        connector, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=120)
         async with aiohttp.ClientSession(connector=connector, timeout=patience) as http, asyncio.TaskGroup() as group:
             calls = [group.create_task(self.call(http, number, body)) for number in range(count)]
             if self.redis is not None:
                 await self.redis.shut()
+            await until(lambda: self._told(calls, refused))
+            self.fake.wake.set()
         return [call.result() for call in calls]
+
+    async def _told(self, calls: list[asyncio.Task[Any]], count: int) -> bool | None:
+        return sum(call.done() for call in calls) >= count or None
 
     async def limit(self, **numbers: int) -> None:
         """Sets a limit for each user at one server, and waits until the other one knows it too."""
@@ -92,8 +100,11 @@ async def world(services: dict[str, str], tmp_path: Path, prefix: str) -> AsyncI
         command = ("token", "create", "a@example.com", "--role", "user", "--quiet")
         await asyncio.to_thread(signoff, environment, "migrate")
         token = (await asyncio.to_thread(signoff, environment, *command)).strip()
+        fake = await stack.enter_async_context(misbehaving())
+        gated = ("model", "add", "gated", "--kind", "openai", "--url", fake.at("answer-when-woken"))
+        await asyncio.to_thread(signoff, environment, *gated)
         url = url or f"sqlite:///{tmp_path}/data/signoff.db"
-        world = World(tmp_path=tmp_path, environment=environment, url=url, token=token, redis=redis)
+        world = World(tmp_path=tmp_path, environment=environment, url=url, token=token, fake=fake, redis=redis)
         for port in world.ports:
             await asyncio.to_thread(stack.enter_context, served(environment, tmp_path, port))
         yield world
@@ -111,7 +122,7 @@ async def test_of_200_callers_at_two_processes_as_many_are_admitted_as_may_and_n
         async with opened(world.url) as store:
             await grow_older(store, 60)
     # when each reserves 500 tokens, and none is done before all have asked, then twenty fit
-    told = await world.burst(chat("x" * 40, "echo/delay=12", max_tokens=490))
+    told = await world.burst(chat("x" * 40, "gated", max_tokens=490), refused=180)
     assert Counter(status for status, _ in told) == {200: 20, 429: 180}
     # and what they did not use is free again: there is room for the 80 requests that are left
     told = await world.burst(chat("hi", max_tokens=20))

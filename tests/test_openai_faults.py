@@ -20,8 +20,16 @@ from signoff.store import JobFilter
 from upstreams import EVENTS, bomb, misbehaving
 
 pytestmark = pytest.mark.anyio
-QUICK = Timeouts(first_byte_seconds=0.5, between_chunks_seconds=0.5, total_seconds=30)
-OTHERS = {"flood": Timeouts(total_seconds=1), "gzip-bomb": Timeouts(between_chunks_seconds=30)}
+# Only what is never answered, or never ends, meets a limit.
+LIMITS = {
+    "hang-before-headers": Timeouts(first_byte_seconds=0.5),
+    "slow-headers": Timeouts(first_byte_seconds=0.5),
+    "slow-status": Timeouts(first_byte_seconds=0.5),
+    "hang-after-headers": Timeouts(first_byte_seconds=0.5),
+    "hang-mid-body": Timeouts(between_chunks_seconds=0.5),
+    "hang-mid-stream": Timeouts(between_chunks_seconds=0.5),
+    "flood": Timeouts(total_seconds=1),
+}
 SERVER = openai.InternalServerError
 # What goes wrong before the first event has a status of its own, whether a stream was asked for or not.
 BEFORE: dict[str, tuple[type[openai.APIStatusError], int, str]] = {
@@ -118,9 +126,8 @@ class Client:
         self._url = url
 
     async def __aenter__(self) -> openai.AsyncOpenAI:
-        await self._server.model(
-            "bad", kind="openai", url=self._url, timeouts=OTHERS.get(self._url.rpartition("/")[2], QUICK), attempts=1
-        )
+        limits = LIMITS.get(self._url.rpartition("/")[2], Timeouts())
+        await self._server.model("bad", kind="openai", url=self._url, timeouts=limits, attempts=1)
         key = await self._server.token()
         self._client = openai.AsyncOpenAI(base_url=self._server.url + "/v1", api_key=key, max_retries=0)
         return self._client

