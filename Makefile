@@ -22,7 +22,7 @@ check: setup .venv/.dev ## Checks format, lint, types and import rules, and runs
 	@$(MAKE) --no-print-directory -j2 --output-sync=target types fast lint rules
 
 fast: .venv/.dev
-	$(BIN)/python -m pytest -n 1 -q -m "$(FAST)"
+	$(BIN)/python -m pytest -n 2 -q -m "$(FAST)"
 
 test: setup .venv/.dev lint types rules ## Checks format, lint, types and import rules, and runs all tests but the longer proofs.
 	$(BIN)/python -m pytest

@@ -18,7 +18,13 @@ from ages import grow_older
 from live import chat, until
 from processes import clean_environment, free_port, served, signoff
 from proxy import Proxy, between
+from signoff.app import migrate
+from signoff.app import opened as opened_desk
+from signoff.core.target import Model
+from signoff.settings import Settings
 from signoff.stores.schema import meters
+from signoff.work.models import register
+from signoff.work.people import create_token, create_user
 from stores import opened
 from upstreams import FakeUpstream, misbehaving
 
@@ -54,8 +60,9 @@ class World:
             calls = [group.create_task(self.call(http, number, body)) for number in range(count)]
             if self.redis is not None:
                 await self.redis.shut()
-            await until(lambda: self._told(calls, refused))
-            self.fake.wake.set()
+            if refused:
+                await until(lambda: self._told(calls, refused))
+                self.fake.wake.set()
         return [call.result() for call in calls]
 
     async def _told(self, calls: list[asyncio.Task[Any]], count: int) -> bool | None:
@@ -97,12 +104,12 @@ async def world(services: dict[str, str], tmp_path: Path, prefix: str) -> AsyncI
             redis = await stack.enter_async_context(between(more["SIGNOFF_REDIS_URL"]))
             more |= {"SIGNOFF_REDIS_URL": redis.url, "SIGNOFF_REDIS_PREFIX": prefix}
         environment = clean_environment(tmp_path / "data", **more)
-        command = ("token", "create", "a@example.com", "--role", "user", "--quiet")
-        await asyncio.to_thread(signoff, environment, "migrate")
-        token = (await asyncio.to_thread(signoff, environment, *command)).strip()
         fake = await stack.enter_async_context(misbehaving())
-        gated = ("model", "add", "gated", "--kind", "openai", "--url", fake.at("answer-when-woken"))
-        await asyncio.to_thread(signoff, environment, *gated)
+        settings = Settings(data_dir=tmp_path / "data", database_url=url)
+        await migrate(settings)
+        async with opened_desk(settings) as desk:
+            await register(desk, Model(name="gated", kind="openai", url=fake.at("answer-when-woken")))
+            token = await create_token(desk, await create_user(desk, "a@example.com", "user"))
         url = url or f"sqlite:///{tmp_path}/data/signoff.db"
         world = World(tmp_path=tmp_path, environment=environment, url=url, token=token, fake=fake, redis=redis)
         for port in world.ports:
