@@ -77,7 +77,7 @@ async def test_every_fault_of_a_model_has_its_error_and_leaves_no_connection(
 ) -> None:
     async with misbehaving() as fake, live(tmp_path) as server:
         # only what is never answered meets a limit
-        limits = Timeouts(first_byte_seconds=0.3) if status == 504 else Timeouts()
+        limits = Timeouts(first_byte_seconds=0.3, between_chunks_seconds=0.3) if status == 504 else Timeouts()
         await server.model("bad", kind="openai", url=fake.at(behaviour), timeouts=limits, attempts=1)
         error = await failure(server, stream=stream)
         assert (type(error), error.status_code, error.code) == (CLASSES[status], status, code)

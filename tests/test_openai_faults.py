@@ -25,7 +25,7 @@ LIMITS = {
     "hang-before-headers": Timeouts(first_byte_seconds=0.5),
     "slow-headers": Timeouts(first_byte_seconds=0.5),
     "slow-status": Timeouts(first_byte_seconds=0.5),
-    "hang-after-headers": Timeouts(first_byte_seconds=0.5),
+    "hang-after-headers": Timeouts(first_byte_seconds=0.5, between_chunks_seconds=0.5),
     "hang-mid-body": Timeouts(between_chunks_seconds=0.5),
     "hang-mid-stream": Timeouts(between_chunks_seconds=0.5),
     "flood": Timeouts(total_seconds=1),
