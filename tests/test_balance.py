@@ -329,6 +329,7 @@ EVENTS = ["come", "come", "come", "come", "leave", "cancel", "refused", "wake", 
 BURSTS = st.lists(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 63)), min_size=1, max_size=4), max_size=40)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(["least-load", "prefix-hash"]), st.integers(1, 2), BURSTS)
 def test_whatever_happens_nobody_waits_beside_a_free_seat_and_no_limit_is_exceeded(

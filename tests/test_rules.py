@@ -34,16 +34,22 @@ def modules() -> dict[str, ast.Module]:
     return {str(path.relative_to(SOURCE)): ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))}
 
 
+@cache
+def nodes(tree: ast.AST) -> list[ast.AST]:
+    """Every node of a tree."""
+    return list(ast.walk(tree))
+
+
 def outside() -> Iterator[tuple[str, ast.AST]]:
     """The path of each module of the doors and the dashboard, and each node of its tree."""
     for name, tree in modules().items():
         if name.startswith(("doors/", "dashboard/")):
-            yield from ((name, node) for node in ast.walk(tree))
+            yield from ((name, node) for node in nodes(tree))
 
 
 def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
     """The calls of what is called `name`."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Call) and called(node) == name:
             yield node
 
@@ -110,7 +116,7 @@ def test_every_guard_is_used_by_a_move_and_known_to_the_store() -> None:
         named = {
             node.attr
             for tree in trees
-            for node in ast.walk(tree)
+            for node in nodes(tree)
             if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "Guard"
         }
         assert named == set(Guard.__members__)
@@ -178,7 +184,7 @@ def test_a_function_is_short() -> None:
         f"{name}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
         for name, tree in modules().items()
         if not name.startswith(HISTORY)
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert sizes
@@ -187,7 +193,7 @@ def test_a_function_is_short() -> None:
 
 def test_nothing_has_a_name_that_says_nothing() -> None:
     names = {part for module in modules() for part in Path(module).with_suffix("").parts}
-    classes = {node.name for tree in modules().values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    classes = {node.name for tree in modules().values() for node in nodes(tree) if isinstance(node, ast.ClassDef)}
     words = {word.lower() for name in names | classes for word in re.findall(r"[A-Z]?[a-z]+", name)}
     assert not words & NAMELESS
 
@@ -208,7 +214,7 @@ def codes() -> set[str]:
     """Every error code that is written somewhere in the source."""
     found = set[str]()
     for tree in modules().values():
-        for node in ast.walk(tree):
+        for node in nodes(tree):
             if isinstance(node, ast.ClassDef):
                 found |= {code for line in node.body for code in code_in(line)}
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "code":

@@ -760,6 +760,7 @@ def test_every_verb_is_walked() -> None:
     assert set(STEPS) == set(VERBS)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=5,
     deadline=None,

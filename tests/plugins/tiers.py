@@ -6,6 +6,7 @@ that a test uses, and from the code that it can reach within the folder of tests
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,15 @@ STARTING = {"subprocess", "Popen", "posix_spawn", "create_subprocess_exec", "Sub
 """Names and texts in the code of a test that starts processes."""
 SERVING = {"uvicorn"}
 """Names in the code of a test that runs a server."""
+IMPORTS_A_SERVER = re.compile(r"^\s*(from|import) (live|processes|runs|uvicorn)\b", re.MULTILINE)
 RUNNING = pytest.StashKey[pytest.Item]()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Skip a file that imports a server if `-m` excludes servers, because the import takes longer than the tests."""
+    if collection_path.suffix != ".py" or "not server" not in config.getoption("markexpr"):
+        return None
+    return True if IMPORTS_A_SERVER.search(collection_path.read_text()) else None
 
 
 @pytest.hookimpl(tryfirst=True)
