@@ -3,9 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
+# Without these files each of the many processes that the tests start compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+FAST := not services and not processes and not server and not slow and not long
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 
-.PHONY: help run setup test test-long faults lint types rules lock pages clean
+.PHONY: help run setup check fast test test-long faults lint types rules lock pages clean
 
 help: ## Says what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,10 +18,16 @@ run: setup ## Starts Signoff on http://127.0.0.1:8000 with a real small model.
 
 setup: .venv/.run ## Prepares .venv: the locked packages, the small model and its weights.
 
-test: setup .venv/.dev lint types rules ## Lint, types, import rules, and all tests.
+check: setup .venv/.dev ## Checks format, lint, types and import rules, and runs the tests that need no server and no process; takes a minute.
+	@$(MAKE) --no-print-directory -j2 --output-sync=target types fast lint rules
+
+fast: .venv/.dev
+	$(BIN)/python -m pytest -n 2 -q -m "$(FAST)"
+
+test: setup .venv/.dev lint types rules ## Checks format, lint, types and import rules, and runs all tests but the longer proofs.
 	$(BIN)/python -m pytest
 
-test-long: setup .venv/.dev ## The longer proofs.
+test-long: setup .venv/.dev ## Runs the longer proofs, among them that every protection that is taken out is missed.
 	$(BIN)/python -m pytest -m long -n 2
 
 ROUND ?= short

@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractChannel
 from signoff.broker import Broker
 from signoff.brokers.rabbitmq import RabbitBroker
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 QUIET_SECONDS = 0.4
 
 

@@ -22,7 +22,7 @@ from signoff.work.admin.registry import register_model
 from signoff.work.services import Services
 
 T = TypeVar("T")
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 60.0
 
 
 class Live:
@@ -91,7 +91,7 @@ async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
         try:
             await until(lambda: _started(server))
             port = server.servers[0].sockets[0].getsockname()[1]
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as http:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as http:
                 yield Live(services, f"http://127.0.0.1:{port}", http)
         finally:
             server.should_exit = True

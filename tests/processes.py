@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-WAIT_SECONDS = 40.0
+WAIT_SECONDS = 60.0
 SIGNOFF = (sys.executable, "-m", "signoff")
 
 
@@ -100,7 +100,7 @@ def until(look: Callable[[], T | None], seconds: float = WAIT_SECONDS) -> T:
 def _answers(port: int, server: subprocess.Popen[bytes]) -> bool | None:
     assert server.poll() is None, "the server has ended"
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=1) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=10) as response:
             return response.status == 200 or None
     except OSError:
         return None

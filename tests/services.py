@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 LOCALHOST = "127.0.0.1"
-READY_SECONDS = 60
+READY_SECONDS = 120
 STOP_SECONDS = 3
 INSTALL_SECONDS = 300
 POLL_SECONDS = 0.02

@@ -24,7 +24,7 @@ from signoff.stores.schema import metadata
 from signoff.stores.sql import SqlStore
 from stores import a_job, execute, inserted, opened, rows, together
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 TEXTS = ("", "ä€😀 \u202e\ufffd\n\t\"'\\%s{}", "0", " ", "x" * 100_000)
 BYTES = (b"", bytes(range(256)), b"\xff\xfe" * 50_000, b"null", b"\0")
@@ -137,7 +137,8 @@ async def test_every_value_of_every_column_of_every_table_comes_back(urls: list[
 async def test_a_backup_is_of_one_moment_while_others_write(url: str, tmp_path: Path, empty_url: str) -> None:
     async with opened(url) as store:
         before = 4000
-        await together(store.jobs.insert(a_job(), actor="before") for _ in range(before))
+        for _ in range(before // 200):  # a busy machine may not write all of them before a writer gives up
+            await together(store.jobs.insert(a_job(), actor="before") for _ in range(200))
         # given somebody who writes, a job and its event at a time
         backup = asyncio.ensure_future(store.backup(tmp_path / "backup"))
         wrote = 0

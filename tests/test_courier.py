@@ -66,7 +66,10 @@ async def test_of_several_addresses_only_those_that_may_be_reached_are_tried() -
 
 
 async def test_a_host_that_is_allowed_by_name_may_be_anywhere() -> None:
-    async with WebhookReceiver() as receiver, a_courier("hooks.internal", names=FakeResolver(["127.0.0.1"])) as deliverer:
+    async with (
+        WebhookReceiver() as receiver,
+        a_courier("hooks.internal", names=FakeResolver(["127.0.0.1"])) as deliverer,
+    ):
         assert await post(deliverer, f"http://hooks.internal:{port_of(receiver)}") == 200
 
 

@@ -62,7 +62,7 @@ def test_one_that_cannot_be_used_keeps_the_server_from_starting(
 ) -> None:
     environment = clean_environment(tmp_path / "data", PYTHONPATH=installed(tmp_path / "site", code, name))
     told = subprocess.run(
-        (*SIGNOFF, "serve", "--port", "0"), env=environment, capture_output=True, text=True, check=False, timeout=40
+        (*SIGNOFF, "serve", "--port", "0"), env=environment, capture_output=True, text=True, check=False, timeout=120
     )
     assert told.returncode == 1
     assert complaint in told.stderr

@@ -21,10 +21,10 @@ from processes import until
 from services import MissingError
 
 HERE = Path(__file__).parent
-ROUND_SECONDS = 220
-TINY_SECONDS = 90
+ROUND_SECONDS = 900
+TINY_SECONDS = 260
 TINY_ROUNDS = 5
-LEAVE_SECONDS = 5
+LEAVE_SECONDS = 60
 BROKEN = {
     "no-lease-guard": "stale",
     "no-round-guard": "verdicts",
@@ -35,14 +35,15 @@ BROKEN = {
     "no-keys": "duplicated",
     "own-clock": "clock",
 }
-QUICK = ["no-lease-guard", "early-acknowledgement"]
+QUICK = ["no-lease-guard"]
 SLOW = [pytest.param(name, marks=pytest.mark.long) for name in MUTANTS if name not in QUICK]
 
 
-@pytest.mark.timeout(ROUND_SECONDS + 20)
-def test_a_short_round_of_every_fault_loses_nothing(folder: Path) -> None:
+@pytest.mark.timeout(ROUND_SECONDS + 100)
+@pytest.mark.parametrize("name", ["smoke", pytest.param("short", marks=pytest.mark.long)])
+def test_a_round_of_faults_loses_nothing(name: str, folder: Path) -> None:
     out = folder / "figures.json"
-    played = play(folder, "short", "--out", str(out), seconds=ROUND_SECONDS)
+    played = play(folder, name, "--out", str(out), seconds=ROUND_SECONDS)
     if "is not installed" in played.stdout:
         if os.environ.get("CI") == "true":
             pytest.fail(played.stdout, pytrace=False)
@@ -52,13 +53,13 @@ def test_a_short_round_of_every_fault_loses_nothing(folder: Path) -> None:
     for figures in report.rounds:
         assert figures.laws == {}
         assert [figures.counts[law] for law in COUNTED] == [0] * len(COUNTED)
-        assert figures.counts["ok"] == figures.counts["acknowledged"] > 100
+        assert figures.counts["ok"] == figures.counts["acknowledged"] > (100 if name == "short" else 0)
         assert figures.more["kills"] > 0
-        assert sum(row.struck for row in figures.faults) > 3
+        assert sum(row.struck for row in figures.faults) > (3 if name == "short" else 0)
     assert played.stdout.splitlines()[-1].startswith("attempted ")
 
 
-@pytest.mark.timeout(TINY_ROUNDS * (TINY_SECONDS + 20))
+@pytest.mark.timeout(TINY_ROUNDS * (TINY_SECONDS + 100))
 @pytest.mark.parametrize("mutation", [*QUICK, *SLOW])
 def test_a_protection_that_is_missing_is_missed(mutation: str, folder: Path) -> None:
     for _ in range(TINY_ROUNDS):  # on a busy machine a round may be over before the first fault has struck

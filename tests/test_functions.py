@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -40,12 +39,12 @@ class Place:
     def __init__(self, store: AStore, folder: Path, **more: Any) -> None:
         self.folder = folder
         self.store = store
-        told: dict[str, Any] = {"seconds": 5, "clock": lambda: 0} | more
+        told: dict[str, Any] = {"seconds": 60, "clock": lambda: 0} | more
         self.functions = FunctionRegistry(store.library, [folder], **told)
 
     async def has(self, source: str = "", name: str = "custom_test.py") -> None:
         """Registers the builtins and what `source` defines."""
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / name).write_text(source)
         found = await self.functions.scan()
         await self.store.library.sync([ready.function for ready in found.ready.values()], found.unread)
@@ -285,7 +284,7 @@ async def test_a_result_that_is_too_large_is_refused(tmp_path: Path, monkeypatch
 async def test_functions_run_beside_the_loop_and_at_the_same_time(tmp_path: Path) -> None:
     source = """
 import threading
-both = threading.Barrier(2, timeout=5)
+both = threading.Barrier(2, timeout=60)
 def meet():
     both.wait()
     return threading.current_thread() is not threading.main_thread()
@@ -305,20 +304,21 @@ async def cancel(): raise asyncio.CancelledError
 async def late(): raise TimeoutError
 async def long(): await asyncio.sleep(60)
 """
-    async with place(tmp_path, source, seconds=0.5) as here:
+    async with place(tmp_path, source) as here:
         assert await here.call("later", "1") == "[1]"
         assert await here.call("map", "later", [1, 2]) == "[[1], [2]]"
         for name in ("leave", "cancel", "late"):
             with pytest.raises(FunctionFailed, match=f"`{name}` failed"):
                 await here.call(name)
-        with pytest.raises(FunctionTimedOut, match=r"`long` took more than 0.5 s"):
+    async with place(tmp_path / "impatient", source, seconds=0.1) as here:
+        with pytest.raises(FunctionTimedOut, match=r"`long` took more than 0.1 s"):
             await here.call("long")
 
 
 @pytest.mark.parametrize("body", ["while True: pass", "import time; [time.sleep(0.01) for _ in range(10**9)]"])
 async def test_a_function_that_hangs_is_stopped_and_its_call_named(body: str, tmp_path: Path) -> None:
-    async with place(tmp_path, f"def f():\n    {body}\ndef fine(): return 1", seconds=0.3) as here:
-        with pytest.raises(FunctionTimedOut, match=r"`f` took more than 0.3 s") as failed:
+    async with place(tmp_path, f"def f():\n    {body}\ndef fine(): return 1", seconds=1) as here:
+        with pytest.raises(FunctionTimedOut, match=r"`f` took more than 1 s") as failed:
             await here.call("f")
         assert (failed.value.status, failed.value.code) == (504, "function_timed_out")
         assert await here.call("fine") == "1"
@@ -326,7 +326,7 @@ async def test_a_function_that_hangs_is_stopped_and_its_call_named(body: str, tm
 
 
 async def no_thread_is_left() -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while any(thread.name == "function" for thread in threading.enumerate()):
             await asyncio.sleep(0.01)
 
@@ -344,17 +344,16 @@ async def test_who_leaves_stops_the_function(tmp_path: Path) -> None:
 
 async def test_no_number_of_functions_that_will_not_stop_is_too_much() -> None:
     threads, release = WorkerThreads(2), threading.Event()
-    stuck: list[Callable[[], Any]] = [lambda: release.wait(30)] * 2  # nothing stops a thread in there
+    stuck: list[Callable[[], Any]] = [lambda: release.wait(60)] * 2  # nothing stops a thread in there
     for work in stuck:
         with pytest.raises(TimeoutError):
             await threads.run(work, 0.05)
-    began = time.monotonic()
     with pytest.raises(TimeoutError):
         await threads.run(lambda: 1, 0.05)
-    assert time.monotonic() - began < 20
+    # both were still stuck when the third was told
     assert sum(thread.name == "function" for thread in threading.enumerate()) == 2
     release.set()
-    assert await threads.run(lambda: 1, 10) == 1
+    assert await threads.run(lambda: 1, 60) == 1
     await no_thread_is_left()
 
 
@@ -365,7 +364,7 @@ async def test_a_thread_that_cannot_be_started_keeps_no_place(monkeypatch: pytes
         for _ in range(2):
             with pytest.raises(RuntimeError):
                 await threads.run(lambda: 1, 10)
-    assert await threads.run(lambda: 1, 10) == 1
+    assert await threads.run(lambda: 1, 60) == 1
 
 
 def no_more_threads(_: threading.Thread) -> None:

@@ -236,7 +236,7 @@ async def test_the_official_clients_own_retry_joins_the_held_job(tmp_path: Path)
         await server.model("careful", review="always")
         # given a client whose patience ends before the reviewer's
         async with openai.AsyncOpenAI(
-            base_url=server.url + "/v1", api_key=await server.token(), timeout=0.3, max_retries=20
+            base_url=server.url + "/v1", api_key=await server.token(), timeout=1, max_retries=20
         ) as ai:
             asking = asyncio.ensure_future(ai.chat.completions.create(**chat("secret", "careful")))
             job = await until(lambda: a_held(server))

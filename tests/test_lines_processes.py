@@ -26,7 +26,7 @@ def test_a_thousand_callers_of_two_servers_get_their_own_answers_and_a_crash_is_
 
 
 async def _asked(ports: tuple[int, int], token: str) -> None:
-    headers, patience = {"authorization": f"Bearer {token}"}, aiohttp.ClientTimeout(total=60)
+    headers, patience = {"authorization": f"Bearer {token}"}, aiohttp.ClientTimeout(total=120)
     connections = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(headers=headers, timeout=patience, connector=connections) as http:
 

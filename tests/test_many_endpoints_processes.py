@@ -29,7 +29,7 @@ def test_a_thousand_callers_of_two_servers_share_two_processes_and_a_killed_one_
 
 
 async def _asked(ports: tuple[int, int], token: str) -> None:
-    headers, patience = {"authorization": f"Bearer {token}"}, aiohttp.ClientTimeout(total=60)
+    headers, patience = {"authorization": f"Bearer {token}"}, aiohttp.ClientTimeout(total=120)
     connections = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(headers=headers, timeout=patience, connector=connections) as http:
 

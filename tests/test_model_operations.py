@@ -60,7 +60,7 @@ def told(**more: Any) -> Model:
 
 async def ask(engine: SubprocessEngine, model: Model, body: Any) -> Any:
     request = ModelRequest(path="/predict", body=json.dumps(body).encode(), target=model.name)
-    async with asyncio.timeout(30), aclosing(engine.answer(model, request)) as answer:
+    async with asyncio.timeout(60), aclosing(engine.answer(model, request)) as answer:
         [chunk] = [chunk async for chunk in answer]
     return json.loads(chunk.raw)
 
@@ -153,7 +153,7 @@ def test_a_command_stops_what_a_server_owns(tmp_path: Path) -> None:
 
 
 async def test_one_by_ids_from_which_nothing_comes_is_given_up(tmp_path: Path) -> None:
-    model = told(timeouts=Timeouts(first_byte_seconds=0.5, total_seconds=1.5))
+    model = told(timeouts=Timeouts(first_byte_seconds=1, total_seconds=2))
     async with an_engine(tmp_path / "run") as owner, an_engine(tmp_path / "run") as other:
         first = (await ask(owner, model, {}))["pid"]
         # given a caller at another process, who is told of a limit
@@ -165,10 +165,10 @@ async def test_one_by_ids_from_which_nothing_comes_is_given_up(tmp_path: Path) -
 
 
 async def test_others_who_wait_for_one_that_hangs_learn_so(engine: SubprocessEngine) -> None:
-    model = told(timeouts=Timeouts(total_seconds=1))
+    model = told(timeouts=Timeouts(total_seconds=2))
     await ask(engine, model, {})
     hanging = asyncio.ensure_future(ask(engine, model, {"hang": True}))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.2)
     late = asyncio.ensure_future(ask(engine, msgspec.structs.replace(model, timeouts=Timeouts()), {}))
     with pytest.raises(ModelTimedOut):
         await hanging
@@ -177,11 +177,11 @@ async def test_others_who_wait_for_one_that_hangs_learn_so(engine: SubprocessEng
 
 
 async def test_a_missing_answer_harms_nobody_while_others_come(engine: SubprocessEngine) -> None:
-    model = told(timeouts=Timeouts(total_seconds=1.2))
+    model = told(timeouts=Timeouts(total_seconds=3))
     first = (await ask(engine, model, {}))["pid"]
     lost = asyncio.ensure_future(ask(engine, model, {"seconds": 60}))
     for _ in range(15):
-        assert (await ask(engine, model, {"seconds": 0.2}))["pid"] == first
+        assert (await ask(engine, model, {"seconds": 0.3}))["pid"] == first
     with pytest.raises(ModelTimedOut):
         await lost
     assert (await ask(engine, model, {}))["pid"] == first

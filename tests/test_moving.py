@@ -16,7 +16,7 @@ UPSTREAM = "https://api.example.com/v1"
 def told(environment: dict[str, str], *words: str, stdin: str = "") -> tuple[int, str, str]:
     """The exit code, the output and the complaints of one command."""
     ran = subprocess.run(
-        (*SIGNOFF, *words), env=environment, input=stdin, capture_output=True, text=True, timeout=60, check=False
+        (*SIGNOFF, *words), env=environment, input=stdin, capture_output=True, text=True, timeout=120, check=False
     )
     return ran.returncode, ran.stdout, ran.stderr
 

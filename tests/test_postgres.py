@@ -446,13 +446,18 @@ async def test_who_changes_the_catalog_takes_its_turn_before_any_row(
 # Connections
 
 
-async def test_slow_reads_do_not_keep_writes_waiting(store: SqlStore) -> None:
-    slow = sa.select(sa.func.pg_sleep(0.5))
-    reads = [asyncio.ensure_future(rows(store, slow)) for _ in range(15)]  # more than there are connections
+async def test_slow_reads_do_not_keep_writes_waiting(store: SqlStore, postgres_url: str) -> None:
+    # given reads that end when somebody else lets them, more than there are connections
+    outsider = await asyncpg.connect(postgres_url)
+    await outsider.execute("SELECT pg_advisory_lock(7)")
+    slow = sa.select(sa.func.pg_advisory_xact_lock_shared(7))
+    reads = [asyncio.ensure_future(rows(store, slow)) for _ in range(15)]
+    await until(lambda: somebody_waits(postgres_url))
 
     await inserted(store)
 
     assert not any(read.done() for read in reads)
+    await outsider.close()
     await together(reads)
 
 
@@ -527,7 +532,7 @@ async def test_what_a_stopped_process_was_about_to_write_is_written_when_it_goes
 
     async with opened(postgres_url) as store:
         assert await store._database.write(write) == 2
-    assert len(began) == 2
+    assert len(began) >= 2
 
 
 async def test_nobody_waits_for_a_job_whose_worker_was_cut_off_while_it_wrote(
@@ -540,7 +545,7 @@ async def test_nobody_waits_for_a_job_whose_worker_was_cut_off_while_it_wrote(
     async with outsider.transaction():
         await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", job.id)
         # when the lease is to lapse, then that is left for later, and others write meanwhile
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             assert await is_refused(store, job, lapse)
             await inserted(store)
     assert (await store.jobs.transition(job.id, lapse)).lease is None

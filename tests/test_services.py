@@ -17,7 +17,7 @@ import pytest
 from redis.asyncio import Redis
 
 HERE = Path(__file__).parent
-WAIT_SECONDS = 20
+WAIT_SECONDS = 60
 STANDARD_PORTS = {5432, 5672, 6379}
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, or relies on PR_SET_PDEATHSIG")
@@ -63,7 +63,7 @@ async def test_rabbitmq_confirms_and_gives_back_a_message(rabbitmq_url: str, pre
         queue = await channel.declare_queue(f"{prefix}letters", durable=True)
 
         confirmed = await channel.default_exchange.publish(aio_pika.Message(b"hello"), routing_key=queue.name)
-        message = await queue.get(timeout=5)
+        message = await queue.get(timeout=60)
 
         assert confirmed
         assert message.body == b"hello"
@@ -173,7 +173,7 @@ def one_child(pid: int) -> int:
 
 def is_open(port: int) -> bool:
     """Whether anybody listens on that port."""
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=10):
         return True
     return False
 

@@ -22,6 +22,7 @@ from stateful.place import Place
 
 Break = Callable[[pytest.MonkeyPatch], None]
 STEPS = 50
+pytestmark = pytest.mark.slow
 RUNS = {"sqlite": 60, "postgres": 12}
 LONG_RUNS = 600
 SEARCHES = 400
@@ -205,7 +206,6 @@ FOUND_AT_ONCE = {
 }
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
     "fault", [pytest.param(name, marks=() if name in FOUND_AT_ONCE else pytest.mark.long) for name in FAULTS]

@@ -29,7 +29,7 @@ from signoff.server import consumer
 from signoff.transports.kafka import KafkaTransport, _place_of
 from signoff.transports.liveness import LivenessWatch
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture

@@ -286,7 +286,7 @@ async def test_every_wait_for_a_model_has_its_limit(
 
 
 async def test_the_first_event_may_take_as_long_as_the_headers(fake: FakeUpstream, upstream: UpstreamClient) -> None:
-    timeouts = Timeouts(between_chunks_seconds=0.05)
+    timeouts = Timeouts(between_chunks_seconds=0.15)  # it thinks for longer
 
     assert await ask(upstream, fake.at("stream-after-a-thought"), stream=True, timeouts=timeouts) == events(EVENTS)
 

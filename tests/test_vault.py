@@ -61,7 +61,7 @@ print(keys_in(pathlib.Path({str(tmp_path / "secret.key")!r}))[0].decode())
         runner.stdin.write("\n")
         runner.stdin.flush()
     # then they got the same key, which is the file's
-    keys = {runner.communicate(timeout=30)[0].strip() for runner in runners}
+    keys = {runner.communicate(timeout=60)[0].strip() for runner in runners}
     assert keys == {(tmp_path / "secret.key").read_text().strip()}
 
 

@@ -59,7 +59,7 @@ async def test_a_bell_is_heard_once(broker: Broker) -> None:
 async def test_a_wait_ends_in_time_when_nobody_rings(broker: Broker) -> None:
     began = time.monotonic()
     assert not await broker.poll(0.3)
-    assert 0.25 <= time.monotonic() - began < 10
+    assert 0.25 <= time.monotonic() - began < WAIT_SECONDS
 
 
 async def test_a_thousand_rings_are_few_bells(broker: Broker) -> None:
@@ -87,7 +87,7 @@ async def test_ringing_never_waits_and_never_fails(fresh: Broker) -> None:
     for job_id in ("", "two\nlines", "\udcff", "x" * 100_000, *(f"job-{number}" for number in range(20_000))):
         fresh.notify(job_id, -1)
         fresh.wake_local()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < WAIT_SECONDS
     assert await fresh.poll(WAIT_SECONDS)
     await fresh.close()
     fresh.notify("too late", 0)

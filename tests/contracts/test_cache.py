@@ -103,7 +103,7 @@ async def test_what_is_kept_again_takes_the_place_of_what_was_there(cache: Cache
 async def test_what_is_old_is_not_there(caches: Caches) -> None:
     async with caches(CacheBounds(ttl_seconds=2, max_entries=10, max_bytes=1000)) as cache:
         await cache.store([an_entry("a")])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await there(cache, "a"):
                 await asyncio.sleep(0.01)
         assert await cache.size(ALL) == CacheSize(0, 0)

@@ -228,7 +228,7 @@ async def test_every_change_is_counted_and_told(url: str, store: AStore) -> None
         await store.library.drop(made.id)
         await store.library.sync([])
         await ear.hears(("compositions", ""), ("any", ""))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await other.versions() != before | {
                 "compositions": before["compositions"] + 4,
                 "functions": before["functions"] + 1,

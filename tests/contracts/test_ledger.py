@@ -71,6 +71,7 @@ async def test_nothing_was_used_of_an_empty_store(store: AStore) -> None:
     assert await store.usage.report(UsageQuery()) == ([], UsageTotals())
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(SPENT, min_size=1, max_size=20), BY, st.integers(0, 20))
 async def test_all_sums_are_those_of_the_rows_however_they_are_grouped_and_whoever_is_forgotten(

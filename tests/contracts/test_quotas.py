@@ -79,9 +79,10 @@ async def test_under_several_limits_there_is_room_or_nothing_is_taken(store: ASt
 
 async def test_a_slot_lapses_unless_it_is_renewed(store: AStore, other: AStore) -> None:
     two = Limit(who="all", parallel=2)
-    dead, alive = await reserved(store, "dead", two, lease_seconds=0.3), await reserved(store, "alive", two)
+    dead, alive = await reserved(store, "dead", two, lease_seconds=60), await reserved(store, "alive", two)
     assert isinstance(await other.quotas.reserve(a_wish("none", two)), Denial)
     await store.quotas.renew([alive], 60)
+    await store.quotas.renew([dead], 0.05)
 
     async def look() -> Reservation | None:
         found = await other.quotas.reserve(a_wish("next", two))

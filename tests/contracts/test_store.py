@@ -275,7 +275,7 @@ async def test_the_row_of_an_answered_call_waits_while_the_database_is_away(
     assert not written.done()
     # when it takes something again, then the row is there
     writer._run_group = run
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         job = await written
     assert await store.jobs.get(job.id) == job
 
@@ -690,7 +690,7 @@ STEPS: dict[str, list[dict[str, Any]]] = {
     "release": [{}],
     "retry": [{"changes": {"error": RETRYABLE, "attempt": 2}, "after_seconds": {"due_at": when}} for when in (0, 60)],
     "lapse": [{"to": "bot", "after_seconds": {"due_at": 0}}, {"to": "fail", "changes": {"error": RETRYABLE}}],
-    "park": [{"settled": 0, "after_seconds": {"parked_at": 0}}],
+    "park": [{"settled_steps": 0, "after_seconds": {"parked_at": 0}}],
     "wake": [{"after_seconds": {"due_at": 0}}],
     "hold": [
         {"changes": {"response": ANSWER, "usage": Usage(total_tokens=3), "error": None, "attempt": 1}},
@@ -764,6 +764,7 @@ def test_every_verb_is_walked() -> None:
     assert set(STEPS) == set(VERBS)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=5,
     deadline=None,

@@ -25,7 +25,7 @@ from signoff.transport import OnMessage
 from signoff.transports import nats, rabbitmq, redis
 from signoff.transports.registry import TransportRegistry
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 EXAMPLE = b"""{
   "path": "/v1/completions",

@@ -15,14 +15,14 @@ SLOW_SECONDS = 3.0
 class FailingReceiver(FakeServer):
     """A server that takes four of five messages."""
 
-    def __init__(self, history: History, dice: Random) -> None:
+    def __init__(self, history: History, random_float: Random) -> None:
         super().__init__()
-        self._history, self._dice = history, dice
+        self._history, self._random_float = history, random_float
 
     async def reply(self, request: RecordedRequest) -> Reply:
         payload = request.json()
         about = {"id": request.headers["webhook-id"], "job": payload["data"]["job_id"], "kind": payload["type"]}
-        behaviour = self._dice.choices(["take", "fail", "cut", "slow"], [80, 10, 7, 3])[0]
+        behaviour = self._random_float.choices(["take", "fail", "cut", "slow"], [80, 10, 7, 3])[0]
         taken = behaviour == "take"
         self._history.tell("hooked", **about, digest=hashlib.sha256(request.body).hexdigest()[:16], taken=taken)
         if behaviour == "cut":

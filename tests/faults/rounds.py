@@ -87,9 +87,9 @@ def only(*faults: Fault) -> Round:
         workers=2,
         askers=6,
         seconds=6,
-        drain_seconds=20,
+        drain_seconds=60,
         later=QUICK,
-        limit_seconds=60,
+        limit_seconds=240,
     )
 
 
@@ -102,8 +102,8 @@ SHORT_SERVERS = Round(
     askers=24,
     backlog=200,
     seconds=60,
-    drain_seconds=45,
-    limit_seconds=150,
+    drain_seconds=90,
+    limit_seconds=400,
 )
 SHORT_FILE = Round(
     name="file",
@@ -114,8 +114,16 @@ SHORT_FILE = Round(
     askers=8,
     backlog=100,
     seconds=16,
-    drain_seconds=25,
-    limit_seconds=60,
+    drain_seconds=60,
+    limit_seconds=300,
+)
+# The smallest round that shows anything; part of every run of the tests.
+SMOKE = replace(
+    SHORT_FILE,
+    name="smoke",
+    plan=lambda _: iter([on_processes.killed_after_claim, on_processes.kill_a_server, on_processes.kill_a_worker]),
+    seconds=10,
+    later=QUICK,
 )
 LONG_SERVERS = replace(
     SHORT_SERVERS,
@@ -132,6 +140,7 @@ LONG_SERVERS = replace(
 )
 LONG_FILE = replace(SHORT_FILE, plan=on_one_file_without_end, seconds=300, jobs=10_000, kills=30, limit_seconds=420)
 ROUNDS: dict[str, list[Round]] = {
+    "smoke": [SMOKE],
     "short": [SHORT_SERVERS, SHORT_FILE],
     "long": [LONG_SERVERS, LONG_FILE],
     "servers": [SHORT_SERVERS],

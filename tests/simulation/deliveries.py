@@ -95,7 +95,7 @@ class MemoryDeliveries:
             anew: dict[str, Any] = {"state": "due", "attempt": 0, "due_at": tx.now}
             anew |= {"done_at": None, "lease": None, "lease_until": None}
             tx.deliveries[one.id] = again = msgspec.structs.replace(one, **anew)
-            tx.news.append(("delivery", one.kind))
+            tx.changes.append(("delivery", one.kind))
             return again
 
         return await self._way.send(resend, writes=True)

@@ -171,7 +171,7 @@ class MemoryJobs:
             job = self._step(tx, job, step)
             if step.decision is not None:
                 tx.decisions[job.id, job.round] = step.decision
-            tx.news.extend(news_of(job))
+            tx.changes.extend(news_of(job))
             deliver_end(tx, job, step.verb)  # type: ignore[arg-type]
         if job.is_terminal:
             self._follow(tx, job, steps[-1].actor)
@@ -183,13 +183,13 @@ class MemoryJobs:
         below = [each for each in self._tables.unfinished.values() if each.parent_id == job.id]
         for each in below if job.status == "fail" else []:
             cancelled = self._step(tx, each, cancel)
-            tx.news.extend(news_of(cancelled))
+            tx.changes.extend(news_of(cancelled))
             self._follow(tx, cancelled, actor)
         run = self._tables.jobs.get(job.parent_id or "")
         run = tx.jobs.get(job.parent_id or "", run)
         wake = TransitionRequest(verb="wake", actor=actor, after_seconds={"due_at": 0})
         if run is not None and self._tables.may("wake", run, wake, tx.now):
-            tx.news.extend(news_of(self._step(tx, run, wake)))
+            tx.changes.extend(news_of(self._step(tx, run, wake)))
 
     def _step(self, tx: Tx, job: Job, step: TransitionRequest) -> Job:
         """The job after a step that it may make, and the event of that."""

@@ -202,7 +202,7 @@ def renew_reservations(
                     *(hold for hold in counter.pending if hold.id != reservation.request.id),
                     _pending_reservation(reservation.request, lease_seconds, now),
                 )
-                after[name] = msgspec.structs.replace(counter, holds=holds)
+                after[name] = msgspec.structs.replace(counter, pending=holds)
     return after
 
 
@@ -294,7 +294,7 @@ def _with_reservation(limit: Limit, counter: Counter, request: ReservationReques
         entries = _added(entries, Admission(now, 1, request.tokens))
     if limit.tracks_pending:
         holds = (*holds, _pending_reservation(request, request.lease_seconds, now))
-    return msgspec.structs.replace(counter, entries=entries, holds=holds)
+    return msgspec.structs.replace(counter, entries=entries, pending=holds)
 
 
 def _pending_reservation(request: ReservationRequest, lease_seconds: float, now: int) -> PendingReservation:

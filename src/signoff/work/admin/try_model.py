@@ -19,6 +19,6 @@ async def try_model(services: Services, caller: Caller, name: str, body: bytes) 
     """The answer, by the path of every call. Raises Forbidden, ModelFailed and its kin, and what `begin` raises."""
     check_admin(caller)
     plain = Ask(door="native", caller=caller, path=PREDICT, body=body, target=name, lane="now", wait_seconds=0)
-    ask = msgspec.structs.replace(plain, fresh=CacheControl(no_store=True))
+    ask = msgspec.structs.replace(plain, cache_control=CacheControl(no_store=True))
     async with contextlib.aclosing(call_chunks(services, await begin_call(services, ask))) as chunks:
         return collect([chunk async for chunk in chunks]).body

@@ -1,0 +1,1 @@
+"""Plug-ins for pytest: servers for tests, and the tiers of tests."""
