@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stores import AStore, opened
+from support.stores import AStore, opened
 
 
 @pytest.fixture(params=["sqlite", "postgres", "memory"])

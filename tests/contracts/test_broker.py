@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bells import WAIT_SECONDS, a_rabbit, channel, drained, until
 from signoff.broker import Broker
 from signoff.brokers.local import LocalBroker
+from support.brokers import WAIT_SECONDS, a_rabbit, channel, drained, until
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ from signoff.caches.memory import MemoryCache
 from signoff.caches.redis import RedisCache
 from signoff.core.cache import CacheEntry, CacheFilter, CacheSize
 from signoff.core.tokens import Usage
-from stores import opened, together
+from support.stores import opened, together
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from signoff.core.log import LogLine
 from signoff.core.model import Model
 from signoff.errors import Conflict
 from signoff.stores import secrets as stored_secrets
-from stores import AStore, inserted, together
+from support.stores import AStore, inserted, together
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import pytest
 from signoff.core.delivery import Delivery, DeliveryOutcome, DeliveryTarget
 from signoff.core.job import Decision, JobError
 from signoff.errors import NotFound, Stale
-from stores import ANSWER, AStore, Ear, a_job, a_step, held, inserted, leased, together
+from support.stores import ANSWER, AStore, Ear, a_job, a_step, held, inserted, leased, together
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from signoff.core.limits import Denial, Limit, Reservation, ReservationRequest
-from stores import AStore, listening, together, until
+from support.stores import AStore, listening, together, until
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from signoff.errors import Stale
 from signoff.store import TransitionRequest
 from signoff.stores.jobs import KEY_LIFETIME_US
 from signoff.stores.schema import jobs
-from stores import ANSWER, AStore, a_job, a_step, execute, inserted, is_refused, leased, state, together
+from support.stores import ANSWER, AStore, a_job, a_step, execute, inserted, is_refused, leased, state, together
 
 pytestmark = pytest.mark.anyio
 

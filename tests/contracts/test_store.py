@@ -23,7 +23,7 @@ from signoff.errors import JobNotFound, Overloaded, Stale
 from signoff.store import JobFilter, Topic, TransitionRequest
 from signoff.stores import jobs, schema
 from signoff.work.reviews.desk import verdict_transition
-from stores import (
+from support.stores import (
     ANSWER,
     AStore,
     Ear,

@@ -7,7 +7,7 @@ import pytest
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.job import JobError
 from signoff.core.stream import Stream
-from stores import AStore, a_job, inserted, together
+from support.stores import AStore, a_job, inserted, together
 
 pytestmark = pytest.mark.anyio
 

@@ -17,13 +17,13 @@ from fakes.http_server import LIMIT_SECONDS
 from fakes.tcp_proxy import TcpProxy
 from fakes.topic_clients import TOPIC_CLIENTS, NatsClient, TopicClient
 from fakes.upstream import fake_upstream
-from live import Live, live, until
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream, public_address
 from signoff.errors import Undelivered
 from signoff.transport import OnMessage
 from signoff.transports import nats, rabbitmq, redis
 from signoff.transports.registry import TransportRegistry
+from support.live_server import Live, live, until
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from faults.report import Figures, figures_of, line_of, write
 from faults.round import Round, play
 from faults.rounds import MUTANTS, ROUNDS
-from services import log_to, tail
+from support.service_supervisor import log_to, tail
 
 OUT = os.fdopen(os.dup(sys.stdout.fileno()), "w")
 """Where we speak; what servers say goes to a file."""

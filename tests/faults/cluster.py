@@ -17,7 +17,7 @@ import msgspec
 
 from faults.history import History
 from faults.orders import Orders
-from services import ending_with_us, free_ports
+from support.service_supervisor import ending_with_us, free_ports
 
 TESTS = Path(__file__).parents[1]
 PLACES = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])

@@ -19,7 +19,7 @@ from faults import servers
 from faults.checker import SECOND, Book, Check, Lease
 from faults.round import Round
 from faults.walk import Finding
-from services import MissingError
+from support.service_supervisor import MissingError
 
 SHOWN_OF_A_LAW = 5
 COUNTED = ("lost", "unexpected", "duplicated", "stale", "held-seen", "undelivered")

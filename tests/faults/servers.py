@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
-import services
+from support import service_supervisor as services
 
 CONNECTIONS = 100
 CTL_SECONDS = 30

@@ -20,12 +20,12 @@ from faults.servers import RabbitMQ, Server, postgres, redis
 from faults.tables import Tables
 from faults.upstream import models
 from faults.world import World
-from processes import clean_environment
 from signoff.server.bootstrap import migrate, open_services
 from signoff.settings import Settings
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.admin.registry import register_model
 from signoff.work.services import Services
+from support.processes import clean_environment
 
 CONCURRENCY = 8
 UNDO_SECONDS = 0.4

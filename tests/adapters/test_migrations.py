@@ -1,0 +1,160 @@
+"""A migrated database is what the metadata in `schema.py` says."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine
+from sqlalchemy.pool import NullPool
+
+from signoff.core.job import Event, Job, replay
+from signoff.core.limits import Counter
+from signoff.store import JobFilter
+from signoff.stores import migrations
+from signoff.stores.json_column import JsonColumn
+from signoff.stores.migrations import migrate_schema
+from signoff.stores.schema import metadata
+from signoff.stores.sql import SqlStore
+from support.stores import a_job, opened
+
+pytestmark = pytest.mark.anyio
+
+METER = msgspec.json.encode(Counter())
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the address of an empty database."""
+    return (
+        f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("empty_postgres_url")
+    )
+
+
+async def look(url: str, function: Any) -> Any:
+    """What `function` gives for a connection to the database, which it may change."""
+    if url.startswith("sqlite"):
+        with engine(url).begin() as conn:
+            return function(conn)
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    async with create_async_engine(url.replace("://", "+asyncpg://"), poolclass=NullPool).begin() as conn:
+        return await conn.run_sync(function)
+
+
+def engine(url: str) -> Engine:
+    """A plain way to a SQLite file."""
+    return sa.create_engine(url, poolclass=NullPool)
+
+
+def differences(conn: Connection) -> list[Any]:
+    """What Alembic would change; a packed value is kept as bytes."""
+
+    def differ(_context: Any, _column: Any, _declared: Any, found: Any, declared: Any) -> bool | None:
+        return not isinstance(found, sa.LargeBinary) if isinstance(declared, JsonColumn) else None
+
+    return compare_metadata(MigrationContext.configure(conn, opts={"compare_type": differ}), metadata)
+
+
+def shape(conn: Connection) -> dict[str, Any]:
+    """Every table, column, key and index in the database's own words, but for Alembic's own."""
+    there = sa.inspect(conn)
+    tables = [table for table in there.get_table_names() if table != "alembic_version"]
+    indexes = {"sqlite": "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"}.get(
+        conn.dialect.name, "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"
+    )
+    return {
+        # What a migration adds stands last there.
+        "columns": {table: sorted(map(str, there.get_columns(table))) for table in tables},
+        "primary keys": {table: there.get_pk_constraint(table)["constrained_columns"] for table in tables},
+        "foreign keys": {table: [str(key) for key in there.get_foreign_keys(table)] for table in tables},
+        "unique": {table: sorted(str(key) for key in there.get_unique_constraints(table)) for table in tables},
+        "indexes": sorted(sql for sql in conn.exec_driver_sql(indexes).scalars() if "alembic" not in sql),
+    }
+
+
+async def test_a_migrated_database_is_what_the_metadata_says(url: str) -> None:
+    await look(url, migrate_schema)
+
+    assert await look(url, differences) == []
+
+
+async def test_a_migrated_database_is_the_one_that_the_metadata_makes(url: str) -> None:
+    await look(url, migrate_schema)
+    migrated = await look(url, shape)
+
+    await look(url, metadata.drop_all)
+    await look(url, metadata.create_all)
+
+    made = await look(url, shape)
+    assert migrated == made
+    assert {*made["columns"]} == {*metadata.tables}
+
+
+async def test_the_comparison_sees_what_is_missing(url: str) -> None:
+    await look(url, migrate_schema)
+    await look(url, metadata.tables["used_keys"].drop)
+
+    assert ("add_table", "used_keys") in [(change[0], change[1].name) for change in await look(url, differences)]
+
+
+async def test_migrating_twice_changes_nothing(url: str) -> None:
+    store = SqlStore(url)
+    await store.migrate()
+    before = await look(url, shape)
+    await store.migrate()
+    await store.close()
+
+    assert await look(url, shape) == before
+    async with opened(url) as store:
+        topics = ("models", "people", "prices", "limits", "cache", "compositions", "functions", "streams")
+        assert await store.versions() == dict.fromkeys(topics, 0)
+
+
+async def test_rows_of_before_the_columns_were_renamed_are_carried_over(url: str) -> None:
+    def write_old_rows(conn: Connection) -> None:
+        migrate_schema(conn, "0009")
+        old = sa.MetaData()
+        old.reflect(conn)
+        columns = {
+            "client_id": "own_id",
+            "upstream_object_id": "made",
+            "ttft_us": "first_us",
+            "generation_us": "answer_us",
+        }
+        data = {columns.get(name, name): value for name, value in event.data.items()}
+        row = {columns.get(name, name): value for name, value in stored(job).items()}
+        conn.execute(sa.insert(old.tables["jobs"]).values(**row))
+        conn.execute(sa.insert(old.tables["events"]).values(**stored(event) | {"data": msgspec.json.encode(data)}))
+        conn.execute(sa.insert(old.tables["meters"]).values(name="all", meter=METER, updated_at=1))
+
+    names = {"client_id": "mine", "upstream_object_id": "resp_1", "ttft_us": 7, "generation_us": 8}
+    job = a_job(created_at=1, updated_at=1, status="success", **names)
+    event = Event(job_id=job.id, seq=1, verb="submit", actor="user:ann", at=1, data=names)
+
+    await look(url, write_old_rows)
+    await look(url, migrate_schema)
+
+    async with opened(url) as store:
+        assert await store.jobs.by_client_id(job.user_id, "mine") == job
+        assert await store.jobs.list(JobFilter(upstream_object_id="resp_1")) == [job]
+        assert replay(await store.jobs.events(job.id)).items() >= names.items()
+        assert (await store.quotas.counters(["all"]))["all"].day.tokens == 0
+
+
+def stored(value: Any) -> dict[str, Any]:
+    """The columns of a row: packed values as JSON, as the columns' own type writes them."""
+    table = metadata.tables["jobs" if isinstance(value, Job) else "events"]
+    row = {name: getattr(value, name) for name in value.__struct_fields__}
+    return {
+        name: msgspec.json.encode(item) if isinstance(table.c[name].type, JsonColumn) and item is not None else item
+        for name, item in row.items()
+    }
+
+
+async def test_the_history_is_one_line() -> None:
+    assert len(ScriptDirectory.from_config(migrations._config()).get_heads()) == 1

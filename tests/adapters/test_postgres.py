@@ -1,0 +1,624 @@
+"""PostgreSQL: several processes hear of each other, and lost connections cost time, never a job and never an answer."""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from structlog.testing import capture_logs
+
+from contracts.test_streams import a_stream
+from signoff.core.limits import Limit
+from signoff.core.model import Model
+from signoff.core.pipelines.composed import Prompt
+from signoff.core.price import Price
+from signoff.errors import BadRequest, Overloaded, SchemaOutdated
+from signoff.store import JobFilter, Topic
+from signoff.stores import postgres, postgres_changes, quotas, schema
+from signoff.stores.postgres import Postgres
+from signoff.stores.postgres_changes import PAYLOAD_BYTES, UNSENT_LIMIT, PostgresChangeFeed, payloads
+from signoff.stores.sql import SqlStore
+from signoff.stores.writer import Tx
+from support.stores import (
+    ANSWER,
+    Ear,
+    a_step,
+    held,
+    inserted,
+    is_refused,
+    leased,
+    listening,
+    opened,
+    reserved,
+    rows,
+    settled,
+    together,
+    until,
+)
+
+pytestmark = pytest.mark.anyio
+
+MIGRATES = """
+import asyncio, sys
+from signoff.stores.sql import SqlStore
+asyncio.run(SqlStore(sys.argv[1]).migrate())
+"""
+PRICE = Price(model="gpt", valid_from=10, input=1, output=1)
+WRITES = Path(__file__).parents[1] / "support" / "writes.py"
+
+
+@pytest.fixture
+async def store(postgres_url: str) -> AsyncIterator[SqlStore]:
+    """Yield a store in a new database."""
+    async with opened(postgres_url) as store:
+        yield store
+
+
+@pytest.fixture
+async def ear(postgres_url: str) -> AsyncIterator[Ear]:
+    """Yield the ear of another store on that database, which never writes."""
+    async with listening(postgres_url) as (_, ear):
+        yield ear
+
+
+# Several processes
+
+
+async def test_news_arrive_from_another_process(postgres_url: str, ear: Ear) -> None:
+    process = await start(WRITES, postgres_url, "other", "3")
+    said, _ = await process.communicate()
+
+    words = dict.fromkeys(said.decode().split("\n"))
+    assert process.returncode == 0
+    ids = [line.removeprefix("inserted ") for line in words if line.startswith("inserted ")]
+    assert len(ids) == 3
+    for job_id in ids:
+        await ear.hears(("job", job_id))
+        await ear.hears(("due", job_id))
+
+
+async def test_what_is_written_last_before_closing_is_told_too(postgres_url: str, ear: Ear) -> None:
+    async with opened(postgres_url) as other:
+        await other.catalog.put_model(Model(name="new", kind="echo"))
+
+    await ear.hears(("models", ""))
+
+
+async def test_one_hears_ones_own_news_once(postgres_url: str, store: SqlStore, ear: Ear) -> None:
+    async with listening(postgres_url) as (mine, my_ear):
+        job = await inserted(mine)
+        await ear.hears(("job", job.id))  # so it has been through the server
+        later = await inserted(store)
+        await my_ear.hears(("job", later.id))  # and so has everything before it
+
+    assert my_ear.heard.count(("job", job.id)) == 1
+
+
+async def test_processes_that_migrate_at_once_make_one_schema(empty_postgres_url: str) -> None:
+    running = [await start("-c", MIGRATES, empty_postgres_url) for _ in range(3)]
+    said = await together(process.communicate() for process in running)
+
+    assert [process.returncode for process in running] == [0, 0, 0], said
+    async with opened(empty_postgres_url) as store:
+        await inserted(store)
+
+
+async def test_processes_that_write_at_once_lose_nothing(postgres_url: str, store: SqlStore) -> None:
+    running = [await start(WRITES, postgres_url, f"p{number}", "100") for number in range(3)]
+    said = await together(process.communicate() for process in running)
+
+    lines = [line for out, _ in said for line in out.decode().splitlines()]
+    settled = [line for line in lines if line.startswith("settled ")]
+    jobs = await store.jobs.list(JobFilter(limit=1000))
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert {f"inserted {job.id}" for job in jobs} == {line for line in lines if line.startswith("inserted ")}
+    assert len(settled) == len({*settled})
+    assert {f"settled {job.id}" for job in jobs if job.status == "success"} == {*settled}
+
+
+async def test_an_old_schema_names_the_command_that_helps(empty_postgres_url: str) -> None:
+    store = SqlStore(empty_postgres_url)
+    with pytest.raises(SchemaOutdated, match="signoff migrate"):
+        await store.start()
+    await store.close()
+
+
+# A wire that can be cut
+
+
+class Wire:
+    """A way to the server that can be cut, or fall silent: before a COMMIT gets there, or before its answer is back."""
+
+    def __init__(self, url: str) -> None:
+        self.server = urlsplit(url)
+        self.cut: str | None = None
+        self.cuts = 0
+        self.refuses = False
+        self.refused = 0
+        self.near = set[asyncio.StreamWriter]()
+        self.silent = set[asyncio.StreamWriter]()
+
+    def go_away(self) -> None:
+        """End all connections, and take no more."""
+        self.refuses = True
+        for writer in self.near:
+            writer.transport.abort()
+
+    def fall_silent(self) -> None:
+        """Keep all connections, and pass nothing on any more."""
+        self.silent |= self.near
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        if self.refuses:
+            self.refused += 1
+            writer.close()
+            return
+        self.near.add(writer)
+        far_reader, far_writer = await asyncio.open_connection(self.server.hostname, self.server.port)
+        back = asyncio.ensure_future(self._pass_on(far_reader, writer))
+        try:
+            while data := await reader.read(65536):
+                if b"COMMIT" in data and self.cut == "silence":
+                    self.cut, self.cuts = None, self.cuts + 1
+                    far_writer.write(data)
+                    self.silent.add(writer)
+                elif b"COMMIT" in data and self.cut:
+                    await self._cut(self.cut, data, far_writer, back, writer)
+                    return
+                if writer not in self.silent:
+                    far_writer.write(data)
+        except (ConnectionError, RuntimeError):  # uvloop's word for a transport that is closed
+            pass
+        finally:
+            far_writer.close()
+            writer.close()
+
+    async def _cut(
+        self,
+        where: str,
+        data: bytes,
+        far: asyncio.StreamWriter,
+        back: "asyncio.Future[None]",
+        near: asyncio.StreamWriter,
+    ) -> None:
+        self.cut, self.cuts = None, self.cuts + 1
+        back.cancel()
+        if where == "after":
+            far.write(data)
+            await far.drain()
+        near.transport.abort()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            while data := await reader.read(65536):
+                if writer not in self.silent:
+                    writer.write(data)
+        writer.close()
+
+
+@pytest.fixture
+def wire(postgres_url: str) -> Wire:
+    """Return a wire to the test's database."""
+    return Wire(postgres_url)
+
+
+@contextlib.asynccontextmanager
+async def over(wire: Wire) -> AsyncIterator[SqlStore]:
+    """A store at the end of the wire."""
+    server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        async with opened(wire.server._replace(netloc=f"postgres@127.0.0.1:{port}").geturl()) as store:
+            yield store
+    finally:
+        server.close()
+
+
+# Lost connections
+
+
+async def test_after_the_server_ended_every_connection_reads_and_writes_go_on(
+    postgres_url: str, store: SqlStore
+) -> None:
+    job = await leased(store)
+    await together(store.jobs.get(job.id) for _ in range(20))  # every reader has a connection
+
+    await end_connections(postgres_url)
+
+    assert await together(store.jobs.get(job.id) for _ in range(20)) == [job] * 20
+    assert (await store.jobs.transition(job.id, a_step("succeed"))).status == "success"
+    assert await store.ready() is True
+
+
+async def test_after_the_server_ended_every_connection_news_go_on_even_for_who_only_listens(
+    postgres_url: str, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_changes, "PROBE_SECONDS", 1000)
+    async with listening(postgres_url) as (_, ear):
+        await end_connections(postgres_url)
+
+        await ear.hears(("any", ""))
+        job = await inserted(store)
+        await ear.hears(("job", job.id))
+
+
+async def test_a_connection_that_falls_silent_is_replaced(
+    wire: Wire, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_changes, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(postgres_changes, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(postgres, "ANSWER_SECONDS", 0.5)
+    async with over(wire) as listener:
+        ear = Ear(listener)
+        job = await inserted(store)
+        await ear.hears(("job", job.id), ("any", ""))  # so it listens
+        assert await listener.jobs.get(job.id) == job
+        await inserted(listener)
+
+        wire.fall_silent()
+        ear.heard.clear()
+
+        assert await listener.jobs.get(job.id) == job
+        await inserted(listener)
+        await ear.hears(("any", ""))
+        later = await inserted(store)
+        await ear.hears(("job", later.id))
+
+
+async def test_writes_go_on_while_connections_end_again_and_again(postgres_url: str, store: SqlStore) -> None:
+    async def end_again_and_again() -> None:
+        for _ in range(15):
+            await end_connections(postgres_url)
+
+    async def work(number: int) -> str:
+        job = await leased(store, idempotency_key=str(number))
+        await store.jobs.transition(job.id, a_step("hold", changes={"response": ANSWER}))
+        return job.id
+
+    ending = asyncio.ensure_future(end_again_and_again())
+    ids = [job_id for turn in range(10) for job_id in await together(work(10 * turn + number) for number in range(10))]
+    await ending
+
+    assert {job.id for job in await store.jobs.list(JobFilter(status="human", limit=1000))} == {*ids}
+    by_job = sa.select(schema.events.c.job_id, sa.func.count().label("moves")).group_by(schema.events.c.job_id)
+    assert {row["moves"] for row in await rows(store, by_job)} == {2}
+
+
+async def test_one_connection_that_falls_silent_is_enough_to_replace_them_all(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given readers that have all connections of the pool
+    monkeypatch.setattr(postgres, "ANSWER_SECONDS", 2)
+    async with over(wire) as listener:
+        job = await inserted(listener)
+        await together(listener.jobs.get(job.id) for _ in range(20))
+        # when the network falls silent, and one of them has found out
+        wire.fall_silent()
+        assert await listener.jobs.get(job.id) == job
+        # then nobody else has to
+        with capture_logs() as told:
+            assert await together(listener.jobs.get(job.id) for _ in range(20)) == [job] * 20
+        assert told == []
+
+
+@pytest.mark.parametrize("where", ["before", "after", "silence"])
+async def test_a_commit_whose_answer_is_lost_happens_once(
+    wire: Wire, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "ANSWER_SECONDS", 0.5)
+    async with over(wire) as store:
+        job = await held(store, attempt=1)
+
+        wire.cut = where
+        moved = await store.jobs.transition(job.id, a_step("cancel", changes={"priority": 9}))
+        wire.cut = where
+        made = await inserted(store)
+        wire.cut = where
+        [claimed] = await store.jobs.claim(actor="worker", lease="l", limit=5, lease_seconds=60)
+
+        assert wire.cuts == 3
+        assert (moved.status, moved.seq) == ("fail", job.seq + 1)
+        assert (claimed.id, claimed.attempt) == (made.id, 1)
+        assert [event.verb for event in await store.jobs.events(job.id)] == ["submit", "hold", "cancel"]
+        assert [event.verb for event in await store.jobs.events(made.id)] == ["submit", "claim"]
+
+
+async def test_when_nobody_can_tell_what_became_of_a_commit_its_caller_is_told_so(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "READ_SECONDS", 0.2)
+    async with over(wire) as store:
+        job = await leased(store)
+        database = store._database
+        assert isinstance(database, Postgres)
+        await database._reading.dispose()
+
+        wire.cut, wire.refuses = "after", True
+        with pytest.raises(Overloaded, match="nobody knows"):
+            await store.jobs.transition(job.id, a_step("succeed"))
+
+        wire.refuses = False
+        found = await store.jobs.get(job.id)
+        assert found is not None
+        assert found.seq <= 2, "whatever it was, it was not done twice"
+        await inserted(store)
+
+
+async def test_what_was_used_counts_once_though_nobody_can_tell_for_long_what_became_of_its_commit(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with over(wire) as store:
+        room = await reserved(store, Limit(who="all", tokens_per_day=100), 50)
+        for module in (postgres, quotas):
+            monkeypatch.setattr(module, "WRITE_TIMEOUT_SECONDS", 0.05)
+        monkeypatch.setattr(postgres, "READ_SECONDS", 0.05)
+        database = store._database
+        assert isinstance(database, Postgres)
+        await database._reading.dispose()
+
+        wire.cut, wire.refuses = "after", True
+        settling = asyncio.ensure_future(settled(store, room, 30))
+        await until(lambda: has_refused(wire, 5))
+        wire.refuses = False
+        meter = await settling
+
+        assert (meter.day.tokens, meter.pending) == (30, ())
+
+
+async def has_refused(wire: Wire, times: int) -> bool:
+    return wire.refused >= times
+
+
+async def test_while_the_server_is_away_writes_wait_and_then_give_up(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "READ_SECONDS", 0.2)
+    async with over(wire) as store:
+        wire.go_away()
+        waiting = asyncio.ensure_future(inserted(store))
+        with pytest.raises(Overloaded):
+            await store.jobs.count(JobFilter())
+        assert await store.ready() is False
+        assert not waiting.done()
+        wire.refuses = False
+        assert (await waiting).status == "bot"
+
+        monkeypatch.setattr(postgres, "WRITE_TIMEOUT_SECONDS", 0.2)
+        wire.go_away()
+        with pytest.raises(Overloaded):
+            await inserted(store)
+
+
+# Locks
+
+WAITING = """
+SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()
+"""
+DROPS: dict[str, tuple[str, Callable[[SqlStore], Awaitable[object]], Callable[[SqlStore], Awaitable[bool]]]] = {
+    "models": (
+        "models",
+        lambda s: s.catalog.put_model(Model(name="m", kind="echo")),
+        lambda s: s.catalog.drop_model("m"),
+    ),
+    "keys": ("models", lambda s: s.catalog.add_key(1, "k", b"k"), lambda s: s.catalog.drop_key(1)),
+    "limits": ("limits", lambda s: s.quotas.put_limit(Limit(who="all")), lambda s: s.quotas.drop_limit("all")),
+    "prices": ("prices", lambda s: s.usage.put_price(PRICE), lambda s: s.usage.drop_price("gpt", 10)),
+    "streams": ("streams", lambda s: s.streams.put(a_stream("s")), lambda s: s.streams.drop("s")),
+    "compositions": (
+        "compositions",
+        lambda s: s.library.put(Prompt(name="p", body="b", user_id=1)),
+        lambda s: s.library.share(1, shared=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("table", DROPS)
+async def test_who_changes_the_catalog_takes_its_turn_before_any_row(
+    table: str, postgres_url: str, store: SqlStore
+) -> None:
+    topic, put, change = DROPS[table]
+    await store.people.put_user("ann@example.com", "user")
+    await put(store)
+    outsider = await asyncpg.connect(postgres_url)
+
+    async def waits() -> bool:
+        return await outsider.fetchval(WAITING) > 0
+
+    async with outsider.transaction():
+        await outsider.execute("SELECT * FROM versions WHERE topic = $1 FOR UPDATE", topic)
+        changing = asyncio.ensure_future(change(store))
+        await until(waits)
+        await outsider.execute(f"SELECT * FROM {table} FOR UPDATE NOWAIT")
+    assert await changing
+    await outsider.close()
+
+
+# Connections
+
+
+async def test_slow_reads_do_not_keep_writes_waiting(store: SqlStore, postgres_url: str) -> None:
+    # given reads that end when somebody else lets them, more than there are connections
+    outsider = await asyncpg.connect(postgres_url)
+    await outsider.execute("SELECT pg_advisory_lock(7)")
+    slow = sa.select(sa.func.pg_advisory_xact_lock_shared(7))
+    reads = [asyncio.ensure_future(rows(store, slow)) for _ in range(15)]
+    await until(lambda: somebody_waits(postgres_url))
+
+    await inserted(store)
+
+    assert not any(read.done() for read in reads)
+    await outsider.close()
+    await together(reads)
+
+
+async def test_a_connection_that_ends_as_soon_as_it_is_made_is_trouble_that_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a server that takes whoever comes, and is stopped in the same moment
+    async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        size = int.from_bytes(await reader.readexactly(4))
+        await reader.readexactly(size - 4)
+        told = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+        settings = (b"server_version\x0015.0\0", b"client_encoding\0UTF8\0")
+        ready = b"R\0\0\0\x08\0\0\0\0" + b"".join(message(b"S", setting) for setting in settings) + b"Z\0\0\0\x05I"
+        writer.write(ready + message(b"E", told))
+        writer.close()
+
+    def message(kind: bytes, body: bytes) -> bytes:
+        return kind + (len(body) + 4).to_bytes(4) + body
+
+    monkeypatch.setattr(postgres, "READ_SECONDS", 0.1)
+    async with await asyncio.start_server(welcome, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        store = SqlStore(f"postgresql://ann@127.0.0.1:{port}/none?sslmode=disable")
+        with pytest.raises(Overloaded):
+            await store.versions()
+        await store.close()
+
+
+async def test_the_victim_of_a_deadlock_is_run_again(postgres_url: str, store: SqlStore) -> None:
+    one, two = await leased(store), await leased(store)
+    outsider = await asyncpg.connect(postgres_url, server_settings={"deadlock_timeout": "30s"})  # so it is no victim
+
+    async with outsider.transaction():
+        await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", two.id)
+        renewing = asyncio.ensure_future(store.jobs.renew({one.id: "mine", two.id: "mine"}, 1000))
+        await until(lambda: somebody_waits(postgres_url))
+        await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", one.id)
+
+    assert await renewing == {one.id, two.id}
+    await outsider.close()
+
+
+async def test_a_text_that_the_server_cannot_keep_fails_alone(store: SqlStore) -> None:
+    async def insert(target: str) -> bool:
+        try:
+            return bool(await inserted(store, target=target))
+        except BadRequest:
+            return False
+
+    assert await together(insert(target) for target in ("a", "b\0", "c")) == [True, False, True]
+    assert [job.target for job in await store.jobs.list(JobFilter())] == ["a", "c"]
+
+
+async def test_a_process_that_was_stopped_in_a_transaction_does_not_keep_its_locks(store: SqlStore) -> None:
+    show = sa.text("SHOW idle_in_transaction_session_timeout")
+
+    assert await store._database.write(lambda tx: tx.conn.execute(show).scalar_one()) == "5s"
+
+
+async def test_what_a_stopped_process_was_about_to_write_is_written_when_it_goes_on(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "IDLE_SECONDS", 0.1)
+    began = list[float]()
+
+    def write(tx: Tx) -> int:
+        began.append(time.monotonic())
+        tx.conn.execute(sa.text("SELECT 1"))
+        if len(began) == 1:
+            time.sleep(0.5)  # as a stopped process, which does not run its loop either
+        return tx.conn.execute(sa.text("SELECT 2")).scalar_one()
+
+    async with opened(postgres_url) as store:
+        assert await store._database.write(write) == 2
+    assert len(began) >= 2
+
+
+async def test_nobody_waits_for_a_job_whose_worker_was_cut_off_while_it_wrote(
+    postgres_url: str, store: SqlStore
+) -> None:
+    # given a job whose lease has run out, in a transaction of somebody who says no more
+    job = await inserted(store, lease="theirs", lease_seconds=-1)
+    outsider = await asyncpg.connect(postgres_url)
+    lapse = a_step("lapse", to="bot", lease="theirs", after_seconds={"due_at": 0})
+    async with outsider.transaction():
+        await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", job.id)
+        # when the lease is to lapse, then that is left for later, and others write meanwhile
+        async with asyncio.timeout(60):
+            assert await is_refused(store, job, lapse)
+            await inserted(store)
+    assert (await store.jobs.transition(job.id, lapse)).lease is None
+    await outsider.close()
+
+
+async def test_an_address_may_carry_the_options_that_every_client_knows(postgres_url: str) -> None:
+    async with opened(postgres_url + "?sslmode=prefer&application_name=signoff") as store:
+        await inserted(store)
+        [row] = await rows(store, sa.select(sa.text("current_setting('application_name') AS name")))
+
+    assert row == {"name": "signoff"}
+
+
+# How news are packed
+
+
+def test_payloads_stay_below_the_servers_limit_and_lose_nothing() -> None:
+    names = [f"job-{number:05}-é" for number in range(3000)]
+
+    packed = payloads([("job", name) for name in names])
+
+    assert [line for payload in packed for line in payload.split("\n")] == [f"job {name}" for name in names]
+    assert max(len(payload.encode()) for payload in packed) <= PAYLOAD_BYTES < 8000
+    assert len(packed) < 10
+
+
+def test_a_name_that_fits_into_no_payload_becomes_any() -> None:
+    assert payloads([("job", "x" * 9000), ("job", "y")]) == ["any \njob y"]
+    assert payloads([]) == []
+
+
+async def test_what_cannot_be_sent_for_long_becomes_any() -> None:
+    heard = PostgresChangeFeed(
+        "postgresql://nobody@127.0.0.1:1/none", news=Postgres(make_url("postgresql://none"))._news
+    )
+    news: list[tuple[Topic, str]] = [("job", str(number)) for number in range(UNSENT_LIMIT + 1)]
+
+    heard.publish(news)
+
+    assert heard._unsent == {("any", ""): None}
+
+
+# Steps
+
+
+async def start(*words: str | Path) -> asyncio.subprocess.Process:
+    """A Python program, running."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *words,
+        env={**os.environ, "PYTHONPATH": str(WRITES.parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+async def end_connections(url: str) -> None:
+    """Ends every other connection to this database, from its server's side."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    finally:
+        await connection.close()
+
+
+async def somebody_waits(url: str) -> bool:
+    """Whether a transaction waits for another's lock."""
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+    finally:
+        await connection.close()

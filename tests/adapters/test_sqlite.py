@@ -1,0 +1,417 @@
+"""One SQLite file, written by several processes: nothing is lost, nothing is torn, and the log stays short."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from structlog.testing import capture_logs
+
+from signoff.core.limits import Limit
+from signoff.errors import Overloaded, SchemaOutdated
+from signoff.store import JobFilter
+from signoff.stores import quotas, schema, sqlite
+from signoff.stores.sql import SqlStore
+from signoff.stores.sqlite import Sqlite
+from support.stores import (
+    ANSWER,
+    Ear,
+    a_job,
+    a_step,
+    inserted,
+    leased,
+    opened,
+    reserved,
+    rows,
+    settled,
+    together,
+    until,
+)
+
+pytestmark = pytest.mark.anyio
+
+WRITES = Path(__file__).parents[1] / "support" / "writes.py"
+JOBS_EACH = 300
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return the path of a file that is not there yet."""
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqlStore]:
+    """Yield a store in a new file."""
+    async with opened(f"sqlite:///{path}") as store:
+        yield store
+
+
+class Program:
+    """`writes.py`, running."""
+
+    def __init__(self, path: Path, name: str, jobs: int) -> None:
+        self.said = dict[str, list[str]](inserted=[], settled=[], done=[])
+        self.process = subprocess.Popen(
+            [sys.executable, WRITES, f"sqlite:///{path}", name, str(jobs)],
+            env={**os.environ, "PYTHONPATH": str(WRITES.parents[1])},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def hear(self) -> bool:
+        """Take in one line of what it says; False at the end."""
+        assert self.process.stdout is not None
+        what, _, name = self.process.stdout.readline().rstrip("\n").partition(" ")
+        if name:  # the last line of one that was killed may be torn
+            self.said[what].append(name)
+        return bool(what)
+
+    def hear_all(self) -> None:
+        """Take in all that it says until it ends."""
+        while self.hear():
+            pass
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def programs(path: Path, count: int, jobs: int) -> Iterator[list[Program]]:
+    """That many writers at once."""
+    running = [Program(path, f"p{number}", jobs) for number in range(count)]
+    try:
+        yield running
+    finally:
+        for program in running:
+            program.process.kill()
+            program.process.communicate()
+
+
+async def hear_all(running: list[Program]) -> None:
+    await together(asyncio.to_thread(program.hear_all) for program in running)
+
+
+def integrity(path: Path) -> str:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute("PRAGMA integrity_check").fetchone()[0]
+
+
+# Several processes
+
+
+async def test_four_processes_write_at_once_and_nothing_is_lost(path: Path, store: SqlStore) -> None:
+    with programs(path, 4, JOBS_EACH) as running:
+        await hear_all(running)
+
+    assert [program.process.returncode for program in running] == [0, 0, 0, 0]
+    ids = [job_id for program in running for job_id in program.said["inserted"]]
+    settled = [job_id for program in running for job_id in program.said["settled"]]
+    jobs = await store.jobs.list(JobFilter(limit=10_000))
+    assert sorted(ids) == [job.id for job in jobs]
+    assert len(ids) == 4 * JOBS_EACH
+    assert len(settled) == len({*settled}), "each was settled by one process alone"
+    assert sorted(settled) == [job.id for job in jobs if job.status == "success"]
+    by_verb = sa.select(schema.events.c.verb, sa.func.count().label("times")).group_by(schema.events.c.verb)
+    assert {row["verb"]: row["times"] for row in await rows(store, by_verb)} == {
+        "submit": len(ids),
+        "claim": len(settled),
+        "succeed": len(settled),
+    }
+    assert integrity(path) == "ok"
+
+
+async def test_a_killed_process_takes_nothing_with_it_that_it_had_acknowledged(path: Path, store: SqlStore) -> None:
+    with programs(path, 4, JOBS_EACH) as [victim, *others]:
+        while len(victim.said["inserted"]) < JOBS_EACH // 3:
+            assert victim.hear()
+        os.kill(victim.process.pid, signal.SIGKILL)
+        await hear_all([victim, *others])
+
+    assert victim.process.returncode == -signal.SIGKILL
+    assert not victim.said["done"]
+    assert [program.process.returncode for program in others] == [0, 0, 0]
+    jobs = {job.id: job.status for job in await store.jobs.list(JobFilter(limit=10_000))}
+    for program in (victim, *others):
+        assert {*program.said["inserted"]} <= jobs.keys()
+        assert {jobs[job_id] for job_id in program.said["settled"]} == {"success"}
+    assert integrity(path) == "ok"
+
+
+async def test_one_reads_while_another_process_writes(path: Path, store: SqlStore) -> None:
+    ear, counts = Ear(store), [0]
+
+    with programs(path, 1, JOBS_EACH) as [writer]:
+        hearing = asyncio.ensure_future(hear_all([writer]))
+        while not hearing.done():
+            counts.append(await store.jobs.count(JobFilter()))
+            jobs = await store.jobs.list(JobFilter(limit=20, newest_first=True))
+            assert all(job.seq == 3 for job in jobs if job.status == "success"), "a row is never half a move"
+        await hearing
+
+    assert counts == sorted(counts)
+    assert len({*counts}) > 3, "it saw the other one write"
+    assert await store.jobs.count(JobFilter()) == JOBS_EACH
+    assert ("any", "") in ear.heard
+
+
+async def test_stores_that_migrate_at_once_make_one_schema(path: Path) -> None:
+    stores = [SqlStore(f"sqlite:///{path}") for _ in range(4)]
+
+    await together(store.migrate() for store in stores)
+
+    await together(store.start() for store in stores)
+    await together(inserted(store) for store in stores)
+    assert await stores[0].jobs.count(JobFilter()) == 4
+    await together(store.close() for store in stores)
+
+
+# The lock
+
+
+class Witness:
+    """Looks, whenever a store's writing connection does something, whether the lock is held."""
+
+    def __init__(self, path: Path) -> None:
+        self.seen: list[tuple[str, bool]] = []
+        self.path = path
+
+    def watch(self, database: Sqlite) -> None:
+        """Watch from the first connection on."""
+        for engine in (database._writing, database._reading):
+            event.listen(engine, "connect", self._connected)
+            event.listen(engine, "close", lambda *_: self._see("close"))
+
+    def _connected(self, connection: sqlite3.Connection, _record: object) -> None:
+        connection.set_trace_callback(self._see)
+
+    def _see(self, statement: str) -> None:
+        with self.path.with_name(self.path.name + ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.seen.append((statement, True))
+            else:
+                self.seen.append((statement, False))
+
+    def held_during(self, beginning: str) -> set[bool]:
+        """Whether the lock was held at every, at no, or at some statement that begins so."""
+        return {held for statement, held in self.seen if statement.startswith(beginning)}
+
+
+async def test_every_write_checkpoint_and_close_holds_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 0)
+    witness = Witness(path)
+    store = SqlStore(f"sqlite:///{path}")
+    assert isinstance(store._database, Sqlite)
+    witness.watch(store._database)
+
+    await store.migrate()
+    await store.start()
+    job = await leased(store)
+    monkeypatch.setattr(sqlite, "TRUNCATE_BYTES", 0)
+    await store.jobs.transition(job.id, a_step("succeed"))
+    await store.jobs.get(job.id)
+    await store.close()
+
+    writes = ("BEGIN IMMEDIATE", "INSERT", "UPDATE", "CREATE", "COMMIT", "PRAGMA journal_mode=")
+    checkpoints = ("PRAGMA wal_checkpoint(PASSIVE)", "PRAGMA wal_checkpoint(TRUNCATE)")
+    for beginning in (*writes, *checkpoints, "close"):
+        assert witness.held_during(beginning) == {True}, beginning
+    assert witness.held_during("SELECT") == {True, False}, "a read needs no lock"
+
+
+async def test_a_write_waits_for_the_lock_but_not_for_ever(
+    path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with locked(path) as release:
+        waiting = asyncio.ensure_future(inserted(store))
+        await until(lambda: is_polling(store))
+        assert await store.jobs.count(JobFilter()) == 0, "reads go on"
+        release()
+        assert await waiting == (await store.jobs.list(JobFilter()))[0]
+
+    monkeypatch.setattr(sqlite, "WRITE_TIMEOUT_SECONDS", 0.05)
+    with locked(path), pytest.raises(Overloaded):
+        await inserted(store)
+    assert await store.jobs.count(JobFilter()) == 1
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[Callable[[], None]]:
+    """As if another process were writing, until the block ends or calls what it gets."""
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lambda: fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+async def is_polling(store: SqlStore) -> bool:
+    """Whether the writer has taken up everything that was asked of it."""
+    assert isinstance(store._database, Sqlite)
+    return store._database._writer._waiting.empty()
+
+
+# The log
+
+
+async def test_the_log_does_not_grow_with_what_is_written(path: Path, store: SqlStore) -> None:
+    body, largest = os.urandom(50_000).hex().encode(), 0
+    wal = path.with_name("store.db-wal")
+
+    for _ in range(40):
+        await together(inserted(store, body=body) for _ in range(20))
+        largest = max(largest, wal.stat().st_size)
+
+    assert 40 * 20 * len(body) > 4 * sqlite.CHECKPOINT_BYTES
+    assert largest < 2 * sqlite.CHECKPOINT_BYTES
+
+
+async def test_a_reader_in_the_way_of_checkpoints_stops_nobody(
+    path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr(sqlite, "TRUNCATE_BYTES", 200_000)
+    monkeypatch.setattr(sqlite, "TRUNCATE_WAIT_MS", 10)
+    wal, body = path.with_name("store.db-wal"), b"x" * 50_000
+    await inserted(store)
+
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM jobs").fetchone() == (1,)
+        for _ in range(10):
+            await inserted(store, body=body)
+        assert reader.execute("SELECT count(*) FROM jobs").fetchone() == (1,)
+        assert wal.stat().st_size > 400_000
+
+    await inserted(store)
+    assert wal.stat().st_size < 200_000
+
+
+async def test_the_last_one_to_close_leaves_no_log_behind(path: Path) -> None:
+    wal = path.with_name("store.db-wal")
+    async with opened(f"sqlite:///{path}") as last:
+        async with opened(f"sqlite:///{path}") as first:
+            await inserted(first)
+            await inserted(last)
+        assert wal.exists()
+        await inserted(last)
+
+    assert not wal.exists()
+    assert integrity(path) == "ok"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM jobs").fetchone() == (3,)
+
+
+async def test_what_was_enqueued_before_closing_is_written(path: Path) -> None:
+    async with opened(f"sqlite:///{path}") as store:
+        ended = [a_job(status="success", response=ANSWER) for _ in range(50)]
+        written = [await store.jobs.insert_ended(job, actor="test", verbs=["submit", "succeed"]) for job in ended]
+
+    assert {future.result().status for future in written} == {"success"}
+    async with opened(f"sqlite:///{path}") as store:
+        assert await store.jobs.count(JobFilter()) == 50
+
+
+# What can be wrong with a file
+
+
+async def test_an_outdated_schema_names_the_command_that_helps(path: Path) -> None:
+    async with opened(f"sqlite:///{path}"):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0000'")
+    store = SqlStore(f"sqlite:///{path}")
+
+    with pytest.raises(SchemaOutdated, match=r"at revision 0000.*signoff migrate"):
+        await store.start()
+    await store.close()
+
+
+async def test_an_empty_file_names_the_command_that_helps(path: Path) -> None:
+    store = SqlStore(f"sqlite:///{path}")
+    with pytest.raises(SchemaOutdated, match="signoff migrate"):
+        await store.start()
+    await store.close()
+
+
+async def test_a_full_disk_fails_the_write_and_not_the_server(store: SqlStore) -> None:
+    database: Any = store._database
+    pages = await database._in_writer_thread(lambda: database._pragma("page_count"))
+    await database._in_writer_thread(lambda: database._pragma(f"max_page_count={pages}"))
+
+    with pytest.raises(Overloaded):
+        await inserted(store, body=b"x" * 1_000_000)
+    assert await store.jobs.list(JobFilter()) == []
+
+    await database._in_writer_thread(lambda: database._pragma("max_page_count=1000000"))
+    job = await inserted(store)
+    assert await store.jobs.get(job.id) == job
+
+
+async def test_what_was_used_counts_once_though_its_commit_takes_longer_than_a_caller_waits(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = await reserved(store, Limit(who="all", tokens_per_day=100), 50)
+    database: Any = store._database
+    monkeypatch.setattr(database._writer, "_timeout_seconds", 0.05)
+    monkeypatch.setattr(quotas, "WRITE_TIMEOUT_SECONDS", 0.05)
+    disk = threading.Event()
+    event.listen(database._writing, "commit", lambda _: disk.wait())
+
+    settling = asyncio.ensure_future(settled(store, room, 30))
+    await asyncio.wait([settling], timeout=0.2)
+    disk.set()
+    meter = await settling
+
+    assert (meter.day.tokens, meter.pending) == (30, ())
+
+
+async def test_a_file_that_others_lock_fails_a_group_once(path: Path, store: SqlStore) -> None:
+    database: Any = store._database
+    await database._in_writer_thread(lambda: database._pragma("busy_timeout=200"))
+    writer, groups = database._writer, list[Any]()
+    run = writer._run_group
+
+    async def counted(group: Any) -> list[Any]:
+        groups.append(group)
+        return await run(group)
+
+    writer._run_group = counted
+
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as outsider:
+        outsider.execute("BEGIN IMMEDIATE")
+        results = await together(refused(store) for _ in range(100))
+
+    assert results == [True] * 100
+    assert len(groups) < 10, "a group was run again for each of its operations"
+    assert await store.jobs.count(JobFilter()) == 0
+    await inserted(store)
+
+
+async def refused(store: SqlStore) -> bool:
+    try:
+        await inserted(store)
+    except Overloaded:
+        return True
+    return False
+
+
+async def test_a_row_that_is_refused_does_not_say_in_the_log_what_its_caller_said(store: SqlStore) -> None:
+    job = a_job(status="success")
+    with capture_logs() as logs:
+        for _ in range(2):
+            written = await store.jobs.insert_ended(job, actor="test", verbs=["submit"])
+            await asyncio.wait([written])
+        error = written.exception()
+
+    assert error is not None
+    assert "[parameters:" not in f"{error!r} {error} {logs}"

@@ -1,0 +1,91 @@
+"""The guard on the way to models: what was checked is what is connected to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fakes.resolver import FakeResolver
+from fakes.upstream import fake_upstream
+from signoff.core.allow_list import MODEL_ADDRESSES
+from signoff.core.model import Model, Timeouts
+from signoff.engines.upstream import UpstreamClient
+from signoff.errors import ModelFailed, ModelUnreachable
+from signoff.infra.ssrf import AddressBlocked, CheckedResolver, probe
+from support.live_server import live
+from support.processes import free_port
+
+pytestmark = pytest.mark.anyio
+
+
+async def post(url: str, names: FakeResolver) -> bytes:
+    upstream = UpstreamClient(now=lambda: 0, resolver=names)
+    await upstream.start()
+    try:
+        asking = upstream.post(url, body=b"{}", headers={}, timeouts=Timeouts(connect_seconds=2), stream=False)
+        return b"".join([chunk.raw async for chunk in asking])
+    finally:
+        await upstream.close()
+
+
+async def test_a_name_of_a_private_address_is_connected_to_there() -> None:
+    async with fake_upstream() as fake:
+        url = fake.at("mirror").replace("127.0.0.1", "gpu.internal")
+        assert await post(url, FakeResolver(["127.0.0.1"])) == b"{}"
+        assert fake.requests[0].headers["host"].startswith("gpu.internal:")
+
+
+@pytest.mark.parametrize(
+    "address", ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254", "fe80::1", "64:ff9b::a9fe:a9fe"]
+)
+async def test_a_name_that_stands_for_metadata_at_that_moment_is_refused(address: str) -> None:
+    async with fake_upstream() as fake:
+        url = fake.at("mirror").replace("127.0.0.1", "model.example")
+        with pytest.raises(ModelFailed, match="where no model may be") as raised:
+            await post(url, FakeResolver([address]))
+        assert not raised.value.retryable
+        assert fake.requests == []
+
+
+async def test_of_several_addresses_only_those_of_models_are_tried() -> None:
+    async with fake_upstream() as fake:
+        url = fake.at("mirror").replace("127.0.0.1", "model.example")
+        assert await post(url, FakeResolver(["169.254.169.254", "127.0.0.1", "fe80::1"])) == b"{}"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("169.254.169.254", "[::ffff:169.254.169.254]", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376"),
+        *("[fe80::1%25eth0]", "169.254.169.254.", "metadata.google.internal"),
+    ],
+)
+async def test_an_address_that_stands_in_the_url_is_looked_at_too(host: str) -> None:
+    with pytest.raises(ModelFailed) as raised:
+        await post(f"http://{host}/latest", FakeResolver(["127.0.0.1"]))
+    assert not isinstance(raised.value, ModelUnreachable)
+
+
+async def test_a_resolver_says_what_it_refuses() -> None:
+    with pytest.raises(AddressBlocked, match="no address of a model"):
+        await CheckedResolver(FakeResolver(["169.254.169.254"]), MODEL_ADDRESSES).resolve("m.example")
+
+
+async def test_a_look_at_a_models_health_is_guarded_as_well(tmp_path: Path) -> None:
+    with pytest.raises(AddressBlocked):
+        await probe("http://model.example/", 80, MODEL_ADDRESSES, FakeResolver(["169.254.169.254"]))
+    async with fake_upstream() as fake:
+        port = int(fake.at("mirror").split(":")[2].split("/")[0])
+        await probe("http://model.example/", port, MODEL_ADDRESSES, FakeResolver(["169.254.169.254", "127.0.0.1"]))
+        # and one that does not answer is not the last that is tried
+        await probe("http://model.example/", port, MODEL_ADDRESSES, FakeResolver(["::1", "127.0.0.2", "127.0.0.1"]))
+        with pytest.raises(ConnectionRefusedError):
+            await probe("http://model.example/", free_port(), MODEL_ADDRESSES, FakeResolver(["127.0.0.2", "127.0.0.1"]))
+    async with live(tmp_path) as server:
+        # given one that was saved before it was known what that address is
+        await server.services.store.catalog.put_model(Model(name="m", kind="http", url="http://169.254.169.254"))
+        _, found = await server.ask("GET", "/api/models/m?health=true", await server.token("admin"))
+        assert found["health"] == {"ok": False, "detail": "169.254.169.254 is no address of a model."}
+        status, told = await server.ask("POST", "/post/predict?id=m", await server.token(), json={})
+        assert (status, told) == (502, {"content": "The model's address is one where no model may be."})

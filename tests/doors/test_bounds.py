@@ -1,0 +1,180 @@
+"""Numbers, times and names from outside: what nothing here can hold is refused, and breaks nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.upstream import fake_upstream
+from support.live_server import Live, chat, live, until
+
+pytestmark = pytest.mark.anyio
+HUGE = (2**31, 2**40, 2**63, 2**70)
+# 5 000 digits are more than Python makes a number of.
+DIGITS = ("²", "9" * 5000)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """Return the address of a database; None for a file."""
+    return None if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+
+
+def asked_with(number: int | str) -> list[tuple[str, str, Any]]:
+    """Requests in which `number` stands wherever one may stand."""
+    model = {"name": "m", "kind": "echo"}
+    far = {"name": "m", "kind": "http", "endpoints": [{"url": "http://localhost", "max_parallel": number}]}
+    counts = ("requests_per_minute", "tokens_per_minute", "parallel", "tokens_per_day", "tokens_per_month")
+    return [
+        ("GET", f"/jobs?offset={number}", None),
+        ("GET", f"/jobs?limit={number}", None),
+        ("GET", f"/api/jobs?limit={number}", None),
+        ("GET", f"/api/usage?offset={number}", None),
+        ("GET", f"/api/keys?after={number}", None),
+        ("DELETE", f"/api/keys/{number}", None),
+        ("GET", f"/api/prompts/p/versions?before={number}", None),
+        ("GET", f"/api/prompts/p?version={number}", None),
+        ("GET", f"/api/prompts/{number}", None),
+        ("GET", f"/api/pipeline/args?pipeline_id={number}", None),
+        ("PUT", "/api/prompts/p/labels/y", {"version": number}),
+        ("POST", "/api/pipeline/call", {"pipeline_id": number}),
+        ("POST", "/api/pipeline/call", {"pipeline_name": "p", "openaikey_id": number}),
+        ("POST", "/api/jobs", {"body": {}, "priority": number}),
+        ("POST", "/generate", {"content": "a", "priority": number}),
+        ("POST", "/generate?wait=0", {"content": "a", "meta": {"tokens_limit": number}}),
+        ("POST", f"/generate?wait={number}", {"content": "a", "priority": 10}),
+        ("POST", "/reviewJob", {"id": "{held}", "status": "success", "round": number}),
+        ("POST", "/api/models", model | {"attempts": number}),
+        ("POST", "/api/models", model | {"max_parallel": number}),
+        ("POST", "/api/models", model | {"max_waiting": number}),
+        ("POST", "/api/models", model | {"replicas": number}),
+        ("POST", "/api/models", model | {"kind": "subprocess", "command": "a", "limits": {"memory_mb": number}}),
+        ("POST", "/api/models", far),
+        *[("PUT", "/api/limits/each", {name: number}) for name in counts],
+        ("PUT", f"/api/limits/token:{number}", {"parallel": 1}),
+        ("DELETE", f"/api/limits/token:{number}", None),
+    ]
+
+
+async def held(server: Live, token: str) -> str:
+    """The id of a job that waits for a reviewer."""
+    _, told = await server.ask("POST", "/enqueue", token, json=chat("hello"))
+    await server.job_when(token, told["job_id"], lambda job: job["status"] == "human")
+    return told["job_id"]
+
+
+async def test_a_number_that_nothing_can_hold_is_refused(database_url: str | None, tmp_path: Path) -> None:
+    async with live(tmp_path, database_url=database_url) as server:
+        token = await server.token("admin")
+        await server.ask("POST", "/api/prompts", token, json={"name": "p", "body": "a"})
+        job_id = await held(server, token)
+        faults = list[Any]()
+        for number in HUGE:
+            for method, path, body in asked_with(number):
+                told = json.dumps(body).replace("{held}", job_id) if body else None
+                status, said = await server.ask(method, path, token, data=told)
+                if status >= 500:
+                    faults.append((method, path, body, said))
+                await server.ask("DELETE", "/api/limits/each", token)
+                await server.ask("DELETE", "/api/models/m", token)
+        assert not faults
+
+
+async def test_a_digit_that_is_none_is_no_number(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token("admin")
+        job_id = await held(server, token)
+        for digits in DIGITS:
+            for path in ("/v1/chat/completions", "/post/predict?id=echo"):
+                headers = {"prefer": f"wait={digits}"}
+                assert (await server.ask("POST", path, token, json=chat("hello"), headers=headers))[0] == 200
+            form = f"id={job_id}&verdict=reject&round={digits}"
+            assert (await server.ask("POST", "/dashboard/decide", token, data=form))[0] in {400, 409}
+            assert (await server.ask("GET", f"/api/prompts/{digits}", token))[0] == 404
+        body = f'{{"id": "{job_id}", "status": "fail"}}'
+        await server.ask("POST", "/reviewJob", token, data=body)
+        for digits in DIGITS:
+            headers = {"accept": "text/event-stream", "last-event-id": digits}
+            assert (await server.ask("GET", f"/api/jobs/{job_id}/events", token, headers=headers))[0] == 200
+
+
+async def test_a_form_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token("admin")
+        for byte in (b"\xff", b"%ff"):
+            status, _ = await server.ask("POST", "/dashboard/decide", token, data=b"verdict=approve&round=1&id=" + byte)
+            assert status == 400
+
+
+TIMES = ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00", "0001-01-01T00:00:00", "9999-12-31T23:59:59.999999"]
+
+
+@pytest.mark.parametrize("time", TIMES)
+async def test_a_time_that_cannot_be_shown_is_not_kept(time: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token("admin")
+        price = {"model": "m", "input": "1", "output": "1", "valid_from": time}
+        assert (await server.ask("PUT", "/api/prices", token, json=price))[0] in {200, 400}
+        assert (await server.ask("GET", "/api/prices", token))[0] == 200
+        quoted = time.replace("+", "%2B")
+        for path in (f"/api/usage?since={quoted}", f"/api/usage?until={quoted}&by=hour"):
+            assert (await server.ask("GET", path, token))[0] in {200, 400}
+        status, job = await server.ask("POST", "/api/jobs", token, json={"body": chat("hello"), "due_at": time})
+        assert status in {202, 400}
+        if status == 202:
+            assert (await server.ask("GET", f"/api/jobs/{job['job_id']}", token))[0] == 200
+            assert (await server.ask("GET", f"/api/jobs/{job['job_id']}/events", token))[0] == 200
+
+
+async def test_tokens_beyond_count_are_no_tokens(tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        await server.model("mirror", kind="openai", url=fake.at("mirror"))
+        token = await server.token()
+        for count in (*HUGE, -1, -(2**70)):
+            told = {"usage": {"prompt_tokens": count, "completion_tokens": count, "total_tokens": count}}
+            status, _ = await server.ask("POST", "/v1/embeddings", token, json={"model": "mirror", "input": "a"} | told)
+            assert status in {200, 502}
+
+        async def all_ended() -> bool | None:
+            _, told = await server.ask("GET", "/api/jobs", token)
+            return all(job["status"] in {"success", "fail"} for job in told["data"]) or None
+
+        await until(all_ended)
+        assert (await server.ask("GET", "/api/usage", token))[0] == 200
+
+
+async def test_what_is_made_under_a_name_in_any_script_is_found_where_its_location_says(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token("admin")
+        assert await location(server, token, "/api/prompts", {"name": "привет", "body": "a"}) == "привет"
+        for name in ("модель/1", "a b?", "50%"):
+            assert await location(server, token, "/api/models", {"name": name, "kind": "echo"}) == name
+
+
+async def location(server: Live, token: str, path: str, made: dict[str, Any]) -> str:
+    """The name of what is at the address that the answer to a POST gives."""
+    headers = {"authorization": f"Bearer {token}"}
+    async with server.http.post(server.url + path, json=made, headers=headers) as response:
+        assert response.status == 201
+        place = response.headers["location"]
+    status, told = await server.ask("GET", place, token)
+    assert status == 200
+    return told["name"]
+
+
+async def test_a_header_names_a_model_in_any_script(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        await server.model("модель", kind="http", url="http://localhost:1")
+        await server.model("речь")
+        headers = {"x-signoff-model": "модель", "authorization": f"Bearer {await server.token('admin')}"}
+        async with server.http.get(server.url + "/v1/things", headers=headers) as response:
+            told = await response.json()
+            assert response.status == 404
+            assert "модель" in told["error"]["message"]
+        async with server.http.post(
+            server.url + "/v1/chat/completions", json=chat("hello", "речь"), headers=headers
+        ) as response:
+            assert (response.status, response.headers["x-signoff-model"]) == (200, "речь")

@@ -1,0 +1,271 @@
+"""One path, many doors: what holds at one door holds at every door. A new door joins by a line in DOORS."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signoff.core.job import Job
+from signoff.store import JobFilter
+from support.live_server import Live, chat, live, until
+
+pytestmark = pytest.mark.anyio
+
+Door = Callable[[Live, str, bytes], Awaitable[tuple[int, Any]]]
+VARIES = {
+    "id",
+    "door",
+    "lane",
+    "seq",
+    "due_at",
+    "created_at",
+    "updated_at",
+    "max_attempts",
+    "token_id",
+    "cache",
+    "cache_key",
+    "queued_us",
+    "ttft_us",
+    "generation_us",
+}
+
+
+async def openai(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    return await server.ask("POST", "/v1/chat/completions", token, data=io.BytesIO(body))
+
+
+async def openai_below_openai(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    return await server.ask("POST", "/openai/v1/chat/completions/", token, data=io.BytesIO(body))
+
+
+async def jobs(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    return await server.ask("POST", "/enqueue", token, data=io.BytesIO(body))
+
+
+async def native(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    try:
+        target = json.loads(body).get("model")
+    except (ValueError, RecursionError):
+        target = None
+    wrapped = b'{"body": ' + body + b', "target": ' + json.dumps(target).encode() + b"}"
+    return await server.ask("POST", "/api/jobs", token, data=io.BytesIO(wrapped))
+
+
+async def chat_completion(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    try:
+        asked = json.loads(body)
+        meta = {"model": asked["model"], "temperature": asked.get("temperature", 0.2), "tokens_limit": 100}
+        body = json.dumps({"meta": meta, "messages": asked["messages"]}).encode()
+    except (ValueError, RecursionError, KeyError):
+        pass
+    return await server.ask("POST", "/chat_completion", token, data=io.BytesIO(body))
+
+
+async def predict(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    try:
+        target = json.loads(body)["model"]
+    except (ValueError, RecursionError, KeyError):
+        target = "echo"
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    url = f"{server.url}/post/predict?id={target}"
+    async with server.http.post(url, headers=headers, data=io.BytesIO(body)) as response:
+        told = await response.json()
+        # An error is its text alone; its code is in a header.
+        return response.status, told if response.status == 200 else told | {"code": response.headers["x-signoff-code"]}
+
+
+async def cached(server: Live, token: str, body: bytes) -> tuple[int, Any]:
+    return await server.ask("POST", "/api/openai/v1/chat/completions/", token, data=io.BytesIO(body))
+
+
+DOORS: dict[str, Door] = {
+    "openai": openai,
+    "openai below /openai": openai_below_openai,
+    "jobs": jobs,
+    "native": native,
+    "chat_completion": chat_completion,
+    "predict": predict,
+    "cached": cached,
+}
+
+
+LOOKS = (
+    "GET /job?id=ZERO",
+    "GET /api/jobs/ZERO",
+    "GET /api/jobs/ZERO/events",
+    "GET /api/jobs?after=ZERO",
+    "GET /api/usage?model=ZERO",
+    "GET /check_status?job_id=ZERO",
+    "DELETE /api/models/ZERO",
+    "PUT /api/limits/each?model=ZERO",
+    "DELETE /api/limits/each?model=ZERO",
+    "DELETE /api/cache?model=ZERO",
+    "DELETE /api/cache?key=ZERO",
+    "GET /api/cache?model=ZERO",
+    "POST /api/deliveries/ZERO/resend",
+)
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_one_ask_gives_the_same_record_whatever_the_door(door: str, tmp_path: Path) -> None:
+    # given a model whose own policy rules every door, and a record made through the first one
+    async with live(tmp_path) as server:
+        await server.model("same", review="never")
+        token, body = (
+            await server.token(),
+            json.dumps(chat("What is 2 + 2?", "same", temperature=0.5, max_tokens=100)).encode(),
+        )
+        await DOORS["openai"](server, token, body)
+        # when the same is asked at this door
+        status, _ = await DOORS[door](server, token, body)
+        assert status in {200, 202}
+        # then the records are the same, but for when and where
+        first, second = [record(job) for job in await ended(server, 2)]
+        assert first == second
+        assert first["response"]["choices"]
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_every_door_refuses_a_stranger(door: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        body = json.dumps(chat("hello")).encode()
+        for token in (None, "nonsense", "sg_" + "x" * 38):
+            status, told = await DOORS[door](server, token, body)  # type: ignore[arg-type]
+            assert status == 401
+            assert "oken" in json.dumps(told)
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_every_door_says_that_a_model_is_unknown(door: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        status, told = await DOORS[door](server, await server.token(), json.dumps(chat("hello", "nobody")).encode())
+        assert status == 404
+        assert "model_not_found" in json.dumps(told)
+        assert "nobody" in json.dumps(told)
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_every_door_refuses_a_name_that_no_database_keeps(door: str, postgres_url: str, tmp_path: Path) -> None:
+    async with live(tmp_path, database_url=postgres_url) as server:
+        await server.model("wild*")
+        token = await server.token()
+        for name in ("echo/a\0b", "wild\0"):
+            status, told = await DOORS[door](server, token, json.dumps(chat("hello", name)).encode())
+            assert status in {400, 404}, told
+        assert await server.services.store.jobs.count(JobFilter()) == 0
+
+
+async def test_whatever_is_looked_for_with_a_zero_byte_is_no_fault_of_ours(postgres_url: str, tmp_path: Path) -> None:
+    async with live(tmp_path, database_url=postgres_url) as server:
+        admin = await server.token("admin")
+        for asked in LOOKS:
+            method, path = asked.split()
+            status, told = await server.ask(method, path.replace("ZERO", "a%00b"), admin, json={"parallel": 1})
+            assert 400 <= status < 500, (asked, told)
+        for naming in ({"previous_response_id": "a\0b"}, {"conversation": "a\0b"}):
+            asked = {"model": "echo", "input": "hello"} | naming
+            assert (await server.ask("POST", "/v1/responses", admin, json=asked))[0] == 400
+        # and the cache is not taken for one that is away
+        assert (await server.ask("GET", "/api/cache", admin))[0] == 200
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("body", [b"", b"{", b'{"a": NaN}', b"\xff\xfe", b"[" * 100_000, b'{"a": "\xed\xa0\x80"}'])
+async def test_every_door_refuses_broken_json(door: str, body: bytes, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        status, told = await DOORS[door](server, await server.token(), body)
+        assert status == 400
+        assert {"message", "detail", "content", "error"} & told.keys()
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_every_door_answers_a_body_that_is_too_large(door: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        body = json.dumps(chat("x" * 30_000_000)).encode()
+        status, told = await DOORS[door](server, await server.token(), body)
+        assert status == 413
+        assert "body_too_large" in json.dumps(told)
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_every_answer_carries_a_request_id(door: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        async with server.http.get(server.url + "/v1/models") as response:
+            assert response.headers["x-request-id"]
+        async with server.http.get(server.url + "/nowhere", headers={"x-request-id": "mine"}) as response:
+            assert response.headers["x-request-id"] == "mine"
+
+
+async def ended(server: Live, count: int) -> list[Job]:
+    """The jobs in order, once `count` of them have ended."""
+
+    async def look() -> list[Job] | None:
+        found = await server.services.store.jobs.list(JobFilter(limit=count + 1))
+        return found if len(found) == count and all(job.is_terminal for job in found) else None
+
+    return await until(look)
+
+
+def record(job: Job) -> dict[str, Any]:
+    """What does not vary from door to door. The echo's id is a digest of the body's very bytes."""
+    kept = {name: getattr(job, name) for name in Job.__struct_fields__ if name not in VARIES}
+    answer = {name: value for name, value in json.loads(job.response or b"{}").items() if name != "id"}
+    return kept | {"body": json.loads(job.body), "response": answer}
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_a_fault_of_ours_is_told_in_the_doors_own_dialect(door: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+
+        async def broken(*_: object) -> Any:
+            raise RuntimeError("boom")
+
+        server.services.caches.models.find = broken  # type: ignore[method-assign]
+        status, told = await DOORS[door](server, token, json.dumps(chat("hello")).encode())
+        assert status == 500
+        assert "internal_error" in json.dumps(told)
+        assert "boom" not in json.dumps(told)
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nobody(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+        host, port = server.url.removeprefix("http://").split(":")
+        for path in ("/v1/chat/completions", "/enqueue", "/api/jobs", "/post/predict?id=echo"):
+            _, writer = await asyncio.open_connection(host, int(port))
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 100\r\n\r\n{{"
+            writer.write(head.encode())
+            await writer.drain()
+            writer.close()
+        assert (await server.ask("GET", "/v1/models", token))[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"),
+    [
+        ("/v1/models/a%00b", "error"),
+        ("/v1/responses/a?after=%00", "error"),
+        ("/api/cache?model=%00", "detail"),
+        ("/api/openai/%00", "detail"),
+        ("/get/predict?id=%00", "content"),
+        ("/check_status?job_id=%00", "detail"),
+        ("/api/jobs/%00", "title"),
+        ("/api/usage?model=%00", "title"),
+        ("/api/prompts/a%00", "title"),
+        ("/job?id=%00", "message"),
+    ],
+)
+async def test_a_zero_byte_in_an_address_is_refused(tmp_path: Path, postgres_url: str, path: str, dialect: str) -> None:
+    async with live(tmp_path, database_url=postgres_url) as server:
+        status, told = await server.ask("GET", path, await server.token("admin"))
+        assert (status, dialect in told) == (400, True), told

@@ -1,0 +1,237 @@
+"""The queue's door: the documents' bodies, the caller's own job ids, and what the original got wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.http_server import LIMIT_SECONDS
+from fakes.upstream import fake_upstream
+from support.live_server import Live, live, until
+from support.processes import ask, clean_environment, first_token, free_port, served, verbs, worked
+from support.processes import until as until_now
+
+pytestmark = pytest.mark.anyio
+
+META = {"temperature": 0.5, "tokens_limit": 1000, "stop_words": ["stop"], "model": "gpt-model"}
+GENERATE = {"job_id": "12345", "meta": META, "content": "What is AI?"}
+CHAT = {
+    "job_id": "12345",
+    "meta": META,
+    "messages": [
+        {"role": "user", "content": "What is AI?"},
+        {"role": "assistant", "content": "Artificial Intelligence is..."},
+    ],
+}
+ROUTES = {"/generate": GENERATE, "/chat_completion": CHAT}
+
+
+async def status_of(server: Live, token: str, job_id: str) -> dict[str, Any]:
+    status, told = await server.ask("GET", f"/check_status?job_id={job_id}", token)
+    assert status == 200, told
+    return told
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_the_documents_own_examples_are_answered(route: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        await server.model("gpt-model")
+        token = await server.token()
+
+        assert await server.ask("POST", route, token, json=ROUTES[route]) == (200, {"content": "What is AI?"})
+        assert await server.ask("POST", "/check_status?job_id=12345", token) == (
+            200,
+            {"job_id": "12345", "job_status": "completed", "content": "What is AI?", "error": None},
+        )
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_all_of_the_meta_reaches_the_model(route: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server, fake_upstream() as upstream:
+        await server.model("gpt-model", kind="openai", url=upstream.at("answer"))
+        token = await server.token()
+        await server.ask("POST", route, token, json=ROUTES[route])
+        await server.ask("POST", route, token, json=ROUTES[route] | {"job_id": "2", "meta": {"model": "gpt-model"}})
+
+        first, second = [json.loads(request.body) for request in upstream.requests]
+        messages = CHAT["messages"] if route == "/chat_completion" else [{"role": "user", "content": "What is AI?"}]
+        settings = {"model": "gpt-model", "messages": messages}
+        assert first == settings | {"temperature": 0.5, "max_tokens": 1000, "stop": ["stop"]}
+        assert second == settings | {"temperature": 0.2, "max_tokens": 8096}
+
+
+async def test_the_same_id_and_body_join_the_job_and_another_body_is_refused(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+        asked = {"job_id": "mine", "meta": {"model": "echo/delay=0.2"}, "content": "hello"}
+
+        answers = await asyncio.gather(*(server.ask("POST", "/generate", token, json=asked) for _ in range(20)))
+        assert answers == [(200, {"content": "hello"})] * 20
+        assert (await server.ask("GET", "/api/jobs", token))[1]["total"] == 1
+
+        status, told = await server.ask("POST", "/generate", token, json=asked | {"content": "other"})
+        assert (status, told["code"]) == (409, "job_id_taken")
+        # and somebody else's job is somebody else's
+        other = await server.token(email="other@example.com")
+        assert (await server.ask("GET", "/check_status?job_id=mine", other))[0] == 404
+        assert (await server.ask("POST", "/generate", other, json=asked | {"content": "x"}))[1] == {"content": "x"}
+
+
+@pytest.mark.parametrize("how", [{"params": {"wait": "0"}}, {"headers": {"prefer": "respond-async"}}])
+async def test_who_does_not_wait_gets_a_202_and_looks_again(how: dict[str, Any], tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        await server.model("held", review="always")
+        token = await server.token("admin")
+        asked = {"job_id": "later", "meta": {"model": "held"}, "content": "hello"}
+
+        assert await server.ask("POST", "/generate", token, json=asked, **how) == (
+            202,
+            {"job_id": "later", "job_status": "pending"},
+        )
+
+        async def held() -> dict[str, Any] | None:
+            told = await status_of(server, token, "later")
+            return told if told["job_status"] == "in_review" else None
+
+        assert (await until(held))["content"] is None
+        job = (await server.ask("GET", "/api/jobs", token))[1]["data"][0]
+        await server.ask("POST", "/reviewJob", token, json={"id": job["job_id"], "status": "success"})
+        assert (await status_of(server, token, "later"))["content"] == "hello"
+
+
+async def test_who_waits_for_a_held_answer_gets_it_with_its_verdict(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        await server.model("held", review="always")
+        token, plain = await server.token("admin"), await server.token()
+        asked = {"job_id": "h", "meta": {"model": "held"}, "content": "hello"}
+        waiting = asyncio.ensure_future(server.ask("POST", "/generate", plain, json=asked))
+
+        async def held() -> str | None:
+            listed = (await server.ask("GET", "/api/jobs?status=human", token))[1]["data"]
+            return listed[0]["job_id"] if listed else None
+
+        job_id = await until(held)
+        assert await server.ask("POST", "/generate?wait=0.05", plain, json=asked) == (
+            504,
+            {
+                "detail": f"The answer still waits for a person. Ask for job {job_id} later.",
+                "code": "review_pending",
+                "job_id": job_id,
+            },
+        )
+        await server.ask("POST", "/reviewJob", token, json={"id": job_id, "status": "fail", "reason": "No."})
+        status, told = await waiting
+        assert (status, told["code"]) == (403, "rejected")
+
+
+async def test_a_model_that_fails_is_an_error_and_hangs_nobody(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+        asked = {"job_id": "e", "meta": {"model": "echo/status=400"}, "content": "hello"}
+        status, told = await server.ask("POST", "/generate", token, json=asked)
+        assert status == 400
+        assert told["detail"]
+        found = await status_of(server, token, "e")
+        assert (found["job_status"], found["content"], found["error"]["status"]) == ("error", None, 400)
+
+
+async def test_who_waited_long_enough_is_told_where_to_look_and_the_job_goes_on(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+        asked = {"job_id": "slow", "meta": {"model": "echo/delay=0.5"}, "content": "hello"}
+        status, told = await server.ask("POST", "/generate", token, json=asked, params={"wait": "0.05"})
+        assert (status, told["code"]) == (504, "job_pending")
+        assert (await status_of(server, token, "slow"))["job_status"] in {"pending", "in_progress"}
+        assert await server.ask("POST", "/generate", token, json=asked) == (200, {"content": "hello"})
+
+
+async def test_the_server_answers_others_while_many_wait(tmp_path: Path) -> None:
+    async with live(tmp_path, concurrency=2) as server:
+        token = await server.token()
+        asked = {"meta": {"model": "echo/hang"}, "content": "hello"}
+        waiting = [
+            asyncio.ensure_future(server.ask("POST", "/generate", token, json=asked, params={"wait": "2"}))
+            for _ in range(50)
+        ]
+        assert (await server.ask("GET", "/liveness"))[0] == 200
+        assert not any(one.done() for one in waiting)
+        assert {status for status, _ in await asyncio.gather(*waiting)} == {504}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"job_id": "1"},
+        {"content": 5},
+        {"messages": []},
+        {"messages": "hello"},
+        {"content": "x", "messages": [{}], "job_id": ""},
+        {"content": "x", "messages": [{}], "job_id": "a\x00b"},
+        {"content": "x", "messages": [{}], "job_id": "i" * 256},
+        {"content": "x", "messages": [{}], "job_id": 12345},
+        {"content": "x", "messages": [{}], "meta": {"tokens_limit": 0}},
+        {"content": "x", "messages": [{}], "meta": {"stop_words": "stop"}},
+        {"content": "x", "messages": [{}], "priority": 10},
+    ],
+)
+@pytest.mark.parametrize("route", ROUTES)
+async def test_what_cannot_be_asked_is_refused_with_the_reason(
+    route: str, body: dict[str, Any], tmp_path: Path
+) -> None:
+    async with live(tmp_path) as server:
+        status, told = await server.ask("POST", route, await server.token(), json=body)
+        assert (status, told["code"]) == (400, "bad_request")
+        assert told["detail"]
+
+
+async def test_an_unknown_job_is_a_404(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+        assert (await server.ask("GET", "/check_status?job_id=nobody", token))[0] == 404
+        assert (await server.ask("GET", "/check_status", token))[0] == 400
+
+
+async def test_an_answer_that_comes_before_anybody_waits_for_it_is_not_missed(tmp_path: Path) -> None:
+    """The original subscribed to a notification after it had asked, and missed those that were quick."""
+    async with live(tmp_path) as server:
+        token = await server.token()
+        quick = {"meta": {"model": "echo"}}
+        async with asyncio.timeout(LIMIT_SECONDS):
+            answers = await asyncio.gather(
+                *(server.ask("POST", "/generate", token, json=quick | {"content": str(n)}) for n in range(100))
+            )
+        assert answers == [(200, {"content": str(number)}) for number in range(100)]
+
+
+async def test_a_job_whose_worker_dies_is_answered_by_another_while_its_caller_waits(tmp_path: Path) -> None:
+    """The original's worker took a message off the queue before it was done with it."""
+    environment, port = clean_environment(tmp_path / "data"), free_port()
+
+    def whole_story() -> tuple[Any, list[str]]:
+        with served(environment, tmp_path, port, "--no-work"), worked(environment) as victim:
+            token = first_token(tmp_path)
+            asked = {"job_id": "mine", "content": "hello", "meta": {"model": "echo/delay=1"}}
+            with ThreadPoolExecutor(1) as threads:
+                answer = threads.submit(ask, port, "/generate", token, asked)
+                until_now(lambda: claimed(port, token) or None)
+                victim.send_signal(signal.SIGKILL)
+                with worked(environment):
+                    told = answer.result()
+            [job] = ask(port, "/api/jobs", token)["data"]
+            return told, verbs(port, token, job["job_id"])
+
+    told, happened = await asyncio.to_thread(whole_story)
+    assert told == {"content": "hello"}
+    assert happened == ["submit", "claim", "lapse", "claim", "succeed"]
+
+
+def claimed(port: int, token: str) -> bool:
+    jobs = ask(port, "/api/jobs", token)["data"]
+    return bool(jobs) and jobs[0]["attempt"] == 1

@@ -1,0 +1,268 @@
+"""The OpenAI door, driven by the official client."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import openai
+import pytest
+
+from signoff.core.access import Caller
+from signoff.core.answer import with_text
+from signoff.core.job import Edit, Job
+from signoff.store import JobFilter
+from signoff.work.reviews.desk import VerdictRequest, decide
+from support.live_server import Live, chat, client, live, until
+
+pytestmark = pytest.mark.anyio
+REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
+
+
+async def test_the_official_client_gets_a_plain_answer(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, client(server) as ai:
+        answer = await ai.chat.completions.create(**chat("hello there"))
+        assert answer.choices[0].message.content == "hello there"
+        assert answer.usage is not None
+        assert answer.usage.total_tokens == 4
+
+
+async def test_the_official_client_reads_a_stream(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, client(server) as ai:
+        pieces = [piece async for piece in await ai.chat.completions.create(**chat("one two three", stream=True))]
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "one two three"
+        assert pieces[-1].choices[0].finish_reason == "stop"
+
+
+async def test_the_official_sync_client_works(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+
+        def ask() -> str | None:
+            with openai.OpenAI(base_url=server.url + "/v1", api_key=token) as ai:
+                return ai.chat.completions.create(**chat("hello")).choices[0].message.content
+
+        assert await asyncio.to_thread(ask) == "hello"
+
+
+async def test_models_are_listed_and_found(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, client(server) as ai:
+        await server.model("mine")
+        assert {"mine", "echo"} <= {model.id async for model in ai.models.list()}
+        assert (await ai.models.retrieve("mine")).id == "mine"
+        with pytest.raises(openai.NotFoundError):
+            await ai.models.retrieve("nobody")
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (400, openai.BadRequestError),
+        (401, openai.AuthenticationError),
+        (403, openai.PermissionDeniedError),
+        (404, openai.NotFoundError),
+        (422, openai.UnprocessableEntityError),
+        (429, openai.RateLimitError),
+        (500, openai.InternalServerError),
+        (503, openai.InternalServerError),
+    ],
+)
+async def test_a_models_own_error_has_the_right_class(
+    status: int, expected: type[openai.APIStatusError], tmp_path: Path
+) -> None:
+    async with live(tmp_path) as server, client(server, max_retries=0) as ai:
+        for stream in (False, True):
+            with pytest.raises(expected) as caught:
+                await ai.chat.completions.create(**chat("hello", f"echo/status={status}", stream=stream))
+            assert caught.value.status_code == status
+
+
+async def test_a_stranger_gets_the_right_class(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="wrong") as ai:
+        with pytest.raises(openai.AuthenticationError):
+            await ai.chat.completions.create(**chat("hello"))
+
+
+async def test_a_cut_stream_ends_in_an_error_and_never_in_done(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, client(server, max_retries=0) as ai:
+        got = list[str]()
+        with pytest.raises(openai.APIError, match="middle"):
+            async for piece in await ai.chat.completions.create(**chat("one two three four", "echo/cut", stream=True)):
+                got.append(piece.choices[0].delta.content or "")
+        assert "".join(got).startswith("one")
+        job = await only_job(server)
+        assert job.status == "fail"
+        assert job.error is not None
+        assert job.error.code == "model_cut"
+
+
+async def test_a_plain_call_is_logged_with_its_answer_and_tokens(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, client(server) as ai:
+        raw = await ai.chat.completions.with_raw_response.create(**chat("hello"))
+        job = await only_job(server)
+        assert raw.headers["x-signoff-job"] == job.id
+        assert job.response == raw.content
+        assert job.usage is not None
+        assert (job.status, job.attempt, job.usage.total_tokens) == ("success", 1, 2)
+
+
+async def test_an_answer_waits_for_its_row_when_asked_to(tmp_path: Path) -> None:
+    async with live(tmp_path, log_before_answer=True) as server, client(server) as ai:
+        await ai.chat.completions.create(**chat("hello"))
+        assert len(await server.services.store.jobs.list(JobFilter())) == 1
+
+
+async def test_a_slow_call_has_its_row_while_it_runs(tmp_path: Path) -> None:
+    async with live(tmp_path, log_after_seconds=0.05) as server, client(server) as ai:
+        asking = asyncio.ensure_future(ai.chat.completions.create(**chat("hello", "echo/delay=1")))
+        job = await only_job(server)
+        assert (job.status, job.lease is not None) == ("bot", True)
+        await asking
+        done = await until(lambda: ended(server, job.id))
+        assert [event.verb for event in await server.services.store.jobs.events(job.id)] == ["submit", "succeed"]
+        assert done.status == "success"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("filed", [False, True])
+async def test_a_client_that_leaves_cancels_its_job(stream: bool, filed: bool, tmp_path: Path) -> None:
+    async with live(tmp_path, log_after_seconds=0.05 if filed else 60) as server, client(server) as ai:
+        asking = asyncio.ensure_future(ai.chat.completions.create(**chat("hello", "echo/hang", stream=stream)))
+        if filed:
+            await only_job(server)
+        else:
+            await until(lambda: in_flight(server))
+        asking.cancel()
+        job = await until(lambda: first_ended(server))
+        assert job.error is not None
+        assert (job.status, job.error.code) == ("fail", "cancelled")
+
+
+async def test_a_client_that_leaves_while_its_row_is_written_leaves_one_row(tmp_path: Path) -> None:
+    async with live(tmp_path, log_before_answer=True) as server, client(server, max_retries=0) as ai:
+        # given a store that takes a while to commit
+        written = server.services.store.jobs.insert_ended
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly(*ended: Any, **more: Any) -> Any:
+            done = await written(*ended, **more)
+            begun.set()
+            await go_on.wait()
+            return done
+
+        server.services.store.jobs.insert_ended = slowly  # type: ignore[method-assign]
+        # when the client leaves meanwhile
+        asking = asyncio.ensure_future(ai.chat.completions.create(**chat("hello")))
+        await begun.wait()
+        asking.cancel()
+        # then there is one row, whichever end it tells of
+        await until(lambda: first_ended(server))
+        go_on.set()
+        await only_job(server)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_held_call_gets_the_edited_answer_on_the_same_connection(stream: bool, tmp_path: Path) -> None:
+    async with live(tmp_path, keep_alive_seconds=0.05) as server, client(server) as ai:
+        await server.model("careful", review="always")
+        asking = asyncio.ensure_future(said(ai, chat("secret", "careful", stream=stream)))
+        job = await until(lambda: held(server))
+        edited = Edit(response=_edited(job, "signed off"))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve", edit=edited))
+        assert await asking == "signed off"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_rejected_call_is_told_why(stream: bool, tmp_path: Path) -> None:
+    async with live(tmp_path, keep_alive_seconds=60) as server, client(server, max_retries=0) as ai:
+        await server.model("careful", review="always")
+        asking = asyncio.ensure_future(said(ai, chat("secret", "careful", stream=stream)))
+        job = await until(lambda: held(server))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="reject", reason="not like this"))
+        with pytest.raises(openai.PermissionDeniedError, match="not like this") as caught:
+            await asking
+        assert caught.value.code == "rejected"
+
+
+async def test_a_held_call_that_nobody_reviews_in_time_is_pending_and_goes_on(tmp_path: Path) -> None:
+    async with live(tmp_path, hold_seconds=0.1) as server, client(server, max_retries=0) as ai:
+        await server.model("careful", review="always")
+        with pytest.raises(openai.APIStatusError) as caught:
+            await ai.chat.completions.create(**chat("secret", "careful"))
+        response = caught.value.response
+        job = await only_job(server)
+        assert (caught.value.status_code, caught.value.code) == (504, "review_pending")
+        assert response.headers["location"] == f"/api/jobs/{job.id}"
+        assert response.headers["x-should-retry"] == "false"
+        assert job.status == "human"
+
+
+async def test_a_call_that_is_sent_back_is_asked_again_and_held_again(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, client(server) as ai:
+        await server.model("careful", review="always")
+        asking = asyncio.ensure_future(said(ai, chat("first", "careful")))
+        job = await until(lambda: held(server))
+        payload = Edit(payload=_raw(chat("second", "careful")))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="redo", edit=payload))
+        again = await until(lambda: held(server, round=2))
+        await decide(server.services, REVIEWER, again.id, VerdictRequest(verdict="approve"))
+        assert await asking == "second"
+
+
+async def test_the_same_key_joins_the_same_job(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, client(server, max_retries=0) as ai:
+        headers = {"Idempotency-Key": "one"}
+        request = chat("hello", "echo/delay=0.1")
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(ai.chat.completions.create(**request, extra_headers=headers)) for _ in range(5)]
+        assert {task.result().id for task in asked} == {asked[0].result().id}
+        await only_job(server)
+        with pytest.raises(openai.UnprocessableEntityError):
+            await ai.chat.completions.create(**chat("other", "echo"), extra_headers=headers)
+
+
+async def said(ai: Any, request: dict[str, Any]) -> str:
+    answer = await ai.chat.completions.create(**request)
+    if not request.get("stream"):
+        return answer.choices[0].message.content
+    return "".join([piece.choices[0].delta.content or "" async for piece in answer])
+
+
+async def only_job(server: Live) -> Job:
+    """The one job that there is, as soon as it is written."""
+
+    async def look() -> Job | None:
+        found = await server.services.store.jobs.list(JobFilter())
+        assert len(found) <= 1
+        return found[0] if found else None
+
+    return await until(look)
+
+
+async def held(server: Live, round: int = 1) -> Job | None:  # noqa: A002
+    found = await server.services.store.jobs.list(JobFilter(status="human"))
+    return found[0] if found and found[0].round == round else None
+
+
+async def ended(server: Live, job_id: str) -> Job | None:
+    job = await server.services.store.jobs.get(job_id)
+    return job if job and job.is_terminal else None
+
+
+async def first_ended(server: Live) -> Job | None:
+    found = await server.services.store.jobs.list(JobFilter())
+    return found[0] if found and found[0].is_terminal else None
+
+
+async def in_flight(server: Live) -> bool | None:
+    return bool(server.services.runtime.inflight_calls._calls) or None
+
+
+def _edited(job: Job, text: str) -> str:
+    return with_text(job.response or b"", text).decode()
+
+
+def _raw(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,110 @@
+"""Errors as the official client sees them: the class, the code, the headers, and whether it asks again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import openai
+import pytest
+
+from fakes.upstream import fake_upstream
+from signoff.core.job import Job
+from signoff.core.model import Timeouts
+from signoff.store import JobFilter
+from support.live_server import Live, chat, live, until
+
+pytestmark = pytest.mark.anyio
+CLASSES = {
+    400: openai.BadRequestError,
+    401: openai.AuthenticationError,
+    403: openai.PermissionDeniedError,
+    404: openai.NotFoundError,
+    409: openai.ConflictError,
+    422: openai.UnprocessableEntityError,
+    429: openai.RateLimitError,
+    500: openai.InternalServerError,
+    502: openai.InternalServerError,
+    503: openai.InternalServerError,
+    504: openai.InternalServerError,
+}
+
+
+async def failure(
+    server: Live, model: str = "bad", *, stream: bool = False, max_retries: int = 0
+) -> openai.APIStatusError:
+    """What the official client raises."""
+    key = await server.token()
+    async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=key, max_retries=max_retries) as ai:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await ai.chat.completions.create(**chat("hello", model, stream=stream))
+        return caught.value
+
+
+@pytest.mark.parametrize("status", CLASSES)
+async def test_every_status_has_its_class_and_the_headers_that_name_the_job(status: int, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        for stream in (False, True):
+            error = await failure(server, f"echo/status={status}", stream=stream)
+            assert type(error) is CLASSES[status]
+            assert error.request_id
+            assert error.response.headers["x-signoff-model"] == "echo"
+            job = await server.services.store.jobs.get(error.response.headers["x-signoff-job"])
+            assert job is None or job.status == "fail"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("behaviour", "status", "code"),
+    [
+        ("hang-before-headers", 504, "model_timed_out"),
+        ("slow-headers", 504, "model_timed_out"),
+        ("hang-after-headers", 504, "model_timed_out"),
+        ("leave", 502, "model_unreachable"),
+        ("html", 502, "model_garbled"),
+        ("not-json", 502, "model_garbled"),
+        ("not-http", 502, "model_garbled"),
+        ("deep", 502, "model_garbled"),
+        ("huge-body", 502, "model_garbled"),
+        ("redirect", 502, "model_garbled"),
+        ("too-many", 429, "rate_limited"),
+        ("broken", 500, "model_error"),
+        ("broken-in-html", 500, "model_error"),
+        ("broken-by-number", 400, "400"),
+    ],
+)
+async def test_every_fault_of_a_model_has_its_error_and_leaves_no_connection(
+    behaviour: str, status: int, code: str, stream: bool, tmp_path: Path
+) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        quick = Timeouts(first_byte_seconds=0.3, between_chunks_seconds=0.3)
+        timeouts = quick if status == 504 else Timeouts()
+        await server.model("bad", kind="openai", url=fake.at(behaviour), timeouts=timeouts, attempts=1)
+        error = await failure(server, stream=stream)
+        assert (type(error), error.status_code, error.code) == (CLASSES[status], status, code)
+        assert isinstance(error.code, str)
+        job = await until(lambda: an_ended(server))
+        assert job.id == error.response.headers["x-signoff-job"]
+        assert job.error is not None
+        assert job.error.status == status
+
+
+async def test_the_wait_that_a_model_asks_for_is_passed_on(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        for told, passed in (("7", "7"), ("0.2", "1"), ("0", "0")):
+            error = await failure(server, f"echo/status=429,retry_after={told}")
+            assert error.response.headers.get_list("retry-after") == [passed]
+
+
+@pytest.mark.parametrize(("behaviour", "calls"), [("html", 1), ("leave", 3)])
+async def test_the_client_asks_again_only_where_that_can_help(behaviour: str, calls: int, tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        await server.model("bad", kind="openai", url=fake.at(behaviour), attempts=1)
+        error = await failure(server, max_retries=2)
+        assert error.status_code == 502
+        assert ("x-should-retry" in error.response.headers) == (calls == 1)
+        assert len(fake.requests) == calls
+
+
+async def an_ended(server: Live) -> Job | None:
+    found = await server.services.store.jobs.list(JobFilter())
+    return found[0] if found and found[0].is_terminal else None

@@ -1,0 +1,204 @@
+"""The list of faults of a model, at the OpenAI door: each is the right class in the official client, with the right
+code; the connection to the model is closed at once; and no fault takes more than a bounded memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import openai
+import pytest
+
+from fakes.behaviours import EVENTS, bomb
+from fakes.upstream import fake_upstream
+from signoff.core.job import Job
+from signoff.core.model import Timeouts
+from signoff.store import JobFilter
+from support import processes
+from support.live_server import Live, chat, live, until
+
+pytestmark = pytest.mark.anyio
+LATE = Timeouts(first_byte_seconds=0.5)
+STALLED = Timeouts(between_chunks_seconds=0.5)
+# Faults that only a limit ends. All others have a model's usual limits, so that no slow machine runs into them.
+TIMEOUTS = {
+    "hang-before-headers": LATE,
+    "slow-headers": LATE,
+    "slow-status": LATE,
+    "hang-after-headers": msgspec.structs.replace(LATE, between_chunks_seconds=0.5),
+    "hang-mid-body": STALLED,
+    "hang-mid-stream": STALLED,
+    "flood": Timeouts(total_seconds=1),
+}
+SERVER = openai.InternalServerError
+# What goes wrong before the first event has a status of its own, whether a stream was asked for or not.
+BEFORE: dict[str, tuple[type[openai.APIStatusError], int, str]] = {
+    "leave": (SERVER, 502, "model_unreachable"),
+    "hang-before-headers": (SERVER, 504, "model_timed_out"),
+    "slow-headers": (SERVER, 504, "model_timed_out"),
+    "slow-status": (SERVER, 504, "model_timed_out"),
+    "huge-headers": (SERVER, 502, "model_garbled"),
+    "hang-after-headers": (SERVER, 504, "model_timed_out"),
+    "hang-mid-body": (SERVER, 504, "model_timed_out"),
+    "cut-body": (SERVER, 502, "model_cut"),
+    "huge-body": (SERVER, 502, "model_garbled"),
+    "gzip-bomb": (SERVER, 502, "model_garbled"),
+    "not-chunks": (SERVER, 502, "model_garbled"),
+    "not-http": (SERVER, 502, "model_garbled"),
+    "html": (SERVER, 502, "model_garbled"),
+    "speech": (SERVER, 502, "model_garbled"),
+    "redirect": (SERVER, 502, "model_garbled"),
+    "too-many": (openai.RateLimitError, 429, "rate_limited"),
+    "broken": (SERVER, 500, "model_error"),
+    "broken-by-number": (openai.BadRequestError, 400, "400"),
+}
+# What goes wrong after it is the last event of its stream.
+AFTER = {
+    "cut-stream": "model_cut",
+    "cut-event": "model_cut",
+    "reset-stream": "model_cut",
+    "hang-mid-stream": "model_timed_out",
+    "not-an-event": "model_garbled",
+    "not-an-utf8-event": "model_garbled",
+    "endless-event": "model_garbled",
+    "flood": "model_timed_out",
+    "error-in-stream": "507",
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", BEFORE)
+async def test_a_fault_before_the_first_event_has_its_class_and_its_code(
+    fault: str, stream: bool, tmp_path: Path
+) -> None:
+    kind, status, code = BEFORE[fault]
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at(fault)) as ai:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await ai.chat.completions.create(**chat("hello", "bad", stream=stream))
+        error = caught.value
+        assert (type(error), error.status_code, error.code) == (kind, status, code)
+        assert error.request_id
+        assert error.response.headers.get("retry-after") == ("7" if fault == "too-many" else None)
+        assert fault in KEPT_ALIVE or await fake.all_closed()
+        await says(server, code, error.response.headers["x-signoff-job"])
+
+
+# What was read to its end leaves a connection as good as new.
+KEPT_ALIVE = {"html", "speech", "redirect", "too-many", "broken", "broken-by-number"}
+
+
+@pytest.mark.parametrize("fault", AFTER)
+async def test_a_fault_after_the_first_event_ends_the_stream_in_an_error(fault: str, tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at(fault)) as ai:
+        got = list[Any]()
+        with pytest.raises(openai.APIError) as caught:
+            async for piece in await ai.chat.completions.create(**chat("hello", "bad", stream=True)):
+                got.append(piece)
+        assert caught.value.code == AFTER[fault]
+        assert fault == "flood" or 1 <= len(got) < len(EVENTS)
+        assert fault in FINISHED or await fake.all_closed()
+        await says(server, AFTER[fault])
+
+
+async def test_a_chunk_that_is_none_ends_the_call(tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at("bad-chunk")) as ai:
+        with pytest.raises(openai.APIError) as caught:
+            async for _ in await ai.chat.completions.create(**chat("hello", "bad", stream=True)):
+                pass
+        # It may come with the head, in one packet; then nothing of it can be read.
+        assert caught.value.code in {"model_cut", "model_garbled"}
+        assert await fake.all_closed()
+        await says(server, str(caught.value.code))
+
+
+FINISHED = {"not-an-event", "not-an-utf8-event", "error-in-stream"}
+
+
+def client(server: Live, url: str) -> Client:
+    return Client(server, url)
+
+
+class Client:
+    """The official client, of a server with the model `bad`."""
+
+    def __init__(self, server: Live, url: str) -> None:
+        self._server = server
+        self._url = url
+
+    async def __aenter__(self) -> openai.AsyncOpenAI:
+        timeouts = TIMEOUTS.get(self._url.rpartition("/")[2], Timeouts())
+        await self._server.model("bad", kind="openai", url=self._url, timeouts=timeouts, attempts=1)
+        key = await self._server.token()
+        self._client = openai.AsyncOpenAI(base_url=self._server.url + "/v1", api_key=key, max_retries=0)
+        return self._client
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+
+async def says(server: Live, code: str, job_id: str | None = None) -> None:
+    """Waits for the job's end, which tells of the same fault."""
+
+    async def look() -> Job | None:
+        found = await server.services.store.jobs.list(JobFilter())
+        return found[0] if found and found[0].is_terminal else None
+
+    job = await until(look)
+    assert job_id in {None, job.id}
+    assert job.error is not None
+    assert job.status == "fail"
+    assert job.error.code == (code if code.startswith("model_") else "model_error")
+
+
+HEAVY = ["huge-body", "gzip-bomb", "endless-event", "huge-headers"]
+BOUND_MB = 300
+
+
+def test_no_fault_takes_a_server_more_than_a_bounded_memory(tmp_path: Path) -> None:
+    assert len(bomb()) < 10_000_000
+    asyncio.run(_take(tmp_path))
+
+
+async def _take(tmp_path: Path) -> None:
+    """A real server is given every heavy fault, plain and streamed, two at a time."""
+    environment = processes.clean_environment(tmp_path / "data")
+    port = processes.free_port()
+    async with fake_upstream() as fake:
+        for fault in HEAVY:
+            add = ("model", "add", fault, "--kind", "openai", "--url", fake.at(fault))
+            await asyncio.to_thread(processes.signoff, environment, *add)
+        serving = processes.served(environment, tmp_path, port)
+        server = await asyncio.to_thread(serving.__enter__)
+        try:
+            token = await asyncio.to_thread(processes.first_token, tmp_path)
+            before_mb = _peak_mb(server.pid)
+            async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=token, max_retries=0) as ai:
+                for fault in HEAVY:
+                    asked = [_asked(ai, fault, stream=stream) for stream in (False, True)]
+                    async with asyncio.TaskGroup() as group:
+                        for each in asked:
+                            group.create_task(each)
+            grown_mb = _peak_mb(server.pid) - before_mb
+            assert grown_mb < BOUND_MB, f"{grown_mb} MB"
+            assert server.poll() is None
+        finally:
+            await asyncio.to_thread(serving.__exit__, None, None, None)
+
+
+async def _asked(ai: openai.AsyncOpenAI, fault: str, *, stream: bool) -> None:
+    with pytest.raises(openai.APIError):
+        answer = await ai.chat.completions.create(**chat("hello", fault, stream=stream))
+        if stream:
+            async for _ in answer:
+                pass
+
+
+def _peak_mb(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) // 1024

@@ -1,0 +1,174 @@
+"""Signing in and out, and the first page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signoff.core.api_tokens import digest
+from signoff.core.binary import BinaryBody, encode_binary
+from signoff.core.job import STATUSES
+from signoff.store import JobFilter
+from signoff.work.admin.people import create_user, sign_in_link
+from support.live_server import Live, chat, live, until
+from support.stores import a_step, leased
+
+pytestmark = pytest.mark.anyio
+
+
+async def session(server: Live, role: str = "admin") -> dict[str, str]:
+    """The headers of a browser that has signed in with a link."""
+    user = await create_user(server.services, f"{role}@example.com", role)  # type: ignore[arg-type]
+    link = await sign_in_link(server.services, user)
+    async with server.http.get(server.url + link, allow_redirects=False) as response:
+        assert (response.status, response.headers["location"]) == (303, "/")
+        cookie = response.headers["set-cookie"]
+    server.http.cookie_jar.clear()
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    return {"cookie": cookie.split(";")[0]}
+
+
+async def test_a_sign_in_link_works_once(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        user = await create_user(server.services, "a@example.com", "admin")
+        link = await sign_in_link(server.services, user)
+        for status in (303, 401):
+            async with server.http.get(server.url + link, allow_redirects=False) as response:
+                assert response.status == status
+
+
+async def test_a_session_is_signed_in_until_it_ends(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        headers = await session(server)
+        assert (await server.ask("GET", "/jobs", headers=headers))[0] == 200
+        assert (await server.ask("DELETE", "/api/session", headers=headers))[0] == 200
+        assert (await server.ask("GET", "/jobs", headers=headers))[0] == 401
+
+
+async def test_a_password_signs_in_and_a_wrong_one_does_not(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        await create_user(server.services, "a@example.com", "user", "correct horse")
+        for email, password, status in (
+            ("a@example.com", "correct horse", 200),
+            ("A@Example.com", "correct horse", 200),
+            ("a@example.com", "wrong", 401),
+            ("nobody@example.com", "wrong", 401),
+        ):
+            body = {"email": email, "password": password}
+            assert (await server.ask("POST", "/api/session", json=body))[0] == status
+        assert (await server.ask("POST", "/api/session", data=b"{"))[0] == 400
+
+
+async def test_a_forged_request_with_a_session_is_refused(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        headers = await session(server)
+        for forged in ({"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"origin": "http://evil"}):
+            body: dict[str, Any] = {"json": chat("hello"), "headers": headers | forged}
+            assert (await server.ask("POST", "/enqueue", **body))[0] == 403
+            assert (await server.ask("POST", "/v1/chat/completions", **body))[0] == 403
+        same = headers | {"sec-fetch-site": "same-origin"}
+        assert (await server.ask("POST", "/v1/chat/completions", json=chat("hello"), headers=same))[0] == 200
+
+
+async def test_a_session_token_and_a_link_are_no_api_tokens(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        headers = await session(server)
+        token = headers["cookie"].partition("=")[2]
+        assert (await server.ask("GET", "/jobs", token))[0] == 401
+        api = await server.token()
+        assert (await server.ask("GET", "/jobs", headers={"cookie": f"signoff_session={api}"}))[0] == 401
+
+
+async def test_a_token_that_is_switched_off_stops_working_within_a_second(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+        assert (await server.ask("GET", "/jobs", token))[0] == 200
+        await server.services.store.people.end_token(digest(token))
+
+        async def refused() -> bool | None:
+            return (await server.ask("GET", "/jobs", token))[0] == 401 or None
+
+        await until(refused)
+
+
+async def test_the_first_page_shows_a_stranger_nothing_but_the_way_in(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        status, page = await server.ask("GET", "/")
+        assert status == 200
+        assert "Sign in" in page
+        assert "<form" not in page
+
+
+async def test_an_answer_is_edited_and_approved_on_the_first_page(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        # given a hostile question that waits for a person
+        token = await server.token()
+        body = {"input": "<script>alert(1)</script> & more", "model": "echo"}
+        _, told = await server.ask("POST", "/enqueue", token, json=body)
+        reviewer = await server.token("reviewer")
+        await server.job_when(reviewer, told["job_id"], lambda job: job["status"] == "human")
+        # when a reviewer opens the page, it is text and not code
+        headers = await session(server)
+        _, page = await server.ask("GET", "/", headers=headers)
+        assert "<script>" not in page
+        assert "&lt;script&gt;" in page
+        # and when the form is sent with another answer
+        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+        form = fields | {"answer": "line one\r\nline two", "verdict": "approve", "reason": ""}
+        headers |= {"sec-fetch-site": "same-origin"}
+        status, _ = await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
+        assert status == 303
+        _, job = await server.ask("GET", f"/job?id={told['job_id']}", token)
+        assert job["response"]["choices"][0]["message"]["content"] == "line one\nline two"
+        # then a second click finds it decided
+        status, _ = await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
+        assert status == 409
+
+
+async def test_the_first_page_asks_the_store_only_for_what_it_shows(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        headers, jobs, asked = await session(server), server.services.store.jobs, list[str]()
+
+        def noted(name: str, read: Callable[[JobFilter], Awaitable[Any]]) -> Any:
+            def noting(which: JobFilter) -> Awaitable[Any]:
+                asked.append(name)
+                return read(which)
+
+            return noting
+
+        jobs.list, jobs.count = noted("list", jobs.list), noted("count", jobs.count)  # type: ignore[method-assign]
+
+        assert (await server.ask("GET", "/", headers=headers))[0] == 200
+        assert sorted(asked) == ["count"] * len(STATUSES) + ["list"] * 2
+
+
+async def test_what_is_no_text_is_shown_by_its_kind_and_size(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        # given a held job with sound in its question and its answer
+        headers, store = await session(server), server.services.store
+        sound = encode_binary(BinaryBody("audio/wav; rate=8000", b"\0" * 1000))
+        job = await leased(store, body=sound)
+        await store.jobs.transition(job.id, a_step("hold", changes={"response": sound}))
+        # when a reviewer opens the page and approves the answer as it is shown
+        _, page = await server.ask("GET", "/", headers=headers)
+        assert page.count("audio/wav, 1000 bytes") == 4
+        assert "AAAA" not in page
+        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+        form = fields | {"answer": "audio/wav, 1000 bytes", "verdict": "approve", "reason": ""}
+        headers |= {"sec-fetch-site": "same-origin"}
+        status, _ = await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
+        # then nothing is edited
+        assert status == 303
+        assert (await store.jobs.get(job.id)).response == sound
+
+
+async def test_the_page_may_load_nothing_from_elsewhere(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        async with server.http.get(server.url + "/") as response:
+            assert "default-src 'self'" in response.headers["content-security-policy"]
+        assert (await server.ask("GET", "/static/signoff.css"))[0] == 200

@@ -1,0 +1,259 @@
+"""The native door to streams: declared at run time, changed, forgotten; what is never shown; the AsyncAPI document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
+
+from contracts.test_transport import asked
+from fakes.topic_clients import RabbitClient
+from signoff.core.stream import Stream, public_address, stream_fault
+from signoff.settings import BadSettings, load
+from support.live_server import live, until
+
+pytestmark = pytest.mark.anyio
+
+STREAM = {"name": "one", "url": "amqp://ann:p4ssword@127.0.0.1:9/", "requests": "in", "responses": "out"}
+
+
+@pytest.fixture
+async def wire(rabbitmq_url: str, prefix: str, anyio_backend: object) -> AsyncIterator[RabbitClient]:
+    """Yield the other side of a stream through RabbitMQ."""
+    async with RabbitClient(rabbitmq_url, prefix).connected() as wire:
+        yield wire
+
+
+def named(wire: RabbitClient, name: str = "one") -> dict[str, Any]:
+    return {"name": name, "url": wire.url, "requests": wire.requests, "responses": wire.responses}
+
+
+async def test_a_stream_that_is_declared_at_run_time_is_listened_to_within_a_second_until_it_is_forgotten(
+    tmp_path: Path, wire: RabbitClient
+) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token("admin")
+        status, told = await server.ask("POST", "/api/streams", token, json=named(wire))
+        assert (status, told["transport"], told["declared"]) == (201, "rabbitmq", "at run time")
+
+        async def is_listened_to() -> bool | None:
+            return (await server.ask("GET", "/api/streams/one", token))[1]["listening"] or None
+
+        await until(is_listened_to)
+        await wire.send(asked())
+        assert (await wire.get()).body["status_code"] == 200
+
+        # changed: it listens to another queue
+        assert (await server.ask("PATCH", "/api/streams/one", token, json={"max_handlers": 2}))[1]["max_handlers"] == 2
+        await wire.send(asked("after the change"))
+        assert (await wire.get()).body["metadata"] == {"n": "after the change"}
+
+        assert (await server.ask("DELETE", "/api/streams/one", token))[0] == 204
+        assert (await server.ask("GET", "/api/streams/one", token))[0] == 404
+
+        async def is_gone() -> bool | None:
+            return "stream:one" not in (await server.ask("GET", "/health/ready"))[1] or None
+
+        await until(is_gone)
+
+
+async def test_the_address_is_never_shown_nor_logged_nor_kept_in_clear(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token("admin")
+        told = [await server.ask("POST", "/api/streams", token, json=STREAM)]
+        told += [await server.ask("GET", path, token) for path in ("/api/streams", "/api/streams/one")]
+        told += [await server.ask("PATCH", "/api/streams/one", token, json={"max_handlers": 3})]
+        told += [await server.ask("GET", "/schema/asyncapi.json", token)]
+
+        async def trouble() -> bool | None:
+            seen = await server.ask("GET", "/api/streams/one", token)
+            told.append(seen)
+            return seen[1]["trouble"] not in {None, "This process does not listen."} or None
+
+        await until(trouble)
+        assert [status for status, _ in told[:5]] == [201, 200, 200, 200, 200]
+        assert "127.0.0.1:9" in str(told)
+        assert "p4ssword" not in str(told)
+    said = capsys.readouterr()
+    assert "p4ssword" not in said.out + said.err
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("signoff.db*"))
+    assert b"p4ssword" not in kept
+
+
+async def test_streams_are_for_admins(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        assert (await server.ask("POST", "/api/streams", admin, json=STREAM))[0] == 201
+        for role in ("user", "reviewer"):
+            token = await server.token(role)
+            for method, path, body in (
+                ("GET", "/api/streams", None),
+                ("POST", "/api/streams", STREAM | {"name": "two"}),
+                ("GET", "/api/streams/one", None),
+                ("PATCH", "/api/streams/one", {"max_handlers": 1}),
+                ("DELETE", "/api/streams/one", None),
+                ("GET", "/schema/asyncapi.json", None),
+            ):
+                assert (await server.ask(method, path, token, json=body))[0] == 403, (role, method, path)
+                assert (await server.ask(method, path, json=body))[0] == 401
+        assert len((await server.ask("GET", "/api/streams", admin))[1]["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        {"name": "a b"},
+        {"name": ""},
+        {"url": "http://h/"},
+        {"url": "amqp:"},
+        {"url": "amqp://[::"},
+        {"requests": ""},
+        {"requests": "out"},
+        {"responses": "a b"},
+        {"max_handlers": 0},
+        {"max_handlers": 1001},
+        {"backoff_max_seconds": 0},
+        {"as": "nobody@example.com"},
+        {"colour": "blue"},
+        {"requests": 5},
+    ],
+)
+async def test_what_is_no_stream_is_refused_with_the_reason(tmp_path: Path, flaw: dict[str, Any]) -> None:
+    async with live(tmp_path) as server:
+        status, told = await server.ask("POST", "/api/streams", await server.token("admin"), json=STREAM | flaw)
+        assert (status, told["code"]) == (400, "bad_request")
+        assert "p4ssword" not in str(told)
+
+
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [
+        ("amqp://ann:p4ss/word@h:5672/", None),
+        ("amqp://ann:12/34@h/", None),
+        ("redis://:p4ss?word@h", None),
+        ("redis://:p4ss#word@h", None),
+        ("amqp://ann:p4ss%2Fword@h/v", "h"),
+        ("kafka://ann:p4ss@h-1.example:9092,h_2", "h-1.example:9092,h_2"),
+        ("nats://[::1]:4222,127.0.0.1:4222", "[::1]:4222,127.0.0.1:4222"),
+        ("nats://h:port", None),
+    ],
+)
+def test_no_part_of_a_password_is_taken_for_a_host(url: str, seen: str | None) -> None:
+    scheme, host = public_address(url)
+    stream = Stream(name="one", scheme=scheme, host=host, sealed=b"", requests="in", responses="out")
+    assert (host if stream_fault(stream) is None else None) == seen
+
+
+async def test_a_stream_of_the_settings_is_not_changed_at_run_time_and_none_is_there_twice(tmp_path: Path) -> None:
+    async with live(tmp_path, streams=[STREAM]) as server:
+        token = await server.token("admin")
+        assert (await server.ask("GET", "/api/streams/one", token))[1]["declared"] == "settings"
+        assert (await server.ask("POST", "/api/streams", token, json=STREAM))[0] == 409
+        assert (await server.ask("PATCH", "/api/streams/one", token, json={"max_handlers": 1}))[0] == 409
+        assert (await server.ask("DELETE", "/api/streams/one", token))[0] == 409
+        assert (await server.ask("DELETE", "/api/streams/two", token))[0] == 404
+        assert (await server.ask("PATCH", "/api/streams/two", token, json={}))[0] == 404
+
+
+async def test_the_topics_are_described_as_asyncapi_3_has_it(tmp_path: Path) -> None:
+    async with live(tmp_path, streams=[STREAM, STREAM | {"name": "two.b", "url": "rediss://h/"}]) as server:
+        status, told = await server.ask("GET", "/schema/asyncapi.json", await server.token("admin"))
+        assert (status, told["asyncapi"]) == (200, "3.0.0")
+        # FastStream insists on a path, which AsyncAPI 3.0.0 leaves to choose
+        servers = {name: server | {"pathname": ""} for name, server in told["servers"].items()}
+        ApplicationSchema.model_validate(told | {"servers": servers})
+        assert told["servers"]["two_b"] == {"host": "h", "protocol": "redis"}
+        assert {channel["address"] for channel in told["channels"].values()} == {"in", "out"}
+        # and every reference leads somewhere
+        references = set(find_references(told))
+        assert references
+        for reference in references:
+            place: Any = told
+            for step in reference.removeprefix("#/").split("/"):
+                place = place[step]
+
+
+def find_references(told: Any) -> list[str]:
+    """Every `$ref` in a document."""
+    if isinstance(told, dict):
+        own = [told["$ref"]] if "$ref" in told else []
+        return own + [found for value in told.values() for found in find_references(value)]
+    return [found for value in told for found in find_references(value)] if isinstance(told, list) else []
+
+
+async def test_the_pages_example_in_is_the_pages_example_out(tmp_path: Path, wire: RabbitClient) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "streams.md").read_text()
+    given, told = (page.split(f"<!-- {part} -->\n```json\n")[1].split("```")[0] for part in ("in", "out"))
+    async with live(tmp_path, streams=[named(wire)]) as server:
+        await server.model("my-model")
+        await wire.send(given.encode())
+        answer, expected = (await wire.get()).body, json.loads(told)
+        assert answer.keys() == expected.keys()
+        assert (answer["status_code"], answer["metadata"]) == (expected["status_code"], expected["metadata"])
+        assert answer["body"]["choices"][0].keys() >= expected["body"]["choices"][0].keys()
+
+
+def test_the_pages_settings_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "streams.md").read_text()
+    (tmp_path / "signoff.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
+    [stream] = load().declared_streams(str.encode)
+    assert (stream.name, stream.transport, stream.host) == ("batch", "rabbitmq", "127.0.0.1:5672")
+    assert (stream.user, stream.max_handlers, stream.backoff_max_seconds) == ("batch@example.com", 16, 30)
+
+
+@pytest.mark.parametrize("flaw", ['url = "ftp://h"', 'colour = "blue"', "max_handlers = 0"])
+def test_a_stream_in_the_settings_that_cannot_be_is_an_error_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flaw: str
+) -> None:
+    stream = {name: value for name, value in STREAM.items() if not flaw.startswith(name)}
+    lines = [f'{name} = "{value}"' for name, value in stream.items()]
+    (tmp_path / "signoff.toml").write_text("\n".join(["[[streams]]", *lines, flaw]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadSettings) as raised:
+        load()
+    assert "streams" in str(raised.value)
+    assert "p4ssword" not in str(raised.value)
+
+
+def test_two_streams_of_one_name_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGNOFF_STREAMS", json.dumps([STREAM, STREAM]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadSettings, match="two streams 'one'"):
+        load()
+
+
+async def test_a_server_without_streams_never_loads_faststream(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    program = "import sys, signoff.asgi; sys.exit('faststream' in sys.modules or 'aiokafka' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False, cwd=tmp_path).returncode == 0
+
+
+async def test_the_every_door_rule_for_messages(tmp_path: Path, wire: RabbitClient) -> None:
+    """A message's job is that of any other door: same row, but for the door and what it is called."""
+    async with live(tmp_path, streams=[named(wire)]) as server:
+        token = await server.token("admin")
+        body = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+        message = {"path": "/v1/chat/completions", "metadata": {"a": 1}, "body": body}
+        await wire.send(json.dumps(message).encode())
+        await wire.get()
+        asked_here = {"target": "echo", "metadata": {"a": 1}, "body": body}
+        _, job = await server.ask("POST", "/api/jobs", token, json=asked_here)
+        native = await server.job_when(token, job["job_id"], lambda job: job["status"] == "success")
+        [told] = [
+            job for job in (await server.ask("GET", "/api/jobs", token))[1]["data"] if job["job_id"] != job_id(native)
+        ]
+        same = {"status", "payload", "response", "model", "error", "metadata", "round"}
+        assert {name: told[name] for name in same} == {name: native[name] for name in same}
+
+
+def job_id(job: dict[str, Any]) -> str:
+    return job["job_id"]

@@ -1,0 +1,180 @@
+"""Real processes on one database: killed at the worst moment, started again, many at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sqlite3
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from pathlib import Path
+from random import Random
+from subprocess import Popen
+from typing import Any
+
+import pytest
+
+from fakes.programs import HTTP_MODEL
+from signoff.core.job import TERMINAL, TRANSITIONS
+from support.processes import (
+    WAIT_SECONDS,
+    ask,
+    clean_environment,
+    first_token,
+    free_port,
+    served,
+    signoff,
+    until,
+    verbs,
+    worked,
+)
+
+SUBMITTERS = 6
+ENOUGH = 60
+ENDS = {verb for verb, move in TRANSITIONS.items() if TERMINAL & set(move.targets)} - {"lapse"}
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return clean_environment(tmp_path / "data")
+
+
+def test_a_killed_server_answers_once_when_it_is_started_again(environment: dict[str, str], tmp_path: Path) -> None:
+    # given a job that a worker is busy with
+    port = free_port()
+    with served(environment, tmp_path, port) as server:
+        token = first_token(tmp_path)
+        payload = {"messages": [{"role": "user", "content": "hello"}], "model": "echo/delay=3"}
+        job_id = ask(port, "/enqueue", token, payload)["job_id"]
+        until(lambda: verbs(port, token, job_id) == ["submit", "claim"] or None)
+        # when the server is killed, and another one started
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+    with served(environment, tmp_path, port):
+        job = until(lambda: when_not(port, token, job_id, "bot"))
+        # then the job is answered, by one attempt, after the other one lapsed
+        assert job["status"] == "human"
+        assert verbs(port, token, job_id) == ["submit", "claim", "lapse", "claim", "hold"]
+
+
+def test_no_model_process_outlives_a_killed_server(environment: dict[str, str], tmp_path: Path) -> None:
+    port = free_port()
+    command = f"{sys.executable} {HTTP_MODEL} --port {{port}}"
+    signoff(environment, "model", "add", "mine", "--kind", "subprocess", "--serve", "--command", command)
+    with served(environment, tmp_path, port) as server:
+        token = signoff(environment, "token", "create", "a@example.com", "--quiet").strip()
+        chat = {"model": "mine", "messages": [{"role": "user", "content": "hello"}]}
+        ask(port, "/v1/chat/completions", token, chat)
+        assert children_running(HTTP_MODEL)
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+    until(lambda: not children_running(HTTP_MODEL) or None)
+
+
+def test_four_processes_write_one_file_and_lose_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    # given a server, two workers, and a command line that makes tokens, all on one file
+    port, count = free_port(), 60
+    with served(environment, tmp_path, port), worked(environment), worked(environment):
+        token = first_token(tmp_path)
+        payload = {"messages": [{"role": "user", "content": "hello"}], "model": "echo"}
+        with ThreadPoolExecutor(5) as pool:
+            tokens = pool.submit(make_tokens, environment, 4)
+            asked = list(pool.map(lambda _: ask(port, "/enqueue", token, payload)["job_id"], range(count)))
+            made = tokens.result()
+        # then every job is answered once, and every token works
+        for job_id in asked:
+            assert until(lambda job_id=job_id: when_not(port, token, job_id, "bot"))["status"] == "human"
+            assert verbs(port, token, job_id) == ["submit", "claim", "hold"]
+        for other in made:
+            assert ask(port, "/v1/models", other)["object"] == "list"
+    # and the file is whole
+    with sqlite3.connect(tmp_path / "data" / "signoff.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert database.execute("SELECT count(*) FROM jobs").fetchone() == (count,)
+
+
+def test_a_worker_that_is_stopped_gives_its_job_back(environment: dict[str, str], tmp_path: Path) -> None:
+    port = free_port()
+    with served(environment, tmp_path, port, "--no-work"):
+        token = first_token(tmp_path)
+        with worked(environment | {"SIGNOFF_DRAIN_SECONDS": "0.2"}) as worker:
+            payload = {"body": {"messages": []}, "target": "echo/delay=5"}
+            job_id = ask(port, "/api/jobs", token, payload)["job_id"]
+            until(lambda: verbs(port, token, job_id) == ["submit", "claim"] or None)
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(WAIT_SECONDS) == 0
+        assert verbs(port, token, job_id) == ["submit", "claim", "release"]
+        assert ask(port, f"/api/jobs/{job_id}", token)["attempt"] == 0
+
+
+def test_a_kill_right_after_an_acknowledgement_loses_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    port = free_port()
+    with served(environment, tmp_path, port) as server:
+        token = first_token(tmp_path)
+        accepted = accepted_until_killed([port], token, [server])
+    with served(environment, tmp_path, port):
+        assert_all_end_once(port, token, accepted)
+
+
+def test_a_kill_of_all_servers_and_workers_loses_nothing(
+    tmp_path: Path, postgres_url: str, rabbitmq_url: str, prefix: str
+) -> None:
+    on_servers = {"SIGNOFF_DATABASE_URL": postgres_url, "SIGNOFF_AMQP_URL": rabbitmq_url, "SIGNOFF_QUEUE_NAME": prefix}
+    environment = clean_environment(tmp_path / "data", **on_servers)
+    signoff(environment, "migrate")
+    token = signoff(environment, "token", "create", "a@example.com", "--role", "admin", "--quiet").strip()
+    ports = [free_port(), free_port()]
+    with contextlib.ExitStack() as stack:
+        everything = [stack.enter_context(worked(environment)) for _ in range(2)]
+        everything += [stack.enter_context(served(environment, tmp_path, port, "--no-work")) for port in ports]
+        accepted = accepted_until_killed(ports, token, everything)
+    with worked(environment), served(environment, tmp_path, ports[0], "--no-work"):
+        assert_all_end_once(ports[0], token, accepted)
+
+
+def accepted_until_killed(ports: list[int], token: str, everything: Sequence[Popen[bytes]]) -> list[str]:
+    """The ids of the jobs that were acknowledged before everything was killed, at whatever moment that was."""
+    accepted = list[str]()
+
+    def submit(number: int) -> None:
+        body = {"target": "echo/delay=0.02", "body": {"messages": []}}
+        with contextlib.suppress(OSError, HTTPException):  # killed
+            while True:
+                accepted.append(ask(ports[number % len(ports)], "/api/jobs", token, body)["job_id"])
+
+    with ThreadPoolExecutor(SUBMITTERS) as pool:
+        for number in range(SUBMITTERS):
+            pool.submit(submit, number)
+        enough = ENOUGH + Random().randrange(ENOUGH)
+        try:
+            until(lambda: len(accepted) >= enough or None)
+        finally:
+            for process in everything:
+                process.kill()
+    for process in everything:
+        process.wait()
+    return accepted
+
+
+def assert_all_end_once(port: int, token: str, accepted: list[str]) -> None:
+    until(lambda: ask(port, "/api/jobs?status=bot&limit=1", token)["total"] == 0 or None)
+    ends = [[verb for verb in verbs(port, token, job_id) if verb in ENDS] for job_id in accepted]
+    assert len(ends) >= ENOUGH
+    assert ends == [["succeed"]] * len(accepted)
+
+
+def make_tokens(environment: dict[str, str], count: int) -> list[str]:
+    create = ("token", "create", "t@example.com", "--quiet")
+    return [signoff(environment, *create).strip() for _ in range(count)]
+
+
+def when_not(port: int, token: str, job_id: str, status: str) -> dict[str, Any] | None:
+    job = ask(port, f"/job?id={job_id}", token)
+    return job if job["status"] != status else None
+
+
+def children_running(program: Path) -> bool:
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    return any(str(program).encode() in line and b"warden" not in line for line in lines)

@@ -1,0 +1,327 @@
+"""The rules of this code base, as far as a look at the code can tell whether they are kept."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signoff.core.endpoints import KNOWN
+from signoff.core.job import STATUSES, TERMINAL, TRANSITIONS, Guard, Job
+from signoff.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "signoff"
+DOCS = ROOT / "docs"
+HISTORY = "stores/migrations/versions/"
+LONGEST_MODULE = 400
+LONGEST_FUNCTION = 50
+NAMELESS = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "base", "misc"}
+# Doors may use these parts of the services. For all else there is an operation in work/.
+FOR_DOORS = r" (clock|ids\.new_id|runtime\.background)$"
+GROUPS = {"adapters", "caches", "runtime", "ids"}
+VERBS_OF_HTTP = {"GET", "POST", "PUT", "PATCH", "DELETE"}
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """The tree of every module of the source, by its path; read by the first test that asks."""
+    return {str(path.relative_to(SOURCE)): ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))}
+
+
+@cache
+def nodes(tree: ast.AST) -> list[ast.AST]:
+    """Every node of a tree."""
+    return list(ast.walk(tree))
+
+
+def outside() -> Iterator[tuple[str, ast.AST]]:
+    """The path of each module of the doors and the dashboard, and each node of its tree."""
+    for name, tree in modules().items():
+        if name.startswith(("doors/", "dashboard/")):
+            yield from ((name, node) for node in nodes(tree))
+
+
+def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
+    """The calls of what is called `name`."""
+    for node in nodes(tree):
+        if isinstance(node, ast.Call) and called(node) == name:
+            yield node
+
+
+def called(call: ast.Call) -> str:
+    """The name of what is called, or of the attribute that is."""
+    return getattr(call.func, "id", "") or getattr(call.func, "attr", "")
+
+
+def keywords(call: ast.Call) -> dict[str | None, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in call.keywords}
+
+
+def texts(node: ast.AST | None) -> set[str]:
+    """Every literal text below `node`."""
+    found = ast.walk(node) if node else ()
+    return {text.value for text in found if isinstance(text, ast.Constant) and isinstance(text.value, str)}
+
+
+def keys(node: ast.AST | None) -> set[str]:
+    """The literal keys of a literal dict."""
+    return {text for key in node.keys for text in texts(key)} if isinstance(node, ast.Dict) else set()
+
+
+# Layers
+
+
+def is_services(node: ast.expr) -> bool:
+    return getattr(node, "id", "") == "services" or getattr(node, "attr", "") in {"services", "_services"}
+
+
+def test_doors_use_no_part_of_the_services() -> None:
+    paths = {f"{at}:{node.lineno} {path}" for at, node in outside() if (path := path_from_services(node))}
+    assert paths
+    assert not {path for path in paths if not re.search(FOR_DOORS, path)}, "an operation in work/ should do this"
+
+
+def path_from_services(node: ast.AST) -> str | None:
+    """Return what `node` reads from the services, one level below a group: `runtime.background`."""
+    match node:
+        case ast.Attribute(attr=attr, value=ast.Attribute(attr=group, value=value)) if is_services(value):
+            return f"{group}.{attr}"
+        case ast.Attribute(attr=attr, value=value) if is_services(value) and attr not in GROUPS:
+            return attr
+    return None
+
+
+def test_doors_give_the_services_no_other_name() -> None:
+    assert not [f"{at}:{getattr(node, 'lineno', 0)}" for at, node in outside() if hides_services(node)]
+
+
+def hides_services(node: ast.AST) -> bool:
+    """Whether a parameter, a variable, or a look at its attributes gives the desk another name."""
+    match node:
+        case ast.arg(arg=name, annotation=ast.expr() as annotation):
+            return ast.unparse(annotation) in {"Services", "InjectedServices"} and name != "services"
+        case ast.Assign(targets=targets, value=value):
+            return is_services(value) and not all(is_services(target) for target in targets)
+        case ast.NamedExpr(target=target, value=value):
+            return is_services(value) and not is_services(target)
+        case ast.Call(args=[first, *_]) if called(node) in {"getattr", "vars"}:
+            return is_services(first)
+    return False
+
+
+# Transitions
+
+
+def test_every_guard_is_used_by_a_transition_and_known_to_the_store() -> None:
+    assert {guard for transition in TRANSITIONS.values() for guard in transition.guards} == set(Guard)
+    for folder in ("core/job.py", "stores/"):
+        trees = [tree for name, tree in modules().items() if name.startswith(folder)]
+        named = {
+            node.attr
+            for tree in trees
+            for node in nodes(tree)
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "Guard"
+        }
+        assert named == set(Guard.__members__)
+
+
+@pytest.mark.parametrize("verb", TRANSITIONS)
+def test_a_transition_is_between_statuses_and_changes_what_a_job_has(verb: str) -> None:
+    transition = TRANSITIONS[verb]
+    assert transition.verb == verb
+    assert transition.targets
+    assert {*transition.sources, *transition.targets} <= set(STATUSES)
+    assert not TERMINAL & set(transition.sources), "what has ended stays as it is"
+    assert transition.sources or verb in {"submit", "hit", "refuse"}
+    assert {*transition.clears, *transition.adds} <= set(Job.__struct_fields__)
+
+
+def test_every_status_is_reached_and_every_unfinished_one_is_left() -> None:
+    assert {target for transition in TRANSITIONS.values() for target in transition.targets} == set(STATUSES)
+    leaves = {
+        source
+        for transition in TRANSITIONS.values()
+        for source in transition.sources
+        if set(transition.targets) != {source}
+    }
+    assert leaves == set(STATUSES) - TERMINAL
+
+
+def steps() -> Iterator[tuple[str, ast.Call]]:
+    for name, tree in modules().items():
+        for call in calls(tree, "TransitionRequest"):
+            yield f"{name}:{call.lineno}", call
+
+
+def test_every_verb_that_is_asked_for_is_a_move() -> None:
+    asked = {verb for _, call in steps() for verb in texts(keywords(call).get("verb"))}
+    asked |= {verb for tree in modules().values() for call in calls(tree, "_step") for verb in texts(call.args[0])}
+    asked |= {verb for tree in modules().values() for call in calls(tree, "insert_ended") for verb in texts(call)}
+    assert asked
+    assert asked <= TRANSITIONS.keys()
+
+
+def test_every_step_changes_what_a_job_has_and_says_where_it_goes_if_there_is_a_choice() -> None:
+    for place, call in steps():
+        told = keywords(call)
+        columns = keys(told.get("changes")) | keys(told.get("after_seconds"))
+        assert columns <= set(Job.__struct_fields__), place
+        for verb in texts(told.get("verb")) & TRANSITIONS.keys():
+            targets = texts(told.get("to"))
+            assert targets <= set(TRANSITIONS[verb].targets), place
+            assert targets or len(TRANSITIONS[verb].targets) == 1, place
+
+
+# Style
+
+
+def test_a_module_says_in_a_sentence_what_it_owns() -> None:
+    firsts = {name: (ast.get_docstring(tree) or "").partition("\n\n")[0] for name, tree in modules().items()}
+    offences = {name: first for name, first in firsts.items() if not re.match(r"[A-Z`].*[.?:]$", first, re.DOTALL)}
+    assert firsts
+    assert offences == {}
+
+
+def test_a_module_is_short() -> None:
+    sizes = {name: len((SOURCE / name).read_text().splitlines()) for name in modules()}
+    assert {name: size for name, size in sizes.items() if size > LONGEST_MODULE} == {}
+
+
+def test_a_function_is_short() -> None:
+    sizes = {
+        f"{name}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for name, tree in modules().items()
+        if not name.startswith(HISTORY)
+        for node in nodes(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert sizes
+    assert {name: size for name, size in sizes.items() if size > LONGEST_FUNCTION} == {}
+
+
+def test_nothing_has_a_name_that_says_nothing() -> None:
+    names = {part for module in modules() for part in Path(module).with_suffix("").parts}
+    classes = {node.name for tree in modules().values() for node in nodes(tree) if isinstance(node, ast.ClassDef)}
+    words = {word.lower() for name in names | classes for word in re.findall(r"[A-Z]?[a-z]+", name)}
+    assert not words & NAMELESS
+
+
+# Documents
+
+
+def documented(page: str) -> str:
+    return (DOCS / page).read_text()
+
+
+def in_code_font(page: str) -> set[str]:
+    """What stands between backticks."""
+    return set(re.findall(r"`([^`\n]+)`", documented(page)))
+
+
+def codes() -> set[str]:
+    """Every error code that is written somewhere in the source."""
+    found = set[str]()
+    for tree in modules().values():
+        for node in nodes(tree):
+            if isinstance(node, ast.ClassDef):
+                found |= {code for line in node.body for code in code_in(line)}
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "code":
+                found |= texts(node.value)
+        for error in [*calls(tree, "JobError"), *calls(tree, "JobFailed")]:
+            found |= texts(keywords(error).get("code"))
+    return found
+
+
+def code_in(line: ast.stmt) -> set[str]:
+    """The code of `code = "…"`, `code: str = "…"` or `status, code = 400, "…"` in a class."""
+    if not isinstance(line, ast.Assign | ast.AnnAssign):
+        return set()
+    target = line.targets[0] if isinstance(line, ast.Assign) else line.target
+    names = [getattr(name, "id", "") for name in getattr(target, "elts", [target])]
+    values = getattr(line.value, "elts", [line.value])
+    return {code for name, value in zip(names, values, strict=False) if name == "code" for code in texts(value)}
+
+
+def test_every_error_code_is_documented() -> None:
+    assert {"model_not_found", "rejected", "job_failed", "internal_error"} <= codes()
+    assert codes() - in_code_font("errors.md") == set()
+
+
+def test_every_setting_is_documented() -> None:
+    assert set(Settings.model_fields) - in_code_font("settings.md") == set()
+    assert {f"SIGNOFF_{name.upper()}" for name in Settings.model_fields} - in_code_font("settings.md") == set()
+
+
+def routes(tmp_path: Path) -> set[str]:
+    """`METHOD /path` of everything that is served, but for the schema's own pages and files."""
+    from signoff.server.bootstrap import make_router, open_services
+
+    async def rest() -> Any:
+        settings = Settings(data_dir=tmp_path)
+        async with open_services(settings) as services:
+            return make_router(services, settings)._rest
+
+    found = {
+        f"{method} {route.path_format}"
+        for route in asyncio.run(rest()).routes
+        for method in getattr(route, "methods", ())
+        if method in VERBS_OF_HTTP
+        if not route.path_format.startswith(("/schema", "/static")) or route.path_format == "/schema/asyncapi.json"
+    }
+    return found | hot_routes()
+
+
+def hot_routes() -> set[str]:
+    """What the OpenAI door serves, but for what it passes on without knowing it; the predict door; the cached one."""
+    predicting = {f"{method} /{kind}/{{operation}}" for method in ("GET", "POST") for kind in ("get", "post")}
+    cached = {"POST /api/openai/{endpoint}", "POST /api/cache/{endpoint}", "GET /api/cache", "DELETE /api/cache"}
+    return {f"POST {path}" for path in KNOWN} | {"GET /v1/models"} | predicting | cached
+
+
+def test_every_operation_on_a_model_is_documented() -> None:
+    cases = [
+        case.pattern
+        for node in ast.walk(modules()["doors/predict.py"])
+        if isinstance(node, ast.Match)
+        for case in node.cases
+    ]
+    operations = {ast.literal_eval(pattern.value) for pattern in cases if isinstance(pattern, ast.MatchValue)}
+    assert {"predict", "getlogs", "cleanlogs", "addmodel"} <= operations
+    assert operations - in_code_font("models.md") == set()
+
+
+def test_every_route_is_documented_and_every_documented_one_is_there(tmp_path: Path) -> None:
+    served = routes(tmp_path)
+    assert {"POST /v1/chat/completions", "POST /enqueue", "GET /api/jobs/{job_id}"} <= served
+    written = {route.partition("?")[0] for route in in_code_font("api.md") if route.split(" ")[0] in VERBS_OF_HTTP}
+    assert served - written == set()
+    assert {route for route in written - served if not route.startswith("GET /v1/models/")} == set()
+
+
+def commands(group: Any, *before: str) -> Iterator[tuple[str, Any]]:
+    """Every command with its words."""
+    if not hasattr(group, "commands"):
+        yield " ".join(before), group
+        return
+    for name, command in group.commands.items():
+        yield from commands(command, *before, name)
+
+
+def test_every_command_and_every_option_is_documented() -> None:
+    import typer.main
+
+    from signoff.cli import cli
+
+    lines = re.findall(r"`(signoff [^`\n]+)`", documented("cli.md"))
+    for words, command in commands(typer.main.get_command(cli)):
+        line = next((line for line in lines if f"{line} ".startswith(f"signoff {words} ")), None)
+        assert line is not None, words
+        for option in (option for parameter in command.params for option in parameter.opts if option.startswith("--")):
+            assert option in line, f"{words} {option}"

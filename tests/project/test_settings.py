@@ -1,0 +1,271 @@
+"""Where a setting comes from, and what happens to one that makes no sense."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signoff.settings import BadSettings, Settings, load
+
+THEIRS = ("SIGNOFF_", "INNER_LLM", "RABBIT_MQ", "QUEUE_NAME", "CELERY_", "REDIS_")
+EXAMPLE = Path(__file__).parents[2] / "example.env"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and an environment without a word about us."""
+    for name in [name for name in os.environ if name.upper().startswith(THEIRS)]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("value", ["https://a.example", "[", "{}"])
+def test_a_list_that_is_none_is_one_line_about_it(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGNOFF_CORS_ORIGINS", value)
+    with pytest.raises(BadSettings, match=r"^cors_origins: [^\n]*$"):
+        load()
+
+
+def test_the_nearer_source_wins(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given nothing, then one source after the other, each nearer than the last
+    assert load().port == 8000
+    (place / "signoff.toml").write_text("port = 1")
+    assert load().port == 1
+    (place / ".env").write_text("SIGNOFF_PORT=2")
+    assert load().port == 2
+    monkeypatch.setenv("SIGNOFF_PORT", "3")
+    assert load().port == 3
+    assert load(port=4).port == 4
+    # and a flag that is not given says nothing
+    assert load(port=None).port == 3
+
+
+def test_the_nearer_source_wins_under_every_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().inner_llm_url is None
+    (place / "signoff.toml").write_text('inner_llm_url = "http://file"')
+    assert load().inner_llm_url == "http://file"
+    (place / ".env").write_text("INNER_LLM_URL=http://theirs.in.env.file")
+    assert load().inner_llm_url == "http://theirs.in.env.file"
+    (place / ".env").write_text("INNER_LLM_URL=http://x\nSIGNOFF_INNER_LLM_URL=http://env.file")
+    assert load().inner_llm_url == "http://env.file"
+    monkeypatch.setenv("INNER_LLM_URL", "http://theirs")
+    assert load().inner_llm_url == "http://theirs"
+    monkeypatch.setenv("SIGNOFF_INNER_LLM_URL", "http://ours")
+    assert load().inner_llm_url == "http://ours"
+    assert load(inner_llm_url="http://flag").inner_llm_url == "http://flag"
+
+
+def test_the_nearer_source_wins_whatever_it_calls_rabbitmq(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (load().amqp_url, load().queue_name) == (None, "signoff")
+    (place / "signoff.toml").write_text('amqp_url = "amqp://file"\nqueue_name = "file"')
+    assert (load().amqp_url, load().queue_name) == ("amqp://file", "file")
+    (place / ".env").write_text("CELERY_BROKER_URL=amqp://theirs.in.env.file\nQUEUE_NAME=theirs.in.env.file")
+    assert (load().amqp_url, load().queue_name) == ("amqp://theirs.in.env.file", "theirs.in.env.file")
+    (place / ".env").write_text("CELERY_BROKER_URL=amqp://x\nSIGNOFF_AMQP_URL=amqp://env.file")
+    assert load().amqp_url == "amqp://env.file"
+    monkeypatch.setenv("CELERY_BROKER_URL", "pyamqp://theirs//")
+    monkeypatch.setenv("QUEUE_NAME", "theirs")
+    assert (load().amqp_url, load().queue_name) == ("amqp://theirs//", "theirs")
+    monkeypatch.setenv("RABBIT_MQ_HOST", "rabbit")
+    assert load().amqp_url == "amqp://guest:guest@rabbit:5672/"
+    monkeypatch.setenv("SIGNOFF_AMQP_URL", "amqps://ours")
+    monkeypatch.setenv("SIGNOFF_QUEUE_NAME", "ours")
+    assert (load().amqp_url, load().queue_name) == ("amqps://ours", "ours")
+    assert load(amqp_url="amqp://flag").amqp_url == "amqp://flag"
+
+
+def test_the_nearer_source_wins_whatever_it_calls_redis(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (load().redis_url, load().redis_prefix) == (None, "signoff")
+    (place / ".env").write_text("CELERY_RESULT_BACKEND=redis://h:6379/0\nREDIS_PREFIX=theirs.in.env.file")
+    assert (load().redis_url, load().redis_prefix) == ("redis://h:6379/0", "theirs.in.env.file")
+    monkeypatch.setenv("REDIS_HOST", "redis")
+    assert load().redis_url == "redis://redis:6379/"
+    monkeypatch.setenv("REDIS_PORT", "6380")
+    monkeypatch.setenv("REDIS_PREFIX", "theirs")
+    assert (load().redis_url, load().redis_prefix) == ("redis://redis:6380/", "theirs")
+    monkeypatch.setenv("SIGNOFF_REDIS_URL", "rediss://:secret@ours/1")
+    monkeypatch.setenv("SIGNOFF_REDIS_PREFIX", "ours")
+    assert (load().redis_url, load().redis_prefix) == ("rediss://:secret@ours/1", "ours")
+
+
+def test_an_address_in_parts_may_have_any_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"HOST": "10.0.0.1", "PORT": "5673", "LOGIN": "an@nn", "PASSWORD": "p/w:#?%"}
+    for name, value in parts.items():
+        monkeypatch.setenv(f"RABBIT_MQ_{name}", value)
+    assert load().amqp_url == "amqp://an%40nn:p%2Fw%3A%23%3F%25@10.0.0.1:5673/"
+
+
+@pytest.mark.parametrize(
+    "leftovers",
+    [
+        {"CELERY_BROKER_URL": "redis://h/0"},
+        {"CELERY_BROKER_URL": "amqp://h:port/"},
+        {"CELERY_BROKER_URL": "amqp://u:p#w@h/"},
+        {"CELERY_BROKER_URL": "amqp://"},
+        {"RABBIT_MQ_PORT": "5672", "RABBIT_MQ_LOGIN": "me", "RABBIT_MQ_PASSWORD": "secret"},
+        {"RABBIT_MQ_HOST": "rabbit", "RABBIT_MQ_PORT": "tcp://10.0.0.1:5672"},
+        {"RABBIT_MQ_HOST": "rabbit", "RABBIT_MQ_PORT": "65536"},
+        {"RABBIT_MQ_HOST": "http://rabbit"},
+        {"RABBIT_MQ_HOST": ""},
+        {"QUEUE_NAME": "q" * 201},
+        {"QUEUE_NAME": ""},
+        {"CELERY_RESULT_BACKEND": "rpc://"},
+        {"CELERY_RESULT_BACKEND": "redis://h:port/0"},
+        {"REDIS_PORT": "6379"},
+        {"REDIS_HOST": "redis", "REDIS_PORT": "tcp://10.0.0.1:6379"},
+        {"REDIS_HOST": "redis", "REDIS_PORT": "65536"},
+        {"REDIS_PREFIX": ""},
+    ],
+)
+def test_what_other_systems_left_behind_and_cannot_be_used_says_nothing(
+    leftovers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in leftovers.items():
+        monkeypatch.setenv(name, value)
+    assert (load().amqp_url, load().queue_name) == (None, "signoff")
+
+
+def test_the_file_may_say_anything_that_is_a_setting(place: Path) -> None:
+    told = {name: field.default for name, field in Settings.model_fields.items() if field.default is not None}
+    (place / "signoff.toml").write_text("\n".join(f"{name} = {as_toml(value)}" for name, value in told.items()))
+    assert load() == Settings()
+
+
+def as_toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool | int | float | list) else f'"{value}"'
+
+
+def test_a_file_can_be_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given two files, one of them with the usual name
+    (place / "signoff.toml").write_text("port = 1")
+    (place / "other.toml").write_text("port = 2")
+    # then .env may name the other one, and the environment has the last word
+    (place / ".env").write_text("SIGNOFF_CONFIG=other.toml")
+    assert load().port == 2
+    monkeypatch.setenv("SIGNOFF_CONFIG", str(place / "signoff.toml"))
+    assert load().port == 1
+    monkeypatch.setenv("SIGNOFF_CONFIG", "nowhere.toml")
+    with pytest.raises(BadSettings, match=r"SIGNOFF_CONFIG names nowhere\.toml, which does not exist"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prot = 1", "there is no setting 'prot'; did you mean 'port'?"),
+        ("host = 'h'\nlease_second = 1", "did you mean 'lease_seconds'?"),
+        ("SIGNOFF_PORT = 1", "there is no setting 'SIGNOFF_PORT'"),
+        ("[server]\nport = 1", "there is no setting 'server'"),
+        ("port = ", "signoff.toml"),
+        ("port = 'many'", "port: "),
+    ],
+)
+def test_a_file_with_an_error_is_refused_in_one_line_that_names_it(text: str, told: str, place: Path) -> None:
+    (place / "signoff.toml").write_text(text)
+    with pytest.raises(BadSettings, match=re.escape(told)) as caught:
+        load()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "binary.toml").write_bytes(b"\xff\xfe")
+    for name in ("binary.toml", "."):
+        monkeypatch.setenv("SIGNOFF_CONFIG", name)
+        with pytest.raises(BadSettings, match=f"^{re.escape(name)}: "):
+            load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "http"),
+        ("PORT", "-1"),
+        ("PORT", "65536"),
+        ("CONCURRENCY", "0"),
+        ("CONCURRENCY", "1.5"),
+        ("LEASE_SECONDS", "0"),
+        ("LEASE_SECONDS", "inf"),
+        ("UNDO_SECONDS", "nan"),
+        ("UNDO_SECONDS", "-1"),
+        ("REVIEW_DEADLINE_SECONDS", "0"),
+        ("ANONYMOUS_ROLE", "root"),
+        ("ENQUEUE_REVIEW", "sometimes"),
+        ("LOG_BEFORE_ANSWER", "maybe"),
+        ("DATABASE_URL", "mysql://u:secret@h/d"),
+        ("DATABASE_URL", "sqlite://"),
+        ("AMQP_URL", "redis://u:secret@h"),
+        ("AMQP_URL", "amqp://u:secret@"),
+        ("AMQP_URL", "amqp://u:secret#1@h/"),
+        ("AMQP_URL", "amqp://u:secret@h:port/"),
+        ("QUEUE_NAME", "q" * 201),
+        ("REDIS_URL", "amqp://u:secret@h"),
+        ("REDIS_URL", "redis://u:secret@h:port/0"),
+        ("REDIS_PREFIX", "p" * 201),
+        ("REDIS_TTL_SECONDS", "0"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_in_one_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"SIGNOFF_{name}", value)
+    with pytest.raises(BadSettings, match=f"^{name.lower()}: [^\n]+$") as caught:
+        load()
+    assert "secret" not in str(caught.value)
+
+
+def test_every_bad_value_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGNOFF_PORT", "http")
+    monkeypatch.setenv("SIGNOFF_CONCURRENCY", "0")
+    with pytest.raises(BadSettings, match=r"^port: .*; concurrency: "):
+        load()
+
+
+def test_what_is_empty_or_unknown_in_the_environment_says_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / ".env").write_text("SIGNOFF_PORT=\nSIGNOFF_PROT=1\nOTHER=2")
+    for name in ("SIGNOFF_PORT", "SIGNOFF_CONFIG", "SIGNOFF_ANONYMOUS_ROLE", "SIGNOFF_INNER_LLM_URL"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("SIGNOFF_NOBODY_KNOWS", "1")
+    monkeypatch.setenv("INNER_LLM_URL", "http://theirs")
+    assert load() == Settings(inner_llm_url="http://theirs")
+    assert load().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("url", "embedded"),
+    [(None, True), ("sqlite:///x.db", True), ("sqlite:////abs/x.db", True), ("postgresql://u@h/d", False)],
+)
+def test_the_data_is_in_the_data_folder_unless_an_address_is_given(
+    url: str | None, *, embedded: bool, place: Path
+) -> None:
+    settings = Settings(data_dir=Path("here"), database_url=url)
+    assert settings.store_url == (url or f"sqlite:///{place}/here/signoff.db")
+    assert settings.is_embedded is embedded
+
+
+def test_the_example_names_every_setting_with_its_meaning_and_its_default() -> None:
+    # given the lines of example.env, each under its description
+    lines = EXAMPLE.read_text().splitlines()
+    shown = {line[2:].partition("=")[0]: number for number, line in enumerate(lines) if re.match(r"# [A-Z_]+=", line)}
+    # then they are the settings and the file, no more and no less
+    names = {f"SIGNOFF_{name.upper()}": field for name, field in Settings.model_fields.items()}
+    assert shown.keys() == {"SIGNOFF_CONFIG", *names}
+    for name, field in names.items():
+        above = "\n".join(lines[: shown[name]]).rpartition("\n\n")[2]
+        assert field.description
+        assert field.description in above
+
+
+def test_the_example_taken_as_it_is_changes_nothing(place: Path) -> None:
+    text = re.sub(r"^# ([A-Z_]+=)", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
+    assert "\nSIGNOFF_PORT=8000\n" in text
+    before = load()
+    (place / ".env").write_text(text)
+    assert load() == before
+    # and every default in it is a value, not a blank, where there is one
+    for name, field in Settings.model_fields.items():
+        assert (f"SIGNOFF_{name.upper()}=\n" in text + "\n") is (field.default is None)

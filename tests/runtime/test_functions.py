@@ -1,0 +1,453 @@
+"""Functions: how they read what they get, what they give, and that one that raises or hangs hurts nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signoff.core.pipelines.check import bind_arguments
+from signoff.core.pipelines.coerce import coerce, to_text
+from signoff.core.pipelines.grammar import parse
+from signoff.core.pipelines.tree import Call, Given, Name
+from signoff.errors import FunctionFailed, FunctionTimedOut, SignoffError
+from signoff.funcs.loading import scan
+from signoff.runtime import functions as part
+from signoff.runtime.functions import FunctionRegistry
+from signoff.runtime.threads import WorkerThreads
+from support.pipeline_cases import PIPELINES
+from support.stores import AStore, opened, together
+
+pytestmark = pytest.mark.anyio
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+class Place:
+    """Functions on a store, with a file of their own."""
+
+    def __init__(self, store: AStore, folder: Path, **more: Any) -> None:
+        self.folder = folder
+        self.store = store
+        told: dict[str, Any] = {"seconds": 60, "clock": lambda: 0} | more
+        self.functions = FunctionRegistry(store.library, [folder], **told)
+
+    async def has(self, source: str = "", name: str = "custom_test.py") -> None:
+        """Registers the builtins and what `source` defines."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_text(source)
+        found = await self.functions.scan()
+        await self.store.library.sync([ready.function for ready in found.ready.values()], found.unread)
+        self.functions.invalidate()
+
+    async def call(self, name: str, *values: object, **named: object) -> str:
+        function = (await self.functions.registered())[name]
+        args = dict(zip([param.name for param in function.params], values, strict=False)) | named
+        return await self.functions.call(function, args, self.prompts)
+
+    async def prompts(self) -> list[str]:
+        return ["greet", "part"]
+
+
+@contextlib.asynccontextmanager
+async def place(tmp_path: Path, source: str = "", **more: Any) -> AsyncIterator[Place]:
+    """A place where the builtins and `source` are registered."""
+    async with opened(f"memory:{tmp_path}") as store:
+        made = Place(store, tmp_path / "functions", **more)
+        await made.has(source)
+        yield made
+
+
+async def outcome(here: Place, value: Any, args: dict[str, Any]) -> Any:
+    """What a value of a tree that calls functions alone amounts to."""
+    match value:
+        case Given(literal):
+            return literal
+        case Name(name):
+            return args[name]
+        case Call():
+            function = (await here.functions.registered())[value.name]
+            each = {name: await outcome(here, part, args) for name, part in bind_arguments(value, function).items()}
+            return await here.functions.call(function, each, here.prompts)
+
+
+# What they give
+
+
+@pytest.mark.parametrize("case", PIPELINES["builtins"], ids=lambda case: case["pipeline"])
+async def test_a_builtin_gives_what_its_users_expect(case: dict[str, Any], tmp_path: Path) -> None:
+    async with place(tmp_path) as here:
+        run = outcome(here, parse(case["pipeline"]), case["args"])
+        if "error" in case:
+            with pytest.raises(FunctionFailed, match=r"`divide` failed: division by zero"):
+                await run
+        else:
+            assert await run == case["response"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "text"),
+    [
+        ("length", ["[1, [2, 3]]"], "2"),
+        ("length", [{"a": 1}], "1"),
+        ("length", ["[no json"], "8"),
+        ("length", ["é😀"], "2"),
+        ("to_str", [[1, "é", None]], '[1, "é", null]'),
+        ("to_str", [True], "true"),
+        ("identity", ['{"a": 1}'], '{"a": 1}'),
+        ("identity", [" 007 "], " 007 "),
+        ("concat", [None, 2.0], "null2.0"),
+        ("append", ["[]", '{"a": [1]}'], '[{"a": [1]}]'),
+        ("append", ["[]", "no json"], '["no json"]'),
+        ("remove", ["[1, 2, 1]", 1], "[2, 1]"),
+        ("sort", ["[3, 1, 2]"], "[1, 2, 3]"),
+        ("add", ["9007199254740993", 1], "9007199254740994"),
+        ("add", [".5", "1e1"], "10.5"),
+        ("map", ["length", ["a", "bb"]], "[1, 2]"),
+        ("reduce", ["concat", ["a", "b", "c"]], "abc"),
+        ("reduce", ["add", [], 0], "0"),
+        ("reduce", ["add", []], "null"),
+        ("get_prompts", [], '["greet", "part"]'),
+        ("now", [], "1970-01-01T00:00:00.000000Z"),
+    ],
+)
+async def test_a_builtin_reads_and_gives_json(name: str, values: list[Any], text: str, tmp_path: Path) -> None:
+    async with place(tmp_path) as here:
+        assert await here.call(name, *values) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("add", ["a", 1], "'a' is not a number"),
+        ("add", [True, 1], "True is not a number"),
+        ("multiply", ["ab", 1_000_000_000], "'ab' is not a number"),
+        ("multiply", [[1], 1_000_000_000], "is not a number"),
+        ("remove", ["[1]", 2], "2 is not in list"),
+        ("sort", ['[1, "a"]'], "not supported"),
+        ("sort", ["abc"], "lst: abc is not a list"),
+        ("map", ["nobody", [1]], "there is no function 'nobody'"),
+        ("map", ["divide", [1]], "missing a required argument"),
+        ("map", ["__import__", ["os"]], "there is no function '__import__'"),
+        ("multiply", [1e308, 10], "cannot be JSON"),
+    ],
+)
+async def test_a_function_that_fails_is_an_error_that_names_it(
+    name: str, values: list[Any], words: str, tmp_path: Path
+) -> None:
+    async with place(tmp_path) as here:
+        with pytest.raises(FunctionFailed, match=f"^`{name}` failed: ") as failed:
+            await here.call(name, *values)
+        assert words in failed.value.message
+        assert (failed.value.status, failed.value.code) == (422, "function_failed")
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("1.0", 1.0),
+        (" [1, 2] ", [1, 2]),
+        ('"1"', "1"),
+        ("true", True),
+        ("null", None),
+        ("01", 1),
+        ("+1", 1),
+        (".5", 0.5),
+        ("1_000", "1_000"),
+        ("NaN", "NaN"),
+        ("Infinity", "Infinity"),
+        ("-inf", "-inf"),
+        ("1e999", "1e999"),
+        ("١", "١"),
+        ("True", "True"),
+        ("", ""),
+        ("{", "{"),
+        ("[" * 100_000, "[" * 100_000),
+        ("1" * 5000, "1" * 5000),
+        ("__import__('os')", "__import__('os')"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_text_is_read_as_json_then_as_a_number_then_as_it_is(text: str, value: Any) -> None:
+    read = coerce(text, "any")
+    assert (read, type(read)) == (value, type(value))
+
+
+@given(JSON)
+def test_what_one_function_gives_the_next_one_reads(value: Any) -> None:
+    if not isinstance(value, str):
+        assert coerce(to_text(value), "any") == value
+    assert coerce(value, "text") == to_text(value)
+
+
+@given(st.text())
+def test_a_text_stays_a_text_where_one_is_wanted(text: str) -> None:
+    assert coerce(text, "text") == text
+
+
+async def test_annotations_and_defaults_say_how_arguments_are_read(tmp_path: Path) -> None:
+    source = """
+from __future__ import annotations
+from typing import Any, Optional
+
+def kinds(
+    a, b: str, c: int, d: float, e: bool, f: list, g: dict, h: list[str], i: Optional[str], j: int | None, k: Any
+):
+    return [type(x).__name__ for x in (a, b, c, d, e, f, g, h, i, j, k)]
+
+def defaults(a, b="x", c: int = 3, d=object):
+    return [a, b, c, d is object]
+
+def bare(a, b, /, c):
+    return [a, b, c]
+
+def odd(a: "no such thing"):
+    return a
+"""
+    async with place(tmp_path, source) as here:
+        values = ["1", "1", "1.0", "1", "true", "[]", "{}", "[]", "1", "1", "1"]
+        assert await here.call("kinds", *values) == (
+            '["int", "str", "int", "float", "bool", "list", "dict", "list", "str", "int", "int"]'
+        )
+        assert await here.call("defaults", 1) == '[1, "x", 3, true]'
+        assert await here.call("defaults", 1, c="4") == '[1, "x", 4, true]'
+        assert await here.call("bare", 1, 2, c=3) == "[1, 2, 3]"
+        assert await here.call("odd", "[1]") == "[1]"
+        for name, value, words in [
+            ("c", "1.5", "a whole number"),
+            ("e", "1", "true or false"),
+            ("g", "[]", "an object"),
+        ]:
+            with pytest.raises(FunctionFailed, match=f"{name}: .* is not {words}"):
+                await here.call("kinds", *values, **{name: value})
+        params = (await here.functions.registered())["defaults"].params
+        assert [(param.name, param.has_default, param.default) for param in params] == [
+            ("a", False, None),
+            ("b", True, '"x"'),
+            ("c", True, "3"),
+            ("d", True, None),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return {1, 2}", "set cannot be JSON"),
+        ("return lambda: 1", "function cannot be JSON"),
+        ("return float('nan')", "cannot be JSON"),
+        ("return '\\ud800'", "not a text"),
+        ("x = []; x.append(x); return x", "cannot be JSON"),
+        ("yield 1", "generator cannot be JSON"),
+        ("raise ValueError('it says why')", "it says why"),
+        ("raise ValueError", "ValueError"),
+        ("import sys; sys.exit(3)", "SystemExit"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("return f()", "recursion"),
+        ("raise StopIteration", "StopIteration"),
+        ("raise TimeoutError('mine')", "mine"),
+    ],
+)
+async def test_whatever_a_function_does_is_told_as_its_failure(body: str, words: str, tmp_path: Path) -> None:
+    async with place(tmp_path, f"def f():\n    {body}\ndef fine(): return 1") as here:
+        with pytest.raises(FunctionFailed, match=r"^`f` failed: ") as failed:
+            await here.call("f")
+        assert words in failed.value.message
+        assert not isinstance(failed.value, FunctionTimedOut)
+        assert await here.call("fine") == "1"
+
+
+async def test_a_result_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part, "MAX_RESULT_CHARACTERS", 1_000_000)
+    async with place(tmp_path, "def f(n: int): return 'x' * n") as here:
+        assert await here.call("f", 1_000_000) == "x" * 1_000_000
+        with pytest.raises(FunctionFailed, match="more than 1000000 characters"):
+            await here.call("f", 1_000_001)
+
+
+# Where they run
+
+
+async def test_functions_run_beside_the_loop_and_at_the_same_time(tmp_path: Path) -> None:
+    source = """
+import threading
+both = threading.Barrier(2, timeout=60)
+def meet():
+    both.wait()
+    return threading.current_thread() is not threading.main_thread()
+"""
+    async with place(tmp_path, source) as here:
+        assert await together([here.call("meet"), here.call("meet")]) == ["true", "true"]
+
+
+async def test_async_functions_are_awaited(tmp_path: Path) -> None:
+    source = """
+import asyncio
+async def later(x):
+    await asyncio.sleep(0)
+    return [x]
+async def leave(): raise SystemExit
+async def cancel(): raise asyncio.CancelledError
+async def late(): raise TimeoutError
+async def long(): await asyncio.sleep(60)
+"""
+    async with place(tmp_path, source) as here:
+        assert await here.call("later", "1") == "[1]"
+        assert await here.call("map", "later", [1, 2]) == "[[1], [2]]"
+        for name in ("leave", "cancel", "late"):
+            with pytest.raises(FunctionFailed, match=f"`{name}` failed"):
+                await here.call(name)
+    async with place(tmp_path / "impatient", source, seconds=0.1) as here:
+        with pytest.raises(FunctionTimedOut, match=r"`long` took more than 0.1 s"):
+            await here.call("long")
+
+
+@pytest.mark.parametrize("body", ["while True: pass", "import time; [time.sleep(0.01) for _ in range(10**9)]"])
+async def test_a_function_that_hangs_is_stopped_and_its_call_named(body: str, tmp_path: Path) -> None:
+    async with place(tmp_path, f"def f():\n    {body}\ndef fine(): return 1", seconds=1) as here:
+        with pytest.raises(FunctionTimedOut, match=r"`f` took more than 1 s") as failed:
+            await here.call("f")
+        assert (failed.value.status, failed.value.code) == (504, "function_timed_out")
+        assert await here.call("fine") == "1"
+        await no_thread_is_left()
+
+
+async def no_thread_is_left() -> None:
+    async with asyncio.timeout(60):
+        while any(thread.name == "function" for thread in threading.enumerate()):
+            await asyncio.sleep(0.01)
+
+
+async def test_who_leaves_stops_the_function(tmp_path: Path) -> None:
+    async with place(tmp_path, "def f():\n    while True: pass", seconds=60) as here:
+        call = asyncio.ensure_future(here.call("f"))
+        while not any(thread.name == "function" for thread in threading.enumerate()):
+            await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await no_thread_is_left()
+
+
+async def test_no_number_of_functions_that_will_not_stop_is_too_much() -> None:
+    threads, release = WorkerThreads(2), threading.Event()
+    stuck: list[Callable[[], Any]] = [lambda: release.wait(60)] * 2  # nothing stops a thread in there
+    for work in stuck:
+        with pytest.raises(TimeoutError):
+            await threads.run(work, 0.05)
+    with pytest.raises(TimeoutError):
+        await threads.run(lambda: 1, 0.05)
+    # both were still stuck when the third was told
+    assert sum(thread.name == "function" for thread in threading.enumerate()) == 2
+    release.set()
+    assert await threads.run(lambda: 1, 60) == 1
+    await no_thread_is_left()
+
+
+async def test_a_thread_that_cannot_be_started_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = WorkerThreads(1)
+    with monkeypatch.context() as none_left:
+        none_left.setattr(threading.Thread, "start", no_more_threads)
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                await threads.run(lambda: 1, 10)
+    assert await threads.run(lambda: 1, 60) == 1
+
+
+def no_more_threads(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_many_short_pieces_all_come_back() -> None:
+    threads = WorkerThreads(4)
+    assert await together(threads.run(lambda turn=turn: turn, 30) for turn in range(500)) == list(range(500))  # type: ignore[misc]
+    await no_thread_is_left()
+
+
+# Files
+
+
+async def test_two_functions_of_a_file_that_a_process_has_not_read_yet_may_be_called_at_once(tmp_path: Path) -> None:
+    async with opened(f"memory:{tmp_path}") as store:
+        here, there = Place(store, tmp_path / "functions"), Place(store, tmp_path / "functions")
+        await here.has("def f(): return 1\ndef g(): return 2")
+        first = asyncio.ensure_future(there.call("f"))  # who leaves while it is read harms nobody else
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await together(there.call(name) for name in "fgfg") == ["1", "2", "1", "2"]
+
+
+async def test_an_edited_file_is_taken_up_by_a_sync_in_every_process(tmp_path: Path) -> None:
+    async with opened(f"memory:{tmp_path}") as store:
+        here, there = Place(store, tmp_path / "functions"), Place(store, tmp_path / "functions")
+        await here.has("def f(): return 1")
+        assert (await here.call("f"), await there.call("f")) == ("1", "1")
+        # given another text of the same size at the same second, which no look at the file's date would tell
+        await here.has("def f(): return 2")
+        there.functions.invalidate()  # as news of the sync make it
+        assert (await here.call("f"), await there.call("f")) == ("2", "2")
+        # when it takes another argument, that is known too
+        await here.has("def f(x): return x")
+        there.functions.invalidate()
+        assert await there.call("f", 3) == "3"
+
+
+async def test_a_file_that_breaks_leaves_what_runs(tmp_path: Path) -> None:
+    async with opened(f"memory:{tmp_path}") as store:
+        here = Place(store, tmp_path / "functions")
+        await here.has("def f(): return 1")
+        await here.has("def f(: return 1")
+        assert {"f", "add"} <= (await here.functions.registered()).keys()
+        assert await here.call("add", 1, 2) == "3"
+        with pytest.raises(FunctionFailed, match=r"`f` is registered, but .* \(custom_test.py, line 1: SyntaxError"):
+            await here.call("f")
+
+
+async def test_a_function_that_this_machine_does_not_have_is_named(tmp_path: Path) -> None:
+    async with opened(f"memory:{tmp_path}") as store:
+        await Place(store, tmp_path / "here").has("def f(): return 1")
+        with pytest.raises(FunctionFailed, match=r"`f` is registered, but this server cannot read it\."):
+            await Place(store, tmp_path / "there").call("f")
+
+
+def test_what_is_no_function_of_the_file_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "custom_a.py").write_text(
+        """
+from math import sqrt
+from json import dumps as mine
+import os
+from dataclasses import dataclass
+@dataclass
+class Point:
+    x: int
+def _hidden(): return 1
+def seen(): return Point(1).x
+twice = lambda x: 2 * x
+"""
+    )
+    (tmp_path / "other.py").write_text("def unseen(): return 1")
+    found = scan([tmp_path, tmp_path / "nowhere"])
+    assert [name for name, ready in found.ready.items() if ready.function.module == "custom_a"] == ["seen", "twice"]
+    assert (found.broken, found.unread) == ((), ())
+
+
+async def test_a_file_that_never_ends_is_an_error_of_the_sync(tmp_path: Path) -> None:
+    async with opened(f"memory:{tmp_path}") as store:
+        here = Place(store, tmp_path / "functions", seconds=0.3)
+        with pytest.raises(FunctionTimedOut, match="Reading the files of functions"):
+            await here.has("while True: pass")
+        assert issubclass(FunctionTimedOut, SignoffError)
+        await no_thread_is_left()

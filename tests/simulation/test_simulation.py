@@ -1,0 +1,377 @@
+"""The durable core in a simulated world: no law is broken there, and a core without its guards breaks one.
+
+A step is one callback that was run: of a process, of the network, or of the world outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import simulate
+from signoff.core.access import Caller
+from signoff.core.ask import Ask
+from signoff.core.job import TRANSITIONS, Guard, Job
+from signoff.errors import Overloaded
+from signoff.runtime.attempt import Attempt
+from signoff.server import worker
+from signoff.stores.transitions import deliver_end
+from signoff.work import perform, submit
+from signoff.work.inference.settle import settle
+from signoff.work.jobs import query
+from signoff.work.services import Services
+from simulation import jobs
+from simulation.clock import Clock
+from simulation.loop import SimLoop, World
+from simulation.outside import body_of
+from simulation.process import Process
+from simulation.run import Broken, Simulation, Told
+from simulation.tables import Operation, Tables
+from simulation.users import answer
+from simulation.weather import FAULTS
+
+ALL_STEPS = 1_200_000
+SEEDS = range(40)
+STEPS = ALL_STEPS // len(SEEDS)
+STEPS_TO_FIND_IT = 600_000
+CALLER = Caller(user_id=1, token_id=1, role="user", email="ann@example.com")
+pytestmark = pytest.mark.slow
+SIMULATE = Path(__file__).parents[1] / "simulate.py"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_law_is_broken_whatever_breaks(seed: int) -> None:
+    told = Simulation(seed, steps=STEPS).run()
+    assert told.steps >= STEPS
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("first", range(1000, 3000, 100))
+def test_no_law_is_broken_in_many_more_worlds(first: int) -> None:
+    for seed in range(first, first + 100):
+        Simulation(seed).run()
+
+
+def test_every_move_is_made_and_every_fault_is_met() -> None:
+    """A simulation in which nothing happens would find nothing."""
+    rich = {"undo_seconds": 8, "deadline_seconds": 20, "retention_seconds": 90, "faults": FAULTS}
+    met = {name for seed in range(100, 104) for name in Simulation(seed, steps=STEPS, **rich).run().counts}
+    # Runs and streams are no part of this world: the machine of `stateful/`, and tests of processes, drive those.
+    assert met >= TRANSITIONS.keys() - {"submit", "hit", "park", "wake", "refuse"}
+    assert met >= {f"verb {verb}" for verb in ("submit", "succeed", "fail", "cancel", "hit")}
+    assert met >= {f"fault {fault}" for fault in FAULTS}
+    assert met >= {"forgotten", "posted", "answered", "shown", "refused", "kept"}
+
+
+def test_a_seed_is_a_history_in_every_process() -> None:
+    told = Simulation(7, steps=STEPS // 2).run()
+    assert told == Simulation(7, steps=STEPS // 2).run()
+    assert told.digest != Simulation(8, steps=STEPS // 2).run().digest
+    for hash_seed in ("0", "4711"):
+        assert told_elsewhere(7, hash_seed) == told
+
+
+def told_elsewhere(seed: int, hash_seed: str) -> Told:
+    """What the command says that a failing run prints."""
+    command = [sys.executable, str(SIMULATE), str(seed), "--steps", str(STEPS // 2)]
+    environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+    done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=300)
+    return msgspec.json.decode(done.stdout, type=Told)
+
+
+def test_a_failing_run_says_how_to_see_it_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(query, "redacted", lambda _, job: job)
+    broken = broken_within(STEPS_TO_FIND_IT, undo_seconds=2)
+    _, command = broken.split("again: ")
+    monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
+    assert simulate.main() == 1
+    assert broken in capsys.readouterr().out
+
+
+# The world itself
+
+
+def two_loops() -> tuple[World, SimLoop, SimLoop]:
+    world = World(1)
+    return (
+        world,
+        SimLoop(world, Clock(world.random_float, is_true=True)),
+        SimLoop(world, Clock(world.random_float, is_true=True)),
+    )
+
+
+def test_a_day_passes_in_no_time() -> None:
+    world, loop, _ = two_loops()
+    world.run(asyncio.sleep(24 * 3600), loop)
+    assert world.now == 24 * 3600
+    assert world.steps < 10
+
+
+def test_what_is_killed_runs_nothing_any_more_and_no_finally_either() -> None:
+    world, outside, loop = two_loops()
+    ran: list[str] = []
+
+    async def works() -> None:
+        try:
+            await asyncio.sleep(5)
+            ran.append("on")
+        finally:
+            ran.append("finally")
+
+    async def kills() -> None:
+        await asyncio.sleep(1)
+        loop.kill()
+        await asyncio.sleep(10)
+        assert not ran
+
+    loop.create_task(works())
+    world.run(kills(), outside)
+    loop.bury()
+    assert ran == ["finally"], "only Python's own burial, when nobody is there to see it"
+
+
+def test_what_is_paused_goes_on_where_it_was_and_finds_that_time_has_passed() -> None:
+    world, outside, loop = two_loops()
+    woke: list[float] = []
+
+    async def sleeps() -> None:
+        await asyncio.sleep(2)
+        woke.append(world.now)
+
+    async def pauses() -> None:
+        await asyncio.sleep(1)
+        loop.pause()
+        await asyncio.sleep(60)
+        assert not woke
+        loop.go_on()
+        await asyncio.sleep(1)
+
+    loop.create_task(sleeps())
+    world.run(pauses(), outside)
+    assert woke == [61]
+
+
+def test_ready_callbacks_go_in_the_order_of_the_seed() -> None:
+    def order(seed: int) -> list[int]:
+        world, ran = World(seed), list[int]()
+        loop = SimLoop(world, Clock(world.random_float, is_true=True))
+        for number in range(20):
+            loop.call_soon(ran.append, number)
+        world.run(asyncio.sleep(1), loop)
+        return ran
+
+    assert order(1) == order(1) != order(2)
+    assert sorted(order(2)) == list(range(20))
+
+
+# Without a guard
+
+
+def without(verb: str, guard: Guard) -> Tables:
+    """Tables whose `verb` does not look at `guard`."""
+    move = TRANSITIONS[verb]
+    left = tuple(one for one in move.guards if one is not guard)
+    return Tables(TRANSITIONS | {verb: msgspec.structs.replace(move, guards=left)})
+
+
+def broken_within(steps: int, tables: Callable[[], Tables] = Tables, **climate: Any) -> str:
+    """What a run says in which a law is broken; empty if there was none within so many steps."""
+    seed = 0
+    while steps > 0:
+        simulation = Simulation(seed, steps=min(steps, STEPS), tables=tables(), **climate)
+        try:
+            steps -= simulation.run().steps
+        except Broken as broken:
+            return str(broken)
+        seed += 1
+    return ""
+
+
+ROUGH: Mapping[str, Any] = {"processes": 3, "faults": ("pause", "stop", "slow store"), "steps_between_faults": 400}
+SLEEPY = {**ROUGH, "model_seconds": (0.3, 3, 8), "drain_seconds": 0}
+BUSY = {"reviewers": 4, "processes": 3}
+
+MUTANTS: dict[tuple[str, Guard], tuple[dict[str, Any], str]] = {
+    ("claim", Guard.DUE): ({}, "nothing is claimed before its time|a live lease is nobody else's"),
+    ("succeed", Guard.LEASE): (SLEEPY, "a stale worker cannot settle"),
+    ("hold", Guard.LEASE): (SLEEPY, "a stale worker cannot settle"),
+    ("fail", Guard.LEASE): (SLEEPY | {"faults": ("pause", "bad models")}, "a stale worker cannot settle"),
+    ("retry", Guard.LEASE): (SLEEPY | {"faults": ("pause", "bad models")}, "a stale worker cannot settle"),
+    ("lapse", Guard.LAPSED): ({}, "a lease lapses when it has run out"),
+    ("decide", Guard.ROUND): (BUSY, "a reviewer decides about what they saw"),
+    ("decide", Guard.UNOPENED): (BUSY, "what one reviewer has open is not another's"),
+    ("decide", Guard.UNDECIDED): (BUSY | {"undo_seconds": 8}, "a caller never meets a fault of ours"),
+    ("undo", Guard.UNRELEASED): (BUSY | {"undo_seconds": 2}, "only what waits is undone"),
+    ("approve", Guard.RELEASED): ({"undo_seconds": 8}, "a verdict takes effect at its time"),
+    ("expire", Guard.OVERDUE): ({"deadline_seconds": 20}, "a review expires at its deadline"),
+    ("expire", Guard.UNDECIDED): ({"deadline_seconds": 5, "undo_seconds": 8}, "a review expires at its deadline"),
+}
+
+
+@pytest.mark.parametrize(("verb", "guard"), MUTANTS, ids=str)
+def test_a_move_without_a_guard_breaks_a_law(verb: str, guard: Guard) -> None:
+    climate, law = MUTANTS[verb, guard]
+    assert re.search(law, broken_within(STEPS_TO_FIND_IT, lambda: without(verb, guard), **climate))
+
+
+def test_an_end_that_can_change_breaks_a_law() -> None:
+    cancel = msgspec.structs.replace(TRANSITIONS["cancel"], sources=("bot", "human", "success"))
+    broken = broken_within(STEPS_TO_FIND_IT, lambda: Tables(TRANSITIONS | {"cancel": cancel}))
+    assert "terminal is terminal" in broken
+
+
+def test_a_claim_that_ignores_a_live_lease_breaks_a_law() -> None:
+    def tables() -> Tables:
+        forgetful = Tables()
+        forgetful.guards[Guard.DUE] = lambda job, step, now: job.due_at <= now
+        return forgetful
+
+    assert "a live lease is nobody else's" in broken_within(STEPS_TO_FIND_IT, tables)
+
+
+def test_giving_back_what_was_lost_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that has lost its lease gives the job back all the same, and the store lets it."""
+
+    async def give_back_always(services: Services, job: Job) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asking = Attempt()
+        with services.runtime.leases.holding(job.id, job.lease or "", task.cancel):
+            try:
+                await settle(services, *await perform._outcome(services, job, asking))
+            except asyncio.CancelledError:
+                await perform._release_job(services, job, asking)
+                raise
+
+    monkeypatch.setattr(worker, "perform", give_back_always)
+    broken = broken_within(STEPS_TO_FIND_IT, lambda: without("release", Guard.LEASE), **SLEEPY)
+    assert "a stale worker cannot settle: ('release'" in broken
+
+
+def test_a_delivery_that_is_written_after_the_move_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[tuple[Job, str]] = []
+
+    class Late(Tables):
+        def run(self, operation: Operation, now: int) -> Any:
+            result = super().run(operation, now)
+            while ended:
+                super().run(lambda tx: deliver_end(tx, *ended.pop()), now)  # type: ignore[arg-type]
+            return result
+
+    monkeypatch.setattr(jobs, "deliver_end", lambda _, job, verb: ended.append((job, verb)))
+    assert "the move that ends a job inserts its delivery" in broken_within(STEPS_TO_FIND_IT, Late)
+
+
+def test_a_delivery_of_what_was_cancelled_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "deliver_end", lambda tx, job, _: deliver_end(tx, job, "fail"))
+    assert "the move that ends a job inserts its delivery" in broken_within(STEPS_TO_FIND_IT)
+
+
+def test_a_key_that_is_forgotten_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.MemoryJobs, "_standing_under_key", lambda *_: None)
+    assert "one key, one job" in broken_within(STEPS_TO_FIND_IT)
+
+
+def test_a_key_that_joins_anything_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "check_same", lambda *_: None)
+    assert "a key joins the same ask only" in broken_within(STEPS_TO_FIND_IT)
+
+
+def test_an_answer_without_its_veil_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query, "redacted", lambda _, job: job)
+    assert "nothing held is seen" in broken_within(STEPS_TO_FIND_IT)
+
+
+def test_leases_that_nobody_takes_back_break_a_law() -> None:
+    def tables() -> Tables:
+        stuck = Tables()
+        stuck.guards[Guard.LAPSED] = lambda job, step, now: False
+        return stuck
+
+    assert "queues drain" in broken_within(STEPS_TO_FIND_IT, tables, faults=("crash",))
+
+
+# What the simulation has found
+
+
+def a_quiet_world(seconds: float, *, log_before_answer: bool = False) -> tuple[Simulation, Process]:
+    """One process in a world without users and faults, whose model takes so long, on the average."""
+    quiet: dict[str, Any] = {"processes": 1, "users": 0, "reviewers": 0, "faults": ()}
+    simulation = Simulation(1, log_before_answer=log_before_answer, **quiet)
+    simulation.weather.model_seconds = (seconds,)
+    return simulation, simulation.processes[0]
+
+
+async def called(process: Process) -> tuple[Job, bytes | None]:
+    """What a caller gets who waits."""
+    ask = Ask(door="test", caller=CALLER, body=body_of("hello"), target="plain", lane="now")
+    return await process.ask(lambda services: answer(services, ask), 300)
+
+
+async def until_up(process: Process) -> None:
+    while not process.is_up:
+        await asyncio.sleep(0.1)
+
+
+def test_a_slow_call_is_written_after_a_second_although_somebody_sets_the_clock_back() -> None:
+    simulation, process = a_quiet_world(seconds=100_000)
+
+    async def story() -> None:
+        await until_up(process)
+        async with asyncio.TaskGroup() as calls:
+            call = calls.create_task(called(process))
+            await asyncio.sleep(0.3)
+            process.clock.jump(-3600)
+            await asyncio.sleep(1.5)
+            assert not call.done()
+            assert [job.status for job in simulation.tables.jobs.values()] == ["bot"]
+            call.cancel()
+
+    simulation.run(story)
+
+
+def test_a_slow_call_whose_row_was_written_though_nobody_said_so_is_recorded_with_its_answer() -> None:
+    simulation, process = a_quiet_world(seconds=2)
+    answered: list[tuple[Job, bytes | None]] = []
+
+    async def story() -> None:
+        await until_up(process)
+        async with asyncio.TaskGroup() as group:
+            calls = [group.create_task(called(process)) for _ in range(30)]
+            await asyncio.sleep(0.5)
+            simulation.weather.answers_lost = 1  # the rows of all the slow ones are committed meanwhile
+            await asyncio.sleep(1.2)
+            simulation.weather.answers_lost = 0
+        answered.extend(call.result() for call in calls)
+        await asyncio.sleep(60)
+
+    simulation.run(story)
+    kept = [simulation.tables.jobs[job.id] for job, _ in answered]
+    assert [(job.status, job.response) for job in kept] == [("success", body) for _, body in answered]
+
+
+def test_a_call_whose_record_was_written_though_nobody_said_so_is_not_recorded_twice() -> None:
+    simulation, process = a_quiet_world(seconds=0.1, log_before_answer=True)
+
+    async def story() -> None:
+        await until_up(process)
+        simulation.weather.answers_lost = 1
+        simulation.tables.listeners.append(lambda topic, name: simulation.weather.clear())  # only the first one is lost
+        with pytest.raises(Overloaded):  # a caller may see that, and no fault of ours
+            await called(process)
+
+    simulation.run(story)
+    assert [job.status for job in simulation.tables.jobs.values()] == ["success"]

@@ -1,0 +1,128 @@
+"""A whole server on a free port, in the test's own event loop, with real sockets and an embedded database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import openai
+import uvicorn
+
+from signoff.core.access import Role
+from signoff.core.model import Model
+from signoff.server.bootstrap import make_router, migrate, run_services
+from signoff.settings import Settings
+from signoff.work.admin.people import create_token, create_user
+from signoff.work.admin.registry import register_model
+from signoff.work.services import Services
+from support.database_files import make_file
+
+T = TypeVar("T")
+ANSWER_SECONDS = 60.0
+
+
+class Live:
+    """A server that runs, and whoever the test is at its doors."""
+
+    def __init__(self, services: Services, url: str, http: aiohttp.ClientSession) -> None:
+        self.services = services
+        self.url = url
+        self.http = http
+
+    async def token(self, role: Role = "user", email: str | None = None) -> str:
+        """A new token of a user with that role."""
+        user = await create_user(self.services, email or f"{role}@example.com", role)
+        return await create_token(self.services, user)
+
+    async def model(self, name: str, **more: Any) -> None:
+        """Registers an echo, or whatever `more` says."""
+        await register_model(self.services, Model(**({"name": name, "kind": "echo"} | more)))
+
+    async def ask(self, method: str, path: str, token: str | None = None, **more: Any) -> tuple[int, Any]:
+        """The status and the JSON (else the text) of one request."""
+        headers = ({"authorization": f"Bearer {token}"} if token else {}) | more.pop("headers", {})
+        async with self.http.request(method, self.url + path, headers=headers, **more) as response:
+            text = await response.text()
+            return response.status, await response.json() if "json" in response.content_type else text
+
+    async def job_when(self, token: str, job_id: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The job as soon as `holds`; fails after ANSWER_SECONDS."""
+
+        async def look() -> dict[str, Any] | None:
+            _, job = await self.ask("GET", f"/job?id={job_id}", token)
+            return job if holds(job) else None
+
+        return await until(look)
+
+
+async def until(look: Callable[[], Awaitable[T | None]]) -> T:
+    """What `look` finds, as soon as it finds something."""
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while (found := await look()) is None:
+            await asyncio.sleep(0.01)
+    return found
+
+
+@contextlib.asynccontextmanager
+async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
+    """A running server; it is closed with the block."""
+    quick = {"sweep_seconds": 0.1, "backoff_seconds": 0.01, "drain_seconds": 1}
+    told = Settings(data_dir=tmp_path / "data", **(quick | settings))
+    if told.is_embedded:
+        make_file(told.data_dir / "signoff.db")
+    else:
+        await migrate(told)
+    async with run_services(told, work=True) as services:
+        server = _Server(
+            uvicorn.Config(
+                make_router(services, told),
+                port=0,
+                lifespan="off",
+                http="httptools",
+                log_config=None,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        serving = asyncio.ensure_future(server.serve())
+        try:
+            await until(lambda: _started(server))
+            port = server.servers[0].sockets[0].getsockname()[1]
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as http:
+                yield Live(services, f"http://127.0.0.1:{port}", http)
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def _started(server: uvicorn.Server) -> bool | None:
+    return server.started or None
+
+
+class _Server(uvicorn.Server):
+    """One that leaves the process's signals alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        """Captures none."""
+        yield
+
+
+@contextlib.asynccontextmanager
+async def client(server: Live, **more: Any) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The official client, with a token of its own."""
+    async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=await server.token(), **more) as made:
+        yield made
+
+
+def chat(text: str, model: str = "echo", **more: Any) -> dict[str, Any]:
+    """A chat request."""
+    return {"model": model, "messages": [{"role": "user", "content": text}], **more}
+
+
+def words(answer: dict[str, Any]) -> str:
+    """What a chat completion says."""
+    return answer["choices"][0]["message"]["content"]

@@ -1,0 +1,9 @@
+"""The cases of pipelines with their outcomes, as their users have given them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+PIPELINES: dict[str, Any] = json.loads((Path(__file__).with_name("pipelines.json")).read_text())

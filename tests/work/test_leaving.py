@@ -1,0 +1,87 @@
+"""Whoever does not want an answer any more stops the model: a client that leaves, an owner who cancels."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from fakes.upstream import FakeUpstream, fake_upstream
+from signoff.core.access import Caller
+from signoff.core.ask import Ask
+from signoff.core.model import Model
+from signoff.server.bootstrap import run_services
+from signoff.settings import Settings
+from signoff.store import JobFilter
+from signoff.work.admin.registry import register_model
+from signoff.work.jobs.cancel import cancel
+from signoff.work.services import Services
+from signoff.work.submit import submit
+from support.live_server import chat, live, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "stream"),
+    [
+        ("hang-before-headers", False),
+        ("hang-before-headers", True),
+        ("hang-mid-body", False),
+        ("hang-mid-stream", True),
+    ],
+)
+async def test_a_client_that_leaves_stops_the_upstream_within_a_second(
+    behaviour: str,
+    stream: bool,
+    tmp_path: Path,
+) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        # given a call that an upstream is stuck with
+        await server.model("stuck", kind="openai", url=fake.at(behaviour))
+        token = await server.token()
+        asking = asyncio.ensure_future(
+            server.ask("POST", "/v1/chat/completions", token, json=chat("hello", "stuck", stream=stream))
+        )
+        await fake.until_stuck()
+        # when the client leaves
+        asking.cancel()
+        # then nothing of it is left upstream, and the job says why
+        assert await fake.all_closed()
+        job = await until(lambda: an_ended_job(server.services))
+        assert job == ("fail", "cancelled")
+
+
+async def test_a_job_cancelled_at_one_process_stops_in_another_within_a_second(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    async with fake_upstream() as fake, live(tmp_path, database_url=postgres_url) as server:
+        await stops_within_a_second(fake, server.services, tmp_path, postgres_url)
+
+
+async def test_the_same_holds_on_sqlite(tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        await stops_within_a_second(fake, server.services, tmp_path, None)
+
+
+async def stops_within_a_second(fake: FakeUpstream, services: Services, tmp_path: Path, url: str | None) -> None:
+    await register_model(services, Model(name="stuck", kind="openai", url=fake.at("hang-before-headers")))
+    owner = Caller(user_id=1, token_id=1, role="user", email="a@example.com")
+    # given a worker of its own, which alone works, busy with a job
+    async with run_services(
+        Settings(data_dir=tmp_path / "data", database_url=url, lease_seconds=600), work=False
+    ) as other:
+        job = await submit(other, Ask(door="native", caller=owner, body=b'{"messages": []}', target="stuck"))
+        await fake.until_stuck()
+        # when another process cancels it
+        await cancel(other, owner, job.id)
+        # then the call is stopped
+        assert await fake.all_closed()
+
+
+async def an_ended_job(services: Services) -> tuple[str, str] | None:
+    found = await services.store.jobs.list(JobFilter())
+    if not found or not found[0].is_terminal:
+        return None
+    return found[0].status, found[0].error.code if found[0].error else ""

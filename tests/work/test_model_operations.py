@@ -1,0 +1,225 @@
+"""Programs as operators handle them: started and stopped by word, given up when they hang, kept within limits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fakes.programs import HTTP_MODEL, JSON_LINES_MODEL, alive, is_alive, starts, until
+from signoff.core.model import Model, ProcessLimits, Timeouts, model_fault
+from signoff.engine import ModelRequest
+from signoff.engines.subprocess import SubprocessEngine
+from signoff.errors import ModelCrashed, ModelFailed, ModelTimedOut
+from support.engines import an_engine
+from support.live_server import live
+from support.processes import ask as ask_server
+from support.processes import clean_environment, first_token, free_port, served, signoff
+
+pytestmark = pytest.mark.anyio
+
+# One that works by ids and does what it is told: hang for good, take memory, say what it may.
+TOLD = """
+import json, os, resource, sys, threading, time
+def work(asked):
+    body = asked["body"]
+    if "mb" in body:
+        body["size"] = len(bytearray(body["mb"] * 2**20))
+    body |= {"pid": os.getpid(), "nice": os.nice(0), "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
+    time.sleep(body.get("seconds", 0))
+    print(json.dumps({"id": asked["id"], "body": body}), flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "hang" in asked["body"]:
+        time.sleep(600)
+    elif "seconds" in asked["body"]:
+        threading.Thread(target=work, args=(asked,), daemon=True).start()
+    else:
+        work(asked)
+"""
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[SubprocessEngine]:
+    async with an_engine(tmp_path / "run") as engine:
+        yield engine
+
+
+def told(**more: Any) -> Model:
+    return Model(name="told", kind="subprocess", command=(sys.executable, "-S", "-c", TOLD), **more)
+
+
+async def ask(engine: SubprocessEngine, model: Model, body: Any) -> Any:
+    request = ModelRequest(path="/predict", body=json.dumps(body).encode(), target=model.name)
+    async with asyncio.timeout(60), aclosing(engine.answer(model, request)) as answer:
+        [chunk] = [chunk async for chunk in answer]
+    return json.loads(chunk.raw)
+
+
+# Start and stop
+
+
+@pytest.mark.parametrize("serve", [False, True])
+async def test_a_model_is_started_before_anybody_asks_and_stopped_whoever_owns_it(
+    serve: bool, tmp_path: Path, journal: Path
+) -> None:
+    command = (sys.executable, "-S", str(HTTP_MODEL), "--port", "{port}", "--journal", str(journal), "--grandchild")
+    lines = (sys.executable, "-S", str(JSON_LINES_MODEL), str(journal))
+    model = Model(name="m", kind="subprocess", command=command if serve else lines, serve=serve)
+    async with an_engine(tmp_path / "run") as owner, an_engine(tmp_path / "run") as other:
+        await owner.start_model(model)
+        await until(lambda: starts(journal))  # one that speaks lines is ready when it runs
+        [pids] = starts(journal)
+        assert other.process_state(model) == "ready"
+        await other.start_model(model)
+        assert len(starts(journal)) == 1
+        # when one that does not own it stops it, all of it has ended, and everybody knows
+        assert await other.stop_model(model) is True
+        await until(lambda: not alive(pids))
+        assert [engine.process_state(model) for engine in (owner, other)] == ["stopped", "stopped"]
+        # and the next request starts it again
+        await ask(other, model, {"any": "thing"})
+        assert len(starts(journal)) == 2
+        assert await other.stop_model(model) is True
+        assert await other.stop_model(model) is True
+        await until(lambda: not alive(starts(journal)[-1]))
+
+
+async def test_who_waits_for_a_model_that_is_stopped_gets_an_error(engine: SubprocessEngine) -> None:
+    waiting = asyncio.ensure_future(ask(engine, told(), {"seconds": 60}))
+    await until(lambda: engine.process_state(told()) == "busy")
+    await ask(engine, told(), {})
+    assert await engine.stop_model(told()) is True
+    with pytest.raises(ModelFailed, match=r"stopped|ended"):
+        await waiting
+    assert (await ask(engine, told(), {}))["pid"]
+
+
+async def test_one_that_does_not_get_ready_is_stopped_too(engine: SubprocessEngine, journal: Path) -> None:
+    command = (sys.executable, "-S", str(HTTP_MODEL), "--port", "{port}", "--journal", str(journal), "--deaf")
+    model = Model(name="deaf", kind="subprocess", command=command, serve=True)
+    waiting = asyncio.ensure_future(engine.start_model(model))
+    await until(lambda: starts(journal))
+    assert await engine.stop_model(model) is True
+    with pytest.raises(ModelFailed, match="stopped as it started"):
+        await waiting
+    await until(lambda: not alive(starts(journal)[0]))
+
+
+async def test_operators_start_and_stop_at_the_door(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin, token = await server.token("admin"), await server.token()
+        command = [sys.executable, "-S", str(JSON_LINES_MODEL)]
+        new = {"name": "org/lines", "kind": "subprocess", "command": command, "limits": {"nice": 5}}
+        assert (await server.ask("POST", "/api/models", admin, json=new))[1]["limits"]["nice"] == 5
+        path = "/api/models/org/lines?operation="
+        for operation in ("start", "stop"):
+            assert (await server.ask("POST", path + operation, token))[0] == 403
+        assert (await server.ask("POST", path + "start", admin))[1]["state"] == "ready"
+        _, listed = await server.ask("GET", "/api/models", admin)
+        assert [model["state"] for model in listed["data"] if model["name"] == "org/lines"] == ["ready"]
+        assert (await server.ask("POST", path + "stop", admin))[1]["state"] == "stopped"
+        assert (await server.ask("POST", path + "destroy", admin))[0] == 400
+        assert (await server.ask("POST", "/api/models/echo?operation=stop", admin))[0] == 400
+        assert (await server.ask("POST", "/api/models/none?operation=stop", admin))[0] == 404
+        broken = new | {"name": "broken", "command": ["/nowhere/program"], "limits": {}}
+        assert (await server.ask("POST", "/api/models", admin, json=broken))[0] == 201
+        status, error = await server.ask("POST", "/api/models/broken?operation=start", admin)
+        assert (status, error["code"]) == (502, "model_unreachable")
+
+
+def test_a_command_stops_what_a_server_owns(tmp_path: Path) -> None:
+    environment, port = clean_environment(tmp_path / "data"), free_port()
+    command = shlex.join([sys.executable, "-S", str(JSON_LINES_MODEL)])
+    with served(environment, tmp_path, port):
+        signoff(environment, "model", "add", "m", "--kind", "subprocess", "--command", command)
+        token = first_token(tmp_path)
+        pid = ask_server(port, "/post/predict?id=m", token, {})["pid"]
+        assert signoff(environment, "model", "stop", "m") == "m is stopped.\n"
+        assert not is_alive(pid)
+        assert ask_server(port, "/post/predict?id=m", token, {})["pid"] != pid
+
+
+# Hanging
+
+
+async def test_one_by_ids_from_which_nothing_comes_is_given_up(tmp_path: Path) -> None:
+    model = told(timeouts=Timeouts(first_byte_seconds=1, total_seconds=2))
+    async with an_engine(tmp_path / "run") as owner, an_engine(tmp_path / "run") as other:
+        first = (await ask(owner, model, {}))["pid"]
+        # given a caller at another process, who is told of a limit
+        with pytest.raises(ModelTimedOut):
+            await ask(other, model, {"hang": True})
+        # then the process is replaced once it was silent for the whole of its time, though nobody asks it again
+        await until(lambda: not is_alive(first))
+        assert (await ask(other, model, {}))["pid"] != first
+
+
+async def test_others_who_wait_for_one_that_hangs_learn_so(engine: SubprocessEngine) -> None:
+    model = told(timeouts=Timeouts(total_seconds=2))
+    await ask(engine, model, {})
+    hanging = asyncio.ensure_future(ask(engine, model, {"hang": True}))
+    await asyncio.sleep(0.2)
+    late = asyncio.ensure_future(ask(engine, msgspec.structs.replace(model, timeouts=Timeouts()), {}))
+    with pytest.raises(ModelTimedOut):
+        await hanging
+    with pytest.raises(ModelCrashed, match="stuck"):
+        await late
+
+
+async def test_a_missing_answer_harms_nobody_while_others_come(engine: SubprocessEngine) -> None:
+    model = told(timeouts=Timeouts(total_seconds=3))
+    first = (await ask(engine, model, {}))["pid"]
+    lost = asyncio.ensure_future(ask(engine, model, {"seconds": 60}))
+    for _ in range(15):
+        assert (await ask(engine, model, {"seconds": 0.3}))["pid"] == first
+    with pytest.raises(ModelTimedOut):
+        await lost
+    assert (await ask(engine, model, {}))["pid"] == first
+
+
+# Limits
+
+
+async def test_one_that_takes_too_much_memory_ends_and_says_why(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        new = msgspec.to_builtins(told(limits=ProcessLimits(memory_mb=200)))
+        fields = {name: new[name] for name in ("name", "kind", "command", "limits")}
+        assert (await server.ask("POST", "/api/models", admin, json=fields))[0] == 201
+        path = "/post/predict?id=told"
+        status, said = await server.ask("POST", path, admin, json={"mb": 20})
+        assert (status, said["size"]) == (200, 20 * 2**20)
+        status, error = await server.ask("POST", path, admin, json={"mb": 500})
+        assert (status, "it may take 200 MiB of memory" in error["content"]) == (502, True)
+        _, log = await server.ask("GET", "/get/getlogs?id=told", admin)
+        assert any(entry["text"] == "MemoryError" for entry in log)
+        assert any(entry["level"] == "error" and "200 MiB" in entry["text"] for entry in log)
+        status, again = await server.ask("POST", path, admin, json={"mb": 20})
+        assert (status, again["pid"] != said["pid"]) == (200, True)
+
+
+async def test_limits_are_the_programs_alone_and_others_are_another_process(engine: SubprocessEngine) -> None:
+    free = await ask(engine, told(), {"mb": 500})
+    bound = await ask(engine, told(limits=ProcessLimits(open_files=64, nice=7)), {})
+    assert (bound["files"], bound["nice"] - free["nice"]) == (64, min(7, 19 - free["nice"]))
+    assert free["pid"] != bound["pid"]
+    assert os.nice(0) == free["nice"]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"memory_mb": 0}, {"memory_mb": -1}, {"open_files": 3}, {"nice": 20}, {"nice": -1}, {"memory_mb": 2**50}]
+)
+def test_limits_under_which_nothing_lives_are_refused(limits: dict[str, int]) -> None:
+    assert model_fault(told(limits=ProcessLimits(**limits))) is not None
+    assert model_fault(told(limits=ProcessLimits(memory_mb=64))) is None
+    assert model_fault(Model(name="m", kind="echo", limits=ProcessLimits(nice=1))) is not None

@@ -1,0 +1,581 @@
+"""Runs: held and signed off, failed and cancelled, quick where calls do not need each other, and run again in part."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from fakes.echoing import REPLY, EchoingModel
+from signoff.core.delivery import DeliveryTarget
+from signoff.store import JobFilter
+from signoff.stores.schema import jobs
+from signoff.work.admin.people import create_token, create_user
+from signoff.work.jobs.retry import copy_for_retry
+from signoff.work.pipelines import run as pipeline
+from support.live_server import Live, chat, until, words
+from support.pipelines import call, composing, log, save, submit
+from support.stores import execute
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[EchoingModel]:
+    """Yield a model server."""
+    async with EchoingModel() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+async def server(tmp_path: Path, upstream: EchoingModel) -> AsyncIterator[Live]:
+    """Yield a server with prompts of Ann, of which one is always looked at."""
+    async with composing(tmp_path, upstream, hold_seconds=20) as server:
+        await server.model("held", kind="openai", url=upstream.url, review="always")
+        ann = await server.token(email="ann@x.org")
+        await save(server, ann, "prompt", "free", "free {x}")
+        await save(server, ann, "prompt", "held_one", "held {x}", model="held")
+        yield server
+
+
+async def ann(server: Live) -> str:
+    return await server.token(email="ann@x.org")
+
+
+async def reviewer(server: Live) -> str:
+    return await server.token("reviewer", email="rev@x.org")
+
+
+async def ended(server: Live, token: str, job_id: str, status: str = "success") -> dict[str, Any]:
+    job = await server.job_when(token, job_id, lambda job: job["status"] in {"success", "fail"})
+    assert job["status"] == status, job
+    return job
+
+
+async def parked(server: Live, token: str, job_id: str) -> None:
+    await server.job_when(token, job_id, lambda job: job["parked_at"] is not None)
+
+
+async def held_steps(server: Live) -> list[dict[str, Any]]:
+    _, told = await server.ask("GET", "/api/jobs?status=human", await reviewer(server))
+    return told["data"]
+
+
+async def review(server: Live, job_id: str, status: str, **more: Any) -> None:
+    told = await server.ask("POST", "/reviewJob", await reviewer(server), json={"id": job_id, "status": status} | more)
+    assert told == (200, {"status": "success"})
+
+
+async def verbs(server: Live, job_id: str) -> list[str]:
+    _, told = await server.ask("GET", f"/api/jobs/{job_id}/events", await reviewer(server))
+    return [event["verb"] for event in told["data"]]
+
+
+# A person looks at a step
+
+
+@pytest.mark.parametrize("edit", [{}, {"response": "edited"}])
+async def test_a_held_step_parks_its_run_and_the_verdict_lets_it_go_on(
+    server: Live, upstream: EchoingModel, edit: dict[str, str]
+) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "free(x=concat(free(x=held_one(x)), free(x)))")
+    job = await submit(server, token, "p", {"x": "1"})
+    await parked(server, token, job)
+    [step] = await held_steps(server)
+    assert sorted(upstream.prompts) == ["free 1", "held 1"], "what needs no verdict is asked meanwhile"
+
+    await review(server, step["job_id"], "success", **edit)
+
+    said = edit.get("response") or f"{REPLY}held 1"
+    inner = f"{REPLY}free {said}{REPLY}free 1"
+    assert (await ended(server, token, job))["response"] == f"{REPLY}free {inner}"
+    assert await verbs(server, job) == ["submit", "claim", "park", "wake", "claim", "succeed"]
+    assert max(upstream.times().values()) == 1
+    assert (await server.ask("GET", f"/api/jobs/{job}", token))[1]["attempt"] == 1
+
+
+async def test_a_rejected_step_fails_its_run_which_names_it(server: Live) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "free(x=held_one(x))")
+    job = await submit(server, token, "p", {"x": "1"})
+    await parked(server, token, job)
+    [step] = await held_steps(server)
+
+    await review(server, step["job_id"], "fail", reason="too rude")
+
+    failed = await ended(server, token, job, "fail")
+    assert failed["error"] == {"code": "rejected", "message": "`held_one` failed: too rude", "status": 403}
+
+
+async def test_a_step_is_asked_again_with_an_edited_payload_while_its_run_waits(
+    server: Live, upstream: EchoingModel
+) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "free(x=held_one(x))")
+    job = await submit(server, token, "p", {"x": "1"})
+    await parked(server, token, job)
+    [step] = await held_steps(server)
+
+    await review(server, step["job_id"], "bot", payload=chat("held otherwise", "held"))
+    again = await until(lambda: other_round(server, step["round"]))
+    await review(server, again["job_id"], "success")
+
+    assert (await ended(server, token, job))["response"] == f"{REPLY}free {REPLY}held otherwise"
+    assert upstream.prompts == ["held 1", "held otherwise", f"free {REPLY}held otherwise"]
+
+
+async def other_round(server: Live, before: int) -> dict[str, Any] | None:
+    return next((step for step in await held_steps(server) if step["round"] > before), None)
+
+
+async def test_two_held_steps_are_signed_off_in_any_order(server: Live, upstream: EchoingModel) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "concat(free(x=held_one(x)), free(x=held_one(x=y)))")
+    job = await submit(server, token, "p", {"x": "1", "y": "2"})
+    await parked(server, token, job)
+    first, second = sorted(await held_steps(server), key=lambda step: step["node"], reverse=True)
+
+    await review(server, first["job_id"], "success")
+    await server.job_when(token, job, lambda job: f"free {REPLY}held 2" in upstream.answered)
+    await parked(server, token, job)
+    await review(server, second["job_id"], "success")
+
+    assert (await ended(server, token, job))["response"] == f"{REPLY}free {REPLY}held 1{REPLY}free {REPLY}held 2"
+    assert max(upstream.times().values()) == 1
+
+
+async def test_a_step_held_in_a_nested_pipeline_parks_all_that_waits_for_it(
+    server: Live, upstream: EchoingModel
+) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "inner", "free(x=held_one(x))")
+    await save(server, token, "pipeline", "outer", "free(x=inner(x))")
+    job = await submit(server, token, "outer", {"x": "1"})
+    await parked(server, token, job)
+    [step] = await held_steps(server)
+
+    await review(server, step["job_id"], "success")
+
+    assert (await ended(server, token, job))["response"] == f"{REPLY}free {REPLY}free {REPLY}held 1"
+    assert max(upstream.times().values()) == 1
+
+
+async def test_a_waiting_caller_of_a_parked_run_waits_for_the_verdict(server: Live) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "free(x=held_one(x))")
+    body = chat("1", "p")
+
+    status, told = await server.ask("POST", "/v1/chat/completions", token, json=body, headers={"prefer": "wait=1"})
+    assert (status, told["error"]["code"]) == (504, "review_pending")
+    job = told["error"]["job_id"]
+    [step] = await held_steps(server)
+    await review(server, step["job_id"], "success")
+
+    assert words((await ended(server, token, job))["response"]) == f"{REPLY}free {REPLY}held 1"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_waiting_caller_gets_the_signed_answer_on_the_same_connection(server: Live, stream: bool) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "free(x=held_one(x))")
+
+    async def sign() -> None:
+        async def one() -> dict[str, Any] | None:
+            return next(iter(await held_steps(server)), None)
+
+        await review(server, (await until(one))["job_id"], "success")
+
+    signing = server.services.runtime.background.spawn(sign())
+    body = chat("1", "p") | {"stream": stream}
+    status, told = await server.ask("POST", "/v1/chat/completions", token, json=body)
+    await signing
+    assert status == 200
+    assert f"{REPLY}free {REPLY}held 1" in (told if stream else words(told))
+
+
+async def test_a_script_that_waits_for_a_parked_run_is_told_where_it_is(server: Live) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "held_one(x)")
+
+    status, told = await call(server, token, "p", {"x": "1"}, headers={"prefer": "wait=1"})
+
+    assert (status, told["code"]) == (504, "review_pending")
+    assert (await server.ask("GET", f"/api/jobs/{told['job_id']}", token))[1]["response"] is None
+
+
+# Nothing held leaves
+
+
+async def test_nobody_reads_a_held_answer_in_the_steps_of_its_run(server: Live) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "free(x=free(x))")
+    _, made = await server.ask("POST", "/enqueue", token, json=chat("1", "p"))
+    job = made["job_id"]
+    await server.job_when(token, job, lambda job: job["status"] == "human")
+    [outer, inner] = await log(server, await reviewer(server), job)
+    assert outer["output"] == f"{REPLY}free {REPLY}free 1"
+
+    for entry in await log(server, token, job):
+        assert (entry["state"], entry["output"], entry["arguments"]) == ("done", None, None)
+    for step in (outer, inner):
+        assert (await server.ask("GET", f"/api/jobs/{step['job_id']}", token))[0] == 404
+
+    await review(server, job, "success")
+    assert (await log(server, token, job))[0]["output"] == f"{REPLY}free {REPLY}free 1"
+    assert (await server.ask("GET", f"/api/jobs/{outer['job_id']}", token))[0] == 200
+
+
+async def test_a_run_that_is_asked_again_after_review_asks_everything_anew(
+    server: Live, upstream: EchoingModel
+) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "free(x=free(x))")
+    _, made = await server.ask("POST", "/enqueue", token, json=chat("1", "p"))
+    job = made["job_id"]
+    await server.job_when(token, job, lambda job: job["status"] == "human")
+
+    await review(server, job, "bot", payload=chat("2", "p"))
+    await until(lambda: is_held_again(server, job))
+    await review(server, job, "success")
+
+    assert words((await ended(server, token, job))["response"]) == f"{REPLY}free {REPLY}free 2"
+    assert upstream.prompts == ["free 1", f"free {REPLY}free 1", "free 2", f"free {REPLY}free 2"]
+
+
+async def is_held_again(server: Live, job_id: str) -> bool | None:
+    _, job = await server.ask("GET", f"/api/jobs/{job_id}", await reviewer(server))
+    return (job["status"] == "human" and job["round"] == 2) or None
+
+
+# Ends
+
+
+async def test_the_refusal_of_a_model_is_the_runs_with_its_status_and_its_words(
+    server: Live, upstream: EchoingModel
+) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "concat(free(x), held_one(x))")
+    upstream.statuses["free 1"] = 418
+
+    status, told = await call(server, token, "p", {"x": "1"})
+
+    assert (status, told["code"]) == (418, "model_error")
+    assert "`free` failed: " in told["detail"]
+    assert "No, not that." in told["detail"]
+    await until(lambda: nothing_goes_on(server))
+
+
+async def nothing_goes_on(server: Live) -> bool | None:
+    counts = [await server.services.store.jobs.count(which) for which in unfinished()]
+    return sum(counts) == 0 or None
+
+
+def unfinished() -> list[Any]:
+    from signoff.store import JobFilter
+
+    return [JobFilter(status="bot"), JobFilter(status="human")]
+
+
+async def test_a_refusal_that_passes_is_tried_again_by_the_step_alone(server: Live, upstream: EchoingModel) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "free(x=free(x))")
+    upstream.statuses["free 1"] = 503
+
+    job = await submit(server, token, "p", {"x": "1"})
+    await upstream.received(2)
+    upstream.statuses.clear()
+
+    assert (await ended(server, token, job))["response"] == f"{REPLY}free {REPLY}free 1"
+    assert await verbs(server, job) == ["submit", "claim", "succeed"]
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_cancelling_a_run_cancels_what_goes_on_below_it(server: Live, upstream: EchoingModel, held: bool) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "inner", "held_one(x)" if held else "free(x)")
+    await save(server, token, "pipeline", "p", "free(x=inner(x))")
+    if not held:
+        upstream.gate.clear()
+    job = await submit(server, token, "p", {"x": "1"})
+    if held:
+        await parked(server, token, job)
+    await upstream.received()
+
+    assert (await server.ask("DELETE", f"/api/jobs/{job}", token))[0] == 200
+
+    await until(lambda: nothing_goes_on(server))
+    upstream.gate.set()
+    [outer, inner] = await log(server, await reviewer(server), job)
+    assert (outer["state"], inner["state"], inner["error"]["code"]) == ("waiting", "failed", "cancelled")
+    assert len(upstream.prompts) == 1
+
+
+async def test_a_caller_who_leaves_takes_the_run_along(
+    server: Live, upstream: EchoingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "STOP_SECONDS", 600)
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "free(x=free(x))")
+    upstream.gate.clear()
+    asking = asyncio.ensure_future(server.ask("POST", "/v1/chat/completions", token, json=chat("1", "p")))
+    await upstream.received()
+    asking.cancel()
+    await until(lambda: nothing_goes_on(server))
+    upstream.gate.set()
+
+    _, told = await server.ask("GET", "/api/jobs", token)
+    [run] = told["data"]
+    assert (run["status"], run["error"]["code"]) == ("fail", "cancelled")
+    assert upstream.prompts == ["free 1"]
+
+
+# The log
+
+
+async def test_the_log_of_a_run_tells_of_every_call(server: Live) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "inner", "free(x)")
+    await save(server, token, "pipeline", "p", "builtin_concat(free(x), inner(x=uppercase(x)))")
+    before = time.time()
+    job = await submit(server, token, "p", {"x": "a"})
+    await ended(server, token, job)
+
+    entries = await log(server, token, job)
+
+    told = [(e["node"], e["kind"], e["name"], e["state"], e["output"]) for e in entries]
+    assert told == [
+        ("0", "function", "builtin_concat", "done", f"{REPLY}free a {REPLY}free A"),
+        ("0.0", "prompt", "free", "done", f"{REPLY}free a"),
+        ("0.1", "pipeline", "inner", "done", f"{REPLY}free A"),
+        ("0.1.0", "function", "uppercase", "done", "A"),
+    ]
+    assert [entry["arguments"] for entry in entries[:3]] == [
+        {"x": f"{REPLY}free a", "y": f"{REPLY}free A"},
+        {"x": "a"},
+        {"x": "A"},
+    ]
+    assert [*entries[3]["arguments"].values()] == ["a"]
+    assert [entry["usage"] and entry["usage"]["total_tokens"] for entry in entries] == [None, 5, None, None]
+    assert all(0 <= entry["seconds"] < time.time() - before for entry in entries)
+    assert [entry["version"] for entry in entries] == [None, 1, 1, None]
+    [below] = await log(server, token, entries[2]["job_id"])
+    assert (below["name"], below["output"], below["usage"]["total_tokens"]) == ("free", f"{REPLY}free A", 5)
+
+
+async def test_a_job_that_is_no_run_has_no_log_of_one(server: Live) -> None:
+    token = await ann(server)
+    _, job = await server.ask("POST", "/api/jobs", token, json={"target": "echo", "body": chat("1")})
+
+    assert (await server.ask("GET", f"/api/jobs/{job['job_id']}/run", token))[0] == 400
+
+
+async def test_a_run_takes_what_its_steps_take_and_nothing_itself(server: Live) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "free(x=free(x))")
+    status, _ = await server.ask("POST", "/v1/chat/completions", token, json=chat("1", "p"))
+    job = await submit(server, token, "p", {"x": "2"})
+    await ended(server, token, job)
+
+    _, told = await server.ask("GET", "/api/jobs", token)
+    assert status == 200
+    assert [(run["usage"], run["cost"]) for run in told["data"]] == [(None, None), (None, None)]
+    steps = [entry["job_id"] for entry in await log(server, token, job)]
+    asked = [(await server.ask("GET", f"/api/jobs/{step}", token))[1]["usage"] for step in steps]
+    assert [usage["prompt_tokens"] for usage in asked] == [3, 3]
+
+
+async def test_a_step_is_answered_from_the_cache_where_its_model_says_so(server: Live, upstream: EchoingModel) -> None:
+    token = await ann(server)
+    await server.model("kept", kind="openai", url=upstream.url, cache="always")
+    await save(server, token, "prompt", "known", "known {x}", model="kept")
+    await save(server, token, "pipeline", "p", "free(x=known(x))")
+
+    jobs = [await submit_and_end(server, token) for _ in range(2)]
+
+    assert jobs[0]["response"] == jobs[1]["response"]
+    assert upstream.times() == {"known 1": 1, f"free {REPLY}known 1": 2}
+    assert await verbs(server, (await log(server, token, jobs[1]["job_id"]))[1]["job_id"]) == ["hit"]
+
+
+async def test_who_wants_nothing_stored_has_no_step_looked_up_or_kept(server: Live, upstream: EchoingModel) -> None:
+    token = await ann(server)
+    await server.model("kept", kind="openai", url=upstream.url, cache="always")
+    await save(server, token, "prompt", "known", "known {x}", model="kept")
+    await save(server, token, "pipeline", "inner", "known(x)")
+    await save(server, token, "pipeline", "p", "concat(known(x), inner(x=uppercase(x)))")
+
+    async def asked_with(directive: str) -> int:
+        headers = {"cache-control": directive} if directive else {}
+        assert (await call(server, token, "p", {"x": "a"}, headers=headers))[0] == 200
+        return len(upstream.prompts)
+
+    assert [await asked_with("no-store") for _ in range(2)] == [2, 4]
+    assert [await asked_with("") for _ in range(2)] == [6, 6]
+    assert [await asked_with("no-cache"), await asked_with("max-age=0"), await asked_with("")] == [8, 10, 10]
+
+
+async def test_a_token_that_never_uses_the_cache_does_not_for_a_step(server: Live, upstream: EchoingModel) -> None:
+    user = await create_user(server.services, "ann@x.org", "user")
+    token = await create_token(server.services, user, cache="never")
+    await save(server, token, "prompt", "known", "known {x}")
+    await save(server, token, "pipeline", "p", "known(x)")
+
+    for _ in range(2):
+        assert (await call(server, token, "p", {"x": "a"}))[0] == 200
+    assert upstream.times() == {"known a": 2}
+
+
+# A step without room
+
+
+async def test_whoever_waits_for_a_run_is_told_that_a_budget_is_spent(server: Live, upstream: EchoingModel) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "free(x=free(x))")
+    await limit(server, tokens_per_month=10)
+    status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat("1", "p"))
+
+    assert (status, told["error"]["code"]) == (429, "insufficient_quota"), told
+
+
+async def limit(server: Live, **numbers: int) -> None:
+    """What each user may use from now on."""
+    told = await server.ask("PUT", "/api/limits/each", await server.token("admin"), json=numbers)
+    assert told[0] == 200, told
+
+
+async def test_a_run_whose_step_is_put_off_leaves_its_worker_to_others_and_goes_on_in_time(
+    tmp_path: Path, upstream: EchoingModel
+) -> None:
+    async with composing(tmp_path, upstream, concurrency=1) as server:
+        token = await ann(server)
+        await save(server, token, "prompt", "free", "free {x}")
+        await save(server, token, "pipeline", "p", "free(x)")
+        await limit(server, requests_per_minute=1)
+        runs = [await submit(server, token, "p", {"x": str(number)}) for number in range(2)]
+        # when the second has no room for a minute, it is put off, and another user's job is done meanwhile
+        await until(lambda: any_parked(server, token, runs))
+        _, other = await server.ask("POST", "/api/jobs", await reviewer(server), json={"target": "echo", "body": {}})
+        await ended(server, await reviewer(server), other["job_id"])
+        # and it goes on when there is room
+        await limit(server, requests_per_minute=100)
+        [late] = [job for job in await server.services.store.jobs.list(JobFilter(status="bot")) if job.parent_id]
+        await due_now(server, late.id)
+        for run in runs:
+            await ended(server, token, run)
+        assert sorted(upstream.prompts) == ["free 0", "free 1"]
+
+
+async def any_parked(server: Live, token: str, runs: list[str]) -> bool | None:
+    told = [(await server.ask("GET", f"/api/jobs/{run}", token))[1] for run in runs]
+    return any(run["parked_at"] for run in told) or None
+
+
+async def due_now(server: Live, job_id: str) -> None:
+    """As if its time had come."""
+    statement = sa.update(jobs).where(jobs.c.id == job_id).values(due_at=0)
+    await execute(server.services.store, statement)
+
+
+async def submit_and_end(server: Live, token: str) -> dict[str, Any]:
+    job = await submit(server, token, "p", {"x": "1"})
+    return await ended(server, token, job)
+
+
+# Again, in part
+
+
+async def test_what_is_asked_again_has_the_key_of_the_first_time_and_tells_whoever_was_to_be_told(
+    server: Live, upstream: EchoingModel
+) -> None:
+    token = await ann(server)
+    _, hers = await server.ask("POST", "/api/keys", token, json={"name": "mine", "key": "sk-ann"})
+    await save(server, token, "pipeline", "p", "free(x)")
+    asked = {"pipeline_name": "p", "args": {"x": "1"}, "openaikey_id": hers["id"]}
+    assert (await server.ask("POST", "/api/pipeline/call", token, json=asked))[0] == 200
+    [old] = await server.services.store.jobs.list(JobFilter(with_steps=False))
+
+    _, new = await server.ask("POST", f"/api/jobs/{old.id}/rerun", token, json={"node": "0"})
+    await ended(server, token, new["job_id"])
+
+    assert upstream.keys == ["Bearer sk-ann"] * 2
+    told = msgspec.structs.replace(old, deliver=(DeliveryTarget(kind="topic", address="answers", host="orders"),))
+    caller = await server.services.caches.callers.by_email("ann@x.org")
+    assert copy_for_retry(server.services, caller, told).deliver == told.deliver
+
+
+@pytest.mark.parametrize(
+    ("change", "second", "asked"),
+    [
+        ({"node": "0.1.0", "output": "other"}, "free other", ["free other"]),
+        ({"node": "0.1", "payload": chat("free new", "m")}, "free new", ["free new"]),
+        ({"node": "0.1", "output": "by hand"}, None, []),
+        ({"node": "0.0"}, "free 2", ["free 1"]),
+    ],
+)
+async def test_a_part_is_run_again_and_the_rest_is_as_it_was(
+    server: Live, upstream: EchoingModel, change: dict[str, Any], second: str | None, asked: list[str]
+) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "builtin_concat(free(x), free(x=uppercase(y)))")
+    job = await submit(server, token, "p", {"x": "1", "y": "2"})
+    old = await ended(server, token, job)
+    upstream.prompts.clear()
+
+    status, new = await server.ask("POST", f"/api/jobs/{job}/rerun", token, json=change)
+
+    assert (status, new.get("retry_of")) == (202, job), new
+    answer = await ended(server, token, new["job_id"])
+    assert answer["response"] == f"{REPLY}free 1 " + ("by hand" if second is None else REPLY + second)
+    assert upstream.prompts == asked
+    assert (await server.ask("GET", f"/api/jobs/{job}", token))[1] == old
+    counted = [entry["node"] for entry in await log(server, token, new["job_id"]) if entry["usage"]]
+    assert len(counted) == len(asked), "what was not asked again is not counted again"
+
+
+async def test_what_cannot_be_run_again_in_part_says_why(server: Live) -> None:
+    token = await ann(server)
+    await save(server, token, "pipeline", "p", "free(x=uppercase(x))")
+    job = await submit(server, token, "p", {"x": "1"})
+    await ended(server, token, job)
+
+    for change, why in (
+        ({"node": "0.7"}, "There is no call"),
+        ({}, "node"),
+        ({"node": "0.0", "payload": 1}, "is a function"),
+    ):
+        status, told = await server.ask("POST", f"/api/jobs/{job}/rerun", token, json=change)
+        assert (status, why in told["detail"]) == (400, True), told
+
+
+# Quick
+
+
+async def test_calls_that_do_not_need_each_other_run_at_the_same_time(server: Live, upstream: EchoingModel) -> None:
+    token = await ann(server)
+    leaves = [f"length(uppercase(lowercase(free(x=arg{number}))))" for number in range(50)]
+    while len(leaves) > 1:
+        leaves = [f"concat({', '.join(pair)})" for pair in zip(leaves[::2], leaves[1::2], strict=False)] + (
+            leaves[-1:] if len(leaves) % 2 else []
+        )
+    await save(server, token, "pipeline", "big", leaves[0])
+    upstream.gate.clear()
+    args = {f"arg{number}": str(number) for number in range(50)}
+
+    calling = asyncio.ensure_future(call(server, token, "big", args))
+    await upstream.received(50)  # none of which is answered yet
+    upstream.gate.set()
+
+    status, told = await calling
+    assert status == 200, told
+    assert len(upstream.prompts) == 50
+    job = (await server.ask("GET", "/api/jobs?limit=1", token))[1]["data"][0]["job_id"]
+    entries = await log(server, token, job)
+    assert len(entries) == 249
+    assert {entry["state"] for entry in entries} == {"done"}

@@ -1,0 +1,25 @@
+"""What time brings about, whoever sweeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from signoff.store import JobFilter
+from signoff.work import sweep
+from support.live_server import live
+from support.stores import a_job, together
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_one_sweep_forgets_as_many_old_jobs_as_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "FORGOTTEN_AT_ONCE", 20)
+    async with live(tmp_path, retention_days=1e-12, sweep_seconds=600) as server:
+        store = server.services.store
+        await together(store.jobs.insert(a_job(status="fail", lane="now"), actor="test") for _ in range(90))
+
+        await sweep.sweep(server.services)
+
+        assert await store.jobs.count(JobFilter()) == 0
