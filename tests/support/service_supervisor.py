@@ -1,9 +1,9 @@
-"""A throw-away server for one test run: started on a free port, ended when the run ends, however it ends.
+"""A throw-away server for one test run, on a free port. It ends when the run ends, however that ends.
 
-`python tests/support/service_supervisor.py SERVICE --watch PID --dir DIR` supervises one server. It answers once, in
-DIR/SERVICE.json, with {"url": ...} or {"missing": "why"}, and stays until process PID ends or it gets SIGTERM. Everything it keeps lies
-in DIR under SERVICE's name, and it removes all of that when it leaves. Servers that already run on this machine, their
-settings, their cookies and their epmd are neither read nor touched.
+`python tests/support/service_supervisor.py SERVICE --watch PID --dir DIR` supervises one server. It writes its answer
+once, to DIR/SERVICE.json: {"url": ...} or {"missing": "reason"}. It stays until process PID ends or SIGTERM arrives, and
+then removes all its files, which are in DIR under the name of the service. Servers that already run on this machine,
+their settings, their cookies and their epmd are neither read nor changed.
 """
 
 import argparse
