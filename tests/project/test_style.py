@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,151 +13,15 @@ SOURCE = ROOT / "src" / "signoff"
 GLOSSARY = ROOT / "docs" / "glossary.md"
 MODULES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
 
-# A docstring is a sentence in the imperative, or a noun phrase. It does not begin as a clause.
-CLAUSES = {
-    "What",
-    "Whether",
-    "It",
-    "One",
-    "Who",
-    "Whom",
-    "Whose",
-    "Whoever",
-    "Whichever",
-    "Whatever",
-    "Nobody",
-    "Somebody",
-    "Everybody",
-    "Which",
-    "Where",
-    "When",
-    "While",
-    "How",
-    "Why",
-    "There",
-    "They",
-    "Those",
-    "These",
-    "This",
-    "That",
-    "Is",
-    "Are",
-    "Was",
-    "Has",
-    "Have",
-    "Can",
-    "May",
-    "Must",
-    "Does",
-    "Do",
-    "Did",
+VOCABULARY = {
+    name: set(words.split())
+    for name, words in tomllib.loads(Path(__file__).with_name("vocabulary.toml").read_text()).items()
 }
 NOT_IMPERATIVE = re.compile(
     r"^(Returns|Raises|Gives|Tells|Says|Makes|Takes|Sends|Writes|Reads|Keeps|Starts|Stops|Ends|Begins|Waits|Calls|"
     r"Looks|Counts|Puts|Adds|Moves|Drops|Forgets|Opens|Closes|Checks|Runs|Asks|Hears|Holds|Lets|Seals|Renews|Sets|"
     r"Listens|Watches|Connects|Claims|Settles|Sweeps|Changes|Removes|Registers|Finds|Goes|Gets|Yields|Prints)\b"
 )
-# Words of an earlier vocabulary, and names that say nothing. See docs/decisions/019.
-FORBIDDEN = {
-    "MOVES",
-    "Move",
-    "Step",
-    "Mover",
-    "mover",
-    "Desk",
-    "desk",
-    "Part",
-    "courier",
-    "couriers",
-    "Courier",
-    "knock",
-    "Knobs",
-    "knobs",
-    "Reach",
-    "Parcel",
-    "parcel",
-    "wrapped",
-    "unwrapped",
-    "Recent",
-    "Question",
-    "Sum",
-    "Wish",
-    "wish",
-    "Room",
-    "room",
-    "rooms",
-    "Refusal",
-    "Meter",
-    "meter",
-    "Flight",
-    "flight",
-    "liken",
-    "unliken",
-    "alike",
-    "file_the_slow",
-    "Spot",
-    "spot",
-    "Seat",
-    "seat",
-    "Sight",
-    "sight",
-    "well",
-    "rests",
-    "era",
-    "Bell",
-    "bell",
-    "ring",
-    "cast_net",
-    "Ringer",
-    "Ear",
-    "nudge",
-    "heard",
-    "remember",
-    "still_the_same",
-    "anew",
-    "resend",
-    "veiled",
-    "look_at",
-    "look_at_all",
-    "look_and_wait",
-    "told",
-    "asked",
-    "found",
-    "given",
-    "got",
-    "kept",
-    "brought",
-    "spoken",
-    "made",
-    "made_by",
-    "made_in",
-    "own_id",
-    "first_us",
-    "answer_us",
-    "keeper",
-    "keeper_of",
-    "neighbour",
-    "neighbours",
-    "warden",
-    "Sender",
-    "sender",
-    "Ledger",
-    "ledger",
-    "Claim",
-    "Place",
-    "Lines",
-    "Said",
-    "dice",
-    "Shared",
-    "Waits",
-    "InFlight",
-    "Composed",
-    "composed",
-    "Listing",
-    "Fresh",
-    "Hook",
-    "Arrived",
-}
 # Data classes whose fields are part of the public vocabulary: each field has a docstring of its own.
 DOCUMENTED = {
     "core/job.py": {"Job", "Event", "Transition", "Decision", "Edit", "JobError", "FunctionCall"},
@@ -182,7 +47,7 @@ def test_docstrings_start_with_a_verb_in_the_imperative_or_a_noun_phrase() -> No
                 continue
             first = (ast.get_docstring(node) or "").split(maxsplit=1)[:1]
             word = first[0].strip("`,.:;") if first else ""
-            if word in CLAUSES or NOT_IMPERATIVE.match(word):
+            if word in VOCABULARY["clauses"] or NOT_IMPERATIVE.match(word):
                 offences.append(f"{name}:{getattr(node, 'lineno', 1)} {word}")
     assert not offences, "\n".join(offences)
 
@@ -196,7 +61,7 @@ def test_no_identifier_is_of_the_earlier_vocabulary() -> None:
             offences += [
                 f"{name}:{getattr(node, 'lineno', 1)} {identifier}"
                 for identifier in identifiers(node)
-                if identifier.strip("_") in FORBIDDEN
+                if identifier.strip("_") in VOCABULARY["forbidden"]
             ]
     assert not offences, "\n".join(offences)
 
@@ -238,3 +103,35 @@ def undocumented(node: ast.ClassDef) -> Iterator[str]:
                 continue
             case _:
                 yield statement.target.id
+
+
+def test_class_names_consist_of_words_of_the_field_and_of_the_glossary() -> None:
+    own = {word for entry in glossary() for word in words_of(entry)}
+    known = VOCABULARY["class_words"] | own | {f"{word}s" for word in own}
+    unknown = {
+        f"{name} {node.name}: {word}"
+        for name, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for word in words_of(node.name)
+        if word not in known
+    }
+    assert not unknown, "use a term of the field, or add it to vocabulary.toml with its source in the review"
+
+
+def test_the_glossary_has_at_most_25_words_of_our_own() -> None:
+    assert 0 < len(glossary()) <= 25
+
+
+def glossary() -> list[str]:
+    """Return the entries of the glossary."""
+    return re.findall(r"^- \*\*(.+?)\*\*:", GLOSSARY.read_text(), re.MULTILINE)
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words of a name in camel case, or of a phrase, in small letters.
+
+    >>> words_of("HTTPDoor"), words_of("wake-up")
+    (['http', 'door'], ['wake', 'up'])
+    """
+    return [word.lower() for word in re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+", name)]
