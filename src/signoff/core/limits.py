@@ -198,11 +198,11 @@ def renew_reservations(
         for name, limit in reservation.request.limits:
             if limit.tracks_pending:
                 counter = after.get(name, Counter())
-                holds = (
+                pending = (
                     *(hold for hold in counter.pending if hold.id != reservation.request.id),
                     _pending_reservation(reservation.request, lease_seconds, now),
                 )
-                after[name] = msgspec.structs.replace(counter, pending=holds)
+                after[name] = msgspec.structs.replace(counter, pending=pending)
     return after
 
 
@@ -289,12 +289,12 @@ def _period_denials(limit: Limit, counter: Counter, request: ReservationRequest,
 
 
 def _with_reservation(limit: Limit, counter: Counter, request: ReservationRequest, now: int) -> Counter:
-    entries, holds = counter.entries, counter.pending
+    entries, pending = counter.entries, counter.pending
     if limit.requests_per_minute is not None or limit.tokens_per_minute is not None:
         entries = _added(entries, Admission(now, 1, request.tokens))
     if limit.tracks_pending:
-        holds = (*holds, _pending_reservation(request, request.lease_seconds, now))
-    return msgspec.structs.replace(counter, entries=entries, pending=holds)
+        pending = (*pending, _pending_reservation(request, request.lease_seconds, now))
+    return msgspec.structs.replace(counter, entries=entries, pending=pending)
 
 
 def _pending_reservation(request: ReservationRequest, lease_seconds: float, now: int) -> PendingReservation:
