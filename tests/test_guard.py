@@ -86,6 +86,9 @@ async def test_a_look_at_a_models_health_is_guarded_as_well(tmp_path: Path) -> N
         # given one that was saved before it was known what that address is
         await server.services.store.catalog.put_model(Model(name="m", kind="http", url="http://169.254.169.254"))
         _, found = await server.ask("GET", "/api/models/m?health=true", await server.token("admin"))
-        assert found["health"] == {"ok": False, "detail": "169.254.169.254 cannot be the address of a model (link-local, multicast or metadata address); use another."}
+        assert found["health"] == {
+            "ok": False,
+            "detail": "169.254.169.254 cannot be the address of a model (link-local, multicast or metadata address); use another.",
+        }
         status, told = await server.ask("POST", "/post/predict?id=m", await server.token(), json={})
         assert (status, told) == (502, {"content": "The model's address is one where no model may be."})
