@@ -17,7 +17,7 @@ from signoff.errors import ModelGarbled
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """One part of an answer, as the model sent it."""
+    """A part of an answer, as the model sent it."""
 
     raw: bytes
     event: bool = False

@@ -197,9 +197,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One transition of a job that took place. Events are never changed."""
+    """A transition of a job that took place. Events are never changed."""
 
     job_id: str
+    """Id of the job."""
     seq: int
     """Number of the event within its job, from 1."""
     verb: str
@@ -213,7 +214,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One finished call of a function in a pipeline run."""
+    """A finished call of a function in a pipeline run."""
 
     job_id: str
     """Id of the run."""
@@ -266,7 +267,7 @@ class Guard(Enum):
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the state machine."""
+    """A row of the state machine."""
 
     verb: str
     """Name of the transition, as events record it."""

@@ -45,7 +45,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several endpoints of a model. None stands for the value of the model."""
+    """An endpoint of a model with several. None stands for the value of the model."""
 
     url: str
     """Base URL of the upstream."""
