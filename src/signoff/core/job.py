@@ -252,8 +252,8 @@ class Guard(Enum):
     The actor is the worker, reviewer or sweeper that requests the transition.
     """
 
-    DUE = "the job has no lease, is not parked, and its due time has passed"
-    LEASE = "the actor holds the lease of the job"
+    DUE = "the job has no lease and is not parked, and its due time has passed"
+    LEASE = "the actor names the lease token of the job"
     LAPSED = "the lease has expired, by the database's clock"
     ROUND = "the round is the one that the actor saw"
     UNOPENED = "no other reviewer holds a live review lease"
@@ -313,9 +313,7 @@ TRANSITIONS: dict[str, Transition] = {
     transition.verb: transition
     for transition in (
         Transition(verb="submit", meaning="the job is accepted and committed", targets=("bot",)),
-        Transition(
-            verb="hit", meaning="the answer comes from the response cache, where it is signed off", targets=("success",)
-        ),
+        Transition(verb="hit", meaning="the response cache has a signed-off answer", targets=("success",)),
         Transition(verb="refuse", meaning="the message is not a valid request", targets=("fail",)),
         _bot("claim", ("bot",), (Guard.DUE,), "a worker takes the lease; the attempt counts", attempt=1),
         _bot(
