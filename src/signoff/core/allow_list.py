@@ -81,7 +81,7 @@ class ModelAddressRule:
 
     def refusal(self, host: str) -> str:
         """See `AddressRule`."""
-        return f"{host} cannot be the address of a model (link-local, multicast or metadata address); use another."
+        return f"{host} is a link-local, multicast or metadata address; a model needs another one."
 
 
 MODEL_ADDRESSES = ModelAddressRule()

@@ -22,11 +22,9 @@ KNOWN = frozenset({CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, MODERATIONS, RERANK
 STREAMED = frozenset({CHAT, COMPLETIONS, RESPONSES})
 
 # Collections that are not inference and never go to an upstream. Some upstreams ignore the case of letters.
-_LOCAL_COLLECTIONS = r"(?!/(?i:batches|files|models|uploads)(?![\w-]))"
+_NOT_LOCAL = r"(?!/(?i:batches|files|models|uploads)(?![\w-]))"
 # The path is appended to the base URL of the upstream, so it must not contain dots.
-_ROUTE = re.compile(
-    rf"(?:(GET|PUT|PATCH|DELETE) )?(/v1{_LOCAL_COLLECTIONS}(?:/[A-Za-z0-9_-]+)+)(?:\?([!-~]{{0,4000}}))?"
-)
+_ROUTE = re.compile(rf"(?:(GET|PUT|PATCH|DELETE) )?(/v1{_NOT_LOCAL}(?:/[A-Za-z0-9_-]+)+)(?:\?([!-~]{{0,4000}}))?")
 _HAS_AN_ID = re.compile(r"[0-9A-Z]")
 # Path segments that only group collections.
 _GROUPS = {"alpha", "audio", "chat", "chatkit", "fine_tuning", "images", "organization", "realtime"}

@@ -42,12 +42,8 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # The status 408 is retryable, so the caller may send the request again with the same key.
-CALLER_LEFT = JobError(
-    code="cancelled", message="The caller disconnected before the answer came; send the request again.", status=408
-)
-INTERRUPTED = JobError(
-    code="interrupted", message="The server stopped before the answer came; send the request again.", status=503
-)
+CALLER_LEFT = JobError(code="cancelled", message="The caller disconnected before the answer came.", status=408)
+INTERRUPTED = JobError(code="interrupted", message="The server stopped before the answer came.", status=503)
 RUN_ENDED = JobError(code="cancelled", message="The pipeline run of this step has ended.", status=409)
 
 
@@ -317,24 +313,20 @@ TRANSITIONS: dict[str, Transition] = {
         Transition(verb="refuse", meaning="the message is not a valid request", targets=("fail",)),
         _bot("claim", ("bot",), (Guard.DUE,), "a worker takes the lease; the attempt counts", attempt=1),
         _bot(
-            "release",
-            ("bot",),
-            (Guard.LEASE,),
-            "the worker stops, or a limit is reached; the attempt does not count",
-            attempt=-1,
+            "release", ("bot",), (Guard.LEASE,), "the worker gives the job back; the attempt does not count", attempt=-1
         ),
         _bot("retry", ("bot",), (Guard.LEASE,), "the attempt failed, and the next one is due later"),
         _bot(
             "lapse",
             ("bot", "fail"),
             (Guard.LEASE, Guard.LAPSED),
-            "the holder of the lease did not renew it; the job is due again, or fails",
+            "the lease was not renewed; the job is due again, or fails",
         ),
         _bot(
             "park",
             ("bot",),
             (Guard.LEASE, Guard.QUIET),
-            "the run waits for steps that are held or not due; the attempt does not count",
+            "the run waits for its steps; the attempt does not count",
             attempt=-1,
         ),
         Transition(
@@ -361,16 +353,9 @@ TRANSITIONS: dict[str, Transition] = {
             clears=_VERDICT,
             adds={"round": 1},
         ),
-        _release("approve", "success", "the verdict takes effect: the answer is released, edited or not"),
-        _release(
-            "redo",
-            "bot",
-            "the verdict takes effect: the request, edited or not, is queued again",
-            "decision",
-            "response",
-            "usage",
-        ),
-        _release("reject", "fail", "the verdict takes effect: the answer is withheld, with a reason"),
+        _release("approve", "success", "the answer, edited or not, is released"),
+        _release("redo", "bot", "the request, edited or not, is queued again", "decision", "response", "usage"),
+        _release("reject", "fail", "the answer is withheld, with a reason"),
         Transition(
             verb="cancel",
             meaning="the owner, an admin, or the end of its run cancels the job; a caller who leaves does too",

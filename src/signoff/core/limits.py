@@ -84,7 +84,6 @@ class Admission(msgspec.Struct, frozen=True, array_like=True):
     """Requests and tokens that were admitted at one time, and count for a minute."""
 
     at: int
-    """Microseconds since 1970, UTC."""
     requests: int
     tokens: int
 
@@ -93,9 +92,8 @@ class PendingReservation(msgspec.Struct, frozen=True, array_like=True):
     """A request in progress, with the tokens and the cost (nanodollars) that are reserved for it."""
 
     id: str
-    """Id of the reservation request."""
     until: int
-    """Time at which it lapses unless it is renewed; microseconds since 1970, UTC."""
+    """Time at which it lapses unless it is renewed."""
     tokens: int
     cost: int
 
@@ -104,7 +102,7 @@ class PeriodUsage(msgspec.Struct, frozen=True, array_like=True):
     """Tokens and cost (nanodollars) that were used in a day or a month."""
 
     since: int = 0
-    """First instant of the period; microseconds since 1970, UTC."""
+    """First instant of the period."""
     tokens: int = 0
     cost: int = 0
 
@@ -140,7 +138,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
 
     request: ReservationRequest
     at: int
-    """Time of the admission; microseconds since 1970, UTC."""
+    """Time of the admission."""
     gauges: Mapping[str, Gauge]
     """See `compute_gauges`, after the reservation."""
 
@@ -176,14 +174,8 @@ def try_reserve(
 ) -> tuple[Mapping[str, Counter], Reservation | Denial]:
     """Reserve `request` under all its limits, or under none.
 
-    Args:
-        counters: use of the limits by the names in `request.limits`; a missing one counts as unused.
-        request: the estimated use.
-        now: microseconds since 1970, UTC.
-
-    Returns:
-        The changed counters, and the reservation or its denial. Of several exceeded limits, the denial names the one
-        with the longest wait.
+    `counters` holds the use of the limits by the names in `request.limits`; a missing one counts as unused. Return the
+    changed counters, and the reservation or its denial, which names the exceeded limit with the longest wait.
     """
     now = max([now, *(_latest(counters[name], now) for name, _ in request.limits if name in counters)])
     current = {name: expire(counters.get(name, Counter()), now) for name, _ in request.limits}
@@ -201,18 +193,10 @@ def try_reserve(
 def settle_reservation(
     counters: Mapping[str, Counter], reservation: Reservation, *, tokens: int, cost: int, was_sent: bool, now: int
 ) -> Mapping[str, Counter]:
-    """Return the counters after a request has ended.
+    """Return the counters after a request has ended, having taken `tokens` and `cost` (nanodollars).
 
     Tokens that were reserved and not used are returned to the minute of the admission; those beyond the reservation
-    count from `now` on.
-
-    Args:
-        counters: use of the limits of the reservation.
-        reservation: what was reserved.
-        tokens: tokens that the request took.
-        cost: its cost in nanodollars.
-        was_sent: False if the request was never sent to a model, and does not count.
-        now: microseconds since 1970, UTC.
+    count from `now` on. With `was_sent` False, the request never went to a model and does not count.
     """
     after = dict[str, Counter]()
     for name, limit in reservation.request.limits:

@@ -15,6 +15,7 @@ from signoff.core.policy import Review
 # A plug-in can add kinds, so this is not a Literal; the registry of the engines has all of them.
 ModelKind = str
 HTTP_KINDS: tuple[ModelKind, ...] = ("openai", "http")
+_HTTP_SCHEMES = ("http://", "https://")
 # Kinds that a caller's own upstream key is sent to.
 KINDS_WITH_KEYS: tuple[ModelKind, ...] = ("openai", "http", "anyllm")
 MAX_NAME_LENGTH = 255
@@ -194,7 +195,7 @@ def _durations_of(model: Model) -> dict[str, float]:
 
 def _kind_fault(model: Model) -> str | None:
     kind = model.kind
-    if kind in HTTP_KINDS and not (model.endpoints or _is_http(model.url or "")):
+    if kind in HTTP_KINDS and not (model.endpoints or (model.url or "").startswith(_HTTP_SCHEMES)):
         return f"`url` must begin with http:// or https:// for a model of the kind {kind}."
     if kind == "anyllm" and "/" not in (model.upstream_model or model.name):
         return "`upstream_model`, or else `name`, must be PROVIDER/MODEL for a model of the kind anyllm."
@@ -228,7 +229,7 @@ def _endpoint_fault(model: Model) -> str | None:
         )
     if endpoints and model.url:
         return "`url` and `endpoints` exclude each other; remove one of them."
-    if not all(_is_http(url) for url, _ in endpoints):
+    if not all(url.startswith(_HTTP_SCHEMES) for url, _ in endpoints):
         return "`endpoints`: each `url` must begin with http:// or https://."
     if len(set(endpoints)) < len(endpoints):
         return "`endpoints` must differ in `url` or `upstream_model`; remove the duplicate."
@@ -248,10 +249,6 @@ def _load_fault(model: Model) -> str | None:
     ):
         return f"`fallbacks` must be at most {MAX_FALLBACKS} names of other models."
     return None
-
-
-def _is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
 
 
 def has_single_endpoint(model: Model) -> bool:

@@ -13,18 +13,9 @@ from signoff.core.parse_cost import is_cheap_to_parse
 # Average length of a token in the texts that models read.
 BYTES_PER_TOKEN = 4
 # Members of a request without text, and of an answer without generated text.
-NON_TEXT_MEMBERS = frozenset({"role", "type", "input_audio"})
+NON_TEXT = frozenset({"role", "type", "input_audio"})
 _EMBEDDED_DATA = re.compile(rb'"(?:data:|data"\s*:\s*")[^"]{1000,}')
-NON_GENERATED_MEMBERS = NON_TEXT_MEMBERS | {
-    "id",
-    "call_id",
-    "index",
-    "status",
-    "finish_reason",
-    "logprobs",
-    "audio",
-    "result",
-}
+NON_OUTPUT = NON_TEXT | {"id", "call_id", "index", "status", "finish_reason", "logprobs", "audio", "result"}
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,12 +93,12 @@ def parse_usage(body: bytes) -> Usage | None:
 
 def count_answer_tokens(answer: bytes) -> int:
     """Estimate the tokens of a completion or a response by the size of its texts; 0 for any other answer."""
-    return _tokens(answer, _AnswerTexts, NON_GENERATED_MEMBERS)
+    return _tokens(answer, _AnswerTexts, NON_OUTPUT)
 
 
 def estimate_usage(request_body: bytes, pieces: int) -> Usage:
     """Estimate the usage of a stream of `pieces` content events: a token each, and the request by its texts."""
-    prompt = _tokens(request_body, _RequestTexts, NON_TEXT_MEMBERS)
+    prompt = _tokens(request_body, _RequestTexts, NON_TEXT)
     return Usage(prompt_tokens=prompt, completion_tokens=pieces, total_tokens=prompt + pieces)
 
 

@@ -56,11 +56,8 @@ def placeholder_values(prompt: Prompt, text: str) -> dict[str, str]:
         return to_texts(members)
     if len(names) <= 1:
         return dict.fromkeys(names, text)
-    fault = "a text" if members is None else join_names(list(members)) or "no members"
-    raise BadRequest(
-        f"{prompt.name!r} takes {join_names(names)}, as the members of one JSON object in the last user message "
-        f"(got {fault})."
-    )
+    expected = f"{prompt.name!r} takes {join_names(names)}, as the members of one JSON object in the last user message"
+    raise BadRequest(f"{expected} (got {'a text' if members is None else join_names(list(members)) or 'no members'}).")
 
 
 def request_text(content: Any) -> str:
@@ -76,9 +73,7 @@ def request_text(content: Any) -> str:
         case None:
             return ""
         case list():
-            raise BadRequest(
-                "The user message of a request to a prompt or pipeline must be text; remove other content."
-            )
+            raise BadRequest("The user message must be text for a prompt or pipeline; remove other content.")
         case _:
             return to_text(content)
 
