@@ -54,7 +54,5 @@ def _arguments_from_members(members: dict[str, Any], names: Names) -> dict[str, 
         raise BadRequest(f"The arguments lack {join_names(missing)}; add a value for each.")
     unknown = [name for name in members if name not in names]
     if unknown:
-        raise BadRequest(
-            f"There is no argument {join_names(unknown)}; the arguments are: {join_names(names) or 'none'}."
-        )
+        raise BadRequest(f"There is no argument {join_names(unknown)}; there are: {join_names(names) or 'none'}.")
     return to_texts({name: members[name] for name in names})

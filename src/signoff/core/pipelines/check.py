@@ -47,9 +47,8 @@ def check_calls(body: str, tree: Call, known: Known, *, own_name: str | None = N
 def bind_arguments(call: Call, callee: Callee) -> dict[str, Value]:
     """Return the value of each parameter of `callee`. Raises BadPipeline, at the position of the call."""
     try:
-        if isinstance(callee, Function):
-            return _bind_function(call, callee)
-        return _bind_names(call, parameter_names(callee))
+        is_function = isinstance(callee, Function)
+        return _bind_function(call, callee) if is_function else _bind_names(call, parameter_names(callee))
     except _ArgumentMismatch as mismatch:
         raise BadPipeline(f"`{call.name}` {mismatch}", at=call.at) from None
 
