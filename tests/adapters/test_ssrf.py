@@ -68,7 +68,7 @@ async def test_an_address_that_stands_in_the_url_is_looked_at_too(host: str) -> 
 
 
 async def test_a_resolver_says_what_it_refuses() -> None:
-    with pytest.raises(AddressBlocked, match="no address of a model"):
+    with pytest.raises(AddressBlocked, match="a model needs another one"):
         await CheckedResolver(FakeResolver(["169.254.169.254"]), MODEL_ADDRESSES).resolve("m.example")
 
 
@@ -86,6 +86,7 @@ async def test_a_look_at_a_models_health_is_guarded_as_well(tmp_path: Path) -> N
         # given one that was saved before it was known what that address is
         await server.services.store.catalog.put_model(Model(name="m", kind="http", url="http://169.254.169.254"))
         _, found = await server.ask("GET", "/api/models/m?health=true", await server.token("admin"))
-        assert found["health"] == {"ok": False, "detail": "169.254.169.254 is no address of a model."}
+        detail = "169.254.169.254 is a link-local, multicast or metadata address; a model needs another one."
+        assert found["health"] == {"ok": False, "detail": detail}
         status, told = await server.ask("POST", "/post/predict?id=m", await server.token(), json={})
         assert (status, told) == (502, {"content": "The model's address is one where no model may be."})

@@ -88,7 +88,7 @@ METADATA = [
 @pytest.mark.parametrize("text", METADATA)
 def test_no_model_is_where_a_machine_asks_for_its_secrets(text: str) -> None:
     assert not MODEL_ADDRESSES.permits("model.example", ip_address(text))
-    with pytest.raises(AddressRefused, match="is no address of a model"):
+    with pytest.raises(AddressRefused, match="a model needs another one"):
         check_model_url(f"http://[{text}]:80/v1" if ":" in text else f"http://{text}/v1")
 
 

@@ -21,7 +21,15 @@ from signoff.core.balance import (
     may_succeed_elsewhere,
     prefix_key,
 )
-from signoff.core.model import EndpointConfig, Model, endpoints_of, has_single_endpoint, model_fault, registered_name
+from signoff.core.model import (
+    EndpointConfig,
+    Model,
+    Timeouts,
+    endpoints_of,
+    has_single_endpoint,
+    model_fault,
+    registered_name,
+)
 from signoff.errors import (
     ModelAnswered,
     ModelBusy,
@@ -188,6 +196,27 @@ def test_rests_grow_up_to_a_limit_and_are_as_long_as_was_asked_for() -> None:
 def test_what_cannot_be_balanced_is_refused(wrong: dict[str, Any]) -> None:
     assert model_fault(many()) is None
     assert model_fault(many(**wrong)) is not None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "a*b"}, "`name` must be 1 to 255 printable characters without outer blanks, and * only at its end."),
+        ({"attempts": 0}, "`attempts` must be 1 to 1000000 (got 0)."),
+        ({"queue_seconds": 0}, "`queue_seconds` must be more than 0 and finite (got 0)."),
+        ({"timeouts": Timeouts(total_seconds=-1)}, "`timeouts.total_seconds` must be more than 0 and finite (got -1)."),
+        (
+            {"replicas": 2},
+            "`replicas` is for models of the kind subprocess; remove it (this one is of the kind openai).",
+        ),
+        ({"url": "http://h"}, "`url` and `endpoints` exclude each other; remove one of them."),
+        ({"endpoints": ()}, "`url` must begin with http:// or https:// for a model of the kind openai."),
+        ({"max_waiting": -1}, "`max_waiting` must be 0 to 100000 (got -1)."),
+        ({"fallbacks": ("m",)}, "`fallbacks` must be at most 8 names of other models."),
+    ],
+)
+def test_the_message_about_a_wrong_model_names_the_parameter(wrong: dict[str, Any], message: str) -> None:
+    assert model_fault(many(**wrong)) == message
 
 
 def test_replicas_are_processes_under_names_that_nobody_can_register() -> None:

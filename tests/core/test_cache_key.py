@@ -23,7 +23,7 @@ from signoff.core.cache import (
 )
 from signoff.core.endpoints import CHAT, EMBEDDINGS, RESPONSES
 from signoff.core.model import Model, ModelIndex, Timeouts, version_of
-from signoff.core.parse_cost import LARGEST_BYTES, MOST_LISTS
+from signoff.core.parse_cost import MAX_BYTES, MAX_CONTAINERS
 from signoff.core.policy import Policy
 from signoff.core.tokens import Usage
 
@@ -158,13 +158,13 @@ def test_what_cannot_be_read_has_no_key(body: bytes) -> None:
 
 
 def test_what_is_too_large_has_no_key() -> None:
-    at_most = json.dumps("x" * (LARGEST_BYTES - 2)).encode()
+    at_most = json.dumps("x" * (MAX_BYTES - 2)).encode()
     assert compute_cache_key(**(PLAIN | {"body": at_most})) is not None
     assert compute_cache_key(**(PLAIN | {"body": at_most + b" "})) is None
 
 
 def test_what_is_many_lists_has_no_key() -> None:
-    at_most = json.dumps([[]] * (MOST_LISTS - 1)).encode()
+    at_most = json.dumps([[]] * (MAX_CONTAINERS - 1)).encode()
     assert compute_cache_key(**(PLAIN | {"body": at_most})) is not None
     assert compute_cache_key(**(PLAIN | {"body": b"[" + at_most + b"]"})) is None
 

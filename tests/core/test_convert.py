@@ -11,7 +11,7 @@ from signoff.core import sse
 from signoff.core.answer import Chunk, answer_text, collect, usage_so_far, with_text
 from signoff.core.convert import convert_answer, stream_events
 from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, RESPONSES
-from signoff.core.parse_cost import LARGEST_BYTES, MOST_LISTS
+from signoff.core.parse_cost import MAX_BYTES, MAX_CONTAINERS
 from signoff.core.tokens import Usage, estimate_usage, parse_usage
 
 USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
@@ -196,19 +196,19 @@ def test_a_whole_answer_that_tells_no_tokens_is_counted(answer: Any, tokens: int
     assert usage == (tokens and Usage(prompt_tokens=5, completion_tokens=tokens, total_tokens=5 + tokens))
 
 
-@pytest.mark.parametrize("lists", [0, 10 * MOST_LISTS])
+@pytest.mark.parametrize("lists", [0, 10 * MAX_CONTAINERS])
 def test_what_would_hold_up_others_counts_by_its_size_without_pictures_and_sounds(lists: int) -> None:
     content: list[Any] = [
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * LARGEST_BYTES}},
-        {"type": "input_audio", "input_audio": {"data": "A" * LARGEST_BYTES, "format": "wav"}},
-        {"type": "text", "text": "x" * LARGEST_BYTES},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * MAX_BYTES}},
+        {"type": "input_audio", "input_audio": {"data": "A" * MAX_BYTES, "format": "wav"}},
+        {"type": "text", "text": "x" * MAX_BYTES},
     ]
-    asked = {"messages": [{"role": "user", "content": content + [[]] * lists}], "other": "x" * LARGEST_BYTES}
+    asked = {"messages": [{"role": "user", "content": content + [[]] * lists}], "other": "x" * MAX_BYTES}
     rest = len(json.dumps([[]] * lists)) if lists else 0
     assert estimate_usage(json.dumps(asked).encode(), 0).prompt_tokens == pytest.approx(
-        (LARGEST_BYTES + rest) / 4, rel=0.01
+        (MAX_BYTES + rest) / 4, rel=0.01
     )
-    assert parse_usage(json.dumps({"usage": {"prompt_tokens": 1}, "data": "x" * 2 * LARGEST_BYTES}).encode()) == Usage(
+    assert parse_usage(json.dumps({"usage": {"prompt_tokens": 1}, "data": "x" * 2 * MAX_BYTES}).encode()) == Usage(
         prompt_tokens=1
     )
 

@@ -64,7 +64,7 @@ class LimitHarness:
 
     def settle(self, room: Reservation | Denial, tokens: int = 0, cost: int = 0, *, asked: bool = True) -> None:
         assert isinstance(room, Reservation)
-        self.meters = settle_reservation(self.meters, room, tokens=tokens, cost=cost, asked=asked, now=self.now)
+        self.meters = settle_reservation(self.meters, room, tokens=tokens, cost=cost, was_sent=asked, now=self.now)
 
     def pass_by(self, seconds: float) -> None:
         self.now += round(seconds * SECOND)

@@ -104,15 +104,15 @@ def test_each_value_goes_to_its_argument(text: str, fits: dict[str, str]) -> Non
         ("one()", "`one` lacks name"),
         ("one(a, b)", "`one` takes 1 argument, not 2"),
         ("one(other=a)", "`one` has no argument 'other'; it takes name"),
-        ("two(a, b)", "`two` takes greeting and name: say by its name which one is meant"),
-        ('two("Hi", name)', "`two` takes greeting and name: say by its name which one is meant"),
-        ("two(one(a), name)", "`two` takes greeting and name: say by its name which one is meant"),
+        ("two(a, b)", "`two` takes greeting and name; write NAME=VALUE for each argument"),
+        ('two("Hi", name)', "`two` takes greeting and name; write NAME=VALUE for each argument"),
+        ("two(one(a), name)", "`two` takes greeting and name; write NAME=VALUE for each argument"),
         ("two(name)", "`two` lacks greeting"),
         ("two(name, name=x)", "`two` gets 'name' twice"),
         ("f()", "`f` lacks x"),
         ("f(a, b, c)", "`f` takes 2 arguments, not 3"),
         ("f(a, x=b)", "`f` gets 'x' twice"),
-        ("f(x=a, b)", "`f` has an argument without a name after one with a name"),
+        ("f(x=a, b)", "`f` has an argument without a name after one with a name; move it to the front"),
         ("f(a, z=b)", "`f` has no argument 'z'; it takes x and y"),
         ("p1()", "`p1` lacks who"),
         ("nobody()", "there is no prompt, function or pipeline `nobody`"),
@@ -132,11 +132,9 @@ def test_the_first_flaw_is_found_at_its_call() -> None:
 def test_a_pipeline_that_comes_back_to_itself_is_refused() -> None:
     known = KNOWN | {"a": a_pipeline("a", "b(x)"), "b": a_pipeline("b", "one(c(x))"), "c": a_pipeline("c", "one(x)")}
     assert messages("a(x)", known) == []
-    assert messages("a(x)", known, own_name="c") == [
-        "`a` cannot run: `b` cannot run: `c` comes back to itself: c → a → b → c"
-    ]
+    assert messages("a(x)", known, own_name="c") == ["`a` cannot run: `b` cannot run: `c` calls itself: c → a → b → c"]
     assert messages("itself(x)", known | {"itself": a_pipeline("itself", "one(x)")}, own_name="itself") == [
-        "`itself` comes back to itself: itself → itself"
+        "`itself` calls itself: itself → itself"
     ]
     looping = known | {"c": a_pipeline("c", "a(x)")}
     assert "a → b → c → a" in messages("a(x)", looping)[0]
@@ -153,7 +151,7 @@ def test_how_many_pipelines_stand_in_each_other_is_bounded() -> None:
         chain[f"s{number}"] = a_pipeline(f"s{number}", f"s{number - 1}(x)")
     assert messages(f"s{MAX_NESTED - 1}(x)", chain) == []
     for number in range(MAX_NESTED, 2 * MAX_NESTED):
-        assert f"more than {MAX_NESTED} pipelines stand in each other" in messages(f"s{number}(x)", chain)[0]
+        assert f"pipelines are nested more than {MAX_NESTED} deep" in messages(f"s{number}(x)", chain)[0]
 
 
 def test_a_few_lines_cannot_ask_for_a_billion_calls() -> None:

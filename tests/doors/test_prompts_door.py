@@ -212,7 +212,7 @@ async def test_a_pipeline_cannot_come_back_to_itself_by_way_of_another(tmp_path:
         for body in ("outer(a)", "inner(a)", "p(inner(a))"):
             status, told = await server.ask("PUT", "/api/pipelines/inner", token, json={"body": body})
             assert (status, told["code"]) == (400, "bad_pipeline")
-            assert "comes back to itself" in told["detail"]
+            assert "calls itself" in told["detail"]
         assert (await server.ask("GET", "/api/pipelines/inner", token))[1]["version"] == 1
 
 

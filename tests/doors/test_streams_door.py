@@ -150,6 +150,25 @@ def test_no_part_of_a_password_is_taken_for_a_host(url: str, seen: str | None) -
     assert (host if stream_fault(stream) is None else None) == seen
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"name": "a b"},
+            "`name` must be 1 to 64 letters, digits and _.- characters, and begin with a letter or digit.",
+        ),
+        ({"host": ""}, "`url` must name a host, or host:port; write / ? # @ in a password as %2F %3F %23 %40."),
+        ({"requests": ""}, "`requests` must be a topic of 1 to 255 bytes, printable and without blanks."),
+        ({"responses": "in"}, "`requests` and `responses` must be different topics."),
+        ({"max_handlers": 0}, "`max_handlers` must be 1 to 1000 (got 0)."),
+        ({"backoff_max_seconds": 0}, "`backoff_max_seconds` must be more than 0 and at most 3600 (got 0)."),
+    ],
+)
+def test_the_message_about_a_wrong_stream_names_the_parameter(change: dict[str, Any], message: str) -> None:
+    values = {"name": "one", "scheme": "amqp", "host": "h", "sealed": b"", "requests": "in", "responses": "out"}
+    assert stream_fault(Stream(**values | change)) == message
+
+
 async def test_a_stream_of_the_settings_is_not_changed_at_run_time_and_none_is_there_twice(tmp_path: Path) -> None:
     async with live(tmp_path, streams=[STREAM]) as server:
         token = await server.token("admin")

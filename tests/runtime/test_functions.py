@@ -249,7 +249,7 @@ def odd(a: "no such thing"):
         ("return {1, 2}", "set cannot be JSON"),
         ("return lambda: 1", "function cannot be JSON"),
         ("return float('nan')", "cannot be JSON"),
-        ("return '\\ud800'", "not a text"),
+        ("return '\\ud800'", "is not valid Unicode"),
         ("x = []; x.append(x); return x", "cannot be JSON"),
         ("yield 1", "generator cannot be JSON"),
         ("raise ValueError('it says why')", "it says why"),

@@ -85,14 +85,14 @@ async def test_copies_are_bounded_in_number_and_size(tmp_path: Path, monkeypatch
         for number in range(5):
             await part.find(f"big{number}")
         assert names(part) == ["big2", "big3", "big4"]
-        assert part._kept.size_bytes == 900
+        assert part._kept.currsize == 900
         await part.find("big2")
         for number in range(9):
             await part.find(f"nobody{number}")
         assert names(part) == ["big2"]
-        assert (len(part._kept), part._kept.size_bytes) == (10, 300)
+        assert (len(part._kept), part._kept.currsize) == (10, 300)
         part.invalidate()
-        assert (len(part._kept), part._kept.size_bytes) == (0, 0)
+        assert (len(part._kept), part._kept.currsize) == (0, 0)
 
 
 def names(part: LibraryCache) -> list[str]:

@@ -10,8 +10,8 @@ import pytest
 from signoff.cache import CacheBounds
 from signoff.caches.memory import MemoryCache
 from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize
-from signoff.core.recent import Recent
 from signoff.errors import Overloaded
+from signoff.infra.lru import BoundedLRUCache
 from signoff.runtime import response_cache as module
 from signoff.runtime.background import Background
 from signoff.runtime.response_cache import ResponseCache
@@ -216,18 +216,18 @@ async def test_without_a_cache_there_is_nothing() -> None:
 
 
 def test_the_longest_unused_goes_first_and_no_bound_is_exceeded() -> None:
-    kept = Recent[str, bytes](max_entries=3, max_bytes=10, size_of=len)
+    kept = BoundedLRUCache[str, bytes](max_entries=3, max_bytes=10, size_of=len)
     for key in "abc":
-        kept.put(key, b"12")
+        kept[key] = b"12"
     assert kept.get("a") == b"12"
-    kept.put("d", b"12")
+    kept["d"] = b"12"
     assert [kept.get(key) for key in "abcd"] == [b"12", None, b"12", b"12"]
-    kept.put("e", b"1234567")
-    assert (len(kept), kept.size_bytes) == (2, 9)
-    kept.put("e", b"1")
-    assert (len(kept), kept.size_bytes) == (2, 3)
-    kept.put("f", b"12345678901")
+    kept["e"] = b"1234567"
+    assert (len(kept), kept.currsize) == (2, 9)
+    kept["e"] = b"1"
+    assert (len(kept), kept.currsize) == (2, 3)
+    kept["f"] = b"12345678901"
     assert (kept.get("f"), len(kept)) == (None, 2)
     assert kept.drop_where(lambda value: value == b"1") == 1
-    kept.drop("nobody")
-    assert (len(kept), kept.size_bytes) == (1, 2)
+    kept.pop("nobody", None)
+    assert (len(kept), kept.currsize) == (1, 2)

@@ -55,7 +55,7 @@ class MemoryQuotas:
     async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
         def settle(tx: Tx) -> None:
             after = settle_reservation(
-                self._tables.counters, reservation, tokens=tokens, cost=cost, asked=asked, now=tx.now
+                self._tables.counters, reservation, tokens=tokens, cost=cost, was_sent=asked, now=tx.now
             )
             self._tables.counters.update(after)
 

@@ -220,6 +220,8 @@ async def test_limits_are_the_programs_alone_and_others_are_another_process(engi
     "limits", [{"memory_mb": 0}, {"memory_mb": -1}, {"open_files": 3}, {"nice": 20}, {"nice": -1}, {"memory_mb": 2**50}]
 )
 def test_limits_under_which_nothing_lives_are_refused(limits: dict[str, int]) -> None:
-    assert model_fault(told(limits=ProcessLimits(**limits))) is not None
+    assert (model_fault(told(limits=ProcessLimits(**limits))) or "").startswith(
+        f"`limits.{next(iter(limits))}` must be "
+    )
     assert model_fault(told(limits=ProcessLimits(memory_mb=64))) is None
     assert model_fault(Model(name="m", kind="echo", limits=ProcessLimits(nice=1))) is not None

@@ -96,7 +96,7 @@ async def test_a_value_is_text_whatever_it_looks_like(server: Live, upstream: Ec
 @pytest.mark.parametrize(
     ("args", "why"),
     [
-        ({}, "There is no value for a_arg and b_arg."),
+        ({}, "The arguments lack a_arg and b_arg; add a value for each."),
         ({"a_arg": "x", "b_arg": "y", "z": "y"}, "There is no argument z; there are: a_arg and b_arg."),
         ([], "Expected `object`"),
         ("x", "Expected `object`"),

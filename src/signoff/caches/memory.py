@@ -8,7 +8,7 @@ import msgspec
 
 from signoff.cache import CacheBounds, matches_filter
 from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize
-from signoff.core.recent import Recent
+from signoff.infra.lru import BoundedLRUCache
 
 # What an entry takes beside its answer, about.
 ENTRY_BYTES = 600
@@ -45,13 +45,13 @@ class MemoryCache:
             if age < self._bounds.ttl_seconds:
                 found[key] = CacheHit(kept.entry, age, self._bounds.ttl_seconds - age)
             else:
-                self._entries.drop(key)
+                del self._entries[key]
         return found
 
     async def store(self, entries: Sequence[CacheEntry]) -> None:
         """See `cache.Cache`."""
         for entry in entries:
-            self._entries.put(entry.key, StoredEntry(entry, self._now()))
+            self._entries[entry.key] = StoredEntry(entry, self._now())
 
     async def delete(self, which: CacheFilter) -> int:
         """See `cache.Cache`."""
@@ -61,7 +61,7 @@ class MemoryCache:
     async def size(self, which: CacheFilter) -> CacheSize:
         """See `cache.Cache`."""
         self._drop_old()
-        sizes = [len(kept.entry.answer) for kept in self._entries.values() if matches_filter(kept.entry, which)]
+        sizes = [len(kept.entry.answer) for _, kept in self._entries.peek_items() if matches_filter(kept.entry, which)]
         return CacheSize(len(sizes), sum(sizes))
 
     def on_remote_delete(self) -> None:
@@ -76,8 +76,8 @@ class MemoryCache:
         self._entries.drop_where(lambda kept: kept.at <= oldest)
 
 
-def _empty(bounds: CacheBounds) -> Recent[str, StoredEntry]:
-    return Recent(max_entries=bounds.max_entries, max_bytes=bounds.max_bytes, size_of=_size_of)
+def _empty(bounds: CacheBounds) -> BoundedLRUCache[str, StoredEntry]:
+    return BoundedLRUCache(max_entries=bounds.max_entries, max_bytes=bounds.max_bytes, size_of=_size_of)
 
 
 def _size_of(kept: StoredEntry) -> int:

@@ -1,1 +1,1 @@
-"""The nouns: frozen values and pure rules; no I/O, no clock, no randomness."""
+"""Domain types and pure rules: frozen values, no I/O, no clock, no randomness."""

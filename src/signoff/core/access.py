@@ -1,4 +1,4 @@
-"""Who is asking, and what they may do."""
+"""Users, tokens, upstream keys and callers, and the rules of what each role may do."""
 
 from __future__ import annotations
 
@@ -10,93 +10,106 @@ from signoff.core.cache import CacheRule
 from signoff.errors import Forbidden
 
 Role = Literal["admin", "reviewer", "user"]
+# From the most rights to the fewest.
 ROLES: tuple[Role, ...] = ("admin", "reviewer", "user")
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
-    """A person or a program with a name, a role, and perhaps a password (argon2id)."""
+    """A person or a program that can sign in or own tokens."""
 
     id: int
     email: str
+    """Unique name of the user."""
     role: Role
     password_hash: str | None = None
+    """Argon2id hash; None for a user who cannot sign in by password."""
     active: bool = True
+    """False once an admin has disabled the user."""
 
 
 TokenKind = Literal["api", "signin", "session"]
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
-    """A secret that stands for a user; only its SHA-256 is kept. `expires_at` is in microseconds.
-
-    `key_id`: the upstream key that is used for all that is asked with it.
-    """
+    """A secret that stands for a user. Only its digest is stored."""
 
     id: int
     digest: str
+    """SHA-256 of the token, in hexadecimal."""
     user_id: int
     kind: TokenKind
     name: str
     role: Role
+    """Role of its requests, capped at the role of its user."""
     active: bool = True
     expires_at: int | None = None
+    """Microseconds since 1970, UTC; None for a token that does not expire."""
     cache: CacheRule | None = None
+    """Cache rule of its requests; the rule of a model wins over it, and None leaves the choice to the door."""
     key_id: int | None = None
+    """Upstream key for its requests that name none; None stands for the key of the model."""
 
 
 class UpstreamKey(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be known of an upstream's key: never its value. `user_id` None: a model's own, which is nobody's."""
+    """Description of a stored upstream key, without its value."""
 
     id: int
     user_id: int | None
+    """Owner; None for a key that belongs to a model."""
     name: str
     is_shared: bool
+    """True if an admin lets every user send requests with it."""
     created_at: int
+    """Microseconds since 1970, UTC."""
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Whoever stands at a door: a user, through one of their tokens."""
+    """An authenticated user, as seen through one of their tokens."""
 
     user_id: int
     token_id: int
     role: Role
+    """The lower of the roles of the user and the token."""
     email: str
     expires_at: int | None = None
+    """Microseconds since 1970, UTC, at which the token expires; None for never."""
     cache: CacheRule | None = None
+    """Cache rule of the token."""
     key_id: int | None = None
+    """Upstream key of the token."""
 
     @property
     def actor(self) -> str:
-        """How this caller is named in events."""
+        """Name of this caller in events."""
         return f"user:{self.email}"
 
 
 def may_review(caller: Caller) -> bool:
-    """Whether this caller may see held answers and decide on them."""
+    """Return True if `caller` may see held answers and decide on them."""
     return caller.role in {"admin", "reviewer"}
 
 
 def check_admin(caller: Caller) -> None:
-    """Raises Forbidden for all others."""
+    """Raise Forbidden unless `caller` is an admin."""
     if caller.role != "admin":
-        raise Forbidden("Only an admin may do that.")
+        raise Forbidden("This needs the role `admin`; use the token of an admin.")
 
 
 def may_see(caller: Caller, owner_id: int | None) -> bool:
-    """Whether this caller may know that a job of `owner_id` exists."""
+    """Return True if `caller` may know that a job of the user `owner_id` exists."""
     return may_review(caller) or caller.user_id == owner_id
 
 
 def may_use(user_id: int, key: UpstreamKey) -> bool:
-    """Whether this user's requests may be sent with that key: their own, or one that an admin shares. Nobody else's."""
+    """Return True if requests of this user may be sent with `key`: their own, or one that an admin shares."""
     return key.user_id is not None and (key.is_shared or key.user_id == user_id)
 
 
 def may_remove(caller: Caller, key: UpstreamKey) -> bool:
-    """Whether this caller may end that key, and see that it exists while it is not shared."""
+    """Return True if `caller` may delete `key`, and see that it exists while it is not shared."""
     return key.user_id is not None and (caller.role == "admin" or key.user_id == caller.user_id)
 
 
 def lower_role(one: Role, other: Role) -> Role:
-    """The role with the fewer rights: a token never exceeds its user."""
+    """Return the role with fewer rights, since a token never exceeds its user."""
     return one if ROLES.index(one) > ROLES.index(other) else other

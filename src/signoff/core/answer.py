@@ -1,4 +1,4 @@
-"""What a model says: chunks as they come, and the one answer that they amount to."""
+"""Answers of models: the chunks of a stream, and the one JSON body that they add up to."""
 
 from __future__ import annotations
 
@@ -17,64 +17,70 @@ from signoff.errors import ModelGarbled
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """A whole JSON body (`event` is False), or one raw server-sent event of a streamed one."""
+    """A part of an answer, as the model sent it."""
 
     raw: bytes
     event: bool = False
+    """True if `raw` is one server-sent event of a stream, False if it is a whole JSON body."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's answer as one JSON body, the tokens it took, where they were told, and what it left at its upstream."""
+    """A whole answer of a model."""
 
     body: bytes
+    """JSON; an answer of another kind is a `BinaryBody` in JSON."""
     usage: Usage | None = None
+    """Tokens of the answer; None where they are not known."""
     upstream_object_id: str | None = None
+    """Id of the object that the request created at the upstream, such as a response or a file."""
 
 
 def collect(chunks: Iterable[Chunk], request_body: bytes | None = None) -> Answer:
-    """The answer that `chunks` amount to: the body as it came, or a completion put together from its pieces.
+    """Return the answer that `chunks` add up to: the body as it came, or a completion assembled from its events.
 
-    With `asked`, the request's body, the tokens of a stream that does not tell them are counted. Raises ModelGarbled
-    for what is not JSON, and for pieces that are no completion's.
+    With `request_body`, the tokens of a stream that does not report them are estimated.
+
+    Raises:
+        ModelGarbled: a chunk is not JSON, or an event is not one of a completion.
     """
     listed = list(chunks)
     try:
         if listed and not listed[0].event:
             return Answer(body=listed[0].raw, usage=parse_usage(listed[0].raw))
-        body, pieces = _assembled(listed)
-        return Answer(body=body, usage=parse_usage(body) or _counted(request_body, pieces))
+        body, pieces = _assemble(listed)
+        return Answer(body=body, usage=parse_usage(body) or _estimate(request_body, pieces))
     except (ValueError, RecursionError) as error:
-        raise ModelGarbled(f"The model's answer cannot be read: {error}") from error
+        raise ModelGarbled(f"The model's answer is neither JSON nor a stream of completion events: {error}") from error
 
 
 def has_a_known_shape(chunks: Sequence[Chunk]) -> bool:
-    """Whether `collect` knows what they amount to: one body, or pieces of a completion or a response."""
+    """Return True if `collect` can read `chunks`: one body, or the events of a completion or a response."""
     return any(not chunk.event or _has_known_shape(sse.data_of(chunk.raw)) for chunk in chunks)
 
 
 def as_binary(chunks: Sequence[Chunk], request_body: bytes) -> Answer:
-    """A stream of any other shape, which is kept as a parcel."""
+    """Return a stream of any other shape as an answer with a `BinaryBody`."""
     binary = BinaryBody(sse.CONTENT_TYPE, b"".join(chunk.raw for chunk in chunks))
     return Answer(body=encode_binary(binary), usage=usage_so_far(chunks, request_body))
 
 
 def usage_so_far(chunks: Iterable[Chunk], request_body: bytes) -> Usage | None:
-    """The tokens of an answer that was cut, or tells none: as they were told last, else counted as far as it came."""
-    told, pieces = None, 0
+    """Return the tokens of an answer that was cut or reports none: as last reported, else an estimate up to its end."""
+    usage, pieces = None, 0
     for chunk in chunks:
         data = sse.data_of(chunk.raw) if chunk.event else chunk.raw
         try:
-            told = parse_usage(data) or told
+            usage = parse_usage(data) or usage
             pieces += _is_piece(msgspec.json.decode(data)) if chunk.event else count_answer_tokens(data)
-        except (ValueError, RecursionError):  # `[DONE]`, a comment, or what the answer was cut for
+        except (ValueError, RecursionError):  # `[DONE]`, a comment, or the incomplete event at the cut
             continue
-    return told or _counted(request_body, pieces)
+    return usage or _estimate(request_body, pieces)
 
 
 def split(answer: bytes, *, with_usage: bool) -> Iterator[Chunk]:
-    """A chat completion as the stream it could have been: role, content, tool calls, finish, usage, `[DONE]`.
+    """Yield a chat completion as a stream: role, content, tool calls, finish reason, usage if asked for, `[DONE]`.
 
-    Any other JSON is what the completion says.
+    Any other JSON becomes the content of a completion.
     """
     whole: JsonObject = msgspec.json.decode(as_completion(answer, ""))
     head = {key: value for key, value in whole.items() if key not in {"choices", "usage"}}
@@ -88,7 +94,7 @@ def split(answer: bytes, *, with_usage: bool) -> Iterator[Chunk]:
 
 
 def answer_text(body: bytes | None) -> str | None:
-    """The words of an answer, where it has the shape of a completion or a response; else None."""
+    """Return the text of a completion or a response; None for an answer of another shape, or without text."""
     try:
         choice = msgspec.json.decode(body or b"null", type=_Choices).choices[0]
     except (ValueError, IndexError, RecursionError):
@@ -97,7 +103,7 @@ def answer_text(body: bytes | None) -> str | None:
 
 
 def text_or_json(body: bytes | None) -> str:
-    """An answer as a text: its words, else its JSON as it is written."""
+    """Return the text of an answer, else its JSON as it is written; a JSON string is its value."""
     text = answer_text(body)
     if text is not None:
         return text
@@ -106,13 +112,13 @@ def text_or_json(body: bytes | None) -> str:
 
 
 def content_or_json(body: bytes) -> str | msgspec.Raw:
-    """The words of an answer, else its JSON."""
+    """Return the text of an answer, else its JSON."""
     text = answer_text(body)
     return msgspec.Raw(body) if text is None else text
 
 
 def with_text(body: bytes, text: str) -> bytes:
-    """The answer with other words; a body that is neither a completion nor a response becomes those words."""
+    """Return the answer with `text` as its text; a body that is neither a completion nor a response becomes `text`."""
     if response.is_response(body):
         return response.with_response_text(body, text)
     try:
@@ -129,9 +135,9 @@ def with_text(body: bytes, text: str) -> bytes:
 
 
 def as_completion(body: bytes, model: str) -> bytes:
-    """`body` where it is a chat completion; else one that says it.
+    """Return `body` if it is a chat completion, else a completion of `model` with `body` as its content.
 
-    That is for a door that speaks completions: a reviewer may have put bare words, or any JSON, in an answer's place.
+    A reviewer may have replaced an answer by a bare text or any JSON, and a chat door must answer with a completion.
     """
     try:
         msgspec.json.decode(body, type=_Completion)
@@ -146,7 +152,7 @@ def as_completion(body: bytes, model: str) -> bytes:
     return msgspec.json.encode(head | {"choices": [choice]})
 
 
-def _counted(request_body: bytes | None, pieces: int) -> Usage | None:
+def _estimate(request_body: bytes | None, pieces: int) -> Usage | None:
     return None if request_body is None or not pieces else estimate_usage(request_body, pieces)
 
 
@@ -163,10 +169,10 @@ class _Choices(msgspec.Struct):
     choices: list[_Choice]
 
 
-def _assembled(chunks: list[Chunk]) -> tuple[bytes, int]:
-    """The completion that the events amount to, and how many of them said something.
+def _assemble(chunks: list[Chunk]) -> tuple[bytes, int]:
+    """Return the completion that the events add up to, and the number of events with content.
 
-    Texts that grow are StringIOs meanwhile, or they would take n² time.
+    Growing texts are StringIOs until the end, because appending to a str n times takes n² time.
     """
     whole, choices, piece, pieces = JsonObject(), dict[int, JsonObject](), JsonObject(), 0
     for chunk in chunks:
@@ -175,15 +181,15 @@ def _assembled(chunks: list[Chunk]) -> tuple[bytes, int]:
             continue
         piece = msgspec.json.decode(data, type=JsonObject)
         for part in msgspec.convert(piece.pop("choices", None) or [], list[JsonObject]):
-            pieces += _says_something(part)
+            pieces += _has_content(part)
             index = msgspec.convert(part.get("index") or 0, int)
             _extend_choice(choices.setdefault(index, {}), part)
         whole.update({key: value for key, value in piece.items() if value or key not in whole})
-    if str(piece.get("type")).startswith("response."):  # a stream of /v1/responses tells the whole at its end
+    if str(piece.get("type")).startswith("response."):  # the last event of such a stream has the whole response
         return msgspec.json.encode(piece.get("response")), 0
-    usual = "text_completion" if any("text" in choice for choice in choices.values()) else "chat.completion"
-    whole["object"] = str(whole.get("object") or usual).removesuffix(".chunk")
-    whole["choices"] = [_finished(choices[index]) for index in sorted(choices)]
+    kind = "text_completion" if any("text" in choice for choice in choices.values()) else "chat.completion"
+    whole["object"] = str(whole.get("object") or kind).removesuffix(".chunk")
+    whole["choices"] = [_as_whole_choice(choices[index]) for index in sorted(choices)]
     return msgspec.json.encode(whole, enc_hook=StringIO.getvalue), pieces
 
 
@@ -201,39 +207,40 @@ def _has_known_shape(data: bytes) -> bool:
 
 
 def _is_piece(event: Any) -> bool:
-    """Whether an event says something: a piece of a completion, or of a response."""
+    """Return True if an event has content: of a completion, or of a response."""
     match event:
         case {"choices": [*choices]}:
-            return any(_says_something(cast("JsonObject", choice)) for choice in choices if isinstance(choice, dict))
+            return any(_has_content(cast("JsonObject", choice)) for choice in choices if isinstance(choice, dict))
         case {"type": str() as kind}:
             return kind.endswith(".delta")
         case _:
             return False
 
 
-def _says_something(part: JsonObject) -> bool:
-    """Whether an event brings more of a text, or of a tool's call: about one token."""
-    said = part.get("delta")
-    if isinstance(said, dict):
-        return any(value for name, value in cast("JsonObject", said).items() if name != "role")
+def _has_content(part: JsonObject) -> bool:
+    """Return True if a choice of an event has more of a text or of a tool call, which is about one token."""
+    delta = part.get("delta")
+    if isinstance(delta, dict):
+        return any(value for name, value in cast("JsonObject", delta).items() if name != "role")
     return bool(part.get("text"))
 
 
-_GROWS = {"delta", "logprobs", "text"}
-_IS_REPLACED = {"role", "id", "type", "format"}
+# Members whose values are appended to, and members inside them whose texts are replaced instead.
+_GROWING = {"delta", "logprobs", "text"}
+_REPLACED = {"role", "id", "type", "format"}
 
 
 def _extend_choice(choice: JsonObject, part: JsonObject) -> None:
-    """Adds to a choice, in place, what the next event says of it."""
+    """Merge the next event of a choice into `choice`, in place."""
     for key, value in part.items():
-        if key in _GROWS:
+        if key in _GROWING:
             _merge_members(choice, {key: value})
         elif value or key not in choice:
             choice[key] = value
 
 
 def _merge_members(whole: JsonObject, more: JsonObject) -> None:
-    """Adds to members, in place: texts, lists and objects grow, all else is replaced by what is not empty."""
+    """Merge `more` into `whole`, in place: append to texts, lists and objects, replace other values unless empty."""
     for key, value in more.items():
         match whole.get(key), value:
             case StringIO() as old, str():
@@ -244,7 +251,7 @@ def _merge_members(whole: JsonObject, more: JsonObject) -> None:
                 _merge_members(whole[key], cast("JsonObject", value))
             case list(), list():
                 _merge_items(whole[key], cast("list[Any]", value))
-            case str() as old, str() if key not in _IS_REPLACED:
+            case str() as old, str() if key not in _REPLACED:
                 whole[key] = StringIO()
                 whole[key].write(old + value)
             case _:
@@ -252,13 +259,13 @@ def _merge_members(whole: JsonObject, more: JsonObject) -> None:
 
 
 def _merge_items(items: list[Any], more: list[Any]) -> None:
-    """Adds items, in place; one with the index of another continues that, unless it has an id of its own."""
+    """Merge `more` into `items`, in place: an item continues the one with its index, unless their ids differ."""
     for item in more:
-        begun = next((old for old in reversed(items) if _continues(old, item)), None) if _has_index(item) else None
-        if begun is None:
+        earlier = next((old for old in reversed(items) if _continues(old, item)), None) if _has_index(item) else None
+        if earlier is None:
             items.append(item)
         else:
-            _merge_members(begun, item)
+            _merge_members(earlier, item)
 
 
 def _has_index(item: object) -> bool:
@@ -271,8 +278,8 @@ def _continues(old: Any, item: JsonObject) -> bool:
     return item.get("id") in (None, "", old.get("id")) or not old.get("id")
 
 
-def _finished(choice: JsonObject) -> JsonObject:
-    """A choice of a stream in the form it has in a whole answer."""
+def _as_whole_choice(choice: JsonObject) -> JsonObject:
+    """Convert a choice that was merged from events to the form that it has in a whole answer."""
     if "delta" not in choice:
         return choice
     message = {"role": "assistant", "content": None} | msgspec.convert(choice.pop("delta") or {}, JsonObject)
@@ -295,22 +302,23 @@ class _Completion(msgspec.Struct):
     choices: list[_ChoiceMessage]
 
 
-_PLACES = {"content": 1, "tool_calls": 2}
+# Reasoning and other members come before the content.
+_MEMBER_ORDER = {"content": 1, "tool_calls": 2}
 
 
 def _pieces(choice: JsonObject) -> Iterator[JsonObject]:
-    """What the events of a stream say of one choice. Empty members come with the role, reasoning before the content."""
+    """Yield the choices of the events that stream one choice. Empty members come with the role."""
     index, message = choice.get("index", 0), cast("JsonObject", choice["message"])
-    begun: JsonObject = {"role": "assistant", "content": "" if isinstance(message.get("content"), str) else None}
-    yield _piece(index, begun | {key: value for key, value in message.items() if key == "role" or not value})
-    told = [key for key, value in message.items() if key != "role" and value]
+    first: JsonObject = {"role": "assistant", "content": "" if isinstance(message.get("content"), str) else None}
+    yield _piece(index, first | {key: value for key, value in message.items() if key == "role" or not value})
+    members = [key for key, value in message.items() if key != "role" and value]
     rest = {key: value for key, value in choice.items() if key not in {"index", "message"}}
-    for key in sorted(told, key=lambda key: _PLACES.get(key, 0)):
+    for key in sorted(members, key=lambda key: _MEMBER_ORDER.get(key, 0)):
         value = message[key]
         if key == "tool_calls":
             value = [call | {"index": number} for number, call in enumerate(value)]
-        with_it = {"logprobs": rest.pop("logprobs")} if key == "content" and "logprobs" in rest else {}
-        yield _piece(index, {key: value}, with_it)
+        logprobs = {"logprobs": rest.pop("logprobs")} if key == "content" and "logprobs" in rest else {}
+        yield _piece(index, {key: value}, logprobs)
     yield _piece(index, {}, rest | {"finish_reason": choice.get("finish_reason") or "stop"})
 
 

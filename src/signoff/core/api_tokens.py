@@ -1,7 +1,7 @@
-"""What a token looks like: `sg_`, 32 base62 characters (190 bits), and a checksum of six.
+"""The format of API tokens: `sg_`, 32 base62 characters (190 bits), and a checksum of six characters.
 
-The form follows GitHub's tokens (github.blog, "Behind GitHub's new authentication token formats"):
-a typing error is told from a wrong token without a look at the database.
+The format follows GitHub's tokens (github.blog, "Behind GitHub's new authentication token formats"):
+the checksum tells a typing error from a wrong token without a database query.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 PREFIX = "sg_"
 SECRET_LENGTH = 32
 CHECKSUM_LENGTH = 6
-_FORM = re.compile(f"{PREFIX}([0-9A-Za-z]{{{SECRET_LENGTH}}})([0-9A-Za-z]{{{CHECKSUM_LENGTH}}})")
+_TOKEN = re.compile(f"{PREFIX}([0-9A-Za-z]{{{SECRET_LENGTH}}})([0-9A-Za-z]{{{CHECKSUM_LENGTH}}})")
 
 
 def format_token(secret: str) -> str:
-    """The whole token for `secret`, which is SECRET_LENGTH random characters of ALPHABET."""
+    """Return the token for `secret`, which is SECRET_LENGTH random characters of ALPHABET."""
     return f"{PREFIX}{secret}{_checksum(secret)}"
 
 
 def is_well_formed(token: str) -> bool:
-    """Whether `token` can be one of ours at all."""
-    found = _FORM.fullmatch(token)
-    return found is not None and found[2] == _checksum(found[1])
+    """Return True if `token` has the format and its checksum is right."""
+    match = _TOKEN.fullmatch(token)
+    return match is not None and match[2] == _checksum(match[1])
 
 
 def digest(token: str) -> str:
-    """What is stored of a token: its SHA-256 in hexadecimal."""
+    """Return the SHA-256 of a token in hexadecimal, which is all that is stored of it."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def digests_equal(one: str, other: str) -> bool:
-    """Whether two digests are equal, in constant time."""
+    """Compare two digests in constant time."""
     return hmac.compare_digest(one, other)
 
 
 def _checksum(secret: str) -> str:
-    number, letters = zlib.crc32(secret.encode()), ""
+    number, digits = zlib.crc32(secret.encode()), ""
     while number:
-        number, rest = divmod(number, len(ALPHABET))
-        letters = ALPHABET[rest] + letters
-    return letters.rjust(CHECKSUM_LENGTH, "0")
+        number, remainder = divmod(number, len(ALPHABET))
+        digits = ALPHABET[remainder] + digits
+    return digits.rjust(CHECKSUM_LENGTH, "0")

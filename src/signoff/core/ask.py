@@ -1,4 +1,4 @@
-"""What a door hands over: one request for an answer, before anything was decided about it."""
+"""Ask: a request for an answer as a door hands it over, before anything is decided about it."""
 
 from __future__ import annotations
 
@@ -19,50 +19,66 @@ Lane = Literal["now", "later"]
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """One request. `body` and `metadata` are JSON as they came; `target` is None for the default model.
-
-    `is_retry`: the caller's client says that it asked the same before, and got no answer. `cache` is the door's rule,
-    `fresh` the caller's own; `sampling` is what `body` says about chance, where the door has read it already.
-    `reply_to`: the stream on whose response topic the end is told.
-    `pipeline`: what is run, whatever else is called `target`.
-    `key_id`: the upstream key to ask with; None for the token's, else the model's.
-    """
+    """A request for an answer. A door creates it; `work` reads it and derives others from it."""
 
     door: str
+    """Name of the door that took the request, such as `openai` or `native`."""
     caller: Caller
+    """The authenticated caller, who owns the job."""
     path: str = CHAT
+    """Route of the request in the form of `endpoints.format_route`; a POST is its path alone."""
     body: bytes
+    """JSON as it came; another kind of body is a `BinaryBody` in JSON."""
     target: str | None = None
+    """Name of a model, prompt or pipeline; None for the default model."""
     pipeline: Pipeline | None = None
+    """Pipeline to run, in a certain version; `target` is not resolved then."""
     stream: bool = False
+    """True if the caller wants server-sent events."""
     lane: Lane = "later"
+    """`now` while the caller waits for the answer, `later` for the queue."""
     priority: int = 5
+    """From 0 to 9; jobs with a higher priority are claimed first."""
     metadata: bytes = b"null"
+    """JSON of the caller's own, stored with the job and returned unchanged."""
     client_id: str | None = None
+    """Id that the caller chose for the job, unique among the jobs of the user; None for none."""
     idempotency_key: str | None = None
+    """`Idempotency-Key` of the request; None for none."""
     due_seconds: float = 0
+    """Seconds from now until the job may be claimed."""
     webhook: WebhookTarget | None = None
+    """Webhook that receives the end of the job; None for none."""
     reply_to: str | None = None
+    """Name of the stream whose response topic receives the end of the job; None for none."""
     wait_seconds: float | None = None
+    """Longest time to wait for the review of a held answer; None for the server's setting."""
     door_review: Review = "never"
+    """Review rule of the door, for models that have none of their own."""
     is_retry: bool = False
+    """True if the client says that it sent the same request before and got no answer."""
     cache: CacheRule | None = None
+    """Cache rule of the door; the rules of the model and the token win over it."""
     cache_control: CacheControl = CacheControl()
+    """The caller's `Cache-Control`."""
     sampling: Sampling | None = None
+    """Sampling members of `body`, if the door has parsed them already."""
     key_id: int | None = None
+    """Upstream key to send with the request; None for the one of the token, else of the model."""
 
 
 def path_for(model: Model, path: str, body: bytes) -> str:
-    """What `model` is asked for: a chat where it knows nothing else, a prediction where `body` is no chat."""
+    """Return the path to request from `model`: chat unless it takes any JSON, else prediction if `body` is no chat."""
     if not accepts_any_json(model):
         return CHAT if path == PREDICT else path
     return PREDICT if path == CHAT and not _is_chat(body) else path
 
 
 def as_chat(payload: bytes) -> bytes:
-    """`payload`, which is JSON, as a chat body: a text, `{"input": text}` or `{"prompt": text}` is a user's message.
+    """Convert `payload`, which is JSON, to a chat body.
 
-    Other members of such an object stay as they are; any other JSON value is a message as it is written.
+    A text, `{"input": text}` or `{"prompt": text}` becomes a user message, and the other members of such an object stay
+    as they are. Any other JSON value becomes a user message with the value as it is written.
     """
     if _is_chat(payload):
         return payload
@@ -80,13 +96,13 @@ class _Chat(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw(b"null")
 
 
-# How clients write a chat, which is nearly all that comes.
-_USUAL = re.compile(rb'\s*\{\s*("model"\s*:\s*"[^"\\]*"\s*,\s*)?"messages"\s*:\s*\[')
+# Matches the way in which nearly all clients begin a chat body.
+_CHAT_START = re.compile(rb'\s*\{\s*("model"\s*:\s*"[^"\\]*"\s*,\s*)?"messages"\s*:\s*\[')
 
 
 def _is_chat(payload: bytes) -> bool:
-    """Whether there are messages, without a look at anything else: bodies can be large."""
-    if _USUAL.match(payload):
+    """Return True if `payload` has messages, without decoding anything else, since bodies can be large."""
+    if _CHAT_START.match(payload):
         return True
     try:
         return bytes(msgspec.json.decode(payload, type=_Chat).messages) != b"null"

@@ -1,4 +1,4 @@
-"""Which endpoint of a model is asked next, and how long one that failed rests: pure rules."""
+"""Load balancing: the choice of an endpoint for a request, and the cooldown of endpoints that failed."""
 
 from __future__ import annotations
 
@@ -19,49 +19,60 @@ from signoff.errors import (
     SignoffError,
 )
 
-# How much more than its share an endpoint may carry before its conversations go elsewhere.
+# An endpoint with more than this times its share of the load passes further conversations on.
 LOAD_FACTOR = 1.25
 COOLDOWN = Backoff(first_seconds=0.5, ceiling_seconds=30)
 MAX_COOLDOWN_SECONDS = 300.0
-# One request can bring a model to a failure of its own; that many in a row tell that it is not the requests.
+# A single request can cause a failure; after this many in a row the endpoint is at fault.
 SOFT_FAILURES = 3
-# Of a text nobody can tell where a conversation's next turn begins.
+# A bare text does not show where the next turn of a conversation begins, so only its start counts.
 PREFIX_BYTES = 1024
 
 
 def least_loaded(loads: Sequence[int | None], turn: int) -> int | None:
-    """The place of the smallest load, from `turn` on where several are; None stands for one that cannot be asked."""
+    """Return the index of the smallest load, searching from index `turn` on; None if no endpoint is available.
+
+    Args:
+        loads: requests in flight at each endpoint; None for an endpoint that is not available.
+        turn: any number; it rotates among endpoints with equal loads.
+    """
     count = len(loads)
     best: int | None = None
     for step in range(count):
-        place = (turn + step) % count
-        load = loads[place]
+        index = (turn + step) % count
+        load = loads[index]
         if load is not None and (best is None or load < (loads[best] or 0)):
-            best = place
+            best = index
     return best
 
 
 def bounded_load(total: int, count: int) -> int:
-    """How many of `total` loads and one more an endpoint may carry, where `count` share them."""
+    """Return the maximum load of one of `count` endpoints that share `total` requests and one more."""
     return ceil(LOAD_FACTOR * (total + 1) / max(count, 1))
 
 
 def choose_by_hash(key: int, names: Sequence[int], loads: Sequence[int | None], most: int) -> int | None:
-    """The place that `key` belongs to, or the next one of its own order while that carries more than its share.
+    """Return the index of the endpoint for `key`: the first one in the key's own order with a load below `most`.
 
-    Each key has an order of its own in which it likes the places, so when one leaves, its keys alone move, to all the
-    others evenly (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998). A place is full
-    with `most` loads (`most_of`: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2016).
+    Each key orders the endpoints by a hash, so when one leaves, only its keys move, evenly to all the others (Thaler
+    and Ravishankar, "Using name-based mappings to increase hit rates", 1998). If all are full, the least loaded one is
+    chosen; None if no endpoint is available.
+
+    Args:
+        key: see `prefix_key`.
+        names: `endpoint_key` of each endpoint.
+        loads: requests in flight at each endpoint; None for an endpoint that is not available.
+        most: see `bounded_load` (Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2016).
     """
-    free = [place for place, load in enumerate(loads) if load is not None and load < most]
-    if not free:
+    available = [index for index, load in enumerate(loads) if load is not None and load < most]
+    if not available:
         return least_loaded(loads, 0)
-    mark = key.to_bytes(8, "big")
-    return max(free, key=lambda place: xxhash.xxh3_64_intdigest(mark, seed=names[place]))
+    key_bytes = key.to_bytes(8, "big")
+    return max(available, key=lambda index: xxhash.xxh3_64_intdigest(key_bytes, seed=names[index]))
 
 
 def endpoint_key(name: str) -> int:
-    """What `nearest` knows an endpoint by."""
+    """Return the number that `choose_by_hash` identifies the endpoint `name` by."""
     return xxhash.xxh3_64_intdigest(name.encode(errors="surrogatepass"))
 
 
@@ -80,60 +91,61 @@ class _Prompt(msgspec.Struct):
 
 
 def prefix_key(adapter: str, body: bytes) -> int:
-    """One number for all turns of a conversation: of the adapter, the system's words, the tools and the first question.
+    """Return a 64-bit number that is the same for all turns of a conversation.
 
-    A caller's `prompt_cache_key` stands for all that. Of a bare text the first PREFIX_BYTES count, of other JSON all.
+    It is a hash of the adapter, the system messages, the tools and the first question, or of the adapter and the
+    caller's `prompt_cache_key` if there is one. Of a bare text the first PREFIX_BYTES count, of other JSON all bytes.
     """
-    whole = xxhash.xxh3_64(adapter.encode(errors="surrogatepass"))
-    for part in _parts(body):
-        whole.update(len(part).to_bytes(8, "big"))
-        whole.update(part)
-    return whole.intdigest()
+    digest = xxhash.xxh3_64(adapter.encode(errors="surrogatepass"))
+    for part in _prefix_parts(body):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.intdigest()
 
 
-def _parts(body: bytes) -> list[bytes]:
+def _prefix_parts(body: bytes) -> list[bytes]:
     try:
-        told = msgspec.json.decode(body, type=_Prompt)
-        if told.prompt_cache_key is not None:
-            return [told.prompt_cache_key.encode(errors="surrogatepass")]
-        messages = told.messages
-        if messages is None and bytes(told.input).startswith(b"["):
-            messages = msgspec.json.decode(told.input, type=list[_Message])
+        request = msgspec.json.decode(body, type=_Prompt)
+        if request.prompt_cache_key is not None:
+            return [request.prompt_cache_key.encode(errors="surrogatepass")]
+        messages = request.messages
+        if messages is None and bytes(request.input).startswith(b"["):
+            messages = msgspec.json.decode(request.input, type=list[_Message])
     except (ValueError, RecursionError):
         return [body]
-    text = bytes(told.input) or bytes(told.prompt)
+    text = bytes(request.input) or bytes(request.prompt)
     if messages is not None:
-        begun = [part for message in _opening(messages) for part in (message.role.encode(), bytes(message.content))]
+        start = [part for message in _opening(messages) for part in (message.role.encode(), bytes(message.content))]
     elif text:
-        begun = [b"user", text] if bytes(told.input) else [text[:PREFIX_BYTES]]
+        start = [b"user", text] if bytes(request.input) else [text[:PREFIX_BYTES]]
     else:
         return [body]
-    return [bytes(told.tools), bytes(told.instructions), *begun]
+    return [bytes(request.tools), bytes(request.instructions), *start]
 
 
 def _opening(messages: Sequence[_Message]) -> Sequence[_Message]:
-    """Up to the first question: what comes after it grows with every turn."""
-    first = next((place for place, message in enumerate(messages) if message.role == "user"), len(messages) - 1)
+    """Return the messages up to the first one of the user; later ones differ from turn to turn."""
+    first = next((index for index, message in enumerate(messages) if message.role == "user"), len(messages) - 1)
     return messages[: first + 1]
 
 
 def may_succeed_elsewhere(error: SignoffError) -> bool:
-    """Whether another endpoint, or another model, may do better: not with a request that is at fault itself."""
+    """Return True if another endpoint or model may succeed, that is, unless the request itself is at fault."""
     if isinstance(error, ModelAnswered):
         return error.status in {408, 429} or (error.status >= 500 and error.status != 501)
-    # Whoever waits for a process that ended is told: it may have been their request.
+    # The request itself may have crashed the process, so it is not sent to another one.
     return error.retryable and not isinstance(error, ModelCrashed)
 
 
 def is_hard_failure(error: SignoffError) -> bool:
-    """Whether the endpoint rests at once: it cannot be reached, or said for how long it wants to be left alone."""
+    """Return True if the endpoint cools down at once: it is unreachable, or sent a `Retry-After`."""
     if isinstance(error, ModelAnswered):
         return error.retry_after_seconds is not None and error.status in {429, 503}
     return isinstance(error, ModelUnreachable)
 
 
 def is_soft_failure(error: SignoffError) -> bool:
-    """Whether it rests after several of these in a row."""
+    """Return True if the endpoint cools down after SOFT_FAILURES such errors in a row."""
     if isinstance(error, ModelAnswered):
         return error.status >= 500 and error.status != 501
     return (
@@ -142,6 +154,5 @@ def is_soft_failure(error: SignoffError) -> bool:
 
 
 def cooldown_seconds(error: SignoffError, failures: int) -> float:
-    """How long an endpoint rests after that many failures in a row; what it asked for itself is a floor."""
-    asked = error.retry_after_seconds
-    return min(wait_seconds(COOLDOWN, failures, 1, asked), MAX_COOLDOWN_SECONDS)
+    """Return the length of the cooldown after `failures` failures in a row; the endpoint's `Retry-After` is a floor."""
+    return min(wait_seconds(COOLDOWN, failures, 1, error.retry_after_seconds), MAX_COOLDOWN_SECONDS)

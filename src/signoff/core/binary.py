@@ -1,4 +1,4 @@
-"""A parcel: bytes that are no JSON (a form with files, sound, a picture) in JSON, which is what a job keeps.
+"""Bodies that are not JSON (a form with files, audio, an image) in a JSON envelope, which a job can store.
 
 Fields of forms (RFC 7578) are read with `python-multipart`.
 """
@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 _START = b'{"parcel":'
-# It becomes a header, and whoever wrote it may want to add lines of their own.
-_KIND = re.compile(r"[\x20-\x7e]+")
+# A content type becomes a header: control characters would let a caller add headers.
+_CONTENT_TYPE = re.compile(r"[\x20-\x7e]+")
 
 
 class BinaryBody(msgspec.Struct, frozen=True):
-    """Bytes, and what they are. In JSON they are in base64."""
+    """A body of any content type."""
 
     content_type: str
+    """Value of the `Content-Type` header."""
     content: bytes
+    """The body; base64 in JSON."""
 
 
 class _Encoded(msgspec.Struct):
@@ -33,19 +35,19 @@ class _Encoded(msgspec.Struct):
 
 
 def encode_binary(binary: BinaryBody) -> bytes:
-    """The parcel as JSON."""
+    """Encode as JSON: `{"parcel": {"content_type", "content"}}`."""
     return msgspec.json.encode(_Encoded(binary))
 
 
 def decode_binary(body: bytes) -> BinaryBody | None:
-    """The parcel in `body`, where that is one."""
+    """Decode `body`; return None if it is not an encoded `BinaryBody`."""
     if not body.startswith(_START):
         return None
     try:
         binary = msgspec.json.decode(body, type=_Encoded).binary
     except (ValueError, RecursionError):
         return None
-    return binary if _KIND.fullmatch(binary.content_type) else None
+    return binary if _CONTENT_TYPE.fullmatch(binary.content_type) else None
 
 
 class _Described(msgspec.Struct):
@@ -58,27 +60,27 @@ class _DescribedBody(msgspec.Struct):
 
 
 def describe_binary(body: bytes) -> str | None:
-    """The kind and the size of the parcel in `body`, in words, where that is one."""
+    """Return the type and size of the binary body in `body`, such as `image/png, 70 bytes`; None if there is none."""
     if not body.startswith(_START):
         return None
     try:
         binary = msgspec.json.decode(body, type=_DescribedBody).binary
     except (ValueError, RecursionError):
         return None
-    if not _KIND.fullmatch(binary.content_type):
+    if not _CONTENT_TYPE.fullmatch(binary.content_type):
         return None
     base64 = bytes(binary.content).strip(b'"')
     return f"{binary.content_type.partition(';')[0]}, {len(base64.rstrip(b'=')) * 3 // 4} bytes"
 
 
 def form_field(binary: BinaryBody, name: str) -> str | None:
-    """Return the text of the first field called `name` of a form, or None where there is none."""
+    """Return the text of the first field `name` of a form; None if there is none."""
     span = _field_span(binary, name)
     return None if span is None else binary.content[span].decode(errors="replace")
 
 
 def with_form_field(binary: BinaryBody, name: str, text: str) -> BinaryBody:
-    """Return the form with `text` as the field `name`, where it has that field. Every other byte stays."""
+    """Return the form with `text` in its field `name`, if it has that field; all other bytes stay."""
     span = _field_span(binary, name)
     if span is None or binary.content[span] == text.encode():
         return binary
@@ -87,7 +89,7 @@ def with_form_field(binary: BinaryBody, name: str, text: str) -> BinaryBody:
 
 
 def _field_span(binary: BinaryBody, name: str) -> slice | None:
-    """Return where the text of the first field called `name` stands in the content of a form."""
+    """Return the position of the text of the first field `name` in the content of a form; None if there is none."""
     kind, options = parse_options_header(binary.content_type)
     boundary = options.get(b"boundary")
     if boundary is None or not kind.startswith(b"multipart/"):

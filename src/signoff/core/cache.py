@@ -1,4 +1,4 @@
-"""Which answers are kept to be given again, under which key, and what a caller may say about it."""
+"""Response cache: its entries and keys, the requests it applies to, and the caller's `Cache-Control`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,35 @@ from signoff.core.policy import Policy
 from signoff.core.tokens import Usage, parse_usage
 
 CacheRule = Literal["always", "never"]
-# What became of the cache for one job. Of a `miss` the answer is kept once it is signed off.
+# Use of the cache by one job. The answer of a `miss` is stored once it is signed off.
 CacheState = Literal["hit", "miss", "bypass"]
-# Whether the answer comes in pieces changes nothing about the answer.
-ASIDE = ("stream", "stream_options")
-ENDED = {None, "completed", "incomplete"}
+# Parameters that change the form of the answer and not its content.
+IGNORED_PARAMETERS = ("stream", "stream_options")
+FINAL_STATUSES = {None, "completed", "incomplete"}
 
 
 class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A signed-off answer under its key, whose it is, and which job it came from."""
+    """A signed-off answer in the cache."""
 
     key: str
+    """See `compute_cache_key`."""
     user_id: int
+    """Owner of the job."""
     target: str
+    """Name that the request was for."""
     model: str
+    """Name of the model that answered."""
     path: str
     job_id: str
+    """Job whose answer it is."""
     answer: bytes
+    """JSON body of the answer."""
     usage: Usage | None = None
+    """Tokens that the answer took; None where they are not known."""
 
 
 class CacheHit(msgspec.Struct, frozen=True):
-    """An entry, its age, and for how long it is kept yet."""
+    """An entry with its age and its remaining time to live."""
 
     entry: CacheEntry
     age_seconds: float
@@ -45,7 +52,7 @@ class CacheHit(msgspec.Struct, frozen=True):
 
 
 class CacheFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Some entries; None stands for any."""
+    """A selection of entries by their fields; None matches all."""
 
     key: str | None = None
     user_id: int | None = None
@@ -54,34 +61,37 @@ class CacheFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CacheSize(msgspec.Struct, frozen=True):
-    """How much is kept."""
+    """Number of entries in the cache, and the bytes of their answers."""
 
     entries: int = 0
     size_bytes: int = 0
 
 
 class CacheControl(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller's `Cache-Control` says (RFC 9111, section 5.2.1)."""
+    """Directives of a request's `Cache-Control` (RFC 9111, section 5.2.1)."""
 
     no_store: bool = False
+    """True to neither look the answer up nor store it."""
     no_cache: bool = False
+    """True to store the answer without looking it up."""
     max_age_seconds: float | None = None
+    """Greatest age of an acceptable entry; None for any."""
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """What a request says about chance."""
+    """The members of a request that make its answer random or repeatable, as raw JSON."""
 
     temperature: msgspec.Raw = msgspec.Raw(b"null")
     seed: msgspec.Raw = msgspec.Raw(b"null")
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether the caller asks for an answer that is the same each time."""
+        """True if the caller asks for the same answer each time: with a seed, or a temperature of 0."""
         return bytes(self.seed) != b"null" or _is_zero(bytes(self.temperature))
 
 
 def parse_cache_control(headers: Iterable[str]) -> CacheControl:
-    """What the `Cache-Control` headers say together; a `max-age` that is no number lets nothing be old."""
+    """Parse all `Cache-Control` headers of a request; a `max-age` that is not a number counts as 0."""
     words = [word.strip().lower().partition("=") for header in headers for word in header.split(",")]
     names = {name.strip() for name, _, _ in words}
     ages = [value.strip().strip('"') for name, _, value in words if name.strip() == "max-age"]
@@ -92,16 +102,23 @@ def parse_cache_control(headers: Iterable[str]) -> CacheControl:
 
 
 def is_cacheable(*rules: CacheRule | None, sampling: Sampling) -> bool:
-    """Whether an answer is kept at all: as the first of the `rules` says; where none does, as the request itself."""
+    """Return True if the cache applies: by the first of `rules` that is set, else for a repeatable request."""
     rule = next((rule for rule in rules if rule is not None), None)
     return sampling.is_repeatable if rule is None else rule == "always"
 
 
 def compute_cache_key(*, scope: str, path: str, target: str, versions: str, policy: Policy, body: bytes) -> str | None:
-    """The key of the answer to `body`: `VERSIONS-DIGEST`. None for what cannot be read, or is too large to be.
+    """Return the key of the answer to `body`: `VERSIONS-DIGEST`, or None if `body` is invalid or too costly to parse.
 
-    Every part counts, each with its length: SHA-256 over the scope, the endpoint, the parameters, the target and the
-    versions of what is behind it, and the policy under which it is signed off.
+    The digest is a `fingerprint` of all arguments.
+
+    Args:
+        scope: users who share the entry: one user, or all.
+        path: endpoint of the request.
+        target: name that the request is for.
+        versions: version of the model behind that name.
+        policy: policy under which the answer is signed off.
+        body: parameters of the request, see `canonical`.
     """
     if not is_cheap_to_parse(body):
         return None
@@ -115,45 +132,49 @@ def compute_cache_key(*, scope: str, path: str, target: str, versions: str, poli
 
 
 def has_versions(key: str, versions: str) -> bool:
-    """Whether `key` was made with these versions."""
+    """Return True if `key` was computed with `versions`."""
     return key.startswith(f"{versions}-")
 
 
 def canonical(body: bytes, path: str) -> bytes:
-    """The parameters in one form: the order of members aside, and how a text is escaped; numbers as they are written.
+    """Return the parameters in `body` in a canonical form.
 
-    Where an object names a member twice, what that means is its reader's affair: then the form is the text itself.
-    Raises ValueError, RecursionError.
+    The order of members and the escapes of texts do not matter; numbers stay as they are written. Readers disagree
+    about an object with two members of one name, so the canonical form of such a body is its own text.
+
+    Raises:
+        ValueError: `body` is not JSON.
+        RecursionError: `body` is nested too deeply.
     """
     value = _decode(body)
     form = msgspec.json.encode(value, order="sorted")
     plain = msgspec.json.format(body, indent=-1)
-    # Nothing is written shorter than in `form`: where both are equally long, no member got lost.
+    # No spelling is shorter than that in `form`: if both have one length, no duplicate member was dropped.
     if len(form) != len(plain) and _has_duplicate_names(body):
         return plain
     if path in STREAMED and isinstance(value, dict):
         members = cast("dict[str, Any]", value)
-        if any(name in members for name in ASIDE):
-            kept = {name: members[name] for name in members if name not in ASIDE}
-            return msgspec.json.encode(kept, order="sorted")
+        if any(name in members for name in IGNORED_PARAMETERS):
+            relevant = {name: members[name] for name in members if name not in IGNORED_PARAMETERS}
+            return msgspec.json.encode(relevant, order="sorted")
     return form
 
 
 def is_complete(path: str, answer: bytes) -> bool:
-    """Whether this is an answer that can be given again: no error in an answer's clothes, nothing still at work."""
+    """Return True if `answer` can be cached: it has no `error`, and a response is not still in progress."""
     try:
-        told = msgspec.json.decode(answer, type=_Ending)
+        ending = msgspec.json.decode(answer, type=_Ending)
     except msgspec.ValidationError:
         return True  # a text, or a list
     except (ValueError, RecursionError):
         return False
-    if bytes(told.error) != b"null":
+    if bytes(ending.error) != b"null":
         return False
-    return path != RESPONSES or told.status in ENDED
+    return path != RESPONSES or ending.status in FINAL_STATUSES
 
 
 def with_usage(path: str, answer: bytes, usage: Usage | None) -> bytes:
-    """The answer with its tokens: a stream that did not tell them may be given again as a whole, which does."""
+    """Return `answer` with `usage`, which a whole answer has even if the stream that it came from had none."""
     if usage is None or path not in {CHAT, COMPLETIONS}:
         return answer
     try:
@@ -189,7 +210,7 @@ def _has_duplicate_names(body: bytes) -> bool:
 
 
 class _DuplicateNameError(Exception):
-    """A member has the name of another."""
+    """An object has two members of one name."""
 
 
 def _reject_duplicates(members: list[tuple[str, Any]]) -> None:

@@ -1,6 +1,6 @@
-"""The form in which an endpoint gives its answers, whole or as a stream, whatever stands in the answer's place.
+"""Conversion of an answer to the form of an endpoint, whole or as a stream.
 
-A reviewer may have put bare words, or any JSON, there.
+It is needed because a reviewer may replace an answer by a bare text or any JSON.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from signoff.core.response import JsonObject
 
 
 def convert_answer(path: str, body: bytes, model: str) -> bytes:
-    """`body` where it has the form that `path` promises; else an answer of that form which says it."""
+    """Return `body` if it has the form of an answer of `path`, else such an answer with `body` as its text."""
     match path:
         case endpoints.CHAT:
             return as_completion(body, model)
         case endpoints.COMPLETIONS | endpoints.EDITS:
-            return body if _is_text(body) else _texts(path, text_or_json(body), model)
+            return body if _is_text(body) else _text_answer(path, text_or_json(body), model)
         case endpoints.RESPONSES:
             if response.is_response(body):
                 return body
-            return msgspec.json.encode(response.response_from_text(text_or_json(body), _name(model, body), model))
+            return msgspec.json.encode(response.response_from_text(text_or_json(body), _id_of(model, body), model))
         case _:
             return body
 
 
 def stream_events(path: str, body: bytes, *, with_usage: bool) -> Iterator[Chunk]:
-    """An answer as the stream it was or could have been; of an endpoint without streams, one event and `[DONE]`."""
+    """Yield an answer as a stream in the form of `path`; for an endpoint without streams, one event and `[DONE]`."""
     match path:
         case endpoints.CHAT:
             yield from split(body, with_usage=with_usage)
@@ -49,7 +49,7 @@ def stream_events(path: str, body: bytes, *, with_usage: bool) -> Iterator[Chunk
 
 
 def response_event(event: JsonObject) -> Chunk:
-    """An event of a response's stream, which bears its type twice."""
+    """Encode an event of the stream of a response, with its type both as the event's name and in its data."""
     return Chunk(f"event: {event['type']}\n".encode() + sse.event(msgspec.json.encode(event)), event=True)
 
 
@@ -69,30 +69,30 @@ def _is_text(body: bytes) -> bool:
     return True
 
 
-def _texts(path: str, text: str, model: str) -> bytes:
+def _text_answer(path: str, text: str, model: str) -> bytes:
     choice: JsonObject = {"text": text, "index": 0}
     if path == endpoints.EDITS:
         return msgspec.json.encode({"object": "edit", "created": 0, "choices": [choice]})
-    head = {"id": f"cmpl-{_name(model, text.encode())}", "object": "text_completion", "created": 0, "model": model}
+    head = {"id": f"cmpl-{_id_of(model, text.encode())}", "object": "text_completion", "created": 0, "model": model}
     return msgspec.json.encode(head | {"choices": [choice | {"logprobs": None, "finish_reason": "stop"}]})
 
 
-def _name(model: str, body: bytes) -> str:
+def _id_of(model: str, body: bytes) -> str:
     return fingerprint(model.encode(), body)[:16]
 
 
 def _text_events(whole: JsonObject, *, with_usage: bool) -> Iterator[Chunk]:
-    """Each choice's text, then its end; the usage, `[DONE]`."""
+    """Yield the text and the end of each choice, the usage if asked for, and `[DONE]`."""
     head = {key: value for key, value in whole.items() if key not in {"choices", "usage"}}
     for choice in whole["choices"]:
-        for said in (choice | {"finish_reason": None}, _ended(choice)):
-            yield Chunk(sse.event(msgspec.json.encode(head | {"choices": [said]})), event=True)
+        for part in (choice | {"finish_reason": None}, _end_of(choice)):
+            yield Chunk(sse.event(msgspec.json.encode(head | {"choices": [part]})), event=True)
     if with_usage and whole.get("usage"):
-        told: JsonObject = head | {"choices": [], "usage": whole["usage"]}
-        yield Chunk(sse.event(msgspec.json.encode(told)), event=True)
+        usage: JsonObject = head | {"choices": [], "usage": whole["usage"]}
+        yield Chunk(sse.event(msgspec.json.encode(usage)), event=True)
     yield Chunk(sse.DONE, event=True)
 
 
-def _ended(choice: JsonObject) -> JsonObject:
+def _end_of(choice: JsonObject) -> JsonObject:
     reason = choice.get("finish_reason") or "stop"
     return {"index": choice.get("index", 0), "text": "", "logprobs": None, "finish_reason": reason}

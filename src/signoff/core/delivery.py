@@ -1,4 +1,4 @@
-"""A delivery: the end of a job that somebody is to be told of, and how far that has come."""
+"""Deliveries: messages about the end of a job, their receivers, and their state."""
 
 from __future__ import annotations
 
@@ -14,48 +14,59 @@ DeliveryState = Literal["due", "done", "failed"]
 
 
 class WebhookTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a caller wants the end of a job told, and the secret to sign it with; None for the deployment's own."""
+    """A webhook that a caller asks for."""
 
     url: str
     secret: Secret | None = None
+    """Secret to sign the message with; None for the one of the deployment."""
 
 
 class DeliveryTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the end of a job is told, once of each kind. `sealed` is the receiver's own secret; None stands for the
-    deployment's.
-    """
+    """A receiver of the end of a job; a job has at most one of each kind."""
 
     kind: DeliveryKind = "webhook"
     address: str
+    """URL of a webhook, Redis key, or name of a stream."""
     host: str
+    """Host of the receiver, or its name again if it has none; few messages go to one host at a time."""
     sealed: bytes | None = None
+    """Encrypted secret of the receiver; None for the one of the deployment."""
 
     def message_id(self, job_id: str) -> str:
-        """The id of the message, the same at every attempt."""
+        """Return the id of the message, which is the same at every attempt."""
         return f"msg_{job_id}" if self.kind == "webhook" else f"msg_{job_id}_{self.kind}"
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """One message, with an id that is the same at every attempt. `failed` is given up. Times are microseconds."""
+    """A message to one receiver, as it is stored. Times are microseconds since 1970, UTC."""
 
     id: str
+    """Id of the message, the same at every attempt."""
     job_id: str
     kind: DeliveryKind
     address: str
     host: str
     state: DeliveryState = "due"
+    """`due` until it is `done`, or `failed` once its attempts are used up or its receiver refuses it for good."""
     attempt: int = 0
+    """Number of attempts that were started and count."""
     due_at: int
+    """Time of the next attempt."""
     lease: str | None = None
+    """Lease token of the dispatcher that is sending it; None if it is not being sent."""
     lease_until: int | None = None
+    """Time at which the lease ends."""
     last_status: int | None = None
+    """HTTP status of the last attempt, if there was one."""
     last_error: str | None = None
+    """Error of the last attempt; None after a success."""
     created_at: int
     done_at: int | None = None
+    """Time at which it became `done` or `failed`."""
 
 
 class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a courier carries."""
+    """A message in the form that a deliverer sends."""
 
     address: str
     headers: Mapping[str, str] = {}
@@ -63,10 +74,14 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeliveryOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of an attempt. `due` is one that goes on after `after_seconds`; `counts`: as one of its attempts."""
+    """The result of one attempt to send a delivery."""
 
     state: DeliveryState
+    """New state of the delivery; `due` for another attempt."""
     status: int | None = None
+    """HTTP status of the receiver, if there was one."""
     error: str | None = None
     after_seconds: float = 0
+    """Seconds until the next attempt, for the state `due`."""
     counts: bool = True
+    """False if it does not count as one of the attempts."""

@@ -1,4 +1,4 @@
-"""The endpoints of the OpenAI API whose shapes are known here. What else an upstream has passes as it is."""
+"""Endpoints of the OpenAI API whose shapes are known here, and routes of all others, which pass through as they are."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ EDITS = "/v1/edits"
 # A payload that goes to its model as it is.
 PREDICT = "/predict"
 
-# These take and give JSON; anything else from a model is garbled.
+# These take and return JSON; an answer that is not JSON is an error.
 KNOWN = frozenset({CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, MODERATIONS, RERANK, EDITS})
 STREAMED = frozenset({CHAT, COMPLETIONS, RESPONSES})
 
-# What is no inference, and kept here. Some upstreams tell no capitals from other letters.
-_KEPT_HERE = r"(?!/(?i:batches|files|models|uploads)(?![\w-]))"
-# Upstreams are asked under their own base address: nobody climbs out of it.
-_ROUTE = re.compile(rf"(?:(GET|PUT|PATCH|DELETE) )?(/v1{_KEPT_HERE}(?:/[A-Za-z0-9_-]+)+)(?:\?([!-~]{{0,4000}}))?")
+# Collections that are not inference and never go to an upstream. Some upstreams ignore the case of letters.
+_NOT_LOCAL = r"(?!/(?i:batches|files|models|uploads)(?![\w-]))"
+# The path is appended to the base URL of the upstream, so it must not contain dots.
+_ROUTE = re.compile(rf"(?:(GET|PUT|PATCH|DELETE) )?(/v1{_NOT_LOCAL}(?:/[A-Za-z0-9_-]+)+)(?:\?([!-~]{{0,4000}}))?")
 _HAS_AN_ID = re.compile(r"[0-9A-Z]")
-# Below these stand collections,
-_SPACES = {"alpha", "audio", "chat", "chatkit", "fine_tuning", "images", "organization", "realtime"}
-# and in these whatever comes next is an id, be it a word,
+# Path segments that only group collections.
+_GROUPS = {"alpha", "audio", "chat", "chatkit", "fine_tuning", "images", "organization", "realtime"}
+# The segment after one of these is an id, even if it looks like a word,
 _COLLECTIONS = {
     "assistants",
     "completions",
@@ -41,8 +41,8 @@ _COLLECTIONS = {
     "vector_stores",
     "videos",
 }
-# unless it says what is to be done.
-_DEEDS = {
+# except for these actions.
+_ACTIONS = {
     ("graders", "run"),
     ("graders", "validate"),
     ("responses", "compact"),
@@ -55,7 +55,7 @@ _DEEDS = {
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A request's method, its path and its query."""
+    """The method, the path and the query (None if there is none) of a request to an upstream."""
 
     method: str
     path: str
@@ -63,22 +63,23 @@ class Route(msgspec.Struct, frozen=True):
 
     @property
     def object_id(self) -> str | None:
-        """The id of the object that the path is about: what stands after its collection, as far as can be seen."""
-        match list(dropwhile(_SPACES.__contains__, self.path.split("/")[2:])):
-            case [kind, part, *rest] if (rest or kind.lower() in _COLLECTIONS) and (kind, part) not in _DEEDS:
+        """Id of the object that the path is about: the segment after a collection, else one with digits or capitals."""
+        match list(dropwhile(_GROUPS.__contains__, self.path.split("/")[2:])):
+            case [kind, part, *rest] if (rest or kind.lower() in _COLLECTIONS) and (kind, part) not in _ACTIONS:
                 return part
             case _:
                 return next((part for part in self.path.split("/")[3:] if _HAS_AN_ID.search(part)), None)
 
 
-def parse_route(asked: str) -> Route | None:
-    """What a job's `path` asks for, as one would write it: `GET /v1/responses/resp_1?stream=true`; a POST says no more
-    than its path. None where it can be no upstream's.
+def parse_route(path: str) -> Route | None:
+    """Parse the path of a job, such as `GET /v1/responses/resp_1?stream=true`; a POST has no method in front.
+
+    Return None for a path that must not go to an upstream.
     """
-    found = _ROUTE.fullmatch(asked)
-    return None if found is None else Route(found[1] or "POST", found[2], found[3])
+    match = _ROUTE.fullmatch(path)
+    return None if match is None else Route(match[1] or "POST", match[2], match[3])
 
 
 def format_route(method: str, path: str, query: str = "") -> str:
-    """The other way round."""
+    """Return the path of a job in the form that `parse_route` reads."""
     return ("" if method == "POST" else f"{method} ") + path + (f"?{query}" if query else "")

@@ -1,4 +1,4 @@
-"""Envelopes: what a message on a topic holds, in and out, and what of it could be read when it is refused."""
+"""Envelopes of messages on a topic: parsing requests, and building replies."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ NOTHING = b"null"
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked. `metadata` and `body` are JSON as they came; `flaw` says why it cannot be asked."""
+    """A parsed message of a request topic."""
 
     path: str = COMPLETIONS
+    """Route of the request in the form of `endpoints.format_route`."""
     metadata: bytes = NOTHING
+    """JSON as it came; it is returned with the reply."""
     body: bytes = NOTHING
+    """JSON as it came."""
     model: str | None = None
+    """The member `model` of the body."""
     error: SignoffError | None = None
+    """Error that the reply reports, for a message that is not a valid request."""
 
 
 class _Outer(msgspec.Struct):
@@ -33,48 +38,46 @@ class _Model(msgspec.Struct):
 
 
 def parse_envelope(message: bytes) -> Envelope:
-    """The envelope that `message` is; one with a flaw, and with its metadata if they could be read, if it is none."""
+    """Parse a message; an invalid one has an `error`, and its metadata if they could be read."""
     try:
         message.decode()
         outer = msgspec.json.decode(message, type=_Outer)
         msgspec.json.decode(outer.metadata)
     except (ValueError, RecursionError) as error:
-        return Envelope(error=BadBody(f'The message is no {{"path", "metadata", "body"}} in JSON: {error}'))
+        return Envelope(error=BadBody(f'The message must be a JSON object {{"path", "metadata", "body"}}: {error}'))
     metadata, path = bytes(outer.metadata), COMPLETIONS
     try:
-        path = _normal(msgspec.json.decode(outer.path, type=str))
-        if not bytes(outer.body):
-            raise BadRequest("The message has no body.")  # noqa: TRY301 -- one place says what is kept of it
+        path = _normalize(msgspec.json.decode(outer.path, type=str))
         body = bytes(outer.body)
+        if not body:
+            return Envelope(path=path, metadata=metadata, error=BadRequest("The message must have a `body`."))
         model = msgspec.json.decode(body, type=_Model).model
-    except BadRequest as error:
-        return Envelope(path=path, metadata=metadata, error=error)
     except (ValueError, RecursionError) as error:
-        return Envelope(path=path, metadata=metadata, error=BadRequest(f"The message cannot be asked: {error}"))
+        return Envelope(path=path, metadata=metadata, error=BadRequest(f"The message is not a valid request: {error}"))
     return Envelope(path=path, metadata=metadata, body=body, model=model)
 
 
 def reply_for(job: Job) -> bytes:
-    """The answer to the message that `job` came from: what was signed off, or why there is nothing."""
+    """Return the reply to the message that `job` came from: its signed-off answer or its error, as JSON."""
     if job.status == "success":
-        told = {"status_code": 200, "metadata": msgspec.Raw(job.metadata), "body": _answer(job)}
+        reply = {"status_code": 200, "metadata": msgspec.Raw(job.metadata), "body": _answer(job)}
     else:
         error = job.error or JobError(code="internal_error", message="The job ended without an answer.")
-        told = {"status_code": error.status, "metadata": msgspec.Raw(job.metadata), "body": error_body(error)}
-    return msgspec.json.encode(told)
+        reply = {"status_code": error.status, "metadata": msgspec.Raw(job.metadata), "body": error_body(error)}
+    return msgspec.json.encode(reply)
 
 
 def error_body(error: JobError) -> dict[str, dict[str, str | None]]:
-    """`{"error": {"message", "type", "param", "code"}}`."""
-    told = {"message": error.message, "type": kind_of(error.code, error.status), "param": None, "code": error.code}
-    return {"error": told}
+    """Return the error in the form of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`."""
+    kind = kind_of(error.code, error.status)
+    return {"error": {"message": error.message, "type": kind, "param": None, "code": error.code}}
 
 
 def _answer(job: Job) -> msgspec.Raw:
     return msgspec.Raw(NOTHING if job.response is None else convert_answer(job.path, job.response, job.target))
 
 
-def _normal(path: str) -> str:
-    """The path as the HTTP API has it: none is that of completions, and a slash more or less says nothing."""
+def _normalize(path: str) -> str:
+    """Return the path of the HTTP API: completions for an empty one; slashes at its ends do not matter."""
     path = "/" + path.strip("/")
     return COMPLETIONS if path == "/" else path.removeprefix("/openai")

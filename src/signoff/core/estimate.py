@@ -1,4 +1,4 @@
-"""Estimate: about how many tokens a request will take, told before anybody is asked."""
+"""Estimate of the tokens that a request will take, before it goes to a model."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import msgspec
 from signoff.core.endpoints import EMBEDDINGS, MODERATIONS, RERANK
 from signoff.core.tokens import estimate_usage
 
-# What an answer is reckoned with where its request names no maximum.
+# Assumed length of an answer if its request has no maximum.
 DEFAULT_OUTPUT_TOKENS = 32
-SAY_NOTHING = frozenset({EMBEDDINGS, MODERATIONS, RERANK})
+# Endpoints whose answers have no tokens.
+WITHOUT_OUTPUT = frozenset({EMBEDDINGS, MODERATIONS, RERANK})
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of the request, and of its answer; `is_said`: the request itself names the most that it may be."""
+    """Estimated number of tokens of a request and of its answer."""
 
     prompt: int
     output: int
     is_explicit: bool
+    """True if the request itself states the maximum of its answer, or the answer has no tokens."""
 
     def capped(self, most: int | None) -> int:
-        """All tokens; where the answer's are only guessed, not more than `most` for that alone."""
+        """Return all tokens; an assumed answer does not raise the sum above `most`, though the prompt alone may."""
         whole = self.prompt + self.output
         return whole if self.is_explicit or most is None else min(whole, max(self.prompt, most))
 
@@ -33,15 +35,15 @@ class _Maximum(msgspec.Struct):
 
 
 def estimate_tokens(path: str, body: bytes) -> Estimate:
-    """About what `body`, asked of `path`, takes at most."""
+    """Estimate the maximum number of tokens of the request `body` to the endpoint `path`."""
     prompt = estimate_usage(body, 0).prompt_tokens
-    if path in SAY_NOTHING:
+    if path in WITHOUT_OUTPUT:
         return Estimate(prompt=prompt, output=0, is_explicit=True)
     try:
-        told = msgspec.json.decode(body, type=_Maximum)
+        request = msgspec.json.decode(body, type=_Maximum)
     except (ValueError, RecursionError):
-        told = _Maximum()
-    maxima = (told.max_completion_tokens, told.max_tokens, told.max_output_tokens)
-    said = next((most for most in maxima if most is not None), None)
-    each = DEFAULT_OUTPUT_TOKENS if said is None else max(0, said)
-    return Estimate(prompt=prompt, output=each * max(1, told.n or 1), is_explicit=said is not None)
+        request = _Maximum()
+    maxima = (request.max_completion_tokens, request.max_tokens, request.max_output_tokens)
+    maximum = next((most for most in maxima if most is not None), None)
+    each = DEFAULT_OUTPUT_TOKENS if maximum is None else max(0, maximum)
+    return Estimate(prompt=prompt, output=each * max(1, request.n or 1), is_explicit=maximum is not None)

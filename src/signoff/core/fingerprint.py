@@ -1,4 +1,4 @@
-"""Fingerprints: one short text for equal requests."""
+"""Fingerprints: short texts that are equal for equal requests."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import hashlib
 
 
 def fingerprint(*parts: bytes) -> str:
-    """Return the SHA-256 of `parts`, each with its length, in hexadecimal."""
-    whole = hashlib.sha256()
+    """Return the SHA-256 of `parts`, each preceded by its length, in hexadecimal."""
+    digest = hashlib.sha256()
     for part in parts:
-        whole.update(len(part).to_bytes(8, "big"))
-        whole.update(part)
-    return whole.hexdigest()
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()

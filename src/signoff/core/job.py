@@ -1,6 +1,6 @@
-"""A job, and the moves it can make.
+"""A job, and the transitions of its state.
 
-`MOVES` is the only source of the state machine: the SQL guards, the diagram in the docs
+`TRANSITIONS` is the only source of the state machine: the SQL guards, the table in the docs
 and the property tests are derived from it.
 """
 
@@ -17,6 +17,7 @@ from signoff.core.cache import CacheState
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.policy import Policy
 
+# `bot`: queued, or in progress; `human`: held for a review; `success` and `fail`: ended.
 Status = Literal["bot", "human", "success", "fail"]
 STATUSES: tuple[Status, ...] = ("bot", "human", "success", "fail")
 TERMINAL: frozenset[Status] = frozenset({"success", "fail"})
@@ -25,178 +26,259 @@ Verdict = Literal["approve", "redo", "reject"]
 
 
 class JobError(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a job failed. `status` is the HTTP status that a waiting caller gets."""
+    """The reason why a job failed."""
 
     code: str
+    """Stable error code, as documented in `docs/errors.md`."""
     message: str
+    """Description for the caller."""
     status: int = 500
+    """HTTP status for a caller who waits."""
 
     @property
     def retryable(self) -> bool:
-        """Whether asking the same again may help."""
+        """True if the same request may succeed later."""
         return self.status in {408, 429} or self.status >= 500
 
 
-# A status that a retry can help: the caller may come back with the same key.
-CALLER_LEFT = JobError(code="cancelled", message="The caller left before the answer came.", status=408)
-INTERRUPTED = JobError(code="interrupted", message="The server that answered this call stopped.", status=503)
-RUN_ENDED = JobError(code="cancelled", message="The run that asked for this has ended.", status=409)
+# The status 408 is retryable, so the caller may send the request again with the same key.
+CALLER_LEFT = JobError(code="cancelled", message="The caller disconnected before the answer came.", status=408)
+INTERRUPTED = JobError(code="interrupted", message="The server stopped before the answer came.", status=503)
+RUN_ENDED = JobError(code="cancelled", message="The pipeline run of this step has ended.", status=409)
 
 
 class Edit(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reviewer changed: texts of JSON, or None where untouched."""
+    """A reviewer's changes to a job."""
 
     payload: str | None = None
+    """JSON text that replaces the body of the request; None for no change."""
     response: str | None = None
+    """JSON text that replaces the answer; None for no change."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """A verdict of one round: by whom, why, and with which edits."""
+    """The outcome of one review round."""
 
     verdict: Verdict
+    """`approve` releases the answer, `redo` sends the request to the model again, `reject` fails the job."""
     reviewer: str
+    """Email of the reviewer."""
     reason: str | None = None
+    """Reason that the reviewer gave."""
     edit: Edit = Edit()
+    """Changes that take effect with the verdict."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One ask and everything that happened to it. Times are microseconds since 1970, UTC.
+    """A request for an answer, and its current state. Only transitions change it.
 
-    `client_id` is what its user calls it; no two jobs of a user share one. `path` is what is asked for, with its method
-    where that is no POST; `made` is the id of what the answer left at the upstream. `usage` is what its answer took;
-    the tokens and the cost below are of everything that its model was asked for it, the cost None where a price was
-    not known. The last three say how long it waited to be asked, the model for its first word, and that for its last.
-    `prompt` is the one that its body was made of, in the version `prompt_version`.
-
-    `pipeline_id` is the pipeline that a run goes through, in `pipeline_version`; `parked_at` says since when it waits
-    for steps that are held or put off, and its `cache` how they use it. A step of a run names the run and its round,
-    and its own place in the tree: `node`, such as "0.1".
-    `key_id` is the upstream key that its caller chose, None for the model's.
+    Times (`…_at`, `…_until`, `review_deadline`) are microseconds since 1970, UTC, by the clock of the database.
     """
 
     id: str
+    """UUIDv7 in text form, assigned on admission; ids order jobs by age."""
     status: Status
+    """State of the job; `bot` at the start, unless the answer came from the cache or the request was refused."""
     door: str
+    """Name of the door that took the request."""
     lane: Lane
+    """`now` if a caller waits for the answer, `later` for the queue; `redo` changes it to `later`."""
     user_id: int
+    """Owner."""
     token_id: int
+    """Token that the request was made with."""
     target: str
+    """Name of the model or pipeline that was requested."""
     model: str
+    """Name of the registered model or pipeline behind `target`; a fallback replaces it when it answers."""
     path: str
+    """Endpoint of the request, in the form of `endpoints.format_route`."""
     body: bytes
+    """Request for the model, as JSON; a verdict `redo` can replace it."""
     response: bytes | None = None
+    """Answer, as JSON; None until there is one. It is not released while the job is held."""
     error: JobError | None = None
+    """Reason of the failure of the job or of its last attempt; None if there was none."""
     usage: Usage | None = None
+    """Tokens of the answer; None until there is one, or if they are not known."""
     metadata: bytes = b"null"
+    """JSON of the caller's own; of a step the `StepCall`. It never changes."""
     priority: int = 5
+    """From 0 to 9; jobs with a higher priority are claimed first."""
     policy: Policy = Policy()
+    """Review policy at the time of admission."""
     client_id: str | None = None
+    """Id that the caller chose, unique among the jobs of the user; None for none."""
     idempotency_key: str | None = None
+    """`Idempotency-Key` of the request; None for none."""
     fingerprint: str | None = None
+    """Hash of the request, by which a retry finds the job; None if retries do not join it."""
     upstream_object_id: str | None = None
+    """Id of the object that the answer created at the upstream; None until there is an answer, or if there is none."""
     retry_of: str | None = None
+    """Id of the ended job that this one repeats; None for a new request."""
     prompt: str | None = None
+    """Name of the prompt that the body was rendered from; None for none."""
     prompt_version: int | None = None
+    """Version of that prompt."""
     key_id: int | None = None
+    """Upstream key of the caller that the request is sent with; None for the key of the model."""
     deliver: tuple[DeliveryTarget, ...] = ()
+    """Receivers of the end of the job."""
     attempt: int = 0
+    """Attempts so far: `claim` adds 1, `release` and `park` subtract 1, `redo` sets 0; a waiting call counts itself."""
     max_attempts: int = 5
+    """Number of attempts after which the job fails."""
     round: int = 0
+    """Review round: `hold` and `undo` add 1, so a reviewer cannot decide on a state that has changed."""
     seq: int = 1
+    """Number of the last event; each transition adds 1."""
     due_at: int = 0
+    """Time from which the job may be claimed; a retry moves it back."""
     lease: str | None = None
+    """Lease token of the worker, or of the server that answers the call; None while nobody works on the job."""
     lease_until: int | None = None
+    """Time at which the lease lapses unless its holder renews it."""
     draft: Edit | None = None
+    """Saved edits of a reviewer that have no effect yet; the end of the review clears them."""
     review_lease: str | None = None
+    """Email of the reviewer who has the job open; None if no one has."""
     review_lease_until: int | None = None
+    """Time at which the review lease ends."""
     review_deadline: int | None = None
+    """Time at which the review expires; None for no deadline."""
     decision: Decision | None = None
+    """Decision of the current round; `undo` and `redo` clear it."""
     release_at: int | None = None
+    """Time at which the decision takes effect and can no longer be undone; None without a pending decision."""
     prompt_tokens: int = 0
+    """Sum of the prompt tokens of all attempts and rounds."""
     cached_tokens: int = 0
+    """Those of the prompt tokens that the upstream read from its own cache."""
     completion_tokens: int = 0
+    """Sum of the completion tokens of all attempts and rounds."""
     cost_nanodollars: int | None = None
+    """Sum of the costs of all attempts and rounds; None if the price of one is not known."""
     queued_us: int | None = None
+    """Microseconds that the job waited for its first attempt; None before it."""
     ttft_us: int | None = None
+    """Microseconds from the request to the model to its first chunk, in the last attempt; None before it."""
     generation_us: int | None = None
+    """Microseconds from the first chunk of the model to its last one, in the last attempt; None before it."""
     created_at: int = 0
+    """Time of admission."""
     updated_at: int = 0
+    """Time of the last transition."""
     cache: CacheState | None = None
+    """Use of the response cache; of a pipeline run, how its steps use it (None: each by its own rules)."""
     cache_key: str | None = None
+    """Key of the answer in the response cache; None if it is not cacheable."""
     parent_id: str | None = None
+    """Id of the pipeline run that this job is a step of; None for other jobs."""
     parent_round: int | None = None
+    """Round of the run in which the step was created."""
     node: str | None = None
+    """Position of the step in the tree of the pipeline, such as `0.1`; see `nodes.calls_by_node`."""
     pipeline_id: int | None = None
+    """Id of the pipeline of a run; None for other jobs."""
     pipeline_version: int | None = None
+    """Version of that pipeline."""
     parked_at: int | None = None
+    """Time since when a run waits for steps that are held or not due; None while it can go on."""
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing will change any more."""
+        """True if the job has ended and never changes again."""
         return self.status in TERMINAL
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One move that was made. `data` holds the columns that it changed."""
+    """A transition of a job that took place. Events are never changed."""
 
     job_id: str
+    """Id of the job."""
     seq: int
+    """Number of the event within its job, from 1."""
     verb: str
+    """Key of the transition in `TRANSITIONS`."""
     actor: str
+    """User (`user:EMAIL`) or part of the server that requested the transition."""
     at: int
+    """Microseconds since 1970, UTC, by the clock of the database."""
     data: dict[str, Any]
+    """Columns that the transition changed, with their new values, and notes."""
 
 
 class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of a function in a round of a run. `arguments` and `output` are JSON, times are microseconds."""
+    """A finished call of a function in a pipeline run."""
 
     job_id: str
+    """Id of the run."""
     round: int
+    """Round of the run in which the function was called."""
     node: str
+    """Position of the call in the tree of the pipeline, such as `0.1`."""
     name: str
+    """Name of the function."""
     arguments: bytes
+    """Arguments by name, as a JSON object."""
     output: bytes | None = None
+    """Result, as JSON; None if the call failed."""
     error: JobError | None = None
+    """Reason of a failure; None if the call succeeded."""
     began_at: int
+    """Microseconds since 1970, UTC."""
     ended_at: int
+    """Microseconds since 1970, UTC."""
 
 
 class StepCall(msgspec.Struct, frozen=True, kw_only=True):
-    """What a step remembers of the call that made it, in its metadata."""
+    """The call of a pipeline that a step was created for, as it stands in the metadata of the step."""
 
     kind: str
+    """Kind of the callee: a prompt or a pipeline."""
     name: str
     version: int
     arguments: dict[str, str]
 
 
 class Guard(Enum):
-    """A condition that must hold at the instant of a move; the store turns each into SQL."""
+    """A condition of a transition, checked in the transaction of the transition; the store turns each into SQL.
 
-    DUE = "no lease, not parked, and its time has come"
-    LEASE = "the mover's lease token is the job's"
-    LAPSED = "its lease ran out, by the database's clock"
-    ROUND = "the round is the one the mover saw"
-    UNOPENED = "no live review lease of somebody else"
-    UNDECIDED = "no verdict is in"
-    DECIDED = "a verdict is in"
-    UNRELEASED = "the verdict has not taken effect yet"
-    RELEASED = "the verdict's time has come"
+    The actor is the worker, reviewer or sweeper that requests the transition.
+    """
+
+    DUE = "the job has no lease and is not parked, and its due time has passed"
+    LEASE = "the actor names the lease token of the job"
+    LAPSED = "the lease has expired, by the database's clock"
+    ROUND = "the round is the one that the actor saw"
+    UNOPENED = "no other reviewer holds a live review lease"
+    UNDECIDED = "there is no verdict"
+    DECIDED = "there is a verdict"
+    UNRELEASED = "the verdict has not taken effect"
+    RELEASED = "the release time of the verdict has passed"
     OVERDUE = "the review deadline has passed"
-    QUIET = "no step of it has settled since the mover looked"
-    PARKED = "it is parked"
+    QUIET = "no step of the run has settled since the actor counted them"
+    PARKED = "the run is parked"
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
-    """One verb of the state machine: from which statuses, to which, under what guards, and what it always changes."""
+    """A row of the state machine."""
 
     verb: str
+    """Name of the transition, as events record it."""
     meaning: str
+    """Description for the documentation."""
     sources: tuple[Status, ...] = ()
+    """Statuses in which it is allowed; empty for a transition that creates a job."""
     targets: tuple[Status, ...]
+    """Statuses that it can lead to; the request names one unless there is only one."""
     guards: tuple[Guard, ...] = ()
+    """Further conditions, all of which must hold."""
     clears: tuple[str, ...] = ()
+    """Columns that it sets to NULL."""
     adds: dict[str, int] = {}
+    """Columns that it adds a number to."""
 
 
 _LEASE = ("lease", "lease_until")
@@ -205,84 +287,85 @@ _VERDICT = ("decision", "release_at")
 
 
 def _bot(verb: str, to: tuple[Status, ...], guards: tuple[Guard, ...], meaning: str, **adds: int) -> Transition:
-    """A move of the machine's side; all but a claim end the lease."""
+    """Return a transition of a job that is queued or in progress; all but `claim` end the lease."""
     clears = () if verb == "claim" else _LEASE
     return Transition(verb=verb, meaning=meaning, sources=("bot",), targets=to, guards=guards, clears=clears, adds=adds)
 
 
 def _reviewer(verb: str, meaning: str, *clears: str) -> Transition:
-    """A move of a reviewer who looks at a held job."""
+    """Return a transition by which a reviewer changes a held job."""
     guards = (Guard.ROUND, Guard.UNOPENED, Guard.UNDECIDED)
     return Transition(verb=verb, meaning=meaning, sources=("human",), targets=("human",), guards=guards, clears=clears)
 
 
 def _release(verb: str, to: Status, meaning: str, *clears: str) -> Transition:
-    """A verdict that takes effect."""
+    """Return a transition by which a verdict takes effect."""
     guards = (Guard.ROUND, Guard.DECIDED, Guard.RELEASED)
     clears = (*_REVIEW, "release_at", *clears)
     return Transition(verb=verb, meaning=meaning, sources=("human",), targets=(to,), guards=guards, clears=clears)
 
 
 TRANSITIONS: dict[str, Transition] = {
-    move.verb: move
-    for move in (
-        Transition(verb="submit", meaning="accepted, durable", targets=("bot",)),
-        Transition(verb="hit", meaning="the same was answered and signed off before", targets=("success",)),
-        Transition(verb="refuse", meaning="it came, and cannot be asked", targets=("fail",)),
-        _bot("claim", ("bot",), (Guard.DUE,), "a worker holds a lease; attempt + 1", attempt=1),
+    transition.verb: transition
+    for transition in (
+        Transition(verb="submit", meaning="the job is accepted and committed", targets=("bot",)),
+        Transition(verb="hit", meaning="the response cache has a signed-off answer", targets=("success",)),
+        Transition(verb="refuse", meaning="the message is not a valid request", targets=("fail",)),
+        _bot("claim", ("bot",), (Guard.DUE,), "a worker takes the lease; the attempt counts", attempt=1),
         _bot(
-            "release",
-            ("bot",),
-            (Guard.LEASE,),
-            "the worker stops, or a limit is reached; the attempt is given back",
-            attempt=-1,
+            "release", ("bot",), (Guard.LEASE,), "the worker gives the job back; the attempt does not count", attempt=-1
         ),
-        _bot("retry", ("bot",), (Guard.LEASE,), "a failure that a retry can help; due later"),
-        _bot("lapse", ("bot", "fail"), (Guard.LEASE, Guard.LAPSED), "its worker vanished"),
+        _bot("retry", ("bot",), (Guard.LEASE,), "the attempt failed, and the next one is due later"),
+        _bot(
+            "lapse",
+            ("bot", "fail"),
+            (Guard.LEASE, Guard.LAPSED),
+            "the lease was not renewed; the job is due again, or fails",
+        ),
         _bot(
             "park",
             ("bot",),
             (Guard.LEASE, Guard.QUIET),
-            "its steps wait for a person; the attempt is given back",
+            "the run waits for its steps; the attempt does not count",
             attempt=-1,
         ),
         Transition(
             verb="wake",
-            meaning="a step of it has settled; it goes on",
+            meaning="a step of the run has settled, and the run is due",
             sources=("bot",),
             targets=("bot",),
             guards=(Guard.PARKED,),
             clears=("parked_at",),
         ),
-        _bot("hold", ("human",), (Guard.LEASE,), "there is an answer, and the policy wants a person", round=1),
-        _bot("succeed", ("success",), (Guard.LEASE,), "answered, no review needed"),
-        _bot("fail", ("fail",), (Guard.LEASE,), "no retry can help, or the attempts are used up"),
-        _reviewer("open", "a reviewer looks at it"),
-        _reviewer("leave", "the reviewer looks away", "review_lease", "review_lease_until"),
-        _reviewer("draft", "edits are kept, nothing else changes"),
-        _reviewer("decide", "the verdict is in", "review_lease", "review_lease_until"),
+        _bot("hold", ("human",), (Guard.LEASE,), "the model answered, and the policy requires a review", round=1),
+        _bot("succeed", ("success",), (Guard.LEASE,), "the model answered, and the policy requires no review"),
+        _bot("fail", ("fail",), (Guard.LEASE,), "the attempt failed, and another one cannot help or is not allowed"),
+        _reviewer("open", "a reviewer takes the review lease"),
+        _reviewer("leave", "the reviewer gives up the review lease", "review_lease", "review_lease_until"),
+        _reviewer("draft", "the reviewer saves edits without a verdict"),
+        _reviewer("decide", "the reviewer gives a verdict", "review_lease", "review_lease_until"),
         Transition(
             verb="undo",
-            meaning="the verdict is withdrawn; a new round begins",
+            meaning="the reviewer withdraws the verdict; a new round begins",
             sources=("human",),
             targets=("human",),
             guards=(Guard.ROUND, Guard.DECIDED, Guard.UNRELEASED),
             clears=_VERDICT,
             adds={"round": 1},
         ),
-        _release("approve", "success", "signed off, as it was or edited"),
-        _release("redo", "bot", "asked again, the payload as it was or edited", "decision", "response", "usage"),
-        _release("reject", "fail", "refused, with a reason"),
+        _release("approve", "success", "the answer, edited or not, is released"),
+        _release("redo", "bot", "the request, edited or not, is queued again", "decision", "response", "usage"),
+        _release("reject", "fail", "the answer is withheld, with a reason"),
         Transition(
             verb="cancel",
-            meaning="its owner does not want it any more",
+            meaning="the owner, an admin, or the end of its run cancels the job; a caller who leaves does too",
             sources=("bot", "human"),
             targets=("fail",),
             clears=(*_LEASE, *_REVIEW, *_VERDICT, "parked_at"),
         ),
         Transition(
             verb="expire",
-            meaning="nobody decided in time; the policy says what then",
+            meaning="no verdict came in time; the policy decides the outcome",
             sources=("human",),
             targets=("success", "fail", "human"),
             guards=(Guard.OVERDUE, Guard.UNDECIDED),
@@ -293,7 +376,7 @@ TRANSITIONS: dict[str, Transition] = {
 
 
 def replay(events: list[Event]) -> dict[str, Any]:
-    """The columns that `events`, in order, amount to."""
+    """Return the columns of a job as its `events` left them."""
     row: dict[str, Any] = {}
     for event in sorted(events, key=lambda event: event.seq):
         row |= event.data | {"seq": event.seq, "updated_at": event.at}

@@ -1,7 +1,7 @@
-"""Limits: how much may be asked in a minute, at once, in a day and in a month; what was used, and what still fits.
+"""Limits per minute, in parallel, per day and per month: reservations against them, and what is left.
 
-A minute is any minute: what is admitted counts for the sixty seconds that follow it (a sliding window, kept as a log of
-what was admitted). A day and a month are those of the calendar, in UTC. Times are microseconds, by one clock.
+A minute is a sliding window: a request counts for the sixty seconds after its admission (kept as a log of admissions).
+Days and months are those of the calendar, in UTC. Times are microseconds since 1970, by one clock.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import msgspec
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
-# With more entries than this, those of one slot become one, which counts as long as the last of them.
+# With more entries than this, those of one slot are merged into one, which counts as long as the last of them.
 MAX_ENTRIES = 600
 SLOT = MINUTE // 300
-# A clock that is this far behind what it said before was set back.
+# A clock that is this far behind an earlier reading was set back.
 SET_BACK = 10 * SECOND
-# How long it takes until somebody is done is not known.
+# Suggested wait for a parallel slot, since it is not known when a request ends.
 SLOT_WAIT = SECOND
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -27,53 +27,61 @@ LimitScope = Literal["all", "each", "user", "token"]
 LimitKind = Literal[
     "requests", "tokens", "parallel", "tokens_per_day", "tokens_per_month", "cost_per_day", "cost_per_month"
 ]
-# How many there may be, how many are left, and the seconds until all are free again.
+# Limit per minute, number left, and seconds until all are available again.
 Gauge = tuple[int, int, float]
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be used by all callers together, by each user, by one user, or through one token; of one model, or of
-    any. None: as much as they like. A user's own limit stands in the place of the one for each user. Costs are in
-    nanodollars.
-    """
+    """A limit on the use of one model or all models. None stands for no limit; costs are nanodollars."""
 
     who: LimitScope
+    """`all`: all callers together; `each`: each user without a limit of their own; `user` or `token`: one of them."""
     id: int = 0
+    """Id of the user or token; 0 for `all` and `each`."""
     email: str = ""
+    """Email of the user; empty for other scopes."""
     model: str | None = None
+    """Name of the model that it applies to; None for all models together."""
     requests_per_minute: int | None = None
+    """Requests in any 60 seconds."""
     tokens_per_minute: int | None = None
+    """Tokens of requests and answers in any 60 seconds."""
     parallel: int | None = None
+    """Requests in progress at once."""
     tokens_per_day: int | None = None
+    """Tokens in a calendar day, UTC."""
     tokens_per_month: int | None = None
+    """Tokens in a calendar month, UTC."""
     cost_per_day: int | None = None
+    """Nanodollars in a calendar day, UTC."""
     cost_per_month: int | None = None
+    """Nanodollars in a calendar month, UTC."""
 
     @property
     def name(self) -> str:
-        """What it is called; no two have one name."""
+        """Unique name of the limit."""
         return limit_name(self.who, self.id, self.model)
 
     @property
     def tracks_pending(self) -> bool:
-        """Whether it must be known who is under way."""
+        """True if requests in progress must be counted."""
         budgets = (self.tokens_per_day, self.tokens_per_month, self.cost_per_day, self.cost_per_month)
         return self.parallel is not None or any(most is not None for most in budgets)
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether it must be known how many tokens a request takes."""
+        """True if the tokens of a request must be estimated and counted."""
         counted = (self.tokens_per_minute, self.tokens_per_day, self.tokens_per_month)
         return any(most is not None for most in counted) or self.counts_cost
 
     @property
     def counts_cost(self) -> bool:
-        """Whether it must be known what a request costs."""
+        """True if the cost of a request must be estimated and counted."""
         return self.cost_per_day is not None or self.cost_per_month is not None
 
 
 class Admission(msgspec.Struct, frozen=True, array_like=True):
-    """What was admitted at a time; it counts for a minute."""
+    """Requests and tokens that were admitted at one time, and count for a minute."""
 
     at: int
     requests: int
@@ -81,193 +89,208 @@ class Admission(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PendingReservation(msgspec.Struct, frozen=True, array_like=True):
-    """A request that is under way, and what is reserved for it. It lapses when nobody renews it."""
+    """A request in progress, with the tokens and the cost (nanodollars) that are reserved for it."""
 
     id: str
     until: int
+    """Time at which it lapses unless it is renewed."""
     tokens: int
     cost: int
 
 
 class PeriodUsage(msgspec.Struct, frozen=True, array_like=True):
-    """What was used up to now in a day or a month, which is told by its first instant."""
+    """Tokens and cost (nanodollars) that were used in a day or a month."""
 
     since: int = 0
+    """First instant of the period."""
     tokens: int = 0
     cost: int = 0
 
 
 class Counter(msgspec.Struct, frozen=True, kw_only=True):
-    """What was used of a limit."""
+    """Use of one limit."""
 
     entries: tuple[Admission, ...] = ()
+    """Admissions of the last minute, oldest first."""
     pending: tuple[PendingReservation, ...] = msgspec.field(default=(), name="holds")
+    """Requests in progress; empty unless the limit tracks them."""
     day: PeriodUsage = PeriodUsage()
     month: PeriodUsage = PeriodUsage()
 
 
 class ReservationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What one request would use, of which limits; each goes by the name of the meter that counts for it."""
+    """The estimated use of one request, and the limits that apply to it."""
 
     id: str
+    """Id of the reservation, such as that of the job."""
     limits: tuple[tuple[str, Limit], ...]
+    """Limits that apply, each with the name of its counter."""
     tokens: int = 0
+    """Estimated tokens of the request and its answer."""
     cost: int = 0
+    """Estimated cost in nanodollars."""
     lease_seconds: float = 15
+    """Time after which the reservation lapses unless it is renewed."""
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
-    """What was reserved, at which time; and what was left of each kind."""
+    """A granted reservation."""
 
     request: ReservationRequest
     at: int
+    """Time of the admission."""
     gauges: Mapping[str, Gauge]
+    """See `compute_gauges`, after the reservation."""
 
     @property
     def tracks_pending(self) -> bool:
-        """Whether it lapses when nobody renews it."""
+        """True if it lapses unless it is renewed."""
         return any(limit.tracks_pending for _, limit in self.request.limits)
 
 
 class Denial(msgspec.Struct, frozen=True, kw_only=True):
-    """Which limit leaves no room; `wait` until it does, None for never: the request is larger than the limit.
-
-    `is_budget`: what may be used in a day or a month is used up, and not only reserved.
-    """
+    """A reservation that a limit does not allow."""
 
     limit: Limit
+    """The exceeded limit."""
     kind: LimitKind
+    """The exceeded member of the limit."""
     wait: int | None
+    """Microseconds until the request may fit; None if it exceeds the limit by itself."""
     is_budget: bool = False
+    """True if the budget of the day or the month is used up, and not only reserved."""
     gauges: Mapping[str, Gauge] = {}
+    """See `compute_gauges`."""
 
 
 def limit_name(who: LimitScope, number: int, model: str | None) -> str:
-    """The name of a limit, and of a meter."""
-    whose = who if who in {"all", "each"} else f"{who}:{number}"
-    return whose if model is None else f"{whose} {model}"
+    """Return the name of a limit; `number` is the id of its user or token."""
+    owner = who if who in {"all", "each"} else f"{who}:{number}"
+    return owner if model is None else f"{owner} {model}"
 
 
 def try_reserve(
     counters: Mapping[str, Counter], request: ReservationRequest, now: int
 ) -> tuple[Mapping[str, Counter], Reservation | Denial]:
-    """The meters that the reservation changes, and its room; or why there is none, and then nothing is taken.
+    """Reserve `request` under all its limits, or under none.
 
-    Of several limits that leave no room the one that does so for the longest is told.
+    `counters` holds the use of the limits by the names in `request.limits`; a missing one counts as unused. Return the
+    changed counters, and the reservation or its denial, which names the exceeded limit with the longest wait.
     """
     now = max([now, *(_latest(counters[name], now) for name, _ in request.limits if name in counters)])
-    standing = {name: expire(counters.get(name, Counter()), now) for name, _ in request.limits}
-    denials = [denial for name, limit in request.limits for denial in _denials(limit, standing[name], request, now)]
+    current = {name: expire(counters.get(name, Counter()), now) for name, _ in request.limits}
+    denials = [denial for name, limit in request.limits for denial in _denials(limit, current[name], request, now)]
     if denials:
         worst = max(denials, key=lambda denial: (denial.wait is None, denial.wait or 0))
-        set_right = {
-            name: standing[name] for name, counter in counters.items() if name in standing and _is_ahead(counter, now)
+        corrected = {
+            name: current[name] for name, counter in counters.items() if name in current and _is_ahead(counter, now)
         }
-        return set_right, msgspec.structs.replace(worst, gauges=compute_gauges(request.limits, standing, now))
-    taken = {name: _with_reservation(limit, standing[name], request, now) for name, limit in request.limits}
-    return taken, Reservation(request=request, at=now, gauges=compute_gauges(request.limits, taken, now))
+        return corrected, msgspec.structs.replace(worst, gauges=compute_gauges(request.limits, current, now))
+    reserved = {name: _with_reservation(limit, current[name], request, now) for name, limit in request.limits}
+    return reserved, Reservation(request=request, at=now, gauges=compute_gauges(request.limits, reserved, now))
 
 
 def settle_reservation(
-    counters: Mapping[str, Counter], reservation: Reservation, *, tokens: int, cost: int, asked: bool, now: int
+    counters: Mapping[str, Counter], reservation: Reservation, *, tokens: int, cost: int, was_sent: bool, now: int
 ) -> Mapping[str, Counter]:
-    """The meters once it is known what a request took. One that was never `asked` of a model has taken nothing.
+    """Return the counters after a request has ended, having taken `tokens` and `cost` (nanodollars).
 
-    What was reserved and not used is given back to the minute that it came from; what was used beyond it counts now.
+    Tokens that were reserved and not used are returned to the minute of the admission; those beyond the reservation
+    count from `now` on. With `was_sent` False, the request never went to a model and does not count.
     """
     after = dict[str, Counter]()
     for name, limit in reservation.request.limits:
         counter = counters.get(name, Counter())
-        then = max(now, _latest(counter, now))
-        counter = expire(counter, then)
-        holds = tuple(hold for hold in counter.pending if hold.id != reservation.request.id)
-        entries = _corrected(counter.entries, reservation, tokens, asked=asked, now=then)
+        time = max(now, _latest(counter, now))
+        counter = expire(counter, time)
+        pending = tuple(other for other in counter.pending if other.id != reservation.request.id)
+        entries = _without_unused(counter.entries, reservation, tokens, was_sent=was_sent, now=time)
         if tokens > reservation.request.tokens and limit.tokens_per_minute is not None:
-            entries = _added(entries, Admission(then, 0, tokens - reservation.request.tokens))
-        day, month = (_more(spent, tokens, cost) for spent in (counter.day, counter.month))
-        after[name] = Counter(entries=entries, pending=holds, day=day, month=month)
+            entries = _append(entries, Admission(time, 0, tokens - reservation.request.tokens))
+        day, month = (_add_usage(usage, tokens, cost) for usage in (counter.day, counter.month))
+        after[name] = Counter(entries=entries, pending=pending, day=day, month=month)
     return after
 
 
 def renew_reservations(
     counters: Mapping[str, Counter], reservations: Iterable[Reservation], lease_seconds: float, now: int
 ) -> Mapping[str, Counter]:
-    """The meters with the holds of these rooms alive for a while more; one that has lapsed is held again."""
+    """Return the counters with the reservations renewed for `lease_seconds`; one that has lapsed is added again."""
     after = dict(counters)
     for reservation in reservations:
         for name, limit in reservation.request.limits:
             if limit.tracks_pending:
                 counter = after.get(name, Counter())
-                holds = (
-                    *(hold for hold in counter.pending if hold.id != reservation.request.id),
+                pending = (
+                    *(other for other in counter.pending if other.id != reservation.request.id),
                     _pending_reservation(reservation.request, lease_seconds, now),
                 )
-                after[name] = msgspec.structs.replace(counter, pending=holds)
+                after[name] = msgspec.structs.replace(counter, pending=pending)
     return after
 
 
 def expire(counter: Counter, now: int) -> Counter:
-    """The meter without what no longer counts. Where the clock was set back, what it said before is now."""
+    """Return the counter without what no longer counts; if the clock was set back, later entries move to `now`."""
     entries = counter.entries
     if _is_ahead(counter, now):
         entries = tuple(Admission(min(entry.at, now), entry.requests, entry.tokens) for entry in entries)
-    first = next((place for place, entry in enumerate(entries) if entry.at > now - MINUTE), len(entries))
+    first = next((index for index, entry in enumerate(entries) if entry.at > now - MINUTE), len(entries))
     day, month = day_of(now), month_of(now)
     return Counter(
         entries=entries[first:],
-        pending=tuple(hold for hold in counter.pending if hold.until > now),
-        day=_in(counter.day, day),
-        month=_in(counter.month, month),
+        pending=tuple(request for request in counter.pending if request.until > now),
+        day=_in_period(counter.day, day),
+        month=_in_period(counter.month, month),
     )
 
 
 def compute_gauges(limits: Iterable[tuple[str, Limit]], counters: Mapping[str, Counter], now: int) -> dict[str, Gauge]:
-    """What is left of requests and tokens in this minute, of the limit that leaves the least of each."""
-    found = dict[str, Gauge]()
+    """Return the gauges of `requests` and `tokens` per minute, each of the limit with the least left."""
+    gauges = dict[str, Gauge]()
     for name, limit in limits:
         entries = counters[name].entries
-        for what, most in (("requests", limit.requests_per_minute), ("tokens", limit.tokens_per_minute)):
+        for kind, most in (("requests", limit.requests_per_minute), ("tokens", limit.tokens_per_minute)):
             if most is None:
                 continue
-            counted = [entry for entry in entries if _count(entry, what)]
-            left = max(0, most - sum(_count(entry, what) for entry in counted))
-            reset = (counted[-1].at + MINUTE - now) / SECOND if counted else 0.0
-            if what not in found or left < found[what][1]:
-                found[what] = (most, left, max(0.0, reset))
-    return found
+            counting = [entry for entry in entries if _count(entry, kind)]
+            left = max(0, most - sum(_count(entry, kind) for entry in counting))
+            reset = (counting[-1].at + MINUTE - now) / SECOND if counting else 0.0
+            if kind not in gauges or left < gauges[kind][1]:
+                gauges[kind] = (most, left, max(0.0, reset))
+    return gauges
 
 
 def day_of(now: int) -> int:
-    """The first instant of the day, UTC."""
+    """Return the first instant of the day of `now`, UTC."""
     return now - now % (24 * 60 * MINUTE)
 
 
 def month_of(now: int) -> int:
-    """The first instant of the month, UTC."""
+    """Return the first instant of the month of `now`, UTC."""
     first = _date(now).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return (first - EPOCH) // timedelta(microseconds=1)
 
 
 def _denials(limit: Limit, counter: Counter, request: ReservationRequest, now: int) -> Iterable[Denial]:
-    """Every reason for which `counter` has no room under `limit`."""
+    """Yield every reason for which `request` does not fit under `limit`."""
     minute: tuple[tuple[LimitKind, int | None, int], ...] = (
         ("requests", limit.requests_per_minute, 1),
         ("tokens", limit.tokens_per_minute, request.tokens),
     )
-    for what, most, more in minute:
+    for kind, most, more in minute:
         if most is not None and more > 0:
-            used = sum(_count(entry, what) for entry in counter.entries)
+            used = sum(_count(entry, kind) for entry in counter.entries)
             if more > most:
-                yield Denial(limit=limit, kind=what, wait=None)
+                yield Denial(limit=limit, kind=kind, wait=None)
             elif used + more > most:
-                yield Denial(limit=limit, kind=what, wait=_wait(counter.entries, what, used + more - most, now))
+                yield Denial(limit=limit, kind=kind, wait=_wait(counter.entries, kind, used + more - most, now))
     if limit.parallel is not None and len(counter.pending) >= limit.parallel:
         yield Denial(limit=limit, kind="parallel", wait=SLOT_WAIT if limit.parallel else None)
     yield from _period_denials(limit, counter, request, now)
 
 
 def _period_denials(limit: Limit, counter: Counter, request: ReservationRequest, now: int) -> Iterable[Denial]:
-    tokens, cost = sum(hold.tokens for hold in counter.pending), sum(hold.cost for hold in counter.pending)
+    tokens, cost = sum(other.tokens for other in counter.pending), sum(other.cost for other in counter.pending)
     tomorrow = day_of(now) + 24 * 60 * MINUTE
     next_month = month_of(month_of(now) + 32 * 24 * 60 * MINUTE)
     budgets: tuple[tuple[LimitKind, int | None, int, int, int, int], ...] = (
@@ -276,92 +299,92 @@ def _period_denials(limit: Limit, counter: Counter, request: ReservationRequest,
         ("cost_per_day", limit.cost_per_day, counter.day.cost, cost, request.cost, tomorrow),
         ("cost_per_month", limit.cost_per_month, counter.month.cost, cost, request.cost, next_month),
     )
-    for what, most, spent, held, more, end in budgets:
-        # What costs nothing that is known still waits for a budget that is used up.
-        if most is None or spent + held + max(1, more) <= most:
+    for kind, most, used, reserved, more, end in budgets:
+        # A request without an estimate counts as 1, so that it waits too once a budget is used up.
+        if most is None or used + reserved + max(1, more) <= most:
             continue
         if more > most or most == 0:
-            yield Denial(limit=limit, kind=what, wait=None, is_budget=True)
-        elif spent + max(1, more) > most:
-            yield Denial(limit=limit, kind=what, wait=end - now, is_budget=True)
+            yield Denial(limit=limit, kind=kind, wait=None, is_budget=True)
+        elif used + max(1, more) > most:
+            yield Denial(limit=limit, kind=kind, wait=end - now, is_budget=True)
         else:
-            yield Denial(limit=limit, kind=what, wait=SLOT_WAIT)
+            yield Denial(limit=limit, kind=kind, wait=SLOT_WAIT)
 
 
 def _with_reservation(limit: Limit, counter: Counter, request: ReservationRequest, now: int) -> Counter:
-    entries, holds = counter.entries, counter.pending
+    entries, pending = counter.entries, counter.pending
     if limit.requests_per_minute is not None or limit.tokens_per_minute is not None:
-        entries = _added(entries, Admission(now, 1, request.tokens))
+        entries = _append(entries, Admission(now, 1, request.tokens))
     if limit.tracks_pending:
-        holds = (*holds, _pending_reservation(request, request.lease_seconds, now))
-    return msgspec.structs.replace(counter, entries=entries, pending=holds)
+        pending = (*pending, _pending_reservation(request, request.lease_seconds, now))
+    return msgspec.structs.replace(counter, entries=entries, pending=pending)
 
 
 def _pending_reservation(request: ReservationRequest, lease_seconds: float, now: int) -> PendingReservation:
     return PendingReservation(request.id, now + round(lease_seconds * SECOND), request.tokens, request.cost)
 
 
-def _wait(entries: tuple[Admission, ...], what: LimitKind, excess: int, now: int) -> int:
-    """How long until entries that amount to `excess` have left."""
+def _wait(entries: tuple[Admission, ...], kind: LimitKind, excess: int, now: int) -> int:
+    """Return the microseconds until entries with a sum of `excess` no longer count."""
     for entry in entries:
-        excess -= _count(entry, what)
+        excess -= _count(entry, kind)
         if excess <= 0:
             return entry.at + MINUTE - now
     return MINUTE
 
 
-def _added(entries: tuple[Admission, ...], entry: Admission) -> tuple[Admission, ...]:
-    """The entries with one more; of one instant there is one, and of one slot there is one when there are too many."""
+def _append(entries: tuple[Admission, ...], entry: Admission) -> tuple[Admission, ...]:
+    """Return the entries with one more, merged by instant, and by slot if there are too many."""
     if entries and entries[-1].at == entry.at:
-        return (*entries[:-1], _both(entries[-1], entry))
+        return (*entries[:-1], _merge(entries[-1], entry))
     if len(entries) < MAX_ENTRIES:
         return (*entries, entry)
     fewer = [entries[0]]
     for each in (*entries[1:], entry):
         if each.at // SLOT == fewer[-1].at // SLOT:
-            fewer[-1] = _both(fewer[-1], each)
+            fewer[-1] = _merge(fewer[-1], each)
         else:
             fewer.append(each)
     return tuple(fewer)
 
 
-def _both(one: Admission, later: Admission) -> Admission:
+def _merge(one: Admission, later: Admission) -> Admission:
     return Admission(later.at, one.requests + later.requests, one.tokens + later.tokens)
 
 
-def _corrected(
-    entries: tuple[Admission, ...], reservation: Reservation, tokens: int, *, asked: bool, now: int
+def _without_unused(
+    entries: tuple[Admission, ...], reservation: Reservation, tokens: int, *, was_sent: bool, now: int
 ) -> tuple[Admission, ...]:
-    """The entries with what was reserved and not used given back, where that still counts."""
+    """Return the entries without what was reserved and not used, if the reservation still counts."""
     surplus = max(0, reservation.request.tokens - tokens)
-    place = next((place for place, entry in enumerate(entries) if entry.at >= reservation.at), None)
-    if place is None or (asked and not surplus) or not now - MINUTE < reservation.at <= now:
+    index = next((index for index, entry in enumerate(entries) if entry.at >= reservation.at), None)
+    if index is None or (was_sent and not surplus) or not now - MINUTE < reservation.at <= now:
         return entries
-    entry = entries[place]
-    kept = Admission(entry.at, max(0, entry.requests - (not asked)), max(0, entry.tokens - surplus))
-    return (*entries[:place], *((kept,) if kept.requests or kept.tokens else ()), *entries[place + 1 :])
+    entry = entries[index]
+    used = Admission(entry.at, max(0, entry.requests - (not was_sent)), max(0, entry.tokens - surplus))
+    return (*entries[:index], *((used,) if used.requests or used.tokens else ()), *entries[index + 1 :])
 
 
-def _more(spent: PeriodUsage, tokens: int, cost: int) -> PeriodUsage:
-    return PeriodUsage(spent.since, spent.tokens + tokens, spent.cost + cost)
+def _add_usage(usage: PeriodUsage, tokens: int, cost: int) -> PeriodUsage:
+    return PeriodUsage(usage.since, usage.tokens + tokens, usage.cost + cost)
 
 
-def _in(spent: PeriodUsage, since: int) -> PeriodUsage:
-    """What was spent since then. A period that has not begun is one that a wrong clock told of."""
-    return PeriodUsage(since) if spent.since < since else PeriodUsage(since, spent.tokens, spent.cost)
+def _in_period(usage: PeriodUsage, since: int) -> PeriodUsage:
+    """Return the usage of the period that began at `since`; a later one comes from a wrong clock and counts too."""
+    return PeriodUsage(since) if usage.since < since else PeriodUsage(since, usage.tokens, usage.cost)
 
 
-def _count(entry: Admission, what: str) -> int:
-    return entry.requests if what == "requests" else entry.tokens
+def _count(entry: Admission, kind: str) -> int:
+    return entry.requests if kind == "requests" else entry.tokens
 
 
 def _latest(counter: Counter, now: int) -> int:
-    """The time of the last entry, which a slower transaction may have been overtaken by; `now` if the clock was set."""
+    """Return the time of the last entry, which can be after `now` if transactions overlap; `now` after a set-back."""
     return now if not counter.entries or _is_ahead(counter, now) else counter.entries[-1].at
 
 
 def _is_ahead(counter: Counter, now: int) -> bool:
-    """Whether it was counted by a clock that was set back since."""
+    """Return True if the clock was set back since the last entry."""
     return bool(counter.entries) and counter.entries[-1].at > now + SET_BACK
 
 

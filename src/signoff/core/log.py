@@ -1,4 +1,4 @@
-"""A line of a model's log."""
+"""Lines of the log of a model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ Level = Literal["info", "error"]
 
 
 class LogLine(msgspec.Struct, frozen=True):
-    """What a model wrote (`info`), or how it failed (`error`); `at` is in microseconds since 1970."""
+    """A line that a model wrote, or an error of a request to it."""
 
     at: int
+    """Microseconds since 1970, UTC."""
     level: Level
+    """`info` for output of the model, `error` for a failure."""
     text: str

@@ -1,4 +1,4 @@
-"""What can be called by name: a model, where it lives, and how long it may take; a prompt; a pipeline."""
+"""Models: their configuration and its checks, their endpoints and keys, and an index of models by name."""
 
 from __future__ import annotations
 
@@ -12,114 +12,145 @@ from signoff.core.cache import CacheRule
 from signoff.core.fingerprint import fingerprint
 from signoff.core.policy import Review
 
-# An extension brings kinds of its own: which there are, the table of the engines tells.
+# A plug-in can add kinds, so this is not a Literal; the registry of the engines has all of them.
 ModelKind = str
 HTTP_KINDS: tuple[ModelKind, ...] = ("openai", "http")
-# Those that a caller's own upstream key is sent to.
+_HTTP_SCHEMES = ("http://", "https://")
+# Kinds that a caller's own upstream key is sent to.
 KINDS_WITH_KEYS: tuple[ModelKind, ...] = ("openai", "http", "anyllm")
 MAX_NAME_LENGTH = 255
-# An endpoint: its address, and what its upstream calls the model.
+# Identity of an endpoint within its model: its URL, and the name of the model at its upstream.
 EndpointName = tuple[str, str | None]
 Balance = Literal["least-load", "prefix-hash"]
 BALANCES: tuple[Balance, ...] = ("least-load", "prefix-hash")
-MOST_ENDPOINTS = 64
-MOST_FALLBACKS = 8
-MOST_WAITING = 100_000
-MOST_PARALLEL = 1_000_000
-MOST_ATTEMPTS = 1_000_000
-# A no-break space, which no name that anybody registers has.
-_REPLICA = "\N{NO-BREAK SPACE}#"
+MAX_ENDPOINTS = 64
+MAX_FALLBACKS = 8
+MAX_WAITING = 100_000
+MAX_PARALLEL = 1_000_000
+MAX_ATTEMPTS = 1_000_000
+# Separates the name of a model from the number of its replica. A registered name has no no-break space.
+_REPLICA_MARK = "\N{NO-BREAK SPACE}#"
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """How long to wait for a model, in seconds."""
+    """Time limits of one request to a model, in seconds."""
 
     connect_seconds: float = 5
+    """Time to connect to the upstream."""
     first_byte_seconds: float = 300
+    """Time from the request to the first byte of the answer."""
     between_chunks_seconds: float = 60
+    """Time between two chunks of a stream."""
     total_seconds: float = 600
+    """Time from the request to the end of the answer."""
 
 
 class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several addresses of a model. What is None there is as the model has it."""
+    """An endpoint of a model with several. None stands for the value of the model."""
 
     url: str
+    """Base URL of the upstream."""
     upstream_model: str | None = None
+    """Name of the model at this upstream."""
     key_id: int | None = None
+    """Upstream key for this endpoint."""
     max_parallel: int | None = None
+    """Maximum number of requests in flight from each server process."""
 
 
 class ProcessLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What each process of a model's program may take; None for what this server may."""
+    """Resource limits of each process of a model. None stands for the limit of the server itself."""
 
     memory_mb: int | None = None
+    """Memory of its own in MiB; mapped files do not count on Linux."""
     open_files: int | None = None
+    """Maximum number of open files."""
     nice: int | None = None
+    """Number that is added to the niceness of the process, from 0 to 19."""
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model under a name. A name that ends in `*` stands for everything with that prefix.
-
-    `max_parallel` requests are asked at once at each endpoint, by each of our processes; `max_waiting` more wait their
-    turn for `queue_seconds`. `fallbacks` name models that are asked where no endpoint answers.
-    """
+    """A registered model, as an admin configured it."""
 
     name: str
+    """Unique name; a name that ends in `*` stands for all with that prefix."""
     kind: ModelKind
+    """Kind of engine that runs it, such as `openai`, `http`, `subprocess` or `echo`."""
     url: str | None = None
+    """Base URL of the upstream; None for a model without one, or with `endpoints`."""
     upstream_model: str | None = None
+    """Name of the model at its upstream; None for the name in the request."""
     key_id: int | None = None
+    """Upstream key that requests are sent with; None for none."""
     command: tuple[str, ...] = ()
+    """Program and arguments of a subprocess model."""
     serve: bool = False
+    """True if the program serves HTTP on a given port, False if it reads and writes JSON lines."""
     idle_seconds: float = 300
+    """Time without requests after which the program is stopped."""
     start_seconds: float = 60
+    """Time for the program to become ready."""
     timeouts: Timeouts = Timeouts()
+    """Time limits of one request."""
     limits: ProcessLimits = ProcessLimits()
+    """Resource limits of each process of the program."""
     attempts: int | None = None
+    """Maximum number of attempts of a job; None for the setting of its lane."""
     review: Review | None = None
+    """Review rule of its answers at every door; None for the rule of the door."""
     coalesce: bool | None = None
+    """True if identical requests in flight share one upstream call; None for the server's setting."""
     default: bool = False
+    """True for the model of requests that name none; the catalog has one such model at most."""
     cache: CacheRule | None = None
+    """Cache rule of its answers; None for the rule of the token, else of the door."""
     endpoints: tuple[EndpointConfig, ...] = ()
+    """Endpoints that share the load; empty for the single one at `url`."""
     replicas: int = 1
+    """Number of processes of a subprocess model that share the load."""
     balance: Balance = "least-load"
+    """Choice among endpoints: the least loaded one, or one by a hash of the conversation (for prompt caches)."""
     max_parallel: int | None = None
+    """Maximum number of requests in flight at each endpoint from each server process; None for no maximum."""
     max_waiting: int = 1000
+    """Maximum number of further requests that wait for a free endpoint, in each server process."""
     queue_seconds: float = 60
+    """Longest time that a request waits for a free endpoint."""
     fallbacks: tuple[str, ...] = ()
+    """Names of models that are tried, in order, if no endpoint answers."""
 
 
 class ModelIndex:
-    """Models by the names that they answer to."""
+    """An index of models by the names that they answer to."""
 
     def __init__(self, models: Iterable[Model]) -> None:
         self.models = tuple(models)
         self._by_name = {model.name: model for model in self.models}
         longest_first = sorted(self.models, key=lambda model: len(model.name), reverse=True)
         self._echoes = [model for model in longest_first if model.kind == "echo"]
-        self._wild = [model for model in longest_first if model.name.endswith("*")]
+        self._prefixes = [model for model in longest_first if model.name.endswith("*")]
         self._versions: dict[str, str] = {}
 
     def find(self, name: str) -> Model | None:
-        """The model for `name`: the exact one, an echo with a suffix, else the longest prefix.
+        """Return the model for `name`, or None: an exact match, else an echo with a suffix, else the longest prefix.
 
-        What cannot be printed is nobody's name.
+        A name that is not printable matches exactly or not at all.
         """
         if name in self._by_name:
             return self._by_name[name]
         if not name.isprintable():
             return None
         echo = next((model for model in self._echoes if name.startswith(f"{model.name}/")), None)
-        return echo or next((model for model in self._wild if name.startswith(model.name[:-1])), None)
+        return echo or next((model for model in self._prefixes if name.startswith(model.name[:-1])), None)
 
     def has_exact(self, name: str) -> bool:
-        """Whether a model is called exactly that, or is an echo with a suffix."""
+        """Return True if `name` is that of a model, or of an echo with a suffix."""
         return name in self._by_name or (
             name.isprintable() and any(name.startswith(f"{model.name}/") for model in self._echoes)
         )
 
     def version_of(self, model: Model) -> str:
-        """See `version_of`, which is asked once for each of these models."""
+        """Return `version_of(model)`, computed once for each model of this index."""
         if self._by_name.get(model.name) is not model:
             return version_of(model)
         if model.name not in self._versions:
@@ -127,85 +158,115 @@ class ModelIndex:
         return self._versions[model.name]
 
     def default(self) -> Model | None:
-        """The model that answers when nobody named one: the marked one, else `local`, else `echo`."""
-        marked = next((model for model in self.models if model.default), None)
-        return marked or self._by_name.get("local") or self._by_name.get("echo")
+        """Return the model for requests that name none: the one marked as default, else `local`, else `echo`."""
+        default = next((model for model in self.models if model.default), None)
+        return default or self._by_name.get("local") or self._by_name.get("echo")
 
 
 def is_name(text: str) -> bool:
-    """Whether a model can be called that."""
+    """Return True if `text` can be the name of a model."""
     return 0 < len(text) <= MAX_NAME_LENGTH and text.isprintable() and text == text.strip()
 
 
 def model_fault(model: Model) -> str | None:
-    """What is missing or wrong in a model's description, in a sentence."""
-    kind, has_url = model.kind, (model.url or "").startswith(("http://", "https://"))
-    is_named = is_name(model.name) and "*" not in model.name[:-1]
-    flaws = {
-        f"A name has 1 to {MAX_NAME_LENGTH} printable characters; a * stands at its end.": not is_named,
-        f"A model of the kind {kind} needs a url that begins with http:// or https://.": kind in HTTP_KINDS
-        and not (has_url or model.endpoints),
-        "A model of the kind anyllm says PROVIDER/MODEL, as its upstream_model or as its name.": kind == "anyllm"
-        and "/" not in (model.upstream_model or model.name),
-        "A subprocess model needs a command.": kind == "subprocess" and not "".join(model.command[:1]),
-        f"A model of the kind {kind} runs no command.": kind != "subprocess" and bool(model.command or model.serve),
-        f"A model of the kind {kind} is no program that could be limited.": kind != "subprocess"
-        and model.limits != ProcessLimits(),
-        "A program has 8 MiB of memory and 16 open files at least, and a niceness from 0 to 19.": not _are_valid_limits(
-            model.limits
-        ),
-        "A command has no zero bytes.": any("\0" in word for word in model.command),
-        "Seconds are more than 0, and less than for ever.": not all(0 < value < inf for value in _seconds_of(model)),
-        f"A model is asked once, and {MOST_ATTEMPTS} times at most.": model.attempts is not None
-        and not 0 < model.attempts <= MOST_ATTEMPTS,
-        "A default model needs a whole name.": model.default and model.name.endswith("*"),
-    }
-    return next((flaw for flaw, is_so in (flaws | _endpoint_faults(model)).items() if is_so), None)
+    """Return an error message for the first invalid value in `model`; None for a valid model."""
+    return _general_fault(model) or _kind_fault(model) or _process_fault(model) or _endpoint_fault(model)
 
 
-def _endpoint_faults(model: Model) -> dict[str, bool]:
-    """Flaws of endpoints, replicas, limits and fallbacks."""
-    limits = [model.max_parallel, *(each.max_parallel for each in model.endpoints)]
-    names = [(each.url, each.upstream_model) for each in model.endpoints]
-    return {
-        f"A model of the kind {model.kind} has no endpoints.": model.kind not in HTTP_KINDS and bool(names),
-        "A model has a url or endpoints, not both.": bool(model.url and names),
-        "Each endpoint needs a url that begins with http:// or https://.": not all(
-            url.startswith(("http://", "https://")) for url, _ in names
-        ),
-        "Each endpoint is named once.": len(set(names)) < len(names),
-        f"A model has up to {MOST_ENDPOINTS} endpoints, or replicas.": len(names) > MOST_ENDPOINTS
-        or not 1 <= model.replicas <= MOST_ENDPOINTS,
-        "Replicas are processes: only a subprocess model has several.": model.kind != "subprocess"
-        and model.replicas != 1,
-        f"max_parallel is from 1 to {MOST_PARALLEL}.": any(
-            limit is not None and not 0 < limit <= MOST_PARALLEL for limit in limits
-        ),
-        f"max_waiting is from 0 to {MOST_WAITING}.": not 0 <= model.max_waiting <= MOST_WAITING,
-        f"A model has up to {MOST_FALLBACKS} fallbacks, which are names of others.": len(model.fallbacks)
-        > MOST_FALLBACKS
-        or not all(is_name(name) and name != model.name for name in model.fallbacks),
-    }
+def _general_fault(model: Model) -> str | None:
+    if not is_name(model.name) or "*" in model.name[:-1]:
+        return (
+            f"`name` must be 1 to {MAX_NAME_LENGTH} printable characters without outer blanks, and * only at its end."
+        )
+    if model.default and model.name.endswith("*"):
+        return "`default` needs a `name` without *; remove one of them."
+    if model.attempts is not None and not 0 < model.attempts <= MAX_ATTEMPTS:
+        return f"`attempts` must be 1 to {MAX_ATTEMPTS} (got {model.attempts})."
+    for name, seconds in _durations_of(model).items():
+        if not 0 < seconds < inf:
+            return f"`{name}` must be more than 0 and finite (got {seconds})."
+    return None
 
 
-def _seconds_of(model: Model) -> list[float]:
-    return [model.idle_seconds, model.start_seconds, model.queue_seconds, *msgspec.structs.astuple(model.timeouts)]
+def _durations_of(model: Model) -> dict[str, float]:
+    timeouts = {f"timeouts.{name}": seconds for name, seconds in msgspec.structs.asdict(model.timeouts).items()}
+    return {name: getattr(model, name) for name in ("idle_seconds", "start_seconds", "queue_seconds")} | timeouts
+
+
+def _kind_fault(model: Model) -> str | None:
+    kind = model.kind
+    if kind in HTTP_KINDS and not (model.endpoints or (model.url or "").startswith(_HTTP_SCHEMES)):
+        return f"`url` must begin with http:// or https:// for a model of the kind {kind}."
+    if kind == "anyllm" and "/" not in (model.upstream_model or model.name):
+        return "`upstream_model`, or else `name`, must be PROVIDER/MODEL for a model of the kind anyllm."
+    if kind == "subprocess" and not "".join(model.command[:1]):
+        return "`command` must name a program for a model of the kind subprocess."
+    if kind == "subprocess":
+        return None
+    for name, default in (("command", ()), ("serve", False), ("limits", ProcessLimits()), ("replicas", 1)):
+        if getattr(model, name) != default:
+            return f"`{name}` is for models of the kind subprocess; remove it (this one is of the kind {kind})."
+    return None
+
+
+def _process_fault(model: Model) -> str | None:
+    if any("\0" in word for word in model.command):
+        return "`command` must not contain zero bytes."
+    for name, (least, most) in {"memory_mb": (8, 2**40), "open_files": (16, 2**20), "nice": (0, 19)}.items():
+        value = getattr(model.limits, name)
+        if value is not None and not least <= value <= most:
+            return f"`limits.{name}` must be {least} to {most} (got {value})."
+    if not 1 <= model.replicas <= MAX_ENDPOINTS:
+        return f"`replicas` must be 1 to {MAX_ENDPOINTS} (got {model.replicas})."
+    return None
+
+
+def _endpoint_fault(model: Model) -> str | None:
+    endpoints = [(each.url, each.upstream_model) for each in model.endpoints]
+    if endpoints and model.kind not in HTTP_KINDS:
+        return (
+            f"`endpoints` is for models of the kinds openai and http; remove it (this one is of the kind {model.kind})."
+        )
+    if endpoints and model.url:
+        return "`url` and `endpoints` exclude each other; remove one of them."
+    if not all(url.startswith(_HTTP_SCHEMES) for url, _ in endpoints):
+        return "`endpoints`: each `url` must begin with http:// or https://."
+    if len(set(endpoints)) < len(endpoints):
+        return "`endpoints` must differ in `url` or `upstream_model`; remove the duplicate."
+    if len(endpoints) > MAX_ENDPOINTS:
+        return f"`endpoints` must be at most {MAX_ENDPOINTS} (got {len(endpoints)})."
+    return _load_fault(model)
+
+
+def _load_fault(model: Model) -> str | None:
+    for limit in (model.max_parallel, *(each.max_parallel for each in model.endpoints)):
+        if limit is not None and not 0 < limit <= MAX_PARALLEL:
+            return f"`max_parallel` must be 1 to {MAX_PARALLEL} (got {limit})."
+    if not 0 <= model.max_waiting <= MAX_WAITING:
+        return f"`max_waiting` must be 0 to {MAX_WAITING} (got {model.max_waiting})."
+    if len(model.fallbacks) > MAX_FALLBACKS or not all(
+        is_name(name) and name != model.name for name in model.fallbacks
+    ):
+        return f"`fallbacks` must be at most {MAX_FALLBACKS} names of other models."
+    return None
 
 
 def has_single_endpoint(model: Model) -> bool:
-    """Whether it is in one place, without a limit and without another to ask instead."""
+    """Return True if `model` has one endpoint, no limit on parallel requests and no fallback."""
     return not (model.endpoints or model.fallbacks or model.max_parallel is not None or model.replicas > 1)
 
 
 def endpoints_of(model: Model) -> tuple[Model, ...]:
-    """The model as it is at each of its endpoints; a replica of a process has a name of its own."""
+    """Return one model for each endpoint or replica of `model`; replicas after the first have a name of their own."""
     if model.endpoints:
-        return tuple(_at(model, endpoint) for endpoint in model.endpoints)
-    more = (msgspec.structs.replace(model, name=f"{model.name}{_REPLICA}{n}") for n in range(2, model.replicas + 1))
-    return (model, *more)
+        return tuple(_at_endpoint(model, endpoint) for endpoint in model.endpoints)
+    replicas = (
+        msgspec.structs.replace(model, name=f"{model.name}{_REPLICA_MARK}{n}") for n in range(2, model.replicas + 1)
+    )
+    return (model, *replicas)
 
 
-def _at(model: Model, endpoint: EndpointConfig) -> Model:
+def _at_endpoint(model: Model, endpoint: EndpointConfig) -> Model:
     return msgspec.structs.replace(
         model,
         endpoints=(),
@@ -217,27 +278,37 @@ def _at(model: Model, endpoint: EndpointConfig) -> Model:
 
 
 def registered_name(name: str) -> str:
-    """The name of the model that `name` is a replica of, or `name` itself."""
-    return name.partition(_REPLICA)[0]
+    """Return the name of the model that `name` is a replica of, or `name` itself."""
+    return name.partition(_REPLICA_MARK)[0]
 
 
 def with_known_keys(model: Model, known: Model) -> Model:
-    """`model`, whose endpoints keep the keys that they had in `known`."""
-    named = {(each.url, each.upstream_model): each.key_id for each in known.endpoints}
-    at = {each.url: each.key_id for each in known.endpoints}
-    kept = [
+    """Return `model` with the keys of the endpoints of `known` at its own endpoints that have none.
+
+    Endpoints match by URL and upstream model, else by URL alone.
+    """
+    by_name = {(each.url, each.upstream_model): each.key_id for each in known.endpoints}
+    by_url = {each.url: each.key_id for each in known.endpoints}
+    endpoints = [
         msgspec.structs.replace(
-            each, key_id=each.key_id or named.get((each.url, each.upstream_model), at.get(each.url))
+            each, key_id=each.key_id or by_name.get((each.url, each.upstream_model), by_url.get(each.url))
         )
         for each in model.endpoints
     ]
-    return msgspec.structs.replace(model, endpoints=tuple(kept))
+    return msgspec.structs.replace(model, endpoints=tuple(endpoints))
 
 
 def with_new_keys(
     model: Model, add: Callable[[bytes], int], own: bytes | None, at: Mapping[EndpointName, bytes]
 ) -> Model:
-    """`model` with new keys, which `add` numbers: its `own`, and those `at` its endpoints."""
+    """Return `model` with new keys.
+
+    Args:
+        model: the model.
+        add: stores an encrypted key and returns its id.
+        own: encrypted key of the model itself; None to leave it as it is.
+        at: encrypted keys of its endpoints; others stay as they are.
+    """
     endpoints = [
         msgspec.structs.replace(each, key_id=add(at[each.url, each.upstream_model]))
         if (each.url, each.upstream_model) in at
@@ -249,36 +320,29 @@ def with_new_keys(
 
 
 def without_keys(model: Model) -> Model:
-    """`model`, asked without any."""
+    """Return `model` without keys."""
     endpoints = [msgspec.structs.replace(each, key_id=None) for each in model.endpoints]
     return msgspec.structs.replace(model, key_id=None, endpoints=tuple(endpoints))
 
 
 def with_existing_keys(model: Model, old: Model) -> Model:
-    """`model` as it takes the place of `old`, whose keys it goes on with."""
+    """Return `model` with the keys of `old`, which it replaces."""
     return with_known_keys(msgspec.structs.replace(model, key_id=old.key_id), old)
 
 
 def key_ids_of(model: Model) -> list[int]:
-    """The stored keys that it is asked with."""
+    """Return the ids of the keys of `model` and its endpoints."""
     ids = (model.key_id, *(endpoint.key_id for endpoint in model.endpoints))
     return [key_id for key_id in ids if key_id is not None]
 
 
-def _are_valid_limits(limits: ProcessLimits) -> bool:
-    least = {"memory_mb": 8, "open_files": 16, "nice": 0}
-    most = {"memory_mb": 2**40, "open_files": 2**20, "nice": 19}
-    given = {name: value for name in least if (value := getattr(limits, name)) is not None}
-    return all(least[name] <= value <= most[name] for name, value in given.items())
-
-
 def accepts_any_json(model: Model) -> bool:
-    """Whether it is asked with the payload as it is; all others speak as OpenAI's API does."""
+    """Return True if `model` takes any JSON as it is; all other models take requests of OpenAI's API."""
     return model.kind == "http" or (model.kind == "subprocess" and not model.serve)
 
 
 def with_changes(model: Model, changes: Mapping[str, Any]) -> Model:
-    """`model` with these; `timeouts` and `limits` are mappings of what is given of them, and all else of them stays."""
+    """Return `model` with `changes`; `timeouts` and `limits` are mappings of the members that change."""
     parts = {
         name: msgspec.structs.replace(getattr(model, name), **changes[name])
         for name in changes.keys() & {"timeouts", "limits"}
@@ -287,10 +351,10 @@ def with_changes(model: Model, changes: Mapping[str, Any]) -> Model:
 
 
 def version_of(model: Model) -> str:
-    """A name for what the model is now: whatever is changed about it gives it another one."""
+    """Return a hash of the whole configuration of `model`."""
     return fingerprint(msgspec.json.encode(model))[:16]
 
 
 def upstream_name(model: Model, requested_name: str) -> str:
-    """What the upstream calls the model that was asked for as `asked`."""
+    """Return the name that the upstream knows the model by, if it was requested as `requested_name`."""
     return model.upstream_model or requested_name

@@ -1,11 +1,11 @@
-"""Weight: which JSON is read whole while everybody else waits."""
+"""Parse cost: bounds for JSON that is decoded whole on the event loop, which blocks all other requests."""
 
 from __future__ import annotations
 
-LARGEST_BYTES = 1024 * 1024
-MOST_LISTS = 20_000
+MAX_BYTES = 1024 * 1024
+MAX_CONTAINERS = 20_000
 
 
 def is_cheap_to_parse(body: bytes) -> bool:
-    """Whether `body` is read in a few milliseconds: it is not large, nor are there many lists and objects in it."""
-    return len(body) <= LARGEST_BYTES and body.count(b"[") + body.count(b"{") <= MOST_LISTS
+    """Return True if `body` decodes in a few milliseconds: it is small, and has few lists and objects."""
+    return len(body) <= MAX_BYTES and body.count(b"[") + body.count(b"{") <= MAX_CONTAINERS

@@ -1,4 +1,4 @@
-"""When a person must look at an answer, and what happens if nobody does."""
+"""Review policies: the answers that a person must review, and the outcome if no one does."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ OnDeadline = Literal["stay", "approve", "reject"]
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """Frozen into the job when it is submitted: a later change of mind does not free what is held."""
+    """A review policy. A job stores its policy on admission, so a later change does not release what is held."""
 
     review: Review = "never"
+    """`always` holds every answer for a review, `never` releases it at once."""
     deadline_seconds: float | None = None
+    """Time for a verdict, from the hold on; None for no deadline."""
     on_deadline: OnDeadline = "stay"
+    """Outcome at the deadline: the job stays in review, is approved, or is rejected."""
     undo_seconds: float = 0
+    """Time for which a verdict can be undone before it takes effect."""
 
     @property
     def may_hold(self) -> bool:
-        """Whether an answer under this policy can be held at all."""
+        """True if an answer under this policy can be held."""
         return self.review == "always"
 
 
 def policy_for(target_review: Review | None, door_review: Review, base: Policy) -> Policy:
-    """`base` with the review that rules: the target's own, else the door's."""
+    """Return `base` with the review rule of the target, or of the door if the target has none."""
     return msgspec.structs.replace(base, review=target_review or door_review)

@@ -1,4 +1,4 @@
-"""What a model costs: prices by name and date, and the cost of a call in whole nanodollars."""
+"""Prices of models by name and date, and the cost of a request in whole nanodollars."""
 
 from __future__ import annotations
 
@@ -9,48 +9,50 @@ import msgspec
 
 from signoff.core.tokens import Usage
 
-# Prices are told by the million of tokens, as everybody's price lists do, and kept in millionths of a dollar.
+# Prices are per million tokens, as in the price lists of providers, and stored in microdollars.
 MICRO = 1_000_000
 NANO = 1_000_000_000
-MOST_DOLLARS = 1_000_000
+MAX_DOLLARS = 1_000_000
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model costs from `valid_from` on, in microdollars: a million tokens, and one request.
-
-    `model` may end in `*`. `cached_input` is for prompt tokens that the upstream took from a cache of its own; None
-    means that they cost as much as others.
-    """
+    """The price of a model from a point in time on. Amounts are microdollars."""
 
     model: str
+    """Name of the model; a name that ends in `*` stands for all with that prefix."""
     valid_from: int
+    """Microseconds since 1970, UTC."""
     input: int
+    """Price of a million prompt tokens."""
     output: int
+    """Price of a million completion tokens."""
     cached_input: int | None = None
+    """Price of a million prompt tokens that the upstream read from its own cache; None for that of other ones."""
     request: int = 0
+    """Price of a request, beside its tokens."""
 
 
 class Prices:
-    """Prices by the names and the times they hold for."""
+    """All prices, indexed by name and time."""
 
     def __init__(self, prices: Iterable[Price]) -> None:
         self._by_name: dict[str, list[Price]] = {}
         for price in sorted(prices, key=lambda price: price.valid_from, reverse=True):
             self._by_name.setdefault(price.model, []).append(price)
-        self._wild = sorted((name for name in self._by_name if name.endswith("*")), key=len, reverse=True)
+        self._prefixes = sorted((name for name in self._by_name if name.endswith("*")), key=len, reverse=True)
 
     def at(self, model: str, now: int) -> Price | None:
-        """What `model` costs at `now`, microseconds since 1970; None where nobody has said so.
+        """Return the price of `model` at `now`, in microseconds since 1970; None if there is none.
 
-        The exact name's price, else that of the longest prefix which has one by then.
+        The price of the exact name wins over that of the longest prefix.
         """
-        names = [model, *(name for name in self._wild if model.startswith(name[:-1]))]
-        told = (price for name in names for price in self._by_name.get(name, ()) if price.valid_from <= now)
-        return next(told, None)
+        names = [model, *(name for name in self._prefixes if model.startswith(name[:-1]))]
+        prices = (price for name in names for price in self._by_name.get(name, ()) if price.valid_from <= now)
+        return next(prices, None)
 
 
 def cost_of(price: Price, usage: Usage) -> int:
-    """Nanodollars, to the nearest one."""
+    """Return the cost of `usage` at `price` in nanodollars, rounded to the nearest one."""
     cached = min(usage.cached_tokens, usage.prompt_tokens)
     cached_price = price.input if price.cached_input is None else price.cached_input
     tokens = (
@@ -60,22 +62,22 @@ def cost_of(price: Price, usage: Usage) -> int:
 
 
 def microdollars(text: str) -> int:
-    """The microdollars that `text`, a decimal number of dollars, stands for. Raises ValueError."""
+    """Parse `text`, a decimal number of dollars, and return microdollars. Raises ValueError, with a remedy."""
     try:
         dollars = Decimal(text)
     except InvalidOperation:
-        raise ValueError(f"{text!r} is not a number of dollars.") from None
-    if not dollars.is_finite() or not 0 <= dollars <= MOST_DOLLARS or dollars * MICRO % 1:
-        raise ValueError(f"{text} is not a price: from 0 to {MOST_DOLLARS} dollars, with six decimal places at most.")
+        raise ValueError(f"{text!r} is not a number; write a price in dollars, such as 0.25.") from None
+    if not dollars.is_finite() or not 0 <= dollars <= MAX_DOLLARS or dollars * MICRO % 1:
+        raise ValueError(f"A price must be 0 to {MAX_DOLLARS} dollars with at most six decimal places (got {text}).")
     return int(dollars * MICRO)
 
 
 def nanodollars(text: str) -> int:
-    """The same in nanodollars."""
+    """Parse `text`, a decimal number of dollars, and return nanodollars. Raises ValueError, with a remedy."""
     return microdollars(text) * (NANO // MICRO)
 
 
 def dollars(amount: int, unit: int = MICRO) -> str:
-    """`amount` of which a dollar has `unit`, as a decimal number of dollars."""
+    """Format `amount` as a decimal number of dollars; a dollar has `unit` of them."""
     text = format(Decimal(amount) / unit, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text

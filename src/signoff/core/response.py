@@ -1,4 +1,4 @@
-"""The shape of an answer of `/v1/responses`: its words, and the events of its stream.
+"""Answers of `/v1/responses`: their text, and the events of their streams.
 
 Source: OpenAI's API reference, "Responses" and "Streaming events".
 """
@@ -20,7 +20,7 @@ class _Response(msgspec.Struct):
 
 
 def response_text(body: bytes) -> str | None:
-    """The words of a response; None where `body` is none, or says nothing."""
+    """Return the text of a response; None if `body` is not a response, or has no text."""
     try:
         items = msgspec.json.decode(body, type=_Response).output
     except (ValueError, RecursionError):
@@ -31,7 +31,7 @@ def response_text(body: bytes) -> str | None:
 
 
 def is_response(body: bytes) -> bool:
-    """Whether `body` has the output of a response."""
+    """Return True if `body` has the member `output` of a response."""
     try:
         msgspec.json.decode(body, type=_Response)
     except (ValueError, RecursionError):
@@ -47,7 +47,7 @@ def _parts(item: JsonObject) -> list[JsonObject]:
 
 
 def with_response_text(body: bytes, text: str) -> bytes:
-    """The response with `text` as all that its messages say; calls of tools and the like stay."""
+    """Return the response with `text` as its only text; its other items, such as tool calls, stay."""
     whole: JsonObject = msgspec.json.decode(body)
     items = cast("list[JsonObject]", whole["output"])
     first = next((item for item in items if item.get("type") == "message"), None)
@@ -60,7 +60,7 @@ def with_response_text(body: bytes, text: str) -> bytes:
 
 
 def response_from_text(text: str, name: str, model: str) -> JsonObject:
-    """A response that says `text`. `name` tells it from others."""
+    """Return a response with the text `text`; its ids end in `name`."""
     return {
         "id": f"resp_{name}",
         "object": "response",
@@ -81,7 +81,7 @@ def response_from_text(text: str, name: str, model: str) -> JsonObject:
 
 
 def events_of(whole: JsonObject, cut: Cut = lambda text: [text]) -> Iterator[JsonObject]:
-    """The events that a stream of `whole` would have; texts come in the pieces that `cut` makes of them."""
+    """Yield the events of a stream of the response `whole`; `cut` splits its texts into the deltas."""
     number = count()
     for kind, members in _events(whole, cut):
         yield {"type": kind, **members, "sequence_number": next(number)}
@@ -91,9 +91,9 @@ _Event = tuple[str, JsonObject]
 
 
 def _events(whole: JsonObject, cut: Cut) -> Iterator[_Event]:
-    begun: JsonObject = whole | {"status": "in_progress", "output": [], "usage": None}
-    yield "response.created", {"response": begun}
-    yield "response.in_progress", {"response": begun}
+    initial: JsonObject = whole | {"status": "in_progress", "output": [], "usage": None}
+    yield "response.created", {"response": initial}
+    yield "response.in_progress", {"response": initial}
     for index, item in enumerate(cast("list[JsonObject]", whole["output"])):
         yield from _item_events(index, item, cut)
     status = whole.get("status")
@@ -102,38 +102,38 @@ def _events(whole: JsonObject, cut: Cut) -> Iterator[_Event]:
 
 
 def _item_events(index: int, item: JsonObject, cut: Cut) -> Iterator[_Event]:
-    place = {"item_id": item.get("id", ""), "output_index": index}
+    position = {"item_id": item.get("id", ""), "output_index": index}
     match item.get("type"):
         case "message":
-            yield "response.output_item.added", _added(index, item, content=[])
+            yield "response.output_item.added", _added_item(index, item, content=[])
             for number, part in enumerate(_parts(item)):
-                yield from _part_events(place | {"content_index": number}, part, cut)
+                yield from _part_events(position | {"content_index": number}, part, cut)
         case "function_call":
             arguments = str(item.get("arguments") or "")
-            yield "response.output_item.added", _added(index, item, arguments="")
+            yield "response.output_item.added", _added_item(index, item, arguments="")
             for piece in cut(arguments):
-                yield "response.function_call_arguments.delta", place | {"delta": piece}
-            told = place | {"arguments": arguments, "name": item.get("name", "")}
-            yield "response.function_call_arguments.done", told
+                yield "response.function_call_arguments.delta", position | {"delta": piece}
+            call = position | {"arguments": arguments, "name": item.get("name", "")}
+            yield "response.function_call_arguments.done", call
         case _:
-            yield "response.output_item.added", _added(index, item)
+            yield "response.output_item.added", _added_item(index, item)
     yield "response.output_item.done", {"output_index": index, "item": item}
 
 
-def _added(index: int, item: JsonObject, **empty: object) -> JsonObject:
-    begun = {"status": "in_progress"} if "status" in item else {}
-    return {"output_index": index, "item": item | empty | begun}
+def _added_item(index: int, item: JsonObject, **empty: object) -> JsonObject:
+    status = {"status": "in_progress"} if "status" in item else {}
+    return {"output_index": index, "item": item | empty | status}
 
 
-def _part_events(place: JsonObject, part: JsonObject, cut: Cut) -> Iterator[_Event]:
+def _part_events(position: JsonObject, part: JsonObject, cut: Cut) -> Iterator[_Event]:
     kind, member = ("refusal", "refusal") if part.get("type") == "refusal" else ("output_text", "text")
     text = str(part.get(member) or "")
     more: JsonObject = {"logprobs": []} if kind == "output_text" else {}
-    yield "response.content_part.added", place | {"part": part | {member: ""}}
+    yield "response.content_part.added", position | {"part": part | {member: ""}}
     for piece in cut(text):
-        yield f"response.{kind}.delta", place | {"delta": piece} | more
-    yield f"response.{kind}.done", place | {member: text} | more
-    yield "response.content_part.done", place | {"part": part}
+        yield f"response.{kind}.delta", position | {"delta": piece} | more
+    yield f"response.{kind}.done", position | {member: text} | more
+    yield "response.content_part.done", position | {"part": part}
 
 
 def _message(text: str, name: str) -> JsonObject:

@@ -1,4 +1,4 @@
-"""A job's result as pollers read it, who ask for a text and no more."""
+"""The short form of a job: its status, and the text of its answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ JOB_STATUS = {"bot": "pending", "human": "in_review", "success": "completed", "f
 
 
 def result_of(job: Job) -> dict[str, Any]:
-    """The job's state, and what was answered: its words, else its JSON. What was not signed off is not in it."""
+    """Return the members `job_id`, `job_status`, `content` and `error`; an answer that is not signed off is left out.
+
+    The content is the text of the answer, else its JSON.
+    """
     is_claimed = job.status == "bot" and job.lease is not None
     return {
         "job_id": job.client_id or job.id,

@@ -1,4 +1,4 @@
-"""When to ask again: exponential backoff with full jitter under a ceiling.
+"""Delays between attempts: exponential backoff with full jitter under a ceiling, and fixed schedules.
 
 Source: Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015).
 """
@@ -11,26 +11,32 @@ import msgspec
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
-    """The shape of the waits, in seconds."""
+    """Parameters of an exponential backoff."""
 
     first_seconds: float = 0.5
+    """Longest wait after the first attempt; it doubles with each further one."""
     ceiling_seconds: float = 30
+    """Longest wait after any attempt."""
 
 
 def wait_seconds(
     backoff: Backoff, attempt: int, random_float: float, retry_after_seconds: float | None = None
 ) -> float:
-    """How long to wait after failed attempt number `attempt` (from 1).
+    """Return the seconds to wait after failed attempt number `attempt`.
 
-    `dice` is a random number in [0, 1), handed in. A server's own `Retry-After` is a floor.
+    Args:
+        backoff: parameters of the backoff.
+        attempt: number of the failed attempt, from 1.
+        random_float: a random number in [0, 1); 1 returns the ceiling of this attempt.
+        retry_after_seconds: `Retry-After` of the server, which is a floor.
     """
     ceiling = min(backoff.ceiling_seconds, backoff.first_seconds * 2.0 ** min(attempt - 1, 32))
     return max(random_float * ceiling, retry_after_seconds or 0)
 
 
 def scheduled_seconds(waits: Sequence[float], attempt: int, random_float: float) -> float | None:
-    """How long to wait after failed attempt number `attempt` (from 1): what `waits` says, and up to a tenth more.
+    """Return the seconds to wait after failed attempt number `attempt` (from 1): its entry of `waits`, up to 10 % more.
 
-    None when the waits are used up. `dice` is a random number in [0, 1).
+    Return None if `waits` has no entry for it. `random_float` is a random number in [0, 1).
     """
     return waits[attempt - 1] * (1 + random_float / 10) if attempt <= len(waits) else None

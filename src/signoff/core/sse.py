@@ -1,4 +1,4 @@
-"""Server-sent events as bytes (WHATWG HTML, section 9.2): framing them, and finding where one ends."""
+"""Server-sent events as bytes (WHATWG HTML, section 9.2): framing events, and splitting a stream into events."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ DONE = b"data: [DONE]\n\n"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Lines end in \n, in \r\n, or in \r alone; the first two may be mixed.
 _BLANK_LINE = re.compile(rb"\n\r?\n|\r\r")
-_LONGEST_BLANK_LINE = 3
+_MAX_BLANK_LINE_LENGTH = 3
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 def event(data: bytes) -> bytes:
-    """One event that carries `data`, which has no line breaks."""
+    """Return an event with `data`, which must not contain line breaks."""
     return b"data: " + data + b"\n\n"
 
 
 def comment(text: bytes) -> bytes:
-    """A line that clients ignore; it keeps an idle connection open."""
+    """Return a comment, which clients ignore; it keeps an idle connection open."""
     return b": " + text + b"\n\n"
 
 
 def data_of(raw: bytes) -> bytes:
-    """The data of one raw event; empty for a comment."""
+    """Return the data of one raw event; empty for a comment."""
     if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
         return raw[6:-2]
     lines = (line.partition(b":") for line in _LINE_END.split(raw.removeprefix(BYTE_ORDER_MARK)))
@@ -34,26 +34,26 @@ def data_of(raw: bytes) -> bytes:
 
 
 class EventSplitter:
-    """Cuts a byte stream into whole raw events, blank line included, so that they can pass on unchanged."""
+    """A splitter of a byte stream into raw events, with their blank lines, so that they can pass on unchanged."""
 
     def __init__(self, max_event_bytes: int) -> None:
         self._rest = bytearray()
         self._max_event_bytes = max_event_bytes
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The events that are complete now. Raises ModelGarbled when one outgrows the bound."""
-        seen, start, events = len(self._rest), 0, list[bytes]()
+        """Return the events that `data` completes. Raises ModelGarbled if an event exceeds `max_event_bytes`."""
+        searched, start, events = len(self._rest), 0, list[bytes]()
         self._rest += data
-        # Only what is new can complete a blank line.
-        for blank in _BLANK_LINE.finditer(self._rest, max(0, seen + 1 - _LONGEST_BLANK_LINE)):
+        # Only new data can complete a blank line.
+        for blank in _BLANK_LINE.finditer(self._rest, max(0, searched + 1 - _MAX_BLANK_LINE_LENGTH)):
             events.append(bytes(self._rest[start : blank.end()]))
             start = blank.end()
         del self._rest[:start]
         if max(len(self._rest), *map(len, events), 0) > self._max_event_bytes:
-            raise ModelGarbled("The model sent an event that is too large.")
+            raise ModelGarbled(f"The model sent an event of more than {self._max_event_bytes} bytes.")
         return events
 
     @property
     def rest(self) -> bytes:
-        """What came after the last whole event."""
+        """Bytes after the last complete event."""
         return bytes(self._rest)

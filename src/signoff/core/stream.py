@@ -1,4 +1,4 @@
-"""A stream: messages that come from one topic of somebody's broker, and their answers on another."""
+"""Streams: requests from one topic of a message broker, and replies on another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-# What speaks to the broker at an address, by the address's scheme.
+# Transports by the scheme of the URL of the broker.
 TRANSPORTS = {
     "amqp": "rabbitmq",
     "amqps": "rabbitmq",
@@ -19,83 +19,97 @@ TRANSPORTS = {
     "mqtt": "mqtt",
     "mqtts": "mqtt",
 }
-MOST_HANDLERS = 1000
+MAX_HANDLERS = 1000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?")
-LONGEST_TOPIC = 255
+MAX_TOPIC_BYTES = 255
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """A stream. `sealed` is its broker's address, which may hold a password; `scheme` and `host` are what may be seen
-    of that. `user` is the e-mail address of whoever's limits and models apply; None stands for nobody in particular.
-    """
+    """A configured stream."""
 
     name: str
     scheme: str
+    """Scheme of the URL of the broker; a key of TRANSPORTS."""
     host: str
+    """Host and port of the broker, or several of them; the part of the URL that may be shown."""
     sealed: bytes
+    """Encrypted URL of the broker, which may hold a password."""
     requests: str
+    """Topic that requests come from."""
     responses: str
+    """Topic that replies go to."""
     max_handlers: int = 16
+    """Maximum number of messages that are handled at once."""
     backoff_max_seconds: float = 30
+    """Longest wait before the next attempt to connect to the broker."""
     user: str | None = None
+    """Email of the user whose limits and models apply; None for a caller without an account."""
 
     @property
     def transport(self) -> str:
-        """What speaks to its broker."""
+        """Name of the transport to its broker."""
         return TRANSPORTS[self.scheme]
 
 
 class IncomingMessage(msgspec.Struct, frozen=True):
-    """A message that came. `id` is the transport's own, the same whenever the message comes again; None where it has
-    none, and then `again` says whether it came before.
-    """
+    """A message of a request topic."""
 
     body: bytes
     id: str | None = None
+    """Id of the transport, the same at every delivery of the message; None if the transport has none."""
     is_redelivery: bool = False
+    """True if a message without an id was delivered before."""
 
 
 class ListenerStatus(msgspec.Struct, frozen=True):
-    """How a stream is, in one process: whether its messages are taken, and what is wrong if they are not."""
+    """State of a stream in one process."""
 
     ok: bool
+    """True if its messages are being received."""
     error: Annotated[str | None, "in words, without a password"] = None
 
 
 def public_address(url: str) -> tuple[str, str]:
-    """The scheme and the hosts of an address: all of it that may be shown. Both are empty where it cannot be read, and
-    the hosts where what stands for them may be the beginning of a password.
+    """Return the scheme and the hosts of a URL, which may be shown.
+
+    Both are empty for an invalid URL. The hosts are empty if they could be a part of a password.
     """
     try:
         parts = urlsplit(url)
     except ValueError:
         return "", ""
     hosts = parts.netloc.rpartition("@")[2]
-    is_cut = "@" in parts.path + parts.query + parts.fragment
-    return parts.scheme, "" if is_cut or not all(HOST.fullmatch(host) for host in hosts.split(",")) else hosts
+    is_ambiguous = "@" in parts.path + parts.query + parts.fragment
+    return parts.scheme, "" if is_ambiguous or not all(HOST.fullmatch(host) for host in hosts.split(",")) else hosts
 
 
 def stream_fault(stream: Stream) -> str | None:
-    """Why the stream cannot be, or None."""
-    topics = {"requests": stream.requests, "responses": stream.responses}
-    flaws = {
-        "A stream's name has 1 to 64 letters, digits, and _.- after the first one.": not NAME.fullmatch(stream.name),
-        f"A stream's url begins with one of {_SCHEMES}.": stream.scheme not in TRANSPORTS,
-        "A stream's url names a host, or host:port; in a password / ? # @ are %2F %3F %23 %40.": not stream.host,
-        **{
-            f"{what} is the name of a topic: 1 to {LONGEST_TOPIC} bytes without blanks.": not _is_topic(topic)
-            for what, topic in topics.items()
-        },
-        "Answers go to another topic than the one that requests come from.": stream.requests == stream.responses,
-        f"max_handlers is a number from 1 to {MOST_HANDLERS}.": not 0 < stream.max_handlers <= MOST_HANDLERS,
-        "backoff_max_seconds is more than 0, and an hour at most.": not 0 < stream.backoff_max_seconds <= 3600,
-    }
-    return next((flaw for flaw, is_so in flaws.items() if is_so), None)
+    """Return an error message for the first invalid value in `stream`; None for a valid stream."""
+    if not NAME.fullmatch(stream.name):
+        return "`name` must be 1 to 64 letters, digits and _.- characters, and begin with a letter or digit."
+    if stream.scheme not in TRANSPORTS:
+        return f"`url` must begin with one of {_SCHEMES}."
+    if not stream.host:
+        return "`url` must name a host, or host:port; write / ? # @ in a password as %2F %3F %23 %40."
+    if not 0 < stream.max_handlers <= MAX_HANDLERS:
+        return f"`max_handlers` must be 1 to {MAX_HANDLERS} (got {stream.max_handlers})."
+    if not 0 < stream.backoff_max_seconds <= 3600:
+        return f"`backoff_max_seconds` must be more than 0 and at most 3600 (got {stream.backoff_max_seconds})."
+    return _topic_fault(stream)
+
+
+def _topic_fault(stream: Stream) -> str | None:
+    for name, topic in (("requests", stream.requests), ("responses", stream.responses)):
+        if not _is_topic(topic):
+            return f"`{name}` must be a topic of 1 to {MAX_TOPIC_BYTES} bytes, printable and without blanks."
+    if stream.requests == stream.responses:
+        return "`requests` and `responses` must be different topics."
+    return None
 
 
 _SCHEMES = ", ".join(f"{scheme}://" for scheme in TRANSPORTS)
 
 
 def _is_topic(name: str) -> bool:
-    return name.isprintable() and " " not in name and 0 < len(name.encode()) <= LONGEST_TOPIC
+    return name.isprintable() and " " not in name and 0 < len(name.encode()) <= MAX_TOPIC_BYTES

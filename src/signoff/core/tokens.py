@@ -1,4 +1,4 @@
-"""Tokens: as the upstream counted them, else about how many there were."""
+"""Token usage: as the upstream reported it, or an estimate."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import msgspec
 
 from signoff.core.parse_cost import is_cheap_to_parse
 
-# About what a token stands for in the texts that models read.
+# Average length of a token in the texts that models read.
 BYTES_PER_TOKEN = 4
-NO_TEXT = frozenset({"role", "type", "input_audio"})
-_NO_TEXT = re.compile(rb'"(?:data:|data"\s*:\s*")[^"]{1000,}')
-NOT_SAID = NO_TEXT | {"id", "call_id", "index", "status", "finish_reason", "logprobs", "audio", "result"}
+# Members of a request without text, and of an answer without generated text.
+NON_TEXT = frozenset({"role", "type", "input_audio"})
+_EMBEDDED_DATA = re.compile(rb'"(?:data:|data"\s*:\s*")[^"]{1000,}')
+NON_OUTPUT = NON_TEXT | {"id", "call_id", "index", "status", "finish_reason", "logprobs", "audio", "result"}
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens, as the upstream counted them; where it did not, see `counted`.
-
-    `cached_tokens` are those of the prompt that it took from a cache of its own.
-    """
+    """Tokens of one answer, as the upstream reported them or as `estimate_usage` estimates them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    """Sum that the upstream reported; it can differ from that of the parts."""
     cached_tokens: int = 0
+    """Those of the prompt tokens that the upstream read from its own cache."""
 
 
 class _Details(msgspec.Struct):
@@ -34,7 +34,7 @@ class _Details(msgspec.Struct):
 
 
 class _ReportedUsage(msgspec.Struct):
-    """Under either of the names that endpoints have for them."""
+    """Usage under both names that endpoints have for each number."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -66,54 +66,56 @@ class _AnswerTexts(msgspec.Struct):
 
 
 def parse_usage(body: bytes) -> Usage | None:
-    """What an answer tells; its own tokens are counted where it tells the request's alone.
+    """Return the usage that an answer reports, or None; completion tokens that it does not report are estimated.
 
-    Raises ValueError, or RecursionError, when it is not JSON.
+    Raises:
+        ValueError: the answer is not JSON.
+        RecursionError: the answer is nested too deeply.
     """
     try:
-        told = msgspec.json.decode(body, type=_Answer).usage
+        reported = msgspec.json.decode(body, type=_Answer).usage
     except msgspec.ValidationError:
-        msgspec.json.decode(body, type=msgspec.Raw)  # which may be no object, but must be JSON
+        msgspec.json.decode(body, type=msgspec.Raw)  # any JSON is fine, but it must be JSON
         return None
-    if told is None:
+    if reported is None:
         return None
-    asked = told.prompt_tokens or told.input_tokens or 0
-    said = told.completion_tokens or told.output_tokens or 0
-    total = told.total_tokens or 0
-    if not (asked or said or total):
+    prompt = reported.prompt_tokens or reported.input_tokens or 0
+    completion = reported.completion_tokens or reported.output_tokens or 0
+    total = reported.total_tokens or 0
+    if not (prompt or completion or total):
         return None
-    if not said:
-        said = max(0, min(total, total - asked)) or count_answer_tokens(body)
-    details = told.prompt_tokens_details or told.input_tokens_details
+    if not completion:
+        completion = max(0, min(total, total - prompt)) or count_answer_tokens(body)
+    details = reported.prompt_tokens_details or reported.input_tokens_details
     cached = (details.cached_tokens or 0) if details else 0
-    return Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=total, cached_tokens=cached)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=total, cached_tokens=cached)
 
 
 def count_answer_tokens(answer: bytes) -> int:
-    """About how many tokens a completion or a response has, by the size of its texts; of all else, none."""
-    return _tokens(answer, _AnswerTexts, NOT_SAID)
+    """Estimate the tokens of a completion or a response by the size of its texts; 0 for any other answer."""
+    return _tokens(answer, _AnswerTexts, NON_OUTPUT)
 
 
 def estimate_usage(request_body: bytes, pieces: int) -> Usage:
-    """About how many tokens a stream took that does not say: one a piece; the request's texts count by their size."""
-    prompt = _tokens(request_body, _RequestTexts, NO_TEXT)
+    """Estimate the usage of a stream of `pieces` content events: a token each, and the request by its texts."""
+    prompt = _tokens(request_body, _RequestTexts, NON_TEXT)
     return Usage(prompt_tokens=prompt, completion_tokens=pieces, total_tokens=prompt + pieces)
 
 
-def _tokens(body: bytes, members: type[msgspec.Struct], aside: Container[str]) -> int:
-    """By the size of the texts in those `members`, without what stands under the names `aside`."""
+def _tokens(body: bytes, members: type[msgspec.Struct], excluded: Container[str]) -> int:
+    """Estimate the tokens of the texts in `members`, without the values of the member names in `excluded`."""
     try:
-        found: tuple[msgspec.Raw, ...] = msgspec.structs.astuple(msgspec.json.decode(body, type=members))
-        size = sum(_size(bytes(raw), aside) for raw in found if raw is not _NOTHING)
+        values: tuple[msgspec.Raw, ...] = msgspec.structs.astuple(msgspec.json.decode(body, type=members))
+        size = sum(_size(bytes(raw), excluded) for raw in values if raw is not _NOTHING)
     except (ValueError, RecursionError):
         return 0
     return -(-size // BYTES_PER_TOKEN)
 
 
-def _size(raw: bytes, aside: Container[str]) -> int:
-    """How many bytes of text there are in `raw`; pictures and sounds, which are no text, are left out."""
+def _size(raw: bytes, excluded: Container[str]) -> int:
+    """Return the bytes of text in `raw`, without images and audio."""
     if not is_cheap_to_parse(raw):
-        return len(_NO_TEXT.sub(b"", raw))
+        return len(_EMBEDDED_DATA.sub(b"", raw))
     waiting, size = [msgspec.json.decode(raw)], 0
     while waiting:
         match waiting.pop():
@@ -122,8 +124,8 @@ def _size(raw: bytes, aside: Container[str]) -> int:
             case list() as items:  # pyright: ignore[reportUnknownVariableType]
                 waiting.extend(cast("list[object]", items))
             case dict() as members:  # pyright: ignore[reportUnknownVariableType]
-                told = cast("dict[str, object]", members)
-                waiting.extend(each for name, each in told.items() if name not in aside)
+                values = cast("dict[str, object]", members)
+                waiting.extend(each for name, each in values.items() if name not in excluded)
             case _:
                 pass
     return size

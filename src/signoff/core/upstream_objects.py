@@ -1,4 +1,4 @@
-"""What an answer leaves behind at its upstream: objects that later requests name by their ids."""
+"""Objects that an answer creates at its upstream, such as responses, and that later requests refer to by id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from signoff.core.binary import decode_binary
 from signoff.core.endpoints import KNOWN, RESPONSES, parse_route
 
 MAX_ID_LENGTH = 255
-# OpenAI's prefixes of what can be named inside a body (API reference: responses, conversations, vector stores, …).
+# Prefixes of ids that a body can contain (OpenAI's API reference: responses, conversations, vector stores, …).
 _ID = rb"((?:resp|conv|vs|asst|thread|run|cntr|file|eval|ftjob)[_-][0-9A-Za-z_-]{1,250})"
 _TEXT = re.compile(b'"' + _ID + b'"')
 _FIELD = re.compile(b"\n" + _ID + rb"(?=\r?\n)")
@@ -20,35 +20,35 @@ _ESCAPED = re.compile(rb'"(?:[0-9A-Za-z_-]|\\u00[2-7][0-9A-Fa-f]){4,255}+"')
 
 
 def creates_no_object(path: str) -> bool:
-    """Whether an answer to `path` is all that there is of it."""
+    """Return True if a request to `path` never creates an object at the upstream."""
     return path in KNOWN and path != RESPONSES
 
 
 def created_object_id(path: str, body: bytes) -> str | None:
-    """The id of what a POST to `path` made, going by its answer."""
+    """Return the id of the object that a POST to `path` created, from its answer `body`; None if there is none."""
     if creates_no_object(path) or not path.startswith("/v1/"):
         return None
     try:
-        return _usable(msgspec.json.decode(body, type=_CreatedObject).id)
+        return _valid_id(msgspec.json.decode(body, type=_CreatedObject).id)
     except (ValueError, RecursionError):
         return None
 
 
 def object_id_in_event(event: bytes) -> str | None:
-    """The id of the response that an event of its stream names."""
+    """Return the id of the response in an event of its stream; None if there is none."""
     try:
-        return _usable(msgspec.json.decode(event, type=_Event).response.id)
+        return _valid_id(msgspec.json.decode(event, type=_Event).response.id)
     except (ValueError, RecursionError):
         return None
 
 
-def _usable(made: str | None) -> str | None:
-    """The id, if it is one that could be asked for."""
-    return made if made and len(made) <= MAX_ID_LENGTH and made.isprintable() else None
+def _valid_id(object_id: str | None) -> str | None:
+    """Return the id if a later request can refer to it."""
+    return object_id if object_id and len(object_id) <= MAX_ID_LENGTH and object_id.isprintable() else None
 
 
 def creates_object(path: str) -> bool:
-    """Whether `path` asks for something new, and not for what was made before."""
+    """Return True if `path` is for a new answer or object, False if it is for an object that exists."""
     if path in KNOWN:
         return True
     route = parse_route(path)
@@ -56,31 +56,31 @@ def creates_object(path: str) -> bool:
 
 
 def referenced_ids(body: bytes) -> set[str]:
-    """The ids of such objects in a request's body, and in the parcel that it may be, however they are written there."""
-    binary, named = decode_binary(body), _ids_in_text(body)
+    """Return the ids of upstream objects in the body of a request, in JSON with or without escapes, or in a form."""
+    binary, ids = decode_binary(body), _ids_in_text(body)
     if binary is None:
-        return named
-    content = binary.content.replace(b"\0", b"")  # JSON in UTF-16 is JSON to some servers
-    return named | _ids_in_text(content) | {found.decode() for found in _FIELD.findall(content)}
+        return ids
+    content = binary.content.replace(b"\0", b"")  # some servers accept JSON in UTF-16
+    return ids | _ids_in_text(content) | {match.decode() for match in _FIELD.findall(content)}
 
 
 def _ids_in_text(text: bytes) -> set[str]:
-    found = _TEXT.findall(text)
+    matches = _TEXT.findall(text)
     if b"\\u00" in text:
-        found += _TEXT.findall(msgspec.json.encode([msgspec.json.decode(each) for each in _ESCAPED.findall(text)]))
-    return {name.decode() for name in found} | set(_members_of(text))
+        matches += _TEXT.findall(msgspec.json.encode([msgspec.json.decode(each) for each in _ESCAPED.findall(text)]))
+    return {match.decode() for match in matches} | set(_ids_in_members(text))
 
 
-def _members_of(text: bytes) -> Iterator[str]:
-    """Those that are ids whatever they look like."""
+def _ids_in_members(text: bytes) -> Iterator[str]:
+    """Yield the values of the members that always hold an id, in any format."""
     try:
-        asked = msgspec.json.decode(text, type=_References)
+        request = msgspec.json.decode(text, type=_References)
     except (ValueError, RecursionError):
         return
-    for named in (asked.previous_response_id, asked.conversation):
-        name = cast("dict[str, object]", named).get("id") if isinstance(named, dict) else named
-        if name and isinstance(name, str):
-            yield name
+    for value in (request.previous_response_id, request.conversation):
+        object_id = cast("dict[str, object]", value).get("id") if isinstance(value, dict) else value
+        if object_id and isinstance(object_id, str):
+            yield object_id
 
 
 class _CreatedObject(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""What was used, in sums: by which dimensions it can be asked for, and what a sum holds."""
+"""Usage reports: queries by dimension, and totals of tokens, cost and times."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ Dimension = Literal[
 ]
 HOUR_US = 3600 * 1_000_000
 DAY_US = 24 * HOUR_US
-# The status of an asking whose answer came when its job was somebody else's already.
+# Status of an attempt whose answer came after its worker had lost the lease.
 STALE = "stale"
 
 
 class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs to sum up, and by what. Times are when jobs were made: microseconds since 1970, the end excluded.
-
-    Both are moved to whole hours. `user_id` None means everybody's.
-    """
+    """A query for totals of the jobs that were created in a time range."""
 
     by: tuple[Dimension, ...] = ()
+    """Dimensions to group by; none for one total."""
     since: int = 0
+    """Start of the range, rounded down to a whole hour; microseconds since 1970, UTC."""
     until: int | None = None
+    """End of the range, rounded up to a whole hour and excluded; None for no end."""
     user_id: int | None = None
+    """Owner of the jobs; None for all users."""
     model: str | None = None
+    """Name of the model; None for all models."""
     offset: int = 0
+    """Number of rows to skip."""
     limit: int = 1000
+    """Maximum number of rows."""
 
 
 class UsageTotals(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens, cost and times of some jobs. `unpriced` are those that used tokens of a model without a price.
-
-    Times are sums over the `timed` jobs, whose model was asked.
-    """
+    """Totals of some jobs. Times are sums over the `timed` jobs, in microseconds."""
 
     jobs: int = 0
+    """Number of jobs."""
     unpriced: int = 0
+    """Number of jobs with tokens of a model without a price; their cost counts as 0."""
     timed: int = 0
+    """Number of jobs whose request went to a model."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
@@ -51,7 +55,7 @@ class UsageTotals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def totals_of(job: Job) -> UsageTotals:
-    """What one job took."""
+    """Return the totals of one job."""
     return UsageTotals(
         jobs=1,
         unpriced=int(job.cost_nanodollars is None and job.prompt_tokens + job.completion_tokens > 0),
@@ -67,7 +71,8 @@ def totals_of(job: Job) -> UsageTotals:
 
 
 class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One sum, and what it is of: a value for each dimension that was asked for; a user's email, a token's id."""
+    """A row of a usage report."""
 
     dimensions: dict[str, str | int | None]
+    """Value of each dimension of the query; the email of a user, and the id of a token."""
     totals: UsageTotals

@@ -1,4 +1,4 @@
-"""Webhooks: what a message is and how it is signed, as Standard Webhooks 1.0 has it.
+"""Webhook messages and their signatures, as in Standard Webhooks 1.0.
 
 Source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -15,7 +15,7 @@ from signoff.core.wire import format_time, job_as_json
 
 
 def webhook_body(job: Job) -> bytes:
-    """The message that tells of a job's end; the same at every attempt. A refused answer is not in it."""
+    """Return the message about the end of `job`, the same at every attempt; a withheld answer is left out."""
     if job.status != "success":
         job = msgspec.structs.replace(job, response=None)
     kind = "job.succeeded" if job.status == "success" else "job.failed"
@@ -23,7 +23,7 @@ def webhook_body(job: Job) -> bytes:
 
 
 def webhook_headers(message_id: str, now_us: int, body: bytes, secrets: Sequence[Secret]) -> dict[str, str]:
-    """The headers of one attempt, at `now_us` microseconds since 1970, with a signature for each of `secrets`."""
+    """Return the headers of one attempt at `now_us` microseconds since 1970, with a signature for each of `secrets`."""
     timestamp = str(now_us // 1_000_000)
     content = f"{message_id}.{timestamp}.".encode() + body
     return {

@@ -1,4 +1,4 @@
-"""A job as the wire has it, at every door and in every delivery."""
+"""The JSON form of a job, for every door and every delivery."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from signoff.core.price import NANO, dollars
 
 
 def job_as_json(job: Job) -> dict[str, Any]:
-    """A job as the wire has it."""
+    """Return the JSON form of `job`; body, answer and metadata are included as they are."""
     return {
         "job_id": job.id,
         "status": job.status,
@@ -45,7 +45,7 @@ def job_as_json(job: Job) -> dict[str, Any]:
 
 
 def usage_as_json(job: Job) -> dict[str, int] | None:
-    """The tokens of everything that was asked for the job; None where there are none."""
+    """Return the tokens of all attempts of the job; None if there are none."""
     if not job.prompt_tokens and not job.completion_tokens:
         return None
     return {
@@ -60,14 +60,14 @@ def _seconds(microseconds: int | None) -> float | None:
 
 
 def format_time(microseconds: int) -> str:
-    """RFC 3339, UTC, microseconds, `Z`."""
+    """Format a time in RFC 3339, UTC, with microseconds and `Z`."""
     return (EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def parse_time(time: datetime) -> int:
-    """The other way round; UTC unless `time` says another zone. Raises ValueError for what `when` cannot tell."""
+    """Return microseconds since 1970; a time without a zone is UTC. Raises ValueError outside the years 1 to 9999."""
     try:
         utc = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
     except OverflowError:
-        raise ValueError("The time is before the year 1 or after 9999, UTC.") from None
+        raise ValueError("The time must be in the years 1 to 9999, UTC.") from None
     return (utc - EPOCH) // timedelta(microseconds=1)

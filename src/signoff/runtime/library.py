@@ -6,7 +6,7 @@ import msgspec
 
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem
 from signoff.core.pipelines.names import MAX_NAME_LENGTH
-from signoff.core.recent import Recent
+from signoff.infra.lru import BoundedLRUCache
 from signoff.store import Library as Promise
 
 MAX_KEPT = 10_000
@@ -25,7 +25,7 @@ class LibraryCache:
 
     def __init__(self, store: Promise) -> None:
         self._store = store
-        self._kept = Recent[Key, CachedItem](max_entries=MAX_KEPT, max_bytes=MAX_CHARACTERS, size_of=_size)
+        self._kept = BoundedLRUCache[Key, CachedItem](max_entries=MAX_KEPT, max_bytes=MAX_CHARACTERS, size_of=_size)
         self._generation = 0
 
     async def find(self, key: str | int, at: str | int = PRODUCTION, *, refresh: bool = False) -> LibraryItem | None:
@@ -38,13 +38,13 @@ class LibraryCache:
         age = self._generation
         found = await self._store.get(key, at)
         if age == self._generation:  # else it may have changed since it was read
-            self._kept.put(place, CachedItem(found))
+            self._kept[place] = CachedItem(found)
         return found
 
     def invalidate(self) -> None:
         """The copies are out of date."""
         self._generation += 1
-        self._kept.drop_where(lambda _: True)
+        self._kept.clear()
 
 
 def _can_be(key: str | int) -> bool:

@@ -10,8 +10,8 @@ import structlog
 
 from signoff.cache import Cache, matches_filter
 from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize
-from signoff.core.recent import Recent
 from signoff.errors import BadRequest, Overloaded
+from signoff.infra.lru import BoundedLRUCache
 from signoff.runtime.background import Background
 
 NEAR_ENTRIES = 10_000
@@ -44,7 +44,7 @@ class ResponseCache:
         self._cache = cache
         self._background = background
         self._ttl_seconds = ttl_seconds
-        self._local = Recent[str, LocalCopy](max_entries=NEAR_ENTRIES, max_bytes=NEAR_BYTES, size_of=_size_of)
+        self._local = BoundedLRUCache[str, LocalCopy](max_entries=NEAR_ENTRIES, max_bytes=NEAR_BYTES, size_of=_size_of)
         self._asked: dict[str, list[asyncio.Future[LocalCopy | None]]] = {}
         self._waiting: dict[str, CacheEntry] = {}
         self._waiting_bytes = 0
@@ -83,7 +83,7 @@ class ResponseCache:
         if self._cache is None:
             return
         now = _now()
-        self._local.put(entry.key, LocalCopy(entry, now, now + self._ttl_seconds))
+        self._local[entry.key] = LocalCopy(entry, now, now + self._ttl_seconds)
         if len(self._waiting) >= WAITING_ENTRIES or self._waiting_bytes + len(entry.answer) > WAITING_BYTES:
             return
         self._drop_waiting(entry.key)
@@ -130,7 +130,7 @@ class ResponseCache:
     def invalidate(self) -> None:
         """Somebody has deleted something: the copies are out of date."""
         self._generation += 1
-        self._local.drop_where(lambda _: True)
+        self._local.clear()
         if self._cache is not None:
             self._cache.on_remote_delete()
 
@@ -188,7 +188,7 @@ class ResponseCache:
             key: LocalCopy(one.entry, now - one.age_seconds, now + one.left_seconds) for key, one in found.items()
         }
         for key, copy in copies.items():
-            self._local.put(key, copy)
+            self._local[key] = copy
         return copies
 
     def _give_up(self, asked: Mapping[str, list[asyncio.Future[LocalCopy | None]]]) -> None:

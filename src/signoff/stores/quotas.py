@@ -68,7 +68,7 @@ class SqlQuotas:
         """See `store.Quotas`."""
 
         def settle(found: Counters, now: int) -> tuple[Counters, None]:
-            return settle_reservation(found, reservation, tokens=tokens, cost=cost, asked=asked, now=now), None
+            return settle_reservation(found, reservation, tokens=tokens, cost=cost, was_sent=asked, now=now), None
 
         await self._enqueue(
             [reservation.request], settle

@@ -1,4 +1,4 @@
-"""The arguments of a pipeline that is called as a model is: the members of a JSON object, or a text."""
+"""Arguments of a pipeline that is called like a model: the members of a JSON object, or a text."""
 
 from __future__ import annotations
 
@@ -19,37 +19,40 @@ class _Chat(msgspec.Struct):
 
 
 def parse_arguments(body: bytes, names: Names) -> dict[str, str]:
-    """A text for each of `names`: from the last user message of a chat, else from the body itself. Raises BadRequest.
+    """Return a text for each of `names`, from the last user message of a chat, else from the body itself.
 
-    Either is a JSON object of arguments or, where there is exactly one, that one's text.
+    The message or body is a JSON object of arguments, or the text of the only argument.
+
+    Raises:
+        BadRequest: an argument is missing, unknown, or not convertible to a text.
     """
     try:
-        said = request_text(msgspec.json.decode(body, type=_Chat).messages)
+        text = request_text(msgspec.json.decode(body, type=_Chat).messages)
     except msgspec.ValidationError:
-        return _of_value(msgspec.json.decode(body), names)
-    given = object_members(said)
-    if given is not None and (len(names) != 1 or given.keys() == {*names}):
-        return _of_members(given, names)
+        return _arguments_from_value(msgspec.json.decode(body), names)
+    members = object_members(text)
+    if members is not None and (len(names) != 1 or members.keys() == {*names}):
+        return _arguments_from_members(members, names)
     if len(names) == 1:
-        return {names[0]: said}
+        return {names[0]: text}
     if not names:
         return {}
     raise BadRequest(f"The last user message must be a JSON object with {join_names(names)}.")
 
 
-def _of_value(value: Any, names: Names) -> dict[str, str]:
+def _arguments_from_value(value: Any, names: Names) -> dict[str, str]:
     if isinstance(value, dict):
-        return _of_members(cast("dict[str, Any]", value), names)
+        return _arguments_from_members(cast("dict[str, Any]", value), names)
     if len(names) == 1:
         return {names[0]: to_text(value)}
-    return _of_members({}, names)
+    return _arguments_from_members({}, names)
 
 
-def _of_members(given: dict[str, Any], names: Names) -> dict[str, str]:
-    missing = [name for name in names if name not in given]
+def _arguments_from_members(members: dict[str, Any], names: Names) -> dict[str, str]:
+    missing = [name for name in names if name not in members]
     if missing:
-        raise BadRequest(f"There is no value for {join_names(missing)}.")
-    unknown = [name for name in given if name not in names]
+        raise BadRequest(f"The arguments lack {join_names(missing)}; add a value for each.")
+    unknown = [name for name in members if name not in names]
     if unknown:
         raise BadRequest(f"There is no argument {join_names(unknown)}; there are: {join_names(names) or 'none'}.")
-    return to_texts({name: given[name] for name in names})
+    return to_texts({name: members[name] for name in names})

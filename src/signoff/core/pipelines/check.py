@@ -1,7 +1,7 @@
-"""Check: whether a pipeline's calls fit what they call, before anything runs.
+"""Validation of the calls of a pipeline against their callees, before anything runs.
 
-A function takes its arguments by place or by name, as in Python. A prompt, or a pipeline, with one argument takes the
-only one it gets, whatever that is called; with several it takes names, or bare names that are its own.
+A function takes arguments by position or by name, as in Python. A prompt or pipeline with one parameter takes its only
+argument without a name; with several, each argument has a name, or is a bare name that is that of a parameter.
 """
 
 from __future__ import annotations
@@ -26,26 +26,35 @@ Value = Call | Name | Given
 
 
 def check_calls(body: str, tree: Call, known: Known, *, own_name: str | None = None) -> None:
-    """Raises BadPipeline for the first flaw of `tree`, which is what `body` says: a name that nobody knows, arguments
-    that do not fit, a pipeline that comes back to itself. `own_name` is what the pipeline is, or will be, called.
+    """Check all calls of a pipeline, and of the pipelines that it calls.
+
+    Args:
+        body: text of the pipeline, for positions in messages.
+        tree: the parsed `body`.
+        known: returns the callee of a name, or None.
+        own_name: name of the pipeline, if it has one.
+
+    Raises:
+        BadPipeline: a name is unknown, arguments do not fit, a pipeline calls itself, or a run would be too large.
     """
     path = () if own_name is None else (own_name,)
     try:
-        _CallChecker(known).examine(tree, path)
+        _CallChecker(known).check(tree, path)
     except BadPipeline as error:
         raise BadPipeline.at_position(error.message, body, error.at) from None
 
 
 def bind_arguments(call: Call, callee: Callee) -> dict[str, Value]:
-    """Which value goes to which of the callee's arguments. Raises BadPipeline, at the call."""
+    """Return the value of each parameter of `callee`. Raises BadPipeline, at the position of the call."""
     try:
-        return _to_function(call, callee) if isinstance(callee, Function) else _to_names(call, parameter_names(callee))
-    except _ArgumentMismatch as unfit:
-        raise BadPipeline(f"`{call.name}` {unfit}", at=call.at) from None
+        is_function = isinstance(callee, Function)
+        return _bind_function(call, callee) if is_function else _bind_names(call, parameter_names(callee))
+    except _ArgumentMismatch as mismatch:
+        raise BadPipeline(f"`{call.name}` {mismatch}", at=call.at) from None
 
 
 def parameter_names(callee: Callee) -> tuple[str, ...]:
-    """What it can be given, in order."""
+    """Return the names of the parameters of `callee`, in order."""
     match callee:
         case Prompt():
             return placeholders(callee.body)
@@ -56,24 +65,24 @@ def parameter_names(callee: Callee) -> tuple[str, ...]:
 
 
 class _ArgumentMismatch(Exception):
-    """Why the arguments of a call do not fit, after its name."""
+    """The arguments of a call do not fit; the message continues a sentence that begins with the name of the callee."""
 
 
-def _to_function(call: Call, function: Function) -> dict[str, Value]:
+def _bind_function(call: Call, function: Function) -> dict[str, Value]:
     names = parameter_names(function)
-    by_place = [arg for arg in call.args if arg.name is None]
-    if any(arg.name is None for arg in call.args[len(by_place) :]):
-        raise _ArgumentMismatch("has an argument without a name after one with a name")
+    positional = [arg for arg in call.args if arg.name is None]
+    if any(arg.name is None for arg in call.args[len(positional) :]):
+        raise _ArgumentMismatch("has an argument without a name after one with a name; move it to the front")
     if len(call.args) > len(names):
         raise _ArgumentMismatch(f"takes {_count(len(names))}, not {len(call.args)}")
-    given = [(name, arg.value) for name, arg in zip(names, by_place, strict=False)]
-    given += [(arg.name, arg.value) for arg in call.args if arg.name is not None]
-    values = _check_unique(given, names)
+    pairs = [(name, arg.value) for name, arg in zip(names, positional, strict=False)]
+    pairs += [(arg.name, arg.value) for arg in call.args if arg.name is not None]
+    values = _check_unique(pairs, names)
     _check_complete(values, [param.name for param in function.params if not param.has_default])
     return values
 
 
-def _to_names(call: Call, names: tuple[str, ...]) -> dict[str, Value]:
+def _bind_names(call: Call, names: tuple[str, ...]) -> dict[str, Value]:
     if len(call.args) > len(names):
         raise _ArgumentMismatch(f"takes {_count(len(names))}, not {len(call.args)}")
     if len(names) == 1 and len(call.args) == 1 and call.args[0].name is None:
@@ -84,17 +93,17 @@ def _to_names(call: Call, names: tuple[str, ...]) -> dict[str, Value]:
 
 
 def _name_for(arg: Arg, names: tuple[str, ...]) -> str:
-    """Which name an argument is for."""
+    """Return the name of the parameter that an argument is for."""
     if arg.name is not None:
         return arg.name
     if isinstance(arg.value, Name) and arg.value.name in names:
         return arg.value.name
-    raise _ArgumentMismatch(f"takes {join_names(names)}: say by its name which one is meant")
+    raise _ArgumentMismatch(f"takes {join_names(names)}; write NAME=VALUE for each argument")
 
 
-def _check_unique(given: list[tuple[str, Value]], names: tuple[str, ...]) -> dict[str, Value]:
+def _check_unique(pairs: list[tuple[str, Value]], names: tuple[str, ...]) -> dict[str, Value]:
     values = dict[str, Value]()
-    for name, value in given:
+    for name, value in pairs:
         if name not in names:
             raise _ArgumentMismatch(f"has no argument {name!r}; it takes {join_names(names) or 'none'}")
         if name in values:
@@ -114,49 +123,51 @@ def _count(number: int) -> str:
 
 
 class _TreeSize(msgspec.Struct):
-    """How many calls a run of a tree makes, and how many pipelines stand in each other."""
+    """Size of a run of a tree."""
 
     calls: int
+    """Number of calls, with those of the pipelines it calls."""
     nested: int = 1
+    """Depth of nested pipelines, its own one included."""
 
 
 class _CallChecker:
-    """Looks at each pipeline once, however often it is called. Raises BadPipeline, at the call that cannot be."""
+    """A check of a tree that visits each called pipeline once. Raises BadPipeline, at the position of the fault."""
 
     def __init__(self, known: Known) -> None:
         self._known = known
-        self._seen: dict[str, _TreeSize] = {}
+        self._sizes: dict[str, _TreeSize] = {}
 
-    def examine(self, tree: Call, path: tuple[str, ...]) -> _TreeSize:
+    def check(self, tree: Call, path: tuple[str, ...]) -> _TreeSize:
         calls = calls_of(tree)
-        found = _TreeSize(len(calls))
+        size = _TreeSize(len(calls))
         for call in calls:
             callee = self._known(call.name)
             if callee is None:
                 raise BadPipeline(f"there is no prompt, function or pipeline `{call.name}`", at=call.at)
             bind_arguments(call, callee)
             if isinstance(callee, Pipeline):
-                self._enter(call, callee, path, found)
-        if found.calls > MAX_CALLS_IN_ALL:
+                self._check_nested(call, callee, path, size)
+        if size.calls > MAX_CALLS_IN_ALL:
             raise BadPipeline(f"a run would make more than {MAX_CALLS_IN_ALL} calls", at=tree.at)
-        return found
+        return size
 
-    def _enter(self, call: Call, callee: Pipeline, path: tuple[str, ...], found: _TreeSize) -> None:
+    def _check_nested(self, call: Call, callee: Pipeline, path: tuple[str, ...], size: _TreeSize) -> None:
         if callee.name in path:
-            way = " → ".join([*path[path.index(callee.name) :], callee.name])
-            raise BadPipeline(f"`{call.name}` comes back to itself: {way}", at=call.at)
+            cycle = " → ".join([*path[path.index(callee.name) :], callee.name])
+            raise BadPipeline(f"`{call.name}` calls itself: {cycle}", at=call.at)
         if len(path) >= MAX_NESTED:
             raise _too_deep(call)
         try:
-            inner = self._seen.get(callee.name) or self.examine(callee.tree, (*path, callee.name))
+            inner = self._sizes.get(callee.name) or self.check(callee.tree, (*path, callee.name))
         except BadPipeline as error:
             raise BadPipeline(f"`{call.name}` cannot run: {error.message}", at=call.at) from None
-        self._seen[callee.name] = inner
+        self._sizes[callee.name] = inner
         if len(path) + inner.nested > MAX_NESTED:
             raise _too_deep(call)
-        found.calls = min(found.calls + inner.calls, MAX_CALLS_IN_ALL + 1)
-        found.nested = max(found.nested, 1 + inner.nested)
+        size.calls = min(size.calls + inner.calls, MAX_CALLS_IN_ALL + 1)
+        size.nested = max(size.nested, 1 + inner.nested)
 
 
 def _too_deep(call: Call) -> BadPipeline:
-    return BadPipeline(f"more than {MAX_NESTED} pipelines stand in each other", at=call.at)
+    return BadPipeline(f"pipelines are nested more than {MAX_NESTED} deep", at=call.at)

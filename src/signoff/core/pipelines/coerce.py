@@ -1,7 +1,7 @@
-"""What flows between the calls of a pipeline: texts, and how a function reads them.
+"""Conversion of the values that calls of a pipeline pass on: results to texts, and texts to arguments of functions.
 
-Every result is a text. One that is a text already stays as it is; any other is its JSON, with a blank after each comma
-and colon. A function reads a text as JSON, else as a number, else as it is, unless its annotation says otherwise.
+Every result becomes a text. A text stays as it is; any other value becomes its JSON, with a blank after each comma and
+colon. A function reads a text as JSON, else as a number, else as it is, unless its annotation says otherwise.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ ParamType = Literal["any", "text", "whole", "number", "truth", "list", "object"]
 
 
 def to_text(value: object) -> str:
-    """The value as it goes on. Raises ValueError where it can be no JSON.
+    """Convert a result to a text. Raises ValueError if it has no JSON form.
 
-    >>> text_of("a"), text_of(["a", 1.0, None]), text_of(True)
+    >>> to_text("a"), to_text(["a", 1.0, None]), to_text(True)
     ('a', '["a", 1.0, null]', 'true')
     """
     if isinstance(value, str):
-        return _checked(value)
+        return _check_unicode(value)
     try:
-        return _checked(json.dumps(value, ensure_ascii=False, allow_nan=False))
+        return _check_unicode(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{type(value).__name__} cannot be JSON: {error}") from None
 
 
 def coerce(value: object, reads: ParamType) -> Any:
-    """The value as a function wants it. Raises ValueError, in words, where it cannot be that.
+    """Convert a value to the type that a parameter declares. Raises ValueError if that is impossible.
 
-    >>> read_as("12", "any"), read_as("12", "text"), read_as("[1]", "list"), read_as("01", "any")
+    >>> coerce("12", "any"), coerce("12", "text"), coerce("[1]", "list"), coerce("01", "any")
     (12, '12', [1], 1)
     """
     if reads == "text":
         return to_text(value)
-    read: Any = _read(value) if isinstance(value, str) else value
-    if reads == "whole" and isinstance(read, float) and read.is_integer():
-        return int(read)
-    if not _FITS[reads](read):
+    result: Any = _parse(value) if isinstance(value, str) else value
+    if reads == "whole" and isinstance(result, float) and result.is_integer():
+        return int(result)
+    if not _FITS[reads](result):
         shown = to_text(value)
-        raise ValueError(f"{shown if len(shown) < 80 else shown[:80] + '…'} is not {_WORDS[reads]}")
-    return float(read) if reads == "number" else read
+        raise ValueError(f"{shown if len(shown) < 80 else shown[:80] + '…'} is not {_TYPE_NAMES[reads]}")
+    return float(result) if reads == "number" else result
 
 
 _FITS: dict[ParamType, Callable[[Any], bool]] = {
@@ -53,7 +53,7 @@ _FITS: dict[ParamType, Callable[[Any], bool]] = {
     "list": lambda value: isinstance(value, list),
     "object": lambda value: isinstance(value, dict),
 }
-_WORDS: dict[ParamType, str] = {
+_TYPE_NAMES: dict[ParamType, str] = {
     "whole": "a whole number",
     "number": "a number",
     "truth": "true or false",
@@ -62,10 +62,10 @@ _WORDS: dict[ParamType, str] = {
 }
 
 
-def _read(text: str) -> Any:
-    """As JSON, else as a number, else as it is."""
+def _parse(text: str) -> Any:
+    """Parse as JSON, else as a number; return any other text as it is."""
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        return json.loads(text, parse_constant=_reject, parse_float=_finite)
     except (ValueError, RecursionError):
         pass
     for kind in (int, float):
@@ -80,17 +80,17 @@ def _read(text: str) -> Any:
 
 def _finite(digits: str) -> float:
     number = float(digits)
-    return number if isfinite(number) else _refuse(digits)
+    return number if isfinite(number) else _reject(digits)
 
 
-def _refuse(constant: str) -> NoReturn:
+def _reject(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _checked(text: str) -> str:
-    """Half a surrogate pair is no text that could leave."""
+def _check_unicode(text: str) -> str:
+    """Return `text`. Raise ValueError if it has a lone surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"it is not a text: {error.reason}") from None
+        raise ValueError(f"the text is not valid Unicode: {error.reason}") from None
     return text

@@ -1,4 +1,4 @@
-"""Prompts and pipelines: what callers save under a name, in numbered versions."""
+"""Prompts and pipelines, which users save under a name in numbered versions."""
 
 from __future__ import annotations
 
@@ -10,29 +10,38 @@ from signoff.core.pipelines.tree import Call
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """A version of a text with placeholders, for a model (None: the default one). `user_id` owns all its versions.
-
-    `labels` are those that name this very version; `message` says what changed. `created_at` is in microseconds.
-    """
+    """A version of a prompt: a text with placeholders for a model."""
 
     name: str
+    """Name that is shared by all versions."""
     body: str
+    """Template with `{name}` placeholders."""
     model: str | None = None
+    """Name of the model it is for; None for the default model."""
     user_id: int
+    """Owner of all versions."""
     shared: bool = False
+    """True if every user may call it."""
     message: str = ""
+    """Description of the change in this version."""
     id: int = 0
+    """Id that is shared by all versions; 0 until it is saved."""
     version: int = 0
+    """Number of the version, from 1; 0 until it is saved."""
     labels: tuple[str, ...] = ()
+    """Labels that point to this version."""
     created_at: int = 0
+    """Time at which the version was saved; microseconds since 1970, UTC."""
 
 
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
-    """A version of nested calls, as a text and as a tree. The rest is as with a prompt."""
+    """A version of a pipeline of nested calls. Fields without a description are those of a prompt."""
 
     name: str
     body: str
+    """Text of the outermost call."""
     tree: Call
+    """The parsed `body`."""
     user_id: int
     shared: bool = False
     message: str = ""
@@ -48,5 +57,5 @@ LibraryItem = Prompt | Pipeline
 LibraryItemKind = Literal["prompt", "pipeline"]
 
 
-# The label that calls go by.
+# Label of the version that calls without a version use.
 PRODUCTION = "production"

@@ -1,4 +1,4 @@
-"""A Python function that pipelines may call: its name, what it takes, and where it stands."""
+"""Python functions that pipelines can call: name, parameters, and origin."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ from signoff.core.pipelines.coerce import ParamType
 
 
 class Param(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that a function takes. `default` is its JSON text, where it has one that can be JSON."""
+    """A parameter of a function."""
 
     name: str
     reads: ParamType = "any"
+    """Type that its annotation declares."""
     has_default: bool = False
+    """True if the argument can be left out."""
     default: str | None = None
+    """JSON text of the default value; None if there is none, or it has no JSON form."""
 
 
 class Function(msgspec.Struct, frozen=True, kw_only=True):
-    """A function of the module `module`; `digest` is that of the file in which it was found."""
+    """A registered function."""
 
     name: str
     params: tuple[Param, ...] = ()
     doc: str = ""
+    """Docstring of the function."""
     module: str = "builtins"
+    """Module that defines it."""
     is_async: bool = False
+    """True if it is a coroutine function."""
     digest: str = ""
+    """Digest of the file that defines it; it changes when the file is edited."""

@@ -1,11 +1,11 @@
-"""The text of a pipeline into the tree of its calls.
+"""Parser of pipelines: from the text to the tree of calls.
 
     call   := name "(" [ arg ("," arg)* ] ")"
     arg    := [ name "=" ] value
     value  := call | name | number | string | true | false | null
     name   := letter (letter | digit | "_")*
 
-Numbers and strings are those of JSON (RFC 8259). The parser is LALR(1): it takes time in proportion to the text.
+Numbers and strings are those of JSON (RFC 8259). The parser is LALR(1), so it takes linear time.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ MAX_CHARACTERS = 64 * 1024
 MAX_DEPTH = 100
 MAX_CALLS = 1000
 MAX_DIGITS = 400
-_WORDS = {"TRUE": True, "FALSE": False, "NULL": None}
-_SHOWN: dict[str, str] = {
+_CONSTANTS = {"TRUE": True, "FALSE": False, "NULL": None}
+_TOKEN_NAMES: dict[str, str] = {
     "NAME": "a name",
     "NUMBER": "a number",
-    "STRING": "a text",
+    "STRING": "a string",
     "LPAR": "(",
     "RPAR": ")",
     "COMMA": "a comma",
     "EQUAL": "=",
-    "$END": "its end",
+    "$END": "the end",
 }
 
 _GRAMMAR = rf"""
@@ -43,7 +43,7 @@ start: call
 call: NAME "(" [_args] ")"
 _args: arg ("," arg)*
 arg: value | NAME "=" value -> named
-?value: call | NAME -> name | (NUMBER | STRING | TRUE | FALSE | NULL) -> given
+?value: call | NAME -> name | (NUMBER | STRING | TRUE | FALSE | NULL) -> literal
 TRUE.2: /true(?!\w)/
 FALSE.2: /false(?!\w)/
 NULL.2: /null(?!\w)/
@@ -55,49 +55,49 @@ STRING: /"([^"\\\x00-\x1f]|\\.)*"/
 
 
 def parse(text: str) -> Call:
-    """The outermost call, with all that it calls. Raises BadPipeline, which says where and why."""
+    """Parse a pipeline and return its outermost call. Raises BadPipeline, with the position and the expected tokens."""
     if len(text) > MAX_CHARACTERS:
-        raise BadPipeline.at_position(f"A pipeline has at most {MAX_CHARACTERS} characters.", text, MAX_CHARACTERS)
+        raise BadPipeline.at_position(f"the pipeline is longer than {MAX_CHARACTERS} characters", text, MAX_CHARACTERS)
     try:
         return cast("Call", _PARSER.parse(text))
-    except _Refused as flaw:
-        raise BadPipeline.at_position(flaw.message, text, flaw.at) from None
+    except _SyntaxFault as fault:
+        raise BadPipeline.at_position(fault.message, text, fault.at) from None
     except UnexpectedCharacters as error:
         at = cast("int", cast("Any", error).pos_in_stream)
-        what = "a text that begins here does not end" if text[at] == '"' else f"{text[at]!r} does not belong here"
-        raise BadPipeline.at_position(f"{what}; expected {_expected(error.allowed)}", text, at) from None
+        fault = "unterminated string" if text[at] == '"' else f"unexpected {text[at]!r}"
+        raise BadPipeline.at_position(f"{fault}; expected {_expected(error.allowed)}", text, at) from None
     except UnexpectedToken as error:
         token = cast("Token", error.token)
         is_end = token.type == "$END"
-        what = "the pipeline ends too early" if is_end else f"{_short(token)} does not belong here"
+        fault = "unexpected end" if is_end else f"unexpected {_shorten(token)}"
         at = len(text) if is_end else token.start_pos or 0
         raise BadPipeline.at_position(
-            f"{what}; expected {_expected(error.accepts or error.expected)}", text, at
+            f"{fault}; expected {_expected(error.accepts or error.expected)}", text, at
         ) from None
 
 
 def arguments_of(call: Call) -> tuple[str, ...]:
-    """What must be given when it runs, in order of first use."""
+    """Return the names of the arguments that a run needs, in order of first use."""
     return tuple(dict.fromkeys(value.name for value in values_of(call) if isinstance(value, Name)))
 
 
 def calls_of(call: Call) -> tuple[Call, ...]:
-    """Every call in it, itself too, in the order of the text."""
+    """Return `call` and every call below it, in the order of the text."""
     return (call, *(value for value in values_of(call) if isinstance(value, Call)))
 
 
 def values_of(call: Call) -> Iterator[Call | Name | Given]:
-    """Every value below `call`, in the order of the text."""
-    waiting = [arg.value for arg in reversed(call.args)]
-    while waiting:
-        value = waiting.pop()
+    """Yield every value below `call`, in the order of the text."""
+    stack = [arg.value for arg in reversed(call.args)]
+    while stack:
+        value = stack.pop()
         yield value
         if isinstance(value, Call):
-            waiting += [arg.value for arg in reversed(value.args)]
+            stack += [arg.value for arg in reversed(value.args)]
 
 
-class _Refused(Exception):
-    """What the grammar takes, and we do not."""
+class _SyntaxFault(Exception):
+    """A text that the grammar accepts but that exceeds a bound."""
 
     def __init__(self, message: str, at: int) -> None:
         super().__init__(message)
@@ -105,8 +105,8 @@ class _Refused(Exception):
         self.at = at
 
 
-class _Part(msgspec.Struct, frozen=True):
-    """A value with how deep it goes, and how many calls it holds."""
+class _Node(msgspec.Struct, frozen=True):
+    """A value with the depth and the number of its calls."""
 
     value: Call | Name | Given
     depth: int = 0
@@ -114,59 +114,59 @@ class _Part(msgspec.Struct, frozen=True):
 
 
 class _Tree(Transformer[Token, Any]):
-    """Makes each node of the tree as soon as its text was read, so that nothing is done twice or recursively."""
+    """A builder of the tree during parsing, which needs no second pass and no recursion."""
 
-    def start(self, parts: list[_Part]) -> Any:
+    def start(self, parts: list[_Node]) -> Any:
         return parts[0].value
 
-    def call(self, parts: list[Any]) -> _Part:
+    def call(self, parts: list[Any]) -> _Node:
         name, args = cast("Token", parts[0]), [part for part in parts[1:] if part is not None]
         at = name.start_pos or 0
         depth = 1 + max((part.depth for _, part in args), default=0)
         calls = 1 + sum(part.calls for _, part in args)
         if depth > MAX_DEPTH:
-            raise _Refused(f"calls stand more than {MAX_DEPTH} deep in each other", at)
+            raise _SyntaxFault(f"calls are nested more than {MAX_DEPTH} deep", at)
         if calls > MAX_CALLS:
-            raise _Refused(f"a pipeline has at most {MAX_CALLS} calls", at)
-        made = tuple(Arg(part.value, name=told) for told, part in args)
-        return _Part(Call(name=_name(name), args=made, at=at), depth, calls)
+            raise _SyntaxFault(f"the pipeline has more than {MAX_CALLS} calls", at)
+        values = tuple(Arg(part.value, name=arg_name) for arg_name, part in args)
+        return _Node(Call(name=_name(name), args=values, at=at), depth, calls)
 
-    def arg(self, parts: list[_Part]) -> tuple[str | None, _Part]:
+    def arg(self, parts: list[_Node]) -> tuple[str | None, _Node]:
         return None, parts[0]
 
-    def named(self, parts: list[Any]) -> tuple[str | None, _Part]:
+    def named(self, parts: list[Any]) -> tuple[str | None, _Node]:
         return _name(parts[0]), parts[1]
 
-    def name(self, parts: list[Token]) -> _Part:
-        return _Part(Name(_name(parts[0])))
+    def name(self, parts: list[Token]) -> _Node:
+        return _Node(Name(_name(parts[0])))
 
-    def given(self, parts: list[Token]) -> _Part:
+    def literal(self, parts: list[Token]) -> _Node:
         token = parts[0]
-        return _Part(Given(_WORDS[token.type] if token.type in _WORDS else _literal(token)))
+        return _Node(Given(_CONSTANTS[token.type] if token.type in _CONSTANTS else _literal(token)))
 
 
 def _name(token: Token) -> str:
     if len(token) > MAX_NAME_LENGTH:
-        raise _Refused(f"a name has at most {MAX_NAME_LENGTH} characters", token.start_pos or 0)
+        raise _SyntaxFault(f"the name is longer than {MAX_NAME_LENGTH} characters", token.start_pos or 0)
     return str(token)
 
 
 def _literal(token: Token) -> str | int | float:
     at = token.start_pos or 0
     if token.type == "NUMBER" and len(token) > MAX_DIGITS:
-        raise _Refused(f"a number has at most {MAX_DIGITS} digits", at)
+        raise _SyntaxFault(f"the number has more than {MAX_DIGITS} digits", at)
     try:
         return msgspec.json.decode(token.encode(), type=str | int | float)
     except ValueError:
-        raise _Refused(f"{_short(token)} is not a {token.type.lower()} of JSON", at) from None
+        raise _SyntaxFault(f"{_shorten(token)} is not a JSON {token.type.lower()}", at) from None
 
 
-def _short(token: Token) -> str:
+def _shorten(token: Token) -> str:
     return repr(str(token)) if len(token) < 40 else repr(f"{token[:40]}…")
 
 
 def _expected(names: Iterable[str]) -> str:
-    return " or ".join(sorted(_SHOWN.get(name, name.lower()) for name in names))
+    return " or ".join(sorted(_TOKEN_NAMES.get(name, name.lower()) for name in names))
 
 
 _PARSER: Any = Lark(_GRAMMAR, parser="lalr", lexer="contextual", transformer=_Tree(), propagate_positions=False)

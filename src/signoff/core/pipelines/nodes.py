@@ -1,4 +1,4 @@
-"""A run of a pipeline: its calls by their places in the tree, and the calls of functions that it leaves behind."""
+"""Nodes: positions of calls in the tree of a pipeline."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ ROOT = "0"
 
 
 def calls_by_node(tree: Call) -> dict[str, Call]:
-    """Every call under its place, in the order of the text: the outermost is "0", its second argument "0.1"."""
-    found, waiting = dict[str, Call](), [(ROOT, tree)]
-    while waiting:
-        node, call = waiting.pop()
-        found[node] = call
+    """Return every call by its node, in the order of the text: the outermost is "0", its second argument "0.1"."""
+    calls, stack = dict[str, Call](), [(ROOT, tree)]
+    while stack:
+        node, call = stack.pop()
+        calls[node] = call
         below = [(f"{node}.{index}", arg.value) for index, arg in enumerate(call.args) if isinstance(arg.value, Call)]
-        waiting += reversed(below)
-    return found
+        stack += reversed(below)
+    return calls
 
 
 def ancestors(node: str) -> tuple[str, ...]:
-    """The places that need what `node` gives, the next one first.
+    """Return the nodes of the calls around `node`, the innermost first.
 
-    >>> above("0.1.0")
+    >>> ancestors("0.1.0")
     ('0.1', '0')
     """
     parts = node.split(".")

@@ -1,4 +1,4 @@
-"""Fill: a request to a prompt becomes the request to its model, as one message of a user."""
+"""Rendering of a request to a prompt as a request to its model, with one user message."""
 
 from __future__ import annotations
 
@@ -14,69 +14,72 @@ from signoff.core.pipelines.names import join_names
 from signoff.core.pipelines.template import placeholders, render_template
 from signoff.errors import BadRequest
 
-# Where a request's text stands, at each endpoint.
-_TEXT_IN = ("messages", "input", "prompt")
+# Members of a request that hold its text.
+_TEXT_MEMBERS = ("messages", "input", "prompt")
 
 
 def render_request(prompt: Prompt, model: str, path: str, body: bytes) -> tuple[str, bytes]:
-    """The path and the body for `model`; what else `body` asks for stays as it is. Raises BadRequest."""
+    """Return the path and the body of the request to `model`; other members of `body` stay as they are.
+
+    Raises:
+        BadRequest: `path` is not for prompts, or the values do not match the placeholders.
+    """
     if path not in {CHAT, COMPLETIONS, RESPONSES, PREDICT}:
-        raise BadRequest(f"{prompt.name!r} is a prompt: it is asked at {CHAT}, {COMPLETIONS} or {RESPONSES}.")
+        raise BadRequest(f"{prompt.name!r} is a prompt; call it at {CHAT}, {COMPLETIONS} or {RESPONSES}.")
     decoded = msgspec.json.decode(body)
     members = cast("dict[str, Any]", decoded) if isinstance(decoded, dict) else {}
-    place = next((name for name in _TEXT_IN if members.get(name) is not None), None)
-    if place is not None:
-        values = placeholder_values(prompt, request_text(members[place]))
+    text_member = next((name for name in _TEXT_MEMBERS if members.get(name) is not None), None)
+    if text_member is not None:
+        values = placeholder_values(prompt, request_text(members[text_member]))
     elif not isinstance(decoded, dict):
         values = placeholder_values(prompt, to_text(decoded))
     else:
         values = to_texts({name: members.pop(name) for name in placeholders(prompt.body) if name in members})
-    said = render_template(prompt.body, values)
-    kept = {name: raw for name, raw in _raw(body).items() if name in members and name not in _TEXT_IN}
+    text = render_template(prompt.body, values)
+    others = {name: raw for name, raw in _raw_members(body).items() if name in members and name not in _TEXT_MEMBERS}
     own: dict[str, Any] = {
-        COMPLETIONS: {"prompt": said},
-        RESPONSES: {"input": said},
-    }.get(path, {"messages": [{"role": "user", "content": said}]})
-    return CHAT if path == PREDICT else path, msgspec.json.encode(kept | {"model": model} | own)
+        COMPLETIONS: {"prompt": text},
+        RESPONSES: {"input": text},
+    }.get(path, {"messages": [{"role": "user", "content": text}]})
+    return CHAT if path == PREDICT else path, msgspec.json.encode(others | {"model": model} | own)
 
 
 def placeholder_values(prompt: Prompt, text: str) -> dict[str, str]:
-    """A value for each placeholder: the members of a JSON object, or the text itself where there is one placeholder.
+    """Return a value for each placeholder: the members of a JSON object, or `text` itself for the only placeholder.
 
-    Raises BadRequest.
+    Raises:
+        BadRequest: the prompt has several placeholders, and `text` is not a JSON object with exactly these members.
     """
     names = placeholders(prompt.body)
-    given = object_members(text)
-    if given is not None and given.keys() == set(names):
-        return to_texts(given)
+    members = object_members(text)
+    if members is not None and members.keys() == set(names):
+        return to_texts(members)
     if len(names) <= 1:
         return dict.fromkeys(names, text)
-    wanted = f"{prompt.name!r} takes {join_names(names)}, as the members of one JSON object in the last user message"
-    if given is None:
-        raise BadRequest(f"{wanted}; this is none.")
-    raise BadRequest(f"{wanted}, not {join_names(list(given)) or 'none'}.")
+    expected = f"{prompt.name!r} takes {join_names(names)}, as the members of one JSON object in the last user message"
+    raise BadRequest(f"{expected} (got {'a text' if members is None else join_names(list(members)) or 'no members'}).")
 
 
 def request_text(content: Any) -> str:
-    """The text of a request: of the last user message where there are messages. Raises BadRequest."""
+    """Return the text of a request, or of its last user message. Raises BadRequest for content that is not text."""
     match content:
         case str():
             return content
         case [*items] if any(isinstance(item, dict) and "role" in item for item in items):
-            said = [item["content"] for item in items if _is_user_message(item)]
-            return request_text(said[-1]) if said else ""
+            contents = [item["content"] for item in items if _is_user_message(item)]
+            return request_text(contents[-1]) if contents else ""
         case [*items] if items and all(isinstance(item, dict) and "text" in item for item in items):
             return "".join(str(item["text"]) for item in cast("list[dict[str, Any]]", items))
         case None:
             return ""
         case list():
-            raise BadRequest("A prompt is given text, and nothing else.")
+            raise BadRequest("The user message must be text for a prompt or pipeline; remove other content.")
         case _:
             return to_text(content)
 
 
 def object_members(text: str) -> dict[str, Any] | None:
-    """The members of the JSON object that `text` is; None where it is none."""
+    """Parse `text` as a JSON object; return None if it is not one."""
     if not text.lstrip().startswith("{"):
         return None
     try:
@@ -94,15 +97,15 @@ def _is_user_message(item: Any) -> bool:
 
 
 def to_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """The values as they go on. Raises BadRequest."""
+    """Convert values to texts. Raises BadRequest if one has no JSON form."""
     try:
         return {name: to_text(value) for name, value in values.items()}
     except ValueError as error:
-        raise BadRequest(f"This is no argument: {error}.") from None
+        raise BadRequest(f"An argument cannot be passed on: {error}.") from None
 
 
-def _raw(body: bytes) -> dict[str, msgspec.Raw]:
-    """The members, byte for byte."""
+def _raw_members(body: bytes) -> dict[str, msgspec.Raw]:
+    """Return the members of `body` as raw JSON."""
     try:
         return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:

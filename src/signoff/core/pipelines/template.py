@@ -1,4 +1,4 @@
-"""A prompt's text with `{name}` in it: which names there are, and the text with values in their places."""
+"""Templates of prompts: their `{name}` placeholders, and rendering with values."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _PIECE = re.compile(r"\{\{|\}\}|\{(" + NAME + r")\}")
 
 
 def placeholders(text: str) -> tuple[str, ...]:
-    """The names in order of first use.
+    """Return the names of the placeholders in order of first use.
 
     >>> placeholders("{b} and {a}, {b}, {{c}} {1} { d }")
     ('b', 'a')
     """
-    return tuple(dict.fromkeys(found[1] for found in _PIECE.finditer(text) if found[1]))
+    return tuple(dict.fromkeys(match[1] for match in _PIECE.finditer(text) if match[1]))
 
 
 def render_template(text: str, values: Mapping[str, str]) -> str:
-    """The text with a value for each placeholder, in one pass: what stands in a value is never looked at.
+    """Replace each placeholder by its value in one pass; placeholders inside of values stay as they are.
 
-    Raises BadRequest where a value is missing.
+    Raises BadRequest if a value is missing.
 
-    >>> filled("{{{a}}} {b}", {"a": "{b}", "b": "2"})
+    >>> render_template("{{{a}}} {b}", {"a": "{b}", "b": "2"})
     '{{b}} 2'
     """
     missing = [name for name in placeholders(text) if name not in values]
     if missing:
-        raise BadRequest(f"There is no value for {', '.join(missing)}.")
-    return _PIECE.sub(lambda found: values[found[1]] if found[1] else found[0][0], text)
+        raise BadRequest(f"The request has no value for {', '.join(missing)}.")
+    return _PIECE.sub(lambda match: values[match[1]] if match[1] else match[0][0], text)

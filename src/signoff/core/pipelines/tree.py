@@ -1,4 +1,4 @@
-"""A pipeline as data: nested calls, each with its arguments in order."""
+"""The tree of a pipeline: nested calls, each with its arguments in order."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ Literal = str | int | float | bool | None
 
 
 class Name(msgspec.Struct, frozen=True, tag="name"):
-    """An argument that is filled in when the pipeline runs."""
+    """A bare name, which stands for an argument of the run."""
 
     name: str
 
 
 class Given(msgspec.Struct, frozen=True, tag="given"):
-    """A value that is written in the pipeline itself."""
+    """A literal value."""
 
     value: Literal
 
 
 class Call(msgspec.Struct, frozen=True, tag="call", kw_only=True):
-    """A call of a prompt, a function or a pipeline by its name. `at` is where it begins in the text, from 0."""
+    """A call of a prompt, a function or a pipeline."""
 
     name: str
+    """Name of the callee."""
     args: tuple[Arg, ...] = ()
     at: int = 0
+    """Position of the call in the text, in characters from 0."""
 
 
 class Arg(msgspec.Struct, frozen=True):
-    """One argument of a call, named or by its place."""
+    """An argument of a call, by name or (with the name None) by position."""
 
     value: Call | Name | Given
     name: str | None = None
