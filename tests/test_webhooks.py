@@ -213,7 +213,7 @@ async def test_what_is_never_taken_is_given_up_loudly(tmp_path: Path, capfd: pyt
         assert "Given up after 3 attempts" in given_up["error"]
         assert [one.id for one in await server.services.store.deliveries.failed(10)] == [given_up["id"]]
     logged = "".join(capfd.readouterr())
-    assert "a delivery was given up" in logged
+    assert "delivery_failed" in logged
     assert given_up["id"] in logged
 
 
