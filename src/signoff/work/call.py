@@ -46,7 +46,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     is_joined: bool = False
     """The job is that of another call, and this call waits for its end."""
     shared: Broadcast | None = None
-    """The chunks that several calls of this process read; None if this call alone reads them."""
+    """The chunks that several calls of this process read; None if this call shares none."""
     is_cached: bool = False
     """The job has ended with an answer from the cache."""
 
@@ -228,6 +228,7 @@ def _should_start_over(call: Call, failure: JobFailed) -> bool:
 
 
 async def _read_together(services: Services, call: Call) -> AsyncGenerator[Chunk]:
+    """Yield the shared chunks, then those of the review; wait for the stored job if it runs in another process."""
     if call.shared is not None:
         async with contextlib.aclosing(call.shared.read()) as chunks:
             async for chunk in chunks:
@@ -285,14 +286,15 @@ async def _job_with_usage(services: Services, inflight: InflightCall) -> Job:
 
 
 async def _serve_attempts(services: Services, call: Call) -> AsyncGenerator[Chunk]:
+    """Call the model, yield its chunks, and record the end of the job, whether it is an answer, an error or a leave."""
     inflight = call.inflight
-    streams_through = not inflight.job.policy.may_hold
+    may_stream = not inflight.job.policy.may_hold
     task = asyncio.current_task()
     inflight.serve_by(task)
     try:
         async for chunk in _attempt_chunks(services, inflight, stream=call.ask.stream):
             _record_upstream_object(inflight, chunk)
-            if streams_through and not _is_last(chunk):
+            if may_stream and not _is_last(chunk):
                 inflight.serve_by(None)  # the reader's code runs now; do not cancel it
                 yield chunk
                 inflight.serve_by(task)
@@ -320,7 +322,7 @@ async def _serve_attempts(services: Services, call: Call) -> AsyncGenerator[Chun
     inflight.job = settled
     store_answer(services, settled)
     chunks = inflight.attempt.chunks
-    if streams_through and chunks and _is_last(chunks[-1]):
+    if may_stream and chunks and _is_last(chunks[-1]):
         yield chunks[-1]
 
 

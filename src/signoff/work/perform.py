@@ -84,9 +84,8 @@ async def _perform_reserved(services: Services, job: Job, attempt: Attempt) -> N
     try:
         called, outcome = await _call_model(services, job, attempt)
         usage = outcome.usage if isinstance(outcome, Answer) else None
-        used = await add_attempt(
-            services, await revalidate(services, called), attempt, usage, queued_us=_queued_us(job)
-        )
+        queued_us = _queued_us(job)
+        used = await add_attempt(services, await revalidate(services, called), attempt, usage, queued_us=queued_us)
         settled = await _settle(services, used, outcome)
         if settled is None:
             record_wasted(services, job, attempt, usage)
@@ -226,8 +225,6 @@ async def _release_job(services: Services, job: Job, attempt: Attempt) -> None:
 
 
 async def _release_attempt(services: Services, job: Job, attempt: Attempt) -> None:
-    counted = await add_attempt(services, job, attempt, None)
-    request = TransitionRequest(
-        verb="release", actor=services.ids.actor, lease=job.lease, changes=usage_columns(counted)
-    )
+    used = await add_attempt(services, job, attempt, None)
+    request = TransitionRequest(verb="release", actor=services.ids.actor, lease=job.lease, changes=usage_columns(used))
     await services.store.jobs.transition(job.id, request)

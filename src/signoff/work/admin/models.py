@@ -64,7 +64,7 @@ async def model_health(services: Services, model: Model) -> dict[str, Any]:
     if state is not None:
         return {"ok": state != "failed", "detail": state}
     if model.url is None:
-        return {"ok": True, "detail": "always there"}
+        return {"ok": True, "detail": "always available"}
     parts = urlsplit(model.url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -75,8 +75,8 @@ async def model_health(services: Services, model: Model) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         if (denial := blocked_reason(error)) is not None:
             return {"ok": False, "detail": denial}
-        return {"ok": False, "detail": f"cannot be connected to: {type(error).__name__}"}
-    return {"ok": True, "detail": "takes connections"}
+        return {"ok": False, "detail": f"connection failed: {type(error).__name__}"}
+    return {"ok": True, "detail": "accepts connections"}
 
 
 async def start_model(services: Services, caller: Caller, name: str) -> ModelStatus:
