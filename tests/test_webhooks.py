@@ -349,7 +349,7 @@ async def test_a_name_that_stands_for_a_private_address_is_refused_when_it_is_se
 @pytest.mark.parametrize(
     ("deliver", "words"),
     [
-        ({"url": "https://example.com"}, "needs a secret"),
+        ({"url": "https://example.com"}, "`deliver` needs a `secret`"),
         ({"url": "https://example.com", "secret": "whsec_c2hvcnQ="}, "24 to 64"),
         ({"url": "https://example.com", "secret": "s3cret"}, "24 to 64"),
         ({"url": "https://example.com", "secret": "whsec_***"}, "24 to 64"),
