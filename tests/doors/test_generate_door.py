@@ -120,7 +120,7 @@ async def test_who_waits_for_a_held_answer_gets_it_with_its_verdict(tmp_path: Pa
         assert await server.ask("POST", "/generate?wait=0.05", plain, json=asked) == (
             504,
             {
-                "detail": f"The answer still waits for a person. Ask for job {job_id} later.",
+                "detail": f"The answer waits for a review; query job {job_id} later.",
                 "code": "review_pending",
                 "job_id": job_id,
             },

@@ -37,7 +37,7 @@ async def test_a_model_is_registered_changed_tried_and_forgotten(tmp_path: Path)
         status, told = await server.ask("POST", "/api/models/org/small", admin, json=1)
         assert (status, told["ok"], told["error"]["status"]) == (200, False, 500)
         _, found = await server.ask("GET", "/api/models/org/small?health=true", admin)
-        assert found == changed | {"health": {"ok": True, "detail": "takes connections"}}
+        assert found == changed | {"health": {"ok": True, "detail": "accepts connections"}}
         # and nobody is shown the key
         _, listed = await server.ask("GET", "/api/models", admin)
         assert listed["data"][0] == changed

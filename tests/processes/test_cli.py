@@ -166,7 +166,7 @@ def test_people_get_tokens_and_passwords_which_are_nowhere_in_clear(tmp_path: Pa
     )
     # then they get no more rights than they have
     assert escalated[:2] == (1, "")
-    assert "ann@example.com is a user; a token cannot have the rights of a admin." in escalated[2]
+    assert "`role` must not exceed the role of ann@example.com, which is user (got admin)." in escalated[2]
     assert named[0] == 0
     assert named[1].endswith("It is not shown again.\n")
     assert passed == (0, "ann@example.com is a user.\n", "")

@@ -483,7 +483,7 @@ def expire(job: Job) -> TransitionRequest:
         case "stay":
             return seen("expire", job, to="human")
         case "approve":
-            decision = Decision(verdict="approve", reviewer="policy", reason="Nobody looked in time.")
+            decision = Decision(verdict="approve", reviewer="policy", reason="No reviewer decided before the deadline.")
             return seen("expire", job, to="success", changes={"decision": decision})
         case "reject":
             return seen("expire", job, to="fail", changes={"error": FINAL})

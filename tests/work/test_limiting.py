@@ -97,7 +97,7 @@ async def test_who_has_no_room_gets_a_429_that_says_until_when(tmp_path: Path) -
             await official.chat.completions.create(**chat("two"))
         error = raised.value
         assert (error.status_code, error.code) == (429, "rate_limit_exceeded")
-        assert "Each user may use 1 requests in a minute" in error.message
+        assert "Each user may use 1 requests per minute" in error.message
         headers = error.response.headers
         assert 38_000 < int(headers["retry-after-ms"]) <= 40_000
         assert int(headers["retry-after"]) == -(-int(headers["retry-after-ms"]) // 1000)
@@ -481,7 +481,7 @@ async def test_a_budget_of_dollars_is_reserved_and_spent_by_the_models_price(tmp
         assert (await the_only_user_has(server)).day.cost == job.cost_nanodollars
         status, _, refused = await asked(server, token, max_tokens=60)
         assert (status, refused["error"]["code"]) == (429, "insufficient_quota")
-        assert "100 dollars in a day" in refused["error"]["message"]
+        assert "100 dollars per day" in refused["error"]["message"]
 
 
 async def test_a_cached_answer_takes_nothing(tmp_path: Path) -> None:

@@ -546,7 +546,7 @@ async def test_what_cannot_be_run_again_in_part_says_why(server: Live) -> None:
     await ended(server, token, job)
 
     for change, why in (
-        ({"node": "0.7"}, "There is no call"),
+        ({"node": "0.7"}, "`node` must be the position of a call"),
         ({}, "node"),
         ({"node": "0.0", "payload": 1}, "is a function"),
     ):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_one_sweep_forgets_as_many_old_jobs_as_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "FORGOTTEN_AT_ONCE", 20)
+    monkeypatch.setattr(sweep, "PURGE_BATCH_SIZE", 20)
     async with live(tmp_path, retention_days=1e-12, sweep_seconds=600) as server:
         store = server.services.store
         await together(store.jobs.insert(a_job(status="fail", lane="now"), actor="test") for _ in range(90))

@@ -214,7 +214,7 @@ async def test_what_is_never_taken_is_given_up_loudly(tmp_path: Path, capfd: pyt
         assert "Given up after 3 attempts" in given_up["error"]
         assert [one.id for one in await server.services.store.deliveries.failed(10)] == [given_up["id"]]
     logged = "".join(capfd.readouterr())
-    assert "a delivery was given up" in logged
+    assert "delivery_failed" in logged
     assert given_up["id"] in logged
 
 
@@ -350,7 +350,7 @@ async def test_a_name_that_stands_for_a_private_address_is_refused_when_it_is_se
 @pytest.mark.parametrize(
     ("deliver", "words"),
     [
-        ({"url": "https://example.com"}, "needs a secret"),
+        ({"url": "https://example.com"}, "`deliver` needs a `secret`"),
         ({"url": "https://example.com", "secret": "whsec_c2hvcnQ="}, "24 to 64"),
         ({"url": "https://example.com", "secret": "s3cret"}, "24 to 64"),
         ({"url": "https://example.com", "secret": "whsec_***"}, "24 to 64"),

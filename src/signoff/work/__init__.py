@@ -1,1 +1,4 @@
-"""The verbs: the one path that every request takes, a file for each verb a user would say."""
+"""Operations of the product. Read them in the order of a request: admit, submit or call, perform, record, await_review.
+
+Every operation takes `Services` first. Operations on single things are in the subpackages.
+"""

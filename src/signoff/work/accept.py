@@ -1,6 +1,6 @@
-"""Accept: a message of a stream is a job, durable, and the same one however often the message comes.
+"""Acceptance of stream messages: store each message as one job, however often the broker delivers it.
 
-What cannot be asked is a job that has ended at once, so that its answer is a delivery like any other.
+An invalid message becomes a job that has failed already, so its reply is delivered like any other.
 """
 
 from __future__ import annotations
@@ -22,66 +22,70 @@ from signoff.work.inference.settle import job_error
 from signoff.work.jobs.deliver import delivery_targets
 from signoff.work.services import Services
 
-KEPT_OF_REFUSED = 16 * 1024
-# No user, and not callers without a token either, who are 0.
-NOBODY = -1
+MAX_EXCERPT_BYTES = 16 * 1024
+# The user id of a stream without a user; 0 is that of callers without a token.
+NO_USER_ID = -1
 
 
 async def stream_caller(services: Services, stream: Stream) -> Caller:
-    """Whose limits and models apply to the stream's messages. Raises Forbidden where that user is gone."""
+    """Return the caller whose limits and models apply to messages of `stream`.
+
+    Raises Forbidden if its user is inactive.
+    """
     if stream.user is None:
-        return Caller(user_id=NOBODY, token_id=0, role="user", email=f"stream:{stream.name}")
+        return Caller(user_id=NO_USER_ID, token_id=0, role="user", email=f"stream:{stream.name}")
     caller = await services.caches.callers.by_email(stream.user)
     if caller is None:
-        raise Forbidden(f"The stream {stream.name} is listened to as {stream.user}, who is no active user.")
+        raise Forbidden(f"The stream {stream.name!r} runs as {stream.user}, who is not an active user.")
     return caller
 
 
 async def accept(services: Services, ask: Ask, message: IncomingMessage, error: SignoffError | None = None) -> Job:
-    """The message's job, committed; one that has failed if there is an `error`, or if it cannot be admitted.
+    """Store the job of `message`, and return it; a job that has failed if `error` is set or the message is invalid.
 
-    A message that came before joins its job, and is answered again if that has ended. One without an id that comes
-    for the first time joins nothing, even if it says what another one said.
+    A message that was delivered before returns its first job, whose reply is sent again if the job has ended.
+    A first delivery without an id is always a new job, even if its content equals that of another message.
+    Raises retryable errors and server errors (status 500 and above), on which the broker should redeliver.
     """
     client_id = f"{ask.reply_to}:{fingerprint((message.id or '').encode(), message.body)}"
     ask = msgspec.structs.replace(ask, client_id=client_id)
     if error is None and len(message.body) > services.rules.max_body_bytes:
         error = TooLarge(f"The message is larger than {services.rules.max_body_bytes} bytes.")
-    asked, verb = await _job(services, ask, message, error)
-    job = await services.store.jobs.insert(asked, actor=ask.caller.actor, verb=verb)
-    if job.id == asked.id:
+    new, verb = await _new_job(services, ask, message, error)
+    job = await services.store.jobs.insert(new, actor=ask.caller.actor, verb=verb)
+    if job.id == new.id:
         _notify(services, job)
         return job
     if message.id is None and not message.is_redelivery:
-        asked = msgspec.structs.replace(asked, client_id=None, fingerprint=None)
-        job = await services.store.jobs.insert(asked, actor=ask.caller.actor, verb=verb)
+        new = msgspec.structs.replace(new, client_id=None, fingerprint=None)
+        job = await services.store.jobs.insert(new, actor=ask.caller.actor, verb=verb)
         _notify(services, job)
         return job
-    await _answer_again(services, job)
+    await _resend_reply(services, job)
     return job
 
 
-async def _job(
+async def _new_job(
     services: Services, ask: Ask, message: IncomingMessage, error: SignoffError | None
 ) -> tuple[Job, InitialVerb]:
-    """The job that the message is to be, and how it begins, or ends at once."""
+    """Return the job of the message, and the verb with which it is stored."""
     if error is None:
         try:
-            return await _admitted(services, ask)
+            return await _admit_or_hit(services, ask)
         except SignoffError as failure:
             if failure.retryable or failure.status >= 500:
                 raise
             error = failure
-    return _refused(services, ask, message, error), "refuse"
+    return _refused_job(services, ask, message, error), "refuse"
 
 
-async def _admitted(services: Services, ask: Ask) -> tuple[Job, InitialVerb]:
-    asked = await admit(services, ask)
-    hit = await lookup_answer(services, ask, asked)
-    return (asked, "submit") if hit is None else (hit, "hit")
+async def _admit_or_hit(services: Services, ask: Ask) -> tuple[Job, InitialVerb]:
+    job = await admit(services, ask)
+    hit = await lookup_answer(services, ask, job)
+    return (job, "submit") if hit is None else (hit, "hit")
 
 
-def _refused(services: Services, ask: Ask, message: IncomingMessage, error: SignoffError) -> Job:
+def _refused_job(services: Services, ask: Ask, message: IncomingMessage, error: SignoffError) -> Job:
     job_id = services.ids.new_id()
     return Job(
         id=job_id,
@@ -90,10 +94,10 @@ def _refused(services: Services, ask: Ask, message: IncomingMessage, error: Sign
         lane=ask.lane,
         user_id=ask.caller.user_id,
         token_id=ask.caller.token_id,
-        target=_without_zeros(ask.target or ""),
+        target=_replace_nuls(ask.target or ""),
         model="",
-        path=_without_zeros(ask.path),
-        body=_excerpt(message.body),
+        path=_replace_nuls(ask.path),
+        body=_json_excerpt(message.body),
         error=job_error(error),
         metadata=ask.metadata,
         client_id=ask.client_id,
@@ -101,12 +105,12 @@ def _refused(services: Services, ask: Ask, message: IncomingMessage, error: Sign
     )
 
 
-def _excerpt(message: bytes) -> bytes:
-    """What is kept of a message that cannot be asked, as JSON: its beginning, as a text."""
-    return msgspec.json.encode(_without_zeros(message[:KEPT_OF_REFUSED].decode(errors="replace")))
+def _json_excerpt(message: bytes) -> bytes:
+    """Return the beginning of an invalid message as a JSON string."""
+    return msgspec.json.encode(_replace_nuls(message[:MAX_EXCERPT_BYTES].decode(errors="replace")))
 
 
-def _without_zeros(text: str) -> str:
+def _replace_nuls(text: str) -> str:
     return text.replace("\0", "\ufffd")
 
 
@@ -115,11 +119,9 @@ def _notify(services: Services, job: Job) -> None:
         services.adapters.broker.notify(job.id, job.priority)
 
 
-async def _answer_again(services: Services, job: Job) -> None:
-    """Sends the answer once more, under its id: the first one may not have been for this message."""
-    sent = [
-        told for told in await services.store.deliveries.of_job(job.id) if told.kind == "topic" and told.state != "due"
-    ]
-    for delivery in sent:
-        with contextlib.suppress(NotFound, Stale):  # it is being sent
-            await services.store.deliveries.resend(delivery.id)
+async def _resend_reply(services: Services, job: Job) -> None:
+    """Send the reply again, under its delivery id: the first one may have answered another delivery of the message."""
+    for delivery in await services.store.deliveries.of_job(job.id):
+        if delivery.kind == "topic" and delivery.state != "due":
+            with contextlib.suppress(NotFound, Stale):  # a worker is sending it now
+                await services.store.deliveries.resend(delivery.id)

@@ -1,4 +1,4 @@
-"""Admit: may this caller ask this, of which model, and who must look at the answer?"""
+"""Admission: build the job of a request, once the request, its target and the caller's rights have been checked."""
 
 from __future__ import annotations
 
@@ -29,34 +29,40 @@ PRIORITIES = range(10)
 
 
 async def admit(services: Services, ask: Ask) -> Job:
-    """The job that `ask` would be, not written anywhere yet. Raises NotFound, Forbidden, BadRequest."""
-    sampling = _checked(ask)
+    """Return the job of `ask`, which is not stored yet.
+
+    Raises:
+        BadRequest: a field or the body is invalid.
+        AddressRefused: the webhook's address may not be reached.
+        Forbidden: the caller may not list the objects of all callers at the upstream.
+        NotFound: the target, the upstream key or an object that the request names does not exist for this caller.
+    """
+    sampling = _check_ask(ask)
     if ask.key_id is not None:
         await key_of_user(services, ask.caller.user_id, ask.key_id)
     if ask.pipeline is not None:
         return _pipeline_job(services, ask, ask.pipeline)
-    named = NO_REFERENCES if creates_no_object(ask.path) else await find_references(services, ask)
-    if named.subject is not None:
-        ask = msgspec.structs.replace(ask, target=owner_of(named.subject))
-    if ask.target is None or services.caches.models.has_exact(
-        ask.target
-    ):  # nearly always, and nothing more is looked at then
-        return _job(services, ask, await services.caches.models.find(ask.target), sampling, named)
+    references = NO_REFERENCES if creates_no_object(ask.path) else await find_references(services, ask)
+    if references.subject is not None:
+        ask = msgspec.structs.replace(ask, target=owner_of(references.subject))
+    # The usual case: a model of exactly this name needs no look-up of prompts and pipelines.
+    if ask.target is None or services.caches.models.has_exact(ask.target):
+        return _model_job(services, ask, await services.caches.models.find(ask.target), sampling, references)
     target = await resolve_target(services, ask.caller, ask.target)
     if isinstance(target, Model):
-        return _job(services, ask, target, sampling, named)
+        return _model_job(services, ask, target, sampling, references)
     if isinstance(target, Prompt):
-        return await _prompt_job(services, ask, target, named)
+        return await _prompt_job(services, ask, target, references)
     return _pipeline_job(services, ask, target)
 
 
 def _pipeline_job(services: Services, ask: Ask, pipeline: Pipeline) -> Job:
-    """A run of `pipeline`, which is gone through anew each time: its functions may tell the time. Raises BadRequest."""
+    """Return a run of `pipeline`. A run has no cache key, as functions may depend on the time. Raises BadRequest."""
     if ask.path not in {CHAT, PREDICT}:
-        raise BadRequest(f"{pipeline.name!r} is a pipeline: it is asked at {CHAT}.")
+        raise BadRequest(f"{pipeline.name!r} is a pipeline; send the request to {CHAT} (got {ask.path}).")
     parse_arguments(ask.body, parameter_names(pipeline))
     policy = policy_for(None, ask.door_review, services.rules.policy)
-    job = _new(services, ask, pipeline, policy, path=ask.path, cache_key=None)
+    job = _new_job(services, ask, pipeline, policy, path=ask.path, cache_key=None)
     return msgspec.structs.replace(
         job,
         pipeline_id=pipeline.id,
@@ -67,42 +73,49 @@ def _pipeline_job(services: Services, ask: Ask, pipeline: Pipeline) -> Job:
 
 
 def _step_cache_state(ask: Ask) -> CacheState | None:
-    """How the steps of a run use the cache: as their prompts have it, `miss` without looking, `bypass` not at all."""
+    """Return how the steps of a run use the cache: `bypass` not at all, `miss` without a lookup, None as usual."""
     if ask.cache_control.no_store or ask.cache == "never":
         return "bypass"
     return "miss" if ask.cache_control.no_cache or ask.cache_control.max_age_seconds is not None else None
 
 
-async def _prompt_job(services: Services, ask: Ask, prompt: Prompt, named: References) -> Job:
-    """The job that asks the prompt's model; one that asks the same prompt for the same has the same fingerprint."""
+async def _prompt_job(services: Services, ask: Ask, prompt: Prompt, references: References) -> Job:
+    """Return the job that sends the rendered prompt to its model.
+
+    Its fingerprint is that of the request for the prompt, so a retry matches it whatever the prompt's version.
+    """
     model = await services.caches.models.find(prompt.model)
     name = prompt.model or model.name
     path, body = render_request(prompt, name, ask.path, ask.body)
-    filled = msgspec.structs.replace(ask, target=name, path=path, body=body)
-    job = _job(services, filled, model, parse_sampling(body), named)
+    rendered = msgspec.structs.replace(ask, target=name, path=path, body=body)
+    job = _model_job(services, rendered, model, parse_sampling(body), references)
     fingerprint = None if job.fingerprint is None else _fingerprint(ask)
     return msgspec.structs.replace(job, prompt=prompt.name, prompt_version=prompt.version, fingerprint=fingerprint)
 
 
-def _job(services: Services, ask: Ask, model: Model, sampling: Sampling, named: References) -> Job:
+def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampling, references: References) -> Job:
+    """Return the job that calls `model`. Raises NotFound if the model does not serve the path."""
     if accepts_any_json(model) and ask.path[0] != "/":
-        raise NotFound(f"The model {model.name} has nothing at {ask.path}.")
-    # What was held leaves by no other way either.
-    review = "always" if named.was_held else model.review
+        raise NotFound(f"The model {model.name} does not serve {ask.path}.")
+    # An object of a job under review must not be readable without one, whatever the model's own policy is.
+    review = "always" if references.was_held else model.review
     policy = policy_for(review, ask.door_review, services.rules.policy)
     path = path_for(model, ask.path, ask.body)
     cache_key = cache_key_for(services, ask, model, policy, sampling, path) if creates_object(path) else None
-    return _new(services, ask, model, policy, path=path, cache_key=cache_key)
+    return _new_job(services, ask, model, policy, path=path, cache_key=cache_key)
 
 
-def _new(
+def _new_job(
     services: Services, ask: Ask, target: Model | Pipeline, policy: Policy, *, path: str, cache_key: str | None
 ) -> Job:
-    """The job that asks `target`. A call begins with its first attempt; only what is for later waits for a worker."""
+    """Return a job for `target`.
+
+    A waiting call starts with its first attempt and a lease; a queued job waits for a worker to claim it.
+    """
     rules, job_id, is_now = services.rules, services.ids.new_id(), ask.lane == "now"
     attempts = target.attempts if isinstance(target, Model) else rules.later_attempts
-    # A call that may be held may also be asked again by a client that lost its connection meanwhile.
-    is_found_again = ask.client_id or ask.idempotency_key or (is_now and policy.may_hold)
+    # A client that lost its connection during a review finds its job by the fingerprint when it retries.
+    needs_fingerprint = ask.client_id or ask.idempotency_key or (is_now and policy.may_hold)
     return Job(
         id=job_id,
         status="bot",
@@ -119,7 +132,7 @@ def _new(
         policy=policy,
         client_id=ask.client_id,
         idempotency_key=ask.idempotency_key,
-        fingerprint=_fingerprint(ask) if is_found_again else None,
+        fingerprint=_fingerprint(ask) if needs_fingerprint else None,
         key_id=ask.caller.key_id if ask.key_id is None else ask.key_id,
         deliver=delivery_targets(services, ask, ask.client_id or job_id),
         max_attempts=attempts or (rules.now_attempts if is_now else rules.later_attempts),
@@ -130,16 +143,22 @@ def _new(
     )
 
 
-def _checked(ask: Ask) -> Sampling:
-    """What the request says about chance. Raises BadRequest."""
+def _check_ask(ask: Ask) -> Sampling:
+    """Check the fields of `ask`, and return the sampling parameters of its body. Raises BadRequest, BadBody."""
     if ask.priority not in PRIORITIES:
-        raise BadRequest("priority is a whole number from 0 to 9; 9 goes first.")
+        raise BadRequest(f"`priority` must be an integer from 0 (last) to 9 (first) (got {ask.priority}).")
     if ask.idempotency_key is not None and not 0 < len(ask.idempotency_key) <= MAX_KEY_LENGTH:
-        raise BadRequest(f"An idempotency key has 1 to {MAX_KEY_LENGTH} characters.")
+        raise BadRequest(
+            f"`Idempotency-Key` must be 1 to {MAX_KEY_LENGTH} characters long (got {len(ask.idempotency_key)})."
+        )
     if ask.client_id is not None and not (ask.client_id.isprintable() and 0 < len(ask.client_id) <= MAX_KEY_LENGTH):
-        raise BadRequest(f"A job id has 1 to {MAX_KEY_LENGTH} printable characters.")
+        raise BadRequest(
+            f"`job_id` must be 1 to {MAX_KEY_LENGTH} printable characters long (got {len(ask.client_id)})."
+        )
     if ask.path not in KNOWN and ask.path != PREDICT and parse_route(ask.path) is None:
-        raise BadRequest("path is /predict, or one of the OpenAI API, such as /v1/chat/completions.")
+        raise BadRequest(
+            f"`path` must be {PREDICT} or an endpoint of the OpenAI API, such as {CHAT} (got {ask.path!r})."
+        )
     try:
         ask.body.decode()
         return parse_sampling(ask.body) if ask.sampling is None else ask.sampling
@@ -148,14 +167,19 @@ def _checked(ask: Ask) -> Sampling:
 
 
 def parse_sampling(body: bytes) -> Sampling:
-    """All of the body is read, whatever it says. Raises ValueError, RecursionError."""
+    """Return the sampling parameters of `body`, and check that all of it is JSON.
+
+    A body that is not an object, or whose parameters have wrong types, has the defaults.
+    Raises ValueError or RecursionError if the body is not JSON.
+    """
     try:
         return msgspec.json.decode(body, type=Sampling)
-    except msgspec.ValidationError:  # it is no object, but it may be JSON
+    except msgspec.ValidationError:
         msgspec.json.decode(body, type=msgspec.Raw)
         return Sampling()
 
 
 def _fingerprint(ask: Ask) -> str:
-    told = "" if ask.webhook is None else ask.webhook.url
-    return fingerprint(ask.path.encode(), (ask.target or "").encode(), told.encode(), ask.body)
+    """Return the digest by which a retry of the same request is recognised."""
+    webhook_url = "" if ask.webhook is None else ask.webhook.url
+    return fingerprint(ask.path.encode(), (ask.target or "").encode(), webhook_url.encode(), ask.body)

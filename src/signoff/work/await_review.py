@@ -1,4 +1,4 @@
-"""Sign off: a call that waits for a person's verdict, on the same connection."""
+"""Waiting for a review: a call that stays on the client's connection until a reviewer decides."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from signoff.work.services import Services
 
 
 async def await_review(services: Services, job: Job, ask: Ask, *, with_usage: bool) -> AsyncIterator[Chunk]:
-    """The signed-off answer; for a stream, comments keep the connection open meanwhile, where no sound may come.
+    """Wait until the job has ended, and yield the chunks of its signed-off answer.
 
-    Raises ReviewPending when nobody looked in time (the job goes on), and JobFailed.
+    Comments keep the connection of a stream open meanwhile, except where binary data may follow.
+    Wait at most `ask.wait_seconds`, or `hold_seconds` of the settings. Raises ReviewPending after that time, while
+    the job goes on, and JobFailed.
     """
-    patience = services.rules.hold_seconds if ask.wait_seconds is None else ask.wait_seconds
-    deadline = asyncio.get_running_loop().time() + patience
+    wait_seconds = services.rules.hold_seconds if ask.wait_seconds is None else ask.wait_seconds
+    deadline = asyncio.get_running_loop().time() + wait_seconds
     while not job.is_terminal:
-        left = deadline - asyncio.get_running_loop().time()
-        if left <= 0:
+        remaining = deadline - asyncio.get_running_loop().time()
+        if remaining <= 0:
             raise pending_error(job)
-        seconds = min(left, services.rules.keep_alive_seconds) if ask.stream else left
+        seconds = min(remaining, services.rules.keep_alive_seconds) if ask.stream else remaining
         job = await wait_until(services, job.id, seconds, lambda job: job.is_terminal)
         if ask.stream and job.path in KNOWN and not job.is_terminal:
             yield Chunk(sse.comment(b"waiting for a person"), event=True)
@@ -38,8 +40,8 @@ async def await_review(services: Services, job: Job, ask: Ask, *, with_usage: bo
 
 
 def chunks_of_finished(job: Job, *, stream: bool, with_usage: bool) -> list[Chunk]:
-    """The answer of a job that has one, in the form in which it is asked for now."""
+    """Return the stored answer of `job` as chunks, in the form of its path: events if `stream`, else one body."""
     body = convert_answer(job.path, job.response or b"null", job.target)
     binary = None if job.path in KNOWN else decode_binary(body)
-    is_sound = binary is not None and binary.content_type != sse.CONTENT_TYPE
-    return list(stream_events(job.path, body, with_usage=with_usage)) if stream and not is_sound else [Chunk(body)]
+    is_binary = binary is not None and binary.content_type != sse.CONTENT_TYPE
+    return list(stream_events(job.path, body, with_usage=with_usage)) if stream and not is_binary else [Chunk(body)]

@@ -1,4 +1,4 @@
-"""Call: the now lane. The caller waits for the answer, and for its sign-off where one is wanted."""
+"""Waiting calls (the `now` lane): the client waits for the answer, and for the review of it where there is one."""
 
 from __future__ import annotations
 
@@ -31,223 +31,245 @@ from signoff.work.record import begin_record, cancel_record, end_record, is_call
 from signoff.work.services import Services
 from signoff.work.submit import check_same
 
-LONGEST_WAIT_SECONDS = 5.0
+MAX_RETRY_WAIT_SECONDS = 5.0
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that is under way. `joined`: its job is another call's, and this one only waits for the end.
-
-    `shared` is what it reads, where other calls of this process may read the same. `recalled`: the cache has answered.
-    """
+    """A waiting call that has begun."""
 
     ask: Ask
+    """The request of the client."""
     inflight: InflightCall
+    """The state of the call in this process; its `job` changes while the call runs."""
     with_usage: bool
-    joined: bool = False
+    """Send an event with the usage at the end of a stream."""
+    is_joined: bool = False
+    """The job is that of another call, and this call waits for its end."""
     shared: Broadcast | None = None
-    cached_job: bool = False
+    """The chunks that several calls of this process read; None if this call shares none."""
+    is_cached: bool = False
+    """The job has ended with an answer from the cache."""
 
 
 async def begin_call(services: Services, ask: Ask, *, with_usage: bool = False) -> Call:
-    """Admits the ask, and writes its job first where it must survive: with a key, or where it may be held.
+    """Start the call of `ask`; read its answer with `call_chunks`.
 
-    Raises what `admit` and `reserve` raise, and KeyReused.
+    The job is stored first where it must survive a restart: with an idempotency key, if it may be held, or if it is a
+    run. A request that equals a running one may join that job. Raises what `admit` and `reserve` raise, and KeyReused.
+
+    Args:
+        services: The dependencies.
+        ask: The request.
+        with_usage: Send an event with the usage at the end of a stream.
     """
-    asked = await admit(services, ask)
-    if asked.cache_key is not None and (hit := await lookup_answer(services, ask, asked)) is not None:
+    job = await admit(services, ask)
+    if job.cache_key is not None and (hit := await lookup_answer(services, ask, job)) is not None:
         return await _begin_cached(services, ask, hit, with_usage=with_usage)
-    if asked.idempotency_key is not None:
-        return await _begin_shared(services, ask, asked, with_usage=with_usage)
-    if ask.is_retry and (standing := await find_unfinished(services, asked)) is not None:
-        inflight = InflightCall(standing, actor=ask.caller.actor)
-        return Call(ask=ask, inflight=inflight, with_usage=with_usage, joined=True)
-    if _may_share(ask, asked):
-        model = await services.caches.models.find(asked.target)
-        is_wanted = services.rules.coalesce if model.coalesce is None else model.coalesce
-        if is_wanted and _is_repeatable(ask, asked):
+    if job.idempotency_key is not None:
+        return await _begin_shared(services, ask, job, with_usage=with_usage)
+    if ask.is_retry and (unfinished := await find_unfinished(services, job)) is not None:
+        inflight = InflightCall(unfinished, actor=ask.caller.actor)
+        return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True)
+    if _may_coalesce(ask, job):
+        model = await services.caches.models.find(job.target)
+        coalesces = services.rules.coalesce if model.coalesce is None else model.coalesce
+        if coalesces and _is_repeatable(ask, job):
             return await _begin_coalesced(
-                services, ask, asked, services.caches.models.version_of(model), with_usage=with_usage
+                services, ask, job, services.caches.models.version_of(model), with_usage=with_usage
             )
-    return Call(ask=ask, inflight=await _begin_new(services, ask, asked), with_usage=with_usage)
+    return Call(ask=ask, inflight=await _reserve_and_record(services, ask, job), with_usage=with_usage)
 
 
-async def _begin_new(services: Services, ask: Ask, asked: Job) -> InflightCall:
-    """The flight of a job that has room under its limits, which is given back where another job stands already."""
-    reservation = None if asked.pipeline_id is not None else await reserve(services, asked)  # its steps have limits
+async def _reserve_and_record(services: Services, ask: Ask, job: Job) -> InflightCall:
+    """Reserve under the limits of the job, and record its start.
+
+    The reservation is released if a job with the same idempotency key exists, which the result then holds.
+    """
+    # Limits apply to the steps of a run, and not to the run itself.
+    reservation = None if job.pipeline_id is not None else await reserve(services, job)
     if reservation is None:
-        return await begin_record(services, asked, ask.caller.actor)
+        return await begin_record(services, job, ask.caller.actor)
     try:
-        inflight = await begin_record(services, asked, ask.caller.actor)
+        inflight = await begin_record(services, job, ask.caller.actor)
     except BaseException:
-        await release_reservation(services, reservation, asked, asked, asked=False)
+        await release_reservation(services, reservation, job, job, reached_model=False)
         raise
-    if inflight.job.id == asked.id:
+    if inflight.job.id == job.id:
         inflight.reservation = reservation
     else:
-        await release_reservation(services, reservation, asked, asked, asked=False)
+        await release_reservation(services, reservation, job, job, reached_model=False)
     return inflight
 
 
 async def lookup_cached(services: Services, ask: Ask) -> Job | None:
-    """The job that `ask` would be if the cache has its answer; nothing is written, and nobody is asked.
+    """Return the job of `ask` with its answer from the cache; None if the cache has none.
 
-    Raises what `admit` raises.
+    Store nothing and call no model. Raises what `admit` raises.
     """
     return await lookup_answer(services, ask, await admit(services, ask))
 
 
 async def _begin_cached(services: Services, ask: Ask, hit: Job, *, with_usage: bool) -> Call:
-    """The cache has the answer; but what stands under the caller's key already comes first."""
-    job = await record_hit(services, hit, ask.caller.actor)
-    inflight = InflightCall(job, actor=ask.caller.actor)
-    if job.id == hit.id:
-        return Call(ask=ask, inflight=inflight, with_usage=with_usage, cached_job=True)
-    check_same(job, hit)
-    shared = services.runtime.inflight_calls.shared(job.id)
-    return Call(ask=ask, inflight=inflight, with_usage=with_usage, joined=True, shared=shared)
+    """Return the call that the cache has answered, unless a job with the same idempotency key exists."""
+    stored = await record_hit(services, hit, ask.caller.actor)
+    inflight = InflightCall(stored, actor=ask.caller.actor)
+    if stored.id == hit.id:
+        return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_cached=True)
+    check_same(stored, hit)
+    shared = services.runtime.inflight_calls.shared(stored.id)
+    return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True, shared=shared)
 
 
-def _may_share(ask: Ask, asked: Job) -> bool:
-    """Whether an equal call could be due an equal answer, as far as can be told without its body."""
-    if asked.policy.may_hold or asked.path not in KNOWN or asked.pipeline_id is not None:
+def _may_coalesce(ask: Ask, job: Job) -> bool:
+    """Return True if equal requests may get the same answer, judged without reading the body."""
+    if job.policy.may_hold or job.path not in KNOWN or job.pipeline_id is not None:
         return False
     return not ask.cache_control.no_store and not ask.cache_control.no_cache
 
 
-def _is_repeatable(ask: Ask, asked: Job) -> bool:
-    """Whether its body says so; it was read already unless it is another by now."""
-    if ask.sampling is not None and asked.body is ask.body:
+def _is_repeatable(ask: Ask, job: Job) -> bool:
+    """Return True if the sampling parameters of the body make the answer repeatable."""
+    # Rendering a prompt replaces the body, and then the sampling parameters of the request do not apply.
+    if ask.sampling is not None and job.body is ask.body:
         return ask.sampling.is_repeatable
-    return parse_sampling(asked.body).is_repeatable
+    return parse_sampling(job.body).is_repeatable
 
 
-async def _begin_coalesced(services: Services, ask: Ask, asked: Job, version: str, *, with_usage: bool) -> Call:
-    """The call that joins an equal one of the same user and key, of the model as it is now, or that others may join."""
-    request = (asked.user_id, asked.key_id, asked.target, version, asked.path, asked.body)
-    if (standing := services.runtime.inflight_calls.find_coalesced(request)) is not None:
-        inflight, shared = (
-            InflightCall(standing, actor=ask.caller.actor),
-            services.runtime.inflight_calls.shared(standing.id),
-        )
-        return Call(ask=ask, inflight=inflight, with_usage=with_usage, joined=True, shared=shared)
-    services.runtime.inflight_calls.coalesce(request, asked)
+async def _begin_coalesced(services: Services, ask: Ask, job: Job, version: str, *, with_usage: bool) -> Call:
+    """Join a running call with an equal request, or start one that others may join.
+
+    Requests are equal if user, upstream key, target, version of the model, path and body are.
+    """
+    request = (job.user_id, job.key_id, job.target, version, job.path, job.body)
+    if (existing := services.runtime.inflight_calls.find_coalesced(request)) is not None:
+        inflight = InflightCall(existing, actor=ask.caller.actor)
+        shared = services.runtime.inflight_calls.shared(existing.id)
+        return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True, shared=shared)
+    services.runtime.inflight_calls.coalesce(request, job)
     try:
-        call = await _begin_shared(services, ask, asked, with_usage=with_usage)
+        call = await _begin_shared(services, ask, job, with_usage=with_usage)
     except BaseException:
-        services.runtime.inflight_calls.stop_coalescing(request, asked)
+        services.runtime.inflight_calls.stop_coalescing(request, job)
         raise
     if call.shared is not None and call.shared.task is not None:
-        call.shared.task.add_done_callback(lambda _: services.runtime.inflight_calls.stop_coalescing(request, asked))
+        call.shared.task.add_done_callback(lambda _: services.runtime.inflight_calls.stop_coalescing(request, job))
     return call
 
 
-async def _begin_shared(services: Services, ask: Ask, asked: Job, *, with_usage: bool) -> Call:
-    """The call that asks under this key, in a task of its own; or one that joins the job which stands there."""
+async def _begin_shared(services: Services, ask: Ask, job: Job, *, with_usage: bool) -> Call:
+    """Start the call in a task of its own, so that others may join it and its first caller may leave.
+
+    Join the existing job instead if there is one with the same idempotency key.
+    """
     shared = Broadcast()
-    services.runtime.inflight_calls.share(asked.id, shared)
+    services.runtime.inflight_calls.share(job.id, shared)
     try:
-        inflight = await _begin_new(services, ask, asked)
+        inflight = await _reserve_and_record(services, ask, job)
     except BaseException:
-        services.runtime.inflight_calls.unshare(asked.id)
-        shared.fail(caller_error(asked, CALLER_LEFT))
+        services.runtime.inflight_calls.unshare(job.id)
+        shared.fail(caller_error(job, CALLER_LEFT))
         raise
-    if inflight.job.id != asked.id:
-        services.runtime.inflight_calls.unshare(asked.id)
-        check_same(inflight.job, asked)
+    if inflight.job.id != job.id:
+        services.runtime.inflight_calls.unshare(job.id)
+        check_same(inflight.job, job)
         shared = services.runtime.inflight_calls.shared(inflight.job.id)
-        return Call(ask=ask, inflight=inflight, with_usage=with_usage, joined=True, shared=shared)
+        return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True, shared=shared)
     call = Call(ask=ask, inflight=inflight, with_usage=with_usage, shared=shared)
-    shared.task = services.runtime.background.spawn(shared.fill(_ask(services, call), caller_error(asked, INTERRUPTED)))
-    shared.task.add_done_callback(lambda _: services.runtime.inflight_calls.unshare(asked.id))
+    shared.task = services.runtime.background.spawn(shared.fill(_serve(services, call), caller_error(job, INTERRUPTED)))
+    shared.task.add_done_callback(lambda _: services.runtime.inflight_calls.unshare(job.id))
     return call
 
 
 async def call_chunks(services: Services, call: Call) -> AsyncGenerator[Chunk]:
-    """The answer as it comes; a held one once it is signed off.
+    """Yield the chunks of the answer as they come; those of a held answer once it is signed off.
 
-    Leaving (by closing or cancelling) while the model works cancels the job, unless others wait for it too.
-    Raises ModelFailed and its kin, JobFailed, ReviewPending.
+    Closing or cancelling the generator while the model works cancels the job, unless other calls wait for it too.
+    Raises ModelFailed or a subclass, JobFailed, ReviewPending.
     """
-    if call.cached_job:
+    if call.is_cached:
         for chunk in chunks_of_finished(call.inflight.job, stream=call.ask.stream, with_usage=call.with_usage):
             yield chunk
         return
-    if call.joined or call.shared is not None:
-        async with contextlib.aclosing(_joined(services, call)) as chunks:
+    if call.is_joined or call.shared is not None:
+        async with contextlib.aclosing(_follow_shared(services, call)) as chunks:
             async for chunk in chunks:
                 yield chunk
         return
-    async with contextlib.aclosing(_ask(services, call)) as chunks:
+    async with contextlib.aclosing(_serve(services, call)) as chunks:
         async for chunk in chunks:
             yield chunk
-    if _waits(call.inflight.job):
+    if _awaits_person(call.inflight.job):
         async for chunk in await_review(services, call.inflight.job, call.ask, with_usage=call.with_usage):
             yield chunk
 
 
-async def _joined(services: Services, call: Call) -> AsyncGenerator[Chunk]:
-    """What all callers of one job get. Where nobody asks any more, this one asks anew."""
+async def _follow_shared(services: Services, call: Call) -> AsyncGenerator[Chunk]:
+    """Yield the chunks that all callers of one job get; start the call over if the job lost its callers."""
     inflight = call.inflight
-    while not call.cached_job:
+    while not call.is_cached:
         try:
-            async with contextlib.aclosing(_together(services, call)) as chunks:
+            async with contextlib.aclosing(_read_together(services, call)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except JobFailed as failure:
-            if not (call.joined and _should_ask_again(call, failure)):
+            if not (call.is_joined and _should_start_over(call, failure)):
                 raise
         else:
             return
         call = await begin_call(services, call.ask, with_usage=call.with_usage)
-        inflight.job = call.inflight.job  # which the door tells of
+        inflight.job = call.inflight.job  # the door names the job of `inflight` to the client
     for chunk in chunks_of_finished(call.inflight.job, stream=call.ask.stream, with_usage=call.with_usage):
         yield chunk
 
 
-def _should_ask_again(call: Call, failure: JobFailed) -> bool:
-    """Whether those who asked have left, or the process that asked for them has vanished."""
+def _should_start_over(call: Call, failure: JobFailed) -> bool:
+    """Return True if the job ended because its callers left or its server stopped."""
     return is_caller_left(failure) or (call.shared is None and failure.code == INTERRUPTED.code)
 
 
-async def _together(services: Services, call: Call) -> AsyncGenerator[Chunk]:
+async def _read_together(services: Services, call: Call) -> AsyncGenerator[Chunk]:
+    """Yield the shared chunks, then those of the review; wait for the stored job if it runs in another process."""
     if call.shared is not None:
         async with contextlib.aclosing(call.shared.read()) as chunks:
             async for chunk in chunks:
                 yield chunk
-    elif not call.joined:
-        async with contextlib.aclosing(_ask(services, call)) as chunks:
+    elif not call.is_joined:
+        async with contextlib.aclosing(_serve(services, call)) as chunks:
             async for chunk in chunks:
                 yield chunk
-    if (call.joined and call.shared is None) or _waits(await _latest(services, call)):
+    if (call.is_joined and call.shared is None) or _awaits_person(await _reload_run(services, call)):
         async for chunk in await_review(services, call.inflight.job, call.ask, with_usage=call.with_usage):
             yield chunk
 
 
-def _waits(job: Job) -> bool:
-    """Whether its caller waits for a person: it may be held, or is a run that waits for its steps."""
+def _awaits_person(job: Job) -> bool:
+    """Return True if the caller waits for a review: the job may be held, or is a run that waits for its steps."""
     return job.policy.may_hold or (job.pipeline_id is not None and not job.is_terminal)
 
 
-async def _latest(services: Services, call: Call) -> Job:
-    """The job as it is by now, if it is a run: another call of this process may have parked it."""
+async def _reload_run(services: Services, call: Call) -> Job:
+    """Return the stored job if it is a run, which another call of this process may have parked; else the job."""
     job = call.inflight.job
     return job if job.pipeline_id is None else await load_job(services, job.id)
 
 
-def _ask(services: Services, call: Call) -> AsyncGenerator[Chunk]:
-    """Asks the model. Chunks come out at once, the last one when the job is settled; none if it may be held."""
+def _serve(services: Services, call: Call) -> AsyncGenerator[Chunk]:
+    """Call the model, and yield its chunks at once; the last chunk follows when the job is settled.
+
+    Yield nothing if the job may be held.
+    """
     return (
-        _asked(services, call)
+        _serve_attempts(services, call)
         if call.inflight.reservation is None
-        else _asked_in_room(services, call, call.inflight.reservation)
+        else _serve_reserved(services, call, call.inflight.reservation)
     )
 
 
-async def _asked_in_room(services: Services, call: Call, reservation: Reservation) -> AsyncGenerator[Chunk]:
-    """The same; what the call has used is settled before its last chunk comes out, or it is left."""
+async def _serve_reserved(services: Services, call: Call, reservation: Reservation) -> AsyncGenerator[Chunk]:
+    """Call the model, and settle the reservation before the last chunk, or when the caller leaves."""
     inflight, before, is_settled = call.inflight, call.inflight.job, False
     try:
-        async with contextlib.aclosing(_asked(services, call)) as chunks:
+        async with contextlib.aclosing(_serve_attempts(services, call)) as chunks:
             async for chunk in chunks:
                 if _is_last(chunk):
                     is_settled = True
@@ -255,24 +277,25 @@ async def _asked_in_room(services: Services, call: Call, reservation: Reservatio
                 yield chunk
     finally:
         if not is_settled:
-            await release_reservation(services, reservation, before, await _taken(services, inflight))
+            await release_reservation(services, reservation, before, await _job_with_usage(services, inflight))
 
 
-async def _taken(services: Services, inflight: InflightCall) -> Job:
-    """The flight's job with what it has taken; also where it was lost, and what its model said is in no row of it."""
+async def _job_with_usage(services: Services, inflight: InflightCall) -> Job:
+    """Return the job with the usage of its attempt, which a lost job does not have yet."""
     return inflight.job if inflight.is_counted else await add_attempt(services, inflight.job, inflight.attempt, None)
 
 
-async def _asked(services: Services, call: Call) -> AsyncGenerator[Chunk]:
+async def _serve_attempts(services: Services, call: Call) -> AsyncGenerator[Chunk]:
+    """Call the model, yield its chunks, and record the end of the job, whether it is an answer, an error or a leave."""
     inflight = call.inflight
-    passes = not inflight.job.policy.may_hold
+    may_stream = not inflight.job.policy.may_hold
     task = asyncio.current_task()
     inflight.serve_by(task)
     try:
-        async for chunk in _attempts(services, inflight, stream=call.ask.stream):
-            _note_made(inflight, chunk)
-            if passes and not _is_last(chunk):
-                inflight.serve_by(None)  # the task is the reader's meanwhile, and not to be cancelled
+        async for chunk in _attempt_chunks(services, inflight, stream=call.ask.stream):
+            _record_upstream_object(inflight, chunk)
+            if may_stream and not _is_last(chunk):
+                inflight.serve_by(None)  # the reader's code runs now; do not cancel it
                 yield chunk
                 inflight.serve_by(task)
         answer = collect_answer(inflight.job, inflight.attempt.chunks)
@@ -287,10 +310,10 @@ async def _asked(services: Services, call: Call) -> AsyncGenerator[Chunk]:
             await cancel_record(services, inflight, call.ask.caller.actor)
             raise
         settled = None
-        asyncio.current_task().uncancel()  # pyright: ignore[reportOptionalMemberAccess] -- it was our own cancel
+        asyncio.current_task().uncancel()  # pyright: ignore[reportOptionalMemberAccess] -- cancelled by `on_lease_lost`
     except Exception as error:
         failure = to_caller_error(error, inflight.job)
-        if not inflight.is_recorded:  # else it was the record that failed
+        if not inflight.is_recorded:  # otherwise recording the end is what failed
             await end_record(services, inflight, failure)
         raise failure from error
     if settled is None:
@@ -298,27 +321,27 @@ async def _asked(services: Services, call: Call) -> AsyncGenerator[Chunk]:
         raise failure_of_job(await load_job(services, inflight.job.id))
     inflight.job = settled
     store_answer(services, settled)
-    got = inflight.attempt.chunks
-    if passes and got and _is_last(got[-1]):
-        yield got[-1]
+    chunks = inflight.attempt.chunks
+    if may_stream and chunks and _is_last(chunks[-1]):
+        yield chunks[-1]
 
 
-def _note_made(inflight: InflightCall, chunk: Chunk) -> None:
-    """The first event of a response's stream says what it is called at the upstream."""
+def _record_upstream_object(inflight: InflightCall, chunk: Chunk) -> None:
+    """Put the id of the response, which the first event of its stream has, into the job."""
     if chunk.event and inflight.job.path == RESPONSES and len(inflight.attempt.chunks) == 1:
         inflight.job = msgspec.structs.replace(
             inflight.job, upstream_object_id=object_id_in_event(sse.data_of(chunk.raw))
         )
 
 
-async def _attempts(services: Services, inflight: InflightCall, *, stream: bool) -> AsyncIterator[Chunk]:
-    """Chunks of the first attempt that gives any; a failure before that is tried again where it can help."""
+async def _attempt_chunks(services: Services, inflight: InflightCall, *, stream: bool) -> AsyncIterator[Chunk]:
+    """Yield the chunks of the first attempt that has any; retry failures before the first chunk if that may help."""
     while True:
-        if inflight.job.pipeline_id is None:  # a run takes nothing itself: its steps do
+        if inflight.job.pipeline_id is None:  # the usage of a run is that of its steps
             inflight.attempt.begin()
         try:
             chunks = answer_of(
-                services, inflight.job, stream=stream, answers=inflight.is_answered_by, since=inflight.started_at
+                services, inflight.job, stream=stream, on_model=inflight.is_answered_by, started_at=inflight.started_at
             )
             async for chunk in chunks:
                 inflight.attempt.add_chunk(chunk)
@@ -334,17 +357,20 @@ async def _attempts(services: Services, inflight: InflightCall, *, stream: bool)
 
 
 def _wait_before_retry(services: Services, job: Job, error: SignoffError) -> float | None:
-    """Seconds until the next attempt, or None: a caller who waits is told of a long wait, a line or a crash instead."""
+    """Return the seconds until the next attempt, or None if `error` goes to the caller.
+
+    A waiting caller gets the error at once if the wait would be long, the queue is full, or the process crashed.
+    """
     if not error.retryable or job.attempt >= job.max_attempts or isinstance(error, ModelCrashed | ModelBusy):
         return None
     if isinstance(error, ModelDown) and error.is_final:
         return None
-    wait = wait_seconds(services.rules.backoff, job.attempt, services.ids.random_float(), error.retry_after_seconds)
-    return wait if wait <= LONGEST_WAIT_SECONDS else None
+    seconds = wait_seconds(services.rules.backoff, job.attempt, services.ids.random_float(), error.retry_after_seconds)
+    return seconds if seconds <= MAX_RETRY_WAIT_SECONDS else None
 
 
-_LAST = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
+_LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
 
 
 def _is_last(chunk: Chunk) -> bool:
-    return not chunk.event or chunk.raw.startswith(_LAST) or sse.data_of(chunk.raw) == b"[DONE]"
+    return not chunk.event or chunk.raw.startswith(_LAST_EVENTS) or sse.data_of(chunk.raw) == b"[DONE]"

@@ -1,4 +1,4 @@
-"""Perform: ask the model for a claimed job, and settle it."""
+"""Queued jobs (the `later` lane): call the model for a claimed job, and settle the job."""
 
 from __future__ import annotations
 
@@ -28,80 +28,87 @@ from signoff.work.pipelines.run import RunParked, run_pipeline
 from signoff.work.services import Services
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-# A job that waits for a limit looks again at least so often: it may have been raised.
-LONGEST_PUT_OFF_SECONDS = 300.0
-AGAIN_SECONDS = 1.0
-SPREAD_SECONDS = 30.0
+# A job that waits for a limit tries again at least this often, as the limit may have been raised.
+MAX_POSTPONE_SECONDS = 300.0
+OVERLOADED_RETRY_SECONDS = 1.0
+MAX_JITTER_SECONDS = 30.0
 log = structlog.get_logger()
 
 
 async def perform(services: Services, job: Job) -> None:
-    """Asks, and settles. When cancelled, gives the attempt back; when the lease is lost, changes nothing.
+    """Call the model for a claimed job, and settle the job.
 
-    Where a limit leaves no room, the job is due again when there may be some.
+    Under a limit that is reached, postpone the job. When cancelled, release the job with its attempt.
+    When the lease is lost, leave the job to the worker that has it now.
     """
-    assert job.lease is not None  # noqa: S101 -- a claimed job has one
-    lost, task, asking = asyncio.Event(), asyncio.current_task(), Attempt()
+    assert job.lease is not None  # noqa: S101 -- claiming a job sets its lease
+    lost, task, attempt = asyncio.Event(), asyncio.current_task(), Attempt()
 
-    def stop() -> None:
+    def on_lease_lost() -> None:
         lost.set()
         if task is not None:
             task.cancel()
 
-    with services.runtime.leases.holding(job.id, job.lease, stop):
+    with services.runtime.leases.holding(job.id, job.lease, on_lease_lost):
         try:
-            await _perform_reserved(services, job, asking)
+            await _perform_reserved(services, job, attempt)
         except RunParked:
-            log.debug("the run waits for a person", job=job.id)
+            log.debug("run_parked", job=job.id)
         except asyncio.CancelledError:
             if not lost.is_set():
-                await _release_job(services, job, asking)
+                await _release_job(services, job, attempt)
                 raise
-            record_wasted(services, job, asking)
+            record_wasted(services, job, attempt)
             if task is not None:
                 task.uncancel()
-            log.info("the lease was lost; whoever took the job settles it", job=job.id)
+            log.info("job_lease_lost", job=job.id)
 
 
-async def _perform_reserved(services: Services, job: Job, asking: Attempt) -> None:
-    """The same once there is room under the job's limits; until then it is put off, unless somebody would wait for a
-    day to end. A run has its steps wait.
+async def _perform_reserved(services: Services, job: Job, attempt: Attempt) -> None:
+    """Reserve under the limits of the job, then call its model and settle it; postpone the job if there is no room.
+
+    A waiting run's step fails at once if a budget is spent, as that may last a day. A run itself reserves nothing.
     """
     try:
         reservation = None if job.pipeline_id is not None else await reserve(services, job)
-    except LimitReached as full:
-        if full.retry_after_seconds is None or (job.lane == "now" and isinstance(full, BudgetSpent)):
-            await _settle(services, job, full)
+    except LimitReached as denied:
+        if denied.retry_after_seconds is None or (job.lane == "now" and isinstance(denied, BudgetSpent)):
+            await _settle(services, job, denied)
         else:
-            await _postpone(services, job, full.retry_after_seconds)
+            await _postpone(services, job, denied.retry_after_seconds)
         return
     except Overloaded:
-        await _postpone(services, job, AGAIN_SECONDS)
+        await _postpone(services, job, OVERLOADED_RETRY_SECONDS)
         return
-    took = None
+    used = None
     try:
-        named, outcome = await _outcome(services, job, asking)
+        called, outcome = await _call_model(services, job, attempt)
         usage = outcome.usage if isinstance(outcome, Answer) else None
-        took = await add_attempt(services, await revalidate(services, named), asking, usage, queued_us=_queued_us(job))
-        settled = await _settle(services, took, outcome)
+        queued_us = _queued_us(job)
+        used = await add_attempt(services, await revalidate(services, called), attempt, usage, queued_us=queued_us)
+        settled = await _settle(services, used, outcome)
         if settled is None:
-            record_wasted(services, job, asking, usage)
+            record_wasted(services, job, attempt, usage)
         else:
             store_answer(services, settled)
     finally:
         if reservation is not None:
             await release_reservation(
-                services, reservation, job, took or await add_attempt(services, job, asking, None)
+                services, reservation, job, used or await add_attempt(services, job, attempt, None)
             )
 
 
 async def answer_of(
-    services: Services, job: Job, *, stream: bool, answers: OnModel, since: float | None = None
+    services: Services, job: Job, *, stream: bool, on_model: OnModel, started_at: float | None = None
 ) -> AsyncIterator[Chunk]:
-    """What the job's model says, or its pipeline, in chunks. Raises ModelFailed and its kin, and Parked.
+    """Yield the chunks of the answer of the job's model or pipeline. Raises ModelFailed or a subclass, and RunParked.
 
-    `answers` hears the name of a model which is another than the job says; `since` is when the asking began, in the
-    loop's time.
+    Args:
+        services: The dependencies.
+        job: The job, leased by the caller.
+        stream: Ask the model for a stream.
+        on_model: Called with the name of the model that answers, if the job names another.
+        started_at: Start of the call by the loop's clock, in seconds, for the deadline over all attempts; None for now.
     """
     if job.pipeline_id is not None:
         yield Chunk((await run_pipeline(services, job, perform)).body)
@@ -109,16 +116,16 @@ async def answer_of(
     model = await services.caches.models.find(job.target)
     if has_single_endpoint(model):
         if model.name != job.model:
-            answers(model.name)
+            on_model(model.name)
         chunks = await ask_model(services, job, model, job.target, stream=stream)
     else:
-        chunks = route(services, job, model, stream=stream, answers=answers, since=since)
+        chunks = route(services, job, model, stream=stream, on_model=on_model, started_at=started_at)
     size = 0
     try:
         async for chunk in chunks:
             size += len(chunk.raw)
             if size > MAX_ANSWER_BYTES:
-                raise ModelGarbled("The model's answer is too large.")
+                raise ModelGarbled(f"The model's answer is larger than {MAX_ANSWER_BYTES} bytes.")
             yield chunk
     except ModelFailed as error:
         services.runtime.logs.add(model.name, "error", error.message)
@@ -126,87 +133,98 @@ async def answer_of(
 
 
 def collect_answer(job: Job, chunks: Sequence[Chunk]) -> Answer:
-    """The answer, and what it left at its upstream; what was told before took no tokens now. Raises ModelGarbled."""
+    """Return the answer in `chunks`, with the id of the object that it created at the upstream.
+
+    A request for an object that exists already has no usage. Raises ModelGarbled.
+    """
     if job.path in KNOWN or parse_route(job.path) is None or has_a_known_shape(chunks):
         answer = collect(chunks, job.body)
-        told = [answer.body]
+        bodies = [answer.body]
     else:
         answer = as_binary(chunks, job.body)
-        told = [sse.data_of(chunk.raw) for chunk in reversed(chunks)]
+        bodies = [sse.data_of(chunk.raw) for chunk in reversed(chunks)]
     if creates_no_object(job.path):
         return answer
     if not creates_object(job.path):
         return msgspec.structs.replace(answer, usage=Usage())
-    made = next((name for body in told if (name := created_object_id(job.path, body))), None)
-    return msgspec.structs.replace(answer, upstream_object_id=made)
+    object_id = next((name for body in bodies if (name := created_object_id(job.path, body))), None)
+    return msgspec.structs.replace(answer, upstream_object_id=object_id)
 
 
 def to_caller_error(error: Exception, job: Job) -> SignoffError:
-    """`error` as one that a caller may see; a fault of ours is logged."""
+    """Return `error` as an error that a caller may see; log it if it is a fault of this server."""
     if isinstance(error, SignoffError):
         return error
-    log.error("asking the model failed unexpectedly", job=job.id, exc_info=error)
-    return ModelFailed("The model could not be asked, because of a fault in this server; its log says more.")
+    log.error("model_call_failed", job=job.id, exc_info=error)
+    return ModelFailed("The model could not be called because of a fault in this server; see the server's log.")
 
 
 async def _settle(services: Services, job: Job, outcome: Answer | SignoffError) -> Job | None:
-    """Settles the job. Its lease ends with that, which is no loss that anybody need hear of."""
+    """Settle the job. Its lease is dropped first, as settling ends it and the end is not a loss."""
     services.runtime.leases.drop(job.id)
     return await settle(services, job, outcome)
 
 
 async def _postpone(services: Services, job: Job, seconds: float) -> None:
-    """Gives the job back until then, with its attempt. All who wait for one limit do not come at one instant."""
+    """Release the job with its attempt, due in about `seconds`.
+
+    Jitter spreads the jobs that wait for the same limit.
+    """
     services.runtime.leases.drop(job.id)
-    wait = min(seconds, LONGEST_PUT_OFF_SECONDS) + services.ids.random_float() * max(1.0, min(seconds, SPREAD_SECONDS))
-    step = TransitionRequest(verb="release", actor=services.ids.actor, lease=job.lease, after_seconds={"due_at": wait})
+    wait = min(seconds, MAX_POSTPONE_SECONDS) + services.ids.random_float() * max(1.0, min(seconds, MAX_JITTER_SECONDS))
+    request = TransitionRequest(
+        verb="release", actor=services.ids.actor, lease=job.lease, after_seconds={"due_at": wait}
+    )
     with contextlib.suppress(Stale):
-        await services.store.jobs.transition(job.id, step)
+        await services.store.jobs.transition(job.id, request)
 
 
-async def _outcome(services: Services, job: Job, asking: Attempt) -> tuple[Job, Answer | SignoffError]:
-    """What came of it, and the job with the model that it came from. A run takes nothing itself. Raises Parked."""
-    heard = list[str]()
+async def _call_model(services: Services, job: Job, attempt: Attempt) -> tuple[Job, Answer | SignoffError]:
+    """Call the model; return the job, with the model that answered, and the answer or error.
+
+    A run has no usage of its own. Raises RunParked.
+    """
+    models = list[str]()
     if job.pipeline_id is None:
-        asking.begin()
+        attempt.begin()
     try:
-        async for chunk in answer_of(services, job, stream=asks_for_a_stream(job.body), answers=heard.append):
-            asking.add_chunk(chunk)
-        outcome = collect_answer(job, asking.chunks)
+        async for chunk in answer_of(services, job, stream=asks_for_a_stream(job.body), on_model=models.append):
+            attempt.add_chunk(chunk)
+        outcome = collect_answer(job, attempt.chunks)
     except RunParked:
         raise
-    except Exception as error:  # noqa: BLE001 -- whatever it was, the job must learn of it
+    except Exception as error:  # noqa: BLE001 -- any error must settle the job
         outcome = to_caller_error(error, job)
-    return (msgspec.structs.replace(job, model=heard[-1]) if heard else job), outcome
+    return (msgspec.structs.replace(job, model=models[-1]) if models else job), outcome
 
 
 def _queued_us(job: Job) -> int | None:
-    """How long a job that was just claimed has waited for that; None where it was asked before."""
+    """Return the microseconds that a job waited for its first claim; None for later attempts and rounds."""
     return job.updated_at - max(job.created_at, job.due_at) if job.attempt == 1 and job.round == 0 else None
 
 
-class _Peek(msgspec.Struct):
+class _StreamField(msgspec.Struct):
     stream: bool = False
 
 
 def asks_for_a_stream(body: bytes) -> bool:
-    """Whether `body` says `"stream": true`."""
+    """Return True if `body` is a JSON object with `"stream": true`."""
     try:
-        return msgspec.json.decode(body, type=_Peek).stream
+        return msgspec.json.decode(body, type=_StreamField).stream
     except (ValueError, RecursionError):
         return False
 
 
-async def _release_job(services: Services, job: Job, asking: Attempt) -> None:
+async def _release_job(services: Services, job: Job, attempt: Attempt) -> None:
     try:
-        await asyncio.shield(services.runtime.background.spawn(_release(services, job, asking)))
-    except Exception as error:  # noqa: BLE001 -- its lease will lapse
-        log.warning("could not give a job back", job=job.id, error=repr(error))
+        await asyncio.shield(services.runtime.background.spawn(_release_attempt(services, job, attempt)))
+    except Exception as error:  # noqa: BLE001 -- the lease lapses, and the sweeper rescues the job
+        log.warning("job_release_failed", job=job.id, error=repr(error))
     else:
         services.adapters.broker.notify(job.id, job.priority)
 
 
-async def _release(services: Services, job: Job, asking: Attempt) -> None:
-    took = await add_attempt(services, job, asking, None)
-    step = TransitionRequest(verb="release", actor=services.ids.actor, lease=job.lease, changes=usage_columns(took))
-    await services.store.jobs.transition(job.id, step)
+async def _release_attempt(services: Services, job: Job, attempt: Attempt) -> None:
+    used = await add_attempt(services, job, attempt, None)
+    request = TransitionRequest(verb="release", actor=services.ids.actor, lease=job.lease, changes=usage_columns(used))
+    await services.store.jobs.transition(job.id, request)

@@ -1,4 +1,4 @@
-"""Record: when the row of a waiting call is written: first, after a second, or once at its end."""
+"""Records of waiting calls: store the job first, after a second, or once at its end."""
 
 from __future__ import annotations
 
@@ -19,67 +19,78 @@ from signoff.work.inference.metering import add_attempt, record_wasted, usage_co
 from signoff.work.inference.settle import job_error, settle
 from signoff.work.services import Services
 
-COMMIT_SECONDS = 30.0
-AGAIN_SECONDS = 0.5
+COMMIT_TIMEOUT_SECONDS = 30.0
+RETRY_SECONDS = 0.5
 log = structlog.get_logger()
 
 
 async def begin_record(services: Services, job: Job, actor: str) -> InflightCall:
-    """The call's flight. Where it has a key, may be held or is a run, its row stands; that may be another's job."""
+    """Return the in-flight call of `job`, made by `actor`.
+
+    Store the job first if it has an idempotency key, may be held or is a run. The result holds the job that is
+    stored under the key, which may be an earlier one.
+    """
     inflight = InflightCall(job, actor=actor)
     if job.idempotency_key is None and not job.policy.may_hold and job.pipeline_id is None:
         services.runtime.inflight_calls.add(inflight)
         return inflight
     persist(services, inflight)
     try:
-        standing = await asyncio.shield(inflight.writing) if inflight.writing else job
+        stored = await asyncio.shield(inflight.writing) if inflight.writing else job
     except asyncio.CancelledError:
         await cancel_record(services, inflight, actor)
         raise
-    if standing.id != job.id:
+    if stored.id != job.id:
         services.runtime.leases.drop(job.id)
-    inflight.job = standing
+    inflight.job = stored
     return inflight
 
 
 def persist(services: Services, inflight: InflightCall) -> None:
-    """Begins to write the row, leased."""
+    """Start to store the job, with a lease."""
     inflight.writing = services.runtime.background.spawn(_insert(services, inflight))
 
 
 async def end_record(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> Job | None:
-    """Settles the job if its row stands, else writes the whole of it. None if the job was no longer the call's."""
+    """Settle the job if it is stored, else store it with its outcome. Return None if the call had lost the job.
+
+    Raises Overloaded if the store does not take a job that is stored already.
+    """
     services.runtime.inflight_calls.drop(inflight)
-    await _count(services, inflight, outcome.usage if isinstance(outcome, Answer) else None)
-    is_sure = await _is_filed(inflight)
+    await _add_usage(services, inflight, outcome.usage if isinstance(outcome, Answer) else None)
+    is_stored = await _is_row_stored(inflight)
     if inflight.writing is None:
-        return await _write_whole(services, inflight, outcome)
+        return await _insert_outcome(services, inflight, outcome)
     services.runtime.leases.drop(inflight.job.id)
     inflight.ending = services.runtime.background.spawn(_settle_or_write(services, inflight, outcome))
     try:
         settled = await asyncio.shield(inflight.ending)
     except Overloaded as error:
-        if is_sure:
+        if is_stored:
             raise
-        log.warning("the end of a call is written when the store is back", job=inflight.job.id, error=repr(error))
-        services.runtime.background.spawn(_write_later(services, inflight, outcome))
+        log.warning("call_record_deferred", job=inflight.job.id, error=repr(error))
+        services.runtime.background.spawn(_retry_settle(services, inflight, outcome))
         settled = None
-    if settled is None and not is_sure:  # its caller has the answer, but what its row says nobody knows
-        return msgspec.structs.replace(_ended(inflight.job, outcome), cache="bypass")
+    # The caller has the answer, while the outcome of storing it is unknown: it must not be cached.
+    if settled is None and not is_stored:
+        return msgspec.structs.replace(_ended_job(inflight.job, outcome), cache="bypass")
     return settled
 
 
 async def record_hit(services: Services, job: Job, actor: str) -> Job:
-    """Writes a call that was answered from the cache; where its key stands already, the job that stands there."""
+    """Store a call that the cache has answered, and return its job.
+
+    Return the job that has the same idempotency key if there is one.
+    """
     if job.idempotency_key is not None:
         return await services.store.jobs.insert(job, actor=actor, verb="hit")
-    return await _write_behind(services, job, actor, ["hit"])
+    return await _insert_ended(services, job, actor, ["hit"])
 
 
 async def cancel_record(services: Services, inflight: InflightCall, actor: str) -> None:
-    """The caller has gone, or was cut off: the job is cancelled, unless that is done or its end is being written.
+    """Cancel the job of a caller who left or was cut off, unless it has ended or its end is being stored.
 
-    Done even while the task is being cancelled.
+    The cancellation completes even if the current task is cancelled.
     """
     services.runtime.inflight_calls.drop(inflight)
     if inflight.is_lost:
@@ -90,7 +101,7 @@ async def cancel_record(services: Services, inflight: InflightCall, actor: str) 
 
 
 def is_caller_left(failure: JobFailed) -> bool:
-    """Whether a job ended because those who asked for it have left."""
+    """Return True if the job ended because its callers left."""
     return (failure.code, failure.status) == (CALLER_LEFT.code, CALLER_LEFT.status)
 
 
@@ -107,70 +118,71 @@ async def _settle_or_write(services: Services, inflight: InflightCall, outcome: 
     try:
         return await settle(services, inflight.job, outcome)
     except JobNotFound:
-        return await _write_whole(services, inflight, outcome)
+        return await _insert_outcome(services, inflight, outcome)
 
 
-async def _write_later(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> None:
-    """Its caller has the answer, so the record is kept until the store takes it."""
+async def _retry_settle(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> None:
+    """Settle until the store takes it, as the caller has the answer already."""
     while True:
-        await asyncio.sleep(AGAIN_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS)
         with contextlib.suppress(Overloaded):
             await _settle_or_write(services, inflight, outcome)
             return
 
 
-async def _write_whole(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> Job:
-    ended = _ended(inflight.job, outcome)
-    return await _write_behind(services, ended, inflight.actor, ["submit", "claim", _verb(ended)], inflight)
+async def _insert_outcome(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> Job:
+    ended = _ended_job(inflight.job, outcome)
+    return await _insert_ended(services, ended, inflight.actor, ["submit", "claim", _end_verb(ended)], inflight)
 
 
-async def _write_behind(
+async def _insert_ended(
     services: Services, ended: Job, actor: str, verbs: Sequence[str], inflight: InflightCall | None = None
 ) -> Job:
-    """A call that has ended, in one row: behind its answer, or before it."""
-    written = await services.store.jobs.insert_ended(ended, actor=actor, verbs=verbs)
+    """Store a call that has ended, in one row. Wait for the commit only where the settings or its objects need that."""
+    commit = await services.store.jobs.insert_ended(ended, actor=actor, verbs=verbs)
     if inflight is not None:
         inflight.is_recorded = True
-    if services.rules.log_before_answer or ended.upstream_object_id is not None:  # whose it is must be known by then
-        return await _committed(written)
-    written.add_done_callback(_complain)
+    # The owner of an upstream object must be known before its caller can refer to it.
+    if services.rules.log_before_answer or ended.upstream_object_id is not None:
+        return await _await_commit(commit)
+    commit.add_done_callback(_log_failed_write)
     return ended
 
 
-async def _committed(written: asyncio.Future[Job]) -> Job:
+async def _await_commit(commit: asyncio.Future[Job]) -> Job:
     try:
-        async with asyncio.timeout(COMMIT_SECONDS):
-            return await asyncio.shield(written)
+        async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
+            return await asyncio.shield(commit)
     except TimeoutError:
-        raise Overloaded("The database did not take the log of this call in time.") from None
+        raise Overloaded(f"The database did not record this call within {COMMIT_TIMEOUT_SECONDS:g} s.") from None
 
 
-async def _count(services: Services, inflight: InflightCall, usage: Usage | None) -> None:
-    """Adds what the asking took to the flight's job, once: its end may be tried again, or be left on its way."""
+async def _add_usage(services: Services, inflight: InflightCall, usage: Usage | None) -> None:
+    """Add the usage of the attempt to the call's job, once, even if its end is retried or abandoned."""
     if inflight.is_counted:
         return
-    asked_at = inflight.attempt.started_at
-    queued = None if asked_at is None else max(0, round((asked_at - inflight.started_at) * 1_000_000))
-    counted = await add_attempt(services, inflight.job, inflight.attempt, usage, queued_us=queued)
+    called_at = inflight.attempt.started_at
+    queued_us = None if called_at is None else max(0, round((called_at - inflight.started_at) * 1_000_000))
+    counted = await add_attempt(services, inflight.job, inflight.attempt, usage, queued_us=queued_us)
     if not inflight.is_counted:
         inflight.job, inflight.is_counted = counted, True
 
 
-async def _is_filed(inflight: InflightCall) -> bool:
-    """Whether the row is known to stand. Where writing it failed it may stand all the same."""
+async def _is_row_stored(inflight: InflightCall) -> bool:
+    """Return True if the job is known to be stored. After a failed write it may be stored nevertheless."""
     inflight.is_over = True
     if inflight.writing is None:
         return False
     try:
         await asyncio.shield(inflight.writing)
-    except Exception:  # noqa: BLE001 -- it was logged where it happened
+    except Exception:  # noqa: BLE001 -- the task that writes has logged it
         return False
     return True
 
 
 async def _cancel(services: Services, inflight: InflightCall, actor: str) -> None:
-    await _count(services, inflight, None)
-    await _is_filed(inflight)
+    await _add_usage(services, inflight, None)
+    await _is_row_stored(inflight)
     if inflight.writing is not None:
         services.runtime.leases.drop(inflight.job.id)
         changes = {
@@ -178,13 +190,13 @@ async def _cancel(services: Services, inflight: InflightCall, actor: str) -> Non
             "attempt": inflight.job.attempt,
             "upstream_object_id": inflight.job.upstream_object_id,
         } | usage_columns(inflight.job)
-        step = TransitionRequest(verb="cancel", actor=actor, changes=changes)
+        request = TransitionRequest(verb="cancel", actor=actor, changes=changes)
         try:
-            await services.store.jobs.transition(inflight.job.id, step)
-        except Stale:  # it has ended
+            await services.store.jobs.transition(inflight.job.id, request)
+        except Stale:  # the job has ended
             return
         except JobNotFound:
-            if inflight.job.idempotency_key is not None:  # it stands for another job, or for none
+            if inflight.job.idempotency_key is not None:  # another job may have the key
                 return
         else:
             return
@@ -192,18 +204,18 @@ async def _cancel(services: Services, inflight: InflightCall, actor: str) -> Non
     await (await services.store.jobs.insert_ended(ended, actor=actor, verbs=["submit", "claim", "cancel"]))
 
 
-def _ended(job: Job, outcome: Answer | SignoffError) -> Job:
+def _ended_job(job: Job, outcome: Answer | SignoffError) -> Job:
     if isinstance(outcome, Answer):
-        told = {"response": outcome.body, "usage": outcome.usage, "upstream_object_id": outcome.upstream_object_id}
-        return msgspec.structs.replace(job, status="success", lease=None, **told)
+        changes = {"response": outcome.body, "usage": outcome.usage, "upstream_object_id": outcome.upstream_object_id}
+        return msgspec.structs.replace(job, status="success", lease=None, **changes)
     return msgspec.structs.replace(job, status="fail", error=job_error(outcome), lease=None)
 
 
-def _verb(ended: Job) -> str:
+def _end_verb(ended: Job) -> str:
     verbs: dict[Status, str] = {"success": "succeed", "fail": "fail"}
     return verbs[ended.status]
 
 
-def _complain(written: asyncio.Future[Job]) -> None:
-    if not written.cancelled() and (error := written.exception()) is not None:
-        log.error("the log row of a call could not be written", error=repr(error))
+def _log_failed_write(commit: asyncio.Future[Job]) -> None:
+    if not commit.cancelled() and (error := commit.exception()) is not None:
+        log.error("call_record_failed", error=repr(error))

@@ -1,4 +1,4 @@
-"""Submit: the later lane. The job is committed before anybody is told that it was accepted."""
+"""Submission: store a queued job (the `later` lane). The job is committed before its caller gets an id."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from signoff.work.services import Services
 
 
 async def submit(services: Services, ask: Ask) -> Job:
-    """The job, durable; or the one that already has the same own id or idempotency key, as its caller may see it.
+    """Store the job of `ask` and wake a worker; return the job as its caller may see it.
 
-    Raises IdTaken, KeyReused when that one has another body, and what `admit` raises.
+    Where a job of this user has the same client id or idempotency key, return that one instead.
+    Raises IdTaken or KeyReused if that job has another request, and all that `admit` raises.
     """
-    asked = await admit(services, ask)
-    hit = await lookup_answer(services, ask, asked)
-    new, verb = (asked, "submit") if hit is None else (hit, "hit")
-    job = await services.store.jobs.insert(new, actor=ask.caller.actor, verb=verb, due_seconds=ask.due_seconds)
-    if job.id != asked.id:
-        check_same(job, asked)
+    job = await admit(services, ask)
+    hit = await lookup_answer(services, ask, job)
+    initial, verb = (job, "submit") if hit is None else (hit, "hit")
+    stored = await services.store.jobs.insert(initial, actor=ask.caller.actor, verb=verb, due_seconds=ask.due_seconds)
+    if stored.id != job.id:
+        check_same(stored, job)
     elif ask.due_seconds <= 0 and hit is None:
-        services.adapters.broker.notify(job.id, job.priority)
-    return redacted(ask.caller, job)
+        services.adapters.broker.notify(stored.id, stored.priority)
+    return redacted(ask.caller, stored)
 
 
-def check_same(standing: Job, asked: Job) -> None:
-    """Raises IdTaken or KeyReused unless both ask the same."""
-    if standing.fingerprint == asked.fingerprint:
+def check_same(stored: Job, job: Job) -> None:
+    """Check that both jobs have the same request. Raises IdTaken or KeyReused if they do not."""
+    if stored.fingerprint == job.fingerprint:
         return
-    if asked.client_id is not None and standing.client_id == asked.client_id:
-        raise IdTaken(f"The job id {asked.client_id!r} was used with another request.", job_id=standing.id)
-    raise KeyReused(f"The idempotency key {asked.idempotency_key!r} was used with another request.")
+    if job.client_id is not None and stored.client_id == job.client_id:
+        raise IdTaken(f"`job_id` {job.client_id!r} was used with another request; send a new one.", job_id=stored.id)
+    raise KeyReused(f"`Idempotency-Key` {job.idempotency_key!r} was used with another request; send a new one.")

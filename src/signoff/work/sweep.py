@@ -1,4 +1,7 @@
-"""Sweep: what time brings about. Any number of processes may sweep at once; every move is guarded."""
+"""Sweeping: make the transitions that time brings about.
+
+Any number of processes may sweep at once, because every transition is guarded.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +17,34 @@ from signoff.work.inference.caching import store_answer
 from signoff.work.reviews.desk import verdict_transition
 from signoff.work.services import Services
 
-AT_ONCE = 100
-FORGOTTEN_AT_ONCE = 500
-BREATH_SECONDS = 0.05
+BATCH_SIZE = 100
+PURGE_BATCH_SIZE = 500
+PURGE_PAUSE_SECONDS = 0.05
 DAY_SECONDS = 24 * 3600
 log = structlog.get_logger()
 
 
 async def run_sweeper(services: Services) -> None:
-    """Sweeps every few seconds."""
+    """Sweep every `sweep_seconds`, until cancelled."""
     while True:
         try:
             await sweep(services)
-        except Exception as error:  # noqa: BLE001 -- the store is away; the next sweep may find it
-            log.warning("a sweep failed", error=repr(error))
+        except Exception as error:  # noqa: BLE001 -- the store may be back at the next sweep
+            log.warning("sweep_failed", error=repr(error))
         await asyncio.sleep(services.rules.sweep_seconds)
 
 
 async def sweep(services: Services) -> None:
-    """One sweep: lost leases, due verdicts, reviews that nobody did in time, runs that nobody woke, old jobs."""
-    for job in await services.store.jobs.lapsed(AT_ONCE):
-        await _move(services, job, _lapse(services, job))
-    for job in await services.store.jobs.released(AT_ONCE):
+    """Sweep once: rescue lapsed leases, apply due verdicts, expire reviews, wake stalled runs, purge old jobs."""
+    for job in await services.store.jobs.lapsed(BATCH_SIZE):
+        await _transition(services, job, _lapse_transition(services, job))
+    for job in await services.store.jobs.released(BATCH_SIZE):
         if job.decision is not None:
-            await _move(services, job, verdict_transition(job, job.decision, services.ids.actor))
-    for job in await services.store.jobs.overdue(AT_ONCE):
-        await _move(services, job, *_expire(services, job))
-    for run in await services.store.runs.stalled(AT_ONCE):
-        await _move(
+            await _transition(services, job, verdict_transition(job, job.decision, services.ids.actor))
+    for job in await services.store.jobs.overdue(BATCH_SIZE):
+        await _transition(services, job, *_expire_transitions(services, job))
+    for run in await services.store.runs.stalled(BATCH_SIZE):
+        await _transition(
             services, run, TransitionRequest(verb="wake", actor=services.ids.actor, after_seconds={"due_at": 0})
         )
     if services.rules.retention_days is not None:
@@ -49,28 +52,31 @@ async def sweep(services: Services) -> None:
 
 
 async def _purge(services: Services, older_than_seconds: float) -> None:
-    """Forgets old jobs, a batch after another with room for others between them, until the next sweep is due."""
+    """Purge old jobs in batches until none is left or the next sweep is due.
+
+    A pause between batches lets other writers in.
+    """
     clock = asyncio.get_running_loop().time
-    until = clock() + services.rules.sweep_seconds
-    while clock() < until:
-        if await services.store.jobs.purge(older_than_seconds, FORGOTTEN_AT_ONCE) < FORGOTTEN_AT_ONCE:
+    deadline = clock() + services.rules.sweep_seconds
+    while clock() < deadline:
+        if await services.store.jobs.purge(older_than_seconds, PURGE_BATCH_SIZE) < PURGE_BATCH_SIZE:
             return
-        await asyncio.sleep(BREATH_SECONDS)
+        await asyncio.sleep(PURGE_PAUSE_SECONDS)
 
 
-async def _move(services: Services, job: Job, *steps: TransitionRequest) -> None:
-    with contextlib.suppress(Stale, JobNotFound):  # another process was faster
-        moved = await services.store.jobs.transition(job.id, *steps)
-        store_answer(services, moved)
-        if moved.status == "bot":
-            services.adapters.broker.notify(moved.id, moved.priority)
+async def _transition(services: Services, job: Job, *requests: TransitionRequest) -> None:
+    with contextlib.suppress(Stale, JobNotFound):  # another process changed the job first
+        changed = await services.store.jobs.transition(job.id, *requests)
+        store_answer(services, changed)
+        if changed.status == "bot":
+            services.adapters.broker.notify(changed.id, changed.priority)
 
 
-def _lapse(services: Services, job: Job) -> TransitionRequest:
+def _lapse_transition(services: Services, job: Job) -> TransitionRequest:
     if job.lane == "now":
         error = INTERRUPTED
     elif job.attempt >= job.max_attempts:
-        text = f"The worker vanished, {job.attempt} times; the last error: {job.error.message if job.error else 'none'}"
+        text = f"The worker was lost {job.attempt} times; the last error: {job.error.message if job.error else 'none'}"
         error = JobError(code="attempts_exhausted", message=text, status=502)
     else:
         return TransitionRequest(
@@ -81,15 +87,15 @@ def _lapse(services: Services, job: Job) -> TransitionRequest:
     )
 
 
-def _expire(services: Services, job: Job) -> list[TransitionRequest]:
+def _expire_transitions(services: Services, job: Job) -> list[TransitionRequest]:
     match job.policy.on_deadline:
         case "stay":
             return [TransitionRequest(verb="expire", actor=services.ids.actor, to="human")]
         case "approve":
-            decision = Decision(verdict="approve", reviewer="policy", reason="Nobody looked in time.")
+            decision = Decision(verdict="approve", reviewer="policy", reason="No reviewer decided before the deadline.")
             return [
                 TransitionRequest(verb="expire", actor=services.ids.actor, to="success", changes={"decision": decision})
             ]
         case "reject":
-            error = JobError(code="expired", message="Nobody looked at the answer in time.", status=403)
+            error = JobError(code="expired", message="No reviewer decided before the deadline.", status=403)
             return [TransitionRequest(verb="expire", actor=services.ids.actor, to="fail", changes={"error": error})]

@@ -1,4 +1,4 @@
-"""Clear: answers are forgotten before their time. The jobs that they came from stay as they are."""
+"""Administration of the response cache: its size, and deleting answers. The jobs of deleted answers stay."""
 
 from __future__ import annotations
 
@@ -10,35 +10,46 @@ from signoff.errors import Forbidden, NotFound
 from signoff.work.services import Services
 
 
-async def clear_cache(services: Services, caller: Caller, which: CacheFilter, email: str | None = None) -> int:
-    """Forgets those of the caller's own, or of anybody where an admin asks; how many. Every process hears of it; but
-    one with a cache of its own forgets all that it has then, so there it hears of an admin alone.
+async def clear_cache(services: Services, caller: Caller, query: CacheFilter, email: str | None = None) -> int:
+    """Delete matching answers of the caller, or for an admin of all users, and return their number.
 
-    `email` names a user. Raises Forbidden, NotFound, and Overloaded when the cache is away: then it may have them yet.
+    Every process is told to drop its copies. A cache that is private to a process is then dropped as a whole, so there
+    only an admin's call is announced.
+
+    Args:
+        services: The dependencies.
+        caller: The caller.
+        query: The answers to delete.
+        email: The user whose answers are deleted; None for all that the caller may delete.
+
+    Raises:
+        Forbidden: the answers are those of another user, and the caller is not an admin.
+        NotFound: there is no such user.
+        Overloaded: the cache does not answer, and may still have the answers.
     """
-    those = await _allowed(services, caller, which, email)
+    allowed = await _narrow(services, caller, query, email)
     deleted = None
     try:
-        deleted = await services.caches.responses.delete(those)
+        deleted = await services.caches.responses.delete(allowed)
         return deleted
     finally:
         if (deleted != 0) if services.caches.responses.is_shared else (caller.role == "admin"):
             await services.store.changed("cache")
 
 
-async def get_cache_size(services: Services, caller: Caller, which: CacheFilter, email: str | None = None) -> CacheSize:
-    """How much is kept of those. Raises Forbidden, NotFound, Overloaded."""
-    return await services.caches.responses.size(await _allowed(services, caller, which, email))
+async def get_cache_size(services: Services, caller: Caller, query: CacheFilter, email: str | None = None) -> CacheSize:
+    """Return the size of the matching part of the cache. Raises Forbidden, NotFound, Overloaded."""
+    return await services.caches.responses.size(await _narrow(services, caller, query, email))
 
 
-async def _allowed(services: Services, caller: Caller, which: CacheFilter, email: str | None) -> CacheFilter:
+async def _narrow(services: Services, caller: Caller, query: CacheFilter, email: str | None) -> CacheFilter:
     if caller.role != "admin":
         if email not in {None, caller.email}:
-            raise Forbidden("Only an admin may look after the answers of others.")
-        return msgspec.structs.replace(which, user_id=caller.user_id)
+            raise Forbidden("Only an admin may see or delete cached answers of other users.")
+        return msgspec.structs.replace(query, user_id=caller.user_id)
     if email is None:
-        return which
+        return query
     user = await services.store.people.user(email)
     if user is None:
-        raise NotFound(f"There is no user {email}.")
-    return msgspec.structs.replace(which, user_id=user.id)
+        raise NotFound(f"There is no user {email!r}.")
+    return msgspec.structs.replace(query, user_id=user.id)

@@ -1,4 +1,4 @@
-"""Health: whether a model can be reached now, at each of its endpoints."""
+"""Health: of this server, and of each endpoint of a model."""
 
 from __future__ import annotations
 
@@ -14,27 +14,33 @@ SECOND = 1_000_000
 
 
 async def endpoint_health(services: Services, model: Model) -> dict[str, Any]:
-    """How the model is; of one that is not in one place alone each endpoint, as this process sees it."""
+    """Return the health of a model as JSON values: `ok` and `detail`.
+
+    For a model with several endpoints, limits or fallbacks, add `waiting` (requests in its queue) and `endpoints`,
+    as this process sees them.
+    """
     if has_single_endpoint(model):
         return await model_health(services, model)
     pool = services.runtime.pools.of(model)
-    endpoints = [await _seen(services, status) for status in pool.statuses()]
-    well = [each for each in endpoints if each["ok"]]
-    detail = f"{len(well)} of {len(endpoints)} endpoints"
-    return {"ok": bool(well), "detail": detail, "waiting": pool.waiting, "endpoints": endpoints}
+    endpoints = [await _endpoint_status(services, status) for status in pool.statuses()]
+    healthy = [each for each in endpoints if each["ok"]]
+    detail = f"{len(healthy)} of {len(endpoints)} endpoints"
+    return {"ok": bool(healthy), "detail": detail, "waiting": pool.waiting, "endpoints": endpoints}
 
 
-async def _seen(services: Services, status: EndpointStatus) -> dict[str, Any]:
-    rests = status.cooldown_seconds
-    until = None if rests is None else format_time(services.clock() + round(rests * SECOND))
-    told: dict[str, Any] = {"endpoint": endpoint_name(status.model), "load": status.load, "state": status.state}
-    return told | {"resting_until": until} | await model_health(services, status.model)
+async def _endpoint_status(services: Services, status: EndpointStatus) -> dict[str, Any]:
+    cooldown = status.cooldown_seconds
+    until = None if cooldown is None else format_time(services.clock() + round(cooldown * SECOND))
+    fields: dict[str, Any] = {"endpoint": endpoint_name(status.model), "load": status.load, "state": status.state}
+    return fields | {"resting_until": until} | await model_health(services, status.model)
 
 
 async def ready(services: Services) -> tuple[bool, dict[str, bool]]:
-    """Whether it can, and each part with whether it answers. Without the broker work begins later, but it is done;
-    a stream that is not listened to by this process waits where it is.
+    """Return True if this server can take requests, and the state of each component by name.
+
+    Only the store is needed: without the broker, workers find jobs later; without a listener, messages wait in the
+    stream.
     """
-    parts = {"store": await services.store.ready(), "broker": services.adapters.broker.is_connected}
+    components = {"store": await services.store.ready(), "broker": services.adapters.broker.is_connected}
     streams = {f"stream:{name}": listening.ok for name, listening in services.caches.streams.statuses.items()}
-    return parts["store"], parts | streams
+    return components["store"], components | streams

@@ -1,4 +1,4 @@
-"""Manage: what admins do with models at a door, and what anybody may see of them."""
+"""Administration of models: list, change, start and stop them, and read their logs."""
 
 from __future__ import annotations
 
@@ -20,48 +20,51 @@ from signoff.work.admin.registry import NO_MODEL_KEYS, ModelKeys, register_model
 from signoff.work.services import Services
 
 HEALTH_SECONDS = 3
-BEST: tuple[State, ...] = ("ready", "busy", "starting", "stopped", "failed")
+# Best first.
+STATE_ORDER: tuple[State, ...] = ("ready", "busy", "starting", "stopped", "failed")
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
-    """A model, whether it was registered or always exists, and how its process is, where it has one."""
+    """A model with the state of its process."""
 
     model: Model
+    """The model."""
     is_registered: bool
+    """The model is in the catalog; False for a model that always exists."""
     state: State | None
+    """The state of the process on this host, the best of its replicas; None for a model without a process."""
 
 
 async def list_models(services: Services, caller: Caller) -> list[ModelStatus]:
-    """Every model, registered ones first. Raises Forbidden."""
+    """Return every model, registered ones first. Raises Forbidden."""
     check_admin(caller)
     registered = {model.name for model in await services.store.catalog.models()}
-    return [_seen(services, model, model.name in registered) for model in await services.caches.models.all()]
+    return [_status_of(services, model, model.name in registered) for model in await services.caches.models.all()]
 
 
 async def get_model(services: Services, caller: Caller, name: str) -> ModelStatus:
-    """The model of exactly that name. Raises Forbidden, ModelNotFound."""
-    found = next((seen for seen in await list_models(services, caller) if seen.model.name == name), None)
-    if found is None:
+    """Return the model of exactly this name. Raises Forbidden, ModelNotFound."""
+    status = next((status for status in await list_models(services, caller) if status.model.name == name), None)
+    if status is None:
         raise ModelNotFound(f"There is no model {name!r}.")
-    return found
+    return status
 
 
-def _seen(services: Services, model: Model, is_registered: bool) -> ModelStatus:  # noqa: FBT001
+def _status_of(services: Services, model: Model, is_registered: bool) -> ModelStatus:  # noqa: FBT001
     engine = services.adapters.engines.get(model.kind)
     if not isinstance(engine, ProcessEngine):
         return ModelStatus(model, is_registered, None)
-    # The best of its replicas: what a caller finds.
     states = {engine.process_state(each) for each in endpoints_of(model)}
-    return ModelStatus(model, is_registered, next(state for state in BEST if state in states))
+    return ModelStatus(model, is_registered, next(state for state in STATE_ORDER if state in states))
 
 
 async def model_health(services: Services, model: Model) -> dict[str, Any]:
-    """Whether the model can be reached now, and what is wrong if it cannot; nothing is asked of it."""
-    state = _seen(services, model, is_registered=True).state
+    """Return whether the model can be reached now, as `ok` and `detail`. No request is sent to it."""
+    state = _status_of(services, model, is_registered=True).state
     if state is not None:
         return {"ok": state != "failed", "detail": state}
     if model.url is None:
-        return {"ok": True, "detail": "always there"}
+        return {"ok": True, "detail": "always available"}
     parts = urlsplit(model.url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -72,39 +75,44 @@ async def model_health(services: Services, model: Model) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         if (denial := blocked_reason(error)) is not None:
             return {"ok": False, "detail": denial}
-        return {"ok": False, "detail": f"cannot be connected to: {type(error).__name__}"}
-    return {"ok": True, "detail": "takes connections"}
+        return {"ok": False, "detail": f"connection failed: {type(error).__name__}"}
+    return {"ok": True, "detail": "accepts connections"}
 
 
 async def start_model(services: Services, caller: Caller, name: str) -> ModelStatus:
-    """The model, whose process is ready on this host. Raises Forbidden, ModelNotFound, BadRequest, ModelUnreachable."""
-    seen = await get_model(services, caller, name)
-    for each in endpoints_of(seen.model):
-        await _runner(services, each).start_model(each)
+    """Start the processes of the model on this host, and return the model.
+
+    Raises Forbidden, ModelNotFound, BadRequest, ModelUnreachable.
+    """
+    status = await get_model(services, caller, name)
+    for each in endpoints_of(status.model):
+        await _process_engine(services, each).start_model(each)
     return await get_model(services, caller, name)
 
 
 async def stop_model(services: Services, caller: Caller, name: str) -> ModelStatus:
-    """The model, whose process on this host was ended; whoever waited for it gets an error, and the next request starts
-    it again. Raises Forbidden, ModelNotFound, BadRequest, Overloaded.
+    """Stop the processes of the model on this host, and return the model.
+
+    Requests that it works on fail, and the next request starts it again.
+    Raises Forbidden, ModelNotFound, BadRequest, Overloaded.
     """
-    seen = await get_model(services, caller, name)
-    await end_process(services, seen.model)
+    status = await get_model(services, caller, name)
+    await end_process(services, status.model)
     return await get_model(services, caller, name)
 
 
 async def end_process(services: Services, model: Model) -> None:
-    """Ends the model's process on this host. Raises BadRequest, Overloaded."""
-    stopped = [await _runner(services, each).stop_model(each) for each in endpoints_of(model)]
+    """Stop the processes of the model on this host. Raises BadRequest, and Overloaded if one has not ended in time."""
+    stopped = [await _process_engine(services, each).stop_model(each) for each in endpoints_of(model)]
     if not all(stopped):
-        raise Overloaded(f"The process of the model {model.name} has not ended yet.")
+        raise Overloaded(f"The process of the model {model.name} has not ended yet; try again.")
 
 
-def _runner(services: Services, model: Model) -> ProcessEngine:
+def _process_engine(services: Services, model: Model) -> ProcessEngine:
     engine = services.adapters.engines.get(model.kind)
     if isinstance(engine, ProcessEngine) and model.command:
         return engine
-    raise BadRequest(f"The model {model.name} is no process here: there is nothing to start or stop.")
+    raise BadRequest(f"The model {model.name} has no process that this server could start or stop.")
 
 
 async def change_model(
@@ -116,18 +124,30 @@ async def change_model(
     *,
     commands: bool,
 ) -> None:
-    """Registers the model anew with these changes, as `with_changes` reads them, under its name.
+    """Change a registered model, by the fields that `with_changes` reads.
 
-    Raises Forbidden, ModelNotFound, BadRequest.
+    Args:
+        services: The dependencies.
+        caller: The caller, an admin.
+        name: The name of the model, which cannot change.
+        changes: Fields by name; others stay.
+        secrets: New upstream keys; without them the model keeps its keys.
+        commands: Accept a new command. False for a request from another host, unless the settings allow it.
+
+    Raises:
+        Forbidden: the caller is not an admin, or may not set a command.
+        ModelNotFound: no registered model has this name.
+        BadRequest: a field is invalid.
+        AddressRefused: a URL is not allowed.
     """
-    seen = await get_model(services, caller, name)
-    if not seen.is_registered:
+    status = await get_model(services, caller, name)
+    if not status.is_registered:
         raise ModelNotFound(f"There is no registered model {name!r}.")
     if changes.get("name", name) != name:
-        raise BadRequest("A model keeps its name: register another one, and remove this one.")
-    changed = with_changes(seen.model, changes)
-    is_as_it_was = (changed.command, changed.serve) == (seen.model.command, seen.model.serve)
-    await add_model(services, caller, changed, secrets, commands=commands or is_as_it_was)
+        raise BadRequest(f"`name` must be {name!r}, as names cannot change (got {changes['name']!r}).")
+    changed = with_changes(status.model, changes)
+    keeps_command = (changed.command, changed.serve) == (status.model.command, status.model.serve)
+    await add_model(services, caller, changed, secrets, commands=commands or keeps_command)
 
 
 async def add_model(
@@ -139,33 +159,39 @@ async def add_model(
     commands: bool,
     is_new: bool = False,
 ) -> None:
-    """Registers a model, or changes one unless it `is_new`. Raises Forbidden, BadRequest, AddressRefused, Conflict.
+    """Register a model, or change one unless it must be new. Raises Forbidden, BadRequest, AddressRefused, Conflict.
 
-    `commands`: whether this caller's way here is one on which programs may be named.
+    Args:
+        services: The dependencies.
+        caller: The caller, an admin.
+        model: The model.
+        secrets: Keys of its upstreams.
+        commands: Accept a command. False for a request from another host, unless the settings allow it.
+        is_new: Raise Conflict if there is a model of this name.
     """
     check_admin(caller)
     if model.command and not commands:
         raise Forbidden(
-            "A command is taken by a server that listens on a loopback address, or with allow_remote_commands; "
-            "`signoff model add` takes it always."
+            "A command can be set over HTTP only if the server listens on a loopback address or allow_remote_commands "
+            "is set; use `signoff model add`."
         )
     await register_model(services, model, secrets, is_new=is_new)
 
 
 async def remove_model(services: Services, caller: Caller, name: str) -> None:
-    """Takes a registered model out of the catalog. Raises Forbidden, ModelNotFound."""
+    """Remove a registered model from the catalog. Raises Forbidden, ModelNotFound."""
     check_admin(caller)
     await unregister_model(services, name)
 
 
 async def read_model_log(services: Services, caller: Caller, name: str) -> Sequence[LogLine]:
-    """What the model wrote and how it failed, on any host: it may quote anybody. Raises Forbidden, ModelNotFound."""
+    """Return the log of the model from all hosts, which may quote requests. Raises Forbidden, ModelNotFound."""
     if not may_review(caller):
-        raise Forbidden("Only an admin or a reviewer may read what a model wrote.")
+        raise Forbidden("Only a reviewer or an admin may read the log of a model.")
     return await services.runtime.logs.read((await services.caches.models.find(name)).name)
 
 
 async def clear_model_log(services: Services, caller: Caller, name: str) -> None:
-    """Empties that log. Raises Forbidden, ModelNotFound."""
+    """Delete the log of the model. Raises Forbidden, ModelNotFound."""
     check_admin(caller)
     await services.runtime.logs.clean((await services.caches.models.find(name)).name)

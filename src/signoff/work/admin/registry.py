@@ -1,4 +1,4 @@
-"""Models: which there are, and registering one while everything runs."""
+"""The registry of models: list, register and remove them at run time."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from signoff.work.services import Services
 
 
 class ModelKeys(msgspec.Struct, frozen=True):
-    """The keys of a model's upstreams in clear: its own, and those of single endpoints, by their address and name."""
+    """Keys of a model's upstreams, as plain text."""
 
     own: str | None = None
+    """The key of the model itself."""
     endpoints: Mapping[tuple[str, str | None], str] = {}
+    """Keys of single endpoints, by their URL and upstream model."""
 
 
 NO_MODEL_KEYS = ModelKeys()
 
 
 async def all_models(services: Services) -> Sequence[Model]:
-    """Every model, registered ones first."""
+    """Return every model, registered ones first."""
     return await services.caches.models.all()
 
 
 async def model_by_name(services: Services, name: str) -> Model:
-    """The model that answers to `name`. Raises ModelNotFound."""
+    """Return the model for `name`. Raises ModelNotFound."""
     return await services.caches.models.find(name)
 
 
 async def locked_models(services: Services) -> list[str]:
-    """The models whose upstream keys the vault cannot open."""
+    """Return the names of the models whose upstream keys cannot be decrypted."""
     return [model.name for model in await services.caches.models.all() if await _is_locked(services, model)]
 
 
@@ -54,19 +56,29 @@ async def register_model(
     drops_key: bool = False,
     is_new: bool = False,
 ) -> None:
-    """Puts a model into the catalog, for every process; its upstreams' keys are sealed. There is one default at most.
+    """Put a model into the catalog, for every process. A new default model replaces the old default.
 
-    Without `secrets` it keeps the keys that it had, unless `drops_key`. Raises BadRequest, AddressRefused, Conflict.
+    Args:
+        services: The dependencies.
+        model: The model; one of the same name is replaced.
+        secrets: Keys of its upstreams, stored encrypted. Without them the model keeps its keys.
+        drops_key: Remove the model's own key if there is no new one.
+        is_new: Raise Conflict if there is a model of this name.
+
+    Raises:
+        BadRequest: a field is invalid.
+        AddressRefused: a URL is not allowed.
+        Conflict: `is_new`, and the name is taken.
     """
     if model.kind not in services.adapters.engines:
-        raise BadRequest(f"There is no kind {model.kind!r}; there are {', '.join(sorted(services.adapters.engines))}.")
-    if (flaw := model_fault(model)) is not None:
-        raise BadRequest(flaw)
+        raise BadRequest(f"`kind` must be one of {', '.join(sorted(services.adapters.engines))} (got {model.kind!r}).")
+    if (fault := model_fault(model)) is not None:
+        raise BadRequest(fault)
     for url in (model.url, *(endpoint.url for endpoint in model.endpoints)):
         if url:
             check_model_url(url)
     sealed = services.adapters.vault.seal(secrets.own) if secrets.own else None
-    sealed_at = {place: services.adapters.vault.seal(secret) for place, secret in secrets.endpoints.items() if secret}
+    sealed_at = {where: services.adapters.vault.seal(secret) for where, secret in secrets.endpoints.items() if secret}
     await services.store.catalog.put_model(
         model, sealed=sealed, sealed_at=sealed_at, drops_key=drops_key, is_new=is_new
     )
@@ -74,7 +86,7 @@ async def register_model(
 
 
 async def unregister_model(services: Services, name: str) -> None:
-    """Takes a registered model out of the catalog. Raises ModelNotFound."""
+    """Remove a registered model from the catalog. Raises ModelNotFound."""
     if not await services.store.catalog.drop_model(name):
         raise ModelNotFound(f"There is no registered model {name!r}.")
     services.caches.models.invalidate()

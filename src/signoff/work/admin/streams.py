@@ -1,4 +1,4 @@
-"""Streams: which there are, how this process listens to them, and declaring one while everything runs."""
+"""Administration of streams: list, add, change and remove them while servers run."""
 
 from __future__ import annotations
 
@@ -14,83 +14,93 @@ from signoff.work.services import Services
 
 
 class StreamStatus(msgspec.Struct, frozen=True):
-    """A stream, whether the settings declare it, and how this process listens to it; None if it does not."""
+    """A stream with the status of its listener."""
 
     stream: Stream
+    """The stream."""
     is_declared: bool
+    """The settings of this server declare the stream, so it cannot be changed here."""
     listening: ListenerStatus | None
+    """The status of the listener in this process; None if it does not listen."""
 
 
 async def list_streams(services: Services, caller: Caller) -> list[StreamStatus]:
-    """Every stream, those of the settings first. Raises Forbidden."""
+    """Return every stream, those of the settings first. Raises Forbidden."""
     check_admin(caller)
-    return [_seen(services, stream) for stream in await services.caches.streams.all()]
+    return [_status_of(services, stream) for stream in await services.caches.streams.all()]
 
 
 async def get_stream(services: Services, caller: Caller, name: str) -> StreamStatus:
-    """The stream of that name. Raises Forbidden, NotFound."""
+    """Return the stream of this name. Raises Forbidden, NotFound."""
     check_admin(caller)
-    return _seen(services, await services.caches.streams.find(name))
+    return _status_of(services, await services.caches.streams.find(name))
 
 
-async def add_stream(services: Services, caller: Caller, told: Mapping[str, Any]) -> StreamStatus:
-    """A new stream, which every worker listens to within a second. Raises Forbidden, BadRequest, Conflict."""
+async def add_stream(services: Services, caller: Caller, fields: Mapping[str, Any]) -> StreamStatus:
+    """Add a stream, to which every worker listens within a second.
+
+    `fields` are those of a `Stream`, with its `url` in place of `scheme`, `host` and `sealed`.
+    Raises Forbidden, BadRequest, Conflict.
+    """
     check_admin(caller)
-    if not {"name", "url", "requests", "responses"} <= told.keys():
-        raise BadRequest("A stream has a name, a url, and two topics: requests, responses.")
-    if any(told["name"] == known.name for known in await _fresh(services)):
-        raise Conflict(f"There is a stream {told['name']!r} already.")
+    if not {"name", "url", "requests", "responses"} <= fields.keys():
+        raise BadRequest("A stream needs `name`, `url`, `requests` and `responses`.")
+    if any(fields["name"] == stream.name for stream in await _reload(services)):
+        raise Conflict(f"`name` {fields['name']!r} is taken by another stream.")
     blank = Stream(name="", scheme="", host="", sealed=b"", requests="", responses="")
-    return await _kept(services, blank, told)
+    return await _save(services, blank, fields)
 
 
-async def change_stream(services: Services, caller: Caller, name: str, told: Mapping[str, Any]) -> StreamStatus:
-    """The stream, with what is told; all else stays. Raises Forbidden, NotFound, BadRequest, Conflict."""
-    known = await _changeable(services, caller, name)
-    if told.get("name", name) != name:
-        raise BadRequest("A stream keeps its name: declare another one, and remove this one.")
-    return await _kept(services, known, told)
+async def change_stream(services: Services, caller: Caller, name: str, changes: Mapping[str, Any]) -> StreamStatus:
+    """Change the given fields of a stream, as in `add_stream`. Raises Forbidden, NotFound, BadRequest, Conflict."""
+    stream = await _get_changeable(services, caller, name)
+    if changes.get("name", name) != name:
+        raise BadRequest(f"`name` must be {name!r}, as names cannot change (got {changes['name']!r}).")
+    return await _save(services, stream, changes)
 
 
 async def remove_stream(services: Services, caller: Caller, name: str) -> None:
-    """Nobody listens any more; answers that are still to be sent are given up in time. Raises as above."""
-    await _changeable(services, caller, name)
+    """Remove the stream. Listeners stop, and replies that were not sent yet fail after their last attempt.
+
+    Raises Forbidden, NotFound, Conflict.
+    """
+    await _get_changeable(services, caller, name)
     await services.store.streams.drop(name)
     services.caches.streams.invalidate()
 
 
-async def _changeable(services: Services, caller: Caller, name: str) -> Stream:
+async def _get_changeable(services: Services, caller: Caller, name: str) -> Stream:
     check_admin(caller)
-    found = next((stream for stream in await _fresh(services) if stream.name == name), None)
-    if found is None:
+    stream = next((each for each in await _reload(services) if each.name == name), None)
+    if stream is None:
         raise NotFound(f"There is no stream {name!r}.")
     if services.caches.streams.is_declared(name):
-        raise Conflict(f"The stream {name!r} is declared in the settings of this server: it is changed there.")
-    return found
+        raise Conflict(f"The stream {name!r} is declared in the settings of this server; change it there.")
+    return stream
 
 
-async def _kept(services: Services, known: Stream, told: Mapping[str, Any]) -> StreamStatus:
-    changes = dict(told)
+async def _save(services: Services, stream: Stream, fields: Mapping[str, Any]) -> StreamStatus:
+    changes = dict(fields)
     url: str | None = changes.pop("url", None)
     if url is not None:
         changes["scheme"], changes["host"] = public_address(url)
         changes["sealed"] = services.adapters.vault.seal(url)
-    stream = msgspec.structs.replace(known, **changes)
-    if (flaw := stream_fault(stream)) is not None:
-        raise BadRequest(flaw)
+    stream = msgspec.structs.replace(stream, **changes)
+    if (fault := stream_fault(stream)) is not None:
+        raise BadRequest(fault)
     if stream.user is not None and await services.caches.callers.by_email(stream.user) is None:
-        raise BadRequest(f"as names {stream.user!r}, who is no active user.")
+        raise BadRequest(f"`as` must be the e-mail address of an active user (got {stream.user!r}).")
     await services.store.streams.put(stream)
     services.caches.streams.invalidate()
-    return _seen(services, stream)
+    return _status_of(services, stream)
 
 
-async def _fresh(services: Services) -> list[Stream]:
+async def _reload(services: Services) -> list[Stream]:
     services.caches.streams.invalidate()
     return list(await services.caches.streams.all())
 
 
-def _seen(services: Services, stream: Stream) -> StreamStatus:
+def _status_of(services: Services, stream: Stream) -> StreamStatus:
     return StreamStatus(
         stream, services.caches.streams.is_declared(stream.name), services.caches.streams.statuses.get(stream.name)
     )

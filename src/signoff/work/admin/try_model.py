@@ -1,4 +1,4 @@
-"""Try: one request to a model, as an admin asks it while setting it up."""
+"""A trial request to a model, by an admin who sets it up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from signoff.work.services import Services
 
 
 async def try_model(services: Services, caller: Caller, name: str, body: bytes) -> bytes:
-    """The answer, by the path of every call. Raises Forbidden, ModelFailed and its kin, and what `begin` raises."""
+    """Return the answer of the model to `body`, by the path of every call, without the cache.
+
+    Raises Forbidden, JobFailed, ReviewPending, ModelFailed or a subclass, and what `begin_call` raises.
+    """
     check_admin(caller)
     plain = Ask(door="native", caller=caller, path=PREDICT, body=body, target=name, lane="now", wait_seconds=0)
     ask = msgspec.structs.replace(plain, cache_control=CacheControl(no_store=True))

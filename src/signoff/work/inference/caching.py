@@ -1,7 +1,7 @@
-"""Recall: what was answered and signed off before is answered again, and what is signed off now is kept for that.
+"""Response cache: look up answers that were signed off before, and store new ones.
 
-An answer is kept under the versions of all that made it, and under the policy that signed it off: whatever of those
-changes, the model is asked again, and a person where the policy wants one.
+The key of an answer has the versions of everything that made it, and the review policy that signed it off.
+After a change of any of these the model is called again, and the answer is reviewed again if the policy says so.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from signoff.core.policy import Policy
 from signoff.core.tokens import Usage
 from signoff.work.services import Services
 
-SHARED = "shared"
+SHARED_SCOPE = "shared"
 log = structlog.get_logger()
 
 
 def cache_key_for(
     services: Services, ask: Ask, model: Model, policy: Policy, sampling: Sampling, path: str
 ) -> str | None:
-    """The key under which the answer can be given again; None where it is neither looked for nor kept."""
+    """Return the key of the answer in the response cache; None if it is neither looked up nor stored."""
     if ask.cache_control.no_store or not services.caches.responses.is_on:
         return None
-    if not is_cacheable(model.cache, ask.caller.cache, ask.cache, sampling=sampling) or _is_unread(ask, path):
+    if not is_cacheable(model.cache, ask.caller.cache, ask.cache, sampling=sampling) or _has_unknown_events(ask, path):
         return None
     return compute_cache_key(
-        scope=SHARED if services.rules.cache_shared else f"user:{ask.caller.user_id}",
+        scope=SHARED_SCOPE if services.rules.cache_shared else f"user:{ask.caller.user_id}",
         path=path,
         target=ask.target or model.name,
         versions=services.caches.models.version_of(model),
@@ -48,18 +48,21 @@ def cache_key_for(
     )
 
 
-async def lookup_answer(services: Services, ask: Ask, asked: Job) -> Job | None:
-    """The job as it ends where the same was signed off before, and the caller takes it; else None."""
-    if asked.cache_key is None or ask.cache_control.no_cache or ask.due_seconds > 0:
+async def lookup_answer(services: Services, ask: Ask, job: Job) -> Job | None:
+    """Return `job` as ended with the answer from the cache; None if there is none or the request does not accept it.
+
+    The result is not stored. It has no usage and no cost.
+    """
+    if job.cache_key is None or ask.cache_control.no_cache or ask.due_seconds > 0:
         return None
-    entry = await services.caches.responses.lookup(asked.cache_key, ask.cache_control.max_age_seconds)
+    entry = await services.caches.responses.lookup(job.cache_key, ask.cache_control.max_age_seconds)
     if entry is None:
         return None
     return msgspec.structs.replace(
-        asked,
+        job,
         status="success",
         response=entry.answer,
-        usage=Usage(),  # it took none
+        usage=Usage(),
         cost_nanodollars=0,
         cache="hit",
         attempt=0,
@@ -68,15 +71,16 @@ async def lookup_answer(services: Services, ask: Ask, asked: Job) -> Job | None:
 
 
 async def revalidate(services: Services, job: Job) -> Job:
-    """The job, whose model has just answered: not to be kept if that was changed since the job was asked for, nor if
-    another model answered in its place.
+    """Return the job, marked not to be cached if its model was changed since admission or another model answered.
+
+    Call it when the model has answered. If the model cannot be loaded, the answer is not cached, but still valid.
     """
     if job.cache_key is None:
         return job
     try:
         model = await services.caches.models.find(job.target)
-    except Exception as error:  # noqa: BLE001 -- the answer is there: it must not fail for this
-        log.info("whether a model was changed is not known; its answer is not kept", job=job.id, error=repr(error))
+    except Exception as error:  # noqa: BLE001 -- the answer is valid even if it cannot be cached
+        log.info("cache_revalidation_failed", job=job.id, error=repr(error))
         model = None
     is_same = (
         model is not None
@@ -87,7 +91,7 @@ async def revalidate(services: Services, job: Job) -> Job:
 
 
 def store_answer(services: Services, job: Job) -> None:
-    """Keeps the answer of a job that is signed off, where it may be given again."""
+    """Store the answer of a signed-off job in the cache, if the job may be cached and the answer is complete."""
     if job.status != "success" or job.cache != "miss" or job.cache_key is None or job.response is None:
         return
     if not is_complete(job.path, job.response):
@@ -107,11 +111,11 @@ def store_answer(services: Services, job: Job) -> None:
 
 
 async def until_stored(services: Services, job: Job) -> None:
-    """Returns as soon as every process can find the answer of `job`, where it is kept; after a second at the latest."""
+    """Wait until every process can find the cached answer of `job`, for a second at most."""
     if job.cache == "miss":
         await services.caches.responses.until_stored()
 
 
-def _is_unread(ask: Ask, path: str) -> bool:
-    """Whether it is a stream whose form nobody here knows."""
+def _has_unknown_events(ask: Ask, path: str) -> bool:
+    """Return True if the answer is a stream in a format that the cache cannot replay."""
     return ask.stream and path not in STREAMED

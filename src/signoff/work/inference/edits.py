@@ -1,4 +1,4 @@
-"""Edit: a text changed as told, by the model's own endpoint for that, else by a chat."""
+"""Edits (`/v1/edits`): call the model's own endpoint, or a chat if the model has none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from signoff.core.model import Model
 from signoff.engine import Engine, ModelRequest
 from signoff.errors import BadRequest, ModelAnswered, ModelGarbled
 
-# How servers say that they have no such endpoint.
+# Statuses with which servers say that they have no such endpoint.
 UNKNOWN_ENDPOINT = {404, 405, 501}
 
 
@@ -37,7 +37,7 @@ class _Completion(msgspec.Struct):
 
 
 async def run_edit(engine: Engine, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk]:
-    """The edit, whole: this endpoint has no streams. Raises BadRequest, ModelFailed and its kin."""
+    """Yield the edit as one chunk, as this endpoint has no streams. Raises BadRequest, ModelFailed or a subclass."""
     whole = msgspec.structs.replace(request, stream=False)
     try:
         async for chunk in engine.answer(model, whole):
@@ -47,28 +47,28 @@ async def run_edit(engine: Engine, model: Model, request: ModelRequest) -> Async
             raise
     else:
         return
-    asked = msgspec.structs.replace(whole, path=CHAT, body=_as_chat(request.body))
-    answer = collect([chunk async for chunk in engine.answer(model, asked)])
+    chat = msgspec.structs.replace(whole, path=CHAT, body=_as_chat(request.body))
+    answer = collect([chunk async for chunk in engine.answer(model, chat)])
     yield Chunk(_as_edit(answer.body))
 
 
 def _as_chat(body: bytes) -> bytes:
-    """The instruction as the system's message, the input as the user's; all other members stay."""
+    """Return a chat body: instruction as the system message, input as the user message, other fields unchanged."""
     try:
         edit = msgspec.json.decode(body, type=_Edit)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"This is no edit: {error}") from None
+        raise BadRequest(f"The body is not a valid edit request: {error}") from None
     members: dict[str, Any] = msgspec.json.decode(body)
-    kept = {name: value for name, value in members.items() if name not in {"instruction", "input", "stream"}}
+    others = {name: value for name, value in members.items() if name not in {"instruction", "input", "stream"}}
     messages = [{"role": "system", "content": edit.instruction}, {"role": "user", "content": edit.input}]
-    return msgspec.json.encode(kept | {"messages": messages})
+    return msgspec.json.encode(others | {"messages": messages})
 
 
 def _as_edit(body: bytes) -> bytes:
     try:
-        said = msgspec.json.decode(body, type=_Completion)
+        completion = msgspec.json.decode(body, type=_Completion)
     except msgspec.ValidationError as error:
-        raise ModelGarbled(f"The model's answer is no completion: {error}") from error
-    choices = [{"text": each.message.content or "", "index": index} for index, each in enumerate(said.choices)]
-    told: dict[str, object] = {"object": "edit", "created": said.created, "choices": choices, "usage": said.usage}
-    return msgspec.json.encode(told)
+        raise ModelGarbled(f"The model's answer is not a chat completion: {error}") from error
+    choices = [{"text": each.message.content or "", "index": index} for index, each in enumerate(completion.choices)]
+    edit = {"object": "edit", "created": completion.created, "choices": choices, "usage": completion.usage}
+    return msgspec.json.encode(edit)

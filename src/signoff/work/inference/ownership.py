@@ -1,4 +1,7 @@
-"""Named: what a request names of what upstreams keep, and who may reach it. One key serves all of them there."""
+"""Ownership of objects that upstreams store, such as responses and files.
+
+All callers share one upstream key, so the upstream cannot tell them apart; the jobs that created the objects can.
+"""
 
 from __future__ import annotations
 
@@ -13,52 +16,57 @@ from signoff.errors import BadRequest, Forbidden, NotFound
 from signoff.store import JobFilter
 from signoff.work.services import Services
 
-MOST_NAMES = 64
+MAX_REFERENCES = 64
 
 
 class References(msgspec.Struct, frozen=True):
-    """What a request names: the job that made what its path is about, and whether any of it was held."""
+    """Jobs of the objects that a request refers to."""
 
     subject: Job | None = None
+    """The job that created the object in the request's path; None if the path has none."""
     was_held: bool = False
+    """A job that created any of the objects may be held, so the answer must be reviewed too."""
 
 
 NO_REFERENCES = References()
 
 
 async def find_references(services: Services, ask: Ask) -> References:
-    """What `ask` names, as far as it was made here.
+    """Return the objects that `ask` refers to, as far as they were created through this deployment.
 
-    Raises NotFound for what somebody else made, and Forbidden for a list of what everybody made.
+    Raises:
+        NotFound: an object belongs to another user, or the one in the path is unknown.
+        Forbidden: the request would list the objects of all callers, and the caller is not an admin.
+        BadRequest: the body refers to too many objects.
     """
     if (route := parse_route(ask.path)) is None:
         return NO_REFERENCES
-    subject = route.object_id
-    if subject is None and route.method != "POST" and ask.caller.role != "admin":
-        raise Forbidden("This would list what all callers made at the upstream; admins alone may do that.")
-    names = referenced_ids(ask.body)
-    if len(names) > MOST_NAMES:
-        raise BadRequest(f"A request may name {MOST_NAMES} objects of its upstream.")
-    about = None if subject is None else await _maker_of(services, ask.caller, subject, must_be_known=True)
-    makers = [about] + [await _maker_of(services, ask.caller, name, must_be_known=False) for name in names]
-    return References(about, any(job.policy.may_hold for job in makers if job is not None))
+    object_id = route.object_id
+    if object_id is None and route.method != "POST" and ask.caller.role != "admin":
+        raise Forbidden("Only an admin may list the objects of all callers at the upstream.")
+    ids = referenced_ids(ask.body)
+    if len(ids) > MAX_REFERENCES:
+        raise BadRequest(f"A body may refer to at most {MAX_REFERENCES} upstream objects (got {len(ids)}).")
+    creator = None if object_id is None else await _find_creator(services, ask.caller, object_id, must_exist=True)
+    creators = [creator] + [await _find_creator(services, ask.caller, each, must_exist=False) for each in ids]
+    return References(creator, any(job.policy.may_hold for job in creators if job is not None))
 
 
 def owner_of(job: Job) -> str:
-    """The model that keeps what `job` made: the one that answered, by the name that was asked for where it has none."""
+    """Return the model that stores the object of `job`: the one that answered, or the target for a wildcard model."""
     return job.target if job.model.endswith("*") else job.model
 
 
-async def _maker_of(services: Services, caller: Caller, name: str, *, must_be_known: bool) -> Job | None:
-    makers = await services.store.jobs.list(JobFilter(upstream_object_id=name, limit=1))
+async def _find_creator(services: Services, caller: Caller, object_id: str, *, must_exist: bool) -> Job | None:
+    creators = await services.store.jobs.list(JobFilter(upstream_object_id=object_id, limit=1))
     if caller.role == "admin":
-        return makers[0] if makers else None
-    is_own = bool(makers) and makers[0].user_id == caller.user_id and not _was_refused(makers[0])
-    if not is_own and (makers or must_be_known):
-        raise NotFound(f"There is no {name} here.")
-    return makers[0] if makers else None
+        return creators[0] if creators else None
+    may_use = bool(creators) and creators[0].user_id == caller.user_id and not _is_unsigned(creators[0])
+    if not may_use and (creators or must_exist):
+        raise NotFound(f"There is no object {object_id!r}.")
+    return creators[0] if creators else None
 
 
-def _was_refused(job: Job) -> bool:
-    """Whether what it made was never signed off."""
+def _is_unsigned(job: Job) -> bool:
+    """Return True if the answer of the job needed a review and was not signed off."""
     return job.policy.may_hold and job.status != "success"

@@ -1,4 +1,4 @@
-"""Target: what a name stands for: a model, or a prompt or pipeline that its caller may use."""
+"""Targets: find the model, prompt or pipeline that a name stands for."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ MAX_LISTED = 1000
 
 
 async def resolve_target(services: Services, caller: Caller, name: str | None) -> Model | LibraryItem:
-    """The model of exactly that name, else the prompt or pipeline, else the model whose name ends in a fitting `*`.
+    """Return the model of exactly this name, else the prompt or pipeline, else the model whose pattern (`gpt-*`) fits.
 
-    After `@` comes a label or a version. Raises ModelNotFound, also for what is not the caller's to see.
+    A name of a prompt or pipeline may end in `@` and a label or version. None is the default model.
+    Raises ModelNotFound, also for an item that the caller may not see.
     """
     if name is None or services.caches.models.has_exact(name):
         return await services.caches.models.find(name)
-    await services.caches.models.all()  # now they are known here, if they were not
+    await services.caches.models.all()  # loads the models, in case they are not cached yet
     if services.caches.models.has_exact(name):
         return await services.caches.models.find(name)
-    if (composed := await _composed(services, caller, name, anew=False)) is not None:
-        return composed
+    if (item := await _find_item(services, caller, name, refresh=False)) is not None:
+        return item
     try:
         return await services.caches.models.find(name)
     except ModelNotFound:
-        composed = await _composed(services, caller, name, anew=True)
-        if composed is None:
+        item = await _find_item(services, caller, name, refresh=True)
+        if item is None:
             raise
-        return composed
+        return item
 
 
 async def list_targets(services: Services, caller: Caller) -> Sequence[Model | LibraryItem]:
-    """Every model, and what else the caller may use under a name, so far as it is not hidden behind a model."""
+    """Return every model, and every prompt and pipeline that the caller may use and no model hides."""
     models = await services.caches.models.all()
-    which = LibraryFilter(user_id=None if caller.role == "admin" else caller.user_id, limit=MAX_LISTED)
-    composed = await services.store.library.list(which)
+    library_filter = LibraryFilter(user_id=None if caller.role == "admin" else caller.user_id, limit=MAX_LISTED)
+    items = await services.store.library.list(library_filter)
     names = {model.name for model in models}
-    return [*models, *(each for each in composed if each.name not in names)]
+    return [*models, *(item for item in items if item.name not in names)]
 
 
-def may_use_item(caller: Caller, composed: LibraryItem) -> bool:
-    """Whether it is the caller's own, or shared with everybody, or the caller an admin."""
-    return composed.shared or composed.user_id == caller.user_id or caller.role == "admin"
+def may_use_item(caller: Caller, item: LibraryItem) -> bool:
+    """Return True if the item is the caller's own or shared, or the caller is an admin."""
+    return item.shared or item.user_id == caller.user_id or caller.role == "admin"
 
 
-async def _composed(services: Services, caller: Caller, name: str, *, anew: bool) -> LibraryItem | None:
-    own_name, _, at = name.partition("@")
-    version = int(at) if at.isascii() and at.isdigit() and len(at) < 10 else at or PRODUCTION
-    found = await services.caches.library.find(own_name, version, refresh=anew)
-    return found if found is not None and may_use_item(caller, found) else None
+async def _find_item(services: Services, caller: Caller, name: str, *, refresh: bool) -> LibraryItem | None:
+    base_name, _, label = name.partition("@")
+    version = int(label) if label.isascii() and label.isdigit() and len(label) < 10 else label or PRODUCTION
+    item = await services.caches.library.find(base_name, version, refresh=refresh)
+    return item if item is not None and may_use_item(caller, item) else None

@@ -1,4 +1,4 @@
-"""Route: the job's model is asked where it is free, then elsewhere, then other models, until the first byte came."""
+"""Routing: call the endpoints of the job's model in turn, then its fallbacks, until the first chunk has come."""
 
 from __future__ import annotations
 
@@ -20,26 +20,33 @@ from signoff.runtime.pools import Endpoint, EndpointPool, Slot, endpoint_name
 from signoff.work.inference.edits import run_edit
 from signoff.work.services import Services
 
-# With the fallbacks of fallbacks.
-MOST_MODELS = 8
-# What passes between the two looks at the clock.
+# Fallbacks of one request, those of fallbacks included.
+MAX_FALLBACKS = 8
+# The time between two readings of the clock.
 SLACK_SECONDS = 0.01
 OnModel = Callable[[str], None]
 log = structlog.get_logger()
 
 
 async def route(
-    services: Services, job: Job, model: Model, *, stream: bool, answers: OnModel, since: float | None
+    services: Services, job: Job, model: Model, *, stream: bool, on_model: OnModel, started_at: float | None
 ) -> AsyncGenerator[Chunk]:
-    """What the model says, or a fallback of it; `answers` hears which one, before its first chunk.
+    """Yield the chunks of the answer of `model` or of a fallback.
 
-    All tries and all waits together take no longer than the model's total, from `since` on, where the loop's time
-    is given. Raises ModelFailed and its kin.
+    All attempts and waits together take no longer than the model's `total_seconds`. Raises ModelFailed or a subclass.
+
+    Args:
+        services: The dependencies.
+        job: The job.
+        model: The model of the job.
+        stream: Ask for a stream.
+        on_model: Called with the name of a model other than the job's, before its first chunk.
+        started_at: Start of that time by the loop's clock, in seconds; None for now.
     """
     now = asyncio.get_running_loop().time()
-    deadline = (now if since is None else since) + model.timeouts.total_seconds
+    deadline = (now if started_at is None else started_at) + model.timeouts.total_seconds
     if now >= deadline:
-        raise _out_of_time(model)
+        raise _timeout_error(model)
     failure: SignoffError | None = None
     async for each, name in _candidates(services, job, model):
         began = False
@@ -47,7 +54,7 @@ async def route(
             async with aclosing(_try_endpoints(services, job, each, name, stream=stream, deadline=deadline)) as chunks:
                 async for chunk in chunks:
                     if not began and each.name != job.model:
-                        answers(name if each.name.endswith("*") else each.name)
+                        on_model(name if each.name.endswith("*") else each.name)
                     began = True
                     yield chunk
         except SignoffError as error:
@@ -64,34 +71,34 @@ async def route(
 
 
 async def _candidates(services: Services, job: Job, model: Model) -> AsyncIterator[tuple[Model, str]]:
-    """The model and the name that it was asked for by; its fallbacks, then theirs, each once.
+    """Yield the model with the name that it was requested by, then its fallbacks and theirs, each once.
 
-    One whose answers a person must see stands in for none whose answers leave unseen.
+    A model whose answers need a review is no fallback for a job that cannot be held.
     """
     yield model, job.target
-    seen, line, left = {job.target, model.name}, [*model.fallbacks], MOST_MODELS
-    while line and left:
-        name = line.pop(0)
-        if name in seen:
+    visited, queue, remaining = {job.target, model.name}, [*model.fallbacks], MAX_FALLBACKS
+    while queue and remaining:
+        name = queue.pop(0)
+        if name in visited:
             continue
-        seen.add(name)
-        left -= 1
+        visited.add(name)
+        remaining -= 1
         try:
             other = await services.caches.models.find(name)
         except ModelNotFound:
-            log.warning("a fallback does not exist", model=model.name, fallback=name)
+            log.warning("fallback_not_found", model=model.name, fallback=name)
             continue
         if other.review == "always" and not job.policy.may_hold:
-            log.warning("a fallback is not asked: its answers need a review", model=model.name, fallback=name)
+            log.warning("fallback_needs_review", model=model.name, fallback=name)
             continue
         yield other, name
-        line.extend(other.fallbacks)
+        queue.extend(other.fallbacks)
 
 
 async def _try_endpoints(
     services: Services, job: Job, model: Model, name: str, *, stream: bool, deadline: float
 ) -> AsyncGenerator[Chunk]:
-    """What the first endpoint says that says anything, each asked once at most."""
+    """Yield the chunks of the first endpoint that answers; try each endpoint at most once."""
     pool = services.runtime.pools.of(model)
     key = prefix_key(name, job.body) if model.balance == "prefix-hash" else None
     tried, failure = frozenset[Endpoint](), None
@@ -104,7 +111,7 @@ async def _try_endpoints(
         with slot:
             try:
                 async with aclosing(
-                    _ask_endpoint(services, job, slot, name, stream=stream, deadline=deadline)
+                    _call_endpoint(services, job, slot, name, stream=stream, deadline=deadline)
                 ) as chunks:
                     async for chunk in chunks:
                         if not began:
@@ -122,15 +129,15 @@ async def _try_endpoints(
                 return
 
 
-async def _ask_endpoint(
+async def _call_endpoint(
     services: Services, job: Job, slot: Slot, name: str, *, stream: bool, deadline: float
 ) -> AsyncGenerator[Chunk]:
-    """What that endpoint says, cut off at the deadline."""
+    """Yield the chunks of the endpoint of `slot`, until the deadline."""
     model = slot.endpoint.model
     chunks = await ask_model(services, job, model, name, stream=stream)
     try:
         if asyncio.get_running_loop().time() + model.timeouts.total_seconds <= deadline + SLACK_SECONDS:
-            async for chunk in chunks:  # the engine's own limit comes as early
+            async for chunk in chunks:  # the engine's own timeout ends in time
                 yield chunk
             return
         while True:
@@ -140,19 +147,19 @@ async def _ask_endpoint(
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                raise _out_of_time(model) from None
+                raise _timeout_error(model) from None
             yield chunk
     finally:
         if isinstance(chunks, AsyncGenerator):
             await chunks.aclose()
 
 
-def _out_of_time(model: Model) -> ModelTimedOut:
+def _timeout_error(model: Model) -> ModelTimedOut:
     return ModelTimedOut(f"The model took more than {model.timeouts.total_seconds:g} s.")
 
 
 def _final_error(pool: EndpointPool, failure: SignoffError | None, error: SignoffError) -> SignoffError:
-    """What the caller is told when nobody else can be asked: an endpoint's own answer, else that the model is down."""
+    """Return the error when no endpoint is left: the last endpoint's answer, else that the model is down."""
     if failure is None or not isinstance(error, ModelDown):
         return error
     down = pool.unavailable_error(f"No endpoint of the model {pool.model.name} answers: {failure.message}")
@@ -163,10 +170,13 @@ def _final_error(pool: EndpointPool, failure: SignoffError | None, error: Signof
 
 
 async def ask_model(services: Services, job: Job, model: Model, name: str, *, stream: bool) -> AsyncIterator[Chunk]:
-    """What one model says at one place, where it is asked for by `name`."""
+    """Return the chunks of the answer of one endpoint of a model, which was requested as `name`.
+
+    Raises ModelFailed if this server cannot run such models, or the upstream key is missing.
+    """
     engine = services.adapters.engines.get(model.kind)
     if engine is None:
-        raise ModelFailed(f"This server cannot run models of the kind {model.kind}.")
+        raise ModelFailed(f"This server cannot run models of kind {model.kind!r}.")
     path = path_for(model, job.path, job.body)
     body = as_chat(job.body) if path == CHAT and not accepts_any_json(model) else job.body
     key = await _upstream_key(services, job, model, name)
@@ -175,21 +185,25 @@ async def ask_model(services: Services, job: Job, model: Model, name: str, *, st
 
 
 async def _upstream_key(services: Services, job: Job, model: Model, name: str) -> str | None:
-    """The key that the job's caller chose, else that of the model at this place. Raises ModelFailed when it is gone."""
-    if job.key_id is not None and name == job.target and model.kind in KINDS_WITH_KEYS:  # and not where a fallback is
+    """Return the key that the caller chose, else that of the endpoint; None without one.
+
+    Raises ModelFailed if it was removed.
+    """
+    # The key is for the upstream of the target, so a fallback must not get it.
+    if job.key_id is not None and name == job.target and model.kind in KINDS_WITH_KEYS:
         secret = await services.caches.keys.secret(job.key_id)
         if secret is None:
-            raise ModelFailed(f"The upstream key {job.key_id}, which this request was to be sent with, was removed.")
+            raise ModelFailed(f"The upstream key {job.key_id} of this request was removed.")
         return secret
     if model.key_id is None:
         return None
     secret = await services.caches.keys.secret(model.key_id)
     if secret is not None:
         return secret
-    services.caches.models.invalidate()  # it was replaced a moment ago
+    services.caches.models.invalidate()  # the key may have been replaced a moment ago
     for each in endpoints_of(await services.caches.models.find(name)):
         if (each.url, each.upstream_model) == (model.url, model.upstream_model):
             secret = None if each.key_id is None else await services.caches.keys.secret(each.key_id)
             if each.key_id is None or secret is not None:
                 return secret
-    raise ModelFailed(f"The key of the model {model.name} is gone.")
+    raise ModelFailed(f"The upstream key of the model {model.name} was removed.")

@@ -1,4 +1,4 @@
-"""Settle: what becomes of a job once its model has answered, or has not."""
+"""Settlement: the transition of a job once its model has answered or failed."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from signoff.work.services import Services
 
 
 async def settle(services: Services, job: Job, outcome: Answer | SignoffError) -> Job | None:
-    """Moves the job on, with what it has taken. None if somebody else has it by now: then nothing changes."""
-    step = _answered(services, job, outcome) if isinstance(outcome, Answer) else _failed(services, job, outcome)
+    """Make the transition that `outcome` leads to, and store the usage of `job`; return None if the lease was lost."""
+    request = _on_answer(services, job, outcome) if isinstance(outcome, Answer) else _on_failure(services, job, outcome)
     try:
-        return await services.store.jobs.transition(job.id, step)
+        return await services.store.jobs.transition(job.id, request)
     except Stale:
         return None
 
 
 def job_error(error: SignoffError) -> JobError:
-    """The error as it is kept with the job."""
+    """Return `error` as stored with a job."""
     return JobError(code=error.code, message=error.message, status=error.status)
 
 
-def _answered(services: Services, job: Job, answer: Answer) -> TransitionRequest:
-    told = {
+def _on_answer(services: Services, job: Job, answer: Answer) -> TransitionRequest:
+    changes: dict[str, Any] = {
         "response": answer.body,
         "usage": answer.usage,
         "upstream_object_id": answer.upstream_object_id,
         "model": job.model,
+        "error": None,
+        "attempt": job.attempt,
     }
-    changes: dict[str, Any] = told | {"error": None, "attempt": job.attempt}
-    if job.cache == "bypass" and job.cache_key is not None:  # as it was not, when it was asked for
+    if job.cache == "bypass" and job.cache_key is not None:  # changed by `revalidate` since admission
         changes["cache"] = job.cache
     changes |= usage_columns(job)
     deadline = job.policy.deadline_seconds
@@ -44,10 +45,10 @@ def _answered(services: Services, job: Job, answer: Answer) -> TransitionRequest
     return TransitionRequest(verb=verb, actor=services.ids.actor, lease=job.lease, changes=changes, after_seconds=after)
 
 
-def _failed(services: Services, job: Job, error: SignoffError) -> TransitionRequest:
+def _on_failure(services: Services, job: Job, error: SignoffError) -> TransitionRequest:
     changes = {"error": job_error(error), "attempt": job.attempt} | usage_columns(job)
-    is_last = job.lane == "now" and job.parent_id is None  # whoever waits asks again by themselves
-    if is_last or not error.retryable or job.attempt >= job.max_attempts:
+    is_waiting_call = job.lane == "now" and job.parent_id is None  # a waiting client retries itself
+    if is_waiting_call or not error.retryable or job.attempt >= job.max_attempts:
         return TransitionRequest(verb="fail", actor=services.ids.actor, lease=job.lease, changes=changes)
     wait = wait_seconds(services.rules.backoff, job.attempt, services.ids.random_float(), error.retry_after_seconds)
     return TransitionRequest(

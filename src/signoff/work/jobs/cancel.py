@@ -1,4 +1,4 @@
-"""Cancel: the owner does not want the answer any more."""
+"""Cancellation: end a job whose answer is not needed any more."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from signoff.work.services import Services
 
 
 async def cancel(services: Services, caller: Caller, job_id: str) -> Job:
-    """The cancelled job; a running model is stopped within a second. Raises JobNotFound, Forbidden, Stale."""
+    """Cancel the job, and return it; its model is stopped within a second. Raises JobNotFound, Forbidden, Stale."""
     job = await get_job(services, caller, job_id)
     if caller.role != "admin" and caller.user_id != job.user_id:
-        raise Forbidden("Only its owner or an admin can cancel a job.")
+        raise Forbidden("Only the owner of a job or an admin may cancel it.")
     error = JobError(code="cancelled", message=f"Cancelled by {caller.email}.", status=409)
-    step = TransitionRequest(verb="cancel", actor=caller.actor, changes={"error": error})
-    return redacted(caller, await services.store.jobs.transition(job_id, step))
+    request = TransitionRequest(verb="cancel", actor=caller.actor, changes={"error": error})
+    return redacted(caller, await services.store.jobs.transition(job_id, request))

@@ -1,4 +1,4 @@
-"""Deliver: the end of a job is told to whoever asked to be told, until they have taken it or it is given up."""
+"""Deliveries: send the end of a job to webhooks, Redis and response topics, until it is received or given up."""
 
 from __future__ import annotations
 
@@ -26,32 +26,36 @@ log = structlog.get_logger()
 
 
 def delivery_targets(services: Services, ask: Ask, name: str) -> tuple[DeliveryTarget, ...]:
-    """Who is told of the end of a job that is called `name`; of one whose caller waits, whom the caller says.
+    """Return the targets to which the end of a job is sent: those that the request names, and Redis for a queued job.
 
-    Raises AddressRefused, and BadRequest where there is no secret to sign with.
+    `name` is the client id of the job, else its id. Raises AddressRefused, and BadRequest without a secret to sign
+    with.
     """
-    hooks = () if ask.webhook is None else (_webhook(services, ask.webhook),)
+    targets = () if ask.webhook is None else (_webhook_target(services, ask.webhook),)
     if ask.reply_to is not None:
-        hooks = (*hooks, DeliveryTarget(kind="topic", address=ask.reply_to, host=ask.reply_to))
-    return hooks if ask.lane == "now" else (*hooks, *result_mirrors(services, name))
+        targets = (*targets, DeliveryTarget(kind="topic", address=ask.reply_to, host=ask.reply_to))
+    return targets if ask.lane == "now" else (*targets, *result_mirrors(services, name))
 
 
 def result_mirrors(services: Services, name: str) -> tuple[DeliveryTarget, ...]:
-    """Where the result of a job that is called `name` can be read beside the store."""
+    """Return the Redis target for the result of the job that is called `name`; none without Redis."""
     prefix = services.rules.redis_prefix
     return () if prefix is None else (DeliveryTarget(kind="redis", address=f"{prefix}:{name}", host="redis"),)
 
 
-def _webhook(services: Services, hook: WebhookTarget) -> DeliveryTarget:
-    host = checked_host(hook.url, services.rules.allow_list)
-    if hook.secret is None and not services.rules.webhook_secrets:
-        raise BadRequest("deliver needs a secret (whsec_…): this server has none of its own (webhook_secret).")
-    sealed = None if hook.secret is None else services.adapters.vault.seal(hook.secret.reveal())
-    return DeliveryTarget(address=hook.url, host=host, sealed=sealed)
+def _webhook_target(services: Services, webhook: WebhookTarget) -> DeliveryTarget:
+    host = checked_host(webhook.url, services.rules.allow_list)
+    if webhook.secret is None and not services.rules.webhook_secrets:
+        raise BadRequest("`deliver` needs a `secret` (whsec_…), as the setting webhook_secret of this server is empty.")
+    sealed = None if webhook.secret is None else services.adapters.vault.seal(webhook.secret.reveal())
+    return DeliveryTarget(address=webhook.url, host=host, sealed=sealed)
 
 
 async def deliver(services: Services, delivery: Delivery) -> None:
-    """One attempt of a leased delivery, and what comes of it. When cancelled, gives the attempt back."""
+    """Make one attempt at a leased delivery, and store its outcome.
+
+    When cancelled, release the delivery with its attempt.
+    """
     try:
         outcome = await _outcome(services, delivery)
     except asyncio.CancelledError:
@@ -64,17 +68,17 @@ async def deliver(services: Services, delivery: Delivery) -> None:
 
 async def _outcome(services: Services, delivery: Delivery) -> DeliveryOutcome:
     try:
-        status = await _carry(services, delivery)
-    except Exception as error:  # noqa: BLE001 -- whatever it was, another attempt may help
-        return _failed(services, delivery, None, _told(error, delivery))
+        status = await _send(services, delivery)
+    except Exception as error:  # noqa: BLE001 -- another attempt may succeed
+        return _failed_outcome(services, delivery, None, _error_text(error, delivery))
     if status is None or 200 <= status < 300:
         return DeliveryOutcome(state="done", status=status)
     if status == GONE:
-        return DeliveryOutcome(state="failed", status=status, error="The receiver wants no more: it answered 410.")
-    return _failed(services, delivery, status, f"The receiver answered with status {status}.")
+        return DeliveryOutcome(state="failed", status=status, error="The receiver answered with status 410 (Gone).")
+    return _failed_outcome(services, delivery, status, f"The receiver answered with status {status}.")
 
 
-async def _carry(services: Services, delivery: Delivery) -> int | None:
+async def _send(services: Services, delivery: Delivery) -> int | None:
     deliverer = services.adapters.deliverers.get(delivery.kind)
     if deliverer is None:
         raise Undelivered(f"This server cannot deliver to {delivery.kind}.")
@@ -94,22 +98,22 @@ def _message(services: Services, delivery: Delivery, job: Job) -> OutgoingMessag
 
 
 def _secrets(services: Services, job: Job) -> Sequence[Secret]:
-    sealed = next((to.sealed for to in job.deliver if to.kind == "webhook"), None)
+    sealed = next((target.sealed for target in job.deliver if target.kind == "webhook"), None)
     if sealed is not None:
         return secrets_in(services.adapters.vault.open(sealed))
     if not services.rules.webhook_secrets:
-        raise Undelivered("This server has no secret to sign with any more (webhook_secret).")
+        raise Undelivered("The setting webhook_secret is empty, and the delivery has no secret of its own.")
     return services.rules.webhook_secrets
 
 
-def _told(error: Exception, delivery: Delivery) -> str:
+def _error_text(error: Exception, delivery: Delivery) -> str:
     if isinstance(error, SignoffError):
         return error.message
-    log.error("a delivery failed unexpectedly", delivery=delivery.id, exc_info=error)
-    return "The message could not be sent, because of a fault in this server; its log says more."
+    log.error("delivery_attempt_failed", delivery=delivery.id, exc_info=error)
+    return "The message could not be sent because of a fault in this server; see the server's log."
 
 
-def _failed(services: Services, delivery: Delivery, status: int | None, error: str) -> DeliveryOutcome:
+def _failed_outcome(services: Services, delivery: Delivery, status: int | None, error: str) -> DeliveryOutcome:
     wait = scheduled_seconds(services.rules.webhook_waits_seconds, delivery.attempt, services.ids.random_float())
     if wait is None:
         return DeliveryOutcome(
@@ -119,13 +123,13 @@ def _failed(services: Services, delivery: Delivery, status: int | None, error: s
 
 
 async def _settle(services: Services, delivery: Delivery, outcome: DeliveryOutcome) -> None:
-    """Writes it down; where that fails the lease lapses, and the message goes out again under the same id."""
-    assert delivery.lease is not None  # noqa: S101 -- a claimed delivery has one
-    about = {"delivery": delivery.id, "job": delivery.job_id, "host": delivery.host}
+    """Store the outcome. If that fails, the lease lapses, and the message is sent again under the same id."""
+    assert delivery.lease is not None  # noqa: S101 -- claiming a delivery sets its lease
+    fields = {"delivery": delivery.id, "job": delivery.job_id, "host": delivery.host}
     try:
-        stood = await services.store.deliveries.settle(delivery.id, delivery.lease, outcome)
-    except Exception as error:  # noqa: BLE001 -- the store is away
-        log.warning("could not write down what became of a delivery", error=repr(error), **about)
+        is_settled = await services.store.deliveries.settle(delivery.id, delivery.lease, outcome)
+    except Exception as error:  # noqa: BLE001 -- the store may be away
+        log.warning("delivery_outcome_not_stored", error=repr(error), **fields)
         return
-    if stood and outcome.state == "failed":
-        log.error("a delivery was given up", error=outcome.error, **about)
+    if is_settled and outcome.state == "failed":
+        log.error("delivery_failed", error=outcome.error, **fields)

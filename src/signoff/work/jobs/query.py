@@ -1,4 +1,4 @@
-"""Look: jobs as their owners and reviewers may see them, and waiting for them."""
+"""Queries: jobs as their owners and reviewers may see them, and waiting for their changes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from signoff.errors import JobFailed, JobNotFound, JobPending, ReviewPending
 from signoff.store import JobFilter
 from signoff.work.services import Services
 
-COALESCE_PAGE = 20
+MAX_CANDIDATES = 20
 
 
 async def get_job(services: Services, caller: Caller, job_id: str) -> Job:
-    """The job as `caller` may see it. Raises JobNotFound, also for other people's jobs, and for steps of a run that
-    may be held, until it is signed off: what they say is what it will say.
+    """Return the job as `caller` may see it.
+
+    Raises JobNotFound, also for other users' jobs, and for the steps of a run that may be held until it is signed off,
+    as their answers give away its own.
     """
     job = await services.store.jobs.get(job_id)
     if (
@@ -31,7 +33,7 @@ async def get_job(services: Services, caller: Caller, job_id: str) -> Job:
 
 
 async def may_see_steps(services: Services, caller: Caller, job: Job) -> bool:
-    """Whether `caller` may see what a run's steps were asked and answered, given one of them, or the run itself."""
+    """Return True if `caller` may see the values of a run's steps; `job` is the run or one of its steps."""
     if may_review(caller):
         return True
     while job.parent_id is not None:
@@ -40,107 +42,116 @@ async def may_see_steps(services: Services, caller: Caller, job: Job) -> bool:
 
 
 async def get_by_client_id(services: Services, caller: Caller, client_id: str) -> Job:
-    """The job that `caller` calls so, or that has that id. Raises JobNotFound."""
+    """Return the job with this client id of `caller`, or with this id. Raises JobNotFound."""
     job = await services.store.jobs.by_client_id(caller.user_id, client_id)
     return await get_job(services, caller, client_id) if job is None else redacted(caller, job)
 
 
 async def wait_for_end(services: Services, caller: Caller, job_id: str, seconds: float | None) -> Job:
-    """The job as soon as it has ended, or as it is after `seconds`; None: after `hold_seconds`. Raises JobNotFound."""
+    """Return the job as soon as it has ended, or as it is after `seconds`; None means `hold_seconds`.
+
+    Raises JobNotFound.
+    """
     await get_job(services, caller, job_id)
     seconds = services.rules.hold_seconds if seconds is None else seconds
     return redacted(caller, await wait_until(services, job_id, seconds, lambda job: job.is_terminal))
 
 
-async def list_jobs(services: Services, caller: Caller, which: JobFilter) -> tuple[list[Job], int]:
-    """A page of the jobs that `caller` may see, and how many there are in all."""
-    return await page_of_jobs(services, caller, which), await count_jobs(services, caller, which)
+async def list_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> tuple[list[Job], int]:
+    """Return a page of the jobs that `caller` may see, and the number of all that match."""
+    return await page_of_jobs(services, caller, job_filter), await count_jobs(services, caller, job_filter)
 
 
-async def page_of_jobs(services: Services, caller: Caller, which: JobFilter) -> list[Job]:
-    """A page of the jobs that `caller` may see."""
-    return [redacted(caller, job) for job in await services.store.jobs.list(_seen_by(caller, which))]
+async def page_of_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> list[Job]:
+    """Return a page of the jobs that `caller` may see."""
+    return [redacted(caller, job) for job in await services.store.jobs.list(_visible_to(caller, job_filter))]
 
 
-async def count_jobs(services: Services, caller: Caller, which: JobFilter) -> int:
-    """How many such jobs there are that `caller` may see."""
-    return await services.store.jobs.count(_seen_by(caller, which))
+async def count_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> int:
+    """Return the number of matching jobs that `caller` may see."""
+    return await services.store.jobs.count(_visible_to(caller, job_filter))
 
 
-def _seen_by(caller: Caller, which: JobFilter) -> JobFilter:
-    """Steps of runs are in the log of theirs; those that wait for a reviewer are listed for reviewers too."""
-    with_steps = may_review(caller) and which.status == "human"
-    mine = msgspec.structs.replace(which, with_steps=with_steps)
-    return mine if may_review(caller) else msgspec.structs.replace(mine, user_id=caller.user_id)
+def _visible_to(caller: Caller, job_filter: JobFilter) -> JobFilter:
+    """Narrow the filter to jobs that `caller` may see.
+
+    Steps are part of the log of their run, so they are listed only for reviewers, while they wait for a review.
+    """
+    with_steps = may_review(caller) and job_filter.status == "human"
+    visible = msgspec.structs.replace(job_filter, with_steps=with_steps)
+    return visible if may_review(caller) else msgspec.structs.replace(visible, user_id=caller.user_id)
 
 
 async def list_events(services: Services, caller: Caller, job_id: str) -> list[Event]:
-    """What happened to the job, oldest first; without its data for those who may not review. Raises JobNotFound."""
+    """Return the events of the job, oldest first; without data for callers who may not review. Raises JobNotFound."""
     await get_job(services, caller, job_id)
     events = await services.store.jobs.events(job_id)
     return events if may_review(caller) else [msgspec.structs.replace(event, data={}) for event in events]
 
 
 async def follow_events(services: Services, caller: Caller, job_id: str, after_seq: int) -> AsyncGenerator[list[Event]]:
-    """The events after `after_seq`, as they happen, until the job has ended; an empty list while nothing does.
+    """Yield the events after `after_seq` as they happen, until the job has ended.
 
-    Raises JobNotFound.
+    Yield an empty list every `keep_alive_seconds` while nothing happens. Raises JobNotFound.
     """
-    ended = False
-    while not ended:
-        ended = (await get_job(services, caller, job_id)).is_terminal
+    has_ended = False
+    while not has_ended:
+        has_ended = (await get_job(services, caller, job_id)).is_terminal
         new = [event for event in await list_events(services, caller, job_id) if event.seq > after_seq]
         after_seq = new[-1].seq if new else after_seq
         yield new
-        if not ended:
+        if not has_ended:
             await wait_until(
                 services, job_id, services.rules.keep_alive_seconds, lambda job, seq=after_seq: job.seq > seq
             )
 
 
 async def load_job(services: Services, job_id: str) -> Job:
-    """The job, unveiled: not for a caller's eyes. Raises JobNotFound."""
+    """Return the job, not redacted: callers must not see it. Raises JobNotFound."""
     job = await services.store.jobs.get(job_id)
     if job is None:
         raise JobNotFound(f"There is no job {job_id}.")
     return job
 
 
-async def find_unfinished(services: Services, like: Job) -> Job | None:
-    """The latest job that the same token asked with the same request, where it goes on; unveiled."""
-    if like.fingerprint is None:
+async def find_unfinished(services: Services, job: Job) -> Job | None:
+    """Return the newest unfinished job of the same token, lane and request, not redacted; None if there is none."""
+    if job.fingerprint is None:
         return None
     for status in STATUSES:
         if status in TERMINAL:
             continue
-        which = JobFilter(
-            user_id=like.user_id, status=status, fingerprint=like.fingerprint, limit=COALESCE_PAGE, newest_first=True
+        job_filter = JobFilter(
+            user_id=job.user_id, status=status, fingerprint=job.fingerprint, limit=MAX_CANDIDATES, newest_first=True
         )
-        for job in await services.store.jobs.list(which):
-            if job.token_id == like.token_id and job.lane == like.lane:
-                return job
+        for candidate in await services.store.jobs.list(job_filter):
+            if candidate.token_id == job.token_id and candidate.lane == job.lane:
+                return candidate
     return None
 
 
-async def wait_until(services: Services, job_id: str, seconds: float, until: Callable[[Job], bool]) -> Job:
-    """The job once `until` holds, or as it is after `seconds`; unveiled."""
+async def wait_until(services: Services, job_id: str, seconds: float, condition: Callable[[Job], bool]) -> Job:
+    """Return the job as soon as `condition` is true of it, or as it is after `seconds`; not redacted.
+
+    Raises JobNotFound.
+    """
     deadline = asyncio.get_running_loop().time() + seconds
-    with services.runtime.watcher.watch(job_id) as bell:
+    with services.runtime.watcher.watch(job_id) as change:
         while True:
-            bell.clear()
+            change.clear()
             job = await load_job(services, job_id)
-            bell.seq = job.seq
-            if until(job):
+            change.seq = job.seq
+            if condition(job):
                 return job
             try:
                 async with asyncio.timeout_at(deadline):
-                    await bell.wait()
+                    await change.wait()
             except TimeoutError:
                 return job
 
 
 def require_success(job: Job) -> Job:
-    """The job, if it has ended well. Raises JobFailed; ReviewPending and JobPending while it goes on."""
+    """Return the job if it succeeded. Raises JobFailed; ReviewPending or JobPending if it has not ended."""
     match job.status:
         case "success":
             return job
@@ -151,32 +162,35 @@ def require_success(job: Job) -> Job:
         case "bot" if job.parked_at is not None:
             raise pending_error(job)
         case "bot":
-            raise JobPending(f"There is no answer yet. Ask for job {job.id} later.", job_id=job.id)
+            raise JobPending(f"There is no answer yet; query job {job.id} later.", job_id=job.id)
 
 
 def pending_error(job: Job) -> ReviewPending:
-    """The error for a caller whose patience has ended before somebody looked at `job`, or before a step of it."""
-    what = "The answer still waits for a person."
+    """Return the error for a caller whose wait ended before the review of `job` or of one of its steps."""
+    text = "The answer waits for a review"
     if job.parked_at is not None:
-        what = "A step still waits, for a person or for room under a limit."
-    return ReviewPending(f"{what} Ask for job {job.id} later.", job_id=job.id)
+        text = "A step waits for a review or a limit"
+    return ReviewPending(f"{text}; query job {job.id} later.", job_id=job.id)
 
 
 def failure_of_job(job: Job) -> JobFailed:
-    """The error for a caller who waited for `job`, which ended in `fail`."""
+    """Return the error for a caller who waited for `job`, which has failed."""
     return caller_error(job, job.error or JobError(code="job_failed", message="The job ended without an answer."))
 
 
 def caller_error(job: Job, error: JobError) -> JobFailed:
-    """`error` as it is told to whoever waited for `job`."""
+    """Return `error` for a caller who waited for `job`."""
     return JobFailed(error.message, status=error.status, code=error.code, job_id=job.id)
 
 
 def redacted(caller: Caller, job: Job) -> Job:
-    """Nothing held is seen without a verdict, except by those who give it; nor is what was refused or cancelled."""
+    """Return the job as `caller` may see it.
+
+    Callers who may not review see no answer that is held, rejected or cancelled, nor its decision or usage.
+    """
     if job.status not in {"human", "fail"} or may_review(caller):
         return job
-    unseen = msgspec.structs.replace(job, response=None, draft=None, decision=None, usage=None)
+    hidden = msgspec.structs.replace(job, response=None, draft=None, decision=None, usage=None)
     if job.round == 0:
-        return unseen
-    return msgspec.structs.replace(unseen, prompt_tokens=0, cached_tokens=0, completion_tokens=0, cost_nanodollars=None)
+        return hidden
+    return msgspec.structs.replace(hidden, prompt_tokens=0, cached_tokens=0, completion_tokens=0, cost_nanodollars=None)

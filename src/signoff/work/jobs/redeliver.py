@@ -1,4 +1,4 @@
-"""Resend: deliveries as their owners see them, and sending one again by hand."""
+"""Redelivery: list the deliveries of a job, and send one again."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from signoff.work.services import Services
 
 
 async def list_deliveries(services: Services, caller: Caller, job_id: str) -> list[Delivery]:
-    """Who is told of the job's end, and how far that has come. Raises JobNotFound."""
+    """Return the deliveries of the job, with their states. Raises JobNotFound."""
     await get_job(services, caller, job_id)
     return await services.store.deliveries.of_job(job_id)
 
 
 async def redeliver(services: Services, caller: Caller, delivery_id: str) -> Delivery:
-    """The delivery, due at once, under the id that it always had. Raises NotFound, Forbidden, Stale."""
-    unknown = NotFound(f"There is no delivery {delivery_id}.")
+    """Return the delivery, due at once under its old id.
+
+    Raises NotFound, Forbidden, and Stale while it is being sent.
+    """
+    not_found = NotFound(f"There is no delivery {delivery_id}.")
     delivery = await services.store.deliveries.get(delivery_id)
     if delivery is None:
-        raise unknown
+        raise not_found
     try:
         job = await get_job(services, caller, delivery.job_id)
     except JobNotFound:
-        raise unknown from None
+        raise not_found from None
     if caller.role != "admin" and caller.user_id != job.user_id:
-        raise Forbidden("Only its owner or an admin can send a delivery again.")
+        raise Forbidden("Only the owner of a job or an admin may send its deliveries again.")
     return await services.store.deliveries.resend(delivery_id)

@@ -1,4 +1,4 @@
-"""Again: a job that has ended is asked once more, as a new job that remembers the old one."""
+"""Retry: submit the request of a job that has ended once more, as a new job."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from signoff.work.services import Services
 
 
 async def retry_job(services: Services, caller: Caller, job_id: str) -> Job:
-    """The new job, durable, of the same owner. Raises JobNotFound, Forbidden, and Stale while the old one goes on."""
+    """Store a new job with the request and the owner of the old one, and return it.
+
+    Raises JobNotFound, Forbidden, and Stale if the old job has not ended.
+    """
     old = await get_job(services, caller, job_id)
     if caller.role != "admin" and caller.user_id != old.user_id:
-        raise Forbidden("Only its owner or an admin can ask a job again.")
+        raise Forbidden("Only the owner of a job or an admin may retry it.")
     if not old.is_terminal:
-        raise Stale(f"The job is {old.status}; it can be asked again when it has ended.", job_id=job_id)
+        raise Stale(f"The job is {old.status}; retry it when it has ended.", job_id=job_id)
     job = await services.store.jobs.insert(copy_for_retry(services, caller, old), actor=caller.actor)
     services.adapters.broker.notify(job.id, job.priority)
     return job
 
 
 def copy_for_retry(services: Services, caller: Caller, old: Job) -> Job:
-    """What `old` asked for, to be asked once more for later; not written anywhere yet."""
+    """Return a queued job with the request of `old`, which is not stored yet."""
     new_id = services.ids.new_id()
     return Job(
         id=new_id,
@@ -47,7 +50,7 @@ def copy_for_retry(services: Services, caller: Caller, old: Job) -> Job:
         pipeline_version=old.pipeline_version,
         key_id=old.key_id,
         max_attempts=services.rules.later_attempts,
-        # Another answer is wanted, and kept in the place of the old.
+        # A retry skips the lookup, and its answer replaces the cached one.
         cache=old.cache if old.pipeline_id is not None else "bypass" if old.cache_key is None else "miss",
         cache_key=old.cache_key,
     )

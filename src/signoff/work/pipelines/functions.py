@@ -1,4 +1,4 @@
-"""Functions: which are registered, registering what the files hold, and calling one for somebody."""
+"""Functions: list them, register what the files define, and call one for a run."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ MAX_PROMPTS = 1000
 
 
 class SyncReport(msgspec.Struct, frozen=True):
-    """What came of a sync, and what is wrong in the files."""
+    """The result of a sync of functions."""
 
     synced: SyncResult
+    """Names that were registered, dropped, and left out because of a conflict."""
     broken: Sequence[BrokenFile]
+    """Files that could not be loaded, with their errors."""
 
 
 async def list_functions(services: Services, *, after: str, limit: int) -> list[Function]:
-    """A page of the registered functions, by name."""
-    known = await services.caches.functions.registered()
-    return list(islice((known[name] for name in sorted(known) if name > after), limit))
+    """Return a page of the registered functions, by name: at most `limit` after the name `after`."""
+    functions = await services.caches.functions.registered()
+    return list(islice((functions[name] for name in sorted(functions) if name > after), limit))
 
 
 async def sync_functions(services: Services, caller: Caller) -> SyncReport:
-    """Registers what the files of this process hold now, as it is now, for all processes. Raises Forbidden."""
+    """Register the functions in this process's files for all processes, and drop all others. Raises Forbidden."""
     check_admin(caller)
-    found = await services.caches.functions.scan()
-    synced = await services.store.library.sync([ready.function for ready in found.ready.values()], found.unread)
+    scan = await services.caches.functions.scan()
+    synced = await services.store.library.sync([loaded.function for loaded in scan.ready.values()], scan.unread)
     services.caches.functions.invalidate()
-    return SyncReport(synced, found.broken)
+    return SyncReport(synced, scan.broken)
 
 
 async def call_function(services: Services, caller: Caller, function: Function, args: Mapping[str, object]) -> str:
-    """What it gives for arguments by name, as a text. Raises FunctionFailed."""
+    """Return the result of the function as text. Raises FunctionFailed."""
 
     async def prompts() -> list[str]:
         page = await list_items(services, caller, LibraryFilter(kind="prompt", limit=MAX_PROMPTS))

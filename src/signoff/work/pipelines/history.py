@@ -1,4 +1,4 @@
-"""Runs: a run as its log tells of it, call by call; and a part of it run again, with the rest as it was."""
+"""History of runs: the log of a run, call by call, and rerunning a part of it with the other results unchanged."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from signoff.work.services import Services
 State = Literal["waiting", "running", "held", "done", "failed"]
 STATES: dict[str, State] = {"bot": "running", "human": "held", "success": "done", "fail": "failed"}
 
-
-# What a copy of a step has not: it was not asked.
-_OF_ITS_ASKING = (
+# Fields that a copied step does not have, as no model was called for it.
+_CALL_FIELDS = (
     "usage",
     "cost_nanodollars",
     "queued_us",
@@ -37,94 +36,113 @@ _OF_ITS_ASKING = (
 
 
 class LoggedCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of a run. Times are microseconds since 1970; what has not happened, or may not be seen, is None."""
+    """A call of a run. A field is None if it has no value yet, or if the caller may not see it."""
 
     node: str
+    """The position of the call in the tree, such as `0.1`."""
     name: str
+    """The name of the prompt, function or pipeline."""
     state: State = "waiting"
+    """`waiting` before the call, `held` during a review."""
     kind: str | None = None
+    """`prompt`, `function` or `pipeline`."""
     version: int | None = None
+    """The version of the prompt or pipeline; None for a function."""
     arguments: Mapping[str, Any] | None = None
+    """The arguments by name."""
     output: str | None = None
+    """The result as text."""
     error: JobError | None = None
+    """The error of a call that has failed."""
     usage: Mapping[str, Any] | None = None
+    """The tokens of the answer; None for a function."""
     cost: str | None = None
+    """The cost in dollars, as a decimal number."""
     began_at: int | None = None
+    """The start in microseconds since 1970, UTC."""
     ended_at: int | None = None
+    """The end in microseconds since 1970, UTC."""
     job_id: str | None = None
+    """The id of the step; None for a function."""
 
 
 class RerunChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be otherwise at a node: what is asked there, or at once what came of it; else it is asked anew."""
+    """A change at one call of a run. Without `payload` and `output` the call is made again as it was."""
 
     node: str
+    """The position of the call in the tree, such as `0.1`."""
     payload: msgspec.Raw = msgspec.Raw(b"")
+    """A request body that replaces the one of the step; empty for none."""
     output: str | None = None
+    """A result that replaces the one of the call, which is not made again; None for none."""
 
 
 async def run_log(services: Services, caller: Caller, job_id: str) -> list[LoggedCall]:
-    """Every call, in the order of the text. Raises JobNotFound, BadRequest for a job that is no run.
+    """Return the log of every call, in the order of the pipeline's text.
 
     Callers who may not review see no values of a run that may be held, until it is signed off.
+    Raises JobNotFound, and BadRequest for a job that is not a run or whose pipeline was removed.
     """
-    run = await _run(services, caller, job_id)
-    shows = await may_see_steps(services, caller, run)
-    steps, calls = await _made(services, run)
+    run = await _load_run(services, caller, job_id)
+    may_see_values = await may_see_steps(services, caller, run)
+    steps, calls = await _last_round(services, run)
     entries = {step.node or "": _entry_of_step(redacted(caller, step)) for step in steps}
     entries |= {call.node: _entry_of_call(call) for call in calls}
-    tree = await _tree(services, run)
+    tree = await _load_calls(services, run)
     listed = [entries.get(node) or LoggedCall(node=node, name=call.name) for node, call in tree.items()]
-    return listed if shows else [_bare(entry) for entry in listed]
+    return listed if may_see_values else [_without_values(entry) for entry in listed]
 
 
 async def rerun(services: Services, caller: Caller, job_id: str, change: RerunChange) -> Job:
-    """A new run, durable, which asks again at `change.node` and whatever needs that, and has the rest already.
+    """Store a new run that repeats `change.node` and the calls that depend on it, and return it.
 
-    Raises JobNotFound, BadRequest, Forbidden, Stale while the run goes on.
+    The other calls keep their results. Raises JobNotFound, BadRequest, Forbidden, and Stale if the run has not ended.
     """
-    run = await _run(services, caller, job_id)
+    run = await _load_run(services, caller, job_id)
     if caller.role != "admin" and caller.user_id != run.user_id:
-        raise Forbidden("Only its owner or an admin can run it again.")
+        raise Forbidden("Only the owner of a run or an admin may run it again.")
     if not run.is_terminal:
-        raise Stale(f"The run is {run.status}; a part of it can be run again when it has ended.", job_id=job_id)
-    if change.node not in await _tree(services, run):
-        raise BadRequest(f"There is no call at {change.node!r}.")
+        raise Stale(f"The run is {run.status}; rerun it when it has ended.", job_id=job_id)
+    if change.node not in await _load_calls(services, run):
+        raise BadRequest(f"`node` must be the position of a call, such as 0.1 (got {change.node!r}).")
     new = copy_for_retry(services, caller, run)
     stale = {change.node, *ancestors(change.node)}
-    made = await _made(services, run)
-    steps, calls = {step.node: step for step in made[0]}, {call.node: call for call in made[1]}
-    kept = [
-        _copy(services, new, step) for node, step in steps.items() if step.status == "success" and node not in stale
+    old_steps, old_calls = await _last_round(services, run)
+    steps, calls = {step.node: step for step in old_steps}, {call.node: call for call in old_calls}
+    copied_steps = [
+        _copy_step(services, new, step)
+        for node, step in steps.items()
+        if step.status == "success" and node not in stale
     ]
-    same = [_same(new, call) for node, call in calls.items() if call.error is None and node not in stale]
+    copied_calls = [_copy_call(new, call) for node, call in calls.items() if call.error is None and node not in stale]
     if bytes(change.payload) or change.output is not None:
         step, call = steps.get(change.node), calls.get(change.node)
-        kept += [_changed(services, new, step, change)] if step is not None else []
-        same += [_changed_call(new, call, change)] if call is not None else []
+        copied_steps += [_change_step(services, new, step, change)] if step is not None else []
+        copied_calls += [_change_call(new, call, change)] if call is not None else []
         if step is None and call is None:
-            raise BadRequest(f"The call at {change.node!r} was not made; there is nothing to change.")
-    job = await services.store.runs.insert_again(new, kept, same, actor=caller.actor)
+            raise BadRequest(f"The call at `node` {change.node!r} was not made; leave out `payload` and `output`.")
+    job = await services.store.runs.insert_again(new, copied_steps, copied_calls, actor=caller.actor)
     services.adapters.broker.notify(job.id, job.priority)
     return redacted(caller, job)
 
 
-async def _run(services: Services, caller: Caller, job_id: str) -> Job:
+async def _load_run(services: Services, caller: Caller, job_id: str) -> Job:
     job = await get_job(services, caller, job_id)
     if job.pipeline_id is None:
-        raise BadRequest("This job is no run of a pipeline.")
+        raise BadRequest(f"The job {job_id} is not a run of a pipeline.")
     return job
 
 
-async def _tree(services: Services, run: Job) -> dict[str, Call]:
-    """The calls of the version that ran. Raises BadRequest once that was deleted."""
+async def _load_calls(services: Services, run: Job) -> dict[str, Call]:
+    """Return the calls of the version that ran, by node. Raises BadRequest if it was removed."""
     try:
         return calls_by_node((await pipeline_of(services, run)).tree)
     except LibraryItemNotFound as error:
         raise BadRequest(error.message) from None
 
 
-async def _made(services: Services, run: Job) -> tuple[Sequence[Job], Sequence[FunctionCall]]:
-    """The steps and the calls of the round that the run is in; once it has an answer, of the one that gave it."""
+async def _last_round(services: Services, run: Job) -> tuple[Sequence[Job], Sequence[FunctionCall]]:
+    """Return the steps and function calls of the run's current round; once it has ended, of its last round."""
     steps, calls = await services.store.runs.steps(run.id), await services.store.runs.calls(run.id)
     rounds = {step.parent_round or 0 for step in steps} | {call.round for call in calls}
     last = run.round if run.status == "bot" else max(rounds, default=0)
@@ -132,14 +150,14 @@ async def _made(services: Services, run: Job) -> tuple[Sequence[Job], Sequence[F
 
 
 def _entry_of_step(step: Job) -> LoggedCall:
-    asked = msgspec.json.decode(step.metadata, type=StepCall)
+    call = msgspec.json.decode(step.metadata, type=StepCall)
     return LoggedCall(
         node=step.node or "",
-        name=asked.name,
+        name=call.name,
         state=STATES[step.status],
-        kind=asked.kind,
-        version=asked.version,
-        arguments=asked.arguments,
+        kind=call.kind,
+        version=call.version,
+        arguments=call.arguments,
         output=None if step.response is None else text_or_json(step.response),
         error=step.error,
         usage=None if step.usage is None else msgspec.to_builtins(step.usage),
@@ -164,31 +182,31 @@ def _entry_of_call(call: FunctionCall) -> LoggedCall:
     )
 
 
-def _bare(entry: LoggedCall) -> LoggedCall:
+def _without_values(entry: LoggedCall) -> LoggedCall:
     return msgspec.structs.replace(entry, arguments=None, output=None, error=None, usage=None, cost=None)
 
 
-def _copy(services: Services, run: Job, step: Job) -> Job:
-    """A step of the new run that has its answer already. What it took was counted once."""
-    fresh: dict[str, Any] = dict.fromkeys(_OF_ITS_ASKING)
-    fresh |= dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens"), 0)
-    fresh |= {"id": services.ids.new_id(), "parent_id": run.id, "parent_round": run.round, "retry_of": step.id}
-    fresh |= {"lane": run.lane, "token_id": run.token_id, "attempt": 0, "round": 0, "seq": 1}
-    return msgspec.structs.replace(step, **fresh)
+def _copy_step(services: Services, run: Job, step: Job) -> Job:
+    """Return a step of the new run with the answer of `step`, whose usage was counted already."""
+    fields: dict[str, Any] = dict.fromkeys(_CALL_FIELDS)
+    fields |= dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens"), 0)
+    fields |= {"id": services.ids.new_id(), "parent_id": run.id, "parent_round": run.round, "retry_of": step.id}
+    fields |= {"lane": run.lane, "token_id": run.token_id, "attempt": 0, "round": 0, "seq": 1}
+    return msgspec.structs.replace(step, **fields)
 
 
-def _changed(services: Services, run: Job, step: Job, change: RerunChange) -> Job:
-    new = _copy(services, run, step)
+def _change_step(services: Services, run: Job, step: Job, change: RerunChange) -> Job:
+    new = _copy_step(services, run, step)
     if change.output is not None:
         return msgspec.structs.replace(new, status="success", response=msgspec.json.encode(change.output), error=None)
     return msgspec.structs.replace(new, status="bot", body=bytes(change.payload), response=None, error=None)
 
 
-def _same(run: Job, call: FunctionCall) -> FunctionCall:
+def _copy_call(run: Job, call: FunctionCall) -> FunctionCall:
     return msgspec.structs.replace(call, job_id=run.id, round=run.round)
 
 
-def _changed_call(run: Job, call: FunctionCall, change: RerunChange) -> FunctionCall:
+def _change_call(run: Job, call: FunctionCall, change: RerunChange) -> FunctionCall:
     if change.output is None:
-        raise BadRequest(f"{call.name!r} is a function: change its output.")
-    return msgspec.structs.replace(_same(run, call), output=msgspec.json.encode(change.output), error=None)
+        raise BadRequest(f"{call.name!r} is a function; send `output`, not `payload`.")
+    return msgspec.structs.replace(_copy_call(run, call), output=msgspec.json.encode(change.output), error=None)

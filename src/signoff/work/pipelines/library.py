@@ -1,4 +1,4 @@
-"""Compose: prompts and pipelines are saved, looked at, shared, labelled and forgotten; all of it in versions."""
+"""The library: create, change, share, label and remove prompts and pipelines, all in versions."""
 
 from __future__ import annotations
 
@@ -25,104 +25,119 @@ MAX_BODY_CHARACTERS = 1024 * 1024
 MAX_MESSAGE_CHARACTERS = 1000
 MAX_COMPARED_LINES = 2000
 MAX_NAMES = 10_000
-USERS_TOLD = 10
+MAX_CALLERS_LISTED = 10
 LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 KINDS: dict[LibraryItemKind, type[Prompt | Pipeline]] = {"prompt": Prompt, "pipeline": Pipeline}
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be saved as a new version. `label` moves to it; None moves none. `shared` None: as it was."""
+    """A new version of a prompt or pipeline, before it is checked."""
 
     name: str
+    """A letter, then letters, digits and `_`; fixed by the first version."""
     body: str
+    """The template of a prompt, or the text of a pipeline."""
     model: str | None = None
+    """The model of a prompt; None for the default model."""
     message: str = ""
+    """A note on the change."""
     label: str | None = PRODUCTION
+    """The label that moves to this version; None moves none."""
     shared: bool | None = None
+    """Every user may use the item; None leaves it as it was, or unshared."""
 
 
 async def create_item(services: Services, caller: Caller, kind: LibraryItemKind, draft: Draft) -> LibraryItem:
-    """The first version of a new one, the caller's own. Raises BadRequest, BadPipeline, NameTaken."""
+    """Save the first version of a new prompt or pipeline of the caller. Raises BadRequest, BadPipeline, NameTaken."""
     if not is_valid_name(draft.name):
-        raise BadRequest(f"A name is a letter, then letters, digits and _, at most {MAX_NAME_LENGTH} in all.")
+        raise BadRequest(f"`name` must be a letter, then letters, digits and _, at most {MAX_NAME_LENGTH} in all.")
     if any(model.name == draft.name for model in await services.caches.models.all()):
-        raise NameTaken(f"{draft.name!r} is the name of a model.")
-    made = await _made(services, caller, kind, draft, user_id=caller.user_id, shared=bool(draft.shared))
-    return await _put(services, made, draft.label)
+        raise NameTaken(f"`name` {draft.name!r} is the name of a model; use another one.")
+    item = await _checked_item(services, caller, kind, draft, user_id=caller.user_id, shared=bool(draft.shared))
+    return await _save(services, item, draft.label)
 
 
 async def save_version(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, draft: Draft
 ) -> LibraryItem:
-    """A new version of one's own, or as an admin of anybody's. Raises as `create` does, ComposedNotFound, Forbidden."""
-    old = await _own(services, caller, kind, key)
+    """Save a new version of an item of the caller, or for an admin of any.
+
+    Raises LibraryItemNotFound, Forbidden, and what `create_item` raises.
+    """
+    old = await _get_changeable(services, caller, kind, key)
     if draft.name != old.name:
-        raise BadRequest(f"{old.name!r} keeps its name: make another one, and remove this one.")
+        raise BadRequest(f"`name` must be {old.name!r}, as names cannot change (got {draft.name!r}).")
     shared = old.shared if draft.shared is None else draft.shared
-    made = await _made(services, caller, kind, draft, user_id=old.user_id, shared=shared)
-    return await _put(services, msgspec.structs.replace(made, id=old.id), draft.label)
+    item = await _checked_item(services, caller, kind, draft, user_id=old.user_id, shared=shared)
+    return await _save(services, msgspec.structs.replace(item, id=old.id), draft.label)
 
 
 async def get_item(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, at: str | int = PRODUCTION
 ) -> LibraryItem:
-    """The one of that name or id, in that version. Raises ComposedNotFound, also for what is others' and not shared."""
-    found = await services.caches.library.find(int(key) if _is_number(key) else key, at, refresh=True)
-    if not isinstance(found, KINDS[kind]) or not may_use_item(caller, found):
-        there = "" if at == PRODUCTION else f" in version {at!r}"
-        raise LibraryItemNotFound(f"There is no {kind} {key!r}{there}.")
-    return found
+    """Return the item of this name or id, in the version with this label or number.
+
+    Raises LibraryItemNotFound, also for an item of another user that is not shared.
+    """
+    item = await services.caches.library.find(int(key) if _is_number(key) else key, at, refresh=True)
+    if not isinstance(item, KINDS[kind]) or not may_use_item(caller, item):
+        version_text = "" if at == PRODUCTION else f" in version {at!r}"
+        raise LibraryItemNotFound(f"There is no {kind} {key!r}{version_text}.")
+    return item
 
 
-async def list_items(services: Services, caller: Caller, which: LibraryFilter) -> Sequence[LibraryItem]:
-    """A page of the caller's own and what is shared; for admins, of all."""
+async def list_items(services: Services, caller: Caller, library_filter: LibraryFilter) -> Sequence[LibraryItem]:
+    """Return a page of the caller's own and shared items; for an admin, of all items."""
     user_id = None if caller.role == "admin" else caller.user_id
-    return await services.store.library.list(msgspec.structs.replace(which, user_id=user_id))
+    return await services.store.library.list(msgspec.structs.replace(library_filter, user_id=user_id))
 
 
 async def list_versions(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, *, before: int | None, limit: int
 ) -> Sequence[LibraryItem]:
-    """A page of its versions, the newest first. Raises ComposedNotFound."""
-    found = await get_item(services, caller, kind, key)
-    return await services.store.library.versions(found.id, before=before, limit=limit)
+    """Return a page of versions, newest first: at most `limit` below the number `before`.
+
+    Raises LibraryItemNotFound.
+    """
+    item = await get_item(services, caller, kind, key)
+    return await services.store.library.versions(item.id, before=before, limit=limit)
 
 
 async def list_dependents(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, *, after: str = "", limit: int = 50
 ) -> Sequence[LibraryItem]:
-    """A page of the pipelines that call it, of those that the caller may see. Raises ComposedNotFound."""
-    found = await get_item(services, caller, kind, key)
-    return await list_items(services, caller, LibraryFilter(calls=found.name, after=after, limit=limit))
+    """Return a page of the pipelines that call the item and that the caller may see. Raises LibraryItemNotFound."""
+    item = await get_item(services, caller, kind, key)
+    return await list_items(services, caller, LibraryFilter(calls=item.name, after=after, limit=limit))
 
 
 async def diff_versions(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, old: str | int, new: str | int
 ) -> str:
-    """What has changed between two versions, line by line, as `diff -u` shows it.
+    """Return the differences between two versions as a unified diff (`diff -u`).
 
-    Raises ComposedNotFound; BadRequest where they have too many lines for that.
+    Raises LibraryItemNotFound, and BadRequest if a version has too many lines to compare.
     """
-    one, other = await get_item(services, caller, kind, key, old), await get_item(services, caller, kind, key, new)
-    before, after = [f"{each.name}, version {each.version}" for each in (one, other)]
-    old_lines, new_lines = one.body.splitlines(), other.body.splitlines()
+    items = [await get_item(services, caller, kind, key, version) for version in (old, new)]
+    old_title, new_title = [f"{item.name}, version {item.version}" for item in items]
+    old_lines, new_lines = [item.body.splitlines() for item in items]
     if max(len(old_lines), len(new_lines)) > MAX_COMPARED_LINES:
-        raise BadRequest(f"Only versions of up to {MAX_COMPARED_LINES} lines are compared.")
-    lines = difflib.unified_diff(old_lines, new_lines, before, after, lineterm="")
+        raise BadRequest(f"Only versions of at most {MAX_COMPARED_LINES} lines can be compared.")
+    lines = difflib.unified_diff(old_lines, new_lines, old_title, new_title, lineterm="")
     return await asyncio.to_thread("\n".join, lines)
 
 
 async def set_label(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, name: str, version: int | None
 ) -> LibraryItem:
-    """Moves the label to that version, or with None takes it away. Raises ComposedNotFound, Forbidden, BadRequest."""
-    found = await _own(services, caller, kind, key)
+    """Move the label to `version`, or remove it if None. Raises LibraryItemNotFound, Forbidden, BadRequest."""
+    item = await _get_changeable(services, caller, kind, key)
     _check_label(name)
     if version is None and name == PRODUCTION:
-        raise BadRequest("The production label moves; it is never taken away.")
-    if not await services.store.library.label(found.id, name, version):
+        raise BadRequest("The label production cannot be removed; move it to another version.")
+    if not await services.store.library.label(item.id, name, version):
         raise LibraryItemNotFound(
-            f"{found.name!r} has no " + (f"label {name!r}." if version is None else "such version.")
+            f"{item.name!r} has no " + (f"label {name!r}." if version is None else "such version.")
         )
     services.caches.library.invalidate()
     return await get_item(services, caller, kind, key, PRODUCTION if version is None else version)
@@ -131,11 +146,11 @@ async def set_label(
 async def set_shared(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, *, shared: bool
 ) -> LibraryItem:
-    """Everybody may use it, or only its owner. Raises ComposedNotFound, Forbidden, BadPipeline."""
-    found = await _own(services, caller, kind, key)
-    if shared and isinstance(found, Pipeline):
-        await _check_tree(services, caller, found.body, found.tree, name=found.name, shared=True)
-    await services.store.library.share(found.id, shared=shared)
+    """Share the item with every user, or with none. Raises LibraryItemNotFound, Forbidden, BadPipeline."""
+    item = await _get_changeable(services, caller, kind, key)
+    if shared and isinstance(item, Pipeline):
+        await _check_tree(services, caller, item.body, item.tree, name=item.name, shared=True)
+    await services.store.library.share(item.id, shared=shared)
     services.caches.library.invalidate()
     return await get_item(services, caller, kind, key)
 
@@ -143,63 +158,67 @@ async def set_shared(
 async def remove_item(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, *, force: bool = False
 ) -> None:
-    """Forgets all versions; not while pipelines that the caller may see call it, unless by `force`.
+    """Remove all versions of the item, unless pipelines that the caller may see call it and `force` is False.
 
-    Raises ComposedNotFound, Forbidden, Conflict.
+    Raises LibraryItemNotFound, Forbidden, Conflict.
     """
-    found = await _own(services, caller, kind, key)
-    users = [
-        user.name
-        for user in await list_dependents(services, caller, kind, key, limit=USERS_TOLD)
-        if user.id != found.id
-    ]
-    if users and not force:
-        raise Conflict(f"{found.name!r} is called by {join_names(users)}; with force=true it is removed all the same.")
-    await services.store.library.drop(found.id)
+    item = await _get_changeable(services, caller, kind, key)
+    dependents = await list_dependents(services, caller, kind, key, limit=MAX_CALLERS_LISTED)
+    names = [pipeline.name for pipeline in dependents if pipeline.id != item.id]
+    if names and not force:
+        raise Conflict(f"{item.name!r} is called by {join_names(names)}; use force=true to remove it nevertheless.")
+    await services.store.library.drop(item.id)
     services.caches.library.invalidate()
 
 
 async def callees_of(
-    services: Services, tree: Call, may: Callable[[LibraryItem], bool], *, name: str | None = None
+    services: Services, tree: Call, may_use: Callable[[LibraryItem], bool], *, name: str | None = None
 ) -> dict[str, Callee]:
-    """What all calls of `tree` call, and those of the pipelines among them, as far as it exists and `may` be used.
+    """Return what the calls of `tree` call, by name, and what the pipelines among them call in turn.
 
-    `name` is the pipeline's own, which needs no look. Raises BadRequest when it is too much.
+    Names that do not exist, or for which `may_use` returns False, are left out. Raises BadRequest if there are too
+    many.
+
+    Args:
+        services: The dependencies.
+        tree: The outermost call.
+        may_use: A check of each prompt and pipeline.
+        name: The name of the pipeline itself, which is not looked up.
     """
-    known, waiting = dict[str, Callee](), [tree]
+    callees, waiting = dict[str, Callee](), [tree]
     functions = await services.caches.functions.registered()
-    looked = {name}
+    visited = {name}
     for _ in range(MAX_NESTED + 1):
-        names = {call.name for each in waiting for call in calls_of(each)} - looked
+        names = {call.name for each in waiting for call in calls_of(each)} - visited
         waiting = list[Call]()
         for each in sorted(filter(None, names)):
-            found = functions.get(each) or await services.caches.library.find(each)
-            if isinstance(found, Prompt | Pipeline) and not may(found):
+            callee = functions.get(each) or await services.caches.library.find(each)
+            if isinstance(callee, Prompt | Pipeline) and not may_use(callee):
                 continue
-            if found is not None:
-                known[each] = found
-            if isinstance(found, Pipeline):
-                waiting.append(found.tree)
-        looked |= names
-        if len(looked) > MAX_NAMES:
-            raise BadRequest(f"This calls more than {MAX_NAMES} different things.")
-    return known
+            if callee is not None:
+                callees[each] = callee
+            if isinstance(callee, Pipeline):
+                waiting.append(callee.tree)
+        visited |= names
+        if len(visited) > MAX_NAMES:
+            raise BadRequest(f"A pipeline may call at most {MAX_NAMES} different names.")
+    return callees
 
 
-async def _own(services: Services, caller: Caller, kind: LibraryItemKind, key: str) -> LibraryItem:
-    """What the caller may change. Raises ComposedNotFound, Forbidden."""
-    found = await get_item(services, caller, kind, key)
-    if caller.role != "admin" and found.user_id != caller.user_id:
-        raise Forbidden("Only its owner or an admin can change it.")
-    return found
+async def _get_changeable(services: Services, caller: Caller, kind: LibraryItemKind, key: str) -> LibraryItem:
+    """Return the item if the caller may change it. Raises LibraryItemNotFound, Forbidden."""
+    item = await get_item(services, caller, kind, key)
+    if caller.role != "admin" and item.user_id != caller.user_id:
+        raise Forbidden(f"Only the owner of {item.name!r} or an admin may change it.")
+    return item
 
 
-async def _made(
+async def _checked_item(
     services: Services, caller: Caller, kind: LibraryItemKind, draft: Draft, *, user_id: int, shared: bool
 ) -> LibraryItem:
-    """The draft as what it is to be, checked. Raises BadRequest, BadPipeline."""
+    """Check the draft, and return it as a prompt or pipeline. Raises BadRequest, BadPipeline."""
     _check_texts(draft)
-    more: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "name": draft.name,
         "body": draft.body,
         "user_id": user_id,
@@ -208,21 +227,21 @@ async def _made(
     }
     if kind == "prompt":
         await _check_model(services, draft.model)
-        return Prompt(**more, model=draft.model)
+        return Prompt(**fields, model=draft.model)
     tree = parse(draft.body)
     await _check_tree(services, caller, draft.body, tree, name=draft.name, shared=shared)
-    return Pipeline(**more, tree=tree)
+    return Pipeline(**fields, tree=tree)
 
 
 async def _check_tree(services: Services, caller: Caller, body: str, tree: Call, *, name: str, shared: bool) -> None:
-    """What is shared must run for everybody: it may call only what is shared too."""
+    """Check the calls of a pipeline. A shared one may call only what is shared, as it must run for every user."""
 
-    def may(composed: LibraryItem) -> bool:
-        return composed.shared if shared else may_use_item(caller, composed)
+    def may_use(item: LibraryItem) -> bool:
+        return item.shared if shared else may_use_item(caller, item)
 
-    known = await callees_of(services, tree, may, name=name)
+    callees = await callees_of(services, tree, may_use, name=name)
     own = Pipeline(name=name, body=body, tree=tree, user_id=caller.user_id)
-    check_calls(body, tree, (known | {name: own}).get, own_name=name)
+    check_calls(body, tree, (callees | {name: own}).get, own_name=name)
 
 
 async def _check_model(services: Services, name: str | None) -> None:
@@ -234,24 +253,24 @@ async def _check_model(services: Services, name: str | None) -> None:
 
 def _check_texts(draft: Draft) -> None:
     if not 0 < len(draft.body) <= MAX_BODY_CHARACTERS:
-        raise BadRequest(f"A body has 1 to {MAX_BODY_CHARACTERS} characters.")
+        raise BadRequest(f"`body` must be 1 to {MAX_BODY_CHARACTERS} characters long (got {len(draft.body)}).")
     if len(draft.message) > MAX_MESSAGE_CHARACTERS:
-        raise BadRequest(f"A message has at most {MAX_MESSAGE_CHARACTERS} characters.")
+        raise BadRequest(f"`message` must be at most {MAX_MESSAGE_CHARACTERS} characters (got {len(draft.message)}).")
     if "\0" in draft.body + draft.message:
-        raise BadRequest("A text has no zero bytes.")
+        raise BadRequest("`body` and `message` must not contain NUL characters.")
     if draft.label is not None:
         _check_label(draft.label)
 
 
 def _check_label(name: str) -> None:
     if LABEL.fullmatch(name) is None:
-        raise BadRequest("A label is a letter, then letters, digits, _, - and dots, at most 64 in all.")
+        raise BadRequest(f"`label` must be a letter, then at most 63 letters, digits, _, - and dots (got {name!r}).")
 
 
-async def _put(services: Services, composed: LibraryItem, label: str | None) -> LibraryItem:
-    put = await services.store.library.put(composed, label=label)
+async def _save(services: Services, item: LibraryItem, label: str | None) -> LibraryItem:
+    saved = await services.store.library.put(item, label=label)
     services.caches.library.invalidate()
-    return put
+    return saved
 
 
 def _is_number(key: str) -> bool:

@@ -1,4 +1,7 @@
-"""Pipeline: a run goes through its calls, independent ones at the same time, each answered once whatever breaks."""
+"""Pipelines: run the tree of calls, independent calls at the same time.
+
+The result of each call is stored before another call uses it, so a run that was interrupted goes on where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -26,77 +29,81 @@ from signoff.work.inference.settle import job_error
 from signoff.work.jobs.query import load_job
 from signoff.work.pipelines.functions import call_function
 from signoff.work.pipelines.library import callees_of
-from signoff.work.pipelines.step import Performs, PlacedCall, await_step, new_step
+from signoff.work.pipelines.step import PerformStep, PlacedCall, await_step, new_step
 from signoff.work.services import Services
 
-AT_ONCE = 64
+MAX_PARALLEL_CALLS = 64
 STOP_SECONDS = 5.0
 Values = Mapping[str, str]
 Outcome = str | SignoffError | None
 
 
 class RunParked(Exception):
-    """The run waits for a step, and nothing more can be done for it now. Its lease is given back."""
+    """A run that waits for a step, and cannot go on now. Its lease has been released; `job` is the parked run."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job.id)
         self.job = job
 
 
-async def run_pipeline(services: Services, job: Job, ask: Performs) -> Answer:
-    """What the pipeline of `job`, which is leased, gives in the end. `ask` performs a step.
+async def run_pipeline(services: Services, job: Job, perform: PerformStep) -> Answer:
+    """Run the pipeline of `job`, and return its answer. `job` is leased, and `perform` performs one leased step.
 
-    Raises Parked; StepFailed, FunctionFailed; ComposedNotFound, BadRequest where it cannot be run any more; Stale.
+    Raises:
+        RunParked: the run waits for a step.
+        StepFailed: a step has failed.
+        FunctionFailed: a function has failed.
+        LibraryItemNotFound: the pipeline was removed.
+        BadRequest: the pipeline or its arguments are not valid any more.
+        Stale: the lease was lost.
     """
     pipeline = await pipeline_of(services, job)
     caller = await _caller_of(services, job)
-    callees = await callees_of(
-        services, pipeline.tree, lambda composed: may_use_item(caller, composed), name=pipeline.name
-    )
+    callees = await callees_of(services, pipeline.tree, lambda item: may_use_item(caller, item), name=pipeline.name)
     check_calls(pipeline.body, pipeline.tree, (callees | {pipeline.name: pipeline}).get, own_name=pipeline.name)
     values = parse_arguments(job.body, parameter_names(pipeline))
     plan = _Plan(tree=pipeline.tree, callees=callees, values=values, caller=caller)
     while True:
-        going = _Run(services, job, plan, ask)
-        text = await going.result()
+        run = _Run(services, job, plan, perform)
+        text = await run.result()
         if text is not None:
             return Answer(body=convert_answer(job.path, msgspec.json.encode(text), job.target))
-        parked = await _park(services, job, going.settled_steps)
+        parked = await _park(services, job, run.settled_steps)
         if parked is not None:
             raise RunParked(parked)
 
 
 async def pipeline_of(services: Services, job: Job) -> Pipeline:
-    """The version that `job` began with. Raises ComposedNotFound once it was deleted."""
-    found = await services.caches.library.find(job.pipeline_id or 0, job.pipeline_version or 0)
-    if not isinstance(found, Pipeline):
-        raise LibraryItemNotFound(f"The pipeline {job.target!r} is gone.")
-    return found
+    """Return the version of the pipeline that `job` started with. Raises LibraryItemNotFound if it was removed."""
+    item = await services.caches.library.find(job.pipeline_id or 0, job.pipeline_version or 0)
+    if not isinstance(item, Pipeline):
+        raise LibraryItemNotFound(f"The pipeline {job.target!r} was removed.")
+    return item
 
 
 async def _caller_of(services: Services, run: Job) -> Caller:
-    """Whoever asked for the run, as whom it calls what it calls; with no more rights than the token had."""
+    """Return the caller who started the run, with no more rights than the token has now."""
     user, token = await services.store.people.owner(run.user_id, run.token_id)
-    told: dict[str, Any] = {"user_id": run.user_id, "token_id": run.token_id}
+    ids: dict[str, Any] = {"user_id": run.user_id, "token_id": run.token_id}
     if user is None:
-        return Caller(**told, role="user", email="nobody")
+        return Caller(**ids, role="user", email="nobody")
     if token is None:
-        return Caller(**told, role=user.role, email=user.email)
-    return Caller(**told, role=lower_role(token.role, user.role), email=user.email, cache=token.cache)
+        return Caller(**ids, role=user.role, email=user.email)
+    return Caller(**ids, role=lower_role(token.role, user.role), email=user.email, cache=token.cache)
 
 
-async def _park(services: Services, job: Job, settled: int) -> Job | None:
-    """The parked job; None where a step has settled meanwhile. Raises Stale when the run is somebody else's by now."""
-    step = TransitionRequest(
+async def _park(services: Services, job: Job, settled_steps: int) -> Job | None:
+    """Park the run, and return it; None if a step has settled meanwhile. Raises Stale if the lease was lost."""
+    request = TransitionRequest(
         verb="park",
         actor=services.ids.actor,
         lease=job.lease,
-        settled_steps=settled,
+        settled_steps=settled_steps,
         changes={"lane": "later"},
         after_seconds={"parked_at": 0},
     )
     try:
-        return await services.store.jobs.transition(job.id, step)
+        return await services.store.jobs.transition(job.id, request)
     except Stale:
         if (await load_job(services, job.id)).lease != job.lease:
             raise
@@ -104,38 +111,42 @@ async def _park(services: Services, job: Job, settled: int) -> Job | None:
 
 
 class _Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be run: for whom each call is made, what it calls, and what the run was given."""
+    """The input of a run."""
 
     tree: Call
+    """The call whose result is the answer."""
     callees: Mapping[str, Callee]
+    """Prompts, pipelines and functions by name."""
     values: Values
+    """The arguments of the run."""
     caller: Caller
+    """The caller for whom each call is made."""
 
 
 class _Run:
-    """One way through the tree, as far as it goes. `settled` is how many of its steps are known to have ended."""
+    """A pass through the tree of calls, as far as it can go now."""
 
-    def __init__(self, services: Services, job: Job, plan: _Plan, ask: Performs) -> None:
+    def __init__(self, services: Services, job: Job, plan: _Plan, perform: PerformStep) -> None:
         self._services = services
         self._job = job
         self._plan = plan
-        self._ask = ask
+        self._perform_step = perform
         self._nodes = calls_by_node(plan.tree)
-        self._given = dict[str, str]()
+        self._results = dict[str, str]()
         self._steps = dict[str, Job]()
         self._calls = dict[str, FunctionCall]()
         self._running = dict[asyncio.Task[Outcome], str]()
-        self._is_left = False
+        self._is_stopped = False
 
     @property
     def settled_steps(self) -> int:
-        """How many of the steps have ended, as far as this run has seen."""
+        """The number of steps that have ended, as far as this pass has seen."""
         return sum(step.is_terminal for step in self._steps.values())
 
     async def result(self) -> str | None:
-        """What the outermost call gives; None while steps that wait are in its way. Raises what went wrong first.
+        """Return the result of the outermost call; None while it depends on steps that wait.
 
-        Then calls that still run are cancelled with the run, as soon as its end is written.
+        Raises the first error of a call. Calls that still run then are cancelled once the end of the run is stored.
         """
         services, job = self._services, self._job
         self._steps = {step.node or "": step for step in await services.store.runs.steps(job.id, job.round)}
@@ -144,29 +155,29 @@ class _Run:
         ready = [node for node, missing in waiting.items() if not missing]
         try:
             while ready or self._running:
-                while ready and len(self._running) < AT_ONCE:
+                while ready and len(self._running) < MAX_PARALLEL_CALLS:
                     node = ready.pop(0)
-                    self._running[services.runtime.background.spawn(self._outcome(node))] = node
+                    self._running[services.runtime.background.spawn(self._call_outcome(node))] = node
                 for node, outcome in await self._next():
                     if isinstance(outcome, SignoffError):
                         raise outcome
                     if outcome is not None:
-                        self._given[node] = outcome
-                        above = node.rpartition(".")[0]
-                        waiting[above] = waiting.get(above, 0) - 1
-                        ready += [above] if waiting[above] == 0 and above else []
+                        self._results[node] = outcome
+                        parent = node.rpartition(".")[0]
+                        waiting[parent] = waiting.get(parent, 0) - 1
+                        ready += [parent] if waiting[parent] == 0 and parent else []
         except asyncio.CancelledError:
             await self._stop()
             raise
-        return self._given.get(ROOT)
+        return self._results.get(ROOT)
 
     async def _next(self) -> list[tuple[str, Outcome]]:
         done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
         return [(self._running.pop(task), task.result()) for task in done]
 
     async def _stop(self) -> None:
-        """Whoever runs this is stopping, or has lost it. A waiting caller's steps are not given to anybody else."""
-        self._is_left = True
+        """Stop the calls that run. A waiting caller's steps lose their leases, as no other worker takes them over."""
+        self._is_stopped = True
         for task, node in self._running.items():
             step = self._steps.get(node)
             if self._job.lane == "later" or step is None or not self._services.runtime.leases.mark_lost(step.id):
@@ -174,15 +185,15 @@ class _Run:
         if self._running:
             await asyncio.wait(self._running, timeout=STOP_SECONDS)
 
-    async def _outcome(self, node: str) -> Outcome:
-        """What one call gives; None while it waits. Whatever goes wrong is an outcome too."""
+    async def _call_outcome(self, node: str) -> Outcome:
+        """Return the result of one call, its error, or None while it waits."""
         call = self._nodes[node]
         try:
             callee = self._plan.callees[call.name]
             values = {name: self._value(node, call, value) for name, value in bind_arguments(call, callee).items()}
             if isinstance(callee, Function):
-                return await self._called(node, callee, values)
-            return await self._asked(node, callee, values)
+                return await self._function_result(node, callee, values)
+            return await self._step_result(node, callee, values)
         except SignoffError as error:
             return error
 
@@ -194,18 +205,18 @@ class _Run:
                 return self._plan.values[value.name]
             case Call():
                 index = next(index for index, arg in enumerate(call.args) if arg.value is value)
-                return self._given[f"{node}.{index}"]
+                return self._results[f"{node}.{index}"]
 
-    async def _called(self, node: str, function: Function, values: Values) -> str:
-        """A function's result: the one that is kept, else a new one, which is kept before anything goes on."""
-        call = self._calls.get(node) or await self._kept(node, function, values)
+    async def _function_result(self, node: str, function: Function, values: Values) -> str:
+        """Return the stored result of a function, or call it and store the result first. Raises FunctionFailed."""
+        call = self._calls.get(node) or await self._run_function(node, function, values)
         if call.error is not None:
             failure = FunctionFailed(call.error.message)
             failure.status, failure.code = call.error.status, call.error.code
             raise failure
         return msgspec.json.decode(call.output or b'""', type=str)
 
-    async def _kept(self, node: str, function: Function, values: Values) -> FunctionCall:
+    async def _run_function(self, node: str, function: Function, values: Values) -> FunctionCall:
         services, job = self._services, self._job
         output, error, began_at = None, None, services.clock()
         try:
@@ -226,15 +237,15 @@ class _Run:
         )
         return await services.store.runs.add_call(call, run_lease=job.lease or "")
 
-    async def _asked(self, node: str, callee: Prompt | Pipeline, values: Values) -> str | None:
-        """The words of a step's answer; None while it waits, for a person or for its time. Raises StepFailed."""
+    async def _step_result(self, node: str, callee: Prompt | Pipeline, values: Values) -> str | None:
+        """Return the text of the step's answer; None while the step waits or is postponed. Raises StepFailed."""
         services, job = self._services, self._job
         if node not in self._steps:
-            made = await new_step(services, job, self._plan.caller, PlacedCall(node, callee, values))
+            new = await new_step(services, job, self._plan.caller, PlacedCall(node, callee, values))
             self._steps[node] = await services.store.runs.add_step(
-                made, actor=services.ids.actor, run_lease=job.lease or "", lease_seconds=services.rules.lease_seconds
+                new, actor=services.ids.actor, run_lease=job.lease or "", lease_seconds=services.rules.lease_seconds
             )
-            if self._steps[node].id == made.id and not made.is_terminal:
+            if self._steps[node].id == new.id and not new.is_terminal:
                 await self._perform(services, self._steps[node])
         self._steps[node] = await await_step(services, self._steps[node], self._perform)
         if self._steps[node].is_terminal:
@@ -242,7 +253,7 @@ class _Run:
         return None
 
     async def _perform(self, services: Services, step: Job) -> None:
-        """Raises Stale where it came back because nobody waits for the run any more."""
-        await self._ask(services, step)
-        if self._is_left:
-            raise Stale("Its caller has left.", job_id=step.id)
+        """Perform a step. Raises Stale if the caller of the run has left meanwhile."""
+        await self._perform_step(services, step)
+        if self._is_stopped:
+            raise Stale("The caller of the run has left.", job_id=step.id)

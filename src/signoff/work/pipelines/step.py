@@ -1,4 +1,4 @@
-"""Step: the job of one call of a run, a prompt's or another pipeline's, until it has ended or waits."""
+"""Steps: jobs for the calls of a run, of a prompt or another pipeline, until they have ended or wait."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ from signoff.work.inference.caching import cache_key_for, lookup_answer
 from signoff.work.jobs.query import load_job, wait_until
 from signoff.work.services import Services
 
-Performs = Callable[[Services, Job], Awaitable[None]]
-LOOK_SECONDS = 1.0
-SOON_SECONDS = 0.02
-# A run for later does not keep a worker busy while one of its steps is put off for longer than that.
-PUT_OFF_SECONDS = 2.0
+PerformStep = Callable[[Services, Job], Awaitable[None]]
+MAX_POLL_SECONDS = 1.0
+MIN_POLL_SECONDS = 0.02
+# A queued run gives its worker back while a step is postponed for longer than this.
+MAX_POSTPONED_SECONDS = 2.0
 
 
 class PlacedCall(NamedTuple):
-    """A call of a run: where it stands, what it calls, and with which values."""
+    """A call in the tree of a run."""
 
     node: str
+    """The position of the call in the tree, such as `0.1`."""
     callee: Prompt | Pipeline
+    """The prompt or pipeline that is called."""
     values: Mapping[str, str]
+    """The arguments by name."""
 
 
 async def new_step(services: Services, run: Job, caller: Caller, placed: PlacedCall) -> Job:
-    """The job of a call, leased, and not written anywhere yet. Raises ModelNotFound."""
+    """Return the job of a call, leased, which is not stored yet. Raises ModelNotFound."""
     callee = placed.callee
     kind = "prompt" if isinstance(callee, Prompt) else "pipeline"
-    asked = StepCall(kind=kind, name=callee.name, version=callee.version, arguments=dict(placed.values))
-    of_run: dict[str, Any] = {
+    call = StepCall(kind=kind, name=callee.name, version=callee.version, arguments=dict(placed.values))
+    fields: dict[str, Any] = {
         "id": services.ids.new_id(),
         "status": "bot",
         "door": run.door,
@@ -50,7 +53,7 @@ async def new_step(services: Services, run: Job, caller: Caller, placed: PlacedC
         "token_id": run.token_id,
         "priority": run.priority,
         "key_id": run.key_id,
-        "metadata": msgspec.json.encode(asked),
+        "metadata": msgspec.json.encode(call),
         "parent_id": run.id,
         "parent_round": run.round,
         "node": placed.node,
@@ -58,25 +61,28 @@ async def new_step(services: Services, run: Job, caller: Caller, placed: PlacedC
         "lease": services.ids.new_id(),
     }
     if isinstance(callee, Pipeline):
-        return _nested(services, of_run | {"cache": run.cache}, callee, placed.values)
-    fresh = CacheControl(no_store=run.cache == "bypass", no_cache=run.cache == "miss")
-    return await _prompted(
-        services, of_run, callee, render_template(callee.body, placed.values), caller=caller, fresh=fresh
+        return _pipeline_step(services, fields | {"cache": run.cache}, callee, placed.values)
+    cache = CacheControl(no_store=run.cache == "bypass", no_cache=run.cache == "miss")
+    return await _prompt_step(
+        services, fields, callee, render_template(callee.body, placed.values), caller=caller, cache=cache
     )
 
 
 def step_error(step: Job) -> StepFailed:
-    """The error of a run whose `step` has failed, which names the call."""
-    asked, error = msgspec.json.decode(step.metadata, type=StepCall), step.error
-    why = error.message if error else "it ended without an answer"
-    failure = StepFailed(f"`{asked.name}` failed: {why}", job_id=step.parent_id)
+    """Return the error of a run whose `step` has failed; its message names the call."""
+    call, error = msgspec.json.decode(step.metadata, type=StepCall), step.error
+    reason = error.message if error else "it ended without an answer"
+    failure = StepFailed(f"`{call.name}` failed: {reason}", job_id=step.parent_id)
     if error is not None:
         failure.status, failure.code = error.status, error.code
     return failure
 
 
-async def await_step(services: Services, step: Job, ask: Performs) -> Job:
-    """The step once it has ended well, or while it waits for a person or is put off. Raises StepFailed."""
+async def await_step(services: Services, step: Job, perform: PerformStep) -> Job:
+    """Return the step once it has succeeded, or while it waits for a review, is parked or postponed.
+
+    `perform` is called with the step whenever it is due and has no lease. Raises StepFailed.
+    """
     while True:
         step = await load_job(services, step.id)
         match step.status:
@@ -86,22 +92,22 @@ async def await_step(services: Services, step: Job, ask: Performs) -> Job:
                 raise step_error(step)
             case "bot":
                 due_in = (step.due_at - services.clock()) / 1_000_000
-                is_put_off = step.lane == "later" and step.lease is None and due_in > PUT_OFF_SECONDS
-                if is_put_off or step.parked_at is not None:
+                is_postponed = step.lane == "later" and step.lease is None and due_in > MAX_POSTPONED_SECONDS
+                if is_postponed or step.parked_at is not None:
                     return step
-                await _go_on(services, step, ask, due_in)
+                await _advance(services, step, perform, due_in)
 
 
-async def _go_on(services: Services, step: Job, ask: Performs, due_in: float) -> None:
-    """Asks it, once it is due and if nobody else does; else waits a while for it to change."""
-    if step.lease is None and due_in <= 0 and (claimed := await _claimed(services, step)) is not None:
-        await ask(services, claimed)
+async def _advance(services: Services, step: Job, perform: PerformStep, due_in: float) -> None:
+    """Perform the step if it is due and nobody has its lease; else wait a while for it to change."""
+    if step.lease is None and due_in <= 0 and (claimed := await _claim(services, step)) is not None:
+        await perform(services, claimed)
         return
-    seconds = LOOK_SECONDS if step.lease else min(max(due_in, SOON_SECONDS), LOOK_SECONDS)
+    seconds = MAX_POLL_SECONDS if step.lease else min(max(due_in, MIN_POLL_SECONDS), MAX_POLL_SECONDS)
     await wait_until(services, step.id, seconds, lambda job: job.seq != step.seq)
 
 
-async def _claimed(services: Services, step: Job) -> Job | None:
+async def _claim(services: Services, step: Job) -> Job | None:
     claim = TransitionRequest(
         verb="claim",
         actor=services.ids.actor,
@@ -114,9 +120,9 @@ async def _claimed(services: Services, step: Job) -> Job | None:
         return None
 
 
-def _nested(services: Services, of_run: dict[str, Any], pipeline: Pipeline, values: Mapping[str, str]) -> Job:
+def _pipeline_step(services: Services, fields: dict[str, Any], pipeline: Pipeline, values: Mapping[str, str]) -> Job:
     return Job(
-        **of_run,
+        **fields,
         target=pipeline.name,
         model=pipeline.name,
         pipeline_id=pipeline.id,
@@ -127,19 +133,19 @@ def _nested(services: Services, of_run: dict[str, Any], pipeline: Pipeline, valu
     )
 
 
-async def _prompted(
-    services: Services, of_run: dict[str, Any], prompt: Prompt, text: str, *, caller: Caller, fresh: CacheControl
+async def _prompt_step(
+    services: Services, fields: dict[str, Any], prompt: Prompt, text: str, *, caller: Caller, cache: CacheControl
 ) -> Job:
-    """The step that asks the prompt's model; it has ended already where the cache has its answer."""
-    model, rules, lane = await services.caches.models.find(prompt.model), services.rules, of_run["lane"]
+    """Return the step that calls the model of a prompt; it has ended already if the cache has its answer."""
+    model, rules, lane = await services.caches.models.find(prompt.model), services.rules, fields["lane"]
     target = prompt.model or model.name
     messages = [{"role": "user", "content": text}]
     body = msgspec.json.encode({"model": target, "messages": messages})
     path, policy = path_for(model, CHAT, body), policy_for(model.review, "never", rules.policy)
-    ask = Ask(door=of_run["door"], caller=caller, path=path, body=body, target=target, lane=lane, cache_control=fresh)
+    ask = Ask(door=fields["door"], caller=caller, path=path, body=body, target=target, lane=lane, cache_control=cache)
     cache_key = cache_key_for(services, ask, model, policy, Sampling(), path)
     step = Job(
-        **of_run,
+        **fields,
         target=target,
         model=model.name,
         path=path,

@@ -1,4 +1,4 @@
-"""Review: a person looks at a held answer, and decides."""
+"""Review: a reviewer's decision on a held answer, its draft and its lock."""
 
 from __future__ import annotations
 
@@ -15,38 +15,42 @@ from signoff.work.inference.caching import store_answer
 from signoff.work.jobs.query import load_job
 from signoff.work.services import Services
 
-Peek = Literal["open", "leave"]
-OPEN_SECONDS = 120.0
+LockAction = Literal["open", "leave"]
+LOCK_SECONDS = 120.0
 
 
 class VerdictRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reviewer says of a job. `round` None means the one that the job is in."""
+    """A reviewer's verdict on a held job."""
 
     verdict: Verdict
+    """Approve, redo or reject."""
     reason: str | None = None
+    """The reason, which the job's caller gets with a rejection."""
     edit: Edit = Edit()
+    """Changes to the answer (approve) or to the request (redo)."""
     round: int | None = None
+    """The round that the reviewer has seen; None for the current one."""
 
 
-async def decide(services: Services, caller: Caller, job_id: str, opinion: VerdictRequest) -> Job:
-    """The verdict is in, and takes effect at once unless it can be undone for a while.
+async def decide(services: Services, caller: Caller, job_id: str, request: VerdictRequest) -> Job:
+    """Record the verdict, and return the job. The verdict takes effect after `undo_seconds` of the policy.
 
-    Raises Forbidden, JobNotFound, and Stale when the job is not in review, another reviewer has it open,
-    or somebody decided before.
+    Raises Forbidden, JobNotFound, and Stale if the job is not in review, the round has changed, another reviewer has
+    it open, or somebody has decided already.
     """
-    job = await _held(services, caller, job_id)
-    decision = Decision(verdict=opinion.verdict, reviewer=caller.email, reason=opinion.reason, edit=opinion.edit)
-    step = TransitionRequest(
+    job = await _load_held(services, caller, job_id)
+    decision = Decision(verdict=request.verdict, reviewer=caller.email, reason=request.reason, edit=request.edit)
+    transition = TransitionRequest(
         verb="decide",
         actor=caller.actor,
-        round=job.round if opinion.round is None else opinion.round,
+        round=job.round if request.round is None else request.round,
         reviewer=caller.email,
         changes={"decision": decision},
         after_seconds={"release_at": job.policy.undo_seconds},
         decision=decision,
     )
-    at_once = [] if job.policy.undo_seconds > 0 else [verdict_transition(job, decision, caller.actor)]
-    decided = await services.store.jobs.transition(job_id, step, *at_once)
+    immediate = [] if job.policy.undo_seconds > 0 else [verdict_transition(job, decision, caller.actor)]
+    decided = await services.store.jobs.transition(job_id, transition, *immediate)
     store_answer(services, decided)
     if decided.status == "bot":
         services.adapters.broker.notify(decided.id, decided.priority)
@@ -54,49 +58,52 @@ async def decide(services: Services, caller: Caller, job_id: str, opinion: Verdi
 
 
 async def undo_verdict(services: Services, caller: Caller, job_id: str) -> Job:
-    """Withdraws a verdict that has not taken effect. Raises Forbidden, JobNotFound, Stale."""
-    job = await _held(services, caller, job_id)
+    """Withdraw a verdict that has not taken effect. Raises Forbidden, JobNotFound, Stale."""
+    job = await _load_held(services, caller, job_id)
     if caller.role != "admin" and job.decision is not None and job.decision.reviewer != caller.email:
-        raise Forbidden(f"Only {job.decision.reviewer} or an admin can undo this.")
+        raise Forbidden(f"Only {job.decision.reviewer} or an admin may undo this verdict.")
     return await services.store.jobs.transition(
         job_id, TransitionRequest(verb="undo", actor=caller.actor, round=job.round)
     )
 
 
 async def save_draft(services: Services, caller: Caller, job_id: str, edit: Edit) -> Job:
-    """Keeps edits, and changes nothing else. Raises Forbidden, JobNotFound, Stale."""
-    job = await _held(services, caller, job_id)
-    changes = {"draft": _merged(job.draft or Edit(), edit)}
-    return await services.store.jobs.transition(job_id, _step("draft", caller, job, changes=changes))
+    """Merge `edit` into the job's draft, and change nothing else. Raises Forbidden, JobNotFound, Stale."""
+    job = await _load_held(services, caller, job_id)
+    changes = {"draft": _merge(job.draft or Edit(), edit)}
+    return await services.store.jobs.transition(job_id, _transition("draft", caller, job, changes=changes))
 
 
-async def lock_for_review(services: Services, caller: Caller, job_id: str, peek: Peek) -> Job:
-    """Opens a held job for `caller`, for two minutes at a time, or leaves it. Raises Forbidden, JobNotFound, Stale."""
-    job = await _held(services, caller, job_id)
-    if peek == "leave":
-        return await services.store.jobs.transition(job_id, _step("leave", caller, job))
-    step = _step("open", caller, job, changes={"review_lease": caller.email})
+async def lock_for_review(services: Services, caller: Caller, job_id: str, action: LockAction) -> Job:
+    """Open a held job for `caller` for LOCK_SECONDS, or leave it; other reviewers cannot decide on an open job.
+
+    Raises Forbidden, JobNotFound, Stale.
+    """
+    job = await _load_held(services, caller, job_id)
+    if action == "leave":
+        return await services.store.jobs.transition(job_id, _transition("leave", caller, job))
+    request = _transition("open", caller, job, changes={"review_lease": caller.email})
     return await services.store.jobs.transition(
-        job_id, msgspec.structs.replace(step, after_seconds={"review_lease_until": OPEN_SECONDS})
+        job_id, msgspec.structs.replace(request, after_seconds={"review_lease_until": LOCK_SECONDS})
     )
 
 
 def verdict_transition(job: Job, decision: Decision, actor: str) -> TransitionRequest:
-    """The move that makes `decision`, of the round that `job` is in, true."""
+    """Return the transition by which `decision` takes effect in the current round of `job`."""
     match decision.verdict:
         case "approve":
             edited = decision.edit.response
             changes = {} if edited is None else {"response": edited.encode()}
             return TransitionRequest(verb="approve", actor=actor, round=job.round, changes=changes)
         case "redo":
-            edited, again = decision.edit.payload, {"attempt": 0, "lane": "later"}
+            edited, restart = decision.edit.payload, {"attempt": 0, "lane": "later"}
             note = {} if edited is None else {"body_before": msgspec.Raw(job.body)}
-            # What is answered then is no longer what its caller has asked.
-            other = {"cache": "bypass"} if job.cache == "miss" else {}
-            changes = again if edited is None else again | other | {"body": edited.encode()}
-            at_once = {"due_at": 0.0}
+            # The answer to an edited request must not be cached for the request of the caller.
+            bypass = {"cache": "bypass"} if job.cache == "miss" else {}
+            changes = restart if edited is None else restart | bypass | {"body": edited.encode()}
+            due = {"due_at": 0.0}
             return TransitionRequest(
-                verb="redo", actor=actor, round=job.round, changes=changes, after_seconds=at_once, note=note
+                verb="redo", actor=actor, round=job.round, changes=changes, after_seconds=due, note=note
             )
         case "reject":
             reason = decision.reason or "A reviewer rejected the answer."
@@ -104,25 +111,25 @@ def verdict_transition(job: Job, decision: Decision, actor: str) -> TransitionRe
             return TransitionRequest(verb="reject", actor=actor, round=job.round, changes={"error": error})
 
 
-async def _held(services: Services, caller: Caller, job_id: str) -> Job:
+async def _load_held(services: Services, caller: Caller, job_id: str) -> Job:
     if not may_review(caller):
-        raise Forbidden("Only reviewers and admins may review.")
+        raise Forbidden("Only a reviewer or an admin may review.")
     job = await load_job(services, job_id)
     if job.status != "human":
-        winner = f"; {job.decision.reviewer} decided: {job.decision.verdict}" if job.decision else ""
-        raise Stale(f"The job is {job.status}, not in review{winner}.", job_id=job_id)
+        decision = f"; {job.decision.reviewer} decided: {job.decision.verdict}" if job.decision else ""
+        raise Stale(f"The job is {job.status}, not in review{decision}.", job_id=job_id)
     return job
 
 
-def _merged(kept: Edit, edit: Edit) -> Edit:
-    """`edit`, with what was kept where it says nothing."""
+def _merge(draft: Edit, edit: Edit) -> Edit:
+    """Return `edit`, with the values of `draft` for its unchanged fields."""
     return Edit(
-        payload=kept.payload if edit.payload is None else edit.payload,
-        response=kept.response if edit.response is None else edit.response,
+        payload=draft.payload if edit.payload is None else edit.payload,
+        response=draft.response if edit.response is None else edit.response,
     )
 
 
-def _step(verb: str, caller: Caller, job: Job, changes: Mapping[str, object] | None = None) -> TransitionRequest:
+def _transition(verb: str, caller: Caller, job: Job, changes: Mapping[str, object] | None = None) -> TransitionRequest:
     return TransitionRequest(
         verb=verb, actor=caller.actor, round=job.round, reviewer=caller.email, changes=changes or {}
     )
