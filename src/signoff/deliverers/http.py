@@ -19,7 +19,7 @@ TOTAL_SECONDS = 15.0
 
 
 class HttpDeliverer:
-    """See `courier.Courier`. A name is resolved once a message, and that very answer is checked and connected to."""
+    """See `deliverer.Deliverer`. A name is resolved once a message, and that very answer is checked and connected to."""
 
     def __init__(
         self, reach: AllowList, *, resolver: AbstractResolver | None = None, total_seconds: float = TOTAL_SECONDS
@@ -30,7 +30,7 @@ class HttpDeliverer:
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         connector = aiohttp.TCPConnector(
             resolver=CheckedResolver(self._resolver or aiohttp.ThreadedResolver(), self._reach),
             use_dns_cache=False,
@@ -45,7 +45,7 @@ class HttpDeliverer:
         )
 
     async def send(self, message: OutgoingMessage) -> int:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         if self._session is None:
             raise RuntimeError("HttpCourier.start() was not awaited")
         target = _parsed(message.address)
@@ -61,7 +61,7 @@ class HttpDeliverer:
             raise _reason(error) from error
 
     async def close(self) -> None:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         if self._session is not None:
             await self._session.close()
             self._session = None

@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 
 class RedisDeliverer:
-    """See `courier.Courier`. Waits while Redis is away: it holds little meanwhile, and the store the rest."""
+    """See `deliverer.Deliverer`. Waits while Redis is away: it holds little meanwhile, and the store the rest."""
 
     def __init__(self, url: str, *, ttl_seconds: int, random_float: Callable[[], float]) -> None:
         self._redis = make_client(url, answer_seconds=ANSWER_SECONDS)
@@ -27,17 +27,17 @@ class RedisDeliverer:
         self._is_away = False
 
     async def start(self) -> None:
-        """See `courier.Courier`. Nothing is needed before the first message."""
+        """See `deliverer.Deliverer`. Nothing is needed before the first message."""
 
     async def send(self, message: OutgoingMessage) -> None:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         attempt = 0
         while not await self._written(message):
             attempt += 1
             await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
 
     async def close(self) -> None:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         await self._redis.aclose()
 
     async def _written(self, message: OutgoingMessage) -> bool:

@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 
 class TopicDeliverer:
-    """See `courier.Courier`. A message's address is its stream's name. Waits while the stream's broker is away: it
+    """See `deliverer.Deliverer`. A message's address is its stream's name. Waits while the stream's broker is away: it
     holds little meanwhile, and the store the rest.
     """
 
@@ -36,17 +36,17 @@ class TopicDeliverer:
         self._away = set[str]()
 
     async def start(self) -> None:
-        """See `courier.Courier`. Nothing is needed before the first message."""
+        """See `deliverer.Deliverer`. Nothing is needed before the first message."""
 
     async def send(self, message: OutgoingMessage) -> None:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         attempt = 0
         while not await self._published(message):
             attempt += 1
             await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
 
     async def close(self) -> None:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         while self._open:
             _, (_, transport) = self._open.popitem()
             await transport.close()

@@ -29,7 +29,7 @@ class SqlCatalog:
         self._database = database
 
     async def models(self) -> list[Model]:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
         query = sa.select(models.c.model).order_by(models.c.name)
         return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
 
@@ -42,7 +42,7 @@ class SqlCatalog:
         drops_key: bool = False,
         is_new: bool = False,
     ) -> None:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
 
         def put(tx: Tx) -> None:
             lock(tx, "models")
@@ -67,7 +67,7 @@ class SqlCatalog:
             await self._database.write(put)
 
     async def drop_model(self, name: str) -> bool:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
 
         def drop(tx: Tx) -> bool:
             lock(tx, "models")
@@ -83,29 +83,29 @@ class SqlCatalog:
         return await self._database.write(drop)
 
     async def add_key(self, user_id: int, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
         return await self._database.write(lambda tx: _add_key(tx, user_id, name, sealed, is_shared=is_shared))
 
     async def key(self, key_id: int) -> bytes | None:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
         query = sa.select(keys.c.sealed).where(keys.c.id == key_id)
         return await self._database.read(lambda conn, _: conn.execute(query).scalar_one_or_none())
 
     async def known_key(self, key_id: int) -> UpstreamKey | None:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
         query = sa.select(*_KEY).where(keys.c.id == key_id)
         row = await self._database.read(lambda conn, _: conn.execute(query).mappings().one_or_none())
         return None if row is None else UpstreamKey(**row)
 
     async def keys(self, user_id: int | None, *, after_id: int = 0, limit: int = 50) -> list[UpstreamKey]:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
         whose = ~_OWN if user_id is None else ~_OWN & ((keys.c.user_id == user_id) | keys.c.is_shared)
         query = sa.select(*_KEY).where(whose, keys.c.id > after_id).order_by(keys.c.id).limit(limit)
         rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
         return [UpstreamKey(**row) for row in rows]
 
     async def drop_key(self, key_id: int) -> bool:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
         delete = sa.delete(keys).where(keys.c.id == key_id)
         return await self._database.write(lambda tx: change(tx, "models", delete))
 

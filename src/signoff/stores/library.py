@@ -37,18 +37,18 @@ class SqlLibrary:
         self._database = database
 
     async def put(self, composed: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
-        """See `store.Compositions`."""
+        """See `store.Library`."""
         return await self._database.write(lambda tx: _put(tx, composed, label))
 
     async def get(self, key: str | int, at: str | int = PRODUCTION) -> LibraryItem | None:
-        """See `store.Compositions`."""
+        """See `store.Library`."""
         is_it = compositions.c.id == key if isinstance(key, int) else compositions.c.name == key
         query = _WHOLE.where(is_it, composed_versions.c.version == (at if isinstance(at, int) else _labelled(at)))
         found = await self._database.read(lambda conn, _: _all(conn, query))
         return found[0] if found else None
 
     async def list(self, which: LibraryFilter) -> Sequence[LibraryItem]:
-        """See `store.Compositions`."""
+        """See `store.Library`."""
         query = _WHOLE.where(composed_versions.c.version == _labelled(PRODUCTION), compositions.c.name > which.after)
         if which.kind is not None:
             query = query.where(compositions.c.kind == which.kind)
@@ -60,7 +60,7 @@ class SqlLibrary:
         return await self._database.read(lambda conn, _: _all(conn, query))
 
     async def versions(self, composed_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
-        """See `store.Compositions`."""
+        """See `store.Library`."""
         query = _WHOLE.where(compositions.c.id == composed_id)
         if before is not None:
             query = query.where(composed_versions.c.version < before)
@@ -68,7 +68,7 @@ class SqlLibrary:
         return await self._database.read(lambda conn, _: _all(conn, query))
 
     async def label(self, composed_id: int, label: str, version: int | None) -> bool:
-        """See `store.Compositions`."""
+        """See `store.Library`."""
         there = composed_versions.c.composed_id == composed_id, composed_versions.c.version == version
         named = composed_labels.c.composed_id == composed_id, composed_labels.c.label == label
 
@@ -87,12 +87,12 @@ class SqlLibrary:
         return await self._database.write(move)
 
     async def share(self, composed_id: int, *, shared: bool) -> bool:
-        """See `store.Compositions`."""
+        """See `store.Library`."""
         update = sa.update(compositions).where(compositions.c.id == composed_id).values(shared=shared)
         return await self._database.write(lambda tx: change(tx, "compositions", update))
 
     async def drop(self, composed_id: int) -> bool:
-        """See `store.Compositions`."""
+        """See `store.Library`."""
 
         def drop(tx: Tx) -> bool:
             lock(tx, "compositions")
@@ -106,12 +106,12 @@ class SqlLibrary:
         return await self._database.write(drop)
 
     async def functions(self) -> Sequence[Function]:
-        """See `store.Compositions`."""
+        """See `store.Library`."""
         query = sa.select(functions.c.function).order_by(functions.c.name)
         return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
 
     async def sync(self, found: Sequence[Function], unread: Sequence[str] = ()) -> SyncResult:
-        """See `store.Compositions`."""
+        """See `store.Library`."""
         return await self._database.write(lambda tx: _synced(tx, found, unread))
 
 

@@ -25,7 +25,7 @@ class SqlModelLogs:
         self._database = database
 
     async def add(self, lines: Sequence[tuple[str, LogLine]], *, kept: int) -> None:
-        """See `store.ModelLogs`."""
+        """See `catalog.ModelLogs`."""
         rows = [{"model": name, "at": entry.at, "level": entry.level, "text": entry.text} for name, entry in lines]
 
         def add(tx: Tx) -> None:
@@ -37,10 +37,10 @@ class SqlModelLogs:
             await self._database.write(add)
 
     async def read(self, model: str, limit: int) -> list[LogLine]:
-        """See `store.ModelLogs`."""
+        """See `catalog.ModelLogs`."""
         rows = await self._database.read(lambda conn, _: conn.execute(_NEWEST.limit(limit), {"of": model}).all())
         return [LogLine(at=row.at, level=row.level, text=row.text) for row in reversed(rows)]
 
     async def clean(self, model: str) -> None:
-        """See `store.ModelLogs`."""
+        """See `catalog.ModelLogs`."""
         await self._database.write(lambda tx: tx.conn.execute(_CLEAN, {"of": model}).rowcount)

@@ -28,7 +28,7 @@ class SqlSecrets:
         self._database = database
 
     async def page(self, kind: SealedKind, after: str | None, limit: int) -> list[SealedSecret]:
-        """See `store.Secrets`."""
+        """See `catalog.Secrets`."""
         if kind == "key":
             query = sa.select(keys.c.id, keys.c.sealed).where(keys.c.id > int(after or 0)).order_by(keys.c.id)
             rows = await self._database.read(lambda conn, _: conn.execute(query.limit(limit)).all())
@@ -48,7 +48,7 @@ class SqlSecrets:
             after = end
 
     async def replace(self, old: SealedSecret, sealed: bytes) -> bool:
-        """See `store.Secrets`."""
+        """See `catalog.Secrets`."""
         return await self._database.write(lambda tx: _replaced(tx, old, sealed))
 
 

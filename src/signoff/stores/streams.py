@@ -20,12 +20,12 @@ class SqlStreams:
         self._database = database
 
     async def all(self) -> list[Stream]:
-        """See `store.Streams`."""
+        """See `catalog.Streams`."""
         query = sa.select(streams.c.stream).order_by(streams.c.name)
         return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
 
     async def put(self, stream: Stream) -> None:
-        """See `store.Streams`."""
+        """See `catalog.Streams`."""
 
         def put(tx: Tx) -> None:
             bump(tx, "streams")
@@ -35,12 +35,12 @@ class SqlStreams:
         await self._database.write(put)
 
     async def drop(self, name: str) -> bool:
-        """See `store.Streams`."""
+        """See `catalog.Streams`."""
         delete = sa.delete(streams).where(streams.c.name == name)
         return await self._database.write(lambda tx: change(tx, "streams", delete))
 
     async def acquire_lead(self, name: str, holder: str, seconds: float) -> bool:
-        """See `store.Streams`."""
+        """See `catalog.Streams`."""
 
         def lead(tx: Tx) -> bool:
             until = tx.now + round(seconds * SECOND)
@@ -59,6 +59,6 @@ class SqlStreams:
             return False
 
     async def release_lead(self, name: str, holder: str) -> None:
-        """See `store.Streams`."""
+        """See `catalog.Streams`."""
         gone = sa.delete(stream_leads).where(stream_leads.c.name == name, stream_leads.c.holder == holder)
         await self._database.write(lambda tx: tx.conn.execute(gone).rowcount)

@@ -47,13 +47,13 @@ class SqlUsageRecords:
         self._asking = asyncio.Semaphore(QUESTIONS_AT_ONCE)
 
     async def prices(self) -> list[Price]:
-        """See `store.Ledger`."""
+        """See `store.UsageRecords`."""
         query = sa.select(*prices.c).order_by(prices.c.model, prices.c.valid_from)
         rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
         return [Price(**row) for row in rows]
 
     async def put_price(self, price: Price) -> None:
-        """See `store.Ledger`."""
+        """See `store.UsageRecords`."""
 
         def put(tx: Tx) -> None:
             bump(tx, "prices")
@@ -63,12 +63,12 @@ class SqlUsageRecords:
         await self._database.write(put)
 
     async def drop_price(self, model: str, valid_from: int) -> bool:
-        """See `store.Ledger`."""
+        """See `store.UsageRecords`."""
         delete = sa.delete(prices).where(*_is(model, valid_from))
         return await self._database.write(lambda tx: change(tx, "prices", delete))
 
     async def record(self, job: Job) -> None:
-        """See `store.Ledger`."""
+        """See `store.UsageRecords`."""
         key = {name: getattr(job, name) for name in _KEY} | {"status": STALE}
 
         def keep(tx: Tx) -> None:
@@ -78,7 +78,7 @@ class SqlUsageRecords:
         await self._database.write(keep)
 
     async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
-        """See `store.Ledger`."""
+        """See `store.UsageRecords`."""
         report = _report(query)
         try:
             async with asyncio.timeout(TURN_SECONDS):
