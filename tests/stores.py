@@ -75,7 +75,7 @@ def a_job(prefix: str = "job", **more: Any) -> Job:
 
 def a_step(verb: str, **more: Any) -> TransitionRequest:
     """A step of Ann's, who holds the lease `mine` and saw round 1 and no step settled, unless `more` says so."""
-    plain = {"verb": verb, "actor": "user:ann", "lease": "mine", "round": 1, "reviewer": "ann", "settled": 0}
+    plain = {"verb": verb, "actor": "user:ann", "lease": "mine", "round": 1, "reviewer": "ann", "settled_steps": 0}
     return TransitionRequest(**(plain | more))
 
 

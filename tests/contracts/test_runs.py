@@ -41,7 +41,7 @@ async def a_held_step(store: AStore, run: Job, node: str = "0.0") -> Job:
 
 
 async def parked(store: AStore, run: Job, settled: int = 0) -> Job:
-    return await store.jobs.transition(run.id, a_step("park", settled=settled, after_seconds={"parked_at": 0}))
+    return await store.jobs.transition(run.id, a_step("park", settled_steps=settled, after_seconds={"parked_at": 0}))
 
 
 def a_call(run: Job, node: str = "0.1", **more: Any) -> FunctionCall:
@@ -136,7 +136,7 @@ async def test_a_run_does_not_park_when_a_step_settled_that_it_has_not_seen(stor
     other = await a_step_of(store, run, "0.1")
     await store.jobs.transition(other.id, a_step("succeed", changes={"response": ANSWER}))
 
-    assert await is_refused(store, run, a_step("park", settled=0, after_seconds={"parked_at": 0}))
+    assert await is_refused(store, run, a_step("park", settled_steps=0, after_seconds={"parked_at": 0}))
 
     assert (await parked(store, run, settled=1)).parked_at is not None
 

@@ -11,7 +11,7 @@ from signoff.core.access import UpstreamKey
 from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
 from signoff.errors import Conflict
-from signoff.stores.secrets import with_sealed, sealed_in
+from signoff.stores.secrets import sealed_in, with_sealed
 from simulation.tables import Tables, Tx, Way, bump
 
 NOWHERE: Mapping[EndpointName, bytes] = {}

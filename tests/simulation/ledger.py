@@ -77,7 +77,7 @@ class MemoryUsageRecords:
 
     def _tell(self, tx: Tx) -> None:
         self._tables.versions["prices"] += 1
-        tx.news.append(("prices", ""))
+        tx.changes.append(("prices", ""))
 
 
 def added(jobs: Iterable[Job]) -> UsageTotals:

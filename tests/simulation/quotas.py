@@ -75,7 +75,7 @@ class MemoryQuotas:
 
     def _bump(self, tx: Tx) -> None:
         self._tables.versions["limits"] += 1
-        tx.news.append(("limits", ""))
+        tx.changes.append(("limits", ""))
 
 
 def _name(limit: Limit) -> str:

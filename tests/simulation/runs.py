@@ -64,7 +64,9 @@ class MemoryRuns:
     async def insert_again(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
         def insert(tx: Tx) -> Job:
             for step in steps:
-                self._jobs.made(tx, with_times(step, tx.now, 0, None), "succeed" if step.is_terminal else "submit", actor)
+                self._jobs.made(
+                    tx, with_times(step, tx.now, 0, None), "succeed" if step.is_terminal else "submit", actor
+                )
             tx.calls.update({(call.job_id, call.round, call.node): call for call in calls})
             return self._jobs.made(tx, with_times(run, tx.now, 0, None), "submit", actor)
 

@@ -53,4 +53,4 @@ class MemoryStreams:
 
     def _bump(self, tx: Tx) -> None:
         self._tables.versions["streams"] += 1
-        tx.news.append(("streams", ""))
+        tx.changes.append(("streams", ""))

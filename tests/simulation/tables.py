@@ -34,7 +34,7 @@ class Tx(msgspec.Struct):
     """What one transaction writes; none of it stands until it is committed."""
 
     now: int
-    news: list[tuple[Topic, str]] = []
+    changes: list[tuple[Topic, str]] = []
     jobs: dict[str, Job] = {}
     moves: list[tuple[Job, TransitionRequest, Job]] = []
     made: list[tuple[Job, str]] = []
@@ -145,7 +145,7 @@ class Tables:
         self._check_ids(tx)
         self.committed(tx)
         self._commit(tx)
-        for topic, name in tx.news:
+        for topic, name in tx.changes:
             for listener in self.listeners:
                 listener(topic, name)
         return result
@@ -211,7 +211,7 @@ class Tables:
 def bump(tables: Tables, tx: Tx, topic: Topic) -> None:
     """Counts a change of `topic`, and tells of it."""
     tables.versions[topic] += 1
-    tx.news.append((topic, ""))
+    tx.changes.append((topic, ""))
 
 
 def after(move: Transition, job: Job, step: TransitionRequest, now: int) -> Job:

@@ -235,7 +235,7 @@ class Machine(RuleBasedStateMachine):
         """A run waits for its steps, of which one may have settled that it has not seen."""
         run = self.runs()[pick % len(self.runs())]
         settled = len([step for step in self.model.steps(run) if step.is_terminal]) - missed
-        self.move(run, seen("park", run, settled=settled, after_seconds={"parked_at": 0}))
+        self.move(run, seen("park", run, settled_steps=settled, after_seconds={"parked_at": 0}))
 
     @when(lambda self: self.leases)
     @act(pick=picks, verb=st.sampled_from(["succeed", "hold", "fail", "release"]), slip=slips)
