@@ -69,7 +69,8 @@ async def fill_with_odd_rows(store: SqlStore) -> None:
 async def everything(store: SqlStore) -> dict[str, list[dict[str, Any]]]:
     """Every row of every table, as it is stored, in an order of its own."""
     return {
-        table.name: sorted(await rows(store, sa.select(with_stored_types(table))), key=repr) for table in metadata.sorted_tables
+        table.name: sorted(await rows(store, sa.select(with_stored_types(table))), key=repr)
+        for table in metadata.sorted_tables
     }
 
 
@@ -347,7 +348,7 @@ def nothing(draft: ArchiveWriter) -> None:
 @pytest.mark.parametrize(
     ("make", "more", "why"),
     [
-        (nothing, {"format": 2}, "format 2, but"),
+        (nothing, {"format": 2}, "format 2; this"),
         (nothing, {"revision": "9999"}, "unknown schema revision '9999'"),
         (nothing, {"revision": ""}, "unknown schema revision ''"),
         (nothing, {"tables": {}}, "does not have the tables"),

@@ -53,12 +53,12 @@ class Cache(Protocol):
         """
         ...
 
-    async def delete(self, which: CacheFilter) -> int:
-        """Delete all entries that match `which` (see `matches_filter`), and return how many there were."""
+    async def delete(self, filters: CacheFilter) -> int:
+        """Delete all entries that match `filters` (see `matches_filter`), and return how many there were."""
         ...
 
-    async def size(self, which: CacheFilter) -> CacheSize:
-        """Return the number of unexpired entries that match `which`, and the sum of the bytes of their answers."""
+    async def size(self, filters: CacheFilter) -> CacheSize:
+        """Return the number of unexpired entries that match `filters`, and the sum of the bytes of their answers."""
         ...
 
     def on_remote_delete(self) -> None:
@@ -74,7 +74,7 @@ class Cache(Protocol):
         ...
 
 
-def matches_filter(entry: CacheEntry, which: CacheFilter) -> bool:
-    """Return True if `entry` equals `which` in every field of the filter that is not None."""
-    wanted = ((which.key, entry.key), (which.user_id, entry.user_id), (which.model, entry.model))
-    return all(expected in {None, actual} for expected, actual in (*wanted, (which.target, entry.target)))
+def matches_filter(entry: CacheEntry, filters: CacheFilter) -> bool:
+    """Return True if `entry` equals `filters` in each field that is not None there."""
+    pairs = ((filters.key, entry.key), (filters.user_id, entry.user_id), (filters.model, entry.model))
+    return all(expected in {None, actual} for expected, actual in (*pairs, (filters.target, entry.target)))

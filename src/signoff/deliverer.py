@@ -18,15 +18,15 @@ class Deliverer(Protocol):
         ...
 
     async def send(self, message: OutgoingMessage) -> int | None:
-        """Send `message` and return the receiver's HTTP status, or None if the receiver took it without a status.
+        """Send `message` and return the receiver's HTTP status, or None if the receiver accepted it without a status.
 
         Every status is returned, also one that signals an error; redirects are not followed. The call may wait for a
         receiver that is away until the caller cancels it. A message may arrive more than once, for example if a call is
-        cancelled after the receiver took it.
+        cancelled after the receiver got it.
 
         Raises:
             AddressRefused: The address is not valid, or the allow-list does not permit it.
-            Undelivered: The receiver did not take the message; a later attempt may succeed.
+            Undelivered: The receiver did not accept the message; a later attempt may succeed.
         """
         ...
 

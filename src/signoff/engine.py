@@ -14,7 +14,7 @@ State = Literal["stopped", "starting", "ready", "busy", "failed"]
 
 
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to a model."""
+    """A request to a model."""
 
     path: str
     """The API path, such as `/v1/chat/completions`, with the method before it if that is not POST: `GET /v1/files`."""

@@ -181,11 +181,11 @@ class Jobs(Protocol):
         """Return status and `seq` of the jobs that exist, by id. There may be any number of ids."""
         ...
 
-    async def list(self, which: JobFilter) -> list[Job]:
+    async def list(self, filters: JobFilter) -> list[Job]:
         """Return a page of jobs, ordered by id."""
         ...
 
-    async def count(self, which: JobFilter) -> int:
+    async def count(self, filters: JobFilter) -> int:
         """Return the number of jobs that match; `offset` and `limit` do not matter."""
         ...
 
@@ -248,7 +248,7 @@ class Runs(Protocol):
         ...
 
     async def insert_again(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
-        """Insert a run together with steps and calls that it takes over from an earlier one, in one transaction.
+        """Insert a run together with steps and calls that it inherits from an earlier one, in one transaction.
 
         Steps that have not ended are due at once, like the run itself. Return the run.
         """
@@ -449,7 +449,7 @@ class Library(Protocol):
         """Return one version of an item, or None. `key` is its name or its id, `at` a label or a version number."""
         ...
 
-    async def list(self, which: LibraryFilter) -> Sequence[LibraryItem]:
+    async def list(self, filters: LibraryFilter) -> Sequence[LibraryItem]:
         """Return a page of items, each in its production version."""
         ...
 
@@ -513,8 +513,8 @@ class Quotas(Protocol):
     async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
         """Replace a reservation by what was used: `tokens`, and `cost` in nanodollars.
 
-        With `asked` set to False no model was called, and the request itself does not count either. May take long,
-        because the call returns only when it is known that the usage was counted.
+        With `asked` set to False no model was called, and the request itself does not count either. The call may
+        take long: it returns when it is known that the usage was counted.
 
         Raises:
             Overloaded: The usage was not counted. Calling again counts it once.
@@ -609,7 +609,7 @@ class Store(Protocol):
         ...
 
     async def versions(self) -> dict[str, int]:
-        """Return a number for each `CachedTopic`; it grows with each change, so a process can tell that its copy is old."""
+        """Return a number for each `CachedTopic`. It grows with each change, so a process knows if its copy is old."""
         ...
 
     async def changed(self, topic: Topic) -> None:
@@ -621,7 +621,7 @@ class Store(Protocol):
 
         `job` and `due` come with the id of a job that has changed, and that waits for a worker; `delivery` with the
         kind of a delivery that is due; other topics with an empty name. `any` means that anything may have changed.
-        Notifications may be lost, repeated or late: a listener uses them to look earlier, and polls as well. It must
+        Notifications may be lost, repeated or late: a listener uses them to act sooner, and polls as well. It must
         not block; its exceptions are logged.
         """
         ...

@@ -27,7 +27,7 @@ class StoredEntry(msgspec.Struct, frozen=True):
 class MemoryCache:
     """A cache of this process alone; see `cache.Cache`.
 
-    `now` is a monotonic clock in seconds. An entry takes its answer and a fixed overhead of `max_bytes`.
+    `now` is a monotonic clock in seconds. Each entry counts as its answer and a fixed overhead in `max_bytes`.
     """
 
     is_shared = False
@@ -59,15 +59,15 @@ class MemoryCache:
         for entry in entries:
             self._entries.put(entry.key, StoredEntry(entry, self._now()))
 
-    async def delete(self, which: CacheFilter) -> int:
+    async def delete(self, filters: CacheFilter) -> int:
         """See `cache.Cache`."""
         self._drop_expired()
-        return self._entries.drop_where(lambda stored: matches_filter(stored.entry, which))
+        return self._entries.drop_where(lambda stored: matches_filter(stored.entry, filters))
 
-    async def size(self, which: CacheFilter) -> CacheSize:
+    async def size(self, filters: CacheFilter) -> CacheSize:
         """See `cache.Cache`."""
         self._drop_expired()
-        sizes = [len(stored.entry.answer) for stored in self._entries.values() if matches_filter(stored.entry, which)]
+        sizes = [len(stored.entry.answer) for stored in self._entries.values() if matches_filter(stored.entry, filters)]
         return CacheSize(len(sizes), sum(sizes))
 
     def on_remote_delete(self) -> None:

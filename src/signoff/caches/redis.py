@@ -68,16 +68,16 @@ class RedisCache:
                 await self._store_script(keys=self._keys, args=[self._prefix, *values], client=pipeline)
             await pipeline.execute()
 
-    async def delete(self, which: CacheFilter) -> int:
+    async def delete(self, filters: CacheFilter) -> int:
         """See `cache.Cache`."""
-        keys = [key for key, _ in await self._find(which)]
+        keys = [key for key, _ in await self._find(filters)]
         for start in range(0, len(keys), PAGE_SIZE):
             await self._delete_script(keys=self._keys, args=[self._prefix, *keys[start : start + PAGE_SIZE]])
         return len(keys)
 
-    async def size(self, which: CacheFilter) -> CacheSize:
+    async def size(self, filters: CacheFilter) -> CacheSize:
         """See `cache.Cache`."""
-        sizes = [label.size_bytes for _, label in await self._find(which)]
+        sizes = [label.size_bytes for _, label in await self._find(filters)]
         return CacheSize(len(sizes), sum(sizes))
 
     def on_remote_delete(self) -> None:
@@ -91,12 +91,12 @@ class RedisCache:
     def _keys(self) -> list[str]:
         return [self._index, self._labels, self._total]
 
-    async def _find(self, which: CacheFilter) -> list[tuple[str, EntryLabel]]:
+    async def _find(self, filters: CacheFilter) -> list[tuple[str, EntryLabel]]:
         """Return the keys and labels of unexpired entries that match. Scan in pages, so that Redis is not blocked."""
         labels = dict[str, EntryLabel]()
         async for name, value in self._redis.hscan_iter(self._labels, count=PAGE_SIZE):
             key, label = name.decode(), msgspec.json.decode(value, type=EntryLabel)
-            if _matches(key, label, which):
+            if _matches(key, label, filters):
                 labels[key] = label
         async with self._redis.pipeline(transaction=False) as pipeline:
             for key in labels:
@@ -157,8 +157,8 @@ return redis.status_reply('OK')
 )
 
 
-def _matches(key: str, label: EntryLabel, which: CacheFilter) -> bool:
+def _matches(key: str, label: EntryLabel, filters: CacheFilter) -> bool:
     entry = CacheEntry(
         key=key, user_id=label.user_id, model=label.model, target=label.target, path="", job_id="", answer=b""
     )
-    return matches_filter(entry, which)
+    return matches_filter(entry, filters)

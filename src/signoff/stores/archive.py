@@ -250,9 +250,7 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
     try:
         number = msgspec.json.decode(text, type=_Format).format
         if number > FORMAT:
-            raise BadBackup(
-                f"{path} has format {number}, but this version reads only format {FORMAT}; use a newer one."
-            )
+            raise BadBackup(f"{path} has format {number}; this version reads format {FORMAT}. Use a newer version.")
         return msgspec.json.decode(text, type=Manifest)
     except UNREADABLE:
         raise _damaged(path) from None

@@ -33,8 +33,8 @@ class SqlCache:
     def __init__(self, database: Database, bounds: CacheBounds) -> None:
         self._database = database
         self._bounds = bounds
-        self._entries_since_trim = bounds.max_entries
-        self._bytes_since_trim = 0
+        self._new_entries = bounds.max_entries
+        self._new_bytes = 0
 
     async def start(self) -> None:
         """See `cache.Cache`. The store opens the database."""
@@ -61,17 +61,16 @@ class SqlCache:
 
         await self._database.write(store)
 
-    async def delete(self, which: CacheFilter) -> int:
+    async def delete(self, filters: CacheFilter) -> int:
         """See `cache.Cache`."""
-        return await self._database.write(
-            lambda tx: tx.conn.execute(sa.delete(cached).where(*_conditions(which))).rowcount
-        )
+        delete = sa.delete(cached).where(*_conditions(filters))
+        return await self._database.write(lambda tx: tx.conn.execute(delete).rowcount)
 
-    async def size(self, which: CacheFilter) -> CacheSize:
+    async def size(self, filters: CacheFilter) -> CacheSize:
         """See `cache.Cache`."""
 
         def read(conn: sa.Connection, now: Any) -> CacheSize:
-            query = _TOTAL.where(cached.c.expires_at > now(), *_conditions(which))
+            query = _TOTAL.where(cached.c.expires_at > now(), *_conditions(filters))
             return CacheSize(*conn.execute(query).one())
 
         return await self._database.read(read)
@@ -84,15 +83,12 @@ class SqlCache:
 
     def _needs_trim(self, entries: Sequence[CacheEntry]) -> bool:
         """Count `entries`, and return True if enough were added since the last trim, or none has been made yet."""
-        self._entries_since_trim += len(entries)
-        self._bytes_since_trim += sum(len(entry.answer) for entry in entries)
+        self._new_entries += len(entries)
+        self._new_bytes += sum(len(entry.answer) for entry in entries)
         interval = min(TRIM_INTERVAL_ENTRIES, self._bounds.max_entries // TRIM_INTERVAL_FRACTION)
-        if (
-            self._entries_since_trim < interval
-            and self._bytes_since_trim < self._bounds.max_bytes // TRIM_INTERVAL_FRACTION
-        ):
+        if self._new_entries < interval and self._new_bytes < self._bounds.max_bytes // TRIM_INTERVAL_FRACTION:
             return False
-        self._entries_since_trim = self._bytes_since_trim = 0
+        self._new_entries = self._new_bytes = 0
         return True
 
 
@@ -140,6 +136,6 @@ def _delete(tx: Tx, keys: Sequence[str]) -> None:
         tx.conn.execute(sa.delete(cached).where(cached.c.key.in_(keys)))
 
 
-def _conditions(which: CacheFilter) -> list[ColumnElement[bool]]:
-    filters = {"key": which.key, "user_id": which.user_id, "model": which.model, "target": which.target}
-    return [cached.c[name] == value for name, value in filters.items() if value is not None]
+def _conditions(filters: CacheFilter) -> list[ColumnElement[bool]]:
+    values = {"key": filters.key, "user_id": filters.user_id, "model": filters.model, "target": filters.target}
+    return [cached.c[name] == value for name, value in values.items() if value is not None]

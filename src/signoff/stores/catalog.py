@@ -19,7 +19,7 @@ from signoff.stores.writer import Tx
 _KEY = tuple(column for column in keys.c if column.name != "sealed")
 _NO_KEYS: Mapping[EndpointName, bytes] = {}
 # A key without a user belongs to a model.
-_BELONGS_TO_MODEL = keys.c.user_id.is_(None)
+_OF_MODEL = keys.c.user_id.is_(None)
 
 
 class SqlCatalog:
@@ -100,9 +100,7 @@ class SqlCatalog:
     async def keys(self, user_id: int | None, *, after_id: int = 0, limit: int = 50) -> list[UpstreamKey]:
         """See `catalog.Catalog`."""
         is_usable = sa.true() if user_id is None else (keys.c.user_id == user_id) | keys.c.is_shared
-        query = (
-            sa.select(*_KEY).where(~_BELONGS_TO_MODEL, is_usable, keys.c.id > after_id).order_by(keys.c.id).limit(limit)
-        )
+        query = sa.select(*_KEY).where(~_OF_MODEL, is_usable, keys.c.id > after_id).order_by(keys.c.id).limit(limit)
         rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
         return [UpstreamKey(**row) for row in rows]
 
@@ -130,7 +128,7 @@ def _add_key(tx: Tx, user_id: int | None, name: str, sealed: bytes, *, is_shared
 
 def _delete_own_keys(tx: Tx, key_ids: set[int]) -> None:
     """Delete those of the keys that belong to a model."""
-    tx.conn.execute(sa.delete(keys).where(keys.c.id.in_(key_ids), _BELONGS_TO_MODEL))
+    tx.conn.execute(sa.delete(keys).where(keys.c.id.in_(key_ids), _OF_MODEL))
 
 
 def _clear_other_defaults(tx: Tx, name: str) -> None:

@@ -70,14 +70,14 @@ class SqlDeliveries:
     async def resend(self, delivery_id: str) -> Delivery:
         """See `store.Deliveries`."""
 
-        def resend(tx: Tx) -> Delivery:
+        def make_due(tx: Tx) -> Delivery:
             row = tx.conn.execute(_RESEND, {"now": tx.now, "delivery": delivery_id}).one_or_none()
             if row is None:
                 raise _resend_error(tx, delivery_id)
             tx.changes.append(("delivery", row.kind))
             return _delivery_of(row)
 
-        return await self._database.write(resend)
+        return await self._database.write(make_due)
 
 
 _NOW = sa.bindparam("now", type_=sa.BigInteger)

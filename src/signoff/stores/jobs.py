@@ -161,16 +161,16 @@ class SqlJobs:
 
         return {row.id: (row.status, row.seq) for row in await self._database.read(read)}
 
-    async def list(self, which: JobFilter) -> list[Job]:
+    async def list(self, filters: JobFilter) -> list[Job]:
         """See `store.Jobs`."""
-        query = sa.select(*EVERY_COLUMN).where(*_filters(which)).offset(which.offset).limit(which.limit)
-        query = query.order_by(jobs.c.id.desc() if which.newest_first else jobs.c.id)
+        query = sa.select(*EVERY_COLUMN).where(*_conditions(filters)).offset(filters.offset).limit(filters.limit)
+        query = query.order_by(jobs.c.id.desc() if filters.newest_first else jobs.c.id)
         rows = await self._database.read(lambda conn, _: conn.execute(query).all())
         return [job_of(row) for row in rows]
 
-    async def count(self, which: JobFilter) -> int:
+    async def count(self, filters: JobFilter) -> int:
         """See `store.Jobs`."""
-        query = sa.select(sa.func.count()).select_from(jobs).where(*_filters(which))
+        query = sa.select(sa.func.count()).select_from(jobs).where(*_conditions(filters))
         return await self._database.read(lambda conn, _: conn.execute(query).scalar_one())
 
     async def events(self, job_id: str) -> list[Event]:
@@ -355,18 +355,18 @@ def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[start : start + MAX_IDS_PER_STATEMENT] for start in range(0, len(items), MAX_IDS_PER_STATEMENT))
 
 
-def _filters(which: JobFilter) -> list[ColumnElement[bool]]:
-    filters = list[ColumnElement[bool]]()
-    if which.user_id is not None:
-        filters.append(jobs.c.user_id == which.user_id)
-    if which.status is not None:
-        filters.append(jobs.c.status == which.status)
-    if not which.with_steps:
-        filters.append(jobs.c.parent_id.is_(None))
-    if which.fingerprint is not None:
-        filters.append(jobs.c.fingerprint == which.fingerprint)
-    if which.upstream_object_id is not None:
-        filters.append(jobs.c.upstream_object_id == which.upstream_object_id)
-    if which.after_id is not None:
-        filters.append(jobs.c.id < which.after_id if which.newest_first else jobs.c.id > which.after_id)
-    return filters
+def _conditions(filters: JobFilter) -> list[ColumnElement[bool]]:
+    conditions = list[ColumnElement[bool]]()
+    if filters.user_id is not None:
+        conditions.append(jobs.c.user_id == filters.user_id)
+    if filters.status is not None:
+        conditions.append(jobs.c.status == filters.status)
+    if not filters.with_steps:
+        conditions.append(jobs.c.parent_id.is_(None))
+    if filters.fingerprint is not None:
+        conditions.append(jobs.c.fingerprint == filters.fingerprint)
+    if filters.upstream_object_id is not None:
+        conditions.append(jobs.c.upstream_object_id == filters.upstream_object_id)
+    if filters.after_id is not None:
+        conditions.append(jobs.c.id < filters.after_id if filters.newest_first else jobs.c.id > filters.after_id)
+    return conditions

@@ -43,18 +43,18 @@ class SqlLibrary:
         items = await self._database.read(lambda conn, _: _load_items(conn, query))
         return items[0] if items else None
 
-    async def list(self, which: LibraryFilter) -> Sequence[LibraryItem]:
+    async def list(self, filters: LibraryFilter) -> Sequence[LibraryItem]:
         """See `store.Library`."""
         query = _ITEMS.where(
-            composed_versions.c.version == _version_with_label(PRODUCTION), compositions.c.name > which.after
+            composed_versions.c.version == _version_with_label(PRODUCTION), compositions.c.name > filters.after
         )
-        if which.kind is not None:
-            query = query.where(compositions.c.kind == which.kind)
-        if which.user_id is not None:
-            query = query.where((compositions.c.user_id == which.user_id) | compositions.c.shared)
-        if which.calls is not None:
-            query = query.where(_has_live_call_of(which.calls))
-        query = query.order_by(compositions.c.name).limit(which.limit)
+        if filters.kind is not None:
+            query = query.where(compositions.c.kind == filters.kind)
+        if filters.user_id is not None:
+            query = query.where((compositions.c.user_id == filters.user_id) | compositions.c.shared)
+        if filters.calls is not None:
+            query = query.where(_has_live_call_of(filters.calls))
+        query = query.order_by(compositions.c.name).limit(filters.limit)
         return await self._database.read(lambda conn, _: _load_items(conn, query))
 
     async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
@@ -70,7 +70,7 @@ class SqlLibrary:
         is_version = composed_versions.c.composed_id == item_id, composed_versions.c.version == version
         is_label = composed_labels.c.composed_id == item_id, composed_labels.c.label == label
 
-        def move(tx: Tx) -> bool:
+        def move_label(tx: Tx) -> bool:
             lock(tx, "compositions")
             if version is not None and not _exists(tx, composed_versions, *is_version):
                 return False
@@ -82,7 +82,7 @@ class SqlLibrary:
                 bump(tx, "compositions")
             return had_label or version is not None
 
-        return await self._database.write(move)
+        return await self._database.write(move_label)
 
     async def share(self, item_id: int, *, shared: bool) -> bool:
         """See `store.Library`."""

@@ -212,9 +212,7 @@ def _wait_for_lock(file: int) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise Overloaded(
-                    "Another process has held the database's write lock for too long; try again later."
-                ) from None
+                raise Overloaded("Another process holds the write lock of the database; try again later.") from None
             time.sleep(LOCK_POLL_SECONDS)
         else:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -278,8 +278,7 @@ def _changed_columns(job: Job, request: TransitionRequest) -> dict[str, Any]:
     The answer of a job that was never held is left out: the job's row has it.
     """
     transition = TRANSITIONS[request.verb]
-    changed = ("status", *transition.clears, *transition.adds, *request.changes, *request.after_seconds)
-    names: Iterable[str] = dict.fromkeys(changed)
+    names = ("status", *transition.clears, *transition.adds, *request.changes, *request.after_seconds)
     data = {name: getattr(job, name) for name in names if name not in _NOT_IN_EVENTS}
     if job.round == 0:
         data.pop("response", None)
