@@ -1,4 +1,4 @@
-"""The promise of a catalog, which is a part of the store's: models, their upstreams' keys, their logs; streams."""
+"""Interfaces of the store for configuration: models and upstream keys, sealed secrets, model logs, and streams."""
 
 from __future__ import annotations
 
@@ -14,9 +14,16 @@ from signoff.core.stream import Stream
 
 
 class Catalog(Protocol):
-    """Registered models, and the sealed keys of upstreams. A change of either is one of the models' version."""
+    """Registered models, and the sealed API keys of upstreams.
 
-    async def models(self) -> list[Model]: ...
+    A key belongs to a user, or to the model that it was registered with. Each change of a model or of a key increments
+    the version of the topic `models` (see `Store.versions`).
+    """
+
+    async def models(self) -> list[Model]:
+        """Return all registered models, ordered by name."""
+        ...
+
     async def put_model(
         self,
         model: Model,
@@ -26,81 +33,127 @@ class Catalog(Protocol):
         drops_key: bool = False,
         is_new: bool = False,
     ) -> None:
-        """Registers it, in the place of the one that has its name; Conflict if it `is_new` and there is one.
+        """Register `model`; replace the one that has the same name, in one transaction.
 
-        `sealed` becomes its own key, `sealed_at` those of its endpoints. Without one the key that it had stays, unless
-        `drops_key`. A key that was its own and is so no more is forgotten. Where it is the default, no other one is.
+        The stored model keeps the keys of the model that it replaces: its own, and those of endpoints that both have.
+        Keys of the replaced model that are not used any more, and that no user owns, are deleted. If `model.default` is
+        set, no other model is the default any more.
+
+        Args:
+            model: The model. Its `key_id` and those of its endpoints are replaced as described here.
+            sealed: The model's own new key, sealed.
+            sealed_at: New keys of endpoints, sealed.
+            drops_key: Forget all keys of the replaced model, except for those that `sealed` and `sealed_at` set.
+            is_new: Do not replace an existing model.
+
+        Raises:
+            Conflict: `is_new` is set, and a model with this name exists.
         """
         ...
 
     async def drop_model(self, name: str) -> bool:
-        """Forgets it, and its own key."""
+        """Delete a model and the keys that belong to it. Return False if there is no such model."""
         ...
 
-    async def add_key(self, user_id: int, name: str, sealed: bytes, *, is_shared: bool = False) -> int: ...
+    async def add_key(self, user_id: int, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
+        """Store a sealed key of a user, and return its id, which no key had before. A shared key serves all users."""
+        ...
+
     async def key(self, key_id: int) -> bytes | None:
-        """Its sealed form."""
+        """Return the sealed key, or None if there is none with this id."""
         ...
 
-    async def known_key(self, key_id: int) -> UpstreamKey | None: ...
+    async def known_key(self, key_id: int) -> UpstreamKey | None:
+        """Return the description of a key, which does not contain its value; None if there is none with this id."""
+        ...
+
     async def keys(self, user_id: int | None, *, after_id: int = 0, limit: int = 50) -> list[UpstreamKey]:
-        """A page of the keys that this user may use, None: of all users' keys; oldest first."""
+        """Return a page of the keys that this user may use: their own, and shared ones; ordered by id.
+
+        With a `user_id` of None, return keys of all users. Keys that belong to models are never included. `after_id` is
+        the last id of the page before.
+        """
         ...
 
-    async def drop_key(self, key_id: int) -> bool: ...
+    async def drop_key(self, key_id: int) -> bool:
+        """Delete a key. Return False if there is none with this id."""
+        ...
 
 
 SealedKind = Literal["key", "job", "stream"]
 
 
 class SealedSecret(msgspec.Struct, frozen=True, kw_only=True):
-    """A sealed secret, and where it stands: an upstream's key, the webhook's own secret that a job carries, or the
-    address of a stream's broker.
-    """
+    """A sealed secret, and the place where it is stored."""
 
     kind: SealedKind
+    """`key` for an upstream's API key, `job` for a webhook secret of a job, `stream` for the address of a broker."""
+
     place: str
+    """The id of the key, the id of the job, or the name of the stream."""
+
     sealed: bytes
+    """The secret, sealed by the vault; empty for a job that is delivered without a secret of its own."""
 
 
 class Secrets(Protocol):
-    """Everything that is sealed, for whoever changes the key that seals."""
+    """All sealed secrets, for the rotation of the key that seals them."""
 
     async def page(self, kind: SealedKind, after: str | None, limit: int) -> list[SealedSecret]:
-        """Up to `limit` of them behind the place `after`, in the order of their places. Jobs whose end is told without
-        a secret of their own are among them, with an empty one.
+        """Return up to `limit` secrets of a kind, ordered by place; start after the place `after`, None for the first.
+
+        An empty list means that there are no more. Jobs that are delivered without a secret of their own are included,
+        with an empty one; jobs that are delivered to no address are not.
         """
         ...
 
     async def replace(self, old: SealedSecret, sealed: bytes) -> bool:
-        """Puts `sealed` there; False, and nothing changes, where the old one stands no more."""
+        """Store `sealed` in the place of `old`. Return False, and change nothing, if `old` is not there any more."""
         ...
 
 
 class ModelLogs(Protocol):
-    """What models wrote and how they failed, on whichever host; of each the newest lines."""
+    """The newest log lines of each model: what it wrote, and how it failed, on all hosts."""
 
     async def add(self, lines: Sequence[tuple[str, LogLine]], *, kept: int) -> None:
-        """Adds lines, each to the log of a model, of which the `kept` newest stay."""
+        """Append lines, each with the name of its model. Keep the newest `kept` lines of these models."""
         ...
 
     async def read(self, model: str, limit: int) -> list[LogLine]:
-        """The newest ones, oldest first."""
+        """Return the newest `limit` lines of a model, oldest first."""
         ...
 
-    async def clean(self, model: str) -> None: ...
+    async def clean(self, model: str) -> None:
+        """Delete all lines of a model."""
+        ...
 
 
 class Streams(Protocol):
-    """Streams that were declared while everything ran, and who listens where only one process may."""
+    """Streams that were declared at run time, and the leads of those that only one process may listen to.
 
-    async def all(self) -> list[Stream]: ...
-    async def put(self, stream: Stream) -> None: ...
-    async def drop(self, name: str) -> bool: ...
+    `put` and `drop` increment the version of the topic `streams` (see `Store.versions`).
+    """
+
+    async def all(self) -> list[Stream]:
+        """Return all declared streams, ordered by name."""
+        ...
+
+    async def put(self, stream: Stream) -> None:
+        """Declare a stream; replace the one that has the same name."""
+        ...
+
+    async def drop(self, name: str) -> bool:
+        """Delete a stream. Return False if there is no such stream."""
+        ...
+
     async def acquire_lead(self, name: str, holder: str, seconds: float) -> bool:
-        """Whether `holder` is the one who listens to that stream for so long from now: nobody else does."""
+        """Acquire or renew the lead of a stream for `seconds` from now, by the store's clock.
+
+        Return True if `holder` has the lead now: then no other holder can acquire it until it ends or is released. `holder` is a
+        name that only one process uses.
+        """
         ...
 
     async def release_lead(self, name: str, holder: str) -> None:
-        """Lets somebody else lead at once."""
+        """Release the lead if `holder` has it, so that another process can acquire it at once."""
         ...

@@ -1,4 +1,4 @@
-"""The promise of a courier: it carries messages of one kind to where they are wanted."""
+"""Interface of a delivery adapter: it sends messages of one kind to their receivers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ from signoff.core.delivery import OutgoingMessage
 
 
 class Deliverer(Protocol):
-    """Carries any number of messages at a time; never where it may not go."""
+    """An adapter that sends messages of one `DeliveryKind`. Any number of `send` calls may run at the same time.
 
-    async def start(self) -> None: ...
+    It makes one attempt per call: retries after a failure, their schedule and their records belong to the caller.
+    """
+
+    async def start(self) -> None:
+        """Prepare for sending. Called once, before the first `send`. Do not fail if the receiver is away."""
+        ...
+
     async def send(self, message: OutgoingMessage) -> int | None:
-        """The HTTP status that the receiver answered with; None where it took the message without one.
-        Raises AddressRefused, Undelivered. May wait for a receiver that is away, until it is cancelled.
+        """Send `message` and return the receiver's HTTP status, or None if the receiver accepted it without a status.
+
+        Every status is returned, also one that signals an error; redirects are not followed. The call may wait for a
+        receiver that is away until the caller cancels it. A message may arrive more than once, for example if a call is
+        cancelled after the receiver got it.
+
+        Raises:
+            AddressRefused: The address is not valid, or the allow-list does not permit it.
+            Undelivered: The receiver did not accept the message; a later attempt may succeed.
         """
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release connections. Called once, after all calls of `send` have ended."""
+        ...

@@ -1,4 +1,4 @@
-"""The promise of an engine: something that answers requests for the models of one kind."""
+"""Interface of an engine: an adapter that sends requests to models of one kind."""
 
 from __future__ import annotations
 
@@ -14,40 +14,79 @@ State = Literal["stopped", "starting", "ready", "busy", "failed"]
 
 
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model is asked: a path such as `/v1/chat/completions`, the JSON body, and the name it was asked for by."""
+    """A request to a model."""
 
     path: str
+    """The API path, such as `/v1/chat/completions`, with the method before it if that is not POST: `GET /v1/files`."""
+
     body: bytes
+    """The JSON body as the caller sent it. A body of another type is JSON too: see `core.binary`."""
+
     target: str
+    """The name that the caller used for the model; it differs from the model's own name if that ends in `*`."""
+
     stream: bool = False
+    """True if the caller wants server-sent events instead of one whole body."""
+
     key: str | None = None
+    """The upstream's API key in clear text; None if the model needs none."""
 
 
 class Engine(Protocol):
-    """Answers in chunks: one whole body, or, when `stream` is set, raw events that end in `[DONE]`."""
+    """An adapter for the models of one kind. Any number of `answer` calls may run at the same time."""
 
     def answer(self, model: Model, request: ModelRequest) -> AsyncIterator[Chunk]:
-        """Raises ModelFailed and its kin. Closing the iterator, or cancelling the task that reads it,
-        stops the model's work within a second.
+        """Send `request` to `model` and return an iterator over the answer.
+
+        The iterator yields one chunk with the whole JSON body (`event` is False) or, if `request.stream` is set and the
+        model streams, raw server-sent events (`event` is True). Events of a completion end with `[DONE]`, events of a
+        response with the event that completes it. The engine applies `model.timeouts`. Closing the iterator, or
+        cancelling the task that reads it, stops the model's work within one second.
+
+        Raises:
+            BadRequest: The model cannot handle this request. This and all other errors may be raised by the call or
+                while the iterator is read.
+            ModelFailed: The model failed. Its subclasses tell how: `ModelAnswered` for an error status of the upstream,
+                `ModelUnreachable`, `ModelCut`, `ModelCrashed`, `ModelGarbled`, `ModelTimedOut`, `ModelBusy`.
         """
         ...
 
-    async def start(self) -> None: ...
-    async def close(self) -> None: ...
+    async def start(self) -> None:
+        """Prepare the engine. Called once, before the first `answer`. Models need not be ready, or even reachable."""
+        ...
+
+    async def close(self) -> None:
+        """Release what the engine holds, and stop what it started. Called once, after all iterators are closed."""
+        ...
 
 
 @runtime_checkable
 class ProcessEngine(Protocol):
-    """An engine whose models are processes that it starts and stops."""
+    """An engine whose models are processes on this host, which it starts and stops.
+
+    Several Signoff processes on one host share a model's process. Each method acts on that process, whichever Signoff
+    process started it.
+    """
 
     def process_state(self, model: Model) -> State:
-        """How the model's process is, whoever on this host owns it."""
+        """Return the state of the model's process.
+
+        `stopped` means not running, `starting` not ready yet, `ready` waiting for requests, `busy` handling a request,
+        and `failed` that the last start did not succeed, that the process ended unexpectedly, or that `model` has no
+        command.
+        """
         ...
 
     async def start_model(self, model: Model) -> None:
-        """Returns when the model is ready. Raises ModelUnreachable."""
+        """Start the model's process unless it is running, and return when it is ready.
+
+        Raises ModelUnreachable if it is not ready within `model.start_seconds`, or ends as soon as it runs.
+        """
         ...
 
     async def stop_model(self, model: Model) -> bool:
-        """Ends the model's process on this host, whoever owns it; whether it is gone. The next request starts it."""
+        """Stop the model's process and return True when it is gone; False if it still runs after some seconds.
+
+        Requests that it is handling fail. The next request starts the process again.
+        """
         ...

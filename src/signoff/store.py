@@ -1,4 +1,9 @@
-"""The promise of a store: jobs and their moves, people, models, compositions, limits, usage, and news of all that."""
+"""Interface of the store: jobs and their transitions, people, prompts and pipelines, limits, usage, and change events.
+
+All times that a store writes and compares come from its database's clock: microseconds since 1970, UTC.
+`signoff.catalog` has the interfaces for models, keys, logs and streams. Any method may raise `Overloaded` if the
+database does not answer in time, and `BadRequest` if it cannot store a text (PostgreSQL stores no NUL characters).
+"""
 
 from __future__ import annotations
 
@@ -23,49 +28,83 @@ CachedTopic = Literal["models", "people", "prices", "limits", "cache", "composit
 Topic = Literal["job", "due", "delivery", CachedTopic, "any"]
 InitialVerb = Literal["submit", "hit", "refuse"]
 Listener = Callable[[Topic, str], None]
+"""A function that is called with a topic and a name when something has changed: see `Store.listen`."""
 
 
 class TransitionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One move asked of the store: the verb, who asks, what its guards compare with, what it changes.
-
-    `changes` are columns of the job; times are given in `after_seconds`, from the database's now. `to` is needed only
-    where a verb has more than one target status. `decision` is recorded for good; `note` is kept with the event alone.
-    `settled` is how many steps of a run its mover saw settled.
-    """
+    """A request for one transition of a job: its verb, its actor, the values for the guards, and the new columns."""
 
     verb: str
+    """The name of the transition, a key of `core.job.TRANSITIONS`."""
+
     actor: str
+    """The user or process that requests the transition, such as `user:ann@example.com`; recorded in the event."""
+
     to: Status | None = None
+    """The new status. Needed only for a verb with several targets; None selects the first one."""
+
     lease: str | None = None
+    """The token of the lease that the actor holds, for `Guard.LEASE`. None fails that guard."""
+
     round: int | None = None
+    """The review round that the actor saw, for `Guard.ROUND`. None fails that guard."""
+
     reviewer: str | None = None
+    """The reviewer, for `Guard.UNOPENED`. None fails that guard while another reviewer has the job open."""
+
     settled_steps: int | None = None
+    """How many steps of the run's current round the actor saw ended, for `Guard.QUIET`. None fails that guard."""
+
     changes: Mapping[str, Any] = {}
+    """New values of columns of the job, in addition to those that the transition itself clears and increments."""
+
     after_seconds: Mapping[str, float] = {}
+    """New values of columns that hold a time, in seconds from the store's present time."""
+
     decision: Decision | None = None
+    """The decision to record for the job's round. A round has at most one; `undo` begins a new round."""
+
     note: Mapping[str, Any] = {}
+    """Additional data for the event. It changes no column."""
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs to list. `user_id` None means everybody's; `after_id` is a cursor (ids are ordered by time).
-    Without `with_steps`, no jobs that are steps of another.
-    """
+    """A filter and a page of jobs. A field that is None does not filter."""
 
     user_id: int | None = None
+    """The owner of the jobs; None for jobs of all users."""
+
     status: Status | None = None
+    """The jobs' status."""
+
     fingerprint: str | None = None
+    """The fingerprint of the jobs' request."""
+
     upstream_object_id: str | None = None
+    """The id of the object that the jobs left at their upstream."""
+
     after_id: str | None = None
+    """The cursor: the last job id of the page before. Ids are ordered by time of creation."""
+
     offset: int = 0
+    """How many matching jobs to skip."""
+
     limit: int = 50
+    """The largest number of jobs to return."""
+
     newest_first: bool = False
+    """True to order by id from the newest job to the oldest one."""
+
     with_steps: bool = True
+    """False to leave out jobs that are steps of a run."""
 
 
 class Jobs(Protocol):
-    """Jobs. Every change is one transaction: the guarded update, its event, its decision, its delivery.
+    """Jobs and their events.
 
-    With a job that ends in `fail` all that goes on below it is cancelled; the end of a run's step wakes the run.
+    Each change is one transaction: the guarded update, its event, its decision, and its deliveries. The end of a job
+    creates a delivery for each of its targets, unless the job was cancelled. A run that ends in `fail` cancels all of
+    its steps that have not ended, at every depth; the end of a step wakes its run if that is parked.
     """
 
     async def insert(
@@ -77,91 +116,151 @@ class Jobs(Protocol):
         due_seconds: float = 0,
         lease_seconds: float | None = None,
     ) -> Job:
-        """The new job, committed, with the database's times; leased at once when `lease_seconds` is given. A `hit`,
-        and what is refused, has ended already. Where an own id or an idempotency key of the same user stands already,
-        the job that stands there.
+        """Insert a job and return it as committed, with the times that the store has set.
+
+        If the same user has a job with the same `client_id`, or with the same `idempotency_key`, return that job and
+        insert nothing. A key becomes free again 24 hours after its job was created, and when its job has failed with a
+        retryable error.
+
+        Args:
+            job: The new job. Its `created_at`, `updated_at`, `due_at` and `lease_until` are ignored.
+            actor: The actor of the first event.
+            verb: The verb of the first event. A job that begins with `hit` or `refuse` has ended already.
+            due_seconds: How long to wait until the job may be claimed.
+            lease_seconds: How long the lease lasts whose token is `job.lease`; None for a job without a lease.
         """
         ...
 
     async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[Job]:
-        """A job that has run its course before it was ever written: one row, one event for all of `verbs`.
-        Waits only while too many writes wait already; the future is done when it is committed, for which it waits as
-        long as the database is away. Raises Overloaded when there is no room for it.
+        """Queue the insertion of a job that has ended already: one row, and one event that stands for all `verbs`.
+
+        Return a future of the committed job. The call itself waits only while too many rows are queued. The future
+        stays pending while the database is away, for as long as that takes.
+
+        Raises:
+            Overloaded: Too many rows are queued, and have been for too long; or the store is closed.
         """
         ...
 
     async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
-        """The job after all `steps`, made in one transaction. Raises Stale if any guard fails, JobNotFound."""
+        """Make the transitions `steps` in order, all of them or none, and return the job after the last one.
+
+        Raises:
+            Stale: A guard does not hold, or the job is not in a status in which the verb is allowed. The message names
+                the present status, and the decision or the reviewer that was first.
+            JobNotFound: There is no such job.
+        """
         ...
 
     async def claim(
         self, *, actor: str, lease: str, limit: int, lease_seconds: float, full: Sequence[str] = ()
     ) -> list[Job]:
-        """Up to `limit` due jobs of the later lane, leased: by priority, then age; none for the models in `full`."""
+        """Claim up to `limit` due jobs of the lane `later`, and return them: by priority, then from the oldest.
+
+        Each claimed job gets the lease token `lease` for `lease_seconds`, and its attempt is incremented. Concurrent
+        calls never claim the same job. Jobs of the models in `full` are passed over.
+        """
         ...
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:
-        """Extends each lease (job id → token) that still stands, and says which ones do."""
+        """Extend leases, given as job id → token, to `lease_seconds` from now.
+
+        Return the ids of the jobs that still have that lease; all others have lost it.
+        """
         ...
 
-    async def get(self, job_id: str) -> Job | None: ...
+    async def get(self, job_id: str) -> Job | None:
+        """Return the job, or None if there is none with this id."""
+        ...
+
     async def by_client_id(self, user_id: int, client_id: str) -> Job | None:
-        """The job that a user calls so."""
+        """Return the user's job with this `client_id`, or None."""
         ...
 
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[Status, int]]:
-        """Status and seq of those that exist."""
+        """Return status and `seq` of the jobs that exist, by id. There may be any number of ids."""
         ...
 
-    async def list(self, which: JobFilter) -> list[Job]: ...
-    async def count(self, which: JobFilter) -> int: ...
-    async def events(self, job_id: str) -> list[Event]: ...
+    async def list(self, filters: JobFilter) -> list[Job]:
+        """Return a page of jobs, ordered by id."""
+        ...
+
+    async def count(self, filters: JobFilter) -> int:
+        """Return the number of jobs that match; `offset` and `limit` do not matter."""
+        ...
+
+    async def events(self, job_id: str) -> list[Event]:
+        """Return all events of a job, in order; an empty list if there is no such job."""
+        ...
+
     async def lapsed(self, limit: int) -> list[Job]:
-        """Jobs whose lease has run out."""
+        """Return up to `limit` jobs whose lease has run out, so that `lapse` may be requested for them."""
         ...
 
     async def released(self, limit: int) -> list[Job]:
-        """Held jobs whose verdict is due to take effect."""
+        """Return up to `limit` held jobs with a verdict whose `release_at` has come."""
         ...
 
     async def overdue(self, limit: int) -> list[Job]:
-        """Held jobs that nobody decided in time, and whose policy says what happens then."""
+        """Return up to `limit` held jobs without a verdict whose review deadline has passed."""
         ...
 
     async def purge(self, older_than_seconds: float, limit: int) -> int:
-        """Forgets up to `limit` jobs that ended so long ago, with all that is kept of them; how many."""
+        """Delete up to `limit` jobs that ended longer ago than that, with all records of them; return how many.
+
+        Jobs with a delivery that is due, and steps of a run that has not ended, stay. What the jobs used is still
+        counted by `UsageRecords.report`.
+        """
         ...
 
 
 class Runs(Protocol):
-    """What belongs to the runs of pipelines: the jobs that are their steps, and the calls of functions."""
+    """Records of the runs of pipelines: the jobs that are their steps, and their calls of functions.
+
+    A run's id, its round and a node of its tree identify one step or one call; there is never a second one.
+    """
 
     async def add_step(self, step: Job, *, actor: str, run_lease: str, lease_seconds: float) -> Job:
-        """The new step, leased, unless it is a `hit`; or the one that stands at its place: then `step` leaves no trace.
-        Raises Stale once the run is not held under `run_lease` any more.
+        """Insert a step of a run and return it, leased with its own token `step.lease` for `lease_seconds`.
+
+        A step that has ended already, because the cache had its answer, is inserted as a `hit` without a lease. If the
+        run has a step for this round and node, return that one and insert nothing.
+
+        Raises:
+            Stale: The run is not in the status `bot` with the lease `run_lease` any more.
         """
         ...
 
     async def steps(self, run_id: str, run_round: int | None = None) -> list[Job]:
-        """The steps of one round of a run, or of every round, the oldest first. A pipeline's size bounds them."""
+        """Return the steps of one round of a run, or of all rounds, ordered by id. A pipeline's size bounds them."""
         ...
 
     async def add_call(self, call: FunctionCall, *, run_lease: str) -> FunctionCall:
-        """The call, kept; or the one that stands at its place. Raises Stale as `add_step` does."""
+        """Record a call of a function and return it, or the one that is recorded for this round and node.
+
+        Raises:
+            Stale: The run is not in the status `bot` with the lease `run_lease` any more.
+        """
         ...
 
-    async def calls(self, run_id: str, run_round: int | None = None) -> list[FunctionCall]: ...
+    async def calls(self, run_id: str, run_round: int | None = None) -> list[FunctionCall]:
+        """Return the recorded calls of one round of a run, or of all rounds, ordered by the time when they began."""
+        ...
+
     async def insert_again(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
-        """A new run, with what it need not ask again: all of it at once. Steps that have not ended yet are due."""
+        """Insert a run together with steps and calls that it inherits from an earlier one, in one transaction.
+
+        Steps that have not ended are due at once, like the run itself. Return the run.
+        """
         ...
 
     async def stalled(self, limit: int) -> list[Job]:
-        """Parked runs of which no step goes on: nobody else will wake them."""
+        """Return up to `limit` parked runs whose steps of the current round have all ended, so that none wakes them."""
         ...
 
 
 class Deliveries(Protocol):
-    """Deliveries. A job's end makes them, in the same transaction, unless it was cancelled."""
+    """Deliveries. The transaction that ends a job creates them, unless the job was cancelled."""
 
     async def claim(
         self,
@@ -173,40 +272,67 @@ class Deliveries(Protocol):
         busy: Mapping[str, int],
         lease_seconds: float,
     ) -> list[Delivery]:
-        """Up to `limit` due ones of that kind, leased, each with an attempt more: the longest due first, and not more
-        to one host than `limit_per_host`, of which `busy` says how many are in use.
+        """Claim up to `limit` due deliveries of a kind, and return them from the longest due on.
+
+        Each gets the lease token `lease` for `lease_seconds`, and its attempt is incremented. Concurrent calls never
+        claim the same delivery; one whose lease has run out is claimed again. For each host no more are claimed than
+        `limit_per_host` minus the number that `busy` has for it: deliveries that the caller is sending.
         """
         ...
 
     async def settle(self, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
-        """Writes down what came of an attempt, and ends its lease; False, and nothing changes, if that is gone."""
+        """Record the outcome of an attempt, and end its lease.
+
+        An outcome that does not count gives the attempt back. Return False, and change nothing, if the delivery does
+        not have this lease any more.
+        """
         ...
 
-    async def get(self, delivery_id: str) -> Delivery | None: ...
-    async def of_job(self, job_id: str) -> list[Delivery]: ...
+    async def get(self, delivery_id: str) -> Delivery | None:
+        """Return the delivery, or None if there is none with this id."""
+        ...
+
+    async def of_job(self, job_id: str) -> list[Delivery]:
+        """Return the deliveries of a job, ordered by id."""
+        ...
+
     async def failed(self, limit: int) -> list[Delivery]:
-        """Those that were given up, the latest first."""
+        """Return up to `limit` deliveries in the state `failed`, by descending id: those of the newest jobs first."""
         ...
 
     async def resend(self, delivery_id: str) -> Delivery:
-        """The delivery, due at once, and from its first attempt on. Raises NotFound, and Stale while it is sent."""
+        """Make a delivery due at once, in whatever state it is, with all of its attempts before it. Return it.
+
+        Raises:
+            NotFound: There is no such delivery.
+            Stale: The delivery is being sent at this moment.
+        """
         ...
 
 
 class People(Protocol):
-    """Users, and the tokens that stand for them."""
+    """Users and their tokens. Each change increments the version of the topic `people` (see `Store.versions`)."""
 
-    async def user(self, email: str) -> User | None: ...
-    async def users(self) -> list[User]: ...
+    async def user(self, email: str) -> User | None:
+        """Return the user with this e-mail address, active or not; upper and lower case do not matter."""
+        ...
+
+    async def users(self) -> list[User]:
+        """Return all users, ordered by id."""
+        ...
+
     async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
-        """A user and one of their tokens, live or not; None for what there is not."""
+        """Return a user and one of that user's tokens, active or not; None for each that does not exist."""
         ...
 
     async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
-        """The user, made or changed. A password of None leaves the old one."""
+        """Create a user, or change and activate the one with this e-mail address. Return the user.
+
+        The address is stored in lower case. A `password_hash` of None keeps the present password.
+        """
         ...
 
-    async def add_token(  # noqa: PLR0913 -- each is a side of a token
+    async def add_token(  # noqa: PLR0913 -- one parameter for each attribute of a token
         self,
         user_id: int,
         digest: str,
@@ -217,173 +343,289 @@ class People(Protocol):
         seconds: float | None = None,
         cache: CacheRule | None = None,
         key_id: int | None = None,
-    ) -> Token: ...
+    ) -> Token:
+        """Create an active token of a user, and return it.
+
+        `digest` is the SHA-256 of the token. It expires after `seconds`, or never if that is None. `cache` and `key_id`
+        are the cache rule and the upstream key for requests that use the token.
+        """
+        ...
+
     async def token(self, digest: str) -> tuple[Token, User] | None:
-        """The live token with this digest and its live user: switched on, not expired by the database's clock."""
+        """Return the token with this digest and its user; None unless both are active and the token has not expired."""
         ...
 
     async def end_token(self, digest: str) -> bool:
-        """Switches a token off; whether it was on. Exactly one of several callers gets True."""
+        """Deactivate a token. Return True to exactly one caller, and False if there is no such active token."""
         ...
 
 
 class UsageRecords(Protocol):
-    """What models cost, and what was used of them."""
+    """Prices of models, and the usage of all jobs."""
 
-    async def prices(self) -> list[Price]: ...
-    async def put_price(self, price: Price) -> None:
-        """Adds a price; one of the same model and time is replaced. What ended before keeps its cost."""
+    async def prices(self) -> list[Price]:
+        """Return all prices, ordered by model and by the time from which they are valid."""
         ...
 
-    async def drop_price(self, model: str, valid_from: int) -> bool: ...
+    async def put_price(self, price: Price) -> None:
+        """Add a price; replace the one of the same model and time. The cost of jobs that have ended does not change.
+
+        This and `drop_price` increment the version of the topic `prices` (see `Store.versions`).
+        """
+        ...
+
+    async def drop_price(self, model: str, valid_from: int) -> bool:
+        """Delete a price. Return False if there is none of this model and time."""
+        ...
+
     async def record(self, job: Job) -> None:
-        """Counts the tokens, the cost and the times of `job` with the status `stale`, beside those in its row."""
+        """Add the tokens, cost and times in `job` to the usage of this hour, with the status `stale`.
+
+        Use it for a call whose result could not be written into the row of its job. It does not count as another job.
+        """
         ...
 
     async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
-        """A page of lines, in the order of their dimensions, and the sum of all; both of one moment. Jobs that are
-        kept no longer count too.
+        """Return a page of usage by the dimensions of `query`, in their order, and the totals of all pages.
+
+        Both come from one snapshot. Jobs that were purged are included. Raises Overloaded if too many reports run.
         """
         ...
 
 
 class LibraryFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which prompts or pipelines to list, by name. `user_id`: theirs and what is shared, None for everybody's; `after`
-    is a cursor. `calls`: only those of which a version that is the newest, or has a label, calls that name.
-    """
+    """A filter and a page of prompts and pipelines, ordered by name."""
 
     kind: LibraryItemKind | None = None
+    """`prompt` or `pipeline`; None for both."""
+
     user_id: int | None = None
+    """Return only items that this user owns, or that are shared; None for those of all users."""
+
     after: str = ""
+    """The cursor: the last name of the page before."""
+
     calls: str | None = None
+    """Return only items that call this name in their newest version, or in one that has a label."""
+
     limit: int = 50
+    """The largest number of items to return."""
 
 
 class SyncResult(msgspec.Struct, frozen=True):
-    """The names that a sync of functions has registered and dropped, and those it left out: a prompt or a pipeline
-    is called so.
-    """
+    """The names of functions that a sync has changed."""
 
     created: tuple[str, ...]
+    """Functions that are registered now and were not before."""
+
     deleted: tuple[str, ...]
+    """Functions that are not registered any more."""
+
     conflicts: tuple[str, ...] = ()
+    """Functions that were not registered, because a prompt or a pipeline has their name."""
 
 
 class Library(Protocol):
-    """Prompts and pipelines, in numbered versions that labels name; and the functions that are registered.
+    """Prompts and pipelines, in numbered versions that have labels; and the functions that are registered.
 
-    A name stands for one of them in the whole deployment.
+    A name belongs to one prompt, pipeline or function of the whole deployment. A change of a prompt or a pipeline
+    increments the version of the topic `compositions`, a sync that of `functions` (see `Store.versions`).
     """
 
-    async def put(self, composed: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
-        """The new version, committed, with its number: of the one with that id, or with an id of 0 the first of a new
-        one. `label` moves to it; a first version is the production one too. Raises NameTaken, ComposedNotFound.
+    async def put(self, item: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
+        """Add a version and return it with its number, its labels and its time.
+
+        An `item.id` of 0 creates a new item, whose first version is 1; any other id adds a version to that item.
+        `label` moves to the new version; None moves no label. A first version gets the label `production` too.
+        `item.shared` applies to all versions.
+
+        Raises:
+            NameTaken: A new item has the name of an existing prompt, pipeline or function.
+            LibraryItemNotFound: There is no item with this id and kind.
         """
         ...
 
     async def get(self, key: str | int, at: str | int = PRODUCTION) -> LibraryItem | None:
-        """The one of that name or id, in the version of that label or number."""
+        """Return one version of an item, or None. `key` is its name or its id, `at` a label or a version number."""
         ...
 
-    async def list(self, which: LibraryFilter) -> Sequence[LibraryItem]:
-        """Production versions."""
+    async def list(self, filters: LibraryFilter) -> Sequence[LibraryItem]:
+        """Return a page of items, each in its production version."""
         ...
 
-    async def versions(self, composed_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
-        """The newest first."""
+    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
+        """Return up to `limit` versions of an item, the newest first; only those with a number less than `before`."""
         ...
 
-    async def label(self, composed_id: int, label: str, version: int | None) -> bool:
-        """Moves the label to that version, or with None takes it away; whether there is such a version, or label."""
+    async def label(self, item_id: int, label: str, version: int | None) -> bool:
+        """Move a label to a version, or remove it if `version` is None.
+
+        Return False, and change nothing, if there is no such version, or no such label to remove.
+        """
         ...
 
-    async def share(self, composed_id: int, *, shared: bool) -> bool: ...
-    async def drop(self, composed_id: int) -> bool:
-        """Forgets all versions."""
+    async def share(self, item_id: int, *, shared: bool) -> bool:
+        """Share an item with all users, or stop to share it. Return False if there is no such item."""
+        ...
+
+    async def drop(self, item_id: int) -> bool:
+        """Delete an item with all its versions. Return False if there is no such item."""
         ...
 
     async def functions(self) -> Sequence[Function]:
-        """Those that are registered, by name."""
+        """Return all registered functions, ordered by name."""
         ...
 
-    async def sync(self, found: Sequence[Function], unread: Sequence[str] = ()) -> SyncResult:
-        """Registers what was found, in its new form too, and drops all else but what is of the modules in `unread`."""
+    async def sync(self, functions: Sequence[Function], unread: Sequence[str] = ()) -> SyncResult:
+        """Register `functions`, replace those that have changed, and delete all others.
+
+        Functions of the modules in `unread`, whose source could not be read, are not deleted.
+        """
         ...
 
 
 class Quotas(Protocol):
-    """Limits, and what was used of them: exact across processes, by the store's clock."""
+    """Limits and their counters: exact across processes, by the store's clock."""
 
-    async def limits(self) -> list[Limit]: ...
-    async def put_limit(self, limit: Limit) -> None: ...
-    async def drop_limit(self, name: str) -> bool: ...
+    async def limits(self) -> list[Limit]:
+        """Return all limits, ordered by name."""
+        ...
+
+    async def put_limit(self, limit: Limit) -> None:
+        """Set a limit; replace the one that has the same name.
+
+        This and `drop_limit` increment the version of the topic `limits` (see `Store.versions`).
+        """
+        ...
+
+    async def drop_limit(self, name: str) -> bool:
+        """Delete a limit. Return False if there is no such limit."""
+        ...
+
     async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
-        """Room under all limits of the wish, or none under any. Raises Overloaded."""
+        """Reserve what a request may use, under all of its limits; or reserve nothing and return the reason.
+
+        Concurrent calls, also in other processes, never exceed a limit together. Raises Overloaded if the counters
+        could not be updated in time; then the request may still count until its lease, or its minute, ends.
+        """
         ...
 
     async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
-        """Counts what was used instead of what was reserved; nothing where no model was `asked`.
+        """Replace a reservation by what was used: `tokens`, and `cost` in nanodollars.
 
-        Raises Overloaded when it was not counted: to ask again counts it once.
+        With `asked` set to False no model was called, and the request itself does not count either. The call may
+        take long: it returns when it is known that the usage was counted.
+
+        Raises:
+            Overloaded: The usage was not counted. Calling again counts it once.
         """
         ...
 
     async def renew(self, reservations: Sequence[Reservation], lease_seconds: float) -> None:
-        """Keeps what is reserved for requests that are under way."""
+        """Extend reservations of requests in progress to `lease_seconds` from now; one that has ended is made again.
+
+        Raises Overloaded.
+        """
         ...
 
     async def counters(self, names: Sequence[str]) -> dict[str, Counter]:
-        """What counts now, of those that were ever used."""
+        """Return the present counters by name, without what has expired; names that were never used are left out."""
         ...
 
 
 class Store(Protocol):
-    """Where everything lives."""
+    """The persistent state of a deployment, shared by all of its processes."""
 
     @property
-    def jobs(self) -> Jobs: ...
+    def jobs(self) -> Jobs:
+        """Jobs and their events."""
+        ...
+
     @property
-    def runs(self) -> Runs: ...
+    def runs(self) -> Runs:
+        """Steps and function calls of runs."""
+        ...
+
     @property
-    def deliveries(self) -> Deliveries: ...
+    def deliveries(self) -> Deliveries:
+        """Deliveries of results."""
+        ...
+
     @property
-    def people(self) -> People: ...
+    def people(self) -> People:
+        """Users and tokens."""
+        ...
+
     @property
-    def catalog(self) -> Catalog: ...
+    def catalog(self) -> Catalog:
+        """Models and upstream keys."""
+        ...
+
     @property
-    def usage(self) -> UsageRecords: ...
+    def usage(self) -> UsageRecords:
+        """Prices and usage."""
+        ...
+
     @property
-    def library(self) -> Library: ...
+    def library(self) -> Library:
+        """Prompts, pipelines and functions."""
+        ...
+
     @property
-    def quotas(self) -> Quotas: ...
+    def quotas(self) -> Quotas:
+        """Limits and counters."""
+        ...
+
     @property
-    def streams(self) -> Streams: ...
+    def streams(self) -> Streams:
+        """Streams and their leads."""
+        ...
+
     @property
-    def secrets(self) -> Secrets: ...
+    def secrets(self) -> Secrets:
+        """Sealed secrets."""
+        ...
+
     @property
-    def model_logs(self) -> ModelLogs: ...
+    def model_logs(self) -> ModelLogs:
+        """Logs of models."""
+        ...
 
     async def start(self) -> None:
-        """Opens it. Raises SchemaOutdated if it must be migrated first."""
-        ...
+        """Open the store. Called once, before all other methods except `migrate` and `listen`.
 
-    async def migrate(self) -> None: ...
-    async def ready(self) -> bool:
-        """Whether it answers now."""
-        ...
-
-    async def versions(self) -> dict[str, int]:
-        """A number for each thing that processes keep a copy of; it grows whenever that changes."""
-        ...
-
-    async def changed(self, topic: Topic) -> None:
-        """Tells every process, whenever it hears of it, that `topic` has changed."""
-        ...
-
-    def listen(self, listener: Listener) -> None:
-        """Calls `listener` with (kind, id) for what changes, here or in another process. Lossy: news, not truth.
-        `due` is a job that waits for a worker, `delivery` the kind of one that is due, `any` anything anywhere.
+        Raises:
+            SchemaOutdated: There is no database, or `migrate` must be called first.
+            Overloaded: The database does not answer.
         """
         ...
 
-    async def close(self) -> None: ...
+    async def migrate(self) -> None:
+        """Create the schema, or bring it up to date. One process at a time does so; the others wait."""
+        ...
+
+    async def ready(self) -> bool:
+        """Return True if the store answers within two seconds. Never raises."""
+        ...
+
+    async def versions(self) -> dict[str, int]:
+        """Return a number for each `CachedTopic`. It grows with each change, so a process knows if its copy is old."""
+        ...
+
+    async def changed(self, topic: Topic) -> None:
+        """Increment the version of `topic`, and notify the listeners of all processes."""
+        ...
+
+    def listen(self, listener: Listener) -> None:
+        """Call `listener(topic, name)` for each committed change, of this process or another one.
+
+        `job` and `due` come with the id of a job that has changed, and that waits for a worker; `delivery` with the
+        kind of a delivery that is due; other topics with an empty name. `any` means that anything may have changed.
+        Notifications may be lost, repeated or late: a listener uses them to act sooner, and polls as well. It must
+        not block; its exceptions are logged.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Write what is queued, notify other processes of it, and release all connections."""
+        ...

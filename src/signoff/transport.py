@@ -1,4 +1,4 @@
-"""The promise of a transport: a stream's messages come through it, and its answers go."""
+"""Interface of a transport: it receives the messages of a stream, and publishes their answers."""
 
 from __future__ import annotations
 
@@ -8,31 +8,44 @@ from typing import Protocol
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage
 
-# Returns once the message may be acknowledged; it is not to be cut off.
 OnMessage = Callable[[IncomingMessage], Awaitable[None]]
+"""A handler of one message. It returns when the message may be acknowledged; an exception means that it may not."""
 
 
 class Transport(Protocol):
-    """The way to one stream's broker. Messages come on one connection and go on another."""
+    """The connection of one stream to its broker. Receiving and publishing use separate connections."""
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether one process at a time may listen."""
+        """True if only one process at a time may call `listen`; the caller sees to that with `Streams.acquire_lead`."""
         ...
 
     async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
-        """Hands every message to `take`, as many at a time as the stream says, and acknowledges it after that. Calls
-        `is_up` once messages come. Goes on until something goes wrong, which raises; whatever was not acknowledged
-        comes again.
+        """Receive the messages of the stream's request topic until an error occurs; never return normally.
+
+        Connect, call `is_up` once when messages can arrive, and await `take` for each message: for at most
+        `max_handlers` of the stream at the same time. Acknowledge a message after `take` returned. When the call ends
+        or is cancelled, give running handlers a few seconds to finish. The broker delivers messages again that were not
+        acknowledged, so a message may come more than once.
+
+        Raises whatever ended the connection; the caller calls `listen` again. The text of a ConnectionError is shown to
+        operators, so it must not contain a password.
         """
         ...
 
     async def publish(self, message: OutgoingMessage) -> None:
-        """Returns once the broker has the message for good; `address` is the topic, `message-id` stands in `headers`.
-        Raises Undelivered where the broker refuses it, and anything else where it may be tried again at once.
+        """Publish `message`, and return when the broker has stored it.
+
+        `message.address` is the topic. `message.headers["message-id"]` is an id that is the same for each attempt at
+        this message; publish it with the message if the protocol allows that. Connect first if necessary. Calls may run
+        at the same time.
+
+        Raises:
+            Undelivered: The broker refused the message.
+            Exception: Anything else, for example because the broker is away; the caller tries again soon.
         """
         ...
 
     async def close(self) -> None:
-        """Ends the connection that `publish` made."""
+        """Close the connection that `publish` uses. Later calls of `publish` raise ConnectionError."""
         ...

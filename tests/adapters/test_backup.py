@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from signoff.errors import SchemaOutdated
 from signoff.stores import migrations
 from signoff.stores.archive import FORMAT, ArchiveWriter, BadBackup, Manifest, TableSummary, check, write_archive
-from signoff.stores.backup import _plain
+from signoff.stores.backup import _with_stored_types as with_stored_types
 from signoff.stores.schema import metadata
 from signoff.stores.sql import SqlStore
 from support.stores import a_job, execute, inserted, opened, rows, together
@@ -39,7 +39,7 @@ def odd(column: sa.Column[Any], row: int) -> Any:
         return None
     if column.foreign_keys:
         return 3
-    kind = _plain(column.table).c[column.name].type
+    kind = with_stored_types(column.table).c[column.name].type
     unique = column.primary_key or bool(column.unique)
     if kind.python_type is int and (unique or column.table.name == "versions"):
         return row * 10 + 3
@@ -62,14 +62,15 @@ def odd_rows(table: sa.Table) -> list[dict[str, Any]]:
 
 async def fill_with_odd_rows(store: SqlStore) -> None:
     for table in metadata.sorted_tables:
-        await execute(store, sa.delete(_plain(table)))
-        await execute(store, sa.insert(_plain(table)).values(odd_rows(table)))
+        await execute(store, sa.delete(with_stored_types(table)))
+        await execute(store, sa.insert(with_stored_types(table)).values(odd_rows(table)))
 
 
 async def everything(store: SqlStore) -> dict[str, list[dict[str, Any]]]:
     """Every row of every table, as it is stored, in an order of its own."""
     return {
-        table.name: sorted(await rows(store, sa.select(_plain(table))), key=repr) for table in metadata.sorted_tables
+        table.name: sorted(await rows(store, sa.select(with_stored_types(table))), key=repr)
+        for table in metadata.sorted_tables
     }
 
 
@@ -229,13 +230,13 @@ async def test_a_database_in_use_is_refused_and_stays_as_it_is(url: str, file: P
     async with opened(url) as store:
         await store.people.put_user("a@example.com", "admin")
         before = await everything(store)
-    with pytest.raises(BadBackup, match="in use: it holds users"):
+    with pytest.raises(BadBackup, match="not empty: it contains users"):
         await restored(url, file)
     async with opened(url) as store:
         assert await everything(store) == before
         await execute(store, sa.delete(metadata.tables["users"]))
         await inserted(store)
-    with pytest.raises(BadBackup, match=r"in use: it holds (jobs|events)"):
+    with pytest.raises(BadBackup, match=r"not empty: it contains (jobs|events)"):
         await restored(url, file)
 
 
@@ -254,7 +255,7 @@ async def test_a_restore_that_fails_leaves_the_database_empty(
     async with opened(f"sqlite:///{tmp_path}/source.db") as store:
         await execute(store, sa.update(metadata.tables["tokens"]).values(name="a\0b"))
         await store.backup(tmp_path / "bad")
-    with pytest.raises(BadBackup, match="does not take") as refusal:
+    with pytest.raises(BadBackup, match="rejected the rows") as refusal:
         await restored(empty_postgres_url, tmp_path / "bad")
     assert "\n" not in refusal.value.message
     # then another one can be restored
@@ -314,7 +315,7 @@ async def test_an_older_backup_is_brought_up_to_date(
         # and what is newer already is refused
         for table in reversed(metadata.sorted_tables):
             await execute(store, sa.delete(table))
-    with pytest.raises(BadBackup, match=f"has the schema next, the backup {NEWEST}"):
+    with pytest.raises(BadBackup, match=f"has schema next, the backup {NEWEST}"):
         await restored(empty_url, file)
 
 
@@ -348,25 +349,25 @@ def nothing(draft: ArchiveWriter) -> None:
 @pytest.mark.parametrize(
     ("make", "more", "why"),
     [
-        (nothing, {"format": 2}, "format 2, which a newer"),
-        (nothing, {"revision": "9999"}, "schema '9999', which a newer"),
-        (nothing, {"revision": ""}, "schema '', which a newer"),
-        (nothing, {"tables": {}}, "tables of the backup"),
-        (nothing, {"members": {"jobs/000000": ""}}, "broken"),
-        (lambda draft: draft.add("versions/000000", framed(["models", 1])), {}, "rows that it says"),
-        (lambda draft: draft.add("versions/000000", framed(["models", "1"])), {}, "cannot be read"),
-        (lambda draft: draft.add("versions/000000", framed([[[]] * 1000, 1])), {}, "cannot be read"),
-        (lambda draft: draft.add("versions/000000", framed(["models"])), {}, "cannot be read"),
-        (lambda draft: draft.add("versions/000000", b"\xff\xff\xff\xff"), {}, "larger than any database"),
-        (lambda draft: draft.add("versions/000000", b"\0\0\0\x09ab"), {}, "broken"),
-        (lambda draft: draft.add("versions/000000", b"\0"), {}, "broken"),
-        (lambda draft: [draft.add("a", b""), draft.add("a", b"")], {}, "broken"),
-        (lambda draft: draft.add("secret.key", bytes(10**6)), {}, "broken"),
-        (lambda draft: draft._write("manifest.json", b"{}"), {}, "broken"),
-        (lambda draft: draft._write("manifest.json", b"[" * 10_000), {}, "broken"),
-        (lambda draft: draft._write("manifest.json", b'{"format":1,"more":' + b"[" * 100_000), {}, "broken"),
-        (lambda draft: draft._write("manifest.json", b'{"format":1,"signoff":"\xff"}'), {}, "broken"),
-        (lambda draft: draft.add("versions/000000", b"\0\0\0\x04\x92\xa1\xff\x01"), {}, "cannot be read"),
+        (nothing, {"format": 2}, "format 2; this"),
+        (nothing, {"revision": "9999"}, "unknown schema revision '9999'"),
+        (nothing, {"revision": ""}, "unknown schema revision ''"),
+        (nothing, {"tables": {}}, "does not have the tables"),
+        (nothing, {"members": {"jobs/000000": ""}}, "damaged"),
+        (lambda draft: draft.add("versions/000000", framed(["models", 1])), {}, "number of rows"),
+        (lambda draft: draft.add("versions/000000", framed(["models", "1"])), {}, "cannot be decoded"),
+        (lambda draft: draft.add("versions/000000", framed([[[]] * 1000, 1])), {}, "cannot be decoded"),
+        (lambda draft: draft.add("versions/000000", framed(["models"])), {}, "cannot be decoded"),
+        (lambda draft: draft.add("versions/000000", b"\xff\xff\xff\xff"), {}, "larger than the limit"),
+        (lambda draft: draft.add("versions/000000", b"\0\0\0\x09ab"), {}, "damaged"),
+        (lambda draft: draft.add("versions/000000", b"\0"), {}, "damaged"),
+        (lambda draft: [draft.add("a", b""), draft.add("a", b"")], {}, "damaged"),
+        (lambda draft: draft.add("secret.key", bytes(10**6)), {}, "damaged"),
+        (lambda draft: draft._write("manifest.json", b"{}"), {}, "damaged"),
+        (lambda draft: draft._write("manifest.json", b"[" * 10_000), {}, "damaged"),
+        (lambda draft: draft._write("manifest.json", b'{"format":1,"more":' + b"[" * 100_000), {}, "damaged"),
+        (lambda draft: draft._write("manifest.json", b'{"format":1,"signoff":"\xff"}'), {}, "damaged"),
+        (lambda draft: draft.add("versions/000000", b"\0\0\0\x04\x92\xa1\xff\x01"), {}, "cannot be decoded"),
     ],
 )
 async def test_a_file_that_lies_is_refused(

@@ -25,7 +25,7 @@ from signoff.errors import BadRequest, Overloaded, SchemaOutdated
 from signoff.store import JobFilter, Topic
 from signoff.stores import postgres, postgres_changes, quotas, schema
 from signoff.stores.postgres import Postgres
-from signoff.stores.postgres_changes import PAYLOAD_BYTES, UNSENT_LIMIT, PostgresChangeFeed, payloads
+from signoff.stores.postgres_changes import MAX_PAYLOAD_BYTES, MAX_UNSENT, PostgresChangeFeed, payloads
 from signoff.stores.sql import SqlStore
 from signoff.stores.writer import Tx
 from support.stores import (
@@ -569,7 +569,7 @@ def test_payloads_stay_below_the_servers_limit_and_lose_nothing() -> None:
     packed = payloads([("job", name) for name in names])
 
     assert [line for payload in packed for line in payload.split("\n")] == [f"job {name}" for name in names]
-    assert max(len(payload.encode()) for payload in packed) <= PAYLOAD_BYTES < 8000
+    assert max(len(payload.encode()) for payload in packed) <= MAX_PAYLOAD_BYTES < 8000
     assert len(packed) < 10
 
 
@@ -580,9 +580,9 @@ def test_a_name_that_fits_into_no_payload_becomes_any() -> None:
 
 async def test_what_cannot_be_sent_for_long_becomes_any() -> None:
     heard = PostgresChangeFeed(
-        "postgresql://nobody@127.0.0.1:1/none", news=Postgres(make_url("postgresql://none"))._news
+        "postgresql://nobody@127.0.0.1:1/none", changes=Postgres(make_url("postgresql://none"))._changes
     )
-    news: list[tuple[Topic, str]] = [("job", str(number)) for number in range(UNSENT_LIMIT + 1)]
+    news: list[tuple[Topic, str]] = [("job", str(number)) for number in range(MAX_UNSENT + 1)]
 
     heard.publish(news)
 

@@ -152,7 +152,7 @@ async def test_who_may_not_register_changes_nothing(store: AStore) -> None:
 async def test_the_few_jobs_with_a_secret_are_found_among_many_a_stretch_at_a_time(
     store: AStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored_secrets, "STRETCH", 3)
+    monkeypatch.setattr(stored_secrets, "MAX_SCANNED_JOBS", 3)
     hook = DeliveryTarget(address="http://a", host="a", sealed=b"job")
     made = [await inserted(store, deliver=(hook,) if at in {6, 13, 14} else ()) for at in range(25)]
 

@@ -283,7 +283,7 @@ async def test_the_row_of_an_answered_call_waits_while_the_database_is_away(
 @pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
 async def test_who_finds_no_room_behind_their_answer_is_told_so(store: AStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "WRITE_TIMEOUT_SECONDS", 0.05)
-    store.jobs._behind = asyncio.Semaphore(0)
+    store.jobs._queue_slots = asyncio.Semaphore(0)
     with pytest.raises(Overloaded):
         await store.jobs.insert_ended(a_job(status="success"), actor="test", verbs=["submit", "succeed"])
 

@@ -14,7 +14,7 @@ from signoff.core.job import Job
 from signoff.core.price import Price
 from signoff.core.usage import DAY_US, HOUR_US, Dimension, UsageQuery, UsageTotals
 from signoff.stores.schema import past_usage
-from signoff.stores.usage import _report
+from signoff.stores.usage import _report_statement
 from simulation.store import MemoryStore
 from simulation.usage import added, plus
 from support.stores import AStore, a_job, opened, rows, together
@@ -147,7 +147,7 @@ async def test_a_job_counts_when_it_was_written_though_it_was_made_before(store:
 async def test_a_question_about_a_while_ago_reads_the_rows_since_then_alone(tmp_path: Path) -> None:
     async with opened(f"sqlite:///{tmp_path}/store.db") as store:
         for more in ({}, {"user_id": 1}, {"model": "a"}):
-            report = _report(UsageQuery(since=40 * DAY_US, by=("user", "day"), **more))
+            report = _report_statement(UsageQuery(since=40 * DAY_US, by=("user", "day"), **more))
             told = report.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
             plan = await rows(store, sa.text(f"EXPLAIN QUERY PLAN {told}"))
             assert [step["detail"] for step in plan if "SCAN jobs" in step["detail"]] == []

@@ -65,7 +65,7 @@ class Points:
             before(lane, "settle", lambda services, job, outcome: self.come_to("after-answer", [job.id]))
         before(sweep, "verdict_transition", lambda job, *_: self.come_to("before-release", [job.id]))
         before(deliver, "_settle", lambda services, delivery, outcome: self.come_to("after-post", [delivery.job_id]))
-        after(writer, "_all", lambda arguments, _: self.come_to("before-commit", jobs_of(arguments[0])))
+        after(writer, "_run_all", lambda arguments, _: self.come_to("before-commit", jobs_of(arguments[0])))
 
     def _moved(self, _: object, job: Any) -> None:
         if job.is_terminal:

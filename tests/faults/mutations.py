@@ -34,14 +34,14 @@ def without_the_write_lock() -> None:
 
 def with_a_late_delivery() -> None:
     """The delivery is written in a transaction of its own, after the end that it tells of."""
-    deliver_end, move = transitions.deliver_end, SqlJobs.transition
+    create_deliveries, move = transitions.create_deliveries, SqlJobs.transition
 
     async def moved(self: SqlJobs, job_id: str, *steps: TransitionRequest) -> Job:
         job = await move(self, job_id, *steps)
-        await self._database.write(lambda tx: deliver_end(tx, job, steps[-1].verb))
+        await self._database.write(lambda tx: create_deliveries(tx, job, steps[-1].verb))
         return job
 
-    transitions.deliver_end = jobs.deliver_end = lambda tx, job, verb: None
+    transitions.create_deliveries = jobs.create_deliveries = lambda tx, job, verb: None
     SqlJobs.transition = moved
 
 
@@ -68,8 +68,8 @@ def without_the_veil() -> None:
 
 def without_keys() -> None:
     """An idempotency key is kept, and nobody asks whether it was used."""
-    jobs._standing_under_key = lambda tx, job: None
-    jobs._named = lambda tx, job: job
+    jobs._find_by_key = lambda tx, job: None
+    jobs._reserve_names = lambda tx, job: job
 
 
 def with_a_clock_of_its_own() -> None:

@@ -59,7 +59,7 @@ def test_a_served_backup_goes_on_elsewhere(target: str, tmp_path: Path, request:
     # and a second restore is refused
     code, said, complaints = told(new, "restore", str(file))
     assert (code, said) == (1, "")
-    assert complaints.startswith("The database is in use: it holds ")
+    assert complaints.startswith("The database is not empty: it contains ")
     assert complaints.count("\n") == 1
 
 
@@ -87,7 +87,7 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path) -> None:
         (("backup", str(tmp_path / "new")), f"There is no database at {tmp_path}/data/signoff.db."),
         (("backup", str(tmp_path / "new"), "--with-key"), "No such file or directory"),
         (("restore", str(tmp_path / "nothing")), "No such file or directory"),
-        (("restore", str(tmp_path / "text")), f"{tmp_path}/text is not a backup."),
+        (("restore", str(tmp_path / "text")), f"{tmp_path}/text is not a Signoff backup: it is not a gzip file."),
         (("restore", str(tmp_path)), "Is a directory"),
     ):
         code, said, complaints = told(environment, *words)
@@ -95,7 +95,8 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path) -> None:
         assert why in complaints
     signoff(environment, "migrate")
     code, said, complaints = told(environment, "backup", str(tmp_path / "text"))
-    assert (code, complaints) == (1, f"{tmp_path}/text exists already, and is not overwritten.\n")
+    refusal = f"{tmp_path}/text exists already and is not overwritten; choose another file name.\n"
+    assert (code, complaints) == (1, refusal)
     assert (tmp_path / "text").read_text() == "hello"
     assert "No such file" in told(environment, "backup", str(tmp_path / "no" / "folder"))[2]
     assert {path.name for path in tmp_path.iterdir()} == {"data", "text"}

@@ -11,7 +11,7 @@ from signoff.core.access import UpstreamKey
 from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
 from signoff.errors import Conflict
-from signoff.stores.secrets import sealed_anew, sealed_in
+from signoff.stores.secrets import sealed_in, with_sealed
 from simulation.tables import Tables, Tx, Way, bump
 
 NOWHERE: Mapping[EndpointName, bytes] = {}
@@ -144,7 +144,7 @@ class MemorySecrets:
             job = self._tables.jobs.get(old.place)
             if job is None or sealed_in(job.deliver) != old.sealed:
                 return False
-            tx.jobs[job.id] = msgspec.structs.replace(job, deliver=sealed_anew(job.deliver, sealed))
+            tx.jobs[job.id] = msgspec.structs.replace(job, deliver=with_sealed(job.deliver, sealed))
             return True
 
         return await self._way.send(put, writes=True)

@@ -9,7 +9,7 @@ import msgspec
 
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.errors import NotFound, Stale
-from signoff.stores.deliveries import LOOKED_AT
+from signoff.stores.deliveries import MAX_CANDIDATES
 from signoff.stores.deliveries import _within_limits as within_limits
 from signoff.stores.transitions import SECOND
 from simulation.tables import Tables, Tx, Way
@@ -41,7 +41,7 @@ class MemoryDeliveries:
             ]
             free.sort(key=lambda one: one.due_at)
             until = tx.now + round(lease_seconds * SECOND)
-            for name in within_limits(free[:LOOKED_AT], limit, limit_per_host, busy):  # type: ignore[arg-type]
+            for name in within_limits(free[:MAX_CANDIDATES], limit, limit_per_host, busy):  # type: ignore[arg-type]
                 one = self._tables.deliveries[name]
                 taken = {"lease": lease, "lease_until": until, "attempt": one.attempt + 1}
                 tx.deliveries[name] = msgspec.structs.replace(one, **taken)
@@ -91,7 +91,7 @@ class MemoryDeliveries:
             if one is None:
                 raise NotFound(f"There is no delivery {delivery_id}.")
             if not _is_free(one, tx.now):
-                raise Stale("The delivery is under way.")
+                raise Stale(f"The delivery {delivery_id} is being sent; try again when this attempt has ended.")
             anew: dict[str, Any] = {"state": "due", "attempt": 0, "due_at": tx.now}
             anew |= {"done_at": None, "lease": None, "lease_until": None}
             tx.deliveries[one.id] = again = msgspec.structs.replace(one, **anew)

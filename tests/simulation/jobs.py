@@ -11,11 +11,11 @@ import msgspec
 from signoff.core.job import RUN_ENDED, Event, Job, Status
 from signoff.errors import JobNotFound, Stale
 from signoff.store import InitialVerb, JobFilter, TransitionRequest
-from signoff.stores.jobs import _frees_its_key as frees_its_key
-from signoff.stores.jobs import inserted, timed
+from signoff.stores.jobs import _is_key_free as is_key_free
+from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import events, used_keys
-from signoff.stores.transitions import SECOND, deliver_end, event_of, news_of
-from signoff.stores.transitions import _changed as changed
+from signoff.stores.transitions import SECOND, changes_of, create_deliveries, event_of
+from signoff.stores.transitions import _changed_columns as changed_columns
 from simulation.tables import Tables, Tx, Way, after
 
 
@@ -39,7 +39,7 @@ class MemoryJobs:
             standing = self._standing_under_name(tx, job)
             if standing is not None:
                 return standing
-            made = self.made(tx, timed(job, tx.now, due_seconds, lease_seconds), verb, actor)
+            made = self.made(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
             if job.idempotency_key is not None:
                 tx.add(used_keys, {"user_id": job.user_id, "key": job.idempotency_key, "job_id": job.id})
             return made
@@ -48,7 +48,7 @@ class MemoryJobs:
 
     async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[Job]:
         def insert(tx: Tx) -> Job:
-            return self.made(tx, timed(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
+            return self.made(tx, with_times(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
 
         return self._way.send(insert, writes=True)
 
@@ -148,7 +148,7 @@ class MemoryJobs:
 
     def made(self, tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
         tx.made.append((job, verb))
-        return inserted(tx, job, verb, actor, **note)  # type: ignore[arg-type]
+        return insert_job(tx, job, verb, actor, **note)  # type: ignore[arg-type]
 
     def _standing_under_name(self, tx: Tx, job: Job) -> Job | None:
         """The job that already has the own id of `job`, or its key."""
@@ -159,7 +159,7 @@ class MemoryJobs:
         """The job that the key of `job` stands for, where the key is not free (any more)."""
         standing = self._tables.keys.get((job.user_id, job.idempotency_key or ""))
         found = None if standing is None else self._tables.jobs[standing]
-        return None if found is None or frees_its_key(found, tx.now) else found
+        return None if found is None or is_key_free(found, tx.now) else found
 
     def _moved(self, tx: Tx, job_id: str, *steps: TransitionRequest) -> Job:
         job = self._tables.jobs.get(job_id)
@@ -171,8 +171,8 @@ class MemoryJobs:
             job = self._step(tx, job, step)
             if step.decision is not None:
                 tx.decisions[job.id, job.round] = step.decision
-            tx.changes.extend(news_of(job))
-            deliver_end(tx, job, step.verb)  # type: ignore[arg-type]
+            tx.changes.extend(changes_of(job))
+            create_deliveries(tx, job, step.verb)  # type: ignore[arg-type]
         if job.is_terminal:
             self._follow(tx, job, steps[-1].actor)
         return job
@@ -183,18 +183,18 @@ class MemoryJobs:
         below = [each for each in self._tables.unfinished.values() if each.parent_id == job.id]
         for each in below if job.status == "fail" else []:
             cancelled = self._step(tx, each, cancel)
-            tx.changes.extend(news_of(cancelled))
+            tx.changes.extend(changes_of(cancelled))
             self._follow(tx, cancelled, actor)
         run = self._tables.jobs.get(job.parent_id or "")
         run = tx.jobs.get(job.parent_id or "", run)
         wake = TransitionRequest(verb="wake", actor=actor, after_seconds={"due_at": 0})
         if run is not None and self._tables.may("wake", run, wake, tx.now):
-            tx.changes.extend(news_of(self._step(tx, run, wake)))
+            tx.changes.extend(changes_of(self._step(tx, run, wake)))
 
     def _step(self, tx: Tx, job: Job, step: TransitionRequest) -> Job:
         """The job after a step that it may make, and the event of that."""
         made = after(self._tables.moves[step.verb], job, step, tx.now)
-        tx.add(events, event_of(made, step.verb, step.actor, changed(made, step)))
+        tx.add(events, event_of(made, step.verb, step.actor, changed_columns(made, step)))
         tx.jobs[made.id] = made
         tx.moves.append((job, step, made))
         return made
@@ -205,7 +205,7 @@ class MemoryJobs:
         winner = f"; {decision.reviewer} decided: {decision.verdict}" if decision else ""
         is_open = job.review_lease not in {None, step.reviewer} and (job.review_lease_until or 0) >= now
         opened = f"; {job.review_lease} has it open" if is_open else ""
-        return Stale(f"The job is {job.status}{winner}{opened}; it cannot {step.verb} now.", job_id=job.id)
+        return Stale(f"The job is {job.status}{winner}{opened}; `{step.verb}` is not possible now.", job_id=job.id)
 
     def _found(self, which: JobFilter) -> Sequence[Job]:
         jobs = self._tables.unfinished if which.status in {"bot", "human"} else self._tables.jobs

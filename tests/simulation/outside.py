@@ -119,7 +119,7 @@ class SimDeliverer:
             async with asyncio.timeout(POST_SECONDS):
                 return await answer
         except TimeoutError as error:
-            raise Undelivered("The receiver took too long.") from error
+            raise Undelivered("The receiver did not answer in time.") from error
         finally:
             self._under_way[host] -= 1
 

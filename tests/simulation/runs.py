@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from signoff.core.job import FunctionCall, Job
 from signoff.errors import Stale
 from signoff.store import TransitionRequest
-from signoff.stores.jobs import timed
+from signoff.stores.jobs import with_times
 from simulation.jobs import MemoryJobs
 from simulation.tables import Tables, Tx, Way
 
@@ -27,7 +27,7 @@ class MemoryRuns:
             of_run = [job for job in self._tables.jobs.values() if job.parent_id == run.id]
             standing = next((job for job in of_run if (job.parent_round, job.node) == place), None)
             verb, seconds = ("hit", None) if step.is_terminal else ("submit", lease_seconds)
-            return standing or self._jobs.made(tx, timed(step, tx.now, 0, seconds), verb, actor)
+            return standing or self._jobs.made(tx, with_times(step, tx.now, 0, seconds), verb, actor)
 
         return await self._way.send(add, writes=True)
 
@@ -64,9 +64,11 @@ class MemoryRuns:
     async def insert_again(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
         def insert(tx: Tx) -> Job:
             for step in steps:
-                self._jobs.made(tx, timed(step, tx.now, 0, None), "succeed" if step.is_terminal else "submit", actor)
+                self._jobs.made(
+                    tx, with_times(step, tx.now, 0, None), "succeed" if step.is_terminal else "submit", actor
+                )
             tx.calls.update({(call.job_id, call.round, call.node): call for call in calls})
-            return self._jobs.made(tx, timed(run, tx.now, 0, None), "submit", actor)
+            return self._jobs.made(tx, with_times(run, tx.now, 0, None), "submit", actor)
 
         return await self._way.send(insert, writes=True)
 
@@ -81,5 +83,5 @@ class MemoryRuns:
     def _held(self, run_id: str | None, lease: str) -> Job:
         run = self._tables.jobs.get(run_id or "")
         if run is None or run.status != "bot" or run.lease != lease:
-            raise Stale("The run has ended, or is somebody else's by now.", job_id=run_id)
+            raise Stale(f"The run {run_id} has ended, or another worker holds its lease.", job_id=run_id)
         return run

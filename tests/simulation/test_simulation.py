@@ -25,7 +25,7 @@ from signoff.core.job import TRANSITIONS, Guard, Job
 from signoff.errors import Overloaded
 from signoff.runtime.attempt import Attempt
 from signoff.server import worker
-from signoff.stores.transitions import deliver_end
+from signoff.stores.transitions import create_deliveries
 from signoff.work import perform, submit
 from signoff.work.inference.settle import settle
 from signoff.work.jobs import query
@@ -268,15 +268,15 @@ def test_a_delivery_that_is_written_after_the_move_breaks_a_law(monkeypatch: pyt
         def run(self, operation: Operation, now: int) -> Any:
             result = super().run(operation, now)
             while ended:
-                super().run(lambda tx: deliver_end(tx, *ended.pop()), now)  # type: ignore[arg-type]
+                super().run(lambda tx: create_deliveries(tx, *ended.pop()), now)  # type: ignore[arg-type]
             return result
 
-    monkeypatch.setattr(jobs, "deliver_end", lambda _, job, verb: ended.append((job, verb)))
+    monkeypatch.setattr(jobs, "create_deliveries", lambda _, job, verb: ended.append((job, verb)))
     assert "the move that ends a job inserts its delivery" in broken_within(STEPS_TO_FIND_IT, Late)
 
 
 def test_a_delivery_of_what_was_cancelled_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "deliver_end", lambda tx, job, _: deliver_end(tx, job, "fail"))
+    monkeypatch.setattr(jobs, "create_deliveries", lambda tx, job, _: create_deliveries(tx, job, "fail"))
     assert "the move that ends a job inserts its delivery" in broken_within(STEPS_TO_FIND_IT)
 
 

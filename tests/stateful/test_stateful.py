@@ -94,12 +94,12 @@ def without(verb: str, guard: Guard) -> Break:
 
 
 def changed(verb: str, how: Callable[[Transition], dict[str, Any]]) -> Break:
-    """The store has another row of `MOVES` than it was told."""
+    """The store has another row of `TRANSITIONS` than it was told."""
 
     def to_break(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(
             transitions,
-            "MOVES",
+            "TRANSITIONS",
             TRANSITIONS | {verb: msgspec.structs.replace(TRANSITIONS[verb], **how(TRANSITIONS[verb]))},
         )
 
@@ -107,7 +107,7 @@ def changed(verb: str, how: Callable[[Transition], dict[str, Any]]) -> Break:
 
 
 def misread(verb: str, guard: Guard) -> Break:
-    """`MOVES` itself forgets a guard, and the model with it: only the laws are left."""
+    """`TRANSITIONS` itself forgets a guard, and the model with it: only the laws are left."""
 
     def to_break(patch: pytest.MonkeyPatch) -> None:
         guards = tuple(other for other in TRANSITIONS[verb].guards if other is not guard)
@@ -139,7 +139,7 @@ def loosened(where: Any, name: str, number: int) -> Break:
     return to_break
 
 
-deliver_end = transitions.deliver_end
+create_deliveries = transitions.create_deliveries
 NOW = transitions._NOW
 ROW = transitions.jobs.c
 FAULTS: dict[str, Break] = {
@@ -168,20 +168,22 @@ FAULTS: dict[str, Break] = {
     "a run parks over what has settled": without("park", Guard.QUIET),
     "a run that is not parked is woken": without("wake", Guard.PARKED),
     "a parked run is claimed": guard_is(Guard.DUE, ROW.lease.is_(None) & (ROW.due_at <= NOW)),
-    "nobody wakes a run": instead(transitions, "_wake", lambda *_: None),
+    "nobody wakes a run": instead(transitions, "_wake_run", lambda *_: None),
     "steps outlive their run": instead(transitions, "_cancel_steps", lambda *_: None),
     "steps are forgotten before their run": loosened(jobs, "_OLD", 3),
-    "nobody is told": instead(transitions, "deliver_end", lambda *_: None),
-    "nobody is told of a call": instead(jobs, "deliver_end", lambda *_: None),
-    "cancels are told": instead(transitions, "deliver_end", lambda tx, job, _: deliver_end(tx, job, "fail")),
-    "an event leaves something out": instead(transitions, "_changed", lambda job, _: {"status": job.status}),
-    "a vote is not kept": instead(transitions, "_record", lambda *_: None),
-    "a key is never free": instead(jobs, "_frees_its_key", lambda *_: False),
-    "a key is always free": instead(jobs, "_frees_its_key", lambda *_: True),
+    "nobody is told": instead(transitions, "create_deliveries", lambda *_: None),
+    "nobody is told of a call": instead(jobs, "create_deliveries", lambda *_: None),
+    "cancels are told": instead(
+        transitions, "create_deliveries", lambda tx, job, _: create_deliveries(tx, job, "fail")
+    ),
+    "an event leaves something out": instead(transitions, "_changed_columns", lambda job, _: {"status": job.status}),
+    "a vote is not kept": instead(transitions, "_record_decision", lambda *_: None),
+    "a key is never free": instead(jobs, "_is_key_free", lambda *_: False),
+    "a key is always free": instead(jobs, "_is_key_free", lambda *_: True),
     "a heartbeat renews any lease": loosened(jobs, "_RENEW", 1),
     "young jobs are forgotten": loosened(jobs, "_OLD", 1),
     "untold jobs are forgotten": loosened(jobs, "_OLD", 2),
-    "a late sender settles": loosened(deliveries, "_SETTLE_AND_TELL", 1),
+    "a late sender settles": loosened(deliveries, "_SETTLE_WITH_RESULT", 1),
     "what is being sent is sent again": loosened(deliveries, "_RESEND", 1),
 }
 
@@ -189,7 +191,7 @@ FAULTS: dict[str, Break] = {
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Forget the statements that were built, before and after."""
-    built = (transitions._move, transitions._claim, transitions.standing)
+    built = (transitions._statement, transitions._claim_statement, transitions.select_eligible)
     for each in built:
         each.cache_clear()
     yield

@@ -1,1 +1,1 @@
-"""Caches: where signed-off answers are kept to be given again, a file each."""
+"""Adapters of the response cache."""

@@ -1,4 +1,4 @@
-"""The cache in this process's own memory: the longest unused goes first."""
+"""The response cache in the memory of this process. It evicts the least recently used entries."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from signoff.cache import CacheBounds, matches_filter
 from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize
 from signoff.infra.lru import BoundedLRUCache
 
-# What an entry takes beside its answer, about.
-ENTRY_BYTES = 600
+# An estimate of the memory that an entry takes in addition to its answer.
+ENTRY_OVERHEAD_BYTES = 600
 
 
 class StoredEntry(msgspec.Struct, frozen=True):
-    """An entry, and when it came, in seconds."""
+    """An entry with the time when it was stored."""
 
     entry: CacheEntry
+    """The entry."""
+
     at: float
+    """The time of the monotonic clock when the entry was stored, in seconds."""
 
 
 class MemoryCache:
-    """See `cache.Cache`. Each process has its own, which ends with it. `now` gives seconds that only go forward."""
+    """A cache of this process alone; see `cache.Cache`.
+
+    `now` is a monotonic clock in seconds. Each entry counts as its answer and a fixed overhead in `max_bytes`.
+    """
 
     is_shared = False
 
@@ -36,49 +42,50 @@ class MemoryCache:
 
     async def lookup(self, keys: Sequence[str]) -> Mapping[str, CacheHit]:
         """See `cache.Cache`."""
-        found = dict[str, CacheHit]()
+        hits = dict[str, CacheHit]()
         for key in keys:
-            kept = self._entries.get(key)
-            if kept is None:
+            stored = self._entries.get(key)
+            if stored is None:
                 continue
-            age = self._now() - kept.at
+            age = self._now() - stored.at
             if age < self._bounds.ttl_seconds:
-                found[key] = CacheHit(kept.entry, age, self._bounds.ttl_seconds - age)
+                hits[key] = CacheHit(stored.entry, age, self._bounds.ttl_seconds - age)
             else:
                 del self._entries[key]
-        return found
+        return hits
 
     async def store(self, entries: Sequence[CacheEntry]) -> None:
         """See `cache.Cache`."""
         for entry in entries:
             self._entries[entry.key] = StoredEntry(entry, self._now())
 
-    async def delete(self, which: CacheFilter) -> int:
+    async def delete(self, filters: CacheFilter) -> int:
         """See `cache.Cache`."""
-        self._drop_old()
-        return self._entries.drop_where(lambda kept: matches_filter(kept.entry, which))
+        self._drop_expired()
+        return self._entries.drop_where(lambda stored: matches_filter(stored.entry, filters))
 
-    async def size(self, which: CacheFilter) -> CacheSize:
+    async def size(self, filters: CacheFilter) -> CacheSize:
         """See `cache.Cache`."""
-        self._drop_old()
-        sizes = [len(kept.entry.answer) for _, kept in self._entries.peek_items() if matches_filter(kept.entry, which)]
+        self._drop_expired()
+        entries = (stored.entry for _, stored in self._entries.peek_items())
+        sizes = [len(entry.answer) for entry in entries if matches_filter(entry, filters)]
         return CacheSize(len(sizes), sum(sizes))
 
     def on_remote_delete(self) -> None:
-        """See `cache.Cache`. Nobody says what it was."""
+        """See `cache.Cache`. Which entries were deleted is not known, so drop all."""
         self._entries = _empty(self._bounds)
 
     async def close(self) -> None:
         """See `cache.Cache`."""
 
-    def _drop_old(self) -> None:
-        oldest = self._now() - self._bounds.ttl_seconds
-        self._entries.drop_where(lambda kept: kept.at <= oldest)
+    def _drop_expired(self) -> None:
+        expired_at = self._now() - self._bounds.ttl_seconds
+        self._entries.drop_where(lambda stored: stored.at <= expired_at)
 
 
 def _empty(bounds: CacheBounds) -> BoundedLRUCache[str, StoredEntry]:
     return BoundedLRUCache(max_entries=bounds.max_entries, max_bytes=bounds.max_bytes, size_of=_size_of)
 
 
-def _size_of(kept: StoredEntry) -> int:
-    return len(kept.entry.answer) + ENTRY_BYTES
+def _size_of(stored: StoredEntry) -> int:
+    return len(stored.entry.answer) + ENTRY_OVERHEAD_BYTES

@@ -1,1 +1,1 @@
-"""How messages get to the addresses that users gave."""
+"""Delivery adapters, one for each kind of delivery."""

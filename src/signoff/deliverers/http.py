@@ -1,4 +1,4 @@
-"""Messages by HTTP: to addresses that were checked, without redirects, within a limit of time."""
+"""Webhooks by HTTP POST: to checked addresses, without redirects, within a time limit."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ TOTAL_SECONDS = 15.0
 
 
 class HttpDeliverer:
-    """See `courier.Courier`. A name is resolved once a message, and that very answer is checked and connected to."""
+    """A sender of HTTP POST requests; see `deliverer.Deliverer`.
+
+    A host name is resolved once for each message, and the connection goes to the address that was checked.
+    `total_seconds` bounds an attempt.
+    """
 
     def __init__(
-        self, reach: AllowList, *, resolver: AbstractResolver | None = None, total_seconds: float = TOTAL_SECONDS
+        self, allow_list: AllowList, *, resolver: AbstractResolver | None = None, total_seconds: float = TOTAL_SECONDS
     ) -> None:
-        self._reach = reach
+        self._allow_list = allow_list
         self._total_seconds = total_seconds
         self._resolver = resolver
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         connector = aiohttp.TCPConnector(
-            resolver=CheckedResolver(self._resolver or aiohttp.ThreadedResolver(), self._reach),
+            resolver=CheckedResolver(self._resolver or aiohttp.ThreadedResolver(), self._allow_list),
             use_dns_cache=False,
             force_close=True,
             limit=0,
@@ -45,39 +49,39 @@ class HttpDeliverer:
         )
 
     async def send(self, message: OutgoingMessage) -> int:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         if self._session is None:
-            raise RuntimeError("HttpCourier.start() was not awaited")
-        target = _parsed(message.address)
-        checked_host(str(target), self._reach)  # literal addresses pass the resolver by
+            raise RuntimeError("HttpDeliverer.start() was not awaited")
+        url = _parse_url(message.address)
+        checked_host(str(url), self._allow_list)  # the resolver does not see literal IP addresses
         body, headers = message.body, message.headers
         data = body if len(body) < 2**20 else io.BytesIO(body)
         try:
-            async with self._session.post(target, data=data, headers=headers, allow_redirects=False) as response:
+            async with self._session.post(url, data=data, headers=headers, allow_redirects=False) as response:
                 return response.status
         except TimeoutError as error:
-            raise Undelivered("The receiver took too long.") from error
+            raise Undelivered("The receiver did not answer in time.") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _reason(error) from error
+            raise _mapped(error) from error
 
     async def close(self) -> None:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         if self._session is not None:
             await self._session.close()
             self._session = None
 
 
-def _parsed(url: str) -> URL:
+def _parse_url(url: str) -> URL:
     try:
         return URL(url)
     except ValueError:
-        raise AddressRefused("This is not a URL.") from None
+        raise AddressRefused("The address of the webhook is not a valid URL.") from None
 
 
-def _reason(error: Exception) -> SignoffError:
-    """The error under its own name, with enough for the receiver's owner to find it."""
+def _mapped(error: Exception) -> SignoffError:
+    """Return the error that callers see: the cause by name, without details of this network."""
     if (refusal := blocked_reason(error)) is not None:
         return AddressRefused(refusal)
     number = error.errno if isinstance(error, OSError) else None
-    what = os.strerror(number) if number is not None and number > 0 else type(error).__name__
-    return Undelivered(f"The receiver cannot be reached: {what}.")
+    cause = os.strerror(number) if number is not None and number > 0 else type(error).__name__
+    return Undelivered(f"The receiver cannot be reached: {cause}.")

@@ -1,4 +1,4 @@
-"""Results in Redis: written under their key for a while, and announced on the channel of the same name."""
+"""Results in Redis: each is stored under its key for some time, and published on the channel of the same name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ log = structlog.get_logger()
 
 
 class RedisDeliverer:
-    """See `courier.Courier`. Waits while Redis is away: it holds little meanwhile, and the store the rest."""
+    """A writer of results to Redis; see `deliverer.Deliverer`.
+
+    `send` waits while Redis is away. Few messages are held in memory then; all others wait in the store.
+    """
 
     def __init__(self, url: str, *, ttl_seconds: int, random_float: Callable[[], float]) -> None:
         self._redis = make_client(url, answer_seconds=ANSWER_SECONDS)
@@ -27,48 +30,51 @@ class RedisDeliverer:
         self._is_away = False
 
     async def start(self) -> None:
-        """See `courier.Courier`. Nothing is needed before the first message."""
+        """See `deliverer.Deliverer`. The client connects with the first message."""
 
     async def send(self, message: OutgoingMessage) -> None:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         attempt = 0
-        while not await self._written(message):
+        while not await self._try_write(message):
             attempt += 1
             await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
 
     async def close(self) -> None:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         await self._redis.aclose()
 
-    async def _written(self, message: OutgoingMessage) -> bool:
-        """Whether it is there now. Whoever hears of it finds it, and whoever looks again misses nothing."""
+    async def _try_write(self, message: OutgoingMessage) -> bool:
+        """Store and publish the message in one transaction, and return True if that succeeded.
+
+        A subscriber that gets the message also finds the key, and one that reads the key late misses nothing.
+        """
         try:
-            async with self._redis.pipeline(transaction=True) as both:
-                both.set(message.address, message.body, ex=self._ttl_seconds)
-                both.publish(message.address, message.body)
-                await both.execute()
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.set(message.address, message.body, ex=self._ttl_seconds)
+                pipeline.publish(message.address, message.body)
+                await pipeline.execute()
         except (RedisError, OSError) as error:
-            self._say(error)
+            self._report(error)
             return False
-        self._say(None)
+        self._report(None)
         return True
 
-    def _say(self, error: Exception | None) -> None:
-        """Tells of a change, once."""
+    def _report(self, error: Exception | None) -> None:
+        """Log that Redis has become unavailable or available, once for each change."""
         if error is not None and not self._is_away:
-            log.warning("Redis takes no results; they wait in the store", error=repr(error))
+            log.warning("redis_delivery_unavailable", error=repr(error))
         if error is None and self._is_away:
-            log.info("Redis takes results again")
+            log.info("redis_delivery_available")
         self._is_away = error is not None
 
 
 async def describe_redis(url: str) -> str:
-    """What is found at `url`, in words. Raises ConnectionError with what to do."""
+    """Return the name and version of the server at `url`. Raises ConnectionError with a message for operators."""
     redis = make_client(url, answer_seconds=ANSWER_SECONDS)
     try:
-        told = await redis.info("server")
+        info = await redis.info("server")
     except (RedisError, OSError) as error:
-        raise ConnectionError(f"Redis cannot be used: {error}. Is the address right, and the password?") from error
+        raise ConnectionError(f"Redis is not usable: {error}. Check the address and the password.") from error
     finally:
         await redis.aclose()
-    return f"Redis {told['redis_version']}"
+    return f"Redis {info['redis_version']}"

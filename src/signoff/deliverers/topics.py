@@ -1,4 +1,4 @@
-"""Answers on topics: each through its stream's own transport, which is kept until the stream changes or goes."""
+"""Answers on topics, each through a transport of its stream, which is open until the stream changes or is deleted."""
 
 from __future__ import annotations
 
@@ -18,84 +18,88 @@ log = structlog.get_logger()
 
 
 class TopicDeliverer:
-    """See `courier.Courier`. A message's address is its stream's name. Waits while the stream's broker is away: it
-    holds little meanwhile, and the store the rest.
+    """A publisher of answers to streams; see `deliverer.Deliverer`.
+
+    The address of a message is the name of its stream. `find` returns a stream by name and raises NotFound, `connect`
+    creates a transport. `send` waits while the broker is away. Few messages are held in memory then; all others wait in
+    the store.
     """
 
     def __init__(
         self,
         find: Callable[[str], Awaitable[Stream]],
-        reach: Callable[[Stream], Transport],
+        connect: Callable[[Stream], Transport],
         *,
         random_float: Callable[[], float],
     ) -> None:
         self._find = find
-        self._reach = reach
+        self._connect = connect
         self._random_float = random_float
         self._open: dict[str, tuple[Stream, Transport]] = {}
         self._away = set[str]()
 
     async def start(self) -> None:
-        """See `courier.Courier`. Nothing is needed before the first message."""
+        """See `deliverer.Deliverer`. A transport is created with the first message of its stream."""
 
     async def send(self, message: OutgoingMessage) -> None:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         attempt = 0
-        while not await self._published(message):
+        while not await self._try_publish(message):
             attempt += 1
             await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
 
     async def close(self) -> None:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         while self._open:
             _, (_, transport) = self._open.popitem()
             await transport.close()
 
-    async def _published(self, message: OutgoingMessage) -> bool:
+    async def _try_publish(self, message: OutgoingMessage) -> bool:
         try:
             stream = await self._find(message.address)
         except NotFound as error:
-            await self._close_the_forgotten()
+            await self._close_unused()
             raise Undelivered(error.message) from error
-        transport = await self._to(stream)
-        told = OutgoingMessage(address=stream.responses, headers=message.headers, body=message.body)
+        transport = await self._transport_of(stream)
+        answer = OutgoingMessage(address=stream.responses, headers=message.headers, body=message.body)
         try:
-            await transport.publish(told)
+            await transport.publish(answer)
         except Undelivered:
             raise
-        except Exception as error:  # noqa: BLE001 -- the broker is away
-            self._say(stream, error)
+        except Exception as error:  # noqa: BLE001 -- any other error means that the broker is away
+            self._report(stream, error)
             return False
-        self._say(stream, None)
+        self._report(stream, None)
         return True
 
-    async def _to(self, stream: Stream) -> Transport:
-        known = self._open.get(stream.name)
-        if known is not None and known[0] == stream:
-            return known[1]
-        transport = self._reach(stream)
+    async def _transport_of(self, stream: Stream) -> Transport:
+        old = self._open.get(stream.name)
+        if old is not None and old[0] == stream:
+            return old[1]
+        transport = self._connect(stream)
         self._open[stream.name] = (stream, transport)
-        if known is not None:
-            await known[1].close()
-        await self._close_the_forgotten()
+        if old is not None:
+            await old[1].close()
+        await self._close_unused()
         return transport
 
-    async def _close_the_forgotten(self) -> None:
+    async def _close_unused(self) -> None:
         for name in list(self._open):
             try:
                 await self._find(name)
             except NotFound:
                 self._away.discard(name)
-                if (forgotten := self._open.pop(name, None)) is not None:
-                    await forgotten[1].close()
+                if (unused := self._open.pop(name, None)) is not None:
+                    await unused[1].close()
 
-    def _say(self, stream: Stream, error: Exception | None) -> None:
-        """Tells of a change, once. What a library says of an address may hold its password."""
+    def _report(self, stream: Stream, error: Exception | None) -> None:
+        """Log that a broker has become unavailable or available, once for each change.
+
+        The message of a library's error may contain the password of an address, so only its type is logged.
+        """
         if error is not None and stream.name not in self._away:
-            log.warning(
-                "a stream takes no answers; they wait in the store", stream=stream.name, error=type(error).__name__
-            )
+            log.warning("stream_delivery_unavailable", stream=stream.name, error=type(error).__name__)
             self._away.add(stream.name)
         if error is None and stream.name in self._away:
-            log.info("a stream takes answers again", stream=stream.name)
+            log.info("stream_delivery_available", stream=stream.name)
             self._away.discard(stream.name)

@@ -1,1 +1,1 @@
-"""Keepers of the store's promise: one schema and one set of statements, on SQLite and on PostgreSQL."""
+"""Adapters of the store: one schema and one set of statements, for SQLite and PostgreSQL."""

@@ -1,7 +1,8 @@
-"""A backup's file: a gzipped tar of plain files, the manifest last; written aside and renamed, read within bounds.
+"""The file format of a backup: a gzipped tar archive of plain files, with the manifest last.
 
-Python's own reader of tar files takes whatever an extended header asks for into memory. Here every header is read by
-itself, and what is not a plain file is refused. Nothing is ever written under a name that an archive gives.
+A backup is written to a temporary file and renamed. It is read with bounded memory: Python's `tarfile` reads extended
+headers of any size, so here each header is parsed alone, and an entry that is not a plain file is an error. Names in an
+archive are never used as names of files.
 """
 
 from __future__ import annotations
@@ -22,41 +23,55 @@ from signoff.errors import SignoffError
 
 FORMAT = 1
 MANIFEST, KEY = "manifest.json", "secret.key"
-LEVEL = 1  # under half the time of gzip's own choice, for a fifth more bytes
+GZIP_LEVEL = 1  # less than half the time of the default level, for a fifth more bytes
 BLOCK = tarfile.BLOCKSIZE
 CHUNK_BYTES = 1024 * 1024
-MANIFEST_LIMIT_BYTES = 32 * 1024 * 1024
-KEY_LIMIT_BYTES = 64 * 1024
-MEMBERS_LIMIT = 200_000
+MAX_MANIFEST_BYTES = 32 * 1024 * 1024
+MAX_KEY_BYTES = 64 * 1024
+MAX_MEMBERS = 200_000
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-GZIP = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 class BadBackup(SignoffError):
-    """This file cannot be restored from, or not here."""
+    """The backup cannot be written, read or restored."""
 
     code = "bad_backup"
 
 
 class TableSummary(msgspec.Struct, frozen=True):
-    """What a backup holds of one table."""
+    """The contents of one table in a backup."""
 
     columns: tuple[str, ...]
+    """The names of the columns, in the order of the values in each row."""
+
     rows: int
+    """The number of rows."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a backup says of itself; `members` are the SHA-256 of all its other files."""
+    """The description of a backup, which is its last file."""
 
     format: int
+    """The version of the file format."""
+
     signoff: str
+    """The version of Signoff that wrote the backup."""
+
     revision: str
+    """The revision of the database's schema."""
+
     made_at: str
+    """The time of the backup, by the database's clock, in ISO 8601."""
+
     tables: dict[str, TableSummary]
+    """The tables by name."""
+
     members: dict[str, str]
+    """The SHA-256 of each other file of the backup, in hexadecimal, by name."""
 
     def rows(self, table: str) -> int:
-        """How many of `table` there are in it."""
+        """Return the number of rows of a table; 0 if the backup does not have it."""
         return self.tables[table].rows if table in self.tables else 0
 
 
@@ -65,26 +80,29 @@ class _Format(msgspec.Struct, frozen=True):
 
 
 class ArchiveContents(msgspec.Struct, frozen=True):
-    """What was found in a backup that is whole."""
+    """The manifest and the key of a backup whose checksums are right."""
 
     manifest: Manifest
+    """The description of the backup."""
+
     key: bytes | None
+    """The file with the vault's keys, or None if the backup was written without it."""
 
 
 class ArchiveWriter:
-    """A backup that is being written."""
+    """A backup that is being written. `members` are the digests of the files so far."""
 
     def __init__(self, file: gzip.GzipFile) -> None:
         self._file = file
         self.members: dict[str, str] = {}
 
     def add(self, name: str, data: bytes | bytearray) -> None:
-        """One file more."""
+        """Append a file."""
         self.members[name] = hashlib.sha256(data).hexdigest()
         self._write(name, data)
 
     def finish(self, manifest: Manifest) -> None:
-        """Nothing comes after this."""
+        """Append the manifest, and end the archive."""
         self._write(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
         self._file.write(bytes(2 * BLOCK))
 
@@ -98,74 +116,75 @@ class ArchiveWriter:
 
 @contextlib.contextmanager
 def write_archive(path: Path) -> Generator[ArchiveWriter]:
-    """A draft that becomes the file `path` once it was finished, is safe on the disk, and was read again.
+    """Return a context with the writer of a new backup.
 
-    Raises BadBackup if there is such a file already.
+    When the context ends, the temporary file is synced to disk, read again and checked, and renamed to `path`; after an
+    error it is deleted. Raises BadBackup if `path` exists.
     """
     _refuse_to_overwrite(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:  # for its owner
-        draft = Path(file.name)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:  # mode 0600
+        temporary = Path(file.name)
         try:
-            with gzip.GzipFile("", "wb", LEVEL, file, mtime=0) as packed:
+            with gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) as packed:
                 yield ArchiveWriter(packed)
             file.flush()
             os.fsync(file.fileno())
-            check(draft)
+            check(temporary)
             _refuse_to_overwrite(path)
-            draft.rename(path)
+            temporary.rename(path)
         except BaseException:
-            draft.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     _sync_folder(path.parent)
 
 
 def check(path: Path) -> ArchiveContents:
-    """What a file says of itself, once every byte of it was read and compared. Raises BadBackup."""
+    """Read a whole backup, compare all checksums, and return its manifest and key. Raises BadBackup."""
     digests, key, manifest = dict[str, str](), None, None
     for member in members(path):
-        if manifest is not None or member.name in digests or len(digests) == MEMBERS_LIMIT:
-            raise _broken(path)
+        if manifest is not None or member.name in digests or len(digests) == MAX_MEMBERS:
+            raise _damaged(path)
         if member.name == MANIFEST:
-            manifest = _manifest(path, member.read_all(MANIFEST_LIMIT_BYTES))
+            manifest = _parse_manifest(path, member.read_all(MAX_MANIFEST_BYTES))
             continue
         if member.name == KEY:
-            key = member.read_all(KEY_LIMIT_BYTES)
+            key = member.read_all(MAX_KEY_BYTES)
         digests[member.name] = member.digest()
     if manifest is None or manifest.members != digests:
-        raise _broken(path)
+        raise _damaged(path)
     return ArchiveContents(manifest, key)
 
 
 class _Unpacked:
-    """The tar inside of a gzipped file."""
+    """A reader of the tar archive inside a gzipped file."""
 
     def __init__(self, path: Path, file: gzip.GzipFile) -> None:
         self.path = path
         self._file = file
 
     def read(self, size_bytes: int) -> bytes:
-        """Exactly so much; memory is taken as it comes, not as it is announced. Raises BadBackup if there is less."""
+        """Return exactly `size_bytes`, read in chunks so that a false size allocates no memory. Raises BadBackup."""
         data = bytearray()
         while len(data) < size_bytes:
-            piece = self._read(min(size_bytes - len(data), CHUNK_BYTES))
-            if not piece:
-                raise _broken(self.path)
-            data += piece
+            chunk = self._read(min(size_bytes - len(data), CHUNK_BYTES))
+            if not chunk:
+                raise _damaged(self.path)
+            data += chunk
         return bytes(data)
 
     def has_more(self) -> bool:
-        """Whether anything comes yet; when not, the checksum that ends a gzipped file was compared."""
+        """Return True if there is more data. If not, the checksum at the end of the gzip file was compared."""
         return self._read(1) != b""
 
     def _read(self, size_bytes: int) -> bytes:
         try:
             return self._file.read(size_bytes)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise _broken(self.path) from error
+            raise _damaged(self.path) from error
 
 
 class Member:
-    """One file of a backup, to be read once, from its beginning."""
+    """A file in a backup, which can be read once, from its beginning."""
 
     def __init__(self, stream: _Unpacked, info: tarfile.TarInfo) -> None:
         self.name = info.name
@@ -175,75 +194,75 @@ class Member:
         self._digest = hashlib.sha256()
 
     def read(self, size_bytes: int) -> bytes:
-        """Exactly so much. Raises BadBackup if there is less."""
+        """Return the next `size_bytes`. Raises BadBackup if there are fewer."""
         if size_bytes > self.left_bytes:
-            raise _broken(self._stream.path)
+            raise _damaged(self._stream.path)
         data = self._stream.read(size_bytes)
         self.left_bytes -= size_bytes
         self._digest.update(data)
         return data
 
     def read_all(self, limit_bytes: int) -> bytes:
-        """All of it. Raises BadBackup if that is more than `limit_bytes`."""
+        """Return the whole rest. Raises BadBackup if it is larger than `limit_bytes`."""
         if self.left_bytes > limit_bytes:
-            raise _broken(self._stream.path)
+            raise _damaged(self._stream.path)
         return self.read(self.left_bytes)
 
     def digest(self) -> str:
-        """Its SHA-256; what was not read yet is read away."""
+        """Read the rest, and return the SHA-256 of the file in hexadecimal."""
         while self.left_bytes:
             self.read(min(self.left_bytes, CHUNK_BYTES))
         return self._digest.hexdigest()
 
     def end(self) -> None:
-        """Goes to where the next one begins."""
+        """Read up to the header of the next file."""
         self.digest()
         self._stream.read(self._padding_bytes)
 
 
 def members(path: Path) -> Iterator[Member]:
-    """The files of a backup, in order; each is gone once the next one is asked for. Raises BadBackup."""
+    """Yield the files of a backup in order. Each can be read only until the next one is requested. Raises BadBackup."""
     with path.open("rb") as file:
-        if file.read(len(GZIP)) != GZIP:
-            raise BadBackup(f"{path} is not a backup.")
+        if file.read(len(GZIP_MAGIC)) != GZIP_MAGIC:
+            raise BadBackup(f"{path} is not a Signoff backup: it is not a gzip file.")
         file.seek(0)
         with gzip.GzipFile(fileobj=file) as packed:
             stream = _Unpacked(path, packed)
             while (header := stream.read(BLOCK)) != bytes(BLOCK):
-                member = Member(stream, _info(path, header))
+                member = Member(stream, _parse_header(path, header))
                 yield member
                 member.end()
             if stream.read(BLOCK) != bytes(BLOCK) or stream.has_more():
-                raise _broken(path)
+                raise _damaged(path)
 
 
-def _info(path: Path, header: bytes) -> tarfile.TarInfo:
+def _parse_header(path: Path, header: bytes) -> tarfile.TarInfo:
     try:
         info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
-        raise _broken(path) from None
+        raise _damaged(path) from None
     if info.type != tarfile.REGTYPE or info.size < 0:
-        raise BadBackup(f"{path} is not a backup: there is more in it than plain files.")
+        raise BadBackup(f"{path} is not a Signoff backup: it contains an entry that is not a plain file.")
     return info
 
 
-def _manifest(path: Path, text: bytes) -> Manifest:
+def _parse_manifest(path: Path, text: bytes) -> Manifest:
     try:
         number = msgspec.json.decode(text, type=_Format).format
         if number > FORMAT:
-            raise BadBackup(f"{path} is of format {number}, which a newer Signoff has made; this one knows {FORMAT}.")
+            raise BadBackup(f"{path} has format {number}; this version reads format {FORMAT}. Use a newer version.")
         return msgspec.json.decode(text, type=Manifest)
     except UNREADABLE:
-        raise _broken(path) from None
+        raise _damaged(path) from None
 
 
-def _broken(path: Path) -> BadBackup:
-    return BadBackup(f"{path} is broken, cut off, or no backup of Signoff; nothing was restored from it.")
+def _damaged(path: Path) -> BadBackup:
+    return BadBackup(f"{path} is damaged, incomplete, or not a Signoff backup; nothing was restored from it.")
 
 
 def _refuse_to_overwrite(path: Path) -> None:
     if path.exists() or path.is_symlink():
-        raise BadBackup(f"{path} exists already, and is not overwritten.")
+        raise BadBackup(f"{path} exists already and is not overwritten; choose another file name.")
 
 
 def _sync_folder(folder: Path) -> None:

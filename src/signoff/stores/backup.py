@@ -1,4 +1,4 @@
-"""All tables into a backup, and from a backup into an empty database, whichever of the two databases it is."""
+"""Backup and restore of all tables, also from SQLite to PostgreSQL and back."""
 
 from __future__ import annotations
 
@@ -32,113 +32,114 @@ from signoff.stores.clock import now_us
 from signoff.stores.migrations import check_schema, current, is_known, migrate_schema
 from signoff.stores.schema import metadata
 
-FETCHED_ROWS = 50  # a row can be large
-PIECE_BYTES = 4 * 1024 * 1024
-PIECE_ROWS = 1000
-ROW_LIMIT_BYTES = 1024**3  # neither database takes more
+FETCHED_ROWS = 50  # few, because one row can be large
+CHUNK_BYTES = 4 * 1024 * 1024
+MAX_BATCH_ROWS = 1000
+MAX_ROW_BYTES = 1024**3  # neither database stores a larger one
 LENGTH_BYTES = 4
 
 
-def save(conn: Connection, draft: ArchiveWriter, *, key: bytes | None) -> Manifest:
-    """Writes everything that `conn` sees, and the vault's key if it is given. Raises SchemaOutdated."""
+def save(conn: Connection, archive: ArchiveWriter, *, key: bytes | None) -> Manifest:
+    """Write all tables as `conn` sees them, and `key` unless it is None, to an archive. Raises SchemaOutdated."""
     check_schema(conn)
-    made_at = conn.execute(sa.select(now_us())).scalar_one()
+    now = conn.execute(sa.select(now_us())).scalar_one()
     if key is not None:
-        draft.add(KEY, key)
+        archive.add(KEY, key)
     manifest = Manifest(
         format=FORMAT,
         signoff=__version__,
         revision=current(conn) or "",
-        made_at=format_time(made_at),
-        tables={str(table.name): _save(conn, table, draft) for table in metadata.sorted_tables},
-        members=draft.members,
+        made_at=format_time(now),
+        tables={str(table.name): _save_table(conn, table, archive) for table in metadata.sorted_tables},
+        members=archive.members,
     )
-    draft.finish(manifest)
+    archive.finish(manifest)
     return manifest
 
 
-def _save(conn: Connection, table: sa.Table, draft: ArchiveWriter) -> TableSummary:
-    """One table, as pieces of a few megabytes: each row an array in MessagePack, after its length."""
-    plain, piece, pieces, rows = _plain(table), bytearray(), 0, 0
-    for row in conn.execute(sa.select(plain), execution_options={"yield_per": FETCHED_ROWS}):
+def _save_table(conn: Connection, table: sa.Table, archive: ArchiveWriter) -> TableSummary:
+    """Write a table as files of a few megabytes. Each row is a MessagePack array after its length in four bytes."""
+    stored, chunk, count, rows = _with_stored_types(table), bytearray(), 0, 0
+    for row in conn.execute(sa.select(stored), execution_options={"yield_per": FETCHED_ROWS}):
         packed = msgspec.msgpack.encode(tuple(row))
-        piece += len(packed).to_bytes(LENGTH_BYTES, "big") + packed
+        chunk += len(packed).to_bytes(LENGTH_BYTES, "big") + packed
         rows += 1
-        if len(piece) >= PIECE_BYTES:
-            draft.add(f"{table.name}/{pieces:06}", piece)
-            piece, pieces = bytearray(), pieces + 1
-    if piece:
-        draft.add(f"{table.name}/{pieces:06}", piece)
+        if len(chunk) >= CHUNK_BYTES:
+            archive.add(f"{table.name}/{count:06}", chunk)
+            chunk, count = bytearray(), count + 1
+    if chunk:
+        archive.add(f"{table.name}/{count:06}", chunk)
     return TableSummary(tuple(str(column.name) for column in table.c), rows)
 
 
 def fill(conn: Connection, path: Path, manifest: Manifest, *, at_end: Callable[[], None]) -> None:
-    """Fills an empty database from a backup that was checked, brings its schema up to date, and calls `at_end`.
+    """Fill an empty database from a backup that was checked, migrate it to the newest schema, and call `at_end`.
 
-    All of it belongs into one transaction. Raises BadBackup.
+    The caller runs it in one transaction. Raises BadBackup.
     """
     if not is_known(manifest.revision):
-        raise BadBackup(f"{path} has the schema {manifest.revision!r}, which a newer Signoff has made.")
+        raise BadBackup(f"{path} has the unknown schema revision {manifest.revision!r}; use the version that wrote it.")
     migrate_schema(conn, manifest.revision)
-    tables = _tables(conn)
-    _refuse_if_used(conn, tables, manifest)
+    tables = _reflect_tables(conn)
+    _check_target(conn, tables, manifest)
     version = conn.execute(sa.select(sa.func.max(tables["versions"].c.version))).scalar() or 0
-    conn.execute(sa.delete(tables["versions"]))  # what the migrations have put there
-    _fill(conn, path, manifest, tables)
-    _count_ids_on(conn, tables)
-    _tell_of_it(conn, tables["versions"], version)
+    conn.execute(sa.delete(tables["versions"]))  # the rows that the migrations have inserted
+    _insert_rows(conn, path, manifest, tables)
+    _advance_sequences(conn, tables)
+    _increase_versions(conn, tables["versions"], version)
     migrate_schema(conn)
     at_end()
 
 
-def _tables(conn: Connection) -> dict[str, sa.Table]:
-    """The tables that there are: an older backup has fewer than `schema.py`."""
-    there = sa.MetaData()
-    there.reflect(conn)
-    return {name: table for name, table in there.tables.items() if name != "alembic_version"}
+def _reflect_tables(conn: Connection) -> dict[str, sa.Table]:
+    """Return the tables of the database by name. At the revision of an older backup they differ from `schema.py`."""
+    reflected = sa.MetaData()
+    reflected.reflect(conn)
+    return {name: table for name, table in reflected.tables.items() if name != "alembic_version"}
 
 
-def _refuse_if_used(conn: Connection, tables: dict[str, sa.Table], manifest: Manifest) -> None:
+def _check_target(conn: Connection, tables: dict[str, sa.Table], manifest: Manifest) -> None:
+    """Raise BadBackup unless the database is empty, and has the revision and the tables of the backup."""
     if (revision := current(conn)) != manifest.revision:
-        raise BadBackup(f"The database has the schema {revision}, the backup {manifest.revision}: take an empty one.")
+        raise BadBackup(f"The database has schema {revision}, the backup {manifest.revision}; use an empty database.")
     for name, table in tables.items():
         if name != "versions" and conn.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).first():
-            raise BadBackup(f"The database is in use: it holds {name}. A backup is restored into an empty one.")
+            raise BadBackup(f"The database is not empty: it contains {name}. Restore a backup into an empty database.")
     if {name: set(table.c.keys()) for name, table in tables.items()} != {
-        name: set(held.columns) for name, held in manifest.tables.items()
+        name: set(summary.columns) for name, summary in manifest.tables.items()
     }:
-        raise BadBackup(f"The tables of the backup are not those of the schema {manifest.revision}.")
+        raise BadBackup(f"The backup does not have the tables and columns of its schema {manifest.revision}.")
 
 
-def _fill(conn: Connection, path: Path, manifest: Manifest, tables: dict[str, sa.Table]) -> None:
+def _insert_rows(conn: Connection, path: Path, manifest: Manifest, tables: dict[str, sa.Table]) -> None:
     rows = Counter[str]()
     for member in members(path):
         name = member.name.partition("/")[0]
         if name in tables:
-            plain, columns = _plain(tables[name]), manifest.tables[name].columns
+            stored, columns = _with_stored_types(tables[name]), manifest.tables[name].columns
             for batch in _batches(member, _row_type(tables[name], columns)):
-                conn.execute(sa.insert(plain), [dict(zip(columns, row, strict=True)) for row in batch])
+                conn.execute(sa.insert(stored), [dict(zip(columns, row, strict=True)) for row in batch])
                 rows[name] += len(batch)
         if member.name != MANIFEST and manifest.members.get(member.name) != member.digest():
-            raise BadBackup(f"{path} has changed while it was read.")
-    if {name: rows[name] for name in tables} != {name: held.rows for name, held in manifest.tables.items()}:
-        raise BadBackup(f"{path} does not hold the rows that it says it holds.")
+            raise BadBackup(f"{path} changed while it was read; try again.")
+    if {name: rows[name] for name in tables} != {name: summary.rows for name, summary in manifest.tables.items()}:
+        raise BadBackup(f"{path} does not have the number of rows that its manifest states.")
 
 
 def _batches(member: Member, row_type: Any) -> Iterator[list[Any]]:
-    """The rows of a piece, a few megabytes at a time."""
+    """Decode the rows of a file, in batches of a few megabytes. Raises BadBackup."""
     decode = msgspec.msgpack.Decoder(row_type).decode
     batch, size_bytes = list[Any](), 0
     while member.left_bytes:
         length = int.from_bytes(member.read(LENGTH_BYTES), "big")
         try:
-            if length > ROW_LIMIT_BYTES:
-                raise BadBackup(f"A row of {member.name} is larger than any database takes.")
+            if length > MAX_ROW_BYTES:
+                raise BadBackup(f"A row of {member.name} is larger than the limit of {MAX_ROW_BYTES} bytes.")
             batch.append(decode(member.read(length)))
         except UNREADABLE as error:
-            raise BadBackup(f"A row of {member.name} cannot be read: {error}.") from None
+            raise BadBackup(f"A row of {member.name} cannot be decoded: {error}.") from None
         size_bytes += length
-        if len(batch) == PIECE_ROWS or size_bytes >= PIECE_BYTES:
+        if len(batch) == MAX_BATCH_ROWS or size_bytes >= CHUNK_BYTES:
             yield batch
             batch, size_bytes = [], 0
     if batch:
@@ -146,7 +147,7 @@ def _batches(member: Member, row_type: Any) -> Iterator[list[Any]]:
 
 
 def _row_type(table: sa.Table, columns: tuple[str, ...]) -> Any:
-    """What a row may be: so many values, of these types. It bounds what a row can become in memory."""
+    """Return the type of a row: a tuple of the columns' types. It bounds the memory that a decoded row can take."""
     types = [
         table.c[name].type.python_type | None if table.c[name].nullable else table.c[name].type.python_type
         for name in columns
@@ -154,27 +155,27 @@ def _row_type(table: sa.Table, columns: tuple[str, ...]) -> Any:
     return tuple[tuple(types)]  # pyright: ignore[reportInvalidTypeArguments]
 
 
-def _count_ids_on(conn: Connection, tables: dict[str, sa.Table]) -> None:
-    """The next id of PostgreSQL's own counting comes after the last one that was restored; SQLite looks by itself."""
+def _advance_sequences(conn: Connection, tables: dict[str, sa.Table]) -> None:
+    """Set PostgreSQL's sequences to the last restored ids. SQLite takes the largest id by itself."""
     if conn.dialect.name != "postgresql":
         return
     for table in tables.values():
         for column in table.primary_key:
-            named = sa.func.pg_get_serial_sequence(f'"{table.name}"', column.name)
-            if (sequence := conn.execute(sa.select(named)).scalar()) is not None:
+            query = sa.func.pg_get_serial_sequence(f'"{table.name}"', column.name)
+            if (sequence := conn.execute(sa.select(query)).scalar()) is not None:
                 name = sa.cast(sa.cast(sequence, sa.Text), REGCLASS)
                 conn.execute(sa.select(sa.func.setval(name, sa.func.max(column))))
 
 
-def _tell_of_it(conn: Connection, versions: sa.Table, before: int) -> None:
-    """No process that has looked at the empty database has seen these versions."""
+def _increase_versions(conn: Connection, versions: sa.Table, before: int) -> None:
+    """Increase all versions beyond those of the empty database, so that other processes drop their copies."""
     conn.execute(sa.update(versions).values(version=versions.c.version + before + 1))
 
 
-def _plain(table: sa.Table) -> TableClause:
-    """The table with its columns as they are stored: packed values stay as they are."""
-    return sa.table(table.name, *[sa.column(column.name, _stored(column.type)) for column in table.c])
+def _with_stored_types(table: sa.Table) -> TableClause:
+    """Return the table with the types that the database stores, so that JSON columns are copied as bytes."""
+    return sa.table(table.name, *[sa.column(column.name, _stored_type(column.type)) for column in table.c])
 
 
-def _stored(kind: Any) -> Any:
-    return kind.impl_instance if isinstance(kind, TypeDecorator) else kind
+def _stored_type(column_type: Any) -> Any:
+    return column_type.impl_instance if isinstance(column_type, TypeDecorator) else column_type

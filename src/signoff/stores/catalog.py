@@ -1,4 +1,4 @@
-"""Registered models, and the sealed keys of upstreams, as SQL."""
+"""Registered models and sealed upstream keys, in SQL."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from signoff.stores.versions import bump, change, lock
 from signoff.stores.writer import Tx
 
 _KEY = tuple(column for column in keys.c if column.name != "sealed")
-NOWHERE: Mapping[EndpointName, bytes] = {}
-# A key without a user is a model's own.
-_OWN = keys.c.user_id.is_(None)
+_NO_KEYS: Mapping[EndpointName, bytes] = {}
+# A key without a user belongs to a model.
+_OF_MODEL = keys.c.user_id.is_(None)
 
 
 class SqlCatalog:
-    """The catalog in a database."""
+    """Models and keys in a SQL database; see `catalog.Catalog`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def models(self) -> list[Model]:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
         query = sa.select(models.c.model).order_by(models.c.name)
         return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
 
@@ -38,36 +38,36 @@ class SqlCatalog:
         model: Model,
         *,
         sealed: bytes | None = None,
-        sealed_at: Mapping[EndpointName, bytes] = NOWHERE,
+        sealed_at: Mapping[EndpointName, bytes] = _NO_KEYS,
         drops_key: bool = False,
         is_new: bool = False,
     ) -> None:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
 
         def put(tx: Tx) -> None:
             lock(tx, "models")
             old = tx.conn.execute(sa.select(models.c.model).where(models.c.name == model.name)).scalar_one_or_none()
             if old is not None and is_new:
-                raise _taken(model)
-            kept = model if old is None else with_existing_keys(model, old)
-            kept = without_keys(kept) if drops_key else kept
-            made = with_new_keys(kept, lambda secret: _add_key(tx, None, model.name, secret), sealed, sealed_at)
+                raise _conflict(model)
+            new = model if old is None else with_existing_keys(model, old)
+            new = without_keys(new) if drops_key else new
+            new = with_new_keys(new, lambda secret: _add_key(tx, None, model.name, secret), sealed, sealed_at)
             if old is not None:
-                _forget(tx, {*key_ids_of(old)} - {*key_ids_of(made)})
+                _delete_own_keys(tx, {*key_ids_of(old)} - {*key_ids_of(new)})
             if model.default:
-                _undefault(tx, model.name)
-            _put(tx, made)
+                _clear_other_defaults(tx, model.name)
+            _replace_model(tx, new)
             bump(tx, "models")
 
         try:
             await self._database.write(put)
-        except IntegrityError:  # another process was a moment faster
+        except IntegrityError:  # another process registered this name at the same time
             if is_new:
-                raise _taken(model) from None
+                raise _conflict(model) from None
             await self._database.write(put)
 
     async def drop_model(self, name: str) -> bool:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
 
         def drop(tx: Tx) -> bool:
             lock(tx, "models")
@@ -76,64 +76,67 @@ class SqlCatalog:
             ).scalar_one_or_none()
             if model is None:
                 return False
-            _forget(tx, {*key_ids_of(model)})
+            _delete_own_keys(tx, {*key_ids_of(model)})
             bump(tx, "models")
             return True
 
         return await self._database.write(drop)
 
     async def add_key(self, user_id: int, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
         return await self._database.write(lambda tx: _add_key(tx, user_id, name, sealed, is_shared=is_shared))
 
     async def key(self, key_id: int) -> bytes | None:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
         query = sa.select(keys.c.sealed).where(keys.c.id == key_id)
         return await self._database.read(lambda conn, _: conn.execute(query).scalar_one_or_none())
 
     async def known_key(self, key_id: int) -> UpstreamKey | None:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
         query = sa.select(*_KEY).where(keys.c.id == key_id)
         row = await self._database.read(lambda conn, _: conn.execute(query).mappings().one_or_none())
         return None if row is None else UpstreamKey(**row)
 
     async def keys(self, user_id: int | None, *, after_id: int = 0, limit: int = 50) -> list[UpstreamKey]:
-        """See `store.Catalog`."""
-        whose = ~_OWN if user_id is None else ~_OWN & ((keys.c.user_id == user_id) | keys.c.is_shared)
-        query = sa.select(*_KEY).where(whose, keys.c.id > after_id).order_by(keys.c.id).limit(limit)
+        """See `catalog.Catalog`."""
+        is_usable = sa.true() if user_id is None else (keys.c.user_id == user_id) | keys.c.is_shared
+        query = sa.select(*_KEY).where(~_OF_MODEL, is_usable, keys.c.id > after_id).order_by(keys.c.id).limit(limit)
         rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
         return [UpstreamKey(**row) for row in rows]
 
     async def drop_key(self, key_id: int) -> bool:
-        """See `store.Catalog`."""
+        """See `catalog.Catalog`."""
         delete = sa.delete(keys).where(keys.c.id == key_id)
         return await self._database.write(lambda tx: change(tx, "models", delete))
 
 
-def _taken(model: Model) -> Conflict:
+def _conflict(model: Model) -> Conflict:
     return Conflict(f"There is a model {model.name!r} already.")
 
 
 def _add_key(tx: Tx, user_id: int | None, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
-    """Its number was nobody's before: jobs and tokens name keys that are gone, and SQLite would give them again."""
+    """Insert a key and return its id, which no key had before.
+
+    Jobs and tokens refer to keys by id, also to deleted ones, and SQLite would assign the id of a deleted row again.
+    """
     highest = tx.conn.execute(sa.select(sa.func.max(keys.c.id))).scalar_one() or 0
-    number = max(bump(tx, "models"), highest + 1)
+    key_id = max(bump(tx, "models"), highest + 1)
     values = {"user_id": user_id, "name": name, "sealed": sealed, "is_shared": is_shared, "created_at": tx.now}
-    tx.conn.execute(sa.insert(keys).values(id=number, **values))
-    return number
+    tx.conn.execute(sa.insert(keys).values(id=key_id, **values))
+    return key_id
 
 
-def _forget(tx: Tx, key_ids: set[int]) -> None:
-    """Those of them that were a model's own."""
-    tx.conn.execute(sa.delete(keys).where(keys.c.id.in_(key_ids), _OWN))
+def _delete_own_keys(tx: Tx, key_ids: set[int]) -> None:
+    """Delete those of the keys that belong to a model."""
+    tx.conn.execute(sa.delete(keys).where(keys.c.id.in_(key_ids), _OF_MODEL))
 
 
-def _undefault(tx: Tx, name: str) -> None:
+def _clear_other_defaults(tx: Tx, name: str) -> None:
     for other in tx.conn.execute(sa.select(models.c.model).where(models.c.name != name)).scalars().all():
         if other.default:
-            _put(tx, msgspec.structs.replace(other, default=False))
+            _replace_model(tx, msgspec.structs.replace(other, default=False))
 
 
-def _put(tx: Tx, model: Model) -> None:
+def _replace_model(tx: Tx, model: Model) -> None:
     tx.conn.execute(sa.delete(models).where(models.c.name == model.name))
     tx.conn.execute(sa.insert(models).values(name=model.name, model=model, updated_at=tx.now))

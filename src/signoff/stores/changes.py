@@ -1,4 +1,4 @@
-"""News inside this process: who listens, and what they are told."""
+"""Change notifications inside this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ log = structlog.get_logger()
 
 
 class ChangeFeed:
-    """Whoever listens. A listener that fails is logged, and spoils nothing for the others."""
+    """The listeners of this process. An exception of one is logged, and does not keep the others from being called."""
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
@@ -20,9 +20,9 @@ class ChangeFeed:
         self._listeners.append(listener)
 
     def publish(self, topic: Topic, name: str) -> None:
-        """Calls every listener, in order."""
+        """Call every listener in the order in which they were added."""
         for listener in self._listeners:
             try:
                 listener(topic, name)
-            except Exception:  # what is written is written, whatever a listener thinks of it
-                log.exception("a listener failed", topic=topic, name=name)
+            except Exception:  # the change is committed: a faulty listener must not turn it into an error
+                log.exception("change_listener_failed", topic=topic, name=name)

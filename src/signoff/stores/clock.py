@@ -1,4 +1,4 @@
-"""The database's own clock, as SQL: leases, deadlines and due times are judged by it alone."""
+"""The database's clock, in SQL: the only one that leases, deadlines and due times are compared with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 
 class now_us(FunctionElement[int]):  # noqa: N801 -- SQL functions are lower case
-    """Microseconds since 1970, UTC."""
+    """The SQL function for the database's present time: microseconds since 1970, UTC."""
 
     type = sa.BigInteger()
     inherit_cache = True
@@ -18,7 +18,7 @@ class now_us(FunctionElement[int]):  # noqa: N801 -- SQL functions are lower cas
 
 @compiles(now_us, "sqlite")
 def _sqlite(element: now_us, compiler: Any, **options: Any) -> str:
-    # SQLite before 3.42 has no sub-second unixepoch; a Julian day as a double is good to about 40 microseconds.
+    # SQLite before 3.42 has no unixepoch with fractions. A Julian day as a double is exact to about 40 microseconds.
     return "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
 
 

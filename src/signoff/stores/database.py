@@ -1,4 +1,4 @@
-"""What the statements ask of a database, whichever it is: reads, and grouped writes."""
+"""Interface of a database for the SQL adapters: reads, grouped writes, and change notifications."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from signoff.stores.writer import Tx
 
 T = TypeVar("T")
 Read = Callable[[Connection, Callable[[], int]], T]
+"""A function of a connection and of the database's clock, in microseconds since 1970."""
 
 WAITING_LIMIT = 10_000
 GROUP_LIMIT = 500
@@ -23,39 +24,55 @@ _NOW = sa.select(now_us())
 
 
 class Database(Protocol):
-    """A database. Functions get a plain connection and run wherever the database likes to run them."""
+    """A database. The functions that it runs get a plain connection; they may run in another thread."""
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Connect, and start to write and to listen. Raises SchemaOutdated, and Overloaded if it does not answer."""
+        ...
+
     async def reshape(self, step: Callable[[Connection], None]) -> None:
-        """Runs `step` in one transaction, one process at a time, before `start`; the schema may change in it."""
+        """Run `step` in one transaction that may change the schema. Called before `start`; one process at a time."""
         ...
 
     async def read(self, function: Read[T]) -> T:
-        """The result of `function(connection, now)`; `now()` is the database's time in microseconds."""
-        ...
+        """Run `function(connection, now)` and return its result; `now()` queries the database's time.
 
-    async def snapshot(self, function: Callable[[Connection], T]) -> T:
-        """The result of `function`, which sees the database as it is now for as long as it runs; nobody waits."""
-        ...
-
-    async def write(self, operation: Callable[[Tx], T]) -> T:
-        """The result of `operation`, committed together with whatever else was waiting. Raises Overloaded."""
-        ...
-
-    async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
-        """A future of that result."""
-        ...
-
-    async def count(self, operation: Callable[[Tx], T]) -> T:
-        """Like `write`, but for rows that every process writes all the time: their locks are in nobody else's way. It
-        takes its time: when it raises Overloaded, nothing was counted, as far as can be found out in an hour.
+        The function may run more than once. Raises Overloaded if the database does not answer in time.
         """
         ...
 
-    def listen(self, listener: Listener) -> None: ...
-    async def close(self) -> None: ...
+    async def snapshot(self, function: Callable[[Connection], T]) -> T:
+        """Run `function` on a snapshot of the present state and return its result. It blocks no other transaction."""
+        ...
+
+    async def write(self, operation: Callable[[Tx], T]) -> T:
+        """Run `operation` and return its result when it is committed, together with others that are waiting.
+
+        See `writer.Writer` for what an operation may do. Raises Overloaded if that takes too long.
+        """
+        ...
+
+    async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
+        """Queue `operation` as `write` does, and return a future of its result. Waits only if too many are queued."""
+        ...
+
+    async def count(self, operation: Callable[[Tx], T]) -> T:
+        """Run `operation` as `write` does, but in a transaction of its own, whose locks delay no other write.
+
+        Meant for counters, which all processes update all the time. The call may take long. If it raises Overloaded,
+        the operation was not committed, or the database did not tell within an hour whether it was.
+        """
+        ...
+
+    def listen(self, listener: Listener) -> None:
+        """See `store.Store`."""
+        ...
+
+    async def close(self) -> None:
+        """Write what is queued, notify other processes of it, and disconnect."""
+        ...
 
 
 def clock_of(conn: Connection) -> Callable[[], int]:
-    """The database's time, asked for when it is needed."""
+    """Return a function that queries the database's time, in microseconds since 1970, UTC."""
     return lambda: conn.execute(_NOW).scalar_one()

@@ -1,4 +1,4 @@
-"""Deliveries as SQL: how they are leased, what became of them, and how they are looked up."""
+"""Deliveries, in SQL: claims, outcomes and queries."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from signoff.stores.transitions import SECOND
 from signoff.stores.writer import Tx
 
 EVERY_COLUMN = tuple(deliveries.c)
-LOOKED_AT = 200
+MAX_CANDIDATES = 200
 _NAMES = tuple(column.name for column in EVERY_COLUMN)
 
 
 class SqlDeliveries:
-    """Deliveries in a database."""
+    """Deliveries in a SQL database; see `store.Deliveries`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -41,16 +41,16 @@ class SqlDeliveries:
 
         def claim(tx: Tx) -> list[Delivery]:
             full = [host for host, count in busy.items() if count >= limit_per_host]
-            due = tx.conn.execute(_WAITING, {"now": tx.now, "kind": kind, "full": full}).all()
-            ids = _within_limits(due, limit, limit_per_host, busy)
+            candidates = tx.conn.execute(_CANDIDATES, {"now": tx.now, "kind": kind, "full": full}).all()
+            ids = _within_limits(candidates, limit, limit_per_host, busy)
             until = tx.now + round(lease_seconds * SECOND)
-            return _leased(tx, {"ids": ids, "new_lease": lease, "new_lease_until": until}) if ids else []
+            return _lease(tx, {"ids": ids, "new_lease": lease, "new_lease_until": until}) if ids else []
 
         return await self._database.write(claim)
 
     async def settle(self, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
         """See `store.Deliveries`."""
-        return await self._database.write(lambda tx: _settled(tx, delivery_id, lease, outcome))
+        return await self._database.write(lambda tx: _settle(tx, delivery_id, lease, outcome))
 
     async def get(self, delivery_id: str) -> Delivery | None:
         """See `store.Deliveries`."""
@@ -70,20 +70,20 @@ class SqlDeliveries:
     async def resend(self, delivery_id: str) -> Delivery:
         """See `store.Deliveries`."""
 
-        def resend(tx: Tx) -> Delivery:
+        def make_due(tx: Tx) -> Delivery:
             row = tx.conn.execute(_RESEND, {"now": tx.now, "delivery": delivery_id}).one_or_none()
             if row is None:
-                raise _refusal(tx, delivery_id)
+                raise _resend_error(tx, delivery_id)
             tx.changes.append(("delivery", row.kind))
             return _delivery_of(row)
 
-        return await self._database.write(resend)
+        return await self._database.write(make_due)
 
 
 _NOW = sa.bindparam("now", type_=sa.BigInteger)
 _ID = sa.bindparam("delivery", type_=sa.Text)
 _LIMIT = sa.bindparam("limit", type_=sa.Integer)
-# States stand in the text of the statement, or no partial index would serve it.
+# The state is a literal in the statement, because a partial index cannot serve a parameter.
 _IS_DUE = (deliveries.c.state == sa.literal_column("'due'")) & (deliveries.c.due_at <= _NOW)
 _IS_FREE = deliveries.c.lease.is_(None) | (deliveries.c.lease_until < _NOW)
 
@@ -93,12 +93,12 @@ _OF_JOB = _ALL.where(deliveries.c.job_id == sa.bindparam("job", type_=sa.Text)).
 _GIVEN_UP = (
     _ALL.where(deliveries.c.state == sa.literal_column("'failed'")).order_by(deliveries.c.id.desc()).limit(_LIMIT)
 )
-_WAITING = (
+_CANDIDATES = (
     sa.select(deliveries.c.id, deliveries.c.host)
     .where(deliveries.c.kind == sa.bindparam("kind", type_=sa.Text), _IS_DUE, _IS_FREE)
     .where(deliveries.c.host.not_in(sa.bindparam("full", expanding=True)))
     .order_by(deliveries.c.due_at, deliveries.c.id)
-    .limit(LOOKED_AT)
+    .limit(MAX_CANDIDATES)
 )
 _FREE = (
     sa.select(deliveries.c.id)
@@ -106,7 +106,7 @@ _FREE = (
     .with_for_update(skip_locked=True)
     .cte("free")
 )
-_LEASE = (
+_LEASE_FREE = (
     sa.update(deliveries)
     .where(deliveries.c.id.in_(sa.select(_FREE.c.id)))
     .values(
@@ -118,17 +118,17 @@ _LEASE = (
 )
 _SETTLE = (
     sa.update(deliveries)
-    .where(deliveries.c.id == _ID, deliveries.c.lease == sa.bindparam("mover_lease", type_=sa.Text))
+    .where(deliveries.c.id == _ID, deliveries.c.lease == sa.bindparam("old_lease", type_=sa.Text))
     .values(
         state=sa.bindparam("to", type_=sa.Text),
-        attempt=deliveries.c.attempt - sa.bindparam("given_back", type_=sa.Integer),
+        attempt=deliveries.c.attempt - sa.bindparam("uncounted", type_=sa.Integer),
         due_at=sa.bindparam("new_due_at", type_=sa.BigInteger),
         done_at=sa.bindparam("new_done_at", type_=sa.BigInteger),
         lease=sa.null(),
         lease_until=sa.null(),
     )
 )
-_SETTLE_AND_TELL = _SETTLE.values(
+_SETTLE_WITH_RESULT = _SETTLE.values(
     last_status=sa.bindparam("status", type_=sa.Integer), last_error=sa.bindparam("error", type_=sa.Text)
 )
 _RESEND = (
@@ -140,40 +140,40 @@ _RESEND = (
 
 
 def _within_limits(due: Sequence[Row[Any, Any]], limit: int, limit_per_host: int, busy: Mapping[str, int]) -> list[str]:
-    """The first of `due`, as many as there is room for, in all and at each host."""
-    taken, ids = Counter(busy), list[str]()
+    """Return the ids of the first rows that fit under `limit` and, together with `busy`, `limit_per_host`."""
+    used, ids = Counter(busy), list[str]()
     for row in due:
-        if len(ids) < limit and taken[row.host] < limit_per_host:
-            taken[row.host] += 1
+        if len(ids) < limit and used[row.host] < limit_per_host:
+            used[row.host] += 1
             ids.append(row.id)
     return ids
 
 
-def _leased(tx: Tx, parameters: Mapping[str, Any]) -> list[Delivery]:
-    """Those that nobody else took meanwhile."""
-    rows = tx.conn.execute(_LEASE, {"now": tx.now} | dict(parameters)).all()
+def _lease(tx: Tx, parameters: Mapping[str, Any]) -> list[Delivery]:
+    """Lease those of the candidates that no other process has leased in the meantime, and return them."""
+    rows = tx.conn.execute(_LEASE_FREE, {"now": tx.now} | dict(parameters)).all()
     return sorted(map(_delivery_of, rows), key=lambda delivery: delivery.due_at)
 
 
-def _settled(tx: Tx, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
+def _settle(tx: Tx, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
     parameters = {
         "delivery": delivery_id,
-        "mover_lease": lease,
+        "old_lease": lease,
         "to": outcome.state,
-        "given_back": 0 if outcome.counts else 1,
+        "uncounted": 0 if outcome.counts else 1,
         "new_due_at": tx.now + round(outcome.after_seconds * SECOND),
         "new_done_at": None if outcome.state == "due" else tx.now,
     }
     if outcome.counts:
-        told = {"status": outcome.status, "error": outcome.error}
-        return tx.conn.execute(_SETTLE_AND_TELL, parameters | told).rowcount == 1
+        result = {"status": outcome.status, "error": outcome.error}
+        return tx.conn.execute(_SETTLE_WITH_RESULT, parameters | result).rowcount == 1
     return tx.conn.execute(_SETTLE, parameters).rowcount == 1
 
 
-def _refusal(tx: Tx, delivery_id: str) -> NotFound | Stale:
+def _resend_error(tx: Tx, delivery_id: str) -> NotFound | Stale:
     if tx.conn.execute(_BY_ID, {"delivery": delivery_id}).one_or_none() is None:
         return NotFound(f"There is no delivery {delivery_id}.")
-    return Stale("The delivery is under way.")
+    return Stale(f"The delivery {delivery_id} is being sent; try again when this attempt has ended.")
 
 
 def _delivery_of(row: Row[Any]) -> Delivery:

@@ -1,4 +1,4 @@
-"""Jobs as SQL: how they come in, how they are leased, and how they are looked up."""
+"""Jobs, in SQL: insertion, leases, queries and deletion."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from signoff.stores.transitions import (
     EVERY_COLUMN,
     SECOND,
     apply_transition,
+    changes_of,
     claim_jobs,
-    deliver_end,
+    create_deliveries,
     event_of,
     job_of,
-    news_of,
-    standing,
+    select_eligible,
 )
-from signoff.stores.usage import keep_sums
+from signoff.stores.usage import add_to_past_usage
 from signoff.stores.writer import Tx
 
 T = TypeVar("T")
 KEY_LIFETIME_US = 24 * 3600 * SECOND
-IDS_AT_ONCE = 1000
-AGAIN_SECONDS = 0.1
-ROWS_BEHIND = 128  # about what is written in 20 ms: a crash costs no more of the log
-_STANDS_IN_THE_ROW = {"body", "response", "deliver", "seq", "updated_at"}
+MAX_IDS_PER_STATEMENT = 1000
+RETRY_SECONDS = 0.1
+MAX_QUEUED_ROWS = 128  # about what is written in 20 ms; a crash loses no more rows of answered calls than that
+_NOT_IN_EVENTS = {"body", "response", "deliver", "seq", "updated_at"}
 
 
 class SqlJobs:
-    """Jobs in a database."""
+    """Jobs and their events in a SQL database; see `store.Jobs`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._behind = asyncio.Semaphore(ROWS_BEHIND)
-        self._again = set[asyncio.Task[None]]()
+        self._queue_slots = asyncio.Semaphore(MAX_QUEUED_ROWS)
+        self._retries = set[asyncio.Task[None]]()
 
     async def insert(
         self,
@@ -58,70 +58,73 @@ class SqlJobs:
         """See `store.Jobs`."""
 
         def insert(tx: Tx) -> Job:
-            return inserted(tx, timed(job, tx.now, due_seconds, lease_seconds), verb, actor)
+            return insert_job(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
 
         def join(tx: Tx) -> Job:
-            return _standing(tx, job) or _named(tx, insert(tx))
+            return _find_existing(tx, job) or _reserve_names(tx, insert(tx))
 
         if job.client_id is None and job.idempotency_key is None:
             return await self._database.write(insert)
         try:
             return await self._database.write(join)
-        except IntegrityError:  # another process was a moment faster; now its job stands there
+        except IntegrityError:  # another process inserted such a job at the same time: now there is one to return
             return await self._database.write(join)
 
     async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[Job]:
         """See `store.Jobs`."""
 
         def insert(tx: Tx) -> Job:
-            return inserted(tx, timed(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
+            return insert_job(tx, with_times(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
 
-        await self._place_behind()
+        await self._acquire_queue_slot()
         try:
             done = await self._database.enqueue(insert)
         except BaseException:
-            self._behind.release()
+            self._queue_slots.release()
             raise
-        written: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
-        written.add_done_callback(lambda _: self._behind.release())
-        done.add_done_callback(lambda done: self._tell(written, done, insert))
-        return written
+        committed: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        committed.add_done_callback(lambda _: self._queue_slots.release())
+        done.add_done_callback(lambda done: self._resolve(committed, done, insert))
+        return committed
 
-    async def _place_behind(self) -> None:
-        """Room for one more row behind its answer. Raises Overloaded when there is none for long."""
-        if not self._behind.locked():  # a timeout costs more than the rest
-            await self._behind.acquire()
+    async def _acquire_queue_slot(self) -> None:
+        """Wait until fewer than `MAX_QUEUED_ROWS` rows are queued. Raises Overloaded if that takes too long."""
+        if not self._queue_slots.locked():  # the usual case, without the cost of a timeout
+            await self._queue_slots.acquire()
             return
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
-                await self._behind.acquire()
+                await self._queue_slots.acquire()
         except TimeoutError:
-            raise Overloaded("The database has not taken the log for too long.") from None
+            raise Overloaded("Too many finished calls wait to be written to the database; try again later.") from None
 
-    def _tell(self, written: asyncio.Future[Job], done: asyncio.Future[Job], insert: Callable[[Tx], Job]) -> None:
-        """Passes on what came of a row, unless the database was away: its caller has the answer, so it is kept."""
-        if written.done():
+    def _resolve(self, committed: asyncio.Future[Job], done: asyncio.Future[Job], insert: Callable[[Tx], Job]) -> None:
+        """Pass the result of a write on to `committed`, or retry the write if the database was away.
+
+        The caller has the answer already, so the row must not be lost.
+        """
+        if committed.done():
             return
         if done.cancelled():
-            written.cancel()
+            committed.cancel()
         elif isinstance(error := done.exception(), Overloaded):
-            task = asyncio.get_running_loop().create_task(self._write_again(written, insert))
-            self._again.add(task)
-            task.add_done_callback(self._again.discard)
+            task = asyncio.get_running_loop().create_task(self._retry(committed, insert))
+            self._retries.add(task)
+            task.add_done_callback(self._retries.discard)
         elif error is not None:
-            written.set_exception(error)
+            committed.set_exception(error)
         else:
-            written.set_result(done.result())
+            committed.set_result(done.result())
 
-    async def _write_again(self, written: asyncio.Future[Job], insert: Callable[[Tx], Job]) -> None:
-        await asyncio.sleep(AGAIN_SECONDS)
+    async def _retry(self, committed: asyncio.Future[Job], insert: Callable[[Tx], Job]) -> None:
+        await asyncio.sleep(RETRY_SECONDS)
         try:
             done = await self._database.enqueue(insert)
         except Overloaded as closed:
-            if not written.done():
-                written.set_exception(closed)
+            if not committed.done():
+                committed.set_exception(closed)
         else:
-            done.add_done_callback(lambda done: self._tell(written, done, insert))
+            done.add_done_callback(lambda done: self._resolve(committed, done, insert))
 
     async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
         """See `store.Jobs`."""
@@ -132,12 +135,12 @@ class SqlJobs:
     ) -> list[Job]:
         """See `store.Jobs`."""
         changes, after = {"lease": lease}, {"lease_until": lease_seconds}
-        step = TransitionRequest(verb="claim", actor=actor, changes=changes, after_seconds=after)
-        return await self._database.write(lambda tx: claim_jobs(tx, step, limit, full))
+        request = TransitionRequest(verb="claim", actor=actor, changes=changes, after_seconds=after)
+        return await self._database.write(lambda tx: claim_jobs(tx, request, limit, full))
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:
         """See `store.Jobs`."""
-        return await self._database.write(lambda tx: _renewed(tx, list(leases.items()), lease_seconds))
+        return await self._database.write(lambda tx: _renew(tx, list(leases.items()), lease_seconds))
 
     async def get(self, job_id: str) -> Job | None:
         """See `store.Jobs`."""
@@ -146,28 +149,28 @@ class SqlJobs:
 
     async def by_client_id(self, user_id: int, client_id: str) -> Job | None:
         """See `store.Jobs`."""
-        name = {"user": user_id, "client_id": client_id}
-        row = await self._database.read(lambda conn, _: conn.execute(_BY_CLIENT_ID, name).one_or_none())
+        key = {"user": user_id, "client_id": client_id}
+        row = await self._database.read(lambda conn, _: conn.execute(_BY_CLIENT_ID, key).one_or_none())
         return None if row is None else job_of(row)
 
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[Status, int]]:
         """See `store.Jobs`."""
 
         def read(conn: sa.Connection, _: object) -> list[Any]:
-            return [row for ids in _parts(job_ids) for row in conn.execute(_STATUSES, {"jobs": ids})]
+            return [row for ids in _batches(job_ids) for row in conn.execute(_STATUSES, {"jobs": ids})]
 
         return {row.id: (row.status, row.seq) for row in await self._database.read(read)}
 
-    async def list(self, which: JobFilter) -> list[Job]:
+    async def list(self, filters: JobFilter) -> list[Job]:
         """See `store.Jobs`."""
-        query = sa.select(*EVERY_COLUMN).where(*_filters(which)).offset(which.offset).limit(which.limit)
-        query = query.order_by(jobs.c.id.desc() if which.newest_first else jobs.c.id)
+        query = sa.select(*EVERY_COLUMN).where(*_conditions(filters)).offset(filters.offset).limit(filters.limit)
+        query = query.order_by(jobs.c.id.desc() if filters.newest_first else jobs.c.id)
         rows = await self._database.read(lambda conn, _: conn.execute(query).all())
         return [job_of(row) for row in rows]
 
-    async def count(self, which: JobFilter) -> int:
+    async def count(self, filters: JobFilter) -> int:
         """See `store.Jobs`."""
-        query = sa.select(sa.func.count()).select_from(jobs).where(*_filters(which))
+        query = sa.select(sa.func.count()).select_from(jobs).where(*_conditions(filters))
         return await self._database.read(lambda conn, _: conn.execute(query).scalar_one())
 
     async def events(self, job_id: str) -> list[Event]:
@@ -177,23 +180,23 @@ class SqlJobs:
 
     async def lapsed(self, limit: int) -> list[Job]:
         """See `store.Jobs`."""
-        return await self._standing("lapse", limit)
+        return await self._load_eligible("lapse", limit)
 
     async def released(self, limit: int) -> list[Job]:
         """See `store.Jobs`."""
-        return await self._standing("approve", limit)
+        return await self._load_eligible("approve", limit)
 
     async def overdue(self, limit: int) -> list[Job]:
         """See `store.Jobs`."""
-        return await self._standing("expire", limit)
+        return await self._load_eligible("expire", limit)
 
     async def purge(self, older_than_seconds: float, limit: int) -> int:
         """See `store.Jobs`."""
-        return await self._database.write(lambda tx: _purged(tx, older_than_seconds, limit))
+        return await self._database.write(lambda tx: _purge(tx, older_than_seconds, limit))
 
-    async def _standing(self, verb: str, limit: int) -> list[Job]:
-        """The jobs for which the guards of `verb` hold at this moment."""
-        query = standing(verb)
+    async def _load_eligible(self, verb: str, limit: int) -> list[Job]:
+        """Return jobs for which the guards of `verb` hold now, apart from those that depend on the actor."""
+        query = select_eligible(verb)
         rows = await self._database.read(lambda conn, now: conn.execute(query, {"now": now(), "limit": limit}).all())
         return [job_of(row) for row in rows]
 
@@ -204,7 +207,7 @@ _EVENTS = sa.select(*events.c).where(events.c.job_id == _JOB).order_by(events.c.
 _STATUSES = sa.select(jobs.c.id, jobs.c.status, jobs.c.seq).where(jobs.c.id.in_(sa.bindparam("jobs", expanding=True)))
 
 
-# Columns that were renamed in revision 0010. Events that were written before it carry the old names.
+# Events that were written before revision 0010 have the old names of these columns.
 _RENAMED = {
     "made": "upstream_object_id",
     "own_id": "client_id",
@@ -218,18 +221,21 @@ def _event_of(row: sa.RowMapping) -> Event:
     return msgspec.structs.replace(event, data={_RENAMED.get(name, name): value for name, value in event.data.items()})
 
 
-def inserted(tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
-    """`job`, written at the end of the group, with the event of `verb`."""
+def insert_job(tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
+    """Add the rows of a new job, its first event and its deliveries to the transaction, and return `job`.
+
+    `note` is additional data for the event.
+    """
     row = msgspec.structs.asdict(job)
-    tx.add(events, event_of(job, verb, actor, _made(row) | note))
+    tx.add(events, event_of(job, verb, actor, _initial_data(row) | note))
     tx.add(jobs, row)
-    tx.changes.extend(news_of(job))
-    deliver_end(tx, job, verb)
+    tx.changes.extend(changes_of(job))
+    create_deliveries(tx, job, verb)
     return job
 
 
-def timed(job: Job, now: int, due_seconds: float, lease_seconds: float | None) -> Job:
-    """`job` as it is when it is made."""
+def with_times(job: Job, now: int, due_seconds: float, lease_seconds: float | None) -> Job:
+    """Return `job` with the times of a job that is created at `now`, in microseconds."""
     return msgspec.structs.replace(
         job,
         created_at=now,
@@ -239,66 +245,67 @@ def timed(job: Job, now: int, due_seconds: float, lease_seconds: float | None) -
     )
 
 
-def _made(row: dict[str, Any]) -> dict[str, Any]:
-    """What a job was made with, but for its body and its answer."""
-    made = {name: value for name, value in row.items() if value is not None and name not in _STANDS_IN_THE_ROW}
-    return made | {"metadata": msgspec.Raw(row["metadata"])}
+def _initial_data(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the data of a job's first event: its columns, without the body and the answer, which the row has."""
+    data = {name: value for name, value in row.items() if value is not None and name not in _NOT_IN_EVENTS}
+    return data | {"metadata": msgspec.Raw(row["metadata"])}
 
 
-def _standing(tx: Tx, job: Job) -> Job | None:
-    """The job that already has the own id of `job`, or its key."""
+def _find_existing(tx: Tx, job: Job) -> Job | None:
+    """Return the job of the same user that has the `client_id` or the idempotency key of `job`."""
     if job.client_id is not None:
         row = tx.conn.execute(_BY_CLIENT_ID, {"user": job.user_id, "client_id": job.client_id}).one_or_none()
         if row is not None:
             return job_of(row)
-    return None if job.idempotency_key is None else _standing_under_key(tx, job)
+    return None if job.idempotency_key is None else _find_by_key(tx, job)
 
 
-def _standing_under_key(tx: Tx, job: Job) -> Job | None:
-    """The job that the key of `job` stands for, where the key is not free (any more)."""
+def _find_by_key(tx: Tx, job: Job) -> Job | None:
+    """Return the job that has the idempotency key of `job`; if the key is free again, delete it and return None."""
     key = {"user": job.user_id, "key": job.idempotency_key}
     row = tx.conn.execute(_BY_KEY, key).one_or_none()
     if row is None:
         return None
-    found = job_of(row)
-    if not _frees_its_key(found, tx.now):
-        return found
-    tx.conn.execute(_FREE_KEY, key | {"job": found.id})  # and not what another process has put there meanwhile
+    existing = job_of(row)
+    if not _is_key_free(existing, tx.now):
+        return existing
+    # The condition on the job keeps a key that another process has inserted in the meantime.
+    tx.conn.execute(_FREE_KEY, key | {"job": existing.id})
     return None
 
 
-def _frees_its_key(job: Job, now: int) -> bool:
-    """A key lives for a day, and starts anew after an error that a retry can help."""
+def _is_key_free(job: Job, now: int) -> bool:
+    """Return True if the key of `job` may be used for another job: after a day, or after a retryable error."""
     failed = job.status == "fail" and job.error is not None and job.error.retryable
     return failed or job.created_at < now - KEY_LIFETIME_US
 
 
-def _named(tx: Tx, job: Job) -> Job:
-    """`job`, with its own id and its key taken, for the rest of the group to see."""
+def _reserve_names(tx: Tx, job: Job) -> Job:
+    """Insert `job` and its idempotency key now, so that later operations of this group find them."""
     if job.idempotency_key is not None:
         tx.add(used_keys, {"user_id": job.user_id, "key": job.idempotency_key, "job_id": job.id})
     tx.flush()
     return job
 
 
-_SAME_KEY = (used_keys.c.user_id == sa.bindparam("user", type_=sa.Integer)) & (
+_HAS_KEY = (used_keys.c.user_id == sa.bindparam("user", type_=sa.Integer)) & (
     used_keys.c.key == sa.bindparam("key", type_=sa.Text)
 )
 _BY_CLIENT_ID = sa.select(*EVERY_COLUMN).where(
     jobs.c.user_id == sa.bindparam("user", type_=sa.Integer),
     jobs.c.client_id == sa.bindparam("client_id", type_=sa.Text),
 )
-_BY_KEY = sa.select(*EVERY_COLUMN).join(used_keys, used_keys.c.job_id == jobs.c.id).where(_SAME_KEY)
-_FREE_KEY = sa.delete(used_keys).where(_SAME_KEY, used_keys.c.job_id == _JOB)
+_BY_KEY = sa.select(*EVERY_COLUMN).join(used_keys, used_keys.c.job_id == jobs.c.id).where(_HAS_KEY)
+_FREE_KEY = sa.delete(used_keys).where(_HAS_KEY, used_keys.c.job_id == _JOB)
 
 
-def _renewed(tx: Tx, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
+def _renew(tx: Tx, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
     until = tx.now + round(lease_seconds * SECOND)
     return {
         job_id
-        for part in _parts(leases)
+        for batch in _batches(leases)
         for job_id in tx.conn.execute(
-            _RENEW, {"jobs": [job_id for job_id, _ in part], "leases": part, "new_lease_until": until}
+            _RENEW, {"jobs": [job_id for job_id, _ in batch], "leases": batch, "new_lease_until": until}
         ).scalars()
     }
 
@@ -314,52 +321,52 @@ _RENEW = (
 )
 
 
-def _purged(tx: Tx, older_than_seconds: float, limit: int) -> int:
+def _purge(tx: Tx, older_than_seconds: float, limit: int) -> int:
     before = tx.now - round(older_than_seconds * SECOND)
     ids = tx.conn.execute(_OLD, {"before": before, "limit": limit}).scalars().all()
     if ids:
-        keep_sums(tx, ids)
+        add_to_past_usage(tx, ids)
         for table in (events, votes, decisions, deliveries, used_keys, function_calls):
             tx.conn.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
         tx.conn.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
     return len(ids)
 
 
-# Who waits to be told of a job's end is told first.
-_UNTOLD = sa.exists().where(deliveries.c.job_id == jobs.c.id, deliveries.c.state == "due")
+# A job stays until its deliveries have ended.
+_HAS_DUE_DELIVERY = sa.exists().where(deliveries.c.job_id == jobs.c.id, deliveries.c.state == "due")
 _RUNS = jobs.alias("runs")
-_RUN_GOES_ON = sa.exists().where(_RUNS.c.id == jobs.c.parent_id, _RUNS.c.status.not_in(TERMINAL))
-# Statuses stand in the text of the statement, or its partial index would not serve it.
+_RUN_IS_UNFINISHED = sa.exists().where(_RUNS.c.id == jobs.c.parent_id, _RUNS.c.status.not_in(TERMINAL))
+# Statuses are literals in the statement, because a partial index cannot serve a parameter.
 _OLD = (
     sa.select(jobs.c.id)
     .where(
         jobs.c.status.in_([sa.literal_column(f"'{status}'") for status in sorted(TERMINAL)]),
         jobs.c.updated_at < sa.bindparam("before", type_=sa.BigInteger),
-        ~_UNTOLD,
-        ~_RUN_GOES_ON,
+        ~_HAS_DUE_DELIVERY,
+        ~_RUN_IS_UNFINISHED,
     )
     .limit(sa.bindparam("limit", type_=sa.Integer))
-    .with_for_update(skip_locked=True, of=jobs)  # what another process forgets is in its sums
+    .with_for_update(skip_locked=True, of=jobs)  # rows that another process deletes are in the sums of that process
 )
 
 
-def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """`items` in parts that fit into one statement."""
-    return (items[start : start + IDS_AT_ONCE] for start in range(0, len(items), IDS_AT_ONCE))
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Split `items` into batches whose parameters fit into one statement."""
+    return (items[start : start + MAX_IDS_PER_STATEMENT] for start in range(0, len(items), MAX_IDS_PER_STATEMENT))
 
 
-def _filters(which: JobFilter) -> list[ColumnElement[bool]]:
-    filters = list[ColumnElement[bool]]()
-    if which.user_id is not None:
-        filters.append(jobs.c.user_id == which.user_id)
-    if which.status is not None:
-        filters.append(jobs.c.status == which.status)
-    if not which.with_steps:
-        filters.append(jobs.c.parent_id.is_(None))
-    if which.fingerprint is not None:
-        filters.append(jobs.c.fingerprint == which.fingerprint)
-    if which.upstream_object_id is not None:
-        filters.append(jobs.c.upstream_object_id == which.upstream_object_id)
-    if which.after_id is not None:
-        filters.append(jobs.c.id < which.after_id if which.newest_first else jobs.c.id > which.after_id)
-    return filters
+def _conditions(filters: JobFilter) -> list[ColumnElement[bool]]:
+    conditions = list[ColumnElement[bool]]()
+    if filters.user_id is not None:
+        conditions.append(jobs.c.user_id == filters.user_id)
+    if filters.status is not None:
+        conditions.append(jobs.c.status == filters.status)
+    if not filters.with_steps:
+        conditions.append(jobs.c.parent_id.is_(None))
+    if filters.fingerprint is not None:
+        conditions.append(jobs.c.fingerprint == filters.fingerprint)
+    if filters.upstream_object_id is not None:
+        conditions.append(jobs.c.upstream_object_id == filters.upstream_object_id)
+    if filters.after_id is not None:
+        conditions.append(jobs.c.id < filters.after_id if filters.newest_first else jobs.c.id > filters.after_id)
+    return conditions

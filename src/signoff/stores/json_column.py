@@ -1,4 +1,4 @@
-"""A column whose values are frozen ones of ours, kept as JSON."""
+"""A column type that stores msgspec structs as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 
 
 class JsonColumn(TypeDecorator[Any]):
-    """A frozen value kept as its JSON text; checked against its type when it is read."""
+    """A column whose values are encoded as JSON, and decoded and checked against `value_type` when they are read."""
 
     impl = sa.LargeBinary
     cache_ok = True
@@ -22,9 +22,9 @@ class JsonColumn(TypeDecorator[Any]):
         self._decode = msgspec.json.Decoder(value_type).decode
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> bytes | None:
-        """From the value to its JSON."""
+        """Return the JSON of `value`."""
         return None if value is None else msgspec.json.encode(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        """From its JSON to the value."""
+        """Return the value of a JSON text. Raises msgspec.DecodeError if it is not of the type."""
         return None if value is None else self._decode(value)

@@ -1,4 +1,4 @@
-"""The logs of models as SQL."""
+"""The newest log lines of each model, in SQL."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from signoff.stores.database import Database
 from signoff.stores.schema import model_logs
 from signoff.stores.writer import Tx
 
-_MODEL = model_logs.c.model == sa.bindparam("of", type_=sa.Text)
+_MODEL = model_logs.c.model == sa.bindparam("name", type_=sa.Text)
 _NEWEST = sa.select(model_logs).where(_MODEL).order_by(model_logs.c.id.desc())
-_OLDEST_KEPT = _NEWEST.with_only_columns(model_logs.c.id).offset(sa.bindparam("kept", type_=sa.Integer)).limit(1)
-_TRIM = sa.delete(model_logs).where(_MODEL, model_logs.c.id <= _OLDEST_KEPT.scalar_subquery())
+_NEWEST_TO_DELETE = _NEWEST.with_only_columns(model_logs.c.id).offset(sa.bindparam("offset", type_=sa.Integer)).limit(1)
+_TRIM = sa.delete(model_logs).where(_MODEL, model_logs.c.id <= _NEWEST_TO_DELETE.scalar_subquery())
 _CLEAN = sa.delete(model_logs).where(_MODEL)
 
 
 class SqlModelLogs:
-    """The logs of models in a database."""
+    """Model logs in a SQL database; see `catalog.ModelLogs`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add(self, lines: Sequence[tuple[str, LogLine]], *, kept: int) -> None:
-        """See `store.ModelLogs`."""
-        rows = [{"model": name, "at": entry.at, "level": entry.level, "text": entry.text} for name, entry in lines]
+        """See `catalog.ModelLogs`."""
+        rows = [{"model": name, "at": line.at, "level": line.level, "text": line.text} for name, line in lines]
 
         def add(tx: Tx) -> None:
             tx.conn.execute(sa.insert(model_logs), rows)
             for name in sorted({name for name, _ in lines}):
-                tx.conn.execute(_TRIM, {"of": name, "kept": kept})
+                tx.conn.execute(_TRIM, {"name": name, "offset": kept})
 
         if rows:
             await self._database.write(add)
 
     async def read(self, model: str, limit: int) -> list[LogLine]:
-        """See `store.ModelLogs`."""
-        rows = await self._database.read(lambda conn, _: conn.execute(_NEWEST.limit(limit), {"of": model}).all())
+        """See `catalog.ModelLogs`."""
+        rows = await self._database.read(lambda conn, _: conn.execute(_NEWEST.limit(limit), {"name": model}).all())
         return [LogLine(at=row.at, level=row.level, text=row.text) for row in reversed(rows)]
 
     async def clean(self, model: str) -> None:
-        """See `store.ModelLogs`."""
-        await self._database.write(lambda tx: tx.conn.execute(_CLEAN, {"of": model}).rowcount)
+        """See `catalog.ModelLogs`."""
+        await self._database.write(lambda tx: tx.conn.execute(_CLEAN, {"name": model}).rowcount)

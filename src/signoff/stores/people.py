@@ -1,4 +1,4 @@
-"""Users and their tokens as SQL."""
+"""Users and their tokens, in SQL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOKEN = tuple(column for column in tokens.c if column.name != "created_at")
 
 
 class SqlPeople:
-    """People in a database."""
+    """Users and tokens in a SQL database; see `store.People`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -38,12 +38,12 @@ class SqlPeople:
 
     async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
         """See `store.People`."""
-        of_user = sa.select(*_USER).where(users.c.id == user_id)
-        of_token = sa.select(*_TOKEN).where(tokens.c.id == token_id, tokens.c.user_id == user_id)
+        user_query = sa.select(*_USER).where(users.c.id == user_id)
+        token_query = sa.select(*_TOKEN).where(tokens.c.id == token_id, tokens.c.user_id == user_id)
 
         def read(conn: sa.Connection, _: Any) -> tuple[User | None, Token | None]:
-            user = conn.execute(of_user).mappings().one_or_none()
-            token = conn.execute(of_token).mappings().one_or_none()
+            user = conn.execute(user_query).mappings().one_or_none()
+            token = conn.execute(token_query).mappings().one_or_none()
             return (User(**user) if user else None), (Token(**token) if token else None)
 
         return await self._database.read(read)
@@ -59,16 +59,16 @@ class SqlPeople:
             update = sa.update(users).where(users.c.email == email.lower()).values(values).returning(*_USER)
             row = tx.conn.execute(update).mappings().one_or_none()
             if row is None:
-                made = sa.insert(users).values(email=email.lower(), **values).returning(*_USER)
-                row = tx.conn.execute(made).mappings().one()
+                insert = sa.insert(users).values(email=email.lower(), **values).returning(*_USER)
+                row = tx.conn.execute(insert).mappings().one()
             return User(**row)
 
         try:
             return await self._database.write(put)
-        except IntegrityError:  # somebody else made the user a moment ago
+        except IntegrityError:  # another process inserted the user at the same time: now there is a row to update
             return await self._database.write(put)
 
-    async def add_token(  # noqa: PLR0913 -- each is a side of a token
+    async def add_token(  # noqa: PLR0913 -- one parameter for each attribute of a token
         self,
         user_id: int,
         digest: str,
@@ -88,8 +88,8 @@ class SqlPeople:
             values["cache"] = cache
             values["key_id"] = key_id
             values["expires_at"] = None if seconds is None else tx.now + round(seconds * 1_000_000)
-            made = sa.insert(tokens).values(digest=digest, created_at=tx.now, **values).returning(*_TOKEN)
-            return Token(**tx.conn.execute(made).mappings().one())
+            insert = sa.insert(tokens).values(digest=digest, created_at=tx.now, **values).returning(*_TOKEN)
+            return Token(**tx.conn.execute(insert).mappings().one())
 
         return await self._database.write(add)
 

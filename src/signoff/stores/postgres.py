@@ -1,8 +1,8 @@
-"""PostgreSQL through asyncpg: pooled reads, grouped writes, and news by NOTIFY.
+"""PostgreSQL through asyncpg: pooled reads, grouped writes, and change notifications by NOTIFY.
 
-A connection may be lost at any time. Reads, and writes that were not told to commit yet, are simply done again. When
-the answer to a COMMIT is lost, nobody here knows whether it was obeyed, and a move that is made twice would be refused
-although it was made; so the server is asked what became of that transaction, and only an aborted one is run again.
+A connection may be lost at any time. Reads are repeated then, and so are writes before their COMMIT. If the answer to a
+COMMIT is lost, the transaction may have been committed or not, and to run it again could report a transition as stale
+that was made. So the server is queried for the status of the transaction, and only an aborted one runs again.
 """
 
 from __future__ import annotations
@@ -35,21 +35,24 @@ CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
 READ_SECONDS = 5.0
 WRITE_SECONDS = 10.0
-FATE_SECONDS = 3600.0
+COUNTER_STATUS_SECONDS = 3600.0
 CLOSE_SECONDS = 2.0
 IDLE_SECONDS = 5.0
-AGAIN_SECONDS = 0.1
+RETRY_SECONDS = 0.1
 MIGRATION_LOCK = 0x5169_6E6F
-# The connection is lost, we were silent in a transaction for too long, it was a deadlock's victim, there are too many
-# connections, the server stops or starts: https://www.postgresql.org/docs/current/errcodes-appendix.html
-PASSING = ("08", "25P03", "40", "53300", "57P0")
-NO_TEXT = "22021"
+# Connection failures, idle_in_transaction_session_timeout, rollbacks such as deadlocks, too many connections, and
+# shutdown or start of the server: https://www.postgresql.org/docs/current/errcodes-appendix.html
+TRANSIENT = ("08", "25P03", "40", "53300", "57P0")
+CHARACTER_NOT_IN_REPERTOIRE = "22021"
 _BEGIN = sa.select(now_us(), sa.cast(sa.func.pg_current_xact_id(), sa.Text))
-_FATE = sa.text("SELECT pg_xact_status(CAST(CAST(:xid AS TEXT) AS xid8))")
+_STATUS = sa.text("SELECT pg_xact_status(CAST(CAST(:xid AS TEXT) AS xid8))")
 
 
 class Postgres:
-    """A database on a server, named by a `postgresql://` address. Who writes, and who counts, has one connection."""
+    """A PostgreSQL database; see `database.Database`.
+
+    Grouped writes and counters have one connection each, reads have a pool.
+    """
 
     def __init__(self, url: URL, *, pool_size: int = 10) -> None:
         self._dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
@@ -62,15 +65,15 @@ class Postgres:
             group_limit=GROUP_LIMIT,
             timeout_seconds=WRITE_TIMEOUT_SECONDS,
         )
-        self._news = ChangeFeed()
-        self._notify = PostgresChangeFeed(self._dsn, self._news)
+        self._changes = ChangeFeed()
+        self._feed = PostgresChangeFeed(self._dsn, self._changes)
         self._closing = self._closed = False
 
     async def start(self) -> None:
-        """Connects. Raises SchemaOutdated if it must be migrated first, Overloaded when nobody answers."""
+        """Connect. Raises SchemaOutdated if the schema must be migrated, Overloaded if the server does not answer."""
         await self.read(lambda conn, _: check_schema(conn))
         self._writer.start()
-        self._notify.start()
+        self._feed.start()
 
     async def reshape(self, step: Callable[[Connection], None]) -> None:
         """See `database.Database`."""
@@ -94,12 +97,12 @@ class Postgres:
 
     async def read(self, function: Read[T]) -> T:
         """See `database.Database`."""
-        with _refusing_zeros():
-            return await self._while_it_passes(lambda: self._read(function), READ_SECONDS)
+        with _rejecting_nul():
+            return await self._retry(lambda: self._read(function), READ_SECONDS)
 
     async def write(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`."""
-        with _refusing_zeros():
+        with _rejecting_nul():
             return await self._writer.write(operation)
 
     async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
@@ -107,23 +110,23 @@ class Postgres:
         return await self._writer.enqueue(operation)
 
     async def count(self, operation: Callable[[Tx], T]) -> T:
-        """See `database.Database`; one at a time, on a connection that is made when the first one comes."""
+        """See `database.Database`. One operation at a time, on a connection that is opened for the first one."""
 
-        def alone(tx: Tx) -> list[T]:
+        def group(tx: Tx) -> list[T]:
             return [operation(tx)]
 
-        results = await self._while_it_passes(lambda: self._commit(alone, self._counting, FATE_SECONDS), WRITE_SECONDS)
+        results = await self._retry(lambda: self._commit(group, self._counting, COUNTER_STATUS_SECONDS), WRITE_SECONDS)
         return results[0]
 
     def listen(self, listener: Listener) -> None:
         """See `store.Store`."""
-        self._news.listen(listener)
+        self._changes.listen(listener)
 
     async def close(self) -> None:
-        """Flushes what waits, tells of it, and disconnects."""
+        """Write what is queued, notify other processes of it, and disconnect."""
         self._closing = True
         await self._writer.close()
-        await self._notify.close()
+        await self._feed.close()
         self._closed = True
         for engine in (self._reading, self._writing, self._counting):
             with contextlib.suppress(TimeoutError):
@@ -131,25 +134,25 @@ class Postgres:
                     await engine.dispose()
 
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
-        return await self._while_it_passes(lambda: self._commit(group, self._writing, READ_SECONDS), WRITE_SECONDS)
+        return await self._retry(lambda: self._commit(group, self._writing, READ_SECONDS), WRITE_SECONDS)
 
-    async def _while_it_passes(self, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
-        """Tries again while the trouble is one that passes, up to `seconds` after the first; then raises Overloaded."""
+    async def _retry(self, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+        """Repeat `attempt` after transient errors, until `seconds` after the first one; then raise Overloaded."""
         clock = asyncio.get_running_loop().time
         failed_at, pause = 0.0, 0.0
         while True:
             try:
                 return await attempt()
             except Exception as error:
-                if not _passes(error):
+                if not _is_transient(error):
                     raise
                 if not failed_at:
                     failed_at = clock()
-                    log.warning("PostgreSQL does not answer; trying again", error=repr(error))
+                    log.warning("postgres_unavailable", error=repr(error))
                 elif clock() - failed_at > (CLOSE_SECONDS if self._closing else seconds):
-                    raise Overloaded("The database does not answer.") from error
+                    raise Overloaded("The database does not answer; try again later.") from error
             await asyncio.sleep(pause)
-            pause = AGAIN_SECONDS
+            pause = RETRY_SECONDS
 
     async def _read(self, function: Read[T]) -> T:
         if self._closed:
@@ -159,58 +162,59 @@ class Postgres:
 
     async def _commit(self, group: Callable[[Tx], list[Any]], engine: AsyncEngine, away_seconds: float) -> list[Any]:
         async with engine.connect() as conn:
-            tx, xid = await conn.run_sync(_begun)
+            tx, xid = await conn.run_sync(_begin)
             results = await conn.run_sync(lambda _: group(tx))
             try:
                 await conn.commit()
             except Exception as error:
-                if not _passes(error) or not await self._was_committed(xid, away_seconds):
+                if not _is_transient(error) or not await self._was_committed(xid, away_seconds):
                     raise
         for topic, name in dict.fromkeys(tx.changes):
-            self._news.publish(topic, name)
-        self._notify.publish(tx.changes)
+            self._changes.publish(topic, name)
+        self._feed.publish(tx.changes)
         return results
 
     async def _was_committed(self, xid: str, away_seconds: float) -> bool:
-        """What became of a transaction whose COMMIT got no answer. Raises Overloaded when that cannot be found out: for
-        so long the server may be away.
+        """Return True if a transaction whose COMMIT got no answer was committed.
+
+        Raises Overloaded if the server does not tell, after it was away for `away_seconds`.
         """
 
-        def look() -> Awaitable[str]:
-            return self._read(lambda conn, _: conn.execute(_FATE, {"xid": xid}).scalar_one())
+        def query_status() -> Awaitable[str]:
+            return self._read(lambda conn, _: conn.execute(_STATUS, {"xid": xid}).scalar_one())
 
         try:
             async with asyncio.timeout(max(away_seconds, WRITE_TIMEOUT_SECONDS)):
                 while True:
-                    fate = await self._while_it_passes(look, away_seconds)
-                    if fate in {"committed", "aborted"}:
-                        return fate == "committed"
-                    await asyncio.sleep(AGAIN_SECONDS)
+                    status = await self._retry(query_status, away_seconds)
+                    if status in {"committed", "aborted"}:
+                        return status == "committed"
+                    await asyncio.sleep(RETRY_SECONDS)
         except Exception as error:
-            raise Overloaded("The database was lost while it wrote; nobody knows whether it did.") from error
+            raise Overloaded("The database was lost during a commit, and its result is not known.") from error
 
 
 @contextlib.contextmanager
-def _refusing_zeros() -> Generator[None]:
-    """Raises BadRequest for a text with a zero byte: no column of PostgreSQL's holds one."""
+def _rejecting_nul() -> Generator[None]:
+    """Raise BadRequest for a text with a NUL character, which PostgreSQL cannot store."""
     try:
         yield
     except DBAPIError as error:
-        if _state_of(error) != NO_TEXT:
+        if _state_of(error) != CHARACTER_NOT_IN_REPERTOIRE:
             raise
-        raise BadRequest("A text has no zero bytes.") from None
+        raise BadRequest("A text contains a NUL character (U+0000); remove it.") from None
 
 
-def _begun(conn: Connection) -> tuple[Tx, str]:
-    """A transaction, and the name under which the server remembers what became of it."""
+def _begin(conn: Connection) -> tuple[Tx, str]:
+    """Return a transaction and its id on the server, for which `_was_committed` can query later."""
     now, xid = conn.execute(_BEGIN).one()
     return Tx(conn, now), xid
 
 
-def _passes(error: Exception) -> bool:
-    """Whether the same may work on another connection, or a little later."""
+def _is_transient(error: Exception) -> bool:
+    """Return True if the operation may succeed on another connection, or a little later."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or _state_of(error).startswith(PASSING)
+        return error.connection_invalidated or _state_of(error).startswith(TRANSIENT)
     return isinstance(error, (OSError, PoolTimeout))
 
 
@@ -221,25 +225,25 @@ def _state_of(error: DBAPIError) -> str:
 def _engine(dsn: str, pool_size: int, answer_seconds: float | None, **options: Any) -> AsyncEngine:
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: _connected(dsn, answer_seconds),
+        async_creator=lambda: _connect(dsn, answer_seconds),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_SECONDS,
-        hide_parameters=True,  # what callers say stays out of the log
+        hide_parameters=True,  # keep callers' data out of the log
         **options,
     )
-    event.listen(engine.sync_engine, "handle_error", _give_up_the_silent)
+    event.listen(engine.sync_engine, "handle_error", _replace_silent_connections)
     return engine
 
 
-def _give_up_the_silent(context: ExceptionContext) -> None:
-    """One connection that did not answer in time is enough to replace all that are as old."""
+def _replace_silent_connections(context: ExceptionContext) -> None:
+    """Replace all connections of the pool when one did not answer in time: the others are probably dead too."""
     if isinstance(context.original_exception, TimeoutError):
         context.invalidate_pool_on_disconnect = True
 
 
-async def _connected(dsn: str, answer_seconds: float | None) -> Any:
-    """A connection. Should this process be stopped or cut off in a transaction, its locks are given back."""
+async def _connect(dsn: str, answer_seconds: float | None) -> Any:
+    """Open a connection. If this process is suspended or cut off in a transaction, the server releases its locks."""
     conn = await connect(dsn, timeout=CONNECT_SECONDS, command_timeout=answer_seconds)
     if answer_seconds is None:
         return conn
@@ -247,5 +251,5 @@ async def _connected(dsn: str, answer_seconds: float | None) -> Any:
         await conn.execute(f"SET idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000:.0f}")
     except Exception as error:
         conn.terminate()
-        raise ConnectionError(f"The connection was lost as soon as it was made: {error}") from error
+        raise ConnectionError(f"The connection to PostgreSQL was lost as soon as it was open: {error}") from error
     return conn

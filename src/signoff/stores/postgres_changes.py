@@ -1,4 +1,4 @@
-"""News between processes on PostgreSQL: NOTIFY and LISTEN, on a connection of its own."""
+"""Change notifications between processes through PostgreSQL: NOTIFY and LISTEN, on a connection of its own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from signoff.store import Topic
 from signoff.stores.changes import ChangeFeed
 
 log = structlog.get_logger()
-connect = cast("Any", asyncpg).connect  # it has no types of its own
+connect = cast("Any", asyncpg).connect  # asyncpg has no type annotations
 
 CHANNEL = "signoff"
-PAYLOAD_BYTES = 7900  # PostgreSQL takes payloads under 8000 bytes
-UNSENT_LIMIT = 10_000
+MAX_PAYLOAD_BYTES = 7900  # PostgreSQL accepts payloads of less than 8000 bytes
+MAX_UNSENT = 10_000
 ANSWER_SECONDS = 10.0
 PROBE_SECONDS = 10.0
 RECONNECT_SECONDS = 0.5
@@ -27,11 +27,14 @@ ANYTHING: dict[tuple[Topic, str], None] = {("any", ""): None}
 
 
 class PostgresChangeFeed:
-    """Sends what this process says, and tells `news` what others say. What gets lost on the way becomes `any`."""
+    """The change notifications that this process exchanges with all others.
 
-    def __init__(self, dsn: str, news: ChangeFeed) -> None:
+    Publish those of other processes to `changes`. Where some may have been lost, publish `any` instead.
+    """
+
+    def __init__(self, dsn: str, changes: ChangeFeed) -> None:
         self._dsn = dsn
-        self._news = news
+        self._changes = changes
         self._unsent: dict[tuple[Topic, str], None] = {}
         self._wake = asyncio.Event()
         self._all_sent = asyncio.Event()
@@ -39,19 +42,19 @@ class PostgresChangeFeed:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Connects, again and again if need be."""
+        """Start to connect in the background, and connect again after each failure."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def publish(self, items: Iterable[tuple[Topic, str]]) -> None:
-        """Tells the other processes, soon; what is said twice meanwhile is sent once."""
+        """Queue notifications for the other processes. One that is queued already is sent once."""
         self._unsent |= dict.fromkeys(items)
-        if len(self._unsent) > UNSENT_LIMIT:
+        if len(self._unsent) > MAX_UNSENT:
             self._unsent = dict(ANYTHING)
         self._all_sent.clear()
         self._wake.set()
 
     async def close(self) -> None:
-        """Sends what was said, if that is possible soon."""
+        """Send what is queued, if that is possible within a second, and disconnect."""
         if self._task is None:
             return
         with contextlib.suppress(TimeoutError):
@@ -63,19 +66,19 @@ class PostgresChangeFeed:
     async def _run(self) -> None:
         while True:
             try:
-                await self._converse()
-            except Exception as error:  # noqa: BLE001 -- whatever it was, another connection may do
-                log.warning("no news from PostgreSQL; connecting again", error=repr(error))
+                await self._exchange()
+            except Exception as error:  # noqa: BLE001 -- a new connection may succeed
+                log.warning("postgres_listen_failed", error=repr(error))
                 self.publish(ANYTHING)
             await asyncio.sleep(RECONNECT_SECONDS)
 
-    async def _converse(self) -> None:
-        """Hears and sends until the connection is lost, which raises. A probe finds one that died silently."""
+    async def _exchange(self) -> None:
+        """Receive and send until the connection is lost, and raise then. Probe it, to notice when it died silently."""
         conn: Any = await connect(self._dsn, timeout=ANSWER_SECONDS, command_timeout=ANSWER_SECONDS)
         try:
-            conn.add_termination_listener(self._lost)
-            await conn.add_listener(CHANNEL, self._heard)
-            self._news.publish("any", "")  # whatever was said while nobody listened
+            conn.add_termination_listener(self._on_lost)
+            await conn.add_listener(CHANNEL, self._on_notification)
+            self._changes.publish("any", "")  # notifications were missed while there was no connection
             while True:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PROBE_SECONDS):
@@ -86,8 +89,8 @@ class PostgresChangeFeed:
             with contextlib.suppress(Exception):
                 await conn.close(timeout=1)
 
-    def _lost(self, _conn: Any) -> None:
-        self._wake.set()  # to notice it
+    def _on_lost(self, _conn: Any) -> None:
+        self._wake.set()  # so that the task uses the connection, and notices
 
     async def _send(self, conn: Any) -> None:
         unsent, self._unsent = self._unsent, {}
@@ -98,25 +101,25 @@ class PostgresChangeFeed:
         if not self._unsent:
             self._all_sent.set()
 
-    def _heard(self, conn: Any, pid: int, _channel: str, payload: str) -> None:
+    def _on_notification(self, conn: Any, pid: int, _channel: str, payload: str) -> None:
         if pid == conn.get_server_pid():
-            return  # ours: told already
+            return  # published by this process itself
         for line in payload.splitlines():
             topic, _, name = line.partition(" ")
             if topic in get_args(Topic):
-                self._news.publish(cast("Topic", topic), name)
+                self._changes.publish(cast("Topic", topic), name)
 
 
 def payloads(items: Iterable[tuple[Topic, str]]) -> list[str]:
-    """The news as few payloads, none over PostgreSQL's limit; a name that fits into none becomes `any`."""
-    packed, size_bytes = [list[str]()], 0
+    """Pack notifications into few payloads within PostgreSQL's limit. One that is too long becomes `any`."""
+    groups, size_bytes = [list[str]()], 0
     for topic, name in items:
         line = f"{topic} {name}"
-        if len(line.encode()) > PAYLOAD_BYTES:
+        if len(line.encode()) > MAX_PAYLOAD_BYTES:
             line = "any "
-        if size_bytes + len(line.encode()) > PAYLOAD_BYTES:
-            packed.append([])
+        if size_bytes + len(line.encode()) > MAX_PAYLOAD_BYTES:
+            groups.append([])
             size_bytes = 0
-        packed[-1].append(line)
+        groups[-1].append(line)
         size_bytes += len(line.encode()) + 1
-    return ["\n".join(lines) for lines in packed if lines]
+    return ["\n".join(lines) for lines in groups if lines]

@@ -1,4 +1,4 @@
-"""Limits and what was used of them, as SQL; those who ask meanwhile share the next transaction."""
+"""Limits and their counters, in SQL. Operations that arrive during a transaction share the next one."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from signoff.stores.writer import Tx
 
 T = TypeVar("T")
 Counters = Mapping[str, Counter]
-# What an operation makes of the counters that it names, and its result.
+# A function of the counters and the time that returns the changed counters and a result.
 Operation = Callable[[Counters, int], tuple[Counters, Any]]
 
 
 class SqlQuotas:
-    """Quotas in a database: a row for each meter, locked while it is counted."""
+    """Limits in a SQL database, with one row for each counter, locked while it is updated; see `store.Quotas`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: list[tuple[frozenset[str], Operation, asyncio.Future[Any]]] = []
-        self._counting: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     async def limits(self) -> list[Limit]:
         """See `store.Quotas`."""
@@ -62,23 +62,22 @@ class SqlQuotas:
 
     async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
         """See `store.Quotas`."""
-        return await self._count([request], lambda found, now: try_reserve(found, request, now))
+        return await self._count([request], lambda current, now: try_reserve(current, request, now))
 
     async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
         """See `store.Quotas`."""
 
-        def settle(found: Counters, now: int) -> tuple[Counters, None]:
-            return settle_reservation(found, reservation, tokens=tokens, cost=cost, was_sent=asked, now=now), None
+        def settle(current: Counters, now: int) -> tuple[Counters, None]:
+            return settle_reservation(current, reservation, tokens=tokens, cost=cost, was_sent=asked, now=now), None
 
-        await self._enqueue(
-            [reservation.request], settle
-        )  # however long it takes: what is tried again would count twice
+        # Without a timeout: a retry of an operation whose outcome is not known could count twice.
+        await self._enqueue([reservation.request], settle)
 
     async def renew(self, reservations: Sequence[Reservation], lease_seconds: float) -> None:
         """See `store.Quotas`."""
 
-        def renew(found: Counters, now: int) -> tuple[Counters, None]:
-            return renew_reservations(found, reservations, lease_seconds, now), None
+        def renew(current: Counters, now: int) -> tuple[Counters, None]:
+            return renew_reservations(current, reservations, lease_seconds, now), None
 
         await self._count([reservation.request for reservation in reservations], renew)
 
@@ -93,46 +92,46 @@ class SqlQuotas:
         return await self._database.read(read)
 
     async def _count(self, requests: Iterable[ReservationRequest], operation: Operation) -> Any:
-        """The result of `operation`, committed. Raises Overloaded when that takes too long."""
+        """Run `operation` and return its result once that is committed. Raises Overloaded if it takes too long."""
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
                 return await self._enqueue(requests, operation)
         except TimeoutError:
-            raise Overloaded("The database did not look at the limits in time.") from None
+            raise Overloaded("The database did not update the counters of limits in time; try again later.") from None
 
     def _enqueue(self, requests: Iterable[ReservationRequest], operation: Operation) -> asyncio.Future[Any]:
-        """A future of that result. A transaction takes all that waits when the one before has ended."""
+        """Queue `operation` for the next transaction, and return a future of its result."""
         if len(self._waiting) >= WAITING_LIMIT:
-            raise Overloaded("Too many requests wait for their limits to be looked at.")
+            raise Overloaded("Too many requests wait for the counters of their limits; try again later.")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Any] = loop.create_future()
         names = frozenset(name for request in requests for name, _ in request.limits)
         self._waiting.append((names, operation, done))
-        if self._counting is None:
-            self._counting = loop.create_task(self._count_all())
+        if self._task is None:
+            self._task = loop.create_task(self._run())
         return done
 
-    async def _count_all(self) -> None:
+    async def _run(self) -> None:
         while self._waiting:
             group, self._waiting = self._waiting[:GROUP_LIMIT], self._waiting[GROUP_LIMIT:]
-            group = [waiting for waiting in group if not waiting[2].done()]
+            group = [entry for entry in group if not entry[2].done()]
             names = sorted(frozenset[str]().union(*(names for names, _, _ in group)))
             operations = [operation for _, operation, _ in group]
             error: Exception | None = None
             results: list[Any] = [None] * len(group)
             try:
-                results = await self._database.count(lambda tx, names=names, them=operations: _counted(tx, names, them))
-            except Exception as failure:  # noqa: BLE001 -- whoever asked must learn of it
+                results = await self._database.count(lambda tx, names=names, group=operations: _apply(tx, names, group))
+            except Exception as failure:  # noqa: BLE001 -- passed on to the callers
                 error = failure
             for (_, _, done), result in zip(group, results, strict=True):
                 if not done.done():
                     done.set_result(result) if error is None else done.set_exception(error)
-        self._counting = None
+        self._task = None
 
 
-def _counted(tx: Tx, names: Sequence[str], operations: Iterable[Operation]) -> list[Any]:
-    """The results of `operations`, one after another; their counters are read and written once."""
-    before = _locked(tx, names)
+def _apply(tx: Tx, names: Sequence[str], operations: Iterable[Operation]) -> list[Any]:
+    """Run `operations` in order and return their results; read and write each counter only once."""
+    before = _lock_counters(tx, names)
     after, results = dict(before), list[Any]()
     for operation in operations:
         changed, result = operation(after, tx.now)
@@ -148,19 +147,22 @@ def _counted(tx: Tx, names: Sequence[str], operations: Iterable[Operation]) -> l
     return results
 
 
-def _locked(tx: Tx, names: Sequence[str]) -> dict[str, Counter]:
-    """The counters of these names, in the order of which all processes lock them."""
-    found = _found(tx, names)
-    missing = [name for name in names if name not in found]
+def _lock_counters(tx: Tx, names: Sequence[str]) -> dict[str, Counter]:
+    """Lock and return the counters with these names; create missing ones.
+
+    All processes lock in the order of the names, so that they cannot deadlock.
+    """
+    current = _load_counters(tx, names)
+    missing = [name for name in names if name not in current]
     if missing:
         kind = postgresql.insert if tx.conn.dialect.name == "postgresql" else sqlite.insert
         new = [{"name": name, "counter": Counter(), "updated_at": tx.now} for name in missing]
         tx.conn.execute(kind(counters).on_conflict_do_nothing(), new)
-        found |= _found(tx, missing)
-    return found
+        current |= _load_counters(tx, missing)
+    return current
 
 
-def _found(tx: Tx, names: Sequence[str]) -> dict[str, Counter]:
+def _load_counters(tx: Tx, names: Sequence[str]) -> dict[str, Counter]:
     return {row.name: row.counter for row in tx.conn.execute(_LOCK, {"names": names})}
 
 

@@ -1,4 +1,4 @@
-"""Runs of pipelines as SQL: their steps, which are jobs, and the calls of functions."""
+"""Pipeline runs, in SQL: their steps, which are jobs, and their calls of functions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sqlalchemy.exc import IntegrityError
 from signoff.core.job import FunctionCall, Job
 from signoff.errors import Stale
 from signoff.stores.database import Database
-from signoff.stores.jobs import inserted, timed
+from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import function_calls, jobs
 from signoff.stores.transitions import EVERY_COLUMN, guards, job_of
 from signoff.stores.writer import Tx
 
 
 class SqlRuns:
-    """Runs in a database."""
+    """Steps and function calls in a SQL database; see `store.Runs`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -30,18 +30,18 @@ class SqlRuns:
 
         def add(tx: Tx) -> Job:
             _check_lease(tx, step.parent_id, run_lease)
-            place = {"run": step.parent_id, "round": step.parent_round, "node": step.node}
-            row = tx.conn.execute(_BY_PLACE, place).one_or_none()
+            position = {"run": step.parent_id, "round": step.parent_round, "node": step.node}
+            row = tx.conn.execute(_STEP_AT, position).one_or_none()
             if row is not None:
                 return job_of(row)
             verb, seconds = ("hit", None) if step.is_terminal else ("submit", lease_seconds)
-            made = inserted(tx, timed(step, tx.now, 0, seconds), verb, actor)
-            tx.flush()  # for the rest of the group to see
-            return made
+            job = insert_job(tx, with_times(step, tx.now, 0, seconds), verb, actor)
+            tx.flush()  # later operations of this group must see the row
+            return job
 
         try:
             return await self._database.write(add)
-        except IntegrityError:  # another process was a moment faster; now its step stands there
+        except IntegrityError:  # another process inserted this step at the same time: now there is a row to return
             return await self._database.write(add)
 
     async def steps(self, run_id: str, run_round: int | None = None) -> list[Job]:
@@ -55,8 +55,8 @@ class SqlRuns:
 
         def add(tx: Tx) -> FunctionCall:
             _check_lease(tx, call.job_id, run_lease)
-            place = {"run": call.job_id, "round": call.round, "node": call.node}
-            row = tx.conn.execute(_CALL_AT, place).one_or_none()
+            position = {"run": call.job_id, "round": call.round, "node": call.node}
+            row = tx.conn.execute(_CALL_AT, position).one_or_none()
             if row is not None:
                 return _call_of(row)
             tx.add(function_calls, msgspec.structs.asdict(call))
@@ -77,16 +77,16 @@ class SqlRuns:
         def insert(tx: Tx) -> Job:
             for step in steps:
                 verb = "succeed" if step.is_terminal else "submit"
-                inserted(tx, timed(step, tx.now, 0, None), verb, actor)
+                insert_job(tx, with_times(step, tx.now, 0, None), verb, actor)
             for call in calls:
                 tx.add(function_calls, msgspec.structs.asdict(call))
-            return inserted(tx, timed(run, tx.now, 0, None), "submit", actor)
+            return insert_job(tx, with_times(run, tx.now, 0, None), "submit", actor)
 
         return await self._database.write(insert)
 
     async def stalled(self, limit: int) -> list[Job]:
         """See `store.Runs`."""
-        rows = await self._database.read(lambda conn, _: conn.execute(_FORGOTTEN, {"limit": limit}).all())
+        rows = await self._database.read(lambda conn, _: conn.execute(_STALLED, {"limit": limit}).all())
         return [job_of(row) for row in rows]
 
 
@@ -95,32 +95,32 @@ def _call_of(row: Row[Any]) -> FunctionCall:
 
 
 def _check_lease(tx: Tx, run_id: str | None, lease: str) -> None:
-    """Raises Stale unless the run is held under that lease. Nobody moves it while this transaction lasts."""
-    if tx.conn.execute(_HELD, {"run": run_id, "lease": lease}).one_or_none() is None:
-        raise Stale("The run has ended, or is somebody else's by now.", job_id=run_id)
+    """Lock the run for this transaction. Raises Stale unless it has the status `bot` and this lease."""
+    if tx.conn.execute(_LOCK_LEASED, {"run": run_id, "lease": lease}).one_or_none() is None:
+        raise Stale(f"The run {run_id} has ended, or another worker holds its lease.", job_id=run_id)
 
 
 _NAMES = tuple(column.name for column in function_calls.c)
 _RUN = sa.bindparam("run", type_=sa.Text)
 _ROUND = sa.bindparam("round", type_=sa.Integer)
 _NODE = sa.bindparam("node", type_=sa.Text)
-_HELD = (
+_LOCK_LEASED = (
     sa.select(jobs.c.id)
     .where(jobs.c.id == _RUN, jobs.c.status == "bot", jobs.c.lease == sa.bindparam("lease", type_=sa.Text))
     .with_for_update()
 )
 _STEPS = sa.select(*EVERY_COLUMN).where(jobs.c.parent_id == _RUN).order_by(jobs.c.id)
-_BY_PLACE = _STEPS.where(jobs.c.parent_round == _ROUND, jobs.c.node == _NODE)
+_STEP_AT = _STEPS.where(jobs.c.parent_round == _ROUND, jobs.c.node == _NODE)
 _CALLS = (
     sa.select(*function_calls.c)
     .where(function_calls.c.job_id == _RUN)
     .order_by(function_calls.c.began_at, function_calls.c.node)
 )
 _CALL_AT = _CALLS.where(function_calls.c.round == _ROUND, function_calls.c.node == _NODE)
-_BELOW = jobs.alias("below")
-_GOES_ON = sa.exists().where(
-    _BELOW.c.parent_id == jobs.c.id,
-    _BELOW.c.parent_round == jobs.c.round,
-    _BELOW.c.status.in_([sa.literal_column("'bot'"), sa.literal_column("'human'")]),
+_STEP = jobs.alias("step")
+_IS_ACTIVE = sa.exists().where(
+    _STEP.c.parent_id == jobs.c.id,
+    _STEP.c.parent_round == jobs.c.round,
+    _STEP.c.status.in_([sa.literal_column("'bot'"), sa.literal_column("'human'")]),
 )
-_FORGOTTEN = sa.select(*EVERY_COLUMN).where(*guards("wake"), ~_GOES_ON).limit(sa.bindparam("limit", type_=sa.Integer))
+_STALLED = sa.select(*EVERY_COLUMN).where(*guards("wake"), ~_IS_ACTIVE).limit(sa.bindparam("limit", type_=sa.Integer))

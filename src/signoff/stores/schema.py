@@ -1,4 +1,4 @@
-"""The tables, for SQLite and PostgreSQL alike. Times are microseconds since 1970 in UTC."""
+"""The tables, for both SQLite and PostgreSQL. Times are microseconds since 1970, UTC."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ prices = sa.Table(
     sa.Column("request", sa.BigInteger, nullable=False),
 )
 
-# What no row of a job tells: sums of those that are kept no longer, and askings that came to nothing.
+# Usage that no row of a job has: sums of deleted jobs, and calls whose result could not be written into their job.
 past_usage = sa.Table(
     "past_usage",
     metadata,
@@ -305,8 +305,9 @@ cached = sa.Table(
     sa.Column("answer", sa.LargeBinary, nullable=False),
 )
 
-# It covers what is asked about sizes: the answers themselves are not touched for that.
+# A covering index: sums of sizes do not read the rows, which contain the answers.
 sa.Index("cached_by_age", cached.c.created_at, cached.c.size_bytes)
+
 compositions = sa.Table(
     "compositions",
     metadata,
@@ -316,7 +317,7 @@ compositions = sa.Table(
     sa.Column("user_id", sa.Integer, nullable=False),
     sa.Column("shared", sa.Boolean, nullable=False),
     sa.Column("newest", sa.Integer, nullable=False),
-    sqlite_autoincrement=True,  # an id that a script knows never becomes another's
+    sqlite_autoincrement=True,  # ids of deleted rows are never assigned again
 )
 
 composed_versions = sa.Table(

@@ -1,4 +1,4 @@
-"""Everything that is sealed, as SQL: keys of upstreams, webhooks' own secrets in jobs, addresses of brokers."""
+"""All sealed secrets, in SQL: upstream keys, webhook secrets of jobs, and addresses of brokers."""
 
 from __future__ import annotations
 
@@ -17,84 +17,85 @@ from signoff.stores.schema import jobs, keys, streams
 from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
-STRETCH = 5000
-_NOBODY_IS_TOLD: tuple[DeliveryTarget, ...] = ()
+MAX_SCANNED_JOBS = 5000
+_NO_TARGETS: tuple[DeliveryTarget, ...] = ()
 
 
 class SqlSecrets:
-    """The sealed secrets of a database."""
+    """Sealed secrets in a SQL database; see `catalog.Secrets`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def page(self, kind: SealedKind, after: str | None, limit: int) -> list[SealedSecret]:
-        """See `store.Secrets`."""
+        """See `catalog.Secrets`."""
         if kind == "key":
             query = sa.select(keys.c.id, keys.c.sealed).where(keys.c.id > int(after or 0)).order_by(keys.c.id)
             rows = await self._database.read(lambda conn, _: conn.execute(query.limit(limit)).all())
             return [SealedSecret(kind="key", place=str(row.id), sealed=row.sealed) for row in rows]
         if kind == "stream":
-            declared = sa.select(streams.c.stream).where(streams.c.name > (after or "")).order_by(streams.c.name)
-            found = await self._database.read(lambda conn, _: list(conn.execute(declared.limit(limit)).scalars()))
-            return [SealedSecret(kind="stream", place=stream.name, sealed=stream.sealed) for stream in found]
-        return await self._of_jobs(after or "", limit)
+            by_name = sa.select(streams.c.stream).where(streams.c.name > (after or "")).order_by(streams.c.name)
+            declared = await self._database.read(lambda conn, _: list(conn.execute(by_name.limit(limit)).scalars()))
+            return [SealedSecret(kind="stream", place=stream.name, sealed=stream.sealed) for stream in declared]
+        return await self._page_of_jobs(after or "", limit)
 
-    async def _of_jobs(self, after: str, limit: int) -> list[SealedSecret]:
-        """Looks through the jobs in stretches: where few are told of, a page could be anywhere in the whole log."""
+    async def _page_of_jobs(self, after: str, limit: int) -> list[SealedSecret]:
+        """Scan the jobs in sections: if few of them have targets, a query for one page could read the whole table."""
         while True:
-            rows, end = await self._database.read(lambda conn, _, after=after: _told(conn, after, limit))
+            rows, end = await self._database.read(lambda conn, _, after=after: _scan_jobs(conn, after, limit))
             if rows or end is None:
                 return [SealedSecret(kind="job", place=row.id, sealed=sealed_in(row.deliver)) for row in rows]
             after = end
 
     async def replace(self, old: SealedSecret, sealed: bytes) -> bool:
-        """See `store.Secrets`."""
-        return await self._database.write(lambda tx: _replaced(tx, old, sealed))
+        """See `catalog.Secrets`."""
+        return await self._database.write(lambda tx: _replace(tx, old, sealed))
 
 
-def _told(conn: Connection, after: str, limit: int) -> tuple[Sequence[Row[Any]], str | None]:
-    """Up to `limit` jobs behind `after`, in its stretch, whose end is told; and where that ends, unless it is the last.
+def _scan_jobs(conn: Connection, after: str, limit: int) -> tuple[Sequence[Row[Any]], str | None]:
+    """Return up to `limit` jobs with delivery targets, among the next `MAX_SCANNED_JOBS` jobs after the id `after`.
 
-    What is packed is JSON: a database can tell whether there is something in it.
+    The second value is the last id of that section, or None if it was the last section. The column holds JSON as bytes,
+    so the database itself can tell whether there are targets.
     """
-    is_told = sa.type_coerce(jobs.c.deliver, sa.LargeBinary) != b"[]"
-    behind = sa.select(jobs.c.id).where(jobs.c.id > after).order_by(jobs.c.id)
-    end = conn.execute(behind.offset(STRETCH - 1).limit(1)).scalar_one_or_none()
-    told = behind.add_columns(jobs.c.deliver).where(is_told).limit(limit)
-    return conn.execute(told if end is None else told.where(jobs.c.id <= end)).all(), end
+    has_targets = sa.type_coerce(jobs.c.deliver, sa.LargeBinary) != b"[]"
+    following = sa.select(jobs.c.id).where(jobs.c.id > after).order_by(jobs.c.id)
+    end = conn.execute(following.offset(MAX_SCANNED_JOBS - 1).limit(1)).scalar_one_or_none()
+    query = following.add_columns(jobs.c.deliver).where(has_targets).limit(limit)
+    return conn.execute(query if end is None else query.where(jobs.c.id <= end)).all(), end
 
 
 def sealed_in(deliver: tuple[DeliveryTarget, ...]) -> bytes:
-    """The secret that a job carries; empty where it carries none."""
+    """Return the sealed secret of a job's delivery targets; empty if they have none."""
     return next((to.sealed for to in deliver if to.sealed is not None), b"")
 
 
-def sealed_anew(deliver: tuple[DeliveryTarget, ...], sealed: bytes) -> tuple[DeliveryTarget, ...]:
-    """`deliver` with that secret in the place of the one that it carries."""
+def with_sealed(deliver: tuple[DeliveryTarget, ...], sealed: bytes) -> tuple[DeliveryTarget, ...]:
+    """Return the delivery targets with `sealed` in place of the secret that they have."""
     return tuple(to if to.sealed is None else msgspec.structs.replace(to, sealed=sealed) for to in deliver)
 
 
-def _replaced(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
+def _replace(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
     if old.kind == "key":
-        there = (keys.c.id == int(old.place), keys.c.sealed == old.sealed)
-        return tx.conn.execute(sa.update(keys).where(*there).values(sealed=sealed)).rowcount == 1
+        is_unchanged = (keys.c.id == int(old.place), keys.c.sealed == old.sealed)
+        return tx.conn.execute(sa.update(keys).where(*is_unchanged).values(sealed=sealed)).rowcount == 1
     if old.kind == "stream":
-        return _replaced_at_stream(tx, old, sealed)
-    here = jobs.c.id == old.place
-    deliver = tx.conn.execute(sa.select(jobs.c.deliver).where(here)).scalar_one_or_none() or _NOBODY_IS_TOLD
+        return _replace_in_stream(tx, old, sealed)
+    is_job = jobs.c.id == old.place
+    deliver = tx.conn.execute(sa.select(jobs.c.deliver).where(is_job)).scalar_one_or_none() or _NO_TARGETS
     if sealed_in(deliver) != old.sealed:
         return False
-    tx.conn.execute(sa.update(jobs).where(here).values(deliver=sealed_anew(deliver, sealed)))
+    tx.conn.execute(sa.update(jobs).where(is_job).values(deliver=with_sealed(deliver, sealed)))
     return True
 
 
-def _replaced_at_stream(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
-    """Whoever listens must learn of it: what they have a copy of can be opened for a while only."""
+def _replace_in_stream(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
+    """Replace the address of a stream, and notify: the copies of other processes can be unsealed for a while only."""
     lock(tx, "streams")
-    here = streams.c.name == old.place
-    stream: Stream | None = tx.conn.execute(sa.select(streams.c.stream).where(here)).scalar_one_or_none()
+    is_stream = streams.c.name == old.place
+    stream: Stream | None = tx.conn.execute(sa.select(streams.c.stream).where(is_stream)).scalar_one_or_none()
     if stream is None or stream.sealed != old.sealed:
         return False
-    tx.conn.execute(sa.update(streams).where(here).values(stream=msgspec.structs.replace(stream, sealed=sealed)))
+    tx.conn.execute(sa.update(streams).where(is_stream).values(stream=msgspec.structs.replace(stream, sealed=sealed)))
     bump(tx, "streams")
     return True

@@ -1,4 +1,4 @@
-"""The store on a SQL database: PostgreSQL, or an embedded SQLite file."""
+"""The store in a SQL database: PostgreSQL, or an embedded SQLite file."""
 
 from __future__ import annotations
 
@@ -35,10 +35,13 @@ READY_SECONDS = 2.0
 
 
 class SqlStore:
-    """See `store.Store`. The address is `sqlite:///path` or `postgresql://…`; ValueError for any other."""
+    """A store in a SQL database; see `store.Store`.
+
+    `url` is `sqlite:///PATH` or `postgresql://…`. Raises ValueError for any other scheme.
+    """
 
     def __init__(self, url: str) -> None:
-        self._database = _database(url)
+        self._database = _make_database(url)
         self.jobs = SqlJobs(self._database)
         self.runs = SqlRuns(self._database)
         self.deliveries = SqlDeliveries(self._database)
@@ -52,7 +55,7 @@ class SqlStore:
         self.model_logs = SqlModelLogs(self._database)
 
     def cache(self, bounds: CacheBounds) -> SqlCache:
-        """A cache in a table beside the jobs."""
+        """Return a response cache in a table of this database. It is open while the store is."""
         return SqlCache(self._database, bounds)
 
     async def start(self) -> None:
@@ -64,25 +67,29 @@ class SqlStore:
         await self._database.reshape(migrate_schema)
 
     async def backup(self, path: Path, *, key: bytes | None = None) -> Manifest:
-        """Writes everything, as it is now, into a new file; with the vault's key if it is given. Raises BadBackup."""
-        with write_archive(path) as draft:
-            return await self._database.snapshot(lambda conn: save(conn, draft, key=key))
+        """Write a snapshot of all data to the new file `path`, with the contents of the vault's key file in `key`.
+
+        Other processes may go on. Raises BadBackup, SchemaOutdated.
+        """
+        with write_archive(path) as archive:
+            return await self._database.snapshot(lambda conn: save(conn, archive, key=key))
 
     async def restore(self, path: Path, manifest: Manifest, *, at_end: Callable[[], None] = lambda: None) -> None:
-        """Fills an empty database, in one transaction, from a backup that was checked; calls `at_end` before its end.
-        Raises BadBackup.
+        """Fill an empty database from the backup `path`, whose `manifest` `archive.check` has returned.
+
+        All is one transaction; `at_end` is called before its commit, and undoes it by an exception. Raises BadBackup.
         """
         try:
             await self._database.reshape(lambda conn: fill(conn, path, manifest, at_end=at_end))
         except DBAPIError as error:
-            raise BadBackup(f"The database does not take {path}: {str(error.orig).splitlines()[0]}") from error
+            raise BadBackup(f"The database rejected the rows of {path}: {str(error.orig).splitlines()[0]}") from error
 
     async def ready(self) -> bool:
         """See `store.Store`."""
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await self.versions()
-        except Exception:  # noqa: BLE001 -- whatever it is, it is not ready
+        except Exception:  # noqa: BLE001 -- any failure means that it is not ready
             return False
         return True
 
@@ -105,7 +112,7 @@ class SqlStore:
         await self._database.close()
 
 
-def _database(address: str) -> Database:
+def _make_database(address: str) -> Database:
     url = make_url(address)
     match url.get_backend_name():
         case "sqlite" if url.database:
@@ -117,5 +124,5 @@ def _database(address: str) -> Database:
 
             return Postgres(url)
         case _:
-            msg = f"Signoff keeps its data in postgresql:// or sqlite:///path, not {url.get_backend_name()}."
+            msg = f"The database URL must begin with postgresql:// or sqlite:///PATH (got {url.get_backend_name()})."
             raise ValueError(msg)

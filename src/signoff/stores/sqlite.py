@@ -1,4 +1,4 @@
-"""SQLite: one writer thread a process, and one writing process at a time.
+"""SQLite: one writer thread for each process, and one writing process at a time.
 
 SQLite before 3.51.3 can corrupt a write-ahead log that one connection writes while another checkpoints.
 So every write, checkpoint and close happens under an advisory lock on a file beside the database.
@@ -33,7 +33,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 READERS = 4
-NEWS_POLL_SECONDS = 0.05
+CHANGE_POLL_SECONDS = 0.05
 LOCK_POLL_SECONDS = 0.001
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 TRUNCATE_BYTES = 64 * 1024 * 1024
@@ -41,7 +41,7 @@ TRUNCATE_WAIT_MS = 200
 
 
 class Sqlite:
-    """A file, or a new one. Every function runs in a thread."""
+    """A SQLite file; see `database.Database`. Functions run in a writer thread or in one of the reader threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,22 +57,22 @@ class Sqlite:
             group_limit=GROUP_LIMIT,
             timeout_seconds=WRITE_TIMEOUT_SECONDS,
         )
-        self._news = ChangeFeed()
-        self._watching: asyncio.Task[None] | None = None
+        self._changes = ChangeFeed()
+        self._watcher: asyncio.Task[None] | None = None
         self._lock_file: int | None = None
         self._closed = False
 
     async def start(self) -> None:
-        """Opens the file. Raises SchemaOutdated if it must be made or migrated first."""
+        """Open the file. Raises SchemaOutdated if it does not exist or must be migrated first."""
         if not self._path.exists():
             raise SchemaOutdated(f"There is no database at {self._path}. Run: signoff migrate")
         await self._in_writer_thread(lambda: self._prepare(check_schema))
         self._writer.start()
-        seen = await self._in_writer_thread(lambda: self._pragma("data_version"))
-        self._watching = asyncio.get_running_loop().create_task(self._watch(seen))
+        version = await self._in_writer_thread(lambda: self._pragma("data_version"))
+        self._watcher = asyncio.get_running_loop().create_task(self._watch(version))
 
     async def reshape(self, step: Callable[[Connection], None]) -> None:
-        """See `database.Database`; makes the file if there is none."""
+        """See `database.Database`. Create the file if there is none."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         await self._in_writer_thread(lambda: self._prepare(step))
 
@@ -81,7 +81,7 @@ class Sqlite:
         return await self.snapshot(lambda conn: function(conn, clock_of(conn)))
 
     async def snapshot(self, function: Callable[[Connection], T]) -> T:
-        """See `database.Database`; a reading transaction is a snapshot."""
+        """See `database.Database`. In SQLite, each read transaction is a snapshot."""
 
         def run() -> T:
             with self._reading.connect() as conn:
@@ -98,48 +98,51 @@ class Sqlite:
         return await self._writer.enqueue(operation)
 
     async def count(self, operation: Callable[[Tx], T]) -> T:
-        """See `database.Database`; only one process writes at a time anyway."""
+        """See `database.Database`. Only one process writes at a time anyway, so this is an ordinary write."""
         return await (await self._writer.enqueue(operation))
 
     def listen(self, listener: Listener) -> None:
         """See `store.Store`."""
-        self._news.listen(listener)
+        self._changes.listen(listener)
 
     async def close(self) -> None:
-        """Flushes what waits, and lets the file go; the last one to do so leaves no log behind."""
+        """Write what is queued, and close the file. The last process that does so removes the write-ahead log."""
         if self._closed:
             return
         self._closed = True
         await self._writer.close()
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
         await self._in_writer_thread(self._close)
         self._writer_thread.shutdown()
 
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
-        results, news = await self._in_writer_thread(lambda: self._commit(group))
-        for topic, name in dict.fromkeys(news):
-            self._news.publish(topic, name)
+        results, changes = await self._in_writer_thread(lambda: self._commit(group))
+        for topic, name in dict.fromkeys(changes):
+            self._changes.publish(topic, name)
         return results
 
     async def _in_writer_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer_thread, function)
 
-    async def _watch(self, seen: int) -> None:
-        """Says `any` when another process has written: on the writing connection, `data_version` counts those alone."""
+    async def _watch(self, last_version: int) -> None:
+        """Publish `any` when another process has written.
+
+        On the writer's connection, `data_version` changes only with commits of other connections.
+        """
         while True:
             try:
                 version = await self._in_writer_thread(lambda: self._pragma("data_version"))
-            except Exception as error:  # noqa: BLE001 -- news are lossy; the next look may find more
-                log.warning("could not look whether another process has written", error=repr(error))
-                version = seen
-            if version != seen:
-                self._news.publish("any", "")
-            seen = version
-            await asyncio.sleep(NEWS_POLL_SECONDS)
+            except Exception as error:  # noqa: BLE001 -- notifications may be lost; the next poll may succeed
+                log.warning("change_poll_failed", error=repr(error))
+                version = last_version
+            if version != last_version:
+                self._changes.publish("any", "")
+            last_version = version
+            await asyncio.sleep(CHANGE_POLL_SECONDS)
 
-    # What follows runs in the writer thread.
+    # The following methods run in the writer thread.
 
     def _prepare(self, step: Callable[[Connection], None]) -> None:
         with self._locked():
@@ -153,14 +156,14 @@ class Sqlite:
                 with self._writing.begin() as conn:
                     tx = Tx(conn, clock_of(conn)())
                     results = group(tx)
-            except OperationalError as error:  # the file cannot be written: locked from outside, full, gone
-                log.warning("SQLite cannot write", error=str(error.orig))
-                raise Overloaded("The database cannot write now.") from error
+            except OperationalError as error:  # for example a foreign lock, a full disk, or a deleted file
+                log.warning("sqlite_write_failed", error=str(error.orig))
+                raise Overloaded("The database cannot be written now; try again later.") from error
             self._checkpoint()
         return results, tx.changes
 
     def _checkpoint(self) -> None:
-        """Keeps the log short. A reader who is in the way makes it longer, not anybody's write an error."""
+        """Checkpoint the write-ahead log if it is long. A failure, for example due to a long read, only delays that."""
         try:
             size_bytes = self._wal_path.stat().st_size
             if size_bytes > TRUNCATE_BYTES:
@@ -170,10 +173,10 @@ class Sqlite:
             elif size_bytes > CHECKPOINT_BYTES:
                 self._pragma("wal_checkpoint(PASSIVE)")
         except (OSError, sqlite3.Error) as error:
-            log.warning("could not checkpoint", error=str(error))
+            log.warning("sqlite_checkpoint_failed", error=str(error))
 
     def _pragma(self, pragma: str) -> int:
-        """The first thing that the writing connection answers, outside of any transaction."""
+        """Run a pragma on the writer's connection, outside of transactions, and return the first value it returns."""
         connection = self._writing.raw_connection()
         try:
             row = connection.cursor().execute(f"PRAGMA {pragma}").fetchone()
@@ -202,14 +205,14 @@ class Sqlite:
 
 
 def _wait_for_lock(file: int) -> None:
-    """Raises Overloaded when another process keeps it for too long: it may have been stopped."""
+    """Acquire the lock. Raises Overloaded if another process, perhaps a suspended one, holds it too long."""
     deadline = time.monotonic() + WRITE_TIMEOUT_SECONDS
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise Overloaded("Another process has been writing to the database for too long.") from None
+                raise Overloaded("Another process holds the write lock of the database; try again later.") from None
             time.sleep(LOCK_POLL_SECONDS)
         else:
             return
@@ -221,7 +224,7 @@ def _engine(path: Path, *, begin: str, pool_size: int) -> Engine:
         poolclass=sa.QueuePool,
         pool_size=pool_size,
         max_overflow=0,
-        hide_parameters=True,  # what callers say stays out of the log
+        hide_parameters=True,  # keep callers' data out of the log
         connect_args={"check_same_thread": False, "timeout": WRITE_TIMEOUT_SECONDS},
     )
     pragmas = (
@@ -234,7 +237,7 @@ def _engine(path: Path, *, begin: str, pool_size: int) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver's own, late BEGIN would let two transactions deadlock
+        connection.isolation_level = None  # the driver would begin late, so that two transactions could deadlock
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
 

@@ -1,4 +1,4 @@
-"""Streams that were declared while everything ran, and who leads where one process listens, as SQL."""
+"""Streams that were declared at run time, and the leads of exclusive ones, in SQL."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from signoff.stores.writer import Tx
 
 
 class SqlStreams:
-    """Streams in a database."""
+    """Streams in a SQL database; see `catalog.Streams`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def all(self) -> list[Stream]:
-        """See `store.Streams`."""
+        """See `catalog.Streams`."""
         query = sa.select(streams.c.stream).order_by(streams.c.name)
         return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
 
     async def put(self, stream: Stream) -> None:
-        """See `store.Streams`."""
+        """See `catalog.Streams`."""
 
         def put(tx: Tx) -> None:
             bump(tx, "streams")
@@ -35,18 +35,18 @@ class SqlStreams:
         await self._database.write(put)
 
     async def drop(self, name: str) -> bool:
-        """See `store.Streams`."""
+        """See `catalog.Streams`."""
         delete = sa.delete(streams).where(streams.c.name == name)
         return await self._database.write(lambda tx: change(tx, "streams", delete))
 
     async def acquire_lead(self, name: str, holder: str, seconds: float) -> bool:
-        """See `store.Streams`."""
+        """See `catalog.Streams`."""
 
-        def lead(tx: Tx) -> bool:
+        def acquire(tx: Tx) -> bool:
             until = tx.now + round(seconds * SECOND)
             free = (stream_leads.c.holder == holder) | (stream_leads.c.until < tx.now)
-            taken = sa.update(stream_leads).where(stream_leads.c.name == name, free)
-            if tx.conn.execute(taken.values(holder=holder, until=until)).rowcount == 1:
+            update = sa.update(stream_leads).where(stream_leads.c.name == name, free)
+            if tx.conn.execute(update.values(holder=holder, until=until)).rowcount == 1:
                 return True
             if tx.conn.execute(sa.select(stream_leads.c.name).where(stream_leads.c.name == name)).first():
                 return False
@@ -54,11 +54,11 @@ class SqlStreams:
             return True
 
         try:
-            return await self._database.write(lead)
-        except IntegrityError:  # another process was a moment faster
+            return await self._database.write(acquire)
+        except IntegrityError:  # another process inserted the lead at the same time
             return False
 
     async def release_lead(self, name: str, holder: str) -> None:
-        """See `store.Streams`."""
-        gone = sa.delete(stream_leads).where(stream_leads.c.name == name, stream_leads.c.holder == holder)
-        await self._database.write(lambda tx: tx.conn.execute(gone).rowcount)
+        """See `catalog.Streams`."""
+        delete = sa.delete(stream_leads).where(stream_leads.c.name == name, stream_leads.c.holder == holder)
+        await self._database.write(lambda tx: tx.conn.execute(delete).rowcount)

@@ -1,4 +1,4 @@
-"""Prices and sums of what was used, as SQL."""
+"""Prices and usage reports, in SQL."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from signoff.stores.schema import jobs, past_usage, prices, users
 from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 
-_KEY = ("user_id", "token_id", "target", "model", "door", "status", "cache", "prompt", "prompt_version")
-_SUMS = UsageTotals.__struct_fields__
-_BY = ("hour", *_KEY)
-_PAST = (*_BY, *_SUMS)
-_ADDED = (
+_DIMENSIONS = ("user_id", "token_id", "target", "model", "door", "status", "cache", "prompt", "prompt_version")
+_TOTALS = UsageTotals.__struct_fields__
+_GROUP = ("hour", *_DIMENSIONS)
+_COLUMNS = (*_GROUP, *_TOTALS)
+_SUMMED = (
     "prompt_tokens",
     "cached_tokens",
     "completion_tokens",
@@ -33,168 +33,169 @@ _ADDED = (
     "ttft_us",
     "generation_us",
 )
-_USED_TOKENS = jobs.c.prompt_tokens + jobs.c.completion_tokens > 0
-# A question may be about many rows: others who read have connections of their own left.
-QUESTIONS_AT_ONCE = 2
-TURN_SECONDS = 30.0
+_HAS_TOKENS = jobs.c.prompt_tokens + jobs.c.completion_tokens > 0
+# A report may read many rows. The bound leaves connections of the pool to other reads.
+MAX_PARALLEL_REPORTS = 2
+REPORT_WAIT_SECONDS = 30.0
 
 
 class SqlUsageRecords:
-    """The ledger in a database."""
+    """Prices and usage in a SQL database; see `store.UsageRecords`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._asking = asyncio.Semaphore(QUESTIONS_AT_ONCE)
+        self._report_slots = asyncio.Semaphore(MAX_PARALLEL_REPORTS)
 
     async def prices(self) -> list[Price]:
-        """See `store.Ledger`."""
+        """See `store.UsageRecords`."""
         query = sa.select(*prices.c).order_by(prices.c.model, prices.c.valid_from)
         rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
         return [Price(**row) for row in rows]
 
     async def put_price(self, price: Price) -> None:
-        """See `store.Ledger`."""
+        """See `store.UsageRecords`."""
 
         def put(tx: Tx) -> None:
             bump(tx, "prices")
-            tx.conn.execute(sa.delete(prices).where(*_is(price.model, price.valid_from)))
+            tx.conn.execute(sa.delete(prices).where(*_is_price(price.model, price.valid_from)))
             tx.conn.execute(sa.insert(prices).values({name: getattr(price, name) for name in Price.__struct_fields__}))
 
         await self._database.write(put)
 
     async def drop_price(self, model: str, valid_from: int) -> bool:
-        """See `store.Ledger`."""
-        delete = sa.delete(prices).where(*_is(model, valid_from))
+        """See `store.UsageRecords`."""
+        delete = sa.delete(prices).where(*_is_price(model, valid_from))
         return await self._database.write(lambda tx: change(tx, "prices", delete))
 
     async def record(self, job: Job) -> None:
-        """See `store.Ledger`."""
-        key = {name: getattr(job, name) for name in _KEY} | {"status": STALE}
+        """See `store.UsageRecords`."""
+        dimensions = {name: getattr(job, name) for name in _DIMENSIONS} | {"status": STALE}
 
-        def keep(tx: Tx) -> None:
-            sums = msgspec.structs.asdict(totals_of(job)) | {"jobs": 0}
-            tx.conn.execute(sa.insert(past_usage).values({"hour": tx.now // HOUR_US * HOUR_US} | key | sums))
+        def insert(tx: Tx) -> None:
+            totals = msgspec.structs.asdict(totals_of(job)) | {"jobs": 0}
+            tx.conn.execute(sa.insert(past_usage).values({"hour": tx.now // HOUR_US * HOUR_US} | dimensions | totals))
 
-        await self._database.write(keep)
+        await self._database.write(insert)
 
     async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
-        """See `store.Ledger`."""
-        report = _report(query)
+        """See `store.UsageRecords`."""
+        statement = _report_statement(query)
         try:
-            async with asyncio.timeout(TURN_SECONDS):
-                await self._asking.acquire()
+            async with asyncio.timeout(REPORT_WAIT_SECONDS):
+                await self._report_slots.acquire()
         except TimeoutError:
-            raise Overloaded("Too many ask what was used.") from None
+            raise Overloaded("Too many usage reports run at the same time; try again later.") from None
         try:
-            rows = await self._database.read(lambda conn, _: conn.execute(report).mappings().all())
+            rows = await self._database.read(lambda conn, _: conn.execute(statement).mappings().all())
         finally:
-            self._asking.release()
-        lines = [_line(row, query) for row in rows if query.by and row["jobs"] is not None]
-        return lines, UsageTotals(**{name: rows[0][f"all_{name}"] for name in _SUMS})
+            self._report_slots.release()
+        usage = [_row_of(row, query) for row in rows if query.by and row["jobs"] is not None]
+        return usage, UsageTotals(**{name: rows[0][f"all_{name}"] for name in _TOTALS})
 
 
-def keep_sums(tx: Tx, job_ids: Sequence[str]) -> None:
-    """Adds the jobs that are about to be forgotten to the sums of their hours."""
-    new = tx.conn.execute(_by_hour(jobs.c.id.in_(job_ids))).all()
+def add_to_past_usage(tx: Tx, job_ids: Sequence[str]) -> None:
+    """Add jobs that are about to be deleted to the sums of their hours."""
+    new = tx.conn.execute(_jobs_by_hour(jobs.c.id.in_(job_ids))).all()
     same = [past_usage.c[name].in_({getattr(row, name) for row in new}) for name in ("hour", "token_id", "model")]
-    old = tx.conn.execute(sa.delete(past_usage).where(*same).returning(*(past_usage.c[name] for name in _PAST))).all()
+    columns = [past_usage.c[name] for name in _COLUMNS]
+    old = tx.conn.execute(sa.delete(past_usage).where(*same).returning(*columns)).all()
     sums = dict[tuple[Any, ...], tuple[int, ...]]()
     for row in (*old, *new):
-        key, more = tuple(row[: len(_BY)]), row[len(_BY) :]
-        sums[key] = tuple(map(add, sums[key], more)) if key in sums else tuple(more)
-    tx.conn.execute(sa.insert(past_usage), [dict(zip(_PAST, key + sum_, strict=True)) for key, sum_ in sums.items()])
+        group, totals = tuple(row[: len(_GROUP)]), row[len(_GROUP) :]
+        sums[group] = tuple(map(add, sums[group], totals)) if group in sums else tuple(totals)
+    rows = [dict(zip(_COLUMNS, group + totals, strict=True)) for group, totals in sums.items()]
+    tx.conn.execute(sa.insert(past_usage), rows)
 
 
-def _by_hour(*which: ColumnElement[bool]) -> sa.Select[Any]:
-    """The jobs in sums of an hour and of all that they can be told apart by."""
+def _jobs_by_hour(*conditions: ColumnElement[bool]) -> sa.Select[Any]:
+    """Return a query for the totals of the jobs that match, grouped by hour and all dimensions."""
     hour = (jobs.c.created_at // HOUR_US * HOUR_US).label("hour")
-    key = [jobs.c[name] for name in _KEY]
-    return sa.select(hour, *key, *_sums_of_jobs()).where(*which).group_by(hour, *key)
+    dimensions = [jobs.c[name] for name in _DIMENSIONS]
+    return sa.select(hour, *dimensions, *_totals_of_jobs()).where(*conditions).group_by(hour, *dimensions)
 
 
-def _sums_of_jobs() -> list[ColumnElement[int]]:
-    unpriced = sa.case((jobs.c.cost_nanodollars.is_(None) & _USED_TOKENS, 1), else_=0)
+def _totals_of_jobs() -> list[ColumnElement[int]]:
+    unpriced = sa.case((jobs.c.cost_nanodollars.is_(None) & _HAS_TOKENS, 1), else_=0)
     timed = sa.case((jobs.c.generation_us.is_not(None), 1), else_=0)
     return [
         sa.func.count().label("jobs"),
-        _whole(unpriced).label("unpriced"),
-        _whole(timed).label("timed"),
-        *(_whole(jobs.c[name]).label(name) for name in _ADDED),
+        _sum(unpriced).label("unpriced"),
+        _sum(timed).label("timed"),
+        *(_sum(jobs.c[name]).label(name) for name in _SUMMED),
     ]
 
 
-def _whole(column: ColumnElement[Any]) -> ColumnElement[int]:
-    """The sum as a whole number: PostgreSQL's of big ones would be decimal."""
+def _sum(column: ColumnElement[Any]) -> ColumnElement[int]:
+    """Return the sum of a column as an integer. PostgreSQL would return a decimal for a bigint column."""
     return sa.cast(sa.func.coalesce(sa.func.sum(column), 0), sa.BigInteger)
 
 
-def _report(question: UsageQuery) -> sa.Select[Any]:
-    """A page of lines, each beside the sum of all; in one statement, which sees one moment."""
-    used = _everything(question)
-    lines = _lines(question, used).subquery("lines")
-    total = sa.select(*(_whole(used.c[name]).label(f"all_{name}") for name in _SUMS)).subquery("total")
-    in_order = [lines.c[f"by_{name}"] for name in question.by]
-    return (
-        sa.select(*lines.c, *total.c).select_from(total.outerjoin(lines, sa.true())).order_by(*_nulls_first(in_order))
-    )
+def _report_statement(query: UsageQuery) -> sa.Select[Any]:
+    """Return a query for a page of rows, each with the totals of all: one statement reads one snapshot."""
+    usage = _usage(query)
+    page = _page(query, usage).subquery("page")
+    total = sa.select(*(_sum(usage.c[name]).label(f"all_{name}") for name in _TOTALS)).subquery("total")
+    order = _nulls_first([page.c[f"by_{name}"] for name in query.by])
+    return sa.select(*page.c, *total.c).select_from(total.outerjoin(page, sa.true())).order_by(*order)
 
 
-def _everything(question: UsageQuery) -> sa.CTE:
-    """The sums by the hour of the jobs that are kept, and of those that were."""
-    now = _by_hour(*_within(question, jobs.c.created_at, jobs.c), jobs.c.id >= _oldest_id(question.since))
-    past = sa.select(*(past_usage.c[name] for name in _PAST))
-    past = past.where(*_within(question, past_usage.c.hour, past_usage.c))
-    return sa.union_all(now, past).cte("used")
+def _usage(query: UsageQuery) -> sa.CTE:
+    """Return the usage by hour of stored and of deleted jobs."""
+    present = _jobs_by_hour(*_conditions(query, jobs.c.created_at, jobs.c), jobs.c.id >= _oldest_id(query.since))
+    past = sa.select(*(past_usage.c[name] for name in _COLUMNS))
+    past = past.where(*_conditions(query, past_usage.c.hour, past_usage.c))
+    return sa.union_all(present, past).cte("usage")
 
 
 def _oldest_id(since: int) -> str:
-    """What the ids of jobs begin with that were written since then; most were made in the same second, all in a day.
+    """Return a lower bound for the ids of jobs created since then, so that the primary key limits the scan.
 
-    Ids are UUIDs whose first 48 bits are milliseconds since 1970 (RFC 9562, version 7), and the key of the rows.
+    Ids are UUIDs whose first 48 bits are milliseconds since 1970 (RFC 9562, version 7). A job's row may be written up
+    to a day after its id was generated.
     """
     milliseconds = max(0, since - DAY_US) // 1000
     return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}"
 
 
-def _within(question: UsageQuery, time: ColumnElement[int], columns: Any) -> list[ColumnElement[bool]]:
-    found = [time >= question.since // HOUR_US * HOUR_US]
-    if question.until is not None:
-        found.append(time < -(-question.until // HOUR_US) * HOUR_US)
-    if question.user_id is not None:
-        found.append(columns.user_id == question.user_id)
-    if question.model is not None:
-        found.append(columns.model == question.model)
-    return found
+def _conditions(query: UsageQuery, time: ColumnElement[int], columns: Any) -> list[ColumnElement[bool]]:
+    conditions = [time >= query.since // HOUR_US * HOUR_US]
+    if query.until is not None:
+        conditions.append(time < -(-query.until // HOUR_US) * HOUR_US)
+    if query.user_id is not None:
+        conditions.append(columns.user_id == query.user_id)
+    if query.model is not None:
+        conditions.append(columns.model == query.model)
+    return conditions
 
 
-def _lines(question: UsageQuery, used: sa.CTE) -> sa.Select[Any]:
-    dimensions = [_dimension(name, used).label(f"by_{name}") for name in question.by]
-    sums = (_whole(used.c[name]).label(name) for name in _SUMS)
-    source = sa.outerjoin(used, users, users.c.id == used.c.user_id) if "user" in question.by else used
-    query = sa.select(*dimensions, *sums).select_from(source)
-    return query.group_by(*dimensions).order_by(*_nulls_first(dimensions)).offset(question.offset).limit(question.limit)
+def _page(query: UsageQuery, usage: sa.CTE) -> sa.Select[Any]:
+    dimensions = [_dimension(name, usage).label(f"by_{name}") for name in query.by]
+    totals = (_sum(usage.c[name]).label(name) for name in _TOTALS)
+    source = sa.outerjoin(usage, users, users.c.id == usage.c.user_id) if "user" in query.by else usage
+    page = sa.select(*dimensions, *totals).select_from(source).group_by(*dimensions)
+    return page.order_by(*_nulls_first(dimensions)).offset(query.offset).limit(query.limit)
 
 
 def _nulls_first(columns: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
     return [column.nulls_first() for column in columns]
 
 
-def _dimension(name: Dimension, used: sa.CTE) -> ColumnElement[Any]:
+def _dimension(name: Dimension, usage: sa.CTE) -> ColumnElement[Any]:
     match name:
         case "user":
             return users.c.email
         case "token":
-            return used.c.token_id
+            return usage.c.token_id
         case "day":
-            return used.c.hour // DAY_US * DAY_US
+            return usage.c.hour // DAY_US * DAY_US
         case _:
-            return used.c[name]
+            return usage.c[name]
 
 
-def _line(row: sa.RowMapping, question: UsageQuery) -> UsageRow:
-    of = {name: row[f"by_{name}"] for name in question.by}
-    return UsageRow(dimensions=of, totals=UsageTotals(**{name: row[name] for name in _SUMS}))
+def _row_of(row: sa.RowMapping, query: UsageQuery) -> UsageRow:
+    dimensions = {name: row[f"by_{name}"] for name in query.by}
+    return UsageRow(dimensions=dimensions, totals=UsageTotals(**{name: row[name] for name in _TOTALS}))
 
 
-def _is(model: str, valid_from: int) -> list[ColumnElement[bool]]:
+def _is_price(model: str, valid_from: int) -> list[ColumnElement[bool]]:
     return [prices.c.model == model, prices.c.valid_from == valid_from]

@@ -1,4 +1,4 @@
-"""A number for each thing that processes keep a copy of; it grows with every change."""
+"""Version numbers of what processes keep copies of; each change increments one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from signoff.stores.writer import Tx
 
 
 def lock(tx: Tx, topic: Topic) -> None:
-    """Until this transaction ends nobody else changes what `topic` is about. To be asked for before any of its rows:
-    who changes them counts that, and two who did so in different orders would wait for each other.
+    """Lock the version of `topic`, so that no other transaction changes what it stands for before this one ends.
+
+    Call it before touching any row of the topic: transactions that lock in different orders could deadlock.
     """
     tx.conn.execute(sa.select(versions.c.version).where(versions.c.topic == topic).with_for_update())
 
 
 def change(tx: Tx, topic: Topic, statement: sa.Update | sa.Delete) -> bool:
-    """Runs what changes one row of `topic`, in its turn, and counts that; whether there was such a row."""
+    """Lock `topic` and execute a statement that changes one row; if there is such a row, increment and return True."""
     lock(tx, topic)
     is_changed = tx.conn.execute(statement).rowcount == 1
     if is_changed:
@@ -26,7 +27,7 @@ def change(tx: Tx, topic: Topic, statement: sa.Update | sa.Delete) -> bool:
 
 
 def bump(tx: Tx, topic: Topic) -> int:
-    """Counts a change of `topic`, tells of it, and gives the new number; 0 where nothing counts it."""
+    """Increment the version of `topic`, notify listeners, and return the new version; 0 for a topic without one."""
     update = sa.update(versions).where(versions.c.topic == topic).values(version=versions.c.version + 1)
     tx.changes.append((topic, ""))
     return tx.conn.execute(update.returning(versions.c.version)).scalar_one_or_none() or 0

@@ -1,4 +1,4 @@
-"""Group commit without a timer: a flush starts when the last one ends, and takes everything that waits."""
+"""Group commit without a timer: when a transaction ends, the next one starts with all operations that wait."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ log = structlog.get_logger()
 
 
 class Tx(msgspec.Struct):
-    """One transaction: its connection, the database's time at its start, and the news to tell once it is committed."""
+    """A transaction.
+
+    `now` is the database's time at its start, in microseconds. `changes` are the notifications to publish when it is
+    committed.
+    """
 
     conn: Connection
     now: int
@@ -29,16 +33,16 @@ class Tx(msgspec.Struct):
     _added: dict[Table, list[dict[str, Any]]] = {}
 
     def add(self, table: Table, row: dict[str, Any]) -> None:
-        """Inserts a row, together with those of the whole group: at its end, or when somebody calls `flush`."""
+        """Add a row. It is inserted with those of the whole group, at its end or when an operation calls `flush`."""
         self._added.setdefault(table, []).append(row)
 
     def flush(self) -> None:
-        """Inserts what was added so far."""
+        """Insert the rows that were added so far."""
         added, self._added = self._added, {}
         for table, rows in added.items():
-            text, names, packed = _insert(table, self.conn.dialect)
+            text, names, json_names = _insert_statement(table, self.conn.dialect)
             for row in rows:
-                row.update((name, msgspec.json.encode(row[name])) for name in packed if row.get(name) is not None)
+                row.update((name, msgspec.json.encode(row[name])) for name in json_names if row.get(name) is not None)
             self.conn.exec_driver_sql(text, [tuple(map(row.get, names)) for row in rows])
 
 
@@ -48,14 +52,14 @@ RunGroup = Callable[[Callable[[Tx], list[Any]]], Awaitable[list[Any]]]
 
 
 class Writer:
-    """Collects operations and commits them in groups.
+    """A queue of operations that are committed in groups.
 
-    An operation that raises a SignoffError must do so before it writes; it fails alone. After any other error the
-    group is rolled back and run again in halves, until only the culprit fails: so an operation may run more than once.
-    One whose caller has left before it runs is left out.
+    An operation that raises a SignoffError must do so before it writes; it fails alone. After any other error the group
+    is rolled back, and its halves run separately, until only the faulty operation fails. So an operation may run more
+    than once. An operation whose caller was cancelled before it runs is skipped.
 
     `run_group` runs a function in a transaction and commits it. It raises what the function raises, or a SignoffError
-    when it is the database that cannot: that is everybody's error, and nothing is run again.
+    if the database is at fault: then all operations of the group fail with it, and none runs again.
     """
 
     def __init__(self, run_group: RunGroup, *, waiting_limit: int, group_limit: int, timeout_seconds: float) -> None:
@@ -67,19 +71,19 @@ class Writer:
         self._closed = False
 
     def start(self) -> None:
-        """Begins to flush."""
+        """Start the task that commits groups."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def write(self, operation: Callable[[Tx], T]) -> T:
-        """The result of `operation`, committed. Raises Overloaded when that takes too long."""
+        """Run `operation` and return its result when it is committed. Raises Overloaded if that takes too long."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await (await self.enqueue(operation))
         except TimeoutError:
-            raise Overloaded("The database did not take the write in time.") from None
+            raise Overloaded("The database did not commit the write in time; try again later.") from None
 
     async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
-        """A future of the result; waits only while too much is waiting already. Raises Overloaded once closed."""
+        """Queue `operation` when there is room, and return a future of its result. Raises Overloaded if closed."""
         if self._closed:
             raise Overloaded("The database was closed.")
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -87,62 +91,62 @@ class Writer:
         return done
 
     async def close(self) -> None:
-        """Takes no more, and flushes what waits."""
+        """Accept no more operations, and commit those that wait."""
         self._closed = True
         if self._task is not None and not self._task.done():
-            await self._waiting.put(_nothing())  # wakes it up
+            await self._waiting.put(_no_operation())  # to end the wait of the task
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
         while not self._closed or not self._waiting.empty():
             await self._flush([await self._waiting.get()])
-            await asyncio.sleep(0)  # whoever waited for room comes in
+            await asyncio.sleep(0)  # let callers that waited for a full queue put their operations
 
     async def _flush(self, group: list[Waiting]) -> None:
         while len(group) < self._group_limit and not self._waiting.empty():
             group.append(self._waiting.get_nowait())
-        wanted = [(operation, done) for operation, done in group if not done.cancelled()]
-        if wanted:
-            _tell(wanted, await self._results(wanted))
+        pending = [(operation, done) for operation, done in group if not done.cancelled()]
+        if pending:
+            _resolve(pending, await self._commit(pending))
 
-    async def _results(self, group: Sequence[Waiting]) -> list[Any]:
+    async def _commit(self, group: Sequence[Waiting]) -> list[Any]:
         try:
-            return await self._run_group(lambda tx: _all(tx, group))
+            return await self._run_group(lambda tx: _run_all(tx, group))
         except SignoffError as error:
             return [error] * len(group)
-        except Exception as error:  # noqa: BLE001 -- whatever it was, each operation gets its own result
+        except Exception as error:  # noqa: BLE001 -- each operation gets its own result
             if len(group) == 1:
                 return [error]
-            log.debug("a group failed; its halves run one by one", error=repr(error), operations=len(group))
+            log.debug("write_group_split", error=repr(error), operations=len(group))
         half = len(group) // 2
-        return [*await self._results(group[:half]), *await self._results(group[half:])]
+        return [*await self._commit(group[:half]), *await self._commit(group[half:])]
 
 
-def _nothing() -> Waiting:
+def _no_operation() -> Waiting:
     done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     done.cancel()
     return lambda _: None, done
 
 
-def _all(tx: Tx, group: Sequence[Waiting]) -> list[Any]:
-    results = [None if done.cancelled() else _one(tx, operation) for operation, done in group]
+def _run_all(tx: Tx, group: Sequence[Waiting]) -> list[Any]:
+    results = [None if done.cancelled() else _run_one(tx, operation) for operation, done in group]
     tx.flush()
     return results
 
 
-def _one(tx: Tx, operation: Operation) -> Any:
+def _run_one(tx: Tx, operation: Operation) -> Any:
     try:
         return operation(tx)
     except SignoffError as error:
         return error
 
 
-def _tell(group: Sequence[Waiting], results: Sequence[Any]) -> None:
+def _resolve(group: Sequence[Waiting], results: Sequence[Any]) -> None:
     for (_, done), result in zip(group, results, strict=True):
         if done.cancelled():
             continue
         if isinstance(result, SQLAlchemyError):
-            log.error("a write failed", error=str(result))
+            log.error("write_failed", error=str(result))
         if isinstance(result, BaseException):
             done.set_exception(result)
         else:
@@ -150,10 +154,10 @@ def _tell(group: Sequence[Waiting], results: Sequence[Any]) -> None:
 
 
 @lru_cache(maxsize=64)
-def _insert(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """The statement for whole rows, the columns in its order, and those that are packed.
+def _insert_statement(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return the statement that inserts whole rows, its columns in order, and those whose values are JSON.
 
-    SQLAlchemy would look at each value of each row; that costs as much as all else that a row takes.
+    It goes to the driver directly: SQLAlchemy's processing of each value would double the cost of a row.
     """
     statement = insert(table).values({column.name: bindparam(column.name) for column in table.c})
     compiled = statement.compile(dialect=dialect)

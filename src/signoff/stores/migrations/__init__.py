@@ -1,4 +1,4 @@
-"""The schema's history, and what is done with it: bring up to date, and check."""
+"""Migrations of the database schema, and the functions that apply and check them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from signoff.errors import SchemaOutdated
 
 
 def migrate_schema(conn: Connection, revision: str = "head") -> None:
-    """Brings the schema up to date, or up to an older revision, inside the transaction of `conn`."""
+    """Migrate the schema to the newest revision, or to an older one, in the transaction of `conn`."""
     if revision == "head" and current(conn) == _newest():
         return
     config = _config()
@@ -24,21 +24,21 @@ def migrate_schema(conn: Connection, revision: str = "head") -> None:
 
 
 def check_schema(conn: Connection) -> None:
-    """Raises SchemaOutdated, naming the command that helps, if the schema is not the newest."""
-    found = current(conn)
-    if found != _newest():
+    """Raise SchemaOutdated, with the command that helps, unless the schema has the newest revision."""
+    revision = current(conn)
+    if revision != _newest():
         raise SchemaOutdated(
-            f"The database is at revision {found}, this version needs {_newest()}. Run: signoff migrate"
+            f"The database has schema revision {revision}, but this version needs {_newest()}. Run: signoff migrate"
         )
 
 
 def current(conn: Connection) -> str | None:
-    """The revision that the database is at; None for an empty one."""
+    """Return the revision of the database's schema; None if the database is empty."""
     return MigrationContext.configure(conn).get_current_revision()
 
 
 def is_known(revision: str) -> bool:
-    """Whether this version has, or once had, this schema."""
+    """Return True if this version of Signoff knows the revision, so that it can migrate from there."""
     return revision in {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
 
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that was handed in."""
+"""The entry point of Alembic, which runs the migrations on the connection in its configuration."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""The first schema: jobs and their events, decisions, deliveries, people, models."""
+"""Create the first schema: jobs with their events, decisions and deliveries, people, and models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Makes the tables."""
+    """Create the tables."""
     op.create_table(
         "decisions",
         sa.Column("job_id", sa.Text(), nullable=False),

@@ -1,4 +1,4 @@
-"""Tokens, cost and times of every job; prices; and the sums of jobs that are kept no longer."""
+"""Add tokens, cost and times of jobs, prices, and the usage of deleted jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SUMS = ("jobs", "unpriced", "timed", *_TOKENS, "cost_nanodollars", *_TIMES)
 
 
 def upgrade() -> None:
-    """Adds them."""
+    """Add the columns and the tables."""
     for name in _TOKENS:
         op.add_column("jobs", sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
     for name in ("cost_nanodollars", *_TIMES):

@@ -1,4 +1,4 @@
-"""The cache: signed-off answers under their keys, and what became of it for each job."""
+"""Add the response cache, and its outcome for each job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Makes the table, and the columns."""
+    """Create the table and add the columns."""
     op.create_table(
         "cached",
         sa.Column("key", sa.Text(), nullable=False),

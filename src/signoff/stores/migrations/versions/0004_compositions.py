@@ -1,4 +1,4 @@
-"""Prompts, pipelines and functions; jobs say which prompt they were made of."""
+"""Add prompts, pipelines and functions, and the prompt of each job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Makes the tables."""
+    """Create the tables and add the columns."""
     op.create_table(
         "compositions",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),

@@ -1,4 +1,4 @@
-"""Limits, and what was used of them."""
+"""Add limits and their counters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Makes the tables, and counts the changes of limits."""
+    """Create the tables, and the version of the topic `limits`."""
     op.create_table(
         "limits",
         sa.Column("name", sa.Text(), nullable=False),

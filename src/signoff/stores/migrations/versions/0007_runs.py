@@ -1,4 +1,4 @@
-"""Runs of pipelines: jobs that are steps of another, and the calls of functions."""
+"""Add pipeline runs: jobs that are steps of another job, and calls of functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = {
 
 
 def upgrade() -> None:
-    """Adds the columns, the table and their indexes."""
+    """Add the columns, the table and the indexes."""
     for name, kind in COLUMNS.items():
         op.add_column("jobs", sa.Column(name, kind, nullable=True))
     for name, columns, condition in (

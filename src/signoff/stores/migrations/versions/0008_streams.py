@@ -1,4 +1,4 @@
-"""Streams that are declared at run time, and who listens to them."""
+"""Add streams that are declared at run time, and the leads of exclusive ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0007"
 
 
 def upgrade() -> None:
-    """Makes the tables."""
+    """Create the tables."""
     op.create_table(
         "streams",
         sa.Column("name", sa.Text(), nullable=False),

@@ -1,4 +1,4 @@
-"""Upstream keys of users, which jobs and tokens name; the logs of models."""
+"""Add upstream keys of users for jobs and tokens, and the logs of models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0008"
 
 
 def upgrade() -> None:
-    """Adds columns and a table."""
+    """Add the columns, the indexes and the table."""
     op.add_column("jobs", sa.Column("key_id", sa.Integer(), nullable=True))
     op.add_column("tokens", sa.Column("key_id", sa.Integer(), nullable=True))
     op.add_column("keys", sa.Column("is_shared", sa.Boolean(), nullable=False, server_default=sa.false()))

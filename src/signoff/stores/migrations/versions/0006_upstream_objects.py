@@ -1,4 +1,4 @@
-"""Jobs know what their answers made at their upstreams."""
+"""Add the id of the object that an answer left at its upstream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Adds the column and its index."""
+    """Add the column and its index."""
     op.add_column("jobs", sa.Column("made", sa.Text(), nullable=True))
     where = sa.text("made IS NOT NULL")
     op.create_index("jobs_by_made", "jobs", ["made", "id"], sqlite_where=where, postgresql_where=where)
