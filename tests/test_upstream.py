@@ -16,7 +16,7 @@ from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines import openai
 from signoff.engines.openai import OpenAIEngine
-from signoff.engines.upstream import Sent, UpstreamClient
+from signoff.engines.upstream import UpstreamClient, UpstreamRequest
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
 
 pytestmark = pytest.mark.anyio
@@ -144,7 +144,7 @@ async def test_a_stream_without_its_last_event_is_cut(
 
 async def ask_beyond(upstream: UpstreamClient, url: str) -> list[Chunk]:
     """All chunks of what an endpoint whose shape is not known streams."""
-    sent = Sent("POST", url, b"{}", {})
+    sent = UpstreamRequest("POST", url, b"{}", {})
     async with asyncio.timeout(10):
         return [chunk async for chunk in upstream.ask(sent, timeouts=PATIENT, stream=True, json_only=False)]
 
