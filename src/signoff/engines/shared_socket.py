@@ -69,7 +69,7 @@ async def connect_socket(
         try:
             await client.read_responses()
         finally:
-            client.close_crashed("stopped before it answered, because the server process that owned it ended.")
+            client.close_crashed("stopped before it answered: the server process that owned it ended.")
             writer.close()
 
     start_task(read_responses())
