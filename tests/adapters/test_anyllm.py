@@ -213,7 +213,7 @@ async def test_a_provider_that_there_is_not_is_told_so() -> None:
     engine = AnyLLMEngine()
     with pytest.raises(ModelFailed, match="nobody"):
         await said_by(engine, upstream_model="nobody/x")
-    with pytest.raises(ModelFailed, match="where no model may be"):
+    with pytest.raises(ModelFailed, match="in a range that is closed to models"):
         await said_by(AnyLLMEngine(FakeResolver(["169.254.169.254"])), url="http://model.example")
     await engine.close()
     assert model_fault(Model(name="m", kind="anyllm")) is not None

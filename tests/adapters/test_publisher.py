@@ -48,7 +48,7 @@ class Line:
 async def test_all_who_ask_at_once_have_one_connection() -> None:
     lines = Lines()
     async with asyncio.TaskGroup() as group:
-        asking = [group.create_task(lines.out.connected()) for _ in range(10)]
+        asking = [group.create_task(lines.out.get()) for _ in range(10)]
     assert {task.result() for task in asking} == {*lines.made}
     assert [line.state for line in lines.made] == ["connected"]
 
@@ -56,17 +56,17 @@ async def test_all_who_ask_at_once_have_one_connection() -> None:
 @pytest.mark.parametrize("by", ["its watch", "whoever used it"])
 async def test_one_that_is_lost_is_stopped_before_there_is_another(by: str) -> None:
     lines = Lines()
-    first = await lines.out.connected()
+    first = await lines.out.get()
     if by == "its watch":
         first.watch.fail(ConnectionError("cut"))
     else:
-        lines.out.lost(first)
-    second = await lines.out.connected()
+        lines.out.mark_lost(first)
+    second = await lines.out.get()
     assert [line.state for line in lines.made] == ["stopped", "connected"]
     # what is said of the first one late is not said of the second
-    lines.out.lost(first)
+    lines.out.mark_lost(first)
     first.watch.fail(ConnectionError("cut"))
-    assert await lines.out.connected() is second
+    assert await lines.out.get() is second
 
 
 async def test_one_that_does_not_connect_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,16 +74,16 @@ async def test_one_that_does_not_connect_is_stopped(monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patched:
         patched.setattr(Line, "refuses", True)
         with pytest.raises(ConnectionRefusedError):
-            await lines.out.connected()
-    await lines.out.connected()
+            await lines.out.get()
+    await lines.out.get()
     assert [line.state for line in lines.made] == ["stopped", "connected"]
 
 
 async def test_after_its_end_there_is_no_other() -> None:
     lines = Lines()
     async with asyncio.TaskGroup() as group:
-        group.create_task(lines.out.connected())
+        group.create_task(lines.out.get())
         group.create_task(lines.out.close())
     with pytest.raises(ConnectionError):
-        await lines.out.connected()
+        await lines.out.get()
     assert [line.state for line in lines.made] in ([], ["stopped"])

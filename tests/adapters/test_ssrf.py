@@ -42,7 +42,7 @@ async def test_a_name_of_a_private_address_is_connected_to_there() -> None:
 async def test_a_name_that_stands_for_metadata_at_that_moment_is_refused(address: str) -> None:
     async with fake_upstream() as fake:
         url = fake.at("mirror").replace("127.0.0.1", "model.example")
-        with pytest.raises(ModelFailed, match="where no model may be") as raised:
+        with pytest.raises(ModelFailed, match="in a range that is closed to models") as raised:
             await post(url, FakeResolver([address]))
         assert not raised.value.retryable
         assert fake.requests == []
@@ -89,4 +89,4 @@ async def test_a_look_at_a_models_health_is_guarded_as_well(tmp_path: Path) -> N
         detail = "169.254.169.254 is a link-local, multicast or metadata address; a model needs another one."
         assert found["health"] == {"ok": False, "detail": detail}
         status, told = await server.ask("POST", "/post/predict?id=m", await server.token(), json={})
-        assert (status, told) == (502, {"content": "The model's address is one where no model may be."})
+        assert (status, told) == (502, {"content": "The model's address is one in a range that is closed to models."})

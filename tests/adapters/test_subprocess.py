@@ -273,7 +273,7 @@ async def test_a_model_that_keeps_crashing_rests_longer_each_time(
     broken.touch()
     fragile = model("--broken", str(broken), start_seconds=1.5)
     messages = set[str]()
-    while not any("keeps failing; it rests for 2.0 s" in message for message in messages):
+    while not any("keeps failing. Retry in 2.0 s" in message for message in messages):
         with pytest.raises(ModelUnreachable) as raised:
             await ask(engine, fragile)
         messages.add(raised.value.message)

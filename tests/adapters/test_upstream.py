@@ -17,7 +17,7 @@ from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines import openai
 from signoff.engines.openai import OpenAIEngine
-from signoff.engines.upstream import Sent, UpstreamClient
+from signoff.engines.upstream import UpstreamClient, UpstreamRequest
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
 
 pytestmark = pytest.mark.anyio
@@ -145,7 +145,7 @@ async def test_a_stream_without_its_last_event_is_cut(
 
 async def ask_beyond(upstream: UpstreamClient, url: str) -> list[Chunk]:
     """All chunks of what an endpoint whose shape is not known streams."""
-    sent = Sent("POST", url, b"{}", {})
+    sent = UpstreamRequest("POST", url, b"{}", {})
     async with asyncio.timeout(LIMIT_SECONDS):
         return [chunk async for chunk in upstream.ask(sent, timeouts=PATIENT, stream=True, json_only=False)]
 
@@ -267,7 +267,7 @@ async def test_an_error_in_a_stream_is_raised_after_what_came_before(
         ("hang-before-headers", Timeouts(first_byte_seconds=0.1), "did not begin within 0.1 s"),
         ("hang-before-headers", Timeouts(total_seconds=0.1), "took more than 0.1 s"),
         ("slow-headers", Timeouts(first_byte_seconds=0.1), "did not begin within 0.1 s"),
-        ("hang-after-headers", Timeouts(first_byte_seconds=0.1, between_chunks_seconds=0.01), "did not begin"),
+        ("hang-after-headers", Timeouts(first_byte_seconds=0.1, between_chunks_seconds=0.01), "did not start to answer"),
         ("hang-mid-stream", Timeouts(between_chunks_seconds=0.1), "sent nothing for 0.1 s"),
         ("hang-mid-body", Timeouts(between_chunks_seconds=0.1), "sent nothing for 0.1 s"),
         ("hang-mid-stream", Timeouts(total_seconds=0.1), "took more than 0.1 s"),

@@ -52,7 +52,7 @@ async def _asked(ports: tuple[int, int], token: str) -> None:
         os.kill(pid, signal.SIGKILL)
         for status, told in await _at_once(waiting):
             assert status == 502
-            assert "ended with status 137 before it had answered" in told["content"]
+            assert "ended with status 137 before it answered" in told["content"]
         again = await _at_once([ask(number) for number in range(2)])
         assert [status for status, _ in again] == [200, 200]
         assert {told["pid"] for _, told in again} != {pid}

@@ -18,7 +18,7 @@ async def an_engine(run_dir: Path, heard: list[str] | None = None, **more: Any) 
     lines = [] if heard is None else heard
     upstream = UpstreamClient(now=time.time)
     await upstream.start()
-    engine = SubprocessEngine(upstream, run_dir, tell=lambda _, line: lines.append(line), **more)
+    engine = SubprocessEngine(upstream, run_dir, on_log_line=lambda _, line: lines.append(line), **more)
     await engine.start()
     try:
         yield engine

@@ -85,8 +85,8 @@ async def test_a_line_is_in_the_store_a_moment_later_and_at_the_end() -> None:
 async def test_lines_wait_for_a_store_that_is_away_and_too_many_are_dropped_loudly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logs, "WAITING_LINES", 50)
-    monkeypatch.setattr(logs, "GATHER_SECONDS", 0.01)
+    monkeypatch.setattr(logs, "MAX_PENDING_LINES", 50)
+    monkeypatch.setattr(logs, "BATCH_SECONDS", 0.01)
     store = a_store()
     with capture_logs() as said:
         async with written(store) as here:
@@ -95,7 +95,7 @@ async def test_lines_wait_for_a_store_that_is_away_and_too_many_are_dropped_loud
                 here.add("m", "info", str(number))
 
             async def complained() -> Any:
-                return [line for line in said if line["event"].startswith("lines of models' logs were dropped")]
+                return [line for line in said if line["event"].startswith("model_log_lines_dropped")]
 
             [complaint] = await soon(complained)
             assert complaint["lines"] == 10

@@ -110,7 +110,7 @@ async def test_one_that_does_not_get_ready_is_stopped_too(engine: SubprocessEngi
     waiting = asyncio.ensure_future(engine.start_model(model))
     await until(lambda: starts(journal))
     assert await engine.stop_model(model) is True
-    with pytest.raises(ModelFailed, match="stopped as it started"):
+    with pytest.raises(ModelFailed, match="stopped during its start"):
         await waiting
     await until(lambda: not alive(starts(journal)[0]))
 

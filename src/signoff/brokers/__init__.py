@@ -1,1 +1,1 @@
-"""Keepers of the broker's promise."""
+"""Adapters of the broker interface (`signoff.broker`)."""

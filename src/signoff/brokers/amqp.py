@@ -1,4 +1,4 @@
-"""A line to RabbitMQ: a connection that is made again whenever it is lost, the queue behind it, what errors mean."""
+"""Connection to RabbitMQ that reconnects when it is lost; declaration of its queue; descriptions of its errors."""
 
 from __future__ import annotations
 
@@ -25,78 +25,82 @@ from signoff.core.retry import Backoff, wait_seconds
 from signoff.infra.tasks import was_cancelled
 
 BACKOFF = Backoff(first_seconds=0.5, ceiling_seconds=15)
-STEADY_SECONDS = 10.0
-HEARTBEAT_SECONDS = 5  # the client gives up after three and a bit of them, the server after two
+STABLE_SECONDS = 10.0
+HEARTBEAT_SECONDS = 5  # the client gives up after a little more than three heartbeats, the server after two
 ANSWER_SECONDS = 5.0
 CLOSE_SECONDS = 0.5
-QUEUE: Arguments = {"x-queue-type": "quorum", "x-max-length": 10_000}
+QUEUE_ARGUMENTS: Arguments = {"x-queue-type": "quorum", "x-max-length": 10_000}
 DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 Session = Callable[[AbstractConnection, Callable[[], None]], Awaitable[None]]
 log = structlog.get_logger()
-# What they have to say is said here, in one line.
+# Their warnings repeat what `describe_error` puts in one line.
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 logging.getLogger("aio_pika").setLevel(logging.CRITICAL)
 
 
 class AmqpConnection:
-    """One connection, kept: `talk` is begun on it, and on another one whenever it ends. It says when it is at work."""
+    """Connection that runs `session` and reconnects whenever that ends, with BACKOFF.
 
-    def __init__(self, url: str, name: str, talk: Session, random_float: Callable[[], float]) -> None:
+    The session receives the connection, and a function to call once it works, which sets `is_up`.
+    """
+
+    def __init__(self, url: str, name: str, session: Session, random_float: Callable[[], float]) -> None:
         self._url = url
         self._name = name
-        self._session = talk
+        self._session = session
         self._random_float = random_float
         self._task: asyncio.Task[None] | None = None
-        self._is_over = False
+        self._is_closed = False
         self.is_up = False
 
     @property
     def is_open(self) -> bool:
-        """Whether anybody wants this line."""
+        """True once `open` was called."""
         return self._task is not None
 
     def open(self) -> None:
-        """Connects, soon, and again and again if need be."""
-        if self._task is None and not self._is_over:
-            self._task = asyncio.get_running_loop().create_task(self._keep())
+        """Start connecting in the background. Calls after the first, or after `close`, do nothing."""
+        if self._task is None and not self._is_closed:
+            self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """Hangs up, for good.
+        """Close the connection for good.
 
-        It may take more than one try: Python 3.11's `wait_for`, which aiormq uses, can swallow a cancellation
-        (python/cpython#86296).
+        The task may have to be cancelled more than once: Python 3.11's `wait_for`, which aiormq uses, can swallow a
+        cancellation (python/cpython#86296).
         """
-        self._is_over = True
+        self._is_closed = True
         while self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=2 * CLOSE_SECONDS)
 
-    async def _keep(self) -> None:
+    async def _run(self) -> None:
         loop, attempt = asyncio.get_running_loop(), 0
         while True:
-            began = loop.time()
+            started_at = loop.time()
             try:
                 async with open_connection(self._url, self._name) as connection:
-                    await self._session(connection, self._up)
+                    await self._session(connection, self._set_up)
             except (Exception, asyncio.CancelledError) as error:
                 if was_cancelled(error):
                     raise
                 forget_cancellations()
-                log.warning(
-                    "no line to RabbitMQ; connecting again", line=self._name, error=describe_error(error, self._url)
-                )
+                log.warning("rabbitmq_disconnected", connection=self._name, error=describe_error(error, self._url))
             finally:
                 self.is_up = False
-            attempt = 1 if loop.time() - began > STEADY_SECONDS else attempt + 1
+            attempt = 1 if loop.time() - started_at > STABLE_SECONDS else attempt + 1
             await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
 
-    def _up(self) -> None:
+    def _set_up(self) -> None:
         self.is_up = True
 
 
 @contextlib.asynccontextmanager
 async def open_connection(url: str, name: str) -> AsyncGenerator[AbstractConnection]:
-    """A connection; `name` is what RabbitMQ shows of it. It is closed after the block, at once if need be."""
+    """Open a connection for the duration of the block. `name` is shown in RabbitMQ's management pages.
+
+    The end of the block closes it within CLOSE_SECONDS. Raises TimeoutError and the errors of aio-pika.
+    """
     if "heartbeat=" not in url:
         url += f"{'&' if '?' in url else '?'}heartbeat={HEARTBEAT_SECONDS}"
     async with asyncio.timeout(ANSWER_SECONDS):
@@ -104,37 +108,38 @@ async def open_connection(url: str, name: str) -> AsyncGenerator[AbstractConnect
     try:
         yield connection
     finally:
-        await _hang_up(connection)
+        await _close(connection)
 
 
 async def ensure_queue(connection: AbstractConnection, name: str) -> None:
-    """Makes the queue, unless there is one of that name: that is used as it is."""
+    """Declare the queue as durable quorum queue. A queue that exists is used as it is."""
     channel = await connection.channel()
     try:
         await channel.declare_queue(name, passive=True)
     except ChannelNotFoundEntity:
         channel = await connection.channel()
-        await channel.declare_queue(name, durable=True, arguments=QUEUE)
+        await channel.declare_queue(name, durable=True, arguments=QUEUE_ARGUMENTS)
     await channel.close()
 
 
 async def describe_broker(url: str, queue_name: str) -> str:
-    """What there is at `url`, in words. Raises ConnectionError with what to do."""
+    """Return a sentence on the state of the broker at `url`. Raises ConnectionError with a remedy."""
     try:
         async with open_connection(url, "signoff doctor") as connection, asyncio.timeout(ANSWER_SECONDS):
             channel = await connection.channel()
             try:
                 queue = await channel.declare_queue(queue_name, passive=True)
             except ChannelNotFoundEntity:
-                return f"RabbitMQ answers; the queue {queue_name} is made when it is needed"
-            told = queue.declaration_result
-            return f"RabbitMQ answers; queue {queue_name}: bells {told.message_count}, listeners {told.consumer_count}"
-    except Exception as error:  # noqa: BLE001 -- whatever it is, it is told
-        raise ConnectionError(f"{describe_error(error, url)}. Without it jobs are found a little later.") from None
+                return f"RabbitMQ answers; the queue {queue_name} does not exist yet and is declared on first use"
+            counts = queue.declaration_result
+            numbers = f"wake-ups {counts.message_count}, consumers {counts.consumer_count}"
+            return f"RabbitMQ answers; queue {queue_name}: {numbers}"
+    except Exception as error:  # noqa: BLE001 -- every error means that the broker cannot be used
+        raise ConnectionError(f"{describe_error(error, url)}. Without RabbitMQ, workers poll the database.") from None
 
 
 def ensure_connected(connection: AbstractConnection) -> None:
-    """Raises ConnectionError when the connection is lost, CancelledError when this task is to end."""
+    """Raise ConnectionError if the connection is lost, CancelledError if the current task is being cancelled."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
@@ -143,40 +148,43 @@ def ensure_connected(connection: AbstractConnection) -> None:
 
 
 def forget_cancellations() -> None:
-    """Takes back what a task group that failed leaves behind in Python 3.11: one cancellation of this task."""
+    """Withdraw the pending cancellation of this task that a failed task group leaves behind in Python 3.11."""
     task = asyncio.current_task()
     while task is not None and task.cancelling():
         task.uncancel()
 
 
 def describe_error(error: BaseException, url: str) -> str:
-    """What went wrong, and what to do where that is known; never the password."""
+    """Return the cause and, if known, the remedy of an error, without the password."""
     error = first_error(error)
     address = urlsplit(url)
-    place = f"{address.hostname}:{address.port or DEFAULT_PORTS[address.scheme]}"
+    server = f"{address.hostname}:{address.port or DEFAULT_PORTS[address.scheme]}"
     match error:
         case AuthenticationError() | ProbableAuthenticationError():
-            return f"{place} refuses the login {address.username!r}; are the user and the password right?"
+            return f"{server} refuses the login {address.username!r}: check the user and the password"
         case InvalidFrameError() if "Connection.OpenOk" in str(error):
-            host = address.path[1:] or "/"
-            return f"{place} refuses the virtual host {host!r}; is there one, and may {address.username!r} use it?"
+            virtual_host = address.path[1:] or "/"
+            return f"{server} refuses the virtual host {virtual_host!r}: check that {address.username!r} may use it"
         case TimeoutError():
-            return f"{place} did not answer within {ANSWER_SECONDS:.0f} s"
+            return f"{server} did not answer within {ANSWER_SECONDS:.0f} s"
         case AMQPConnectionError():
-            return f"{place} cannot be reached: {error}"
+            return f"{server} cannot be reached: {error}"
         case _:
-            return f"{place}: {error or repr(error)}"
+            return f"{server}: {error or repr(error)}"
 
 
 def first_error(error: BaseException) -> BaseException:
-    """`error`, or the first one in the group that it is."""
+    """Return `error`, or the first error of an exception group."""
     while isinstance(error, BaseExceptionGroup):
         error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     return error
 
 
-async def _hang_up(connection: AbstractConnection) -> None:
-    """Closes the connection. On a dead line aio-pika's own close takes long, and for ever when it is cancelled."""
+async def _close(connection: AbstractConnection) -> None:
+    """Close the connection.
+
+    aio-pika's own close takes long on a dead connection, and never ends when it is cancelled.
+    """
     transport, connection.transport = connection.transport, None
     await connection.close()
     if transport is not None:

@@ -1,4 +1,4 @@
-"""The embedded doorbell: rings inside this process; other processes hear of jobs by the store's news."""
+"""Broker of a single process. Other processes learn of jobs from the store's notifications."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class LocalBroker:
         self._wake_up = asyncio.Event()
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """Do nothing."""
 
     def notify(self, job_id: str, priority: int) -> None:
         """See `broker.Broker`."""
         self._wake_up.set()
 
     def wake_local(self) -> None:
-        """See `broker.Broker`: another process may have rung, and its bell is not heard here."""
+        """See `broker.Broker`. Needed because a `notify` in another process does not arrive here."""
         self._wake_up.set()
 
     async def poll(self, seconds: float) -> bool:
@@ -35,4 +35,4 @@ class LocalBroker:
         return True
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""

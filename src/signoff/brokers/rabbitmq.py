@@ -1,6 +1,6 @@
-"""The doorbell through RabbitMQ: a durable queue of job ids that every process rings, and every worker hears.
+"""Broker on RabbitMQ: a durable queue of job ids, which every process publishes to and every worker consumes.
 
-Why the queue is as it is: docs/decisions/005-send-wake-ups-through-a-quorum-queue.md.
+The properties of the queue are explained in docs/decisions/005-send-wake-ups-through-a-quorum-queue.md.
 """
 
 from __future__ import annotations
@@ -17,38 +17,40 @@ from aio_pika.exceptions import DeliveryError, PublishError
 from signoff.brokers.amqp import ANSWER_SECONDS, AmqpConnection, ensure_connected, ensure_queue
 
 APP_ID = "signoff"
-UNSENT_LIMIT = 10_000
-MESSAGES_AT_ONCE = 8
-IDS_A_MESSAGE = 100
+MAX_UNSENT = 10_000
+MAX_MESSAGES = 8
+MAX_IDS_PER_MESSAGE = 100
 PREFETCH = 32
-GIVE_BACK_SECONDS = 0.25
+IDLE_SECONDS = 0.25
 FLUSH_SECONDS = 1.5
 REPORT_SECONDS = 60.0
 log = structlog.get_logger()
 
 
 class RabbitBroker:
-    """See `broker.Broker`. Rings on one line and listens on another: RabbitMQ may halt one that publishes."""
+    """See `broker.Broker`. Publishes and consumes on two connections: RabbitMQ may block one that publishes."""
 
     def __init__(self, url: str, *, queue_name: str, random_float: Callable[[], float]) -> None:
         self._publisher = WakeUpPublisher(queue_name)
         self._consumer = WakeUpConsumer(queue_name)
-        self._out = AmqpConnection(url, "signoff rings", self._publisher.publish_on, random_float)
-        self._in = AmqpConnection(url, "signoff listens", self._consumer.consume_on, random_float)
+        self._publish_connection = AmqpConnection(url, "signoff publisher", self._publisher.publish_on, random_float)
+        self._consume_connection = AmqpConnection(url, "signoff consumer", self._consumer.consume_on, random_float)
 
     @property
     def is_connected(self) -> bool:
-        """See `broker.Broker`: the line out is up, and the line in wherever somebody listens."""
-        return self._out.is_up and (self._in.is_up or not self._in.is_open)
+        """See `broker.Broker`. Includes the consuming connection only where this process polls."""
+        return self._publish_connection.is_up and (
+            self._consume_connection.is_up or not self._consume_connection.is_open
+        )
 
     async def start(self) -> None:
         """See `broker.Broker`."""
-        self._out.open()
+        self._publish_connection.open()
 
     def notify(self, job_id: str, priority: int) -> None:
-        """See `broker.Broker`. Without a line it rings in this process, and in the others once there is one."""
+        """See `broker.Broker`. Without a connection it wakes this process now, and the others after a reconnect."""
         self._publisher.notify(job_id)
-        self._out.open()
+        self._publish_connection.open()
         self.wake_local()
 
     def wake_local(self) -> None:
@@ -58,42 +60,42 @@ class RabbitBroker:
 
     async def poll(self, seconds: float) -> bool:
         """See `broker.Broker`."""
-        self._in.open()
+        self._consume_connection.open()
         return await self._consumer.poll(seconds)
 
     async def close(self) -> None:
-        """See `broker.Broker`. What was heard and not claimed goes back into the queue."""
-        if self._out.is_open:
+        """See `broker.Broker`. Messages that were received and not claimed return to the queue."""
+        if self._publish_connection.is_open:
             await self._publisher.flush(FLUSH_SECONDS)
-        await self._out.close()
-        await self._in.close()
+        await self._publish_connection.close()
+        await self._consume_connection.close()
 
 
 class WakeUpPublisher:
-    """The bells that are to be rung: kept in memory, sent in few messages. When there are too many, the oldest go."""
+    """Queue of job ids to publish, in memory, sent in few messages. Beyond MAX_UNSENT ids, the oldest are dropped."""
 
     def __init__(self, queue_name: str) -> None:
         self._queue_name = queue_name
         self._unsent = OrderedDict[str, None]()
-        self._pending = asyncio.Event()
+        self._changed = asyncio.Event()
         self._all_sent = asyncio.Event()
         self._all_sent.set()
         self._dropped = 0
         self._reported_at = float("-inf")
 
     def notify(self, job_id: str) -> None:
-        """Sends the id, soon; what is rung twice meanwhile is sent once."""
-        self._keep([job_id])
+        """Publish the id soon; an id that is waiting already is sent once."""
+        self._add([job_id])
         self._all_sent.clear()
-        self._pending.set()
+        self._changed.set()
 
     async def flush(self, seconds: float) -> None:
-        """Waits until everything is sent, at most `seconds`."""
-        await within(seconds, self._all_sent)
+        """Wait until all ids are sent, at most `seconds`."""
+        await wait_for(seconds, self._all_sent)
 
     async def publish_on(self, connection: AbstractConnection, is_up: Callable[[], None]) -> None:
-        """Sends what is rung, until something goes wrong, which raises."""
-        connection.close_callbacks.add(self._lost)
+        """Publish ids on `connection` until an error occurs, and raise that."""
+        connection.close_callbacks.add(self._on_close)
         async with asyncio.timeout(ANSWER_SECONDS):
             await ensure_queue(connection, self._queue_name)
             channel = await connection.channel(on_return_raises=True)
@@ -101,26 +103,26 @@ class WakeUpPublisher:
         while True:
             ensure_connected(connection)
             while self._unsent:
-                await self._send_some(channel)
-                self._report()
+                await self._send_batch(channel)
+                self._report_dropped()
             self._all_sent.set()
-            await self._pending.wait()
-            self._pending.clear()
+            await self._changed.wait()
+            self._changed.clear()
 
-    def _lost(self, _connection: object, _error: object) -> None:
-        self._pending.set()  # to notice it
+    def _on_close(self, _connection: object, _error: object) -> None:
+        self._changed.set()  # so that `publish_on` notices the loss
 
-    async def _send_some(self, channel: AbstractChannel) -> None:
-        """Sends what fits into a few messages, spread over them, since each of them wakes one worker."""
-        count = min(len(self._unsent), MESSAGES_AT_ONCE * IDS_A_MESSAGE)
-        share = -(-count // MESSAGES_AT_ONCE)
-        taken = [self._unsent.popitem(last=False)[0] for _ in range(count)]
+    async def _send_batch(self, channel: AbstractChannel) -> None:
+        """Send the oldest ids, spread over a few messages, since each message wakes one worker."""
+        count = min(len(self._unsent), MAX_MESSAGES * MAX_IDS_PER_MESSAGE)
+        batch_size = -(-count // MAX_MESSAGES)
+        ids = [self._unsent.popitem(last=False)[0] for _ in range(count)]
         try:
             async with asyncio.timeout(ANSWER_SECONDS), asyncio.TaskGroup() as group:
-                for start in range(0, count, share):
-                    group.create_task(self._publish(channel, taken[start : start + share]))
+                for start in range(0, count, batch_size):
+                    group.create_task(self._publish(channel, ids[start : start + batch_size]))
         except BaseException:
-            self._keep(taken)  # some may have arrived; a bell may ring twice
+            self._add(ids)  # some may have arrived; a second wake-up does no harm
             raise
 
     async def _publish(self, channel: AbstractChannel, ids: list[str]) -> None:
@@ -129,119 +131,119 @@ class WakeUpPublisher:
         try:
             await channel.default_exchange.publish(message, self._queue_name, mandatory=True)
         except PublishError:
-            raise ConnectionError(f"the queue {self._queue_name} is gone") from None
-        except DeliveryError:  # it is full, and of a kind that refuses more
+            raise ConnectionError(f"the queue {self._queue_name} was deleted") from None
+        except DeliveryError:  # the queue is full and rejects new messages
             self._dropped += len(ids)
 
-    def _keep(self, ids: Iterable[str]) -> None:
+    def _add(self, ids: Iterable[str]) -> None:
         for job_id in ids:
             self._unsent[job_id] = None
-        while len(self._unsent) > UNSENT_LIMIT:
+        while len(self._unsent) > MAX_UNSENT:
             self._unsent.popitem(last=False)
             self._dropped += 1
 
-    def _report(self) -> None:
+    def _report_dropped(self) -> None:
         now = asyncio.get_running_loop().time()
         if self._dropped and now > self._reported_at + REPORT_SECONDS:
-            log.warning("bells were dropped; workers look for jobs every second anyway", bells=self._dropped)
+            log.warning("wake_ups_dropped", count=self._dropped)  # no loss: workers also poll every second
             self._dropped, self._reported_at = 0, now
 
 
 class WakeUpConsumer:
-    """The bells that come: kept in memory until they are heard, acknowledged when what they rang for is claimed."""
+    """Receiver of wake-ups: a message is acknowledged once a worker has polled it and then claimed jobs."""
 
     def __init__(self, queue_name: str) -> None:
         self._queue_name = queue_name
-        self._listeners = 0
-        self._has_listener = asyncio.Event()
+        self._pollers = 0
+        self._changed = asyncio.Event()
         self.wake_up = asyncio.Event()
-        # The last message that came, was heard, was heard and claimed. Each stands for all those before it.
+        # The last message that arrived, was polled, and was followed by a claim. Each includes all before it.
         self._received: AbstractIncomingMessage | None = None
         self._polled: AbstractIncomingMessage | None = None
         self._claimed: AbstractIncomingMessage | None = None
-        self._trouble = ""
+        self._failure = ""
 
     async def poll(self, seconds: float) -> bool:
         """See `broker.Broker`."""
         if self._polled is not None:
             self._claimed, self._polled = self._polled, None
-        self._listeners += 1
-        self._has_listener.set()
+        self._pollers += 1
+        self._changed.set()
         try:
-            if not await within(seconds, self.wake_up):
+            if not await wait_for(seconds, self.wake_up):
                 return False
         finally:
-            self._listeners -= 1
-            self._has_listener.set()
+            self._pollers -= 1
+            self._changed.set()
         self.wake_up.clear()
         self._polled, self._received = self._received, None
         return True
 
     async def consume_on(self, connection: AbstractConnection, is_up: Callable[[], None]) -> None:
-        """Takes bells from the queue while somebody listens, until something goes wrong, which raises."""
-        connection.close_callbacks.add(self._lost)
+        """Consume messages on `connection` while a worker polls, until an error occurs, and raise that."""
+        connection.close_callbacks.add(self._on_close)
         async with asyncio.timeout(ANSWER_SECONDS):
             await ensure_queue(connection, self._queue_name)
         is_up()
         while True:
             ensure_connected(connection)
-            if self._listeners:
-                await self._listen_for_a_while(connection)
-            await self._has_listener.wait()
-            self._has_listener.clear()
+            if self._pollers:
+                await self._consume_while_polled(connection)
+            await self._changed.wait()
+            self._changed.clear()
 
-    def _lost(self, _connection: object, _error: object) -> None:
-        self._has_listener.set()  # to notice it
+    def _on_close(self, _connection: object, _error: object) -> None:
+        self._changed.set()  # so that `consume_on` notices the loss
 
-    async def _listen_for_a_while(self, connection: AbstractConnection) -> None:
-        """Takes bells until nobody has listened for a moment. What is not heard and claimed by then is for others."""
+    async def _consume_while_polled(self, connection: AbstractConnection) -> None:
+        """Consume until no worker has polled for IDLE_SECONDS. Messages not claimed by then return to the queue."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            channel = await self._consuming(connection)
-        while await within(None if self._listeners else GIVE_BACK_SECONDS, self._has_listener):
-            self._has_listener.clear()
+            channel = await self._start_consumer(connection)
+        while await wait_for(None if self._pollers else IDLE_SECONDS, self._changed):
+            self._changed.clear()
             ensure_connected(connection)
-            if self._trouble:
-                raise ConnectionError(self._trouble)
+            if self._failure:
+                raise ConnectionError(self._failure)
             await self._acknowledge()
         self.wake_up.clear()
-        self._has_listener.set()
+        self._changed.set()
         async with asyncio.timeout(ANSWER_SECONDS):
             await channel.close()
 
-    async def _consuming(self, connection: AbstractConnection) -> AbstractChannel:
-        """A channel on which bells come. Closing it gives back what is not acknowledged."""
+    async def _start_consumer(self, connection: AbstractConnection) -> AbstractChannel:
+        """Start consuming and return the channel. Closing it returns unacknowledged messages to the queue."""
         channel = await connection.channel(publisher_confirms=False)
         await channel.set_qos(prefetch_count=PREFETCH)
         self._received = self._polled = self._claimed = None
-        self._trouble = ""
+        self._failure = ""
 
-        async def come(message: AbstractIncomingMessage) -> None:
+        async def handle(message: AbstractIncomingMessage) -> None:
             if message.app_id != APP_ID:
-                stop(f"the queue {self._queue_name} has a message of somebody else's; Signoff needs one of its own")
+                fail(f"the queue {self._queue_name} has a message of another program: set another `queue_name`")
             elif not channel.is_closed:
                 self._received = message
                 self.wake_up.set()
 
-        def stop(trouble: str) -> None:
-            self._trouble = trouble
-            self._has_listener.set()
+        def fail(reason: str) -> None:
+            self._failure = reason
+            self._changed.set()
 
-        channel.close_callbacks.add(lambda _channel, error: stop(f"the channel was closed: {error}"))
+        channel.close_callbacks.add(lambda _channel, error: fail(f"the channel was closed: {error}"))
         underlay = await channel.get_underlay_channel()
-        underlay.on_consumer_cancel_callbacks.add(lambda _frame: stop(f"the queue {self._queue_name} is gone"))
+        underlay.on_consumer_cancel_callbacks.add(lambda _frame: fail(f"the queue {self._queue_name} was deleted"))
         queue = await channel.get_queue(self._queue_name, ensure=False)
-        await queue.consume(come)
+        await queue.consume(handle)
         return channel
 
     async def _acknowledge(self) -> None:
-        claimed, self._claimed = self._claimed, None
-        if claimed is not None:
+        message, self._claimed = self._claimed, None
+        if message is not None:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await claimed.ack(multiple=True)
+                await message.ack(multiple=True)
 
 
-async def within(seconds: float | None, event: asyncio.Event) -> bool:
-    """Whether `event` is set before `seconds` have passed; None: it may take for ever."""
+async def wait_for(seconds: float | None, event: asyncio.Event) -> bool:
+    """Return True if `event` is set within `seconds` (None: no limit)."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()

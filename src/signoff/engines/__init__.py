@@ -1,1 +1,1 @@
-"""Where answers come from: a file for each kind of model."""
+"""Adapters of the engine interface (`signoff.engine`), one module a kind of model."""

@@ -20,6 +20,7 @@ from signoff.core.answer import Chunk
 from signoff.core.endpoints import CHAT, EMBEDDINGS
 from signoff.core.model import Model, upstream_name
 from signoff.engine import ModelRequest
+from signoff.engines.url import ADDRESS_NOT_ALLOWED
 from signoff.errors import (
     AddressRefused,
     ModelAnswered,
@@ -31,11 +32,11 @@ from signoff.errors import (
 )
 from signoff.infra.ssrf import AddressBlocked, CheckedResolver
 
-MISSING = "Models of the kind anyllm need the extra of that name: pip install 'signoff[anyllm]'."
-CLIENTS = 64
+EXTRA_MISSING = "Models of the kind anyllm need the extra `anyllm`: run `pip install 'signoff[anyllm]'`."
+MAX_CLIENTS = 64
 MAX_ERROR_CHARS = 2000
 CLOSE_SECONDS = 2
-# What a caller may say. The library takes more (addresses, headers, keys), which is the operator's to say.
+# Parameters that a caller may set. The library has more (addresses, headers, keys), which only the operator may set.
 CHAT_FIELDS = frozenset(
     [
         *("frequency_penalty", "logit_bias", "logprobs", "max_completion_tokens", "max_tokens", "messages"),
@@ -48,19 +49,19 @@ EMBEDDING_FIELDS = frozenset(["input", "dimensions", "encoding_format", "user"])
 
 
 class AnyLLMEngine:
-    """Asks the provider that a model's upstream name begins with: `anthropic/claude-…`."""
+    """Engine that calls the provider named in a model's upstream name: `anthropic/claude-…`."""
 
     def __init__(self, resolver: AbstractResolver | None = None) -> None:
         self._resolver = resolver
         self._clients = _Clients()
 
     async def start(self) -> None:
-        """Nothing to start: the library is loaded when it is first needed."""
+        """Do nothing: the library is loaded on first use."""
 
     async def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
-        """What the provider says, in OpenAI's dialect. Raises ModelFailed and its kin."""
+        """Yield the provider's answer in the format of OpenAI's API. Raises ModelFailed and its subclasses."""
         provider, _, name = upstream_name(model, request.target).partition("/")
-        known = (provider, request.key, model.url)
+        client_key = (provider, request.key, model.url)
         loop, began = asyncio.get_running_loop(), False
         limits = model.timeouts
         end = loop.time() + limits.total_seconds
@@ -68,21 +69,21 @@ class AnyLLMEngine:
             async with AsyncExitStack() as stack:
                 async with asyncio.timeout_at(end):
                     await self._check_address(model)
-                    client = await stack.enter_async_context(self._clients.one(known))
+                    client = await stack.enter_async_context(self._clients.borrow(client_key))
                 async with asyncio.timeout_at(min(end, loop.time() + limits.first_byte_seconds)):
-                    said = await _asked(client, name, request)
-                if not hasattr(said, "__aiter__"):
-                    yield Chunk(said.model_dump_json(exclude_none=True).encode())
+                    answer = await _send(client, name, request)
+                if not hasattr(answer, "__aiter__"):
+                    yield Chunk(answer.model_dump_json(exclude_none=True).encode())
                     return
-                pieces = await stack.enter_async_context(aclosing(said))
+                chunks = await stack.enter_async_context(aclosing(answer))
                 while True:
                     seconds = limits.between_chunks_seconds if began else limits.first_byte_seconds
                     async with asyncio.timeout_at(min(end, loop.time() + seconds)):
-                        piece = await anext(pieces, None)
-                    if piece is None:
+                        chunk = await anext(chunks, None)
+                    if chunk is None:
                         break
                     began = True
-                    yield Chunk(sse.event(piece.model_dump_json(exclude_none=True).encode()), event=True)
+                    yield Chunk(sse.event(chunk.model_dump_json(exclude_none=True).encode()), event=True)
             yield Chunk(sse.DONE, event=True)
         except SignoffError:
             raise
@@ -92,107 +93,112 @@ class AnyLLMEngine:
             raise _failure(error, began=began) from error
 
     async def _check_address(self, model: Model) -> None:
-        """As far as it can be checked here: the connection is the library's."""
+        """Resolve and check the model's `url` before the library connects to it. Raises ModelFailed, ModelUnreachable.
+
+        The library opens the connection itself, so the address may change between this check and the connection.
+        """
         if not model.url:
             return
         try:
             host, port = checked_host(model.url, MODEL_ADDRESSES), URL(model.url).port or 443
             await CheckedResolver(self._resolver or ThreadedResolver(), MODEL_ADDRESSES).resolve(host, port)
         except (AddressRefused, AddressBlocked) as error:
-            raise ModelFailed("The model's address is one where no model may be.") from error
+            raise ModelFailed(ADDRESS_NOT_ALLOWED) from error
         except OSError as error:
-            raise ModelUnreachable("The model cannot be reached: its name is not known.") from error
+            raise ModelUnreachable("The model cannot be reached: its host name does not resolve.") from error
 
     async def close(self) -> None:
-        """Closes what the library keeps open."""
+        """Close all clients of the library."""
         await self._clients.close()
 
 
-Known = tuple[str, str | None, str | None]
+ClientKey = tuple[str, str | None, str | None]
 
 
 class _Clients:
-    """The library's clients by provider, key and address: the CLIENTS that were used last, and those in use."""
+    """Cache of the library's clients by provider, key and URL: the MAX_CLIENTS used last, and all those in use."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
-        self._kept = dict[Known, Any]()
-        self._users = Counter[Known]()
+        self._clients = dict[ClientKey, Any]()
+        self._users = Counter[ClientKey]()
 
     @asynccontextmanager
-    async def one(self, known: Known) -> AsyncGenerator[Any, None]:
-        """A client for as long as the block runs; the first one loads the library. Raises ModelFailed."""
+    async def borrow(self, key: ClientKey) -> AsyncGenerator[Any, None]:
+        """Lend a client for the duration of the block; the first call loads the library. Raises ModelFailed."""
         async with self._lock:
-            if known not in self._kept:
-                self._kept[known] = await asyncio.to_thread(_client, *known)
-            self._kept[known] = self._kept.pop(known)
-            self._users[known] += 1
+            if key not in self._clients:
+                self._clients[key] = await asyncio.to_thread(_client, *key)
+            self._clients[key] = self._clients.pop(key)
+            self._users[key] += 1
         try:
-            yield self._kept[known]
+            yield self._clients[key]
         finally:
-            self._users -= Counter([known])
-            await self._close_unused(len(self._kept) - CLIENTS)
+            self._users -= Counter([key])
+            await self._close_unused(len(self._clients) - MAX_CLIENTS)
 
     async def close(self) -> None:
-        """Closes all of them, used or not."""
-        while self._kept:
-            await _close(self._kept.popitem()[1])
+        """Close all clients, including those in use."""
+        while self._clients:
+            await _close(self._clients.popitem()[1])
 
     async def _close_unused(self, count: int) -> None:
-        """Closes as many as `count` that nobody uses, the longest unused first."""
-        unused = [known for known in self._kept if known not in self._users]
-        for client in [self._kept.pop(known) for known in unused[: max(0, count)]]:
+        """Close up to `count` clients that are not in use, least recently used first."""
+        unused = [key for key in self._clients if key not in self._users]
+        for client in [self._clients.pop(key) for key in unused[: max(0, count)]]:
             await _close(client)
 
 
 def _client(provider: str, key: str | None, url: str | None) -> Any:
-    """The library's way to a provider; retries are ours. Raises ModelFailed."""
+    """Create the library's client for a provider, with its own retries off. Raises ModelFailed."""
     try:
         library: Any = importlib.import_module("any_llm").AnyLLM
     except ImportError:
-        raise ModelFailed(MISSING) from None
+        raise ModelFailed(EXTRA_MISSING) from None
     retries = library.get_provider_class(provider).MAX_RETRIES_SUPPORT
     more = {} if retries == "unsupported" else {"max_retries": 0}
     return library.create(provider, api_key=key, api_base=url, unified_exceptions=True, **more)
 
 
-async def _asked(client: Any, name: str, request: ModelRequest) -> Any:
-    """The library's answer, or its stream. Raises ModelAnswered for what it cannot be asked."""
+async def _send(client: Any, name: str, request: ModelRequest) -> Any:
+    """Return the library's response, or its stream. Raises ModelAnswered for a request that the library does not
+    support.
+    """
     members = msgspec.json.decode(request.body)
     if not isinstance(members, dict):
-        raise _refused(400, "The body is a JSON object.")
-    told: dict[str, Any] = {key: value for key, value in cast("dict[str, Any]", members).items() if key != "model"}
-    known = {CHAT: CHAT_FIELDS, EMBEDDINGS: EMBEDDING_FIELDS}.get(request.path)
-    if known is None:
-        raise _refused(404, f"Models of the kind anyllm know no {request.path}.")
-    if strange := sorted(told.keys() - known):
-        raise _refused(400, f"Models of the kind anyllm take no {strange[0]!r}.")
+        raise _model_error(400, "The request body must be a JSON object.")
+    params: dict[str, Any] = {key: value for key, value in cast("dict[str, Any]", members).items() if key != "model"}
+    allowed = {CHAT: CHAT_FIELDS, EMBEDDINGS: EMBEDDING_FIELDS}.get(request.path)
+    if allowed is None:
+        raise _model_error(404, f"Models of the kind anyllm do not support the endpoint {request.path}.")
+    if unknown := sorted(params.keys() - allowed):
+        raise _model_error(400, f"Models of the kind anyllm do not support the parameter {unknown[0]!r}.")
     if request.path == EMBEDDINGS:
-        return await client.aembedding(name, told.pop("input", ""), **told)
+        return await client.aembedding(name, params.pop("input", ""), **params)
     stream = {"stream": True} if request.stream else {}
-    told.pop("stream", None)
-    return await client.acompletion(model=name, messages=told.pop("messages", []), **told, **stream)
+    params.pop("stream", None)
+    return await client.acompletion(model=name, messages=params.pop("messages", []), **params, **stream)
 
 
-def _refused(status: int, message: str) -> ModelAnswered:
+def _model_error(status: int, message: str) -> ModelAnswered:
     kind = "invalid_request_error" if status < 500 else "upstream_error"
     body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": None}})
     return ModelAnswered(status, message, body=body)
 
 
 def _failure(error: Exception, *, began: bool) -> ModelFailed:
-    """An error of the library under our name for it."""
+    """Map an error of the library to an error of ours."""
     message = str(getattr(error, "message", "") or error)[:MAX_ERROR_CHARS]
     status = getattr(error, "status_code", None)
     match type(error).__name__:
         case _ if isinstance(status, int) and 400 <= status < 600:
-            told = _refused(status, message)
-            told.retry_after_seconds = _seconds(getattr(error, "retry_after", None))
-            return told
+            answered = _model_error(status, message)
+            answered.retry_after_seconds = _parse_retry_after(getattr(error, "retry_after", None))
+            return answered
         case "InvalidRequestError" | "UnsupportedParameterError" | "ValidationError":
-            return _refused(400, message)
+            return _model_error(400, message)
         case "NotImplementedError":
-            return _refused(404, "This provider knows no such endpoint.")
+            return _model_error(404, "The provider does not support this endpoint.")
         case "MissingApiKeyError" | "UnsupportedProviderError" | "ImportError" | "ModuleNotFoundError":
             return ModelFailed(message)
         case _ if began:
@@ -202,11 +208,12 @@ def _failure(error: Exception, *, began: bool) -> ModelFailed:
 
 
 def _cause(error: Exception) -> BaseException:
-    """Its name alone is told: a message may name addresses of ours."""
+    """Return the original error, of which only the type may be shown: its message may contain internal addresses."""
     return getattr(error, "original_exception", None) or error
 
 
-def _seconds(retry_after: object) -> float | None:
+def _parse_retry_after(retry_after: object) -> float | None:
+    """Return a Retry-After value as seconds, or None if it is not a number."""
     with suppress(TypeError, ValueError):
         return max(0.0, float(str(retry_after)))
     return None

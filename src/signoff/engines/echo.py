@@ -1,4 +1,4 @@
-"""The fake that ships: a model that repeats what it is told, and misbehaves when its name asks it to."""
+"""The fake model that ships with the server: it repeats its input, and fails on request."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTi
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
-# A word with the space before it, so that the pieces joined are the text.
+# A word with the space before it, so that the pieces join to the whole text.
 _PIECE = re.compile(r"\s*\S+|\s+")
 _WORD = re.compile(r"\S+")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How an echo shall answer."""
+    """Options of an echo, which are part of the model's name: `echo/delay=0.2,status=503`."""
 
     delay: Seconds = 0
     chunk_delay: Seconds = 0
@@ -38,61 +38,63 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class EchoEngine:
-    """Answers with the last user message, the prompt or the input, else with the body itself."""
+    """Engine that answers with the last user message, the prompt or the input, or else with the body itself."""
 
     async def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
-        """A completion as one chunk, or as events, one a word. The same request is answered by the same bytes.
+        """Yield a completion as one chunk, or as one event per word. Equal requests get equal bytes.
 
-        Raises what the target's options ask for, BadRequest when they make no sense.
+        Raises the errors that the target's options ask for, and BadRequest for options that are not valid.
         """
         options = options_of(model, request.target)
-        until = asyncio.get_running_loop().time() + model.timeouts.total_seconds
+        deadline = asyncio.get_running_loop().time() + model.timeouts.total_seconds
         if options.hang or options.delay:
-            await _pause(None if options.hang else options.delay, until)
+            await _pause(None if options.hang else options.delay, deadline)
         if options.status is not None:
-            message = f"The echo was asked to fail with status {options.status}."
+            message = f"The echo model fails with status {options.status}, as its name requests."
             raise _error(options.status, options.retry_after, message)
-        told = _answer(request, options.tokens)
-        if isinstance(told, bytes) or not request.stream:
+        completion = _answer(request, options.tokens)
+        if isinstance(completion, bytes) or not request.stream:
             if options.cut:
                 raise ModelCut
-            yield Chunk(told if isinstance(told, bytes) else told.whole())
+            yield Chunk(completion if isinstance(completion, bytes) else completion.whole())
             return
-        half = sum(1 for _ in told.events()) // 2 if options.cut else None
-        for number, event in enumerate(islice(told.events(), half)):
+        half = sum(1 for _ in completion.events()) // 2 if options.cut else None
+        for number, event in enumerate(islice(completion.events(), half)):
             if number:
-                await _pause(options.chunk_delay, until)
+                await _pause(options.chunk_delay, deadline)
             yield Chunk(event, event=True)
         if options.cut:
             raise ModelCut
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 def options_of(model: Model, target: str) -> Options:
-    """What `target` asks of `model`: what follows the first `/` after its name. Raises BadRequest."""
+    """Parse the options in `target`: the part after the first `/` that follows the model's name. Raises BadRequest."""
     name = model.name.removesuffix("*")
-    asked = target.removeprefix(name).partition("/")[2] if target.startswith(name) else ""
-    items = [item.partition("=") for item in asked.split(",") if item]
-    told = {option: value if equals else "true" for option, equals, value in items}
+    suffix = target.removeprefix(name).partition("/")[2] if target.startswith(name) else ""
+    items = [item.partition("=") for item in suffix.split(",") if item]
+    values = {option: value if equals else "true" for option, equals, value in items}
     try:
-        return msgspec.convert(told, Options, strict=False)
+        return msgspec.convert(values, Options, strict=False)
     except msgspec.ValidationError as error:
         valid = ", ".join(Options.__struct_fields__)
-        raise BadRequest(f"{target}: {error}. Valid, joined by commas: {valid}.") from error
+        raise BadRequest(
+            f"The options of {target!r} are not valid: {error}. Valid options, joined by commas: {valid}."
+        ) from error
 
 
-async def _pause(seconds: float | None, until: float) -> None:
-    """Waits (for ever when `seconds` is None), but never longer than `until` on the loop's clock."""
+async def _pause(seconds: float | None, deadline: float) -> None:
+    """Sleep for `seconds` (forever if None), at most until `deadline` on the loop's clock. Raises ModelTimedOut."""
     if seconds == 0:
-        # Even the fastest model leaves others their turn.
+        # Let other tasks run, as every real model does.
         return await asyncio.sleep(0)
     try:
-        async with asyncio.timeout_at(until):
+        async with asyncio.timeout_at(deadline):
             await (asyncio.Event().wait() if seconds is None else asyncio.sleep(seconds))
     except TimeoutError as error:
         raise ModelTimedOut from error
@@ -104,13 +106,15 @@ def _error(status: int, retry_after_seconds: float | None, message: str) -> Mode
 
 
 def _answer(request: ModelRequest, tokens: int | None) -> _Completion | EchoResponse | bytes:
-    """What can be told whole or as events, or the one body of an endpoint without streams."""
+    """Return a completion, which can be sent whole or as events, or the body of an endpoint without streams."""
     match request.path:
         case endpoints.CHAT | endpoints.COMPLETIONS:
             return _completion(request, tokens)
         case endpoints.RESPONSES:
-            said = _completion(request, tokens)
-            return EchoResponse(digest=said.digest, model=said.model, text=said.text, usage=said.usage)
+            completion = _completion(request, tokens)
+            return EchoResponse(
+                digest=completion.digest, model=completion.model, text=completion.text, usage=completion.usage
+            )
         case endpoints.EMBEDDINGS:
             return embeddings(request.body, request.target)
         case endpoints.MODERATIONS:
@@ -118,22 +122,26 @@ def _answer(request: ModelRequest, tokens: int | None) -> _Completion | EchoResp
         case endpoints.RERANK:
             return ranks(request.body, request.target)
         case path:
-            raise _error(404, None, f"An echo knows no {path}.")
+            raise _error(404, None, f"Models of the kind echo do not support the endpoint {path}.")
 
 
 def _completion(request: ModelRequest, tokens: int | None) -> _Completion:
-    asked = _asked(request.body)
-    said = _said(asked, request.body)
-    text = said if tokens is None else _words(said, tokens)
-    told = _count(said)
-    answered = told if tokens is None else _count(text)
+    parsed = _parse(request.body)
+    echoed = _echoed_text(parsed, request.body)
+    text = echoed if tokens is None else _words(echoed, tokens)
+    prompt_tokens = _count(echoed)
+    completion_tokens = prompt_tokens if tokens is None else _count(text)
     return _Completion(
         digest=hashlib.sha256(request.target.encode() + b"\0" + request.body).hexdigest()[:16],
         model=request.target,
         text=text,
         is_chat=request.path != endpoints.COMPLETIONS,
-        usage=Usage(prompt_tokens=told, completion_tokens=answered, total_tokens=told + answered),
-        usage_wanted=bool(asked.stream_options and asked.stream_options.include_usage),
+        usage=Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+        ),
+        usage_wanted=bool(parsed.stream_options and parsed.stream_options.include_usage),
     )
 
 
@@ -143,47 +151,47 @@ def _words(text: str, count: int) -> str:
 
 
 def _count(text: str) -> int:
-    """How many words; without a list of them, since a body may have ten million."""
+    """Count the words without building a list of them, since a body may have ten million."""
     return sum(1 for _ in _WORD.finditer(text))
 
 
-class _Part(msgspec.Struct):
+class _ContentPart(msgspec.Struct):
     text: str = ""
 
 
 class _Message(msgspec.Struct):
     role: str = ""
-    content: str | list[_Part] | None = None
+    content: str | list[_ContentPart] | None = None
 
 
 class _StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
-class _Asked(msgspec.Struct):
+class _RequestBody(msgspec.Struct):
     messages: list[_Message] = []
     prompt: str | list[str] | None = None
     input: str | list[_Message] | None = None
     stream_options: _StreamOptions | None = None
 
 
-def _asked(body: bytes) -> _Asked:
+def _parse(body: bytes) -> _RequestBody:
     try:
-        return msgspec.json.decode(body, type=_Asked)
+        return msgspec.json.decode(body, type=_RequestBody)
     except (ValueError, RecursionError):
-        return _Asked()
+        return _RequestBody()
 
 
-def _said(asked: _Asked, body: bytes) -> str:
-    messages = asked.input if isinstance(asked.input, list) else asked.messages
-    said = [message.content for message in messages if message.role == "user"]
-    if said:
-        content = said[-1] or ""
+def _echoed_text(parsed: _RequestBody, body: bytes) -> str:
+    messages = parsed.input if isinstance(parsed.input, list) else parsed.messages
+    contents = [message.content for message in messages if message.role == "user"]
+    if contents:
+        content = contents[-1] or ""
         return content if isinstance(content, str) else "".join(part.text for part in content)
-    if asked.prompt is not None:
-        return asked.prompt if isinstance(asked.prompt, str) else "\n".join(asked.prompt)
-    if isinstance(asked.input, str):
-        return asked.input
+    if parsed.prompt is not None:
+        return parsed.prompt if isinstance(parsed.prompt, str) else "\n".join(parsed.prompt)
+    if isinstance(parsed.input, str):
+        return parsed.input
     try:
         return msgspec.json.format(body, indent=-1).decode()
     except (ValueError, RecursionError) as error:
@@ -199,11 +207,12 @@ class _Completion(msgspec.Struct, frozen=True, kw_only=True):
     usage_wanted: bool
 
     def whole(self) -> bytes:
-        said = {"message": {"role": "assistant", "content": self.text}} if self.is_chat else {"text": self.text}
-        return self._body("chat.completion", [_choice(said, finish="stop")], self.usage)
+        """Return the completion as one JSON body."""
+        content = {"message": {"role": "assistant", "content": self.text}} if self.is_chat else {"text": self.text}
+        return self._body("chat.completion", [_choice(content, finish="stop")], self.usage)
 
     def events(self) -> Iterator[bytes]:
-        """A role (in a chat), the words, the finish, the usage if it is wanted, and `[DONE]`."""
+        """Yield the role (in a chat), the words, the finish reason, the usage if requested, and `[DONE]`."""
         if self.is_chat:
             yield self._event(_choice({"delta": {"role": "assistant", "content": ""}}))
         for piece in _PIECE.finditer(self.text):
@@ -224,10 +233,10 @@ class _Completion(msgspec.Struct, frozen=True, kw_only=True):
             "model": self.model,
             "choices": choices,
         }
-        return msgspec.json.encode(body if usage is None else body | {"usage": _told(usage)})
+        return msgspec.json.encode(body if usage is None else body | {"usage": _usage_object(usage)})
 
 
-def _told(usage: Usage) -> dict[str, int]:
+def _usage_object(usage: Usage) -> dict[str, int]:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -238,5 +247,5 @@ def _told(usage: Usage) -> dict[str, int]:
 _Choice = dict[str, object]
 
 
-def _choice(said: Mapping[str, object], finish: str | None = None) -> _Choice:
-    return {"index": 0, **said, "logprobs": None, "finish_reason": finish}
+def _choice(content: Mapping[str, object], finish: str | None = None) -> _Choice:
+    return {"index": 0, **content, "logprobs": None, "finish_reason": finish}

@@ -1,4 +1,4 @@
-"""What an echo answers where it is asked for no completion: responses, embeddings, moderations, ranks."""
+"""Answers of an echo at the endpoints that are not completions: responses, embeddings, moderations, rerank."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _CATEGORIES = (
 
 
 class EchoResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer of `/v1/responses`, one event a word when it is streamed."""
+    """Answer of `/v1/responses`, streamed as one event per word."""
 
     digest: str
     model: str
@@ -48,13 +48,15 @@ class EchoResponse(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
 
     def whole(self) -> bytes:
-        return msgspec.json.encode(self._told())
+        """Return the response as one JSON body."""
+        return msgspec.json.encode(self._object())
 
     def events(self) -> Iterator[bytes]:
-        for event in response.events_of(self._told(), lambda text: (piece[0] for piece in _PIECE.finditer(text))):
+        """Yield the response as raw server-sent events."""
+        for event in response.events_of(self._object(), lambda text: (piece[0] for piece in _PIECE.finditer(text))):
             yield response_event(event).raw
 
-    def _told(self) -> JsonObject:
+    def _object(self) -> JsonObject:
         usage = {
             "input_tokens": self.usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0},
@@ -72,11 +74,11 @@ class _Embed(msgspec.Struct):
 
 
 def embeddings(body: bytes, model: str) -> bytes:
-    """A vector of length 1 for each input, out of its digest: equal inputs have equal ones. Raises BadRequest."""
-    asked = _decoded(body, _Embed)
-    inputs = _inputs(asked.input)
+    """Return a unit vector for each input, derived from its digest, so equal inputs are equal. Raises BadRequest."""
+    options = _parse(body, _Embed)
+    inputs = _split_inputs(options.input)
     data: list[JsonObject] = [
-        {"object": "embedding", "index": index, "embedding": _written(_vector(each, asked.dimensions), asked)}
+        {"object": "embedding", "index": index, "embedding": _encode_vector(_vector(each, options.dimensions), options)}
         for index, each in enumerate(inputs)
     ]
     tokens = sum(len(_WORD.findall(each)) if isinstance(each, str) else len(each) for each in inputs)
@@ -84,26 +86,26 @@ def embeddings(body: bytes, model: str) -> bytes:
     return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
 
 
-def _inputs(told: str | list[str | int | list[int]]) -> list[str | list[int]]:
-    """Texts, or lists of tokens; one list of numbers is one input."""
-    if isinstance(told, str):
-        return [told]
-    tokens = [each for each in told if isinstance(each, int)]
-    if tokens and len(tokens) == len(told):
+def _split_inputs(value: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """Return the inputs, each a text or a list of tokens; a single list of numbers is one input."""
+    if isinstance(value, str):
+        return [value]
+    tokens = [each for each in value if isinstance(each, int)]
+    if tokens and len(tokens) == len(value):
         return [tokens]
-    if tokens or len(told) > MAX_INPUTS:
-        raise BadRequest(f"An echo takes a text, tokens, or at most {MAX_INPUTS} of one of them.")
-    return [each for each in told if not isinstance(each, int)]
+    if tokens or len(value) > MAX_INPUTS:
+        raise BadRequest(f"`input` must be a text, a list of tokens, or a list of at most {MAX_INPUTS} of either.")
+    return [each for each in value if not isinstance(each, int)]
 
 
-def _vector(told: str | list[int], dimensions: int) -> tuple[float, ...]:
-    numbers = struct.unpack(f"<{dimensions}i", hashlib.shake_256(msgspec.json.encode(told)).digest(4 * dimensions))
+def _vector(text: str | list[int], dimensions: int) -> tuple[float, ...]:
+    numbers = struct.unpack(f"<{dimensions}i", hashlib.shake_256(msgspec.json.encode(text)).digest(4 * dimensions))
     length = hypot(*numbers) or 1.0
     return struct.unpack(f"<{dimensions}f", struct.pack(f"<{dimensions}f", *(number / length for number in numbers)))
 
 
-def _written(vector: tuple[float, ...], asked: _Embed) -> object:
-    if asked.encoding_format == "float":
+def _encode_vector(vector: tuple[float, ...], options: _Embed) -> object:
+    if options.encoding_format == "float":
         return vector
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
@@ -113,11 +115,11 @@ class _Moderate(msgspec.Struct):
 
 
 def moderations(body: bytes, model: str) -> bytes:
-    """Nothing is ever flagged. Raises BadRequest."""
-    told = _decoded(body, _Moderate).input
-    count = len(told) if isinstance(told, list) and told and isinstance(told[0], str) else 1
+    """Return a result for each input, in which nothing is flagged. Raises BadRequest."""
+    value = _parse(body, _Moderate).input
+    count = len(value) if isinstance(value, list) and value and isinstance(value[0], str) else 1
     if count > MAX_INPUTS:
-        raise BadRequest(f"An echo takes at most {MAX_INPUTS} inputs at a time.")
+        raise BadRequest(f"`input` must have at most {MAX_INPUTS} items (got {count}).")
     result = {
         "flagged": False,
         "categories": dict.fromkeys(_CATEGORIES, False),
@@ -139,15 +141,15 @@ class _Rank(msgspec.Struct):
 
 
 def ranks(body: bytes, model: str) -> bytes:
-    """The documents with the most of the query's words first (as Jina's and Cohere's servers tell it).
+    """Return the documents sorted by how many words of the query they contain, in the format of Jina and Cohere.
 
     Raises BadRequest.
     """
-    asked = _decoded(body, _Rank)
-    wanted = set(_WORD.findall(asked.query.lower()))
-    texts = [each if isinstance(each, str) else each.text for each in asked.documents]
-    scores = [len(wanted & set(_WORD.findall(text.lower()))) / (len(wanted) or 1) for text in texts]
-    order = sorted(range(len(texts)), key=lambda index: -scores[index])[: asked.top_n]
+    options = _parse(body, _Rank)
+    query_words = set(_WORD.findall(options.query.lower()))
+    texts = [each if isinstance(each, str) else each.text for each in options.documents]
+    scores = [len(query_words & set(_WORD.findall(text.lower()))) / (len(query_words) or 1) for text in texts]
+    order = sorted(range(len(texts)), key=lambda index: -scores[index])[: options.top_n]
     results = [
         {"index": index, "relevance_score": scores[index], "document": {"text": texts[index]}} for index in order
     ]
@@ -155,8 +157,8 @@ def ranks(body: bytes, model: str) -> bytes:
     return msgspec.json.encode({"id": f"rerank-{name}", "model": model, "results": results})
 
 
-def _decoded(body: bytes, wanted: type[T]) -> T:
+def _parse(body: bytes, type_: type[T]) -> T:
     try:
-        return msgspec.json.decode(body, type=wanted)
+        return msgspec.json.decode(body, type=type_)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"This cannot be asked: {error}") from None
+        raise BadRequest(f"The request body is not valid: {error}") from None

@@ -1,4 +1,4 @@
-"""Models behind any address that takes JSON and gives JSON: the body goes there as it came."""
+"""Models at any HTTP address that takes JSON and returns JSON. The body is passed on unchanged."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from signoff.errors import ModelUnreachable
 
 
 class HttpEngine:
-    """Asks models over HTTP. Whoever made the `upstream` starts and closes it."""
+    """Engine that posts the body to a model's `url`. The caller starts and closes `upstream`."""
 
     def __init__(self, upstream: UpstreamClient) -> None:
         self._upstream = upstream
 
     def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
-        """What the model says to the body, whatever path was asked for. Raises ModelFailed and its kin."""
+        """Yield the model's answer to the body, whatever the request's path. Raises ModelFailed and its subclasses."""
         if not model.url:
-            raise ModelUnreachable(f"The model {model.name} has no address.")
+            raise ModelUnreachable(f"The model {model.name} has no `url`.")
         headers = {"content-type": "application/json"}
         if request.key:
             headers["authorization"] = f"Bearer {request.key}"
@@ -29,7 +29,7 @@ class HttpEngine:
         )
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""

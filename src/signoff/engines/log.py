@@ -1,4 +1,4 @@
-"""What a model wrote: each line is told of, and the last ones are kept for when it ends."""
+"""Log of a model: each line goes to a callback, and the last ones are kept for error messages."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ TAIL_LINES = 10
 
 
 class ModelLog:
-    """The last lines of a model; `tell` hears of each."""
+    """Log of one model. `on_line` is called with each line; the last TAIL_LINES lines are kept."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
         self._lines = deque[str](maxlen=TAIL_LINES)
 
     def add(self, line: bytes) -> None:
-        """Take a line; one that is too long becomes several."""
+        """Add a line. A line longer than MAX_LINE_BYTES is split into several."""
         for start in range(0, max(len(line), 1), MAX_LINE_BYTES):
             piece = line[start : start + MAX_LINE_BYTES]
             text = piece.decode(errors="replace").rstrip("\r")
             self._lines.append(text)
-            self._tell(text)
+            self._on_line(text)
 
     def tail(self) -> str:
-        """The last lines as text."""
+        """Return the last lines, separated by line breaks."""
         return "\n".join(self._lines)
 
 
 class LineSplitter:
-    """Cuts what one process writes into lines of a log, which may be that of several processes."""
+    """Splitter of one process's output into lines of a log, which several processes may share."""
 
     def __init__(self, log: ModelLog) -> None:
         self._log = log
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
-        """Take what came; a line that does not end is cut."""
+        """Add `data`, which need not end at a line break. A line that gets too long is cut."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._log.add(line)
@@ -45,7 +45,7 @@ class LineSplitter:
             self.end()
 
     def end(self) -> None:
-        """Take what is left as a line."""
+        """Add the rest as a line."""
         if self._rest:
             self._log.add(self._rest)
         self._rest = b""

@@ -1,4 +1,4 @@
-"""Models behind an OpenAI-compatible address: where to ask, under which name, with which key."""
+"""Models behind an OpenAI-compatible URL."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from signoff.core.binary import decode_binary, with_form_field
 from signoff.core.endpoints import KNOWN, Route, parse_route
 from signoff.core.model import Model, upstream_name
 from signoff.engine import ModelRequest
-from signoff.engines.upstream import Sent, UpstreamClient
+from signoff.engines.upstream import UpstreamClient, UpstreamRequest
 from signoff.errors import ModelUnreachable
 
 _VERSION = re.compile(r"/v\d\w*(/|$)")
 
 
 class OpenAIEngine:
-    """Asks models over HTTP. Whoever made the `upstream` starts and closes it: other engines use it too."""
+    """Engine that calls models over HTTP. The caller starts and closes `upstream`, which other engines share."""
 
     def __init__(self, upstream: UpstreamClient) -> None:
         self._upstream = upstream
 
     def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
-        """What the model says to `request`, byte for byte. Raises ModelFailed and its kin."""
+        """Yield the model's answer to `request`, byte for byte. Raises ModelFailed and its subclasses."""
         if not model.url:
-            raise ModelUnreachable(f"The model {model.name} has no address.")
+            raise ModelUnreachable(f"The model {model.name} has no `url`.")
         return ask(self._upstream, model.url, model, request)
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 def ask(upstream: UpstreamClient, base_url: str, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
-    """What the server at `base_url` answers to `request`: see `Upstream.post`.
+    """Send `request` to the server at `base_url` and yield its answer: see `UpstreamClient.ask`.
 
-    The body goes out as it came, a parcel's content as it was before it became one, but for the model's name where
-    the server knows it by another.
+    The body is sent as it is, except for the model's name where the upstream uses another one. A `BinaryBody` is
+    decoded first.
     """
     headers = {"authorization": f"Bearer {request.key}"} if request.key else {}
     name = upstream_name(model, request.target)
@@ -61,7 +61,11 @@ def ask(upstream: UpstreamClient, base_url: str, model: Model, request: ModelReq
 def _ask_beyond(
     upstream: UpstreamClient, base_url: str, model: Model, request: ModelRequest, headers: dict[str, str]
 ) -> AsyncGenerator[Chunk, None]:
-    """Any method, with a query, and with whatever body: JSON, a parcel, or none at all, which a job keeps as null."""
+    """Send a request for an endpoint that is not in KNOWN.
+
+    It has any method, may have a query, and has a body of any kind: JSON, a `BinaryBody`, or none, which a job stores
+    as null.
+    """
     route = parse_route(request.path) or Route("POST", request.path, None)
     name, binary = upstream_name(model, request.target), decode_binary(request.body)
     if binary is None:
@@ -71,19 +75,19 @@ def _ask_beyond(
     if body != b"null":
         headers |= {"content-type": "application/json" if binary is None else binary.content_type}
     url = address(base_url, route.path) + ("" if route.query is None else f"?{route.query}")
-    sent = Sent(route.method, url, b"" if body == b"null" else body, headers)
-    return upstream.ask(sent, timeouts=model.timeouts, stream=request.stream, json_only=False)
+    upstream_request = UpstreamRequest(route.method, url, b"" if body == b"null" else body, headers)
+    return upstream.ask(upstream_request, timeouts=model.timeouts, stream=request.stream, json_only=False)
 
 
 @lru_cache(maxsize=1024)
 def address(base_url: str, path: str) -> str:
-    """Where to ask for `path`, which begins with /v1: a base that names a version already takes its place."""
+    """Return the URL for `path`, which starts with /v1. A version at the end of `base_url` replaces that /v1."""
     base = base_url.rstrip("/")
     return base + (path.removeprefix("/v1") if _VERSION.search(urlsplit(base).path) else path)
 
 
 def asks_for_a_model(body: bytes) -> bool:
-    """Whether there is a "model" in it: beyond what is known here, nothing is added that may not belong there."""
+    """Return True if `body` has a member "model". For unknown endpoints, none is added to a body without one."""
     try:
         return "model" in _MEMBERS.decode(body)
     except (ValueError, RecursionError):
@@ -91,19 +95,22 @@ def asks_for_a_model(body: bytes) -> bool:
 
 
 def named(body: bytes, name: str) -> bytes:
-    """`body` with `name` as its "model"; all other members keep their bytes. What is no JSON object stays as it is."""
+    """Return `body` with `name` as its "model". All other members keep their bytes.
+
+    A body that is not a JSON object is returned unchanged.
+    """
     model = msgspec.Raw(msgspec.json.encode(name))
     try:
-        if _NAMED.decode(body).model == model:
+        if _WITH_MODEL.decode(body).model == model:
             return body
         return msgspec.json.encode(_MEMBERS.decode(body) | {"model": model})
     except (ValueError, RecursionError):
         return body
 
 
-class _Named(msgspec.Struct):
+class _WithModel(msgspec.Struct):
     model: msgspec.Raw = msgspec.Raw(b"")
 
 
-_NAMED = msgspec.json.Decoder(_Named)
+_WITH_MODEL = msgspec.json.Decoder(_WithModel)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])

@@ -1,4 +1,4 @@
-"""Kinds of models that installed packages bring: entry points of the group `signoff.engines`, each naming a class."""
+"""Engines of installed packages: entry points of the group `signoff.engines`, each naming a class."""
 
 from __future__ import annotations
 
@@ -12,24 +12,32 @@ GROUP = "signoff.engines"
 
 
 class BadExtension(SignoffError):
-    """An engine that an installed package brings cannot be used."""
+    """The engine of an installed package cannot be used."""
 
     code = "bad_extension"
 
 
 def plugin_kinds() -> list[str]:
-    """Their names, without a look at whether they can be used."""
-    return [point.name for point in importlib.metadata.entry_points(group=GROUP)]
+    """Return the kinds of all entry points, without loading them."""
+    return [entry_point.name for entry_point in importlib.metadata.entry_points(group=GROUP)]
 
 
-def load_plugins(taken: Collection[str]) -> dict[str, Engine]:
-    """The engines, by their kinds. Raises BadExtension: a server without one would fail its models' callers instead."""
+def load_plugins(reserved_kinds: Collection[str]) -> dict[str, Engine]:
+    """Load the engines of installed packages, by kind.
+
+    Raises BadExtension if a kind is in `reserved_kinds` or exists twice, or if an engine cannot be loaded: the server
+    does not start, because requests to its models would fail.
+    """
     engines = dict[str, Engine]()
-    for point in importlib.metadata.entry_points(group=GROUP):
-        if point.name in taken or point.name in engines:
-            raise BadExtension(f"The kind {point.name} of {point.value} is taken: its entry point needs another name.")
+    for entry_point in importlib.metadata.entry_points(group=GROUP):
+        if entry_point.name in reserved_kinds or entry_point.name in engines:
+            raise BadExtension(
+                f"The kind {entry_point.name} of {entry_point.value} exists already: rename the entry point."
+            )
         try:
-            engines[point.name] = point.load()()
+            engines[entry_point.name] = entry_point.load()()
         except Exception as error:
-            raise BadExtension(f"The engine {point.name} ({point.value}) cannot be used: {error!r}") from error
+            raise BadExtension(
+                f"The engine {entry_point.name} ({entry_point.value}) cannot be used: {error!r}"
+            ) from error
     return engines

@@ -1,4 +1,4 @@
-"""A model's process: started under its warden on a free port, watched for its health and its end, and stopped."""
+"""A model's process: start it under a watchdog, wait until it is ready, follow its output and its end, stop it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WATCHDOG = Path(__file__).with_name("watchdog.py")
 _POLL_SECONDS = 0.05
 _PROBE_SECONDS = 2
 _DRAIN_SECONDS = 0.2
-# What a program needs to find its files, its libraries and its devices. Secrets live under other names.
+# Variables that a program needs to find its files, libraries and devices. None of them holds a secret.
 _INHERITED = frozenset(
     [
         "PATH",
@@ -57,60 +57,62 @@ _INHERITED = frozenset(
 
 @asynccontextmanager
 async def start_jsonl(model: Model, log: ModelLog) -> AsyncGenerator[Process, None]:
-    """A process that runs the model's command and speaks lines; it and its group have ended when the block has.
+    """Run the model's command as a program that speaks JSON lines, for the duration of the block.
 
-    What it writes to stderr goes to `log`. Raises OSError where no process can be started at all.
+    Its output to stderr goes to `log`. The process and its group have ended when the block has. Raises OSError if no
+    process can be started.
     """
     async with AsyncExitStack() as stack:
-        with ExitStack() as its:
-            output, its_stderr = await _pipe(stack, its)
-            answers, its_stdout = await _pipe(stack, its, limit=MAX_LINE_BYTES)
-            writer, its_stdin = await _pipe_to(stack, its)
-            told = ("--lines", f"{its_stdin},{its_stdout}", *_limits(model), *model.command)
-            warden = await _start_watchdog(its_stderr, *told, port=None, pass_fds=(its_stdin, its_stdout))
-        process = Process(warden, 0, output, log, model.limits)
-        prefix = os.urandom(8).hex()  # no program writes it by chance
-        process.lines = JsonLinesClient(model.name, answers, writer, prefix=prefix, hang_up=process.hang_up)
-        async with _followed(process):
+        with ExitStack() as child_fds:
+            output, stderr = await _pipe(stack, child_fds)
+            answers, stdout = await _pipe(stack, child_fds, limit=MAX_LINE_BYTES)
+            writer, stdin = await _pipe_to(stack, child_fds)
+            arguments = ("--lines", f"{stdin},{stdout}", *_limits(model), *model.command)
+            watchdog = await _start_watchdog(stderr, *arguments, port=None, pass_fds=(stdin, stdout))
+        process = Process(watchdog, 0, output, log, model.limits)
+        prefix = os.urandom(8).hex()  # unpredictable, so that no program writes it by accident
+        process.lines = JsonLinesClient(model.name, answers, writer, prefix=prefix, disconnect=process.request_stop)
+        async with _supervised(process):
             yield process
 
 
 @asynccontextmanager
 async def start_http(model: Model, log: ModelLog) -> AsyncGenerator[Process, None]:
-    """A process that runs the model's command with a port of its own; it and its group have ended when the block has.
+    """Run the model's command as an HTTP server on a free port, for the duration of the block.
 
-    `{port}` and `{host}` in the arguments are filled in; the port is also in the environment, as PORT and
-    SIGNOFF_MODEL_PORT. What it writes goes to `log`. Raises OSError where no process can be started at all.
+    `{port}` and `{host}` in the arguments are replaced; the port is also in the environment, as PORT and
+    SIGNOFF_MODEL_PORT. Its output goes to `log`. The process and its group have ended when the block has. Raises
+    OSError if no process can be started.
     """
     port = _free_port()
-    filled = [word.replace("{port}", str(port)).replace("{host}", HOST) for word in model.command]
+    command = [word.replace("{port}", str(port)).replace("{host}", HOST) for word in model.command]
     async with AsyncExitStack() as stack:
-        with ExitStack() as its:
-            output, to_us = await _pipe(stack, its)
-            warden = await _start_watchdog(to_us, *_limits(model), *filled, port=port)
-        process = Process(warden, port, output, log, model.limits)
-        async with _followed(process):
+        with ExitStack() as child_fds:
+            output, stdout = await _pipe(stack, child_fds)
+            watchdog = await _start_watchdog(stdout, *_limits(model), *command, port=port)
+        process = Process(watchdog, port, output, log, model.limits)
+        async with _supervised(process):
             yield process
 
 
 def _limits(model: Model) -> tuple[str, ...]:
-    """What the warden is told of them."""
+    """Return the watchdog's arguments for the model's limits."""
     limits = (model.limits.memory_mb, model.limits.open_files, model.limits.nice)
     return ("--limits", ",".join("" if limit is None else str(limit) for limit in limits)) if any(limits) else ()
 
 
 def _abort(transport: asyncio.WriteTransport) -> None:
-    """What a model has not read is never written out."""
+    """Close `transport` and discard what the model has not read."""
     if not transport.is_closing():
         transport.abort()
 
 
-async def _start_watchdog(to_us: int, *words: str, port: int | None, pass_fds: tuple[int, ...] = ()) -> Subprocess:
+async def _start_watchdog(stdout: int, *arguments: str, port: int | None, pass_fds: tuple[int, ...] = ()) -> Subprocess:
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-I", "-S", str(_WATCHDOG), *words),
+        *("-I", "-S", str(_WATCHDOG), *arguments),
         stdin=PIPE,
-        stdout=to_us,
+        stdout=stdout,
         stderr=STDOUT,
         env=_environment(port),
         pass_fds=pass_fds,
@@ -119,9 +121,9 @@ async def _start_watchdog(to_us: int, *words: str, port: int | None, pass_fds: t
 
 
 @asynccontextmanager
-async def _followed(process: Process) -> AsyncGenerator[None, None]:
+async def _supervised(process: Process) -> AsyncGenerator[None, None]:
     async with asyncio.TaskGroup() as group:
-        group.create_task(process.follow())
+        group.create_task(process.supervise())
         try:
             yield
         finally:
@@ -135,96 +137,101 @@ def _free_port() -> int:
 
 
 def _environment(port: int | None) -> dict[str, str]:
-    ours = os.environ  # noqa: TID251 - no setting of ours: what the machine tells every program
-    inherited = {name: value for name, value in ours.items() if name in _INHERITED or name.startswith("LC_")}
+    environ = os.environ  # noqa: TID251 - no setting of ours: what the machine tells every program
+    inherited = {name: value for name, value in environ.items() if name in _INHERITED or name.startswith("LC_")}
     if port is None:
-        return inherited | {"PYTHONUNBUFFERED": "1"}  # else its answers wait in a buffer
+        return inherited | {"PYTHONUNBUFFERED": "1"}  # otherwise Python buffers its answers
     return inherited | {"PORT": str(port), "SIGNOFF_MODEL_PORT": str(port)}
 
 
-async def _pipe(ours: AsyncExitStack, its: ExitStack, limit: int = 65536) -> tuple[asyncio.StreamReader, int]:
-    """Where we read, and where the model writes, each closed with its stack.
+async def _pipe(our_fds: AsyncExitStack, child_fds: ExitStack, limit: int = 65536) -> tuple[asyncio.StreamReader, int]:
+    """Return a reader and the descriptor that the model writes to; each is closed with its stack.
 
-    Left to itself, uvloop takes a socket, which is no /dev/stderr.
+    uvloop would use a socket, which the model could not open as /dev/stderr.
     """
-    from_model, to_us = os.pipe()
-    its.callback(os.close, to_us)
+    read_fd, write_fd = os.pipe()
+    child_fds.callback(os.close, write_fd)
     reader = asyncio.StreamReader(limit)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(from_model, "rb", buffering=0)
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb", buffering=0)
     )
-    ours.callback(transport.close)
-    return reader, to_us
+    our_fds.callback(transport.close)
+    return reader, write_fd
 
 
-async def _pipe_to(ours: AsyncExitStack, its: ExitStack) -> tuple[asyncio.StreamWriter, int]:
-    """Where we write, and where the model reads, each closed with its stack."""
-    from_us, to_model = os.pipe()
-    its.callback(os.close, from_us)
+async def _pipe_to(our_fds: AsyncExitStack, child_fds: ExitStack) -> tuple[asyncio.StreamWriter, int]:
+    """Return a writer and the descriptor that the model reads from; each is closed with its stack."""
+    read_fd, write_fd = os.pipe()
+    child_fds.callback(os.close, read_fd)
     loop, unread = asyncio.get_running_loop(), asyncio.StreamReader()
     transport, protocol = await loop.connect_write_pipe(
-        lambda: asyncio.StreamReaderProtocol(unread), os.fdopen(to_model, "wb", buffering=0)
+        lambda: asyncio.StreamReaderProtocol(unread), os.fdopen(write_fd, "wb", buffering=0)
     )
-    ours.callback(_abort, transport)
-    return asyncio.StreamWriter(transport, protocol, None, loop), from_us
+    our_fds.callback(_abort, transport)
+    return asyncio.StreamWriter(transport, protocol, None, loop), read_fd
 
 
 class Process:
-    """One running model; `ended` is set once it has ended and its log is complete."""
+    """A running model. `ended` is set once the process has ended and its log is complete."""
 
     def __init__(
-        self, warden: Subprocess, port: int, output: asyncio.StreamReader, log: ModelLog, limits: ProcessLimits
+        self, watchdog: Subprocess, port: int, output: asyncio.StreamReader, log: ModelLog, limits: ProcessLimits
     ) -> None:
         self.port = port
         self.ended = asyncio.Event()
         self.lines: JsonLinesClient | None = None
-        self._watchdog = warden
+        self._watchdog = watchdog
         self._output = output
         self._log = log
         self._limits = limits
         self._group: int | None = None
 
-    async def follow(self) -> None:
-        """Keep its log, hear its answers, and notice its end."""
+    async def supervise(self) -> None:
+        """Follow the log, the answers and the end of the process; return once it has ended."""
         try:
             async with asyncio.TaskGroup() as group:
                 readers = {group.create_task(self._read(LineSplitter(self._log)))}
                 if self.lines is not None:
-                    readers.add(group.create_task(self.lines.follow()))
+                    readers.add(group.create_task(self.lines.read_responses()))
                 status = await self._watchdog.wait()
                 if status < 0:
-                    self._kill()  # the warden itself was killed, and could end nothing
-                # Its last words are in the pipe; but a descendant that left the group may hold that open for ever.
+                    self._kill()  # the watchdog itself was killed, so the model is still running
+                # The last output may still be in the pipe, but a descendant outside the group can hold that open.
                 await asyncio.wait(readers, timeout=_DRAIN_SECONDS)
                 for reader in readers:
                     reader.cancel()
         finally:
             self.ended.set()
             if self.lines is not None:
-                self.lines.crashed(self._exit_message())
+                self.lines.close_crashed(self._exit_message())
 
     def _exit_message(self) -> str:
-        """How it ended. Its last lines may tell of others' requests, unless it never ran."""
+        """Return how the process ended. Its last lines may contain other users' data, so they are included only if it
+        never ran.
+        """
         status = self._watchdog.returncode
         if status == CANNOT_RUN:
             return self._with_tail("could not be run")
-        bound = "" if self._limits.memory_mb is None else f" (it may take {self._limits.memory_mb} MiB of memory)"
-        return f"ended with status {status} before it had answered{bound}; its log says more."
+        limit = "" if self._limits.memory_mb is None else f" (its memory limit is {self._limits.memory_mb} MiB)"
+        return f"ended with status {status} before it answered{limit}. See its log for details."
 
-    async def _read(self, scribe: LineSplitter) -> None:
+    async def _read(self, splitter: LineSplitter) -> None:
         try:
             first = await self._output.readline()
             if first.strip().isdigit():
                 self._group = int(first)
             else:
-                scribe.feed(first)  # the warden could not do its work, and says why
+                splitter.feed(first)  # no process id: the error of a watchdog that could not start
             while data := await self._output.read(65536):
-                scribe.feed(data)
+                splitter.feed(data)
         finally:
-            scribe.end()
+            splitter.end()
 
     async def startup_error(self, start_seconds: float) -> str | None:
-        """Wait until it answers; else tell why it does not, with the last lines of its log."""
+        """Wait up to `start_seconds` until the model is ready.
+
+        Returns None when it is, else an error message with its last log lines.
+        """
         try:
             async with asyncio.timeout(start_seconds):
                 while not self.ended.is_set():
@@ -233,12 +240,13 @@ class Process:
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
             return self._with_tail(f"was not ready within {start_seconds:g} s")
-        return self._with_tail(f"ended with status {self._watchdog.returncode} as it started")
+        return self._with_tail(f"ended with status {self._watchdog.returncode} during start-up")
 
     async def _is_healthy(self) -> bool:
-        """Whether /health says so; a server that knows no /health is ready when it speaks HTTP at all.
+        """Return True if the model can take requests.
 
-        A program that speaks lines is when it runs: they wait in its stdin while it loads.
+        An HTTP server is ready if `/health` returns 200; if it has no `/health`, once it answers any HTTP request. A
+        program that speaks JSON lines is ready as soon as it runs: requests wait in its stdin while it loads.
         """
         if self.lines is not None:
             return self._group is not None
@@ -248,8 +256,8 @@ class Process:
         return status == 200
 
     def is_running(self) -> bool:
-        """Whether the model itself still runs: its end is known to the kernel before `ended` is set."""
-        if self._group is None or self.ended.is_set() or (self.lines is not None and self.lines.is_over):
+        """Return True if the model itself still runs: the kernel reports its end before `ended` is set."""
+        if self._group is None or self.ended.is_set() or (self.lines is not None and self.lines.is_closed):
             return False
         try:
             os.kill(self._group, 0)
@@ -257,18 +265,18 @@ class Process:
             return isinstance(error, PermissionError)
         return True
 
-    def _with_tail(self, why: str) -> str:
+    def _with_tail(self, reason: str) -> str:
         tail = self._log.tail()
-        return f"{why}. Its last lines:\n{tail}" if tail else f"{why}, and wrote nothing."
+        return f"{reason}. Its last lines:\n{tail}" if tail else f"{reason}, and wrote nothing."
 
-    def hang_up(self) -> None:
-        """Let it end soon."""
+    def request_stop(self) -> None:
+        """Ask the watchdog to end the model, by closing the watchdog's stdin."""
         if self._watchdog.stdin is not None:
-            self._watchdog.stdin.close()  # which is the warden's cue
+            self._watchdog.stdin.close()
 
     async def stop(self) -> None:
-        """End it and its group; takes at most STOP_SECONDS."""
-        self.hang_up()
+        """End the process and its group, within STOP_SECONDS."""
+        self.request_stop()
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self.ended.wait()
@@ -287,7 +295,7 @@ class Process:
 
 
 async def _get(port: int, path: str) -> int | None:
-    """The status of an HTTP answer, or None when there is none."""
+    """Return the status of an HTTP GET, or None if there is no valid answer."""
     try:
         async with asyncio.timeout(_PROBE_SECONDS):
             reader, writer = await asyncio.open_connection(HOST, port)
@@ -301,8 +309,8 @@ async def _get(port: int, path: str) -> int | None:
         return None
 
 
-def is_taken(port: int) -> bool:
-    """Whether somebody listens on `port`: a port that was free may be gone when the model wants it."""
+def is_port_in_use(port: int) -> bool:
+    """Return True if another process has taken `port` since it was chosen."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""The owner's socket, through which other processes of this host talk with a program that speaks lines."""
+"""Unix socket through which other processes of this host use a program that speaks JSON lines."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 import msgspec
 
 from signoff.core.model import Timeouts
-from signoff.engines.jsonl import FAREWELL, MAX_LINE_BYTES, JsonLinesClient, NotDelivered
+from signoff.engines.jsonl import MAX_LINE_BYTES, SHUTDOWN_LINE, JsonLinesClient, NotDelivered
 from signoff.errors import ModelCrashed, SignoffError
 
 BACKLOG = 128
-FAREWELL_SECONDS = 1
+DRAIN_SECONDS = 1
 # Linux takes 107 bytes, macOS 103.
-LONGEST_ADDRESS_BYTES = 100
-# An answer goes on in an envelope.
-LIMIT_BYTES = MAX_LINE_BYTES + 4096
+MAX_ADDRESS_BYTES = 100
+# An answer is wrapped in an envelope.
+MAX_ENVELOPE_BYTES = MAX_LINE_BYTES + 4096
 
 
 class _SocketRequest(msgspec.Struct):
@@ -36,107 +36,110 @@ class _Failure(msgspec.Struct):
 
 @asynccontextmanager
 async def serve_socket(
-    path: Path, lines: JsonLinesClient, timeouts: Callable[[], Timeouts]
+    path: Path, client: JsonLinesClient, timeouts: Callable[[], Timeouts]
 ) -> AsyncGenerator[None, None]:
-    """Others may ask at `path` while the block lasts; at its end each of them is told."""
-    host = _SocketServer(lines, timeouts)
-    _forget(path)
+    """Serve requests of other processes at `path` for the duration of the block.
+
+    At its end, pending requests get an error and each connection gets SHUTDOWN_LINE.
+    """
+    owner = _SocketServer(client, timeouts)
+    _unlink(path)
     with _address(path) as address:
-        server = await asyncio.start_unix_server(host.serve, address, limit=LIMIT_BYTES, backlog=BACKLOG)
+        server = await asyncio.start_unix_server(owner.serve, address, limit=MAX_ENVELOPE_BYTES, backlog=BACKLOG)
     try:
         yield
     finally:
         server.close()
-        _forget(path)
-        await host.leave()
+        _unlink(path)
+        await owner.close()
 
 
 async def connect_socket(
-    name: str, path: Path, spawn: Callable[[Coroutine[None, None, None]], object]
+    name: str, path: Path, start_task: Callable[[Coroutine[None, None, None]], object]
 ) -> JsonLinesClient:
-    """The way to the owner's program. Raises NotAsked where nobody listens."""
+    """Connect to the owner of the program. Raises NotDelivered if no process listens at `path`."""
     try:
         with _address(path) as address:
-            reader, writer = await asyncio.open_unix_connection(address, limit=LIMIT_BYTES)
+            reader, writer = await asyncio.open_unix_connection(address, limit=MAX_ENVELOPE_BYTES)
     except OSError as error:
         raise NotDelivered(f"The model {name} has just stopped.") from error
-    lines = JsonLinesClient(name, reader, writer, prefix="", hang_up=writer.close, by_id=True)
+    client = JsonLinesClient(name, reader, writer, prefix="", disconnect=writer.close, by_id=True)
 
-    async def follow() -> None:
+    async def read_responses() -> None:
         try:
-            await lines.follow()
+            await client.read_responses()
         finally:
-            lines.crashed("lost the server process that owned it, before it had answered.")
+            client.close_crashed("stopped before it answered: the server process that owned it ended.")
             writer.close()
 
-    spawn(follow())
-    return lines
+    start_task(read_responses())
+    return client
 
 
 class _SocketServer:
-    """The owner's side: each line of a neighbour is a request, and each of its answers a line."""
+    """Server of the owner: each line of a connection is a request, each message of an answer is a line."""
 
-    def __init__(self, lines: JsonLinesClient, timeouts: Callable[[], Timeouts]) -> None:
-        self._lines = lines
+    def __init__(self, client: JsonLinesClient, timeouts: Callable[[], Timeouts]) -> None:
+        self._client = client
         self._timeouts = timeouts
-        self._neighbours = set[StreamWriter]()
+        self._writers = set[StreamWriter]()
         self._relays = set[asyncio.Task[None]]()
 
     async def serve(self, reader: StreamReader, writer: StreamWriter) -> None:
-        """One neighbour, until it leaves."""
-        mine = set[asyncio.Task[None]]()
-        self._neighbours.add(writer)
+        """Serve one connection until the other side closes it."""
+        relays = set[asyncio.Task[None]]()
+        self._writers.add(writer)
         try:
             async with asyncio.TaskGroup() as group:
                 with suppress(OSError, ValueError):
                     while line := await reader.readline():
-                        asked = msgspec.json.decode(line, type=_SocketRequest)
-                        relay = group.create_task(self._relay(asked, writer))
-                        for tasks in (mine, self._relays):
+                        request = msgspec.json.decode(line, type=_SocketRequest)
+                        relay = group.create_task(self._relay(request, writer))
+                        for tasks in (relays, self._relays):
                             tasks.add(relay)
                             relay.add_done_callback(tasks.discard)
-                for relay in mine:
+                for relay in relays:
                     relay.cancel()
         finally:
-            self._neighbours.discard(writer)
+            self._writers.discard(writer)
             writer.close()
 
-    async def _relay(self, asked: _SocketRequest, writer: StreamWriter) -> None:
+    async def _relay(self, request: _SocketRequest, writer: StreamWriter) -> None:
         try:
-            talk = self._lines.ask(asked.operation, bytes(asked.body), self._timeouts())
-            async with aclosing(talk) as answers:
-                async for said in answers:
-                    await _write(writer, {"id": asked.id, said.kind: msgspec.Raw(said.raw)})
+            exchange = self._client.ask(request.operation, bytes(request.body), self._timeouts())
+            async with aclosing(exchange) as messages:
+                async for message in messages:
+                    await _write(writer, {"id": request.id, message.kind: msgspec.Raw(message.raw)})
         except NotDelivered:
-            pass  # the farewell says so
+            pass  # SHUTDOWN_LINE reports it
         except SignoffError as error:
-            await _write(writer, {"id": asked.id, "failure": _Failure(error.code, error.message)})
+            await _write(writer, {"id": request.id, "failure": _Failure(error.code, error.message)})
 
-    async def leave(self) -> None:
-        """Tell each neighbour what became of its requests, and that no more can be made."""
-        self._lines.end(ModelCrashed("The model was stopped before it had answered."))
+    async def close(self) -> None:
+        """Report the outcome of all requests to the other processes, and that no more are accepted."""
+        self._client.close(ModelCrashed("The model was stopped before it answered."))
         if self._relays:
-            await asyncio.wait(set(self._relays), timeout=FAREWELL_SECONDS)
-        for writer in list(self._neighbours):
+            await asyncio.wait(set(self._relays), timeout=DRAIN_SECONDS)
+        for writer in list(self._writers):
             with suppress(OSError):
-                writer.write(FAREWELL)
-            writer.close()  # which ends its `serve`
+                writer.write(SHUTDOWN_LINE)
+            writer.close()  # ends its `serve`
 
 
-async def _write(writer: StreamWriter, line: dict[str, object]) -> None:
+async def _write(writer: StreamWriter, message: dict[str, object]) -> None:
     with suppress(OSError):
-        writer.write(msgspec.json.encode(line) + b"\n")
+        writer.write(msgspec.json.encode(message) + b"\n")
         await writer.drain()
 
 
-def _forget(path: Path) -> None:
+def _unlink(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
 @contextmanager
 def _address(path: Path) -> Generator[str]:
-    """`path`, by a shorter way where it is too long for a socket's address."""
-    if len(os.fsencode(path)) <= LONGEST_ADDRESS_BYTES:
+    """Yield `path`, or a shorter path to the same file where it is too long for a socket address."""
+    if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
         yield str(path)
         return
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""Models that are processes: one of each a host, started on first use and after a crash, stopped when idle."""
+"""Engine of models that are processes: one a host, started on first use and after a crash, stopped when idle."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from signoff.engines.supervised_process import SupervisedProcess
 from signoff.engines.upstream import UpstreamClient
 from signoff.errors import BadRequest, ModelUnreachable
 
-TRIES = 5
+MAX_ATTEMPTS = 5
 _logger = logging.getLogger(__name__)
 
 
-def _nobody_hears(_name: str, _line: str) -> None:
+def _ignore_line(_name: str, _line: str) -> None:
     pass
 
 
 class SubprocessEngine:
-    """Asks models that speak JSON lines, or serve HTTP on a port which we give them (`serve`).
+    """Engine of models that speak JSON lines, or serve HTTP on a port that the engine chooses (`serve`).
 
-    Whoever made the `upstream` starts and closes it. Of all engines with the same `run_dir` one owns a model's process,
-    and the others ask at its port, or through the owner's socket.
-    `monotonic` tells seconds; `tell` hears the name of a model and each line that it writes to its log.
+    The caller starts and closes `upstream`. Of all engines with the same `run_dir`, one owns a model's process; the
+    others use its port, or the owner's socket.
+
+    `monotonic` returns seconds. `on_log_line` is called with the name of a model and each line of its log.
     """
 
     def __init__(
@@ -45,137 +46,139 @@ class SubprocessEngine:
         run_dir: Path,
         *,
         monotonic: Callable[[], float] = time.monotonic,
-        tell: Callable[[str, str], None] = _nobody_hears,
+        on_log_line: Callable[[str, str], None] = _ignore_line,
     ) -> None:
         self._upstream = upstream
         self._run_dir = run_dir
         self._monotonic = monotonic
-        self._tell = tell
+        self._on_log_line = on_log_line
         self._tasks = _Tasks()
-        self._places: dict[str, SupervisedProcess] = {}
+        self._processes: dict[str, SupervisedProcess] = {}
         self._logs: dict[str, ModelLog] = {}
 
     async def start(self) -> None:
-        """Make the folder where owners are found. A model starts when it is asked."""
+        """Create `run_dir`. Models start with their first request."""
         await asyncio.to_thread(self._run_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
 
     async def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
-        """What the model says, once it is ready. Raises BadRequest, ModelFailed and its kin."""
+        """Yield the model's answer, once the model is ready. Raises BadRequest, ModelFailed and its subclasses."""
         if not model.command:
-            raise BadRequest(f"The model {model.name} needs a command.")
-        place = self._place(model)
-        answer = self._over_http(place, model, request) if model.serve else self._in_lines(place, model, request)
+            raise BadRequest(f"The model {model.name} has no `command`.")
+        process = self._process_of(model)
+        answer = self._over_http(process, model, request) if model.serve else self._over_jsonl(process, model, request)
         async with aclosing(answer) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def _in_lines(
-        self, place: SupervisedProcess, model: Model, request: ModelRequest
+    async def _over_jsonl(
+        self, process: SupervisedProcess, model: Model, request: ModelRequest
     ) -> AsyncGenerator[Chunk, None]:
-        """Asks until the request reached the program: one that has just stopped, or whose owner has, is found anew."""
-        began = False
-        for tries_left in reversed(range(TRIES)):
-            async with place.visit() as visit:
+        """Send the request again while the program, or the owner of its process, has just stopped."""
+        has_begun = False
+        for attempts_left in reversed(range(MAX_ATTEMPTS)):
+            async with process.use() as address:
                 try:
-                    lines = await place.lines(visit)
-                    talk = lines.ask(_operation(request.path), request.body, model.timeouts)
-                    async with aclosing(talk) as said:
-                        async for chunk in chunks_of(said, request):
-                            began = True
+                    client = await process.jsonl_client(address)
+                    exchange = client.ask(_operation(request.path), request.body, model.timeouts)
+                    async with aclosing(exchange) as messages:
+                        async for chunk in chunks_of(messages, request):
+                            has_begun = True
                             yield chunk
                 except NotDelivered:
-                    if began or not tries_left:
+                    if has_begun or not attempts_left:
                         raise
                 else:
                     return
 
     async def _over_http(
-        self, place: SupervisedProcess, model: Model, request: ModelRequest
+        self, process: SupervisedProcess, model: Model, request: ModelRequest
     ) -> AsyncGenerator[Chunk, None]:
-        for may_ask_again in (True, False):
-            async with place.visit() as visit:
+        for may_retry in (True, False):
+            async with process.use() as address:
                 try:
-                    async with aclosing(ask(self._upstream, f"http://{HOST}:{visit.port}", model, request)) as chunks:
+                    async with aclosing(ask(self._upstream, f"http://{HOST}:{address.port}", model, request)) as chunks:
                         async for chunk in chunks:
                             yield chunk
                 except ModelUnreachable as error:
-                    if not _was_refused(error):
+                    if not _is_connection_refused(error):
                         raise
-                    place.doubt(visit)
-                    if visit.is_owner or not may_ask_again:
+                    process.report_refused(address)
+                    if address.is_owner or not may_retry:
                         raise
                 else:
                     return
 
-    def _place(self, model: Model) -> SupervisedProcess:
-        place = self._places.get(model.name)
-        if place is None or _program(place.model) != _program(model):
-            if place is not None:
-                place.is_retired = True
-            log = self._logs.setdefault(model.name, ModelLog(partial(self._tell, model.name)))
-            place = SupervisedProcess(model, self._run_dir, log=log, spawn=self._tasks.spawn, monotonic=self._monotonic)
-            self._places[model.name] = place
-        place.model = model
-        return place
+    def _process_of(self, model: Model) -> SupervisedProcess:
+        process = self._processes.get(model.name)
+        if process is None or _program(process.model) != _program(model):
+            if process is not None:
+                process.is_retired = True
+            log = self._logs.setdefault(model.name, ModelLog(partial(self._on_log_line, model.name)))
+            process = SupervisedProcess(
+                model, self._run_dir, log=log, start_task=self._tasks.start, monotonic=self._monotonic
+            )
+            self._processes[model.name] = process
+        process.model = model
+        return process
 
     def process_state(self, model: Model) -> State:
-        """How the model is, whichever process of this host owns it."""
-        return self._place(model).state() if model.command else "failed"
+        """See `engine.ProcessEngine`."""
+        return self._process_of(model).state() if model.command else "failed"
 
     async def start_model(self, model: Model) -> None:
-        """See `engine.RunsModels`."""
-        await self._place(model).start()
+        """See `engine.ProcessEngine`."""
+        await self._process_of(model).start()
 
     async def stop_model(self, model: Model) -> bool:
-        """See `engine.RunsModels`."""
-        await self.start()  # a command that stops a model runs none
-        return await self._place(model).stop()
+        """See `engine.ProcessEngine`."""
+        await self.start()  # a command-line process stops models without starting its engines
+        return await self._process_of(model).stop()
 
     async def close(self) -> None:
-        """Stop the models that this engine owns; whoever waits for them gets ModelUnreachable."""
+        """Stop the models that this engine owns. Requests that wait for them raise ModelUnreachable."""
         await self._tasks.close()
 
 
 def _program(model: Model) -> tuple[object, ...]:
-    """What makes a process another one."""
+    """Return the settings whose change requires a new process."""
     return model.command, model.serve, model.limits
 
 
 def _operation(path: str) -> str:
-    """What a program is told of the path: `predict`, `chat/completions`."""
+    """Return the operation of a path, as a program receives it: `predict`, `chat/completions`."""
     return path.removeprefix("/v1").strip("/")
 
 
-def _was_refused(error: ModelUnreachable) -> bool:
-    """Whether nobody listened: the process, or its owner, is lost or has just stopped."""
+def _is_connection_refused(error: ModelUnreachable) -> bool:
+    """Return True if no process listened: the model, or its owner, has crashed or just stopped."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ECONNREFUSED
 
 
 class _Tasks:
-    """Work that belongs to the engine and not to a caller, who may leave before it is done."""
+    """Background tasks of the engine, which may outlive the request that started them."""
 
     def __init__(self) -> None:
         self._tasks = set[asyncio.Task[None]]()
         self._is_closed = False
 
-    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Begin `work`. Raises ModelUnreachable after the close."""
+    def start(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Start `coroutine` as a task. Raises ModelUnreachable after `close`."""
         if self._is_closed:
-            work.close()
+            coroutine.close()
             raise ModelUnreachable("The server is stopping.")
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._forget)
+        task.add_done_callback(self._on_done)
         return task
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            _logger.error("a model's process was not minded to its end", exc_info=error)
+            _logger.error("model_supervision_failed", exc_info=error)
 
     async def close(self) -> None:
-        """Cancel everything and wait for its end. A second call does nothing."""
+        """Cancel all tasks and wait for their end. May be called more than once."""
         self._is_closed = True
         for task in self._tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""The one place that speaks HTTP to models: a request out, its bytes back, and every failure under its own name."""
+"""HTTP client for models: sends requests, yields the bytes of answers, and maps every failure to one of our errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.answer import Chunk
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.model import Timeouts
-from signoff.engines.url import NO_MODELS, parse_model_url
+from signoff.engines.url import ADDRESS_NOT_ALLOWED, parse_model_url
 from signoff.errors import (
     ModelAnswered,
     ModelCut,
@@ -40,35 +40,37 @@ MAX_BODY_BYTES = 64 * 2**20
 MAX_EVENT_BYTES = 8 * 2**20
 MAX_ERROR_BYTES = 64 * 2**10
 MAX_MESSAGE_CHARS = 2000
-# Less than the 5 s after which uvicorn, Node and llama.cpp close an idle connection: we should leave first.
+# Shorter than the 5 s after which uvicorn, Node and llama.cpp close an idle connection, so that we close it first.
 KEEPALIVE_SECONDS = 4
-# After the last event only the end of the body is due. Waiting for it lets the connection serve again.
+# After the last event only the end of the body is due. Reading it makes the connection reusable.
 LINGER_SECONDS = 0.1
-# What aiohttp says where nothing was said (RFC 9110, section 8.3).
-UNLABELLED = "application/octet-stream"
+# aiohttp's default for a response without Content-Type (RFC 9110, section 8.3).
+DEFAULT_CONTENT_TYPE = "application/octet-stream"
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 
 class UpstreamClient:
-    """A pool of at most `connections` to models; `now` tells the seconds since the epoch. Start it before a `post`.
+    """Pool of at most `max_connections` connections to models. Call `start` before the first request.
 
-    Nothing is connected to where no model can be, whatever a name stands for at that moment.
+    `now` returns seconds since the epoch. Every resolved address is checked against MODEL_ADDRESSES before the
+    connection.
     """
 
     def __init__(
-        self, *, now: Callable[[], float], connections: int = 10_000, resolver: AbstractResolver | None = None
+        self, *, now: Callable[[], float], max_connections: int = 10_000, resolver: AbstractResolver | None = None
     ) -> None:
         self._resolver = resolver
         self._now = now
-        self._connections = connections
+        self._max_connections = max_connections
         self._used = WeakSet[ResponseHandler]()
         self._calls = set[_Call]()
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
+        """Open the pool."""
         self._session = aiohttp.ClientSession(
             connector=_Connector(
-                limit=self._connections,
+                limit=self._max_connections,
                 keepalive_timeout=KEEPALIVE_SECONDS,
                 resolver=CheckedResolver(self._resolver or aiohttp.ThreadedResolver(), MODEL_ADDRESSES),
             ),
@@ -77,9 +79,10 @@ class UpstreamClient:
         )
 
     async def close(self) -> None:
-        # aiohttp would close their connections and let them wait.
+        # Without the abort, aiohttp would close the connections but leave their readers waiting.
+        """Abort all calls and close the pool."""
         for call in self._calls:
-            call.hang_up()
+            call.abort()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -93,78 +96,80 @@ class UpstreamClient:
         timeouts: Timeouts,
         stream: bool,
     ) -> AsyncGenerator[Chunk, None]:
-        """What is answered to a POST, JSON or events of it: see `ask`."""
-        return self.ask(Sent("POST", url, body, headers), timeouts=timeouts, stream=stream)
+        """Send a POST request and yield its answer, JSON or events of JSON: see `ask`."""
+        return self.ask(UpstreamRequest("POST", url, body, headers), timeouts=timeouts, stream=stream)
 
     async def ask(
-        self, sent: Sent, *, timeouts: Timeouts, stream: bool, json_only: bool = True
+        self, request: UpstreamRequest, *, timeouts: Timeouts, stream: bool, json_only: bool = True
     ) -> AsyncGenerator[Chunk, None]:
-        """The whole JSON body as one chunk; when `stream` is set and the model does stream, its events as they come.
-        Unless `json_only`, a body that is not JSON is a parcel, and an event may say anything.
+        """Send `request` and yield its answer: the whole JSON body as one chunk, or events as they arrive.
 
-        A stream ends after `[DONE]`, or the event that ends a response; unless `json_only`, also where its body ends.
-        No byte is changed. Raises ModelFailed and its kin. Cancelling the reader, or closing the generator, closes
-        the connection at once.
+        Events are yielded if `stream` is set and the model streams. Unless `json_only`, a body that is not JSON becomes
+        a `BinaryBody`, and an event may contain any text. A stream ends after `[DONE]` or the event that ends a
+        response; unless `json_only`, also at the end of its body. No byte is changed.
+
+        Raises ModelFailed and its subclasses. Cancelling the reader, or closing the generator, closes the connection at
+        once.
         """
         call = _Call(timeouts, self._used)
         self._calls.add(call)
         try:
-            response = call.response = await self._respond(call, sent)
+            response = call.response = await self._open_response(call, request)
             if response.status >= 300:
-                raise await self._refusal(call, response)
+                raise await self._error_of(call, response)
             if not (stream and _is_stream(response, json_only=json_only)):
-                yield Chunk(_packed(response, await _whole(call, response), json_only=json_only))
+                yield Chunk(_to_body(response, await _read_whole(call, response), json_only=json_only))
                 return
             splitter = sse.EventSplitter(MAX_EVENT_BYTES)
             while data := await call.read(response):
                 for event in splitter.feed(data):
-                    last = _is_last(sse.data_of(event), json_only=json_only)
+                    is_last = _is_last(sse.data_of(event), json_only=json_only)
                     yield Chunk(event, event=True)
-                    if last:
-                        await _finish(call, response)
+                    if is_last:
+                        await _drain(call, response)
                         return
-            if rest := _rest(splitter.rest, json_only=json_only):
+            if rest := _final_part(splitter.rest, json_only=json_only):
                 yield Chunk(rest, event=True)
         except TimeoutError as error:
-            raise call.too_slow() from error
+            raise call.timeout_error() from error
         except (aiohttp.ClientError, OSError) as error:
             raise ModelCut from error
         finally:
             self._calls.discard(call)
-            call.hang_up()
+            call.abort()
 
-    async def _respond(self, call: _Call, sent: Sent) -> aiohttp.ClientResponse:
-        """The response, as soon as its headers are here."""
+    async def _open_response(self, call: _Call, request: UpstreamRequest) -> aiohttp.ClientResponse:
+        """Return the response as soon as its headers have arrived."""
         try:
-            async with call.first():
+            async with call.header_timeout():
                 try:
-                    return await self._send(call, sent)
+                    return await self._send(call, request)
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                    if not call.reused:
+                    if not call.is_reused:
                         raise
-                # The server closed an idle connection just as we wrote to it: ask once more, on a new one.
-                call.wants_new = True
-                return await self._send(call, sent)
+                # The server closed an idle connection while the request was written: retry once, on a new one.
+                call.requires_new = True
+                return await self._send(call, request)
         except aiohttp.ClientResponseError as error:
-            raise ModelGarbled("The model's answer is not HTTP that can be read.") from error
+            raise ModelGarbled("The model's answer is not valid HTTP.") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise
             if blocked_reason(error) is not None:
-                raise ModelFailed(NO_MODELS) from error
+                raise ModelFailed(ADDRESS_NOT_ALLOWED) from error
             raise ModelUnreachable(f"The model cannot be reached: {_reason(error)}.") from error
 
-    async def _send(self, call: _Call, sent: Sent) -> aiohttp.ClientResponse:
+    async def _send(self, call: _Call, request: UpstreamRequest) -> aiohttp.ClientResponse:
         if self._session is None:
-            raise RuntimeError("Upstream.start() was not awaited")
+            raise RuntimeError("UpstreamClient.start() was not awaited")
         token = _CALL.set(call)
         try:
             return await self._session.request(
-                sent.method,
-                parse_model_url(sent.url),
-                # A large body is written in pieces.
-                data=sent.body if len(sent.body) < 2**20 else io.BytesIO(sent.body),
-                headers=sent.headers,
+                request.method,
+                parse_model_url(request.url),
+                # aiohttp writes a file-like body in pieces.
+                data=request.body if len(request.body) < 2**20 else io.BytesIO(request.body),
+                headers=request.headers,
                 skip_auto_headers=("content-type",),
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=call.timeouts.connect_seconds),
@@ -172,20 +177,22 @@ class UpstreamClient:
         finally:
             _CALL.reset(token)
 
-    async def _refusal(self, call: _Call, response: aiohttp.ClientResponse) -> ModelAnswered | ModelGarbled:
+    async def _error_of(self, call: _Call, response: aiohttp.ClientResponse) -> ModelAnswered | ModelGarbled:
         if response.status < 400:
-            return ModelGarbled(f"The model redirects (status {response.status}), which is not followed.")
+            return ModelGarbled(
+                f"The model answered with a redirect (status {response.status}); set its `url` to the target."
+            )
         body = b""
         with suppress(aiohttp.ClientError, OSError):
             while len(body) < MAX_ERROR_BYTES and (data := await call.read(response)):
                 body += data
         body = body[:MAX_ERROR_BYTES]
         message = _error_message(body)[0] or f"The model answered with status {response.status}."
-        wait_seconds = self._seconds(response.headers.get("retry-after", ""))
+        wait_seconds = self._parse_retry_after(response.headers.get("retry-after", ""))
         return ModelAnswered(response.status, message, body=body, retry_after_seconds=wait_seconds)
 
-    def _seconds(self, retry_after: str) -> float | None:
-        """Either form of Retry-After (RFC 9110, section 10.2.3) as seconds from now."""
+    def _parse_retry_after(self, retry_after: str) -> float | None:
+        """Return either form of Retry-After (RFC 9110, section 10.2.3) as seconds from now."""
         if _SECONDS.fullmatch(retry_after):
             return float(retry_after)
         try:
@@ -195,8 +202,8 @@ class UpstreamClient:
             return None
 
 
-class Sent(msgspec.Struct, frozen=True):
-    """A request as it goes out."""
+class UpstreamRequest(msgspec.Struct, frozen=True):
+    """Request to a model."""
 
     method: str
     url: str
@@ -205,65 +212,65 @@ class Sent(msgspec.Struct, frozen=True):
 
 
 class _Call:
-    """One call: how long it may still wait, and the connection that it is on."""
+    """State of one call: its deadlines and its connection."""
 
     def __init__(self, timeouts: Timeouts, used: WeakSet[ResponseHandler]) -> None:
         self.timeouts = timeouts
         self.response: aiohttp.ClientResponse | None = None
-        self.reused = False
-        self.wants_new = False
+        self.is_reused = False
+        self.requires_new = False
         self._used = used
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         now = self._loop.time()
-        self._first = now + timeouts.first_byte_seconds
+        self._first_byte_due = now + timeouts.first_byte_seconds
         self._end = now + timeouts.total_seconds
-        self._due = min(self._first, self._end)
+        self._due = min(self._first_byte_due, self._end)
 
-    def first(self) -> asyncio.Timeout:
-        """The limit until the headers are here."""
+    def header_timeout(self) -> asyncio.Timeout:
+        """Return the timeout that applies until the headers have arrived."""
         return asyncio.timeout_at(self._due)
 
-    def accepts(self, connection: Connection) -> bool:
-        """Takes a connection, unless it served others and this call wants a new one."""
+    def accept(self, connection: Connection) -> bool:
+        """Accept a connection; return False if it was used before and this call requires a new one."""
         protocol = connection.protocol
-        self.reused = protocol in self._used
-        if protocol is None or (self.reused and self.wants_new):
+        self.is_reused = protocol in self._used
+        if protocol is None or (self.is_reused and self.requires_new):
             return False
         self._used.add(protocol)
         self._transport = connection.transport
         return True
 
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
-        """The next bytes of the body, empty at its end. The first ones have as long as the headers had."""
+        """Return the next bytes of the body, empty at its end. The first bytes share the deadline of the headers."""
         if response.content.is_eof():  # nothing to wait for
             return await response.content.readany()
         now = self._loop.time()
-        self._due = min(max(self._first, now + self.timeouts.between_chunks_seconds), self._end)
-        # Bytes that wait in a buffer would never let the timeout act.
+        self._due = min(max(self._first_byte_due, now + self.timeouts.between_chunks_seconds), self._end)
+        # `timeout_at` does not act while buffered bytes make every read return at once.
         if now >= self._end:
             raise TimeoutError
         async with asyncio.timeout_at(self._due):
             try:
                 data = await response.content.readany()
             except RuntimeError as error:
-                # This is how aiohttp says that the connection is already lost.
+                # aiohttp raises RuntimeError if the connection is already lost.
                 raise ConnectionResetError from error
-        self._first = 0
+        self._first_byte_due = 0
         return data
 
-    def too_slow(self) -> ModelTimedOut:
-        """The error that tells which limit has passed. (The clock may not: timers can be a little early.)"""
+    def timeout_error(self) -> ModelTimedOut:
+        """Return the error for the deadline that has passed. The clock is not read: timers can fire a little early."""
         if self._due == self._end:
             return ModelTimedOut(f"The model took more than {self.timeouts.total_seconds:g} s.")
-        if self._first:
-            return ModelTimedOut(f"The model did not begin within {self.timeouts.first_byte_seconds:g} s.")
+        if self._first_byte_due:
+            return ModelTimedOut(f"The model did not start to answer within {self.timeouts.first_byte_seconds:g} s.")
         return ModelTimedOut(f"The model sent nothing for {self.timeouts.between_chunks_seconds:g} s.")
 
-    def hang_up(self) -> None:
-        """Closes the connection, unless the response was read to its end and gave it back.
+    def abort(self) -> None:
+        """Abort the connection, unless the response was read to its end and returned the connection to the pool.
 
-        aiohttp alone would first write out what it holds, which never ends when the model does not read.
+        `close` alone would first write out the buffered request, which never ends when the model does not read.
         """
         if self._transport is not None and (self.response is None or self.response.connection is not None):
             self._transport.abort()
@@ -275,7 +282,7 @@ _CALL: ContextVar[_Call] = ContextVar("call")
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Shows each call the connection that it gets."""
+    """Connector that passes each connection to the call that it is for."""
 
     async def connect(
         self,
@@ -283,37 +290,40 @@ class _Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
     ) -> Connection:
-        while not _CALL.get().accepts(connection := await super().connect(req, traces, timeout)):
+        while not _CALL.get().accept(connection := await super().connect(req, traces, timeout)):
             connection.close()
         return connection
 
 
-async def _whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
-    parts, size_bytes = list[bytes](), 0
+async def _read_whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
+    chunks, size_bytes = list[bytes](), 0
     while data := await call.read(response):
         size_bytes += len(data)
         if size_bytes > MAX_BODY_BYTES:
-            raise ModelGarbled("The model's answer is too large.")
-        parts.append(data)
-    return b"".join(parts)
+            raise ModelGarbled(f"The model's answer is larger than {MAX_BODY_BYTES} bytes.")
+        chunks.append(data)
+    return b"".join(chunks)
 
 
 def _is_stream(response: aiohttp.ClientResponse, *, json_only: bool) -> bool:
-    """Some servers ignore `stream`; some label their events as plain text, where they can be nothing else."""
-    kind = response.content_type
-    if kind == sse.CONTENT_TYPE or not json_only:
-        return kind == sse.CONTENT_TYPE
-    return kind == UNLABELLED or (kind.startswith("text/") and kind != "text/html")
+    """Return True if the response is a stream of events.
+
+    Some servers ignore `stream`, and some label events as plain text, which is accepted if the body must be JSON.
+    """
+    content_type = response.content_type
+    if content_type == sse.CONTENT_TYPE or not json_only:
+        return content_type == sse.CONTENT_TYPE
+    return content_type == DEFAULT_CONTENT_TYPE or (content_type.startswith("text/") and content_type != "text/html")
 
 
-def _packed(response: aiohttp.ClientResponse, body: bytes, *, json_only: bool) -> bytes:
-    kind = response.content_type
-    if json_only or (body and (kind == "application/json" or kind.endswith("+json"))):
-        return _checked(body)
+def _to_body(response: aiohttp.ClientResponse, body: bytes, *, json_only: bool) -> bytes:
+    content_type = response.content_type
+    if json_only or (body and (content_type == "application/json" or content_type.endswith("+json"))):
+        return _check_json(body)
     return encode_binary(BinaryBody(response.headers.get("content-type", "application/octet-stream"), body))
 
 
-def _checked(body: bytes) -> bytes:
+def _check_json(body: bytes) -> bytes:
     try:
         body.decode()
         msgspec.json.decode(body, type=msgspec.Raw)
@@ -327,13 +337,14 @@ class _Event(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw(b"null")
 
 
-# Streams of responses know no `[DONE]`.
-_LAST = {b'"response.completed"', b'"response.incomplete"', b'"response.failed"'}
+# A stream of `/v1/responses` has no `[DONE]`.
+_FINAL_TYPES = {b'"response.completed"', b'"response.incomplete"', b'"response.failed"'}
 
 
 def _is_last(data: bytes, *, json_only: bool) -> bool:
-    """Whether an event ends its stream. Raises ModelAnswered when it is an error, and ModelGarbled when it is no object
-    but has to be one.
+    """Return True if an event ends its stream.
+
+    Raises ModelAnswered for an error event, and, if `json_only`, ModelGarbled for one that is not a JSON object.
     """
     if not data or data.startswith(b"[DONE]"):
         return bool(data)
@@ -348,11 +359,11 @@ def _is_last(data: bytes, *, json_only: bool) -> bool:
     if bytes(event.error) != b"null" or kind == b'"error"':
         message, status = _error_message(data)
         raise ModelAnswered(status or ModelFailed.status, message, body=data[:MAX_ERROR_BYTES])
-    return json_only and kind in _LAST
+    return json_only and kind in _FINAL_TYPES
 
 
-def _rest(raw: bytes, *, json_only: bool) -> bytes:
-    """What to make of the end of a body that no blank line follows. Raises ModelCut."""
+def _final_part(raw: bytes, *, json_only: bool) -> bytes:
+    """Return the final event of a body that ends without a blank line. Raises ModelCut if it must be JSON."""
     if sse.data_of(raw).startswith(b"[DONE]"):
         return sse.DONE
     if json_only:
@@ -360,7 +371,7 @@ def _rest(raw: bytes, *, json_only: bool) -> bytes:
     return raw
 
 
-async def _finish(call: _Call, response: aiohttp.ClientResponse) -> None:
+async def _drain(call: _Call, response: aiohttp.ClientResponse) -> None:
     with suppress(aiohttp.ClientError, OSError):
         async with asyncio.timeout(LINGER_SECONDS):
             while await call.read(response):
@@ -380,18 +391,18 @@ class _ErrorBody(msgspec.Struct):
 
 
 def _error_message(body: bytes) -> tuple[str, int | None]:
-    """What an error says, in whichever of the usual shapes (else its text), and the status that it names."""
+    """Return the message of an error body, in any of the usual formats or else as text, and the status in it."""
     try:
-        told = msgspec.json.decode(body, type=_ErrorBody)
+        body_error = msgspec.json.decode(body, type=_ErrorBody)
     except (ValueError, RecursionError):
-        told = _ErrorBody()
-    error = told.error if isinstance(told.error, _Error) else _Error(message=told.error)
-    message = error.message or told.detail or told.message or body.decode(errors="replace").strip()
+        body_error = _ErrorBody()
+    error = body_error.error if isinstance(body_error.error, _Error) else _Error(message=body_error.error)
+    message = error.message or body_error.detail or body_error.message or body.decode(errors="replace").strip()
     status = next((code for code in (error.code, error.status) if isinstance(code, int) and 400 <= code < 600), None)
     return message[:MAX_MESSAGE_CHARS], status
 
 
 def _reason(error: Exception) -> str:
-    """Enough for an operator and nothing of our network's addresses, since callers read it too."""
+    """Return a reason without addresses of our network, because callers see it too."""
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number) if number is not None and number > 0 else type(error).__name__

@@ -1,4 +1,4 @@
-"""The address of a model as it is used: checked once for all requests that go there."""
+"""Parsing and checking of a model's URL, cached for all requests that use it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from yarl import URL
 from signoff.core.allow_list import check_model_url
 from signoff.errors import AddressRefused, ModelFailed, ModelUnreachable
 
-NO_MODELS = "The model's address is one where no model may be."
+ADDRESS_NOT_ALLOWED = "The model's address is in a range that is closed to models (link-local, metadata services)."
 
 
 @lru_cache(maxsize=1024)
 def parse_model_url(url: str) -> URL:
-    """`url`, whose query goes as it came. An address that stands in it passes every resolver by, so it is looked at
-    here. Raises ModelFailed.
+    """Parse `url`, whose query is not re-encoded. Raises ModelFailed, and ModelUnreachable for an invalid URL.
+
+    An IP address in the URL itself never goes through a resolver, so it is checked here.
     """
     parsed = None
     try:
@@ -23,6 +24,6 @@ def parse_model_url(url: str) -> URL:
         check_model_url(str(parsed.origin()))
     except (ValueError, AddressRefused):
         if parsed is None or parsed.host is None or parsed.scheme not in {"http", "https"}:
-            raise ModelUnreachable("The model's address is no URL.") from None
-        raise ModelFailed(NO_MODELS) from None
+            raise ModelUnreachable("The model's `url` is not a valid http or https URL.") from None
+        raise ModelFailed(ADDRESS_NOT_ALLOWED) from None
     return parsed

@@ -1,1 +1,1 @@
-"""What a process holds beside the keepers: copies, leases, waits, and calls in flight."""
+"""State of one process: caches of the store's data, leases, watched jobs, endpoints and calls in flight."""

@@ -1,4 +1,4 @@
-"""One asking of a model: the chunks that came of it, and when."""
+"""Chunks and times of one attempt at a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from signoff.core.answer import Chunk
 
 
 class Attempt:
-    """What came of the last time that a model was asked. Times are the event loop's, in seconds."""
+    """Result so far of the latest attempt at a model. Times are the event loop's, in seconds."""
 
     def __init__(self) -> None:
         self.chunks = list[Chunk]()
@@ -17,18 +17,18 @@ class Attempt:
         self.ended_at: float | None = None
 
     def begin(self) -> None:
-        """The model is asked now; what came of an asking before is forgotten."""
+        """Record the start of an attempt and discard the result of the one before."""
         self.chunks.clear()
         self.started_at, self.first_chunk_at, self.ended_at = _now(), None, None
 
     def add_chunk(self, chunk: Chunk) -> None:
-        """What has come."""
+        """Record a chunk and, if it is the first, its time."""
         if self.first_chunk_at is None:
             self.first_chunk_at = _now()
         self.chunks.append(chunk)
 
     def end(self) -> None:
-        """Nothing more will come; a second call changes nothing."""
+        """Record the end of the attempt. Later calls do nothing."""
         self.ended_at = self.ended_at or _now()
 
 

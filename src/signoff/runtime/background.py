@@ -1,4 +1,4 @@
-"""Work that outlives whoever started it: kept, logged when it fails, waited for at the end."""
+"""Background tasks, which outlive their callers: failures are logged, and shutdown waits for them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ log = structlog.get_logger()
 
 
 class Background:
-    """The tasks of this process that nobody waits for."""
+    """Background tasks of this process."""
 
     def __init__(self) -> None:
         self._tasks = set[asyncio.Task[Any]]()
 
-    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Starts `work`; a failure is logged."""
-        task = asyncio.get_running_loop().create_task(work)
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start `coroutine` as a task. A failure is logged."""
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_done)
         return task
 
-    async def shielded(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
-        """The result of `work`, which is not cut off with whoever waits for it: it has `seconds` more to end."""
-        task = self.spawn(work)
+    async def shielded(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
+        """Return the result of `coroutine`, which is not cancelled with the caller: it gets `seconds` more to end."""
+        task = self.spawn(coroutine)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -36,17 +36,17 @@ class Background:
             raise
 
     async def finish(self, seconds: float) -> None:
-        """Waits for what still runs, at most `seconds`, and cancels the rest."""
+        """Wait up to `seconds` for the tasks that still run, then cancel the rest."""
         await drain(self._tasks, seconds)
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("background work failed", error=repr(error), exc_info=error)
+            log.error("background_task_failed", error=repr(error), exc_info=error)
 
 
 async def drain(tasks: Collection[asyncio.Task[Any]], seconds: float) -> None:
-    """Waits for `tasks` at most `seconds`; cancels the rest, and gives them a while to give back what they hold."""
+    """Wait up to `seconds` for `tasks`, then cancel the rest and give them RELEASE_SECONDS to clean up."""
     if not tasks:
         return
     _, late = await asyncio.wait(tasks, timeout=seconds)

@@ -1,4 +1,4 @@
-"""An answer that several callers read as it comes; the asking behind it is stopped when its last reader leaves."""
+"""Stream of chunks with several readers. The call behind it is cancelled when its last reader leaves."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from signoff.errors import SignoffError
 
 
 class Broadcast:
-    """The chunks of one asking. Its `task` fills it; whoever begins it sets that."""
+    """Chunks of one call. Its creator sets `task`, which runs `fill`."""
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self._chunks = list[Chunk]()
         self._error: SignoffError | None = None
-        self._over = False
+        self._is_ended = False
         self._readers = 0
-        self._more = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def fill(self, chunks: AsyncIterator[Chunk], cut_off: SignoffError) -> None:
-        """Takes in all chunks. Readers get `cut_off` where it does not come to the end."""
+        """Append all chunks. Readers get `cut_off` if the iteration ends in anything but a SignoffError."""
         self._error = cut_off
         try:
             async for chunk in chunks:
@@ -31,37 +31,37 @@ class Broadcast:
         except SignoffError as error:
             self._error = error
         finally:
-            self._over = True
+            self._is_ended = True
             self._wake_readers()
 
     def fail(self, error: SignoffError) -> None:
-        """There will be no chunks."""
-        self._error, self._over = error, True
+        """End the broadcast without further chunks; readers get `error`."""
+        self._error, self._is_ended = error, True
         self._wake_readers()
 
     async def read(self) -> AsyncGenerator[Chunk]:
-        """Every chunk from the first one on, as it comes. Raises what the asking raised."""
+        """Yield every chunk from the first on, as it arrives. Raises the error of the call."""
         self._readers += 1
-        seen = 0
+        index = 0
         try:
-            while seen < len(self._chunks) or not self._over:
-                if seen == len(self._chunks):
-                    await self._more.wait()
+            while index < len(self._chunks) or not self._is_ended:
+                if index == len(self._chunks):
+                    await self._changed.wait()
                     continue
-                yield self._chunks[seen]
-                seen += 1
+                yield self._chunks[index]
+                index += 1
         finally:
             self._readers -= 1
-            if self._readers == 0 and not self._over and self.task is not None:
+            if self._readers == 0 and not self._is_ended and self.task is not None:
                 self.task.cancel()
         if self._error is not None:
             raise self._error
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether its last reader has stopped it."""
+        """True once the last reader has left and the call is being cancelled."""
         return self.task is not None and bool(self.task.cancelling())
 
     def _wake_readers(self) -> None:
-        self._more.set()
-        self._more = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The functions that this process can call: those that are registered, in the files as they were when they were."""
+"""Registry of the functions that this process can call, loaded from their files in the registered version."""
 
 from __future__ import annotations
 
@@ -21,141 +21,139 @@ from signoff.runtime.snapshot import Snapshot
 from signoff.runtime.threads import WorkerThreads, WorkFailed
 from signoff.store import Library
 
-AT_ONCE = 32
+MAX_CONCURRENT = 32
 MAX_RESULT_CHARACTERS = 64 * 1024 * 1024
 Prompts = Callable[[], Awaitable[list[str]]]
 log = structlog.get_logger()
 
 
 class FunctionRegistry:
-    """Registered functions by name, and calling them. A file is read again when another version of it is registered."""
+    """Registered functions by name. Files are read again when a version is registered that is not loaded."""
 
-    def __init__(
-        self, compositions: Library, folders: Sequence[Path], *, seconds: float, clock: Callable[[], int]
-    ) -> None:
-        self._compositions = compositions
+    def __init__(self, library: Library, folders: Sequence[Path], *, seconds: float, clock: Callable[[], int]) -> None:
+        self._library = library
         self._folders = folders
         self._seconds = seconds
         self._clock = clock
-        self._threads = WorkerThreads(AT_ONCE)
+        self._threads = WorkerThreads(MAX_CONCURRENT)
         self._registered = Snapshot(self._read)
         self._scan: Scan | None = None
-        self._looked_for = set[str]()
-        self._looking = asyncio.Lock()
+        self._searched = set[str]()
+        self._search_lock = asyncio.Lock()
 
     async def registered(self) -> Mapping[str, Function]:
-        """Every registered function by its name."""
+        """Return every registered function by name."""
         return await self._registered.get()
 
     def invalidate(self) -> None:
-        """The copy of what is registered is out of date."""
+        """Clear the cache of registered functions."""
         self._registered.invalidate()
-        self._looked_for.clear()
+        self._searched.clear()
 
     async def scan(self) -> Scan:
-        """What the files hold now. Raises FunctionTimedOut."""
+        """Read the files and return the functions in them. Raises FunctionTimedOut."""
         try:
             self._scan = await self._threads.run(lambda: scan(self._folders), self._seconds)
         except TimeoutError:
-            raise FunctionTimedOut(f"Reading the files of functions takes more than {self._seconds:g} s.") from None
+            raise FunctionTimedOut(f"Reading the files of functions took more than {self._seconds:g} s.") from None
         return self._scan
 
     async def call(self, function: Function, args: Mapping[str, object], prompts: Prompts) -> str:
-        """What it gives for arguments by name, as a text. `prompts` names those that the caller may use.
+        """Return the function's result for arguments by name, as text. `prompts` lists the caller's prompts.
 
-        Raises FunctionFailed, which names the call.
+        Raises FunctionFailed, FunctionTimedOut; their messages name the function.
         """
-        ready = await self._ready(function)
+        loaded = await self._load(function)
         try:
             async with asyncio.timeout(self._seconds):
-                result = await self._result(ready, args, await self._around(prompts))
+                result = await self._run(loaded, args, await self._context(prompts))
             text = to_text(result)
         except TimeoutError:
             raise FunctionTimedOut(f"`{function.name}` took more than {self._seconds:g} s.") from None
         except (WorkFailed, ValueError) as error:
             raise FunctionFailed(f"`{function.name}` failed: {error}") from error
         if len(text) > MAX_RESULT_CHARACTERS:
-            raise FunctionFailed(f"`{function.name}` gave more than {MAX_RESULT_CHARACTERS} characters.")
+            raise FunctionFailed(f"`{function.name}` returned more than {MAX_RESULT_CHARACTERS} characters.")
         return text
 
     async def _read(self) -> dict[str, Function]:
-        return {function.name: function for function in await self._compositions.functions()}
+        return {function.name: function for function in await self._library.functions()}
 
-    async def _result(self, ready: LoadedFunction, args: Mapping[str, object], around: CallContext) -> Any:
-        """Its result, still as Python has it; what is async is awaited here, all else runs in a thread."""
-        token = CALL_CONTEXT.set(around)
+    async def _run(self, loaded: LoadedFunction, args: Mapping[str, object], context: CallContext) -> Any:
+        """Return the result as a Python value. Async functions are awaited here; others run in a thread."""
+        token = CALL_CONTEXT.set(context)
         try:
-            if ready.function.is_async:
-                return await _awaited(lambda: call_with(ready.python, args))
-            return await self._threads.run(lambda: call_with(ready.python, args), self._seconds)
+            if loaded.function.is_async:
+                return await _await(lambda: call_with(loaded.python, args))
+            return await self._threads.run(lambda: call_with(loaded.python, args), self._seconds)
         finally:
             CALL_CONTEXT.reset(token)
 
-    async def _around(self, prompts: Prompts) -> CallContext:
-        loop, known = asyncio.get_running_loop(), await self.registered()
+    async def _context(self, prompts: Prompts) -> CallContext:
+        loop, registered = asyncio.get_running_loop(), await self.registered()
 
-        def wait(work: Awaitable[Any]) -> Any:
-            async def waiting() -> Any:
-                return await work
+        def wait(awaitable: Awaitable[Any]) -> Any:
+            async def awaiting() -> Any:
+                return await awaitable
 
-            if _is_in_a_loop():
-                raise ValueError("a function that is async asks the server for nothing that takes time")
-            return asyncio.run_coroutine_threadsafe(waiting(), loop).result(self._seconds)
+            if _has_running_loop():
+                raise ValueError("an async function cannot call async functions or list prompts")
+            return asyncio.run_coroutine_threadsafe(awaiting(), loop).result(self._seconds)
 
         def call(name: str, values: tuple[object, ...]) -> Any:
-            ready = None if self._scan is None or name not in known else self._scan.ready.get(name)
-            if ready is None:
+            loaded = None if self._scan is None or name not in registered else self._scan.ready.get(name)
+            if loaded is None:
                 raise ValueError(f"there is no function {name!r}")
-            result = ready.python(*values)
-            return wait(result) if ready.function.is_async else result
+            result = loaded.python(*values)
+            return wait(result) if loaded.function.is_async else result
 
         return CallContext(call=call, prompts=lambda: wait(prompts()), now=lambda: format_time(self._clock()))
 
-    async def _ready(self, function: Function) -> LoadedFunction:
-        """The very version that is registered, or whichever this machine's files have."""
-        ready = self._known(function)
-        if ready is None or ready.function.digest != function.digest:
-            async with self._looking:  # whoever comes meanwhile finds what the first one has read
-                ready = await self._looked_up(function)
-        if ready is None:
+    async def _load(self, function: Function) -> LoadedFunction:
+        """Return the registered version of the function, or else the version that this machine's files have."""
+        loaded = self._scanned(function)
+        if loaded is None or loaded.function.digest != function.digest:
+            async with self._search_lock:  # callers that wait here find what the first one has loaded
+                loaded = await self._search(function)
+        if loaded is None:
             raise FunctionFailed(
-                f"`{function.name}` is registered, but this server cannot read it{self._why(function)}."
+                f"`{function.name}` is registered, but this server cannot read it{self._read_errors(function)}."
             )
-        return ready
+        return loaded
 
-    async def _looked_up(self, function: Function) -> LoadedFunction | None:
-        """What is known of it, after another look at the files if nobody has looked for that version yet."""
-        ready = self._known(function)
-        if (ready is None or ready.function.digest != function.digest) and function.digest not in self._looked_for:
-            await self._look_for(function.digest)
-            ready = self._known(function)
-            if ready is not None and ready.function.digest != function.digest:
-                log.warning("a function's file here is not the one that was registered", function=function.name)
-        return ready
+    async def _search(self, function: Function) -> LoadedFunction | None:
+        """Return the loaded function, after reading the files if this version was not searched for before."""
+        loaded = self._scanned(function)
+        if (loaded is None or loaded.function.digest != function.digest) and function.digest not in self._searched:
+            await self._scan_for(function.digest)
+            loaded = self._scanned(function)
+            if loaded is not None and loaded.function.digest != function.digest:
+                log.warning("function_version_mismatch", function=function.name)
+        return loaded
 
-    async def _look_for(self, digest: str) -> None:
-        """Reads the files; once for each version, unless whoever wanted it has left before they were read."""
-        if len(self._looked_for) < 1000:
-            self._looked_for.add(digest)
+    async def _scan_for(self, digest: str) -> None:
+        """Read the files, once per version. A cancelled attempt does not count."""
+        if len(self._searched) < 1000:
+            self._searched.add(digest)
         try:
             await self.scan()
         except asyncio.CancelledError:
-            self._looked_for.discard(digest)
+            self._searched.discard(digest)
             raise
 
-    def _known(self, function: Function) -> LoadedFunction | None:
+    def _scanned(self, function: Function) -> LoadedFunction | None:
         return None if self._scan is None else self._scan.ready.get(function.name)
 
-    def _why(self, function: Function) -> str:
+    def _read_errors(self, function: Function) -> str:
         broken = () if self._scan is None else self._scan.broken
         places = [f"{at.file}, line {at.line}: {at.message}" for at in broken if at.file == f"{function.module}.py"]
         return f" ({join_names(places)})" if places else ""
 
 
-async def _awaited(work: Callable[[], Awaitable[Any]]) -> Any:
-    """What an async function gives. Raises Failed for what it raises, but for the cancellation of its caller."""
+async def _await(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Return the result of an async function. Raises WorkFailed for any error but the cancellation of the caller."""
     try:
-        return await work()
+        return await call()
     except BaseException as error:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError | GeneratorExit) and task is not None and task.cancelling():
@@ -163,7 +161,7 @@ async def _awaited(work: Callable[[], Awaitable[Any]]) -> Any:
         raise WorkFailed(error) from error
 
 
-def _is_in_a_loop() -> bool:
+def _has_running_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Waiting calls: those that are not written down yet, and those that several callers wait for."""
+"""Calls in flight: calls without a row in the store, and calls that several callers share."""
 
 from __future__ import annotations
 
@@ -14,90 +14,93 @@ from signoff.runtime.broadcast import Broadcast
 
 
 class InflightCall:
-    """One waiting call: its job, who asked, what came of it, the task that serves it, and the writing of its row.
-
-    `ending` is the writing of its end, where its row stands: it goes on if the caller leaves. `room` is what is
-    reserved for it under its limits. Once it `is_counted`, its job has what its asking took.
-    """
+    """Waiting call: its job, its actor, its attempt, the task that serves it, and the writing of its row."""
 
     def __init__(self, job: Job, *, actor: str) -> None:
         self.job = job
         self.actor = actor
         self.attempt = Attempt()
-        self.started_at = asyncio.get_running_loop().time()  # the wall clock may be set
+        self.started_at = asyncio.get_running_loop().time()  # not the wall clock, which may be set
         self.is_over = False
+        """True once the outcome is being recorded: a row that is inserted later does not keep its lease."""
         self.is_recorded = False
+        """True once the outcome is in the store."""
         self.is_counted = False
+        """True once `job` has the usage and the times of the attempt."""
         self.writing: asyncio.Task[Job] | None = None
+        """The insert of the row, if the call has one."""
         self.ending: asyncio.Task[Job | None] | None = None
+        """The settling of the row, which goes on if the caller leaves."""
         self._task: asyncio.Task[object] | None = None
         self.is_lost = False
+        """True once the lease is lost."""
         self.reservation: Reservation | None = None
+        """The reservation under the call's limits."""
 
     def is_answered_by(self, model: str) -> None:
-        """Another model than the job says has begun to answer."""
+        """Record that `model` answers, which is not the model in the job."""
         self.job = msgspec.structs.replace(self.job, model=model)
 
     def serve_by(self, task: asyncio.Task[object] | None) -> None:
-        """From now on `task` serves the call, or nobody does; it is stopped where the lease is gone by then."""
+        """Set the task that serves the call (None: no task). It is cancelled if the lease is lost already."""
         self._task = task
         if self.is_lost and task is not None:
             task.cancel()
 
     def on_lease_lost(self) -> None:
-        """The lease is gone: the job was cancelled, or given up for dead. Stops the serving task, if there is one."""
+        """Cancel the serving task: the job was cancelled, or was rescued by another process."""
         self.is_lost = True
         self.serve_by(self._task)
 
 
 class InflightCalls:
-    """The calls of this process that nobody has written down yet, oldest first; and those that have several callers."""
+    """Calls of this process that have no row yet, oldest first, and calls with several callers."""
 
     def __init__(self) -> None:
         self._calls: dict[str, InflightCall] = {}
-        self._shared: dict[str, Broadcast] = {}
+        self._broadcasts: dict[str, Broadcast] = {}
         self._by_coalesce_key: dict[Hashable, Job] = {}
 
     def add(self, inflight: InflightCall) -> None:
-        """Begins to look after `inflight`."""
+        """Start tracking a call until it has a row."""
         self._calls[inflight.job.id] = inflight
 
     def drop(self, inflight: InflightCall) -> None:
-        """Stops to."""
+        """Stop tracking a call. Does nothing for one that is not tracked."""
         self._calls.pop(inflight.job.id, None)
 
-    def share(self, job_id: str, shared: Broadcast) -> None:
-        """Lets the callers of this process who join that job read along."""
-        self._shared[job_id] = shared
+    def share(self, job_id: str, broadcast: Broadcast) -> None:
+        """Let callers of this process that join the job read `broadcast`."""
+        self._broadcasts[job_id] = broadcast
 
     def shared(self, job_id: str) -> Broadcast | None:
-        """What the callers of that job read, where it is asked by this process."""
-        shared = self._shared.get(job_id)
-        return None if shared is None or shared.is_abandoned else shared
+        """Return the broadcast of the job, if this process serves it and it still has readers."""
+        broadcast = self._broadcasts.get(job_id)
+        return None if broadcast is None or broadcast.is_abandoned else broadcast
 
     def unshare(self, job_id: str) -> None:
-        """Nobody joins any more."""
-        self._shared.pop(job_id, None)
+        """Stop sharing the job's broadcast."""
+        self._broadcasts.pop(job_id, None)
 
-    def coalesce(self, request: Hashable, job: Job) -> None:
-        """Lets callers of this process who ask the same find `job`, as long as it is shared."""
-        self._by_coalesce_key[request] = job
+    def coalesce(self, key: Hashable, job: Job) -> None:
+        """Let callers of this process with an equal request find `job`, as long as it is shared."""
+        self._by_coalesce_key[key] = job
 
-    def stop_coalescing(self, request: Hashable, job: Job) -> None:
-        """No more, unless another job has taken its place."""
-        if self._by_coalesce_key.get(request) is job:
-            del self._by_coalesce_key[request]
+    def stop_coalescing(self, key: Hashable, job: Job) -> None:
+        """Undo `coalesce`, unless another job has replaced `job`."""
+        if self._by_coalesce_key.get(key) is job:
+            del self._by_coalesce_key[key]
 
-    def find_coalesced(self, request: Hashable) -> Job | None:
-        """The job that such a request is asked with now."""
-        job = self._by_coalesce_key.get(request)
+    def find_coalesced(self, key: Hashable) -> Job | None:
+        """Return the job that serves an equal request, if any."""
+        job = self._by_coalesce_key.get(key)
         return None if job is None or self.shared(job.id) is None else job
 
-    async def persist_slow(self, file: Callable[[InflightCall], None], *, after_seconds: float) -> None:
-        """Calls `file` for each one that has been running for `after_seconds`, for ever."""
+    async def persist_slow(self, persist: Callable[[InflightCall], None], *, after_seconds: float) -> None:
+        """Call `persist` for each call that runs for `after_seconds` without a row. Never returns."""
         while True:
             await asyncio.sleep(after_seconds / 10)
-            late = asyncio.get_running_loop().time() - after_seconds
-            for inflight in [inflight for inflight in self._calls.values() if inflight.started_at <= late]:
+            threshold = asyncio.get_running_loop().time() - after_seconds
+            for inflight in [inflight for inflight in self._calls.values() if inflight.started_at <= threshold]:
                 self.drop(inflight)
-                file(inflight)
+                persist(inflight)

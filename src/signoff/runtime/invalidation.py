@@ -1,4 +1,4 @@
-"""Refresh: the copies that this process keeps are dropped when what they are of changes anywhere."""
+"""Invalidation of this process's caches when any process changes the data behind them."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ import structlog
 
 from signoff.store import Store, Topic
 
-NET_SECONDS = 0.5
+POLL_SECONDS = 0.5
 log = structlog.get_logger()
 
 
 class Invalidation:
-    """Forgets a copy at once when there is news of its topic, and within half a second when the news was lost."""
+    """Calls `invalidate` by topic: at once on a notification, within POLL_SECONDS where notifications are lost."""
 
-    def __init__(self, store: Store, forget: Mapping[str, Callable[[], None]]) -> None:
+    def __init__(self, store: Store, invalidate: Mapping[str, Callable[[], None]]) -> None:
         self._store = store
-        self._forget = forget
-        self._seen: dict[str, int] = {}
-        self._look = asyncio.Event()
+        self._invalidate = invalidate
+        self._versions: dict[str, int] = {}
+        self._changed = asyncio.Event()
 
     def on_change(self, topic: Topic, name: str) -> None:
-        """News from the store."""
-        if topic in self._forget:
-            self._forget[topic]()
+        """Handle a notification from the store."""
+        if topic in self._invalidate:
+            self._invalidate[topic]()
         if topic == "any":
-            self._look.set()
+            self._changed.set()
 
     async def run(self) -> None:
-        """Compares versions, for ever."""
+        """Compare the versions of all topics, again and again. Never returns."""
         while True:
             await self._compare()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(NET_SECONDS):
-                    await self._look.wait()
-            self._look.clear()
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._changed.wait()
+            self._changed.clear()
 
     async def _compare(self) -> None:
         try:
             versions = await self._store.versions()
-        except Exception as error:  # noqa: BLE001 -- the store is away; the next look may find it
-            log.warning("could not look for changes", error=repr(error))
+        except Exception as error:  # noqa: BLE001 -- the store is unavailable; the next poll retries
+            log.warning("version_check_failed", error=repr(error))
             return
         for topic, version in versions.items():
-            if self._seen.get(topic) != version and topic in self._forget:
-                self._forget[topic]()
-        self._seen = versions
+            if self._versions.get(topic) != version and topic in self._invalidate:
+                self._invalidate[topic]()
+        self._versions = versions

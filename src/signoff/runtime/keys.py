@@ -1,34 +1,34 @@
-"""The upstream keys that this process has used: copies of the store's, opened, dropped when any of them changes."""
+"""Cache of decrypted upstream keys, cleared when any key changes."""
 
 from __future__ import annotations
 
 from signoff.catalog import Catalog
 from signoff.infra.vault import Vault
 
-REMEMBERED = 1000
+MAX_ENTRIES = 1000
 
 
 class UpstreamKeyCache:
-    """Upstream keys by their numbers."""
+    """Upstream keys by id."""
 
     def __init__(self, catalog: Catalog, vault: Vault) -> None:
         self._catalog = catalog
         self._vault = vault
-        self._known: dict[int, str] = {}
+        self._secrets: dict[int, str] = {}
 
     async def secret(self, key_id: int) -> str | None:
-        """The key; None where it is gone. Raises Unreadable."""
-        known = self._known  # a change that is heard of meanwhile makes another
-        if key_id in known:
-            return known[key_id]
+        """Return the decrypted key, or None if it does not exist. Raises Unreadable."""
+        secrets = self._secrets  # `invalidate` replaces the dict, so a key read before it is not stored
+        if key_id in secrets:
+            return secrets[key_id]
         sealed = await self._catalog.key(key_id)
         if sealed is None:
             return None
-        if len(known) >= REMEMBERED:
-            known.clear()
-        known[key_id] = self._vault.open(sealed)
-        return known[key_id]
+        if len(secrets) >= MAX_ENTRIES:
+            secrets.clear()
+        secrets[key_id] = self._vault.open(sealed)
+        return secrets[key_id]
 
     def invalidate(self) -> None:
-        """The copy is out of date."""
-        self._known = {}
+        """Clear the cache."""
+        self._secrets = {}

@@ -1,4 +1,4 @@
-"""The leases that this process holds, renewed together; a lost one stops its work."""
+"""Leases of the jobs that this process works on, renewed together."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Leases:
         self._lease_seconds = lease_seconds
         self._heartbeat_seconds = heartbeat_seconds
         self._held: dict[str, tuple[str, Callable[[], object]]] = {}
-        self._check = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def add(self, job_id: str, lease: str, on_lost: Callable[[], object]) -> None:
-        """Keeps the lease alive from now on; calls `on_lost` once if it is gone."""
+        """Start renewing the lease. `on_lost` is called once if it is lost."""
         self._held[job_id] = (lease, on_lost)
 
     def drop(self, job_id: str) -> None:
-        """Lets it run out."""
+        """Stop renewing the lease; it expires."""
         self._held.pop(job_id, None)
 
     def mark_lost(self, job_id: str) -> bool:
-        """Calls its `on_lost` now, and lets it run out; whether it was held."""
+        """Call the lease's `on_lost` and stop renewing it. Return False if it was not held."""
         _, on_lost = self._held.pop(job_id, (None, None))
         if on_lost is not None:
             on_lost()
@@ -40,7 +40,7 @@ class Leases:
 
     @contextlib.contextmanager
     def holding(self, job_id: str, lease: str, on_lost: Callable[[], object]) -> Generator[None]:
-        """Keeps the lease alive while the block runs, and no longer; the next lease of the same job is left alone."""
+        """Renew the lease for the duration of the block. A later lease of the same job is not affected."""
         self.add(job_id, lease, on_lost)
         try:
             yield
@@ -49,31 +49,31 @@ class Leases:
                 self.drop(job_id)
 
     def on_change(self, topic: Topic, name: str) -> None:
-        """News from the store: a job of ours may have been cancelled."""
+        """Handle a notification from the store: one of our jobs may have been cancelled."""
         if topic == "any" or (topic == "job" and name in self._held):
-            self._check.set()
+            self._changed.set()
 
     async def run(self) -> None:
-        """Renews at every heartbeat, and whenever there is news of a job of ours, for ever."""
+        """Renew at every heartbeat and after each notification of one of our jobs. Never returns."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_seconds):
-                    await self._check.wait()
-            self._check.clear()
+                    await self._changed.wait()
+            self._changed.clear()
             await self.renew()
 
     async def renew(self) -> None:
-        """Renews every lease once, and tells whoever has lost theirs."""
-        asked = {job_id: lease for job_id, (lease, _) in self._held.items()}
-        if not asked:
+        """Renew every lease once, and call `on_lost` of those that are lost."""
+        leases = {job_id: lease for job_id, (lease, _) in self._held.items()}
+        if not leases:
             return
         try:
-            standing = await self._store.jobs.renew(asked, self._lease_seconds)
-        except Exception as error:  # noqa: BLE001 -- the store is away; the lease has some time left
-            log.warning("could not renew leases", error=repr(error), leases=len(asked))
+            renewed = await self._store.jobs.renew(leases, self._lease_seconds)
+        except Exception as error:  # noqa: BLE001 -- the store is unavailable; the next heartbeat retries
+            log.warning("lease_renewal_failed", error=repr(error), leases=len(leases))
             return
-        for job_id in [job_id for job_id in asked if job_id not in standing]:
+        for job_id in [job_id for job_id in leases if job_id not in renewed]:
             lease, on_lost = self._held.get(job_id, (None, None))
-            if lease == asked[job_id] and on_lost is not None:
+            if lease == leases[job_id] and on_lost is not None:
                 del self._held[job_id]
                 on_lost()

@@ -1,4 +1,4 @@
-"""The prompts and pipelines that this process was asked for lately, as the store has them."""
+"""Cache of the prompts and pipelines that this process has used."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Key = tuple[str | int, str | int]
 
 
 class CachedItem(msgspec.Struct, frozen=True):
-    """What there is of that name or id; None where there is nothing."""
+    """Result of a lookup by name or id; None if there is no such item."""
 
     found: LibraryItem | None
 
 
 class LibraryCache:
-    """Copies by name and version, those that do not exist too; the longest unused go first."""
+    """Items by name and version, including negative results. The least recently used are evicted first."""
 
     def __init__(self, store: Promise) -> None:
         self._store = store
@@ -29,7 +29,10 @@ class LibraryCache:
         self._generation = 0
 
     async def find(self, key: str | int, at: str | int = PRODUCTION, *, refresh: bool = False) -> LibraryItem | None:
-        """The one of that name or id, in the version of that label or number; `anew`, as it is in the store now."""
+        """Return the item with that name or id, in the version of that label or number; None if there is none.
+
+        With `refresh`, the cache is not read.
+        """
         if not (_can_be(key) and _can_be(at)):
             return None
         place = (key, at)
@@ -42,13 +45,13 @@ class LibraryCache:
         return found
 
     def invalidate(self) -> None:
-        """The copies are out of date."""
+        """Clear the cache."""
         self._generation += 1
         self._kept.clear()
 
 
 def _can_be(key: str | int) -> bool:
-    """Whether it is worth a look at the store."""
+    """Return False for a name that no item can have."""
     return isinstance(key, int) or (0 < len(key) <= MAX_NAME_LENGTH and key.isprintable())
 
 

@@ -1,4 +1,4 @@
-"""The models that this process knows: a copy of the store's, and those that always exist."""
+"""Cache of the registered models, together with the built-in ones."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from signoff.runtime.snapshot import Snapshot
 
 
 class ModelCache:
-    """Models by name. What is not known is looked up in the store before anybody is told that it does not exist."""
+    """Models by name. A name that is not cached is looked up in the store before it counts as unknown."""
 
-    def __init__(self, catalog: Catalog, always: Sequence[Model]) -> None:
+    def __init__(self, catalog: Catalog, built_in: Sequence[Model]) -> None:
         self._catalog = catalog
-        self._always = always
-        self._listing = Snapshot(self._read)
+        self._built_in = built_in
+        self._snapshot = Snapshot(self._read)
 
     async def find(self, name: str | None) -> Model:
-        """The model for `name`, or the default one. Raises ModelNotFound."""
-        listing = self._listing.known
-        if listing is not None and (known := _pick(listing, name)) is not None:
-            return known
-        found = _pick(await self._listing.refresh(), name)
-        if found is None:
-            raise ModelNotFound(f"There is no model {name!r}. GET /v1/models lists what there is.")
-        return found
+        """Return the model for `name`, or the default model. Raises ModelNotFound."""
+        index = self._snapshot.known
+        if index is not None and (cached := _pick(index, name)) is not None:
+            return cached
+        model = _pick(await self._snapshot.refresh(), name)
+        if model is None:
+            raise ModelNotFound(f"The model {name!r} does not exist. GET /v1/models lists all models.")
+        return model
 
     def has_exact(self, name: str) -> bool:
-        """Whether a model is called exactly that, as far as is known here without a look at the store."""
-        listing = self._listing.known
-        return listing is not None and listing.has_exact(name)
+        """Return True if the cache has a model with exactly that name."""
+        index = self._snapshot.known
+        return index is not None and index.has_exact(name)
 
     async def all(self) -> Sequence[Model]:
-        """Every model, registered ones first."""
-        return (await self._listing.get()).models
+        """Return every model, registered ones first."""
+        return (await self._snapshot.get()).models
 
     def version_of(self, model: Model) -> str:
-        """A name for what the model is now; see `core.target.version_of`."""
-        listing = self._listing.known
-        return version_of(model) if listing is None else listing.version_of(model)
+        """Return a version of the model's definition; see `core.model.version_of`."""
+        index = self._snapshot.known
+        return version_of(model) if index is None else index.version_of(model)
 
     def invalidate(self) -> None:
-        """The copy is out of date."""
-        self._listing.invalidate()
+        """Clear the cache."""
+        self._snapshot.invalidate()
 
     async def _read(self) -> ModelIndex:
         registered = await self._catalog.models()
         names = {model.name for model in registered}
-        return ModelIndex([*registered, *(model for model in self._always if model.name not in names)])
+        return ModelIndex([*registered, *(model for model in self._built_in if model.name not in names)])
 
 
-def _pick(listing: ModelIndex, name: str | None) -> Model | None:
-    return listing.default() if name is None else listing.find(name)
+def _pick(index: ModelIndex, name: str | None) -> Model | None:
+    return index.default() if name is None else index.find(name)

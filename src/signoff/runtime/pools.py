@@ -1,4 +1,4 @@
-"""The endpoints of models as this process sees them: how many requests each one works on, which rest, and who waits."""
+"""Endpoints of models as this process sees them: load, cooldowns, and the requests that wait for a slot."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from signoff.core.balance import (
 from signoff.core.model import Model, endpoints_of
 from signoff.errors import ModelAnswered, ModelBusy, ModelDown, ModelTimedOut, SignoffError
 
-# Models that are registered and forgotten must not add up.
-MOST_POOLS = 1000
+# Beyond this number, pools without load and cooldowns are discarded.
+MAX_POOLS = 1000
 
 
 class EndpointPools:
-    """The pools of models that are not in one place alone."""
+    """Pools of the models that have several endpoints or replicas, fallbacks, or a limit of parallel requests."""
 
     def __init__(self) -> None:
         self._pools: dict[str, EndpointPool] = {}
 
     def of(self, model: Model) -> EndpointPool:
-        """The pool of `model`, which knows it as it is now."""
+        """Return the pool of `model`, updated to its present definition."""
         pool = self._pools.get(model.name)
         if pool is None:
-            if len(self._pools) >= MOST_POOLS:
+            if len(self._pools) >= MAX_POOLS:
                 self._pools = {name: each for name, each in self._pools.items() if not each.is_idle}
             pool = self._pools[model.name] = EndpointPool(model)
         elif pool.model is not model:
@@ -43,49 +43,49 @@ class EndpointPools:
 
 
 class EndpointPool:
-    """The endpoints of one model. Whoever asks there has a seat; where all are taken, one waits in a line for it.
+    """Endpoints of one model, with a queue of requests for when no slot is free.
 
-    Nobody in the line could have a seat now: each change that may give one is followed by a look at the line. So who
-    comes and finds a seat overtakes nobody who could have had it.
+    Invariant: no request in the queue could have a slot now, because each change that may free one calls
+    `_assign_slots`. So a new request that finds a free slot overtakes none that could have used it.
     """
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self._endpoints: list[Endpoint] = []
         self._queue: dict[_Waiter, None] = {}
-        self._turn = 0
+        self._next_index = 0
         self.update(model)
 
     def update(self, model: Model) -> None:
-        """The model was registered anew; endpoints that it had before go on as they were."""
-        known = {endpoint.name: endpoint for endpoint in self._endpoints}
+        """Apply a new definition of the model. Endpoints that existed before keep their state."""
+        endpoints = {endpoint.name: endpoint for endpoint in self._endpoints}
         self.model = model
-        self._endpoints = [_endpoint(known, each) for each in endpoints_of(model)]
+        self._endpoints = [_reuse_or_create(endpoints, each) for each in endpoints_of(model)]
         self._assign_slots()
-        self._fail_hopeless()
+        self._fail_waiters()
 
     @property
     def has_cooldowns(self) -> bool:
-        """Whether endpoints that fail rest: only where there is another to ask."""
+        """True if failed endpoints get a cooldown: only where another endpoint or model can answer."""
         return self.is_many or bool(self.model.fallbacks)
 
     @property
     def is_many(self) -> bool:
-        """Whether there are several endpoints."""
+        """True if there are several endpoints."""
         return len(self._endpoints) > 1
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to remember."""
+        """True if the pool has no load, no queue and no cooldowns, so that it can be discarded."""
         return not self._queue and all(endpoint.load == 0 and endpoint.state == "up" for endpoint in self._endpoints)
 
     @property
     def waiting(self) -> int:
-        """How many wait for a seat."""
+        """Number of requests in the queue."""
         return len(self._queue)
 
     def statuses(self) -> list[EndpointStatus]:
-        """Each endpoint as it is now."""
+        """Return the present status of each endpoint."""
         now = asyncio.get_running_loop().time()
         return [
             EndpointStatus(
@@ -98,32 +98,34 @@ class EndpointPool:
         ]
 
     async def acquire(self, key: int | None, tried: frozenset[Endpoint], deadline: float) -> Slot:
-        """A seat at an endpoint that was not `tried`; leave it. `key` says where it belongs, `deadline` is the loop's.
+        """Return a slot at an endpoint that is not in `tried`, waiting for one if necessary. The caller releases it.
 
-        Raises ModelDown where all others rest, ModelBusy where too many wait or it took too long, ModelTimedOut.
+        `key` selects the preferred endpoint (None: the least loaded one); `deadline` is on the loop's clock. Raises
+        ModelDown if all other endpoints are in cooldown, ModelBusy if the queue is full or the wait took too long,
+        ModelTimedOut after `deadline`.
         """
-        found = self._free_slot(key, tried)
-        if found is not None:
-            return found
-        if self._is_hopeless(tried):
+        slot = self._take_free_slot(key, tried)
+        if slot is not None:
+            return slot
+        if self._has_no_endpoint(tried):
             raise self.unavailable_error()
         if len(self._queue) >= self.model.max_waiting:
-            raise ModelBusy(f"Too many requests wait for the model {self.model.name} already.")
+            raise ModelBusy(f"{self.model.max_waiting} requests already wait for the model {self.model.name}.")
         return await self._wait(_Waiter(key, tried), deadline)
 
     async def _wait(self, waiter: _Waiter, deadline: float) -> Slot:
         loop = asyncio.get_running_loop()
-        until = min(loop.time() + self.model.queue_seconds, deadline)
+        wait_deadline = min(loop.time() + self.model.queue_seconds, deadline)
         self._queue[waiter] = None
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout_at(wait_deadline):
                 slot = await waiter.slot
         except BaseException as error:
-            # Who leaves may have been given a seat in the same moment.
-            if waiter.slot.done() and not waiter.slot.cancelled() and (given := waiter.slot.result()) is not None:
-                given.release()
+            # A slot may have been assigned at the moment of the cancellation.
+            if waiter.slot.done() and not waiter.slot.cancelled() and (slot := waiter.slot.result()) is not None:
+                slot.release()
             if isinstance(error, TimeoutError):
-                raise self._timeout_error(is_over=until == deadline) from None
+                raise self._timeout_error(is_total_timeout=wait_deadline == deadline) from None
             raise
         finally:
             self._queue.pop(waiter, None)
@@ -131,72 +133,80 @@ class EndpointPool:
             raise self.unavailable_error()
         return slot
 
-    def _timeout_error(self, *, is_over: bool) -> SignoffError:
-        if is_over:
+    def _timeout_error(self, *, is_total_timeout: bool) -> SignoffError:
+        if is_total_timeout:
             return ModelTimedOut(f"The model took more than {self.model.timeouts.total_seconds:g} s.")
         if all(endpoint.state != "up" for endpoint in self._endpoints):
             return self.unavailable_error()
-        return ModelBusy(f"No turn came at the model {self.model.name} within {self.model.queue_seconds:g} s.")
+        return ModelBusy(f"The model {self.model.name} had no free slot within {self.model.queue_seconds:g} s.")
 
     def unavailable_error(self, message: str | None = None) -> ModelDown:
-        """The error that tells that nobody can be asked, and when the first rest ends."""
+        """Return the error for a model without usable endpoints, with the time until the first cooldown ends."""
         now = asyncio.get_running_loop().time()
         waits = [
             max(0.0, endpoint.cooldown_ends_at - now) for endpoint in self._endpoints if endpoint.state == "resting"
         ]
         wait = min(waits) if len(waits) == len(self._endpoints) else None
-        return ModelDown(message or f"All endpoints of the model {self.model.name} rest.", retry_after_seconds=wait)
+        text = message or f"All endpoints of the model {self.model.name} are unavailable after failures."
+        return ModelDown(text, retry_after_seconds=wait)
 
-    def _free_slot(self, key: int | None, tried: frozenset[Endpoint]) -> Slot | None:
-        """A seat there is now, taken."""
+    def _take_free_slot(self, key: int | None, tried: frozenset[Endpoint]) -> Slot | None:
+        """Take a slot that is free now; return None if there is none."""
         loads = [endpoint.load if endpoint.is_open and endpoint not in tried else None for endpoint in self._endpoints]
         if key is None:
-            place = least_loaded(loads, self._turn)
+            index = least_loaded(loads, self._next_index)
         else:
-            awake = [endpoint.load for endpoint in self._endpoints if endpoint.state != "resting"]
-            place = choose_by_hash(
-                key, [endpoint.key for endpoint in self._endpoints], loads, bounded_load(sum(awake), len(awake))
+            active_loads = [endpoint.load for endpoint in self._endpoints if endpoint.state != "resting"]
+            index = choose_by_hash(
+                key,
+                [endpoint.key for endpoint in self._endpoints],
+                loads,
+                bounded_load(sum(active_loads), len(active_loads)),
             )
-        if place is None:
+        if index is None:
             return None
-        self._turn = place + 1
-        return Slot(self, self._endpoints[place])
+        self._next_index = index + 1
+        return Slot(self, self._endpoints[index])
 
-    def _is_hopeless(self, tried: frozenset[Endpoint]) -> bool:
+    def _has_no_endpoint(self, tried: frozenset[Endpoint]) -> bool:
         return all(endpoint in tried or endpoint.state == "resting" for endpoint in self._endpoints)
 
     def _assign_slots(self) -> None:
-        """Gives the seats there are to those who wait, the first one first."""
-        given = list[_Waiter]()
+        """Assign free slots to waiting requests, first come, first served."""
+        served = list[_Waiter]()
         for waiter in self._queue:
             if not any(endpoint.is_open for endpoint in self._endpoints):
                 break
-            if not waiter.slot.done() and (slot := self._free_slot(waiter.key, waiter.tried)) is not None:
+            if not waiter.slot.done() and (slot := self._take_free_slot(waiter.key, waiter.tried)) is not None:
                 waiter.slot.set_result(slot)
-                given.append(waiter)
-        for waiter in given:
+                served.append(waiter)
+        for waiter in served:
             del self._queue[waiter]
 
-    def _fail_hopeless(self) -> None:
-        """Tells those who wait in vain."""
+    def _fail_waiters(self) -> None:
+        """Fail the waiting requests for which no endpoint is left."""
         for waiter in list(self._queue):
-            if not waiter.slot.done() and self._is_hopeless(waiter.tried):
+            if not waiter.slot.done() and self._has_no_endpoint(waiter.tried):
                 waiter.slot.set_result(None)
                 del self._queue[waiter]
 
     def slot_released(self) -> None:
-        """A seat is free."""
+        """Assign the slot that was released."""
         self._assign_slots()
 
     def mark_healthy(self, endpoint: Endpoint) -> None:
-        """It answers."""
+        """Record that the endpoint works; end its probing."""
         endpoint.soft_failures = endpoint.cooldowns = 0
         if endpoint.state != "up":
             endpoint.state = "up"
             self._assign_slots()
 
     def mark_failed(self, endpoint: Endpoint, error: SignoffError) -> None:
-        """It did not; it rests, if that tells that it is not well."""
+        """Record a failed request; start a cooldown if the endpoint is at fault.
+
+        The endpoint is at fault after a hard failure, after SOFT_FAILURES soft failures in a row, or after a soft failure
+        of a probe.
+        """
         if not self.has_cooldowns:
             return
         endpoint.soft_failures += is_soft_failure(error)
@@ -210,10 +220,10 @@ class EndpointPool:
         seconds = cooldown_seconds(error, endpoint.cooldowns)
         endpoint.cooldown_ends_at = loop.time() + seconds
         loop.call_later(seconds, self._end_cooldown, endpoint, endpoint.generation)
-        self._fail_hopeless()
+        self._fail_waiters()
 
-    def _end_cooldown(self, endpoint: Endpoint, era: int) -> None:
-        if (endpoint.generation, endpoint.state) == (era, "resting"):
+    def _end_cooldown(self, endpoint: Endpoint, generation: int) -> None:
+        if (endpoint.generation, endpoint.state) == (generation, "resting"):
             endpoint.state = "waking"
             self._assign_slots()
 
@@ -222,19 +232,23 @@ State = Literal["up", "resting", "waking"]
 
 
 class EndpointStatus(msgspec.Struct, frozen=True):
-    """An endpoint: the model as it is there, the requests it works on for this process, and for how long it rests."""
+    """Status of an endpoint in this process."""
 
     model: Model
+    """The model as it is configured for this endpoint."""
     load: int
+    """Requests in progress from this process."""
     state: State
+    """`up`, `resting` during a cooldown, `waking` (probed by one request at a time) after it."""
     cooldown_seconds: float | None
+    """Time until the cooldown ends; None if there is none."""
 
 
 class Endpoint:
-    """One endpoint. After a rest it is `waking`: one request at a time goes there, until one is answered.
+    """One endpoint. After a cooldown it is `waking`: it gets one request at a time, until one succeeds.
 
-    `era` counts its rests, so that what was asked before one tells nothing about it after. `soft` failures in a row
-    are those that a request may be to blame for.
+    `generation` counts the cooldowns, so that the outcome of a request from before one does not count after it.
+    `soft_failures` counts failures in a row that the request may have caused.
     """
 
     def __init__(self, model: Model) -> None:
@@ -251,14 +265,14 @@ class Endpoint:
 
     @property
     def is_open(self) -> bool:
-        """Whether it may be asked now."""
+        """True if the endpoint can take a request now."""
         if self.model.max_parallel is not None and self.load >= self.model.max_parallel:
             return False
         return self.state == "up" or (self.state == "waking" and not self.probes)
 
 
 class Slot:
-    """A request's place at an endpoint, taken as it is made."""
+    """One request's slot at an endpoint, taken on construction. Use it as a context manager, or call `release`."""
 
     def __init__(self, pool: EndpointPool, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -276,13 +290,13 @@ class Slot:
         self.release()
 
     def succeeded(self) -> None:
-        """The endpoint answers."""
+        """Record that the endpoint answered."""
         self._end_probe()
         if self._generation == self.endpoint.generation:
             self._pool.mark_healthy(self.endpoint)
 
     def failed(self, error: SignoffError) -> None:
-        """It answered with an error, or did not answer. One that tells of the request alone is an answer."""
+        """Record an error. An error answer for which the request alone is to blame counts as success."""
         self._end_probe()
         if self._generation != self.endpoint.generation:
             return
@@ -292,7 +306,7 @@ class Slot:
             self._pool.mark_failed(self.endpoint, error)
 
     def release(self) -> None:
-        """Frees the place, once."""
+        """Free the slot. Later calls do nothing."""
         if self._is_released:
             return
         self._is_released = True
@@ -306,7 +320,7 @@ class Slot:
 
 
 class _Waiter:
-    """Somebody in the line. The seat is None once there is nothing to wait for."""
+    """Request in the queue. Its slot is None if no endpoint is left."""
 
     def __init__(self, key: int | None, tried: frozenset[Endpoint]) -> None:
         self.key = key
@@ -315,11 +329,11 @@ class _Waiter:
 
 
 def endpoint_name(model: Model) -> str:
-    """What tells an endpoint from the others of its model: its address and what it calls the model, or a process."""
+    """Return what identifies an endpoint of a model: its URL and upstream model, or the name of the process."""
     return model.name if model.url is None else f"{model.url} {model.upstream_model or ''}".strip()
 
 
-def _endpoint(known: dict[str, Endpoint], model: Model) -> Endpoint:
-    endpoint = known.get(endpoint_name(model)) or Endpoint(model)
+def _reuse_or_create(endpoints: dict[str, Endpoint], model: Model) -> Endpoint:
+    endpoint = endpoints.get(endpoint_name(model)) or Endpoint(model)
     endpoint.model = model
     return endpoint

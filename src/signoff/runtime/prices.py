@@ -1,4 +1,4 @@
-"""The prices that this process knows: a copy of the store's."""
+"""Cache of the prices of models."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ log = structlog.get_logger()
 
 
 class PriceCache:
-    """What models cost. While the store is away, what was known before holds."""
+    """Prices by model. While the store is unavailable, the last known prices apply."""
 
-    def __init__(self, ledger: UsageRecords) -> None:
-        self._ledger = ledger
-        self._prices = Snapshot(self._read)
+    def __init__(self, usage: UsageRecords) -> None:
+        self._usage = usage
+        self._snapshot = Snapshot(self._read)
         self._last = Prices([])
 
     async def at(self, model: str, now: int) -> Price | None:
         """See `Prices.at`."""
         try:
-            self._last = await self._prices.get()
+            self._last = await self._snapshot.get()
         except SignoffError as error:
-            log.warning("the prices could not be read", error=repr(error))
+            log.warning("price_lookup_failed", error=repr(error))
         return self._last.at(model, now)
 
     def invalidate(self) -> None:
-        """The copy is out of date."""
-        self._prices.invalidate()
+        """Clear the cache."""
+        self._snapshot.invalidate()
 
     async def _read(self) -> Prices:
-        return Prices(await self._ledger.prices())
+        return Prices(await self._usage.prices())

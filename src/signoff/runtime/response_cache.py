@@ -1,4 +1,6 @@
-"""The cache as verbs use it: copies at hand, lookups and writes in groups. One that is away is an empty one."""
+"""Cache of answers as requests use it: local copies, lookups and writes in batches. An unavailable cache counts as
+empty.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,23 @@ from signoff.runtime.background import Background
 
 NEAR_ENTRIES = 10_000
 NEAR_BYTES = 32 * 1024 * 1024
-# What a copy takes beside its answer, about.
-COPY_BYTES = 800
-WAITING_BYTES = 64 * 1024 * 1024
-WAITING_ENTRIES = 10_000
-KEYS_AT_ONCE = 500
-ENTRIES_AT_ONCE = 200
-# Nobody waits longer than that for a cache; then it is away, and looked after once a second.
-LOOK_SECONDS = 0.25
-AWAY_SECONDS = 1.0
-KEPT_SECONDS = 1.0
+# Memory of a local copy besides its answer, estimated.
+ENTRY_OVERHEAD_BYTES = 800
+MAX_PENDING_BYTES = 64 * 1024 * 1024
+MAX_PENDING_ENTRIES = 10_000
+READ_BATCH_SIZE = 500
+WRITE_BATCH_SIZE = 200
+# A lookup never takes longer. After a timeout the cache counts as unavailable, and is retried once a second.
+LOOKUP_TIMEOUT_SECONDS = 0.25
+RETRY_SECONDS = 1.0
+STORE_WAIT_SECONDS = 1.0
 log = structlog.get_logger()
 
 
 class LocalCopy(msgspec.Struct, frozen=True):
-    """An entry at hand: when it was signed off and when it ends, on the loop's clock."""
+    """Local copy of an entry. Times are on the loop's clock: `born_at` when the answer was signed off, `ends_at` when
+    it expires.
+    """
 
     entry: CacheEntry
     born_at: float
@@ -38,84 +42,88 @@ class LocalCopy(msgspec.Struct, frozen=True):
 
 
 class ResponseCache:
-    """The answers that can be given again. Without a cache there are none."""
+    """Answers that can be reused. Without a `cache` there are none."""
 
     def __init__(self, cache: Cache | None, background: Background, *, ttl_seconds: float = 0) -> None:
         self._cache = cache
         self._background = background
         self._ttl_seconds = ttl_seconds
         self._local = BoundedLRUCache[str, LocalCopy](max_entries=NEAR_ENTRIES, max_bytes=NEAR_BYTES, size_of=_size_of)
-        self._asked: dict[str, list[asyncio.Future[LocalCopy | None]]] = {}
-        self._waiting: dict[str, CacheEntry] = {}
-        self._waiting_bytes = 0
-        self._reading: asyncio.Task[None] | None = None
-        self._writing: asyncio.Task[None] | None = None
+        self._lookups: dict[str, list[asyncio.Future[LocalCopy | None]]] = {}
+        self._pending: dict[str, CacheEntry] = {}
+        self._pending_bytes = 0
+        self._read_task: asyncio.Task[None] | None = None
+        self._write_task: asyncio.Task[None] | None = None
         self._generation = 0
-        self._away_until: float | None = None
+        self._retry_at: float | None = None
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is kept at all."""
+        """True if answers are cached at all."""
         return self._cache is not None
 
     @property
     def is_shared(self) -> bool:
-        """Whether all processes keep the same."""
+        """True if all processes share the cache."""
         return self._cache is None or self._cache.is_shared
 
     async def start(self) -> None:
-        """Opens the cache."""
+        """Open the cache."""
         if self._cache is not None:
             await self._cache.start()
 
     async def lookup(self, key: str, max_age_seconds: float | None = None) -> CacheEntry | None:
-        """The entry under `key`, unless it is older than that."""
+        """Return the entry under `key`, unless it is `max_age_seconds` old or older."""
         now = _now()
         copy = self._local.get(key)
         if copy is None or copy.ends_at <= now:
-            copy = await self._look_up(key)
+            copy = await self._load(key)
         if copy is None or (max_age_seconds is not None and _now() - copy.born_at >= max_age_seconds):
             return None
         return copy.entry
 
     def store(self, entry: CacheEntry) -> None:
-        """Keeps an answer: here at once, for all others soon. Where too much waits already it is left out."""
+        """Store an answer, locally at once, in the cache soon. It is not stored there if too much is pending."""
         if self._cache is None:
             return
         now = _now()
         self._local[entry.key] = LocalCopy(entry, now, now + self._ttl_seconds)
-        if len(self._waiting) >= WAITING_ENTRIES or self._waiting_bytes + len(entry.answer) > WAITING_BYTES:
+        if len(self._pending) >= MAX_PENDING_ENTRIES or self._pending_bytes + len(entry.answer) > MAX_PENDING_BYTES:
             return
-        self._drop_waiting(entry.key)
-        self._waiting[entry.key] = entry
-        self._waiting_bytes += len(entry.answer)
-        if self._writing is None or self._writing.done():
-            self._writing = self._background.spawn(self._write(self._cache))
+        self._drop_pending(entry.key)
+        self._pending[entry.key] = entry
+        self._pending_bytes += len(entry.answer)
+        if self._write_task is None or self._write_task.done():
+            self._write_task = self._background.spawn(self._write(self._cache))
 
     async def until_stored(self) -> None:
-        """Returns as soon as what was kept is there for all processes, after a second at the latest."""
-        if self._writing is not None and not self._writing.done():
-            await asyncio.wait([self._writing], timeout=KEPT_SECONDS)
+        """Wait until pending answers are in the cache, at most STORE_WAIT_SECONDS."""
+        if self._write_task is not None and not self._write_task.done():
+            await asyncio.wait([self._write_task], timeout=STORE_WAIT_SECONDS)
 
     async def delete(self, which: CacheFilter) -> int:
-        """Forgets those; how many. Raises Overloaded when the cache is away."""
+        """Delete the matching entries and return their number. Raises BadRequest, and Overloaded if the cache is
+        unavailable.
+        """
         if self._cache is None:
             return 0
         self._generation += 1
         self._local.drop_where(lambda copy: matches_filter(copy.entry, which))
-        for entry in [entry for entry in self._waiting.values() if matches_filter(entry, which)]:
-            self._drop_waiting(entry.key)
-        await self.until_stored()  # what is on its way there would come after it
+        for entry in [entry for entry in self._pending.values() if matches_filter(entry, which)]:
+            self._drop_pending(entry.key)
+        await self.until_stored()  # writes in progress would arrive after the deletion
         try:
             return await self._cache.delete(which)
         except BadRequest:
             raise
         except Exception as error:
-            self._say(error)
-            raise Overloaded("The cache is away: nothing was deleted there.") from error
+            self._set_failure(error)
+            raise Overloaded("The cache is unavailable; nothing was deleted. Try again later.") from error
 
     async def size(self, which: CacheFilter) -> CacheSize:
-        """How much is kept of those. Raises Overloaded when the cache is away."""
+        """Return the number and size of the matching entries. Raises BadRequest, and Overloaded if the cache is
+        unavailable.
+        """
         if self._cache is None:
             return CacheSize()
         await self.until_stored()
@@ -124,111 +132,109 @@ class ResponseCache:
         except BadRequest:
             raise
         except Exception as error:
-            self._say(error)
-            raise Overloaded("The cache is away.") from error
+            self._set_failure(error)
+            raise Overloaded("The cache is unavailable. Try again later.") from error
 
     def invalidate(self) -> None:
-        """Somebody has deleted something: the copies are out of date."""
+        """Drop all local copies, because another process has deleted entries."""
         self._generation += 1
         self._local.clear()
         if self._cache is not None:
             self._cache.on_remote_delete()
 
     async def close(self) -> None:
-        """Closes the cache."""
+        """Close the cache."""
         if self._cache is not None:
             await self._cache.close()
 
-    async def _look_up(self, key: str) -> LocalCopy | None:
-        """What the cache has, with whatever else is looked up at this moment; None while it is away."""
+    async def _load(self, key: str) -> LocalCopy | None:
+        """Look `key` up in the cache, in a batch with other lookups; return None while the cache is unavailable."""
         if self._cache is None:
             return None
-        is_away = self._away_until is not None
-        if is_away and (_now() < (self._away_until or 0) or self._is_reading):
+        is_unavailable = self._retry_at is not None
+        if is_unavailable and (_now() < (self._retry_at or 0) or self._is_reading):
             return None
-        found: asyncio.Future[LocalCopy | None] = asyncio.get_running_loop().create_future()
-        self._asked.setdefault(key, []).append(found)
+        future: asyncio.Future[LocalCopy | None] = asyncio.get_running_loop().create_future()
+        self._lookups.setdefault(key, []).append(future)
         if not self._is_reading:
-            self._reading = self._background.spawn(self._read(self._cache))
-        return None if is_away else await found  # nobody waits to learn whether it is back
+            self._read_task = self._background.spawn(self._read(self._cache))
+        return None if is_unavailable else await future  # a retry is not waited for
 
     @property
     def _is_reading(self) -> bool:
-        return self._reading is not None and not self._reading.done()
+        return self._read_task is not None and not self._read_task.done()
 
     async def _read(self, cache: Cache) -> None:
-        """Looks up all that is asked for, a group at a time: the next one is what came meanwhile."""
+        """Serve all lookups in batches: each batch has the lookups that arrived during the one before."""
         try:
-            while self._asked:
-                keys = list(self._asked)[:KEYS_AT_ONCE]
-                await self._read_some(cache, {key: self._asked.pop(key) for key in keys})
-        finally:  # when it was stopped, nobody waits for the rest
-            for waiting in self._asked.values():
-                _resolve(waiting, None)
+            while self._lookups:
+                keys = list(self._lookups)[:READ_BATCH_SIZE]
+                await self._read_batch(cache, {key: self._lookups.pop(key) for key in keys})
+        finally:  # after a cancellation, answer the rest
+            for futures in self._lookups.values():
+                _resolve(futures, None)
 
-    async def _read_some(self, cache: Cache, asked: Mapping[str, list[asyncio.Future[LocalCopy | None]]]) -> None:
+    async def _read_batch(self, cache: Cache, lookups: Mapping[str, list[asyncio.Future[LocalCopy | None]]]) -> None:
         generation, copies = self._generation, dict[str, LocalCopy]()
-        timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._give_up, asked)
+        timer = asyncio.get_running_loop().call_later(LOOKUP_TIMEOUT_SECONDS, self._time_out, lookups)
         try:
-            found = await cache.lookup(list(asked))
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it is a miss
-            self._say(error)
+            hits = await cache.lookup(list(lookups))
+        except Exception as error:  # noqa: BLE001 -- every error counts as a miss
+            self._set_failure(error)
         else:
-            self._say(None)
-            if generation == self._generation:  # else it may have been deleted meanwhile
-                copies = self._copied(found)
+            self._set_failure(None)
+            if generation == self._generation:  # otherwise they may have been deleted
+                copies = self._copy_locally(hits)
         finally:
             timer.cancel()
-            for key, waiting in asked.items():
-                _resolve(waiting, copies.get(key))
+            for key, futures in lookups.items():
+                _resolve(futures, copies.get(key))
 
-    def _copied(self, found: Mapping[str, CacheHit]) -> dict[str, LocalCopy]:
+    def _copy_locally(self, hits: Mapping[str, CacheHit]) -> dict[str, LocalCopy]:
         now = _now()
-        copies = {
-            key: LocalCopy(one.entry, now - one.age_seconds, now + one.left_seconds) for key, one in found.items()
-        }
+        copies = {key: LocalCopy(hit.entry, now - hit.age_seconds, now + hit.left_seconds) for key, hit in hits.items()}
         for key, copy in copies.items():
             self._local[key] = copy
         return copies
 
-    def _give_up(self, asked: Mapping[str, list[asyncio.Future[LocalCopy | None]]]) -> None:
-        """It takes too long: for those who wait there is nothing, and nobody waits for it until it answers."""
-        self._say(TimeoutError(f"no answer within {LOOK_SECONDS} s"))
-        for waiting in (*asked.values(), *self._asked.values()):
-            _resolve(waiting, None)
+    def _time_out(self, lookups: Mapping[str, list[asyncio.Future[LocalCopy | None]]]) -> None:
+        """Answer all waiting lookups with a miss, and stop waiting for the cache until it responds."""
+        self._set_failure(TimeoutError(f"no answer within {LOOKUP_TIMEOUT_SECONDS} s"))
+        for futures in (*lookups.values(), *self._lookups.values()):
+            _resolve(futures, None)
 
     async def _write(self, cache: Cache) -> None:
-        while self._waiting:
-            entries = list(self._waiting.values())[:ENTRIES_AT_ONCE]
+        while self._pending:
+            entries = list(self._pending.values())[:WRITE_BATCH_SIZE]
             for entry in entries:
-                self._drop_waiting(entry.key)
+                self._drop_pending(entry.key)
             try:
                 await cache.store(entries)
-            except Exception as error:  # noqa: BLE001 -- a cache may forget
-                self._say(error)
+            except Exception as error:  # noqa: BLE001 -- a lost entry is only a later miss
+                self._set_failure(error)
 
-    def _drop_waiting(self, key: str) -> None:
-        entry = self._waiting.pop(key, None)
+    def _drop_pending(self, key: str) -> None:
+        entry = self._pending.pop(key, None)
         if entry is not None:
-            self._waiting_bytes -= len(entry.answer)
+            self._pending_bytes -= len(entry.answer)
 
-    def _say(self, error: Exception | None) -> None:
-        """Tells of a change, once."""
-        if error is not None and self._away_until is None:
-            log.warning("the cache is away; models are asked instead", error=repr(error))
-        if error is None and self._away_until is not None:
-            log.info("the cache is back")
-        self._away_until = None if error is None else _now() + AWAY_SECONDS
+    def _set_failure(self, error: Exception | None) -> None:
+        """Record an error, or None for a success; log only the changes."""
+        if error is not None and self._retry_at is None:
+            log.warning("cache_unavailable", error=repr(error))
+        if error is None and self._retry_at is not None:
+            log.info("cache_available_again")
+        self._retry_at = None if error is None else _now() + RETRY_SECONDS
 
 
-def _resolve(waiting: list[asyncio.Future[LocalCopy | None]], copy: LocalCopy | None) -> None:
-    for found in waiting:
-        if not found.done():
-            found.set_result(copy)
+def _resolve(futures: list[asyncio.Future[LocalCopy | None]], copy: LocalCopy | None) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(copy)
 
 
 def _size_of(copy: LocalCopy) -> int:
-    return len(copy.entry.answer) + COPY_BYTES
+    return len(copy.entry.answer) + ENTRY_OVERHEAD_BYTES
 
 
 def _now() -> float:

@@ -1,4 +1,4 @@
-"""What was read from the store, as it was when it was read; a change that is heard of meanwhile counts."""
+"""Snapshot of data in the store, valid until a notification invalidates it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class Snapshot(Generic[V]):
-    """What `read` gave, until it is out of date. `known` is None while nothing is known."""
+    """Result of `read`, until it is invalidated. `known` is None while there is none."""
 
     def __init__(self, read: Callable[[], Awaitable[V]]) -> None:
         self._read = read
@@ -17,18 +17,18 @@ class Snapshot(Generic[V]):
         self.known: V | None = None
 
     async def get(self) -> V:
-        """What is known, or else what is read now. Raises what `read` does."""
+        """Return the snapshot, reading it if there is none. Raises the errors of `read`."""
         return await self.refresh() if self.known is None else self.known
 
     async def refresh(self) -> V:
-        """What is read now. Raises what `read` does."""
-        age = self._generation
+        """Read a new snapshot and return it. Raises the errors of `read`."""
+        generation = self._generation
         value = await self._read()
-        if age == self._generation:  # else it may have changed since it was read
+        if generation == self._generation:  # otherwise the value may be out of date
             self.known = value
         return value
 
     def invalidate(self) -> None:
-        """The copy is out of date."""
+        """Discard the snapshot, and the result of a read in progress."""
         self._generation += 1
         self.known = None

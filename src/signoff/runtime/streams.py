@@ -1,4 +1,4 @@
-"""The streams that this process knows: those of its settings, a copy of the store's, and how it listens to them."""
+"""Cache of the streams, declared and stored, and how this process listens to them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from signoff.runtime.snapshot import Snapshot
 
 
 class StreamCache:
-    """Streams by name. `listening` says of each how this process listens to it, if it does at all."""
+    """Streams by name. `statuses` is filled by the consumer: the status of each stream that this process listens to."""
 
     def __init__(self, stored: Stored, declared: Sequence[Stream]) -> None:
         self._stored = stored
@@ -20,22 +20,22 @@ class StreamCache:
         self.statuses: dict[str, ListenerStatus] = {}
 
     async def find(self, name: str) -> Stream:
-        """The stream called `name`. Raises NotFound."""
-        found = (await self._streams.get()).get(name)
-        if found is None:
-            raise NotFound(f"There is no stream {name!r}.")
-        return found
+        """Return the stream called `name`. Raises NotFound."""
+        stream = (await self._streams.get()).get(name)
+        if stream is None:
+            raise NotFound(f"The stream {name!r} does not exist.")
+        return stream
 
     async def all(self) -> Sequence[Stream]:
-        """Every stream, those of the settings first."""
+        """Return every stream, declared ones first."""
         return list((await self._streams.get()).values())
 
     def is_declared(self, name: str) -> bool:
-        """Whether the settings declare that stream: then nobody changes it at run time."""
+        """Return True if the settings declare that stream, so that it cannot be changed at run time."""
         return name in self._declared
 
     def invalidate(self) -> None:
-        """The copy is out of date."""
+        """Clear the cache."""
         self._streams.invalidate()
 
     async def _read(self) -> dict[str, Stream]:

@@ -1,4 +1,4 @@
-"""Threads for code that may hang: a bounded number of them, each for one piece of work with a time limit."""
+"""Worker threads for code that may hang: a bounded number, each with one function call and a time limit."""
 
 from __future__ import annotations
 
@@ -14,58 +14,59 @@ T = TypeVar("T")
 
 
 class TimeLimitExceeded(BaseException):
-    """The time of a piece of work is over. No code that catches exceptions should catch it."""
+    """The time limit of a call is over. A BaseException, so that `except Exception` in that code does not catch it."""
 
 
 class WorkFailed(Exception):
-    """What a piece of work raised, whatever that was."""
+    """Any error that a call raised, with its message."""
 
     def __init__(self, error: BaseException) -> None:
-        says = str(error) if isinstance(error, Exception) else repr(error)
-        super().__init__(says or type(error).__name__)
+        message = str(error) if isinstance(error, Exception) else repr(error)
+        super().__init__(message or type(error).__name__)
 
 
 class WorkerThreads:
-    """At most `at_once` pieces of work. One that will not stop keeps its place, so no number of them is too much."""
+    """Runner of at most `max_concurrent` calls at a time. A call that cannot be stopped keeps its slot."""
 
-    def __init__(self, at_once: int) -> None:
-        self._room = asyncio.Semaphore(at_once)
+    def __init__(self, max_concurrent: int) -> None:
+        self._slots = asyncio.Semaphore(max_concurrent)
 
     async def run(self, work: Callable[[], T], seconds: float) -> T:
-        """What `work` gives, in the caller's context. Raises Failed for what it raises, TimeoutError after `seconds`.
+        """Return the result of `work`, run in a thread with the caller's context variables.
 
-        When its time is over, or its caller leaves, it is stopped at the next line of Python that it runs.
+        After `seconds`, or when the caller is cancelled, the thread is stopped at its next line of Python. Raises
+        WorkFailed for an error of `work`, TimeoutError after `seconds`.
         """
         async with asyncio.timeout(seconds):
-            await self._room.acquire()
-            piece = _WorkItem(work, self._room.release)
+            await self._slots.acquire()
+            item = _WorkItem(work, self._slots.release)
             try:
-                return await piece.outcome
+                return await item.outcome
             finally:
-                piece.stop()
+                item.stop()
 
 
 class _WorkItem:
-    """One piece of work in a thread of its own, which does not hold up the end of the process."""
+    """One call in a daemon thread, which does not delay the end of the process."""
 
-    def __init__(self, work: Callable[[], Any], ended: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], Any], on_end: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._ended = ended
-        self._over = False
+        self._on_end = on_end
+        self._is_done = False
         self._lock = threading.Lock()
         self.outcome: asyncio.Future[Any] = self._loop.create_future()
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=lambda: context.run(self._run, work), daemon=True, name="function")
         try:
             self._thread.start()
-        except RuntimeError:  # the system has no more threads
-            ended()
+        except RuntimeError:  # the system cannot start more threads
+            on_end()
             raise
 
     def stop(self) -> None:
-        """Raises Stopped in the thread, unless it has ended. Nothing can stop it inside a call of C."""
+        """Raise TimeLimitExceeded in the thread, unless it has ended. A call into C is not interrupted."""
         with self._lock:
-            if not self._over and self._thread.ident is not None:
+            if not self._is_done and self._thread.ident is not None:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(self._thread.ident), ctypes.py_object(TimeLimitExceeded)
                 )
@@ -75,17 +76,17 @@ class _WorkItem:
         try:
             try:
                 result = work()
-            except BaseException as error:  # noqa: BLE001 -- SystemExit too is an answer, and no end of the process
+            except BaseException as error:  # noqa: BLE001 -- SystemExit must not end the process either
                 failure = error
             with self._lock:
-                self._over = True
-        except TimeLimitExceeded:  # it came late
-            self._over = True
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
-            self._loop.call_soon_threadsafe(self._tell, result, failure)
+                self._is_done = True
+        except TimeLimitExceeded:  # raised after the call had ended
+            self._is_done = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._finish, result, failure)
 
-    def _tell(self, result: Any, failure: BaseException | None) -> None:
-        self._ended()
+    def _finish(self, result: Any, failure: BaseException | None) -> None:
+        self._on_end()
         if self.outcome.done():
             return
         if failure is None:

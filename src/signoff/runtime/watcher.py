@@ -1,4 +1,4 @@
-"""Waiting for a job to change, whoever changes it: news rings at once, and a batched query is the net."""
+"""Waiting for changes of jobs by any process: notifications, and a periodic query in case they are lost."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import structlog
 
 from signoff.store import Store, Topic
 
-NET_SECONDS = 0.5
+POLL_SECONDS = 0.5
 log = structlog.get_logger()
 
 
 class ChangeEvent(asyncio.Event):
-    """Rings when its job has changed since `seq`."""
+    """Event that is set when its job has changed since `seq`, which the caller sets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class ChangeEvent(asyncio.Event):
 
 
 class JobWatcher:
-    """The jobs that somebody in this process waits for."""
+    """Jobs that this process waits for."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -31,37 +31,37 @@ class JobWatcher:
 
     @contextlib.contextmanager
     def watch(self, job_id: str) -> Generator[ChangeEvent]:
-        """A bell for `job_id`, while the block runs."""
-        bell = ChangeEvent()
-        self._events.setdefault(job_id, []).append(bell)
+        """Yield an event for `job_id`, which is watched for the duration of the block."""
+        event = ChangeEvent()
+        self._events.setdefault(job_id, []).append(event)
         try:
-            yield bell
+            yield event
         finally:
-            self._events[job_id].remove(bell)
+            self._events[job_id].remove(event)
             if not self._events[job_id]:
                 del self._events[job_id]
 
     def on_change(self, topic: Topic, name: str) -> None:
-        """News from the store."""
+        """Handle a notification from the store."""
         if topic == "job":
-            for bell in self._events.get(name, ()):
-                bell.set()
+            for event in self._events.get(name, ()):
+                event.set()
 
     async def run(self) -> None:
-        """Looks after everything that is waited for, twice a second, for ever: news may be lost."""
+        """Check all watched jobs every POLL_SECONDS, in case notifications are lost. Never returns."""
         while True:
-            await asyncio.sleep(NET_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             if self._events:
                 await self.check()
 
     async def check(self) -> None:
-        """Rings for every job that has changed."""
+        """Set the events of all jobs that have changed."""
         try:
-            found = await self._store.jobs.statuses(list(self._events))
-        except Exception as error:  # noqa: BLE001 -- the store is away; the next look may find it
-            log.warning("could not look after the jobs that are waited for", error=repr(error))
+            statuses = await self._store.jobs.statuses(list(self._events))
+        except Exception as error:  # noqa: BLE001 -- the store is unavailable; the next check retries
+            log.warning("job_watch_failed", error=repr(error))
             return
-        for job_id, (_, seq) in found.items():
-            for bell in self._events.get(job_id, ()):
-                if seq > bell.seq:
-                    bell.set()
+        for job_id, (_, seq) in statuses.items():
+            for event in self._events.get(job_id, ()):
+                if seq > event.seq:
+                    event.set()

@@ -253,7 +253,7 @@ def _engines(settings: Settings, upstream: UpstreamClient, logs: ModelLogWriter)
         "subprocess": SubprocessEngine(
             upstream,
             settings.data_dir / "run",
-            tell=lambda name, line: logs.add(registered_name(name), "info", line),
+            on_log_line=lambda name, line: logs.add(registered_name(name), "info", line),
         ),
     }
 

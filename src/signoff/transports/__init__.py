@@ -1,1 +1,1 @@
-"""Transports, a file each, over FastStream. Each is imported when the first stream needs it."""
+"""Adapters of the transport interface (`signoff.transport`) over FastStream, imported when a stream needs them."""

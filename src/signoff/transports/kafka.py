@@ -1,4 +1,4 @@
-"""Streams through Kafka: a consumer group whose offsets are committed by hand, and answers that all replicas have."""
+"""Streams over Kafka: a consumer group with offsets committed by hand, answers confirmed by all replicas."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
 from signoff.transport import OnMessage
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, as_it_came, ended, unread
+from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, keep_raw, return_raw, stopping
 from signoff.transports.publisher import PublisherConnection
 
 DEFAULT_PORT = 9092
-LARGEST_BYTES = 64 * 1024 * 1024
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 
 class KafkaTransport:
-    """See `transport.Transport`. Takes one message at a time, `max_handlers` or not: a commit acknowledges all that
-    came before it.
+    """See `transport.Transport`. Handles one message at a time, whatever `max_handlers` is: committing an offset
+    acknowledges all messages before it.
     """
 
     is_exclusive = False
@@ -34,20 +34,20 @@ class KafkaTransport:
     def __init__(self, url: str, stream: Stream) -> None:
         self._url = url
         self._stream = stream
-        self._out = PublisherConnection(lambda _: self.broker(), KafkaBroker.start)
+        self._publisher = PublisherConnection(lambda _: self.broker(), KafkaBroker.start)
 
     async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
         watch, broker = LivenessWatch(), self.broker()
         self.subscribe(broker, take, watch)
-        async with ended(broker.stop):
-            async with asyncio.timeout(ANSWER_SECONDS * 3):  # a group takes its time
+        async with stopping(broker.stop):
+            async with asyncio.timeout(ANSWER_SECONDS * 3):  # joining a group takes longer than other requests
                 await broker.start()
             is_up()
-            await watch.run(lambda: _ensure_reached(broker))
+            await watch.run(lambda: _ensure_connected(broker))
 
     def subscribe(self, broker: KafkaBroker, take: OnMessage, watch: LivenessWatch) -> None:
-        """Has `broker` hand what comes to `take`."""
+        """Let `broker` pass incoming messages to `take`; report failures to `watch`."""
         subscriber = broker.subscriber(
             self._stream.requests,
             group_id=f"signoff-{self._stream.name}",
@@ -55,15 +55,15 @@ class KafkaTransport:
             ack_policy=AckPolicy.MANUAL,
             no_reply=True,
             max_poll_records=1,
-            max_partition_fetch_bytes=LARGEST_BYTES,
-            parser=as_it_came,
-            decoder=unread,
+            max_partition_fetch_bytes=MAX_MESSAGE_BYTES,
+            parser=keep_raw,
+            decoder=return_raw,
         )
 
         @subscriber
         async def handle(record: ConsumerRecord[Any, Any]) -> None:
             try:
-                await take(IncomingMessage(record.value or b"", _id_of(record)))
+                await take(IncomingMessage(record.value or b"", _message_id(record)))
                 if subscriber.consumer is not None:
                     await cast("Any", subscriber.consumer).commit()
             except Exception as error:
@@ -73,53 +73,53 @@ class KafkaTransport:
     async def publish(self, message: OutgoingMessage) -> None:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            broker = await self._out.connected()
+            broker = await self._publisher.get()
             await self.send(broker, message)
 
     async def send(self, broker: KafkaBroker, message: OutgoingMessage) -> None:
-        """Publishes through `broker`."""
-        name = message.headers["message-id"]
+        """Publish `message` through `broker`. Raises Undelivered if it is too large."""
+        message_id = message.headers["message-id"]
         try:
             await broker.publish(
                 message.body,
                 message.address,
-                headers={"message-id": name, "content-type": "application/json"},
-                correlation_id=name,
+                headers={"message-id": message_id, "content-type": "application/json"},
+                correlation_id=message_id,
                 no_confirm=False,
             )
         except (MessageSizeTooLargeError, RecordTooLargeError) as error:
-            raise Undelivered(f"Kafka did not take the answer: {error}") from error
+            raise Undelivered(f"Kafka rejected the answer: {error}") from error
         except KafkaError:
-            self._out.lost(broker)
+            self._publisher.mark_lost(broker)
             raise
 
     async def close(self) -> None:
         """See `transport.Transport`."""
-        await self._out.close()
+        await self._publisher.close()
 
     def broker(self) -> KafkaBroker:
-        """FastStream's broker for the stream's address, not connected."""
-        servers, security = _place_of(self._url)
+        """Return FastStream's broker for the stream's URL, not connected."""
+        servers, security = _parse_url(self._url)
         return KafkaBroker(
             servers,
             security=security,
             acks="all",
             enable_idempotence=True,
             request_timeout_ms=int(ANSWER_SECONDS * 1000),
-            max_request_size=LARGEST_BYTES,
+            max_request_size=MAX_MESSAGE_BYTES,
             graceful_timeout=GRACE_SECONDS,
             logger=None,
             apply_types=False,
         )
 
 
-def _id_of(record: ConsumerRecord[Any, Any]) -> str:
-    """Where the record lies, and since when: a topic that was made anew counts from 0 again."""
+def _message_id(record: ConsumerRecord[Any, Any]) -> str:
+    """Return the position of a record, with its time: a topic that was deleted and created again counts from 0."""
     return f"{record.topic}/{record.partition}/{record.offset}@{record.timestamp}"
 
 
-def _place_of(url: str) -> tuple[list[str], SASLPlaintext | None]:
-    """The servers of `kafka://user:password@host:9092,host`, and how to sign in."""
+def _parse_url(url: str) -> tuple[list[str], SASLPlaintext | None]:
+    """Parse `kafka://user:password@host:9092,host` to the list of servers and the credentials."""
     netloc = urlsplit(url).netloc
     login, _, hosts = netloc.rpartition("@")
     servers = [host if ":" in host else f"{host}:{DEFAULT_PORT}" for host in hosts.split(",")]
@@ -128,6 +128,6 @@ def _place_of(url: str) -> tuple[list[str], SASLPlaintext | None]:
     return servers, security
 
 
-async def _ensure_reached(broker: KafkaBroker) -> None:
+async def _ensure_connected(broker: KafkaBroker) -> None:
     if not await broker.ping(timeout=ANSWER_SECONDS / 2):
-        raise ConnectionError("Kafka does not answer")
+        raise ConnectionError("Kafka does not respond.")

@@ -1,4 +1,4 @@
-"""What all transports do with a broker of FastStream's: raw messages in, and a watch that says when one is lost."""
+"""Common behaviour of the transports over FastStream: raw messages, detection of lost connections, stopping."""
 
 from __future__ import annotations
 
@@ -12,67 +12,69 @@ from faststream.message import StreamMessage
 ANSWER_SECONDS = 10.0
 CHECK_SECONDS = 1.0
 CLOSE_SECONDS = 3.0
-# How long a broker of FastStream's waits for handlers when it stops: they have a transaction to end, no more.
+# How long FastStream waits for handlers when a broker stops. They have at most one transaction to finish.
 GRACE_SECONDS = 2.0
 
 
-async def as_it_came(message: Any) -> StreamMessage[Any]:
-    """A parser that reads nothing: what FastStream makes of a strange message must not keep it from its handler."""
+async def keep_raw(message: Any) -> StreamMessage[Any]:
+    """Parse nothing, so that no message is too malformed for FastStream to pass it to its handler."""
     return StreamMessage(raw_message=message, body=b"", message_id="", correlation_id="")
 
 
-async def unread(message: StreamMessage[Any]) -> Any:
-    """A decoder that decodes nothing."""
+async def return_raw(message: StreamMessage[Any]) -> Any:
+    """Decode nothing: return the raw message."""
     return message.raw_message
 
 
 class LivenessWatch:
-    """Waits for trouble, and looks for it."""
+    """Detector of failures, by a periodic check or reported by a callback."""
 
     def __init__(self) -> None:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
     def has_failed(self) -> bool:
-        """Whether something went wrong."""
+        """True once a failure was reported."""
         return self._failure.done()
 
     def fail(self, error: BaseException) -> None:
-        """Something went wrong; the first to say so is heard."""
+        """Report a failure; `run` raises the first one."""
         if not self._failure.done():
             self._failure.set_exception(error)
-            self._failure.exception()  # it may come when nobody waits any more
+            self._failure.exception()  # mark as retrieved: nothing may be waiting for it any more
 
-    async def run(self, look: Callable[[], Awaitable[None]]) -> None:
-        """Until there is trouble, which raises; `look` raises what it finds."""
+    async def run(self, check: Callable[[], Awaitable[None]]) -> None:
+        """Call `check` every CHECK_SECONDS until it raises, or a failure is reported; raise that error."""
         while True:
             await asyncio.wait([self._failure], timeout=CHECK_SECONDS)
             if self._failure.done():
                 self._failure.result()
             async with asyncio.timeout(ANSWER_SECONDS):
-                await look()
+                await check()
 
 
 @contextlib.asynccontextmanager
-async def ended(stop: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
-    """Stops a broker after the block, however often it is cancelled: a line that is left half closed keeps what it
-    holds. A dead line is not waited for, and whatever it says is of no interest.
+async def stopping(stop: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
+    """Stop a broker after the block, however often the task is cancelled meanwhile.
+
+    A connection that stays half open would keep messages from other consumers. Errors of the stop, which takes at most
+    GRACE_SECONDS and CLOSE_SECONDS, are ignored.
     """
     try:
         yield
     finally:
-        stopping = asyncio.get_running_loop().create_task(_stopped(stop))
+        task = asyncio.get_running_loop().create_task(_stop(stop))
         cancelled: asyncio.CancelledError | None = None
-        while not stopping.done():
+        while not task.done():
             try:
-                await asyncio.wait([stopping])
+                await asyncio.wait([task])
             except asyncio.CancelledError as error:
                 cancelled = error
         if cancelled is not None:
             raise cancelled
 
 
-async def _stopped(stop: Callable[[], Awaitable[None]]) -> None:
+async def _stop(stop: Callable[[], Awaitable[None]]) -> None:
     with contextlib.suppress(Exception):
         async with asyncio.timeout(GRACE_SECONDS + CLOSE_SECONDS):
             await stop()

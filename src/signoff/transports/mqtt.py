@@ -1,4 +1,4 @@
-"""Streams through MQTT 5: one session that outlives its process, QoS 1, acknowledged by hand."""
+"""Streams over MQTT 5: a session that outlives its process, QoS 1, acknowledged by hand."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from faststream.mqtt import MQTTBroker
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.transport import OnMessage
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, as_it_came, ended, unread
+from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, keep_raw, return_raw, stopping
 from signoff.transports.publisher import PublisherConnection
 
 KEEPALIVE_SECONDS = 10
 NEVER_EXPIRES = 0xFFFFFFFF
-# Mosquitto 2.0.11 exceeds a small Receive Maximum, for which the client has to hang up.
-LEAST_IN_FLIGHT = 64
+# Mosquitto 2.0.11 exceeds a small Receive Maximum, on which the client must disconnect.
+MIN_IN_FLIGHT = 64
 ID_PROPERTIES = ("message-id", "message_id")
 
 
 class MqttTransport:
-    """See `transport.Transport`. The session belongs to the stream, so one process at a time has it."""
+    """See `transport.Transport`. The session belongs to the stream, so only one process at a time may listen."""
 
     is_exclusive = True
 
     def __init__(self, url: str, stream: Stream) -> None:
         self._url = url
         self._stream = stream
-        self._out = PublisherConnection(lambda _: self._broker(), MQTTBroker.connect)
+        self._publisher = PublisherConnection(lambda _: self._broker(), MQTTBroker.connect)
 
     async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
-        """See `transport.Transport`. What comes first may have come before: MQTT tells us nothing else of that."""
-        watch, handlers, came = LivenessWatch(), self._stream.max_handlers, 0
-        in_flight = max(LEAST_IN_FLIGHT, 4 * handlers)
+        """See `transport.Transport`. The first messages of a resumed session count as redelivered: MQTT does not say
+        which are.
+        """
+        watch, handlers, received = LivenessWatch(), self._stream.max_handlers, 0
+        in_flight = max(MIN_IN_FLIGHT, 4 * handlers)
         broker = self._broker(
             client_id=f"signoff-{self._stream.name}",
             clean_session=False,
@@ -49,33 +51,35 @@ class MqttTransport:
             max_workers=handlers,
             ack_policy=AckPolicy.MANUAL,
             no_reply=True,
-            parser=as_it_came,
-            decoder=unread,
+            parser=keep_raw,
+            decoder=return_raw,
         )
 
         @subscriber
         async def handle(message: zmqtt.Message) -> None:
-            nonlocal came
-            came += 1
+            nonlocal received
+            received += 1
             resumed = broker.connection_info.session_present
             try:
                 await take(
-                    IncomingMessage(message.payload, _id_of(message), is_redelivery=resumed and came <= in_flight)
+                    IncomingMessage(
+                        message.payload, _message_id(message), is_redelivery=resumed and received <= in_flight
+                    )
                 )
                 await message.ack()
-            except Exception as error:  # noqa: BLE001 -- the line is lost, and the message comes again
+            except Exception as error:  # noqa: BLE001 -- `listen` fails, and the broker sends the message again
                 watch.fail(error)
 
-        async with ended(broker.stop), ended(lambda: _hung_up(broker)):
+        async with stopping(broker.stop), stopping(lambda: _disconnect(broker)):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await broker.start()
             is_up()
-            await watch.run(lambda: _ensure_reached(broker))
+            await watch.run(lambda: _ensure_connected(broker))
 
     async def publish(self, message: OutgoingMessage) -> None:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            broker = await self._out.connected()
+            broker = await self._publisher.get()
             try:
                 await broker.publish(
                     message.body,
@@ -85,14 +89,14 @@ class MqttTransport:
                     correlation_id=message.headers["message-id"],
                 )
             except Exception:
-                self._out.lost(broker)
+                self._publisher.mark_lost(broker)
                 raise
 
     async def close(self) -> None:
         """See `transport.Transport`."""
-        await self._out.close()
+        await self._publisher.close()
 
-    def _broker(self, **more: Any) -> MQTTBroker:
+    def _broker(self, **options: Any) -> MQTTBroker:
         return MQTTBroker(
             self._url,
             keepalive=KEEPALIVE_SECONDS,
@@ -102,22 +106,22 @@ class MqttTransport:
             graceful_timeout=GRACE_SECONDS,
             logger=None,
             apply_types=False,
-            **more,
+            **options,
         )
 
 
-def _id_of(message: zmqtt.Message) -> str | None:
-    """What the sender calls the message, in a user property; MQTT itself has no names for messages."""
-    told = dict(message.properties.user_properties) if message.properties else {}
-    return next((told[name] for name in ID_PROPERTIES if name in told), None)
+def _message_id(message: zmqtt.Message) -> str | None:
+    """Return the sender's message id, from a user property: MQTT itself has no message ids."""
+    properties = dict(message.properties.user_properties) if message.properties else {}
+    return next((properties[name] for name in ID_PROPERTIES if name in properties), None)
 
 
-async def _ensure_reached(broker: MQTTBroker) -> None:
+async def _ensure_connected(broker: MQTTBroker) -> None:
     if not await broker.ping(timeout=ANSWER_SECONDS / 2):
-        raise ConnectionError("the MQTT broker does not answer")
+        raise ConnectionError("The MQTT broker does not respond.")
 
 
-async def _hung_up(broker: MQTTBroker) -> None:
-    """Leaves before FastStream unsubscribes: what comes while nobody listens waits in the session."""
+async def _disconnect(broker: MQTTBroker) -> None:
+    """Disconnect before FastStream unsubscribes, so that the session keeps messages while no process listens."""
     client = await broker.connect()
     await client.disconnect()

@@ -1,4 +1,4 @@
-"""Streams through NATS JetStream: a durable pull consumer, explicit acknowledgements, and deduplicated answers."""
+"""Streams over NATS JetStream: a durable pull consumer, explicit acknowledgements, deduplicated answers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
 from signoff.transport import OnMessage
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, as_it_came, ended, unread
+from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, keep_raw, return_raw, stopping
 from signoff.transports.publisher import PublisherConnection
 
 FETCH_SECONDS = 1.0
-# A message that nobody has acknowledged, nor said to be in progress, comes again after this.
+# JetStream sends a message again after this time without an acknowledgement or an `in_progress`.
 ACK_SECONDS = 30.0
 DUPLICATE_SECONDS = 120.0
-ANSWERS_KEPT_SECONDS = 7 * 24 * 3600.0
+ANSWER_RETENTION_SECONDS = 7 * 24 * 3600.0
 
 
 class NatsTransport:
@@ -37,8 +37,8 @@ class NatsTransport:
     def __init__(self, url: str, stream: Stream) -> None:
         self._url = url
         self._stream = stream
-        self._place: str | None = None  # the name of JetStream's stream that answers go to
-        self._out = PublisherConnection(self._broker, NatsBroker.connect)
+        self._answer_stream: str | None = None  # name of the JetStream stream that answers go to
+        self._publisher = PublisherConnection(self._broker, NatsBroker.connect)
 
     async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
@@ -47,76 +47,78 @@ class NatsTransport:
             self._stream.requests,
             f"signoff-{self._stream.name.replace('.', '_')}",
         )
-        broker, held = self._broker(watch), dict[str, Msg]()
-        async with ended(broker.stop):
+        broker, unacked = self._broker(watch), dict[str, Msg]()
+        async with stopping(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS):
                 js = _jetstream(await broker.connect())
-                place = await _stream_of(js, requests, RetentionPolicy.WORK_QUEUE, None)
+                stream = await _ensure_stream(js, requests, RetentionPolicy.WORK_QUEUE, None)
                 handlers = self._stream.max_handlers
-                await _put_consumer(js, place, durable, requests, handlers)
+                await _put_consumer(js, stream, durable, requests, handlers)
                 subscriber: Any = broker.subscriber(  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
                     requests,
                     durable=durable,
-                    stream=place,
+                    stream=stream,
                     pull_sub=PullSub(batch_size=handlers, timeout=FETCH_SECONDS),
                     max_workers=handlers,  # pyright: ignore[reportArgumentType]
                     ack_policy=AckPolicy.MANUAL,
                     no_reply=True,
-                    parser=as_it_came,
-                    decoder=unread,
+                    parser=keep_raw,
+                    decoder=return_raw,
                 )
 
                 @subscriber
                 async def handle(message: Msg) -> None:
-                    held[message.reply] = message
+                    unacked[message.reply] = message
                     try:
-                        await take(IncomingMessage(message.data, _id_of(message)))
+                        await take(IncomingMessage(message.data, _message_id(message)))
                         await message.ack_sync(timeout=ANSWER_SECONDS)
-                    except Exception as error:  # noqa: BLE001 -- the line is lost, and the message comes again
+                    except Exception as error:  # noqa: BLE001 -- `listen` fails, and NATS sends the message again
                         watch.fail(error)
                     finally:
-                        del held[message.reply]
+                        del unacked[message.reply]
 
-                async def look() -> None:
-                    await js.consumer_info(place, durable)
-                    for message in list(held.values()):
+                async def check() -> None:
+                    await js.consumer_info(stream, durable)
+                    for message in list(unacked.values()):
                         await message.in_progress()
 
                 await broker.start()
             is_up()
-            await watch.run(look)
+            await watch.run(check)
 
     async def publish(self, message: OutgoingMessage) -> None:
         """See `transport.Transport`."""
-        name = message.headers["message-id"]
+        message_id = message.headers["message-id"]
         async with asyncio.timeout(ANSWER_SECONDS):
-            broker = await self._out.connected()
+            broker = await self._publisher.get()
             js = _jetstream(broker.connection)
-            known = self._place
+            known_stream = self._answer_stream
             try:
-                place = known or await _stream_of(js, message.address, RetentionPolicy.LIMITS, ANSWERS_KEPT_SECONDS)
+                stream = known_stream or await _ensure_stream(
+                    js, message.address, RetentionPolicy.LIMITS, ANSWER_RETENTION_SECONDS
+                )
                 await broker.publish(
                     message.body,
                     message.address,
-                    headers={"Nats-Msg-Id": name, "message-id": name, "content-type": "application/json"},
-                    correlation_id=name,
-                    stream=place,
+                    headers={"Nats-Msg-Id": message_id, "message-id": message_id, "content-type": "application/json"},
+                    correlation_id=message_id,
+                    stream=stream,
                     timeout=ANSWER_SECONDS,
                 )
             except (MaxPayloadError, APIError, NoStreamResponseError) as error:
-                self._place = None
-                if known is not None and not isinstance(error, MaxPayloadError):
-                    raise  # it may be elsewhere by now
-                raise Undelivered(f"NATS did not take the answer: {error}") from error
-            self._place = place
+                self._answer_stream = None
+                if known_stream is not None and not isinstance(error, MaxPayloadError):
+                    raise  # the subject may belong to another stream by now
+                raise Undelivered(f"NATS rejected the answer: {error}") from error
+            self._answer_stream = stream
 
     async def close(self) -> None:
         """See `transport.Transport`."""
-        await self._out.close()
+        await self._publisher.close()
 
     def _broker(self, watch: LivenessWatch) -> NatsBroker:
-        async def lost() -> None:
-            watch.fail(ConnectionError("the connection was closed"))
+        async def on_disconnect() -> None:
+            watch.fail(ConnectionError("The connection to NATS was lost."))
 
         return NatsBroker(
             self._url,
@@ -125,8 +127,8 @@ class NatsTransport:
             max_reconnect_attempts=0,
             ping_interval=5,
             max_outstanding_pings=2,
-            disconnected_cb=lost,
-            closed_cb=lost,
+            disconnected_cb=on_disconnect,
+            closed_cb=on_disconnect,
             graceful_timeout=GRACE_SECONDS,
             logger=None,
             apply_types=False,
@@ -137,14 +139,16 @@ def _jetstream(connection: Any) -> JetStreamContext:
     return cast("JetStreamContext", connection.jetstream(timeout=ANSWER_SECONDS))
 
 
-def _id_of(message: Msg) -> str:
-    """Where the message lies, and since when: a stream that was made anew counts from 1 again."""
-    lies = message.metadata
-    return f"{lies.stream}/{lies.sequence.stream}@{lies.timestamp.timestamp()}"
+def _message_id(message: Msg) -> str:
+    """Return the position of a message, with its time: a stream that was deleted and created again counts from 1."""
+    metadata = message.metadata
+    return f"{metadata.stream}/{metadata.sequence.stream}@{metadata.timestamp.timestamp()}"
 
 
-async def _stream_of(js: JetStreamContext, subject: str, retention: RetentionPolicy, kept_seconds: float | None) -> str:
-    """The name of JetStream's stream with that subject; one is made where there is none."""
+async def _ensure_stream(
+    js: JetStreamContext, subject: str, retention: RetentionPolicy, retention_seconds: float | None
+) -> str:
+    """Return the name of the JetStream stream with that subject; create one if there is none."""
     try:
         return await js.find_stream_name_by_subject(subject)
     except NotFoundError:
@@ -153,15 +157,15 @@ async def _stream_of(js: JetStreamContext, subject: str, retention: RetentionPol
             name=name,
             subjects=[subject],
             retention=retention,
-            max_age=kept_seconds,
+            max_age=retention_seconds,
             duplicate_window=DUPLICATE_SECONDS,
         )
         await cast("Any", js).add_stream(config)
         return name
 
 
-async def _put_consumer(js: JetStreamContext, place: str, durable: str, subject: str, handlers: int) -> None:
-    """Makes JetStream's consumer, or changes the one that there is: subscribing to it leaves that as it is."""
+async def _put_consumer(js: JetStreamContext, stream: str, durable: str, subject: str, handlers: int) -> None:
+    """Create or update the JetStream consumer; subscribing alone would leave an existing one unchanged."""
     config = ConsumerConfig(
         name=durable,
         durable_name=durable,
@@ -170,4 +174,4 @@ async def _put_consumer(js: JetStreamContext, place: str, durable: str, subject:
         ack_wait=ACK_SECONDS,
         max_ack_pending=4 * handlers,
     )
-    await cast("Any", js).add_consumer(place, config)
+    await cast("Any", js).add_consumer(stream, config)

@@ -1,4 +1,4 @@
-"""The connection that answers go out on: made for the first of them, and made anew once it is lost."""
+"""Connection on which answers are published: opened on first use, and again after it is lost."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
-from signoff.transports.liveness import LivenessWatch, ended
+from signoff.transports.liveness import LivenessWatch, stopping
 
 
 class FastStreamBroker(Protocol):
-    """A broker of FastStream's."""
+    """Any broker of FastStream."""
 
     async def stop(self) -> None: ...
 
@@ -19,52 +19,56 @@ B = TypeVar("B", bound=FastStreamBroker)
 
 
 class PublisherConnection(Generic[B]):
-    """One connection at a time. `make` makes a broker that tells the watch once it is lost; `connect` connects it."""
+    """Holder of at most one connected broker.
 
-    def __init__(self, make: Callable[[LivenessWatch], B], connect: Callable[[B], Awaitable[object]]) -> None:
-        self._make = make
+    `create` returns a broker that reports the loss of its connection to the given watch; `connect` connects it.
+    """
+
+    def __init__(self, create: Callable[[LivenessWatch], B], connect: Callable[[B], Awaitable[object]]) -> None:
+        self._create = create
         self._connect = connect
-        self._open: tuple[B, LivenessWatch] | None = None
-        self._changing = asyncio.Lock()
-        self._is_over = False
+        self._current: tuple[B, LivenessWatch] | None = None
+        self._lock = asyncio.Lock()
+        self._is_closed = False
 
-    async def connected(self) -> B:
-        """The broker. One that was lost is stopped before there is another: it might connect again by itself.
+    async def get(self) -> B:
+        """Return the connected broker.
 
-        Raises ConnectionError after `close`, and whatever else keeps it from connecting.
+        A broker that was lost is stopped before a new one is created, because it might reconnect by itself. Raises
+        ConnectionError after `close`, and any error of connecting.
         """
-        async with self._changing:
-            if self._open is not None and self._open[1].has_failed:
+        async with self._lock:
+            if self._current is not None and self._current[1].has_failed:
                 await self._stop()
-            if self._is_over:
-                raise ConnectionError("the connection was closed")
-            if self._open is None:
-                self._open = await self._begun()
-            return self._open[0]
+            if self._is_closed:
+                raise ConnectionError("The transport is closed.")
+            if self._current is None:
+                self._current = await self._connect_new()
+            return self._current[0]
 
-    def lost(self, broker: B) -> None:
-        """That broker is of no use any more."""
-        if self._open is not None and self._open[0] is broker:
-            self._open[1].fail(ConnectionError("the connection was lost"))
+    def mark_lost(self, broker: B) -> None:
+        """Report that `broker` cannot be used any more; the next `get` replaces it."""
+        if self._current is not None and self._current[0] is broker:
+            self._current[1].fail(ConnectionError("The connection was lost."))
 
     async def close(self) -> None:
-        """Stops it, for good."""
-        self._is_over = True
-        async with self._changing:
+        """Stop the broker for good."""
+        self._is_closed = True
+        async with self._lock:
             await self._stop()
 
-    async def _begun(self) -> tuple[B, LivenessWatch]:
+    async def _connect_new(self) -> tuple[B, LivenessWatch]:
         watch = LivenessWatch()
-        broker = self._make(watch)
+        broker = self._create(watch)
         try:
             await self._connect(broker)
         except BaseException:
-            async with ended(broker.stop):
+            async with stopping(broker.stop):
                 raise
         return broker, watch
 
     async def _stop(self) -> None:
-        if self._open is not None:
-            (broker, _), self._open = self._open, None
-            async with ended(broker.stop):
+        if self._current is not None:
+            (broker, _), self._current = self._current, None
+            async with stopping(broker.stop):
                 pass

@@ -1,4 +1,4 @@
-"""Streams through RabbitMQ: durable queues, prefetch, persistent and mandatory messages, confirms."""
+"""Streams over RabbitMQ: durable queues, prefetch, persistent and mandatory messages, publisher confirms."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
 from signoff.transport import OnMessage
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, as_it_came, ended, unread
+from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, keep_raw, return_raw, stopping
 from signoff.transports.publisher import PublisherConnection
 
 HEARTBEAT_SECONDS = 5
-# Sooner than whoever waits gives up: a connection that nobody waits for is tried on and on.
+# Less than the timeout of the callers: aio-pika keeps retrying a connection that no caller waits for.
 CONNECT_SECONDS = ANSWER_SECONDS / 2
-# FastStream's broker connects again by itself, if no sooner; we stop it before that, and begin anew.
+# FastStream's broker always reconnects by itself. This is long enough that we stop it first and connect again.
 RECONNECT_SECONDS = 3600.0
 
 
@@ -36,7 +36,7 @@ class RabbitTransport:
         self._url = url if "heartbeat=" in url else f"{url}{'&' if '?' in url else '?'}heartbeat={HEARTBEAT_SECONDS}"
         self._stream = stream
         confirmed = Channel(publisher_confirms=True, on_return_raises=True)
-        self._out = PublisherConnection(lambda watch: self._broker(watch, confirmed), self._reach)
+        self._publisher = PublisherConnection(lambda watch: self._broker(watch, confirmed), self._connect)
 
     async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
@@ -46,8 +46,8 @@ class RabbitTransport:
             RabbitQueue(self._stream.requests, declare=False, durable=True),
             ack_policy=AckPolicy.MANUAL,
             no_reply=True,
-            parser=as_it_came,
-            decoder=unread,
+            parser=keep_raw,
+            decoder=return_raw,
         )
 
         @subscriber
@@ -55,10 +55,10 @@ class RabbitTransport:
             try:
                 await take(IncomingMessage(message.body, message.message_id, is_redelivery=bool(message.redelivered)))
                 await message.ack()
-            except Exception as error:  # noqa: BLE001 -- the line is lost, and the message comes again
+            except Exception as error:  # noqa: BLE001 -- `listen` fails, and RabbitMQ sends the message again
                 watch.fail(error)
 
-        async with ended(broker.stop):
+        async with stopping(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS):
                 connection = await broker.connect()
                 await _ensure_queue(connection, self._stream.requests)
@@ -71,7 +71,7 @@ class RabbitTransport:
     async def publish(self, message: OutgoingMessage) -> None:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
-            broker = await self._out.connected()
+            broker = await self._publisher.get()
             try:
                 await broker.publish(
                     message.body,
@@ -84,27 +84,27 @@ class RabbitTransport:
                     timeout=ANSWER_SECONDS,
                 )
             except (DeliveryError, PublishError) as error:
-                self._out.lost(broker)  # the queue may have gone: it is looked for again
-                raise Undelivered(f"RabbitMQ did not take the answer: {error}") from error
+                self._publisher.mark_lost(broker)  # the queue may be deleted; a new connection declares it
+                raise Undelivered(f"RabbitMQ rejected the answer: {error}") from error
 
     async def close(self) -> None:
         """See `transport.Transport`."""
-        await self._out.close()
+        await self._publisher.close()
 
-    async def _reach(self, broker: RabbitBroker) -> None:
-        """Connects, and makes sure of the queue that answers go to."""
+    async def _connect(self, broker: RabbitBroker) -> None:
+        """Connect, and make sure that the queue for answers exists."""
         await _ensure_queue(await broker.connect(), self._stream.responses)
 
     def _broker(self, watch: LivenessWatch, channel: Channel) -> RabbitBroker:
-        def lost(_connection: Any, error: BaseException | None) -> None:
-            watch.fail(ConnectionError(f"the connection was closed: {error}"))
+        def on_close(_connection: Any, error: BaseException | None) -> None:
+            watch.fail(ConnectionError(f"The connection to RabbitMQ was closed: {error}"))
 
         return RabbitBroker(
             self._url,
             timeout=CONNECT_SECONDS,
             fail_fast=True,
             reconnect_interval=RECONNECT_SECONDS,
-            on_close=[lost],
+            on_close=[on_close],
             default_channel=channel,
             graceful_timeout=GRACE_SECONDS,
             logger=None,
@@ -114,21 +114,21 @@ class RabbitTransport:
 
 
 async def _watch_channel(channel: Any, watch: LivenessWatch, name: str) -> None:
-    def closed(_channel: object, error: object) -> None:
-        watch.fail(ConnectionError(f"the channel was closed: {error}"))
+    def on_close(_channel: object, error: object) -> None:
+        watch.fail(ConnectionError(f"The channel was closed: {error}"))
 
-    def cancelled(_frame: object) -> None:
-        watch.fail(ConnectionError(f"the queue {name} is gone"))
+    def on_cancel(_frame: object) -> None:
+        watch.fail(ConnectionError(f"The queue {name} was deleted."))
 
-    channel.close_callbacks.add(closed)
+    channel.close_callbacks.add(on_close)
     underlay = await channel.get_underlay_channel()
-    underlay.on_consumer_cancel_callbacks.add(cancelled)
+    underlay.on_consumer_cancel_callbacks.add(on_cancel)
 
 
 async def _ensure_queue(connection: aio_pika.RobustConnection, name: str) -> None:
-    """Makes the queue, unless there is one of that name: that is used as it is."""
+    """Declare the queue as durable quorum queue. A queue that exists is used as it is."""
     try:
-        await _looked_up(connection, name)
+        await _inspect_queue(connection, name)
     except ChannelNotFoundEntity:
         channel = await connection.channel()
         await channel.declare_queue(
@@ -138,12 +138,12 @@ async def _ensure_queue(connection: aio_pika.RobustConnection, name: str) -> Non
 
 
 async def _ensure_consumed(connection: aio_pika.RobustConnection, name: str) -> None:
-    queue = await _looked_up(connection, name)
+    queue = await _inspect_queue(connection, name)
     if queue.declaration_result.consumer_count == 0:
-        raise ConnectionError(f"nobody consumes the queue {name}")
+        raise ConnectionError(f"The queue {name} has no consumer.")
 
 
-async def _looked_up(connection: aio_pika.RobustConnection, name: str) -> Any:
+async def _inspect_queue(connection: aio_pika.RobustConnection, name: str) -> Any:
     channel = await connection.channel()
     try:
         return await channel.declare_queue(name, passive=True, robust=False)

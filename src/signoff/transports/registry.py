@@ -1,4 +1,4 @@
-"""Which transport speaks to a stream's broker. Each is imported when the first stream needs it."""
+"""Choice of the transport for a stream."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from signoff.transport import Transport
 
 
 class TransportRegistry:
-    """Makes transports: `opened` opens a sealed address, `consumer` is a name that only this process has."""
+    """Factory of transports.
 
-    def __init__(self, opened: Callable[[bytes], str], consumer: str) -> None:
-        self._opened = opened
+    `unseal` decrypts the URL of a stream; `consumer` is a name that no other process has.
+    """
+
+    def __init__(self, unseal: Callable[[bytes], str], consumer: str) -> None:
+        self._unseal = unseal
         self._consumer = consumer
 
     def __call__(self, stream: Stream) -> Transport:
-        """One to the stream's broker, not connected."""
-        url = self._opened(stream.sealed)
+        """Return a transport to the stream's broker, not connected."""
+        url = self._unseal(stream.sealed)
         match stream.transport:
             case "rabbitmq":
                 from signoff.transports.rabbitmq import RabbitTransport
