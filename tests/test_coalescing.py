@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from live import Live, live, until
-from signoff.store import JobFilter
+from signoff.core.filters import JobFilter
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.admit import parse_sampling
 from upstreams import ANSWER, EVENTS, FakeUpstream, misbehaving

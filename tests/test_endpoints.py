@@ -16,9 +16,9 @@ from live import Live, client, live, until
 from signoff.core.access import Caller
 from signoff.core.answer import with_text
 from signoff.core.binary import decode_binary
+from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
 from signoff.core.policy import Review
-from signoff.store import JobFilter
 from signoff.work.reviews.desk import VerdictRequest, decide
 from upstreams import ANSWER, MESSAGE, ROWS, SOUND, misbehaving
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from live import Live, chat, live, until
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
-from signoff.store import JobFilter
 
 pytestmark = pytest.mark.anyio
 

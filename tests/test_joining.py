@@ -16,8 +16,8 @@ import pytest
 from live import Live, chat, live, until
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
-from signoff.store import JobFilter
 from signoff.work.admin.people import identify
 from signoff.work.admit import admit
 from signoff.work.inference.caching import store_answer

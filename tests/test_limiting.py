@@ -15,10 +15,10 @@ import sqlalchemy as sa
 
 from ages import grow_older
 from live import Live, chat, client, live, until, words
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.limits import SECOND, Counter, ReservationRequest
 from signoff.errors import Overloaded
-from signoff.store import JobFilter
 from signoff.stores.schema import counters
 from upstreams import misbehaving
 

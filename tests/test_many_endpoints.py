@@ -16,11 +16,11 @@ from tests.test_endpoints import REVIEWER, held
 
 from live import Live, chat, client, live, until, words
 from processes import free_port
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import EndpointConfig, Timeouts
 from signoff.core.price import Price, cost_of
 from signoff.core.tokens import Usage
-from signoff.store import JobFilter
 from signoff.work.admin.usage import add_price
 from signoff.work.inference.ownership import owner_of
 from signoff.work.reviews.desk import VerdictRequest, decide

@@ -14,8 +14,8 @@ import pytest
 from live import Live, chat, client, live, until
 from signoff.core.access import Caller
 from signoff.core.answer import with_text
+from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
-from signoff.store import JobFilter
 from signoff.work.reviews.desk import VerdictRequest, decide
 from upstreams import misbehaving
 

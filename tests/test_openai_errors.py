@@ -8,9 +8,9 @@ import openai
 import pytest
 
 from live import Live, chat, live, until
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import Timeouts
-from signoff.store import JobFilter
 from upstreams import misbehaving
 
 pytestmark = pytest.mark.anyio

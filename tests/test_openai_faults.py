@@ -14,9 +14,9 @@ import pytest
 
 import processes
 from live import Live, chat, live, until
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import Timeouts
-from signoff.store import JobFilter
 from upstreams import EVENTS, bomb, misbehaving
 
 pytestmark = pytest.mark.anyio

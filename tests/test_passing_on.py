@@ -15,8 +15,8 @@ from yarl import URL
 from live import Live, chat, client, live, until
 from signoff.core.access import Caller
 from signoff.core.binary import BinaryBody, encode_binary
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
-from signoff.store import JobFilter
 from signoff.work.reviews.desk import VerdictRequest, decide
 from upstreams import SOUND, SPOKEN, FakeUpstream, misbehaving
 

@@ -16,7 +16,7 @@ from live import Live, chat, until, words
 from replies import REPLY, Replies, replying
 from runs import call, composing, log, save, submit
 from signoff.core.delivery import DeliveryTarget
-from signoff.store import JobFilter
+from signoff.core.filters import JobFilter
 from signoff.stores.schema import jobs
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.jobs.retry import copy_for_retry
@@ -275,7 +275,7 @@ async def nothing_goes_on(server: Live) -> bool | None:
 
 
 def unfinished() -> list[Any]:
-    from signoff.store import JobFilter
+    from signoff.core.filters import JobFilter
 
     return [JobFilter(status="bot"), JobFilter(status="human")]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from live import chat, live, until, words
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.errors import Overloaded
-from signoff.store import JobFilter
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,8 @@ import pytest
 
 from counting import COUNTED, Meter, counting
 from live import Live, chat, live, until
+from signoff.core.filters import JobFilter
 from signoff.core.limits import Limit
-from signoff.store import JobFilter
 
 pytestmark = pytest.mark.anyio
 

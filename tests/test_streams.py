@@ -13,11 +13,11 @@ import openai
 import pytest
 
 from live import Live, chat, live, until
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines.echo import EchoEngine
-from signoff.store import JobFilter
 from upstreams import COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, RESPONSE_EVENTS, misbehaving
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from live import live
-from signoff.store import JobFilter
+from signoff.core.filters import JobFilter
 from signoff.work import sweep
 from stores import a_job, together
 

@@ -12,9 +12,10 @@ from signoff.catalog import Catalog, ModelLogs, Secrets, Streams
 from signoff.core.access import Role, Token, TokenKind, User
 from signoff.core.cache import CacheRule
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
+from signoff.core.filters import JobFilter, LibraryFilter
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
 from signoff.core.limits import Counter, Denial, Limit, Reservation, ReservationRequest
-from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind
+from signoff.core.pipelines.composed import PRODUCTION, LibraryItem
 from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
 from signoff.core.usage import UsageQuery, UsageRow, UsageTotals
@@ -44,22 +45,6 @@ class TransitionRequest(msgspec.Struct, frozen=True, kw_only=True):
     after_seconds: Mapping[str, float] = {}
     decision: Decision | None = None
     note: Mapping[str, Any] = {}
-
-
-class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs to list. `user_id` None means everybody's; `after_id` is a cursor (ids are ordered by time).
-    Without `with_steps`, no jobs that are steps of another.
-    """
-
-    user_id: int | None = None
-    status: Status | None = None
-    fingerprint: str | None = None
-    upstream_object_id: str | None = None
-    after_id: str | None = None
-    offset: int = 0
-    limit: int = 50
-    newest_first: bool = False
-    with_steps: bool = True
 
 
 class Jobs(Protocol):
@@ -245,18 +230,6 @@ class UsageRecords(Protocol):
         kept no longer count too.
         """
         ...
-
-
-class LibraryFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which prompts or pipelines to list, by name. `user_id`: theirs and what is shared, None for everybody's; `after`
-    is a cursor. `calls`: only those of which a version that is the newest, or has a label, calls that name.
-    """
-
-    kind: LibraryItemKind | None = None
-    user_id: int | None = None
-    after: str = ""
-    calls: str | None = None
-    limit: int = 50
 
 
 class SyncResult(msgspec.Struct, frozen=True):

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from signoff.commands.terminal import OPERATOR, err, out, run, shown, stop
 from signoff.core.answer import answer_text
+from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Job, Status, Verdict
 from signoff.errors import SignoffError
 from signoff.settings import load
-from signoff.store import JobFilter
 from signoff.work.jobs.query import list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide
 from signoff.work.services import Services

@@ -16,6 +16,7 @@ from signoff.core.access import Caller, may_review
 from signoff.core.answer import answer_text, with_text
 from signoff.core.ask import as_chat
 from signoff.core.binary import describe_binary
+from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Job, Verdict
 from signoff.core.wire import format_time
 from signoff.doors.http import (
@@ -29,7 +30,6 @@ from signoff.doors.http import (
     scope_of,
 )
 from signoff.errors import BadRequest, Unauthorized
-from signoff.store import JobFilter
 from signoff.work.admin.registry import all_models
 from signoff.work.jobs.query import count_jobs, get_job, page_of_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide

@@ -9,6 +9,7 @@ from litestar import MediaType, Request, Response, Router, get, post
 from litestar.params import FromQuery, QueryParameter
 
 from signoff.core.ask import Ask
+from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.policy import Review
 from signoff.core.wire import job_as_json
@@ -24,7 +25,6 @@ from signoff.doors.http import (
     scope_of,
 )
 from signoff.errors import BadBody, BadRequest, SignoffError
-from signoff.store import JobFilter
 from signoff.work.jobs.query import get_job, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide, save_draft
 from signoff.work.submit import submit

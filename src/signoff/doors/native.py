@@ -16,12 +16,12 @@ from signoff.core import sse
 from signoff.core.ask import Ask
 from signoff.core.delivery import WebhookTarget
 from signoff.core.endpoints import CHAT
+from signoff.core.filters import JobFilter
 from signoff.core.job import Event, Status
 from signoff.core.signing import Secret
 from signoff.core.wire import format_time, job_as_json, parse_time
 from signoff.doors.http import InjectedCaller, InjectedServices, cache_control_of, decoded, number_in, scope_of
 from signoff.errors import BadRequest
-from signoff.store import JobFilter
 from signoff.work.jobs.cancel import cancel
 from signoff.work.jobs.query import follow_events, get_job, list_events, list_jobs, wait_for_end
 from signoff.work.jobs.retry import retry_job

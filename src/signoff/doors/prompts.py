@@ -9,13 +9,13 @@ import msgspec
 from litestar import Request, Response, Router, delete, get, patch, post, put
 from litestar.params import FromPath, FromQuery, QueryParameter
 
+from signoff.core.filters import LibraryFilter
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind
 from signoff.core.pipelines.function import Function
 from signoff.core.wire import format_time
 from signoff.doors.http import INTS, InjectedCaller, InjectedServices, decoded
 from signoff.errors import BadRequest
-from signoff.store import LibraryFilter
 from signoff.work.pipelines import library
 from signoff.work.pipelines.functions import list_functions, sync_functions
 
