@@ -42,7 +42,7 @@ class NewPrice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Time from which the price is valid (ISO 8601); None for now."""
 
 
-def usage_query(  # noqa: PLR0913 -- Litestar passes each query parameter by its name
+def parse_usage_query(  # noqa: PLR0913 -- Litestar passes each query parameter by its name
     services: InjectedServices,
     *,
     by: FromQuery[str] = "",
@@ -66,13 +66,13 @@ def usage_query(  # noqa: PLR0913 -- Litestar passes each query parameter by its
 @get(
     "/usage",
     summary="Get usage and cost",
-    dependencies={"query": Provide(usage_query, sync_to_thread=False)},
+    dependencies={"usage_query": Provide(parse_usage_query, sync_to_thread=False)},
 )
 async def get_usage(
     request: Request[Any, Any, Any],
     services: InjectedServices,
     caller: InjectedCaller,
-    query: NamedDependency[UsageQuery],
+    usage_query: NamedDependency[UsageQuery],
     format: FromQuery[str] = "json",  # noqa: A002 -- the name that callers expect
 ) -> Response[Any]:
     """Return sums of usage, grouped by the dimensions in `by`, which are separated by commas.
@@ -80,12 +80,12 @@ async def get_usage(
     The dimensions are model, target, prompt, prompt_version, user, token, door, status, cache, hour and day. The sums
     are JSON, or CSV with `format=csv` or `Accept: text/csv`. `since` and `until` are whole hours, UTC.
     """
-    rows, totals = await usage_report(services, caller, query)
-    next_offset = query.offset + query.limit if len(rows) == query.limit else None
+    rows, totals = await usage_report(services, caller, usage_query)
+    next_offset = usage_query.offset + usage_query.limit if len(rows) == usage_query.limit else None
     if format == "csv" or "text/csv" in request.headers.get("accept", ""):
         headers = {"content-disposition": 'attachment; filename="usage.csv"'}
         headers |= {} if next_offset is None else {"x-next-offset": str(next_offset)}
-        return Response(_csv(query, rows), media_type="text/csv", headers=headers)
+        return Response(_csv(usage_query, rows), media_type="text/csv", headers=headers)
     data = [_dimensions_json(row) | _totals_json(row.totals) for row in rows]
     return Response({"data": data, "total": _totals_json(totals), "next": next_offset})
 
