@@ -1,4 +1,4 @@
-"""The command line: serve and work; the other commands are in `commands/`."""
+"""The command line: `signoff serve` and `signoff work`; the other commands are in `commands/`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import typer
 
 from signoff import __version__
 from signoff.commands.cache import caches
-from signoff.commands.data import keeping
-from signoff.commands.jobs import looking
-from signoff.commands.keys import sealing
+from signoff.commands.data import maintenance
+from signoff.commands.jobs import job_commands
+from signoff.commands.keys import encryption_keys
 from signoff.commands.limits import limits
 from signoff.commands.models import models
 from signoff.commands.people import tokens, users
@@ -33,10 +33,10 @@ from signoff.work.services import Services
 
 FIRST_ADMIN = "admin@localhost"
 DRAIN_SECONDS = 10
-LOOK_SECONDS = 0.5
-# In the environment of a worker that has started itself anew.
-ANEW = "SIGNOFF_WORKS_ANEW"
-SERVED: dict[str, Any] = {
+POLL_SECONDS = 0.5
+# Environment variable of a worker that has restarted itself because of its memory.
+RESTARTED = "SIGNOFF_WORKER_RESTARTED"
+UVICORN_OPTIONS: dict[str, Any] = {
     "loop": "uvloop",
     "http": "httptools",
     "log_config": None,
@@ -48,15 +48,15 @@ SERVED: dict[str, Any] = {
 log = structlog.get_logger()
 
 cli = typer.Typer(help="One server in front of every AI model.", no_args_is_help=True, add_completion=False)
-cli.add_typer(keeping)
-cli.add_typer(looking)
+cli.add_typer(maintenance)
+cli.add_typer(job_commands)
 cli.add_typer(users, name="user")
 cli.add_typer(tokens, name="token")
 cli.add_typer(models, name="model")
 cli.add_typer(prices, name="price")
 cli.add_typer(caches, name="cache")
 cli.add_typer(limits, name="limit")
-cli.add_typer(sealing, name="key")
+cli.add_typer(encryption_keys, name="key")
 
 
 def _print_version(is_given: bool) -> None:  # noqa: FBT001 -- Typer calls it with the option's value
@@ -76,7 +76,7 @@ def options(
 
 
 def main() -> None:
-    """Runs one command; an expected error is one line, and exit code 1."""
+    """Run one command; an expected error is printed as one line, with exit code 1."""
     to_stderr()
     try:
         cli()
@@ -86,77 +86,80 @@ def main() -> None:
 
 @cli.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="The port to listen on; 0: any that is free.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for any free port.")] = None,
+    workers: Annotated[int, typer.Option(help="Number of processes.", min=1)] = 1,
     *,
-    no_work: Annotated[bool, typer.Option("--no-work", help="Serve only; leave the jobs to `signoff work`.")] = False,
+    no_work: Annotated[
+        bool, typer.Option("--no-work", help="Do not perform jobs; leave them to `signoff work`.")
+    ] = False,
 ) -> None:
-    """The API, the pages, and a worker in the same process."""
+    """Serve the APIs and the pages, and perform jobs in the same process."""
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
     settings = load(host=host, port=port)
-    listening = _bound(settings)  # first: the token of the first start is told once
-    address = address_of(settings.host, listening.getsockname()[1])
+    # Bind before `_welcome`: it creates the first token, which is printed only once.
+    server_socket = _bind(settings)
+    address = address_of(settings.host, server_socket.getsockname()[1])
     out.print(run(settings, lambda services: _welcome(services, address)))
     os.environ["SIGNOFF_NO_WORK"] = "1" if no_work else "0"
-    os.environ["SIGNOFF_HOST"] = settings.host  # who serves must know how far it can be reached
-    config = uvicorn.Config("signoff.asgi:app", workers=workers, **SERVED)
+    os.environ["SIGNOFF_HOST"] = settings.host  # the serving processes check if it is a loopback address
+    config = uvicorn.Config("signoff.asgi:app", workers=workers, **UVICORN_OPTIONS)
     if workers > 1:
-        Multiprocess(config, [listening]).run()
+        Multiprocess(config, [server_socket]).run()
         return
     server = uvicorn.Server(config)
     with contextlib.suppress(KeyboardInterrupt):
-        server.run([listening])
+        server.run([server_socket])
     if not server.started:
         raise typer.Exit(1)
 
 
 @cli.command()
-def work(concurrency: Annotated[int | None, typer.Option(help="Jobs at a time.", min=1)] = None) -> None:
-    """A worker alone, until SIGTERM or Ctrl-C; then it finishes what it can and gives the rest back."""
+def work(
+    concurrency: Annotated[int | None, typer.Option(help="Maximum number of jobs at the same time.", min=1)] = None,
+) -> None:
+    """Perform jobs until SIGTERM or Ctrl-C; then finish what ends in time, and release all other jobs."""
     settings = load(concurrency=concurrency)
     if asyncio.run(_work(settings)):
-        os.environ[ANEW] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 -- the same program again
+        os.environ[RESTARTED] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 -- runs this program again
 
 
 async def _work(settings: Settings) -> bool:
-    """Works until it is told to stop, or has taken too much memory; whether it is to start anew."""
+    """Perform jobs until a signal comes or memory exceeds its limit; return True if the worker must restart."""
     from signoff.server.bootstrap import run_services
 
-    told = asyncio.Event()
+    stop_requested = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop_requested.set)
     async with run_services(settings, work=True):
-        most_mb, at_start_mb = settings.worker_memory_mb, resident_mb()
-        refused = most_mb is not None and at_start_mb > most_mb
-        if refused and os.environ.get(ANEW):  # it has worked within its bound: it does not vanish now
-            err.print(
-                f"This worker takes {at_start_mb} MiB from its start; it works on without a bound.", style="yellow"
-            )
-            most_mb, refused = None, False
-        if not refused:
+        limit_mb, start_mb = settings.worker_memory_mb, resident_mb()
+        is_too_low = limit_mb is not None and start_mb > limit_mb
+        if is_too_low and os.environ.get(RESTARTED):  # a worker that has run before must not disappear
+            err.print(f"This worker uses {start_mb} MiB at its start; it ignores the memory limit.", style="yellow")
+            limit_mb, is_too_low = None, False
+        if not is_too_low:
             err.print(f"Working, {settings.concurrency} jobs at a time.")
-            await _told_or_outgrown(told, most_mb)
-    if refused:
-        raise BadSettings(f"worker_memory_mb is {most_mb}, but a worker takes {at_start_mb} MiB from its start.")
-    return not told.is_set()
+            await _wait_for_stop_or_memory(stop_requested, limit_mb)
+    if is_too_low:
+        raise BadSettings(f"worker_memory_mb must be higher than {start_mb}, which a worker uses at its start.")
+    return not stop_requested.is_set()
 
 
-async def _told_or_outgrown(told: asyncio.Event, most_mb: int | None) -> None:
-    """Returns when the worker is told to stop, or takes more memory than that."""
-    while not told.is_set():
-        if most_mb is not None and (now_mb := resident_mb()) > most_mb:
-            err.print(f"This worker takes {now_mb} MiB of {most_mb}: it ends its jobs and starts anew.", style="yellow")
+async def _wait_for_stop_or_memory(stop_requested: asyncio.Event, limit_mb: int | None) -> None:
+    """Return when the worker must stop, or uses more than `limit_mb` of memory."""
+    while not stop_requested.is_set():
+        if limit_mb is not None and (now_mb := resident_mb()) > limit_mb:
+            err.print(f"This worker uses {now_mb} of {limit_mb} MiB: it ends its jobs and restarts.", style="yellow")
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_SECONDS):
-                await told.wait()
+            async with asyncio.timeout(POLL_SECONDS):
+                await stop_requested.wait()
 
 
-def _bound(settings: Settings) -> socket.socket:
+def _bind(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family)
@@ -165,30 +168,33 @@ def _bound(settings: Settings) -> socket.socket:
 
 
 async def _register_functions(services: Services) -> None:
-    """The builtins and the operator's own. A file that cannot be read keeps no server from its start."""
+    """Register the builtin functions and the operator's own; log a failure, so that the server starts anyway."""
     try:
         await sync_functions(services, OPERATOR)
-    except Exception as error:  # noqa: BLE001 -- whatever it is, it can be mended, and synced, while the server runs
-        log.warning("no functions are registered; POST /api/functions/sync does it", error=str(error))
+    except Exception as error:  # noqa: BLE001 -- the operator can correct any fault while the server runs
+        log.warning("functions_not_registered", error=str(error), remedy="POST /api/functions/sync")
 
 
 async def _welcome(services: Services, address: str) -> str:
-    """What a starting server says; the first time, with the first admin's token, and with the builtin functions."""
-    known = await services.store.people.users()
-    if not known:  # before anybody is known: a start that was cut off is the first one again
+    """Return the text that a starting server prints; the first start creates an admin with a token.
+
+    The first start also registers the functions, before the first user: if it is interrupted, the next one repeats it.
+    """
+    users = await services.store.people.users()
+    if not users:
         await _register_functions(services)
-    admins = [user for user in known if user.role == "admin"]
+    admins = [user for user in users if user.role == "admin"]
     admin = admins[0] if admins else await create_user(services, FIRST_ADMIN, "admin")
     link = await sign_in_link(services, admin)
-    token = await create_token(services, admin, name="first") if not known else None
-    shown = token or "$TOKEN"
+    token = await create_token(services, admin, name="first") if not users else None
+    shell_token = token or "$TOKEN"
     chat = '{"messages": [{"role": "user", "content": "Say hello."}]}'
     return f"""
 Signoff is at {address}
 
 Sign in (once, as {admin.email}): {address}{link}
-Token: {token or "made at the first start; another one: .venv/bin/signoff token create YOU@EXAMPLE.COM --role user"}
+Token: {token or "printed at the first start; for another: .venv/bin/signoff token create YOU@EXAMPLE.COM --role user"}
 
-curl {address}/v1/chat/completions -H "Authorization: Bearer {shown}" -d '{chat}'
-curl {address}/enqueue -H "Authorization: Bearer {shown}" -d '{{"input": "What is 2 + 2?"}}'
+curl {address}/v1/chat/completions -H "Authorization: Bearer {shell_token}" -d '{chat}'
+curl {address}/enqueue -H "Authorization: Bearer {shell_token}" -d '{{"input": "What is 2 + 2?"}}'
 """

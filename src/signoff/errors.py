@@ -1,12 +1,12 @@
-"""Every error a caller can meet: its HTTP status, its code, and whether asking again can help.
+"""Exceptions that callers see: each has an HTTP status, a stable code, and a flag that says whether a retry can help.
 
     SignoffError
     ├── BadRequest 400
-    │   ├── BadBody 400, TooLarge 413, KeyReused 422, AddressRefused 400
+    │   ├── BadBody 400, MethodNotAllowed 405, TooLarge 413, KeyReused 422, AddressRefused 400
     │   └── BadPipeline 400
     ├── Unauthorized 401, Forbidden 403
     ├── NotFound 404
-    │   └── JobNotFound, ModelNotFound, ComposedNotFound
+    │   └── JobNotFound, ModelNotFound, LibraryItemNotFound
     ├── Conflict 409
     │   └── Stale, IdTaken, NameTaken
     ├── Overloaded 503, SchemaOutdated 500
@@ -19,12 +19,13 @@
     │   └── ModelTimedOut 504
     ├── FunctionFailed 422
     │   └── FunctionTimedOut 504
-    ├── StepFailed (a run's, with the status and the code of what failed in it)
+    ├── StepFailed (with the status and the code of the step that failed)
     ├── Undelivered 502
-    ├── JobFailed (a job that ended in `fail`, told to the caller who waited)
+    ├── JobFailed (with the status and the code of the failed job)
     └── ReviewPending 504, JobPending 504
 
-Only doors turn an error into bytes.
+Only doors turn an error into bytes. The first line of each docstring is the meaning of the code in `docs/errors.md`,
+and the message of an error that is raised without one.
 """
 
 from __future__ import annotations
@@ -34,53 +35,67 @@ from typing import ClassVar
 
 
 class SignoffError(Exception):
-    """The root. `message` is for the caller; `code` is stable and documented."""
+    """The server failed unexpectedly; its log has the details."""
 
     status: int = 500
+    """HTTP status of the response."""
     code: str = "internal_error"
+    """Stable identifier of the fault, the same at every door."""
     retryable: bool = False
+    """True if the same request can succeed later."""
     retry_after_seconds: float | None = None
+    """Seconds until a retry can succeed; None if unknown."""
     kind: ClassVar[str] = "server_error"
+    """Type of the error in the format of OpenAI's API."""
 
     def __init__(self, message: str = "", *, job_id: str | None = None) -> None:
-        super().__init__(message or type(self).__doc__ or "")
+        super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
         self.message = str(self.args[0])
         self.job_id = job_id
 
 
 class BadRequest(SignoffError):
-    """The request cannot be understood."""
+    """The request is malformed or has an invalid value; correct what the message names."""
 
     status, code = 400, "bad_request"
     kind = "invalid_request_error"
 
 
 class BadBody(BadRequest):
-    """The body is not valid JSON."""
+    """The body is not valid JSON; send JSON (RFC 8259) in UTF-8."""
 
     code = "invalid_json"
 
 
+class MethodNotAllowed(BadRequest):
+    """The path does not support this HTTP method; use a documented one."""
+
+    status, code = 405, "method_not_allowed"
+
+
 class TooLarge(BadRequest):
-    """The body is larger than this server takes."""
+    """The body is larger than the setting `max_body_bytes` allows; send a smaller one."""
 
     status, code = 413, "body_too_large"
 
 
 class KeyReused(BadRequest):
-    """This idempotency key was used with another body."""
+    """The `Idempotency-Key` was used with a different request; use a new key for each new request."""
 
     status, code = 422, "idempotency_key_reused"
 
 
 class AddressRefused(BadRequest):
-    """This address cannot be used, or may not be reached from here."""
+    """The URL is malformed or its host is not allowed; use an allowed host, or ask the operator to allow it."""
 
     code = "address_refused"
 
 
 class BadPipeline(BadRequest):
-    """The pipeline cannot be read, or cannot run. `at` is the character where, from 0."""
+    """The pipeline has an error; correct its text at the position that the message gives.
+
+    `at` is the position of the faulty character, counted from 0; `line` and `column` are counted from 1.
+    """
 
     code = "bad_pipeline"
 
@@ -92,88 +107,91 @@ class BadPipeline(BadRequest):
 
     @classmethod
     def at_position(cls, what: str, text: str, at: int) -> BadPipeline:
-        """`what` is wrong at that character of `text`; lines and columns are counted from 1."""
+        """Return the error for `what` is wrong at character `at` of `text`, counted from 0.
+
+        `what` is a clause without a full stop. Line and column, which the message gets too, are counted from 1.
+        """
         line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
         message = f"{what[0].upper()}{what[1:]} (line {line}, column {column})."
         return cls(message, at=at, line=line, column=column)
 
 
 class Unauthorized(SignoffError):
-    """A token is needed: Authorization: Bearer <token>."""
+    """The token or session is missing, invalid or expired; send `Authorization: Bearer TOKEN`."""
 
     status, code = 401, "unauthorized"
     kind = "invalid_request_error"
 
 
 class Forbidden(SignoffError):
-    """This caller may not do that."""
+    """The caller's role does not allow this; use a token of a user who may do it."""
 
     status, code = 403, "forbidden"
     kind = "invalid_request_error"
 
 
 class NotFound(SignoffError):
-    """There is nothing here."""
+    """The path, or the object that the request names, does not exist; check the spelling and the id."""
 
     status, code = 404, "not_found"
     kind = "invalid_request_error"
 
 
 class JobNotFound(NotFound):
-    """There is no such job."""
+    """No job has this id, or the caller may not see it; check the id and the token."""
 
     code = "job_not_found"
 
 
 class ModelNotFound(NotFound):
-    """There is no such model."""
+    """No model has this name; list the names with `GET /v1/models`."""
 
     code = "model_not_found"
 
 
 class LibraryItemNotFound(NotFound):
-    """There is no such prompt, pipeline or function."""
+    """No prompt, pipeline or function has this name, id, version or label; list them first."""
 
     code = "composed_not_found"
 
 
 class Conflict(SignoffError):
-    """The thing has changed meanwhile."""
+    """The request conflicts with the current state of the object; read the object again before a retry."""
 
     status, code = 409, "conflict"
     kind = "invalid_request_error"
 
 
 class Stale(Conflict):
-    """The job is not (or no longer) in a state that allows this."""
+    """The state of the job does not allow this, or it changed meanwhile; read the job again."""
 
     code = "stale"
 
 
 class IdTaken(Conflict):
-    """This job id was used with another body."""
+    """The `job_id` was used with a different request; use a new id for each new request."""
 
     code = "job_id_taken"
 
 
 class NameTaken(Conflict):
-    """A prompt, a pipeline, a function or a model is called that already."""
+    """A prompt, pipeline, function or model has this name already; choose a different one."""
 
     code = "name_taken"
 
 
 class Overloaded(SignoffError):
-    """The server has too much to do; try again shortly."""
+    """The server or its database has too much to do; retry after the seconds in `Retry-After`."""
 
     status, code = 503, "overloaded"
     retryable = True
 
 
 class LimitReached(SignoffError):
-    """There is no room under a limit of this caller's; `Retry-After` says when there is.
+    """A rate limit of the caller is reached; retry after the seconds in `Retry-After`, if it is set.
 
-    `retry_after_seconds` is None where waiting does not help. `gauges` say how many requests and tokens there may be in
-    a minute, how many are left, and the seconds until all are free again.
+    `retry_after_seconds` is None if waiting does not help. `gauges` maps `requests` and `tokens` to the limit per
+    minute, the amount left, and the seconds until the full amount is available again.
     """
 
     status, code = 429, "rate_limit_exceeded"
@@ -193,7 +211,7 @@ class LimitReached(SignoffError):
 
 
 class BudgetSpent(LimitReached):
-    """What this caller may use in a day or a month is used up; a client's own retry does not help."""
+    """A daily or monthly limit of the caller is used up; wait for its end, or ask an admin to raise it."""
 
     code = "insufficient_quota"
     kind = "insufficient_quota"
@@ -210,14 +228,14 @@ class BudgetSpent(LimitReached):
 
 
 class ModelFailed(SignoffError):
-    """The model could not answer."""
+    """The model failed to answer; the message has the reason."""
 
     status, code = 502, "model_failed"
     kind = "upstream_error"
 
 
 class ModelAnswered(ModelFailed):
-    """The model answered with an error of its own; its status and body are kept."""
+    """The model returned an error, whose status and body are passed on; correct the request or retry."""
 
     code = "model_error"
 
@@ -232,53 +250,56 @@ class ModelAnswered(ModelFailed):
 
 
 class ModelUnreachable(ModelFailed):
-    """The model cannot be reached."""
+    """The server cannot connect to the model; retry, or check its address and that it runs."""
 
     code = "model_unreachable"
     retryable = True
 
 
 class ModelCut(ModelFailed):
-    """The model stopped in the middle of its answer."""
+    """The model closed the connection in the middle of its answer; retry."""
 
     code = "model_cut"
     retryable = True
 
 
 class ModelCrashed(ModelFailed):
-    """The model's process ended while it worked. Who waits is told at once: it may have been their request."""
+    """The model's process ended while it worked; retry, unless this request caused the crash.
+
+    A waiting caller gets this error at once, without another attempt, because the request may be the cause.
+    """
 
     code = "model_crashed"
     retryable = True
 
 
 class ModelGarbled(ModelFailed):
-    """The model answered with something that cannot be read."""
+    """The model returned data that is malformed or too large; check that the model has the right kind."""
 
     code = "model_garbled"
 
 
 class ModelTimedOut(ModelFailed):
-    """The model took too long."""
+    """The model took longer than a timeout allows; retry, or raise the timeouts of the model."""
 
     status, code = 504, "model_timed_out"
     retryable = True
 
 
 class ModelBusy(ModelFailed):
-    """Too many wait for the model already, or for too long."""
+    """Too many requests wait for the model, or this one waited too long; retry after `Retry-After` seconds."""
 
     status, code = 429, "model_busy"
     retryable = True
 
 
 class ModelDown(ModelFailed):
-    """No endpoint of the model answers; the first one is asked again after `Retry-After`."""
+    """No endpoint of the model is available; the first one is tried again after `Retry-After` seconds."""
 
     status, code = 503, "model_down"
     retryable = True
     is_final = False
-    """Whether the model's time is over before that."""
+    """True if the deadline of the request passes before an endpoint is tried again."""
 
     def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
@@ -286,32 +307,32 @@ class ModelDown(ModelFailed):
 
 
 class FunctionFailed(SignoffError):
-    """The function of a pipeline did not give a result; the message names the call."""
+    """A function of a pipeline raised an error; correct the arguments of the call that the message names."""
 
     status, code = 422, "function_failed"
 
 
 class FunctionTimedOut(FunctionFailed):
-    """The function of a pipeline took too long."""
+    """A function of a pipeline took longer than the setting `function_seconds` allows."""
 
     status, code = 504, "function_timed_out"
 
 
 class StepFailed(SignoffError):
-    """A call of the pipeline has failed, and with it the run; the message names the call."""
+    """A call of the pipeline failed, and with it the run; the message names the call and the reason."""
 
     status, code = 502, "step_failed"
 
 
 class Undelivered(SignoffError):
-    """A message did not reach its receiver."""
+    """The receiver did not accept a delivery; the server retries it by itself."""
 
     status, code = 502, "undelivered"
     retryable = True
 
 
 class JobFailed(SignoffError):
-    """The job ended without an answer: rejected, cancelled, interrupted, or its model failed."""
+    """The job was rejected, cancelled or interrupted, or it failed; its own status and code replace these."""
 
     code = "job_failed"
 
@@ -323,32 +344,33 @@ class JobFailed(SignoffError):
 
 
 class ReviewPending(SignoffError):
-    """The answer still waits for a person; the job goes on."""
+    """The answer is still held for review, and the job goes on; ask for the job later."""
 
     status, code = 504, "review_pending"
 
 
 class JobPending(SignoffError):
-    """The job has not ended yet; it goes on."""
+    """The job has not ended yet, and goes on; ask for the job later."""
 
     status, code = 504, "job_pending"
 
 
 class SchemaOutdated(SignoffError):
-    """The database's schema is not this version's."""
+    """The schema of the database is not the one of this version; run `signoff migrate`."""
 
     code = "schema_outdated"
 
 
 def kind_of(code: str, status: int) -> str:
-    """What clients of OpenAI's call the type of an error that is known by its code and status alone."""
-    known = next((kind for kind in _all(SignoffError) if kind.code == code), None)
+    """Return the type, in the format of OpenAI's API, of an error of which only code and status are known."""
+    known = next((error for error in _subclasses(SignoffError) if error.code == code), None)
     if known is None or known in {SignoffError, JobFailed}:
         return "invalid_request_error" if status < 500 else "server_error"
     return known.kind
 
 
-def _all(kind: type[SignoffError]) -> Iterator[type[SignoffError]]:
-    yield kind
-    for below in kind.__subclasses__():
-        yield from _all(below)
+def _subclasses(error: type[SignoffError]) -> Iterator[type[SignoffError]]:
+    """Yield `error` and all classes below it."""
+    yield error
+    for subclass in error.__subclasses__():
+        yield from _subclasses(subclass)

@@ -1,4 +1,4 @@
-"""Every knob: its default, its unit, its name in the environment (`SIGNOFF_` and the name in capitals).
+"""All settings, with their defaults and effects; a setting `name` is the environment variable `SIGNOFF_NAME`.
 
 Precedence: flag, `SIGNOFF_*`, the names that other systems use, `.env`, the TOML file, default.
 """
@@ -38,15 +38,17 @@ from signoff.core.policy import Review
 from signoff.core.signing import Secret, secrets_in
 from signoff.core.stream import Stream, public_address, stream_fault
 
+# Of a queue in RabbitMQ and of a prefix in Redis; RabbitMQ takes at most 255 bytes.
+MAX_NAME_LENGTH = 200
 CacheKind = Literal["sql", "redis", "memory", "none"]
 
 
 class BadSettings(ValueError):
-    """Settings that cannot be used; the message says which, and why."""
+    """Error for invalid settings; the message names each one and its fault."""
 
 
 class StreamSettings(BaseModel):
-    """A stream that the settings declare: `[[streams]]` in the file."""
+    """Stream that the settings declare: a table `[[streams]]` in the file. `core.stream.Stream` has the meanings."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)
 
@@ -59,21 +61,21 @@ class StreamSettings(BaseModel):
     user: str | None = Field(None, alias="as")
 
     @model_validator(mode="after")
-    def _can_be(self) -> Self:
-        flaw = stream_fault(self.sealed(str.encode))
-        if flaw is not None:
-            raise ValueError(flaw)
+    def _check(self) -> Self:
+        fault = stream_fault(self.sealed(str.encode))
+        if fault is not None:
+            raise ValueError(fault)
         return self
 
     def sealed(self, seal: Callable[[str], bytes]) -> Stream:
-        """The stream, with its address sealed."""
+        """Return the stream, with its URL encrypted by `seal`."""
         scheme, host = public_address(self.url.get_secret_value())
-        told = self.model_dump(exclude={"url"})
-        return Stream(scheme=scheme, host=host, sealed=seal(self.url.get_secret_value()), **told)
+        fields = self.model_dump(exclude={"url"})
+        return Stream(scheme=scheme, host=host, sealed=seal(self.url.get_secret_value()), **fields)
 
 
 class Settings(BaseSettings):
-    """The settings of one process."""
+    """Settings of one process."""
 
     model_config = SettingsConfigDict(
         env_prefix="SIGNOFF_",
@@ -84,156 +86,173 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
     )
 
-    data_dir: Path = Field(Path("data"), description="The SQLite file, the secret key, and where processes meet.")
+    data_dir: Path = Field(
+        Path("data"), description="Directory of the SQLite file, the encryption key, and the sockets of models."
+    )
     database_url: str | None = Field(
         None,
-        description="postgresql://… or sqlite:///…; none: SQLite in data_dir.",
+        description="URL of the database, postgresql://… or sqlite:///…; none: a SQLite file in data_dir.",
         pattern="^(postgresql://|sqlite:///).",
     )
     amqp_url: str | None = Field(
         None,
-        description="amqp://user:password@host/ of a RabbitMQ that wakes workers; none: the store's news does.",
+        description="URL of a RabbitMQ that wakes workers, amqp://user:password@host/; none: the database wakes them.",
         pattern="^amqps?://.",
     )
     queue_name: str = Field(
-        "signoff", description="The queue in RabbitMQ, for Signoff alone.", min_length=1, max_length=200
+        "signoff", description="Queue in RabbitMQ, for this deployment alone.", min_length=1, max_length=MAX_NAME_LENGTH
     )
     redis_url: str | None = Field(
         None,
-        description="redis://user:password@host:6379/0 of a Redis for results and the cache `redis`; none: nowhere.",
+        description="URL of a Redis for results and the cache `redis`, redis://user:password@host/0; none: no Redis.",
         pattern="^(rediss?|unix)://.",
     )
     redis_prefix: str = Field(
-        "signoff", description="Keys in Redis begin with it: PREFIX:JOB_ID.", min_length=1, max_length=200
+        "signoff", description="Prefix of keys in Redis, as in PREFIX:JOB_ID.", min_length=1, max_length=MAX_NAME_LENGTH
     )
-    redis_ttl_seconds: int = Field(86400, description="How long a result can be read in Redis.", gt=0)
+    redis_ttl_seconds: int = Field(86400, description="Seconds for which a result stays in Redis.", gt=0)
     cache: CacheKind = Field(
         "sql",
-        description="Where answers are kept to be given again: `sql`, `redis`, `memory` (of each process), `none`.",
+        description="Storage of cached answers: `sql`, `redis`, `memory` (of each process), or `none`.",
     )
-    cache_ttl_seconds: float = Field(86400, description="How long an answer is kept to be given again.", gt=0)
-    cache_max_entries: int = Field(100_000, description="How many answers are kept; the oldest goes first.", gt=0)
-    cache_max_bytes: int = Field(256 * 1024 * 1024, description="How many bytes of answers are kept.", gt=0)
+    cache_ttl_seconds: float = Field(86400, description="Seconds for which an answer stays in the cache.", gt=0)
+    cache_max_entries: int = Field(100_000, description="Maximum number of cached answers; the oldest go first.", gt=0)
+    cache_max_bytes: int = Field(
+        256 * 1024 * 1024, description="Maximum bytes of cached answers; the oldest go first.", gt=0
+    )
     cache_shared: bool = Field(
-        default=False, description="Whether all users get each other's answers from the cache; else each their own."
+        default=False, description="If true, users share cached answers; otherwise, each user has their own."
     )
-    host: str = Field("127.0.0.1", description="The address to listen on.")
-    port: int = Field(8000, description="The port to listen on.", ge=0, le=65535)
-    anonymous_role: Role | None = Field(None, description="What callers without a token may do; none: nothing.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, description="Port to listen on; 0 for any free port.", ge=0, le=65535)
+    anonymous_role: Role | None = Field(None, description="Role of callers without a token; none: they are refused.")
     allow_remote_commands: bool = Field(
         default=False,
-        description="Whether an admin may name a program to run over HTTP where the server is not on loopback alone.",
+        description="If true, admins may register command lines over HTTP from other machines.",
     )
     cors_origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = Field(
-        [], description="Origins (https://app.example.com, or *) whose pages may ask here with a token; a JSON list."
+        [],
+        description="Origins (https://app.example.com, or *) whose pages may call the APIs with a token; a JSON list.",
     )
     inner_llm_url: str | None = Field(
         None,
-        description="Registers this OpenAI-compatible address as the model `inner`, and makes it the default.",
+        description="Base URL of an OpenAI-compatible server, which becomes the default model `inner`.",
         validation_alias=AliasChoices("SIGNOFF_INNER_LLM_URL", "INNER_LLM_URL"),
     )
-    max_body_bytes: int = Field(20 * 1024 * 1024, description="The largest request body.", gt=0)
+    max_body_bytes: int = Field(
+        20 * 1024 * 1024, description="Maximum bytes of a request body; a larger one gets 413.", gt=0
+    )
     coalesce: bool = Field(
         default=False,
-        description="Whether equal calls of one user, with a temperature of 0 or a seed, share one upstream call.",
+        description="If true, equal requests of a user, with temperature 0 or a seed, share one upstream call.",
     )
-    concurrency: int = Field(16, description="Jobs that one worker performs at a time.", gt=0)
+    concurrency: int = Field(16, description="Maximum number of jobs that a worker performs at the same time.", gt=0)
 
     worker_memory_mb: int | None = Field(
         None,
-        description="`signoff work` starts itself anew when it takes more memory than this, in MiB; none: never.",
+        description="Memory in MiB above which `signoff work` finishes its jobs and restarts itself; none: no limit.",
         gt=0,
     )
     model_share: float = Field(
         0.75,
-        description="How much of what one worker performs at a time may be asked of one model; 1: all of it.",
+        description="Maximum share of a worker's concurrency that one model may use, above 0 and up to 1.",
         gt=0,
         le=1,
     )
-    drain_seconds: float = Field(20, description="How long a stopping worker finishes what it began.", ge=0)
+    drain_seconds: float = Field(20, description="Seconds that a stopping worker has to finish its jobs.", ge=0)
 
-    enqueue_review: Review = Field("always", description="Whether jobs of /enqueue are held for a person.")
-    undo_seconds: float = Field(0, description="How long a verdict can be undone.", ge=0)
-    review_deadline_seconds: float | None = Field(None, description="How long a person may take; none: for ever.", gt=0)
-    hold_seconds: float = Field(540, description="How long a waiting caller waits for a person.", ge=0)
-    keep_alive_seconds: float = Field(10, description="How often a waiting stream gets a comment.", gt=0)
+    enqueue_review: Review = Field("always", description="Review of answers of /enqueue; the model's own rule wins.")
+    undo_seconds: float = Field(
+        0, description="Seconds for which a verdict can be undone before it takes effect.", ge=0
+    )
+    review_deadline_seconds: float | None = Field(
+        None, description="Seconds after which a held answer is recorded as overdue; none: no deadline.", gt=0
+    )
+    hold_seconds: float = Field(
+        540, description="Seconds that a caller waits for a review before it gets status 504.", ge=0
+    )
+    keep_alive_seconds: float = Field(10, description="Seconds between comments that keep an idle stream open.", gt=0)
 
     webhook_secret: SecretStr | None = Field(
         None,
-        description="Signs webhooks that bring no secret of their own: whsec_…, or two with a blank between them.",
+        description="Secret for webhooks that have none: whsec_…, or two during a rotation, separated by a space.",
     )
     webhook_allow: list[str] = Field(
-        [], description="Hosts, addresses and networks that webhooks may reach beside public ones; a JSON list."
+        [], description="Hosts, addresses and networks that webhooks may reach besides public ones; a JSON list."
     )
     webhook_waits_seconds: list[Annotated[float, Field(ge=0)]] = Field(
         [5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400],
-        description="The waits between the attempts of a webhook; a JSON list. After the last one it is given up.",
+        description="Seconds between the attempts of a webhook, after which it is given up; a JSON list.",
     )
 
     functions_dir: Path | None = Field(
-        None, description="Where custom_*.py with functions of yours stand; none: functions in data_dir."
+        None, description="Directory of your custom_*.py with functions; none: functions in data_dir."
     )
-    function_seconds: float = Field(30, description="How long a function of a pipeline may take.", gt=0)
+    function_seconds: float = Field(30, description="Maximum duration of a call of a function, in seconds.", gt=0)
 
-    lease_seconds: float = Field(15, description="How long a worker may be silent.", gt=0)
-    heartbeat_seconds: float = Field(5, description="How often a worker says that it lives.", gt=0)
-    sweep_seconds: float = Field(2, description="How often lost leases and due verdicts are looked for.", gt=0)
-    now_attempts: int = Field(3, description="Attempts while a caller waits.", gt=0)
-    later_attempts: int = Field(5, description="Attempts of a job that was accepted for later.", gt=0)
-    backoff_seconds: float = Field(0.5, description="The first wait before a retry.", ge=0)
-    backoff_ceiling_seconds: float = Field(30, description="The longest wait before a retry.", ge=0)
-    log_after_seconds: float = Field(1, description="When the row of a slow call is written.", gt=0)
-    retention_days: float | None = Field(None, description="How long ended jobs are kept; none: for ever.", gt=0)
-    log_before_answer: bool = Field(default=False, description="Whether an answer waits until its row is committed.")
+    lease_seconds: float = Field(15, description="Seconds without heartbeat after which a worker loses its jobs.", gt=0)
+    heartbeat_seconds: float = Field(
+        5, description="Seconds between the heartbeats that renew a worker's leases.", gt=0
+    )
+    sweep_seconds: float = Field(
+        2, description="Seconds between sweeps for lost jobs, due verdicts and old jobs.", gt=0
+    )
+    now_attempts: int = Field(3, description="Maximum attempts while a caller waits; a model can override it.", gt=0)
+    later_attempts: int = Field(5, description="Maximum attempts of a queued job; a model can override it.", gt=0)
+    backoff_seconds: float = Field(0.5, description="Maximum seconds before the first retry; doubled each time.", ge=0)
+    backoff_ceiling_seconds: float = Field(30, description="Maximum seconds before any retry.", ge=0)
+    log_after_seconds: float = Field(1, description="Seconds after which a call that still runs is recorded.", gt=0)
+    retention_days: float | None = Field(None, description="Days until ended jobs are deleted; none: never.", gt=0)
+    log_before_answer: bool = Field(default=False, description="If true, an answer waits for the commit of its job.")
 
     streams: list[StreamSettings] = Field(
-        [], description="Topics that messages come from and answers go to: docs/streams.md; a JSON list."
+        [], description="Topics of a message broker for requests and answers (docs/streams.md); a JSON list."
     )
 
     @field_validator("streams")
     @classmethod
-    def _have_names_of_their_own(cls, value: list[StreamSettings]) -> list[StreamSettings]:
+    def _check_names(cls, value: list[StreamSettings]) -> list[StreamSettings]:
         names = [stream.name for stream in value]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"There are two streams {name!r}.")
+                raise ValueError(f"The name {name!r} must not be used by two streams.")
         return value
 
     @field_validator("webhook_secret")
     @classmethod
-    def _is_secret(cls, value: SecretStr | None) -> SecretStr | None:
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
         secrets_in("" if value is None else value.get_secret_value())
         return value
 
     @field_validator("amqp_url", "redis_url")
     @classmethod
-    def _is_address(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("unix:") and not _can_be_read(value):
-            raise ValueError("It cannot be read; is every special character of the password percent-encoded?")
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("unix:") and not _is_valid_url(value):
+            raise ValueError("The URL is not valid; percent-encode every special character of the password.")
         return value
 
     @property
     def webhook_secrets(self) -> tuple[Secret, ...]:
-        """The deployment's own; two while one replaces the other."""
+        """Secrets in `webhook_secret`: none, one, or two during a rotation."""
         return secrets_in("" if self.webhook_secret is None else self.webhook_secret.get_secret_value())
 
     def declared_streams(self, seal: Callable[[str], bytes]) -> list[Stream]:
-        """The streams of the settings, with their addresses sealed."""
+        """Return the declared streams, with their URLs encrypted by `seal`."""
         return [stream.sealed(seal) for stream in self.streams]
 
     @property
     def store_url(self) -> str:
-        """Where the data is kept."""
+        """URL of the database."""
         return self.database_url or f"sqlite:///{(self.data_dir / 'signoff.db').absolute()}"
 
     @property
     def key_path(self) -> Path:
-        """Where the key of the vault is."""
+        """Path of the file with the encryption keys."""
         return self.data_dir / "secret.key"
 
     @property
     def is_on_loopback(self) -> bool:
-        """Whether the server listens where only this machine can reach it."""
+        """True if the server listens on a loopback address, which only this machine can reach."""
         try:
             return self.host == "localhost" or ip_address(self.host).is_loopback
         except ValueError:
@@ -241,7 +260,7 @@ class Settings(BaseSettings):
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the data is in a SQLite file."""
+        """True if the database is a SQLite file."""
         return self.store_url.startswith("sqlite")
 
     @classmethod
@@ -253,83 +272,89 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Puts the TOML file last."""
-        file = InitSettingsSource(settings_cls, _from_file(settings_cls, _file_named_in(env_settings, dotenv_settings)))
-        theirs = [InitSettingsSource(settings_cls, _from_others(source)) for source in (env_settings, dotenv_settings)]
-        return init_settings, env_settings, theirs[0], dotenv_settings, theirs[1], file
+        """Return the sources of settings, the one with the highest precedence first."""
+        file = InitSettingsSource(settings_cls, _load_file(settings_cls, _config_path(env_settings, dotenv_settings)))
+        env_aliases, dotenv_aliases = [
+            InitSettingsSource(settings_cls, _load_aliases(source)) for source in (env_settings, dotenv_settings)
+        ]
+        return init_settings, env_settings, env_aliases, dotenv_settings, dotenv_aliases, file
 
 
 def load(**flags: Any) -> Settings:
-    """The settings of this process; `flags` win, None means not given. Raises BadSettings."""
+    """Return the settings of this process; a flag has precedence unless it is None. Raises BadSettings."""
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        problems = (f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())
-        raise BadSettings("; ".join(problems)) from None
+        faults = (f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors())
+        raise BadSettings("; ".join(faults)) from None
     except SettingsError as error:
         name = re.search(r'field "(\w+)"', str(error))
-        raise BadSettings(f"{name[1] if name else error}: It is no JSON.") from None
+        raise BadSettings(f"{name[1] if name else error}: The value is not valid JSON.") from None
 
 
-def _file_named_in(*sources: PydanticBaseSettingsSource) -> str | None:
-    """What SIGNOFF_CONFIG says, in the first source where it says something."""
-    told = (source.env_vars.get("signoff_config") for source in sources if isinstance(source, EnvSettingsSource))
-    return next(filter(None, told), None)
+def _config_path(*sources: PydanticBaseSettingsSource) -> str | None:
+    """Return the value of SIGNOFF_CONFIG in the first source that has one."""
+    paths = (source.env_vars.get("signoff_config") for source in sources if isinstance(source, EnvSettingsSource))
+    return next(filter(None, paths), None)
 
 
-def _from_others(source: PydanticBaseSettingsSource) -> dict[str, Any]:
-    """What other systems' names for RabbitMQ and Redis say in `source`. What cannot be used there says nothing."""
-    told: Mapping[str, str | None] = source.env_vars if isinstance(source, EnvSettingsSource) else {}
-    amqp = _rabbitmq_of(told) or re.sub("^pyamqp", "amqp", told.get("celery_broker_url") or "")
-    redis = _redis_of(told) or told.get("celery_result_backend") or ""
-    found = {
-        "amqp_url": amqp if re.match("amqps?://.", amqp) and _can_be_read(amqp) else "",
-        "redis_url": redis if re.match("rediss?://.", redis) and _can_be_read(redis) else "",
-        "queue_name": _name_of(told, "queue_name"),
-        "redis_prefix": _name_of(told, "redis_prefix"),
+def _load_aliases(source: PydanticBaseSettingsSource) -> dict[str, Any]:
+    """Return the settings in other systems' variables for RabbitMQ and Redis; values that are not valid are ignored."""
+    variables: Mapping[str, str | None] = source.env_vars if isinstance(source, EnvSettingsSource) else {}
+    amqp_url = _rabbitmq_url(variables) or re.sub("^pyamqp", "amqp", variables.get("celery_broker_url") or "")
+    redis_url = _redis_url(variables) or variables.get("celery_result_backend") or ""
+    values = {
+        "amqp_url": amqp_url if re.match("amqps?://.", amqp_url) and _is_valid_url(amqp_url) else "",
+        "redis_url": redis_url if re.match("rediss?://.", redis_url) and _is_valid_url(redis_url) else "",
+        "queue_name": _name(variables, "queue_name"),
+        "redis_prefix": _name(variables, "redis_prefix"),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in values.items() if value}
 
 
-def _rabbitmq_of(told: Mapping[str, str | None]) -> str:
-    place = _place_of(told, "rabbit_mq", "5672")
-    login, password = told.get("rabbit_mq_login") or "guest", told.get("rabbit_mq_password") or "guest"
-    return f"amqp://{quote(login, safe='')}:{quote(password, safe='')}@{place}/" if place else ""
+def _rabbitmq_url(variables: Mapping[str, str | None]) -> str:
+    address = _address(variables, "rabbit_mq", "5672")
+    login, password = variables.get("rabbit_mq_login") or "guest", variables.get("rabbit_mq_password") or "guest"
+    return f"amqp://{quote(login, safe='')}:{quote(password, safe='')}@{address}/" if address else ""
 
 
-def _redis_of(told: Mapping[str, str | None]) -> str:
-    place = _place_of(told, "redis", "6379")
-    return f"redis://{place}/" if place else ""
+def _redis_url(variables: Mapping[str, str | None]) -> str:
+    address = _address(variables, "redis", "6379")
+    return f"redis://{address}/" if address else ""
 
 
-def _place_of(told: Mapping[str, str | None], service: str, usual_port: str) -> str:
-    host, port = told.get(f"{service}_host") or "", told.get(f"{service}_port") or usual_port
+def _address(variables: Mapping[str, str | None], service: str, default_port: str) -> str:
+    """Return HOST:PORT of a service, or an empty text if they are missing or not valid."""
+    host, port = variables.get(f"{service}_host") or "", variables.get(f"{service}_port") or default_port
     return f"{host}:{port}" if re.fullmatch(r"[\w.-]+", host) and re.fullmatch(r"\d{1,5}", port) else ""
 
 
-def _name_of(told: Mapping[str, str | None], variable: str) -> str:
-    name = told.get(variable) or ""
-    return name if len(name.encode()) <= 200 else ""
+def _name(variables: Mapping[str, str | None], variable: str) -> str:
+    """Return the value of a variable, or an empty text if it is missing or too long."""
+    name = variables.get(variable) or ""
+    return name if len(name.encode()) <= MAX_NAME_LENGTH else ""
 
 
-def _can_be_read(url: str) -> bool:
+def _is_valid_url(url: str) -> bool:
     try:
         return bool(urlsplit(url).hostname) and urlsplit(url).port != 0
     except ValueError:
         return False
 
 
-def _from_file(settings_cls: type[BaseSettings], named: str | None) -> dict[str, Any]:
-    path = Path(named or "signoff.toml")
+def _load_file(settings_cls: type[BaseSettings], config_path: str | None) -> dict[str, Any]:
+    """Return the settings in the TOML file; without `config_path`, in signoff.toml if it exists. Raises BadSettings."""
+    path = Path(config_path or "signoff.toml")
     if not path.exists():
-        if named:
-            raise BadSettings(f"SIGNOFF_CONFIG names {named}, which does not exist.")
+        if config_path:
+            raise BadSettings(f"SIGNOFF_CONFIG names {config_path}, which does not exist.")
         return {}
     try:
         values = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise BadSettings(f"{path}: {error}") from None
     for name in sorted(values.keys() - settings_cls.model_fields.keys()):
-        near = difflib.get_close_matches(name, settings_cls.model_fields, 1)
-        raise BadSettings(f"{path}: there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
+        matches = difflib.get_close_matches(name, settings_cls.model_fields, 1)
+        suggestion = f"; did you mean {matches[0]!r}?" if matches else "."
+        raise BadSettings(f"{path}: there is no setting {name!r}{suggestion}")
     return values

@@ -17,9 +17,10 @@ from signoff.catalog import Catalog, ModelLogs, Secrets, Streams
 from signoff.core.access import Role, Token, TokenKind, User
 from signoff.core.cache import CacheRule
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
+from signoff.core.filters import JobFilter, LibraryFilter
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
 from signoff.core.limits import Counter, Denial, Limit, Reservation, ReservationRequest
-from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind
+from signoff.core.pipelines.composed import PRODUCTION, LibraryItem
 from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
 from signoff.core.usage import UsageQuery, UsageRow, UsageTotals
@@ -66,37 +67,6 @@ class TransitionRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     note: Mapping[str, Any] = {}
     """Additional data for the event. It changes no column."""
-
-
-class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """A filter and a page of jobs. A field that is None does not filter."""
-
-    user_id: int | None = None
-    """The owner of the jobs; None for jobs of all users."""
-
-    status: Status | None = None
-    """The jobs' status."""
-
-    fingerprint: str | None = None
-    """The fingerprint of the jobs' request."""
-
-    upstream_object_id: str | None = None
-    """The id of the object that the jobs left at their upstream."""
-
-    after_id: str | None = None
-    """The cursor: the last job id of the page before. Ids are ordered by time of creation."""
-
-    offset: int = 0
-    """How many matching jobs to skip."""
-
-    limit: int = 50
-    """The largest number of jobs to return."""
-
-    newest_first: bool = False
-    """True to order by id from the newest job to the oldest one."""
-
-    with_steps: bool = True
-    """False to leave out jobs that are steps of a run."""
 
 
 class Jobs(Protocol):
@@ -391,25 +361,6 @@ class UsageRecords(Protocol):
         Both come from one snapshot. Jobs that were purged are included. Raises Overloaded if too many reports run.
         """
         ...
-
-
-class LibraryFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """A filter and a page of prompts and pipelines, ordered by name."""
-
-    kind: LibraryItemKind | None = None
-    """`prompt` or `pipeline`; None for both."""
-
-    user_id: int | None = None
-    """Return only items that this user owns, or that are shared; None for those of all users."""
-
-    after: str = ""
-    """The cursor: the last name of the page before."""
-
-    calls: str | None = None
-    """Return only items that call this name in their newest version, or in one that has a label."""
-
-    limit: int = 50
-    """The largest number of items to return."""
 
 
 class SyncResult(msgspec.Struct, frozen=True):

@@ -12,9 +12,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import NullPool
 
+from signoff.core.filters import JobFilter
 from signoff.core.job import Event, Job, replay
 from signoff.core.limits import Counter
-from signoff.store import JobFilter
 from signoff.stores import migrations
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.migrations import migrate_schema

@@ -17,12 +17,13 @@ from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
 from contracts.test_streams import a_stream
+from signoff.core.filters import JobFilter
 from signoff.core.limits import Limit
 from signoff.core.model import Model
 from signoff.core.pipelines.composed import Prompt
 from signoff.core.price import Price
 from signoff.errors import BadRequest, Overloaded, SchemaOutdated
-from signoff.store import JobFilter, Topic
+from signoff.store import Topic
 from signoff.stores import postgres, postgres_changes, quotas, schema
 from signoff.stores.postgres import Postgres
 from signoff.stores.postgres_changes import MAX_PAYLOAD_BYTES, MAX_UNSENT, PostgresChangeFeed, payloads

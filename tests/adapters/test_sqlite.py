@@ -18,9 +18,9 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from structlog.testing import capture_logs
 
+from signoff.core.filters import JobFilter
 from signoff.core.limits import Limit
 from signoff.errors import Overloaded, SchemaOutdated
-from signoff.store import JobFilter
 from signoff.stores import quotas, schema, sqlite
 from signoff.stores.sql import SqlStore
 from signoff.stores.sqlite import Sqlite

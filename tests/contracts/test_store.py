@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from contracts.test_streams import a_stream
 from signoff.core.answer import Usage
 from signoff.core.delivery import DeliveryTarget
+from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, TERMINAL, TRANSITIONS, Decision, Edit, Guard, Job, JobError, Verdict, replay
 from signoff.core.model import Model
 from signoff.core.policy import Policy
 from signoff.core.price import Price
 from signoff.errors import JobNotFound, Overloaded, Stale
-from signoff.store import JobFilter, Topic, TransitionRequest
+from signoff.store import Topic, TransitionRequest
 from signoff.stores import jobs, schema
 from signoff.work.reviews.desk import verdict_transition
 from support.stores import (

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
-from signoff.store import JobFilter
 from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
@@ -200,6 +200,155 @@ async def test_every_answer_carries_a_request_id(door: str, tmp_path: Path) -> N
             assert response.headers["x-request-id"]
         async with server.http.get(server.url + "/nowhere", headers={"x-request-id": "mine"}) as response:
             assert response.headers["x-request-id"] == "mine"
+
+
+# Every route that reads a JSON body.
+JSON_ROUTES = (
+    "POST /v1/chat/completions",
+    "POST /openai/v1/embeddings",
+    "POST /v1/things",
+    "POST /api/openai/v1/chat/completions",
+    "POST /api/cache/v1/chat/completions",
+    "POST /enqueue",
+    "POST /reviewJob",
+    "POST /post/predict?id=echo",
+    "POST /generate",
+    "POST /chat_completion",
+    "POST /api/jobs",
+    "POST /api/jobs/JOB/rerun",
+    "POST /api/keys",
+    "PUT /api/limits/all",
+    "POST /api/models",
+    "PATCH /api/models/echo",
+    "POST /api/models/echo",
+    "POST /api/pipeline/call",
+    "POST /api/prompts",
+    "POST /api/pipelines",
+    "PUT /api/prompts/greet",
+    "PATCH /api/prompts/greet",
+    "PUT /api/prompts/greet/labels/test",
+    "POST /api/session",
+    "POST /api/streams",
+    "PATCH /api/streams/batch",
+    "PUT /api/prices",
+)
+# Routes that take any JSON value, and routes that take callers without a token.
+FREE_FORM = {"POST /enqueue", "POST /post/predict?id=echo", "POST /api/models/echo"}
+WITHOUT_TOKEN = {"POST /api/session"}
+UNKNOWN_MODEL = (
+    ("POST", "/v1/chat/completions", chat("hello", "nobody")),
+    ("GET", "/v1/models/nobody", None),
+    ("POST", "/api/openai/v1/chat/completions", chat("hello", "nobody")),
+    ("POST", "/api/cache/v1/chat/completions", chat("hello", "nobody")),
+    ("POST", "/enqueue", {"model": "nobody", "input": "hello"}),
+    ("POST", "/post/predict?id=nobody", {}),
+    ("GET", "/get/getlogs?id=nobody", None),
+    ("POST", "/generate", {"content": "hello", "meta": {"model": "nobody"}}),
+    ("POST", "/chat_completion", {"messages": [{}], "meta": {"model": "nobody"}}),
+    ("POST", "/api/jobs", {"target": "nobody", "body": chat("hello")}),
+    ("GET", "/api/models/nobody", None),
+    ("PATCH", "/api/models/nobody", {}),
+    ("POST", "/api/models/nobody?operation=stop", None),
+    ("DELETE", "/api/models/nobody", None),
+)
+UNKNOWN_JOB = (
+    ("GET", "/job?id=nobody", None),
+    ("POST", "/reviewJob", {"id": "nobody", "status": "success"}),
+    ("GET", "/check_status?job_id=nobody", None),
+    ("GET", "/api/jobs/nobody", None),
+    ("DELETE", "/api/jobs/nobody", None),
+    ("GET", "/api/jobs/nobody/events", None),
+    ("GET", "/api/jobs/nobody/run", None),
+    ("GET", "/api/jobs/nobody/deliveries", None),
+    ("POST", "/api/jobs/nobody/retry", None),
+    ("POST", "/api/jobs/nobody/rerun", {"node": "0"}),
+)
+WRONG_METHOD = (
+    "PUT /v1/embeddings",
+    "DELETE /openai/v1/models/echo",
+    "PUT /api/openai/v1/chat/completions",
+    "PUT /api/cache",
+    "PUT /enqueue",
+    "PUT /job",
+    "PUT /post/predict?id=echo",
+    "PUT /generate",
+    "PUT /check_status",
+    "PATCH /api/jobs",
+    "PUT /api/models",
+    "PUT /api/session",
+)
+UNKNOWN_PATH = (
+    "GET /nowhere",
+    "GET /api/nowhere",
+    "GET /v1/a.b",
+    "POST /api/openai/v1/nowhere",
+    "POST /api/cache/v1/nowhere",
+    "POST /post/nowhere?id=echo",
+    "GET /job/nowhere",
+    "GET /static/nowhere",
+)
+
+
+async def fault(server: Live, token: str | None, route: str, **more: Any) -> tuple[int, str]:
+    """The status and the code of an error, in whichever format its door has."""
+    method, path = route.split()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    async with server.http.request(method, server.url + path, headers=headers, **more) as response:
+        body = await response.json(content_type=None)
+        error = body.get("error")
+        return response.status, response.headers.get("x-signoff-code") or body.get("code") or error["code"]
+
+
+async def test_a_body_that_is_no_json_has_one_code(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        for route in JSON_ROUTES:
+            for body in (b"{", b'{"a": 1', b"\xff", b"[" * 5000):
+                assert await fault(server, admin, route, data=body) == (400, "invalid_json"), (route, body)
+
+
+async def test_a_body_of_the_wrong_form_has_one_code(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        for route in sorted({*JSON_ROUTES} - FREE_FORM):
+            assert await fault(server, admin, route, data=b"[]") == (400, "bad_request"), route
+
+
+async def test_a_body_that_is_too_large_has_one_code(tmp_path: Path) -> None:
+    async with live(tmp_path, max_body_bytes=1000) as server:
+        admin = await server.token("admin")
+        for route in JSON_ROUTES:
+            assert await fault(server, admin, route, data=b" " * 1001) == (413, "body_too_large"), route
+
+
+async def test_a_missing_token_has_one_code(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        for route in sorted({*JSON_ROUTES} - WITHOUT_TOKEN):
+            for token in (None, "nonsense"):
+                assert await fault(server, token, route, data=b"{}") == (401, "unauthorized"), route
+
+
+async def test_a_wrong_method_has_one_code(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        for route in WRONG_METHOD:
+            assert await fault(server, admin, route) == (405, "method_not_allowed"), route
+
+
+async def test_an_unknown_path_has_one_code(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        for route in UNKNOWN_PATH:
+            assert await fault(server, admin, route, data=b"{}") == (404, "not_found"), route
+
+
+async def test_an_unknown_model_or_job_has_one_code(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        admin = await server.token("admin")
+        for faults, code in ((UNKNOWN_MODEL, "model_not_found"), (UNKNOWN_JOB, "job_not_found")):
+            for method, path, body in faults:
+                more = {} if body is None else {"json": body}
+                assert await fault(server, admin, f"{method} {path}", **more) == (404, code), path
 
 
 async def ended(server: Live, count: int) -> list[Job]:

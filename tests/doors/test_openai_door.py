@@ -12,8 +12,8 @@ import pytest
 
 from signoff.core.access import Caller
 from signoff.core.answer import with_text
+from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
-from signoff.store import JobFilter
 from signoff.work.reviews.desk import VerdictRequest, decide
 from support.live_server import Live, chat, client, live, until
 

@@ -17,9 +17,9 @@ from fakes.upstream import fake_upstream
 from signoff.core.access import Caller
 from signoff.core.answer import with_text
 from signoff.core.binary import decode_binary
+from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
 from signoff.core.policy import Review
-from signoff.store import JobFilter
 from signoff.work.reviews.desk import VerdictRequest, decide
 from support.live_server import Live, client, live, until
 

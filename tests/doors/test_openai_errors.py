@@ -8,9 +8,9 @@ import openai
 import pytest
 
 from fakes.upstream import fake_upstream
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import Timeouts
-from signoff.store import JobFilter
 from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio

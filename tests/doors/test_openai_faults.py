@@ -15,9 +15,9 @@ import pytest
 
 from fakes.behaviours import EVENTS, bomb
 from fakes.upstream import fake_upstream
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import Timeouts
-from signoff.store import JobFilter
 from support import processes
 from support.live_server import Live, chat, live, until
 

@@ -14,11 +14,11 @@ import pytest
 
 from fakes.behaviours import COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, RESPONSE_EVENTS
 from fakes.upstream import fake_upstream
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines.echo import EchoEngine
-from signoff.store import JobFilter
 from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio

@@ -16,8 +16,8 @@ from fakes.behaviours import SOUND, SPOKEN
 from fakes.upstream import FakeUpstream, fake_upstream
 from signoff.core.access import Caller
 from signoff.core.binary import BinaryBody, encode_binary
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
-from signoff.store import JobFilter
 from signoff.work.reviews.desk import VerdictRequest, decide
 from support.live_server import Live, chat, client, live, until
 
@@ -359,10 +359,7 @@ async def test_a_model_that_has_nothing_there_says_so(kind: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/v1/embeddings"),
-        ("DELETE", "/v1/completions"),
         ("GET", "/v1/files"),
-        ("DELETE", "/v1/models/echo"),
         ("GET", "/v1/a.b/c"),
         ("GET", "/v1/a/../../admin"),
         ("GET", "/v1/things?" + "x" * 5000),
@@ -376,6 +373,17 @@ async def test_what_cannot_pass_is_not_found(method: str, path: str, tmp_path: P
         status, told = await ask(server, await server.token("admin"), method, path)
         assert status in {400, 404}
         assert told["error"]["code"] in {"not_found", "bad_request"}
+        assert not fake.requests
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/embeddings"), ("DELETE", "/v1/completions"), ("DELETE", "/v1/models/echo")]
+)
+async def test_a_known_path_refuses_other_methods(method: str, path: str, tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        await keeper(server, fake, default=True)
+        status, told = await ask(server, await server.token("admin"), method, path)
+        assert (status, told["error"]["code"]) == (405, "method_not_allowed")
         assert not fake.requests
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from signoff.core.api_tokens import digest
 from signoff.core.binary import BinaryBody, encode_binary
+from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES
-from signoff.store import JobFilter
 from signoff.work.admin.people import create_user, sign_in_link
 from support.live_server import Live, chat, live, until
 from support.stores import a_step, leased

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from fakes.counting import COUNTED, CountingModel, call_in_every_way
 from signoff.core.ask import Ask
+from signoff.core.filters import JobFilter
 from signoff.core.price import NANO, Price, Prices, cost_of, dollars, microdollars
 from signoff.core.tokens import Usage
 from signoff.core.usage import DAY_US
 from signoff.runtime.broadcast import Broadcast
-from signoff.store import JobFilter, TransitionRequest
+from signoff.store import TransitionRequest
 from signoff.stores.schema import jobs
 from signoff.work.admin.people import identify
 from signoff.work.admin.usage import add_price

@@ -168,7 +168,7 @@ def test_people_get_tokens_and_passwords_which_are_nowhere_in_clear(tmp_path: Pa
     assert escalated[:2] == (1, "")
     assert "`role` must not exceed the role of ann@example.com, which is user (got admin)." in escalated[2]
     assert named[0] == 0
-    assert named[1].endswith("It is not shown again.\n")
+    assert named[1].endswith("The token is not shown again.\n")
     assert passed == (0, "ann@example.com is a user.\n", "")
     assert (weak[:2], promoted[1]) == ((1, ""), "ann@example.com is a reviewer.\n")
     # and a new password takes no role away
@@ -214,11 +214,11 @@ def test_models_come_and_go_and_their_keys_are_sealed(tmp_path: Path) -> None:
     assert "yes" in rows["fake"]
     assert "echo" in rows
     # then one that was removed is gone, and says so when it is removed again
-    assert removed[1] == "mine is forgotten.\n"
+    assert removed[1] == "mine is removed.\n"
     assert again[1:] == ("", "There is no registered model 'mine'.\n")
     assert "mine" not in after[1]
     assert "0 in all" in jobs[1]
-    assert review[1] == "Nothing (more) waits.\n"
+    assert review[1] == "No more answers are held for review.\n"
     assert "BAD" not in doctor[1]
 
     async def key(services: Services) -> str:
@@ -257,7 +257,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(tmp_path: Path) -> None:
     for code, out, complaints in told:
         assert (code, out) == (1, "")
         assert is_one_line(complaints)
-    assert told[0][2] == "There is no role 'boss'; there are admin, reviewer, user.\n"
+    assert told[0][2] == "--role must be one of admin, reviewer, user (got 'boss').\n"
     assert not (tmp_path / "data").exists()
 
 
@@ -316,7 +316,7 @@ def test_a_server_keeps_everything_from_one_start_to_the_next(tmp_path: Path) ->
         # and are reviewed from a terminal, but for the last
         [jobs, review] = many(tmp_path, ["jobs", "--status", "human", ""], ["review", "a\nx\nbecause\nq\n"])
         assert review[0] == 0
-        assert "answered: two [/red] �[31m" in review[1]
+        assert "answer:  two [/red] �[31m" in review[1]
         assert "\x1b" not in review[1] + jobs[1]
         assert [job_id for job_id in ids if job_id in jobs[1]] == ids
         # then the verdicts are the server's
@@ -346,7 +346,7 @@ def test_answers_are_forgotten_from_the_terminal_by_a_server_that_runs(tmp_path:
         told = many(tmp_path, ["cache", "size", ""], ["cache", "clear", "--model", "other", ""], ["cache", "clear", ""])
         assert [code for code, _, _ in told] == [0, 0, 0]
         assert told[0][1].startswith("Answers: 1; bytes: ")
-        assert [out for _, out, _ in told[1:]] == ["Answers forgotten: 0.\n", "Answers forgotten: 1.\n"]
+        assert [out for _, out, _ in told[1:]] == ["Deleted answers: 0.\n", "Deleted answers: 1.\n"]
         until_gone, look = time.monotonic() + PATIENCE_SECONDS, url.replace("openai/", "cache/", 1)
         while asked(look, token[0], body):
             assert time.monotonic() < until_gone
@@ -355,8 +355,8 @@ def test_answers_are_forgotten_from_the_terminal_by_a_server_that_runs(tmp_path:
 def test_of_answers_in_memory_each_process_knows_its_own(tmp_path: Path) -> None:
     told = many(tmp_path, ["cache", "size", ""], ["cache", "clear", ""], SIGNOFF_CACHE="memory")
     assert [(code, out) for code, out, _ in told] == [
-        (0, "Every process keeps its own: GET /api/cache tells how many.\n"),
-        (0, "Every process forgets all that it keeps.\n"),
+        (0, "Every process has its own cache; GET /api/cache returns the size of the one that responds.\n"),
+        (0, "Every process clears its own cache.\n"),
     ]
 
 

@@ -99,7 +99,7 @@ def test_a_worker_that_has_grown_starts_anew_and_loses_nothing(environment: dict
             [actor] = actors(port, token, slow) | actors(port, token, later)
             assert actor.endswith(f":{worker.pid}")
             # and each time after it had taken a large answer at least
-            anew = heard(tmp_path).count("starts anew")
+            anew = heard(tmp_path).count("it ends its jobs and restarts")
             assert 1 <= anew <= sum(verbs(port, token, job).count("claim") for job in hogs)
             assert heard(tmp_path).count("Working, ") == 1 + anew
             worker.terminate()
@@ -114,7 +114,7 @@ def test_a_worker_that_is_stopped_while_it_starts_anew_stops(environment: dict[s
         token = first_token(tmp_path)
         hogs = [submitted(port, token, "echo/delay=60", "x" * HOG_BYTES) for _ in range(HOGS)]
         with working(environment, tmp_path) as worker:
-            until(lambda: "starts anew" in heard(tmp_path) or None)
+            until(lambda: "it ends its jobs and restarts" in heard(tmp_path) or None)
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(WAIT_SECONDS) == 0
         assert heard(tmp_path).count("Working, ") == 1
@@ -127,13 +127,13 @@ def test_a_bound_that_a_new_worker_exceeds_is_refused(environment: dict[str, str
     with start_worker(environment) as worker:
         _, said = worker.communicate(timeout=WAIT_SECONDS)
     assert worker.returncode == 1
-    assert re.fullmatch(rb"worker_memory_mb is 10, but a worker takes \d+ MiB from its start\.\n", said)
+    assert re.fullmatch(rb"worker_memory_mb must be higher than \d+, which a worker uses at its start\.\n", said)
 
 
 def test_a_worker_that_has_started_anew_does_not_vanish(environment: dict[str, str], tmp_path: Path) -> None:
-    environment |= {"SIGNOFF_WORKER_MEMORY_MB": "10", "SIGNOFF_WORKS_ANEW": "1"}
+    environment |= {"SIGNOFF_WORKER_MEMORY_MB": "10", "SIGNOFF_WORKER_RESTARTED": "1"}
     with working(environment, tmp_path):
-        assert "it works on without a bound" in heard(tmp_path)
+        assert "it ignores the memory limit" in heard(tmp_path)
 
 
 def test_memory_is_told_without_proc_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

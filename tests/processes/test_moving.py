@@ -41,14 +41,16 @@ def test_a_served_backup_goes_on_elsewhere(target: str, tmp_path: Path, request:
         # when a backup is made while it serves
         code, said, complaints = told(old, "backup", str(file))
         assert (code, complaints) == (0, "")
-        assert f"{file} was written, read again, and is whole (users: 1, models: 1, jobs: 2)." in said
-        assert f"The key is not in it (--with-key): keep {tmp_path}/old/secret.key too" in said
+        assert f"{file} was written and verified (users: 1, models: 1, jobs: 2)." in said
+        assert (
+            f"It does not contain the encryption key (--with-key): back up {tmp_path}/old/secret.key as well." in said
+        )
     # and is restored elsewhere
     code, said, complaints = told(new, "restore", str(file))
     assert code == 0
-    assert said.startswith("Restored all as it was at 20")
+    assert said.startswith("The data of 20")
     assert "(users: 1, models: 1, jobs: 2)" in said
-    assert complaints == f"{tmp_path}/new/secret.key does not open the upstream keys of gpt-*.\n"
+    assert complaints == f"{tmp_path}/new/secret.key cannot decrypt the upstream keys of gpt-*.\n"
     # then the token works there, jobs are as they were, and the held one can be signed off
     with served(new, tmp_path, port):
         assert {job: ask(port, f"/job?id={job}", token) for job in (done, held)} == before
@@ -67,7 +69,7 @@ def test_a_backup_with_the_key_is_enough_alone(tmp_path: Path) -> None:
     old, new, file = clean_environment(tmp_path / "old"), clean_environment(tmp_path / "new"), tmp_path / "backup"
     add = ("model", "add", "mine", "--kind", "openai", "--url", UPSTREAM, "--key-stdin")
     assert told(old, *add, stdin="sk-secret\n")[0] == 0
-    assert "The key is in it: " in signoff(old, "backup", str(file), "--with-key")
+    assert "It contains the encryption key: " in signoff(old, "backup", str(file), "--with-key")
     # given a folder that has a key already
     signoff(clean_environment(tmp_path / "new"), "jobs")
     os.unlink(tmp_path / "new" / "signoff.db")  # noqa: PTH108

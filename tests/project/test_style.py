@@ -30,7 +30,8 @@ DOCUMENTED = {
     "core/limits.py": {"Limit"},
     "core/policy.py": {"Policy"},
     "work/services.py": {"Rules", "Services", "Adapters", "Caches", "Runtime", "Ids"},
-    "store.py": {"TransitionRequest", "JobFilter"},
+    "core/filters.py": {"JobFilter", "LibraryFilter"},
+    "store.py": {"TransitionRequest"},
 }
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
+from signoff.core.filters import JobFilter
 from signoff.core.job import RUN_ENDED, Event, Job, Status
 from signoff.errors import JobNotFound, Stale
-from signoff.store import InitialVerb, JobFilter, TransitionRequest
+from signoff.store import InitialVerb, TransitionRequest
 from signoff.stores.jobs import _is_key_free as is_key_free
 from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import events, used_keys

@@ -14,8 +14,8 @@ from signoff.core.access import Caller, Role
 from signoff.core.ask import CHAT, Ask
 from signoff.core.cache import CacheControl
 from signoff.core.delivery import WebhookTarget
+from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job, Verdict
-from signoff.store import JobFilter
 from signoff.work import call, submit
 from signoff.work.admit import _fingerprint as fingerprint_of
 from signoff.work.jobs import cancel, query, redeliver, retry

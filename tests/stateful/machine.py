@@ -14,11 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from sqlalchemy.exc import IntegrityError
 
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome, DeliveryTarget
+from signoff.core.filters import JobFilter
 from signoff.core.fingerprint import fingerprint
 from signoff.core.job import STATUSES, Decision, Edit, Job, JobError, Verdict
 from signoff.core.policy import OnDeadline, Policy
 from signoff.errors import KeyReused, SignoffError, Stale
-from signoff.store import JobFilter, TransitionRequest
+from signoff.store import TransitionRequest
 from signoff.work.reviews.desk import verdict_transition
 from signoff.work.submit import check_same
 from stateful import laws

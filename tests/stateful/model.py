@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
+from signoff.core.filters import JobFilter
 from signoff.core.job import RUN_ENDED, TERMINAL, TRANSITIONS, Decision, Guard, Job, Verdict
 from signoff.errors import JobNotFound, NotFound, Stale
-from signoff.store import JobFilter, TransitionRequest
+from signoff.store import TransitionRequest
 
 SECOND = 1_000_000
 TIMES = ("due_at", "lease_until", "review_lease_until", "review_deadline", "release_at")

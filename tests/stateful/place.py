@@ -12,8 +12,8 @@ import uvloop
 from sqlalchemy import event
 
 from signoff.core.delivery import Delivery
+from signoff.core.filters import JobFilter
 from signoff.core.job import Event
-from signoff.store import JobFilter
 from signoff.stores import schema
 from signoff.stores.sql import SqlStore
 from stateful.model import Stand

@@ -1,8 +1,8 @@
 """A throw-away server for one test run, on a free port. It ends when the run ends, however that ends.
 
 `python tests/support/service_supervisor.py SERVICE --watch PID --dir DIR` supervises one server. It writes its answer
-once, to DIR/SERVICE.json: {"url": ...} or {"missing": "reason"}. It stays until process PID ends or SIGTERM arrives, and
-then removes all its files, which are in DIR under the name of the service. Servers that already run on this machine,
+once, to DIR/SERVICE.json: {"url": ...} or {"missing": "reason"}. It stays until process PID ends or SIGTERM arrives,
+and then removes all its files, which are in DIR under the name of the service. Servers that already run on this machine,
 their settings, their cookies and their epmd are neither read nor changed.
 """
 

@@ -951,14 +951,15 @@ async def test_a_stream_is_given_as_its_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [
-        ("POST", f"/api/openai{CHAT}", b"{", 400, "bad_request"),
-        ("POST", f"/api/cache{CHAT}", b"{", 400, "bad_request"),
+        ("POST", f"/api/openai{CHAT}", b"{", 400, "invalid_json"),
+        ("POST", f"/api/cache{CHAT}", b"{", 400, "invalid_json"),
+        ("POST", f"/api/openai{CHAT}", b"[]", 400, "bad_request"),
         ("POST", f"/api/openai{CHAT}", b'{"model":"nobody"}', 404, "model_not_found"),
         ("POST", f"/api/cache{CHAT}", b'{"model":"nobody"}', 404, "model_not_found"),
         ("POST", "/api/openai/v1/nonsense", b"{}", 404, "not_found"),
         ("POST", "/api/openai/", b"{}", 404, "not_found"),
         ("POST", "/api/cache/nonsense", b"{}", 404, "not_found"),
-        ("POST", "/api/cache", b"{}", 404, "not_found"),
+        ("POST", "/api/cache", b"{}", 405, "method_not_allowed"),
         ("POST", "/api/cachenonsense", b"{}", 404, "not_found"),
         ("GET", f"/api/openai{CHAT}", b"", 405, "method_not_allowed"),
         ("POST", f"/api/openai{CHAT}", b'{"model":"echo/status=418"}', 418, "model_error"),

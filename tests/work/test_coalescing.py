@@ -11,7 +11,7 @@ import pytest
 
 from fakes.behaviours import ANSWER, EVENTS
 from fakes.upstream import FakeUpstream, fake_upstream
-from signoff.store import JobFilter
+from signoff.core.filters import JobFilter
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.admit import parse_sampling
 from support.live_server import Live, live, until

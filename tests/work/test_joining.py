@@ -17,8 +17,8 @@ from fakes.behaviours import ANSWER, EVENTS
 from fakes.upstream import FakeUpstream, fake_upstream
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
-from signoff.store import JobFilter
 from signoff.work.admin.people import identify
 from signoff.work.admit import admit
 from signoff.work.inference.caching import store_answer

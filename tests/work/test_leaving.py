@@ -10,10 +10,10 @@ import pytest
 from fakes.upstream import FakeUpstream, fake_upstream
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
+from signoff.core.filters import JobFilter
 from signoff.core.model import Model
 from signoff.server.bootstrap import run_services
 from signoff.settings import Settings
-from signoff.store import JobFilter
 from signoff.work.admin.registry import register_model
 from signoff.work.jobs.cancel import cancel
 from signoff.work.services import Services

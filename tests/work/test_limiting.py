@@ -15,10 +15,10 @@ import sqlalchemy as sa
 
 from fakes.http_server import LIMIT_SECONDS
 from fakes.upstream import fake_upstream
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.limits import SECOND, Counter, ReservationRequest
 from signoff.errors import Overloaded
-from signoff.store import JobFilter
 from signoff.stores.schema import counters
 from support.ages import grow_older
 from support.live_server import Live, chat, client, live, until, words

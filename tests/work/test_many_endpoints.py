@@ -17,11 +17,11 @@ from doors.test_openai_endpoints import REVIEWER, held
 from fakes.behaviours import EVENTS
 from fakes.http_server import LIMIT_SECONDS
 from fakes.upstream import FakeUpstream, fake_upstream, full_upstream
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import EndpointConfig, Timeouts
 from signoff.core.price import Price, cost_of
 from signoff.core.tokens import Usage
-from signoff.store import JobFilter
 from signoff.work.admin.usage import add_price
 from signoff.work.inference.ownership import owner_of
 from signoff.work.reviews.desk import VerdictRequest, decide

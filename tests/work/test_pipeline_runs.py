@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from fakes.echoing import REPLY, EchoingModel
 from signoff.core.delivery import DeliveryTarget
-from signoff.store import JobFilter
+from signoff.core.filters import JobFilter
 from signoff.stores.schema import jobs
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.jobs.retry import copy_for_retry
@@ -278,7 +278,7 @@ async def nothing_goes_on(server: Live) -> bool | None:
 
 
 def unfinished() -> list[Any]:
-    from signoff.store import JobFilter
+    from signoff.core.filters import JobFilter
 
     return [JobFilter(status="bot"), JobFilter(status="human")]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.errors import Overloaded
-from signoff.store import JobFilter
 from support.live_server import chat, live, until, words
 
 pytestmark = pytest.mark.anyio

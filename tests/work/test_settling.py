@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fakes.counting import COUNTED, CountingModel
+from signoff.core.filters import JobFilter
 from signoff.core.limits import Limit
-from signoff.store import JobFilter
 from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from signoff.store import JobFilter
+from signoff.core.filters import JobFilter
 from signoff.work import sweep
 from support.live_server import live
 from support.stores import a_job, together

@@ -1,1 +1,1 @@
-"""The commands that look after a deployment; each file has those of one noun."""
+"""Commands that administer a deployment; each module has the commands of one noun."""

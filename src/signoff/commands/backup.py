@@ -1,4 +1,4 @@
-"""Looking after the data: a backup of it, and what is restored from one."""
+"""Backup of all data into one file, and restore from such a file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from signoff.work.admin.registry import locked_models
 
 
 class RestoreResult(msgspec.Struct, frozen=True):
-    """What came of a restore."""
+    """Result of a restore."""
 
     manifest: Manifest
+    """Description of the backup: its time and its numbers of rows."""
     had_key: bool
+    """True if the backup contained the encryption key."""
     locked_models: list[str]
+    """Names of the models whose upstream keys the encryption key does not open."""
 
 
 async def backup(settings: Settings, path: Path, *, with_key: bool) -> Manifest:
-    """Writes everything into a new file, as it is now; servers go on. Raises BadBackup, SchemaOutdated."""
+    """Write all data, as of one moment, into the new file `path`, while servers run.
+
+    Raises BadBackup, SchemaOutdated.
+    """
     key = settings.key_path.read_bytes() if with_key else None
     store = SqlStore(settings.store_url)
     try:
@@ -34,14 +40,14 @@ async def backup(settings: Settings, path: Path, *, with_key: bool) -> Manifest:
 
 
 async def restore(settings: Settings, path: Path) -> RestoreResult:
-    """Fills an empty database from a file that `backup` has made. Raises BadBackup."""
+    """Fill an empty database from a file that `backup` wrote. Raises BadBackup."""
     contents = check(path)
-    found = (contents.key or b"").split()
+    keys = (contents.key or b"").split()
     store = SqlStore(settings.store_url)
     try:
-        at_end = (lambda: add_keys(settings.key_path, found)) if found else (lambda: None)
+        at_end = (lambda: add_keys(settings.key_path, keys)) if keys else (lambda: None)
         await store.restore(path, contents.manifest, at_end=at_end)
     finally:
         await store.close()
     async with open_services(settings) as services:
-        return RestoreResult(contents.manifest, bool(found), await locked_models(services))
+        return RestoreResult(contents.manifest, bool(keys), await locked_models(services))

@@ -1,4 +1,4 @@
-"""`signoff cache`."""
+"""`signoff cache`: size of the response cache, and clearing it."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from signoff.core.cache import CacheFilter
 from signoff.settings import load
 from signoff.work.admin.cache import clear_cache, get_cache_size
 
-caches = typer.Typer(help="Answers that can be given again.")
-User = Annotated[str | None, typer.Option(help="Of this user alone: an e-mail address.")]
-OfModel = Annotated[str | None, typer.Option("--model", help="Of this model alone.")]
-Target = Annotated[str | None, typer.Option(help="Of what was asked for under this name alone.")]
-Key = Annotated[str | None, typer.Option(help="This one alone: a job's cache_key.")]
+caches = typer.Typer(help="Manage the cache of answers.")
+User = Annotated[str | None, typer.Option(help="Only answers of the user with this e-mail address.")]
+OfModel = Annotated[str | None, typer.Option("--model", help="Only answers of this model.")]
+Target = Annotated[str | None, typer.Option(help="Only answers to requests that named this model, prompt or pipeline.")]
+Key = Annotated[str | None, typer.Option(help="Only the answer with this key (`cache_key` of a job).")]
 
 
 @caches.command("clear")
 def cache_clear(user: User = None, model: OfModel = None, target: Target = None, key: Key = None) -> None:
-    """Forgets answers before their time; the jobs stay as they are."""
+    """Delete cached answers; jobs are not changed."""
     settings = load()
-    which = CacheFilter(key=key, model=model, target=target)
-    deleted = run(settings, lambda services: clear_cache(services, OPERATOR, which, user))
+    cache_filter = CacheFilter(key=key, model=model, target=target)
+    deleted = run(settings, lambda services: clear_cache(services, OPERATOR, cache_filter, user))
     if settings.cache == "memory":
-        out.print("Every process forgets all that it keeps.")
+        out.print("Every process clears its own cache.")
     else:
-        out.print(f"Answers forgotten: {deleted}.")
+        out.print(f"Deleted answers: {deleted}.")
 
 
 @caches.command("size")
 def cache_size(user: User = None, model: OfModel = None, target: Target = None) -> None:
-    """How many answers are kept, and their bytes."""
+    """Print the number of cached answers and their size."""
     settings = load()
     if settings.cache == "memory":
-        out.print("Every process keeps its own: GET /api/cache tells how many.")
+        out.print("Every process has its own cache; GET /api/cache returns the size of the one that responds.")
         return
     size = run(
         settings, lambda services: get_cache_size(services, OPERATOR, CacheFilter(model=model, target=target), user)

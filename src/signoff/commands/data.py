@@ -1,4 +1,4 @@
-"""`signoff migrate`, `doctor`, `backup` and `restore`: looking after the data."""
+"""`signoff migrate`, `doctor`, `backup` and `restore`: maintenance of the data."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from rich.table import Table
 from signoff.commands.terminal import err, out
 from signoff.settings import load
 
-keeping = typer.Typer()
+maintenance = typer.Typer()
 
 
-@keeping.command()
+@maintenance.command()
 def migrate() -> None:
-    """Brings the database's schema up to date."""
+    """Bring the schema of the database up to date."""
     from signoff.server.bootstrap import migrate
 
     asyncio.run(migrate(load()))
     out.print("The schema is up to date.")
 
 
-@keeping.command()
+@maintenance.command()
 def doctor() -> None:
-    """Looks whether everything that the server needs is there."""
+    """Check that everything the server needs is available."""
     from signoff.commands.doctor import checks
 
-    table, healthy = Table("", "what", "found"), True
+    table, healthy = Table("", "check", "result"), True
     for check in asyncio.run(checks(load())):
         healthy = healthy and check.is_ok
         table.add_row("ok" if check.is_ok else "BAD", check.name, check.detail)
@@ -39,40 +39,40 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-@keeping.command()
+@maintenance.command()
 def backup(
-    file: Annotated[Path, typer.Argument(help="A new file.")],
+    file: Annotated[Path, typer.Argument(help="File to create.")],
     *,
-    with_key: Annotated[bool, typer.Option("--with-key", help="Put the key that opens sealed secrets in too.")] = False,
+    with_key: Annotated[
+        bool, typer.Option("--with-key", help="Include the encryption key of the stored secrets.")
+    ] = False,
 ) -> None:
-    """Writes everything into one file, while servers go on working."""
+    """Write all data into one file, while servers run."""
     from signoff.commands.backup import backup
 
     settings = load()
     manifest = asyncio.run(backup(settings, file, with_key=with_key))
-    out.print(f"{file} was written, read again, and is whole ({_counted(manifest.rows)}).")
+    out.print(f"{file} was written and verified ({_row_counts(manifest.rows)}).")
     if with_key:
-        out.print("The key is in it: whoever has this file can open every sealed secret.")
+        out.print("It contains the encryption key: anyone who has this file can read every stored secret.")
     else:
-        out.print(
-            f"The key is not in it (--with-key): keep {settings.key_path} too, or no sealed secret can be opened."
-        )
+        out.print(f"It does not contain the encryption key (--with-key): back up {settings.key_path} as well.")
 
 
-@keeping.command()
-def restore(file: Annotated[Path, typer.Argument(help="What `signoff backup` has written.")]) -> None:
-    """Fills an empty database from a backup, whichever database it was made of."""
+@maintenance.command()
+def restore(file: Annotated[Path, typer.Argument(help="File that `signoff backup` wrote.")]) -> None:
+    """Fill an empty database from a backup, which may be of another kind of database."""
     from signoff.commands.backup import restore
 
     settings = load()
-    done = asyncio.run(restore(settings, file))
-    out.print(f"Restored all as it was at {done.manifest.made_at} ({_counted(done.manifest.rows)}).")
-    if not done.had_key:
-        out.print(f"The key was not in it: {settings.key_path} must be the one from where the backup was made.")
-    if done.locked_models:
-        locked = ", ".join(done.locked_models)
-        err.print(f"{settings.key_path} does not open the upstream keys of {locked}.", style="red")
+    result = asyncio.run(restore(settings, file))
+    out.print(f"The data of {result.manifest.made_at} was restored ({_row_counts(result.manifest.rows)}).")
+    if not result.had_key:
+        out.print(f"The backup has no encryption key: copy the one of the backed-up server to {settings.key_path}.")
+    if result.locked_models:
+        names = ", ".join(result.locked_models)
+        err.print(f"{settings.key_path} cannot decrypt the upstream keys of {names}.", style="red")
 
 
-def _counted(rows: Callable[[str], int]) -> str:
+def _row_counts(rows: Callable[[str], int]) -> str:
     return f"users: {rows('users')}, models: {rows('models')}, jobs: {rows('jobs')}"

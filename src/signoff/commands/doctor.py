@@ -1,4 +1,4 @@
-"""What `signoff doctor` looks at: each thing that the server needs, and how it was found."""
+"""Checks of `signoff doctor`: each resource that the server needs, and its state."""
 
 from __future__ import annotations
 
@@ -8,46 +8,48 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from signoff.server import bootstrap as composition
+from signoff.server.bootstrap import check_broker, check_redis, open_services
 from signoff.settings import Settings
 
 
 class CheckResult(msgspec.Struct, frozen=True):
-    """One finding."""
+    """Result of a check."""
 
     name: str
+    """Name of the resource."""
     is_ok: bool
+    """True if the server can use the resource."""
     detail: str
+    """Description of the resource, or of the fault."""
 
 
 async def checks(settings: Settings) -> list[CheckResult]:
-    """All findings; none of them raises."""
+    """Return the results of all checks; a check that fails does not raise."""
     return [
         CheckResult("Python", is_ok=True, detail=sys.version.split()[0]),
-        await _tried("data folder", lambda: _data_folder(settings)),
-        await _tried("database", lambda: _database(settings)),
-        await _tried("broker", lambda: composition.check_broker(settings)),
-        await _tried("Redis", lambda: composition.check_redis(settings)),
+        await _run_check("data folder", lambda: _data_folder(settings)),
+        await _run_check("database", lambda: _database(settings)),
+        await _run_check("broker", lambda: check_broker(settings)),
+        await _run_check("Redis", lambda: check_redis(settings)),
     ]
 
 
-async def _tried(what: str, check: Callable[[], Awaitable[str]]) -> CheckResult:
+async def _run_check(name: str, check: Callable[[], Awaitable[str]]) -> CheckResult:
     try:
-        return CheckResult(what, is_ok=True, detail=await check())
-    except Exception as error:  # noqa: BLE001 -- a doctor reports whatever it finds
-        return CheckResult(what, is_ok=False, detail=str(error) or repr(error))
+        return CheckResult(name, is_ok=True, detail=await check())
+    except Exception as error:  # noqa: BLE001 -- every fault is a result
+        return CheckResult(name, is_ok=False, detail=str(error) or repr(error))
 
 
 async def _data_folder(settings: Settings) -> str:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if not os.access(settings.data_dir, os.W_OK):
-        msg = f"{settings.data_dir} cannot be written to."
-        raise PermissionError(msg)
+        raise PermissionError(f"{settings.data_dir} is not writable; change its owner or its mode.")
     return str(settings.data_dir.absolute())
 
 
 async def _database(settings: Settings) -> str:
-    async with composition.open_services(settings) as services:
+    async with open_services(settings) as services:
         users = await services.store.people.users()
         models = await services.caches.models.all()
-    return f"answers, {len(users)} users, models: {', '.join(model.name for model in models)}"
+    return f"responds; users: {len(users)}; models: {', '.join(model.name for model in models)}"

@@ -1,4 +1,4 @@
-"""`signoff key`: changing the key that seals every stored secret."""
+"""`signoff key`: rotation of the encryption key of all stored secrets."""
 
 from __future__ import annotations
 
@@ -12,53 +12,56 @@ from signoff.settings import load
 from signoff.work.admin.rotation import RotationResult, reseal
 from signoff.work.services import Services
 
-# Whoever sealed something as the key changed has written it down long before.
-SETTLED_SECONDS = 3600
+# Secrets that were sealed with an old key while the key changed are in the database long before this time has passed.
+MIN_KEY_AGE_SECONDS = 3600
 
-sealing = typer.Typer(help="The key that seals stored secrets.")
+encryption_keys = typer.Typer(help="Rotate the encryption key of the stored secrets.")
 
 
-@sealing.command("add")
+@encryption_keys.command("add")
 def key_add() -> None:
-    """Adds a new key that opens but does not seal yet: for hosts that get the file before it does."""
+    """Add a key that decrypts but does not encrypt yet, so that all hosts can get the key file first."""
     settings = load()
     with keys_locked(settings.key_path):
         add_new_key(settings.key_path)
-    out.print(f"{settings.key_path} has a new key. Copy the file to every host, then: signoff key rotate --added")
+    out.print(f"Added a key to {settings.key_path}. Copy the file to every host, then run: signoff key rotate --added")
 
 
-@sealing.command("rotate")
+@encryption_keys.command("rotate")
 def key_rotate(
     *,
-    added: Annotated[bool, typer.Option("--added", help="Take the key that was added, not a new one.")] = False,
+    added: Annotated[bool, typer.Option("--added", help="Use the key that `key add` added, not a new one.")] = False,
 ) -> None:
-    """A new key seals from now on, and everything is sealed anew with it; the old one still opens. Servers go on."""
+    """Encrypt all stored secrets with a new key, while servers run; the old key still decrypts."""
     settings = load()
     with keys_locked(settings.key_path):
         put_new_key_first(settings.key_path, added=added)
-        _tell(run(settings, reseal))
-    out.print("The old key still opens what was on its way. In an hour: signoff key drop")
+        _print_result(run(settings, reseal))
+    out.print("The old key is still needed for secrets that are being stored. In an hour, run: signoff key drop")
 
 
-@sealing.command("drop")
+@encryption_keys.command("drop")
 def key_drop(
-    *, at_once: Annotated[bool, typer.Option("--at-once", help="Do not wait for an hour: no server runs.")] = False
+    *,
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="Do not wait for an hour; use it only if no server runs.")
+    ] = False,
 ) -> None:
-    """Forgets old keys, once everything is sealed with the newest."""
+    """Delete old keys, after all stored secrets were encrypted with the newest one."""
     settings = load()
 
-    async def settled(services: Services) -> RotationResult:
+    async def reseal_if_old(services: Services) -> RotationResult:
         age_seconds = services.clock() / 1_000_000 - settings.key_path.stat().st_mtime
-        if age_seconds < SETTLED_SECONDS and not at_once:
-            stop("The keys have changed within the hour: what is on its way may need an old one (--at-once).")
+        if age_seconds < MIN_KEY_AGE_SECONDS and not at_once:
+            stop("The keys changed less than an hour ago; wait, or use --at-once if no server runs.")
         return await reseal(services)
 
     with keys_locked(settings.key_path):
-        _tell(run(settings, settled))
-        out.print(f"Old keys that were forgotten: {drop_old_keys(settings.key_path)}.")
+        _print_result(run(settings, reseal_if_old))
+        out.print(f"Deleted old keys: {drop_old_keys(settings.key_path)}.")
 
 
-def _tell(resealed: RotationResult) -> None:
-    out.print(f"Secrets that were sealed anew: {resealed.count}.")
-    if resealed.unreadable:
-        err.print(f"No key opens {resealed.unreadable} of them; they were left alone.", style="red")
+def _print_result(result: RotationResult) -> None:
+    out.print(f"Secrets encrypted with the new key: {result.count}.")
+    if result.unreadable:
+        err.print(f"Secrets that no key decrypts, which were not changed: {result.unreadable}.", style="red")

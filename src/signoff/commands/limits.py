@@ -1,4 +1,4 @@
-"""`signoff limit`."""
+"""`signoff limit`: limits of requests, tokens and costs."""
 
 from __future__ import annotations
 
@@ -14,54 +14,56 @@ from signoff.settings import load
 from signoff.work.admin.limits import COSTS, COUNTS, all_limits, delete_limit, limit_for, limit_subject, put_limit
 from signoff.work.services import Services
 
-limits = typer.Typer(help="Limits.")
-Whose = Annotated[str, typer.Argument(metavar="WHO", help="all (together), each (user), user:EMAIL, or token:ID.")]
-Of = Annotated[str | None, typer.Option(help="Of this model alone.")]
+limits = typer.Typer(help="Manage limits.")
+Who = Annotated[
+    str, typer.Argument(metavar="WHO", help="all (users together), each (user on their own), user:EMAIL, or token:ID.")
+]
+ForModel = Annotated[str | None, typer.Option(help="Limit only requests to this model.")]
 
 
 @limits.command("set")
 def limit_set(
-    who: Whose,
-    model: Of = None,
-    requests: Annotated[int | None, typer.Option(help="In any minute.", min=0)] = None,
-    tokens: Annotated[int | None, typer.Option(help="In any minute.", min=0)] = None,
-    parallel: Annotated[int | None, typer.Option(help="Requests at a time.", min=0)] = None,
-    tokens_day: Annotated[int | None, typer.Option(help="In a day, UTC.", min=0)] = None,
-    tokens_month: Annotated[int | None, typer.Option(help="In a month, UTC.", min=0)] = None,
-    dollars_day: Annotated[str | None, typer.Option(help="In a day, UTC.")] = None,
-    dollars_month: Annotated[str | None, typer.Option(help="In a month, UTC.")] = None,
+    who: Who,
+    model: ForModel = None,
+    requests: Annotated[int | None, typer.Option(help="Requests in any minute.", min=0)] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens in any minute.", min=0)] = None,
+    parallel: Annotated[int | None, typer.Option(help="Requests at the same time.", min=0)] = None,
+    tokens_day: Annotated[int | None, typer.Option(help="Tokens in a day (UTC).", min=0)] = None,
+    tokens_month: Annotated[int | None, typer.Option(help="Tokens in a month (UTC).", min=0)] = None,
+    dollars_day: Annotated[str | None, typer.Option(help="Dollars in a day (UTC).")] = None,
+    dollars_month: Annotated[str | None, typer.Option(help="Dollars in a month (UTC).")] = None,
 ) -> None:
-    """Sets a limit in the place of the one that was there; running servers know it within a second."""
-    numbers = dict(zip(COUNTS, (requests, tokens, parallel, tokens_day, tokens_month), strict=True))
-    numbers |= dict(zip(COSTS, (_amount(dollars_day), _amount(dollars_month)), strict=True))
+    """Set a limit, in place of an earlier one; running servers apply it within a second."""
+    values = dict(zip(COUNTS, (requests, tokens, parallel, tokens_day, tokens_month), strict=True))
+    values |= dict(zip(COSTS, (_amount(dollars_day), _amount(dollars_month)), strict=True))
 
     async def put(services: Services) -> None:
-        await put_limit(services, msgspec.structs.replace(await limit_for(services, who, model), **numbers))
+        await put_limit(services, msgspec.structs.replace(await limit_for(services, who, model), **values))
 
     run(load(), put)
-    out.print(f"{who} is limited.")
+    out.print(f"The limit for {who} is set.")
 
 
 @limits.command("list")
 def limit_list() -> None:
-    """Every limit."""
+    """List all limits."""
     table = Table("who", "model", "requests", "tokens", "parallel", "a day", "a month", "$ a day", "$ a month")
     for limit in run(load(), all_limits):
-        counts = ("" if (most := getattr(limit, name)) is None else str(most) for name in COUNTS)
-        costs = ("" if (most := getattr(limit, name)) is None else dollars(most, NANO) for name in COSTS)
+        counts = ("" if (value := getattr(limit, name)) is None else str(value) for name in COUNTS)
+        costs = ("" if (value := getattr(limit, name)) is None else dollars(value, NANO) for name in COSTS)
         table.add_row(limit_subject(limit), limit.model or "", *counts, *costs)
     out.print(table)
 
 
 @limits.command("remove")
-def limit_remove(who: Whose, model: Of = None) -> None:
-    """They may use as much as they like."""
+def limit_remove(who: Who, model: ForModel = None) -> None:
+    """Remove a limit."""
 
     async def drop(services: Services) -> None:
         await delete_limit(services, await limit_for(services, who, model))
 
     run(load(), drop)
-    out.print(f"{who} is limited no more.")
+    out.print(f"The limit for {who} is removed.")
 
 
 def _amount(text: str | None) -> int | None:

@@ -1,4 +1,4 @@
-"""`signoff model`."""
+"""`signoff model`: register, list, remove and stop models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 import typer
 from rich.table import Table
 
-from signoff.commands.terminal import out, rule_named, run, stop
+from signoff.commands.terminal import out, parse_cache_rule, run, stop
 from signoff.core.model import BALANCES, Balance, EndpointConfig, Model, ProcessLimits, model_fault
 from signoff.core.policy import Review
 from signoff.settings import load
@@ -19,21 +19,24 @@ from signoff.work.admin.models import end_process
 from signoff.work.admin.registry import ModelKeys, all_models, model_by_name, register_model, unregister_model
 from signoff.work.services import Services
 
-models = typer.Typer(help="Models.")
+models = typer.Typer(help="Manage models.")
 
 
-Name = Annotated[str, typer.Argument(help="May end in *: everything with that prefix.")]
+Name = Annotated[str, typer.Argument(help="Name of the model; it may end in *, for all names with that prefix.")]
 Urls = Annotated[
     list[str] | None,
-    typer.Option(help="Base address of an OpenAI-compatible server; of http: what takes the JSON. Repeatable."),
+    typer.Option(help="Base URL of an OpenAI-compatible server; for http, the URL that takes the JSON. Repeatable."),
 ]
 Fallbacks = Annotated[
-    list[str] | None, typer.Option(help="A model that is asked where this one does not answer. Repeatable.")
+    list[str] | None, typer.Option(help="Model to use if no endpoint of this one answers. Repeatable.")
 ]
-Serve = Annotated[bool, typer.Option("--serve", help="The program serves HTTP on its port; else it speaks JSON lines.")]
+Serve = Annotated[
+    bool,
+    typer.Option("--serve", help="The program serves HTTP on its port; otherwise, it reads and writes JSON lines."),
+]
 
-Kinds = Annotated[str, typer.Option(help="openai | http | subprocess | anyllm | echo, or one of an extension.")]
-NoKey = Annotated[bool, typer.Option("--no-key", help="Forget its keys; else those that it had stay.")]
+Kinds = Annotated[str, typer.Option(help="openai | http | subprocess | anyllm | echo, or a kind of an extension.")]
+NoKey = Annotated[bool, typer.Option("--no-key", help="Remove the stored keys; otherwise, they are kept.")]
 
 
 @models.command("add")
@@ -41,27 +44,27 @@ def model_add(
     name: Name,
     kind: Kinds,
     url: Urls = None,
-    upstream_model: Annotated[str | None, typer.Option(help="What the upstream calls it.")] = None,
-    command: Annotated[str | None, typer.Option(help="A program; {port} is the port that it is given.")] = None,
-    memory_mb: Annotated[int | None, typer.Option(help="MiB of memory that its program may take.", min=8)] = None,
-    open_files: Annotated[int | None, typer.Option(help="Files that it may have open.", min=16)] = None,
-    nice: Annotated[int | None, typer.Option(help="0 to 19: how much it stands back for others.", min=0)] = None,
-    review: Annotated[str | None, typer.Option(help="always | never; whatever the door says.")] = None,
-    attempts: Annotated[int | None, typer.Option(help="How often it is asked at most.", min=1)] = None,
-    cache: Annotated[str | None, typer.Option(help="always | never; else as each request says.")] = None,
+    upstream_model: Annotated[str | None, typer.Option(help="Name of the model at the upstream.")] = None,
+    command: Annotated[str | None, typer.Option(help="Command line of a program; {port} stands for its port.")] = None,
+    memory_mb: Annotated[int | None, typer.Option(help="Memory limit of the program, in MiB.", min=8)] = None,
+    open_files: Annotated[int | None, typer.Option(help="Maximum number of open files of the program.", min=16)] = None,
+    nice: Annotated[int | None, typer.Option(help="Niceness of the program, from 0 to 19.", min=0)] = None,
+    review: Annotated[str | None, typer.Option(help="always | never hold answers; default: as each API.")] = None,
+    attempts: Annotated[int | None, typer.Option(help="Maximum number of attempts for a job.", min=1)] = None,
+    cache: Annotated[str | None, typer.Option(help="always | never cache answers; default: as each request.")] = None,
     balance: Annotated[str, typer.Option(help=" | ".join(BALANCES))] = BALANCES[0],
-    replicas: Annotated[int, typer.Option(help="How many processes of a program.")] = 1,
-    max_parallel: Annotated[int | None, typer.Option(help="Requests at once, at each address.")] = None,
-    max_waiting: Annotated[int, typer.Option(help="How many more wait for a turn.")] = 1000,
-    queue_seconds: Annotated[float, typer.Option(help="For how long they do.")] = 60,
+    replicas: Annotated[int, typer.Option(help="Number of processes of a program.")] = 1,
+    max_parallel: Annotated[int | None, typer.Option(help="Maximum requests at the same time, per endpoint.")] = None,
+    max_waiting: Annotated[int, typer.Option(help="Maximum number of requests that wait for a free slot.")] = 1000,
+    queue_seconds: Annotated[float, typer.Option(help="Maximum wait for a free slot, in seconds.")] = 60,
     fallback: Fallbacks = None,
     *,
-    key_stdin: Annotated[bool, typer.Option("--key-stdin", help="Read the upstream's key.")] = False,
+    key_stdin: Annotated[bool, typer.Option("--key-stdin", help="Read the key of the upstream from stdin.")] = False,
     no_key: NoKey = False,
     serve: Serve = False,
-    default: Annotated[bool, typer.Option("--default", help="Answers when nobody names a model.")] = False,
+    default: Annotated[bool, typer.Option("--default", help="Use it for requests that name no model.")] = False,
 ) -> None:
-    """Registers a model, or changes one; running servers know it at once."""
+    """Register a model, or replace one of the same name; running servers know it at once."""
     _check_kind(kind)
     _check("review", review, (None, "always", "never"))
     _check("balance", balance, BALANCES)
@@ -75,7 +78,7 @@ def model_add(
         attempts=attempts,
         review=cast("Review | None", review),
         default=default,
-        cache=rule_named(cache),
+        cache=parse_cache_rule(cache),
         balance=cast("Balance", balance),
         replicas=replicas,
         max_parallel=max_parallel,
@@ -83,42 +86,42 @@ def model_add(
         queue_seconds=queue_seconds,
         fallbacks=tuple(fallback or ()),
     )
-    _register(_at(url or [], model), is_keyed=key_stdin, drops_key=no_key)
+    _register(_with_urls(model, url or []), reads_key=key_stdin, drops_key=no_key)
 
 
 def _check_kind(kind: str) -> None:
     from signoff.server.bootstrap import model_kinds
 
     if kind not in model_kinds():
-        stop(f"There is no kind {kind!r}; there are {', '.join(model_kinds())}.")
+        stop(f"--kind must be one of {', '.join(model_kinds())} (got {kind!r}).")
 
 
 def _check(option: str, value: str | None, choices: Sequence[str | None]) -> None:
     if value not in choices:
-        stop(f"There is no {option} {value!r}; there are {', '.join(choice for choice in choices if choice)}.")
+        stop(f"--{option} must be one of {', '.join(choice for choice in choices if choice)} (got {value!r}).")
 
 
-def _at(urls: Sequence[str], model: Model) -> Model:
+def _with_urls(model: Model, urls: Sequence[str]) -> Model:
     if len(urls) > 1:
         return msgspec.structs.replace(model, endpoints=tuple(EndpointConfig(url=url) for url in urls))
     return msgspec.structs.replace(model, url=urls[0] if urls else None)
 
 
-def _register(model: Model, *, is_keyed: bool, drops_key: bool) -> None:
-    if (flaw := model_fault(model)) is not None:
-        stop(flaw)
-    if is_keyed and drops_key:
-        stop("Either --key-stdin or --no-key.")
-    secret = sys.stdin.readline().strip() if is_keyed else None
-    if secret == "":
-        stop("There was no key to read.")
-    run(load(), lambda services: register_model(services, model, ModelKeys(secret), drops_key=drops_key))
+def _register(model: Model, *, reads_key: bool, drops_key: bool) -> None:
+    if (fault := model_fault(model)) is not None:
+        stop(fault)
+    if reads_key and drops_key:
+        stop("Use either --key-stdin or --no-key, not both.")
+    key = sys.stdin.readline().strip() if reads_key else None
+    if key == "":
+        stop("--key-stdin found no key; write it to stdin, on one line.")
+    run(load(), lambda services: register_model(services, model, ModelKeys(key), drops_key=drops_key))
     out.print(f"{model.name} is registered.")
 
 
 @models.command("list")
 def model_list() -> None:
-    """Every model."""
+    """List all models."""
     table = Table("name", "kind", "where", "review", "default")
     for model in run(load(), all_models):
         where = model.url or shlex.join(model.command) or "\n".join(each.url for each in model.endpoints)
@@ -128,14 +131,14 @@ def model_list() -> None:
 
 @models.command("remove")
 def model_remove(name: str) -> None:
-    """Forgets a registered model."""
+    """Remove a registered model."""
     run(load(), lambda services: unregister_model(services, name))
-    out.print(f"{name} is forgotten.")
+    out.print(f"{name} is removed.")
 
 
 @models.command("stop")
 def model_stop(name: str) -> None:
-    """Ends a model's process on this host; the next request starts it again."""
+    """Stop the process of a model on this host; the next request starts it again."""
 
     async def end(services: Services) -> None:
         await end_process(services, await model_by_name(services, name))
@@ -148,4 +151,4 @@ def _words(command: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(command))
     except ValueError as error:
-        stop(f"--command cannot be read: {error}.")
+        stop(f"--command is not a valid command line: {error}.")

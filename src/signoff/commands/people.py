@@ -1,4 +1,4 @@
-"""`signoff user` and `signoff token`."""
+"""`signoff user` and `signoff token`: users, sign-in links and tokens."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from signoff.commands.terminal import address_of, out, rule_named, run, stop
+from signoff.commands.terminal import address_of, out, parse_cache_rule, run, stop
 from signoff.core.access import ROLES, Role, User
 from signoff.settings import load
 from signoff.work.admin.people import create_token, create_user, sign_in_link
 from signoff.work.services import Services
 
-users, tokens = typer.Typer(help="People."), typer.Typer(help="Tokens.")
+users, tokens = typer.Typer(help="Manage users."), typer.Typer(help="Manage tokens.")
 
 
 @users.command("create")
@@ -21,15 +21,15 @@ def user_create(
     email: str,
     role: Annotated[str | None, typer.Option(help=" | ".join(ROLES))] = None,
     *,
-    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read a password.")] = False,
+    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
 ) -> None:
-    """Makes a user, or changes what is given of one."""
-    wanted = _role(role)
+    """Create a user, or change the options that are given."""
+    new_role = _parse_role(role)
     password = sys.stdin.readline().rstrip("\n") if password_stdin else None
 
     async def create(services: Services) -> User:
-        known = await services.store.people.user(email)
-        return await create_user(services, email, wanted or (known.role if known else "user"), password)
+        existing = await services.store.people.user(email)
+        return await create_user(services, email, new_role or (existing.role if existing else "user"), password)
 
     user = run(load(), create)
     out.print(f"{user.email} is a {user.role}.")
@@ -37,12 +37,16 @@ def user_create(
 
 @users.command("link")
 def user_link(email: str) -> None:
-    """Prints a link that signs a user in once, within a day."""
+    """Print a link that signs the user in, once and within a day."""
     settings = load()
 
     async def link(services: Services) -> str:
         user = await services.store.people.user(email)
-        return stop(f"There is no user {email}.") if user is None else await sign_in_link(services, user)
+        return (
+            stop(f"No user has the e-mail address {email}; create one with: signoff user create {email}")
+            if user is None
+            else await sign_in_link(services, user)
+        )
 
     out.print(address_of(settings.host, settings.port) + run(settings, link))
 
@@ -51,24 +55,26 @@ def user_link(email: str) -> None:
 def token_create(
     email: str,
     role: Annotated[str | None, typer.Option(help=" | ".join(ROLES))] = None,
-    name: Annotated[str, typer.Option(help="What it is for.")] = "",
-    cache: Annotated[str | None, typer.Option(help="always | never; else as each request says.")] = None,
-    key: Annotated[int | None, typer.Option(help="The upstream key that all requests with it are sent with.")] = None,
+    name: Annotated[str, typer.Option(help="Description of what the token is for.")] = "",
+    cache: Annotated[
+        str | None, typer.Option(help="always | never: cache answers; default: as each request says.")
+    ] = None,
+    key: Annotated[int | None, typer.Option(help="Id of the upstream key for all requests with this token.")] = None,
     *,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print the token alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only the token.")] = False,
 ) -> None:
-    """Makes a token, and its user if there is none. It is shown this once."""
-    wanted, rule = _role(role), rule_named(cache)
+    """Create a token, and the user if there is none. The token is shown only once."""
+    new_role, cache_rule = _parse_role(role), parse_cache_rule(cache)
 
     async def create(services: Services) -> str:
-        user = await services.store.people.user(email) or await create_user(services, email, wanted or "user")
-        return await create_token(services, user, role=wanted, name=name, cache=rule, key_id=key)
+        user = await services.store.people.user(email) or await create_user(services, email, new_role or "user")
+        return await create_token(services, user, role=new_role, name=name, cache=cache_rule, key_id=key)
 
     token = run(load(), create)
-    out.print(token if quiet else f"{token}\n\nIt is not shown again.")
+    out.print(token if quiet else f"{token}\n\nThe token is not shown again.")
 
 
-def _role(text: str | None) -> Role | None:
+def _parse_role(text: str | None) -> Role | None:
     if text is not None and text not in ROLES:
-        stop(f"There is no role {text!r}; there are {', '.join(ROLES)}.")
+        stop(f"--role must be one of {', '.join(ROLES)} (got {text!r}).")
     return text

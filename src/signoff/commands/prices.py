@@ -1,4 +1,4 @@
-"""`signoff price`."""
+"""`signoff price`: prices of models."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from signoff.settings import load
 from signoff.work.admin.usage import add_price, list_prices
 from signoff.work.services import Services
 
-prices = typer.Typer(help="What models cost.")
-DAY = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+prices = typer.Typer(help="Manage prices of models.")
+DATE_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
 
 @prices.command("set")
 def price_set(
-    model: Annotated[str, typer.Argument(help="May end in *: everything with that prefix.")],
-    input_: Annotated[str, typer.Option("--input", help="Dollars a million prompt tokens.")],
-    output: Annotated[str, typer.Option("--output", help="Dollars a million completion tokens.")],
+    model: Annotated[str, typer.Argument(help="Name of the model; it may end in *, for all names with that prefix.")],
+    input_: Annotated[str, typer.Option("--input", help="Dollars for a million prompt tokens.")],
+    output: Annotated[str, typer.Option("--output", help="Dollars for a million completion tokens.")],
     cached_input: Annotated[
-        str | None, typer.Option(help="Dollars a million prompt tokens that the upstream had cached.")
+        str | None, typer.Option(help="Dollars for a million prompt tokens from the upstream's cache.")
     ] = None,
-    request: Annotated[str, typer.Option(help="Dollars a request.")] = "0",
-    from_: Annotated[datetime | None, typer.Option("--from", formats=DAY, help="UTC; none: now.")] = None,
+    request: Annotated[str, typer.Option(help="Dollars for each request.")] = "0",
+    from_: Annotated[
+        datetime | None, typer.Option("--from", formats=DATE_FORMATS, help="Start of the price (UTC); default: now.")
+    ] = None,
 ) -> None:
-    """Sets what a model costs from a time on; what has ended keeps its cost."""
+    """Set the price of a model from a time on; jobs that have ended keep their cost."""
 
     async def put(services: Services) -> None:
         valid_from = services.clock() if from_ is None else round(from_.replace(tzinfo=UTC).timestamp() * 1_000_000)
@@ -46,17 +48,17 @@ def price_set(
         await add_price(services, price)
 
     run(load(), put)
-    out.print(f"{model} has a price.")
+    out.print(f"The price of {model} is set.")
 
 
 @prices.command("list")
 def price_list() -> None:
-    """Every price."""
+    """List all prices."""
     table = Table("model", "from", "input", "cached input", "output", "request")
     for price in run(load(), list_prices):
         cached = "" if price.cached_input is None else dollars(price.cached_input)
-        told = dollars(price.input), cached, dollars(price.output), dollars(price.request)
-        table.add_row(price.model, format_time(price.valid_from), *told)
+        amounts = dollars(price.input), cached, dollars(price.output), dollars(price.request)
+        table.add_row(price.model, format_time(price.valid_from), *amounts)
     out.print(table)
 
 

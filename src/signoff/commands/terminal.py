@@ -1,4 +1,4 @@
-"""What every command does: take a desk, speak to a terminal, end with one line when something is wrong."""
+"""Parts that all commands share: access to the services, output to the terminal, and errors of one line."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from signoff.work.services import Services
 
 T = TypeVar("T")
 OPERATOR = Caller(user_id=0, token_id=0, role="admin", email="operator")
-# Control characters but for tab and newline, and those that turn the direction of writing.
-STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-# What models say is shown as it is: no markup, no emoji.
+# Control characters except tab and newline, and characters that change the direction of the text.
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Texts of models are printed as they are: without markup and emoji codes.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
 
 
 def run(settings: Settings, function: Callable[[Services], Awaitable[T]]) -> T:
-    """The result of `function` with a desk that looks and writes."""
+    """Return the result of `function`, called with services that are open meanwhile."""
     from signoff.server.bootstrap import open_services
 
-    async def with_desk() -> T:
+    async def with_services() -> T:
         async with open_services(settings) as services:
             return await function(services)
 
-    return asyncio.run(with_desk())
+    return asyncio.run(with_services())
 
 
 def address_of(host: str, port: int) -> str:
-    """Where a server that listens there is reached from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- shown, not bound
+    """Return the URL at which this machine reaches a server that listens on `host` and `port`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- printed, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def rule_named(text: str | None) -> CacheRule | None:
-    """What --cache says."""
+def parse_cache_rule(text: str | None) -> CacheRule | None:
+    """Return the value of the option `--cache`; stop the command if it is not valid."""
     if text not in {None, "always", "never"}:
-        stop("--cache is always or never.")
+        stop(f"--cache must be always or never (got {text!r}).")
     return cast("CacheRule | None", text)
 
 
-def shown(text: str) -> str:
-    """`text` without anything that would steer the terminal."""
-    return STEERS.sub("�", text)
+def printable(text: str) -> str:
+    """Return `text` with a replacement for each character that would control the terminal."""
+    return CONTROL_CHARACTERS.sub("�", text)
 
 
 def stop(message: str) -> NoReturn:
-    """Ends the command with one line, and exit code 1."""
+    """Print `message` to stderr as one line, and exit with code 1."""
     err.print(message, style="red")
     raise SystemExit(1)

@@ -1,1 +1,1 @@
-"""Pages for people: a page a file, with templates and static files beside them."""
+"""HTML pages: one module for each page, with templates and static files beside them."""

@@ -1,1 +1,1 @@
-"""Doors: wire formats to nouns and back, nothing else."""
+"""Doors: entry points over HTTP and topics, which translate wire formats and decide nothing."""

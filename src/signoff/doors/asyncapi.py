@@ -18,15 +18,15 @@ REQUEST = {
     "required": ["body"],
     "properties": {
         "path": {"type": "string", "default": "/v1/completions", "examples": ["/v1/chat/completions"]},
-        "metadata": {"type": ANYTHING, "description": "Comes back with the answer as it was."},
-        "body": {"type": "object", "description": "The body of that request of the OpenAI API."},
+        "metadata": {"type": ANYTHING, "description": "Returned unchanged with the answer."},
+        "body": {"type": "object", "description": "The body of the request, as in OpenAI's API."},
     },
 }
 RESPONSE = {
     "type": "object",
     "required": ["status_code", "metadata", "body"],
     "properties": {
-        "status_code": {"type": "integer", "description": "200, or that of the error."},
+        "status_code": {"type": "integer", "description": "200, or the status of the error."},
         "metadata": {"type": ANYTHING},
         "body": {"type": ANYTHING, "description": 'The answer, or {"error": {"message", "type", "param", "code"}}.'},
     },
@@ -51,10 +51,10 @@ MESSAGES = {
 
 
 def document(streams: Sequence[Stream]) -> dict[str, Any]:
-    """What Signoff takes from each stream, and sends to it."""
-    told: dict[str, Any] = {
+    """Return the AsyncAPI document of the topics of `streams`: requests that come in, responses that go out."""
+    doc: dict[str, Any] = {
         "asyncapi": "3.0.0",
-        "info": {"title": "Signoff", "version": __version__, "description": "Messages in, answers out."},
+        "info": {"title": "Signoff", "version": __version__, "description": "Requests in, answers out."},
         "defaultContentType": "application/json",
         "servers": {_key(stream): _server(stream) for stream in streams},
         "channels": {},
@@ -64,17 +64,17 @@ def document(streams: Sequence[Stream]) -> dict[str, Any]:
     for stream in streams:
         for kind, topic in (("request", stream.requests), ("response", stream.responses)):
             name = f"{_key(stream)}_{kind}s"
-            told["channels"][name] = {
+            doc["channels"][name] = {
                 "address": topic,
                 "servers": [{"$ref": f"#/servers/{_key(stream)}"}],
                 "messages": {kind: {"$ref": f"#/components/messages/{kind}"}},
             }
-        told["operations"][f"{_key(stream)}_answer"] = _operation(_key(stream))
-    return told
+        doc["operations"][f"{_key(stream)}_answer"] = _operation(_key(stream))
+    return doc
 
 
 def _key(stream: Stream) -> str:
-    """The stream's name with the letters that keys of such a document may have."""
+    """Return the stream's name as a key, which must not contain a dot."""
     return stream.name.replace(".", "_")
 
 

@@ -1,8 +1,7 @@
-"""The door of the watchful eye: `/api/openai/{endpoint}` caches unless told not to, `/api/cache/{endpoint}` looks."""
+"""Cached calls: `/api/openai/{endpoint}` asks a model and caches the answer; `/api/cache` looks in the cache alone."""
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
@@ -13,115 +12,103 @@ from signoff.core.ask import Ask
 from signoff.core.cache import CacheFilter, Sampling
 from signoff.core.endpoints import KNOWN
 from signoff.doors.http import (
-    DoorSettings,
+    AsgiDoor,
     Receive,
     Scope,
     Send,
     cache_control_of,
     caller_of,
-    decoded,
-    error_headers,
+    cancel_on_disconnect,
+    detail,
     header,
-    in_dialect,
-    leaving,
-    not_allowed,
+    parse_json,
+    raw_error_headers,
     read_body,
     send_json,
     wait_seconds_of,
 )
 from signoff.doors.openai.responses import call_headers, whole_answer
-from signoff.errors import BadRequest, NotFound, SignoffError
+from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.admin.cache import clear_cache, get_cache_size
 from signoff.work.call import begin_call, lookup_cached
 from signoff.work.inference.caching import until_stored
-from signoff.work.services import Services
 
 OPENAI, CACHE = "/api/openai/", "/api/cache"
 PREFIXES = (OPENAI, CACHE)
 
 
-class _Peek(Sampling, frozen=True):
+class _RequestHead(Sampling, frozen=True):
     model: str | None = None
     stream: msgspec.Raw = msgspec.Raw(b"false")
 
 
-class CachedDoor:
-    """Answers under `/api/openai/` and `/api/cache`."""
-
-    def __init__(self, services: Services, door_settings: DoorSettings) -> None:
-        self._services = services
-        self._door_settings = door_settings
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        await in_dialect(self._route, scope, receive, send, send_error)
+class CachedDoor(AsgiDoor):
+    """The door at `/api/openai/` and `/api/cache`."""
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"].rstrip("/"), scope["method"]
         caller = await caller_of(self._services, self._door_settings, scope)
-        if path == CACHE and method in {"GET", "DELETE"}:
-            await self._look_after(scope, send, caller)
+        if path == CACHE:
+            await self._measure_or_clear(scope, send, caller)
             return
         door, _, rest = path.removeprefix("/api/").partition("/")
         endpoint = f"/{rest.removeprefix('openai/')}"
         if door not in {"openai", "cache"} or endpoint not in KNOWN:
-            raise NotFound(f"There is no {method} {path} here; endpoints are {', '.join(sorted(KNOWN))}.")
+            raise NotFound(f"The path {path} does not exist; the endpoints are {', '.join(sorted(KNOWN))}.")
         if method != "POST":
-            raise not_allowed(method)
+            raise MethodNotAllowed(f"The path {path} does not support the method {method}.")
         body = await read_body(scope, receive, self._door_settings.max_body_bytes)
         ask = _ask(scope, caller, endpoint, body)
         if door == "cache":
             job = await lookup_cached(self._services, ask)
-            found = [] if job is None else [{"response": content_or_json(job.response or b"null"), "cache_hit": True}]
-            await send_json(send, found)
+            hits = [] if job is None else [{"response": content_or_json(job.response or b"null"), "cache_hit": True}]
+            await send_json(send, hits)
         else:
             await self._answer(receive, send, ask)
 
     async def _answer(self, receive: Receive, send: Send, ask: Ask) -> None:
-        async with leaving(self._services, receive):
+        async with cancel_on_disconnect(self._services, receive):
             call = await begin_call(self._services, ask)
             answer, job = await whole_answer(self._services, call), call.inflight.job
             await until_stored(self._services, job)
-            told = {"response": content_or_json(answer), "cache_hit": job.cache == "hit"}
-            await send_json(send, told, call_headers(call))
+            payload = {"response": content_or_json(answer), "cache_hit": job.cache == "hit"}
+            await send_json(send, payload, call_headers(call))
 
-    async def _look_after(self, scope: Scope, send: Send, caller: Caller) -> None:
-        """How much is kept, or forgetting it: of the caller, or of all and any for an admin."""
-        told = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        asked = {name: values[-1] for name, values in told.items()}
-        if unknown := sorted(asked.keys() - {"key", "user", "model", "target"}):
-            raise BadRequest(f"There is no {unknown[0]!r} to choose by; there are key, user, model and target.")
-        if "" in asked.values():
-            raise BadRequest("What is left empty chooses nothing.")
-        which = CacheFilter(key=asked.get("key"), model=asked.get("model"), target=asked.get("target"))
+    async def _measure_or_clear(self, scope: Scope, send: Send, caller: Caller) -> None:
+        """Send the size of the cache, or delete entries: those of the caller; those of any or all users for admins."""
+        if scope["method"] not in {"GET", "DELETE"}:
+            raise MethodNotAllowed(f"The path {CACHE} does not support the method {scope['method']}.")
+        parameters = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        query = {name: values[-1] for name, values in parameters.items()}
+        if unknown := sorted(query.keys() - {"key", "user", "model", "target"}):
+            raise BadRequest(f"Unknown query parameter `{unknown[0]}`; use `key`, `user`, `model` or `target`.")
+        if empty := sorted(name for name, value in query.items() if not value):
+            raise BadRequest(f"The query parameter `{empty[0]}` must not be empty; leave it out to match everything.")
+        cache_filter = CacheFilter(key=query.get("key"), model=query.get("model"), target=query.get("target"))
         if scope["method"] == "DELETE":
-            deleted = await clear_cache(self._services, caller, which, asked.get("user"))
+            deleted = await clear_cache(self._services, caller, cache_filter, query.get("user"))
             await send_json(send, {"deleted": deleted})
         else:
-            await send_json(send, await get_cache_size(self._services, caller, which, asked.get("user")))
+            await send_json(send, await get_cache_size(self._services, caller, cache_filter, query.get("user")))
+
+    @staticmethod
+    async def _send_error(send: Send, error: SignoffError) -> None:
+        await send_json(send, detail(error), raw_error_headers(error), status=error.status)
 
 
 def _ask(scope: Scope, caller: Caller, endpoint: str, body: bytes) -> Ask:
-    peek = decoded(body, _Peek, "The body cannot be asked")
+    request = parse_json(body, _RequestHead, "request")
     return Ask(
         door="cached",
         caller=caller,
         path=endpoint,
         body=body,
-        target=peek.model,
-        stream=bytes(peek.stream) == b"true",
+        target=request.model,
+        stream=bytes(request.stream) == b"true",
         lane="now",
         idempotency_key=header(scope, b"idempotency-key"),
         wait_seconds=wait_seconds_of(scope),
         cache="always",
         cache_control=cache_control_of(scope),
-        sampling=peek,
+        sampling=request,
     )
-
-
-async def send_error(send: Send, error: SignoffError) -> None:
-    """An error in this door's dialect."""
-    body: dict[str, Any] = {"detail": error.message, "code": error.code}
-    told = body if error.job_id is None else body | {"job_id": error.job_id}
-    headers = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
-    await send_json(send, told, headers, status=error.status)

@@ -1,4 +1,4 @@
-"""The door to deliveries: who was told of a job's end, and telling them again."""
+"""The native API of deliveries: the messages about the ends of jobs, and sending one again."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from signoff.doors.http import InjectedCaller, InjectedServices
 from signoff.work.jobs.redeliver import list_deliveries, redeliver
 
 
-@get("/jobs/{job_id:str}/deliveries", summary="Who is told of a job's end")
-async def of_job(services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]) -> dict[str, Any]:
-    """The job's deliveries; none before it has ended."""
-    return {"data": [_as_seen(delivery) for delivery in await list_deliveries(services, caller, job_id)]}
+@get("/jobs/{job_id:str}/deliveries", summary="List the deliveries of a job")
+async def get_deliveries(services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]) -> dict[str, Any]:
+    """Return the deliveries of a job; there are none before the job has ended."""
+    return {"data": [_delivery_json(delivery) for delivery in await list_deliveries(services, caller, job_id)]}
 
 
 @post("/deliveries/{delivery_id:str}/resend", status_code=202, summary="Send a delivery again")
-async def again(services: InjectedServices, caller: InjectedCaller, delivery_id: FromPath[str]) -> dict[str, Any]:
-    """The delivery, which is due now."""
-    return _as_seen(await redeliver(services, caller, delivery_id))
+async def resend_delivery(
+    services: InjectedServices, caller: InjectedCaller, delivery_id: FromPath[str]
+) -> dict[str, Any]:
+    """Make the delivery due now, and return it."""
+    return _delivery_json(await redeliver(services, caller, delivery_id))
 
 
-def _as_seen(delivery: Delivery) -> dict[str, Any]:
-    """A delivery as the wire has it. Its address is its host alone: the rest of a webhook's URL is often a secret."""
+def _delivery_json(delivery: Delivery) -> dict[str, Any]:
+    """Return a delivery for a response, with the host of its URL alone: the rest of a webhook's URL is often secret."""
     return {
         "id": delivery.id,
         "job_id": delivery.job_id,
@@ -42,4 +44,4 @@ def _as_seen(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-router = Router("/api", route_handlers=[of_job, again], tags=["deliveries"])
+router = Router("/api", route_handlers=[get_deliveries, resend_delivery], tags=["deliveries"])

@@ -1,4 +1,4 @@
-"""The queue's door: `/generate`, `/chat_completion`, `/check_status`, as the job API on RabbitMQ and Redis had them."""
+"""The API of the queue on RabbitMQ and Redis: `/generate`, `/chat_completion`, `/check_status`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from signoff.doors.http import (
     InjectedCaller,
     InjectedServices,
     cache_control_of,
+    detail,
     error_headers,
+    parse_json,
     scope_of,
     wait_seconds_of,
 )
-from signoff.errors import BadBody, BadRequest, SignoffError
+from signoff.errors import BadRequest, SignoffError
 from signoff.work.jobs.query import get_by_client_id, require_success, wait_for_end
 from signoff.work.submit import submit
 
@@ -30,74 +32,86 @@ Wait = Annotated[float | None, QueryParameter(ge=0, le=MAX_WAIT_SECONDS)]
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
-    """How to generate. `model` is None for the default one."""
+    """Parameters of the generation."""
 
     temperature: float = 0.2
+    """Sampling temperature."""
     tokens_limit: Annotated[int, msgspec.Meta(gt=0, lt=INTS)] = 8096
+    """Maximum number of tokens of the answer (`max_tokens`)."""
     stop_words: list[str] | None = None
+    """Texts at which the model stops."""
     model: str | None = None
+    """Name of the model; None for the default model."""
 
 
-class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked, in one text."""
+class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `POST /generate`."""
 
     job_id: str | None = None
+    """Id that the caller chooses for the job; None for none."""
     meta: Meta = Meta()
+    """Parameters of the generation."""
     content: str
+    """Text that is sent as one user message."""
     priority: int = 5
+    """Priority from 0 to 9; 9 goes first."""
 
 
-class Conversation(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked, as messages, which go to the model as they are."""
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `POST /chat_completion`."""
 
     job_id: str | None = None
+    """Id that the caller chooses for the job; None for none."""
     meta: Meta = Meta()
+    """Parameters of the generation."""
     messages: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
+    """Messages, which are sent to the model unchanged."""
     priority: int = 5
+    """Priority from 0 to 9; 9 goes first."""
 
 
 @post("/generate", status_code=200, summary="Generate from one text, through the queue")
 async def generate(
     request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, wait: Wait = None
 ) -> Response[dict[str, Any]]:
-    """`{"content": text}`, or a 202 at once where the caller does not wait."""
-    asked = _decoded(await request.body(), Prompt)
-    message = {"role": "user", "content": asked.content}
-    job = await submit(services, _ask(request, caller, asked, [message]))
-    return await _answered(services, caller, job, _patience(request, wait))
+    """Return `{"content": text}` once the job has ended; 202 at once if the caller does not wait."""
+    payload = parse_json(await request.body(), TextRequest, "request")
+    message = {"role": "user", "content": payload.content}
+    job = await submit(services, _ask(request, caller, payload, [message]))
+    return await _respond(services, caller, job, _wait_seconds(request, wait))
 
 
 @post("/chat_completion", status_code=200, summary="Generate from a conversation, through the queue")
 async def chat_completion(
     request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, wait: Wait = None
 ) -> Response[dict[str, Any]]:
-    """`{"content": text}`, or a 202 at once where the caller does not wait."""
-    asked = _decoded(await request.body(), Conversation)
-    job = await submit(services, _ask(request, caller, asked, asked.messages))
-    return await _answered(services, caller, job, _patience(request, wait))
+    """Return `{"content": text}` once the job has ended; 202 at once if the caller does not wait."""
+    payload = parse_json(await request.body(), ChatRequest, "request")
+    job = await submit(services, _ask(request, caller, payload, payload.messages))
+    return await _respond(services, caller, job, _wait_seconds(request, wait))
 
 
-@route("/check_status", http_method=[HttpMethod.GET, HttpMethod.POST], status_code=200, summary="Look at such a job")
+@route(
+    "/check_status", http_method=[HttpMethod.GET, HttpMethod.POST], status_code=200, summary="Get the status of a job"
+)
 async def check_status(
     services: InjectedServices, caller: InjectedCaller, job_id: FromQuery[str] = ""
 ) -> dict[str, Any]:
-    """`{"job_id", "job_status", "content", "error"}`."""
+    """Return `{"job_id", "job_status", "content", "error"}` of the job that the caller gave this id."""
     if not job_id:
-        raise BadRequest("Which job? /check_status?job_id=…")
+        raise BadRequest("The query parameter `job_id` is missing; set it to the id of a job.")
     return result_of(await get_by_client_id(services, caller, job_id))
 
 
-def failed(_: Request[Any, Any, Any], error: SignoffError) -> Response[dict[str, Any]]:
-    """An error in this door's dialect."""
-    body = {"detail": error.message, "code": error.code}
-    told = body if error.job_id is None else body | {"job_id": error.job_id}
-    return Response(told, status_code=error.status, headers=dict(error_headers(error)))
+def error_response(error: SignoffError) -> Response[dict[str, Any]]:
+    """Return an error in the format of this API."""
+    return Response(detail(error), status_code=error.status, headers=dict(error_headers(error)))
 
 
 def _ask(
-    request: Request[Any, Any, Any], caller: InjectedCaller, asked: Prompt | Conversation, messages: list[Any]
+    request: Request[Any, Any, Any], caller: InjectedCaller, payload: TextRequest | ChatRequest, messages: list[Any]
 ) -> Ask:
-    meta = asked.meta
+    meta = payload.meta
     body: dict[str, Any] = {"messages": messages, "temperature": meta.temperature, "max_tokens": meta.tokens_limit}
     if meta.stop_words:
         body["stop"] = meta.stop_words
@@ -106,35 +120,26 @@ def _ask(
         caller=caller,
         body=msgspec.json.encode(body if meta.model is None else {"model": meta.model} | body),
         target=meta.model,
-        client_id=asked.job_id,
-        priority=asked.priority,
+        client_id=payload.job_id,
+        priority=payload.priority,
         cache_control=cache_control_of(scope_of(request)),
     )
 
 
-async def _answered(
+async def _respond(
     services: InjectedServices, caller: InjectedCaller, job: Job, seconds: float | None
 ) -> Response[dict[str, Any]]:
     if seconds == 0:
-        told = {name: value for name, value in result_of(job).items() if name in {"job_id", "job_status"}}
-        return Response(told, status_code=202, headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
-    done = require_success(await wait_for_end(services, caller, job.id, seconds))
-    headers = {"x-signoff-job": job.id, "x-signoff-cache": done.cache or "bypass"}
-    return Response({"content": result_of(done)["content"]}, headers=headers)
+        body = {name: value for name, value in result_of(job).items() if name in {"job_id", "job_status"}}
+        return Response(body, status_code=202, headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
+    ended = require_success(await wait_for_end(services, caller, job.id, seconds))
+    headers = {"x-signoff-job": job.id, "x-signoff-cache": ended.cache or "bypass"}
+    return Response({"content": result_of(ended)["content"]}, headers=headers)
 
 
-def _patience(request: Request[Any, Any, Any], wait: float | None) -> float | None:
-    """Seconds that this caller waits for the answer, where they say."""
+def _wait_seconds(request: Request[Any, Any, Any], wait: float | None) -> float | None:
+    """Return how long the caller waits for the answer: the query's `wait`, else the header `Prefer`, else None."""
     return wait_seconds_of(scope_of(request)) if wait is None else wait
-
-
-def _decoded(body: bytes, wanted: type[Prompt | Conversation]) -> Any:
-    try:
-        return msgspec.json.decode(body, type=wanted)
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"This cannot be asked: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise BadBody(f"The body is not valid JSON: {error}") from None
 
 
 router = Router("/", route_handlers=[generate, chat_completion, check_status], tags=["queue"])

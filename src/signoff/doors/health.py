@@ -1,24 +1,24 @@
-"""Health: is the process there, and can it do its work?"""
+"""Health probes: liveness of the process, and readiness to serve requests."""
 
 from __future__ import annotations
 
 from litestar import MediaType, Response, Router, get
 
 from signoff.doors.http import InjectedServices
-from signoff.work.admin.health import ready as look_whether_ready
+from signoff.work.admin import health
 
 
-@get("/health/live", summary="Is the process there?", media_type=MediaType.TEXT)
-async def live() -> str:
-    """It is."""
+@get("/health/live", summary="Check that the process runs", media_type=MediaType.TEXT)
+async def get_liveness() -> str:
+    """Return `ok`."""
     return "ok"
 
 
-@get("/health/ready", summary="Can it do its work?")
-async def ready(services: InjectedServices) -> Response[dict[str, bool]]:
-    """200 when it can, else 503; with each part, and whether that answers."""
-    can, parts = await look_whether_ready(services)
-    return Response(parts, status_code=200 if can else 503)
+@get("/health/ready", summary="Check that the server can serve requests")
+async def get_readiness(services: InjectedServices) -> Response[dict[str, bool]]:
+    """Return 200 if the server can serve requests, else 503; the body says for each part whether it responds."""
+    is_ready, parts = await health.ready(services)
+    return Response(parts, status_code=200 if is_ready else 503)
 
 
-router = Router("/", route_handlers=[live, ready], tags=["health"])
+router = Router("/", route_handlers=[get_liveness, get_readiness], tags=["health"])

@@ -1,4 +1,4 @@
-"""The job door: `/enqueue`, `/job`, `/jobs`, `/reviewJob`, as the human-in-the-loop middleware had them."""
+"""The job API of the human-in-the-loop middleware: `/enqueue`, `/job`, `/jobs`, `/reviewJob`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from litestar import MediaType, Request, Response, Router, get, post
 from litestar.params import FromQuery, QueryParameter
 
 from signoff.core.ask import Ask
+from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.policy import Review
 from signoff.core.wire import job_as_json
@@ -19,12 +20,11 @@ from signoff.doors.http import (
     InjectedServices,
     InjectedSettings,
     cache_control_of,
-    decoded,
     error_headers,
+    parse_json,
     scope_of,
 )
 from signoff.errors import BadBody, BadRequest, SignoffError
-from signoff.store import JobFilter
 from signoff.work.jobs.query import get_job, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide, save_draft
 from signoff.work.submit import submit
@@ -37,34 +37,40 @@ VERDICTS: dict[str, Verdict] = {"success": "approve", "fail": "reject", "bot": "
 Round = Annotated[int, msgspec.Meta(ge=0, lt=INTS)]
 
 
-class NamedModel(msgspec.Struct):
-    """A payload that names its model."""
+class ModelReference(msgspec.Struct):
+    """The member of a payload that names its model."""
 
     model: str | None = None
 
 
 class ReviewRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A reviewer's word on a job, and the round in which they saw it; None means whichever it is in."""
+    """Body of `POST /reviewJob`."""
 
     id: str
+    """Id of the job."""
     status: str
+    """Verdict: `success` to approve, `fail` to reject, `bot` to ask the model again, `human` to save a draft."""
     payload: msgspec.Raw = msgspec.Raw(b"null")
+    """Edited payload; null to keep the old one."""
     response: msgspec.Raw = msgspec.Raw(b"null")
+    """Edited response; null to keep the old one."""
     reason: str | None = None
+    """Reason for the verdict."""
     round: Round | None = None
+    """Review round that the reviewer saw; None for the current one."""
 
 
 @post("/enqueue", status_code=200, summary="Queue a payload for the model, and for review")
 async def enqueue(
     request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings, caller: InjectedCaller
 ) -> dict[str, str]:
-    """The id of the job, which is committed."""
+    """Commit a job for the payload and return its id."""
     body = await request.body()
     ask = Ask(
         door="jobs",
         caller=caller,
         body=body,
-        target=_model_named_in(body),
+        target=_model_name(body),
         door_review=cast("Review", door_settings.enqueue_review),
         cache_control=cache_control_of(scope_of(request)),
     )
@@ -72,57 +78,58 @@ async def enqueue(
     return {"status": "success", "job_id": job.id}
 
 
-@get("/job", summary="Look at a job")
-async def job(services: InjectedServices, caller: InjectedCaller, id: FromQuery[str] = "") -> dict[str, Any]:  # noqa: A002 -- the wire's own name
-    """The job called `id`."""
+@get("/job", summary="Get a job")
+async def show_job(services: InjectedServices, caller: InjectedCaller, id: FromQuery[str] = "") -> dict[str, Any]:  # noqa: A002 -- a name of the wire format
+    """Return the job with this id."""
     if not id:
-        raise BadRequest("Which job? GET /job?id=…")
+        raise BadRequest("The query parameter `id` is missing; set it to the id of a job.")
     return job_as_json(await get_job(services, caller, id))
 
 
 @get("/jobs", summary="List jobs, oldest first")
-async def jobs(
+async def show_jobs(
     services: InjectedServices,
     caller: InjectedCaller,
     offset: Annotated[int, QueryParameter(ge=0, lt=BIGINTS)] = 0,
     limit: Annotated[int, QueryParameter(ge=0)] = 50,
     status: FromQuery[str | None] = None,
 ) -> Response[list[dict[str, Any]]]:
-    """A page of jobs; the header `x-total-count` says how many there are."""
-    which = JobFilter(status=_status(status) if status else None, offset=offset, limit=min(limit, MAX_PAGE))
-    found, total = await list_jobs(services, caller, which)
-    return Response([job_as_json(job) for job in found], headers={"x-total-count": str(total)})
+    """Return a page of jobs; the header `x-total-count` has the number of all jobs."""
+    job_filter = JobFilter(status=_status(status) if status else None, offset=offset, limit=min(limit, MAX_PAGE))
+    jobs, total = await list_jobs(services, caller, job_filter)
+    return Response([job_as_json(job) for job in jobs], headers={"x-total-count": str(total)})
 
 
-@post("/reviewJob", status_code=200, summary="Approve, reject, send back, or keep edits")
+@post("/reviewJob", status_code=200, summary="Approve, reject, ask again, or save a draft")
 async def review_job(
     request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
 ) -> dict[str, str]:
-    """Done, or an error that says why not."""
-    review = decoded(await request.body(), ReviewRequest, "This is not a review", BadBody)
-    edit, status = Edit(payload=_given(review.payload), response=_given(review.response)), _status(review.status)
+    """Apply a verdict to a held job, or save edits as a draft."""
+    review = parse_json(await request.body(), ReviewRequest, "review")
+    edit = Edit(payload=_edited_text(review.payload), response=_edited_text(review.response))
+    status = _status(review.status)
     if status == "human":
         await save_draft(services, caller, review.id, edit)
     else:
-        opinion = VerdictRequest(verdict=VERDICTS[status], reason=review.reason, edit=edit, round=review.round)
-        await decide(services, caller, review.id, opinion)
+        verdict = VerdictRequest(verdict=VERDICTS[status], reason=review.reason, edit=edit, round=review.round)
+        await decide(services, caller, review.id, verdict)
     return {"status": "success"}
 
 
-@get("/liveness", summary="Is the server there?", media_type=MediaType.TEXT)
-async def liveness() -> str:
-    """It is."""
+@get("/liveness", summary="Check that the process runs", media_type=MediaType.TEXT)
+async def get_liveness() -> str:
+    """Return `ok`."""
     return "ok"
 
 
-def failed(_: Request[Any, Any, Any], error: SignoffError) -> Response[dict[str, Any]]:
-    """An error in this door's dialect."""
+def error_response(error: SignoffError) -> Response[dict[str, Any]]:
+    """Return an error in the format of this API."""
     body = {"status": "error", "code": error.code, "message": error.message}
     return Response(body, status_code=error.status, headers=dict(error_headers(error)))
 
 
-def _given(value: msgspec.Raw) -> str | None:
-    """The text of a JSON value; null is as good as nothing."""
+def _edited_text(value: msgspec.Raw) -> str | None:
+    """Return a JSON value as text, or None if it is null."""
     text = bytes(value).decode()
     return None if text == "null" else text
 
@@ -131,16 +138,17 @@ def _status(text: str) -> Status:
     for status in STATUSES:
         if text.strip().lower() == status:
             return status
-    raise BadRequest(f"{text!r} is not a status; there are {', '.join(STATUSES)}.")
+    raise BadRequest(f"`status` must be one of {', '.join(STATUSES)} (got {text!r}).")
 
 
-def _model_named_in(payload: bytes) -> str | None:
+def _model_name(payload: bytes) -> str | None:
+    """Return the text in the payload's member `model`; None if there is none. Raises BadBody."""
     try:
-        return msgspec.json.decode(payload, type=NamedModel).model
-    except msgspec.ValidationError:
-        return None  # `model` is no text: then it names none
-    except (ValueError, RecursionError) as error:
-        raise BadBody(f"The payload is not valid JSON: {error}") from None
+        return parse_json(payload, ModelReference, "payload").model
+    except BadBody:
+        raise
+    except BadRequest:
+        return None  # a payload may be any JSON value
 
 
-router = Router("/", route_handlers=[enqueue, job, jobs, review_job, liveness], tags=["review"])
+router = Router("/", route_handlers=[enqueue, show_job, show_jobs, review_job, get_liveness], tags=["review"])

@@ -1,4 +1,4 @@
-"""The native door to upstream keys: `/api/keys`, for everybody's own."""
+"""The native API of upstream keys: `/api/keys`; every user manages their own."""
 
 from __future__ import annotations
 
@@ -10,46 +10,54 @@ from litestar.params import FromPath, QueryParameter
 
 from signoff.core.access import UpstreamKey
 from signoff.core.wire import format_time
-from signoff.doors.http import InjectedCaller, InjectedServices, decoded
+from signoff.doors.http import INTS, InjectedCaller, InjectedServices, parse_json
 from signoff.work.admin.keys import add_key, list_keys, remove_key
 
 MAX_PAGE = 1000
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A key of an upstream, under a name; `shared` by an admin, everybody's requests may be sent with it."""
+    """Body of `POST /api/keys`."""
 
     name: str
+    """Name of the key, for people."""
     key: str
+    """API key of the upstream."""
     shared: bool = False
+    """True to let all users send requests with the key; for admins only."""
 
 
 @post("/", status_code=201, summary="Store an upstream key")
-async def create(request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
-    """Its number; the key itself is never shown again."""
-    new = decoded(await request.body(), NewKey, "This is not a key")
-    return _as_seen(await add_key(services, caller, new.name, new.key, shared=new.shared))
+async def post_key(
+    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
+) -> dict[str, Any]:
+    """Store the key and return its id; the key itself is never shown again."""
+    new = parse_json(await request.body(), NewKey, "upstream key")
+    return _key_json(await add_key(services, caller, new.name, new.key, shared=new.shared))
 
 
 @get("/", summary="List upstream keys")
-async def listed(
+async def get_keys(
     services: InjectedServices,
     caller: InjectedCaller,
-    after: Annotated[int, QueryParameter(ge=0, lt=2**31)] = 0,
+    after: Annotated[int, QueryParameter(ge=0, lt=INTS)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 50,
 ) -> dict[str, Any]:
-    """The caller's own and the shared ones, everybody's for an admin; oldest first, `next` is the cursor."""
+    """Return a page of the caller's own and all shared keys (for admins, of all keys), oldest first.
+
+    `next` is `after` of the next page.
+    """
     keys = await list_keys(services, caller, after_id=after, limit=limit)
-    return {"data": [_as_seen(key) for key in keys], "next": keys[-1].id if len(keys) == limit else None}
+    return {"data": [_key_json(key) for key in keys], "next": keys[-1].id if len(keys) == limit else None}
 
 
 @delete("/{key_id:int}", status_code=204, summary="Remove an upstream key")
-async def removed(services: InjectedServices, caller: InjectedCaller, key_id: FromPath[int]) -> None:
-    """What was to be sent with it fails from now on."""
+async def delete_key(services: InjectedServices, caller: InjectedCaller, key_id: FromPath[int]) -> None:
+    """Remove the key; requests that were to be sent with it fail from now on."""
     await remove_key(services, caller, key_id)
 
 
-def _as_seen(key: UpstreamKey) -> dict[str, Any]:
+def _key_json(key: UpstreamKey) -> dict[str, Any]:
     return {
         "id": key.id,
         "name": key.name,
@@ -59,4 +67,4 @@ def _as_seen(key: UpstreamKey) -> dict[str, Any]:
     }
 
 
-router = Router("/api/keys", route_handlers=[create, listed, removed], tags=["models"])
+router = Router("/api/keys", route_handlers=[post_key, get_keys, delete_key], tags=["models"])

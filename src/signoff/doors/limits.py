@@ -1,4 +1,4 @@
-"""The native door to limits: `/api/limits`; admins set them, everybody sees their own."""
+"""The native API of limits: `/api/limits`; admins set them, every user sees their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from litestar.params import FromPath, FromQuery
 
 from signoff.core.access import check_admin
 from signoff.core.price import NANO, dollars, nanodollars
-from signoff.doors.http import InjectedCaller, InjectedServices
+from signoff.doors.http import InjectedCaller, InjectedServices, parse_json
 from signoff.errors import BadRequest
 from signoff.work.admin.limits import (
     COSTS,
@@ -26,57 +26,65 @@ from signoff.work.admin.limits import (
 
 
 class LimitDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a limit is to be; None: as much as they like. Costs are dollars, as decimal text."""
+    """Body of `PUT /api/limits/{who}`; None stands for no limit. Days and months are those of UTC."""
 
     requests_per_minute: int | None = None
+    """Requests in any 60 seconds."""
     tokens_per_minute: int | None = None
+    """Tokens in any 60 seconds."""
     parallel: int | None = None
+    """Requests at the same time."""
     tokens_per_day: int | None = None
+    """Tokens in a day."""
     tokens_per_month: int | None = None
+    """Tokens in a month."""
     cost_per_day: str | None = None
+    """Dollars in a day, as decimal text."""
     cost_per_month: str | None = None
+    """Dollars in a month, as decimal text."""
 
 
-@get("/", summary="List limits, and what is used of them")
-async def listed(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
-    """Every limit for an admin, else those for the caller; and who that is."""
+@get("/", summary="List limits and their usage")
+async def get_limits(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
+    """Return all limits (for admins), or those that apply to the caller; `you` identifies the caller."""
     you = {"user": caller.email, "token": caller.token_id}
-    return {"data": [_as_seen(one) for one in await list_limits(services, caller)], "you": you}
+    return {"data": [_limit_json(status) for status in await list_limits(services, caller)], "you": you}
 
 
 @put("/{who:str}", summary="Set a limit")
-async def changed(
+async def put_limit(
     request: Request[Any, Any, Any],
     services: InjectedServices,
     caller: InjectedCaller,
     who: FromPath[str],
     model: FromQuery[str | None] = None,
 ) -> dict[str, Any]:
-    """The limit, which every process knows within a second, in the place of the one that was there."""
+    """Set the limit of a subject and a model, in place of an earlier one; all processes apply it within a second."""
     check_admin(caller)
-    try:
-        given = msgspec.json.decode(await request.body(), type=LimitDescription)
-        costs = {name: None if (cost := getattr(given, name)) is None else nanodollars(cost) for name in COSTS}
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"This is not a limit: {error}") from None
+    values = msgspec.structs.asdict(parse_json(await request.body(), LimitDescription, "limit"))
+    for name in COSTS:
+        try:
+            values[name] = None if values[name] is None else nanodollars(values[name])
+        except ValueError as error:
+            raise BadRequest(f"`{name}` is not valid: {error}") from None
     limit = await limit_for(services, who, model)
-    await set_limit(services, caller, msgspec.structs.replace(limit, **(msgspec.structs.asdict(given) | costs)))
-    return _as_seen(await get_limit(services, caller, who, model))
+    await set_limit(services, caller, msgspec.structs.replace(limit, **values))
+    return _limit_json(await get_limit(services, caller, who, model))
 
 
 @delete("/{who:str}", status_code=204, summary="Remove a limit")
-async def removed(
+async def delete_limit(
     services: InjectedServices, caller: InjectedCaller, who: FromPath[str], model: FromQuery[str | None] = None
 ) -> None:
-    """They may use as much as they like."""
+    """Remove the limit."""
     await remove_limit(services, caller, who, model)
 
 
-def _as_seen(one: LimitStatus) -> dict[str, Any]:
-    limit, used = one.limit, one.used
-    told: dict[str, Any] = {name: getattr(limit, name) for name in COUNTS}
-    told |= {name: None if (cost := getattr(limit, name)) is None else dollars(cost, NANO) for name in COSTS}
-    counted = used and {
+def _limit_json(status: LimitStatus) -> dict[str, Any]:
+    limit, used = status.limit, status.used
+    values: dict[str, Any] = {name: getattr(limit, name) for name in COUNTS}
+    values |= {name: None if (cost := getattr(limit, name)) is None else dollars(cost, NANO) for name in COSTS}
+    usage = used and {
         "requests_per_minute": sum(entry.requests for entry in used.entries),
         "tokens_per_minute": sum(entry.tokens for entry in used.entries),
         "parallel": len(used.pending),
@@ -85,7 +93,7 @@ def _as_seen(one: LimitStatus) -> dict[str, Any]:
         "cost_per_day": dollars(used.day.cost, NANO),
         "cost_per_month": dollars(used.month.cost, NANO),
     }
-    return {"who": limit_subject(limit), "model": limit.model} | told | {"used": counted}
+    return {"who": limit_subject(limit), "model": limit.model} | values | {"used": usage}
 
 
-router = Router("/api/limits", route_handlers=[listed, changed, removed], tags=["limits"])
+router = Router("/api/limits", route_handlers=[get_limits, put_limit, delete_limit], tags=["limits"])

@@ -1,4 +1,4 @@
-"""The native door to models: `/api/models`, for admins."""
+"""The native API of models, for admins: `/api/models`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from litestar.params import FromPath, FromQuery
 from signoff.core.cache import CacheRule
 from signoff.core.model import Balance, EndpointConfig, Model, ModelKind, with_changes
 from signoff.core.policy import Review
-from signoff.doors.http import InjectedCaller, InjectedServices, InjectedSettings, decoded, scope_of, takes_commands
+from signoff.doors.http import InjectedCaller, InjectedServices, InjectedSettings, parse_json, scope_of, takes_commands
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.admin.health import endpoint_health
 from signoff.work.admin.models import (
@@ -35,16 +35,24 @@ Limit = Literal["memory_mb", "open_files", "nice"]
 
 
 class EndpointDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One address of several. One that was there before keeps its key unless another is given."""
+    """Endpoint of a model that has several."""
 
     url: str
+    """Base URL of the endpoint."""
     upstream_model: str | None = None
+    """Name of the model at this endpoint; None for the one of the model."""
     max_parallel: int | None = None
+    """Maximum number of requests at the same time; None for the one of the model."""
     key: str | None = None
+    """API key of the endpoint; None to keep the key that the same endpoint has already."""
 
 
 class ModelDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a model is to be; `command` is a line or its words, `key` the upstream's, which is never shown again."""
+    """Body that registers or changes a model; members that are left out keep their values.
+
+    The members are those of `core.model.Model`, except that `command` is a command line or a list of its words, and
+    that `key` is the API key of the upstream, which is never shown again.
+    """
 
     name: str | msgspec.UnsetType = msgspec.UNSET
     kind: ModelKind | msgspec.UnsetType = msgspec.UNSET
@@ -72,109 +80,118 @@ class ModelDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 @get("/", summary="List models")
-async def listed(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
-    """Every model, registered ones first."""
-    return {"data": [_as_seen(seen) for seen in await list_models(services, caller)]}
+async def get_models(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
+    """Return all models, registered ones first."""
+    return {"data": [_model_json(status) for status in await list_models(services, caller)]}
 
 
 @post("/", status_code=201, summary="Register a model")
-async def create(
+async def post_model(
     request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings, caller: InjectedCaller
 ) -> Response[dict[str, Any]]:
-    """The model, which every process knows within a second."""
-    changes, secrets = _decoded(await request.body())
+    """Register a model; all processes know it within a second."""
+    changes, keys = _parse_model(await request.body())
     if not {"name", "kind"} <= changes.keys():
-        raise BadRequest("A model has a name and a kind.")
+        raise BadRequest("The members `name` and `kind` are required.")
     model = with_changes(Model(name=changes["name"], kind=changes["kind"]), changes)
     commands = takes_commands(door_settings, scope_of(request))
-    await add_model(services, caller, model, secrets, commands=commands, is_new=True)
-    seen = await get_model(services, caller, model.name)
-    return Response(_as_seen(seen), headers={"location": f"/api/models/{quote(model.name)}"})
+    await add_model(services, caller, model, keys, commands=commands, is_new=True)
+    status = await get_model(services, caller, model.name)
+    return Response(_model_json(status), headers={"location": f"/api/models/{quote(model.name)}"})
 
 
-@get("/{name:path}", summary="Look at a model, or at its health")
-async def one(
+@get("/{name:path}", summary="Get a model, or its health")
+async def show_model(
     services: InjectedServices, caller: InjectedCaller, name: FromPath[str], health: FromQuery[bool | None] = None
 ) -> dict[str, Any]:
-    """The model; with `health`, whether it can be reached now."""
-    seen = await get_model(services, caller, name.removeprefix("/"))
-    return _as_seen(seen) | ({"health": await endpoint_health(services, seen.model)} if health else {})
+    """Return the model; with `health=true`, also the result of a connection test."""
+    status = await get_model(services, caller, name.removeprefix("/"))
+    return _model_json(status) | ({"health": await endpoint_health(services, status.model)} if health else {})
 
 
 @patch("/{name:path}", summary="Change a model")
-async def changed(
+async def patch_model(
     request: Request[Any, Any, Any],
     services: InjectedServices,
     door_settings: InjectedSettings,
     caller: InjectedCaller,
     name: FromPath[str],
 ) -> dict[str, Any]:
-    """The model, with what was given; all else stays."""
-    changes, secrets = _decoded(await request.body())
+    """Change the members of the body; all others keep their values."""
+    changes, keys = _parse_model(await request.body())
     commands = takes_commands(door_settings, scope_of(request))
-    await change_model(services, caller, name.removeprefix("/"), changes, secrets, commands=commands)
-    return _as_seen(await get_model(services, caller, name.removeprefix("/")))
+    await change_model(services, caller, name.removeprefix("/"), changes, keys, commands=commands)
+    return _model_json(await get_model(services, caller, name.removeprefix("/")))
 
 
-@delete("/{name:path}", status_code=204, summary="Forget a model")
-async def removed(services: InjectedServices, caller: InjectedCaller, name: FromPath[str]) -> None:
-    """Nobody is sent there any more; jobs of it that wait will fail."""
+@delete("/{name:path}", status_code=204, summary="Remove a model")
+async def delete_model(services: InjectedServices, caller: InjectedCaller, name: FromPath[str]) -> None:
+    """Remove a registered model; its waiting jobs will fail."""
     await remove_model(services, caller, name.removeprefix("/"))
 
 
-@post("/{name:path}", status_code=200, summary="Try a model with one request, or start or stop its process")
-async def tried(
+@post("/{name:path}", status_code=200, summary="Test a model with one request, or start or stop its process")
+async def post_operation(
     request: Request[Any, Any, Any],
     services: InjectedServices,
     caller: InjectedCaller,
     name: FromPath[str],
     operation: FromQuery[Operation] = "try",
 ) -> dict[str, Any]:
-    """What it answered and how long it took, or the error that a caller would get; the model, for another operation."""
+    """Test, start or stop a model.
+
+    A test returns the answer, or the error that a caller would get, and the duration. The other operations return the
+    model.
+    """
     if operation != "try":
-        act = start_model if operation == "start" else stop_model
-        return _as_seen(await act(services, caller, name.removeprefix("/")))
+        start_or_stop = start_model if operation == "start" else stop_model
+        return _model_json(await start_or_stop(services, caller, name.removeprefix("/")))
     body = await request.body() or b'"Hello."'
     began = services.clock()
     try:
         answer = await try_model(services, caller, name.removeprefix("/"), body)
-        told = {"ok": True, "answer": msgspec.Raw(answer)}
+        result = {"ok": True, "answer": msgspec.Raw(answer)}
     except SignoffError as error:
         if error.status in {400, 401, 403} or error.code == "model_not_found":
             raise
-        told = {"ok": False, "error": {"code": error.code, "status": error.status, "message": error.message}}
-    return told | {"seconds": (services.clock() - began) / 1_000_000}
+        result = {"ok": False, "error": {"code": error.code, "status": error.status, "message": error.message}}
+    return result | {"seconds": (services.clock() - began) / 1_000_000}
 
 
-def _decoded(body: bytes) -> tuple[dict[str, Any], ModelKeys]:
-    """What is given of a model, and the keys."""
-    given = msgspec.structs.asdict(decoded(body, ModelDescription, "This is not a model"))
-    changes = {name: value for name, value in given.items() if value is not msgspec.UNSET}
-    secret = changes.pop("key", None)
+def _parse_model(body: bytes) -> tuple[dict[str, Any], ModelKeys]:
+    """Return the fields of the model that the body has, and the keys of its upstreams. Raises BadBody, BadRequest."""
+    members = msgspec.structs.asdict(parse_json(body, ModelDescription, "model"))
+    changes = {name: value for name, value in members.items() if value is not msgspec.UNSET}
+    key = changes.pop("key", None)
     if "command" in changes:
         changes["command"] = _words(changes["command"])
     described: list[EndpointDescription] = changes.get("endpoints", [])
-    keys = {(each.url, each.upstream_model): each.key for each in described if each.key}
+    endpoint_keys = {(each.url, each.upstream_model): each.key for each in described if each.key}
     if "endpoints" in changes:
         changes["endpoints"] = tuple(
             EndpointConfig(url=each.url, upstream_model=each.upstream_model, max_parallel=each.max_parallel)
             for each in described
         )
-    return changes, ModelKeys(secret, keys)
+    return changes, ModelKeys(key, endpoint_keys)
 
 
 def _words(command: list[str] | str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(command) if isinstance(command, str) else command)
     except ValueError as error:
-        raise BadRequest(f"command cannot be read: {error}.") from None
+        raise BadRequest(f"`command` is not a valid command line: {error}.") from None
 
 
-def _as_seen(seen: ModelStatus) -> dict[str, Any]:
-    told: dict[str, Any] = msgspec.to_builtins(seen.model)
-    has_key = told.pop("key_id") is not None
-    told["endpoints"] = [each | {"has_key": each.pop("key_id") is not None} for each in told["endpoints"]]
-    return told | {"has_key": has_key, "registered": seen.is_registered, "state": seen.state}
+def _model_json(status: ModelStatus) -> dict[str, Any]:
+    """Return a model for a response, which says whether there are keys and never what they are."""
+    members: dict[str, Any] = msgspec.to_builtins(status.model)
+    has_key = members.pop("key_id") is not None
+    members["endpoints"] = [each | {"has_key": each.pop("key_id") is not None} for each in members["endpoints"]]
+    return members | {"has_key": has_key, "registered": status.is_registered, "state": status.state}
 
 
-router = Router("/api/models", route_handlers=[listed, create, one, changed, removed, tried], tags=["models"])
+router = Router(
+    "/api/models",
+    route_handlers=[get_models, post_model, show_model, patch_model, delete_model, post_operation],
+    tags=["models"],
+)

@@ -1,4 +1,4 @@
-"""The native job door: `/api/jobs`."""
+"""The native API of jobs: `/api/jobs`."""
 
 from __future__ import annotations
 
@@ -16,50 +16,59 @@ from signoff.core import sse
 from signoff.core.ask import Ask
 from signoff.core.delivery import WebhookTarget
 from signoff.core.endpoints import CHAT
+from signoff.core.filters import JobFilter
 from signoff.core.job import Event, Status
 from signoff.core.signing import Secret
 from signoff.core.wire import format_time, job_as_json, parse_time
-from signoff.doors.http import InjectedCaller, InjectedServices, cache_control_of, decoded, number_in, scope_of
+from signoff.doors.http import InjectedCaller, InjectedServices, cache_control_of, parse_digits, parse_json, scope_of
 from signoff.errors import BadRequest
-from signoff.store import JobFilter
 from signoff.work.jobs.cancel import cancel
 from signoff.work.jobs.query import follow_events, get_job, list_events, list_jobs, wait_for_end
 from signoff.work.jobs.retry import retry_job
 from signoff.work.pipelines.history import LoggedCall, RerunChange, rerun, run_log
 from signoff.work.submit import submit
 
-LONGEST_WAIT_SECONDS = 300.0
+MAX_WAIT_SECONDS = 300.0
 MAX_PAGE = 1000
 
 
 class DeliverTo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where to tell of the end. `secret` signs the message; None for the deployment's own."""
+    """Webhook that gets a message when the job ends."""
 
     url: str
+    """URL of the receiver."""
     secret: str | None = None
+    """Secret (`whsec_…`) that signs the message; None for the one of the server (`webhook_secret`)."""
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is asked. `target` is None for the default model; `due_at` not before then."""
+    """Body of `POST /api/jobs`."""
 
     body: msgspec.Raw
+    """JSON body of the request to the model."""
     target: str | None = None
+    """Name of the model, prompt or pipeline; None for the default model."""
     path: str = CHAT
+    """Endpoint of OpenAI's API, or `/predict`."""
     metadata: msgspec.Raw = msgspec.Raw(b"null")
+    """JSON value that is returned with the job."""
     priority: Annotated[int, msgspec.Meta(ge=0, le=9)] = 5
+    """Priority from 0 to 9; 9 goes first."""
     due_at: datetime | None = None
+    """Time before which the job does not start; None for now."""
     deliver: DeliverTo | None = None
+    """Webhook for the end of the job; None for none."""
 
 
 @post("/", status_code=202, summary="Submit a job for later")
-async def create(
+async def post_job(
     request: Request[Any, Any, Any],
     services: InjectedServices,
     caller: InjectedCaller,
     idempotency_key: Annotated[str | None, HeaderParameter(name="idempotency-key")] = None,
 ) -> Response[dict[str, Any]]:
-    """Commits the job, and says where to look for its answer."""
-    new = decoded(await request.body(), NewJob, "This is not a job")
+    """Commit the job and return it; the header `location` has its path."""
+    new = parse_json(await request.body(), NewJob, "job")
     seconds = 0.0 if new.due_at is None else (_microseconds(new.due_at) - services.clock()) / 1_000_000
     ask = Ask(
         door="native",
@@ -71,7 +80,7 @@ async def create(
         priority=new.priority,
         idempotency_key=idempotency_key,
         due_seconds=max(0.0, seconds),
-        webhook=None if new.deliver is None else _hook(new.deliver),
+        webhook=None if new.deliver is None else _webhook(new.deliver),
         cache_control=cache_control_of(scope_of(request)),
     )
     job = await submit(services, ask)
@@ -80,84 +89,89 @@ async def create(
 
 
 @get("/", summary="List jobs")
-async def listed(
+async def get_jobs(
     services: InjectedServices,
     caller: InjectedCaller,
     status: FromQuery[Status | None] = None,
     after: FromQuery[str | None] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 50,
 ) -> dict[str, Any]:
-    """A page of jobs, newest first; `next` is the cursor of the following one."""
-    which = JobFilter(status=status, after_id=after, limit=limit, newest_first=True)
-    jobs, total = await list_jobs(services, caller, which)
-    last = jobs[-1].id if len(jobs) == limit else None
-    return {"data": [job_as_json(job) for job in jobs], "total": total, "next": last}
+    """Return a page of jobs, newest first; `next` is `after` of the next page."""
+    job_filter = JobFilter(status=status, after_id=after, limit=limit, newest_first=True)
+    jobs, total = await list_jobs(services, caller, job_filter)
+    cursor = jobs[-1].id if len(jobs) == limit else None
+    return {"data": [job_as_json(job) for job in jobs], "total": total, "next": cursor}
 
 
-@get("/{job_id:str}", summary="Look at a job, or wait for its end")
-async def one(
+@get("/{job_id:str}", summary="Get a job, or wait for its end")
+async def show_job(
     services: InjectedServices,
     caller: InjectedCaller,
     job_id: FromPath[str],
-    wait: Annotated[float, QueryParameter(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
+    wait: Annotated[float, QueryParameter(ge=0, le=MAX_WAIT_SECONDS)] = 0,
 ) -> Response[dict[str, Any]]:
-    """The job; with `wait`, as soon as it has ended or that many seconds have passed."""
+    """Return the job; with `wait`, once it has ended or that many seconds have passed."""
     job = await (wait_for_end(services, caller, job_id, wait) if wait > 0 else get_job(services, caller, job_id))
     return Response(job_as_json(job), headers={"x-signoff-cache": job.cache or "bypass"})
 
 
-@get("/{job_id:str}/events", summary="What happened to a job")
-async def events(
+@get("/{job_id:str}/events", summary="List the events of a job")
+async def get_events(
     request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]
 ) -> Response[Any]:
-    """Every move, oldest first; with `Accept: text/event-stream` as they happen, from `Last-Event-ID` on."""
+    """Return the events of a job, oldest first.
+
+    With `Accept: text/event-stream`, send them as they happen, those after `Last-Event-ID` only.
+    """
     if "text/event-stream" in request.headers.get("accept", ""):
         await get_job(services, caller, job_id)
-        following = follow_events(services, caller, job_id, number_in(request.headers.get("last-event-id")) or 0)
-        return Stream(_told(following), media_type="text/event-stream", headers={"cache-control": "no-cache"})
-    listed = [msgspec.structs.asdict(event) for event in await list_events(services, caller, job_id)]
-    return Response({"data": listed})
+        pages = follow_events(services, caller, job_id, parse_digits(request.headers.get("last-event-id")) or 0)
+        return Stream(_sse_events(pages), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    events = [msgspec.structs.asdict(event) for event in await list_events(services, caller, job_id)]
+    return Response({"data": events})
 
 
 @delete("/{job_id:str}", status_code=200, summary="Cancel a job")
-async def cancelled(services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]) -> dict[str, Any]:
-    """The cancelled job."""
+async def delete_job(services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]) -> dict[str, Any]:
+    """Cancel the job and return it."""
     return job_as_json(await cancel(services, caller, job_id))
 
 
-@post("/{job_id:str}/retry", status_code=202, summary="Ask a job that has ended once more")
-async def again(services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]) -> Response[dict[str, Any]]:
-    """A new job, which names the old one in `retry_of`."""
+@post("/{job_id:str}/retry", status_code=202, summary="Retry a job that has ended")
+async def post_retry(
+    services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]
+) -> Response[dict[str, Any]]:
+    """Submit a new job with the same request; its member `retry_of` has the id of the old one."""
     job = await retry_job(services, caller, job_id)
     return Response(job_as_json(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
 
 
-@get("/{job_id:str}/run", summary="What the calls of a run gave")
-async def run(services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]) -> dict[str, Any]:
-    """Every call of a pipeline's run, in the order of its text."""
-    return {"data": [_as_entry(entry) for entry in await run_log(services, caller, job_id)]}
+@get("/{job_id:str}/run", summary="List the calls of a run")
+async def get_run(services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]) -> dict[str, Any]:
+    """Return all calls of a pipeline's run, in the order of the pipeline's text."""
+    return {"data": [_call_json(entry) for entry in await run_log(services, caller, job_id)]}
 
 
 @post("/{job_id:str}/rerun", status_code=202, summary="Run a part of a run again")
-async def partly(
+async def post_rerun(
     request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]
 ) -> Response[dict[str, Any]]:
-    """A new run, which has already what does not depend on the change."""
-    change = decoded(await request.body(), RerunChange, "This is no change")
+    """Submit a new run, which copies the results of all calls that do not depend on the change."""
+    change = parse_json(await request.body(), RerunChange, "change of a run")
     job = await rerun(services, caller, job_id, change)
     return Response(job_as_json(job), headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
 
 
-def _as_entry(entry: LoggedCall) -> dict[str, Any]:
-    told = msgspec.structs.asdict(entry)
-    times = {name: None if told[name] is None else format_time(told[name]) for name in ("began_at", "ended_at")}
+def _call_json(entry: LoggedCall) -> dict[str, Any]:
+    members = msgspec.structs.asdict(entry)
+    times = {name: None if members[name] is None else format_time(members[name]) for name in ("began_at", "ended_at")}
     seconds = None if entry.began_at is None or entry.ended_at is None else (entry.ended_at - entry.began_at) / 1e6
-    return told | times | {"seconds": seconds}
+    return members | times | {"seconds": seconds}
 
 
-async def _told(following: AsyncGenerator[list[Event]]) -> AsyncGenerator[bytes]:
-    """Events as server-sent ones; a comment where there are none."""
-    async with contextlib.aclosing(following) as pages:
+async def _sse_events(pages: AsyncGenerator[list[Event]]) -> AsyncGenerator[bytes]:
+    """Yield server-sent events for the events in `pages`, and a comment for an empty page."""
+    async with contextlib.aclosing(pages):
         async for page in pages:
             for event in page:
                 head = f"id: {event.seq}\nevent: {event.verb}\n".encode()
@@ -166,18 +180,22 @@ async def _told(following: AsyncGenerator[list[Event]]) -> AsyncGenerator[bytes]
                 yield sse.comment(b"nothing new")
 
 
-def _hook(wanted: DeliverTo) -> WebhookTarget:
+def _webhook(deliver: DeliverTo) -> WebhookTarget:
     try:
-        return WebhookTarget(url=wanted.url, secret=None if wanted.secret is None else Secret(wanted.secret))
+        return WebhookTarget(url=deliver.url, secret=None if deliver.secret is None else Secret(deliver.secret))
     except ValueError as error:
-        raise BadRequest(str(error)) from None
+        raise BadRequest(f"`deliver.secret` is not valid: {error}") from None
 
 
 def _microseconds(time: datetime) -> int:
     try:
         return parse_time(time)
     except ValueError as error:
-        raise BadRequest(f"due_at: {error}") from None
+        raise BadRequest(f"`due_at` is not valid: {error}") from None
 
 
-router = Router("/api/jobs", route_handlers=[create, listed, one, events, cancelled, again, run, partly], tags=["jobs"])
+router = Router(
+    "/api/jobs",
+    route_handlers=[post_job, get_jobs, show_job, get_events, delete_job, post_retry, get_run, post_rerun],
+    tags=["jobs"],
+)

@@ -1,4 +1,4 @@
-"""The pipelines' door, as scripts know it: `/api/pipeline/args` and `/api/pipeline/call`."""
+"""The API that runs pipelines, as existing scripts use it: `/api/pipeline/args` and `/api/pipeline/call`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from signoff.doors.http import (
     InjectedCaller,
     InjectedServices,
     cache_control_of,
-    decoded,
     header,
+    parse_json,
     scope_of,
     wait_seconds_of,
 )
@@ -27,41 +27,42 @@ from signoff.work.pipelines.library import get_item
 from signoff.work.submit import submit
 
 
-@get("/args", summary="What a pipeline must be given")
-async def args(
+@get("/args", summary="List the arguments of a pipeline")
+async def get_args(
     services: InjectedServices,
     caller: InjectedCaller,
     pipeline_name: FromQuery[str | None] = None,
     pipeline_id: FromQuery[int | None] = None,
 ) -> dict[str, Any]:
-    """The names of its arguments, in order of first use."""
+    """Return the names of the pipeline's arguments, in order of first use."""
     key = pipeline_name or (None if pipeline_id is None else str(pipeline_id))
     if key is None:
-        raise BadRequest("Which one? pipeline_name= is its name.")
+        raise BadRequest("A query parameter `pipeline_name` or `pipeline_id` is required.")
     return {"success": True, "response": parameter_names(await get_item(services, caller, "pipeline", key))}
 
 
 class NewCall(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be run: a pipeline by its name or its id, with a value for each of its arguments.
-
-    `openaikey_id` is one of the caller's upstream keys, which its models are asked with.
-    """
+    """Body of `POST /api/pipeline/call`; it has `pipeline_name` or `pipeline_id`."""
 
     pipeline_name: str | None = None
+    """Name of the pipeline."""
     pipeline_id: int | str | None = None
+    """Id of the pipeline."""
     args: dict[str, Any] = {}
+    """Value of each argument, by name."""
     openaikey_id: int | None = None
+    """Id of one of the caller's upstream keys, for the requests to models; None for the usual keys."""
 
 
 @post("/call", status_code=200, summary="Run a pipeline and wait for its answer")
-async def call(
+async def post_call(
     request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
 ) -> Response[dict[str, Any]]:
-    """What its outermost call gives, as a text."""
-    new = decoded(await request.body(), NewCall, "This is no call")
+    """Run the pipeline, and return the result of its outermost call as a text."""
+    new = parse_json(await request.body(), NewCall, "call")
     key = new.pipeline_name or (None if new.pipeline_id is None else str(new.pipeline_id))
     if key is None:
-        raise BadRequest("Which one? pipeline_name or pipeline_id says it.")
+        raise BadRequest("A member `pipeline_name` or `pipeline_id` is required.")
     pipeline = cast("Pipeline", await get_item(services, caller, "pipeline", key))
     scope = scope_of(request)
     ask = Ask(
@@ -76,9 +77,9 @@ async def call(
         cache_control=cache_control_of(scope),
     )
     job = await submit(services, ask)
-    done = require_success(await wait_for_end(services, caller, job.id, wait_seconds_of(scope)))
-    told = {"success": True, "response": msgspec.Raw(done.response or b"null")}
-    return Response(told, headers={"x-signoff-job": job.id})
+    ended = require_success(await wait_for_end(services, caller, job.id, wait_seconds_of(scope)))
+    body = {"success": True, "response": msgspec.Raw(ended.response or b"null")}
+    return Response(body, headers={"x-signoff-job": job.id})
 
 
-router = Router("/api/pipeline", route_handlers=[args, call], tags=["pipelines"])
+router = Router("/api/pipeline", route_handlers=[get_args, post_call], tags=["pipelines"])

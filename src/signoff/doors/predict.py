@@ -1,4 +1,4 @@
-"""The door of the AI backend: `/{get|post}/{operation}?id=MODEL`, to ask any model, to add one, and to read its log."""
+"""The model API of the AI backend: `/{get|post}/{operation}?id=MODEL` calls a model, adds one, or reads its log."""
 
 from __future__ import annotations
 
@@ -13,54 +13,43 @@ from signoff.core.endpoints import PREDICT
 from signoff.core.model import Model, is_name
 from signoff.core.wire import format_time
 from signoff.doors.http import (
-    DoorSettings,
+    AsgiDoor,
     Receive,
     Scope,
     Send,
     cache_control_of,
     caller_of,
-    error_headers,
+    cancel_on_disconnect,
     header,
-    in_dialect,
-    leaving,
-    not_allowed,
+    raw_error_headers,
     read_body,
     send_json,
     takes_commands,
     wait_seconds_of,
 )
 from signoff.doors.openai.responses import send_body, whole_answer
-from signoff.errors import BadRequest, ModelNotFound, NotFound, SignoffError, Unauthorized
+from signoff.errors import BadRequest, MethodNotAllowed, ModelNotFound, NotFound, SignoffError, Unauthorized
 from signoff.work.admin.models import add_model, clear_model_log, read_model_log
 from signoff.work.call import begin_call
 from signoff.work.perform import asks_for_a_stream
-from signoff.work.services import Services
 
 PREFIXES = ("/get/", "/post/", "/GET/", "/POST/", "/Get/", "/Post/")
-# A `?` stands where an `&` was meant when a name of ours follows; the second one of a name belongs to an address.
+# A `?` before one of these names is taken for an `&`. A second field of the same name belongs to the URL in `dest`.
 FIELD = re.compile(r"(?:^|[?&])(id|type|destination|dest)=", re.IGNORECASE)
 QUOTES = {'"': '"', "'": "'", "“": "”", "„": "“"}
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
-class PredictDoor:
-    """Answers under `/get/` and `/post/`, with either method."""
-
-    def __init__(self, services: Services, door_settings: DoorSettings) -> None:
-        self._services = services
-        self._door_settings = door_settings
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        await in_dialect(self._route, scope, receive, send, send_error)
+class PredictDoor(AsgiDoor):
+    """The door at `/get/` and `/post/`, with either method."""
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         operation = scope["path"].split("/", 2)[2].rstrip("/").lower()
         if scope["method"] not in {"GET", "POST"}:
-            raise not_allowed(scope["method"])
+            raise MethodNotAllowed(f"The path {scope['path']} does not support the method {scope['method']}.")
         caller = await caller_of(self._services, self._door_settings, scope, sessions=False)
-        told = fields_of(scope["query_string"].decode("latin-1"))
-        name = told.get("id", "")
+        fields = fields_of(scope["query_string"].decode("latin-1"))
+        name = fields.get("id", "")
         if not is_name(name):
             raise BadRequest(f"Not an id: {name}")
         try:
@@ -68,21 +57,19 @@ class PredictDoor:
                 case "predict":
                     await self._predict(scope, receive, send, caller, name)
                 case "getlogs":
-                    await send_json(
-                        send, [_as_entry(entry) for entry in await read_model_log(self._services, caller, name)]
-                    )
+                    entries = await read_model_log(self._services, caller, name)
+                    await send_json(send, [_log_entry_json(entry) for entry in entries])
                 case "cleanlogs":
                     _check_token(scope)
                     await clear_model_log(self._services, caller, name)
                     await send_json(send, {"status": "success"})
                 case "addmodel":
                     _check_token(scope)
-                    await add_model(
-                        self._services, caller, model_of(told), commands=takes_commands(self._door_settings, scope)
-                    )
+                    commands = takes_commands(self._door_settings, scope)
+                    await add_model(self._services, caller, model_of(fields), commands=commands)
                     await send_json(send, {"status": "success", "id": name})
                 case _:
-                    raise NotFound(f"Not an operation: {operation}")
+                    raise NotFound(f"Unknown operation {operation!r}; use predict, getlogs, cleanlogs or addmodel.")
         except ModelNotFound as error:
             error.message = f"id is not registered: {name}"
             raise
@@ -90,7 +77,7 @@ class PredictDoor:
     async def _predict(self, scope: Scope, receive: Receive, send: Send, caller: Caller, name: str) -> None:
         body = await read_body(scope, receive, self._door_settings.max_body_bytes)
         if not body and (scope["method"] == "GET" or scope["path"].lower().startswith("/get/")):
-            body = b"null"  # what is got needs no content
+            body = b"null"  # a GET request has no body
         ask = Ask(
             door="predict",
             caller=caller,
@@ -103,74 +90,74 @@ class PredictDoor:
             wait_seconds=wait_seconds_of(scope),
             cache_control=cache_control_of(scope),
         )
-        async with leaving(self._services, receive):
+        async with cancel_on_disconnect(self._services, receive):
             call = await begin_call(self._services, ask)
             await send_body(call, await whole_answer(self._services, call), send)
 
+    @staticmethod
+    async def _send_error(send: Send, error: SignoffError) -> None:
+        body = {"content": error.message} | ({} if error.job_id is None else {"job_id": error.job_id})
+        headers = [*raw_error_headers(error), (b"x-signoff-code", error.code.encode())]
+        await send_json(send, body, headers, status=error.status)
+
 
 def fields_of(query: str) -> dict[str, str]:
-    """`id`, `type` and `dest` of a query, in which quotes, encodings and separators are whatever the caller made them.
+    """Return `id`, `type` and `dest` of a query, with whichever quotes, encodings and separators the caller used.
 
     >>> fields_of('id=m?type=httpmodel?dest="127.0.0.1:8888"')
     {'id': 'm', 'type': 'httpmodel', 'dest': '127.0.0.1:8888'}
     """
-    told = _split(query)
-    if "type" not in told:  # the whole of it was encoded as one value
-        told = _split(unquote_plus(query)) | {key: value for key, value in told.items() if key != "id"}
-    return {key: _unquoted(unquote_plus(value)) for key, value in told.items()}
+    fields = _split(query)
+    if "type" not in fields:  # the whole query may be encoded as one value
+        fields = _split(unquote_plus(query)) | {key: value for key, value in fields.items() if key != "id"}
+    return {key: _unquoted(unquote_plus(value)) for key, value in fields.items()}
 
 
 def _split(query: str) -> dict[str, str]:
-    told, key, start = dict[str, str](), "", 0
+    fields, key, start = dict[str, str](), "", 0
     for field in FIELD.finditer(query):
         name = field[1].lower().removesuffix("ination")
-        if name in told or name == key:
+        if name in fields or name == key:
             continue
         if key:
-            told[key] = query[start : field.start()]
+            fields[key] = query[start : field.start()]
         key, start = name, field.end()
     if key:
-        told[key] = query[start:]
-    for short in told.keys() & {"id", "type"}:
-        told[short] = re.split("[?&]", told[short], maxsplit=1)[0]
-    return told
+        fields[key] = query[start:]
+    for name in fields.keys() & {"id", "type"}:
+        fields[name] = re.split("[?&]", fields[name], maxsplit=1)[0]
+    return fields
 
 
 def _unquoted(text: str) -> str:
-    """Without the quotes around it, if they are a pair around all of it."""
+    """Return `text` without the quotes around it, if they are one pair around all of it."""
     text = text.strip()
     if len(text) > 1 and QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
         return text[1:-1].strip()
     return text
 
 
-def model_of(told: dict[str, str]) -> Model:
-    """The model that `addmodel` describes. Raises BadRequest."""
-    kind, where = told.get("type", "").lower().removesuffix("model"), told.get("dest", "")
+def model_of(fields: dict[str, str]) -> Model:
+    """Return the model that the fields of `addmodel` describe. Raises BadRequest."""
+    kind, destination = fields.get("type", "").lower().removesuffix("model"), fields.get("dest", "")
     if kind not in {"http", "subprocess"}:
-        raise BadRequest(f"Not a type: {told.get('type', '')}; there are httpmodel and subprocessmodel.")
-    if not where:
-        raise BadRequest("Where is it? dest= is an address or a command line.")
+        raise BadRequest(f"`type` must be httpmodel or subprocessmodel (got {fields.get('type', '')!r}).")
+    if not destination:
+        raise BadRequest("`dest` is missing; set it to a URL or a command line.")
     if kind == "http":
-        return Model(name=told["id"], kind="http", url=where if SCHEME.match(where) else f"http://{where}")
+        url = destination if SCHEME.match(destination) else f"http://{destination}"
+        return Model(name=fields["id"], kind="http", url=url)
     try:
-        return Model(name=told["id"], kind="subprocess", command=tuple(shlex.split(where)))
+        return Model(name=fields["id"], kind="subprocess", command=tuple(shlex.split(destination)))
     except ValueError as error:
-        raise BadRequest(f"Not a command line: {error}.") from None
+        raise BadRequest(f"`dest` is not a valid command line: {error}.") from None
 
 
 def _check_token(scope: Scope) -> None:
-    """What changes something needs a token of its own, whatever callers without one may do."""
+    """Raise Unauthorized without a token: anonymous callers change nothing here, whatever role they have."""
     if header(scope, b"authorization") is None:
         raise Unauthorized
 
 
-def _as_entry(entry: Any) -> dict[str, str]:
+def _log_entry_json(entry: Any) -> dict[str, str]:
     return {"time": format_time(entry.at), "level": entry.level, "text": entry.text}
-
-
-async def send_error(send: Send, error: SignoffError) -> None:
-    """An error in this door's dialect; its code is in a header."""
-    told = {"content": error.message} | ({} if error.job_id is None else {"job_id": error.job_id})
-    headers = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
-    await send_json(send, told, [*headers, (b"x-signoff-code", error.code.encode())], status=error.status)

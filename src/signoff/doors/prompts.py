@@ -1,195 +1,207 @@
-"""The doors to prompts, pipelines and functions: `/api/prompts`, `/api/pipelines`, `/api/functions`."""
+"""The native API of prompts, pipelines and functions: `/api/prompts`, `/api/pipelines`, `/api/functions`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
 from litestar import Request, Response, Router, delete, get, patch, post, put
 from litestar.params import FromPath, FromQuery, QueryParameter
 
+from signoff.core.filters import LibraryFilter
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind
 from signoff.core.pipelines.function import Function
 from signoff.core.wire import format_time
-from signoff.doors.http import INTS, InjectedCaller, InjectedServices, decoded
+from signoff.doors.http import INTS, InjectedCaller, InjectedServices, parse_json
 from signoff.errors import BadRequest
-from signoff.store import LibraryFilter
 from signoff.work.pipelines import library
 from signoff.work.pipelines.functions import list_functions, sync_functions
 
 MAX_PAGE = 1000
-T = TypeVar("T")
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 
 
 class NewVersion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is saved. `label` moves to the new version; null moves none."""
+    """Body that saves a version of a prompt or a pipeline."""
 
     body: str
+    """Text of the version."""
     name: str | None = None
+    """Name; required for a first version, and fixed after it."""
     model: str | msgspec.UnsetType | None = msgspec.UNSET
+    """Model of a prompt; None for the default model. Left out: the one of the production version."""
     message: str = ""
+    """Description of the change."""
     label: str | None = PRODUCTION
+    """Label that moves to the new version; None to move none."""
     shared: bool | None = None
+    """True to let all users see and call it; None to keep the old value."""
 
 
 class ItemChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What changes without a new version."""
+    """Body that changes a prompt or a pipeline without a new version."""
 
     shared: bool
+    """True to let all users see and call it."""
 
 
 class LabelTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a label goes."""
+    """Body that moves a label."""
 
     version: Annotated[int, msgspec.Meta(ge=1, lt=INTS)]
+    """Number of the version that gets the label."""
 
 
-def routes_of(kind: LibraryItemKind) -> Router:
-    """The routes of prompts, or of pipelines; in them, `name` is a name or an id."""
+def make_router(kind: LibraryItemKind) -> Router:
+    """Return the routes of prompts, or of pipelines; their path parameter `name` is a name or an id."""
     return Router(
         f"/api/{kind}s",
-        route_handlers=[*_reading(kind), *_history(kind), *_writing(kind), *_labels(kind)],
+        route_handlers=[*_read_routes(kind), *_version_routes(kind), *_write_routes(kind), *_label_routes(kind)],
         tags=[f"{kind}s"],
     )
 
 
-def _reading(kind: LibraryItemKind) -> list[Any]:
+def _read_routes(kind: LibraryItemKind) -> list[Any]:
     @get("/", summary=f"List {kind}s")
-    async def listed(
+    async def get_items(
         services: InjectedServices, caller: InjectedCaller, after: FromQuery[str | None] = None, limit: Limit = 50
     ) -> dict[str, Any]:
-        """A page of one's own and what is shared, by name; `next` is the cursor of the following one."""
-        which = LibraryFilter(kind=kind, after=after or "", limit=limit)
-        return _page(await library.list_items(services, caller, which), limit)
+        """Return a page of the caller's own and all shared items, by name; `next` is `after` of the next page."""
+        library_filter = LibraryFilter(kind=kind, after=after or "", limit=limit)
+        return _page(await library.list_items(services, caller, library_filter), limit)
 
-    @get("/{name:str}", summary=f"Look at a {kind}")
-    async def one(
+    @get("/{name:str}", summary=f"Get a {kind}")
+    async def get_item(
         services: InjectedServices, caller: InjectedCaller, name: FromPath[str], version: FromQuery[str | None] = None
     ) -> dict[str, Any]:
-        """The version of that number or label; without one, the production version."""
-        return as_seen(await library.get_item(services, caller, kind, name, _at(version)))
+        """Return the version with the number or label `version`; by default, the production version."""
+        return _item_json(await library.get_item(services, caller, kind, name, _at(version)))
 
-    @get("/{name:str}/users", summary=f"Which pipelines call a {kind}")
-    async def users(
+    @get("/{name:str}/users", summary=f"List the pipelines that call a {kind}")
+    async def get_dependents(
         services: InjectedServices,
         caller: InjectedCaller,
         name: FromPath[str],
         after: FromQuery[str | None] = None,
         limit: Limit = 50,
     ) -> dict[str, Any]:
-        """A page of those that the caller may see, by name."""
+        """Return a page of the pipelines that call it and that the caller may see, by name."""
         return _page(await library.list_dependents(services, caller, kind, name, after=after or "", limit=limit), limit)
 
-    return [listed, one, users]
+    return [get_items, get_item, get_dependents]
 
 
-def _history(kind: LibraryItemKind) -> list[Any]:
+def _version_routes(kind: LibraryItemKind) -> list[Any]:
     @get("/{name:str}/versions", summary=f"List the versions of a {kind}")
-    async def versions(
+    async def get_versions(
         services: InjectedServices,
         caller: InjectedCaller,
         name: FromPath[str],
         before: Annotated[int | None, QueryParameter(ge=0, lt=INTS)] = None,
         limit: Limit = 50,
     ) -> dict[str, Any]:
-        """A page, the newest first; `next` is `before` of the following one."""
-        found = await library.list_versions(services, caller, kind, name, before=before, limit=limit)
-        next_one = found[-1].version if len(found) == limit else None
-        return {"data": [as_seen(each) for each in found], "next": next_one}
+        """Return a page of the versions, newest first; `next` is `before` of the next page."""
+        versions = await library.list_versions(services, caller, kind, name, before=before, limit=limit)
+        cursor = versions[-1].version if len(versions) == limit else None
+        return {"data": [_item_json(version) for version in versions], "next": cursor}
 
-    @get("/{name:str}/difference", summary=f"What has changed between two versions of a {kind}")
-    async def difference(
+    @get("/{name:str}/difference", summary=f"Compare two versions of a {kind}")
+    async def get_difference(
         services: InjectedServices,
         caller: InjectedCaller,
         name: FromPath[str],
         old: Annotated[str, QueryParameter(name="from")],
         new: Annotated[str, QueryParameter(name="to")] = PRODUCTION,
     ) -> dict[str, str]:
-        """As `diff -u` shows it; empty where nothing has."""
+        """Return the output of `diff -u`; empty if the versions are equal."""
         return {"difference": await library.diff_versions(services, caller, kind, name, _at(old), _at(new))}
 
-    return [versions, difference]
+    return [get_versions, get_difference]
 
 
-def _writing(kind: LibraryItemKind) -> list[Any]:
-    @post("/", status_code=201, summary=f"Make a {kind}")
-    async def create(
+def _write_routes(kind: LibraryItemKind) -> list[Any]:
+    @post("/", status_code=201, summary=f"Create a {kind}")
+    async def post_item(
         request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
     ) -> Response[dict[str, Any]]:
-        """Its first version."""
-        given = _decoded(await request.body(), NewVersion)
-        if given.name is None:
-            raise BadRequest(f"A {kind} has a name.")
-        made = await library.create_item(services, caller, kind, _draft(kind, given, given.name, None))
-        return Response(as_seen(made), headers={"location": f"/api/{kind}s/{quote(made.name, safe='')}"})
+        """Save the first version, and return it."""
+        version = parse_json(await request.body(), NewVersion, "version")
+        if version.name is None:
+            raise BadRequest("The member `name` is required.")
+        item = await library.create_item(services, caller, kind, _draft(kind, version, version.name, None))
+        return Response(_item_json(item), headers={"location": f"/api/{kind}s/{quote(item.name, safe='')}"})
 
-    @put("/{name:str}", summary=f"Save a {kind} anew")
-    async def save(
+    @put("/{name:str}", summary=f"Save a new version of a {kind}")
+    async def put_item(
         request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
     ) -> dict[str, Any]:
-        """A new version; the old ones stay."""
-        given = _decoded(await request.body(), NewVersion)
+        """Save a new version, and return it; the old ones stay."""
+        version = parse_json(await request.body(), NewVersion, "version")
         old = await library.get_item(services, caller, kind, name)
-        return as_seen(
-            await library.save_version(services, caller, kind, name, _draft(kind, given, given.name or old.name, old))
-        )
+        draft = _draft(kind, version, version.name or old.name, old)
+        return _item_json(await library.save_version(services, caller, kind, name, draft))
 
-    @patch("/{name:str}", summary=f"Share a {kind}, or no longer")
-    async def share(
+    @patch("/{name:str}", summary=f"Share a {kind}, or stop sharing it")
+    async def patch_item(
         request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
     ) -> dict[str, Any]:
-        """All its versions."""
-        shared = _decoded(await request.body(), ItemChanges).shared
-        return as_seen(await library.set_shared(services, caller, kind, name, shared=shared))
+        """Share all versions with all users, or stop sharing them."""
+        shared = parse_json(await request.body(), ItemChanges, "change").shared
+        return _item_json(await library.set_shared(services, caller, kind, name, shared=shared))
 
-    @delete("/{name:str}", status_code=204, summary=f"Forget a {kind}")
-    async def remove(
+    @delete("/{name:str}", status_code=204, summary=f"Delete a {kind}")
+    async def delete_item(
         services: InjectedServices, caller: InjectedCaller, name: FromPath[str], force: FromQuery[bool | None] = None
     ) -> None:
-        """All its versions; not while a pipeline calls it, unless by `force`."""
+        """Delete all versions. Without `force=true`, fail if a pipeline calls it."""
         await library.remove_item(services, caller, kind, name, force=bool(force))
 
-    return [create, save, share, remove]
+    return [post_item, put_item, patch_item, delete_item]
 
 
-def _labels(kind: LibraryItemKind) -> list[Any]:
+def _label_routes(kind: LibraryItemKind) -> list[Any]:
     @put("/{name:str}/labels/{label:str}", summary=f"Move a label of a {kind}")
-    async def move(
+    async def put_label(
         request: Request[Any, Any, Any],
         services: InjectedServices,
         caller: InjectedCaller,
         name: FromPath[str],
         label: FromPath[str],
     ) -> dict[str, Any]:
-        """The version that has it now."""
-        version = _decoded(await request.body(), LabelTarget).version
-        return as_seen(await library.set_label(services, caller, kind, name, label, version))
+        """Move the label, and return the version that has it now."""
+        version = parse_json(await request.body(), LabelTarget, "label").version
+        return _item_json(await library.set_label(services, caller, kind, name, label, version))
 
-    @delete("/{name:str}/labels/{label:str}", status_code=204, summary=f"Take a label of a {kind} away")
-    async def take_away(
+    @delete("/{name:str}/labels/{label:str}", status_code=204, summary=f"Remove a label of a {kind}")
+    async def delete_label(
         services: InjectedServices, caller: InjectedCaller, name: FromPath[str], label: FromPath[str]
     ) -> None:
-        """The production label stays."""
+        """Remove the label; the label `production` cannot be removed."""
         await library.set_label(services, caller, kind, name, label, None)
 
-    return [move, take_away]
+    return [put_label, delete_label]
 
 
 @get("/", summary="List functions")
-async def functions(
+async def get_functions(
     services: InjectedServices, caller: InjectedCaller, after: FromQuery[str | None] = None, limit: Limit = 200
 ) -> dict[str, Any]:
-    """A page of those that pipelines can call, by name, with what they take and their docstrings."""
-    found = await list_functions(services, after=after or "", limit=limit)
-    return {"data": [_shown(each) for each in found], "next": found[-1].name if len(found) == limit else None}
+    """Return a page of the functions that pipelines can call, by name, with their signatures and docstrings."""
+    functions = await list_functions(services, after=after or "", limit=limit)
+    cursor = functions[-1].name if len(functions) == limit else None
+    return {"data": [_function_json(function) for function in functions], "next": cursor}
 
 
-@post("/sync", status_code=200, summary="Register the functions that the files hold")
-async def synced(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
-    """The names that were added and dropped; what is wrong in a file; names that something else has."""
+@post("/sync", status_code=200, summary="Register the functions in the files")
+async def post_sync(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
+    """Register the functions in the files of this process, for all processes.
+
+    The response has the names that were registered (`created`) and removed (`deleted`), those that were left out
+    because a prompt or a pipeline has the same name (`taken`), and the files that cannot be read (`broken`).
+    """
     report = await sync_functions(services, caller)
     return {
         "success": True,
@@ -200,49 +212,45 @@ async def synced(services: InjectedServices, caller: InjectedCaller) -> dict[str
     }
 
 
-def as_seen(composed: LibraryItem) -> dict[str, Any]:
-    """A version as the wire has it."""
+def _item_json(item: LibraryItem) -> dict[str, Any]:
+    """Return a version for a response."""
     hidden = {"tree", "created_at"}
-    told = {name: value for name, value in msgspec.structs.asdict(composed).items() if name not in hidden}
-    return told | {"args": parameter_names(composed), "created_at": format_time(composed.created_at)}
+    members = {name: value for name, value in msgspec.structs.asdict(item).items() if name not in hidden}
+    return members | {"args": parameter_names(item), "created_at": format_time(item.created_at)}
 
 
-def _shown(function: Function) -> dict[str, Any]:
+def _function_json(function: Function) -> dict[str, Any]:
     params = [f"{param.name}={param.default or '…'}" if param.has_default else param.name for param in function.params]
-    told = msgspec.to_builtins(function)
-    del told["digest"]
-    return told | {"signature": f"{function.name}({', '.join(params)})"}
+    members = msgspec.to_builtins(function)
+    del members["digest"]
+    return members | {"signature": f"{function.name}({', '.join(params)})"}
 
 
-def _page(found: Any, limit: int) -> dict[str, Any]:
-    return {"data": [as_seen(each) for each in found], "next": found[-1].name if len(found) == limit else None}
+def _page(items: Sequence[LibraryItem], limit: int) -> dict[str, Any]:
+    return {"data": [_item_json(item) for item in items], "next": items[-1].name if len(items) == limit else None}
 
 
-def _draft(kind: LibraryItemKind, given: NewVersion, name: str, old: LibraryItem | None) -> library.Draft:
-    model = getattr(old, "model", None) if given.model is msgspec.UNSET else given.model
+def _draft(kind: LibraryItemKind, version: NewVersion, name: str, old: LibraryItem | None) -> library.Draft:
+    model = getattr(old, "model", None) if version.model is msgspec.UNSET else version.model
     if kind == "pipeline" and model is not None:
-        raise BadRequest("A pipeline has no model; its prompts have.")
+        raise BadRequest("A pipeline must not have a `model`; set the model of the prompts that it calls.")
     return library.Draft(
-        name=name, body=given.body, model=model, message=given.message, label=given.label, shared=given.shared
+        name=name, body=version.body, model=model, message=version.message, label=version.label, shared=version.shared
     )
 
 
 def _at(version: str | None) -> str | int:
-    """A number, or a label."""
+    """Return the number or the label of a version; by default, the production label."""
     if version is None:
         return PRODUCTION
     return int(version) if version.isascii() and version.isdigit() and len(version) < 10 else version
 
 
-def _decoded(body: bytes, kind: type[T]) -> T:
-    return decoded(body, kind, "This cannot be read")
-
-
 router = Router(
     "/",
     route_handlers=[
-        routes_of("prompt"),
-        routes_of("pipeline"),
-        Router("/api/functions", route_handlers=[functions, synced]),
+        make_router("prompt"),
+        make_router("pipeline"),
+        Router("/api/functions", route_handlers=[get_functions, post_sync]),
     ],
 )

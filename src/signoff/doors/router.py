@@ -1,4 +1,4 @@
-"""The front: sends each request to its door. The hot path goes straight to plain ASGI, all else through Litestar."""
+"""The router of all HTTP requests: hot paths go straight to doors in plain ASGI, all others through Litestar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from litestar.template import TemplateConfig
 from signoff import __version__
 from signoff.core.access import Caller
 from signoff.doors import generate, jobs
-from signoff.doors.cors import allowed_origin, is_preflight, readable, send_preflight
+from signoff.doors.cors import allowed_origin, is_preflight, send_preflight, with_cors_headers
 from signoff.doors.http import (
     ASGIApp,
     DoorSettings,
@@ -37,18 +37,18 @@ from signoff.doors.http import (
     read_body,
     scope_of,
 )
-from signoff.errors import NotFound, SignoffError
+from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.services import Services
 
-MAX_REQUEST_ID = 128
+MAX_REQUEST_ID_LENGTH = 128
 PROBLEM = "application/problem+json"
-# Where a request's scope tells its handler whose it is.
+# Keys in a request's scope of what `_services` and `_door_settings` inject.
 SERVICES, DOOR_SETTINGS = "signoff.services", "signoff.door_settings"
 log = structlog.get_logger()
 
 
 class DoorRouter:
-    """One ASGI application out of the doors: `hot` by the beginning of the path, else `rest`."""
+    """An ASGI application that routes requests by path prefix to the doors in `hot`, and all others to `rest`."""
 
     def __init__(
         self, hot: Mapping[str, ASGIApp], rest: ASGIApp, *, services: Services, door_settings: DoorSettings
@@ -59,25 +59,26 @@ class DoorRouter:
         self._door_settings = door_settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request; its answer carries `x-request-id`."""
+        """Serve one request; its response has the header `x-request-id`."""
         send = _with_request_id(scope, send, self._services.ids.new_id)
-        if (
-            self._door_settings.cors_origins
-            and (origin := allowed_origin(scope, self._door_settings.cors_origins)) is not None
-        ):
-            send = readable(origin, send)
+        origins = self._door_settings.cors_origins
+        if origins and (origin := allowed_origin(scope, origins)) is not None:
+            send = with_cors_headers(origin, send)
             if is_preflight(scope):
                 return await send_preflight(scope, send)
         for prefix, door in self._hot.items():
             if scope["path"].startswith(prefix):
                 return await door(scope, receive, send)
-        told = {**scope, SERVICES: self._services, DOOR_SETTINGS: self._door_settings}
-        return await self._rest(told, _bounded(scope, receive, self._door_settings.max_body_bytes), send)
+        scope = {**scope, SERVICES: self._services, DOOR_SETTINGS: self._door_settings}
+        return await self._rest(scope, _with_body_limit(scope, receive, self._door_settings.max_body_bytes), send)
 
 
 def make_litestar_app(routers: Sequence[Router], templates: Path) -> ASGIApp:
-    """Everything off the hot path, with an OpenAPI document at `/schema`; each request brings its desk."""
-    rest = Litestar(
+    """Return the Litestar application of `routers`, with an OpenAPI document at `/schema`.
+
+    Its handlers get services and settings from the request's scope, where `DoorRouter` puts them.
+    """
+    app = Litestar(
         route_handlers=list(routers),
         dependencies={
             "services": Provide(_services, sync_to_thread=False),
@@ -85,7 +86,11 @@ def make_litestar_app(routers: Sequence[Router], templates: Path) -> ASGIApp:
             "caller": Provide(_caller),
         },
         before_request=_check_address,
-        exception_handlers={SignoffError: _problem, HTTPException: _http_problem, Exception: _fault},
+        exception_handlers={
+            SignoffError: _handle_error,
+            HTTPException: _handle_http_error,
+            Exception: _handle_unexpected,
+        },
         openapi_config=OpenAPIConfig(
             title="Signoff", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin()]
         ),
@@ -94,7 +99,7 @@ def make_litestar_app(routers: Sequence[Router], templates: Path) -> ASGIApp:
         logging_config=None,
         debug=False,
     )
-    return cast("ASGIApp", rest)
+    return cast("ASGIApp", app)
 
 
 def _check_address(request: Request[Any, Any, Any]) -> None:
@@ -116,51 +121,57 @@ async def _caller(
 
 
 def _with_request_id(scope: Scope, send: Send, new_id: Callable[[], str]) -> Send:
-    given = header(scope, b"x-request-id")
-    usable = given is not None and given.isascii() and given.isprintable() and len(given) <= MAX_REQUEST_ID
-    request_id = (given if given and usable else new_id()).encode()
+    request_id = header(scope, b"x-request-id") or ""
+    if not (request_id.isascii() and request_id.isprintable() and 0 < len(request_id) <= MAX_REQUEST_ID_LENGTH):
+        request_id = new_id()
 
-    async def sending(message: Message) -> None:
+    async def send_with_request_id(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
         await send(message)
 
-    return sending
+    return send_with_request_id
 
 
-def _bounded(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """The whole body at the first call, if it is not too large; what comes after it as it comes."""
+def _with_body_limit(scope: Scope, receive: Receive, limit: int) -> Receive:
+    """Return a `receive` whose first message has the whole body; it raises TooLarge if the body exceeds `limit`."""
     was_read = False
 
-    async def receiving() -> Any:
+    async def receive_whole_body() -> Any:
         nonlocal was_read
         if was_read:
             return await receive()
         was_read = True
         return {"type": "http.request", "body": await read_body(scope, receive, limit), "more_body": False}
 
-    return receiving
+    return receive_whole_body
 
 
-def _problem(request: Request[Any, Any, Any], error: SignoffError) -> Response[Any]:
+def _handle_error(request: Request[Any, Any, Any], error: SignoffError) -> Response[Any]:
+    """Return the error in the format of the API that the path belongs to."""
     for door in (jobs, generate):
         if request.url.path.rstrip("/") in door.PATHS:
-            return door.failed(request, error)
+            return door.error_response(error)
     headers = dict(error_headers(error))
     return Response(msgspec.json.encode(problem(error)), status_code=error.status, headers=headers, media_type=PROBLEM)
 
 
-def _http_problem(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-    """Litestar's own refusals: unknown routes, wrong methods, parameters that do not fit."""
-    told = NotFound(error.detail if error.status_code != NotFound.status else f"There is no {request.url.path} here.")
-    told.status = error.status_code
-    told.code = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    extra = getattr(error, "extra", None)
-    if extra:
-        told.message = f"{told.message} {msgspec.json.encode(extra).decode()}"
-    return _problem(request, told)
+def _handle_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    """Return the response for errors of Litestar itself: unknown routes, wrong methods, invalid parameters."""
+    match error.status_code:
+        case 404:
+            converted = NotFound(f"The path {request.url.path} does not exist.")
+        case 405:
+            converted = MethodNotAllowed(f"The path {request.url.path} does not support the method {request.method}.")
+        case status:
+            converted = BadRequest(error.detail)
+            converted.status = status
+            converted.code = BadRequest.code if status == BadRequest.status else "http_error"
+    if extra := getattr(error, "extra", None):
+        converted.message = f"{converted.message} {msgspec.json.encode(extra).decode()}"
+    return _handle_error(request, converted)
 
 
-def _fault(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    log.error("a request failed unexpectedly", path=request.url.path, exc_info=error)
-    return _problem(request, SignoffError("The server made a mistake; its log says more."))
+def _handle_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    log.error("request_failed", path=request.url.path, exc_info=error)
+    return _handle_error(request, SignoffError())

@@ -1,4 +1,4 @@
-"""The session door: signing in with a password or a one-time link, and out."""
+"""Sessions: signing in with a password or a one-time link, and signing out."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from signoff.doors.http import (
     InjectedServices,
     InjectedSettings,
     caller_of,
-    decoded,
+    parse_json,
     scope_of,
     session_cookie,
     session_of,
 )
-from signoff.errors import BadBody
 from signoff.work.admin.people import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
 
 
 class SignIn(msgspec.Struct, frozen=True):
-    """Who, and the proof."""
+    """Body of `POST /api/session`."""
 
     email: str
+    """E-mail address of the user."""
     password: str
+    """Password of the user."""
 
 
 @post("/api/session", status_code=200, summary="Sign in")
-async def create(request: Request[Any, Any, Any], services: InjectedServices) -> Response[dict[str, str]]:
-    """Sets the session's cookie."""
-    who = decoded(await request.body(), SignIn, "Send email and password", BadBody)
-    token = await sign_in(services, who.email, who.password)
+async def post_session(request: Request[Any, Any, Any], services: InjectedServices) -> Response[dict[str, str]]:
+    """Sign in with an e-mail address and a password, and set the session's cookie."""
+    credentials = parse_json(await request.body(), SignIn, "sign-in")
+    token = await sign_in(services, credentials.email, credentials.password)
     return _with_session(request, {"status": "success"}, token, SESSION_SECONDS)
 
 
 @delete("/api/session", status_code=200, summary="Sign out")
-async def end(
+async def delete_session(
     request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings
 ) -> Response[dict[str, str]]:
-    """Ends the session."""
+    """End the session and delete its cookie."""
     await caller_of(services, door_settings, scope_of(request))
     if (token := session_of(scope_of(request))) is not None:
         await sign_out(services, token)
@@ -48,8 +49,10 @@ async def end(
 
 
 @get("/signin/{code:str}", summary="Sign in with a one-time link", media_type=MediaType.HTML)
-async def link(request: Request[Any, Any, Any], services: InjectedServices, code: FromPath[str]) -> Response[str]:
-    """Leads to the first page, signed in."""
+async def get_sign_in_link(
+    request: Request[Any, Any, Any], services: InjectedServices, code: FromPath[str]
+) -> Response[str]:
+    """Sign in with the one-time code of a link, and redirect to the first page."""
     session = await sign_in_with_link(services, code)
     response = _with_session(request, "", session, SESSION_SECONDS)
     return Response("", status_code=303, headers=response.headers | {"location": "/"}, media_type=MediaType.HTML)
@@ -61,4 +64,4 @@ def _with_session(request: Request[Any, Any, Any], body: Any, token: str, second
     return Response(body, headers=headers)
 
 
-router = Router("/", route_handlers=[create, end, link], tags=["session"])
+router = Router("/", route_handlers=[post_session, delete_session, get_sign_in_link], tags=["session"])

@@ -1,4 +1,4 @@
-"""The native door to streams: `/api/streams`, for admins, and the AsyncAPI document of their topics."""
+"""The native API of streams, for admins: `/api/streams`, and the AsyncAPI document of their topics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import FromPath
 
 from signoff.doors.asyncapi import document
-from signoff.doors.http import InjectedCaller, InjectedServices, decoded
+from signoff.doors.http import InjectedCaller, InjectedServices, parse_json
 from signoff.work.admin.streams import (
     StreamStatus,
     add_stream,
@@ -21,65 +21,73 @@ from signoff.work.admin.streams import (
 
 
 class StreamDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a stream is to be. `url` may hold a password, and is never shown again."""
+    """Body that declares or changes a stream; members that are left out keep their values."""
 
     name: str | msgspec.UnsetType = msgspec.UNSET
+    """Name of the stream; it cannot be changed."""
     url: str | msgspec.UnsetType = msgspec.UNSET
+    """URL of the message broker. It may contain a password, and is never shown again."""
     requests: str | msgspec.UnsetType = msgspec.UNSET
+    """Topic that requests come from."""
     responses: str | msgspec.UnsetType = msgspec.UNSET
+    """Topic that answers are published to."""
     max_handlers: int | msgspec.UnsetType = msgspec.UNSET
+    """Maximum number of messages that a process handles at the same time."""
     backoff_max_seconds: float | msgspec.UnsetType = msgspec.UNSET
+    """Maximum wait before the next attempt to connect, or to accept a message."""
     user: str | msgspec.UnsetType | None = msgspec.field(name="as", default=msgspec.UNSET)
+    """E-mail address of the user whose limits and models apply; None for nobody in particular."""
 
 
 @get("/", summary="List streams")
-async def listed(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
-    """Every stream, and how this process listens to it."""
-    return {"data": [_as_seen(seen) for seen in await list_streams(services, caller)]}
+async def get_streams(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
+    """Return all streams, each with the state of its listener in this process."""
+    return {"data": [_stream_json(status) for status in await list_streams(services, caller)]}
 
 
 @post("/", status_code=201, summary="Declare a stream")
-async def create(
+async def post_stream(
     request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
 ) -> Response[dict[str, Any]]:
-    """The stream, which every worker listens to within a second."""
-    seen = await add_stream(services, caller, _decoded(await request.body()))
-    return Response(_as_seen(seen), headers={"location": f"/api/streams/{seen.stream.name}"})
+    """Declare a stream; all workers listen to it within a second."""
+    status = await add_stream(services, caller, _parse_stream(await request.body()))
+    return Response(_stream_json(status), headers={"location": f"/api/streams/{status.stream.name}"})
 
 
-@get("/{name:str}", summary="Look at a stream")
-async def one(services: InjectedServices, caller: InjectedCaller, name: FromPath[str]) -> dict[str, Any]:
-    """The stream, and how this process listens to it."""
-    return _as_seen(await get_stream(services, caller, name))
+@get("/{name:str}", summary="Get a stream")
+async def show_stream(services: InjectedServices, caller: InjectedCaller, name: FromPath[str]) -> dict[str, Any]:
+    """Return a stream with the state of its listener in this process."""
+    return _stream_json(await get_stream(services, caller, name))
 
 
 @patch("/{name:str}", summary="Change a stream")
-async def changed(
+async def patch_stream(
     request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
 ) -> dict[str, Any]:
-    """The stream, with what was given; all else stays."""
-    return _as_seen(await change_stream(services, caller, name, _decoded(await request.body())))
+    """Change the members of the body; all others keep their values."""
+    return _stream_json(await change_stream(services, caller, name, _parse_stream(await request.body())))
 
 
-@delete("/{name:str}", status_code=204, summary="Forget a stream")
-async def removed(services: InjectedServices, caller: InjectedCaller, name: FromPath[str]) -> None:
-    """Nobody listens to it any more."""
+@delete("/{name:str}", status_code=204, summary="Remove a stream")
+async def delete_stream(services: InjectedServices, caller: InjectedCaller, name: FromPath[str]) -> None:
+    """Remove a stream; all workers stop listening to it within a second."""
     await remove_stream(services, caller, name)
 
 
-@get("/schema/asyncapi.json", summary="The topics, as an AsyncAPI 3 document")
-async def described(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
-    """One server and two channels for each stream."""
-    return document([seen.stream for seen in await list_streams(services, caller)])
+@get("/schema/asyncapi.json", summary="Get the topics as an AsyncAPI 3 document")
+async def get_asyncapi(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
+    """Return the AsyncAPI document, with one server and two channels for each stream."""
+    return document([status.stream for status in await list_streams(services, caller)])
 
 
-def _decoded(body: bytes) -> dict[str, Any]:
-    given = msgspec.structs.asdict(decoded(body, StreamDescription, "This is not a stream"))
-    return {name: value for name, value in given.items() if value is not msgspec.UNSET}
+def _parse_stream(body: bytes) -> dict[str, Any]:
+    """Return the members that the body has."""
+    members = msgspec.structs.asdict(parse_json(body, StreamDescription, "stream"))
+    return {name: value for name, value in members.items() if value is not msgspec.UNSET}
 
 
-def _as_seen(seen: StreamStatus) -> dict[str, Any]:
-    stream, listening = seen.stream, seen.listening
+def _stream_json(status: StreamStatus) -> dict[str, Any]:
+    stream, listening = status.stream, status.listening
     return {
         "name": stream.name,
         "transport": stream.transport,
@@ -89,7 +97,7 @@ def _as_seen(seen: StreamStatus) -> dict[str, Any]:
         "max_handlers": stream.max_handlers,
         "backoff_max_seconds": stream.backoff_max_seconds,
         "as": stream.user,
-        "declared": "settings" if seen.is_declared else "at run time",
+        "declared": "settings" if status.is_declared else "at run time",
         "listening": listening is not None and listening.ok,
         "trouble": "This process does not listen." if listening is None else listening.error,
     }
@@ -97,6 +105,9 @@ def _as_seen(seen: StreamStatus) -> dict[str, Any]:
 
 router = Router(
     "/",
-    route_handlers=[Router("/api/streams", route_handlers=[listed, create, one, changed, removed]), described],
+    route_handlers=[
+        Router("/api/streams", route_handlers=[get_streams, post_stream, show_stream, patch_stream, delete_stream]),
+        get_asyncapi,
+    ],
     tags=["streams"],
 )

@@ -1,4 +1,4 @@
-"""The streams' door: a message on a topic is an ask, and its answer goes to the stream's other topic."""
+"""The door of streams: a message on the request topic becomes a job, whose answer goes to the response topic."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from signoff.work.accept import accept, stream_caller
 from signoff.work.services import Services
 
 
-async def accept_message(services: Services, stream: Stream, arrived: IncomingMessage) -> None:
-    """One message; its job is committed, and it may be acknowledged. Raises what another try may help against."""
-    envelope = parse_envelope(arrived.body)
+async def accept_message(services: Services, stream: Stream, message: IncomingMessage) -> None:
+    """Commit the job of one message, after which the message may be acknowledged.
+
+    A message that is not valid becomes a failed job. Raises errors against which another attempt can help.
+    """
+    envelope = parse_envelope(message.body)
     ask = Ask(
         door="streams",
         caller=await stream_caller(services, stream),
@@ -21,4 +24,4 @@ async def accept_message(services: Services, stream: Stream, arrived: IncomingMe
         metadata=envelope.metadata,
         reply_to=stream.name,
     )
-    await accept(services, ask, arrived, envelope.error)
+    await accept(services, ask, message, envelope.error)

@@ -1,4 +1,4 @@
-"""The door to usage, cost and prices: `/api/usage`, `/api/prices`."""
+"""The native API of usage, cost and prices: `/api/usage`, `/api/prices`."""
 
 from __future__ import annotations
 
@@ -15,28 +15,34 @@ from litestar.params import FromQuery, QueryParameter
 from signoff.core.price import NANO, Price, dollars, microdollars
 from signoff.core.usage import DAY_US, Dimension, UsageQuery, UsageRow, UsageTotals
 from signoff.core.wire import format_time, parse_time
-from signoff.doors.http import BIGINTS, InjectedCaller, InjectedServices
+from signoff.doors.http import BIGINTS, InjectedCaller, InjectedServices, parse_json
 from signoff.errors import BadRequest
 from signoff.work.admin.usage import drop_price, list_prices, set_price, usage_report
 
 MAX_PAGE = 10_000
-ASKED_DAYS = 31
-# Cells that begin so are formulas to spreadsheets (OWASP, "CSV Injection").
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+DEFAULT_DAYS = 31
+# Spreadsheets run cells with these prefixes as formulas (OWASP, "CSV Injection").
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 
 
 class NewPrice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Dollars, as decimal text, for a million tokens; `request` for one. `valid_from` None: from now on."""
+    """Body of `PUT /api/prices`; prices are dollars, as decimal text."""
 
     model: str
+    """Name of the model; it may end in `*`."""
     input: str
+    """Price of a million prompt tokens."""
     output: str
+    """Price of a million completion tokens."""
     cached_input: str | None = None
+    """Price of a million prompt tokens from the upstream's cache; None for the price of other prompt tokens."""
     request: str = "0"
+    """Price of one request."""
     valid_from: str | None = None
+    """Time from which the price is valid (ISO 8601); None for now."""
 
 
-def usage_query(  # noqa: PLR0913 -- each is a side of a question
+def parse_usage_query(  # noqa: PLR0913 -- Litestar passes each query parameter by its name
     services: InjectedServices,
     *,
     by: FromQuery[str] = "",
@@ -46,10 +52,10 @@ def usage_query(  # noqa: PLR0913 -- each is a side of a question
     offset: Annotated[int, QueryParameter(ge=0, lt=BIGINTS)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 1000,
 ) -> UsageQuery:
-    """What is asked of the ledger; of the last 31 days where nobody says since when. Raises BadRequest."""
+    """Return the query for usage; without `since`, for the last 31 days. Raises BadRequest."""
     return UsageQuery(
         by=_dimensions(by),
-        since=services.clock() - ASKED_DAYS * DAY_US if since is None else _microseconds(since),
+        since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else _microseconds(since),
         until=None if until is None else _microseconds(until),
         model=model,
         offset=offset,
@@ -59,48 +65,52 @@ def usage_query(  # noqa: PLR0913 -- each is a side of a question
 
 @get(
     "/usage",
-    summary="What was used, and what it cost",
-    dependencies={"asked": Provide(usage_query, sync_to_thread=False)},
+    summary="Get usage and cost",
+    dependencies={"usage_query": Provide(parse_usage_query, sync_to_thread=False)},
 )
-async def used(
+async def get_usage(
     request: Request[Any, Any, Any],
     services: InjectedServices,
     caller: InjectedCaller,
-    asked: NamedDependency[UsageQuery],
+    usage_query: NamedDependency[UsageQuery],
     format: FromQuery[str] = "json",  # noqa: A002 -- the name that callers expect
 ) -> Response[Any]:
-    """Sums by model, target, prompt, prompt_version, user, token, door, status, cache, hour or day, several with commas
-    between them; as JSON, or CSV with `format=csv` or `Accept: text/csv`. `since` and `until` are whole hours, UTC.
+    """Return sums of usage, grouped by the dimensions in `by`, which are separated by commas.
+
+    The dimensions are model, target, prompt, prompt_version, user, token, door, status, cache, hour and day. The sums
+    are JSON, or CSV with `format=csv` or `Accept: text/csv`. `since` and `until` are whole hours, UTC.
     """
-    lines, total = await usage_report(services, caller, asked)
-    following = asked.offset + asked.limit if len(lines) == asked.limit else None
+    rows, totals = await usage_report(services, caller, usage_query)
+    next_offset = usage_query.offset + usage_query.limit if len(rows) == usage_query.limit else None
     if format == "csv" or "text/csv" in request.headers.get("accept", ""):
         headers = {"content-disposition": 'attachment; filename="usage.csv"'}
-        headers |= {} if following is None else {"x-next-offset": str(following)}
-        return Response(_as_csv(asked, lines), media_type="text/csv", headers=headers)
-    data = [_of(line) | _as_sum(line.totals) for line in lines]
-    return Response({"data": data, "total": _as_sum(total), "next": following})
+        headers |= {} if next_offset is None else {"x-next-offset": str(next_offset)}
+        return Response(_csv(usage_query, rows), media_type="text/csv", headers=headers)
+    data = [_dimensions_json(row) | _totals_json(row.totals) for row in rows]
+    return Response({"data": data, "total": _totals_json(totals), "next": next_offset})
 
 
-@get("/prices", summary="What models cost")
-async def prices(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
-    """Every price, by model and time."""
-    return {"data": [_as_price(price) for price in await list_prices(services)]}
+@get("/prices", summary="List prices")
+async def get_prices(services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
+    """Return all prices, by model and time."""
+    return {"data": [_price_json(price) for price in await list_prices(services)]}
 
 
 @put("/prices", summary="Set a price")
-async def priced(request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
-    """The price. What has ended keeps its cost."""
-    price = _price(await request.body(), services.clock())
+async def put_price(
+    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
+) -> dict[str, Any]:
+    """Set a price, and return it. Jobs that have ended keep their cost."""
+    price = _parse_price(await request.body(), services.clock())
     await set_price(services, caller, price)
-    return _as_price(price)
+    return _price_json(price)
 
 
-@delete("/prices", status_code=204, summary="Take a price away")
-async def unpriced(
+@delete("/prices", status_code=204, summary="Remove a price")
+async def delete_price(
     services: InjectedServices, caller: InjectedCaller, model: FromQuery[str], valid_from: FromQuery[str]
 ) -> None:
-    """What has ended keeps its cost."""
+    """Remove a price. Jobs that have ended keep their cost."""
     await drop_price(services, caller, model, _microseconds(valid_from))
 
 
@@ -109,20 +119,20 @@ def _dimensions(text: str) -> tuple[Dimension, ...]:
     try:
         return msgspec.convert(tuple(names), tuple[Dimension, ...])
     except msgspec.ValidationError:
-        raise BadRequest(f"by takes {', '.join(get_args(Dimension))}, with commas between them.") from None
+        raise BadRequest(f"`by` must be a list of {', '.join(get_args(Dimension))}, separated by commas.") from None
 
 
 def _microseconds(text: str) -> int:
-    """The time that `text` says (ISO 8601): UTC unless it says another zone."""
+    """Return the time in `text` (ISO 8601, UTC unless it has a zone) as microseconds since 1970. Raises BadRequest."""
     try:
         return parse_time(datetime.fromisoformat(text))
     except ValueError:
-        raise BadRequest(f"{text!r} is not a time such as 2026-01-31 or 2026-01-31T12:00:00Z.") from None
+        raise BadRequest(f"{text!r} is not a valid time; write it like 2026-01-31 or 2026-01-31T12:00:00Z.") from None
 
 
-def _price(body: bytes, now: int) -> Price:
+def _parse_price(body: bytes, now: int) -> Price:
+    new = parse_json(body, NewPrice, "price")
     try:
-        new = msgspec.json.decode(body, type=NewPrice)
         return Price(
             model=new.model,
             valid_from=now if new.valid_from is None else _microseconds(new.valid_from),
@@ -131,51 +141,51 @@ def _price(body: bytes, now: int) -> Price:
             cached_input=None if new.cached_input is None else microdollars(new.cached_input),
             request=microdollars(new.request),
         )
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"This is not a price: {error}") from None
+    except ValueError as error:
+        raise BadRequest(f"The price is not valid: {error}") from None
 
 
-def _of(line: UsageRow) -> dict[str, Any]:
-    return {name: _named(name, value) for name, value in line.dimensions.items()}
+def _dimensions_json(row: UsageRow) -> dict[str, Any]:
+    return {name: _dimension_json(name, value) for name, value in row.dimensions.items()}
 
 
-def _named(name: str, value: str | int | None) -> str | int | None:
-    """Times as the wire has them."""
+def _dimension_json(name: str, value: str | int | None) -> str | int | None:
+    """Return a value for a response; hours and days become texts."""
     if not isinstance(value, int) or name not in {"hour", "day"}:
         return value
     return format_time(value)[:10] if name == "day" else f"{format_time(value)[:19]}Z"
 
 
-def _as_sum(total: UsageTotals) -> dict[str, Any]:
-    timed = max(total.timed, 1) * 1_000_000
+def _totals_json(totals: UsageTotals) -> dict[str, Any]:
+    timed = max(totals.timed, 1) * 1_000_000
     return {
-        "jobs": total.jobs,
-        "unpriced_jobs": total.unpriced,
-        "prompt_tokens": total.prompt_tokens,
-        "cached_tokens": total.cached_tokens,
-        "completion_tokens": total.completion_tokens,
-        "cost": dollars(total.cost_nanodollars, NANO),
-        "average_queued_seconds": total.queued_us / timed,
-        "average_first_byte_seconds": total.ttft_us / timed,
-        "average_answer_seconds": total.generation_us / timed,
+        "jobs": totals.jobs,
+        "unpriced_jobs": totals.unpriced,
+        "prompt_tokens": totals.prompt_tokens,
+        "cached_tokens": totals.cached_tokens,
+        "completion_tokens": totals.completion_tokens,
+        "cost": dollars(totals.cost_nanodollars, NANO),
+        "average_queued_seconds": totals.queued_us / timed,
+        "average_first_byte_seconds": totals.ttft_us / timed,
+        "average_answer_seconds": totals.generation_us / timed,
     }
 
 
-def _as_csv(question: UsageQuery, lines: list[UsageRow]) -> str:
-    """RFC 4180, with a header."""
+def _csv(query: UsageQuery, rows: list[UsageRow]) -> str:
+    """Return the rows as CSV (RFC 4180) with a header."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([*question.by, *_as_sum(UsageTotals())])
-    for line in lines:
-        writer.writerow([*map(_cell, _of(line).values()), *_as_sum(line.totals).values()])
+    writer.writerow([*query.by, *_totals_json(UsageTotals())])
+    for row in rows:
+        writer.writerow([*map(_cell, _dimensions_json(row).values()), *_totals_json(row.totals).values()])
     return text.getvalue()
 
 
 def _cell(value: str | int | None) -> str | int | None:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_PREFIXES) else value
 
 
-def _as_price(price: Price) -> dict[str, Any]:
+def _price_json(price: Price) -> dict[str, Any]:
     return {
         "model": price.model,
         "valid_from": format_time(price.valid_from),
@@ -186,4 +196,4 @@ def _as_price(price: Price) -> dict[str, Any]:
     }
 
 
-router = Router("/api", route_handlers=[used, prices, priced, unpriced], tags=["usage"])
+router = Router("/api", route_handlers=[get_usage, get_prices, put_price, delete_price], tags=["usage"])

@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.elements import ColumnElement
 
+from signoff.core.filters import JobFilter
 from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.errors import Overloaded
-from signoff.store import InitialVerb, JobFilter, TransitionRequest
+from signoff.store import InitialVerb, TransitionRequest
 from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.schema import decisions, deliveries, events, function_calls, jobs, used_keys, votes
 from signoff.stores.transitions import (

@@ -1,4 +1,4 @@
-"""Errors as OpenAI tells them: `{"error": {"message", "type", "param", "code"}}`, with codes that are texts."""
+"""Errors in OpenAI's format: `{"error": {"message", "type", "param", "code"}}`, with codes that are texts."""
 
 from __future__ import annotations
 
@@ -12,80 +12,79 @@ from signoff.core import sse
 from signoff.core.convert import response_event
 from signoff.core.endpoints import RESPONSES
 from signoff.core.limits import Gauge
-from signoff.doors.http import JSON, Header, Send, error_headers, send_bytes
+from signoff.doors.http import JSON, Header, Send, raw_error_headers, send_bytes
 from signoff.errors import LimitReached, ModelAnswered, SignoffError
 
 
 async def send_error(send: Send, error: SignoffError, headers: Iterable[Header] = ()) -> None:
-    """An error in OpenAI's dialect; a model's own error passes as it came, but for a code that is a number."""
-    told = [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
+    """Send an error in OpenAI's format.
+
+    A model's own error is passed on as it is, except that a code which is a number becomes a text.
+    """
+    error_headers = raw_error_headers(error)
     if isinstance(error, ModelAnswered) and error.retry_after_seconds is not None:
-        told = [(name, value) for name, value in told if name != b"retry-after"]
-        told.append((b"retry-after", str(ceil(error.retry_after_seconds)).encode()))
+        error_headers = [(name, value) for name, value in error_headers if name != b"retry-after"]
+        error_headers.append((b"retry-after", str(ceil(error.retry_after_seconds)).encode()))
     if isinstance(error, LimitReached):
-        told.extend(gauge_headers(error.gauges))
+        error_headers.extend(gauge_headers(error.gauges))
         if error.retry_after_seconds is not None:
-            told.append((b"retry-after-ms", str(ceil(error.retry_after_seconds * 1000)).encode()))
-    await send_bytes(send, error.status, _body(error), JSON, [*told, *headers])
+            error_headers.append((b"retry-after-ms", str(ceil(error.retry_after_seconds * 1000)).encode()))
+    await send_bytes(send, error.status, _body(error), JSON, [*error_headers, *headers])
 
 
 def gauge_headers(gauges: Mapping[str, Gauge]) -> list[Header]:
-    """How many requests and tokens there may be in a minute, how many are left, and when all are free again."""
-    told = list[Header]()
-    for what, (most, left, reset_seconds) in gauges.items():
-        told.append((f"x-ratelimit-limit-{what}".encode(), str(most).encode()))
-        told.append((f"x-ratelimit-remaining-{what}".encode(), str(left).encode()))
-        told.append((f"x-ratelimit-reset-{what}".encode(), _duration(reset_seconds).encode()))
-    return told
+    """Return the `x-ratelimit-` headers: limit per minute, rest, and time until all of it is available again."""
+    headers = list[Header]()
+    for unit, (limit, remaining, reset_seconds) in gauges.items():
+        headers.append((f"x-ratelimit-limit-{unit}".encode(), str(limit).encode()))
+        headers.append((f"x-ratelimit-remaining-{unit}".encode(), str(remaining).encode()))
+        headers.append((f"x-ratelimit-reset-{unit}".encode(), _duration(reset_seconds).encode()))
+    return headers
 
 
 def _duration(seconds: float) -> str:
-    """As OpenAI writes it: `120ms`, `8.64s`, `6m0s`."""
-    thousandths = ceil(seconds * 1000)
-    if thousandths < 1000:
-        return f"{thousandths}ms"
-    minutes, rest = divmod(thousandths, 60_000)
+    """Return a duration as OpenAI writes it: `120ms`, `8.64s`, `6m0s`."""
+    milliseconds = ceil(seconds * 1000)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
     return (f"{minutes}m" if minutes else "") + f"{rest / 1000:g}s"
 
 
 def error_event(error: SignoffError, path: str) -> bytes:
-    """The error as the last event of a stream; that of a response has a type of its own."""
+    """Return the error as the last event of a stream of `path`; the responses API has an event type for it."""
     body = _body(error)
     if path != RESPONSES:
         return sse.event(b"".join(body.splitlines()))
-    told: dict[str, Any] = msgspec.json.decode(body)
-    error_told = cast("dict[str, Any]", told["error"])
-    members = {name: error_told.get(name) for name in ("code", "message", "param")}
-    return response_event({"type": "error"} | members | told).raw
-
-
-def error_body(error: SignoffError) -> dict[str, Any]:
-    """`{"error": {"message", "type", "param", "code"}}`; the job's id beside them where there is one."""
-    told = {"message": error.message, "type": error.kind, "param": None, "code": error.code}
-    return {"error": told if error.job_id is None else told | {"job_id": error.job_id}}
+    payload: dict[str, Any] = msgspec.json.decode(body)
+    fields = cast("dict[str, Any]", payload["error"])
+    members = {name: fields.get(name) for name in ("code", "message", "param")}
+    return response_event({"type": "error"} | members | payload).raw
 
 
 def _body(error: SignoffError) -> bytes:
-    own = _own(error.body) if isinstance(error, ModelAnswered) else None
-    return msgspec.json.encode(error_body(error)) if own is None else own
+    if isinstance(error, ModelAnswered) and (upstream_body := _upstream_body(error.body)) is not None:
+        return upstream_body
+    fields = {"message": error.message, "type": error.kind, "param": None, "code": error.code}
+    return msgspec.json.encode({"error": fields if error.job_id is None else fields | {"job_id": error.job_id}})
 
 
-class _Code(msgspec.Struct):
+class _UpstreamError(msgspec.Struct):
     code: str | int | None = None
 
 
-class _Own(msgspec.Struct):
-    error: _Code
+class _UpstreamBody(msgspec.Struct):
+    error: _UpstreamError
 
 
-def _own(body: bytes) -> bytes | None:
-    """The model's own error, where it has the form that clients read."""
+def _upstream_body(body: bytes) -> bytes | None:
+    """Return the model's own error body with a code that is a text, or None if it does not have OpenAI's format."""
     try:
-        code = msgspec.json.decode(body, type=_Own).error.code
+        code = msgspec.json.decode(body, type=_UpstreamBody).error.code
     except (ValueError, RecursionError):
         return None
     if not isinstance(code, int):
         return body
-    told: dict[str, Any] = msgspec.json.decode(body)
-    told["error"]["code"] = str(code)
-    return msgspec.json.encode(told)
+    payload: dict[str, Any] = msgspec.json.decode(body)
+    payload["error"]["code"] = str(code)
+    return msgspec.json.encode(payload)

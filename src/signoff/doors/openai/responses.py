@@ -1,4 +1,4 @@
-"""How an answer leaves the OpenAI door: whole, or as events, with comments while the model says nothing."""
+"""Responses of the OpenAI door: whole answers, and event streams with comments while the model sends nothing."""
 
 from __future__ import annotations
 
@@ -14,49 +14,56 @@ from signoff.core.endpoints import KNOWN, STREAMED
 from signoff.doors.http import JSON, Header, Send, cache_header, send_bytes
 from signoff.doors.openai.errors import error_event, gauge_headers
 from signoff.errors import SignoffError
-from signoff.runtime.background import Background
 from signoff.work.call import Call, call_chunks
 from signoff.work.perform import collect_answer
 from signoff.work.services import Services
 
-# Whatever a model says that it is, it is no page of ours.
-AS_DATA = [(b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"sandbox; default-src 'none'")]
+# A browser must not render a model's binary answer as a page of this server, whatever content type it declares.
+NO_RENDERING_HEADERS: list[Header] = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"sandbox; default-src 'none'"),
+]
 EVENTS = b"text/event-stream; charset=utf-8"
 
 
 async def send_whole(call: Call, chunks: AsyncIterator[Chunk], send: Send) -> None:
-    """The answer in one piece; a parcel as what was in it."""
+    """Send the answer as one response; a binary answer with its own bytes and content type."""
     body = b"".join([chunk.raw async for chunk in chunks])
     await send_body(call, body, send)
 
 
 async def whole_answer(services: Services, call: Call) -> bytes:
-    """The answer in one piece, also where the model was asked for a stream."""
-    async with contextlib.aclosing(call_chunks(services, call)) as chunks:
-        said = [chunk async for chunk in chunks]
-    return collect_answer(call.inflight.job, said).body if call.ask.stream else b"".join([chunk.raw for chunk in said])
+    """Return the answer as one JSON body, also if the model sent it as a stream."""
+    async with contextlib.aclosing(call_chunks(services, call)) as stream:
+        chunks = [chunk async for chunk in stream]
+    if call.ask.stream:
+        return collect_answer(call.inflight.job, chunks).body
+    return b"".join([chunk.raw for chunk in chunks])
 
 
 async def send_events(
-    call: Call, chunks: AsyncIterator[Chunk], send: Send, background: Background, keep_alive_seconds: float
+    services: Services, call: Call, chunks: AsyncIterator[Chunk], send: Send, keep_alive_seconds: float
 ) -> None:
-    """Events as they come. An error before the first one has its status; one after it is an event of its own."""
-    events = EventSender(call, send, background, keep_alive_seconds)
-    with events.kept_open():
+    """Send events as they come, with a comment after each `keep_alive_seconds` of silence.
+
+    Raises SignoffError for an error before the first event; a later one is sent as an event.
+    """
+    events = EventSender(services, call, send, keep_alive_seconds)
+    with events.keep_alive():
         try:
             async for chunk in chunks:
                 if chunk.event:
                     await events.send(chunk.raw)
-                elif call.ask.path in STREAMED or events.began:
-                    # A model that ignores `stream` answers whole; its caller still reads a stream.
-                    pieces = stream_events(call.ask.path, chunk.raw, with_usage=call.with_usage)
-                    await events.send(b"".join(piece.raw for piece in pieces))
+                elif call.ask.path in STREAMED or events.has_begun:
+                    # The model ignored `stream` and sent a whole answer; the caller still reads a stream.
+                    converted = stream_events(call.ask.path, chunk.raw, with_usage=call.with_usage)
+                    await events.send(b"".join(event.raw for event in converted))
                 else:
-                    events.close()
+                    events.stop_comments()
                     await send_body(call, chunk.raw, send)
                     return
         except SignoffError as error:
-            if not events.began:
+            if not events.has_begun:
                 raise
             await events.send(error_event(error, call.ask.path))
     await events.begin()
@@ -64,79 +71,81 @@ async def send_events(
 
 
 class EventSender:
-    """One stream on its way out. While nothing is sent for a while, a comment keeps its connection open.
+    """Sender of one event stream, which sends a comment when nothing else was sent for a while.
 
-    `send` waits while the client reads slowly, and so nothing more is read from the model.
+    `send` waits while the client reads slowly, so that no more is read from the model meanwhile.
     """
 
-    def __init__(self, call: Call, send: Send, background: Background, keep_alive_seconds: float) -> None:
-        self.began = False
+    def __init__(self, services: Services, call: Call, send: Send, keep_alive_seconds: float) -> None:
+        self.has_begun = False
+        self._services = services
         self._call = call
         self._send = send
-        self._background = background
         self._seconds = keep_alive_seconds
         self._loop = asyncio.get_running_loop()
         self._sent_at = self._loop.time()
-        self._sending = 0
+        self._sends_in_progress = 0
         self._timer: asyncio.TimerHandle | None = None
 
     async def send(self, raw: bytes) -> None:
-        """Sends events, as soon as the client has room for them."""
-        self._sending += 1
+        """Send bytes of the stream, after the head if it was not sent yet."""
+        self._sends_in_progress += 1
         try:
             await self.begin()
             await self._send({"type": "http.response.body", "body": raw, "more_body": True})
         finally:
-            self._sending -= 1
+            self._sends_in_progress -= 1
             self._sent_at = self._loop.time()
 
     async def begin(self) -> None:
-        """Sends the head, once."""
-        if self.began:
+        """Send the head of the response, once."""
+        if self.has_begun:
             return
-        self.began = True
+        self.has_begun = True
         headers = [(b"content-type", EVENTS), (b"cache-control", b"no-cache"), *call_headers(self._call)]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     @contextlib.contextmanager
-    def kept_open(self) -> Generator[None]:
-        """Sends comments while the block runs."""
-        self._timer = self._loop.call_later(self._seconds, self._look)
+    def keep_alive(self) -> Generator[None]:
+        """Send comments in silences while the block runs."""
+        self._timer = self._loop.call_later(self._seconds, self._comment_if_silent)
         try:
             yield
         finally:
-            self.close()
+            self.stop_comments()
 
-    def close(self) -> None:
-        """No more comments."""
+    def stop_comments(self) -> None:
+        """Send no more comments."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
 
-    def _look(self) -> None:
-        silent = self._loop.time() - self._sent_at
-        is_stream = self.began or self._call.ask.path in KNOWN  # else it may become a sound
-        if silent >= self._seconds and is_stream and not self._sending:
-            self._background.spawn(self._comment())
-            silent = 0
-        self._timer = self._loop.call_later(max(self._seconds - silent, self._seconds / 10), self._look)
+    def _comment_if_silent(self) -> None:
+        silent_seconds = self._loop.time() - self._sent_at
+        # Before its first chunk, the answer of any other path may still turn out to be binary, such as a sound.
+        is_stream = self.has_begun or self._call.ask.path in KNOWN
+        if silent_seconds >= self._seconds and is_stream and not self._sends_in_progress:
+            self._services.runtime.background.spawn(self._send_comment())
+            silent_seconds = 0
+        delay = max(self._seconds - silent_seconds, self._seconds / 10)
+        self._timer = self._loop.call_later(delay, self._comment_if_silent)
 
-    async def _comment(self) -> None:
-        if self._timer is not None:  # and not closed meanwhile
+    async def _send_comment(self) -> None:
+        if self._timer is not None:  # comments may have been stopped before this task ran
             await self.send(sse.comment(b"still at work"))
 
 
 def call_headers(call: Call) -> list[Header]:
-    """Which job this is, which model answers it, what became of the cache, and what is left under its limits."""
-    job, room = call.inflight.job, call.inflight.reservation
+    """Return the headers with the job's id, the model that answers, the use of the cache, and the limits' gauges."""
+    job, reservation = call.inflight.job, call.inflight.reservation
     headers = [(b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()), cache_header(job)]
-    return headers if room is None else [*headers, *gauge_headers(room.gauges)]
+    return headers if reservation is None else [*headers, *gauge_headers(reservation.gauges)]
 
 
 async def send_body(call: Call, body: bytes, send: Send) -> None:
-    """An answer that is there; a parcel as what was in it."""
+    """Send a whole answer; a binary answer with its own bytes and content type."""
     binary = None if call.ask.path in KNOWN else decode_binary(body)
     if binary is None:
         return await send_bytes(send, 200, body, JSON, call_headers(call))
-    headers = [*call_headers(call), *AS_DATA]
+    headers = [*call_headers(call), *NO_RENDERING_HEADERS]
     return await send_bytes(send, 200, binary.content, binary.content_type.encode(), headers)

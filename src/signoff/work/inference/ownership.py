@@ -10,10 +10,10 @@ import msgspec
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.endpoints import parse_route
+from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.upstream_objects import referenced_ids
 from signoff.errors import BadRequest, Forbidden, NotFound
-from signoff.store import JobFilter
 from signoff.work.services import Services
 
 MAX_REFERENCES = 64

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from signoff.core.access import Caller
+from signoff.core.filters import LibraryFilter
 from signoff.core.model import Model
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem
 from signoff.errors import ModelNotFound
-from signoff.store import LibraryFilter
 from signoff.work.services import Services
 
 MAX_LISTED = 1000

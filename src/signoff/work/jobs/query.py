@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Callable
 import msgspec
 
 from signoff.core.access import Caller, may_review, may_see
+from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, TERMINAL, Event, Job, JobError
 from signoff.errors import JobFailed, JobNotFound, JobPending, ReviewPending
-from signoff.store import JobFilter
 from signoff.work.services import Services
 
 MAX_CANDIDATES = 20

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 
 from signoff.core.access import Caller
+from signoff.core.filters import LibraryFilter
 from signoff.core.pipelines.check import MAX_NESTED, Callee, check_calls
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind, Pipeline, Prompt
 from signoff.core.pipelines.grammar import calls_of, parse
 from signoff.core.pipelines.names import MAX_NAME_LENGTH, is_valid_name, join_names
 from signoff.core.pipelines.tree import Call
 from signoff.errors import BadRequest, Conflict, Forbidden, LibraryItemNotFound, ModelNotFound, NameTaken
-from signoff.store import LibraryFilter
 from signoff.work.inference.resolve import may_use_item
 from signoff.work.services import Services
 
