@@ -122,7 +122,7 @@ async def test_a_silent_keeper_is_waited_for_once_and_not_for_long(answers: Resp
     far.open.clear()
     clock, began = asyncio.get_running_loop().time, asyncio.get_running_loop().time()
     assert await together(answers.lookup("a") for _ in range(50)) == [None] * 50
-    assert clock() - began < module.LOOK_SECONDS + 2
+    assert clock() - began < module.LOOKUP_TIMEOUT_SECONDS + 2
     assert await together(answers.lookup(str(number)) for number in range(50)) == [None] * 50
     assert len(far.looked) == 1
     # and it is found out that it answers again, while nobody waits for that
@@ -195,7 +195,7 @@ async def test_deleting_takes_what_is_at_hand_and_what_is_on_its_way(answers: Re
 async def test_what_waits_to_be_written_has_a_bound(
     answers: ResponseCache, far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WAITING_BYTES", 1000)
+    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 1000)
     far.open.clear()
     answers.store(an_entry("first"))
     await until(lambda: _soon(far.wrote))

@@ -275,7 +275,7 @@ async def test_what_a_program_does_not_read_is_bounded(engine: SubprocessEngine)
         with suppress(TimeoutError):
             async with asyncio.timeout(0.3):
                 await ask(engine, deaf, "x" * 1_000_000)
-    life = engine._places["deaf"]._life
+    life = engine._processes["deaf"]._instance
     assert life is not None
     assert life.process is not None
     assert life.process.lines is not None
@@ -310,7 +310,7 @@ async def test_more_than_can_wait_are_turned_away(
     await ask(engine, by_id, {})
     waiting = [asyncio.ensure_future(ask(engine, by_id, {"seconds": 1})) for _ in range(3)]
     await until(lambda: engine.process_state(by_id) == "busy")
-    with pytest.raises(Overloaded, match="3 requests wait"):
+    with pytest.raises(Overloaded, match="3 requests already wait"):
         await ask(engine, by_id, {})
     assert len([await one for one in waiting]) == 3
 

@@ -327,7 +327,7 @@ async def test_one_process_leads_a_stream_of_mqtt_though_another_has_the_same_ho
         async def one_leads() -> bool | None:
             told = [server.services.caches.streams.statuses.get("one") for server in (first, second)]
             troubles = [one.error for one in told if one is not None]
-            return {*troubles} == {None, "Another process listens to it."} or None
+            return {*troubles} == {None, "Another process listens to the stream."} or None
 
         await until(one_leads)
 

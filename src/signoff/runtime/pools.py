@@ -204,8 +204,8 @@ class EndpointPool:
     def mark_failed(self, endpoint: Endpoint, error: SignoffError) -> None:
         """Record a failed request; start a cooldown if the endpoint is at fault.
 
-        The endpoint is at fault after a hard failure, after SOFT_FAILURES soft failures in a row, or after a soft failure
-        of a probe.
+        The endpoint is at fault after a hard failure, after SOFT_FAILURES soft failures in a row, or after a soft
+        failure of a probe.
         """
         if not self.has_cooldowns:
             return
