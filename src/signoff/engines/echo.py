@@ -29,12 +29,19 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Options of an echo, which are part of the model's name: `echo/delay=0.2,status=503`."""
 
     delay: Seconds = 0
+    """Time before the first byte."""
     chunk_delay: Seconds = 0
+    """Time between two events of a stream."""
     status: Annotated[int, msgspec.Meta(ge=400, le=599)] | None = None
+    """HTTP status to fail with; None: success."""
     retry_after: Seconds | None = None
+    """Retry-After of a failure with `status`."""
     hang: bool = False
+    """True to send nothing until the time limit."""
     cut: bool = False
+    """True to break off: a stream after half of its events, any other answer before its body."""
     tokens: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
+    """Number of words in the answer; None: as many as in the input."""
 
 
 class EchoEngine:
@@ -67,10 +74,10 @@ class EchoEngine:
             raise ModelCut
 
     async def start(self) -> None:
-        """Do nothing."""
+        """See `engine.Engine`: nothing to start."""
 
     async def close(self) -> None:
-        """Do nothing."""
+        """See `engine.Engine`: nothing to close."""
 
 
 def options_of(model: Model, target: str) -> Options:

@@ -137,7 +137,7 @@ def _free_port() -> int:
 
 
 def _environment(port: int | None) -> dict[str, str]:
-    environ = os.environ  # noqa: TID251 - no setting of ours: what the machine tells every program
+    environ = os.environ  # noqa: TID251 - environment of the machine, not settings of this server
     inherited = {name: value for name, value in environ.items() if name in _INHERITED or name.startswith("LC_")}
     if port is None:
         return inherited | {"PYTHONUNBUFFERED": "1"}  # otherwise Python buffers its answers

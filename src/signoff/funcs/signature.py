@@ -55,13 +55,13 @@ def with_coercion(function: Function) -> Callable[[Callable[..., Any]], Callable
         signature = inspect.signature(python)
 
         @functools.wraps(python)
-        def wrapped(*args: object, **kwargs: object) -> Any:
+        def wrapper(*args: object, **kwargs: object) -> Any:
             bound = signature.bind(*args, **kwargs)
             for name, value in bound.arguments.items():
                 bound.arguments[name] = _coerce(name, value, param_types[name])
             return python(*bound.args, **bound.kwargs)
 
-        return wrapped
+        return wrapper
 
     return decorate
 

@@ -245,7 +245,7 @@ class EndpointStatus(msgspec.Struct, frozen=True):
 
 
 class Endpoint:
-    """One endpoint. After a cooldown it is `waking`: it gets one request at a time, until one succeeds.
+    """Endpoint of a model. After a cooldown it is `waking`: it gets one request at a time, until one succeeds.
 
     `generation` counts the cooldowns, so that the outcome of a request from before one does not count after it.
     `soft_failures` counts failures in a row that the request may have caused.
@@ -272,7 +272,7 @@ class Endpoint:
 
 
 class Slot:
-    """One request's slot at an endpoint, taken on construction. Use it as a context manager, or call `release`."""
+    """Slot of a request at an endpoint, taken on construction. Use it as a context manager, or call `release`."""
 
     def __init__(self, pool: EndpointPool, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
