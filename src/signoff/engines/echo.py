@@ -136,18 +136,15 @@ def _completion(request: ModelRequest, tokens: int | None) -> _Completion:
     parsed = _parse(request.body)
     echoed = _echoed_text(parsed, request.body)
     text = echoed if tokens is None else _words(echoed, tokens)
-    prompt_tokens = _count(echoed)
-    completion_tokens = prompt_tokens if tokens is None else _count(text)
+    prompt_count = _count(echoed)
+    text_count = prompt_count if tokens is None else _count(text)
+    usage = Usage(prompt_tokens=prompt_count, completion_tokens=text_count, total_tokens=prompt_count + text_count)
     return _Completion(
         digest=hashlib.sha256(request.target.encode() + b"\0" + request.body).hexdigest()[:16],
         model=request.target,
         text=text,
         is_chat=request.path != endpoints.COMPLETIONS,
-        usage=Usage(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            total_tokens=prompt_tokens + completion_tokens,
-        ),
+        usage=usage,
         usage_wanted=bool(parsed.stream_options and parsed.stream_options.include_usage),
     )
 

@@ -156,13 +156,9 @@ class EndpointPool:
         if key is None:
             index = least_loaded(loads, self._next_index)
         else:
-            active_loads = [endpoint.load for endpoint in self._endpoints if endpoint.state != "resting"]
-            index = choose_by_hash(
-                key,
-                [endpoint.key for endpoint in self._endpoints],
-                loads,
-                bounded_load(sum(active_loads), len(active_loads)),
-            )
+            active = [endpoint.load for endpoint in self._endpoints if endpoint.state != "resting"]
+            keys = [endpoint.key for endpoint in self._endpoints]
+            index = choose_by_hash(key, keys, loads, bounded_load(sum(active), len(active)))
         if index is None:
             return None
         self._next_index = index + 1

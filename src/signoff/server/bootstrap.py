@@ -159,7 +159,7 @@ def make_router(services: Services, settings: Settings) -> DoorRouter:
 
 @functools.cache
 def _litestar_app() -> ASGIApp:
-    doors = (
+    rest = (
         jobs,
         generate,
         native,
@@ -174,7 +174,7 @@ def _litestar_app() -> ASGIApp:
         health,
         session,
     )
-    return make_litestar_app([*(door.router for door in doors), home.router, home.static], home.TEMPLATES)
+    return make_litestar_app([*(door.router for door in rest), home.router, home.static], home.TEMPLATES)
 
 
 def builtin_models(settings: Settings) -> list[Model]:
