@@ -1,4 +1,4 @@
-"""`signoff.asgi:app`: the whole server as one ASGI application, which can be mounted into another one."""
+"""ASGI application `signoff.asgi:app`: the whole server, which can also be mounted into another application."""
 
 from __future__ import annotations
 
@@ -13,24 +13,29 @@ from signoff.settings import Settings, load
 
 
 class Application:
-    """Opens the desk when the server starts (ASGI's lifespan), or at the first request where there is no lifespan."""
+    """ASGI application that opens its services at server start (ASGI lifespan), or else at the first request.
+
+    Args:
+        settings: Settings to use; loaded from the environment and the settings file if None.
+        work: True to run a worker in this process; if None, unless `SIGNOFF_NO_WORK` is `1`.
+    """
 
     def __init__(self, settings: Settings | None = None, *, work: bool | None = None) -> None:
         self._settings = settings
         self._work = os.environ.get("SIGNOFF_NO_WORK") != "1" if work is None else work
-        self._front: ASGIApp | None = None
-        self._open = contextlib.AsyncExitStack()
-        self._opening = asyncio.Lock()
+        self._router: ASGIApp | None = None
+        self._exit_stack = contextlib.AsyncExitStack()
+        self._start_lock = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One scope."""
+        """Handle one lifespan or HTTP connection, as ASGI specifies."""
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._run_lifespan(receive, send)
         elif scope["type"] == "http":
-            front = self._front or await self._start()
-            await front(_unmounted(scope), receive, send)
+            router = self._router or await self._start()
+            await router(_strip_root_path(scope), receive, send)
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
             await self._start()
@@ -39,20 +44,20 @@ class Application:
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self._open.aclose()
+        await self._exit_stack.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start(self) -> ASGIApp:
-        async with self._opening:
-            if self._front is None:
+        async with self._start_lock:
+            if self._router is None:
                 settings = self._settings or load()
-                services = await self._open.enter_async_context(run_services(settings, work=self._work))
-                self._front = make_router(services, settings)
-        return self._front
+                services = await self._exit_stack.enter_async_context(run_services(settings, work=self._work))
+                self._router = make_router(services, settings)
+        return self._router
 
 
-def _unmounted(scope: Scope) -> Scope:
-    """The scope with the path below where this application is mounted."""
+def _strip_root_path(scope: Scope) -> Scope:
+    """Return the scope with its path relative to the mount point of this application."""
     root = scope.get("root_path", "")
     if not root or not scope["path"].startswith(root):
         return scope

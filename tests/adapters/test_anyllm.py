@@ -185,7 +185,7 @@ async def test_callers_who_come_at_once_with_one_key_share_a_client(monkeypatch:
 
 
 async def test_more_keys_than_there_is_room_for_cut_nobody_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anyllm, "CLIENTS", 1)
+    monkeypatch.setattr(anyllm, "MAX_CLIENTS", 1)
     engine = AnyLLMEngine()
     async with Anthropic() as upstream, asyncio.timeout(60):
         # given somebody who is being answered

@@ -277,7 +277,7 @@ async def test_what_a_program_does_not_read_is_bounded(engine: SubprocessEngine)
     first = asyncio.ensure_future(ask(engine, deaf, "x" * 1_000_000))
 
     def buffered_bytes() -> int:
-        life = engine._places["deaf"]._life if "deaf" in engine._places else None
+        life = engine._processes["deaf"]._instance if "deaf" in engine._processes else None
         lines = life and life.process and life.process.lines
         return lines._writer.transport.get_write_buffer_size() if lines else 0
 
@@ -318,7 +318,7 @@ async def test_more_than_can_wait_are_turned_away(
     await ask(engine, by_id, {})
     waiting = [asyncio.ensure_future(ask(engine, by_id, {"seconds": 1})) for _ in range(3)]
     await until(lambda: engine.process_state(by_id) == "busy")
-    with pytest.raises(Overloaded, match="3 requests wait"):
+    with pytest.raises(Overloaded, match="3 requests already wait"):
         await ask(engine, by_id, {})
     assert len([await one for one in waiting]) == 3
 

@@ -197,7 +197,7 @@ async def test_what_was_acknowledged_is_not_acknowledged_again_when_news_ring(ra
             assert await broker.poll(WAIT_SECONDS)
             await broker.poll(QUIET_SECONDS)
             # when RabbitMQ halts whoever publishes, and news ring instead
-            broker._out.is_up = False
+            broker._publish_connection.is_up = False
             for _ in range(3):
                 broker.wake_local()
                 assert await broker.poll(WAIT_SECONDS)
@@ -320,7 +320,7 @@ async def test_too_many_bells_drop_the_oldest_and_say_so_once(wire: TcpProxy, ra
     with capture_logs() as logs:
         await until(lambda: broker.is_connected)
         await broker.close()
-    assert [entry["bells"] for entry in logs if "dropped" in entry["event"]] == [500]
+    assert [entry["count"] for entry in logs if "dropped" in entry["event"]] == [500]
     async with channel(rabbitmq_url) as other:
         message = await (await other.get_queue(queue)).get(timeout=WAIT_SECONDS)
         assert message.body.startswith(b"job-500\n")

@@ -11,6 +11,7 @@ from fakes.upstream import fake_upstream
 from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.model import Model, Timeouts
 from signoff.engines.upstream import UpstreamClient
+from signoff.engines.url import ADDRESS_NOT_ALLOWED
 from signoff.errors import ModelFailed, ModelUnreachable
 from signoff.infra.ssrf import AddressBlocked, CheckedResolver, probe
 from support.live_server import live
@@ -89,4 +90,4 @@ async def test_a_look_at_a_models_health_is_guarded_as_well(tmp_path: Path) -> N
         detail = "169.254.169.254 is a link-local, multicast or metadata address; a model needs another one."
         assert found["health"] == {"ok": False, "detail": detail}
         status, told = await server.ask("POST", "/post/predict?id=m", await server.token(), json={})
-        assert (status, told) == (502, {"content": "The model's address is one in a range that is closed to models."})
+        assert (status, told) == (502, {"content": ADDRESS_NOT_ALLOWED})

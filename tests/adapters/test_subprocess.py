@@ -299,7 +299,7 @@ async def test_a_healthy_minute_is_forgiven(
         with pytest.raises((ModelCut, ModelUnreachable)):
             await ask(engine, fragile, crash=True)
         await until(lambda: not Path(f"/proc/{first}").exists() and engine.process_state(fragile) != "ready")
-        with pytest.raises(ModelUnreachable, match=r"rests for 0\.[1-5] s"):
+        with pytest.raises(ModelUnreachable, match=r"Retry in 0\.[1-5] s"):
             await ask(engine, msgspec.structs.replace(fragile, start_seconds=0.05))
 
 

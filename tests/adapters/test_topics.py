@@ -25,7 +25,7 @@ from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.doors.topics import accept_message
 from signoff.server import consumer
-from signoff.transports.kafka import KafkaTransport, _place_of
+from signoff.transports.kafka import KafkaTransport, _parse_url
 from signoff.transports.liveness import LivenessWatch
 from support.live_server import Live, live, until
 
@@ -327,7 +327,7 @@ async def test_one_process_leads_a_stream_of_mqtt_though_another_has_the_same_ho
         async def one_leads() -> bool | None:
             told = [server.services.caches.streams.statuses.get("one") for server in (first, second)]
             troubles = [one.error for one in told if one is not None]
-            return {*troubles} == {None, "Another process listens to it."} or None
+            return {*troubles} == {None, "Another process listens to the stream."} or None
 
         await until(one_leads)
 
@@ -411,8 +411,8 @@ async def reply(server: Live, job_id: str) -> bytes:
 
 
 def test_the_servers_of_kafka_and_how_to_sign_in_stand_in_its_address() -> None:
-    servers, security = _place_of("kafka://ann:p%40ss@one:9093,two")
+    servers, security = _parse_url("kafka://ann:p%40ss@one:9093,two")
     assert servers == ["one:9093", "two:9092"]
     assert security is not None
     assert (security.username, security.password) == ("ann", "p@ss")
-    assert _place_of("kafka://one") == (["one:9092"], None)
+    assert _parse_url("kafka://one") == (["one:9092"], None)

@@ -264,9 +264,9 @@ async def test_an_error_in_a_stream_is_raised_after_what_came_before(
 @pytest.mark.parametrize(
     ("behaviour", "timeouts", "message"),
     [
-        ("hang-before-headers", Timeouts(first_byte_seconds=0.1), "did not begin within 0.1 s"),
+        ("hang-before-headers", Timeouts(first_byte_seconds=0.1), "did not start to answer within 0.1 s"),
         ("hang-before-headers", Timeouts(total_seconds=0.1), "took more than 0.1 s"),
-        ("slow-headers", Timeouts(first_byte_seconds=0.1), "did not begin within 0.1 s"),
+        ("slow-headers", Timeouts(first_byte_seconds=0.1), "did not start to answer within 0.1 s"),
         (
             "hang-after-headers",
             Timeouts(first_byte_seconds=0.1, between_chunks_seconds=0.01),
@@ -276,7 +276,7 @@ async def test_an_error_in_a_stream_is_raised_after_what_came_before(
         ("hang-mid-body", Timeouts(between_chunks_seconds=0.1), "sent nothing for 0.1 s"),
         ("hang-mid-stream", Timeouts(total_seconds=0.1), "took more than 0.1 s"),
         ("trickle", Timeouts(total_seconds=1, between_chunks_seconds=0.9), "took more than 1 s"),
-        ("deaf", Timeouts(first_byte_seconds=0.1), "did not begin within 0.1 s"),
+        ("deaf", Timeouts(first_byte_seconds=0.1), "did not start to answer within 0.1 s"),
     ],
 )
 async def test_every_wait_for_a_model_has_its_limit(

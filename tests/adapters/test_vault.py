@@ -100,7 +100,7 @@ def test_what_was_changed_on_the_disk_is_not_opened(change: object) -> None:
 
 def test_the_wrong_key_opens_nothing_and_says_so() -> None:
     sealed = Vault([Fernet.generate_key()]).seal("secret")
-    with pytest.raises(Unreadable, match="the secret key is not the one it was sealed with"):
+    with pytest.raises(Unreadable, match="the secret key is not the one it was encrypted with"):
         Vault([Fernet.generate_key()]).open(sealed)
 
 
@@ -108,7 +108,7 @@ def test_the_wrong_key_opens_nothing_and_says_so() -> None:
 def test_a_file_without_a_usable_key_is_refused_and_left_alone(text: bytes, tmp_path: Path) -> None:
     path = tmp_path / "secret.key"
     path.write_bytes(text)
-    with pytest.raises(Unreadable, match="The secret keys cannot be used"):
+    with pytest.raises(Unreadable, match="The secret keys are not valid"):
         Vault(keys_in(path))
     assert path.read_bytes() == text
 
@@ -116,7 +116,7 @@ def test_a_file_without_a_usable_key_is_refused_and_left_alone(text: bytes, tmp_
 def test_what_a_process_sealed_opens_to_it_also_when_its_key_is_dropped(tmp_path: Path) -> None:
     """It may hold a copy for as long as it runs, which nobody else can seal anew."""
     path = tmp_path / "secret.key"
-    vault = Vault(keys_in(path), look_again=lambda: existing_keys(path))
+    vault = Vault(keys_in(path), reload_keys=lambda: existing_keys(path))
     held = vault.seal("declared")
     put_new_key_first(path, added=False)
     assert vault.open(vault.seal("new")) == "new"

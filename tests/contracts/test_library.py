@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from signoff.core.filters import LibraryFilter
 from signoff.core.pipelines.composed import PRODUCTION, Pipeline, Prompt
 from signoff.core.pipelines.function import Function, Param
 from signoff.core.pipelines.grammar import parse
 from signoff.errors import LibraryItemNotFound, NameTaken, SignoffError
-from signoff.core.filters import LibraryFilter
 from support.stores import AStore, listening, together
 
 pytestmark = pytest.mark.anyio

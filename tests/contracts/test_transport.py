@@ -311,7 +311,7 @@ async def test_readers_that_have_long_been_silent_are_forgotten_and_what_they_ha
         async with listening_with(wire, never, consumer="holds"):
             await wire.send(asked("2"))
             await until(lambda: hold({"gone": 0, "holds": 1}))
-        monkeypatch.setattr(redis, "SILENT_MILLISECONDS", -1)
+        monkeypatch.setattr(redis, "STALE_CONSUMER_MILLISECONDS", -1)
         async with listening_with(wire, never, consumer="new"):
             await wire.send(asked("3"))
             await until(lambda: hold({"holds": 1, "new": 1}))

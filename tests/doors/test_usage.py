@@ -183,7 +183,7 @@ async def test_a_call_that_is_left_while_its_end_is_written_counts_once(
     asking = asyncio.ensure_future(server.ask("POST", "/v1/chat/completions", admin, json=body, headers=headers))
     await begun.wait()
     # when its caller leaves
-    (shared,) = server.services.runtime.inflight_calls._shared.values()
+    (shared,) = server.services.runtime.inflight_calls._broadcasts.values()
     asking.cancel()
     await until(lambda: _is_left(shared))
     go_on.set()

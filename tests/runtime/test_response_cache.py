@@ -194,7 +194,7 @@ async def test_deleting_takes_what_is_at_hand_and_what_is_on_its_way(answers: Re
 async def test_what_waits_to_be_written_has_a_bound(
     answers: ResponseCache, far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WAITING_BYTES", 1000)
+    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 1000)
     far.open.clear()
     answers.store(an_entry("first"))
     await until(lambda: _soon(far.wrote))

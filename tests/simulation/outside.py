@@ -14,7 +14,7 @@ from signoff.core.delivery import OutgoingMessage
 from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.errors import ModelAnswered, ModelCut, ModelGarbled, ModelTimedOut, ModelUnreachable, Undelivered
-from signoff.server.dispatcher import AT_ONCE_PER_HOST
+from signoff.server.dispatcher import MAX_RUNNING_PER_HOST
 from simulation.checker import Checker
 from simulation.network import Network, resolve
 
@@ -112,7 +112,7 @@ class SimDeliverer:
         """See `courier.Courier`."""
         host = message.address.split("/")[2]
         self._under_way[host] += 1
-        self._checker.law(self._under_way[host] <= AT_ONCE_PER_HOST["webhook"], "a few at a time to one host", host)
+        self._checker.law(self._under_way[host] <= MAX_RUNNING_PER_HOST["webhook"], "a few at a time to one host", host)
         answer = asyncio.get_running_loop().create_future()
         self._network.outside.call_later(self._network.weather.latency(), self._arrive, message, answer)
         try:

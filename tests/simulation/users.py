@@ -254,7 +254,7 @@ class Reviewer(Person):
             await self.pause(0.01 if self.is_diligent else self.random_float.choice([0.01, 3]))
             await self._decide(job)
 
-    async def _peek(self, job: Job, peek: review.Peek) -> None:
+    async def _peek(self, job: Job, peek: review.LockAction) -> None:
         await self.see(peek, lambda services: review.lock_for_review(services, self.caller, job.id, peek))
 
     async def _draft(self, job: Job) -> None:

@@ -2,8 +2,8 @@
 
 `python tests/support/service_supervisor.py SERVICE --watch PID --dir DIR` supervises one server. It writes its answer
 once, to DIR/SERVICE.json: {"url": ...} or {"missing": "reason"}. It stays until process PID ends or SIGTERM arrives,
-and then removes all its files, which are in DIR under the name of the service. Servers that already run on this machine,
-their settings, their cookies and their epmd are neither read nor changed.
+and then removes all its files, which are in DIR under the name of the service. Servers that already run on this
+machine, their settings, their cookies and their epmd are neither read nor changed.
 """
 
 import argparse

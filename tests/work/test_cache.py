@@ -96,14 +96,14 @@ DOORS: dict[str, Door] = {
 }
 
 
-HURRY_SECONDS = response_cache.LOOK_SECONDS
+HURRY_SECONDS = response_cache.LOOKUP_TIMEOUT_SECONDS
 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that does much else at once makes no misses."""
-    monkeypatch.setattr(response_cache, "LOOK_SECONDS", 60)
-    monkeypatch.setattr(response_cache, "KEPT_SECONDS", 60)
+    monkeypatch.setattr(response_cache, "LOOKUP_TIMEOUT_SECONDS", 60)
+    monkeypatch.setattr(response_cache, "STORE_WAIT_SECONDS", 60)
 
 
 @pytest.fixture(params=["sql", "postgres", "redis", "memory"])
@@ -782,7 +782,7 @@ async def test_while_redis_is_away_models_are_asked_and_it_heals(tmp_path: Path,
 async def test_a_silent_redis_holds_up_nobody_for_long(
     tmp_path: Path, wire: TcpProxy, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(response_cache, "LOOK_SECONDS", HURRY_SECONDS)
+    monkeypatch.setattr(response_cache, "LOOKUP_TIMEOUT_SECONDS", HURRY_SECONDS)
     async with serving(tmp_path, cache="redis", redis_url=wire.url, redis_prefix=prefix) as (server, _):
         token = await server.token()
         await at_openai(server, token, "before")

@@ -30,7 +30,7 @@ async def call(server: Live, token: str, *, stream: bool = False, path: str = "c
 
 async def readers(server: Live, count: int) -> bool | None:
     """Whether so many callers read along."""
-    return sum(each._readers for each in server.services.runtime.inflight_calls._shared.values()) == count or None
+    return sum(each._readers for each in server.services.runtime.inflight_calls._broadcasts.values()) == count or None
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -186,7 +186,7 @@ def test_a_request_is_determined_by_its_temperature_or_its_seed(body: Any, is_so
 
 async def both_are_here(server: Live, fake: FakeUpstream, calls: int) -> bool | None:
     """Whether two callers wait, for so many upstream calls."""
-    shared = sum(each._readers for each in server.services.runtime.inflight_calls._shared.values())
+    shared = sum(each._readers for each in server.services.runtime.inflight_calls._broadcasts.values())
     return (len(fake.requests) == calls and (calls == 2 or shared == 2)) or None
 
 

@@ -311,7 +311,7 @@ async def a_held(server: Live) -> Job | None:
 
 async def readers(server: Live, count: int) -> bool | None:
     """Whether so many callers read along."""
-    shared = server.services.runtime.inflight_calls._shared.values()
+    shared = server.services.runtime.inflight_calls._broadcasts.values()
     return sum(each._readers for each in shared) == count or None
 
 

@@ -14,7 +14,7 @@ class LocalBroker:
         self._wake_up = asyncio.Event()
 
     async def start(self) -> None:
-        """Do nothing."""
+        """See `broker.Broker`: nothing to start."""
 
     def notify(self, job_id: str, priority: int) -> None:
         """See `broker.Broker`."""
@@ -35,4 +35,4 @@ class LocalBroker:
         return True
 
     async def close(self) -> None:
-        """Do nothing."""
+        """See `broker.Broker`: nothing to close."""

@@ -56,7 +56,7 @@ class AnyLLMEngine:
         self._clients = _Clients()
 
     async def start(self) -> None:
-        """Do nothing: the library is loaded on first use."""
+        """See `engine.Engine`: nothing to start, since the library is loaded on first use."""
 
     async def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the provider's answer in the format of OpenAI's API. Raises ModelFailed and its subclasses."""

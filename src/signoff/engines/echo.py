@@ -29,12 +29,19 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Options of an echo, which are part of the model's name: `echo/delay=0.2,status=503`."""
 
     delay: Seconds = 0
+    """Time before the first byte."""
     chunk_delay: Seconds = 0
+    """Time between two events of a stream."""
     status: Annotated[int, msgspec.Meta(ge=400, le=599)] | None = None
+    """HTTP status to fail with; None: success."""
     retry_after: Seconds | None = None
+    """Retry-After of a failure with `status`."""
     hang: bool = False
+    """True to send nothing until the time limit."""
     cut: bool = False
+    """True to break off: a stream after half of its events, any other answer before its body."""
     tokens: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
+    """Number of words in the answer; None: as many as in the input."""
 
 
 class EchoEngine:
@@ -67,10 +74,10 @@ class EchoEngine:
             raise ModelCut
 
     async def start(self) -> None:
-        """Do nothing."""
+        """See `engine.Engine`: nothing to start."""
 
     async def close(self) -> None:
-        """Do nothing."""
+        """See `engine.Engine`: nothing to close."""
 
 
 def options_of(model: Model, target: str) -> Options:
@@ -129,18 +136,15 @@ def _completion(request: ModelRequest, tokens: int | None) -> _Completion:
     parsed = _parse(request.body)
     echoed = _echoed_text(parsed, request.body)
     text = echoed if tokens is None else _words(echoed, tokens)
-    prompt_tokens = _count(echoed)
-    completion_tokens = prompt_tokens if tokens is None else _count(text)
+    prompt_count = _count(echoed)
+    text_count = prompt_count if tokens is None else _count(text)
+    usage = Usage(prompt_tokens=prompt_count, completion_tokens=text_count, total_tokens=prompt_count + text_count)
     return _Completion(
         digest=hashlib.sha256(request.target.encode() + b"\0" + request.body).hexdigest()[:16],
         model=request.target,
         text=text,
         is_chat=request.path != endpoints.COMPLETIONS,
-        usage=Usage(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            total_tokens=prompt_tokens + completion_tokens,
-        ),
+        usage=usage,
         usage_wanted=bool(parsed.stream_options and parsed.stream_options.include_usage),
     )
 

@@ -29,7 +29,7 @@ class HttpEngine:
         )
 
     async def start(self) -> None:
-        """Do nothing."""
+        """See `engine.Engine`: nothing to start."""
 
     async def close(self) -> None:
-        """Do nothing."""
+        """See `engine.Engine`: nothing to close."""

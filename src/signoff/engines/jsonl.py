@@ -43,10 +43,12 @@ class NotDelivered(ModelUnreachable):
 
 
 class ProgramMessage(msgspec.Struct, frozen=True):
-    """One message of a program to one request: a piece of the answer, the whole answer, or an error."""
+    """Message of a program to one request: a piece of the answer, the whole answer, or an error."""
 
     kind: Kind
+    """`delta` (a piece of a stream), `body` (the answer or its end), `error` of the program, `failure` of its owner."""
     raw: bytes
+    """JSON of the piece, the body or the error."""
 
 
 class _ResponseLine(msgspec.Struct):

@@ -33,10 +33,10 @@ class OpenAIEngine:
         return ask(self._upstream, model.url, model, request)
 
     async def start(self) -> None:
-        """Do nothing."""
+        """See `engine.Engine`: nothing to start."""
 
     async def close(self) -> None:
-        """Do nothing."""
+        """See `engine.Engine`: nothing to close."""
 
 
 def ask(upstream: UpstreamClient, base_url: str, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:

@@ -19,7 +19,7 @@ class BadExtension(SignoffError):
 
 def plugin_kinds() -> list[str]:
     """Return the kinds of all entry points, without loading them."""
-    return [entry_point.name for entry_point in importlib.metadata.entry_points(group=GROUP)]
+    return [point.name for point in importlib.metadata.entry_points(group=GROUP)]
 
 
 def load_plugins(reserved_kinds: Collection[str]) -> dict[str, Engine]:
@@ -29,15 +29,11 @@ def load_plugins(reserved_kinds: Collection[str]) -> dict[str, Engine]:
     does not start, because requests to its models would fail.
     """
     engines = dict[str, Engine]()
-    for entry_point in importlib.metadata.entry_points(group=GROUP):
-        if entry_point.name in reserved_kinds or entry_point.name in engines:
-            raise BadExtension(
-                f"The kind {entry_point.name} of {entry_point.value} exists already: rename the entry point."
-            )
+    for point in importlib.metadata.entry_points(group=GROUP):
+        if point.name in reserved_kinds or point.name in engines:
+            raise BadExtension(f"The kind {point.name} of {point.value} exists already: rename the entry point.")
         try:
-            engines[entry_point.name] = entry_point.load()()
+            engines[point.name] = point.load()()
         except Exception as error:
-            raise BadExtension(
-                f"The engine {entry_point.name} ({entry_point.value}) cannot be used: {error!r}"
-            ) from error
+            raise BadExtension(f"The engine {point.name} ({point.value}) cannot be used: {error!r}") from error
     return engines

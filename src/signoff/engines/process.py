@@ -28,29 +28,10 @@ _DRAIN_SECONDS = 0.2
 # Variables that a program needs to find its files, libraries and devices. None of them holds a secret.
 _INHERITED = frozenset(
     [
-        "PATH",
-        "HOME",
-        "USER",
-        "LOGNAME",
-        "SHELL",
-        "LANG",
-        "LANGUAGE",
-        "TZ",
-        "TMPDIR",
-        "PYTHONPATH",
-        "VIRTUAL_ENV",
-        "LD_LIBRARY_PATH",
-        "DYLD_LIBRARY_PATH",
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
-        "XDG_CACHE_HOME",
-        "HF_HOME",
-        "HF_HUB_OFFLINE",
-        "OMP_NUM_THREADS",
-        "CUDA_VISIBLE_DEVICES",
-        "NVIDIA_VISIBLE_DEVICES",
-        "HIP_VISIBLE_DEVICES",
-        "ROCR_VISIBLE_DEVICES",
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV"),
+        *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "XDG_CACHE_HOME", "HF_HOME"),
+        *("HF_HUB_OFFLINE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"),
+        *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     ]
 )
 
@@ -137,7 +118,7 @@ def _free_port() -> int:
 
 
 def _environment(port: int | None) -> dict[str, str]:
-    environ = os.environ  # noqa: TID251 - no setting of ours: what the machine tells every program
+    environ = os.environ  # noqa: TID251 - environment of the machine, not settings of this server
     inherited = {name: value for name, value in environ.items() if name in _INHERITED or name.startswith("LC_")}
     if port is None:
         return inherited | {"PYTHONUNBUFFERED": "1"}  # otherwise Python buffers its answers

@@ -1,4 +1,4 @@
-"""One model's process as one engine sees it: our own process if we own the lock, else the owner's."""
+"""Supervision of one model's process: our own process if we own the lock, else the owner's."""
 
 from __future__ import annotations
 
@@ -262,14 +262,16 @@ class SupervisedProcess:
 
 
 class ProcessAddress(msgspec.Struct, frozen=True):
-    """Port where a model is ready, and whether its process is our own."""
+    """Address at which a model is ready."""
 
     port: int
+    """TCP port; 0 for a program that speaks JSON lines."""
     is_owner: bool
+    """True if the process is our own."""
 
 
 class _Instance:
-    """One run of a process of ours: `startup_done` is set once it is ready or has failed, `ended` once it is gone."""
+    """Life of one process of ours: `startup_done` is set once it is ready or has failed, `ended` once it is gone."""
 
     def __init__(self, name: str) -> None:
         self.name = name

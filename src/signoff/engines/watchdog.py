@@ -70,7 +70,7 @@ def _open_wakeup_fd() -> int:
 
 
 def _ignore_signal(_number: int, _frame: object) -> None:
-    """Do nothing: only a signal with a handler is written to the wake-up descriptor."""
+    """Ignore the signal. It needs a handler, because only then is it written to the wake-up descriptor."""
 
 
 def _adopt_orphans() -> None:

@@ -1,6 +1,6 @@
 """Functions that pipelines call: `builtins.py`, and any `custom_*.py` beside it or in the configured folder.
 
-A function of yours is plain Python, and may call others that are registered:
+A custom function is plain Python, and may call other registered functions:
 
     from signoff.funcs import call
 

@@ -1,4 +1,4 @@
-"""The functions that come with Signoff: an annotation says how a pipeline's text is read, and none means as JSON."""
+"""Functions that ship with the server. An annotation sets how an argument's text is converted; none means JSON."""
 
 # pyright: basic
 
@@ -11,27 +11,27 @@ from signoff.funcs import call, names_of_prompts, time_now
 
 
 def add(x, y):
-    """The sum of two numbers."""
+    """Return the sum of two numbers."""
     return _number(x) + _number(y)
 
 
 def subtract(x, y):
-    """The first number less the second one."""
+    """Return the first number minus the second."""
     return _number(x) - _number(y)
 
 
 def multiply(x, y):
-    """The product of two numbers."""
+    """Return the product of two numbers."""
     return _number(x) * _number(y)
 
 
 def divide(x, y):
-    """The first number divided by the second one, which is not 0."""
+    """Return the first number divided by the second, which must not be 0."""
     return _number(x) / _number(y)
 
 
 def length(value: str) -> int:
-    """How many items a list or an object has; how many characters any other text."""
+    """Return the number of items of a list or an object, or the number of characters of any other text."""
     if value.lstrip()[:1] in {"[", "{"}:
         try:
             return len(json.loads(value))
@@ -41,58 +41,58 @@ def length(value: str) -> int:
 
 
 def uppercase(s: str) -> str:
-    """The text in capitals."""
+    """Return the text in upper case."""
     return s.upper()
 
 
 def lowercase(s: str) -> str:
-    """The text in small letters."""
+    """Return the text in lower case."""
     return s.lower()
 
 
 def concat(x: str, y: str) -> str:
-    """One text after the other."""
+    """Return both texts joined."""
     return x + y
 
 
 def append(lst: list, x) -> list:
-    """The list with `x` at its end."""
+    """Return the list with `x` at its end."""
     return [*lst, x]
 
 
 def remove(lst: list, x) -> list:
-    """The list without its first `x`; an error where there is none."""
-    at = lst.index(x)
-    return lst[:at] + lst[at + 1 :]
+    """Return the list without its first `x`. Fail if there is none."""
+    index = lst.index(x)
+    return lst[:index] + lst[index + 1 :]
 
 
 def sort(lst: list) -> list:
-    """The list in ascending order."""
+    """Return the list in ascending order."""
     return sorted(lst)
 
 
 def to_str(x: str) -> str:
-    """Anything as text; what is no text becomes JSON."""
+    """Return any value as text; a value that is not text is converted to JSON."""
     return x
 
 
 def now() -> str:
-    """The time, as RFC 3339 has it, in UTC."""
+    """Return the current time in UTC, in the format of RFC 3339."""
     return time_now()
 
 
 def identity(x: str) -> str:
-    """What it is given, as it is."""
+    """Return the argument unchanged."""
     return x
 
 
 def map(function: str, lst: list) -> list:  # the name that users know
-    """What the function of that name gives for each item."""
+    """Return the results of the named function for each item."""
     return [call(function, item) for item in lst]
 
 
 def reduce(function: str, lst: list, initial: Any = None):
-    """The items taken together by the function of that name, from `initial` on, else from the first item."""
+    """Combine the items from left to right with the named function, starting with `initial` or else the first item."""
     items = list(lst)
     result = items.pop(0) if initial is None and items else initial
     for item in items:
@@ -101,7 +101,7 @@ def reduce(function: str, lst: list, initial: Any = None):
 
 
 def get_prompts() -> list:
-    """The names of the prompts that the caller may use."""
+    """Return the names of the prompts that the caller may use."""
     return names_of_prompts()
 
 

@@ -1,4 +1,4 @@
-"""What a function can ask of the server while it runs: other functions, the caller's prompts, and the time."""
+"""Access of functions to the server while they run: other functions, the caller's prompts, the time."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ import msgspec
 
 
 class CallContext(msgspec.Struct, frozen=True, kw_only=True):
-    """The server around a call, as one caller may use it."""
+    """The server as a function sees it, on behalf of one caller."""
 
     call: Callable[[str, tuple[object, ...]], Any]
+    """Calls a registered function by name with positional arguments. Raises ValueError if it does not exist."""
     prompts: Callable[[], list[str]]
+    """Returns the names of the prompts that the caller may use."""
     now: Callable[[], str]
+    """Returns the current time in UTC, in the format of RFC 3339."""
 
 
-CALL_CONTEXT: ContextVar[CallContext] = ContextVar("around")
+CALL_CONTEXT: ContextVar[CallContext] = ContextVar("call_context")
 
 
 def call(name: str, *values: object) -> Any:
-    """What the registered function called `name` gives for `values`. Raises ValueError where there is none."""
+    """Return the result of the registered function `name` for `values`. Raises ValueError if it does not exist."""
     return CALL_CONTEXT.get().call(name, values)
 
 
 def names_of_prompts() -> list[str]:
-    """The prompts that the caller may use."""
+    """Return the names of the prompts that the caller may use."""
     return CALL_CONTEXT.get().prompts()
 
 
 def time_now() -> str:
-    """The time, as RFC 3339 has it, in UTC."""
+    """Return the current time in UTC, in the format of RFC 3339."""
     return CALL_CONTEXT.get().now()

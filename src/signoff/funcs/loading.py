@@ -1,4 +1,4 @@
-"""Loading: reads the files of functions, anew each time; a broken one is told of, and takes nothing else down."""
+"""Loading of functions from their files. Errors in one file are reported and do not affect the others."""
 
 from __future__ import annotations
 
@@ -22,85 +22,93 @@ PREFIX = "signoff_funcs_"
 
 
 class BrokenFile(msgspec.Struct, frozen=True):
-    """What is wrong in a file, and where."""
+    """Error in a file of functions."""
 
     file: str
+    """Name of the file, without its folder."""
     line: int
+    """Line of the error, from 1."""
     message: str
+    """Message of the error, with its type if the file could not be executed."""
 
 
 class LoadedFunction(msgspec.Struct, frozen=True):
-    """A function that can be called from here."""
+    """Function that this process can call."""
 
     function: Function
+    """Its signature and version, as pipelines see them."""
     python: Callable[..., Any]
+    """Its Python, which converts the arguments as annotated."""
 
 
 class Scan(msgspec.Struct, frozen=True):
-    """What the files hold. `unread` are the modules that could not be read at all."""
+    """Result of reading all files."""
 
     ready: dict[str, LoadedFunction]
+    """Functions by name."""
     broken: tuple[BrokenFile, ...]
+    """Errors, in files and in single functions."""
     unread: tuple[str, ...]
+    """Names of the modules that could not be executed at all."""
 
 
 def scan(folders: Sequence[Path]) -> Scan:
-    """Every function of the builtins, and of the `custom_*.py` files in their folder and in `folders`."""
-    ready, broken, unread = dict[str, LoadedFunction](), list[BrokenFile](), list[str]()
+    """Read every function of the builtins, and of the `custom_*.py` files beside them and in `folders`."""
+    functions, broken, unread = dict[str, LoadedFunction](), list[BrokenFile](), list[str]()
     files = [
         HOME / "builtins.py",
         *(file for folder in (HOME, *folders) for file in sorted(folder.glob("custom_*.py"))),
     ]
     for file in files:
         try:
-            module, digest = _run(file)
+            module, digest = _execute(file)
         except BaseException as error:  # noqa: BLE001 -- a file may raise anything, even SystemExit
-            broken.append(BrokenFile(file.name, _line(error, file), f"{type(error).__name__}: {error}"))
+            broken.append(BrokenFile(file.name, _error_line(error, file), f"{type(error).__name__}: {error}"))
             unread.append(file.stem)
             continue
         for name, python in _functions(module):
             try:
-                ready[name] = _ready(ready, name, python, file.stem, digest)
+                functions[name] = _load(functions, name, python, file.stem, digest)
             except ValueError as error:
                 broken.append(BrokenFile(file.name, python.__code__.co_firstlineno, str(error)))
-    return Scan(ready, tuple(broken), tuple(unread))
+    return Scan(functions, tuple(broken), tuple(unread))
 
 
-def _run(file: Path) -> tuple[ModuleType, str]:
-    """The file's module, made of its text as it is now: no compiled copy is trusted."""
+def _execute(file: Path) -> tuple[ModuleType, str]:
+    """Execute a file and return its module with the digest of its source. Compiled copies are not used."""
     source = file.read_bytes()
     name = PREFIX + file.stem
-    module, before = ModuleType(name), sys.modules.get(name)
+    module, previous = ModuleType(name), sys.modules.get(name)
     module.__file__ = str(file)
     sys.modules[name] = module
     try:
         exec(compile(source, str(file), "exec"), module.__dict__)  # noqa: S102 -- the operator's own code
     except BaseException:
-        if before is None:
+        if previous is None:
             del sys.modules[name]
         else:
-            sys.modules[name] = before
+            sys.modules[name] = previous
         raise
     return module, hashlib.sha256(source).hexdigest()
 
 
 def _functions(module: ModuleType) -> list[tuple[str, Any]]:
-    """Those that it defines itself, and does not hide, in their order."""
-    found = [(name, value) for name, value in vars(module).items() if inspect.isfunction(value)]
-    return [(name, value) for name, value in found if value.__module__ == module.__name__ and name[0] != "_"]
+    """Return the public functions that the module itself defines, in order of definition."""
+    functions = [(name, value) for name, value in vars(module).items() if inspect.isfunction(value)]
+    return [(name, value) for name, value in functions if value.__module__ == module.__name__ and name[0] != "_"]
 
 
-def _ready(ready: dict[str, LoadedFunction], name: str, python: Any, module: str, digest: str) -> LoadedFunction:
-    if name in ready:
-        raise ValueError(f"{name} is defined in {ready[name].function.module}.py already")
+def _load(functions: dict[str, LoadedFunction], name: str, python: Any, module: str, digest: str) -> LoadedFunction:
+    if name in functions:
+        raise ValueError(f"{name} is already defined in {functions[name].function.module}.py")
     if not is_valid_name(name):
-        raise ValueError(f"{name} is no name that a pipeline can call")
+        raise ValueError(f"{name} is not a name that a pipeline can call")
     function = describe_function(python, name=name, module=module, digest=digest)
     return LoadedFunction(function, with_coercion(function)(python))
 
 
-def _line(error: BaseException, file: Path) -> int:
-    """The last line of that file which was at work."""
+def _error_line(error: BaseException, file: Path) -> int:
+    """Return the line of that file at which `error` was raised, 1 if unknown."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return error.lineno or 1
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""Where the log goes: to stderr, a line an event."""
+"""Set-up of logging."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import structlog
 
 
 def to_stderr() -> None:
-    """Sends our own log, and what libraries say from a warning on, to stderr; once a process."""
+    """Write our own events, and warnings and errors of libraries, to stderr, one per line. Later calls do nothing."""
     if structlog.is_configured():
         return
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")

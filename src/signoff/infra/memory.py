@@ -1,4 +1,4 @@
-"""How much memory this process takes."""
+"""Memory use of this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MEBIBYTE = 1024 * 1024
 
 
 def resident_mb() -> int:
-    """What is resident now, in mebibytes; where the system does not tell, the most that ever was."""
+    """Return the resident memory in MiB; where the system does not report it, the peak."""
     try:
         pages = int(STATM.read_bytes().split()[1])  # proc_pid_statm(5)
     except OSError:

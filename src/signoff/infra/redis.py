@@ -1,4 +1,4 @@
-"""A client of Redis, for whoever keeps something there."""
+"""Redis client with the options that all users of Redis share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redis.backoff import NoBackoff
 
 
 def make_client(url: str, *, answer_seconds: float) -> Any:
-    """A client that connects when it is used, waits no longer for an answer, and tries nothing again by itself."""
+    """Return a client that connects on first use, waits `answer_seconds` for each answer, and never retries."""
     return cast("Any", Redis).from_url(  # its own types are partial
         url,
         socket_timeout=answer_seconds,

@@ -1,4 +1,4 @@
-"""The guard on the way out: a name is resolved once, and the address that was checked is the one connected to."""
+"""SSRF guard: a host name is resolved once, and only the addresses that were checked are connected to."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from signoff.core.allow_list import AddressRule, checked_host
 
 
 class AddressBlocked(OSError):
-    """A refusal, in a form that aiohttp passes on."""
+    """No address of a host may be connected to. An OSError, because aiohttp passes those on."""
 
 
 class CheckedResolver(AbstractResolver):
-    """The answers of another resolver, without those that may not be reached. Raises Refused if none is left.
+    """Resolver that removes the addresses which `rule` forbids. Raises AddressBlocked if none is left.
 
-    Addresses that stand in a URL pass every resolver by: `checked_host` sees to them, before each request.
+    IP addresses in a URL never reach a resolver: call `checked_host` before each request.
     """
 
-    def __init__(self, resolver: AbstractResolver, guard: AddressRule) -> None:
+    def __init__(self, resolver: AbstractResolver, rule: AddressRule) -> None:
         self._resolver = resolver
-        self._guard = guard
+        self._rule = rule
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """See `aiohttp.abc.AbstractResolver`."""
         name = host.rstrip(".")
-        found = await self._resolver.resolve(host, port, family)
-        good = [one for one in found if self._guard.permits(name, ip_address(one["host"]))]
-        if not good:
-            raise AddressBlocked(self._guard.refusal(name))
-        return good
+        results = await self._resolver.resolve(host, port, family)
+        permitted = [result for result in results if self._rule.permits(name, ip_address(result["host"]))]
+        if not permitted:
+            raise AddressBlocked(self._rule.refusal(name))
+        return permitted
 
     async def close(self) -> None:
         """See `aiohttp.abc.AbstractResolver`."""
@@ -44,23 +44,23 @@ class CheckedResolver(AbstractResolver):
 
 
 def blocked_reason(error: BaseException) -> str | None:
-    """What was refused, if that is why `error` was raised."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, AddressBlocked):
-            return str(seen)
-        seen = seen.__cause__ or seen.__context__
+    """Return the message of the AddressBlocked among the causes of `error`; None if there is none."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, AddressBlocked):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
     return None
 
 
 async def probe(url: str, port: int, rule: AddressRule, resolver: AbstractResolver | None = None) -> None:
-    """Connects to the host of `url`, at the first of its addresses that answers, and leaves.
+    """Connect to the host of `url`, at the first of its addresses that accepts, and disconnect.
 
-    Raises OSError, AddressRefused.
+    Raises OSError if none accepts, AddressRefused if the address may not be connected to.
     """
     checked = CheckedResolver(resolver or ThreadedResolver(), rule)
-    found = await checked.resolve(checked_host(url, rule), port, socket.AF_UNSPEC)
-    *others, last = [one["host"] for one in found]
+    results = await checked.resolve(checked_host(url, rule), port, socket.AF_UNSPEC)
+    *others, last = [result["host"] for result in results]
     for host in others:
         with contextlib.suppress(OSError):
             return await _connect(host, port)

@@ -1,4 +1,4 @@
-"""Whether a task was cancelled, or met an error that only looks like it."""
+"""Distinction between a cancelled task and an error that looks like a cancellation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import asyncio
 
 
 def was_cancelled(error: BaseException) -> bool:
-    """Whether it was this task that was cancelled. Some clients raise the same error from a line that was cut."""
+    """Return True if the current task was cancelled. Some clients raise CancelledError when a connection is lost."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -1,4 +1,4 @@
-"""Secrets at rest: upstream keys are sealed with a key that is not in the database."""
+"""Encryption of stored secrets, such as upstream keys, with keys that are not in the database."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from signoff.errors import Conflict, SignoffError
 
 
 class Unreadable(SignoffError):
-    """A sealed value cannot be opened: the secret key is not the one it was sealed with."""
+    """A secret cannot be decrypted: the secret key is not the one it was encrypted with."""
 
     code = "secret_unreadable"
 
 
 class Vault:
-    """Seals and opens. The first key seals; every key opens. Raises Unreadable for keys that are none.
+    """Encrypts and decrypts secrets with Fernet keys. The first key encrypts; every key decrypts.
 
-    `look_again` gives the keys as they are now: before a secret is sealed, and where one cannot be opened. So a server
-    goes on while they are changed.
+    `reload_keys` returns the present keys. It is called before each encryption and after each failed decryption, so
+    that keys can be rotated without a restart. Raises Unreadable for invalid keys.
     """
 
-    def __init__(self, keys: list[bytes], *, look_again: Callable[[], list[bytes]] | None = None) -> None:
-        self._look_again = look_again
+    def __init__(self, keys: list[bytes], *, reload_keys: Callable[[], list[bytes]] | None = None) -> None:
+        self._reload_keys = reload_keys
         self._keys: list[bytes] = []
         self._use(keys)
 
     def seal(self, secret: str) -> bytes:
-        """The sealed form of `secret`."""
+        """Return `secret`, encrypted."""
         self._refresh()
         return self._fernet.encrypt(secret.encode())
 
     def open(self, sealed: bytes) -> str:
-        """The secret. Raises Unreadable."""
+        """Return the secret. Raises Unreadable."""
         try:
             return self._fernet.decrypt(sealed).decode()
         except InvalidToken:
@@ -50,7 +50,7 @@ class Vault:
             raise Unreadable from None
 
     def is_newest(self, sealed: bytes) -> bool:
-        """Whether it was sealed with the key that seals now."""
+        """Return True if `sealed` was encrypted with the first key."""
         self._refresh()
         try:
             self._first.decrypt(sealed)
@@ -59,21 +59,21 @@ class Vault:
         return True
 
     def _use(self, keys: list[bytes]) -> None:
-        """These, and those that were known before still open: this process may hold what it sealed with them."""
+        """Use `keys`; keys used before still decrypt, because this process may hold secrets encrypted with them."""
         keys = [*dict.fromkeys([*keys, *self._keys])]
         try:
             fernets = [Fernet(key) for key in keys]
             self._fernet, self._first = MultiFernet(fernets), fernets[0]
         except (ValueError, IndexError) as error:
-            raise Unreadable(f"The secret keys cannot be used: {error}") from None
+            raise Unreadable(f"The secret keys are not valid: {error}") from None
         self._keys = keys
 
     def _refresh(self) -> bool:
-        """Whether there are other keys now. A file that cannot be used at this moment changes nothing."""
-        if self._look_again is None:
+        """Return True if the keys have changed. A file that cannot be read changes nothing."""
+        if self._reload_keys is None:
             return False
         with contextlib.suppress(OSError, Unreadable):
-            keys = self._look_again()
+            keys = self._reload_keys()
             if keys != self._keys[: len(keys)]:
                 self._use(keys)
                 return True
@@ -81,42 +81,45 @@ class Vault:
 
 
 def keys_in(path: Path) -> list[bytes]:
-    """The keys of a file, one a line, the newest first; the file is made, for its owner alone, if there is none."""
+    """Return the keys in a file, one per line, newest first. Create the file, for its owner only, if missing."""
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _draft_beside(path, [Fernet.generate_key()]) as draft, contextlib.suppress(FileExistsError):
-            os.link(draft, path)  # of several processes that start at once, one wins
+            os.link(draft, path)  # fails if another process has created the file meanwhile
     return path.read_bytes().split()
 
 
 def add_keys(path: Path, keys: list[bytes]) -> None:
-    """Adds the keys that the file does not have yet, behind its own. Raises Unreadable for keys that are none."""
+    """Append the keys that the file does not have yet. Raises Unreadable for invalid keys."""
     Vault(keys)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    known = path.read_bytes().split() if path.exists() else []
-    _put(path, list(dict.fromkeys([*known, *keys])))
+    present = path.read_bytes().split() if path.exists() else []
+    _put(path, list(dict.fromkeys([*present, *keys])))
 
 
 def existing_keys(path: Path) -> list[bytes]:
-    """The keys of a file that is there. Raises OSError."""
+    """Return the keys in an existing file. Raises OSError."""
     return path.read_bytes().split()
 
 
 def add_new_key(path: Path) -> None:
-    """A new key behind the others: it opens, and seals nothing yet."""
+    """Append a new key, which decrypts but does not encrypt yet."""
     _put(path, [*keys_in(path), Fernet.generate_key()])
 
 
 def put_new_key_first(path: Path, *, added: bool) -> None:
-    """A new key, or the one that was `added` before, is the one that seals; the others go on to open."""
-    known = keys_in(path)
-    if added and len(known) < 2:
-        raise Conflict("No key was added: run signoff key add first.")
-    _put(path, [known[-1], *known[:-1]] if added else [Fernet.generate_key(), *known])
+    """Make a new key, or the one that was `added` before, the first key. The others still decrypt.
+
+    Raises Conflict if there is no added key.
+    """
+    keys = keys_in(path)
+    if added and len(keys) < 2:
+        raise Conflict("No key was added: run `signoff key add` first.")
+    _put(path, [keys[-1], *keys[:-1]] if added else [Fernet.generate_key(), *keys])
 
 
 def drop_old_keys(path: Path) -> int:
-    """Forgets all keys but the one that seals, and says how many."""
+    """Remove all keys but the first, and return their number."""
     first, *old = keys_in(path)
     _put(path, [first])
     return len(old)
@@ -124,16 +127,16 @@ def drop_old_keys(path: Path) -> int:
 
 @contextlib.contextmanager
 def keys_locked(path: Path) -> Generator[None]:
-    """Nobody else changes the keys meanwhile. Raises Conflict where somebody does."""
+    """Lock the keys against changes by other processes. Raises Conflict if another process holds the lock."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise Conflict("Somebody else changes the keys just now.") from None
+        raise Conflict("Another process is changing the keys. Try again later.") from None
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
 def _put(path: Path, keys: list[bytes]) -> None:
@@ -148,7 +151,7 @@ def _put(path: Path, keys: list[bytes]) -> None:
 
 @contextlib.contextmanager
 def _draft_beside(path: Path, keys: list[bytes]) -> Generator[str]:
-    """The name of a file with these keys, for its owner alone; it goes with the block, unless it was renamed."""
+    """Yield the path of a file with these keys, readable by its owner only. It is deleted unless it was renamed."""
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as draft:
         try:
             draft.write(b"\n".join(keys) + b"\n")

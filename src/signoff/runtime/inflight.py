@@ -1,4 +1,4 @@
-"""Calls in flight: calls without a row in the store, and calls that several callers share."""
+"""In-flight calls: those without a row in the store, and those that several callers share."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class InflightCall:
 
 
 class InflightCalls:
-    """Calls of this process that have no row yet, oldest first, and calls with several callers."""
+    """Index of this process's calls that have no row yet, oldest first, and of those with several callers."""
 
     def __init__(self) -> None:
         self._calls: dict[str, InflightCall] = {}

@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 
 class Invalidation:
-    """Calls `invalidate` by topic: at once on a notification, within POLL_SECONDS where notifications are lost."""
+    """Caller of `invalidate[topic]` after each change: at once, or within POLL_SECONDS if the notification is lost."""
 
     def __init__(self, store: Store, invalidate: Mapping[str, Callable[[], None]]) -> None:
         self._store = store

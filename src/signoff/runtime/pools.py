@@ -156,13 +156,9 @@ class EndpointPool:
         if key is None:
             index = least_loaded(loads, self._next_index)
         else:
-            active_loads = [endpoint.load for endpoint in self._endpoints if endpoint.state != "resting"]
-            index = choose_by_hash(
-                key,
-                [endpoint.key for endpoint in self._endpoints],
-                loads,
-                bounded_load(sum(active_loads), len(active_loads)),
-            )
+            active = [endpoint.load for endpoint in self._endpoints if endpoint.state != "resting"]
+            keys = [endpoint.key for endpoint in self._endpoints]
+            index = choose_by_hash(key, keys, loads, bounded_load(sum(active), len(active)))
         if index is None:
             return None
         self._next_index = index + 1
@@ -245,7 +241,7 @@ class EndpointStatus(msgspec.Struct, frozen=True):
 
 
 class Endpoint:
-    """One endpoint. After a cooldown it is `waking`: it gets one request at a time, until one succeeds.
+    """Endpoint of a model. After a cooldown it is `waking`: it gets one request at a time, until one succeeds.
 
     `generation` counts the cooldowns, so that the outcome of a request from before one does not count after it.
     `soft_failures` counts failures in a row that the request may have caused.
@@ -272,7 +268,7 @@ class Endpoint:
 
 
 class Slot:
-    """One request's slot at an endpoint, taken on construction. Use it as a context manager, or call `release`."""
+    """Slot of a request at an endpoint, taken on construction. Use it as a context manager, or call `release`."""
 
     def __init__(self, pool: EndpointPool, endpoint: Endpoint) -> None:
         self.endpoint = endpoint

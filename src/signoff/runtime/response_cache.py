@@ -1,6 +1,4 @@
-"""Cache of answers as requests use it: local copies, lookups and writes in batches. An unavailable cache counts as
-empty.
-"""
+"""Cache of answers with local copies, and lookups and writes in batches. If unavailable, it counts as empty."""
 
 from __future__ import annotations
 
@@ -32,13 +30,13 @@ log = structlog.get_logger()
 
 
 class LocalCopy(msgspec.Struct, frozen=True):
-    """Local copy of an entry. Times are on the loop's clock: `born_at` when the answer was signed off, `ends_at` when
-    it expires.
-    """
+    """Local copy of an entry. Times are seconds on the loop's clock."""
 
     entry: CacheEntry
     born_at: float
+    """When the answer was signed off."""
     ends_at: float
+    """When the entry expires."""
 
 
 class ResponseCache:

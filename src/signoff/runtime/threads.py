@@ -47,7 +47,7 @@ class WorkerThreads:
 
 
 class _WorkItem:
-    """One call in a daemon thread, which does not delay the end of the process."""
+    """Call in a daemon thread, which does not delay the end of the process."""
 
     def __init__(self, work: Callable[[], Any], on_end: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()

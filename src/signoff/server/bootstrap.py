@@ -1,4 +1,4 @@
-"""The composition root: the only file that names concrete classes."""
+"""Composition root: the only module that names concrete adapters."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ from signoff.stores.sql import SqlStore
 from signoff.transports.registry import TransportRegistry
 from signoff.work.services import Adapters, Caches, Ids, Rules, Runtime, Services
 
-BUILT_IN = ("anyllm", "echo", "http", "openai", "subprocess")
+BUILT_IN_KINDS = ("anyllm", "echo", "http", "openai", "subprocess")
 
 
 @contextlib.asynccontextmanager
 async def run_services(settings: Settings, *, work: bool) -> AsyncGenerator[Services]:
-    """A desk that works, with a worker of its own if `work`; closed in order at the end.
+    """Open the services and run their background services, including a worker if `work`; close all in order.
 
-    Raises SchemaOutdated when the schema of a database server is not this version's.
+    Raises SchemaOutdated if the schema of a database server has another version.
     """
     upstream = UpstreamClient(now=time.time)
     async with open_services(settings, upstream) as services, started(upstream):
@@ -100,7 +100,7 @@ async def run_services(settings: Settings, *, work: bool) -> AsyncGenerator[Serv
 
 @contextlib.asynccontextmanager
 async def open_services(settings: Settings, upstream: UpstreamClient | None = None) -> AsyncGenerator[Services]:
-    """A desk with its store open, and nothing running: enough to look and to write."""
+    """Open the services without background services, which is enough to read and write."""
     services = _make_services(settings, upstream or UpstreamClient(now=time.time))
     if settings.is_embedded:
         await services.store.migrate()
@@ -115,7 +115,7 @@ async def open_services(settings: Settings, upstream: UpstreamClient | None = No
 
 
 async def migrate(settings: Settings) -> None:
-    """Brings the database's schema up to date."""
+    """Migrate the database's schema to this version."""
     store = SqlStore(settings.store_url)
     try:
         await store.migrate()
@@ -124,23 +124,23 @@ async def migrate(settings: Settings) -> None:
 
 
 async def check_broker(settings: Settings) -> str:
-    """What is found of the broker, in words. Raises ConnectionError with what to do."""
+    """Return a sentence on the state of the broker. Raises ConnectionError with a remedy."""
     if settings.amqp_url is None:
-        return "none: bells ring inside each process"
+        return "none: workers are woken within each process"
     return await amqp.describe_broker(settings.amqp_url, settings.queue_name)
 
 
 async def check_redis(settings: Settings) -> str:
-    """What is found of Redis, in words. Raises ConnectionError with what to do."""
+    """Return a sentence on the state of Redis. Raises ConnectionError with a remedy."""
     if settings.redis_url is None:
-        return "none: results are in the database alone"
+        return "none: results are stored in the database only"
     from signoff.deliverers import redis
 
     return await redis.describe_redis(settings.redis_url)
 
 
 def make_router(services: Services, settings: Settings) -> DoorRouter:
-    """The doors, in front of `services`."""
+    """Return the router with all doors."""
     door_settings = DoorSettings(
         max_body_bytes=settings.max_body_bytes,
         anonymous_role=settings.anonymous_role,
@@ -154,12 +154,12 @@ def make_router(services: Services, settings: Settings) -> DoorRouter:
     predict = PredictDoor(services, door_settings)
     cached = CachedDoor(services, door_settings)
     hot = {"/v1/": openai, "/openai/v1/": openai} | dict.fromkeys(PREFIXES, predict) | dict.fromkeys(CACHED, cached)
-    return DoorRouter(hot, _rest(), services=services, door_settings=door_settings)
+    return DoorRouter(hot, _litestar_app(), services=services, door_settings=door_settings)
 
 
 @functools.cache
-def _rest() -> ASGIApp:
-    listed = (
+def _litestar_app() -> ASGIApp:
+    rest = (
         jobs,
         generate,
         native,
@@ -174,11 +174,11 @@ def _rest() -> ASGIApp:
         health,
         session,
     )
-    return make_litestar_app([*(door.router for door in listed), home.router, home.static], home.TEMPLATES)
+    return make_litestar_app([*(door.router for door in rest), home.router, home.static], home.TEMPLATES)
 
 
 def builtin_models(settings: Settings) -> list[Model]:
-    """`inner` where an address is given, `local` where it is installed, and `echo`."""
+    """Return `inner` if its URL is set, `local` if it is installed, and `echo`."""
     models = [Model(name="echo", kind="echo")]
     weights = local_weights()
     if weights is not None and is_installed():
@@ -192,35 +192,19 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
     store = SqlStore(settings.store_url)
     rules, background, vault = _rules(settings), Background(), _vault(settings)
     logs, actor = ModelLogWriter(store.model_logs, _clock), f"worker:{socket.gethostname()}:{os.getpid()}"
-    stream_cache = StreamCache(store.streams, settings.declared_streams(vault.seal))
+    caches = _caches(settings, store, vault, background)
     transport_to = TransportRegistry(vault.open, f"{actor}:{_new_id()}")
+    topics = TopicDeliverer(caches.streams.find, transport_to, random_float=random.random)
     return Services(
         store=store,
         adapters=Adapters(
             broker=_broker(settings),
             engines=_engines(settings, upstream, logs),
-            deliverers=_deliverers(
-                settings, rules.allow_list, TopicDeliverer(stream_cache.find, transport_to, random_float=random.random)
-            ),
+            deliverers=_deliverers(settings, rules.allow_list, topics),
             transport_to=transport_to,
             vault=vault,
         ),
-        caches=Caches(
-            models=ModelCache(store.catalog, builtin_models(settings)),
-            prices=PriceCache(store.usage),
-            library=LibraryCache(store.library),
-            functions=FunctionRegistry(
-                store.library,
-                [settings.functions_dir or settings.data_dir / "functions"],
-                seconds=settings.function_seconds,
-                clock=_clock,
-            ),
-            keys=UpstreamKeyCache(store.catalog, vault),
-            callers=CallerCache(store.people),
-            streams=stream_cache,
-            limits=LimitCache(store.quotas),
-            responses=ResponseCache(_cache(settings, store), background, ttl_seconds=settings.cache_ttl_seconds),
-        ),
+        caches=caches,
         runtime=Runtime(
             pools=EndpointPools(),
             leases=Leases(store, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds),
@@ -243,9 +227,28 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
     )
 
 
+def _caches(settings: Settings, store: SqlStore, vault: Vault, background: Background) -> Caches:
+    return Caches(
+        models=ModelCache(store.catalog, builtin_models(settings)),
+        prices=PriceCache(store.usage),
+        library=LibraryCache(store.library),
+        functions=FunctionRegistry(
+            store.library,
+            [settings.functions_dir or settings.data_dir / "functions"],
+            seconds=settings.function_seconds,
+            clock=_clock,
+        ),
+        keys=UpstreamKeyCache(store.catalog, vault),
+        callers=CallerCache(store.people),
+        streams=StreamCache(store.streams, settings.declared_streams(vault.seal)),
+        limits=LimitCache(store.quotas),
+        responses=ResponseCache(_cache(settings, store), background, ttl_seconds=settings.cache_ttl_seconds),
+    )
+
+
 def _engines(settings: Settings, upstream: UpstreamClient, logs: ModelLogWriter) -> dict[str, Engine]:
     return {
-        **load_plugins(BUILT_IN),
+        **load_plugins(BUILT_IN_KINDS),
         "anyllm": AnyLLMEngine(),
         "echo": EchoEngine(),
         "http": HttpEngine(upstream),
@@ -271,7 +274,7 @@ def _cache(settings: Settings, store: SqlStore) -> Cache | None:
             return MemoryCache(bounds, now=time.monotonic)
         case "redis":
             if settings.redis_url is None:
-                raise BadSettings("cache: redis needs redis_url.")
+                raise BadSettings('`cache = "redis"` requires `redis_url`.')
             from signoff.caches.redis import RedisCache
 
             return RedisCache(settings.redis_url, prefix=settings.redis_prefix, bounds=bounds)
@@ -280,13 +283,13 @@ def _cache(settings: Settings, store: SqlStore) -> Cache | None:
 
 
 def model_kinds() -> list[str]:
-    """The kinds of models that there are: ours, and those that installed packages bring."""
-    return sorted({*BUILT_IN, *plugin_kinds()})
+    """Return the kinds of models: the built-in ones and those of installed packages."""
+    return sorted({*BUILT_IN_KINDS, *plugin_kinds()})
 
 
 def _vault(settings: Settings) -> Vault:
     path = settings.key_path
-    return Vault(keys_in(path), look_again=lambda: existing_keys(path))
+    return Vault(keys_in(path), reload_keys=lambda: existing_keys(path))
 
 
 def _broker(settings: Settings) -> Broker:
@@ -295,8 +298,8 @@ def _broker(settings: Settings) -> Broker:
     return RabbitBroker(settings.amqp_url, queue_name=settings.queue_name, random_float=random.random)
 
 
-def _deliverers(settings: Settings, reach: AllowList, topics: Deliverer) -> dict[DeliveryKind, Deliverer]:
-    deliverers: dict[DeliveryKind, Deliverer] = {"webhook": HttpDeliverer(reach), "topic": topics}
+def _deliverers(settings: Settings, allow_list: AllowList, topics: Deliverer) -> dict[DeliveryKind, Deliverer]:
+    deliverers: dict[DeliveryKind, Deliverer] = {"webhook": HttpDeliverer(allow_list), "topic": topics}
     if settings.redis_url is not None:
         from signoff.deliverers.redis import RedisDeliverer
 

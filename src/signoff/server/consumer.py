@@ -1,4 +1,4 @@
-"""The consumer: listens to every stream, and begins anew wherever it is not heard any more."""
+"""Consumer: listens to every stream, and listens again after a failure."""
 
 from __future__ import annotations
 
@@ -16,138 +16,140 @@ from signoff.infra.tasks import was_cancelled
 from signoff.work.accept import stream_caller
 from signoff.work.services import Services
 
-FIRST_SECONDS = 0.2
-STEADY_SECONDS = 10.0
-LEAD_SECONDS = 15.0
-LOOK_AGAIN_SECONDS = 2.0
+FIRST_RETRY_SECONDS = 0.2
+STABLE_SECONDS = 10.0
+LEAD_LEASE_SECONDS = 15.0
+POLL_SECONDS = 2.0
 log = structlog.get_logger()
 
 
 class StreamConsumer:
-    """A task for each stream, which is ended and begun as streams come, change and go."""
+    """Listener with one task per stream, started and stopped as streams are added, changed and removed."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._name = f"{services.ids.actor}:{services.ids.new_id()}"  # containers may share a host name and a pid
+        self._holder = f"{services.ids.actor}:{services.ids.new_id()}"  # containers may share host name and pid
         self._tasks: dict[str, tuple[Stream, asyncio.Task[None]]] = {}
-        self._has_changes = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Listens until cancelled. Whatever was not acknowledged then is somebody else's."""
+        """Listen until cancelled. Messages that are not acknowledged by then go to other processes."""
         try:
             while True:
-                self._has_changes.clear()
-                await self._adjust()
+                self._changed.clear()
+                await self._update_tasks()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_AGAIN_SECONDS):
-                        await self._has_changes.wait()
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._changed.wait()
         finally:
-            await self._end(list(self._tasks))
+            await self._stop(list(self._tasks))
 
     def refresh(self) -> None:
-        """Streams may have changed."""
-        self._has_changes.set()
+        """Look for changed streams now."""
+        self._changed.set()
 
-    async def _adjust(self) -> None:
+    async def _update_tasks(self) -> None:
         try:
-            wanted = {stream.name: stream for stream in await self._services.caches.streams.all()}
-        except Exception as error:  # noqa: BLE001 -- the store is away; the next look may find it
-            log.warning("could not look for streams", error=repr(error))
+            streams = {stream.name: stream for stream in await self._services.caches.streams.all()}
+        except Exception as error:  # noqa: BLE001 -- the store is unavailable; the next poll retries
+            log.warning("stream_lookup_failed", error=repr(error))
             return
-        known = self._tasks.items()
-        await self._end([name for name, (stream, task) in known if wanted.get(name) != stream or task.done()])
-        for name, stream in wanted.items():
+        running = self._tasks.items()
+        await self._stop([name for name, (stream, task) in running if streams.get(name) != stream or task.done()])
+        for name, stream in streams.items():
             if name not in self._tasks:
-                self._tasks[name] = (stream, self._services.runtime.background.spawn(self._keep(stream)))
+                self._tasks[name] = (stream, self._services.runtime.background.spawn(self._listen_forever(stream)))
 
-    async def _end(self, names: Sequence[str]) -> None:
-        """Ends tasks, all at once. It may take more than one try: see `brokers/line.py`."""
-        while ending := [task for name in names if not (task := self._tasks[name][1]).done()]:
-            for task in ending:
+    async def _stop(self, names: Sequence[str]) -> None:
+        """Stop the tasks of these streams. A task may have to be cancelled more than once: see `brokers/amqp.py`."""
+        while tasks := [task for name in names if not (task := self._tasks[name][1]).done()]:
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait(ending, timeout=1)
+            await asyncio.wait(tasks, timeout=1)
         for name in names:
             del self._tasks[name]
             self._services.caches.streams.statuses.pop(name, None)
 
-    async def _keep(self, stream: Stream) -> None:
-        """Listens, and listens again, for ever."""
-        backoff = Backoff(first_seconds=FIRST_SECONDS, ceiling_seconds=stream.backoff_max_seconds)
+    async def _listen_forever(self, stream: Stream) -> None:
+        """Listen, and listen again with backoff after each failure. Never returns."""
+        backoff = Backoff(first_seconds=FIRST_RETRY_SECONDS, ceiling_seconds=stream.backoff_max_seconds)
         loop, attempt = asyncio.get_running_loop(), 0
         while True:
-            began = loop.time()
+            started_at = loop.time()
             try:
                 await self._listen(stream)
             except (Exception, asyncio.CancelledError) as error:
                 if was_cancelled(error):
                     raise
-                self._say(stream, error)
-            attempt = 1 if loop.time() - began > STEADY_SECONDS else attempt + 1
+                self._set_status(stream, error)
+            attempt = 1 if loop.time() - started_at > STABLE_SECONDS else attempt + 1
             await asyncio.sleep(wait_seconds(backoff, attempt, self._services.ids.random_float()))
 
     async def _listen(self, stream: Stream) -> None:
-        """Until something goes wrong, which raises."""
+        """Listen until an error occurs, and raise that."""
         await stream_caller(self._services, stream)
         transport = self._services.adapters.transport_to(stream)
         async with self._leading(stream) if transport.is_exclusive else contextlib.nullcontext():
-            await transport.listen(lambda arrived: self._take(stream, arrived), lambda: self._say(stream, None))
+            await transport.listen(
+                lambda message: self._accept(stream, message), lambda: self._set_status(stream, None)
+            )
 
     @contextlib.asynccontextmanager
     async def _leading(self, stream: Stream) -> AsyncGenerator[None]:
-        """While nobody else listens. Raises Conflict while somebody does, or has begun to."""
-        streams, holder = self._services.store.streams, self._name
+        """Hold the stream's lead for the duration of the block. Raises Conflict if another process has it."""
+        streams, holder = self._services.store.streams, self._holder
 
-        async def lead() -> None:
-            if not await streams.acquire_lead(stream.name, holder, LEAD_SECONDS):
-                raise Conflict("Another process listens to it.")
+        async def acquire() -> None:
+            if not await streams.acquire_lead(stream.name, holder, LEAD_LEASE_SECONDS):
+                raise Conflict("Another process listens to the stream.")
 
         async def renew() -> None:
             while True:
-                await asyncio.sleep(LEAD_SECONDS / 3)
-                await lead()
+                await asyncio.sleep(LEAD_LEASE_SECONDS / 3)
+                await acquire()
 
-        await lead()
+        await acquire()
         try:
             async with asyncio.TaskGroup() as group:
-                renewing = group.create_task(renew())
+                renewal = group.create_task(renew())
                 yield
-                renewing.cancel()
+                renewal.cancel()
         finally:
-            with contextlib.suppress(Exception):  # it runs out
+            with contextlib.suppress(Exception):  # otherwise the lead expires
                 await asyncio.shield(self._services.runtime.background.spawn(streams.release_lead(stream.name, holder)))
 
-    async def _take(self, stream: Stream, arrived: IncomingMessage) -> None:
-        """Tries until it is taken: a message is no worse for a store that is away, and others wait their turn."""
-        backoff, attempt = Backoff(first_seconds=FIRST_SECONDS, ceiling_seconds=stream.backoff_max_seconds), 0
+    async def _accept(self, stream: Stream, message: IncomingMessage) -> None:
+        """Accept a message, retrying until that succeeds: no error here, such as an unavailable store, may lose one."""
+        backoff, attempt = Backoff(first_seconds=FIRST_RETRY_SECONDS, ceiling_seconds=stream.backoff_max_seconds), 0
         while True:
             try:
-                await accept_message(self._services, stream, arrived)
-            except Exception as error:  # noqa: BLE001 -- whatever it is, the message is not lost for it
+                await accept_message(self._services, stream, message)
+            except Exception as error:  # noqa: BLE001 -- every error is retried
                 attempt += 1
-                self._say(stream, error)
+                self._set_status(stream, error)
                 await asyncio.sleep(wait_seconds(backoff, attempt, self._services.ids.random_float()))
             else:
                 if attempt:
-                    self._say(stream, None)
+                    self._set_status(stream, None)
                 return
 
-    def _say(self, stream: Stream, error: BaseException | None) -> None:
-        """Tells of a change, once; everybody who asks can see it."""
-        listening = self._services.caches.streams.statuses
-        told = ListenerStatus(error is None, None if error is None else _words(error))
-        if listening.get(stream.name) != told:
-            listening[stream.name] = told
+    def _set_status(self, stream: Stream, error: BaseException | None) -> None:
+        """Publish the status of the stream, and log it if it has changed."""
+        statuses = self._services.caches.streams.statuses
+        status = ListenerStatus(error is None, None if error is None else _safe_description(error))
+        if statuses.get(stream.name) != status:
+            statuses[stream.name] = status
             if error is None:
-                log.info("a stream is listened to", stream=stream.name)
+                log.info("stream_connected", stream=stream.name)
             else:
-                log.warning("a stream is not listened to", stream=stream.name, error=told.error)
+                log.warning("stream_disconnected", stream=stream.name, error=status.error)
 
 
-def _words(error: BaseException) -> str:
-    """What went wrong. Libraries may quote addresses, and with them passwords: of theirs, the kind is told alone."""
+def _safe_description(error: BaseException) -> str:
+    """Return a description without secrets: errors of libraries, which may quote URLs with passwords, only by type."""
     match error:
         case BaseExceptionGroup(exceptions=(BaseException() as first, *_)):
-            return _words(first)
+            return _safe_description(first)
         case SignoffError():
             return error.message
         case _ if type(error) is ConnectionError:

@@ -1,4 +1,4 @@
-"""Alive: all that goes on in a process by itself, beside what callers ask."""
+"""Supervisor of the background services of a process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FINISH_SECONDS = 5.0
 
 
 class Service(Protocol):
-    """What is started before it is used, and closed after it."""
+    """Resource with a life cycle: `start` before its use, `close` after it."""
 
     async def start(self) -> None: ...
     async def close(self) -> None: ...
@@ -27,18 +27,21 @@ class Service(Protocol):
 
 @contextlib.asynccontextmanager
 async def supervise(services: Services, *, concurrency: int, drain_seconds: float) -> AsyncGenerator[None]:
-    """All that goes on in a process by itself, while the block runs; it works and sends unless `concurrency` is 0."""
+    """Run the background services of a process for the duration of the block.
+
+    With a `concurrency` of 0, it performs no jobs, sends no deliveries and consumes no streams.
+    """
     worker = Worker(services, concurrency=concurrency, drain_seconds=drain_seconds)
-    senders = [Dispatcher(services, kind, drain_seconds=drain_seconds) for kind in services.adapters.deliverers]
+    dispatchers = [Dispatcher(services, kind, drain_seconds=drain_seconds) for kind in services.adapters.deliverers]
     consumer = StreamConsumer(services)
 
     def streams_changed() -> None:
         services.caches.streams.invalidate()
         consumer.refresh()
 
-    forget = {
+    invalidate = {
         "streams": streams_changed,
-        "models": lambda: _forget_models(services),
+        "models": lambda: _invalidate_models(services),
         "people": services.caches.callers.invalidate,
         "prices": services.caches.prices.invalidate,
         "limits": services.caches.limits.invalidate,
@@ -46,16 +49,16 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         "compositions": services.caches.library.invalidate,
         "functions": services.caches.functions.invalidate,
     }
-    refresh = Invalidation(services.store, forget)
-    workers = [worker, *senders] if concurrency else []
-    listeners = [consumer] if concurrency else []
-    for part in (services.runtime.watcher, services.runtime.leases, refresh, *workers):
-        services.store.listen(part.on_change)
+    invalidation = Invalidation(services.store, invalidate)
+    workers = [worker, *dispatchers] if concurrency else []
+    consumers = [consumer] if concurrency else []
+    for listener in (services.runtime.watcher, services.runtime.leases, invalidation, *workers):
+        services.store.listen(listener.on_change)
     chores = [
         services.runtime.watcher.run(),
         services.runtime.leases.run(),
         services.runtime.reservations.run(),
-        refresh.run(),
+        invalidation.run(),
         run_sweeper(services),
         services.runtime.logs.run(),
         services.runtime.inflight_calls.persist_slow(
@@ -63,25 +66,25 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         ),
     ]
     await services.adapters.broker.start()
-    async with _tasks(chores), started(*services.adapters.deliverers.values(), *services.adapters.engines.values()):
+    async with _running(chores), started(*services.adapters.deliverers.values(), *services.adapters.engines.values()):
         try:
-            async with _tasks([part.run() for part in (*workers, *listeners)]):
+            async with _running([listener.run() for listener in (*workers, *consumers)]):
                 yield
         finally:
             await services.runtime.background.finish(FINISH_SECONDS)
 
 
-def _forget_models(services: Services) -> None:
-    """Their keys count as they do."""
+def _invalidate_models(services: Services) -> None:
+    """Invalidate models together with upstream keys, which the store announces under the same topic."""
     services.caches.models.invalidate()
     services.caches.keys.invalidate()
 
 
 @contextlib.asynccontextmanager
-async def _tasks(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
-    """Runs `works` while the block runs, and ends them after it."""
+async def _running(coroutines: Sequence[Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
+    """Run the coroutines as tasks for the duration of the block, and cancel them after it."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(work) for work in works]
+        tasks = [group.create_task(work) for work in coroutines]
         try:
             yield
         finally:
@@ -90,10 +93,10 @@ async def _tasks(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncGenerator[N
 
 
 @contextlib.asynccontextmanager
-async def started(*parts: Service) -> AsyncGenerator[None]:
-    """Starts the parts in this order, and closes them in the other."""
+async def started(*services: Service) -> AsyncGenerator[None]:
+    """Start the services in this order, and close them in reverse order after the block."""
     async with contextlib.AsyncExitStack() as stack:
-        for part in parts:
-            await part.start()
-            stack.push_async_callback(part.close)
+        for service in services:
+            await service.start()
+            stack.push_async_callback(service.close)
         yield
