@@ -91,7 +91,7 @@ def options_of(model: Model, target: str) -> Options:
     except msgspec.ValidationError as error:
         valid = ", ".join(Options.__struct_fields__)
         raise BadRequest(
-            f"The options of {target!r} are not valid: {error}. Valid options, joined by commas: {valid}."
+            f"The options of {target!r} are not valid: {error}. Valid, joined by commas: {valid}."
         ) from error
 
 
@@ -118,10 +118,8 @@ def _answer(request: ModelRequest, tokens: int | None) -> _Completion | EchoResp
         case endpoints.CHAT | endpoints.COMPLETIONS:
             return _completion(request, tokens)
         case endpoints.RESPONSES:
-            completion = _completion(request, tokens)
-            return EchoResponse(
-                digest=completion.digest, model=completion.model, text=completion.text, usage=completion.usage
-            )
+            reply = _completion(request, tokens)
+            return EchoResponse(digest=reply.digest, model=reply.model, text=reply.text, usage=reply.usage)
         case endpoints.EMBEDDINGS:
             return embeddings(request.body, request.target)
         case endpoints.MODERATIONS:

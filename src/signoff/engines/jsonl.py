@@ -26,7 +26,7 @@ from signoff.errors import (
 MAX_LINE_BYTES = 32 * 2**20
 MAX_BODY_BYTES = MAX_LINE_BYTES - 4096
 MAX_WAITING = 4096
-MAX_QUOTED_CHARS = 100
+QUOTED_CHARS = 100
 # Timers may fire a little early.
 SLACK_SECONDS = 0.05
 
@@ -237,7 +237,7 @@ class JsonLinesClient:
         except (ValueError, RecursionError):
             if line.strip() and not self._by_id and self._order:
                 self._abort_garbled(
-                    f"a line that is not JSON: {line[:MAX_QUOTED_CHARS].decode(errors='replace').strip()!r}"
+                    f"a line that is not JSON: {line[:QUOTED_CHARS].decode(errors='replace').strip()!r}"
                 )
             return
         try:
@@ -287,9 +287,7 @@ class JsonLinesClient:
 
     def _abort_garbled(self, fault: str) -> None:
         """Abort the program: the answers that follow can no longer be matched to requests."""
-        self._abort(
-            ModelGarbled(f"The model {self._name} wrote {fault}. Only answers may go to stdout: log to stderr.")
-        )
+        self._abort(ModelGarbled(f"The model {self._name} wrote {fault}. Write only answers to stdout."))
 
     def _abort(self, error: ModelFailed) -> None:
         self.close(error)

@@ -72,9 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True, help=f"port to listen on at {HOST}")
     parser.add_argument("--threads", type=int, default=_threads(), help="threads of computation (%(default)s)")
     parser.add_argument("--slots", type=int, default=SLOTS, help="concurrent requests; more wait (%(default)s)")
-    parser.add_argument(
-        "--context", type=int, default=CONTEXT_TOKENS, help="context of a request, in tokens (%(default)s)"
-    )
+    parser.add_argument("--context", type=int, default=CONTEXT_TOKENS, help="context size in tokens (%(default)s)")
     return parser.parse_args()
 
 

@@ -88,13 +88,7 @@ class UpstreamClient:
             self._session = None
 
     def post(
-        self,
-        url: str,
-        *,
-        body: bytes,
-        headers: Mapping[str, str],
-        timeouts: Timeouts,
-        stream: bool,
+        self, url: str, *, body: bytes, headers: Mapping[str, str], timeouts: Timeouts, stream: bool
     ) -> AsyncGenerator[Chunk, None]:
         """Send a POST request and yield its answer, JSON or events of JSON: see `ask`."""
         return self.ask(UpstreamRequest("POST", url, body, headers), timeouts=timeouts, stream=stream)
@@ -102,14 +96,12 @@ class UpstreamClient:
     async def ask(
         self, request: UpstreamRequest, *, timeouts: Timeouts, stream: bool, json_only: bool = True
     ) -> AsyncGenerator[Chunk, None]:
-        """Send `request` and yield its answer: the whole JSON body as one chunk, or events as they arrive.
+        """Send `request` and yield its answer: the JSON body as one chunk, or, if `stream` is set, events.
 
-        Events are yielded if `stream` is set and the model streams. Unless `json_only`, a body that is not JSON becomes
-        a `BinaryBody`, and an event may contain any text. A stream ends after `[DONE]` or the event that ends a
-        response; unless `json_only`, also at the end of its body. No byte is changed.
-
-        Raises ModelFailed and its subclasses. Cancelling the reader, or closing the generator, closes the connection at
-        once.
+        Unless `json_only`, a body that is not JSON becomes a `BinaryBody`, and an event may contain any text. A stream
+        ends after `[DONE]` or the event that ends a response; unless `json_only`, also at the end of its body. No byte
+        is changed. Raises ModelFailed and its subclasses. Cancelling the reader, or closing the generator, closes the
+        connection at once.
         """
         call = _Call(timeouts, self._used)
         self._calls.add(call)
@@ -306,10 +298,7 @@ async def _read_whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
 
 
 def _is_stream(response: aiohttp.ClientResponse, *, json_only: bool) -> bool:
-    """Return True if the response is a stream of events.
-
-    Some servers ignore `stream`, and some label events as plain text, which is accepted if the body must be JSON.
-    """
+    """Return True if the body is a stream: some servers ignore `stream`, some label events as plain text."""
     content_type = response.content_type
     if content_type == sse.CONTENT_TYPE or not json_only:
         return content_type == sse.CONTENT_TYPE

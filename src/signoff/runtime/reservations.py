@@ -41,9 +41,8 @@ class Reservations:
         """Renew every reservation once."""
         ids = list(self._held)
         for start in range(0, len(ids), BATCH_SIZE):
-            reservations = [
-                self._held[request_id] for request_id in ids[start : start + BATCH_SIZE] if request_id in self._held
-            ]
+            batch = ids[start : start + BATCH_SIZE]
+            reservations = [self._held[request_id] for request_id in batch if request_id in self._held]
             try:
                 await self._quotas.renew(reservations, self.lease_seconds)
             except Exception as error:  # noqa: BLE001 -- the store is unavailable; the next heartbeat retries

@@ -59,13 +59,9 @@ class MqttTransport:
         async def handle(message: zmqtt.Message) -> None:
             nonlocal received
             received += 1
-            resumed = broker.connection_info.session_present
+            is_redelivery = broker.connection_info.session_present and received <= in_flight
             try:
-                await take(
-                    IncomingMessage(
-                        message.payload, _message_id(message), is_redelivery=resumed and received <= in_flight
-                    )
-                )
+                await take(IncomingMessage(message.payload, _message_id(message), is_redelivery=is_redelivery))
                 await message.ack()
             except Exception as error:  # noqa: BLE001 -- `listen` fails, and the broker sends the message again
                 watch.fail(error)

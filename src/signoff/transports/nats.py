@@ -26,7 +26,7 @@ FETCH_SECONDS = 1.0
 # JetStream sends a message again after this time without an acknowledgement or an `in_progress`.
 ACK_SECONDS = 30.0
 DUPLICATE_SECONDS = 120.0
-ANSWER_RETENTION_SECONDS = 7 * 24 * 3600.0
+RETENTION_SECONDS = 7 * 24 * 3600.0
 
 
 class NatsTransport:
@@ -92,11 +92,9 @@ class NatsTransport:
         async with asyncio.timeout(ANSWER_SECONDS):
             broker = await self._publisher.get()
             js = _jetstream(broker.connection)
-            known_stream = self._answer_stream
+            known = self._answer_stream
             try:
-                stream = known_stream or await _ensure_stream(
-                    js, message.address, RetentionPolicy.LIMITS, ANSWER_RETENTION_SECONDS
-                )
+                stream = known or await _ensure_stream(js, message.address, RetentionPolicy.LIMITS, RETENTION_SECONDS)
                 await broker.publish(
                     message.body,
                     message.address,
@@ -107,7 +105,7 @@ class NatsTransport:
                 )
             except (MaxPayloadError, APIError, NoStreamResponseError) as error:
                 self._answer_stream = None
-                if known_stream is not None and not isinstance(error, MaxPayloadError):
+                if known is not None and not isinstance(error, MaxPayloadError):
                     raise  # the subject may belong to another stream by now
                 raise Undelivered(f"NATS rejected the answer: {error}") from error
             self._answer_stream = stream
@@ -146,7 +144,7 @@ def _message_id(message: Msg) -> str:
 
 
 async def _ensure_stream(
-    js: JetStreamContext, subject: str, retention: RetentionPolicy, retention_seconds: float | None
+    js: JetStreamContext, subject: str, retention: RetentionPolicy, max_age_seconds: float | None
 ) -> str:
     """Return the name of the JetStream stream with that subject; create one if there is none."""
     try:
@@ -157,7 +155,7 @@ async def _ensure_stream(
             name=name,
             subjects=[subject],
             retention=retention,
-            max_age=retention_seconds,
+            max_age=max_age_seconds,
             duplicate_window=DUPLICATE_SECONDS,
         )
         await cast("Any", js).add_stream(config)
