@@ -244,7 +244,7 @@ def test_a_stream_in_the_settings_that_cannot_be_is_an_error_without_its_passwor
 def test_two_streams_of_one_name_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGNOFF_STREAMS", json.dumps([STREAM, STREAM]))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadSettings, match="two streams 'one'"):
+    with pytest.raises(BadSettings, match="'one' must not be used by two streams"):
         load()
 
 

@@ -356,7 +356,7 @@ async def test_a_name_that_stands_for_a_private_address_is_refused_when_it_is_se
         ({"url": "https://example.com", "secret": "whsec_***"}, "24 to 64"),
         ({"url": "https://u:p@example.com", "secret": SECRET}, "password"),
         ({"url": "ftp://example.com", "secret": SECRET}, "https://"),
-        ({"url": 1}, "This is not a job"),
+        ({"url": 1}, "not a valid job"),
         ({"url": "https://example.com", "nonsense": 1}, "nonsense"),
     ],
 )

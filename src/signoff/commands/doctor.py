@@ -1,4 +1,4 @@
-"""Checks of `signoff doctor`: each resource that the server needs, and its state."""
+"""Health checks of `signoff doctor`: each resource that the server needs, and its state."""
 
 from __future__ import annotations
 
