@@ -136,7 +136,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     due_at: int = 0
     """Time from which the job may be claimed; a retry moves it back."""
     lease: str | None = None
-    """Lease token of the worker, or of the server that answers the call; None while nobody works on the job."""
+    """Lease token of the worker, or of the server that answers the call; None while no one works on the job."""
     lease_until: int | None = None
     """Time at which the lease lapses unless its holder renews it."""
     draft: Edit | None = None
