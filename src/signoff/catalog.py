@@ -115,8 +115,8 @@ class Secrets(Protocol):
 class ModelLogs(Protocol):
     """The newest log lines of each model: what it wrote, and how it failed, on all hosts."""
 
-    async def add(self, lines: Sequence[tuple[str, LogLine]], *, kept: int) -> None:
-        """Append lines, each with the name of its model. Keep the newest `kept` lines of these models."""
+    async def add(self, lines: Sequence[tuple[str, LogLine]], *, max_lines: int) -> None:
+        """Append lines, each with the name of its model. Keep the newest `max_lines` lines of these models."""
         ...
 
     async def read(self, model: str, limit: int) -> list[LogLine]:

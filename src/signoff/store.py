@@ -270,7 +270,7 @@ class Deliveries(Protocol):
         """Return up to `limit` deliveries in the state `failed`, by descending id: those of the newest jobs first."""
         ...
 
-    async def resend(self, delivery_id: str) -> Delivery:
+    async def redeliver(self, delivery_id: str) -> Delivery:
         """Make a delivery due at once, in whatever state it is, with all of its attempts before it. Return it.
 
         Raises:
@@ -461,10 +461,10 @@ class Quotas(Protocol):
         """
         ...
 
-    async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
+    async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, was_sent: bool = True) -> None:
         """Replace a reservation by what was used: `tokens`, and `cost` in nanodollars.
 
-        With `asked` set to False no model was called, and the request itself does not count either. The call may
+        With `was_sent` set to False no model was called, and the request itself does not count either. The call may
         take long: it returns when it is known that the usage was counted.
 
         Raises:

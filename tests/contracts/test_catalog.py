@@ -209,16 +209,16 @@ def line(number: int) -> LogLine:
 async def test_a_models_log_keeps_its_newest_lines_whoever_writes_them(store: AStore, other: AStore) -> None:
     for number in range(10):
         writes = [store, other][number % 2]
-        await writes.model_logs.add([("m", line(number)), ("other", line(100 + number))], kept=4)
+        await writes.model_logs.add([("m", line(number)), ("other", line(100 + number))], max_lines=4)
     assert await other.model_logs.read("m", 100) == [line(number) for number in (6, 7, 8, 9)]
     assert await store.model_logs.read("m", 2) == [line(8), line(9)]
     assert await store.model_logs.read("unheard", 2) == []
     await other.model_logs.clean("m")
     assert await store.model_logs.read("m", 100) == []
     assert len(await store.model_logs.read("other", 100)) == 4
-    await store.model_logs.add([], kept=4)
+    await store.model_logs.add([], max_lines=4)
 
 
 async def test_a_log_takes_more_lines_at_once_than_it_keeps(store: AStore) -> None:
-    await store.model_logs.add([("m", line(number)) for number in range(2500)], kept=2000)
+    await store.model_logs.add([("m", line(number)) for number in range(2500)], max_lines=2000)
     assert await store.model_logs.read("m", 5000) == [line(number) for number in range(500, 2500)]

@@ -197,7 +197,7 @@ async def test_one_that_is_sent_again_is_due_under_its_old_id(store: AStore, sta
     ear = Ear(store)
     before = await settled_as(store, DeliveryOutcome(state=state, after_seconds=60))
 
-    again = await store.deliveries.resend(before.id)
+    again = await store.deliveries.redeliver(before.id)
 
     assert (again.id, again.state, again.attempt, again.done_at) == (before.id, "due", 0, None)
     assert [delivery.id for delivery in await claim(store)] == [before.id]
@@ -208,9 +208,9 @@ async def test_one_that_is_under_way_or_unknown_is_not_sent_again(store: AStore)
     made = await due(store)
     [taken] = await claim(store)
     with pytest.raises(Stale):
-        await store.deliveries.resend(made.id)
+        await store.deliveries.redeliver(made.id)
     with pytest.raises(NotFound):
-        await store.deliveries.resend("nobody")
+        await store.deliveries.redeliver("nobody")
     assert await store.deliveries.get("nobody") is None
     assert await store.deliveries.get(made.id) == taken
 

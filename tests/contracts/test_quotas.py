@@ -64,7 +64,7 @@ async def test_tokens_are_counted_together_and_what_is_settled_is_free_for_all(s
 
 async def test_what_no_model_was_asked_for_is_given_back_whole(store: AStore, other: AStore) -> None:
     once = Limit(who="all", requests_per_minute=1, tokens_per_day=10)
-    await other.quotas.settle(await reserved(store, "first", once, tokens=10), asked=False)
+    await other.quotas.settle(await reserved(store, "first", once, tokens=10), was_sent=False)
     await reserved(other, "second", once, tokens=10)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signoff.core.pipelines.grammar import MAX_CALLS, MAX_CHARACTERS, MAX_DEPTH, arguments_of, calls_of, parse
-from signoff.core.pipelines.tree import Arg, Call, Given, Name
+from signoff.core.pipelines.tree import Arg, Call, Constant, Name
 from signoff.errors import BadPipeline
 from support.pipeline_cases import PIPELINES
 
@@ -20,7 +20,7 @@ NAMES = st.text(string.ascii_letters + string.digits + "_é", min_size=1, max_si
     lambda text: text[0] in string.ascii_letters + "é" and text not in {"true", "false", "null"}
 )
 LITERALS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-VALUES = st.builds(Given, LITERALS) | st.builds(Name, NAMES)
+VALUES = st.builds(Constant, LITERALS) | st.builds(Name, NAMES)
 
 
 def calls(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -34,7 +34,7 @@ TREES = calls(st.recursive(VALUES, calls, max_leaves=12))
 def written(value: Any) -> str:
     """The text of a tree."""
     match value:
-        case Given(literal):
+        case Constant(literal):
             return json.dumps(literal, ensure_ascii=False)
         case Name(name):
             return name

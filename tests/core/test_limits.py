@@ -62,9 +62,9 @@ class LimitHarness:
             self.rooms.append(found)
         return found
 
-    def settle(self, room: Reservation | Denial, tokens: int = 0, cost: int = 0, *, asked: bool = True) -> None:
+    def settle(self, room: Reservation | Denial, tokens: int = 0, cost: int = 0, *, was_sent: bool = True) -> None:
         assert isinstance(room, Reservation)
-        self.meters = settle_reservation(self.meters, room, tokens=tokens, cost=cost, was_sent=asked, now=self.now)
+        self.meters = settle_reservation(self.meters, room, tokens=tokens, cost=cost, was_sent=was_sent, now=self.now)
 
     def pass_by(self, seconds: float) -> None:
         self.now += round(seconds * SECOND)
@@ -147,13 +147,13 @@ def test_after_settlement_and_a_minute_nothing_is_left_but_what_was_spent(steps:
                 counter.settle(under_way.pop(0), tokens)
                 spent += tokens
             case "undo" if under_way:
-                counter.settle(under_way.pop(), asked=False)
+                counter.settle(under_way.pop(), was_sent=False)
             case _:
                 counter.now += step
         assert len(counter.meter.pending) == len(under_way)
         assert all(entry.requests >= 0 and entry.tokens >= 0 for entry in counter.meter.entries)
     for room in under_way:
-        counter.settle(room, asked=False)
+        counter.settle(room, was_sent=False)
     counter.now += MINUTE
     assert (counter.meter.entries, counter.meter.pending, counter.meter.month.tokens) == ((), (), spent)
 
@@ -170,7 +170,7 @@ def test_what_was_reserved_and_not_used_is_free_at_once() -> None:
 
 def test_a_request_that_no_model_was_asked_for_has_taken_nothing() -> None:
     counter = LimitHarness(requests_per_minute=1, tokens_per_day=100)
-    counter.settle(counter.ask(100), asked=False)
+    counter.settle(counter.ask(100), was_sent=False)
     counter.settle(counter.ask(100), 60)
     assert (sum(entry.requests for entry in counter.meter.entries), counter.meter.day.tokens) == (1, 60)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from signoff.core.pipelines.check import bind_arguments
 from signoff.core.pipelines.coerce import coerce, to_text
 from signoff.core.pipelines.grammar import parse
-from signoff.core.pipelines.tree import Call, Given, Name
+from signoff.core.pipelines.tree import Call, Constant, Name
 from signoff.errors import FunctionFailed, FunctionTimedOut, SignoffError
 from signoff.funcs.loading import scan
 from signoff.runtime import functions as part
@@ -71,7 +71,7 @@ async def place(tmp_path: Path, source: str = "", **more: Any) -> AsyncIterator[
 async def outcome(here: Place, value: Any, args: dict[str, Any]) -> Any:
     """What a value of a tree that calls functions alone amounts to."""
     match value:
-        case Given(literal):
+        case Constant(literal):
             return literal
         case Name(name):
             return args[name]

@@ -85,19 +85,19 @@ async def test_copies_are_bounded_in_number_and_size(tmp_path: Path, monkeypatch
         for number in range(5):
             await part.find(f"big{number}")
         assert names(part) == ["big2", "big3", "big4"]
-        assert part._kept.currsize == 900
+        assert part._items.currsize == 900
         await part.find("big2")
         for number in range(9):
             await part.find(f"nobody{number}")
         assert names(part) == ["big2"]
-        assert (len(part._kept), part._kept.currsize) == (10, 300)
+        assert (len(part._items), part._items.currsize) == (10, 300)
         part.invalidate()
-        assert (len(part._kept), part._kept.currsize) == (0, 0)
+        assert (len(part._items), part._items.currsize) == (0, 0)
 
 
 def names(part: LibraryCache) -> list[str]:
     """What it has copies of, the longest unused first."""
-    return [copy.found.name for copy in part._kept.values() if copy.found is not None]
+    return [copy.item.name for copy in part._items.values() if copy.item is not None]
 
 
 async def test_every_process_asks_the_prompt_as_it_is_now(tmp_path: Path) -> None:

@@ -157,12 +157,12 @@ class MemoryModelLogs:
         self._tables = tables
         self._way = way
 
-    async def add(self, lines: Sequence[tuple[str, LogLine]], *, kept: int) -> None:
+    async def add(self, lines: Sequence[tuple[str, LogLine]], *, max_lines: int) -> None:
         def add(_: Tx) -> None:
             for model, entry in lines:
                 log = self._tables.model_logs.setdefault(model, [])
                 log.append(entry)
-                del log[:-kept]
+                del log[:-max_lines]
 
         await self._way.send(add, writes=True)
 

@@ -85,8 +85,8 @@ class MemoryDeliveries:
 
         return await self._way.send(look, writes=False)
 
-    async def resend(self, delivery_id: str) -> Delivery:
-        def resend(tx: Tx) -> Delivery:
+    async def redeliver(self, delivery_id: str) -> Delivery:
+        def redeliver(tx: Tx) -> Delivery:
             one = self._tables.deliveries.get(delivery_id)
             if one is None:
                 raise NotFound(f"There is no delivery {delivery_id}.")
@@ -98,7 +98,7 @@ class MemoryDeliveries:
             tx.changes.append(("delivery", one.kind))
             return again
 
-        return await self._way.send(resend, writes=True)
+        return await self._way.send(redeliver, writes=True)
 
 
 def _is_free(one: Delivery, now: int) -> bool:

@@ -52,10 +52,10 @@ class MemoryQuotas:
 
         return await self._way.send(reserve, writes=True)
 
-    async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
+    async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, was_sent: bool = True) -> None:
         def settle(tx: Tx) -> None:
             after = settle_reservation(
-                self._tables.counters, reservation, tokens=tokens, cost=cost, was_sent=asked, now=tx.now
+                self._tables.counters, reservation, tokens=tokens, cost=cost, was_sent=was_sent, now=tx.now
             )
             self._tables.counters.update(after)
 

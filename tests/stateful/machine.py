@@ -360,7 +360,7 @@ class Machine(RuleBasedStateMachine):
     def resend(self, pick: int) -> None:
         ids = [*sorted(self.model.stand.deliveries), "nobody"]
         delivery_id = ids[pick % len(ids)]
-        there = outcome_of(lambda: self.place.run(self.deliveries.resend(delivery_id)))
+        there = outcome_of(lambda: self.place.run(self.deliveries.redeliver(delivery_id)))
         assert said(there) == said(outcome_of(lambda: self.model.resend(delivery_id)))
 
     # Looking

@@ -31,10 +31,10 @@ class Moody(MemoryModelLogs):
 
     is_away = False
 
-    async def add(self, lines: Sequence[tuple[str, LogLine]], *, kept: int) -> None:
+    async def add(self, lines: Sequence[tuple[str, LogLine]], *, max_lines: int) -> None:
         if self.is_away:
             raise Overloaded
-        await super().add(lines, kept=kept)
+        await super().add(lines, max_lines=max_lines)
 
 
 def a_store() -> Moody:

@@ -71,7 +71,7 @@ class ModelLogWriter:
             while self._pending:
                 lines = [self._pending.popleft() for _ in range(min(len(self._pending), BATCH_LINES))]
                 try:
-                    await self._store.add(lines, kept=MAX_LINES)
+                    await self._store.add(lines, max_lines=MAX_LINES)
                 except BaseException:
                     self._pending.extendleft(reversed(lines))
                     self._drop_oldest()

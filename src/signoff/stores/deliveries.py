@@ -67,7 +67,7 @@ class SqlDeliveries:
         rows = await self._database.read(lambda conn, _: conn.execute(_GIVEN_UP, {"limit": limit}).all())
         return [_delivery_of(row) for row in rows]
 
-    async def resend(self, delivery_id: str) -> Delivery:
+    async def redeliver(self, delivery_id: str) -> Delivery:
         """See `store.Deliveries`."""
 
         def make_due(tx: Tx) -> Delivery:

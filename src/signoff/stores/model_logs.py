@@ -24,14 +24,14 @@ class SqlModelLogs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, lines: Sequence[tuple[str, LogLine]], *, kept: int) -> None:
+    async def add(self, lines: Sequence[tuple[str, LogLine]], *, max_lines: int) -> None:
         """See `catalog.ModelLogs`."""
         rows = [{"model": name, "at": line.at, "level": line.level, "text": line.text} for name, line in lines]
 
         def add(tx: Tx) -> None:
             tx.conn.execute(sa.insert(model_logs), rows)
             for name in sorted({name for name, _ in lines}):
-                tx.conn.execute(_TRIM, {"name": name, "offset": kept})
+                tx.conn.execute(_TRIM, {"name": name, "offset": max_lines})
 
         if rows:
             await self._database.write(add)

@@ -64,11 +64,11 @@ class SqlQuotas:
         """See `store.Quotas`."""
         return await self._count([request], lambda current, now: try_reserve(current, request, now))
 
-    async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, asked: bool = True) -> None:
+    async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, was_sent: bool = True) -> None:
         """See `store.Quotas`."""
 
         def settle(current: Counters, now: int) -> tuple[Counters, None]:
-            return settle_reservation(current, reservation, tokens=tokens, cost=cost, was_sent=asked, now=now), None
+            return settle_reservation(current, reservation, tokens=tokens, cost=cost, was_sent=was_sent, now=now), None
 
         # Without a timeout: a retry of an operation whose outcome is not known could count twice.
         await self._enqueue([reservation.request], settle)

@@ -124,4 +124,4 @@ async def _resend_reply(services: Services, job: Job) -> None:
     for delivery in await services.store.deliveries.of_job(job.id):
         if delivery.kind == "topic" and delivery.state != "due":
             with contextlib.suppress(NotFound, Stale):  # a worker is sending it now
-                await services.store.deliveries.resend(delivery.id)
+                await services.store.deliveries.redeliver(delivery.id)

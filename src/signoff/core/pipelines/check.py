@@ -15,14 +15,14 @@ from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import arguments_of, calls_of
 from signoff.core.pipelines.names import join_names
 from signoff.core.pipelines.template import placeholders
-from signoff.core.pipelines.tree import Arg, Call, Given, Name
+from signoff.core.pipelines.tree import Arg, Call, Constant, Name
 from signoff.errors import BadPipeline
 
 MAX_NESTED = 20
 MAX_CALLS_IN_ALL = 10_000
 Callee = Prompt | Pipeline | Function
 Known = Callable[[str], Callee | None]
-Value = Call | Name | Given
+Value = Call | Name | Constant
 
 
 def check_calls(body: str, tree: Call, known: Known, *, own_name: str | None = None) -> None:

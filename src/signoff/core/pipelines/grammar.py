@@ -19,7 +19,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedToken
 from lark.visitors import Transformer
 
 from signoff.core.pipelines.names import MAX_NAME_LENGTH, NAME
-from signoff.core.pipelines.tree import Arg, Call, Given, Name
+from signoff.core.pipelines.tree import Arg, Call, Constant, Name
 from signoff.errors import BadPipeline
 
 MAX_CHARACTERS = 64 * 1024
@@ -86,7 +86,7 @@ def calls_of(call: Call) -> tuple[Call, ...]:
     return (call, *(value for value in values_of(call) if isinstance(value, Call)))
 
 
-def values_of(call: Call) -> Iterator[Call | Name | Given]:
+def values_of(call: Call) -> Iterator[Call | Name | Constant]:
     """Yield every value below `call`, in the order of the text."""
     stack = [arg.value for arg in reversed(call.args)]
     while stack:
@@ -108,7 +108,7 @@ class _SyntaxFault(Exception):
 class _Node(msgspec.Struct, frozen=True):
     """A value with the depth and the number of its calls."""
 
-    value: Call | Name | Given
+    value: Call | Name | Constant
     depth: int = 0
     calls: int = 0
 
@@ -142,7 +142,7 @@ class _Tree(Transformer[Token, Any]):
 
     def literal(self, parts: list[Token]) -> _Node:
         token = parts[0]
-        return _Node(Given(_CONSTANTS[token.type] if token.type in _CONSTANTS else _literal(token)))
+        return _Node(Constant(_CONSTANTS[token.type] if token.type in _CONSTANTS else _literal(token)))
 
 
 def _name(token: Token) -> str:

@@ -13,7 +13,7 @@ class Name(msgspec.Struct, frozen=True, tag="name"):
     name: str
 
 
-class Given(msgspec.Struct, frozen=True, tag="given"):
+class Constant(msgspec.Struct, frozen=True, tag="given"):
     """A literal value."""
 
     value: Literal
@@ -32,5 +32,5 @@ class Call(msgspec.Struct, frozen=True, tag="call", kw_only=True):
 class Arg(msgspec.Struct, frozen=True):
     """An argument of a call, by name or (with the name None) by position."""
 
-    value: Call | Name | Given
+    value: Call | Name | Constant
     name: str | None = None

@@ -30,4 +30,4 @@ async def redeliver(services: Services, caller: Caller, delivery_id: str) -> Del
         raise not_found from None
     if caller.role != "admin" and caller.user_id != job.user_id:
         raise Forbidden("Only the owner of a job or an admin may send its deliveries again.")
-    return await services.store.deliveries.resend(delivery_id)
+    return await services.store.deliveries.redeliver(delivery_id)

@@ -21,7 +21,7 @@ from signoff.core.pipelines.coerce import to_text
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.nodes import ROOT, calls_by_node
-from signoff.core.pipelines.tree import Call, Given, Name
+from signoff.core.pipelines.tree import Call, Constant, Name
 from signoff.errors import FunctionFailed, LibraryItemNotFound, SignoffError, Stale
 from signoff.store import TransitionRequest
 from signoff.work.inference.resolve import may_use_item
@@ -197,9 +197,9 @@ class _Run:
         except SignoffError as error:
             return error
 
-    def _value(self, node: str, call: Call, value: Call | Name | Given) -> str:
+    def _value(self, node: str, call: Call, value: Call | Name | Constant) -> str:
         match value:
-            case Given():
+            case Constant():
                 return to_text(value.value)
             case Name():
                 return self._plan.values[value.name]
