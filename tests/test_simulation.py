@@ -250,7 +250,7 @@ def test_giving_back_what_was_lost_breaks_a_law(monkeypatch: pytest.MonkeyPatch)
         asking = Attempt()
         with services.runtime.leases.holding(job.id, job.lease or "", task.cancel):
             try:
-                await settle(services, *await perform._outcome(services, job, asking))
+                await settle(services, *await perform._call_model(services, job, asking))
             except asyncio.CancelledError:
                 await perform._release_job(services, job, asking)
                 raise
