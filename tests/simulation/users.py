@@ -93,7 +93,7 @@ class User(Person):
             "caller": self.caller,
             "body": body_of(text, stream=random_float.random() < 0.2),
             "cache": "always" if is_kept else None,
-            "fresh": CacheControl(
+            "cache_control": CacheControl(
                 no_cache=random_float.random() < 0.1, max_age_seconds=random_float.choice([None, None, 5])
             ),
             "path": random_float.choice([CHAT, CHAT, "/v1/embeddings"]),
@@ -101,7 +101,7 @@ class User(Person):
             "priority": random_float.randrange(10),
             "idempotency_key": f"key {number}" if random_float.random() < 0.4 else None,
             "due_seconds": random_float.choice([0, 0, 0, 3]),
-            "deliver": hook if random_float.random() < 0.4 else None,
+            "webhook": hook if random_float.random() < 0.4 else None,
         }
         return Ask(**(plain | more))
 
@@ -144,7 +144,7 @@ class User(Person):
 
     async def _call(self) -> None:
         """Waits for an answer at the door; with a key, now and then at several doors at once."""
-        ask = self._an_ask(lane="now", due_seconds=0, deliver=None, stream=self.random_float.random() < 0.4)
+        ask = self._an_ask(lane="now", due_seconds=0, webhook=None, stream=self.random_float.random() < 0.4)
         async with asyncio.TaskGroup() as group:
             for _ in range(self.random_float.choice([1, 1, 3]) if ask.idempotency_key else 1):
                 group.create_task(self._call_once(ask))
