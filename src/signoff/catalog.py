@@ -149,7 +149,7 @@ class Streams(Protocol):
     async def acquire_lead(self, name: str, holder: str, seconds: float) -> bool:
         """Acquire or renew the lead of a stream for `seconds` from now, by the store's clock.
 
-        Return True if `holder` has the lead now: then no other holder can acquire it until it ends or is released.
+        Return True if `holder` has the lead now; then no other holder can acquire it until it ends or is released.
         `holder` is a name that only one process uses.
         """
         ...

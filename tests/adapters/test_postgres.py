@@ -345,7 +345,7 @@ async def test_when_nobody_can_tell_what_became_of_a_commit_its_caller_is_told_s
         await database._reading.dispose()
 
         wire.cut, wire.refuses = "after", True
-        with pytest.raises(Overloaded, match="nobody knows"):
+        with pytest.raises(Overloaded, match="not known"):
             await store.jobs.transition(job.id, a_step("succeed"))
 
         wire.refuses = False

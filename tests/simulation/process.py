@@ -91,8 +91,8 @@ class Watched(ResponseCache):
         super().__init__(cache, background, ttl_seconds=BOUNDS.ttl_seconds)
         self._checker = checker
 
-    def keep(self, entry: CacheEntry) -> None:
-        """See `Answers`."""
+    def store(self, entry: CacheEntry) -> None:
+        """See `ResponseCache`."""
         self._checker.kept(entry)
         super().store(entry)
 
