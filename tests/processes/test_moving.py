@@ -42,9 +42,7 @@ def test_a_served_backup_goes_on_elsewhere(target: str, tmp_path: Path, request:
         code, said, complaints = told(old, "backup", str(file))
         assert (code, complaints) == (0, "")
         assert f"{file} was written and verified (users: 1, models: 1, jobs: 2)." in said
-        assert (
-            f"It does not contain the encryption key (--with-key): back up {tmp_path}/old/secret.key " in said
-        )
+        assert f"It does not contain the encryption key (--with-key): back up {tmp_path}/old/secret.key " in said
     # and is restored elsewhere
     code, said, complaints = told(new, "restore", str(file))
     assert code == 0
