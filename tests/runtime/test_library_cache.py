@@ -26,9 +26,9 @@ class Watched:
         self.go_on = asyncio.Event()
         self.go_on.set()
 
-    async def composed(self, key: str | int, at: str | int = "production") -> LibraryItem | None:
+    async def get(self, key: str | int, at: str | int = "production") -> LibraryItem | None:
         self.asked.append(key)
-        found = await self._kept.composed(key, at)
+        found = await self._kept.get(key, at)
         await self.go_on.wait()
         return found
 
@@ -76,7 +76,7 @@ async def test_what_changed_while_it_was_read_is_not_kept(tmp_path: Path) -> Non
 
 
 async def test_copies_are_bounded_in_number_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "MAX_KEPT", 10)
+    monkeypatch.setattr(library, "MAX_ITEMS", 10)
     monkeypatch.setattr(library, "MAX_CHARACTERS", 1000)
     async with opened(f"memory:{tmp_path}") as store:
         for number in range(5):
@@ -96,8 +96,8 @@ async def test_copies_are_bounded_in_number_and_size(tmp_path: Path, monkeypatch
 
 
 def names(part: LibraryCache) -> list[str]:
-    """What it has copies of, the longest unused first."""
-    return [copy.item.name for copy in part._items.values() if copy.item is not None]
+    """Names of the items in the cache, in the order in which they were added."""
+    return [copy.item.name for _, copy in part._items.peek_items() if copy.item is not None]
 
 
 async def test_every_process_asks_the_prompt_as_it_is_now(tmp_path: Path) -> None:
