@@ -690,7 +690,7 @@ STEPS: dict[str, list[dict[str, Any]]] = {
     "release": [{}],
     "retry": [{"changes": {"error": RETRYABLE, "attempt": 2}, "after_seconds": {"due_at": when}} for when in (0, 60)],
     "lapse": [{"to": "bot", "after_seconds": {"due_at": 0}}, {"to": "fail", "changes": {"error": RETRYABLE}}],
-    "park": [{"settled": 0, "after_seconds": {"parked_at": 0}}],
+    "park": [{"settled_steps": 0, "after_seconds": {"parked_at": 0}}],
     "wake": [{"after_seconds": {"due_at": 0}}],
     "hold": [
         {"changes": {"response": ANSWER, "usage": Usage(total_tokens=3), "error": None, "attempt": 1}},
