@@ -263,8 +263,16 @@ async def test_what_gives_json_alone_may_give_nothing_else(tmp_path: Path) -> No
         assert caught.value.code == "model_garbled"
 
 
-@pytest.mark.parametrize("path", ["nowhere", "files", "batches", "models", "a.b", "../admin", "a//b", "%2e%2e/admin"])
-async def test_what_is_not_there_is_not_found(path: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        *((path, b" 404 ") for path in ["nowhere", "files", "batches", "a.b", "../admin", "a//b", "%2e%2e/admin"]),
+        ("models", b" 405 "),
+    ],
+)
+async def test_an_unknown_path_is_not_found_and_a_known_one_refuses_other_methods(
+    path: str, expected: bytes, tmp_path: Path
+) -> None:
     async with live(tmp_path) as server:
         host, port = server.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -272,7 +280,7 @@ async def test_what_is_not_there_is_not_found(path: str, tmp_path: Path) -> None
         writer.write(f"{head}Content-Length: 2\r\nConnection: close\r\n\r\n{{}}".encode())
         answer = await reader.read()
         writer.close()
-        assert b" 404 " in answer.splitlines()[0]
+        assert expected in answer.splitlines()[0]
         assert b'"error":' in answer
 
 
