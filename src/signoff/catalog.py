@@ -1,4 +1,7 @@
-"""Interfaces of the store for configuration: models and upstream keys, sealed secrets, model logs, and streams."""
+"""Interfaces of the store for configuration: models and upstream keys, prompts and pipelines, model logs, and streams.
+
+Sealed secrets are here too, for the rotation of the encryption key.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,11 @@ from typing import Literal, Protocol
 import msgspec
 
 from signoff.core.access import UpstreamKey
+from signoff.core.filters import LibraryFilter
 from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model
+from signoff.core.pipelines.composed import PRODUCTION, LibraryItem
+from signoff.core.pipelines.function import Function
 from signoff.core.stream import Stream
 
 
@@ -156,4 +162,76 @@ class Streams(Protocol):
 
     async def release_lead(self, name: str, holder: str) -> None:
         """Release the lead if `holder` has it, so that another process can acquire it at once."""
+        ...
+
+
+class SyncResult(msgspec.Struct, frozen=True):
+    """The names of functions that a sync has changed."""
+
+    created: tuple[str, ...]
+    """Functions that are registered now and were not before."""
+
+    deleted: tuple[str, ...]
+    """Functions that are not registered any more."""
+
+    conflicts: tuple[str, ...] = ()
+    """Functions that were not registered, because a prompt or a pipeline has their name."""
+
+
+class Library(Protocol):
+    """Prompts and pipelines, in numbered versions that have labels; and the functions that are registered.
+
+    A name belongs to one prompt, pipeline or function of the whole deployment. A change of a prompt or a pipeline
+    increments the version of the topic `compositions`, a sync that of `functions` (see `Store.versions`).
+    """
+
+    async def put(self, item: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
+        """Add a version and return it with its number, its labels and its time.
+
+        An `item.id` of 0 creates a new item, whose first version is 1; any other id adds a version to that item.
+        `label` moves to the new version; None moves no label. A first version gets the label `production` too.
+        `item.shared` applies to all versions.
+
+        Raises:
+            NameTaken: A new item has the name of an existing prompt, pipeline or function.
+            LibraryItemNotFound: There is no item with this id and kind.
+        """
+        ...
+
+    async def get(self, key: str | int, at: str | int = PRODUCTION) -> LibraryItem | None:
+        """Return one version of an item, or None. `key` is its name or its id, `at` a label or a version number."""
+        ...
+
+    async def list(self, filters: LibraryFilter) -> Sequence[LibraryItem]:
+        """Return a page of items, each in its production version."""
+        ...
+
+    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
+        """Return up to `limit` versions of an item, the newest first; only those with a number less than `before`."""
+        ...
+
+    async def label(self, item_id: int, label: str, version: int | None) -> bool:
+        """Move a label to a version, or remove it if `version` is None.
+
+        Return False, and change nothing, if there is no such version, or no such label to remove.
+        """
+        ...
+
+    async def share(self, item_id: int, *, shared: bool) -> bool:
+        """Share an item with all users, or stop to share it. Return False if there is no such item."""
+        ...
+
+    async def drop(self, item_id: int) -> bool:
+        """Delete an item with all its versions. Return False if there is no such item."""
+        ...
+
+    async def functions(self) -> Sequence[Function]:
+        """Return all registered functions, ordered by name."""
+        ...
+
+    async def sync(self, functions: Sequence[Function], unread: Sequence[str] = ()) -> SyncResult:
+        """Register `functions`, replace those that have changed, and delete all others.
+
+        Functions of the modules in `unread`, whose source could not be read, are not deleted.
+        """
         ...

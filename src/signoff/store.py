@@ -1,7 +1,7 @@
 """Interface of the store: jobs and their transitions, people, prompts and pipelines, limits, usage, and change events.
 
 All times that a store writes and compares come from its database's clock: microseconds since 1970, UTC.
-`signoff.catalog` has the interfaces for models, keys, logs and streams. Any method may raise `Overloaded` if the
+`signoff.catalog` and `signoff.accounts` have the other parts of the interface. Any method may raise `Overloaded` if the
 database does not answer in time, and `BadRequest` if it cannot store a text (PostgreSQL stores no NUL characters).
 """
 
@@ -13,17 +13,11 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from signoff.catalog import Catalog, ModelLogs, Secrets, Streams
-from signoff.core.access import Role, Token, TokenKind, User
-from signoff.core.cache import CacheRule
+from signoff.accounts import People, Quotas, UsageRecords
+from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
-from signoff.core.filters import JobFilter, LibraryFilter
+from signoff.core.filters import JobFilter
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
-from signoff.core.limits import Counter, Denial, Limit, Reservation, ReservationRequest
-from signoff.core.pipelines.composed import PRODUCTION, LibraryItem
-from signoff.core.pipelines.function import Function
-from signoff.core.price import Price
-from signoff.core.usage import UsageQuery, UsageRow, UsageTotals
 
 CachedTopic = Literal["models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"]
 Topic = Literal["job", "due", "delivery", CachedTopic, "any"]
@@ -277,210 +271,6 @@ class Deliveries(Protocol):
             NotFound: There is no such delivery.
             Stale: The delivery is being sent at this moment.
         """
-        ...
-
-
-class People(Protocol):
-    """Users and their tokens. Each change increments the version of the topic `people` (see `Store.versions`)."""
-
-    async def user(self, email: str) -> User | None:
-        """Return the user with this e-mail address, active or not; upper and lower case do not matter."""
-        ...
-
-    async def users(self) -> list[User]:
-        """Return all users, ordered by id."""
-        ...
-
-    async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
-        """Return a user and one of that user's tokens, active or not; None for each that does not exist."""
-        ...
-
-    async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
-        """Create a user, or change and activate the one with this e-mail address. Return the user.
-
-        The address is stored in lower case. A `password_hash` of None keeps the present password.
-        """
-        ...
-
-    async def add_token(  # noqa: PLR0913 -- one parameter for each attribute of a token
-        self,
-        user_id: int,
-        digest: str,
-        *,
-        kind: TokenKind,
-        name: str,
-        role: Role,
-        seconds: float | None = None,
-        cache: CacheRule | None = None,
-        key_id: int | None = None,
-    ) -> Token:
-        """Create an active token of a user, and return it.
-
-        `digest` is the SHA-256 of the token. It expires after `seconds`, or never if that is None. `cache` and `key_id`
-        are the cache rule and the upstream key for requests that use the token.
-        """
-        ...
-
-    async def token(self, digest: str) -> tuple[Token, User] | None:
-        """Return the token with this digest and its user; None unless both are active and the token has not expired."""
-        ...
-
-    async def end_token(self, digest: str) -> bool:
-        """Deactivate a token. Return True to exactly one caller, and False if there is no such active token."""
-        ...
-
-
-class UsageRecords(Protocol):
-    """Prices of models, and the usage of all jobs."""
-
-    async def prices(self) -> list[Price]:
-        """Return all prices, ordered by model and by the time from which they are valid."""
-        ...
-
-    async def put_price(self, price: Price) -> None:
-        """Add a price; replace the one of the same model and time. The cost of jobs that have ended does not change.
-
-        This and `drop_price` increment the version of the topic `prices` (see `Store.versions`).
-        """
-        ...
-
-    async def drop_price(self, model: str, valid_from: int) -> bool:
-        """Delete a price. Return False if there is none of this model and time."""
-        ...
-
-    async def record(self, job: Job) -> None:
-        """Add the tokens, cost and times in `job` to the usage of this hour, with the status `stale`.
-
-        Use it for a call whose result could not be written into the row of its job. It does not count as another job.
-        """
-        ...
-
-    async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
-        """Return a page of usage by the dimensions of `query`, in their order, and the totals of all pages.
-
-        Both come from one snapshot. Jobs that were purged are included. Raises Overloaded if too many reports run.
-        """
-        ...
-
-
-class SyncResult(msgspec.Struct, frozen=True):
-    """The names of functions that a sync has changed."""
-
-    created: tuple[str, ...]
-    """Functions that are registered now and were not before."""
-
-    deleted: tuple[str, ...]
-    """Functions that are not registered any more."""
-
-    conflicts: tuple[str, ...] = ()
-    """Functions that were not registered, because a prompt or a pipeline has their name."""
-
-
-class Library(Protocol):
-    """Prompts and pipelines, in numbered versions that have labels; and the functions that are registered.
-
-    A name belongs to one prompt, pipeline or function of the whole deployment. A change of a prompt or a pipeline
-    increments the version of the topic `compositions`, a sync that of `functions` (see `Store.versions`).
-    """
-
-    async def put(self, item: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
-        """Add a version and return it with its number, its labels and its time.
-
-        An `item.id` of 0 creates a new item, whose first version is 1; any other id adds a version to that item.
-        `label` moves to the new version; None moves no label. A first version gets the label `production` too.
-        `item.shared` applies to all versions.
-
-        Raises:
-            NameTaken: A new item has the name of an existing prompt, pipeline or function.
-            LibraryItemNotFound: There is no item with this id and kind.
-        """
-        ...
-
-    async def get(self, key: str | int, at: str | int = PRODUCTION) -> LibraryItem | None:
-        """Return one version of an item, or None. `key` is its name or its id, `at` a label or a version number."""
-        ...
-
-    async def list(self, filters: LibraryFilter) -> Sequence[LibraryItem]:
-        """Return a page of items, each in its production version."""
-        ...
-
-    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
-        """Return up to `limit` versions of an item, the newest first; only those with a number less than `before`."""
-        ...
-
-    async def label(self, item_id: int, label: str, version: int | None) -> bool:
-        """Move a label to a version, or remove it if `version` is None.
-
-        Return False, and change nothing, if there is no such version, or no such label to remove.
-        """
-        ...
-
-    async def share(self, item_id: int, *, shared: bool) -> bool:
-        """Share an item with all users, or stop to share it. Return False if there is no such item."""
-        ...
-
-    async def drop(self, item_id: int) -> bool:
-        """Delete an item with all its versions. Return False if there is no such item."""
-        ...
-
-    async def functions(self) -> Sequence[Function]:
-        """Return all registered functions, ordered by name."""
-        ...
-
-    async def sync(self, functions: Sequence[Function], unread: Sequence[str] = ()) -> SyncResult:
-        """Register `functions`, replace those that have changed, and delete all others.
-
-        Functions of the modules in `unread`, whose source could not be read, are not deleted.
-        """
-        ...
-
-
-class Quotas(Protocol):
-    """Limits and their counters: exact across processes, by the store's clock."""
-
-    async def limits(self) -> list[Limit]:
-        """Return all limits, ordered by name."""
-        ...
-
-    async def put_limit(self, limit: Limit) -> None:
-        """Set a limit; replace the one that has the same name.
-
-        This and `drop_limit` increment the version of the topic `limits` (see `Store.versions`).
-        """
-        ...
-
-    async def drop_limit(self, name: str) -> bool:
-        """Delete a limit. Return False if there is no such limit."""
-        ...
-
-    async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
-        """Reserve what a request may use, under all of its limits; or reserve nothing and return the reason.
-
-        Concurrent calls, also in other processes, never exceed a limit together. Raises Overloaded if the counters
-        could not be updated in time; then the request may still count until its lease, or its minute, ends.
-        """
-        ...
-
-    async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, was_sent: bool = True) -> None:
-        """Replace a reservation by what was used: `tokens`, and `cost` in nanodollars.
-
-        With `was_sent` set to False no model was called, and the request itself does not count either. The call may
-        take long: it returns when it is known that the usage was counted.
-
-        Raises:
-            Overloaded: The usage was not counted. Calling again counts it once.
-        """
-        ...
-
-    async def renew(self, reservations: Sequence[Reservation], lease_seconds: float) -> None:
-        """Extend reservations of requests in progress to `lease_seconds` from now; one that has ended is made again.
-
-        Raises Overloaded.
-        """
-        ...
-
-    async def counters(self, names: Sequence[str]) -> dict[str, Counter]:
-        """Return the present counters by name, without what has expired; names that were never used are left out."""
         ...
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import msgspec
 
+from signoff.catalog import SyncResult
 from signoff.core.filters import LibraryFilter
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
 from signoff.errors import LibraryItemNotFound, NameTaken
-from signoff.store import SyncResult
 from simulation.people import bump
 from simulation.tables import Tables, Tx, Way
 

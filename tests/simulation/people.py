@@ -11,7 +11,7 @@ from simulation.tables import Tables, Tx, Way, bump
 
 
 class MemoryPeople:
-    """People in memory; see `store.People`."""
+    """People in memory; see `accounts.People`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables

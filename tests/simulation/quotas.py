@@ -19,7 +19,7 @@ from simulation.tables import Tables, Tx, Way
 
 
 class MemoryQuotas:
-    """Quotas in memory; see `store.Quotas`."""
+    """Quotas in memory; see `accounts.Quotas`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from signoff.accounts import People
 from signoff.core.access import Caller, TokenKind, lower_role
 from signoff.core.api_tokens import digest, digests_equal, is_well_formed
 from signoff.errors import Unauthorized
-from signoff.store import People
 
 MAX_ENTRIES = 10_000
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from signoff.catalog import Library
 from signoff.core.pipelines.coerce import to_text
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.names import join_names
@@ -19,7 +20,6 @@ from signoff.funcs.loading import LoadedFunction, Scan, scan
 from signoff.funcs.signature import call_with
 from signoff.runtime.snapshot import Snapshot
 from signoff.runtime.threads import WorkerThreads, WorkFailed
-from signoff.store import Library
 
 MAX_CONCURRENT = 32
 MAX_RESULT_CHARACTERS = 64 * 1024 * 1024

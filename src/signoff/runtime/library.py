@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from signoff.catalog import Library
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem
 from signoff.core.pipelines.names import MAX_NAME_LENGTH
 from signoff.infra.lru import BoundedLRUCache
-from signoff.store import Library
 
 MAX_ITEMS = 10_000
 MAX_CHARACTERS = 16 * 1024 * 1024

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from signoff.accounts import Quotas
 from signoff.core.job import Job
 from signoff.core.limits import Limit, limit_name
 from signoff.runtime.snapshot import Snapshot
-from signoff.store import Quotas
 
 
 class LimitCache:

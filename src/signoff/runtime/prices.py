@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import structlog
 
+from signoff.accounts import UsageRecords
 from signoff.core.price import Price, Prices
 from signoff.errors import SignoffError
 from signoff.runtime.snapshot import Snapshot
-from signoff.store import UsageRecords
 
 log = structlog.get_logger()
 

@@ -6,8 +6,8 @@ import asyncio
 
 import structlog
 
+from signoff.accounts import Quotas
 from signoff.core.limits import Reservation
-from signoff.store import Quotas
 
 BATCH_SIZE = 500
 log = structlog.get_logger()

@@ -8,12 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
 
+from signoff.catalog import SyncResult
 from signoff.core.filters import LibraryFilter
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
 from signoff.errors import LibraryItemNotFound, NameTaken
-from signoff.store import SyncResult
 from signoff.stores import schema
 from signoff.stores.database import Database
 from signoff.stores.schema import composed_calls, composed_labels, composed_versions, compositions
@@ -27,17 +27,17 @@ _CALLS = composed_calls.alias("calls")
 
 
 class SqlLibrary:
-    """Prompts, pipelines and functions in a SQL database; see `store.Library`."""
+    """Prompts, pipelines and functions in a SQL database; see `catalog.Library`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def put(self, item: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
-        """See `store.Library`."""
+        """See `catalog.Library`."""
         return await self._database.write(lambda tx: _put(tx, item, label))
 
     async def get(self, key: str | int, at: str | int = PRODUCTION) -> LibraryItem | None:
-        """See `store.Library`."""
+        """See `catalog.Library`."""
         is_item = compositions.c.id == key if isinstance(key, int) else compositions.c.name == key
         version = at if isinstance(at, int) else _version_with_label(at)
         query = _ITEMS.where(is_item, composed_versions.c.version == version)
@@ -45,7 +45,7 @@ class SqlLibrary:
         return items[0] if items else None
 
     async def list(self, filters: LibraryFilter) -> Sequence[LibraryItem]:
-        """See `store.Library`."""
+        """See `catalog.Library`."""
         query = _ITEMS.where(
             composed_versions.c.version == _version_with_label(PRODUCTION), compositions.c.name > filters.after
         )
@@ -59,7 +59,7 @@ class SqlLibrary:
         return await self._database.read(lambda conn, _: _load_items(conn, query))
 
     async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
-        """See `store.Library`."""
+        """See `catalog.Library`."""
         query = _ITEMS.where(compositions.c.id == item_id)
         if before is not None:
             query = query.where(composed_versions.c.version < before)
@@ -67,7 +67,7 @@ class SqlLibrary:
         return await self._database.read(lambda conn, _: _load_items(conn, query))
 
     async def label(self, item_id: int, label: str, version: int | None) -> bool:
-        """See `store.Library`."""
+        """See `catalog.Library`."""
         is_version = composed_versions.c.composed_id == item_id, composed_versions.c.version == version
         is_label = composed_labels.c.composed_id == item_id, composed_labels.c.label == label
 
@@ -86,12 +86,12 @@ class SqlLibrary:
         return await self._database.write(move_label)
 
     async def share(self, item_id: int, *, shared: bool) -> bool:
-        """See `store.Library`."""
+        """See `catalog.Library`."""
         update = sa.update(compositions).where(compositions.c.id == item_id).values(shared=shared)
         return await self._database.write(lambda tx: change(tx, "compositions", update))
 
     async def drop(self, item_id: int) -> bool:
-        """See `store.Library`."""
+        """See `catalog.Library`."""
 
         def drop(tx: Tx) -> bool:
             lock(tx, "compositions")
@@ -105,12 +105,12 @@ class SqlLibrary:
         return await self._database.write(drop)
 
     async def functions(self) -> Sequence[Function]:
-        """See `store.Library`."""
+        """See `catalog.Library`."""
         query = sa.select(schema.functions.c.function).order_by(schema.functions.c.name)
         return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
 
     async def sync(self, functions: Sequence[Function], unread: Sequence[str] = ()) -> SyncResult:
-        """See `store.Library`."""
+        """See `catalog.Library`."""
         return await self._database.write(lambda tx: _sync(tx, functions, unread))
 
 

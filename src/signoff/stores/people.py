@@ -19,25 +19,25 @@ _TOKEN = tuple(column for column in tokens.c if column.name != "created_at")
 
 
 class SqlPeople:
-    """Users and tokens in a SQL database; see `store.People`."""
+    """Users and tokens in a SQL database; see `accounts.People`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def user(self, email: str) -> User | None:
-        """See `store.People`."""
+        """See `accounts.People`."""
         query = sa.select(*_USER).where(users.c.email == email.lower())
         row = await self._database.read(lambda conn, _: conn.execute(query).mappings().one_or_none())
         return User(**row) if row else None
 
     async def users(self) -> list[User]:
-        """See `store.People`."""
+        """See `accounts.People`."""
         query = sa.select(*_USER).order_by(users.c.id)
         rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
         return [User(**row) for row in rows]
 
     async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
-        """See `store.People`."""
+        """See `accounts.People`."""
         user_query = sa.select(*_USER).where(users.c.id == user_id)
         token_query = sa.select(*_TOKEN).where(tokens.c.id == token_id, tokens.c.user_id == user_id)
 
@@ -49,7 +49,7 @@ class SqlPeople:
         return await self._database.read(read)
 
     async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
-        """See `store.People`."""
+        """See `accounts.People`."""
         values: dict[str, Any] = {"role": role, "active": True}
         if password_hash is not None:
             values["password_hash"] = password_hash
@@ -80,7 +80,7 @@ class SqlPeople:
         cache: CacheRule | None = None,
         key_id: int | None = None,
     ) -> Token:
-        """See `store.People`."""
+        """See `accounts.People`."""
 
         def add(tx: Tx) -> Token:
             bump(tx, "people")
@@ -94,7 +94,7 @@ class SqlPeople:
         return await self._database.write(add)
 
     async def token(self, digest: str) -> tuple[Token, User] | None:
-        """See `store.People`."""
+        """See `accounts.People`."""
         query = sa.select(*_TOKEN).where(tokens.c.digest == digest, tokens.c.active)
 
         def read(conn: sa.Connection, now: Any) -> tuple[Token, User] | None:
@@ -108,6 +108,6 @@ class SqlPeople:
         return await self._database.read(read)
 
     async def end_token(self, digest: str) -> bool:
-        """See `store.People`."""
+        """See `accounts.People`."""
         update = sa.update(tokens).where(tokens.c.digest == digest, tokens.c.active).values(active=False)
         return await self._database.write(lambda tx: change(tx, "people", update))

@@ -33,7 +33,7 @@ Operation = Callable[[Counters, int], tuple[Counters, Any]]
 
 
 class SqlQuotas:
-    """Limits in a SQL database, with one row for each counter, locked while it is updated; see `store.Quotas`."""
+    """Limits in a SQL database, with one row for each counter, locked while it is updated; see `accounts.Quotas`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -41,12 +41,12 @@ class SqlQuotas:
         self._task: asyncio.Task[None] | None = None
 
     async def limits(self) -> list[Limit]:
-        """See `store.Quotas`."""
+        """See `accounts.Quotas`."""
         query = sa.select(limits.c.limit).order_by(limits.c.name)
         return await self._database.read(lambda conn, _: list(conn.execute(query).scalars()))
 
     async def put_limit(self, limit: Limit) -> None:
-        """See `store.Quotas`."""
+        """See `accounts.Quotas`."""
 
         def put(tx: Tx) -> None:
             bump(tx, "limits")
@@ -56,16 +56,16 @@ class SqlQuotas:
         await self._database.write(put)
 
     async def drop_limit(self, name: str) -> bool:
-        """See `store.Quotas`."""
+        """See `accounts.Quotas`."""
         delete = sa.delete(limits).where(limits.c.name == name)
         return await self._database.write(lambda tx: change(tx, "limits", delete))
 
     async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
-        """See `store.Quotas`."""
+        """See `accounts.Quotas`."""
         return await self._count([request], lambda current, now: try_reserve(current, request, now))
 
     async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, was_sent: bool = True) -> None:
-        """See `store.Quotas`."""
+        """See `accounts.Quotas`."""
 
         def settle(current: Counters, now: int) -> tuple[Counters, None]:
             return settle_reservation(current, reservation, tokens=tokens, cost=cost, was_sent=was_sent, now=now), None
@@ -74,7 +74,7 @@ class SqlQuotas:
         await self._enqueue([reservation.request], settle)
 
     async def renew(self, reservations: Sequence[Reservation], lease_seconds: float) -> None:
-        """See `store.Quotas`."""
+        """See `accounts.Quotas`."""
 
         def renew(current: Counters, now: int) -> tuple[Counters, None]:
             return renew_reservations(current, reservations, lease_seconds, now), None
@@ -82,7 +82,7 @@ class SqlQuotas:
         await self._count([reservation.request for reservation in reservations], renew)
 
     async def counters(self, names: Sequence[str]) -> dict[str, Counter]:
-        """See `store.Quotas`."""
+        """See `accounts.Quotas`."""
         query = sa.select(counters.c.name, counters.c.counter).where(counters.c.name.in_(names))
 
         def read(conn: sa.Connection, now: Callable[[], int]) -> dict[str, Counter]:

@@ -40,20 +40,20 @@ REPORT_WAIT_SECONDS = 30.0
 
 
 class SqlUsageRecords:
-    """Prices and usage in a SQL database; see `store.UsageRecords`."""
+    """Prices and usage in a SQL database; see `accounts.UsageRecords`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._report_slots = asyncio.Semaphore(MAX_PARALLEL_REPORTS)
 
     async def prices(self) -> list[Price]:
-        """See `store.UsageRecords`."""
+        """See `accounts.UsageRecords`."""
         query = sa.select(*prices.c).order_by(prices.c.model, prices.c.valid_from)
         rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
         return [Price(**row) for row in rows]
 
     async def put_price(self, price: Price) -> None:
-        """See `store.UsageRecords`."""
+        """See `accounts.UsageRecords`."""
 
         def put(tx: Tx) -> None:
             bump(tx, "prices")
@@ -63,12 +63,12 @@ class SqlUsageRecords:
         await self._database.write(put)
 
     async def drop_price(self, model: str, valid_from: int) -> bool:
-        """See `store.UsageRecords`."""
+        """See `accounts.UsageRecords`."""
         delete = sa.delete(prices).where(*_is_price(model, valid_from))
         return await self._database.write(lambda tx: change(tx, "prices", delete))
 
     async def record(self, job: Job) -> None:
-        """See `store.UsageRecords`."""
+        """See `accounts.UsageRecords`."""
         dimensions = {name: getattr(job, name) for name in _DIMENSIONS} | {"status": STALE}
 
         def insert(tx: Tx) -> None:
@@ -78,7 +78,7 @@ class SqlUsageRecords:
         await self._database.write(insert)
 
     async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
-        """See `store.UsageRecords`."""
+        """See `accounts.UsageRecords`."""
         statement = _report_statement(query)
         try:
             async with asyncio.timeout(REPORT_WAIT_SECONDS):

@@ -7,11 +7,11 @@ from itertools import islice
 
 import msgspec
 
+from signoff.catalog import SyncResult
 from signoff.core.access import Caller, check_admin
 from signoff.core.filters import LibraryFilter
 from signoff.core.pipelines.function import Function
 from signoff.funcs.loading import BrokenFile
-from signoff.store import SyncResult
 from signoff.work.pipelines.library import list_items
 from signoff.work.services import Services
 

@@ -1,0 +1,145 @@
+"""Interfaces of the store for people and their tokens, prices and usage, and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from signoff.core.access import Role, Token, TokenKind, User
+from signoff.core.cache import CacheRule
+from signoff.core.job import Job
+from signoff.core.limits import Counter, Denial, Limit, Reservation, ReservationRequest
+from signoff.core.price import Price
+from signoff.core.usage import UsageQuery, UsageRow, UsageTotals
+
+
+class People(Protocol):
+    """Users and their tokens. Each change increments the version of the topic `people` (see `Store.versions`)."""
+
+    async def user(self, email: str) -> User | None:
+        """Return the user with this e-mail address, active or not; upper and lower case do not matter."""
+        ...
+
+    async def users(self) -> list[User]:
+        """Return all users, ordered by id."""
+        ...
+
+    async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
+        """Return a user and one of that user's tokens, active or not; None for each that does not exist."""
+        ...
+
+    async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
+        """Create a user, or change and activate the one with this e-mail address. Return the user.
+
+        The address is stored in lower case. A `password_hash` of None keeps the present password.
+        """
+        ...
+
+    async def add_token(  # noqa: PLR0913 -- one parameter for each attribute of a token
+        self,
+        user_id: int,
+        digest: str,
+        *,
+        kind: TokenKind,
+        name: str,
+        role: Role,
+        seconds: float | None = None,
+        cache: CacheRule | None = None,
+        key_id: int | None = None,
+    ) -> Token:
+        """Create an active token of a user, and return it.
+
+        `digest` is the SHA-256 of the token. It expires after `seconds`, or never if that is None. `cache` and `key_id`
+        are the cache rule and the upstream key for requests that use the token.
+        """
+        ...
+
+    async def token(self, digest: str) -> tuple[Token, User] | None:
+        """Return the token with this digest and its user; None unless both are active and the token has not expired."""
+        ...
+
+    async def end_token(self, digest: str) -> bool:
+        """Deactivate a token. Return True to exactly one caller, and False if there is no such active token."""
+        ...
+
+
+class UsageRecords(Protocol):
+    """Prices of models, and the usage of all jobs."""
+
+    async def prices(self) -> list[Price]:
+        """Return all prices, ordered by model and by the time from which they are valid."""
+        ...
+
+    async def put_price(self, price: Price) -> None:
+        """Add a price; replace the one of the same model and time. The cost of jobs that have ended does not change.
+
+        This and `drop_price` increment the version of the topic `prices` (see `Store.versions`).
+        """
+        ...
+
+    async def drop_price(self, model: str, valid_from: int) -> bool:
+        """Delete a price. Return False if there is none of this model and time."""
+        ...
+
+    async def record(self, job: Job) -> None:
+        """Add the tokens, cost and times in `job` to the usage of this hour, with the status `stale`.
+
+        Use it for a call whose result could not be written into the row of its job. It does not count as another job.
+        """
+        ...
+
+    async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
+        """Return a page of usage by the dimensions of `query`, in their order, and the totals of all pages.
+
+        Both come from one snapshot. Jobs that were purged are included. Raises Overloaded if too many reports run.
+        """
+        ...
+
+
+class Quotas(Protocol):
+    """Limits and their counters: exact across processes, by the store's clock."""
+
+    async def limits(self) -> list[Limit]:
+        """Return all limits, ordered by name."""
+        ...
+
+    async def put_limit(self, limit: Limit) -> None:
+        """Set a limit; replace the one that has the same name.
+
+        This and `drop_limit` increment the version of the topic `limits` (see `Store.versions`).
+        """
+        ...
+
+    async def drop_limit(self, name: str) -> bool:
+        """Delete a limit. Return False if there is no such limit."""
+        ...
+
+    async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
+        """Reserve what a request may use, under all of its limits; or reserve nothing and return the reason.
+
+        Concurrent calls, also in other processes, never exceed a limit together. Raises Overloaded if the counters
+        could not be updated in time; then the request may still count until its lease, or its minute, ends.
+        """
+        ...
+
+    async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, was_sent: bool = True) -> None:
+        """Replace a reservation by what was used: `tokens`, and `cost` in nanodollars.
+
+        With `was_sent` set to False no model was called, and the request itself does not count either. The call may
+        take long: it returns when it is known that the usage was counted.
+
+        Raises:
+            Overloaded: The usage was not counted. Calling again counts it once.
+        """
+        ...
+
+    async def renew(self, reservations: Sequence[Reservation], lease_seconds: float) -> None:
+        """Extend reservations of requests in progress to `lease_seconds` from now; one that has ended is made again.
+
+        Raises Overloaded.
+        """
+        ...
+
+    async def counters(self, names: Sequence[str]) -> dict[str, Counter]:
+        """Return the present counters by name, without what has expired; names that were never used are left out."""
+        ...
