@@ -160,7 +160,7 @@ async def held(store: Any, count: int, since: int = 0) -> list[int] | None:
     """Until when the slots are held, once there are so many, and all are held until then."""
     query = sa.select(counters.c.counter)
     found = await store._database.read(lambda conn, _: list(conn.execute(query).scalars()))
-    ends = [hold.until for meter in found for hold in meter.holds]
+    ends = [hold.until for counter in found for hold in counter.pending]
     return ends if len(ends) == count and min(ends) >= since else None
 
 
