@@ -1,4 +1,4 @@
-"""What every store keeps of prompts, pipelines and functions."""
+"""The contract of every store for prompts, pipelines and functions."""
 
 import asyncio
 from typing import Any

@@ -30,7 +30,7 @@ class EchoingModel(FakeServer):
 
     @property
     def keys(self) -> list[str | None]:
-        """What each request was authorized with."""
+        """Return the credentials of each request."""
         return [request.headers.get("authorization") for request in self.requests]
 
     def times(self) -> Counter[str]:

@@ -37,7 +37,7 @@ POLL_SECONDS = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What all processes of one test run share."""
+    """State that all processes of one test run share."""
 
     folder: Path
     """Where services keep their files; made when the first one is asked for."""
@@ -214,7 +214,7 @@ def wait_for(answer: Path, *, pid_file: Path) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether that process still runs, child of ours or not."""
+    """Return True if the process still runs, as a child or not."""
     with suppress(ChildProcessError):
         return os.waitpid(pid, os.WNOHANG) == (0, 0)
     try:
@@ -254,7 +254,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def there(pid_file: Path) -> bool:
-    """Whether that supervisor still runs; it removes its pid file when it leaves in order."""
+    """Return True if the supervisor still runs; it removes its pid file when it leaves in order."""
     with suppress(FileNotFoundError):
         return alive(int(pid_file.read_text()))
     return False

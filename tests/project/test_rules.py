@@ -103,7 +103,7 @@ def test_doors_give_the_services_no_other_name() -> None:
 
 
 def hides_services(node: ast.AST) -> bool:
-    """Whether a parameter, a variable, or a look at its attributes gives the desk another name."""
+    """Return True if a parameter, a variable, or a call gives the services another name."""
     match node:
         case ast.arg(arg=name, annotation=ast.expr() as annotation):
             return ast.unparse(annotation) in {"Services", "InjectedServices"} and name != "services"
