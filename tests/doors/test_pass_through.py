@@ -287,7 +287,9 @@ async def test_a_stream_that_only_its_upstream_knows_is_given_as_it_came(
             body = {"model": model, "input": "hello", "stream": True}
             told = {"authorization": f"Bearer {token}"} | headers
             async with server.http.post(server.url + "/v1/audio/speech", json=body, headers=told) as response:
-                return response.content_type, await response.read()
+                first, rest = await response.content.readexactly(1), await response.read()
+                # A slow machine may add comments to a stream of events, but never before its first byte.
+                return response.content_type, first + rest.replace(b": still at work\n\n", b"")
 
         async def has_waited() -> bool | None:
             return asyncio.get_running_loop().time() > held_since + 0.2 or None

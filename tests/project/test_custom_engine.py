@@ -54,7 +54,7 @@ def test_the_page_s_own_kind_is_installed_and_asked(tmp_path: Path) -> None:
     [
         ("import nothing_that_there_is", "shout", "No module named 'nothing_that_there_is'"),
         ("class Other: ...", "shout", "ShoutEngine"),
-        ("class ShoutEngine: ...", "echo", "The kind echo of shout:ShoutEngine is taken"),
+        ("class ShoutEngine: ...", "echo", "The kind echo of shout:ShoutEngine exists already"),
     ],
 )
 def test_one_that_cannot_be_used_keeps_the_server_from_starting(
