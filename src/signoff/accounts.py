@@ -1,7 +1,5 @@
 """Interfaces of the store for people and their tokens, prices and usage, and limits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 

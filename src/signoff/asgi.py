@@ -1,7 +1,5 @@
 """ASGI application `signoff.asgi:app`: the whole server, which can also be mounted into another application."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """Interface of a broker: wake-ups that carry job ids. Losing one costs time, and never a job."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 

@@ -1,7 +1,5 @@
 """Interface of a response cache: signed-off answers by key, within bounds of time and size."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 

@@ -3,8 +3,6 @@
 Sealed secrets are here too, for the rotation of the encryption key.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 

@@ -1,7 +1,5 @@
 """The command line: `signoff serve` and `signoff work`; the other commands are in `commands/`."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """Interface of a delivery adapter: it sends messages of one kind to their receivers."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from signoff.core.delivery import OutgoingMessage

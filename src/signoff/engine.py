@@ -1,7 +1,5 @@
 """Interface of an engine: an adapter that sends requests to models of one kind."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from typing import Literal, Protocol, runtime_checkable
 

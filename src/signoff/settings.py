@@ -3,8 +3,6 @@
 Precedence: flag, `SIGNOFF_*`, the names that other systems use, `.env`, the TOML file, default.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 import tomllib

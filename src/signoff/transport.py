@@ -1,7 +1,5 @@
 """Interface of a transport: it receives the messages of a stream, and publishes their answers."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 

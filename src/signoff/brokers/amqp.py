@@ -1,7 +1,5 @@
 """Connection to RabbitMQ that reconnects when it is lost; declaration of its queue; descriptions of its errors."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """Broker of a single process. Other processes learn of jobs from the store's notifications."""
 
-from __future__ import annotations
-
 import asyncio
 
 

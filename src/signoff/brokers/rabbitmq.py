@@ -3,8 +3,6 @@
 The properties of the queue are explained in docs/decisions/005-send-wake-ups-through-a-quorum-queue.md.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """The response cache in the memory of this process. It evicts the least recently used entries."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec

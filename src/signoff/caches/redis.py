@@ -4,8 +4,6 @@ The index consists of a sorted set of the keys by age, a hash of their labels, a
 hash tag, so they are on one node of a cluster. A script makes each change that affects several keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import msgspec

@@ -1,7 +1,5 @@
 """Backup of all data into one file, and restore from such a file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import msgspec

@@ -1,7 +1,5 @@
 """`signoff cache`: size of the response cache, and clearing it."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """`signoff migrate`, `doctor`, `backup` and `restore`: maintenance of the data."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from pathlib import Path

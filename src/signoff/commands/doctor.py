@@ -1,7 +1,5 @@
 """Health checks of `signoff doctor`: each resource that the server needs, and its state."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Awaitable, Callable

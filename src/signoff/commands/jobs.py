@@ -1,7 +1,5 @@
 """`signoff jobs` and `signoff review`: list jobs, and review held answers, in a terminal."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Annotated, cast
 

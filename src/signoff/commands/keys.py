@@ -1,7 +1,5 @@
 """`signoff key`: rotation of the encryption key of all stored secrets."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """`signoff limit`: limits of requests, tokens and costs."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import msgspec

@@ -1,7 +1,5 @@
 """`signoff model`: register, list, remove and stop models."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from collections.abc import Sequence

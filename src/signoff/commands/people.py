@@ -1,7 +1,5 @@
 """`signoff user` and `signoff token`: users, sign-in links and tokens."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`signoff price`: prices of models."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Annotated
 

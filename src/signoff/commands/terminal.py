@@ -1,7 +1,5 @@
 """Parts that all commands share: access to the services, output to the terminal, and errors of one line."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections.abc import Awaitable, Callable

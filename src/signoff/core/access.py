@@ -1,7 +1,5 @@
 """Users, tokens, upstream keys and callers, and the rules of what each role may do."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

@@ -1,7 +1,5 @@
 """Rules for the addresses that this server may connect to: webhooks at public ones, and models nearly anywhere."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network

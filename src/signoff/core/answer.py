@@ -1,7 +1,5 @@
 """Answers of models: the chunks of a stream, and the one JSON body that they add up to."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
 from typing import Any, cast

@@ -4,8 +4,6 @@ The format follows GitHub's tokens (github.blog, "Behind GitHub's new authentica
 the checksum tells a typing error from a wrong token without a database query.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import re

@@ -1,7 +1,5 @@
 """Ask: a request for an answer as a door hands it over, before anything is decided about it."""
 
-from __future__ import annotations
-
 import re
 from typing import Literal
 

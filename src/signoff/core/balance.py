@@ -1,7 +1,5 @@
 """Load balancing: the choice of an endpoint for a request, and the cooldown of endpoints that failed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import ceil
 

@@ -1,7 +1,5 @@
 """Response cache: its entries and keys, the requests it applies to, and the caller's `Cache-Control`."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable

@@ -3,8 +3,6 @@
 It is needed because a reviewer may replace an answer by a bare text or any JSON.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import msgspec

@@ -1,7 +1,5 @@
 """Deliveries: messages about the end of a job, their receivers, and their state."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Endpoints of the OpenAI API whose shapes are known here, and routes of all others, which pass through as they are."""
 
-from __future__ import annotations
-
 import re
 from itertools import dropwhile
 

@@ -1,7 +1,5 @@
 """Envelopes of messages on a topic: parsing requests, and building replies."""
 
-from __future__ import annotations
-
 import msgspec
 
 from signoff.core.convert import convert_answer

@@ -1,7 +1,5 @@
 """Estimate of the tokens that a request will take, before it goes to a model."""
 
-from __future__ import annotations
-
 import msgspec
 
 from signoff.core.endpoints import EMBEDDINGS, MODERATIONS, RERANK

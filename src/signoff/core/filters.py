@@ -1,7 +1,5 @@
 """Filters and cursors of lists, which pass through every layer from a door to the store."""
 
-from __future__ import annotations
-
 import msgspec
 
 from signoff.core.job import Status

@@ -1,7 +1,5 @@
 """Fingerprints: short texts that are equal for equal requests."""
 
-from __future__ import annotations
-
 import hashlib
 
 

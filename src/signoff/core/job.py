@@ -4,8 +4,6 @@
 and the property tests are derived from it.
 """
 
-from __future__ import annotations
-
 from enum import Enum
 from typing import Any, Literal
 

@@ -4,8 +4,6 @@ A minute is a sliding window: a request counts for the sixty seconds after its a
 Days and months are those of the calendar, in UTC. Times are microseconds since 1970, by one clock.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Literal

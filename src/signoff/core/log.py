@@ -1,7 +1,5 @@
 """Lines of the log of a model."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

@@ -1,7 +1,5 @@
 """Models: their configuration and its checks, their endpoints and keys, and an index of models by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import Any, Literal

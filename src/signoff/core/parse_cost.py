@@ -1,7 +1,5 @@
 """Parse cost: bounds for JSON that is decoded whole on the event loop, which blocks all other requests."""
 
-from __future__ import annotations
-
 MAX_BYTES = 1024 * 1024
 MAX_CONTAINERS = 20_000
 

@@ -1,7 +1,5 @@
 """Review policies: the answers that a person must review, and the outcome if no one does."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

@@ -1,7 +1,5 @@
 """Prices of models by name and date, and the cost of a request in whole nanodollars."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 

@@ -3,8 +3,6 @@
 Source: OpenAI's API reference, "Responses" and "Streaming events".
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """The short form of a job: its status, and the text of its answer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from signoff.core.answer import content_or_json

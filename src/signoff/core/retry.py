@@ -3,8 +3,6 @@
 Source: Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import msgspec

@@ -1,7 +1,5 @@
 """Secrets for signing messages with HMAC-SHA256, as in Standard Webhooks 1.0."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import hmac

@@ -1,7 +1,5 @@
 """Server-sent events as bytes (WHATWG HTML, section 9.2): framing events, and splitting a stream into events."""
 
-from __future__ import annotations
-
 import re
 
 from signoff.errors import ModelGarbled

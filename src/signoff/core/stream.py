@@ -1,7 +1,5 @@
 """Streams: requests from one topic of a message broker, and replies on another."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated
 from urllib.parse import urlsplit

@@ -1,7 +1,5 @@
 """Token usage: as the upstream reported it, or an estimate."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Container
 from typing import cast

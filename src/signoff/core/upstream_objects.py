@@ -1,7 +1,5 @@
 """Objects that an answer creates at its upstream, such as responses, and that later requests refer to by id."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import cast

@@ -1,7 +1,5 @@
 """Usage reports: queries by dimension, and totals of tokens, cost and times."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

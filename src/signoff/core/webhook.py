@@ -3,8 +3,6 @@
 Source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import msgspec

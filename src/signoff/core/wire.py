@@ -1,7 +1,5 @@
 """The JSON form of a job, for every door and every delivery."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The first page: counts of jobs, held answers with a form to review them, the latest jobs, and the models."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import Annotated, Any

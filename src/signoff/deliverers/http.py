@@ -1,7 +1,5 @@
 """Webhooks by HTTP POST: to checked addresses, without redirects, within a time limit."""
 
-from __future__ import annotations
-
 import io
 import os
 

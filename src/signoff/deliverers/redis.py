@@ -1,7 +1,5 @@
 """Results in Redis: each is stored under its key for some time, and published on the channel of the same name."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 

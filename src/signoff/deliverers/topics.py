@@ -1,7 +1,5 @@
 """Answers on topics, each through a transport of its stream, which is open until the stream changes or is deleted."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 

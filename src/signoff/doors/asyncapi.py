@@ -3,8 +3,6 @@
 Source: https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Cached calls: `/api/openai/{endpoint}` asks a model and caches the answer; `/api/cache` looks in the cache alone."""
 
-from __future__ import annotations
-
 from urllib.parse import parse_qs
 
 import msgspec

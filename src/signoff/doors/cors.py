@@ -1,7 +1,5 @@
 """Cross-origin requests of browsers (WHATWG Fetch, "CORS protocol"): allowed with a token, never with a cookie."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from signoff.doors.http import Header, Message, Scope, Send, header

@@ -1,7 +1,5 @@
 """The native API of deliveries: the messages about the ends of jobs, and sending one again."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from litestar import Router, get, post

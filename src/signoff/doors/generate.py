@@ -1,7 +1,5 @@
 """The API of the queue on RabbitMQ and Redis: `/generate`, `/chat_completion`, `/check_status`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import msgspec

@@ -1,7 +1,5 @@
 """Health probes: liveness of the process, and readiness to serve requests."""
 
-from __future__ import annotations
-
 from litestar import MediaType, Response, Router, get
 
 from signoff.doors.http import InjectedServices

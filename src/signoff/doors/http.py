@@ -1,7 +1,5 @@
 """Parts that all HTTP doors share: reading requests, identifying callers, and sending responses and errors."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod

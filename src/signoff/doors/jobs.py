@@ -1,7 +1,5 @@
 """The job API of the human-in-the-loop middleware: `/enqueue`, `/job`, `/jobs`, `/reviewJob`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, cast
 
 import msgspec

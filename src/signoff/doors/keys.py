@@ -1,7 +1,5 @@
 """The native API of upstream keys: `/api/keys`; every user manages their own."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import msgspec

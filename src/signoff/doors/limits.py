@@ -1,7 +1,5 @@
 """The native API of limits: `/api/limits`; admins set them, every user sees their own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

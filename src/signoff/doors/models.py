@@ -1,7 +1,5 @@
 """The native API of models, for admins: `/api/models`."""
 
-from __future__ import annotations
-
 import shlex
 from typing import Any, Literal
 from urllib.parse import quote

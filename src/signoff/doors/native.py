@@ -1,7 +1,5 @@
 """The native API of jobs: `/api/jobs`."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import AsyncGenerator
 from datetime import datetime

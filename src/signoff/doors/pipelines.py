@@ -1,7 +1,5 @@
 """The API that runs pipelines, as existing scripts use it: `/api/pipeline/args` and `/api/pipeline/call`."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import msgspec

@@ -1,7 +1,5 @@
 """The model API of the AI backend: `/{get|post}/{operation}?id=MODEL` calls a model, adds one, or reads its log."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from typing import Any

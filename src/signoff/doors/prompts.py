@@ -1,7 +1,5 @@
 """The native API of prompts, pipelines and functions: `/api/prompts`, `/api/pipelines`, `/api/functions`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import quote

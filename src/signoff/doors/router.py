@@ -1,7 +1,5 @@
 """The router of all HTTP requests: hot paths go straight to doors in plain ASGI, all others through Litestar."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Sessions: signing in with a password or a one-time link, and signing out."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

@@ -1,7 +1,5 @@
 """The native API of streams, for admins: `/api/streams`, and the AsyncAPI document of their topics."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

@@ -1,7 +1,5 @@
 """The door of streams: a message on the request topic becomes a job, whose answer goes to the response topic."""
 
-from __future__ import annotations
-
 from signoff.core.ask import Ask
 from signoff.core.envelope import parse_envelope
 from signoff.core.stream import IncomingMessage, Stream

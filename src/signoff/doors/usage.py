@@ -1,7 +1,5 @@
 """The native API of usage, cost and prices: `/api/usage`, `/api/prices`."""
 
-from __future__ import annotations
-
 import csv
 import io
 from datetime import datetime

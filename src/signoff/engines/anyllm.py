@@ -1,7 +1,5 @@
 """Models of hosted providers with dialects of their own, through the any-llm library (the extra `anyllm`)."""
 
-from __future__ import annotations
-
 import asyncio
 import importlib
 from collections import Counter

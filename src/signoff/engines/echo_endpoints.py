@@ -1,7 +1,5 @@
 """Answers of an echo at the endpoints that are not completions: responses, embeddings, moderations, rerank."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

@@ -1,7 +1,5 @@
 """Models at any HTTP address that takes JSON and returns JSON. The body is passed on unchanged."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator
 
 from signoff.core.answer import Chunk

@@ -1,7 +1,5 @@
 """Client of a program that speaks JSON lines: one request and one answer per line, matched by id or by order."""
 
-from __future__ import annotations
-
 import asyncio
 from asyncio import StreamReader, StreamWriter
 from collections import deque

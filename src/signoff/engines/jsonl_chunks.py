@@ -1,7 +1,5 @@
 """Conversion of a program's JSON lines to the chunks of an answer."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from typing import Any
 

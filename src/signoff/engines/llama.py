@@ -1,7 +1,5 @@
 """The small model that ships with the server: llama.cpp in its own process, `python -m signoff.engines.llama`."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import importlib.metadata

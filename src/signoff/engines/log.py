@@ -1,7 +1,5 @@
 """Log of a model: each line goes to a callback, and the last ones are kept for error messages."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Models behind an OpenAI-compatible URL."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import AsyncGenerator
 from functools import lru_cache

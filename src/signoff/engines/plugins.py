@@ -1,7 +1,5 @@
 """Engines of installed packages: entry points of the group `signoff.engines`, each naming a class."""
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Collection
 

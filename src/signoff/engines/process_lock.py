@@ -1,7 +1,5 @@
 """Ownership of a model's process among the processes of one host, and discovery of its port."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Unix socket through which other processes of this host use a program that speaks JSON lines."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from asyncio import StreamReader, StreamWriter

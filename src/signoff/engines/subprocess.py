@@ -1,7 +1,5 @@
 """Engine of models that are processes: one a host, started on first use and after a crash, stopped when idle."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import logging

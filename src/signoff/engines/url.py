@@ -1,7 +1,5 @@
 """Parsing and checking of a model's URL, cached for all requests that use it."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 from yarl import URL

@@ -8,8 +8,6 @@ A custom function is plain Python, and may call other registered functions:
         return call("uppercase", text) + "!"
 """
 
-from __future__ import annotations
-
 from signoff.funcs.context import call, names_of_prompts, time_now
 
 __all__ = ["call", "names_of_prompts", "time_now"]

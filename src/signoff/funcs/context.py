@@ -1,7 +1,5 @@
 """Access of functions to the server while they run: other functions, the caller's prompts, the time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any

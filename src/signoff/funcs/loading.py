@@ -1,7 +1,5 @@
 """Loading of functions from their files. Errors in one file are reported and do not affect the others."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import sys

@@ -1,7 +1,5 @@
 """Signatures of Python functions as pipelines see them, and conversion of arguments as annotated."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import types

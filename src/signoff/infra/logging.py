@@ -1,7 +1,5 @@
 """Set-up of logging."""
 
-from __future__ import annotations
-
 import logging
 import sys
 

@@ -1,7 +1,5 @@
 """The LRU cache of `cachetools` with two bounds: entries and bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 

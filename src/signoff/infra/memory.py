@@ -1,7 +1,5 @@
 """Memory use of this process."""
 
-from __future__ import annotations
-
 import resource
 import sys
 from pathlib import Path

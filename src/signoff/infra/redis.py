@@ -1,7 +1,5 @@
 """Redis client with the options that all users of Redis share."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 from redis.asyncio import Redis

@@ -1,7 +1,5 @@
 """SSRF guard: a host name is resolved once, and only the addresses that were checked are connected to."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket

@@ -1,7 +1,5 @@
 """Distinction between a cancelled task and an error that looks like a cancellation."""
 
-from __future__ import annotations
-
 import asyncio
 
 

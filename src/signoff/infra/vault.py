@@ -1,7 +1,5 @@
 """Encryption of stored secrets, such as upstream keys, with keys that are not in the database."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """Chunks and times of one attempt at a model."""
 
-from __future__ import annotations
-
 import asyncio
 
 from signoff.core.answer import Chunk

@@ -1,7 +1,5 @@
 """Background tasks, which outlive their callers: failures are logged, and shutdown waits for them."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Collection, Coroutine
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """Stream of chunks with several readers. The call behind it is cancelled when its last reader leaves."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 

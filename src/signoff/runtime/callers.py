@@ -1,7 +1,5 @@
 """Cache of the callers behind tokens and e-mail addresses, cleared when users or tokens change."""
 
-from __future__ import annotations
-
 from signoff.accounts import People
 from signoff.core.access import Caller, TokenKind, lower_role
 from signoff.core.api_tokens import digest, digests_equal, is_well_formed

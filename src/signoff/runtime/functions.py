@@ -1,7 +1,5 @@
 """Registry of the functions that this process can call, loaded from their files in the registered version."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path

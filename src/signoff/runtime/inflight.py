@@ -1,7 +1,5 @@
 """In-flight calls: those without a row in the store, and those that several callers share."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Hashable
 

@@ -1,7 +1,5 @@
 """Invalidation of this process's caches when any process changes the data behind them."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping

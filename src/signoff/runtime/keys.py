@@ -1,7 +1,5 @@
 """Cache of decrypted upstream keys, cleared when any key changes."""
 
-from __future__ import annotations
-
 from signoff.catalog import Catalog
 from signoff.infra.vault import Vault
 

@@ -1,7 +1,5 @@
 """Leases of the jobs that this process works on, renewed together."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Callable, Generator

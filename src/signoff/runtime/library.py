@@ -1,7 +1,5 @@
 """Cache of the prompts and pipelines that this process has used."""
 
-from __future__ import annotations
-
 import msgspec
 
 from signoff.catalog import Library

@@ -1,7 +1,5 @@
 """Cache of the limits, cleared when they change in any process."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from signoff.accounts import Quotas

@@ -1,7 +1,5 @@
 """Logs of models, written to the store in batches, in the background."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections import deque

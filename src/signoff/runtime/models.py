@@ -1,7 +1,5 @@
 """Cache of the registered models, together with the built-in ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from signoff.catalog import Catalog

@@ -1,7 +1,5 @@
 """Cache of the prices of models."""
 
-from __future__ import annotations
-
 import structlog
 
 from signoff.accounts import UsageRecords

@@ -1,7 +1,5 @@
 """Reservations under limits that this process holds, renewed together."""
 
-from __future__ import annotations
-
 import asyncio
 
 import structlog

@@ -1,7 +1,5 @@
 """Cache of answers with local copies, and lookups and writes in batches. If unavailable, it counts as empty."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping
 

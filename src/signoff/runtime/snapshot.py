@@ -1,7 +1,5 @@
 """Snapshot of data in the store, valid until a notification invalidates it."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 

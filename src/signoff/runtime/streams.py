@@ -1,7 +1,5 @@
 """Cache of the streams, declared and stored, and how this process listens to them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from signoff.catalog import Streams as Stored

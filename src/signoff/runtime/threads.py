@@ -1,7 +1,5 @@
 """Worker threads for code that may hang: a bounded number, each with one function call and a time limit."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import contextvars

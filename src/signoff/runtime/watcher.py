@@ -1,7 +1,5 @@
 """Waiting for changes of jobs by any process: notifications, and a periodic query in case they are lost."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Generator

@@ -1,7 +1,5 @@
 """Composition root: the only module that names concrete adapters."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -1,7 +1,5 @@
 """Loop of a background service that claims leased items from the store and works on several at a time."""
 
-from __future__ import annotations
-
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Consumer: listens to every stream, and listens again after a failure."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence

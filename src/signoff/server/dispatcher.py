@@ -1,7 +1,5 @@
 """Delivery dispatcher: sends due deliveries of one kind. Every delivery is leased, so any number may run at once."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections import Counter

@@ -1,7 +1,5 @@
 """Supervisor of the background services of a process."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Sequence

@@ -1,7 +1,5 @@
 """Worker: performs due jobs. Jobs that it cannot finish before it stops become due again."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ headers of any size, so here each header is parsed alone, and an entry that is n
 archive are never used as names of files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import hashlib

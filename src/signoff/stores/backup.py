@@ -1,7 +1,5 @@
 """Backup and restore of all tables, also from SQLite to PostgreSQL and back."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The response cache in a table of the store's database. It evicts the oldest entries."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """Registered models and sealed upstream keys, in SQL."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import msgspec

@@ -1,7 +1,5 @@
 """Change notifications inside this process."""
 
-from __future__ import annotations
-
 import structlog
 
 from signoff.store import Listener, Topic

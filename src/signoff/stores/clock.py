@@ -1,7 +1,5 @@
 """The database's clock, in SQL: the only one that leases, deadlines and due times are compared with."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import sqlalchemy as sa

@@ -1,7 +1,5 @@
 """Interface of a database for the SQL adapters: reads, grouped writes, and change notifications."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from typing import Protocol, TypeVar

@@ -1,7 +1,5 @@
 """Deliveries, in SQL: claims, outcomes and queries."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any

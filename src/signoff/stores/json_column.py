@@ -1,7 +1,5 @@
 """A column type that stores msgspec structs as JSON."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

@@ -1,7 +1,5 @@
 """The newest log lines of each model, in SQL."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import sqlalchemy as sa

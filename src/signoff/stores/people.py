@@ -1,7 +1,5 @@
 """Users and their tokens, in SQL."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import sqlalchemy as sa

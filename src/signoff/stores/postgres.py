@@ -5,8 +5,6 @@ COMMIT is lost, the transaction may have been committed or not, and to run it ag
 that was made. So the server is queried for the status of the transaction, and only an aborted one runs again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Generator

@@ -1,7 +1,5 @@
 """Change notifications between processes through PostgreSQL: NOTIFY and LISTEN, on a connection of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Iterable

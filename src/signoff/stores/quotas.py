@@ -1,7 +1,5 @@
 """Limits and their counters, in SQL. Operations that arrive during a transaction share the next one."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar

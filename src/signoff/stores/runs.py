@@ -1,7 +1,5 @@
 """Pipeline runs, in SQL: their steps, which are jobs, and their calls of functions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The tables, for both SQLite and PostgreSQL. Times are microseconds since 1970, UTC."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import sqlalchemy as sa

@@ -1,7 +1,5 @@
 """All sealed secrets, in SQL: upstream keys, webhook secrets of jobs, and addresses of brokers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

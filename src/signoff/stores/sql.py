@@ -1,7 +1,5 @@
 """The store in a SQL database: PostgreSQL, or an embedded SQLite file."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from pathlib import Path

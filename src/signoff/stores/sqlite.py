@@ -4,8 +4,6 @@ SQLite before 3.51.3 can corrupt a write-ahead log that one connection writes wh
 So every write, checkpoint and close happens under an advisory lock on a file beside the database.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import fcntl

@@ -1,7 +1,5 @@
 """Streams that were declared at run time, and the leads of exclusive ones, in SQL."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 

@@ -1,7 +1,5 @@
 """Transitions of jobs, in SQL: one statement for each verb, built once, with the guards of `TRANSITIONS`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """Prices and usage reports, in SQL."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from operator import add

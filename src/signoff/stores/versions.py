@@ -1,7 +1,5 @@
 """Version numbers of what processes keep copies of; each change increments one."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 
 from signoff.store import Topic

@@ -1,7 +1,5 @@
 """Group commit without a timer: when a transaction ends, the next one starts with all operations that wait."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Streams over Kafka: a consumer group with offsets committed by hand, answers confirmed by all replicas."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from typing import Any, cast

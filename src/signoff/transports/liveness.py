@@ -1,7 +1,5 @@
 """Common behaviour of the transports over FastStream: raw messages, detection of lost connections, stopping."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable

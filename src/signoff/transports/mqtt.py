@@ -1,7 +1,5 @@
 """Streams over MQTT 5: a session that outlives its process, QoS 1, acknowledged by hand."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from typing import Any

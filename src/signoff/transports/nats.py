@@ -1,7 +1,5 @@
 """Streams over NATS JetStream: a durable pull consumer, explicit acknowledgements, deduplicated answers."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Connection on which answers are published: opened on first use, and again after it is lost."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar

@@ -1,7 +1,5 @@
 """Streams over RabbitMQ: durable queues, prefetch, persistent and mandatory messages, publisher confirms."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Callable

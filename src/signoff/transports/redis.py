@@ -1,7 +1,5 @@
 """Streams over Redis streams: a consumer group, acknowledgements, and a claim of the messages of dead processes."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Choice of the transport for a stream."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from signoff.core.stream import Stream

@@ -3,8 +3,6 @@
 An invalid message becomes a job that has failed already, so its reply is delivered like any other.
 """
 
-from __future__ import annotations
-
 import contextlib
 
 import msgspec

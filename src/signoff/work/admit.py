@@ -1,7 +1,5 @@
 """Admission: build the job of a request, once the request, its target and the caller's rights have been checked."""
 
-from __future__ import annotations
-
 import msgspec
 
 from signoff.core.ask import Ask, path_for

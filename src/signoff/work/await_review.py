@@ -1,7 +1,5 @@
 """Waiting for a review: a call that stays on the client's connection until a reviewer decides."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 

@@ -1,7 +1,5 @@
 """Waiting calls (the `now` lane): the client waits for the answer, and for the review of it where there is one."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator

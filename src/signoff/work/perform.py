@@ -1,7 +1,5 @@
 """Queued jobs (the `later` lane): call the model for a claimed job, and settle the job."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence

@@ -1,7 +1,5 @@
 """Records of waiting calls: store the job first, after a second, or once at its end."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Services: the frozen dependency container that every operation takes first. It has no methods."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec

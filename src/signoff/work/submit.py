@@ -1,7 +1,5 @@
 """Submission: store a queued job (the `later` lane). The job is committed before its caller gets an id."""
 
-from __future__ import annotations
-
 from signoff.core.ask import Ask
 from signoff.core.job import Job
 from signoff.errors import IdTaken, KeyReused

@@ -3,8 +3,6 @@
 Any number of processes may sweep at once, because every transition is guarded.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 

@@ -1,7 +1,5 @@
 """Arguments of a pipeline that is called like a model: the members of a JSON object, or a text."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import msgspec

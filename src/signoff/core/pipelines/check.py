@@ -4,8 +4,6 @@ A function takes arguments by position or by name, as in Python. A prompt or pip
 argument without a name; with several, each argument has a name, or is a bare name that is that of a parameter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import msgspec

@@ -4,8 +4,6 @@ Every result becomes a text. A text stays as it is; any other value becomes its 
 colon. A function reads a text as JSON, else as a number, else as it is, unless its annotation says otherwise.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from math import isfinite

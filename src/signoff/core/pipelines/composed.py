@@ -1,7 +1,5 @@
 """Prompts and pipelines, which users save under a name in numbered versions."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

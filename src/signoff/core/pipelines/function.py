@@ -1,7 +1,5 @@
 """Python functions that pipelines can call: name, parameters, and origin."""
 
-from __future__ import annotations
-
 import msgspec
 
 from signoff.core.pipelines.coerce import ParamType

@@ -8,8 +8,6 @@
 Numbers and strings are those of JSON (RFC 8259). The parser is LALR(1), so it takes linear time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 

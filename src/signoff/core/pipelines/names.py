@@ -1,7 +1,5 @@
 """Names of prompts, pipelines, functions and their arguments."""
 
-from __future__ import annotations
-
 import re
 
 MAX_NAME_LENGTH = 100

@@ -1,7 +1,5 @@
 """Nodes: positions of calls in the tree of a pipeline."""
 
-from __future__ import annotations
-
 from signoff.core.pipelines.tree import Call
 
 ROOT = "0"

@@ -1,7 +1,5 @@
 """Rendering of a request to a prompt as a request to its model, with one user message."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Templates of prompts: their `{name}` placeholders, and rendering with values."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """OpenAI's API: the endpoints that ask a model, and the list of models. Plain ASGI, because it is the hot path."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 from urllib.parse import unquote_plus

@@ -1,7 +1,5 @@
 """Errors in OpenAI's format: `{"error": {"message", "type", "param", "code"}}`, with codes that are texts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from math import ceil
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Responses of the OpenAI door: whole answers, and event streams with comments while the model sends nothing."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Generator

@@ -1,7 +1,5 @@
 """Migrations of the database schema, and the functions that apply and check them."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

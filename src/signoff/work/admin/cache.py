@@ -1,7 +1,5 @@
 """Administration of the response cache: its size, and deleting answers. The jobs of deleted answers stay."""
 
-from __future__ import annotations
-
 import msgspec
 
 from signoff.core.access import Caller

@@ -1,7 +1,5 @@
 """Health: of this server, and of each endpoint of a model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from signoff.core.model import Model, has_single_endpoint

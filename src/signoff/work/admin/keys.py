@@ -1,7 +1,5 @@
 """Upstream keys: added by users, shared by admins, never shown again."""
 
-from __future__ import annotations
-
 import re
 
 from signoff.core.access import Caller, UpstreamKey, may_remove, may_use

@@ -1,7 +1,5 @@
 """Administration of limits: list, set and remove them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import msgspec

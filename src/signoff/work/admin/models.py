@@ -1,7 +1,5 @@
 """Administration of models: list, change, start and stop them, and read their logs."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any

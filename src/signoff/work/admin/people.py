@@ -1,7 +1,5 @@
 """Users, their tokens, and signing in."""
 
-from __future__ import annotations
-
 import asyncio
 from functools import cache
 

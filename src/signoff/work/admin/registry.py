@@ -1,7 +1,5 @@
 """The registry of models: list, register and remove them at run time."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import msgspec

@@ -1,7 +1,5 @@
 """Key rotation: encrypt every stored secret with the newest key, while servers run."""
 
-from __future__ import annotations
-
 import msgspec
 
 from signoff.catalog import SealedKind, SealedSecret

@@ -1,7 +1,5 @@
 """Administration of streams: list, add, change and remove them while servers run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

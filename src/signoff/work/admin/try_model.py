@@ -1,7 +1,5 @@
 """A trial request to a model, by an admin who sets it up."""
 
-from __future__ import annotations
-
 import contextlib
 
 import msgspec

@@ -1,7 +1,5 @@
 """Usage reports, and the prices from which costs are computed."""
 
-from __future__ import annotations
-
 import msgspec
 
 from signoff.core.access import Caller, check_admin

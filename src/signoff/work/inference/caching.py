@@ -4,8 +4,6 @@ The key of an answer has the versions of everything that made it, and the review
 After a change of any of these the model is called again, and the answer is reviewed again if the policy says so.
 """
 
-from __future__ import annotations
-
 import msgspec
 import structlog
 

@@ -1,7 +1,5 @@
 """Metering: tokens, cost and times of model calls, as stored with their jobs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

@@ -3,8 +3,6 @@
 All callers share one upstream key, so the upstream cannot tell them apart; the jobs that created the objects can.
 """
 
-from __future__ import annotations
-
 import msgspec
 
 from signoff.core.access import Caller

@@ -3,8 +3,6 @@
 The reservation is settled with the real usage afterwards.
 """
 
-from __future__ import annotations
-
 import asyncio
 
 import structlog

@@ -1,7 +1,5 @@
 """Targets: find the model, prompt or pipeline that a name stands for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from signoff.core.access import Caller

@@ -1,7 +1,5 @@
 """Routing: call the endpoints of the job's model in turn, then its fallbacks, until the first chunk has come."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing

@@ -1,7 +1,5 @@
 """Settlement: the transition of a job once its model has answered or failed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from signoff.core.answer import Answer

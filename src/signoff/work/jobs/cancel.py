@@ -1,7 +1,5 @@
 """Cancellation: end a job whose answer is not needed any more."""
 
-from __future__ import annotations
-
 from signoff.core.access import Caller
 from signoff.core.job import Job, JobError
 from signoff.errors import Forbidden

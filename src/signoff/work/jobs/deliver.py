@@ -1,7 +1,5 @@
 """Deliveries: send the end of a job to webhooks, Redis and response topics, until it is received or given up."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Queries: jobs as their owners and reviewers may see them, and waiting for their changes."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 

@@ -1,7 +1,5 @@
 """Redelivery: list the deliveries of a job, and send one again."""
 
-from __future__ import annotations
-
 from signoff.core.access import Caller
 from signoff.core.delivery import Delivery
 from signoff.errors import Forbidden, JobNotFound, NotFound

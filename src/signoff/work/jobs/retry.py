@@ -1,7 +1,5 @@
 """Retry: submit the request of a job that has ended once more, as a new job."""
 
-from __future__ import annotations
-
 from signoff.core.access import Caller
 from signoff.core.job import Job
 from signoff.errors import Forbidden, Stale

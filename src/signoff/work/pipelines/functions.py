@@ -1,7 +1,5 @@
 """Functions: list them, register what the files define, and call one for a run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import islice
 

@@ -1,7 +1,5 @@
 """History of runs: the log of a run, call by call, and rerunning a part of it with the other results unchanged."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 

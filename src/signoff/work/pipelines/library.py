@@ -1,7 +1,5 @@
 """The library: create, change, share, label and remove prompts and pipelines, all in versions."""
 
-from __future__ import annotations
-
 import asyncio
 import difflib
 import re

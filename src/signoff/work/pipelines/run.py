@@ -3,8 +3,6 @@
 The result of each call is stored before another call uses it, so a run that was interrupted goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping
 from typing import Any

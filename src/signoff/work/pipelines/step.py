@@ -1,7 +1,5 @@
 """Steps: jobs for the calls of a run, of a prompt or another pipeline, until they have ended or wait."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Review: a reviewer's decision on a held answer, its draft and its lock."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

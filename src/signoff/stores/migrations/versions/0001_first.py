@@ -1,7 +1,5 @@
 """Create the first schema: jobs with their events, decisions and deliveries, people, and models."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 

@@ -1,7 +1,5 @@
 """Add tokens, cost and times of jobs, prices, and the usage of deleted jobs."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 

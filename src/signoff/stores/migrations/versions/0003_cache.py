@@ -1,7 +1,5 @@
 """Add the response cache, and its outcome for each job."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 

@@ -1,7 +1,5 @@
 """Add prompts, pipelines and functions, and the prompt of each job."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 

@@ -1,7 +1,5 @@
 """Add limits and their counters."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 

@@ -1,7 +1,5 @@
 """Add the id of the object that an answer left at its upstream."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 

@@ -1,7 +1,5 @@
 """Add pipeline runs: jobs that are steps of another job, and calls of functions."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 

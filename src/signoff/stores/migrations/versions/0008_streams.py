@@ -1,7 +1,5 @@
 """Add streams that are declared at run time, and the leads of exclusive ones."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 

@@ -1,7 +1,5 @@
 """Add upstream keys of users for jobs and tokens, and the logs of models."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 

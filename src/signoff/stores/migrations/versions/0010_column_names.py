@@ -1,7 +1,5 @@
 """Rename columns and the table of counters to the terms of the field."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 
