@@ -110,8 +110,7 @@ class Settings(BaseSettings):
     )
     redis_ttl_seconds: int = Field(86400, description="Seconds for which a result stays in Redis.", gt=0)
     cache: CacheKind = Field(
-        "sql",
-        description="Storage of cached answers: `sql`, `redis`, `memory` (of each process), or `none`.",
+        "sql", description="Storage of cached answers: `sql`, `redis`, `memory` (of each process), or `none`."
     )
     cache_ttl_seconds: float = Field(86400, description="Seconds for which an answer stays in the cache.", gt=0)
     cache_max_entries: int = Field(100_000, description="Maximum number of cached answers; the oldest go first.", gt=0)
@@ -125,8 +124,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, description="Port to listen on; 0 for any free port.", ge=0, le=65535)
     anonymous_role: Role | None = Field(None, description="Role of callers without a token; none: they are refused.")
     allow_remote_commands: bool = Field(
-        default=False,
-        description="If true, admins may register command lines over HTTP from other machines.",
+        default=False, description="If true, admins may register command lines over HTTP from other machines."
     )
     cors_origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = Field(
         [],
@@ -172,8 +170,7 @@ class Settings(BaseSettings):
     keep_alive_seconds: float = Field(10, description="Seconds between comments that keep an idle stream open.", gt=0)
 
     webhook_secret: SecretStr | None = Field(
-        None,
-        description="Secret for webhooks that have none: whsec_…, or two during a rotation, separated by a space.",
+        None, description="Secret for webhooks that have none: whsec_…, or two during a rotation, separated by a space."
     )
     webhook_allow: list[str] = Field(
         [], description="Hosts, addresses and networks that webhooks may reach besides public ones; a JSON list."

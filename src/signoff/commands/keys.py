@@ -27,8 +27,7 @@ def key_add() -> None:
 
 @encryption_keys.command("rotate")
 def key_rotate(
-    *,
-    added: Annotated[bool, typer.Option("--added", help="Use the key that `key add` added, not a new one.")] = False,
+    *, added: Annotated[bool, typer.Option("--added", help="Use the key that `key add` added, not a new one.")] = False
 ) -> None:
     """Encrypt all stored secrets with a new key, while servers run; the old key still decrypts."""
     settings = load()

@@ -8,14 +8,7 @@ from litestar.params import FromPath
 
 from signoff.doors.asyncapi import document
 from signoff.doors.http import InjectedCaller, InjectedServices, parse_json
-from signoff.work.admin.streams import (
-    StreamStatus,
-    add_stream,
-    change_stream,
-    get_stream,
-    list_streams,
-    remove_stream,
-)
+from signoff.work.admin.streams import StreamStatus, add_stream, change_stream, get_stream, list_streams, remove_stream
 
 
 class StreamDescription(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -26,14 +26,7 @@ from signoff.core.answer import Chunk
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.model import Timeouts
 from signoff.engines.url import ADDRESS_NOT_ALLOWED, parse_model_url
-from signoff.errors import (
-    ModelAnswered,
-    ModelCut,
-    ModelFailed,
-    ModelGarbled,
-    ModelTimedOut,
-    ModelUnreachable,
-)
+from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
 from signoff.infra.ssrf import CheckedResolver, blocked_reason
 
 MAX_BODY_BYTES = 64 * 2**20

@@ -209,12 +209,7 @@ _STATUSES = sa.select(jobs.c.id, jobs.c.status, jobs.c.seq).where(jobs.c.id.in_(
 
 
 # Events that were written before revision 0010 have the old names of these columns.
-_RENAMED = {
-    "made": "upstream_object_id",
-    "own_id": "client_id",
-    "first_us": "ttft_us",
-    "answer_us": "generation_us",
-}
+_RENAMED = {"made": "upstream_object_id", "own_id": "client_id", "first_us": "ttft_us", "answer_us": "generation_us"}
 
 
 def _event_of(row: sa.RowMapping) -> Event:

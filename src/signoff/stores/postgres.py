@@ -58,10 +58,7 @@ class Postgres:
         self._writing = _engine(self._dsn, 1, ANSWER_SECONDS)
         self._counting = _engine(self._dsn, 1, ANSWER_SECONDS)
         self._writer = Writer(
-            self._run_group,
-            waiting_limit=WAITING_LIMIT,
-            group_limit=GROUP_LIMIT,
-            timeout_seconds=WRITE_TIMEOUT_SECONDS,
+            self._run_group, waiting_limit=WAITING_LIMIT, group_limit=GROUP_LIMIT, timeout_seconds=WRITE_TIMEOUT_SECONDS
         )
         self._changes = ChangeFeed()
         self._feed = PostgresChangeFeed(self._dsn, self._changes)

@@ -50,10 +50,7 @@ class Sqlite:
         self._writing = _engine(path, begin="BEGIN IMMEDIATE", pool_size=1)
         self._reading = _engine(path, begin="BEGIN", pool_size=READERS)
         self._writer = Writer(
-            self._run_group,
-            waiting_limit=WAITING_LIMIT,
-            group_limit=GROUP_LIMIT,
-            timeout_seconds=WRITE_TIMEOUT_SECONDS,
+            self._run_group, waiting_limit=WAITING_LIMIT, group_limit=GROUP_LIMIT, timeout_seconds=WRITE_TIMEOUT_SECONDS
         )
         self._changes = ChangeFeed()
         self._watcher: asyncio.Task[None] | None = None

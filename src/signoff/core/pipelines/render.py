@@ -35,10 +35,9 @@ def render_request(prompt: Prompt, model: str, path: str, body: bytes) -> tuple[
         values = to_texts({name: members.pop(name) for name in placeholders(prompt.body) if name in members})
     text = render_template(prompt.body, values)
     others = {name: raw for name, raw in _raw_members(body).items() if name in members and name not in _TEXT_MEMBERS}
-    own: dict[str, Any] = {
-        COMPLETIONS: {"prompt": text},
-        RESPONSES: {"input": text},
-    }.get(path, {"messages": [{"role": "user", "content": text}]})
+    own: dict[str, Any] = {COMPLETIONS: {"prompt": text}, RESPONSES: {"input": text}}.get(
+        path, {"messages": [{"role": "user", "content": text}]}
+    )
     return CHAT if path == PREDICT else path, msgspec.json.encode(others | {"model": model} | own)
 
 

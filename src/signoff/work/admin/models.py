@@ -114,13 +114,7 @@ def _process_engine(services: Services, model: Model) -> ProcessEngine:
 
 
 async def change_model(
-    services: Services,
-    caller: Caller,
-    name: str,
-    changes: Mapping[str, Any],
-    secrets: ModelKeys,
-    *,
-    commands: bool,
+    services: Services, caller: Caller, name: str, changes: Mapping[str, Any], secrets: ModelKeys, *, commands: bool
 ) -> None:
     """Change a registered model, by the fields that `with_changes` reads.
 

@@ -21,16 +21,7 @@ State = Literal["waiting", "running", "held", "done", "failed"]
 STATES: dict[str, State] = {"bot": "running", "human": "held", "success": "done", "fail": "failed"}
 
 # Fields that a copied step does not have, as no model was called for it.
-_CALL_FIELDS = (
-    "usage",
-    "cost_nanodollars",
-    "queued_us",
-    "ttft_us",
-    "generation_us",
-    "decision",
-    "cache",
-    "cache_key",
-)
+_CALL_FIELDS = ("usage", "cost_nanodollars", "queued_us", "ttft_us", "generation_us", "decision", "cache", "cache_key")
 
 
 class LoggedCall(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,4 @@ def upgrade() -> None:
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
     )
-    op.bulk_insert(
-        sa.table("versions", sa.column("topic"), sa.column("version")),
-        [{"topic": "limits", "version": 0}],
-    )
+    op.bulk_insert(sa.table("versions", sa.column("topic"), sa.column("version")), [{"topic": "limits", "version": 0}])

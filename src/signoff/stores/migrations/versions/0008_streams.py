@@ -23,7 +23,4 @@ def upgrade() -> None:
         sa.Column("until", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
     )
-    op.bulk_insert(
-        sa.table("versions", sa.column("topic"), sa.column("version")),
-        [{"topic": "streams", "version": 0}],
-    )
+    op.bulk_insert(sa.table("versions", sa.column("topic"), sa.column("version")), [{"topic": "streams", "version": 0}])

@@ -6,12 +6,7 @@ from alembic import op
 revision = "0010"
 down_revision = "0009"
 
-JOBS = {
-    "made": "upstream_object_id",
-    "own_id": "client_id",
-    "first_us": "ttft_us",
-    "answer_us": "generation_us",
-}
+JOBS = {"made": "upstream_object_id", "own_id": "client_id", "first_us": "ttft_us", "answer_us": "generation_us"}
 
 
 def upgrade() -> None:
