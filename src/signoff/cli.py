@@ -88,9 +88,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for any free port.")] = None,
     workers: Annotated[int, typer.Option(help="Number of processes.", min=1)] = 1,
     *,
-    no_work: Annotated[
-        bool, typer.Option("--no-work", help="Do not perform jobs; leave them to `signoff work`.")
-    ] = False,
+    no_work: Annotated[bool, typer.Option("--no-work", help="Leave jobs to `signoff work`.")] = False,
 ) -> None:
     """Serve the APIs and the pages, and perform jobs in the same process."""
     import uvicorn
@@ -116,7 +114,7 @@ def serve(
 
 @cli.command()
 def work(
-    concurrency: Annotated[int | None, typer.Option(help="Maximum number of jobs at the same time.", min=1)] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Maximum jobs at a time.", min=1)] = None,
 ) -> None:
     """Perform jobs until SIGTERM or Ctrl-C; then finish what ends in time, and release all other jobs."""
     settings = load(concurrency=concurrency)

@@ -82,127 +82,105 @@ class Settings(BaseSettings):
         extra="ignore",
         populate_by_name=True,
         allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
-    data_dir: Path = Field(
-        Path("data"), description="Directory of the SQLite file, the encryption key, and the sockets of models."
-    )
-    database_url: str | None = Field(
-        None,
-        description="URL of the database, postgresql://… or sqlite:///…; none: a SQLite file in data_dir.",
-        pattern="^(postgresql://|sqlite:///).",
-    )
-    amqp_url: str | None = Field(
-        None,
-        description="URL of a RabbitMQ that wakes workers, amqp://user:password@host/; none: the database wakes them.",
-        pattern="^amqps?://.",
-    )
-    queue_name: str = Field(
-        "signoff", description="Queue in RabbitMQ, for this deployment alone.", min_length=1, max_length=MAX_NAME_LENGTH
-    )
-    redis_url: str | None = Field(
-        None,
-        description="URL of a Redis for results and the cache `redis`, redis://user:password@host/0; none: no Redis.",
-        pattern="^(rediss?|unix)://.",
-    )
-    redis_prefix: str = Field(
-        "signoff", description="Prefix of keys in Redis, as in PREFIX:JOB_ID.", min_length=1, max_length=MAX_NAME_LENGTH
-    )
-    redis_ttl_seconds: int = Field(86400, description="Seconds for which a result stays in Redis.", gt=0)
-    cache: CacheKind = Field(
-        "sql", description="Storage of cached answers: `sql`, `redis`, `memory` (of each process), or `none`."
-    )
-    cache_ttl_seconds: float = Field(86400, description="Seconds for which an answer stays in the cache.", gt=0)
-    cache_max_entries: int = Field(100_000, description="Maximum number of cached answers; the oldest go first.", gt=0)
-    cache_max_bytes: int = Field(
-        256 * 1024 * 1024, description="Maximum bytes of cached answers; the oldest go first.", gt=0
-    )
-    cache_shared: bool = Field(
-        default=False, description="If true, users share cached answers; otherwise, each user has their own."
-    )
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, description="Port to listen on; 0 for any free port.", ge=0, le=65535)
-    anonymous_role: Role | None = Field(None, description="Role of callers without a token; none: they are refused.")
-    allow_remote_commands: bool = Field(
-        default=False, description="If true, admins may register command lines over HTTP from other machines."
-    )
-    cors_origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = Field(
-        [],
-        description="Origins (https://app.example.com, or *) whose pages may call the APIs with a token; a JSON list.",
-    )
-    inner_llm_url: str | None = Field(
-        None,
-        description="Base URL of an OpenAI-compatible server, which becomes the default model `inner`.",
-        validation_alias=AliasChoices("SIGNOFF_INNER_LLM_URL", "INNER_LLM_URL"),
-    )
-    max_body_bytes: int = Field(
-        20 * 1024 * 1024, description="Maximum bytes of a request body; a larger one gets 413.", gt=0
-    )
-    coalesce: bool = Field(
-        default=False,
-        description="If true, equal requests of a user, with temperature 0 or a seed, share one upstream call.",
-    )
-    concurrency: int = Field(16, description="Maximum number of jobs that a worker performs at the same time.", gt=0)
+    data_dir: Path = Path("data")
+    """Directory of the SQLite file, the encryption key, and the sockets of models."""
+    database_url: str | None = Field(None, pattern="^(postgresql://|sqlite:///).")
+    """URL of the database, postgresql://… or sqlite:///…; none: a SQLite file in data_dir."""
+    amqp_url: str | None = Field(None, pattern="^amqps?://.")
+    """URL of a RabbitMQ that wakes workers, amqp://user:password@host/; none: the database wakes them."""
+    queue_name: str = Field("signoff", min_length=1, max_length=MAX_NAME_LENGTH)
+    """Queue in RabbitMQ, for this deployment alone."""
+    redis_url: str | None = Field(None, pattern="^(rediss?|unix)://.")
+    """URL of a Redis for results and the cache `redis`, redis://user:password@host/0; none: no Redis."""
+    redis_prefix: str = Field("signoff", min_length=1, max_length=MAX_NAME_LENGTH)
+    """Prefix of keys in Redis, as in PREFIX:JOB_ID."""
+    redis_ttl_seconds: int = Field(86400, gt=0)
+    """Seconds for which a result stays in Redis."""
+    cache: CacheKind = "sql"
+    """Storage of cached answers: `sql`, `redis`, `memory` (of each process), or `none`."""
+    cache_ttl_seconds: float = Field(86400, gt=0)
+    """Seconds for which an answer stays in the cache."""
+    cache_max_entries: int = Field(100_000, gt=0)
+    """Maximum number of cached answers; the oldest go first."""
+    cache_max_bytes: int = Field(256 * 1024 * 1024, gt=0)
+    """Maximum bytes of cached answers; the oldest go first."""
+    cache_shared: bool = False
+    """If true, users share cached answers; otherwise, each user has their own."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 for any free port."""
+    anonymous_role: Role | None = None
+    """Role of callers without a token; none: they are refused."""
+    allow_remote_commands: bool = False
+    """If true, admins may register command lines over HTTP from other machines."""
+    cors_origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = []
+    """Origins (https://app.example.com, or *) whose pages may call the APIs with a token; a JSON list."""
+    inner_llm_url: str | None = Field(None, validation_alias=AliasChoices("SIGNOFF_INNER_LLM_URL", "INNER_LLM_URL"))
+    """Base URL of an OpenAI-compatible server, which becomes the default model `inner`."""
+    max_body_bytes: int = Field(20 * 1024 * 1024, gt=0)
+    """Maximum bytes of a request body; a larger one gets 413."""
+    coalesce: bool = False
+    """If true, equal requests of a user, with temperature 0 or a seed, share one upstream call."""
+    concurrency: int = Field(16, gt=0)
+    """Maximum number of jobs that a worker performs at the same time."""
 
-    worker_memory_mb: int | None = Field(
-        None,
-        description="Memory in MiB above which `signoff work` finishes its jobs and restarts itself; none: no limit.",
-        gt=0,
-    )
-    model_share: float = Field(
-        0.75,
-        description="Maximum share of a worker's concurrency that one model may use, above 0 and up to 1.",
-        gt=0,
-        le=1,
-    )
-    drain_seconds: float = Field(20, description="Seconds that a stopping worker has to finish its jobs.", ge=0)
+    worker_memory_mb: int | None = Field(None, gt=0)
+    """Memory in MiB above which `signoff work` finishes its jobs and restarts itself; none: no limit."""
+    model_share: float = Field(0.75, gt=0, le=1)
+    """Maximum share of a worker's concurrency that one model may use, above 0 and up to 1."""
+    drain_seconds: float = Field(20, ge=0)
+    """Seconds that a stopping worker has to finish its jobs."""
 
-    enqueue_review: Review = Field("always", description="Review of answers of /enqueue; the model's own rule wins.")
-    undo_seconds: float = Field(
-        0, description="Seconds for which a verdict can be undone before it takes effect.", ge=0
-    )
-    review_deadline_seconds: float | None = Field(
-        None, description="Seconds after which a held answer is recorded as overdue; none: no deadline.", gt=0
-    )
-    hold_seconds: float = Field(
-        540, description="Seconds that a caller waits for a review before it gets status 504.", ge=0
-    )
-    keep_alive_seconds: float = Field(10, description="Seconds between comments that keep an idle stream open.", gt=0)
+    enqueue_review: Review = "always"
+    """Review of answers of /enqueue; the model's own rule wins."""
+    undo_seconds: float = Field(0, ge=0)
+    """Seconds for which a verdict can be undone before it takes effect."""
+    review_deadline_seconds: float | None = Field(None, gt=0)
+    """Seconds after which a held answer is recorded as overdue; none: no deadline."""
+    hold_seconds: float = Field(540, ge=0)
+    """Seconds that a caller waits for a review before it gets status 504."""
+    keep_alive_seconds: float = Field(10, gt=0)
+    """Seconds between comments that keep an idle stream open."""
 
-    webhook_secret: SecretStr | None = Field(
-        None, description="Secret for webhooks that have none: whsec_…, or two during a rotation, separated by a space."
-    )
-    webhook_allow: list[str] = Field(
-        [], description="Hosts, addresses and networks that webhooks may reach besides public ones; a JSON list."
-    )
-    webhook_waits_seconds: list[Annotated[float, Field(ge=0)]] = Field(
-        [5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400],
-        description="Seconds between the attempts of a webhook, after which it is given up; a JSON list.",
-    )
+    webhook_secret: SecretStr | None = None
+    """Secret for webhooks that have none: whsec_…, or two during a rotation, separated by a space."""
+    webhook_allow: list[str] = []
+    """Hosts, addresses and networks that webhooks may reach besides public ones; a JSON list."""
+    webhook_waits_seconds: list[Annotated[float, Field(ge=0)]] = [5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400]
+    """Seconds between the attempts of a webhook, after which it is given up; a JSON list."""
 
-    functions_dir: Path | None = Field(
-        None, description="Directory of your custom_*.py with functions; none: functions in data_dir."
-    )
-    function_seconds: float = Field(30, description="Maximum duration of a call of a function, in seconds.", gt=0)
+    functions_dir: Path | None = None
+    """Directory of your custom_*.py with functions; none: functions in data_dir."""
+    function_seconds: float = Field(30, gt=0)
+    """Maximum duration of a call of a function, in seconds."""
 
-    lease_seconds: float = Field(15, description="Seconds without heartbeat after which a worker loses its jobs.", gt=0)
-    heartbeat_seconds: float = Field(
-        5, description="Seconds between the heartbeats that renew a worker's leases.", gt=0
-    )
-    sweep_seconds: float = Field(
-        2, description="Seconds between sweeps for lost jobs, due verdicts and old jobs.", gt=0
-    )
-    now_attempts: int = Field(3, description="Maximum attempts while a caller waits; a model can override it.", gt=0)
-    later_attempts: int = Field(5, description="Maximum attempts of a queued job; a model can override it.", gt=0)
-    backoff_seconds: float = Field(0.5, description="Maximum seconds before the first retry; doubled each time.", ge=0)
-    backoff_ceiling_seconds: float = Field(30, description="Maximum seconds before any retry.", ge=0)
-    log_after_seconds: float = Field(1, description="Seconds after which a call that still runs is recorded.", gt=0)
-    retention_days: float | None = Field(None, description="Days until ended jobs are deleted; none: never.", gt=0)
-    log_before_answer: bool = Field(default=False, description="If true, an answer waits for the commit of its job.")
+    lease_seconds: float = Field(15, gt=0)
+    """Seconds without heartbeat after which a worker loses its jobs."""
+    heartbeat_seconds: float = Field(5, gt=0)
+    """Seconds between the heartbeats that renew a worker's leases."""
+    sweep_seconds: float = Field(2, gt=0)
+    """Seconds between sweeps for lost jobs, due verdicts and old jobs."""
+    now_attempts: int = Field(3, gt=0)
+    """Maximum attempts while a caller waits; a model can override it."""
+    later_attempts: int = Field(5, gt=0)
+    """Maximum attempts of a queued job; a model can override it."""
+    backoff_seconds: float = Field(0.5, ge=0)
+    """Maximum seconds before the first retry; doubled each time."""
+    backoff_ceiling_seconds: float = Field(30, ge=0)
+    """Maximum seconds before any retry."""
+    log_after_seconds: float = Field(1, gt=0)
+    """Seconds after which a call that still runs is recorded."""
+    retention_days: float | None = Field(None, gt=0)
+    """Days until ended jobs are deleted; none: never."""
+    log_before_answer: bool = False
+    """If true, an answer waits for the commit of its job."""
 
-    streams: list[StreamSettings] = Field(
-        [], description="Topics of a message broker for requests and answers (docs/streams.md); a JSON list."
-    )
+    streams: list[StreamSettings] = []
+    """Topics of a message broker for requests and answers (docs/streams.md); a JSON list."""
 
     @field_validator("streams")
     @classmethod

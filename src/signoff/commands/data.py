@@ -41,9 +41,7 @@ def doctor() -> None:
 def backup(
     file: Annotated[Path, typer.Argument(help="File to create.")],
     *,
-    with_key: Annotated[
-        bool, typer.Option("--with-key", help="Include the encryption key of the stored secrets.")
-    ] = False,
+    with_key: Annotated[bool, typer.Option("--with-key", help="Include the key of the stored secrets.")] = False,
 ) -> None:
     """Write all data into one file, while servers run."""
     from signoff.commands.backup import backup

@@ -26,9 +26,7 @@ def key_add() -> None:
 
 
 @encryption_keys.command("rotate")
-def key_rotate(
-    *, added: Annotated[bool, typer.Option("--added", help="Use the key that `key add` added, not a new one.")] = False
-) -> None:
+def key_rotate(*, added: Annotated[bool, typer.Option("--added", help="Use the key of `key add`.")] = False) -> None:
     """Encrypt all stored secrets with a new key, while servers run; the old key still decrypts."""
     settings = load()
     with keys_locked(settings.key_path):
@@ -40,9 +38,7 @@ def key_rotate(
 @encryption_keys.command("drop")
 def key_drop(
     *,
-    at_once: Annotated[
-        bool, typer.Option("--at-once", help="Do not wait for an hour; use it only if no server runs.")
-    ] = False,
+    at_once: Annotated[bool, typer.Option("--at-once", help="Do not wait an hour; only if no server runs.")] = False,
 ) -> None:
     """Delete old keys, after all stored secrets were encrypted with the newest one."""
     settings = load()

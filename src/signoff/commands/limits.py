@@ -13,9 +13,7 @@ from signoff.work.admin.limits import COSTS, COUNTS, all_limits, delete_limit, l
 from signoff.work.services import Services
 
 limits = typer.Typer(help="Manage limits.")
-Who = Annotated[
-    str, typer.Argument(metavar="WHO", help="all (users together), each (user on their own), user:EMAIL, or token:ID.")
-]
+Who = Annotated[str, typer.Argument(metavar="WHO", help="all (users together), each (user), user:EMAIL, or token:ID.")]
 ForModel = Annotated[str | None, typer.Option(help="Limit only requests to this model.")]
 
 

@@ -25,9 +25,7 @@ Urls = Annotated[
     list[str] | None,
     typer.Option(help="Base URL of an OpenAI-compatible server; for http, the URL that takes the JSON. Repeatable."),
 ]
-Fallbacks = Annotated[
-    list[str] | None, typer.Option(help="Model to use if no endpoint of this one answers. Repeatable.")
-]
+Fallbacks = Annotated[list[str] | None, typer.Option(help="Model to use if this one does not answer. Repeatable.")]
 Serve = Annotated[
     bool,
     typer.Option("--serve", help="The program serves HTTP on its port; otherwise, it reads and writes JSON lines."),

@@ -54,9 +54,7 @@ def token_create(
     email: str,
     role: Annotated[str | None, typer.Option(help=" | ".join(ROLES))] = None,
     name: Annotated[str, typer.Option(help="Description of what the token is for.")] = "",
-    cache: Annotated[
-        str | None, typer.Option(help="always | never: cache answers; default: as each request says.")
-    ] = None,
+    cache: Annotated[str | None, typer.Option(help="always | never; default: as each request says.")] = None,
     key: Annotated[int | None, typer.Option(help="Id of the upstream key for all requests with this token.")] = None,
     *,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the token.")] = False,

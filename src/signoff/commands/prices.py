@@ -22,12 +22,10 @@ def price_set(
     model: Annotated[str, typer.Argument(help="Name of the model; it may end in *, for all names with that prefix.")],
     input_: Annotated[str, typer.Option("--input", help="Dollars for a million prompt tokens.")],
     output: Annotated[str, typer.Option("--output", help="Dollars for a million completion tokens.")],
-    cached_input: Annotated[
-        str | None, typer.Option(help="Dollars for a million prompt tokens from the upstream's cache.")
-    ] = None,
+    cached_input: Annotated[str | None, typer.Option(help="Dollars for a million cached prompt tokens.")] = None,
     request: Annotated[str, typer.Option(help="Dollars for each request.")] = "0",
     from_: Annotated[
-        datetime | None, typer.Option("--from", formats=DATE_FORMATS, help="Start of the price (UTC); default: now.")
+        datetime | None, typer.Option("--from", formats=DATE_FORMATS, help="Start (UTC); default: now.")
     ] = None,
 ) -> None:
     """Set the price of a model from a time on; jobs that have ended keep their cost."""

@@ -146,7 +146,7 @@ def _embedded_addresses(address: Address) -> Iterator[Address]:
 def _host_of(url: str) -> str:
     if len(url) > MAX_URL_LENGTH or not url.isascii() or not url.isprintable() or {" ", "\\"} & set(url):
         raise AddressRefused(
-            f"The URL must be 1 to {MAX_URL_LENGTH} printable ASCII characters, no blanks, no backslashes."
+            f"The URL must be 1 to {MAX_URL_LENGTH} printable ASCII characters without blanks and backslashes."
         )
     try:
         parts = urlsplit(url)

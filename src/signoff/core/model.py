@@ -173,9 +173,7 @@ def model_fault(model: Model) -> str | None:
 
 def _general_fault(model: Model) -> str | None:
     if not is_name(model.name) or "*" in model.name[:-1]:
-        return (
-            f"`name` must be 1 to {MAX_NAME_LENGTH} printable characters without outer blanks, and * only at its end."
-        )
+        return f"`name` must be 1 to {MAX_NAME_LENGTH} printable characters without outer blanks; * only at its end."
     if model.default and model.name.endswith("*"):
         return "`default` needs a `name` without *; remove one of them."
     if model.attempts is not None and not 0 < model.attempts <= MAX_ATTEMPTS:
@@ -222,9 +220,7 @@ def _process_fault(model: Model) -> str | None:
 def _endpoint_fault(model: Model) -> str | None:
     endpoints = [(each.url, each.upstream_model) for each in model.endpoints]
     if endpoints and model.kind not in HTTP_KINDS:
-        return (
-            f"`endpoints` is for models of the kinds openai and http; remove it (this one is of the kind {model.kind})."
-        )
+        return f"`endpoints` is for models of the kinds openai and http; remove it (got the kind {model.kind})."
     if endpoints and model.url:
         return "`url` and `endpoints` exclude each other; remove one of them."
     if not all(url.startswith(_HTTP_SCHEMES) for url, _ in endpoints):

@@ -89,9 +89,7 @@ async def chat_completion(
     return await _respond(services, caller, job, _wait_seconds(request, wait))
 
 
-@route(
-    "/check_status", http_method=[HttpMethod.GET, HttpMethod.POST], status_code=200, summary="Get the status of a job"
-)
+@route("/check_status", http_method=[HttpMethod.GET, HttpMethod.POST], status_code=200, summary="Get a job's status")
 async def check_status(
     services: InjectedServices, caller: InjectedCaller, job_id: FromQuery[str] = ""
 ) -> dict[str, Any]:

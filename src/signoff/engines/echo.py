@@ -90,9 +90,7 @@ def options_of(model: Model, target: str) -> Options:
         return msgspec.convert(values, Options, strict=False)
     except msgspec.ValidationError as error:
         valid = ", ".join(Options.__struct_fields__)
-        raise BadRequest(
-            f"The options of {target!r} are not valid: {error}. Valid, joined by commas: {valid}."
-        ) from error
+        raise BadRequest(f"The options of {target!r} are not valid: {error}. Valid ones: {valid}.") from error
 
 
 async def _pause(seconds: float | None, deadline: float) -> None:

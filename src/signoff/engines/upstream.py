@@ -165,7 +165,7 @@ class UpstreamClient:
     async def _error_of(self, call: _Call, response: aiohttp.ClientResponse) -> ModelAnswered | ModelGarbled:
         if response.status < 400:
             return ModelGarbled(
-                f"The model answered with a redirect (status {response.status}); set its `url` to the target."
+                f"The model redirected the request (status {response.status}); set its `url` to the target."
             )
         body = b""
         with suppress(aiohttp.ClientError, OSError):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 
 import structlog
 
@@ -88,9 +89,7 @@ class StreamConsumer:
         await stream_caller(self._services, stream)
         transport = self._services.adapters.transport_to(stream)
         async with self._leading(stream) if transport.is_exclusive else contextlib.nullcontext():
-            await transport.listen(
-                lambda message: self._accept(stream, message), lambda: self._set_status(stream, None)
-            )
+            await transport.listen(partial(self._accept, stream), partial(self._set_status, stream, None))
 
     @contextlib.asynccontextmanager
     async def _leading(self, stream: Stream) -> AsyncGenerator[None]:

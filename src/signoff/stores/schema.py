@@ -18,6 +18,14 @@ from signoff.stores.json_column import JsonColumn
 
 metadata = sa.MetaData()
 
+
+def _partial_index(
+    name: str, *columns: sa.ColumnElement[Any], where: sa.ColumnElement[bool], unique: bool = False
+) -> None:
+    """Add an index of the rows for which `where` holds."""
+    sa.Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
+
+
 jobs = sa.Table(
     "jobs",
     metadata,
@@ -88,41 +96,18 @@ _STEP = jobs.c.parent_id.is_not(None)
 _PARKED = jobs.c.parked_at.is_not(None)
 _ENDED = jobs.c.status.in_([sa.literal_column("'fail'"), sa.literal_column("'success'")])
 
-sa.Index(
-    "jobs_to_claim", jobs.c.lane, jobs.c.priority.desc(), jobs.c.id, sqlite_where=_WAITING, postgresql_where=_WAITING
-)
-sa.Index("jobs_leased", jobs.c.status, jobs.c.lease_until, sqlite_where=_LEASED, postgresql_where=_LEASED)
-sa.Index("jobs_decided", jobs.c.status, jobs.c.release_at, sqlite_where=_DECIDED, postgresql_where=_DECIDED)
-sa.Index("jobs_limited", jobs.c.status, jobs.c.review_deadline, sqlite_where=_LIMITED, postgresql_where=_LIMITED)
-sa.Index("jobs_ended", jobs.c.status, jobs.c.updated_at, sqlite_where=_ENDED, postgresql_where=_ENDED)
+_partial_index("jobs_to_claim", jobs.c.lane, jobs.c.priority.desc(), jobs.c.id, where=_WAITING)
+_partial_index("jobs_leased", jobs.c.status, jobs.c.lease_until, where=_LEASED)
+_partial_index("jobs_decided", jobs.c.status, jobs.c.release_at, where=_DECIDED)
+_partial_index("jobs_limited", jobs.c.status, jobs.c.review_deadline, where=_LIMITED)
+_partial_index("jobs_ended", jobs.c.status, jobs.c.updated_at, where=_ENDED)
 sa.Index("jobs_by_user", jobs.c.user_id, jobs.c.id)
 sa.Index("jobs_by_status", jobs.c.status, jobs.c.id)
-sa.Index(
-    "jobs_by_upstream_object",
-    jobs.c.upstream_object_id,
-    jobs.c.id,
-    sqlite_where=_HAS_UPSTREAM_OBJECT,
-    postgresql_where=_HAS_UPSTREAM_OBJECT,
-)
-sa.Index(
-    "jobs_by_client_id",
-    jobs.c.user_id,
-    jobs.c.client_id,
-    unique=True,
-    sqlite_where=_HAS_CLIENT_ID,
-    postgresql_where=_HAS_CLIENT_ID,
-)
+_partial_index("jobs_by_upstream_object", jobs.c.upstream_object_id, jobs.c.id, where=_HAS_UPSTREAM_OBJECT)
+_partial_index("jobs_by_client_id", jobs.c.user_id, jobs.c.client_id, unique=True, where=_HAS_CLIENT_ID)
 
-sa.Index(
-    "jobs_by_place",
-    jobs.c.parent_id,
-    jobs.c.parent_round,
-    jobs.c.node,
-    unique=True,
-    sqlite_where=_STEP,
-    postgresql_where=_STEP,
-)
-sa.Index("jobs_parked", jobs.c.status, jobs.c.parked_at, sqlite_where=_PARKED, postgresql_where=_PARKED)
+_partial_index("jobs_by_place", jobs.c.parent_id, jobs.c.parent_round, jobs.c.node, unique=True, where=_STEP)
+_partial_index("jobs_parked", jobs.c.status, jobs.c.parked_at, where=_PARKED)
 
 function_calls = sa.Table(
     "function_calls",
@@ -198,8 +183,8 @@ deliveries = sa.Table(
 _DUE = deliveries.c.state == sa.literal_column("'due'")
 _FAILED = deliveries.c.state == sa.literal_column("'failed'")
 
-sa.Index("deliveries_due", deliveries.c.kind, deliveries.c.due_at, sqlite_where=_DUE, postgresql_where=_DUE)
-sa.Index("deliveries_failed", deliveries.c.id, sqlite_where=_FAILED, postgresql_where=_FAILED)
+_partial_index("deliveries_due", deliveries.c.kind, deliveries.c.due_at, where=_DUE)
+_partial_index("deliveries_failed", deliveries.c.id, where=_FAILED)
 
 users = sa.Table(
     "users",

@@ -147,16 +147,12 @@ def _check_ask(ask: Ask) -> Sampling:
         raise BadRequest(f"`priority` must be an integer from 0 (last) to 9 (first) (got {ask.priority}).")
     if ask.idempotency_key is not None and not 0 < len(ask.idempotency_key) <= MAX_KEY_LENGTH:
         raise BadRequest(
-            f"`Idempotency-Key` must be 1 to {MAX_KEY_LENGTH} characters long (got {len(ask.idempotency_key)})."
+            f"`Idempotency-Key` must be 1 to {MAX_KEY_LENGTH} characters (got {len(ask.idempotency_key)})."
         )
     if ask.client_id is not None and not (ask.client_id.isprintable() and 0 < len(ask.client_id) <= MAX_KEY_LENGTH):
-        raise BadRequest(
-            f"`job_id` must be 1 to {MAX_KEY_LENGTH} printable characters long (got {len(ask.client_id)})."
-        )
+        raise BadRequest(f"`job_id` must be 1 to {MAX_KEY_LENGTH} printable characters (got {len(ask.client_id)}).")
     if ask.path not in KNOWN and ask.path != PREDICT and parse_route(ask.path) is None:
-        raise BadRequest(
-            f"`path` must be {PREDICT} or an endpoint of the OpenAI API, such as {CHAT} (got {ask.path!r})."
-        )
+        raise BadRequest(f"`path` must be {PREDICT} or an endpoint of OpenAI's API, such as {CHAT} (got {ask.path!r}).")
     try:
         ask.body.decode()
         return parse_sampling(ask.body) if ask.sampling is None else ask.sampling

@@ -26,7 +26,7 @@ def check_schema(conn: Connection) -> None:
     revision = current(conn)
     if revision != _newest():
         raise SchemaOutdated(
-            f"The database has schema revision {revision}, but this version needs {_newest()}. Run: signoff migrate"
+            f"The schema has revision {revision}; this version needs {_newest()}. Run: signoff migrate"
         )
 
 
