@@ -7,7 +7,6 @@ from urllib.parse import unquote, urlsplit
 
 from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordTooLargeError
-from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
 from faststream.security import SASLPlaintext
 
@@ -15,7 +14,8 @@ from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
 from signoff.transport import OnMessage
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, keep_raw, return_raw, stopping
+from signoff.transports.liveness import ANSWER_SECONDS, LivenessWatch, stopping
+from signoff.transports.options import BROKER, SUBSCRIBER
 from signoff.transports.publisher import PublisherConnection
 
 DEFAULT_PORT = 9092
@@ -34,36 +34,33 @@ class KafkaTransport:
         self._stream = stream
         self._publisher = PublisherConnection(lambda _: self.broker(), KafkaBroker.start)
 
-    async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
+    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
         watch, broker = LivenessWatch(), self.broker()
-        self.subscribe(broker, take, watch)
+        self.subscribe(broker, on_message, watch)
         async with stopping(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS * 3):  # joining a group takes longer than other requests
                 await broker.start()
             is_up()
             await watch.run(lambda: _ensure_connected(broker))
 
-    def subscribe(self, broker: KafkaBroker, take: OnMessage, watch: LivenessWatch) -> None:
-        """Let `broker` pass incoming messages to `take`; report failures to `watch`."""
-        subscriber = broker.subscriber(
+    def subscribe(self, broker: KafkaBroker, on_message: OnMessage, watch: LivenessWatch) -> None:
+        """Let `broker` pass incoming messages to `on_message`; report failures to `watch`."""
+        subscriber: Any = cast("Any", broker).subscriber(
             self._stream.requests,
             group_id=f"signoff-{self._stream.name}",
             auto_offset_reset="earliest",
-            ack_policy=AckPolicy.MANUAL,
-            no_reply=True,
             max_poll_records=1,
             max_partition_fetch_bytes=MAX_MESSAGE_BYTES,
-            parser=keep_raw,
-            decoder=return_raw,
+            **SUBSCRIBER,
         )
 
         @subscriber
         async def handle(record: ConsumerRecord[Any, Any]) -> None:
             try:
-                await take(IncomingMessage(record.value or b"", _message_id(record)))
+                await on_message(IncomingMessage(record.value or b"", _message_id(record)))
                 if subscriber.consumer is not None:
-                    await cast("Any", subscriber.consumer).commit()
+                    await subscriber.consumer.commit()
             except Exception as error:
                 watch.fail(error)
                 raise
@@ -105,9 +102,7 @@ class KafkaTransport:
             enable_idempotence=True,
             request_timeout_ms=int(ANSWER_SECONDS * 1000),
             max_request_size=MAX_MESSAGE_BYTES,
-            graceful_timeout=GRACE_SECONDS,
-            logger=None,
-            apply_types=False,
+            **BROKER,
         )
 
 

@@ -1,27 +1,14 @@
-"""Common behaviour of the transports over FastStream: raw messages, detection of lost connections, stopping."""
+"""Detection of lost connections, and the stop of brokers."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
 
-from faststream.message import StreamMessage
+from signoff.transports.options import GRACE_SECONDS
 
 ANSWER_SECONDS = 10.0
 CHECK_SECONDS = 1.0
 CLOSE_SECONDS = 3.0
-# How long FastStream waits for handlers when a broker stops. They have at most one transaction to finish.
-GRACE_SECONDS = 2.0
-
-
-async def keep_raw(message: Any) -> StreamMessage[Any]:
-    """Parse nothing, so that no message is too malformed for FastStream to pass it to its handler."""
-    return StreamMessage(raw_message=message, body=b"", message_id="", correlation_id="")
-
-
-async def return_raw(message: StreamMessage[Any]) -> Any:
-    """Decode nothing: return the raw message."""
-    return message.raw_message
 
 
 class LivenessWatch:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import zmqtt
-from faststream import AckPolicy
 from faststream.mqtt import MQTTBroker
 
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.transport import OnMessage
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, keep_raw, return_raw, stopping
+from signoff.transports.liveness import ANSWER_SECONDS, LivenessWatch, stopping
+from signoff.transports.options import BROKER, SUBSCRIBER
 from signoff.transports.publisher import PublisherConnection
 
 KEEPALIVE_SECONDS = 10
@@ -31,7 +31,7 @@ class MqttTransport:
         self._stream = stream
         self._publisher = PublisherConnection(lambda _: self._broker(), MQTTBroker.connect)
 
-    async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
+    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`. The first messages of a resumed session count as redelivered: MQTT does not say
         which are.
         """
@@ -47,10 +47,7 @@ class MqttTransport:
             self._stream.requests,
             qos=zmqtt.QoS.AT_LEAST_ONCE,
             max_workers=handlers,
-            ack_policy=AckPolicy.MANUAL,
-            no_reply=True,
-            parser=keep_raw,
-            decoder=return_raw,
+            **SUBSCRIBER,
         )
 
         @subscriber
@@ -59,7 +56,7 @@ class MqttTransport:
             received += 1
             is_redelivery = broker.connection_info.session_present and received <= in_flight
             try:
-                await take(IncomingMessage(message.payload, _message_id(message), is_redelivery=is_redelivery))
+                await on_message(IncomingMessage(message.payload, _message_id(message), is_redelivery=is_redelivery))
                 await message.ack()
             except Exception as error:  # noqa: BLE001 -- `listen` fails, and the broker sends the message again
                 watch.fail(error)
@@ -97,9 +94,7 @@ class MqttTransport:
             version="5.0",
             reconnect=zmqtt.ReconnectConfig(enabled=False),
             mqtt_connect_timeout=ANSWER_SECONDS,
-            graceful_timeout=GRACE_SECONDS,
-            logger=None,
-            apply_types=False,
+            **BROKER,
             **options,
         )
 

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from faststream import AckPolicy
 from faststream.nats import NatsBroker, PullSub
 from nats.aio.msg import Msg
 from nats.errors import MaxPayloadError
@@ -17,7 +16,8 @@ from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
 from signoff.transport import OnMessage
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, keep_raw, return_raw, stopping
+from signoff.transports.liveness import ANSWER_SECONDS, LivenessWatch, stopping
+from signoff.transports.options import BROKER, SUBSCRIBER
 from signoff.transports.publisher import PublisherConnection
 
 FETCH_SECONDS = 1.0
@@ -38,13 +38,10 @@ class NatsTransport:
         self._answer_stream: str | None = None  # name of the JetStream stream that answers go to
         self._publisher = PublisherConnection(self._broker, NatsBroker.connect)
 
-    async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
+    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
-        watch, requests, durable = (
-            LivenessWatch(),
-            self._stream.requests,
-            f"signoff-{self._stream.name.replace('.', '_')}",
-        )
+        watch, requests = LivenessWatch(), self._stream.requests
+        durable = f"signoff-{self._stream.name.replace('.', '_')}"
         broker, unacked = self._broker(watch), dict[str, Msg]()
         async with stopping(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -58,17 +55,14 @@ class NatsTransport:
                     stream=stream,
                     pull_sub=PullSub(batch_size=handlers, timeout=FETCH_SECONDS),
                     max_workers=handlers,  # pyright: ignore[reportArgumentType]
-                    ack_policy=AckPolicy.MANUAL,
-                    no_reply=True,
-                    parser=keep_raw,
-                    decoder=return_raw,
+                    **SUBSCRIBER,
                 )
 
                 @subscriber
                 async def handle(message: Msg) -> None:
                     unacked[message.reply] = message
                     try:
-                        await take(IncomingMessage(message.data, _message_id(message)))
+                        await on_message(IncomingMessage(message.data, _message_id(message)))
                         await message.ack_sync(timeout=ANSWER_SECONDS)
                     except Exception as error:  # noqa: BLE001 -- `listen` fails, and NATS sends the message again
                         watch.fail(error)
@@ -125,9 +119,7 @@ class NatsTransport:
             max_outstanding_pings=2,
             disconnected_cb=on_disconnect,
             closed_cb=on_disconnect,
-            graceful_timeout=GRACE_SECONDS,
-            logger=None,
-            apply_types=False,
+            **BROKER,
         )
 
 
@@ -141,20 +133,17 @@ def _message_id(message: Msg) -> str:
     return f"{metadata.stream}/{metadata.sequence.stream}@{metadata.timestamp.timestamp()}"
 
 
-async def _ensure_stream(
-    js: JetStreamContext, subject: str, retention: RetentionPolicy, max_age_seconds: float | None
-) -> str:
-    """Return the name of the JetStream stream with that subject; create one if there is none."""
+async def _ensure_stream(js: JetStreamContext, subject: str, retention: RetentionPolicy, max_age: float | None) -> str:
+    """Return the name of the JetStream stream with that subject.
+
+    If there is none, create one whose messages last `max_age` seconds.
+    """
     try:
         return await js.find_stream_name_by_subject(subject)
     except NotFoundError:
         name = "signoff-" + "".join(letter if letter.isalnum() or letter == "-" else "_" for letter in subject)
         config = StreamConfig(
-            name=name,
-            subjects=[subject],
-            retention=retention,
-            max_age=max_age_seconds,
-            duplicate_window=DUPLICATE_SECONDS,
+            name=name, subjects=[subject], retention=retention, max_age=max_age, duplicate_window=DUPLICATE_SECONDS
         )
         await cast("Any", js).add_stream(config)
         return name

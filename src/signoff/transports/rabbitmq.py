@@ -8,14 +8,14 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
-from faststream import AckPolicy
 from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
 from signoff.transport import OnMessage
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, keep_raw, return_raw, stopping
+from signoff.transports.liveness import ANSWER_SECONDS, LivenessWatch, stopping
+from signoff.transports.options import BROKER, SUBSCRIBER
 from signoff.transports.publisher import PublisherConnection
 
 HEARTBEAT_SECONDS = 5
@@ -36,22 +36,21 @@ class RabbitTransport:
         confirmed = Channel(publisher_confirms=True, on_return_raises=True)
         self._publisher = PublisherConnection(lambda watch: self._broker(watch, confirmed), self._connect)
 
-    async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
+    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
         watch = LivenessWatch()
         broker = self._broker(watch, Channel(prefetch_count=self._stream.max_handlers))
         subscriber = broker.subscriber(
             RabbitQueue(self._stream.requests, declare=False, durable=True),
-            ack_policy=AckPolicy.MANUAL,
-            no_reply=True,
-            parser=keep_raw,
-            decoder=return_raw,
+            **SUBSCRIBER,
         )
 
         @subscriber
         async def handle(message: AbstractIncomingMessage) -> None:
             try:
-                await take(IncomingMessage(message.body, message.message_id, is_redelivery=bool(message.redelivered)))
+                await on_message(
+                    IncomingMessage(message.body, message.message_id, is_redelivery=bool(message.redelivered))
+                )
                 await message.ack()
             except Exception as error:  # noqa: BLE001 -- `listen` fails, and RabbitMQ sends the message again
                 watch.fail(error)
@@ -104,9 +103,7 @@ class RabbitTransport:
             reconnect_interval=RECONNECT_SECONDS,
             on_close=[on_close],
             default_channel=channel,
-            graceful_timeout=GRACE_SECONDS,
-            logger=None,
-            apply_types=False,
+            **BROKER,
             app_id="signoff",
         )
 
@@ -128,10 +125,8 @@ async def _ensure_queue(connection: aio_pika.RobustConnection, name: str) -> Non
     try:
         await _inspect_queue(connection, name)
     except ChannelNotFoundEntity:
-        channel = await connection.channel()
-        await channel.declare_queue(
-            name, durable=True, arguments={"x-queue-type": QueueType.QUORUM.value}, robust=False
-        )
+        channel, options = await connection.channel(), {"x-queue-type": QueueType.QUORUM.value}
+        await channel.declare_queue(name, durable=True, arguments=options, robust=False)
         await channel.close()
 
 

@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from faststream import AckPolicy
 from faststream.redis import RedisBroker, StreamSub
 from faststream.redis.parser.binary import BinaryMessageFormatV1
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -16,7 +15,8 @@ from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import Undelivered
 from signoff.transport import OnMessage
-from signoff.transports.liveness import ANSWER_SECONDS, GRACE_SECONDS, LivenessWatch, keep_raw, return_raw, stopping
+from signoff.transports.liveness import ANSWER_SECONDS, LivenessWatch, stopping
+from signoff.transports.options import BROKER, SUBSCRIBER
 from signoff.transports.publisher import PublisherConnection
 
 GROUP = "signoff"
@@ -41,7 +41,7 @@ class RedisTransport:
         self._consumer = consumer
         self._publisher = PublisherConnection(lambda _: self._broker(), RedisBroker.connect)
 
-    async def listen(self, take: OnMessage, is_up: Callable[[], None]) -> None:
+    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
         """See `transport.Transport`."""
         watch, requests, broker, unacked = LivenessWatch(), self._stream.requests, self._broker(), set[bytes]()
         async with stopping(broker.stop):
@@ -53,7 +53,7 @@ class RedisTransport:
                     [message_id] = message["message_ids"]
                     unacked.add(message_id)
                     try:
-                        await take(IncomingMessage(_message_body(message["data"]), message_id.decode()))
+                        await on_message(IncomingMessage(_message_body(message["data"]), message_id.decode()))
                         await client.xack(requests, GROUP, message_id)
                     except Exception as error:  # noqa: BLE001 -- `listen` fails, and the message is claimed again
                         watch.fail(error)
@@ -89,16 +89,12 @@ class RedisTransport:
 
     def _subscribe(self, broker: RedisBroker, handle: Any, **options: Any) -> None:
         poll_milliseconds = CLAIM_POLL_MILLISECONDS if "min_idle_time" in options else POLL_MILLISECONDS
-        source: Any = StreamSub(
-            self._stream.requests, group=GROUP, consumer=self._consumer, polling_interval=poll_milliseconds, **options
-        )
+        options |= {"group": GROUP, "consumer": self._consumer, "polling_interval": poll_milliseconds}
+        source: Any = StreamSub(self._stream.requests, **options)
         subscriber = cast("Any", broker).subscriber(
             stream=source,
             max_workers=self._stream.max_handlers,
-            ack_policy=AckPolicy.MANUAL,
-            no_reply=True,
-            parser=keep_raw,
-            decoder=return_raw,
+            **SUBSCRIBER,
         )
         subscriber(handle)
 
@@ -108,9 +104,7 @@ class RedisTransport:
             socket_connect_timeout=5,
             socket_timeout=ANSWER_SECONDS,
             health_check_interval=15,
-            graceful_timeout=GRACE_SECONDS,
-            logger=None,
-            apply_types=False,
+            **BROKER,
         )
 
 
