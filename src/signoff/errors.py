@@ -207,24 +207,13 @@ class LimitReached(SignoffError):
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
         self.gauges = gauges or {}
-        self.retryable = retry_after_seconds is not None
+        self.retryable = retry_after_seconds is not None and not isinstance(self, BudgetSpent)
 
 
 class BudgetSpent(LimitReached):
     """A daily or monthly limit of the caller is used up; wait for its end, or ask an admin to raise it."""
 
-    code = "insufficient_quota"
-    kind = "insufficient_quota"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        retry_after_seconds: float | None,
-        gauges: Mapping[str, tuple[int, int, float]] | None = None,
-    ) -> None:
-        super().__init__(message, retry_after_seconds=retry_after_seconds, gauges=gauges)
-        self.retryable = False
+    code = kind = "insufficient_quota"
 
 
 class ModelFailed(SignoffError):

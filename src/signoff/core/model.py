@@ -168,7 +168,7 @@ def is_name(text: str) -> bool:
 
 def model_fault(model: Model) -> str | None:
     """Return an error message for the first invalid value in `model`; None for a valid model."""
-    return _general_fault(model) or _kind_fault(model) or _process_fault(model) or _endpoint_fault(model)
+    return _general_fault(model) or _kind_fault(model) or _endpoint_fault(model)
 
 
 def _general_fault(model: Model) -> str | None:
@@ -176,12 +176,28 @@ def _general_fault(model: Model) -> str | None:
         return f"`name` must be 1 to {MAX_NAME_LENGTH} printable characters without outer blanks; * only at its end."
     if model.default and model.name.endswith("*"):
         return "`default` needs a `name` without *; remove one of them."
-    if model.attempts is not None and not 0 < model.attempts <= MAX_ATTEMPTS:
-        return f"`attempts` must be 1 to {MAX_ATTEMPTS} (got {model.attempts})."
+    for name, value, least, most in _counts_of(model):
+        if value is not None and not least <= value <= most:
+            return f"`{name}` must be {least} to {most} (got {value})."
     for name, seconds in _durations_of(model).items():
         if not 0 < seconds < inf:
             return f"`{name}` must be more than 0 and finite (got {seconds})."
+    if len(model.fallbacks) > MAX_FALLBACKS or model.name in model.fallbacks or not all(map(is_name, model.fallbacks)):
+        return f"`fallbacks` must be at most {MAX_FALLBACKS} names of other models."
     return None
+
+
+def _counts_of(model: Model) -> list[tuple[str, int | None, int, int]]:
+    """Return name, value, minimum and maximum of each field that is a number of things."""
+    return [
+        ("attempts", model.attempts, 1, MAX_ATTEMPTS),
+        ("replicas", model.replicas, 1, MAX_ENDPOINTS),
+        ("max_waiting", model.max_waiting, 0, MAX_WAITING),
+        ("limits.memory_mb", model.limits.memory_mb, 8, 2**40),
+        ("limits.open_files", model.limits.open_files, 16, 2**20),
+        ("limits.nice", model.limits.nice, 0, 19),
+        *(("max_parallel", each.max_parallel, 1, MAX_PARALLEL) for each in (model, *model.endpoints)),
+    ]
 
 
 def _durations_of(model: Model) -> dict[str, float]:
@@ -195,25 +211,13 @@ def _kind_fault(model: Model) -> str | None:
         return f"`url` must begin with http:// or https:// for a model of the kind {kind}."
     if kind == "anyllm" and "/" not in (model.upstream_model or model.name):
         return "`upstream_model`, or else `name`, must be PROVIDER/MODEL for a model of the kind anyllm."
-    if kind == "subprocess" and not "".join(model.command[:1]):
-        return "`command` must name a program for a model of the kind subprocess."
+    if kind == "subprocess" and (not "".join(model.command[:1]) or "\0" in "".join(model.command)):
+        return "`command` must name a program, without NUL characters, for a model of the kind subprocess."
     if kind == "subprocess":
         return None
     for name, default in (("command", ()), ("serve", False), ("limits", ProcessLimits()), ("replicas", 1)):
         if getattr(model, name) != default:
             return f"`{name}` is for models of the kind subprocess; remove it (this one is of the kind {kind})."
-    return None
-
-
-def _process_fault(model: Model) -> str | None:
-    if any("\0" in word for word in model.command):
-        return "`command` must not contain zero bytes."
-    for name, (least, most) in {"memory_mb": (8, 2**40), "open_files": (16, 2**20), "nice": (0, 19)}.items():
-        value = getattr(model.limits, name)
-        if value is not None and not least <= value <= most:
-            return f"`limits.{name}` must be {least} to {most} (got {value})."
-    if not 1 <= model.replicas <= MAX_ENDPOINTS:
-        return f"`replicas` must be 1 to {MAX_ENDPOINTS} (got {model.replicas})."
     return None
 
 
@@ -229,19 +233,6 @@ def _endpoint_fault(model: Model) -> str | None:
         return "`endpoints` must differ in `url` or `upstream_model`; remove the duplicate."
     if len(endpoints) > MAX_ENDPOINTS:
         return f"`endpoints` must be at most {MAX_ENDPOINTS} (got {len(endpoints)})."
-    return _load_fault(model)
-
-
-def _load_fault(model: Model) -> str | None:
-    for limit in (model.max_parallel, *(each.max_parallel for each in model.endpoints)):
-        if limit is not None and not 0 < limit <= MAX_PARALLEL:
-            return f"`max_parallel` must be 1 to {MAX_PARALLEL} (got {limit})."
-    if not 0 <= model.max_waiting <= MAX_WAITING:
-        return f"`max_waiting` must be 0 to {MAX_WAITING} (got {model.max_waiting})."
-    if len(model.fallbacks) > MAX_FALLBACKS or not all(
-        is_name(name) and name != model.name for name in model.fallbacks
-    ):
-        return f"`fallbacks` must be at most {MAX_FALLBACKS} names of other models."
     return None
 
 
@@ -254,10 +245,8 @@ def endpoints_of(model: Model) -> tuple[Model, ...]:
     """Return one model for each endpoint or replica of `model`; replicas after the first have a name of their own."""
     if model.endpoints:
         return tuple(_at_endpoint(model, endpoint) for endpoint in model.endpoints)
-    replicas = (
-        msgspec.structs.replace(model, name=f"{model.name}{_REPLICA_MARK}{n}") for n in range(2, model.replicas + 1)
-    )
-    return (model, *replicas)
+    names = (f"{model.name}{_REPLICA_MARK}{number}" for number in range(2, model.replicas + 1))
+    return (model, *(msgspec.structs.replace(model, name=name) for name in names))
 
 
 def _at_endpoint(model: Model, endpoint: EndpointConfig) -> Model:

@@ -108,9 +108,9 @@ class AsgiDoor(ABC):
 
 
 def check_address(scope: Scope) -> None:
-    """Raise BadRequest for zero bytes in the path or the query: no name has any, and PostgreSQL refuses them."""
+    """Raise BadRequest for NUL characters in the path or the query: no name has any, and PostgreSQL refuses them."""
     if b"%00" in scope["query_string"] or "\0" in scope["path"]:
-        raise BadRequest("The path and the query must not contain zero bytes (`%00`).")
+        raise BadRequest("The path and the query must not contain NUL characters (`%00`).")
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -34,7 +34,7 @@ class ModelLogWriter:
 
     def add(self, name: str, level: Level, text: str) -> None:
         """Add a line, to be written within BATCH_SECONDS. A long text is truncated to MAX_TEXT_CHARS."""
-        text = text[:MAX_TEXT_CHARS].replace("\0", "�")  # PostgreSQL does not accept zero bytes
+        text = text[:MAX_TEXT_CHARS].replace("\0", "�")  # PostgreSQL does not accept NUL characters
         self._pending.append((name, LogLine(at=self._clock(), level=level, text=text)))
         self._drop_oldest()
         self._wake.set()

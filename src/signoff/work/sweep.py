@@ -71,29 +71,25 @@ async def _transition(services: Services, job: Job, *requests: TransitionRequest
 
 
 def _lapse_transition(services: Services, job: Job) -> TransitionRequest:
+    actor = services.ids.actor
     if job.lane == "now":
         error = INTERRUPTED
     elif job.attempt >= job.max_attempts:
         text = f"The worker was lost {job.attempt} times; the last error: {job.error.message if job.error else 'none'}"
         error = JobError(code="attempts_exhausted", message=text, status=502)
     else:
-        return TransitionRequest(
-            verb="lapse", actor=services.ids.actor, to="bot", lease=job.lease, after_seconds={"due_at": 0}
-        )
-    return TransitionRequest(
-        verb="lapse", actor=services.ids.actor, to="fail", lease=job.lease, changes={"error": error}
-    )
+        return TransitionRequest(verb="lapse", actor=actor, to="bot", lease=job.lease, after_seconds={"due_at": 0})
+    return TransitionRequest(verb="lapse", actor=actor, to="fail", lease=job.lease, changes={"error": error})
 
 
 def _expire_transitions(services: Services, job: Job) -> list[TransitionRequest]:
+    actor = services.ids.actor
     match job.policy.on_deadline:
         case "stay":
-            return [TransitionRequest(verb="expire", actor=services.ids.actor, to="human")]
+            return [TransitionRequest(verb="expire", actor=actor, to="human")]
         case "approve":
             decision = Decision(verdict="approve", reviewer="policy", reason="No reviewer decided before the deadline.")
-            return [
-                TransitionRequest(verb="expire", actor=services.ids.actor, to="success", changes={"decision": decision})
-            ]
+            return [TransitionRequest(verb="expire", actor=actor, to="success", changes={"decision": decision})]
         case "reject":
             error = JobError(code="expired", message="No reviewer decided before the deadline.", status=403)
-            return [TransitionRequest(verb="expire", actor=services.ids.actor, to="fail", changes={"error": error})]
+            return [TransitionRequest(verb="expire", actor=actor, to="fail", changes={"error": error})]

@@ -49,6 +49,7 @@ def _on_failure(services: Services, job: Job, error: SignoffError) -> Transition
     if is_waiting_call or not error.retryable or job.attempt >= job.max_attempts:
         return TransitionRequest(verb="fail", actor=services.ids.actor, lease=job.lease, changes=changes)
     wait = wait_seconds(services.rules.backoff, job.attempt, services.ids.random_float(), error.retry_after_seconds)
+    after = {"due_at": wait}
     return TransitionRequest(
-        verb="retry", actor=services.ids.actor, lease=job.lease, changes=changes, after_seconds={"due_at": wait}
+        verb="retry", actor=services.ids.actor, lease=job.lease, changes=changes, after_seconds=after
     )

@@ -60,9 +60,8 @@ async def undo_verdict(services: Services, caller: Caller, job_id: str) -> Job:
     job = await _load_held(services, caller, job_id)
     if caller.role != "admin" and job.decision is not None and job.decision.reviewer != caller.email:
         raise Forbidden(f"Only {job.decision.reviewer} or an admin may undo this verdict.")
-    return await services.store.jobs.transition(
-        job_id, TransitionRequest(verb="undo", actor=caller.actor, round=job.round)
-    )
+    request = TransitionRequest(verb="undo", actor=caller.actor, round=job.round)
+    return await services.store.jobs.transition(job_id, request)
 
 
 async def save_draft(services: Services, caller: Caller, job_id: str, edit: Edit) -> Job:
@@ -81,9 +80,8 @@ async def lock_for_review(services: Services, caller: Caller, job_id: str, actio
     if action == "leave":
         return await services.store.jobs.transition(job_id, _transition("leave", caller, job))
     request = _transition("open", caller, job, changes={"review_lease": caller.email})
-    return await services.store.jobs.transition(
-        job_id, msgspec.structs.replace(request, after_seconds={"review_lease_until": LOCK_SECONDS})
-    )
+    request = msgspec.structs.replace(request, after_seconds={"review_lease_until": LOCK_SECONDS})
+    return await services.store.jobs.transition(job_id, request)
 
 
 def verdict_transition(job: Job, decision: Decision, actor: str) -> TransitionRequest:
