@@ -31,11 +31,9 @@ def cache_clear(user: User = None, model: OfModel = None, target: Target = None,
 @caches.command("size")
 def cache_size(user: User = None, model: OfModel = None, target: Target = None) -> None:
     """Print the number of cached answers and their size."""
-    settings = load()
+    settings, cache_filter = load(), CacheFilter(model=model, target=target)
     if settings.cache == "memory":
         out.print("Every process has its own cache; GET /api/cache returns the size of the one that responds.")
         return
-    size = run(
-        settings, lambda services: get_cache_size(services, OPERATOR, CacheFilter(model=model, target=target), user)
-    )
+    size = run(settings, lambda services: get_cache_size(services, OPERATOR, cache_filter, user))
     out.print(f"Answers: {size.entries}; bytes: {size.size_bytes}.")

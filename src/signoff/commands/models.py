@@ -3,15 +3,14 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Annotated, cast
+from typing import Annotated
 
 import msgspec
 import typer
 from rich.table import Table
 
-from signoff.commands.terminal import out, parse_cache_rule, run, stop
-from signoff.core.model import BALANCES, Balance, EndpointConfig, Model, ProcessLimits, model_fault
-from signoff.core.policy import Review
+from signoff.commands.terminal import ALWAYS_OR_NEVER, choice, out, run, stop
+from signoff.core.model import BALANCES, EndpointConfig, Model, ProcessLimits, model_fault
 from signoff.settings import load
 from signoff.work.admin.models import end_process
 from signoff.work.admin.registry import ModelKeys, all_models, model_by_name, register_model, unregister_model
@@ -62,8 +61,6 @@ def model_add(
 ) -> None:
     """Register a model, or replace one of the same name; running servers know it at once."""
     _check_kind(kind)
-    _check("review", review, (None, "always", "never"))
-    _check("balance", balance, BALANCES)
     model = Model(
         name=name,
         kind=kind,
@@ -72,10 +69,10 @@ def model_add(
         serve=serve,
         limits=ProcessLimits(memory_mb=memory_mb, open_files=open_files, nice=nice),
         attempts=attempts,
-        review=cast("Review | None", review),
+        review=choice("review", review, ALWAYS_OR_NEVER),
         default=default,
-        cache=parse_cache_rule(cache),
-        balance=cast("Balance", balance),
+        cache=choice("cache", cache, ALWAYS_OR_NEVER),
+        balance=choice("balance", balance, BALANCES) or BALANCES[0],
         replicas=replicas,
         max_parallel=max_parallel,
         max_waiting=max_waiting,
@@ -90,11 +87,6 @@ def _check_kind(kind: str) -> None:
 
     if kind not in model_kinds():
         stop(f"--kind must be one of {', '.join(model_kinds())} (got {kind!r}).")
-
-
-def _check(option: str, value: str | None, choices: Sequence[str | None]) -> None:
-    if value not in choices:
-        stop(f"--{option} must be one of {', '.join(choice for choice in choices if choice)} (got {value!r}).")
 
 
 def _with_urls(model: Model, urls: Sequence[str]) -> Model:

@@ -5,24 +5,25 @@ from typing import Annotated
 
 import typer
 
-from signoff.commands.terminal import address_of, out, parse_cache_rule, run, stop
-from signoff.core.access import ROLES, Role, User
+from signoff.commands.terminal import ALWAYS_OR_NEVER, address_of, choice, out, run, stop
+from signoff.core.access import ROLES, User
 from signoff.settings import load
 from signoff.work.admin.people import create_token, create_user, sign_in_link
 from signoff.work.services import Services
 
 users, tokens = typer.Typer(help="Manage users."), typer.Typer(help="Manage tokens.")
+NewRole = Annotated[str | None, typer.Option(help=" | ".join(ROLES))]
 
 
 @users.command("create")
 def user_create(
     email: str,
-    role: Annotated[str | None, typer.Option(help=" | ".join(ROLES))] = None,
+    role: NewRole = None,
     *,
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
 ) -> None:
     """Create a user, or change the options that are given."""
-    new_role = _parse_role(role)
+    new_role = choice("role", role, ROLES)
     password = sys.stdin.readline().rstrip("\n") if password_stdin else None
 
     async def create(services: Services) -> User:
@@ -40,11 +41,9 @@ def user_link(email: str) -> None:
 
     async def link(services: Services) -> str:
         user = await services.store.people.user(email)
-        return (
+        if user is None:
             stop(f"No user has the e-mail address {email}; create one with: signoff user create {email}")
-            if user is None
-            else await sign_in_link(services, user)
-        )
+        return await sign_in_link(services, user)
 
     out.print(address_of(settings.host, settings.port) + run(settings, link))
 
@@ -52,15 +51,15 @@ def user_link(email: str) -> None:
 @tokens.command("create")
 def token_create(
     email: str,
-    role: Annotated[str | None, typer.Option(help=" | ".join(ROLES))] = None,
+    role: NewRole = None,
     name: Annotated[str, typer.Option(help="Description of what the token is for.")] = "",
-    cache: Annotated[str | None, typer.Option(help="always | never; default: as each request says.")] = None,
+    cache: Annotated[str | None, typer.Option(help="always | never; default: as each request.")] = None,
     key: Annotated[int | None, typer.Option(help="Id of the upstream key for all requests with this token.")] = None,
     *,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the token.")] = False,
 ) -> None:
     """Create a token, and the user if there is none. The token is shown only once."""
-    new_role, cache_rule = _parse_role(role), parse_cache_rule(cache)
+    new_role, cache_rule = choice("role", role, ROLES), choice("cache", cache, ALWAYS_OR_NEVER)
 
     async def create(services: Services) -> str:
         user = await services.store.people.user(email) or await create_user(services, email, new_role or "user")
@@ -68,9 +67,3 @@ def token_create(
 
     token = run(load(), create)
     out.print(token if quiet else f"{token}\n\nThe token is not shown again.")
-
-
-def _parse_role(text: str | None) -> Role | None:
-    if text is not None and text not in ROLES:
-        stop(f"--role must be one of {', '.join(ROLES)} (got {text!r}).")
-    return text

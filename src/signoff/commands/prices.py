@@ -33,15 +33,8 @@ def price_set(
     async def put(services: Services) -> None:
         valid_from = services.clock() if from_ is None else round(from_.replace(tzinfo=UTC).timestamp() * 1_000_000)
         cached = None if cached_input is None else _amount(cached_input)
-        price = Price(
-            model=model,
-            valid_from=valid_from,
-            input=_amount(input_),
-            output=_amount(output),
-            cached_input=cached,
-            request=_amount(request),
-        )
-        await add_price(services, price)
+        amounts = {"input": _amount(input_), "output": _amount(output), "request": _amount(request)}
+        await add_price(services, Price(model=model, valid_from=valid_from, cached_input=cached, **amounts))
 
     run(load(), put)
     out.print(f"The price of {model} is set.")

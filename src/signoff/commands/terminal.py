@@ -2,17 +2,18 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from typing import NoReturn, TypeVar, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, NoReturn, TypeVar, cast
 
 from rich.console import Console
 
 from signoff.core.access import Caller
-from signoff.core.cache import CacheRule
 from signoff.settings import Settings
 from signoff.work.services import Services
 
 T = TypeVar("T")
+C = TypeVar("C", bound=str)
+ALWAYS_OR_NEVER: tuple[Literal["always", "never"], ...] = ("always", "never")
 OPERATOR = Caller(user_id=0, token_id=0, role="admin", email="operator")
 # Control characters except tab and newline, and characters that change the direction of the text.
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -38,11 +39,11 @@ def address_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def parse_cache_rule(text: str | None) -> CacheRule | None:
-    """Return the value of the option `--cache`; stop the command if it is not valid."""
-    if text not in {None, "always", "never"}:
-        stop(f"--cache must be always or never (got {text!r}).")
-    return cast("CacheRule | None", text)
+def choice(option: str, text: str | None, choices: Sequence[C]) -> C | None:
+    """Return the value of an option, which is one of `choices` or None; stop the command if it is not."""
+    if text is not None and text not in choices:
+        stop(f"--{option} must be one of {', '.join(choices)} (got {text!r}).")
+    return cast("C | None", text)
 
 
 def printable(text: str) -> str:
