@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 import msgspec
-from litestar import MediaType, Request, Response, Router, get, post
+from litestar import MediaType, Response, Router, get, post
 from litestar.response import Template
 from litestar.static_files import create_static_files_router  # pyright: ignore[reportUnknownVariableType]
 
@@ -17,16 +17,9 @@ from signoff.core.binary import describe_binary
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Job, Verdict
 from signoff.core.wire import format_time
-from signoff.doors.http import (
-    INTS,
-    InjectedCaller,
-    InjectedServices,
-    InjectedSettings,
-    caller_of,
-    header,
-    parse_digits,
-    scope_of,
-)
+from signoff.doors.callers import caller_of
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
+from signoff.doors.http import INTS, header, parse_digits
 from signoff.errors import BadRequest, Unauthorized
 from signoff.work.admin.registry import all_models
 from signoff.work.jobs.query import count_jobs, get_job, page_of_jobs
@@ -66,9 +59,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @get("/", include_in_schema=False, media_type=MediaType.HTML)
-async def show_home(
-    request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings
-) -> Template:
+async def show_home(request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings) -> Template:
     """Show the page; a visitor who is not signed in sees how to sign in."""
     address = f"{scope_of(request)['scheme']}://{header(scope_of(request), b'host') or 'localhost'}"
     caller: Caller | None = None
@@ -81,9 +72,7 @@ async def show_home(
 
 
 @post("/dashboard/decide", include_in_schema=False, status_code=303)
-async def post_verdict(
-    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
-) -> Response[str]:
+async def post_verdict(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Response[str]:
     """Apply a verdict from the page's form, and redirect to the page."""
     form = _parse_form(await request.body())
     verdict, round_ = VERDICTS.get(form.get("verdict", "")), parse_digits(form.get("round"))

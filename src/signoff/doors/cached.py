@@ -9,18 +9,17 @@ from signoff.core.answer import content_or_json
 from signoff.core.ask import Ask
 from signoff.core.cache import CacheFilter, Sampling
 from signoff.core.endpoints import KNOWN
+from signoff.doors.callers import caller_of
+from signoff.doors.errors import detail, raw_error_headers
 from signoff.doors.http import (
     AsgiDoor,
     Receive,
     Scope,
     Send,
     cache_control_of,
-    caller_of,
     cancel_on_disconnect,
-    detail,
     header,
     parse_json,
-    raw_error_headers,
     read_body,
     send_json,
     wait_seconds_of,

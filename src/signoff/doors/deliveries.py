@@ -7,7 +7,7 @@ from litestar.params import FromPath
 
 from signoff.core.delivery import Delivery
 from signoff.core.wire import format_time
-from signoff.doors.http import InjectedCaller, InjectedServices
+from signoff.doors.dependencies import InjectedCaller, InjectedServices
 from signoff.work.jobs.redeliver import list_deliveries, redeliver
 
 

@@ -3,24 +3,15 @@
 from typing import Annotated, Any
 
 import msgspec
-from litestar import HttpMethod, Request, Response, Router, post, route
+from litestar import HttpMethod, Response, Router, post, route
 from litestar.params import FromQuery, QueryParameter
 
 from signoff.core.ask import Ask
 from signoff.core.job import Job
 from signoff.core.result import result_of
-from signoff.doors.http import (
-    INTS,
-    MAX_WAIT_SECONDS,
-    InjectedCaller,
-    InjectedServices,
-    cache_control_of,
-    detail,
-    error_headers,
-    parse_json,
-    scope_of,
-    wait_seconds_of,
-)
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
+from signoff.doors.errors import detail, error_headers
+from signoff.doors.http import INTS, MAX_WAIT_SECONDS, cache_control_of, parse_json, wait_seconds_of
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.jobs.query import get_by_client_id, require_success, wait_for_end
 from signoff.work.submit import submit
@@ -70,7 +61,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 @post("/generate", status_code=200, summary="Generate from one text, through the queue")
 async def generate(
-    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, wait: Wait = None
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, wait: Wait = None
 ) -> Response[dict[str, Any]]:
     """Return `{"content": text}` once the job has ended; 202 at once if the caller does not wait."""
     payload = parse_json(await request.body(), TextRequest, "request")
@@ -81,7 +72,7 @@ async def generate(
 
 @post("/chat_completion", status_code=200, summary="Generate from a conversation, through the queue")
 async def chat_completion(
-    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, wait: Wait = None
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, wait: Wait = None
 ) -> Response[dict[str, Any]]:
     """Return `{"content": text}` once the job has ended; 202 at once if the caller does not wait."""
     payload = parse_json(await request.body(), ChatRequest, "request")
@@ -104,9 +95,7 @@ def error_response(error: SignoffError) -> Response[dict[str, Any]]:
     return Response(detail(error), status_code=error.status, headers=dict(error_headers(error)))
 
 
-def _ask(
-    request: Request[Any, Any, Any], caller: InjectedCaller, payload: TextRequest | ChatRequest, messages: list[Any]
-) -> Ask:
+def _ask(request: AnyRequest, caller: InjectedCaller, payload: TextRequest | ChatRequest, messages: list[Any]) -> Ask:
     meta = payload.meta
     body: dict[str, Any] = {"messages": messages, "temperature": meta.temperature, "max_tokens": meta.tokens_limit}
     if meta.stop_words:
@@ -133,7 +122,7 @@ async def _respond(
     return Response({"content": result_of(ended)["content"]}, headers=headers)
 
 
-def _wait_seconds(request: Request[Any, Any, Any], wait: float | None) -> float | None:
+def _wait_seconds(request: AnyRequest, wait: float | None) -> float | None:
     """Return how long the caller waits for the answer: the query's `wait`, else the header `Prefer`, else None."""
     return wait_seconds_of(scope_of(request)) if wait is None else wait
 

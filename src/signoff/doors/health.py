@@ -2,7 +2,7 @@
 
 from litestar import MediaType, Response, Router, get
 
-from signoff.doors.http import InjectedServices
+from signoff.doors.dependencies import InjectedServices
 from signoff.work.admin import health
 
 

@@ -1,35 +1,23 @@
-"""Parts that all HTTP doors share: reading requests, identifying callers, and sending responses and errors."""
+"""Plain ASGI for all HTTP doors: reading requests, sending responses, and a base for doors without a framework."""
 
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
-from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
-from ipaddress import ip_address
-from math import ceil
-from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, MutableMapping
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
-from litestar import Request
-from litestar.di import NamedDependency
 
-from signoff.core.access import Caller, Role
+from signoff.core.access import Role
 from signoff.core.cache import CacheControl, parse_cache_control
 from signoff.core.job import Job
 from signoff.errors import (
     BadBody,
-    BadPipeline,
     BadRequest,
-    Forbidden,
-    LimitReached,
     SignoffError,
     TooLarge,
-    Unauthorized,
 )
-from signoff.work.admin.people import identify
 from signoff.work.services import Services
 
 JSON = b"application/json"
@@ -39,11 +27,8 @@ MAX_WAIT_SECONDS = 3600.0
 # Exclusive upper bounds of INTEGER and BIGINT columns.
 INTS = 2**31
 BIGINTS = 2**63 - 1
-SESSION_COOKIE = "signoff_session"
-SECURE_SESSION_COOKIE = "__Host-signoff_session"
 # Key in a request's scope of the cached mapping from header name to first value.
 HEADERS = "signoff.headers"
-SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 T = TypeVar("T")
 Header = tuple[bytes, bytes]
 Scope = MutableMapping[str, Any]
@@ -71,12 +56,6 @@ class DoorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """True if admins may register command lines over HTTP from other machines."""
     cors_origins: Collection[str] = ()
     """Origins whose pages may read responses; `*` for all."""
-
-
-# Dependencies that Litestar injects into a handler by the name of the parameter.
-InjectedServices = NamedDependency[Services]
-InjectedSettings = NamedDependency[DoorSettings]
-InjectedCaller = NamedDependency[Caller]
 
 
 class AsgiDoor(ABC):
@@ -139,11 +118,6 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def scope_of(request: Request[Any, Any, Any]) -> Scope:
-    """Return the plain ASGI scope of a Litestar request."""
-    return cast("Scope", request.scope)
-
-
 def header(scope: Scope, name: bytes) -> str | None:
     """Return the first header with this name, which must be in lower case, as Latin-1 text."""
     first_values: dict[bytes, bytes] | None = scope.get(HEADERS)
@@ -191,75 +165,6 @@ _NO_DIRECTIVES = CacheControl()
 def cache_header(job: Job) -> Header:
     """Return the header `x-signoff-cache`: `hit`, `miss` (stored for the next time), or `bypass`."""
     return (b"x-signoff-cache", (job.cache or "bypass").encode())
-
-
-async def caller_of(services: Services, door_settings: DoorSettings, scope: Scope, *, sessions: bool = True) -> Caller:
-    """Identify the caller: by the bearer token, else by the session cookie if `sessions`, else as anonymous.
-
-    Raises:
-        Unauthorized: There is no valid token or session, and `anonymous_role` is None.
-        Forbidden: The request has a session cookie but comes from another site.
-    """
-    authorization = header(scope, b"authorization")
-    if authorization is not None:
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer":
-            raise Unauthorized
-        return await identify(services, token.strip())
-    if sessions and (session := session_of(scope)) is not None:
-        _check_same_site(scope)
-        return await identify(services, session, "session")
-    if door_settings.anonymous_role is not None:
-        return Caller(user_id=0, token_id=0, role=door_settings.anonymous_role, email="anonymous")
-    raise Unauthorized
-
-
-def session_of(scope: Scope) -> str | None:
-    """Return the session token in the request's cookies."""
-    cookies = SimpleCookie()
-    with contextlib.suppress(CookieError):
-        cookies.load(header(scope, b"cookie") or "")
-    cookie = cookies.get(SECURE_SESSION_COOKIE) or cookies.get(SESSION_COOKIE)
-    return cookie.value if cookie else None
-
-
-def session_cookie(scope: Scope, token: str, seconds: float) -> Header:
-    """Return the header that sets the session cookie for `seconds`; an empty `token` and 0 seconds delete it."""
-    secure = scope["scheme"] == "https"
-    name = SECURE_SESSION_COOKIE if secure else SESSION_COOKIE
-    text = f"{name}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={int(seconds)}" + ("; Secure" if secure else "")
-    return (b"set-cookie", text.encode())
-
-
-def _check_same_site(scope: Scope) -> None:
-    """Raise Forbidden if a request that changes something comes from another site.
-
-    Browsers send a session's cookie with forged requests too. This is OWASP's "Fetch Metadata" defence, with the Origin
-    header for browsers that do not send fetch metadata.
-    """
-    if scope["method"] in SAFE_METHODS:
-        return
-    site = header(scope, b"sec-fetch-site")
-    origin = header(scope, b"origin")
-    is_same_site = (
-        site in {"same-origin", "none"} if site else origin is None or urlsplit(origin).netloc == header(scope, b"host")
-    )
-    if not is_same_site:
-        raise Forbidden("A session cookie must not be used from another site; send a bearer token instead.")
-
-
-def takes_commands(door_settings: DoorSettings, scope: Scope) -> bool:
-    """Return True if an admin may register a command line in this request.
-
-    That is so if only this machine can send it, or if `allow_remote_commands` is set. The local address of the
-    connection counts too, because an application that mounts Signoff may listen elsewhere than the settings say.
-    """
-    if door_settings.remote_commands or not door_settings.on_loopback:
-        return door_settings.remote_commands
-    try:
-        return ip_address((scope.get("server") or ("",))[0]).is_loopback
-    except ValueError:
-        return False
 
 
 @contextlib.asynccontextmanager
@@ -318,53 +223,3 @@ def parse_json(body: bytes, kind: type[T], what: str) -> T:
     except (ValueError, RecursionError) as error:
         raise BadBody(f"The body is not valid JSON: {error}.") from None
     raise BadRequest(f"The body is not a valid {what}: {fault}.")
-
-
-def problem(error: SignoffError) -> dict[str, Any]:
-    """Return `error` as problem details (RFC 9457), the format of the native API."""
-    details: dict[str, Any] = {
-        "type": "about:blank",
-        "title": _phrase(error.status),
-        "status": error.status,
-        "detail": error.message,
-        "code": error.code,
-    }
-    if isinstance(error, BadPipeline):
-        details |= {"position": error.at, "line": error.line, "column": error.column}
-    return details if error.job_id is None else details | {"job_id": error.job_id}
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Error"
-
-
-def detail(error: SignoffError) -> dict[str, Any]:
-    """Return `error` as `{"detail", "code"}`, with `job_id` if it has one."""
-    body: dict[str, Any] = {"detail": error.message, "code": error.code}
-    return body if error.job_id is None else body | {"job_id": error.job_id}
-
-
-def error_headers(error: SignoffError) -> Mapping[str, str]:
-    """Return the headers of an error response, the same in all formats."""
-    headers: dict[str, str] = {}
-    if error.status == Unauthorized.status:
-        headers["www-authenticate"] = "Bearer"
-    if error.job_id is not None:
-        headers["location"] = f"/api/jobs/{error.job_id}"
-    # Official clients retry these statuses by themselves; here that would only repeat the work.
-    if not error.retryable and (error.status in {408, 409, 429} or error.status >= 500):
-        headers["x-should-retry"] = "false"
-    if isinstance(error, LimitReached):
-        if error.retry_after_seconds is not None:
-            headers["retry-after"] = str(max(1, ceil(error.retry_after_seconds)))
-    elif error.status in {429, 503} and error.retryable:
-        headers["retry-after"] = str(max(1, ceil(error.retry_after_seconds or 0)))
-    return headers
-
-
-def raw_error_headers(error: SignoffError) -> list[Header]:
-    """Return `error_headers` in the form of plain ASGI."""
-    return [(name.encode(), value.encode()) for name, value in error_headers(error).items()]

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, cast
 
 import msgspec
-from litestar import MediaType, Request, Response, Router, get, post
+from litestar import MediaType, Response, Router, get, post
 from litestar.params import FromQuery, QueryParameter
 
 from signoff.core.ask import Ask
@@ -11,17 +11,9 @@ from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.policy import Review
 from signoff.core.wire import job_as_json
-from signoff.doors.http import (
-    BIGINTS,
-    INTS,
-    InjectedCaller,
-    InjectedServices,
-    InjectedSettings,
-    cache_control_of,
-    error_headers,
-    parse_json,
-    scope_of,
-)
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
+from signoff.doors.errors import error_headers
+from signoff.doors.http import BIGINTS, INTS, cache_control_of, parse_json
 from signoff.errors import BadBody, BadRequest, SignoffError
 from signoff.work.jobs.query import get_job, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide, save_draft
@@ -60,7 +52,7 @@ class ReviewRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 @post("/enqueue", status_code=200, summary="Queue a payload for the model, and for review")
 async def enqueue(
-    request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings, caller: InjectedCaller
+    request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings, caller: InjectedCaller
 ) -> dict[str, str]:
     """Commit a job for the payload and return its id."""
     body = await request.body()
@@ -99,9 +91,7 @@ async def show_jobs(
 
 
 @post("/reviewJob", status_code=200, summary="Approve, reject, ask again, or save a draft")
-async def review_job(
-    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
-) -> dict[str, str]:
+async def review_job(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> dict[str, str]:
     """Apply a verdict to a held job, or save edits as a draft."""
     review = parse_json(await request.body(), ReviewRequest, "review")
     edit = Edit(payload=_edited_text(review.payload), response=_edited_text(review.response))

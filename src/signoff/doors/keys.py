@@ -3,12 +3,13 @@
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Router, delete, get, post
+from litestar import Router, delete, get, post
 from litestar.params import FromPath, QueryParameter
 
 from signoff.core.access import UpstreamKey
 from signoff.core.wire import format_time
-from signoff.doors.http import INTS, InjectedCaller, InjectedServices, parse_json
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
+from signoff.doors.http import INTS, parse_json
 from signoff.work.admin.keys import add_key, list_keys, remove_key
 
 MAX_PAGE = 1000
@@ -26,9 +27,7 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 @post("/", status_code=201, summary="Store an upstream key")
-async def post_key(
-    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
-) -> dict[str, Any]:
+async def post_key(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
     """Store the key and return its id; the key itself is never shown again."""
     new = parse_json(await request.body(), NewKey, "upstream key")
     return _key_json(await add_key(services, caller, new.name, new.key, shared=new.shared))

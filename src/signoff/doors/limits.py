@@ -3,12 +3,13 @@
 from typing import Any
 
 import msgspec
-from litestar import Request, Router, delete, get, put
+from litestar import Router, delete, get, put
 from litestar.params import FromPath, FromQuery
 
 from signoff.core.access import check_admin
 from signoff.core.price import NANO, dollars, nanodollars
-from signoff.doors.http import InjectedCaller, InjectedServices, parse_json
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
+from signoff.doors.http import parse_json
 from signoff.errors import BadRequest
 from signoff.work.admin.limits import (
     COSTS,
@@ -51,7 +52,7 @@ async def get_limits(services: InjectedServices, caller: InjectedCaller) -> dict
 
 @put("/{who:str}", summary="Set a limit")
 async def put_limit(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: InjectedServices,
     caller: InjectedCaller,
     who: FromPath[str],

@@ -5,13 +5,15 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import msgspec
-from litestar import Request, Response, Router, delete, get, patch, post
+from litestar import Response, Router, delete, get, patch, post
 from litestar.params import FromPath, FromQuery
 
 from signoff.core.cache import CacheRule
 from signoff.core.model import Balance, EndpointConfig, Model, ModelKind, with_changes
 from signoff.core.policy import Review
-from signoff.doors.http import InjectedCaller, InjectedServices, InjectedSettings, parse_json, scope_of, takes_commands
+from signoff.doors.callers import takes_commands
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
+from signoff.doors.http import parse_json
 from signoff.errors import BadRequest, SignoffError
 from signoff.work.admin.health import endpoint_health
 from signoff.work.admin.models import (
@@ -85,7 +87,7 @@ async def get_models(services: InjectedServices, caller: InjectedCaller) -> dict
 
 @post("/", status_code=201, summary="Register a model")
 async def post_model(
-    request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings, caller: InjectedCaller
+    request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings, caller: InjectedCaller
 ) -> Response[dict[str, Any]]:
     """Register a model; all processes know it within a second."""
     changes, keys = _parse_model(await request.body())
@@ -109,7 +111,7 @@ async def show_model(
 
 @patch("/{name:path}", summary="Change a model")
 async def patch_model(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: InjectedServices,
     door_settings: InjectedSettings,
     caller: InjectedCaller,
@@ -130,7 +132,7 @@ async def delete_model(services: InjectedServices, caller: InjectedCaller, name:
 
 @post("/{name:path}", status_code=200, summary="Test a model with one request, or start or stop its process")
 async def post_operation(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: InjectedServices,
     caller: InjectedCaller,
     name: FromPath[str],

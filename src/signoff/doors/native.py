@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Response, Router, delete, get, post
+from litestar import Response, Router, delete, get, post
 from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter
 from litestar.response import Stream
 
@@ -18,7 +18,8 @@ from signoff.core.filters import JobFilter
 from signoff.core.job import Event, Status
 from signoff.core.signing import Secret
 from signoff.core.wire import format_time, job_as_json, parse_time
-from signoff.doors.http import InjectedCaller, InjectedServices, cache_control_of, parse_digits, parse_json, scope_of
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
+from signoff.doors.http import cache_control_of, parse_digits, parse_json
 from signoff.errors import BadRequest
 from signoff.work.jobs.cancel import cancel
 from signoff.work.jobs.query import follow_events, get_job, list_events, list_jobs, wait_for_end
@@ -60,7 +61,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 @post("/", status_code=202, summary="Submit a job for later")
 async def post_job(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: InjectedServices,
     caller: InjectedCaller,
     idempotency_key: Annotated[str | None, HeaderParameter(name="idempotency-key")] = None,
@@ -115,7 +116,7 @@ async def show_job(
 
 @get("/{job_id:str}/events", summary="List the events of a job")
 async def get_events(
-    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]
 ) -> Response[Any]:
     """Return the events of a job, oldest first.
 
@@ -152,7 +153,7 @@ async def get_run(services: InjectedServices, caller: InjectedCaller, job_id: Fr
 
 @post("/{job_id:str}/rerun", status_code=202, summary="Run a part of a run again")
 async def post_rerun(
-    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, job_id: FromPath[str]
 ) -> Response[dict[str, Any]]:
     """Submit a new run, which copies the results of all calls that do not depend on the change."""
     change = parse_json(await request.body(), RerunChange, "change of a run")

@@ -3,22 +3,15 @@
 from typing import Any, cast
 
 import msgspec
-from litestar import Request, Response, Router, get, post
+from litestar import Response, Router, get, post
 from litestar.params import FromQuery
 
 from signoff.core.ask import Ask
 from signoff.core.endpoints import PREDICT
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import Pipeline
-from signoff.doors.http import (
-    InjectedCaller,
-    InjectedServices,
-    cache_control_of,
-    header,
-    parse_json,
-    scope_of,
-    wait_seconds_of,
-)
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
+from signoff.doors.http import cache_control_of, header, parse_json, wait_seconds_of
 from signoff.errors import BadRequest
 from signoff.work.jobs.query import require_success, wait_for_end
 from signoff.work.pipelines.library import get_item
@@ -54,7 +47,7 @@ class NewCall(msgspec.Struct, frozen=True, kw_only=True):
 
 @post("/call", status_code=200, summary="Run a pipeline and wait for its answer")
 async def post_call(
-    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller
 ) -> Response[dict[str, Any]]:
     """Run the pipeline, and return the result of its outermost call as a text."""
     new = parse_json(await request.body(), NewCall, "call")

@@ -10,19 +10,18 @@ from signoff.core.ask import Ask
 from signoff.core.endpoints import PREDICT
 from signoff.core.model import Model, is_name
 from signoff.core.wire import format_time
+from signoff.doors.callers import caller_of, takes_commands
+from signoff.doors.errors import raw_error_headers
 from signoff.doors.http import (
     AsgiDoor,
     Receive,
     Scope,
     Send,
     cache_control_of,
-    caller_of,
     cancel_on_disconnect,
     header,
-    raw_error_headers,
     read_body,
     send_json,
-    takes_commands,
     wait_seconds_of,
 )
 from signoff.doors.openai.responses import send_body, whole_answer

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
-from litestar import Request, Response, Router, delete, get, patch, post, put
+from litestar import Response, Router, delete, get, patch, post, put
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from signoff.core.filters import LibraryFilter
@@ -13,7 +13,8 @@ from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind
 from signoff.core.pipelines.function import Function
 from signoff.core.wire import format_time
-from signoff.doors.http import INTS, InjectedCaller, InjectedServices, parse_json
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
+from signoff.doors.http import INTS, parse_json
 from signoff.errors import BadRequest
 from signoff.work.pipelines import library
 from signoff.work.pipelines.functions import list_functions, sync_functions
@@ -123,7 +124,7 @@ def _version_routes(kind: LibraryItemKind) -> list[Any]:
 def _write_routes(kind: LibraryItemKind) -> list[Any]:
     @post("/", status_code=201, summary=f"Create a {kind}")
     async def post_item(
-        request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
+        request: AnyRequest, services: InjectedServices, caller: InjectedCaller
     ) -> Response[dict[str, Any]]:
         """Save the first version, and return it."""
         version = parse_json(await request.body(), NewVersion, "version")
@@ -134,7 +135,7 @@ def _write_routes(kind: LibraryItemKind) -> list[Any]:
 
     @put("/{name:str}", summary=f"Save a new version of a {kind}")
     async def put_item(
-        request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
+        request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
     ) -> dict[str, Any]:
         """Save a new version, and return it; the old ones stay."""
         version = parse_json(await request.body(), NewVersion, "version")
@@ -144,7 +145,7 @@ def _write_routes(kind: LibraryItemKind) -> list[Any]:
 
     @patch("/{name:str}", summary=f"Share a {kind}, or stop sharing it")
     async def patch_item(
-        request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
+        request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
     ) -> dict[str, Any]:
         """Share all versions with all users, or stop sharing them."""
         shared = parse_json(await request.body(), ItemChanges, "change").shared
@@ -163,7 +164,7 @@ def _write_routes(kind: LibraryItemKind) -> list[Any]:
 def _label_routes(kind: LibraryItemKind) -> list[Any]:
     @put("/{name:str}/labels/{label:str}", summary=f"Move a label of a {kind}")
     async def put_label(
-        request: Request[Any, Any, Any],
+        request: AnyRequest,
         services: InjectedServices,
         caller: InjectedCaller,
         name: FromPath[str],

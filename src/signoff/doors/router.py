@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import msgspec
 import structlog
-from litestar import Litestar, Request, Response, Router
+from litestar import Litestar, Response, Router
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
@@ -17,24 +17,11 @@ from litestar.template import TemplateConfig
 from signoff import __version__
 from signoff.core.access import Caller
 from signoff.doors import generate, jobs
+from signoff.doors.callers import caller_of
 from signoff.doors.cors import allowed_origin, is_preflight, send_preflight, with_cors_headers
-from signoff.doors.http import (
-    ASGIApp,
-    DoorSettings,
-    InjectedServices,
-    InjectedSettings,
-    Message,
-    Receive,
-    Scope,
-    Send,
-    caller_of,
-    check_address,
-    error_headers,
-    header,
-    problem,
-    read_body,
-    scope_of,
-)
+from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
+from signoff.doors.errors import error_headers, problem
+from signoff.doors.http import ASGIApp, DoorSettings, Message, Receive, Scope, Send, check_address, header, read_body
 from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.services import Services
 
@@ -100,21 +87,19 @@ def make_litestar_app(routers: Sequence[Router], templates: Path) -> ASGIApp:
     return cast("ASGIApp", app)
 
 
-def _check_address(request: Request[Any, Any, Any]) -> None:
+def _check_address(request: AnyRequest) -> None:
     check_address(scope_of(request))
 
 
-def _services(request: Request[Any, Any, Any]) -> Services:
+def _services(request: AnyRequest) -> Services:
     return scope_of(request)[SERVICES]
 
 
-def _door_settings(request: Request[Any, Any, Any]) -> DoorSettings:
+def _door_settings(request: AnyRequest) -> DoorSettings:
     return scope_of(request)[DOOR_SETTINGS]
 
 
-async def _caller(
-    request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings
-) -> Caller:
+async def _caller(request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings) -> Caller:
     return await caller_of(services, door_settings, scope_of(request))
 
 
@@ -145,7 +130,7 @@ def _with_body_limit(scope: Scope, receive: Receive, limit: int) -> Receive:
     return receive_whole_body
 
 
-def _handle_error(request: Request[Any, Any, Any], error: SignoffError) -> Response[Any]:
+def _handle_error(request: AnyRequest, error: SignoffError) -> Response[Any]:
     """Return the error in the format of the API that the path belongs to."""
     for door in (jobs, generate):
         if request.url.path.rstrip("/") in door.PATHS:
@@ -154,7 +139,7 @@ def _handle_error(request: Request[Any, Any, Any], error: SignoffError) -> Respo
     return Response(msgspec.json.encode(problem(error)), status_code=error.status, headers=headers, media_type=PROBLEM)
 
 
-def _handle_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+def _handle_http_error(request: AnyRequest, error: HTTPException) -> Response[Any]:
     """Return the response for errors of Litestar itself: unknown routes, wrong methods, invalid parameters."""
     match error.status_code:
         case 404:
@@ -170,6 +155,6 @@ def _handle_http_error(request: Request[Any, Any, Any], error: HTTPException) ->
     return _handle_error(request, converted)
 
 
-def _handle_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+def _handle_unexpected(request: AnyRequest, error: Exception) -> Response[Any]:
     log.error("request_failed", path=request.url.path, exc_info=error)
     return _handle_error(request, SignoffError())

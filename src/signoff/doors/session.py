@@ -3,18 +3,12 @@
 from typing import Any
 
 import msgspec
-from litestar import MediaType, Request, Response, Router, delete, get, post
+from litestar import MediaType, Response, Router, delete, get, post
 from litestar.params import FromPath
 
-from signoff.doors.http import (
-    InjectedServices,
-    InjectedSettings,
-    caller_of,
-    parse_json,
-    scope_of,
-    session_cookie,
-    session_of,
-)
+from signoff.doors.callers import caller_of, session_cookie, session_of
+from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
+from signoff.doors.http import parse_json
 from signoff.work.admin.people import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
 
 
@@ -28,7 +22,7 @@ class SignIn(msgspec.Struct, frozen=True):
 
 
 @post("/api/session", status_code=200, summary="Sign in")
-async def post_session(request: Request[Any, Any, Any], services: InjectedServices) -> Response[dict[str, str]]:
+async def post_session(request: AnyRequest, services: InjectedServices) -> Response[dict[str, str]]:
     """Sign in with an e-mail address and a password, and set the session's cookie."""
     credentials = parse_json(await request.body(), SignIn, "sign-in")
     token = await sign_in(services, credentials.email, credentials.password)
@@ -37,7 +31,7 @@ async def post_session(request: Request[Any, Any, Any], services: InjectedServic
 
 @delete("/api/session", status_code=200, summary="Sign out")
 async def delete_session(
-    request: Request[Any, Any, Any], services: InjectedServices, door_settings: InjectedSettings
+    request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings
 ) -> Response[dict[str, str]]:
     """End the session and delete its cookie."""
     await caller_of(services, door_settings, scope_of(request))
@@ -47,16 +41,14 @@ async def delete_session(
 
 
 @get("/signin/{code:str}", summary="Sign in with a one-time link", media_type=MediaType.HTML)
-async def get_sign_in_link(
-    request: Request[Any, Any, Any], services: InjectedServices, code: FromPath[str]
-) -> Response[str]:
+async def get_sign_in_link(request: AnyRequest, services: InjectedServices, code: FromPath[str]) -> Response[str]:
     """Sign in with the one-time code of a link, and redirect to the first page."""
     session = await sign_in_with_link(services, code)
     response = _with_session(request, "", session, SESSION_SECONDS)
     return Response("", status_code=303, headers=response.headers | {"location": "/"}, media_type=MediaType.HTML)
 
 
-def _with_session(request: Request[Any, Any, Any], body: Any, token: str, seconds: float) -> Response[Any]:
+def _with_session(request: AnyRequest, body: Any, token: str, seconds: float) -> Response[Any]:
     name, value = session_cookie(scope_of(request), token, seconds)
     headers = {name.decode(): value.decode(), "cache-control": "no-store", "referrer-policy": "no-referrer"}
     return Response(body, headers=headers)

@@ -3,11 +3,12 @@
 from typing import Any
 
 import msgspec
-from litestar import Request, Response, Router, delete, get, patch, post
+from litestar import Response, Router, delete, get, patch, post
 from litestar.params import FromPath
 
 from signoff.doors.asyncapi import document
-from signoff.doors.http import InjectedCaller, InjectedServices, parse_json
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
+from signoff.doors.http import parse_json
 from signoff.work.admin.streams import StreamStatus, add_stream, change_stream, get_stream, list_streams, remove_stream
 
 
@@ -38,7 +39,7 @@ async def get_streams(services: InjectedServices, caller: InjectedCaller) -> dic
 
 @post("/", status_code=201, summary="Declare a stream")
 async def post_stream(
-    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller
 ) -> Response[dict[str, Any]]:
     """Declare a stream; all workers listen to it within a second."""
     status = await add_stream(services, caller, _parse_stream(await request.body()))
@@ -53,7 +54,7 @@ async def show_stream(services: InjectedServices, caller: InjectedCaller, name: 
 
 @patch("/{name:str}", summary="Change a stream")
 async def patch_stream(
-    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
 ) -> dict[str, Any]:
     """Change the members of the body; all others keep their values."""
     return _stream_json(await change_stream(services, caller, name, _parse_stream(await request.body())))

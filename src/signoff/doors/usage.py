@@ -6,14 +6,15 @@ from datetime import datetime
 from typing import Annotated, Any, get_args
 
 import msgspec
-from litestar import Request, Response, Router, delete, get, put
+from litestar import Response, Router, delete, get, put
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromQuery, QueryParameter
 
 from signoff.core.price import NANO, Price, dollars, microdollars
 from signoff.core.usage import DAY_US, Dimension, UsageQuery, UsageRow, UsageTotals
 from signoff.core.wire import format_time, parse_time
-from signoff.doors.http import BIGINTS, InjectedCaller, InjectedServices, parse_json
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
+from signoff.doors.http import BIGINTS, parse_json
 from signoff.errors import BadRequest
 from signoff.work.admin.usage import drop_price, list_prices, set_price, usage_report
 
@@ -67,7 +68,7 @@ def parse_usage_query(  # noqa: PLR0913 -- Litestar passes each query parameter 
     dependencies={"usage_query": Provide(parse_usage_query, sync_to_thread=False)},
 )
 async def get_usage(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: InjectedServices,
     caller: InjectedCaller,
     usage_query: NamedDependency[UsageQuery],
@@ -95,9 +96,7 @@ async def get_prices(services: InjectedServices, caller: InjectedCaller) -> dict
 
 
 @put("/prices", summary="Set a price")
-async def put_price(
-    request: Request[Any, Any, Any], services: InjectedServices, caller: InjectedCaller
-) -> dict[str, Any]:
+async def put_price(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> dict[str, Any]:
     """Set a price, and return it. Jobs that have ended keep their cost."""
     price = _parse_price(await request.body(), services.clock())
     await set_price(services, caller, price)

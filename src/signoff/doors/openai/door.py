@@ -12,13 +12,13 @@ from signoff.core.cache import Sampling
 from signoff.core.endpoints import CHAT, KNOWN, RESPONSES, STREAMED, format_route, parse_route
 from signoff.core.model import Model
 from signoff.core.pipelines.composed import LibraryItem
+from signoff.doors.callers import caller_of
 from signoff.doors.http import (
     AsgiDoor,
     Receive,
     Scope,
     Send,
     cache_control_of,
-    caller_of,
     cancel_on_disconnect,
     header,
     parse_json,

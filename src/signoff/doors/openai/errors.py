@@ -10,7 +10,8 @@ from signoff.core import sse
 from signoff.core.convert import response_event
 from signoff.core.endpoints import RESPONSES
 from signoff.core.limits import Gauge
-from signoff.doors.http import JSON, Header, Send, raw_error_headers, send_bytes
+from signoff.doors.errors import raw_error_headers
+from signoff.doors.http import JSON, Header, Send, send_bytes
 from signoff.errors import LimitReached, ModelAnswered, SignoffError
 
 

@@ -1,0 +1,59 @@
+"""Formats of error responses: problem details, `{"detail", "code"}`, and the headers of both."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from math import ceil
+from typing import Any
+
+from signoff.doors.http import Header
+from signoff.errors import BadPipeline, LimitReached, SignoffError, Unauthorized
+
+
+def problem(error: SignoffError) -> dict[str, Any]:
+    """Return `error` as problem details (RFC 9457), the format of the native API."""
+    details: dict[str, Any] = {
+        "type": "about:blank",
+        "title": _phrase(error.status),
+        "status": error.status,
+        "detail": error.message,
+        "code": error.code,
+    }
+    if isinstance(error, BadPipeline):
+        details |= {"position": error.at, "line": error.line, "column": error.column}
+    return details if error.job_id is None else details | {"job_id": error.job_id}
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+def detail(error: SignoffError) -> dict[str, Any]:
+    """Return `error` as `{"detail", "code"}`, with `job_id` if it has one."""
+    body: dict[str, Any] = {"detail": error.message, "code": error.code}
+    return body if error.job_id is None else body | {"job_id": error.job_id}
+
+
+def error_headers(error: SignoffError) -> Mapping[str, str]:
+    """Return the headers of an error response, the same in all formats."""
+    headers: dict[str, str] = {}
+    if error.status == Unauthorized.status:
+        headers["www-authenticate"] = "Bearer"
+    if error.job_id is not None:
+        headers["location"] = f"/api/jobs/{error.job_id}"
+    # Official clients retry these statuses by themselves; here that would only repeat the work.
+    if not error.retryable and (error.status in {408, 409, 429} or error.status >= 500):
+        headers["x-should-retry"] = "false"
+    if isinstance(error, LimitReached):
+        if error.retry_after_seconds is not None:
+            headers["retry-after"] = str(max(1, ceil(error.retry_after_seconds)))
+    elif error.status in {429, 503} and error.retryable:
+        headers["retry-after"] = str(max(1, ceil(error.retry_after_seconds or 0)))
+    return headers
+
+
+def raw_error_headers(error: SignoffError) -> list[Header]:
+    """Return `error_headers` in the form of plain ASGI."""
+    return [(name.encode(), value.encode()) for name, value in error_headers(error).items()]
