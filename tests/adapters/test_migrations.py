@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
@@ -156,5 +157,9 @@ def stored(value: Any) -> dict[str, Any]:
     }
 
 
-async def test_the_history_is_one_line() -> None:
-    assert len(ScriptDirectory.from_config(migrations._config()).get_heads()) == 1
+async def test_the_history_is_one_line_and_each_file_begins_with_its_revision() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    history = [*ScriptDirectory.from_config(config).walk_revisions()]
+    assert [script.revision for script in reversed(history)] == migrations._REVISIONS
+    assert all(Path(script.path).name.startswith(f"{script.revision}_") for script in history)
