@@ -35,8 +35,6 @@ BROKEN = {
     "no-keys": "duplicated",
     "own-clock": "clock",
 }
-QUICK = ["no-lease-guard"]
-SLOW = [pytest.param(name, marks=pytest.mark.long) for name in MUTANTS if name not in QUICK]
 
 
 @pytest.mark.timeout(ROUND_SECONDS + 100)
@@ -59,8 +57,9 @@ def test_a_round_of_faults_loses_nothing(name: str, folder: Path) -> None:
     assert played.stdout.splitlines()[-1].startswith("attempted ")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(TINY_ROUNDS * (TINY_SECONDS + 100))
-@pytest.mark.parametrize("mutation", [*QUICK, *SLOW])
+@pytest.mark.parametrize("mutation", MUTANTS)
 def test_a_protection_that_is_missing_is_missed(mutation: str, folder: Path) -> None:
     for _ in range(TINY_ROUNDS):  # on a busy machine a round may be over before the first fault has struck
         played = play(folder, "tiny", "--mutation", mutation, seconds=TINY_SECONDS)

@@ -179,7 +179,7 @@ async def every_message_is_answered(
 async def test_every_message_is_answered_while_workers_and_the_broker_are_killed(
     tmp_path: Path, rabbit: Rabbit, postgres_url: str
 ) -> None:
-    await every_message_is_answered(tmp_path, rabbit, postgres_url, 300, kills=3, restarts=1)
+    await every_message_is_answered(tmp_path, rabbit, postgres_url, 150, kills=2, restarts=1)
 
 
 @pytest.mark.long

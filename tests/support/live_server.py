@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,31 +85,53 @@ async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
                 lifespan="off",
                 http="httptools",
                 log_config=None,
-                timeout_graceful_shutdown=1,
             )
         )
         serving = asyncio.ensure_future(server.serve())
         try:
-            await until(lambda: _started(server))
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await server.is_up.wait()
             port = server.servers[0].sockets[0].getsockname()[1]
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as http:
                 yield Live(services, f"http://127.0.0.1:{port}", http)
         finally:
-            server.should_exit = True
+            server.must_stop.set()
             await serving
 
 
-async def _started(server: uvicorn.Server) -> bool | None:
-    return server.started or None
-
-
 class _Server(uvicorn.Server):
-    """One that leaves the process's signals alone."""
+    """A server that leaves the signals of the process alone, and stops at once instead of at its next tick."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_up, self.must_stop = asyncio.Event(), asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
-        """Captures none."""
+        """Capture none."""
         yield
+
+    async def main_loop(self) -> None:
+        """Set the headers that every response gets, and wait for the end of the test."""
+        await self.on_tick(0)
+        self.is_up.set()
+        await self.must_stop.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close all connections; after a second, cancel the requests that still run."""
+        del sockets
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        deadline = asyncio.get_running_loop().time() + 1
+        while self.server_state.connections or self.server_state.tasks:
+            if asyncio.get_running_loop().time() > deadline:
+                for task in self.server_state.tasks:
+                    task.cancel()
+                for connection in self.server_state.connections:
+                    connection.transport.abort()
+            await asyncio.sleep(0.001)
 
 
 @contextlib.asynccontextmanager
