@@ -13,8 +13,6 @@ from typing import Any
 import msgspec
 import pytest
 import sqlalchemy as sa
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 from signoff.errors import SchemaOutdated
 from signoff.stores import migrations
@@ -30,7 +28,7 @@ TEXTS = ("", "ä€😀 \u202e\ufffd\n\t\"'\\%s{}", "0", " ", "x" * 100_000)
 BYTES = (b"", bytes(range(256)), b"\xff\xfe" * 50_000, b"null", b"\0")
 BITS = {sa.SmallInteger: 15, sa.Integer: 31, sa.BigInteger: 63}
 ROWS = len(TEXTS)
-NEWEST = ScriptDirectory.from_config(migrations._config()).get_current_head()
+NEWEST = migrations._REVISIONS[-1]
 
 
 def odd(column: sa.Column[Any], row: int) -> Any:
@@ -302,10 +300,8 @@ async def test_an_older_backup_is_brought_up_to_date(
         f"revision, down_revision, branch_labels, depends_on = 'next', {NEWEST!r}, None, None\n"
         "def upgrade():\n    op.add_column('users', sa.Column('nickname', sa.Text(), server_default='none'))\n"
     )
-    config = Config()
-    config.set_main_option("script_location", str(newer))
-    monkeypatch.setattr(migrations, "_config", lambda: config)
-    monkeypatch.setattr(migrations, "_newest", lambda: "next")
+    monkeypatch.setattr(migrations, "_FOLDER", newer)
+    monkeypatch.setattr(migrations, "_REVISIONS", [*migrations._REVISIONS, "next"])
     # when it is restored
     await restored(empty_url, file)
     # then it has all rows, and the newer schema

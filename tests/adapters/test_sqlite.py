@@ -331,7 +331,7 @@ async def test_an_outdated_schema_names_the_command_that_helps(path: Path) -> No
         connection.execute("UPDATE alembic_version SET version_num = '0000'")
     store = SqlStore(f"sqlite:///{path}")
 
-    with pytest.raises(SchemaOutdated, match=r"schema revision 0000.*signoff migrate"):
+    with pytest.raises(SchemaOutdated, match=r"revision 0000.*signoff migrate"):
         await store.start()
     await store.close()
 

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from signoff.core import sse
@@ -332,6 +332,7 @@ def test_whatever_a_model_streams_is_an_answer_or_garbled(pieces: list[Any]) -> 
 
 @settings(max_examples=200, deadline=None)
 @given(ANY_JSON, st.text(max_size=5))
+@example({"choices": [{}, {"choices": None, "text": False}]}, "")
 def test_whatever_an_answer_is_it_can_be_read_edited_and_streamed(value: Any, text: str) -> None:
     body = json.dumps(value).encode()
     assert isinstance(answer_text(body), str | None)

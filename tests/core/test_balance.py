@@ -201,7 +201,7 @@ def test_what_cannot_be_balanced_is_refused(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"name": "a*b"}, "`name` must be 1 to 255 printable characters without outer blanks, and * only at its end."),
+        ({"name": "a*b"}, "`name` must be 1 to 255 printable characters without outer blanks; * only at its end."),
         ({"attempts": 0}, "`attempts` must be 1 to 1000000 (got 0)."),
         ({"queue_seconds": 0}, "`queue_seconds` must be more than 0 and finite (got 0)."),
         ({"timeouts": Timeouts(total_seconds=-1)}, "`timeouts.total_seconds` must be more than 0 and finite (got -1)."),

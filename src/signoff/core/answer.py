@@ -129,7 +129,8 @@ def with_text(body: bytes, text: str) -> bytes:
     else:
         choice["text"] = text
     whole["choices"][0] = choice
-    return msgspec.json.encode(whole)
+    edited = msgspec.json.encode(whole)
+    return edited if answer_text(edited) == text else msgspec.json.encode(text)
 
 
 def as_completion(body: bytes, model: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What handlers of Litestar get: the request, and dependencies by the name of the parameter."""
+"""Parameters of Litestar's handlers: the request, and dependencies that are injected by name."""
 
 from typing import Any, cast
 

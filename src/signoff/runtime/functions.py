@@ -114,7 +114,9 @@ class FunctionRegistry:
             async with self._search_lock:  # callers that wait here find what the first one has loaded
                 loaded = await self._search(function)
         if loaded is None:
-            raise FunctionFailed(f"This server cannot read `{function.name}`{self._read_errors(function)}.")
+            raise FunctionFailed(
+                f"`{function.name}` is registered, but this server cannot read it{self._read_errors(function)}."
+            )
         return loaded
 
     async def _search(self, function: Function) -> LoadedFunction | None:

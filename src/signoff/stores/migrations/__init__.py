@@ -14,8 +14,9 @@ _FOLDER = Path(__file__).parent
 _REVISIONS = sorted(path.name.partition("_")[0] for path in (_FOLDER / "versions").glob("[0-9]*.py"))
 
 
-def migrate_schema(conn: sa.Connection, revision: str = _REVISIONS[-1]) -> None:
-    """Migrate the schema to the newest revision, or to an older one, in the transaction of `conn`."""
+def migrate_schema(conn: sa.Connection, revision: str | None = None) -> None:
+    """Migrate the schema to `revision`, by default the newest one, in the transaction of `conn`."""
+    revision = revision or _REVISIONS[-1]
     if current(conn) == revision:
         return
     from alembic import command
