@@ -122,7 +122,6 @@ async def test_a_label_names_a_version_until_it_is_taken_away(tmp_path: Path) ->
         {"name": "p", "body": ""},
         {"name": "p", "body": {"size": 1_048_577}},
         {"name": "p", "body": "a\0b"},
-        {"name": "p", "body": "b", "model": "nobody"},
         {"name": "p", "body": "b", "message": "m" * 1001},
         {"name": "p", "body": "b", "label": "9"},
         {"name": "p", "body": "b", "colour": "red"},
@@ -136,6 +135,13 @@ async def test_what_is_no_prompt_is_refused(wrong: dict[str, Any], tmp_path: Pat
         body = io.BytesIO(json.dumps(wrong).encode())
         status, told = await server.ask("POST", "/api/prompts", await server.token(), data=body)
         assert (status, told["status"], bool(told["detail"])) == (400, 400, True)
+
+
+async def test_a_prompt_for_an_unknown_model_is_refused_as_a_call_of_it_is(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        prompt = {"name": "p", "body": "b", "model": "unknown"}
+        status, problem = await server.ask("POST", "/api/prompts", await server.token(), json=prompt)
+        assert (status, problem["code"]) == (404, "model_not_found")
 
 
 async def test_a_name_is_one_thing_for_everybody(tmp_path: Path) -> None:

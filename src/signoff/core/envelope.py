@@ -39,10 +39,12 @@ def parse_envelope(message: bytes) -> Envelope:
     """Parse a message; an invalid one has an `error`, and its metadata if they could be read."""
     try:
         message.decode()
+        msgspec.json.decode(message, type=msgspec.Raw)  # a wrong type must not hide that the rest is not JSON
         outer = msgspec.json.decode(message, type=_Outer)
         msgspec.json.decode(outer.metadata)
     except (ValueError, RecursionError) as error:
-        return Envelope(error=BadBody(f'The message must be a JSON object {{"path", "metadata", "body"}}: {error}'))
+        fault = BadRequest if isinstance(error, msgspec.ValidationError) else BadBody
+        return Envelope(error=fault(f'The message must be a JSON object {{"path", "metadata", "body"}}: {error}'))
     metadata, path = bytes(outer.metadata), COMPLETIONS
     try:
         path = _normalize(msgspec.json.decode(outer.path, type=str))

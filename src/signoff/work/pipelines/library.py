@@ -15,7 +15,7 @@ from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItem
 from signoff.core.pipelines.grammar import calls_of, parse
 from signoff.core.pipelines.names import MAX_NAME_LENGTH, is_valid_name, join_names
 from signoff.core.pipelines.tree import Call
-from signoff.errors import BadRequest, Conflict, Forbidden, LibraryItemNotFound, ModelNotFound, NameTaken
+from signoff.errors import BadRequest, Conflict, Forbidden, LibraryItemNotFound, NameTaken
 from signoff.work.inference.resolve import may_use_item
 from signoff.work.services import Services
 
@@ -46,7 +46,10 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def create_item(services: Services, caller: Caller, kind: LibraryItemKind, draft: Draft) -> LibraryItem:
-    """Save the first version of a new prompt or pipeline of the caller. Raises BadRequest, BadPipeline, NameTaken."""
+    """Save the first version of a new prompt or pipeline of the caller.
+
+    Raises BadRequest, BadPipeline, ModelNotFound, NameTaken.
+    """
     if not is_valid_name(draft.name):
         raise BadRequest(f"`name` must be a letter, then letters, digits and _, at most {MAX_NAME_LENGTH} in all.")
     if any(model.name == draft.name for model in await services.caches.models.all()):
@@ -224,7 +227,7 @@ async def _checked_item(
         "message": draft.message,
     }
     if kind == "prompt":
-        await _check_model(services, draft.model)
+        await services.caches.models.find(draft.model)  # raises ModelNotFound
         return Prompt(**fields, model=draft.model)
     tree = parse(draft.body)
     await _check_tree(services, caller, draft.body, tree, name=draft.name, shared=shared)
@@ -240,13 +243,6 @@ async def _check_tree(services: Services, caller: Caller, body: str, tree: Call,
     callees = await callees_of(services, tree, may_use, name=name)
     own = Pipeline(name=name, body=body, tree=tree, user_id=caller.user_id)
     check_calls(body, tree, (callees | {name: own}).get, own_name=name)
-
-
-async def _check_model(services: Services, name: str | None) -> None:
-    try:
-        await services.caches.models.find(name)
-    except ModelNotFound as error:
-        raise BadRequest(error.message) from None
 
 
 def _check_texts(draft: Draft) -> None:
