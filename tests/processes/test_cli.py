@@ -215,7 +215,7 @@ def test_models_come_and_go_and_their_keys_are_sealed(tmp_path: Path) -> None:
     assert "echo" in rows
     # then one that was removed is gone, and says so when it is removed again
     assert removed[1] == "mine is removed.\n"
-    assert again[1:] == ("", "There is no registered model 'mine'.\n")
+    assert again[1:] == ("", "No model is registered as 'mine'; GET /api/models lists all models.\n")
     assert "mine" not in after[1]
     assert "0 in all" in jobs[1]
     assert review[1] == "No more answers are held for review.\n"

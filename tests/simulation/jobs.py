@@ -165,7 +165,7 @@ class MemoryJobs:
     def _moved(self, tx: Tx, job_id: str, *steps: TransitionRequest) -> Job:
         job = self._tables.jobs.get(job_id)
         if job is None:
-            raise JobNotFound(f"There is no job {job_id}.")
+            raise JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
         for step in steps:
             if not self._tables.may(step.verb, job, step, tx.now):
                 raise self._refusal(job, step, tx.now)

@@ -18,7 +18,10 @@ MS = 1000
 
 
 class EntryLabel(msgspec.Struct, frozen=True, array_like=True):
-    """The attributes of an entry in the index, for filters and sums that do not read the entries."""
+    """The attributes of an entry in the index, for filters and sums that do not read the entries.
+
+    The script `_DROP` reads `size_bytes` as the fourth item.
+    """
 
     user_id: int
     model: str
@@ -104,7 +107,8 @@ class RedisCache:
 
     def _hit_of(self, value: bytes, left_ms: int) -> CacheHit:
         left = left_ms / MS
-        return CacheHit(_decode(value), max(0.0, self._bounds.ttl_seconds - left), left)
+        age = max(0.0, self._bounds.ttl_seconds - left)
+        return CacheHit(_decode(value), age, left)
 
 
 _encode = msgspec.msgpack.encode
@@ -121,7 +125,9 @@ local function drop(key)
 end
 """
 
-# The scores of the index are the times when entries were stored, in microseconds of Redis' clock.
+# The scores of the index are the times when entries were stored, in microseconds of Redis' clock; `ttl` is in
+# milliseconds. A call drops at most 100 expired entries, so that it stays short. If the index is empty but the total is
+# not, the total was wrong and is reset. The index outlives its entries, and then vanishes by itself.
 _STORE = (
     _DROP
     + """
@@ -156,6 +162,7 @@ return redis.status_reply('OK')
 
 
 def _matches(key: str, label: EntryLabel, filters: CacheFilter) -> bool:
+    """Return True if the entry with this label matches; filters read no other fields of an entry."""
     entry = CacheEntry(
         key=key, user_id=label.user_id, model=label.model, target=label.target, path="", job_id="", answer=b""
     )

@@ -31,7 +31,7 @@ def _phrase(status: int) -> str:
 
 
 def detail(error: SignoffError) -> dict[str, Any]:
-    """Return `error` as `{"detail", "code"}`, with `job_id` if it has one."""
+    """Return `error` as `{"detail", "code"}`, with `job_id` if it has one: the format of the job and `predict` APIs."""
     body: dict[str, Any] = {"detail": error.message, "code": error.code}
     return body if error.job_id is None else body | {"job_id": error.job_id}
 
@@ -43,10 +43,10 @@ def error_headers(error: SignoffError) -> Mapping[str, str]:
         headers["www-authenticate"] = "Bearer"
     if error.job_id is not None:
         headers["location"] = f"/api/jobs/{error.job_id}"
-    # Official clients retry these statuses by themselves; here that would only repeat the work.
+    # The SDKs of OpenAI and Anthropic retry these statuses by themselves; here that would only repeat the work.
     if not error.retryable and (error.status in {408, 409, 429} or error.status >= 500):
         headers["x-should-retry"] = "false"
-    if isinstance(error, LimitReached):
+    if isinstance(error, LimitReached):  # without a time, waiting does not help
         if error.retry_after_seconds is not None:
             headers["retry-after"] = str(max(1, ceil(error.retry_after_seconds)))
     elif error.status in {429, 503} and error.retryable:

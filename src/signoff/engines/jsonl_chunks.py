@@ -53,7 +53,7 @@ def _event(piece: bytes, request: ModelRequest) -> bytes:
         return piece
     if piece.startswith(b'"'):
         return _completion(request, {"content": msgspec.Raw(piece)}, None)
-    raise ModelGarbled("The model wrote a stream's `delta` that is neither a string nor an object.")
+    raise ModelGarbled("The program wrote a `delta` that is neither a string nor an object; correct the program.")
 
 
 def _completion(request: ModelRequest, delta: dict[str, Any], finish_reason: str | None) -> bytes:

@@ -126,7 +126,7 @@ class FunctionRegistry:
             await self._scan_for(function.digest)
             loaded = self._scanned(function)
             if loaded is not None and loaded.function.digest != function.digest:
-                log.warning("function_version_mismatch", function=function.name)
+                log.warning("function_version_mismatch", function=function.name, remedy="POST /api/functions/sync")
         return loaded
 
     async def _scan_for(self, digest: str) -> None:

@@ -217,9 +217,9 @@ class ResponseCache:
     def _set_failure(self, error: Exception | None) -> None:
         """Record an error, or None for a success; log only the changes."""
         if error is not None and self._retry_at is None:
-            log.warning("cache_unavailable", error=repr(error))
+            log.warning("response_cache_unavailable", error=repr(error))
         if error is None and self._retry_at is not None:
-            log.info("cache_available_again")
+            log.info("response_cache_available")
         self._retry_at = None if error is None else _now() + RETRY_SECONDS
 
 

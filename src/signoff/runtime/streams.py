@@ -1,17 +1,20 @@
-"""Cache of the streams, declared and stored, and how this process listens to them."""
+"""Cache of the streams, declared in the settings and stored in the database, and how this process listens to them."""
 
 from collections.abc import Sequence
 
-from signoff.catalog import Streams as Stored
+from signoff.catalog import Streams as StoredStreams
 from signoff.core.stream import ListenerStatus, Stream
 from signoff.errors import NotFound
 from signoff.runtime.snapshot import Snapshot
 
 
 class StreamCache:
-    """Streams by name. `statuses` is filled by the consumer: the status of each stream that this process listens to."""
+    """Streams by name; a declared stream hides a stored one of the same name.
 
-    def __init__(self, stored: Stored, declared: Sequence[Stream]) -> None:
+    `statuses` has the status of each stream that this process listens to; `server.consumer` fills it.
+    """
+
+    def __init__(self, stored: StoredStreams, declared: Sequence[Stream]) -> None:
         self._stored = stored
         self._declared = {stream.name: stream for stream in declared}
         self._streams = Snapshot(self._read)

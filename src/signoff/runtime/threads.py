@@ -12,7 +12,10 @@ T = TypeVar("T")
 
 
 class TimeLimitExceeded(BaseException):
-    """The time limit of a call is over. A BaseException, so that `except Exception` in that code does not catch it."""
+    """Raised in the thread of a call whose time is over or whose caller has gone.
+
+    It is a BaseException, so that `except Exception` in the called code does not catch it.
+    """
 
 
 class WorkFailed(Exception):
@@ -32,8 +35,9 @@ class WorkerThreads:
     async def run(self, work: Callable[[], T], seconds: float) -> T:
         """Return the result of `work`, run in a thread with the caller's context variables.
 
-        After `seconds`, or when the caller is cancelled, the thread is stopped at its next line of Python. Raises
-        WorkFailed for an error of `work`, TimeoutError after `seconds`.
+        After `seconds`, which include the wait for a slot, or when the caller is cancelled, the thread is stopped at
+        its next line of Python. Raises WorkFailed for an error of `work`, TimeoutError after `seconds`, and
+        RuntimeError if no thread can be started.
         """
         async with asyncio.timeout(seconds):
             await self._slots.acquire()

@@ -15,6 +15,7 @@ T = TypeVar("T")
 Read = Callable[[Connection, Callable[[], int]], T]
 """A function of a connection and of the database's clock, in microseconds since 1970."""
 
+# Operations that wait, and operations of one transaction.
 WAITING_LIMIT = 10_000
 GROUP_LIMIT = 500
 WRITE_TIMEOUT_SECONDS = 30.0
@@ -22,14 +23,14 @@ _NOW = sa.select(now_us())
 
 
 class Database(Protocol):
-    """A database. The functions that it runs get a plain connection; they may run in another thread."""
+    """A database. The functions that it runs get a synchronous connection of SQLAlchemy, and may run in a thread."""
 
     async def start(self) -> None:
         """Connect, and start to write and to listen. Raises SchemaOutdated, and Overloaded if it does not answer."""
         ...
 
-    async def reshape(self, step: Callable[[Connection], None]) -> None:
-        """Run `step` in one transaction that may change the schema. Called before `start`; one process at a time."""
+    async def change_schema(self, step: Callable[[Connection], None]) -> None:
+        """Run `step` in one transaction that may change the schema. Other processes wait; call it before `start`."""
         ...
 
     async def read(self, function: Read[T]) -> T:
@@ -46,19 +47,24 @@ class Database(Protocol):
     async def write(self, operation: Callable[[Tx], T]) -> T:
         """Run `operation` and return its result when it is committed, together with others that are waiting.
 
-        See `writer.Writer` for what an operation may do. Raises Overloaded if that takes too long.
+        See `writer.Writer` for what an operation may do. Raises Overloaded after WRITE_TIMEOUT_SECONDS, and if the
+        database fails; the operation may have been committed all the same.
         """
         ...
 
     async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
-        """Queue `operation` as `write` does, and return a future of its result. Waits only if too many are queued."""
+        """Queue `operation` as `write` does, and return a future of its result.
+
+        Waits while the queue is full. Raises Overloaded only if the database was closed; the future raises it as
+        `write` does.
+        """
         ...
 
-    async def count(self, operation: Callable[[Tx], T]) -> T:
+    async def write_alone(self, operation: Callable[[Tx], T]) -> T:
         """Run `operation` as `write` does, but in a transaction of its own, whose locks delay no other write.
 
-        Meant for counters, which all processes update all the time. The call may take long. If it raises Overloaded,
-        the operation was not committed, or the database did not tell within an hour whether it was.
+        It is for the counters of limits, which all processes update all the time. The call may take long. If it
+        raises Overloaded, the operation was not committed, or the database did not tell within an hour whether it was.
         """
         ...
 

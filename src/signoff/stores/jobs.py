@@ -35,7 +35,8 @@ T = TypeVar("T")
 KEY_LIFETIME_US = 24 * 3600 * SECOND
 MAX_IDS_PER_STATEMENT = 1000
 RETRY_SECONDS = 0.1
-MAX_QUEUED_ROWS = 128  # about what is written in 20 ms; a crash loses no more rows of answered calls than that
+# Callers of these rows have their answers, so a crash loses at most this many rows; writing them takes about 20 ms.
+MAX_QUEUED_ROWS = 128
 _NOT_IN_EVENTS = {"body", "response", "deliver", "seq", "updated_at"}
 
 
@@ -61,20 +62,21 @@ class SqlJobs:
         def insert(tx: Tx) -> Job:
             return insert_job(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
 
-        def join(tx: Tx) -> Job:
+        def find_or_insert(tx: Tx) -> Job:
             return _find_existing(tx, job) or _reserve_names(tx, insert(tx))
 
         if job.client_id is None and job.idempotency_key is None:
             return await self._database.write(insert)
         try:
-            return await self._database.write(join)
+            return await self._database.write(find_or_insert)
         except IntegrityError:  # another process inserted such a job at the same time: now there is one to return
-            return await self._database.write(join)
+            return await self._database.write(find_or_insert)
 
     async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[Job]:
         """See `store.Jobs`."""
 
         def insert(tx: Tx) -> Job:
+            # One event stands for all transitions: it has the verb of the last one, and `moves` lists them all.
             return insert_job(tx, with_times(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
 
         await self._acquire_queue_slot()
@@ -100,7 +102,7 @@ class SqlJobs:
             raise Overloaded("Too many finished calls wait to be written to the database; try again later.") from None
 
     def _resolve(self, committed: asyncio.Future[Job], done: asyncio.Future[Job], insert: Callable[[Tx], Job]) -> None:
-        """Pass the result of a write on to `committed`, or retry the write if the database was away.
+        """Pass the result of a write on to `committed`, or retry the write if the database was unavailable.
 
         The caller has the answer already, so the row must not be lost.
         """
@@ -121,7 +123,7 @@ class SqlJobs:
         await asyncio.sleep(RETRY_SECONDS)
         try:
             done = await self._database.enqueue(insert)
-        except Overloaded as closed:
+        except Overloaded as closed:  # `enqueue` fails only when the database was closed
             if not committed.done():
                 committed.set_exception(closed)
         else:
@@ -177,7 +179,7 @@ class SqlJobs:
     async def events(self, job_id: str) -> list[Event]:
         """See `store.Jobs`."""
         rows = await self._database.read(lambda conn, _: conn.execute(_EVENTS, {"job": job_id}).mappings().all())
-        return [_event_of(row) for row in rows]
+        return [_event_from(row) for row in rows]
 
     async def lapsed(self, limit: int) -> list[Job]:
         """See `store.Jobs`."""
@@ -212,7 +214,7 @@ _STATUSES = sa.select(jobs.c.id, jobs.c.status, jobs.c.seq).where(jobs.c.id.in_(
 _RENAMED = {"made": "upstream_object_id", "own_id": "client_id", "first_us": "ttft_us", "answer_us": "generation_us"}
 
 
-def _event_of(row: sa.RowMapping) -> Event:
+def _event_from(row: sa.RowMapping) -> Event:
     event = Event(**row)
     return msgspec.structs.replace(event, data={_RENAMED.get(name, name): value for name, value in event.data.items()})
 
@@ -277,7 +279,7 @@ def _is_key_free(job: Job, now: int) -> bool:
 
 
 def _reserve_names(tx: Tx, job: Job) -> Job:
-    """Insert `job` and its idempotency key now, so that later operations of this group find them."""
+    """Add the idempotency key of `job`, and send all added rows, so that later operations of this group find them."""
     if job.idempotency_key is not None:
         tx.add(used_keys, {"user_id": job.user_id, "key": job.idempotency_key, "job_id": job.id})
     tx.flush()
@@ -296,6 +298,7 @@ _FREE_KEY = sa.delete(used_keys).where(_HAS_KEY, used_keys.c.job_id == _JOB)
 
 
 def _renew(tx: Tx, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
+    """Extend leases, given as (job id, lease); return the ids of the jobs that still have them."""
     until = tx.now + round(lease_seconds * SECOND)
     return {
         job_id
@@ -309,7 +312,9 @@ def _renew(tx: Tx, leases: Sequence[tuple[str, str]], lease_seconds: float) -> s
 _RENEW = (
     sa.update(jobs)
     .where(
-        jobs.c.id.in_(sa.bindparam("jobs", expanding=True)),  # SQLite has no index for the pairs
+        jobs.c.id.in_(
+            sa.bindparam("jobs", expanding=True)
+        ),  # SQLite uses an index for this condition, not for the pairs
         sa.tuple_(jobs.c.id, jobs.c.lease).in_(sa.bindparam("leases", expanding=True)),
     )
     .values(lease_until=sa.bindparam("new_lease_until", type_=sa.BigInteger))
@@ -318,6 +323,7 @@ _RENEW = (
 
 
 def _purge(tx: Tx, older_than_seconds: float, limit: int) -> int:
+    """Delete at most `limit` ended jobs that are that old, with their rows in all tables; return their number."""
     before = tx.now - round(older_than_seconds * SECOND)
     ids = tx.conn.execute(_OLD, {"before": before, "limit": limit}).scalars().all()
     if ids:
@@ -328,7 +334,7 @@ def _purge(tx: Tx, older_than_seconds: float, limit: int) -> int:
     return len(ids)
 
 
-# A job stays until its deliveries have ended.
+# A job stays until its deliveries have ended, and a step of a pipeline until its run has.
 _HAS_DUE_DELIVERY = sa.exists().where(deliveries.c.job_id == jobs.c.id, deliveries.c.state == "due")
 _RUNS = jobs.alias("runs")
 _RUN_IS_UNFINISHED = sa.exists().where(_RUNS.c.id == jobs.c.parent_id, _RUNS.c.status.not_in(TERMINAL))
@@ -342,7 +348,7 @@ _OLD = (
         ~_RUN_IS_UNFINISHED,
     )
     .limit(sa.bindparam("limit", type_=sa.Integer))
-    .with_for_update(skip_locked=True, of=jobs)  # rows that another process deletes are in the sums of that process
+    .with_for_update(skip_locked=True, of=jobs)  # another process adds the rows that it deletes to past usage
 )
 
 

@@ -70,7 +70,7 @@ class Postgres:
         self._writer.start()
         self._feed.start()
 
-    async def reshape(self, step: Callable[[Connection], None]) -> None:
+    async def change_schema(self, step: Callable[[Connection], None]) -> None:
         """See `database.Database`."""
         engine = _engine(self._dsn, 1, answer_seconds=None)
         try:
@@ -104,7 +104,7 @@ class Postgres:
         """See `database.Database`."""
         return await self._writer.enqueue(operation)
 
-    async def count(self, operation: Callable[[Tx], T]) -> T:
+    async def write_alone(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`. One operation at a time, on a connection that is opened for the first one."""
 
         def group(tx: Tx) -> list[T]:

@@ -100,7 +100,7 @@ class SqlQuotas:
     def _enqueue(self, requests: Iterable[ReservationRequest], operation: Operation) -> asyncio.Future[Any]:
         """Queue `operation` for the next transaction, and return a future of its result."""
         if len(self._waiting) >= WAITING_LIMIT:
-            raise Overloaded("Too many requests wait for the counters of their limits; try again later.")
+            raise Overloaded("Too many requests wait until their limits are checked; try again later.")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Any] = loop.create_future()
         names = frozenset(name for request in requests for name, _ in request.limits)
@@ -118,7 +118,9 @@ class SqlQuotas:
             error: Exception | None = None
             results: list[Any] = [None] * len(group)
             try:
-                results = await self._database.count(lambda tx, names=names, group=operations: _apply(tx, names, group))
+                results = await self._database.write_alone(
+                    lambda tx, names=names, group=operations: _apply(tx, names, group)
+                )
             except Exception as failure:  # noqa: BLE001 -- passed on to the callers
                 error = failure
             for (_, _, done), result in zip(group, results, strict=True):

@@ -62,7 +62,7 @@ class SqlStore:
 
     async def migrate(self) -> None:
         """See `store.Store`."""
-        await self._database.reshape(migrate_schema)
+        await self._database.change_schema(migrate_schema)
 
     async def backup(self, path: Path, *, key: bytes | None = None) -> Manifest:
         """Write a snapshot of all data to the new file `path`, with the contents of the vault's key file in `key`.
@@ -78,7 +78,7 @@ class SqlStore:
         All is one transaction; `at_end` is called before its commit, and undoes it by an exception. Raises BadBackup.
         """
         try:
-            await self._database.reshape(lambda conn: fill(conn, path, manifest, at_end=at_end))
+            await self._database.change_schema(lambda conn: fill(conn, path, manifest, at_end=at_end))
         except DBAPIError as error:
             raise BadBackup(f"The database rejected the rows of {path}: {str(error.orig).splitlines()[0]}") from error
 

@@ -66,7 +66,7 @@ class Sqlite:
         version = await self._in_writer_thread(lambda: self._pragma("data_version"))
         self._watcher = asyncio.get_running_loop().create_task(self._watch(version))
 
-    async def reshape(self, step: Callable[[Connection], None]) -> None:
+    async def change_schema(self, step: Callable[[Connection], None]) -> None:
         """See `database.Database`. Create the file if there is none."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         await self._in_writer_thread(lambda: self._prepare(step))
@@ -92,7 +92,7 @@ class Sqlite:
         """See `database.Database`."""
         return await self._writer.enqueue(operation)
 
-    async def count(self, operation: Callable[[Tx], T]) -> T:
+    async def write_alone(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`. Only one process writes at a time anyway, so this is an ordinary write."""
         return await (await self._writer.enqueue(operation))
 
@@ -130,7 +130,7 @@ class Sqlite:
             try:
                 version = await self._in_writer_thread(lambda: self._pragma("data_version"))
             except Exception as error:  # noqa: BLE001 -- notifications may be lost; the next poll may succeed
-                log.warning("change_poll_failed", error=repr(error))
+                log.warning("sqlite_change_poll_failed", error=repr(error))
                 version = last_version
             if version != last_version:
                 self._changes.publish("any", "")

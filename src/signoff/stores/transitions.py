@@ -211,7 +211,7 @@ def _transition_error(tx: Tx, job_id: str, request: TransitionRequest) -> Stale 
     """Return the error that says why the guarded update found no row."""
     row = tx.conn.execute(_STATE, {"job": job_id, "actor_round": request.round}).one_or_none()
     if row is None:
-        return JobNotFound(f"There is no job {job_id}.")
+        return JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
     decision: Decision | None = row.decision or row.round_decision
     decided = f"; {decision.reviewer} decided: {decision.verdict}" if decision else ""
     is_open = row.review_lease not in {None, request.reviewer} and row.review_lease_until >= tx.now

@@ -83,7 +83,7 @@ class KafkaTransport:
                 no_confirm=False,
             )
         except (MessageSizeTooLargeError, RecordTooLargeError) as error:
-            raise Undelivered(f"Kafka rejected the answer: {error}") from error
+            raise Undelivered(f"Kafka rejected the answer for {message.address!r}: {error}") from error
         except KafkaError:
             self._publisher.mark_lost(broker)
             raise

@@ -99,7 +99,7 @@ class NatsTransport:
                 self._answer_stream = None
                 if known is not None and not isinstance(error, MaxPayloadError):
                     raise  # the subject may belong to another stream by now
-                raise Undelivered(f"NATS rejected the answer: {error}") from error
+                raise Undelivered(f"NATS rejected the answer for {message.address!r}: {error}") from error
             self._answer_stream = stream
 
     async def close(self) -> None:

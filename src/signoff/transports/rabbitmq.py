@@ -82,7 +82,7 @@ class RabbitTransport:
                 )
             except (DeliveryError, PublishError) as error:
                 self._publisher.mark_lost(broker)  # the queue may be deleted; a new connection declares it
-                raise Undelivered(f"RabbitMQ rejected the answer: {error}") from error
+                raise Undelivered(f"RabbitMQ rejected the answer for {message.address!r}: {error}") from error
 
     async def close(self) -> None:
         """See `transport.Transport`."""

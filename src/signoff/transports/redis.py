@@ -81,7 +81,7 @@ class RedisTransport:
             except (RedisConnectionError, RedisTimeoutError):
                 raise
             except RedisError as error:
-                raise Undelivered(f"Redis rejected the answer: {error}") from error
+                raise Undelivered(f"Redis rejected the answer for {message.address!r}: {error}") from error
 
     async def close(self) -> None:
         """See `transport.Transport`."""

@@ -28,7 +28,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     model: Model
     """The model."""
     is_registered: bool
-    """The model is in the catalog; False for a model that always exists."""
+    """True for a model in the catalog; False for a built-in one."""
     state: State | None
     """The state of the process on this host, the best of its replicas; None for a model without a process."""
 
@@ -41,10 +41,10 @@ async def list_models(services: Services, caller: Caller) -> list[ModelStatus]:
 
 
 async def get_model(services: Services, caller: Caller, name: str) -> ModelStatus:
-    """Return the model of exactly this name. Raises Forbidden, ModelNotFound."""
+    """Return the model with exactly this name, such as `gpt-4` or `gpt-*`. Raises Forbidden, ModelNotFound."""
     status = next((status for status in await list_models(services, caller) if status.model.name == name), None)
     if status is None:
-        raise ModelNotFound(f"There is no model {name!r}.")
+        raise ModelNotFound(f"The model {name!r} does not exist. GET /api/models lists all models.")
     return status
 
 
@@ -57,7 +57,11 @@ def _status_of(services: Services, model: Model, is_registered: bool) -> ModelSt
 
 
 async def model_health(services: Services, model: Model) -> dict[str, Any]:
-    """Return whether the model can be reached now, as `ok` and `detail`. No request is sent to it."""
+    """Return `{"ok", "detail"}` for the model; `detail` is a text for people.
+
+    A process is ok unless it failed, because a stopped one starts with the next request. For a URL, a connection is
+    opened and no HTTP request is sent.
+    """
     state = _status_of(services, model, is_registered=True).state
     if state is not None:
         return {"ok": state != "failed", "detail": state}
@@ -91,7 +95,7 @@ async def start_model(services: Services, caller: Caller, name: str) -> ModelSta
 async def stop_model(services: Services, caller: Caller, name: str) -> ModelStatus:
     """Stop the processes of the model on this host, and return the model.
 
-    Requests that it works on fail, and the next request starts it again.
+    Requests in progress fail; the next request starts the model again.
     Raises Forbidden, ModelNotFound, BadRequest, Overloaded.
     """
     status = await get_model(services, caller, name)
@@ -100,7 +104,10 @@ async def stop_model(services: Services, caller: Caller, name: str) -> ModelStat
 
 
 async def end_process(services: Services, model: Model) -> None:
-    """Stop the processes of the model on this host. Raises BadRequest, and Overloaded if one has not ended in time."""
+    """Stop the processes of the model on this host, for any caller.
+
+    Raises BadRequest, and Overloaded if a process has not ended in time.
+    """
     stopped = [await _process_engine(services, each).stop_model(each) for each in endpoints_of(model)]
     if not all(stopped):
         raise Overloaded(f"The process of the model {model.name} has not ended yet; try again.")
@@ -116,7 +123,7 @@ def _process_engine(services: Services, model: Model) -> ProcessEngine:
 async def change_model(
     services: Services, caller: Caller, name: str, changes: Mapping[str, Any], secrets: ModelKeys, *, commands: bool
 ) -> None:
-    """Change a registered model, by the fields that `with_changes` reads.
+    """Change the given fields of a registered model.
 
     Args:
         services: The dependencies.
@@ -124,7 +131,7 @@ async def change_model(
         name: The name of the model, which cannot change.
         changes: Fields by name; others stay.
         secrets: New upstream keys; without them the model keeps its keys.
-        commands: Accept a new command. False for a request from another host, unless the settings allow it.
+        commands: True if the caller may set a command line; see `doors.callers.takes_commands`.
 
     Raises:
         Forbidden: the caller is not an admin, or may not set a command.
@@ -134,7 +141,7 @@ async def change_model(
     """
     status = await get_model(services, caller, name)
     if not status.is_registered:
-        raise ModelNotFound(f"There is no registered model {name!r}.")
+        raise ModelNotFound(f"The model {name!r} is built in; register one under another name.")
     if changes.get("name", name) != name:
         raise BadRequest(f"`name` must be {name!r}, as names cannot change (got {changes['name']!r}).")
     changed = with_changes(status.model, changes)
@@ -151,14 +158,16 @@ async def add_model(
     commands: bool,
     is_new: bool = False,
 ) -> None:
-    """Register a model, or change one unless it must be new. Raises Forbidden, BadRequest, AddressRefused, Conflict.
+    """Register a model, or replace the one of the same name unless `is_new`.
+
+    Raises Forbidden, BadRequest, AddressRefused, Conflict.
 
     Args:
         services: The dependencies.
         caller: The caller, an admin.
         model: The model.
         secrets: Keys of its upstreams.
-        commands: Accept a command. False for a request from another host, unless the settings allow it.
+        commands: True if the caller may set a command line; see `doors.callers.takes_commands`.
         is_new: Raise Conflict if there is a model of this name.
     """
     check_admin(caller)
@@ -177,7 +186,10 @@ async def remove_model(services: Services, caller: Caller, name: str) -> None:
 
 
 async def read_model_log(services: Services, caller: Caller, name: str) -> Sequence[LogLine]:
-    """Return the log of the model from all hosts, which may quote requests. Raises Forbidden, ModelNotFound."""
+    """Return the log of the model from all hosts; for reviewers and admins only, as it may quote requests.
+
+    Raises Forbidden, ModelNotFound.
+    """
     if not may_review(caller):
         raise Forbidden("Only a reviewer or an admin may read the log of a model.")
     return await services.runtime.logs.read((await services.caches.models.find(name)).name)

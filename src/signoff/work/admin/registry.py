@@ -86,5 +86,5 @@ async def register_model(
 async def unregister_model(services: Services, name: str) -> None:
     """Remove a registered model from the catalog. Raises ModelNotFound."""
     if not await services.store.catalog.drop_model(name):
-        raise ModelNotFound(f"There is no registered model {name!r}.")
+        raise ModelNotFound(f"No model is registered as {name!r}; GET /api/models lists all models.")
     services.caches.models.invalidate()

@@ -107,7 +107,7 @@ def _secrets(services: Services, job: Job) -> Sequence[Secret]:
 def _error_text(error: Exception, delivery: Delivery) -> str:
     if isinstance(error, SignoffError):
         return error.message
-    log.error("delivery_attempt_failed", delivery=delivery.id, exc_info=error)
+    log.error("delivery_attempt_failed", delivery=delivery.id, job=delivery.job_id, exc_info=error)
     return "The message could not be sent because of a fault in this server; see the server's log."
 
 

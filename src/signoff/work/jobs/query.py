@@ -26,7 +26,7 @@ async def get_job(services: Services, caller: Caller, job_id: str) -> Job:
         or not may_see(caller, job.user_id)
         or not (job.parent_id is None or await may_see_steps(services, caller, job))
     ):
-        raise JobNotFound(f"There is no job {job_id}.")
+        raise JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
     return redacted(caller, job)
 
 
@@ -108,7 +108,7 @@ async def load_job(services: Services, job_id: str) -> Job:
     """Return the job, not redacted: callers must not see it. Raises JobNotFound."""
     job = await services.store.jobs.get(job_id)
     if job is None:
-        raise JobNotFound(f"There is no job {job_id}.")
+        raise JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
     return job
 
 
