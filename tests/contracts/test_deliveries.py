@@ -201,9 +201,9 @@ async def test_a_redelivery_keeps_the_id_of_its_delivery(store: AStore, state: A
     ear = Ear(store)
     before = await settled_as(store, DeliveryOutcome(state=state, after_seconds=60))
 
-    again = await store.deliveries.redeliver(before.id)
+    redelivered = await store.deliveries.redeliver(before.id)
 
-    assert (again.id, again.state, again.attempt, again.done_at) == (before.id, "due", 0, None)
+    assert (redelivered.id, redelivered.state, redelivered.attempt, redelivered.done_at) == (before.id, "due", 0, None)
     assert [delivery.id for delivery in await claim(store)] == [before.id]
     await ear.hears(("delivery", "webhook"))
 

@@ -189,8 +189,8 @@ async def test_a_dropped_item_is_gone_and_its_id_is_not_reused(store: AStore) ->
     assert await store.library.get("p") is None
     assert await store.library.versions(pipeline.id) == []
     assert await names(store, calls="f") == []
-    again = await store.library.put(a_pipeline("p", "f()"))
-    assert (again.version, again.id > pipeline.id) == (1, True)
+    recreated = await store.library.put(a_pipeline("p", "f()"))
+    assert (recreated.version, recreated.id > pipeline.id) == (1, True)
 
 
 async def test_a_sync_registers_new_functions_and_drops_missing_ones(store: AStore) -> None:
