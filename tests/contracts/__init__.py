@@ -1,1 +1,1 @@
-"""What keepers of a promise keep: one suite a promise, run on every keeper."""
+"""Contract tests: one suite per interface, run against every adapter of it."""

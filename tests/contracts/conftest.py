@@ -1,4 +1,4 @@
-"""Stores of every kind, for the suites that hold for all."""
+"""Stores of every kind, for the contract tests."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def store(url: str) -> AsyncIterator[AStore]:
-    """Yield a store that was just made."""
+    """Yield an empty store."""
     async with opened(url) as store:
         yield store
 
 
 @pytest.fixture
 async def other(url: str, store: AStore) -> AsyncIterator[AStore]:
-    """Yield a second store on the same database, as another process would have it."""
+    """Yield a second store on the same database, as another process would open it."""
     async with opened(url) as other:
         yield other

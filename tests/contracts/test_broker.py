@@ -1,4 +1,4 @@
-"""What every broker keeps: the promise in `broker.py`."""
+"""Contract tests of `broker.Broker`, run against every broker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=["local", "rabbitmq"])
 async def fresh(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[Broker]:
-    """Yield a broker that nobody has started."""
+    """Yield a broker that has not been started."""
     if request.param == "local":
         yield LocalBroker()
         return
@@ -31,7 +31,7 @@ async def fresh(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[Br
 
 @pytest.fixture
 async def broker(fresh: Broker) -> Broker:
-    """Return a broker whose bells get through."""
+    """Return a started broker whose wake-ups arrive."""
     await fresh.start()
     await until(lambda: fresh.is_connected)
     assert not await fresh.poll(0)
@@ -39,48 +39,48 @@ async def broker(fresh: Broker) -> Broker:
     return fresh
 
 
-async def test_a_bell_is_heard_whether_somebody_waits_already_or_not_yet(broker: Broker) -> None:
+async def test_a_wake_up_arrives_before_and_during_a_poll(broker: Broker) -> None:
     broker.notify("early", 0)
     assert await broker.poll(WAIT_SECONDS)
     async with asyncio.TaskGroup() as group:
-        wait = group.create_task(broker.poll(WAIT_SECONDS))
+        poll = group.create_task(broker.poll(WAIT_SECONDS))
         await asyncio.sleep(0)
         broker.notify("late", 0)
-    assert wait.result()
+    assert poll.result()
 
 
-async def test_a_bell_is_heard_once(broker: Broker) -> None:
+async def test_a_wake_up_is_received_once(broker: Broker) -> None:
     for number in range(5):
         broker.notify(f"job-{number}", number)
         assert await broker.poll(WAIT_SECONDS)
         assert await drained(broker) == 0
 
 
-async def test_a_wait_ends_in_time_when_nobody_rings(broker: Broker) -> None:
+async def test_a_poll_without_a_wake_up_times_out(broker: Broker) -> None:
     began = time.monotonic()
     assert not await broker.poll(0.3)
     assert 0.25 <= time.monotonic() - began < WAIT_SECONDS
 
 
-async def test_a_thousand_rings_are_few_bells(broker: Broker) -> None:
+async def test_many_notifications_are_merged_into_few_wake_ups(broker: Broker) -> None:
     for number in range(1000):
         broker.notify(f"job-{number}", 0)
     assert 1 <= await drained(broker) <= 20
 
 
-async def test_a_bell_outlasts_a_wait_that_was_given_up(broker: Broker) -> None:
-    # given somebody who waits, and is stopped
-    wait = asyncio.ensure_future(broker.poll(WAIT_SECONDS))
+async def test_a_cancelled_poll_does_not_lose_the_next_wake_up(broker: Broker) -> None:
+    # given a poll that is cancelled while it waits
+    poll = asyncio.ensure_future(broker.poll(WAIT_SECONDS))
     await asyncio.sleep(0)
-    wait.cancel()
-    await asyncio.wait([wait], timeout=WAIT_SECONDS)
-    # when it rings: then the next one hears it
+    poll.cancel()
+    await asyncio.wait([poll], timeout=WAIT_SECONDS)
+    # when a wake-up is sent, then the next poll receives it
     broker.notify("job", 0)
     assert await broker.poll(WAIT_SECONDS)
 
 
-async def test_ringing_never_waits_and_never_fails(fresh: Broker) -> None:
-    # before the start, with odd ids, far more often than anybody can hear, and after the end
+async def test_notify_never_blocks_and_never_fails(fresh: Broker) -> None:
+    # before the start, with unusual ids, far more often than a consumer can receive, and after the end
     fresh.notify("too early", 0)
     await fresh.start()
     began = time.monotonic()
@@ -94,7 +94,7 @@ async def test_ringing_never_waits_and_never_fails(fresh: Broker) -> None:
     fresh.wake_local()
 
 
-async def test_it_can_be_closed_twice_and_without_a_start(fresh: Broker) -> None:
+async def test_a_broker_can_be_closed_twice_and_without_a_start(fresh: Broker) -> None:
     async with asyncio.timeout(WAIT_SECONDS):
         await fresh.close()
         await fresh.start()

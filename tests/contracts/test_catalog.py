@@ -1,4 +1,4 @@
-"""What every store promises of models, of the keys of their upstreams, of sealed secrets, and of models' logs."""
+"""Contract tests of stores: models, upstream keys, sealed secrets and the logs of models."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ async def key_of(store: AStore, name: str = "m") -> int | None:
 
 
 async def secrets(store: AStore) -> list[bytes]:
-    """The sealed forms of all upstream keys."""
+    """Return the sealed forms of all upstream keys."""
     return [sealed.sealed for sealed in await store.secrets.page("key", None, 100)]
 
 
 # Models
 
 
-async def test_of_registrations_of_a_new_name_at_once_one_stands(store: AStore, other: AStore) -> None:
+async def test_of_concurrent_registrations_of_a_new_name_one_succeeds(store: AStore, other: AStore) -> None:
     async def register(turn: int) -> bool:
         try:
             await [store, other][turn % 2].catalog.put_model(a_model(url=f"http://{turn}"), is_new=True)
@@ -40,13 +40,13 @@ async def test_of_registrations_of_a_new_name_at_once_one_stands(store: AStore, 
             return False
         return True
 
-    won = await together(register(turn) for turn in range(20))
+    outcomes = await together(register(turn) for turn in range(20))
     [model] = await store.catalog.models()
-    assert won.count(True) == 1
-    assert model.url == f"http://{won.index(True)}"
+    assert outcomes.count(True) == 1
+    assert model.url == f"http://{outcomes.index(True)}"
 
 
-async def test_a_name_that_is_taken_is_not_new_and_keeps_its_model_and_its_key(store: AStore) -> None:
+async def test_registering_a_taken_name_as_new_changes_neither_model_nor_key(store: AStore) -> None:
     await store.catalog.put_model(a_model(), sealed=b"s", is_new=True)
     before = await store.catalog.models()
     with pytest.raises(Conflict):
@@ -55,7 +55,7 @@ async def test_a_name_that_is_taken_is_not_new_and_keeps_its_model_and_its_key(s
     assert await secrets(store) == [b"s"]
 
 
-async def test_there_is_one_default_at_most(store: AStore, other: AStore) -> None:
+async def test_at_most_one_model_is_the_default(store: AStore, other: AStore) -> None:
     for name in "abc":
         await store.catalog.put_model(a_model(name, default=True), sealed=name.encode())
     assert [model.name for model in await store.catalog.models() if model.default] == ["c"]
@@ -73,20 +73,20 @@ async def test_a_models_key_stays_until_it_is_replaced_or_dropped(store: AStore)
     await store.catalog.put_model(a_model(), sealed=b"one")
     first = await key_of(store)
     assert first is not None
-    # when it is registered anew without a key, whatever it says of one
+    # when the model is registered again without a key, then it keeps its key, whatever its `key_id` says
     await store.catalog.put_model(a_model(url="http://b", key_id=first + 100))
     assert await key_of(store) == first
-    # when it is replaced, the old one is gone
+    # when the key is replaced, then the old one is gone
     await store.catalog.put_model(a_model(), sealed=b"two")
     assert await store.catalog.key(await key_of(store) or 0) == b"two"
     assert await secrets(store) == [b"two"]
-    # when it is dropped
+    # when the key is dropped
     await store.catalog.put_model(a_model(), drops_key=True)
     assert await key_of(store) is None
     assert await secrets(store) == []
 
 
-async def test_a_forgotten_model_leaves_no_key(store: AStore) -> None:
+async def test_dropping_a_model_drops_its_key(store: AStore) -> None:
     await store.catalog.put_model(a_model(), sealed=b"one")
     assert await store.catalog.drop_model("m") is True
     assert await secrets(store) == []
@@ -95,7 +95,7 @@ async def test_a_forgotten_model_leaves_no_key(store: AStore) -> None:
 # Keys of users
 
 
-async def test_a_user_sees_their_own_keys_and_shared_ones_and_no_models(store: AStore) -> None:
+async def test_a_user_sees_their_own_and_shared_keys_but_not_those_of_models(store: AStore) -> None:
     ann, bob = [await store.people.put_user(f"{name}@example.com", "user") for name in ("ann", "bob")]
     await store.catalog.put_model(a_model(), sealed=b"model's")
     own = await store.catalog.add_key(ann.id, "own", b"\x00sealed")
@@ -108,12 +108,12 @@ async def test_a_user_sees_their_own_keys_and_shared_ones_and_no_models(store: A
     assert [key.id for key in await store.catalog.keys(None)] == [own, shared, private]
     assert [key.id for key in await store.catalog.keys(None, limit=1)] == [own]
     assert [key.id for key in await store.catalog.keys(None, after_id=own, limit=1)] == [shared]
-    found = await store.catalog.known_key(shared)
-    assert found is not None
-    assert (found.user_id, found.name, found.is_shared) == (bob.id, "shared", True)
+    key = await store.catalog.known_key(shared)
+    assert key is not None
+    assert (key.user_id, key.name, key.is_shared) == (bob.id, "shared", True)
 
 
-async def test_a_dropped_key_is_gone_and_its_number_is_not_given_again(store: AStore) -> None:
+async def test_the_id_of_a_dropped_key_is_not_reused(store: AStore) -> None:
     ann = await store.people.put_user("ann@example.com", "user")
     await store.catalog.add_key(ann.id, "first", b"1")
     last = await store.catalog.add_key(ann.id, "last", b"2")
@@ -126,19 +126,19 @@ async def test_a_dropped_key_is_gone_and_its_number_is_not_given_again(store: AS
     assert await store.catalog.add_key(ann.id, "next", b"3") > last
 
 
-async def test_a_token_and_a_job_keep_the_key_that_they_are_asked_with(store: AStore) -> None:
+async def test_a_token_and_a_job_store_their_key_id(store: AStore) -> None:
     ann = await store.people.put_user("ann@example.com", "user")
-    made = await store.people.add_token(ann.id, "digest", kind="api", name="", role="user", key_id=7)
-    found = await store.people.token("digest")
-    assert found is not None
-    assert made.key_id == found[0].key_id == 7
+    token = await store.people.add_token(ann.id, "digest", kind="api", name="", role="user", key_id=7)
+    row = await store.people.token("digest")
+    assert row is not None
+    assert token.key_id == row[0].key_id == 7
     job = await inserted(store, key_id=7)
     assert (await store.jobs.get(job.id)) == job
     [claimed] = await store.jobs.claim(actor="w", lease="mine", limit=1, lease_seconds=60)
     assert (job.key_id, claimed.key_id) == (7, 7)
 
 
-async def test_who_may_not_register_changes_nothing(store: AStore) -> None:
+async def test_a_refused_registration_changes_no_version(store: AStore) -> None:
     await store.catalog.put_model(a_model())
     before = await store.versions()
     with pytest.raises(Conflict):
@@ -149,21 +149,21 @@ async def test_who_may_not_register_changes_nothing(store: AStore) -> None:
 # Sealed secrets
 
 
-async def test_the_few_jobs_with_a_secret_are_found_among_many_a_stretch_at_a_time(
+async def test_jobs_with_a_secret_are_found_among_many_in_bounded_scans(
     store: AStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_secrets, "MAX_SCANNED_JOBS", 3)
     hook = DeliveryTarget(address="http://a", host="a", sealed=b"job")
-    made = [await inserted(store, deliver=(hook,) if at in {6, 13, 14} else ()) for at in range(25)]
+    jobs = [await inserted(store, deliver=(hook,) if index in {6, 13, 14} else ()) for index in range(25)]
 
-    found, after = list[str](), None
+    job_ids, after = list[str](), None
     while page := await store.secrets.page("job", after, 2):
-        found, after = [*found, *(one.place for one in page)], page[-1].place
+        job_ids, after = [*job_ids, *(secret.place for secret in page)], page[-1].place
 
-    assert found == [made[at].id for at in (6, 13, 14)]
+    assert job_ids == [jobs[index].id for index in (6, 13, 14)]
 
 
-async def test_all_that_is_sealed_is_found_page_by_page_and_replaced_where_it_stands(store: AStore) -> None:
+async def test_all_sealed_secrets_are_listed_in_pages_and_replaced_in_place(store: AStore) -> None:
     ann = await store.people.put_user("ann@example.com", "user")
     for number in range(12):
         await store.catalog.add_key(ann.id, "", b"k%d" % number)
@@ -171,28 +171,28 @@ async def test_all_that_is_sealed_is_found_page_by_page_and_replaced_where_it_st
         DeliveryTarget(address="http://a", host="a", sealed=b"\x00job"),
         DeliveryTarget(kind="redis", address="a", host="a"),
     )
-    telling = await inserted(store, deliver=(mirror, hook))
+    with_hook = await inserted(store, deliver=(mirror, hook))
     mirrored = await inserted(store, deliver=(mirror,))
     await inserted(store)
 
-    found, after = list[SealedSecret](), None
+    sealed_keys, after = list[SealedSecret](), None
     while page := await store.secrets.page("key", after, 5):
-        found, after = [*found, *page], page[-1].place
-    assert [one.sealed for one in found] == [b"k%d" % number for number in range(12)]
-    jobs = await store.secrets.page("job", None, 5)
-    assert [(one.place, one.sealed) for one in jobs] == [(telling.id, b"\x00job"), (mirrored.id, b"")]
+        sealed_keys, after = [*sealed_keys, *page], page[-1].place
+    assert [secret.sealed for secret in sealed_keys] == [b"k%d" % number for number in range(12)]
+    sealed_jobs = await store.secrets.page("job", None, 5)
+    assert [(secret.place, secret.sealed) for secret in sealed_jobs] == [(with_hook.id, b"\x00job"), (mirrored.id, b"")]
     assert await store.secrets.page("job", mirrored.id, 5) == []
     for name in ("one", "two"):
         await store.streams.put(a_stream(name, sealed=name.encode()))
     first, second = await store.secrets.page("stream", None, 5)
     assert (first.sealed, second.sealed) == (b"one", b"two")
     assert await store.secrets.page("stream", "one", 5) == [second]
-    # when they are replaced, then once
-    for one in (found[3], jobs[0], second):
-        assert await store.secrets.replace(one, b"new") is True
-        assert await store.secrets.replace(one, b"newer") is False
+    # when a secret is replaced, then it is replaced once
+    for secret in (sealed_keys[3], sealed_jobs[0], second):
+        assert await store.secrets.replace(secret, b"new") is True
+        assert await store.secrets.replace(secret, b"newer") is False
     assert (await secrets(store))[3] == b"new"
-    changed = await store.jobs.get(telling.id)
+    changed = await store.jobs.get(with_hook.id)
     assert changed is not None
     assert changed.deliver == (mirror, DeliveryTarget(address="http://a", host="a", sealed=b"new"))
     assert [stream.sealed for stream in await store.streams.all()] == [b"one", b"new"]
@@ -206,10 +206,10 @@ def line(number: int) -> LogLine:
     return LogLine(at=number, level="info", text=str(number))
 
 
-async def test_a_models_log_keeps_its_newest_lines_whoever_writes_them(store: AStore, other: AStore) -> None:
+async def test_the_log_of_a_model_keeps_its_newest_lines_from_all_writers(store: AStore, other: AStore) -> None:
     for number in range(10):
-        writes = [store, other][number % 2]
-        await writes.model_logs.add([("m", line(number)), ("other", line(100 + number))], max_lines=4)
+        writer = [store, other][number % 2]
+        await writer.model_logs.add([("m", line(number)), ("other", line(100 + number))], max_lines=4)
     assert await other.model_logs.read("m", 100) == [line(number) for number in (6, 7, 8, 9)]
     assert await store.model_logs.read("m", 2) == [line(8), line(9)]
     assert await store.model_logs.read("unheard", 2) == []
@@ -219,6 +219,6 @@ async def test_a_models_log_keeps_its_newest_lines_whoever_writes_them(store: AS
     await store.model_logs.add([], max_lines=4)
 
 
-async def test_a_log_takes_more_lines_at_once_than_it_keeps(store: AStore) -> None:
+async def test_a_log_accepts_more_lines_at_once_than_it_keeps(store: AStore) -> None:
     await store.model_logs.add([("m", line(number)) for number in range(2500)], max_lines=2000)
     assert await store.model_logs.read("m", 5000) == [line(number) for number in range(500, 2500)]

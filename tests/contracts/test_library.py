@@ -1,4 +1,4 @@
-"""The contract of every store for prompts, pipelines and functions."""
+"""Contract tests of stores: prompts, pipelines and functions."""
 
 import asyncio
 from typing import Any
@@ -29,19 +29,19 @@ def a_function(name: str, **more: Any) -> Function:
     return Function(**({"name": name, "params": (Param(name="x", reads="text"),), "digest": "d"} | more))
 
 
-async def names(store: AStore, **which: Any) -> list[str]:
-    return [one.name for one in await store.library.list(LibraryFilter(**which))]
+async def names(store: AStore, **criteria: Any) -> list[str]:
+    return [item.name for item in await store.library.list(LibraryFilter(**criteria))]
 
 
-async def refused(work: Any, error: type[SignoffError]) -> bool:
+async def is_refused(call: Any, error: type[SignoffError]) -> bool:
     try:
-        await work
+        await call
     except error:
         return True
     return False
 
 
-async def test_each_save_is_a_version_of_its_own_and_the_old_ones_stay(store: AStore) -> None:
+async def test_every_save_creates_a_version_and_keeps_the_old_ones(store: AStore) -> None:
     first = await store.library.put(a_prompt(message="the first", model="m"))
     assert (first.version, first.labels, first.id > 0, first.created_at > 0) == (1, (PRODUCTION,), True, True)
     second = await store.library.put(a_prompt(id=first.id, body="Hi {name}"))
@@ -52,95 +52,97 @@ async def test_each_save_is_a_version_of_its_own_and_the_old_ones_stay(store: AS
     old = await store.library.get("greet", 1)
     assert old is not None
     assert (old.body, old.message, old.labels) == ("Hello {name}", "the first", ())
-    assert [one.version for one in await store.library.versions(first.id)] == [2, 1]
-    assert [one.version for one in await store.library.versions(first.id, before=2, limit=1)] == [1]
+    assert [item.version for item in await store.library.versions(first.id)] == [2, 1]
+    assert [item.version for item in await store.library.versions(first.id, before=2, limit=1)] == [1]
 
 
-async def test_a_pipeline_comes_back_with_its_tree(store: AStore) -> None:
+async def test_a_pipeline_is_loaded_with_its_tree(store: AStore) -> None:
     body = 'f("a, (b)", -1.5e3, true, null, g(x=y, 12345678901234567890123))'
-    made = await store.library.put(a_pipeline("p", body))
+    saved = await store.library.put(a_pipeline("p", body))
 
-    found = await store.library.get("p")
-    assert found == made
-    assert isinstance(found, Pipeline)
-    assert (found.body, found.tree) == (body, parse(body))
+    loaded = await store.library.get("p")
+    assert loaded == saved
+    assert isinstance(loaded, Pipeline)
+    assert (loaded.body, loaded.tree) == (body, parse(body))
 
 
-async def test_a_label_moves_and_names_one_version(store: AStore) -> None:
-    made = await store.library.put(a_prompt())
-    second = await store.library.put(a_prompt(id=made.id, body="2"), label="staging")
-    third = await store.library.put(a_prompt(id=made.id, body="3"), label=None)
+async def test_a_label_names_one_version_and_can_be_moved(store: AStore) -> None:
+    first = await store.library.put(a_prompt())
+    second = await store.library.put(a_prompt(id=first.id, body="2"), label="staging")
+    third = await store.library.put(a_prompt(id=first.id, body="3"), label=None)
 
     assert (second.labels, third.labels) == (("staging",), ())
-    for at, body in [(PRODUCTION, "Hello {name}"), ("staging", "2"), (3, "3")]:
-        found = await store.library.get("greet", at)
-        assert found is not None
-        assert found.body == body
-    assert await store.library.label(made.id, PRODUCTION, 3)
-    found = await store.library.get("greet")
-    assert found is not None
-    assert (found.body, found.labels) == ("3", (PRODUCTION,))
-    assert not await store.library.label(made.id, PRODUCTION, 4)
-    assert not await store.library.label(made.id + 1, "x", 1)
-    assert await store.library.label(made.id, "staging", None)
-    assert not await store.library.label(made.id, "staging", None)
+    for version, body in [(PRODUCTION, "Hello {name}"), ("staging", "2"), (3, "3")]:
+        prompt = await store.library.get("greet", version)
+        assert prompt is not None
+        assert prompt.body == body
+    assert await store.library.label(first.id, PRODUCTION, 3)
+    prompt = await store.library.get("greet")
+    assert prompt is not None
+    assert (prompt.body, prompt.labels) == ("3", (PRODUCTION,))
+    assert not await store.library.label(first.id, PRODUCTION, 4)
+    assert not await store.library.label(first.id + 1, "x", 1)
+    assert await store.library.label(first.id, "staging", None)
+    assert not await store.library.label(first.id, "staging", None)
     assert await store.library.get("greet", "staging") is None
 
 
-async def test_a_first_version_is_the_production_one_whatever_its_label(store: AStore) -> None:
-    made = await store.library.put(a_prompt(), label="staging")
+async def test_a_first_version_is_always_labelled_production(store: AStore) -> None:
+    prompt = await store.library.put(a_prompt(), label="staging")
 
-    assert made.labels == (PRODUCTION, "staging")
-    assert await store.library.get("greet") == await store.library.get("greet", "staging") == made
+    assert prompt.labels == (PRODUCTION, "staging")
+    assert await store.library.get("greet") == await store.library.get("greet", "staging") == prompt
 
 
-async def test_a_name_is_one_thing(store: AStore) -> None:
+async def test_a_name_belongs_to_one_item(store: AStore) -> None:
     await store.library.put(a_prompt("taken"))
     await store.library.sync([a_function("add")])
 
-    assert await refused(store.library.put(a_prompt("taken", user_id=BOB)), NameTaken)
-    assert await refused(store.library.put(a_pipeline("taken", "f()")), NameTaken)
-    assert await refused(store.library.put(a_prompt("add")), NameTaken)
+    assert await is_refused(store.library.put(a_prompt("taken", user_id=BOB)), NameTaken)
+    assert await is_refused(store.library.put(a_pipeline("taken", "f()")), NameTaken)
+    assert await is_refused(store.library.put(a_prompt("add")), NameTaken)
     synced = await store.library.sync([a_function("taken"), a_function("add")])
     assert (synced.created, synced.deleted, synced.conflicts) == ((), (), ("taken",))
     assert await names(store) == ["taken"]
     assert (await store.library.put(a_prompt("Taken"))).version == 1
 
 
-async def test_of_many_who_take_a_name_at_once_one_gets_it(store: AStore, other: AStore) -> None:
+async def test_of_concurrent_saves_of_a_new_name_one_succeeds(store: AStore, other: AStore) -> None:
     async def take(turn: int) -> bool:
-        each = [store, other][turn % 2].library
-        thing = [a_prompt("one", user_id=turn), a_pipeline("one", "f()")][turn // 2 % 2]
-        return await refused(each.put(thing), NameTaken)
+        library = [store, other][turn % 2].library
+        item = [a_prompt("one", user_id=turn), a_pipeline("one", "f()")][turn // 2 % 2]
+        return await is_refused(library.put(item), NameTaken)
 
     outcomes = await together(take(turn) for turn in range(20))
     assert outcomes.count(False) == 1
     assert await names(store) == await names(other) == ["one"]
 
 
-async def test_versions_that_are_saved_at_once_all_stay(store: AStore, other: AStore) -> None:
-    made = await store.library.put(a_prompt())
+async def test_concurrent_saves_of_one_item_all_become_versions(store: AStore, other: AStore) -> None:
+    prompt = await store.library.put(a_prompt())
     saved = await together(
-        [store, other][turn % 2].library.put(a_prompt(id=made.id, body=str(turn))) for turn in range(20)
+        [store, other][turn % 2].library.put(a_prompt(id=prompt.id, body=str(turn))) for turn in range(20)
     )
 
-    kept = await store.library.versions(made.id)
-    assert [one.version for one in kept] == [*range(21, 0, -1)]
-    assert {(one.version, one.body) for one in saved} == {(one.version, one.body) for one in kept if one.version > 1}
-    assert [one.version for one in kept if one.labels] == [21]
+    versions = await store.library.versions(prompt.id)
+    assert [version.version for version in versions] == [*range(21, 0, -1)]
+    assert {(version.version, version.body) for version in saved} == {
+        (version.version, version.body) for version in versions if version.version > 1
+    }
+    assert [version.version for version in versions if version.labels] == [21]
 
 
-async def test_what_is_not_there_gets_no_version(store: AStore) -> None:
-    made = await store.library.put(a_prompt())
+async def test_an_unknown_item_gets_no_version(store: AStore) -> None:
+    prompt = await store.library.put(a_prompt())
 
-    assert await refused(store.library.put(a_prompt(id=made.id + 1)), LibraryItemNotFound)
-    assert await refused(store.library.put(a_pipeline("greet", "f()", id=made.id)), LibraryItemNotFound)
-    assert [one.version for one in await store.library.versions(made.id)] == [1]
-    for key, at in [("nobody", PRODUCTION), ("greet", "staging"), ("greet", 2), (made.id + 1, 1)]:
-        assert await store.library.get(key, at) is None
+    assert await is_refused(store.library.put(a_prompt(id=prompt.id + 1)), LibraryItemNotFound)
+    assert await is_refused(store.library.put(a_pipeline("greet", "f()", id=prompt.id)), LibraryItemNotFound)
+    assert [item.version for item in await store.library.versions(prompt.id)] == [1]
+    for key, version in [("nobody", PRODUCTION), ("greet", "staging"), ("greet", 2), (prompt.id + 1, 1)]:
+        assert await store.library.get(key, version) is None
 
 
-async def test_a_list_has_ones_own_and_what_is_shared_page_by_page(store: AStore) -> None:
+async def test_a_list_contains_own_and_shared_items_in_pages(store: AStore) -> None:
     for number in range(5):
         await store.library.put(a_prompt(f"ann{number}", user_id=ANN))
     shared = await store.library.put(a_prompt("bobs", user_id=BOB, shared=True))
@@ -157,14 +159,14 @@ async def test_a_list_has_ones_own_and_what_is_shared_page_by_page(store: AStore
 
 
 async def test_a_list_shows_the_production_version(store: AStore) -> None:
-    made = await store.library.put(a_prompt())
-    await store.library.put(a_prompt(id=made.id, body="new", shared=True), label=None)
+    prompt = await store.library.put(a_prompt())
+    await store.library.put(a_prompt(id=prompt.id, body="new", shared=True), label=None)
 
     [listed] = await store.library.list(LibraryFilter())
     assert (listed.version, listed.body, listed.labels, listed.shared) == (1, "Hello {name}", (PRODUCTION,), True)
 
 
-async def test_who_calls_a_name_is_found_in_what_can_still_be_asked_for(store: AStore) -> None:
+async def test_callers_of_a_name_are_searched_in_reachable_versions_only(store: AStore) -> None:
     await store.library.put(a_pipeline("one", "f(g(x), greet(name=y))"))
     two = await store.library.put(a_pipeline("two", "greet(a)"))
     await store.library.put(a_pipeline("two", "other(a)", id=two.id), label=None)
@@ -179,19 +181,19 @@ async def test_who_calls_a_name_is_found_in_what_can_still_be_asked_for(store: A
     assert await names(store, calls="other") == ["three", "two"]
 
 
-async def test_what_is_dropped_is_gone_and_its_id_is_never_another_ones(store: AStore) -> None:
-    made = await store.library.put(a_pipeline("p", "f()"))
-    assert await store.library.drop(made.id)
-    assert not await store.library.drop(made.id)
+async def test_a_dropped_item_is_gone_and_its_id_is_not_reused(store: AStore) -> None:
+    pipeline = await store.library.put(a_pipeline("p", "f()"))
+    assert await store.library.drop(pipeline.id)
+    assert not await store.library.drop(pipeline.id)
 
     assert await store.library.get("p") is None
-    assert await store.library.versions(made.id) == []
+    assert await store.library.versions(pipeline.id) == []
     assert await names(store, calls="f") == []
-    again = await store.library.put(a_pipeline("p", "f()"))
-    assert (again.version, again.id > made.id) == (1, True)
+    recreated = await store.library.put(a_pipeline("p", "f()"))
+    assert (recreated.version, recreated.id > pipeline.id) == (1, True)
 
 
-async def test_a_sync_registers_what_appeared_and_drops_what_vanished(store: AStore) -> None:
+async def test_a_sync_registers_new_functions_and_drops_missing_ones(store: AStore) -> None:
     first = await store.library.sync([a_function("b"), a_function("a")])
     assert (first.created, first.deleted) == (("a", "b"), ())
     changed = a_function("a", doc="new", digest="e")
@@ -203,7 +205,7 @@ async def test_a_sync_registers_what_appeared_and_drops_what_vanished(store: ASt
     assert (third.created, third.deleted) == ((), ("a",))
 
 
-async def test_a_file_that_cannot_be_read_keeps_what_is_registered_of_it(store: AStore) -> None:
+async def test_a_sync_keeps_the_functions_of_an_unreadable_file(store: AStore) -> None:
     await store.library.sync([a_function("mine", module="custom_mine"), a_function("add")])
     synced = await store.library.sync([a_function("add")], unread=["custom_mine"])
 
@@ -211,21 +213,21 @@ async def test_a_file_that_cannot_be_read_keeps_what_is_registered_of_it(store: 
     assert [function.name for function in await store.library.functions()] == ["add", "mine"]
 
 
-async def test_two_syncs_at_once_leave_one_of_both(store: AStore, other: AStore) -> None:
-    one, two = [a_function("a"), a_function("b")], [a_function("b"), a_function("c")]
-    await together([store.library.sync(one), other.library.sync(two)])
+async def test_of_two_concurrent_syncs_one_result_remains(store: AStore, other: AStore) -> None:
+    first, second = [a_function("a"), a_function("b")], [a_function("b"), a_function("c")]
+    await together([store.library.sync(first), other.library.sync(second)])
 
-    left = [function.name for function in await store.library.functions()]
-    assert left in (["a", "b"], ["b", "c"])
+    remaining = [function.name for function in await store.library.functions()]
+    assert remaining in (["a", "b"], ["b", "c"])
 
 
-async def test_every_change_is_counted_and_told(url: str, store: AStore) -> None:
+async def test_every_change_of_the_library_is_counted_and_announced(url: str, store: AStore) -> None:
     async with listening(url) as (other, ear):
         before = await other.versions()
-        made = await store.library.put(a_prompt())
-        await store.library.label(made.id, "x", 1)
-        await store.library.share(made.id, shared=True)
-        await store.library.drop(made.id)
+        prompt = await store.library.put(a_prompt())
+        await store.library.label(prompt.id, "x", 1)
+        await store.library.share(prompt.id, shared=True)
+        await store.library.drop(prompt.id)
         await store.library.sync([])
         await ear.hears(("compositions", ""), ("any", ""))
         async with asyncio.timeout(60):

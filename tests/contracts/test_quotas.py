@@ -1,4 +1,4 @@
-"""What every keeper of limits promises: exact across processes, whole or not at all, and nothing kept for the dead."""
+"""Contract tests of stores: limits hold across processes, and reservations are atomic and expire."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ pytestmark = pytest.mark.anyio
 HUNDRED = Limit(who="all", requests_per_minute=100, tokens_per_minute=10_000)
 
 
-def a_wish(name: str, *limits: Limit, tokens: int = 0, lease_seconds: float = 60) -> ReservationRequest:
-    wanted = tuple((limit.name, limit) for limit in limits)
-    return ReservationRequest(id=name, limits=wanted, tokens=tokens, lease_seconds=lease_seconds)
+def a_request(name: str, *limits: Limit, tokens: int = 0, lease_seconds: float = 60) -> ReservationRequest:
+    named_limits = tuple((limit.name, limit) for limit in limits)
+    return ReservationRequest(id=name, limits=named_limits, tokens=tokens, lease_seconds=lease_seconds)
 
 
 async def reserved(store: AStore, name: str, *limits: Limit, tokens: int = 0, lease_seconds: float = 60) -> Reservation:
-    room = await store.quotas.reserve(a_wish(name, *limits, tokens=tokens, lease_seconds=lease_seconds))
-    assert isinstance(room, Reservation)
-    return room
+    reservation = await store.quotas.reserve(a_request(name, *limits, tokens=tokens, lease_seconds=lease_seconds))
+    assert isinstance(reservation, Reservation)
+    return reservation
 
 
 async def test_limits_are_put_listed_replaced_and_dropped(store: AStore, other: AStore) -> None:
@@ -36,7 +36,7 @@ async def test_limits_are_put_listed_replaced_and_dropped(store: AStore, other: 
     assert await store.quotas.limits() == [HUNDRED]
 
 
-async def test_every_change_of_a_limit_is_counted_and_told(url: str, store: AStore) -> None:
+async def test_every_change_of_a_limit_is_counted_and_announced(url: str, store: AStore) -> None:
     async with listening(url) as (_, ear):
         before = (await store.versions())["limits"]
         await store.quotas.put_limit(HUNDRED)
@@ -46,62 +46,64 @@ async def test_every_change_of_a_limit_is_counted_and_told(url: str, store: ASto
         await ear.hears(("limits", ""), ("any", ""))
 
 
-async def test_two_processes_together_admit_as_many_as_there_may_be_and_no_fewer(store: AStore, other: AStore) -> None:
-    wishes = [a_wish(f"job-{number}", HUNDRED, tokens=1) for number in range(200)]
-    answers = await together((store, other)[number % 2].quotas.reserve(wish) for number, wish in enumerate(wishes))
-    assert sum(isinstance(answer, Reservation) for answer in answers) == 100
-    waits = [answer.wait for answer in answers if isinstance(answer, Denial)]
+async def test_two_processes_together_admit_exactly_the_allowed_number(store: AStore, other: AStore) -> None:
+    requests = [a_request(f"job-{number}", HUNDRED, tokens=1) for number in range(200)]
+    outcomes = await together(
+        (store, other)[number % 2].quotas.reserve(request) for number, request in enumerate(requests)
+    )
+    assert sum(isinstance(outcome, Reservation) for outcome in outcomes) == 100
+    waits = [outcome.wait for outcome in outcomes if isinstance(outcome, Denial)]
     assert all(wait is not None and 0 < wait <= 60_000_000 for wait in waits)
 
 
-async def test_tokens_are_counted_together_and_what_is_settled_is_free_for_all(store: AStore, other: AStore) -> None:
-    rooms = await together(reserved(store, f"job-{number}", HUNDRED, tokens=1000) for number in range(10))
-    assert isinstance(await other.quotas.reserve(a_wish("late", HUNDRED, tokens=1)), Denial)
-    await together(other.quotas.settle(room, tokens=100) for room in rooms)
+async def test_tokens_released_by_a_settlement_are_free_for_every_process(store: AStore, other: AStore) -> None:
+    reservations = await together(reserved(store, f"job-{number}", HUNDRED, tokens=1000) for number in range(10))
+    assert isinstance(await other.quotas.reserve(a_request("late", HUNDRED, tokens=1)), Denial)
+    await together(other.quotas.settle(reservation, tokens=100) for reservation in reservations)
     await reserved(store, "whole", HUNDRED, tokens=9000)
-    assert isinstance(await other.quotas.reserve(a_wish("later", HUNDRED, tokens=1)), Denial)
+    assert isinstance(await other.quotas.reserve(a_request("later", HUNDRED, tokens=1)), Denial)
 
 
-async def test_what_no_model_was_asked_for_is_given_back_whole(store: AStore, other: AStore) -> None:
+async def test_a_reservation_that_was_not_sent_is_released_in_full(store: AStore, other: AStore) -> None:
     once = Limit(who="all", requests_per_minute=1, tokens_per_day=10)
     await other.quotas.settle(await reserved(store, "first", once, tokens=10), was_sent=False)
     await reserved(other, "second", once, tokens=10)
 
 
-async def test_under_several_limits_there_is_room_or_nothing_is_taken(store: AStore) -> None:
+async def test_a_reservation_under_several_limits_is_all_or_nothing(store: AStore) -> None:
     narrow, wide = Limit(who="token", id=3, parallel=1), Limit(who="all", requests_per_minute=3)
     await reserved(store, "first", narrow, wide)
-    refusals = await together(store.quotas.reserve(a_wish(f"job-{number}", narrow, wide)) for number in range(5))
-    assert all(isinstance(refusal, Denial) and refusal.limit == narrow for refusal in refusals)
+    denials = await together(store.quotas.reserve(a_request(f"job-{number}", narrow, wide)) for number in range(5))
+    assert all(isinstance(denial, Denial) and denial.limit == narrow for denial in denials)
     await reserved(store, "second", wide)
     await reserved(store, "third", wide)
 
 
-async def test_a_slot_lapses_unless_it_is_renewed(store: AStore, other: AStore) -> None:
-    two = Limit(who="all", parallel=2)
-    dead, alive = await reserved(store, "dead", two, lease_seconds=60), await reserved(store, "alive", two)
-    assert isinstance(await other.quotas.reserve(a_wish("none", two)), Denial)
+async def test_a_reservation_expires_unless_it_is_renewed(store: AStore, other: AStore) -> None:
+    limit = Limit(who="all", parallel=2)
+    dead, alive = await reserved(store, "dead", limit, lease_seconds=60), await reserved(store, "alive", limit)
+    assert isinstance(await other.quotas.reserve(a_request("none", limit)), Denial)
     await store.quotas.renew([alive], 60)
     await store.quotas.renew([dead], 0.05)
 
-    async def look() -> Reservation | None:
-        found = await other.quotas.reserve(a_wish("next", two))
-        return found if isinstance(found, Reservation) else None
+    async def reserve_next() -> Reservation | None:
+        outcome = await other.quotas.reserve(a_request("next", limit))
+        return outcome if isinstance(outcome, Reservation) else None
 
-    await until(look)
-    meter = (await store.quotas.counters([two.name]))[two.name]
-    assert {hold.id for hold in meter.pending} == {"alive", "next"}
-    # when the one that was dead is heard of after all, it counts again
+    await until(reserve_next)
+    counter = (await store.quotas.counters([limit.name]))[limit.name]
+    assert {reservation.id for reservation in counter.pending} == {"alive", "next"}
+    # when the expired reservation is renewed after all, then it counts again
     await store.quotas.renew([dead], 60)
-    meter = (await other.quotas.counters([two.name]))[two.name]
-    assert {hold.id for hold in meter.pending} == {"alive", "next", "dead"}
+    counter = (await other.quotas.counters([limit.name]))[limit.name]
+    assert {reservation.id for reservation in counter.pending} == {"alive", "next", "dead"}
 
 
-async def test_meters_tell_what_counts_now(store: AStore, other: AStore) -> None:
+async def test_counters_report_current_usage(store: AStore, other: AStore) -> None:
     budget = Limit(who="all", requests_per_minute=5, tokens_per_month=100)
     await store.quotas.settle(await reserved(store, "job", budget, tokens=50), tokens=30)
-    found = await other.quotas.counters([budget.name, "nobody"])
-    assert list(found) == [budget.name]
-    meter = found[budget.name]
-    assert (meter.month.tokens, meter.day.tokens, meter.pending) == (30, 30, ())
-    assert [(entry.requests, entry.tokens) for entry in meter.entries] == [(1, 30)]
+    counters = await other.quotas.counters([budget.name, "nobody"])
+    assert list(counters) == [budget.name]
+    counter = counters[budget.name]
+    assert (counter.month.tokens, counter.day.tokens, counter.pending) == (30, 30, ())
+    assert [(entry.requests, entry.tokens) for entry in counter.entries] == [(1, 30)]

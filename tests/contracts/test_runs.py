@@ -1,4 +1,4 @@
-"""What every store keeps of runs: their steps, the calls of functions, and what the end of one means for the other."""
+"""Contract tests of stores: runs, their steps, their function calls, and how the end of one affects the others."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ pytestmark = pytest.mark.anyio
 FAILED = JobError(code="model_error", message="No.", status=400)
 
 
-def a_place(run: Job, node: str = "0.0") -> dict[str, Any]:
+def node_columns(run: Job, node: str = "0.0") -> dict[str, Any]:
     return {"parent_id": run.id, "parent_round": run.round, "node": node}
 
 
 async def a_run(store: AStore, **more: Any) -> Job:
-    """A run that a worker holds with the lease `mine`."""
+    """Return a run that a worker holds with the lease `mine`."""
     return await leased(store, **({"pipeline_id": 1, "attempt": 1} | more))
 
 
 async def a_step_of(store: AStore, run: Job, node: str = "0.0", **more: Any) -> Job:
-    """A step that is asked, with the lease `mine`."""
-    step = a_job(**(a_place(run, node) | {"lease": "mine", "attempt": 1} | more))
+    """Return a step that is being performed with the lease `mine`."""
+    step = a_job(**(node_columns(run, node) | {"lease": "mine", "attempt": 1} | more))
     return await store.runs.add_step(step, actor="worker", run_lease=run.lease or "", lease_seconds=60)
 
 
@@ -45,8 +45,8 @@ async def parked(store: AStore, run: Job, settled: int = 0) -> Job:
 
 
 def a_call(run: Job, node: str = "0.1", **more: Any) -> FunctionCall:
-    plain: dict[str, Any] = {"name": "add", "arguments": b"{}", "output": b"3", "began_at": 1, "ended_at": 2}
-    return FunctionCall(**(plain | {"job_id": run.id, "round": run.round, "node": node} | more))
+    defaults: dict[str, Any] = {"name": "add", "arguments": b"{}", "output": b"3", "began_at": 1, "ended_at": 2}
+    return FunctionCall(**(defaults | {"job_id": run.id, "round": run.round, "node": node} | more))
 
 
 async def verbs(store: AStore, job: Job) -> list[str]:
@@ -56,7 +56,7 @@ async def verbs(store: AStore, job: Job) -> list[str]:
 # Steps
 
 
-async def test_a_step_is_leased_from_its_first_moment_and_belongs_to_its_run(store: AStore) -> None:
+async def test_a_step_is_created_leased_and_belongs_to_its_run(store: AStore) -> None:
     run = await a_run(store)
 
     step = await a_step_of(store, run)
@@ -68,20 +68,20 @@ async def test_a_step_is_leased_from_its_first_moment_and_belongs_to_its_run(sto
     assert await verbs(store, step) == ["submit"]
 
 
-async def test_a_step_is_made_once(store: AStore, other: AStore) -> None:
+async def test_a_step_is_created_once(store: AStore, other: AStore) -> None:
     run = await a_run(store)
 
-    made = await together(a_step_of([store, other][turn % 2], run) for turn in range(10))
+    steps = await together(a_step_of([store, other][turn % 2], run) for turn in range(10))
 
-    assert len({step.id for step in made}) == 1
-    assert await store.runs.steps(run.id, 0) == made[:1]
+    assert len({step.id for step in steps}) == 1
+    assert await store.runs.steps(run.id, 0) == steps[:1]
 
 
-async def test_another_place_and_another_round_have_a_step_of_their_own(store: AStore) -> None:
+async def test_every_node_and_every_round_has_its_own_step(store: AStore) -> None:
     run = await a_run(store)
-    again = msgspec.structs.replace(run, round=1)
+    next_round = msgspec.structs.replace(run, round=1)
 
-    steps = [await a_step_of(store, run), await a_step_of(store, run, "0.1"), await a_step_of(store, again)]
+    steps = [await a_step_of(store, run), await a_step_of(store, run, "0.1"), await a_step_of(store, next_round)]
 
     assert await store.runs.steps(run.id, 0) == steps[:2]
     assert await store.runs.steps(run.id, 1) == steps[2:]
@@ -89,7 +89,7 @@ async def test_another_place_and_another_round_have_a_step_of_their_own(store: A
 
 
 @pytest.mark.parametrize("lost", ["theirs", "ended"])
-async def test_who_does_not_hold_the_run_adds_nothing_to_it(store: AStore, lost: str) -> None:
+async def test_without_the_lease_of_a_run_nothing_can_be_added_to_it(store: AStore, lost: str) -> None:
     run = await a_run(store)
     if lost == "ended":
         await store.jobs.transition(run.id, a_step("cancel"))
@@ -104,7 +104,7 @@ async def test_who_does_not_hold_the_run_adds_nothing_to_it(store: AStore, lost:
     assert (await store.runs.steps(run.id, 0), await store.runs.calls(run.id, 0)) == ([], [])
 
 
-async def test_a_call_is_kept_once(store: AStore) -> None:
+async def test_a_function_call_is_stored_once(store: AStore) -> None:
     run = await a_run(store)
     first, second = a_call(run), a_call(run, output=b"4")
 
@@ -120,7 +120,7 @@ async def test_a_call_is_kept_once(store: AStore) -> None:
 # Park and wake
 
 
-async def test_a_parked_run_is_claimed_by_nobody_and_its_attempt_is_given_back(store: AStore) -> None:
+async def test_a_parked_run_cannot_be_claimed_and_its_attempt_does_not_count(store: AStore) -> None:
     run = await a_run(store)
     await a_held_step(store, run)
 
@@ -130,7 +130,7 @@ async def test_a_parked_run_is_claimed_by_nobody_and_its_attempt_is_given_back(s
     assert await store.jobs.claim(actor="worker", lease="theirs", limit=9, lease_seconds=60) == []
 
 
-async def test_a_run_does_not_park_when_a_step_settled_that_it_has_not_seen(store: AStore) -> None:
+async def test_a_run_does_not_park_if_another_step_has_settled(store: AStore) -> None:
     run = await a_run(store)
     await a_held_step(store, run)
     other = await a_step_of(store, run, "0.1")
@@ -142,7 +142,7 @@ async def test_a_run_does_not_park_when_a_step_settled_that_it_has_not_seen(stor
 
 
 @pytest.mark.parametrize("verdict", ["approve", "reject"])
-async def test_a_verdict_on_a_held_step_wakes_its_run_in_the_same_moment(store: AStore, verdict: Any) -> None:
+async def test_a_verdict_on_a_held_step_wakes_its_run_in_the_same_transaction(store: AStore, verdict: Any) -> None:
     run = await a_run(store)
     step = await a_held_step(store, run)
     await parked(store, run)
@@ -151,16 +151,16 @@ async def test_a_verdict_on_a_held_step_wakes_its_run_in_the_same_moment(store: 
 
     ended = await store.jobs.transition(step.id, decide, a_step(verdict, actor="user:bob"))
 
-    found = await store.jobs.get(run.id)
-    assert found is not None
-    assert (found.parked_at, found.due_at, found.updated_at) == (None, ended.updated_at, ended.updated_at)
+    woken = await store.jobs.get(run.id)
+    assert woken is not None
+    assert (woken.parked_at, woken.due_at, woken.updated_at) == (None, ended.updated_at, ended.updated_at)
     assert (await store.jobs.events(run.id))[-1].actor == "user:bob"
     assert await verbs(store, run) == ["submit", "park", "wake"]
     [claimed] = await store.jobs.claim(actor="worker", lease="theirs", limit=9, lease_seconds=60)
     assert (claimed.id, claimed.attempt) == (run.id, 1)
 
 
-async def test_a_step_that_is_asked_again_leaves_its_run_parked(store: AStore) -> None:
+async def test_a_step_that_is_redone_leaves_its_run_parked(store: AStore) -> None:
     run = await a_run(store)
     step = await a_held_step(store, run)
     await parked(store, run)
@@ -174,7 +174,7 @@ async def test_a_step_that_is_asked_again_leaves_its_run_parked(store: AStore) -
     assert await verbs(store, run) == ["submit", "park", "wake"]
 
 
-async def test_a_run_that_nobody_woke_is_found(store: AStore) -> None:
+async def test_a_run_that_was_not_woken_is_listed_as_stalled(store: AStore) -> None:
     run, waiting, awake = await a_run(store), await a_run(store), await a_run(store)
     await parked(store, run)
     await a_held_step(store, waiting)
@@ -183,14 +183,14 @@ async def test_a_run_that_nobody_woke_is_found(store: AStore) -> None:
     await parked(store, awake)
     await store.jobs.transition(steps[0].id, a_step("succeed", changes={"response": ANSWER}))
 
-    found = await store.runs.stalled(9)
+    stalled = await store.runs.stalled(9)
 
-    assert [job.id for job in found] == [run.id]
+    assert [job.id for job in stalled] == [run.id]
     await store.jobs.transition(run.id, TransitionRequest(verb="wake", actor="sweeper", after_seconds={"due_at": 0}))
     assert await store.runs.stalled(9) == []
 
 
-async def test_parking_and_settling_at_once_never_leave_a_run_asleep(store: AStore, other: AStore) -> None:
+async def test_concurrent_parking_and_settling_never_leave_a_run_parked(store: AStore, other: AStore) -> None:
     async def race(turn: int) -> None:
         run = await a_run(store)
         step = await a_step_of(store, run)
@@ -201,9 +201,9 @@ async def test_parking_and_settling_at_once_never_leave_a_run_asleep(store: ASto
                 await parked([store, other][turn % 2], run)
 
         await together([park(), other.jobs.transition(step.id, a_step("succeed", changes={"response": ANSWER}))])
-        found = await store.jobs.get(run.id)
-        assert found is not None
-        assert found.parked_at is None
+        raced = await store.jobs.get(run.id)
+        assert raced is not None
+        assert raced.parked_at is None
 
     await together(race(turn) for turn in range(20))
 
@@ -212,11 +212,11 @@ async def test_parking_and_settling_at_once_never_leave_a_run_asleep(store: ASto
 
 
 @pytest.mark.parametrize("verb", ["cancel", "fail", "lapse"])
-async def test_what_goes_on_below_a_run_ends_with_it(store: AStore, verb: str) -> None:
+async def test_unfinished_steps_end_with_their_run(store: AStore, verb: str) -> None:
     run = await leased(store, pipeline_id=1)
     if verb == "lapse":
         run = await inserted(store, pipeline_id=1, lease="mine", lease_seconds=-1)
-    asked, held = await a_step_of(store, run), await a_held_step(store, run, "0.1")
+    running, held = await a_step_of(store, run), await a_held_step(store, run, "0.1")
     done = await a_step_of(store, run, "0.2")
     done = await store.jobs.transition(done.id, a_step("succeed", changes={"response": ANSWER}))
     inner = await a_step_of(store, run, "0.3", pipeline_id=2)
@@ -224,11 +224,11 @@ async def test_what_goes_on_below_a_run_ends_with_it(store: AStore, verb: str) -
 
     await store.jobs.transition(run.id, a_step(verb, to="fail", changes={"error": FAILED}))
 
-    for job in (asked, held, inner, below):
-        found, events = await state(store, job.id)
-        assert found is not None
-        assert found.error is not None
-        assert (found.status, found.error.code, found.lease) == ("fail", "cancelled", None)
+    for job in (running, held, inner, below):
+        ended, events = await state(store, job.id)
+        assert ended is not None
+        assert ended.error is not None
+        assert (ended.status, ended.error.code, ended.lease) == ("fail", "cancelled", None)
         assert (events[-1].verb, events[-1].actor) == ("cancel", "user:ann")
     assert await store.jobs.get(done.id) == done
 
@@ -242,7 +242,7 @@ async def test_a_run_that_fails_leaves_the_steps_of_others_alone(store: AStore) 
     assert [await store.jobs.get(job.id) for job in (theirs, plain)] == [theirs, plain]
 
 
-async def test_a_step_is_not_forgotten_while_its_run_goes_on(store: AStore) -> None:
+async def test_a_step_is_not_purged_while_its_run_is_unfinished(store: AStore) -> None:
     run = await a_run(store)
     step = await a_step_of(store, run)
     await store.runs.add_call(a_call(run), run_lease="mine")
@@ -256,15 +256,15 @@ async def test_a_step_is_not_forgotten_while_its_run_goes_on(store: AStore) -> N
     assert (await store.runs.steps(run.id, 0), await store.runs.calls(run.id, 0)) == ([], [])
 
 
-async def test_a_run_is_made_again_with_what_it_need_not_ask(store: AStore) -> None:
+async def test_a_rerun_is_inserted_with_its_finished_steps_and_calls(store: AStore) -> None:
     run = a_job(pipeline_id=1)
-    done = a_job(status="success", response=ANSWER, **a_place(run))
-    waiting = a_job(**a_place(run, "0.1"))
+    done = a_job(status="success", response=ANSWER, **node_columns(run))
+    waiting = a_job(**node_columns(run, "0.1"))
     call = a_call(run, "0.2")
 
-    made = await store.runs.insert_again(run, [done, waiting], [call], actor="user:ann")
+    inserted_run = await store.runs.insert_again(run, [done, waiting], [call], actor="user:ann")
 
-    assert made == await store.jobs.get(run.id)
+    assert inserted_run == await store.jobs.get(run.id)
     assert [(step.id, step.status) for step in await store.runs.steps(run.id, 0)] == [
         (done.id, "success"),
         (waiting.id, "bot"),

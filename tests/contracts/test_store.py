@@ -1,4 +1,4 @@
-"""What every store keeps: the promise in `store.py`, and the laws that depend on it."""
+"""Contract tests of `store.Store`, run against every store, and of the rules that depend on it."""
 
 import asyncio
 import time
@@ -64,48 +64,50 @@ NUMBERS = [name for name in PLAIN if name not in RICH and str(Job.__annotations_
 TEXTS = [name for name in PLAIN if name not in RICH and str(Job.__annotations__[name]).startswith("str")]
 
 
-# Coming in
+# New jobs
 
 
-async def test_a_new_job_is_kept_as_it_came_with_the_databases_times(store: AStore) -> None:
-    asked = a_job(metadata=b'{"a":[1]}', priority=7, policy=Policy(review="always"), retry_of="old", fingerprint="f")
+async def test_a_new_job_is_stored_unchanged_with_the_times_of_the_database(store: AStore) -> None:
+    job = a_job(metadata=b'{"a":[1]}', priority=7, policy=Policy(review="always"), retry_of="old", fingerprint="f")
 
-    made = await store.jobs.insert(asked, actor="user:ann", due_seconds=60)
+    stored = await store.jobs.insert(job, actor="user:ann", due_seconds=60)
 
-    assert abs(made.created_at - time.time() * SECOND) < 5 * SECOND
-    assert made == msgspec.structs.replace(
-        asked, created_at=made.created_at, updated_at=made.created_at, due_at=made.created_at + 60 * SECOND
+    assert abs(stored.created_at - time.time() * SECOND) < 5 * SECOND
+    assert stored == msgspec.structs.replace(
+        job, created_at=stored.created_at, updated_at=stored.created_at, due_at=stored.created_at + 60 * SECOND
     )
-    assert await store.jobs.get(made.id) == made
-    [event] = await store.jobs.events(made.id)
-    assert (event.seq, event.verb, event.actor, event.at) == (1, "submit", "user:ann", made.created_at)
+    assert await store.jobs.get(stored.id) == stored
+    [event] = await store.jobs.events(stored.id)
+    assert (event.seq, event.verb, event.actor, event.at) == (1, "submit", "user:ann", stored.created_at)
 
 
-async def test_whatever_a_new_job_has_is_kept_and_can_be_replayed(store: AStore) -> None:
-    numbers = {name: at for at, name in enumerate(NUMBERS, start=1)}
+async def test_every_field_of_a_new_job_is_stored_and_can_be_replayed(store: AStore) -> None:
+    numbers = {name: number for number, name in enumerate(NUMBERS, start=1)}
     texts = {name: f"{name} é \N{SNOWMAN}" for name in TEXTS}
     full = a_job(**numbers, **texts, **RICH)
 
-    bare, made, other = await together(store.jobs.insert(job, actor="test") for job in (a_job(), full, a_job()))
+    bare, stored, other = await together(store.jobs.insert(job, actor="test") for job in (a_job(), full, a_job()))
 
-    for job in (bare, made, other):
+    for job in (bare, stored, other):
         assert await store.jobs.get(job.id) == job
-    times = {"created_at": made.created_at, "updated_at": made.created_at, "due_at": made.created_at}
-    assert made == msgspec.structs.replace(full, lease_until=None, **times)
-    kept = msgspec.to_builtins(msgspec.structs.asdict(made), builtin_types=(bytes,)) | {"metadata": {"a": [1]}}
-    assert replay(await store.jobs.events(made.id)) == {
-        name: value for name, value in kept.items() if value is not None and name not in {"body", "response", "deliver"}
+    times = {"created_at": stored.created_at, "updated_at": stored.created_at, "due_at": stored.created_at}
+    assert stored == msgspec.structs.replace(full, lease_until=None, **times)
+    fields = msgspec.to_builtins(msgspec.structs.asdict(stored), builtin_types=(bytes,)) | {"metadata": {"a": [1]}}
+    assert replay(await store.jobs.events(stored.id)) == {
+        name: value
+        for name, value in fields.items()
+        if value is not None and name not in {"body", "response", "deliver"}
     }
 
 
-async def test_a_job_can_be_leased_from_its_first_moment(store: AStore) -> None:
+async def test_a_job_can_be_inserted_with_a_lease(store: AStore) -> None:
     job = await leased(store)
 
     assert job.lease_until == job.created_at + 60 * SECOND
     assert await store.jobs.claim(actor="worker", lease="other", limit=1, lease_seconds=1) == []
 
 
-async def test_an_id_is_used_once(store: AStore) -> None:
+async def test_a_job_id_can_be_used_once(store: AStore) -> None:
     job = await inserted(store)
 
     with pytest.raises(sa.exc.IntegrityError):
@@ -114,11 +116,11 @@ async def test_an_id_is_used_once(store: AStore) -> None:
     assert await store.jobs.get(job.id) == job
 
 
-async def test_a_job_that_nobody_knows_is_none_and_has_no_events(store: AStore) -> None:
+async def test_an_unknown_job_is_none_and_has_no_events(store: AStore) -> None:
     assert await state(store, "nobody") == (None, [])
 
 
-async def test_the_same_key_joins_the_standing_job(store: AStore, other: AStore) -> None:
+async def test_the_same_idempotency_key_returns_the_existing_job(store: AStore, other: AStore) -> None:
     first = await inserted(store, idempotency_key="k")
 
     assert await inserted(store, idempotency_key="k") == first
@@ -126,21 +128,21 @@ async def test_the_same_key_joins_the_standing_job(store: AStore, other: AStore)
     assert await store.jobs.count(JobFilter()) == 1
 
 
-async def test_fifty_inserts_of_one_key_at_once_make_one_job(store: AStore, other: AStore) -> None:
+async def test_fifty_concurrent_inserts_with_one_key_create_one_job(store: AStore, other: AStore) -> None:
     jobs = await together(inserted([store, other][turn % 2], idempotency_key="k") for turn in range(50))
 
     assert len({job.id for job in jobs}) == 1
     assert await store.jobs.list(JobFilter()) == jobs[:1]
 
 
-async def test_two_processes_with_one_key_at_once_make_one_job(store: AStore, other: AStore) -> None:
+async def test_two_processes_with_one_key_create_one_job(store: AStore, other: AStore) -> None:
     for key in map(str, range(30)):
         one, two = await together(inserted(each, idempotency_key=key) for each in (store, other))
         assert one == two
     assert await store.jobs.count(JobFilter()) == 30
 
 
-async def test_of_inserts_of_many_keys_at_once_each_makes_one_job(store: AStore, other: AStore) -> None:
+async def test_concurrent_inserts_with_several_keys_create_one_job_each(store: AStore, other: AStore) -> None:
     keys = [str(number % 5) for number in range(30)]
 
     jobs = await together(inserted([store, other][number % 2], idempotency_key=key) for number, key in enumerate(keys))
@@ -149,7 +151,7 @@ async def test_of_inserts_of_many_keys_at_once_each_makes_one_job(store: AStore,
     assert len({job.id for job in jobs}) == await store.jobs.count(JobFilter()) == 5
 
 
-async def test_a_freed_key_is_taken_once(store: AStore, other: AStore) -> None:
+async def test_a_key_that_became_free_is_used_by_one_new_job(store: AStore, other: AStore) -> None:
     for key in map(str, range(15)):
         failed = await leased(store, idempotency_key=key)
         await store.jobs.transition(failed.id, a_step("fail", changes={"error": RETRYABLE}))
@@ -158,7 +160,7 @@ async def test_a_freed_key_is_taken_once(store: AStore, other: AStore) -> None:
         assert one.id != failed.id
 
 
-async def test_one_own_id_is_one_job_under_any_concurrency(store: AStore, other: AStore) -> None:
+async def test_a_client_id_is_one_job_under_any_concurrency(store: AStore, other: AStore) -> None:
     jobs = await together(inserted([store, other][turn % 2], client_id="mine") for turn in range(50))
 
     assert {job.id for job in jobs} == {jobs[0].id}
@@ -176,7 +178,7 @@ async def test_another_user_may_use_the_same_key(store: AStore) -> None:
     assert mine.id != theirs.id
 
 
-async def test_a_key_starts_anew_after_an_error_that_a_retry_can_help(store: AStore) -> None:
+async def test_a_key_creates_a_new_job_after_a_retryable_error(store: AStore) -> None:
     failed = await leased(store, idempotency_key="k")
     failed = await store.jobs.transition(failed.id, a_step("fail", changes={"error": RETRYABLE}))
 
@@ -188,14 +190,14 @@ async def test_a_key_starts_anew_after_an_error_that_a_retry_can_help(store: ASt
 
 
 @pytest.mark.parametrize("verb", ["succeed", "fail", "hold"])
-async def test_a_key_stands_for_what_has_ended_otherwise(store: AStore, verb: str) -> None:
+async def test_a_key_returns_a_job_that_ended_without_a_retryable_error(store: AStore, verb: str) -> None:
     job = await leased(store, idempotency_key="k")
     job = await store.jobs.transition(job.id, a_step(verb, changes={"error": FINAL}))
 
     assert await inserted(store, idempotency_key="k") == job
 
 
-async def test_a_key_lives_for_a_day(store: AStore) -> None:
+async def test_an_idempotency_key_expires_after_a_day(store: AStore) -> None:
     old = await inserted(store, idempotency_key="k")
     day = 24 * 3600 * SECOND
     table = schema.jobs
@@ -207,11 +209,11 @@ async def test_a_key_lives_for_a_day(store: AStore) -> None:
     assert (await inserted(store, idempotency_key="k")).id != old.id
 
 
-async def test_a_job_that_ran_its_course_is_one_row_and_one_event(store: AStore) -> None:
+async def test_a_job_inserted_as_ended_is_one_row_and_one_event(store: AStore) -> None:
     ended = a_job(status="success", lane="now", response=ANSWER, usage=Usage(total_tokens=3), attempt=2)
 
-    written = await store.jobs.insert_ended(ended, actor="user:ann", verbs=["submit", "claim", "succeed"])
-    job = await written
+    write = await store.jobs.insert_ended(ended, actor="user:ann", verbs=["submit", "claim", "succeed"])
+    job = await write
 
     assert job == await store.jobs.get(ended.id)
     assert job == msgspec.structs.replace(
@@ -222,10 +224,10 @@ async def test_a_job_that_ran_its_course_is_one_row_and_one_event(store: AStore)
     assert follows(job, replay([event]))
 
 
-async def test_a_hit_has_ended_when_it_is_written_and_its_end_is_told(store: AStore) -> None:
+async def test_a_cache_hit_is_inserted_as_ended_and_has_its_delivery(store: AStore) -> None:
     hook = DeliveryTarget(address="https://example.com/", host="example.com")
-    made = {"status": "success", "response": ANSWER, "cache": "hit", "cache_key": "v-k", "deliver": (hook,)}
-    hit = a_job(client_id="mine", idempotency_key="k", **made)
+    columns = {"status": "success", "response": ANSWER, "cache": "hit", "cache_key": "v-k", "deliver": (hook,)}
+    hit = a_job(client_id="mine", idempotency_key="k", **columns)
 
     job = await store.jobs.insert(hit, actor="user:ann", verb="hit")
 
@@ -234,21 +236,21 @@ async def test_a_hit_has_ended_when_it_is_written_and_its_end_is_told(store: ASt
     [event] = await store.jobs.events(hit.id)
     assert (event.verb, event.actor) == ("hit", "user:ann")
     assert follows(job, replay([event]))
-    assert [one.job_id for one in await store.deliveries.of_job(hit.id)] == [hit.id]
+    assert [delivery.job_id for delivery in await store.deliveries.of_job(hit.id)] == [hit.id]
     assert await store.jobs.claim(actor="w", lease="l", limit=9, lease_seconds=9) == []
-    # and under its names it stands like any other job
-    for name in ({"client_id": "mine"}, {"idempotency_key": "k"}):
-        assert await store.jobs.insert(a_job(**made, **name), actor="user:ann", verb="hit") == job
-        assert (await inserted(store, **name)).id == job.id
+    # and its client id and its idempotency key find it like any other job
+    for identifier in ({"client_id": "mine"}, {"idempotency_key": "k"}):
+        assert await store.jobs.insert(a_job(**columns, **identifier), actor="user:ann", verb="hit") == job
+        assert (await inserted(store, **identifier)).id == job.id
 
 
-async def test_what_was_refused_leaves_room_for_others(store: AStore) -> None:
+async def test_a_refused_insert_releases_its_place_in_the_write_queue(store: AStore) -> None:
     job = await inserted(store)
-    again = msgspec.structs.replace(job, status="success")
+    duplicate = msgspec.structs.replace(job, status="success")
 
-    for _ in range(300):  # more than may wait behind their answers
+    for _ in range(300):  # more than the number of writes that may be queued
         with pytest.raises(sa.exc.IntegrityError):
-            await (await store.jobs.insert_ended(again, actor="test", verbs=["submit"]))
+            await (await store.jobs.insert_ended(duplicate, actor="test", verbs=["submit"]))
 
     await store.close()
     for _ in range(300):
@@ -257,39 +259,41 @@ async def test_what_was_refused_leaves_room_for_others(store: AStore) -> None:
 
 
 @pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
-async def test_the_row_of_an_answered_call_waits_while_the_database_is_away(
+async def test_the_row_of_an_ended_job_waits_while_the_database_is_unavailable(
     store: AStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a database that takes nothing, as one whose disk is full
+    # given a database that accepts no writes, such as one whose disk is full
     writer = store._database._writer
-    run, refused = writer._run_group, asyncio.Event()
+    run_group, refused = writer._run_group, asyncio.Event()
 
     async def refuse(group: object) -> list[Any]:
         refused.set()
         raise Overloaded("The disk is full.")
 
     writer._run_group = refuse
-    written = await store.jobs.insert_ended(a_job(status="success"), actor="test", verbs=["submit", "succeed"])
+    write = await store.jobs.insert_ended(a_job(status="success"), actor="test", verbs=["submit", "succeed"])
     await refused.wait()
     with pytest.raises(Overloaded):
         await inserted(store)
-    assert not written.done()
-    # when it takes something again, then the row is there
-    writer._run_group = run
+    assert not write.done()
+    # when it accepts writes again, then the row is written
+    writer._run_group = run_group
     async with asyncio.timeout(60):
-        job = await written
+        job = await write
     assert await store.jobs.get(job.id) == job
 
 
 @pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
-async def test_who_finds_no_room_behind_their_answer_is_told_so(store: AStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_inserting_an_ended_job_into_a_full_write_queue_is_refused(
+    store: AStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jobs, "WRITE_TIMEOUT_SECONDS", 0.05)
     store.jobs._queue_slots = asyncio.Semaphore(0)
     with pytest.raises(Overloaded):
         await store.jobs.insert_ended(a_job(status="success"), actor="test", verbs=["submit", "succeed"])
 
 
-# Moves: what each guard looks at, in ways in which it holds, and in ways in which it does not
+# Transitions: for each guard, columns with which it holds, and columns with which it fails
 
 HOLDS: dict[Guard, list[dict[str, Any]]] = {
     Guard.DUE: [{"lease": None}],
@@ -327,40 +331,40 @@ FAILS: dict[Guard, list[dict[str, Any]]] = {
     Guard.QUIET: [{"settled": 1}],
     Guard.PARKED: [{"parked_at": None}],
 }
-VERBS = [verb for verb, move in TRANSITIONS.items() if move.sources]
+VERBS = [verb for verb, transition in TRANSITIONS.items() if transition.sources]
 every_verb = pytest.mark.parametrize("verb", VERBS)
 
 
-def right(verb: str) -> Iterator[dict[str, Any]]:
-    """Jobs that are in every respect but their status where `verb` may begin."""
+def holding(verb: str) -> Iterator[dict[str, Any]]:
+    """Yield columns of jobs for which all guards of `verb` hold."""
     guards = TRANSITIONS[verb].guards
-    plain = {key: value for guard in guards for key, value in HOLDS[guard][0].items()}
-    yield plain
+    defaults = {key: value for guard in guards for key, value in HOLDS[guard][0].items()}
+    yield defaults
     for guard in guards:
-        yield from (plain | way for way in HOLDS[guard][1:])
+        yield from (defaults | columns for columns in HOLDS[guard][1:])
 
 
-def wrong(verb: str) -> Iterator[dict[str, Any]]:
-    """Jobs of which one guard of `verb` does not hold."""
-    plain = next(right(verb))
+def failing(verb: str) -> Iterator[dict[str, Any]]:
+    """Yield columns of jobs for which exactly one guard of `verb` fails."""
+    defaults = next(holding(verb))
     for guard in TRANSITIONS[verb].guards:
-        yield from (plain | way for way in FAILS[guard])
+        yield from (defaults | columns for columns in FAILS[guard])
 
 
 def test_every_guard_is_tested() -> None:
     assert set(HOLDS) == set(FAILS) == set(Guard)
 
 
-def test_only_what_comes_in_has_no_source() -> None:
+def test_only_inserting_transitions_have_no_source_status() -> None:
     assert set(TRANSITIONS) - set(VERBS) == {"submit", "hit", "refuse"}
 
 
 @every_verb
-async def test_a_move_is_made_where_its_guards_hold(store: AStore, verb: str) -> None:
-    move = TRANSITIONS[verb]
+async def test_a_transition_is_made_if_its_guards_hold(store: AStore, verb: str) -> None:
+    transition = TRANSITIONS[verb]
 
-    async def check(source: str, target: str, way: dict[str, Any]) -> None:
-        before = await inserted(store, status=source, attempt=3, draft=Edit(response='"d"'), **way)
+    async def check(source: str, target: str, columns: dict[str, Any]) -> None:
+        before = await inserted(store, status=source, attempt=3, draft=Edit(response='"d"'), **columns)
         job = await store.jobs.transition(
             before.id, a_step(verb, to=target, changes={"priority": 9}, note={"why": "so"})
         )
@@ -368,51 +372,54 @@ async def test_a_move_is_made_where_its_guards_hold(store: AStore, verb: str) ->
         [_, event] = await store.jobs.events(job.id)
         assert job == await store.jobs.get(job.id)
         assert (job.status, job.priority, job.seq) == (target, 9, before.seq + 1)
-        assert [getattr(job, column) for column in move.clears] == [None] * len(move.clears)
-        assert {column: getattr(job, column) - getattr(before, column) for column in move.adds} == move.adds
+        assert [getattr(job, column) for column in transition.clears] == [None] * len(transition.clears)
+        assert {column: getattr(job, column) - getattr(before, column) for column in transition.adds} == transition.adds
         assert (event.seq, event.verb, event.actor, event.at) == (job.seq, verb, "user:ann", job.updated_at)
         assert {"status": target, "priority": 9, "why": "so"}.items() <= event.data.items()
-        touched = {"status", "seq", "updated_at", "priority", *move.clears, *move.adds}
-        for column in set(Job.__struct_fields__) - touched:
+        changed = {"status", "seq", "updated_at", "priority", *transition.clears, *transition.adds}
+        for column in set(Job.__struct_fields__) - changed:
             assert getattr(job, column) == getattr(before, column)
 
     await together(
-        check(source, target, way) for source in move.sources for target in move.targets for way in right(verb)
+        check(source, target, columns)
+        for source in transition.sources
+        for target in transition.targets
+        for columns in holding(verb)
     )
 
 
 @every_verb
-async def test_a_move_from_any_other_status_is_stale_and_changes_nothing(store: AStore, verb: str) -> None:
-    async def check(status: str, way: dict[str, Any]) -> None:
-        job = await inserted(store, status=status, **way)
-        assert await is_refused(store, job, a_step(verb)), (status, way)
+async def test_a_transition_from_any_other_status_is_stale_and_changes_nothing(store: AStore, verb: str) -> None:
+    async def check(status: str, columns: dict[str, Any]) -> None:
+        job = await inserted(store, status=status, **columns)
+        assert await is_refused(store, job, a_step(verb)), (status, columns)
 
     await together(
-        check(status, way) for status in set(STATUSES) - set(TRANSITIONS[verb].sources) for way in right(verb)
+        check(status, columns) for status in set(STATUSES) - set(TRANSITIONS[verb].sources) for columns in holding(verb)
     )
 
 
 @every_verb
-async def test_a_move_whose_guard_does_not_hold_is_stale_and_changes_nothing(store: AStore, verb: str) -> None:
-    async def check(source: str, way: dict[str, Any]) -> None:
-        job = await inserted(store, status=source, **way)
-        assert await is_refused(store, job, a_step(verb)), way
+async def test_a_transition_whose_guard_fails_is_stale_and_changes_nothing(store: AStore, verb: str) -> None:
+    async def check(source: str, columns: dict[str, Any]) -> None:
+        job = await inserted(store, status=source, **columns)
+        assert await is_refused(store, job, a_step(verb)), columns
 
-    await together(check(source, way) for source in TRANSITIONS[verb].sources for way in wrong(verb))
+    await together(check(source, columns) for source in TRANSITIONS[verb].sources for columns in failing(verb))
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if {Guard.LEASE, Guard.ROUND} & {*TRANSITIONS[verb].guards}])
-async def test_who_holds_no_lease_and_saw_no_round_cannot_settle_or_decide(store: AStore, verb: str) -> None:
-    job = await inserted(store, status=TRANSITIONS[verb].sources[0], **next(right(verb)) | {"lease": None})
+async def test_without_a_lease_or_a_round_a_caller_cannot_settle_or_decide(store: AStore, verb: str) -> None:
+    job = await inserted(store, status=TRANSITIONS[verb].sources[0], **next(holding(verb)) | {"lease": None})
 
     assert await is_refused(store, job, a_step(verb, lease=None, round=None))
 
 
-def test_nothing_leads_out_of_an_end() -> None:
-    assert [verb for verb, move in TRANSITIONS.items() if TERMINAL & {*move.sources}] == []
+def test_no_transition_leaves_a_terminal_status() -> None:
+    assert [verb for verb, transition in TRANSITIONS.items() if TERMINAL & {*transition.sources}] == []
 
 
-async def test_a_move_of_a_job_that_nobody_knows_says_so(store: AStore) -> None:
+async def test_a_transition_of_an_unknown_job_raises_job_not_found(store: AStore) -> None:
     with pytest.raises(JobNotFound):
         await store.jobs.transition("nobody", a_step("cancel"))
 
@@ -420,50 +427,50 @@ async def test_a_move_of_a_job_that_nobody_knows_says_so(store: AStore) -> None:
 async def test_a_stale_worker_cannot_settle(store: AStore) -> None:
     job = await inserted(store, lease="mine", lease_seconds=-1)
     await store.jobs.transition(job.id, a_step("lapse", to="bot", after_seconds={"due_at": 0}))
-    [taken] = await store.jobs.claim(actor="worker:2", lease="theirs", limit=1, lease_seconds=60)
+    [claimed] = await store.jobs.claim(actor="worker:2", lease="theirs", limit=1, lease_seconds=60)
 
-    assert await is_refused(store, taken, a_step("succeed", changes={"response": b'"late"'}))
+    assert await is_refused(store, claimed, a_step("succeed", changes={"response": b'"late"'}))
 
     settled = await store.jobs.transition(job.id, a_step("succeed", lease="theirs", changes={"response": ANSWER}))
     assert (settled.status, settled.response) == ("success", ANSWER)
 
 
-async def test_a_sweeper_who_comes_late_gives_no_attempt_more(store: AStore) -> None:
+async def test_a_stale_sweeper_cannot_grant_another_attempt(store: AStore) -> None:
     job = await inserted(store, lease="mine", lease_seconds=-1, attempt=1, max_attempts=2)
-    [seen] = await store.jobs.lapsed(1)
-    back = a_step("lapse", to="bot", lease=seen.lease, after_seconds={"due_at": 0})
+    [lapsed] = await store.jobs.lapsed(1)
+    requeue = a_step("lapse", to="bot", lease=lapsed.lease, after_seconds={"due_at": 0})
 
-    await store.jobs.transition(job.id, back)
-    [last] = await store.jobs.claim(actor="worker:2", lease="theirs", limit=1, lease_seconds=-1)
+    await store.jobs.transition(job.id, requeue)
+    [claimed] = await store.jobs.claim(actor="worker:2", lease="theirs", limit=1, lease_seconds=-1)
 
-    assert (last.attempt, last.max_attempts) == (2, 2)
-    assert await is_refused(store, last, back)
-    assert await store.jobs.lapsed(1) == [last]
+    assert (claimed.attempt, claimed.max_attempts) == (2, 2)
+    assert await is_refused(store, claimed, requeue)
+    assert await store.jobs.lapsed(1) == [claimed]
 
 
-async def test_a_sweeper_who_comes_late_brings_no_old_verdict_about(store: AStore) -> None:
+async def test_a_stale_sweeper_cannot_apply_an_old_verdict(store: AStore) -> None:
     job = await held(store)
     await store.jobs.transition(job.id, decided("ann", "redo"))
-    [seen] = await store.jobs.released(1)
-    assert seen.decision is not None
-    again = verdict_transition(seen, seen.decision, "sweeper")
+    [released] = await store.jobs.released(1)
+    assert released.decision is not None
+    apply_verdict = verdict_transition(released, released.decision, "sweeper")
 
-    await store.jobs.transition(job.id, again)
+    await store.jobs.transition(job.id, apply_verdict)
     await store.jobs.claim(actor="worker", lease="mine", limit=1, lease_seconds=60)
     await store.jobs.transition(job.id, a_step("hold", changes={"response": ANSWER}))
     second = await store.jobs.transition(job.id, msgspec.structs.replace(decided("bob", "reject"), round=2))
 
-    assert await is_refused(store, second, again)
+    assert await is_refused(store, second, apply_verdict)
     assert await store.jobs.released(1) == [second]
 
 
-async def test_of_many_settles_at_once_one_is_made(store: AStore, other: AStore) -> None:
+async def test_of_concurrent_settlements_one_succeeds(store: AStore, other: AStore) -> None:
     job = await leased(store)
 
     async def settle(turn: int) -> bool:
-        step = a_step("succeed", changes={"response": b"%d" % turn})
+        request = a_step("succeed", changes={"response": b"%d" % turn})
         try:
-            return bool(await [store, other][turn % 2].jobs.transition(job.id, step))
+            return bool(await [store, other][turn % 2].jobs.transition(job.id, request))
         except Stale:
             return False
 
@@ -471,7 +478,7 @@ async def test_of_many_settles_at_once_one_is_made(store: AStore, other: AStore)
     assert len(await store.jobs.events(job.id)) == 2
 
 
-async def test_times_are_counted_from_the_databases_now(store: AStore) -> None:
+async def test_times_are_relative_to_the_clock_of_the_database(store: AStore) -> None:
     job = await leased(store)
 
     job = await store.jobs.transition(job.id, a_step("retry", after_seconds={"due_at": 1.5}))
@@ -479,10 +486,10 @@ async def test_times_are_counted_from_the_databases_now(store: AStore) -> None:
     assert job.due_at == job.updated_at + 1.5 * SECOND
 
 
-# Moves of two steps
+# Two transitions in one call
 
 
-async def test_two_steps_are_one_move(store: AStore) -> None:
+async def test_two_transitions_in_one_call_are_both_recorded(store: AStore) -> None:
     job = await held(store)
 
     job = await store.jobs.transition(job.id, decided("ann", "approve"), a_step("approve"))
@@ -491,11 +498,11 @@ async def test_two_steps_are_one_move(store: AStore) -> None:
     assert [event.verb for event in await store.jobs.events(job.id)] == ["submit", "hold", "decide", "approve"]
 
 
-async def test_when_the_second_step_is_stale_the_first_is_undone(store: AStore) -> None:
+async def test_a_stale_second_transition_rolls_back_the_first(store: AStore) -> None:
     jobs = await together(held(store) for _ in range(10))
 
     async def check(turn: int, job: Job) -> None:
-        if turn % 2:  # these are in the same group, and must not notice
+        if turn % 2:  # these are written in the same group and must not be affected
             await store.jobs.transition(job.id, decided("ann", "approve"), a_step("approve"))
         else:
             assert await is_refused(store, job, decided("ann", "approve", seconds=60), a_step("approve"))
@@ -511,7 +518,7 @@ async def test_when_the_second_step_is_stale_the_first_is_undone(store: AStore) 
 
 
 def decided(reviewer: str, verdict: Verdict, seconds: float = 0) -> TransitionRequest:
-    """What a reviewer does with a job in its first round."""
+    """Return the request of a reviewer to decide about a job in its first round."""
     decision = Decision(verdict=verdict, reviewer=reviewer, reason="because")
     return TransitionRequest(
         verb="decide",
@@ -526,15 +533,15 @@ def decided(reviewer: str, verdict: Verdict, seconds: float = 0) -> TransitionRe
 
 @pytest.mark.parametrize("seconds", [0, 60])
 @pytest.mark.parametrize("verdict", get_args(Verdict))
-async def test_of_two_reviewers_at_once_one_wins_and_the_other_learns_who(
+async def test_of_two_concurrent_reviewers_one_wins_and_the_other_learns_who(
     store: AStore, other: AStore, verdict: Verdict, seconds: float
 ) -> None:
     job = await held(store)
 
     async def decide(store: AStore, reviewer: str) -> Job | Stale:
-        effect = [] if seconds else [a_step(verdict)]
+        effects = [] if seconds else [a_step(verdict)]
         try:
-            return await store.jobs.transition(job.id, decided(reviewer, verdict, seconds), *effect)
+            return await store.jobs.transition(job.id, decided(reviewer, verdict, seconds), *effects)
         except Stale as stale:
             return stale
 
@@ -551,16 +558,16 @@ async def test_of_two_reviewers_at_once_one_wins_and_the_other_learns_who(
     assert decision["decision"] == Decision(verdict=verdict, reviewer=winner, reason="because")
 
 
-async def test_who_comes_late_learns_who_has_it_open(store: AStore) -> None:
+async def test_a_refused_reviewer_learns_who_has_the_review_open(store: AStore) -> None:
     job = await held(store)
-    changes, after = {"review_lease": "bob"}, {"review_lease_until": 60}
-    await store.jobs.transition(job.id, a_step("open", reviewer="bob", changes=changes, after_seconds=after))
+    changes, after_seconds = {"review_lease": "bob"}, {"review_lease_until": 60}
+    await store.jobs.transition(job.id, a_step("open", reviewer="bob", changes=changes, after_seconds=after_seconds))
 
     with pytest.raises(Stale, match="bob has it open"):
         await store.jobs.transition(job.id, decided("ann", "approve"))
 
 
-async def test_a_withdrawn_verdict_stays_on_record_and_the_next_round_has_its_own(store: AStore) -> None:
+async def test_a_withdrawn_verdict_stays_recorded_beside_that_of_the_next_round(store: AStore) -> None:
     job = await held(store)
     await store.jobs.transition(job.id, decided("ann", "reject", seconds=60))
     await store.jobs.transition(job.id, a_step("undo"))
@@ -569,8 +576,8 @@ async def test_a_withdrawn_verdict_stays_on_record_and_the_next_round_has_its_ow
     second = msgspec.structs.replace(decided("bob", "approve"), round=2)
     job = await store.jobs.transition(job.id, second, a_step("approve", round=2))
 
-    made = await rows(store, sa.select(schema.decisions).order_by(schema.decisions.c.round))
-    assert [(row["round"], row["decision"].verdict) for row in made] == [(1, "reject"), (2, "approve")]
+    decisions = await rows(store, sa.select(schema.decisions).order_by(schema.decisions.c.round))
+    assert [(row["round"], row["decision"].verdict) for row in decisions] == [(1, "reject"), (2, "approve")]
 
 
 # Leases
@@ -581,22 +588,22 @@ async def claim(store: AStore, limit: int = 100, lease: str = "mine", seconds: f
 
 
 async def test_jobs_are_claimed_by_priority_then_age(store: AStore) -> None:
-    made = [await inserted(store, priority=priority) for priority in (5, 1, 9, 5, 9)]
-    first, low, high, second, higher = (job.id for job in made)
+    jobs = [await inserted(store, priority=priority) for priority in (5, 1, 9, 5, 9)]
+    first, low, high, second, higher = (job.id for job in jobs)
 
     claimed = [job.id for limit in (1, 2, 100) for job in await claim(store, limit)]
 
     assert claimed == [high, higher, first, second, low]
 
 
-async def test_a_claim_leases_counts_the_attempt_and_is_an_event(store: AStore) -> None:
-    made = await inserted(store)
+async def test_a_claim_sets_a_lease_counts_an_attempt_and_records_an_event(store: AStore) -> None:
+    inserted_job = await inserted(store)
 
     [job] = await claim(store)
 
     assert (job.lease, job.lease_until, job.attempt) == ("mine", job.updated_at + 60 * SECOND, 1)
-    assert job == await store.jobs.get(made.id)
-    [_, event] = await store.jobs.events(made.id)
+    assert job == await store.jobs.get(inserted_job.id)
+    [_, event] = await store.jobs.events(inserted_job.id)
     assert (event.verb, event.actor, event.seq, event.data["attempt"]) == ("claim", "worker", 2, 1)
 
 
@@ -612,45 +619,45 @@ async def test_only_due_unleased_jobs_of_the_later_lane_are_claimed(store: AStor
     assert await claim(store) == []
 
 
-async def test_twenty_claims_at_once_never_give_one_job_twice(store: AStore, other: AStore) -> None:
-    made = await together(inserted(store) for _ in range(50))
+async def test_concurrent_claims_never_return_one_job_twice(store: AStore, other: AStore) -> None:
+    inserted_jobs = await together(inserted(store) for _ in range(50))
 
     claims = await together(claim([store, other][turn % 2], limit=3, lease=f"lease-{turn}") for turn in range(20))
 
     claimed = [job.id for jobs in claims for job in jobs]
     assert max(map(len, claims)) <= 3
     assert len(claimed) == len({*claimed})
-    assert sorted(claimed + [job.id for job in await claim(store)]) == [job.id for job in made]
+    assert sorted(claimed + [job.id for job in await claim(store)]) == [job.id for job in inserted_jobs]
 
 
-async def test_two_processes_that_claim_at_once_never_get_the_same_job(store: AStore, other: AStore) -> None:
-    made = await together(inserted(store) for _ in range(60))
+async def test_two_processes_never_claim_the_same_job(store: AStore, other: AStore) -> None:
+    inserted_jobs = await together(inserted(store) for _ in range(60))
 
     for _ in range(15):
         one, two = await together(claim(each, limit=3, lease=lease) for each, lease in ((store, "one"), (other, "two")))
         assert {job.id for job in one} & {job.id for job in two} == set()
 
-    assert [job.attempt for job in await store.jobs.list(JobFilter(limit=100))] == [1] * len(made)
+    assert [job.attempt for job in await store.jobs.list(JobFilter(limit=100))] == [1] * len(inserted_jobs)
 
 
-async def test_renew_extends_standing_leases_and_no_others(store: AStore) -> None:
+async def test_renew_extends_only_leases_that_the_caller_holds(store: AStore) -> None:
     mine, theirs, free = await leased(store), await leased(store), await inserted(store)
     lapsed = await inserted(store, lease="mine", lease_seconds=-1)
-    asked = {mine.id: "mine", theirs.id: "theirs", free.id: "mine", lapsed.id: "mine", "nobody": "mine"}
+    leases = {mine.id: "mine", theirs.id: "theirs", free.id: "mine", lapsed.id: "mine", "nobody": "mine"}
 
-    standing = await store.jobs.renew(asked, 1000)
+    renewed = await store.jobs.renew(leases, 1000)
 
-    assert standing == {mine.id, lapsed.id}
-    later = await store.jobs.get(mine.id)
-    assert later is not None
-    assert (later.lease_until or 0) >= (mine.lease_until or 0) + 900 * SECOND
-    assert later.seq == mine.seq
+    assert renewed == {mine.id, lapsed.id}
+    extended = await store.jobs.get(mine.id)
+    assert extended is not None
+    assert (extended.lease_until or 0) >= (mine.lease_until or 0) + 900 * SECOND
+    assert extended.seq == mine.seq
     assert await store.jobs.get(theirs.id) == theirs
     assert await store.jobs.get(free.id) == free
     assert await store.jobs.lapsed(10) == []
 
 
-async def test_renew_takes_no_lease_for_another(store: AStore) -> None:
+async def test_renew_requires_the_lease_of_the_same_job(store: AStore) -> None:
     one = await inserted(store, lease="one", lease_seconds=60)
     two = await inserted(store, lease="two", lease_seconds=60)
 
@@ -658,14 +665,14 @@ async def test_renew_takes_no_lease_for_another(store: AStore) -> None:
     assert await store.jobs.list(JobFilter()) == [one, two]
 
 
-async def test_renewing_nothing_and_very_much_works(store: AStore) -> None:
+async def test_renew_accepts_no_leases_and_thousands_of_leases(store: AStore) -> None:
     job = await leased(store)
 
     assert await store.jobs.renew({}, 60) == set()
     assert await store.jobs.renew({f"none-{n}": "mine" for n in range(3000)} | {job.id: "mine"}, 60) == {job.id}
 
 
-async def test_the_lists_of_what_time_brings_about(store: AStore) -> None:
+async def test_lapsed_released_and_overdue_jobs_are_listed(store: AStore) -> None:
     lapsed = [await inserted(store, lease="mine", lease_seconds=-1) for _ in range(3)]
     released = [await inserted(store, status="human", release_at=PAST) for _ in range(3)]
     overdue = [await inserted(store, status="human", review_deadline=PAST) for _ in range(3)]
@@ -675,18 +682,18 @@ async def test_the_lists_of_what_time_brings_about(store: AStore) -> None:
     await inserted(store, status="human", review_deadline=FUTURE)
     await inserted(store, status="success", release_at=PAST, review_deadline=PAST, lease="mine", lease_seconds=-1)
 
-    for made, look in (
+    for expected, list_jobs in (
         (lapsed, store.jobs.lapsed),
         (released, store.jobs.released),
         (overdue, store.jobs.overdue),
     ):
-        assert sorted(await look(10), key=lambda job: job.id) == made
-        assert len(await look(2)) == 2
+        assert sorted(await list_jobs(10), key=lambda job: job.id) == expected
+        assert len(await list_jobs(2)) == 2
 
 
-# Law 7: replaying a job's events gives its row
+# Replay: the events of a job give its row
 
-STEPS: dict[str, list[dict[str, Any]]] = {
+REQUESTS: dict[str, list[dict[str, Any]]] = {
     "claim": [{"changes": {"lease": "mine"}, "after_seconds": {"lease_until": when}} for when in (60, -1)],
     "release": [{}],
     "retry": [{"changes": {"error": RETRYABLE, "attempt": 2}, "after_seconds": {"due_at": when}} for when in (0, 60)],
@@ -731,7 +738,7 @@ STEPS: dict[str, list[dict[str, Any]]] = {
 
 
 def follows(job: Job, replayed: dict[str, Any]) -> bool:
-    """Whether `job` is what its events say; the body stands in the row alone."""
+    """Return True if `job` equals its replayed events; the body is only in the row."""
     row = msgspec.to_builtins(job) | {"metadata": msgspec.json.decode(job.metadata)}
     row["response"] = None if job.response is None else msgspec.json.decode(job.response)
     return {name: row[name] for name in row.keys() & replayed.keys()} == {
@@ -750,19 +757,22 @@ MODEL: dict[Guard, Callable[[Job, float], bool]] = {
     Guard.UNRELEASED: lambda job, now: job.release_at is not None and job.release_at > now,
     Guard.RELEASED: lambda job, now: job.release_at is not None and job.release_at <= now,
     Guard.OVERDUE: lambda job, now: job.review_deadline is not None and job.review_deadline <= now,
-    Guard.QUIET: lambda job, now: True,  # it has no steps
+    Guard.QUIET: lambda job, now: True,  # these jobs have no steps
     Guard.PARKED: lambda job, now: job.parked_at is not None,
 }
 
 
-def may(job: Job, verb: str) -> bool:
-    """Whether Ann, who sees `job` as it is, may move it so. Nothing in a walk is due within half a minute."""
+def is_allowed(job: Job, verb: str) -> bool:
+    """Return True if `verb` is allowed for Ann, who has seen `job`.
+
+    Now is 30 seconds ahead, which is before every future time in a walk.
+    """
     now = (time.time() + 30) * SECOND
     return job.status in TRANSITIONS[verb].sources and all(MODEL[guard](job, now) for guard in TRANSITIONS[verb].guards)
 
 
-def test_every_verb_is_walked() -> None:
-    assert set(STEPS) == set(VERBS)
+def test_every_verb_has_requests_for_the_walk() -> None:
+    assert set(REQUESTS) == set(VERBS)
 
 
 @pytest.mark.slow
@@ -778,19 +788,20 @@ async def test_replaying_a_jobs_events_gives_its_row(store: AStore, seed: int) -
     await together(walk(store, Random(seed + number)) for number in range(40))
 
 
-async def walk(store: AStore, random_float: Random) -> None:
-    """Moves a new job about, and one time in six tries to move it as it may not be moved. Few walks end early."""
-    job = await inserted(store, metadata=b'{"m":1}', priority=random_float.randrange(10))
+async def walk(store: AStore, rng: Random) -> None:
+    """Apply random transitions to a new job; one in six is chosen among all verbs and may be refused.
 
-    for _ in range(random_float.randrange(30)):
-        allowed = [verb for verb in VERBS if may(job, verb)]
-        goes_on = [verb for verb in allowed if not {*TRANSITIONS[verb].targets} <= TERMINAL]
+    Final states are chosen rarely, so that few walks end early.
+    """
+    job = await inserted(store, metadata=b'{"m":1}', priority=rng.randrange(10))
+
+    for _ in range(rng.randrange(30)):
+        allowed = [verb for verb in VERBS if is_allowed(job, verb)]
+        continuing = [verb for verb in allowed if not {*TRANSITIONS[verb].targets} <= TERMINAL]
         not_cancelled = [verb for verb in allowed if verb != "cancel"]
-        verb = random_float.choice(
-            random_float.choice([goes_on, goes_on, goes_on, goes_on, not_cancelled, VERBS]) or VERBS
-        )
-        step = a_step(verb, round=job.round, **random_float.choice(STEPS[verb]))
-        assert await is_refused(store, job, step) == (verb not in allowed)
+        verb = rng.choice(rng.choice([continuing, continuing, continuing, continuing, not_cancelled, VERBS]) or VERBS)
+        request = a_step(verb, round=job.round, **rng.choice(REQUESTS[verb]))
+        assert await is_refused(store, job, request) == (verb not in allowed)
         job = await store.jobs.get(job.id)
         assert job is not None
 
@@ -801,64 +812,67 @@ async def walk(store: AStore, random_float: Random) -> None:
     assert replay(events).keys() >= {"status", "seq", "updated_at", "created_at", "priority", "metadata"}
 
 
-# Looking
+# Lists and counts
 
 
 async def test_jobs_are_listed_in_pages_from_either_end(store: AStore) -> None:
-    made = [await inserted(store) for _ in range(5)]
+    jobs = [await inserted(store) for _ in range(5)]
 
-    assert await store.jobs.list(JobFilter()) == made
-    assert await store.jobs.list(JobFilter(limit=2)) == made[:2]
-    assert await store.jobs.list(JobFilter(limit=2, after_id=made[1].id)) == made[2:4]
-    assert await store.jobs.list(JobFilter(limit=2, offset=3)) == made[3:]
-    assert await store.jobs.list(JobFilter(limit=2, newest_first=True)) == made[:2:-1]
-    assert await store.jobs.list(JobFilter(after_id=made[1].id, newest_first=True)) == made[:1]
+    assert await store.jobs.list(JobFilter()) == jobs
+    assert await store.jobs.list(JobFilter(limit=2)) == jobs[:2]
+    assert await store.jobs.list(JobFilter(limit=2, after_id=jobs[1].id)) == jobs[2:4]
+    assert await store.jobs.list(JobFilter(limit=2, offset=3)) == jobs[3:]
+    assert await store.jobs.list(JobFilter(limit=2, newest_first=True)) == jobs[:2:-1]
+    assert await store.jobs.list(JobFilter(after_id=jobs[1].id, newest_first=True)) == jobs[:1]
     assert await store.jobs.list(JobFilter(limit=0)) == []
 
 
 async def test_jobs_are_filtered_and_counted_by_owner_and_status(store: AStore) -> None:
     mine, held_one, theirs = await inserted(store), await held(store), await inserted(store, user_id=2)
-    alike, made = await inserted(store, fingerprint="print"), await inserted(store, upstream_object_id="resp_1")
+    with_fingerprint, with_upstream_object = (
+        await inserted(store, fingerprint="print"),
+        await inserted(store, upstream_object_id="resp_1"),
+    )
 
-    for which, found in (
-        (JobFilter(), [mine, held_one, theirs, alike, made]),
-        (JobFilter(user_id=1), [mine, held_one, alike, made]),
-        (JobFilter(status="bot"), [mine, theirs, alike, made]),
+    for criteria, expected in (
+        (JobFilter(), [mine, held_one, theirs, with_fingerprint, with_upstream_object]),
+        (JobFilter(user_id=1), [mine, held_one, with_fingerprint, with_upstream_object]),
+        (JobFilter(status="bot"), [mine, theirs, with_fingerprint, with_upstream_object]),
         (JobFilter(user_id=1, status="human"), [held_one]),
         (JobFilter(user_id=3), []),
-        (JobFilter(user_id=1, fingerprint="print"), [alike]),
+        (JobFilter(user_id=1, fingerprint="print"), [with_fingerprint]),
         (JobFilter(status="human", fingerprint="print"), []),
-        (JobFilter(upstream_object_id="resp_1"), [made]),
+        (JobFilter(upstream_object_id="resp_1"), [with_upstream_object]),
         (JobFilter(upstream_object_id="resp_2"), []),
     ):
-        assert await store.jobs.list(which) == found
-        assert await store.jobs.count(which) == len(found)
+        assert await store.jobs.list(criteria) == expected
+        assert await store.jobs.count(criteria) == len(expected)
 
 
-async def test_statuses_are_those_of_the_jobs_that_exist(store: AStore) -> None:
+async def test_statuses_are_returned_for_existing_jobs_only(store: AStore) -> None:
     one, two = await inserted(store), await held(store)
 
-    asked = [one.id, two.id, *(f"none-{number}" for number in range(3000))]
+    job_ids = [one.id, two.id, *(f"none-{number}" for number in range(3000))]
 
-    assert await store.jobs.statuses(asked) == {one.id: ("bot", 1), two.id: ("human", 2)}
+    assert await store.jobs.statuses(job_ids) == {one.id: ("bot", 1), two.id: ("human", 2)}
     assert await store.jobs.statuses([]) == {}
 
 
 # People
 
 
-async def test_a_user_is_made_once_and_changed_by_name(store: AStore) -> None:
-    made = await store.people.put_user("Ann@Example.com", "user", "hash")
+async def test_a_user_is_created_once_and_changed_by_email_address(store: AStore) -> None:
+    user = await store.people.put_user("Ann@Example.com", "user", "hash")
     changed = await store.people.put_user("ann@example.COM", "admin")
 
-    assert (made.email, made.role, made.password_hash, made.active) == ("ann@example.com", "user", "hash", True)
-    assert changed == msgspec.structs.replace(made, role="admin")
+    assert (user.email, user.role, user.password_hash, user.active) == ("ann@example.com", "user", "hash", True)
+    assert changed == msgspec.structs.replace(user, role="admin")
     assert await store.people.user("ANN@example.com") == changed
     assert await store.people.user("bob@example.com") is None
     assert await store.people.users() == [changed]
 
 
-async def test_twenty_who_make_one_user_at_once_make_one(store: AStore, other: AStore) -> None:
+async def test_concurrent_creation_of_one_user_creates_one_user(store: AStore, other: AStore) -> None:
     users = await together(
         [store, other][turn % 2].people.put_user("ann@example.com", "reviewer") for turn in range(20)
     )
@@ -867,28 +881,34 @@ async def test_twenty_who_make_one_user_at_once_make_one(store: AStore, other: A
     assert len({user.id for user in users}) == 1
 
 
-async def test_a_token_stands_for_its_user(store: AStore) -> None:
+async def test_a_token_identifies_its_user(store: AStore) -> None:
     user = await store.people.put_user("ann@example.com", "admin")
 
-    made = await store.people.add_token(user.id, "digest", kind="api", name="laptop", role="user")
+    token = await store.people.add_token(user.id, "digest", kind="api", name="laptop", role="user")
 
-    assert (made.digest, made.user_id, made.kind, made.name, made.role) == ("digest", user.id, "api", "laptop", "user")
-    assert (made.active, made.expires_at) == (True, None)
-    assert await store.people.token("digest") == (made, user)
+    assert (token.digest, token.user_id, token.kind, token.name, token.role) == (
+        "digest",
+        user.id,
+        "api",
+        "laptop",
+        "user",
+    )
+    assert (token.active, token.expires_at) == (True, None)
+    assert await store.people.token("digest") == (token, user)
     assert await store.people.token("another") is None
 
 
-async def test_a_token_expires_by_the_databases_clock(store: AStore) -> None:
+async def test_a_token_expires_by_the_clock_of_the_database(store: AStore) -> None:
     user = await store.people.put_user("ann@example.com", "user")
-    over = await store.people.add_token(user.id, "over", kind="api", name="", role="user", seconds=-1)
-    lives = await store.people.add_token(user.id, "lives", kind="api", name="", role="user", seconds=60)
+    expired = await store.people.add_token(user.id, "over", kind="api", name="", role="user", seconds=-1)
+    valid = await store.people.add_token(user.id, "lives", kind="api", name="", role="user", seconds=60)
 
-    assert abs((over.expires_at or 0) - (time.time() - 1) * SECOND) < 5 * SECOND
+    assert abs((expired.expires_at or 0) - (time.time() - 1) * SECOND) < 5 * SECOND
     assert await store.people.token("over") is None
-    assert await store.people.token("lives") == (lives, user)
+    assert await store.people.token("lives") == (valid, user)
 
 
-async def test_a_token_of_a_user_who_is_switched_off_is_nobodys(store: AStore) -> None:
+async def test_a_token_of_an_inactive_user_is_not_accepted(store: AStore) -> None:
     user = await store.people.put_user("ann@example.com", "user")
     await store.people.add_token(user.id, "digest", kind="api", name="", role="user")
 
@@ -897,7 +917,7 @@ async def test_a_token_of_a_user_who_is_switched_off_is_nobodys(store: AStore) -
     assert await store.people.token("digest") is None
 
 
-async def test_a_token_ends_once_among_twenty_who_end_it(store: AStore, other: AStore) -> None:
+async def test_a_token_is_ended_by_one_of_twenty_concurrent_calls(store: AStore, other: AStore) -> None:
     user = await store.people.put_user("ann@example.com", "user")
     await store.people.add_token(user.id, "digest", kind="signin", name="", role="user")
 
@@ -908,7 +928,7 @@ async def test_a_token_ends_once_among_twenty_who_end_it(store: AStore, other: A
     assert await store.people.end_token("nobody's") is False
 
 
-# Catalog, versions, and whether it answers
+# Catalog, versions and readiness
 
 
 async def test_models_are_put_replaced_and_dropped_by_name(store: AStore) -> None:
@@ -924,14 +944,14 @@ async def test_models_are_put_replaced_and_dropped_by_name(store: AStore) -> Non
     assert await store.catalog.models() == [two]
 
 
-async def test_versions_grow_with_every_change_of_what_they_count(store: AStore, other: AStore) -> None:
+async def test_a_version_grows_with_every_change_of_its_topic(store: AStore, other: AStore) -> None:
     async def grows(*topics: str) -> bool:
-        nonlocal seen
-        before, seen = seen, await other.versions()
-        return {topic for topic in seen if seen[topic] > before[topic]} == {*topics}
+        nonlocal versions
+        before, versions = versions, await other.versions()
+        return {topic for topic in versions if versions[topic] > before[topic]} == {*topics}
 
-    seen = await other.versions()
-    assert seen.keys() == {"models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"}
+    versions = await other.versions()
+    assert versions.keys() == {"models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"}
 
     user = await store.people.put_user("ann@example.com", "user")
     assert await grows("people")
@@ -970,7 +990,7 @@ async def test_a_store_is_ready_while_it_is_open(store: AStore) -> None:
     assert await store.ready() is False
 
 
-async def test_closing_twice_or_unopened_is_no_error(url: str, store: AStore) -> None:
+async def test_a_store_can_be_closed_twice_and_unopened(url: str, store: AStore) -> None:
     await store.close()
     await store.close()
 
@@ -978,41 +998,41 @@ async def test_closing_twice_or_unopened_is_no_error(url: str, store: AStore) ->
     await unopened.close()
 
 
-# News
+# Announcements of changes
 
 
-async def hears_of_every_change(ear: Ear, store: AStore, *something: tuple[Topic, str]) -> None:
-    """Changes things in `store`; `something` is as good as the news itself."""
+async def hears_of_every_change(ear: Ear, store: AStore, *substitutes: tuple[Topic, str]) -> None:
+    """Change rows of `store` and check what `ear` hears; any of `substitutes` may replace an announcement."""
     job = await inserted(store)
-    await ear.hears(("job", job.id), *something)
-    await ear.hears(("due", job.id), *something)
+    await ear.hears(("job", job.id), *substitutes)
+    await ear.hears(("due", job.id), *substitutes)
     ear.heard.clear()
 
     await claim(store)
     await store.jobs.transition(job.id, a_step("succeed"))
-    await ear.hears(("job", job.id), *something)
+    await ear.hears(("job", job.id), *substitutes)
     ear.heard.clear()
 
     await store.people.put_user("ann@example.com", "user")
-    await ear.hears(("people", ""), *something)
+    await ear.hears(("people", ""), *substitutes)
     ear.heard.clear()
 
     await store.catalog.put_model(Model(name="one", kind="echo"))
-    await ear.hears(("models", ""), *something)
+    await ear.hears(("models", ""), *substitutes)
 
 
 async def test_listeners_hear_of_their_own_changes(store: AStore) -> None:
     await hears_of_every_change(Ear(store), store)
 
 
-async def test_listeners_hear_of_what_others_change(store: AStore, url: str) -> None:
-    something: list[tuple[Topic, str]] = [("any", "")] if url.startswith("sqlite") else []
+async def test_listeners_hear_of_the_changes_of_other_processes(store: AStore, url: str) -> None:
+    substitutes: list[tuple[Topic, str]] = [("any", "")] if url.startswith("sqlite") else []
 
     async with listening(url) as (_, ear):
-        await hears_of_every_change(ear, store, *something)
+        await hears_of_every_change(ear, store, *substitutes)
 
 
-async def test_a_listener_that_fails_spoils_nothing(store: AStore) -> None:
+async def test_a_failing_listener_does_not_affect_other_listeners_or_the_change(store: AStore) -> None:
     def fail(topic: str, name: str) -> None:
         raise RuntimeError(topic + name)
 
@@ -1025,14 +1045,14 @@ async def test_a_listener_that_fails_spoils_nothing(store: AStore) -> None:
     assert await store.jobs.count(JobFilter()) == 1
 
 
-async def test_jobs_that_ended_long_ago_are_forgotten_with_all_that_is_kept_of_them(store: AStore) -> None:
-    # given a job that has ended, and one that goes on
+async def test_old_ended_jobs_are_purged_with_their_events(store: AStore) -> None:
+    # given a job that has ended, and an unfinished one
     ended = await (await store.jobs.insert_ended(a_job(status="success"), actor="ann", verbs=["submit", "succeed"]))
-    going_on = await store.jobs.insert(a_job(idempotency_key="k"), actor="ann")
-    # when the time has not come, nothing is forgotten
+    unfinished = await store.jobs.insert(a_job(idempotency_key="k"), actor="ann")
+    # when the retention time has not passed, then nothing is purged
     assert await store.jobs.purge(3600, 100) == 0
-    # and when it has come, the ended one is
+    # when it has passed, then the ended job is purged
     assert await store.jobs.purge(-1, 100) == 1
     assert await store.jobs.get(ended.id) is None
     assert await store.jobs.events(ended.id) == []
-    assert await store.jobs.get(going_on.id) == going_on
+    assert await store.jobs.get(unfinished.id) == unfinished

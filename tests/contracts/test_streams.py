@@ -1,4 +1,4 @@
-"""What every store keeps of streams, and what it does for them: who leads, which targets are passed over."""
+"""Contract tests of stores: streams, their leaders, and claims that skip full models."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ pytestmark = pytest.mark.anyio
 
 
 def a_stream(name: str, **more: object) -> Stream:
-    """A stream."""
-    plain = {"scheme": "amqp", "host": "h:1", "sealed": b"\x00sealed", "requests": "in", "responses": "out"}
-    return Stream(name=name, **(plain | more))  # type: ignore[arg-type]
+    """Return a stream; `more` overrides its fields."""
+    defaults = {"scheme": "amqp", "host": "h:1", "sealed": b"\x00sealed", "requests": "in", "responses": "out"}
+    return Stream(name=name, **(defaults | more))  # type: ignore[arg-type]
 
 
 async def test_streams_are_put_replaced_and_dropped_by_name(store: AStore, other: AStore) -> None:
@@ -30,53 +30,58 @@ async def test_streams_are_put_replaced_and_dropped_by_name(store: AStore, other
     assert await other.streams.all() == [two]
 
 
-async def test_of_all_who_would_lead_at_once_one_does(store: AStore, other: AStore) -> None:
-    leads = [place.streams.acquire_lead("s", f"{number}", 60) for number in range(5) for place in (store, other)]
-    led = await together(leads)
-    # both asked in the name of each: one of them leads, under either hand
-    assert 1 <= sum(led) <= 2
-    leader = str(led.index(True) // 2)
+async def test_of_concurrent_candidates_one_becomes_the_leader(store: AStore, other: AStore) -> None:
+    calls = [each.streams.acquire_lead("s", f"{number}", 60) for number in range(5) for each in (store, other)]
+    outcomes = await together(calls)
+    # both stores asked for each name: one name leads, perhaps through both stores
+    assert 1 <= sum(outcomes) <= 2
+    leader = str(outcomes.index(True) // 2)
     assert [await other.streams.acquire_lead("s", str(number), 60) for number in range(5)] == [
         str(number) == leader for number in range(5)
     ]
 
 
-async def test_a_leader_leads_until_it_yields_or_its_time_is_over(store: AStore, other: AStore) -> None:
+async def test_a_leader_leads_until_it_releases_the_lead_or_its_lease_expires(store: AStore, other: AStore) -> None:
     assert await store.streams.acquire_lead("s", "one", 60)
     assert not await other.streams.acquire_lead("s", "two", 60)
     assert await other.streams.acquire_lead("another", "two", 60)
-    await other.streams.release_lead("s", "two")  # who does not lead yields nothing
+    await other.streams.release_lead("s", "two")  # a process that does not lead releases nothing
     assert not await other.streams.acquire_lead("s", "two", 60)
     await store.streams.release_lead("s", "one")
     assert await other.streams.acquire_lead("s", "two", -1)
     assert await store.streams.acquire_lead("s", "one", 60)
 
 
-async def test_a_claim_passes_over_the_models_that_are_full(store: AStore) -> None:
+async def test_a_claim_skips_the_models_that_are_full(store: AStore) -> None:
     for number, model in enumerate(("hangs", "free", "hangs", "free")):
         await inserted(store, target=f"{model}-{number}", model=model)
     urgent = await inserted(store, target="hangs-4", model="hangs", priority=9)
 
-    taken = await store.jobs.claim(actor="w", lease="l", limit=10, lease_seconds=60, full=["hangs", "other"])
-    assert [job.model for job in taken] == ["free", "free"]
-    taken = await store.jobs.claim(actor="w", lease="l", limit=10, lease_seconds=60)
-    assert [job.model for job in taken] == ["hangs"] * 3
-    assert taken[0].id == urgent.id
+    claimed = await store.jobs.claim(actor="w", lease="l", limit=10, lease_seconds=60, full=["hangs", "other"])
+    assert [job.model for job in claimed] == ["free", "free"]
+    claimed = await store.jobs.claim(actor="w", lease="l", limit=10, lease_seconds=60)
+    assert [job.model for job in claimed] == ["hangs"] * 3
+    assert claimed[0].id == urgent.id
 
 
-async def test_a_job_that_comes_in_ended_is_told_of_in_the_same_transaction(store: AStore) -> None:
+async def test_a_job_inserted_as_failed_has_its_delivery_in_the_same_transaction(store: AStore) -> None:
     error = JobError(code="bad_request", message="No.", status=400)
-    asked = a_job(
+    job = a_job(
         status="fail", error=error, client_id="mine", deliver=(DeliveryTarget(kind="topic", address="one", host="one"),)
     )
-    made = await store.jobs.insert(asked, actor="user:ann", verb="refuse")
-    assert (made.status, made.error) == ("fail", error)
+    stored = await store.jobs.insert(job, actor="user:ann", verb="refuse")
+    assert (stored.status, stored.error) == ("fail", error)
 
-    [event] = await store.jobs.events(made.id)
+    [event] = await store.jobs.events(stored.id)
     assert (event.verb, event.data["status"]) == ("refuse", "fail")
-    [told] = await store.deliveries.of_job(made.id)
-    assert (told.id, told.kind, told.address, told.state) == (f"msg_{made.id}_topic", "topic", "one", "due")
-    # and it is one however often it comes
+    [delivery] = await store.deliveries.of_job(stored.id)
+    assert (delivery.id, delivery.kind, delivery.address, delivery.state) == (
+        f"msg_{stored.id}_topic",
+        "topic",
+        "one",
+        "due",
+    )
+    # and inserting it again returns the same job
     again = await store.jobs.insert(a_job(client_id="mine", status="fail", error=error), actor="user:ann")
-    assert again.id == made.id
+    assert again.id == stored.id
     assert await store.jobs.claim(actor="w", lease="l", limit=10, lease_seconds=60) == []

@@ -1,4 +1,4 @@
-"""What every transport keeps: the document's example in, its example out, on each of the brokers themselves."""
+"""Contract tests of `transport.Transport`, run against the real brokers with the examples of the documentation."""
 
 from __future__ import annotations
 
@@ -36,47 +36,49 @@ EXAMPLE = b"""{
 
 @pytest.fixture(params=TOPIC_CLIENTS)
 async def wire(request: pytest.FixtureRequest, prefix: str, anyio_backend: object) -> AsyncIterator[TopicClient]:
-    """Yield the other side of a stream."""
+    """Yield a client of the topics of a stream."""
     kind, url = TOPIC_CLIENTS[request.param]
     async with kind(request.getfixturevalue(url), prefix).connected() as wire:
         yield wire
 
 
 def streamed(tmp_path: Path, wire: TopicClient, **more: Any) -> Any:
-    """A server with one stream."""
-    stream = {"name": wire.requests, "url": wire.url, "requests": wire.requests, "responses": wire.responses}
+    """Return a server with one stream."""
+    options = {"name": wire.requests, "url": wire.url, "requests": wire.requests, "responses": wire.responses}
     settings = {name: more.pop(name) for name in list(more) if name not in {"max_handlers", "user"}}
-    return live(tmp_path, streams=[stream | {"backoff_max_seconds": 1} | more], **settings)
+    return live(tmp_path, streams=[options | {"backoff_max_seconds": 1} | more], **settings)
 
 
 def asked(text: str = "hello", model: str = "echo", **more: Any) -> bytes:
-    """A message."""
+    """Return a request message; `more` overrides its members."""
     return json.dumps({"metadata": {"n": text}, "body": {"model": model, "prompt": text}} | more).encode()
 
 
 async def listening(server: Live) -> None:
-    """Returns when the stream is listened to."""
+    """Wait until the server listens to all its streams."""
 
-    async def look() -> bool | None:
-        _, told = await server.ask("GET", "/health/ready")
-        return (all(ok for part, ok in told.items() if part.startswith("stream:")) and len(told) > 2) or None
+    async def is_listening() -> bool | None:
+        _, health = await server.ask("GET", "/health/ready")
+        return (
+            all(is_ok for check, is_ok in health.items() if check.startswith("stream:")) and len(health) > 2
+        ) or None
 
-    await until(look)
+    await until(is_listening)
 
 
-async def test_the_documents_example_in_is_the_documents_example_out(tmp_path: Path, wire: TopicClient) -> None:
+async def test_the_example_of_the_documentation_gets_the_documented_response(tmp_path: Path, wire: TopicClient) -> None:
     async with streamed(tmp_path, wire) as server:
         await server.model("my-model")
         await listening(server)
         await wire.send(EXAMPLE)
-        told = (await wire.get()).body
-        assert {*told} == {"status_code", "metadata", "body"}
-        assert (told["status_code"], told["metadata"]) == (200, {"key": "val"})
-        assert told["body"]["choices"][0]["text"] == "whats your favorite color?"
+        response = (await wire.get()).body
+        assert {*response} == {"status_code", "metadata", "body"}
+        assert (response["status_code"], response["metadata"]) == (200, {"key": "val"})
+        assert response["body"]["choices"][0]["text"] == "whats your favorite color?"
 
 
-async def test_metadata_of_every_kind_come_back_as_they_were(tmp_path: Path, wire: TopicClient) -> None:
-    kinds = [
+async def test_metadata_of_every_type_is_returned_unchanged(tmp_path: Path, wire: TopicClient) -> None:
+    values = [
         None,
         True,
         0,
@@ -90,14 +92,14 @@ async def test_metadata_of_every_kind_come_back_as_they_were(tmp_path: Path, wir
     ]
     async with streamed(tmp_path, wire) as server:
         await listening(server)
-        for metadata in kinds:
+        for metadata in values:
             await wire.send(asked(metadata=metadata))
         await wire.send(json.dumps({"body": {"model": "echo", "prompt": "none"}}).encode())
-        told = [json.dumps((await wire.get()).body["metadata"], sort_keys=True) for _ in range(len(kinds) + 1)]
-        assert sorted(told) == sorted(json.dumps(one, sort_keys=True) for one in [*kinds, None])
+        responses = [json.dumps((await wire.get()).body["metadata"], sort_keys=True) for _ in range(len(values) + 1)]
+        assert sorted(responses) == sorted(json.dumps(value, sort_keys=True) for value in [*values, None])
 
 
-GARBAGE: dict[bytes, tuple[int, str, Any]] = {
+BAD_MESSAGES: dict[bytes, tuple[int, str, Any]] = {
     b"": (400, "invalid_json", None),
     b"hello": (400, "invalid_json", None),
     b"\xff\xfe\x00": (400, "invalid_json", None),
@@ -115,26 +117,28 @@ GARBAGE: dict[bytes, tuple[int, str, Any]] = {
 }
 
 
-async def test_what_cannot_be_asked_is_answered_with_the_reason_and_stalls_nothing(
+async def test_a_bad_message_is_answered_with_its_error_and_does_not_block_others(
     tmp_path: Path, wire: TopicClient
 ) -> None:
     async with streamed(tmp_path, wire, max_handlers=2) as server:
         await listening(server)
-        for message in GARBAGE:
+        for message in BAD_MESSAGES:
             await wire.send(message)
         await wire.send(asked("after all that"))
-        told = [await wire.get() for _ in range(len(GARBAGE) + 1)]
+        responses = [await wire.get() for _ in range(len(BAD_MESSAGES) + 1)]
 
-        good = [one.body for one in told if one.body["status_code"] == 200]
-        assert [one["metadata"] for one in good] == [{"n": "after all that"}]
-        bad = [one.body for one in told if one.body["status_code"] != 200]
-        assert all({*one["body"]["error"]} == {"message", "type", "param", "code"} for one in bad)
-        errors = [(one["status_code"], one["body"]["error"]["code"], one["metadata"]) for one in bad]
-        assert sorted(errors, key=repr) == sorted(GARBAGE.values(), key=repr)
-        assert len({one.id for one in told}) == len(told)
+        good = [response.body for response in responses if response.body["status_code"] == 200]
+        assert [response["metadata"] for response in good] == [{"n": "after all that"}]
+        bad = [response.body for response in responses if response.body["status_code"] != 200]
+        assert all({*response["body"]["error"]} == {"message", "type", "param", "code"} for response in bad)
+        errors = [
+            (response["status_code"], response["body"]["error"]["code"], response["metadata"]) for response in bad
+        ]
+        assert sorted(errors, key=repr) == sorted(BAD_MESSAGES.values(), key=repr)
+        assert len({response.id for response in responses}) == len(responses)
 
 
-async def test_paths_are_understood_in_every_form(tmp_path: Path, wire: TopicClient) -> None:
+async def test_a_path_is_accepted_in_every_form(tmp_path: Path, wire: TopicClient) -> None:
     body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "prompt": "hi", "input": "hi"}
     paths = {
         "": "text_completion",
@@ -149,24 +153,24 @@ async def test_paths_are_understood_in_every_form(tmp_path: Path, wire: TopicCli
         await listening(server)
         for path in paths:
             await wire.send(json.dumps({"path": path, "metadata": path, "body": body}).encode())
-        told = [(await wire.get()).body for _ in paths]
-        assert {one["metadata"]: one["body"].get("object") for one in told} == paths
+        responses = [(await wire.get()).body for _ in paths]
+        assert {response["metadata"]: response["body"].get("object") for response in responses} == paths
 
 
-async def test_a_stream_that_is_asked_for_is_answered_whole(tmp_path: Path, wire: TopicClient) -> None:
+async def test_a_request_for_a_stream_is_answered_with_one_message(tmp_path: Path, wire: TopicClient) -> None:
     async with streamed(tmp_path, wire) as server, fake_upstream() as upstream:
         await server.model("streams", kind="openai", url=upstream.at("stream"))
         await listening(server)
         for model in ("echo", "streams"):
             body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "hello"}]}
             await wire.send(json.dumps({"path": "/v1/chat/completions", "metadata": model, "body": body}).encode())
-        told = {one["metadata"]: one for one in [(await wire.get()).body for _ in range(2)]}
-        assert [told[model]["status_code"] for model in ("echo", "streams")] == [200, 200]
-        assert told["echo"]["body"]["choices"][0]["message"]["content"] == "hello"
-        assert told["streams"]["body"]["object"] == "chat.completion"
+        responses = {response["metadata"]: response for response in [(await wire.get()).body for _ in range(2)]}
+        assert [responses[model]["status_code"] for model in ("echo", "streams")] == [200, 200]
+        assert responses["echo"]["body"]["choices"][0]["message"]["content"] == "hello"
+        assert responses["streams"]["body"]["object"] == "chat.completion"
 
 
-async def test_a_large_message_comes_and_goes_whole_and_a_larger_one_is_a_413(
+async def test_a_large_message_is_answered_in_full_and_a_larger_one_gets_a_413(
     tmp_path: Path, wire: TopicClient
 ) -> None:
     limit = 20 * 1024 * 1024
@@ -174,15 +178,15 @@ async def test_a_large_message_comes_and_goes_whole_and_a_larger_one_is_a_413(
     async with streamed(tmp_path, wire) as server:
         await listening(server)
         await wire.send(asked(large, metadata="large"))
-        told = (await wire.get()).body
-        assert (told["status_code"], told["metadata"]) == (200, "large")
-        assert told["body"]["choices"][0]["text"] == large
+        response = (await wire.get()).body
+        assert (response["status_code"], response["metadata"]) == (200, "large")
+        assert response["body"]["choices"][0]["text"] == large
         await wire.send(asked("x" * limit, metadata="larger"))
-        told = (await wire.get()).body
-        assert (told["status_code"], told["metadata"]) == (413, "larger")
+        response = (await wire.get()).body
+        assert (response["status_code"], response["metadata"]) == (413, "larger")
 
 
-async def test_a_message_that_is_held_is_answered_after_its_verdict(tmp_path: Path, wire: TopicClient) -> None:
+async def test_a_held_message_is_answered_after_its_verdict(tmp_path: Path, wire: TopicClient) -> None:
     async with streamed(tmp_path, wire) as server:
         await server.model("held", review="always")
         token = await server.token("admin")
@@ -190,28 +194,31 @@ async def test_a_message_that_is_held_is_answered_after_its_verdict(tmp_path: Pa
         for text in ("good", "bad"):
             await wire.send(asked(text, "held"))
 
-        async def held() -> dict[str, str] | None:
+        async def both_held() -> dict[str, str] | None:
             jobs = (await server.ask("GET", "/api/jobs?status=human", token))[1]["data"]
-            found = {job["metadata"]["n"]: job["job_id"] for job in jobs}
-            return found if len(found) == 2 else None
+            held_ids = {job["metadata"]["n"]: job["job_id"] for job in jobs}
+            return held_ids if len(held_ids) == 2 else None
 
-        ids = await until(held)
+        ids = await until(both_held)
         await wire.send(asked("free"))
-        assert (await wire.get()).body["metadata"] == {"n": "free"}  # and nothing of the others came before it
+        # and no response to the held messages came before it
+        assert (await wire.get()).body["metadata"] == {"n": "free"}
 
         await server.ask("POST", "/reviewJob", token, json={"id": ids["bad"], "status": "fail", "reason": "No."})
-        told = (await wire.get()).body
-        assert (told["status_code"], told["metadata"]) == (403, {"n": "bad"})
-        assert told["body"]["error"]["code"] == "rejected"
-        assert "choices" not in json.dumps(told)
+        response = (await wire.get()).body
+        assert (response["status_code"], response["metadata"]) == (403, {"n": "bad"})
+        assert response["body"]["error"]["code"] == "rejected"
+        assert "choices" not in json.dumps(response)
         edit = {"id": ids["good"], "status": "success", "response": "better"}
         await server.ask("POST", "/reviewJob", token, json=edit)
-        told = (await wire.get()).body
-        assert (told["status_code"], told["body"]["choices"][0]["text"]) == (200, "better")
+        response = (await wire.get()).body
+        assert (response["status_code"], response["body"]["choices"][0]["text"]) == (200, "better")
 
 
-@pytest.mark.parametrize("wire", ["rabbitmq", "mqtt"], indirect=True)  # elsewhere the broker gives the ids
-async def test_a_message_under_one_id_is_one_job_and_every_reply_has_its_id(tmp_path: Path, wire: TopicClient) -> None:
+@pytest.mark.parametrize("wire", ["rabbitmq", "mqtt"], indirect=True)  # the other brokers assign the ids
+async def test_messages_with_the_same_id_are_one_job_and_get_the_same_response(
+    tmp_path: Path, wire: TopicClient
+) -> None:
     async with streamed(tmp_path, wire) as server:
         token = await server.token("admin")
         await listening(server)
@@ -221,16 +228,14 @@ async def test_a_message_under_one_id_is_one_job_and_every_reply_has_its_id(tmp_
         first = await wire.get()
         await wire.send(message, "mine")
         second = await wire.get()
-        await wire.send(asked("another"), "mine")  # the same id, and not the same message
+        await wire.send(asked("another"), "mine")  # the same id, but another message
         while (third := await wire.get()).body["metadata"] != {"n": "another"}:
             assert third == first
         assert first == second
         assert (await server.ask("GET", "/api/jobs", token))[1]["total"] == 2
 
 
-async def test_messages_without_an_id_are_as_many_jobs_however_alike_they_are(
-    tmp_path: Path, wire: TopicClient
-) -> None:
+async def test_equal_messages_without_an_id_are_separate_jobs(tmp_path: Path, wire: TopicClient) -> None:
     async with streamed(tmp_path, wire, max_handlers=1) as server:
         await listening(server)
         for _ in range(5):
@@ -238,90 +243,88 @@ async def test_messages_without_an_id_are_as_many_jobs_however_alike_they_are(
         assert len({(await wire.get()).id for _ in range(5)}) == 5
 
 
-async def test_what_was_not_acknowledged_comes_again_and_is_known_again(
+async def test_an_unacknowledged_message_is_redelivered_with_the_same_id(
     wire: TopicClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nats, "ACK_SECONDS", 1.0)
     monkeypatch.setattr(redis, "IDLE_MILLISECONDS", 500)
     monkeypatch.setattr(redis, "CLAIM_POLL_MILLISECONDS", 100)
-    came = asyncio.Queue[IncomingMessage]()
+    received = asyncio.Queue[IncomingMessage]()
 
-    async def never(arrived: IncomingMessage) -> None:
-        came.put_nowait(arrived)
+    async def receive_and_hang(message: IncomingMessage) -> None:
+        received.put_nowait(message)
         await asyncio.Event().wait()
 
-    async def at_once(arrived: IncomingMessage) -> None:
-        came.put_nowait(arrived)
+    async def receive(message: IncomingMessage) -> None:
+        received.put_nowait(message)
 
-    async with listening_with(wire, never):
+    async with listening_with(wire, receive_and_hang):
         await wire.send(asked())
-        first = await came.get()
-    async with listening_with(wire, at_once):
-        again = await came.get()
+        first = await received.get()
+    async with listening_with(wire, receive):
+        redelivered = await received.get()
         await wire.send(asked("another"))
-        another = await came.get()
-    assert (again.body, again.id) == (first.body, first.id)
-    assert again.id is not None or (again.is_redelivery and not first.is_redelivery)
+        another = await received.get()
+    assert (redelivered.body, redelivered.id) == (first.body, first.id)
+    assert redelivered.id is not None or (redelivered.is_redelivery and not first.is_redelivery)
     assert json.loads(another.body)["metadata"] == {"n": "another"}
-    # and what was acknowledged does not
-    async with listening_with(wire, at_once):
+    # and an acknowledged message is not redelivered
+    async with listening_with(wire, receive):
         await wire.send(asked("last"))
-        assert json.loads((await came.get()).body)["metadata"] == {"n": "last"}
+        assert json.loads((await received.get()).body)["metadata"] == {"n": "last"}
 
 
-async def test_no_more_are_handled_at_a_time_than_the_stream_says(wire: TopicClient) -> None:
-    busy, most, done = 0, 0, asyncio.Event()
+async def test_max_handlers_limits_concurrent_messages(wire: TopicClient) -> None:
+    busy, most_busy, done = 0, 0, asyncio.Event()
 
-    async def slowly(arrived: IncomingMessage) -> None:
-        nonlocal busy, most
+    async def receive_slowly(message: IncomingMessage) -> None:
+        nonlocal busy, most_busy
         busy += 1
-        most = max(most, busy)
+        most_busy = max(most_busy, busy)
         await asyncio.sleep(0.02)
         busy -= 1
-        if json.loads(arrived.body)["metadata"] == {"n": "19"}:
+        if json.loads(message.body)["metadata"] == {"n": "19"}:
             done.set()
 
-    async with listening_with(wire, slowly, max_handlers=3):
+    async with listening_with(wire, receive_slowly, max_handlers=3):
         for number in range(20):
             await wire.send(asked(str(number)))
         async with asyncio.timeout(LIMIT_SECONDS):
             await done.wait()
-    assert 1 <= most <= 3
+    assert 1 <= most_busy <= 3
 
 
-@pytest.mark.parametrize("wire", ["redis"], indirect=True)  # elsewhere a broker knows who is connected
-async def test_readers_that_have_long_been_silent_are_forgotten_and_what_they_had_is_not(
+@pytest.mark.parametrize("wire", ["redis"], indirect=True)  # the other brokers know which consumers are connected
+async def test_stale_redis_consumers_are_removed_unless_they_have_pending_messages(
     wire: TopicClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "IDLE_MILLISECONDS", 600_000)
-    came = asyncio.Queue[IncomingMessage]()
+    received = asyncio.Queue[IncomingMessage]()
 
-    async def never(arrived: IncomingMessage) -> None:
-        came.put_nowait(arrived)
+    async def receive_and_hang(message: IncomingMessage) -> None:
+        received.put_nowait(message)
         await asyncio.Event().wait()
 
     async with Redis.from_url(wire.url, decode_responses=True) as client:
 
-        async def hold(held: dict[str, int]) -> bool | None:
+        async def pending_equals(expected: dict[str, int]) -> bool | None:
             readers = await client.xinfo_consumers(wire.requests, "signoff")
-            return {told["name"]: told["pending"] for told in readers} == held or None
+            return {reader["name"]: reader["pending"] for reader in readers} == expected or None
 
-        async with listening_with(wire, came.put, consumer="gone"):
+        async with listening_with(wire, received.put, consumer="gone"):
             await wire.send(asked("1"))
-            await until(lambda: hold({"gone": 0}))
-        async with listening_with(wire, never, consumer="holds"):
+            await until(lambda: pending_equals({"gone": 0}))
+        async with listening_with(wire, receive_and_hang, consumer="holds"):
             await wire.send(asked("2"))
-            await until(lambda: hold({"gone": 0, "holds": 1}))
+            await until(lambda: pending_equals({"gone": 0, "holds": 1}))
         monkeypatch.setattr(redis, "STALE_CONSUMER_MILLISECONDS", -1)
-        async with listening_with(wire, never, consumer="new"):
+        async with listening_with(wire, receive_and_hang, consumer="new"):
             await wire.send(asked("3"))
-            await until(lambda: hold({"holds": 1, "new": 1}))
+            await until(lambda: pending_equals({"holds": 1, "new": 1}))
 
 
 @pytest.mark.parametrize("wire", ["redis"], indirect=True)
-async def test_redis_gives_what_takes_long_to_nobody_else_meanwhile(
-    wire: TopicClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_redis_renews_the_claim_of_a_slow_message(wire: TopicClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis, "IDLE_MILLISECONDS", 600_000)
     oldest = 0
 
@@ -331,8 +334,8 @@ async def test_redis_gives_what_takes_long_to_nobody_else_meanwhile(
         async def is_young_again() -> bool | None:
             nonlocal oldest
             ages = [
-                told["time_since_delivered"]
-                for told in await client.xpending_range(wire.requests, "signoff", "-", "+", 1)
+                entry["time_since_delivered"]
+                for entry in await client.xpending_range(wire.requests, "signoff", "-", "+", 1)
             ]
             oldest = max([oldest, *ages])
             return (ages != [] and ages[0] < oldest) or None
@@ -341,18 +344,18 @@ async def test_redis_gives_what_takes_long_to_nobody_else_meanwhile(
 
 
 @pytest.mark.parametrize("wire", ["nats"], indirect=True)
-async def test_nats_is_told_of_what_takes_long(wire: NatsClient) -> None:
-    told = await wire.connection.subscribe("$JS.ACK.>")
+async def test_nats_receives_progress_acknowledgements_for_a_slow_message(wire: NatsClient) -> None:
+    acknowledgements = await wire.connection.subscribe("$JS.ACK.>")
     async with listening_with(wire, forever):
         await wire.send(asked())
-        while (message := await told.next_msg(timeout=LIMIT_SECONDS)).data != b"+WPI":
+        while (message := await acknowledgements.next_msg(timeout=LIMIT_SECONDS)).data != b"+WPI":
             pass
         assert wire.prefix in message.subject
 
 
 @pytest.mark.parametrize("wire", ["nats"], indirect=True)
-async def test_nats_is_asked_where_answers_go_once_until_they_go_elsewhere(wire: NatsClient) -> None:
-    looks = await wire.connection.subscribe("$JS.API.STREAM.NAMES")
+async def test_nats_looks_up_the_stream_of_responses_again_only_after_it_has_changed(wire: NatsClient) -> None:
+    lookups = await wire.connection.subscribe("$JS.API.STREAM.NAMES")
     transport = TransportRegistry(lambda _: wire.url, "test")(stream_of(wire))
     message = OutgoingMessage(address=wire.responses, headers={"message-id": "m"}, body=b"{}")
     async with contextlib.AsyncExitStack() as stack:
@@ -360,12 +363,13 @@ async def test_nats_is_asked_where_answers_go_once_until_they_go_elsewhere(wire:
         for _ in range(3):
             await transport.publish(message)
         await wire.connection.flush()
-        seen = [await looks.next_msg() for _ in range(looks.pending_msgs)]  # other tests look, too
-        assert len([look for look in seen if wire.responses.encode() in look.data]) == 1
+        # other tests make such requests, too
+        requests = [await lookups.next_msg() for _ in range(lookups.pending_msgs)]
+        assert len([lookup for lookup in requests if wire.responses.encode() in lookup.data]) == 1
 
         await wire.js.delete_stream(f"{wire.prefix}all")
         await wire.js.add_stream(name=f"{wire.prefix}all-anew", subjects=[wire.responses])
-        with pytest.raises(Exception, match="stream") as raised:  # it may be tried again at once
+        with pytest.raises(Exception, match="stream") as raised:  # it may be retried at once
             await transport.publish(message)
         assert not isinstance(raised.value, Undelivered)
         await transport.publish(message)
@@ -375,14 +379,14 @@ async def test_nats_is_asked_where_answers_go_once_until_they_go_elsewhere(wire:
 
 
 async def forever(_: IncomingMessage) -> None:
-    """Takes a message, and does not come to an end."""
+    """Receive a message and never return."""
     await asyncio.Event().wait()
 
 
-async def test_a_stream_that_is_allowed_to_handle_more_handles_more(wire: TopicClient) -> None:
+async def test_a_higher_max_handlers_takes_effect(wire: TopicClient) -> None:
     busy = 0
 
-    async def never(_: IncomingMessage) -> None:
+    async def receive_and_hang(_: IncomingMessage) -> None:
         nonlocal busy
         busy += 1
         await asyncio.Event().wait()
@@ -390,44 +394,45 @@ async def test_a_stream_that_is_allowed_to_handle_more_handles_more(wire: TopicC
     async def all_are_handled() -> bool | None:
         return busy == 8 or None
 
-    async with listening_with(wire, never, max_handlers=1):
+    async with listening_with(wire, receive_and_hang, max_handlers=1):
         pass
-    async with listening_with(wire, never, max_handlers=8):
+    async with listening_with(wire, receive_and_hang, max_handlers=8):
         for number in range(8):
             await wire.send(asked(str(number)))
         await until(all_are_handled)
 
 
-async def test_answers_go_again_once_the_broker_is_back_and_no_connection_is_left_behind(
+async def test_publishing_resumes_after_a_lost_connection_and_leaves_no_connection_open(
     wire: TopicClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rabbitmq, "RECONNECT_SECONDS", 0.05)  # what is left behind shows itself
+    # a connection that is left behind reconnects soon and is seen
+    monkeypatch.setattr(rabbitmq, "RECONNECT_SECONDS", 0.05)
     monkeypatch.setattr(nats, "ANSWER_SECONDS", 2.0)
     async with TcpProxy(wire.url) as proxy:
         transport = TransportRegistry(lambda _: proxy.url, "test")(stream_of(wire))
 
-        async def sent(number: int) -> bool | None:
+        async def publish(number: int) -> bool | None:
             body = json.dumps({"n": number}).encode()
             try:
                 await transport.publish(OutgoingMessage(address=wire.responses, headers={"message-id": "m"}, body=body))
-            except Exception:  # noqa: BLE001 -- each client has its own
+            except Exception:  # noqa: BLE001 -- each client library has its own exceptions
                 return None
             return True
 
-        await until(functools.partial(sent, 0))
+        await until(functools.partial(publish, 0))
         proxy.cut()
-        await until(functools.partial(sent, 1))
+        await until(functools.partial(publish, 1))
         assert (await wire.get()).body == {"n": 0}
         await transport.close()
 
-        async def all_hung_up() -> bool | None:
+        async def all_closed() -> bool | None:
             return proxy.standing == 0 or None
 
-        await until(all_hung_up)
+        await until(all_closed)
 
 
 def stream_of(wire: TopicClient, *, max_handlers: int = 16) -> Stream:
-    """The stream between its two topics."""
+    """Return the stream between the two topics of `wire`."""
     scheme, host = public_address(wire.url)
     return Stream(
         name=wire.requests,
@@ -444,13 +449,13 @@ def stream_of(wire: TopicClient, *, max_handlers: int = 16) -> Stream:
 async def listening_with(
     wire: TopicClient, take: OnMessage, *, max_handlers: int = 16, consumer: str = "test"
 ) -> AsyncIterator[None]:
-    """A transport that hands its messages to `take`, while the block runs."""
+    """Run a transport that passes its messages to `take` during the block."""
     stream, is_up = stream_of(wire, max_handlers=max_handlers), asyncio.Event()
-    listening = asyncio.ensure_future(TransportRegistry(lambda _: wire.url, consumer)(stream).listen(take, is_up.set))
+    listener = asyncio.ensure_future(TransportRegistry(lambda _: wire.url, consumer)(stream).listen(take, is_up.set))
     try:
         async with asyncio.timeout(LIMIT_SECONDS):
             await is_up.wait()
         yield
     finally:
-        listening.cancel()
-        await asyncio.wait([listening])
+        listener.cancel()
+        await asyncio.wait([listener])

@@ -1,4 +1,4 @@
-"""Which addresses of users' choice this server connects to."""
+"""Tests of the addresses that users may let the server connect to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from signoff.core.allow_list import MODEL_ADDRESSES, AllowList, check_model_url, checked_host, is_public
 from signoff.errors import AddressRefused
 
-NOWHERE = AllowList([])
+NOTHING_ALLOWED = AllowList([])
 
 PUBLIC = ["8.8.8.8", "1.1.1.1", "93.184.216.34", "2606:4700::1111", "2a00:1450:4001:800::200e"]
 PRIVATE = [
@@ -24,12 +24,12 @@ PRIVATE = [
 
 
 @pytest.mark.parametrize("text", PUBLIC)
-def test_what_anybody_may_reach_is_public(text: str) -> None:
+def test_a_global_address_is_public(text: str) -> None:
     assert is_public(ip_address(text))
 
 
 @pytest.mark.parametrize("text", PRIVATE)
-def test_what_is_ours_or_nobodys_or_carries_another_address_is_not(text: str) -> None:
+def test_a_private_reserved_or_embedding_address_is_not_public(text: str) -> None:
     assert not is_public(ip_address(text))
 
 
@@ -46,9 +46,9 @@ def test_what_is_ours_or_nobodys_or_carries_another_address_is_not(text: str) ->
         "http://example.com/" + "x" * 2048,
     ],
 )
-def test_a_url_that_cannot_be_used_or_is_literally_private_is_refused(url: str) -> None:
+def test_an_unusable_or_private_url_is_refused(url: str) -> None:
     with pytest.raises(AddressRefused):
-        checked_host(url, NOWHERE)
+        checked_host(url, NOTHING_ALLOWED)
 
 
 @pytest.mark.parametrize(
@@ -61,19 +61,19 @@ def test_a_url_that_cannot_be_used_or_is_literally_private_is_refused(url: str) 
         ("https://xn--exmple-cua.com", "xn--exmple-cua.com"),
     ],
 )
-def test_any_other_gives_its_host(url: str, host: str) -> None:
-    assert checked_host(url, NOWHERE) == host
+def test_the_host_of_an_acceptable_url_is_returned(url: str, host: str) -> None:
+    assert checked_host(url, NOTHING_ALLOWED) == host
 
 
 def test_the_operator_can_allow_hosts_and_networks() -> None:
-    reach = AllowList(["127.0.0.0/8", "fd00::/8", "10.1.2.3", "Hooks.internal"])
+    allow_list = AllowList(["127.0.0.0/8", "fd00::/8", "10.1.2.3", "Hooks.internal"])
     for url in ("http://127.0.0.1:1", "http://localhost", "http://[fd00::1]", "http://10.1.2.3", "http://127.1"):
-        checked_host(url, reach)
-    assert reach.permits("hooks.INTERNAL", ip_address("10.9.9.9"))
+        checked_host(url, allow_list)
+    assert allow_list.permits("hooks.INTERNAL", ip_address("10.9.9.9"))
     for url in ("http://10.1.2.4", "http://[::1]", "http://[::ffff:127.0.0.1]", "http://169.254.169.254"):
         with pytest.raises(AddressRefused):
-            checked_host(url, reach)
-    assert not reach.permits("other.internal", ip_address("10.9.9.9"))
+            checked_host(url, allow_list)
+    assert not allow_list.permits("other.internal", ip_address("10.9.9.9"))
 
 
 METADATA = [
@@ -86,7 +86,7 @@ METADATA = [
 
 
 @pytest.mark.parametrize("text", METADATA)
-def test_no_model_is_where_a_machine_asks_for_its_secrets(text: str) -> None:
+def test_a_model_cannot_be_at_a_metadata_address(text: str) -> None:
     assert not MODEL_ADDRESSES.permits("model.example", ip_address(text))
     with pytest.raises(AddressRefused, match="a model needs another one"):
         check_model_url(f"http://[{text}]:80/v1" if ":" in text else f"http://{text}/v1")
@@ -99,7 +99,7 @@ def test_no_model_is_where_a_machine_asks_for_its_secrets(text: str) -> None:
         *("169.254.169.254.", "metadata.google.internal", "METADATA.google.internal.", "[fe80::1%25eth0]"),
     ],
 )
-def test_other_ways_to_write_such_an_address_are_read(host: str) -> None:
+def test_other_spellings_of_a_metadata_address_are_refused(host: str) -> None:
     with pytest.raises(AddressRefused):
         check_model_url(f"http://{host}/latest/meta-data")
 

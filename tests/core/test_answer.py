@@ -1,4 +1,4 @@
-"""A stream and a whole answer are two forms of one thing: `collect` leads from one to the other, `split` back."""
+"""Tests of answers: `collect` joins a stream into a whole answer, and `split` turns it back into a stream."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LLAMA = {"created": 1, "id": "chatcmpl-x", "model": "qwen.gguf", "system_fingerp
 
 
 def events(head: dict[str, Any], *parts: dict[str, Any], kind: str = "chat.completion.chunk") -> list[Chunk]:
-    """A stream of one event a part, each a choice, or a whole piece where it has `choices`."""
+    """Return a stream with one event per part; a part is a choice, or a whole chunk if it has `choices`."""
     pieces = [part if "choices" in part else {"choices": [{"index": 0} | part]} for part in parts]
     raw = [sse.event(json.dumps({**head, "object": kind, **piece}).encode()) for piece in pieces]
     return [Chunk(event, event=True) for event in [*raw, sse.DONE]]
@@ -235,36 +235,36 @@ STREAMS: dict[str, tuple[list[Chunk], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_a_stream_amounts_to_the_whole_answer(name: str) -> None:
+def test_a_collected_stream_is_the_whole_answer(name: str) -> None:
     stream, whole = STREAMS[name]
     assert json.loads(collect(stream).body) == whole
 
 
-def test_the_tokens_are_those_of_the_last_word_on_them() -> None:
+def test_the_last_usage_in_a_stream_counts() -> None:
     stream, _ = STREAMS["vllm, with usage in every event"]
     assert collect(stream).usage == Usage(prompt_tokens=9, completion_tokens=12, total_tokens=21)
 
 
-def test_words_cut_anywhere_come_together_again() -> None:
-    # given an answer with letters of two, three and four bytes, one piece a letter
+def test_text_that_is_split_per_character_is_joined() -> None:
+    # given an answer with characters of two, three and four bytes, one per event
     text = "Grüße, 世界 👩‍💻 \u0000\r\n"
     stream = events(OPENAI, delta(role="assistant", content=""), *(delta(content=letter) for letter in text))
     assert answer_text(collect(stream).body) == text
 
 
-def test_a_whole_answer_stays_byte_for_byte() -> None:
+def test_a_whole_answer_is_collected_unchanged() -> None:
     body = b'{ "choices" : [ ] , "usage": {"prompt_tokens": 3} }'
     assert collect([Chunk(body)]).body == body
     assert collect([Chunk(body)]).usage == Usage(prompt_tokens=3)
 
 
 @pytest.mark.parametrize("usage", [None, 3, {"prompt_tokens": "many"}, {"prompt_tokens": None}])
-def test_a_count_in_another_form_is_no_count(usage: Any) -> None:
+def test_a_usage_of_a_wrong_type_is_ignored(usage: Any) -> None:
     assert collect([Chunk(json.dumps({"usage": usage}).encode())]).usage is None
 
 
-def test_a_long_answer_is_put_together_in_linear_time() -> None:
-    # given 20,000 pieces of 1 kB, which joined one by one would be 200 GB of copies
+def test_a_long_answer_is_collected_in_linear_time() -> None:
+    # given 20,000 pieces of 1 kB; joining them one by one would copy 200 GB
     stream = events(OPENAI, *(delta(content="x" * 1000) for _ in range(20_000)))
     began = time.process_time()
     assert len(answer_text(collect(stream).body) or "") == 20_000_000
@@ -290,7 +290,7 @@ GARBLED += [
 
 
 @pytest.mark.parametrize("event", GARBLED)
-def test_what_is_no_completion_is_garbled(event: bytes) -> None:
+def test_an_event_that_is_not_a_completion_is_garbled(event: bytes) -> None:
     with pytest.raises(ModelGarbled):
         collect([Chunk(event, event=True), Chunk(sse.DONE, event=True)])
 
@@ -302,10 +302,10 @@ def test_a_whole_answer_that_is_not_json_is_garbled(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("piece", [{"choices": None}, {"choices": []}, {}, {"choices": [{"delta": None}]}])
-def test_a_piece_that_says_nothing_changes_nothing(piece: dict[str, Any]) -> None:
+def test_an_empty_chunk_changes_nothing(piece: dict[str, Any]) -> None:
     stream = events(OPENAI, delta(role="assistant", content="Hi"), delta("stop"))
-    with_it = [stream[0], Chunk(sse.event(json.dumps(piece).encode()), event=True), *stream[1:]]
-    assert collect(with_it) == collect(stream)
+    with_piece = [stream[0], Chunk(sse.event(json.dumps(piece).encode()), event=True), *stream[1:]]
+    assert collect(with_piece) == collect(stream)
 
 
 ANY_JSON = st.recursive(
@@ -324,7 +324,7 @@ ANY_JSON = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.fixed_dictionaries({"choices": ANY_JSON}) | ANY_JSON, max_size=4))
-def test_whatever_a_model_streams_is_an_answer_or_garbled(pieces: list[Any]) -> None:
+def test_any_streamed_json_is_an_answer_or_garbled(pieces: list[Any]) -> None:
     stream = [Chunk(sse.event(json.dumps(piece).encode()), event=True) for piece in pieces]
     with contextlib.suppress(ModelGarbled):
         json.loads(collect(stream).body)
@@ -333,54 +333,55 @@ def test_whatever_a_model_streams_is_an_answer_or_garbled(pieces: list[Any]) -> 
 @settings(max_examples=200, deadline=None)
 @given(ANY_JSON, st.text(max_size=5))
 @example({"choices": [{}, {"choices": None, "text": False}]}, "")
-def test_whatever_an_answer_is_it_can_be_read_edited_and_streamed(value: Any, text: str) -> None:
+def test_any_json_answer_can_be_read_edited_and_streamed(value: Any, text: str) -> None:
     body = json.dumps(value).encode()
     assert isinstance(answer_text(body), str | None)
     assert answer_text(with_text(body, text)) == text or json.loads(with_text(body, text)) == text
     assert list(split(body, with_usage=True))[-1].raw == sse.DONE
 
 
-WORDS = st.text(min_size=1, max_size=20)
+TEXTS = st.text(min_size=1, max_size=20)
 CALLS = st.lists(
     st.fixed_dictionaries(
         {
             "id": st.uuids().map(str),
             "type": st.just("function"),
-            "function": st.fixed_dictionaries({"name": WORDS, "arguments": st.text(max_size=9)}),
+            "function": st.fixed_dictionaries({"name": TEXTS, "arguments": st.text(max_size=9)}),
         }
     ),
     max_size=3,
-    unique_by=lambda made: made["id"],
+    unique_by=lambda tool_call: tool_call["id"],
 )
 MESSAGES = st.fixed_dictionaries(
     {"role": st.just("assistant"), "content": st.none() | st.text(max_size=30)},
     optional={
-        "refusal": st.none() | WORDS,
-        "reasoning_content": st.none() | WORDS,
+        "refusal": st.none() | TEXTS,
+        "reasoning_content": st.none() | TEXTS,
         "tool_calls": CALLS,
         "annotations": st.just([]),
-        "audio": st.fixed_dictionaries({"id": WORDS, "data": WORDS}),
+        "audio": st.fixed_dictionaries({"id": TEXTS, "data": TEXTS}),
     },
 )
 LOGPROBS = st.none() | st.fixed_dictionaries(
     {
-        "content": st.lists(st.fixed_dictionaries({"token": WORDS, "logprob": st.floats(-9, 0)}), max_size=3),
+        "content": st.lists(st.fixed_dictionaries({"token": TEXTS, "logprob": st.floats(-9, 0)}), max_size=3),
         "refusal": st.none(),
     }
 )
 CHOICES = st.fixed_dictionaries(
     {"message": MESSAGES, "finish_reason": st.sampled_from(["stop", "length", "tool_calls"])},
-    optional={"logprobs": LOGPROBS, "stop_reason": st.none() | WORDS, "content_filter_results": st.just({"a": "b"})},
+    optional={"logprobs": LOGPROBS, "stop_reason": st.none() | TEXTS, "content_filter_results": st.just({"a": "b"})},
 )
 COMPLETIONS = st.builds(
     lambda head, choices: (
-        head | {"object": "chat.completion", "choices": [{"index": index} | made for index, made in enumerate(choices)]}
+        head
+        | {"object": "chat.completion", "choices": [{"index": index} | choice for index, choice in enumerate(choices)]}
     ),
     st.fixed_dictionaries(
-        {"id": WORDS, "model": WORDS, "created": st.integers(0, 2**40)},
+        {"id": TEXTS, "model": TEXTS, "created": st.integers(0, 2**40)},
         optional={
             "usage": st.just(USAGE),
-            "system_fingerprint": st.none() | WORDS,
+            "system_fingerprint": st.none() | TEXTS,
             "service_tier": st.just("default"),
             "new": ANY_JSON,
         },
@@ -393,9 +394,9 @@ COMPLETIONS = st.builds(
 @given(COMPLETIONS)
 def test_an_answer_that_is_split_and_collected_is_the_same(whole: dict[str, Any]) -> None:
     answer = collect([Chunk(json.dumps(whole).encode())])
-    again = collect(split(answer.body, with_usage=True))
-    assert json.loads(again.body) == whole
-    assert again.usage == answer.usage
+    collected = collect(split(answer.body, with_usage=True))
+    assert json.loads(collected.body) == whole
+    assert collected.usage == answer.usage
 
 
 @pytest.mark.parametrize("name", [name for name in STREAMS if '"message"' in json.dumps(STREAMS[name][1])])
@@ -404,18 +405,18 @@ def test_a_collected_stream_that_is_split_and_collected_is_the_same(name: str) -
     assert json.loads(collect(split(collect(stream).body, with_usage=True)).body) == whole
 
 
-def told(chunks: list[Chunk]) -> list[dict[str, Any]]:
+def payloads(chunks: list[Chunk]) -> list[dict[str, Any]]:
     return [json.loads(sse.data_of(chunk.raw)) for chunk in chunks if chunk.raw != sse.DONE]
 
 
-def test_a_split_answer_says_role_content_tool_calls_finish_usage_done() -> None:
-    # given an answer with everything in it, in another order
+def test_a_split_answer_has_its_events_in_the_usual_order() -> None:
+    # given an answer with all members, in another order
     message = {"tool_calls": [call("f", "{}", id="c")], "content": "Hi", "reasoning": "Hm", "refusal": None}
     whole = chat(OPENAI, message, "tool_calls", logprobs={"content": []}) | {"usage": USAGE}
     # when it is split
     chunks = list(split(json.dumps(whole).encode(), with_usage=True))
     # then a client reads it in the usual order
-    deltas = [choice["delta"] for piece in told(chunks) for choice in piece["choices"]]
+    deltas = [choice["delta"] for piece in payloads(chunks) for choice in piece["choices"]]
     assert deltas == [
         {"role": "assistant", "content": "", "refusal": None},
         {"reasoning": "Hm"},
@@ -423,19 +424,19 @@ def test_a_split_answer_says_role_content_tool_calls_finish_usage_done() -> None
         {"tool_calls": [call("f", "{}", id="c", index=0)]},
         {},
     ]
-    finishes = [choice["finish_reason"] for piece in told(chunks) for choice in piece["choices"]]
+    finishes = [choice["finish_reason"] for piece in payloads(chunks) for choice in piece["choices"]]
     assert finishes == [None, None, None, None, "tool_calls"]
-    assert told(chunks)[2]["choices"][0]["logprobs"] == {"content": []}
-    assert told(chunks)[-1] == OPENAI | {"object": "chat.completion.chunk", "choices": [], "usage": USAGE}
+    assert payloads(chunks)[2]["choices"][0]["logprobs"] == {"content": []}
+    assert payloads(chunks)[-1] == OPENAI | {"object": "chat.completion.chunk", "choices": [], "usage": USAGE}
     assert all(chunk.event for chunk in chunks)
     assert chunks[-1].raw == sse.DONE
 
 
-def test_a_split_answer_tells_its_usage_only_when_asked() -> None:
+def test_a_split_answer_includes_its_usage_only_on_request() -> None:
     whole = json.dumps(chat(OPENAI, {"content": "Hi"}) | {"usage": USAGE}).encode()
-    assert all("usage" not in piece for piece in told(list(split(whole, with_usage=False))))
+    assert all("usage" not in piece for piece in payloads(list(split(whole, with_usage=False))))
     without = json.dumps(chat(OPENAI, {"content": "Hi"})).encode()
-    assert all(piece["choices"] for piece in told(list(split(without, with_usage=True))))
+    assert all(piece["choices"] for piece in payloads(list(split(without, with_usage=True))))
 
 
 @pytest.mark.parametrize(
@@ -449,7 +450,7 @@ def test_a_split_answer_tells_its_usage_only_when_asked() -> None:
         (b'{"choices": [{"message": {"content": "x", "tool_calls": 3}}]}', "x"),
     ],
 )
-def test_an_answer_that_is_no_chat_completion_is_streamed_as_its_words(answer: bytes, words: str) -> None:
+def test_an_answer_that_is_not_a_chat_completion_is_streamed_as_its_text(answer: bytes, words: str) -> None:
     assert answer_text(collect(split(answer, with_usage=True)).body) == words
 
 
@@ -468,11 +469,11 @@ def test_an_answer_that_is_no_chat_completion_is_streamed_as_its_words(answer: b
         (None, None),
     ],
 )
-def test_the_words_of_an_answer_are_those_of_its_first_choice(body: bytes | None, words: str | None) -> None:
+def test_the_text_of_an_answer_is_that_of_its_first_choice(body: bytes | None, words: str | None) -> None:
     assert answer_text(body) == words
 
 
-def test_other_words_leave_all_else_as_it_is() -> None:
+def test_replacing_the_text_changes_nothing_else() -> None:
     for whole in (chat(OPENAI, {"content": "old", "refusal": None}), chat(OPENAI, {"tool_calls": [{"id": "x"}]})):
         edited = json.loads(with_text(json.dumps(whole).encode(), "new"))
         assert edited["choices"][0]["message"].pop("content") == "new"
@@ -483,23 +484,27 @@ def test_other_words_leave_all_else_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("body", [b"3", b"[]", b"null", b'{"choices": []}', b'{"choices": [3]}', b"{", b"[" * 100_000])
-def test_other_words_for_what_has_none_are_the_words_alone(body: bytes) -> None:
+def test_replacing_the_text_of_an_answer_without_text_returns_the_text(body: bytes) -> None:
     assert with_text(body, "new") == b'"new"'
 
 
-def test_words_become_a_completion_that_strict_clients_accept() -> None:
+def test_a_text_becomes_a_completion_that_strict_clients_accept() -> None:
     body = as_completion(b'"Hello"', "gpt")
     assert answer_text(body) == "Hello"
-    made = json.loads(body)
-    assert {"id", "object", "created", "model", "choices"} == made.keys()
-    assert (made["object"], made["model"], made["choices"][0]["finish_reason"]) == ("chat.completion", "gpt", "stop")
+    completion = json.loads(body)
+    assert {"id", "object", "created", "model", "choices"} == completion.keys()
+    assert (completion["object"], completion["model"], completion["choices"][0]["finish_reason"]) == (
+        "chat.completion",
+        "gpt",
+        "stop",
+    )
     assert (
-        made["id"]
+        completion["id"]
         == json.loads(as_completion(b'"Hello"', "gpt"))["id"]
         != json.loads(as_completion(b'"No"', "gpt"))["id"]
     )
 
 
-def test_numbers_keep_their_size() -> None:
+def test_numbers_keep_their_precision() -> None:
     whole = chat(OPENAI | {"n": 123456789012345678901234567890, "x": 0.1}, {"content": "Hi"})
     assert json.loads(collect(split(json.dumps(whole).encode(), with_usage=False)).body) == whole

@@ -1,4 +1,4 @@
-"""What a token is, and what tells two requests apart."""
+"""Tests of API tokens and of the fingerprints of requests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from signoff.core.fingerprint import fingerprint
 SECRETS = st.text(ALPHABET, min_size=SECRET_LENGTH, max_size=SECRET_LENGTH)
 
 
-def test_a_token_has_a_known_form() -> None:
-    # a token that somebody holds must stay valid in every later version
+def test_the_format_of_a_token_is_stable() -> None:
+    # a token that has been issued must stay valid in every later version
     assert format_token("0123456789ABCDEFGHIJKLMNOPQRSTUV") == "sg_0123456789ABCDEFGHIJKLMNOPQRSTUV1ggZdL"
 
 
@@ -38,34 +38,34 @@ def test_a_token_is_well_formed_and_safe_in_any_header_or_address(secret: str) -
 
 @settings(max_examples=20, deadline=None)
 @given(SECRETS)
-def test_one_wrong_character_is_always_noticed(secret: str) -> None:
+def test_any_single_wrong_character_is_detected(secret: str) -> None:
     token = format_token(secret)
-    for place, right in enumerate(token):
-        for wrong in ALPHABET + "_- é":
-            assert is_well_formed(token[:place] + wrong + token[place + 1 :]) is (wrong == right)
+    for index, expected in enumerate(token):
+        for character in ALPHABET + "_- é":
+            assert is_well_formed(token[:index] + character + token[index + 1 :]) is (character == expected)
 
 
 @settings(deadline=None)
 @given(SECRETS, st.integers(0, 40), st.text(min_size=1, max_size=3))
-def test_what_is_too_long_or_too_short_is_noticed(secret: str, place: int, more: str) -> None:
+def test_a_token_of_a_wrong_length_is_detected(secret: str, index: int, inserted: str) -> None:
     token = format_token(secret)
-    assert not is_well_formed(token[:place] + more + token[place:])
-    assert not is_well_formed(token[:place])
+    assert not is_well_formed(token[:index] + inserted + token[index:])
+    assert not is_well_formed(token[:index])
     assert not is_well_formed(token.swapcase())
 
 
 @settings(deadline=None)
 @given(st.text() | st.text(min_size=38, max_size=38).map(PREFIX.__add__))
-def test_no_text_at_all_breaks_the_look_at_it(text: str) -> None:
+def test_any_text_can_be_checked(text: str) -> None:
     assert not is_well_formed(text)
 
 
 @pytest.mark.parametrize("text", ["", PREFIX, "sg_\ud800" + "x" * 37, "sg_" + "٣" * 38, format_token("a" * 32) + "\n"])
-def test_what_only_resembles_a_token_is_none(text: str) -> None:
+def test_a_text_that_resembles_a_token_is_not_well_formed(text: str) -> None:
     assert not is_well_formed(text)
 
 
-def test_a_digest_is_a_sha256_and_is_compared_whole() -> None:
+def test_a_digest_is_a_sha256_and_can_be_compared() -> None:
     assert digest("sg_x") == hashlib.sha256(b"sg_x").hexdigest()
     assert digests_equal(digest("a"), digest("a"))
     assert not digests_equal(digest("a"), digest("b"))
@@ -76,10 +76,10 @@ PARTS = st.lists(st.binary(max_size=4), max_size=4)
 
 @settings(max_examples=500, deadline=None)
 @given(PARTS, PARTS)
-def test_requests_have_one_fingerprint_only_if_every_part_is_equal(one: list[bytes], other: list[bytes]) -> None:
+def test_fingerprints_are_equal_only_if_all_parts_are_equal(one: list[bytes], other: list[bytes]) -> None:
     assert (fingerprint(*one) == fingerprint(*other)) is (one == other)
 
 
-def test_a_byte_cannot_move_from_one_part_to_the_next() -> None:
-    apart = [(b"ab", b"c"), (b"a", b"bc"), (b"abc",), (b"abc", b""), (b"", b"abc"), (), (b"",)]
-    assert len({fingerprint(*parts) for parts in apart}) == len(apart)
+def test_the_borders_between_parts_change_the_fingerprint() -> None:
+    different = [(b"ab", b"c"), (b"a", b"bc"), (b"abc",), (b"abc", b""), (b"", b"abc"), (), (b"",)]
+    assert len({fingerprint(*parts) for parts in different}) == len(different)

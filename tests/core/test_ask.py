@@ -1,4 +1,4 @@
-"""Whatever JSON is enqueued, a chat model can be asked it."""
+"""Tests of the chat request that any enqueued JSON becomes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from signoff.core.ask import as_chat
 
 
-def asked(payload: Any) -> dict[str, Any]:
+def chat_body(payload: Any) -> dict[str, Any]:
     return json.loads(as_chat(json.dumps(payload).encode()))
 
 
@@ -37,8 +37,8 @@ def user(text: str, **more: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_words_become_a_users_message_and_all_else_stays(payload: Any, body: dict[str, Any]) -> None:
-    assert asked(payload) == body
+def test_a_text_becomes_a_user_message_and_other_members_stay(payload: Any, body: dict[str, Any]) -> None:
+    assert chat_body(payload) == body
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_words_become_a_users_message_and_all_else_stays(payload: Any, body: dic
         b'{"nested": {"input": "hi", "messages": []}}',
     ],
 )
-def test_any_other_json_is_a_message_as_it_was_written(payload: bytes) -> None:
+def test_any_other_json_becomes_a_message_unchanged(payload: bytes) -> None:
     assert json.loads(as_chat(payload)) == user(payload.decode())
 
 
@@ -70,7 +70,7 @@ def test_any_other_json_is_a_message_as_it_was_written(payload: bytes) -> None:
         b'{"messages": "not a list: the model shall say so"}',
     ],
 )
-def test_a_chat_body_passes_byte_for_byte(payload: bytes) -> None:
+def test_a_chat_body_is_passed_on_unchanged(payload: bytes) -> None:
     assert as_chat(payload) == payload
 
 
@@ -83,20 +83,20 @@ JSON = st.recursive(
 
 @settings(deadline=None)
 @given(JSON)
-def test_every_json_value_is_asked_without_a_loss(value: Any) -> None:
-    [message] = asked(value)["messages"]
+def test_any_json_value_becomes_a_message_without_loss(value: Any) -> None:
+    [message] = chat_body(value)["messages"]
     assert message["role"] == "user"
     assert message["content"] == value or json.loads(message["content"]) == value
 
 
 @settings(deadline=None)
 @given(st.text(), st.dictionaries(st.text().filter(lambda name: name not in {"input", "prompt", "messages"}), JSON))
-def test_no_member_beside_the_words_is_lost(text: str, members: dict[str, Any]) -> None:
-    assert asked({"input": text, **members}) == user(text, **members)
+def test_other_members_beside_the_text_are_kept(text: str, members: dict[str, Any]) -> None:
+    assert chat_body({"input": text, **members}) == user(text, **members)
 
 
 @settings(deadline=None)
 @given(JSON)
-def test_asking_twice_is_asking_once(value: Any) -> None:
+def test_conversion_to_a_chat_body_is_idempotent(value: Any) -> None:
     once = as_chat(json.dumps(value).encode())
     assert as_chat(once) == once

@@ -1,4 +1,4 @@
-"""Which endpoint is asked, and which rests: the rules, and the seats of a pool under every order of events."""
+"""Tests of load balancing: the choice of endpoints, cooldowns, and the slots of a pool under any order of events."""
 
 from __future__ import annotations
 
@@ -53,58 +53,58 @@ def many(count: int = 2, **more: Any) -> Model:
     return Model(**({"name": "m", "kind": "openai", "endpoints": endpoints} | more))
 
 
-# The rules
+# The choice of an endpoint
 
 
 @given(st.lists(st.none() | st.integers(0, 5), max_size=8), st.integers(0, 20))
-def test_the_least_loaded_is_asked_and_nobody_who_cannot_be(loads: list[int | None], turn: int) -> None:
+def test_the_least_loaded_available_endpoint_is_chosen(loads: list[int | None], turn: int) -> None:
     free = [load for load in loads if load is not None]
-    place = least_loaded(loads, turn)
-    assert (place is None) is (not free)
-    assert place is None or loads[place] == min(free)
+    index = least_loaded(loads, turn)
+    assert (index is None) is (not free)
+    assert index is None or loads[index] == min(free)
 
 
-def test_equals_are_asked_in_turn() -> None:
-    turn, asked = 0, Counter[int]()
+def test_equally_loaded_endpoints_take_turns() -> None:
+    turn, counts = 0, Counter[int]()
     for _ in range(300):
-        place = least_loaded([0, 0, 0], turn)
-        assert place is not None
-        asked[place] += 1
-        turn = place + 1
-    assert asked == {0: 100, 1: 100, 2: 100}
+        index = least_loaded([0, 0, 0], turn)
+        assert index is not None
+        counts[index] += 1
+        turn = index + 1
+    assert counts == {0: 100, 1: 100, 2: 100}
 
 
-def homes(count: int, without: int | None = None) -> list[int]:
-    """Where 2000 conversations are at home."""
+def assignments(count: int, without: int | None = None) -> list[int]:
+    """Return the index of the endpoint that each of 2000 conversations is assigned to."""
     names = [endpoint_key(url) for url in URLS[:count]]
-    loads = [None if place == without else 0 for place in range(count)]
-    found = [choose_by_hash(prefix_key("m", b"%d" % number), names, loads, 10**6) for number in range(2000)]
-    assert None not in found
-    return [place for place in found if place is not None]
+    loads = [None if index == without else 0 for index in range(count)]
+    indices = [choose_by_hash(prefix_key("m", b"%d" % number), names, loads, 10**6) for number in range(2000)]
+    assert None not in indices
+    return [index for index in indices if index is not None]
 
 
-def test_conversations_are_shared_evenly() -> None:
-    shares = Counter(homes(5))
+def test_conversations_are_distributed_evenly() -> None:
+    shares = Counter(assignments(5))
     assert set(shares) == set(range(5))
     assert all(300 < share < 500 for share in shares.values())
 
 
-def test_when_an_endpoint_leaves_its_conversations_move_to_all_others_and_no_other_moves() -> None:
-    before, after = homes(5), homes(5, without=2)
-    moved = [(was, now) for was, now in zip(before, after, strict=True) if was != now]
-    assert {was for was, _ in moved} == {2}
+def test_when_an_endpoint_is_removed_only_its_conversations_move() -> None:
+    before, after = assignments(5), assignments(5, without=2)
+    moved = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert {old for old, _ in moved} == {2}
     assert len(moved) == before.count(2)
-    assert {now for _, now in moved} == {0, 1, 3, 4}
+    assert {new for _, new in moved} == {0, 1, 3, 4}
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=200), st.integers(1, 6))
-def test_no_endpoint_carries_more_than_its_bounded_share(keys: list[int], count: int) -> None:
+def test_no_endpoint_exceeds_its_bounded_load(keys: list[int], count: int) -> None:
     names, loads = [endpoint_key(url) for url in URLS[:count]], [0] * count
     for total, key in enumerate(keys):
-        place = choose_by_hash(key, names, loads, bounded_load(total, count))
-        assert place is not None
-        loads[place] += 1
-        assert loads[place] <= -(-LOAD_FACTOR * (total + 1) // count)
+        index = choose_by_hash(key, names, loads, bounded_load(total, count))
+        assert index is not None
+        loads[index] += 1
+        assert loads[index] <= -(-LOAD_FACTOR * (total + 1) // count)
 
 
 def chat(*contents: str, **more: Any) -> bytes:
@@ -121,14 +121,14 @@ def test_all_turns_of_a_conversation_have_one_key() -> None:
     assert prefix_key("other", chat("Be brief.", "Hello?")) != key, "each adapter has a cache of its own"
     long = "x" * 5000
     assert prefix_key("m", chat(long + "1", "a")) != prefix_key("m", chat(long + "2", "a"))
-    # a response's input is a text in the first turn, and a list afterwards
+    # the `input` of a response is a text in the first turn and a list afterwards
     first = json.dumps({"instructions": "Be brief.", "input": "Hello?"}).encode()
     items = [{"role": "user", "content": "Hello?"}, {"type": "message", "role": "assistant", "content": []}]
     later = json.dumps({"instructions": "Be brief.", "input": items}).encode()
     assert prefix_key("m", first) == prefix_key("m", later)
-    # and a caller who knows better says so
-    told = [prefix_key("m", chat("", text, prompt_cache_key="mine")) for text in ("a", "b")]
-    assert told[0] == told[1]
+    # and a `prompt_cache_key` of the caller overrides it
+    keys = [prefix_key("m", chat("", text, prompt_cache_key="mine")) for text in ("a", "b")]
+    assert keys[0] == keys[1]
 
 
 @given(st.binary(max_size=50) | st.recursive(st.none() | st.text(), lambda inner: st.dictionaries(
@@ -159,11 +159,11 @@ def test_every_body_has_a_key(body: bytes) -> None:
         (ModelDown(""), True),
     ],
 )
-def test_a_request_that_is_at_fault_is_asked_nowhere_else(error: SignoffError, helps: bool) -> None:
+def test_only_errors_of_the_endpoint_are_retried_elsewhere(error: SignoffError, helps: bool) -> None:
     assert may_succeed_elsewhere(error) is helps
 
 
-def test_rests_grow_up_to_a_limit_and_are_as_long_as_was_asked_for() -> None:
+def test_cooldowns_grow_up_to_a_limit_and_respect_retry_after() -> None:
     waits = [cooldown_seconds(REFUSED, failures) for failures in range(1, 12)]
     assert waits == sorted(waits)
     assert (waits[0], waits[-1]) == (0.5, 30)
@@ -171,7 +171,7 @@ def test_rests_grow_up_to_a_limit_and_are_as_long_as_was_asked_for() -> None:
     assert cooldown_seconds(ModelAnswered(429, "", retry_after_seconds=1e9), 1) == 300
 
 
-# What a model may be
+# Validation of models
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_rests_grow_up_to_a_limit_and_are_as_long_as_was_asked_for() -> None:
         {"fallbacks": tuple("abcdefghi")},
     ],
 )
-def test_what_cannot_be_balanced_is_refused(wrong: dict[str, Any]) -> None:
+def test_a_model_with_invalid_balancing_is_refused(wrong: dict[str, Any]) -> None:
     assert model_fault(many()) is None
     assert model_fault(many(**wrong)) is not None
 
@@ -215,20 +215,20 @@ def test_what_cannot_be_balanced_is_refused(wrong: dict[str, Any]) -> None:
         ({"fallbacks": ("m",)}, "`fallbacks` must be at most 8 names of other models."),
     ],
 )
-def test_the_message_about_a_wrong_model_names_the_parameter(wrong: dict[str, Any], message: str) -> None:
+def test_the_message_about_an_invalid_model_names_the_parameter(wrong: dict[str, Any], message: str) -> None:
     assert model_fault(many(**wrong)) == message
 
 
-def test_replicas_are_processes_under_names_that_nobody_can_register() -> None:
+def test_replicas_are_processes_with_names_that_cannot_be_registered() -> None:
     model = Model(name="m", kind="subprocess", command=("run",), replicas=3)
     assert model_fault(model) is None
-    names = [each.name for each in endpoints_of(model)]
+    names = [endpoint.name for endpoint in endpoints_of(model)]
     assert (names[0], len(set(names))) == ("m", 3)
     assert all(model_fault(Model(name=name, kind="echo")) for name in names[1:])
     assert {registered_name(name) for name in names} == {"m"}
 
 
-def test_a_model_in_one_place_without_limits_needs_no_pool() -> None:
+def test_a_model_with_one_endpoint_and_no_limits_needs_no_pool() -> None:
     plain = Model(name="m", kind="openai", url=URLS[0])
     assert has_single_endpoint(plain)
     for more in ({"max_parallel": 1}, {"fallbacks": ("n",)}, {"replicas": 2}):
@@ -236,153 +236,159 @@ def test_a_model_in_one_place_without_limits_needs_no_pool() -> None:
     assert not has_single_endpoint(many())
 
 
-# Seats
+# Slots of a pool
 
 
-async def seated(pool: EndpointPool, *tried: Any) -> Slot:
+async def acquired(pool: EndpointPool, *tried: Any) -> Slot:
     return await pool.acquire(None, frozenset(tried), LATER)
 
 
-async def test_what_failed_rests_and_what_answers_returns() -> None:
+async def test_a_failed_endpoint_cools_down_and_returns_after_a_successful_probe() -> None:
     pool = EndpointPool(many())
-    seats = [await seated(pool) for _ in range(4)]
-    assert [seat.endpoint.name for seat in seats] == [*URLS[:2], *URLS[:2]]
-    # when all who ask one fail at once, that is one failure
-    for seat in seats[::2]:
-        seat.failed(REFUSED)
-        seat.release()
-    spot = seats[0].endpoint
-    assert (spot.state, spot.cooldowns) == ("resting", 1)
-    assert {(await seated(pool)).endpoint.name for _ in range(5)} == {URLS[1]}
-    # when its rest is over one request at a time tries it
-    pool._end_cooldown(spot, spot.generation)
-    trial = await seated(pool)
-    assert trial.endpoint is spot
-    assert (await seated(pool)).endpoint is not spot
-    # and one that leaves without an answer lets the next one try
-    trial.release()
-    trial = await seated(pool)
-    assert trial.endpoint is spot
-    trial.failed(REFUSED)
-    trial.release()
-    assert (spot.state, spot.cooldowns) == ("resting", 2)
-    # until it answers
-    pool._end_cooldown(spot, spot.generation)
-    (await seated(pool)).succeeded()
-    assert (spot.state, spot.cooldowns, (await seated(pool)).endpoint) == ("up", 0, spot)
+    slots = [await acquired(pool) for _ in range(4)]
+    assert [slot.endpoint.name for slot in slots] == [*URLS[:2], *URLS[:2]]
+    # when all requests to one endpoint fail at once, then they count as one failure
+    for slot in slots[::2]:
+        slot.failed(REFUSED)
+        slot.release()
+    endpoint = slots[0].endpoint
+    assert (endpoint.state, endpoint.cooldowns) == ("resting", 1)
+    assert {(await acquired(pool)).endpoint.name for _ in range(5)} == {URLS[1]}
+    # when its cooldown is over, then one request at a time probes it
+    pool._end_cooldown(endpoint, endpoint.generation)
+    probe = await acquired(pool)
+    assert probe.endpoint is endpoint
+    assert (await acquired(pool)).endpoint is not endpoint
+    # and a probe that is released without an answer lets the next request probe
+    probe.release()
+    probe = await acquired(pool)
+    assert probe.endpoint is endpoint
+    probe.failed(REFUSED)
+    probe.release()
+    assert (endpoint.state, endpoint.cooldowns) == ("resting", 2)
+    # until the endpoint answers
+    pool._end_cooldown(endpoint, endpoint.generation)
+    (await acquired(pool)).succeeded()
+    assert (endpoint.state, endpoint.cooldowns, (await acquired(pool)).endpoint) == ("up", 0, endpoint)
 
 
-async def test_errors_that_a_request_may_be_to_blame_for_count_in_a_row() -> None:
+async def test_server_errors_start_a_cooldown_only_after_several_in_a_row() -> None:
     pool = EndpointPool(many(1, fallbacks=("other",)))
-    broken, rude = ModelAnswered(500, ""), ModelAnswered(400, "")
-    for error, state in [(broken, "up"), (broken, "up"), (rude, "up"), (broken, "up"), (broken, "up")]:
-        with await seated(pool) as seat:
-            seat.failed(error)
-            assert seat.endpoint.state == state
-    with await seated(pool) as seat:
-        seat.failed(broken)
-        assert seat.endpoint.state == "resting"
-    with pytest.raises(ModelDown) as told:
-        await seated(pool)
-    assert 0.4 < (told.value.retry_after_seconds or 0) <= 0.5
+    server_error, client_error = ModelAnswered(500, ""), ModelAnswered(400, "")
+    for error, state in [
+        (server_error, "up"),
+        (server_error, "up"),
+        (client_error, "up"),
+        (server_error, "up"),
+        (server_error, "up"),
+    ]:
+        with await acquired(pool) as slot:
+            slot.failed(error)
+            assert slot.endpoint.state == state
+    with await acquired(pool) as slot:
+        slot.failed(server_error)
+        assert slot.endpoint.state == "resting"
+    with pytest.raises(ModelDown) as raised:
+        await acquired(pool)
+    assert 0.4 < (raised.value.retry_after_seconds or 0) <= 0.5
 
 
-async def test_a_lone_endpoint_does_not_rest() -> None:
+async def test_a_single_endpoint_without_fallback_has_no_cooldown() -> None:
     pool = EndpointPool(many(1, max_parallel=1))
     for _ in range(5):
-        with await seated(pool) as seat:
-            seat.failed(REFUSED)
+        with await acquired(pool) as slot:
+            slot.failed(REFUSED)
 
 
-async def test_the_line_is_bounded_in_length_and_in_time() -> None:
+async def test_waiting_is_bounded_in_length_and_in_time() -> None:
     pool = EndpointPool(many(1, max_parallel=1, max_waiting=1, queue_seconds=0.05))
-    seat = await seated(pool)
-    waiting = asyncio.ensure_future(seated(pool))
+    slot = await acquired(pool)
+    waiting = asyncio.ensure_future(acquired(pool))
     await asyncio.sleep(0)
     with pytest.raises(ModelBusy):
-        await seated(pool)
+        await acquired(pool)
     with pytest.raises(ModelBusy):
         await waiting
     with pytest.raises(ModelTimedOut):
         await pool.acquire(None, frozenset(), asyncio.get_running_loop().time() + 0.01)
-    seat.release()
-    assert (pool.waiting, (await seated(pool)).endpoint.load) == (0, 1)
+    slot.release()
+    assert (pool.waiting, (await acquired(pool)).endpoint.load) == (0, 1)
 
 
-async def test_who_waits_where_all_have_come_to_rest_learns_it_at_once() -> None:
+async def test_a_waiting_caller_fails_at_once_when_all_endpoints_cool_down() -> None:
     pool = EndpointPool(many(2, max_parallel=1))
-    seats = [await seated(pool), await seated(pool)]
-    waiting = asyncio.ensure_future(seated(pool))
+    slots = [await acquired(pool), await acquired(pool)]
+    waiting = asyncio.ensure_future(acquired(pool))
     await asyncio.sleep(0)
-    for seat in seats:
+    for slot in slots:
         assert not waiting.done()
-        seat.failed(REFUSED)
+        slot.failed(REFUSED)
     async with asyncio.timeout(60):
         with pytest.raises(ModelDown):
             await waiting
 
 
-async def test_an_endpoint_that_wakes_serves_who_waits_for_another() -> None:
+async def test_an_endpoint_after_its_cooldown_serves_a_waiting_caller() -> None:
     pool = EndpointPool(many(2, max_parallel=1))
-    first, other = await seated(pool), await seated(pool)
+    first, other = await acquired(pool), await acquired(pool)
     first.failed(ModelAnswered(429, "", retry_after_seconds=0.01))
     first.release()
-    waiting = asyncio.ensure_future(seated(pool))
+    waiting = asyncio.ensure_future(acquired(pool))
     async with asyncio.timeout(60):
         assert (await waiting).endpoint is first.endpoint
     assert other.endpoint.load == 1
 
 
-async def test_a_model_that_is_registered_anew_keeps_what_is_known_of_its_endpoints() -> None:
+async def test_registering_a_model_again_keeps_the_state_of_its_endpoints() -> None:
     pools = EndpointPools()
     pool = pools.of(many(2, max_parallel=1))
-    one, two = await seated(pool), await seated(pool)
-    one.failed(REFUSED)
-    one.release()
-    waiting = asyncio.ensure_future(seated(pool))
+    first, second = await acquired(pool), await acquired(pool)
+    first.failed(REFUSED)
+    first.release()
+    waiting = asyncio.ensure_future(acquired(pool))
     await asyncio.sleep(0)
-    # when there is room for two at each, who waits has a seat at the one that is well
+    # when each endpoint allows two requests, then the waiting one gets a slot of the healthy endpoint
     assert pools.of(many(2, max_parallel=2)) is pool
-    assert (await waiting).endpoint is two.endpoint
-    # and one that was removed is asked no more, while its callers finish
+    assert (await waiting).endpoint is second.endpoint
+    # and a removed endpoint gets no new requests, while its running ones finish
     pools.of(many(1))
-    two.release()
+    second.release()
     with pytest.raises(ModelDown):
-        await seated(pool)
-    assert [sight.state for sight in pool.statuses()] == ["resting"]
+        await acquired(pool)
+    assert [status.state for status in pool.statuses()] == ["resting"]
 
 
 FAILURES: dict[str, ModelFailed] = {"refused": REFUSED, "broken": ModelAnswered(500, "")}
 EVENTS = ["come", "come", "come", "come", "leave", "cancel", "refused", "wake", "well", "register", *FAILURES]
-# Several things may happen before anybody who was told of them runs.
+# Several events may happen before a task that they woke runs.
 BURSTS = st.lists(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 63)), min_size=1, max_size=4), max_size=40)
 
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(["least-load", "prefix-hash"]), st.integers(1, 2), BURSTS)
-def test_whatever_happens_nobody_waits_beside_a_free_seat_and_no_limit_is_exceeded(
+def test_under_any_events_no_caller_waits_beside_a_free_slot_and_limits_hold(
     balance: str, count: int, bursts: list[list[tuple[str, int]]]
 ) -> None:
     async def run() -> None:
-        crowd = Crowd(balance, count)
+        harness = CallersHarness(balance, count)
         for burst in bursts:
             for event, number in burst:
-                getattr(crowd, event if event not in FAILURES else "fail")(number, event)
-            await crowd.settle_down()
-            crowd.check()
-        await crowd.go_home()
+                getattr(harness, event if event not in FAILURES else "fail")(number, event)
+            await harness.run_woken_tasks()
+            harness.check()
+        await harness.drain()
 
     asyncio.run(run())
 
 
-class Crowd:
-    """All who ask one model: those with a seat, and those in the line, with what they tried before."""
+class CallersHarness:
+    """The callers of one model: those that hold a slot, and those that wait, with the endpoints that each has tried."""
 
     def __init__(self, balance: str, count: int) -> None:
         self.balance = balance
         self.pool = EndpointPool(self.model(count))
-        self.seats: list[Slot] = []
+        self.slots: list[Slot] = []
         self.waiting: list[tuple[asyncio.Future[Slot], frozenset[Any]]] = []
 
     def model(self, count: int) -> Model:
@@ -390,7 +396,7 @@ class Crowd:
 
     def come(self, number: int, _: str) -> None:
         tried = frozenset(
-            spot for place, spot in enumerate(self.pool._endpoints) if number >> place & 1 and number > 47
+            endpoint for index, endpoint in enumerate(self.pool._endpoints) if number >> index & 1 and number > 47
         )
         key = number if self.balance == "prefix-hash" else None
         self.waiting.append((asyncio.ensure_future(self.pool.acquire(key, tried, LATER)), tried))
@@ -400,26 +406,26 @@ class Crowd:
             self.waiting[number % len(self.waiting)][0].cancel()
 
     def leave(self, number: int, _: str) -> None:
-        if self.seats:
-            self.seats.pop(number % len(self.seats)).release()
+        if self.slots:
+            self.slots.pop(number % len(self.slots)).release()
 
     def well(self, number: int, _: str) -> None:
-        if self.seats:
-            self.seats[number % len(self.seats)].succeeded()
+        if self.slots:
+            self.slots[number % len(self.slots)].succeeded()
 
     def fail(self, number: int, event: str) -> None:
-        if self.seats:
-            self.seats[number % len(self.seats)].failed(FAILURES[event])
+        if self.slots:
+            self.slots[number % len(self.slots)].failed(FAILURES[event])
 
     def wake(self, number: int, _: str) -> None:
-        spot = self.pool._endpoints[number % len(self.pool._endpoints)]
-        self.pool._end_cooldown(spot, spot.generation)
+        endpoint = self.pool._endpoints[number % len(self.pool._endpoints)]
+        self.pool._end_cooldown(endpoint, endpoint.generation)
 
     def register(self, number: int, _: str) -> None:
         self.pool.update(self.model(number % 2 + 1))
 
-    async def settle_down(self) -> None:
-        """Lets all who were told something hear it. The line is in order for those who may have the same seats."""
+    async def run_woken_tasks(self) -> None:
+        """Let woken tasks run, and check that callers that may use the same endpoints are served in order."""
         for _ in range(4):
             await asyncio.sleep(0)
         overtaken = set[frozenset[Any]]()
@@ -428,28 +434,28 @@ class Crowd:
                 overtaken.add(tried)
             elif not task.cancelled() and task.exception() is None:
                 assert tried not in overtaken
-                self.seats.append(task.result())
-        self.waiting = [each for each in self.waiting if not each[0].done()]
+                self.slots.append(task.result())
+        self.waiting = [caller for caller in self.waiting if not caller[0].done()]
 
     def check(self) -> None:
         assert self.pool.waiting == len(self.waiting) <= 6
-        for spot in {seat.endpoint for seat in self.seats} | set(self.pool._endpoints):
-            assert spot.load == sum(seat.endpoint is spot for seat in self.seats) <= 1
-            assert spot.probes <= 1
+        for endpoint in {slot.endpoint for slot in self.slots} | set(self.pool._endpoints):
+            assert endpoint.load == sum(slot.endpoint is endpoint for slot in self.slots) <= 1
+            assert endpoint.probes <= 1
         for _, tried in self.waiting:
-            others = [spot for spot in self.pool._endpoints if spot not in tried]
-            assert not any(spot.is_open for spot in others), "it waits beside a free seat"
-            assert any(spot.state != "resting" for spot in others), "it waits in vain"
+            others = [endpoint for endpoint in self.pool._endpoints if endpoint not in tried]
+            assert not any(endpoint.is_open for endpoint in others), "it waits beside a free seat"
+            assert any(endpoint.state != "resting" for endpoint in others), "it waits in vain"
 
-    async def go_home(self) -> None:
-        """When everybody leaves and all rests are over, all who waited were served."""
+    async def drain(self) -> None:
+        """Release all slots and end all cooldowns; check that every waiting caller is served."""
         for _ in range(20):
-            while self.seats:
-                self.seats[-1].succeeded()
-                self.seats.pop().release()
+            while self.slots:
+                self.slots[-1].succeeded()
+                self.slots.pop().release()
             for number in range(2):
                 self.wake(number, "")
-            await self.settle_down()
+            await self.run_woken_tasks()
         assert not self.waiting
         assert self.pool.waiting == 0
-        assert all(spot.load == 0 for spot in self.pool._endpoints)
+        assert all(endpoint.load == 0 for endpoint in self.pool._endpoints)

@@ -1,4 +1,4 @@
-"""The key of an answer: what makes two requests the same, and what does not."""
+"""Tests of cache keys: which requests are equal, which answers are stored, and when."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from signoff.core.parse_cost import MAX_BYTES, MAX_CONTAINERS
 from signoff.core.policy import Policy
 from signoff.core.tokens import Usage
 
-PLAIN: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "scope": "user:1",
     "path": CHAT,
     "target": "m",
@@ -59,7 +59,7 @@ def same(one: str, other: str, path: str = CHAT) -> bool:
         ('{"a":1,"stream":false,"stream_options":{"include_usage":true}}', '{"a":1,"stream":true}'),
     ],
 )
-def test_these_ask_the_same(one: str, other: str) -> None:
+def test_equivalent_requests_are_equal(one: str, other: str) -> None:
     assert same(one, other)
 
 
@@ -89,30 +89,30 @@ def test_these_ask_the_same(one: str, other: str) -> None:
         ('{"m":[{"r":"u","c":"evil","c":"kind"}]}', '{"m":[{"r":"u","c":"kind"}]}'),
     ],
 )
-def test_these_do_not(one: str, other: str) -> None:
+def test_different_requests_are_not_equal(one: str, other: str) -> None:
     assert not same(one, other)
 
 
-def test_an_endpoint_without_streams_looks_at_every_member() -> None:
+def test_for_an_endpoint_without_streams_every_member_counts() -> None:
     assert not same('{"a":1,"stream":true}', '{"a":1}', EMBEDDINGS)
 
 
 @given(values, st.randoms())
-def test_order_of_members_and_form_of_texts_never_count(value: Any, random_float: Any) -> None:
+def test_the_order_of_members_and_the_escaping_of_texts_do_not_count(value: Any, random: Any) -> None:
     def shuffled(value: Any) -> Any:
         if isinstance(value, dict):
             items = [(name, shuffled(inner)) for name, inner in value.items()]
-            random_float.shuffle(items)
+            random.shuffle(items)
             return dict(items)
         return [shuffled(inner) for inner in value] if isinstance(value, list) else value
 
     one = json.dumps({"x": value})
-    other = json.dumps({"x": shuffled(value)}, ensure_ascii=False, indent=random_float.choice([None, 2]))
+    other = json.dumps({"x": shuffled(value)}, ensure_ascii=False, indent=random.choice([None, 2]))
     assert same(one, other)
 
 
 @given(values, values)
-def test_what_differs_in_value_has_another_form(one: Any, other: Any) -> None:
+def test_requests_with_different_values_are_not_equal(one: Any, other: Any) -> None:
     if msgspec.json.encode(one, order="sorted") != msgspec.json.encode(other, order="sorted"):
         assert not same(json.dumps({"x": one}), json.dumps({"x": other}))
 
@@ -132,18 +132,18 @@ def test_what_differs_in_value_has_another_form(one: Any, other: Any) -> None:
     ],
 )
 def test_every_part_of_a_key_counts(other: dict[str, Any]) -> None:
-    assert compute_cache_key(**PLAIN) == compute_cache_key(**PLAIN)
-    assert compute_cache_key(**(PLAIN | other)) != compute_cache_key(**PLAIN)
+    assert compute_cache_key(**DEFAULTS) == compute_cache_key(**DEFAULTS)
+    assert compute_cache_key(**(DEFAULTS | other)) != compute_cache_key(**DEFAULTS)
 
 
-def test_parts_do_not_run_into_each_other() -> None:
-    assert compute_cache_key(**(PLAIN | {"scope": "a", "target": "bc"})) != compute_cache_key(
-        **(PLAIN | {"scope": "ab", "target": "c"})
+def test_the_parts_of_a_key_are_separated() -> None:
+    assert compute_cache_key(**(DEFAULTS | {"scope": "a", "target": "bc"})) != compute_cache_key(
+        **(DEFAULTS | {"scope": "ab", "target": "c"})
     )
 
 
-def test_a_key_says_of_which_versions_it_is() -> None:
-    key = compute_cache_key(**PLAIN)
+def test_a_key_contains_its_versions() -> None:
+    key = compute_cache_key(**DEFAULTS)
     assert key is not None
     assert has_versions(key, "v1")
     assert not has_versions(key, "v")
@@ -153,20 +153,20 @@ def test_a_key_says_of_which_versions_it_is() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"{", b'{"a":NaN}', b"[" * 100_000, b'{"a":"\\ud800"}', b'{"a":"\xff"}', b"\xff\xfe"]
 )
-def test_what_cannot_be_read_has_no_key(body: bytes) -> None:
-    assert compute_cache_key(**(PLAIN | {"body": body})) is None
+def test_an_unreadable_body_has_no_key(body: bytes) -> None:
+    assert compute_cache_key(**(DEFAULTS | {"body": body})) is None
 
 
-def test_what_is_too_large_has_no_key() -> None:
+def test_a_body_that_is_too_large_has_no_key() -> None:
     at_most = json.dumps("x" * (MAX_BYTES - 2)).encode()
-    assert compute_cache_key(**(PLAIN | {"body": at_most})) is not None
-    assert compute_cache_key(**(PLAIN | {"body": at_most + b" "})) is None
+    assert compute_cache_key(**(DEFAULTS | {"body": at_most})) is not None
+    assert compute_cache_key(**(DEFAULTS | {"body": at_most + b" "})) is None
 
 
-def test_what_is_many_lists_has_no_key() -> None:
+def test_a_body_with_too_many_containers_has_no_key() -> None:
     at_most = json.dumps([[]] * (MAX_CONTAINERS - 1)).encode()
-    assert compute_cache_key(**(PLAIN | {"body": at_most})) is not None
-    assert compute_cache_key(**(PLAIN | {"body": b"[" + at_most + b"]"})) is None
+    assert compute_cache_key(**(DEFAULTS | {"body": at_most})) is not None
+    assert compute_cache_key(**(DEFAULTS | {"body": b"[" + at_most + b"]"})) is None
 
 
 @pytest.mark.parametrize(
@@ -181,11 +181,11 @@ def test_what_is_many_lists_has_no_key() -> None:
         {"timeouts": Timeouts(total_seconds=1)},
     ],
 )
-def test_whatever_is_changed_about_a_model_gives_it_another_version(changed: dict[str, Any]) -> None:
+def test_every_change_of_a_model_changes_its_version(changed: dict[str, Any]) -> None:
     model = Model(name="m", kind="openai", url="http://one/v1")
-    listing = ModelIndex([model])
-    assert listing.version_of(model) == listing.version_of(model) == version_of(model)
-    assert listing.version_of(msgspec.structs.replace(model, **changed)) != listing.version_of(model)
+    index = ModelIndex([model])
+    assert index.version_of(model) == index.version_of(model) == version_of(model)
+    assert index.version_of(msgspec.structs.replace(model, **changed)) != index.version_of(model)
     assert version_of(model) == version_of(msgspec.structs.replace(model))
     assert version_of(msgspec.structs.replace(model, **changed)) != version_of(model)
 
@@ -206,11 +206,11 @@ def test_whatever_is_changed_about_a_model_gives_it_another_version(changed: dic
         ("{}", False),
     ],
 )
-def test_a_request_is_repeatable_with_a_seed_or_without_chance(body: str, repeatable: bool) -> None:
+def test_a_request_is_repeatable_with_a_seed_or_temperature_zero(body: str, repeatable: bool) -> None:
     sampling = msgspec.json.decode(body, type=Sampling)
     assert sampling.is_repeatable is repeatable
     assert is_cacheable(None, None, None, sampling=sampling) is repeatable
-    # the first rule rules
+    # the first rule that is set decides
     assert is_cacheable("always", "never", sampling=sampling)
     assert not is_cacheable(None, "never", "always", sampling=sampling)
 
@@ -231,7 +231,7 @@ def test_a_request_is_repeatable_with_a_seed_or_without_chance(body: str, repeat
         (["max-stale=5, no-transform, ,=,no-storeish"], CacheControl()),
     ],
 )
-def test_cache_control_is_read_as_it_is_meant(headers: list[str], fresh: CacheControl) -> None:
+def test_cache_control_headers_are_parsed(headers: list[str], fresh: CacheControl) -> None:
     assert parse_cache_control(headers) == fresh
 
 
@@ -250,15 +250,15 @@ def test_cache_control_is_read_as_it_is_meant(headers: list[str], fresh: CacheCo
         (CHAT, b'{"status":"queued"}', True),
     ],
 )
-def test_an_answer_that_is_none_is_not_kept(path: str, answer: bytes, whole: bool) -> None:
+def test_an_incomplete_answer_is_not_stored(path: str, answer: bytes, whole: bool) -> None:
     assert is_complete(path, answer) is whole
 
 
-def test_an_answer_that_came_as_a_stream_is_kept_with_its_tokens() -> None:
+def test_a_streamed_answer_is_stored_with_its_usage() -> None:
     usage = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
     assert json.loads(with_usage(CHAT, b'{"choices":[]}', usage))["usage"]["total_tokens"] == 3
-    told = b'{"choices":[],"usage":{"total_tokens":9}}'
-    assert with_usage(CHAT, told, usage) == told
+    with_own_usage = b'{"choices":[],"usage":{"total_tokens":9}}'
+    assert with_usage(CHAT, with_own_usage, usage) == with_own_usage
     for other in (b'"words"', b'{"a":1}', b"[1]"):
         assert with_usage(CHAT, other, usage) == other
     assert with_usage(EMBEDDINGS, b'{"choices":[]}', usage) == b'{"choices":[]}'

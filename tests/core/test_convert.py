@@ -1,4 +1,4 @@
-"""Answers in the form that their endpoint promises: whole, as a stream, edited, counted."""
+"""Tests of answers in the format of their endpoint: whole, as a stream, edited, and with their usage."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ TEXTS = {
 }
 
 
-def told(chunks: list[Chunk]) -> list[dict[str, Any]]:
+def payloads(chunks: list[Chunk]) -> list[dict[str, Any]]:
     return [json.loads(data) for chunk in chunks if (data := sse.data_of(chunk.raw)) != b"[DONE]"]
 
 
 @pytest.mark.parametrize(("path", "whole"), [(RESPONSES, RESPONSE), (COMPLETIONS, TEXTS)])
-def test_what_was_split_comes_together_again(path: str, whole: dict[str, Any]) -> None:
+def test_a_split_answer_is_collected_unchanged(path: str, whole: dict[str, Any]) -> None:
     chunks = list(stream_events(path, json.dumps(whole).encode(), with_usage=True))
     assert all(chunk.event for chunk in chunks)
     answer = collect(chunks)
@@ -68,8 +68,8 @@ def test_what_was_split_comes_together_again(path: str, whole: dict[str, Any]) -
     assert answer.usage == collect([Chunk(json.dumps(whole).encode())]).usage
 
 
-def test_the_events_of_a_response_are_those_that_clients_wait_for() -> None:
-    events = told(list(stream_events(RESPONSES, json.dumps(RESPONSE).encode(), with_usage=False)))
+def test_a_response_is_streamed_with_the_events_that_clients_expect() -> None:
+    events = payloads(list(stream_events(RESPONSES, json.dumps(RESPONSE).encode(), with_usage=False)))
     kinds = [event["type"].removeprefix("response.") for event in events]
     part = ["content_part.added", "output_text.delta", "output_text.done", "content_part.done"]
     refusal = ["content_part.added", "refusal.delta", "refusal.done", "content_part.done"]
@@ -88,19 +88,19 @@ def test_the_events_of_a_response_are_those_that_clients_wait_for() -> None:
 
 
 @pytest.mark.parametrize("status", ["incomplete", "failed"])
-def test_a_response_that_did_not_end_well_says_so(status: str) -> None:
+def test_the_last_event_of_a_response_names_its_status(status: str) -> None:
     chunks = stream_events(RESPONSES, json.dumps(RESPONSE | {"status": status}).encode(), with_usage=False)
-    assert told(list(chunks))[-1]["type"] == f"response.{status}"
+    assert payloads(list(chunks))[-1]["type"] == f"response.{status}"
 
 
-def test_usage_is_in_a_stream_only_where_it_is_wanted() -> None:
+def test_a_stream_includes_its_usage_only_on_request() -> None:
     body = json.dumps(TEXTS).encode()
-    assert not any("usage" in event for event in told(list(stream_events(COMPLETIONS, body, with_usage=False))))
+    assert not any("usage" in event for event in payloads(list(stream_events(COMPLETIONS, body, with_usage=False))))
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, EDITS])
 @pytest.mark.parametrize("body", [b'"words"', b'{"choices":[{"text":"words"}]}'])
-def test_bare_words_are_put_in_the_endpoints_form(path: str, body: bytes) -> None:
+def test_a_bare_text_is_converted_to_the_format_of_the_endpoint(path: str, body: bytes) -> None:
     answer = convert_answer(path, body, "m")
     assert answer_text(answer) == "words"
     assert convert_answer(path, answer, "m") == answer
@@ -110,7 +110,7 @@ def test_bare_words_are_put_in_the_endpoints_form(path: str, body: bytes) -> Non
 
 
 @pytest.mark.parametrize("path", [EMBEDDINGS, "/v1/audio/speech"])
-def test_an_answer_of_any_other_endpoint_stays_as_it_is(path: str) -> None:
+def test_an_answer_of_any_other_endpoint_is_unchanged(path: str) -> None:
     assert convert_answer(path, b'{ "a":1}', "m") == b'{ "a":1}'
     assert [chunk.raw for chunk in stream_events(path, b'{\n"a":1}', with_usage=False)] == [
         b'data: {"a":1}\n\n',
@@ -118,7 +118,7 @@ def test_an_answer_of_any_other_endpoint_stays_as_it_is(path: str) -> None:
     ]
 
 
-def test_the_words_of_a_response_are_read_and_replaced_and_its_calls_stay() -> None:
+def test_the_text_of_a_response_is_replaced_and_its_calls_stay() -> None:
     body = json.dumps(RESPONSE).encode()
     assert answer_text(body) == "Hello there"
     edited = json.loads(with_text(body, "signed"))
@@ -130,20 +130,20 @@ def test_the_words_of_a_response_are_read_and_replaced_and_its_calls_stay() -> N
 
 
 @pytest.mark.parametrize("output", [[{}], [{"type": "message"}], [{"type": "message", "content": "x"}], []])
-def test_a_strange_response_breaks_nothing(output: list[Any]) -> None:
+def test_an_unusual_response_can_be_read_edited_and_streamed(output: list[Any]) -> None:
     body = json.dumps({"output": output}).encode()
     assert answer_text(body) is None
     assert answer_text(with_text(body, "signed")) == "signed"
     assert json.loads(collect(list(stream_events(RESPONSES, body, with_usage=False))).body) == {"output": output}
 
 
-def test_the_tokens_of_a_response_are_read_under_their_own_names() -> None:
+def test_the_usage_of_a_response_is_read_from_its_own_members() -> None:
     answer = collect([Chunk(json.dumps(RESPONSE).encode())])
     assert answer.usage == Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
 
 
-def test_a_stream_that_tells_no_tokens_is_counted() -> None:
-    asked = json.dumps(
+def test_the_usage_of_a_stream_without_usage_is_estimated() -> None:
+    request = json.dumps(
         {
             "messages": [
                 {"role": "system", "content": "x" * 40},
@@ -157,7 +157,7 @@ def test_a_stream_that_tells_no_tokens_is_counted() -> None:
     deltas = [{"role": "assistant", "content": ""}, {"content": "a"}, {"content": "b"}, {}]
     events = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
     chunks = [Chunk(sse.event(json.dumps(event).encode()), event=True) for event in events]
-    usage = collect([*chunks, Chunk(sse.DONE, event=True)], asked.encode()).usage
+    usage = collect([*chunks, Chunk(sse.DONE, event=True)], request.encode()).usage
     assert usage == Usage(prompt_tokens=20, completion_tokens=2, total_tokens=22)
 
 
@@ -173,7 +173,7 @@ def test_a_stream_that_tells_no_tokens_is_counted() -> None:
         (None, None),
     ],
 )
-def test_what_a_usage_leaves_null_is_counted(told: dict[str, Any] | None, tokens: tuple[int, int] | None) -> None:
+def test_missing_counts_of_a_usage_are_estimated(told: dict[str, Any] | None, tokens: tuple[int, int] | None) -> None:
     answer = {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "x" * 12}}]}
     usage = parse_usage(json.dumps(answer | {"usage": told}).encode())
     assert (usage and (usage.prompt_tokens, usage.completion_tokens)) == tokens
@@ -190,22 +190,22 @@ def test_what_a_usage_leaves_null_is_counted(told: dict[str, Any] | None, tokens
         ([1], None),
     ],
 )
-def test_a_whole_answer_that_tells_no_tokens_is_counted(answer: Any, tokens: int | None) -> None:
-    asked = json.dumps({"messages": [{"role": "user", "content": "y" * 20}]}).encode()
-    usage = usage_so_far([Chunk(json.dumps(answer).encode())], asked)
+def test_the_usage_of_an_answer_without_usage_is_estimated(answer: Any, tokens: int | None) -> None:
+    request = json.dumps({"messages": [{"role": "user", "content": "y" * 20}]}).encode()
+    usage = usage_so_far([Chunk(json.dumps(answer).encode())], request)
     assert usage == (tokens and Usage(prompt_tokens=5, completion_tokens=tokens, total_tokens=5 + tokens))
 
 
 @pytest.mark.parametrize("lists", [0, 10 * MAX_CONTAINERS])
-def test_what_would_hold_up_others_counts_by_its_size_without_pictures_and_sounds(lists: int) -> None:
+def test_an_expensive_body_is_estimated_by_its_size_without_images_and_audio(lists: int) -> None:
     content: list[Any] = [
         {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * MAX_BYTES}},
         {"type": "input_audio", "input_audio": {"data": "A" * MAX_BYTES, "format": "wav"}},
         {"type": "text", "text": "x" * MAX_BYTES},
     ]
-    asked = {"messages": [{"role": "user", "content": content + [[]] * lists}], "other": "x" * MAX_BYTES}
+    request = {"messages": [{"role": "user", "content": content + [[]] * lists}], "other": "x" * MAX_BYTES}
     rest = len(json.dumps([[]] * lists)) if lists else 0
-    assert estimate_usage(json.dumps(asked).encode(), 0).prompt_tokens == pytest.approx(
+    assert estimate_usage(json.dumps(request).encode(), 0).prompt_tokens == pytest.approx(
         (MAX_BYTES + rest) / 4, rel=0.01
     )
     assert parse_usage(json.dumps({"usage": {"prompt_tokens": 1}, "data": "x" * 2 * MAX_BYTES}).encode()) == Usage(
@@ -216,6 +216,6 @@ def test_what_would_hold_up_others_counts_by_its_size_without_pictures_and_sound
 @pytest.mark.parametrize(
     "asked", [b"", b"[]", b'{"messages": 5}', b"{", b'{"input": ' + b"[" * 900 + b"]" * 900 + b"}"]
 )
-def test_a_strange_request_is_counted_too(asked: bytes) -> None:
+def test_the_usage_of_an_unusual_request_is_estimated(asked: bytes) -> None:
     chunk = Chunk(sse.event(b'{"choices": [{"index": 0, "text": "a"}]}'), event=True)
     assert collect([chunk, Chunk(sse.DONE, event=True)], asked).usage == Usage(completion_tokens=1, total_tokens=1)

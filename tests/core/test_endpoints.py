@@ -1,4 +1,4 @@
-"""What a path asks for, and which part of it is an object's id."""
+"""Tests of the parsing of paths: which part of a path is the id of an object."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from signoff.core.endpoints import parse_route
         ("/v1/threads/runs/run_1", "run_1"),
     ],
 )
-def test_an_id_is_what_stands_after_its_collection(path: str, named: str | None) -> None:
+def test_the_object_id_follows_its_collection(path: str, named: str | None) -> None:
     route = parse_route(path)
     assert named == (route and route.object_id)
 
@@ -43,10 +43,10 @@ def test_an_id_is_what_stands_after_its_collection(path: str, named: str | None)
 @pytest.mark.parametrize("kept", ["models", "files", "batches", "uploads", "Files"])
 @pytest.mark.parametrize("rest", ["", "/x1", "?limit=1", "/x1/content"])
 @pytest.mark.parametrize("method", ["", "GET ", "DELETE "])
-def test_what_is_kept_here_is_no_upstreams(kept: str, rest: str, method: str) -> None:
+def test_collections_of_this_server_are_not_routed_upstream(kept: str, rest: str, method: str) -> None:
     assert parse_route(f"{method}/v1/{kept}{rest}") is None
 
 
-def test_what_only_begins_so_is_an_upstreams() -> None:
+def test_a_path_that_only_resembles_such_a_collection_is_routed_upstream() -> None:
     assert parse_route("/v1/files_of_mine") is not None
     assert parse_route("/v1/things/files") is not None

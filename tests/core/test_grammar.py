@@ -1,4 +1,4 @@
-"""Pipelines as text: what parses, what does not and where it goes wrong, and the tree that comes out."""
+"""Tests of the grammar of pipelines: texts that parse, positions of errors, and the resulting tree."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ def calls(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 TREES = calls(st.recursive(VALUES, calls, max_leaves=12))
 
 
-def written(value: Any) -> str:
-    """The text of a tree."""
+def text_of(value: Any) -> str:
+    """Return the text of a tree."""
     match value:
         case Constant(literal):
             return json.dumps(literal, ensure_ascii=False)
         case Name(name):
             return name
         case Call():
-            args = [(f"{arg.name} = " if arg.name else "") + written(arg.value) for arg in value.args]
+            args = [(f"{arg.name} = " if arg.name else "") + text_of(arg.value) for arg in value.args]
             return f"{value.name}({', '.join(args)})"
 
 
-def placeless(call: Any) -> Any:
-    """The tree, whose calls all begin at 0."""
+def without_positions(call: Any) -> Any:
+    """Return the tree with all positions set to 0."""
     if not isinstance(call, Call):
         return call
-    return Call(name=call.name, args=tuple(Arg(placeless(arg.value), arg.name) for arg in call.args))
+    return Call(name=call.name, args=tuple(Arg(without_positions(arg.value), arg.name) for arg in call.args))
 
 
 @pytest.mark.parametrize("text", PIPELINES["parses"])
 def test_a_pipeline_parses(text: str) -> None:
-    assert written(parse(text)).replace(" ", "") == text.replace("-1.5e3", "-1500.0").replace(" ", "")
+    assert text_of(parse(text)).replace(" ", "") == text.replace("-1.5e3", "-1500.0").replace(" ", "")
 
 
 @pytest.mark.parametrize("text", PIPELINES["does_not_parse"])
-def test_what_is_no_pipeline_is_refused_with_its_place(text: str) -> None:
-    with pytest.raises(BadPipeline) as refused:
+def test_an_invalid_pipeline_is_refused_with_a_position(text: str) -> None:
+    with pytest.raises(BadPipeline) as raised:
         parse(text)
-    error = refused.value
+    error = raised.value
     assert 0 <= error.at <= len(text)
     assert (error.line, error.column) == (1, error.at + 1)
     assert f"(line 1, column {error.column})" in error.message
@@ -81,36 +81,36 @@ def test_what_is_no_pipeline_is_refused_with_its_place(text: str) -> None:
         ("n" * 101 + "()", 0, "longer than 100 characters"),
     ],
 )
-def test_an_error_points_at_the_character(text: str, at: int, words: str) -> None:
-    with pytest.raises(BadPipeline) as refused:
+def test_an_error_has_the_position_of_its_character(text: str, at: int, words: str) -> None:
+    with pytest.raises(BadPipeline) as raised:
         parse(text)
-    assert refused.value.at == at
-    assert words.lower() in refused.value.message.lower()
+    assert raised.value.at == at
+    assert words.lower() in raised.value.message.lower()
 
 
-def test_an_error_knows_its_line() -> None:
-    with pytest.raises(BadPipeline, match=r"line 3, column 4") as refused:
+def test_an_error_has_its_line_and_column() -> None:
+    with pytest.raises(BadPipeline, match=r"line 3, column 4") as raised:
         parse("f(\n a,\n b c)")
-    assert (refused.value.at, refused.value.line, refused.value.column) == (10, 3, 4)
+    assert (raised.value.at, raised.value.line, raised.value.column) == (10, 3, 4)
 
 
 @given(TREES)
-def test_what_is_written_is_what_is_read(tree: Call) -> None:
-    assert placeless(parse(written(tree))) == tree
+def test_the_text_of_a_tree_parses_to_the_same_tree(tree: Call) -> None:
+    assert without_positions(parse(text_of(tree))) == tree
 
 
 @given(st.text(alphabet='ab("),=1.-e\\ \n{}', max_size=40))
-def test_any_text_parses_or_is_refused_with_a_place(text: str) -> None:
+def test_any_text_parses_or_is_refused_with_a_position(text: str) -> None:
     try:
         tree = parse(text)
     except BadPipeline as error:
-        place = error.at
-        assert 0 <= place <= len(text)
+        position = error.at
+        assert 0 <= position <= len(text)
     else:
-        assert placeless(parse(written(tree))) == placeless(tree)
+        assert without_positions(parse(text_of(tree))) == without_positions(tree)
 
 
-def test_a_call_knows_where_it_begins() -> None:
+def test_a_call_has_its_start_position() -> None:
     text = "outer(\n  inner(x),\n  y = inner(1))"
     assert [text[call.at :].partition("(")[0] for call in calls_of(parse(text))] == ["outer", "inner", "inner"]
     assert [call.at for call in calls_of(parse(text))] == [0, 9, 25]
@@ -126,7 +126,7 @@ def test_a_call_knows_where_it_begins() -> None:
         ("f(g(h(d), c), b)", ("d", "c", "b")),
     ],
 )
-def test_arguments_are_told_in_order_of_first_use(text: str, names: tuple[str, ...]) -> None:
+def test_arguments_are_listed_in_the_order_of_their_first_use(text: str, names: tuple[str, ...]) -> None:
     assert arguments_of(parse(text)) == names
 
 
@@ -147,7 +147,7 @@ def test_depth_size_and_number_of_calls_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("unit", ["(", "a(", 'a("', "a(b,", '"', "a(1", "\\", 'f("\\\\', "a(-", " ", "a=", ")", "é("])
-def test_any_text_of_the_full_size_is_judged_in_time_and_without_recursion(unit: str) -> None:
+def test_any_text_of_the_maximum_size_is_parsed_in_time_and_without_recursion(unit: str) -> None:
     text = (unit * MAX_CHARACTERS)[:MAX_CHARACTERS]
     began = time.process_time()
     with pytest.raises(BadPipeline):

@@ -1,4 +1,4 @@
-"""Whether the calls of a pipeline fit what they call: names, arguments, and ways that come back to themselves."""
+"""Tests of the check of pipelines: names, arguments, recursion and size."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def a_pipeline(name: str, body: str) -> Pipeline:
 
 
 def a_function(name: str, *params: str) -> Function:
-    """A parameter that ends in `=` has a default."""
-    made = tuple(Param(name=param.rstrip("="), has_default=param.endswith("=")) for param in params)
-    return Function(name=name, params=made)
+    """Return a function; a parameter that ends in `=` has a default."""
+    parameters = tuple(Param(name=param.rstrip("="), has_default=param.endswith("=")) for param in params)
+    return Function(name=name, params=parameters)
 
 
-def from_the_cases() -> dict[str, Callee]:
-    """What the cases call."""
+def callees_of_cases() -> dict[str, Callee]:
+    """Return everything that the shared cases call, by name."""
     known: dict[str, Callee] = {name: a_prompt(name, body) for name, body in PIPELINES["prompts"].items()}
     for name, source in PIPELINES["functions"].items():
         definition: Any = ast.parse(source).body[0]
@@ -38,7 +38,7 @@ def from_the_cases() -> dict[str, Callee]:
     return known
 
 
-CASES = from_the_cases()
+CASES = callees_of_cases()
 KNOWN: dict[str, Callee] = {
     "none": a_prompt("none", "Hello"),
     "one": a_prompt("one", "Hello {name}"),
@@ -53,24 +53,24 @@ def messages(text: str, known: dict[str, Callee] | None = None, own_name: str | 
     try:
         check_calls(text, parse(text), (KNOWN if known is None else known).get, own_name=own_name)
     except BadPipeline as error:
-        what = error.message.rpartition(" (line ")[0]
-        return [what[0].lower() + what[1:]]
+        message = error.message.rpartition(" (line ")[0]
+        return [message[0].lower() + message[1:]]
     return []
 
 
 @pytest.mark.parametrize("case", PIPELINES["runs"], ids=lambda case: case["pipeline"])
-def test_a_pipeline_that_runs_has_no_flaw(case: dict[str, Any]) -> None:
+def test_a_pipeline_that_runs_passes_the_check(case: dict[str, Any]) -> None:
     tree = parse(case["pipeline"])
     check_calls(case["pipeline"], tree, CASES.get)
     assert list(parameter_names(a_pipeline("p", case["pipeline"]))) == list(case["args"])
 
 
 @pytest.mark.parametrize("text", PIPELINES["refused_at_save_or_run"])
-def test_a_pipeline_that_does_not_fit_is_refused_with_its_place(text: str) -> None:
-    with pytest.raises(BadPipeline) as refused:
+def test_a_pipeline_with_a_wrong_call_is_refused_with_a_position(text: str) -> None:
+    with pytest.raises(BadPipeline) as raised:
         check_calls(text, parse(text), CASES.get)
-    assert (refused.value.at, refused.value.line, refused.value.column) == (0, 1, 1)
-    assert f"`{text.partition('(')[0]}`" in refused.value.message
+    assert (raised.value.at, raised.value.line, raised.value.column) == (0, 1, 1)
+    assert f"`{text.partition('(')[0]}`" in raised.value.message
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_pipeline_that_does_not_fit_is_refused_with_its_place(text: str) -> No
         ("p2(name, greeting)", {"name": "name", "greeting": "greeting"}),
     ],
 )
-def test_each_value_goes_to_its_argument(text: str, fits: dict[str, str]) -> None:
+def test_each_value_is_bound_to_its_argument(text: str, fits: dict[str, str]) -> None:
     call = parse(text)
     assert {name: value.name for name, value in bind_arguments(call, KNOWN[call.name]).items()} == fits  # type: ignore[union-attr]
     assert messages(text) == []
@@ -119,17 +119,17 @@ def test_each_value_goes_to_its_argument(text: str, fits: dict[str, str]) -> Non
         ("f(nobody(a))", "there is no prompt, function or pipeline `nobody`"),
     ],
 )
-def test_what_does_not_fit_is_told_in_words(text: str, message: str) -> None:
+def test_the_error_of_a_wrong_call_is_explained(text: str, message: str) -> None:
     assert messages(text) == [message]
 
 
-def test_the_first_flaw_is_found_at_its_call() -> None:
+def test_the_first_error_has_the_position_of_its_call() -> None:
     text = "f(\n  one(),\n  y=nobody(x))"
     with pytest.raises(BadPipeline, match=r"lacks name \(line 2, column 3\)"):
         check_calls(text, parse(text), KNOWN.get)
 
 
-def test_a_pipeline_that_comes_back_to_itself_is_refused() -> None:
+def test_a_recursive_pipeline_is_refused() -> None:
     known = KNOWN | {"a": a_pipeline("a", "b(x)"), "b": a_pipeline("b", "one(c(x))"), "c": a_pipeline("c", "one(x)")}
     assert messages("a(x)", known) == []
     assert messages("a(x)", known, own_name="c") == ["`a` cannot run: `b` cannot run: `c` calls itself: c → a → b → c"]
@@ -140,12 +140,12 @@ def test_a_pipeline_that_comes_back_to_itself_is_refused() -> None:
     assert "a → b → c → a" in messages("a(x)", looping)[0]
 
 
-def test_a_pipeline_is_refused_for_what_its_own_ones_cannot_call() -> None:
+def test_a_pipeline_that_calls_a_broken_pipeline_is_refused() -> None:
     known = KNOWN | {"broken": a_pipeline("broken", "one(gone(x))")}
     assert messages("one(broken(x))", known) == ["`broken` cannot run: there is no prompt, function or pipeline `gone`"]
 
 
-def test_how_many_pipelines_stand_in_each_other_is_bounded() -> None:
+def test_the_nesting_of_pipelines_is_bounded() -> None:
     chain = KNOWN | {"s0": a_pipeline("s0", "one(x)")}
     for number in range(1, 2 * MAX_NESTED):
         chain[f"s{number}"] = a_pipeline(f"s{number}", f"s{number - 1}(x)")
@@ -154,7 +154,7 @@ def test_how_many_pipelines_stand_in_each_other_is_bounded() -> None:
         assert f"pipelines are nested more than {MAX_NESTED} deep" in messages(f"s{number}(x)", chain)[0]
 
 
-def test_a_few_lines_cannot_ask_for_a_billion_calls() -> None:
+def test_the_number_of_calls_through_nested_pipelines_is_bounded() -> None:
     doubling = KNOWN | {"d0": a_pipeline("d0", "f(x)")}
     for number in range(1, MAX_NESTED):
         doubling[f"d{number}"] = a_pipeline(f"d{number}", f"f(d{number - 1}(x), d{number - 1}(x))")

@@ -1,4 +1,4 @@
-"""Who rules whether a person looks at an answer."""
+"""Tests of the policy that decides whether an answer is reviewed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from signoff.core.policy import Policy, Review, policy_for
         ("never", "never", "never"),
     ],
 )
-def test_the_targets_own_word_rules_every_door(
+def test_the_review_mode_of_the_target_overrides_that_of_the_door(
     target: Review | None, door: Review, rules: Review, base: Review
 ) -> None:
-    # given the operator's numbers
-    numbers = Policy(review=base, deadline_seconds=60, on_deadline="approve", undo_seconds=5)
-    # when a target and a door say what they want
-    policy = policy_for(target, door, numbers)
-    # then the target's word counts, else the door's, and the numbers stay
+    # given the defaults of the operator
+    defaults = Policy(review=base, deadline_seconds=60, on_deadline="approve", undo_seconds=5)
+    # when a target and a door each set a review mode
+    policy = policy_for(target, door, defaults)
+    # then the mode of the target wins over that of the door, and the other defaults stay
     assert policy == Policy(review=rules, deadline_seconds=60, on_deadline="approve", undo_seconds=5)
 
 

@@ -1,4 +1,4 @@
-"""A request to a prompt becomes the request to its model, and what is said in it stays text."""
+"""Tests of the request that a prompt sends to its model: values are inserted as plain text."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TWO = Prompt(name="two", body="{a}{b}{a}", user_id=1)
 TEXT = st.text(st.characters(codec="utf-8"))
 
 
-def said(prompt: Prompt, body: Any, path: str = CHAT) -> str:
-    """The one message of a user that the model gets."""
-    _, asked = render_request(prompt, "m", path, json.dumps(body).encode())
-    [message] = json.loads(asked)["messages"]
+def message_of(prompt: Prompt, body: Any, path: str = CHAT) -> str:
+    """Return the content of the only message that the model receives."""
+    _, request = render_request(prompt, "m", path, json.dumps(body).encode())
+    [message] = json.loads(request)["messages"]
     assert message.keys() == {"role", "content"}
     assert message["role"] == "user"
     return message["content"]
@@ -33,30 +33,30 @@ def chat(content: Any) -> dict[str, Any]:
 
 
 @given(TEXT)
-def test_any_text_reaches_the_model_as_it_is(text: str) -> None:
-    assert said(ONE, chat(json.dumps({"x": text}))) == f"Say {text}!"
+def test_any_text_reaches_the_model_unchanged(text: str) -> None:
+    assert message_of(ONE, chat(json.dumps({"x": text}))) == f"Say {text}!"
     if not text.lstrip().startswith("{"):
-        assert said(ONE, chat(text)) == f"Say {text}!"
-    assert said(ONE, chat([{"type": "text", "text": text}, {"type": "text", "text": "."}])) == f"Say {text}.!"
+        assert message_of(ONE, chat(text)) == f"Say {text}!"
+    assert message_of(ONE, chat([{"type": "text", "text": text}, {"type": "text", "text": "."}])) == f"Say {text}.!"
 
 
 @given(TEXT, TEXT)
-def test_no_value_is_looked_at_for_placeholders(one: str, other: str) -> None:
+def test_values_are_not_searched_for_placeholders(one: str, other: str) -> None:
     for a, b in [(one, other), ("{b}", one), ("{{a}}", "{a}")]:
-        assert said(TWO, chat(json.dumps({"a": a, "b": b}))) == a + b + a
+        assert message_of(TWO, chat(json.dumps({"a": a, "b": b}))) == a + b + a
 
 
-def test_a_megabyte_of_hostile_text_is_one_message() -> None:
+def test_a_megabyte_of_hostile_text_becomes_one_message() -> None:
     text = '{x}{{"}\\"\n' * 100_000
-    assert said(ONE, chat(text[1:])) == f"Say {text[1:]}!"
+    assert message_of(ONE, chat(text[1:])) == f"Say {text[1:]}!"
 
 
-def test_what_else_is_asked_for_stays_byte_for_byte() -> None:
+def test_other_members_of_a_request_are_unchanged() -> None:
     messages = b'"messages": [{"role": "user", "content": "go"}]'
     body = b'{"temperature": 1.0, %s, "seed": 12345678901234567890, "x": {"a":  1}}' % messages
-    path, asked = render_request(ONE, "m", CHAT, body)
+    path, request = render_request(ONE, "m", CHAT, body)
     assert path == CHAT
-    assert asked.startswith(b'{"temperature":1.0,"seed":12345678901234567890,"x":{"a":  1},"model":"m","messages":')
+    assert request.startswith(b'{"temperature":1.0,"seed":12345678901234567890,"x":{"a":  1},"model":"m","messages":')
 
 
 @pytest.mark.parametrize(
@@ -72,21 +72,21 @@ def test_what_else_is_asked_for_stays_byte_for_byte() -> None:
         (PREDICT, {"x": [1, None]}, CHAT, "messages", [{"role": "user", "content": "Say [1, null]!"}]),
     ],
 )
-def test_the_text_stands_where_its_endpoint_has_it(
+def test_the_text_is_in_the_member_that_the_endpoint_uses(
     path: str, body: Any, asked_at: str, member: str, content: Any
 ) -> None:
-    where, asked = render_request(ONE, "m", path, json.dumps(body).encode())
-    assert where == asked_at
-    assert json.loads(asked) == {"model": "m", member: content}
+    request_path, request = render_request(ONE, "m", path, json.dumps(body).encode())
+    assert request_path == asked_at
+    assert json.loads(request) == {"model": "m", member: content}
 
 
-def test_an_argument_that_is_missing_is_named() -> None:
+def test_a_missing_argument_is_named() -> None:
     for body in ({}, {"y": 1}, {"model": "one"}):
         with pytest.raises(BadRequest, match="no value for x"):
             render_request(ONE, "m", PREDICT, json.dumps(body).encode())
 
 
-def test_it_is_the_last_message_of_the_user_that_counts() -> None:
+def test_the_last_user_message_counts() -> None:
     messages = [
         {"role": "system", "content": "s"},
         {"role": "user", "content": "first"},
@@ -94,7 +94,7 @@ def test_it_is_the_last_message_of_the_user_that_counts() -> None:
         {"role": "user", "content": "last"},
         {"role": "assistant", "content": "b"},
     ]
-    assert said(ONE, {"messages": messages}) == "Say last!"
+    assert message_of(ONE, {"messages": messages}) == "Say last!"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_it_is_the_last_message_of_the_user_that_counts() -> None:
     [(TWO, "text"), (TWO, "{}"), (TWO, '{"a": 1}'), (TWO, '{"a": 1, "b": 2, "c": 3}'), (TWO, "{" * 100_000), (TWO, "")],
     ids=lambda value: str(value)[:10],
 )
-def test_arguments_that_do_not_fit_are_refused_with_what_does(prompt: Prompt, text: str) -> None:
+def test_wrong_arguments_are_refused_with_the_expected_ones(prompt: Prompt, text: str) -> None:
     with pytest.raises(BadRequest, match="'two' takes a and b, as the members of one JSON object"):
         placeholder_values(prompt, text)
 
@@ -116,6 +116,6 @@ def test_arguments_that_do_not_fit_are_refused_with_what_does(prompt: Prompt, te
         (CHAT, chat([])),
     ],
 )
-def test_a_prompt_takes_text_at_the_doors_of_texts(path: str, body: Any) -> None:
+def test_a_prompt_is_refused_at_other_endpoints_and_without_text(path: str, body: Any) -> None:
     with pytest.raises(BadRequest):
         render_request(ONE, "m", path, json.dumps(body).encode())

@@ -1,4 +1,4 @@
-"""The waits between attempts."""
+"""Tests of the waits between attempts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from signoff.core.retry import Backoff, wait_seconds
 
 BACKOFFS = st.builds(Backoff, first_seconds=st.floats(0, 100), ceiling_seconds=st.floats(0, 1000))
 ATTEMPTS = st.integers(1, 10_000)
-DICE = st.floats(0, 1, exclude_max=True)
+RANDOM_FLOATS = st.floats(0, 1, exclude_max=True)
 ALMOST_ONE = math.nextafter(1, 0)
 
 
 @settings(deadline=None)
-@given(BACKOFFS, ATTEMPTS, DICE)
+@given(BACKOFFS, ATTEMPTS, RANDOM_FLOATS)
 def test_a_wait_is_never_negative_and_never_above_the_ceiling(
     backoff: Backoff, attempt: int, random_float: float
 ) -> None:
@@ -24,32 +24,36 @@ def test_a_wait_is_never_negative_and_never_above_the_ceiling(
 
 
 @settings(deadline=None)
-@given(BACKOFFS, ATTEMPTS, DICE)
+@given(BACKOFFS, ATTEMPTS, RANDOM_FLOATS)
 def test_the_longest_possible_wait_never_shrinks(backoff: Backoff, attempt: int, random_float: float) -> None:
     assert wait_seconds(backoff, attempt, random_float) <= wait_seconds(backoff, attempt + 1, random_float)
 
 
 @settings(deadline=None)
 @given(BACKOFFS, ATTEMPTS)
-def test_the_jitter_is_full(backoff: Backoff, attempt: int) -> None:
+def test_the_jitter_covers_the_full_wait(backoff: Backoff, attempt: int) -> None:
     longest = wait_seconds(backoff, attempt, ALMOST_ONE)
     assert wait_seconds(backoff, attempt, 0) == 0
     assert math.isclose(wait_seconds(backoff, attempt, 0.5), longest / 2, rel_tol=1e-9, abs_tol=1e-300)
 
 
-def test_the_ceiling_doubles_from_the_first_wait_on() -> None:
+def test_the_longest_wait_doubles_up_to_the_ceiling() -> None:
     longest = [wait_seconds(Backoff(first_seconds=1, ceiling_seconds=10), attempt, 1) for attempt in range(1, 8)]
     assert longest == [1, 2, 4, 8, 10, 10, 10]
 
 
 @settings(deadline=None)
-@given(BACKOFFS, ATTEMPTS, DICE, st.floats(0, 10_000))
-def test_what_a_server_asks_for_is_a_floor(backoff: Backoff, attempt: int, random_float: float, asked: float) -> None:
-    waited = wait_seconds(backoff, attempt, random_float, asked)
-    assert waited == max(asked, wait_seconds(backoff, attempt, random_float))
+@given(BACKOFFS, ATTEMPTS, RANDOM_FLOATS, st.floats(0, 10_000))
+def test_the_wait_is_at_least_what_the_server_requests(
+    backoff: Backoff, attempt: int, random_float: float, retry_after: float
+) -> None:
+    waited = wait_seconds(backoff, attempt, random_float, retry_after)
+    assert waited == max(retry_after, wait_seconds(backoff, attempt, random_float))
 
 
 @settings(deadline=None)
-@given(BACKOFFS, ATTEMPTS, DICE, st.floats(-10_000, 0))
-def test_a_time_in_the_past_is_no_wait(backoff: Backoff, attempt: int, random_float: float, asked: float) -> None:
-    assert wait_seconds(backoff, attempt, random_float, asked) == wait_seconds(backoff, attempt, random_float)
+@given(BACKOFFS, ATTEMPTS, RANDOM_FLOATS, st.floats(-10_000, 0))
+def test_a_requested_wait_in_the_past_is_ignored(
+    backoff: Backoff, attempt: int, random_float: float, retry_after: float
+) -> None:
+    assert wait_seconds(backoff, attempt, random_float, retry_after) == wait_seconds(backoff, attempt, random_float)

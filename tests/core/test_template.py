@@ -1,4 +1,4 @@
-"""Prompts as text with placeholders: which there are, and that what is filled in is never looked at."""
+"""Tests of templates: placeholders are found in the text, and never in the inserted values."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_placeholder_is_a_name_in_braces(text: str, names: tuple[str, ...]) ->
         ("{b}{a}", "{a}1"),
     ],
 )
-def test_values_stand_where_their_names_stood(text: str, out: str) -> None:
+def test_values_replace_their_placeholders(text: str, out: str) -> None:
     assert render_template(text, {"a": "1", "b": "{a}"}) == out
 
 
@@ -57,17 +57,17 @@ def test_a_value_is_never_substituted_again(text: str, value: str) -> None:
 
 
 @given(st.text())
-def test_braces_that_are_doubled_are_text(text: str) -> None:
+def test_doubled_braces_are_text(text: str) -> None:
     assert render_template(text.replace("{", "{{").replace("}", "}}"), {}) == text
 
 
 @given(st.text(alphabet="ab \n$%\\\"'", max_size=20))
-def test_what_has_no_braces_stays_as_it_is(text: str) -> None:
+def test_a_text_without_braces_is_unchanged(text: str) -> None:
     assert (placeholders(text), render_template(text, {})) == ((), text)
 
 
 @given(BRACED)
-def test_the_names_are_those_that_are_needed(text: str) -> None:
+def test_every_placeholder_needs_a_value(text: str) -> None:
     names = placeholders(text)
     assert len(set(names)) == len(names)
     for name in names:
@@ -76,7 +76,7 @@ def test_the_names_are_those_that_are_needed(text: str) -> None:
             render_template(text, {other: "" for other in names if other != name})
 
 
-def test_a_megabyte_is_filled_in_one_pass() -> None:
+def test_a_megabyte_is_rendered_in_one_pass() -> None:
     big = "{a}{{" * 200_000
     assert render_template("<{a}>", {"a": big}) == f"<{big}>"
     assert placeholders("{" * 1_000_000) == ()

@@ -1,4 +1,4 @@
-"""Which ids of what an upstream made are kept."""
+"""Tests of the ids of upstream objects that are stored."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ from signoff.core.upstream_objects import created_object_id, object_id_in_event
     ("name", "kept"),
     [("resp_1", "resp_1"), ("", None), (None, None), ("resp\0", None), ("a\nb", None), ("x" * 256, None)],
 )
-def test_an_id_that_nobody_could_ask_for_is_not_kept(name: str | None, kept: str | None) -> None:
+def test_an_unusable_id_is_not_stored(name: str | None, kept: str | None) -> None:
     assert created_object_id("/v1/responses", json.dumps({"id": name}).encode()) == kept
     assert object_id_in_event(json.dumps({"response": {"id": name}}).encode()) == kept
