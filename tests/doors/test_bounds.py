@@ -1,4 +1,4 @@
-"""Numbers, times and names from outside: what nothing here can hold is refused, and breaks nothing."""
+"""Bounds of numbers, times and names in requests: a value out of range is refused and never causes a 5xx."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
 HUGE = (2**31, 2**40, 2**63, 2**70)
-# 5 000 digits are more than Python makes a number of.
+# `²` is a digit but no number; `int` refuses strings of more than 4300 digits.
 DIGITS = ("²", "9" * 5000)
 
 
@@ -24,7 +24,7 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
 
 
 def asked_with(number: int | str) -> list[tuple[str, str, Any]]:
-    """Requests in which `number` stands wherever one may stand."""
+    """Return one request, as (method, path, body), for each place that takes a number."""
     model = {"name": "m", "kind": "echo"}
     far = {"name": "m", "kind": "http", "endpoints": [{"url": "http://localhost", "max_parallel": number}]}
     counts = ("requests_per_minute", "tokens_per_minute", "parallel", "tokens_per_day", "tokens_per_month")
@@ -60,7 +60,7 @@ def asked_with(number: int | str) -> list[tuple[str, str, Any]]:
 
 
 async def held(server: Live, token: str) -> str:
-    """The id of a job that waits for a reviewer."""
+    """Enqueue a job, wait until it is held, and return its id."""
     _, told = await server.ask("POST", "/enqueue", token, json=chat("hello"))
     await server.job_when(token, told["job_id"], lambda job: job["status"] == "human")
     return told["job_id"]
@@ -155,7 +155,7 @@ async def test_what_is_made_under_a_name_in_any_script_is_found_where_its_locati
 
 
 async def location(server: Live, token: str, path: str, made: dict[str, Any]) -> str:
-    """The name of what is at the address that the answer to a POST gives."""
+    """Create an object, and return its name as read from the URL in the `Location` header."""
     headers = {"authorization": f"Bearer {token}"}
     async with server.http.post(server.url + path, json=made, headers=headers) as response:
         assert response.status == 201

@@ -1,4 +1,4 @@
-"""Web pages of other origins: those that the operator names may ask with a token, and no others."""
+"""CORS: pages of the configured origins may send requests with a token, and pages of other origins may not."""
 
 from __future__ import annotations
 

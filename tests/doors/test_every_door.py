@@ -1,4 +1,4 @@
-"""One path, many doors: what holds at one door holds at every door. A new door joins by a line in DOORS."""
+"""Rules that hold at every door. To test a new door, add it to DOORS."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def predict(server: Live, token: str, body: bytes) -> tuple[int, Any]:
     url = f"{server.url}/post/predict?id={target}"
     async with server.http.post(url, headers=headers, data=io.BytesIO(body)) as response:
         told = await response.json()
-        # An error is its text alone; its code is in a header.
+        # The body of an error has only its text; the code is in a header.
         return response.status, told if response.status == 200 else told | {"code": response.headers["x-signoff-code"]}
 
 
@@ -114,7 +114,7 @@ LOOKS = (
 
 @pytest.mark.parametrize("door", DOORS)
 async def test_one_ask_gives_the_same_record_whatever_the_door(door: str, tmp_path: Path) -> None:
-    # given a model whose own policy rules every door, and a record made through the first one
+    # given a model with a policy of its own, which overrides that of the door, and a job of the first door
     async with live(tmp_path) as server:
         await server.model("same", review="never")
         token, body = (
@@ -122,10 +122,10 @@ async def test_one_ask_gives_the_same_record_whatever_the_door(door: str, tmp_pa
             json.dumps(chat("What is 2 + 2?", "same", temperature=0.5, max_tokens=100)).encode(),
         )
         await DOORS["openai"](server, token, body)
-        # when the same is asked at this door
+        # when the same request comes through this door
         status, _ = await DOORS[door](server, token, body)
         assert status in {200, 202}
-        # then the records are the same, but for when and where
+        # then the jobs are equal, except for the fields in VARIES
         first, second = [record(job) for job in await ended(server, 2)]
         assert first == second
         assert first["response"]["choices"]
@@ -171,7 +171,7 @@ async def test_whatever_is_looked_for_with_a_zero_byte_is_no_fault_of_ours(postg
         for naming in ({"previous_response_id": "a\0b"}, {"conversation": "a\0b"}):
             asked = {"model": "echo", "input": "hello"} | naming
             assert (await server.ask("POST", "/v1/responses", admin, json=asked))[0] == 400
-        # and the cache is not taken for one that is away
+        # and the cache does not count as unreachable
         assert (await server.ask("GET", "/api/cache", admin))[0] == 200
 
 
@@ -290,7 +290,7 @@ UNKNOWN_PATH = (
 
 
 async def fault(server: Live, token: str | None, route: str, **more: Any) -> tuple[int, str]:
-    """The status and the code of an error, in whichever format its door has."""
+    """Return the status and the code of an error, in the format of any door."""
     method, path = route.split()
     headers = {"authorization": f"Bearer {token}"} if token else {}
     async with server.http.request(method, server.url + path, headers=headers, **more) as response:
@@ -352,7 +352,7 @@ async def test_an_unknown_model_or_job_has_one_code(tmp_path: Path) -> None:
 
 
 async def ended(server: Live, count: int) -> list[Job]:
-    """The jobs in order, once `count` of them have ended."""
+    """Wait until there are `count` jobs and all have ended; return them, newest first."""
 
     async def look() -> list[Job] | None:
         found = await server.services.store.jobs.list(JobFilter(limit=count + 1))
@@ -362,7 +362,10 @@ async def ended(server: Live, count: int) -> list[Job]:
 
 
 def record(job: Job) -> dict[str, Any]:
-    """What does not vary from door to door. The echo's id is a digest of the body's very bytes."""
+    """Return the fields of the job that must be equal at every door.
+
+    The id in the response is left out, because the echo derives it from the bytes of the body.
+    """
     kept = {name: getattr(job, name) for name in Job.__struct_fields__ if name not in VARIES}
     answer = {name: value for name, value in json.loads(job.response or b"{}").items() if name != "id"}
     return kept | {"body": json.loads(job.body), "response": answer}

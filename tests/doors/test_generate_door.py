@@ -1,4 +1,4 @@
-"""The queue's door: the documents' bodies, the caller's own job ids, and what the original got wrong."""
+"""The door `/generate`: the documented bodies, ids chosen by the caller, and two bugs of the original queue."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_the_same_id_and_body_join_the_job_and_another_body_is_refused(tmp
 
         status, told = await server.ask("POST", "/generate", token, json=asked | {"content": "other"})
         assert (status, told["code"]) == (409, "job_id_taken")
-        # and somebody else's job is somebody else's
+        # and the same id of another user is another job
         other = await server.token(email="other@example.com")
         assert (await server.ask("GET", "/check_status?job_id=mine", other))[0] == 404
         assert (await server.ask("POST", "/generate", other, json=asked | {"content": "x"}))[1] == {"content": "x"}
@@ -199,7 +199,7 @@ async def test_an_unknown_job_is_a_404(tmp_path: Path) -> None:
 
 
 async def test_an_answer_that_comes_before_anybody_waits_for_it_is_not_missed(tmp_path: Path) -> None:
-    """The original subscribed to a notification after it had asked, and missed those that were quick."""
+    """Guard against a bug of the original, which subscribed after it had submitted and so missed quick answers."""
     async with live(tmp_path) as server:
         token = await server.token()
         quick = {"meta": {"model": "echo"}}
@@ -211,7 +211,7 @@ async def test_an_answer_that_comes_before_anybody_waits_for_it_is_not_missed(tm
 
 
 async def test_a_job_whose_worker_dies_is_answered_by_another_while_its_caller_waits(tmp_path: Path) -> None:
-    """The original's worker took a message off the queue before it was done with it."""
+    """Guard against a bug of the original, whose worker removed a message from the queue before it was done."""
     environment, port = clean_environment(tmp_path / "data"), free_port()
 
     def whole_story() -> tuple[Any, list[str]]:

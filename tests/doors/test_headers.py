@@ -1,4 +1,4 @@
-"""The headers of a request, as doors read them."""
+"""How doors read the headers of a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The job door and its native sister: accepted, answered, held, decided, seen."""
+"""The jobs door (`/enqueue`, `/job`, `/reviewJob`) and the native door (`/api/jobs`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def held_job(server: Live, token: str, payload: Any = None) -> str:
-    """The id of a job that waits for a person."""
+    """Enqueue a job, wait until it is held, and return its id."""
     body = {"input": "What is 2 + 2?", "model": "echo"} if payload is None else payload
     status, told = await server.ask("POST", "/enqueue", token, json=body)
     assert (status, told["status"]) == (200, "success")
@@ -28,10 +28,10 @@ async def held_job(server: Live, token: str, payload: Any = None) -> str:
 
 async def test_a_held_answer_is_unseen_until_it_is_approved(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        # given a job that waits for a person
+        # given a job that is held
         plain, reviewer = await server.token(), await server.token("reviewer")
         job_id = await held_job(server, plain)
-        # then its owner sees no answer, in no place
+        # then no route shows its owner the answer
         for path in (f"/job?id={job_id}", f"/api/jobs/{job_id}", f"/api/jobs/{job_id}?wait=0.01"):
             _, seen = await server.ask("GET", path, plain)
             assert (seen["status"], seen["response"]) == ("human", None)
@@ -41,7 +41,7 @@ async def test_a_held_answer_is_unseen_until_it_is_approved(tmp_path: Path) -> N
         # but a reviewer does
         _, seen = await server.ask("GET", f"/job?id={job_id}", reviewer)
         assert words(seen["response"]) == "What is 2 + 2?"
-        # when it is approved, then everybody does
+        # when it is approved, its owner sees the answer too
         await review(server, reviewer, job_id, "Success")
         _, seen = await server.ask("GET", f"/job?id={job_id}", plain)
         assert (seen["status"], words(seen["response"])) == ("success", "What is 2 + 2?")
@@ -291,7 +291,7 @@ async def leased(server: Live, job_id: str) -> bool | None:
 
 
 async def idle(server: Live) -> bool | None:
-    """Whether no task of the worker runs any more."""
+    """Return True if the worker holds no lease, else None."""
     return not server.services.runtime.leases._held or None
 
 
@@ -326,17 +326,17 @@ async def test_a_job_that_has_ended_is_asked_again_as_a_new_one(tmp_path: Path) 
 
 async def test_asking_with_a_key_again_shows_nothing_that_is_held(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        # given a job that waits for a person
+        # given a job that is held
         await server.model("careful", review="always")
         token, reviewer, headers = await server.token(), await server.token("reviewer"), {"idempotency-key": "k"}
         body = {"body": chat("secret"), "target": "careful"}
         _, job = await server.ask("POST", "/api/jobs", token, json=body, headers=dict(headers))
         await server.job_when(reviewer, job["job_id"], lambda job: job["status"] == "human")
-        # when its owner asks the same again
+        # when its owner sends the same request again
         _, again = await server.ask("POST", "/api/jobs", token, json=body, headers=dict(headers))
-        # then it is the same job, and its answer is still unseen
+        # then the response is the same job, still without its answer
         assert (again["job_id"], again["status"], again["response"]) == (job["job_id"], "human", None)
-        # and the same key for another target is another request
+        # and the same key with another target is refused
         status, _ = await server.ask("POST", "/api/jobs", token, json=body | {"target": "echo"}, headers=dict(headers))
         assert status == 422
 

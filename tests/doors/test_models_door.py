@@ -1,4 +1,4 @@
-"""The native door to models: admins register, change, try and forget them while everything runs."""
+"""The native door of models: admins register, change, try and delete models of a running server."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ async def test_a_model_is_registered_changed_tried_and_forgotten(tmp_path: Path)
         assert status == 201
         assert (made["name"], made["has_key"], made["registered"], made["state"]) == ("org/small", True, True, None)
         assert (await server.ask("POST", "/api/models", admin, json=new))[0] == 409
-        # then it can be tried
+        # then a test request reaches its upstream with the key
         status, told = await server.ask("POST", "/api/models/org/small", admin, json={"any": [1]})
         assert (status, told["ok"], told["answer"]) == (200, True, {"any": [1]})
         assert fake.requests[-1].headers["authorization"] == "Bearer sk-secret"
-        # when it is changed, the rest stays
+        # when some fields are changed, the others stay
         change = {"url": fake.at("broken"), "attempts": 1, "timeouts": {"total_seconds": 9}}
         _, changed = await server.ask("PATCH", "/api/models/org/small", admin, json=change)
         assert {name for name in made if made[name] != changed[name]} == {"url", "attempts", "timeouts"}
@@ -38,11 +38,11 @@ async def test_a_model_is_registered_changed_tried_and_forgotten(tmp_path: Path)
         assert (status, told["ok"], told["error"]["status"]) == (200, False, 500)
         _, found = await server.ask("GET", "/api/models/org/small?health=true", admin)
         assert found == changed | {"health": {"ok": True, "detail": "accepts connections"}}
-        # and nobody is shown the key
+        # and no response contains the key
         _, listed = await server.ask("GET", "/api/models", admin)
         assert listed["data"][0] == changed
         assert "sk-secret" not in str(listed)
-        # when it is forgotten, it is gone
+        # when it is deleted, every route answers 404
         assert (await server.ask("DELETE", "/api/models/org/small", admin))[0] == 204
         for method in ("GET", "PATCH", "DELETE", "POST"):
             assert (await server.ask(method, "/api/models/org/small", admin, json={}))[0] == 404
@@ -113,7 +113,7 @@ async def test_a_command_is_taken_on_loopback_or_where_it_is_allowed(tmp_path: P
         admin = await server.token("admin")
         new = {"name": "m", "kind": "subprocess", "command": "cat"}
         assert (await server.ask("POST", "/api/models", admin, json=new))[0] == 403
-        # given one that was registered from the command line, all but its command can be changed
+        # given a model that was registered on the command line, all fields but its command can be changed
         await server.model("there", kind="subprocess", command=("cat",))
         assert (await server.ask("PATCH", "/api/models/there", admin, json={"idle_seconds": 5}))[0] == 200
         for change in ({"command": "sh"}, {"serve": True}):

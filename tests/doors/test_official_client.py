@@ -1,4 +1,4 @@
-"""The official client, unchanged, sync and async: all that an application does with it."""
+"""The unmodified official OpenAI client, sync and async, with all calls that an application makes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEATHER: Any = [{"type": "function", "function": {"name": "weather", "parameters
 
 
 class City(pydantic.BaseModel):
-    """What a model is to say."""
+    """A structured output that the tests ask the model for."""
 
     name: str
     degrees: float

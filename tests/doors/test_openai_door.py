@@ -142,7 +142,7 @@ async def test_a_client_that_leaves_cancels_its_job(stream: bool, filed: bool, t
 
 async def test_a_client_that_leaves_while_its_row_is_written_leaves_one_row(tmp_path: Path) -> None:
     async with live(tmp_path, log_before_answer=True) as server, client(server, max_retries=0) as ai:
-        # given a store that takes a while to commit
+        # given a store that takes long to commit
         written = server.services.store.jobs.insert_ended
         begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -153,11 +153,11 @@ async def test_a_client_that_leaves_while_its_row_is_written_leaves_one_row(tmp_
             return done
 
         server.services.store.jobs.insert_ended = slowly  # type: ignore[method-assign]
-        # when the client leaves meanwhile
+        # when the client disconnects before the commit returns
         asking = asyncio.ensure_future(ai.chat.completions.create(**chat("hello")))
         await begun.wait()
         asking.cancel()
-        # then there is one row, whichever end it tells of
+        # then there is one row, with either of the two outcomes
         await until(lambda: first_ended(server))
         go_on.set()
         await only_job(server)
@@ -231,7 +231,7 @@ async def said(ai: Any, request: dict[str, Any]) -> str:
 
 
 async def only_job(server: Live) -> Job:
-    """The one job that there is, as soon as it is written."""
+    """Wait until a job is stored, and return it; fail if there is more than one."""
 
     async def look() -> Job | None:
         found = await server.services.store.jobs.list(JobFilter())

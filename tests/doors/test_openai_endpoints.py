@@ -1,4 +1,4 @@
-"""Every endpoint of the OpenAI door, driven by the official client: what is known, and what passes as it is."""
+"""Endpoints of the OpenAI door, driven by the official client: supported ones and ones that pass through."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ async def test_a_stream_of_a_shape_of_its_own_passes_to_the_byte_and_is_logged(
 
 
 async def streamed(server: Live, path: str) -> tuple[str, bytes]:
-    """The kind of a streamed answer, and its bytes without the comments."""
+    """Return the content type of a streamed answer, and its bytes without the comments."""
     headers = {"authorization": f"Bearer {await server.token()}"}
     asked = {"model": "mine", "stream": True}
     async with server.http.post(server.url + path, json=asked, headers=headers) as response:
@@ -315,7 +315,7 @@ async def held(server: Live) -> Job | None:
 
 
 async def jobs(server: Live, count: int) -> list[Job]:
-    """The jobs, once there are so many, and all have ended."""
+    """Wait until there are `count` jobs and all have ended; return them."""
 
     async def look() -> list[Job] | None:
         found = await server.services.store.jobs.list(JobFilter())

@@ -1,4 +1,4 @@
-"""Errors as the official client sees them: the class, the code, the headers, and whether it asks again."""
+"""Errors in the official client: their class, code and headers, and which of them the client retries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLASSES = {
 async def failure(
     server: Live, model: str = "bad", *, stream: bool = False, max_retries: int = 0
 ) -> openai.APIStatusError:
-    """What the official client raises."""
+    """Send a request with the official client, and return the error that it raises."""
     key = await server.token()
     async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=key, max_retries=max_retries) as ai:
         with pytest.raises(openai.APIStatusError) as caught:

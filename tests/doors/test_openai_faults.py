@@ -1,5 +1,7 @@
-"""The list of faults of a model, at the OpenAI door: each is the right class in the official client, with the right
-code; the connection to the model is closed at once; and no fault takes more than a bounded memory.
+"""Faults of an upstream at the OpenAI door.
+
+Each has the right class and code in the official client, closes its connection to the upstream at once, and takes a
+limited amount of memory.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from support.live_server import Live, chat, live, until
 pytestmark = pytest.mark.anyio
 LATE = Timeouts(first_byte_seconds=0.5)
 STALLED = Timeouts(between_chunks_seconds=0.5)
-# Faults that only a limit ends. All others have a model's usual limits, so that no slow machine runs into them.
+# Faults that only a timeout ends. All others have the default timeouts, so that a slow machine does not reach them.
 TIMEOUTS = {
     "hang-before-headers": LATE,
     "slow-headers": LATE,
@@ -35,7 +37,7 @@ TIMEOUTS = {
     "flood": Timeouts(total_seconds=1),
 }
 SERVER = openai.InternalServerError
-# What goes wrong before the first event has a status of its own, whether a stream was asked for or not.
+# Faults before the first event, which have a status of their own for plain and for streamed calls.
 BEFORE: dict[str, tuple[type[openai.APIStatusError], int, str]] = {
     "leave": (SERVER, 502, "model_unreachable"),
     "hang-before-headers": (SERVER, 504, "model_timed_out"),
@@ -56,7 +58,7 @@ BEFORE: dict[str, tuple[type[openai.APIStatusError], int, str]] = {
     "broken": (SERVER, 500, "model_error"),
     "broken-by-number": (openai.BadRequestError, 400, "400"),
 }
-# What goes wrong after it is the last event of its stream.
+# Faults after the first event, which are the last event of the stream.
 AFTER = {
     "cut-stream": "model_cut",
     "cut-event": "model_cut",
@@ -87,7 +89,7 @@ async def test_a_fault_before_the_first_event_has_its_class_and_its_code(
         await says(server, code, error.response.headers["x-signoff-job"])
 
 
-# What was read to its end leaves a connection as good as new.
+# A connection whose response was read to its end can be used again.
 KEPT_ALIVE = {"html", "speech", "redirect", "too-many", "broken", "broken-by-number"}
 
 
@@ -109,7 +111,7 @@ async def test_a_chunk_that_is_none_ends_the_call(tmp_path: Path) -> None:
         with pytest.raises(openai.APIError) as caught:
             async for _ in await ai.chat.completions.create(**chat("hello", "bad", stream=True)):
                 pass
-        # It may come with the head, in one packet; then nothing of it can be read.
+        # If the chunk arrives in one packet with the headers, nothing of it can be read.
         assert caught.value.code in {"model_cut", "model_garbled"}
         assert await fake.all_closed()
         await says(server, str(caught.value.code))
@@ -123,7 +125,7 @@ def client(server: Live, url: str) -> Client:
 
 
 class Client:
-    """The official client, of a server with the model `bad`."""
+    """The official client of a server, to which it adds the model `bad` at `url`."""
 
     def __init__(self, server: Live, url: str) -> None:
         self._server = server
@@ -141,7 +143,7 @@ class Client:
 
 
 async def says(server: Live, code: str, job_id: str | None = None) -> None:
-    """Waits for the job's end, which tells of the same fault."""
+    """Wait until the job has ended, and check that it records the same fault."""
 
     async def look() -> Job | None:
         found = await server.services.store.jobs.list(JobFilter())
@@ -164,7 +166,7 @@ def test_no_fault_takes_a_server_more_than_a_bounded_memory(tmp_path: Path) -> N
 
 
 async def _take(tmp_path: Path) -> None:
-    """A real server is given every heavy fault, plain and streamed, two at a time."""
+    """Send a server process every heavy fault, plain and streamed at the same time, and check its peak memory."""
     environment = processes.clean_environment(tmp_path / "data")
     port = processes.free_port()
     async with fake_upstream() as fake:

@@ -1,4 +1,4 @@
-"""Streams through the OpenAI door, as bytes on a socket: nothing changed, nothing mixed up, nothing left hanging."""
+"""Streams through the OpenAI door, compared byte by byte with what the upstream sent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WHOLE = b"".join(EVENTS)
 
 
 async def read(server: Live, token: str, model: str, path: str = CHAT, text: str = "hello") -> tuple[int, bytes]:
-    """The status and all bytes of a stream."""
+    """Return the status and all bytes of a stream."""
     async with asked(server, token, model, path, text) as response:
         return response.status, await response.content.read()
 
@@ -79,7 +79,7 @@ async def test_a_stream_that_is_cut_or_stalls_ends_in_an_error_and_never_in_done
         code = "model_timed_out" if behaviour == "hang-mid-stream" else "model_cut"
         assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == code
         assert b"[DONE]" not in got
-        if behaviour != "end-stream-early":  # after which the connection is as good as new
+        if behaviour != "end-stream-early":  # which leaves a connection that can be used again
             assert await fake.all_closed()
         job = await until(lambda: an_ended(server))
         assert job.error is not None
@@ -135,10 +135,10 @@ async def test_a_slow_client_slows_its_model_down(tmp_path: Path) -> None:
         await server.model("flood", kind="openai", url=fake.at("flood"))
         # given a client that reads nothing
         with reads_nothing(server, await server.token(), "flood"):
-            # then what the model can say ends soon, although it would never stop
+            # then the model, which never stops by itself, can soon send no more
             sent = await until(lambda: no_more(lambda: fake.sent_bytes))
             assert 0 < sent < 24 * 2**20
-        # and when the client is gone the model is stopped
+        # and when the client disconnects, the call of the model is cancelled
         assert await fake.all_closed()
 
 
@@ -151,10 +151,10 @@ async def test_a_slow_client_whose_call_is_cancelled_reads_so_at_the_end(
         with reads_nothing(server, token, "flood") as client:
             await until(lambda: no_more(lambda: fake.sent_bytes))
             job = await until(lambda: a_job(server))
-            # when its owner cancels the call, and the process has heard of it
+            # when its owner cancels the call, and the process has dropped the lease
             assert (await server.ask("DELETE", f"/api/jobs/{job.id}", token))[0] == 200
             await until(lambda: no_lease(server))
-            # then the client reads what came, and then why there is no more
+            # then the client reads the events that were sent, and then an error
             got = b""
             async with asyncio.timeout(30):
                 while data := await asyncio.get_running_loop().sock_recv(client, 2**20):
@@ -168,7 +168,7 @@ async def test_a_slow_client_whose_call_is_cancelled_reads_so_at_the_end(
 
 @contextmanager
 def reads_nothing(server: Live, token: str, model: str) -> Iterator[socket.socket]:
-    """A client that has asked for a stream, with little room for what comes."""
+    """Yield the socket of a client that has requested a stream, reads nothing, and has a small receive buffer."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -219,7 +219,7 @@ async def test_five_hundred_streams_at_once_are_right_to_the_byte(tmp_path: Path
 
 
 async def expected(text: str, target: str) -> bytes:
-    """What the echo says, asked without any server."""
+    """Return the stream of the echo engine, called without a server."""
     body = json.dumps(chat(text, target, stream=True)).encode()
     request = ModelRequest(path=CHAT, body=body, target=target, stream=True)
     return b"".join([chunk.raw async for chunk in EchoEngine().answer(Model(name="echo", kind="echo"), request)])
@@ -240,7 +240,7 @@ async def no_lease(server: Live) -> bool | None:
 
 
 async def no_more(number: object) -> int | None:
-    """What `number` says, if it stays so for half a second and is not nothing."""
+    """Return the value of `number` if it is not 0 and does not change for half a second, else None."""
     before = number()  # type: ignore[operator]
     await asyncio.sleep(0.5)
     return before if before and number() == before else None  # type: ignore[operator]

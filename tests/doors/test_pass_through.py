@@ -1,4 +1,4 @@
-"""What an upstream has beyond: any method, any query; and nobody reaches through us what another one made there."""
+"""Pass-through to routes that only the upstream knows, and who may use the objects that are stored there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.
 
 
 async def ask(server: Live, token: str, method: str, path: str, **more: Any) -> tuple[int, Any]:
-    """The status and the JSON of a request whose path goes out as it is written."""
+    """Return the status and the JSON of a request whose path is sent without further encoding."""
     headers = {"authorization": f"Bearer {token}"} | more.pop("headers", {})
     async with server.http.request(method, URL(server.url + path, encoded=True), headers=headers, **more) as response:
         body = await response.read()
@@ -34,14 +34,14 @@ async def ask(server: Live, token: str, method: str, path: str, **more: Any) -> 
 
 
 async def made(server: Live, token: str, **more: Any) -> str:
-    """The id of a new response."""
+    """Create a response at the model `mine`, and return its id."""
     status, told = await ask(server, token, "POST", "/v1/responses", json={"model": "mine", "input": "hello"} | more)
     assert status == 200
     return told["id"]
 
 
 def escaped(name: str) -> str:
-    """The name as JSON may write it, too."""
+    """Return the name with every letter as a JSON escape."""
     return "".join(f"\\u{ord(letter):04X}" for letter in name)
 
 
@@ -153,7 +153,7 @@ async def test_nobody_reaches_what_somebody_else_made_at_the_upstream(tmp_path: 
         name = await made(server, await server.token(email="alice@example.com"))
         bob, rita = await server.token(email="bob@example.com"), await server.token("reviewer")
         asked = len(fake.requests)
-        # when others ask for it, at this door, at another one, in a path or in a body
+        # when others name it at this door or at the native door, in a path or in a body
         for token in (bob, rita):
             answers = [await ask(server, token, method, path.format(name)) for method, path in STEPS]
             for body, named in itertools.product(BODIES, (name, escaped(name))):
@@ -163,10 +163,10 @@ async def test_nobody_reaches_what_somebody_else_made_at_the_upstream(tmp_path: 
                 answers.append(await ask(server, token, "POST", "/api/jobs", data=native))
             native = {"path": f"GET /v1/responses/{name}", "target": "mine", "body": None}
             answers.append(await ask(server, token, "POST", "/api/jobs", json=native))
-            # then there is nothing, and the upstream never learns of it
+            # then they get a 404, and the upstream gets no request
             assert {status for status, _ in answers} == {404}
         assert len(fake.requests) == asked
-        # and an admin may
+        # and an admin may use it
         assert (await ask(server, await server.token("admin"), "GET", f"/v1/responses/{name}"))[0] == 200
 
 
@@ -209,7 +209,7 @@ async def test_what_nobody_made_here_is_for_admins(tmp_path: Path) -> None:
 
 async def test_what_was_made_belongs_to_the_first_who_made_it(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        # given an upstream that lets callers choose ids, and one who chooses that of another
+        # given an upstream where callers choose ids, and two callers who choose the same one
         await server.model("mine", kind="openai", url=fake.at("mirror"), default=True)
         alice, bob = await server.token(email="alice@example.com"), await server.token(email="bob@example.com")
         for token in (alice, bob):
@@ -255,18 +255,18 @@ async def test_what_was_held_leaves_by_no_other_way(tmp_path: Path) -> None:
         await keeper(server, fake, review="always")
         await server.model("hasty", kind="openai", url=fake.at("keep"), review="never")
         token = await server.token()
-        # given a response that was signed off
+        # given a response that was approved
         asking = asyncio.ensure_future(made(server, token))
         job = await until(lambda: a_held(server))
         await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))
         name = await asking
-        # when its upstream's own copy is asked for, or another model is to tell what it said
+        # when the owner fetches the copy of the upstream, or refers to it in a call of another model
         told = {"model": "hasty", "input": "What did you say?", "previous_response_id": name}
         for again in (
             ask(server, token, "GET", f"/v1/responses/{name}", headers={"prefer": "wait=0"}),
             ask(server, token, "POST", "/v1/responses", json=told, headers={"prefer": "wait=0"}),
         ):
-            # then a person looks again
+            # then that answer is held, too
             status, answer = await again
             assert (status, answer["error"]["code"]) == (504, "review_pending")
 
@@ -294,7 +294,7 @@ async def test_a_stream_that_only_its_upstream_knows_is_given_as_it_came(
         async def has_waited() -> bool | None:
             return asyncio.get_running_loop().time() > held_since + 0.2 or None
 
-        # at once, and again under its key; and while a person looks
+        # when the answer is new, when its key is sent again, and when the answer was held
         for _ in range(2):
             assert await heard("quick", **{"idempotency-key": "k"}) == (kind, whole)
         asking = asyncio.ensure_future(heard("held"))

@@ -1,4 +1,4 @@
-"""The AI backend's door: any model is asked, added and looked into by its id, as the document has it."""
+"""The door of the AI backend (`/post/predict`, `/post/addmodel`, `/get/getlogs`), as its document describes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOCUMENT = 'id=myverygoodmodel?type=httpmodel?dest="127.0.0.1:8888"'
 
 
 async def ask(server: Live, path: str, token: str | None, body: bytes | None = b"{}", **more: Any) -> tuple[int, Any]:
-    """As a program that encodes nothing by itself would ask."""
+    """Send a request whose path is not encoded any further; return the status and the JSON."""
     headers = ({"authorization": f"Bearer {token}"} if token else {}) | more.get("headers", {})
     url = URL(server.url + path, encoded=True)
     async with server.http.request(more.get("method", "POST"), url, headers=headers, data=body) as response:
@@ -80,10 +80,10 @@ async def test_a_model_is_added_as_in_the_document_and_answers_at_once(tmp_path:
             404,
             {"content": "id is not registered: myverygoodmodel"},
         )
-        # given the very words of the document, but for the port and where it answers
+        # given the query of the document, with the address of the fake
         words = DOCUMENT.replace("127.0.0.1:8888", fake.at("mirror").removeprefix("http://"))
         assert (await ask(server, f"/post/addmodel?{words}", admin))[0] == 200
-        # then any JSON goes in and comes out, by either method
+        # then any JSON value passes through unchanged, with both methods
         for body in (b'{"a": [1, null]}', b"null", b'"text"', b"[]"):
             for kind in ("get", "post", "POST"):
                 for method in ("GET", "POST"):
@@ -141,7 +141,7 @@ async def test_a_held_answer_waits_for_its_verdict(tmp_path: Path) -> None:
         assert job["response"] == {"any": "JSON"}
 
 
-# Who may
+# Authorization
 
 
 async def test_only_bearer_tokens_are_taken(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ async def test_a_program_answers_each_caller_and_its_stderr_is_its_log(tmp_path:
             ("error", "The model lines ended "),
             ("info", "ready"),
         ]
-        # a log may quote anybody, so it is not everybody's
+        # a log may quote the requests of all users, so only admins may read it
         assert (await ask(server, "/get/getlogs?id=lines", token))[0] == 403
         assert (await ask(server, "/get/cleanlogs?id=lines", admin))[0] == 200
         assert await ask(server, "/get/getlogs?id=lines", admin) == (200, [])

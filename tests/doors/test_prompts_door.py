@@ -1,4 +1,4 @@
-"""Prompts, pipelines and functions over HTTP: saved in versions, shared, labelled, called as models."""
+"""Prompts, pipelines and functions over HTTP: versions, labels, sharing, and calls of prompts as models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def made(server: Live, token: str, kind: str, **given: Any) -> dict[str, A
 
 
 async def with_functions(server: Live, admin: str, source: str = "") -> dict[str, Any]:
-    """What a sync says, with `source` as a file of functions."""
+    """Write `source` to the file of functions, and return the response of a sync."""
     folder = server.services.caches.functions._folders[0]
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / "custom_test.py").write_text(source)
@@ -32,7 +32,7 @@ async def with_functions(server: Live, admin: str, source: str = "") -> dict[str
 
 
 async def with_the_cases(server: Live, token: str) -> None:
-    """The prompts and functions that the cases call."""
+    """Save the prompts and functions that the cases in PIPELINES call."""
     admin = await server.token("admin")
     told = await with_functions(server, admin, "\n".join(PIPELINES["functions"].values()))
     assert {"builtin_concat", "builtin_identity", "builtin_hi", "add", "map"} <= set(told["created"])
@@ -46,7 +46,7 @@ async def with_the_cases(server: Live, token: str) -> None:
 async def test_a_prompt_is_saved_in_versions_that_can_be_told_apart(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        # given a prompt, which is saved once more
+        # given a prompt with two versions
         first = await made(
             server, token, "prompt", name="greet", body="Hello {name},\nbye", model="echo", message="new"
         )
@@ -60,11 +60,11 @@ async def test_a_prompt_is_saved_in_versions_that_can_be_told_apart(tmp_path: Pa
         given = {"body": "Hi {name},\nbye {who}", "label": None}
         status, second = await server.ask("PUT", "/api/prompts/greet", token, json=given)
         assert (status, second["version"], second["labels"], second["model"]) == (200, 2, [], "echo")
-        # then each can be looked at, by name and by id
+        # then each version can be read by name and by id
         for key in ("greet", str(first["id"])):
             assert (await server.ask("GET", f"/api/prompts/{key}", token))[1] == first
             assert (await server.ask("GET", f"/api/prompts/{key}?version=2", token))[1] == second
-        # and what has changed is told
+        # and their difference can be read
         _, told = await server.ask("GET", "/api/prompts/greet/difference?from=production&to=2", token)
         assert told["difference"].splitlines() == [
             "--- greet, version 1",
@@ -75,7 +75,7 @@ async def test_a_prompt_is_saved_in_versions_that_can_be_told_apart(tmp_path: Pa
             "+Hi {name},",
             "+bye {who}",
         ]
-        # when the label moves, it is the second one that counts
+        # when the label moves to the second version, that one is the default
         status, moved = await server.ask("PUT", "/api/prompts/greet/labels/production", token, json={"version": 2})
         assert (status, moved["version"], moved["labels"]) == (200, 2, ["production"])
         assert (await server.ask("GET", "/api/prompts/greet", token))[1]["version"] == 2
@@ -83,7 +83,7 @@ async def test_a_prompt_is_saved_in_versions_that_can_be_told_apart(tmp_path: Pa
         assert ([each["version"] for each in listed["data"]], listed["next"]) == ([2], 2)
         _, listed = await server.ask("GET", "/api/prompts/greet/versions?before=2", token)
         assert ([each["version"] for each in listed["data"]], listed["next"]) == ([1], None)
-        # and when it is removed it is gone
+        # and when the prompt is deleted, it is not found
         assert (await server.ask("DELETE", "/api/prompts/greet", token))[0] == 204
         status, told = await server.ask("GET", "/api/prompts/greet", token)
         assert (status, told["code"]) == (404, "composed_not_found")

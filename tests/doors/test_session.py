@@ -1,4 +1,4 @@
-"""Signing in and out, and the first page."""
+"""Sign-in, sign-out, and the first page of the dashboard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def session(server: Live, role: str = "admin") -> dict[str, str]:
-    """The headers of a browser that has signed in with a link."""
+    """Sign in with a link, and return the headers with the session cookie."""
     user = await create_user(server.services, f"{role}@example.com", role)  # type: ignore[arg-type]
     link = await sign_in_link(server.services, user)
     async with server.http.get(server.url + link, allow_redirects=False) as response:
@@ -106,18 +106,18 @@ async def test_the_first_page_shows_a_stranger_nothing_but_the_way_in(tmp_path: 
 
 async def test_an_answer_is_edited_and_approved_on_the_first_page(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        # given a hostile question that waits for a person
+        # given a held job whose input contains a script
         token = await server.token()
         body = {"input": "<script>alert(1)</script> & more", "model": "echo"}
         _, told = await server.ask("POST", "/enqueue", token, json=body)
         reviewer = await server.token("reviewer")
         await server.job_when(reviewer, told["job_id"], lambda job: job["status"] == "human")
-        # when a reviewer opens the page, it is text and not code
+        # when a reviewer opens the page, the script is escaped
         headers = await session(server)
         _, page = await server.ask("GET", "/", headers=headers)
         assert "<script>" not in page
         assert "&lt;script&gt;" in page
-        # and when the form is sent with another answer
+        # and when the reviewer submits the form with another answer
         fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
         form = fields | {"answer": "line one\r\nline two", "verdict": "approve", "reason": ""}
         headers |= {"sec-fetch-site": "same-origin"}
@@ -125,7 +125,7 @@ async def test_an_answer_is_edited_and_approved_on_the_first_page(tmp_path: Path
         assert status == 303
         _, job = await server.ask("GET", f"/job?id={told['job_id']}", token)
         assert job["response"]["choices"][0]["message"]["content"] == "line one\nline two"
-        # then a second click finds it decided
+        # then a second submit is a conflict
         status, _ = await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
         assert status == 409
 
@@ -149,7 +149,7 @@ async def test_the_first_page_asks_the_store_only_for_what_it_shows(tmp_path: Pa
 
 async def test_what_is_no_text_is_shown_by_its_kind_and_size(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        # given a held job with sound in its question and its answer
+        # given a held job with audio as its input and its answer
         headers, store = await session(server), server.services.store
         sound = encode_binary(BinaryBody("audio/wav; rate=8000", b"\0" * 1000))
         job = await leased(store, body=sound)

@@ -1,4 +1,4 @@
-"""The native door to streams: declared at run time, changed, forgotten; what is never shown; the AsyncAPI document."""
+"""The native door of streams: adding, changing and deleting them, secrets in their URLs, the AsyncAPI document."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STREAM = {"name": "one", "url": "amqp://ann:p4ssword@127.0.0.1:9/", "requests": 
 
 @pytest.fixture
 async def wire(rabbitmq_url: str, prefix: str, anyio_backend: object) -> AsyncIterator[RabbitClient]:
-    """Yield the other side of a stream through RabbitMQ."""
+    """Yield a client at the other end of a stream over RabbitMQ."""
     async with RabbitClient(rabbitmq_url, prefix).connected() as wire:
         yield wire
 
@@ -47,7 +47,7 @@ async def test_a_stream_that_is_declared_at_run_time_is_listened_to_within_a_sec
         await wire.send(asked())
         assert (await wire.get()).body["status_code"] == 200
 
-        # changed: it listens to another queue
+        # after a change, the stream still listens
         assert (await server.ask("PATCH", "/api/streams/one", token, json={"max_handlers": 2}))[1]["max_handlers"] == 2
         await wire.send(asked("after the change"))
         assert (await wire.get()).body["metadata"] == {"n": "after the change"}
@@ -184,12 +184,12 @@ async def test_the_topics_are_described_as_asyncapi_3_has_it(tmp_path: Path) -> 
     async with live(tmp_path, streams=[STREAM, STREAM | {"name": "two.b", "url": "rediss://127.0.0.1:9/"}]) as server:
         status, told = await server.ask("GET", "/schema/asyncapi.json", await server.token("admin"))
         assert (status, told["asyncapi"]) == (200, "3.0.0")
-        # FastStream insists on a path, which AsyncAPI 3.0.0 leaves to choose
+        # FastStream requires a `pathname`, which is optional in AsyncAPI 3.0.0
         servers = {name: server | {"pathname": ""} for name, server in told["servers"].items()}
         ApplicationSchema.model_validate(told | {"servers": servers})
         assert told["servers"]["two_b"] == {"host": "127.0.0.1:9", "protocol": "redis"}
         assert {channel["address"] for channel in told["channels"].values()} == {"in", "out"}
-        # and every reference leads somewhere
+        # and every reference can be resolved
         references = set(find_references(told))
         assert references
         for reference in references:
@@ -199,7 +199,7 @@ async def test_the_topics_are_described_as_asyncapi_3_has_it(tmp_path: Path) -> 
 
 
 def find_references(told: Any) -> list[str]:
-    """Every `$ref` in a document."""
+    """Return the value of every `$ref` in a document."""
     if isinstance(told, dict):
         own = [told["$ref"]] if "$ref" in told else []
         return own + [found for value in told.values() for found in find_references(value)]
@@ -257,7 +257,7 @@ async def test_a_server_without_streams_never_loads_faststream(tmp_path: Path) -
 
 
 async def test_the_every_door_rule_for_messages(tmp_path: Path, wire: RabbitClient) -> None:
-    """A message's job is that of any other door: same row, but for the door and what it is called."""
+    """Check that the job of a message equals that of the native door, except for its door and ids."""
     async with live(tmp_path, streams=[named(wire)]) as server:
         token = await server.token("admin")
         body = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}

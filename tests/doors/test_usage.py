@@ -1,4 +1,4 @@
-"""What was used: every token that a model counted, once, with its price, and for no other's eyes."""
+"""Usage and prices: each token that a model reports counts once, has its cost, and is shown only to its user."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ async def meter() -> AsyncIterator[CountingModel]:
 
 @pytest.fixture
 async def server(tmp_path: Path, meter: CountingModel) -> AsyncIterator[Live]:
-    """Yield a server with that model."""
+    """Yield a server that has the model `counting`."""
     async with live(tmp_path) as server:
         await server.model("counting", kind="openai", url=meter.url)
         yield server
 
 
 async def used(server: Live, token: str, jobs: int, **params: str) -> dict[str, Any]:
-    """The report, once so many jobs are in it and all of them have ended."""
+    """Wait until the report covers `jobs` jobs and all have ended; return it."""
 
     async def look() -> dict[str, Any] | None:
         status, report = await server.ask("GET", "/api/usage", token, params={"by": "status"} | params)
@@ -67,7 +67,7 @@ async def used(server: Live, token: str, jobs: int, **params: str) -> dict[str, 
 
 
 async def last_job(server: Live, *, after: int = 0) -> Any:
-    """The job that was made after so many others."""
+    """Wait until the job that follows `after` other jobs has ended; return it."""
 
     async def look() -> Any:
         jobs = await server.services.store.jobs.list(JobFilter(offset=after))
@@ -151,7 +151,7 @@ async def test_an_answer_that_comes_after_its_job_was_cancelled_counts_too(serve
     _, made = await server.ask("POST", "/api/jobs", admin, json={"target": "counting", "body": chat("slow 6")})
     await meter.received()
     job = await server.services.store.jobs.get(made["job_id"])
-    server.services.runtime.leases.drop(job.id)  # nobody tells the worker
+    server.services.runtime.leases.drop(job.id)  # so the worker does not learn of the cancellation
     await server.services.store.jobs.transition(job.id, TransitionRequest(verb="cancel", actor="test"))
 
     meter.release.set()
@@ -170,7 +170,7 @@ async def test_a_call_that_is_left_while_its_end_is_written_counts_once(
     server: Live, meter: CountingModel, stream: bool
 ) -> None:
     admin = await server.token("admin")
-    # given a call whose row stands, and whose end is being written
+    # given a call whose row exists and whose end is being written
     move, begun, go_on = server.services.store.jobs.transition, asyncio.Event(), asyncio.Event()
 
     async def slowly(*step: Any, **more: Any) -> Any:
@@ -182,12 +182,12 @@ async def test_a_call_that_is_left_while_its_end_is_written_counts_once(
     body, headers = chat("told 4" if stream else "whole 4", "counting", stream=stream), {"idempotency-key": "one"}
     asking = asyncio.ensure_future(server.ask("POST", "/v1/chat/completions", admin, json=body, headers=headers))
     await begun.wait()
-    # when its caller leaves
+    # when its caller disconnects
     (shared,) = server.services.runtime.inflight_calls._broadcasts.values()
     asking.cancel()
     await until(lambda: _is_left(shared))
     go_on.set()
-    # then what it took counts once
+    # then its tokens count once
     await used(server, admin, 1)
     await asyncio.wait([shared.task])
     report = await used(server, admin, 1)
