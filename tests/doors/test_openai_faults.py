@@ -86,7 +86,7 @@ async def test_a_fault_before_the_first_event_has_its_class_and_its_code(
         assert error.request_id
         assert error.response.headers.get("retry-after") == ("7" if fault == "too-many" else None)
         assert fault in KEPT_ALIVE or await fake.all_closed()
-        await says(server, code, error.response.headers["x-signoff-job"])
+        await expect_job_error(server, code, error.response.headers["x-signoff-job"])
 
 
 # A connection whose response was read to its end can be used again.
@@ -96,17 +96,17 @@ KEPT_ALIVE = {"html", "speech", "redirect", "too-many", "broken", "broken-by-num
 @pytest.mark.parametrize("fault", AFTER)
 async def test_a_fault_after_the_first_event_ends_the_stream_in_an_error(fault: str, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at(fault)) as ai:
-        got = list[Any]()
+        pieces = list[Any]()
         with pytest.raises(openai.APIError) as caught:
             async for piece in await ai.chat.completions.create(**chat("hello", "bad", stream=True)):
-                got.append(piece)
+                pieces.append(piece)
         assert caught.value.code == AFTER[fault]
-        assert fault == "flood" or 1 <= len(got) < len(EVENTS)
+        assert fault == "flood" or 1 <= len(pieces) < len(EVENTS)
         assert fault in FINISHED or await fake.all_closed()
-        await says(server, AFTER[fault])
+        await expect_job_error(server, AFTER[fault])
 
 
-async def test_a_chunk_that_is_none_ends_the_call(tmp_path: Path) -> None:
+async def test_an_invalid_chunk_ends_the_call(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at("bad-chunk")) as ai:
         with pytest.raises(openai.APIError) as caught:
             async for _ in await ai.chat.completions.create(**chat("hello", "bad", stream=True)):
@@ -114,7 +114,7 @@ async def test_a_chunk_that_is_none_ends_the_call(tmp_path: Path) -> None:
         # If the chunk arrives in one packet with the headers, nothing of it can be read.
         assert caught.value.code in {"model_cut", "model_garbled"}
         assert await fake.all_closed()
-        await says(server, str(caught.value.code))
+        await expect_job_error(server, str(caught.value.code))
 
 
 FINISHED = {"not-an-event", "not-an-utf8-event", "error-in-stream"}
@@ -142,14 +142,14 @@ class Client:
         await self._client.close()
 
 
-async def says(server: Live, code: str, job_id: str | None = None) -> None:
+async def expect_job_error(server: Live, code: str, job_id: str | None = None) -> None:
     """Wait until the job has ended, and check that it records the same fault."""
 
-    async def look() -> Job | None:
-        found = await server.services.store.jobs.list(JobFilter())
-        return found[0] if found and found[0].is_terminal else None
+    async def ended_job() -> Job | None:
+        jobs = await server.services.store.jobs.list(JobFilter())
+        return jobs[0] if jobs and jobs[0].is_terminal else None
 
-    job = await until(look)
+    job = await until(ended_job)
     assert job_id in {None, job.id}
     assert job.error is not None
     assert job.status == "fail"
@@ -160,12 +160,12 @@ HEAVY = ["huge-body", "gzip-bomb", "endless-event", "huge-headers"]
 BOUND_MB = 300
 
 
-def test_no_fault_takes_a_server_more_than_a_bounded_memory(tmp_path: Path) -> None:
+def test_faults_take_a_limited_amount_of_memory(tmp_path: Path) -> None:
     assert len(bomb()) < 10_000_000
-    asyncio.run(_take(tmp_path))
+    asyncio.run(_measure_memory(tmp_path))
 
 
-async def _take(tmp_path: Path) -> None:
+async def _measure_memory(tmp_path: Path) -> None:
     """Send a server process every heavy fault, plain and streamed at the same time, and check its peak memory."""
     environment = processes.clean_environment(tmp_path / "data")
     port = processes.free_port()
@@ -180,10 +180,10 @@ async def _take(tmp_path: Path) -> None:
             before_mb = _peak_mb(server.pid)
             async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=token, max_retries=0) as ai:
                 for fault in HEAVY:
-                    asked = [_asked(ai, fault, stream=stream) for stream in (False, True)]
+                    calls = [_call_with_fault(ai, fault, stream=stream) for stream in (False, True)]
                     async with asyncio.TaskGroup() as group:
-                        for each in asked:
-                            group.create_task(each)
+                        for call in calls:
+                            group.create_task(call)
             grown_mb = _peak_mb(server.pid) - before_mb
             assert grown_mb < BOUND_MB, f"{grown_mb} MB"
             assert server.poll() is None
@@ -191,7 +191,7 @@ async def _take(tmp_path: Path) -> None:
             await asyncio.to_thread(serving.__exit__, None, None, None)
 
 
-async def _asked(ai: openai.AsyncOpenAI, fault: str, *, stream: bool) -> None:
+async def _call_with_fault(ai: openai.AsyncOpenAI, fault: str, *, stream: bool) -> None:
     with pytest.raises(openai.APIError):
         answer = await ai.chat.completions.create(**chat("hello", fault, stream=stream))
         if stream:
@@ -201,6 +201,6 @@ async def _asked(ai: openai.AsyncOpenAI, fault: str, *, stream: bool) -> None:
 
 def _peak_mb(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) // 1024
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert match is not None
+    return int(match[1]) // 1024
