@@ -13,7 +13,7 @@ from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
 HUGE = (2**31, 2**40, 2**63, 2**70)
-# `²` is a digit but no number; `int` refuses strings of more than 4300 digits.
+# `str.isdigit` accepts both; `int` refuses `²`, and numbers of more than 4300 digits.
 DIGITS = ("²", "9" * 5000)
 
 

@@ -316,7 +316,7 @@ async def ended_jobs(server: Live, count: int) -> list[Job]:
     """Wait until there are `count` jobs and all have ended; return them."""
 
     async def all_ended() -> list[Job] | None:
-        ended_jobs = await server.services.store.jobs.list(JobFilter())
-        return ended_jobs if len(ended_jobs) == count and all(job.is_terminal for job in ended_jobs) else None
+        jobs = await server.services.store.jobs.list(JobFilter())
+        return jobs if len(jobs) == count and all(job.is_terminal for job in jobs) else None
 
     return await until(all_ended)

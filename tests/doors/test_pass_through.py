@@ -296,7 +296,7 @@ async def test_a_stream_in_an_unknown_format_passes_byte_for_byte(
         async def has_waited() -> bool | None:
             return asyncio.get_running_loop().time() > held_since + 0.2 or None
 
-        # when the answer is new, when its key is sent again, and when the answer was held
+        # the same bytes come for a new call, for a repeated idempotency key, and for a held call
         for _ in range(2):
             assert await read_stream("quick", **{"idempotency-key": "k"}) == (kind, whole)
         call = asyncio.ensure_future(read_stream("held"))
