@@ -1,4 +1,4 @@
-"""Numbers, times and names from outside: what nothing here can hold is refused, and breaks nothing."""
+"""Bounds of numbers, times and names in requests: a value out of range is refused and never causes a 5xx."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
 HUGE = (2**31, 2**40, 2**63, 2**70)
-# 5 000 digits are more than Python makes a number of.
+# `str.isdigit` accepts both; `int` refuses `²`, and numbers of more than 4300 digits.
 DIGITS = ("²", "9" * 5000)
 
 
@@ -23,8 +23,8 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
     return None if request.param == "sqlite" else request.getfixturevalue("postgres_url")
 
 
-def asked_with(number: int | str) -> list[tuple[str, str, Any]]:
-    """Requests in which `number` stands wherever one may stand."""
+def requests_with(number: int | str) -> list[tuple[str, str, Any]]:
+    """Return one request, as (method, path, body), for each place that takes a number."""
     model = {"name": "m", "kind": "echo"}
     far = {"name": "m", "kind": "http", "endpoints": [{"url": "http://localhost", "max_parallel": number}]}
     counts = ("requests_per_minute", "tokens_per_minute", "parallel", "tokens_per_day", "tokens_per_month")
@@ -59,34 +59,34 @@ def asked_with(number: int | str) -> list[tuple[str, str, Any]]:
     ]
 
 
-async def held(server: Live, token: str) -> str:
-    """The id of a job that waits for a reviewer."""
-    _, told = await server.ask("POST", "/enqueue", token, json=chat("hello"))
-    await server.job_when(token, told["job_id"], lambda job: job["status"] == "human")
-    return told["job_id"]
+async def enqueue_held_job(server: Live, token: str) -> str:
+    """Enqueue a job, wait until it is held, and return its id."""
+    _, response = await server.ask("POST", "/enqueue", token, json=chat("hello"))
+    await server.job_when(token, response["job_id"], lambda job: job["status"] == "human")
+    return response["job_id"]
 
 
-async def test_a_number_that_nothing_can_hold_is_refused(database_url: str | None, tmp_path: Path) -> None:
+async def test_a_number_out_of_range_causes_no_server_error(database_url: str | None, tmp_path: Path) -> None:
     async with live(tmp_path, database_url=database_url) as server:
         token = await server.token("admin")
         await server.ask("POST", "/api/prompts", token, json={"name": "p", "body": "a"})
-        job_id = await held(server, token)
+        job_id = await enqueue_held_job(server, token)
         faults = list[Any]()
         for number in HUGE:
-            for method, path, body in asked_with(number):
-                told = json.dumps(body).replace("{held}", job_id) if body else None
-                status, said = await server.ask(method, path, token, data=told)
+            for method, path, body in requests_with(number):
+                data = json.dumps(body).replace("{held}", job_id) if body else None
+                status, response = await server.ask(method, path, token, data=data)
                 if status >= 500:
-                    faults.append((method, path, body, said))
+                    faults.append((method, path, body, response))
                 await server.ask("DELETE", "/api/limits/each", token)
                 await server.ask("DELETE", "/api/models/m", token)
         assert not faults
 
 
-async def test_a_digit_that_is_none_is_no_number(tmp_path: Path) -> None:
+async def test_digits_that_int_cannot_read_are_no_number(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token("admin")
-        job_id = await held(server, token)
+        job_id = await enqueue_held_job(server, token)
         for digits in DIGITS:
             for path in ("/v1/chat/completions", "/post/predict?id=echo"):
                 headers = {"prefer": f"wait={digits}"}
@@ -101,7 +101,7 @@ async def test_a_digit_that_is_none_is_no_number(tmp_path: Path) -> None:
             assert (await server.ask("GET", f"/api/jobs/{job_id}/events", token, headers=headers))[0] == 200
 
 
-async def test_a_form_that_is_no_text_is_refused(tmp_path: Path) -> None:
+async def test_a_form_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token("admin")
         for byte in (b"\xff", b"%ff"):
@@ -113,7 +113,7 @@ TIMES = ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00", "0001-01-01T0
 
 
 @pytest.mark.parametrize("time", TIMES)
-async def test_a_time_that_cannot_be_shown_is_not_kept(time: str, tmp_path: Path) -> None:
+async def test_a_time_that_cannot_be_displayed_is_not_stored(time: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token("admin")
         price = {"model": "m", "input": "1", "output": "1", "valid_from": time}
@@ -129,24 +129,26 @@ async def test_a_time_that_cannot_be_shown_is_not_kept(time: str, tmp_path: Path
             assert (await server.ask("GET", f"/api/jobs/{job['job_id']}/events", token))[0] == 200
 
 
-async def test_tokens_beyond_count_are_no_tokens(tmp_path: Path) -> None:
+async def test_token_counts_out_of_range_break_no_job_and_no_report(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mirror", kind="openai", url=fake.at("mirror"))
         token = await server.token()
         for count in (*HUGE, -1, -(2**70)):
-            told = {"usage": {"prompt_tokens": count, "completion_tokens": count, "total_tokens": count}}
-            status, _ = await server.ask("POST", "/v1/embeddings", token, json={"model": "mirror", "input": "a"} | told)
+            usage = {"usage": {"prompt_tokens": count, "completion_tokens": count, "total_tokens": count}}
+            status, _ = await server.ask(
+                "POST", "/v1/embeddings", token, json={"model": "mirror", "input": "a"} | usage
+            )
             assert status in {200, 502}
 
         async def all_ended() -> bool | None:
-            _, told = await server.ask("GET", "/api/jobs", token)
-            return all(job["status"] in {"success", "fail"} for job in told["data"]) or None
+            _, response = await server.ask("GET", "/api/jobs", token)
+            return all(job["status"] in {"success", "fail"} for job in response["data"]) or None
 
         await until(all_ended)
         assert (await server.ask("GET", "/api/usage", token))[0] == 200
 
 
-async def test_what_is_made_under_a_name_in_any_script_is_found_where_its_location_says(tmp_path: Path) -> None:
+async def test_the_location_of_a_new_object_finds_names_in_any_script(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token("admin")
         assert await location(server, token, "/api/prompts", {"name": "привет", "body": "a"}) == "привет"
@@ -154,15 +156,15 @@ async def test_what_is_made_under_a_name_in_any_script_is_found_where_its_locati
             assert await location(server, token, "/api/models", {"name": name, "kind": "echo"}) == name
 
 
-async def location(server: Live, token: str, path: str, made: dict[str, Any]) -> str:
-    """The name of what is at the address that the answer to a POST gives."""
+async def location(server: Live, token: str, path: str, body: dict[str, Any]) -> str:
+    """Create an object, and return its name as read from the URL in the `Location` header."""
     headers = {"authorization": f"Bearer {token}"}
-    async with server.http.post(server.url + path, json=made, headers=headers) as response:
+    async with server.http.post(server.url + path, json=body, headers=headers) as response:
         assert response.status == 201
-        place = response.headers["location"]
-    status, told = await server.ask("GET", place, token)
+        url = response.headers["location"]
+    status, created = await server.ask("GET", url, token)
     assert status == 200
-    return told["name"]
+    return created["name"]
 
 
 async def test_a_header_names_a_model_in_any_script(tmp_path: Path) -> None:
@@ -171,9 +173,9 @@ async def test_a_header_names_a_model_in_any_script(tmp_path: Path) -> None:
         await server.model("речь")
         headers = {"x-signoff-model": "модель", "authorization": f"Bearer {await server.token('admin')}"}
         async with server.http.get(server.url + "/v1/things", headers=headers) as response:
-            told = await response.json()
+            payload = await response.json()
             assert response.status == 404
-            assert "модель" in told["error"]["message"]
+            assert "модель" in payload["error"]["message"]
         async with server.http.post(
             server.url + "/v1/chat/completions", json=chat("hello", "речь"), headers=headers
         ) as response:

@@ -1,4 +1,4 @@
-"""Web pages of other origins: those that the operator names may ask with a token, and no others."""
+"""CORS: pages of the configured origins may send requests with a token, and pages of other origins may not."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ROUTES = [
 async def headers_of(
     server: Live, method: str, path: str, *, token: str | None, **headers: str
 ) -> tuple[int, dict[str, str]]:
-    told = {name.replace("_", "-"): value for name, value in headers.items()}
-    told |= {"authorization": f"Bearer {token}"} if token else {}
+    request_headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    request_headers |= {"authorization": f"Bearer {token}"} if token else {}
     body = chat("hello") if method == "POST" else None
-    async with server.http.request(method, server.url + path, json=body, headers=told) as response:
+    async with server.http.request(method, server.url + path, json=body, headers=request_headers) as response:
         await response.read()
         return response.status, {name.lower(): value for name, value in response.headers.items()}
 
@@ -40,34 +40,38 @@ async def test_a_page_of_a_named_origin_reads_answers_and_errors(
 ) -> None:
     async with live(tmp_path, cors_origins=origins) as server:
         for token in (await server.token(), None):
-            _, told = await headers_of(server, method, path, token=token, origin=APP)
-            assert told["access-control-allow-origin"] == APP
-            assert "origin" in told["vary"]
-            exposed = set(told["access-control-expose-headers"].split(", "))
-            assert {"x-request-id", "retry-after", *(name for name in told if name.startswith("x-signoff-"))} <= exposed
-            assert "access-control-allow-credentials" not in told
+            _, headers = await headers_of(server, method, path, token=token, origin=APP)
+            assert headers["access-control-allow-origin"] == APP
+            assert "origin" in headers["vary"]
+            exposed = set(headers["access-control-expose-headers"].split(", "))
+            assert {
+                "x-request-id",
+                "retry-after",
+                *(name for name in headers if name.startswith("x-signoff-")),
+            } <= exposed
+            assert "access-control-allow-credentials" not in headers
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_its_browser_may_ask_first(method: str, path: str, tmp_path: Path) -> None:
+async def test_a_preflight_request_is_answered(method: str, path: str, tmp_path: Path) -> None:
     async with live(tmp_path, cors_origins=[APP]) as server:
-        status, told = await headers_of(server, "OPTIONS", path, token=None, origin=APP, **PREFLIGHT)
+        status, headers = await headers_of(server, "OPTIONS", path, token=None, origin=APP, **PREFLIGHT)
         assert status == 204
-        assert method in told["access-control-allow-methods"].split(", ")
-        assert told["access-control-allow-headers"] == PREFLIGHT["access-control-request-headers"]
-        assert told["access-control-allow-origin"] == APP
+        assert method in headers["access-control-allow-methods"].split(", ")
+        assert headers["access-control-allow-headers"] == PREFLIGHT["access-control-request-headers"]
+        assert headers["access-control-allow-origin"] == APP
 
 
 @pytest.mark.parametrize("origins", [[], [APP]])
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_no_other_page_is_told_anything(origins: list[str], method: str, path: str, tmp_path: Path) -> None:
+async def test_other_origins_get_no_cors_headers(origins: list[str], method: str, path: str, tmp_path: Path) -> None:
     async with live(tmp_path, cors_origins=origins) as server:
-        for asked, more in ((method, {}), ("OPTIONS", PREFLIGHT)):
-            _, told = await headers_of(server, asked, path, token=None, origin=ELSEWHERE, **more)
-            assert not [name for name in told if name.startswith("access-control")]
+        for sent_method, more in ((method, {}), ("OPTIONS", PREFLIGHT)):
+            _, headers = await headers_of(server, sent_method, path, token=None, origin=ELSEWHERE, **more)
+            assert not [name for name in headers if name.startswith("access-control")]
 
 
-async def test_a_stream_is_read_by_a_page_too(tmp_path: Path) -> None:
+async def test_a_page_of_a_named_origin_reads_a_stream(tmp_path: Path) -> None:
     async with live(tmp_path, cors_origins=[APP]) as server:
         headers = {"authorization": f"Bearer {await server.token()}", "origin": APP}
         body = chat("one two", stream=True)
@@ -77,6 +81,6 @@ async def test_a_stream_is_read_by_a_page_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("origin", ["app.example.com", "https://app.example.com/", "ftp://a", ""])
-def test_what_is_no_origin_is_refused(origin: str) -> None:
+def test_an_invalid_origin_is_refused(origin: str) -> None:
     with pytest.raises(ValidationError):
         Settings(cors_origins=[origin])

@@ -1,4 +1,4 @@
-"""One path, many doors: what holds at one door holds at every door. A new door joins by a line in DOORS."""
+"""Rules that hold at every door. To test a new door, add it to DOORS."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ async def native(server: Live, token: str, body: bytes) -> tuple[int, Any]:
 
 async def chat_completion(server: Live, token: str, body: bytes) -> tuple[int, Any]:
     try:
-        asked = json.loads(body)
-        meta = {"model": asked["model"], "temperature": asked.get("temperature", 0.2), "tokens_limit": 100}
-        body = json.dumps({"meta": meta, "messages": asked["messages"]}).encode()
+        request = json.loads(body)
+        meta = {"model": request["model"], "temperature": request.get("temperature", 0.2), "tokens_limit": 100}
+        body = json.dumps({"meta": meta, "messages": request["messages"]}).encode()
     except (ValueError, RecursionError, KeyError):
         pass
     return await server.ask("POST", "/chat_completion", token, data=io.BytesIO(body))
@@ -75,9 +75,9 @@ async def predict(server: Live, token: str, body: bytes) -> tuple[int, Any]:
     headers = {"authorization": f"Bearer {token}"} if token else {}
     url = f"{server.url}/post/predict?id={target}"
     async with server.http.post(url, headers=headers, data=io.BytesIO(body)) as response:
-        told = await response.json()
-        # An error is its text alone; its code is in a header.
-        return response.status, told if response.status == 200 else told | {"code": response.headers["x-signoff-code"]}
+        data = await response.json()
+        # The body of an error has only its text; the code is in a header.
+        return response.status, data if response.status == 200 else data | {"code": response.headers["x-signoff-code"]}
 
 
 async def cached(server: Live, token: str, body: bytes) -> tuple[int, Any]:
@@ -95,7 +95,7 @@ DOORS: dict[str, Door] = {
 }
 
 
-LOOKS = (
+NUL_BYTE_ROUTES = (
     "GET /job?id=ZERO",
     "GET /api/jobs/ZERO",
     "GET /api/jobs/ZERO/events",
@@ -113,8 +113,8 @@ LOOKS = (
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_one_ask_gives_the_same_record_whatever_the_door(door: str, tmp_path: Path) -> None:
-    # given a model whose own policy rules every door, and a record made through the first one
+async def test_one_ask_makes_the_same_job_at_every_door(door: str, tmp_path: Path) -> None:
+    # given a model with a policy of its own, which overrides that of the door, and a job of the first door
     async with live(tmp_path) as server:
         await server.model("same", review="never")
         token, body = (
@@ -122,56 +122,56 @@ async def test_one_ask_gives_the_same_record_whatever_the_door(door: str, tmp_pa
             json.dumps(chat("What is 2 + 2?", "same", temperature=0.5, max_tokens=100)).encode(),
         )
         await DOORS["openai"](server, token, body)
-        # when the same is asked at this door
+        # when the same request comes through this door
         status, _ = await DOORS[door](server, token, body)
         assert status in {200, 202}
-        # then the records are the same, but for when and where
-        first, second = [record(job) for job in await ended(server, 2)]
+        # then the jobs are equal, except for the fields in VARIES
+        first, second = [record(job) for job in await ended_jobs(server, 2)]
         assert first == second
         assert first["response"]["choices"]
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_every_door_refuses_a_stranger(door: str, tmp_path: Path) -> None:
+async def test_every_door_refuses_an_invalid_token(door: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         body = json.dumps(chat("hello")).encode()
         for token in (None, "nonsense", "sg_" + "x" * 38):
-            status, told = await DOORS[door](server, token, body)  # type: ignore[arg-type]
+            status, response = await DOORS[door](server, token, body)  # type: ignore[arg-type]
             assert status == 401
-            assert "oken" in json.dumps(told)
+            assert "oken" in json.dumps(response)
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_every_door_says_that_a_model_is_unknown(door: str, tmp_path: Path) -> None:
+async def test_every_door_names_an_unknown_model_in_its_error(door: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        status, told = await DOORS[door](server, await server.token(), json.dumps(chat("hello", "nobody")).encode())
+        status, response = await DOORS[door](server, await server.token(), json.dumps(chat("hello", "nobody")).encode())
         assert status == 404
-        assert "model_not_found" in json.dumps(told)
-        assert "nobody" in json.dumps(told)
+        assert "model_not_found" in json.dumps(response)
+        assert "nobody" in json.dumps(response)
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_every_door_refuses_a_name_that_no_database_keeps(door: str, postgres_url: str, tmp_path: Path) -> None:
+async def test_every_door_refuses_a_model_name_with_a_zero_byte(door: str, postgres_url: str, tmp_path: Path) -> None:
     async with live(tmp_path, database_url=postgres_url) as server:
         await server.model("wild*")
         token = await server.token()
         for name in ("echo/a\0b", "wild\0"):
-            status, told = await DOORS[door](server, token, json.dumps(chat("hello", name)).encode())
-            assert status in {400, 404}, told
+            status, response = await DOORS[door](server, token, json.dumps(chat("hello", name)).encode())
+            assert status in {400, 404}, response
         assert await server.services.store.jobs.count(JobFilter()) == 0
 
 
-async def test_whatever_is_looked_for_with_a_zero_byte_is_no_fault_of_ours(postgres_url: str, tmp_path: Path) -> None:
+async def test_a_zero_byte_in_a_lookup_is_a_client_error(postgres_url: str, tmp_path: Path) -> None:
     async with live(tmp_path, database_url=postgres_url) as server:
         admin = await server.token("admin")
-        for asked in LOOKS:
-            method, path = asked.split()
-            status, told = await server.ask(method, path.replace("ZERO", "a%00b"), admin, json={"parallel": 1})
-            assert 400 <= status < 500, (asked, told)
-        for naming in ({"previous_response_id": "a\0b"}, {"conversation": "a\0b"}):
-            asked = {"model": "echo", "input": "hello"} | naming
-            assert (await server.ask("POST", "/v1/responses", admin, json=asked))[0] == 400
-        # and the cache is not taken for one that is away
+        for route in NUL_BYTE_ROUTES:
+            method, path = route.split()
+            status, response = await server.ask(method, path.replace("ZERO", "a%00b"), admin, json={"parallel": 1})
+            assert 400 <= status < 500, (route, response)
+        for reference in ({"previous_response_id": "a\0b"}, {"conversation": "a\0b"}):
+            body = {"model": "echo", "input": "hello"} | reference
+            assert (await server.ask("POST", "/v1/responses", admin, json=body))[0] == 400
+        # and the cache does not count as unreachable
         assert (await server.ask("GET", "/api/cache", admin))[0] == 200
 
 
@@ -179,22 +179,22 @@ async def test_whatever_is_looked_for_with_a_zero_byte_is_no_fault_of_ours(postg
 @pytest.mark.parametrize("body", [b"", b"{", b'{"a": NaN}', b"\xff\xfe", b"[" * 100_000, b'{"a": "\xed\xa0\x80"}'])
 async def test_every_door_refuses_broken_json(door: str, body: bytes, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        status, told = await DOORS[door](server, await server.token(), body)
+        status, response = await DOORS[door](server, await server.token(), body)
         assert status == 400
-        assert {"message", "detail", "content", "error"} & told.keys()
+        assert {"message", "detail", "content", "error"} & response.keys()
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_every_door_answers_a_body_that_is_too_large(door: str, tmp_path: Path) -> None:
+async def test_every_door_refuses_a_body_that_is_too_large(door: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         body = json.dumps(chat("x" * 30_000_000)).encode()
-        status, told = await DOORS[door](server, await server.token(), body)
+        status, response = await DOORS[door](server, await server.token(), body)
         assert status == 413
-        assert "body_too_large" in json.dumps(told)
+        assert "body_too_large" in json.dumps(response)
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_every_answer_carries_a_request_id(door: str, tmp_path: Path) -> None:
+async def test_every_response_carries_a_request_id(door: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         async with server.http.get(server.url + "/v1/models") as response:
             assert response.headers["x-request-id"]
@@ -290,7 +290,7 @@ UNKNOWN_PATH = (
 
 
 async def fault(server: Live, token: str | None, route: str, **more: Any) -> tuple[int, str]:
-    """The status and the code of an error, in whichever format its door has."""
+    """Return the status and the code of an error, in the format of any door."""
     method, path = route.split()
     headers = {"authorization": f"Bearer {token}"} if token else {}
     async with server.http.request(method, server.url + path, headers=headers, **more) as response:
@@ -299,7 +299,7 @@ async def fault(server: Live, token: str | None, route: str, **more: Any) -> tup
         return response.status, response.headers.get("x-signoff-code") or body.get("code") or error["code"]
 
 
-async def test_a_body_that_is_no_json_has_one_code(tmp_path: Path) -> None:
+async def test_a_body_that_is_not_json_has_one_code(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         admin = await server.token("admin")
         for route in JSON_ROUTES:
@@ -351,25 +351,28 @@ async def test_an_unknown_model_or_job_has_one_code(tmp_path: Path) -> None:
                 assert await fault(server, admin, f"{method} {path}", **more) == (404, code), path
 
 
-async def ended(server: Live, count: int) -> list[Job]:
-    """The jobs in order, once `count` of them have ended."""
+async def ended_jobs(server: Live, count: int) -> list[Job]:
+    """Wait until there are `count` jobs and all have ended; return them, oldest first."""
 
-    async def look() -> list[Job] | None:
-        found = await server.services.store.jobs.list(JobFilter(limit=count + 1))
-        return found if len(found) == count and all(job.is_terminal for job in found) else None
+    async def all_ended() -> list[Job] | None:
+        jobs = await server.services.store.jobs.list(JobFilter(limit=count + 1))
+        return jobs if len(jobs) == count and all(job.is_terminal for job in jobs) else None
 
-    return await until(look)
+    return await until(all_ended)
 
 
 def record(job: Job) -> dict[str, Any]:
-    """What does not vary from door to door. The echo's id is a digest of the body's very bytes."""
-    kept = {name: getattr(job, name) for name in Job.__struct_fields__ if name not in VARIES}
+    """Return the fields of the job that must be equal at every door.
+
+    The id in the response is left out, because the echo derives it from the bytes of the body.
+    """
+    fields = {name: getattr(job, name) for name in Job.__struct_fields__ if name not in VARIES}
     answer = {name: value for name, value in json.loads(job.response or b"{}").items() if name != "id"}
-    return kept | {"body": json.loads(job.body), "response": answer}
+    return fields | {"body": json.loads(job.body), "response": answer}
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_a_fault_of_ours_is_told_in_the_doors_own_dialect(door: str, tmp_path: Path) -> None:
+async def test_an_internal_error_has_the_format_of_its_door(door: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
 
@@ -377,13 +380,13 @@ async def test_a_fault_of_ours_is_told_in_the_doors_own_dialect(door: str, tmp_p
             raise RuntimeError("boom")
 
         server.services.caches.models.find = broken  # type: ignore[method-assign]
-        status, told = await DOORS[door](server, token, json.dumps(chat("hello")).encode())
+        status, response = await DOORS[door](server, token, json.dumps(chat("hello")).encode())
         assert status == 500
-        assert "internal_error" in json.dumps(told)
-        assert "boom" not in json.dumps(told)
+        assert "internal_error" in json.dumps(response)
+        assert "boom" not in json.dumps(response)
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nobody(
+async def test_a_client_that_disconnects_within_its_body_causes_no_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with live(tmp_path) as server:
@@ -414,7 +417,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_disturbs_nobody(
         ("/job?id=%00", "message"),
     ],
 )
-async def test_a_zero_byte_in_an_address_is_refused(tmp_path: Path, postgres_url: str, path: str, dialect: str) -> None:
+async def test_a_zero_byte_in_a_url_is_refused(tmp_path: Path, postgres_url: str, path: str, dialect: str) -> None:
     async with live(tmp_path, database_url=postgres_url) as server:
-        status, told = await server.ask("GET", path, await server.token("admin"))
-        assert (status, dialect in told) == (400, True), told
+        status, response = await server.ask("GET", path, await server.token("admin"))
+        assert (status, dialect in response) == (400, True), response

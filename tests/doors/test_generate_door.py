@@ -1,4 +1,4 @@
-"""The queue's door: the documents' bodies, the caller's own job ids, and what the original got wrong."""
+"""The door `/generate`: the documented bodies, ids chosen by the caller, and two bugs of the original queue."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ ROUTES = {"/generate": GENERATE, "/chat_completion": CHAT}
 
 
 async def status_of(server: Live, token: str, job_id: str) -> dict[str, Any]:
-    status, told = await server.ask("GET", f"/check_status?job_id={job_id}", token)
-    assert status == 200, told
-    return told
+    status, response = await server.ask("GET", f"/check_status?job_id={job_id}", token)
+    assert status == 200, response
+    return response
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_the_documents_own_examples_are_answered(route: str, tmp_path: Path) -> None:
+async def test_the_examples_of_the_document_are_answered(route: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         await server.model("gpt-model")
         token = await server.token()
@@ -52,7 +52,7 @@ async def test_the_documents_own_examples_are_answered(route: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_all_of_the_meta_reaches_the_model(route: str, tmp_path: Path) -> None:
+async def test_all_fields_of_meta_reach_the_model(route: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server, fake_upstream() as upstream:
         await server.model("gpt-model", kind="openai", url=upstream.at("answer"))
         token = await server.token()
@@ -66,58 +66,58 @@ async def test_all_of_the_meta_reaches_the_model(route: str, tmp_path: Path) -> 
         assert second == settings | {"temperature": 0.2, "max_tokens": 8096}
 
 
-async def test_the_same_id_and_body_join_the_job_and_another_body_is_refused(tmp_path: Path) -> None:
+async def test_the_same_id_with_the_same_body_joins_its_job_and_with_another_is_refused(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        asked = {"job_id": "mine", "meta": {"model": "echo/delay=0.2"}, "content": "hello"}
+        body = {"job_id": "mine", "meta": {"model": "echo/delay=0.2"}, "content": "hello"}
 
-        answers = await asyncio.gather(*(server.ask("POST", "/generate", token, json=asked) for _ in range(20)))
+        answers = await asyncio.gather(*(server.ask("POST", "/generate", token, json=body) for _ in range(20)))
         assert answers == [(200, {"content": "hello"})] * 20
         assert (await server.ask("GET", "/api/jobs", token))[1]["total"] == 1
 
-        status, told = await server.ask("POST", "/generate", token, json=asked | {"content": "other"})
-        assert (status, told["code"]) == (409, "job_id_taken")
-        # and somebody else's job is somebody else's
+        status, response = await server.ask("POST", "/generate", token, json=body | {"content": "other"})
+        assert (status, response["code"]) == (409, "job_id_taken")
+        # and the same id of another user is another job
         other = await server.token(email="other@example.com")
         assert (await server.ask("GET", "/check_status?job_id=mine", other))[0] == 404
-        assert (await server.ask("POST", "/generate", other, json=asked | {"content": "x"}))[1] == {"content": "x"}
+        assert (await server.ask("POST", "/generate", other, json=body | {"content": "x"}))[1] == {"content": "x"}
 
 
 @pytest.mark.parametrize("how", [{"params": {"wait": "0"}}, {"headers": {"prefer": "respond-async"}}])
-async def test_who_does_not_wait_gets_a_202_and_looks_again(how: dict[str, Any], tmp_path: Path) -> None:
+async def test_a_caller_that_does_not_wait_gets_a_202_and_polls(how: dict[str, Any], tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         await server.model("held", review="always")
         token = await server.token("admin")
-        asked = {"job_id": "later", "meta": {"model": "held"}, "content": "hello"}
+        body = {"job_id": "later", "meta": {"model": "held"}, "content": "hello"}
 
-        assert await server.ask("POST", "/generate", token, json=asked, **how) == (
+        assert await server.ask("POST", "/generate", token, json=body, **how) == (
             202,
             {"job_id": "later", "job_status": "pending"},
         )
 
-        async def held() -> dict[str, Any] | None:
-            told = await status_of(server, token, "later")
-            return told if told["job_status"] == "in_review" else None
+        async def in_review() -> dict[str, Any] | None:
+            response = await status_of(server, token, "later")
+            return response if response["job_status"] == "in_review" else None
 
-        assert (await until(held))["content"] is None
+        assert (await until(in_review))["content"] is None
         job = (await server.ask("GET", "/api/jobs", token))[1]["data"][0]
         await server.ask("POST", "/reviewJob", token, json={"id": job["job_id"], "status": "success"})
         assert (await status_of(server, token, "later"))["content"] == "hello"
 
 
-async def test_who_waits_for_a_held_answer_gets_it_with_its_verdict(tmp_path: Path) -> None:
+async def test_a_caller_that_waits_for_a_held_answer_gets_its_verdict(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         await server.model("held", review="always")
-        token, plain = await server.token("admin"), await server.token()
-        asked = {"job_id": "h", "meta": {"model": "held"}, "content": "hello"}
-        waiting = asyncio.ensure_future(server.ask("POST", "/generate", plain, json=asked))
+        token, user = await server.token("admin"), await server.token()
+        body = {"job_id": "h", "meta": {"model": "held"}, "content": "hello"}
+        call = asyncio.ensure_future(server.ask("POST", "/generate", user, json=body))
 
-        async def held() -> str | None:
+        async def held_job_id() -> str | None:
             listed = (await server.ask("GET", "/api/jobs?status=human", token))[1]["data"]
             return listed[0]["job_id"] if listed else None
 
-        job_id = await until(held)
-        assert await server.ask("POST", "/generate?wait=0.05", plain, json=asked) == (
+        job_id = await until(held_job_id)
+        assert await server.ask("POST", "/generate?wait=0.05", user, json=body) == (
             504,
             {
                 "detail": f"The answer waits for a review; query job {job_id} later.",
@@ -126,42 +126,42 @@ async def test_who_waits_for_a_held_answer_gets_it_with_its_verdict(tmp_path: Pa
             },
         )
         await server.ask("POST", "/reviewJob", token, json={"id": job_id, "status": "fail", "reason": "No."})
-        status, told = await waiting
-        assert (status, told["code"]) == (403, "rejected")
+        status, response = await call
+        assert (status, response["code"]) == (403, "rejected")
 
 
-async def test_a_model_that_fails_is_an_error_and_hangs_nobody(tmp_path: Path) -> None:
+async def test_a_failing_model_gives_an_error_and_blocks_no_caller(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        asked = {"job_id": "e", "meta": {"model": "echo/status=400"}, "content": "hello"}
-        status, told = await server.ask("POST", "/generate", token, json=asked)
+        body = {"job_id": "e", "meta": {"model": "echo/status=400"}, "content": "hello"}
+        status, response = await server.ask("POST", "/generate", token, json=body)
         assert status == 400
-        assert told["detail"]
-        found = await status_of(server, token, "e")
-        assert (found["job_status"], found["content"], found["error"]["status"]) == ("error", None, 400)
+        assert response["detail"]
+        job = await status_of(server, token, "e")
+        assert (job["job_status"], job["content"], job["error"]["status"]) == ("error", None, 400)
 
 
-async def test_who_waited_long_enough_is_told_where_to_look_and_the_job_goes_on(tmp_path: Path) -> None:
+async def test_a_wait_that_times_out_names_the_job_which_goes_on(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        asked = {"job_id": "slow", "meta": {"model": "echo/delay=0.5"}, "content": "hello"}
-        status, told = await server.ask("POST", "/generate", token, json=asked, params={"wait": "0.05"})
-        assert (status, told["code"]) == (504, "job_pending")
+        body = {"job_id": "slow", "meta": {"model": "echo/delay=0.5"}, "content": "hello"}
+        status, response = await server.ask("POST", "/generate", token, json=body, params={"wait": "0.05"})
+        assert (status, response["code"]) == (504, "job_pending")
         assert (await status_of(server, token, "slow"))["job_status"] in {"pending", "in_progress"}
-        assert await server.ask("POST", "/generate", token, json=asked) == (200, {"content": "hello"})
+        assert await server.ask("POST", "/generate", token, json=body) == (200, {"content": "hello"})
 
 
 async def test_the_server_answers_others_while_many_wait(tmp_path: Path) -> None:
     async with live(tmp_path, concurrency=2) as server:
         token = await server.token()
-        asked = {"meta": {"model": "echo/hang"}, "content": "hello"}
-        waiting = [
-            asyncio.ensure_future(server.ask("POST", "/generate", token, json=asked, params={"wait": "2"}))
+        body = {"meta": {"model": "echo/hang"}, "content": "hello"}
+        calls = [
+            asyncio.ensure_future(server.ask("POST", "/generate", token, json=body, params={"wait": "2"}))
             for _ in range(50)
         ]
         assert (await server.ask("GET", "/liveness"))[0] == 200
-        assert not any(one.done() for one in waiting)
-        assert {status for status, _ in await asyncio.gather(*waiting)} == {504}
+        assert not any(call.done() for call in calls)
+        assert {status for status, _ in await asyncio.gather(*calls)} == {504}
 
 
 @pytest.mark.parametrize(
@@ -182,13 +182,11 @@ async def test_the_server_answers_others_while_many_wait(tmp_path: Path) -> None
     ],
 )
 @pytest.mark.parametrize("route", ROUTES)
-async def test_what_cannot_be_asked_is_refused_with_the_reason(
-    route: str, body: dict[str, Any], tmp_path: Path
-) -> None:
+async def test_an_invalid_body_is_refused_with_the_reason(route: str, body: dict[str, Any], tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        status, told = await server.ask("POST", route, await server.token(), json=body)
-        assert (status, told["code"]) == (400, "bad_request")
-        assert told["detail"]
+        status, response = await server.ask("POST", route, await server.token(), json=body)
+        assert (status, response["code"]) == (400, "bad_request")
+        assert response["detail"]
 
 
 async def test_an_unknown_job_is_a_404(tmp_path: Path) -> None:
@@ -198,8 +196,8 @@ async def test_an_unknown_job_is_a_404(tmp_path: Path) -> None:
         assert (await server.ask("GET", "/check_status", token))[0] == 400
 
 
-async def test_an_answer_that_comes_before_anybody_waits_for_it_is_not_missed(tmp_path: Path) -> None:
-    """The original subscribed to a notification after it had asked, and missed those that were quick."""
+async def test_an_answer_that_comes_before_its_caller_waits_is_not_missed(tmp_path: Path) -> None:
+    """Guard against a bug of the original, which subscribed after it had submitted and so missed quick answers."""
     async with live(tmp_path) as server:
         token = await server.token()
         quick = {"meta": {"model": "echo"}}
@@ -211,27 +209,27 @@ async def test_an_answer_that_comes_before_anybody_waits_for_it_is_not_missed(tm
 
 
 async def test_a_job_whose_worker_dies_is_answered_by_another_while_its_caller_waits(tmp_path: Path) -> None:
-    """The original's worker took a message off the queue before it was done with it."""
+    """Guard against a bug of the original, whose worker removed a message from the queue before it was done."""
     environment, port = clean_environment(tmp_path / "data"), free_port()
 
-    def whole_story() -> tuple[Any, list[str]]:
+    def kill_the_worker() -> tuple[Any, list[str]]:
         with served(environment, tmp_path, port, "--no-work"), worked(environment) as victim:
             token = first_token(tmp_path)
-            asked = {"job_id": "mine", "content": "hello", "meta": {"model": "echo/delay=1"}}
+            body = {"job_id": "mine", "content": "hello", "meta": {"model": "echo/delay=1"}}
             with ThreadPoolExecutor(1) as threads:
-                answer = threads.submit(ask, port, "/generate", token, asked)
-                until_now(lambda: claimed(port, token) or None)
+                call = threads.submit(ask, port, "/generate", token, body)
+                until_now(lambda: is_claimed(port, token) or None)
                 victim.send_signal(signal.SIGKILL)
                 with worked(environment):
-                    told = answer.result()
+                    response = call.result()
             [job] = ask(port, "/api/jobs", token)["data"]
-            return told, verbs(port, token, job["job_id"])
+            return response, verbs(port, token, job["job_id"])
 
-    told, happened = await asyncio.to_thread(whole_story)
-    assert told == {"content": "hello"}
-    assert happened == ["submit", "claim", "lapse", "claim", "succeed"]
+    response, events = await asyncio.to_thread(kill_the_worker)
+    assert response == {"content": "hello"}
+    assert events == ["submit", "claim", "lapse", "claim", "succeed"]
 
 
-def claimed(port: int, token: str) -> bool:
+def is_claimed(port: int, token: str) -> bool:
     jobs = ask(port, "/api/jobs", token)["data"]
     return bool(jobs) and jobs[0]["attempt"] == 1

@@ -1,4 +1,4 @@
-"""The job door and its native sister: accepted, answered, held, decided, seen."""
+"""The jobs door (`/enqueue`, `/job`, `/reviewJob`) and the native door (`/api/jobs`)."""
 
 from __future__ import annotations
 
@@ -16,117 +16,117 @@ from support.live_server import Live, chat, live, until, words
 pytestmark = pytest.mark.anyio
 
 
-async def held_job(server: Live, token: str, payload: Any = None) -> str:
-    """The id of a job that waits for a person."""
+async def enqueue_held_job(server: Live, token: str, payload: Any = None) -> str:
+    """Enqueue a job, wait until it is held, and return its id."""
     body = {"input": "What is 2 + 2?", "model": "echo"} if payload is None else payload
-    status, told = await server.ask("POST", "/enqueue", token, json=body)
-    assert (status, told["status"]) == (200, "success")
+    status, response = await server.ask("POST", "/enqueue", token, json=body)
+    assert (status, response["status"]) == (200, "success")
     reviewer = await server.token("reviewer")
-    await server.job_when(reviewer, told["job_id"], lambda job: job["status"] == "human")
-    return told["job_id"]
+    await server.job_when(reviewer, response["job_id"], lambda job: job["status"] == "human")
+    return response["job_id"]
 
 
-async def test_a_held_answer_is_unseen_until_it_is_approved(tmp_path: Path) -> None:
+async def test_a_held_answer_is_hidden_until_it_is_approved(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        # given a job that waits for a person
-        plain, reviewer = await server.token(), await server.token("reviewer")
-        job_id = await held_job(server, plain)
-        # then its owner sees no answer, in no place
+        # given a job that is held
+        user, reviewer = await server.token(), await server.token("reviewer")
+        job_id = await enqueue_held_job(server, user)
+        # then no route shows its owner the answer
         for path in (f"/job?id={job_id}", f"/api/jobs/{job_id}", f"/api/jobs/{job_id}?wait=0.01"):
-            _, seen = await server.ask("GET", path, plain)
-            assert (seen["status"], seen["response"]) == ("human", None)
+            _, job = await server.ask("GET", path, user)
+            assert (job["status"], job["response"]) == ("human", None)
         for path in ("/jobs", "/jobs?status=Human", "/api/jobs", f"/api/jobs/{job_id}/events"):
-            _, listed = await server.ask("GET", path, plain)
+            _, listed = await server.ask("GET", path, user)
             assert "completion" not in str(listed)
-        # but a reviewer does
-        _, seen = await server.ask("GET", f"/job?id={job_id}", reviewer)
-        assert words(seen["response"]) == "What is 2 + 2?"
-        # when it is approved, then everybody does
+        # but a reviewer sees it
+        _, job = await server.ask("GET", f"/job?id={job_id}", reviewer)
+        assert words(job["response"]) == "What is 2 + 2?"
+        # when it is approved, its owner sees the answer too
         await review(server, reviewer, job_id, "Success")
-        _, seen = await server.ask("GET", f"/job?id={job_id}", plain)
-        assert (seen["status"], words(seen["response"])) == ("success", "What is 2 + 2?")
+        _, job = await server.ask("GET", f"/job?id={job_id}", user)
+        assert (job["status"], words(job["response"])) == ("success", "What is 2 + 2?")
 
 
 @pytest.mark.parametrize("edited", [{"choices": [{"message": {"content": "4"}}]}, "4", 4, ["4"], {"a": None}])
-async def test_an_edited_response_is_what_the_caller_gets(edited: Any, tmp_path: Path) -> None:
+async def test_the_caller_gets_the_edited_response(edited: Any, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        plain, reviewer = await server.token(), await server.token("reviewer")
-        job_id = await held_job(server, plain)
+        user, reviewer = await server.token(), await server.token("reviewer")
+        job_id = await enqueue_held_job(server, user)
         await review(server, reviewer, job_id, "success", response=edited)
-        _, seen = await server.ask("GET", f"/job?id={job_id}", plain)
-        assert (seen["status"], seen["response"]) == ("success", edited)
+        _, job = await server.ask("GET", f"/job?id={job_id}", user)
+        assert (job["status"], job["response"]) == ("success", edited)
 
 
 async def test_a_rejected_job_fails_with_its_reason(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        plain, reviewer = await server.token(), await server.token("reviewer")
-        job_id = await held_job(server, plain)
+        user, reviewer = await server.token(), await server.token("reviewer")
+        job_id = await enqueue_held_job(server, user)
         await review(server, reviewer, job_id, "fail", reason="wrong")
-        _, seen = await server.ask("GET", f"/job?id={job_id}", plain)
-        assert seen["status"] == "fail"
-        assert (seen["error"]["code"], seen["error"]["message"]) == ("rejected", "wrong")
+        _, job = await server.ask("GET", f"/job?id={job_id}", user)
+        assert job["status"] == "fail"
+        assert (job["error"]["code"], job["error"]["message"]) == ("rejected", "wrong")
 
 
-async def test_a_job_sent_back_is_asked_again_with_the_edited_payload(tmp_path: Path) -> None:
+async def test_a_job_that_is_sent_back_runs_again_with_the_edited_payload(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        plain, reviewer = await server.token(), await server.token("reviewer")
-        job_id = await held_job(server, plain)
+        user, reviewer = await server.token(), await server.token("reviewer")
+        job_id = await enqueue_held_job(server, user)
         await review(server, reviewer, job_id, "bot", payload={"input": "What is 3 + 3?", "model": "echo"})
-        seen = await server.job_when(reviewer, job_id, lambda job: job["round"] == 2)
-        assert words(seen["response"]) == "What is 3 + 3?"
-        assert seen["payload"]["input"] == "What is 3 + 3?"
+        job = await server.job_when(reviewer, job_id, lambda job: job["round"] == 2)
+        assert words(job["response"]) == "What is 3 + 3?"
+        assert job["payload"]["input"] == "What is 3 + 3?"
 
 
-async def test_human_keeps_edits_and_changes_nothing_else(tmp_path: Path) -> None:
+async def test_the_status_human_stores_a_draft_and_changes_nothing_else(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        plain, reviewer = await server.token(), await server.token("reviewer")
-        job_id = await held_job(server, plain)
+        user, reviewer = await server.token(), await server.token("reviewer")
+        job_id = await enqueue_held_job(server, user)
         await review(server, reviewer, job_id, "human", response={"draft": 1})
-        _, seen = await server.ask("GET", f"/job?id={job_id}", reviewer)
-        assert (seen["status"], words(seen["response"])) == ("human", "What is 2 + 2?")
+        _, response = await server.ask("GET", f"/job?id={job_id}", reviewer)
+        assert (response["status"], words(response["response"])) == ("human", "What is 2 + 2?")
         job = await server.services.store.jobs.get(job_id)
         assert job is not None
         assert job.draft is not None
         assert job.draft.response in {'{"draft": 1}', '{"draft":1}'}
 
 
-async def test_of_two_reviewers_one_wins_and_the_other_learns_who(tmp_path: Path) -> None:
+async def test_the_first_verdict_wins_and_later_reviewers_learn_whose_it_is(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        job_id = await held_job(server, await server.token())
+        job_id = await enqueue_held_job(server, await server.token())
         tokens = [await server.token("reviewer", f"r{number}@example.com") for number in range(8)]
         async with asyncio.TaskGroup() as group:
-            asked = [
+            calls = [
                 group.create_task(server.ask("POST", "/reviewJob", token, json={"id": job_id, "status": "success"}))
                 for token in tokens
             ]
-        statuses = sorted(task.result()[0] for task in asked)
+        statuses = sorted(call.result()[0] for call in calls)
         assert statuses == [200] + [409] * 7
-        lost = next(task.result()[1] for task in asked if task.result()[0] == 409)
-        assert re.search(r"r\d@example.com", lost["message"])
+        conflict = next(call.result()[1] for call in calls if call.result()[0] == 409)
+        assert re.search(r"r\d@example.com", conflict["message"])
 
 
 async def test_a_verdict_on_an_answer_that_was_replaced_meanwhile_is_refused(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token("admin")
-        job_id = await held_job(server, token)
+        job_id = await enqueue_held_job(server, token)
         await server.ask("POST", "/reviewJob", token, json={"id": job_id, "status": "bot", "round": 1})
         await server.job_when(token, job_id, lambda job: (job["status"], job["round"]) == ("human", 2))
-        late = {"id": job_id, "status": "success", "round": 1}
-        assert (await server.ask("POST", "/reviewJob", token, json=late))[0] == 409
-        assert (await server.ask("POST", "/reviewJob", token, json=late | {"round": 2}))[0] == 200
+        verdict = {"id": job_id, "status": "success", "round": 1}
+        assert (await server.ask("POST", "/reviewJob", token, json=verdict))[0] == 409
+        assert (await server.ask("POST", "/reviewJob", token, json=verdict | {"round": 2}))[0] == 200
 
 
 async def test_only_reviewers_review(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        plain = await server.token()
-        job_id = await held_job(server, plain)
-        status, _ = await server.ask("POST", "/reviewJob", plain, json={"id": job_id, "status": "success"})
+        user = await server.token()
+        job_id = await enqueue_held_job(server, user)
+        status, _ = await server.ask("POST", "/reviewJob", user, json={"id": job_id, "status": "success"})
         assert status == 403
 
 
 async def test_another_users_job_does_not_exist(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        job_id = await held_job(server, await server.token())
+        job_id = await enqueue_held_job(server, await server.token())
         other = await server.token("user", "other@example.com")
         for method, path in (
             ("GET", f"/job?id={job_id}"),
@@ -150,10 +150,10 @@ async def test_another_users_job_does_not_exist(tmp_path: Path) -> None:
         (b'{"id": "nobody", "status": "maybe"}', 400),
     ],
 )
-async def test_a_review_that_makes_no_sense_is_refused(body: bytes, status: int, tmp_path: Path) -> None:
+async def test_an_invalid_review_is_refused(body: bytes, status: int, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        got, told = await server.ask("POST", "/reviewJob", await server.token("reviewer"), data=body)
-        assert (got, told["status"]) == (status, "error")
+        response_status, response = await server.ask("POST", "/reviewJob", await server.token("reviewer"), data=body)
+        assert (response_status, response["status"]) == (status, "error")
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ async def test_any_json_value_is_a_payload(payload: str, tmp_path: Path) -> None
     async with live(tmp_path, enqueue_review="never") as server:
         await server.model("default-echo", default=True)
         token = await server.token()
-        _, told = await server.ask("POST", "/enqueue", token, data=payload.encode())
-        job = await server.job_when(token, told["job_id"], lambda job: job["status"] in {"success", "fail"})
+        _, response = await server.ask("POST", "/enqueue", token, data=payload.encode())
+        job = await server.job_when(token, response["job_id"], lambda job: job["status"] in {"success", "fail"})
         assert (job["status"], job["error"]) == ("success", None)
 
 
@@ -180,7 +180,7 @@ async def test_a_body_is_json_whatever_its_content_type_says(tmp_path: Path) -> 
 async def test_jobs_are_listed_oldest_first_in_pages(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        ids = [await held_job(server, token) for _ in range(3)]
+        ids = [await enqueue_held_job(server, token) for _ in range(3)]
         headers = {"authorization": f"Bearer {token}"}
         async with server.http.get(server.url + "/jobs?offset=1&limit=1&status=HUMAN", headers=headers) as response:
             assert [job["job_id"] for job in await response.json()] == [ids[1]]
@@ -197,12 +197,12 @@ async def test_jobs_are_listed_oldest_first_in_pages(tmp_path: Path) -> None:
 async def test_times_are_rfc_3339_with_microseconds(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        job_id = await held_job(server, token)
+        job_id = await enqueue_held_job(server, token)
         _, job = await server.ask("GET", f"/job?id={job_id}", token)
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", job["created_at"])
 
 
-async def test_a_native_job_says_where_to_look_and_can_be_waited_for(tmp_path: Path) -> None:
+async def test_a_native_job_has_a_location_that_can_be_waited_on(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
         body = {"body": chat("hello"), "target": "echo", "metadata": {"mine": [1, None]}, "priority": 9}
@@ -210,10 +210,10 @@ async def test_a_native_job_says_where_to_look_and_can_be_waited_for(tmp_path: P
         async with server.http.post(server.url + "/api/jobs", json=body, headers=headers) as response:
             assert response.status == 202
             assert response.headers["retry-after"]
-            where = response.headers["location"]
-        _, job = await server.ask("GET", f"{where}?wait=10", token)
+            url = response.headers["location"]
+        _, job = await server.ask("GET", f"{url}?wait=10", token)
         assert (job["status"], words(job["response"]), job["metadata"]) == ("success", "hello", {"mine": [1, None]})
-        _, events = await server.ask("GET", f"{where}/events", token)
+        _, events = await server.ask("GET", f"{url}/events", token)
         assert [event["verb"] for event in events["data"]] == ["submit", "claim", "succeed"]
 
 
@@ -221,7 +221,7 @@ async def test_a_native_job_says_where_to_look_and_can_be_waited_for(tmp_path: P
     "body",
     [b"{}", b"[]", b'{"body": {}, "priority": 10}', b'{"body": {}, "nonsense": 1}', b'{"body": {}, "due_at": "soon"}'],
 )
-async def test_a_native_job_that_makes_no_sense_is_a_problem(body: bytes, tmp_path: Path) -> None:
+async def test_an_invalid_native_job_is_a_problem_document(body: bytes, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         headers = {"authorization": f"Bearer {await server.token()}"}
         async with server.http.post(server.url + "/api/jobs", data=body, headers=headers) as response:
@@ -234,83 +234,91 @@ async def test_one_idempotency_key_is_one_job(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token, headers = await server.token(), {"idempotency-key": "k"}
         async with asyncio.TaskGroup() as group:
-            asked = [
+            calls = [
                 group.create_task(
                     server.ask("POST", "/api/jobs", token, json={"body": chat("hi")}, headers=dict(headers))
                 )
                 for _ in range(20)
             ]
-        assert len({task.result()[1]["job_id"] for task in asked}) == 1
-        status, told = await server.ask("POST", "/api/jobs", token, json={"body": chat("ho")}, headers=dict(headers))
-        assert (status, told["code"]) == (422, "idempotency_key_reused")
+        assert len({call.result()[1]["job_id"] for call in calls}) == 1
+        status, response = await server.ask(
+            "POST", "/api/jobs", token, json={"body": chat("ho")}, headers=dict(headers)
+        )
+        assert (status, response["code"]) == (422, "idempotency_key_reused")
 
 
 async def test_a_running_job_is_stopped_when_it_is_cancelled(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
         _, job = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/hang"})
-        await until(lambda: leased(server, job["job_id"]))
-        status, seen = await server.ask("DELETE", f"/api/jobs/{job['job_id']}", token)
-        assert (status, seen["status"], seen["error"]["code"]) == (200, "fail", "cancelled")
-        await until(lambda: idle(server))
+        await until(lambda: is_leased(server, job["job_id"]))
+        status, cancelled = await server.ask("DELETE", f"/api/jobs/{job['job_id']}", token)
+        assert (status, cancelled["status"], cancelled["error"]["code"]) == (200, "fail", "cancelled")
+        await until(lambda: is_idle(server))
         status, _ = await server.ask("DELETE", f"/api/jobs/{job['job_id']}", token)
         assert status == 409
 
 
-async def test_a_failing_model_is_retried_and_then_its_reason_is_kept(tmp_path: Path) -> None:
+async def test_a_failing_model_is_retried_and_its_last_error_is_stored(tmp_path: Path) -> None:
     async with live(tmp_path, later_attempts=3) as server:
         token = await server.token()
-        _, told = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/status=503"})
-        _, job = await server.ask("GET", f"/api/jobs/{told['job_id']}?wait=20", token)
+        _, response = await server.ask(
+            "POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/status=503"}
+        )
+        _, job = await server.ask("GET", f"/api/jobs/{response['job_id']}?wait=20", token)
         assert (job["status"], job["attempt"], job["error"]["status"]) == ("fail", 3, 503)
-        _, told = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/status=400"})
-        _, job = await server.ask("GET", f"/api/jobs/{told['job_id']}?wait=20", token)
+        _, response = await server.ask(
+            "POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/status=400"}
+        )
+        _, job = await server.ask("GET", f"/api/jobs/{response['job_id']}?wait=20", token)
         assert (job["status"], job["attempt"], job["error"]["status"]) == ("fail", 1, 400)
 
 
 async def test_a_verdict_can_be_undone_until_it_takes_effect(tmp_path: Path) -> None:
     async with live(tmp_path, undo_seconds=3600) as server:
-        plain, reviewer = await server.token(), await server.token("reviewer")
-        job_id = await held_job(server, plain)
+        user, reviewer = await server.token(), await server.token("reviewer")
+        job_id = await enqueue_held_job(server, user)
         await review(server, reviewer, job_id, "success")
-        _, seen = await server.ask("GET", f"/job?id={job_id}", plain)
-        assert (seen["status"], seen["response"]) == ("human", None)
+        _, job = await server.ask("GET", f"/job?id={job_id}", user)
+        assert (job["status"], job["response"]) == ("human", None)
         rita = Caller(user_id=1, token_id=1, role="reviewer", email="reviewer@example.com")
         assert (await undo_verdict(server.services, rita, job_id)).round == 2
         await review(server, reviewer, job_id, "fail", reason="changed my mind")
 
 
 async def review(server: Live, token: str, job_id: str, status: str, **more: Any) -> None:
-    got, told = await server.ask("POST", "/reviewJob", token, json={"id": job_id, "status": status, **more})
-    assert (got, told) == (200, {"status": "success"})
+    response_status, response = await server.ask(
+        "POST", "/reviewJob", token, json={"id": job_id, "status": status, **more}
+    )
+    assert (response_status, response) == (200, {"status": "success"})
 
 
-async def leased(server: Live, job_id: str) -> bool | None:
+async def is_leased(server: Live, job_id: str) -> bool | None:
     job = await server.services.store.jobs.get(job_id)
     return bool(job and job.lease) or None
 
 
-async def idle(server: Live) -> bool | None:
-    """Whether no task of the worker runs any more."""
+async def is_idle(server: Live) -> bool | None:
+    """Return True if the worker holds no lease, else None."""
     return not server.services.runtime.leases._held or None
 
 
-async def test_a_jobs_events_stream_as_they_happen_and_replay_from_where_one_left(tmp_path: Path) -> None:
+async def test_events_of_a_job_are_streamed_live_and_resume_after_the_last_event_id(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token("admin")
         body = {"body": chat("hello"), "target": "echo/delay=0.3"}
         _, job = await server.ask("POST", "/api/jobs", token, json=body)
         path, headers = f"/api/jobs/{job['job_id']}/events", {"accept": "text/event-stream"}
-        _, told = await server.ask("GET", path, token, headers=dict(headers))
-        assert re.findall(r"^event: (\w+)$", told, re.MULTILINE) == ["submit", "claim", "succeed"]
-        assert re.findall(r"^id: (\d+)$", told, re.MULTILINE) == ["1", "2", "3"]
-        _, told = await server.ask("GET", path, token, headers=headers | {"last-event-id": "2"})
-        assert re.findall(r"^id: (\d+)$", told, re.MULTILINE) == ["3"]
+        _, text = await server.ask("GET", path, token, headers=dict(headers))
+        assert re.findall(r"^event: (\w+)$", text, re.MULTILINE) == ["submit", "claim", "succeed"]
+        assert re.findall(r"^id: (\d+)$", text, re.MULTILINE) == ["1", "2", "3"]
+        _, text = await server.ask("GET", path, token, headers=headers | {"last-event-id": "2"})
+        assert re.findall(r"^id: (\d+)$", text, re.MULTILINE) == ["3"]
         status, _ = await server.ask("GET", "/api/jobs/nobody/events", token, headers=dict(headers))
         assert status == 404
 
 
-async def test_a_job_that_has_ended_is_asked_again_as_a_new_one(tmp_path: Path) -> None:
+async def test_a_retry_of_an_ended_job_is_a_new_job(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
         _, old = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/status=400"})
@@ -324,25 +332,25 @@ async def test_a_job_that_has_ended_is_asked_again_as_a_new_one(tmp_path: Path) 
         assert (await server.ask("POST", f"/api/jobs/{old['job_id']}/retry", other))[0] == 404
 
 
-async def test_asking_with_a_key_again_shows_nothing_that_is_held(tmp_path: Path) -> None:
+async def test_a_repeated_idempotency_key_does_not_show_a_held_answer(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        # given a job that waits for a person
+        # given a job that is held
         await server.model("careful", review="always")
         token, reviewer, headers = await server.token(), await server.token("reviewer"), {"idempotency-key": "k"}
         body = {"body": chat("secret"), "target": "careful"}
         _, job = await server.ask("POST", "/api/jobs", token, json=body, headers=dict(headers))
         await server.job_when(reviewer, job["job_id"], lambda job: job["status"] == "human")
-        # when its owner asks the same again
+        # when its owner sends the same request again
         _, again = await server.ask("POST", "/api/jobs", token, json=body, headers=dict(headers))
-        # then it is the same job, and its answer is still unseen
+        # then the response is the same job, still without its answer
         assert (again["job_id"], again["status"], again["response"]) == (job["job_id"], "human", None)
-        # and the same key for another target is another request
+        # and the same key with another target is refused
         status, _ = await server.ask("POST", "/api/jobs", token, json=body | {"target": "echo"}, headers=dict(headers))
         assert status == 422
 
 
 @pytest.mark.parametrize("path", ["/admin", "/v1/../x", "/v1", "/v1//x", "http://evil/v1/x", "/v1/x\n"])
-async def test_a_path_leads_nowhere_but_into_the_api(path: str, tmp_path: Path) -> None:
+async def test_a_path_outside_the_api_is_refused(path: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         body = {"body": chat("hello"), "target": "echo", "path": path}
         status, _ = await server.ask("POST", "/api/jobs", await server.token(), json=body)

@@ -1,4 +1,4 @@
-"""The official client, unchanged, sync and async: all that an application does with it."""
+"""The unmodified official OpenAI client, sync and async, with all calls that an application makes."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ WEATHER: Any = [{"type": "function", "function": {"name": "weather", "parameters
 
 
 class City(pydantic.BaseModel):
-    """What a model is to say."""
+    """A structured output that the tests ask the model for."""
 
     name: str
     degrees: float
 
 
-async def test_the_sync_client_walks_through_everything(tmp_path: Path) -> None:
+async def test_the_sync_client_makes_every_kind_of_call(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("tools", kind="openai", url=fake.at("recorded/openai/chat-tools"))
         await server.model("streams", kind="openai", url=fake.at("recorded/openai/chat-tools-streamed"))
-        await asyncio.to_thread(_walk, server.url, await server.token())
+        await asyncio.to_thread(_call_everything, server.url, await server.token())
 
 
-def _walk(url: str, token: str) -> None:
+def _call_everything(url: str, token: str) -> None:
     with openai.OpenAI(base_url=url + "/v1", api_key=token, max_retries=0) as ai:
         assert ai.chat.completions.create(**chat("hello")).choices[0].message.content == "hello"
         pieces = list(ai.chat.completions.create(**chat("one two", stream=True)))
@@ -83,9 +83,7 @@ async def test_tools_are_called_in_a_stream_of_any_server(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_raw_headers_tell_of_the_request_and_of_no_limits_where_there_are_none(
-    stream: bool, tmp_path: Path
-) -> None:
+async def test_raw_headers_name_the_request_and_no_limits_if_there_are_none(stream: bool, tmp_path: Path) -> None:
     async with live(tmp_path) as server, client(server) as ai:
         raw = await ai.chat.completions.with_raw_response.create(
             **chat("hello", stream=stream), extra_headers={"x-request-id": "mine-1"}
@@ -98,7 +96,7 @@ async def test_raw_headers_tell_of_the_request_and_of_no_limits_where_there_are_
         assert plain._request_id
 
 
-async def test_members_that_nobody_knows_reach_the_model_and_come_back(tmp_path: Path) -> None:
+async def test_unknown_fields_reach_the_model_and_come_back(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server, client(server) as ai:
         await server.model("mine", kind="openai", url=fake.at("recorded/openai/chat"))
         extra = {"guided_choice": ["a", "b"], "nested": {"deep": [1.5, None]}}
@@ -113,29 +111,29 @@ async def test_members_that_nobody_knows_reach_the_model_and_come_back(tmp_path:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_loses_its_patience_stops_the_model(stream: bool, tmp_path: Path) -> None:
+async def test_a_client_that_times_out_cancels_the_call_of_its_model(stream: bool, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server, client(server, max_retries=0, timeout=2) as ai:
         await server.model("slow", kind="openai", url=fake.at("hang-before-headers"))
         with pytest.raises(openai.APITimeoutError):
             await ai.chat.completions.create(**chat("hello", "slow", stream=stream))
         assert await fake.all_closed()
-        assert (await until(lambda: an_ended(server))).status == "fail"
+        assert (await until(lambda: ended_job(server))).status == "fail"
 
 
-async def test_a_stream_that_is_closed_in_the_middle_stops_the_model(tmp_path: Path) -> None:
+async def test_a_stream_that_its_client_closes_cancels_the_call_of_its_model(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server, client(server) as ai:
         await server.model("slow", kind="openai", url=fake.at("hang-mid-stream"))
         stream = await ai.chat.completions.create(**chat("hello", "slow", stream=True))
         assert (await anext(aiter(stream))).choices[0].delta.content == "one"
         await stream.close()
         assert await fake.all_closed()
-        job = await until(lambda: an_ended(server))
+        job = await until(lambda: ended_job(server))
         assert job.error is not None
         assert job.error.code == "cancelled"
 
 
 @pytest.mark.parametrize(("status", "calls"), [(400, 1), (404, 1), (422, 1), (429, 3), (503, 3)])
-async def test_its_retries_ask_again_only_where_that_helps(status: int, calls: int, tmp_path: Path) -> None:
+async def test_the_client_retries_only_retryable_statuses(status: int, calls: int, tmp_path: Path) -> None:
     async with live(tmp_path) as server, client(server, max_retries=2) as ai:
         await server.model("bad", kind="echo", attempts=1)
         with pytest.raises(openai.APIStatusError) as caught:
@@ -148,7 +146,7 @@ async def test_its_retries_ask_again_only_where_that_helps(status: int, calls: i
         await until(all_written)
 
 
-async def test_a_held_stream_that_a_person_edits_is_a_stream_like_any_other(tmp_path: Path) -> None:
+async def test_a_held_stream_is_read_with_the_edited_answer(tmp_path: Path) -> None:
     async with live(tmp_path, keep_alive_seconds=0.05) as server, client(server) as ai:
         await server.model("careful", review="always")
 
@@ -162,18 +160,18 @@ async def test_a_held_stream_that_a_person_edits_is_a_stream_like_any_other(tmp_
                 whole.usage and whole.usage.total_tokens,
             )
 
-        reading = asyncio.ensure_future(read())
-        job = await until(lambda: a_held(server))
-        edited = Edit(response=with_text(job.response or b"", "signed off").decode())
-        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve", edit=edited))
-        assert await reading == ("signed off", "stop", 4)
+        call = asyncio.ensure_future(read())
+        job = await until(lambda: held_job(server))
+        edit = Edit(response=with_text(job.response or b"", "signed off").decode())
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve", edit=edit))
+        assert await call == ("signed off", "stop", 4)
 
 
-async def an_ended(server: Live) -> Job | None:
-    found = await server.services.store.jobs.list(JobFilter())
-    return found[0] if found and found[0].is_terminal else None
+async def ended_job(server: Live) -> Job | None:
+    jobs = await server.services.store.jobs.list(JobFilter())
+    return jobs[0] if jobs and jobs[0].is_terminal else None
 
 
-async def a_held(server: Live) -> Job | None:
-    found = await server.services.store.jobs.list(JobFilter(status="human"))
-    return found[0] if found else None
+async def held_job(server: Live) -> Job | None:
+    jobs = await server.services.store.jobs.list(JobFilter(status="human"))
+    return jobs[0] if jobs else None

@@ -79,7 +79,7 @@ async def test_a_models_own_error_has_the_right_class(
             assert caught.value.status_code == status
 
 
-async def test_a_stranger_gets_the_right_class(tmp_path: Path) -> None:
+async def test_an_invalid_token_has_the_right_class(tmp_path: Path) -> None:
     async with live(tmp_path) as server, openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="wrong") as ai:
         with pytest.raises(openai.AuthenticationError):
             await ai.chat.completions.create(**chat("hello"))
@@ -87,11 +87,11 @@ async def test_a_stranger_gets_the_right_class(tmp_path: Path) -> None:
 
 async def test_a_cut_stream_ends_in_an_error_and_never_in_done(tmp_path: Path) -> None:
     async with live(tmp_path) as server, client(server, max_retries=0) as ai:
-        got = list[str]()
+        pieces = list[str]()
         with pytest.raises(openai.APIError, match="middle"):
             async for piece in await ai.chat.completions.create(**chat("one two three four", "echo/cut", stream=True)):
-                got.append(piece.choices[0].delta.content or "")
-        assert "".join(got).startswith("one")
+                pieces.append(piece.choices[0].delta.content or "")
+        assert "".join(pieces).startswith("one")
         job = await only_job(server)
         assert job.status == "fail"
         assert job.error is not None
@@ -108,7 +108,7 @@ async def test_a_plain_call_is_logged_with_its_answer_and_tokens(tmp_path: Path)
         assert (job.status, job.attempt, job.usage.total_tokens) == ("success", 1, 2)
 
 
-async def test_an_answer_waits_for_its_row_when_asked_to(tmp_path: Path) -> None:
+async def test_an_answer_waits_for_its_row_if_so_configured(tmp_path: Path) -> None:
     async with live(tmp_path, log_before_answer=True) as server, client(server) as ai:
         await ai.chat.completions.create(**chat("hello"))
         assert len(await server.services.store.jobs.list(JobFilter())) == 1
@@ -116,49 +116,49 @@ async def test_an_answer_waits_for_its_row_when_asked_to(tmp_path: Path) -> None
 
 async def test_a_slow_call_has_its_row_while_it_runs(tmp_path: Path) -> None:
     async with live(tmp_path, log_after_seconds=0.05) as server, client(server) as ai:
-        asking = asyncio.ensure_future(ai.chat.completions.create(**chat("hello", "echo/delay=1")))
+        call = asyncio.ensure_future(ai.chat.completions.create(**chat("hello", "echo/delay=1")))
         job = await only_job(server)
         assert (job.status, job.lease is not None) == ("bot", True)
-        await asking
-        done = await until(lambda: ended(server, job.id))
+        await call
+        done = await until(lambda: job_when_ended(server, job.id))
         assert [event.verb for event in await server.services.store.jobs.events(job.id)] == ["submit", "succeed"]
         assert done.status == "success"
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("filed", [False, True])
-async def test_a_client_that_leaves_cancels_its_job(stream: bool, filed: bool, tmp_path: Path) -> None:
+async def test_a_client_that_disconnects_cancels_its_job(stream: bool, filed: bool, tmp_path: Path) -> None:
     async with live(tmp_path, log_after_seconds=0.05 if filed else 60) as server, client(server) as ai:
-        asking = asyncio.ensure_future(ai.chat.completions.create(**chat("hello", "echo/hang", stream=stream)))
+        call = asyncio.ensure_future(ai.chat.completions.create(**chat("hello", "echo/hang", stream=stream)))
         if filed:
             await only_job(server)
         else:
             await until(lambda: in_flight(server))
-        asking.cancel()
-        job = await until(lambda: first_ended(server))
+        call.cancel()
+        job = await until(lambda: ended_job(server))
         assert job.error is not None
         assert (job.status, job.error.code) == ("fail", "cancelled")
 
 
-async def test_a_client_that_leaves_while_its_row_is_written_leaves_one_row(tmp_path: Path) -> None:
+async def test_a_disconnect_while_the_row_is_written_leaves_one_row(tmp_path: Path) -> None:
     async with live(tmp_path, log_before_answer=True) as server, client(server, max_retries=0) as ai:
-        # given a store that takes a while to commit
-        written = server.services.store.jobs.insert_ended
+        # given a store that takes long to commit
+        insert_ended = server.services.store.jobs.insert_ended
         begun, go_on = asyncio.Event(), asyncio.Event()
 
-        async def slowly(*ended: Any, **more: Any) -> Any:
-            done = await written(*ended, **more)
+        async def slowly(*args: Any, **more: Any) -> Any:
+            result = await insert_ended(*args, **more)
             begun.set()
             await go_on.wait()
-            return done
+            return result
 
         server.services.store.jobs.insert_ended = slowly  # type: ignore[method-assign]
-        # when the client leaves meanwhile
-        asking = asyncio.ensure_future(ai.chat.completions.create(**chat("hello")))
+        # when the client disconnects before the commit returns
+        call = asyncio.ensure_future(ai.chat.completions.create(**chat("hello")))
         await begun.wait()
-        asking.cancel()
-        # then there is one row, whichever end it tells of
-        await until(lambda: first_ended(server))
+        call.cancel()
+        # then there is one row, with either of the two outcomes
+        await until(lambda: ended_job(server))
         go_on.set()
         await only_job(server)
 
@@ -167,26 +167,26 @@ async def test_a_client_that_leaves_while_its_row_is_written_leaves_one_row(tmp_
 async def test_a_held_call_gets_the_edited_answer_on_the_same_connection(stream: bool, tmp_path: Path) -> None:
     async with live(tmp_path, keep_alive_seconds=0.05) as server, client(server) as ai:
         await server.model("careful", review="always")
-        asking = asyncio.ensure_future(said(ai, chat("secret", "careful", stream=stream)))
-        job = await until(lambda: held(server))
-        edited = Edit(response=_edited(job, "signed off"))
-        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve", edit=edited))
-        assert await asking == "signed off"
+        call = asyncio.ensure_future(answer_text(ai, chat("secret", "careful", stream=stream)))
+        job = await until(lambda: held_job(server))
+        edit = Edit(response=_edited(job, "signed off"))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve", edit=edit))
+        assert await call == "signed off"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_rejected_call_is_told_why(stream: bool, tmp_path: Path) -> None:
+async def test_a_rejected_call_gets_the_reason(stream: bool, tmp_path: Path) -> None:
     async with live(tmp_path, keep_alive_seconds=60) as server, client(server, max_retries=0) as ai:
         await server.model("careful", review="always")
-        asking = asyncio.ensure_future(said(ai, chat("secret", "careful", stream=stream)))
-        job = await until(lambda: held(server))
+        call = asyncio.ensure_future(answer_text(ai, chat("secret", "careful", stream=stream)))
+        job = await until(lambda: held_job(server))
         await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="reject", reason="not like this"))
         with pytest.raises(openai.PermissionDeniedError, match="not like this") as caught:
-            await asking
+            await call
         assert caught.value.code == "rejected"
 
 
-async def test_a_held_call_that_nobody_reviews_in_time_is_pending_and_goes_on(tmp_path: Path) -> None:
+async def test_a_held_call_without_a_review_in_time_is_pending_and_goes_on(tmp_path: Path) -> None:
     async with live(tmp_path, hold_seconds=0.1) as server, client(server, max_retries=0) as ai:
         await server.model("careful", review="always")
         with pytest.raises(openai.APIStatusError) as caught:
@@ -199,16 +199,16 @@ async def test_a_held_call_that_nobody_reviews_in_time_is_pending_and_goes_on(tm
         assert job.status == "human"
 
 
-async def test_a_call_that_is_sent_back_is_asked_again_and_held_again(tmp_path: Path) -> None:
+async def test_a_call_that_is_sent_back_is_performed_again_and_held_again(tmp_path: Path) -> None:
     async with live(tmp_path) as server, client(server) as ai:
         await server.model("careful", review="always")
-        asking = asyncio.ensure_future(said(ai, chat("first", "careful")))
-        job = await until(lambda: held(server))
-        payload = Edit(payload=_raw(chat("second", "careful")))
-        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="redo", edit=payload))
-        again = await until(lambda: held(server, round=2))
+        call = asyncio.ensure_future(answer_text(ai, chat("first", "careful")))
+        job = await until(lambda: held_job(server))
+        edit = Edit(payload=_raw(chat("second", "careful")))
+        await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="redo", edit=edit))
+        again = await until(lambda: held_job(server, round=2))
         await decide(server.services, REVIEWER, again.id, VerdictRequest(verdict="approve"))
-        assert await asking == "second"
+        assert await call == "second"
 
 
 async def test_the_same_key_joins_the_same_job(tmp_path: Path) -> None:
@@ -216,14 +216,14 @@ async def test_the_same_key_joins_the_same_job(tmp_path: Path) -> None:
         headers = {"Idempotency-Key": "one"}
         request = chat("hello", "echo/delay=0.1")
         async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(ai.chat.completions.create(**request, extra_headers=headers)) for _ in range(5)]
-        assert {task.result().id for task in asked} == {asked[0].result().id}
+            calls = [group.create_task(ai.chat.completions.create(**request, extra_headers=headers)) for _ in range(5)]
+        assert {call.result().id for call in calls} == {calls[0].result().id}
         await only_job(server)
         with pytest.raises(openai.UnprocessableEntityError):
             await ai.chat.completions.create(**chat("other", "echo"), extra_headers=headers)
 
 
-async def said(ai: Any, request: dict[str, Any]) -> str:
+async def answer_text(ai: Any, request: dict[str, Any]) -> str:
     answer = await ai.chat.completions.create(**request)
     if not request.get("stream"):
         return answer.choices[0].message.content
@@ -231,29 +231,29 @@ async def said(ai: Any, request: dict[str, Any]) -> str:
 
 
 async def only_job(server: Live) -> Job:
-    """The one job that there is, as soon as it is written."""
+    """Wait until a job is stored, and return it; fail if there is more than one."""
 
-    async def look() -> Job | None:
-        found = await server.services.store.jobs.list(JobFilter())
-        assert len(found) <= 1
-        return found[0] if found else None
+    async def stored_job() -> Job | None:
+        jobs = await server.services.store.jobs.list(JobFilter())
+        assert len(jobs) <= 1
+        return jobs[0] if jobs else None
 
-    return await until(look)
-
-
-async def held(server: Live, round: int = 1) -> Job | None:  # noqa: A002
-    found = await server.services.store.jobs.list(JobFilter(status="human"))
-    return found[0] if found and found[0].round == round else None
+    return await until(stored_job)
 
 
-async def ended(server: Live, job_id: str) -> Job | None:
+async def held_job(server: Live, round: int = 1) -> Job | None:  # noqa: A002
+    jobs = await server.services.store.jobs.list(JobFilter(status="human"))
+    return jobs[0] if jobs and jobs[0].round == round else None
+
+
+async def job_when_ended(server: Live, job_id: str) -> Job | None:
     job = await server.services.store.jobs.get(job_id)
     return job if job and job.is_terminal else None
 
 
-async def first_ended(server: Live) -> Job | None:
-    found = await server.services.store.jobs.list(JobFilter())
-    return found[0] if found and found[0].is_terminal else None
+async def ended_job(server: Live) -> Job | None:
+    jobs = await server.services.store.jobs.list(JobFilter())
+    return jobs[0] if jobs and jobs[0].is_terminal else None
 
 
 async def in_flight(server: Live) -> bool | None:

@@ -1,4 +1,4 @@
-"""Every endpoint of the OpenAI door, driven by the official client: what is known, and what passes as it is."""
+"""Endpoints of the OpenAI door, driven by the official client: supported ones and ones that pass through."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ async def test_completions_plain_and_streamed(tmp_path: Path) -> None:
         assert "".join(piece.choices[0].text for piece in pieces) == "once upon a time"
 
 
-async def test_responses_plain_streamed_and_by_the_clients_own_reader(tmp_path: Path) -> None:
+async def test_responses_plain_streamed_and_with_the_stream_helper_of_the_client(tmp_path: Path) -> None:
     async with live(tmp_path) as server, client(server) as ai:
-        asked = {"model": "echo", "input": [{"role": "user", "content": "once upon a time"}]}
-        whole = await ai.responses.create(**asked)
+        request = {"model": "echo", "input": [{"role": "user", "content": "once upon a time"}]}
+        whole = await ai.responses.create(**request)
         assert (whole.output_text, whole.usage.input_tokens, whole.usage.output_tokens) == ("once upon a time", 4, 4)
-        events = [event async for event in await ai.responses.create(**asked, stream=True)]
+        events = [event async for event in await ai.responses.create(**request, stream=True)]
         assert (
             "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
         )
         assert [event.sequence_number for event in events] == list(range(len(events)))
-        async with ai.responses.stream(**asked) as stream:
+        async with ai.responses.stream(**request) as stream:
             assert (await stream.get_final_response()).output_text == whole.output_text
-        for job in await jobs(server, 3):
+        for job in await ended_jobs(server, 3):
             assert job.usage is not None
             assert (job.status, job.usage.total_tokens) == ("success", 8)
             assert json.loads(job.response or b"")["output"][0]["content"][0]["text"] == "once upon a time"
@@ -71,13 +71,13 @@ async def test_moderations_and_ranks(tmp_path: Path) -> None:
     async with live(tmp_path) as server, client(server) as ai:
         moderated = await ai.moderations.create(model="echo", input=["one", "two"])
         assert [each.flagged for each in moderated.results] == [False, False]
-        asked = {
+        body = {
             "model": "echo",
             "query": "blue sky",
             "documents": ["a red sea", {"text": "the sky is blue"}],
             "top_n": 1,
         }
-        _, ranked = await server.ask("POST", "/v1/rerank", await server.token(), json=asked)
+        _, ranked = await server.ask("POST", "/v1/rerank", await server.token(), json=body)
         assert [(each["index"], each["relevance_score"]) for each in ranked["results"]] == [(1, 1.0)]
 
 
@@ -90,8 +90,8 @@ async def test_structured_output_is_parsed_by_the_client(tmp_path: Path) -> None
         messages = [{"role": "user", "content": '{"city": "Köln", "degrees": 21.5}'}]
         answer = await ai.chat.completions.parse(model="echo", messages=messages, response_format=Weather)
         assert answer.choices[0].message.parsed == Weather(city="Köln", degrees=21.5)
-        told = await ai.responses.parse(model="echo", input=messages, text_format=Weather)
-        assert told.output_parsed == Weather(city="Köln", degrees=21.5)
+        response = await ai.responses.parse(model="echo", input=messages, text_format=Weather)
+        assert response.output_parsed == Weather(city="Köln", degrees=21.5)
 
 
 async def test_the_official_sync_client_works_at_every_endpoint(tmp_path: Path) -> None:
@@ -116,42 +116,42 @@ async def test_the_official_sync_client_works_at_every_endpoint(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["echo", "openai"])
-async def test_an_edit_is_asked_of_a_chat_where_there_is_no_endpoint_for_it(kind: str, tmp_path: Path) -> None:
+async def test_an_edit_becomes_a_chat_if_its_model_has_no_edits_endpoint(kind: str, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("editor", kind=kind, url=fake.at("no-edits"))
-        asked = {"model": "editor", "instruction": "Shout.", "input": "hello", "temperature": 0.25}
-        status, told = await server.ask("POST", "/v1/edits", await server.token(), json=asked)
-        said = "hello" if kind == "echo" else "café café"
-        assert (status, told["object"], told["choices"]) == (200, "edit", [{"text": said, "index": 0}])
-        (job,) = await jobs(server, 1)
-        assert (job.path, json.loads(job.body)) == ("/v1/edits", asked)
+        edit = {"model": "editor", "instruction": "Shout.", "input": "hello", "temperature": 0.25}
+        status, response = await server.ask("POST", "/v1/edits", await server.token(), json=edit)
+        text = "hello" if kind == "echo" else "café café"
+        assert (status, response["object"], response["choices"]) == (200, "edit", [{"text": text, "index": 0}])
+        (job,) = await ended_jobs(server, 1)
+        assert (job.path, json.loads(job.body)) == ("/v1/edits", edit)
         if kind == "openai":
             body = json.loads(fake.requests[-1].body)
             assert [message["content"] for message in body.pop("messages")] == ["Shout.", "hello"]
             assert body == {"model": "editor", "temperature": 0.25}
 
 
-async def test_an_edit_goes_to_the_endpoint_for_it_where_there_is_one(tmp_path: Path) -> None:
+async def test_an_edit_goes_to_the_edits_endpoint_of_its_model_if_there_is_one(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("editor", kind="openai", url=fake.at("answer"))
-        asked = {"model": "editor", "instruction": "Shout.", "input": "hello"}
-        await server.ask("POST", "/v1/edits", await server.token(), json=asked)
+        edit = {"model": "editor", "instruction": "Shout.", "input": "hello"}
+        await server.ask("POST", "/v1/edits", await server.token(), json=edit)
         assert [request.path for request in fake.requests] == ["/answer/v1/edits"]
 
 
 @pytest.mark.parametrize("body", ["{}", "[]", "null", '{"instruction": 5}'])
-async def test_what_is_no_edit_is_refused(body: str, tmp_path: Path) -> None:
+async def test_an_invalid_edit_is_refused(body: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        status, told = await server.ask("POST", "/v1/edits", await server.token(), data=body)
+        status, response = await server.ask("POST", "/v1/edits", await server.token(), data=body)
         assert status == 400
-        assert told["error"]["code"] == "bad_request"
+        assert response["error"]["code"] == "bad_request"
 
 
 ENDPOINTS = ["completions", "embeddings", "responses", "moderations", "rerank", "edits", "images/generations"]
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-async def test_bodies_and_answers_pass_to_the_byte(endpoint: str, tmp_path: Path) -> None:
+async def test_bodies_and_answers_pass_byte_for_byte(endpoint: str, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("answer"))
         body = (
@@ -162,23 +162,23 @@ async def test_bodies_and_answers_pass_to_the_byte(endpoint: str, tmp_path: Path
         async with server.http.post(f"{server.url}/v1/{endpoint}", data=body, headers=headers) as response:
             assert (response.status, await response.read()) == (200, ANSWER)
         assert (fake.requests[0].path, fake.requests[0].body) == (f"/answer/v1/{endpoint}", body)
-        (job,) = await jobs(server, 1)
+        (job,) = await ended_jobs(server, 1)
         assert (job.path, job.body, job.response) == (f"/v1/{endpoint}", body, ANSWER)
 
 
-async def test_a_form_with_a_file_passes_to_the_byte_and_is_logged(tmp_path: Path) -> None:
+async def test_a_form_with_a_file_passes_byte_for_byte_and_is_logged(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server, client(server) as ai:
         await server.model("ears", kind="openai", url=fake.at("transcript"))
         answer = await ai.audio.transcriptions.create(file=("a.wav", SOUND), model="ears")
         assert answer.text == "hello"
-        (seen,) = fake.requests
-        assert seen.path == "/transcript/v1/audio/transcriptions"
-        assert seen.headers["content-type"].startswith("multipart/form-data; boundary=")
-        assert SOUND in seen.body
-        (job,) = await jobs(server, 1)
+        (request,) = fake.requests
+        assert request.path == "/transcript/v1/audio/transcriptions"
+        assert request.headers["content-type"].startswith("multipart/form-data; boundary=")
+        assert SOUND in request.body
+        (job,) = await ended_jobs(server, 1)
         binary = decode_binary(job.body)
         assert binary is not None
-        assert (binary.content_type, binary.content) == (seen.headers["content-type"], seen.body)
+        assert (binary.content_type, binary.content) == (request.headers["content-type"], request.body)
         assert (job.status, job.target, job.response) == ("success", "ears", b'{ "text":"hello" }')
 
 
@@ -190,52 +190,52 @@ async def test_a_form_names_the_model_as_its_upstream_does(tmp_path: Path) -> No
         assert b"ears\r\n--" in fake.requests[0].body
 
 
-async def test_sound_comes_back_as_it_is_and_is_logged(tmp_path: Path) -> None:
+async def test_audio_passes_byte_for_byte_and_is_logged(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server, client(server) as ai:
         await server.model("mouth", kind="openai", url=fake.at("speech"))
         answer = await ai.audio.speech.create(model="mouth", voice="alloy", input="hello")
         assert answer.content == SOUND
         assert answer.response.headers["content-type"] == "audio/mpeg"
-        (job,) = await jobs(server, 1)
-        told = json.loads(job.response or b"")["parcel"]
-        assert (told["content_type"], base64.b64decode(told["content"])) == ("audio/mpeg", SOUND)
+        (job,) = await ended_jobs(server, 1)
+        binary = json.loads(job.response or b"")["parcel"]
+        assert (binary["content_type"], base64.b64decode(binary["content"])) == ("audio/mpeg", SOUND)
 
 
 @pytest.mark.parametrize("review", [None, "always"])
-async def test_a_stream_of_a_shape_of_its_own_passes_to_the_byte_and_is_logged(
+async def test_a_stream_in_another_format_passes_byte_for_byte_and_is_logged(
     review: Review | None, tmp_path: Path
 ) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("message"), review=review)
-        asking = asyncio.ensure_future(streamed(server, "/v1/messages"))
+        call = asyncio.ensure_future(read_stream(server, "/v1/messages"))
         if review:
             job = await until(lambda: held(server))
             await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))
-        assert await asking == ("text/event-stream", b"".join(MESSAGE))
-        (job,) = await jobs(server, 1)
+        assert await call == ("text/event-stream", b"".join(MESSAGE))
+        (job,) = await ended_jobs(server, 1)
         binary = decode_binary(job.response or b"")
         assert binary is not None
         assert (binary.content_type, binary.content) == ("text/event-stream", b"".join(MESSAGE))
         assert (job.status, job.completion_tokens) == ("success", 2)
 
 
-async def streamed(server: Live, path: str) -> tuple[str, bytes]:
-    """The kind of a streamed answer, and its bytes without the comments."""
+async def read_stream(server: Live, path: str) -> tuple[str, bytes]:
+    """Return the content type of a streamed answer, and its bytes without the comments."""
     headers = {"authorization": f"Bearer {await server.token()}"}
-    asked = {"model": "mine", "stream": True}
-    async with server.http.post(server.url + path, json=asked, headers=headers) as response:
+    body = {"model": "mine", "stream": True}
+    async with server.http.post(server.url + path, json=body, headers=headers) as response:
         assert response.status == 200
         events = (await response.read()).split(b"\n\n")
         return response.content_type, b"\n\n".join(event for event in events if not event.startswith(b":"))
 
 
-async def test_rows_of_json_pass_to_the_byte(tmp_path: Path) -> None:
+async def test_json_lines_pass_byte_for_byte(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("rows"))
-        assert await streamed(server, "/v1/rows") == ("application/x-ndjson", ROWS)
+        assert await read_stream(server, "/v1/rows") == ("application/x-ndjson", ROWS)
 
 
-async def test_a_page_from_a_model_is_no_page_of_ours(tmp_path: Path) -> None:
+async def test_an_html_page_from_a_model_is_sandboxed(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("web", kind="openai", url=fake.at("html"))
         headers = {"authorization": f"Bearer {await server.token()}"}
@@ -245,7 +245,7 @@ async def test_a_page_from_a_model_is_no_page_of_ours(tmp_path: Path) -> None:
             assert response.headers["content-security-policy"].startswith("sandbox")
 
 
-async def test_a_body_that_looks_like_a_parcel_passes_to_the_byte(tmp_path: Path) -> None:
+async def test_a_body_that_looks_like_a_binary_envelope_passes_byte_for_byte(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("mirror"))
         body = b'{"parcel":{"content_type":"text/html","content":"PGI+"},"model":"mine","input":"x"}'
@@ -255,7 +255,7 @@ async def test_a_body_that_looks_like_a_parcel_passes_to_the_byte(tmp_path: Path
         assert fake.requests[0].body == body
 
 
-async def test_what_gives_json_alone_may_give_nothing_else(tmp_path: Path) -> None:
+async def test_an_answer_that_is_not_json_is_an_error_at_a_json_endpoint(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server, client(server, max_retries=0) as ai:
         await server.model("mouth", kind="openai", url=fake.at("speech"))
         with pytest.raises(openai.InternalServerError) as caught:
@@ -287,19 +287,17 @@ async def test_an_unknown_path_is_not_found_and_a_known_one_refuses_other_method
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("endpoint", ["completions", "responses"])
 @pytest.mark.parametrize("bare", [False, True])
-async def test_a_held_answer_is_edited_and_read_as_any_other(
-    endpoint: str, stream: bool, bare: bool, tmp_path: Path
-) -> None:
+async def test_a_held_answer_is_read_with_its_edit(endpoint: str, stream: bool, bare: bool, tmp_path: Path) -> None:
     async with live(tmp_path, keep_alive_seconds=0.05) as server, client(server) as ai:
         await server.model("careful", review="always")
-        asking = asyncio.ensure_future(said(ai, endpoint, stream))
+        call = asyncio.ensure_future(answer_text(ai, endpoint, stream))
         job = await until(lambda: held(server))
         edited = json.dumps("signed off") if bare else with_text(job.response or b"", "signed off").decode()
         await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve", edit=Edit(response=edited)))
-        assert await asking == "signed off"
+        assert await call == "signed off"
 
 
-async def said(ai: Any, endpoint: str, stream: bool) -> str:
+async def answer_text(ai: Any, endpoint: str, stream: bool) -> str:
     if endpoint == "completions":
         answer = await ai.completions.create(model="careful", prompt="secret", stream=stream)
         return "".join([piece.choices[0].text async for piece in answer]) if stream else answer.choices[0].text
@@ -310,15 +308,15 @@ async def said(ai: Any, endpoint: str, stream: bool) -> str:
 
 
 async def held(server: Live) -> Job | None:
-    found = await server.services.store.jobs.list(JobFilter(status="human"))
-    return found[0] if found else None
+    jobs = await server.services.store.jobs.list(JobFilter(status="human"))
+    return jobs[0] if jobs else None
 
 
-async def jobs(server: Live, count: int) -> list[Job]:
-    """The jobs, once there are so many, and all have ended."""
+async def ended_jobs(server: Live, count: int) -> list[Job]:
+    """Wait until there are `count` jobs and all have ended; return them."""
 
-    async def look() -> list[Job] | None:
-        found = await server.services.store.jobs.list(JobFilter())
-        return found if len(found) == count and all(job.is_terminal for job in found) else None
+    async def all_ended() -> list[Job] | None:
+        jobs = await server.services.store.jobs.list(JobFilter())
+        return jobs if len(jobs) == count and all(job.is_terminal for job in jobs) else None
 
-    return await until(look)
+    return await until(all_ended)

@@ -1,4 +1,4 @@
-"""Errors as the official client sees them: the class, the code, the headers, and whether it asks again."""
+"""Errors in the official client: their class, code and headers, and which of them the client retries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLASSES = {
 async def failure(
     server: Live, model: str = "bad", *, stream: bool = False, max_retries: int = 0
 ) -> openai.APIStatusError:
-    """What the official client raises."""
+    """Send a request with the official client, and return the error that it raises."""
     key = await server.token()
     async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=key, max_retries=max_retries) as ai:
         with pytest.raises(openai.APIStatusError) as caught:
@@ -82,21 +82,21 @@ async def test_every_fault_of_a_model_has_its_error_and_leaves_no_connection(
         error = await failure(server, stream=stream)
         assert (type(error), error.status_code, error.code) == (CLASSES[status], status, code)
         assert isinstance(error.code, str)
-        job = await until(lambda: an_ended(server))
+        job = await until(lambda: ended_job(server))
         assert job.id == error.response.headers["x-signoff-job"]
         assert job.error is not None
         assert job.error.status == status
 
 
-async def test_the_wait_that_a_model_asks_for_is_passed_on(tmp_path: Path) -> None:
+async def test_the_retry_after_of_a_model_is_passed_on(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        for told, passed in (("7", "7"), ("0.2", "1"), ("0", "0")):
-            error = await failure(server, f"echo/status=429,retry_after={told}")
-            assert error.response.headers.get_list("retry-after") == [passed]
+        for retry_after, expected in (("7", "7"), ("0.2", "1"), ("0", "0")):
+            error = await failure(server, f"echo/status=429,retry_after={retry_after}")
+            assert error.response.headers.get_list("retry-after") == [expected]
 
 
 @pytest.mark.parametrize(("behaviour", "calls"), [("html", 1), ("leave", 3)])
-async def test_the_client_asks_again_only_where_that_can_help(behaviour: str, calls: int, tmp_path: Path) -> None:
+async def test_the_client_retries_only_retryable_faults(behaviour: str, calls: int, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("bad", kind="openai", url=fake.at(behaviour), attempts=1)
         error = await failure(server, max_retries=2)
@@ -105,6 +105,6 @@ async def test_the_client_asks_again_only_where_that_can_help(behaviour: str, ca
         assert len(fake.requests) == calls
 
 
-async def an_ended(server: Live) -> Job | None:
-    found = await server.services.store.jobs.list(JobFilter())
-    return found[0] if found and found[0].is_terminal else None
+async def ended_job(server: Live) -> Job | None:
+    jobs = await server.services.store.jobs.list(JobFilter())
+    return jobs[0] if jobs and jobs[0].is_terminal else None

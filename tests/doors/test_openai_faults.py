@@ -1,5 +1,7 @@
-"""The list of faults of a model, at the OpenAI door: each is the right class in the official client, with the right
-code; the connection to the model is closed at once; and no fault takes more than a bounded memory.
+"""Faults of an upstream at the OpenAI door.
+
+Each has the right class and code in the official client, closes its connection to the upstream at once, and takes a
+limited amount of memory.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from support.live_server import Live, chat, live, until
 pytestmark = pytest.mark.anyio
 LATE = Timeouts(first_byte_seconds=0.5)
 STALLED = Timeouts(between_chunks_seconds=0.5)
-# Faults that only a limit ends. All others have a model's usual limits, so that no slow machine runs into them.
+# Faults that only a timeout ends. All others have the default timeouts, so that a slow machine does not reach them.
 TIMEOUTS = {
     "hang-before-headers": LATE,
     "slow-headers": LATE,
@@ -35,7 +37,7 @@ TIMEOUTS = {
     "flood": Timeouts(total_seconds=1),
 }
 SERVER = openai.InternalServerError
-# What goes wrong before the first event has a status of its own, whether a stream was asked for or not.
+# Faults before the first event, which have a status of their own for plain and for streamed calls.
 BEFORE: dict[str, tuple[type[openai.APIStatusError], int, str]] = {
     "leave": (SERVER, 502, "model_unreachable"),
     "hang-before-headers": (SERVER, 504, "model_timed_out"),
@@ -56,7 +58,7 @@ BEFORE: dict[str, tuple[type[openai.APIStatusError], int, str]] = {
     "broken": (SERVER, 500, "model_error"),
     "broken-by-number": (openai.BadRequestError, 400, "400"),
 }
-# What goes wrong after it is the last event of its stream.
+# Faults after the first event, which are the last event of the stream.
 AFTER = {
     "cut-stream": "model_cut",
     "cut-event": "model_cut",
@@ -84,35 +86,35 @@ async def test_a_fault_before_the_first_event_has_its_class_and_its_code(
         assert error.request_id
         assert error.response.headers.get("retry-after") == ("7" if fault == "too-many" else None)
         assert fault in KEPT_ALIVE or await fake.all_closed()
-        await says(server, code, error.response.headers["x-signoff-job"])
+        await expect_job_error(server, code, error.response.headers["x-signoff-job"])
 
 
-# What was read to its end leaves a connection as good as new.
+# A connection whose response was read to its end can be used again.
 KEPT_ALIVE = {"html", "speech", "redirect", "too-many", "broken", "broken-by-number"}
 
 
 @pytest.mark.parametrize("fault", AFTER)
 async def test_a_fault_after_the_first_event_ends_the_stream_in_an_error(fault: str, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at(fault)) as ai:
-        got = list[Any]()
+        pieces = list[Any]()
         with pytest.raises(openai.APIError) as caught:
             async for piece in await ai.chat.completions.create(**chat("hello", "bad", stream=True)):
-                got.append(piece)
+                pieces.append(piece)
         assert caught.value.code == AFTER[fault]
-        assert fault == "flood" or 1 <= len(got) < len(EVENTS)
+        assert fault == "flood" or 1 <= len(pieces) < len(EVENTS)
         assert fault in FINISHED or await fake.all_closed()
-        await says(server, AFTER[fault])
+        await expect_job_error(server, AFTER[fault])
 
 
-async def test_a_chunk_that_is_none_ends_the_call(tmp_path: Path) -> None:
+async def test_an_invalid_chunk_ends_the_call(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server, client(server, fake.at("bad-chunk")) as ai:
         with pytest.raises(openai.APIError) as caught:
             async for _ in await ai.chat.completions.create(**chat("hello", "bad", stream=True)):
                 pass
-        # It may come with the head, in one packet; then nothing of it can be read.
+        # If the chunk arrives in one packet with the headers, nothing of it can be read.
         assert caught.value.code in {"model_cut", "model_garbled"}
         assert await fake.all_closed()
-        await says(server, str(caught.value.code))
+        await expect_job_error(server, str(caught.value.code))
 
 
 FINISHED = {"not-an-event", "not-an-utf8-event", "error-in-stream"}
@@ -123,7 +125,7 @@ def client(server: Live, url: str) -> Client:
 
 
 class Client:
-    """The official client, of a server with the model `bad`."""
+    """The official client of a server, to which it adds the model `bad` at `url`."""
 
     def __init__(self, server: Live, url: str) -> None:
         self._server = server
@@ -140,14 +142,14 @@ class Client:
         await self._client.close()
 
 
-async def says(server: Live, code: str, job_id: str | None = None) -> None:
-    """Waits for the job's end, which tells of the same fault."""
+async def expect_job_error(server: Live, code: str, job_id: str | None = None) -> None:
+    """Wait until the job has ended, and check that it records the same fault."""
 
-    async def look() -> Job | None:
-        found = await server.services.store.jobs.list(JobFilter())
-        return found[0] if found and found[0].is_terminal else None
+    async def ended_job() -> Job | None:
+        jobs = await server.services.store.jobs.list(JobFilter())
+        return jobs[0] if jobs and jobs[0].is_terminal else None
 
-    job = await until(look)
+    job = await until(ended_job)
     assert job_id in {None, job.id}
     assert job.error is not None
     assert job.status == "fail"
@@ -158,13 +160,13 @@ HEAVY = ["huge-body", "gzip-bomb", "endless-event", "huge-headers"]
 BOUND_MB = 300
 
 
-def test_no_fault_takes_a_server_more_than_a_bounded_memory(tmp_path: Path) -> None:
+def test_faults_take_a_limited_amount_of_memory(tmp_path: Path) -> None:
     assert len(bomb()) < 10_000_000
-    asyncio.run(_take(tmp_path))
+    asyncio.run(_measure_memory(tmp_path))
 
 
-async def _take(tmp_path: Path) -> None:
-    """A real server is given every heavy fault, plain and streamed, two at a time."""
+async def _measure_memory(tmp_path: Path) -> None:
+    """Send a server process every heavy fault, plain and streamed at the same time, and check its peak memory."""
     environment = processes.clean_environment(tmp_path / "data")
     port = processes.free_port()
     async with fake_upstream() as fake:
@@ -178,10 +180,10 @@ async def _take(tmp_path: Path) -> None:
             before_mb = _peak_mb(server.pid)
             async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=token, max_retries=0) as ai:
                 for fault in HEAVY:
-                    asked = [_asked(ai, fault, stream=stream) for stream in (False, True)]
+                    calls = [_call_with_fault(ai, fault, stream=stream) for stream in (False, True)]
                     async with asyncio.TaskGroup() as group:
-                        for each in asked:
-                            group.create_task(each)
+                        for call in calls:
+                            group.create_task(call)
             grown_mb = _peak_mb(server.pid) - before_mb
             assert grown_mb < BOUND_MB, f"{grown_mb} MB"
             assert server.poll() is None
@@ -189,7 +191,7 @@ async def _take(tmp_path: Path) -> None:
             await asyncio.to_thread(serving.__exit__, None, None, None)
 
 
-async def _asked(ai: openai.AsyncOpenAI, fault: str, *, stream: bool) -> None:
+async def _call_with_fault(ai: openai.AsyncOpenAI, fault: str, *, stream: bool) -> None:
     with pytest.raises(openai.APIError):
         answer = await ai.chat.completions.create(**chat("hello", fault, stream=stream))
         if stream:
@@ -199,6 +201,6 @@ async def _asked(ai: openai.AsyncOpenAI, fault: str, *, stream: bool) -> None:
 
 def _peak_mb(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) // 1024
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert match is not None
+    return int(match[1]) // 1024

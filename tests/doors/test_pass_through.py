@@ -1,4 +1,4 @@
-"""What an upstream has beyond: any method, any query; and nobody reaches through us what another one made there."""
+"""Pass-through to routes that only the upstream knows, and who may use the objects that are stored there."""
 
 from __future__ import annotations
 
@@ -26,35 +26,37 @@ REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.
 
 
 async def ask(server: Live, token: str, method: str, path: str, **more: Any) -> tuple[int, Any]:
-    """The status and the JSON of a request whose path goes out as it is written."""
+    """Return the status and the JSON of a request whose path is sent without further encoding."""
     headers = {"authorization": f"Bearer {token}"} | more.pop("headers", {})
     async with server.http.request(method, URL(server.url + path, encoded=True), headers=headers, **more) as response:
         body = await response.read()
         return response.status, json.loads(body) if body else None
 
 
-async def made(server: Live, token: str, **more: Any) -> str:
-    """The id of a new response."""
-    status, told = await ask(server, token, "POST", "/v1/responses", json={"model": "mine", "input": "hello"} | more)
+async def create_response(server: Live, token: str, **more: Any) -> str:
+    """Create a response at the model `mine`, and return its id."""
+    status, response = await ask(
+        server, token, "POST", "/v1/responses", json={"model": "mine", "input": "hello"} | more
+    )
     assert status == 200
-    return told["id"]
+    return response["id"]
 
 
 def escaped(name: str) -> str:
-    """The name as JSON may write it, too."""
+    """Return the name with every letter as a JSON escape."""
     return "".join(f"\\u{ord(letter):04X}" for letter in name)
 
 
-async def jobs(server: Live, **more: Any) -> list[Job]:
+async def list_jobs(server: Live, **more: Any) -> list[Job]:
     return await server.services.store.jobs.list(JobFilter(**more))
 
 
-async def a_held(server: Live) -> Job | None:
-    found = await jobs(server, status="human")
-    return found[0] if found else None
+async def held_job(server: Live) -> Job | None:
+    jobs = await list_jobs(server, status="human")
+    return jobs[0] if jobs else None
 
 
-async def keeper(server: Live, fake: FakeUpstream, **more: Any) -> None:
+async def add_model(server: Live, fake: FakeUpstream, **more: Any) -> None:
     await server.model("mine", kind="openai", url=fake.at("keep"), **more)
 
 
@@ -72,65 +74,65 @@ REQUESTS = [
 
 @pytest.mark.parametrize(("method", "path"), REQUESTS)
 @pytest.mark.parametrize("body", [None, b'{ "a":1.50 }'])
-async def test_every_method_and_query_reaches_the_upstream_as_it_came(
+async def test_every_method_and_query_reaches_the_upstream_unchanged(
     method: str, path: str, body: bytes | None, tmp_path: Path
 ) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake, default=True)
+        await add_model(server, fake, default=True)
         token = await server.token("admin")
-        status, told = await ask(server, token, method, path, data=body)
-        assert (status, told["was"]) == (200, f"{method} /keep{path}")
-        (seen,) = fake.requests
-        assert (seen.method, seen.path, seen.body) == (method, f"/keep{path}", body or b"")
-        assert seen.headers.get("content-type") == (body and "application/json")
+        status, response = await ask(server, token, method, path, data=body)
+        assert (status, response["was"]) == (200, f"{method} /keep{path}")
+        (request,) = fake.requests
+        assert (request.method, request.path, request.body) == (method, f"/keep{path}", body or b"")
+        assert request.headers.get("content-type") == (body and "application/json")
         (job,) = await until(lambda: all_ended(server, 1))
         assert (job.path, job.body) == (("" if method == "POST" else f"{method} ") + path, body or b"null")
         assert job.model == "mine"
 
 
 @pytest.mark.parametrize("how", ["header", "query", "body"])
-async def test_the_upstream_is_the_one_that_the_request_names(how: str, tmp_path: Path) -> None:
+async def test_a_request_names_its_upstream(how: str, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake)
+        await add_model(server, fake)
         token = await server.token("admin")
         headers = {"x-signoff-model": "mine"} if how == "header" else {}
         query = "?model=mine&limit=1" if how == "query" else "?limit=1"
         body = {"model": "mine"} if how == "body" else None
-        status, told = await ask(server, token, "POST", f"/v1/things{query}", headers=headers, json=body)
-        assert (status, told["was"]) == (200, "POST /keep/v1/things?limit=1")
+        status, response = await ask(server, token, "POST", f"/v1/things{query}", headers=headers, json=body)
+        assert (status, response["was"]) == (200, "POST /keep/v1/things?limit=1")
 
 
 async def test_the_official_client_finds_its_responses_at_the_model_that_made_them(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server, client(server) as ai:
-        await keeper(server, fake)
+        await add_model(server, fake)
         await server.model("other", kind="openai", url=fake.at("html"), default=True)
         for stream in (False, True):
             answer = await ai.responses.create(model="mine", input="hello", stream=stream)
-            name = [event async for event in answer][-1].response.id if stream else answer.id
-            assert (await ai.responses.retrieve(name)).id == name
-            await ai.responses.input_items.list(name)
-            await ai.responses.cancel(name)
-            await ai.responses.delete(name)
-            again = await ai.responses.create(model="mine", input="and?", previous_response_id=name)
+            response_id = [event async for event in answer][-1].response.id if stream else answer.id
+            assert (await ai.responses.retrieve(response_id)).id == response_id
+            await ai.responses.input_items.list(response_id)
+            await ai.responses.cancel(response_id)
+            await ai.responses.delete(response_id)
+            again = await ai.responses.create(model="mine", input="and?", previous_response_id=response_id)
             assert again.output_text == "kept"
-            paths = [f"{seen.method} {seen.path.removeprefix('/keep/v1/responses')}" for seen in fake.requests]
+            paths = [f"{request.method} {request.path.removeprefix('/keep/v1/responses')}" for request in fake.requests]
             below = ["GET /{}", "GET /{}/input_items", "POST /{}/cancel", "DELETE /{}"]
-            assert paths == ["POST ", *(each.format(name) for each in below), "POST "]
+            assert paths == ["POST ", *(each.format(response_id) for each in below), "POST "]
             fake.requests.clear()
 
 
-async def test_what_a_fallback_made_is_found_there(tmp_path: Path) -> None:
+async def test_an_object_that_a_fallback_stored_is_found_there(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake)
+        await add_model(server, fake)
         await server.model("first", kind="openai", url=fake.at("broken"), attempts=1, fallbacks=("mine",))
         token = await server.token()
-        name = await made(server, token, model="first")
+        response_id = await create_response(server, token, model="first")
         fake.requests.clear()
-        assert (await ask(server, token, "GET", f"/v1/responses/{name}"))[0] == 200
-        assert [seen.path for seen in fake.requests] == [f"/keep/v1/responses/{name}"]
+        assert (await ask(server, token, "GET", f"/v1/responses/{response_id}"))[0] == 200
+        assert [request.path for request in fake.requests] == [f"/keep/v1/responses/{response_id}"]
 
 
-STEPS = [
+OBJECT_ROUTES = [
     ("GET", "/v1/responses/{}"),
     ("GET", "/v1/responses/{}/input_items"),
     ("GET", "/openai/v1/responses/{}/?model=mine"),
@@ -147,69 +149,69 @@ BODIES: list[dict[str, Any]] = [
 ]
 
 
-async def test_nobody_reaches_what_somebody_else_made_at_the_upstream(tmp_path: Path) -> None:
+async def test_an_object_at_the_upstream_is_hidden_from_other_users(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake)
-        name = await made(server, await server.token(email="alice@example.com"))
+        await add_model(server, fake)
+        response_id = await create_response(server, await server.token(email="alice@example.com"))
         bob, rita = await server.token(email="bob@example.com"), await server.token("reviewer")
-        asked = len(fake.requests)
-        # when others ask for it, at this door, at another one, in a path or in a body
+        request_count = len(fake.requests)
+        # when others name it at this door or at the native door, in a path or in a body
         for token in (bob, rita):
-            answers = [await ask(server, token, method, path.format(name)) for method, path in STEPS]
-            for body, named in itertools.product(BODIES, (name, escaped(name))):
-                told = json.dumps(body | {"model": "mine", "input": "hello"}).replace("{}", named)
-                answers.append(await ask(server, token, "POST", "/v1/responses", data=told))
-                native = f'{{"path": "/v1/responses", "target": "mine", "body": {told}}}'
+            answers = [await ask(server, token, method, path.format(response_id)) for method, path in OBJECT_ROUTES]
+            for body, spelling in itertools.product(BODIES, (response_id, escaped(response_id))):
+                data = json.dumps(body | {"model": "mine", "input": "hello"}).replace("{}", spelling)
+                answers.append(await ask(server, token, "POST", "/v1/responses", data=data))
+                native = f'{{"path": "/v1/responses", "target": "mine", "body": {data}}}'
                 answers.append(await ask(server, token, "POST", "/api/jobs", data=native))
-            native = {"path": f"GET /v1/responses/{name}", "target": "mine", "body": None}
+            native = {"path": f"GET /v1/responses/{response_id}", "target": "mine", "body": None}
             answers.append(await ask(server, token, "POST", "/api/jobs", json=native))
-            # then there is nothing, and the upstream never learns of it
+            # then they get a 404, and the upstream gets no request
             assert {status for status, _ in answers} == {404}
-        assert len(fake.requests) == asked
-        # and an admin may
-        assert (await ask(server, await server.token("admin"), "GET", f"/v1/responses/{name}"))[0] == 200
+        assert len(fake.requests) == request_count
+        # and an admin may use it
+        assert (await ask(server, await server.token("admin"), "GET", f"/v1/responses/{response_id}"))[0] == 200
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-32-be"])
 @pytest.mark.parametrize("kind", ["application/json", "audio/mpeg"])
-async def test_nobody_reaches_it_in_a_parcel(kind: str, encoding: str, tmp_path: Path) -> None:
+async def test_an_object_is_hidden_from_other_users_in_a_binary_body(kind: str, encoding: str, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake, default=True)
-        name = await made(server, await server.token(email="alice@example.com"))
-        bob, asked = await server.token(email="bob@example.com"), len(fake.requests)
-        form = f'--b\r\nContent-Disposition: form-data; name="thread_id"\r\n\r\n{name}\r\n--b--\r\n'
-        for content in (f'{{"thread_id":"{name}"}}', f'{{"thread_id":"{escaped(name)}"}}', form):
+        await add_model(server, fake, default=True)
+        response_id = await create_response(server, await server.token(email="alice@example.com"))
+        bob, request_count = await server.token(email="bob@example.com"), len(fake.requests)
+        form = f'--b\r\nContent-Disposition: form-data; name="thread_id"\r\n\r\n{response_id}\r\n--b--\r\n'
+        for content in (f'{{"thread_id":"{response_id}"}}', f'{{"thread_id":"{escaped(response_id)}"}}', form):
             binary = encode_binary(BinaryBody(kind, content.encode(encoding)))
             assert (await ask(server, bob, "POST", "/v1/threads/runs", data=binary))[0] == 404
-        assert len(fake.requests) == asked
+        assert len(fake.requests) == request_count
 
 
 @pytest.mark.parametrize("below", ["", "/search", "/files/file-1"])
-async def test_an_id_may_be_a_word(below: str, tmp_path: Path) -> None:
+async def test_an_object_whose_id_is_a_plain_word_is_protected(below: str, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("mirror"), default=True)
         alice, bob = await server.token(email="alice@example.com"), await server.token(email="bob@example.com")
         assert (await ask(server, alice, "POST", "/v1/vector_stores", json={"id": "mynotes"}))[0] == 200
         assert (await ask(server, bob, "POST", "/v1/things", json={"id": "file-1"}))[0] == 200
-        asked = len(fake.requests)
+        request_count = len(fake.requests)
         assert (await ask(server, bob, "POST", f"/v1/vector_stores/mynotes{below}", json={}))[0] == 404
-        assert len(fake.requests) == asked
+        assert len(fake.requests) == request_count
         assert (await ask(server, alice, "POST", f"/v1/vector_stores/mynotes{below}", json={}))[0] == 200
 
 
-async def test_what_nobody_made_here_is_for_admins(tmp_path: Path) -> None:
+async def test_objects_that_signoff_does_not_know_are_for_admins(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake, default=True)
+        await add_model(server, fake, default=True)
         token = await server.token()
         assert (await ask(server, token, "GET", "/v1/responses/resp_1"))[0] == 404
-        status, told = await ask(server, token, "GET", "/v1/vector_stores")
-        assert (status, told["error"]["code"]) == (403, "forbidden")
+        status, response = await ask(server, token, "GET", "/v1/vector_stores")
+        assert (status, response["error"]["code"]) == (403, "forbidden")
         assert not fake.requests
 
 
-async def test_what_was_made_belongs_to_the_first_who_made_it(tmp_path: Path) -> None:
+async def test_an_object_belongs_to_its_first_creator(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        # given an upstream that lets callers choose ids, and one who chooses that of another
+        # given an upstream where callers choose ids, and two callers who choose the same one
         await server.model("mine", kind="openai", url=fake.at("mirror"), default=True)
         alice, bob = await server.token(email="alice@example.com"), await server.token(email="bob@example.com")
         for token in (alice, bob):
@@ -224,21 +226,21 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
     return None if request.param == "sqlite" else request.getfixturevalue("postgres_url")
 
 
-async def test_an_id_is_known_at_every_process_as_soon_as_its_caller_knows_it(
+async def test_an_id_is_known_to_every_process_as_soon_as_its_caller_knows_it(
     database_url: str | None, tmp_path: Path
 ) -> None:
     both = {"database_url": database_url}
     async with fake_upstream() as fake, live(tmp_path, **both) as server, live(tmp_path, **both) as other:
-        await keeper(server, fake)
+        await add_model(server, fake)
         token = await server.token()
         for _ in range(20):
-            name = await made(server, token)
-            assert (await ask(other, token, "GET", f"/v1/responses/{name}"))[0] == 200
+            response_id = await create_response(server, token)
+            assert (await ask(other, token, "GET", f"/v1/responses/{response_id}"))[0] == 200
 
 
-async def test_a_response_whose_reader_left_is_still_theirs(tmp_path: Path) -> None:
+async def test_a_response_belongs_to_its_caller_even_after_a_disconnect(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake)
+        await add_model(server, fake)
         token = await server.token()
         body = {"model": "mine", "input": "speak, and hang", "stream": True, "background": True}
         headers = {"authorization": f"Bearer {token}"}
@@ -250,24 +252,24 @@ async def test_a_response_whose_reader_left_is_still_theirs(tmp_path: Path) -> N
         assert (await ask(server, token, "GET", "/v1/responses/resp_1Kept"))[0] == 200
 
 
-async def test_what_was_held_leaves_by_no_other_way(tmp_path: Path) -> None:
+async def test_a_copy_of_a_held_response_is_held_too(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake, review="always")
+        await add_model(server, fake, review="always")
         await server.model("hasty", kind="openai", url=fake.at("keep"), review="never")
         token = await server.token()
-        # given a response that was signed off
-        asking = asyncio.ensure_future(made(server, token))
-        job = await until(lambda: a_held(server))
+        # given a response that was approved
+        call = asyncio.ensure_future(create_response(server, token))
+        job = await until(lambda: held_job(server))
         await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))
-        name = await asking
-        # when its upstream's own copy is asked for, or another model is to tell what it said
-        told = {"model": "hasty", "input": "What did you say?", "previous_response_id": name}
-        for again in (
-            ask(server, token, "GET", f"/v1/responses/{name}", headers={"prefer": "wait=0"}),
-            ask(server, token, "POST", "/v1/responses", json=told, headers={"prefer": "wait=0"}),
+        response_id = await call
+        # when the owner fetches the copy of the upstream, or refers to it in a call of another model
+        body = {"model": "hasty", "input": "What did you say?", "previous_response_id": response_id}
+        for request in (
+            ask(server, token, "GET", f"/v1/responses/{response_id}", headers={"prefer": "wait=0"}),
+            ask(server, token, "POST", "/v1/responses", json=body, headers={"prefer": "wait=0"}),
         ):
-            # then a person looks again
-            status, answer = await again
+            # then that answer is held, too
+            status, answer = await request
             assert (status, answer["error"]["code"]) == (504, "review_pending")
 
 
@@ -275,7 +277,7 @@ async def test_what_was_held_leaves_by_no_other_way(tmp_path: Path) -> None:
     ("behaviour", "kind", "whole"),
     [("spoken", "text/event-stream", b"".join(SPOKEN)), ("speech", "audio/mpeg", SOUND)],
 )
-async def test_a_stream_that_only_its_upstream_knows_is_given_as_it_came(
+async def test_a_stream_in_an_unknown_format_passes_byte_for_byte(
     behaviour: str, kind: str, whole: bytes, tmp_path: Path
 ) -> None:
     async with fake_upstream() as fake, live(tmp_path, keep_alive_seconds=0.05) as server:
@@ -283,10 +285,10 @@ async def test_a_stream_that_only_its_upstream_knows_is_given_as_it_came(
         await server.model("quick", kind="openai", url=url)
         await server.model("held", kind="openai", url=url, review="always")
 
-        async def heard(model: str, **headers: str) -> tuple[str, bytes]:
+        async def read_stream(model: str, **headers: str) -> tuple[str, bytes]:
             body = {"model": model, "input": "hello", "stream": True}
-            told = {"authorization": f"Bearer {token}"} | headers
-            async with server.http.post(server.url + "/v1/audio/speech", json=body, headers=told) as response:
+            all_headers = {"authorization": f"Bearer {token}"} | headers
+            async with server.http.post(server.url + "/v1/audio/speech", json=body, headers=all_headers) as response:
                 first, rest = await response.content.readexactly(1), await response.read()
                 # A slow machine may add comments to a stream of events, but never before its first byte.
                 return response.content_type, first + rest.replace(b": still at work\n\n", b"")
@@ -294,67 +296,67 @@ async def test_a_stream_that_only_its_upstream_knows_is_given_as_it_came(
         async def has_waited() -> bool | None:
             return asyncio.get_running_loop().time() > held_since + 0.2 or None
 
-        # at once, and again under its key; and while a person looks
+        # the same bytes come for a new call, for a repeated idempotency key, and for a held call
         for _ in range(2):
-            assert await heard("quick", **{"idempotency-key": "k"}) == (kind, whole)
-        asking = asyncio.ensure_future(heard("held"))
-        job = await until(lambda: a_held(server))
+            assert await read_stream("quick", **{"idempotency-key": "k"}) == (kind, whole)
+        call = asyncio.ensure_future(read_stream("held"))
+        job = await until(lambda: held_job(server))
         held_since = asyncio.get_running_loop().time()
         await until(has_waited)
         await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))
-        assert await asking == (kind, whole)
+        assert await call == (kind, whole)
 
 
-async def test_what_was_refused_cannot_be_fetched_at_its_upstream(tmp_path: Path) -> None:
+async def test_a_held_or_rejected_response_cannot_be_fetched_from_its_upstream(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake, review="always")
+        await add_model(server, fake, review="always")
         token = await server.token()
-        asked = {"model": "mine", "input": "hello"}
-        asking = asyncio.ensure_future(ask(server, token, "POST", "/v1/responses", json=asked))
-        job = await until(lambda: a_held(server))
+        body = {"model": "mine", "input": "hello"}
+        call = asyncio.ensure_future(ask(server, token, "POST", "/v1/responses", json=body))
+        job = await until(lambda: held_job(server))
         assert job.upstream_object_id == "resp_1Kept"
         for verdict in (None, "reject"):
             if verdict:
                 await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="reject", reason="no"))
             assert (await ask(server, token, "GET", "/v1/responses/resp_1Kept"))[0] == 404
-        assert (await asking)[0] == 403
+        assert (await call)[0] == 403
 
 
-async def test_what_was_answered_before_costs_no_tokens_again(tmp_path: Path) -> None:
+async def test_the_tokens_of_a_stored_response_count_once(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake)
+        await add_model(server, fake)
         token = await server.token()
-        name = await made(server, token)
-        await ask(server, token, "POST", f"/v1/responses/{name}/cancel")
+        response_id = await create_response(server, token)
+        await ask(server, token, "POST", f"/v1/responses/{response_id}/cancel")
         first, second = await until(lambda: all_ended(server, 2))
         assert first.usage is not None
         assert (first.usage.total_tokens, second.prompt_tokens, second.completion_tokens) == (5, 0, 0)
 
 
-async def test_what_was_made_before_is_asked_for_each_time_whatever_is_kept(tmp_path: Path) -> None:
+async def test_requests_for_stored_objects_bypass_the_cache(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake, cache="always")
+        await add_model(server, fake, cache="always")
         token = await server.token()
-        name = await made(server, token)
+        response_id = await create_response(server, token)
         for _ in range(2):
-            assert (await ask(server, token, "GET", f"/v1/responses/{name}"))[0] == 200
-            assert (await ask(server, token, "DELETE", f"/v1/responses/{name}"))[0] == 200
-        assert [seen.method for seen in fake.requests] == ["POST", "GET", "DELETE", "GET", "DELETE"]
+            assert (await ask(server, token, "GET", f"/v1/responses/{response_id}"))[0] == 200
+            assert (await ask(server, token, "DELETE", f"/v1/responses/{response_id}"))[0] == 200
+        assert [request.method for request in fake.requests] == ["POST", "GET", "DELETE", "GET", "DELETE"]
 
 
-async def test_an_answer_without_a_body_is_one(tmp_path: Path) -> None:
+async def test_an_answer_may_have_no_body(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("gone"), default=True)
         assert await ask(server, await server.token("admin"), "DELETE", "/v1/things/a1") == (200, None)
 
 
 @pytest.mark.parametrize("kind", ["http", "echo"])
-async def test_a_model_that_has_nothing_there_says_so(kind: str, tmp_path: Path) -> None:
+async def test_a_model_without_the_route_is_a_404(kind: str, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind=kind, url=fake.at("answer") if kind == "http" else None, default=True)
-        status, told = await ask(server, await server.token("admin"), "GET", "/v1/things")
+        status, response = await ask(server, await server.token("admin"), "GET", "/v1/things")
         assert status == 404
-        assert "mine" in told["error"]["message"] or "/v1/things" in told["error"]["message"]
+        assert "mine" in response["error"]["message"] or "/v1/things" in response["error"]["message"]
         assert not fake.requests
 
 
@@ -369,12 +371,12 @@ async def test_a_model_that_has_nothing_there_says_so(kind: str, tmp_path: Path)
         ("SEARCH", "/v1/things"),
     ],
 )
-async def test_what_cannot_pass_is_not_found(method: str, path: str, tmp_path: Path) -> None:
+async def test_paths_and_methods_that_cannot_pass_through_are_refused(method: str, path: str, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake, default=True)
-        status, told = await ask(server, await server.token("admin"), method, path)
+        await add_model(server, fake, default=True)
+        status, response = await ask(server, await server.token("admin"), method, path)
         assert status in {400, 404}
-        assert told["error"]["code"] in {"not_found", "bad_request"}
+        assert response["error"]["code"] in {"not_found", "bad_request"}
         assert not fake.requests
 
 
@@ -383,35 +385,35 @@ async def test_what_cannot_pass_is_not_found(method: str, path: str, tmp_path: P
 )
 async def test_a_known_path_refuses_other_methods(method: str, path: str, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake, default=True)
-        status, told = await ask(server, await server.token("admin"), method, path)
-        assert (status, told["error"]["code"]) == (405, "method_not_allowed")
+        await add_model(server, fake, default=True)
+        status, response = await ask(server, await server.token("admin"), method, path)
+        assert (status, response["error"]["code"]) == (405, "method_not_allowed")
         assert not fake.requests
 
 
 @pytest.mark.parametrize("path", ["/v1/batches", "/v1/files", "GET /v1/uploads/upload_1", "DELETE /v1/models/echo"])
-async def test_what_is_kept_here_passes_through_no_other_door_either(path: str, tmp_path: Path) -> None:
+async def test_routes_of_signoff_itself_pass_through_no_other_door(path: str, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await keeper(server, fake, default=True)
+        await add_model(server, fake, default=True)
         body = {"path": path, "body": {"model": "mine"}}
         assert (await ask(server, await server.token("admin"), "POST", "/api/jobs", json=body))[0] == 400
-        assert not await jobs(server)
+        assert not await list_jobs(server)
         assert not fake.requests
 
 
-async def test_a_head_of_the_models_is_their_answer_without_its_body(tmp_path: Path) -> None:
+async def test_a_head_request_for_models_has_no_body(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         assert await ask(server, await server.token(), "HEAD", "/v1/models") == (200, None)
         assert await ask(server, await server.token(), "HEAD", "/v1/models/echo/") == (200, None)
 
 
-async def test_a_chat_is_looked_up_nowhere(tmp_path: Path) -> None:
+async def test_a_chat_needs_no_lookup_of_objects(tmp_path: Path) -> None:
     async with live(tmp_path) as server, client(server) as ai:
 
-        async def unasked(*_: object) -> list[Job]:
+        async def unexpected_list(*_: object) -> list[Job]:
             raise AssertionError
 
-        server.services.store.jobs.list = unasked  # type: ignore[method-assign]
+        server.services.store.jobs.list = unexpected_list  # type: ignore[method-assign]
         answer = await ai.chat.completions.create(**chat('{"x": "resp_1234"}'))
         assert "resp_1234" in (answer.choices[0].message.content or "")
         with pytest.raises(openai.InternalServerError):
@@ -421,5 +423,5 @@ async def test_a_chat_is_looked_up_nowhere(tmp_path: Path) -> None:
 
 
 async def all_ended(server: Live, count: int) -> list[Job] | None:
-    found = await jobs(server)
-    return found if len(found) == count and all(job.is_terminal for job in found) else None
+    jobs = await list_jobs(server)
+    return jobs if len(jobs) == count and all(job.is_terminal for job in jobs) else None

@@ -1,4 +1,4 @@
-"""The AI backend's door: any model is asked, added and looked into by its id, as the document has it."""
+"""The door of the AI backend (`/post/predict`, `/post/addmodel`, `/get/getlogs`), as its document describes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOCUMENT = 'id=myverygoodmodel?type=httpmodel?dest="127.0.0.1:8888"'
 
 
 async def ask(server: Live, path: str, token: str | None, body: bytes | None = b"{}", **more: Any) -> tuple[int, Any]:
-    """As a program that encodes nothing by itself would ask."""
+    """Send a request whose path is not encoded any further; return the status and the JSON."""
     headers = ({"authorization": f"Bearer {token}"} if token else {}) | more.get("headers", {})
     url = URL(server.url + path, encoded=True)
     async with server.http.request(more.get("method", "POST"), url, headers=headers, data=body) as response:
@@ -45,31 +45,31 @@ async def ask(server: Live, path: str, token: str | None, body: bytes | None = b
         "id=myverygoodmodel&x=1&type=httpmodel?y&dest=127.0.0.1:8888",
     ],
 )
-def test_a_query_is_understood_however_it_is_spelt(query: str) -> None:
-    told = fields_of(query)
-    model = model_of(told)
+def test_every_spelling_of_a_query_is_understood(query: str) -> None:
+    fields = fields_of(query)
+    model = model_of(fields)
     assert (model.name, model.kind, model.url) == ("myverygoodmodel", "http", "http://127.0.0.1:8888")
 
 
-def test_an_address_keeps_its_own_query_and_a_command_its_own_quotes() -> None:
-    told = fields_of("id=m&type=httpmodel&dest=https://h/p?a=1&b=2?id=3&type=x")
-    assert model_of(told).url == "https://h/p?a=1&b=2?id=3&type=x"
-    told = fields_of("id=m&type=SubprocessModel&dest=python3+%22my+model.py%22+--name+'a+b'")
-    assert model_of(told).command == ("python3", "my model.py", "--name", "a b")
-    told = fields_of('id=m&type=subprocessmodel&dest="python3%20model.py"')
-    assert model_of(told).command == ("python3", "model.py")
+def test_an_address_keeps_its_query_and_a_command_its_quotes() -> None:
+    fields = fields_of("id=m&type=httpmodel&dest=https://h/p?a=1&b=2?id=3&type=x")
+    assert model_of(fields).url == "https://h/p?a=1&b=2?id=3&type=x"
+    fields = fields_of("id=m&type=SubprocessModel&dest=python3+%22my+model.py%22+--name+'a+b'")
+    assert model_of(fields).command == ("python3", "my model.py", "--name", "a b")
+    fields = fields_of('id=m&type=subprocessmodel&dest="python3%20model.py"')
+    assert model_of(fields).command == ("python3", "model.py")
 
 
 @pytest.mark.parametrize(
     "query", ["id=m", "id=m&type=magic&dest=x", "id=m&type=httpmodel", "id=m&type=subprocessmodel&dest='a"]
 )
-def test_what_describes_no_model_is_refused(query: str) -> None:
+def test_an_invalid_model_is_refused(query: str) -> None:
     with pytest.raises(BadRequest):
         model_of(fields_of(query))
 
 
 @given(st.text(max_size=60))
-def test_any_query_can_be_looked_at(query: str) -> None:
+def test_any_query_can_be_parsed(query: str) -> None:
     assert fields_of(query).keys() <= {"id", "type", "dest"}
 
 
@@ -80,10 +80,10 @@ async def test_a_model_is_added_as_in_the_document_and_answers_at_once(tmp_path:
             404,
             {"content": "id is not registered: myverygoodmodel"},
         )
-        # given the very words of the document, but for the port and where it answers
-        words = DOCUMENT.replace("127.0.0.1:8888", fake.at("mirror").removeprefix("http://"))
-        assert (await ask(server, f"/post/addmodel?{words}", admin))[0] == 200
-        # then any JSON goes in and comes out, by either method
+        # given the query of the document, with the address of the fake
+        query = DOCUMENT.replace("127.0.0.1:8888", fake.at("mirror").removeprefix("http://"))
+        assert (await ask(server, f"/post/addmodel?{query}", admin))[0] == 200
+        # then any JSON value passes through unchanged, with both methods
         for body in (b'{"a": [1, null]}', b"null", b'"text"', b"[]"):
             for kind in ("get", "post", "POST"):
                 for method in ("GET", "POST"):
@@ -93,10 +93,10 @@ async def test_a_model_is_added_as_in_the_document_and_answers_at_once(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["", "%20", "a%0Ab", "x" * 256])
-async def test_what_is_no_id_is_told(name: str, tmp_path: Path) -> None:
+async def test_an_invalid_id_is_refused(name: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        status, told = await ask(server, f"/post/predict?id={name}", await server.token())
-        assert (status, told["content"][:10]) == (400, "Not an id:")
+        status, response = await ask(server, f"/post/predict?id={name}", await server.token())
+        assert (status, response["content"][:10]) == (400, "Not an id:")
         assert (await ask(server, "/post/predict", await server.token()))[1] == {"content": "Not an id: "}
 
 
@@ -116,35 +116,35 @@ async def test_a_models_failures_have_their_statuses(tmp_path: Path) -> None:
             url = fake.at(behaviour)
             timeouts = quick if status == 504 else Timeouts()
             await server.model(behaviour, kind="http", url=url, timeouts=timeouts, attempts=1)
-            told = await ask(server, f"/post/predict?id={behaviour}", token)
-            assert told[0] == status, behaviour
-            assert list(told[1]) == ["content"]
+            result = await ask(server, f"/post/predict?id={behaviour}", token)
+            assert result[0] == status, behaviour
+            assert list(result[1]) == ["content"]
 
 
 async def test_a_payload_for_a_chat_model_is_a_chat(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
         for payload in (b'"hello"', b'{"input": "hello"}', json.dumps(chat("hello", stream=True)).encode()):
-            status, told = await ask(server, "/post/predict?id=echo", token, payload)
-            assert (status, words(told)) == (200, "hello")
+            status, response = await ask(server, "/post/predict?id=echo", token, payload)
+            assert (status, words(response)) == (200, "hello")
 
 
 async def test_a_held_answer_waits_for_its_verdict(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         await server.model("held", kind="subprocess", command=program(JSON_LINES_MODEL), review="always")
         token, reviewer = await server.token(), await server.token("reviewer")
-        status, told = await ask(server, "/post/predict?id=held", token, headers={"prefer": "wait=0"})
-        assert (status, set(told)) == (504, {"content", "job_id"})
-        edited = {"id": told["job_id"], "status": "success", "response": {"any": "JSON"}}
-        assert (await server.ask("POST", "/reviewJob", reviewer, json=edited))[0] == 200
-        job = await server.job_when(token, told["job_id"], lambda job: job["status"] == "success")
+        status, response = await ask(server, "/post/predict?id=held", token, headers={"prefer": "wait=0"})
+        assert (status, set(response)) == (504, {"content", "job_id"})
+        verdict = {"id": response["job_id"], "status": "success", "response": {"any": "JSON"}}
+        assert (await server.ask("POST", "/reviewJob", reviewer, json=verdict))[0] == 200
+        job = await server.job_when(token, response["job_id"], lambda job: job["status"] == "success")
         assert job["response"] == {"any": "JSON"}
 
 
-# Who may
+# Authorization
 
 
-async def test_only_bearer_tokens_are_taken(tmp_path: Path) -> None:
+async def test_only_bearer_tokens_are_accepted(tmp_path: Path) -> None:
     async with live(tmp_path, anonymous_role="admin") as server:
         cookie = {"cookie": f"signoff_session={await server.token('admin')}"}
         for operation in ("cleanlogs", "addmodel"):
@@ -167,7 +167,7 @@ async def test_only_admins_add_models_and_clean_logs(tmp_path: Path) -> None:
         assert [model.name for model in await server.services.store.catalog.models()] == []
 
 
-async def test_a_command_is_taken_on_loopback_or_where_it_is_allowed(tmp_path: Path) -> None:
+async def test_a_command_is_accepted_only_on_loopback_or_if_allowed(tmp_path: Path) -> None:
     path = "/post/addmodel?id=m&type=subprocessmodel&dest=cat"
     for number, (settings, status) in enumerate(
         [({}, 200), ({"host": "0.0.0.0"}, 403), ({"host": "0.0.0.0", "allow_remote_commands": True}, 200)]
@@ -188,7 +188,7 @@ async def test_a_command_is_taken_on_loopback_or_where_it_is_allowed(tmp_path: P
         "http://u:p@h",
     ],
 )
-async def test_no_model_is_at_an_address_of_metadata(dest: str, tmp_path: Path) -> None:
+async def test_an_invalid_or_link_local_address_is_refused(dest: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         path = f"/post/addmodel?id=m&type=httpmodel&dest={dest}"
         assert (await ask(server, path, await server.token("admin")))[0] == 400
@@ -215,8 +215,8 @@ async def test_a_program_answers_each_caller_and_its_stderr_is_its_log(tmp_path:
         await server.model("lines", kind="subprocess", command=program(JSON_LINES_MODEL))
         async with asyncio.TaskGroup() as group:
             path = "/post/predict?id=lines"
-            asked = [group.create_task(ask(server, path, token, str(number).encode())) for number in range(50)]
-        assert [task.result()[1]["asked"] for task in asked] == list(range(50))
+            calls = [group.create_task(ask(server, path, token, str(number).encode())) for number in range(50)]
+        assert [call.result()[1]["asked"] for call in calls] == list(range(50))
         status, crash = await ask(server, path, token, b'{"exit": 3}')
         assert (status, "ended with status 3" in crash["content"]) == (502, True)
         assert (await ask(server, path, token, b"7"))[1]["asked"] == 7
@@ -231,31 +231,31 @@ async def test_a_program_answers_each_caller_and_its_stderr_is_its_log(tmp_path:
             ("error", "The model lines ended "),
             ("info", "ready"),
         ]
-        # a log may quote anybody, so it is not everybody's
+        # a log may quote the requests of all users, so only admins may read it
         assert (await ask(server, "/get/getlogs?id=lines", token))[0] == 403
         assert (await ask(server, "/get/cleanlogs?id=lines", admin))[0] == 200
         assert await ask(server, "/get/getlogs?id=lines", admin) == (200, [])
 
 
-async def test_a_queued_job_is_asked_again_after_a_crash_as_often_as_is_allowed(tmp_path: Path) -> None:
+async def test_a_queued_job_is_retried_after_a_crash_up_to_its_attempts(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
         await server.model("fragile", kind="subprocess", command=program(JSON_LINES_MODEL), attempts=2)
-        _, told = await server.ask("POST", "/enqueue", token, json={"model": "fragile", "exit": 3})
-        job = await server.job_when(token, told["job_id"], lambda job: job["status"] == "fail")
+        _, response = await server.ask("POST", "/enqueue", token, json={"model": "fragile", "exit": 3})
+        job = await server.job_when(token, response["job_id"], lambda job: job["status"] == "fail")
         assert (job["attempt"], job["error"]["code"]) == (2, "model_crashed")
 
 
-async def test_a_queued_job_of_a_program_is_asked_its_payload_as_it_is(tmp_path: Path) -> None:
+async def test_a_queued_job_passes_its_payload_to_a_program_unchanged(tmp_path: Path) -> None:
     async with live(tmp_path, enqueue_review="never") as server:
         token = await server.token()
         await server.model("lines", kind="subprocess", command=program(PLAIN_LINES_MODEL))
-        _, told = await server.ask("POST", "/enqueue", token, json={"model": "lines", "input": "a"})
-        job = await server.job_when(token, told["job_id"], lambda job: job["status"] == "success")
+        _, response = await server.ask("POST", "/enqueue", token, json={"model": "lines", "input": "a"})
+        job = await server.job_when(token, response["job_id"], lambda job: job["status"] == "success")
         assert job["response"]["of"] == {"model": "lines", "input": "a"}
 
 
-async def test_what_is_left_under_a_limit_is_told_with_the_answer(tmp_path: Path) -> None:
+async def test_responses_carry_the_remaining_requests_of_a_limit(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         admin = await server.token("admin")
         assert (await server.ask("PUT", "/api/limits/each", admin, json={"requests_per_minute": 9}))[0] == 200

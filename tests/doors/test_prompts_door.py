@@ -1,4 +1,4 @@
-"""Prompts, pipelines and functions over HTTP: saved in versions, shared, labelled, called as models."""
+"""Prompts, pipelines and functions over HTTP: versions, labels, sharing, and calls of prompts as models."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from support.pipeline_cases import PIPELINES
 pytestmark = pytest.mark.anyio
 
 
-async def made(server: Live, token: str, kind: str, **given: Any) -> dict[str, Any]:
-    status, told = await server.ask("POST", f"/api/{kind}s", token, json=given)
-    assert status == 201, told
-    return told
+async def create(server: Live, token: str, kind: str, **fields: Any) -> dict[str, Any]:
+    status, response = await server.ask("POST", f"/api/{kind}s", token, json=fields)
+    assert status == 201, response
+    return response
 
 
-async def with_functions(server: Live, admin: str, source: str = "") -> dict[str, Any]:
-    """What a sync says, with `source` as a file of functions."""
+async def sync_functions(server: Live, admin: str, source: str = "") -> dict[str, Any]:
+    """Write `source` to the file of functions, and return the response of a sync."""
     folder = server.services.caches.functions._folders[0]
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / "custom_test.py").write_text(source)
-    status, told = await server.ask("POST", "/api/functions/sync", admin)
+    status, response = await server.ask("POST", "/api/functions/sync", admin)
     assert status == 200
-    return told
+    return response
 
 
-async def with_the_cases(server: Live, token: str) -> None:
-    """The prompts and functions that the cases call."""
+async def save_cases(server: Live, token: str) -> None:
+    """Save the prompts and functions that the cases in PIPELINES call."""
     admin = await server.token("admin")
-    told = await with_functions(server, admin, "\n".join(PIPELINES["functions"].values()))
-    assert {"builtin_concat", "builtin_identity", "builtin_hi", "add", "map"} <= set(told["created"])
+    response = await sync_functions(server, admin, "\n".join(PIPELINES["functions"].values()))
+    assert {"builtin_concat", "builtin_identity", "builtin_hi", "add", "map"} <= set(response["created"])
     for name, body in PIPELINES["prompts"].items():
-        await made(server, token, "prompt", name=name, body=body, model="echo")
+        await create(server, token, "prompt", name=name, body=body, model="echo")
 
 
 # Saving
 
 
-async def test_a_prompt_is_saved_in_versions_that_can_be_told_apart(tmp_path: Path) -> None:
+async def test_a_prompt_is_saved_in_versions_that_can_be_compared(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        # given a prompt, which is saved once more
-        first = await made(
+        # given a prompt with two versions
+        first = await create(
             server, token, "prompt", name="greet", body="Hello {name},\nbye", model="echo", message="new"
         )
         assert (first["version"], first["labels"], first["args"], first["message"]) == (
@@ -57,16 +57,16 @@ async def test_a_prompt_is_saved_in_versions_that_can_be_told_apart(tmp_path: Pa
             "new",
         )
         assert first["created_at"].endswith("Z")
-        given = {"body": "Hi {name},\nbye {who}", "label": None}
-        status, second = await server.ask("PUT", "/api/prompts/greet", token, json=given)
+        body = {"body": "Hi {name},\nbye {who}", "label": None}
+        status, second = await server.ask("PUT", "/api/prompts/greet", token, json=body)
         assert (status, second["version"], second["labels"], second["model"]) == (200, 2, [], "echo")
-        # then each can be looked at, by name and by id
+        # then each version can be read by name and by id
         for key in ("greet", str(first["id"])):
             assert (await server.ask("GET", f"/api/prompts/{key}", token))[1] == first
             assert (await server.ask("GET", f"/api/prompts/{key}?version=2", token))[1] == second
-        # and what has changed is told
-        _, told = await server.ask("GET", "/api/prompts/greet/difference?from=production&to=2", token)
-        assert told["difference"].splitlines() == [
+        # and their difference can be read
+        _, response = await server.ask("GET", "/api/prompts/greet/difference?from=production&to=2", token)
+        assert response["difference"].splitlines() == [
             "--- greet, version 1",
             "+++ greet, version 2",
             "@@ -1,2 +1,2 @@",
@@ -75,7 +75,7 @@ async def test_a_prompt_is_saved_in_versions_that_can_be_told_apart(tmp_path: Pa
             "+Hi {name},",
             "+bye {who}",
         ]
-        # when the label moves, it is the second one that counts
+        # when the label moves to the second version, that one is the default
         status, moved = await server.ask("PUT", "/api/prompts/greet/labels/production", token, json={"version": 2})
         assert (status, moved["version"], moved["labels"]) == (200, 2, ["production"])
         assert (await server.ask("GET", "/api/prompts/greet", token))[1]["version"] == 2
@@ -83,26 +83,26 @@ async def test_a_prompt_is_saved_in_versions_that_can_be_told_apart(tmp_path: Pa
         assert ([each["version"] for each in listed["data"]], listed["next"]) == ([2], 2)
         _, listed = await server.ask("GET", "/api/prompts/greet/versions?before=2", token)
         assert ([each["version"] for each in listed["data"]], listed["next"]) == ([1], None)
-        # and when it is removed it is gone
+        # and when the prompt is deleted, it is not found
         assert (await server.ask("DELETE", "/api/prompts/greet", token))[0] == 204
-        status, told = await server.ask("GET", "/api/prompts/greet", token)
-        assert (status, told["code"]) == (404, "composed_not_found")
+        status, response = await server.ask("GET", "/api/prompts/greet", token)
+        assert (status, response["code"]) == (404, "composed_not_found")
 
 
 async def test_versions_of_very_many_lines_are_not_compared(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        await made(server, token, "prompt", name="long", body="line\n" * 2000)
+        await create(server, token, "prompt", name="long", body="line\n" * 2000)
         await server.ask("PUT", "/api/prompts/long", token, json={"body": "line\n" * 2001})
 
-        for at, status in (("from=1&to=1", 200), ("from=1&to=2", 400)):
-            assert (await server.ask("GET", f"/api/prompts/long/difference?{at}", token))[0] == status
+        for query, status in (("from=1&to=1", 200), ("from=1&to=2", 400)):
+            assert (await server.ask("GET", f"/api/prompts/long/difference?{query}", token))[0] == status
 
 
-async def test_a_label_names_a_version_until_it_is_taken_away(tmp_path: Path) -> None:
+async def test_a_label_names_a_version_until_it_is_deleted(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        await made(server, token, "prompt", name="p", body="1")
+        await create(server, token, "prompt", name="p", body="1")
         await server.ask("PUT", "/api/prompts/p", token, json={"body": "2", "label": "staging"})
         assert (await server.ask("GET", "/api/prompts/p", token))[1]["body"] == "1"
         assert (await server.ask("GET", "/api/prompts/p?version=staging", token))[1]["body"] == "2"
@@ -128,13 +128,13 @@ async def test_a_label_names_a_version_until_it_is_taken_away(tmp_path: Path) ->
         *({"name": name, "body": "b"} for name in ("", "1p", "_p", "a b", "a-b", "a.b", "true", "null", "x" * 101)),
     ],
 )
-async def test_what_is_no_prompt_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+async def test_an_invalid_prompt_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         if isinstance(wrong.get("body"), dict):
             wrong = wrong | {"body": "x" * wrong["body"]["size"]}
         body = io.BytesIO(json.dumps(wrong).encode())
-        status, told = await server.ask("POST", "/api/prompts", await server.token(), data=body)
-        assert (status, told["status"], bool(told["detail"])) == (400, 400, True)
+        status, response = await server.ask("POST", "/api/prompts", await server.token(), data=body)
+        assert (status, response["status"], bool(response["detail"])) == (400, 400, True)
 
 
 async def test_a_prompt_for_an_unknown_model_is_refused_as_a_call_of_it_is(tmp_path: Path) -> None:
@@ -144,114 +144,114 @@ async def test_a_prompt_for_an_unknown_model_is_refused_as_a_call_of_it_is(tmp_p
         assert (status, problem["code"]) == (404, "model_not_found")
 
 
-async def test_a_name_is_one_thing_for_everybody(tmp_path: Path) -> None:
+async def test_a_name_is_unique_across_kinds_and_users(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         ann, bob, admin = (
             await server.token(),
             await server.token("user", "bob@example.com"),
             await server.token("admin"),
         )
-        await with_functions(server, admin, "def twice(x): return 2 * x")
-        await made(server, ann, "prompt", name="greet", body="Hello")
+        await sync_functions(server, admin, "def twice(x): return 2 * x")
+        await create(server, ann, "prompt", name="greet", body="Hello")
         for kind, name in [("prompt", "greet"), ("pipeline", "greet"), ("prompt", "add"), ("prompt", "twice")]:
             for token in (ann, bob):
-                given = {"name": name, "body": "twice(1)"}
-                status, told = await server.ask("POST", f"/api/{kind}s", token, json=given)
-                assert (status, told["code"]) == (409, "name_taken")
-        status, told = await server.ask("POST", "/api/prompts", ann, json={"name": "echo", "body": "x"})
-        assert (status, told["code"]) == (409, "name_taken")
-        assert "is the name of a model" in told["detail"]
-        told = await with_functions(server, admin, "def greet(x): return x")
-        assert (told["created"], told["deleted"], told["taken"]) == ([], ["twice"], ["greet"])
+                body = {"name": name, "body": "twice(1)"}
+                status, response = await server.ask("POST", f"/api/{kind}s", token, json=body)
+                assert (status, response["code"]) == (409, "name_taken")
+        status, response = await server.ask("POST", "/api/prompts", ann, json={"name": "echo", "body": "x"})
+        assert (status, response["code"]) == (409, "name_taken")
+        assert "is the name of a model" in response["detail"]
+        response = await sync_functions(server, admin, "def greet(x): return x")
+        assert (response["created"], response["deleted"], response["taken"]) == ([], ["twice"], ["greet"])
 
 
 # Pipelines
 
 
-async def test_a_pipeline_is_checked_when_it_is_saved_and_says_where_it_is_wrong(tmp_path: Path) -> None:
+async def test_saving_an_invalid_pipeline_reports_the_position_of_the_fault(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        await with_the_cases(server, token)
+        await save_cases(server, token)
         for number, text in enumerate(PIPELINES["refused_at_save_or_run"] + PIPELINES["does_not_parse"]):
-            given = {"name": f"p{number}", "body": text}
-            status, told = await server.ask("POST", "/api/pipelines", token, json=given)
+            body = {"name": f"p{number}", "body": text}
+            status, response = await server.ask("POST", "/api/pipelines", token, json=body)
             assert status == 400, text
             if text:
-                assert told["code"] == "bad_pipeline"
-                assert (told["line"], told["column"]) == (1, told["position"] + 1)
-        given = {"name": "p", "body": "builtin_concat(\n  prompt_a(x),\n  nobody(y))"}
-        status, told = await server.ask("POST", "/api/pipelines", token, json=given)
-        assert (told["position"], told["line"], told["column"]) == (33, 3, 3)
-        assert told["detail"] == "There is no prompt, function or pipeline `nobody` (line 3, column 3)."
+                assert response["code"] == "bad_pipeline"
+                assert (response["line"], response["column"]) == (1, response["position"] + 1)
+        body = {"name": "p", "body": "builtin_concat(\n  prompt_a(x),\n  nobody(y))"}
+        status, response = await server.ask("POST", "/api/pipelines", token, json=body)
+        assert (response["position"], response["line"], response["column"]) == (33, 3, 3)
+        assert response["detail"] == "There is no prompt, function or pipeline `nobody` (line 3, column 3)."
 
 
-async def test_every_pipeline_that_runs_can_be_saved_and_tells_its_arguments(tmp_path: Path) -> None:
+async def test_every_pipeline_that_runs_can_be_saved_and_lists_its_arguments(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        await with_the_cases(server, token)
+        await save_cases(server, token)
         for number, case in enumerate(PIPELINES["runs"]):
-            saved = await made(server, token, "pipeline", name=f"run{number}", body=case["pipeline"])
+            saved = await create(server, token, "pipeline", name=f"run{number}", body=case["pipeline"])
             names = list(case["args"])
             assert saved["args"] == names
-            for which in (f"pipeline_name=run{number}", f"pipeline_id={saved['id']}"):
-                status, told = await server.ask("GET", f"/api/pipeline/args?{which}", token)
-                assert (status, told) == (200, {"success": True, "response": names})
-        for which, status in [("pipeline_name=nobody", 404), ("pipeline_name=prompt_a", 404), ("", 400)]:
-            answer = await server.ask("GET", f"/api/pipeline/args?{which}", token)
+            for query in (f"pipeline_name=run{number}", f"pipeline_id={saved['id']}"):
+                status, response = await server.ask("GET", f"/api/pipeline/args?{query}", token)
+                assert (status, response) == (200, {"success": True, "response": names})
+        for query, status in [("pipeline_name=nobody", 404), ("pipeline_name=prompt_a", 404), ("", 400)]:
+            answer = await server.ask("GET", f"/api/pipeline/args?{query}", token)
             assert (answer[0], bool(answer[1]["detail"])) == (status, True)
 
 
-async def test_the_documents_own_pipeline_is_saved_once_its_functions_are_there(tmp_path: Path) -> None:
+async def test_the_pipeline_of_the_document_can_be_saved_if_its_functions_exist(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         source = "def foo(bar): return bar\ndef bar(x): return x\ndef fred(a, b, c): return a + b + c"
-        await with_functions(server, await server.token("admin"), source)
-        saved = await made(server, await server.token(), "pipeline", name="mine", body="foo(bar(fred(1,2,3)))")
+        await sync_functions(server, await server.token("admin"), source)
+        saved = await create(server, await server.token(), "pipeline", name="mine", body="foo(bar(fred(1,2,3)))")
         assert saved["args"] == []
 
 
-async def test_a_pipeline_cannot_come_back_to_itself_by_way_of_another(tmp_path: Path) -> None:
+async def test_a_pipeline_cannot_call_itself_through_another(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        await made(server, token, "prompt", name="p", body="{x}")
-        await made(server, token, "pipeline", name="inner", body="p(a)")
-        await made(server, token, "pipeline", name="outer", body="p(inner(a))")
+        await create(server, token, "prompt", name="p", body="{x}")
+        await create(server, token, "pipeline", name="inner", body="p(a)")
+        await create(server, token, "pipeline", name="outer", body="p(inner(a))")
         for body in ("outer(a)", "inner(a)", "p(inner(a))"):
-            status, told = await server.ask("PUT", "/api/pipelines/inner", token, json={"body": body})
-            assert (status, told["code"]) == (400, "bad_pipeline")
-            assert "calls itself" in told["detail"]
+            status, response = await server.ask("PUT", "/api/pipelines/inner", token, json={"body": body})
+            assert (status, response["code"]) == (400, "bad_pipeline")
+            assert "calls itself" in response["detail"]
         assert (await server.ask("GET", "/api/pipelines/inner", token))[1]["version"] == 1
 
 
-async def test_what_a_pipeline_calls_is_not_removed_unless_by_force(tmp_path: Path) -> None:
+async def test_a_prompt_that_a_pipeline_calls_is_deleted_only_by_force(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        await made(server, token, "prompt", name="p", body="{x}")
-        await made(server, token, "pipeline", name="one", body="p(a)")
-        await made(server, token, "pipeline", name="two", body="p(one(a))")
-        _, told = await server.ask("GET", "/api/prompts/p/users", token)
-        assert ([each["name"] for each in told["data"]], told["next"]) == (["one", "two"], None)
-        _, told = await server.ask("GET", "/api/prompts/p/users?limit=1&after=one", token)
-        assert ([each["name"] for each in told["data"]], told["next"]) == (["two"], "two")
-        _, told = await server.ask("GET", "/api/pipelines/one/users", token)
-        assert [each["name"] for each in told["data"]] == ["two"]
-        status, told = await server.ask("DELETE", "/api/prompts/p", token)
+        await create(server, token, "prompt", name="p", body="{x}")
+        await create(server, token, "pipeline", name="one", body="p(a)")
+        await create(server, token, "pipeline", name="two", body="p(one(a))")
+        _, response = await server.ask("GET", "/api/prompts/p/users", token)
+        assert ([each["name"] for each in response["data"]], response["next"]) == (["one", "two"], None)
+        _, response = await server.ask("GET", "/api/prompts/p/users?limit=1&after=one", token)
+        assert ([each["name"] for each in response["data"]], response["next"]) == (["two"], "two")
+        _, response = await server.ask("GET", "/api/pipelines/one/users", token)
+        assert [each["name"] for each in response["data"]] == ["two"]
+        status, response = await server.ask("DELETE", "/api/prompts/p", token)
         assert status == 409
-        assert "called by one and two" in told["detail"]
+        assert "called by one and two" in response["detail"]
         assert (await server.ask("DELETE", "/api/prompts/p?force=true", token))[0] == 204
 
 
 # Two tenants
 
 
-async def test_nobody_sees_changes_or_calls_what_is_somebody_elses(tmp_path: Path) -> None:
+async def test_users_cannot_see_change_or_call_prompts_of_other_users(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         ann, admin = await server.token(), await server.token("admin")
         strangers = [await server.token("user", "bob@example.com"), await server.token("reviewer")]
-        await made(server, ann, "prompt", name="secret", body="The word is {x}", model="echo")
-        await made(server, ann, "pipeline", name="line", body="secret(a)")
+        await create(server, ann, "prompt", name="secret", body="The word is {x}", model="echo")
+        await create(server, ann, "pipeline", name="line", body="secret(a)")
         routes: list[tuple[str, str, Any]] = [
-            (method, f"/api/{place}{rest}", body)
-            for place in ("prompts/secret", "pipelines/line")
+            (method, f"/api/{resource}{rest}", body)
+            for resource in ("prompts/secret", "pipelines/line")
             for method, rest, body in [
                 ("GET", "", None),
                 ("GET", "/versions", None),
@@ -267,17 +267,17 @@ async def test_nobody_sees_changes_or_calls_what_is_somebody_elses(tmp_path: Pat
         routes.append(("GET", "/api/pipeline/args?pipeline_name=line", None))
         for token in strangers:
             for method, path, body in routes:
-                status, told = await server.ask(method, path, token, json=body)
-                assert (status, told["code"]) == (404, "composed_not_found"), path
+                status, response = await server.ask(method, path, token, json=body)
+                assert (status, response["code"]) == (404, "composed_not_found"), path
             assert (await server.ask("GET", "/api/prompts", token))[1]["data"] == []
             assert (await server.ask("GET", "/v1/models/secret", token))[0] == 404
-            status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "secret"))
-            assert (status, told["error"]["code"]) == (404, "model_not_found")
+            status, response = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "secret"))
+            assert (status, response["error"]["code"]) == (404, "model_not_found")
             unknown = (await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "nobody")))[1]
-            assert told["error"]["message"] == unknown["error"]["message"].replace("nobody", "secret")
-            given = {"name": "mine", "body": "secret(a)"}
-            status, told = await server.ask("POST", "/api/pipelines", token, json=given)
-            assert (status, told["code"]) == (400, "bad_pipeline")
+            assert response["error"]["message"] == unknown["error"]["message"].replace("nobody", "secret")
+            pipeline = {"name": "mine", "body": "secret(a)"}
+            status, response = await server.ask("POST", "/api/pipelines", token, json=pipeline)
+            assert (status, response["code"]) == (400, "bad_pipeline")
         for method, path, _ in routes:
             assert (await server.ask(method, path))[0] == 401
         # an admin sees all
@@ -286,10 +286,10 @@ async def test_nobody_sees_changes_or_calls_what_is_somebody_elses(tmp_path: Pat
         assert (await server.ask("GET", "/api/prompts/secret", ann))[1]["version"] == 1
 
 
-async def test_what_is_shared_is_used_by_all_and_changed_by_its_owner(tmp_path: Path) -> None:
+async def test_a_shared_prompt_is_used_by_all_and_changed_only_by_its_owner(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         ann, bob = await server.token(), await server.token("user", "bob@example.com")
-        await made(server, ann, "prompt", name="open", body="The word is {x}", model="echo", shared=True)
+        await create(server, ann, "prompt", name="open", body="The word is {x}", model="echo", shared=True)
         assert (await server.ask("GET", "/api/prompts/open", bob))[1]["shared"] is True
         for method, path, body in [
             ("PUT", "/api/prompts/open", {"body": "mine"}),
@@ -305,14 +305,14 @@ async def test_what_is_shared_is_used_by_all_and_changed_by_its_owner(tmp_path: 
         assert (await server.ask("POST", "/v1/chat/completions", bob, json=chat("go", "open")))[0] == 404
 
 
-async def test_a_shared_pipeline_calls_only_what_is_shared_too(tmp_path: Path) -> None:
+async def test_a_shared_pipeline_calls_only_shared_prompts(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         ann, bob = await server.token(), await server.token("user", "bob@example.com")
-        await made(server, ann, "prompt", name="own", body="{x}")
-        await made(server, ann, "pipeline", name="line", body="own(a)")
-        given = {"name": "open", "body": "own(a)", "shared": True}
-        status, told = await server.ask("POST", "/api/pipelines", ann, json=given)
-        assert (status, told["code"]) == (400, "bad_pipeline")
+        await create(server, ann, "prompt", name="own", body="{x}")
+        await create(server, ann, "pipeline", name="line", body="own(a)")
+        body = {"name": "open", "body": "own(a)", "shared": True}
+        status, response = await server.ask("POST", "/api/pipelines", ann, json=body)
+        assert (status, response["code"]) == (400, "bad_pipeline")
         assert (await server.ask("PATCH", "/api/pipelines/line", ann, json={"shared": True}))[0] == 400
         await server.ask("PATCH", "/api/prompts/own", ann, json={"shared": True})
         assert (await server.ask("PATCH", "/api/pipelines/line", ann, json={"shared": True}))[0] == 200
@@ -323,35 +323,37 @@ async def test_lists_come_in_pages(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
         for number in range(5):
-            await made(server, token, "prompt", name=f"p{number}", body="x")
-        seen, after = list[str](), ""
+            await create(server, token, "prompt", name=f"p{number}", body="x")
+        names, after = list[str](), ""
         while after is not None:
             _, page = await server.ask("GET", f"/api/prompts?limit=2&after={after}", token)
-            seen += [each["name"] for each in page["data"]]
+            names += [each["name"] for each in page["data"]]
             after = page["next"]
-        assert seen == [f"p{number}" for number in range(5)]
+        assert names == [f"p{number}" for number in range(5)]
         assert (await server.ask("GET", "/api/prompts?limit=1001", token))[0] == 400
 
 
 # Functions
 
 
-async def test_a_sync_tells_what_came_and_went_and_takes_up_what_was_edited(tmp_path: Path) -> None:
+async def test_a_sync_reports_new_and_deleted_functions_and_reloads_edited_ones(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         admin, user = await server.token("admin"), await server.token()
         assert (await server.ask("POST", "/api/functions/sync", user))[0] == 403
         assert (await server.ask("GET", "/api/functions", user))[1] == {"data": [], "next": None}
-        told = await with_functions(server, admin, 'def hi(name: str, mark="!"):\n    """Greets."""\n    return name')
-        assert (told["success"], told["deleted"], told["broken"]) == (True, [], [])
-        assert told["created"] == sorted([*BUILTINS, "hi"])
+        response = await sync_functions(
+            server, admin, 'def hi(name: str, mark="!"):\n    """Greets."""\n    return name'
+        )
+        assert (response["success"], response["deleted"], response["broken"]) == (True, [], [])
+        assert response["created"] == sorted([*BUILTINS, "hi"])
         _, listed = await server.ask("GET", "/api/functions", user)
         [hi] = [each for each in listed["data"] if each["name"] == "hi"]
         assert (hi["signature"], hi["doc"], hi["module"]) == ('hi(name, mark="!")', "Greets.", "custom_test")
         _, page = await server.ask("GET", "/api/functions?limit=2", user)
         assert ([each["name"] for each in page["data"]], page["next"]) == (["add", "append"], "append")
-        told = await with_functions(server, admin, "def bye(): return 1")
-        assert (told["created"], told["deleted"]) == (["bye"], ["hi"])
-        assert (await with_functions(server, admin, "def bye(): return 2"))["created"] == []
+        response = await sync_functions(server, admin, "def bye(): return 1")
+        assert (response["created"], response["deleted"]) == (["bye"], ["hi"])
+        assert (await sync_functions(server, admin, "def bye(): return 2"))["created"] == []
 
 
 BUILTINS = (
@@ -360,24 +362,24 @@ BUILTINS = (
 )
 
 
-async def test_a_broken_file_is_told_with_its_line_and_takes_nothing_down(tmp_path: Path) -> None:
+async def test_a_broken_file_is_reported_with_its_line_and_keeps_its_old_functions(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         admin = await server.token("admin")
-        await with_functions(server, admin, "def mine(): return 1")
-        told = await with_functions(server, admin, "def fine(): return 1\n\ndef broken(:\n")
-        assert (told["success"], told["created"], told["deleted"]) == (True, [], [])
-        [broken] = told["broken"]
+        await sync_functions(server, admin, "def mine(): return 1")
+        response = await sync_functions(server, admin, "def fine(): return 1\n\ndef broken(:\n")
+        assert (response["success"], response["created"], response["deleted"]) == (True, [], [])
+        [broken] = response["broken"]
         assert (broken["file"], broken["line"]) == ("custom_test.py", 3)
         assert "SyntaxError" in broken["message"]
-        told = await with_functions(server, admin, "x = 1\nimport nobody_has_this\n")
-        assert [(broken["file"], broken["line"]) for broken in told["broken"]] == [("custom_test.py", 2)]
-        told = await with_functions(server, admin, "import sys\nsys.exit()")
-        assert "SystemExit" in told["broken"][0]["message"]
-        told = await with_functions(
+        response = await sync_functions(server, admin, "x = 1\nimport nobody_has_this\n")
+        assert [(broken["file"], broken["line"]) for broken in response["broken"]] == [("custom_test.py", 2)]
+        response = await sync_functions(server, admin, "import sys\nsys.exit()")
+        assert "SystemExit" in response["broken"][0]["message"]
+        response = await sync_functions(
             server, admin, "def fine(): return 1\ndef many(*all): return 1\ndef add(): return 1"
         )
-        assert (told["created"], told["deleted"]) == (["fine"], ["mine"])
-        assert [(broken["line"], broken["message"].split()[0]) for broken in told["broken"]] == [
+        assert (response["created"], response["deleted"]) == (["fine"], ["mine"])
+        assert [(broken["line"], broken["message"].split()[0]) for broken in response["broken"]] == [
             (2, "many"),
             (3, "add"),
         ]
@@ -389,9 +391,9 @@ async def test_a_broken_file_is_told_with_its_line_and_takes_nothing_down(tmp_pa
 async def test_a_prompt_is_called_as_a_model(tmp_path: Path) -> None:
     async with live(tmp_path) as server, client(server) as openai:
         token = await server.token()
-        await made(server, token, "prompt", name="one", body="Say {what}!", model="echo")
-        await made(server, token, "prompt", name="two", body="{a} and {b}", model="echo")
-        await made(server, token, "prompt", name="none", body="Just this.", model="echo")
+        await create(server, token, "prompt", name="one", body="Say {what}!", model="echo")
+        await create(server, token, "prompt", name="two", body="{a} and {b}", model="echo")
+        await create(server, token, "prompt", name="none", body="Just this.", model="echo")
         cases: list[tuple[str, str, str]] = [
             ("one", "hello", "Say hello!"),
             ("one", '{"what": "hello"}', "Say hello!"),
@@ -401,79 +403,84 @@ async def test_a_prompt_is_called_as_a_model(tmp_path: Path) -> None:
             ("two", '{"a": "{b}", "b": 2.0}', "{b} and 2.0"),
             ("none", "whatever", "Just this."),
         ]
-        for name, text, said in cases:
+        for name, text, expected in cases:
             messages: Any = [{"role": "system", "content": "x"}, {"role": "user", "content": text}]
             answer = await openai.chat.completions.create(model=name, messages=messages)
-            assert answer.choices[0].message.content == said
+            assert answer.choices[0].message.content == expected
             streamed = [
                 chunk.choices[0].delta.content or ""
                 async for chunk in await openai.chat.completions.create(model=name, messages=messages, stream=True)
                 if chunk.choices
             ]
-            assert "".join(streamed) == said
+            assert "".join(streamed) == expected
         for text in ("hello", "{}", '{"a": 1}', '{"a": 1, "b": 2, "c": 3}', "[1, 2]", '"a"'):
-            status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat(text, "two"))
-            assert (status, told["error"]["code"]) == (400, "bad_request")
-            assert "a and b" in told["error"]["message"]
+            status, response = await server.ask("POST", "/v1/chat/completions", token, json=chat(text, "two"))
+            assert (status, response["error"]["code"]) == (400, "bad_request")
+            assert "a and b" in response["error"]["message"]
         listed = [model.id async for model in await openai.models.list()]
         assert {"one", "two", "none", "echo"} <= set(listed)
         assert (await openai.models.retrieve("one")).id == "one"
 
 
-async def test_a_job_says_of_which_version_of_a_prompt_it_was_made(tmp_path: Path) -> None:
+async def test_a_job_names_the_version_of_its_prompt(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        await made(server, token, "prompt", name="p", body="one {x}", model="echo")
+        await create(server, token, "prompt", name="p", body="one {x}", model="echo")
         await server.ask("PUT", "/api/prompts/p", token, json={"body": "two {x}", "label": "staging"})
-        for target, said, version in [("p", "one go", 1), ("p@staging", "two go", 2), ("p@2", "two go", 2)]:
+        for target, expected, version in [("p", "one go", 1), ("p@staging", "two go", 2), ("p@2", "two go", 2)]:
             body = chat("go", target, temperature=0.25, seed=7)
             async with server.http.post(
                 server.url + "/v1/chat/completions", json=body, headers={"authorization": f"Bearer {token}"}
             ) as response:
-                assert words(await response.json()) == said
+                assert words(await response.json()) == expected
                 job_id = response.headers["x-signoff-job"]
 
-            async def look(job_id: str = job_id) -> dict[str, Any] | None:
+            async def stored_job(job_id: str = job_id) -> dict[str, Any] | None:
                 status, job = await server.ask("GET", f"/api/jobs/{job_id}", token)
                 return job if status == 200 else None
 
-            job = await until(look)
+            job = await until(stored_job)
             assert (job["prompt"], job["prompt_version"], job["model"]) == ("p", version, "echo")
-            assert job["payload"] == chat(said, "echo", temperature=0.25, seed=7)
+            assert job["payload"] == chat(expected, "echo", temperature=0.25, seed=7)
         assert (await server.ask("POST", "/v1/chat/completions", token, json=chat("go", "p@3")))[0] == 404
 
 
 @pytest.mark.parametrize(
     ("method", "path", "body", "find"),
     [
-        ("POST", "/v1/completions", {"model": "p", "prompt": "go"}, lambda told: told["choices"][0]["text"]),
-        ("POST", "/v1/responses", {"model": "p", "input": "go"}, lambda told: told["output"][0]["content"][0]["text"]),
+        ("POST", "/v1/completions", {"model": "p", "prompt": "go"}, lambda response: response["choices"][0]["text"]),
+        (
+            "POST",
+            "/v1/responses",
+            {"model": "p", "input": "go"},
+            lambda response: response["output"][0]["content"][0]["text"],
+        ),
         (
             "POST",
             "/v1/responses",
             {"model": "p", "input": [{"role": "user", "content": [{"type": "input_text", "text": "go"}]}]},
-            lambda told: told["output"][0]["content"][0]["text"],
+            lambda response: response["output"][0]["content"][0]["text"],
         ),
         ("POST", "/post/predict?id=p", {"x": "go"}, words),
         ("POST", "/post/predict?id=p", "go", words),
-        ("POST", "/generate", {"meta": {"model": "p"}, "content": "go"}, lambda told: told["content"]),
+        ("POST", "/generate", {"meta": {"model": "p"}, "content": "go"}, lambda response: response["content"]),
         (
             "POST",
             "/chat_completion",
             {"meta": {"model": "p"}, "messages": [{"role": "user", "content": "go"}]},
-            lambda told: told["content"],
+            lambda response: response["content"],
         ),
     ],
 )
-async def test_every_waiting_door_takes_a_prompt_for_a_model(
+async def test_every_door_that_waits_accepts_a_prompt_as_a_model(
     method: str, path: str, body: Any, find: Any, tmp_path: Path
 ) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        await made(server, token, "prompt", name="p", body="Say {x}!", model="echo")
-        status, told = await server.ask(method, path, token, json=body)
-        assert status == 200, told
-        assert find(told) == "Say go!"
+        await create(server, token, "prompt", name="p", body="Say {x}!", model="echo")
+        status, response = await server.ask(method, path, token, json=body)
+        assert status == 200, response
+        assert find(response) == "Say go!"
 
 
 @pytest.mark.parametrize(
@@ -486,32 +493,32 @@ async def test_every_waiting_door_takes_a_prompt_for_a_model(
         ("/api/jobs", {"target": "p", "body": {"messages": [{"role": "user", "content": '{"x": "go"}'}]}}),
     ],
 )
-async def test_every_door_for_later_takes_a_prompt_for_a_model(path: str, body: Any, tmp_path: Path) -> None:
+async def test_every_door_to_the_lane_later_accepts_a_prompt_as_a_model(path: str, body: Any, tmp_path: Path) -> None:
     async with live(tmp_path, enqueue_review="never") as server:
         token = await server.token()
-        await made(server, token, "prompt", name="p", body="Say {x}!", model="echo")
-        _, told = await server.ask("POST", path, token, json=body)
-        job = await server.job_when(token, told["job_id"], lambda job: job["status"] == "success")
+        await create(server, token, "prompt", name="p", body="Say {x}!", model="echo")
+        _, response = await server.ask("POST", path, token, json=body)
+        job = await server.job_when(token, response["job_id"], lambda job: job["status"] == "success")
         assert words(job["response"]) == "Say go!"
         assert (job["prompt"], job["prompt_version"]) == ("p", 1)
 
 
-async def test_a_prompt_is_no_model_for_what_is_no_text(tmp_path: Path) -> None:
+async def test_a_prompt_cannot_be_called_without_a_text(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        await made(server, token, "prompt", name="p", body="Say {x}!", model="echo")
-        status, told = await server.ask("POST", "/v1/embeddings", token, json={"model": "p", "input": "go"})
-        assert (status, "is a prompt" in told["error"]["message"]) == (400, True)
+        await create(server, token, "prompt", name="p", body="Say {x}!", model="echo")
+        status, response = await server.ask("POST", "/v1/embeddings", token, json={"model": "p", "input": "go"})
+        assert (status, "is a prompt" in response["error"]["message"]) == (400, True)
         picture = [{"type": "image_url", "image_url": {"url": "data:,"}}]
         body = {"model": "p", "messages": [{"role": "user", "content": picture}]}
         assert (await server.ask("POST", "/v1/chat/completions", token, json=body))[0] == 400
 
 
-async def test_a_prompt_goes_before_a_model_with_a_star_and_behind_one_of_its_name(tmp_path: Path) -> None:
+async def test_a_prompt_precedes_a_wildcard_model_but_not_a_model_of_its_name(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
         await server.model("g*", kind="echo")
-        await made(server, token, "prompt", name="greet", body="Hello {x}", model="echo")
+        await create(server, token, "prompt", name="greet", body="Hello {x}", model="echo")
         assert words((await server.ask("POST", "/v1/chat/completions", token, json=chat("a", "greet")))[1]) == "Hello a"
         assert words((await server.ask("POST", "/v1/chat/completions", token, json=chat("a", "gone")))[1]) == "a"
         await server.model("greet")
@@ -520,10 +527,10 @@ async def test_a_prompt_goes_before_a_model_with_a_star_and_behind_one_of_its_na
         assert [each["id"] for each in listed].count("greet") == 1
 
 
-async def test_the_same_key_joins_the_same_call_of_a_prompt_even_when_it_was_saved_anew(tmp_path: Path) -> None:
+async def test_the_same_key_joins_the_same_call_of_a_prompt_despite_a_new_version(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token, key = await server.token(), {"idempotency-key": "k"}
-        await made(server, token, "prompt", name="p", body="one {x}", model="echo")
+        await create(server, token, "prompt", name="p", body="one {x}", model="echo")
         body = chat("go", "p")
         assert words((await server.ask("POST", "/v1/chat/completions", token, json=body, headers=key))[1]) == "one go"
         await server.ask("PUT", "/api/prompts/p", token, json={"body": "two {x}"})
@@ -533,19 +540,19 @@ async def test_the_same_key_joins_the_same_call_of_a_prompt_even_when_it_was_sav
         assert (await server.ask("POST", "/v1/chat/completions", token, json=other, headers=key))[0] == 422
 
 
-async def test_a_held_answer_to_a_prompt_is_asked_again_as_it_was_filled(tmp_path: Path) -> None:
+async def test_a_held_job_of_a_prompt_is_sent_back_with_its_rendered_text(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token, reviewer = await server.token(), await server.token("reviewer")
         await server.model("careful", review="always")
-        await made(server, token, "prompt", name="p", body="one {x}", model="careful")
-        _, told = await server.ask("POST", "/api/jobs", token, json={"target": "p", "body": "go"})
-        held = await server.job_when(reviewer, told["job_id"], lambda job: job["status"] == "human")
+        await create(server, token, "prompt", name="p", body="one {x}", model="careful")
+        _, response = await server.ask("POST", "/api/jobs", token, json={"target": "p", "body": "go"})
+        held = await server.job_when(reviewer, response["job_id"], lambda job: job["status"] == "human")
         assert words(held["response"]) == "one go"
         await server.ask("PUT", "/api/prompts/p", token, json={"body": "two {x}"})
-        edited = json.loads(json.dumps(held["payload"]).replace("one go", "one more"))
-        redo = {"id": told["job_id"], "status": "bot", "payload": edited}
+        payload = json.loads(json.dumps(held["payload"]).replace("one go", "one more"))
+        redo = {"id": response["job_id"], "status": "bot", "payload": payload}
         assert (await server.ask("POST", "/reviewJob", reviewer, json=redo))[0] == 200
         again = await server.job_when(
-            reviewer, told["job_id"], lambda job: job["status"] == "human" and job["round"] > held["round"]
+            reviewer, response["job_id"], lambda job: job["status"] == "human" and job["round"] > held["round"]
         )
         assert (words(again["response"]), again["prompt_version"]) == ("one more", 1)

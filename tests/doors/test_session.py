@@ -1,4 +1,4 @@
-"""Signing in and out, and the first page."""
+"""Sign-in, sign-out, and the first page of the dashboard."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from support.stores import a_step, leased
 pytestmark = pytest.mark.anyio
 
 
-async def session(server: Live, role: str = "admin") -> dict[str, str]:
-    """The headers of a browser that has signed in with a link."""
+async def session_headers(server: Live, role: str = "admin") -> dict[str, str]:
+    """Sign in with a link, and return the headers with the session cookie."""
     user = await create_user(server.services, f"{role}@example.com", role)  # type: ignore[arg-type]
     link = await sign_in_link(server.services, user)
     async with server.http.get(server.url + link, allow_redirects=False) as response:
@@ -44,7 +44,7 @@ async def test_a_sign_in_link_works_once(tmp_path: Path) -> None:
 
 async def test_a_session_is_signed_in_until_it_ends(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        headers = await session(server)
+        headers = await session_headers(server)
         assert (await server.ask("GET", "/jobs", headers=headers))[0] == 200
         assert (await server.ask("DELETE", "/api/session", headers=headers))[0] == 200
         assert (await server.ask("GET", "/jobs", headers=headers))[0] == 401
@@ -66,7 +66,7 @@ async def test_a_password_signs_in_and_a_wrong_one_does_not(tmp_path: Path) -> N
 
 async def test_a_forged_request_with_a_session_is_refused(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        headers = await session(server)
+        headers = await session_headers(server)
         for forged in ({"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"origin": "http://evil"}):
             body: dict[str, Any] = {"json": chat("hello"), "headers": headers | forged}
             assert (await server.ask("POST", "/enqueue", **body))[0] == 403
@@ -75,9 +75,9 @@ async def test_a_forged_request_with_a_session_is_refused(tmp_path: Path) -> Non
         assert (await server.ask("POST", "/v1/chat/completions", json=chat("hello"), headers=same))[0] == 200
 
 
-async def test_a_session_token_and_a_link_are_no_api_tokens(tmp_path: Path) -> None:
+async def test_session_tokens_and_api_tokens_are_not_interchangeable(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        headers = await session(server)
+        headers = await session_headers(server)
         token = headers["cookie"].partition("=")[2]
         assert (await server.ask("GET", "/jobs", token))[0] == 401
         api = await server.token()
@@ -96,7 +96,7 @@ async def test_a_token_that_is_switched_off_stops_working_within_a_second(tmp_pa
         await until(refused)
 
 
-async def test_the_first_page_shows_a_stranger_nothing_but_the_way_in(tmp_path: Path) -> None:
+async def test_the_first_page_shows_only_the_sign_in_without_a_session(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         status, page = await server.ask("GET", "/")
         assert status == 200
@@ -106,51 +106,51 @@ async def test_the_first_page_shows_a_stranger_nothing_but_the_way_in(tmp_path: 
 
 async def test_an_answer_is_edited_and_approved_on_the_first_page(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        # given a hostile question that waits for a person
+        # given a held job whose input contains a script
         token = await server.token()
         body = {"input": "<script>alert(1)</script> & more", "model": "echo"}
-        _, told = await server.ask("POST", "/enqueue", token, json=body)
+        _, response = await server.ask("POST", "/enqueue", token, json=body)
         reviewer = await server.token("reviewer")
-        await server.job_when(reviewer, told["job_id"], lambda job: job["status"] == "human")
-        # when a reviewer opens the page, it is text and not code
-        headers = await session(server)
+        await server.job_when(reviewer, response["job_id"], lambda job: job["status"] == "human")
+        # when a reviewer opens the page, the script is escaped
+        headers = await session_headers(server)
         _, page = await server.ask("GET", "/", headers=headers)
         assert "<script>" not in page
         assert "&lt;script&gt;" in page
-        # and when the form is sent with another answer
+        # and when the reviewer submits the form with another answer
         fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
         form = fields | {"answer": "line one\r\nline two", "verdict": "approve", "reason": ""}
         headers |= {"sec-fetch-site": "same-origin"}
         status, _ = await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
         assert status == 303
-        _, job = await server.ask("GET", f"/job?id={told['job_id']}", token)
+        _, job = await server.ask("GET", f"/job?id={response['job_id']}", token)
         assert job["response"]["choices"][0]["message"]["content"] == "line one\nline two"
-        # then a second click finds it decided
+        # then a second submit is a conflict
         status, _ = await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
         assert status == 409
 
 
-async def test_the_first_page_asks_the_store_only_for_what_it_shows(tmp_path: Path) -> None:
+async def test_the_first_page_reads_only_what_it_shows_from_the_store(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        headers, jobs, asked = await session(server), server.services.store.jobs, list[str]()
+        headers, jobs, calls = await session_headers(server), server.services.store.jobs, list[str]()
 
-        def noted(name: str, read: Callable[[JobFilter], Awaitable[Any]]) -> Any:
-            def noting(which: JobFilter) -> Awaitable[Any]:
-                asked.append(name)
-                return read(which)
+        def recorded(name: str, read: Callable[[JobFilter], Awaitable[Any]]) -> Any:
+            def record(filters: JobFilter) -> Awaitable[Any]:
+                calls.append(name)
+                return read(filters)
 
-            return noting
+            return record
 
-        jobs.list, jobs.count = noted("list", jobs.list), noted("count", jobs.count)  # type: ignore[method-assign]
+        jobs.list, jobs.count = recorded("list", jobs.list), recorded("count", jobs.count)  # type: ignore[method-assign]
 
         assert (await server.ask("GET", "/", headers=headers))[0] == 200
-        assert sorted(asked) == ["count"] * len(STATUSES) + ["list"] * 2
+        assert sorted(calls) == ["count"] * len(STATUSES) + ["list"] * 2
 
 
-async def test_what_is_no_text_is_shown_by_its_kind_and_size(tmp_path: Path) -> None:
+async def test_binary_content_is_shown_by_its_type_and_size(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        # given a held job with sound in its question and its answer
-        headers, store = await session(server), server.services.store
+        # given a held job with audio as its input and its answer
+        headers, store = await session_headers(server), server.services.store
         sound = encode_binary(BinaryBody("audio/wav; rate=8000", b"\0" * 1000))
         job = await leased(store, body=sound)
         await store.jobs.transition(job.id, a_step("hold", changes={"response": sound}))
@@ -167,7 +167,7 @@ async def test_what_is_no_text_is_shown_by_its_kind_and_size(tmp_path: Path) -> 
         assert (await store.jobs.get(job.id)).response == sound
 
 
-async def test_the_page_may_load_nothing_from_elsewhere(tmp_path: Path) -> None:
+async def test_the_page_loads_nothing_from_other_origins(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         async with server.http.get(server.url + "/") as response:
             assert "default-src 'self'" in response.headers["content-security-policy"]

@@ -1,4 +1,4 @@
-"""The native door to streams: declared at run time, changed, forgotten; what is never shown; the AsyncAPI document."""
+"""The native door of streams: adding, changing and deleting them, secrets in their URLs, the AsyncAPI document."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ STREAM = {"name": "one", "url": "amqp://ann:p4ssword@127.0.0.1:9/", "requests": 
 
 @pytest.fixture
 async def wire(rabbitmq_url: str, prefix: str, anyio_backend: object) -> AsyncIterator[RabbitClient]:
-    """Yield the other side of a stream through RabbitMQ."""
+    """Yield a client at the other end of a stream over RabbitMQ."""
     async with RabbitClient(rabbitmq_url, prefix).connected() as wire:
         yield wire
 
 
-def named(wire: RabbitClient, name: str = "one") -> dict[str, Any]:
+def declaration(wire: RabbitClient, name: str = "one") -> dict[str, Any]:
     return {"name": name, "url": wire.url, "requests": wire.requests, "responses": wire.responses}
 
 
-async def test_a_stream_that_is_declared_at_run_time_is_listened_to_within_a_second_until_it_is_forgotten(
+async def test_a_stream_that_is_added_at_run_time_is_listened_to_until_it_is_deleted(
     tmp_path: Path, wire: RabbitClient
 ) -> None:
     async with live(tmp_path) as server:
         token = await server.token("admin")
-        status, told = await server.ask("POST", "/api/streams", token, json=named(wire))
-        assert (status, told["transport"], told["declared"]) == (201, "rabbitmq", "at run time")
+        status, response = await server.ask("POST", "/api/streams", token, json=declaration(wire))
+        assert (status, response["transport"], response["declared"]) == (201, "rabbitmq", "at run time")
 
         async def is_listened_to() -> bool | None:
             return (await server.ask("GET", "/api/streams/one", token))[1]["listening"] or None
@@ -47,7 +47,7 @@ async def test_a_stream_that_is_declared_at_run_time_is_listened_to_within_a_sec
         await wire.send(asked())
         assert (await wire.get()).body["status_code"] == 200
 
-        # changed: it listens to another queue
+        # after a change, the stream still listens
         assert (await server.ask("PATCH", "/api/streams/one", token, json={"max_handlers": 2}))[1]["max_handlers"] == 2
         await wire.send(asked("after the change"))
         assert (await wire.get()).body["metadata"] == {"n": "after the change"}
@@ -61,29 +61,29 @@ async def test_a_stream_that_is_declared_at_run_time_is_listened_to_within_a_sec
         await until(is_gone)
 
 
-async def test_the_address_is_never_shown_nor_logged_nor_kept_in_clear(
+async def test_the_password_of_a_stream_is_never_shown_logged_or_stored_in_clear(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with live(tmp_path) as server:
         token = await server.token("admin")
-        told = [await server.ask("POST", "/api/streams", token, json=STREAM)]
-        told += [await server.ask("GET", path, token) for path in ("/api/streams", "/api/streams/one")]
-        told += [await server.ask("PATCH", "/api/streams/one", token, json={"max_handlers": 3})]
-        told += [await server.ask("GET", "/schema/asyncapi.json", token)]
+        responses = [await server.ask("POST", "/api/streams", token, json=STREAM)]
+        responses += [await server.ask("GET", path, token) for path in ("/api/streams", "/api/streams/one")]
+        responses += [await server.ask("PATCH", "/api/streams/one", token, json={"max_handlers": 3})]
+        responses += [await server.ask("GET", "/schema/asyncapi.json", token)]
 
         async def trouble() -> bool | None:
-            seen = await server.ask("GET", "/api/streams/one", token)
-            told.append(seen)
-            return seen[1]["trouble"] not in {None, "This process does not listen."} or None
+            response = await server.ask("GET", "/api/streams/one", token)
+            responses.append(response)
+            return response[1]["trouble"] not in {None, "This process does not listen."} or None
 
         await until(trouble)
-        assert [status for status, _ in told[:5]] == [201, 200, 200, 200, 200]
-        assert "127.0.0.1:9" in str(told)
-        assert "p4ssword" not in str(told)
-    said = capsys.readouterr()
-    assert "p4ssword" not in said.out + said.err
-    kept = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("signoff.db*"))
-    assert b"p4ssword" not in kept
+        assert [status for status, _ in responses[:5]] == [201, 200, 200, 200, 200]
+        assert "127.0.0.1:9" in str(responses)
+        assert "p4ssword" not in str(responses)
+    output = capsys.readouterr()
+    assert "p4ssword" not in output.out + output.err
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("signoff.db*"))
+    assert b"p4ssword" not in stored
 
 
 async def test_streams_are_for_admins(tmp_path: Path) -> None:
@@ -124,11 +124,11 @@ async def test_streams_are_for_admins(tmp_path: Path) -> None:
         {"requests": 5},
     ],
 )
-async def test_what_is_no_stream_is_refused_with_the_reason(tmp_path: Path, flaw: dict[str, Any]) -> None:
+async def test_an_invalid_stream_is_refused_with_the_reason(tmp_path: Path, flaw: dict[str, Any]) -> None:
     async with live(tmp_path) as server:
-        status, told = await server.ask("POST", "/api/streams", await server.token("admin"), json=STREAM | flaw)
-        assert (status, told["code"]) == (400, "bad_request")
-        assert "p4ssword" not in str(told)
+        status, response = await server.ask("POST", "/api/streams", await server.token("admin"), json=STREAM | flaw)
+        assert (status, response["code"]) == (400, "bad_request")
+        assert "p4ssword" not in str(response)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_the_message_about_a_wrong_stream_names_the_parameter(change: dict[str, 
     assert stream_fault(Stream(**values | change)) == message
 
 
-async def test_a_stream_of_the_settings_is_not_changed_at_run_time_and_none_is_there_twice(tmp_path: Path) -> None:
+async def test_a_stream_in_the_settings_cannot_be_changed_or_added_again_at_run_time(tmp_path: Path) -> None:
     async with live(tmp_path, streams=[STREAM]) as server:
         token = await server.token("admin")
         assert (await server.ask("GET", "/api/streams/one", token))[1]["declared"] == "settings"
@@ -180,45 +180,45 @@ async def test_a_stream_of_the_settings_is_not_changed_at_run_time_and_none_is_t
         assert (await server.ask("PATCH", "/api/streams/two", token, json={}))[0] == 404
 
 
-async def test_the_topics_are_described_as_asyncapi_3_has_it(tmp_path: Path) -> None:
+async def test_the_topics_are_described_in_valid_asyncapi_3(tmp_path: Path) -> None:
     async with live(tmp_path, streams=[STREAM, STREAM | {"name": "two.b", "url": "rediss://127.0.0.1:9/"}]) as server:
-        status, told = await server.ask("GET", "/schema/asyncapi.json", await server.token("admin"))
-        assert (status, told["asyncapi"]) == (200, "3.0.0")
-        # FastStream insists on a path, which AsyncAPI 3.0.0 leaves to choose
-        servers = {name: server | {"pathname": ""} for name, server in told["servers"].items()}
-        ApplicationSchema.model_validate(told | {"servers": servers})
-        assert told["servers"]["two_b"] == {"host": "127.0.0.1:9", "protocol": "redis"}
-        assert {channel["address"] for channel in told["channels"].values()} == {"in", "out"}
-        # and every reference leads somewhere
-        references = set(find_references(told))
+        status, document = await server.ask("GET", "/schema/asyncapi.json", await server.token("admin"))
+        assert (status, document["asyncapi"]) == (200, "3.0.0")
+        # FastStream requires a `pathname`, which is optional in AsyncAPI 3.0.0
+        servers = {name: server | {"pathname": ""} for name, server in document["servers"].items()}
+        ApplicationSchema.model_validate(document | {"servers": servers})
+        assert document["servers"]["two_b"] == {"host": "127.0.0.1:9", "protocol": "redis"}
+        assert {channel["address"] for channel in document["channels"].values()} == {"in", "out"}
+        # and every reference can be resolved
+        references = set(find_references(document))
         assert references
         for reference in references:
-            place: Any = told
+            node: Any = document
             for step in reference.removeprefix("#/").split("/"):
-                place = place[step]
+                node = node[step]
 
 
-def find_references(told: Any) -> list[str]:
-    """Every `$ref` in a document."""
-    if isinstance(told, dict):
-        own = [told["$ref"]] if "$ref" in told else []
-        return own + [found for value in told.values() for found in find_references(value)]
-    return [found for value in told for found in find_references(value)] if isinstance(told, list) else []
+def find_references(node: Any) -> list[str]:
+    """Return the value of every `$ref` in a document."""
+    if isinstance(node, dict):
+        own = [node["$ref"]] if "$ref" in node else []
+        return own + [reference for value in node.values() for reference in find_references(value)]
+    return [reference for value in node for reference in find_references(value)] if isinstance(node, list) else []
 
 
-async def test_the_pages_example_in_is_the_pages_example_out(tmp_path: Path, wire: RabbitClient) -> None:
+async def test_the_example_message_in_the_docs_gives_the_example_reply(tmp_path: Path, wire: RabbitClient) -> None:
     page = (Path(__file__).parents[2] / "docs" / "streams.md").read_text()
-    given, told = (page.split(f"<!-- {part} -->\n```json\n")[1].split("```")[0] for part in ("in", "out"))
-    async with live(tmp_path, streams=[named(wire)]) as server:
+    message, reply = (page.split(f"<!-- {part} -->\n```json\n")[1].split("```")[0] for part in ("in", "out"))
+    async with live(tmp_path, streams=[declaration(wire)]) as server:
         await server.model("my-model")
-        await wire.send(given.encode())
-        answer, expected = (await wire.get()).body, json.loads(told)
+        await wire.send(message.encode())
+        answer, expected = (await wire.get()).body, json.loads(reply)
         assert answer.keys() == expected.keys()
         assert (answer["status_code"], answer["metadata"]) == (expected["status_code"], expected["metadata"])
         assert answer["body"]["choices"][0].keys() >= expected["body"]["choices"][0].keys()
 
 
-def test_the_pages_settings_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_in_the_docs_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "streams.md").read_text()
     (tmp_path / "signoff.toml").write_text(page.split("```toml\n")[1].split("```")[0])
     monkeypatch.chdir(tmp_path)
@@ -228,7 +228,7 @@ def test_the_pages_settings_are_settings(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("flaw", ['url = "ftp://h"', 'colour = "blue"', "max_handlers = 0"])
-def test_a_stream_in_the_settings_that_cannot_be_is_an_error_without_its_password(
+def test_an_invalid_stream_in_the_settings_is_an_error_without_its_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flaw: str
 ) -> None:
     stream = {name: value for name, value in STREAM.items() if not flaw.startswith(name)}
@@ -256,22 +256,22 @@ async def test_a_server_without_streams_never_loads_faststream(tmp_path: Path) -
     assert subprocess.run([sys.executable, "-c", program], check=False, cwd=tmp_path).returncode == 0
 
 
-async def test_the_every_door_rule_for_messages(tmp_path: Path, wire: RabbitClient) -> None:
-    """A message's job is that of any other door: same row, but for the door and what it is called."""
-    async with live(tmp_path, streams=[named(wire)]) as server:
+async def test_a_message_makes_the_same_job_as_the_native_door(tmp_path: Path, wire: RabbitClient) -> None:
+    """Check that the job of a message equals that of the native door, except for its door and ids."""
+    async with live(tmp_path, streams=[declaration(wire)]) as server:
         token = await server.token("admin")
         body = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
         message = {"path": "/v1/chat/completions", "metadata": {"a": 1}, "body": body}
         await wire.send(json.dumps(message).encode())
         await wire.get()
-        asked_here = {"target": "echo", "metadata": {"a": 1}, "body": body}
-        _, job = await server.ask("POST", "/api/jobs", token, json=asked_here)
+        request = {"target": "echo", "metadata": {"a": 1}, "body": body}
+        _, job = await server.ask("POST", "/api/jobs", token, json=request)
         native = await server.job_when(token, job["job_id"], lambda job: job["status"] == "success")
-        [told] = [
+        [streamed] = [
             job for job in (await server.ask("GET", "/api/jobs", token))[1]["data"] if job["job_id"] != job_id(native)
         ]
         same = {"status", "payload", "response", "model", "error", "metadata", "round"}
-        assert {name: told[name] for name in same} == {name: native[name] for name in same}
+        assert {name: streamed[name] for name in same} == {name: native[name] for name in same}
 
 
 def job_id(job: dict[str, Any]) -> str:
