@@ -1,4 +1,4 @@
-"""One run of the simulation again: `python tests/simulate.py SEED`; `--help` says what else can be asked for."""
+"""Repeat one run of the simulation: `python tests/simulate.py SEED`; `--help` lists the options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simulation.run import STEPS, Broken, Simulation
 
 
 def main() -> int:
-    """Runs it, and says what came of it."""
+    """Run the simulation and print its result; return 1 if a law was broken."""
     options = argparse.ArgumentParser()
     options.add_argument("seed", type=int)
     options.add_argument("--steps", type=int, default=STEPS)

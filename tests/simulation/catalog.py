@@ -1,4 +1,4 @@
-"""Registered models, the sealed keys of upstreams, all other secrets, and the logs of models, in memory."""
+"""In-memory catalog: registered models, sealed keys of upstreams, other secrets, and the logs of models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOWHERE: Mapping[EndpointName, bytes] = {}
 
 
 class MemoryCatalog:
-    """The catalog in memory; see `store.Catalog`."""
+    """In-memory implementation of `catalog.Catalog`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables
@@ -106,7 +106,7 @@ class MemoryCatalog:
 
 
 class MemorySecrets:
-    """What is sealed, in memory; see `store.Secrets`."""
+    """In-memory implementation of `catalog.Secrets`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables
@@ -151,7 +151,7 @@ class MemorySecrets:
 
 
 class MemoryModelLogs:
-    """The logs of models, in memory; see `store.ModelLogs`."""
+    """In-memory implementation of `catalog.ModelLogs`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables

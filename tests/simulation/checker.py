@@ -1,6 +1,6 @@
-"""The laws, checked at every transaction of the store and at everything that a caller or a receiver gets to see.
+"""Checker of the laws: checks every transaction of the store, and everything that a caller or a receiver sees.
 
-It knows the moves, and what it has seen; of the store's guards it knows nothing.
+The checker knows the transitions and what it has observed; it does not know the guards of the store.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLUMNS = frozenset(Job.__struct_fields__)
 
 
 class Checker:
-    """Sees what is written before it stands, and ends the run at the first law that is broken."""
+    """Observer that checks each transaction before its commit, and ends the run at the first broken law."""
 
     def __init__(self, world: World, history: History, tables: Tables, *, retention_seconds: float | None) -> None:
         self._world = world
@@ -50,14 +50,14 @@ class Checker:
         tables.committed = self.committed
 
     def law(self, holds: bool, law: str, *about: object) -> None:
-        """Ends the run unless it holds."""
+        """End the run with `law` and the facts in `about` if `holds` is false."""
         if not holds:
             self._world.fail(Violation(f"{law}: {about!r}"))
 
-    # What is written
+    # Writes
 
     def committed(self, tx: Tx) -> None:
-        """One transaction, just before it stands."""
+        """Check one transaction, just before it is committed."""
         self.law(tx.now >= self._now_us, "the store's clock goes forward", tx.now)
         self._now_us = tx.now
         for job, verb in tx.made:
@@ -85,7 +85,7 @@ class Checker:
             self._hit(job)
 
     def _hit(self, job: Job) -> None:
-        """What was kept of the same user, to the same ask, and of the same model."""
+        """Check that the cached answer was stored for the same user, path and target."""
         entry = self._kept.get(job.response or b"")
         same = entry is not None and (entry.user_id, entry.path, entry.target) == (job.user_id, job.path, job.target)
         self.law(same, "a hit is the user's own signed-off answer", job.id, job.response)
@@ -175,7 +175,7 @@ class Checker:
             self.law(signed, "nothing held leaves without a verdict", job.id, verb)
 
     def _renewed(self, tx: Tx) -> None:
-        """What changed without a move: nothing but the end of a lease that stands."""
+        """Check the changes that no transition made: only the end of a current lease may change."""
         moved = {after.id for _, _, after in tx.moves} | {job.id for job, _ in tx.made}
         for job in tx.jobs.values():
             if job.id in moved:
@@ -218,24 +218,26 @@ class Checker:
         self._gone[job_id] = None
 
     def kept(self, entry: CacheEntry) -> None:
-        """An answer is kept, to be given again: one that is signed off."""
+        """Check an entry of the response cache: its answer must be signed off."""
         self._history.note("kept", entry.key, entry.job_id)
         job = self._tables.jobs.get(entry.job_id)
         is_there = job is not None or entry.job_id in self._gone
         self.law(is_there or entry.target != "watched", "nothing held leaves without a verdict", entry.job_id)
-        if job is not None and (job.is_terminal or job.policy.may_hold):  # else its end is written behind the answer
+        if job is not None and (
+            job.is_terminal or job.policy.may_hold
+        ):  # other ends are stored after the answer is returned
             signed = (job.status, job.response, job.user_id) == ("success", entry.answer, entry.user_id)
             self.law(signed, "what is kept is signed off", entry.job_id, job.status)
         self._kept[entry.answer] = entry
 
-    # What is seen
+    # Observations of callers and receivers
 
     def accepted(self, job: Job) -> None:
-        """A caller was told that their job is accepted: then it stands."""
+        """Check that a job is committed once its caller was told that it is accepted."""
         self.law(job.id in self._tables.jobs or job.id in self._gone, "what was accepted is committed", job.id)
 
     def shown(self, caller: Caller, jobs: Sequence[Job]) -> None:
-        """A caller got to see jobs."""
+        """Check jobs that `caller` was shown."""
         for job in jobs:
             self._history.note("shown", caller.email, job.id, job.status, job.seq)
             if may_review(caller):
@@ -248,10 +250,13 @@ class Checker:
                 self.law(self._ends[job.id][0] == job.status, "what ended stays ended", job.id)
 
     def answered(self, caller: Caller, job: Job, body: bytes | None) -> None:
-        """A waiting caller got an answer: of a job that may be held, only a signed one; `body` is None for a stream."""
+        """Check the answer of a waiting call: if the job may be held, its answer must be signed off.
+
+        `body` is None if the answer was streamed.
+        """
         self._history.note("answered", caller.email, job.id, body)
         status, response = self._ends.get(job.id, ("unfinished", None))
-        if job.cache == "hit":  # its row is written behind the answer
+        if job.cache == "hit":  # its row is stored after the answer is returned
             entry = self._kept.get(job.response or b"")
             self.law(entry is not None and entry.user_id == caller.user_id, "a hit is the user's own", job.id)
         elif job.policy.may_hold:
@@ -261,12 +266,12 @@ class Checker:
             self.law(same, "a caller gets the answer that is recorded", job.id)
 
     def refused(self, who: str, what: str, error: BaseException) -> None:
-        """Somebody was told of an error: it is one of those that callers may see."""
+        """Check that an error is one that callers may see."""
         self._history.note("refused", who, what, type(error).__name__)
         self.law(isinstance(error, SignoffError), "a caller never meets a fault of ours", who, what, repr(error))
 
     def posted(self, message_id: str, url: str, body: bytes, status: int) -> None:
-        """A receiver got a message."""
+        """Check a message that a receiver got."""
         told = msgspec.json.decode(body)["data"]
         job_id = told["job_id"]
         self._history.note("posted", message_id, told["status"], status)
@@ -280,7 +285,7 @@ class Checker:
             self._taken[message_id] = self._taken.get(message_id, 0) + 1
 
     def at_end(self) -> None:
-        """When everything has come to rest."""
+        """Check the tables after all work has ended."""
         self.law(not self._tables.unfinished, "lost is nothing", list(self._tables.unfinished))
         due = [one.id for one in self._tables.deliveries.values() if one.state == "due"]
         self.law(not due, "every delivery is taken or given up", due)
@@ -293,7 +298,7 @@ def _may_be_asked_again(job: Job) -> bool:
 
 
 def _is_of(job: Job) -> bool:
-    """Whether the answer, unless a person wrote it, is to what the job asks."""
+    """Return True if the answer is to the request of `job`, or if a person wrote it."""
     said = msgspec.json.decode(job.response or b"null")
     if not isinstance(said, dict):
         return True
@@ -302,7 +307,7 @@ def _is_of(job: Job) -> bool:
 
 
 def _told(job: Job, name: str) -> Any:
-    """A column as an event tells of it."""
+    """Return the value of a column as events record it."""
     value = getattr(job, name)
     if name in {"metadata", "response"}:
         return None if value is None else msgspec.json.decode(value)

@@ -1,4 +1,4 @@
-"""Deliveries in memory: how they are leased, what became of them, and how they are looked up."""
+"""In-memory deliveries: claims, outcomes and queries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from simulation.tables import Tables, Tx, Way
 
 
 class MemoryDeliveries:
-    """Deliveries in memory; see `store.Deliveries`."""
+    """In-memory implementation of `store.Deliveries`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables

@@ -1,4 +1,4 @@
-"""What happened, in one hash, and its last pages for whoever has to find out why."""
+"""History of a run: a hash of everything that was observed, and its last lines for debugging."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGES = 4000
 
 
 class History:
-    """Everything that anybody could see, in order."""
+    """Everything that a caller, a receiver or the store observed, in order."""
 
     def __init__(self, world: World, *, aloud: bool = False) -> None:
         self.counts = Counter[str]()
@@ -22,7 +22,7 @@ class History:
         self._lines = deque[str](maxlen=PAGES)
 
     def note(self, kind: str, *facts: object) -> None:
-        """One thing that was seen."""
+        """Record one observation."""
         line = f"{self._world.now:11.6f} {kind} {facts!r}"
         self.counts[kind] += 1
         self._hash.update(line.encode())
@@ -31,9 +31,9 @@ class History:
             sys.stdout.write(line + "\n")
 
     def digest(self) -> str:
-        """Equal histories have equal digests."""
+        """Return the hash of the history; equal histories have equal digests."""
         return self._hash.hexdigest()
 
     def about(self, text: str) -> list[str]:
-        """The lines that mention `text`."""
+        """Return those of the last lines that mention `text`."""
         return [line for line in self._lines if text in line]

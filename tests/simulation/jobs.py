@@ -1,4 +1,4 @@
-"""Jobs in memory: how they come in, how they are leased and moved, and how they are looked up."""
+"""In-memory jobs: insertion, leases, transitions and queries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from simulation.tables import Tables, Tx, Way, after
 
 
 class MemoryJobs:
-    """Jobs in memory; see `store.Jobs`."""
+    """In-memory implementation of `store.Jobs`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables
@@ -138,7 +138,7 @@ class MemoryJobs:
         return await self._way.send(purge, writes=True)
 
     async def _standing(self, verb: str, limit: int) -> Sequence[Job]:
-        """The jobs that `verb` may move at this moment, once their lease and their round were seen."""
+        """Return jobs to which an actor that knows their lease and round may apply `verb` now."""
 
         def look(tx: Tx) -> Sequence[Job]:
             jobs = self._tables.unfinished.values()
@@ -152,12 +152,12 @@ class MemoryJobs:
         return insert_job(tx, job, verb, actor, **note)  # type: ignore[arg-type]
 
     def _standing_under_name(self, tx: Tx, job: Job) -> Job | None:
-        """The job that already has the own id of `job`, or its key."""
+        """Return the stored job that has the client id or the idempotency key of `job`."""
         named = None if job.client_id is None else self._tables.named.get((job.user_id, job.client_id))
         return named or (None if job.idempotency_key is None else self._standing_under_key(tx, job))
 
     def _standing_under_key(self, tx: Tx, job: Job) -> Job | None:
-        """The job that the key of `job` stands for, where the key is not free (any more)."""
+        """Return the job that holds the idempotency key of `job`; None if the key is free."""
         standing = self._tables.keys.get((job.user_id, job.idempotency_key or ""))
         found = None if standing is None else self._tables.jobs[standing]
         return None if found is None or is_key_free(found, tx.now) else found
@@ -179,7 +179,7 @@ class MemoryJobs:
         return job
 
     def _follow(self, tx: Tx, job: Job, actor: str) -> None:
-        """The steps of what has failed are cancelled; the run of a step that has ended goes on."""
+        """Cancel the steps of a failed job, and wake the run of a step that has ended."""
         cancel = TransitionRequest(verb="cancel", actor=actor, changes={"error": RUN_ENDED})
         below = [each for each in self._tables.unfinished.values() if each.parent_id == job.id]
         for each in below if job.status == "fail" else []:
@@ -193,7 +193,7 @@ class MemoryJobs:
             tx.changes.extend(changes_of(self._step(tx, run, wake)))
 
     def _step(self, tx: Tx, job: Job, step: TransitionRequest) -> Job:
-        """The job after a step that it may make, and the event of that."""
+        """Apply a permitted transition, add its event, and return the changed job."""
         made = after(self._tables.moves[step.verb], job, step, tx.now)
         tx.add(events, event_of(made, step.verb, step.actor, changed_columns(made, step)))
         tx.jobs[made.id] = made

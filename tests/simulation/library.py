@@ -1,4 +1,4 @@
-"""Prompts, pipelines and registered functions, in memory."""
+"""In-memory library: prompts, pipelines and registered functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from simulation.tables import Tables, Tx, Way
 
 
 class MemoryLibrary:
-    """Compositions in memory; see `store.Compositions`."""
+    """In-memory implementation of `catalog.Library`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables

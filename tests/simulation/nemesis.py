@@ -1,4 +1,4 @@
-"""Who breaks things: one fault after another, between any two steps."""
+"""Fault injection: one fault after another, between any two steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simulation.weather import Climate
 
 
 class Nemesis:
-    """Breaks what the climate of the run allows, and mends everything when it is told to stop."""
+    """Injector of the faults that the climate of the run allows; it repairs everything when it is stopped."""
 
     def __init__(self, network: Network, history: History, climate: Climate, processes: Sequence[Process]) -> None:
         self._network = network
@@ -25,7 +25,7 @@ class Nemesis:
         self._wait()
 
     def stop(self) -> None:
-        """No fault from now on; what was broken is mended, and what was about to end is started again."""
+        """Inject no more faults, repair what is broken, and restart processes that end."""
         self._is_over = True
         self._network.weather.clear()
         self._keep_up()
@@ -77,7 +77,7 @@ class Nemesis:
             self._later(15, self._mend, process)
 
     def _pause(self, process: Process) -> None:
-        """Stops it for a while, often until just after its leases have run out; it may be asked to end as it wakes."""
+        """Pause the process, often until just after its leases have expired; sometimes stop it on resumption."""
         process.loop.pause()
         seconds = self._random_float.choice([1.0, 40.0, self._random_float.uniform(14, 20)])
         self._network.outside.call_later(seconds, self._mend, process)
@@ -85,7 +85,7 @@ class Nemesis:
             self._network.outside.call_later(seconds, self._stop, process)
 
     def _cut_off(self, process: Process) -> None:
-        """Keeps one process from the store, and lets it work on."""
+        """Cut the process off from the store for a while; it continues to work."""
         process.wire.is_cut = True
         self._later(40, setattr, process.wire, "is_cut", False)
 
@@ -93,14 +93,14 @@ class Nemesis:
         process.clock.jump(self._random_float.choice([-1, 1]) * self._random_float.expovariate(1 / 600))
 
     def _weather(self, what: str, value: float, seconds: float) -> None:
-        """Makes it worse for a while."""
+        """Set one condition of the weather to `value` for a while."""
         weather = self._network.weather
         usual = 0.002 if what.endswith("_seconds") else 0.0
         setattr(weather, what, value)
         self._later(seconds, setattr, weather, what, usual)
 
     def _mend(self, process: Process) -> None:
-        """Lets it go on if it is paused, and starts it if it is dead."""
+        """Resume the process if it is paused, and start it if it is dead."""
         if process.loop.is_dead:
             process.start()
         elif process.loop.is_paused:

@@ -1,4 +1,4 @@
-"""What lies between the processes, the store and each other: messages that are late, lost, doubled, or out of order."""
+"""Connections of the processes to the store and to each other: messages may be late, lost, duplicated or reordered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFUSED_AFTER_SECONDS = (0.001, 2.0, 30.0)
 
 
 class Network:
-    """The store's tables, and everybody who is connected."""
+    """The tables of the store, and the processes that are connected to them."""
 
     def __init__(self, world: World, outside: SimLoop, weather: Weather, tables: Tables, *, vague_news: bool) -> None:
         self.world = world
@@ -32,11 +32,11 @@ class Network:
         tables.listeners.append(self.spread)
 
     def now(self) -> int:
-        """The time in microseconds by the store's clock, which is right."""
+        """Return the time of the store's clock, which is correct, in microseconds since 1970."""
         return EPOCH_SECONDS * SECOND + round(self.world.now * SECOND)
 
     def spread(self, topic: Topic, name: str) -> None:
-        """News to every process; each may hear it late, twice, or not at all."""
+        """Notify every process of a change; each notification may arrive late, twice, or never."""
         told: tuple[Topic, str] = ("any", "") if self._vague_news else (topic, name)
         self.wires = [wire for wire in self.wires if not wire.loop.is_dead]
         for wire in self.wires:
@@ -44,7 +44,7 @@ class Network:
                 wire.loop.call_later(self.weather.latency(), wire.tell, *told)
 
     def ring(self, from_loop: SimLoop) -> None:
-        """A bell to one of the processes that listen; it may come late, twice, or never."""
+        """Send a wake-up to one of the listening processes; it may arrive late, twice, or never."""
         self.brokers = [broker for broker in self.brokers if not broker.loop.is_dead]
         for _ in range(self._copies(self.weather.bells_lost)):
             if self.brokers and not from_loop.is_dead:
@@ -56,7 +56,7 @@ class Network:
 
 
 class Wire:
-    """One process's way to the store."""
+    """The connection of one process to the store."""
 
     def __init__(self, network: Network, loop: SimLoop) -> None:
         self.loop = loop
@@ -67,7 +67,7 @@ class Wire:
         network.wires.append(self)
 
     def send(self, operation: Operation, *, writes: bool) -> asyncio.Future[Any]:
-        """See `tables.Way`."""
+        """See `tables.Connection`."""
         answer = self.loop.create_future()
         if self._closed:
             raise Overloaded("The store was closed.")
@@ -77,20 +77,23 @@ class Wire:
         return answer
 
     def listen(self, listener: Listener) -> None:
-        """See `tables.Way`."""
+        """See `tables.Connection`."""
         self._listeners.append(listener)
 
     def tell(self, topic: Topic, name: str) -> None:
-        """News has come."""
+        """Pass a change notification to the listeners."""
         for listener in self._listeners:
             listener(topic, name)
 
     def close(self) -> None:
-        """See `tables.Way`."""
+        """See `tables.Connection`."""
         self._closed = True
 
     def _arrive(self, operation: Operation, answer: asyncio.Future[Any], writes: bool) -> None:
-        """The store gets it: unless whoever sent it has left, in time for it not to be sent at all."""
+        """Run an operation that has reached the store, and send its result back.
+
+        If its sender has left by now, the operation may as well have been cancelled before it was sent.
+        """
         weather = self._network.weather
         has_left = answer.cancelled() or self.loop.is_dead
         if has_left and weather.happens(0.5):
@@ -116,7 +119,7 @@ class Wire:
 
 
 class FarBroker(LocalBroker):
-    """A doorbell between processes: one of them hears it, perhaps."""
+    """Broker whose wake-ups each go to one of the processes over an unreliable network."""
 
     def __init__(self, network: Network, loop: SimLoop) -> None:
         super().__init__()
@@ -130,7 +133,7 @@ class FarBroker(LocalBroker):
 
 
 def resolve(answer: asyncio.Future[Any], result: Any) -> None:
-    """Gives a result, or an error, to whoever still waits for it."""
+    """Set a result, or an error, if the caller still waits for it."""
     if answer.done():
         return
     if isinstance(result, Exception):

@@ -1,4 +1,4 @@
-"""The world outside: models that answer, fail, hang, or take their time, and receivers of webhooks that do the same."""
+"""Simulated models, which answer, fail, hang, or are slow, and webhook receivers that do the same."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODELS = (
 
 
 class SimEngine:
-    """Answers every request differently, and says which ask it answers."""
+    """Engine that answers every request differently, and names the request in its answer."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -51,10 +51,10 @@ class SimEngine:
         yield Chunk(sse.DONE, event=True)
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
     async def _fail(self) -> None:
         match self._network.world.random_float.randrange(7):
@@ -85,17 +85,17 @@ def _completion(ask: str, number: int) -> bytes:
 
 
 def ask_of(body: bytes) -> str:
-    """What a body says that was made by `body_of`."""
+    """Return the text in a body that `body_of` made."""
     return msgspec.json.decode(body)["messages"][-1]["content"]
 
 
 def body_of(ask: str, *, stream: bool = False) -> bytes:
-    """The body of a request that says `ask`."""
+    """Return the body of a request with the text `ask`."""
     return msgspec.json.encode({"messages": [{"role": "user", "content": ask}]} | ({"stream": True} if stream else {}))
 
 
 class SimDeliverer:
-    """Brings messages to receivers that take them, or do not; what they got is in the checker's hands."""
+    """Deliverer whose receivers accept or refuse messages; the checker sees every message that arrives."""
 
     def __init__(self, network: Network, checker: Checker) -> None:
         self._network = network
@@ -103,13 +103,13 @@ class SimDeliverer:
         self._under_way = Counter[str]()
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
     async def send(self, message: OutgoingMessage) -> int:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         host = message.address.split("/")[2]
         self._under_way[host] += 1
         self._checker.law(self._under_way[host] <= MAX_RUNNING_PER_HOST["webhook"], "a few at a time to one host", host)
@@ -124,7 +124,7 @@ class SimDeliverer:
             self._under_way[host] -= 1
 
     def _arrive(self, message: OutgoingMessage, answer: asyncio.Future[int]) -> None:
-        """A receiver gets a message. What it answers may not get back."""
+        """Hand a message to its receiver; the receiver's response may be lost."""
         url, message_id, body = message.address, message.headers["webhook-id"], message.body
         weather = self._network.weather
         fault = self._network.world.random_float.randrange(4) if weather.happens(weather.receivers_fail) else None

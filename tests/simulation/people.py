@@ -1,4 +1,4 @@
-"""Users and their tokens, in memory."""
+"""In-memory users and tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simulation.tables import Tables, Tx, Way, bump
 
 
 class MemoryPeople:
-    """People in memory; see `accounts.People`."""
+    """In-memory implementation of `accounts.People`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables

@@ -1,4 +1,4 @@
-"""One Signoff: a desk as `app.py` makes it, with everything that goes on in it, on a loop of its own."""
+"""One simulated Signoff process: its services, as `server/bootstrap.py` opens them, on an event loop of its own."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ SECRET = Secret("whsec_" + "c2lt" * 8)
 
 
 class Unanswered(SignoffError):
-    """The process is not there, or the connection to it broke; nobody knows what came of the request."""
+    """Error for a request to a process that is down or disconnects; the outcome of the request is unknown."""
 
     code = "unanswered"
 
 
 def rules_of(climate: Climate) -> Rules:
-    """The rules that all processes of a run go by."""
+    """Return the rules that all processes of a run share."""
     retention = climate.retention_seconds
     return Rules(
         lease_seconds=15,
@@ -85,7 +85,7 @@ def rules_of(climate: Climate) -> Rules:
 
 
 class Watched(ResponseCache):
-    """The cache of one process; the checker sees what is kept there."""
+    """Response cache of one process that shows the checker every entry that it stores."""
 
     def __init__(self, cache: MemoryCache, background: Background, checker: Checker) -> None:
         super().__init__(cache, background, ttl_seconds=BOUNDS.ttl_seconds)
@@ -102,7 +102,7 @@ def _no_transport(stream: Stream) -> Transport:
 
 
 class Process:
-    """It can be started, stopped in order, killed, paused, and asked."""
+    """A process that can be started, stopped, killed, paused and called."""
 
     def __init__(self, name: str, network: Network, checker: Checker, climate: Climate) -> None:
         self.name = name
@@ -117,11 +117,11 @@ class Process:
 
     @property
     def is_up(self) -> bool:
-        """Whether it takes requests."""
+        """Return True if the process accepts requests."""
         return self._is_up and not self.loop.is_dead
 
     def start(self) -> None:
-        """A new life, with nothing of the old one but what is in the store."""
+        """Start the process again; nothing is left of its earlier life except the contents of the store."""
         self._lives += 1
         self._is_up = False
         self.clock = Clock(self._network.world.random_float)
@@ -133,12 +133,12 @@ class Process:
         self.main.add_done_callback(self._ended)
 
     def stop(self) -> None:
-        """Asks it to end in order, as SIGTERM does."""
+        """Ask the process to shut down in order, as SIGTERM does."""
         self._is_up = False
         self.loop.call_soon(self._stop.set)
 
     def kill(self) -> None:
-        """Ends it in the middle of whatever it does. Who waits for an answer learns that the connection broke."""
+        """Kill the process in the middle of its work. Waiting callers learn that the connection broke."""
         self.loop.kill()
         self._dead.append(self.loop)
         for answer in self._asked:
@@ -146,13 +146,13 @@ class Process:
         self._asked.clear()
 
     def bury(self) -> None:
-        """Frees what was killed, after the run."""
+        """Close the coroutines of all loops of this process, after the run."""
         self.loop.kill()
         for loop in [*self._dead, self.loop]:
             loop.bury()
 
     async def ask(self, verb: Verb[T], patience_seconds: float) -> T:
-        """What `verb` says in this process, asked for from outside. Raises what it raises, and Unanswered."""
+        """Return the result of `verb` in this process, called from outside. Raises its errors, and Unanswered."""
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._network.outside.call_later(self._network.weather.latency(), self._accept, verb, answer)
         try:
@@ -174,7 +174,7 @@ class Process:
     async def _serve(self, verb: Verb[Any], answer: asyncio.Future[Any]) -> None:
         try:
             result = await verb(self.services)
-        except Exception as error:  # noqa: BLE001 -- the caller gets it, and the checker with them
+        except Exception as error:  # noqa: BLE001 -- the caller and the checker receive it
             result = error
         if self._asked.pop(answer, None) is not None:
             self._network.outside.call_later(self._network.weather.latency(), resolve, answer, result)
@@ -193,7 +193,7 @@ class Process:
         await services.store.close()
 
     async def _finish(self) -> None:
-        """Lets those who ask have their answers, for a moment."""
+        """Give the requests in progress one second to complete, then cancel them."""
         tasks = list(self._asked.values())
         if tasks:
             await asyncio.wait(tasks, timeout=1)
@@ -201,7 +201,7 @@ class Process:
                 task.cancel()
 
     def _ended(self, main: asyncio.Task[None]) -> None:
-        """It ended in order; or it fell over, which it must not."""
+        """Kill the process after its main task has ended; fail the run if that task raised an error."""
         error = None if main.cancelled() else main.exception()
         if error is not None:
             self._network.world.fail(Violation(f"a process falls over by itself: {self.name}: {error!r}"))

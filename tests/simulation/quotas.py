@@ -1,4 +1,4 @@
-"""Limits and what was used of them, in memory."""
+"""In-memory limits and counters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from simulation.tables import Tables, Tx, Way
 
 
 class MemoryQuotas:
-    """Quotas in memory; see `accounts.Quotas`."""
+    """In-memory implementation of `accounts.Quotas`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables

@@ -1,4 +1,4 @@
-"""One run: a world from a seed, trouble for some steps, then peace; and everything must come to rest."""
+"""One run: a world from a seed, with faults for a number of steps and then without, until all queues are empty."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOOK_SECONDS = 0.5
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a run. Equal seeds give equal tellings, in any process."""
+    """The result of a run. Equal seeds give equal results, in any process."""
 
     seed: int
     steps: int
@@ -39,11 +39,11 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Broken(AssertionError):
-    """A law was broken; the message says which, and how to see it again."""
+    """A broken law; the message names it, and the command that repeats the run."""
 
 
 class Simulation:
-    """Everything of one run."""
+    """A run with all its parts."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Simulation:
         self._rested_after = 0.0
 
     def run(self, story: Callable[[], Coroutine[Any, Any, None]] | None = None) -> Told:
-        """What came of it; `story` is another than that of a whole run. Raises Broken."""
+        """Run `story`, by default a whole run, and return the result. Raises Broken."""
         with_logs = structlog.get_config()
         structlog.configure(
             processors=[self._complaint], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR)
@@ -108,7 +108,7 @@ class Simulation:
         await asyncio.sleep(0)
 
     def _started(self, life: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """The life of a person, which goes on for ever; if it does not, the run is worth nothing."""
+        """Start the endless task of a person; an error in it fails the run."""
         task = self._outside.create_task(life)
         task.add_done_callback(self._left)
         return task
@@ -118,7 +118,7 @@ class Simulation:
             self.world.fail(error)
 
     async def _rest(self) -> None:
-        """Until there is nothing left to do; that may not take long."""
+        """Wait until no work is left. Raises Violation after REST_SECONDS."""
         began = self.world.now
         while self._is_busy():
             self._rested_after = self.world.now - began
@@ -136,7 +136,7 @@ class Simulation:
         return kind(number, role, self.world, self.processes, self.checker)
 
     def _complaint(self, _: object, method: str, told: dict[str, Any]) -> Any:
-        """What a process logs as an error; only those that a caller may see are part of a bad day."""
+        """Fail the run for an error that a process logs, unless it is one that callers may see."""
         error = told.get("exc_info")
         if isinstance(error, BaseException) and not isinstance(error, SignoffError):
             self.world.fail(Violation(f"no fault of ours: {told['event']}: {error!r}"))

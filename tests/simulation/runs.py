@@ -1,4 +1,4 @@
-"""Runs of pipelines in memory: their steps, and the calls of functions."""
+"""In-memory runs of pipelines: their steps and function calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simulation.tables import Tables, Tx, Way
 
 
 class MemoryRuns:
-    """Runs in memory; see `store.Runs`."""
+    """In-memory implementation of `store.Runs`."""
 
     def __init__(self, tables: Tables, way: Way, jobs: MemoryJobs) -> None:
         self._tables = tables

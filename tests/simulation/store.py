@@ -1,4 +1,4 @@
-"""The store in memory: it keeps the promise in `store.py`, and passes the contract that every store passes."""
+"""In-memory store: it implements the interface in `store.py` and passes the contract tests of all stores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from simulation.usage import MemoryUsageRecords
 
 
 class MemoryStore:
-    """See `store.Store`. Several of them may share their tables, as several processes share a database."""
+    """In-memory implementation of `store.Store`. Several may share their tables, as processes share a database."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self.tables = tables
@@ -41,10 +41,10 @@ class MemoryStore:
         self.model_logs = MemoryModelLogs(tables, way)
 
     async def start(self) -> None:
-        """Nothing to open."""
+        """Do nothing."""
 
     async def migrate(self) -> None:
-        """Nothing to bring up to date."""
+        """Do nothing."""
 
     async def ready(self) -> bool:
         try:
@@ -67,7 +67,7 @@ class MemoryStore:
 
 
 class Near:
-    """The way to tables that are right here."""
+    """Connection to tables in the same process, without a network."""
 
     def __init__(self, tables: Tables, clock: Callable[[], int]) -> None:
         self._tables = tables
@@ -75,7 +75,7 @@ class Near:
         self._closed = False
 
     def send(self, operation: Operation, *, writes: bool) -> asyncio.Future[Any]:
-        """See `Way`."""
+        """See `Connection`."""
         if self._closed:
             raise Overloaded("The store was closed.")
         answer = asyncio.get_running_loop().create_future()
@@ -86,16 +86,16 @@ class Near:
         return answer
 
     def listen(self, listener: Listener) -> None:
-        """See `Way`. A listener that fails spoils nothing."""
+        """See `Connection`. An error of a listener does not fail the operation."""
 
         def tell(topic: Topic, name: str) -> None:
             try:
                 listener(topic, name)
-            except Exception as error:  # noqa: BLE001 -- what is written is written
+            except Exception as error:  # noqa: BLE001 -- the transaction is already committed
                 asyncio.get_running_loop().call_exception_handler({"message": repr(error)})
 
         self._tables.listeners.append(tell)
 
     def close(self) -> None:
-        """See `Way`."""
+        """See `Connection`."""
         self._closed = True

@@ -1,4 +1,4 @@
-"""Streams in memory: which were declared, and who listens where only one process may."""
+"""In-memory streams: their declarations, and the leaders of streams that only one process may consume."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from simulation.tables import Tables, Tx, Way
 
 
 class MemoryStreams:
-    """Streams in memory; see `store.Streams`."""
+    """In-memory implementation of `catalog.Streams`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables

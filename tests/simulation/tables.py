@@ -1,7 +1,7 @@
-"""The tables of a store in memory, and its transactions: all of what an operation writes, or nothing.
+"""Tables of the in-memory store, and its transactions: an operation writes everything or nothing.
 
-The rows, events, news and deliveries of a move are made by the functions that the SQL store uses; only what the
-database itself does is done again here: to look rows up, to compare them with the guards, and to keep them.
+The functions of the SQL store make the rows, events, notifications and deliveries of a transition. This module does
+only what the database itself would do: look rows up, compare them with the guards, and store them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Place = tuple[str, int, str]
 
 
 class Tx(msgspec.Struct):
-    """What one transaction writes; none of it stands until it is committed."""
+    """The writes of one transaction; none of them takes effect before the commit."""
 
     now: int
     changes: list[tuple[Topic, str]] = []
@@ -46,7 +46,7 @@ class Tx(msgspec.Struct):
     forgotten: list[str] = []
 
     def add(self, table: sa.Table, row: dict[str, Any]) -> None:
-        """A new row, as the SQL store adds it."""
+        """Add a row; the functions of the SQL store call this."""
         match table.name:
             case "jobs":
                 self.jobs[row["id"]] = Job(**row)
@@ -62,24 +62,24 @@ class Tx(msgspec.Struct):
                 raise KeyError(name)
 
     def flush(self) -> None:
-        """As the SQL store asks for; nothing waits here."""
+        """Do nothing; the functions of the SQL store call this, but no writes are delayed here."""
 
 
 Operation = Callable[[Tx], Any]
 
 
 class Way(Protocol):
-    """How operations get to the tables, and news of them back."""
+    """A connection to the tables: it sends operations and receives change notifications."""
 
     def send(self, operation: Operation, *, writes: bool) -> asyncio.Future[Any]:
-        """A future of the result. Raises Overloaded once closed."""
+        """Return a future of the result of `operation`. Raises Overloaded once closed."""
         ...
 
     def listen(self, listener: Listener) -> None: ...
     def close(self) -> None: ...
 
 
-# A mover without a lease or a round holds none: NULL equals nothing.
+# A request without a lease or a round matches no job, as NULL equals nothing in SQL.
 GUARDS: dict[Guard, Callable[[Job, TransitionRequest, int], bool]] = {
     Guard.DUE: lambda job, step, now: job.lease is None and job.parked_at is None and job.due_at <= now,
     Guard.LEASE: lambda job, step, now: step.lease is not None and job.lease == step.lease,
@@ -102,7 +102,7 @@ GUARDS: dict[Guard, Callable[[Job, TransitionRequest, int], bool]] = {
 
 
 class Tables:
-    """Everything that is kept. `committed` is told of every transaction, with the rows as they were before it."""
+    """The stored rows. `committed` is called with each transaction just before its writes take effect."""
 
     def __init__(self, moves: Mapping[str, Transition] = TRANSITIONS) -> None:
         self.moves = moves
@@ -139,7 +139,7 @@ class Tables:
         self.committed: Callable[[Tx], None] = lambda _: None
 
     def run(self, operation: Operation, now: int) -> Any:
-        """The result of `operation`, committed at `now`. What it raises leaves everything as it was."""
+        """Run `operation` as a transaction at the time `now`, and return its result. An error changes nothing."""
         tx = Tx(now=now)
         result = operation(tx)
         self._check_ids(tx)
@@ -151,12 +151,12 @@ class Tables:
         return result
 
     def may(self, verb: str, job: Job, step: TransitionRequest, now: int) -> bool:
-        """Whether `job` stands where `verb` may begin."""
+        """Return True if the status of `job` and the guards permit `verb`."""
         move = self.moves[verb]
         return job.status in move.sources and all(self.guards[guard](job, step, now) for guard in move.guards)
 
     def steps(self, run: Job) -> list[Job]:
-        """The steps of the round that a run is in, the oldest first."""
+        """Return the steps of the current round of `run`, oldest first."""
         jobs = [job for job in self.jobs.values() if (job.parent_id, job.parent_round) == (run.id, run.round)]
         return sorted(jobs, key=lambda job: job.id)
 
@@ -164,7 +164,7 @@ class Tables:
         return step.settled_steps == sum(1 for each in self.steps(job) if each.is_terminal)
 
     def _check_ids(self, tx: Tx) -> None:
-        """What a primary key forbids."""
+        """Raise IntegrityError if a primary key exists already."""
         twice = any(job.id in self.jobs for job, _ in tx.made) or any(place in self.decisions for place in tx.decisions)
         if twice:
             raise sa.exc.IntegrityError("insert", {}, Exception("this primary key is used already"))
@@ -209,13 +209,13 @@ class Tables:
 
 
 def bump(tables: Tables, tx: Tx, topic: Topic) -> None:
-    """Counts a change of `topic`, and tells of it."""
+    """Increase the version of `topic`, and notify the listeners."""
     tables.versions[topic] += 1
     tx.changes.append((topic, ""))
 
 
 def after(move: Transition, job: Job, step: TransitionRequest, now: int) -> Job:
-    """`job` as `step`, which is a `move`, leaves it."""
+    """Return `job` after a transition."""
     changes: dict[str, Any] = dict.fromkeys(move.clears)
     changes |= {column: getattr(job, column) + more for column, more in move.adds.items()}
     changes |= step.changes

@@ -1,4 +1,4 @@
-"""The durable core in a simulated world: no law is broken there, and a core without its guards breaks one.
+"""The durable core in a simulated world: it breaks no law there, and breaks one if a guard is removed.
 
 A step is one callback that was run: of a process, of the network, or of the world outside.
 """
@@ -64,10 +64,10 @@ def test_no_law_is_broken_in_many_more_worlds(first: int) -> None:
 
 
 def test_every_move_is_made_and_every_fault_is_met() -> None:
-    """A simulation in which nothing happens would find nothing."""
+    """Ensure that runs are eventful: a simulation in which nothing happens would find nothing."""
     rich = {"undo_seconds": 8, "deadline_seconds": 20, "retention_seconds": 90, "faults": FAULTS}
     met = {name for seed in range(100, 104) for name in Simulation(seed, steps=STEPS, **rich).run().counts}
-    # Runs and streams are no part of this world: the machine of `stateful/`, and tests of processes, drive those.
+    # Runs and streams are not simulated: the state machine in `stateful/` and the tests of processes cover them.
     assert met >= TRANSITIONS.keys() - {"submit", "hit", "park", "wake", "refuse"}
     assert met >= {f"verb {verb}" for verb in ("submit", "succeed", "fail", "cancel", "hit")}
     assert met >= {f"fault {fault}" for fault in FAULTS}
@@ -83,7 +83,7 @@ def test_a_seed_is_a_history_in_every_process() -> None:
 
 
 def told_elsewhere(seed: int, hash_seed: str) -> Told:
-    """What the command says that a failing run prints."""
+    """Run the command for a seed in a new process, and return its result."""
     command = [sys.executable, str(SIMULATE), str(seed), "--steps", str(STEPS // 2)]
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
     done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=300)
@@ -181,14 +181,14 @@ def test_ready_callbacks_go_in_the_order_of_the_seed() -> None:
 
 
 def without(verb: str, guard: Guard) -> Tables:
-    """Tables whose `verb` does not look at `guard`."""
+    """Return tables that do not check `guard` for `verb`."""
     move = TRANSITIONS[verb]
     left = tuple(one for one in move.guards if one is not guard)
     return Tables(TRANSITIONS | {verb: msgspec.structs.replace(move, guards=left)})
 
 
 def broken_within(steps: int, tables: Callable[[], Tables] = Tables, **climate: Any) -> str:
-    """What a run says in which a law is broken; empty if there was none within so many steps."""
+    """Return the message of the first run that breaks a law; empty if none does within `steps` steps."""
     seed = 0
     while steps > 0:
         simulation = Simulation(seed, steps=min(steps, STEPS), tables=tables(), **climate)
@@ -243,7 +243,7 @@ def test_a_claim_that_ignores_a_live_lease_breaks_a_law() -> None:
 
 
 def test_giving_back_what_was_lost_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that has lost its lease gives the job back all the same, and the store lets it."""
+    """Release a job even after its lease is lost, at a store that allows it."""
 
     async def give_back_always(services: Services, job: Job) -> None:
         task = asyncio.current_task()
@@ -304,11 +304,11 @@ def test_leases_that_nobody_takes_back_break_a_law() -> None:
     assert "queues drain" in broken_within(STEPS_TO_FIND_IT, tables, faults=("crash",))
 
 
-# What the simulation has found
+# Regressions that the simulation found
 
 
 def a_quiet_world(seconds: float, *, log_before_answer: bool = False) -> tuple[Simulation, Process]:
-    """One process in a world without users and faults, whose model takes so long, on the average."""
+    """Return a simulation without users and faults, and its only process; its model takes `seconds` on average."""
     quiet: dict[str, Any] = {"processes": 1, "users": 0, "reviewers": 0, "faults": ()}
     simulation = Simulation(1, log_before_answer=log_before_answer, **quiet)
     simulation.weather.model_seconds = (seconds,)
@@ -316,7 +316,7 @@ def a_quiet_world(seconds: float, *, log_before_answer: bool = False) -> tuple[S
 
 
 async def called(process: Process) -> tuple[Job, bytes | None]:
-    """What a caller gets who waits."""
+    """Return the job and the answer that a waiting caller gets."""
     ask = Ask(door="test", caller=CALLER, body=body_of("hello"), target="plain", lane="now")
     return await process.ask(lambda services: answer(services, ask), 300)
 
@@ -352,7 +352,7 @@ def test_a_slow_call_whose_row_was_written_though_nobody_said_so_is_recorded_wit
         async with asyncio.TaskGroup() as group:
             calls = [group.create_task(called(process)) for _ in range(30)]
             await asyncio.sleep(0.5)
-            simulation.weather.answers_lost = 1  # the rows of all the slow ones are committed meanwhile
+            simulation.weather.answers_lost = 1  # the rows of all slow calls are committed in this time
             await asyncio.sleep(1.2)
             simulation.weather.answers_lost = 0
         answered.extend(call.result() for call in calls)
@@ -369,8 +369,8 @@ def test_a_call_whose_record_was_written_though_nobody_said_so_is_not_recorded_t
     async def story() -> None:
         await until_up(process)
         simulation.weather.answers_lost = 1
-        simulation.tables.listeners.append(lambda topic, name: simulation.weather.clear())  # only the first one is lost
-        with pytest.raises(Overloaded):  # a caller may see that, and no fault of ours
+        simulation.tables.listeners.append(lambda topic, name: simulation.weather.clear())  # only the first is lost
+        with pytest.raises(Overloaded):  # callers may see this error, but no internal one
             await called(process)
 
     simulation.run(story)

@@ -1,4 +1,4 @@
-"""Prices, and sums of what was used, in memory."""
+"""In-memory prices and totals of usage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from simulation.tables import Tables, Tx, Way
 
 
 class MemoryUsageRecords:
-    """The ledger in memory; see `store.Ledger`."""
+    """In-memory implementation of `accounts.UsageRecords`."""
 
     def __init__(self, tables: Tables, way: Way) -> None:
         self._tables = tables
@@ -81,12 +81,12 @@ class MemoryUsageRecords:
 
 
 def added(jobs: Iterable[Job]) -> UsageTotals:
-    """What all of them took."""
+    """Return the total usage of `jobs`."""
     return plus(*(msgspec.structs.replace(totals_of(job), jobs=int(job.status != STALE)) for job in jobs))
 
 
 def plus(*sums: UsageTotals) -> UsageTotals:
-    """The sum of sums."""
+    """Return the sum of totals."""
     members = zip(*map(msgspec.structs.astuple, (UsageTotals(), *sums)), strict=True)
     return UsageTotals(**dict(zip(UsageTotals.__struct_fields__, map(sum, members), strict=True)))
 

@@ -1,4 +1,4 @@
-"""Who uses it: people who submit, wait, cancel and leave, and reviewers who are in each other's way."""
+"""Simulated people: users who submit, wait, cancel and leave, and reviewers who compete for the same jobs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REPEATED = 4
 
 
 class Person:
-    """Somebody with a token, who asks any process and puts up with errors."""
+    """A person with a token, who calls any process and tolerates errors."""
 
     def __init__(self, number: int, role: Role, world: World, processes: Sequence[Process], checker: Checker) -> None:
         email = f"{role}{number}@example.com"
@@ -44,29 +44,29 @@ class Person:
         self._world = world
 
     async def ask(self, what: str, verb: Verb[T], patience_seconds: float = PATIENCE_SECONDS) -> T | None:
-        """What the verb says in one of the processes; None where it refuses."""
+        """Return the result of `verb` in one of the processes; None if it fails."""
         up = [process for process in self._processes if process.is_up]
         asked = self.random_float.choice(up if up and self.random_float.random() < 0.9 else self._processes)
         try:
             return await asked.ask(verb, patience_seconds)
-        except Exception as error:  # noqa: BLE001 -- the checker says which of them nobody may see
+        except Exception as error:  # noqa: BLE001 -- the checker decides which errors callers may see
             self._checker.refused(self.caller.email, what, error)
             return None
 
     async def see(self, what: str, verb: Verb[Job], patience_seconds: float = PATIENCE_SECONDS) -> Job | None:
-        """As `ask`; what is seen is checked."""
+        """Return the result of `ask`, once the checker has checked it."""
         job = await self.ask(what, verb, patience_seconds)
         if job is not None:
             self._checker.shown(self.caller, [job])
         return job
 
     async def pause(self, seconds: float) -> None:
-        """Thinks."""
+        """Sleep for a random time, `seconds` on the average."""
         await asyncio.sleep(self.random_float.expovariate(1 / seconds))
 
 
 class User(Person):
-    """Somebody who wants answers."""
+    """A person who requests answers."""
 
     def __init__(self, *who: Any) -> None:
         super().__init__(*who)
@@ -74,7 +74,7 @@ class User(Person):
         self._keys = deque[tuple[str, Ask]](maxlen=6)
 
     async def use(self) -> None:
-        """Does one thing after another, for ever."""
+        """Do one random action after another, forever."""
         acts = [self._submit] * 6 + [self._call] * 4 + [self._rival, self._wait, self._wait, self._look]
         acts += [self._cancel, self._again, self._resend, self._follow, self._list, self._events]
         while True:
@@ -112,7 +112,7 @@ class User(Person):
         await self._send(ask)
 
     async def _send(self, ask: Ask) -> None:
-        """Submits it; without an answer once more, if there is a key that makes that safe."""
+        """Submit `ask`; with an idempotency key, which makes that safe, try up to three times."""
         for _ in range(3 if ask.idempotency_key else 1):
             job = await self.see("submit", lambda services: submit.submit(services, ask))
             if job is not None:
@@ -122,7 +122,7 @@ class User(Person):
             await self.pause(0.2)
 
     async def _rival(self) -> None:
-        """Uses a key again: at several processes at once, or with another body, or long after."""
+        """Use a key again: at several processes at once, with another body, or long after."""
         if not self._keys:
             return
         key, ask = self.random_float.choice(self._keys)
@@ -143,14 +143,14 @@ class User(Person):
         self._checker.law(same, "a key joins the same ask only", job.id)
 
     async def _call(self) -> None:
-        """Waits for an answer at the door; with a key, now and then at several doors at once."""
+        """Call a model and wait for its answer; with a key, sometimes in several processes at once."""
         ask = self._an_ask(lane="now", due_seconds=0, webhook=None, stream=self.random_float.random() < 0.4)
         async with asyncio.TaskGroup() as group:
             for _ in range(self.random_float.choice([1, 1, 3]) if ask.idempotency_key else 1):
                 group.create_task(self._call_once(ask))
 
     async def _call_once(self, ask: Ask) -> None:
-        """One time in five the caller does not wait for long enough."""
+        """Call once; one caller in five may give up before the answer."""
         patience = self.random_float.uniform(0, 3) if self.random_float.random() < 0.2 else 60
         answered = await self.ask("call", lambda services: answer(services, ask), patience)
         if answered is not None:
@@ -208,7 +208,7 @@ class User(Person):
 
 
 async def answer(services: Services, ask: Ask) -> tuple[Job, bytes | None]:
-    """The answer of a waiting call, as a door reads it; the body where it comes in one piece."""
+    """Return the job and the answer of a waiting call, as a door reads it; the answer is None if it was streamed."""
     begun = await call.begin_call(services, ask)
     async with contextlib.aclosing(call.call_chunks(services, begun)) as chunks:
         got = [chunk async for chunk in chunks]
@@ -222,12 +222,12 @@ async def _followed(services: Services, caller: Caller, job_id: str) -> list[int
 
 
 class Reviewer(Person):
-    """Somebody who looks at what is held. Once `is_diligent`, nothing stays undecided."""
+    """A person who reviews held jobs. While `is_diligent` is true, they decide every job that they open."""
 
     is_diligent = False
 
     async def review(self) -> None:
-        """Looks at one held job after another, for ever."""
+        """Review one held job after another, forever."""
         while True:
             await self.pause(0.5)
             held = await self._held(JobFilter(status="human", limit=10, newest_first=self.random_float.random() < 0.5))
