@@ -15,14 +15,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "write-a-custom-engine.md
 
 
 def block(language: str) -> str:
-    """The first one of that language on the page."""
+    """Return the first code block of `language` on the page."""
     found = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 
 
 def installed(folder: Path, code: str, name: str = "shout") -> str:
-    """Where the page's package is installed, as pip leaves one behind, but with that code under that kind."""
+    """Install the page's package as pip does, but with `code`, under the kind `name`; return its folder."""
     [(group, points)] = tomllib.loads(block("toml"))["project"]["entry-points"].items()
     described = folder / "shout-1.0.dist-info"
     described.mkdir(parents=True)
@@ -43,7 +43,7 @@ def test_the_page_s_own_kind_is_installed_and_asked(tmp_path: Path) -> None:
         body = {"model": "loud", "messages": [{"role": "user", "content": "hello"}]}
         told = ask(port, "/v1/chat/completions", token, body)
         assert told["choices"][0]["message"]["content"] == "HELLO!"
-        # it is a model as any other: at other doors, and registered over HTTP
+        # the kind also works at other doors, and for a model that is registered over HTTP
         ask(port, "/api/models", token, {"name": "louder", "kind": "shout", "url": "http://x"})
         told = ask(port, "/post/predict?id=louder", token, {"input": "hello"})
         assert told["choices"][0]["message"]["content"] == "HELLOhttp://x"

@@ -1,4 +1,4 @@
-"""The documentation agrees with the code, and its links lead somewhere."""
+"""Agreement of the documentation with the code, and of its links with their targets."""
 
 from __future__ import annotations
 

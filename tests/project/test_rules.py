@@ -1,4 +1,4 @@
-"""The rules of this code base, as far as a look at the code can tell whether they are kept."""
+"""The rules of this code base that can be checked by reading its code and its documents."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ VERBS_OF_HTTP = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 
 @cache
 def modules() -> dict[str, ast.Module]:
-    """The tree of every module of the source, by its path; read by the first test that asks."""
+    """Return the syntax tree of every module of the source by its path."""
     return {str(path.relative_to(SOURCE)): ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))}
 
 
 @cache
 def nodes(tree: ast.AST) -> list[ast.AST]:
-    """Every node of a tree."""
+    """Return every node of a tree."""
     return list(ast.walk(tree))
 
 
 def outside() -> Iterator[tuple[str, ast.AST]]:
-    """The path of each module of the doors and the dashboard, and each node of its tree."""
+    """Yield each node of the doors and the dashboard, with the path of its module."""
     for name, tree in modules().items():
         if name.startswith(("doors/", "dashboard/")):
             yield from ((name, node) for node in nodes(tree))
 
 
 def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
-    """The calls of what is called `name`."""
+    """Yield the calls of a function or method `name`."""
     for node in nodes(tree):
         if isinstance(node, ast.Call) and called(node) == name:
             yield node
 
 
 def called(call: ast.Call) -> str:
-    """The name of what is called, or of the attribute that is."""
+    """Return the name of the called function or method."""
     return getattr(call.func, "id", "") or getattr(call.func, "attr", "")
 
 
@@ -65,13 +65,13 @@ def keywords(call: ast.Call) -> dict[str | None, ast.expr]:
 
 
 def texts(node: ast.AST | None) -> set[str]:
-    """Every literal text below `node`."""
+    """Return every string literal below `node`."""
     found = ast.walk(node) if node else ()
     return {text.value for text in found if isinstance(text, ast.Constant) and isinstance(text.value, str)}
 
 
 def keys(node: ast.AST | None) -> set[str]:
-    """The literal keys of a literal dict."""
+    """Return the literal keys of a dict literal."""
     return {text for key in node.keys for text in texts(key)} if isinstance(node, ast.Dict) else set()
 
 
@@ -221,12 +221,12 @@ def documented(page: str) -> str:
 
 
 def in_code_font(page: str) -> set[str]:
-    """What stands between backticks."""
+    """Return every text between backticks on `page`."""
     return set(re.findall(r"`([^`\n]+)`", documented(page)))
 
 
 def codes() -> set[str]:
-    """Every error code that is written somewhere in the source."""
+    """Return every error code in the source."""
     found = set[str]()
     for tree in modules().values():
         for node in nodes(tree):
@@ -260,7 +260,7 @@ def test_every_setting_is_documented() -> None:
 
 
 def routes(tmp_path: Path) -> set[str]:
-    """`METHOD /path` of everything that is served, but for the schema's own pages and files."""
+    """Return `METHOD /path` of every route, except the pages and files of the schema itself."""
     from signoff.server.bootstrap import make_router, open_services
 
     async def rest() -> Any:
@@ -279,7 +279,7 @@ def routes(tmp_path: Path) -> set[str]:
 
 
 def hot_routes() -> set[str]:
-    """What the OpenAI door serves, but for what it passes on without knowing it; the predict door; the cached one."""
+    """Return the routes of the OpenAI door, without its pass-through, and of the predict and the cached door."""
     predicting = {f"{method} /{kind}/{{operation}}" for method in ("GET", "POST") for kind in ("get", "post")}
     cached = {"POST /api/openai/{endpoint}", "POST /api/cache/{endpoint}", "GET /api/cache", "DELETE /api/cache"}
     return {f"POST {path}" for path in KNOWN} | {"GET /v1/models"} | predicting | cached
@@ -306,7 +306,7 @@ def test_every_route_is_documented_and_every_documented_one_is_there(tmp_path: P
 
 
 def commands(group: Any, *before: str) -> Iterator[tuple[str, Any]]:
-    """Every command with its words."""
+    """Yield every command with its words."""
     if not hasattr(group, "commands"):
         yield " ".join(before), group
         return

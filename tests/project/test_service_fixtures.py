@@ -1,4 +1,4 @@
-"""What tests may rely on when they ask for a server."""
+"""The guarantees of the fixtures that provide servers."""
 
 import asyncio
 import json
@@ -139,7 +139,7 @@ def test_a_missing_service_is_announced_and_in_ci_it_is_an_error(ci: str, outcom
 
 @contextmanager
 def sleeper() -> Generator[subprocess.Popen[bytes]]:
-    """Give a process to watch."""
+    """Yield a process to watch."""
     with subprocess.Popen(["sleep", "600"]) as process:
         try:
             yield process
@@ -174,14 +174,14 @@ def one_child(pid: int) -> int:
 
 
 def is_open(port: int) -> bool:
-    """Whether anybody listens on that port."""
+    """Return True if a server listens on `port`."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=10):
         return True
     return False
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Return as soon as the condition holds; fail when it does not within WAIT_SECONDS."""
+    """Return as soon as the condition holds; fail if it does not within WAIT_SECONDS."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < deadline

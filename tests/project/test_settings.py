@@ -1,4 +1,4 @@
-"""Where a setting comes from, and what happens to one that makes no sense."""
+"""The sources of settings, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "example.env"
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, and an environment without a word about us."""
+    """Change to an empty folder, unset all environment variables of settings, and return the folder."""
     for name in [name for name in os.environ if name.upper().startswith(THEIRS)]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
@@ -41,7 +41,7 @@ def test_the_nearer_source_wins(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SIGNOFF_PORT", "3")
     assert load().port == 3
     assert load(port=4).port == 4
-    # and a flag that is not given says nothing
+    # and a flag without a value changes nothing
     assert load(port=None).port == 3
 
 
@@ -144,7 +144,7 @@ def test_a_file_can_be_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
     # given two files, one of them with the usual name
     (place / "signoff.toml").write_text("port = 1")
     (place / "other.toml").write_text("port = 2")
-    # then .env may name the other one, and the environment has the last word
+    # then .env may name the other one, and the environment wins over .env
     (place / ".env").write_text("SIGNOFF_CONFIG=other.toml")
     assert load().port == 2
     monkeypatch.setenv("SIGNOFF_CONFIG", str(place / "signoff.toml"))
@@ -251,7 +251,7 @@ def test_the_example_names_every_setting_with_its_meaning_and_its_default() -> N
     # given the lines of example.env, each under its description
     lines = EXAMPLE.read_text().splitlines()
     shown = {line[2:].partition("=")[0]: number for number, line in enumerate(lines) if re.match(r"# [A-Z_]+=", line)}
-    # then they are the settings and the file, no more and no less
+    # then they are exactly the settings and SIGNOFF_CONFIG
     names = {f"SIGNOFF_{name.upper()}": field for name, field in Settings.model_fields.items()}
     assert shown.keys() == {"SIGNOFF_CONFIG", *names}
     for name, field in names.items():
@@ -266,6 +266,6 @@ def test_the_example_taken_as_it_is_changes_nothing(place: Path) -> None:
     before = load()
     (place / ".env").write_text(text)
     assert load() == before
-    # and every default in it is a value, not a blank, where there is one
+    # and every setting that has a default is shown with a value
     for name, field in Settings.model_fields.items():
         assert (f"SIGNOFF_{name.upper()}=\n" in text + "\n") is (field.default is None)

@@ -1,4 +1,4 @@
-"""The copies that a process keeps of models and callers: what changes while it is read is read again."""
+"""Process-local caches of models, callers, prices and limits: a change during a read takes effect on the next read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Slow:
-    """A reading of the store that comes back when it may, with what was there when it began."""
+    """A read of the store that returns only once `go_on` is set, with the value from when it began."""
 
     def __init__(self, read: Any) -> None:
         self.read = read

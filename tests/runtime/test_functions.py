@@ -1,4 +1,4 @@
-"""Functions: how they read what they get, what they give, and that one that raises or hangs hurts nobody else."""
+"""Registered functions: their arguments and results, and the containment of those that raise or hang."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ JSON = st.recursive(
 
 
 class Place:
-    """Functions on a store, with a file of their own."""
+    """The function registry of one server on a store, with a folder of function files."""
 
     def __init__(self, store: AStore, folder: Path, **more: Any) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class Place:
         self.functions = FunctionRegistry(store.library, [folder], **told)
 
     async def has(self, source: str = "", name: str = "custom_test.py") -> None:
-        """Registers the builtins and what `source` defines."""
+        """Write `source` to a file, and register its functions and the built-in ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / name).write_text(source)
         found = await self.functions.scan()
@@ -61,7 +61,7 @@ class Place:
 
 @contextlib.asynccontextmanager
 async def place(tmp_path: Path, source: str = "", **more: Any) -> AsyncIterator[Place]:
-    """A place where the builtins and `source` are registered."""
+    """Yield a server on which the built-in functions and those in `source` are registered."""
     async with opened(f"memory:{tmp_path}") as store:
         made = Place(store, tmp_path / "functions", **more)
         await made.has(source)
@@ -69,7 +69,7 @@ async def place(tmp_path: Path, source: str = "", **more: Any) -> AsyncIterator[
 
 
 async def outcome(here: Place, value: Any, args: dict[str, Any]) -> Any:
-    """What a value of a tree that calls functions alone amounts to."""
+    """Return the value of a tree that calls only functions."""
     match value:
         case Constant(literal):
             return literal
@@ -81,7 +81,7 @@ async def outcome(here: Place, value: Any, args: dict[str, Any]) -> Any:
             return await here.functions.call(function, each, here.prompts)
 
 
-# What they give
+# Results
 
 
 @pytest.mark.parametrize("case", PIPELINES["builtins"], ids=lambda case: case["pipeline"])
@@ -152,7 +152,7 @@ async def test_a_function_that_fails_is_an_error_that_names_it(
         assert (failed.value.status, failed.value.code) == (422, "function_failed")
 
 
-# Reading
+# Arguments
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ async def test_a_result_that_is_too_large_is_refused(tmp_path: Path, monkeypatch
             await here.call("f", 1_000_001)
 
 
-# Where they run
+# Threads
 
 
 async def test_functions_run_beside_the_loop_and_at_the_same_time(tmp_path: Path) -> None:
@@ -344,13 +344,13 @@ async def test_who_leaves_stops_the_function(tmp_path: Path) -> None:
 
 async def test_no_number_of_functions_that_will_not_stop_is_too_much() -> None:
     threads, release = WorkerThreads(2), threading.Event()
-    stuck: list[Callable[[], Any]] = [lambda: release.wait(60)] * 2  # nothing stops a thread in there
+    stuck: list[Callable[[], Any]] = [lambda: release.wait(60)] * 2  # a thread cannot be stopped in this wait
     for work in stuck:
         with pytest.raises(TimeoutError):
             await threads.run(work, 0.05)
     with pytest.raises(TimeoutError):
         await threads.run(lambda: 1, 0.05)
-    # both were still stuck when the third was told
+    # both threads were still stuck when the third call failed
     assert sum(thread.name == "function" for thread in threading.enumerate()) == 2
     release.set()
     assert await threads.run(lambda: 1, 60) == 1
@@ -384,7 +384,7 @@ async def test_two_functions_of_a_file_that_a_process_has_not_read_yet_may_be_ca
     async with opened(f"memory:{tmp_path}") as store:
         here, there = Place(store, tmp_path / "functions"), Place(store, tmp_path / "functions")
         await here.has("def f(): return 1\ndef g(): return 2")
-        first = asyncio.ensure_future(there.call("f"))  # who leaves while it is read harms nobody else
+        first = asyncio.ensure_future(there.call("f"))  # a caller that leaves during the read does not affect others
         await asyncio.sleep(0)
         first.cancel()
         assert await together(there.call(name) for name in "fgfg") == ["1", "2", "1", "2"]
@@ -395,11 +395,11 @@ async def test_an_edited_file_is_taken_up_by_a_sync_in_every_process(tmp_path: P
         here, there = Place(store, tmp_path / "functions"), Place(store, tmp_path / "functions")
         await here.has("def f(): return 1")
         assert (await here.call("f"), await there.call("f")) == ("1", "1")
-        # given another text of the same size at the same second, which no look at the file's date would tell
+        # given another text of the same size in the same second, which the file's date does not show
         await here.has("def f(): return 2")
-        there.functions.invalidate()  # as news of the sync make it
+        there.functions.invalidate()  # as the notification of the sync does
         assert (await here.call("f"), await there.call("f")) == ("2", "2")
-        # when it takes another argument, that is known too
+        # when the function takes another argument, the registry knows that too
         await here.has("def f(x): return x")
         there.functions.invalidate()
         assert await there.call("f", 3) == "3"

@@ -1,4 +1,4 @@
-"""The copies of prompts that a process keeps: bounded, and never older than what it was told of."""
+"""The process-local caches of prompts and functions: bounded, and never older than the last notification."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Watched:
-    """The compositions of a store, which can be made to wait and count what they are asked."""
+    """A library that records the keys that are read from it, and can be blocked."""
 
     def __init__(self, kept: Any) -> None:
         self._kept = kept
@@ -58,17 +58,17 @@ async def test_what_changed_while_it_was_read_is_not_kept(tmp_path: Path) -> Non
         made = await store.library.put(a_prompt("p", "old"))
         watched = Watched(store.library)
         part = LibraryCache(watched)  # type: ignore[arg-type]
-        # given a look that has read the old version, and is not back yet
+        # given a lookup that has read the old version and has not returned yet
         watched.go_on.clear()
         look = asyncio.ensure_future(part.find("p"))
         while not watched.asked:
             await asyncio.sleep(0)
         await asyncio.sleep(0)
-        # when there is news of a new one before it is back
+        # when a new version is announced before it returns
         await store.library.put(a_prompt("p", "new", id=made.id))
         part.invalidate()
         watched.go_on.set()
-        # then what it found is told to who asked, and to nobody else
+        # then only the caller of that lookup gets the old version
         assert await look == made
         found = await part.find("p")
         assert found is not None
@@ -96,7 +96,7 @@ async def test_copies_are_bounded_in_number_and_size(tmp_path: Path, monkeypatch
 
 
 def names(part: LibraryCache) -> list[str]:
-    """Names of the items in the cache, in the order in which they were added."""
+    """Return the names of the items in the cache, in the order in which they were added."""
     return [copy.item.name for _, copy in part._items.peek_items() if copy.item is not None]
 
 
@@ -105,7 +105,7 @@ async def test_every_process_asks_the_prompt_as_it_is_now(tmp_path: Path) -> Non
         token = await here.token()
         new = {"name": "p", "body": "one {x}", "model": "echo"}
         assert (await here.ask("POST", "/api/prompts", token, json=new))[0] == 201
-        # what is new is found at once, what is changed as soon as it is told
+        # a new prompt is found at once, a changed one after its notification
         assert await asked(there, token) == "one go"
         for number in ("two", "three"):
             await here.ask("PUT", "/api/prompts/p", token, json={"body": number + " {x}"})

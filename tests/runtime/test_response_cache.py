@@ -1,4 +1,4 @@
-"""The cache as verbs use it: lookups and writes in groups, and a keeper that is slow, silent, or broken."""
+"""The response cache of a process: lookups and writes in groups, and a cache server that is slow, silent or broken."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def an_entry(key: str, answer: bytes = b'"yes"', user_id: int = 1) -> CacheEntry
 
 
 class Far(MemoryCache):
-    """A keeper that waits while it is shut, and fails while it is broken; it remembers what it was asked for."""
+    """A cache server that waits while `open` is not set, and fails while it is broken; it records requested keys."""
 
     def __init__(self) -> None:
         super().__init__(BOUNDS, now=asyncio.get_running_loop().time)
@@ -124,7 +124,7 @@ async def test_a_silent_keeper_is_waited_for_once_and_not_for_long(answers: Resp
         assert await together(answers.lookup("a") for _ in range(50)) == [None] * 50
     assert await together(answers.lookup(str(number)) for number in range(50)) == [None] * 50
     assert len(far.looked) == 1
-    # and it is found out that it answers again, while nobody waits for that
+    # and its recovery is noticed in the background
     far.open.set()
 
     async def is_back() -> bool:
@@ -138,12 +138,12 @@ async def test_a_broken_keeper_is_an_empty_one(answers: ResponseCache, far: Far)
     assert await answers.lookup("a") is None
     answers.store(an_entry("a"))
     await answers.until_stored()
-    assert await answers.lookup("a") == an_entry("a")  # which is at hand
+    assert await answers.lookup("a") == an_entry("a")  # from the local copy
     with pytest.raises(Overloaded):
         await answers.delete(CacheFilter())
     with pytest.raises(Overloaded):
         await answers.size(CacheFilter())
-    assert await answers.lookup("a") is None  # here at least it is gone
+    assert await answers.lookup("a") is None  # the local copy is deleted all the same
     far.broken = False
 
     async def is_back() -> bool:
@@ -170,7 +170,7 @@ async def test_what_was_deleted_while_it_was_looked_up_is_not_kept_at_hand(answe
     far.open.clear()
     looking = asyncio.ensure_future(answers.lookup("a"))
     await until(lambda: _soon(far.looked))
-    answers.invalidate()  # news: somebody has deleted something
+    answers.invalidate()  # as the notification of a deletion does
     far.open.set()
     assert await looking is None
     assert await answers.lookup("a") is None
