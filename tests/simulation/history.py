@@ -8,7 +8,7 @@ from collections import Counter, deque
 
 from simulation.loop import World
 
-PAGES = 4000
+MAX_LINES = 4000
 
 
 class History:
@@ -19,7 +19,7 @@ class History:
         self._world = world
         self._aloud = aloud
         self._hash = hashlib.blake2b(digest_size=16)
-        self._lines = deque[str](maxlen=PAGES)
+        self._lines = deque[str](maxlen=MAX_LINES)
 
     def note(self, kind: str, *facts: object) -> None:
         """Record one observation."""

@@ -57,9 +57,9 @@ class World:
             sys.set_asyncgen_hooks(*hooks)
             gc.enable()
 
-    def alarm(self, steps: int, ring: Callable[[], None]) -> None:
-        """Call `ring` between two steps, `steps` from now, whatever is in progress."""
-        self._alarm, self._on_alarm = self.steps + steps, ring
+    def alarm(self, steps: int, callback: Callable[[], None]) -> None:
+        """Call `callback` between two steps, `steps` from now, whatever is in progress."""
+        self._alarm, self._on_alarm = self.steps + steps, callback
 
     def at(self, when: float, handle: asyncio.Handle) -> None:
         """Schedule `handle` at the true time `when`, in seconds."""
@@ -81,8 +81,8 @@ class World:
         ready = self._ready
         while not ready:
             self._wait()
-        place = int(self._random() * len(ready))
-        handle, ready[place] = ready[place], ready[-1]
+        index = int(self._random() * len(ready))
+        handle, ready[index] = ready[index], ready[-1]
         ready.pop()
         loop: SimLoop = handle._loop  # type: ignore[attr-defined]
         if handle._cancelled or loop.holds_back(handle):  # type: ignore[attr-defined]
