@@ -66,8 +66,8 @@ def keywords(call: ast.Call) -> dict[str | None, ast.expr]:
 
 def texts(node: ast.AST | None) -> set[str]:
     """Return every string literal below `node`."""
-    found = ast.walk(node) if node else ()
-    return {text.value for text in found if isinstance(text, ast.Constant) and isinstance(text.value, str)}
+    descendants = ast.walk(node) if node else ()
+    return {text.value for text in descendants if isinstance(text, ast.Constant) and isinstance(text.value, str)}
 
 
 def keys(node: ast.AST | None) -> set[str]:
@@ -133,7 +133,7 @@ def test_every_guard_is_used_by_a_transition_and_known_to_the_store() -> None:
 
 
 @pytest.mark.parametrize("verb", TRANSITIONS)
-def test_a_transition_is_between_statuses_and_changes_what_a_job_has(verb: str) -> None:
+def test_a_transition_uses_known_statuses_and_columns(verb: str) -> None:
     transition = TRANSITIONS[verb]
     assert transition.verb == verb
     assert transition.targets
@@ -154,35 +154,35 @@ def test_every_status_is_reached_and_every_unfinished_one_is_left() -> None:
     assert leaves == set(STATUSES) - TERMINAL
 
 
-def steps() -> Iterator[tuple[str, ast.Call]]:
+def transition_requests() -> Iterator[tuple[str, ast.Call]]:
     for name, tree in modules().items():
         for call in calls(tree, "TransitionRequest"):
             yield f"{name}:{call.lineno}", call
 
 
-def test_every_verb_that_is_asked_for_is_a_move() -> None:
-    asked = {verb for _, call in steps() for verb in texts(keywords(call).get("verb"))}
-    asked |= {verb for tree in modules().values() for call in calls(tree, "_step") for verb in texts(call.args[0])}
-    asked |= {verb for tree in modules().values() for call in calls(tree, "insert_ended") for verb in texts(call)}
-    assert asked
-    assert asked <= TRANSITIONS.keys()
+def test_every_requested_verb_is_a_transition() -> None:
+    verbs = {verb for _, call in transition_requests() for verb in texts(keywords(call).get("verb"))}
+    verbs |= {verb for tree in modules().values() for call in calls(tree, "_step") for verb in texts(call.args[0])}
+    verbs |= {verb for tree in modules().values() for call in calls(tree, "insert_ended") for verb in texts(call)}
+    assert verbs
+    assert verbs <= TRANSITIONS.keys()
 
 
-def test_every_step_changes_what_a_job_has_and_says_where_it_goes_if_there_is_a_choice() -> None:
-    for place, call in steps():
-        told = keywords(call)
-        columns = keys(told.get("changes")) | keys(told.get("after_seconds"))
-        assert columns <= set(Job.__struct_fields__), place
-        for verb in texts(told.get("verb")) & TRANSITIONS.keys():
-            targets = texts(told.get("to"))
-            assert targets <= set(TRANSITIONS[verb].targets), place
-            assert targets or len(TRANSITIONS[verb].targets) == 1, place
+def test_every_transition_request_changes_known_columns_and_names_its_target() -> None:
+    for location, call in transition_requests():
+        arguments = keywords(call)
+        columns = keys(arguments.get("changes")) | keys(arguments.get("after_seconds"))
+        assert columns <= set(Job.__struct_fields__), location
+        for verb in texts(arguments.get("verb")) & TRANSITIONS.keys():
+            targets = texts(arguments.get("to"))
+            assert targets <= set(TRANSITIONS[verb].targets), location
+            assert targets or len(TRANSITIONS[verb].targets) == 1, location
 
 
 # Style
 
 
-def test_a_module_says_in_a_sentence_what_it_owns() -> None:
+def test_a_module_docstring_starts_with_a_sentence() -> None:
     firsts = {name: (ast.get_docstring(tree) or "").partition("\n\n")[0] for name, tree in modules().items()}
     offences = {name: first for name, first in firsts.items() if not re.match(r"[A-Z`].*[.?:]$", first, re.DOTALL)}
     assert firsts
@@ -206,7 +206,7 @@ def test_a_function_is_short() -> None:
     assert {name: size for name, size in sizes.items() if size > LONGEST_FUNCTION} == {}
 
 
-def test_nothing_has_a_name_that_says_nothing() -> None:
+def test_no_module_or_class_has_a_meaningless_name() -> None:
     names = {part for module in modules() for part in Path(module).with_suffix("").parts}
     classes = {node.name for tree in modules().values() for node in nodes(tree) if isinstance(node, ast.ClassDef)}
     words = {word.lower() for name in names | classes for word in re.findall(r"[A-Z]?[a-z]+", name)}
@@ -227,16 +227,16 @@ def in_code_font(page: str) -> set[str]:
 
 def codes() -> set[str]:
     """Return every error code in the source."""
-    found = set[str]()
+    values = set[str]()
     for tree in modules().values():
         for node in nodes(tree):
             if isinstance(node, ast.ClassDef):
-                found |= {code for line in node.body for code in code_in(line)}
+                values |= {code for line in node.body for code in code_in(line)}
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "code":
-                found |= texts(node.value)
+                values |= texts(node.value)
         for error in [*calls(tree, "JobError"), *calls(tree, "JobFailed")]:
-            found |= texts(keywords(error).get("code"))
-    return found
+            values |= texts(keywords(error).get("code"))
+    return values
 
 
 def code_in(line: ast.stmt) -> set[str]:
@@ -268,14 +268,14 @@ def routes(tmp_path: Path) -> set[str]:
         async with open_services(settings) as services:
             return make_router(services, settings)._rest
 
-    found = {
+    served = {
         f"{method} {route.path_format}"
         for route in asyncio.run(rest()).routes
         for method in getattr(route, "methods", ())
         if method in VERBS_OF_HTTP
         if not route.path_format.startswith(("/schema", "/static")) or route.path_format == "/schema/asyncapi.json"
     }
-    return found | hot_routes()
+    return served | hot_routes()
 
 
 def hot_routes() -> set[str]:
@@ -297,7 +297,7 @@ def test_every_operation_on_a_model_is_documented() -> None:
     assert operations - in_code_font("models.md") == set()
 
 
-def test_every_route_is_documented_and_every_documented_one_is_there(tmp_path: Path) -> None:
+def test_every_route_is_documented_and_every_documented_route_exists(tmp_path: Path) -> None:
     served = routes(tmp_path)
     assert {"POST /v1/chat/completions", "POST /enqueue", "GET /api/jobs/{job_id}"} <= served
     written = {route.partition("?")[0] for route in in_code_font("api.md") if route.split(" ")[0] in VERBS_OF_HTTP}

@@ -35,7 +35,7 @@ async def test_postgres_answers_in_an_empty_database(empty_postgres_url: str) ->
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("turn", ["first", "second"])
-async def test_a_table_of_one_test_is_not_there_in_another(postgres_url: str, turn: str) -> None:
+async def test_a_table_of_one_test_does_not_exist_in_another(postgres_url: str, turn: str) -> None:
     connection = await asyncpg.connect(postgres_url)
     try:
         await connection.execute("create table mine (turn text)")
@@ -122,7 +122,7 @@ def test_a_service_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("false", "1 skipped"), ("true", "1 error")])
-def test_a_missing_service_is_announced_and_in_ci_it_is_an_error(ci: str, outcome: str) -> None:
+def test_a_missing_service_is_reported_and_is_an_error_in_ci(ci: str, outcome: str) -> None:
     one_test = f"{__file__}::{test_redis_gives_back_a_value.__name__}"
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts=", one_test],
