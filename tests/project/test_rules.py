@@ -82,7 +82,7 @@ def is_services(node: ast.expr) -> bool:
     return getattr(node, "id", "") == "services" or getattr(node, "attr", "") in {"services", "_services"}
 
 
-def test_doors_use_no_part_of_the_services() -> None:
+def test_doors_use_only_permitted_parts_of_the_services() -> None:
     paths = {f"{at}:{node.lineno} {path}" for at, node in outside() if (path := path_from_services(node))}
     assert paths
     assert not {path for path in paths if not re.search(FOR_DOORS, path)}, "an operation in work/ should do this"

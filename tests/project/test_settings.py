@@ -32,7 +32,7 @@ def test_an_invalid_list_is_reported_in_one_line(value: str, monkeypatch: pytest
 
 
 def test_the_source_of_higher_precedence_wins(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given nothing, then one source after the other, each nearer than the last
+    # given nothing, then one source after the other, each of higher precedence than the last
     assert load().port == 8000
     (place / "signoff.toml").write_text("port = 1")
     assert load().port == 1

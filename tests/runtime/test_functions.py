@@ -60,10 +60,10 @@ class FunctionServer:
 
 
 @contextlib.asynccontextmanager
-async def function_server(tmp_path: Path, source: str = "", **more: Any) -> AsyncIterator[FunctionServer]:
+async def function_server(tmp_path: Path, source: str = "", **changes: Any) -> AsyncIterator[FunctionServer]:
     """Yield a server on which the built-in functions and those in `source` are registered."""
     async with opened(f"memory:{tmp_path}") as store:
-        server = FunctionServer(store, tmp_path / "functions", **more)
+        server = FunctionServer(store, tmp_path / "functions", **changes)
         await server.register(source)
         yield server
 

@@ -33,8 +33,8 @@ class RecordingLibrary:
         return item
 
 
-def a_prompt(name: str, body: str = "x", **more: Any) -> Prompt:
-    return Prompt(name=name, body=body, user_id=1, **more)
+def a_prompt(name: str, body: str = "x", **changes: Any) -> Prompt:
+    return Prompt(name=name, body=body, user_id=1, **changes)
 
 
 async def test_existing_and_missing_prompts_are_read_once(tmp_path: Path) -> None:

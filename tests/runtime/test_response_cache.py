@@ -49,13 +49,13 @@ class RemoteCache(MemoryCache):
         await self._pass()
         await super().store(entries)
 
-    async def delete(self, which: CacheFilter) -> int:
+    async def delete(self, filters: CacheFilter) -> int:
         await self._pass()
-        return await super().delete(which)
+        return await super().delete(filters)
 
-    async def size(self, which: CacheFilter) -> CacheSize:
+    async def size(self, filters: CacheFilter) -> CacheSize:
         await self._pass()
-        return await super().size(which)
+        return await super().size(filters)
 
     async def _pass(self) -> None:
         await self.open.wait()

@@ -103,8 +103,8 @@ class Checker:
         verb, transition = request.verb, TRANSITIONS[request.verb]
         self._history.note(verb, before.id, request.actor, after.status, after.seq)
         self.law(not before.is_terminal, "terminal is terminal", verb, before.id, before.status)
-        known = before.status in transition.sources and after.status in transition.targets
-        self.law(known, "only moves in MOVES", verb, before.id, before.status, after.status)
+        is_permitted = before.status in transition.sources and after.status in transition.targets
+        self.law(is_permitted, "only moves in MOVES", verb, before.id, before.status, after.status)
         self.law(after.seq == before.seq + 1, "every move is an event", verb, before.id)
         self.law(after.attempt <= after.max_attempts, "attempts are bounded", verb, after.id, after.attempt)
         self._check_lease(before, request, after, tx.now)
@@ -113,8 +113,8 @@ class Checker:
         if verb in RELEASES:
             self._check_release(before, request, after, tx)
         if verb == "undo":
-            stands = self._verdicts.get((before.id, before.round))
-            self.law(stands is not None and tx.now < (before.release_at or 0), "only what waits is undone", before.id)
+            decision = self._verdicts.get((before.id, before.round))
+            self.law(decision is not None and tx.now < (before.release_at or 0), "only what waits is undone", before.id)
         if verb == "expire":
             is_over = before.review_deadline is not None and before.review_deadline <= tx.now
             self.law(is_over and before.decision is None, "a review expires at its deadline", before.id)
@@ -165,22 +165,22 @@ class Checker:
         self.law((before.release_at or 0) <= tx.now, "a verdict takes effect at its time", before.id)
         edit = None if decision is None else decision.edit.response
         if request.verb == "approve":
-            signed = before.response if edit is None else edit.encode()
-            self.law(after.response == signed, "what was signed off is what leaves", before.id)
+            expected = before.response if edit is None else edit.encode()
+            self.law(after.response == expected, "what was signed off is what leaves", before.id)
 
     def _check_end(self, tx: Tx, job: Job, verb: str) -> None:
         self.law(job.id not in self._ends, "one terminal status", job.id, verb)
         self._ends[job.id] = (job.status, job.response)
         self._holders.pop(job.id, None)
-        wanted = bool(job.deliver) and verb != "cancel"
+        expects_delivery = bool(job.deliver) and verb != "cancel"
         deliveries = [delivery for delivery in tx.deliveries.values() if delivery.job_id == job.id]
-        self.law(len(deliveries) == wanted, "the move that ends a job inserts its delivery", job.id, verb)
+        self.law(len(deliveries) == expects_delivery, "the move that ends a job inserts its delivery", job.id, verb)
         if verb == "cancel":
             self._cancelled[job.id] = None
         if job.status == "success" and job.policy.may_hold and verb != "hit":
             decision = self._verdicts.get((job.id, job.round))
-            signed = verb == "expire" or (decision is not None and decision.verdict == "approve")
-            self.law(signed, "nothing held leaves without a verdict", job.id, verb)
+            is_signed_off = verb == "expire" or (decision is not None and decision.verdict == "approve")
+            self.law(is_signed_off, "nothing held leaves without a verdict", job.id, verb)
 
     def _check_renewals(self, tx: Tx) -> None:
         """Check the changes that no transition made: only the end of a current lease may change."""
@@ -226,25 +226,23 @@ class Checker:
         self._history.note("forgotten", job_id)
         is_old = self._retention_seconds is not None and job.updated_at <= tx.now - self._retention_seconds * 1e6
         self.law(job.is_terminal and is_old, "only what ended long ago is forgotten", job_id)
-        waits = [
+        undelivered = [
             delivery.id
             for delivery in self._tables.deliveries.values()
             if delivery.job_id == job_id and delivery.state == "due"
         ]
-        self.law(not waits, "who waits to be told is told before a job is forgotten", job_id, waits)
+        self.law(not undelivered, "who waits to be told is told before a job is forgotten", job_id, undelivered)
         self._purged[job_id] = None
 
     def cached(self, entry: CacheEntry) -> None:
         """Check an entry of the response cache: its answer must be signed off."""
         self._history.note("kept", entry.key, entry.job_id)
         job = self._tables.jobs.get(entry.job_id)
-        is_there = job is not None or entry.job_id in self._purged
-        self.law(is_there or entry.target != "watched", "nothing held leaves without a verdict", entry.job_id)
-        if job is not None and (
-            job.is_terminal or job.policy.may_hold
-        ):  # other ends are stored after the answer is returned
-            signed = (job.status, job.response, job.user_id) == ("success", entry.answer, entry.user_id)
-            self.law(signed, "what is kept is signed off", entry.job_id, job.status)
+        existed = job is not None or entry.job_id in self._purged
+        self.law(existed or entry.target != "watched", "nothing held leaves without a verdict", entry.job_id)
+        if job is not None and (job.is_terminal or job.policy.may_hold):  # other jobs end after their entry is stored
+            is_signed_off = (job.status, job.response, job.user_id) == ("success", entry.answer, entry.user_id)
+            self.law(is_signed_off, "what is kept is signed off", entry.job_id, job.status)
         self._cached[entry.answer] = entry
 
     # Observations of callers and receivers

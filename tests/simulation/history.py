@@ -12,7 +12,7 @@ MAX_LINES = 4000
 
 
 class History:
-    """Everything that a caller, a receiver or the store observed, in order."""
+    """The observations of callers, receivers and the store, in order."""
 
     def __init__(self, world: World, *, aloud: bool = False) -> None:
         self.counts = Counter[str]()

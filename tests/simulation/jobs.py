@@ -127,7 +127,7 @@ class MemoryJobs:
     async def purge(self, older_than_seconds: float, limit: int) -> int:
         def purge(tx: Tx) -> int:
             before = tx.now - round(older_than_seconds * SECOND)
-            undelivered = {one.job_id for one in self._tables.deliveries.values() if one.state == "due"}
+            undelivered = {delivery.job_id for delivery in self._tables.deliveries.values() if delivery.state == "due"}
             ended = self._tables.ended.values()
             unfinished = self._tables.unfinished
             old = [job.id for job in ended if job.updated_at < before and job.id not in undelivered]

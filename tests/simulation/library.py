@@ -120,12 +120,12 @@ class MemoryLibrary:
         def sync(tx: Tx) -> SyncResult:
             before = self._tables.functions
             names = {versions[1].name for versions in self._tables.library_items.values()}
-            wanted = {function.name: function for function in functions if function.name not in names}
-            registered = {name: entry for name, entry in before.items() if entry.module in unread} | wanted
+            accepted = {function.name: function for function in functions if function.name not in names}
+            registered = {name: entry for name, entry in before.items() if entry.module in unread} | accepted
             self._tables.functions = registered
             bump(self._tables, tx, "functions")
             return SyncResult(
-                tuple(sorted(wanted.keys() - before.keys())),
+                tuple(sorted(accepted.keys() - before.keys())),
                 tuple(sorted(before.keys() - registered.keys())),
                 tuple(sorted(function.name for function in functions if function.name in names)),
             )
@@ -133,8 +133,10 @@ class MemoryLibrary:
         return await self._connection.send(sync, writes=True)
 
     def _new_id(self, item: LibraryItem) -> int:
-        taken = {versions[1].name for versions in self._tables.library_items.values()} | self._tables.functions.keys()
-        if item.name in taken:
+        used_names = {
+            versions[1].name for versions in self._tables.library_items.values()
+        } | self._tables.functions.keys()
+        if item.name in used_names:
             raise NameTaken
         self._tables.last_item_id += 1
         return self._tables.last_item_id

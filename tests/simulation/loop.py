@@ -111,9 +111,9 @@ class World:
 class SimTask(asyncio.Task[Any]):
     """A task whose hash, and so its position in a set, does not depend on its address in memory."""
 
-    def __init__(self, number: int, coro: Coroutine[Any, Any, Any], **more: Any) -> None:
+    def __init__(self, number: int, coro: Coroutine[Any, Any, Any], **options: Any) -> None:
         self._number = number
-        super().__init__(coro, **more)
+        super().__init__(coro, **options)
 
     def __hash__(self) -> int:
         return self._number
@@ -221,4 +221,4 @@ class SimLoop(asyncio.AbstractEventLoop):
         return self.is_dead
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Do nothing; cancelled timers are not counted."""
+        """Ignore cancelled timers."""

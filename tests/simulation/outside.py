@@ -51,10 +51,10 @@ class SimEngine:
         yield Chunk(sse.DONE, event=True)
 
     async def start(self) -> None:
-        """Do nothing."""
+        """Start nothing."""
 
     async def close(self) -> None:
-        """Do nothing."""
+        """Close nothing."""
 
     async def _fail(self) -> None:
         match self._network.world.random_float.randrange(7):
@@ -103,10 +103,10 @@ class SimDeliverer:
         self._running = Counter[str]()
 
     async def start(self) -> None:
-        """Do nothing."""
+        """Start nothing."""
 
     async def close(self) -> None:
-        """Do nothing."""
+        """Close nothing."""
 
     async def send(self, message: OutgoingMessage) -> int:
         """See `deliverer.Deliverer`."""

@@ -1,4 +1,4 @@
-"""One simulated Signoff process: its services, as `server/bootstrap.py` opens them, on an event loop of its own."""
+"""A simulated Signoff process: its services, as `server/bootstrap.py` opens them, on an event loop of its own."""
 
 from __future__ import annotations
 

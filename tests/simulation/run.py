@@ -1,4 +1,4 @@
-"""One run: a world from a seed, with faults for a number of steps and then without, until all queues are empty."""
+"""A run of the simulation: a world from a seed, with faults for some steps, then without, until all queues are empty."""
 
 from __future__ import annotations
 

@@ -41,10 +41,10 @@ class MemoryStore:
         self.model_logs = MemoryModelLogs(tables, connection)
 
     async def start(self) -> None:
-        """Do nothing."""
+        """Start nothing."""
 
     async def migrate(self) -> None:
-        """Do nothing."""
+        """Migrate nothing; the tables have no schema."""
 
     async def ready(self) -> bool:
         try:

@@ -62,7 +62,7 @@ class Tx(msgspec.Struct):
                 raise KeyError(name)
 
     def flush(self) -> None:
-        """Do nothing; the functions of the SQL store call this, but no writes are delayed here."""
+        """Flush nothing, as no writes are delayed; the functions of the SQL store call this."""
 
 
 Operation = Callable[[Tx], Any]

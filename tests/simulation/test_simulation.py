@@ -101,7 +101,7 @@ def test_a_failing_run_prints_the_command_that_repeats_it(
     assert broken in capsys.readouterr().out
 
 
-# The world itself
+# The simulated world
 
 
 def two_loops() -> tuple[World, SimLoop, SimLoop]:
@@ -177,7 +177,7 @@ def test_the_seed_decides_the_order_of_ready_callbacks() -> None:
     assert sorted(order(2)) == list(range(20))
 
 
-# Without a guard
+# Mutants: the core without one of its safeguards
 
 
 def without(verb: str, guard: Guard) -> Tables:
@@ -235,9 +235,9 @@ def test_a_terminal_status_that_can_change_breaks_a_law() -> None:
 
 def test_a_claim_that_ignores_a_live_lease_breaks_a_law() -> None:
     def tables() -> Tables:
-        forgetful = Tables()
-        forgetful.guards[Guard.DUE] = lambda job, request, now: job.due_at <= now
-        return forgetful
+        mutant = Tables()
+        mutant.guards[Guard.DUE] = lambda job, request, now: job.due_at <= now
+        return mutant
 
     assert "a live lease is nobody else's" in broken_within(MAX_STEPS_TO_VIOLATION, tables)
 
@@ -297,9 +297,9 @@ def test_an_answer_that_is_not_redacted_breaks_a_law(monkeypatch: pytest.MonkeyP
 
 def test_leases_that_never_lapse_break_a_law() -> None:
     def tables() -> Tables:
-        stuck = Tables()
-        stuck.guards[Guard.LAPSED] = lambda job, request, now: False
-        return stuck
+        mutant = Tables()
+        mutant.guards[Guard.LAPSED] = lambda job, request, now: False
+        return mutant
 
     assert "queues drain" in broken_within(MAX_STEPS_TO_VIOLATION, tables, faults=("crash",))
 

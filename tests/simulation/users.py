@@ -74,7 +74,7 @@ class User(Person):
         self._keys = deque[tuple[str, Ask]](maxlen=6)
 
     async def use(self) -> None:
-        """Do one random action after another, forever."""
+        """Perform one random action after another, forever."""
         actions = [self._submit] * 6 + [self._call] * 4 + [self._reuse_key, self._wait, self._wait, self._get]
         actions += [self._cancel, self._retry, self._redeliver, self._follow, self._list, self._events]
         while True:
@@ -129,8 +129,8 @@ class User(Person):
         other = self._random_ask(idempotency_key=key, target=ask.target, path=ask.path)
         asks = self.random_float.choice([[ask, ask, ask], [ask, other], [other]])
         async with asyncio.TaskGroup() as group:
-            for each in asks:
-                group.create_task(self._send_keyed(each))
+            for keyed_ask in asks:
+                group.create_task(self._send_keyed(keyed_ask))
 
     async def _send_keyed(self, ask: Ask) -> None:
         job = await self.see("submit again", lambda services: submit.submit(services, ask))
@@ -244,14 +244,14 @@ class Reviewer(Person):
         return held
 
     async def _review_job(self, job: Job) -> None:
-        peeks: list[Callable[[], Awaitable[Any]]] = [
+        actions: list[Callable[[], Awaitable[Any]]] = [
             lambda: self._peek(job, "open"),
             lambda: self._peek(job, "leave"),
             lambda: self._draft(job),
             lambda: self._undo(job),
         ]
         if not self.is_diligent and self.random_float.random() < 0.5:
-            await self.random_float.choice(peeks)()
+            await self.random_float.choice(actions)()
             await self.pause(0.3)
         if self.is_diligent or self.random_float.random() < 0.8:
             await self.pause(0.01 if self.is_diligent else self.random_float.choice([0.01, 3]))
