@@ -1,4 +1,4 @@
-"""A run of the simulation: a world from a seed, with faults for some steps, then without, until all queues are empty."""
+"""A run of the simulation: a seeded world, with faults for some steps and then without, until all queues are empty."""
 
 from __future__ import annotations
 
