@@ -1,4 +1,4 @@
-"""One run of the simulation again: `python tests/simulate.py SEED`; `--help` says what else can be asked for."""
+"""Repeat one run of the simulation: `python tests/simulate.py SEED`; `--help` lists the options."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from simulation.run import STEPS, Broken, Simulation
 
 
 def main() -> int:
-    """Runs it, and says what came of it."""
-    options = argparse.ArgumentParser()
-    options.add_argument("seed", type=int)
-    options.add_argument("--steps", type=int, default=STEPS)
-    options.add_argument("--climate", default="{}", help="what is otherwise than the seed says: an object of JSON")
-    options.add_argument("--aloud", action="store_true", help="everything that is seen, as it happens")
-    options.add_argument("--about", default="", help="at the end, what was seen lately that mentions this")
-    asked = options.parse_args()
-    simulation = Simulation(asked.seed, steps=asked.steps, aloud=asked.aloud, **msgspec.json.decode(asked.climate))
+    """Run the simulation and print its result; return 1 if a law was broken."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--climate", default="{}", help="what is otherwise than the seed says: an object of JSON")
+    parser.add_argument("--aloud", action="store_true", help="everything that is seen, as it happens")
+    parser.add_argument("--about", default="", help="at the end, what was seen lately that mentions this")
+    arguments = parser.parse_args()
+    simulation = Simulation(
+        arguments.seed, steps=arguments.steps, aloud=arguments.aloud, **msgspec.json.decode(arguments.climate)
+    )
     try:
-        told = simulation.run()
+        result = simulation.run()
     except Broken as broken:
-        lines = simulation.history.about(asked.about) if asked.about else []
+        lines = simulation.history.about(arguments.about) if arguments.about else []
         sys.stdout.write("\n".join([*lines, str(broken), ""]))
         return 1
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(told)).decode() + "\n")
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(result)).decode() + "\n")
     return 0
 
 

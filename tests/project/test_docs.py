@@ -1,4 +1,4 @@
-"""The documentation agrees with the code, and its links lead somewhere."""
+"""Agreement of the documentation with the code, and of its links with their targets."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pages import PARTS, ROOT, written
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CODE = re.compile(r"```.*?```", re.DOTALL)
-MOST_WORDS_OF_OUR_OWN = 25
+MAX_GLOSSARY_ENTRIES = 25
 
 
 @pytest.mark.parametrize(("page", "part"), PARTS)
-def test_a_page_that_comes_from_the_code_is_up_to_date(page: str, part: str) -> None:
+def test_a_generated_page_is_up_to_date(page: str, part: str) -> None:
     assert (ROOT / page).read_text() == written(page, part, PARTS[page, part]()), "run: make pages"
 
 
 def test_each_link_leads_to_a_file_and_to_a_heading_in_it() -> None:
     links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", page.read_text()))]
     assert len(links) > 100
-    dead = [f"{page.relative_to(ROOT)}: {link}" for page, link in links if not leads_somewhere(page, link)]
+    dead = [f"{page.relative_to(ROOT)}: {link}" for page, link in links if not has_target(page, link)]
     assert dead == []
 
 
-def leads_somewhere(page: Path, link: str) -> bool:
+def has_target(page: Path, link: str) -> bool:
     """Return True for an address on the web, and for a file that exists and has the heading that the link names."""
     if re.match(r"https?://", link):
         return True
@@ -44,7 +44,7 @@ def anchors(page: Path) -> set[str]:
 def test_the_glossary_is_short_and_has_a_line_for_each_word() -> None:
     lines = (ROOT / "docs" / "glossary.md").read_text().splitlines()
     words = [line for line in lines if line.startswith("- ")]
-    assert 0 < len(words) <= MOST_WORDS_OF_OUR_OWN
+    assert 0 < len(words) <= MAX_GLOSSARY_ENTRIES
     assert [line for line in words if not re.match(r"- \*\*[a-z-]+\*\*: .+\.$", line)] == []
 
 
@@ -55,7 +55,7 @@ def test_each_page_is_on_the_index_or_in_the_contributors_guide() -> None:
     assert {page for page in missing if not page.startswith("decisions/")} == {"index.md"}
 
 
-def test_each_table_has_a_head() -> None:
+def test_each_table_has_a_header() -> None:
     generated = re.compile(r"<!-- rounds -->.*<!-- /rounds -->", re.DOTALL)
     tables = [
         (page, table.splitlines())

@@ -18,11 +18,11 @@ def test_the_version_is_written_in_one_place() -> None:
     written = re.compile(rf"version[^0-9A-Za-z]{{1,8}}{re.escape(signoff.__version__)}", re.IGNORECASE)
     files = [ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "example.env"]
     files += [*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").glob("**/*.md"), *(ROOT / ".github").rglob("*.yml")]
-    places = [str(path.relative_to(ROOT)) for path in files if written.search(path.read_text())]
-    assert places == ["src/signoff/__init__.py"]
+    names = [str(path.relative_to(ROOT)) for path in files if written.search(path.read_text())]
+    assert names == ["src/signoff/__init__.py"]
 
 
-def test_the_changelog_starts_with_unreleased_changes_and_knows_the_version() -> None:
+def test_the_changelog_starts_with_unreleased_changes_and_has_the_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     headings = re.findall(r"^## \[(.+?)\]", text, re.MULTILINE)
     assert headings[0] == "Unreleased"
@@ -32,7 +32,7 @@ def test_the_changelog_starts_with_unreleased_changes_and_knows_the_version() ->
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
-def test_every_decision_record_has_its_parts_and_stands_in_the_index() -> None:
+def test_every_decision_record_has_its_sections_and_is_in_the_index() -> None:
     folder = ROOT / "docs" / "decisions"
     index = (folder / "README.md").read_text()
     records = sorted(path for path in folder.glob("*.md") if path.name != "README.md")

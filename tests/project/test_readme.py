@@ -57,8 +57,8 @@ def commands_of_signoff() -> list[tuple[str, str]]:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     blocks = [(page, block) for page in pages for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL)]
     lines = [(page, line) for page, block in blocks for line in map(str.strip, block.replace("\\\n", "").splitlines())]
-    found = [(page, re.search(r"(?:^|[$|/] ?|\w=\S+ )signoff( [a-z].*)", line)) for page, line in lines]
-    return [(str(page.relative_to(ROOT)), match[1]) for page, match in found if match]
+    matches = [(page, re.search(r"(?:^|[$|/] ?|\w=\S+ )signoff( [a-z].*)", line)) for page, line in lines]
+    return [(str(page.relative_to(ROOT)), match[1]) for page, match in matches if match]
 
 
 def test_each_command_on_a_page_can_be_parsed() -> None:

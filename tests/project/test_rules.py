@@ -1,4 +1,4 @@
-"""The rules of this code base, as far as a look at the code can tell whether they are kept."""
+"""The rules of this code base that can be checked by reading its code and its documents."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ VERBS_OF_HTTP = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 
 @cache
 def modules() -> dict[str, ast.Module]:
-    """The tree of every module of the source, by its path; read by the first test that asks."""
+    """Return the syntax tree of every module of the source by its path."""
     return {str(path.relative_to(SOURCE)): ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))}
 
 
 @cache
 def nodes(tree: ast.AST) -> list[ast.AST]:
-    """Every node of a tree."""
+    """Return every node of a tree."""
     return list(ast.walk(tree))
 
 
 def outside() -> Iterator[tuple[str, ast.AST]]:
-    """The path of each module of the doors and the dashboard, and each node of its tree."""
+    """Yield each node of the doors and the dashboard, with the path of its module."""
     for name, tree in modules().items():
         if name.startswith(("doors/", "dashboard/")):
             yield from ((name, node) for node in nodes(tree))
 
 
 def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
-    """The calls of what is called `name`."""
+    """Yield the calls of a function or method `name`."""
     for node in nodes(tree):
         if isinstance(node, ast.Call) and called(node) == name:
             yield node
 
 
 def called(call: ast.Call) -> str:
-    """The name of what is called, or of the attribute that is."""
+    """Return the name of the called function or method."""
     return getattr(call.func, "id", "") or getattr(call.func, "attr", "")
 
 
@@ -65,13 +65,13 @@ def keywords(call: ast.Call) -> dict[str | None, ast.expr]:
 
 
 def texts(node: ast.AST | None) -> set[str]:
-    """Every literal text below `node`."""
-    found = ast.walk(node) if node else ()
-    return {text.value for text in found if isinstance(text, ast.Constant) and isinstance(text.value, str)}
+    """Return every string literal below `node`."""
+    descendants = ast.walk(node) if node else ()
+    return {text.value for text in descendants if isinstance(text, ast.Constant) and isinstance(text.value, str)}
 
 
 def keys(node: ast.AST | None) -> set[str]:
-    """The literal keys of a literal dict."""
+    """Return the literal keys of a dict literal."""
     return {text for key in node.keys for text in texts(key)} if isinstance(node, ast.Dict) else set()
 
 
@@ -82,7 +82,7 @@ def is_services(node: ast.expr) -> bool:
     return getattr(node, "id", "") == "services" or getattr(node, "attr", "") in {"services", "_services"}
 
 
-def test_doors_use_no_part_of_the_services() -> None:
+def test_doors_use_only_permitted_parts_of_the_services() -> None:
     paths = {f"{at}:{node.lineno} {path}" for at, node in outside() if (path := path_from_services(node))}
     assert paths
     assert not {path for path in paths if not re.search(FOR_DOORS, path)}, "an operation in work/ should do this"
@@ -133,7 +133,7 @@ def test_every_guard_is_used_by_a_transition_and_known_to_the_store() -> None:
 
 
 @pytest.mark.parametrize("verb", TRANSITIONS)
-def test_a_transition_is_between_statuses_and_changes_what_a_job_has(verb: str) -> None:
+def test_a_transition_uses_known_statuses_and_columns(verb: str) -> None:
     transition = TRANSITIONS[verb]
     assert transition.verb == verb
     assert transition.targets
@@ -154,35 +154,35 @@ def test_every_status_is_reached_and_every_unfinished_one_is_left() -> None:
     assert leaves == set(STATUSES) - TERMINAL
 
 
-def steps() -> Iterator[tuple[str, ast.Call]]:
+def transition_requests() -> Iterator[tuple[str, ast.Call]]:
     for name, tree in modules().items():
         for call in calls(tree, "TransitionRequest"):
             yield f"{name}:{call.lineno}", call
 
 
-def test_every_verb_that_is_asked_for_is_a_move() -> None:
-    asked = {verb for _, call in steps() for verb in texts(keywords(call).get("verb"))}
-    asked |= {verb for tree in modules().values() for call in calls(tree, "_step") for verb in texts(call.args[0])}
-    asked |= {verb for tree in modules().values() for call in calls(tree, "insert_ended") for verb in texts(call)}
-    assert asked
-    assert asked <= TRANSITIONS.keys()
+def test_every_requested_verb_is_a_transition() -> None:
+    verbs = {verb for _, call in transition_requests() for verb in texts(keywords(call).get("verb"))}
+    verbs |= {verb for tree in modules().values() for call in calls(tree, "_step") for verb in texts(call.args[0])}
+    verbs |= {verb for tree in modules().values() for call in calls(tree, "insert_ended") for verb in texts(call)}
+    assert verbs
+    assert verbs <= TRANSITIONS.keys()
 
 
-def test_every_step_changes_what_a_job_has_and_says_where_it_goes_if_there_is_a_choice() -> None:
-    for place, call in steps():
-        told = keywords(call)
-        columns = keys(told.get("changes")) | keys(told.get("after_seconds"))
-        assert columns <= set(Job.__struct_fields__), place
-        for verb in texts(told.get("verb")) & TRANSITIONS.keys():
-            targets = texts(told.get("to"))
-            assert targets <= set(TRANSITIONS[verb].targets), place
-            assert targets or len(TRANSITIONS[verb].targets) == 1, place
+def test_every_transition_request_changes_known_columns_and_names_its_target() -> None:
+    for location, call in transition_requests():
+        arguments = keywords(call)
+        columns = keys(arguments.get("changes")) | keys(arguments.get("after_seconds"))
+        assert columns <= set(Job.__struct_fields__), location
+        for verb in texts(arguments.get("verb")) & TRANSITIONS.keys():
+            targets = texts(arguments.get("to"))
+            assert targets <= set(TRANSITIONS[verb].targets), location
+            assert targets or len(TRANSITIONS[verb].targets) == 1, location
 
 
 # Style
 
 
-def test_a_module_says_in_a_sentence_what_it_owns() -> None:
+def test_a_module_docstring_starts_with_a_sentence() -> None:
     firsts = {name: (ast.get_docstring(tree) or "").partition("\n\n")[0] for name, tree in modules().items()}
     offences = {name: first for name, first in firsts.items() if not re.match(r"[A-Z`].*[.?:]$", first, re.DOTALL)}
     assert firsts
@@ -206,7 +206,7 @@ def test_a_function_is_short() -> None:
     assert {name: size for name, size in sizes.items() if size > LONGEST_FUNCTION} == {}
 
 
-def test_nothing_has_a_name_that_says_nothing() -> None:
+def test_no_module_or_class_has_a_meaningless_name() -> None:
     names = {part for module in modules() for part in Path(module).with_suffix("").parts}
     classes = {node.name for tree in modules().values() for node in nodes(tree) if isinstance(node, ast.ClassDef)}
     words = {word.lower() for name in names | classes for word in re.findall(r"[A-Z]?[a-z]+", name)}
@@ -221,22 +221,22 @@ def documented(page: str) -> str:
 
 
 def in_code_font(page: str) -> set[str]:
-    """What stands between backticks."""
+    """Return every text between backticks on `page`."""
     return set(re.findall(r"`([^`\n]+)`", documented(page)))
 
 
 def codes() -> set[str]:
-    """Every error code that is written somewhere in the source."""
-    found = set[str]()
+    """Return every error code in the source."""
+    values = set[str]()
     for tree in modules().values():
         for node in nodes(tree):
             if isinstance(node, ast.ClassDef):
-                found |= {code for line in node.body for code in code_in(line)}
+                values |= {code for line in node.body for code in code_in(line)}
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "code":
-                found |= texts(node.value)
+                values |= texts(node.value)
         for error in [*calls(tree, "JobError"), *calls(tree, "JobFailed")]:
-            found |= texts(keywords(error).get("code"))
-    return found
+            values |= texts(keywords(error).get("code"))
+    return values
 
 
 def code_in(line: ast.stmt) -> set[str]:
@@ -260,7 +260,7 @@ def test_every_setting_is_documented() -> None:
 
 
 def routes(tmp_path: Path) -> set[str]:
-    """`METHOD /path` of everything that is served, but for the schema's own pages and files."""
+    """Return `METHOD /path` of every route, except the pages and files of the schema itself."""
     from signoff.server.bootstrap import make_router, open_services
 
     async def rest() -> Any:
@@ -268,18 +268,18 @@ def routes(tmp_path: Path) -> set[str]:
         async with open_services(settings) as services:
             return make_router(services, settings)._rest
 
-    found = {
+    served = {
         f"{method} {route.path_format}"
         for route in asyncio.run(rest()).routes
         for method in getattr(route, "methods", ())
         if method in VERBS_OF_HTTP
         if not route.path_format.startswith(("/schema", "/static")) or route.path_format == "/schema/asyncapi.json"
     }
-    return found | hot_routes()
+    return served | hot_routes()
 
 
 def hot_routes() -> set[str]:
-    """What the OpenAI door serves, but for what it passes on without knowing it; the predict door; the cached one."""
+    """Return the routes of the OpenAI door, without its pass-through, and of the predict and the cached door."""
     predicting = {f"{method} /{kind}/{{operation}}" for method in ("GET", "POST") for kind in ("get", "post")}
     cached = {"POST /api/openai/{endpoint}", "POST /api/cache/{endpoint}", "GET /api/cache", "DELETE /api/cache"}
     return {f"POST {path}" for path in KNOWN} | {"GET /v1/models"} | predicting | cached
@@ -297,7 +297,7 @@ def test_every_operation_on_a_model_is_documented() -> None:
     assert operations - in_code_font("models.md") == set()
 
 
-def test_every_route_is_documented_and_every_documented_one_is_there(tmp_path: Path) -> None:
+def test_every_route_is_documented_and_every_documented_route_exists(tmp_path: Path) -> None:
     served = routes(tmp_path)
     assert {"POST /v1/chat/completions", "POST /enqueue", "GET /api/jobs/{job_id}"} <= served
     written = {route.partition("?")[0] for route in in_code_font("api.md") if route.split(" ")[0] in VERBS_OF_HTTP}
@@ -306,7 +306,7 @@ def test_every_route_is_documented_and_every_documented_one_is_there(tmp_path: P
 
 
 def commands(group: Any, *before: str) -> Iterator[tuple[str, Any]]:
-    """Every command with its words."""
+    """Yield every command with its words."""
     if not hasattr(group, "commands"):
         yield " ".join(before), group
         return

@@ -1,4 +1,4 @@
-"""What tests may rely on when they ask for a server."""
+"""The guarantees of the fixtures that provide servers."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ async def test_postgres_answers_in_an_empty_database(empty_postgres_url: str) ->
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("turn", ["first", "second"])
-async def test_a_table_of_one_test_is_not_there_in_another(postgres_url: str, turn: str) -> None:
+async def test_a_table_of_one_test_does_not_exist_in_another(postgres_url: str, turn: str) -> None:
     connection = await asyncpg.connect(postgres_url)
     try:
         await connection.execute("create table mine (turn text)")
@@ -122,7 +122,7 @@ def test_a_service_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("false", "1 skipped"), ("true", "1 error")])
-def test_a_missing_service_is_announced_and_in_ci_it_is_an_error(ci: str, outcome: str) -> None:
+def test_a_missing_service_is_reported_and_is_an_error_in_ci(ci: str, outcome: str) -> None:
     one_test = f"{__file__}::{test_redis_gives_back_a_value.__name__}"
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts=", one_test],
@@ -139,7 +139,7 @@ def test_a_missing_service_is_announced_and_in_ci_it_is_an_error(ci: str, outcom
 
 @contextmanager
 def sleeper() -> Generator[subprocess.Popen[bytes]]:
-    """Give a process to watch."""
+    """Yield a process to watch."""
     with subprocess.Popen(["sleep", "600"]) as process:
         try:
             yield process
@@ -174,14 +174,14 @@ def one_child(pid: int) -> int:
 
 
 def is_open(port: int) -> bool:
-    """Whether anybody listens on that port."""
+    """Return True if a server listens on `port`."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=10):
         return True
     return False
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Return as soon as the condition holds; fail when it does not within WAIT_SECONDS."""
+    """Return as soon as the condition holds; fail if it does not within WAIT_SECONDS."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < deadline

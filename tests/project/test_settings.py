@@ -1,4 +1,4 @@
-"""Where a setting comes from, and what happens to one that makes no sense."""
+"""The sources of settings, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import pytest
 
 from signoff.settings import BadSettings, Settings, load
 
-THEIRS = ("SIGNOFF_", "INNER_LLM", "RABBIT_MQ", "QUEUE_NAME", "CELERY_", "REDIS_")
+VARIABLE_PREFIXES = ("SIGNOFF_", "INNER_LLM", "RABBIT_MQ", "QUEUE_NAME", "CELERY_", "REDIS_")
 EXAMPLE = Path(__file__).parents[2] / "example.env"
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, and an environment without a word about us."""
-    for name in [name for name in os.environ if name.upper().startswith(THEIRS)]:
+    """Change to an empty folder, unset all environment variables of settings, and return the folder."""
+    for name in [name for name in os.environ if name.upper().startswith(VARIABLE_PREFIXES)]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize("value", ["https://a.example", "[", "{}"])
-def test_a_list_that_is_none_is_one_line_about_it(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_list_is_reported_in_one_line(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGNOFF_CORS_ORIGINS", value)
     with pytest.raises(BadSettings, match=r"^cors_origins: [^\n]*$"):
         load()
 
 
-def test_the_nearer_source_wins(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given nothing, then one source after the other, each nearer than the last
+def test_the_source_of_higher_precedence_wins(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given nothing, then one source after the other, each of higher precedence than the last
     assert load().port == 8000
     (place / "signoff.toml").write_text("port = 1")
     assert load().port == 1
@@ -41,11 +41,11 @@ def test_the_nearer_source_wins(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SIGNOFF_PORT", "3")
     assert load().port == 3
     assert load(port=4).port == 4
-    # and a flag that is not given says nothing
+    # and a flag without a value changes nothing
     assert load(port=None).port == 3
 
 
-def test_the_nearer_source_wins_under_every_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_of_higher_precedence_wins_under_every_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load().inner_llm_url is None
     (place / "signoff.toml").write_text('inner_llm_url = "http://file"')
     assert load().inner_llm_url == "http://file"
@@ -60,7 +60,9 @@ def test_the_nearer_source_wins_under_every_name(place: Path, monkeypatch: pytes
     assert load(inner_llm_url="http://flag").inner_llm_url == "http://flag"
 
 
-def test_the_nearer_source_wins_whatever_it_calls_rabbitmq(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_of_higher_precedence_wins_for_all_names_of_rabbitmq(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert (load().amqp_url, load().queue_name) == (None, "signoff")
     (place / "signoff.toml").write_text('amqp_url = "amqp://file"\nqueue_name = "file"')
     assert (load().amqp_url, load().queue_name) == ("amqp://file", "file")
@@ -79,7 +81,9 @@ def test_the_nearer_source_wins_whatever_it_calls_rabbitmq(place: Path, monkeypa
     assert load(amqp_url="amqp://flag").amqp_url == "amqp://flag"
 
 
-def test_the_nearer_source_wins_whatever_it_calls_redis(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_of_higher_precedence_wins_for_all_names_of_redis(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert (load().redis_url, load().redis_prefix) == (None, "signoff")
     (place / ".env").write_text("CELERY_RESULT_BACKEND=redis://h:6379/0\nREDIS_PREFIX=theirs.in.env.file")
     assert (load().redis_url, load().redis_prefix) == ("redis://h:6379/0", "theirs.in.env.file")
@@ -93,7 +97,7 @@ def test_the_nearer_source_wins_whatever_it_calls_redis(place: Path, monkeypatch
     assert (load().redis_url, load().redis_prefix) == ("rediss://:secret@ours/1", "ours")
 
 
-def test_an_address_in_parts_may_have_any_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_in_parts_may_contain_any_password(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = {"HOST": "10.0.0.1", "PORT": "5673", "LOGIN": "an@nn", "PASSWORD": "p/w:#?%"}
     for name, value in parts.items():
         monkeypatch.setenv(f"RABBIT_MQ_{name}", value)
@@ -122,7 +126,7 @@ def test_an_address_in_parts_may_have_any_password(monkeypatch: pytest.MonkeyPat
         {"REDIS_PREFIX": ""},
     ],
 )
-def test_what_other_systems_left_behind_and_cannot_be_used_says_nothing(
+def test_unusable_variables_of_other_systems_are_ignored(
     leftovers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in leftovers.items():
@@ -130,9 +134,9 @@ def test_what_other_systems_left_behind_and_cannot_be_used_says_nothing(
     assert (load().amqp_url, load().queue_name) == (None, "signoff")
 
 
-def test_the_file_may_say_anything_that_is_a_setting(place: Path) -> None:
-    told = {name: field.default for name, field in Settings.model_fields.items() if field.default is not None}
-    (place / "signoff.toml").write_text("\n".join(f"{name} = {as_toml(value)}" for name, value in told.items()))
+def test_the_file_may_contain_every_setting(place: Path) -> None:
+    defaults = {name: field.default for name, field in Settings.model_fields.items() if field.default is not None}
+    (place / "signoff.toml").write_text("\n".join(f"{name} = {as_toml(value)}" for name, value in defaults.items()))
     assert load() == Settings()
 
 
@@ -144,7 +148,7 @@ def test_a_file_can_be_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
     # given two files, one of them with the usual name
     (place / "signoff.toml").write_text("port = 1")
     (place / "other.toml").write_text("port = 2")
-    # then .env may name the other one, and the environment has the last word
+    # then .env may name the other one, and the environment wins over .env
     (place / ".env").write_text("SIGNOFF_CONFIG=other.toml")
     assert load().port == 2
     monkeypatch.setenv("SIGNOFF_CONFIG", str(place / "signoff.toml"))
@@ -209,23 +213,21 @@ def test_a_file_that_cannot_be_read_is_refused(place: Path, monkeypatch: pytest.
         ("REDIS_TTL_SECONDS", "0"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_refused_in_one_line(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_invalid_value_is_refused_in_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"SIGNOFF_{name}", value)
     with pytest.raises(BadSettings, match=f"^{name.lower()}: [^\n]+$") as caught:
         load()
     assert "secret" not in str(caught.value)
 
 
-def test_every_bad_value_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_invalid_values_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGNOFF_PORT", "http")
     monkeypatch.setenv("SIGNOFF_CONCURRENCY", "0")
     with pytest.raises(BadSettings, match=r"^port: .*; concurrency: "):
         load()
 
 
-def test_what_is_empty_or_unknown_in_the_environment_says_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_or_unknown_environment_variables_are_ignored(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / ".env").write_text("SIGNOFF_PORT=\nSIGNOFF_PROT=1\nOTHER=2")
     for name in ("SIGNOFF_PORT", "SIGNOFF_CONFIG", "SIGNOFF_ANONYMOUS_ROLE", "SIGNOFF_INNER_LLM_URL"):
         monkeypatch.setenv(name, "")
@@ -251,7 +253,7 @@ def test_the_example_names_every_setting_with_its_meaning_and_its_default() -> N
     # given the lines of example.env, each under its description
     lines = EXAMPLE.read_text().splitlines()
     shown = {line[2:].partition("=")[0]: number for number, line in enumerate(lines) if re.match(r"# [A-Z_]+=", line)}
-    # then they are the settings and the file, no more and no less
+    # then they are exactly the settings and SIGNOFF_CONFIG
     names = {f"SIGNOFF_{name.upper()}": field for name, field in Settings.model_fields.items()}
     assert shown.keys() == {"SIGNOFF_CONFIG", *names}
     for name, field in names.items():
@@ -260,12 +262,12 @@ def test_the_example_names_every_setting_with_its_meaning_and_its_default() -> N
         assert field.description in above
 
 
-def test_the_example_taken_as_it_is_changes_nothing(place: Path) -> None:
+def test_the_example_file_contains_only_defaults(place: Path) -> None:
     text = re.sub(r"^# ([A-Z_]+=)", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
     assert "\nSIGNOFF_PORT=8000\n" in text
     before = load()
     (place / ".env").write_text(text)
     assert load() == before
-    # and every default in it is a value, not a blank, where there is one
+    # and every setting that has a default is shown with a value
     for name, field in Settings.model_fields.items():
         assert (f"SIGNOFF_{name.upper()}=\n" in text + "\n") is (field.default is None)

@@ -1,4 +1,4 @@
-"""The words of this code base: docstrings, names and documented fields, as far as a syntax tree can tell."""
+"""The style of this code base: docstrings, names and documented fields, as far as a syntax tree shows them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_no_identifier_is_of_the_earlier_vocabulary() -> None:
 
 
 def identifiers(node: ast.AST) -> Iterator[str]:
-    """Names that `node` itself defines or uses."""
+    """Yield the names that `node` itself defines or uses."""
     match node:
         case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
             yield name
@@ -95,7 +95,7 @@ def test_every_field_of_a_public_data_class_is_documented() -> None:
 
 
 def undocumented(node: ast.ClassDef) -> Iterator[str]:
-    """Fields of a class that no docstring follows."""
+    """Yield the fields of a class that no docstring follows."""
     for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue

@@ -1,4 +1,4 @@
-"""The marks of a test follow from what it uses."""
+"""The markers of a test, which follow from the code that it uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run() -> None:
 
 
 class Runner:
-    """Starts a process in a method."""
+    """An object that starts a process in a method."""
 
     def start(self) -> None:
         run()

@@ -1,4 +1,4 @@
-"""The copies that a process keeps of models and callers: what changes while it is read is read again."""
+"""Process-local caches of models, callers, prices and limits: a change during a read takes effect on the next read."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from support.stores import a_job
 pytestmark = pytest.mark.anyio
 
 
-class Slow:
-    """A reading of the store that comes back when it may, with what was there when it began."""
+class SlowRead:
+    """A read of the store that returns only once `go_on` is set, with the value from when it began."""
 
     def __init__(self, read: Any) -> None:
         self.read = read
         self.begun, self.go_on = asyncio.Event(), asyncio.Event()
 
     async def __call__(self, *args: Any) -> Any:
-        found = await self.read(*args)
+        value = await self.read(*args)
         self.begun.set()
         await self.go_on.wait()
-        return found
+        return value
 
 
-async def test_a_model_that_is_dropped_while_models_are_read_is_not_known_afterwards(tmp_path: Path) -> None:
+async def test_a_model_dropped_during_a_read_is_unknown_afterwards(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         await server.model("one")
         catalog, models = server.services.store.catalog, server.services.caches.models
-        slow = Slow(catalog.models)
+        slow = SlowRead(catalog.models)
         catalog.models = slow  # type: ignore[method-assign]
-        finding = asyncio.ensure_future(models.find("one"))
+        task = asyncio.ensure_future(models.find("one"))
         await slow.begun.wait()
         catalog.models = slow.read  # type: ignore[method-assign]
 
@@ -47,18 +47,18 @@ async def test_a_model_that_is_dropped_while_models_are_read_is_not_known_afterw
         models.invalidate()
         slow.go_on.set()
 
-        assert (await finding).name == "one"
+        assert (await task).name == "one"
         with pytest.raises(ModelNotFound):
             await models.find("one")
 
 
-async def test_a_token_that_ends_while_it_is_read_is_not_valid_afterwards(tmp_path: Path) -> None:
+async def test_a_token_that_ends_during_a_read_is_invalid_afterwards(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
         people, callers = server.services.store.people, server.services.caches.callers
-        slow = Slow(people.token)
+        slow = SlowRead(people.token)
         people.token = slow  # type: ignore[method-assign]
-        asking = asyncio.ensure_future(callers.identify(token, "api", 0))
+        task = asyncio.ensure_future(callers.identify(token, "api", 0))
         await slow.begun.wait()
         people.token = slow.read  # type: ignore[method-assign]
 
@@ -66,32 +66,32 @@ async def test_a_token_that_ends_while_it_is_read_is_not_valid_afterwards(tmp_pa
         callers.invalidate()
         slow.go_on.set()
 
-        await asking
+        await task
         with pytest.raises(Unauthorized):
             await callers.identify(token, "api", 0)
 
 
-async def test_who_asks_for_a_price_while_prices_are_read_is_told_it_too(tmp_path: Path) -> None:
+async def test_concurrent_lookups_during_a_read_of_prices_both_get_the_price(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        ledger, prices = server.services.store.usage, server.services.caches.prices
-        await ledger.put_price(Price(model="m", valid_from=0, input=1, output=2))
+        usage, prices = server.services.store.usage, server.services.caches.prices
+        await usage.put_price(Price(model="m", valid_from=0, input=1, output=2))
         prices.invalidate()
-        slow = Slow(ledger.prices)
-        ledger.prices = slow  # type: ignore[method-assign]
+        slow = SlowRead(usage.prices)
+        usage.prices = slow  # type: ignore[method-assign]
         slow.go_on.set()
 
-        found = await asyncio.gather(prices.at("m", 1), prices.at("m", 1))
+        results = await asyncio.gather(prices.at("m", 1), prices.at("m", 1))
 
-        assert [price is not None and price.output for price in found] == [2, 2]
+        assert [price is not None and price.output for price in results] == [2, 2]
 
 
-async def test_a_limit_that_is_set_while_limits_are_read_holds_for_the_next_request(tmp_path: Path) -> None:
+async def test_a_limit_set_during_a_read_applies_to_the_next_request(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         quotas = server.services.store.quotas
         limits, job = LimitCache(quotas), a_job()
-        slow = Slow(quotas.limits)
+        slow = SlowRead(quotas.limits)
         quotas.limits = slow  # type: ignore[method-assign]
-        asking = asyncio.ensure_future(limits.of(job))
+        task = asyncio.ensure_future(limits.of(job))
         await slow.begun.wait()
         quotas.limits = slow.read  # type: ignore[method-assign]
 
@@ -99,5 +99,5 @@ async def test_a_limit_that_is_set_while_limits_are_read_holds_for_the_next_requ
         limits.invalidate()
         slow.go_on.set()
 
-        assert await asking == ()
+        assert await task == ()
         assert [limit.requests_per_minute for _, limit in await limits.of(job)] == [1]

@@ -1,4 +1,4 @@
-"""Functions: how they read what they get, what they give, and that one that raises or hangs hurts nobody else."""
+"""Registered functions: their arguments and results, and the containment of those that raise or hang."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from signoff.core.pipelines.grammar import parse
 from signoff.core.pipelines.tree import Call, Constant, Name
 from signoff.errors import FunctionFailed, FunctionTimedOut, SignoffError
 from signoff.funcs.loading import scan
-from signoff.runtime import functions as part
+from signoff.runtime import functions as functions_module
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.threads import WorkerThreads
 from support.pipeline_cases import PIPELINES
@@ -33,21 +33,21 @@ JSON = st.recursive(
 )
 
 
-class Place:
-    """Functions on a store, with a file of their own."""
+class FunctionServer:
+    """The function registry of one server on a store, with a folder of function files."""
 
-    def __init__(self, store: AStore, folder: Path, **more: Any) -> None:
+    def __init__(self, store: AStore, folder: Path, **changes: Any) -> None:
         self.folder = folder
         self.store = store
-        told: dict[str, Any] = {"seconds": 60, "clock": lambda: 0} | more
-        self.functions = FunctionRegistry(store.library, [folder], **told)
+        options: dict[str, Any] = {"seconds": 60, "clock": lambda: 0} | changes
+        self.functions = FunctionRegistry(store.library, [folder], **options)
 
-    async def has(self, source: str = "", name: str = "custom_test.py") -> None:
-        """Registers the builtins and what `source` defines."""
+    async def register(self, source: str = "", name: str = "custom_test.py") -> None:
+        """Write `source` to a file, and register its functions and the built-in ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / name).write_text(source)
-        found = await self.functions.scan()
-        await self.store.library.sync([ready.function for ready in found.ready.values()], found.unread)
+        scanned = await self.functions.scan()
+        await self.store.library.sync([ready.function for ready in scanned.ready.values()], scanned.unread)
         self.functions.invalidate()
 
     async def call(self, name: str, *values: object, **named: object) -> str:
@@ -60,16 +60,16 @@ class Place:
 
 
 @contextlib.asynccontextmanager
-async def place(tmp_path: Path, source: str = "", **more: Any) -> AsyncIterator[Place]:
-    """A place where the builtins and `source` are registered."""
+async def function_server(tmp_path: Path, source: str = "", **changes: Any) -> AsyncIterator[FunctionServer]:
+    """Yield a server on which the built-in functions and those in `source` are registered."""
     async with opened(f"memory:{tmp_path}") as store:
-        made = Place(store, tmp_path / "functions", **more)
-        await made.has(source)
-        yield made
+        server = FunctionServer(store, tmp_path / "functions", **changes)
+        await server.register(source)
+        yield server
 
 
-async def outcome(here: Place, value: Any, args: dict[str, Any]) -> Any:
-    """What a value of a tree that calls functions alone amounts to."""
+async def evaluate(here: FunctionServer, value: Any, args: dict[str, Any]) -> Any:
+    """Return the value of a tree that calls only functions."""
     match value:
         case Constant(literal):
             return literal
@@ -77,17 +77,19 @@ async def outcome(here: Place, value: Any, args: dict[str, Any]) -> Any:
             return args[name]
         case Call():
             function = (await here.functions.registered())[value.name]
-            each = {name: await outcome(here, part, args) for name, part in bind_arguments(value, function).items()}
-            return await here.functions.call(function, each, here.prompts)
+            arguments = {
+                name: await evaluate(here, argument, args) for name, argument in bind_arguments(value, function).items()
+            }
+            return await here.functions.call(function, arguments, here.prompts)
 
 
-# What they give
+# Results
 
 
 @pytest.mark.parametrize("case", PIPELINES["builtins"], ids=lambda case: case["pipeline"])
-async def test_a_builtin_gives_what_its_users_expect(case: dict[str, Any], tmp_path: Path) -> None:
-    async with place(tmp_path) as here:
-        run = outcome(here, parse(case["pipeline"]), case["args"])
+async def test_a_pipeline_of_builtins_returns_the_expected_result(case: dict[str, Any], tmp_path: Path) -> None:
+    async with function_server(tmp_path) as here:
+        run = evaluate(here, parse(case["pipeline"]), case["args"])
         if "error" in case:
             with pytest.raises(FunctionFailed, match=r"`divide` failed: division by zero"):
                 await run
@@ -121,8 +123,8 @@ async def test_a_builtin_gives_what_its_users_expect(case: dict[str, Any], tmp_p
         ("now", [], "1970-01-01T00:00:00.000000Z"),
     ],
 )
-async def test_a_builtin_reads_and_gives_json(name: str, values: list[Any], text: str, tmp_path: Path) -> None:
-    async with place(tmp_path) as here:
+async def test_a_builtin_reads_and_returns_json(name: str, values: list[Any], text: str, tmp_path: Path) -> None:
+    async with function_server(tmp_path) as here:
         assert await here.call(name, *values) == text
 
 
@@ -142,17 +144,17 @@ async def test_a_builtin_reads_and_gives_json(name: str, values: list[Any], text
         ("multiply", [1e308, 10], "cannot be JSON"),
     ],
 )
-async def test_a_function_that_fails_is_an_error_that_names_it(
+async def test_the_error_of_a_failed_function_names_it(
     name: str, values: list[Any], words: str, tmp_path: Path
 ) -> None:
-    async with place(tmp_path) as here:
+    async with function_server(tmp_path) as here:
         with pytest.raises(FunctionFailed, match=f"^`{name}` failed: ") as failed:
             await here.call(name, *values)
         assert words in failed.value.message
         assert (failed.value.status, failed.value.code) == (422, "function_failed")
 
 
-# Reading
+# Arguments
 
 
 @pytest.mark.parametrize(
@@ -182,24 +184,24 @@ async def test_a_function_that_fails_is_an_error_that_names_it(
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_a_text_is_read_as_json_then_as_a_number_then_as_it_is(text: str, value: Any) -> None:
+def test_a_text_is_read_as_json_or_else_as_a_number_or_else_unchanged(text: str, value: Any) -> None:
     read = coerce(text, "any")
     assert (read, type(read)) == (value, type(value))
 
 
 @given(JSON)
-def test_what_one_function_gives_the_next_one_reads(value: Any) -> None:
+def test_the_result_of_a_function_is_an_argument_for_the_next_one(value: Any) -> None:
     if not isinstance(value, str):
         assert coerce(to_text(value), "any") == value
     assert coerce(value, "text") == to_text(value)
 
 
 @given(st.text())
-def test_a_text_stays_a_text_where_one_is_wanted(text: str) -> None:
+def test_a_text_for_a_text_parameter_is_unchanged(text: str) -> None:
     assert coerce(text, "text") == text
 
 
-async def test_annotations_and_defaults_say_how_arguments_are_read(tmp_path: Path) -> None:
+async def test_annotations_and_defaults_decide_how_arguments_are_read(tmp_path: Path) -> None:
     source = """
 from __future__ import annotations
 from typing import Any, Optional
@@ -218,7 +220,7 @@ def bare(a, b, /, c):
 def odd(a: "no such thing"):
     return a
 """
-    async with place(tmp_path, source) as here:
+    async with function_server(tmp_path, source) as here:
         values = ["1", "1", "1.0", "1", "true", "[]", "{}", "[]", "1", "1", "1"]
         assert await here.call("kinds", *values) == (
             '["int", "str", "int", "float", "bool", "list", "dict", "list", "str", "int", "int"]'
@@ -261,8 +263,10 @@ def odd(a: "no such thing"):
         ("raise TimeoutError('mine')", "mine"),
     ],
 )
-async def test_whatever_a_function_does_is_told_as_its_failure(body: str, words: str, tmp_path: Path) -> None:
-    async with place(tmp_path, f"def f():\n    {body}\ndef fine(): return 1") as here:
+async def test_any_exception_or_invalid_result_is_a_failure_of_the_function(
+    body: str, words: str, tmp_path: Path
+) -> None:
+    async with function_server(tmp_path, f"def f():\n    {body}\ndef fine(): return 1") as here:
         with pytest.raises(FunctionFailed, match=r"^`f` failed: ") as failed:
             await here.call("f")
         assert words in failed.value.message
@@ -271,17 +275,17 @@ async def test_whatever_a_function_does_is_told_as_its_failure(body: str, words:
 
 
 async def test_a_result_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(part, "MAX_RESULT_CHARACTERS", 1_000_000)
-    async with place(tmp_path, "def f(n: int): return 'x' * n") as here:
+    monkeypatch.setattr(functions_module, "MAX_RESULT_CHARACTERS", 1_000_000)
+    async with function_server(tmp_path, "def f(n: int): return 'x' * n") as here:
         assert await here.call("f", 1_000_000) == "x" * 1_000_000
         with pytest.raises(FunctionFailed, match="more than 1000000 characters"):
             await here.call("f", 1_000_001)
 
 
-# Where they run
+# Threads
 
 
-async def test_functions_run_beside_the_loop_and_at_the_same_time(tmp_path: Path) -> None:
+async def test_functions_run_concurrently_in_threads(tmp_path: Path) -> None:
     source = """
 import threading
 both = threading.Barrier(2, timeout=60)
@@ -289,7 +293,7 @@ def meet():
     both.wait()
     return threading.current_thread() is not threading.main_thread()
 """
-    async with place(tmp_path, source) as here:
+    async with function_server(tmp_path, source) as here:
         assert await together([here.call("meet"), here.call("meet")]) == ["true", "true"]
 
 
@@ -304,60 +308,60 @@ async def cancel(): raise asyncio.CancelledError
 async def late(): raise TimeoutError
 async def long(): await asyncio.sleep(60)
 """
-    async with place(tmp_path, source) as here:
+    async with function_server(tmp_path, source) as here:
         assert await here.call("later", "1") == "[1]"
         assert await here.call("map", "later", [1, 2]) == "[[1], [2]]"
         for name in ("leave", "cancel", "late"):
             with pytest.raises(FunctionFailed, match=f"`{name}` failed"):
                 await here.call(name)
-    async with place(tmp_path / "impatient", source, seconds=0.1) as here:
+    async with function_server(tmp_path / "impatient", source, seconds=0.1) as here:
         with pytest.raises(FunctionTimedOut, match=r"`long` took more than 0.1 s"):
             await here.call("long")
 
 
 @pytest.mark.parametrize("body", ["while True: pass", "import time; [time.sleep(0.01) for _ in range(10**9)]"])
-async def test_a_function_that_hangs_is_stopped_and_its_call_named(body: str, tmp_path: Path) -> None:
-    async with place(tmp_path, f"def f():\n    {body}\ndef fine(): return 1", seconds=1) as here:
+async def test_a_function_that_hangs_is_stopped_and_named(body: str, tmp_path: Path) -> None:
+    async with function_server(tmp_path, f"def f():\n    {body}\ndef fine(): return 1", seconds=1) as here:
         with pytest.raises(FunctionTimedOut, match=r"`f` took more than 1 s") as failed:
             await here.call("f")
         assert (failed.value.status, failed.value.code) == (504, "function_timed_out")
         assert await here.call("fine") == "1"
-        await no_thread_is_left()
+        await wait_for_threads_to_end()
 
 
-async def no_thread_is_left() -> None:
+async def wait_for_threads_to_end() -> None:
     async with asyncio.timeout(60):
         while any(thread.name == "function" for thread in threading.enumerate()):
             await asyncio.sleep(0.01)
 
 
-async def test_who_leaves_stops_the_function(tmp_path: Path) -> None:
-    async with place(tmp_path, "def f():\n    while True: pass", seconds=60) as here:
+async def test_cancelling_a_call_stops_its_function(tmp_path: Path) -> None:
+    async with function_server(tmp_path, "def f():\n    while True: pass", seconds=60) as here:
         call = asyncio.ensure_future(here.call("f"))
         while not any(thread.name == "function" for thread in threading.enumerate()):
             await asyncio.sleep(0.01)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await no_thread_is_left()
+        await wait_for_threads_to_end()
 
 
-async def test_no_number_of_functions_that_will_not_stop_is_too_much() -> None:
+async def test_functions_that_cannot_be_stopped_occupy_a_bounded_number_of_threads() -> None:
     threads, release = WorkerThreads(2), threading.Event()
-    stuck: list[Callable[[], Any]] = [lambda: release.wait(60)] * 2  # nothing stops a thread in there
-    for work in stuck:
+    blocked: list[Callable[[], Any]] = [lambda: release.wait(60)] * 2  # a thread cannot be stopped in this wait
+    for call in blocked:
         with pytest.raises(TimeoutError):
-            await threads.run(work, 0.05)
+            await threads.run(call, 0.05)
     with pytest.raises(TimeoutError):
         await threads.run(lambda: 1, 0.05)
-    # both were still stuck when the third was told
+    # both threads were still stuck when the third call failed
     assert sum(thread.name == "function" for thread in threading.enumerate()) == 2
     release.set()
     assert await threads.run(lambda: 1, 60) == 1
-    await no_thread_is_left()
+    await wait_for_threads_to_end()
 
 
-async def test_a_thread_that_cannot_be_started_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_thread_that_cannot_be_started_occupies_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = WorkerThreads(1)
     with monkeypatch.context() as none_left:
         none_left.setattr(threading.Thread, "start", no_more_threads)
@@ -371,59 +375,59 @@ def no_more_threads(_: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
 
-async def test_many_short_pieces_all_come_back() -> None:
+async def test_many_short_calls_all_return() -> None:
     threads = WorkerThreads(4)
     assert await together(threads.run(lambda turn=turn: turn, 30) for turn in range(500)) == list(range(500))  # type: ignore[misc]
-    await no_thread_is_left()
+    await wait_for_threads_to_end()
 
 
 # Files
 
 
-async def test_two_functions_of_a_file_that_a_process_has_not_read_yet_may_be_called_at_once(tmp_path: Path) -> None:
+async def test_functions_of_a_file_that_is_not_loaded_yet_can_be_called_concurrently(tmp_path: Path) -> None:
     async with opened(f"memory:{tmp_path}") as store:
-        here, there = Place(store, tmp_path / "functions"), Place(store, tmp_path / "functions")
-        await here.has("def f(): return 1\ndef g(): return 2")
-        first = asyncio.ensure_future(there.call("f"))  # who leaves while it is read harms nobody else
+        here, there = FunctionServer(store, tmp_path / "functions"), FunctionServer(store, tmp_path / "functions")
+        await here.register("def f(): return 1\ndef g(): return 2")
+        first = asyncio.ensure_future(there.call("f"))  # a caller that leaves during the read does not affect others
         await asyncio.sleep(0)
         first.cancel()
         assert await together(there.call(name) for name in "fgfg") == ["1", "2", "1", "2"]
 
 
-async def test_an_edited_file_is_taken_up_by_a_sync_in_every_process(tmp_path: Path) -> None:
+async def test_a_sync_reloads_an_edited_file_in_every_process(tmp_path: Path) -> None:
     async with opened(f"memory:{tmp_path}") as store:
-        here, there = Place(store, tmp_path / "functions"), Place(store, tmp_path / "functions")
-        await here.has("def f(): return 1")
+        here, there = FunctionServer(store, tmp_path / "functions"), FunctionServer(store, tmp_path / "functions")
+        await here.register("def f(): return 1")
         assert (await here.call("f"), await there.call("f")) == ("1", "1")
-        # given another text of the same size at the same second, which no look at the file's date would tell
-        await here.has("def f(): return 2")
-        there.functions.invalidate()  # as news of the sync make it
+        # given another text of the same size in the same second, which the file's date does not show
+        await here.register("def f(): return 2")
+        there.functions.invalidate()  # as the notification of the sync does
         assert (await here.call("f"), await there.call("f")) == ("2", "2")
-        # when it takes another argument, that is known too
-        await here.has("def f(x): return x")
+        # when the function takes another argument, the registry knows that too
+        await here.register("def f(x): return x")
         there.functions.invalidate()
         assert await there.call("f", 3) == "3"
 
 
-async def test_a_file_that_breaks_leaves_what_runs(tmp_path: Path) -> None:
+async def test_a_broken_file_does_not_affect_other_functions(tmp_path: Path) -> None:
     async with opened(f"memory:{tmp_path}") as store:
-        here = Place(store, tmp_path / "functions")
-        await here.has("def f(): return 1")
-        await here.has("def f(: return 1")
+        here = FunctionServer(store, tmp_path / "functions")
+        await here.register("def f(): return 1")
+        await here.register("def f(: return 1")
         assert {"f", "add"} <= (await here.functions.registered()).keys()
         assert await here.call("add", 1, 2) == "3"
         with pytest.raises(FunctionFailed, match=r"`f` is registered, but .* \(custom_test.py, line 1: SyntaxError"):
             await here.call("f")
 
 
-async def test_a_function_that_this_machine_does_not_have_is_named(tmp_path: Path) -> None:
+async def test_the_error_for_a_function_without_its_file_names_it(tmp_path: Path) -> None:
     async with opened(f"memory:{tmp_path}") as store:
-        await Place(store, tmp_path / "here").has("def f(): return 1")
+        await FunctionServer(store, tmp_path / "here").register("def f(): return 1")
         with pytest.raises(FunctionFailed, match=r"`f` is registered, but this server cannot read it\."):
-            await Place(store, tmp_path / "there").call("f")
+            await FunctionServer(store, tmp_path / "there").call("f")
 
 
-def test_what_is_no_function_of_the_file_is_not_found(tmp_path: Path) -> None:
+def test_only_public_functions_of_the_file_itself_are_found(tmp_path: Path) -> None:
     (tmp_path / "custom_a.py").write_text(
         """
 from math import sqrt
@@ -439,15 +443,15 @@ twice = lambda x: 2 * x
 """
     )
     (tmp_path / "other.py").write_text("def unseen(): return 1")
-    found = scan([tmp_path, tmp_path / "nowhere"])
-    assert [name for name, ready in found.ready.items() if ready.function.module == "custom_a"] == ["seen", "twice"]
-    assert (found.broken, found.unread) == ((), ())
+    scanned = scan([tmp_path, tmp_path / "nowhere"])
+    assert [name for name, ready in scanned.ready.items() if ready.function.module == "custom_a"] == ["seen", "twice"]
+    assert (scanned.broken, scanned.unread) == ((), ())
 
 
-async def test_a_file_that_never_ends_is_an_error_of_the_sync(tmp_path: Path) -> None:
+async def test_a_file_that_hangs_fails_the_sync(tmp_path: Path) -> None:
     async with opened(f"memory:{tmp_path}") as store:
-        here = Place(store, tmp_path / "functions", seconds=0.3)
+        here = FunctionServer(store, tmp_path / "functions", seconds=0.3)
         with pytest.raises(FunctionTimedOut, match="Reading the files of functions"):
-            await here.has("while True: pass")
+            await here.register("while True: pass")
         assert issubclass(FunctionTimedOut, SignoffError)
-        await no_thread_is_left()
+        await wait_for_threads_to_end()

@@ -1,4 +1,4 @@
-"""Registered models, the sealed keys of upstreams, all other secrets, and the logs of models, in memory."""
+"""In-memory catalog: registered models, sealed keys of upstreams, other secrets, and the logs of models."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
 from signoff.errors import Conflict
 from signoff.stores.secrets import sealed_in, with_sealed
-from simulation.tables import Tables, Tx, Way, bump
+from simulation.tables import Connection, Tables, Tx, bump
 
-NOWHERE: Mapping[EndpointName, bytes] = {}
+NO_ENDPOINTS: Mapping[EndpointName, bytes] = {}
 
 
 class MemoryCatalog:
-    """The catalog in memory; see `store.Catalog`."""
+    """In-memory implementation of `catalog.Catalog`."""
 
-    def __init__(self, tables: Tables, way: Way) -> None:
+    def __init__(self, tables: Tables, connection: Connection) -> None:
         self._tables = tables
-        self._way = way
+        self._connection = connection
 
     async def models(self) -> list[Model]:
-        return await self._way.send(lambda _: [model for _, model in sorted(self._tables.models.items())], writes=False)
+        return await self._connection.send(
+            lambda _: [model for _, model in sorted(self._tables.models.items())], writes=False
+        )
 
     async def put_model(
         self,
         model: Model,
         *,
         sealed: bytes | None = None,
-        sealed_at: Mapping[EndpointName, bytes] = NOWHERE,
+        sealed_at: Mapping[EndpointName, bytes] = NO_ENDPOINTS,
         drops_key: bool = False,
         is_new: bool = False,
     ) -> None:
@@ -42,55 +44,55 @@ class MemoryCatalog:
             old = models.get(model.name)
             if old is not None and is_new:
                 raise Conflict(f"There is a model {model.name!r} already.")
-            kept = model if old is None else with_existing_keys(model, old)
-            kept = without_keys(kept) if drops_key else kept
-            made = with_new_keys(
-                kept, lambda secret: self._add_key(tx, None, model.name, secret, is_shared=False), sealed, sealed_at
+            merged = model if old is None else with_existing_keys(model, old)
+            merged = without_keys(merged) if drops_key else merged
+            stored = with_new_keys(
+                merged, lambda secret: self._add_key(tx, None, model.name, secret, is_shared=False), sealed, sealed_at
             )
             if old is not None:
-                self._forget_own({*key_ids_of(old)} - {*key_ids_of(made)})
+                self._drop_own_keys({*key_ids_of(old)} - {*key_ids_of(stored)})
             if model.default:
                 models.update({name: msgspec.structs.replace(other, default=False) for name, other in models.items()})
-            models[model.name] = made
+            models[model.name] = stored
             bump(self._tables, tx, "models")
 
-        await self._way.send(put, writes=True)
+        await self._connection.send(put, writes=True)
 
     async def drop_model(self, name: str) -> bool:
         def drop(tx: Tx) -> bool:
             dropped = self._tables.models.pop(name, None)
             if dropped is None:
                 return False
-            self._forget_own({*key_ids_of(dropped)})
+            self._drop_own_keys({*key_ids_of(dropped)})
             bump(self._tables, tx, "models")
             return True
 
-        return await self._way.send(drop, writes=True)
+        return await self._connection.send(drop, writes=True)
 
     async def add_key(self, user_id: int, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
-        return await self._way.send(lambda tx: self._add_key(tx, user_id, name, sealed, is_shared), writes=True)
+        return await self._connection.send(lambda tx: self._add_key(tx, user_id, name, sealed, is_shared), writes=True)
 
     async def key(self, key_id: int) -> bytes | None:
-        found = await self._way.send(lambda _: self._tables.sealed.get(key_id), writes=False)
-        return None if found is None else found[1]
+        row = await self._connection.send(lambda _: self._tables.sealed.get(key_id), writes=False)
+        return None if row is None else row[1]
 
     async def known_key(self, key_id: int) -> UpstreamKey | None:
-        found = await self._way.send(lambda _: self._tables.sealed.get(key_id), writes=False)
-        return None if found is None else found[0]
+        row = await self._connection.send(lambda _: self._tables.sealed.get(key_id), writes=False)
+        return None if row is None else row[0]
 
     async def keys(self, user_id: int | None, *, after_id: int = 0, limit: int = 50) -> list[UpstreamKey]:
-        def look(_: Tx) -> list[UpstreamKey]:
+        def read(_: Tx) -> list[UpstreamKey]:
             known = [key for key, _ in self._tables.sealed.values() if key.user_id is not None and key.id > after_id]
             return [key for key in known if user_id in {None, key.user_id} or key.is_shared][:limit]
 
-        return await self._way.send(look, writes=False)
+        return await self._connection.send(read, writes=False)
 
     async def drop_key(self, key_id: int) -> bool:
         def drop(tx: Tx) -> bool:
             bump(self._tables, tx, "models")
             return self._tables.sealed.pop(key_id, None) is not None
 
-        return await self._way.send(drop, writes=True)
+        return await self._connection.send(drop, writes=True)
 
     def _add_key(self, tx: Tx, user_id: int | None, name: str, sealed: bytes, is_shared: bool) -> int:
         self._tables.key_count += 1
@@ -99,38 +101,40 @@ class MemoryCatalog:
         self._tables.sealed[number] = (key, sealed)
         return number
 
-    def _forget_own(self, key_ids: set[int]) -> None:
+    def _drop_own_keys(self, key_ids: set[int]) -> None:
         for key_id in key_ids & self._tables.sealed.keys():
             if self._tables.sealed[key_id][0].user_id is None:
                 del self._tables.sealed[key_id]
 
 
 class MemorySecrets:
-    """What is sealed, in memory; see `store.Secrets`."""
+    """In-memory implementation of `catalog.Secrets`."""
 
-    def __init__(self, tables: Tables, way: Way) -> None:
+    def __init__(self, tables: Tables, connection: Connection) -> None:
         self._tables = tables
-        self._way = way
+        self._connection = connection
 
     async def page(self, kind: SealedKind, after: str | None, limit: int) -> list[SealedSecret]:
-        def look(_: Tx) -> list[SealedSecret]:
+        def read(_: Tx) -> list[SealedSecret]:
             if kind == "key":
                 of_keys = [(key.id, sealed) for key, sealed in self._tables.sealed.values() if key.id > int(after or 0)]
-                return [SealedSecret(kind="key", place=str(place), sealed=sealed) for place, sealed in sorted(of_keys)]
+                return [
+                    SealedSecret(kind="key", place=str(key_id), sealed=sealed) for key_id, sealed in sorted(of_keys)
+                ]
             if kind == "stream":
                 of_streams = [stream for name, stream in sorted(self._tables.streams.items()) if name > (after or "")]
                 return [SealedSecret(kind="stream", place=stream.name, sealed=stream.sealed) for stream in of_streams]
             of_jobs = [job for name, job in sorted(self._tables.jobs.items()) if job.deliver and name > (after or "")]
             return [SealedSecret(kind="job", place=job.id, sealed=sealed_in(job.deliver)) for job in of_jobs]
 
-        found = await self._way.send(look, writes=False)
-        return found[:limit]
+        secrets = await self._connection.send(read, writes=False)
+        return secrets[:limit]
 
     async def replace(self, old: SealedSecret, sealed: bytes) -> bool:
         def put(tx: Tx) -> bool:
             if old.kind == "key":
-                key, standing = self._tables.sealed.get(int(old.place), (None, b""))
-                if key is None or standing != old.sealed:
+                key, current = self._tables.sealed.get(int(old.place), (None, b""))
+                if key is None or current != old.sealed:
                     return False
                 self._tables.sealed[key.id] = (key, sealed)
                 return True
@@ -147,15 +151,15 @@ class MemorySecrets:
             tx.jobs[job.id] = msgspec.structs.replace(job, deliver=with_sealed(job.deliver, sealed))
             return True
 
-        return await self._way.send(put, writes=True)
+        return await self._connection.send(put, writes=True)
 
 
 class MemoryModelLogs:
-    """The logs of models, in memory; see `store.ModelLogs`."""
+    """In-memory implementation of `catalog.ModelLogs`."""
 
-    def __init__(self, tables: Tables, way: Way) -> None:
+    def __init__(self, tables: Tables, connection: Connection) -> None:
         self._tables = tables
-        self._way = way
+        self._connection = connection
 
     async def add(self, lines: Sequence[tuple[str, LogLine]], *, max_lines: int) -> None:
         def add(_: Tx) -> None:
@@ -164,10 +168,10 @@ class MemoryModelLogs:
                 log.append(entry)
                 del log[:-max_lines]
 
-        await self._way.send(add, writes=True)
+        await self._connection.send(add, writes=True)
 
     async def read(self, model: str, limit: int) -> list[LogLine]:
-        return await self._way.send(lambda _: self._tables.model_logs.get(model, [])[-limit:], writes=False)
+        return await self._connection.send(lambda _: self._tables.model_logs.get(model, [])[-limit:], writes=False)
 
     async def clean(self, model: str) -> None:
-        await self._way.send(lambda _: self._tables.model_logs.pop(model, None), writes=True)
+        await self._connection.send(lambda _: self._tables.model_logs.pop(model, None), writes=True)

@@ -1,4 +1,4 @@
-"""What a process believes about time: its clocks may be wrong, fast or slow, and one of them may jump."""
+"""Clocks of a simulated process: they may be wrong, fast or slow, and the wall clock may jump."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SECOND = 1_000_000
 
 
 class Clock:
-    """A monotonic clock that runs at its own rate, and a wall clock beside it that somebody may set."""
+    """A monotonic clock that runs at its own rate, and a wall clock that can be set."""
 
     def __init__(self, random_float: Random, *, is_true: bool = False) -> None:
         self._rate = 1.0 if is_true else random_float.choice([1.0, 1.0, 0.8, 1.25, 1.001])
@@ -21,17 +21,17 @@ class Clock:
         )
 
     def monotonic(self, now: float) -> float:
-        """Seconds, at the true time `now`."""
+        """Return the monotonic time in seconds at the true time `now`."""
         return self._offset + self._rate * now
 
     def true_time(self, monotonic: float) -> float:
-        """When this clock will show `monotonic`."""
+        """Return the true time in seconds at which this clock shows `monotonic`."""
         return (monotonic - self._offset) / self._rate
 
     def wall(self, now: float) -> int:
-        """Microseconds since 1970, at the true time `now`."""
+        """Return the wall time in microseconds since 1970 at the true time `now`."""
         return round((EPOCH_SECONDS + self._ahead + self._rate * now) * SECOND)
 
     def jump(self, seconds: float) -> None:
-        """Somebody sets the wall clock."""
+        """Set the wall clock forward by `seconds`, or back if they are negative."""
         self._ahead += seconds

@@ -1,4 +1,4 @@
-"""Jobs in memory: how they come in, how they are leased and moved, and how they are looked up."""
+"""In-memory jobs: insertion, leases, transitions and queries."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import events, used_keys
 from signoff.stores.transitions import SECOND, changes_of, create_deliveries, event_of
 from signoff.stores.transitions import _changed_columns as changed_columns
-from simulation.tables import Tables, Tx, Way, after
+from simulation.tables import Connection, Tables, Tx, next_state
 
 
 class MemoryJobs:
-    """Jobs in memory; see `store.Jobs`."""
+    """In-memory implementation of `store.Jobs`."""
 
-    def __init__(self, tables: Tables, way: Way) -> None:
+    def __init__(self, tables: Tables, connection: Connection) -> None:
         self._tables = tables
-        self._way = way
+        self._connection = connection
 
     async def insert(
         self,
@@ -37,185 +37,185 @@ class MemoryJobs:
         lease_seconds: float | None = None,
     ) -> Job:
         def insert(tx: Tx) -> Job:
-            standing = self._standing_under_name(tx, job)
-            if standing is not None:
-                return standing
-            made = self.made(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
+            existing = self._find_existing(tx, job)
+            if existing is not None:
+                return existing
+            inserted = self.add_job(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
             if job.idempotency_key is not None:
                 tx.add(used_keys, {"user_id": job.user_id, "key": job.idempotency_key, "job_id": job.id})
-            return made
+            return inserted
 
-        return await self._way.send(insert, writes=True)
+        return await self._connection.send(insert, writes=True)
 
     async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[Job]:
         def insert(tx: Tx) -> Job:
-            return self.made(tx, with_times(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
+            return self.add_job(tx, with_times(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
 
-        return self._way.send(insert, writes=True)
+        return self._connection.send(insert, writes=True)
 
-    async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
-        return await self._way.send(lambda tx: self._moved(tx, job_id, *steps), writes=True)
+    async def transition(self, job_id: str, *requests: TransitionRequest) -> Job:
+        return await self._connection.send(lambda tx: self._apply(tx, job_id, *requests), writes=True)
 
     async def claim(
         self, *, actor: str, lease: str, limit: int, lease_seconds: float, full: Sequence[str] = ()
     ) -> list[Job]:
-        step = TransitionRequest(
+        request = TransitionRequest(
             verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds}
         )
 
         def claim(tx: Tx) -> list[Job]:
             waiting = [job for job in self._tables.unfinished.values() if job.lane == "later" and job.model not in full]
-            due = [job for job in waiting if self._tables.may("claim", job, step, tx.now)]
+            due = [job for job in waiting if self._tables.may("claim", job, request, tx.now)]
             due.sort(key=lambda job: (-job.priority, job.id))
-            return [self._step(tx, job, step) for job in due[:limit]]
+            return [self._apply_one(tx, job, request) for job in due[:limit]]
 
-        return await self._way.send(claim, writes=True)
+        return await self._connection.send(claim, writes=True)
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:
         def renew(tx: Tx) -> set[str]:
-            asked = ((self._tables.jobs.get(job_id), lease) for job_id, lease in leases.items())
-            standing = [job for job, lease in asked if job is not None and job.lease == lease]
+            leased = ((self._tables.jobs.get(job_id), lease) for job_id, lease in leases.items())
+            held = [job for job, lease in leased if job is not None and job.lease == lease]
             until = tx.now + round(lease_seconds * SECOND)
-            tx.jobs = {job.id: msgspec.structs.replace(job, lease_until=until) for job in standing}
+            tx.jobs = {job.id: msgspec.structs.replace(job, lease_until=until) for job in held}
             return {*tx.jobs}
 
-        return await self._way.send(renew, writes=True)
+        return await self._connection.send(renew, writes=True)
 
     async def get(self, job_id: str) -> Job | None:
-        return await self._way.send(lambda _: self._tables.jobs.get(job_id), writes=False)
+        return await self._connection.send(lambda _: self._tables.jobs.get(job_id), writes=False)
 
     async def by_client_id(self, user_id: int, client_id: str) -> Job | None:
-        return await self._way.send(lambda _: self._tables.named.get((user_id, client_id)), writes=False)
+        return await self._connection.send(lambda _: self._tables.by_client_id.get((user_id, client_id)), writes=False)
 
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[Status, int]]:
-        def look(_: Tx) -> dict[str, tuple[Status, int]]:
-            found = [job for job_id in job_ids if (job := self._tables.jobs.get(job_id)) is not None]
-            return {job.id: (job.status, job.seq) for job in found}
+        def read(_: Tx) -> dict[str, tuple[Status, int]]:
+            jobs = [job for job_id in job_ids if (job := self._tables.jobs.get(job_id)) is not None]
+            return {job.id: (job.status, job.seq) for job in jobs}
 
-        return await self._way.send(look, writes=False)
+        return await self._connection.send(read, writes=False)
 
-    async def list(self, which: JobFilter) -> list[Job]:
-        def look(_: Tx) -> Sequence[Job]:
-            found = [job for job in self._found(which) if which.after_id is None or _is_beyond(job, which)]
-            found.sort(key=lambda job: job.id, reverse=which.newest_first)
-            return found[which.offset : which.offset + which.limit]
+    async def list(self, filters: JobFilter) -> list[Job]:
+        def read(_: Tx) -> Sequence[Job]:
+            jobs = [job for job in self._matching(filters) if filters.after_id is None or _is_after(job, filters)]
+            jobs.sort(key=lambda job: job.id, reverse=filters.newest_first)
+            return jobs[filters.offset : filters.offset + filters.limit]
 
-        return await self._way.send(look, writes=False)
+        return await self._connection.send(read, writes=False)
 
-    async def count(self, which: JobFilter) -> int:
-        def look(_: Tx) -> int:
-            return sum(1 for job in self._found(which) if which.after_id is None or _is_beyond(job, which))
+    async def count(self, filters: JobFilter) -> int:
+        def read(_: Tx) -> int:
+            return sum(1 for job in self._matching(filters) if filters.after_id is None or _is_after(job, filters))
 
-        return await self._way.send(look, writes=False)
+        return await self._connection.send(read, writes=False)
 
     async def events(self, job_id: str) -> list[Event]:
-        def look(_: Tx) -> Sequence[Event]:
-            kept = self._tables.events.get(job_id, [])
-            return [msgspec.structs.replace(event, data=msgspec.json.decode(data)) for event, data in kept]
+        def read(_: Tx) -> Sequence[Event]:
+            rows = self._tables.events.get(job_id, [])
+            return [msgspec.structs.replace(event, data=msgspec.json.decode(data)) for event, data in rows]
 
-        return await self._way.send(look, writes=False)
+        return await self._connection.send(read, writes=False)
 
     async def lapsed(self, limit: int) -> list[Job]:
-        return await self._standing("lapse", limit)
+        return await self._eligible("lapse", limit)
 
     async def released(self, limit: int) -> list[Job]:
-        return await self._standing("approve", limit)
+        return await self._eligible("approve", limit)
 
     async def overdue(self, limit: int) -> list[Job]:
-        return await self._standing("expire", limit)
+        return await self._eligible("expire", limit)
 
     async def purge(self, older_than_seconds: float, limit: int) -> int:
         def purge(tx: Tx) -> int:
             before = tx.now - round(older_than_seconds * SECOND)
-            told_later = {one.job_id for one in self._tables.deliveries.values() if one.state == "due"}
+            undelivered = {delivery.job_id for delivery in self._tables.deliveries.values() if delivery.state == "due"}
             ended = self._tables.ended.values()
-            gone_on = self._tables.unfinished
-            old = [job.id for job in ended if job.updated_at < before and job.id not in told_later]
-            old = [job_id for job_id in old if self._tables.jobs[job_id].parent_id not in gone_on]
-            tx.forgotten = old[:limit]
-            return len(tx.forgotten)
+            unfinished = self._tables.unfinished
+            old = [job.id for job in ended if job.updated_at < before and job.id not in undelivered]
+            old = [job_id for job_id in old if self._tables.jobs[job_id].parent_id not in unfinished]
+            tx.purged = old[:limit]
+            return len(tx.purged)
 
-        return await self._way.send(purge, writes=True)
+        return await self._connection.send(purge, writes=True)
 
-    async def _standing(self, verb: str, limit: int) -> Sequence[Job]:
-        """The jobs that `verb` may move at this moment, once their lease and their round were seen."""
+    async def _eligible(self, verb: str, limit: int) -> Sequence[Job]:
+        """Return jobs to which an actor that knows their lease and round may apply `verb` now."""
 
-        def look(tx: Tx) -> Sequence[Job]:
+        def read(tx: Tx) -> Sequence[Job]:
             jobs = self._tables.unfinished.values()
-            steps = [(job, TransitionRequest(verb=verb, actor="", lease=job.lease, round=job.round)) for job in jobs]
-            return [job for job, step in steps if self._tables.may(verb, job, step, tx.now)][:limit]
+            requests = [(job, TransitionRequest(verb=verb, actor="", lease=job.lease, round=job.round)) for job in jobs]
+            return [job for job, request in requests if self._tables.may(verb, job, request, tx.now)][:limit]
 
-        return await self._way.send(look, writes=False)
+        return await self._connection.send(read, writes=False)
 
-    def made(self, tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
-        tx.made.append((job, verb))
+    def add_job(self, tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
+        tx.inserted.append((job, verb))
         return insert_job(tx, job, verb, actor, **note)  # type: ignore[arg-type]
 
-    def _standing_under_name(self, tx: Tx, job: Job) -> Job | None:
-        """The job that already has the own id of `job`, or its key."""
-        named = None if job.client_id is None else self._tables.named.get((job.user_id, job.client_id))
-        return named or (None if job.idempotency_key is None else self._standing_under_key(tx, job))
+    def _find_existing(self, tx: Tx, job: Job) -> Job | None:
+        """Return the stored job that has the client id or the idempotency key of `job`."""
+        existing = None if job.client_id is None else self._tables.by_client_id.get((job.user_id, job.client_id))
+        return existing or (None if job.idempotency_key is None else self._standing_under_key(tx, job))
 
     def _standing_under_key(self, tx: Tx, job: Job) -> Job | None:
-        """The job that the key of `job` stands for, where the key is not free (any more)."""
-        standing = self._tables.keys.get((job.user_id, job.idempotency_key or ""))
-        found = None if standing is None else self._tables.jobs[standing]
-        return None if found is None or is_key_free(found, tx.now) else found
+        """Return the job that holds the idempotency key of `job`; None if the key is free."""
+        job_id = self._tables.keys.get((job.user_id, job.idempotency_key or ""))
+        existing = None if job_id is None else self._tables.jobs[job_id]
+        return None if existing is None or is_key_free(existing, tx.now) else existing
 
-    def _moved(self, tx: Tx, job_id: str, *steps: TransitionRequest) -> Job:
+    def _apply(self, tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
         job = self._tables.jobs.get(job_id)
         if job is None:
             raise JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
-        for step in steps:
-            if not self._tables.may(step.verb, job, step, tx.now):
-                raise self._refusal(job, step, tx.now)
-            job = self._step(tx, job, step)
-            if step.decision is not None:
-                tx.decisions[job.id, job.round] = step.decision
+        for request in requests:
+            if not self._tables.may(request.verb, job, request, tx.now):
+                raise self._stale_error(job, request, tx.now)
+            job = self._apply_one(tx, job, request)
+            if request.decision is not None:
+                tx.decisions[job.id, job.round] = request.decision
             tx.changes.extend(changes_of(job))
-            create_deliveries(tx, job, step.verb)  # type: ignore[arg-type]
+            create_deliveries(tx, job, request.verb)  # type: ignore[arg-type]
         if job.is_terminal:
-            self._follow(tx, job, steps[-1].actor)
+            self._propagate_end(tx, job, requests[-1].actor)
         return job
 
-    def _follow(self, tx: Tx, job: Job, actor: str) -> None:
-        """The steps of what has failed are cancelled; the run of a step that has ended goes on."""
+    def _propagate_end(self, tx: Tx, job: Job, actor: str) -> None:
+        """Cancel the steps of a failed job, and wake the run of a step that has ended."""
         cancel = TransitionRequest(verb="cancel", actor=actor, changes={"error": RUN_ENDED})
-        below = [each for each in self._tables.unfinished.values() if each.parent_id == job.id]
-        for each in below if job.status == "fail" else []:
-            cancelled = self._step(tx, each, cancel)
+        children = [child for child in self._tables.unfinished.values() if child.parent_id == job.id]
+        for child in children if job.status == "fail" else []:
+            cancelled = self._apply_one(tx, child, cancel)
             tx.changes.extend(changes_of(cancelled))
-            self._follow(tx, cancelled, actor)
+            self._propagate_end(tx, cancelled, actor)
         run = self._tables.jobs.get(job.parent_id or "")
         run = tx.jobs.get(job.parent_id or "", run)
         wake = TransitionRequest(verb="wake", actor=actor, after_seconds={"due_at": 0})
         if run is not None and self._tables.may("wake", run, wake, tx.now):
-            tx.changes.extend(changes_of(self._step(tx, run, wake)))
+            tx.changes.extend(changes_of(self._apply_one(tx, run, wake)))
 
-    def _step(self, tx: Tx, job: Job, step: TransitionRequest) -> Job:
-        """The job after a step that it may make, and the event of that."""
-        made = after(self._tables.moves[step.verb], job, step, tx.now)
-        tx.add(events, event_of(made, step.verb, step.actor, changed_columns(made, step)))
-        tx.jobs[made.id] = made
-        tx.moves.append((job, step, made))
-        return made
+    def _apply_one(self, tx: Tx, job: Job, request: TransitionRequest) -> Job:
+        """Apply a permitted transition, add its event, and return the changed job."""
+        changed = next_state(self._tables.transitions[request.verb], job, request, tx.now)
+        tx.add(events, event_of(changed, request.verb, request.actor, changed_columns(changed, request)))
+        tx.jobs[changed.id] = changed
+        tx.transitions.append((job, request, changed))
+        return changed
 
-    def _refusal(self, job: Job, step: TransitionRequest, now: int) -> Stale:
-        then = self._tables.decisions.get((job.id, -1 if step.round is None else step.round))
-        decision = job.decision or (then and then[0])
+    def _stale_error(self, job: Job, request: TransitionRequest, now: int) -> Stale:
+        row = self._tables.decisions.get((job.id, -1 if request.round is None else request.round))
+        decision = job.decision or (row and row[0])
         winner = f"; {decision.reviewer} decided: {decision.verdict}" if decision else ""
-        is_open = job.review_lease not in {None, step.reviewer} and (job.review_lease_until or 0) >= now
+        is_open = job.review_lease not in {None, request.reviewer} and (job.review_lease_until or 0) >= now
         opened = f"; {job.review_lease} has it open" if is_open else ""
-        return Stale(f"The job is {job.status}{winner}{opened}; `{step.verb}` is not possible now.", job_id=job.id)
+        return Stale(f"The job is {job.status}{winner}{opened}; `{request.verb}` is not possible now.", job_id=job.id)
 
-    def _found(self, which: JobFilter) -> Sequence[Job]:
-        jobs = self._tables.unfinished if which.status in {"bot", "human"} else self._tables.jobs
-        found = [job for job in jobs.values() if which.status in {None, job.status}]
-        found = [job for job in found if which.with_steps or job.parent_id is None]
-        found = [job for job in found if which.fingerprint in {None, job.fingerprint}]
-        found = [job for job in found if which.upstream_object_id in {None, job.upstream_object_id}]
-        return [job for job in found if which.user_id in {None, job.user_id}]
+    def _matching(self, filters: JobFilter) -> Sequence[Job]:
+        jobs = self._tables.unfinished if filters.status in {"bot", "human"} else self._tables.jobs
+        matching = [job for job in jobs.values() if filters.status in {None, job.status}]
+        matching = [job for job in matching if filters.with_steps or job.parent_id is None]
+        matching = [job for job in matching if filters.fingerprint in {None, job.fingerprint}]
+        matching = [job for job in matching if filters.upstream_object_id in {None, job.upstream_object_id}]
+        return [job for job in matching if filters.user_id in {None, job.user_id}]
 
 
-def _is_beyond(job: Job, which: JobFilter) -> bool:
-    return job.id < (which.after_id or "") if which.newest_first else job.id > (which.after_id or "")
+def _is_after(job: Job, filters: JobFilter) -> bool:
+    return job.id < (filters.after_id or "") if filters.newest_first else job.id > (filters.after_id or "")

@@ -1,4 +1,4 @@
-"""Event loops without time: one for each simulated process, all run by one world, whose seed says what comes next."""
+"""Event loops without real time: one for each simulated process, all run by one world, whose seed sets the order."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NEVER = sys.maxsize
 
 
 class Violation(Exception):
-    """A law was broken."""
+    """A broken law of the simulation."""
 
 
 class World:
-    """True time, which only moves when nobody has anything to do, and the dice that pick who goes next.
+    """True time, which advances only if no callback is ready, and the random choice of the next callback.
 
     A step is one callback that was run: of a process, of its network, or of the world outside.
     """
@@ -42,9 +42,9 @@ class World:
         self._running: SimLoop | None = None
 
     def run(self, main: Coroutine[Any, Any, None], loop: SimLoop) -> None:
-        """Runs everything there is until `main` has ended, on `loop`. Raises what broke."""
+        """Run all loops until `main`, which runs on `loop`, has ended. Raises the first failure."""
         hooks = sys.get_asyncgen_hooks()
-        gc.disable()  # what it ends, it ends at times that no seed decides
+        gc.disable()  # it would finalize objects at times that no seed decides
         try:
             task = loop.create_task(main)
             while not task.done():
@@ -57,32 +57,32 @@ class World:
             sys.set_asyncgen_hooks(*hooks)
             gc.enable()
 
-    def alarm(self, steps: int, ring: Callable[[], None]) -> None:
-        """Calls `ring` between two steps, `steps` from now: in the middle of whatever is going on."""
-        self._alarm, self._on_alarm = self.steps + steps, ring
+    def alarm(self, steps: int, callback: Callable[[], None]) -> None:
+        """Call `callback` between two steps, `steps` from now, whatever is in progress."""
+        self._alarm, self._on_alarm = self.steps + steps, callback
 
     def at(self, when: float, handle: asyncio.Handle) -> None:
-        """Lets `handle` run at a true time."""
+        """Schedule `handle` at the true time `when`, in seconds."""
         heapq.heappush(self._timers, (when, next(self._numbers), handle))
 
     def soon(self, handle: asyncio.Handle) -> None:
-        """Lets `handle` run, after any number of others."""
+        """Make `handle` ready to run; any number of other handles may run before it."""
         self._ready.append(handle)
 
     def number(self) -> int:
-        """A number that nothing else in this world has."""
+        """Return a number that is unique in this world."""
         return next(self._numbers)
 
     def fail(self, broken: BaseException) -> None:
-        """Ends the run after this step; the first one counts."""
+        """End the run after this step; only the first failure counts."""
         self.broken = self.broken or broken
 
     def _step(self) -> None:
         ready = self._ready
         while not ready:
             self._wait()
-        place = int(self._random() * len(ready))
-        handle, ready[place] = ready[place], ready[-1]
+        index = int(self._random() * len(ready))
+        handle, ready[index] = ready[index], ready[-1]
         ready.pop()
         loop: SimLoop = handle._loop  # type: ignore[attr-defined]
         if handle._cancelled or loop.holds_back(handle):  # type: ignore[attr-defined]
@@ -98,7 +98,7 @@ class World:
             self._on_alarm()
 
     def _wait(self) -> None:
-        """Goes to the next time at which something is to happen."""
+        """Advance the true time to the next timer."""
         if not self._timers:
             raise Violation("nothing will ever happen again")
         self.now = max(self.now, self._timers[0][0])
@@ -109,18 +109,18 @@ class World:
 
 
 class SimTask(asyncio.Task[Any]):
-    """A task whose place in a set does not depend on where it lies in memory."""
+    """A task whose hash, and so its position in a set, does not depend on its address in memory."""
 
-    def __init__(self, number: int, coro: Coroutine[Any, Any, Any], **more: Any) -> None:
+    def __init__(self, number: int, coro: Coroutine[Any, Any, Any], **options: Any) -> None:
         self._number = number
-        super().__init__(coro, **more)
+        super().__init__(coro, **options)
 
     def __hash__(self) -> int:
         return self._number
 
 
 class SimLoop(asyncio.AbstractEventLoop):
-    """The loop of one process. It can be paused, as by SIGSTOP, and killed, as by SIGKILL."""
+    """The event loop of one process. It can be paused, as by SIGSTOP, and killed, as by SIGKILL."""
 
     def __init__(self, world: World, clock: Clock) -> None:
         self._world = world
@@ -131,26 +131,26 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.is_dead = False
 
     def pause(self) -> None:
-        """Runs nothing from now on."""
+        """Run no callbacks from now on."""
         self.is_paused = True
 
     def go_on(self) -> None:
-        """Runs again; what became due meanwhile comes at once."""
+        """Resume; callbacks that became due during the pause are ready at once."""
         self.is_paused = False
         held_back, self._held_back = self._held_back, []
         for handle in held_back:
             self._world.soon(handle)
 
     def kill(self) -> None:
-        """Nothing of this process ever runs again: no callback, no `except`, no `finally`."""
+        """Run no code of this process again: no callback, no `except`, no `finally`."""
         self.is_dead = True
         self._held_back.clear()
 
     def bury(self) -> None:
-        """Ends the coroutines of a dead loop, after the run. Python runs their clean-ups here, and nobody listens."""
+        """Close the coroutines of a dead loop after the run. Python runs their clean-ups here, without any effect."""
         for task in self._tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
-            for _ in range(10):  # one that awaits while it is closed is closed again
+            for _ in range(10):  # a coroutine that awaits while it is closed has to be closed again
                 try:
                     task.get_coro().close()  # type: ignore[union-attr]
                 except RuntimeError:
@@ -158,17 +158,17 @@ class SimLoop(asyncio.AbstractEventLoop):
                 break
 
     def holds_back(self, handle: asyncio.Handle) -> bool:
-        """Whether `handle` may not run now; it is kept for later if there is a later."""
+        """Return True if `handle` may not run now. A paused loop runs it later."""
         if self.is_paused and not self.is_dead:
             self._held_back.append(handle)
         return self.is_paused or self.is_dead
 
     def finish(self, generator: AsyncGenerator[Any, Any]) -> None:
-        """Closes a generator that was left half way, as asyncio does."""
+        """Close a generator that was abandoned before its end, as asyncio does."""
         if not self.is_dead:
             self.create_task(generator.aclose())  # type: ignore[arg-type]
 
-    # What asyncio asks of a loop
+    # Interface of an asyncio event loop
 
     def time(self) -> float:
         return self._clock.monotonic(self._world.now)
@@ -203,7 +203,10 @@ class SimLoop(asyncio.AbstractEventLoop):
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """A callback failed, or an error reached nobody; one that a caller may see can come after they have left."""
+        """Fail the run for an unhandled error, unless it is one that callers may see.
+
+        Such an error can occur after its caller has left.
+        """
         error = context.get("exception")
         if not self.is_dead and not isinstance(error, SignoffError):
             self._world.fail(Violation(f"{context['message']}: {error!r}"))
@@ -218,4 +221,4 @@ class SimLoop(asyncio.AbstractEventLoop):
         return self.is_dead
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Nothing to count."""
+        """Ignore cancelled timers."""

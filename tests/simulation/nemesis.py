@@ -1,4 +1,4 @@
-"""Who breaks things: one fault after another, between any two steps."""
+"""Fault injection: one fault after another, between any two steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simulation.weather import Climate
 
 
 class Nemesis:
-    """Breaks what the climate of the run allows, and mends everything when it is told to stop."""
+    """Injector of the faults that the climate of the run allows; it repairs everything when it is stopped."""
 
     def __init__(self, network: Network, history: History, climate: Climate, processes: Sequence[Process]) -> None:
         self._network = network
@@ -25,22 +25,22 @@ class Nemesis:
         self._wait()
 
     def stop(self) -> None:
-        """No fault from now on; what was broken is mended, and what was about to end is started again."""
+        """Inject no more faults, repair what is broken, and restart processes that end."""
         self._is_over = True
         self._network.weather.clear()
-        self._keep_up()
+        self._keep_repaired()
 
-    def _keep_up(self) -> None:
+    def _keep_repaired(self) -> None:
         for process in self._processes:
-            self._mend(process)
-        self._network.outside.call_later(1, self._keep_up)
+            self._repair(process)
+        self._network.outside.call_later(1, self._keep_repaired)
 
     def _wait(self) -> None:
         between = self._climate.steps_between_faults
         if self._climate.faults:
-            self._world.alarm(self._random_float.randint(1, 2 * between), self._strike)
+            self._world.alarm(self._random_float.randint(1, 2 * between), self._inject_fault)
 
-    def _strike(self) -> None:
+    def _inject_fault(self) -> None:
         if self._is_over:
             return
         fault = self._random_float.choice(self._climate.faults)
@@ -69,38 +69,38 @@ class Nemesis:
 
     def _crash(self, process: Process) -> None:
         process.kill()
-        self._later(10, self._mend, process)
+        self._later(10, self._repair, process)
 
     def _stop(self, process: Process) -> None:
         if process.is_up and not self._is_over:
             process.stop()
-            self._later(15, self._mend, process)
+            self._later(15, self._repair, process)
 
     def _pause(self, process: Process) -> None:
-        """Stops it for a while, often until just after its leases have run out; it may be asked to end as it wakes."""
+        """Pause the process, often until just after its leases have expired; sometimes stop it on resumption."""
         process.loop.pause()
         seconds = self._random_float.choice([1.0, 40.0, self._random_float.uniform(14, 20)])
-        self._network.outside.call_later(seconds, self._mend, process)
+        self._network.outside.call_later(seconds, self._repair, process)
         if self._random_float.random() < 0.3:
             self._network.outside.call_later(seconds, self._stop, process)
 
     def _cut_off(self, process: Process) -> None:
-        """Keeps one process from the store, and lets it work on."""
+        """Cut the process off from the store for a while; it continues to work."""
         process.wire.is_cut = True
         self._later(40, setattr, process.wire, "is_cut", False)
 
     def _jump(self, process: Process) -> None:
         process.clock.jump(self._random_float.choice([-1, 1]) * self._random_float.expovariate(1 / 600))
 
-    def _weather(self, what: str, value: float, seconds: float) -> None:
-        """Makes it worse for a while."""
+    def _weather(self, condition: str, value: float, seconds: float) -> None:
+        """Set one condition of the weather to `value` for a while."""
         weather = self._network.weather
-        usual = 0.002 if what.endswith("_seconds") else 0.0
-        setattr(weather, what, value)
-        self._later(seconds, setattr, weather, what, usual)
+        usual = 0.002 if condition.endswith("_seconds") else 0.0
+        setattr(weather, condition, value)
+        self._later(seconds, setattr, weather, condition, usual)
 
-    def _mend(self, process: Process) -> None:
-        """Lets it go on if it is paused, and starts it if it is dead."""
+    def _repair(self, process: Process) -> None:
+        """Resume the process if it is paused, and start it if it is dead."""
         if process.loop.is_dead:
             process.start()
         elif process.loop.is_paused:
@@ -108,5 +108,5 @@ class Nemesis:
         if self._is_over:
             process.wire.is_cut = False
 
-    def _later(self, seconds: float, do: Callable[..., object], *about: object) -> None:
-        self._network.outside.call_later(self._random_float.uniform(0, seconds), do, *about)
+    def _later(self, seconds: float, callback: Callable[..., object], *args: object) -> None:
+        self._network.outside.call_later(self._random_float.uniform(0, seconds), callback, *args)

@@ -1,4 +1,4 @@
-"""What lies between the processes, the store and each other: messages that are late, lost, doubled, or out of order."""
+"""Connections of the processes to the store and to each other: messages may be late, lost, duplicated or reordered."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ REFUSED_AFTER_SECONDS = (0.001, 2.0, 30.0)
 
 
 class Network:
-    """The store's tables, and everybody who is connected."""
+    """The tables of the store, and the processes that are connected to them."""
 
     def __init__(self, world: World, outside: SimLoop, weather: Weather, tables: Tables, *, vague_news: bool) -> None:
         self.world = world
         self.outside = outside
         self.weather = weather
         self.tables = tables
-        self.brokers: list[FarBroker] = []
+        self.brokers: list[SimBroker] = []
         self.wires: list[Wire] = []
         self._vague_news = vague_news
-        tables.listeners.append(self.spread)
+        tables.listeners.append(self.publish_change)
 
     def now(self) -> int:
-        """The time in microseconds by the store's clock, which is right."""
+        """Return the time of the store's clock, which is correct, in microseconds since 1970."""
         return EPOCH_SECONDS * SECOND + round(self.world.now * SECOND)
 
-    def spread(self, topic: Topic, name: str) -> None:
-        """News to every process; each may hear it late, twice, or not at all."""
-        told: tuple[Topic, str] = ("any", "") if self._vague_news else (topic, name)
+    def publish_change(self, topic: Topic, name: str) -> None:
+        """Notify every process of a change; each notification may arrive late, twice, or never."""
+        change: tuple[Topic, str] = ("any", "") if self._vague_news else (topic, name)
         self.wires = [wire for wire in self.wires if not wire.loop.is_dead]
         for wire in self.wires:
             for _ in range(self._copies(self.weather.news_lost)):
-                wire.loop.call_later(self.weather.latency(), wire.tell, *told)
+                wire.loop.call_later(self.weather.latency(), wire.notify_listeners, *change)
 
-    def ring(self, from_loop: SimLoop) -> None:
-        """A bell to one of the processes that listen; it may come late, twice, or never."""
+    def send_wake_up(self, from_loop: SimLoop) -> None:
+        """Send a wake-up to one of the listening processes; it may arrive late, twice, or never."""
         self.brokers = [broker for broker in self.brokers if not broker.loop.is_dead]
         for _ in range(self._copies(self.weather.bells_lost)):
             if self.brokers and not from_loop.is_dead:
@@ -56,7 +56,7 @@ class Network:
 
 
 class Wire:
-    """One process's way to the store."""
+    """The connection of one process to the store."""
 
     def __init__(self, network: Network, loop: SimLoop) -> None:
         self.loop = loop
@@ -67,42 +67,45 @@ class Wire:
         network.wires.append(self)
 
     def send(self, operation: Operation, *, writes: bool) -> asyncio.Future[Any]:
-        """See `tables.Way`."""
-        answer = self.loop.create_future()
+        """See `tables.Connection`."""
+        future = self.loop.create_future()
         if self._closed:
             raise Overloaded("The store was closed.")
         if not self.loop.is_dead:
             latency = self._network.weather.store_latency()
-            self._network.outside.call_later(latency, self._arrive, operation, answer, writes)
-        return answer
+            self._network.outside.call_later(latency, self._arrive, operation, future, writes)
+        return future
 
     def listen(self, listener: Listener) -> None:
-        """See `tables.Way`."""
+        """See `tables.Connection`."""
         self._listeners.append(listener)
 
-    def tell(self, topic: Topic, name: str) -> None:
-        """News has come."""
+    def notify_listeners(self, topic: Topic, name: str) -> None:
+        """Pass a change notification to the listeners."""
         for listener in self._listeners:
             listener(topic, name)
 
     def close(self) -> None:
-        """See `tables.Way`."""
+        """See `tables.Connection`."""
         self._closed = True
 
-    def _arrive(self, operation: Operation, answer: asyncio.Future[Any], writes: bool) -> None:
-        """The store gets it: unless whoever sent it has left, in time for it not to be sent at all."""
+    def _arrive(self, operation: Operation, future: asyncio.Future[Any], writes: bool) -> None:
+        """Run an operation that has reached the store, and send its result back.
+
+        If its sender has left by now, the operation may as well have been cancelled before it was sent.
+        """
         weather = self._network.weather
-        has_left = answer.cancelled() or self.loop.is_dead
+        has_left = future.cancelled() or self.loop.is_dead
         if has_left and weather.happens(0.5):
             return
         if self.is_cut or weather.happens(weather.store_refuses):
-            refused = Overloaded("The database did not take it in time.")
-            self._reply(answer, refused, self._network.world.random_float.choice(REFUSED_AFTER_SECONDS))
+            error = Overloaded("The database did not take it in time.")
+            self._reply(future, error, self._network.world.random_float.choice(REFUSED_AFTER_SECONDS))
             return
         is_lost = writes and weather.happens(weather.answers_lost)
         result = self._run(operation)
-        told = Overloaded("The connection broke, and nobody knows.") if is_lost else result
-        self._reply(answer, told, weather.store_latency())
+        reply = Overloaded("The connection broke, and nobody knows.") if is_lost else result
+        self._reply(future, reply, weather.store_latency())
 
     def _run(self, operation: Operation) -> Any:
         try:
@@ -110,13 +113,13 @@ class Wire:
         except (SignoffError, sa.exc.IntegrityError) as error:
             return error
 
-    def _reply(self, answer: asyncio.Future[Any], result: Any, seconds: float) -> None:
-        if not answer.done():
-            self.loop.call_later(seconds, resolve, answer, result)
+    def _reply(self, future: asyncio.Future[Any], result: Any, seconds: float) -> None:
+        if not future.done():
+            self.loop.call_later(seconds, resolve, future, result)
 
 
-class FarBroker(LocalBroker):
-    """A doorbell between processes: one of them hears it, perhaps."""
+class SimBroker(LocalBroker):
+    """Broker whose wake-ups each go to one of the processes over an unreliable network."""
 
     def __init__(self, network: Network, loop: SimLoop) -> None:
         super().__init__()
@@ -126,14 +129,14 @@ class FarBroker(LocalBroker):
 
     def notify(self, job_id: str, priority: int) -> None:
         """See `broker.Broker`."""
-        self._network.ring(self.loop)
+        self._network.send_wake_up(self.loop)
 
 
-def resolve(answer: asyncio.Future[Any], result: Any) -> None:
-    """Gives a result, or an error, to whoever still waits for it."""
-    if answer.done():
+def resolve(future: asyncio.Future[Any], result: Any) -> None:
+    """Set a result, or an error, if the caller still waits for it."""
+    if future.done():
         return
     if isinstance(result, Exception):
-        answer.set_exception(result)
+        future.set_exception(result)
     else:
-        answer.set_result(result)
+        future.set_result(result)

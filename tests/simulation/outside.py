@@ -1,4 +1,4 @@
-"""The world outside: models that answer, fail, hang, or take their time, and receivers of webhooks that do the same."""
+"""Simulated models, which answer, fail, hang, or are slow, and webhook receivers that do the same."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODELS = (
 
 
 class SimEngine:
-    """Answers every request differently, and says which ask it answers."""
+    """Engine that answers every request differently, and names the request in its answer."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -40,7 +40,7 @@ class SimEngine:
         await asyncio.sleep(random_float.expovariate(1 / random_float.choice(weather.model_seconds)))
         if weather.happens(weather.models_fail):
             await self._fail()
-        body = _completion(ask_of(request.body), self._network.world.number())
+        body = _completion(text_of(request.body), self._network.world.number())
         if not request.stream:
             yield Chunk(body)
             return
@@ -51,10 +51,10 @@ class SimEngine:
         yield Chunk(sse.DONE, event=True)
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """Start nothing."""
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Close nothing."""
 
     async def _fail(self) -> None:
         match self._network.world.random_float.randrange(7):
@@ -77,67 +77,67 @@ class SimEngine:
                 raise ModelTimedOut
 
 
-def _completion(ask: str, number: int) -> bytes:
-    said = {"role": "assistant", "content": f"answer {number} to {ask}"}
+def _completion(text: str, number: int) -> bytes:
+    message = {"role": "assistant", "content": f"answer {number} to {text}"}
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
-    choices = [{"index": 0, "message": said, "delta": said, "finish_reason": "stop"}]
+    choices = [{"index": 0, "message": message, "delta": message, "finish_reason": "stop"}]
     return msgspec.json.encode({"id": f"c{number}", "choices": choices, "usage": usage})
 
 
-def ask_of(body: bytes) -> str:
-    """What a body says that was made by `body_of`."""
+def text_of(body: bytes) -> str:
+    """Return the text in a body that `body_of` made."""
     return msgspec.json.decode(body)["messages"][-1]["content"]
 
 
-def body_of(ask: str, *, stream: bool = False) -> bytes:
-    """The body of a request that says `ask`."""
-    return msgspec.json.encode({"messages": [{"role": "user", "content": ask}]} | ({"stream": True} if stream else {}))
+def body_of(text: str, *, stream: bool = False) -> bytes:
+    """Return the body of a request with the text `text`."""
+    return msgspec.json.encode({"messages": [{"role": "user", "content": text}]} | ({"stream": True} if stream else {}))
 
 
 class SimDeliverer:
-    """Brings messages to receivers that take them, or do not; what they got is in the checker's hands."""
+    """Deliverer whose receivers accept or refuse messages; the checker sees every message that arrives."""
 
     def __init__(self, network: Network, checker: Checker) -> None:
         self._network = network
         self._checker = checker
-        self._under_way = Counter[str]()
+        self._running = Counter[str]()
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """Start nothing."""
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Close nothing."""
 
     async def send(self, message: OutgoingMessage) -> int:
-        """See `courier.Courier`."""
+        """See `deliverer.Deliverer`."""
         host = message.address.split("/")[2]
-        self._under_way[host] += 1
-        self._checker.law(self._under_way[host] <= MAX_RUNNING_PER_HOST["webhook"], "a few at a time to one host", host)
-        answer = asyncio.get_running_loop().create_future()
-        self._network.outside.call_later(self._network.weather.latency(), self._arrive, message, answer)
+        self._running[host] += 1
+        self._checker.law(self._running[host] <= MAX_RUNNING_PER_HOST["webhook"], "a few at a time to one host", host)
+        future = asyncio.get_running_loop().create_future()
+        self._network.outside.call_later(self._network.weather.latency(), self._arrive, message, future)
         try:
             async with asyncio.timeout(POST_SECONDS):
-                return await answer
+                return await future
         except TimeoutError as error:
             raise Undelivered("The receiver did not answer in time.") from error
         finally:
-            self._under_way[host] -= 1
+            self._running[host] -= 1
 
-    def _arrive(self, message: OutgoingMessage, answer: asyncio.Future[int]) -> None:
-        """A receiver gets a message. What it answers may not get back."""
+    def _arrive(self, message: OutgoingMessage, future: asyncio.Future[int]) -> None:
+        """Hand a message to its receiver; the receiver's response may be lost."""
         url, message_id, body = message.address, message.headers["webhook-id"], message.body
         weather = self._network.weather
         fault = self._network.world.random_float.randrange(4) if weather.happens(weather.receivers_fail) else None
         if fault == 0:
-            self._reply(answer, Undelivered("Nobody is there."))
+            self._reply(future, Undelivered("Nobody is there."))
             return
         status = 410 if url.endswith("/gone") else 500 if fault == 1 else 204
         self._checker.posted(message_id, url, body, status)
         if fault == 2:
-            self._reply(answer, Undelivered("The connection broke."))
+            self._reply(future, Undelivered("The connection broke."))
         elif fault != 3:
-            self._reply(answer, status)
+            self._reply(future, status)
 
-    def _reply(self, answer: asyncio.Future[int], result: int | Exception) -> None:
-        loop = answer.get_loop()
-        loop.call_later(self._network.weather.latency(), resolve, answer, result)
+    def _reply(self, future: asyncio.Future[int], result: int | Exception) -> None:
+        loop = future.get_loop()
+        loop.call_later(self._network.weather.latency(), resolve, future, result)

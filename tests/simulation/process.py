@@ -1,4 +1,4 @@
-"""One Signoff: a desk as `app.py` makes it, with everything that goes on in it, on a loop of its own."""
+"""A simulated Signoff process: its services, as `server/bootstrap.py` opens them, on an event loop of its own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from signoff.work.services import Adapters, Caches, Ids, Rules, Runtime, Service
 from simulation.checker import Checker
 from simulation.clock import Clock
 from simulation.loop import SimLoop, Violation
-from simulation.network import FarBroker, Network, Wire, resolve
+from simulation.network import Network, SimBroker, Wire, resolve
 from simulation.outside import MODELS, SimDeliverer, SimEngine
 from simulation.store import MemoryStore
 from simulation.weather import Climate
@@ -56,13 +56,13 @@ SECRET = Secret("whsec_" + "c2lt" * 8)
 
 
 class Unanswered(SignoffError):
-    """The process is not there, or the connection to it broke; nobody knows what came of the request."""
+    """Error for a request to a process that is down or disconnects; the outcome of the request is unknown."""
 
     code = "unanswered"
 
 
 def rules_of(climate: Climate) -> Rules:
-    """The rules that all processes of a run go by."""
+    """Return the rules that all processes of a run share."""
     retention = climate.retention_seconds
     return Rules(
         lease_seconds=15,
@@ -84,8 +84,8 @@ def rules_of(climate: Climate) -> Rules:
     )
 
 
-class Watched(ResponseCache):
-    """The cache of one process; the checker sees what is kept there."""
+class CheckedResponseCache(ResponseCache):
+    """Response cache of one process that shows the checker every entry that it stores."""
 
     def __init__(self, cache: MemoryCache, background: Background, checker: Checker) -> None:
         super().__init__(cache, background, ttl_seconds=BOUNDS.ttl_seconds)
@@ -93,7 +93,7 @@ class Watched(ResponseCache):
 
     def store(self, entry: CacheEntry) -> None:
         """See `ResponseCache`."""
-        self._checker.kept(entry)
+        self._checker.cached(entry)
         super().store(entry)
 
 
@@ -102,7 +102,7 @@ def _no_transport(stream: Stream) -> Transport:
 
 
 class Process:
-    """It can be started, stopped in order, killed, paused, and asked."""
+    """A process that can be started, stopped, killed, paused and called."""
 
     def __init__(self, name: str, network: Network, checker: Checker, climate: Climate) -> None:
         self.name = name
@@ -110,81 +110,81 @@ class Process:
         self._checker = checker
         self._climate = climate
         self._rules = rules_of(climate)
-        self._lives = 0
-        self._dead: list[SimLoop] = []
-        self._asked: dict[asyncio.Future[Any], asyncio.Task[Any]] = {}
+        self._starts = 0
+        self._killed_loops: list[SimLoop] = []
+        self._requests: dict[asyncio.Future[Any], asyncio.Task[Any]] = {}
         self.start()
 
     @property
     def is_up(self) -> bool:
-        """Whether it takes requests."""
+        """Return True if the process accepts requests."""
         return self._is_up and not self.loop.is_dead
 
     def start(self) -> None:
-        """A new life, with nothing of the old one but what is in the store."""
-        self._lives += 1
+        """Start the process again; nothing is left of its earlier life except the contents of the store."""
+        self._starts += 1
         self._is_up = False
         self.clock = Clock(self._network.world.random_float)
         self.loop = SimLoop(self._network.world, self.clock)
         self._stop = asyncio.Event()
         self.wire = Wire(self._network, self.loop)
         self.services = self._services()
-        self.main = self.loop.create_task(self._live(self.services, self._stop))
+        self.main = self.loop.create_task(self._run(self.services, self._stop))
         self.main.add_done_callback(self._ended)
 
     def stop(self) -> None:
-        """Asks it to end in order, as SIGTERM does."""
+        """Ask the process to shut down in order, as SIGTERM does."""
         self._is_up = False
         self.loop.call_soon(self._stop.set)
 
     def kill(self) -> None:
-        """Ends it in the middle of whatever it does. Who waits for an answer learns that the connection broke."""
+        """Kill the process in the middle of its work. Waiting callers learn that the connection broke."""
         self.loop.kill()
-        self._dead.append(self.loop)
-        for answer in self._asked:
-            self._network.outside.call_later(self._network.weather.latency(), resolve, answer, Unanswered())
-        self._asked.clear()
+        self._killed_loops.append(self.loop)
+        for future in self._requests:
+            self._network.outside.call_later(self._network.weather.latency(), resolve, future, Unanswered())
+        self._requests.clear()
 
     def bury(self) -> None:
-        """Frees what was killed, after the run."""
+        """Close the coroutines of all loops of this process, after the run."""
         self.loop.kill()
-        for loop in [*self._dead, self.loop]:
+        for loop in [*self._killed_loops, self.loop]:
             loop.bury()
 
     async def ask(self, verb: Verb[T], patience_seconds: float) -> T:
-        """What `verb` says in this process, asked for from outside. Raises what it raises, and Unanswered."""
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._network.outside.call_later(self._network.weather.latency(), self._accept, verb, answer)
+        """Return the result of `verb` in this process, called from outside. Raises its errors, and Unanswered."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._network.outside.call_later(self._network.weather.latency(), self._accept, verb, future)
         try:
             async with asyncio.timeout(patience_seconds):
-                return await answer
+                return await future
         except TimeoutError:
             raise Unanswered from None
         finally:
-            self._hang_up(answer)
+            self._disconnect(future)
 
-    def _accept(self, verb: Verb[Any], answer: asyncio.Future[Any]) -> None:
-        if answer.done():
+    def _accept(self, verb: Verb[Any], future: asyncio.Future[Any]) -> None:
+        if future.done():
             return
         if self.is_up:
-            self._asked[answer] = self.loop.create_task(self._serve(verb, answer))
+            self._requests[future] = self.loop.create_task(self._serve(verb, future))
         else:
-            resolve(answer, Unanswered())
+            resolve(future, Unanswered())
 
-    async def _serve(self, verb: Verb[Any], answer: asyncio.Future[Any]) -> None:
+    async def _serve(self, verb: Verb[Any], future: asyncio.Future[Any]) -> None:
         try:
             result = await verb(self.services)
-        except Exception as error:  # noqa: BLE001 -- the caller gets it, and the checker with them
+        except Exception as error:  # noqa: BLE001 -- the caller and the checker receive it
             result = error
-        if self._asked.pop(answer, None) is not None:
-            self._network.outside.call_later(self._network.weather.latency(), resolve, answer, result)
+        if self._requests.pop(future, None) is not None:
+            self._network.outside.call_later(self._network.weather.latency(), resolve, future, result)
 
-    def _hang_up(self, answer: asyncio.Future[Any]) -> None:
-        task = self._asked.pop(answer, None)
+    def _disconnect(self, future: asyncio.Future[Any]) -> None:
+        task = self._requests.pop(future, None)
         if task is not None:
             self.loop.call_soon(task.cancel)
 
-    async def _live(self, services: Services, stop: asyncio.Event) -> None:
+    async def _run(self, services: Services, stop: asyncio.Event) -> None:
         async with supervise(services, concurrency=CONCURRENCY, drain_seconds=self._climate.drain_seconds):
             self._is_up = True
             await stop.wait()
@@ -193,15 +193,15 @@ class Process:
         await services.store.close()
 
     async def _finish(self) -> None:
-        """Lets those who ask have their answers, for a moment."""
-        tasks = list(self._asked.values())
+        """Give the requests in progress one second to complete, then cancel them."""
+        tasks = list(self._requests.values())
         if tasks:
             await asyncio.wait(tasks, timeout=1)
             for task in tasks:
                 task.cancel()
 
     def _ended(self, main: asyncio.Task[None]) -> None:
-        """It ended in order; or it fell over, which it must not."""
+        """Kill the process after its main task has ended; fail the run if that task raised an error."""
         error = None if main.cancelled() else main.exception()
         if error is not None:
             self._network.world.fail(Violation(f"a process falls over by itself: {self.name}: {error!r}"))
@@ -214,7 +214,7 @@ class Process:
         return Services(
             store=store,  # type: ignore[arg-type]
             adapters=Adapters(
-                broker=FarBroker(self._network, self.loop) if self._climate.has_broker else LocalBroker(),
+                broker=SimBroker(self._network, self.loop) if self._climate.has_broker else LocalBroker(),
                 engines={"echo": SimEngine(self._network)},
                 deliverers={"webhook": SimDeliverer(self._network, self._checker)},
                 transport_to=_no_transport,
@@ -229,7 +229,7 @@ class Process:
                 callers=CallerCache(store.people),
                 streams=StreamCache(store.streams, []),  # type: ignore[arg-type]
                 limits=LimitCache(store.quotas),
-                responses=Watched(cache, background, self._checker),
+                responses=CheckedResponseCache(cache, background, self._checker),
             ),
             runtime=Runtime(
                 pools=EndpointPools(),
@@ -244,7 +244,7 @@ class Process:
                 new_id=lambda: f"{clock.wall(world.now):016x}-{world.number()}",
                 new_secret=lambda: "s" * 32,
                 random_float=world.random_float.random,
-                actor=f"worker:{self.name}.{self._lives}",
+                actor=f"worker:{self.name}.{self._starts}",
             ),
             clock=lambda: clock.wall(world.now),
             rules=self._rules,

@@ -1,4 +1,4 @@
-"""Limits and what was used of them, in memory."""
+"""In-memory limits and counters."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from signoff.core.limits import (
     settle_reservation,
     try_reserve,
 )
-from simulation.tables import Tables, Tx, Way
+from simulation.tables import Connection, Tables, Tx
 
 
 class MemoryQuotas:
-    """Quotas in memory; see `accounts.Quotas`."""
+    """In-memory implementation of `accounts.Quotas`."""
 
-    def __init__(self, tables: Tables, way: Way) -> None:
+    def __init__(self, tables: Tables, connection: Connection) -> None:
         self._tables = tables
-        self._way = way
+        self._connection = connection
 
     async def limits(self) -> list[Limit]:
-        return await self._way.send(lambda _: sorted(self._tables.limits.values(), key=_name), writes=False)
+        return await self._connection.send(lambda _: sorted(self._tables.limits.values(), key=_name), writes=False)
 
     async def put_limit(self, limit: Limit) -> None:
         def put(tx: Tx) -> None:
             self._tables.limits[limit.name] = limit
             self._bump(tx)
 
-        await self._way.send(put, writes=True)
+        await self._connection.send(put, writes=True)
 
     async def drop_limit(self, name: str) -> bool:
         def drop(tx: Tx) -> bool:
@@ -42,7 +42,7 @@ class MemoryQuotas:
                 self._bump(tx)
             return dropped
 
-        return await self._way.send(drop, writes=True)
+        return await self._connection.send(drop, writes=True)
 
     async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
         def reserve(tx: Tx) -> Reservation | Denial:
@@ -50,7 +50,7 @@ class MemoryQuotas:
             self._tables.counters.update(after)
             return reservation
 
-        return await self._way.send(reserve, writes=True)
+        return await self._connection.send(reserve, writes=True)
 
     async def settle(self, reservation: Reservation, *, tokens: int = 0, cost: int = 0, was_sent: bool = True) -> None:
         def settle(tx: Tx) -> None:
@@ -59,19 +59,19 @@ class MemoryQuotas:
             )
             self._tables.counters.update(after)
 
-        await self._way.send(settle, writes=True)
+        await self._connection.send(settle, writes=True)
 
     async def renew(self, reservations: Sequence[Reservation], lease_seconds: float) -> None:
         def renew(tx: Tx) -> None:
             self._tables.counters.update(renew_reservations(self._tables.counters, reservations, lease_seconds, tx.now))
 
-        await self._way.send(renew, writes=True)
+        await self._connection.send(renew, writes=True)
 
     async def counters(self, names: Sequence[str]) -> dict[str, Counter]:
-        def look(tx: Tx) -> dict[str, Counter]:
-            return {name: expire(kept, tx.now) for name, kept in self._tables.counters.items() if name in names}
+        def read(tx: Tx) -> dict[str, Counter]:
+            return {name: expire(counter, tx.now) for name, counter in self._tables.counters.items() if name in names}
 
-        return await self._way.send(look, writes=False)
+        return await self._connection.send(read, writes=False)
 
     def _bump(self, tx: Tx) -> None:
         self._tables.versions["limits"] += 1

@@ -1,4 +1,4 @@
-"""One run: a world from a seed, trouble for some steps, then peace; and everything must come to rest."""
+"""A run of the simulation: a seeded world, with faults for some steps and then without, until all queues are empty."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from simulation.weather import Weather, climate_of
 
 STEPS = 40_000
 REST_SECONDS = 180.0
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a run. Equal seeds give equal tellings, in any process."""
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a run. Equal seeds give equal results, in any process."""
 
     seed: int
     steps: int
@@ -39,11 +39,11 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Broken(AssertionError):
-    """A law was broken; the message says which, and how to see it again."""
+    """A broken law; the message names it, and the command that repeats the run."""
 
 
 class Simulation:
-    """Everything of one run."""
+    """A run with all its parts."""
 
     def __init__(
         self,
@@ -52,15 +52,15 @@ class Simulation:
         steps: int = STEPS,
         tables: Tables | None = None,
         aloud: bool = False,
-        **climate_of_its_own: Any,
+        **climate_changes: Any,
     ) -> None:
         self.seed = seed
         self.world = World(seed)
         self.history = History(self.world, aloud=aloud)
         self._steps = steps
-        told = msgspec.json.encode(climate_of_its_own).decode()
-        self._climate_told = f" --climate '{told}'" if climate_of_its_own else ""
-        climate = msgspec.structs.replace(climate_of(self.world.random_float), **climate_of_its_own)
+        climate_json = msgspec.json.encode(climate_changes).decode()
+        self._climate_option = f" --climate '{climate_json}'" if climate_changes else ""
+        climate = msgspec.structs.replace(climate_of(self.world.random_float), **climate_changes)
         self._outside = SimLoop(self.world, Clock(self.world.random_float, is_true=True))
         self.tables = tables or Tables()
         self.weather = Weather(self.world.random_float)
@@ -69,33 +69,33 @@ class Simulation:
         self.checker = Checker(self.world, self.history, self.tables, retention_seconds=retention)
         self.processes = [Process(f"p{number}", network, self.checker, climate) for number in range(climate.processes)]
         self._nemesis = Nemesis(network, self.history, climate, self.processes)
-        self._users = [self._person(User, number, "user") for number in range(1, climate.users + 1)]
-        self._reviewers = [self._person(Reviewer, 100 + number, "reviewer") for number in range(climate.reviewers)]
+        self._users = [self._new_person(User, number, "user") for number in range(1, climate.users + 1)]
+        self._reviewers = [self._new_person(Reviewer, 100 + number, "reviewer") for number in range(climate.reviewers)]
         self._rested_after = 0.0
 
-    def run(self, story: Callable[[], Coroutine[Any, Any, None]] | None = None) -> Told:
-        """What came of it; `story` is another than that of a whole run. Raises Broken."""
-        with_logs = structlog.get_config()
+    def run(self, story: Callable[[], Coroutine[Any, Any, None]] | None = None) -> RunResult:
+        """Run `story`, by default a whole run, and return the result. Raises Broken."""
+        log_config = structlog.get_config()
         structlog.configure(
-            processors=[self._complaint], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR)
+            processors=[self._check_log_event], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR)
         )
         try:
             self.world.run((story or self._story)(), self._outside)
         except Violation as violation:
-            raise Broken(self._told_of(violation)) from violation
+            raise Broken(self._failure_message(violation)) from violation
         finally:
             self._outside.kill()
             for process in self.processes:
                 process.bury()
             self._outside.bury()
-            structlog.configure(**with_logs)
-        return self._told()
+            structlog.configure(**log_config)
+        return self._result()
 
     async def _story(self) -> None:
-        users = [self._started(user.use()) for user in self._users]
-        reviewers = [self._started(reviewer.review()) for reviewer in self._reviewers]
+        users = [self._start_task(user.use()) for user in self._users]
+        reviewers = [self._start_task(reviewer.review()) for reviewer in self._reviewers]
         while self.world.steps < self._steps:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         self._nemesis.stop()
         for task in users:
             task.cancel()
@@ -107,43 +107,43 @@ class Simulation:
             task.cancel()
         await asyncio.sleep(0)
 
-    def _started(self, life: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """The life of a person, which goes on for ever; if it does not, the run is worth nothing."""
-        task = self._outside.create_task(life)
-        task.add_done_callback(self._left)
+    def _start_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start the endless task of a person; an error in it fails the run."""
+        task = self._outside.create_task(coroutine)
+        task.add_done_callback(self._check_task)
         return task
 
-    def _left(self, task: asyncio.Task[None]) -> None:
+    def _check_task(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.world.fail(error)
 
     async def _rest(self) -> None:
-        """Until there is nothing left to do; that may not take long."""
+        """Wait until no work is left. Raises Violation after REST_SECONDS."""
         began = self.world.now
         while self._is_busy():
             self._rested_after = self.world.now - began
             if self._rested_after > REST_SECONDS:
                 jobs = [(job.id, job.status) for job in self.tables.unfinished.values()]
-                due = [one.id for one in self.tables.deliveries.values() if one.state == "due"]
+                due = [delivery.id for delivery in self.tables.deliveries.values() if delivery.state == "due"]
                 raise Violation(f"queues drain within {REST_SECONDS:.0f} s: {jobs[:5]} {due[:5]}")
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     def _is_busy(self) -> bool:
-        waits = any(one.state == "due" for one in self.tables.deliveries.values())
+        waits = any(delivery.state == "due" for delivery in self.tables.deliveries.values())
         return bool(self.tables.unfinished) or waits
 
-    def _person(self, kind: Callable[..., Any], number: int, role: str) -> Any:
+    def _new_person(self, kind: Callable[..., Any], number: int, role: str) -> Any:
         return kind(number, role, self.world, self.processes, self.checker)
 
-    def _complaint(self, _: object, method: str, told: dict[str, Any]) -> Any:
-        """What a process logs as an error; only those that a caller may see are part of a bad day."""
-        error = told.get("exc_info")
+    def _check_log_event(self, _: object, method: str, event: dict[str, Any]) -> Any:
+        """Fail the run for an error that a process logs, unless it is one that callers may see."""
+        error = event.get("exc_info")
         if isinstance(error, BaseException) and not isinstance(error, SignoffError):
-            self.world.fail(Violation(f"no fault of ours: {told['event']}: {error!r}"))
+            self.world.fail(Violation(f"no fault of ours: {event['event']}: {error!r}"))
         raise structlog.DropEvent
 
-    def _told(self) -> Told:
-        return Told(
+    def _result(self) -> RunResult:
+        return RunResult(
             seed=self.seed,
             steps=self.world.steps,
             seconds=round(self.world.now, 3),
@@ -152,6 +152,6 @@ class Simulation:
             counts=dict(sorted(self.history.counts.items())),
         )
 
-    def _told_of(self, violation: Violation) -> str:
-        again = f".venv/bin/python tests/simulate.py {self.seed} --steps {self._steps}{self._climate_told}"
-        return f"{violation}\nseed {self.seed}, step {self.world.steps}, {self.world.now:.6f} s; again: {again}"
+    def _failure_message(self, violation: Violation) -> str:
+        command = f".venv/bin/python tests/simulate.py {self.seed} --steps {self._steps}{self._climate_option}"
+        return f"{violation}\nseed {self.seed}, step {self.world.steps}, {self.world.now:.6f} s; again: {command}"

@@ -1,4 +1,4 @@
-"""Runs of pipelines in memory: their steps, and the calls of functions."""
+"""In-memory runs of pipelines: their steps and function calls."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from signoff.errors import Stale
 from signoff.store import TransitionRequest
 from signoff.stores.jobs import with_times
 from simulation.jobs import MemoryJobs
-from simulation.tables import Tables, Tx, Way
+from simulation.tables import Connection, Tables, Tx
 
 
 class MemoryRuns:
-    """Runs in memory; see `store.Runs`."""
+    """In-memory implementation of `store.Runs`."""
 
-    def __init__(self, tables: Tables, way: Way, jobs: MemoryJobs) -> None:
+    def __init__(self, tables: Tables, connection: Connection, jobs: MemoryJobs) -> None:
         self._tables = tables
-        self._way = way
+        self._connection = connection
         self._jobs = jobs
 
     async def add_step(self, step: Job, *, actor: str, run_lease: str, lease_seconds: float) -> Job:
         def add(tx: Tx) -> Job:
-            run = self._held(step.parent_id, run_lease)
-            place = (step.parent_round, step.node)
+            run = self._leased_run(step.parent_id, run_lease)
+            key = (step.parent_round, step.node)
             of_run = [job for job in self._tables.jobs.values() if job.parent_id == run.id]
-            standing = next((job for job in of_run if (job.parent_round, job.node) == place), None)
+            existing = next((job for job in of_run if (job.parent_round, job.node) == key), None)
             verb, seconds = ("hit", None) if step.is_terminal else ("submit", lease_seconds)
-            return standing or self._jobs.made(tx, with_times(step, tx.now, 0, seconds), verb, actor)
+            return existing or self._jobs.add_job(tx, with_times(step, tx.now, 0, seconds), verb, actor)
 
-        return await self._way.send(add, writes=True)
+        return await self._connection.send(add, writes=True)
 
     async def steps(self, run_id: str, run_round: int | None = None) -> list[Job]:
-        def look(_: Tx) -> list[Job]:
+        def read(_: Tx) -> list[Job]:
             steps = [
                 job
                 for job in self._tables.jobs.values()
@@ -40,18 +40,18 @@ class MemoryRuns:
             ]
             return sorted(steps, key=lambda job: job.id)
 
-        return await self._way.send(look, writes=False)
+        return await self._connection.send(read, writes=False)
 
     async def add_call(self, call: FunctionCall, *, run_lease: str) -> FunctionCall:
         def add(tx: Tx) -> FunctionCall:
-            self._held(call.job_id, run_lease)
-            place = (call.job_id, call.round, call.node)
-            return self._tables.calls.get(place) or tx.calls.setdefault(place, call)
+            self._leased_run(call.job_id, run_lease)
+            key = (call.job_id, call.round, call.node)
+            return self._tables.calls.get(key) or tx.calls.setdefault(key, call)
 
-        return await self._way.send(add, writes=True)
+        return await self._connection.send(add, writes=True)
 
     async def calls(self, run_id: str, run_round: int | None = None) -> list[FunctionCall]:
-        def look(_: Tx) -> list[FunctionCall]:
+        def read(_: Tx) -> list[FunctionCall]:
             calls = [
                 call
                 for call in self._tables.calls.values()
@@ -59,28 +59,28 @@ class MemoryRuns:
             ]
             return sorted(calls, key=lambda call: (call.began_at, call.node))
 
-        return await self._way.send(look, writes=False)
+        return await self._connection.send(read, writes=False)
 
     async def insert_again(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
         def insert(tx: Tx) -> Job:
             for step in steps:
-                self._jobs.made(
+                self._jobs.add_job(
                     tx, with_times(step, tx.now, 0, None), "succeed" if step.is_terminal else "submit", actor
                 )
             tx.calls.update({(call.job_id, call.round, call.node): call for call in calls})
-            return self._jobs.made(tx, with_times(run, tx.now, 0, None), "submit", actor)
+            return self._jobs.add_job(tx, with_times(run, tx.now, 0, None), "submit", actor)
 
-        return await self._way.send(insert, writes=True)
+        return await self._connection.send(insert, writes=True)
 
     async def stalled(self, limit: int) -> list[Job]:
-        def look(tx: Tx) -> list[Job]:
+        def read(tx: Tx) -> list[Job]:
             wake = TransitionRequest(verb="wake", actor="")
             runs = [job for job in self._tables.unfinished.values() if self._tables.may("wake", job, wake, tx.now)]
             return [run for run in runs if all(step.is_terminal for step in self._tables.steps(run))][:limit]
 
-        return await self._way.send(look, writes=False)
+        return await self._connection.send(read, writes=False)
 
-    def _held(self, run_id: str | None, lease: str) -> Job:
+    def _leased_run(self, run_id: str | None, lease: str) -> Job:
         run = self._tables.jobs.get(run_id or "")
         if run is None or run.status != "bot" or run.lease != lease:
             raise Stale(f"The run {run_id} has ended, or another worker holds its lease.", job_id=run_id)

@@ -1,4 +1,4 @@
-"""The store in memory: it keeps the promise in `store.py`, and passes the contract that every store passes."""
+"""In-memory store: it implements the interface in `store.py` and passes the contract tests of all stores."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from simulation.people import MemoryPeople
 from simulation.quotas import MemoryQuotas
 from simulation.runs import MemoryRuns
 from simulation.streams import MemoryStreams
-from simulation.tables import Operation, Tables, Way, bump
+from simulation.tables import Connection, Operation, Tables, bump
 from simulation.usage import MemoryUsageRecords
 
 
 class MemoryStore:
-    """See `store.Store`. Several of them may share their tables, as several processes share a database."""
+    """In-memory implementation of `store.Store`. Several may share their tables, as processes share a database."""
 
-    def __init__(self, tables: Tables, way: Way) -> None:
+    def __init__(self, tables: Tables, connection: Connection) -> None:
         self.tables = tables
-        self._way = way
-        self.jobs = MemoryJobs(tables, way)
-        self.runs = MemoryRuns(tables, way, self.jobs)
-        self.deliveries = MemoryDeliveries(tables, way)
-        self.people = MemoryPeople(tables, way)
-        self.catalog = MemoryCatalog(tables, way)
-        self.usage = MemoryUsageRecords(tables, way)
-        self.library = MemoryLibrary(tables, way)
-        self.quotas = MemoryQuotas(tables, way)
-        self.streams = MemoryStreams(tables, way)
-        self.secrets = MemorySecrets(tables, way)
-        self.model_logs = MemoryModelLogs(tables, way)
+        self._connection = connection
+        self.jobs = MemoryJobs(tables, connection)
+        self.runs = MemoryRuns(tables, connection, self.jobs)
+        self.deliveries = MemoryDeliveries(tables, connection)
+        self.people = MemoryPeople(tables, connection)
+        self.catalog = MemoryCatalog(tables, connection)
+        self.usage = MemoryUsageRecords(tables, connection)
+        self.library = MemoryLibrary(tables, connection)
+        self.quotas = MemoryQuotas(tables, connection)
+        self.streams = MemoryStreams(tables, connection)
+        self.secrets = MemorySecrets(tables, connection)
+        self.model_logs = MemoryModelLogs(tables, connection)
 
     async def start(self) -> None:
-        """Nothing to open."""
+        """Start nothing."""
 
     async def migrate(self) -> None:
-        """Nothing to bring up to date."""
+        """Migrate nothing; the tables have no schema."""
 
     async def ready(self) -> bool:
         try:
@@ -54,20 +54,20 @@ class MemoryStore:
         return True
 
     async def versions(self) -> dict[str, int]:
-        return await self._way.send(lambda _: dict(self.tables.versions), writes=False)
+        return await self._connection.send(lambda _: dict(self.tables.versions), writes=False)
 
     async def changed(self, topic: Topic) -> None:
-        await self._way.send(lambda tx: bump(self.tables, tx, topic), writes=True)
+        await self._connection.send(lambda tx: bump(self.tables, tx, topic), writes=True)
 
     def listen(self, listener: Listener) -> None:
-        self._way.listen(listener)
+        self._connection.listen(listener)
 
     async def close(self) -> None:
-        self._way.close()
+        self._connection.close()
 
 
 class Near:
-    """The way to tables that are right here."""
+    """Connection to tables in the same process, without a network."""
 
     def __init__(self, tables: Tables, clock: Callable[[], int]) -> None:
         self._tables = tables
@@ -75,27 +75,27 @@ class Near:
         self._closed = False
 
     def send(self, operation: Operation, *, writes: bool) -> asyncio.Future[Any]:
-        """See `Way`."""
+        """See `Connection`."""
         if self._closed:
             raise Overloaded("The store was closed.")
-        answer = asyncio.get_running_loop().create_future()
+        future = asyncio.get_running_loop().create_future()
         try:
-            answer.set_result(self._tables.run(operation, self._clock()))
+            future.set_result(self._tables.run(operation, self._clock()))
         except (Conflict, NotFound, sa.exc.IntegrityError) as error:
-            answer.set_exception(error)
-        return answer
+            future.set_exception(error)
+        return future
 
     def listen(self, listener: Listener) -> None:
-        """See `Way`. A listener that fails spoils nothing."""
+        """See `Connection`. An error of a listener does not fail the operation."""
 
-        def tell(topic: Topic, name: str) -> None:
+        def notify(topic: Topic, name: str) -> None:
             try:
                 listener(topic, name)
-            except Exception as error:  # noqa: BLE001 -- what is written is written
+            except Exception as error:  # noqa: BLE001 -- the transaction is already committed
                 asyncio.get_running_loop().call_exception_handler({"message": repr(error)})
 
-        self._tables.listeners.append(tell)
+        self._tables.listeners.append(notify)
 
     def close(self) -> None:
-        """See `Way`."""
+        """See `Connection`."""
         self._closed = True

@@ -1,29 +1,29 @@
-"""Streams in memory: which were declared, and who listens where only one process may."""
+"""In-memory streams: their declarations, and the leaders of streams that only one process may consume."""
 
 from __future__ import annotations
 
 from signoff.core.stream import Stream
 from signoff.stores.transitions import SECOND
-from simulation.tables import Tables, Tx, Way
+from simulation.tables import Connection, Tables, Tx
 
 
 class MemoryStreams:
-    """Streams in memory; see `store.Streams`."""
+    """In-memory implementation of `catalog.Streams`."""
 
-    def __init__(self, tables: Tables, way: Way) -> None:
+    def __init__(self, tables: Tables, connection: Connection) -> None:
         self._tables = tables
-        self._way = way
+        self._connection = connection
 
     async def all(self) -> list[Stream]:
-        found = self._tables.streams
-        return await self._way.send(lambda _: [stream for _, stream in sorted(found.items())], writes=False)
+        streams = self._tables.streams
+        return await self._connection.send(lambda _: [stream for _, stream in sorted(streams.items())], writes=False)
 
     async def put(self, stream: Stream) -> None:
         def put(tx: Tx) -> None:
             self._tables.streams[stream.name] = stream
             self._bump(tx)
 
-        await self._way.send(put, writes=True)
+        await self._connection.send(put, writes=True)
 
     async def drop(self, name: str) -> bool:
         def drop(tx: Tx) -> bool:
@@ -32,7 +32,7 @@ class MemoryStreams:
                 self._bump(tx)
             return dropped
 
-        return await self._way.send(drop, writes=True)
+        return await self._connection.send(drop, writes=True)
 
     async def acquire_lead(self, name: str, holder: str, seconds: float) -> bool:
         def lead(tx: Tx) -> bool:
@@ -42,14 +42,14 @@ class MemoryStreams:
             self._tables.leads[name] = (holder, tx.now + round(seconds * SECOND))
             return True
 
-        return await self._way.send(lead, writes=True)
+        return await self._connection.send(lead, writes=True)
 
     async def release_lead(self, name: str, holder: str) -> None:
         def yield_lead(_: Tx) -> None:
             if self._tables.leads.get(name, ("", 0))[0] == holder:
                 del self._tables.leads[name]
 
-        await self._way.send(yield_lead, writes=True)
+        await self._connection.send(yield_lead, writes=True)
 
     def _bump(self, tx: Tx) -> None:
         self._tables.versions["streams"] += 1

@@ -1,7 +1,7 @@
-"""The tables of a store in memory, and its transactions: all of what an operation writes, or nothing.
+"""Tables of the in-memory store, and its transactions: an operation writes everything or nothing.
 
-The rows, events, news and deliveries of a move are made by the functions that the SQL store uses; only what the
-database itself does is done again here: to look rows up, to compare them with the guards, and to keep them.
+The functions of the SQL store make the rows, events, notifications and deliveries of a transition. This module does
+only what the database itself would do: look rows up, compare them with the guards, and store them.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from signoff.store import Listener, Topic, TransitionRequest
 
 Key = tuple[int, str]
 Round = tuple[str, int]
-Place = tuple[str, int, str]
+CallKey = tuple[str, int, str]
 
 
 class Tx(msgspec.Struct):
-    """What one transaction writes; none of it stands until it is committed."""
+    """The writes of one transaction; none of them takes effect before the commit."""
 
     now: int
     changes: list[tuple[Topic, str]] = []
     jobs: dict[str, Job] = {}
-    moves: list[tuple[Job, TransitionRequest, Job]] = []
-    made: list[tuple[Job, str]] = []
+    transitions: list[tuple[Job, TransitionRequest, Job]] = []
+    inserted: list[tuple[Job, str]] = []
     events: list[Event] = []
     decisions: dict[Round, Decision] = {}
     deliveries: dict[str, Delivery] = {}
     keys: dict[Key, str | None] = {}
-    calls: dict[Place, FunctionCall] = {}
-    forgotten: list[str] = []
+    calls: dict[CallKey, FunctionCall] = {}
+    purged: list[str] = []
 
     def add(self, table: sa.Table, row: dict[str, Any]) -> None:
-        """A new row, as the SQL store adds it."""
+        """Add a row; the functions of the SQL store call this."""
         match table.name:
             case "jobs":
                 self.jobs[row["id"]] = Job(**row)
@@ -62,50 +62,50 @@ class Tx(msgspec.Struct):
                 raise KeyError(name)
 
     def flush(self) -> None:
-        """As the SQL store asks for; nothing waits here."""
+        """Flush nothing, as no writes are delayed; the functions of the SQL store call this."""
 
 
 Operation = Callable[[Tx], Any]
 
 
-class Way(Protocol):
-    """How operations get to the tables, and news of them back."""
+class Connection(Protocol):
+    """A connection to the tables: it sends operations and receives change notifications."""
 
     def send(self, operation: Operation, *, writes: bool) -> asyncio.Future[Any]:
-        """A future of the result. Raises Overloaded once closed."""
+        """Return a future of the result of `operation`. Raises Overloaded once closed."""
         ...
 
     def listen(self, listener: Listener) -> None: ...
     def close(self) -> None: ...
 
 
-# A mover without a lease or a round holds none: NULL equals nothing.
+# A request without a lease or a round matches no job, as NULL equals nothing in SQL.
 GUARDS: dict[Guard, Callable[[Job, TransitionRequest, int], bool]] = {
-    Guard.DUE: lambda job, step, now: job.lease is None and job.parked_at is None and job.due_at <= now,
-    Guard.LEASE: lambda job, step, now: step.lease is not None and job.lease == step.lease,
-    Guard.LAPSED: lambda job, step, now: (
+    Guard.DUE: lambda job, request, now: job.lease is None and job.parked_at is None and job.due_at <= now,
+    Guard.LEASE: lambda job, request, now: request.lease is not None and job.lease == request.lease,
+    Guard.LAPSED: lambda job, request, now: (
         job.lease is not None and job.lease_until is not None and job.lease_until < now
     ),
-    Guard.ROUND: lambda job, step, now: step.round is not None and job.round == step.round,
-    Guard.UNOPENED: lambda job, step, now: (
+    Guard.ROUND: lambda job, request, now: request.round is not None and job.round == request.round,
+    Guard.UNOPENED: lambda job, request, now: (
         job.review_lease is None
-        or job.review_lease == step.reviewer
+        or job.review_lease == request.reviewer
         or (job.review_lease_until is not None and job.review_lease_until < now)
     ),
-    Guard.UNDECIDED: lambda job, step, now: job.release_at is None,
-    Guard.DECIDED: lambda job, step, now: job.release_at is not None,
-    Guard.UNRELEASED: lambda job, step, now: job.release_at is not None and job.release_at > now,
-    Guard.RELEASED: lambda job, step, now: job.release_at is not None and job.release_at <= now,
-    Guard.OVERDUE: lambda job, step, now: job.review_deadline is not None and job.review_deadline <= now,
-    Guard.PARKED: lambda job, step, now: job.parked_at is not None,
+    Guard.UNDECIDED: lambda job, request, now: job.release_at is None,
+    Guard.DECIDED: lambda job, request, now: job.release_at is not None,
+    Guard.UNRELEASED: lambda job, request, now: job.release_at is not None and job.release_at > now,
+    Guard.RELEASED: lambda job, request, now: job.release_at is not None and job.release_at <= now,
+    Guard.OVERDUE: lambda job, request, now: job.review_deadline is not None and job.review_deadline <= now,
+    Guard.PARKED: lambda job, request, now: job.parked_at is not None,
 }
 
 
 class Tables:
-    """Everything that is kept. `committed` is told of every transaction, with the rows as they were before it."""
+    """The stored rows. `before_commit` is called with each transaction just before its writes take effect."""
 
-    def __init__(self, moves: Mapping[str, Transition] = TRANSITIONS) -> None:
-        self.moves = moves
+    def __init__(self, transitions: Mapping[str, Transition] = TRANSITIONS) -> None:
+        self.transitions = transitions
         self.guards = GUARDS | {Guard.QUIET: self._is_quiet}
         self.jobs: dict[str, Job] = {}
         self.unfinished: dict[str, Job] = {}
@@ -114,16 +114,16 @@ class Tables:
         self.decisions: dict[Round, tuple[Decision, int]] = {}
         self.deliveries: dict[str, Delivery] = {}
         self.keys: dict[Key, str] = {}
-        self.calls: dict[Place, FunctionCall] = {}
-        self.named: dict[Key, Job] = {}
+        self.calls: dict[CallKey, FunctionCall] = {}
+        self.by_client_id: dict[Key, Job] = {}
         self.users: dict[str, User] = {}
         self.tokens: dict[str, Token] = {}
         self.models: dict[str, Model] = {}
         self.prices: dict[tuple[str, int], Price] = {}
-        self.past: list[Job] = []
-        self.wasted: list[Job] = []
-        self.composed: dict[int, dict[int, LibraryItem]] = {}
-        self.composed_ids = 0
+        self.purged_jobs: list[Job] = []
+        self.stale_attempts: list[Job] = []
+        self.library_items: dict[int, dict[int, LibraryItem]] = {}
+        self.last_item_id = 0
         self.labels: dict[tuple[int, str], int] = {}
         self.functions: dict[str, Function] = {}
         self.limits: dict[str, Limit] = {}
@@ -136,46 +136,50 @@ class Tables:
         self.key_count = 0
         self.model_logs: dict[str, list[LogLine]] = {}
         self.listeners: list[Listener] = []
-        self.committed: Callable[[Tx], None] = lambda _: None
+        self.before_commit: Callable[[Tx], None] = lambda _: None
 
     def run(self, operation: Operation, now: int) -> Any:
-        """The result of `operation`, committed at `now`. What it raises leaves everything as it was."""
+        """Run `operation` as a transaction at the time `now`, and return its result. An error changes nothing."""
         tx = Tx(now=now)
         result = operation(tx)
         self._check_ids(tx)
-        self.committed(tx)
+        self.before_commit(tx)
         self._commit(tx)
         for topic, name in tx.changes:
             for listener in self.listeners:
                 listener(topic, name)
         return result
 
-    def may(self, verb: str, job: Job, step: TransitionRequest, now: int) -> bool:
-        """Whether `job` stands where `verb` may begin."""
-        move = self.moves[verb]
-        return job.status in move.sources and all(self.guards[guard](job, step, now) for guard in move.guards)
+    def may(self, verb: str, job: Job, request: TransitionRequest, now: int) -> bool:
+        """Return True if the status of `job` and the guards permit `verb`."""
+        transition = self.transitions[verb]
+        return job.status in transition.sources and all(
+            self.guards[guard](job, request, now) for guard in transition.guards
+        )
 
     def steps(self, run: Job) -> list[Job]:
-        """The steps of the round that a run is in, the oldest first."""
+        """Return the steps of the current round of `run`, oldest first."""
         jobs = [job for job in self.jobs.values() if (job.parent_id, job.parent_round) == (run.id, run.round)]
         return sorted(jobs, key=lambda job: job.id)
 
-    def _is_quiet(self, job: Job, step: TransitionRequest, _now: int) -> bool:
-        return step.settled_steps == sum(1 for each in self.steps(job) if each.is_terminal)
+    def _is_quiet(self, job: Job, request: TransitionRequest, _now: int) -> bool:
+        return request.settled_steps == sum(1 for step in self.steps(job) if step.is_terminal)
 
     def _check_ids(self, tx: Tx) -> None:
-        """What a primary key forbids."""
-        twice = any(job.id in self.jobs for job, _ in tx.made) or any(place in self.decisions for place in tx.decisions)
-        if twice:
+        """Raise IntegrityError if a primary key exists already."""
+        is_duplicate = any(job.id in self.jobs for job, _ in tx.inserted) or any(
+            job_round in self.decisions for job_round in tx.decisions
+        )
+        if is_duplicate:
             raise sa.exc.IntegrityError("insert", {}, Exception("this primary key is used already"))
 
     def _commit(self, tx: Tx) -> None:
         for job in tx.jobs.values():
-            self._keep(job)
+            self._store_job(job)
         for event in tx.events:
             self.events.setdefault(event.job_id, []).append((event, msgspec.json.encode(event.data)))
-        for place, decision in tx.decisions.items():
-            self.decisions[place] = (decision, tx.now)
+        for job_round, decision in tx.decisions.items():
+            self.decisions[job_round] = (decision, tx.now)
         self.deliveries.update(tx.deliveries)
         self.calls.update(tx.calls)
         for key, job_id in tx.keys.items():
@@ -183,42 +187,42 @@ class Tables:
                 self.keys.pop(key, None)
             else:
                 self.keys[key] = job_id
-        if tx.forgotten:
-            self._forget(tx.forgotten)
+        if tx.purged:
+            self._purge(tx.purged)
 
-    def _keep(self, job: Job) -> None:
+    def _store_job(self, job: Job) -> None:
         self.jobs[job.id] = job
         if job.client_id is not None:
-            self.named[job.user_id, job.client_id] = job
+            self.by_client_id[job.user_id, job.client_id] = job
         if job.is_terminal:
             self.unfinished.pop(job.id, None)
             self.ended[job.id] = job
         else:
             self.unfinished[job.id] = job
 
-    def _forget(self, ids: list[str]) -> None:
-        gone = dict.fromkeys(ids)
-        self.past += (self.jobs[job_id] for job_id in ids)
+    def _purge(self, ids: list[str]) -> None:
+        purged = dict.fromkeys(ids)
+        self.purged_jobs += (self.jobs[job_id] for job_id in ids)
         for job_id in ids:
             del self.jobs[job_id], self.ended[job_id], self.events[job_id]
-        self.decisions = {place: kept for place, kept in self.decisions.items() if place[0] not in gone}
-        self.deliveries = {name: kept for name, kept in self.deliveries.items() if kept.job_id not in gone}
-        self.named = {name: kept for name, kept in self.named.items() if kept.id not in gone}
-        self.calls = {place: kept for place, kept in self.calls.items() if place[0] not in gone}
-        self.keys = {key: job_id for key, job_id in self.keys.items() if job_id not in gone}
+        self.decisions = {key: row for key, row in self.decisions.items() if key[0] not in purged}
+        self.deliveries = {name: row for name, row in self.deliveries.items() if row.job_id not in purged}
+        self.by_client_id = {name: row for name, row in self.by_client_id.items() if row.id not in purged}
+        self.calls = {key: row for key, row in self.calls.items() if key[0] not in purged}
+        self.keys = {key: job_id for key, job_id in self.keys.items() if job_id not in purged}
 
 
 def bump(tables: Tables, tx: Tx, topic: Topic) -> None:
-    """Counts a change of `topic`, and tells of it."""
+    """Increase the version of `topic`, and notify the listeners."""
     tables.versions[topic] += 1
     tx.changes.append((topic, ""))
 
 
-def after(move: Transition, job: Job, step: TransitionRequest, now: int) -> Job:
-    """`job` as `step`, which is a `move`, leaves it."""
-    changes: dict[str, Any] = dict.fromkeys(move.clears)
-    changes |= {column: getattr(job, column) + more for column, more in move.adds.items()}
-    changes |= step.changes
-    changes |= {column: now + round(seconds * 1_000_000) for column, seconds in step.after_seconds.items()}
-    status = step.to or move.targets[0]
+def next_state(transition: Transition, job: Job, request: TransitionRequest, now: int) -> Job:
+    """Return `job` after a transition."""
+    changes: dict[str, Any] = dict.fromkeys(transition.clears)
+    changes |= {column: getattr(job, column) + amount for column, amount in transition.adds.items()}
+    changes |= request.changes
+    changes |= {column: now + round(seconds * 1_000_000) for column, seconds in request.after_seconds.items()}
+    status = request.to or transition.targets[0]
     return msgspec.structs.replace(job, **(changes | {"status": status, "seq": job.seq + 1, "updated_at": now}))

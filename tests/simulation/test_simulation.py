@@ -1,4 +1,4 @@
-"""The durable core in a simulated world: no law is broken there, and a core without its guards breaks one.
+"""The durable core in a simulated world: it breaks no law there, and breaks one if a guard is removed.
 
 A step is one callback that was run: of a process, of the network, or of the world outside.
 """
@@ -35,7 +35,7 @@ from simulation.clock import Clock
 from simulation.loop import SimLoop, World
 from simulation.outside import body_of
 from simulation.process import Process
-from simulation.run import Broken, Simulation, Told
+from simulation.run import Broken, RunResult, Simulation
 from simulation.tables import Operation, Tables
 from simulation.users import answer
 from simulation.weather import FAULTS
@@ -43,65 +43,65 @@ from simulation.weather import FAULTS
 ALL_STEPS = 1_200_000
 SEEDS = range(40)
 STEPS = ALL_STEPS // len(SEEDS)
-STEPS_TO_FIND_IT = 600_000
+MAX_STEPS_TO_VIOLATION = 600_000
 CALLER = Caller(user_id=1, token_id=1, role="user", email="ann@example.com")
 pytestmark = pytest.mark.slow
 SIMULATE = Path(__file__).parents[1] / "simulate.py"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_no_law_is_broken_whatever_breaks(seed: int) -> None:
-    told = Simulation(seed, steps=STEPS).run()
-    assert told.steps >= STEPS
+def test_faults_break_no_law(seed: int) -> None:
+    result = Simulation(seed, steps=STEPS).run()
+    assert result.steps >= STEPS
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("first", range(1000, 3000, 100))
-def test_no_law_is_broken_in_many_more_worlds(first: int) -> None:
+def test_faults_break_no_law_with_many_more_seeds(first: int) -> None:
     for seed in range(first, first + 100):
         Simulation(seed).run()
 
 
-def test_every_move_is_made_and_every_fault_is_met() -> None:
-    """A simulation in which nothing happens would find nothing."""
+def test_runs_cover_every_transition_and_every_fault() -> None:
+    """Ensure that runs are eventful: a simulation in which nothing happens would find nothing."""
     rich = {"undo_seconds": 8, "deadline_seconds": 20, "retention_seconds": 90, "faults": FAULTS}
-    met = {name for seed in range(100, 104) for name in Simulation(seed, steps=STEPS, **rich).run().counts}
-    # Runs and streams are no part of this world: the machine of `stateful/`, and tests of processes, drive those.
-    assert met >= TRANSITIONS.keys() - {"submit", "hit", "park", "wake", "refuse"}
-    assert met >= {f"verb {verb}" for verb in ("submit", "succeed", "fail", "cancel", "hit")}
-    assert met >= {f"fault {fault}" for fault in FAULTS}
-    assert met >= {"forgotten", "posted", "answered", "shown", "refused", "kept"}
+    seen = {name for seed in range(100, 104) for name in Simulation(seed, steps=STEPS, **rich).run().counts}
+    # Runs and streams are not simulated: the state machine in `stateful/` and the tests of processes cover them.
+    assert seen >= TRANSITIONS.keys() - {"submit", "hit", "park", "wake", "refuse"}
+    assert seen >= {f"verb {verb}" for verb in ("submit", "succeed", "fail", "cancel", "hit")}
+    assert seen >= {f"fault {fault}" for fault in FAULTS}
+    assert seen >= {"forgotten", "posted", "answered", "shown", "refused", "kept"}
 
 
-def test_a_seed_is_a_history_in_every_process() -> None:
-    told = Simulation(7, steps=STEPS // 2).run()
-    assert told == Simulation(7, steps=STEPS // 2).run()
-    assert told.digest != Simulation(8, steps=STEPS // 2).run().digest
+def test_a_seed_gives_the_same_history_in_every_process() -> None:
+    result = Simulation(7, steps=STEPS // 2).run()
+    assert result == Simulation(7, steps=STEPS // 2).run()
+    assert result.digest != Simulation(8, steps=STEPS // 2).run().digest
     for hash_seed in ("0", "4711"):
-        assert told_elsewhere(7, hash_seed) == told
+        assert result_in_new_process(7, hash_seed) == result
 
 
-def told_elsewhere(seed: int, hash_seed: str) -> Told:
-    """What the command says that a failing run prints."""
+def result_in_new_process(seed: int, hash_seed: str) -> RunResult:
+    """Run the command for a seed in a new process, and return its result."""
     command = [sys.executable, str(SIMULATE), str(seed), "--steps", str(STEPS // 2)]
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
-    done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=300)
-    return msgspec.json.decode(done.stdout, type=Told)
+    completed = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=300)
+    return msgspec.json.decode(completed.stdout, type=RunResult)
 
 
-def test_a_failing_run_says_how_to_see_it_again(
+def test_a_failing_run_prints_the_command_that_repeats_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(query, "redacted", lambda _, job: job)
-    broken = broken_within(STEPS_TO_FIND_IT, undo_seconds=2)
+    broken = broken_within(MAX_STEPS_TO_VIOLATION, undo_seconds=2)
     _, command = broken.split("again: ")
     monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
     assert simulate.main() == 1
     assert broken in capsys.readouterr().out
 
 
-# The world itself
+# The simulated world
 
 
 def two_loops() -> tuple[World, SimLoop, SimLoop]:
@@ -113,14 +113,14 @@ def two_loops() -> tuple[World, SimLoop, SimLoop]:
     )
 
 
-def test_a_day_passes_in_no_time() -> None:
+def test_a_day_of_simulated_time_takes_few_steps() -> None:
     world, loop, _ = two_loops()
     world.run(asyncio.sleep(24 * 3600), loop)
     assert world.now == 24 * 3600
     assert world.steps < 10
 
 
-def test_what_is_killed_runs_nothing_any_more_and_no_finally_either() -> None:
+def test_a_killed_loop_runs_no_more_code_not_even_finally() -> None:
     world, outside, loop = two_loops()
     ran: list[str] = []
 
@@ -143,7 +143,7 @@ def test_what_is_killed_runs_nothing_any_more_and_no_finally_either() -> None:
     assert ran == ["finally"], "only Python's own burial, when nobody is there to see it"
 
 
-def test_what_is_paused_goes_on_where_it_was_and_finds_that_time_has_passed() -> None:
+def test_a_paused_loop_resumes_where_it_was_after_time_has_passed() -> None:
     world, outside, loop = two_loops()
     woke: list[float] = []
 
@@ -164,7 +164,7 @@ def test_what_is_paused_goes_on_where_it_was_and_finds_that_time_has_passed() ->
     assert woke == [61]
 
 
-def test_ready_callbacks_go_in_the_order_of_the_seed() -> None:
+def test_the_seed_decides_the_order_of_ready_callbacks() -> None:
     def order(seed: int) -> list[int]:
         world, ran = World(seed), list[int]()
         loop = SimLoop(world, Clock(world.random_float, is_true=True))
@@ -177,18 +177,18 @@ def test_ready_callbacks_go_in_the_order_of_the_seed() -> None:
     assert sorted(order(2)) == list(range(20))
 
 
-# Without a guard
+# Mutants: the core without one of its safeguards
 
 
 def without(verb: str, guard: Guard) -> Tables:
-    """Tables whose `verb` does not look at `guard`."""
-    move = TRANSITIONS[verb]
-    left = tuple(one for one in move.guards if one is not guard)
-    return Tables(TRANSITIONS | {verb: msgspec.structs.replace(move, guards=left)})
+    """Return tables that do not check `guard` for `verb`."""
+    transition = TRANSITIONS[verb]
+    guards = tuple(other for other in transition.guards if other is not guard)
+    return Tables(TRANSITIONS | {verb: msgspec.structs.replace(transition, guards=guards)})
 
 
 def broken_within(steps: int, tables: Callable[[], Tables] = Tables, **climate: Any) -> str:
-    """What a run says in which a law is broken; empty if there was none within so many steps."""
+    """Return the message of the first run that breaks a law; empty if none does within `steps` steps."""
     seed = 0
     while steps > 0:
         simulation = Simulation(seed, steps=min(steps, STEPS), tables=tables(), **climate)
@@ -222,46 +222,46 @@ MUTANTS: dict[tuple[str, Guard], tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("verb", "guard"), MUTANTS, ids=str)
-def test_a_move_without_a_guard_breaks_a_law(verb: str, guard: Guard) -> None:
+def test_a_transition_without_a_guard_breaks_a_law(verb: str, guard: Guard) -> None:
     climate, law = MUTANTS[verb, guard]
-    assert re.search(law, broken_within(STEPS_TO_FIND_IT, lambda: without(verb, guard), **climate))
+    assert re.search(law, broken_within(MAX_STEPS_TO_VIOLATION, lambda: without(verb, guard), **climate))
 
 
-def test_an_end_that_can_change_breaks_a_law() -> None:
+def test_a_terminal_status_that_can_change_breaks_a_law() -> None:
     cancel = msgspec.structs.replace(TRANSITIONS["cancel"], sources=("bot", "human", "success"))
-    broken = broken_within(STEPS_TO_FIND_IT, lambda: Tables(TRANSITIONS | {"cancel": cancel}))
+    broken = broken_within(MAX_STEPS_TO_VIOLATION, lambda: Tables(TRANSITIONS | {"cancel": cancel}))
     assert "terminal is terminal" in broken
 
 
 def test_a_claim_that_ignores_a_live_lease_breaks_a_law() -> None:
     def tables() -> Tables:
-        forgetful = Tables()
-        forgetful.guards[Guard.DUE] = lambda job, step, now: job.due_at <= now
-        return forgetful
+        mutant = Tables()
+        mutant.guards[Guard.DUE] = lambda job, request, now: job.due_at <= now
+        return mutant
 
-    assert "a live lease is nobody else's" in broken_within(STEPS_TO_FIND_IT, tables)
+    assert "a live lease is nobody else's" in broken_within(MAX_STEPS_TO_VIOLATION, tables)
 
 
-def test_giving_back_what_was_lost_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that has lost its lease gives the job back all the same, and the store lets it."""
+def test_releasing_a_job_after_losing_its_lease_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Release a job even after its lease is lost, at a store that allows it."""
 
-    async def give_back_always(services: Services, job: Job) -> None:
+    async def release_always(services: Services, job: Job) -> None:
         task = asyncio.current_task()
         assert task is not None
-        asking = Attempt()
+        attempt = Attempt()
         with services.runtime.leases.holding(job.id, job.lease or "", task.cancel):
             try:
-                await settle(services, *await perform._call_model(services, job, asking))
+                await settle(services, *await perform._call_model(services, job, attempt))
             except asyncio.CancelledError:
-                await perform._release_job(services, job, asking)
+                await perform._release_job(services, job, attempt)
                 raise
 
-    monkeypatch.setattr(worker, "perform", give_back_always)
-    broken = broken_within(STEPS_TO_FIND_IT, lambda: without("release", Guard.LEASE), **SLEEPY)
+    monkeypatch.setattr(worker, "perform", release_always)
+    broken = broken_within(MAX_STEPS_TO_VIOLATION, lambda: without("release", Guard.LEASE), **SLEEPY)
     assert "a stale worker cannot settle: ('release'" in broken
 
 
-def test_a_delivery_that_is_written_after_the_move_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_delivery_inserted_after_the_transition_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[tuple[Job, str]] = []
 
     class Late(Tables):
@@ -272,51 +272,51 @@ def test_a_delivery_that_is_written_after_the_move_breaks_a_law(monkeypatch: pyt
             return result
 
     monkeypatch.setattr(jobs, "create_deliveries", lambda _, job, verb: ended.append((job, verb)))
-    assert "the move that ends a job inserts its delivery" in broken_within(STEPS_TO_FIND_IT, Late)
+    assert "the move that ends a job inserts its delivery" in broken_within(MAX_STEPS_TO_VIOLATION, Late)
 
 
-def test_a_delivery_of_what_was_cancelled_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_delivery_of_a_cancelled_job_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "create_deliveries", lambda tx, job, _: create_deliveries(tx, job, "fail"))
-    assert "the move that ends a job inserts its delivery" in broken_within(STEPS_TO_FIND_IT)
+    assert "the move that ends a job inserts its delivery" in broken_within(MAX_STEPS_TO_VIOLATION)
 
 
-def test_a_key_that_is_forgotten_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forgotten_idempotency_key_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs.MemoryJobs, "_standing_under_key", lambda *_: None)
-    assert "one key, one job" in broken_within(STEPS_TO_FIND_IT)
+    assert "one key, one job" in broken_within(MAX_STEPS_TO_VIOLATION)
 
 
-def test_a_key_that_joins_anything_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_joins_different_requests_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "check_same", lambda *_: None)
-    assert "a key joins the same ask only" in broken_within(STEPS_TO_FIND_IT)
+    assert "a key joins the same ask only" in broken_within(MAX_STEPS_TO_VIOLATION)
 
 
-def test_an_answer_without_its_veil_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_is_not_redacted_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query, "redacted", lambda _, job: job)
-    assert "nothing held is seen" in broken_within(STEPS_TO_FIND_IT)
+    assert "nothing held is seen" in broken_within(MAX_STEPS_TO_VIOLATION)
 
 
-def test_leases_that_nobody_takes_back_break_a_law() -> None:
+def test_leases_that_never_lapse_break_a_law() -> None:
     def tables() -> Tables:
-        stuck = Tables()
-        stuck.guards[Guard.LAPSED] = lambda job, step, now: False
-        return stuck
+        mutant = Tables()
+        mutant.guards[Guard.LAPSED] = lambda job, request, now: False
+        return mutant
 
-    assert "queues drain" in broken_within(STEPS_TO_FIND_IT, tables, faults=("crash",))
+    assert "queues drain" in broken_within(MAX_STEPS_TO_VIOLATION, tables, faults=("crash",))
 
 
-# What the simulation has found
+# Regressions that the simulation found
 
 
 def a_quiet_world(seconds: float, *, log_before_answer: bool = False) -> tuple[Simulation, Process]:
-    """One process in a world without users and faults, whose model takes so long, on the average."""
+    """Return a simulation without users and faults, and its only process; its model takes `seconds` on average."""
     quiet: dict[str, Any] = {"processes": 1, "users": 0, "reviewers": 0, "faults": ()}
     simulation = Simulation(1, log_before_answer=log_before_answer, **quiet)
     simulation.weather.model_seconds = (seconds,)
     return simulation, simulation.processes[0]
 
 
-async def called(process: Process) -> tuple[Job, bytes | None]:
-    """What a caller gets who waits."""
+async def call_and_wait(process: Process) -> tuple[Job, bytes | None]:
+    """Return the job and the answer that a waiting caller gets."""
     ask = Ask(door="test", caller=CALLER, body=body_of("hello"), target="plain", lane="now")
     return await process.ask(lambda services: answer(services, ask), 300)
 
@@ -326,13 +326,13 @@ async def until_up(process: Process) -> None:
         await asyncio.sleep(0.1)
 
 
-def test_a_slow_call_is_written_after_a_second_although_somebody_sets_the_clock_back() -> None:
+def test_a_slow_call_is_stored_after_a_second_even_if_the_clock_is_set_back() -> None:
     simulation, process = a_quiet_world(seconds=100_000)
 
     async def story() -> None:
         await until_up(process)
         async with asyncio.TaskGroup() as calls:
-            call = calls.create_task(called(process))
+            call = calls.create_task(call_and_wait(process))
             await asyncio.sleep(0.3)
             process.clock.jump(-3600)
             await asyncio.sleep(1.5)
@@ -343,35 +343,35 @@ def test_a_slow_call_is_written_after_a_second_although_somebody_sets_the_clock_
     simulation.run(story)
 
 
-def test_a_slow_call_whose_row_was_written_though_nobody_said_so_is_recorded_with_its_answer() -> None:
+def test_a_slow_call_with_an_unconfirmed_row_is_recorded_with_its_answer() -> None:
     simulation, process = a_quiet_world(seconds=2)
     answered: list[tuple[Job, bytes | None]] = []
 
     async def story() -> None:
         await until_up(process)
         async with asyncio.TaskGroup() as group:
-            calls = [group.create_task(called(process)) for _ in range(30)]
+            calls = [group.create_task(call_and_wait(process)) for _ in range(30)]
             await asyncio.sleep(0.5)
-            simulation.weather.answers_lost = 1  # the rows of all the slow ones are committed meanwhile
+            simulation.weather.answers_lost = 1  # the rows of all slow calls are committed in this time
             await asyncio.sleep(1.2)
             simulation.weather.answers_lost = 0
         answered.extend(call.result() for call in calls)
         await asyncio.sleep(60)
 
     simulation.run(story)
-    kept = [simulation.tables.jobs[job.id] for job, _ in answered]
-    assert [(job.status, job.response) for job in kept] == [("success", body) for _, body in answered]
+    recorded = [simulation.tables.jobs[job.id] for job, _ in answered]
+    assert [(job.status, job.response) for job in recorded] == [("success", body) for _, body in answered]
 
 
-def test_a_call_whose_record_was_written_though_nobody_said_so_is_not_recorded_twice() -> None:
+def test_a_call_with_an_unconfirmed_record_is_not_recorded_twice() -> None:
     simulation, process = a_quiet_world(seconds=0.1, log_before_answer=True)
 
     async def story() -> None:
         await until_up(process)
         simulation.weather.answers_lost = 1
-        simulation.tables.listeners.append(lambda topic, name: simulation.weather.clear())  # only the first one is lost
-        with pytest.raises(Overloaded):  # a caller may see that, and no fault of ours
-            await called(process)
+        simulation.tables.listeners.append(lambda topic, name: simulation.weather.clear())  # only the first is lost
+        with pytest.raises(Overloaded):  # callers may see this error, but no internal one
+            await call_and_wait(process)
 
     simulation.run(story)
     assert [job.status for job in simulation.tables.jobs.values()] == ["success"]

@@ -1,4 +1,4 @@
-"""Prices, and sums of what was used, in memory."""
+"""In-memory prices and totals of usage."""
 
 from __future__ import annotations
 
@@ -10,57 +10,59 @@ import msgspec
 from signoff.core.job import Job
 from signoff.core.price import Price
 from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
-from simulation.tables import Tables, Tx, Way
+from simulation.tables import Connection, Tables, Tx
 
 
 class MemoryUsageRecords:
-    """The ledger in memory; see `store.Ledger`."""
+    """In-memory implementation of `accounts.UsageRecords`."""
 
-    def __init__(self, tables: Tables, way: Way) -> None:
+    def __init__(self, tables: Tables, connection: Connection) -> None:
         self._tables = tables
-        self._way = way
+        self._connection = connection
 
     async def prices(self) -> list[Price]:
-        return await self._way.send(lambda _: [price for _, price in sorted(self._tables.prices.items())], writes=False)
+        return await self._connection.send(
+            lambda _: [price for _, price in sorted(self._tables.prices.items())], writes=False
+        )
 
     async def put_price(self, price: Price) -> None:
         def put(tx: Tx) -> None:
             self._tables.prices[price.model, price.valid_from] = price
-            self._tell(tx)
+            self._bump(tx)
 
-        await self._way.send(put, writes=True)
+        await self._connection.send(put, writes=True)
 
     async def drop_price(self, model: str, valid_from: int) -> bool:
         def drop(tx: Tx) -> bool:
             dropped = self._tables.prices.pop((model, valid_from), None) is not None
             if dropped:
-                self._tell(tx)
+                self._bump(tx)
             return dropped
 
-        return await self._way.send(drop, writes=True)
+        return await self._connection.send(drop, writes=True)
 
     async def record(self, job: Job) -> None:
         def record(tx: Tx) -> None:
-            self._tables.wasted.append(msgspec.structs.replace(job, status=STALE, created_at=tx.now))
+            self._tables.stale_attempts.append(msgspec.structs.replace(job, status=STALE, created_at=tx.now))
 
-        await self._way.send(record, writes=True)
+        await self._connection.send(record, writes=True)
 
     async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
-        def look(_: Tx) -> tuple[list[UsageRow], UsageTotals]:
+        def read(_: Tx) -> tuple[list[UsageRow], UsageTotals]:
             tables = self._tables
-            jobs = [*tables.jobs.values(), *tables.past, *tables.wasted]
-            found = [job for job in jobs if _is_asked(job, query)]
+            jobs = [*tables.jobs.values(), *tables.purged_jobs, *tables.stale_attempts]
+            matching = [job for job in jobs if _matches(job, query)]
             groups = defaultdict[tuple[str | int | None, ...], list[Job]](list)
-            for job in found:
+            for job in matching:
                 groups[tuple(self._dimension(name, job) for name in query.by)].append(job)
-            lines = [
+            rows = [
                 UsageRow(dimensions=dict(zip(query.by, key, strict=True)), totals=added(groups[key]))
                 for key in sorted(groups, key=lambda key: [(value is not None, value) for value in key])
             ]
-            page = lines[query.offset : query.offset + query.limit] if query.by else []
-            return page, added(found)
+            page = rows[query.offset : query.offset + query.limit] if query.by else []
+            return page, added(matching)
 
-        return await self._way.send(look, writes=False)
+        return await self._connection.send(read, writes=False)
 
     def _dimension(self, name: Dimension, job: Job) -> str | int | None:
         match name:
@@ -75,25 +77,25 @@ class MemoryUsageRecords:
             case _:
                 return getattr(job, name)
 
-    def _tell(self, tx: Tx) -> None:
+    def _bump(self, tx: Tx) -> None:
         self._tables.versions["prices"] += 1
         tx.changes.append(("prices", ""))
 
 
 def added(jobs: Iterable[Job]) -> UsageTotals:
-    """What all of them took."""
+    """Return the total usage of `jobs`."""
     return plus(*(msgspec.structs.replace(totals_of(job), jobs=int(job.status != STALE)) for job in jobs))
 
 
 def plus(*sums: UsageTotals) -> UsageTotals:
-    """The sum of sums."""
+    """Return the sum of totals."""
     members = zip(*map(msgspec.structs.astuple, (UsageTotals(), *sums)), strict=True)
     return UsageTotals(**dict(zip(UsageTotals.__struct_fields__, map(sum, members), strict=True)))
 
 
-def _is_asked(job: Job, query: UsageQuery) -> bool:
+def _matches(job: Job, query: UsageQuery) -> bool:
     since = query.since // HOUR_US * HOUR_US
     until = None if query.until is None else -(-query.until // HOUR_US) * HOUR_US
-    is_then = job.created_at >= since and (until is None or job.created_at < until)
-    is_theirs = query.user_id in {None, job.user_id} and query.model in {None, job.model}
-    return is_then and is_theirs
+    is_in_period = job.created_at >= since and (until is None or job.created_at < until)
+    is_in_scope = query.user_id in {None, job.user_id} and query.model in {None, job.model}
+    return is_in_period and is_in_scope

@@ -1,4 +1,4 @@
-"""Who uses it: people who submit, wait, cancel and leave, and reviewers who are in each other's way."""
+"""Simulated people: users who submit, wait, cancel and leave, and reviewers who compete for the same jobs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REPEATED = 4
 
 
 class Person:
-    """Somebody with a token, who asks any process and puts up with errors."""
+    """A person with a token, who calls any process and tolerates errors."""
 
     def __init__(self, number: int, role: Role, world: World, processes: Sequence[Process], checker: Checker) -> None:
         email = f"{role}{number}@example.com"
@@ -43,56 +43,56 @@ class Person:
         self._checker = checker
         self._world = world
 
-    async def ask(self, what: str, verb: Verb[T], patience_seconds: float = PATIENCE_SECONDS) -> T | None:
-        """What the verb says in one of the processes; None where it refuses."""
+    async def ask(self, operation: str, verb: Verb[T], patience_seconds: float = PATIENCE_SECONDS) -> T | None:
+        """Return the result of `verb` in one of the processes; None if it fails."""
         up = [process for process in self._processes if process.is_up]
-        asked = self.random_float.choice(up if up and self.random_float.random() < 0.9 else self._processes)
+        target = self.random_float.choice(up if up and self.random_float.random() < 0.9 else self._processes)
         try:
-            return await asked.ask(verb, patience_seconds)
-        except Exception as error:  # noqa: BLE001 -- the checker says which of them nobody may see
-            self._checker.refused(self.caller.email, what, error)
+            return await target.ask(verb, patience_seconds)
+        except Exception as error:  # noqa: BLE001 -- the checker decides which errors callers may see
+            self._checker.refused(self.caller.email, operation, error)
             return None
 
-    async def see(self, what: str, verb: Verb[Job], patience_seconds: float = PATIENCE_SECONDS) -> Job | None:
-        """As `ask`; what is seen is checked."""
-        job = await self.ask(what, verb, patience_seconds)
+    async def see(self, operation: str, verb: Verb[Job], patience_seconds: float = PATIENCE_SECONDS) -> Job | None:
+        """Return the result of `ask`, once the checker has checked it."""
+        job = await self.ask(operation, verb, patience_seconds)
         if job is not None:
             self._checker.shown(self.caller, [job])
         return job
 
     async def pause(self, seconds: float) -> None:
-        """Thinks."""
+        """Sleep for a random time, `seconds` on the average."""
         await asyncio.sleep(self.random_float.expovariate(1 / seconds))
 
 
 class User(Person):
-    """Somebody who wants answers."""
+    """A person who requests answers."""
 
-    def __init__(self, *who: Any) -> None:
-        super().__init__(*who)
-        self._mine = deque[str](maxlen=12)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._job_ids = deque[str](maxlen=12)
         self._keys = deque[tuple[str, Ask]](maxlen=6)
 
     async def use(self) -> None:
-        """Does one thing after another, for ever."""
-        acts = [self._submit] * 6 + [self._call] * 4 + [self._rival, self._wait, self._wait, self._look]
-        acts += [self._cancel, self._again, self._resend, self._follow, self._list, self._events]
+        """Perform one random action after another, forever."""
+        actions = [self._submit] * 6 + [self._call] * 4 + [self._reuse_key, self._wait, self._wait, self._get]
+        actions += [self._cancel, self._retry, self._redeliver, self._follow, self._list, self._events]
         while True:
             await self.pause(0.15)
-            await self.random_float.choice(acts)()
+            await self.random_float.choice(actions)()
 
-    def _an_ask(self, **more: Any) -> Ask:
+    def _random_ask(self, **changes: Any) -> Ask:
         number, random_float = self._world.number(), self.random_float
         hook = WebhookTarget(
             url=f"https://host{random_float.randrange(HOSTS)}.example/{random_float.choice(['hook', 'hook', 'gone'])}"
         )
-        is_kept = random_float.random() < 0.5
-        text = f"ask again {random_float.randrange(REPEATED)}" if is_kept else f"ask {number}"
-        plain: dict[str, Any] = {
+        is_repeated = random_float.random() < 0.5
+        text = f"ask again {random_float.randrange(REPEATED)}" if is_repeated else f"ask {number}"
+        fields: dict[str, Any] = {
             "door": "simulation",
             "caller": self.caller,
             "body": body_of(text, stream=random_float.random() < 0.2),
-            "cache": "always" if is_kept else None,
+            "cache": "always" if is_repeated else None,
             "cache_control": CacheControl(
                 no_cache=random_float.random() < 0.1, max_age_seconds=random_float.choice([None, None, 5])
             ),
@@ -103,34 +103,34 @@ class User(Person):
             "due_seconds": random_float.choice([0, 0, 0, 3]),
             "webhook": hook if random_float.random() < 0.4 else None,
         }
-        return Ask(**(plain | more))
+        return Ask(**(fields | changes))
 
     async def _submit(self) -> None:
-        ask = self._an_ask()
+        ask = self._random_ask()
         if ask.idempotency_key is not None:
             self._keys.append((ask.idempotency_key, ask))
         await self._send(ask)
 
     async def _send(self, ask: Ask) -> None:
-        """Submits it; without an answer once more, if there is a key that makes that safe."""
+        """Submit `ask`; with an idempotency key, which makes that safe, try up to three times."""
         for _ in range(3 if ask.idempotency_key else 1):
             job = await self.see("submit", lambda services: submit.submit(services, ask))
             if job is not None:
                 self._check_accepted(job, ask)
-                self._mine.append(job.id)
+                self._job_ids.append(job.id)
                 return
             await self.pause(0.2)
 
-    async def _rival(self) -> None:
-        """Uses a key again: at several processes at once, or with another body, or long after."""
+    async def _reuse_key(self) -> None:
+        """Use a key again: at several processes at once, with another body, or long after."""
         if not self._keys:
             return
         key, ask = self.random_float.choice(self._keys)
-        other = self._an_ask(idempotency_key=key, target=ask.target, path=ask.path)
+        other = self._random_ask(idempotency_key=key, target=ask.target, path=ask.path)
         asks = self.random_float.choice([[ask, ask, ask], [ask, other], [other]])
         async with asyncio.TaskGroup() as group:
-            for each in asks:
-                group.create_task(self._send_keyed(each))
+            for keyed_ask in asks:
+                group.create_task(self._send_keyed(keyed_ask))
 
     async def _send_keyed(self, ask: Ask) -> None:
         job = await self.see("submit again", lambda services: submit.submit(services, ask))
@@ -143,112 +143,115 @@ class User(Person):
         self._checker.law(same, "a key joins the same ask only", job.id)
 
     async def _call(self) -> None:
-        """Waits for an answer at the door; with a key, now and then at several doors at once."""
-        ask = self._an_ask(lane="now", due_seconds=0, webhook=None, stream=self.random_float.random() < 0.4)
+        """Call a model and wait for its answer; with a key, sometimes in several processes at once."""
+        ask = self._random_ask(lane="now", due_seconds=0, webhook=None, stream=self.random_float.random() < 0.4)
         async with asyncio.TaskGroup() as group:
             for _ in range(self.random_float.choice([1, 1, 3]) if ask.idempotency_key else 1):
                 group.create_task(self._call_once(ask))
 
     async def _call_once(self, ask: Ask) -> None:
-        """One time in five the caller does not wait for long enough."""
+        """Call once; one caller in five may give up before the answer."""
         patience = self.random_float.uniform(0, 3) if self.random_float.random() < 0.2 else 60
-        answered = await self.ask("call", lambda services: answer(services, ask), patience)
-        if answered is not None:
-            job, body = answered
+        result = await self.ask("call", lambda services: answer(services, ask), patience)
+        if result is not None:
+            job, body = result
             self._checker.answered(self.caller, job, body)
 
     async def _wait(self) -> None:
-        if self._mine:
-            job_id, seconds = self.random_float.choice(self._mine), self.random_float.uniform(0, 20)
+        if self._job_ids:
+            job_id, seconds = self.random_float.choice(self._job_ids), self.random_float.uniform(0, 20)
             await self.see("wait", lambda services: query.wait_for_end(services, self.caller, job_id, seconds))
 
-    async def _look(self) -> None:
-        if self._mine:
-            job_id = self.random_float.choice(self._mine)
+    async def _get(self) -> None:
+        if self._job_ids:
+            job_id = self.random_float.choice(self._job_ids)
             await self.see("look", lambda services: query.get_job(services, self.caller, job_id))
 
     async def _follow(self) -> None:
-        if self._mine:
-            job_id = self.random_float.choice(self._mine)
-            seqs = await self.ask("follow", lambda services: _followed(services, self.caller, job_id), 10)
+        if self._job_ids:
+            job_id = self.random_float.choice(self._job_ids)
+            seqs = await self.ask("follow", lambda services: _event_numbers(services, self.caller, job_id), 10)
             in_order = seqs is None or seqs == list(range(1, len(seqs) + 1))
             self._checker.law(in_order, "events come in order, each once", job_id, seqs)
 
     async def _events(self) -> None:
-        if self._mine:
-            job_id = self.random_float.choice(self._mine)
+        if self._job_ids:
+            job_id = self.random_float.choice(self._job_ids)
             events = await self.ask("events", lambda services: query.list_events(services, self.caller, job_id))
             self._checker.law(not any(event.data for event in events or ()), "nothing held is seen", job_id)
 
     async def _cancel(self) -> None:
-        if self._mine:
-            job_id = self.random_float.choice(self._mine)
+        if self._job_ids:
+            job_id = self.random_float.choice(self._job_ids)
             await self.see("cancel", lambda services: cancel.cancel(services, self.caller, job_id))
 
-    async def _again(self) -> None:
-        if self._mine:
-            job_id = self.random_float.choice(self._mine)
+    async def _retry(self) -> None:
+        if self._job_ids:
+            job_id = self.random_float.choice(self._job_ids)
             job = await self.see("ask again", lambda services: retry.retry_job(services, self.caller, job_id))
             if job is not None:
                 self._checker.accepted(job)
 
-    async def _resend(self) -> None:
-        if self._mine:
-            job_id = self.random_float.choice(self._mine)
-            told = await self.ask(
+    async def _redeliver(self) -> None:
+        if self._job_ids:
+            job_id = self.random_float.choice(self._job_ids)
+            deliveries = await self.ask(
                 "deliveries", lambda services: redeliver.list_deliveries(services, self.caller, job_id)
             )
-            for one in told or ():
-                await self.ask("resend", lambda services, one=one: redeliver.redeliver(services, self.caller, one.id))
+            for delivery in deliveries or ():
+                await self.ask(
+                    "resend",
+                    lambda services, delivery=delivery: redeliver.redeliver(services, self.caller, delivery.id),
+                )
 
     async def _list(self) -> None:
-        which = JobFilter(limit=20, newest_first=True)
-        page = await self.ask("list", lambda services: query.list_jobs(services, self.caller, which))
+        filters = JobFilter(limit=20, newest_first=True)
+        page = await self.ask("list", lambda services: query.list_jobs(services, self.caller, filters))
         self._checker.shown(self.caller, page[0] if page else ())
 
 
 async def answer(services: Services, ask: Ask) -> tuple[Job, bytes | None]:
-    """The answer of a waiting call, as a door reads it; the body where it comes in one piece."""
-    begun = await call.begin_call(services, ask)
-    async with contextlib.aclosing(call.call_chunks(services, begun)) as chunks:
-        got = [chunk async for chunk in chunks]
-    whole = len(got) == 1 and not got[0].event
-    return begun.inflight.job, got[0].raw if whole else None
+    """Return the job and the answer of a waiting call, as a door reads it; the answer is None if it was streamed."""
+    started = await call.begin_call(services, ask)
+    async with contextlib.aclosing(call.call_chunks(services, started)) as chunks:
+        received = [chunk async for chunk in chunks]
+    whole = len(received) == 1 and not received[0].event
+    return started.inflight.job, received[0].raw if whole else None
 
 
-async def _followed(services: Services, caller: Caller, job_id: str) -> list[int]:
+async def _event_numbers(services: Services, caller: Caller, job_id: str) -> list[int]:
     async with contextlib.aclosing(query.follow_events(services, caller, job_id, 0)) as pages:
         return [event.seq async for page in pages for event in page]
 
 
 class Reviewer(Person):
-    """Somebody who looks at what is held. Once `is_diligent`, nothing stays undecided."""
+    """A person who reviews held jobs. While `is_diligent` is true, they decide every job that they open."""
 
     is_diligent = False
 
     async def review(self) -> None:
-        """Looks at one held job after another, for ever."""
+        """Review one held job after another, forever."""
         while True:
             await self.pause(0.5)
             held = await self._held(JobFilter(status="human", limit=10, newest_first=self.random_float.random() < 0.5))
             if held:
-                await self._look_at(self.random_float.choice(held))
+                await self._review_job(self.random_float.choice(held))
 
-    async def _held(self, which: JobFilter) -> list[Job]:
-        page = await self.ask("reviews", lambda services: query.list_jobs(services, self.caller, which))
+    async def _held(self, filters: JobFilter) -> list[Job]:
+        page = await self.ask("reviews", lambda services: query.list_jobs(services, self.caller, filters))
         held = [job for job in page[0] if job.status == "human"] if page else []
         self._checker.shown(self.caller, held)
         return held
 
-    async def _look_at(self, job: Job) -> None:
-        peeks: list[Callable[[], Awaitable[Any]]] = [
+    async def _review_job(self, job: Job) -> None:
+        actions: list[Callable[[], Awaitable[Any]]] = [
             lambda: self._peek(job, "open"),
             lambda: self._peek(job, "leave"),
             lambda: self._draft(job),
             lambda: self._undo(job),
         ]
         if not self.is_diligent and self.random_float.random() < 0.5:
-            await self.random_float.choice(peeks)()
+            await self.random_float.choice(actions)()
             await self.pause(0.3)
         if self.is_diligent or self.random_float.random() < 0.8:
             await self.pause(0.01 if self.is_diligent else self.random_float.choice([0.01, 3]))
@@ -267,9 +270,9 @@ class Reviewer(Person):
     async def _decide(self, job: Job) -> None:
         verdicts: list[Verdict] = ["approve"] if self.is_diligent else ["approve", "approve", "redo", "reject"]
         verdict = self.random_float.choice(verdicts)
-        opinion = review.VerdictRequest(verdict=verdict, edit=self._edit(verdict), round=job.round)
-        decided = await self.see("decide", lambda services: review.decide(services, self.caller, job.id, opinion))
-        if decided is not None and decided.status == "success" and opinion.edit.response is None:
+        request = review.VerdictRequest(verdict=verdict, edit=self._edit(verdict), round=job.round)
+        decided = await self.see("decide", lambda services: review.decide(services, self.caller, job.id, request))
+        if decided is not None and decided.status == "success" and request.edit.response is None:
             self._checker.law(decided.response == job.response, "what was signed off is what was seen", job.id)
         if (
             decided is not None

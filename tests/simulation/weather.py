@@ -1,4 +1,4 @@
-"""How bad it is: what can go wrong in a run at all, which its seed decides, and what goes wrong just now."""
+"""Conditions of a run: the climate, which the seed fixes for the whole run, and the weather, which changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class Climate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is like. Not everything goes wrong in every run: a rare fault hides behind a frequent one."""
+    """The fixed conditions of a run. Each run has only some of the faults, as a frequent one can hide a rare one."""
 
     processes: int
     users: int
@@ -33,7 +33,7 @@ FAULTS = (
 
 
 def climate_of(random_float: Random) -> Climate:
-    """What kind of run this is."""
+    """Return a random climate."""
     return Climate(
         processes=random_float.choice([1, 2, 3, 3, 4]),
         users=random_float.randint(4, 10),
@@ -53,7 +53,7 @@ def climate_of(random_float: Random) -> Climate:
 
 
 class Weather:
-    """What goes wrong just now, in shares of one; the nemesis changes it."""
+    """The present rates of faults, as shares of one, and latencies in seconds; the nemesis changes them."""
 
     def __init__(self, random_float: Random) -> None:
         self._random = random_float.random
@@ -61,20 +61,20 @@ class Weather:
         self.clear()
 
     def clear(self) -> None:
-        """Everything works."""
+        """Remove all faults."""
         self.store_refuses = self.answers_lost = self.news_lost = self.bells_lost = 0.0
         self.models_fail = self.receivers_fail = 0.0
         self.model_seconds: tuple[float, ...] = (0.05, 0.3)
         self.store_seconds = self.network_seconds = 0.002
 
     def happens(self, share: float) -> bool:
-        """Whether something that goes wrong so often goes wrong now."""
+        """Return True with the probability `share`."""
         return share > 0 and self._random() < share
 
     def store_latency(self) -> float:
-        """Seconds that a message to or from the store takes."""
+        """Return the seconds that a message to or from the store takes."""
         return self._random_float.expovariate(1 / self.store_seconds)
 
     def latency(self) -> float:
-        """Seconds that any other message takes."""
+        """Return the seconds that any other message takes."""
         return self._random_float.expovariate(1 / self.network_seconds)
