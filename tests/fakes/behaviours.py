@@ -1,4 +1,4 @@
-"""The behaviours of a fake upstream by name: sound answers, silence, early ends, nonsense and errors."""
+"""Behaviours of a fake upstream by name: correct answers, silence, early ends, invalid data and errors."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ async def _recorded(request: RecordedRequest) -> Reply:
 
 
 async def _no_edits(request: RecordedRequest) -> Reply:
-    """Serve chats alone."""
+    """Serve chat completions only."""
     if request.path.endswith("/v1/chat/completions"):
         return _ANSWER
     return whole(b'{"error": {"message": "Not here."}}', status=404)
 
 
 async def _keep(request: RecordedRequest) -> Reply:
-    """Create responses; answer everything else with what was asked.
+    """Create responses; answer every other request with its own data.
 
     The id of a response has the number of its request. A stream whose request says "and hang" hangs after its first
     event.
@@ -122,7 +122,7 @@ def bomb() -> bytes:
 
 
 async def _gzip_bomb(_: RecordedRequest) -> Reply:
-    """Send a compressed body, though nobody asked for one."""
+    """Send a compressed body that the request did not ask for."""
     return whole(bomb(), headers={"content-encoding": "gzip"})
 
 

@@ -1,6 +1,6 @@
-"""A fake model that counts its tokens, and callers of every kind who make it do so.
+"""A fake model that counts its tokens, and callers that use it in every way.
 
-A message says what the call comes to:
+The text of a message selects the behaviour:
 
 - `whole 5`: a whole answer. `bare 5`: one without usage. `slow 5`: one that waits until `release` is set.
 - `told 5`: a stream that ends with its usage. `untold 5`: one without. `steady 5`: one with usage in every event.

@@ -1,4 +1,4 @@
-"""A fake model that answers `OpenAI reply for <prompt>`, and keeps a journal."""
+"""A fake model that answers `OpenAI reply for <prompt>` and records requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 server on a bare socket, which records requests and sends scripted replies, broken ones too."""
+"""An HTTP/1.1 server on a plain socket, which records requests and sends scripted replies, also malformed ones."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Reply:
         return "\r\n".join([*lines, "", ""]).encode()
 
     def body(self) -> Iterator[Step]:
-        """Yield every step, without end if there is one to repeat."""
+        """Yield every step, and repeat the last one without end if the reply says so."""
         yield from self.steps
         while self.repeat is not None:
             yield self.repeat
@@ -104,7 +104,7 @@ def chunked(*steps: Step, **more: Any) -> Reply:
 
 
 def raw(*steps: Step, **more: Any) -> Reply:
-    """Return a reply of which every byte is in `steps`, the head too."""
+    """Return a reply that consists of `steps`, including its status line and headers."""
     return Reply(steps=steps, framing="raw", **more)
 
 
@@ -130,7 +130,7 @@ def pause(seconds: float, then: bytes | None = None) -> Step:
 
 
 async def wait_for_wake(server: FakeServer) -> None:
-    """Tell that this reply is stuck, and wait until the test sets `wake`."""
+    """Set `stuck`, and wait until the test sets `wake`."""
     server.stuck.set()
     await server.wake.wait()
 

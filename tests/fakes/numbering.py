@@ -1,4 +1,4 @@
-"""A fake model that numbers its answers, which shows who is given an old one."""
+"""A fake model that numbers its answers, so that a test can tell a new answer from a cached one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NumberingModel(FakeServer):
 
     @property
     def calls(self) -> int:
-        """How many requests arrived."""
+        """The number of requests that arrived."""
         return len(self.requests)
 
     async def reply(self, request: RecordedRequest) -> Reply:

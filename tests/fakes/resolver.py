@@ -1,4 +1,4 @@
-"""A resolver of names whose answers are scripted."""
+"""A DNS resolver with scripted answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 
 class FakeResolver(AbstractResolver):
-    """A resolver that gives its answers one after another, whatever the name."""
+    """A resolver that returns its answers one after another, for any name."""
 
     def __init__(self, *answers: list[str]) -> None:
         self.answers = list(answers)

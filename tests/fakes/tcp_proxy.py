@@ -11,7 +11,7 @@ CHUNK_BYTES = 65536
 
 
 class TcpProxy:
-    """A proxy that passes on what comes to `url`, which differs from the server's address in its port.
+    """A proxy that forwards connections from `url`, which is the server's address with another port.
 
     It runs while it is entered with `async with`.
     """
@@ -36,7 +36,7 @@ class TcpProxy:
 
     @property
     def standing(self) -> int:
-        """The number of connections, now."""
+        """The number of open connections."""
         return len(self._clients)
 
     async def __aenter__(self) -> Self:
@@ -65,21 +65,21 @@ class TcpProxy:
         self._stranded.clear()
 
     def strand(self) -> None:
-        """Leave every connection half-open: the server loses it, and its client is not told."""
+        """Make every connection half-open: close it on the side of the server only."""
         self._stranded |= self._clients
         for wire in self._wires - self._clients:
             wire.transport.abort()
 
     def block(self) -> None:
-        """Pass nothing on, and tell nobody."""
+        """Stop forwarding, without closing a connection."""
         self._flows.clear()
 
     def unblock(self) -> None:
-        """Pass on what was held back."""
+        """Forward again, beginning with the data that was held back."""
         self._flows.set()
 
     def tell_clients(self, words: bytes) -> None:
-        """Send `words` to every client in the server's place."""
+        """Send `words` to every client, as if the server had sent them."""
         for client in self._clients:
             client.write(words)
 

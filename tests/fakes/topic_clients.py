@@ -1,6 +1,6 @@
 """Clients of a stream: they send requests to a broker and read answers from it.
 
-Each uses the plainest library for its broker, as another program would, and not FastStream.
+Each uses its broker's own client library, as another program would, and not FastStream.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ class RedisClient:
         async with asyncio.timeout(ANSWER_SECONDS):
             while not (entries := await self._redis.xread({self.responses: self._last}, count=1, block=200)):
                 pass
-        [[_, [(place, fields)]]] = entries
-        self._last = place
+        [[_, [(entry_id, fields)]]] = entries
+        self._last = entry_id
         return Received(fields[b"message-id"].decode(), json.loads(fields[b"data"]))
 
 
@@ -144,7 +144,7 @@ class MqttClient:
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[MqttClient]:
-        """Connect, and listen to the answers."""
+        """Connect, and subscribe to the answers."""
         port = int(self.url.rpartition(":")[2])
         self._client = zmqtt.MQTTClient("127.0.0.1", port, client_id=f"{self.prefix}test", version="5.0")
         async with self._client, self._client.subscribe(self.responses, qos=zmqtt.QoS.AT_LEAST_ONCE) as self._answers:

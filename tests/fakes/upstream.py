@@ -1,6 +1,4 @@
-"""A fake model upstream: it behaves as the first part of a path says, such as `/cut-stream/v1/completions`, or as a
-script says.
-"""
+"""A fake model upstream, whose behaviour is selected by a script or by the first part of a path: `/cut-stream/v1/…`."""
 
 from __future__ import annotations
 
@@ -15,14 +13,14 @@ Script = Callable[[RecordedRequest], Awaitable[Reply]]
 
 
 class FakeUpstream(FakeServer):
-    """A model server whose replies are a script's, or the behaviours that its paths name."""
+    """A model server that replies as a script or the path of the request says."""
 
     def __init__(self, script: Script | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
         super().__init__(host=host, port=port)
         self._script = script
 
     def at(self, behaviour: str) -> str:
-        """Return the base address under which this server behaves so."""
+        """Return the base URL at which the server has this behaviour."""
         assert behaviour.partition("/")[0] in BEHAVIOURS, f"{behaviour} is none of {', '.join(BEHAVIOURS)}"
         return f"{self.url}/{behaviour}"
 
@@ -36,13 +34,13 @@ class FakeUpstream(FakeServer):
 
 
 def fake_upstream(script: Script | None = None, *, port: int = 0) -> FakeUpstream:
-    """Return a fake upstream to be entered with `async with`; without a script it behaves as its paths say."""
+    """Return a fake upstream for `async with`; without a script, the path selects the behaviour."""
     return FakeUpstream(script, port=port)
 
 
 @contextmanager
 def full_upstream() -> Generator[str, None, None]:
-    """Yield the address of a server that takes no connection, because its queue is full."""
+    """Yield the address of a server that accepts no connection, because its backlog is full."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(0)

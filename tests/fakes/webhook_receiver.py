@@ -1,4 +1,4 @@
-"""A receiver of webhooks, which records messages and answers as a test says."""
+"""A receiver of webhooks, which records messages and sends the replies of a test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def message_id(request: RecordedRequest) -> str:
 
 
 class WebhookReceiver(FakeServer):
-    """A server that takes messages."""
+    """A server that receives webhooks."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         super().__init__(host=host, port=port)

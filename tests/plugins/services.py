@@ -1,6 +1,6 @@
 """Provide the servers that tests use: one of each kind per run, shared by all workers, started by the first test.
 
-A test never has a server to itself, so it uses a part that no other test uses. `postgres_url` is a new database.
+Tests share each server, so each test uses a part of it that no other test uses. `postgres_url` is a new database.
 `prefix` starts the names of Redis keys and of RabbitMQ queues and exchanges. All tests share one virtual host, because
 a new virtual host costs more than a test.
 
@@ -50,12 +50,12 @@ RUN = pytest.StashKey[Run]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin a run, or in an xdist worker join the controller's."""
-    told: dict[str, str] | None = getattr(config, "workerinput", None)
-    if told is None:
+    run_state: dict[str, str] | None = getattr(config, "workerinput", None)
+    if run_state is None:
         folder = Path(tempfile.gettempdir(), f"signoff-tests-{secrets.token_hex(8)}")
         config.stash[RUN] = Run(folder=folder, controller=os.getpid())
     else:
-        config.stash[RUN] = Run(folder=Path(told["run_folder"]), controller=int(told["run_controller"]))
+        config.stash[RUN] = Run(folder=Path(run_state["run_folder"]), controller=int(run_state["run_controller"]))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -67,43 +67,43 @@ def pytest_configure_node(node: "WorkerController") -> None:
 
 @pytest.fixture(scope="session")
 def postgres_server(pytestconfig: pytest.Config) -> str:
-    """Return the url of the run's PostgreSQL, at the database for making others."""
+    """Return the URL of the run's PostgreSQL, with the database from which others are created."""
     return service(pytestconfig.stash[RUN], "postgres")
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_url(pytestconfig: pytest.Config) -> str:
-    """Return the url of the run's RabbitMQ; name what you declare there with `prefix`."""
+    """Return the URL of the run's RabbitMQ; begin names there with `prefix`."""
     return service(pytestconfig.stash[RUN], "rabbitmq")
 
 
 @pytest.fixture(scope="session")
 def redis_url(pytestconfig: pytest.Config) -> str:
-    """Return the url of the run's Redis; name your keys with `prefix`."""
+    """Return the URL of the run's Redis; begin keys with `prefix`."""
     return service(pytestconfig.stash[RUN], "redis")
 
 
 @pytest.fixture(scope="session")
 def nats_url(pytestconfig: pytest.Config) -> str:
-    """Return the url of the run's NATS with JetStream; name your subjects with `prefix`."""
+    """Return the URL of the run's NATS with JetStream; begin subjects with `prefix`."""
     return service(pytestconfig.stash[RUN], "nats")
 
 
 @pytest.fixture(scope="session")
 def mqtt_url(pytestconfig: pytest.Config) -> str:
-    """Return the url of the run's MQTT broker; name your topics with `prefix`."""
+    """Return the URL of the run's MQTT broker; begin topics with `prefix`."""
     return service(pytestconfig.stash[RUN], "mosquitto")
 
 
 @pytest.fixture
 def prefix() -> str:
-    """Return a beginning for names on shared servers which no other test has."""
+    """Return a unique prefix for names on shared servers."""
     return f"test-{secrets.token_hex(8)}-"
 
 
 @pytest.fixture(scope="session")
 def migrated(pytestconfig: pytest.Config, postgres_server: str) -> str:
-    """Return the name of the run's database that others are copied from; nobody connects to it once it is made."""
+    """Return the name of the migrated database that others are copied from; nothing connects to it any more."""
     run, name = pytestconfig.stash[RUN], "migrated"
     with (run.folder / "migrated.lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -117,15 +117,15 @@ def migrated(pytestconfig: pytest.Config, postgres_server: str) -> str:
 
 @pytest.fixture
 async def postgres_url(postgres_server: str, migrated: str, prefix: str, anyio_backend: object) -> AsyncIterator[str]:
-    """Return the url of a new database at the newest schema that only this test has; sync tests may ask for it too."""
-    del anyio_backend  # asked for so that this fixture runs in tests which do not ask for it themselves
+    """Yield the URL of a new database with the newest schema, for this test alone. Sync tests may use it too."""
+    del anyio_backend  # requested so that this fixture also runs in tests that do not request it
     async with database(postgres_server, prefix.rstrip("-"), migrated) as url:
         yield url
 
 
 @pytest.fixture
 async def empty_postgres_url(postgres_server: str, prefix: str, anyio_backend: object) -> AsyncIterator[str]:
-    """Return the url of a database with nothing in it."""
+    """Yield the URL of an empty database."""
     del anyio_backend
     # template0 takes no connections, so nobody can be in the way of copying it.
     async with database(postgres_server, f"{prefix}empty", "template0") as url:
@@ -134,7 +134,7 @@ async def empty_postgres_url(postgres_server: str, prefix: str, anyio_backend: o
 
 @asynccontextmanager
 async def database(server: str, name: str, template: str) -> AsyncIterator[str]:
-    """A database of its own, gone with the block."""
+    """Create a database, yield its URL, and drop it after the block."""
     await execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     yield f"{server.rpartition('/')[0]}/{name}"
     await execute(server, f'DROP DATABASE "{name}" WITH (FORCE)')
@@ -163,7 +163,7 @@ async def execute(url: str, statement: str) -> None:
 
 
 def service(run: Run, name: str) -> str:
-    """Return the url of the run's server of this name, started if nobody has; without one the test ends here."""
+    """Return the URL of the run's server of this name, started if necessary; skip the test if there is none."""
     answer = run.folder / f"{name}.json"
     if not answer.exists():
         ensure_supervisor(run, name)
@@ -178,7 +178,7 @@ def service(run: Run, name: str) -> str:
 
 
 def ensure_supervisor(run: Run, name: str) -> None:
-    """Start the service's supervisor unless another worker did."""
+    """Start the service's supervisor unless another worker has."""
     run.folder.mkdir(exist_ok=True)
     run.folder.chmod(0o755)  # PostgreSQL may have to run as another user
     with (run.folder / f"{name}.lock").open("w") as lock:
@@ -202,7 +202,7 @@ def spawn_supervisor(run: Run, name: str) -> int:
 
 
 def wait_for(answer: Path, *, pid_file: Path) -> None:
-    """Return when the answer is there; write one ourselves when its supervisor ended or owes it too long."""
+    """Wait for the answer; write one if the supervisor has ended or takes too long."""
     deadline = time.monotonic() + ANSWER_SECONDS
     while alive(int(pid_file.read_text())) and time.monotonic() < deadline:
         if answer.exists():
@@ -225,7 +225,7 @@ def alive(pid: int) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say loudly which services this run had to do without."""
+    """Print which services were not available to this run."""
     missing: dict[str, str] = {}
     for answer in sorted(config.stash[RUN].folder.glob("*.json")):
         words: dict[str, str] = json.loads(answer.read_text())
@@ -238,7 +238,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the run's services and remove their folder; the supervisors would, but only after us."""
+    """End the run's services and remove their folder; otherwise, the supervisors would do so after this process."""
     run = config.stash[RUN]
     if run.controller != os.getpid():
         return
@@ -254,7 +254,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def there(pid_file: Path) -> bool:
-    """Return True if the supervisor still runs; it removes its pid file when it leaves in order."""
+    """Return True if the supervisor still runs; it removes its pid file when it ends in order."""
     with suppress(FileNotFoundError):
         return alive(int(pid_file.read_text()))
     return False

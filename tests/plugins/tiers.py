@@ -88,8 +88,8 @@ def words_of(function: Callable[..., object]) -> frozenset[str]:
     while ahead:
         if (one := ahead.pop()) not in seen:
             seen.add(one)
-            found, reached = look_at(one)
-            words |= found
+            words_here, reached = look_at(one)
+            words |= words_here
             ahead += reached
     return frozenset(words)
 

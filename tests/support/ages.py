@@ -1,4 +1,4 @@
-"""What was admitted under a limit, made older than it is: nobody waits a minute in a test."""
+"""A change of the time of reservations, so that no test waits until a minute has passed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from signoff.stores.writer import Tx
 
 
 async def grow_older(store: Any, seconds: float) -> None:
-    """Everything that was admitted was so many seconds earlier."""
+    """Move all that was admitted under limits into the past by `seconds`."""
 
     def shift(tx: Tx) -> None:
         for name, counter in tx.conn.execute(sa.select(counters.c.name, counters.c.counter)).all():

@@ -1,4 +1,4 @@
-"""Brokers for tests, and a look at the queue between them."""
+"""RabbitMQ brokers for tests, and the state of the queue between them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ QUIET_SECONDS = 0.4
 
 
 def a_rabbit(url: str, queue: str) -> RabbitBroker:
-    """A broker that waits little between two attempts to connect."""
+    """Return a broker with short pauses between attempts to connect."""
     return RabbitBroker(url, queue_name=queue, random_float=lambda: 0.2)
 
 
 @contextlib.asynccontextmanager
 async def started(broker: RabbitBroker, *, listening: bool = False) -> AsyncIterator[RabbitBroker]:
-    """The broker, connected; it is closed with the block."""
+    """Yield the broker, connected, and close it after the block."""
     await broker.start()
     try:
         if listening:
@@ -36,26 +36,26 @@ async def started(broker: RabbitBroker, *, listening: bool = False) -> AsyncIter
 
 @contextlib.asynccontextmanager
 async def channel(url: str) -> AsyncIterator[AbstractChannel]:
-    """A channel of somebody else's."""
+    """Yield a channel on a connection of its own."""
     async with await aio_pika.connect(url) as connection, connection.channel() as channel:
         yield channel
 
 
 async def waiting(url: str, queue: str) -> int:
-    """How many messages are in the queue that nobody has taken."""
+    """Return the number of messages in the queue that were not delivered."""
     async with channel(url) as other:
         return (await other.declare_queue(queue, passive=True)).declaration_result.message_count or 0
 
 
 async def until_heard_by(listeners: int, other: AbstractChannel, queue: str) -> None:
-    """Waits until so many listen to the queue."""
+    """Wait until the queue has this number of consumers."""
     async with asyncio.timeout(WAIT_SECONDS):
         while (await other.declare_queue(queue, passive=True)).declaration_result.consumer_count != listeners:
             await asyncio.sleep(0.005)
 
 
 async def drained(broker: Broker) -> int:
-    """How many bells there are before it is quiet."""
+    """Return the number of wake-ups until none arrives any more."""
     async with asyncio.timeout(WAIT_SECONDS):
         count = 0
         while await broker.poll(QUIET_SECONDS):
@@ -64,7 +64,7 @@ async def drained(broker: Broker) -> int:
 
 
 async def until(holds: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
-    """Waits until something holds."""
+    """Wait until `holds` returns a true value; fail after `seconds`."""
     async with asyncio.timeout(seconds):
         while not holds():
             await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Engines whose models are processes, as each server process of this host has one."""
+"""Engines for subprocess models; several with one folder act as several server processes of a host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from signoff.engines.upstream import UpstreamClient
 
 @asynccontextmanager
 async def an_engine(run_dir: Path, heard: list[str] | None = None, **more: Any) -> AsyncIterator[SubprocessEngine]:
-    """An engine of all that share the folder; what its models write to their logs is left in `heard`."""
+    """Yield an engine on the shared folder `run_dir`, which appends the log lines of its models to `heard`."""
     lines = [] if heard is None else heard
     upstream = UpstreamClient(now=time.time)
     await upstream.start()

@@ -27,7 +27,7 @@ ANSWER_SECONDS = 60.0
 
 
 class Live:
-    """A server that runs, and whoever the test is at its doors."""
+    """A running server, with a client that calls its doors."""
 
     def __init__(self, services: Services, url: str, http: aiohttp.ClientSession) -> None:
         self.services = services
@@ -35,52 +35,52 @@ class Live:
         self.http = http
 
     async def token(self, role: Role = "user", email: str | None = None) -> str:
-        """A new token of a user with that role."""
+        """Return a new token of a user with this role."""
         user = await create_user(self.services, email or f"{role}@example.com", role)
         return await create_token(self.services, user)
 
     async def model(self, name: str, **more: Any) -> None:
-        """Registers an echo, or whatever `more` says."""
+        """Register an echo model, with the fields in `more`."""
         await register_model(self.services, Model(**({"name": name, "kind": "echo"} | more)))
 
     async def ask(self, method: str, path: str, token: str | None = None, **more: Any) -> tuple[int, Any]:
-        """The status and the JSON (else the text) of one request."""
+        """Send a request; return the status, and the JSON or else the text of the response."""
         headers = ({"authorization": f"Bearer {token}"} if token else {}) | more.pop("headers", {})
         async with self.http.request(method, self.url + path, headers=headers, **more) as response:
             text = await response.text()
             return response.status, await response.json() if "json" in response.content_type else text
 
     async def job_when(self, token: str, job_id: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The job as soon as `holds`; fails after ANSWER_SECONDS."""
+        """Return the job as soon as `holds` returns True for it; fail after ANSWER_SECONDS."""
 
-        async def look() -> dict[str, Any] | None:
+        async def awaited_job() -> dict[str, Any] | None:
             _, job = await self.ask("GET", f"/job?id={job_id}", token)
             return job if holds(job) else None
 
-        return await until(look)
+        return await until(awaited_job)
 
 
 async def until(look: Callable[[], Awaitable[T | None]]) -> T:
-    """What `look` finds, as soon as it finds something."""
+    """Return the first value of `look` that is not None; fail after ANSWER_SECONDS."""
     async with asyncio.timeout(ANSWER_SECONDS):
-        while (found := await look()) is None:
+        while (value := await look()) is None:
             await asyncio.sleep(0.01)
-    return found
+    return value
 
 
 @contextlib.asynccontextmanager
 async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
-    """A running server; it is closed with the block."""
+    """Yield a running server with these settings, and close it after the block."""
     quick = {"sweep_seconds": 0.1, "backoff_seconds": 0.01, "drain_seconds": 1}
-    told = Settings(data_dir=tmp_path / "data", **(quick | settings))
-    if told.is_embedded:
-        make_file(told.data_dir / "signoff.db")
+    server_settings = Settings(data_dir=tmp_path / "data", **(quick | settings))
+    if server_settings.is_embedded:
+        make_file(server_settings.data_dir / "signoff.db")
     else:
-        await migrate(told)
-    async with run_services(told, work=True) as services:
+        await migrate(server_settings)
+    async with run_services(server_settings, work=True) as services:
         server = _Server(
             uvicorn.Config(
-                make_router(services, told),
+                make_router(services, server_settings),
                 port=0,
                 lifespan="off",
                 http="httptools",
@@ -136,16 +136,16 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def client(server: Live, **more: Any) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The official client, with a token of its own."""
-    async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=await server.token(), **more) as made:
-        yield made
+    """Yield the official client of OpenAI, with a new token."""
+    async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=await server.token(), **more) as api:
+        yield api
 
 
 def chat(text: str, model: str = "echo", **more: Any) -> dict[str, Any]:
-    """A chat request."""
+    """Return the body of a chat request."""
     return {"model": model, "messages": [{"role": "user", "content": text}], **more}
 
 
 def words(answer: dict[str, Any]) -> str:
-    """What a chat completion says."""
+    """Return the text of a chat completion."""
     return answer["choices"][0]["message"]["content"]

@@ -1,4 +1,4 @@
-"""The cases of pipelines with their outcomes, as their users have given them."""
+"""Pipelines of users with the outcomes that they expect, from `pipelines.json`."""
 
 from __future__ import annotations
 

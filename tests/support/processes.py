@@ -1,4 +1,4 @@
-"""Real `signoff` processes for tests: started, asked, killed, ended with their block."""
+"""Real `signoff` processes for tests: start them, call them, kill them, and end them with a block."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SIGNOFF = (sys.executable, "-m", "signoff")
 
 
 def clean_environment(data_dir: Path, **more: str) -> dict[str, str]:
-    """An environment with nothing of ours but quick leases, a data folder, and `more`."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    """Return an environment without this process's settings, but with short leases, a data folder, and `more`."""
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     fast = {"SIGNOFF_LEASE_SECONDS": "2", "SIGNOFF_HEARTBEAT_SECONDS": "0.5", "SIGNOFF_SWEEP_SECONDS": "0.2"}
-    return kept | fast | {"SIGNOFF_DATA_DIR": str(data_dir)} | more
+    return inherited | fast | {"SIGNOFF_DATA_DIR": str(data_dir)} | more
 
 
 @contextmanager
 def served(environment: dict[str, str], tmp_path: Path, port: int, *more: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that answers."""
+    """Yield a server process that is ready, and end it after the block."""
     with (tmp_path / "out.txt").open("ab") as out, (tmp_path / "err.txt").open("ab") as err:
         command = (*SIGNOFF, "serve", "--port", str(port), *more)
         with subprocess.Popen(command, env=environment, stdout=out, stderr=err, cwd=tmp_path) as server:
@@ -42,7 +42,7 @@ def served(environment: dict[str, str], tmp_path: Path, port: int, *more: str) -
 
 @contextmanager
 def worked(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker alone."""
+    """Yield a worker process that performs jobs, and end it after the block."""
     worker = start_worker(environment)
     with worker:
         try:
@@ -54,22 +54,22 @@ def worked(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def start_worker(environment: dict[str, str], *, stderr: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
-    """A worker that begins to work soon; whoever starts it ends it."""
+    """Start a worker process and return at once; the caller ends it."""
     return subprocess.Popen((*SIGNOFF, "work"), env=environment, stderr=stderr)
 
 
 def signoff(environment: dict[str, str], *command: str) -> str:
-    """What one command prints."""
+    """Run a command of the command line; return what it prints."""
     return subprocess.run((*SIGNOFF, *command), env=environment, check=True, capture_output=True, text=True).stdout
 
 
 def first_token(tmp_path: Path) -> str:
-    """The token that a server told at its first start."""
+    """Return the token that a server printed at its first start."""
     return until(lambda: re.search(r"Token: (sg_\w+)", (tmp_path / "out.txt").read_text())).group(1)
 
 
 def ask(port: int, path: str, token: str, body: Any = None) -> Any:
-    """The JSON that a server answers; a POST where there is a body."""
+    """Send a GET, or a POST if there is a body; return the JSON of the response."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"authorization": f"Bearer {token}"})
     with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as response:
@@ -77,24 +77,24 @@ def ask(port: int, path: str, token: str, body: Any = None) -> Any:
 
 
 def verbs(port: int, token: str, job_id: str) -> list[str]:
-    """What happened to a job."""
+    """Return the verbs of the events of a job."""
     return [event["verb"] for event in ask(port, f"/api/jobs/{job_id}/events", token)["data"]]
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def until(look: Callable[[], T | None], seconds: float = WAIT_SECONDS) -> T:
-    """What `look` finds, as soon as it finds something."""
+    """Return the first value of `look` that is not None; fail after `seconds`."""
     deadline = time.monotonic() + seconds
-    while (found := look()) is None:
+    while (value := look()) is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return found
+    return value
 
 
 def _answers(port: int, server: subprocess.Popen[bytes]) -> bool | None:

@@ -34,12 +34,12 @@ ServeAt = Callable[[Path, Path, int], AbstractContextManager[object]]
 
 
 class MissingError(Exception):
-    """The service cannot be had; the message says why."""
+    """Error for a service that is not available; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """What it takes to have one kind of server."""
+    """Description of a kind of server: its package, its binary, and how to start it."""
 
     package: str
     binary: Callable[[], Path | None]
@@ -53,12 +53,12 @@ def main() -> None:
     parser.add_argument("service", choices=sorted(SERVICES))
     parser.add_argument("--watch", type=int, required=True, metavar="PID")
     parser.add_argument("--dir", type=Path, required=True)
-    told = parser.parse_args()
-    supervise(told.service, watched=told.watch, folder=told.dir)
+    arguments = parser.parse_args()
+    supervise(arguments.service, watched=arguments.watch, folder=arguments.dir)
 
 
 def supervise(name: str, *, watched: int, folder: Path) -> None:
-    """Serve, answer and wait in `folder`; afterwards nothing of it is left there."""
+    """Start the service in `folder`, write the answer, and wait for the end; remove the files afterwards."""
     log_to(folder / f"{name}.log")
     try:
         with ExitStack() as served:
@@ -89,13 +89,13 @@ def have(service: Service, name: str, folder: Path, served: ExitStack) -> dict[s
 
 
 def leave(_number: int, _frame: object) -> NoReturn:
-    """Unwind on the first SIGTERM, and hear no second one."""
+    """Unwind on the first SIGTERM, and ignore further ones."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(0)
 
 
 def installed(service: Service) -> Path:
-    """Install the service's package, if this machine lets us, and return its binary."""
+    """Install the service's package if this machine allows it, and return its binary."""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         message = f"{service.package} is not installed, and only root with apt-get could install it here"
         raise MissingError(message)
@@ -113,7 +113,7 @@ def installed(service: Service) -> Path:
 
 @contextmanager
 def one_apt_at_a_time() -> Generator[int]:
-    """Hold this machine's only lock for installing; give its file descriptor."""
+    """Hold this machine's lock for installations; yield its file descriptor."""
     lock = os.open("/var/lib/apt", os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -123,7 +123,7 @@ def one_apt_at_a_time() -> Generator[int]:
 
 
 def apt_get(*arguments: str, lock: int) -> None:
-    """Run apt-get without questions; whether it helped shows in what is installed afterwards."""
+    """Run apt-get without questions. The caller checks what is installed afterwards."""
     patience = ("-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10", "-o", "DPkg::Lock::Timeout=60")
     subprocess.run(
         ["apt-get", *patience, *arguments],
@@ -137,7 +137,7 @@ def apt_get(*arguments: str, lock: int) -> None:
 
 
 def start(service: Service, binary: Path, folder: Path, served: ExitStack) -> str:
-    """Start the server, once more if it fails: its port was free a moment before, which is no promise."""
+    """Start the server, and try once more if it fails, because another process may have taken its port."""
     try:
         return served.enter_context(service.serve(binary, empty(folder)))
     except MissingError:
@@ -145,7 +145,7 @@ def start(service: Service, binary: Path, folder: Path, served: ExitStack) -> st
 
 
 def empty(folder: Path) -> Path:
-    """Return `folder` existing, empty and open to other users."""
+    """Create `folder` empty and open to other users, and return it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     folder.chmod(0o755)
@@ -162,7 +162,7 @@ def postgres(binary: Path, folder: Path) -> Generator[str]:
 
 
 def make_cluster(binary: Path, folder: Path) -> None:
-    """Make a cluster in `folder`, as another user when we are root, which PostgreSQL refuses."""
+    """Create a cluster in `folder`, as another user if this one is root, which PostgreSQL refuses."""
     user = unprivileged("postgres", "nobody")
     if user:
         os.chown(folder, user.pw_uid, user.pw_gid)
@@ -182,14 +182,14 @@ def postgres_at(binary: Path, folder: Path, port: int, *more: str) -> Generator[
     options = [option for setting in settings for option in ("-c", setting)]
     command = [binary, "-D", data, "-h", LOCALHOST, "-p", str(port), *options]
     (data / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed
-    # SIGQUIT is its immediate shutdown: no checkpoint, but shared memory is given back.
+    # SIGQUIT is its immediate shutdown: no checkpoint, but it frees shared memory.
     with running(command, folder, user=unprivileged("postgres", "nobody"), stop=signal.SIGQUIT) as server:
         wait_until(lambda: says_ready(data / "postmaster.pid"), server)
         yield server
 
 
 def says_ready(pid_file: Path) -> bool:
-    """Whether the postmaster wrote that it takes connections (line 8; PostgreSQL, src/include/utils/pidfile.h)."""
+    """Return True if the postmaster wrote that it accepts connections (line 8; see src/include/utils/pidfile.h)."""
     with suppress(FileNotFoundError):
         return pid_file.read_text().splitlines()[7:8] == ["ready   "]
     return False
@@ -206,7 +206,7 @@ def rabbitmq(binary: Path, folder: Path) -> Generator[str]:
 
 @contextmanager
 def epmd_at(folder: Path, port: int) -> Generator[None]:
-    """Serve Erlang's names. Were it not there first, RabbitMQ would start it as a daemon, which nobody ends."""
+    """Run Erlang's port mapper. Without it, RabbitMQ would start one as a daemon that nobody ends."""
     epmd = shutil.which("epmd")
     if not epmd:
         message = "epmd is not on PATH"
@@ -218,7 +218,7 @@ def epmd_at(folder: Path, port: int) -> Generator[None]:
 
 @contextmanager
 def rabbitmq_at(binary: Path, folder: Path, port: int, env: dict[str, str]) -> Generator[subprocess.Popen[bytes]]:
-    """Serve what RabbitMQ has in `folder`."""
+    """Run RabbitMQ on the data in `folder`."""
     # SIGTERM would take seconds to close what nobody reads again.
     with running([binary], folder, env=env, stop=signal.SIGKILL) as server:
         wait_until(lambda: answers(port, b"AMQP\x00\x00\x09\x01", b"\x01"), server)
@@ -226,13 +226,13 @@ def rabbitmq_at(binary: Path, folder: Path, port: int, env: dict[str, str]) -> G
 
 
 def rabbitmq_env(folder: Path, port: int, distribution_port: int, epmd_port: int) -> dict[str, str]:
-    """Write RabbitMQ's settings into `folder`; return the variables that keep it to them."""
+    """Write RabbitMQ's settings into `folder`; return the environment variables that point to them."""
     config, plugins = folder / "rabbitmq.conf", folder / "enabled_plugins"
     # A nearly full disk must not make the broker stop publishers.
     config.write_text(f"listeners.tcp.1 = {LOCALHOST}:{port}\ndisk_free_limit.absolute = 1MB\n")
     plugins.write_text("[].\n")
     return {
-        "HOME": str(folder),  # the Erlang cookie is made here
+        "HOME": str(folder),  # RabbitMQ writes the Erlang cookie here
         "ERL_EPMD_PORT": str(epmd_port),
         "ERL_EPMD_ADDRESS": LOCALHOST,
         "RABBITMQ_NODENAME": f"signoff{port}@localhost",
@@ -253,7 +253,7 @@ def rabbitmq_env(folder: Path, port: int, distribution_port: int, epmd_port: int
 
 @contextmanager
 def redis_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen[bytes]]:
-    """Serve Redis, keeping nothing on disk."""
+    """Run Redis without files on disk."""
     options = ["--bind", LOCALHOST, "--port", str(port), "--save", "", "--appendonly", "no", "--dir", folder]
     with running([binary, *options], folder) as server:
         wait_until(lambda: answers(port, b"PING\r\n", b"+PONG"), server)
@@ -262,7 +262,7 @@ def redis_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Pope
 
 @contextmanager
 def nats_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen[bytes]]:
-    """Serve what NATS, with JetStream, has in `folder`."""
+    """Run NATS with JetStream on the data in `folder`."""
     config = folder / "nats.conf"
     config.write_text(
         f'listen: "{LOCALHOST}:{port}"\nmax_payload: 33554432\nmax_pending: 268435456\n'
@@ -275,7 +275,7 @@ def nats_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen
 
 @contextmanager
 def mosquitto_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen[bytes]]:
-    """Serve what Mosquitto has in `folder`."""
+    """Run Mosquitto on the data in `folder`."""
     config, user = folder / "mosquitto.conf", pwd.getpwuid(os.geteuid()).pw_name
     config.write_text(
         f"listener {port} {LOCALHOST}\nallow_anonymous true\npersistence true\npersistence_location {folder}/\n"
@@ -288,7 +288,7 @@ def mosquitto_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.
 
 
 def free_ports(count: int) -> list[int]:
-    """Return that many different ports that nobody listens on."""
+    """Return `count` different ports that no process listens on."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -297,7 +297,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def unprivileged(*names: str) -> pwd.struct_passwd | None:
-    """Return the first of these users that exists when we are root, else None: we stay who we are."""
+    """Return the first of these users that exists, if this process runs as root; None otherwise."""
     if os.geteuid() == 0:
         for name in names:
             with suppress(KeyError):
@@ -332,13 +332,13 @@ def running(
 
 
 def ending_with_us(stop: signal.Signals) -> list[str]:
-    """Return the words before a command that have Linux end it should this process die without a chance to."""
+    """Return a prefix for a command that makes Linux end it if this process dies."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", stop.name.removeprefix("SIG"), "--"] if setpriv else []
 
 
 def end(process: subprocess.Popen[bytes], stop: signal.Signals) -> None:
-    """Ask the process's group to end, wait up to STOP_SECONDS, then make it."""
+    """Signal the process's group to end, and kill it after STOP_SECONDS."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, stop)
     with suppress(subprocess.TimeoutExpired):
@@ -349,7 +349,7 @@ def end(process: subprocess.Popen[bytes], stop: signal.Signals) -> None:
 
 
 def wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes]) -> None:
-    """Return once `ready`; raise MissingError when the server ends or READY_SECONDS pass before."""
+    """Wait until `ready` returns True. Raise MissingError if the server ends or READY_SECONDS pass before."""
     deadline = time.monotonic() + READY_SECONDS
     while not ready():
         if server.poll() is not None:
@@ -362,7 +362,7 @@ def wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes]) -> No
 
 
 def answers(port: int, question: bytes = b"", greeting: bytes = b"") -> bool:
-    """Whether a server takes a connection and, asked, begins its reply with this greeting."""
+    """Return True if a server accepts a connection and begins its reply to `question` with `greeting`."""
     with suppress(OSError), socket.create_connection((LOCALHOST, port), timeout=5) as connection:
         connection.sendall(question)
         return not greeting or connection.recv(len(greeting)) == greeting
@@ -382,7 +382,7 @@ def tail(log: Path) -> str:
 
 
 def wait_for_end(pid: int) -> None:
-    """Return when that process has ended, child of ours or not."""
+    """Wait for the end of a process, which need not be a child."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -395,7 +395,7 @@ def wait_for_end(pid: int) -> None:
 
 
 def exists(pid: int) -> bool:
-    """Whether the process is there, even one we may not signal."""
+    """Return True if the process exists, even if this one may not signal it."""
     with suppress(PermissionError):
         try:
             os.kill(pid, 0)
@@ -422,27 +422,27 @@ def postgres_binary() -> Path | None:
 
 
 def rabbitmq_binary() -> Path | None:
-    """Return RabbitMQ's own script; the one Debian puts on PATH would change user and leave our folder."""
+    """Return RabbitMQ's own script, because the one of Debian on PATH changes the user and the folder."""
     own = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
     linked = shutil.which("rabbitmq-server")
     return own if own.exists() else Path(linked) if linked else None
 
 
 def on_path(name: str) -> Callable[[], Path | None]:
-    """Return what looks for a server of that name, on PATH or where Debian puts servers.
+    """Return a function that looks for a server of this name, on PATH and where Debian installs servers.
 
-    A link is not followed: a program may act by the name it is called.
+    Links are not resolved, because a program may depend on the name by which it is called.
     """
 
-    def look() -> Path | None:
+    def find_binary() -> Path | None:
         linked = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
         return Path(linked) if linked else None
 
-    return look
+    return find_binary
 
 
 def on_a_port(serve_at: ServeAt, url: str) -> Callable[[Path, Path], AbstractContextManager[str]]:
-    """Return what serves on a free port, which is filled into `url`."""
+    """Return a function that runs a server on a free port, which it fills into `url`."""
 
     @contextmanager
     def serve(binary: Path, folder: Path) -> Generator[str]:

@@ -1,4 +1,4 @@
-"""Stores for tests, jobs to put into them, and a look behind their promise."""
+"""Stores for tests, jobs for them, and direct access to their tables."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ _numbers = itertools.count()
 
 
 def store_at(url: str) -> AStore:
-    """A store on a database, or in the memory with the name `memory:…`."""
+    """Return a store on a database, or on the in-memory tables with the name `memory:…`."""
     if url.startswith("memory:"):
         return MemoryStore(MEMORIES[url], Near(MEMORIES[url], lambda: time.time_ns() // 1000))
     return SqlStore(url)
@@ -46,7 +46,7 @@ async def _migrated(store: AStore, url: str) -> None:
 
 @contextlib.asynccontextmanager
 async def opened(url: str) -> AsyncIterator[AStore]:
-    """A migrated and started store; it is closed with the block."""
+    """Yield a migrated and started store, and close it after the block."""
     store = store_at(url)
     try:
         await _migrated(store, url)
@@ -57,7 +57,7 @@ async def opened(url: str) -> AsyncIterator[AStore]:
 
 
 def a_job(prefix: str = "job", **more: Any) -> Job:
-    """A new job that waits in the later lane, unless `more` says otherwise; later ones have greater ids."""
+    """Return a new job, which waits in the later lane unless `more` says otherwise. Ids increase."""
     plain: dict[str, Any] = {
         "id": f"{prefix}-{next(_numbers):06d}",
         "status": "bot",
@@ -74,7 +74,7 @@ def a_job(prefix: str = "job", **more: Any) -> Job:
 
 
 def a_step(verb: str, **more: Any) -> TransitionRequest:
-    """A step of Ann's, who holds the lease `mine` and saw round 1 and no step settled, unless `more` says so."""
+    """Return a transition requested by Ann, with the lease `mine`, round 1 and no settled step, changed by `more`."""
     plain = {"verb": verb, "actor": "user:ann", "lease": "mine", "round": 1, "reviewer": "ann", "settled_steps": 0}
     return TransitionRequest(**(plain | more))
 
@@ -82,27 +82,27 @@ def a_step(verb: str, **more: Any) -> TransitionRequest:
 async def inserted(
     store: AStore, *, due_seconds: float = 0, lease_seconds: float | None = None, settled: int = 0, **more: Any
 ) -> Job:
-    """A job as it stands in the store, in any state, with so many steps that have settled."""
+    """Insert a job in any state, with `settled` steps that have ended; return it as stored."""
     job = a_job(**more)
     for node in range(settled):
-        place = {"parent_id": job.id, "parent_round": job.round, "node": f"0.{node}"}
-        await store.jobs.insert(a_job(status="success", **place), actor="test")
+        position = {"parent_id": job.id, "parent_round": job.round, "node": f"0.{node}"}
+        await store.jobs.insert(a_job(status="success", **position), actor="test")
     return await store.jobs.insert(job, actor="test", due_seconds=due_seconds, lease_seconds=lease_seconds)
 
 
 async def leased(store: AStore, **more: Any) -> Job:
-    """A job that a worker holds with the lease `mine`."""
+    """Insert a job that a worker performs with the lease `mine`."""
     return await inserted(store, lease="mine", lease_seconds=60, **more)
 
 
 async def held(store: AStore, **more: Any) -> Job:
-    """A job with an answer, in its first round of review."""
+    """Insert a job with an answer, in its first round of review."""
     job = await leased(store, **more)
     return await store.jobs.transition(job.id, a_step("hold", changes={"response": ANSWER}))
 
 
 async def reserved(store: AStore, limit: Limit, tokens: int) -> Reservation:
-    """Room for so many tokens, for a minute."""
+    """Reserve `tokens` under `limit` for a minute."""
     room = await store.quotas.reserve(
         ReservationRequest(id="job", limits=((limit.name, limit),), tokens=tokens, lease_seconds=60)
     )
@@ -111,7 +111,7 @@ async def reserved(store: AStore, limit: Limit, tokens: int) -> Reservation:
 
 
 async def settled(store: AStore, reservation: Reservation, tokens: int) -> Counter:
-    """The only meter of a room, after its settling was asked for until the store said that it was done."""
+    """Settle the reservation, with repeats until the store confirms it; return its only counter."""
     while True:
         with contextlib.suppress(Overloaded):
             await store.quotas.settle(reservation, tokens=tokens)
@@ -121,12 +121,12 @@ async def settled(store: AStore, reservation: Reservation, tokens: int) -> Count
 
 
 async def state(store: AStore, job_id: str) -> tuple[Job | None, list[Event]]:
-    """Everything that the store says of a job."""
+    """Return all that the store has of a job."""
     return await store.jobs.get(job_id), await store.jobs.events(job_id)
 
 
 async def is_refused(store: AStore, job: Job, *steps: TransitionRequest) -> bool:
-    """Whether `steps` are stale, and changed nothing."""
+    """Return True if the transitions are refused as stale; assert that they changed nothing then."""
     before = await state(store, job.id)
     try:
         await store.jobs.transition(job.id, *steps)
@@ -136,7 +136,7 @@ async def is_refused(store: AStore, job: Job, *steps: TransitionRequest) -> bool
 
 
 async def together(works: Iterable[Awaitable[T]]) -> list[T]:
-    """The results of all, which run at once."""
+    """Run all awaitables at the same time, and return their results."""
 
     async def one(work: Awaitable[T]) -> T:
         return await work
@@ -147,32 +147,32 @@ async def together(works: Iterable[Awaitable[T]]) -> list[T]:
 
 
 async def until(look: Callable[[], Awaitable[T | None]], seconds: float = WAIT_SECONDS) -> T:
-    """What `look` finds, as soon as it finds something."""
+    """Return the first value of `look` that is not None; fail after `seconds`."""
     async with asyncio.timeout(seconds):
-        while not (found := await look()):
+        while not (value := await look()):
             await asyncio.sleep(0.01)
-    return found
+    return value
 
 
 class Ear:
-    """A listener, and what it has heard."""
+    """A listener that records the changes it gets."""
 
     def __init__(self, store: AStore) -> None:
         self.heard: list[tuple[Topic, str]] = []
         store.listen(lambda topic, name: self.heard.append((topic, name)))
 
     async def hears(self, *news: tuple[Topic, str]) -> None:
-        """Returns as soon as one of `news` was heard."""
+        """Wait until one of the changes in `news` has arrived."""
 
-        async def look() -> bool:
+        async def has_arrived() -> bool:
             return any(item in self.heard for item in news)
 
-        await until(look)
+        await until(has_arrived)
 
 
 @contextlib.asynccontextmanager
 async def listening(url: str) -> AsyncIterator[tuple[AStore, Ear]]:
-    """A store of its own, and an ear that hears what others write from now on."""
+    """Yield a store and a listener that records what others write from now on."""
     store = store_at(url)
     ear = Ear(store)
     try:
@@ -187,14 +187,14 @@ async def listening(url: str) -> AsyncIterator[tuple[AStore, Ear]]:
 
 
 async def rows(store: AStore, query: sa.Select[Any]) -> list[dict[str, Any]]:
-    """What stands in the database behind a store."""
+    """Return the rows of a query on the database of a store."""
     if isinstance(store, MemoryStore):
         return looked_up(store.tables, query)
     return await store._database.read(lambda conn, _: [dict(row) for row in conn.execute(query).mappings()])
 
 
 async def execute(store: AStore, statement: sa.Update) -> None:
-    """Changes what stands there, behind the store's back."""
+    """Change the database of a store directly."""
     if isinstance(store, MemoryStore):
         changed(store.tables, statement)
     else:
@@ -202,18 +202,16 @@ async def execute(store: AStore, statement: sa.Update) -> None:
 
 
 def looked_up(tables: Tables, query: sa.Select[Any]) -> list[dict[str, Any]]:
-    """All rows of the table that `query` is about."""
-    made = sorted(tables.decisions.items(), key=lambda item: item[0])
-    decisions = [{"job_id": name, "round": number, "decision": kept} for (name, number), (kept, _) in made]
-    votes = [
-        row | {"reviewer": kept.reviewer, "verdict": kept.verdict} for row in decisions for kept in [row["decision"]]
-    ]
+    """Return all rows of the table of `query`."""
+    stored = sorted(tables.decisions.items(), key=lambda item: item[0])
+    decisions = [{"job_id": name, "round": number, "decision": decision} for (name, number), (decision, _) in stored]
+    votes = [row | {"reviewer": one.reviewer, "verdict": one.verdict} for row in decisions for one in [row["decision"]]]
     return {"votes": votes, "decisions": decisions}[query.get_final_froms()[0].name]  # type: ignore[attr-defined]
 
 
 def changed(tables: Tables, statement: sa.Update) -> None:
-    """Gives every row of the table that `statement` is about its values."""
-    kept: dict[str, Any] = getattr(tables, statement.table.name)  # type: ignore[attr-defined]
-    for name, row in kept.items():
-        kept[name] = msgspec.structs.replace(row, **statement.compile().params)
+    """Set the values of `statement` in every row of its table."""
+    rows: dict[str, Any] = getattr(tables, statement.table.name)  # type: ignore[attr-defined]
+    for name, row in rows.items():
+        rows[name] = msgspec.structs.replace(row, **statement.compile().params)
     tables.unfinished = {job.id: job for job in tables.jobs.values() if not job.is_terminal}

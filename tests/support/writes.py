@@ -1,6 +1,6 @@
-"""Writes to a store beside others: `writes.py URL NAME JOBS` inserts JOBS jobs and settles whatever jobs it can claim.
+"""A program that writes to a store: `writes.py URL NAME JOBS` inserts JOBS jobs and settles the jobs that it can claim.
 
-Says `inserted ID` and `settled ID` once the store has acknowledged each, and `done` at the end.
+It prints `inserted ID` and `settled ID` when the store has acknowledged each, and `done` at the end.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ async def main(url: str, name: str, jobs: int) -> None:
 
 
 async def write(store: SqlStore, name: str, numbers: "itertools.count[int]", leases: "itertools.count[str]") -> None:
-    """Insert one, settle up to two: so this program leaves little to do behind."""
+    """Insert one job at a time and settle up to two, so that few jobs are left at the end."""
     for _ in numbers:
         job = await store.jobs.insert(a_job(name), actor=name)
         say("inserted", job.id)
@@ -42,7 +42,7 @@ async def write(store: SqlStore, name: str, numbers: "itertools.count[int]", lea
 
 
 def say(*words: str) -> None:
-    """Tell whoever started us; it is out when this returns."""
+    """Print words for the parent process, and flush them."""
     sys.stdout.write(" ".join(words) + "\n")
     sys.stdout.flush()
 

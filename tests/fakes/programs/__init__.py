@@ -1,4 +1,4 @@
-"""Models that are programs, and what a test sees of their processes."""
+"""Programs that act as models, and functions that inspect their processes."""
 
 import asyncio
 import time

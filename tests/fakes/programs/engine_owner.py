@@ -1,4 +1,4 @@
-"""A server process that owns models: asks each of those it is told for once, says so, and lives until it is killed."""
+"""A program that owns models as a server does: it calls each model once, reports that, and runs until it is killed."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""A model that is a small HTTP server, good or bad as its options and its callers tell it."""
+"""A small HTTP server that acts as a model, correct or faulty as its options and requests say."""
 
 import argparse
 import json
@@ -24,28 +24,28 @@ def main() -> None:
     parser.add_argument("--stubborn", action="store_true", help="ignore SIGTERM, grandchild too")
     parser.add_argument("--deaf", action="store_true", help="never answer /health")
     parser.add_argument("--plain", action="store_true", help="know no /health")
-    told = parser.parse_args()
-    if told.stubborn:
+    options = parser.parse_args()
+    if options.stubborn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pids = [os.getpid()]
-    robbed = told.robbed and os.path.exists(told.robbed)  # noqa: PTH110 - it starts faster without pathlib
+    robbed = options.robbed and os.path.exists(options.robbed)  # noqa: PTH110 - it starts faster without pathlib
     if robbed:
-        os.unlink(told.robbed)  # noqa: PTH108 - the same
-        pids.append(thief(told.port))
-    if told.grandchild:
+        os.unlink(options.robbed)  # noqa: PTH108 - the same
+        pids.append(thief(options.port))
+    if options.grandchild:
         pids.append(subprocess.Popen(["sleep", "600"]).pid)
-    if told.journal:
-        with open(told.journal, "a", encoding="ascii") as journal:  # noqa: PTH123 - the same
+    if options.journal:
+        with open(options.journal, "a", encoding="ascii") as journal:  # noqa: PTH123 - the same
             journal.write(" ".join(map(str, pids)) + "\n")
-    say(told.words)
-    if robbed or told.crash is not None or (told.broken and os.path.exists(told.broken)):  # noqa: PTH110 - the same
-        sys.exit(told.crash or 1)
-    time.sleep(told.slow)
-    Server(("127.0.0.1", told.port), handler(deaf=told.deaf, plain=told.plain)).serve_forever()
+    say(options.words)
+    if robbed or options.crash is not None or (options.broken and os.path.exists(options.broken)):  # noqa: PTH110 - the same
+        sys.exit(options.crash or 1)
+    time.sleep(options.slow)
+    Server(("127.0.0.1", options.port), handler(deaf=options.deaf, plain=options.plain)).serve_forever()
 
 
 def thief(port: int) -> int:
-    """Return the id of a process that left the group and keeps the port, and our pipes."""
+    """Start a process outside the group that keeps the port and the pipes open; return its id."""
     with socket.create_server(("127.0.0.1", port)):
         if pid := os.fork():
             return pid
@@ -60,7 +60,7 @@ def say(line: str) -> None:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers many at once, and does not wait for them at its end."""
+    """A server that answers requests in threads, and does not wait for them when it ends."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -76,13 +76,13 @@ def handler(*, deaf: bool, plain: bool) -> type[BaseHTTPRequestHandler]:
             self.reply(404 if plain else 200, b"{}")
 
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            say(f"asked {json.dumps(asked)}")
-            time.sleep(asked.get("seconds", 0))
-            if asked.get("crash"):
+            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            say(f"asked {json.dumps(request)}")
+            time.sleep(request.get("seconds", 0))
+            if request.get("crash"):
                 os._exit(3)
-            told = {"pid": os.getpid(), "arguments": sys.argv[1:], "environment": dict(os.environ)}
-            self.reply(200, json.dumps(told).encode())
+            report = {"pid": os.getpid(), "arguments": sys.argv[1:], "environment": dict(os.environ)}
+            self.reply(200, json.dumps(report).encode())
 
         def reply(self, status: int, body: bytes) -> None:
             self.send_response(status)

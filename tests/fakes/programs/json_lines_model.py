@@ -1,4 +1,4 @@
-"""A model that reads and writes JSON lines, and does what its requests tell it to."""
+"""A model that reads and writes JSON lines, and behaves as its requests say."""
 
 import json
 import os
@@ -19,24 +19,29 @@ def main() -> None:
         threading.Thread(target=answer, args=(json.loads(line),), daemon=True).start()
 
 
-def answer(asked: dict) -> None:
-    body = asked["body"] if isinstance(asked["body"], dict) else {"text": asked["body"]}
+def answer(request: dict) -> None:
+    body = request["body"] if isinstance(request["body"], dict) else {"text": request["body"]}
     time.sleep(body.get("seconds", 0))
     if "exit" in body:
         os._exit(body["exit"])
     if "error" in body:
-        say({"id": asked["id"], "error": body["error"]})
+        say({"id": request["id"], "error": body["error"]})
         return
     for piece in body.get("pieces", ()):
-        say({"id": asked["id"], "delta": piece})
+        say({"id": request["id"], "delta": piece})
     if "noise" in body:
         write(body["noise"])
     if "size" in body:
-        say({"id": asked["id"], "body": "x" * body["size"]})
+        say({"id": request["id"], "body": "x" * body["size"]})
     elif body.get("pieces"):
-        say({"id": asked["id"], "body": None})
+        say({"id": request["id"], "body": None})
     else:
-        say({"id": asked["id"], "body": {"pid": os.getpid(), "operation": asked["operation"], "asked": asked["body"]}})
+        say(
+            {
+                "id": request["id"],
+                "body": {"pid": os.getpid(), "operation": request["operation"], "asked": request["body"]},
+            }
+        )
 
 
 def say(line: object) -> None:

@@ -1,4 +1,4 @@
-"""A model that knows of no ids: it reads a line, and writes a line."""
+"""A model without request ids: it reads a line and writes a line."""
 
 import json
 import sys
