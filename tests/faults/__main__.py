@@ -1,4 +1,4 @@
-"""`python -m faults ROUND`: plays a round, prints what came of it in one line, and fails if anything was lost."""
+"""Command `python -m faults ROUND`: run a round of faults, print its result as one line, and fail if a job was lost."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from faults.rounds import MUTANTS, ROUNDS
 from support.service_supervisor import log_to, tail
 
 OUT = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-"""Where we speak; what servers say goes to a file."""
+"""The original standard output; the output of servers goes to a file."""
 
 
 def main() -> None:
-    """Plays what the command line names. Exits with 1 when a law was broken, 2 when it could not be played."""
+    """Run the round that the command line names. Exit with 1 if a rule was broken, or 2 if a round could not end."""
     parser = argparse.ArgumentParser(prog="faults", description=__doc__)
     parser.add_argument("round", choices=[*ROUNDS, "tiny"])
     parser.add_argument("--seed", type=int, default=None)
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def have_own_mounts() -> None:
-    """Begins anew in a mount namespace of its own, where root may have a small disk that ends with this process."""
+    """Restart this program in its own mount namespace, where root can mount a small disk that ends with the process."""
     unshare = shutil.which("unshare")
     if os.geteuid() == 0 and unshare and "FAULTS_OWN_MOUNTS" not in os.environ:
         os.environ["FAULTS_OWN_MOUNTS"] = "1"
@@ -54,14 +54,14 @@ def have_own_mounts() -> None:
 
 
 def rounds_of(name: str, mutation: str | None) -> list[Round]:
-    """The rounds of that name; the tiny one is that of the mutation."""
+    """Return the rounds of that name; `tiny` is the round of the mutation."""
     if name == "tiny":
         return [replace(MUTANTS[mutation or "no-lease-guard"], mutation=mutation or "none")]
     return [replace(plan, mutation=mutation or "none") for plan in ROUNDS[name]]
 
 
 def run(plans: list[Round], name: str, folder: Path, seed: int, out: Path | None) -> int:
-    """Plays them one after another; the exit code."""
+    """Run the rounds one after another, and return the exit code."""
     say(f"seed {seed}")
     all_figures = list[Figures]()
     for plan in plans:
@@ -87,7 +87,7 @@ def run(plans: list[Round], name: str, folder: Path, seed: int, out: Path | None
 
 
 def say(text: str) -> None:
-    """Prints a line."""
+    """Print a line."""
     OUT.write(text + "\n")
     OUT.flush()
 

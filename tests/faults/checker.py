@@ -1,4 +1,4 @@
-"""The checker: what callers were told, against what stands in the tables once everything is over."""
+"""Checker of a round: compare what callers were told with the database after the round."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNKNOWN = {None, *range(500, 600)}
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """What the checker keeps of a job while it looks at the others."""
+    """The data of a job that the checker keeps while it checks the other jobs."""
 
     id: str
     wish: str
@@ -38,21 +38,21 @@ class Kept(msgspec.Struct, frozen=True):
     ended_at: int | None
     has_hook: bool
     decisions: dict[int, tuple[str, str]]
-    """Reviewer and verdict, by round."""
+    """Reviewer and verdict, by round number."""
     deliveries: list[tuple[str, str]]
-    """Id and state of its webhook."""
+    """Id and state of each webhook delivery."""
     copies: list[tuple[str, str]]
-    """Id and state of its copies in Redis."""
+    """Id and state of each copy in Redis."""
     is_copied: bool
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether its end is a secret."""
+        """Return True if the job was cancelled; nobody is notified of such an end."""
         return self.code == "cancelled"
 
 
 class Book:
-    """The history, ordered by what it is about."""
+    """The lines of a history, grouped by their type."""
 
     def __init__(self, path: Path) -> None:
         self.by_what: dict[str, list[Line]] = defaultdict(list)
@@ -65,7 +65,7 @@ class Book:
         self.began, self.ended = self.by_what["began"][0]["at"], self.by_what["ended"][-1]["at"]
 
     def accepted(self) -> dict[str, Line]:
-        """The jobs that callers know of, each with the line that told so first."""
+        """Return the jobs that callers know of, each with the first line that named it."""
         found: dict[str, Line] = {}
         for line in self.by_what["told"]:
             if line["job"] is not None:
@@ -74,7 +74,11 @@ class Book:
 
 
 class Lease(NamedTuple):
-    """From a claim to whatever ended it: an answer perhaps, and perhaps a move of the worker's own."""
+    """A lease of a job, from its claim to the transition that ended it.
+
+    `answered` means that the transition stored an outcome; `kept` means that the worker itself made the transition.
+    Times are in microseconds since 1970.
+    """
 
     job: str
     actor: str
@@ -85,20 +89,20 @@ class Lease(NamedTuple):
 
 
 class Check(msgspec.Struct):
-    """What a look at everything gave: breaches, and figures."""
+    """The result of a check: findings, and numbers for the report."""
 
     findings: list[Finding]
     jobs: dict[str, Kept]
     leases: list[Lease]
     verbs: Counter[str]
-    """How often each move was made."""
+    """The number of transitions by verb."""
     unlogged: list[float]
-    """For each answered call whose row a kill cost, how many seconds before the kill it was answered."""
+    """For each answered call whose row was lost by a kill, the seconds between its answer and the kill."""
     recovered: int = 0
 
 
 async def check(tables: Tables, history: Path) -> Check:
-    """Looks at every job, then at what was told."""
+    """Check every job by itself, then apply the rules that compare jobs with the history."""
     book, result = Book(history), Check([], {}, [], Counter(), [])
     async for page in tables.pages():
         for told in page:
@@ -147,14 +151,14 @@ def _kept_of(told: Told) -> Kept:
 
 
 def _times(told: Told, book: Book) -> Iterator[Finding]:
-    """The database's clock rules, however wrong a process's own is."""
+    """Check that event times come from the database's clock, however wrong the clock of a process is."""
     first, last = (book.began - CLOCK_SECONDS) * SECOND, (book.ended + CLOCK_SECONDS) * SECOND
     if not all(first <= event.at <= last for event in told.events):
         yield Finding("clock", told.job.id, "something happened before the round began or after it ended")
 
 
 def _ends(job: Job) -> Iterator[Finding]:
-    """Everything ends, for a reason that its model or somebody gave."""
+    """Check that the job has ended, with an outcome that its model, a reviewer or the caller can cause."""
     model, code = job.target.partition("/")[0], job.error.code if job.error else None
     if not job.is_terminal:
         yield Finding("unfinished", job.id, f"it is {job.status} of {job.target}, attempt {job.attempt}")
@@ -168,7 +172,7 @@ def _ends(job: Job) -> Iterator[Finding]:
 
 
 def _reasons(job: Job, model: str) -> set[str | None]:
-    """For what a job may fail."""
+    """Return the error codes with which the job may fail."""
     reasons: set[str | None] = {"cancelled"}
     if model in MUST_FAIL:
         reasons.add(MUST_FAIL[model])
@@ -176,13 +180,13 @@ def _reasons(job: Job, model: str) -> set[str | None]:
         reasons.add("attempts_exhausted")
     if job.policy.may_hold:
         reasons.add("rejected")
-    if job.lane == "now":  # few attempts, and nobody asks again behind a caller's back
+    if job.lane == "now":  # calls have few attempts, and are not retried in the background
         reasons |= {"interrupted", "model_error", "model_cut", "model_garbled", "model_unreachable", "model_timed_out"}
     return reasons
 
 
 def _kept(book: Book, result: Check) -> Iterator[Finding]:
-    """What was accepted is there; what was answered at once is logged, unless its server was killed."""
+    """Check that each accepted job is stored, and each answered call is logged unless its server was killed."""
     missing = list[Line]()
     for job_id, line in book.accepted().items():
         if job_id in result.jobs:
@@ -208,7 +212,7 @@ def _unlogged(killed: Mapping[int, float], missing: Iterable[Line]) -> Iterator[
 
 
 def _once(book: Book, result: Check) -> Iterator[Finding]:
-    """A wish is one job. Under one key a second one may stand only after a failure that asking again can help."""
+    """Check that each request created one job; a second one under its key is allowed only after a retryable failure."""
     by_wish: dict[str, list[Kept]] = defaultdict(list)
     for job in result.jobs.values():
         by_wish[job.wish].append(job)
@@ -222,14 +226,14 @@ def _once(book: Book, result: Check) -> Iterator[Finding]:
             result.recovered += 1
         ordered = sorted(jobs, key=lambda job: job.created_at)
         for one, other in itertools.pairwise(ordered):
-            # Times are those at which transactions began; who reads that a key is free may have begun before that.
+            # Times are the starts of transactions; the one that finds the key free may have begun before the failure.
             in_turn = (one.ended_at or 0) <= other.created_at + CLOCK_SECONDS * SECOND
             if not (one.key and one.status == "fail" and one.retryable and in_turn):
                 yield Finding("duplicated", other.id, f"{wish} is {one.id} already")
 
 
 def _answers(book: Book, result: Check) -> Iterator[Finding]:
-    """A whole answer is one's own, and its job's: signed off where it had to be."""
+    """Check that each complete answer belongs to its caller and to a successful job, approved if it was held."""
     for line in book.by_what["told"]:
         if not line.get("answered"):
             continue
@@ -247,7 +251,7 @@ def _answers(book: Book, result: Check) -> Iterator[Finding]:
 
 
 def _verdicts(book: Book, result: Check) -> Iterator[Finding]:
-    """Who was told that a verdict is in finds it there, in the round they saw; who was too late was told so."""
+    """Check that each accepted verdict is stored under the round that its reviewer saw, and no refused one counts."""
     won = {_verdict_in(line) for line in book.by_what["reviewed"] if line["status"] != 409}
     for line in book.by_what["reviewed"]:
         job, round_, status = result.jobs.get(line["job"]), line["round"], line["status"]
@@ -265,7 +269,7 @@ def _verdicts(book: Book, result: Check) -> Iterator[Finding]:
 
 
 def _verdict_in(line: Line) -> tuple[str, int, str]:
-    """Whose verdict on what; a reviewer may say the same twice."""
+    """Return the job, round and reviewer of the line; a reviewer may send the same verdict twice."""
     return line["job"], line["round"], line["reviewer"]
 
 
@@ -277,7 +281,7 @@ def _cancels(book: Book, result: Check) -> Iterator[Finding]:
 
 
 def _hooks(book: Book, result: Check) -> Iterator[Finding]:
-    """Every end with a hook is told at least once, under one id, in the same words; a cancelled one never."""
+    """Check that each end with a webhook is delivered at least once, with one id and body; a cancelled one never."""
     got: dict[str, list[Line]] = defaultdict(list)
     for line in book.by_what["hooked"]:
         got[line["job"]].append(line)
@@ -300,7 +304,7 @@ def _hooks(book: Book, result: Check) -> Iterator[Finding]:
 
 
 def _copies(book: Book, result: Check) -> Iterator[Finding]:
-    """Every result of a job that nobody waited for gets to Redis, however long that was away."""
+    """Check that each result of a queued job is copied to Redis, however long Redis was down."""
     for job in result.jobs.values():
         wanted = job.is_copied and not job.was_cancelled
         if job.copies != ([(f"msg_{job.id}_redis", "done")] if wanted else []):
@@ -314,7 +318,7 @@ def _veil(book: Book, result: Check) -> Iterator[Finding]:
 
 
 def _caps(book: Book, result: Check) -> Iterator[Finding]:
-    """No worker has more jobs in its hands than it may; those that it let go and that lapsed later do not count."""
+    """Check that no worker has more jobs than its limit; leases that were taken from a worker do not count."""
     most = book.by_what["began"][0]["concurrency"]
     changes: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for lease in (lease for lease in result.leases if lease.kept):
@@ -326,7 +330,7 @@ def _caps(book: Book, result: Check) -> Iterator[Finding]:
 
 
 def _machine(book: Book, result: Check) -> Iterator[Finding]:
-    """Processes live until somebody ends them, and keep what only one may do to one."""
+    """Check that no process ended by itself, every fault could be run, and one process wrote to the file at a time."""
     for line in book.by_what["vanished"]:
         yield Finding("process", line["name"], f"it ended by itself:\n{line['log']}")
     for line in book.by_what["broken"]:

@@ -1,4 +1,4 @@
-"""The clients of a round: who submits, who calls and waits, who cancels, and who looks at what is held."""
+"""Clients of a round: they submit jobs, call and wait, cancel, and read held jobs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Answer = tuple[int | None, Any, Mapping[str, str]]
 
 
 class Line:
-    """Requests in one caller's name, and what came of them; None for a status is no answer."""
+    """HTTP client with the token of one user. A status of None means that no response arrived."""
 
     def __init__(self, http: aiohttp.ClientSession, token: str, open_requests: Counter[str]) -> None:
         self._http = http
@@ -32,7 +32,7 @@ class Line:
         self._open = open_requests
 
     async def ask(self, server: Member, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """One request. Cut, refused and late ones have no status."""
+        """Send a request; return status, payload and headers. The status is None if there was no response in time."""
         data = None if body is None else msgspec.json.encode(body)
         with self._counted(server):
             try:
@@ -55,7 +55,7 @@ class Line:
 
 
 class Asking:
-    """Callers who want something done, and remember what they were told."""
+    """Callers that send requests and record the responses in the history."""
 
     def __init__(
         self,
@@ -83,11 +83,11 @@ class Asking:
 
     @property
     def accepted(self) -> int:
-        """How many jobs callers were told of."""
+        """Return the number of jobs that were accepted."""
         return len(self._accepted)
 
     async def ask_for_ever(self) -> None:
-        """One wish after the other, until it is over."""
+        """Send one request after the other until the round is over."""
         while not self.is_over.is_set():
             await self.may_ask.wait()
             wish = next(self._wishes)
@@ -99,7 +99,7 @@ class Asking:
                 await self._want(wish)
 
     async def _want(self, wish: Wish) -> None:
-        """Asks; with a key, again and again under the same one until there is an answer."""
+        """Send a request; repeat one with an idempotency key until there is a final response."""
         job_id = None
         for _ in range(REPEATS if wish.key else 1):
             answer = await self._ask_once(wish)
@@ -107,7 +107,7 @@ class Asking:
             if answer[0] is not None and answer[0] < 500:
                 break
             if wish.way == "call" and job_id is not None:
-                break  # it was told which job it is, and that this one goes on or has failed
+                break  # the response named the job, which goes on or has failed
             await asyncio.sleep(REPEAT_SECONDS * self._random_float.random())
         if job_id is not None:
             self._accepted.add(job_id)
@@ -115,7 +115,7 @@ class Asking:
                 await self._cancel(job_id)
 
     async def _ask_once(self, wish: Wish) -> tuple[int | None, str | None]:
-        """The status, and the job where one was told."""
+        """Send the request once, and return the status and the id of the job, if the response names it."""
         server = self._random_float.choice(self._servers)
         pid = server.pid
         headers = {"idempotency-key": wish.key} if wish.key else {}
@@ -151,13 +151,13 @@ class Asking:
 
 
 class Looking:
-    """A caller who may not review, and looks at held jobs of their own through every door."""
+    """A caller who may not review, and reads their own held jobs through every door."""
 
     def __init__(self, line: Line, servers: Sequence[Member], history: History, random_float: Random) -> None:
         self._line, self._servers, self._history, self._random_float = line, servers, history, random_float
 
     async def look_for_ever(self, pause_seconds: float) -> None:
-        """Looks, until cancelled."""
+        """Read held jobs until cancelled."""
         while True:
             await asyncio.sleep(pause_seconds)
             server = self._random_float.choice(self._servers)
@@ -194,7 +194,7 @@ def _paged(told: Any) -> list[dict[str, Any]]:
 
 
 def _decoded(text: bytes) -> Any:
-    """JSON, or the bytes of a stream as a text."""
+    """Return the decoded JSON, or the body of a stream as text."""
     try:
         return msgspec.json.decode(text)
     except ValueError:
@@ -202,7 +202,7 @@ def _decoded(text: bytes) -> Any:
 
 
 def _job_in(told: Any) -> str | None:
-    """The job that an answer names, wherever this door has it."""
+    """Return the id of the job in a response, wherever the door puts it."""
     if not isinstance(told, dict):
         return None
     error = told.get("error")
@@ -215,18 +215,18 @@ def _code_in(told: Any) -> str:
 
 
 def _is_whole(told: Any, wish: Wish) -> bool:
-    """Whether it is an answer, to its end."""
+    """Return True if the payload is a complete answer and not an error."""
     if wish.stream and isinstance(told, str):
         return told.rstrip().endswith("data: [DONE]") and '"error"' not in told
     return isinstance(told, dict) and "error" not in told
 
 
 def _text_of(told: Any) -> bytes:
-    """The answer as bytes; a stream as it came."""
+    """Return the answer as bytes; a stream unchanged."""
     return told.encode() if isinstance(told, str) else msgspec.json.encode(told)
 
 
 def wish_in(body: bytes) -> str | None:
-    """The wish that a job came from."""
+    """Return the name of the request in a body, if there is one."""
     found = NAME.search(body)
     return found[0].decode() if found else None

@@ -1,4 +1,4 @@
-"""The cluster: real `signoff` processes, each in its slot, which are killed, stopped and replaced."""
+"""Cluster of real `signoff` processes, each in a slot, which faults kill, stop and replace."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Kind = Literal["server", "worker"]
 
 
 class Member:
-    """A slot for a server or a worker, and the process that fills it now."""
+    """A slot for a server or a worker, with the process that currently fills it."""
 
     def __init__(self, kind: Kind, number: int, folder: Path, environment: Mapping[str, str], *more: str) -> None:
         self.kind, self.name = kind, f"{kind}-{number}"
@@ -42,26 +42,26 @@ class Member:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begins_at = 0
         self.is_mourned = False
-        """Whether the end of the process was written down."""
+        """True after the end of the process was recorded in the history."""
 
     @property
     def url(self) -> str:
-        """Where a server is."""
+        """Return the base URL of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """Return the process id."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def actor(self) -> str:
-        """How the process is named in events."""
+        """Return the name of the process in events."""
         return f"worker:{socket.gethostname()}:{self.pid}"
 
     def start(self) -> None:
-        """Fills the slot; it is of use once it is `ready`."""
+        """Start a process in the slot; wait for `ready` before you use it."""
         self.orders.clear()
         self.orders.clock_shift = 0
         self.is_mourned = False
@@ -73,7 +73,7 @@ class Member:
             )
 
     async def ready(self) -> None:
-        """Returns when the process works. Raises TimeoutError, RuntimeError if it has ended."""
+        """Wait until the process is ready. Raises TimeoutError, and RuntimeError if the process has ended."""
         async with asyncio.timeout(READY_SECONDS):
             while not await self._is_ready():
                 if self.has_ended:
@@ -82,16 +82,16 @@ class Member:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process is no more."""
+        """Return True if no process runs in the slot."""
         return self._process is None or self._process.poll() is not None
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the process; one that has ended does not mind."""
+        """Send a signal to the process, unless it has ended."""
         if not self.has_ended:
             os.kill(self.pid, number)
 
     async def until_ended(self, seconds: float) -> bool:
-        """Whether the process ends within that time."""
+        """Wait for the process to end, and return True if it did so in time."""
         assert self._process is not None
         try:
             async with asyncio.timeout(seconds):
@@ -102,13 +102,13 @@ class Member:
         return True
 
     def strikes(self) -> list[dict[str, Any]]:
-        """What the processes of this slot wrote down before they struck themselves, and which protections failed."""
+        """Return what the processes of this slot recorded: kills and stops of themselves, and failed protections."""
         path = self.folder / "strikes"
         return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
     @property
     def last_words(self) -> str:
-        """The end of the log."""
+        """Return the last lines of the log."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
     @property
@@ -131,7 +131,7 @@ class Member:
 
 
 class Cluster:
-    """All slots. A process that ends although nobody ended it is a finding."""
+    """All slots. A process that ends by itself is a finding."""
 
     def __init__(self, members: list[Member], history: History) -> None:
         self.members = members
@@ -139,29 +139,29 @@ class Cluster:
 
     @property
     def servers(self) -> list[Member]:
-        """The slots of servers."""
+        """Return the slots of servers."""
         return [member for member in self.members if member.kind == "server"]
 
     @property
     def workers(self) -> list[Member]:
-        """The slots of workers."""
+        """Return the slots of workers."""
         return [member for member in self.members if member.kind == "worker"]
 
     async def start(self) -> None:
-        """Fills every slot."""
+        """Start every process, and wait until all are ready."""
         for member in self.members:
             member.start()
         for member in self.members:
             await member.ready()
 
     async def replace(self, member: Member) -> None:
-        """Kills whatever is left in the slot, and fills it anew."""
+        """Kill the process in the slot if it still runs, and start a new one."""
         await self.kill(member)
         member.start()
         await member.ready()
 
     async def kill(self, member: Member) -> None:
-        """Ends the process as the kernel does, unless it has done so itself, and writes that down once."""
+        """Kill the process with SIGKILL unless it has ended, and record the end once."""
         member.signal(signal.SIGKILL)
         await member.until_ended(READY_SECONDS)
         if member.is_mourned:
@@ -170,7 +170,7 @@ class Cluster:
         self._history.tell("killed", name=member.name, kind=member.kind, pid=member.pid, port=member.port)
 
     async def mend(self) -> None:
-        """Replaces those that ended by themselves, and tells of each."""
+        """Replace the processes that ended by themselves, and record each."""
         for member in self.members:
             if member.has_ended:
                 self._history.tell("vanished", name=member.name, log=member.last_words)
@@ -178,7 +178,7 @@ class Cluster:
                 await self.replace(member)
 
     async def stop(self) -> None:
-        """Ends every process in order, as an operator would; then by force."""
+        """Stop every process with SIGTERM, and kill those that do not end in time."""
         for member in self.members:
             member.signal(signal.SIGCONT)
             member.signal(signal.SIGTERM)
@@ -189,6 +189,6 @@ class Cluster:
                 await member.until_ended(READY_SECONDS)
 
     def end(self) -> None:
-        """Leaves nobody behind."""
+        """Kill every process."""
         for member in self.members:
             member.signal(signal.SIGKILL)

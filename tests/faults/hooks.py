@@ -1,4 +1,4 @@
-"""A receiver of webhooks that often fails, and writes down what it got and what it answered."""
+"""Webhook receiver that often fails, and records each message and its response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SLOW_SECONDS = 3.0
 
 
 class FailingReceiver(FakeServer):
-    """A server that takes four of five messages."""
+    """A server that accepts four of five messages."""
 
     def __init__(self, history: History, random_float: Random) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""The real `signoff`, in a process that obeys orders: `python -m faults.launcher COMMAND…`, as on the command line.
+"""Launcher of the real `signoff` with injected faults: `python -m faults.launcher COMMAND…`, as on the command line.
 
-Real functions are wrapped by their names, nothing is replaced: at a named point the process kills or stops itself when
-its orders say so, and first writes down which jobs it had in its hands. Its clock is as wrong as its orders say.
-`FAULTS_MUTATION` takes one protection out of the real code, for the checker to find.
+Real functions are wrapped by name, and none is replaced. When the orders say so, the process kills or stops itself at a
+named point, after it has recorded the jobs that it works on. The orders also set how wrong its clock is.
+`FAULTS_MUTATION` removes one protection from the real code, which the checker must detect.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from signoff.work import perform, record, sweep
 from signoff.work.jobs import deliver
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
-# A sender that vanishes is missed after a minute: too long to wait for in a short round.
+# By default, the lease of a lost dispatcher runs out after a minute, which is too long for a short round.
 SENDER_LEASE_SECONDS, SEND_SECONDS = 4.0, 2.0
 
 
 class Points:
-    """The named points of this process."""
+    """The named points of this process, at which it can kill or stop itself."""
 
     def __init__(self, folder: Path) -> None:
         self._orders = Orders(folder / "orders")
         self._strikes = folder / "strikes"
 
     def come_to(self, point: str, jobs: Iterable[str]) -> None:
-        """Does what the orders say of `point`, unless no job is in hand there."""
+        """Run the order for `point`, if there is one and `jobs` is not empty."""
         how = self._orders.at(point)
         in_hand = list(jobs) if how else []
         if not in_hand:
@@ -49,15 +49,15 @@ class Points:
         self._orders.clear()
         self.write_down(point=point, jobs=in_hand)
         os.kill(os.getpid(), SIGNALS[how])
-        time.sleep(0.01)  # a signal to oneself may take a moment
+        time.sleep(0.01)  # the signal may arrive a moment later
 
     def write_down(self, **what: Any) -> None:
-        """Adds a line that outlives this process."""
+        """Append a record to a file that outlives this process."""
         with self._strikes.open("ab", buffering=0) as file:
             file.write(json.dumps({"at": _time(), "pid": os.getpid()} | what).encode() + b"\n")
 
     def install(self) -> None:
-        """Puts the points where they belong."""
+        """Wrap the functions at which the points are."""
         after(SqlJobs, "claim", lambda _, jobs: self.come_to("after-claim", [job.id for job in jobs]))
         after(SqlJobs, "insert", lambda _, job: self.come_to("after-commit", [job.id]))
         after(SqlJobs, "transition", self._moved)
@@ -74,14 +74,15 @@ class Points:
             self.come_to("after-decide", [job.id])
 
     def watch_the_clock(self) -> None:
-        """Lets this process's clock be as wrong as the orders say."""
+        """Shift this process's clock as the orders say."""
         time.time = lambda: _time() + self._orders.clock_shift
         time.time_ns = lambda: _time_ns() + round(self._orders.clock_shift * 1e9)
 
     def watch_the_lock(self, path: Path) -> None:
-        """Writes down when two processes are where only one may be: each holds a second lock there, which is free.
+        """Record when two processes write to one SQLite file at once.
 
-        It is one of POSIX's: of a process that is killed, Linux takes those away before it takes away flocks.
+        Each process takes a second lock while it holds the write lock; the second lock must be free. It is a POSIX
+        lock, which Linux releases before the flocks of a killed process.
         """
         locked, held = Sqlite._locked, os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
 
@@ -101,12 +102,12 @@ class Points:
 
 
 def jobs_of(tx: Any) -> list[str]:
-    """The jobs that a transaction has news of."""
+    """Return the ids of the jobs that a transaction changes."""
     return [name for topic, name in tx.changes if topic == "job"]
 
 
 def after(owner: Any, name: str, look: Callable[[tuple[Any, ...], Any], None]) -> None:
-    """Calls `look` with the arguments and the result each time `owner.name` has returned."""
+    """Wrap `owner.name` to call `callback` with the arguments and the result after each call."""
     function = getattr(owner, name)
 
     @functools.wraps(function)
@@ -125,7 +126,7 @@ def after(owner: Any, name: str, look: Callable[[tuple[Any, ...], Any], None]) -
 
 
 def before(owner: Any, name: str, look: Callable[..., None]) -> None:
-    """Calls `look` with the arguments each time before `owner.name` is called."""
+    """Wrap `owner.name` to call `callback` with the arguments before each call."""
     function = getattr(owner, name)
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""Mutations: each takes one protection out of the real code. A checker that does not find it is no checker."""
+"""Mutations: each removes one protection from the real code, and the checker must detect it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from signoff.work.jobs import query
 
 
 def without_the_lease_guard() -> None:
-    """A worker that was taken for dead settles nevertheless."""
+    """Let a worker settle a job after its lease has run out."""
     for verb in ("succeed", "hold", "fail", "retry"):
         _unguard(verb, Guard.LEASE)
 
 
 def without_the_round_guard() -> None:
-    """A verdict counts for whatever answer is there by now."""
+    """Apply a verdict to the current round, even if the reviewer saw an earlier one."""
     _unguard("decide", Guard.ROUND)
 
 
 def without_the_write_lock() -> None:
-    """Any process writes to the SQLite file whenever it likes."""
+    """Let several processes write to the SQLite file at once."""
     sqlite._wait_for_lock = lambda file: None
 
 
 def with_a_late_delivery() -> None:
-    """The delivery is written in a transaction of its own, after the end that it tells of."""
+    """Write the delivery in a separate transaction, after the one that ends the job."""
     create_deliveries, move = transitions.create_deliveries, SqlJobs.transition
 
     async def moved(self: SqlJobs, job_id: str, *steps: TransitionRequest) -> Job:
@@ -46,7 +46,7 @@ def with_a_late_delivery() -> None:
 
 
 def with_an_early_acknowledgement() -> None:
-    """A job is accepted before it is committed."""
+    """Accept a job before it is committed."""
     insert = SqlJobs.insert
     writing = set[asyncio.Task[Any]]()
 
@@ -62,18 +62,18 @@ def with_an_early_acknowledgement() -> None:
 
 
 def without_the_veil() -> None:
-    """Whoever asks sees a held answer."""
+    """Show held answers to every caller."""
     query.redacted = lambda caller, job: job
 
 
 def without_keys() -> None:
-    """An idempotency key is kept, and nobody asks whether it was used."""
+    """Store idempotency keys without checking whether they were used."""
     jobs._find_by_key = lambda tx, job: None
     jobs._reserve_names = lambda tx, job: job
 
 
 def with_a_clock_of_its_own() -> None:
-    """A process judges times by its own clock, not the database's."""
+    """Compare times with the process's clock instead of the database's."""
     sqlite.clock_of = lambda conn: lambda: time.time_ns() // 1000
 
 

@@ -1,4 +1,4 @@
-"""The nemesis: one fault after the other, each written down with what it struck."""
+"""Nemesis: run one fault after the other, and record each with the jobs and requests it affected."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ FAULT_SECONDS = 60.0
 
 
 class Struck(NamedTuple):
-    """What a fault found in flight: jobs that a process held or that were due, requests that waited for an answer."""
+    """The work that a fault affected: jobs that a process held or that were due, and the number of open requests."""
 
     jobs: list[str]
     requests: int = 0
 
     @property
     def counts(self) -> bool:
-        """Whether it struck anything at all."""
+        """Return True if the fault affected any job or request."""
         return bool(self.jobs or self.requests)
 
 
 Fault = Callable[[World], Awaitable[Struck]]
-"""Returns when it is over, and what it ended runs again."""
+"""Runs a fault, and returns when it is over and everything runs again. Its docstring is shown in the report."""
 
 
 async def rage(world: World, plan: Iterable[Fault], is_enough: Callable[[], bool], gap_seconds: float) -> None:
-    """Commits the faults of the plan until it is enough, with up to `gap_seconds` of peace after each."""
+    """Run the faults of the plan until `is_enough`, with a pause of up to `gap_seconds` after each."""
     for act in plan:
         if is_enough():
             return
@@ -38,7 +38,7 @@ async def rage(world: World, plan: Iterable[Fault], is_enough: Callable[[], bool
         try:
             async with asyncio.timeout(FAULT_SECONDS):
                 struck = await act(world)
-        except Exception as error:  # noqa: BLE001 -- whatever it was, the round has failed, and says why
+        except Exception as error:  # noqa: BLE001 -- any error fails the round, and is recorded
             world.history.tell("broken", name=act.__name__, error=repr(error))
             struck = Struck([])
             await world.cluster.mend()

@@ -1,4 +1,4 @@
-"""A disk that is full for a while."""
+"""Fault of the disk: full for a while."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK = bytes(256 * 1024)
 
 
 async def fill_the_disk(world: World) -> Struck:
-    """Not a byte more can be written to the data's disk, for longer than a lease."""
+    """Fill the disk of the data for longer than a lease."""
     assert world.disk is not None
     jobs = await world.tables.in_hand()
     ballast = world.disk / "ballast"

@@ -1,4 +1,4 @@
-"""Faults of the network, on the wires between processes and their servers: stalls, resets, half-open connections."""
+"""Faults of the network, in the proxies between processes and their servers: stalls, resets, half-open connections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STALL_SECONDS = LEASE_SECONDS * 1.5
 
 
 async def reset_every_wire(world: World) -> Struck:
-    """Every connection to a server is reset at once."""
+    """Reset every connection to every server at once."""
     jobs = await world.tables.in_hand()
     for wire in world.every_wire:
         wire.cut()
@@ -20,7 +20,7 @@ async def reset_every_wire(world: World) -> Struck:
 
 
 async def stall_every_wire(world: World) -> Struck:
-    """Nothing passes for longer than a lease, then everything does."""
+    """Stall all traffic for longer than a lease, then pass everything on."""
     jobs = await world.tables.in_hand()
     for wire in world.every_wire:
         wire.block()
@@ -31,7 +31,7 @@ async def stall_every_wire(world: World) -> Struck:
 
 
 async def cut_a_worker_off(world: World) -> Struck:
-    """Nothing passes between one worker and PostgreSQL until others have its jobs; then all that was held back does."""
+    """Stall the traffic between one worker and PostgreSQL until its leases run out, then pass everything on."""
     member = await world.busy_worker()
     jobs = await world.tables.in_hand(member.actor)
     wire = world.wires[member.name]["postgres"]
@@ -43,7 +43,7 @@ async def cut_a_worker_off(world: World) -> Struck:
 
 
 async def leave_a_worker_half_open(world: World) -> Struck:
-    """Its servers have lost a worker's connections, and the worker is not told."""
+    """Drop the connections of one worker at its servers, without notice to the worker."""
     member = await world.busy_worker()
     jobs = await world.tables.in_hand(member.actor)
     for wire in world.wires[member.name].values():

@@ -1,4 +1,4 @@
-"""Faults of processes: killed at random and at named points, stopped past their leases, wrong about the time."""
+"""Faults of processes: kills at random times and at named points, stops past their leases, and wrong clocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOUR = 3600.0
 
 
 async def kill_a_worker(world: World) -> Struck:
-    """SIGKILL, whatever it is doing."""
+    """Kill a worker with SIGKILL, whatever it is doing."""
     member = world.any_worker()
     await world.cluster.kill(member)
     struck = Struck(await world.tables.in_hand(member.actor))
@@ -23,7 +23,7 @@ async def kill_a_worker(world: World) -> Struck:
 
 
 async def kill_a_server(world: World) -> Struck:
-    """SIGKILL, with callers on the line."""
+    """Kill a server with SIGKILL while callers wait for responses."""
     member = world.any_server()
     requests = world.open_requests[member.name]
     await world.cluster.kill(member)
@@ -32,7 +32,7 @@ async def kill_a_server(world: World) -> Struck:
 
 
 def killed_at(point: str, kind: str, when: str) -> Fault:
-    """A process kills itself at a named point, with jobs in hand."""
+    """Return a fault in which a process kills itself at a named point while it works on a job."""
 
     async def kill(world: World) -> Struck:
         member = world.any_worker() if kind == "worker" else world.any_server()
@@ -56,7 +56,7 @@ killed_after_decide = killed_at("after-decide", "server", "once a verdict is com
 
 
 async def stop_a_worker_past_its_leases(world: World) -> Struck:
-    """SIGSTOP until others have its jobs, then SIGCONT."""
+    """Stop a worker with SIGSTOP until its leases have run out, then continue it with SIGCONT."""
     member = await world.busy_worker()
     member.signal(signal.SIGSTOP)
     try:
@@ -66,7 +66,7 @@ async def stop_a_worker_past_its_leases(world: World) -> Struck:
 
 
 async def stop_a_worker_with_its_answer(world: World) -> Struck:
-    """It stops between the model's answer and its settling, and goes on when the lease is gone."""
+    """Stop a worker between the model's answer and the settling, and continue it after its lease has run out."""
     member = await world.busy_worker()
     try:
         struck = await _at("after-answer", "stop", member)
@@ -77,17 +77,17 @@ async def stop_a_worker_with_its_answer(world: World) -> Struck:
 
 
 async def clock_an_hour_ahead(world: World) -> Struck:
-    """A worker thinks that it is an hour later, for as long as it has what it holds."""
+    """Set a worker's clock an hour ahead until it has finished its jobs."""
     return await _with_a_wrong_clock(world, HOUR)
 
 
 async def clock_an_hour_behind(world: World) -> Struck:
-    """A worker thinks that it is an hour earlier."""
+    """Set a worker's clock an hour behind until it has finished its jobs."""
     return await _with_a_wrong_clock(world, -HOUR)
 
 
 async def _at(point: str, how: str, member: Member) -> Struck:
-    """What the process had in hand when it obeyed; nothing if it did not come to that point in time."""
+    """Order a process to kill or stop itself at `point`; return the jobs it had there, or none after PASS_SECONDS."""
     before = len(member.strikes())
 
     async def has_struck() -> bool:
@@ -101,7 +101,7 @@ async def _at(point: str, how: str, member: Member) -> Struck:
 
 
 async def lapsed(world: World, member: Member, jobs: list[str]) -> Struck:
-    """Those of `jobs` that were taken from the process, as soon as there are any."""
+    """Wait until leases of the process on `jobs` have run out, and return those jobs."""
     found = list[str]()
 
     async def look() -> bool:

@@ -1,4 +1,4 @@
-"""The part of docs/reliability.md that comes from the figures of the rounds that were played last."""
+"""Tables of docs/reliability.md, from the figures of the latest rounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SETTINGS = {
 
 
 def rounds() -> str:
-    """A section for each round, with a table for each of its settings."""
+    """Return a Markdown section for each round, with tables for each of its settings."""
     found = [FIGURES / f"{name}.json" for name in ORDER]
     reports = [msgspec.json.decode(path.read_bytes(), type=Report) for path in found if path.exists()]
     return "\n\n".join(part for report in reports for part in _report(report))

@@ -1,4 +1,4 @@
-"""The report of a round: its figures as a line, as a file, and as the tables of docs/reliability.md."""
+"""Report of a round: its figures as one line and as a JSON file, from which docs/reliability.md is made."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ COUNTED = ("lost", "unexpected", "duplicated", "stale", "held-seen", "undelivere
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What came of one kind of fault. `recovery` is from its end to the answer of a job that was claimed after it;
-    `rescue` from its beginning to the next answer of each job that it struck. Both in seconds.
+    """The figures of one kind of fault.
+
+    `recovery` is the time from the end of the fault to the first answer of a job that was claimed after it; `rescue` is
+    the time from its beginning to the next answer of each job that it affected. Both are in seconds.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """Everything that is told of a round."""
+    """The figures of a round in one setting."""
 
     name: str
     seed: int
@@ -58,7 +60,7 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What is written down of several rounds, and where they were played."""
+    """The figures of several rounds, and the machine on which they ran."""
 
     round: str
     machine: dict[str, str]
@@ -66,7 +68,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def figures_of(plan: Round, history: Path, check: Check, seed: int) -> Figures:
-    """The figures of a round that was checked."""
+    """Return the figures of a round that was checked."""
     book = Book(history)
     laws = Counter(finding.law for finding in check.findings)
     return Figures(
@@ -84,7 +86,7 @@ def figures_of(plan: Round, history: Path, check: Check, seed: int) -> Figures:
 
 
 def _shown(findings: list[Finding]) -> list[Finding]:
-    """The first of each law."""
+    """Return the first SHOWN_OF_A_LAW findings of each law."""
     by_law: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         by_law[finding.law].append(finding)
@@ -106,7 +108,7 @@ def _counts(book: Book, check: Check, laws: Counter[str]) -> dict[str, int]:
 
 
 def _more(plan: Round, book: Book, check: Check) -> dict[str, float]:
-    """What else there is to tell."""
+    """Return the figures that have no fixed place in the report."""
     statuses = Counter(job.status for job in check.jobs.values())
     codes = Counter(job.code for job in check.jobs.values() if job.code)
     reviewed = Counter(line["status"] for line in book.by_what["reviewed"])
@@ -141,7 +143,7 @@ def _more(plan: Round, book: Book, check: Check) -> dict[str, float]:
 
 
 def _faults(book: Book, check: Check) -> list[Row]:
-    """A row for each kind of fault."""
+    """Return a row for each kind of fault."""
     lines = defaultdict(list)
     for line in book.by_what["fault"]:
         lines[line["name"]].append(line)
@@ -169,12 +171,12 @@ def _faults(book: Book, check: Check) -> list[Row]:
 
 
 def _at(ordered: list[float], part: float) -> float | None:
-    """The nearest rank."""
+    """Return the quantile by nearest rank, or None without values."""
     return round(ordered[min(len(ordered) - 1, int(len(ordered) * part))], 3) if ordered else None
 
 
 class _Rescue:
-    """When each job was answered, as often as it was."""
+    """The times at which each job was answered."""
 
     def __init__(self, leases: list[Lease]) -> None:
         self._answers: dict[str, list[int]] = defaultdict(list)
@@ -183,14 +185,14 @@ class _Rescue:
                 self._answers[lease.job].append(lease.ended_at)
 
     def of(self, jobs: list[str], moment: float) -> Iterator[float]:
-        """Seconds from `moment` to the next answer of each job that got one."""
+        """Yield the seconds from `moment` to the next answer of each job that got one."""
         for job in jobs:
             later = [answered / SECOND - moment for answered in self._answers[job] if answered > moment * SECOND]
             yield from sorted(later)[:1]
 
 
 class _Recovery:
-    """The claims of a round by their times, each with the first answer to it or to a later one."""
+    """The claims of a round in order of time, each with the earliest answer to it or to a later claim."""
 
     def __init__(self, leases: list[Lease]) -> None:
         ordered = sorted((lease.began_at, lease.ended_at) for lease in leases if lease.answered)
@@ -200,13 +202,13 @@ class _Recovery:
             self._answered[place] = min(self._answered[place], self._answered[place + 1])
 
     def after(self, moment: float) -> float | None:
-        """Seconds from `moment` to the first answer to a job that was claimed after it."""
+        """Return the seconds from `moment` to the first answer of a job that was claimed after it, if there is one."""
         place = bisect.bisect_left(self._claimed, moment * SECOND)
         return self._answered[place] / SECOND - moment if place < len(self._claimed) else None
 
 
 def line_of(rounds: list[Figures]) -> str:
-    """Everything in one line."""
+    """Return the sum of all figures as one line."""
     counts = Counter[str]()
     for figures in rounds:
         counts.update(figures.counts)
@@ -217,13 +219,13 @@ def line_of(rounds: list[Figures]) -> str:
 
 
 def write(out: Path, name: str, rounds: list[Figures]) -> None:
-    """Writes the figures, with the machine that they were taken on."""
+    """Write the figures to `out` as JSON, with the machine on which they were taken."""
     report = Report(round=name, machine=machine(), rounds=rounds)
     out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """Return the hardware and versions on which the figures depend."""
     return {
         "cores": str(os.cpu_count()),
         "Python": platform.python_version(),

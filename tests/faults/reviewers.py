@@ -1,4 +1,4 @@
-"""Reviewers, who race for the same held jobs; some of them are late."""
+"""Reviewers that compete for the same held jobs, and are sometimes late."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from faults.history import History
 PAUSE_SECONDS = 0.05
 AT_ONCE = 4
 CROWD = 20
-"""While there are fewer, all reviewers want the same ones."""
+"""With at most this many held jobs, all reviewers take the first ones, and so compete."""
 LATE_SECONDS = 1.0
 MOST_ROUNDS = 3
 STATUS = {"approve": "success", "reject": "fail", "redo": "bot"}
 
 
 class Reviewing:
-    """One reviewer: looks at held jobs, and says something of a few, each in the round that was seen."""
+    """A reviewer who lists held jobs and sends a verdict on some, each for the round that was listed."""
 
     def __init__(
         self, email: str, line: Line, servers: Sequence[Member], history: History, random_float: Random
@@ -35,7 +35,7 @@ class Reviewing:
         )
 
     async def review_for_ever(self) -> None:
-        """One verdict after the other, until cancelled."""
+        """Send verdicts until cancelled."""
         while True:
             server = self._random_float.choice(self._servers)
             status, held, _ = await self._line.ask(server, "GET", "/jobs?status=human&limit=40")
@@ -48,7 +48,7 @@ class Reviewing:
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def _judge(self, job: dict[str, Any]) -> None:
-        """A verdict, now and then so late that the job is in another round by then."""
+        """Send a verdict, sometimes so late that the job is already in another round."""
         if self._random_float.random() < 0.1:
             await asyncio.sleep(LATE_SECONDS * self._random_float.random())
         verdict = self._verdict(job["round"])

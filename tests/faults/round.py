@@ -1,4 +1,4 @@
-"""A round: the crowd asks, the nemesis rages, everything drains, and the checker looks."""
+"""Round of faults: clients send requests, the nemesis runs faults, the queues drain, and the checker checks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ Plan = Callable[[World], Iterator[Fault]]
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What happens in one setting, and for how long. The nemesis ends after its plan, or `seconds`, or enough jobs."""
+    """The plan of a round in one setting.
+
+    The nemesis stops at the end of its plan, after `seconds`, or after `jobs` and `kills`.
+    """
 
     name: str
     setting: Setting
@@ -43,9 +46,9 @@ class Round:
     workers: int
     askers: int
     backlog: int
-    """Callers pause while more jobs than that wait."""
+    """Callers pause while more jobs and deliveries than this are not finished."""
     hands: int = 1
-    """Verdicts that each reviewer gives at a time."""
+    """The number of verdicts that each reviewer sends concurrently."""
     gap_seconds: float = 0.5
     seconds: float
     drain_seconds: float
@@ -57,14 +60,14 @@ class Round:
 
 
 class Enough:
-    """Whether a round has had its time, or its jobs and its kills."""
+    """The condition that ends a round: its time, or its jobs and kills."""
 
     def __init__(self, plan: Round, asking: Asking, history: History) -> None:
         self._plan, self._asking, self._history = plan, asking, history
         self._until = time.monotonic() + plan.seconds
 
     def __call__(self) -> bool:
-        """Whether it is enough."""
+        """Return True if the round has had its time, or its jobs and kills."""
         if time.monotonic() > self._until:
             return True
         plan = self._plan
@@ -73,7 +76,7 @@ class Enough:
 
 
 async def play(plan: Round, folder: Path, seed: int) -> Check:
-    """Plays the round in a new `folder`, and checks it. Raises TimeoutError when it does not end in time."""
+    """Run the round in the empty `folder`, and check it. Raises TimeoutError if it does not end in time."""
     history = History(folder / "history.jsonl")
     random_float = Random(seed)
     async with asyncio.timeout(plan.limit_seconds), contextlib.AsyncExitStack() as stack:
@@ -96,7 +99,7 @@ async def play(plan: Round, folder: Path, seed: int) -> Check:
 
 @contextlib.asynccontextmanager
 async def _crowd(plan: Round, world: World) -> AsyncIterator[Asking]:
-    """Everybody who asks, reviews, looks and receives, while the block runs."""
+    """Run the callers, reviewers, readers and the webhook receiver while the block runs."""
     async with contextlib.AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(fake_upstream())
         caller, reviewers = await people(world, upstream, address_of(world))
@@ -130,9 +133,9 @@ async def _crowd(plan: Round, world: World) -> AsyncIterator[Asking]:
 
 
 async def _pace(plan: Round, world: World, asking: Asking) -> None:
-    """Lets callers ask while there is not too much to do already."""
+    """Pause the callers while the backlog is too long."""
     while True:
-        with contextlib.suppress(Exception):  # the database is away; what it said last holds
+        with contextlib.suppress(Exception):  # while the database is down, the last state stays
             backlog = await world.tables.backlog()
             busy = backlog.bot + backlog.human + backlog.due > plan.backlog
             asking.may_ask.clear() if busy and not asking.is_over.is_set() else asking.may_ask.set()
@@ -140,7 +143,7 @@ async def _pace(plan: Round, world: World, asking: Asking) -> None:
 
 
 async def _drained(plan: Round, world: World, asking: Asking) -> None:
-    """Nobody asks any more, and what was asked comes to its end within the stated time."""
+    """Stop the callers, wait until all jobs have ended, and record whether that took too long."""
     began = time.monotonic()
     asking.is_over.set()
     asking.may_ask.set()
@@ -158,7 +161,7 @@ async def _drained(plan: Round, world: World, asking: Asking) -> None:
 
 
 def _breaches(world: World) -> None:
-    """What processes wrote down of protections that failed; and the file must be whole."""
+    """Record the failed protections that the processes reported, and check the integrity of a SQLite file."""
     for member in world.cluster.members:
         broken = [line["broken"] for line in member.strikes() if "broken" in line]
         if broken:

@@ -1,4 +1,4 @@
-"""The rounds that there are, and in which order their faults come."""
+"""Rounds by name, and the order of their faults."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ NETWORK: list[Fault] = [
 
 
 def each_once(world: World) -> Iterator[Fault]:
-    """All of them, in any order."""
+    """Return all faults once, in random order."""
     plan = [*POINTS, *RANDOM, *STOPS, *SERVICES, *NETWORK]
     world.random_float.shuffle(plan)
     return iter(plan)
 
 
 def without_end(world: World) -> Iterator[Fault]:
-    """All of them again and again, with more kills between them."""
+    """Yield all faults again and again, with more kills between them."""
     while True:
         for fault in each_once(world):
             yield world.random_float.choice([*POINTS, *RANDOM, *RANDOM])
@@ -66,7 +66,7 @@ def without_end(world: World) -> Iterator[Fault]:
 
 
 def on_one_file(world: World) -> Iterator[Fault]:
-    """Those that there are without servers; a full disk where there is a small one."""
+    """Return the faults that need no servers, in random order; with a full disk if there is a small one."""
     plan = [on_processes.kill_a_server, *STOPS, *POINTS[:4], on_processes.kill_a_worker]
     plan += [on_disk.fill_the_disk] if world.disk is not None else []
     world.random_float.shuffle(plan)
@@ -74,12 +74,12 @@ def on_one_file(world: World) -> Iterator[Fault]:
 
 
 def on_one_file_without_end(world: World) -> Iterator[Fault]:
-    """The same, again and again."""
+    """Return the faults that need no servers, again and again."""
     return itertools.chain.from_iterable(on_one_file(world) for _ in itertools.count())
 
 
 def only(*faults: Fault) -> Round:
-    """A tiny round on one file, with these faults again and again."""
+    """Return a tiny round on one SQLite file, with these faults again and again."""
     return replace(
         SHORT_FILE,
         name="tiny",
@@ -117,7 +117,7 @@ SHORT_FILE = Round(
     drain_seconds=60,
     limit_seconds=300,
 )
-# The smallest round that shows anything; part of every run of the tests.
+# The smallest useful round; part of every run of the tests.
 SMOKE = replace(
     SHORT_FILE,
     name="smoke",
@@ -148,7 +148,7 @@ ROUNDS: dict[str, list[Round]] = {
     "long-servers": [LONG_SERVERS],
     "long-file": [LONG_FILE],
 }
-# Rounds in which a mutation must show.
+# For each mutation, the round in which the checker must detect it.
 MUTANTS: dict[str, Round] = {
     "no-lease-guard": only(on_processes.stop_a_worker_with_its_answer),
     "no-round-guard": only(on_processes.kill_a_worker),

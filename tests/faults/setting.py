@@ -1,4 +1,4 @@
-"""The setting of a round: its servers, wires, models, people and processes, made and taken away again."""
+"""Setting of a round: its servers, proxies, models, users and processes, from setup to cleanup."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TUNED = {
 async def with_servers(
     folder: Path, history: History, random_float: Random, *, servers: int, workers: int, mutation: str
 ) -> AsyncIterator[World]:
-    """Servers of the round's own, and each process behind wires of its own. Raises MissingError."""
+    """Yield a world with its own servers, in which each process has its own proxies to them. Raises MissingError."""
     async with contextlib.AsyncExitStack() as stack:
         database, rabbit = await asyncio.to_thread(postgres, folder / "postgres"), RabbitMQ(folder / "rabbitmq")
         results = await asyncio.to_thread(redis, folder / "redis")
@@ -84,7 +84,7 @@ async def with_servers(
 async def embedded(
     folder: Path, history: History, random_float: Random, *, servers: int, workers: int, mutation: str
 ) -> AsyncIterator[World]:
-    """Everything in one SQLite file, on a small disk of its own where one can be had."""
+    """Yield a world with one SQLite file, on its own small disk if one can be mounted."""
     with _small_disk(folder / "disk") as is_small:
         url = f"sqlite:///{folder / 'disk' / 'signoff.db'}"
         told = _environment(folder, mutation, 0) | {VARIABLES["postgres"]: url}
@@ -113,7 +113,7 @@ async def _closed(world: World) -> AsyncIterator[World]:
 
 @contextlib.contextmanager
 def _small_disk(folder: Path) -> Iterator[bool]:
-    """A disk of DISK_MB there; False where only root could have made one, and it is a plain folder."""
+    """Mount a disk of DISK_MB at `folder`; yield False if it cannot be mounted and `folder` is a plain directory."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "faults", str(folder)]
     is_small = has_own_mounts() and subprocess.run(command, check=False).returncode == 0
@@ -125,18 +125,18 @@ def _small_disk(folder: Path) -> Iterator[bool]:
 
 
 def has_own_mounts() -> bool:
-    """Whether what this process mounts is seen by nobody else, and is gone with it."""
+    """Return True if this process runs in its own mount namespace."""
     return os.environ.get("FAULTS_OWN_MOUNTS") == "1"
 
 
 def _environment(folder: Path, mutation: str, number: int) -> dict[str, str]:
-    """What a process is told. Verdicts on what came in at the second server can be undone for a while."""
+    """Return the environment of a process. Verdicts sent to the second server can be undone for UNDO_SECONDS."""
     undo = {"SIGNOFF_UNDO_SECONDS": str(UNDO_SECONDS if number == 1 else 0)}
     return clean_environment(folder / "data", **TUNED, **undo, FAULTS_MUTATION=mutation)
 
 
 async def people(world: World, upstream: FakeUpstream, url: str) -> tuple[str, Mapping[str, str]]:
-    """Makes the schema, the models and the people; the token of a plain caller, and those of reviewers by e-mail."""
+    """Create the schema, the models and the users; return a caller's token, and the reviewers' tokens by email."""
     settings = Settings(data_dir=world.folder / "data", database_url=url)
     await migrate(settings)
     async with open_services(settings) as services:
@@ -153,7 +153,7 @@ async def _caller(services: Services) -> str:
 
 
 def address_of(world: World) -> str:
-    """Where the data is, past all wires."""
+    """Return the URL of the database, without a proxy."""
     if world.postgres is not None:
         return world.postgres.url
     return f"sqlite:///{world.folder / 'disk' / 'signoff.db'}"

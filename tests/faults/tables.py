@@ -1,4 +1,4 @@
-"""The tables: what stands in the database, read past all doors."""
+"""Read access to the tables of the database, without a door."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PAGE = 2000
 
 
 class Told(msgspec.Struct, frozen=True):
-    """Everything that the tables say of one job."""
+    """A job with its events, decisions and deliveries."""
 
     job: Job
     events: list[Event]
     decisions: dict[int, Any]
-    """By round."""
+    """By round number."""
     deliveries: list[Delivery]
 
 
 class Backlog(msgspec.Struct, frozen=True):
-    """What is not over yet."""
+    """The numbers of unfinished jobs by status, and of deliveries that are due."""
 
     bot: int
     human: int
@@ -37,33 +37,33 @@ class Backlog(msgspec.Struct, frozen=True):
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything is over."""
+        """Return True if all jobs have ended and all deliveries are done or failed."""
         return not self.bot and not self.human and not self.due
 
 
 class Tables:
-    """A database, to be looked at only."""
+    """Read-only access to a database."""
 
     def __init__(self, url: str) -> None:
         self._store = SqlStore(url)
 
     async def rows(self, query: sa.Select[Any] | sa.TextClause) -> list[Any]:
-        """What a query finds."""
+        """Return the rows of a query."""
         return await self._store._database.read(lambda conn, _: list(conn.execute(query).all()))
 
     async def in_hand(self, actor: str | None = None) -> list[str]:
-        """The jobs that a worker, or any, has a lease of."""
+        """Return the ids of the jobs that `actor`, or any worker, has claimed."""
         claimed = (events.c.job_id == jobs.c.id) & (events.c.seq == jobs.c.seq) & (events.c.verb == "claim")
         query = sa.select(jobs.c.id).select_from(jobs.join(events, claimed))
         query = query.where(jobs.c.status == "bot", jobs.c.lease.is_not(None))
         return [row.id for row in await self.rows(query if actor is None else query.where(events.c.actor == actor))]
 
     async def waiting(self, limit: int = 100) -> list[str]:
-        """Jobs that are not answered yet."""
+        """Return the ids of up to `limit` jobs that are not answered yet."""
         return [row.id for row in await self.rows(sa.select(jobs.c.id).where(jobs.c.status == "bot").limit(limit))]
 
     async def lapsed(self, job_ids: Iterable[str], actor: str) -> list[str]:
-        """Which of these jobs lost a lease of that worker's."""
+        """Return the ids of the jobs on which a lease of `actor` has run out."""
         found = list[str]()
         for job_id in job_ids:
             told = await self.rows(sa.select(*events.c).where(events.c.job_id == job_id).order_by(events.c.seq))
@@ -73,14 +73,14 @@ class Tables:
         return found
 
     async def backlog(self) -> Backlog:
-        """How much is not over yet."""
+        """Count the unfinished jobs and deliveries."""
         bot, human = [sa.select(sa.func.count()).where(jobs.c.status == status) for status in ("bot", "human")]
         due = sa.select(sa.func.count()).where(deliveries.c.state == "due")
         [row] = await self.rows(sa.select(bot.scalar_subquery(), human.scalar_subquery(), due.scalar_subquery()))
         return Backlog(*row)
 
     async def pages(self) -> AsyncIterator[list[Told]]:
-        """Every job, a page at a time."""
+        """Yield all jobs in pages, in order of their ids."""
         last = ""
         while True:
             query = sa.select(*EVERY_COLUMN).where(jobs.c.id > last).order_by(jobs.c.id).limit(PAGE)
@@ -107,5 +107,5 @@ class Tables:
         return list(told.values())
 
     async def close(self) -> None:
-        """Looks no more."""
+        """Close the store."""
         await self._store.close()

@@ -1,4 +1,4 @@
-"""Under faults nothing is lost, and a protection that is taken out is missed."""
+"""Tests of rounds of faults: no job is lost, and a missing protection is detected."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_round_of_faults_loses_nothing(name: str, folder: Path) -> None:
 @pytest.mark.timeout(TINY_ROUNDS * (TINY_SECONDS + 100))
 @pytest.mark.parametrize("mutation", MUTANTS)
 def test_a_protection_that_is_missing_is_missed(mutation: str, folder: Path) -> None:
-    for _ in range(TINY_ROUNDS):  # on a busy machine a round may be over before the first fault has struck
+    for _ in range(TINY_ROUNDS):  # on a busy machine a round may end before its first fault has any effect
         played = play(folder, "tiny", "--mutation", mutation, seconds=TINY_SECONDS)
         if played.returncode:
             break
@@ -114,14 +114,14 @@ def test_orders_are_seen_by_another_process_and_obeyed_once(tmp_path: Path) -> N
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that other users may enter: PostgreSQL may have to run as one."""
+    """Yield a folder that other users may enter, because PostgreSQL may have to run as another user."""
     with tempfile.TemporaryDirectory(prefix="signoff-faults-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 def play(folder: Path, *words: str, seconds: float) -> subprocess.CompletedProcess[str]:
-    """A round, in a program of its own, which leaves nothing behind."""
+    """Run a round in its own process, and wait until nothing of it is left."""
     told = os.environ | {"PYTHONPATH": str(TESTS), "TMPDIR": str(folder)}
     played = subprocess.run(
         [sys.executable, "-m", "faults", *words],
@@ -138,12 +138,12 @@ def play(folder: Path, *words: str, seconds: float) -> subprocess.CompletedProce
 
 
 def left_behind(folder: Path) -> list[str]:
-    """Processes that know of the folder, and what is left in it."""
+    """Return the processes that use the folder, and the temporary folders left in it."""
     return [*processes_of(folder), *map(str, folder.glob("signoff-faults-*"))]
 
 
 def processes_of(folder: Path) -> list[str]:
-    """The processes that know of the folder."""
+    """Return the processes with the folder in their command line or as working directory."""
     found = list[str]()
     for process in Path("/proc").glob("[0-9]*"):
         try:

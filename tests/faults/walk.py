@@ -1,4 +1,4 @@
-"""The walk of one job: whether its events are moves of the state machine, made by whoever might, and give its row."""
+"""Check of one job's events: each is an allowed transition by an allowed actor, and together they give the row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 class Finding(NamedTuple):
-    """One breach of a law, which would be one too many."""
+    """A broken law: its name, the job (or process), and an explanation."""
 
     law: str
     job: str
@@ -22,7 +22,7 @@ class Finding(NamedTuple):
 
 
 def walk(told: Told) -> Iterator[Finding]:
-    """What is wrong with the job, if anything is."""
+    """Yield the findings of one job."""
     job = told.job
     yield from _sequence(told)
     row, holder = Row(), None
@@ -38,7 +38,7 @@ def walk(told: Told) -> Iterator[Finding]:
 
 
 def _sequence(told: Told) -> Iterator[Finding]:
-    """Events are numbered from 1; one of them ends the job, the last one."""
+    """Check that events are numbered from 1, and only the last one ends the job."""
     job = told.job
     if [event.seq for event in told.events] != list(range(1, job.seq + 1)):
         yield Finding("replay", job.id, f"events {[event.seq for event in told.events]}, seq {job.seq}")
@@ -50,7 +50,7 @@ def _sequence(told: Told) -> Iterator[Finding]:
 
 
 def _move(row: Row, event: Event, holder: str | None) -> Iterator[tuple[str, str]]:
-    """Whether a move might be made, by the state machine as it is in the source."""
+    """Yield the laws that an event breaks, by the state machine of the source, each with an explanation."""
     moves: list[str] = event.data.get("moves", [event.verb])
     if not row:
         if moves[0] != "submit":
@@ -72,12 +72,12 @@ def _move(row: Row, event: Event, holder: str | None) -> Iterator[tuple[str, str
 
 
 def _is_holder(row: Row, event: Event, holder: str | None) -> bool:
-    """Whether the mover has the lease; a sweeper, who ends one that has run out, only saw it."""
+    """Return True if the actor has the lease, or only ends a lease that has run out, as a sweeper does."""
     has_run_out = Guard.LAPSED in TRANSITIONS[event.verb].guards
     return row.get("lease") is not None and (has_run_out or holder in {None, event.actor})
 
 
-# What a guard saw, as far as events tell. A renewed lease is not among them, nor the round that a reviewer saw.
+# The guards, as far as events show their inputs; they do not show renewals of leases, or rounds that reviewers saw.
 HOLDS: dict[Guard, Callable[[Row, Event, str | None], bool]] = {
     Guard.DUE: lambda row, event, _: row.get("lease") is None and row["due_at"] <= event.at,
     Guard.LEASE: _is_holder,
@@ -93,7 +93,7 @@ HOLDS: dict[Guard, Callable[[Row, Event, str | None], bool]] = {
 
 
 def follows(job: Job, replayed: Row) -> bool:
-    """Whether `job` is what its events say; the body stands in the row alone."""
+    """Return True if the row of `job` agrees with its events; the body is stored only in the row."""
     row = msgspec.to_builtins(job) | {"metadata": msgspec.json.decode(job.metadata)}
     row["response"] = None if job.response is None else msgspec.json.decode(job.response)
     names = row.keys() & replayed.keys()

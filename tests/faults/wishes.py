@@ -1,4 +1,4 @@
-"""Wishes: what callers want, each with a name that goes through everything that comes of it."""
+"""Requests of callers, each with a unique name that is found again in its jobs, answers and webhooks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 NAME = re.compile(rb"wish-\d+-[0-9a-f]+")
-# Targets, and how often each is asked. Which of them must fail is in MUST_FAIL.
+# Targets with their weights. MUST_FAIL has the error codes of those that always fail.
 LATER = {
     "echo/delay=0.02": 30,
     "echo/delay=0.2": 20,
@@ -30,28 +30,28 @@ RETRY_AFTER = {"limited": 7.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """One thing that a caller wants."""
+    """A request that a caller is going to send."""
 
     name: str
     way: str
-    """`job`, `enqueue` or `call`."""
+    """The door: `job`, `enqueue` or `call`."""
     target: str
     key: str | None = None
     hook: bool = False
     stream: bool = False
     twin: bool = False
-    """It is asked twice at once, under one key."""
+    """True if the request is sent twice at once, with one key."""
     cancel: bool = False
 
     @property
     def body(self) -> dict[str, Any]:
-        """The request to the model."""
+        """Return the body for the model."""
         said = [{"role": "user", "content": self.name}]
         return {"model": self.target, "messages": said, "stream": self.stream}
 
 
 def wishes(random_float: Random, later: Mapping[str, int]) -> Iterator[Wish]:
-    """Wishes without end; `later` says what is asked for later, and how often."""
+    """Yield requests without end; `later` gives the targets of queued jobs, with their weights."""
     for number in itertools.count():
         name = f"wish-{number}-{random_float.getrandbits(24):06x}"
         kind = random_float.random()
