@@ -1,4 +1,4 @@
-"""What may never happen, whatever `MOVES` says: said once more, in other words."""
+"""Laws of the state machine, written independently of `TRANSITIONS`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from signoff.core.job import TERMINAL, Event, Job, replay
 from signoff.store import TransitionRequest
 from stateful.model import Stand, opened_by
 
-UNTOLD = {"body", "deliver", "response"}  # these stand in the row alone
+UNTOLD = {"body", "deliver", "response"}  # stored only in the row, not in events
 
 
 def is_lawful(job: Job, step: TransitionRequest, now: int) -> bool:
-    """Whether somebody may have been allowed to move `job` so."""
+    """Return True if the transition of `job` can be allowed at the time `now`."""
     is_its_round = step.round == job.round
     is_decided = job.release_at is not None
     match step.verb:
@@ -44,7 +44,7 @@ def is_lawful(job: Job, step: TransitionRequest, now: int) -> bool:
 
 
 def check_passage(before: Stand, after: Stand) -> None:
-    """What holds between one look and the next."""
+    """Check what must hold between two consecutive contents of the store."""
     for job_id, job in before.jobs.items():
         now = after.jobs.get(job_id)
         if job.status in TERMINAL:
@@ -59,7 +59,7 @@ def check_passage(before: Stand, after: Stand) -> None:
 
 
 def check(stand: Stand) -> None:
-    """What holds at every moment."""
+    """Check what must hold at every moment."""
     for job in stand.jobs.values():
         assert 0 <= job.attempt <= job.max_attempts, "attempts are bounded"
         assert job.status == "bot" or job.lease is None, "only the machine's side is leased"
@@ -79,14 +79,14 @@ def check(stand: Stand) -> None:
 
 
 def told_of(stand: Stand) -> list[tuple[str, str]]:
-    """The jobs whose end somebody is to hear of, with each way of hearing."""
+    """Return the job id and kind of each delivery that must exist."""
     ended = [job for job in stand.jobs.values() if job.status in TERMINAL]
     told = [job for job in ended if stand.events[job.id, job.seq][0] != "cancel"]
     return [(job.id, to.kind) for job in told for to in job.deliver]
 
 
 def check_replay(jobs: dict[str, Job], events: Sequence[Event]) -> None:
-    """A job's events, and nothing but them, give its row."""
+    """Check that the events of each job give its row."""
     of_job: dict[str, list[Event]] = {job_id: [] for job_id in jobs}
     for event in events:
         of_job[event.job_id].append(event)
@@ -94,7 +94,7 @@ def check_replay(jobs: dict[str, Job], events: Sequence[Event]) -> None:
         assert sorted(event.seq for event in of_job[job_id]) == [*range(1, job.seq + 1)]
         replayed, row = replay(of_job[job_id]), msgspec.to_builtins(job)
         row["metadata"] = msgspec.json.decode(job.metadata)
-        told = row.keys() - UNTOLD - ({"lease_until"} if job.lease else set())  # a heartbeat is no event
+        told = row.keys() - UNTOLD - ({"lease_until"} if job.lease else set())  # a heartbeat writes no event
         assert {name: replayed.get(name) for name in told} == {name: row[name] for name in told}
         if job.round > 0:
             assert replayed.get("response") == (None if job.response is None else msgspec.json.decode(job.response))

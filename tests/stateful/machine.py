@@ -1,4 +1,4 @@
-"""Everything that can be asked of a store, in any order, by people and processes that may be late."""
+"""State machine of a store: all calls in any order, from users and processes that may be late."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ outcomes = st.builds(
 
 
 def act(**drawn: st.SearchStrategy[Any]) -> Callable[[Method], Method]:
-    """A step that the machine may take, and what is drawn for it."""
+    """Register a method as a step of the machine, with the strategies of its arguments."""
 
     def add(method: Method) -> Method:
         ACTS[method.__name__] = drawn
@@ -84,7 +84,7 @@ def act(**drawn: st.SearchStrategy[Any]) -> Callable[[Method], Method]:
 
 
 def when(condition: Callable[[Machine], object]) -> Callable[[Method], Method]:
-    """When a step can be taken."""
+    """Restrict a step to states in which `condition` holds."""
 
     def add(method: Method) -> Method:
         CONDITIONS[method.__name__] = condition
@@ -94,12 +94,12 @@ def when(condition: Callable[[Machine], object]) -> Callable[[Method], Method]:
 
 
 def possible(*verbs: str, at_least: int = 1) -> Callable[[Method], Method]:
-    """When there are jobs that can be moved so; the step takes another all the same, one time in four."""
+    """Restrict a step to states with jobs for these transitions; one time in four, it takes another job anyway."""
     return when(lambda self: sum(len(self.right(verb, reviewer="ann")) for verb in verbs) >= at_least)
 
 
 class Machine(RuleBasedStateMachine):
-    """One store and its model. `made` and `refused` count verbs over all runs in this process."""
+    """A store and its model. `performed` and `refused` count transitions by verb over all runs in this process."""
 
     made: ClassVar = Counter[str]()
     refused: ClassVar = Counter[str]()
@@ -112,23 +112,23 @@ class Machine(RuleBasedStateMachine):
         self.before = msgspec.structs.replace(self.model.stand)
         self.number = 0
         self.leases: list[tuple[str, str]] = []
-        """Every lease that was ever given: of which job, and its token."""
+        """Every lease that was ever given, as job id and token."""
         self.sendings: list[tuple[str, str]] = []
         self.swept: list[tuple[str, Job]] = []
-        """What a sweeper has seen, and has not done yet."""
+        """The transitions that a sweeper has listed but not requested yet, as verb and job."""
 
     @rule(random_float=st.integers(0, 2**32), data=st.data())
     def step(self, random_float: int, data: st.DataObject) -> None:
-        """One rule for all steps: of many rules, hypothesis would leave out most in every single run."""
+        """Take one of the steps. With one rule for each step, hypothesis would leave out most steps in each run."""
         able = [name for name in ACTS if CONDITIONS.get(name, bool)(self)]
         name = Random(random_float).choice(able)
         getattr(self, name)(**data.draw(st.fixed_dictionaries(ACTS[name]), label=name))
 
-    # Coming in
+    # Submitting
 
     @initialize(stages=st.lists(st.tuples(asks, st.sampled_from(STAGES)), min_size=2, max_size=5))
     def jobs_that_have_come_some_way(self, stages: list[tuple[dict[str, Any], str]]) -> None:
-        """So that a short run sees something."""
+        """Create jobs in several stages, so that a short run reaches later states."""
         for ask, stage in stages:
             self.submit(ask, key=None, body=b'"one"', due=0, slip=False)
             if stage != "waiting":
@@ -150,7 +150,7 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: not self.is_busy())
     @act(ask=asks, key=keys, body=st.sampled_from([b'"one"', b'"two"']), due=ticks, slip=slips)
     def submit(self, ask: dict[str, Any], key: str | None, body: bytes, due: int, slip: bool) -> None:
-        """Also under an id that is used: then nothing is left of it, but for a key that leads to another job."""
+        """Submit a job; with `slip`, under an id in use, which must fail and store nothing unless its key has a job."""
         job = self.a_job(**ask, idempotency_key=key, fingerprint=fingerprint(body), body=body)
         if slip:
             job = msgspec.structs.replace(job, id=self.any_job(due).id)
@@ -165,7 +165,7 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: not self.is_busy())
     @act(ask=asks, key=keys, lease=ticks, ended=st.sampled_from([None, None, "succeed", "fail", "cancel", "hit"]))
     def call(self, ask: dict[str, Any], key: str | None, lease: int, ended: str | None) -> None:
-        """A caller waits: the job is leased from its first moment, or written when it has ended."""
+        """Insert a job of a waiting caller: with a lease from the start, or only after its end."""
         job = self.a_job(**ask, lane="now", attempt=1)
         if ended == "hit" and key is not None:
             hit = msgspec.structs.replace(job, idempotency_key=key, attempt=0, status="success", response=ANSWER)
@@ -195,7 +195,7 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: self.leases)
     @act(several=st.lists(picks, min_size=1, max_size=4), lease=ticks)
     def heartbeat(self, several: list[int], lease: int) -> None:
-        """Of what is held, and of what was lost long ago."""
+        """Renew leases, both valid ones and ones that were lost long ago."""
         asked = dict(self.leases[pick % len(self.leases)] for pick in several) | {"nobody": "none"}
         standing = self.place.run(self.jobs.renew(asked, lease * TICK_SECONDS))
         assert standing == self.model.renew(asked, lease * TICK_SECONDS)
@@ -203,7 +203,7 @@ class Machine(RuleBasedStateMachine):
     @possible("succeed")
     @act(verb=st.sampled_from(["succeed", "hold", "fail", "retry", "release"]), pick=picks, count=ticks, error=errors)
     def work(self, verb: str, pick: int, count: int, error: JobError) -> None:
-        """What a worker does with a job that it holds: it tries again while attempts are left."""
+        """Settle, retry or release a leased job; without attempts left, a retry becomes a failure."""
         job = self.job(verb, pick)
         if verb == "retry" and job.attempt >= job.max_attempts:
             verb = "fail"
@@ -220,7 +220,7 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: not self.is_busy() and self.runs())
     @act(pick=picks, node=st.sampled_from(["0.0", "0.1"]), lease=ticks, slip=slips)
     def ask_a_step(self, pick: int, node: str, lease: int, slip: bool) -> None:
-        """A run asks for a step of it, perhaps for the second time, or when it is somebody else's by now."""
+        """Add a step to a run, perhaps for the second time; with `slip`, with a lease that was lost."""
         run = self.runs()[pick % len(self.runs())]
         place = {"parent_id": run.id, "parent_round": run.round, "node": node}
         step = self.a_job(**place, attempt=1, max_attempts=2, lease=self.token(), pipeline_id=pick % 2 or None)
@@ -233,7 +233,7 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: self.runs())
     @act(pick=picks, missed=slips)
     def park(self, pick: int, missed: bool) -> None:
-        """A run waits for its steps, of which one may have settled that it has not seen."""
+        """Park a run; with `missed`, a step has settled that the run has not seen."""
         run = self.runs()[pick % len(self.runs())]
         settled = len([step for step in self.model.steps(run) if step.is_terminal]) - missed
         self.move(run, seen("park", run, settled_steps=settled, after_seconds={"parked_at": 0}))
@@ -241,7 +241,7 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: self.leases)
     @act(pick=picks, verb=st.sampled_from(["succeed", "hold", "fail", "release"]), slip=slips)
     def zombie(self, pick: int, verb: str, slip: bool) -> None:
-        """Somebody wakes who once held a lease, of this job or of another."""
+        """Settle or release with an old lease of this job or of another."""
         job_id, lease = self.leases[pick % len(self.leases)]
         job = self.any_job(pick) if slip else msgspec.structs.replace(self.any_job(0), id=job_id)
         self.move(job, TransitionRequest(verb=verb, actor="zombie", lease=lease, changes={"response": b'"late"'}))
@@ -257,7 +257,7 @@ class Machine(RuleBasedStateMachine):
     @possible("leave", "undo")
     @act(verb=st.sampled_from(["open", "leave", "draft", "undo"]), pick=picks, who=people, edit=edits, behind=rounds)
     def review(self, verb: str, pick: int, who: str, edit: Edit, behind: int) -> None:
-        """A reviewer, who may have looked away for a round."""
+        """Open, leave, draft or undo as a reviewer, perhaps for an earlier round."""
         job = self.job(verb, pick, reviewer=who)
         step: dict[str, dict[str, Any]] = {
             "open": {"changes": {"review_lease": who}, "after_seconds": {"review_lease_until": TICK_SECONDS}},
@@ -270,7 +270,7 @@ class Machine(RuleBasedStateMachine):
     @possible("decide")
     @act(pick=picks, decision=opinions, undo=ticks, behind=rounds)
     def decide(self, pick: int, decision: Decision, undo: int, behind: int) -> None:
-        """A verdict, which takes effect at once unless it can be undone for a while."""
+        """Decide on a held job; the verdict takes effect at once unless it can be undone for a while."""
         job = self.job("decide", pick, reviewer=decision.reviewer)
         step = seen(
             "decide",
@@ -286,11 +286,11 @@ class Machine(RuleBasedStateMachine):
         if job.status == "human" and (made := self.model.stand.decisions.get((job.id, job.round))) and refusal:
             assert f"{made[0].reviewer} decided: {made[0].verdict}" in refusal.message, "the other learns who"
 
-    # Time, and what it brings about
+    # Time and sweeping
 
     @act(pick=st.integers(0, 3), more=st.sampled_from([0, 1]))
     def time_passes(self, pick: int, more: int) -> None:
-        """Until something is due to the microsecond, or a tick longer; and a sweeper looks what there is to do."""
+        """Advance the clock to a moment at which something is due, or a tick later, and list what a sweeper finds."""
         moments = self.model.moments()
         self.model.now = (moments[pick % len(moments)] if moments else self.model.now) + more * TICK
         self.place.set(self.model.now)
@@ -301,7 +301,7 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: self.swept)
     @act(pick=picks, slip=slips, verb=st.sampled_from(["lapse", "approve", "expire", "wake"]))
     def sweep(self, pick: int, slip: bool, verb: str) -> None:
-        """A sweeper does what it saw is to be done. That may be late, and another may do it too."""
+        """Request a transition that the sweeper has listed, perhaps late, and perhaps after another sweeper did."""
         verb, job = (verb, self.any_job(pick)) if slip else self.swept[-1 - pick % len(self.swept)]
         decision = job.decision or Decision(verdict="approve", reviewer="nobody")
         wake = seen("wake", job, after_seconds={"due_at": 0})
@@ -316,7 +316,7 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: self.model.old(-1))
     @act(age=ticks, limit=st.integers(1, 3))
     def purge(self, age: int, limit: int) -> None:
-        """Any of what is old may go first; on a server that is not even the same ones each time."""
+        """Purge old jobs. Their order is not defined, and on PostgreSQL it can differ between calls."""
         old = self.model.old(age * TICK_SECONDS)
         limit = max(limit, len(old)) if self.place.on_server else limit
         count = self.place.run(self.jobs.purge(age * TICK_SECONDS, limit))
@@ -327,7 +327,7 @@ class Machine(RuleBasedStateMachine):
         assert gone <= old
         self.model.forget(gone)
 
-    # Senders
+    # Deliveries
 
     @when(lambda self: self.model.stand.deliveries)
     @act(
@@ -338,7 +338,7 @@ class Machine(RuleBasedStateMachine):
         lease=ticks,
     )
     def send(self, kind: DeliveryKind, limit: int, at_host: int, busy: dict[str, int], lease: int) -> None:
-        """Of those that are due equally long, any may go first."""
+        """Claim due deliveries; among those with the same due time, the order is not defined."""
         token, seconds, due = self.token(), lease * TICK_SECONDS, self.model.due(kind)
         rest: dict[str, Any] = {"limit": limit, "limit_per_host": at_host, "busy": busy, "lease_seconds": seconds}
         taken = self.place.run(self.deliveries.claim(kind, lease=token, **rest))
@@ -350,7 +350,7 @@ class Machine(RuleBasedStateMachine):
     @when(lambda self: self.sendings)
     @act(pick=picks, outcome=outcomes)
     def settle(self, pick: int, outcome: DeliveryOutcome) -> None:
-        """A sender tells what came of it, in time or late."""
+        """Settle a delivery, in time or late."""
         delivery_id, lease = self.sendings[-1 - pick % len(self.sendings)]
         settled = self.place.run(self.deliveries.settle(delivery_id, lease, outcome))
         assert settled == self.model.settle(delivery_id, lease, outcome)
@@ -363,7 +363,7 @@ class Machine(RuleBasedStateMachine):
         there = outcome_of(lambda: self.place.run(self.deliveries.redeliver(delivery_id)))
         assert said(there) == said(outcome_of(lambda: self.model.resend(delivery_id)))
 
-    # Looking
+    # Reading
 
     @invariant()
     def the_store_and_its_model_agree(self) -> None:
@@ -380,7 +380,7 @@ class Machine(RuleBasedStateMachine):
             assert by_id(self.place.run(look(100))) == standing
 
     def teardown(self) -> None:
-        """Every way to look at what is left."""
+        """Compare all queries of the store with the model at the end of a run."""
         model, run = self.model, self.place.run
         for job in model.stand.jobs.values():
             assert run(self.jobs.get(job.id)) == job
@@ -398,10 +398,10 @@ class Machine(RuleBasedStateMachine):
             assert run(self.jobs.list(page)) == model.list(page)
             assert run(self.jobs.count(which)) == len(model.list(which))
 
-    # How a rule goes about it
+    # Helpers of the steps
 
     def move(self, job: Job, *steps: TransitionRequest) -> SignoffError | None:
-        """Asks both to move what was seen as `job`. What was refused."""
+        """Request transitions of the store and the model; compare the results, and return the store's error, if any."""
         before = self.model.stand.jobs.get(job.id)
         there = outcome_of(lambda: self.place.run(self.jobs.transition(job.id, *steps)))
         here = outcome_of(lambda: self.model.move(job.id, *steps))
@@ -441,16 +441,16 @@ class Machine(RuleBasedStateMachine):
         assert self.place.run(insert()) == self.model.insert_ended(ended, actor="ann", verbs=verbs)
 
     def job(self, verb: str, pick: int, **mover: Any) -> Job:
-        """Three times in four one that can be moved so, if there is any."""
+        """Return a job: three times in four one for which the transition is allowed, if there is any."""
         right = self.right(verb, **mover)
         return right[pick % len(right)] if right and pick % 4 else self.any_job(pick)
 
     def runs(self) -> Sequence[Job]:
-        """Those that somebody holds."""
+        """Return the runs that have a lease."""
         return [job for job in self.model.stand.jobs.values() if job.pipeline_id and job.lease and job.status == "bot"]
 
     def is_busy(self) -> bool:
-        """Whether there is enough to do without another job."""
+        """Return True if there are so many unfinished jobs that no more should be added."""
         return len(self.model.standing("cancel")) > ENOUGH
 
     def right(self, verb: str, **mover: Any) -> Sequence[Job]:
@@ -472,14 +472,14 @@ class Machine(RuleBasedStateMachine):
 
 
 def lapse(job: Job) -> TransitionRequest:
-    """What a sweeper does that saw `job` when its lease had run out."""
+    """Return the sweeper's request for a job whose lease had run out."""
     if job.lane == "now" or job.attempt >= job.max_attempts:
         return seen("lapse", job, to="fail", changes={"error": RETRYABLE})
     return seen("lapse", job, to="bot", after_seconds={"due_at": 0})
 
 
 def expire(job: Job) -> TransitionRequest:
-    """What a sweeper does that saw `job` when nobody had decided in time."""
+    """Return the sweeper's request for a job whose review deadline had passed."""
     match job.policy.on_deadline:
         case "stay":
             return seen("expire", job, to="human")
@@ -491,7 +491,7 @@ def expire(job: Job) -> TransitionRequest:
 
 
 def assert_fair(taken: list[Delivery], due: Iterable[Delivery], limit: int, at_host: int, busy: dict[str, int]) -> None:
-    """Whoever was left out was due no longer than those that took its place."""
+    """Check that each delivery left out was due no earlier than those claimed instead of it."""
     full = Counter(busy) + Counter(one.host for one in taken)
     assert len(taken) <= limit
     assert all(full[one.host] <= max(at_host, busy.get(one.host, 0)) for one in taken)
@@ -512,7 +512,7 @@ def by_age(deliveries: dict[str, Delivery]) -> list[Delivery]:
 
 
 def outcome_of(work: Callable[[], T]) -> T | SignoffError | IntegrityError:
-    """What it returns, or how it is refused."""
+    """Return the result of `call`, or the error that it raises."""
     try:
         return work()
     except (SignoffError, IntegrityError) as refusal:
@@ -520,5 +520,5 @@ def outcome_of(work: Callable[[], T]) -> T | SignoffError | IntegrityError:
 
 
 def said(outcome: object) -> object:
-    """A refusal is the kind that it is."""
+    """Return the type of an error, or the outcome itself."""
     return type(outcome) if isinstance(outcome, SignoffError) else outcome

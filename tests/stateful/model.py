@@ -1,4 +1,4 @@
-"""What should stand in a store, in plain Python: the rows of `MOVES`, obeyed to the letter."""
+"""Model of a store in plain Python, which follows the table `TRANSITIONS` exactly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY_LIFETIME = 24 * 3600 * SECOND
 
 
 class Stand(msgspec.Struct):
-    """All that stands somewhere, by its keys."""
+    """The content of a store: the rows of each table by primary key."""
 
     jobs: dict[str, Job] = {}
     keys: dict[tuple[int, str], str] = {}
@@ -45,23 +45,23 @@ GUARDS: dict[Guard, Callable[[Job, TransitionRequest, Model], bool]] = {
 
 
 def opened_by(job: Job, now: int) -> str | None:
-    """Who is looking at it."""
+    """Return the reviewer who has the job open at the time `now`, if any."""
     return None if job.review_lease_until is None or job.review_lease_until < now else job.review_lease
 
 
 class Model:
-    """What stands, and the time; each method does what the store's of the same name promises."""
+    """The expected content of a store, and the time in microseconds; methods have the names of the store's methods."""
 
     def __init__(self, now: int) -> None:
         self.now = now
         self.stand = Stand()
 
-    # Coming in
+    # Submitting
 
     def insert(
         self, job: Job, *, actor: str, verb: str = "submit", due_seconds: float = 0, lease_seconds: float | None = None
     ) -> Job:
-        """The new job, or the one that stands under its key."""
+        """Insert a job, and return it, or return the job that has its key."""
         standing = self.under_key(job)
         if standing is not None:
             return standing
@@ -72,7 +72,7 @@ class Model:
         return self._written(new, verb, actor)
 
     def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> Job:
-        """A job that had ended before it was written."""
+        """Insert a job that has already ended, and return it."""
         return self._written(self._timed(job, due_at=self.now, lease_until=None), verbs[-1], actor)
 
     def _timed(self, job: Job, *, due_at: int, lease_until: int | None) -> Job:
@@ -80,17 +80,17 @@ class Model:
         return msgspec.structs.replace(job, **times)
 
     def under_key(self, job: Job) -> Job | None:
-        """A key stands for its job for a day, unless asking again may help."""
+        """Return the job that has the key of `job`, unless that is over a day old or failed with a retryable error."""
         standing = self.stand.jobs.get(self.stand.keys.get((job.user_id, job.idempotency_key or ""), ""))
         if standing is None or standing.created_at + KEY_LIFETIME < self.now:
             return None
         may_help = standing.status == "fail" and standing.error is not None and standing.error.retryable
         return None if may_help else standing
 
-    # Moves
+    # Transitions
 
     def move(self, job_id: str, *steps: TransitionRequest) -> list[Job]:
-        """The job after each of `steps`; or a refusal, and nothing has changed."""
+        """Apply transitions, and return the job after each. Raises JobNotFound, and Stale; then nothing has changed."""
         job = self.stand.jobs.get(job_id)
         if job is None:
             raise JobNotFound
@@ -107,7 +107,7 @@ class Model:
         return made
 
     def _follow(self, job: Job, actor: str) -> None:
-        """What ends is not asked for below any more, and the run above it goes on."""
+        """Cancel the steps of a run that failed, and wake the run of a step that ended."""
         if job.status == "fail":
             for each in [
                 each for each in self.stand.jobs.values() if each.parent_id == job.id and not each.is_terminal
@@ -119,7 +119,7 @@ class Model:
             self.move(run.id, wake)
 
     def add_step(self, step: Job, *, actor: str, run_lease: str, lease_seconds: float) -> Job:
-        """A step of a run that is held so; or the one that stands there."""
+        """Insert a step of a run with this lease, or return the step that exists there. Raises Stale."""
         run = self.stand.jobs.get(step.parent_id or "")
         if run is None or run.status != "bot" or run.lease != run_lease:
             raise Stale
@@ -128,16 +128,16 @@ class Model:
         return standing[0] if standing else self.insert(step, actor=actor, lease_seconds=lease_seconds)
 
     def steps(self, run: Job) -> Sequence[Job]:
-        """Those of its round."""
+        """Return the steps of a run in its current round."""
         return [job for job in self.stand.jobs.values() if (job.parent_id, job.parent_round) == (run.id, run.round)]
 
     def forgotten(self) -> dict[str, Job]:
-        """Parked runs of which no step goes on."""
+        """Return the parked runs without unfinished steps, by id."""
         parked = [job for job in self.stand.jobs.values() if self.may(job, seen("wake", job))]
         return {job.id: job for job in parked if all(step.is_terminal for step in self.steps(job))}
 
     def may(self, job: Job, step: TransitionRequest) -> bool:
-        """Whether `job` can be moved so now."""
+        """Return True if the transition of `job` is allowed now."""
         move = TRANSITIONS[step.verb]
         return job.status in move.sources and all(GUARDS[guard](job, step, self) for guard in move.guards)
 
@@ -150,7 +150,7 @@ class Model:
         return msgspec.structs.replace(job, **columns)
 
     def claim(self, *, actor: str, lease: str, limit: int, lease_seconds: float) -> list[Job]:
-        """The first `limit` jobs that wait, leased."""
+        """Claim up to `limit` waiting jobs, by priority and id."""
         step = TransitionRequest(
             verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds}
         )
@@ -159,7 +159,7 @@ class Model:
         return [self.move(job.id, step)[-1] for job in first]
 
     def renew(self, leases: dict[str, str], lease_seconds: float) -> set[str]:
-        """Those that stand, extended."""
+        """Extend the leases that are still valid, and return the ids of their jobs."""
         jobs = self.stand.jobs
         standing = {job_id for job_id, lease in leases.items() if job_id in jobs and jobs[job_id].lease == lease}
         for job_id in standing:
@@ -193,10 +193,10 @@ class Model:
     def _after(self, seconds: float) -> int:
         return self.now + round(seconds * SECOND)
 
-    # Looking
+    # Reading
 
     def list(self, which: JobFilter) -> list[Job]:
-        """A page of those that are asked for."""
+        """Return a page of the jobs that match a filter."""
         jobs = sorted(self.stand.jobs.values(), key=lambda job: job.id, reverse=which.newest_first)
         if which.after_id is not None:
             after = which.after_id
@@ -206,11 +206,11 @@ class Model:
         return jobs[which.offset :][: which.limit]
 
     def standing(self, verb: str) -> dict[str, Job]:
-        """Those that time alone lets somebody move so."""
+        """Return the jobs for which the transition is allowed now, by id."""
         return {job.id: job for job in self.stand.jobs.values() if self.may(job, seen(verb, job))}
 
     def moments(self) -> Sequence[int]:
-        """When something will be due, or over; the next ones first."""
+        """Return the future times at which something becomes due or runs out, in ascending order."""
         jobs, deliveries = self.stand.jobs.values(), self.stand.deliveries.values()
         times = [getattr(job, column) for job in jobs for column in TIMES if not job.is_terminal]
         times += [time for one in deliveries for time in (one.due_at, one.lease_until)]
@@ -220,21 +220,21 @@ class Model:
     # Deliveries
 
     def is_free(self, delivery: Delivery) -> bool:
-        """Whether nobody is sending it."""
+        """Return True if no valid lease is on the delivery."""
         return delivery.lease_until is None or delivery.lease_until < self.now
 
     def due(self, kind: DeliveryKind) -> list[Delivery]:
-        """What a sender of that kind may take."""
+        """Return the deliveries of a kind that can be claimed."""
         waiting = [one for one in self.stand.deliveries.values() if one.state == "due" and one.due_at <= self.now]
         return [one for one in waiting if one.kind == kind and self.is_free(one)]
 
     def taken(self, delivery_id: str, lease: str, lease_seconds: float) -> Delivery:
-        """A delivery that is being sent."""
+        """Claim a delivery, and return it."""
         attempt = self.stand.deliveries[delivery_id].attempt + 1
         return self._put(delivery_id, attempt=attempt, lease=lease, lease_until=self._after(lease_seconds))
 
     def settle(self, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
-        """What came of it, if the lease stands."""
+        """Store the outcome of a delivery; return False if the lease was lost."""
         delivery = self.stand.deliveries.get(delivery_id)
         if delivery is None or delivery.lease != lease:
             return False
@@ -252,7 +252,7 @@ class Model:
         return True
 
     def resend(self, delivery_id: str) -> Delivery:
-        """A delivery as new."""
+        """Make a delivery due again, and return it. Raises NotFound, and Stale while it is being sent."""
         delivery = self.stand.deliveries.get(delivery_id)
         if delivery is None:
             raise NotFound
@@ -266,10 +266,10 @@ class Model:
         self.stand.deliveries[delivery_id] = changed
         return changed
 
-    # Forgetting
+    # Purging
 
     def old(self, seconds: float) -> set[str]:
-        """Those that ended more than `seconds` ago, and of whom nobody waits to hear."""
+        """Return the ids of jobs that ended over `seconds` ago and are not needed by a delivery or run."""
         awaited = {delivery.job_id for delivery in self.stand.deliveries.values() if delivery.state == "due"}
         ended = {job.id for job in self.stand.jobs.values() if job.status in TERMINAL}
         jobs = self.stand.jobs
@@ -278,7 +278,7 @@ class Model:
         return {job_id for job_id in old if jobs[job_id].parent_id not in goes_on}
 
     def forget(self, gone: set[str]) -> None:
-        """All that is kept of `gone`."""
+        """Delete the jobs `gone`, and all rows that belong to them."""
         stand = self.stand
         stand.jobs = {job_id: job for job_id, job in stand.jobs.items() if job_id not in gone}
         stand.keys = {key: job_id for key, job_id in stand.keys.items() if job_id not in gone}
@@ -289,7 +289,7 @@ class Model:
 
 
 def seen(verb: str, job: Job, **more: object) -> TransitionRequest:
-    """The step of somebody who sees `job` as it is."""
+    """Return a transition request with the lease and the round of `job`."""
     return msgspec.structs.replace(
         TransitionRequest(verb=verb, actor="sweeper", lease=job.lease, round=job.round), **more
     )

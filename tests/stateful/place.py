@@ -1,4 +1,4 @@
-"""A database whose clock stands still until it is moved, and its store, for rules that do not await."""
+"""Store on a database with a controlled clock, with synchronous methods for rules of hypothesis."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from stateful.model import Stand
 
 T = TypeVar("T")
 DAY = 24 * 3600 * 1_000_000
-# A power of two in a day, in whole microseconds: Julian days count such ticks without any rounding.
+# A day divided by a power of two, so that Julian days represent ticks without rounding.
 TICK = DAY // 2048
 TICK_SECONDS = TICK / 1_000_000
 BEGIN = 20_000 * DAY
 EVERYTHING = JobFilter(limit=10_000)
 EMPTIED = (schema.jobs, schema.used_keys, schema.events, schema.votes, schema.decisions, schema.deliveries)
 
-# The server's own function is found after ours: nothing of the store is changed.
+# PostgreSQL finds this function before its own `clock_timestamp`, so the store needs no change.
 _STOPPED_CLOCK = f"""
 CREATE TABLE clock AS SELECT CAST({BEGIN} AS BIGINT) AS now;
 CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql STABLE
@@ -39,7 +39,7 @@ END $$
 
 
 class Place:
-    """An open store on the empty database at `url`."""
+    """An open store on the empty database at `url`, and its clock in microseconds."""
 
     def __init__(self, url: str) -> None:
         self.now = BEGIN
@@ -54,20 +54,20 @@ class Place:
         self.run(self.store.start())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What comes of `work`."""
+        """Run a coroutine, and return its result."""
         return self._runner.run(work)
 
     def close(self) -> None:
-        """Closes the store."""
+        """Close the store."""
         self.run(self.store.close())
         self._runner.close()
 
     def empty(self) -> None:
-        """Forgets everything, and turns the clock back."""
+        """Delete all rows, and set the clock back to the start."""
         self.set(BEGIN, *(sa.delete(table) for table in EMPTIED))
 
     def set(self, now: int, *statements: sa.Executable) -> None:
-        """Moves the clock, and does something behind the store's back."""
+        """Set the clock, and execute statements directly on the database."""
         self.now = now
         moved = [sa.text(f"UPDATE clock SET now = {now}")] if self.on_server else []
         self.run(self._all([*statements, *moved]))
@@ -76,7 +76,7 @@ class Place:
         await self.store._database.write(lambda tx: [tx.conn.execute(each) and None for each in statements])
 
     def _stop_clock(self) -> None:
-        """SQLite lets every connection have its own functions."""
+        """Replace the function of SQLite from which the store takes the time."""
         database: Any = self.store._database
 
         def connected(connection: Any, _record: Any) -> None:
@@ -86,7 +86,7 @@ class Place:
             event.listen(engine, "connect", connected)
 
     def look(self) -> tuple[Stand, list[Event]]:
-        """All that stands in the database, and its events with what they tell."""
+        """Return the content of the database, and its events with their data."""
         return self.run(self._look())
 
     async def _look(self) -> tuple[Stand, list[Event]]:

@@ -1,4 +1,4 @@
-"""A store and a plain model of it go the same way, whatever is asked of them, in any order."""
+"""Stateful tests: a store and a plain model of it behave the same for any order of calls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ plain = settings(
 
 @pytest.fixture(params=[*RUNS])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    """Yield a store that was just made, with its clock in our hands."""
+    """Yield a new store with a controlled clock."""
     url = (
         f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("empty_postgres_url")
     )
@@ -48,7 +48,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """Yield a store for one fault after the other."""
+    """Yield a store that the faults use one after the other."""
     with opened(f"sqlite:///{tmp_path_factory.mktemp('broken')}/store.db") as place:
         yield place
 
@@ -61,7 +61,7 @@ def go(place: Place, more: settings) -> None:
     run_state_machine_as_test(lambda: Machine(place), settings=more)
 
 
-@pytest.mark.timeout(600)  # what is found is made small
+@pytest.mark.timeout(600)  # hypothesis needs time to shrink a failure
 def test_a_store_does_what_its_model_does(place: Place, request: pytest.FixtureRequest) -> None:
     database = request.node.callspec.params["place"]
     Machine.made.clear()
@@ -69,9 +69,9 @@ def test_a_store_does_what_its_model_does(place: Place, request: pytest.FixtureR
 
     go(place, settings(plain, max_examples=RUNS[database]))
 
-    if database == "postgres":  # it goes the beginning of the same way
+    if database == "postgres":  # fewer runs, with the same first steps as on SQLite
         return
-    # What a stream cannot use is refused as it comes: the streams' own tests do that.
+    # Only streams use `refuse`; their own tests cover it.
     assert TRANSITIONS.keys() - (+Machine.made).keys() == {"refuse"}, "every other verb was done"
 
 
@@ -85,16 +85,16 @@ def test_the_model_knows_every_guard() -> None:
     assert GUARDS.keys() == set(Guard)
 
 
-# The machine finds what is broken
+# Each fault must be detected
 
 
 def without(verb: str, guard: Guard) -> Break:
-    """The store forgets a guard."""
+    """Remove a guard from a transition of the store."""
     return changed(verb, lambda move: {"guards": tuple(other for other in move.guards if other is not guard)})
 
 
 def changed(verb: str, how: Callable[[Transition], dict[str, Any]]) -> Break:
-    """The store has another row of `TRANSITIONS` than it was told."""
+    """Change a row of `TRANSITIONS` for the store, but not for the model."""
 
     def to_break(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(
@@ -107,7 +107,7 @@ def changed(verb: str, how: Callable[[Transition], dict[str, Any]]) -> Break:
 
 
 def misread(verb: str, guard: Guard) -> Break:
-    """`TRANSITIONS` itself forgets a guard, and the model with it: only the laws are left."""
+    """Remove a guard from `TRANSITIONS` for store and model, so that only the laws can detect it."""
 
     def to_break(patch: pytest.MonkeyPatch) -> None:
         guards = tuple(other for other in TRANSITIONS[verb].guards if other is not guard)
@@ -117,17 +117,17 @@ def misread(verb: str, guard: Guard) -> Break:
 
 
 def guard_is(guard: Guard, condition: sa.ColumnElement[bool]) -> Break:
-    """The store reads a guard in another way."""
+    """Replace the condition of a guard in the store."""
     return lambda patch: patch.setitem(transitions._GUARDS, guard, condition)
 
 
 def instead(where: Any, name: str, what: Any) -> Break:
-    """Something of the store is something else."""
+    """Replace an attribute of the store's code."""
     return lambda patch: patch.setattr(where, name, what)
 
 
 def loosened(where: Any, name: str, number: int) -> Break:
-    """One of the conditions of a statement holds always."""
+    """Make one condition of a statement always true."""
 
     def to_break(patch: pytest.MonkeyPatch) -> None:
         statement = getattr(where, name)._generate()
@@ -190,7 +190,7 @@ FAULTS: dict[str, Break] = {
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """Forget the statements that were built, before and after."""
+    """Clear the caches of SQL statements before and after the test."""
     built = (transitions._statement, transitions._claim_statement, transitions.select_eligible)
     for each in built:
         each.cache_clear()
