@@ -30,22 +30,22 @@ def main() -> None:
     parser.add_argument("--mutation", choices=list(MUTANTS), default=None, help="take a protection out first")
     parser.add_argument("--out", type=Path, default=None, help="where to write the figures")
     parser.add_argument("--keep", type=Path, default=None, help="an empty folder for everything that is written")
-    told = parser.parse_args()
-    have_own_mounts()
-    seed = secrets.randbelow(2**31) if told.seed is None else told.seed
-    folder = told.keep or Path(tempfile.mkdtemp(prefix="signoff-faults-"))
+    arguments = parser.parse_args()
+    enter_own_mounts()
+    seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
+    folder = arguments.keep or Path(tempfile.mkdtemp(prefix="signoff-faults-"))
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)  # PostgreSQL may have to run as another user
     log_to(folder / "log")
     try:
-        code = run(rounds_of(told.round, told.mutation), told.round, folder, seed, told.out)
+        code = run(rounds_of(arguments.round, arguments.mutation), arguments.round, folder, seed, arguments.out)
     finally:
-        if told.keep is None:
+        if arguments.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
     sys.exit(code)
 
 
-def have_own_mounts() -> None:
+def enter_own_mounts() -> None:
     """Restart this program in its own mount namespace, where root can mount a small disk that ends with the process."""
     unshare = shutil.which("unshare")
     if os.geteuid() == 0 and unshare and "FAULTS_OWN_MOUNTS" not in os.environ:
@@ -62,31 +62,31 @@ def rounds_of(name: str, mutation: str | None) -> list[Round]:
 
 def run(plans: list[Round], name: str, folder: Path, seed: int, out: Path | None) -> int:
     """Run the rounds one after another, and return the exit code."""
-    say(f"seed {seed}")
+    print_line(f"seed {seed}")
     all_figures = list[Figures]()
     for plan in plans:
-        place = folder / plan.name
-        place.mkdir()
+        round_folder = folder / plan.name
+        round_folder.mkdir()
         try:
-            check = asyncio.run(play(plan, place, seed))
+            check = asyncio.run(play(plan, round_folder, seed))
         except Exception as error:  # noqa: BLE001 -- whatever it was, the round has failed
             traceback.print_exc()
-            say(f"{plan.name}: could not be played to its end: {error!r}\n{tail(folder / 'log')}")
+            print_line(f"{plan.name}: could not be played to its end: {error!r}\n{tail(folder / 'log')}")
             return 2
-        figures = figures_of(plan, place / "history.jsonl", check, seed)
+        figures = figures_of(plan, round_folder / "history.jsonl", check, seed)
         all_figures.append(figures)
         for finding in figures.findings:
-            say(f"{plan.name}: {finding.law}: {finding.job}: {finding.text}")
+            print_line(f"{plan.name}: {finding.law}: {finding.job}: {finding.text}")
         if not figures.has_disk and plan.name == "file":
-            say("NO FULL DISK: only root, with unshare and mount, can have a small disk here.")
-        say(f"{plan.name}: {line_of([figures])}")
+            print_line("NO FULL DISK: only root, with unshare and mount, can have a small disk here.")
+        print_line(f"{plan.name}: {line_of([figures])}")
     if out is not None:
         write(out, name, all_figures)
-    say(line_of(all_figures))
+    print_line(line_of(all_figures))
     return 1 if any(figures.findings for figures in all_figures) else 0
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line."""
     OUT.write(text + "\n")
     OUT.flush()

@@ -20,7 +20,7 @@ from faults.orders import Orders
 from support.service_supervisor import ending_with_us, free_ports
 
 TESTS = Path(__file__).parents[1]
-PLACES = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+PYTHON_PATH = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
 READY_SECONDS = 40.0
 POLL_SECONDS = 0.05
 TAIL_LINES = 15
@@ -38,10 +38,10 @@ class Member:
         [self.port] = free_ports(1)
         command = ("serve", "--port", str(self.port), *more) if kind == "server" else ("work",)
         self._command = [*ending_with_us(signal.SIGKILL), sys.executable, "-m", "faults.launcher", *command]
-        self._environment = {**environment, "PYTHONPATH": PLACES, "FAULTS_FOLDER": str(self.folder)}
+        self._environment = {**environment, "PYTHONPATH": PYTHON_PATH, "FAULTS_FOLDER": str(self.folder)}
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begins_at = 0
-        self.is_mourned = False
+        self.is_end_recorded = False
         """True after the end of the process was recorded in the history."""
 
     @property
@@ -64,12 +64,17 @@ class Member:
         """Start a process in the slot; wait for `ready` before you use it."""
         self.orders.clear()
         self.orders.clock_shift = 0
-        self.is_mourned = False
+        self.is_end_recorded = False
         log = self._log
         self._log_begins_at = log.stat().st_size if log.exists() else 0
-        with log.open("ab") as out:
+        with log.open("ab") as log_file:
             self._process = subprocess.Popen(
-                self._command, env=self._environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                self._command,
+                env=self._environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
             )
 
     async def ready(self) -> None:
@@ -77,7 +82,7 @@ class Member:
         async with asyncio.timeout(READY_SECONDS):
             while not await self._is_ready():
                 if self.has_ended:
-                    raise RuntimeError(f"{self.name} could not start:\n{self.last_words}")
+                    raise RuntimeError(f"{self.name} could not start:\n{self.log_tail}")
                 await asyncio.sleep(POLL_SECONDS)
 
     @property
@@ -90,7 +95,7 @@ class Member:
         if not self.has_ended:
             os.kill(self.pid, number)
 
-    async def until_ended(self, seconds: float) -> bool:
+    async def wait_until_ended(self, seconds: float) -> bool:
         """Wait for the process to end, and return True if it did so in time."""
         assert self._process is not None
         try:
@@ -101,13 +106,13 @@ class Member:
             return False
         return True
 
-    def strikes(self) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, Any]]:
         """Return what the processes of this slot recorded: kills and stops of themselves, and failed protections."""
         path = self.folder / "strikes"
         return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
     @property
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """Return the last lines of the log."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
@@ -163,18 +168,18 @@ class Cluster:
     async def kill(self, member: Member) -> None:
         """Kill the process with SIGKILL unless it has ended, and record the end once."""
         member.signal(signal.SIGKILL)
-        await member.until_ended(READY_SECONDS)
-        if member.is_mourned:
+        await member.wait_until_ended(READY_SECONDS)
+        if member.is_end_recorded:
             return
-        member.is_mourned = True
-        self._history.tell("killed", name=member.name, kind=member.kind, pid=member.pid, port=member.port)
+        member.is_end_recorded = True
+        self._history.record("killed", name=member.name, kind=member.kind, pid=member.pid, port=member.port)
 
-    async def mend(self) -> None:
+    async def replace_ended(self) -> None:
         """Replace the processes that ended by themselves, and record each."""
         for member in self.members:
             if member.has_ended:
-                self._history.tell("vanished", name=member.name, log=member.last_words)
-                member.is_mourned = True
+                self._history.record("vanished", name=member.name, log=member.log_tail)
+                member.is_end_recorded = True
                 await self.replace(member)
 
     async def stop(self) -> None:
@@ -183,12 +188,12 @@ class Cluster:
             member.signal(signal.SIGCONT)
             member.signal(signal.SIGTERM)
         for member in self.members:
-            if not await member.until_ended(READY_SECONDS / 2):
-                self._history.tell("vanished", name=member.name, log=f"did not end when told to\n{member.last_words}")
+            if not await member.wait_until_ended(READY_SECONDS / 2):
+                self._history.record("vanished", name=member.name, log=f"did not end when told to\n{member.log_tail}")
                 member.signal(signal.SIGKILL)
-                await member.until_ended(READY_SECONDS)
+                await member.wait_until_ended(READY_SECONDS)
 
-    def end(self) -> None:
+    def kill_all(self) -> None:
         """Kill every process."""
         for member in self.members:
             member.signal(signal.SIGKILL)

@@ -25,10 +25,10 @@ class History:
         """The number of lines of each type."""
         self._file = path.open("ab", buffering=0)  # unbuffered: a recorded line is in the file whatever happens next
 
-    def tell(self, what: str, **more: Any) -> None:
+    def record(self, line_type: str, **fields: Any) -> None:
         """Append a line, with the time in seconds since 1970."""
-        self.counts[what] += 1
-        self._file.write(msgspec.json.encode({"at": time.time(), "what": what} | more) + b"\n")
+        self.counts[line_type] += 1
+        self._file.write(msgspec.json.encode({"at": time.time(), "what": line_type} | fields) + b"\n")
 
     def close(self) -> None:
         """Close the file."""

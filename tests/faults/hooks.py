@@ -21,12 +21,12 @@ class FailingReceiver(FakeServer):
 
     async def reply(self, request: RecordedRequest) -> Reply:
         payload = request.json()
-        about = {"id": request.headers["webhook-id"], "job": payload["data"]["job_id"], "kind": payload["type"]}
+        fields = {"id": request.headers["webhook-id"], "job": payload["data"]["job_id"], "kind": payload["type"]}
         behaviour = self._random_float.choices(["take", "fail", "cut", "slow"], [80, 10, 7, 3])[0]
-        taken = behaviour == "take"
-        self._history.tell("hooked", **about, digest=hashlib.sha256(request.body).hexdigest()[:16], taken=taken)
+        is_taken = behaviour == "take"
+        self._history.record("hooked", **fields, digest=hashlib.sha256(request.body).hexdigest()[:16], taken=is_taken)
         if behaviour == "cut":
             return raw(end="close")
         if behaviour == "slow":
             await asyncio.sleep(SLOW_SECONDS)
-        return Reply(status=200 if taken else 500)
+        return Reply(status=200 if is_taken else 500)

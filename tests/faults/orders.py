@@ -38,14 +38,14 @@ class Orders:
     def clock_shift(self, seconds: float) -> None:
         _SHIFT.pack_into(self._memory, 0, seconds)
 
-    def give(self, how: str, point: str) -> None:
+    def give(self, action: str, point: str) -> None:
         """Order the process to `kill` or `stop` itself, once, when it reaches `point`."""
-        _POINT.pack_into(self._memory, _SHIFT.size, how.encode(), point.encode())
+        _POINT.pack_into(self._memory, _SHIFT.size, action.encode(), point.encode())
 
     def at(self, point: str) -> str:
         """Return the order for `point`, or an empty string."""
-        how, where = (part.rstrip(b"\0").decode() for part in _POINT.unpack_from(self._memory, _SHIFT.size))
-        return how if where == point else ""
+        action, ordered_point = (part.rstrip(b"\0").decode() for part in _POINT.unpack_from(self._memory, _SHIFT.size))
+        return action if ordered_point == point else ""
 
     def clear(self) -> None:
         """Cancel the order."""

@@ -18,7 +18,7 @@ from signoff.stores.transitions import EVERY_COLUMN, job_of
 PAGE = 2000
 
 
-class Told(msgspec.Struct, frozen=True):
+class StoredJob(msgspec.Struct, frozen=True):
     """A job with its events, decisions and deliveries."""
 
     job: Job
@@ -51,7 +51,7 @@ class Tables:
         """Return the rows of a query."""
         return await self._store._database.read(lambda conn, _: list(conn.execute(query).all()))
 
-    async def in_hand(self, actor: str | None = None) -> list[str]:
+    async def leased_jobs(self, actor: str | None = None) -> list[str]:
         """Return the ids of the jobs that `actor`, or any worker, has claimed."""
         claimed = (events.c.job_id == jobs.c.id) & (events.c.seq == jobs.c.seq) & (events.c.verb == "claim")
         query = sa.select(jobs.c.id).select_from(jobs.join(events, claimed))
@@ -64,13 +64,15 @@ class Tables:
 
     async def lapsed(self, job_ids: Iterable[str], actor: str) -> list[str]:
         """Return the ids of the jobs on which a lease of `actor` has run out."""
-        found = list[str]()
+        lapsed = list[str]()
         for job_id in job_ids:
-            told = await self.rows(sa.select(*events.c).where(events.c.job_id == job_id).order_by(events.c.seq))
-            pairs = itertools.pairwise(told)
-            if any((one.verb, one.actor, other.verb) == ("claim", actor, "lapse") for one, other in pairs):
-                found.append(job_id)
-        return found
+            rows_of_job = await self.rows(sa.select(*events.c).where(events.c.job_id == job_id).order_by(events.c.seq))
+            pairs = itertools.pairwise(rows_of_job)
+            if any(
+                (event.verb, event.actor, next_event.verb) == ("claim", actor, "lapse") for event, next_event in pairs
+            ):
+                lapsed.append(job_id)
+        return lapsed
 
     async def backlog(self) -> Backlog:
         """Count the unfinished jobs and deliveries."""
@@ -79,32 +81,32 @@ class Tables:
         [row] = await self.rows(sa.select(bot.scalar_subquery(), human.scalar_subquery(), due.scalar_subquery()))
         return Backlog(*row)
 
-    async def pages(self) -> AsyncIterator[list[Told]]:
+    async def pages(self) -> AsyncIterator[list[StoredJob]]:
         """Yield all jobs in pages, in order of their ids."""
         last = ""
         while True:
             query = sa.select(*EVERY_COLUMN).where(jobs.c.id > last).order_by(jobs.c.id).limit(PAGE)
-            found = [job_of(row) for row in await self.rows(query)]
-            if not found:
+            page = [job_of(row) for row in await self.rows(query)]
+            if not page:
                 return
-            yield await self._told(found, last)
-            last = found[-1].id
+            yield await self._with_history(page, last)
+            last = page[-1].id
 
-    async def _told(self, found: list[Job], last: str) -> list[Told]:
+    async def _with_history(self, page: list[Job], last: str) -> list[StoredJob]:
         def of_page(table: sa.Table) -> sa.Select[Any]:
-            return sa.select(*table.c).where(table.c.job_id > last, table.c.job_id <= found[-1].id)
+            return sa.select(*table.c).where(table.c.job_id > last, table.c.job_id <= page[-1].id)
 
-        told = {job.id: Told(job, [], {}, []) for job in found}
+        stored = {job.id: StoredJob(job, [], {}, []) for job in page}
         for row in await self.rows(of_page(events).order_by(events.c.job_id, events.c.seq)):
-            if row.job_id in told:
-                told[row.job_id].events.append(Event(**row._mapping))
+            if row.job_id in stored:
+                stored[row.job_id].events.append(Event(**row._mapping))
         for row in await self.rows(of_page(decisions)):
-            if row.job_id in told:
-                told[row.job_id].decisions[row.round] = row.decision
+            if row.job_id in stored:
+                stored[row.job_id].decisions[row.round] = row.decision
         for row in await self.rows(of_page(deliveries)):
-            if row.job_id in told:
-                told[row.job_id].deliveries.append(Delivery(**row._mapping))
-        return list(told.values())
+            if row.job_id in stored:
+                stored[row.job_id].deliveries.append(Delivery(**row._mapping))
+        return list(stored.values())
 
     async def close(self) -> None:
         """Close the store."""

@@ -35,7 +35,7 @@ class World:
     postgres: Server | None = None
     rabbitmq: RabbitMQ | None = None
     redis: Server | None = None
-    wires: dict[str, dict[str, TcpProxy]] = field(default_factory=dict[str, dict[str, TcpProxy]])
+    proxies: dict[str, dict[str, TcpProxy]] = field(default_factory=dict[str, dict[str, TcpProxy]])
     """For each process, the proxies to its servers, by name."""
     disk: Path | None = None
     """The small disk with the data, if one is mounted."""
@@ -44,12 +44,12 @@ class World:
         """Return a worker that has more than one job, or any worker if none has after BUSY_SECONDS."""
         busy = list[Member]()
 
-        async def look() -> bool:
-            in_hand = [await self.tables.in_hand(worker.actor) for worker in self.cluster.workers]
-            busy[:] = [worker for worker, jobs in zip(self.cluster.workers, in_hand, strict=True) if len(jobs) > 1]
+        async def find_busy() -> bool:
+            claimed = [await self.tables.leased_jobs(worker.actor) for worker in self.cluster.workers]
+            busy[:] = [worker for worker, jobs in zip(self.cluster.workers, claimed, strict=True) if len(jobs) > 1]
             return bool(busy)
 
-        await until(look, BUSY_SECONDS)
+        await until(find_busy, BUSY_SECONDS)
         return self.random_float.choice(busy or self.cluster.workers)
 
     def any_worker(self) -> Member:
@@ -61,29 +61,29 @@ class World:
         return self.random_float.choice(self.cluster.servers)
 
     @property
-    def every_wire(self) -> list[TcpProxy]:
+    def all_proxies(self) -> list[TcpProxy]:
         """Return all proxies of all processes."""
-        return [wire for wires in self.wires.values() for wire in wires.values()]
+        return [proxy for proxies in self.proxies.values() for proxy in proxies.values()]
 
-    def mend_wires(self) -> None:
+    def reset_proxies(self) -> None:
         """Unblock every proxy, and reset its connections."""
-        for wire in self.every_wire:
-            wire.unblock()
-            wire.cut()
+        for proxy in self.all_proxies:
+            proxy.unblock()
+            proxy.cut()
 
-    async def until_moved(self, jobs: list[str], seconds: float) -> bool:
+    async def wait_for_progress(self, jobs: list[str], seconds: float) -> bool:
         """Wait until one of the unanswered `jobs` is answered, and return True if that was in time."""
 
-        async def moved() -> bool:
+        async def has_progressed() -> bool:
             return bool(set(jobs) - set(await self.tables.waiting(10_000)))
 
-        return not jobs or await until(moved, seconds)
+        return not jobs or await until(has_progressed, seconds)
 
 
-async def until(holds: Callable[[], Awaitable[bool]], seconds: float) -> bool:
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float) -> bool:
     """Poll a condition, and return True if it holds within `seconds`."""
     deadline = time.monotonic() + seconds
-    while not await holds():
+    while not await condition():
         if time.monotonic() > deadline:
             return False
         await asyncio.sleep(POLL_SECONDS)
