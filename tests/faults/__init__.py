@@ -1,1 +1,1 @@
-"""Loses nothing, as a program with figures: real processes, a nemesis, and a checker of what callers were told."""
+"""Fault injection on real processes: a nemesis causes faults, and a checker compares responses with the database."""

@@ -1,4 +1,4 @@
-"""`python -m faults ROUND`: plays a round, prints what came of it in one line, and fails if anything was lost."""
+"""Command `python -m faults ROUND`: run a round of faults, print its result as one line, and fail if a job was lost."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from faults.rounds import MUTANTS, ROUNDS
 from support.service_supervisor import log_to, tail
 
 OUT = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-"""Where we speak; what servers say goes to a file."""
+"""The original standard output; the output of servers goes to a file."""
 
 
 def main() -> None:
-    """Plays what the command line names. Exits with 1 when a law was broken, 2 when it could not be played."""
+    """Run the round that the command line names. Exit with 1 if a rule was broken, or 2 if a round could not end."""
     parser = argparse.ArgumentParser(prog="faults", description=__doc__)
     parser.add_argument("round", choices=[*ROUNDS, "tiny"])
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--mutation", choices=list(MUTANTS), default=None, help="take a protection out first")
     parser.add_argument("--out", type=Path, default=None, help="where to write the figures")
     parser.add_argument("--keep", type=Path, default=None, help="an empty folder for everything that is written")
-    told = parser.parse_args()
-    have_own_mounts()
-    seed = secrets.randbelow(2**31) if told.seed is None else told.seed
-    folder = told.keep or Path(tempfile.mkdtemp(prefix="signoff-faults-"))
+    arguments = parser.parse_args()
+    enter_own_mounts()
+    seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
+    folder = arguments.keep or Path(tempfile.mkdtemp(prefix="signoff-faults-"))
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)  # PostgreSQL may have to run as another user
     log_to(folder / "log")
     try:
-        code = run(rounds_of(told.round, told.mutation), told.round, folder, seed, told.out)
+        code = run(rounds_of(arguments.round, arguments.mutation), arguments.round, folder, seed, arguments.out)
     finally:
-        if told.keep is None:
+        if arguments.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
     sys.exit(code)
 
 
-def have_own_mounts() -> None:
-    """Begins anew in a mount namespace of its own, where root may have a small disk that ends with this process."""
+def enter_own_mounts() -> None:
+    """Restart this program in its own mount namespace, where root can mount a small disk that ends with the process."""
     unshare = shutil.which("unshare")
     if os.geteuid() == 0 and unshare and "FAULTS_OWN_MOUNTS" not in os.environ:
         os.environ["FAULTS_OWN_MOUNTS"] = "1"
@@ -54,40 +54,40 @@ def have_own_mounts() -> None:
 
 
 def rounds_of(name: str, mutation: str | None) -> list[Round]:
-    """The rounds of that name; the tiny one is that of the mutation."""
+    """Return the rounds of that name; `tiny` is the round of the mutation."""
     if name == "tiny":
         return [replace(MUTANTS[mutation or "no-lease-guard"], mutation=mutation or "none")]
     return [replace(plan, mutation=mutation or "none") for plan in ROUNDS[name]]
 
 
 def run(plans: list[Round], name: str, folder: Path, seed: int, out: Path | None) -> int:
-    """Plays them one after another; the exit code."""
-    say(f"seed {seed}")
+    """Run the rounds one after another, and return the exit code."""
+    print_line(f"seed {seed}")
     all_figures = list[Figures]()
     for plan in plans:
-        place = folder / plan.name
-        place.mkdir()
+        round_folder = folder / plan.name
+        round_folder.mkdir()
         try:
-            check = asyncio.run(play(plan, place, seed))
+            check = asyncio.run(play(plan, round_folder, seed))
         except Exception as error:  # noqa: BLE001 -- whatever it was, the round has failed
             traceback.print_exc()
-            say(f"{plan.name}: could not be played to its end: {error!r}\n{tail(folder / 'log')}")
+            print_line(f"{plan.name}: could not be played to its end: {error!r}\n{tail(folder / 'log')}")
             return 2
-        figures = figures_of(plan, place / "history.jsonl", check, seed)
+        figures = figures_of(plan, round_folder / "history.jsonl", check, seed)
         all_figures.append(figures)
         for finding in figures.findings:
-            say(f"{plan.name}: {finding.law}: {finding.job}: {finding.text}")
+            print_line(f"{plan.name}: {finding.law}: {finding.job}: {finding.text}")
         if not figures.has_disk and plan.name == "file":
-            say("NO FULL DISK: only root, with unshare and mount, can have a small disk here.")
-        say(f"{plan.name}: {line_of([figures])}")
+            print_line("NO FULL DISK: only root, with unshare and mount, can have a small disk here.")
+        print_line(f"{plan.name}: {line_of([figures])}")
     if out is not None:
         write(out, name, all_figures)
-    say(line_of(all_figures))
+    print_line(line_of(all_figures))
     return 1 if any(figures.findings for figures in all_figures) else 0
 
 
-def say(text: str) -> None:
-    """Prints a line."""
+def print_line(text: str) -> None:
+    """Print a line."""
     OUT.write(text + "\n")
     OUT.flush()
 

@@ -1,4 +1,4 @@
-"""The checker: what callers were told, against what stands in the tables once everything is over."""
+"""Checker of a round: compare what callers were told with the database after the round."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import NamedTuple
 
 import msgspec
 
-from faults.clients import wish_in
+from faults.clients import request_name_in
 from faults.history import Line, read
-from faults.tables import Tables, Told
-from faults.walk import Finding, walk
+from faults.tables import StoredJob, Tables
+from faults.walk import Finding, check_events
 from faults.wishes import MUST_FAIL, RETRY_AFTER
 from signoff.core.job import Job
 
 SECOND = 1_000_000
-ROWS_BEHIND = 128
-CLOCK_SECONDS = 5.0
-UNKNOWN = {None, *range(500, 600)}
+MAX_UNLOGGED_ROWS = 128
+CLOCK_TOLERANCE_SECONDS = 5.0
+UNKNOWN_OUTCOME = {None, *range(500, 600)}
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """What the checker keeps of a job while it looks at the others."""
+class JobRecord(msgspec.Struct, frozen=True):
+    """The data of a job that the checker keeps while it checks the other jobs."""
 
     id: str
-    wish: str
+    request_name: str
     status: str
     code: str | None
     retryable: bool
@@ -38,98 +38,115 @@ class Kept(msgspec.Struct, frozen=True):
     ended_at: int | None
     has_hook: bool
     decisions: dict[int, tuple[str, str]]
-    """Reviewer and verdict, by round."""
+    """Reviewer and verdict, by round number."""
     deliveries: list[tuple[str, str]]
-    """Id and state of its webhook."""
+    """Id and state of each webhook delivery."""
     copies: list[tuple[str, str]]
-    """Id and state of its copies in Redis."""
+    """Id and state of each copy in Redis."""
     is_copied: bool
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether its end is a secret."""
+        """Return True if the job was cancelled; nobody is notified of such an end."""
         return self.code == "cancelled"
 
 
-class Book:
-    """The history, ordered by what it is about."""
+class HistoryIndex:
+    """The lines of a history, grouped by their type."""
 
     def __init__(self, path: Path) -> None:
-        self.by_what: dict[str, list[Line]] = defaultdict(list)
+        self.by_type: dict[str, list[Line]] = defaultdict(list)
         for line in read(path):
-            self.by_what[line["what"]].append(line)
-        self.asked = {line["wish"]: line for line in self.by_what["asked"]}
-        self.told: dict[str, list[Line]] = defaultdict(list)
-        for line in self.by_what["told"]:
-            self.told[line["wish"]].append(line)
-        self.began, self.ended = self.by_what["began"][0]["at"], self.by_what["ended"][-1]["at"]
+            self.by_type[line["what"]].append(line)
+        self.requests = {line["wish"]: line for line in self.by_type["asked"]}
+        self.responses: dict[str, list[Line]] = defaultdict(list)
+        for line in self.by_type["told"]:
+            self.responses[line["wish"]].append(line)
+        self.began, self.ended = self.by_type["began"][0]["at"], self.by_type["ended"][-1]["at"]
 
     def accepted(self) -> dict[str, Line]:
-        """The jobs that callers know of, each with the line that told so first."""
-        found: dict[str, Line] = {}
-        for line in self.by_what["told"]:
+        """Return the jobs that callers know of, each with the first line that named it."""
+        first_lines: dict[str, Line] = {}
+        for line in self.by_type["told"]:
             if line["job"] is not None:
-                found.setdefault(line["job"], line)
-        return found
+                first_lines.setdefault(line["job"], line)
+        return first_lines
 
 
 class Lease(NamedTuple):
-    """From a claim to whatever ended it: an answer perhaps, and perhaps a move of the worker's own."""
+    """A lease of a job, from its claim to the transition that ended it.
+
+    `answered` means that the transition stored an outcome; `ended_by_worker` that its worker made it.
+    Times are in microseconds since 1970.
+    """
 
     job: str
     actor: str
     began_at: int
     ended_at: int
     answered: bool
-    kept: bool
+    ended_by_worker: bool
 
 
 class Check(msgspec.Struct):
-    """What a look at everything gave: breaches, and figures."""
+    """The result of a check: findings, and numbers for the report."""
 
     findings: list[Finding]
-    jobs: dict[str, Kept]
+    jobs: dict[str, JobRecord]
     leases: list[Lease]
     verbs: Counter[str]
-    """How often each move was made."""
+    """The number of transitions by verb."""
     unlogged: list[float]
-    """For each answered call whose row a kill cost, how many seconds before the kill it was answered."""
+    """For each answered call whose row was lost by a kill, the seconds between its answer and the kill."""
     recovered: int = 0
 
 
 async def check(tables: Tables, history: Path) -> Check:
-    """Looks at every job, then at what was told."""
-    book, result = Book(history), Check([], {}, [], Counter(), [])
+    """Check every job by itself, then apply the rules that compare jobs with the history."""
+    index, result = HistoryIndex(history), Check([], {}, [], Counter(), [])
     async for page in tables.pages():
-        for told in page:
-            _look_at(told, book, result)
-    for law in (_kept, _once, _answers, _verdicts, _cancels, _hooks, _copies, _veil, _caps, _machine):
-        result.findings += law(book, result)
+        for stored in page:
+            _check_job(stored, index, result)
+    for law in (
+        _check_accepted,
+        _check_duplicates,
+        _check_answers,
+        _check_verdicts,
+        _check_cancellations,
+        _check_webhooks,
+        _check_copies,
+        _check_redaction,
+        _check_concurrency,
+        _check_processes,
+    ):
+        result.findings += law(index, result)
     return result
 
 
-def _look_at(told: Told, book: Book, result: Check) -> None:
-    job = told.job
-    result.jobs[job.id] = _kept_of(told)
-    result.verbs.update(event.verb for event in told.events)
-    result.findings += walk(told)
-    result.findings += _times(told, book)
-    result.findings += _ends(job)
-    for one, other in zip(told.events, told.events[1:], strict=False):
-        if one.verb == "claim":
-            answered = other.verb in {"succeed", "hold", "fail"}
-            kept = answered or other.verb in {"retry", "release"}
-            result.leases.append(Lease(job.id, one.actor, one.at, other.at, answered=answered, kept=kept))
+def _check_job(stored: StoredJob, index: HistoryIndex, result: Check) -> None:
+    job = stored.job
+    result.jobs[job.id] = _record_of(stored)
+    result.verbs.update(event.verb for event in stored.events)
+    result.findings += check_events(stored)
+    result.findings += _check_times(stored, index)
+    result.findings += _check_end(job)
+    for event, next_event in zip(stored.events, stored.events[1:], strict=False):
+        if event.verb == "claim":
+            answered = next_event.verb in {"succeed", "hold", "fail"}
+            ended_by_worker = answered or next_event.verb in {"retry", "release"}
+            result.leases.append(
+                Lease(job.id, event.actor, event.at, next_event.at, answered=answered, ended_by_worker=ended_by_worker)
+            )
         wait = RETRY_AFTER.get(job.target, 0)
-        if wait and (one.verb, other.verb) == ("retry", "claim") and other.at < one.at + wait * SECOND:
-            result.findings.append(Finding("retry-after", job.id, f"asked again after {other.at - one.at} µs"))
+        if wait and (event.verb, next_event.verb) == ("retry", "claim") and next_event.at < event.at + wait * SECOND:
+            result.findings.append(Finding("retry-after", job.id, f"asked again after {next_event.at - event.at} µs"))
 
 
-def _kept_of(told: Told) -> Kept:
-    job = told.job
-    return Kept(
+def _record_of(stored: StoredJob) -> JobRecord:
+    job = stored.job
+    return JobRecord(
         id=job.id,
-        wish=wish_in(job.body) or "nobody's",
+        request_name=request_name_in(job.body) or "nobody's",
         status=job.status,
         code=job.error.code if job.error else None,
         retryable=bool(job.error and job.error.retryable),
@@ -138,37 +155,37 @@ def _kept_of(told: Told) -> Kept:
         lane=job.lane,
         created_at=job.created_at,
         ended_at=job.updated_at if job.is_terminal else None,
-        has_hook=any(to.kind == "webhook" for to in job.deliver),
-        decisions={number: (decision.reviewer, decision.verdict) for number, decision in told.decisions.items()},
-        deliveries=[(one.id, one.state) for one in told.deliveries if one.kind == "webhook"],
-        copies=[(one.id, one.state) for one in told.deliveries if one.kind == "redis"],
-        is_copied=any(to.kind == "redis" for to in job.deliver),
+        has_hook=any(target.kind == "webhook" for target in job.deliver),
+        decisions={number: (decision.reviewer, decision.verdict) for number, decision in stored.decisions.items()},
+        deliveries=[(delivery.id, delivery.state) for delivery in stored.deliveries if delivery.kind == "webhook"],
+        copies=[(delivery.id, delivery.state) for delivery in stored.deliveries if delivery.kind == "redis"],
+        is_copied=any(target.kind == "redis" for target in job.deliver),
     )
 
 
-def _times(told: Told, book: Book) -> Iterator[Finding]:
-    """The database's clock rules, however wrong a process's own is."""
-    first, last = (book.began - CLOCK_SECONDS) * SECOND, (book.ended + CLOCK_SECONDS) * SECOND
-    if not all(first <= event.at <= last for event in told.events):
-        yield Finding("clock", told.job.id, "something happened before the round began or after it ended")
+def _check_times(stored: StoredJob, index: HistoryIndex) -> Iterator[Finding]:
+    """Check that event times come from the database's clock, however wrong the clock of a process is."""
+    first, last = (index.began - CLOCK_TOLERANCE_SECONDS) * SECOND, (index.ended + CLOCK_TOLERANCE_SECONDS) * SECOND
+    if not all(first <= event.at <= last for event in stored.events):
+        yield Finding("clock", stored.job.id, "something happened before the round began or after it ended")
 
 
-def _ends(job: Job) -> Iterator[Finding]:
-    """Everything ends, for a reason that its model or somebody gave."""
+def _check_end(job: Job) -> Iterator[Finding]:
+    """Check that the job has ended, with an outcome that its model, a reviewer or the caller can cause."""
     model, code = job.target.partition("/")[0], job.error.code if job.error else None
     if not job.is_terminal:
         yield Finding("unfinished", job.id, f"it is {job.status} of {job.target}, attempt {job.attempt}")
     elif job.status == "success":
         if model in MUST_FAIL:
             yield Finding("unexpected", job.id, f"a job of {job.target} succeeded")
-        if job.response is None or wish_in(job.response) != wish_in(job.body):
+        if job.response is None or request_name_in(job.response) != request_name_in(job.body):
             yield Finding("unexpected", job.id, "the answer is not its own")
-    elif code not in _reasons(job, model):
+    elif code not in _allowed_codes(job, model):
         yield Finding("unexpected", job.id, f"{job.target} failed with {code}: {job.error}")
 
 
-def _reasons(job: Job, model: str) -> set[str | None]:
-    """For what a job may fail."""
+def _allowed_codes(job: Job, model: str) -> set[str | None]:
+    """Return the error codes with which the job may fail."""
     reasons: set[str | None] = {"cancelled"}
     if model in MUST_FAIL:
         reasons.add(MUST_FAIL[model])
@@ -176,61 +193,63 @@ def _reasons(job: Job, model: str) -> set[str | None]:
         reasons.add("attempts_exhausted")
     if job.policy.may_hold:
         reasons.add("rejected")
-    if job.lane == "now":  # few attempts, and nobody asks again behind a caller's back
+    if job.lane == "now":  # calls have few attempts, and are not retried in the background
         reasons |= {"interrupted", "model_error", "model_cut", "model_garbled", "model_unreachable", "model_timed_out"}
     return reasons
 
 
-def _kept(book: Book, result: Check) -> Iterator[Finding]:
-    """What was accepted is there; what was answered at once is logged, unless its server was killed."""
+def _check_accepted(index: HistoryIndex, result: Check) -> Iterator[Finding]:
+    """Check that each accepted job is stored, and each answered call is logged unless its server was killed."""
     missing = list[Line]()
-    for job_id, line in book.accepted().items():
+    for job_id, line in index.accepted().items():
         if job_id in result.jobs:
             continue
         is_plain = line["way"] == "call" and line["key"] is None
-        if is_plain and not book.asked[line["wish"]]["target"].startswith("held"):
+        if is_plain and not index.requests[line["wish"]]["target"].startswith("held"):
             missing.append(line)
         else:
             yield Finding("lost", job_id, f"{line['way']} {line['wish']} was told of it, and it is not there")
-    killed = {line["pid"]: line["at"] for line in book.by_what["killed"]}
+    killed = {line["pid"]: line["at"] for line in index.by_type["killed"]}
     result.unlogged = [killed.get(line["pid"], line["at"]) - line["at"] for line in missing]
-    yield from _unlogged(killed, missing)
+    yield from _check_unlogged(killed, missing)
 
 
-def _unlogged(killed: Mapping[int, float], missing: Iterable[Line]) -> Iterator[Finding]:
+def _check_unlogged(killed: Mapping[int, float], missing: Iterable[Line]) -> Iterator[Finding]:
     by_kill = Counter(line["pid"] for line in missing)
     for line in missing:
         if line["at"] > killed.get(line["pid"], 0):
             yield Finding("lost", line["job"], "the row of an answered call is missing, and nobody killed its server")
     for pid, count in by_kill.items():
-        if count > ROWS_BEHIND:
+        if count > MAX_UNLOGGED_ROWS:
             yield Finding("lost", str(pid), f"one kill cost {count} rows of answered calls")
 
 
-def _once(book: Book, result: Check) -> Iterator[Finding]:
-    """A wish is one job. Under one key a second one may stand only after a failure that asking again can help."""
-    by_wish: dict[str, list[Kept]] = defaultdict(list)
+def _check_duplicates(index: HistoryIndex, result: Check) -> Iterator[Finding]:
+    """Check that each request created one job; a second one under its key is allowed only after a retryable failure."""
+    by_name: dict[str, list[JobRecord]] = defaultdict(list)
     for job in result.jobs.values():
-        by_wish[job.wish].append(job)
-    for wish, jobs in by_wish.items():
-        lines = book.told[wish]
-        if wish not in book.asked:
+        by_name[job.request_name].append(job)
+    for name, jobs in by_name.items():
+        lines = index.responses[name]
+        if name not in index.requests:
             yield Finding("unexpected", jobs[0].id, "nobody asked for it")
-        if lines and all(line["status"] not in UNKNOWN and line["status"] >= 400 and not line["job"] for line in lines):
+        if lines and all(
+            line["status"] not in UNKNOWN_OUTCOME and line["status"] >= 400 and not line["job"] for line in lines
+        ):
             yield Finding("unexpected", jobs[0].id, f"it was refused with {lines[0]['status']}")
         if not any(line["job"] for line in lines):
             result.recovered += 1
         ordered = sorted(jobs, key=lambda job: job.created_at)
-        for one, other in itertools.pairwise(ordered):
-            # Times are those at which transactions began; who reads that a key is free may have begun before that.
-            in_turn = (one.ended_at or 0) <= other.created_at + CLOCK_SECONDS * SECOND
-            if not (one.key and one.status == "fail" and one.retryable and in_turn):
-                yield Finding("duplicated", other.id, f"{wish} is {one.id} already")
+        for earlier, later in itertools.pairwise(ordered):
+            # Times are the starts of transactions; the one that finds the key free may have begun before the failure.
+            is_after_failure = (earlier.ended_at or 0) <= later.created_at + CLOCK_TOLERANCE_SECONDS * SECOND
+            if not (earlier.key and earlier.status == "fail" and earlier.retryable and is_after_failure):
+                yield Finding("duplicated", later.id, f"{name} is {earlier.id} already")
 
 
-def _answers(book: Book, result: Check) -> Iterator[Finding]:
-    """A whole answer is one's own, and its job's: signed off where it had to be."""
-    for line in book.by_what["told"]:
+def _check_answers(index: HistoryIndex, result: Check) -> Iterator[Finding]:
+    """Check that each complete answer belongs to its caller and to a successful job, approved if it was held."""
+    for line in index.by_type["told"]:
         if not line.get("answered"):
             continue
         job = result.jobs.get(line["job"])
@@ -241,48 +260,48 @@ def _answers(book: Book, result: Check) -> Iterator[Finding]:
         if (
             job is not None
             and job.target.startswith("held")
-            and "approve" not in {v for _, v in job.decisions.values()}
+            and "approve" not in {verdict for _, verdict in job.decisions.values()}
         ):
             yield Finding("held-seen", job.id, "answered without a verdict")
 
 
-def _verdicts(book: Book, result: Check) -> Iterator[Finding]:
-    """Who was told that a verdict is in finds it there, in the round they saw; who was too late was told so."""
-    won = {_verdict_in(line) for line in book.by_what["reviewed"] if line["status"] != 409}
-    for line in book.by_what["reviewed"]:
+def _check_verdicts(index: HistoryIndex, result: Check) -> Iterator[Finding]:
+    """Check that each accepted verdict is stored under the round that its reviewer saw, and no refused one counts."""
+    accepted = {_verdict_key(line) for line in index.by_type["reviewed"] if line["status"] != 409}
+    for line in index.by_type["reviewed"]:
         job, round_, status = result.jobs.get(line["job"]), line["round"], line["status"]
         if job is None:
             yield Finding("lost", line["job"], "it was reviewed, and is not there")
             continue
-        stands = job.decisions.get(round_) == (line["reviewer"], line["verdict"])
-        if status == 200 and not stands:
-            found = job.decisions.get(round_)
-            yield Finding("verdicts", job.id, f"{line['reviewer']} decided round {round_}; there stands {found}")
-        if status == 409 and stands and _verdict_in(line) not in won:
+        is_stored = job.decisions.get(round_) == (line["reviewer"], line["verdict"])
+        if status == 200 and not is_stored:
+            decision = job.decisions.get(round_)
+            yield Finding("verdicts", job.id, f"{line['reviewer']} decided round {round_}; there stands {decision}")
+        if status == 409 and is_stored and _verdict_key(line) not in accepted:
             yield Finding("verdicts", job.id, f"{line['reviewer']} was refused, and their verdict counts")
-        if status not in {200, 409} and status not in UNKNOWN:
+        if status not in {200, 409} and status not in UNKNOWN_OUTCOME:
             yield Finding("verdicts", job.id, f"a reviewer was told {status}")
 
 
-def _verdict_in(line: Line) -> tuple[str, int, str]:
-    """Whose verdict on what; a reviewer may say the same twice."""
+def _verdict_key(line: Line) -> tuple[str, int, str]:
+    """Return the job, round and reviewer of the line; a reviewer may send the same verdict twice."""
     return line["job"], line["round"], line["reviewer"]
 
 
-def _cancels(book: Book, result: Check) -> Iterator[Finding]:
-    for line in book.by_what["cancelled"]:
+def _check_cancellations(index: HistoryIndex, result: Check) -> Iterator[Finding]:
+    for line in index.by_type["cancelled"]:
         job = result.jobs.get(line["job"])
         if line["status"] == 200 and (job is None or not job.was_cancelled):
             yield Finding("stale", line["job"], f"it was cancelled, and is {job and (job.status, job.code)}")
 
 
-def _hooks(book: Book, result: Check) -> Iterator[Finding]:
-    """Every end with a hook is told at least once, under one id, in the same words; a cancelled one never."""
-    got: dict[str, list[Line]] = defaultdict(list)
-    for line in book.by_what["hooked"]:
-        got[line["job"]].append(line)
+def _check_webhooks(index: HistoryIndex, result: Check) -> Iterator[Finding]:
+    """Check that each end with a webhook is delivered at least once, with one id and body; a cancelled one never."""
+    by_job: dict[str, list[Line]] = defaultdict(list)
+    for line in index.by_type["hooked"]:
+        by_job[line["job"]].append(line)
     for job in result.jobs.values():
-        lines = got.pop(job.id, [])
+        lines = by_job.pop(job.id, [])
         if not job.has_hook or job.was_cancelled:
             if lines or job.deliveries:
                 yield Finding("undelivered", job.id, f"told although nobody was to be: {job.deliveries}")
@@ -295,43 +314,43 @@ def _hooks(book: Book, result: Check) -> Iterator[Finding]:
             yield Finding("undelivered", job.id, "one end was told in different words")
         if lines and job.ended_at and lines[0]["at"] * SECOND < job.ended_at - SECOND:
             yield Finding("undelivered", job.id, "it was told before it had ended")
-    for job_id in got:
+    for job_id in by_job:
         yield Finding("unexpected", job_id, "told of a job that is not there")
 
 
-def _copies(book: Book, result: Check) -> Iterator[Finding]:
-    """Every result of a job that nobody waited for gets to Redis, however long that was away."""
+def _check_copies(index: HistoryIndex, result: Check) -> Iterator[Finding]:
+    """Check that each result of a queued job is copied to Redis, however long Redis was down."""
     for job in result.jobs.values():
-        wanted = job.is_copied and not job.was_cancelled
-        if job.copies != ([(f"msg_{job.id}_redis", "done")] if wanted else []):
+        is_expected = job.is_copied and not job.was_cancelled
+        if job.copies != ([(f"msg_{job.id}_redis", "done")] if is_expected else []):
             yield Finding("undelivered", job.id, f"its copy in Redis: {job.copies}")
 
 
-def _veil(book: Book, result: Check) -> Iterator[Finding]:
-    for line in book.by_what["looked"]:
+def _check_redaction(index: HistoryIndex, result: Check) -> Iterator[Finding]:
+    for line in index.by_type["looked"]:
         if line["seen"]:
             yield Finding("held-seen", line["job"], f"somebody who may not review saw it through {line['way']}")
 
 
-def _caps(book: Book, result: Check) -> Iterator[Finding]:
-    """No worker has more jobs in its hands than it may; those that it let go and that lapsed later do not count."""
-    most = book.by_what["began"][0]["concurrency"]
+def _check_concurrency(index: HistoryIndex, result: Check) -> Iterator[Finding]:
+    """Check that no worker has more jobs than its limit; leases that were taken from a worker do not count."""
+    limit = index.by_type["began"][0]["concurrency"]
     changes: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for lease in (lease for lease in result.leases if lease.kept):
+    for lease in (lease for lease in result.leases if lease.ended_by_worker):
         changes[lease.actor] += [(lease.began_at, 1), (lease.ended_at, -1)]
-    for actor, moments in changes.items():
-        held = max(itertools.accumulate(change for _, change in sorted(moments)))
-        if held > most:
-            yield Finding("caps", actor, f"{held} jobs at a time; {most} were allowed")
+    for actor, actor_changes in changes.items():
+        count = max(itertools.accumulate(change for _, change in sorted(actor_changes)))
+        if count > limit:
+            yield Finding("caps", actor, f"{count} jobs at a time; {limit} were allowed")
 
 
-def _machine(book: Book, result: Check) -> Iterator[Finding]:
-    """Processes live until somebody ends them, and keep what only one may do to one."""
-    for line in book.by_what["vanished"]:
+def _check_processes(index: HistoryIndex, result: Check) -> Iterator[Finding]:
+    """Check that no process ended by itself, every fault could be run, and one process wrote to the file at a time."""
+    for line in index.by_type["vanished"]:
         yield Finding("process", line["name"], f"it ended by itself:\n{line['log']}")
-    for line in book.by_what["broken"]:
+    for line in index.by_type["broken"]:
         yield Finding("harness", line["name"], line["error"])
-    for line in book.by_what["breach"]:
+    for line in index.by_type["breach"]:
         yield Finding("writers", line["name"], f"{line['broken']}, {line['times']} times")
-    for line in book.by_what["undrained"]:
+    for line in index.by_type["undrained"]:
         yield Finding("unfinished", "queues", f"not empty after {line['seconds']:.0f} s: {line['backlog']}")

@@ -1,4 +1,4 @@
-"""The clients of a round: who submits, who calls and waits, who cancels, and who looks at what is held."""
+"""Clients of a round: they submit jobs, call and wait, cancel, and read held jobs."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import msgspec
 
 from faults.cluster import Member
 from faults.history import History
-from faults.wishes import NAME, Wish, wishes
+from faults.wishes import NAME, ClientRequest, client_requests
 
 ANSWER_SECONDS = 12.0
 REPEATS = 40
 REPEAT_SECONDS = 0.25
 HELD_SECONDS = 3
-Answer = tuple[int | None, Any, Mapping[str, str]]
+Response = tuple[int | None, Any, Mapping[str, str]]
 
 
-class Line:
-    """Requests in one caller's name, and what came of them; None for a status is no answer."""
+class Client:
+    """HTTP client with the token of one user. A status of None means that no response arrived."""
 
     def __init__(self, http: aiohttp.ClientSession, token: str, open_requests: Counter[str]) -> None:
         self._http = http
         self._headers = {"authorization": f"Bearer {token}"}
         self._open = open_requests
 
-    async def ask(self, server: Member, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """One request. Cut, refused and late ones have no status."""
+    async def request(self, server: Member, method: str, path: str, body: Any = None, **headers: str) -> Response:
+        """Send a request; return status, payload and headers. The status is None if there was no response in time."""
         data = None if body is None else msgspec.json.encode(body)
         with self._counted(server):
             try:
@@ -40,7 +40,7 @@ class Line:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 return None, type(error).__name__, {}
 
-    async def _send(self, method: str, url: str, data: bytes | None, headers: Mapping[str, str]) -> Answer:
+    async def _send(self, method: str, url: str, data: bytes | None, headers: Mapping[str, str]) -> Response:
         async with self._http.request(method, url, data=data, headers=headers) as response:
             text = await response.read()
             return response.status, _decoded(text), response.headers
@@ -54,12 +54,12 @@ class Line:
             self._open[server.name] -= 1
 
 
-class Asking:
-    """Callers who want something done, and remember what they were told."""
+class Callers:
+    """Callers that send requests and record the responses in the history."""
 
     def __init__(
         self,
-        line: Line,
+        client: Client,
         servers: Sequence[Member],
         history: History,
         random_float: Random,
@@ -67,166 +67,175 @@ class Asking:
         hook_url: str,
         later: Mapping[str, int],
     ) -> None:
-        self._line, self._servers, self._history, self._random_float, self._hook_url = (
-            line,
+        self._client, self._servers, self._history, self._random_float, self._hook_url = (
+            client,
             servers,
             history,
             random_float,
             hook_url,
         )
-        self._wishes = wishes(random_float, later)
+        self._requests = client_requests(random_float, later)
         self.is_over = asyncio.Event()
-        self.may_ask = asyncio.Event()
-        self.may_ask.set()
+        self.may_send = asyncio.Event()
+        self.may_send.set()
         self.tasks: list[asyncio.Task[None]] = []
         self._accepted = set[str]()
 
     @property
     def accepted(self) -> int:
-        """How many jobs callers were told of."""
+        """Return the number of jobs that were accepted."""
         return len(self._accepted)
 
-    async def ask_for_ever(self) -> None:
-        """One wish after the other, until it is over."""
+    async def send_forever(self) -> None:
+        """Send one request after the other until the round is over."""
         while not self.is_over.is_set():
-            await self.may_ask.wait()
-            wish = next(self._wishes)
-            if wish.twin:
+            await self.may_send.wait()
+            request = next(self._requests)
+            if request.twin:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._want(wish))
-                    group.create_task(self._want(wish))
+                    group.create_task(self._send_until_final(request))
+                    group.create_task(self._send_until_final(request))
             else:
-                await self._want(wish)
+                await self._send_until_final(request)
 
-    async def _want(self, wish: Wish) -> None:
-        """Asks; with a key, again and again under the same one until there is an answer."""
+    async def _send_until_final(self, request: ClientRequest) -> None:
+        """Send a request; repeat one with an idempotency key until there is a final response."""
         job_id = None
-        for _ in range(REPEATS if wish.key else 1):
-            answer = await self._ask_once(wish)
-            job_id = job_id or answer[1]
-            if answer[0] is not None and answer[0] < 500:
+        for _ in range(REPEATS if request.key else 1):
+            response = await self._send_once(request)
+            job_id = job_id or response[1]
+            if response[0] is not None and response[0] < 500:
                 break
-            if wish.way == "call" and job_id is not None:
-                break  # it was told which job it is, and that this one goes on or has failed
+            if request.door == "call" and job_id is not None:
+                break  # the response named the job, which goes on or has failed
             await asyncio.sleep(REPEAT_SECONDS * self._random_float.random())
         if job_id is not None:
             self._accepted.add(job_id)
-            if wish.cancel:
+            if request.cancel:
                 await self._cancel(job_id)
 
-    async def _ask_once(self, wish: Wish) -> tuple[int | None, str | None]:
-        """The status, and the job where one was told."""
+    async def _send_once(self, request: ClientRequest) -> tuple[int | None, str | None]:
+        """Send the request once, and return the status and the id of the job, if the response names it."""
         server = self._random_float.choice(self._servers)
         pid = server.pid
-        headers = {"idempotency-key": wish.key} if wish.key else {}
-        self._history.tell("asked", wish=wish.name, way=wish.way, target=wish.target, key=wish.key, hook=wish.hook)
-        ask = {"job": self._submit, "enqueue": self._enqueue, "call": self._call}[wish.way]
-        status, told, answered = await ask(server, wish, headers)
-        job_id = answered.get("x-signoff-job") or _job_in(told)
-        more = {"status": status, "job": job_id, "pid": pid, "way": wish.way}
-        if wish.way == "call" and status == 200:
-            more |= {"answered": _is_whole(told, wish), "right": wish.name.encode() in _text_of(told)}
+        headers = {"idempotency-key": request.key} if request.key else {}
+        self._history.record(
+            "asked", wish=request.name, way=request.door, target=request.target, key=request.key, hook=request.hook
+        )
+        send = {"job": self._submit, "enqueue": self._enqueue, "call": self._call}[request.door]
+        status, payload, response_headers = await send(server, request, headers)
+        job_id = response_headers.get("x-signoff-job") or _job_in(payload)
+        more = {"status": status, "job": job_id, "pid": pid, "way": request.door}
+        if request.door == "call" and status == 200:
+            more |= {"answered": _is_complete(payload, request), "right": request.name.encode() in _text_of(payload)}
         elif status is None or status >= 400:
-            more |= {"why": told if status is None else _code_in(told)}
-        self._history.tell("told", wish=wish.name, key=wish.key, **more)
+            more |= {"why": payload if status is None else _code_in(payload)}
+        self._history.record("told", wish=request.name, key=request.key, **more)
         return status, job_id
 
-    async def _submit(self, server: Member, wish: Wish, headers: dict[str, str]) -> Answer:
-        asked: dict[str, Any] = {"target": wish.target, "body": wish.body}
-        if wish.hook:
-            asked["deliver"] = {"url": self._hook_url}
-        return await self._line.ask(server, "POST", "/api/jobs", asked, **headers)
+    async def _submit(self, server: Member, request: ClientRequest, headers: dict[str, str]) -> Response:
+        payload: dict[str, Any] = {"target": request.target, "body": request.body}
+        if request.hook:
+            payload["deliver"] = {"url": self._hook_url}
+        return await self._client.request(server, "POST", "/api/jobs", payload, **headers)
 
-    async def _enqueue(self, server: Member, wish: Wish, headers: dict[str, str]) -> Answer:
-        return await self._line.ask(server, "POST", "/enqueue", wish.body, **headers)
+    async def _enqueue(self, server: Member, request: ClientRequest, headers: dict[str, str]) -> Response:
+        return await self._client.request(server, "POST", "/enqueue", request.body, **headers)
 
-    async def _call(self, server: Member, wish: Wish, headers: dict[str, str]) -> Answer:
-        patience = {"prefer": f"wait={HELD_SECONDS}"}
-        return await self._line.ask(server, "POST", "/v1/chat/completions", wish.body, **headers, **patience)
+    async def _call(self, server: Member, request: ClientRequest, headers: dict[str, str]) -> Response:
+        wait_header = {"prefer": f"wait={HELD_SECONDS}"}
+        return await self._client.request(
+            server, "POST", "/v1/chat/completions", request.body, **headers, **wait_header
+        )
 
     async def _cancel(self, job_id: str) -> None:
         await asyncio.sleep(self._random_float.random() * 0.5)
-        status, _, _ = await self._line.ask(self._random_float.choice(self._servers), "DELETE", f"/api/jobs/{job_id}")
-        self._history.tell("cancelled", job=job_id, status=status)
+        status, _, _ = await self._client.request(
+            self._random_float.choice(self._servers), "DELETE", f"/api/jobs/{job_id}"
+        )
+        self._history.record("cancelled", job=job_id, status=status)
 
 
-class Looking:
-    """A caller who may not review, and looks at held jobs of their own through every door."""
+class HeldJobReader:
+    """A caller who may not review, and reads their own held jobs through every door."""
 
-    def __init__(self, line: Line, servers: Sequence[Member], history: History, random_float: Random) -> None:
-        self._line, self._servers, self._history, self._random_float = line, servers, history, random_float
+    def __init__(self, client: Client, servers: Sequence[Member], history: History, random_float: Random) -> None:
+        self._client, self._servers, self._history, self._random_float = client, servers, history, random_float
 
-    async def look_for_ever(self, pause_seconds: float) -> None:
-        """Looks, until cancelled."""
+    async def read_forever(self, pause_seconds: float) -> None:
+        """Read held jobs until cancelled."""
         while True:
             await asyncio.sleep(pause_seconds)
             server = self._random_float.choice(self._servers)
-            for path, held in (("/jobs?status=human&limit=5", _plain), ("/api/jobs?status=human&limit=5", _paged)):
-                status, told, _ = await self._line.ask(server, "GET", path)
+            for path, jobs_in in (
+                ("/jobs?status=human&limit=5", _jobs_of_list),
+                ("/api/jobs?status=human&limit=5", _jobs_of_page),
+            ):
+                status, payload, _ = await self._client.request(server, "GET", path)
                 if status == 200:
-                    await self._look_at(server, held(told))
+                    await self._read_jobs(server, jobs_in(payload))
 
-    async def _look_at(self, server: Member, found: list[dict[str, Any]]) -> None:
-        for job in found:
-            self._tell(job, "list")
-        for job in found[:1]:
+    async def _read_jobs(self, server: Member, jobs: list[dict[str, Any]]) -> None:
+        for job in jobs:
+            self._record(job, "list")
+        for job in jobs[:1]:
             for path in (f"/job?id={job['job_id']}", f"/api/jobs/{job['job_id']}"):
-                status, told, _ = await self._line.ask(server, "GET", path)
+                status, payload, _ = await self._client.request(server, "GET", path)
                 if status == 200:
-                    self._tell(told, path.partition("?")[0])
-            status, told, _ = await self._line.ask(server, "GET", f"/api/jobs/{job['job_id']}/events")
+                    self._record(payload, path.partition("?")[0])
+            status, payload, _ = await self._client.request(server, "GET", f"/api/jobs/{job['job_id']}/events")
             if status == 200:
-                seen = any(event["data"] for event in told["data"])
-                self._history.tell("looked", job=job["job_id"], way="events", held=True, seen=seen)
+                is_visible = any(event["data"] for event in payload["data"])
+                self._history.record("looked", job=job["job_id"], way="events", held=True, seen=is_visible)
 
-    def _tell(self, job: dict[str, Any], way: str) -> None:
-        held = job["status"] == "human"
-        seen = held and job["response"] is not None
-        self._history.tell("looked", job=job["job_id"], way=way, held=held, seen=seen)
-
-
-def _plain(told: Any) -> list[dict[str, Any]]:
-    return told
+    def _record(self, job: dict[str, Any], source: str) -> None:
+        is_held = job["status"] == "human"
+        is_visible = is_held and job["response"] is not None
+        self._history.record("looked", job=job["job_id"], way=source, held=is_held, seen=is_visible)
 
 
-def _paged(told: Any) -> list[dict[str, Any]]:
-    return told["data"]
+def _jobs_of_list(payload: Any) -> list[dict[str, Any]]:
+    return payload
+
+
+def _jobs_of_page(payload: Any) -> list[dict[str, Any]]:
+    return payload["data"]
 
 
 def _decoded(text: bytes) -> Any:
-    """JSON, or the bytes of a stream as a text."""
+    """Return the decoded JSON, or the body of a stream as text."""
     try:
         return msgspec.json.decode(text)
     except ValueError:
         return text.decode(errors="replace")
 
 
-def _job_in(told: Any) -> str | None:
-    """The job that an answer names, wherever this door has it."""
-    if not isinstance(told, dict):
+def _job_in(payload: Any) -> str | None:
+    """Return the id of the job in a response, wherever the door puts it."""
+    if not isinstance(payload, dict):
         return None
-    error = told.get("error")
-    return told.get("job_id") or (error.get("job_id") if isinstance(error, dict) else None)
+    error = payload.get("error")
+    return payload.get("job_id") or (error.get("job_id") if isinstance(error, dict) else None)
 
 
-def _code_in(told: Any) -> str:
-    error = told.get("error", told) if isinstance(told, dict) else told
+def _code_in(payload: Any) -> str:
+    error = payload.get("error", payload) if isinstance(payload, dict) else payload
     return str(error.get("code") if isinstance(error, dict) else error)[:200]
 
 
-def _is_whole(told: Any, wish: Wish) -> bool:
-    """Whether it is an answer, to its end."""
-    if wish.stream and isinstance(told, str):
-        return told.rstrip().endswith("data: [DONE]") and '"error"' not in told
-    return isinstance(told, dict) and "error" not in told
+def _is_complete(payload: Any, request: ClientRequest) -> bool:
+    """Return True if the payload is a complete answer and not an error."""
+    if request.stream and isinstance(payload, str):
+        return payload.rstrip().endswith("data: [DONE]") and '"error"' not in payload
+    return isinstance(payload, dict) and "error" not in payload
 
 
-def _text_of(told: Any) -> bytes:
-    """The answer as bytes; a stream as it came."""
-    return told.encode() if isinstance(told, str) else msgspec.json.encode(told)
+def _text_of(payload: Any) -> bytes:
+    """Return the answer as bytes; a stream unchanged."""
+    return payload.encode() if isinstance(payload, str) else msgspec.json.encode(payload)
 
 
-def wish_in(body: bytes) -> str | None:
-    """The wish that a job came from."""
-    found = NAME.search(body)
-    return found[0].decode() if found else None
+def request_name_in(body: bytes) -> str | None:
+    """Return the name of the request in a body, if there is one."""
+    match = NAME.search(body)
+    return match[0].decode() if match else None

@@ -1,4 +1,4 @@
-"""The cluster: real `signoff` processes, each in its slot, which are killed, stopped and replaced."""
+"""Cluster of real `signoff` processes, each in a slot, which faults kill, stop and replace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from faults.orders import Orders
 from support.service_supervisor import ending_with_us, free_ports
 
 TESTS = Path(__file__).parents[1]
-PLACES = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+PYTHON_PATH = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
 READY_SECONDS = 40.0
 POLL_SECONDS = 0.05
 TAIL_LINES = 15
@@ -28,7 +28,7 @@ Kind = Literal["server", "worker"]
 
 
 class Member:
-    """A slot for a server or a worker, and the process that fills it now."""
+    """A slot for a server or a worker, with the process that currently fills it."""
 
     def __init__(self, kind: Kind, number: int, folder: Path, environment: Mapping[str, str], *more: str) -> None:
         self.kind, self.name = kind, f"{kind}-{number}"
@@ -38,60 +38,65 @@ class Member:
         [self.port] = free_ports(1)
         command = ("serve", "--port", str(self.port), *more) if kind == "server" else ("work",)
         self._command = [*ending_with_us(signal.SIGKILL), sys.executable, "-m", "faults.launcher", *command]
-        self._environment = {**environment, "PYTHONPATH": PLACES, "FAULTS_FOLDER": str(self.folder)}
+        self._environment = {**environment, "PYTHONPATH": PYTHON_PATH, "FAULTS_FOLDER": str(self.folder)}
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begins_at = 0
-        self.is_mourned = False
-        """Whether the end of the process was written down."""
+        self.is_end_recorded = False
+        """True after the end of the process was recorded in the history."""
 
     @property
     def url(self) -> str:
-        """Where a server is."""
+        """Return the base URL of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """Return the process id."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def actor(self) -> str:
-        """How the process is named in events."""
+        """Return the name of the process in events."""
         return f"worker:{socket.gethostname()}:{self.pid}"
 
     def start(self) -> None:
-        """Fills the slot; it is of use once it is `ready`."""
+        """Start a process in the slot; wait for `ready` before you use it."""
         self.orders.clear()
         self.orders.clock_shift = 0
-        self.is_mourned = False
+        self.is_end_recorded = False
         log = self._log
         self._log_begins_at = log.stat().st_size if log.exists() else 0
-        with log.open("ab") as out:
+        with log.open("ab") as log_file:
             self._process = subprocess.Popen(
-                self._command, env=self._environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                self._command,
+                env=self._environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
             )
 
     async def ready(self) -> None:
-        """Returns when the process works. Raises TimeoutError, RuntimeError if it has ended."""
+        """Wait until the process is ready. Raises TimeoutError, and RuntimeError if the process has ended."""
         async with asyncio.timeout(READY_SECONDS):
             while not await self._is_ready():
                 if self.has_ended:
-                    raise RuntimeError(f"{self.name} could not start:\n{self.last_words}")
+                    raise RuntimeError(f"{self.name} could not start:\n{self.log_tail}")
                 await asyncio.sleep(POLL_SECONDS)
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process is no more."""
+        """Return True if no process runs in the slot."""
         return self._process is None or self._process.poll() is not None
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the process; one that has ended does not mind."""
+        """Send a signal to the process, unless it has ended."""
         if not self.has_ended:
             os.kill(self.pid, number)
 
-    async def until_ended(self, seconds: float) -> bool:
-        """Whether the process ends within that time."""
+    async def wait_until_ended(self, seconds: float) -> bool:
+        """Wait for the process to end, and return True if it did so in time."""
         assert self._process is not None
         try:
             async with asyncio.timeout(seconds):
@@ -101,14 +106,14 @@ class Member:
             return False
         return True
 
-    def strikes(self) -> list[dict[str, Any]]:
-        """What the processes of this slot wrote down before they struck themselves, and which protections failed."""
+    def records(self) -> list[dict[str, Any]]:
+        """Return what the processes of this slot recorded: kills and stops of themselves, and failed protections."""
         path = self.folder / "strikes"
         return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
     @property
-    def last_words(self) -> str:
-        """The end of the log."""
+    def log_tail(self) -> str:
+        """Return the last lines of the log."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
     @property
@@ -131,7 +136,7 @@ class Member:
 
 
 class Cluster:
-    """All slots. A process that ends although nobody ended it is a finding."""
+    """All slots. A process that ends by itself is a finding."""
 
     def __init__(self, members: list[Member], history: History) -> None:
         self.members = members
@@ -139,56 +144,56 @@ class Cluster:
 
     @property
     def servers(self) -> list[Member]:
-        """The slots of servers."""
+        """Return the slots of servers."""
         return [member for member in self.members if member.kind == "server"]
 
     @property
     def workers(self) -> list[Member]:
-        """The slots of workers."""
+        """Return the slots of workers."""
         return [member for member in self.members if member.kind == "worker"]
 
     async def start(self) -> None:
-        """Fills every slot."""
+        """Start every process, and wait until all are ready."""
         for member in self.members:
             member.start()
         for member in self.members:
             await member.ready()
 
     async def replace(self, member: Member) -> None:
-        """Kills whatever is left in the slot, and fills it anew."""
+        """Kill the process in the slot if it still runs, and start a new one."""
         await self.kill(member)
         member.start()
         await member.ready()
 
     async def kill(self, member: Member) -> None:
-        """Ends the process as the kernel does, unless it has done so itself, and writes that down once."""
+        """Kill the process with SIGKILL unless it has ended, and record the end once."""
         member.signal(signal.SIGKILL)
-        await member.until_ended(READY_SECONDS)
-        if member.is_mourned:
+        await member.wait_until_ended(READY_SECONDS)
+        if member.is_end_recorded:
             return
-        member.is_mourned = True
-        self._history.tell("killed", name=member.name, kind=member.kind, pid=member.pid, port=member.port)
+        member.is_end_recorded = True
+        self._history.record("killed", name=member.name, kind=member.kind, pid=member.pid, port=member.port)
 
-    async def mend(self) -> None:
-        """Replaces those that ended by themselves, and tells of each."""
+    async def replace_ended(self) -> None:
+        """Replace the processes that ended by themselves, and record each."""
         for member in self.members:
             if member.has_ended:
-                self._history.tell("vanished", name=member.name, log=member.last_words)
-                member.is_mourned = True
+                self._history.record("vanished", name=member.name, log=member.log_tail)
+                member.is_end_recorded = True
                 await self.replace(member)
 
     async def stop(self) -> None:
-        """Ends every process in order, as an operator would; then by force."""
+        """Stop every process with SIGTERM, and kill those that do not end in time."""
         for member in self.members:
             member.signal(signal.SIGCONT)
             member.signal(signal.SIGTERM)
         for member in self.members:
-            if not await member.until_ended(READY_SECONDS / 2):
-                self._history.tell("vanished", name=member.name, log=f"did not end when told to\n{member.last_words}")
+            if not await member.wait_until_ended(READY_SECONDS / 2):
+                self._history.record("vanished", name=member.name, log=f"did not end when told to\n{member.log_tail}")
                 member.signal(signal.SIGKILL)
-                await member.until_ended(READY_SECONDS)
+                await member.wait_until_ended(READY_SECONDS)
 
-    def end(self) -> None:
-        """Leaves nobody behind."""
+    def kill_all(self) -> None:
+        """Kill every process."""
         for member in self.members:
             member.signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The history of a round: what was asked and told, a JSON line each, written as it happens."""
+"""History of a round: one JSON line for each request, response and fault, written as it happens."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ Line = dict[str, Any]
 
 
 class History:
-    """Lines in a file; `what` says which kind: asked, told, cancelled, looked, reviewed, hooked, fault, ended."""
+    """An append-only file of lines. The type of a line is in its `what`: asked, told, cancelled, looked, reviewed, ….
+
+    `asked` is a request of a caller, `told` its response, `looked` a read of a held job, and `hooked` a webhook.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.counts = Counter[str]()
-        """How many lines of each kind there are."""
-        self._file = path.open("ab", buffering=0)  # a line that was told is in the file, whatever happens next
+        """The number of lines of each type."""
+        self._file = path.open("ab", buffering=0)  # unbuffered: a recorded line is in the file whatever happens next
 
-    def tell(self, what: str, **more: Any) -> None:
-        """Adds a line, with the time in seconds since 1970."""
-        self.counts[what] += 1
-        self._file.write(msgspec.json.encode({"at": time.time(), "what": what} | more) + b"\n")
+    def record(self, line_type: str, **fields: Any) -> None:
+        """Append a line, with the time in seconds since 1970."""
+        self.counts[line_type] += 1
+        self._file.write(msgspec.json.encode({"at": time.time(), "what": line_type} | fields) + b"\n")
 
     def close(self) -> None:
-        """Adds no more."""
+        """Close the file."""
         self._file.close()
 
 
 def read(path: Path) -> Iterator[Line]:
-    """The lines, in the order in which they were written."""
+    """Yield the lines in the order in which they were written."""
     with path.open("rb") as file:
         for line in file:
             yield msgspec.json.decode(line)

@@ -1,4 +1,4 @@
-"""A receiver of webhooks that often fails, and writes down what it got and what it answered."""
+"""Webhook receiver that often fails, and records each message and its response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SLOW_SECONDS = 3.0
 
 
 class FailingReceiver(FakeServer):
-    """A server that takes four of five messages."""
+    """A server that accepts four of five messages."""
 
     def __init__(self, history: History, random_float: Random) -> None:
         super().__init__()
@@ -21,12 +21,12 @@ class FailingReceiver(FakeServer):
 
     async def reply(self, request: RecordedRequest) -> Reply:
         payload = request.json()
-        about = {"id": request.headers["webhook-id"], "job": payload["data"]["job_id"], "kind": payload["type"]}
+        fields = {"id": request.headers["webhook-id"], "job": payload["data"]["job_id"], "kind": payload["type"]}
         behaviour = self._random_float.choices(["take", "fail", "cut", "slow"], [80, 10, 7, 3])[0]
-        taken = behaviour == "take"
-        self._history.tell("hooked", **about, digest=hashlib.sha256(request.body).hexdigest()[:16], taken=taken)
+        is_taken = behaviour == "take"
+        self._history.record("hooked", **fields, digest=hashlib.sha256(request.body).hexdigest()[:16], taken=is_taken)
         if behaviour == "cut":
             return raw(end="close")
         if behaviour == "slow":
             await asyncio.sleep(SLOW_SECONDS)
-        return Reply(status=200 if taken else 500)
+        return Reply(status=200 if is_taken else 500)

@@ -1,4 +1,4 @@
-"""Mutations: each takes one protection out of the real code. A checker that does not find it is no checker."""
+"""Mutations: each removes one protection from the real code, and the checker must detect it."""
 
 from __future__ import annotations
 
@@ -17,73 +17,73 @@ from signoff.work.jobs import query
 
 
 def without_the_lease_guard() -> None:
-    """A worker that was taken for dead settles nevertheless."""
+    """Let a worker settle a job after its lease has run out."""
     for verb in ("succeed", "hold", "fail", "retry"):
         _unguard(verb, Guard.LEASE)
 
 
 def without_the_round_guard() -> None:
-    """A verdict counts for whatever answer is there by now."""
+    """Apply a verdict to the current round, even if the reviewer saw an earlier one."""
     _unguard("decide", Guard.ROUND)
 
 
 def without_the_write_lock() -> None:
-    """Any process writes to the SQLite file whenever it likes."""
+    """Let several processes write to the SQLite file at once."""
     sqlite._wait_for_lock = lambda file: None
 
 
 def with_a_late_delivery() -> None:
-    """The delivery is written in a transaction of its own, after the end that it tells of."""
-    create_deliveries, move = transitions.create_deliveries, SqlJobs.transition
+    """Write the delivery in a separate transaction, after the one that ends the job."""
+    create_deliveries, transition = transitions.create_deliveries, SqlJobs.transition
 
-    async def moved(self: SqlJobs, job_id: str, *steps: TransitionRequest) -> Job:
-        job = await move(self, job_id, *steps)
+    async def transition_then_deliver(self: SqlJobs, job_id: str, *steps: TransitionRequest) -> Job:
+        job = await transition(self, job_id, *steps)
         await self._database.write(lambda tx: create_deliveries(tx, job, steps[-1].verb))
         return job
 
     transitions.create_deliveries = jobs.create_deliveries = lambda tx, job, verb: None
-    SqlJobs.transition = moved
+    SqlJobs.transition = transition_then_deliver
 
 
 def with_an_early_acknowledgement() -> None:
-    """A job is accepted before it is committed."""
+    """Accept a job before it is committed."""
     insert = SqlJobs.insert
-    writing = set[asyncio.Task[Any]]()
+    tasks = set[asyncio.Task[Any]]()
 
-    async def inserted(self: SqlJobs, job: Job, **more: Any) -> Job:
+    async def insert_in_background(self: SqlJobs, job: Job, **options: Any) -> Job:
         if job.idempotency_key is not None or job.lane == "now":
-            return await insert(self, job, **more)
-        task = asyncio.ensure_future(_later(insert(self, job, **more)))
-        writing.add(task)
-        task.add_done_callback(writing.discard)
+            return await insert(self, job, **options)
+        task = asyncio.ensure_future(_later(insert(self, job, **options)))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
         return job
 
-    SqlJobs.insert = inserted
+    SqlJobs.insert = insert_in_background
 
 
-def without_the_veil() -> None:
-    """Whoever asks sees a held answer."""
+def without_redaction() -> None:
+    """Show held answers to every caller."""
     query.redacted = lambda caller, job: job
 
 
 def without_keys() -> None:
-    """An idempotency key is kept, and nobody asks whether it was used."""
+    """Store idempotency keys without checking whether they were used."""
     jobs._find_by_key = lambda tx, job: None
     jobs._reserve_names = lambda tx, job: job
 
 
-def with_a_clock_of_its_own() -> None:
-    """A process judges times by its own clock, not the database's."""
+def with_process_clock() -> None:
+    """Compare times with the process's clock instead of the database's."""
     sqlite.clock_of = lambda conn: lambda: time.time_ns() // 1000
 
 
-async def _later(work: Any) -> Any:
+async def _later(insertion: Any) -> Any:
     await asyncio.sleep(0.2)
-    return await work
+    return await insertion
 
 
 def _unguard(verb: str, guard: Guard) -> None:
-    guards = tuple(one for one in TRANSITIONS[verb].guards if one is not guard)
+    guards = tuple(other for other in TRANSITIONS[verb].guards if other is not guard)
     TRANSITIONS[verb] = msgspec.structs.replace(TRANSITIONS[verb], guards=guards)
 
 
@@ -94,7 +94,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "no-write-lock": without_the_write_lock,
     "late-delivery": with_a_late_delivery,
     "early-acknowledgement": with_an_early_acknowledgement,
-    "no-veil": without_the_veil,
+    "no-veil": without_redaction,
     "no-keys": without_keys,
-    "own-clock": with_a_clock_of_its_own,
+    "own-clock": with_process_clock,
 }

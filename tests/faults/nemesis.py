@@ -1,4 +1,4 @@
-"""The nemesis: one fault after the other, each written down with what it struck."""
+"""Nemesis: run one fault after the other, and record each with the jobs and requests it affected."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from faults.world import World
 FAULT_SECONDS = 60.0
 
 
-class Struck(NamedTuple):
-    """What a fault found in flight: jobs that a process held or that were due, requests that waited for an answer."""
+class Impact(NamedTuple):
+    """The work that a fault affected: jobs that a process held or that were due, and the number of open requests."""
 
     jobs: list[str]
     requests: int = 0
 
     @property
-    def counts(self) -> bool:
-        """Whether it struck anything at all."""
+    def is_effective(self) -> bool:
+        """Return True if the fault affected any job or request."""
         return bool(self.jobs or self.requests)
 
 
-Fault = Callable[[World], Awaitable[Struck]]
-"""Returns when it is over, and what it ended runs again."""
+Fault = Callable[[World], Awaitable[Impact]]
+"""Runs a fault, and returns when it is over and everything runs again. Its docstring is shown in the report."""
 
 
-async def rage(world: World, plan: Iterable[Fault], is_enough: Callable[[], bool], gap_seconds: float) -> None:
-    """Commits the faults of the plan until it is enough, with up to `gap_seconds` of peace after each."""
-    for act in plan:
+async def run_faults(world: World, plan: Iterable[Fault], is_enough: Callable[[], bool], gap_seconds: float) -> None:
+    """Run the faults of the plan until `is_enough`, with a pause of up to `gap_seconds` after each."""
+    for fault in plan:
         if is_enough():
             return
-        await world.cluster.mend()
-        began = time.time()
+        await world.cluster.replace_ended()
+        began_at = time.time()
         try:
             async with asyncio.timeout(FAULT_SECONDS):
-                struck = await act(world)
-        except Exception as error:  # noqa: BLE001 -- whatever it was, the round has failed, and says why
-            world.history.tell("broken", name=act.__name__, error=repr(error))
-            struck = Struck([])
-            await world.cluster.mend()
-        about = {"name": act.__name__, "doing": act.__doc__, "began": began, "ended": time.time()}
-        world.history.tell("fault", struck=struck.counts, jobs=struck.jobs, requests=struck.requests, **about)
+                impact = await fault(world)
+        except Exception as error:  # noqa: BLE001 -- any error fails the round, and is recorded
+            world.history.record("broken", name=fault.__name__, error=repr(error))
+            impact = Impact([])
+            await world.cluster.replace_ended()
+        fields = {"name": fault.__name__, "doing": fault.__doc__, "began": began_at, "ended": time.time()}
+        world.history.record("fault", struck=impact.is_effective, jobs=impact.jobs, requests=impact.requests, **fields)
         await asyncio.sleep(gap_seconds * world.random_float.random())

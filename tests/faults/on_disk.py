@@ -1,4 +1,4 @@
-"""A disk that is full for a while."""
+"""Fault of the disk: full for a while."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import asyncio
 import errno
 from pathlib import Path
 
-from faults.nemesis import Struck
+from faults.nemesis import Impact
 from faults.world import LEASE_SECONDS, World
 
 BLOCK = bytes(256 * 1024)
 
 
-async def fill_the_disk(world: World) -> Struck:
-    """Not a byte more can be written to the data's disk, for longer than a lease."""
+async def fill_the_disk(world: World) -> Impact:
+    """Fill the disk of the data for longer than a lease."""
     assert world.disk is not None
-    jobs = await world.tables.in_hand()
+    jobs = await world.tables.leased_jobs()
     ballast = world.disk / "ballast"
     try:
         await asyncio.to_thread(_fill, ballast)
         await asyncio.sleep(LEASE_SECONDS * 1.5)
     finally:
         ballast.unlink(missing_ok=True)
-    return Struck(jobs)
+    return Impact(jobs)
 
 
 def _fill(ballast: Path) -> None:

@@ -1,11 +1,11 @@
-"""Faults of processes: killed at random and at named points, stopped past their leases, wrong about the time."""
+"""Faults of processes: kills at random times and at named points, stops past their leases, and wrong clocks."""
 
 from __future__ import annotations
 
 import signal
 
 from faults.cluster import Member
-from faults.nemesis import Fault, Struck
+from faults.nemesis import Fault, Impact
 from faults.world import World, until
 
 PASS_SECONDS = 6.0
@@ -13,32 +13,32 @@ LAPSE_SECONDS = 9.0
 HOUR = 3600.0
 
 
-async def kill_a_worker(world: World) -> Struck:
-    """SIGKILL, whatever it is doing."""
+async def kill_a_worker(world: World) -> Impact:
+    """Kill a worker with SIGKILL, whatever it is doing."""
     member = world.any_worker()
     await world.cluster.kill(member)
-    struck = Struck(await world.tables.in_hand(member.actor))
+    impact = Impact(await world.tables.leased_jobs(member.actor))
     await world.cluster.replace(member)
-    return struck
+    return impact
 
 
-async def kill_a_server(world: World) -> Struck:
-    """SIGKILL, with callers on the line."""
+async def kill_a_server(world: World) -> Impact:
+    """Kill a server with SIGKILL while callers wait for responses."""
     member = world.any_server()
     requests = world.open_requests[member.name]
     await world.cluster.kill(member)
     await world.cluster.replace(member)
-    return Struck([], requests)
+    return Impact([], requests)
 
 
 def killed_at(point: str, kind: str, when: str) -> Fault:
-    """A process kills itself at a named point, with jobs in hand."""
+    """Return a fault in which a process kills itself at a named point while it works on a job."""
 
-    async def kill(world: World) -> Struck:
+    async def kill(world: World) -> Impact:
         member = world.any_worker() if kind == "worker" else world.any_server()
-        struck = await _at(point, "kill", member)
+        impact = await _run_at_point(point, "kill", member)
         await world.cluster.replace(member)
-        return struck
+        return impact
 
     kill.__name__ = f"kill_a_{kind}_{point.replace('-', '_')}"
     kill.__doc__ = f"SIGKILL {when}."
@@ -55,72 +55,72 @@ killed_after_commit = killed_at("after-commit", "server", "once a job is committ
 killed_after_decide = killed_at("after-decide", "server", "once a verdict is committed, before it takes effect")
 
 
-async def stop_a_worker_past_its_leases(world: World) -> Struck:
-    """SIGSTOP until others have its jobs, then SIGCONT."""
+async def stop_a_worker_past_its_leases(world: World) -> Impact:
+    """Stop a worker with SIGSTOP until its leases have run out, then continue it with SIGCONT."""
     member = await world.busy_worker()
     member.signal(signal.SIGSTOP)
     try:
-        return await lapsed(world, member, await world.tables.in_hand(member.actor))
+        return await wait_for_lapse(world, member, await world.tables.leased_jobs(member.actor))
     finally:
         member.signal(signal.SIGCONT)
 
 
-async def stop_a_worker_with_its_answer(world: World) -> Struck:
-    """It stops between the model's answer and its settling, and goes on when the lease is gone."""
+async def stop_a_worker_with_its_answer(world: World) -> Impact:
+    """Stop a worker between the model's answer and the settling, and continue it after its lease has run out."""
     member = await world.busy_worker()
     try:
-        struck = await _at("after-answer", "stop", member)
-        return await lapsed(world, member, struck.jobs)
+        impact = await _run_at_point("after-answer", "stop", member)
+        return await wait_for_lapse(world, member, impact.jobs)
     finally:
         member.orders.clear()
         member.signal(signal.SIGCONT)
 
 
-async def clock_an_hour_ahead(world: World) -> Struck:
-    """A worker thinks that it is an hour later, for as long as it has what it holds."""
-    return await _with_a_wrong_clock(world, HOUR)
+async def clock_an_hour_ahead(world: World) -> Impact:
+    """Set a worker's clock an hour ahead until it has finished its jobs."""
+    return await _run_with_wrong_clock(world, HOUR)
 
 
-async def clock_an_hour_behind(world: World) -> Struck:
-    """A worker thinks that it is an hour earlier."""
-    return await _with_a_wrong_clock(world, -HOUR)
+async def clock_an_hour_behind(world: World) -> Impact:
+    """Set a worker's clock an hour behind until it has finished its jobs."""
+    return await _run_with_wrong_clock(world, -HOUR)
 
 
-async def _at(point: str, how: str, member: Member) -> Struck:
-    """What the process had in hand when it obeyed; nothing if it did not come to that point in time."""
-    before = len(member.strikes())
+async def _run_at_point(point: str, action: str, member: Member) -> Impact:
+    """Order a process to kill or stop itself at `point`; return the jobs it had there, or none after PASS_SECONDS."""
+    count = len(member.records())
 
-    async def has_struck() -> bool:
-        return len(member.strikes()) > before
+    async def has_run() -> bool:
+        return len(member.records()) > count
 
-    member.orders.give(how, point)
-    if not await until(has_struck, PASS_SECONDS):
+    member.orders.give(action, point)
+    if not await until(has_run, PASS_SECONDS):
         member.orders.clear()
-        return Struck([])
-    return Struck(member.strikes()[-1].get("jobs", []))
+        return Impact([])
+    return Impact(member.records()[-1].get("jobs", []))
 
 
-async def lapsed(world: World, member: Member, jobs: list[str]) -> Struck:
-    """Those of `jobs` that were taken from the process, as soon as there are any."""
-    found = list[str]()
+async def wait_for_lapse(world: World, member: Member, jobs: list[str]) -> Impact:
+    """Wait until leases of the process on `jobs` have run out, and return those jobs."""
+    lapsed_jobs = list[str]()
 
-    async def look() -> bool:
-        found[:] = await world.tables.lapsed(jobs, member.actor)
-        return bool(found)
+    async def has_lapsed() -> bool:
+        lapsed_jobs[:] = await world.tables.lapsed(jobs, member.actor)
+        return bool(lapsed_jobs)
 
     if jobs:
-        await until(look, LAPSE_SECONDS)
-    return Struck(found)
+        await until(has_lapsed, LAPSE_SECONDS)
+    return Impact(lapsed_jobs)
 
 
-async def _with_a_wrong_clock(world: World, seconds: float) -> Struck:
+async def _run_with_wrong_clock(world: World, seconds: float) -> Impact:
     member = await world.busy_worker()
-    jobs = await world.tables.in_hand(member.actor)
+    jobs = await world.tables.leased_jobs(member.actor)
 
-    async def let_go() -> bool:
-        return not set(jobs) & set(await world.tables.in_hand(member.actor))
+    async def has_finished() -> bool:
+        return not set(jobs) & set(await world.tables.leased_jobs(member.actor))
 
     member.orders.clock_shift = seconds
-    await until(let_go, PASS_SECONDS)
+    await until(has_finished, PASS_SECONDS)
     member.orders.clock_shift = 0
-    return Struck(jobs)
+    return Impact(jobs)

@@ -1,4 +1,4 @@
-"""Orders: what the nemesis tells one process, in memory that both see."""
+"""Orders of the nemesis to one process, in shared memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIZE = _SHIFT.size + _POINT.size
 
 
 class Orders:
-    """At which point the process is to `kill` or `stop` itself, and by how many seconds it mistakes the time."""
+    """The point at which the process is to `kill` or `stop` itself, and the error of its clock in seconds."""
 
     def __init__(self, path: Path) -> None:
         with path.open("a+b") as file:
@@ -31,26 +31,26 @@ class Orders:
 
     @property
     def clock_shift(self) -> float:
-        """Seconds by which its clock is wrong."""
+        """Return the error of the process's clock in seconds; positive is ahead."""
         return _SHIFT.unpack_from(self._memory)[0]
 
     @clock_shift.setter
     def clock_shift(self, seconds: float) -> None:
         _SHIFT.pack_into(self._memory, 0, seconds)
 
-    def give(self, how: str, point: str) -> None:
-        """The process is to do that to itself when it comes to the point, once."""
-        _POINT.pack_into(self._memory, _SHIFT.size, how.encode(), point.encode())
+    def give(self, action: str, point: str) -> None:
+        """Order the process to `kill` or `stop` itself, once, when it reaches `point`."""
+        _POINT.pack_into(self._memory, _SHIFT.size, action.encode(), point.encode())
 
     def at(self, point: str) -> str:
-        """What it is to do there, if anything."""
-        how, where = (part.rstrip(b"\0").decode() for part in _POINT.unpack_from(self._memory, _SHIFT.size))
-        return how if where == point else ""
+        """Return the order for `point`, or an empty string."""
+        action, ordered_point = (part.rstrip(b"\0").decode() for part in _POINT.unpack_from(self._memory, _SHIFT.size))
+        return action if ordered_point == point else ""
 
     def clear(self) -> None:
-        """Whatever was to be done at a point is not."""
+        """Cancel the order."""
         self.give("", "")
 
     def close(self) -> None:
-        """Lets the memory go."""
+        """Close the shared memory."""
         self._memory.close()

@@ -1,4 +1,4 @@
-"""The part of docs/reliability.md that comes from the figures of the rounds that were played last."""
+"""Tables of docs/reliability.md, from the figures of the latest rounds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SETTINGS = {
 
 
 def rounds() -> str:
-    """A section for each round, with a table for each of its settings."""
-    found = [FIGURES / f"{name}.json" for name in ORDER]
-    reports = [msgspec.json.decode(path.read_bytes(), type=Report) for path in found if path.exists()]
+    """Return a Markdown section for each round, with tables for each of its settings."""
+    paths = [FIGURES / f"{name}.json" for name in ORDER]
+    reports = [msgspec.json.decode(path.read_bytes(), type=Report) for path in paths if path.exists()]
     return "\n\n".join(part for report in reports for part in _report(report))
 
 
@@ -55,8 +55,8 @@ def _fault(row: Row) -> list[str]:
     ]
 
 
-def _pair(one: float | None, other: float | None) -> str:
-    return "–" if one is None or other is None else f"{one:.2f} / {other:.2f}"
+def _pair(p50: float | None, p99: float | None) -> str:
+    return "–" if p50 is None or p99 is None else f"{p50:.2f} / {p99:.2f}"
 
 
 def _table(head: list[str], rows: Iterator[list[str]]) -> str:

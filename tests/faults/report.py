@@ -1,4 +1,4 @@
-"""The report of a round: its figures as a line, as a file, and as the tables of docs/reliability.md."""
+"""Report of a round: its figures as one line and as a JSON file, from which docs/reliability.md is made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from faults import servers
-from faults.checker import SECOND, Book, Check, Lease
+from faults.checker import SECOND, Check, HistoryIndex, Lease
 from faults.round import Round
 from faults.walk import Finding
 from support.service_supervisor import MissingError
@@ -26,8 +26,10 @@ COUNTED = ("lost", "unexpected", "duplicated", "stale", "held-seen", "undelivere
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What came of one kind of fault. `recovery` is from its end to the answer of a job that was claimed after it;
-    `rescue` from its beginning to the next answer of each job that it struck. Both in seconds.
+    """The figures of one kind of fault.
+
+    `recovery` is the time from the end of the fault to the first answer of a job that was claimed after it; `rescue` is
+    the time from its beginning to the next answer of each job that it affected. Both are in seconds.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """Everything that is told of a round."""
+    """The figures of a round in one setting."""
 
     name: str
     seed: int
@@ -58,7 +60,7 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What is written down of several rounds, and where they were played."""
+    """The figures of several rounds, and the machine on which they ran."""
 
     round: str
     machine: dict[str, str]
@@ -66,37 +68,37 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def figures_of(plan: Round, history: Path, check: Check, seed: int) -> Figures:
-    """The figures of a round that was checked."""
-    book = Book(history)
+    """Return the figures of a round that was checked."""
+    index = HistoryIndex(history)
     laws = Counter(finding.law for finding in check.findings)
     return Figures(
         name=plan.name,
         seed=seed,
-        day=datetime.fromtimestamp(book.began, UTC).strftime("%Y-%m-%d"),
-        seconds=round(book.ended - book.began, 1),
-        has_disk=bool(book.by_what["began"][0]["disk"]),
-        counts=_counts(book, check, laws),
-        more=_more(plan, book, check),
-        faults=_faults(book, check),
-        findings=_shown(check.findings),
+        day=datetime.fromtimestamp(index.began, UTC).strftime("%Y-%m-%d"),
+        seconds=round(index.ended - index.began, 1),
+        has_disk=bool(index.by_type["began"][0]["disk"]),
+        counts=_counts(index, check, laws),
+        more=_further_figures(plan, index, check),
+        faults=_faults(index, check),
+        findings=_first_of_each_law(check.findings),
         laws=dict(laws),
     )
 
 
-def _shown(findings: list[Finding]) -> list[Finding]:
-    """The first of each law."""
+def _first_of_each_law(findings: list[Finding]) -> list[Finding]:
+    """Return the first SHOWN_OF_A_LAW findings of each law."""
     by_law: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         by_law[finding.law].append(finding)
-    return [finding for some in by_law.values() for finding in some[:SHOWN_OF_A_LAW]]
+    return [finding for of_law in by_law.values() for finding in of_law[:SHOWN_OF_A_LAW]]
 
 
-def _counts(book: Book, check: Check, laws: Counter[str]) -> dict[str, int]:
-    accepted = book.accepted().keys()
+def _counts(index: HistoryIndex, check: Check, laws: Counter[str]) -> dict[str, int]:
+    accepted = index.accepted().keys()
     broken = {finding.job for finding in check.findings}
     good = [job for job in accepted if job not in broken]
     return {
-        "attempted": len(book.by_what["asked"]),
+        "attempted": len(index.by_type["asked"]),
         "acknowledged": len(accepted),
         "ok": len(good),
         **{law: laws[law] for law in COUNTED},
@@ -105,13 +107,13 @@ def _counts(book: Book, check: Check, laws: Counter[str]) -> dict[str, int]:
     }
 
 
-def _more(plan: Round, book: Book, check: Check) -> dict[str, float]:
-    """What else there is to tell."""
+def _further_figures(plan: Round, index: HistoryIndex, check: Check) -> dict[str, float]:
+    """Return the figures that have no fixed place in the report."""
     statuses = Counter(job.status for job in check.jobs.values())
     codes = Counter(job.code for job in check.jobs.values() if job.code)
-    reviewed = Counter(line["status"] for line in book.by_what["reviewed"])
-    kills = Counter(line["kind"] for line in book.by_what["killed"])
-    drained = [line["seconds"] for line in book.by_what["drained"]]
+    reviewed = Counter(line["status"] for line in index.by_type["reviewed"])
+    kills = Counter(line["kind"] for line in index.by_type["killed"])
+    drained = [line["seconds"] for line in index.by_type["drained"]]
     return {
         "jobs": len(check.jobs),
         "succeeded": statuses["success"],
@@ -122,15 +124,15 @@ def _more(plan: Round, book: Book, check: Check) -> dict[str, float]:
         "claims": check.verbs["claim"],
         "leases that lapsed": check.verbs["lapse"],
         "retries": check.verbs["retry"],
-        "kills": len(book.by_what["killed"]),
+        "kills": len(index.by_type["killed"]),
         "kills of workers": kills["worker"],
         "kills of servers": kills["server"],
-        "requests without an answer": sum(line["status"] is None for line in book.by_what["told"]),
-        "requests told 5xx": sum((line["status"] or 0) >= 500 for line in book.by_what["told"]),
+        "requests without an answer": sum(line["status"] is None for line in index.by_type["told"]),
+        "requests told 5xx": sum((line["status"] or 0) >= 500 for line in index.by_type["told"]),
         "verdicts that won": reviewed[200],
         "verdicts that were late": reviewed[409],
-        "looks at held jobs": sum(line["held"] for line in book.by_what["looked"]),
-        "webhook messages": len(book.by_what["hooked"]),
+        "looks at held jobs": sum(line["held"] for line in index.by_type["looked"]),
+        "webhook messages": len(index.by_type["hooked"]),
         "answered calls whose row a kill cost": len(check.unlogged),
         "the longest that one of them was answered before the kill, in seconds": round(
             max(check.unlogged, default=0), 3
@@ -140,41 +142,41 @@ def _more(plan: Round, book: Book, check: Check) -> dict[str, float]:
     }
 
 
-def _faults(book: Book, check: Check) -> list[Row]:
-    """A row for each kind of fault."""
+def _faults(index: HistoryIndex, check: Check) -> list[Row]:
+    """Return a row for each kind of fault."""
     lines = defaultdict(list)
-    for line in book.by_what["fault"]:
+    for line in index.by_type["fault"]:
         lines[line["name"]].append(line)
     recovery, rescue = _Recovery(check.leases), _Rescue(check.leases)
     rows = list[Row]()
-    for name, of_kind in sorted(lines.items()):
-        struck = [line for line in of_kind if line["struck"]]
+    for name, fault_lines in sorted(lines.items()):
+        struck = [line for line in fault_lines if line["struck"]]
         recoveries = sorted(time for line in struck if (time := recovery.after(line["ended"])) is not None)
         rescues = sorted(time for line in struck for time in rescue.of(line["jobs"], line["began"]))
         rows.append(
             Row(
                 name=name.replace("_", " "),
-                doing=of_kind[0]["doing"],
-                tried=len(of_kind),
+                doing=fault_lines[0]["doing"],
+                tried=len(fault_lines),
                 struck=len(struck),
                 jobs=sum(len(line["jobs"]) for line in struck),
                 requests=sum(line["requests"] for line in struck),
-                recovery_p50=_at(recoveries, 0.5),
-                recovery_p99=_at(recoveries, 0.99),
-                rescue_p50=_at(rescues, 0.5),
-                rescue_p99=_at(rescues, 0.99),
+                recovery_p50=_quantile(recoveries, 0.5),
+                recovery_p99=_quantile(recoveries, 0.99),
+                rescue_p50=_quantile(rescues, 0.5),
+                rescue_p99=_quantile(rescues, 0.99),
             )
         )
     return rows
 
 
-def _at(ordered: list[float], part: float) -> float | None:
-    """The nearest rank."""
-    return round(ordered[min(len(ordered) - 1, int(len(ordered) * part))], 3) if ordered else None
+def _quantile(ordered: list[float], quantile: float) -> float | None:
+    """Return the quantile by nearest rank, or None without values."""
+    return round(ordered[min(len(ordered) - 1, int(len(ordered) * quantile))], 3) if ordered else None
 
 
 class _Rescue:
-    """When each job was answered, as often as it was."""
+    """The times at which each job was answered."""
 
     def __init__(self, leases: list[Lease]) -> None:
         self._answers: dict[str, list[int]] = defaultdict(list)
@@ -183,47 +185,47 @@ class _Rescue:
                 self._answers[lease.job].append(lease.ended_at)
 
     def of(self, jobs: list[str], moment: float) -> Iterator[float]:
-        """Seconds from `moment` to the next answer of each job that got one."""
+        """Yield the seconds from `moment` to the next answer of each job that got one."""
         for job in jobs:
             later = [answered / SECOND - moment for answered in self._answers[job] if answered > moment * SECOND]
             yield from sorted(later)[:1]
 
 
 class _Recovery:
-    """The claims of a round by their times, each with the first answer to it or to a later one."""
+    """The claims of a round in order of time, each with the earliest answer to it or to a later claim."""
 
     def __init__(self, leases: list[Lease]) -> None:
         ordered = sorted((lease.began_at, lease.ended_at) for lease in leases if lease.answered)
         self._claimed = [claimed for claimed, _ in ordered]
         self._answered = [answered for _, answered in ordered]
-        for place in range(len(ordered) - 2, -1, -1):
-            self._answered[place] = min(self._answered[place], self._answered[place + 1])
+        for index in range(len(ordered) - 2, -1, -1):
+            self._answered[index] = min(self._answered[index], self._answered[index + 1])
 
     def after(self, moment: float) -> float | None:
-        """Seconds from `moment` to the first answer to a job that was claimed after it."""
-        place = bisect.bisect_left(self._claimed, moment * SECOND)
-        return self._answered[place] / SECOND - moment if place < len(self._claimed) else None
+        """Return the seconds from `moment` to the first answer of a job that was claimed after it, if there is one."""
+        index = bisect.bisect_left(self._claimed, moment * SECOND)
+        return self._answered[index] / SECOND - moment if index < len(self._claimed) else None
 
 
 def line_of(rounds: list[Figures]) -> str:
-    """Everything in one line."""
+    """Return the sum of all figures as one line."""
     counts = Counter[str]()
     for figures in rounds:
         counts.update(figures.counts)
     struck = sum(row.struck for figures in rounds for row in figures.faults)
     kills = round(sum(figures.more["kills"] for figures in rounds))
-    told = " ".join(f"{name} {counts[name]}" for name in rounds[0].counts)
-    return f"{told} faults {struck} kills {kills} seed {rounds[0].seed}"
+    summary = " ".join(f"{name} {counts[name]}" for name in rounds[0].counts)
+    return f"{summary} faults {struck} kills {kills} seed {rounds[0].seed}"
 
 
 def write(out: Path, name: str, rounds: list[Figures]) -> None:
-    """Writes the figures, with the machine that they were taken on."""
+    """Write the figures to `out` as JSON, with the machine on which they were taken."""
     report = Report(round=name, machine=machine(), rounds=rounds)
     out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """Return the hardware and versions on which the figures depend."""
     return {
         "cores": str(os.cpu_count()),
         "Python": platform.python_version(),
@@ -234,12 +236,12 @@ def machine() -> dict[str, str]:
     }
 
 
-def _version(name: str, question: str) -> str:
+def _version(name: str, argument: str) -> str:
     try:
-        program = servers.found(name)
+        program = servers.program_of(name)
         program = program.with_name("rabbitmqctl") if name == "rabbitmq" else program
-        said = subprocess.run([program, question], capture_output=True, text=True, timeout=30, check=False).stdout
+        output = subprocess.run([program, argument], capture_output=True, text=True, timeout=30, check=False).stdout
     except (MissingError, OSError, subprocess.SubprocessError):
         return "unknown"
-    found = re.search(r"\d+(\.\d+)+", said)
-    return found[0] if found else "unknown"
+    version = re.search(r"\d+(\.\d+)+", output)
+    return version[0] if version else "unknown"

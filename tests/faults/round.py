@@ -1,4 +1,4 @@
-"""A round: the crowd asks, the nemesis rages, everything drains, and the checker looks."""
+"""Round of faults: clients send requests, the nemesis runs faults, the queues drain, and the checker checks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import aiohttp
 
 from fakes.upstream import fake_upstream
 from faults.checker import Check, check
-from faults.clients import ANSWER_SECONDS, Asking, Line, Looking
+from faults.clients import ANSWER_SECONDS, Callers, Client, HeldJobReader
 from faults.history import History
 from faults.hooks import FailingReceiver
-from faults.nemesis import Fault, rage
-from faults.reviewers import Reviewing
-from faults.setting import CONCURRENCY, address_of, people
+from faults.nemesis import Fault, run_faults
+from faults.reviewers import Reviewer
+from faults.setting import CONCURRENCY, address_of, create_users
 from faults.wishes import LATER
 from faults.world import World, until
 
@@ -34,18 +34,21 @@ Plan = Callable[[World], Iterator[Fault]]
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What happens in one setting, and for how long. The nemesis ends after its plan, or `seconds`, or enough jobs."""
+    """The plan of a round in one setting.
+
+    The nemesis stops at the end of its plan, after `seconds`, or after `jobs` and `kills`.
+    """
 
     name: str
     setting: Setting
     plan: Plan
     servers: int
     workers: int
-    askers: int
+    concurrent_callers: int
     backlog: int
-    """Callers pause while more jobs than that wait."""
-    hands: int = 1
-    """Verdicts that each reviewer gives at a time."""
+    """Callers pause while more jobs and deliveries than this are not finished."""
+    verdicts_at_once: int = 1
+    """The number of verdicts that each reviewer sends concurrently."""
     gap_seconds: float = 0.5
     seconds: float
     drain_seconds: float
@@ -56,24 +59,24 @@ class Round:
     mutation: str = "none"
 
 
-class Enough:
-    """Whether a round has had its time, or its jobs and its kills."""
+class EndCondition:
+    """The condition that ends a round: its time, or its jobs and kills."""
 
-    def __init__(self, plan: Round, asking: Asking, history: History) -> None:
-        self._plan, self._asking, self._history = plan, asking, history
-        self._until = time.monotonic() + plan.seconds
+    def __init__(self, plan: Round, callers: Callers, history: History) -> None:
+        self._plan, self._callers, self._history = plan, callers, history
+        self._deadline = time.monotonic() + plan.seconds
 
     def __call__(self) -> bool:
-        """Whether it is enough."""
-        if time.monotonic() > self._until:
+        """Return True if the round has had its time, or its jobs and kills."""
+        if time.monotonic() > self._deadline:
             return True
         plan = self._plan
-        counted = plan.jobs and self._asking.accepted >= plan.jobs and self._history.counts["killed"] >= plan.kills
-        return bool(counted)
+        has_counts = plan.jobs and self._callers.accepted >= plan.jobs and self._history.counts["killed"] >= plan.kills
+        return bool(has_counts)
 
 
 async def play(plan: Round, folder: Path, seed: int) -> Check:
-    """Plays the round in a new `folder`, and checks it. Raises TimeoutError when it does not end in time."""
+    """Run the round in the empty `folder`, and check it. Raises TimeoutError if it does not end in time."""
     history = History(folder / "history.jsonl")
     random_float = Random(seed)
     async with asyncio.timeout(plan.limit_seconds), contextlib.AsyncExitStack() as stack:
@@ -81,25 +84,25 @@ async def play(plan: Round, folder: Path, seed: int) -> Check:
             folder, history, random_float, servers=plan.servers, workers=plan.workers, mutation=plan.mutation
         )
         world = await stack.enter_async_context(setting)
-        history.tell("began", seed=seed, disk=world.disk is not None, concurrency=CONCURRENCY)
-        async with _crowd(plan, world) as asking:
-            await rage(world, plan.plan(world), Enough(plan, asking, history), plan.gap_seconds)
-            await _drained(plan, world, asking)
-            world.mend_wires()
-        await world.cluster.mend()
+        history.record("began", seed=seed, disk=world.disk is not None, concurrency=CONCURRENCY)
+        async with _clients(plan, world) as callers:
+            await run_faults(world, plan.plan(world), EndCondition(plan, callers, history), plan.gap_seconds)
+            await _drain(plan, world, callers)
+            world.reset_proxies()
+        await world.cluster.replace_ended()
         await world.cluster.stop()
-        _breaches(world)
-        history.tell("ended")
+        _record_breaches(world)
+        history.record("ended")
         history.close()
         return await check(world.tables, history.path)
 
 
 @contextlib.asynccontextmanager
-async def _crowd(plan: Round, world: World) -> AsyncIterator[Asking]:
-    """Everybody who asks, reviews, looks and receives, while the block runs."""
+async def _clients(plan: Round, world: World) -> AsyncIterator[Callers]:
+    """Run the callers, reviewers, readers and the webhook receiver while the block runs."""
     async with contextlib.AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(fake_upstream())
-        caller, reviewers = await people(world, upstream, address_of(world))
+        caller_token, reviewers = await create_users(world, upstream, address_of(world))
         await world.cluster.start()
         receiver = await stack.enter_async_context(FailingReceiver(world.history, Random(world.random_float.random())))
         hook_url = f"{receiver.url}/hook"
@@ -107,63 +110,63 @@ async def _crowd(plan: Round, world: World) -> AsyncIterator[Asking]:
         http = await stack.enter_async_context(
             aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
         )
-        line, servers = Line(http, caller, world.open_requests), world.cluster.servers
-        asking = Asking(
-            line, servers, world.history, Random(world.random_float.random()), hook_url=hook_url, later=plan.later
+        client, servers = Client(http, caller_token, world.open_requests), world.cluster.servers
+        callers = Callers(
+            client, servers, world.history, Random(world.random_float.random()), hook_url=hook_url, later=plan.later
         )
-        others = [
-            _pace(plan, world, asking),
-            Looking(line, servers, world.history, Random(world.random_float.random())).look_for_ever(0.3),
+        coroutines = [
+            _pace_callers(plan, world, callers),
+            HeldJobReader(client, servers, world.history, Random(world.random_float.random())).read_forever(0.3),
         ]
         for email, token in reviewers.items():
-            theirs = Line(http, token, Counter())
-            reviewing = Reviewing(email, theirs, servers, world.history, Random(world.random_float.random()))
-            others += [reviewing.review_for_ever() for _ in range(plan.hands)]
+            reviewer_client = Client(http, token, Counter())
+            reviewer = Reviewer(email, reviewer_client, servers, world.history, Random(world.random_float.random()))
+            coroutines += [reviewer.review_forever() for _ in range(plan.verdicts_at_once)]
         async with asyncio.TaskGroup() as group:
-            asking.tasks = [group.create_task(asking.ask_for_ever()) for _ in range(plan.askers)]
-            tasks = [group.create_task(other) for other in others]
+            callers.tasks = [group.create_task(callers.send_forever()) for _ in range(plan.concurrent_callers)]
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
             try:
-                yield asking
+                yield callers
             finally:
-                for task in [*tasks, *asking.tasks]:
+                for task in [*tasks, *callers.tasks]:
                     task.cancel()
 
 
-async def _pace(plan: Round, world: World, asking: Asking) -> None:
-    """Lets callers ask while there is not too much to do already."""
+async def _pace_callers(plan: Round, world: World, callers: Callers) -> None:
+    """Pause the callers while the backlog is too long."""
     while True:
-        with contextlib.suppress(Exception):  # the database is away; what it said last holds
+        with contextlib.suppress(Exception):  # while the database is down, the last state stays
             backlog = await world.tables.backlog()
             busy = backlog.bot + backlog.human + backlog.due > plan.backlog
-            asking.may_ask.clear() if busy and not asking.is_over.is_set() else asking.may_ask.set()
+            callers.may_send.clear() if busy and not callers.is_over.is_set() else callers.may_send.set()
         await asyncio.sleep(PACE_SECONDS)
 
 
-async def _drained(plan: Round, world: World, asking: Asking) -> None:
-    """Nobody asks any more, and what was asked comes to its end within the stated time."""
-    began = time.monotonic()
-    asking.is_over.set()
-    asking.may_ask.set()
-    await asyncio.wait(asking.tasks, timeout=LAST_ANSWERS_SECONDS)
+async def _drain(plan: Round, world: World, callers: Callers) -> None:
+    """Stop the callers, wait until all jobs have ended, and record whether that took too long."""
+    began_at = time.monotonic()
+    callers.is_over.set()
+    callers.may_send.set()
+    await asyncio.wait(callers.tasks, timeout=LAST_ANSWERS_SECONDS)
 
     async def is_empty() -> bool:
         return (await world.tables.backlog()).is_empty
 
     is_drained = await until(is_empty, plan.drain_seconds)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - began_at
     if is_drained:
-        world.history.tell("drained", seconds=seconds)
+        world.history.record("drained", seconds=seconds)
     else:
-        world.history.tell("undrained", seconds=seconds, backlog=str(await world.tables.backlog()))
+        world.history.record("undrained", seconds=seconds, backlog=str(await world.tables.backlog()))
 
 
-def _breaches(world: World) -> None:
-    """What processes wrote down of protections that failed; and the file must be whole."""
+def _record_breaches(world: World) -> None:
+    """Record the failed protections that the processes reported, and check the integrity of a SQLite file."""
     for member in world.cluster.members:
-        broken = [line["broken"] for line in member.strikes() if "broken" in line]
+        broken = [line["broken"] for line in member.records() if "broken" in line]
         if broken:
-            world.history.tell("breach", name=member.name, broken=broken[0], times=len(broken))
+            world.history.record("breach", name=member.name, broken=broken[0], times=len(broken))
     if world.postgres is None:
         with contextlib.closing(sqlite3.connect(address_of(world).removeprefix("sqlite:///"))) as database:
-            if (said := database.execute("PRAGMA integrity_check").fetchone()) != ("ok",):
-                world.history.tell("breach", name="signoff.db", broken=str(said), times=1)
+            if (result := database.execute("PRAGMA integrity_check").fetchone()) != ("ok",):
+                world.history.record("breach", name="signoff.db", broken=str(result), times=1)

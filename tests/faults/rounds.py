@@ -1,4 +1,4 @@
-"""The rounds that there are, and in which order their faults come."""
+"""Rounds by name, and the order of their faults."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ NETWORK: list[Fault] = [
 
 
 def each_once(world: World) -> Iterator[Fault]:
-    """All of them, in any order."""
+    """Return all faults once, in random order."""
     plan = [*POINTS, *RANDOM, *STOPS, *SERVICES, *NETWORK]
     world.random_float.shuffle(plan)
     return iter(plan)
 
 
 def without_end(world: World) -> Iterator[Fault]:
-    """All of them again and again, with more kills between them."""
+    """Yield all faults again and again, with more kills between them."""
     while True:
         for fault in each_once(world):
             yield world.random_float.choice([*POINTS, *RANDOM, *RANDOM])
@@ -66,7 +66,7 @@ def without_end(world: World) -> Iterator[Fault]:
 
 
 def on_one_file(world: World) -> Iterator[Fault]:
-    """Those that there are without servers; a full disk where there is a small one."""
+    """Return the faults that need no servers, in random order; with a full disk if there is a small one."""
     plan = [on_processes.kill_a_server, *STOPS, *POINTS[:4], on_processes.kill_a_worker]
     plan += [on_disk.fill_the_disk] if world.disk is not None else []
     world.random_float.shuffle(plan)
@@ -74,18 +74,18 @@ def on_one_file(world: World) -> Iterator[Fault]:
 
 
 def on_one_file_without_end(world: World) -> Iterator[Fault]:
-    """The same, again and again."""
+    """Return the faults that need no servers, again and again."""
     return itertools.chain.from_iterable(on_one_file(world) for _ in itertools.count())
 
 
 def only(*faults: Fault) -> Round:
-    """A tiny round on one file, with these faults again and again."""
+    """Return a tiny round on one SQLite file, with these faults again and again."""
     return replace(
         SHORT_FILE,
         name="tiny",
         plan=lambda _: itertools.cycle(faults),
         workers=2,
-        askers=6,
+        concurrent_callers=6,
         seconds=6,
         drain_seconds=60,
         later=QUICK,
@@ -99,7 +99,7 @@ SHORT_SERVERS = Round(
     plan=each_once,
     servers=2,
     workers=3,
-    askers=24,
+    concurrent_callers=24,
     backlog=200,
     seconds=60,
     drain_seconds=90,
@@ -111,13 +111,13 @@ SHORT_FILE = Round(
     plan=on_one_file,
     servers=1,
     workers=2,
-    askers=8,
+    concurrent_callers=8,
     backlog=100,
     seconds=16,
     drain_seconds=60,
     limit_seconds=300,
 )
-# The smallest round that shows anything; part of every run of the tests.
+# The smallest useful round; part of every run of the tests.
 SMOKE = replace(
     SHORT_FILE,
     name="smoke",
@@ -128,9 +128,9 @@ SMOKE = replace(
 LONG_SERVERS = replace(
     SHORT_SERVERS,
     plan=without_end,
-    askers=64,
+    concurrent_callers=64,
     backlog=1000,
-    hands=6,
+    verdicts_at_once=6,
     gap_seconds=2,
     seconds=2700,
     drain_seconds=120,
@@ -148,7 +148,7 @@ ROUNDS: dict[str, list[Round]] = {
     "long-servers": [LONG_SERVERS],
     "long-file": [LONG_FILE],
 }
-# Rounds in which a mutation must show.
+# For each mutation, the round in which the checker must detect it.
 MUTANTS: dict[str, Round] = {
     "no-lease-guard": only(on_processes.stop_a_worker_with_its_answer),
     "no-round-guard": only(on_processes.kill_a_worker),

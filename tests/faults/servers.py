@@ -1,4 +1,4 @@
-"""Servers of the harness's own: PostgreSQL, RabbitMQ and Redis, which it may stop, kill and start again."""
+"""PostgreSQL, RabbitMQ and Redis servers that belong to a round, which may stop, kill and restart them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CTL_SECONDS = 30
 
 
 class Server:
-    """One server: where it is, and whether it runs."""
+    """A server with its URL, which can be started and ended many times."""
 
     def __init__(self, url: str, serve: Callable[[], AbstractContextManager[subprocess.Popen[bytes]]]) -> None:
         self.url = url
@@ -26,11 +26,11 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
-        """Starts it, with what it kept; returns when it answers."""
+        """Start the server with the data it kept, and wait until it answers."""
         self._process = await asyncio.to_thread(self._running.enter_context, self._serve())
 
     async def end(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Ends it with that signal, if it runs."""
+        """End the server with a signal, if it runs."""
         if self._process is not None and self._process.poll() is None:
             os.kill(self._process.pid, number)
             await asyncio.to_thread(self._process.wait, CTL_SECONDS)
@@ -38,8 +38,8 @@ class Server:
 
 
 def postgres(folder: Path) -> Server:
-    """A new cluster. Raises MissingError."""
-    binary, [port] = found("postgres"), services.free_ports(1)
+    """Return a PostgreSQL server with a new cluster in `folder`. Raises MissingError."""
+    binary, [port] = program_of("postgres"), services.free_ports(1)
     services.empty(folder)
     services.make_cluster(binary, folder)
     url = f"postgresql://postgres@{services.LOCALHOST}:{port}/postgres"
@@ -47,46 +47,46 @@ def postgres(folder: Path) -> Server:
 
 
 def redis(folder: Path) -> Server:
-    """A Redis that keeps nothing. Raises MissingError."""
-    binary, [port] = found("redis"), services.free_ports(1)
+    """Return a Redis server without persistence. Raises MissingError."""
+    binary, [port] = program_of("redis"), services.free_ports(1)
     services.empty(folder)
     return Server(f"redis://{services.LOCALHOST}:{port}/0", lambda: services.redis_at(binary, folder, port))
 
 
 class RabbitMQ(Server):
-    """A node with an epmd of its own, and its control program. Raises MissingError."""
+    """A RabbitMQ node with its own epmd and control program. Raises MissingError."""
 
     def __init__(self, folder: Path) -> None:
-        binary, (port, distribution, epmd) = found("rabbitmq"), services.free_ports(3)
+        binary, (port, distribution, epmd) = program_of("rabbitmq"), services.free_ports(3)
         self._folder, self._epmd, self._port = services.empty(folder), epmd, port
         self._env = services.rabbitmq_env(folder, port, distribution, epmd)
         self._control = binary.with_name("rabbitmqctl")
-        self._names = ExitStack()
+        self._running_epmd = ExitStack()
         url = f"amqp://guest:guest@{services.LOCALHOST}:{port}/"
         super().__init__(url, lambda: services.rabbitmq_at(binary, folder, port, self._env))
 
-    async def name(self) -> None:
-        """Starts epmd, which stays when the node is killed."""
-        await asyncio.to_thread(self._names.enter_context, services.epmd_at(self._folder, self._epmd))
+    async def start_epmd(self) -> None:
+        """Start epmd, which keeps running when the node is killed."""
+        await asyncio.to_thread(self._running_epmd.enter_context, services.epmd_at(self._folder, self._epmd))
 
-    async def control(self, *words: str) -> None:
-        """Runs `rabbitmqctl WORDS` on this node."""
+    async def control(self, *arguments: str) -> None:
+        """Run `rabbitmqctl ARGUMENTS` on this node. Raises RuntimeError if it fails."""
         env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"} | self._env
-        command = [str(self._control), "-n", self._env["RABBITMQ_NODENAME"], *words]
-        running = await asyncio.create_subprocess_exec(
+        command = [str(self._control), "-n", self._env["RABBITMQ_NODENAME"], *arguments]
+        process = await asyncio.create_subprocess_exec(
             *command, env=env, cwd=self._folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         async with asyncio.timeout(CTL_SECONDS):
-            await running.wait()
-        if running.returncode:
-            raise RuntimeError(f"rabbitmqctl {' '.join(words)} ended with {running.returncode}")
+            await process.wait()
+        if process.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)} ended with {process.returncode}")
 
-    async def forget(self) -> None:
-        """Ends epmd."""
-        await asyncio.to_thread(self._names.close)
+    async def end_epmd(self) -> None:
+        """End epmd."""
+        await asyncio.to_thread(self._running_epmd.close)
 
 
-def found(name: str) -> Path:
-    """The program that serves, installed if this machine lets us. Raises MissingError."""
+def program_of(name: str) -> Path:
+    """Return the path of a server program, and install it if possible. Raises MissingError."""
     service = services.SERVICES[name]
     return service.binary() or services.installed(service)

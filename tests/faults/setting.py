@@ -1,4 +1,4 @@
-"""The setting of a round: its servers, wires, models, people and processes, made and taken away again."""
+"""Setting of a round: its servers, proxies, models, users and processes, from setup to cleanup."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNDO_SECONDS = 0.4
 DISK_MB = 96
 REVIEWERS = 3
 VARIABLES = {"postgres": "SIGNOFF_DATABASE_URL", "rabbitmq": "SIGNOFF_AMQP_URL", "redis": "SIGNOFF_REDIS_URL"}
-TUNED = {
+COMMON_SETTINGS = {
     "SIGNOFF_LATER_ATTEMPTS": "60",
     "SIGNOFF_CONCURRENCY": str(CONCURRENCY),
     "SIGNOFF_BACKOFF_SECONDS": "0.05",
@@ -49,23 +49,25 @@ TUNED = {
 async def with_servers(
     folder: Path, history: History, random_float: Random, *, servers: int, workers: int, mutation: str
 ) -> AsyncIterator[World]:
-    """Servers of the round's own, and each process behind wires of its own. Raises MissingError."""
+    """Yield a world with its own servers, in which each process has its own proxies to them. Raises MissingError."""
     async with contextlib.AsyncExitStack() as stack:
         database, rabbit = await asyncio.to_thread(postgres, folder / "postgres"), RabbitMQ(folder / "rabbitmq")
-        results = await asyncio.to_thread(redis, folder / "redis")
-        behind: dict[str, Server] = {"postgres": database, "rabbitmq": rabbit, "redis": results}
-        stack.push_async_callback(rabbit.forget)
-        await rabbit.name()
+        redis_server = await asyncio.to_thread(redis, folder / "redis")
+        servers_by_name: dict[str, Server] = {"postgres": database, "rabbitmq": rabbit, "redis": redis_server}
+        stack.push_async_callback(rabbit.end_epmd)
+        await rabbit.start_epmd()
         async with asyncio.TaskGroup() as group:
-            for server in behind.values():
+            for server in servers_by_name.values():
                 stack.push_async_callback(server.end)
                 group.create_task(server.start())
-        wires, members = dict[str, dict[str, TcpProxy]](), list[Member]()
+        proxies, members = dict[str, dict[str, TcpProxy]](), list[Member]()
         for kind, number in [("server", n) for n in range(servers)] + [("worker", n) for n in range(workers)]:
-            own = {name: await stack.enter_async_context(TcpProxy(server.url)) for name, server in behind.items()}
-            told = {VARIABLES[name]: wire.url for name, wire in own.items()}
-            members.append(Member(kind, number, folder, _environment(folder, mutation, number) | told, "--no-work"))
-            wires[members[-1].name] = own
+            own_proxies = {
+                name: await stack.enter_async_context(TcpProxy(server.url)) for name, server in servers_by_name.items()
+            }
+            urls = {VARIABLES[name]: proxy.url for name, proxy in own_proxies.items()}
+            members.append(Member(kind, number, folder, _environment(folder, mutation, number) | urls, "--no-work"))
+            proxies[members[-1].name] = own_proxies
         world = World(
             folder=folder,
             random_float=random_float,
@@ -74,8 +76,8 @@ async def with_servers(
             cluster=Cluster(members, history),
             postgres=database,
             rabbitmq=rabbit,
-            redis=results,
-            wires=wires,
+            redis=redis_server,
+            proxies=proxies,
         )
         yield await stack.enter_async_context(_closed(world))
 
@@ -84,12 +86,12 @@ async def with_servers(
 async def embedded(
     folder: Path, history: History, random_float: Random, *, servers: int, workers: int, mutation: str
 ) -> AsyncIterator[World]:
-    """Everything in one SQLite file, on a small disk of its own where one can be had."""
+    """Yield a world with one SQLite file, on its own small disk if one can be mounted."""
     with _small_disk(folder / "disk") as is_small:
         url = f"sqlite:///{folder / 'disk' / 'signoff.db'}"
-        told = _environment(folder, mutation, 0) | {VARIABLES["postgres"]: url}
-        members = [Member("server", number, folder, told) for number in range(servers)]
-        members += [Member("worker", number, folder, told) for number in range(workers)]
+        environment = _environment(folder, mutation, 0) | {VARIABLES["postgres"]: url}
+        members = [Member("server", number, folder, environment) for number in range(servers)]
+        members += [Member("worker", number, folder, environment) for number in range(workers)]
         world = World(
             folder=folder,
             random_float=random_float,
@@ -107,13 +109,13 @@ async def _closed(world: World) -> AsyncIterator[World]:
     try:
         yield world
     finally:
-        world.cluster.end()
+        world.cluster.kill_all()
         await world.tables.close()
 
 
 @contextlib.contextmanager
 def _small_disk(folder: Path) -> Iterator[bool]:
-    """A disk of DISK_MB there; False where only root could have made one, and it is a plain folder."""
+    """Mount a disk of DISK_MB at `folder`; yield False if it cannot be mounted and `folder` is a plain directory."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "faults", str(folder)]
     is_small = has_own_mounts() and subprocess.run(command, check=False).returncode == 0
@@ -125,18 +127,18 @@ def _small_disk(folder: Path) -> Iterator[bool]:
 
 
 def has_own_mounts() -> bool:
-    """Whether what this process mounts is seen by nobody else, and is gone with it."""
+    """Return True if this process runs in its own mount namespace."""
     return os.environ.get("FAULTS_OWN_MOUNTS") == "1"
 
 
 def _environment(folder: Path, mutation: str, number: int) -> dict[str, str]:
-    """What a process is told. Verdicts on what came in at the second server can be undone for a while."""
+    """Return the environment of a process. Verdicts sent to the second server can be undone for UNDO_SECONDS."""
     undo = {"SIGNOFF_UNDO_SECONDS": str(UNDO_SECONDS if number == 1 else 0)}
-    return clean_environment(folder / "data", **TUNED, **undo, FAULTS_MUTATION=mutation)
+    return clean_environment(folder / "data", **COMMON_SETTINGS, **undo, FAULTS_MUTATION=mutation)
 
 
-async def people(world: World, upstream: FakeUpstream, url: str) -> tuple[str, Mapping[str, str]]:
-    """Makes the schema, the models and the people; the token of a plain caller, and those of reviewers by e-mail."""
+async def create_users(world: World, upstream: FakeUpstream, url: str) -> tuple[str, Mapping[str, str]]:
+    """Create the schema, the models and the users; return a caller's token, and the reviewers' tokens by email."""
     settings = Settings(data_dir=world.folder / "data", database_url=url)
     await migrate(settings)
     async with open_services(settings) as services:
@@ -145,15 +147,15 @@ async def people(world: World, upstream: FakeUpstream, url: str) -> tuple[str, M
         reviewers = {f"reviewer-{number}@example.com": "" for number in range(REVIEWERS)}
         for email in reviewers:
             reviewers[email] = await create_token(services, await create_user(services, email, "reviewer"))
-        return await _caller(services), reviewers
+        return await _caller_token(services), reviewers
 
 
-async def _caller(services: Services) -> str:
+async def _caller_token(services: Services) -> str:
     return await create_token(services, await create_user(services, "caller@example.com", "user"))
 
 
 def address_of(world: World) -> str:
-    """Where the data is, past all wires."""
+    """Return the URL of the database, without a proxy."""
     if world.postgres is not None:
         return world.postgres.url
     return f"sqlite:///{world.folder / 'disk' / 'signoff.db'}"

@@ -1,4 +1,4 @@
-"""The tables: what stands in the database, read past all doors."""
+"""Read access to the tables of the database, without a door."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from signoff.stores.transitions import EVERY_COLUMN, job_of
 PAGE = 2000
 
 
-class Told(msgspec.Struct, frozen=True):
-    """Everything that the tables say of one job."""
+class StoredJob(msgspec.Struct, frozen=True):
+    """A job with its events, decisions and deliveries."""
 
     job: Job
     events: list[Event]
     decisions: dict[int, Any]
-    """By round."""
+    """By round number."""
     deliveries: list[Delivery]
 
 
 class Backlog(msgspec.Struct, frozen=True):
-    """What is not over yet."""
+    """The numbers of unfinished jobs by status, and of deliveries that are due."""
 
     bot: int
     human: int
@@ -37,75 +37,77 @@ class Backlog(msgspec.Struct, frozen=True):
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything is over."""
+        """Return True if all jobs have ended and all deliveries are done or failed."""
         return not self.bot and not self.human and not self.due
 
 
 class Tables:
-    """A database, to be looked at only."""
+    """Read-only access to a database."""
 
     def __init__(self, url: str) -> None:
         self._store = SqlStore(url)
 
     async def rows(self, query: sa.Select[Any] | sa.TextClause) -> list[Any]:
-        """What a query finds."""
+        """Return the rows of a query."""
         return await self._store._database.read(lambda conn, _: list(conn.execute(query).all()))
 
-    async def in_hand(self, actor: str | None = None) -> list[str]:
-        """The jobs that a worker, or any, has a lease of."""
+    async def leased_jobs(self, actor: str | None = None) -> list[str]:
+        """Return the ids of the jobs that `actor`, or any worker, has claimed."""
         claimed = (events.c.job_id == jobs.c.id) & (events.c.seq == jobs.c.seq) & (events.c.verb == "claim")
         query = sa.select(jobs.c.id).select_from(jobs.join(events, claimed))
         query = query.where(jobs.c.status == "bot", jobs.c.lease.is_not(None))
         return [row.id for row in await self.rows(query if actor is None else query.where(events.c.actor == actor))]
 
     async def waiting(self, limit: int = 100) -> list[str]:
-        """Jobs that are not answered yet."""
+        """Return the ids of up to `limit` jobs that are not answered yet."""
         return [row.id for row in await self.rows(sa.select(jobs.c.id).where(jobs.c.status == "bot").limit(limit))]
 
     async def lapsed(self, job_ids: Iterable[str], actor: str) -> list[str]:
-        """Which of these jobs lost a lease of that worker's."""
-        found = list[str]()
+        """Return the ids of the jobs on which a lease of `actor` has run out."""
+        lapsed = list[str]()
         for job_id in job_ids:
-            told = await self.rows(sa.select(*events.c).where(events.c.job_id == job_id).order_by(events.c.seq))
-            pairs = itertools.pairwise(told)
-            if any((one.verb, one.actor, other.verb) == ("claim", actor, "lapse") for one, other in pairs):
-                found.append(job_id)
-        return found
+            rows_of_job = await self.rows(sa.select(*events.c).where(events.c.job_id == job_id).order_by(events.c.seq))
+            pairs = itertools.pairwise(rows_of_job)
+            if any(
+                (event.verb, event.actor, next_event.verb) == ("claim", actor, "lapse") for event, next_event in pairs
+            ):
+                lapsed.append(job_id)
+        return lapsed
 
     async def backlog(self) -> Backlog:
-        """How much is not over yet."""
+        """Count the unfinished jobs and deliveries."""
         bot, human = [sa.select(sa.func.count()).where(jobs.c.status == status) for status in ("bot", "human")]
         due = sa.select(sa.func.count()).where(deliveries.c.state == "due")
         [row] = await self.rows(sa.select(bot.scalar_subquery(), human.scalar_subquery(), due.scalar_subquery()))
         return Backlog(*row)
 
-    async def pages(self) -> AsyncIterator[list[Told]]:
-        """Every job, a page at a time."""
+    async def pages(self) -> AsyncIterator[list[StoredJob]]:
+        """Yield all jobs in pages, in order of their ids."""
         last = ""
         while True:
             query = sa.select(*EVERY_COLUMN).where(jobs.c.id > last).order_by(jobs.c.id).limit(PAGE)
-            found = [job_of(row) for row in await self.rows(query)]
-            if not found:
+            page = [job_of(row) for row in await self.rows(query)]
+            if not page:
                 return
-            yield await self._told(found, last)
-            last = found[-1].id
+            yield await self._with_history(page, last)
+            last = page[-1].id
 
-    async def _told(self, found: list[Job], last: str) -> list[Told]:
+    async def _with_history(self, page: list[Job], last: str) -> list[StoredJob]:
         def of_page(table: sa.Table) -> sa.Select[Any]:
-            return sa.select(*table.c).where(table.c.job_id > last, table.c.job_id <= found[-1].id)
+            return sa.select(*table.c).where(table.c.job_id > last, table.c.job_id <= page[-1].id)
 
-        told = {job.id: Told(job, [], {}, []) for job in found}
+        stored = {job.id: StoredJob(job, [], {}, []) for job in page}
         for row in await self.rows(of_page(events).order_by(events.c.job_id, events.c.seq)):
-            if row.job_id in told:
-                told[row.job_id].events.append(Event(**row._mapping))
+            if row.job_id in stored:
+                stored[row.job_id].events.append(Event(**row._mapping))
         for row in await self.rows(of_page(decisions)):
-            if row.job_id in told:
-                told[row.job_id].decisions[row.round] = row.decision
+            if row.job_id in stored:
+                stored[row.job_id].decisions[row.round] = row.decision
         for row in await self.rows(of_page(deliveries)):
-            if row.job_id in told:
-                told[row.job_id].deliveries.append(Delivery(**row._mapping))
-        return list(told.values())
+            if row.job_id in stored:
+                stored[row.job_id].deliveries.append(Delivery(**row._mapping))
+        return list(stored.values())
 
     async def close(self) -> None:
-        """Looks no more."""
+        """Close the store."""
         await self._store.close()

@@ -1,4 +1,4 @@
-"""Under faults nothing is lost, and a protection that is taken out is missed."""
+"""Tests of rounds of faults: no job is lost, and a missing protection is detected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROUND_SECONDS = 900
 TINY_SECONDS = 260
 TINY_ROUNDS = 5
 LEAVE_SECONDS = 60
-BROKEN = {
+BROKEN_LAWS = {
     "no-lease-guard": "stale",
     "no-round-guard": "verdicts",
     "no-write-lock": "writers",
@@ -41,12 +41,12 @@ BROKEN = {
 @pytest.mark.parametrize("name", ["smoke", pytest.param("short", marks=pytest.mark.long)])
 def test_a_round_of_faults_loses_nothing(name: str, folder: Path) -> None:
     out = folder / "figures.json"
-    played = play(folder, name, "--out", str(out), seconds=ROUND_SECONDS)
-    if "is not installed" in played.stdout:
+    completed = run_round(folder, name, "--out", str(out), seconds=ROUND_SECONDS)
+    if "is not installed" in completed.stdout:
         if os.environ.get("CI") == "true":
-            pytest.fail(played.stdout, pytrace=False)
-        pytest.skip(played.stdout)
-    assert played.returncode == 0, played.stdout
+            pytest.fail(completed.stdout, pytrace=False)
+        pytest.skip(completed.stdout)
+    assert completed.returncode == 0, completed.stdout
     report = msgspec.json.decode(out.read_bytes(), type=Report)
     for figures in report.rounds:
         assert figures.laws == {}
@@ -54,32 +54,32 @@ def test_a_round_of_faults_loses_nothing(name: str, folder: Path) -> None:
         assert figures.counts["ok"] == figures.counts["acknowledged"] > (100 if name == "short" else 0)
         assert figures.more["kills"] > 0
         assert sum(row.struck for row in figures.faults) > (3 if name == "short" else 0)
-    assert played.stdout.splitlines()[-1].startswith("attempted ")
+    assert completed.stdout.splitlines()[-1].startswith("attempted ")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(TINY_ROUNDS * (TINY_SECONDS + 100))
 @pytest.mark.parametrize("mutation", MUTANTS)
-def test_a_protection_that_is_missing_is_missed(mutation: str, folder: Path) -> None:
-    for _ in range(TINY_ROUNDS):  # on a busy machine a round may be over before the first fault has struck
-        played = play(folder, "tiny", "--mutation", mutation, seconds=TINY_SECONDS)
-        if played.returncode:
+def test_a_missing_protection_is_detected(mutation: str, folder: Path) -> None:
+    for _ in range(TINY_ROUNDS):  # on a busy machine a round may end before its first fault has any effect
+        completed = run_round(folder, "tiny", "--mutation", mutation, seconds=TINY_SECONDS)
+        if completed.returncode:
             break
-    assert played.returncode == 1, played.stdout
-    assert f"tiny: {BROKEN[mutation]}: " in played.stdout
+    assert completed.returncode == 1, completed.stdout
+    assert f"tiny: {BROKEN_LAWS[mutation]}: " in completed.stdout
 
 
 @pytest.mark.long
 def test_a_round_that_is_killed_leaves_no_process_behind(folder: Path) -> None:
-    words = [sys.executable, "-m", "faults", "tiny", "--keep", str(folder / "kept")]
-    told = os.environ | {"PYTHONPATH": str(TESTS)}
-    with subprocess.Popen(words, cwd=folder, env=told, stdout=subprocess.DEVNULL) as playing:
+    command = [sys.executable, "-m", "faults", "tiny", "--keep", str(folder / "kept")]
+    environment = os.environ | {"PYTHONPATH": str(TESTS)}
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL) as process:
         history = folder / "kept" / "tiny" / "history.jsonl"
         try:
             until(lambda: (history.exists() and b'"told"' in history.read_bytes()) or None)
             assert len(processes_of(folder)) > 3
         finally:
-            playing.kill()
+            process.kill()
     until(lambda: not processes_of(folder) or None, LEAVE_SECONDS)
 
 
@@ -102,31 +102,31 @@ async def test_a_server_that_was_killed_comes_back_at_its_address(folder: Path) 
 
 
 def test_orders_are_seen_by_another_process_and_obeyed_once(tmp_path: Path) -> None:
-    mine, theirs = Orders(tmp_path / "orders"), Orders(tmp_path / "orders")
-    mine.give("kill", "after-claim")
-    mine.clock_shift = -3600.0
-    assert theirs.at("after-claim") == "kill"
-    assert theirs.at("after-answer") == ""
-    assert theirs.clock_shift == -3600.0
-    theirs.clear()
-    assert mine.at("after-claim") == ""
+    orders, same_orders = Orders(tmp_path / "orders"), Orders(tmp_path / "orders")
+    orders.give("kill", "after-claim")
+    orders.clock_shift = -3600.0
+    assert same_orders.at("after-claim") == "kill"
+    assert same_orders.at("after-answer") == ""
+    assert same_orders.clock_shift == -3600.0
+    same_orders.clear()
+    assert orders.at("after-claim") == ""
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that other users may enter: PostgreSQL may have to run as one."""
+    """Yield a folder that other users may enter, because PostgreSQL may have to run as another user."""
     with tempfile.TemporaryDirectory(prefix="signoff-faults-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
-def play(folder: Path, *words: str, seconds: float) -> subprocess.CompletedProcess[str]:
-    """A round, in a program of its own, which leaves nothing behind."""
-    told = os.environ | {"PYTHONPATH": str(TESTS), "TMPDIR": str(folder)}
-    played = subprocess.run(
-        [sys.executable, "-m", "faults", *words],
+def run_round(folder: Path, *arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a round in its own process, and wait until nothing of it is left."""
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "TMPDIR": str(folder)}
+    completed = subprocess.run(
+        [sys.executable, "-m", "faults", *arguments],
         cwd=folder,
-        env=told,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -134,22 +134,22 @@ def play(folder: Path, *words: str, seconds: float) -> subprocess.CompletedProce
         check=False,
     )
     until(lambda: not left_behind(folder) or None, LEAVE_SECONDS)
-    return played
+    return completed
 
 
 def left_behind(folder: Path) -> list[str]:
-    """Processes that know of the folder, and what is left in it."""
+    """Return the processes that use the folder, and the temporary folders left in it."""
     return [*processes_of(folder), *map(str, folder.glob("signoff-faults-*"))]
 
 
 def processes_of(folder: Path) -> list[str]:
-    """The processes that know of the folder."""
-    found = list[str]()
+    """Return the processes with the folder in their command line or as working directory."""
+    processes = list[str]()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words, place = (process / "cmdline").read_bytes(), str((process / "cwd").readlink())
+            command, cwd = (process / "cmdline").read_bytes(), str((process / "cwd").readlink())
         except OSError:
             continue
-        if int(process.name) != os.getpid() and (str(folder).encode() in words or place.startswith(str(folder))):
-            found.append(f"{process.name} {words.decode(errors='replace')}")
-    return found
+        if int(process.name) != os.getpid() and (str(folder).encode() in command or cwd.startswith(str(folder))):
+            processes.append(f"{process.name} {command.decode(errors='replace')}")
+    return processes

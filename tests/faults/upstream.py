@@ -1,4 +1,4 @@
-"""The models of a round: echoes, one that fails by turns, and some that can only fail."""
+"""Models of a round: echoes, one that fails by turns, and some that always fail."""
 
 from __future__ import annotations
 

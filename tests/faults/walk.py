@@ -1,4 +1,4 @@
-"""The walk of one job: whether its events are moves of the state machine, made by whoever might, and give its row."""
+"""Check of one job's events: each is an allowed transition by an allowed actor, and together they give the row."""
 
 from __future__ import annotations
 
@@ -7,63 +7,63 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from faults.tables import Told
+from faults.tables import StoredJob
 from signoff.core.job import TERMINAL, TRANSITIONS, Event, Guard, Job, replay
 
 Row = dict[str, Any]
 
 
 class Finding(NamedTuple):
-    """One breach of a law, which would be one too many."""
+    """A broken law: its name, the job (or process), and an explanation."""
 
     law: str
     job: str
     text: str
 
 
-def walk(told: Told) -> Iterator[Finding]:
-    """What is wrong with the job, if anything is."""
-    job = told.job
-    yield from _sequence(told)
+def check_events(stored: StoredJob) -> Iterator[Finding]:
+    """Yield the findings of one job."""
+    job = stored.job
+    yield from _check_sequence(stored)
     row, holder = Row(), None
-    for event in told.events:
-        for law, text in _move(row, event, holder):
+    for event in stored.events:
+        for law, text in _check_transition(row, event, holder):
             yield Finding(law, job.id, text)
         row |= event.data
         holder = {"claim": event.actor}.get(event.verb, holder)
         if row.get("attempt", 0) > job.max_attempts:
             yield Finding("attempts", job.id, f"attempt {row['attempt']} of {job.max_attempts}")
-    if not follows(job, replay(told.events)):
+    if not matches_events(job, replay(stored.events)):
         yield Finding("replay", job.id, "its events do not give its row")
 
 
-def _sequence(told: Told) -> Iterator[Finding]:
-    """Events are numbered from 1; one of them ends the job, the last one."""
-    job = told.job
-    if [event.seq for event in told.events] != list(range(1, job.seq + 1)):
-        yield Finding("replay", job.id, f"events {[event.seq for event in told.events]}, seq {job.seq}")
-    ends = [event.seq for event in told.events if event.data.get("status") in TERMINAL]
+def _check_sequence(stored: StoredJob) -> Iterator[Finding]:
+    """Check that events are numbered from 1, and only the last one ends the job."""
+    job = stored.job
+    if [event.seq for event in stored.events] != list(range(1, job.seq + 1)):
+        yield Finding("replay", job.id, f"events {[event.seq for event in stored.events]}, seq {job.seq}")
+    ends = [event.seq for event in stored.events if event.data.get("status") in TERMINAL]
     if len(ends) > 1:
         yield Finding("duplicated", job.id, f"it ended {len(ends)} times")
     if ends and ends[0] != job.seq:
         yield Finding("stale", job.id, "it went on after its end")
 
 
-def _move(row: Row, event: Event, holder: str | None) -> Iterator[tuple[str, str]]:
-    """Whether a move might be made, by the state machine as it is in the source."""
-    moves: list[str] = event.data.get("moves", [event.verb])
+def _check_transition(row: Row, event: Event, holder: str | None) -> Iterator[tuple[str, str]]:
+    """Yield the laws that an event breaks, by the state machine of the source, each with an explanation."""
+    verbs: list[str] = event.data.get("moves", [event.verb])
     if not row:
-        if moves[0] != "submit":
-            yield "moves", f"it begins with {moves[0]}"
+        if verbs[0] != "submit":
+            yield "moves", f"it begins with {verbs[0]}"
         return
     if event.verb not in TRANSITIONS:
         yield "moves", f"{event.verb} is no move"
         return
-    move = TRANSITIONS[event.verb]
-    if row["status"] not in move.sources or event.data.get("status") not in move.targets:
+    transition = TRANSITIONS[event.verb]
+    if row["status"] not in transition.sources or event.data.get("status") not in transition.targets:
         yield "moves", f"{event.verb} from {row['status']} to {event.data.get('status')}"
-    for guard in move.guards:
-        if not HOLDS[guard](row, event, holder):
+    for guard in transition.guards:
+        if not GUARD_CHECKS[guard](row, event, holder):
             law = "stale" if guard is Guard.LEASE else "moves"
             yield (
                 law,
@@ -72,13 +72,13 @@ def _move(row: Row, event: Event, holder: str | None) -> Iterator[tuple[str, str
 
 
 def _is_holder(row: Row, event: Event, holder: str | None) -> bool:
-    """Whether the mover has the lease; a sweeper, who ends one that has run out, only saw it."""
+    """Return True if the actor has the lease, or only ends a lease that has run out, as a sweeper does."""
     has_run_out = Guard.LAPSED in TRANSITIONS[event.verb].guards
     return row.get("lease") is not None and (has_run_out or holder in {None, event.actor})
 
 
-# What a guard saw, as far as events tell. A renewed lease is not among them, nor the round that a reviewer saw.
-HOLDS: dict[Guard, Callable[[Row, Event, str | None], bool]] = {
+# The guards, as far as events show their inputs; they do not show renewals of leases, or rounds that reviewers saw.
+GUARD_CHECKS: dict[Guard, Callable[[Row, Event, str | None], bool]] = {
     Guard.DUE: lambda row, event, _: row.get("lease") is None and row["due_at"] <= event.at,
     Guard.LEASE: _is_holder,
     Guard.LAPSED: lambda row, event, _: row.get("lease") is not None and row["lease_until"] < event.at,
@@ -92,8 +92,8 @@ HOLDS: dict[Guard, Callable[[Row, Event, str | None], bool]] = {
 }
 
 
-def follows(job: Job, replayed: Row) -> bool:
-    """Whether `job` is what its events say; the body stands in the row alone."""
+def matches_events(job: Job, replayed: Row) -> bool:
+    """Return True if the row of `job` agrees with its events; the body is stored only in the row."""
     row = msgspec.to_builtins(job) | {"metadata": msgspec.json.decode(job.metadata)}
     row["response"] = None if job.response is None else msgspec.json.decode(job.response)
     names = row.keys() & replayed.keys()

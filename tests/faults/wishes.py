@@ -1,4 +1,4 @@
-"""Wishes: what callers want, each with a name that goes through everything that comes of it."""
+"""Requests of callers, each with a unique name that is found again in its jobs, answers and webhooks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 NAME = re.compile(rb"wish-\d+-[0-9a-f]+")
-# Targets, and how often each is asked. Which of them must fail is in MUST_FAIL.
+# Targets with their weights. MUST_FAIL has the error codes of those that always fail.
 LATER = {
     "echo/delay=0.02": 30,
     "echo/delay=0.2": 20,
@@ -29,56 +29,58 @@ RETRY_AFTER = {"limited": 7.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """One thing that a caller wants."""
+class ClientRequest:
+    """A request that a caller is going to send."""
 
     name: str
-    way: str
-    """`job`, `enqueue` or `call`."""
+    door: str
+    """The door: `job`, `enqueue` or `call`."""
     target: str
     key: str | None = None
     hook: bool = False
     stream: bool = False
     twin: bool = False
-    """It is asked twice at once, under one key."""
+    """True if the request is sent twice at once, with one key."""
     cancel: bool = False
 
     @property
     def body(self) -> dict[str, Any]:
-        """The request to the model."""
-        said = [{"role": "user", "content": self.name}]
-        return {"model": self.target, "messages": said, "stream": self.stream}
+        """Return the body for the model."""
+        messages = [{"role": "user", "content": self.name}]
+        return {"model": self.target, "messages": messages, "stream": self.stream}
 
 
-def wishes(random_float: Random, later: Mapping[str, int]) -> Iterator[Wish]:
-    """Wishes without end; `later` says what is asked for later, and how often."""
+def client_requests(random_float: Random, later: Mapping[str, int]) -> Iterator[ClientRequest]:
+    """Yield requests without end; `later` gives the targets of queued jobs, with their weights."""
     for number in itertools.count():
         name = f"wish-{number}-{random_float.getrandbits(24):06x}"
-        kind = random_float.random()
-        if kind < 0.08:
-            yield Wish(name=name, way="enqueue", target="echo/delay=0.02")
-        elif kind < 0.75:
+        draw = random_float.random()
+        if draw < 0.08:
+            yield ClientRequest(name=name, door="enqueue", target="echo/delay=0.02")
+        elif draw < 0.75:
             yield _later(name, random_float, later)
         else:
             yield _now(name, random_float)
 
 
-def _later(name: str, random_float: Random, targets: Mapping[str, int]) -> Wish:
-    keyed = random_float.random() < 0.5
-    return Wish(
+def _later(name: str, random_float: Random, targets: Mapping[str, int]) -> ClientRequest:
+    has_key = random_float.random() < 0.5
+    return ClientRequest(
         name=name,
-        way="job",
+        door="job",
         target=_one_of(targets, random_float),
-        key=f"key-of-{name}" if keyed else None,
-        twin=keyed and random_float.random() < 0.2,
+        key=f"key-of-{name}" if has_key else None,
+        twin=has_key and random_float.random() < 0.2,
         hook=random_float.random() < 0.3,
         cancel=random_float.random() < 0.06,
     )
 
 
-def _now(name: str, random_float: Random) -> Wish:
+def _now(name: str, random_float: Random) -> ClientRequest:
     key = f"key-of-{name}" if random_float.random() < 0.3 else None
-    return Wish(name=name, way="call", target=_one_of(NOW, random_float), key=key, stream=random_float.random() < 0.4)
+    return ClientRequest(
+        name=name, door="call", target=_one_of(NOW, random_float), key=key, stream=random_float.random() < 0.4
+    )
 
 
 def _one_of(weights: Mapping[str, int], random_float: Random) -> str:

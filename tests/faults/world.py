@@ -1,4 +1,4 @@
-"""The world of a round: everything that runs in it, and what the nemesis may lay hands on."""
+"""World of a round: everything that runs in it, and that faults may affect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUSY_SECONDS = 3.0
 
 @dataclass(kw_only=True)
 class World:
-    """What there is. PostgreSQL, RabbitMQ, Redis and the wires to them only where the data is not in a file."""
+    """Everything that runs in a round. The servers and the proxies exist only if the data is not in a SQLite file."""
 
     folder: Path
     random_float: Random
@@ -31,59 +31,59 @@ class World:
     tables: Tables
     cluster: Cluster
     open_requests: Counter[str] = field(default_factory=Counter[str])
-    """How many requests of callers each server has not answered yet."""
+    """The number of open requests of callers by name of the server."""
     postgres: Server | None = None
     rabbitmq: RabbitMQ | None = None
     redis: Server | None = None
-    wires: dict[str, dict[str, TcpProxy]] = field(default_factory=dict[str, dict[str, TcpProxy]])
-    """For each process, one to each of its servers."""
+    proxies: dict[str, dict[str, TcpProxy]] = field(default_factory=dict[str, dict[str, TcpProxy]])
+    """For each process, the proxies to its servers, by name."""
     disk: Path | None = None
-    """A small one, where the data is."""
+    """The small disk with the data, if one is mounted."""
 
     async def busy_worker(self) -> Member:
-        """A worker that has a job in its hands; any, if none has one soon."""
+        """Return a worker that has more than one job, or any worker if none has after BUSY_SECONDS."""
         busy = list[Member]()
 
-        async def look() -> bool:
-            in_hand = [await self.tables.in_hand(worker.actor) for worker in self.cluster.workers]
-            busy[:] = [worker for worker, jobs in zip(self.cluster.workers, in_hand, strict=True) if len(jobs) > 1]
+        async def find_busy() -> bool:
+            claimed = [await self.tables.leased_jobs(worker.actor) for worker in self.cluster.workers]
+            busy[:] = [worker for worker, jobs in zip(self.cluster.workers, claimed, strict=True) if len(jobs) > 1]
             return bool(busy)
 
-        await until(look, BUSY_SECONDS)
+        await until(find_busy, BUSY_SECONDS)
         return self.random_float.choice(busy or self.cluster.workers)
 
     def any_worker(self) -> Member:
-        """One of the workers."""
+        """Return a random worker."""
         return self.random_float.choice(self.cluster.workers)
 
     def any_server(self) -> Member:
-        """One of the servers."""
+        """Return a random server."""
         return self.random_float.choice(self.cluster.servers)
 
     @property
-    def every_wire(self) -> list[TcpProxy]:
-        """All wires of all processes."""
-        return [wire for wires in self.wires.values() for wire in wires.values()]
+    def all_proxies(self) -> list[TcpProxy]:
+        """Return all proxies of all processes."""
+        return [proxy for proxies in self.proxies.values() for proxy in proxies.values()]
 
-    def mend_wires(self) -> None:
-        """Whatever was done to them is over: every connection is made anew."""
-        for wire in self.every_wire:
-            wire.unblock()
-            wire.cut()
+    def reset_proxies(self) -> None:
+        """Unblock every proxy, and reset its connections."""
+        for proxy in self.all_proxies:
+            proxy.unblock()
+            proxy.cut()
 
-    async def until_moved(self, jobs: list[str], seconds: float) -> bool:
-        """Whether one of `jobs`, which were not answered, is so within that time."""
+    async def wait_for_progress(self, jobs: list[str], seconds: float) -> bool:
+        """Wait until one of the unanswered `jobs` is answered, and return True if that was in time."""
 
-        async def moved() -> bool:
+        async def has_progressed() -> bool:
             return bool(set(jobs) - set(await self.tables.waiting(10_000)))
 
-        return not jobs or await until(moved, seconds)
+        return not jobs or await until(has_progressed, seconds)
 
 
-async def until(holds: Callable[[], Awaitable[bool]], seconds: float) -> bool:
-    """Whether it holds within that time; it is looked at again and again."""
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float) -> bool:
+    """Poll a condition, and return True if it holds within `seconds`."""
     deadline = time.monotonic() + seconds
-    while not await holds():
+    while not await condition():
         if time.monotonic() > deadline:
             return False
         await asyncio.sleep(POLL_SECONDS)

@@ -1,1 +1,1 @@
-"""A store and a model of it, moved side by side: after every step they must agree."""
+"""Stateful tests: a store and its model take the same steps, and must agree after each."""

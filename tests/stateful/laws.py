@@ -1,4 +1,4 @@
-"""What may never happen, whatever `MOVES` says: said once more, in other words."""
+"""Laws of the state machine, written independently of `TRANSITIONS`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import msgspec
 
 from signoff.core.job import TERMINAL, Event, Job, replay
 from signoff.store import TransitionRequest
-from stateful.model import Stand, opened_by
+from stateful.model import StoreContent, reviewer_of
 
-UNTOLD = {"body", "deliver", "response"}  # these stand in the row alone
+ROW_ONLY = {"body", "deliver", "response"}  # stored only in the row, not in events
 
 
 def is_lawful(job: Job, step: TransitionRequest, now: int) -> bool:
-    """Whether somebody may have been allowed to move `job` so."""
+    """Return True if the transition of `job` can be allowed at the time `now`."""
     is_its_round = step.round == job.round
     is_decided = job.release_at is not None
     match step.verb:
@@ -26,12 +26,12 @@ def is_lawful(job: Job, step: TransitionRequest, now: int) -> bool:
             was_last = job.lane == "now" or job.attempt >= job.max_attempts
             lawful = (job.lease_until or now) < now and step.to == ("fail" if was_last else "bot")
         case "open" | "leave" | "draft" | "decide":
-            lawful = opened_by(job, now) in {None, step.reviewer} and not is_decided and is_its_round
+            lawful = reviewer_of(job, now) in {None, step.reviewer} and not is_decided and is_its_round
         case "undo":
             lawful = is_decided and is_its_round and (job.release_at or 0) > now
         case "approve" | "redo" | "reject":
-            is_that = job.decision is not None and job.decision.verdict == step.verb
-            lawful = is_decided and is_that and (job.release_at or 0) <= now
+            is_same_verdict = job.decision is not None and job.decision.verdict == step.verb
+            lawful = is_decided and is_same_verdict and (job.release_at or 0) <= now
         case "expire":
             lawful = not is_decided and (job.review_deadline or now + 1) <= now
         case "wake":
@@ -43,50 +43,54 @@ def is_lawful(job: Job, step: TransitionRequest, now: int) -> bool:
     return lawful
 
 
-def check_passage(before: Stand, after: Stand) -> None:
-    """What holds between one look and the next."""
+def check_change(before: StoreContent, after: StoreContent) -> None:
+    """Check what must hold between two consecutive contents of the store."""
     for job_id, job in before.jobs.items():
-        now = after.jobs.get(job_id)
+        job_after = after.jobs.get(job_id)
         if job.status in TERMINAL:
-            assert now in {None, job}, "terminal is terminal"
+            assert job_after in {None, job}, "terminal is terminal"
         elif job.status == "human":
-            assert now is not None, "what has not ended is not forgotten"
-            assert now.status != "success" or now.decision is not None, "nothing held leaves without a verdict"
+            assert job_after is not None, "what has not ended is not forgotten"
+            assert job_after.status != "success" or job_after.decision is not None, (
+                "nothing held leaves without a verdict"
+            )
     for name in ("events", "votes", "decisions"):
-        kept, keeps = getattr(before, name), getattr(after, name)
-        gone = {key for key in kept if kept[key] != keeps.get(key)}
-        assert not {key for key in gone if key[0] in after.jobs}, "what was written down stays as it is"
+        rows_before, rows_after = getattr(before, name), getattr(after, name)
+        changed = {key for key in rows_before if rows_before[key] != rows_after.get(key)}
+        assert not {key for key in changed if key[0] in after.jobs}, "what was written down stays as it is"
 
 
-def check(stand: Stand) -> None:
-    """What holds at every moment."""
-    for job in stand.jobs.values():
+def check(content: StoreContent) -> None:
+    """Check what must hold at every moment."""
+    for job in content.jobs.values():
         assert 0 <= job.attempt <= job.max_attempts, "attempts are bounded"
         assert job.status == "bot" or job.lease is None, "only the machine's side is leased"
         assert (job.lease is None) == (job.lease_until is None)
         assert job.parked_at is None or (job.status, job.lease) == ("bot", None), "what is parked waits for its steps"
-        run = stand.jobs.get(job.parent_id or "")
+        run = content.jobs.get(job.parent_id or "")
         assert run is None or run.status != "fail" or job.is_terminal, "nothing goes on below what has failed"
         assert job.status == "human" or job.release_at is None
         if job.status == "human" and job.release_at is not None:
-            assert stand.decisions[job.id, job.round][0] == job.decision, "a verdict is one of its round"
-    places = [(job.parent_id, job.parent_round, job.node) for job in stand.jobs.values() if job.parent_id]
-    assert len(places) == len({*places}), "a step is made once"
-    for job_id, number in stand.decisions:
-        assert len([vote for vote in stand.votes if vote[:2] == (job_id, number)]) == 1, "one decision a round"
-    made = [(one.job_id, one.kind) for one in stand.deliveries.values()]
-    assert sorted(made) == sorted(told_of(stand)), "ends are told once of each kind, cancels are not"
+            assert content.decisions[job.id, job.round][0] == job.decision, "a verdict is one of its round"
+    positions = [(job.parent_id, job.parent_round, job.node) for job in content.jobs.values() if job.parent_id]
+    assert len(positions) == len({*positions}), "a step is made once"
+    for job_id, number in content.decisions:
+        assert len([vote for vote in content.votes if vote[:2] == (job_id, number)]) == 1, "one decision a round"
+    deliveries = [(delivery.job_id, delivery.kind) for delivery in content.deliveries.values()]
+    assert sorted(deliveries) == sorted(expected_deliveries(content)), (
+        "ends are told once of each kind, cancels are not"
+    )
 
 
-def told_of(stand: Stand) -> list[tuple[str, str]]:
-    """The jobs whose end somebody is to hear of, with each way of hearing."""
-    ended = [job for job in stand.jobs.values() if job.status in TERMINAL]
-    told = [job for job in ended if stand.events[job.id, job.seq][0] != "cancel"]
-    return [(job.id, to.kind) for job in told for to in job.deliver]
+def expected_deliveries(content: StoreContent) -> list[tuple[str, str]]:
+    """Return the job id and kind of each delivery that must exist."""
+    ended = [job for job in content.jobs.values() if job.status in TERMINAL]
+    notified = [job for job in ended if content.events[job.id, job.seq][0] != "cancel"]
+    return [(job.id, target.kind) for job in notified for target in job.deliver]
 
 
 def check_replay(jobs: dict[str, Job], events: Sequence[Event]) -> None:
-    """A job's events, and nothing but them, give its row."""
+    """Check that the events of each job give its row."""
     of_job: dict[str, list[Event]] = {job_id: [] for job_id in jobs}
     for event in events:
         of_job[event.job_id].append(event)
@@ -94,7 +98,7 @@ def check_replay(jobs: dict[str, Job], events: Sequence[Event]) -> None:
         assert sorted(event.seq for event in of_job[job_id]) == [*range(1, job.seq + 1)]
         replayed, row = replay(of_job[job_id]), msgspec.to_builtins(job)
         row["metadata"] = msgspec.json.decode(job.metadata)
-        told = row.keys() - UNTOLD - ({"lease_until"} if job.lease else set())  # a heartbeat is no event
-        assert {name: replayed.get(name) for name in told} == {name: row[name] for name in told}
+        names = row.keys() - ROW_ONLY - ({"lease_until"} if job.lease else set())  # a heartbeat writes no event
+        assert {name: replayed.get(name) for name in names} == {name: row[name] for name in names}
         if job.round > 0:
             assert replayed.get("response") == (None if job.response is None else msgspec.json.decode(job.response))

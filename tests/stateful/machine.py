@@ -1,4 +1,4 @@
-"""Everything that can be asked of a store, in any order, by people and processes that may be late."""
+"""State machine of a store: all calls in any order, from users and processes that may be late."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from signoff.store import TransitionRequest
 from signoff.work.reviews.desk import verdict_transition
 from signoff.work.submit import check_same
 from stateful import laws
-from stateful.model import Model, seen
-from stateful.place import BEGIN, TICK, TICK_SECONDS, Place
+from stateful.model import Model, request_for
+from stateful.place import START, TICK, TICK_SECONDS, ControlledDatabase
 from support.stores import ANSWER, a_job
 
 T = TypeVar("T")
@@ -32,23 +32,23 @@ RETRYABLE = JobError(code="model_unreachable", message="Nobody there.", status=5
 FINAL = JobError(code="model_error", message="No.", status=400)
 CANCELLED = JobError(code="cancelled", message="Enough.", status=409)
 Method = Callable[..., None]
-ACTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {}
+ACTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {}
 CONDITIONS: dict[str, Callable[[Any], object]] = {}
-REMEMBERED = 8
-ENOUGH = 5
+MAX_LISTED = 8
+MAX_UNFINISHED = 5
 STAGES = ("waiting", "leased", "retried", "held", "looked at", "decided", "undone")
 HOSTS = ("one.example", "two.example")
 
 rounds = st.sampled_from([0, 0, 0, 1])
-slips = st.sampled_from([False, False, False, True])
+mistakes = st.sampled_from([False, False, False, True])
 keys = st.sampled_from([None, "k", "l"])
-picks = st.integers(0, 30)
+indexes = st.integers(0, 30)
 ticks = st.integers(0, 3)
 people = st.sampled_from(["ann", "bob"])
 errors = st.sampled_from([RETRYABLE, FINAL])
 HOOKS = [DeliveryTarget(address=f"https://{host}/", host=host) for host in HOSTS]
 COPY = DeliveryTarget(kind="redis", address="signoff:1", host="redis")
-asks = st.fixed_dictionaries(
+job_fields = st.fixed_dictionaries(
     {
         "user_id": st.sampled_from([1, 2]),
         "priority": st.sampled_from([1, 5, 9]),
@@ -60,7 +60,7 @@ asks = st.fixed_dictionaries(
     }
 )
 edits = st.sampled_from([Edit(), Edit(payload='{"a":1}'), Edit(response='"edited"')])
-opinions = st.builds(
+reviewer_decisions = st.builds(
     Decision, verdict=st.sampled_from(get_args(Verdict)), reviewer=people, reason=st.none(), edit=edits
 )
 outcomes = st.builds(
@@ -73,106 +73,108 @@ outcomes = st.builds(
 ).filter(lambda outcome: outcome.counts or outcome.state == "due")
 
 
-def act(**drawn: st.SearchStrategy[Any]) -> Callable[[Method], Method]:
-    """A step that the machine may take, and what is drawn for it."""
+def action(**strategies: st.SearchStrategy[Any]) -> Callable[[Method], Method]:
+    """Register a method as a step of the machine, with the strategies of its arguments."""
 
-    def add(method: Method) -> Method:
-        ACTS[method.__name__] = drawn
+    def register(method: Method) -> Method:
+        ACTIONS[method.__name__] = strategies
         return method
 
-    return add
+    return register
 
 
-def when(condition: Callable[[Machine], object]) -> Callable[[Method], Method]:
-    """When a step can be taken."""
+def only_if(condition: Callable[[Machine], object]) -> Callable[[Method], Method]:
+    """Restrict a step to states in which `condition` holds."""
 
-    def add(method: Method) -> Method:
+    def register(method: Method) -> Method:
         CONDITIONS[method.__name__] = condition
         return method
 
-    return add
+    return register
 
 
 def possible(*verbs: str, at_least: int = 1) -> Callable[[Method], Method]:
-    """When there are jobs that can be moved so; the step takes another all the same, one time in four."""
-    return when(lambda self: sum(len(self.right(verb, reviewer="ann")) for verb in verbs) >= at_least)
+    """Restrict a step to states with jobs for these transitions; one time in four, it takes another job anyway."""
+    return only_if(lambda self: sum(len(self.allowed_jobs(verb, reviewer="ann")) for verb in verbs) >= at_least)
 
 
 class Machine(RuleBasedStateMachine):
-    """One store and its model. `made` and `refused` count verbs over all runs in this process."""
+    """A store and its model. `performed` and `refused` count transitions by verb over all runs in this process."""
 
-    made: ClassVar = Counter[str]()
+    performed: ClassVar = Counter[str]()
     refused: ClassVar = Counter[str]()
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, database: ControlledDatabase) -> None:
         super().__init__()
-        place.empty()
-        self.place, self.jobs, self.deliveries = place, place.store.jobs, place.store.deliveries
-        self.model = Model(BEGIN)
-        self.before = msgspec.structs.replace(self.model.stand)
+        database.reset()
+        self.database, self.jobs, self.deliveries = database, database.store.jobs, database.store.deliveries
+        self.model = Model(START)
+        self.before = msgspec.structs.replace(self.model.content)
         self.number = 0
         self.leases: list[tuple[str, str]] = []
-        """Every lease that was ever given: of which job, and its token."""
-        self.sendings: list[tuple[str, str]] = []
-        self.swept: list[tuple[str, Job]] = []
-        """What a sweeper has seen, and has not done yet."""
+        """Every lease that was ever given, as job id and token."""
+        self.delivery_leases: list[tuple[str, str]] = []
+        self.listed_transitions: list[tuple[str, Job]] = []
+        """The transitions that a sweeper has listed but not requested yet, as verb and job."""
 
     @rule(random_float=st.integers(0, 2**32), data=st.data())
     def step(self, random_float: int, data: st.DataObject) -> None:
-        """One rule for all steps: of many rules, hypothesis would leave out most in every single run."""
-        able = [name for name in ACTS if CONDITIONS.get(name, bool)(self)]
-        name = Random(random_float).choice(able)
-        getattr(self, name)(**data.draw(st.fixed_dictionaries(ACTS[name]), label=name))
+        """Take one of the steps. With one rule for each step, hypothesis would leave out most steps in each run."""
+        possible_actions = [name for name in ACTIONS if CONDITIONS.get(name, bool)(self)]
+        name = Random(random_float).choice(possible_actions)
+        getattr(self, name)(**data.draw(st.fixed_dictionaries(ACTIONS[name]), label=name))
 
-    # Coming in
+    # Submitting
 
-    @initialize(stages=st.lists(st.tuples(asks, st.sampled_from(STAGES)), min_size=2, max_size=5))
-    def jobs_that_have_come_some_way(self, stages: list[tuple[dict[str, Any], str]]) -> None:
-        """So that a short run sees something."""
-        for ask, stage in stages:
-            self.submit(ask, key=None, body=b'"one"', due=0, slip=False)
+    @initialize(stages=st.lists(st.tuples(job_fields, st.sampled_from(STAGES)), min_size=2, max_size=5))
+    def insert_jobs_in_several_stages(self, stages: list[tuple[dict[str, Any], str]]) -> None:
+        """Create jobs in several stages, so that a short run reaches later states."""
+        for fields, stage in stages:
+            self.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
             if stage != "waiting":
                 self.claim(limit=1, lease=1)
             if stage == "retried":
-                self.work("release", pick=1, count=0, error=FINAL)
+                self.work("release", index=1, count=0, error=FINAL)
                 self.claim(limit=1, lease=1)
-                self.work("retry", pick=1, count=1, error=FINAL)
+                self.work("retry", index=1, count=1, error=FINAL)
             if stage in {"held", "looked at", "decided", "undone"}:
-                self.work("hold", pick=1, count=1, error=FINAL)
+                self.work("hold", index=1, count=1, error=FINAL)
             if stage == "looked at":
                 for verb in ("open", "draft", "leave"):
-                    self.review(verb, pick=1, who="ann", edit=Edit(), behind=0)
+                    self.review(verb, index=1, reviewer="ann", edit=Edit(), behind=0)
             if stage in {"decided", "undone"}:
-                self.decide(pick=1, decision=Decision(verdict="redo", reviewer="ann"), undo=1, behind=0)
+                self.decide(index=1, decision=Decision(verdict="redo", reviewer="ann"), undo=1, behind=0)
             if stage == "undone":
-                self.review("undo", pick=1, who="ann", edit=Edit(), behind=0)
+                self.review("undo", index=1, reviewer="ann", edit=Edit(), behind=0)
 
-    @when(lambda self: not self.is_busy())
-    @act(ask=asks, key=keys, body=st.sampled_from([b'"one"', b'"two"']), due=ticks, slip=slips)
-    def submit(self, ask: dict[str, Any], key: str | None, body: bytes, due: int, slip: bool) -> None:
-        """Also under an id that is used: then nothing is left of it, but for a key that leads to another job."""
-        job = self.a_job(**ask, idempotency_key=key, fingerprint=fingerprint(body), body=body)
-        if slip:
+    @only_if(lambda self: not self.is_busy())
+    @action(fields=job_fields, key=keys, body=st.sampled_from([b'"one"', b'"two"']), due=ticks, is_mistake=mistakes)
+    def submit(self, fields: dict[str, Any], key: str | None, body: bytes, due: int, is_mistake: bool) -> None:
+        """Submit a job; with `is_mistake`, under an id in use, which must fail unless a job has its key."""
+        job = self.a_job(**fields, idempotency_key=key, fingerprint=fingerprint(body), body=body)
+        if is_mistake:
             job = msgspec.structs.replace(job, id=self.any_job(due).id)
-        if job.id in self.model.stand.jobs and self.model.under_key(job) is None:
-            refusal = outcome_of(lambda: self.place.run(self.jobs.insert(job, actor="eve")))
-            assert isinstance(refusal, IntegrityError)
+        if job.id in self.model.content.jobs and self.model.job_of_key(job) is None:
+            error = outcome_of(lambda: self.database.run(self.jobs.insert(job, actor="eve")))
+            assert isinstance(error, IntegrityError)
             return
-        standing = self.insert(job, due_seconds=due * TICK_SECONDS)
-        if standing.fingerprint != job.fingerprint:
-            assert isinstance(outcome_of(lambda: check_same(standing, job)), KeyReused)
+        stored = self.insert(job, due_seconds=due * TICK_SECONDS)
+        if stored.fingerprint != job.fingerprint:
+            assert isinstance(outcome_of(lambda: check_same(stored, job)), KeyReused)
 
-    @when(lambda self: not self.is_busy())
-    @act(ask=asks, key=keys, lease=ticks, ended=st.sampled_from([None, None, "succeed", "fail", "cancel", "hit"]))
-    def call(self, ask: dict[str, Any], key: str | None, lease: int, ended: str | None) -> None:
-        """A caller waits: the job is leased from its first moment, or written when it has ended."""
-        job = self.a_job(**ask, lane="now", attempt=1)
-        if ended == "hit" and key is not None:
-            hit = msgspec.structs.replace(job, idempotency_key=key, attempt=0, status="success", response=ANSWER)
-            self.insert(hit, verb="hit")
+    @only_if(lambda self: not self.is_busy())
+    @action(
+        fields=job_fields, key=keys, lease=ticks, end=st.sampled_from([None, None, "succeed", "fail", "cancel", "hit"])
+    )
+    def call(self, fields: dict[str, Any], key: str | None, lease: int, end: str | None) -> None:
+        """Insert a job of a waiting caller: with a lease from the start, or only after its end."""
+        job = self.a_job(**fields, lane="now", attempt=1)
+        if end == "hit" and key is not None:
+            hit_job = msgspec.structs.replace(job, idempotency_key=key, attempt=0, status="success", response=ANSWER)
+            self.insert(hit_job, verb="hit")
             return
-        if ended is not None:
-            self.insert_ended(job, ended)
+        if end is not None:
+            self.insert_ended(job, end)
             return
         job = msgspec.structs.replace(job, idempotency_key=key, lease=self.token())
         if self.insert(job, lease_seconds=lease * TICK_SECONDS).id == job.id:
@@ -180,99 +182,118 @@ class Machine(RuleBasedStateMachine):
 
     # Workers
 
-    @when(lambda self: any(job.status == "bot" for job in self.model.stand.jobs.values()))
-    @act(limit=st.integers(1, 3), lease=ticks)
+    @only_if(lambda self: any(job.status == "bot" for job in self.model.content.jobs.values()))
+    @action(limit=st.integers(1, 3), lease=ticks)
     def claim(self, limit: int, lease: int) -> None:
-        asked: dict[str, Any] = {"lease": self.token(), "limit": limit, "lease_seconds": lease * TICK_SECONDS}
-        before = dict(self.model.stand.jobs)
-        taken = self.place.run(self.jobs.claim(actor="worker", **asked))
+        arguments: dict[str, Any] = {"lease": self.token(), "limit": limit, "lease_seconds": lease * TICK_SECONDS}
+        jobs_before = dict(self.model.content.jobs)
+        claimed = self.database.run(self.jobs.claim(actor="worker", **arguments))
         step = TransitionRequest(verb="claim", actor="worker")
-        assert all(laws.is_lawful(before[job.id], step, self.model.now) for job in taken)
-        assert taken == self.model.claim(actor="worker", **asked)
-        self.leases += [(job.id, job.lease or "") for job in taken]
-        self.made["claim"] += len(taken)
+        assert all(laws.is_lawful(jobs_before[job.id], step, self.model.now) for job in claimed)
+        assert claimed == self.model.claim(actor="worker", **arguments)
+        self.leases += [(job.id, job.lease or "") for job in claimed]
+        self.performed["claim"] += len(claimed)
 
-    @when(lambda self: self.leases)
-    @act(several=st.lists(picks, min_size=1, max_size=4), lease=ticks)
-    def heartbeat(self, several: list[int], lease: int) -> None:
-        """Of what is held, and of what was lost long ago."""
-        asked = dict(self.leases[pick % len(self.leases)] for pick in several) | {"nobody": "none"}
-        standing = self.place.run(self.jobs.renew(asked, lease * TICK_SECONDS))
-        assert standing == self.model.renew(asked, lease * TICK_SECONDS)
+    @only_if(lambda self: self.leases)
+    @action(indexes_of_leases=st.lists(indexes, min_size=1, max_size=4), lease=ticks)
+    def heartbeat(self, indexes_of_leases: list[int], lease: int) -> None:
+        """Renew leases, both valid ones and ones that were lost long ago."""
+        leases = dict(self.leases[index % len(self.leases)] for index in indexes_of_leases) | {"nobody": "none"}
+        renewed = self.database.run(self.jobs.renew(leases, lease * TICK_SECONDS))
+        assert renewed == self.model.renew(leases, lease * TICK_SECONDS)
 
     @possible("succeed")
-    @act(verb=st.sampled_from(["succeed", "hold", "fail", "retry", "release"]), pick=picks, count=ticks, error=errors)
-    def work(self, verb: str, pick: int, count: int, error: JobError) -> None:
-        """What a worker does with a job that it holds: it tries again while attempts are left."""
-        job = self.job(verb, pick)
+    @action(
+        verb=st.sampled_from(["succeed", "hold", "fail", "retry", "release"]), index=indexes, count=ticks, error=errors
+    )
+    def work(self, verb: str, index: int, count: int, error: JobError) -> None:
+        """Settle, retry or release a leased job; without attempts left, a retry becomes a failure."""
+        job = self.job(verb, index)
         if verb == "retry" and job.attempt >= job.max_attempts:
             verb = "fail"
         answer = {"response": ANSWER if count else b'"short"', "error": None}
-        step: dict[str, dict[str, Any]] = {
+        details: dict[str, dict[str, Any]] = {
             "succeed": {"changes": answer},
             "hold": {"changes": answer, "after_seconds": {"review_deadline": count * TICK_SECONDS} if count else {}},
             "fail": {"changes": {"error": error}},
             "retry": {"changes": {"error": RETRYABLE}, "after_seconds": {"due_at": count * TICK_SECONDS}},
             "release": {},
         }
-        self.move(job, seen(verb, job, **step[verb]))
+        self.request_transition(job, request_for(verb, job, **details[verb]))
 
-    @when(lambda self: not self.is_busy() and self.runs())
-    @act(pick=picks, node=st.sampled_from(["0.0", "0.1"]), lease=ticks, slip=slips)
-    def ask_a_step(self, pick: int, node: str, lease: int, slip: bool) -> None:
-        """A run asks for a step of it, perhaps for the second time, or when it is somebody else's by now."""
-        run = self.runs()[pick % len(self.runs())]
-        place = {"parent_id": run.id, "parent_round": run.round, "node": node}
-        step = self.a_job(**place, attempt=1, max_attempts=2, lease=self.token(), pipeline_id=pick % 2 or None)
-        asked: dict[str, Any] = {"run_lease": "lost" if slip else run.lease, "lease_seconds": lease * TICK_SECONDS}
-        there = outcome_of(lambda: self.place.run(self.place.store.runs.add_step(step, actor="worker", **asked)))
-        assert said(there) == said(outcome_of(lambda: self.model.add_step(step, actor="worker", **asked)))
-        if isinstance(there, Job):
-            self.leases.append((there.id, there.lease or ""))
+    @only_if(lambda self: not self.is_busy() and self.runs())
+    @action(index=indexes, node=st.sampled_from(["0.0", "0.1"]), lease=ticks, is_mistake=mistakes)
+    def add_step(self, index: int, node: str, lease: int, is_mistake: bool) -> None:
+        """Add a step to a run, perhaps for the second time; with `is_mistake`, with a lease that was lost."""
+        run = self.runs()[index % len(self.runs())]
+        position = {"parent_id": run.id, "parent_round": run.round, "node": node}
+        step = self.a_job(**position, attempt=1, max_attempts=2, lease=self.token(), pipeline_id=index % 2 or None)
+        arguments: dict[str, Any] = {
+            "run_lease": "lost" if is_mistake else run.lease,
+            "lease_seconds": lease * TICK_SECONDS,
+        }
+        store_result = outcome_of(
+            lambda: self.database.run(self.database.store.runs.add_step(step, actor="worker", **arguments))
+        )
+        assert comparable(store_result) == comparable(
+            outcome_of(lambda: self.model.add_step(step, actor="worker", **arguments))
+        )
+        if isinstance(store_result, Job):
+            self.leases.append((store_result.id, store_result.lease or ""))
 
-    @when(lambda self: self.runs())
-    @act(pick=picks, missed=slips)
-    def park(self, pick: int, missed: bool) -> None:
-        """A run waits for its steps, of which one may have settled that it has not seen."""
-        run = self.runs()[pick % len(self.runs())]
+    @only_if(lambda self: self.runs())
+    @action(index=indexes, missed=mistakes)
+    def park(self, index: int, missed: bool) -> None:
+        """Park a run; with `missed`, a step has settled that the run has not seen."""
+        run = self.runs()[index % len(self.runs())]
         settled = len([step for step in self.model.steps(run) if step.is_terminal]) - missed
-        self.move(run, seen("park", run, settled_steps=settled, after_seconds={"parked_at": 0}))
+        self.request_transition(run, request_for("park", run, settled_steps=settled, after_seconds={"parked_at": 0}))
 
-    @when(lambda self: self.leases)
-    @act(pick=picks, verb=st.sampled_from(["succeed", "hold", "fail", "release"]), slip=slips)
-    def zombie(self, pick: int, verb: str, slip: bool) -> None:
-        """Somebody wakes who once held a lease, of this job or of another."""
-        job_id, lease = self.leases[pick % len(self.leases)]
-        job = self.any_job(pick) if slip else msgspec.structs.replace(self.any_job(0), id=job_id)
-        self.move(job, TransitionRequest(verb=verb, actor="zombie", lease=lease, changes={"response": b'"late"'}))
+    @only_if(lambda self: self.leases)
+    @action(index=indexes, verb=st.sampled_from(["succeed", "hold", "fail", "release"]), is_mistake=mistakes)
+    def settle_with_old_lease(self, index: int, verb: str, is_mistake: bool) -> None:
+        """Settle or release with an old lease of this job or of another."""
+        job_id, lease = self.leases[index % len(self.leases)]
+        job = self.any_job(index) if is_mistake else msgspec.structs.replace(self.any_job(0), id=job_id)
+        self.request_transition(
+            job, TransitionRequest(verb=verb, actor="zombie", lease=lease, changes={"response": b'"late"'})
+        )
 
     @possible("cancel", at_least=3)
-    @act(pick=picks)
-    def cancel(self, pick: int) -> None:
-        job = self.job("cancel", pick)
-        self.move(job, seen("cancel", job, changes={"error": CANCELLED}))
+    @action(index=indexes)
+    def cancel(self, index: int) -> None:
+        job = self.job("cancel", index)
+        self.request_transition(job, request_for("cancel", job, changes={"error": CANCELLED}))
 
     # Reviewers
 
     @possible("leave", "undo")
-    @act(verb=st.sampled_from(["open", "leave", "draft", "undo"]), pick=picks, who=people, edit=edits, behind=rounds)
-    def review(self, verb: str, pick: int, who: str, edit: Edit, behind: int) -> None:
-        """A reviewer, who may have looked away for a round."""
-        job = self.job(verb, pick, reviewer=who)
-        step: dict[str, dict[str, Any]] = {
-            "open": {"changes": {"review_lease": who}, "after_seconds": {"review_lease_until": TICK_SECONDS}},
+    @action(
+        verb=st.sampled_from(["open", "leave", "draft", "undo"]),
+        index=indexes,
+        reviewer=people,
+        edit=edits,
+        behind=rounds,
+    )
+    def review(self, verb: str, index: int, reviewer: str, edit: Edit, behind: int) -> None:
+        """Open, leave, draft or undo as a reviewer, perhaps for an earlier round."""
+        job = self.job(verb, index, reviewer=reviewer)
+        details: dict[str, dict[str, Any]] = {
+            "open": {"changes": {"review_lease": reviewer}, "after_seconds": {"review_lease_until": TICK_SECONDS}},
             "leave": {},
             "draft": {"changes": {"draft": edit}},
             "undo": {},
         }
-        self.move(job, seen(verb, job, reviewer=who, round=job.round - behind, **step[verb]))
+        self.request_transition(
+            job, request_for(verb, job, reviewer=reviewer, round=job.round - behind, **details[verb])
+        )
 
     @possible("decide")
-    @act(pick=picks, decision=opinions, undo=ticks, behind=rounds)
-    def decide(self, pick: int, decision: Decision, undo: int, behind: int) -> None:
-        """A verdict, which takes effect at once unless it can be undone for a while."""
-        job = self.job("decide", pick, reviewer=decision.reviewer)
-        step = seen(
+    @action(index=indexes, decision=reviewer_decisions, undo=ticks, behind=rounds)
+    def decide(self, index: int, decision: Decision, undo: int, behind: int) -> None:
+        """Decide on a held job; the verdict takes effect at once unless it can be undone for a while."""
+        job = self.job("decide", index, reviewer=decision.reviewer)
+        step = request_for(
             "decide",
             job,
             round=job.round - behind,
@@ -281,187 +302,211 @@ class Machine(RuleBasedStateMachine):
             after_seconds={"release_at": undo * TICK_SECONDS},
             decision=decision,
         )
-        at_once = [] if undo else [verdict_transition(job, decision, decision.reviewer)]
-        refusal = self.move(job, step, *at_once)
-        if job.status == "human" and (made := self.model.stand.decisions.get((job.id, job.round))) and refusal:
-            assert f"{made[0].reviewer} decided: {made[0].verdict}" in refusal.message, "the other learns who"
+        verdict_steps = [] if undo else [verdict_transition(job, decision, decision.reviewer)]
+        error = self.request_transition(job, step, *verdict_steps)
+        if (
+            job.status == "human"
+            and (stored_decision := self.model.content.decisions.get((job.id, job.round)))
+            and error
+        ):
+            assert f"{stored_decision[0].reviewer} decided: {stored_decision[0].verdict}" in error.message, (
+                "the other learns who"
+            )
 
-    # Time, and what it brings about
+    # Time and sweeping
 
-    @act(pick=st.integers(0, 3), more=st.sampled_from([0, 1]))
-    def time_passes(self, pick: int, more: int) -> None:
-        """Until something is due to the microsecond, or a tick longer; and a sweeper looks what there is to do."""
-        moments = self.model.moments()
-        self.model.now = (moments[pick % len(moments)] if moments else self.model.now) + more * TICK
-        self.place.set(self.model.now)
-        for verb, look in self.swept_lists():
-            self.swept += [(verb, job) for job in by_id(self.place.run(look(100))).values()]
-        self.swept = self.swept[-REMEMBERED:]
+    @action(index=st.integers(0, 3), extra_ticks=st.sampled_from([0, 1]))
+    def time_passes(self, index: int, extra_ticks: int) -> None:
+        """Advance the clock to a moment at which something is due, or a tick later, and list what a sweeper finds."""
+        due_times = self.model.due_times()
+        self.model.now = (due_times[index % len(due_times)] if due_times else self.model.now) + extra_ticks * TICK
+        self.database.set_clock(self.model.now)
+        for verb, query in self.sweeper_queries():
+            self.listed_transitions += [(verb, job) for job in by_id(self.database.run(query(100))).values()]
+        self.listed_transitions = self.listed_transitions[-MAX_LISTED:]
 
-    @when(lambda self: self.swept)
-    @act(pick=picks, slip=slips, verb=st.sampled_from(["lapse", "approve", "expire", "wake"]))
-    def sweep(self, pick: int, slip: bool, verb: str) -> None:
-        """A sweeper does what it saw is to be done. That may be late, and another may do it too."""
-        verb, job = (verb, self.any_job(pick)) if slip else self.swept[-1 - pick % len(self.swept)]
+    @only_if(lambda self: self.listed_transitions)
+    @action(index=indexes, is_mistake=mistakes, verb=st.sampled_from(["lapse", "approve", "expire", "wake"]))
+    def sweep(self, index: int, is_mistake: bool, verb: str) -> None:
+        """Request a transition that the sweeper has listed, perhaps late, and perhaps after another sweeper did."""
+        verb, job = (
+            (verb, self.any_job(index))
+            if is_mistake
+            else self.listed_transitions[-1 - index % len(self.listed_transitions)]
+        )
         decision = job.decision or Decision(verdict="approve", reviewer="nobody")
-        wake = seen("wake", job, after_seconds={"due_at": 0})
-        ways = {
+        wake = request_for("wake", job, after_seconds={"due_at": 0})
+        requests = {
             "lapse": lapse(job),
             "expire": expire(job),
             "approve": verdict_transition(job, decision, "sweeper"),
             "wake": wake,
         }
-        self.move(job, ways[verb])
+        self.request_transition(job, requests[verb])
 
-    @when(lambda self: self.model.old(-1))
-    @act(age=ticks, limit=st.integers(1, 3))
+    @only_if(lambda self: self.model.old(-1))
+    @action(age=ticks, limit=st.integers(1, 3))
     def purge(self, age: int, limit: int) -> None:
-        """Any of what is old may go first; on a server that is not even the same ones each time."""
+        """Purge old jobs. Their order is not defined, and on PostgreSQL it can differ between calls."""
         old = self.model.old(age * TICK_SECONDS)
-        limit = max(limit, len(old)) if self.place.on_server else limit
-        count = self.place.run(self.jobs.purge(age * TICK_SECONDS, limit))
+        limit = max(limit, len(old)) if self.database.is_postgres else limit
+        count = self.database.run(self.jobs.purge(age * TICK_SECONDS, limit))
         assert count == min(limit, len(old))
-        left = self.place.run(self.jobs.statuses([*self.model.stand.jobs]))
-        gone = self.model.stand.jobs.keys() - left
-        assert len(gone) == count
-        assert gone <= old
-        self.model.forget(gone)
+        remaining = self.database.run(self.jobs.statuses([*self.model.content.jobs]))
+        purged = self.model.content.jobs.keys() - remaining
+        assert len(purged) == count
+        assert purged <= old
+        self.model.delete(purged)
 
-    # Senders
+    # Deliveries
 
-    @when(lambda self: self.model.stand.deliveries)
-    @act(
+    @only_if(lambda self: self.model.content.deliveries)
+    @action(
         kind=st.sampled_from(get_args(DeliveryKind)),
         limit=st.integers(1, 3),
-        at_host=st.integers(1, 2),
+        limit_per_host=st.integers(1, 2),
         busy=st.sampled_from([{}, {HOSTS[0]: 1}]),
         lease=ticks,
     )
-    def send(self, kind: DeliveryKind, limit: int, at_host: int, busy: dict[str, int], lease: int) -> None:
-        """Of those that are due equally long, any may go first."""
+    def send(self, kind: DeliveryKind, limit: int, limit_per_host: int, busy: dict[str, int], lease: int) -> None:
+        """Claim due deliveries; among those with the same due time, the order is not defined."""
         token, seconds, due = self.token(), lease * TICK_SECONDS, self.model.due(kind)
-        rest: dict[str, Any] = {"limit": limit, "limit_per_host": at_host, "busy": busy, "lease_seconds": seconds}
-        taken = self.place.run(self.deliveries.claim(kind, lease=token, **rest))
-        assert {one.id for one in taken} <= {one.id for one in due}
-        assert_fair(taken, due, limit, at_host, busy)
-        assert taken == [self.model.taken(one.id, token, seconds) for one in taken]
-        self.sendings += sorted((one.id, token) for one in taken)
+        limits: dict[str, Any] = {
+            "limit": limit,
+            "limit_per_host": limit_per_host,
+            "busy": busy,
+            "lease_seconds": seconds,
+        }
+        claimed = self.database.run(self.deliveries.claim(kind, lease=token, **limits))
+        assert {delivery.id for delivery in claimed} <= {delivery.id for delivery in due}
+        assert_fair(claimed, due, limit, limit_per_host, busy)
+        assert claimed == [self.model.claim_delivery(delivery.id, token, seconds) for delivery in claimed]
+        self.delivery_leases += sorted((delivery.id, token) for delivery in claimed)
 
-    @when(lambda self: self.sendings)
-    @act(pick=picks, outcome=outcomes)
-    def settle(self, pick: int, outcome: DeliveryOutcome) -> None:
-        """A sender tells what came of it, in time or late."""
-        delivery_id, lease = self.sendings[-1 - pick % len(self.sendings)]
-        settled = self.place.run(self.deliveries.settle(delivery_id, lease, outcome))
+    @only_if(lambda self: self.delivery_leases)
+    @action(index=indexes, outcome=outcomes)
+    def settle(self, index: int, outcome: DeliveryOutcome) -> None:
+        """Settle a delivery, in time or late."""
+        delivery_id, lease = self.delivery_leases[-1 - index % len(self.delivery_leases)]
+        settled = self.database.run(self.deliveries.settle(delivery_id, lease, outcome))
         assert settled == self.model.settle(delivery_id, lease, outcome)
 
-    @when(lambda self: self.model.stand.deliveries)
-    @act(pick=picks)
-    def resend(self, pick: int) -> None:
-        ids = [*sorted(self.model.stand.deliveries), "nobody"]
-        delivery_id = ids[pick % len(ids)]
-        there = outcome_of(lambda: self.place.run(self.deliveries.redeliver(delivery_id)))
-        assert said(there) == said(outcome_of(lambda: self.model.resend(delivery_id)))
+    @only_if(lambda self: self.model.content.deliveries)
+    @action(index=indexes)
+    def redeliver(self, index: int) -> None:
+        ids = [*sorted(self.model.content.deliveries), "nobody"]
+        delivery_id = ids[index % len(ids)]
+        store_result = outcome_of(lambda: self.database.run(self.deliveries.redeliver(delivery_id)))
+        assert comparable(store_result) == comparable(outcome_of(lambda: self.model.redeliver(delivery_id)))
 
-    # Looking
+    # Reading
 
     @invariant()
-    def the_store_and_its_model_agree(self) -> None:
-        stand, events = self.place.look()
-        assert stand == self.model.stand
-        laws.check(stand)
-        laws.check_passage(self.before, stand)
-        laws.check_replay(stand.jobs, events)
-        self.before = stand
-        statuses = {job.id: (job.status, job.seq) for job in stand.jobs.values()}
-        assert self.place.run(self.jobs.statuses([*statuses, "nobody"])) == statuses
-        for verb, look in self.swept_lists():
-            standing = self.model.forgotten() if verb == "wake" else self.model.standing(verb)
-            assert by_id(self.place.run(look(100))) == standing
+    def store_and_model_agree(self) -> None:
+        content, events = self.database.read_content()
+        assert content == self.model.content
+        laws.check(content)
+        laws.check_change(self.before, content)
+        laws.check_replay(content.jobs, events)
+        self.before = content
+        statuses = {job.id: (job.status, job.seq) for job in content.jobs.values()}
+        assert self.database.run(self.jobs.statuses([*statuses, "nobody"])) == statuses
+        for verb, query in self.sweeper_queries():
+            expected = self.model.stalled_runs() if verb == "wake" else self.model.allowed_jobs(verb)
+            assert by_id(self.database.run(query(100))) == expected
 
     def teardown(self) -> None:
-        """Every way to look at what is left."""
-        model, run = self.model, self.place.run
-        for job in model.stand.jobs.values():
+        """Compare all queries of the store with the model at the end of a run."""
+        model, run = self.model, self.database.run
+        for job in model.content.jobs.values():
             assert run(self.jobs.get(job.id)) == job
             seqs = [event.seq for event in run(self.jobs.events(job.id))]
             assert seqs == [*range(1, job.seq + 1)]
-            told = [one for one in model.stand.deliveries.values() if one.job_id == job.id]
-            assert run(self.deliveries.of_job(job.id)) == told
-        failed = [one for one in by_age(model.stand.deliveries) if one.state == "failed"]
+            deliveries = [delivery for delivery in model.content.deliveries.values() if delivery.job_id == job.id]
+            assert run(self.deliveries.of_job(job.id)) == deliveries
+        failed = [delivery for delivery in by_age(model.content.deliveries) if delivery.state == "failed"]
         assert run(self.deliveries.failed(100)) == failed[::-1]
         for user_id, status in product([None, 1], [None, *STATUSES]):
-            which = JobFilter(user_id=user_id, status=status, after_id="job-0003", newest_first=user_id == 1)
-            which = msgspec.structs.replace(which, with_steps=status is None)
-            page = msgspec.structs.replace(which, offset=1, limit=2, after_id=None)
-            assert run(self.jobs.list(which)) == model.list(which)
+            job_filter = JobFilter(user_id=user_id, status=status, after_id="job-0003", newest_first=user_id == 1)
+            job_filter = msgspec.structs.replace(job_filter, with_steps=status is None)
+            page = msgspec.structs.replace(job_filter, offset=1, limit=2, after_id=None)
+            assert run(self.jobs.list(job_filter)) == model.list(job_filter)
             assert run(self.jobs.list(page)) == model.list(page)
-            assert run(self.jobs.count(which)) == len(model.list(which))
+            assert run(self.jobs.count(job_filter)) == len(model.list(job_filter))
 
-    # How a rule goes about it
+    # Helpers of the steps
 
-    def move(self, job: Job, *steps: TransitionRequest) -> SignoffError | None:
-        """Asks both to move what was seen as `job`. What was refused."""
-        before = self.model.stand.jobs.get(job.id)
-        there = outcome_of(lambda: self.place.run(self.jobs.transition(job.id, *steps)))
-        here = outcome_of(lambda: self.model.move(job.id, *steps))
-        if isinstance(here, SignoffError):
-            assert said(there) == said(here)
-            self.refused[steps[0].verb] += isinstance(here, Stale)
-            return there if isinstance(there, SignoffError) else None
-        assert there == here[-1]
-        for state, step in zip([before, *here], steps, strict=False):
+    def request_transition(self, job: Job, *steps: TransitionRequest) -> SignoffError | None:
+        """Request transitions of the store and the model; compare the results, and return the store's error, if any."""
+        before = self.model.content.jobs.get(job.id)
+        store_result = outcome_of(lambda: self.database.run(self.jobs.transition(job.id, *steps)))
+        model_result = outcome_of(lambda: self.model.transition(job.id, *steps))
+        if isinstance(model_result, SignoffError):
+            assert comparable(store_result) == comparable(model_result)
+            self.refused[steps[0].verb] += isinstance(model_result, Stale)
+            return store_result if isinstance(store_result, SignoffError) else None
+        assert store_result == model_result[-1]
+        for state, step in zip([before, *model_result], steps, strict=False):
             assert state is not None
             assert laws.is_lawful(state, step, self.model.now), step.verb
-            self.made[step.verb] += 1
+            self.performed[step.verb] += 1
         return None
 
-    def swept_lists(self) -> list[tuple[str, Callable[[int], Coroutine[Any, Any, list[Job]]]]]:
-        runs = self.place.store.runs
-        moved = [("lapse", self.jobs.lapsed), ("approve", self.jobs.released), ("expire", self.jobs.overdue)]
-        return [*moved, ("wake", runs.stalled)]
+    def sweeper_queries(self) -> list[tuple[str, Callable[[int], Coroutine[Any, Any, list[Job]]]]]:
+        runs = self.database.store.runs
+        queries = [("lapse", self.jobs.lapsed), ("approve", self.jobs.released), ("expire", self.jobs.overdue)]
+        return [*queries, ("wake", runs.stalled)]
 
-    def insert(self, job: Job, **more: Any) -> Job:
-        standing = self.place.run(self.jobs.insert(job, actor="ann", **more))
-        assert standing == self.model.insert(job, actor="ann", **more)
-        self.made[more.get("verb", "submit")] += standing.id == job.id
-        return standing
+    def insert(self, job: Job, **options: Any) -> Job:
+        stored = self.database.run(self.jobs.insert(job, actor="ann", **options))
+        assert stored == self.model.insert(job, actor="ann", **options)
+        self.performed[options.get("verb", "submit")] += stored.id == job.id
+        return stored
 
     def insert_ended(self, job: Job, verb: str) -> None:
-        made = (
+        outcome = (
             {"status": "success", "response": ANSWER}
             if verb in {"succeed", "hit"}
             else {"status": "fail", "error": FINAL}
         )
-        ended, verbs = msgspec.structs.replace(job, **made), ["hit"] if verb == "hit" else ["submit", "claim", verb]
+        ended_job, verbs = (
+            msgspec.structs.replace(job, **outcome),
+            ["hit"] if verb == "hit" else ["submit", "claim", verb],
+        )
 
         async def insert() -> Job:
-            return await (await self.jobs.insert_ended(ended, actor="ann", verbs=verbs))
+            return await (await self.jobs.insert_ended(ended_job, actor="ann", verbs=verbs))
 
-        assert self.place.run(insert()) == self.model.insert_ended(ended, actor="ann", verbs=verbs)
+        assert self.database.run(insert()) == self.model.insert_ended(ended_job, actor="ann", verbs=verbs)
 
-    def job(self, verb: str, pick: int, **mover: Any) -> Job:
-        """Three times in four one that can be moved so, if there is any."""
-        right = self.right(verb, **mover)
-        return right[pick % len(right)] if right and pick % 4 else self.any_job(pick)
+    def job(self, verb: str, index: int, **fields: Any) -> Job:
+        """Return a job: three times in four one for which the transition is allowed, if there is any."""
+        allowed = self.allowed_jobs(verb, **fields)
+        return allowed[index % len(allowed)] if allowed and index % 4 else self.any_job(index)
 
     def runs(self) -> Sequence[Job]:
-        """Those that somebody holds."""
-        return [job for job in self.model.stand.jobs.values() if job.pipeline_id and job.lease and job.status == "bot"]
+        """Return the runs that have a lease."""
+        return [
+            job for job in self.model.content.jobs.values() if job.pipeline_id and job.lease and job.status == "bot"
+        ]
 
     def is_busy(self) -> bool:
-        """Whether there is enough to do without another job."""
-        return len(self.model.standing("cancel")) > ENOUGH
+        """Return True if there are so many unfinished jobs that no more should be added."""
+        return len(self.model.allowed_jobs("cancel")) > MAX_UNFINISHED
 
-    def right(self, verb: str, **mover: Any) -> Sequence[Job]:
-        return [job for job in self.model.stand.jobs.values() if self.model.may(job, seen(verb, job, **mover))]
+    def allowed_jobs(self, verb: str, **fields: Any) -> Sequence[Job]:
+        return [
+            job
+            for job in self.model.content.jobs.values()
+            if self.model.is_allowed(job, request_for(verb, job, **fields))
+        ]
 
-    def any_job(self, pick: int) -> Job:
-        jobs = [*self.model.stand.jobs.values()] or [a_job()]
-        return jobs[pick % len(jobs)]
+    def any_job(self, index: int) -> Job:
+        jobs = [*self.model.content.jobs.values()] or [a_job()]
+        return jobs[index % len(jobs)]
 
-    def a_job(self, **more: Any) -> Job:
-        return a_job(**more, id=f"job-{self.next():04d}")
+    def a_job(self, **fields: Any) -> Job:
+        return a_job(**fields, id=f"job-{self.next():04d}")
 
     def token(self) -> str:
         return f"lease-{self.next()}"
@@ -472,35 +517,44 @@ class Machine(RuleBasedStateMachine):
 
 
 def lapse(job: Job) -> TransitionRequest:
-    """What a sweeper does that saw `job` when its lease had run out."""
+    """Return the sweeper's request for a job whose lease had run out."""
     if job.lane == "now" or job.attempt >= job.max_attempts:
-        return seen("lapse", job, to="fail", changes={"error": RETRYABLE})
-    return seen("lapse", job, to="bot", after_seconds={"due_at": 0})
+        return request_for("lapse", job, to="fail", changes={"error": RETRYABLE})
+    return request_for("lapse", job, to="bot", after_seconds={"due_at": 0})
 
 
 def expire(job: Job) -> TransitionRequest:
-    """What a sweeper does that saw `job` when nobody had decided in time."""
+    """Return the sweeper's request for a job whose review deadline had passed."""
     match job.policy.on_deadline:
         case "stay":
-            return seen("expire", job, to="human")
+            return request_for("expire", job, to="human")
         case "approve":
             decision = Decision(verdict="approve", reviewer="policy", reason="No reviewer decided before the deadline.")
-            return seen("expire", job, to="success", changes={"decision": decision})
+            return request_for("expire", job, to="success", changes={"decision": decision})
         case "reject":
-            return seen("expire", job, to="fail", changes={"error": FINAL})
+            return request_for("expire", job, to="fail", changes={"error": FINAL})
 
 
-def assert_fair(taken: list[Delivery], due: Iterable[Delivery], limit: int, at_host: int, busy: dict[str, int]) -> None:
-    """Whoever was left out was due no longer than those that took its place."""
-    full = Counter(busy) + Counter(one.host for one in taken)
-    assert len(taken) <= limit
-    assert all(full[one.host] <= max(at_host, busy.get(one.host, 0)) for one in taken)
-    for out in due:
-        if out.id not in {one.id for one in taken}:
-            before = taken if len(taken) == limit else [one for one in taken if one.host == out.host]
-            assert len(taken) == limit or full[out.host] >= at_host
-            at_its_host = [one for one in taken if one.host == out.host]
-            assert all(one.due_at <= out.due_at for one in (at_its_host if full[out.host] >= at_host else before))
+def assert_fair(
+    claimed: list[Delivery], due: Iterable[Delivery], limit: int, limit_per_host: int, busy: dict[str, int]
+) -> None:
+    """Check that each delivery left out was due no earlier than those claimed instead of it."""
+    count_by_host = Counter(busy) + Counter(delivery.host for delivery in claimed)
+    assert len(claimed) <= limit
+    assert all(count_by_host[delivery.host] <= max(limit_per_host, busy.get(delivery.host, 0)) for delivery in claimed)
+    for waiting in due:
+        if waiting.id not in {delivery.id for delivery in claimed}:
+            competitors = (
+                claimed
+                if len(claimed) == limit
+                else [delivery for delivery in claimed if delivery.host == waiting.host]
+            )
+            assert len(claimed) == limit or count_by_host[waiting.host] >= limit_per_host
+            at_same_host = [delivery for delivery in claimed if delivery.host == waiting.host]
+            assert all(
+                delivery.due_at <= waiting.due_at
+                for delivery in (at_same_host if count_by_host[waiting.host] >= limit_per_host else competitors)
+            )
 
 
 def by_id(jobs: Iterable[Job]) -> dict[str, Job]:
@@ -511,14 +565,14 @@ def by_age(deliveries: dict[str, Delivery]) -> list[Delivery]:
     return [deliveries[delivery_id] for delivery_id in sorted(deliveries)]
 
 
-def outcome_of(work: Callable[[], T]) -> T | SignoffError | IntegrityError:
-    """What it returns, or how it is refused."""
+def outcome_of(call: Callable[[], T]) -> T | SignoffError | IntegrityError:
+    """Return the result of `call`, or the error that it raises."""
     try:
-        return work()
-    except (SignoffError, IntegrityError) as refusal:
-        return refusal
+        return call()
+    except (SignoffError, IntegrityError) as error:
+        return error
 
 
-def said(outcome: object) -> object:
-    """A refusal is the kind that it is."""
+def comparable(outcome: object) -> object:
+    """Return the type of an error, or the outcome itself."""
     return type(outcome) if isinstance(outcome, SignoffError) else outcome

@@ -1,4 +1,4 @@
-"""A database whose clock stands still until it is moved, and its store, for rules that do not await."""
+"""Store on a database with a controlled clock, with synchronous methods for rules of hypothesis."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from signoff.core.filters import JobFilter
 from signoff.core.job import Event
 from signoff.stores import schema
 from signoff.stores.sql import SqlStore
-from stateful.model import Stand
+from stateful.model import StoreContent
 
 T = TypeVar("T")
 DAY = 24 * 3600 * 1_000_000
-# A power of two in a day, in whole microseconds: Julian days count such ticks without any rounding.
+# A day divided by a power of two, so that Julian days represent ticks without rounding.
 TICK = DAY // 2048
 TICK_SECONDS = TICK / 1_000_000
-BEGIN = 20_000 * DAY
+START = 20_000 * DAY
 EVERYTHING = JobFilter(limit=10_000)
-EMPTIED = (schema.jobs, schema.used_keys, schema.events, schema.votes, schema.decisions, schema.deliveries)
+TABLES = (schema.jobs, schema.used_keys, schema.events, schema.votes, schema.decisions, schema.deliveries)
 
-# The server's own function is found after ours: nothing of the store is changed.
+# PostgreSQL finds this function before its own `clock_timestamp`, so the store needs no change.
 _STOPPED_CLOCK = f"""
-CREATE TABLE clock AS SELECT CAST({BEGIN} AS BIGINT) AS now;
+CREATE TABLE clock AS SELECT CAST({START} AS BIGINT) AS now;
 CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql STABLE
     AS 'SELECT to_timestamp(now / 1000000.0) FROM public.clock';
 DO $$ BEGIN
@@ -38,45 +38,45 @@ END $$
 """
 
 
-class Place:
-    """An open store on the empty database at `url`."""
+class ControlledDatabase:
+    """An open store on the empty database at `url`, and its clock in microseconds."""
 
     def __init__(self, url: str) -> None:
-        self.now = BEGIN
+        self.now = START
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-        self.on_server = url.startswith("postgresql")
-        if self.on_server:
+        self.is_postgres = url.startswith("postgresql")
+        if self.is_postgres:
             self.run(_execute(url, _STOPPED_CLOCK))
         self.store = SqlStore(url)
-        if not self.on_server:
+        if not self.is_postgres:
             self._stop_clock()
         self.run(self.store.migrate())
         self.run(self.store.start())
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What comes of `work`."""
-        return self._runner.run(work)
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine, and return its result."""
+        return self._runner.run(coroutine)
 
     def close(self) -> None:
-        """Closes the store."""
+        """Close the store."""
         self.run(self.store.close())
         self._runner.close()
 
-    def empty(self) -> None:
-        """Forgets everything, and turns the clock back."""
-        self.set(BEGIN, *(sa.delete(table) for table in EMPTIED))
+    def reset(self) -> None:
+        """Delete all rows, and set the clock back to the start."""
+        self.set_clock(START, *(sa.delete(table) for table in TABLES))
 
-    def set(self, now: int, *statements: sa.Executable) -> None:
-        """Moves the clock, and does something behind the store's back."""
+    def set_clock(self, now: int, *statements: sa.Executable) -> None:
+        """Set the clock, and execute statements directly on the database."""
         self.now = now
-        moved = [sa.text(f"UPDATE clock SET now = {now}")] if self.on_server else []
-        self.run(self._all([*statements, *moved]))
+        clock_update = [sa.text(f"UPDATE clock SET now = {now}")] if self.is_postgres else []
+        self.run(self._execute_all([*statements, *clock_update]))
 
-    async def _all(self, statements: list[sa.Executable]) -> None:
-        await self.store._database.write(lambda tx: [tx.conn.execute(each) and None for each in statements])
+    async def _execute_all(self, statements: list[sa.Executable]) -> None:
+        await self.store._database.write(lambda tx: [tx.conn.execute(statement) and None for statement in statements])
 
     def _stop_clock(self) -> None:
-        """SQLite lets every connection have its own functions."""
+        """Replace the function of SQLite from which the store takes the time."""
         database: Any = self.store._database
 
         def connected(connection: Any, _record: Any) -> None:
@@ -85,15 +85,15 @@ class Place:
         for engine in (database._writing, database._reading):
             event.listen(engine, "connect", connected)
 
-    def look(self) -> tuple[Stand, list[Event]]:
-        """All that stands in the database, and its events with what they tell."""
-        return self.run(self._look())
+    def read_content(self) -> tuple[StoreContent, list[Event]]:
+        """Return the content of the database, and its events with their data."""
+        return self.run(self._read_content())
 
-    async def _look(self) -> tuple[Stand, list[Event]]:
+    async def _read_content(self) -> tuple[StoreContent, list[Event]]:
         jobs = await self.store.jobs.list(EVERYTHING)
-        rest = await self.store._database.read(lambda conn, _: [conn.execute(sa.select(t)).all() for t in EMPTIED[1:]])
+        rest = await self.store._database.read(lambda conn, _: [conn.execute(sa.select(t)).all() for t in TABLES[1:]])
         keys, events, votes, decisions, deliveries = rest
-        stand = Stand(
+        content = StoreContent(
             jobs={job.id: job for job in jobs},
             keys={(row.user_id, row.key): row.job_id for row in keys},
             events={(row.job_id, row.seq): (row.verb, row.actor, row.at) for row in events},
@@ -101,7 +101,7 @@ class Place:
             decisions={(row.job_id, row.round): (row.decision, row.at) for row in decisions},
             deliveries={row.id: Delivery(**row._asdict()) for row in deliveries},
         )
-        return stand, [Event(**row._asdict()) for row in events]
+        return content, [Event(**row._asdict()) for row in events]
 
 
 async def _execute(url: str, statements: str) -> None:

@@ -1,4 +1,4 @@
-"""A store and a plain model of it go the same way, whatever is asked of them, in any order."""
+"""Stateful tests: a store and a plain model of it behave the same for any order of calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from signoff.core.job import TRANSITIONS, Guard, Transition
 from signoff.stores import deliveries, jobs, transitions
 from stateful.machine import Machine
 from stateful.model import GUARDS
-from stateful.place import Place
+from stateful.place import ControlledDatabase
 
 Break = Callable[[pytest.MonkeyPatch], None]
 STEPS = 50
@@ -27,7 +27,7 @@ RUNS = {"sqlite": 36, "postgres": 12}
 LONG_RUNS = 600
 SEARCHES = 400
 
-plain = settings(
+BASE_SETTINGS = settings(
     stateful_step_count=STEPS,
     deadline=None,
     derandomize=True,
@@ -37,106 +37,108 @@ plain = settings(
 
 
 @pytest.fixture(params=[*RUNS])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    """Yield a store that was just made, with its clock in our hands."""
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ControlledDatabase]:
+    """Yield a new store with a controlled clock."""
     url = (
         f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("empty_postgres_url")
     )
-    with opened(url) as place:
+    with open_database(url) as place:
         yield place
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """Yield a store for one fault after the other."""
-    with opened(f"sqlite:///{tmp_path_factory.mktemp('broken')}/store.db") as place:
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlledDatabase]:
+    """Yield a store that the faults use one after the other."""
+    with open_database(f"sqlite:///{tmp_path_factory.mktemp('broken')}/store.db") as place:
         yield place
 
 
-def opened(url: str) -> contextlib.closing[Place]:
-    return contextlib.closing(Place(url))
+def open_database(url: str) -> contextlib.closing[ControlledDatabase]:
+    return contextlib.closing(ControlledDatabase(url))
 
 
-def go(place: Place, more: settings) -> None:
+def run_machine(place: ControlledDatabase, more: settings) -> None:
     run_state_machine_as_test(lambda: Machine(place), settings=more)
 
 
-@pytest.mark.timeout(600)  # what is found is made small
-def test_a_store_does_what_its_model_does(place: Place, request: pytest.FixtureRequest) -> None:
+@pytest.mark.timeout(600)  # hypothesis needs time to shrink a failure
+def test_a_store_behaves_like_its_model(place: ControlledDatabase, request: pytest.FixtureRequest) -> None:
     database = request.node.callspec.params["place"]
-    Machine.made.clear()
+    Machine.performed.clear()
     Machine.refused.clear()
 
-    go(place, settings(plain, max_examples=RUNS[database]))
+    run_machine(place, settings(BASE_SETTINGS, max_examples=RUNS[database]))
 
-    if database == "postgres":  # it goes the beginning of the same way
+    if database == "postgres":  # fewer runs, with the same first steps as on SQLite
         return
-    # What a stream cannot use is refused as it comes: the streams' own tests do that.
-    assert TRANSITIONS.keys() - (+Machine.made).keys() == {"refuse"}, "every other verb was done"
+    # Only streams use `refuse`; their own tests cover it.
+    assert TRANSITIONS.keys() - (+Machine.performed).keys() == {"refuse"}, "every other verb was done"
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_a_store_does_what_its_model_does_for_long(place: Place) -> None:
-    go(place, settings(plain, max_examples=LONG_RUNS, derandomize=False, print_blob=True))
+def test_a_store_behaves_like_its_model_in_long_runs(place: ControlledDatabase) -> None:
+    run_machine(place, settings(BASE_SETTINGS, max_examples=LONG_RUNS, derandomize=False, print_blob=True))
 
 
 def test_the_model_knows_every_guard() -> None:
     assert GUARDS.keys() == set(Guard)
 
 
-# The machine finds what is broken
+# Each fault must be detected
 
 
 def without(verb: str, guard: Guard) -> Break:
-    """The store forgets a guard."""
-    return changed(verb, lambda move: {"guards": tuple(other for other in move.guards if other is not guard)})
+    """Remove a guard from a transition of the store."""
+    return changed(
+        verb, lambda transition: {"guards": tuple(other for other in transition.guards if other is not guard)}
+    )
 
 
-def changed(verb: str, how: Callable[[Transition], dict[str, Any]]) -> Break:
-    """The store has another row of `TRANSITIONS` than it was told."""
+def changed(verb: str, change: Callable[[Transition], dict[str, Any]]) -> Break:
+    """Change a row of `TRANSITIONS` for the store, but not for the model."""
 
-    def to_break(patch: pytest.MonkeyPatch) -> None:
+    def break_store(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(
             transitions,
             "TRANSITIONS",
-            TRANSITIONS | {verb: msgspec.structs.replace(TRANSITIONS[verb], **how(TRANSITIONS[verb]))},
+            TRANSITIONS | {verb: msgspec.structs.replace(TRANSITIONS[verb], **change(TRANSITIONS[verb]))},
         )
 
-    return to_break
+    return break_store
 
 
 def misread(verb: str, guard: Guard) -> Break:
-    """`TRANSITIONS` itself forgets a guard, and the model with it: only the laws are left."""
+    """Remove a guard from `TRANSITIONS` for store and model, so that only the laws can detect it."""
 
-    def to_break(patch: pytest.MonkeyPatch) -> None:
+    def break_store(patch: pytest.MonkeyPatch) -> None:
         guards = tuple(other for other in TRANSITIONS[verb].guards if other is not guard)
         patch.setitem(TRANSITIONS, verb, msgspec.structs.replace(TRANSITIONS[verb], guards=guards))
 
-    return to_break
+    return break_store
 
 
 def guard_is(guard: Guard, condition: sa.ColumnElement[bool]) -> Break:
-    """The store reads a guard in another way."""
+    """Replace the condition of a guard in the store."""
     return lambda patch: patch.setitem(transitions._GUARDS, guard, condition)
 
 
-def instead(where: Any, name: str, what: Any) -> Break:
-    """Something of the store is something else."""
-    return lambda patch: patch.setattr(where, name, what)
+def replaced(owner: Any, name: str, replacement: Any) -> Break:
+    """Replace an attribute of the store's code."""
+    return lambda patch: patch.setattr(owner, name, replacement)
 
 
-def loosened(where: Any, name: str, number: int) -> Break:
-    """One of the conditions of a statement holds always."""
+def loosened(owner: Any, name: str, index: int) -> Break:
+    """Make one condition of a statement always true."""
 
-    def to_break(patch: pytest.MonkeyPatch) -> None:
-        statement = getattr(where, name)._generate()
+    def break_store(patch: pytest.MonkeyPatch) -> None:
+        statement = getattr(owner, name)._generate()
         criteria = [*statement._where_criteria]
-        criteria[number] = sa.or_(criteria[number], sa.text("1 = 1"))
+        criteria[index] = sa.or_(criteria[index], sa.text("1 = 1"))
         statement._where_criteria = tuple(criteria)
-        patch.setattr(where, name, statement)
+        patch.setattr(owner, name, statement)
 
-    return to_break
+    return break_store
 
 
 create_deliveries = transitions.create_deliveries
@@ -158,7 +160,7 @@ FAULTS: dict[str, Break] = {
     "a job is due a moment late": guard_is(Guard.DUE, ROW.lease.is_(None) & (ROW.due_at < NOW)),
     "a lease stays": changed("hold", lambda _: {"clears": ()}),
     "an attempt is not counted": changed("claim", lambda _: {"adds": {}}),
-    "an ended job is cancelled": changed("cancel", lambda move: {"sources": (*move.sources, "success")}),
+    "an ended job is cancelled": changed("cancel", lambda transition: {"sources": (*transition.sources, "success")}),
     "by the table, a late worker succeeds": misread("succeed", Guard.LEASE),
     "by the table, a late reviewer decides": misread("decide", Guard.ROUND),
     "by the table, two decide": misread("decide", Guard.UNDECIDED),
@@ -168,18 +170,18 @@ FAULTS: dict[str, Break] = {
     "a run parks over what has settled": without("park", Guard.QUIET),
     "a run that is not parked is woken": without("wake", Guard.PARKED),
     "a parked run is claimed": guard_is(Guard.DUE, ROW.lease.is_(None) & (ROW.due_at <= NOW)),
-    "nobody wakes a run": instead(transitions, "_wake_run", lambda *_: None),
-    "steps outlive their run": instead(transitions, "_cancel_steps", lambda *_: None),
+    "nobody wakes a run": replaced(transitions, "_wake_run", lambda *_: None),
+    "steps outlive their run": replaced(transitions, "_cancel_steps", lambda *_: None),
     "steps are forgotten before their run": loosened(jobs, "_OLD", 3),
-    "nobody is told": instead(transitions, "create_deliveries", lambda *_: None),
-    "nobody is told of a call": instead(jobs, "create_deliveries", lambda *_: None),
-    "cancels are told": instead(
+    "nobody is told": replaced(transitions, "create_deliveries", lambda *_: None),
+    "nobody is told of a call": replaced(jobs, "create_deliveries", lambda *_: None),
+    "cancels are told": replaced(
         transitions, "create_deliveries", lambda tx, job, _: create_deliveries(tx, job, "fail")
     ),
-    "an event leaves something out": instead(transitions, "_changed_columns", lambda job, _: {"status": job.status}),
-    "a vote is not kept": instead(transitions, "_record_decision", lambda *_: None),
-    "a key is never free": instead(jobs, "_is_key_free", lambda *_: False),
-    "a key is always free": instead(jobs, "_is_key_free", lambda *_: True),
+    "an event leaves something out": replaced(transitions, "_changed_columns", lambda job, _: {"status": job.status}),
+    "a vote is not kept": replaced(transitions, "_record_decision", lambda *_: None),
+    "a key is never free": replaced(jobs, "_is_key_free", lambda *_: False),
+    "a key is always free": replaced(jobs, "_is_key_free", lambda *_: True),
     "a heartbeat renews any lease": loosened(jobs, "_RENEW", 1),
     "young jobs are forgotten": loosened(jobs, "_OLD", 1),
     "untold jobs are forgotten": loosened(jobs, "_OLD", 2),
@@ -190,16 +192,16 @@ FAULTS: dict[str, Break] = {
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """Forget the statements that were built, before and after."""
-    built = (transitions._statement, transitions._claim_statement, transitions.select_eligible)
-    for each in built:
-        each.cache_clear()
+    """Clear the caches of SQL statements before and after the test."""
+    cached = (transitions._statement, transitions._claim_statement, transitions.select_eligible)
+    for function in cached:
+        function.cache_clear()
     yield
-    for each in built:
-        each.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
-FOUND_AT_ONCE = {
+FOUND_QUICKLY = {
     "a late reviewer decides",
     "by the table, a job is claimed too early",
     "by the table, a late reviewer decides",
@@ -210,9 +212,11 @@ FOUND_AT_ONCE = {
 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
-    "fault", [pytest.param(name, marks=() if name in FOUND_AT_ONCE else pytest.mark.long) for name in FAULTS]
+    "fault", [pytest.param(name, marks=() if name in FOUND_QUICKLY else pytest.mark.long) for name in FAULTS]
 )
-def test_what_is_broken_is_found(broken: Place, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+def test_the_machine_finds_a_broken_store(
+    broken: ControlledDatabase, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
     with monkeypatch.context() as patch, pytest.raises((AssertionError, SQLAlchemyError)):
         FAULTS[fault](patch)
-        go(broken, settings(plain, max_examples=SEARCHES, phases=[Phase.generate]))
+        run_machine(broken, settings(BASE_SETTINGS, max_examples=SEARCHES, phases=[Phase.generate]))
