@@ -319,10 +319,10 @@ async def has_readers(server: Live, count: int) -> bool | None:
 
 
 async def has_waiters(server: Live) -> bool | None:
-    """Return True if a caller waits for a job of another process; else None."""
+    """Return True if a caller waits for a change of a job; else None."""
     return bool(server.services.runtime.watcher._events) or None
 
 
 async def has_no_waiters(server: Live) -> bool | None:
-    """Return True if no caller waits for a job of another process; else None."""
+    """Return True if no caller waits for a change of a job; else None."""
     return not server.services.runtime.watcher._events or None
