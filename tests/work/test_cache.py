@@ -270,7 +270,7 @@ async def official(tmp_path: Path) -> AsyncIterator[tuple[openai.AsyncOpenAI, Nu
         yield client, upstream
 
 
-async def plainly(client: openai.AsyncOpenAI, text: str) -> tuple[str | None, int]:
+async def complete(client: openai.AsyncOpenAI, text: str) -> tuple[str | None, int]:
     """Request a plain answer; return its text and its tokens."""
     completion = await client.chat.completions.create(
         model="m", messages=[{"role": "user", "content": text}], temperature=0
@@ -280,27 +280,27 @@ async def plainly(client: openai.AsyncOpenAI, text: str) -> tuple[str | None, in
     return completion.choices[0].message.content, completion.usage.total_tokens
 
 
-async def streamed(client: openai.AsyncOpenAI, text: str, *, usage: bool) -> tuple[str, int | None]:
+async def complete_streamed(client: openai.AsyncOpenAI, text: str, *, usage: bool) -> tuple[str, int | None]:
     """Request a streamed answer; return its text and, with `usage`, its tokens."""
-    words, tokens, finish_reasons = "", None, list[str]()
+    content, tokens, finish_reasons = "", None, list[str]()
     more: dict[str, Any] = {"stream_options": {"include_usage": True}} if usage else {}
     async for chunk in await client.chat.completions.create(
         model="m", messages=[{"role": "user", "content": text}], temperature=0, stream=True, **more
     ):
         assert chunk.object == "chat.completion.chunk"
         for choice in chunk.choices:
-            words += choice.delta.content or ""
+            content += choice.delta.content or ""
             finish_reasons += [choice.finish_reason] if choice.finish_reason else []
         tokens = chunk.usage.total_tokens if chunk.usage else tokens
     assert finish_reasons == ["stop"]
-    return words, tokens
+    return content, tokens
 
 
 async def test_a_plain_answer_is_repeated_as_a_stream(official: tuple[openai.AsyncOpenAI, NumberingModel]) -> None:
     client, upstream = official
-    assert await plainly(client, "hello") == ("answer 1", 7)
-    assert await streamed(client, "hello", usage=True) == ("answer 1", 7)
-    assert await streamed(client, "hello", usage=False) == ("answer 1", None)
+    assert await complete(client, "hello") == ("answer 1", 7)
+    assert await complete_streamed(client, "hello", usage=True) == ("answer 1", 7)
+    assert await complete_streamed(client, "hello", usage=False) == ("answer 1", None)
     assert upstream.calls == 1
 
 
@@ -309,12 +309,12 @@ async def test_a_streamed_answer_is_repeated_as_a_plain_one_with_its_tokens(
     official: tuple[openai.AsyncOpenAI, NumberingModel], usage: bool
 ) -> None:
     client, upstream = official
-    first = await streamed(client, "hello", usage=usage)
+    first = await complete_streamed(client, "hello", usage=usage)
     assert first == ("answer 1", 7 if usage else None)
-    words, tokens = await plainly(client, "hello")
-    assert words == "answer 1"
+    content, tokens = await complete(client, "hello")
+    assert content == "answer 1"
     assert tokens == 7 if usage else tokens > 0
-    assert (await streamed(client, "hello", usage=True))[0] == "answer 1"
+    assert (await complete_streamed(client, "hello", usage=True))[0] == "answer 1"
     assert upstream.calls == 1
 
 

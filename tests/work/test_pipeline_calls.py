@@ -1,4 +1,4 @@
-"""Calls of pipelines: the cases of their users, values with special characters, and permissions."""
+"""Pipeline calls: the cases of the users, values with special characters, and permissions."""
 
 from __future__ import annotations
 
