@@ -119,12 +119,14 @@ def read_welcome(process: subprocess.Popen[str]) -> str:
 
 
 def url_in(text: str) -> str:
+    """Return the first URL in `text`."""
     match = re.search(r"http://[\d.]+:\d+", text)
     assert match
     return match[0]
 
 
 def request_json(url: str, token: str, body: Any = None) -> Any:
+    """Send a GET request, or a POST with `body`; return the JSON of the response."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"authorization": f"Bearer {token}"})
     with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
@@ -142,10 +144,12 @@ def run_inside(folder: Path, query: Callable[[Services], Awaitable[T]]) -> T:
 
 
 def read_data_files(folder: Path) -> bytes:
+    """Return the contents of all files in the data directory."""
     return b"".join(path.read_bytes() for path in sorted((folder / "data").iterdir()) if path.is_file())
 
 
 def is_one_line(text: str) -> bool:
+    """Return True if `text` is exactly one line."""
     return text.endswith("\n") and text.count("\n") == 1
 
 

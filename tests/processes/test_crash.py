@@ -38,6 +38,7 @@ ENDS = {verb for verb, transition in TRANSITIONS.items() if TERMINAL & set(trans
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of the processes."""
     return clean_environment(tmp_path / "data")
 
 
@@ -159,6 +160,7 @@ def submit_until_killed(ports: list[int], token: str, processes: Sequence[Popen[
 
 
 def assert_all_end_once(port: int, token: str, accepted: list[str]) -> None:
+    """Wait until no job is left, and assert that each accepted job succeeded exactly once."""
     until(lambda: ask(port, "/api/jobs?status=bot&limit=1", token)["total"] == 0 or None)
     ends = [[verb for verb in verbs(port, token, job_id) if verb in ENDS] for job_id in accepted]
     assert len(ends) >= MIN_ACCEPTED
@@ -166,15 +168,18 @@ def assert_all_end_once(port: int, token: str, accepted: list[str]) -> None:
 
 
 def make_tokens(environment: dict[str, str], count: int) -> list[str]:
+    """Create `count` tokens with the command line, and return them."""
     create = ("token", "create", "t@example.com", "--quiet")
     return [signoff(environment, *create).strip() for _ in range(count)]
 
 
 def job_unless_status(port: int, token: str, job_id: str, status: str) -> dict[str, Any] | None:
+    """Return the job if it has another status than `status`; else None."""
     job = ask(port, f"/job?id={job_id}", token)
     return job if job["status"] != status else None
 
 
 def has_processes(program: Path) -> bool:
+    """Return True if a process runs `program`."""
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     return any(str(program).encode() in line and b"warden" not in line for line in lines)

@@ -26,6 +26,7 @@ def test_a_thousand_callers_of_two_servers_get_their_own_answers_and_a_crash_is_
 
 
 async def _assert_own_answers_and_recovery(ports: tuple[int, int], token: str) -> None:
+    """Call both servers, kill the program, and assert that it is replaced."""
     headers, timeout = {"authorization": f"Bearer {token}"}, aiohttp.ClientTimeout(total=120)
     connections = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connections) as http:
@@ -59,6 +60,8 @@ async def _assert_own_answers_and_recovery(ports: tuple[int, int], token: str) -
 
 
 async def _gather(calls: list[Any]) -> list[tuple[int, Any]]:
+    """Run the calls at once, and return their results in order."""
+
     async def wait_for(call: Any) -> tuple[int, Any]:
         return await call
 

@@ -65,6 +65,7 @@ class World:
         return [call.result() for call in calls]
 
     async def _have_ended(self, calls: list[asyncio.Task[Any]], count: int) -> bool | None:
+        """Return True if at least `count` calls have ended; else None."""
         return sum(call.done() for call in calls) >= count or None
 
     async def limit(self, **numbers: int) -> None:
@@ -78,6 +79,7 @@ class World:
             await grow_older(store, 60)
 
     async def _applies_limit(self, http: aiohttp.ClientSession, port: int) -> bool | None:
+        """Return True if the server at `port` applies a limit; else None."""
         url, headers = f"http://127.0.0.1:{port}/v1/chat/completions", {"authorization": f"Bearer {self.token}"}
         async with http.post(url, json=chat("hi", max_tokens=1), headers=headers) as response:
             return "x-ratelimit-limit-requests" in response.headers or None

@@ -29,6 +29,7 @@ def test_a_thousand_callers_of_two_servers_share_two_processes_and_a_killed_one_
 
 
 async def _assert_shared_work_and_recovery(ports: tuple[int, int], token: str) -> None:
+    """Call both servers, kill one process of the program, and assert that it is replaced."""
     headers, timeout = {"authorization": f"Bearer {token}"}, aiohttp.ClientTimeout(total=120)
     connections = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connections) as http:

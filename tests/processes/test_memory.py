@@ -32,6 +32,7 @@ HEADROOM_MB = 25
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of the processes."""
     return clean_environment(tmp_path / "data", SIGNOFF_LEASE_SECONDS="30")  # large answers take a while
 
 
@@ -47,6 +48,7 @@ def running_worker(environment: dict[str, str], tmp_path: Path) -> Iterator[subp
 
 
 def worker_output(tmp_path: Path) -> str:
+    """Return what the workers have printed so far."""
     return (tmp_path / "worker.txt").read_text()
 
 
@@ -58,11 +60,14 @@ def memory_at_start_mb(environment: dict[str, str], tmp_path: Path) -> int:
 
 
 def submit(port: int, token: str, target: str, text: str) -> str:
+    """Submit a chat job, and return its id."""
     body = {"messages": [{"role": "user", "content": text}]}
     return ask(port, "/api/jobs", token, {"target": target, "body": body})["job_id"]
 
 
 def wait_until_done(port: int, token: str, job_id: str) -> dict[str, Any]:
+    """Wait until the job has succeeded, and return it."""
+
     def done_job() -> dict[str, Any] | None:
         job = ask(port, f"/api/jobs/{job_id}", token)
         return job if job["status"] == "success" else None

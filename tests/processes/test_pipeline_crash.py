@@ -62,6 +62,7 @@ def start_run(port: int, token: str, door: str) -> str:
 
 
 def _call_pipeline(port: int, token: str, body: Any) -> None:
+    """Call the pipeline, and ignore the broken connection when the server is killed."""
     import contextlib
 
     with contextlib.suppress(OSError):
@@ -69,5 +70,6 @@ def _call_pipeline(port: int, token: str, body: Any) -> None:
 
 
 def ended_job(port: int, token: str, job_id: str) -> dict[str, Any] | None:
+    """Return the job if it has ended; else None."""
     job = ask(port, f"/api/jobs/{job_id}", token)
     return job if job["status"] in {"success", "fail"} else None

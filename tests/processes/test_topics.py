@@ -46,14 +46,17 @@ class Rabbit:
         self._names = contextlib.ExitStack()
 
     async def start(self) -> None:
+        """Start the port mapper of Erlang and the broker."""
         await asyncio.to_thread(self._names.enter_context, epmd_at(self._folder, self._epmd))
         await self._serve()
 
     async def kill_and_start(self) -> None:
+        """Kill the broker with SIGKILL, and start it again with its data."""
         await asyncio.to_thread(self._stack.close)  # SIGKILL
         await self._serve()
 
     async def stop(self) -> None:
+        """Stop the broker and the port mapper."""
         await asyncio.to_thread(self._stack.close)
         await asyncio.to_thread(self._names.close)
 
@@ -116,6 +119,7 @@ class TopicClient:
 
 
 def _message(number: int) -> aio_pika.Message:
+    """Return message `number`, a persistent request for a completion."""
     body = {"model": "echo/delay=0.02", "prompt": f"say {number}"}
     request = {"path": "/v1/completions", "metadata": {"n": number}, "body": body}
     return aio_pika.Message(
@@ -129,6 +133,7 @@ def _message(number: int) -> aio_pika.Message:
 async def assert_every_message_is_answered(
     tmp_path: Path, rabbit: Rabbit, database: str, count: int, kills: int, restarts: int
 ) -> None:
+    """Send messages while workers and the broker are killed, and assert that each is answered once."""
     config = tmp_path / "signoff.toml"
     config.write_text(CONFIG.format(url=rabbit.url))
     environment = clean_environment(tmp_path / "data", SIGNOFF_DATABASE_URL=database, SIGNOFF_CONFIG=str(config))

@@ -24,6 +24,7 @@ JOBS = 40
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of the processes, which may send webhooks to this machine."""
     return clean_environment(tmp_path / "data", SIGNOFF_WEBHOOK_ALLOW='["127.0.0.0/8"]', SIGNOFF_WEBHOOK_SECRET=SECRET)
 
 

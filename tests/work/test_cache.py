@@ -40,16 +40,19 @@ async def ask(server: Live, token: str, path: str, body: Any, **headers: str) ->
 
 
 async def at_openai(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer at the OpenAI chat endpoint."""
     status, payload, cache = await ask(server, token, CHAT, chat(text, "m", temperature=0), **headers)
     return status, payload["choices"][0]["message"]["content"] if status == 200 else None, cache
 
 
 async def at_predict(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer at `/post/predict`."""
     status, payload, cache = await ask(server, token, "/post/predict?id=m", chat(text, "m", temperature=0), **headers)
     return status, payload["choices"][0]["message"]["content"] if status == 200 else None, cache
 
 
 async def at_cached(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer at the cached door."""
     status, payload, cache = await ask(server, token, f"/api/openai{CHAT}", chat(text, "m"), **headers)
     if status != 200:
         return status, None, cache
@@ -58,18 +61,21 @@ async def at_cached(server: Live, token: str, text: str = "hello", **headers: st
 
 
 async def at_generate(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer at `/generate`."""
     request = {"meta": {"model": "m", "temperature": 0}, "content": text}
     status, payload, cache = await ask(server, token, "/generate", request, **headers)
     return status, payload.get("content"), cache
 
 
 async def at_chat_completion(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer at `/chat_completion`."""
     request = {"meta": {"model": "m", "temperature": 0}, "messages": chat(text)["messages"]}
     status, payload, cache = await ask(server, token, "/chat_completion", request, **headers)
     return status, payload.get("content"), cache
 
 
 async def at_native(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer as a job at `/api/jobs`."""
     request = {"target": "m", "body": chat(text, "m", temperature=0)}
     _, job, _ = await ask(server, token, "/api/jobs", request, **headers)
     auth_headers = {"authorization": f"Bearer {token}"}
@@ -81,6 +87,7 @@ async def at_native(server: Live, token: str, text: str = "hello", **headers: st
 
 
 async def at_enqueue(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer as a job at `/enqueue`."""
     _, payload, _ = await ask(server, token, "/enqueue", chat(text, "m", temperature=0), **headers)
     job = await server.job_when(token, payload["job_id"], lambda job: job["status"] in {"success", "fail"})
     content = job["response"]["choices"][0]["message"]["content"] if job["response"] else None

@@ -295,6 +295,7 @@ async def test_only_a_retry_of_the_same_token_and_body_joins(tmp_path: Path) -> 
 
 
 async def jobs(server: Live) -> list[Job]:
+    """Return all jobs."""
     return await server.services.store.jobs.list(JobFilter())
 
 
@@ -305,10 +306,12 @@ async def all_jobs_if(server: Live, count: int) -> list[Job] | None:
 
 
 async def ended_job(server: Live) -> Job | None:
+    """Return a job that has ended; None if there is none."""
     return next((job for job in await jobs(server) if job.is_terminal), None)
 
 
 async def held_job(server: Live) -> Job | None:
+    """Return a held job; None if there is none."""
     return next((job for job in await jobs(server) if job.status == "human"), None)
 
 

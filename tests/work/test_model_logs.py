@@ -38,6 +38,7 @@ class UnreliableModelLogs(MemoryModelLogs):
 
 
 def new_store() -> UnreliableModelLogs:
+    """Return an empty store of model logs."""
     tables = Tables()
     return UnreliableModelLogs(tables, Near(tables, lambda: 0))
 
@@ -56,6 +57,7 @@ async def running_writer(store: UnreliableModelLogs) -> AsyncIterator[ModelLogWr
 
 
 def texts_of(entries: list[LogLine]) -> list[str]:
+    """Return the texts of the lines."""
     return [entry.text for entry in entries]
 
 
@@ -128,4 +130,5 @@ def test_a_log_can_be_read_and_cleared_from_every_host(tmp_path: Path, postgres_
 
 
 def _two_entries(entries: list[Any]) -> list[Any] | None:
+    """Return the entries if there are two; else None."""
     return entries if len(entries) == 2 else None

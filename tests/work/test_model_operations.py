@@ -50,15 +50,18 @@ for line in sys.stdin:
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[SubprocessEngine]:
+    """Yield an engine that runs programs."""
     async with an_engine(tmp_path / "run") as engine:
         yield engine
 
 
 def program_model(**more: Any) -> Model:
+    """Return a model that runs PROGRAM."""
     return Model(name="told", kind="subprocess", command=(sys.executable, "-S", "-c", PROGRAM), **more)
 
 
 async def ask(engine: SubprocessEngine, model: Model, body: Any) -> Any:
+    """Send `body` to the model, and return the JSON of its answer."""
     request = ModelRequest(path="/predict", body=json.dumps(body).encode(), target=model.name)
     async with asyncio.timeout(60), aclosing(engine.answer(model, request)) as answer:
         [chunk] = [chunk async for chunk in answer]

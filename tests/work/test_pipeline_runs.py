@@ -45,29 +45,35 @@ async def server(tmp_path: Path, upstream: EchoingModel) -> AsyncIterator[Live]:
 
 
 async def ann_token(server: Live) -> str:
+    """Return a new token of Ann."""
     return await server.token(email="ann@x.org")
 
 
 async def reviewer_token(server: Live) -> str:
+    """Return a new token of the reviewer."""
     return await server.token("reviewer", email="rev@x.org")
 
 
 async def wait_until_ended(server: Live, token: str, job_id: str, status: str = "success") -> dict[str, Any]:
+    """Wait until the job has ended, assert its status, and return it."""
     job = await server.job_when(token, job_id, lambda job: job["status"] in {"success", "fail"})
     assert job["status"] == status, job
     return job
 
 
 async def wait_until_parked(server: Live, token: str, job_id: str) -> None:
+    """Wait until the run is parked."""
     await server.job_when(token, job_id, lambda job: job["parked_at"] is not None)
 
 
 async def held_steps(server: Live) -> list[dict[str, Any]]:
+    """Return all held jobs."""
     _, page = await server.ask("GET", "/api/jobs?status=human", await reviewer_token(server))
     return page["data"]
 
 
 async def review(server: Live, job_id: str, status: str, **more: Any) -> None:
+    """Submit a verdict as the reviewer."""
     response = await server.ask(
         "POST", "/reviewJob", await reviewer_token(server), json={"id": job_id, "status": status} | more
     )
@@ -75,6 +81,7 @@ async def review(server: Live, job_id: str, status: str, **more: Any) -> None:
 
 
 async def event_verbs(server: Live, job_id: str) -> list[str]:
+    """Return the verbs of the events of the job."""
     _, events = await server.ask("GET", f"/api/jobs/{job_id}/events", await reviewer_token(server))
     return [event["verb"] for event in events["data"]]
 
@@ -134,6 +141,7 @@ async def test_a_step_gets_a_second_round_with_an_edited_payload_while_its_run_w
 
 
 async def step_of_later_round(server: Live, before: int) -> dict[str, Any] | None:
+    """Return a held step whose round is after `before`; None if there is none."""
     return next((step for step in await held_steps(server) if step["round"] > before), None)
 
 
@@ -252,6 +260,7 @@ async def test_a_second_round_of_a_run_repeats_every_step(server: Live, upstream
 
 
 async def is_held_again(server: Live, job_id: str) -> bool | None:
+    """Return True if the job is held in its second round; else None."""
     _, job = await server.ask("GET", f"/api/jobs/{job_id}", await reviewer_token(server))
     return (job["status"] == "human" and job["round"] == 2) or None
 
@@ -275,11 +284,13 @@ async def test_an_error_of_a_model_is_the_error_of_the_run_with_its_status_and_m
 
 
 async def has_no_unfinished_jobs(server: Live) -> bool | None:
+    """Return True if all jobs have ended; else None."""
     counts = [await server.services.store.jobs.count(job_filter) for job_filter in unfinished_filters()]
     return sum(counts) == 0 or None
 
 
 def unfinished_filters() -> list[Any]:
+    """Return the filters that select unfinished jobs."""
     from signoff.core.filters import JobFilter
 
     return [JobFilter(status="bot"), JobFilter(status="human")]
@@ -481,6 +492,7 @@ async def test_a_run_with_a_postponed_step_frees_its_worker_and_resumes_later(
 
 
 async def any_parked(server: Live, token: str, runs: list[str]) -> bool | None:
+    """Return True if any of the runs is parked; else None."""
     jobs = [(await server.ask("GET", f"/api/jobs/{run}", token))[1] for run in runs]
     return any(run["parked_at"] for run in jobs) or None
 
@@ -492,6 +504,7 @@ async def make_due(server: Live, job_id: str) -> None:
 
 
 async def submit_and_end(server: Live, token: str) -> dict[str, Any]:
+    """Submit a run of the pipeline `p`, wait until it has succeeded, and return it."""
     job = await submit(server, token, "p", {"x": "1"})
     return await wait_until_ended(server, token, job)
 

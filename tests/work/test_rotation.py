@@ -34,10 +34,8 @@ SECRETS = 400
 
 async def sealed_secrets(services: Services) -> list[SealedSecret]:
     """Return all sealed secrets."""
-    secrets = [
-        secret for kind in ("key", "job", "stream") for secret in await services.store.secrets.page(kind, None, 10_000)
-    ]  # type: ignore[arg-type]
-    return [secret for secret in secrets if secret.sealed]
+    rows = [row for kind in ("key", "job", "stream") for row in await services.store.secrets.page(kind, None, 10_000)]  # type: ignore[arg-type]
+    return [row for row in rows if row.sealed]
 
 
 async def store_secrets(settings: Settings, count: int) -> None:

@@ -27,11 +27,13 @@ async def meter() -> AsyncIterator[CountingModel]:
 
 
 async def have_all_ended(server: Live, count: int) -> bool | None:
+    """Return True if there are `count` jobs and all have ended; else None."""
     jobs = await server.services.store.jobs.list(JobFilter())
     return (len(jobs) == count and all(job.is_terminal for job in jobs)) or None
 
 
 async def has_idle_workers(server: Live) -> bool | None:
+    """Return True if no task of this process performs a job; else None."""
     return not any("perform" in repr(task) for task in asyncio.all_tasks()) or None
 
 

@@ -30,6 +30,7 @@ async def store_key(server: Live, token: str, secret: str, **more: Any) -> int:
 
 
 async def list_key_ids(server: Live, token: str) -> list[int]:
+    """Return the ids of the upstream keys that the caller sees."""
     status, payload = await server.ask("GET", "/api/keys", token)
     assert status == 200
     return [key["id"] for key in payload["data"]]

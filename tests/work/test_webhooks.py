@@ -47,6 +47,7 @@ async def submit(
 
 
 async def deliveries(server: Live, token: str, job_id: str) -> list[dict[str, Any]]:
+    """Return the deliveries of the job."""
     status, payload = await server.ask("GET", f"/api/jobs/{job_id}/deliveries", token)
     assert status == 200
     return payload["data"]
@@ -251,11 +252,9 @@ async def test_a_delivery_whose_sender_died_after_the_post_is_repeated_under_its
         token = await server.token()
 
         async def lose_the_lease(request: RecordedRequest) -> None:
-            values = {"lease": "a sender that is no more", "lease_until": 1}
+            row = {"lease": "a sender that is no more", "lease_until": 1}
             table = schema.deliveries
-            await execute(
-                server.services.store, sa.update(table).where(table.c.id == message_id(request)).values(values)
-            )  # type: ignore[arg-type]
+            await execute(server.services.store, sa.update(table).where(table.c.id == message_id(request)).values(row))  # type: ignore[arg-type]
 
         receiver.answers = [lose_the_lease]
         job_id = await submit(server, token, receiver.url)
@@ -288,7 +287,7 @@ async def test_a_slow_receiver_delays_only_its_own_deliveries(tmp_path: Path) ->
         await quick.received()
         assert len(slow.requests) == 4, "four at a time to one host"
         release.set()
-        assert len({message_id(got) for got in await slow.received(8)}) == 8
+        assert len({message_id(request) for request in await slow.received(8)}) == 8
 
 
 # Manual redelivery
@@ -304,7 +303,7 @@ async def test_a_redelivery_has_the_same_id(tmp_path: Path) -> None:
         assert (status, again["state"], again["id"]) == (202, "due", failed["id"])
         await delivery_when(server, token, job_id, state="done")
         await server.ask("POST", f"/api/deliveries/{failed['id']}/resend", await server.token("admin"))
-        assert {message_id(got) for got in await receiver.received(3)} == {failed["id"]}
+        assert {message_id(request) for request in await receiver.received(3)} == {failed["id"]}
 
 
 async def test_deliveries_of_another_user_are_not_found(tmp_path: Path) -> None:
