@@ -1,4 +1,4 @@
-"""Real processes on one database: killed at the worst moment, started again, many at once."""
+"""Real processes on one database: killed at critical moments, restarted, and many at once."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ from support.processes import (
 )
 
 SUBMITTERS = 6
-ENOUGH = 60
-ENDS = {verb for verb, move in TRANSITIONS.items() if TERMINAL & set(move.targets)} - {"lapse"}
+MIN_ACCEPTED = 60
+ENDS = {verb for verb, transition in TRANSITIONS.items() if TERMINAL & set(transition.targets)} - {"lapse"}
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of the processes."""
     return clean_environment(tmp_path / "data")
 
 
-def test_a_killed_server_answers_once_when_it_is_started_again(environment: dict[str, str], tmp_path: Path) -> None:
-    # given a job that a worker is busy with
+def test_a_job_of_a_killed_server_is_answered_once_after_a_restart(environment: dict[str, str], tmp_path: Path) -> None:
+    # given a job that a worker performs
     port = free_port()
     with served(environment, tmp_path, port) as server:
         token = first_token(tmp_path)
@@ -53,8 +54,8 @@ def test_a_killed_server_answers_once_when_it_is_started_again(environment: dict
         server.send_signal(signal.SIGKILL)
         server.wait()
     with served(environment, tmp_path, port):
-        job = until(lambda: when_not(port, token, job_id, "bot"))
-        # then the job is answered, by one attempt, after the other one lapsed
+        job = until(lambda: job_unless_status(port, token, job_id, "bot"))
+        # then a second attempt answers the job after the lease of the first has lapsed
         assert job["status"] == "human"
         assert verbs(port, token, job_id) == ["submit", "claim", "lapse", "claim", "hold"]
 
@@ -67,35 +68,35 @@ def test_no_model_process_outlives_a_killed_server(environment: dict[str, str], 
         token = signoff(environment, "token", "create", "a@example.com", "--quiet").strip()
         chat = {"model": "mine", "messages": [{"role": "user", "content": "hello"}]}
         ask(port, "/v1/chat/completions", token, chat)
-        assert children_running(HTTP_MODEL)
+        assert has_processes(HTTP_MODEL)
         server.send_signal(signal.SIGKILL)
         server.wait()
-    until(lambda: not children_running(HTTP_MODEL) or None)
+    until(lambda: not has_processes(HTTP_MODEL) or None)
 
 
-def test_four_processes_write_one_file_and_lose_nothing(environment: dict[str, str], tmp_path: Path) -> None:
-    # given a server, two workers, and a command line that makes tokens, all on one file
+def test_four_processes_write_one_sqlite_file_without_loss(environment: dict[str, str], tmp_path: Path) -> None:
+    # given a server, two workers, and a command that creates tokens, all on one file
     port, count = free_port(), 60
     with served(environment, tmp_path, port), worked(environment), worked(environment):
         token = first_token(tmp_path)
         payload = {"messages": [{"role": "user", "content": "hello"}], "model": "echo"}
         with ThreadPoolExecutor(5) as pool:
-            tokens = pool.submit(make_tokens, environment, 4)
-            asked = list(pool.map(lambda _: ask(port, "/enqueue", token, payload)["job_id"], range(count)))
-            made = tokens.result()
+            token_task = pool.submit(make_tokens, environment, 4)
+            job_ids = list(pool.map(lambda _: ask(port, "/enqueue", token, payload)["job_id"], range(count)))
+            created_tokens = token_task.result()
         # then every job is answered once, and every token works
-        for job_id in asked:
-            assert until(lambda job_id=job_id: when_not(port, token, job_id, "bot"))["status"] == "human"
+        for job_id in job_ids:
+            assert until(lambda job_id=job_id: job_unless_status(port, token, job_id, "bot"))["status"] == "human"
             assert verbs(port, token, job_id) == ["submit", "claim", "hold"]
-        for other in made:
+        for other in created_tokens:
             assert ask(port, "/v1/models", other)["object"] == "list"
-    # and the file is whole
+    # and the file is intact
     with sqlite3.connect(tmp_path / "data" / "signoff.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert database.execute("SELECT count(*) FROM jobs").fetchone() == (count,)
 
 
-def test_a_worker_that_is_stopped_gives_its_job_back(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_worker_that_is_stopped_releases_its_job(environment: dict[str, str], tmp_path: Path) -> None:
     port = free_port()
     with served(environment, tmp_path, port, "--no-work"):
         token = first_token(tmp_path)
@@ -109,33 +110,33 @@ def test_a_worker_that_is_stopped_gives_its_job_back(environment: dict[str, str]
         assert ask(port, f"/api/jobs/{job_id}", token)["attempt"] == 0
 
 
-def test_a_kill_right_after_an_acknowledgement_loses_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_kill_after_an_acknowledgement_loses_no_job(environment: dict[str, str], tmp_path: Path) -> None:
     port = free_port()
     with served(environment, tmp_path, port) as server:
         token = first_token(tmp_path)
-        accepted = accepted_until_killed([port], token, [server])
+        accepted = submit_until_killed([port], token, [server])
     with served(environment, tmp_path, port):
         assert_all_end_once(port, token, accepted)
 
 
-def test_a_kill_of_all_servers_and_workers_loses_nothing(
+def test_a_kill_of_all_servers_and_workers_loses_no_job(
     tmp_path: Path, postgres_url: str, rabbitmq_url: str, prefix: str
 ) -> None:
-    on_servers = {"SIGNOFF_DATABASE_URL": postgres_url, "SIGNOFF_AMQP_URL": rabbitmq_url, "SIGNOFF_QUEUE_NAME": prefix}
-    environment = clean_environment(tmp_path / "data", **on_servers)
+    services = {"SIGNOFF_DATABASE_URL": postgres_url, "SIGNOFF_AMQP_URL": rabbitmq_url, "SIGNOFF_QUEUE_NAME": prefix}
+    environment = clean_environment(tmp_path / "data", **services)
     signoff(environment, "migrate")
     token = signoff(environment, "token", "create", "a@example.com", "--role", "admin", "--quiet").strip()
     ports = [free_port(), free_port()]
     with contextlib.ExitStack() as stack:
-        everything = [stack.enter_context(worked(environment)) for _ in range(2)]
-        everything += [stack.enter_context(served(environment, tmp_path, port, "--no-work")) for port in ports]
-        accepted = accepted_until_killed(ports, token, everything)
+        processes = [stack.enter_context(worked(environment)) for _ in range(2)]
+        processes += [stack.enter_context(served(environment, tmp_path, port, "--no-work")) for port in ports]
+        accepted = submit_until_killed(ports, token, processes)
     with worked(environment), served(environment, tmp_path, ports[0], "--no-work"):
         assert_all_end_once(ports[0], token, accepted)
 
 
-def accepted_until_killed(ports: list[int], token: str, everything: Sequence[Popen[bytes]]) -> list[str]:
-    """The ids of the jobs that were acknowledged before everything was killed, at whatever moment that was."""
+def submit_until_killed(ports: list[int], token: str, processes: Sequence[Popen[bytes]]) -> list[str]:
+    """Submit jobs until all processes are killed at a random moment; return the ids of the accepted jobs."""
     accepted = list[str]()
 
     def submit(number: int) -> None:
@@ -147,34 +148,38 @@ def accepted_until_killed(ports: list[int], token: str, everything: Sequence[Pop
     with ThreadPoolExecutor(SUBMITTERS) as pool:
         for number in range(SUBMITTERS):
             pool.submit(submit, number)
-        enough = ENOUGH + Random().randrange(ENOUGH)
+        kill_count = MIN_ACCEPTED + Random().randrange(MIN_ACCEPTED)
         try:
-            until(lambda: len(accepted) >= enough or None)
+            until(lambda: len(accepted) >= kill_count or None)
         finally:
-            for process in everything:
+            for process in processes:
                 process.kill()
-    for process in everything:
+    for process in processes:
         process.wait()
     return accepted
 
 
 def assert_all_end_once(port: int, token: str, accepted: list[str]) -> None:
+    """Wait until no job is left, and assert that each accepted job succeeded exactly once."""
     until(lambda: ask(port, "/api/jobs?status=bot&limit=1", token)["total"] == 0 or None)
     ends = [[verb for verb in verbs(port, token, job_id) if verb in ENDS] for job_id in accepted]
-    assert len(ends) >= ENOUGH
+    assert len(ends) >= MIN_ACCEPTED
     assert ends == [["succeed"]] * len(accepted)
 
 
 def make_tokens(environment: dict[str, str], count: int) -> list[str]:
+    """Create `count` tokens with the command line, and return them."""
     create = ("token", "create", "t@example.com", "--quiet")
     return [signoff(environment, *create).strip() for _ in range(count)]
 
 
-def when_not(port: int, token: str, job_id: str, status: str) -> dict[str, Any] | None:
+def job_unless_status(port: int, token: str, job_id: str, status: str) -> dict[str, Any] | None:
+    """Return the job if it has another status than `status`; else None."""
     job = ask(port, f"/job?id={job_id}", token)
     return job if job["status"] != status else None
 
 
-def children_running(program: Path) -> bool:
+def has_processes(program: Path) -> bool:
+    """Return True if a process runs `program`."""
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     return any(str(program).encode() in line and b"warden" not in line for line in lines)

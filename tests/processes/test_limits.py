@@ -1,4 +1,4 @@
-"""Limits over real processes: as many as there may be and no fewer, whatever is killed meanwhile."""
+"""Limits across real processes: exactly as many requests as allowed are admitted, even after crashes."""
 
 from __future__ import annotations
 
@@ -34,50 +34,52 @@ CALLERS = 200
 
 @dataclass(kw_only=True)
 class World:
-    """Two servers on one database, and everybody's token."""
+    """Two servers on one database, and the token of a user."""
 
     tmp_path: Path
     environment: dict[str, str]
     url: str
     token: str
     fake: FakeUpstream
-    """The model `gated` waits here until the test wakes it."""
+    """The upstream of the model `gated`, which answers once the test sets its `wake`."""
     redis: TcpProxy | None = None
     ports: list[int] = field(default_factory=lambda: [free_port(), free_port()])
 
     async def call(self, http: aiohttp.ClientSession, number: int, body: dict[str, Any]) -> tuple[int, float]:
-        """One call: its status, and how long it is told to wait."""
+        """Send a request; return its status and its `retry-after-ms` in seconds."""
         url = f"http://127.0.0.1:{self.ports[number % 2]}/v1/chat/completions"
         async with http.post(url, json=body, headers={"authorization": f"Bearer {self.token}"}) as response:
             await response.read()
             return response.status, float(response.headers.get("retry-after-ms", 0)) / 1000
 
     async def burst(self, body: dict[str, Any], count: int = CALLERS, refused: int = 0) -> list[tuple[int, float]]:
-        """What so many callers at once are told. `gated` answers once so many have been told."""
-        connector, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=120)
-        async with aiohttp.ClientSession(connector=connector, timeout=patience) as http, asyncio.TaskGroup() as group:
+        """Return the results of `count` calls at once. With `refused`, `gated` answers after that many have ended."""
+        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=120)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http, asyncio.TaskGroup() as group:
             calls = [group.create_task(self.call(http, number, body)) for number in range(count)]
             if self.redis is not None:
                 await self.redis.shut()
             if refused:
-                await until(lambda: self._told(calls, refused))
+                await until(lambda: self._have_ended(calls, refused))
                 self.fake.wake.set()
         return [call.result() for call in calls]
 
-    async def _told(self, calls: list[asyncio.Task[Any]], count: int) -> bool | None:
+    async def _have_ended(self, calls: list[asyncio.Task[Any]], count: int) -> bool | None:
+        """Return True if at least `count` calls have ended; else None."""
         return sum(call.done() for call in calls) >= count or None
 
     async def limit(self, **numbers: int) -> None:
-        """Sets a limit for each user at one server, and waits until the other one knows it too."""
+        """Set a limit for each user, and wait until both servers apply it."""
         options = [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
         await asyncio.to_thread(signoff, self.environment, "limit", "set", "each", *options)
         async with aiohttp.ClientSession() as http:
             for port in self.ports:
-                await until(lambda port=port: self._knows(http, port))
+                await until(lambda port=port: self._applies_limit(http, port))
         async with opened(self.url) as store:
             await grow_older(store, 60)
 
-    async def _knows(self, http: aiohttp.ClientSession, port: int) -> bool | None:
+    async def _applies_limit(self, http: aiohttp.ClientSession, port: int) -> bool | None:
+        """Return True if the server at `port` applies a limit; else None."""
         url, headers = f"http://127.0.0.1:{port}/v1/chat/completions", {"authorization": f"Bearer {self.token}"}
         async with http.post(url, json=chat("hi", max_tokens=1), headers=headers) as response:
             return "x-ratelimit-limit-requests" in response.headers or None
@@ -85,7 +87,7 @@ class World:
 
 @pytest.fixture(params=["sqlite", "postgres", "postgres and redis"])
 def settings_of_services(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Return the settings of what the servers use."""
+    """Return the settings for the services that the servers use."""
     more = dict[str, str]()
     if "postgres" in request.param:
         more["SIGNOFF_DATABASE_URL"] = request.getfixturevalue("postgres_url")
@@ -96,7 +98,7 @@ def settings_of_services(request: pytest.FixtureRequest) -> dict[str, str]:
 
 @pytest.fixture
 async def world(settings_of_services: dict[str, str], tmp_path: Path, prefix: str) -> AsyncIterator[World]:
-    """Yield two servers that run."""
+    """Yield two running servers."""
     async with contextlib.AsyncExitStack() as stack:
         url, redis, more = settings_of_services.get("SIGNOFF_DATABASE_URL"), None, dict(settings_of_services)
         if "SIGNOFF_REDIS_URL" in more:
@@ -116,63 +118,64 @@ async def world(settings_of_services: dict[str, str], tmp_path: Path, prefix: st
         yield world
 
 
-async def test_of_200_callers_at_two_processes_as_many_are_admitted_as_may_and_no_fewer(world: World) -> None:
+async def test_of_200_callers_at_two_processes_exactly_as_many_as_allowed_are_admitted(world: World) -> None:
     await world.limit(requests=100, tokens=10_000)
     for _ in range(2):
-        # when twice as many ask as may, at two processes
-        told = await world.burst(chat("hi", max_tokens=20))
-        # then as many are admitted as may, and the others know until when
-        assert Counter(status for status, _ in told) == {200: 100, 429: 100}
-        assert all(0 < seconds <= 60 for status, seconds in told if status == 429)
-        # and after the minute all is free again
+        # when twice as many requests as allowed arrive at two processes
+        results = await world.burst(chat("hi", max_tokens=20))
+        # then exactly as many as allowed are admitted, and the others get the time to retry
+        assert Counter(status for status, _ in results) == {200: 100, 429: 100}
+        assert all(0 < seconds <= 60 for status, seconds in results if status == 429)
+        # and after a minute the limit is available again
         async with opened(world.url) as store:
             await grow_older(store, 60)
-    # when each reserves 500 tokens, and none is done before all have asked, then twenty fit
-    told = await world.burst(chat("x" * 40, "gated", max_tokens=490), refused=180)
-    assert Counter(status for status, _ in told) == {200: 20, 429: 180}
-    # and what they did not use is free again: there is room for the 80 requests that are left
-    told = await world.burst(chat("hi", max_tokens=20))
-    assert Counter(status for status, _ in told) == {200: 80, 429: 120}
+    # when each request reserves 500 tokens, and none ends before all have arrived, then twenty are admitted
+    results = await world.burst(chat("x" * 40, "gated", max_tokens=490), refused=180)
+    assert Counter(status for status, _ in results) == {200: 20, 429: 180}
+    # and their unused tokens are released: the remaining 80 requests are admitted
+    results = await world.burst(chat("hi", max_tokens=20))
+    assert Counter(status for status, _ in results) == {200: 80, 429: 120}
 
 
 @pytest.mark.parametrize("settings_of_services", ["sqlite", "postgres"], indirect=True)
-async def test_the_slots_of_a_killed_process_are_free_when_their_leases_have_run_out(world: World) -> None:
+async def test_the_slots_of_a_killed_process_are_released_when_their_leases_expire(world: World) -> None:
     await world.limit(requests=1000, parallel=3)
     headers, port = {"authorization": f"Bearer {world.token}"}, free_port()
-    # given a third process, in which all slots are held
-    with served(world.environment, world.tmp_path, port) as doomed:
+    # given a third process that holds all slots
+    with served(world.environment, world.tmp_path, port) as process:
         async with aiohttp.ClientSession() as http, opened(world.url) as store:
             url = f"http://127.0.0.1:{port}/v1/chat/completions"
             body = chat("x", "echo/hang")
-            hanging = [asyncio.ensure_future(http.post(url, json=body, headers=headers)) for _ in range(3)]
-            first = await until(lambda: held(store, 3))
-            # then they are held for longer than a lease
-            await until(lambda: held(store, 3, since=max(first) + 1))
+            tasks = [asyncio.ensure_future(http.post(url, json=body, headers=headers)) for _ in range(3)]
+            first = await until(lambda: hold_ends(store, 3))
+            # then the holds are extended beyond their first lease
+            await until(lambda: hold_ends(store, 3, since=max(first) + 1))
             assert (await world.call(http, 0, chat("hi")))[0] == 429
-            # when it is killed, then others have them soon
-            doomed.kill()
-            await until(lambda: free(world, http))
-            for call in hanging:
-                call.cancel()
+            # when it is killed, then the slots are soon available to others
+            process.kill()
+            await until(lambda: is_admitted(world, http))
+            for task in tasks:
+                task.cancel()
 
 
-async def held(store: Any, count: int, since: int = 0) -> list[int] | None:
-    """Until when the slots are held, once there are so many, and all are held until then."""
+async def hold_ends(store: Any, count: int, since: int = 0) -> list[int] | None:
+    """Return the ends of the holds once there are `count` of them, all at `since` or later; else None."""
     query = sa.select(counters.c.counter)
-    found = await store._database.read(lambda conn, _: list(conn.execute(query).scalars()))
-    ends = [hold.until for counter in found for hold in counter.pending]
+    rows = await store._database.read(lambda conn, _: list(conn.execute(query).scalars()))
+    ends = [hold.until for counter in rows for hold in counter.pending]
     return ends if len(ends) == count and min(ends) >= since else None
 
 
-async def free(world: World, http: aiohttp.ClientSession) -> bool | None:
+async def is_admitted(world: World, http: aiohttp.ClientSession) -> bool | None:
+    """Return True if a request is admitted; else None."""
     return (await world.call(http, 0, chat("hi")))[0] == 200 or None
 
 
 @pytest.mark.long
-async def test_who_waits_as_long_as_all_are_told_finds_all_of_it_free(world: World) -> None:
+async def test_after_the_time_to_retry_the_whole_limit_is_available(world: World) -> None:
     await world.limit(requests=100, tokens=10_000)
-    told = await world.burst(chat("hi", max_tokens=20))
-    assert Counter(status for status, _ in told) == {200: 100, 429: 100}
+    results = await world.burst(chat("hi", max_tokens=20))
+    assert Counter(status for status, _ in results) == {200: 100, 429: 100}
     await asyncio.sleep(60)
-    told = await world.burst(chat("hi", max_tokens=20))
-    assert Counter(status for status, _ in told) == {200: 100, 429: 100}
+    results = await world.burst(chat("hi", max_tokens=20))
+    assert Counter(status for status, _ in results) == {200: 100, 429: 100}

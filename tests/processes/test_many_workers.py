@@ -1,4 +1,4 @@
-"""Several servers and workers on one PostgreSQL and one RabbitMQ, while workers are killed."""
+"""Several servers and workers on one PostgreSQL and one RabbitMQ, while workers are killed or paused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORKERS = 3
 COUNT = 10_000
 
 
-@pytest.mark.long  # a shorter one is part of the short round of faults
+@pytest.mark.long  # a shorter version is part of the fault tests
 @pytest.mark.timeout(900)
 async def test_killed_workers_lose_nothing_and_settle_nothing_twice(
     tmp_path: Path, postgres_url: str, rabbitmq_url: str, prefix: str, capsys: pytest.CaptureFixture[str]
@@ -41,8 +41,8 @@ async def test_killed_workers_lose_nothing_and_settle_nothing_twice(
     token = signoff(environment, "token", "create", "a@example.com", "--role", "admin", "--quiet").strip()
     ports = [free_port(), free_port()]
     with served(environment, tmp_path, ports[0], "--no-work"), served(environment, tmp_path, ports[1], "--no-work"):
-        with nemesis(environment) as kills:
-            # when many jobs are submitted meanwhile
+        with kill_workers(environment) as kills:
+            # when many jobs are submitted
             body = {"body": {"messages": []}, "target": "echo/delay=0.02"}
 
             def submit(number: int) -> str:
@@ -51,7 +51,7 @@ async def test_killed_workers_lose_nothing_and_settle_nothing_twice(
             with ThreadPoolExecutor(8) as pool:
                 accepted = list(pool.map(submit, range(COUNT)))
             until(lambda: ask(ports[0], "/api/jobs?status=bot&limit=1", token)["total"] == 0 or None, seconds=600)
-        # then each was answered once, and workers did die with jobs in their hands
+        # then each was answered once, and some workers were killed while they performed jobs
         statuses = Counter[str]()
         database = await asyncpg.connect(postgres_url)
         try:
@@ -72,14 +72,14 @@ async def test_killed_workers_lose_nothing_and_settle_nothing_twice(
 
 
 @contextmanager
-def nemesis(environment: dict[str, str]) -> Iterator[list[float]]:
-    """Workers of which one is killed, and replaced, every half second; the times of the kills."""
+def kill_workers(environment: dict[str, str]) -> Iterator[list[float]]:
+    """Run workers of which one is killed and replaced every half second; yield the times of the kills."""
     workers = [start_worker(environment, stderr=subprocess.DEVNULL) for _ in range(WORKERS)]
-    kills, done, chance = list[float](), threading.Event(), random.Random(1)
+    kills, done, generator = list[float](), threading.Event(), random.Random(1)
 
     def kill() -> None:
         while not done.wait(0.5):
-            number = chance.randrange(WORKERS)
+            number = generator.randrange(WORKERS)
             workers[number].kill()
             workers[number].wait()
             kills.append(time.monotonic())
@@ -98,25 +98,27 @@ def nemesis(environment: dict[str, str]) -> Iterator[list[float]]:
             worker.wait()
 
 
-async def test_a_worker_that_slept_through_its_lease_changes_nothing(tmp_path: Path, postgres_url: str) -> None:
-    # given a worker that is stopped with a job in its hands
+async def test_a_worker_that_was_paused_beyond_its_lease_cannot_change_its_job(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    # given a worker that is paused while it performs a job
     environment = clean_environment(tmp_path / "data", SIGNOFF_DATABASE_URL=postgres_url)
     signoff(environment, "migrate")
     token = signoff(environment, "token", "create", "a@example.com", "--quiet").strip()
     port = free_port()
-    with served(environment, tmp_path, port, "--no-work"), worked(environment) as sleeper:
+    with served(environment, tmp_path, port, "--no-work"), worked(environment) as worker:
         job = ask(port, "/api/jobs", token, {"body": {"messages": []}, "target": "echo/delay=1"})["job_id"]
         until(lambda: verbs(port, token, job) == ["submit", "claim"] or None)
-        sleeper.send_signal(signal.SIGSTOP)
+        worker.send_signal(signal.SIGSTOP)
         try:
-            # when another one takes the job over, and the first one wakes up
+            # when another worker takes the job over, and the first one continues
             with worked(environment):
                 until(lambda: verbs(port, token, job)[-1] == "succeed" or None)
             before = ask(port, f"/api/jobs/{job}/events", token)
         finally:
-            sleeper.send_signal(signal.SIGCONT)
+            worker.send_signal(signal.SIGCONT)
         other = ask(port, "/api/jobs", token, {"body": {"messages": []}, "target": "echo"})["job_id"]
         until(lambda: verbs(port, token, other)[-1] == "succeed" or None)
-        # then it works again, and the job it slept over is as it was
+        # then it performs jobs again, and its former job is unchanged
         assert ask(port, f"/api/jobs/{job}/events", token) == before
         assert verbs(port, token, job) == ["submit", "claim", "lapse", "claim", "succeed"]

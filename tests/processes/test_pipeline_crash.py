@@ -1,4 +1,4 @@
-"""A run whose process is killed in the middle goes on elsewhere, and asks nothing twice that was answered."""
+"""Pipeline runs whose process is killed: another process finishes them and repeats no finished step."""
 
 from __future__ import annotations
 
@@ -16,58 +16,60 @@ STEPS = 5
 
 
 @pytest.mark.parametrize("door", ["jobs", "call"])
-def test_a_run_that_was_killed_in_the_middle_ends_and_asks_each_finished_step_once(tmp_path: Path, door: str) -> None:
+def test_a_run_of_a_killed_process_ends_and_repeats_no_finished_step(tmp_path: Path, door: str) -> None:
     environment, port = clean_environment(tmp_path / "data"), free_port()
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(EchoingModel()) as upstream:
         signoff(environment, "model", "add", "m", "--kind", "openai", "--url", upstream.url, "--default")
-        # given a run of five steps, of which two are done and one is asked
+        # given a run of five steps, of which two are done and one is at the model
         with served(environment, tmp_path, port) as server:
             token = first_token(tmp_path)
             for number in range(STEPS):
                 ask(port, "/api/prompts", token, {"name": f"p{number}", "body": f"step {number}: {{x}}"})
             ask(port, "/api/pipelines", token, {"name": "five", "body": "p4(x=p3(x=p2(x=p1(x=p0(x)))))"})
-            job_id = begin(port, token, door)
+            job_id = start_run(port, token, door)
             until(lambda: len(upstream.answered) >= 2 or None)
             portal.call(upstream.gate.clear)
             until(lambda: len(upstream.prompts) > len(upstream.answered) or None)
-            done = list(upstream.answered)
+            answered = list(upstream.answered)
             # when its process is killed, and another one started
             server.send_signal(signal.SIGKILL)
             server.wait()
         portal.call(upstream.gate.set)
         with served(environment, tmp_path, port):
-            job = until(lambda: ended(port, token, job_id))
-            # then it ends as it would have
-            said = "x"
+            job = until(lambda: ended_job(port, token, job_id))
+            # then the run ends with the same answer as without the kill
+            content = "x"
             for number in range(STEPS):
-                said = f"{REPLY}step {number}: {said}"
-            assert (job["status"], job["response"]) == ("success", said)
-            # and what was answered, and written down, was asked once
+                content = f"{REPLY}step {number}: {content}"
+            assert (job["status"], job["response"]) == ("success", content)
+            # and each step whose answer was stored was sent to the model once
             times = upstream.times()
             log = ask(port, f"/api/jobs/{job_id}/run", token)["data"]
             assert [entry["state"] for entry in log] == ["done"] * STEPS
-            assert [times[prompt] for prompt in done] == [1] * len(done)
+            assert [times[prompt] for prompt in answered] == [1] * len(answered)
             assert sum(times.values()) <= STEPS + 1, "but for the one that was asked when it was killed"
 
 
-def begin(port: int, token: str, door: str) -> str:
-    """The job of the run, whichever door it comes through."""
+def start_run(port: int, token: str, door: str) -> str:
+    """Start the run through `door`; return the id of its job."""
     if door == "jobs":
         return ask(port, "/api/jobs", token, {"target": "five", "path": "/predict", "body": {"x": "x"}})["job_id"]
     import threading
 
     body = {"pipeline_name": "five", "args": {"x": "x"}}
-    threading.Thread(target=_left_alone, args=(port, token, body), daemon=True).start()
+    threading.Thread(target=_call_pipeline, args=(port, token, body), daemon=True).start()
     return until(lambda: next((job["job_id"] for job in ask(port, "/api/jobs", token)["data"]), None))
 
 
-def _left_alone(port: int, token: str, body: Any) -> None:
+def _call_pipeline(port: int, token: str, body: Any) -> None:
+    """Call the pipeline, and ignore the broken connection when the server is killed."""
     import contextlib
 
     with contextlib.suppress(OSError):
         ask(port, "/api/pipeline/call", token, body)
 
 
-def ended(port: int, token: str, job_id: str) -> dict[str, Any] | None:
+def ended_job(port: int, token: str, job_id: str) -> dict[str, Any] | None:
+    """Return the job if it has ended; else None."""
     job = ask(port, f"/api/jobs/{job_id}", token)
     return job if job["status"] in {"success", "fail"} else None

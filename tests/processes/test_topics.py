@@ -1,4 +1,4 @@
-"""Streams under kills: workers and the broker end in the middle of everything, and every message is answered."""
+"""Streams under failures: workers and the broker are killed, and every message is answered."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ as = "sender@example.com"
 
 
 class Rabbit:
-    """A RabbitMQ of the test's own, which can be killed and started again with what it kept."""
+    """A RabbitMQ for one test, which can be killed and restarted with its data."""
 
     def __init__(self, binary: Path, folder: Path) -> None:
         self._binary, self._folder = binary, folder
@@ -46,14 +46,17 @@ class Rabbit:
         self._names = contextlib.ExitStack()
 
     async def start(self) -> None:
+        """Start the port mapper of Erlang and the broker."""
         await asyncio.to_thread(self._names.enter_context, epmd_at(self._folder, self._epmd))
         await self._serve()
 
     async def kill_and_start(self) -> None:
+        """Kill the broker with SIGKILL, and start it again with its data."""
         await asyncio.to_thread(self._stack.close)  # SIGKILL
         await self._serve()
 
     async def stop(self) -> None:
+        """Stop the broker and the port mapper."""
         await asyncio.to_thread(self._stack.close)
         await asyncio.to_thread(self._names.close)
 
@@ -64,7 +67,7 @@ class Rabbit:
 
 @pytest.fixture
 async def rabbit(rabbitmq_url: str, tmp_path: Path, anyio_backend: object) -> AsyncIterator[Rabbit]:
-    """Yield a RabbitMQ that may be killed; the run's own says whether there is one."""
+    """Yield a RabbitMQ that can be killed; `rabbitmq_url` skips or fails the test if RabbitMQ is not installed."""
     binary = rabbitmq_binary()
     assert binary is not None
     folder = tmp_path / "rabbit"
@@ -77,28 +80,28 @@ async def rabbit(rabbitmq_url: str, tmp_path: Path, anyio_backend: object) -> As
         await rabbit.stop()
 
 
-class Sender:
-    """Sends every message with a confirm, and keeps every answer; goes on when the broker is back."""
+class TopicClient:
+    """A client that sends every message with a confirm and keeps every answer, and reconnects to the broker."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self.answers = defaultdict[int, list[tuple[str, Any]]](list)
 
     async def send(self, numbers: range) -> None:
-        """Returns when the broker has all of them; one that it may have twice has the same id."""
-        left = list(numbers)
-        while left:
+        """Send the messages; return when the broker has confirmed all. A message that is sent twice has the same id."""
+        remaining = list(numbers)
+        while remaining:
             with contextlib.suppress(Exception):
                 async with await aio_pika.connect(self._url, timeout=5) as connection:
                     channel = await connection.channel()
                     await channel.declare_queue("requests", durable=True, arguments={"x-queue-type": "quorum"})
-                    while left:
+                    while remaining:
                         async with asyncio.timeout(60):
-                            await channel.default_exchange.publish(_message(left[-1]), "requests")
-                        left.pop()
+                            await channel.default_exchange.publish(_message(remaining[-1]), "requests")
+                        remaining.pop()
 
     async def receive(self, count: int) -> None:
-        """Returns when there is an answer to each."""
+        """Return when there is an answer to each of `count` messages."""
         while len(self.answers) < count:
             with contextlib.suppress(Exception):
                 async with await aio_pika.connect(self._url, timeout=5) as connection:
@@ -116,59 +119,61 @@ class Sender:
 
 
 def _message(number: int) -> aio_pika.Message:
+    """Return message `number`, a persistent request for a completion."""
     body = {"model": "echo/delay=0.02", "prompt": f"say {number}"}
-    asked = {"path": "/v1/completions", "metadata": {"n": number}, "body": body}
+    request = {"path": "/v1/completions", "metadata": {"n": number}, "body": body}
     return aio_pika.Message(
-        json.dumps(asked).encode(),
-        # half of them as clients that know of no ids
+        json.dumps(request).encode(),
+        # half of the messages have no id, as from clients that set none
         message_id=f"m{number}" if number % 2 else None,
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
     )
 
 
-async def every_message_is_answered(
+async def assert_every_message_is_answered(
     tmp_path: Path, rabbit: Rabbit, database: str, count: int, kills: int, restarts: int
 ) -> None:
+    """Send messages while workers and the broker are killed, and assert that each is answered once."""
     config = tmp_path / "signoff.toml"
     config.write_text(CONFIG.format(url=rabbit.url))
     environment = clean_environment(tmp_path / "data", SIGNOFF_DATABASE_URL=database, SIGNOFF_CONFIG=str(config))
     signoff(environment, "migrate")
     signoff(environment, "user", "create", "sender@example.com", "--role", "user")
-    sender, random_float = Sender(rabbit.url), random.Random(count)
-    # without an id what is sent twice is two messages, so those are sent while the broker stands
-    await sender.send(range(0, count, 2))
+    client, random_float = TopicClient(rabbit.url), random.Random(count)
+    # A repeated message without an id is a second message, so these are sent before the broker is killed.
+    await client.send(range(0, count, 2))
     workers = [start_worker(environment, stderr=subprocess.DEVNULL) for _ in range(2)]
 
-    def so_far(part: float) -> Callable[[], bool]:
-        return lambda: len(sender.answers) >= part * count
+    def has_answers(share: float) -> Callable[[], bool]:
+        return lambda: len(client.answers) >= share * count
 
-    async def strike() -> None:
-        """Each blow falls when so much has been answered: under load, and whatever the machine's speed."""
-        blows = ["kill"] * kills + ["restart"] * restarts
-        random_float.shuffle(blows)
-        for number, blow in enumerate(blows, 1):
-            while not so_far(0.8 * number / (len(blows) + 1))():
+    async def inject_faults() -> None:
+        """Kill workers and the broker, each time at a given share of the answers, so that it happens under load."""
+        faults = ["kill"] * kills + ["restart"] * restarts
+        random_float.shuffle(faults)
+        for number, fault in enumerate(faults, 1):
+            while not has_answers(0.8 * number / (len(faults) + 1))():
                 await asyncio.sleep(0.02)
-            if blow == "kill":
-                victim = workers.pop(0)
-                victim.send_signal(signal.SIGKILL)
-                await asyncio.to_thread(victim.wait)
+            if fault == "kill":
+                worker_process = workers.pop(0)
+                worker_process.send_signal(signal.SIGKILL)
+                await asyncio.to_thread(worker_process.wait)
                 workers.append(start_worker(environment, stderr=subprocess.DEVNULL))
             else:
                 await rabbit.kill_and_start()
 
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(sender.send(range(1, count, 2)))
-            group.create_task(sender.receive(count))
-            group.create_task(strike())
+            group.create_task(client.send(range(1, count, 2)))
+            group.create_task(client.receive(count))
+            group.create_task(inject_faults())
     finally:
         for worker in workers:
             worker.kill()
             worker.wait()
 
-    assert {*sender.answers} == {*range(count)}
-    for number, answers in sender.answers.items():
+    assert {*client.answers} == {*range(count)}
+    for number, answers in client.answers.items():
         assert len({message_id for message_id, _ in answers}) == 1, "duplicates of a reply share an id"
         for _, body in answers:
             assert (body["status_code"], body["metadata"]) == (200, {"n": number})
@@ -179,12 +184,12 @@ async def every_message_is_answered(
 async def test_every_message_is_answered_while_workers_and_the_broker_are_killed(
     tmp_path: Path, rabbit: Rabbit, postgres_url: str
 ) -> None:
-    await every_message_is_answered(tmp_path, rabbit, postgres_url, 150, kills=2, restarts=1)
+    await assert_every_message_is_answered(tmp_path, rabbit, postgres_url, 150, kills=2, restarts=1)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-async def test_every_one_of_5000_messages_is_answered_while_everything_is_killed(
+async def test_each_of_5000_messages_is_answered_while_workers_and_the_broker_are_killed(
     tmp_path: Path, rabbit: Rabbit, postgres_url: str
 ) -> None:
-    await every_message_is_answered(tmp_path, rabbit, postgres_url, 5000, kills=12, restarts=4)
+    await assert_every_message_is_answered(tmp_path, rabbit, postgres_url, 5000, kills=12, restarts=4)

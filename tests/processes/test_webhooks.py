@@ -1,4 +1,4 @@
-"""Webhooks of real processes: killed between a message and its settling, and many senders on one database."""
+"""Webhooks of real processes: killed before a delivery is settled, and many senders on one database."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ JOBS = 40
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of the processes, which may send webhooks to this machine."""
     return clean_environment(tmp_path / "data", SIGNOFF_WEBHOOK_ALLOW='["127.0.0.0/8"]', SIGNOFF_WEBHOOK_SECRET=SECRET)
 
 
 def submit(port: int, token: str, url: str) -> str:
-    """The id of a job whose end is told to `url`."""
-    asked = {"body": chat("hello"), "target": "echo", "deliver": {"url": url}}
-    return ask(port, "/api/jobs", token, asked)["job_id"]
+    """Submit a job whose end is sent to `url`; return its id."""
+    request = {"body": chat("hello"), "target": "echo", "deliver": {"url": url}}
+    return ask(port, "/api/jobs", token, request)["job_id"]
 
 
-def settled(port: int, token: str, job_id: str) -> bool | None:
-    """Whether the job's delivery is done."""
-    told = ask(port, f"/api/jobs/{job_id}/deliveries", token)["data"]
-    return bool(told and told[0]["state"] == "done") or None
+def is_delivered(port: int, token: str, job_id: str) -> bool | None:
+    """Return True if the delivery of the job is done; else None."""
+    rows = ask(port, f"/api/jobs/{job_id}/deliveries", token)["data"]
+    return bool(rows and rows[0]["state"] == "done") or None
 
 
-async def test_a_server_that_is_killed_after_the_post_sends_it_again_under_its_id(
+async def test_a_webhook_of_a_server_killed_after_the_post_is_repeated_under_its_id(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     port = free_port()
     async with WebhookReceiver() as receiver:
-        # given a server that is killed when its message is here, before it can write that down
+        # given a server that is killed after its webhook has arrived, before it can record that
         with served(environment, tmp_path, port) as server:
 
             async def kill(_: RecordedRequest) -> None:
@@ -56,17 +57,17 @@ async def test_a_server_that_is_killed_after_the_post_sends_it_again_under_its_i
             job_id = await asyncio.to_thread(submit, port, token, receiver.url)
             [first] = list(await receiver.received())
             await asyncio.to_thread(server.wait)
-        # when another one is started, and the lease of the first has run out
+        # when another server is started, and the lease of the first has expired
         with contextlib.closing(sqlite3.connect(tmp_path / "data" / "signoff.db", isolation_level=None)) as conn:
             assert conn.execute("UPDATE deliveries SET lease_until = 1 WHERE state = 'due'").rowcount == 1
         with served(environment, tmp_path, port):
-            # then the message comes again, the same
+            # then the same message arrives again
             second = (await receiver.received(2))[1]
             assert (message_id(second), second.body) == (message_id(first), first.body)
-            await until(lambda: asyncio.to_thread(settled, port, token, job_id))
+            await until(lambda: asyncio.to_thread(is_delivered, port, token, job_id))
 
 
-async def test_of_many_senders_on_one_database_one_sends_each_delivery(
+async def test_each_delivery_is_sent_by_only_one_of_many_processes(
     environment: dict[str, str], tmp_path: Path, postgres_url: str
 ) -> None:
     port, processes = free_port(), list[Any]()
@@ -79,9 +80,11 @@ async def test_of_many_senders_on_one_database_one_sends_each_delivery(
                 token = first_token(tmp_path)
                 jobs = [await asyncio.to_thread(submit, port, token, receiver.url) for _ in range(JOBS)]
                 for job_id in jobs:
-                    await until(lambda job_id=job_id: asyncio.to_thread(settled, port, token, job_id))
+                    await until(lambda job_id=job_id: asyncio.to_thread(is_delivered, port, token, job_id))
             finally:
                 for process in processes:
                     process.terminate()
                     process.wait()
-        assert Counter(message_id(got) for got in receiver.requests) == Counter(f"msg_{job_id}" for job_id in jobs)
+        assert Counter(message_id(request) for request in receiver.requests) == Counter(
+            f"msg_{job_id}" for job_id in jobs
+        )

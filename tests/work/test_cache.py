@@ -1,4 +1,4 @@
-"""The cache in front of everything: what is given again, to whom, and what never is."""
+"""The response cache: cache hits, the users they are shared with, and answers that are never cached."""
 
 from __future__ import annotations
 
@@ -24,65 +24,74 @@ from support.stores import together
 
 pytestmark = pytest.mark.anyio
 
-# What a door said: the status, the words of its answer, and what became of the cache.
-Said = tuple[int, str | None, str | None]
-Door = Callable[..., Awaitable[Said]]
+# The result of a request at a door: the status, the text of the answer and `x-signoff-cache`.
+DoorResult = tuple[int, str | None, str | None]
+Door = Callable[..., Awaitable[DoorResult]]
 CHAT = "/v1/chat/completions"
 
 
 async def ask(server: Live, token: str, path: str, body: Any, **headers: str) -> tuple[int, Any, str | None]:
-    """The status, the JSON, and `x-signoff-cache`."""
-    told = {"authorization": f"Bearer {token}"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    async with server.http.post(server.url + path, json=body, headers=told) as response:
+    """Send a request; return the status, the JSON and `x-signoff-cache`."""
+    all_headers = {"authorization": f"Bearer {token}"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    async with server.http.post(server.url + path, json=body, headers=all_headers) as response:
         return response.status, await response.json(), response.headers.get("x-signoff-cache")
 
 
-async def at_openai(server: Live, token: str, text: str = "hello", **headers: str) -> Said:
-    status, told, cache = await ask(server, token, CHAT, chat(text, "m", temperature=0), **headers)
-    return status, told["choices"][0]["message"]["content"] if status == 200 else None, cache
+async def at_openai(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer at the OpenAI chat endpoint."""
+    status, payload, cache = await ask(server, token, CHAT, chat(text, "m", temperature=0), **headers)
+    return status, payload["choices"][0]["message"]["content"] if status == 200 else None, cache
 
 
-async def at_predict(server: Live, token: str, text: str = "hello", **headers: str) -> Said:
-    status, told, cache = await ask(server, token, "/post/predict?id=m", chat(text, "m", temperature=0), **headers)
-    return status, told["choices"][0]["message"]["content"] if status == 200 else None, cache
+async def at_predict(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer at `/post/predict`."""
+    status, payload, cache = await ask(server, token, "/post/predict?id=m", chat(text, "m", temperature=0), **headers)
+    return status, payload["choices"][0]["message"]["content"] if status == 200 else None, cache
 
 
-async def at_cached(server: Live, token: str, text: str = "hello", **headers: str) -> Said:
-    status, told, cache = await ask(server, token, f"/api/openai{CHAT}", chat(text, "m"), **headers)
+async def at_cached(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer at the cached door."""
+    status, payload, cache = await ask(server, token, f"/api/openai{CHAT}", chat(text, "m"), **headers)
     if status != 200:
         return status, None, cache
-    assert told["cache_hit"] == (cache == "hit")
-    return status, told["response"], cache
+    assert payload["cache_hit"] == (cache == "hit")
+    return status, payload["response"], cache
 
 
-async def at_generate(server: Live, token: str, text: str = "hello", **headers: str) -> Said:
-    asked = {"meta": {"model": "m", "temperature": 0}, "content": text}
-    status, told, cache = await ask(server, token, "/generate", asked, **headers)
-    return status, told.get("content"), cache
+async def at_generate(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer at `/generate`."""
+    request = {"meta": {"model": "m", "temperature": 0}, "content": text}
+    status, payload, cache = await ask(server, token, "/generate", request, **headers)
+    return status, payload.get("content"), cache
 
 
-async def at_chat_completion(server: Live, token: str, text: str = "hello", **headers: str) -> Said:
-    asked = {"meta": {"model": "m", "temperature": 0}, "messages": chat(text)["messages"]}
-    status, told, cache = await ask(server, token, "/chat_completion", asked, **headers)
-    return status, told.get("content"), cache
+async def at_chat_completion(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer at `/chat_completion`."""
+    request = {"meta": {"model": "m", "temperature": 0}, "messages": chat(text)["messages"]}
+    status, payload, cache = await ask(server, token, "/chat_completion", request, **headers)
+    return status, payload.get("content"), cache
 
 
-async def at_native(server: Live, token: str, text: str = "hello", **headers: str) -> Said:
-    wanted = {"target": "m", "body": chat(text, "m", temperature=0)}
-    _, job, _ = await ask(server, token, "/api/jobs", wanted, **headers)
-    told = {"authorization": f"Bearer {token}"}
-    async with server.http.get(f"{server.url}/api/jobs/{job['job_id']}?wait=10", headers=told) as response:
+async def at_native(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer as a job at `/api/jobs`."""
+    request = {"target": "m", "body": chat(text, "m", temperature=0)}
+    _, job, _ = await ask(server, token, "/api/jobs", request, **headers)
+    auth_headers = {"authorization": f"Bearer {token}"}
+    async with server.http.get(f"{server.url}/api/jobs/{job['job_id']}?wait=10", headers=auth_headers) as response:
         job, cache = await response.json(), response.headers["x-signoff-cache"]
     assert job["cache"] == cache
-    said = job["response"]["choices"][0]["message"]["content"] if job["response"] else None
-    return (200 if job["status"] == "success" else job["error"]["status"]), said, cache
+    content = job["response"]["choices"][0]["message"]["content"] if job["response"] else None
+    return (200 if job["status"] == "success" else job["error"]["status"]), content, cache
 
 
-async def at_enqueue(server: Live, token: str, text: str = "hello", **headers: str) -> Said:
-    _, told, _ = await ask(server, token, "/enqueue", chat(text, "m", temperature=0), **headers)
-    job = await server.job_when(token, told["job_id"], lambda job: job["status"] in {"success", "fail"})
-    said = job["response"]["choices"][0]["message"]["content"] if job["response"] else None
-    return (200 if job["status"] == "success" else job["error"]["status"]), said, job["cache"]
+async def at_enqueue(server: Live, token: str, text: str = "hello", **headers: str) -> DoorResult:
+    """Request an answer as a job at `/enqueue`."""
+    _, payload, _ = await ask(server, token, "/enqueue", chat(text, "m", temperature=0), **headers)
+    job = await server.job_when(token, payload["job_id"], lambda job: job["status"] in {"success", "fail"})
+    content = job["response"]["choices"][0]["message"]["content"] if job["response"] else None
+    return (200 if job["status"] == "success" else job["error"]["status"]), content, job["cache"]
 
 
 DOORS: dict[str, Door] = {
@@ -96,19 +105,19 @@ DOORS: dict[str, Door] = {
 }
 
 
-HURRY_SECONDS = response_cache.LOOKUP_TIMEOUT_SECONDS
+DEFAULT_LOOKUP_TIMEOUT_SECONDS = response_cache.LOOKUP_TIMEOUT_SECONDS
 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that does much else at once makes no misses."""
+    """Raise the time limits of the cache, so that a busy machine causes no misses."""
     monkeypatch.setattr(response_cache, "LOOKUP_TIMEOUT_SECONDS", 60)
     monkeypatch.setattr(response_cache, "STORE_WAIT_SECONDS", 60)
 
 
 @pytest.fixture(params=["sql", "postgres", "redis", "memory"])
 def keeper(request: pytest.FixtureRequest, prefix: str) -> dict[str, Any]:
-    """Return the settings of a server with that cache."""
+    """Return the settings of a server with that kind of cache."""
     match request.param:
         case "postgres":
             return {"database_url": request.getfixturevalue("postgres_url")}
@@ -120,27 +129,27 @@ def keeper(request: pytest.FixtureRequest, prefix: str) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def serving(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[Live, NumberingModel]]:
-    """A server with the model `m`, whose answers are numbered. Nothing is held unless the model says so."""
+    """Yield a server and its model `m`, whose answers are numbered. Nothing is held unless the model says so."""
     async with NumberingModel() as upstream, live(tmp_path, **({"enqueue_review": "never"} | settings)) as server:
         await server.model("m", kind="openai", url=upstream.url)
         yield server, upstream
 
 
 async def held_job(server: Live, reviewer: str) -> dict[str, Any]:
-    """The one job that waits for a person."""
+    """Wait for the only held job and return it."""
 
-    async def look() -> dict[str, Any] | None:
+    async def find_held() -> dict[str, Any] | None:
         _, page = await server.ask("GET", "/api/jobs?status=human", reviewer)
         return page["data"][0] if page["data"] else None
 
-    return await until(look)
+    return await until(find_held)
 
 
-# Given again
+# Hits
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_every_door_gives_a_signed_off_answer_again(door: str, tmp_path: Path) -> None:
+async def test_every_door_repeats_a_signed_off_answer(door: str, tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         token = await server.token()
         assert await DOORS[door](server, token) == (200, "answer 1", "miss")
@@ -149,7 +158,9 @@ async def test_every_door_gives_a_signed_off_answer_again(door: str, tmp_path: P
         assert upstream.calls == 2
 
 
-async def test_every_keeper_gives_it_again_and_another_process_does(keeper: dict[str, Any], tmp_path: Path) -> None:
+async def test_every_cache_repeats_an_answer_and_shared_caches_do_in_another_process(
+    keeper: dict[str, Any], tmp_path: Path
+) -> None:
     async with serving(tmp_path, **keeper) as (server, upstream):
         token = await server.token()
         assert await at_openai(server, token) == (200, "answer 1", "miss")
@@ -162,7 +173,7 @@ async def test_every_keeper_gives_it_again_and_another_process_does(keeper: dict
         assert upstream.calls == (2 if is_shared else 3)
 
 
-async def test_doors_that_ask_the_same_have_one_answer(tmp_path: Path) -> None:
+async def test_equal_requests_at_different_doors_share_one_answer(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         token = await server.token()
         assert await at_openai(server, token) == (200, "answer 1", "miss")
@@ -174,7 +185,7 @@ async def test_doors_that_ask_the_same_have_one_answer(tmp_path: Path) -> None:
         assert upstream.calls == 1
 
 
-async def test_only_requests_without_chance_are_kept_unless_somebody_says_otherwise(tmp_path: Path) -> None:
+async def test_only_requests_with_temperature_zero_or_a_seed_are_cached_by_default(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         token = await server.token()
         for more in ({}, {"temperature": 0.7}, {"temperature": 1e-9}):
@@ -186,7 +197,7 @@ async def test_only_requests_without_chance_are_kept_unless_somebody_says_otherw
             assert upstream.calls == 7 + number
 
 
-async def test_a_model_rules_before_a_token_and_a_token_before_a_door(tmp_path: Path) -> None:
+async def test_the_cache_rule_of_a_model_precedes_that_of_a_token_and_that_of_a_door(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         user = await create_user(server.services, "rules@example.com", "user")
         plain, never, always = [
@@ -198,39 +209,39 @@ async def test_a_model_rules_before_a_token_and_a_token_before_a_door(tmp_path: 
         async def states(token: str, model: str, path: str = CHAT, **more: Any) -> list[str | None]:
             return [(await ask(server, token, path, chat(path + token, model, **more)))[2] for _ in range(2)]
 
-        kept, not_kept = ["miss", "hit"], ["bypass", "bypass"]
-        assert await states(plain, "m") == not_kept
-        assert await states(always, "m") == kept
-        assert await states(never, "m", temperature=0) == not_kept
-        assert await states(never, "m", f"/api/openai{CHAT}") == not_kept
-        assert await states(plain, "always") == await states(never, "always") == kept
-        assert await states(plain, "never", f"/api/openai{CHAT}") == await states(always, "never", seed=1) == not_kept
+        cached, bypassed = ["miss", "hit"], ["bypass", "bypass"]
+        assert await states(plain, "m") == bypassed
+        assert await states(always, "m") == cached
+        assert await states(never, "m", temperature=0) == bypassed
+        assert await states(never, "m", f"/api/openai{CHAT}") == bypassed
+        assert await states(plain, "always") == await states(never, "always") == cached
+        assert await states(plain, "never", f"/api/openai{CHAT}") == await states(always, "never", seed=1) == bypassed
 
 
-async def test_a_hit_is_a_job_that_took_nothing(tmp_path: Path) -> None:
+async def test_a_cache_hit_is_a_job_without_attempts_and_tokens(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, _):
         token = await server.token("admin")
         for _ in range(2):
             await at_openai(server, token)
 
-        async def both() -> list[dict[str, Any]] | None:
+        async def two_jobs() -> list[dict[str, Any]] | None:
             _, page = await server.ask("GET", "/api/jobs", token)
             return page["data"] if len(page["data"]) == 2 else None
 
-        hit, miss = await until(both)
+        hit, miss = await until(two_jobs)
         assert (miss["cache"], hit["cache"]) == ("miss", "hit")
         assert hit["cache_key"] == miss["cache_key"]
         assert hit["response"] == miss["response"]
         assert (hit["status"], hit["attempt"], hit["round"]) == ("success", 0, 0)
         _, events = await server.ask("GET", f"/api/jobs/{hit['job_id']}/events", token)
         assert [(event["verb"], event["data"]["moves"]) for event in events["data"]] == [("hit", ["hit"])]
-        kept = await server.services.store.jobs.get(hit["job_id"])
-        assert kept is not None
-        assert kept.usage is not None
-        assert kept.usage.total_tokens == 0
+        job = await server.services.store.jobs.get(hit["job_id"])
+        assert job is not None
+        assert job.usage is not None
+        assert job.usage.total_tokens == 0
 
 
-async def test_the_end_of_a_hit_is_told(tmp_path: Path) -> None:
+async def test_a_cache_hit_sends_its_webhook(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, webhook_allow=["127.0.0.1"]) as (server, _),
         WebhookReceiver() as receiver,
@@ -238,19 +249,19 @@ async def test_the_end_of_a_hit_is_told(tmp_path: Path) -> None:
         token = await server.token()
         await at_native(server, token)
         deliver = {"url": receiver.url, "secret": SECRET}
-        wanted = {"target": "m", "body": chat("hello", "m", temperature=0), "deliver": deliver}
-        status, job, cache = await ask(server, token, "/api/jobs", wanted)
+        request = {"target": "m", "body": chat("hello", "m", temperature=0), "deliver": deliver}
+        status, job, cache = await ask(server, token, "/api/jobs", request)
         assert (status, job["status"], cache) == (202, "success", "hit")
-        told = json.loads((await receiver.received())[0].body)
-        assert (told["type"], told["data"]["job_id"]) == ("job.succeeded", job["job_id"])
+        event = json.loads((await receiver.received())[0].body)
+        assert (event["type"], event["data"]["job_id"]) == ("job.succeeded", job["job_id"])
 
 
-async def test_a_job_for_later_asks_when_its_time_has_come(tmp_path: Path) -> None:
+async def test_a_job_with_a_later_due_time_is_not_answered_from_the_cache_at_once(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, _):
         token = await server.token()
         await at_native(server, token)
-        wanted = {"target": "m", "body": chat("hello", "m", temperature=0), "due_at": "2999-01-01T00:00:00Z"}
-        assert (await ask(server, token, "/api/jobs", wanted))[1]["status"] == "bot"
+        request = {"target": "m", "body": chat("hello", "m", temperature=0), "due_at": "2999-01-01T00:00:00Z"}
+        assert (await ask(server, token, "/api/jobs", request))[1]["status"] == "bot"
 
 
 # Streams
@@ -258,7 +269,7 @@ async def test_a_job_for_later_asks_when_its_time_has_come(tmp_path: Path) -> No
 
 @pytest.fixture
 async def official(tmp_path: Path) -> AsyncIterator[tuple[openai.AsyncOpenAI, NumberingModel]]:
-    """Yield the official client at a server, and the model behind it."""
+    """Yield the official client of a server, and the model behind it."""
     async with (
         serving(tmp_path) as (server, upstream),
         openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=await server.token(), max_retries=0) as client,
@@ -266,53 +277,55 @@ async def official(tmp_path: Path) -> AsyncIterator[tuple[openai.AsyncOpenAI, Nu
         yield client, upstream
 
 
-async def plainly(client: openai.AsyncOpenAI, text: str) -> tuple[str | None, int]:
-    """The words of a plain answer, and its tokens."""
-    told = await client.chat.completions.create(model="m", messages=[{"role": "user", "content": text}], temperature=0)
-    assert told.usage is not None
-    assert (told.object, told.choices[0].finish_reason) == ("chat.completion", "stop")
-    return told.choices[0].message.content, told.usage.total_tokens
+async def complete(client: openai.AsyncOpenAI, text: str) -> tuple[str | None, int]:
+    """Request a plain answer; return its text and its tokens."""
+    completion = await client.chat.completions.create(
+        model="m", messages=[{"role": "user", "content": text}], temperature=0
+    )
+    assert completion.usage is not None
+    assert (completion.object, completion.choices[0].finish_reason) == ("chat.completion", "stop")
+    return completion.choices[0].message.content, completion.usage.total_tokens
 
 
-async def streamed(client: openai.AsyncOpenAI, text: str, *, usage: bool) -> tuple[str, int | None]:
-    """The words of a streamed answer, and its tokens where they were asked for."""
-    words, tokens, ends = "", None, list[str]()
+async def complete_streamed(client: openai.AsyncOpenAI, text: str, *, usage: bool) -> tuple[str, int | None]:
+    """Request a streamed answer; return its text and, with `usage`, its tokens."""
+    content, tokens, finish_reasons = "", None, list[str]()
     more: dict[str, Any] = {"stream_options": {"include_usage": True}} if usage else {}
     async for chunk in await client.chat.completions.create(
         model="m", messages=[{"role": "user", "content": text}], temperature=0, stream=True, **more
     ):
         assert chunk.object == "chat.completion.chunk"
         for choice in chunk.choices:
-            words += choice.delta.content or ""
-            ends += [choice.finish_reason] if choice.finish_reason else []
+            content += choice.delta.content or ""
+            finish_reasons += [choice.finish_reason] if choice.finish_reason else []
         tokens = chunk.usage.total_tokens if chunk.usage else tokens
-    assert ends == ["stop"]
-    return words, tokens
+    assert finish_reasons == ["stop"]
+    return content, tokens
 
 
-async def test_a_plain_answer_is_given_again_as_a_stream(official: tuple[openai.AsyncOpenAI, NumberingModel]) -> None:
+async def test_a_plain_answer_is_repeated_as_a_stream(official: tuple[openai.AsyncOpenAI, NumberingModel]) -> None:
     client, upstream = official
-    assert await plainly(client, "hello") == ("answer 1", 7)
-    assert await streamed(client, "hello", usage=True) == ("answer 1", 7)
-    assert await streamed(client, "hello", usage=False) == ("answer 1", None)
+    assert await complete(client, "hello") == ("answer 1", 7)
+    assert await complete_streamed(client, "hello", usage=True) == ("answer 1", 7)
+    assert await complete_streamed(client, "hello", usage=False) == ("answer 1", None)
     assert upstream.calls == 1
 
 
 @pytest.mark.parametrize("usage", [True, False])
-async def test_a_streamed_answer_is_given_again_plainly_with_its_tokens(
+async def test_a_streamed_answer_is_repeated_as_a_plain_one_with_its_tokens(
     official: tuple[openai.AsyncOpenAI, NumberingModel], usage: bool
 ) -> None:
     client, upstream = official
-    first = await streamed(client, "hello", usage=usage)
+    first = await complete_streamed(client, "hello", usage=usage)
     assert first == ("answer 1", 7 if usage else None)
-    words, tokens = await plainly(client, "hello")
-    assert words == "answer 1"
+    content, tokens = await complete(client, "hello")
+    assert content == "answer 1"
     assert tokens == 7 if usage else tokens > 0
-    assert (await streamed(client, "hello", usage=True))[0] == "answer 1"
+    assert (await complete_streamed(client, "hello", usage=True))[0] == "answer 1"
     assert upstream.calls == 1
 
 
-async def test_a_stream_that_is_given_again_has_the_form_of_a_stream(tmp_path: Path) -> None:
+async def test_a_stream_from_the_cache_is_a_valid_event_stream(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         token = await server.token()
         headers = {"authorization": f"Bearer {token}"}
@@ -328,7 +341,7 @@ async def test_a_stream_that_is_given_again_has_the_form_of_a_stream(tmp_path: P
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses", "/v1/edits"])
-async def test_other_endpoints_are_kept_each_for_itself(path: str, tmp_path: Path) -> None:
+async def test_answers_of_other_endpoints_are_cached_separately(path: str, tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         token = await server.token()
         body = {"model": "m", "prompt": "x", "input": "x", "instruction": "x", "temperature": 0}
@@ -342,7 +355,7 @@ async def test_other_endpoints_are_kept_each_for_itself(path: str, tmp_path: Pat
         assert upstream.calls == 1
 
 
-async def test_a_stream_that_was_cut_is_not_kept(tmp_path: Path) -> None:
+async def test_an_incomplete_stream_is_not_cached(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
         for stream in (True, False):
@@ -356,21 +369,21 @@ async def test_a_stream_that_was_cut_is_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_an_error_is_not_kept(door: str, tmp_path: Path) -> None:
+async def test_an_error_is_not_cached(door: str, tmp_path: Path) -> None:
     async with serving(tmp_path, later_attempts=1, now_attempts=1) as (server, upstream):
         token = await server.token()
         upstream.status = 500
-        status, said, _ = await DOORS[door](server, token)
-        assert (status, said, upstream.calls) == (500, None, 1)
+        status, content, _ = await DOORS[door](server, token)
+        assert (status, content, upstream.calls) == (500, None, 1)
         upstream.status = 200
         assert await DOORS[door](server, token) == (200, "answer 2", "miss")
 
 
-# To whom
+# Users
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_no_user_ever_sees_another_users_answer(door: str, tmp_path: Path) -> None:
+async def test_a_user_never_gets_another_users_answer(door: str, tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, _):
         ann, bob = await server.token(email="ann@example.com"), await server.token(email="bob@example.com")
         admin = await server.token("admin")
@@ -381,7 +394,7 @@ async def test_no_user_ever_sees_another_users_answer(door: str, tmp_path: Path)
         assert await DOORS[door](server, bob) == (200, "answer 2", "hit")
 
 
-async def test_with_no_keeper_does_a_user_see_anothers_answer(keeper: dict[str, Any], tmp_path: Path) -> None:
+async def test_no_kind_of_cache_gives_a_user_another_users_answer(keeper: dict[str, Any], tmp_path: Path) -> None:
     async with serving(tmp_path, **keeper) as (server, _):
         ann, bob = await server.token(email="ann@example.com"), await server.token(email="bob@example.com")
         for door in (at_cached, at_openai):
@@ -391,20 +404,20 @@ async def test_with_no_keeper_does_a_user_see_anothers_answer(keeper: dict[str, 
             assert ours[1] != theirs[1]
             assert await door(server, bob) == (200, theirs[1], "hit")
         body = chat("hello", "m")
-        for token, said in ((ann, "answer 1"), (bob, "answer 2")):
-            _, found, _ = await ask(server, token, f"/api/cache{CHAT}", body)
-            assert found == [{"response": said, "cache_hit": True}]
+        for token, content in ((ann, "answer 1"), (bob, "answer 2")):
+            _, entries, _ = await ask(server, token, f"/api/cache{CHAT}", body)
+            assert entries == [{"response": content, "cache_hit": True}]
         stranger = await server.token(email="eve@example.com")
         assert (await ask(server, stranger, f"/api/cache{CHAT}", body))[1] == []
 
 
-async def test_where_an_admin_shares_it_all_users_have_one_answer(keeper: dict[str, Any], tmp_path: Path) -> None:
+async def test_with_a_shared_cache_all_users_get_one_answer(keeper: dict[str, Any], tmp_path: Path) -> None:
     async with serving(tmp_path, cache_shared=True, **keeper) as (server, upstream):
         ann, bob = await server.token(email="ann@example.com"), await server.token(email="bob@example.com")
         assert await at_cached(server, ann) == (200, "answer 1", "miss")
         assert await at_cached(server, bob) == (200, "answer 1", "hit")
         assert upstream.calls == 1
-        # a member that is named twice means what its reader makes of it: nobody puts words into another's answers
+        # Parsers differ on a repeated member, so such a request must not store an answer that others could get.
         twice = (
             '{"model":"m","messages":[{"role":"user","content":"evil"}],"messages":[{"role":"user","content":"kind"}]}'
         )
@@ -414,7 +427,7 @@ async def test_where_an_admin_shares_it_all_users_have_one_answer(keeper: dict[s
         assert await at_cached(server, bob, "kind") == (200, "answer 3", "miss")
 
 
-async def test_what_one_server_shared_is_nobodys_once_it_is_not(tmp_path: Path) -> None:
+async def test_answers_of_a_shared_cache_are_not_used_once_it_is_private(tmp_path: Path) -> None:
     async with serving(tmp_path, cache_shared=True) as (server, upstream):
         ann, bob = await server.token(email="ann@example.com"), await server.token(email="bob@example.com")
         await at_cached(server, ann)
@@ -423,60 +436,62 @@ async def test_what_one_server_shared_is_nobodys_once_it_is_not(tmp_path: Path) 
         assert upstream.calls == 2
 
 
-# What never is
+# Answers that are not repeated
 
 
-async def test_what_is_held_or_refused_is_never_given(tmp_path: Path) -> None:
+async def test_held_and_rejected_answers_are_never_served_from_the_cache(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         await server.model("m", kind="openai", url=upstream.url, review="always")
         token, reviewer = await server.token(), await server.token("reviewer")
         for number, verdict in enumerate(["fail", "cancel", None], 1):
-            asking = asyncio.ensure_future(at_cached(server, token, prefer="wait=1" if verdict is None else "wait=30"))
+            task = asyncio.ensure_future(at_cached(server, token, prefer="wait=1" if verdict is None else "wait=30"))
             job = await held_job(server, reviewer)
-            # while it is held nobody finds it
+            # a held answer is not in the cache
             assert (await ask(server, token, f"/api/cache{CHAT}", chat("hello", "m")))[1] == []
             assert (await ask(server, reviewer, f"/api/cache{CHAT}", chat("hello", "m")))[1] == []
             if verdict == "cancel":
                 assert (await server.ask("DELETE", f"/api/jobs/{job['job_id']}", token))[0] == 200
             elif verdict is not None:
                 await server.ask("POST", "/reviewJob", reviewer, json={"id": job["job_id"], "status": verdict})
-            status, said, _ = await asking
-            assert (status in {403, 409, 504}, said) == (True, None)
-            # nor after it was refused, or while it still waits
+            status, content, _ = await task
+            assert (status in {403, 409, 504}, content) == (True, None)
+            # and neither is one that was rejected, cancelled or is still held
             assert (await ask(server, token, f"/api/cache{CHAT}", chat("hello", "m")))[1] == []
             assert upstream.calls == number
         assert (await server.ask("GET", "/api/cache", await server.token("admin")))[1]["entries"] == 0
 
 
 @pytest.mark.parametrize("edited", [None, "a person's words"])
-async def test_what_a_person_signed_off_is_given_again_as_it_left(edited: str | None, tmp_path: Path) -> None:
+async def test_an_answer_that_a_reviewer_approved_is_repeated_as_it_was_sent(
+    edited: str | None, tmp_path: Path
+) -> None:
     async with serving(tmp_path) as (server, upstream):
         await server.model("m", kind="openai", url=upstream.url, review="always")
         token, reviewer = await server.token(), await server.token("reviewer")
         for door in (at_openai, at_native):
-            asking = asyncio.ensure_future(door(server, token, door.__name__))
+            task = asyncio.ensure_future(door(server, token, door.__name__))
             job = await held_job(server, reviewer)
             words = {} if edited is None else {"response": edited}
             review = {"id": job["job_id"], "status": "success"} | words
             assert (await server.ask("POST", "/reviewJob", reviewer, json=review))[0] == 200
             number = upstream.calls
-            said = f"answer {number}" if edited is None else edited
+            content = f"answer {number}" if edited is None else edited
             if door is at_openai or edited is None:
-                assert await asking == (200, said, "miss")
-                assert await door(server, token, door.__name__) == (200, said, "hit")
-            else:  # the native door shows what stands there
+                assert await task == (200, content, "miss")
+                assert await door(server, token, door.__name__) == (200, content, "hit")
+            else:  # the native door returns the edited response unchanged
                 with contextlib.suppress(TypeError):
-                    await asking
-                wanted = {"target": "m", "body": chat("at_native", "m", temperature=0)}
-                assert (await ask(server, token, "/api/jobs", wanted))[1]["response"] == edited
+                    await task
+                request = {"target": "m", "body": chat("at_native", "m", temperature=0)}
+                assert (await ask(server, token, "/api/jobs", request))[1]["response"] == edited
             assert upstream.calls == number
 
 
-async def test_what_a_reviewer_asked_instead_is_no_answer_to_what_was_asked(tmp_path: Path) -> None:
+async def test_the_answer_to_a_reviewers_edited_request_is_not_cached(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         await server.model("m", kind="openai", url=upstream.url, review="always")
         token, reviewer = await server.token(), await server.token("reviewer")
-        asking = asyncio.ensure_future(at_openai(server, token))
+        task = asyncio.ensure_future(at_openai(server, token))
         first = await held_job(server, reviewer)
         redo = {"id": first["job_id"], "status": "bot", "payload": chat("other", "m", temperature=0)}
         assert (await server.ask("POST", "/reviewJob", reviewer, json=redo))[0] == 200
@@ -484,23 +499,23 @@ async def test_what_a_reviewer_asked_instead_is_no_answer_to_what_was_asked(tmp_
             reviewer, first["job_id"], lambda job: job["status"] == "human" and job["round"] == 2
         )
         await server.ask("POST", "/reviewJob", reviewer, json={"id": again["job_id"], "status": "success"})
-        assert (await asking)[:2] == (200, "answer 2")
+        assert (await task)[:2] == (200, "answer 2")
         assert (await server.ask("GET", f"/api/jobs/{first['job_id']}", token))[1]["cache"] == "bypass"
         for text in ("hello", "other"):
             body = chat(text, "m", temperature=0)
             assert (await ask(server, token, f"/api/cache{CHAT}", body))[1] == []
 
 
-async def test_asked_again_unchanged_it_is_the_last_answer_that_is_kept(tmp_path: Path) -> None:
+async def test_after_an_unchanged_second_round_its_answer_is_cached(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         await server.model("m", kind="openai", url=upstream.url, review="always")
         token, reviewer = await server.token(), await server.token("reviewer")
-        asking = asyncio.ensure_future(at_openai(server, token))
+        task = asyncio.ensure_future(at_openai(server, token))
         job_id = (await held_job(server, reviewer))["job_id"]
         await server.ask("POST", "/reviewJob", reviewer, json={"id": job_id, "status": "bot"})
         await server.job_when(reviewer, job_id, lambda job: job["status"] == "human" and job["round"] == 2)
         await server.ask("POST", "/reviewJob", reviewer, json={"id": job_id, "status": "success"})
-        assert await asking == (200, "answer 2", "miss")
+        assert await task == (200, "answer 2", "miss")
         assert await at_openai(server, token) == (200, "answer 2", "hit")
 
 
@@ -511,10 +526,10 @@ async def test_a_stricter_policy_is_not_bypassed_by_an_old_entry(door: Door, tmp
         await door(server, token)
         assert (await door(server, token))[2] == "hit"
         await server.model("m", kind="openai", url=upstream.url, review="always")
-        status, said, _ = await door(server, token, prefer="wait=0")
-        assert (status, said) == (504, None)
+        status, content, _ = await door(server, token, prefer="wait=0")
+        assert (status, content) == (504, None)
         assert (await held_job(server, reviewer))["status"] == "human"
-        # and when it is as it was, so are its answers
+        # once the model is as it was, its entries are valid again
         await server.model("m", kind="openai", url=upstream.url)
         assert await door(server, token) == (200, "answer 1", "hit")
 
@@ -524,11 +539,11 @@ async def test_a_stricter_door_is_not_bypassed_by_an_old_entry(tmp_path: Path) -
         token = await server.token()
         await at_enqueue(server, token)
         async with live(tmp_path, enqueue_review="always") as strict:
-            _, told, _ = await ask(strict, token, "/enqueue", chat("hello", "m", temperature=0))
-            await strict.job_when(token, told["job_id"], lambda job: job["status"] == "human")
+            _, payload, _ = await ask(strict, token, "/enqueue", chat("hello", "m", temperature=0))
+            await strict.job_when(token, payload["job_id"], lambda job: job["status"] == "human")
 
 
-async def test_another_undo_or_deadline_is_another_policy(tmp_path: Path) -> None:
+async def test_answers_are_not_shared_between_different_undo_times_or_deadlines(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, _):
         token = await server.token()
         await at_cached(server, token)
@@ -540,35 +555,35 @@ async def test_another_undo_or_deadline_is_another_policy(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "change", [{"url": "other"}, {"upstream_model": "better"}, {"attempts": 2}], ids=lambda change: next(iter(change))
 )
-async def test_a_changed_model_does_not_give_its_old_answers(change: dict[str, Any], tmp_path: Path) -> None:
+async def test_a_changed_model_does_not_repeat_its_old_answers(change: dict[str, Any], tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream), NumberingModel("other") as other:
         token, admin = await server.token(), await server.token("admin")
         assert await at_cached(server, token) == (200, "answer 1", "miss")
-        told = {"url": other.url} if "url" in change else change
-        assert (await server.ask("PATCH", "/api/models/m", admin, json=told))[0] == 200
-        said = "other 1" if "url" in change else "answer 2"
+        fields = {"url": other.url} if "url" in change else change
+        assert (await server.ask("PATCH", "/api/models/m", admin, json=fields))[0] == 200
+        content = "other 1" if "url" in change else "answer 2"
         assert (await ask(server, token, f"/api/cache{CHAT}", chat("hello", "m")))[1] == []
-        assert await at_cached(server, token) == (200, said, "miss")
+        assert await at_cached(server, token) == (200, content, "miss")
         assert upstream.calls + other.calls == 2
 
 
 @pytest.mark.parametrize("door", [at_cached, at_native])
-async def test_an_answer_of_a_model_that_was_changed_meanwhile_is_not_kept(door: Door, tmp_path: Path) -> None:
+async def test_an_answer_of_a_model_that_was_changed_meanwhile_is_not_cached(door: Door, tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream), NumberingModel("other") as other:
         token = await server.token()
         upstream.gate.clear()
-        asking = asyncio.ensure_future(door(server, token))
+        task = asyncio.ensure_future(door(server, token))
         await upstream.received()
         await register_model(server.services, Model(name="m", kind="openai", url=other.url))
         upstream.gate.set()
-        assert await asking == (200, "answer 1", "bypass")
+        assert await task == (200, "answer 1", "bypass")
         assert await door(server, token) == (200, "other 1", "miss")
-        # as it was, it has no answers of the time between
+        # once the model is as it was, the answer from the time of the change is not in the cache
         await register_model(server.services, Model(name="m", kind="openai", url=upstream.url))
         assert await door(server, token) == (200, "answer 2", "miss")
 
 
-async def test_an_admins_try_of_a_model_is_neither_kept_nor_given_again(tmp_path: Path) -> None:
+async def test_an_admins_test_request_does_not_use_the_cache(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         await server.model("m", kind="openai", url=upstream.url, cache="always")
         admin = await server.token("admin")
@@ -577,7 +592,7 @@ async def test_an_admins_try_of_a_model_is_neither_kept_nor_given_again(tmp_path
         assert upstream.calls == 2
 
 
-# What the caller says
+# Cache-Control
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -595,33 +610,33 @@ async def test_cache_control_is_obeyed_on_every_door(door: str, tmp_path: Path) 
         assert upstream.calls == 5
 
 
-async def test_an_answer_may_be_too_old(keeper: dict[str, Any], tmp_path: Path) -> None:
+async def test_an_answer_older_than_max_age_is_a_miss(keeper: dict[str, Any], tmp_path: Path) -> None:
     async with serving(tmp_path, **keeper) as (server, _):
         token = await server.token()
         await at_cached(server, token)
 
-        async def aged() -> bool | None:
+        async def is_too_old() -> bool | None:
             return (await at_cached(server, token, cache_control="max-age=1"))[2] == "miss" or None
 
-        await until(aged)
+        await until(is_too_old)
         assert (await at_cached(server, token, cache_control="max-age=60"))[1] == "answer 2"
 
 
-async def test_after_its_time_it_is_gone(keeper: dict[str, Any], tmp_path: Path) -> None:
+async def test_an_answer_is_gone_after_its_time_to_live(keeper: dict[str, Any], tmp_path: Path) -> None:
     async with serving(tmp_path, cache_ttl_seconds=0.5, **keeper) as (server, upstream):
         token = await server.token()
         await at_cached(server, token)
 
-        async def gone() -> bool | None:
-            _, found, _ = await ask(server, token, f"/api/cache{CHAT}", chat("hello", "m"))
-            return found == [] or None
+        async def is_gone() -> bool | None:
+            _, entries, _ = await ask(server, token, f"/api/cache{CHAT}", chat("hello", "m"))
+            return entries == [] or None
 
-        await until(gone)
+        await until(is_gone)
         assert (await at_cached(server, token))[1:] == ("answer 2", "miss")
         assert upstream.calls == 2
 
 
-async def test_a_server_without_a_cache_asks_each_time(tmp_path: Path) -> None:
+async def test_a_server_without_a_cache_calls_the_model_each_time(tmp_path: Path) -> None:
     async with serving(tmp_path, cache="none") as (server, upstream):
         token = await server.token("admin")
         for number in (1, 2):
@@ -632,10 +647,10 @@ async def test_a_server_without_a_cache_asks_each_time(tmp_path: Path) -> None:
         assert upstream.calls == 2
 
 
-# Names of requests
+# Idempotency keys and ids
 
 
-async def test_a_key_stands_for_its_job_whatever_the_cache_has(tmp_path: Path) -> None:
+async def test_an_idempotency_key_precedes_the_cache(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         token = await server.token()
         await at_cached(server, token)
@@ -647,9 +662,9 @@ async def test_a_key_stands_for_its_job_whatever_the_cache_has(tmp_path: Path) -
                 ids.append(response.headers["x-signoff-job"])
                 assert (await response.json())["response"] == "answer 1"
         assert len(set(ids)) == 1
-        status, told, _ = await ask(server, token, f"/api/openai{CHAT}", chat("other", "m"), idempotency_key="k")
-        assert (status, told["code"]) == (422, "idempotency_key_reused")
-        # and a key that stands for a job which goes on joins that one
+        status, payload, _ = await ask(server, token, f"/api/openai{CHAT}", chat("other", "m"), idempotency_key="k")
+        assert (status, payload["code"]) == (422, "idempotency_key_reused")
+        # and a key of an unfinished job joins that job
         upstream.gate.clear()
         first = asyncio.ensure_future(at_cached(server, token, "new", idempotency_key="l", cache_control="no-cache"))
         await upstream.received(2)
@@ -658,49 +673,51 @@ async def test_a_key_stands_for_its_job_whatever_the_cache_has(tmp_path: Path) -
         assert await first == await second == (200, "answer 2", "miss")
 
 
-async def test_a_callers_own_id_is_one_job_whatever_the_cache_has(tmp_path: Path) -> None:
+async def test_a_client_id_precedes_the_cache(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, _):
         token = await server.token()
         await at_generate(server, token)
-        asked = {"job_id": "mine", "meta": {"model": "m", "temperature": 0}, "content": "hello"}
+        request = {"job_id": "mine", "meta": {"model": "m", "temperature": 0}, "content": "hello"}
         for _ in range(2):
-            assert await ask(server, token, "/generate", asked) == (200, {"content": "answer 1"}, "hit")
+            assert await ask(server, token, "/generate", request) == (200, {"content": "answer 1"}, "hit")
         assert (await server.ask("GET", "/check_status?job_id=mine", token))[1]["job_status"] == "completed"
         assert (await server.ask("GET", "/api/jobs", token))[1]["total"] == 2
-        assert (await ask(server, token, "/generate", asked | {"content": "other"}))[0] == 409
+        assert (await ask(server, token, "/generate", request | {"content": "other"}))[0] == 409
 
 
-async def test_a_job_that_is_asked_again_is_asked_and_replaces_the_old_answer(tmp_path: Path) -> None:
+async def test_a_retried_job_calls_the_model_and_replaces_the_cached_answer(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, _):
         token = await server.token()
         await at_native(server, token)
         _, page = await server.ask("GET", "/api/jobs", token)
         _, again = await server.ask("POST", f"/api/jobs/{page['data'][0]['job_id']}/retry", token)
-        done = await server.job_when(token, again["job_id"], lambda job: job["status"] == "success")
-        assert done["response"]["choices"][0]["message"]["content"] == "answer 2"
+        ended = await server.job_when(token, again["job_id"], lambda job: job["status"] == "success")
+        assert ended["response"]["choices"][0]["message"]["content"] == "answer 2"
         assert await at_native(server, token) == (200, "answer 2", "hit")
 
 
-# Many, and large ones
+# Load and size
 
 
-async def test_a_hundred_of_the_same_at_once_are_all_answered_and_one_is_kept(tmp_path: Path) -> None:
+async def test_a_hundred_equal_requests_at_once_are_answered_and_one_entry_per_user_is_cached(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         ann, bob = await server.token(email="ann@example.com"), await server.token(email="bob@example.com")
-        said = await together(at_cached(server, token) for token in [ann, bob] * 50)
-        assert {status for status, _, _ in said} == {200}
-        anns, bobs = {words for _, words, _ in said[::2]}, {words for _, words, _ in said[1::2]}
+        results = await together(at_cached(server, token) for token in [ann, bob] * 50)
+        assert {status for status, _, _ in results} == {200}
+        anns, bobs = {content for _, content, _ in results[::2]}, {content for _, content, _ in results[1::2]}
         assert not anns & bobs
-        asked = upstream.calls
-        again = await together(at_cached(server, token) for token in [ann, bob] * 50)
-        assert {cache for _, _, cache in again} == {"hit"}
-        assert len({words for _, words, _ in again[::2]}) == len({words for _, words, _ in again[1::2]}) == 1
-        assert {words for _, words, _ in again[::2]} <= anns
-        assert upstream.calls == asked
+        calls = upstream.calls
+        repeated = await together(at_cached(server, token) for token in [ann, bob] * 50)
+        assert {cache for _, _, cache in repeated} == {"hit"}
+        assert (
+            len({content for _, content, _ in repeated[::2]}) == len({content for _, content, _ in repeated[1::2]}) == 1
+        )
+        assert {content for _, content, _ in repeated[::2]} <= anns
+        assert upstream.calls == calls
         assert (await server.ask("GET", "/api/cache", ann))[1]["entries"] == 1
 
 
-async def test_an_answer_of_a_megabyte_is_given_again_whole(keeper: dict[str, Any], tmp_path: Path) -> None:
+async def test_an_answer_of_a_megabyte_is_repeated_whole(keeper: dict[str, Any], tmp_path: Path) -> None:
     async with serving(tmp_path, **keeper) as (server, upstream):
         upstream.padding = 1024 * 1024
         token = await server.token()
@@ -731,7 +748,7 @@ async def test_an_answer_of_a_megabyte_is_given_again_whole(keeper: dict[str, An
         b'{"model":"m","n":' + b"9" * 5000 + b"}",
     ],
 )
-async def test_hostile_bodies_are_answered_and_break_nothing(body: bytes, tmp_path: Path) -> None:
+async def test_malformed_bodies_are_answered_and_do_no_harm(body: bytes, tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, _):
         token = await server.token()
         for path in (f"/api/openai{CHAT}", f"/api/cache{CHAT}", CHAT):
@@ -742,36 +759,38 @@ async def test_hostile_bodies_are_answered_and_break_nothing(body: bytes, tmp_pa
         assert (await at_cached(server, token))[0] == 200
 
 
-# When it is away
+# Outages of the cache
 
 
 @pytest.fixture
 async def wire(redis_url: str) -> AsyncIterator[TcpProxy]:
-    """A way to Redis that can be cut."""
+    """Yield a proxy in front of Redis, whose connections can be cut."""
     async with TcpProxy(redis_url) as proxy:
         yield proxy
 
 
-async def test_while_redis_is_away_models_are_asked_and_it_heals(tmp_path: Path, wire: TcpProxy, prefix: str) -> None:
+async def test_while_redis_is_down_models_are_called_and_the_cache_recovers(
+    tmp_path: Path, wire: TcpProxy, prefix: str
+) -> None:
     async with serving(tmp_path, cache="redis", redis_url=wire.url, redis_prefix=prefix) as (server, upstream):
         token = await server.token()
         await at_cached(server, token, "before")
-        # when it is gone: what this process has at hand is given, all else is asked
+        # when Redis is down, the process's own copies are served and the model is called for all else
         await wire.shut()
         assert (await at_cached(server, token, "before"))[2] == "hit"
-        said = await together(at_cached(server, token, f"while {number}") for number in range(20))
-        assert {(status, cache) for status, _, cache in said} == {(200, "miss")}
+        results = await together(at_cached(server, token, f"while {number}") for number in range(20))
+        assert {(status, cache) for status, _, cache in results} == {(200, "miss")}
         assert await ask(server, token, f"/api/cache{CHAT}", chat("nobody", "m")) == (200, [], None)
         assert (await server.ask("GET", "/health/ready"))[0] == 200
-        status, told = await server.ask("DELETE", "/api/cache", token)
-        assert (status, told["code"]) == (503, "overloaded")
-        # then it is used again soon after it has come back
+        status, payload = await server.ask("DELETE", "/api/cache", token)
+        assert (status, payload["code"]) == (503, "overloaded")
+        # then it is used again soon after it is back
         await wire.open()
 
         async def is_back() -> bool | None:
             await at_cached(server, token, "after", cache_control="no-cache")
-            status, told = await server.ask("GET", "/api/cache", token)
-            return (status == 200 and told["entries"] > 1) or None
+            status, payload = await server.ask("GET", "/api/cache", token)
+            return (status == 200 and payload["entries"] > 1) or None
 
         await until(is_back)
         async with live(tmp_path, cache="redis", redis_url=wire.url, redis_prefix=prefix) as other:
@@ -779,17 +798,17 @@ async def test_while_redis_is_away_models_are_asked_and_it_heals(tmp_path: Path,
         assert upstream.calls >= 22
 
 
-async def test_a_silent_redis_holds_up_nobody_for_long(
+async def test_an_unresponsive_redis_delays_requests_only_briefly(
     tmp_path: Path, wire: TcpProxy, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(response_cache, "LOOKUP_TIMEOUT_SECONDS", HURRY_SECONDS)
+    monkeypatch.setattr(response_cache, "LOOKUP_TIMEOUT_SECONDS", DEFAULT_LOOKUP_TIMEOUT_SECONDS)
     async with serving(tmp_path, cache="redis", redis_url=wire.url, redis_prefix=prefix) as (server, _):
         token = await server.token()
         await at_openai(server, token, "before")
         wire.block()
         async with asyncio.timeout(60):
-            said = await together(at_openai(server, token, f"while {number}") for number in range(50))
-        assert {(status, cache) for status, _, cache in said} == {(200, "miss")}
+            results = await together(at_openai(server, token, f"while {number}") for number in range(50))
+        assert {(status, cache) for status, _, cache in results} == {(200, "miss")}
         wire.unblock()
 
         async def is_back() -> bool | None:
@@ -800,7 +819,7 @@ async def test_a_silent_redis_holds_up_nobody_for_long(
         await until(is_back)
 
 
-async def test_a_redis_that_was_emptied_is_an_empty_cache(tmp_path: Path, redis_url: str, prefix: str) -> None:
+async def test_after_redis_was_flushed_the_cache_is_empty(tmp_path: Path, redis_url: str, prefix: str) -> None:
     from redis.asyncio import Redis
 
     settings = {"cache": "redis", "redis_url": redis_url, "redis_prefix": prefix}
@@ -815,18 +834,20 @@ async def test_a_redis_that_was_emptied_is_an_empty_cache(tmp_path: Path, redis_
             assert (await at_cached(other, token))[1:] == ("answer 2", "hit")
 
 
-# Forgetting
+# Deletion
 
 
 @pytest.fixture(params=["sql", "redis"])
 def shared(request: pytest.FixtureRequest, prefix: str) -> dict[str, Any]:
-    """Return the settings of a cache that processes have together."""
+    """Return the settings of a cache that several processes share."""
     if request.param == "sql":
         return {}
     return {"cache": "redis", "redis_url": request.getfixturevalue("redis_url"), "redis_prefix": prefix}
 
 
-async def test_a_user_forgets_their_own_and_an_admin_anybodys(shared: dict[str, Any], tmp_path: Path) -> None:
+async def test_a_user_deletes_their_own_entries_and_an_admin_those_of_any_user(
+    shared: dict[str, Any], tmp_path: Path
+) -> None:
     async with serving(tmp_path, **shared) as (server, upstream):
         await server.model("n", kind="openai", url=upstream.url)
         ann, bob = await server.token(email="ann@example.com"), await server.token(email="bob@example.com")
@@ -846,11 +867,11 @@ async def test_a_user_forgets_their_own_and_an_admin_anybodys(shared: dict[str, 
         job = await until(all_written)
         key = job["cache_key"]
 
-        # others' are out of reach
+        # a user cannot delete or count the entries of others
         assert (await server.ask("DELETE", "/api/cache?user=ann@example.com", bob))[0] == 403
         assert (await server.ask("GET", "/api/cache?user=ann@example.com", bob))[0] == 403
         assert (await server.ask("DELETE", f"/api/cache?key={key}", bob)) == (200, {"deleted": 0})
-        # one, some, all
+        # delete one entry, some entries, all entries
         assert (await server.ask("DELETE", f"/api/cache?key={key}", ann)) == (200, {"deleted": 1})
         assert (await server.ask("DELETE", "/api/cache/", bob)) == (200, {"deleted": 2})
         assert (await server.ask("DELETE", "/api/cache?model=n", admin)) == (200, {"deleted": 0})
@@ -863,12 +884,12 @@ async def test_a_user_forgets_their_own_and_an_admin_anybodys(shared: dict[str, 
 
         for token in (ann, bob, admin):
             assert (await at_cached(server, token, "one"))[2] == "miss"
-        # the jobs stay as they are
+        # the jobs are unchanged
         assert (await server.ask("GET", "/api/jobs", admin))[1]["total"] >= jobs
         assert (await server.ask("GET", f"/api/jobs/{job['job_id']}", ann))[1]["response"]
 
 
-async def test_who_forgets_their_own_leaves_all_others_theirs(keeper: dict[str, Any], tmp_path: Path) -> None:
+async def test_deleting_ones_own_entries_leaves_those_of_others(keeper: dict[str, Any], tmp_path: Path) -> None:
     async with serving(tmp_path, **keeper) as (server, _):
         ann, bob = await server.token(email="ann@example.com"), await server.token(email="bob@example.com")
         await at_cached(server, ann)
@@ -879,12 +900,12 @@ async def test_who_forgets_their_own_leaves_all_others_theirs(keeper: dict[str, 
         assert [(await at_cached(server, token))[2] for token in (ann, bob)] == ["hit", "miss"]
 
 
-async def test_what_is_deleted_is_forgotten_by_every_process(keeper: dict[str, Any], tmp_path: Path) -> None:
+async def test_a_deletion_applies_to_every_process(keeper: dict[str, Any], tmp_path: Path) -> None:
     async with serving(tmp_path, **keeper) as (server, _), live(tmp_path, **keeper) as other:
         token = await server.token("admin" if keeper.get("cache") == "memory" else "user")
-        for one in (server, other):
-            await at_cached(one, token)
-            assert (await at_cached(one, token))[2] == "hit"
+        for each in (server, other):
+            await at_cached(each, token)
+            assert (await at_cached(each, token))[2] == "hit"
         assert (await server.ask("DELETE", "/api/cache", token))[0] == 200
         assert (await ask(server, token, f"/api/cache{CHAT}", chat("hello", "m")))[1] == []
 
@@ -894,21 +915,23 @@ async def test_what_is_deleted_is_forgotten_by_every_process(keeper: dict[str, A
         await until(is_gone)
 
 
-# The door
+# The doors of the cache
 
 
-async def test_the_documents_own_examples_are_answered(tmp_path: Path) -> None:
+async def test_the_examples_of_the_specification_work(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         await server.model("gpt-3.5-turbo-1106", kind="openai", url=upstream.url)
         token = await server.token()
-        question = [{"role": "user", "content": "Is blue a color for blind?"}]
-        body = {"model": "gpt-3.5-turbo-1106", "messages": question}
+        messages = [{"role": "user", "content": "Is blue a color for blind?"}]
+        body = {"model": "gpt-3.5-turbo-1106", "messages": messages}
         headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
 
         async def post(path: str) -> Any:
-            async with server.http.post(server.url + path, data=json.dumps(body, indent=4), headers=headers) as told:
-                assert (told.status, told.content_type) == (200, "application/json")
-                return await told.json()
+            async with server.http.post(
+                server.url + path, data=json.dumps(body, indent=4), headers=headers
+            ) as response:
+                assert (response.status, response.content_type) == (200, "application/json")
+                return await response.json()
 
         assert await post("/api/cache/v1/chat/completions/") == []
         assert await post("/api/openai/v1/chat/completions/") == {"response": "answer 1", "cache_hit": False}
@@ -921,7 +944,7 @@ async def test_the_documents_own_examples_are_answered(tmp_path: Path) -> None:
         assert await post("/api/cache/v1/edits/") == [{"response": "answer 2", "cache_hit": True}]
 
 
-async def test_looking_asks_no_model_and_leaves_no_job(tmp_path: Path) -> None:
+async def test_a_lookup_calls_no_model_and_creates_no_job(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         token = await server.token()
         assert (await ask(server, token, f"/api/cache{CHAT}", chat("hello", "m")))[1] == []
@@ -929,23 +952,23 @@ async def test_looking_asks_no_model_and_leaves_no_job(tmp_path: Path) -> None:
         assert (await server.ask("GET", "/api/jobs", token))[1]["total"] == 0
 
 
-async def test_an_answer_without_words_is_given_as_it_is(tmp_path: Path) -> None:
+async def test_an_answer_without_text_is_returned_as_json(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
         body = {"model": "echo", "input": "hello"}
-        _, told, _ = await ask(server, token, "/api/openai/v1/embeddings", body)
+        _, first, _ = await ask(server, token, "/api/openai/v1/embeddings", body)
         _, again, _ = await ask(server, token, "/api/openai/v1/embeddings", body)
-        assert told["response"]["data"][0]["embedding"]
-        assert (told["cache_hit"], again) == (False, told | {"cache_hit": True})
+        assert first["response"]["data"][0]["embedding"]
+        assert (first["cache_hit"], again) == (False, first | {"cache_hit": True})
 
 
-async def test_a_stream_is_given_as_its_words(tmp_path: Path) -> None:
+async def test_a_stream_is_returned_as_its_text(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, _):
         token = await server.token()
         body = chat("hello", "m", stream=True)
         for hit in (False, True):
-            told = (await ask(server, token, f"/api/openai{CHAT}", body))[1]
-            assert told == {"response": "answer 1", "cache_hit": hit}
+            payload = (await ask(server, token, f"/api/openai{CHAT}", body))[1]
+            assert payload == {"response": "answer 1", "cache_hit": hit}
 
 
 @pytest.mark.parametrize(
@@ -966,27 +989,27 @@ async def test_a_stream_is_given_as_its_words(tmp_path: Path) -> None:
         ("POST", f"/api/openai{CHAT}", b'{"model":"echo/status=503"}', 503, "model_error"),
     ],
 )
-async def test_errors_have_a_detail_and_a_models_own_status(
+async def test_errors_have_a_detail_and_the_status_of_the_model(
     method: str, path: str, body: bytes, status: int, code: str, tmp_path: Path
 ) -> None:
     async with live(tmp_path, now_attempts=1) as server:
-        got, told = await server.ask(method, path, await server.token(), data=body)
-        assert (got, told["code"], bool(told["detail"])) == (status, code, True)
-        got, told = await server.ask(method, path, None, data=body)
-        assert (got, told["code"]) == (401, "unauthorized")
+        actual, payload = await server.ask(method, path, await server.token(), data=body)
+        assert (actual, payload["code"], bool(payload["detail"])) == (status, code, True)
+        actual, payload = await server.ask(method, path, None, data=body)
+        assert (actual, payload["code"]) == (401, "unauthorized")
 
 
 async def test_a_caller_who_leaves_stops_the_model(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         token = await server.token()
         upstream.gate.clear()
-        asking = asyncio.ensure_future(at_cached(server, token))
+        task = asyncio.ensure_future(at_cached(server, token))
         await upstream.received()
-        asking.cancel()
+        task.cancel()
 
-        async def cancelled() -> bool | None:
+        async def is_cancelled() -> bool | None:
             _, page = await server.ask("GET", "/api/jobs?status=fail", token)
             return (bool(page["data"]) and page["data"][0]["error"]["code"] == "cancelled") or None
 
-        await until(cancelled)
+        await until(is_cancelled)
         assert (await server.ask("GET", "/api/cache", token))[1]["entries"] == 0

@@ -1,4 +1,4 @@
-"""Equal calls of one user, of which equal answers are due, share one upstream call while it is under way."""
+"""Coalescing: equal, repeatable calls of one user that are under way at once share one upstream call."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ EXPECTED = {False: ANSWER, True: b"".join(EVENTS)}
 
 
 async def call(server: Live, token: str, *, stream: bool = False, path: str = "chat/completions", **more: Any) -> Any:
-    """The status, the bytes and the job of one call of the model `slow`."""
+    """Call the model `slow`; return the status, the body and the id of the job."""
     body = {"model": "slow", "messages": [], "temperature": 0, "stream": stream} | more
     headers = {"authorization": f"Bearer {token}"}
     async with server.http.post(f"{server.url}/v1/{path}", json=body, headers=headers) as response:
         return response.status, await response.read(), response.headers["x-signoff-job"]
 
 
-async def readers(server: Live, count: int) -> bool | None:
-    """Whether so many callers read along."""
+async def has_readers(server: Live, count: int) -> bool | None:
+    """Return True if `count` callers read from the broadcasts of the server; else None."""
     return sum(each._readers for each in server.services.runtime.inflight_calls._broadcasts.values()) == count or None
 
 
@@ -42,33 +42,33 @@ async def test_equal_calls_get_the_answer_of_one_call_though_one_leaves(
         behaviour = "stream-when-woken" if stream else "answer-when-woken"
         await server.model("slow", kind="openai", url=fake.at(behaviour), cache="never")
         token, another = await server.token(), await server.token()
-        asking = [asyncio.ensure_future(call(server, token, stream=stream))]
+        tasks = [asyncio.ensure_future(call(server, token, stream=stream))]
         await fake.until_stuck()
-        asking += [asyncio.ensure_future(call(server, another, stream=stream)) for _ in range(10)]
-        await until(lambda: readers(server, 11))
-        asking.pop(leaver).cancel()
-        await until(lambda: readers(server, 10))
+        tasks += [asyncio.ensure_future(call(server, another, stream=stream)) for _ in range(10)]
+        await until(lambda: has_readers(server, 11))
+        tasks.pop(leaver).cancel()
+        await until(lambda: has_readers(server, 10))
         fake.wake.set()
-        answers = [await each for each in asking]
+        answers = [await task for task in tasks]
         assert {answer[:2] for answer in answers} == {(200, EXPECTED[stream])}
         assert len(fake.requests) == 1
-        # and they are one job, which is told to each
-        assert await until(lambda: ended(server, 1)) == ["success"]
+        # and they are one job, whose id each of them gets
+        assert await until(lambda: ended_statuses(server, 1)) == ["success"]
         (job,) = await server.services.store.jobs.list(JobFilter())
         assert {answer[2] for answer in answers} == {job.id}
-        # and what is over is shared no more
+        # and a call that has ended is not shared
         assert (await call(server, token, stream=stream))[2] != job.id
         assert len(fake.requests) == 2
 
 
-async def test_calls_that_come_at_the_same_instant_share(tmp_path: Path) -> None:
+async def test_simultaneous_calls_share_one_upstream_call(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path, coalesce=True) as server:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         token = await server.token()
-        asking = [asyncio.ensure_future(call(server, token)) for _ in range(50)]
-        await until(lambda: readers(server, 50))
+        tasks = [asyncio.ensure_future(call(server, token)) for _ in range(50)]
+        await until(lambda: has_readers(server, 50))
         fake.wake.set()
-        assert {(await each)[:2] for each in asking} == {(200, ANSWER)}
+        assert {(await task)[:2] for task in tasks} == {(200, ANSWER)}
         assert len(fake.requests) == 1
 
 
@@ -87,7 +87,7 @@ async def test_calls_that_come_at_the_same_instant_share(tmp_path: Path) -> None
         ({"coalesce": True}, {}, {"path": "images/generations"}, {"path": "images/generations"}, 2),
     ],
 )
-async def test_only_equal_calls_of_which_equal_answers_are_due_share_where_it_is_wanted(
+async def test_only_equal_and_repeatable_calls_share_and_only_where_it_is_configured(
     settings: dict[str, Any],
     model: dict[str, Any],
     one: dict[str, Any],
@@ -98,10 +98,10 @@ async def test_only_equal_calls_of_which_equal_answers_are_due_share_where_it_is
     async with fake_upstream() as fake, live(tmp_path, **settings) as server:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"), **model)
         token = await server.token()
-        asking = [asyncio.ensure_future(call(server, token, **more)) for more in (one, other)]
-        await until(lambda: both_are_here(server, fake, calls))
+        tasks = [asyncio.ensure_future(call(server, token, **more)) for more in (one, other)]
+        await until(lambda: both_callers_wait(server, fake, calls))
         fake.wake.set()
-        assert {(await each)[:2] for each in asking} == {(200, ANSWER)}
+        assert {(await task)[:2] for task in tasks} == {(200, ANSWER)}
         assert len(fake.requests) == calls
 
 
@@ -109,10 +109,10 @@ async def test_different_users_never_share(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path, coalesce=True) as server:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         tokens = [await server.token(email=f"{name}@example.com") for name in ("alice", "bob")]
-        asking = [asyncio.ensure_future(call(server, token)) for token in tokens]
+        tasks = [asyncio.ensure_future(call(server, token)) for token in tokens]
         await fake.received(2)
         fake.wake.set()
-        assert len({(await each)[2] for each in asking}) == 2
+        assert len({(await task)[2] for task in tasks}) == 2
 
 
 async def test_calls_with_different_upstream_keys_never_share(tmp_path: Path) -> None:
@@ -123,48 +123,48 @@ async def test_calls_with_different_upstream_keys_never_share(tmp_path: Path) ->
             _, key = await server.ask("POST", "/api/keys", token, json={"name": secret, "key": secret})
             user = await create_user(server.services, "user@example.com", "user")
             tokens.append(await create_token(server.services, user, key_id=key["id"]))
-        asking = [asyncio.ensure_future(call(server, token)) for token in tokens]
-        await until(lambda: both_are_here(server, fake, 2))
+        tasks = [asyncio.ensure_future(call(server, token)) for token in tokens]
+        await until(lambda: both_callers_wait(server, fake, 2))
         fake.wake.set()
-        assert {(await each)[:2] for each in asking} == {(200, ANSWER)}
+        assert {(await task)[:2] for task in tasks} == {(200, ANSWER)}
         assert {request.headers["authorization"] for request in fake.requests} == {"Bearer sk-work", "Bearer sk-play"}
 
 
-async def test_the_last_one_who_leaves_stops_the_model_and_who_comes_then_is_asked_for_anew(tmp_path: Path) -> None:
+async def test_when_the_last_caller_leaves_the_model_is_stopped_and_the_next_call_starts_anew(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path, coalesce=True) as server:
         await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
         token = await server.token()
-        asking = [asyncio.ensure_future(call(server, token)) for _ in range(3)]
-        await until(lambda: readers(server, 3))
+        tasks = [asyncio.ensure_future(call(server, token)) for _ in range(3)]
+        await until(lambda: has_readers(server, 3))
         await fake.until_stuck()
-        for each in asking:
-            each.cancel()
-        await until(lambda: readers(server, 0))
+        for task in tasks:
+            task.cancel()
+        await until(lambda: has_readers(server, 0))
         fake.wake.set()
         assert (await call(server, token))[:2] == (200, ANSWER)
-        statuses = await until(lambda: ended(server, 2))
+        statuses = await until(lambda: ended_statuses(server, 2))
         assert statuses == ["fail", "success"]
         assert not server.services.runtime.inflight_calls._by_coalesce_key
 
 
-async def test_a_failure_is_told_to_all_of_them(tmp_path: Path) -> None:
+async def test_a_failure_is_reported_to_all_callers(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path, coalesce=True) as server:
         await server.model("slow", kind="openai", url=fake.at("broken-when-woken"), attempts=1)
         token = await server.token()
-        asking = [asyncio.ensure_future(call(server, token)) for _ in range(3)]
-        await until(lambda: readers(server, 3))
+        tasks = [asyncio.ensure_future(call(server, token)) for _ in range(3)]
+        await until(lambda: has_readers(server, 3))
         fake.wake.set()
-        assert {(await each)[0] for each in asking} == {500}
+        assert {(await task)[0] for task in tasks} == {500}
         assert len(fake.requests) == 1
         assert not server.services.runtime.inflight_calls._by_coalesce_key
 
 
-async def test_what_may_be_held_is_held_for_each(tmp_path: Path) -> None:
+async def test_calls_whose_answers_may_be_held_are_not_shared(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path, coalesce=True, hold_seconds=0) as server:
         await server.model("slow", kind="openai", url=fake.at("answer"), review="always")
         token = await server.token()
-        asking = [asyncio.ensure_future(call(server, token)) for _ in range(2)]
-        assert len({(await each)[2] for each in asking}) == 2
+        tasks = [asyncio.ensure_future(call(server, token)) for _ in range(2)]
+        assert len({(await task)[2] for task in tasks}) == 2
 
 
 @pytest.mark.parametrize(
@@ -180,17 +180,18 @@ async def test_what_may_be_held_is_held_for_each(tmp_path: Path) -> None:
         ([], False),
     ],
 )
-def test_a_request_is_determined_by_its_temperature_or_its_seed(body: Any, is_so: bool) -> None:
+def test_a_request_is_repeatable_with_temperature_zero_or_a_seed(body: Any, is_so: bool) -> None:
     assert parse_sampling(json.dumps(body).encode()).is_repeatable is is_so
 
 
-async def both_are_here(server: Live, fake: FakeUpstream, calls: int) -> bool | None:
-    """Whether two callers wait, for so many upstream calls."""
+async def both_callers_wait(server: Live, fake: FakeUpstream, calls: int) -> bool | None:
+    """Return True if there are `calls` upstream calls and two callers wait for them; else None."""
     shared = sum(each._readers for each in server.services.runtime.inflight_calls._broadcasts.values())
     return (len(fake.requests) == calls and (calls == 2 or shared == 2)) or None
 
 
-async def ended(server: Live, count: int) -> list[str] | None:
-    found = await server.services.store.jobs.list(JobFilter())
-    is_so = len(found) == count and all(job.is_terminal for job in found)
-    return sorted(job.status for job in found) if is_so else None
+async def ended_statuses(server: Live, count: int) -> list[str] | None:
+    """Return the sorted statuses of the jobs once there are `count` of them and all have ended; else None."""
+    jobs = await server.services.store.jobs.list(JobFilter())
+    have_all_ended = len(jobs) == count and all(job.is_terminal for job in jobs)
+    return sorted(job.status for job in jobs) if have_all_ended else None

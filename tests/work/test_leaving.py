@@ -1,4 +1,4 @@
-"""Whoever does not want an answer any more stops the model: a client that leaves, an owner who cancels."""
+"""Cancellation: a client that disconnects and an owner who cancels a job both stop the model."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ async def test_a_client_that_leaves_stops_the_upstream_within_a_second(
     tmp_path: Path,
 ) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        # given a call that an upstream is stuck with
+        # given a call at an upstream that does not answer
         await server.model("stuck", kind="openai", url=fake.at(behaviour))
         token = await server.token()
-        asking = asyncio.ensure_future(
+        task = asyncio.ensure_future(
             server.ask("POST", "/v1/chat/completions", token, json=chat("hello", "stuck", stream=stream))
         )
         await fake.until_stuck()
         # when the client leaves
-        asking.cancel()
-        # then nothing of it is left upstream, and the job says why
+        task.cancel()
+        # then the upstream call is closed, and the job says why
         assert await fake.all_closed()
-        job = await until(lambda: an_ended_job(server.services))
+        job = await until(lambda: ended_job(server.services))
         assert job == ("fail", "cancelled")
 
 
@@ -57,18 +57,19 @@ async def test_a_job_cancelled_at_one_process_stops_in_another_within_a_second(
     tmp_path: Path, postgres_url: str
 ) -> None:
     async with fake_upstream() as fake, live(tmp_path, database_url=postgres_url) as server:
-        await stops_within_a_second(fake, server.services, tmp_path, postgres_url)
+        await assert_cancel_stops_the_call(fake, server.services, tmp_path, postgres_url)
 
 
-async def test_the_same_holds_on_sqlite(tmp_path: Path) -> None:
+async def test_a_job_cancelled_on_sqlite_stops_within_a_second(tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
-        await stops_within_a_second(fake, server.services, tmp_path, None)
+        await assert_cancel_stops_the_call(fake, server.services, tmp_path, None)
 
 
-async def stops_within_a_second(fake: FakeUpstream, services: Services, tmp_path: Path, url: str | None) -> None:
+async def assert_cancel_stops_the_call(fake: FakeUpstream, services: Services, tmp_path: Path, url: str | None) -> None:
+    """Cancel a job from another process, and assert that its upstream call is stopped."""
     await register_model(services, Model(name="stuck", kind="openai", url=fake.at("hang-before-headers")))
     owner = Caller(user_id=1, token_id=1, role="user", email="a@example.com")
-    # given a worker of its own, which alone works, busy with a job
+    # given a process that works on a job, and another one without workers
     async with run_services(
         Settings(data_dir=tmp_path / "data", database_url=url, lease_seconds=600), work=False
     ) as other:
@@ -80,8 +81,9 @@ async def stops_within_a_second(fake: FakeUpstream, services: Services, tmp_path
         assert await fake.all_closed()
 
 
-async def an_ended_job(services: Services) -> tuple[str, str] | None:
-    found = await services.store.jobs.list(JobFilter())
-    if not found or not found[0].is_terminal:
+async def ended_job(services: Services) -> tuple[str, str] | None:
+    """Return the status and the error code of the job once it has ended; else None."""
+    jobs = await services.store.jobs.list(JobFilter())
+    if not jobs or not jobs[0].is_terminal:
         return None
-    return found[0].status, found[0].error.code if found[0].error else ""
+    return jobs[0].status, jobs[0].error.code if jobs[0].error else ""

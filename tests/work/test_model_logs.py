@@ -1,4 +1,4 @@
-"""The logs of models: the same from every process of every host, bounded, and never in anybody's way."""
+"""The logs of models: the same from every process of every host, bounded, and never blocking."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from support.processes import ask, clean_environment, free_port, served, signoff
 from support.stores import until as soon
 
 
-class Moody(MemoryModelLogs):
-    """A store's part that can be away."""
+class UnreliableModelLogs(MemoryModelLogs):
+    """A store of model logs that can be made unavailable."""
 
     is_away = False
 
@@ -37,76 +37,78 @@ class Moody(MemoryModelLogs):
         await super().add(lines, max_lines=max_lines)
 
 
-def a_store() -> Moody:
+def new_store() -> UnreliableModelLogs:
+    """Return an empty store of model logs."""
     tables = Tables()
-    return Moody(tables, Near(tables, lambda: 0))
+    return UnreliableModelLogs(tables, Near(tables, lambda: 0))
 
 
 @contextlib.asynccontextmanager
-async def written(store: Moody) -> AsyncIterator[ModelLogWriter]:
-    """Logs of a process, which go to the store while the block lasts."""
+async def running_writer(store: UnreliableModelLogs) -> AsyncIterator[ModelLogWriter]:
+    """Yield a log writer that writes to `store` while the block lasts."""
     times = iter(range(1_000_000))
-    kept = ModelLogWriter(store, lambda: next(times))
-    writing = asyncio.ensure_future(kept.run())
+    writer = ModelLogWriter(store, lambda: next(times))
+    task = asyncio.ensure_future(writer.run())
     try:
-        yield kept
+        yield writer
     finally:
-        writing.cancel()
-        await asyncio.wait([writing])
+        task.cancel()
+        await asyncio.wait([task])
 
 
-def texts(entries: list[LogLine]) -> list[str]:
+def texts_of(entries: list[LogLine]) -> list[str]:
+    """Return the texts of the lines."""
     return [entry.text for entry in entries]
 
 
 @pytest.mark.anyio
-async def test_a_line_is_in_the_store_a_moment_later_and_at_the_end() -> None:
-    store = a_store()
-    async with written(store) as here, written(store) as there:
-        here.add("m", "info", "one\0")
+async def test_lines_are_stored_after_a_moment_and_when_the_writer_stops() -> None:
+    store = new_store()
+    async with running_writer(store) as first, running_writer(store) as second:
+        first.add("m", "info", "one\0")
 
-        async def heard() -> Any:
+        async def stored_lines() -> Any:
             return await store.read("m", 10)
 
-        assert texts(await soon(heard)) == ["one�"]
-        there.add("m", "error", "two")
-        assert texts(await there.read("m")) == ["one�", "two"]
-        assert texts(await here.read("m")) == ["one�", "two"]
-        here.add("m", "info", "three")
-        here.add("other", "info", "stays")
-        await here.clean("m")
-        assert await there.read("m") == []
-        here.add("m", "info", "last")
-    assert texts(await store.read("m", 10)) == ["last"]
-    assert texts(await store.read("other", 10)) == ["stays"]
+        assert texts_of(await soon(stored_lines)) == ["one�"]
+        second.add("m", "error", "two")
+        assert texts_of(await second.read("m")) == ["one�", "two"]
+        assert texts_of(await first.read("m")) == ["one�", "two"]
+        first.add("m", "info", "three")
+        first.add("other", "info", "stays")
+        await first.clean("m")
+        assert await second.read("m") == []
+        first.add("m", "info", "last")
+    assert texts_of(await store.read("m", 10)) == ["last"]
+    assert texts_of(await store.read("other", 10)) == ["stays"]
 
 
 @pytest.mark.anyio
-async def test_lines_wait_for_a_store_that_is_away_and_too_many_are_dropped_loudly(
+async def test_lines_wait_for_an_unavailable_store_and_dropped_ones_are_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logs, "MAX_PENDING_LINES", 50)
     monkeypatch.setattr(logs, "BATCH_SECONDS", 0.01)
-    store = a_store()
-    with capture_logs() as said:
-        async with written(store) as here:
+    store = new_store()
+    with capture_logs() as events:
+        async with running_writer(store) as writer:
             store.is_away = True
             for number in range(60):
-                here.add("m", "info", str(number))
+                writer.add("m", "info", str(number))
 
-            async def complained() -> Any:
-                return [line for line in said if line["event"].startswith("model_log_lines_dropped")]
+            async def drop_events() -> Any:
+                return [event for event in events if event["event"].startswith("model_log_lines_dropped")]
 
-            [complaint] = await soon(complained)
-            assert complaint["lines"] == 10
+            [event] = await soon(drop_events)
+            assert event["lines"] == 10
             with pytest.raises(Overloaded):
-                await here.read("m")
+                await writer.read("m")
             store.is_away = False
-            assert texts(await here.read("m")) == [str(number) for number in range(10, 60)]
+            assert texts_of(await writer.read("m")) == [str(number) for number in range(10, 60)]
 
 
-def test_a_log_is_read_and_emptied_from_every_host(tmp_path: Path, postgres_url: str) -> None:
-    # given two hosts, each with its own folder, and so its own process of the model
+def test_a_log_can_be_read_and_cleared_from_every_host(tmp_path: Path, postgres_url: str) -> None:
+    # given two hosts, each with its own directory and therefore its own process of the model
     ports, token, hosts = (free_port(), free_port()), "", list[dict[str, str]]()
     for host in ("a", "b"):
         (tmp_path / host).mkdir()
@@ -118,14 +120,15 @@ def test_a_log_is_read_and_emptied_from_every_host(tmp_path: Path, postgres_url:
         ask(ports[0], f"/post/addmodel?id=m&type=subprocessmodel&dest={command}", token, {})
         pids = {ask(port, "/post/predict?id=m", token, {"at": port})["pid"] for port in ports}
         assert len(pids) == 2
-        # then each tells what both have written
+        # then each returns the lines of both
         for port in ports:
-            entries = until(lambda port=port: _both(ask(port, "/get/getlogs?id=m", token)))
+            entries = until(lambda port=port: _two_entries(ask(port, "/get/getlogs?id=m", token)))
             assert [entry["text"] for entry in entries] == ["ready", "ready"]
-        # and what one empties is empty at the other
+        # and when one clears the log, it is empty at the other
         ask(ports[1], "/post/cleanlogs?id=m", token, {})
         assert [ask(port, "/get/getlogs?id=m", token) for port in ports] == [[], []]
 
 
-def _both(entries: list[Any]) -> list[Any] | None:
+def _two_entries(entries: list[Any]) -> list[Any] | None:
+    """Return the entries if there are two; else None."""
     return entries if len(entries) == 2 else None

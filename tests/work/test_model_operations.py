@@ -1,4 +1,4 @@
-"""Programs as operators handle them: started and stopped by word, given up when they hang, kept within limits."""
+"""Operating programs: start and stop on request, replacement of programs that hang, and process limits."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from support.processes import clean_environment, first_token, free_port, served,
 
 pytestmark = pytest.mark.anyio
 
-# One that works by ids and does what it is told: hang for good, take memory, say what it may.
-TOLD = """
+# A program that responds by id and obeys its requests: hang forever, allocate memory, report its limits.
+PROGRAM = """
 import json, os, resource, sys, threading, time
 def work(asked):
     body = asked["body"]
@@ -50,15 +50,18 @@ for line in sys.stdin:
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[SubprocessEngine]:
+    """Yield an engine that runs programs."""
     async with an_engine(tmp_path / "run") as engine:
         yield engine
 
 
-def told(**more: Any) -> Model:
-    return Model(name="told", kind="subprocess", command=(sys.executable, "-S", "-c", TOLD), **more)
+def program_model(**more: Any) -> Model:
+    """Return a model that runs PROGRAM."""
+    return Model(name="told", kind="subprocess", command=(sys.executable, "-S", "-c", PROGRAM), **more)
 
 
 async def ask(engine: SubprocessEngine, model: Model, body: Any) -> Any:
+    """Send `body` to the model, and return the JSON of its answer."""
     request = ModelRequest(path="/predict", body=json.dumps(body).encode(), target=model.name)
     async with asyncio.timeout(60), aclosing(engine.answer(model, request)) as answer:
         [chunk] = [chunk async for chunk in answer]
@@ -69,7 +72,7 @@ async def ask(engine: SubprocessEngine, model: Model, body: Any) -> Any:
 
 
 @pytest.mark.parametrize("serve", [False, True])
-async def test_a_model_is_started_before_anybody_asks_and_stopped_whoever_owns_it(
+async def test_a_model_can_be_started_before_its_first_request_and_stopped_by_any_process(
     serve: bool, tmp_path: Path, journal: Path
 ) -> None:
     command = (sys.executable, "-S", str(HTTP_MODEL), "--port", "{port}", "--journal", str(journal), "--grandchild")
@@ -77,16 +80,16 @@ async def test_a_model_is_started_before_anybody_asks_and_stopped_whoever_owns_i
     model = Model(name="m", kind="subprocess", command=command if serve else lines, serve=serve)
     async with an_engine(tmp_path / "run") as owner, an_engine(tmp_path / "run") as other:
         await owner.start_model(model)
-        await until(lambda: starts(journal))  # one that speaks lines is ready when it runs
+        await until(lambda: starts(journal))  # a JSON-lines program is ready before it has written its journal
         [pids] = starts(journal)
         assert other.process_state(model) == "ready"
         await other.start_model(model)
         assert len(starts(journal)) == 1
-        # when one that does not own it stops it, all of it has ended, and everybody knows
+        # when an engine that does not own it stops it, all its processes end, and both engines report that
         assert await other.stop_model(model) is True
         await until(lambda: not alive(pids))
         assert [engine.process_state(model) for engine in (owner, other)] == ["stopped", "stopped"]
-        # and the next request starts it again
+        # and the next request restarts it
         await ask(other, model, {"any": "thing"})
         assert len(starts(journal)) == 2
         assert await other.stop_model(model) is True
@@ -94,28 +97,28 @@ async def test_a_model_is_started_before_anybody_asks_and_stopped_whoever_owns_i
         await until(lambda: not alive(starts(journal)[-1]))
 
 
-async def test_who_waits_for_a_model_that_is_stopped_gets_an_error(engine: SubprocessEngine) -> None:
-    waiting = asyncio.ensure_future(ask(engine, told(), {"seconds": 60}))
-    await until(lambda: engine.process_state(told()) == "busy")
-    await ask(engine, told(), {})
-    assert await engine.stop_model(told()) is True
+async def test_a_caller_of_a_model_that_is_stopped_gets_an_error(engine: SubprocessEngine) -> None:
+    task = asyncio.ensure_future(ask(engine, program_model(), {"seconds": 60}))
+    await until(lambda: engine.process_state(program_model()) == "busy")
+    await ask(engine, program_model(), {})
+    assert await engine.stop_model(program_model()) is True
     with pytest.raises(ModelFailed, match=r"stopped|ended"):
-        await waiting
-    assert (await ask(engine, told(), {}))["pid"]
+        await task
+    assert (await ask(engine, program_model(), {}))["pid"]
 
 
-async def test_one_that_does_not_get_ready_is_stopped_too(engine: SubprocessEngine, journal: Path) -> None:
+async def test_a_model_that_never_gets_ready_can_be_stopped(engine: SubprocessEngine, journal: Path) -> None:
     command = (sys.executable, "-S", str(HTTP_MODEL), "--port", "{port}", "--journal", str(journal), "--deaf")
     model = Model(name="deaf", kind="subprocess", command=command, serve=True)
-    waiting = asyncio.ensure_future(engine.start_model(model))
+    task = asyncio.ensure_future(engine.start_model(model))
     await until(lambda: starts(journal))
     assert await engine.stop_model(model) is True
     with pytest.raises(ModelFailed, match="stopped during its start"):
-        await waiting
+        await task
     await until(lambda: not alive(starts(journal)[0]))
 
 
-async def test_operators_start_and_stop_at_the_door(tmp_path: Path) -> None:
+async def test_operators_start_and_stop_models_over_http(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         admin, token = await server.token("admin"), await server.token()
         command = [sys.executable, "-S", str(JSON_LINES_MODEL)]
@@ -137,7 +140,7 @@ async def test_operators_start_and_stop_at_the_door(tmp_path: Path) -> None:
         assert (status, error["code"]) == (502, "model_unreachable")
 
 
-def test_a_command_stops_what_a_server_owns(tmp_path: Path) -> None:
+def test_a_command_stops_a_model_of_a_running_server(tmp_path: Path) -> None:
     environment, port = clean_environment(tmp_path / "data"), free_port()
     command = shlex.join([sys.executable, "-S", str(JSON_LINES_MODEL)])
     with served(environment, tmp_path, port):
@@ -152,76 +155,76 @@ def test_a_command_stops_what_a_server_owns(tmp_path: Path) -> None:
 # Hanging
 
 
-async def test_one_by_ids_from_which_nothing_comes_is_given_up(tmp_path: Path) -> None:
-    model = told(timeouts=Timeouts(first_byte_seconds=1, total_seconds=2))
+async def test_a_silent_program_that_responds_by_id_is_replaced(tmp_path: Path) -> None:
+    model = program_model(timeouts=Timeouts(first_byte_seconds=1, total_seconds=2))
     async with an_engine(tmp_path / "run") as owner, an_engine(tmp_path / "run") as other:
         first = (await ask(owner, model, {}))["pid"]
-        # given a caller at another process, who is told of a limit
+        # given a caller at another process whose request times out
         with pytest.raises(ModelTimedOut):
             await ask(other, model, {"hang": True})
-        # then the process is replaced once it was silent for the whole of its time, though nobody asks it again
+        # then the process is replaced after its total timeout, even without another request
         await until(lambda: not is_alive(first))
         assert (await ask(other, model, {}))["pid"] != first
 
 
-async def test_others_who_wait_for_one_that_hangs_learn_so(engine: SubprocessEngine) -> None:
-    model = told(timeouts=Timeouts(total_seconds=2))
+async def test_other_callers_of_a_hanging_program_get_an_error(engine: SubprocessEngine) -> None:
+    model = program_model(timeouts=Timeouts(total_seconds=2))
     await ask(engine, model, {})
-    hanging = asyncio.ensure_future(ask(engine, model, {"hang": True}))
+    hanging_task = asyncio.ensure_future(ask(engine, model, {"hang": True}))
     await asyncio.sleep(0.2)
-    late = asyncio.ensure_future(ask(engine, msgspec.structs.replace(model, timeouts=Timeouts()), {}))
+    late_task = asyncio.ensure_future(ask(engine, msgspec.structs.replace(model, timeouts=Timeouts()), {}))
     with pytest.raises(ModelTimedOut):
-        await hanging
+        await hanging_task
     with pytest.raises(ModelCrashed, match="did not respond"):
-        await late
+        await late_task
 
 
-async def test_a_missing_answer_harms_nobody_while_others_come(engine: SubprocessEngine) -> None:
-    model = told(timeouts=Timeouts(total_seconds=3))
+async def test_one_missing_answer_does_not_replace_a_program_that_still_answers(engine: SubprocessEngine) -> None:
+    model = program_model(timeouts=Timeouts(total_seconds=3))
     first = (await ask(engine, model, {}))["pid"]
-    lost = asyncio.ensure_future(ask(engine, model, {"seconds": 60}))
+    lost_task = asyncio.ensure_future(ask(engine, model, {"seconds": 60}))
     for _ in range(15):
         assert (await ask(engine, model, {"seconds": 0.3}))["pid"] == first
     with pytest.raises(ModelTimedOut):
-        await lost
+        await lost_task
     assert (await ask(engine, model, {}))["pid"] == first
 
 
 # Limits
 
 
-async def test_one_that_takes_too_much_memory_ends_and_says_why(tmp_path: Path) -> None:
+async def test_a_program_over_its_memory_limit_ends_and_the_error_says_why(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         admin = await server.token("admin")
-        new = msgspec.to_builtins(told(limits=ProcessLimits(memory_mb=200)))
+        new = msgspec.to_builtins(program_model(limits=ProcessLimits(memory_mb=200)))
         fields = {name: new[name] for name in ("name", "kind", "command", "limits")}
         assert (await server.ask("POST", "/api/models", admin, json=fields))[0] == 201
         path = "/post/predict?id=told"
-        status, said = await server.ask("POST", path, admin, json={"mb": 20})
-        assert (status, said["size"]) == (200, 20 * 2**20)
+        status, first = await server.ask("POST", path, admin, json={"mb": 20})
+        assert (status, first["size"]) == (200, 20 * 2**20)
         status, error = await server.ask("POST", path, admin, json={"mb": 500})
         assert (status, "its memory limit is 200 MiB" in error["content"]) == (502, True)
         _, log = await server.ask("GET", "/get/getlogs?id=told", admin)
         assert any(entry["text"] == "MemoryError" for entry in log)
         assert any(entry["level"] == "error" and "200 MiB" in entry["text"] for entry in log)
         status, again = await server.ask("POST", path, admin, json={"mb": 20})
-        assert (status, again["pid"] != said["pid"]) == (200, True)
+        assert (status, again["pid"] != first["pid"]) == (200, True)
 
 
-async def test_limits_are_the_programs_alone_and_others_are_another_process(engine: SubprocessEngine) -> None:
-    free = await ask(engine, told(), {"mb": 500})
-    bound = await ask(engine, told(limits=ProcessLimits(open_files=64, nice=7)), {})
-    assert (bound["files"], bound["nice"] - free["nice"]) == (64, min(7, 19 - free["nice"]))
-    assert free["pid"] != bound["pid"]
-    assert os.nice(0) == free["nice"]
+async def test_limits_apply_to_the_program_only_and_other_limits_need_another_process(engine: SubprocessEngine) -> None:
+    unlimited = await ask(engine, program_model(), {"mb": 500})
+    limited = await ask(engine, program_model(limits=ProcessLimits(open_files=64, nice=7)), {})
+    assert (limited["files"], limited["nice"] - unlimited["nice"]) == (64, min(7, 19 - unlimited["nice"]))
+    assert unlimited["pid"] != limited["pid"]
+    assert os.nice(0) == unlimited["nice"]
 
 
 @pytest.mark.parametrize(
     "limits", [{"memory_mb": 0}, {"memory_mb": -1}, {"open_files": 3}, {"nice": 20}, {"nice": -1}, {"memory_mb": 2**50}]
 )
-def test_limits_under_which_nothing_lives_are_refused(limits: dict[str, int]) -> None:
-    assert (model_fault(told(limits=ProcessLimits(**limits))) or "").startswith(
+def test_invalid_process_limits_are_refused(limits: dict[str, int]) -> None:
+    assert (model_fault(program_model(limits=ProcessLimits(**limits))) or "").startswith(
         f"`limits.{next(iter(limits))}` must be "
     )
-    assert model_fault(told(limits=ProcessLimits(memory_mb=64))) is None
+    assert model_fault(program_model(limits=ProcessLimits(memory_mb=64))) is None
     assert model_fault(Model(name="m", kind="echo", limits=ProcessLimits(nice=1))) is not None

@@ -1,4 +1,4 @@
-"""Pipelines as they are called: the users' own cases, whatever stands in a value, and who may call what."""
+"""Pipeline calls: the cases of the users, values with special characters, and permissions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def upstream() -> AsyncIterator[EchoingModel]:
 
 @pytest.fixture
 async def server(tmp_path: Path, upstream: EchoingModel) -> AsyncIterator[Live]:
-    """Yield a server with the cases' functions and a model."""
+    """Yield a server with the functions of the cases and a model."""
     async with composing(tmp_path, upstream) as server:
         yield server
 
@@ -37,34 +37,34 @@ CASES = [*PIPELINES["runs"], *PIPELINES["builtins"]]
 
 
 @pytest.mark.parametrize("by", ["token", "session"])
-async def test_every_case_of_its_users_gives_what_they_say(server: Live, by: str) -> None:
+async def test_every_case_of_the_users_has_its_expected_result(server: Live, by: str) -> None:
     token = await server.token()
-    headers = {} if by == "token" else await signed_in(server)
+    headers = {} if by == "token" else await sign_in(server)
     await save_prompts(server, token)
     for number, case in enumerate(CASES):
         name = f"case{number}"
         await save(server, token, "pipeline", name, case["pipeline"])
 
-        status, told = await call(server, token if by == "token" else None, name, case["args"], headers=headers)
+        status, payload = await call(server, token if by == "token" else None, name, case["args"], headers=headers)
 
         if "error" in case:
-            assert (status, told["code"]) == (422, "function_failed")
-            assert "`divide`" in told["detail"]
-            assert "division by zero" in told["detail"]
+            assert (status, payload["code"]) == (422, "function_failed")
+            assert "`divide`" in payload["detail"]
+            assert "division by zero" in payload["detail"]
         else:
-            assert (status, told) == (200, {"success": True, "response": case["response"]}), case
+            assert (status, payload) == (200, {"success": True, "response": case["response"]}), case
 
 
-async def signed_in(server: Live) -> dict[str, str]:
-    """The header that a browser sends, once the user has signed in."""
-    who = {"email": "user@example.com", "password": "some secret words"}
-    await create_user(server.services, who["email"], "user", who["password"])
-    async with server.http.post(server.url + "/api/session", json=who) as response:
+async def sign_in(server: Live) -> dict[str, str]:
+    """Sign a user in; return the headers that a browser sends then."""
+    credentials = {"email": "user@example.com", "password": "some secret words"}
+    await create_user(server.services, credentials["email"], "user", credentials["password"])
+    async with server.http.post(server.url + "/api/session", json=credentials) as response:
         assert response.status == 200
         return {"cookie": response.headers["set-cookie"].partition(";")[0]}
 
 
-# Values are text
+# Values
 
 
 TEXTS = [
@@ -81,15 +81,17 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: ascii(text[:20]))
-async def test_a_value_is_text_whatever_it_looks_like(server: Live, upstream: EchoingModel, text: str) -> None:
+async def test_a_value_is_inserted_unchanged_whatever_it_contains(
+    server: Live, upstream: EchoingModel, text: str
+) -> None:
     token = await server.token()
     await save_prompts(server, token)
     await save(server, token, "pipeline", "p", "prompt_b(b_arg=builtin_identity(s=prompt_a(a_arg)))")
 
-    status, told = await call(server, token, "p", {"a_arg": text})
+    status, payload = await call(server, token, "p", {"a_arg": text})
 
     first = f"{REPLY}this is {text}"
-    assert (status, told) == (200, {"success": True, "response": f"{REPLY}this is {first}"})
+    assert (status, payload) == (200, {"success": True, "response": f"{REPLY}this is {first}"})
     assert upstream.prompts == [f"this is {text}", f"this is {first}"]
 
 
@@ -102,40 +104,40 @@ async def test_a_value_is_text_whatever_it_looks_like(server: Live, upstream: Ec
         ("x", "Expected `object`"),
     ],
 )
-async def test_arguments_that_do_not_fit_are_refused_before_anything_is_asked(
+async def test_invalid_arguments_are_refused_before_any_model_is_called(
     server: Live, upstream: EchoingModel, args: Any, why: str
 ) -> None:
     token = await server.token()
     await save_prompts(server, token)
     await save(server, token, "pipeline", "p", "builtin_concat(prompt_a(a_arg), b_arg)")
 
-    status, told = await call(server, token, "p", args)
+    status, payload = await call(server, token, "p", args)
 
-    assert (status, why in told["detail"]) == (400, True)
+    assert (status, why in payload["detail"]) == (400, True)
     assert upstream.prompts == []
 
 
-# As a model
+# Calls as a model
 
 
-async def test_a_pipeline_is_asked_as_a_model_with_an_object_or_with_its_only_text(server: Live) -> None:
+async def test_a_pipeline_is_called_as_a_model_with_an_object_or_its_only_argument(server: Live) -> None:
     token = await server.token()
     await save_prompts(server, token)
     await save(server, token, "pipeline", "one", "prompt_a(a_arg)")
     await save(server, token, "pipeline", "two", "builtin_concat(prompt_a(x), prompt_b(b_arg=y))")
-    both = f"{REPLY}this is 1 {REPLY}this is [2, 3]"
+    expected = f"{REPLY}this is 1 {REPLY}this is [2, 3]"
 
-    async def said(text: str, model: str) -> str:
-        status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat(text, model))
-        assert status == 200, told
-        return words(told)
+    async def answer_to(text: str, model: str) -> str:
+        status, payload = await server.ask("POST", "/v1/chat/completions", token, json=chat(text, model))
+        assert status == 200, payload
+        return words(payload)
 
-    assert await said("hello", "one") == f"{REPLY}this is hello"
-    assert await said(json.dumps({"a_arg": "hello"}), "one") == f"{REPLY}this is hello"
-    assert await said('{"other": 1}', "one") == REPLY + 'this is {"other": 1}'
-    assert await said(json.dumps({"x": 1, "y": [2, 3]}), "two") == both
-    status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat("hello", "two"))
-    assert (status, told["error"]["code"]) == (400, "bad_request")
+    assert await answer_to("hello", "one") == f"{REPLY}this is hello"
+    assert await answer_to(json.dumps({"a_arg": "hello"}), "one") == f"{REPLY}this is hello"
+    assert await answer_to('{"other": 1}', "one") == REPLY + 'this is {"other": 1}'
+    assert await answer_to(json.dumps({"x": 1, "y": [2, 3]}), "two") == expected
+    status, payload = await server.ask("POST", "/v1/chat/completions", token, json=chat("hello", "two"))
+    assert (status, payload["error"]["code"]) == (400, "bad_request")
 
 
 async def test_the_official_client_streams_a_pipeline(server: Live) -> None:
@@ -144,11 +146,11 @@ async def test_the_official_client_streams_a_pipeline(server: Live) -> None:
     await save(server, token, "pipeline", "one", "prompt_a(a_arg)", shared=False)
     async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key=token) as official:
         stream = await official.chat.completions.create(**chat("hello", "one"), stream=True)
-        pieces = [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
-    assert "".join(pieces) == f"{REPLY}this is hello"
+        chunks = [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
+    assert "".join(chunks) == f"{REPLY}this is hello"
 
 
-async def test_a_run_with_a_key_is_asked_once(server: Live, upstream: EchoingModel) -> None:
+async def test_a_run_with_an_idempotency_key_runs_once(server: Live, upstream: EchoingModel) -> None:
     token = await server.token()
     await save_prompts(server, token)
     await save(server, token, "pipeline", "one", "prompt_a(a_arg)")
@@ -156,36 +158,38 @@ async def test_a_run_with_a_key_is_asked_once(server: Live, upstream: EchoingMod
 
     for _ in range(2):
         assert (await call(server, token, "one", {"a_arg": "x"}, **key))[0] == 200
-        status, told = await server.ask(
+        status, payload = await server.ask(
             "POST", "/v1/chat/completions", token, json=chat("y", "one"), headers={"idempotency-key": "l"}
         )
-        assert (status, words(told)) == (200, f"{REPLY}this is y")
+        assert (status, words(payload)) == (200, f"{REPLY}this is y")
 
     assert upstream.prompts == ["this is x", "this is y"]
 
 
-async def test_equal_calls_that_could_share_an_answer_run_each_for_itself(server: Live) -> None:
+async def test_a_repeatable_call_of_a_pipeline_succeeds(server: Live) -> None:
     token = await server.token()
     await save_prompts(server, token)
     await save(server, token, "pipeline", "one", "prompt_a(a_arg)")
 
-    status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat("y", "one", temperature=0))
+    status, payload = await server.ask("POST", "/v1/chat/completions", token, json=chat("y", "one", temperature=0))
 
-    assert (status, words(told)) == (200, f"{REPLY}this is y")
-
-
-# Who may
+    assert (status, words(payload)) == (200, f"{REPLY}this is y")
 
 
-async def test_a_pipeline_that_is_called_as_one_is_run_whatever_else_has_its_name(server: Live) -> None:
+# Permissions
+
+
+async def test_the_pipeline_door_runs_the_pipeline_although_a_model_has_its_name(server: Live) -> None:
     token = await server.token()
     number = await save(server, token, "pipeline", "p", "builtin_identity(x)")
     await server.model("p")
-    for asked in ("p", number):
-        assert await call(server, token, asked, {"x": "1"}) == (200, {"success": True, "response": "1"})
+    for name_or_id in ("p", number):
+        assert await call(server, token, name_or_id, {"x": "1"}) == (200, {"success": True, "response": "1"})
 
 
-async def test_nobody_runs_anothers_pipeline_unless_it_is_shared(server: Live, upstream: EchoingModel) -> None:
+async def test_a_user_cannot_run_another_users_pipeline_unless_it_is_shared(
+    server: Live, upstream: EchoingModel
+) -> None:
     ann, bob, admin = (
         await server.token(email="ann@x.org"),
         await server.token(email="bob@x.org"),
@@ -194,9 +198,9 @@ async def test_nobody_runs_anothers_pipeline_unless_it_is_shared(server: Live, u
     await save(server, ann, "prompt", "hers", "for {x}", shared=True)
     number = await save(server, ann, "pipeline", "p", "hers(x)")
     await save(server, ann, "pipeline", "common", "hers(x)", shared=True)
-    for asked in ("p", number):
-        status, told = await call(server, bob, asked, {"x": "1"})
-        assert (status, told["code"]) == (404, "composed_not_found")
+    for name_or_id in ("p", number):
+        status, payload = await call(server, bob, name_or_id, {"x": "1"})
+        assert (status, payload["code"]) == (404, "composed_not_found")
     for path, body in (("/v1/chat/completions", chat("1", "p")), ("/api/jobs", {"target": "p", "body": chat("1")})):
         assert (await server.ask("POST", path, bob, json=body))[0] == 404
     assert upstream.prompts == []
@@ -207,7 +211,7 @@ async def test_nobody_runs_anothers_pipeline_unless_it_is_shared(server: Live, u
     assert (await call(server, admin, "p", {"x": "1"}))[0] == 200
 
 
-async def test_a_run_sees_no_more_than_the_token_that_asked_for_it(server: Live) -> None:
+async def test_a_run_has_only_the_rights_of_its_token(server: Live) -> None:
     ann = await server.token(email="ann@x.org")
     root = await create_user(server.services, "root@x.org", "admin")
     lesser, full = [await create_token(server.services, root, role=role) for role in ("user", "admin")]
@@ -218,19 +222,19 @@ async def test_a_run_sees_no_more_than_the_token_that_asked_for_it(server: Live)
     assert (await call(server, full, "listed", {}))[1]["response"] == '["hers"]'
 
 
-async def test_a_run_asks_with_the_key_that_its_caller_chose_at_every_step_and_with_nobody_elses(
+async def test_every_step_of_a_run_uses_the_upstream_key_that_its_caller_chose(
     server: Live, upstream: EchoingModel
 ) -> None:
     ann, bob = await server.token(email="ann@x.org"), await server.token(email="bob@x.org")
-    _, hers = await server.ask("POST", "/api/keys", ann, json={"name": "mine", "key": "sk-ann"})
+    _, key = await server.ask("POST", "/api/keys", ann, json={"name": "mine", "key": "sk-ann"})
     await save(server, ann, "prompt", "say", "say {x}", shared=True)
     await save(server, ann, "pipeline", "inner", "say(x)", shared=True)
     await save(server, ann, "pipeline", "outer", "concat(say(x), inner(x))", shared=True)
-    body = {"pipeline_name": "outer", "args": {"x": "1"}, "openaikey_id": hers["id"]}
+    body = {"pipeline_name": "outer", "args": {"x": "1"}, "openaikey_id": key["id"]}
 
-    status, told = await server.ask("POST", "/api/pipeline/call", ann, json=body)
+    status, payload = await server.ask("POST", "/api/pipeline/call", ann, json=body)
 
-    assert status == 200, told
+    assert status == 200, payload
     assert upstream.keys == ["Bearer sk-ann"] * 2
     assert (await server.ask("POST", "/api/pipeline/call", bob, json=body))[0] == 404
     assert len(upstream.prompts) == 2
@@ -238,7 +242,7 @@ async def test_a_run_asks_with_the_key_that_its_caller_chose_at_every_step_and_w
     assert upstream.keys[2:] == [None, None]
 
 
-async def test_models_and_what_can_be_asked_as_one_are_listed_to_those_who_may_use_them(server: Live) -> None:
+async def test_the_list_of_models_has_the_prompts_and_pipelines_that_the_caller_may_use(server: Live) -> None:
     ann, bob = await server.token(email="ann@x.org"), await server.token(email="bob@x.org")
     await save(server, ann, "prompt", "hers", "for {x}")
     await save(server, ann, "prompt", "ours", "for {x}", shared=True)
@@ -252,14 +256,14 @@ async def test_models_and_what_can_be_asked_as_one_are_listed_to_those_who_may_u
     assert await listed(bob) & {"hers", "ours", "common", "own"} == {"ours", "common"}
 
 
-async def test_a_run_and_its_log_are_its_owners(server: Live) -> None:
+async def test_only_its_owner_has_access_to_a_run_and_its_log(server: Live) -> None:
     ann, bob = await server.token(email="ann@x.org"), await server.token(email="bob@x.org")
     await save(server, ann, "prompt", "hers", "for {x}")
     await save(server, ann, "pipeline", "p", "hers(x)")
     job = await submit(server, ann, "p", {"x": "1"})
     await server.job_when(ann, job, lambda job: job["status"] == "success")
-    _, told = await server.ask("GET", f"/api/jobs/{job}/run", ann)
-    step = told["data"][0]["job_id"]
+    _, log = await server.ask("GET", f"/api/jobs/{job}/run", ann)
+    step = log["data"][0]["job_id"]
 
     for path in (f"/api/jobs/{job}/run", f"/api/jobs/{step}", f"/api/jobs/{step}/events"):
         assert (await server.ask("GET", path, bob))[0] == 404
@@ -269,7 +273,7 @@ async def test_a_run_and_its_log_are_its_owners(server: Live) -> None:
     assert (await server.ask("DELETE", f"/api/jobs/{step}", bob))[0] == 404
 
 
-async def test_lists_show_runs_and_their_steps_only_where_they_wait_for_a_reviewer(server: Live) -> None:
+async def test_lists_of_jobs_contain_steps_only_if_they_are_held(server: Live) -> None:
     ann, reviewer = await server.token(email="ann@x.org"), await server.token("reviewer", email="rev@x.org")
     await server.model("held", kind="echo", review="always")
     await save(server, ann, "prompt", "asks", "for {x}", model="held")
@@ -277,10 +281,10 @@ async def test_lists_show_runs_and_their_steps_only_where_they_wait_for_a_review
     job = await submit(server, ann, "p", {"x": "1"})
     await server.job_when(ann, job, lambda job: job["parked_at"] is not None)
 
-    async def listed(token: str, which: str = "") -> list[str | None]:
-        _, told = await server.ask("GET", f"/api/jobs{which}", token)
-        assert told["total"] == len(told["data"])
-        return [job["parent"] for job in told["data"]]
+    async def listed(token: str, query: str = "") -> list[str | None]:
+        _, page = await server.ask("GET", f"/api/jobs{query}", token)
+        assert page["total"] == len(page["data"])
+        return [job["parent"] for job in page["data"]]
 
     assert await listed(ann) == [None]
     assert await listed(reviewer) == [None]

@@ -1,4 +1,4 @@
-"""What time brings about, whoever sweeps."""
+"""The periodic sweep of old jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.stores import a_job, together
 pytestmark = pytest.mark.anyio
 
 
-async def test_one_sweep_forgets_as_many_old_jobs_as_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_sweep_deletes_all_old_jobs_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "PURGE_BATCH_SIZE", 20)
     async with live(tmp_path, retention_days=1e-12, sweep_seconds=600) as server:
         store = server.services.store
