@@ -387,9 +387,9 @@ async def test_a_program_stops_when_idle_and_a_guests_call_counts_as_use(
 
 async def test_guests_that_call_while_a_program_stops_get_their_answers(engine_here: Engines, by_id: Model) -> None:
     lazy = msgspec.structs.replace(by_id, idle_seconds=0.05)
-    async with engine_here() as one, engine_here() as other:
+    async with engine_here() as first, engine_here() as second:
         for number in range(25):
-            for engine in (one, other):
+            for engine in (first, second):
                 assert (await ask(engine, lazy, number))["asked"] == number
                 await asyncio.sleep(0.05 + number / 500)
 

@@ -488,18 +488,17 @@ async def test_a_connection_that_ends_at_once_is_a_temporary_error(
 
 
 async def test_the_victim_of_a_deadlock_is_retried(postgres_url: str, store: SqlStore) -> None:
-    one, two = await leased(store), await leased(store)
-    outsider = await asyncpg.connect(
-        postgres_url, server_settings={"deadlock_timeout": "30s"}
-    )  # so that this one is not the victim
+    first, second = await leased(store), await leased(store)
+    # A longer timeout, so that PostgreSQL does not choose this connection as the victim.
+    outsider = await asyncpg.connect(postgres_url, server_settings={"deadlock_timeout": "30s"})
 
     async with outsider.transaction():
-        await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", two.id)
-        renewing = asyncio.ensure_future(store.jobs.renew({one.id: "mine", two.id: "mine"}, 1000))
+        await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", second.id)
+        renewing = asyncio.ensure_future(store.jobs.renew({first.id: "mine", second.id: "mine"}, 1000))
         await until(lambda: is_lock_awaited(postgres_url))
-        await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", one.id)
+        await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", first.id)
 
-    assert await renewing == {one.id, two.id}
+    assert await renewing == {first.id, second.id}
     await outsider.close()
 
 

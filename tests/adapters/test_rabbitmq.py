@@ -55,18 +55,18 @@ async def wire(rabbitmq_url: str) -> AsyncIterator[TcpProxy]:
 async def test_each_wake_up_reaches_one_of_two_listeners(rabbitmq_url: str, queue: str) -> None:
     async with (
         started(a_rabbit(rabbitmq_url, queue)) as publisher,
-        started(a_rabbit(rabbitmq_url, queue), listening=True) as one,
-        started(a_rabbit(rabbitmq_url, queue), listening=True) as other,
+        started(a_rabbit(rabbitmq_url, queue), listening=True) as first,
+        started(a_rabbit(rabbitmq_url, queue), listening=True) as second,
     ):
         for number in range(10):
-            polls = [asyncio.ensure_future(listener.poll(WAIT_SECONDS)) for listener in (one, other)]
+            polls = [asyncio.ensure_future(listener.poll(WAIT_SECONDS)) for listener in (first, second)]
             await asyncio.sleep(0)
             publisher.notify(f"job-{number}", 0)
             done, pending = await asyncio.wait(polls, timeout=WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             assert [task.result() for task in done] == [True]
             pending.pop().cancel()
         async with asyncio.TaskGroup() as group:
-            polls_after = [group.create_task(listener.poll(QUIET_SECONDS)) for listener in (one, other)]
+            polls_after = [group.create_task(listener.poll(QUIET_SECONDS)) for listener in (first, second)]
         assert [task.result() for task in polls_after] == [False, False]
     assert await waiting(rabbitmq_url, queue) == 0
 
@@ -74,10 +74,10 @@ async def test_each_wake_up_reaches_one_of_two_listeners(rabbitmq_url: str, queu
 async def test_many_wake_ups_at_once_reach_all_listeners(rabbitmq_url: str, queue: str) -> None:
     async with (
         started(a_rabbit(rabbitmq_url, queue)) as publisher,
-        started(a_rabbit(rabbitmq_url, queue), listening=True) as one,
-        started(a_rabbit(rabbitmq_url, queue), listening=True) as other,
+        started(a_rabbit(rabbitmq_url, queue), listening=True) as first,
+        started(a_rabbit(rabbitmq_url, queue), listening=True) as second,
     ):
-        polls = [asyncio.ensure_future(listener.poll(WAIT_SECONDS)) for listener in (one, other)]
+        polls = [asyncio.ensure_future(listener.poll(WAIT_SECONDS)) for listener in (first, second)]
         async with channel(rabbitmq_url) as inspector:
             await until_heard_by(2, inspector, queue)
         for number in range(40):
