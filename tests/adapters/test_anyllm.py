@@ -1,4 +1,4 @@
-"""Hosted providers through the any-llm library, against real servers that speak their dialects."""
+"""Hosted providers through the any-llm library, against local servers with the providers' protocols."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.live_server import Live, chat, live, words
 pytestmark = pytest.mark.anyio
 
 USAGE = {"input_tokens": 7, "output_tokens": 3}
-SPOKEN = [
+MESSAGE_EVENTS = [
     {
         "type": "message_start",
         "message": {
@@ -48,14 +48,14 @@ SPOKEN = [
 
 
 class Anthropic(FakeServer):
-    """A server that speaks as Anthropic's Messages API does.
+    """A server with Anthropic's Messages API.
 
-    The model `slow` stops in the middle until `busy` is asked.
+    The model `slow` pauses in the middle of its stream until the model `busy` receives a request.
     """
 
     @property
     def keys(self) -> list[str]:
-        """The key of every request."""
+        """Return the key of every request."""
         return [request.headers["x-api-key"] for request in self.requests]
 
     async def reply(self, request: RecordedRequest) -> Reply:
@@ -65,17 +65,20 @@ class Anthropic(FakeServer):
             error = {"type": "error", "error": {"type": "rate_limit_error", "message": "Slow down."}}
             return json_reply(error, status=429, headers={"retry-after": "7"})
         if not body.get("stream"):
-            message = SPOKEN[0]["message"] | {"content": [{"type": "text", "text": "Hello"}], "stop_reason": "end_turn"}
+            message = MESSAGE_EVENTS[0]["message"] | {
+                "content": [{"type": "text", "text": "Hello"}],
+                "stop_reason": "end_turn",
+            }
             return json_reply(message)
-        events = [sse_event(event, name=event["type"]) for event in SPOKEN]
+        events = [sse_event(event, name=event["type"]) for event in MESSAGE_EVENTS]
         if body["model"] == "slow":
             return chunked(*events[:3], wait_for_wake, *events[3:])
         return chunked(*events[:4], end="close") if body["model"] == "cut" else chunked(*events)
 
 
-async def registered(server: Live, name: str, upstream: str, url: str, **more: Any) -> None:
-    new = {"name": name, "kind": "anyllm", "upstream_model": upstream, "url": url, "key": "sk-provider"} | more
-    assert (await server.ask("POST", "/api/models", await server.token("admin"), json=new))[0] == 201
+async def register(server: Live, name: str, upstream: str, url: str, **more: Any) -> None:
+    model = {"name": name, "kind": "anyllm", "upstream_model": upstream, "url": url, "key": "sk-provider"} | more
+    assert (await server.ask("POST", "/api/models", await server.token("admin"), json=model))[0] == 201
 
 
 async def events(server: Live, token: str, body: dict[str, Any]) -> list[Any]:
@@ -85,71 +88,73 @@ async def events(server: Live, token: str, body: dict[str, Any]) -> list[Any]:
     return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
 
 
-def deltas(told: list[Any]) -> str:
-    chosen = [choice for event in told[:-1] for choice in json.loads(event).get("choices", ())]
-    return "".join(choice["delta"].get("content") or "" for choice in chosen)
+def deltas(lines: list[Any]) -> str:
+    choices = [choice for event in lines[:-1] for choice in json.loads(event).get("choices", ())]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
-async def test_a_provider_with_another_dialect_is_asked_in_it_and_answers_in_ours(tmp_path: Path) -> None:
+async def test_requests_and_answers_are_translated_for_a_provider_with_another_protocol(tmp_path: Path) -> None:
     async with live(tmp_path) as server, Anthropic() as upstream:
         token = await server.token()
-        await registered(server, "claude", "anthropic/claude-x", upstream.url)
-        status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "claude", max_tokens=9))
-        assert (status, words(told)) == (200, "Hello")
-        assert (told["object"], told["choices"][0]["finish_reason"]) == ("chat.completion", "stop")
-        assert (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]) == (7, 3)
+        await register(server, "claude", "anthropic/claude-x", upstream.url)
+        status, payload = await server.ask(
+            "POST", "/v1/chat/completions", token, json=chat("hi", "claude", max_tokens=9)
+        )
+        assert (status, words(payload)) == (200, "Hello")
+        assert (payload["object"], payload["choices"][0]["finish_reason"]) == ("chat.completion", "stop")
+        assert (payload["usage"]["prompt_tokens"], payload["usage"]["completion_tokens"]) == (7, 3)
         body = upstream.requests[-1].json()
         assert (upstream.keys[-1], body["model"], body["max_tokens"]) == ("sk-provider", "claude-x", 9)
-        # a stream too, to its end
-        said = await events(server, token, chat("hi", "claude", stream=True))
-        assert (deltas(said), said[-1]) == ("Hello", "[DONE]")
-        # and any other door
-        status, told = await server.ask("POST", "/post/predict?id=claude", token, data=b'"hi"')
-        assert (status, words(told)) == (200, "Hello")
+        # a stream is translated too, to its end
+        lines = await events(server, token, chat("hi", "claude", stream=True))
+        assert (deltas(lines), lines[-1]) == ("Hello", "[DONE]")
+        # other doors can call the model too
+        status, payload = await server.ask("POST", "/post/predict?id=claude", token, data=b'"hi"')
+        assert (status, words(payload)) == (200, "Hello")
 
 
 async def test_a_providers_errors_keep_their_status(tmp_path: Path) -> None:
     async with live(tmp_path, now_attempts=1) as server, Anthropic() as upstream:
         token = await server.token()
-        await registered(server, "busy", "anthropic/busy", upstream.url)
-        status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "busy"))
-        assert (status, "Slow down." in told["error"]["message"]) == (429, True)
+        await register(server, "busy", "anthropic/busy", upstream.url)
+        status, payload = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "busy"))
+        assert (status, "Slow down." in payload["error"]["message"]) == (429, True)
         assert len(upstream.requests) == 1
-        # a stream that breaks does not end as if it were whole
-        await registered(server, "cut", "anthropic/cut", upstream.url)
-        said = await events(server, token, chat("hi", "cut", stream=True))
-        assert "[DONE]" not in said
-        assert "error" in json.loads(said[-1])
-        # what is not there is unreachable, and its address is not told
-        await registered(server, "lost", "anthropic/x", "http://127.0.0.1:9")
-        status, told = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "lost"))
-        assert (status, told["error"]["code"]) == (502, "model_unreachable")
-        assert "127.0.0.1" not in told["error"]["message"]
+        # a broken stream does not end like a complete one
+        await register(server, "cut", "anthropic/cut", upstream.url)
+        lines = await events(server, token, chat("hi", "cut", stream=True))
+        assert "[DONE]" not in lines
+        assert "error" in json.loads(lines[-1])
+        # an address without a server is unreachable, and the error does not show the address
+        await register(server, "lost", "anthropic/x", "http://127.0.0.1:9")
+        status, payload = await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "lost"))
+        assert (status, payload["error"]["code"]) == (502, "model_unreachable")
+        assert "127.0.0.1" not in payload["error"]["message"]
 
 
-async def test_a_provider_that_speaks_as_openai_does_is_asked_as_well(tmp_path: Path) -> None:
+async def test_a_provider_with_openais_protocol_works_too(tmp_path: Path) -> None:
     async with live(tmp_path / "far") as far, live(tmp_path / "near") as near:
         token = await near.token()
         for name, echo in (("chat", "echo"), ("hangs", "echo/hang"), ("down", "echo/status=503")):
             more = {"key": await far.token(), "attempts": 1, "timeouts": {"first_byte_seconds": 3}}
-            await registered(near, name, f"openai/{echo}", far.url + "/v1", **more)
+            await register(near, name, f"openai/{echo}", far.url + "/v1", **more)
         body = chat("over there", "chat", temperature=0.5)
-        status, told = await near.ask("POST", "/v1/chat/completions", token, json=body)
-        assert (status, words(told)) == (200, "over there")
-        said = await events(near, token, body | {"stream": True, "stream_options": {"include_usage": True}})
-        assert (deltas(said), said[-1]) == ("over there", "[DONE]")
+        status, payload = await near.ask("POST", "/v1/chat/completions", token, json=body)
+        assert (status, words(payload)) == (200, "over there")
+        lines = await events(near, token, body | {"stream": True, "stream_options": {"include_usage": True}})
+        assert (deltas(lines), lines[-1]) == ("over there", "[DONE]")
         for name, expected in (("hangs", 504), ("down", 503)):
             assert (await near.ask("POST", "/v1/chat/completions", token, json=chat("x", name)))[0] == expected
-        # what the library would take and a caller may not say, and what it would leave out
-        for strange in ({"extra_headers": {"x": "y"}}, {"api_base": "http://10.0.0.1"}, {"store": True}):
-            status, told = await near.ask("POST", "/v1/chat/completions", token, json=chat("x", "chat", **strange))
-            assert (status, next(iter(strange)) in told["error"]["message"]) == (400, True)
+        # parameters that the library accepts but a caller must not set, and one that it would drop
+        for parameter in ({"extra_headers": {"x": "y"}}, {"api_base": "http://10.0.0.1"}, {"store": True}):
+            status, payload = await near.ask("POST", "/v1/chat/completions", token, json=chat("x", "chat", **parameter))
+            assert (status, next(iter(parameter)) in payload["error"]["message"]) == (400, True)
         assert (await near.ask("POST", "/v1/completions", token, json={"model": "chat", "prompt": "x"}))[0] == 404
 
 
-async def test_a_caller_s_own_key_goes_to_the_provider(tmp_path: Path) -> None:
+async def test_a_callers_own_key_goes_to_the_provider(tmp_path: Path) -> None:
     async with live(tmp_path) as server, Anthropic() as upstream:
-        await registered(server, "claude", "anthropic/claude-x", upstream.url)
+        await register(server, "claude", "anthropic/claude-x", upstream.url)
         ann = await server.token("user", "ann@x.y")
         _, key = await server.ask("POST", "/api/keys", ann, json={"name": "mine", "key": "sk-ann"})
         from signoff.work.admin.people import create_token, create_user
@@ -169,52 +174,52 @@ def answer(engine: AnyLLMEngine, *, key: str = "k", stream: bool = False, **more
     return engine.answer(model, request)
 
 
-async def said_by(engine: AnyLLMEngine, **more: Any) -> list[Chunk]:
+async def collect_chunks(engine: AnyLLMEngine, **more: Any) -> list[Chunk]:
     return [chunk async for chunk in answer(engine, **more)]
 
 
-async def test_callers_who_come_at_once_with_one_key_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, make = list[Any](), anyllm._client
-    monkeypatch.setattr(anyllm, "_client", lambda *told: made.append(told) or make(*told))
+async def test_concurrent_callers_with_one_key_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    created, create = list[Any](), anyllm._client
+    monkeypatch.setattr(anyllm, "_client", lambda *arguments: created.append(arguments) or create(*arguments))
     engine = AnyLLMEngine()
     async with Anthropic() as upstream:
-        await asyncio.gather(*(said_by(engine, key=key, url=upstream.url) for key in "abab"))
-        assert sorted(key for _, key, _ in made) == ["a", "b"]
+        await asyncio.gather(*(collect_chunks(engine, key=key, url=upstream.url) for key in "abab"))
+        assert sorted(key for _, key, _ in created) == ["a", "b"]
         assert sorted(upstream.keys) == ["a", "a", "b", "b"]
         await engine.close()
 
 
-async def test_more_keys_than_there_is_room_for_cut_nobody_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_beyond_the_maximum_do_not_end_a_running_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anyllm, "MAX_CLIENTS", 1)
     engine = AnyLLMEngine()
     async with Anthropic() as upstream, asyncio.timeout(60):
-        # given somebody who is being answered
+        # given a caller whose answer has begun
         slow = answer(engine, stream=True, upstream_model="anthropic/slow", url=upstream.url)
-        said = [await anext(slow)]
-        # when others come with keys of their own
+        chunks = [await anext(slow)]
+        # when others call with keys of their own
         for key in "abc":
-            await said_by(engine, key=key, url=upstream.url)
+            await collect_chunks(engine, key=key, url=upstream.url)
         with pytest.raises(ModelAnswered):
-            await said_by(engine, key="d", upstream_model="anthropic/busy", url=upstream.url)
-        # then that answer comes to its end
-        said += [chunk async for chunk in slow]
-        told = [chunk.raw.decode().removeprefix("data: ").strip() for chunk in said]
-        assert (deltas(told), told[-1]) == ("Hello", "[DONE]")
+            await collect_chunks(engine, key="d", upstream_model="anthropic/busy", url=upstream.url)
+        # then that answer still completes
+        chunks += [chunk async for chunk in slow]
+        lines = [chunk.raw.decode().removeprefix("data: ").strip() for chunk in chunks]
+        assert (deltas(lines), lines[-1]) == ("Hello", "[DONE]")
         await engine.close()
 
 
-async def test_without_the_extra_it_says_which_one_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_extra_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "any_llm", None)
     with pytest.raises(ModelFailed, match=r"signoff\[anyllm\]"):
-        await said_by(AnyLLMEngine())
+        await collect_chunks(AnyLLMEngine())
 
 
-async def test_a_provider_that_there_is_not_is_told_so() -> None:
+async def test_an_unknown_provider_and_a_blocked_address_are_errors() -> None:
     engine = AnyLLMEngine()
     with pytest.raises(ModelFailed, match="nobody"):
-        await said_by(engine, upstream_model="nobody/x")
+        await collect_chunks(engine, upstream_model="nobody/x")
     with pytest.raises(ModelFailed, match="in a range that is closed to models"):
-        await said_by(AnyLLMEngine(FakeResolver(["169.254.169.254"])), url="http://model.example")
+        await collect_chunks(AnyLLMEngine(FakeResolver(["169.254.169.254"])), url="http://model.example")
     await engine.close()
     assert model_fault(Model(name="m", kind="anyllm")) is not None
     assert model_fault(Model(name="mistral/*", kind="anyllm")) is None

@@ -1,4 +1,4 @@
-"""A backup holds every table as it was at one moment, and comes back the same in either database, or not at all."""
+"""Backup and restore: every table as it was at one moment, into either database, completely or not at all."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ ROWS = len(TEXTS)
 NEWEST = migrations._REVISIONS[-1]
 
 
-def odd(column: sa.Column[Any], row: int) -> Any:
-    """The value of a column in one of ROWS rows; between them they have all that is odd."""
+def unusual_value(column: sa.Column[Any], row: int) -> Any:
+    """Return the value of a column in one of ROWS rows; together, the rows hold all unusual values."""
     if column.nullable and row == 0:
         return None
     if column.foreign_keys:
@@ -42,9 +42,9 @@ def odd(column: sa.Column[Any], row: int) -> Any:
     if kind.python_type is int and (unique or column.table.name == "versions"):
         return row * 10 + 3
     if kind.python_type is int:
-        most = 2 ** BITS[type(kind)] - 1
-        return (0, most, -most - 1, -1, 7)[row]
-    if kind.python_type is str and is_indexed(column):  # PostgreSQL's indexes take no long ones
+        maximum = 2 ** BITS[type(kind)] - 1
+        return (0, maximum, -maximum - 1, -1, 7)[row]
+    if kind.python_type is str and is_indexed(column):  # PostgreSQL's indexes refuse long values
         return f"{TEXTS[row][:50]}{row}"
     return {str: TEXTS, bytes: BYTES, bool: (True, False) * ROWS}[kind.python_type][row]
 
@@ -54,18 +54,18 @@ def is_indexed(column: sa.Column[Any]) -> bool:
     return column.primary_key or bool(column.unique) or column.name in indexed
 
 
-def odd_rows(table: sa.Table) -> list[dict[str, Any]]:
-    return [{column.name: odd(column, row) for column in table.c} for row in range(ROWS)]
+def unusual_rows(table: sa.Table) -> list[dict[str, Any]]:
+    return [{column.name: unusual_value(column, row) for column in table.c} for row in range(ROWS)]
 
 
-async def fill_with_odd_rows(store: SqlStore) -> None:
+async def fill_with_unusual_rows(store: SqlStore) -> None:
     for table in metadata.sorted_tables:
         await execute(store, sa.delete(with_stored_types(table)))
-        await execute(store, sa.insert(with_stored_types(table)).values(odd_rows(table)))
+        await execute(store, sa.insert(with_stored_types(table)).values(unusual_rows(table)))
 
 
-async def everything(store: SqlStore) -> dict[str, list[dict[str, Any]]]:
-    """Every row of every table, as it is stored, in an order of its own."""
+async def all_rows(store: SqlStore) -> dict[str, list[dict[str, Any]]]:
+    """Return every row of every table as it is stored, in a stable order."""
     return {
         table.name: sorted(await rows(store, sa.select(with_stored_types(table))), key=repr)
         for table in metadata.sorted_tables
@@ -95,7 +95,7 @@ def empty_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/empty/store.db"
 
 
-async def restored(url: str, file: Path, manifest: Manifest | None = None) -> None:
+async def restore(url: str, file: Path, manifest: Manifest | None = None) -> None:
     store = SqlStore(url)
     try:
         await store.restore(file, manifest or check(file).manifest)
@@ -105,9 +105,9 @@ async def restored(url: str, file: Path, manifest: Manifest | None = None) -> No
 
 @pytest.fixture
 async def file(tmp_path: Path) -> Path:
-    """Return a backup with odd rows in it."""
+    """Return the path of a backup with unusual values."""
     async with opened(f"sqlite:///{tmp_path}/source.db") as store:
-        await fill_with_odd_rows(store)
+        await fill_with_unusual_rows(store)
         await store.backup(tmp_path / "backup")
     return tmp_path / "backup"
 
@@ -115,47 +115,47 @@ async def file(tmp_path: Path) -> Path:
 async def test_every_value_of_every_column_of_every_table_comes_back(urls: list[str], tmp_path: Path) -> None:
     # given every column of every table filled
     async with opened(urls[0]) as store:
-        await fill_with_odd_rows(store)
-        before = await everything(store)
+        await fill_with_unusual_rows(store)
+        before = await all_rows(store)
         manifest = await store.backup(tmp_path / "backup")
     assert manifest.tables == {
         name: TableSummary(tuple(table.columns.keys()), ROWS) for name, table in metadata.tables.items()
     }
-    # when all of it is restored elsewhere
-    await restored(urls[1], tmp_path / "backup")
-    # then it is the same, but that versions have grown
+    # when the backup is restored into another database
+    await restore(urls[1], tmp_path / "backup")
+    # then the rows are the same, except that the versions have increased
     async with opened(urls[1]) as store:
-        after = await everything(store)
+        after = await all_rows(store)
         for row in after["versions"]:
             row["version"] -= 1
         assert after == before
-        # and ids go on behind the restored ones
+        # and new ids follow the restored ones
         assert (await store.people.put_user("new@example.com", "user")).id == 3 + 10 * (ROWS - 1) + 1
 
 
-async def test_a_backup_is_of_one_moment_while_others_write(url: str, tmp_path: Path, empty_url: str) -> None:
+async def test_a_backup_is_consistent_while_others_write(url: str, tmp_path: Path, empty_url: str) -> None:
     async with opened(url) as store:
         before = 4000
-        for _ in range(before // 200):  # a busy machine may not write all of them before a writer gives up
+        for _ in range(before // 200):  # in batches, as a write that waits too long fails
             await together(store.jobs.insert(a_job(), actor="before") for _ in range(200))
-        # given somebody who writes, a job and its event at a time
+        # given a writer that inserts jobs, each with its event
         backup = asyncio.ensure_future(store.backup(tmp_path / "backup"))
-        wrote = 0
+        written = 0
         while not backup.done():
             await inserted(store)
-            wrote += 1
+            written += 1
         manifest = await backup
-        assert wrote
-    # then it holds what was there when it began, and each job has its event
-    assert before <= manifest.rows("jobs") < before + wrote
-    await restored(empty_url, tmp_path / "backup")
+        assert written
+    # then the backup holds all jobs from before it began, and each job has its event
+    assert before <= manifest.rows("jobs") < before + written
+    await restore(empty_url, tmp_path / "backup")
     async with opened(empty_url) as store:
         jobs = await rows(store, sa.select(metadata.tables["jobs"].c.id))
         events = await rows(store, sa.select(metadata.tables["events"].c.job_id.label("id")))
         assert sorted(map(repr, jobs)) == sorted(map(repr, events))
 
 
-async def test_a_backup_is_for_its_owner_alone_and_overwrites_nothing(file: Path, tmp_path: Path) -> None:
+async def test_only_the_owner_can_read_a_backup_and_it_overwrites_nothing(file: Path, tmp_path: Path) -> None:
     before = file.read_bytes()
     assert file.stat().st_mode & 0o777 == 0o600
 
@@ -181,7 +181,7 @@ async def test_a_backup_that_fails_leaves_nothing_behind(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-async def test_a_backup_has_several_pieces_and_other_tools_can_read_it(tmp_path: Path) -> None:
+async def test_a_backup_has_several_members_and_other_tools_can_read_it(tmp_path: Path) -> None:
     async with opened(f"sqlite:///{tmp_path}/source.db") as store:
         for _ in range(5):
             await inserted(store, body=b'"' + bytes(2**21) + b'"')
@@ -192,7 +192,7 @@ async def test_a_backup_has_several_pieces_and_other_tools_can_read_it(tmp_path:
         assert all(member.isfile() and member.mode == 0o600 for member in tar)
 
 
-async def test_a_file_that_was_cut_anywhere_is_refused(file: Path) -> None:
+async def test_a_truncated_file_is_refused(file: Path) -> None:
     whole = file.read_bytes()
     for size in [*range(30), *range(30, len(whole), len(whole) // 50), *range(len(whole) - 30, len(whole))]:
         file.write_bytes(whole[:size])
@@ -201,22 +201,22 @@ async def test_a_file_that_was_cut_anywhere_is_refused(file: Path) -> None:
 
 
 async def test_a_file_with_one_wrong_bit_is_refused_unless_it_unpacks_to_the_same(file: Path) -> None:
-    whole, refused = file.read_bytes(), 0
+    whole, refusals = file.read_bytes(), 0
     unpacked = gzip.decompress(whole)
-    places = [*range(10, len(whole), len(whole) // 100), *range(len(whole) - 8, len(whole))]
-    for place in places:
-        broken = whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :]
+    offsets = [*range(10, len(whole), len(whole) // 100), *range(len(whole) - 8, len(whole))]
+    for offset in offsets:
+        broken = whole[:offset] + bytes([whole[offset] ^ (1 << offset % 8)]) + whole[offset + 1 :]
         file.write_bytes(broken)
         try:
             check(file)
         except BadBackup:
-            refused += 1
-        else:  # where one letter comes very often, it is the same whichever is repeated
+            refusals += 1
+        else:  # a changed back-reference may point to an equal byte
             assert gzip.decompress(broken) == unpacked
-    assert refused > 20
+    assert refusals > 20
 
 
-async def test_what_comes_behind_a_backup_makes_it_broken(file: Path) -> None:
+async def test_trailing_data_makes_a_backup_invalid(file: Path) -> None:
     whole = file.read_bytes()
     for more in (b"more", gzip.compress(b"more"), gzip.compress(bytes(512))):
         file.write_bytes(whole + more)
@@ -224,24 +224,24 @@ async def test_what_comes_behind_a_backup_makes_it_broken(file: Path) -> None:
             check(file)
 
 
-async def test_a_database_in_use_is_refused_and_stays_as_it_is(url: str, file: Path) -> None:
+async def test_a_database_with_rows_is_refused_and_unchanged(url: str, file: Path) -> None:
     async with opened(url) as store:
         await store.people.put_user("a@example.com", "admin")
-        before = await everything(store)
+        before = await all_rows(store)
     with pytest.raises(BadBackup, match="not empty: it contains users"):
-        await restored(url, file)
+        await restore(url, file)
     async with opened(url) as store:
-        assert await everything(store) == before
+        assert await all_rows(store) == before
         await execute(store, sa.delete(metadata.tables["users"]))
         await inserted(store)
     with pytest.raises(BadBackup, match=r"not empty: it contains (jobs|events)"):
-        await restored(url, file)
+        await restore(url, file)
 
 
-async def test_processes_that_saw_the_empty_database_see_that_it_has_changed(file: Path, empty_url: str) -> None:
+async def test_a_restore_increases_the_versions_that_other_processes_watch(file: Path, empty_url: str) -> None:
     async with opened(empty_url) as store:
         await execute(store, sa.update(metadata.tables["versions"]).values(version=1000))
-    await restored(empty_url, file)
+    await restore(empty_url, file)
     async with opened(empty_url) as store:
         assert min((await store.versions()).values()) > 1000
 
@@ -249,17 +249,17 @@ async def test_processes_that_saw_the_empty_database_see_that_it_has_changed(fil
 async def test_a_restore_that_fails_leaves_the_database_empty(
     file: Path, tmp_path: Path, empty_postgres_url: str
 ) -> None:
-    # given a value that SQLite takes, and PostgreSQL does not
+    # given a value that SQLite accepts and PostgreSQL refuses
     async with opened(f"sqlite:///{tmp_path}/source.db") as store:
         await execute(store, sa.update(metadata.tables["tokens"]).values(name="a\0b"))
         await store.backup(tmp_path / "bad")
     with pytest.raises(BadBackup, match="rejected the rows") as refusal:
-        await restored(empty_postgres_url, tmp_path / "bad")
+        await restore(empty_postgres_url, tmp_path / "bad")
     assert "\n" not in refusal.value.message
-    # then another one can be restored
-    await restored(empty_postgres_url, file)
+    # then another backup can be restored
+    await restore(empty_postgres_url, file)
     async with opened(empty_postgres_url) as store:
-        assert len((await everything(store))["tokens"]) == ROWS
+        assert len((await all_rows(store))["tokens"]) == ROWS
 
 
 async def test_a_restore_that_is_stopped_at_its_end_leaves_the_database_empty(file: Path, empty_url: str) -> None:
@@ -270,10 +270,10 @@ async def test_a_restore_that_is_stopped_at_its_end_leaves_the_database_empty(fi
     with pytest.raises(TimeoutError):
         await store.restore(file, check(file).manifest, at_end=fail)
     await store.close()
-    await restored(empty_url, file)
+    await restore(empty_url, file)
 
 
-async def test_no_backup_is_made_of_what_is_not_there_or_too_old(tmp_path: Path) -> None:
+async def test_a_missing_or_outdated_database_cannot_be_backed_up(tmp_path: Path) -> None:
     store = SqlStore(f"sqlite:///{tmp_path}/nowhere/store.db")
     with pytest.raises(SchemaOutdated, match="There is no database at"):
         await store.start()
@@ -289,7 +289,7 @@ async def test_no_backup_is_made_of_what_is_not_there_or_too_old(tmp_path: Path)
 async def test_an_older_backup_is_brought_up_to_date(
     file: Path, empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a version with one revision more than the backup has
+    # given a program whose schema is one revision newer than the backup
     home = Path(migrations.__file__).parent
     newer = tmp_path / "migrations"
     (newer / "versions").mkdir(parents=True)
@@ -302,44 +302,47 @@ async def test_an_older_backup_is_brought_up_to_date(
     )
     monkeypatch.setattr(migrations, "_FOLDER", newer)
     monkeypatch.setattr(migrations, "_REVISIONS", [*migrations._REVISIONS, "next"])
-    # when it is restored
-    await restored(empty_url, file)
-    # then it has all rows, and the newer schema
+    # when the backup is restored
+    await restore(empty_url, file)
+    # then the database has all rows and the newer schema
     async with opened(empty_url) as store:
         nicknames = await rows(store, sa.select(sa.table("users", sa.column("nickname"))))
         assert nicknames == [{"nickname": "none"}] * ROWS
-        # and what is newer already is refused
+        # and a database whose schema is newer than the backup is refused
         for table in reversed(metadata.sorted_tables):
             await execute(store, sa.delete(table))
     with pytest.raises(BadBackup, match=f"has schema next, the backup {NEWEST}"):
-        await restored(empty_url, file)
+        await restore(empty_url, file)
 
 
-# Files that somebody has made
+# Invalid and manipulated files
 
 
 Make = Callable[[ArchiveWriter], None]
 
 
-def made(path: Path, make: Make, **more: Any) -> Path:
-    """A backup with whatever `make` puts into it, and a manifest that fits, but for what `more` says."""
+def make_backup(path: Path, make: Make, **more: Any) -> Path:
+    """Write a backup with the members that `make` adds, and return its path.
+
+    The manifest is valid except for the fields in `more`.
+    """
     with gzip.GzipFile(path, "wb") as packed:
         draft = ArchiveWriter(packed)
         make(draft)
-        plain = {"format": FORMAT, "signoff": "0", "revision": NEWEST, "made_at": "", "members": draft.members}
+        fields = {"format": FORMAT, "signoff": "0", "revision": NEWEST, "made_at": "", "members": draft.members}
         tables = {
             str(name): TableSummary(tuple(map(str, table.columns.keys())), 0) for name, table in metadata.tables.items()
         }
-        draft.finish(Manifest(**(plain | {"tables": tables} | more)))
+        draft.finish(Manifest(**(fields | {"tables": tables} | more)))
     return path
 
 
-def framed(*values: Any) -> bytes:
+def encode_rows(*values: Any) -> bytes:
     return b"".join(len(row).to_bytes(4, "big") + row for row in map(msgspec.msgpack.encode, values))
 
 
 def nothing(draft: ArchiveWriter) -> None:
-    """Puts nothing in."""
+    """Add no members."""
 
 
 @pytest.mark.parametrize(
@@ -350,10 +353,10 @@ def nothing(draft: ArchiveWriter) -> None:
         (nothing, {"revision": ""}, "unknown schema revision ''"),
         (nothing, {"tables": {}}, "does not have the tables"),
         (nothing, {"members": {"jobs/000000": ""}}, "damaged"),
-        (lambda draft: draft.add("versions/000000", framed(["models", 1])), {}, "number of rows"),
-        (lambda draft: draft.add("versions/000000", framed(["models", "1"])), {}, "cannot be decoded"),
-        (lambda draft: draft.add("versions/000000", framed([[[]] * 1000, 1])), {}, "cannot be decoded"),
-        (lambda draft: draft.add("versions/000000", framed(["models"])), {}, "cannot be decoded"),
+        (lambda draft: draft.add("versions/000000", encode_rows(["models", 1])), {}, "number of rows"),
+        (lambda draft: draft.add("versions/000000", encode_rows(["models", "1"])), {}, "cannot be decoded"),
+        (lambda draft: draft.add("versions/000000", encode_rows([[[]] * 1000, 1])), {}, "cannot be decoded"),
+        (lambda draft: draft.add("versions/000000", encode_rows(["models"])), {}, "cannot be decoded"),
         (lambda draft: draft.add("versions/000000", b"\xff\xff\xff\xff"), {}, "larger than the limit"),
         (lambda draft: draft.add("versions/000000", b"\0\0\0\x09ab"), {}, "damaged"),
         (lambda draft: draft.add("versions/000000", b"\0"), {}, "damaged"),
@@ -366,17 +369,17 @@ def nothing(draft: ArchiveWriter) -> None:
         (lambda draft: draft.add("versions/000000", b"\0\0\0\x04\x92\xa1\xff\x01"), {}, "cannot be decoded"),
     ],
 )
-async def test_a_file_that_lies_is_refused(
+async def test_a_file_with_invalid_contents_is_refused(
     make: Make, more: dict[str, Any], why: str, tmp_path: Path, empty_url: str
 ) -> None:
-    path = made(tmp_path / "made", make, **more)
+    path = make_backup(tmp_path / "made", make, **more)
     with pytest.raises(BadBackup, match=why) as refusal:
-        await restored(empty_url, path)
+        await restore(empty_url, path)
     assert "\n" not in refusal.value.message
 
 
 async def test_a_backup_of_an_empty_database_can_be_restored(tmp_path: Path, empty_url: str) -> None:
-    await restored(empty_url, made(tmp_path / "made", nothing))
+    await restore(empty_url, make_backup(tmp_path / "made", nothing))
     async with opened(empty_url) as store:
         assert await store.people.users() == []
 
@@ -407,23 +410,23 @@ def header(name: str, size: int, kind: bytes) -> bytes:
     ],
     ids=range(14),
 )
-async def test_a_file_that_is_no_backup_is_refused(data: bytes, tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_backup_is_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(data)
     with pytest.raises(BadBackup, match="backup"):
         check(tmp_path / "file")
 
 
-async def test_a_name_that_leads_elsewhere_leads_nowhere(tmp_path: Path, empty_url: str) -> None:
+async def test_a_member_name_cannot_write_to_other_folders(tmp_path: Path, empty_url: str) -> None:
     def make(draft: ArchiveWriter) -> None:
         for name in ("../evil", "/tmp/evil", "jobs/../../evil", "nothing/000000"):
             draft.add(name, b"")
 
     before = {*tmp_path.iterdir()}
-    await restored(empty_url, made(tmp_path / "made", make))
+    await restore(empty_url, make_backup(tmp_path / "made", make))
     assert {path.name for path in {*tmp_path.iterdir()} - before} == {"made", "empty"}
 
 
-async def test_a_small_file_that_unpacks_to_much_takes_little_memory(tmp_path: Path) -> None:
+async def test_a_small_file_with_a_huge_member_takes_little_memory(tmp_path: Path) -> None:
     size = 300 * 1024 * 1024
     with gzip.GzipFile(tmp_path / "bomb", "wb", 9) as packed:
         packed.write(header("jobs/000000", size, tarfile.REGTYPE))

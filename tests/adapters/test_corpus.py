@@ -1,5 +1,6 @@
-"""Answers of several servers, as they were recorded or composed (see corpus/README.md), in packets of any size: what
-comes out of our socket is what came in, to the byte, and its tokens are counted.
+"""Recorded and composed answers of several servers (see corpus/README.md), sent in packets of any size.
+
+Each answer must pass unchanged, byte for byte, and its tokens must be counted.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ NAMES = sorted(str(path.relative_to(CORPUS).with_suffix("")) for path in CORPUS.
 
 @dataclass
 class Exchange:
-    """One exchange of the corpus, read by other means than ours."""
+    """An exchange of the corpus, parsed without the code under test."""
 
     path: str
-    asked: bytes
+    request_body: bytes
     raw: bytes
     status: int
-    kind: str
+    content_type: str
     body: bytes
 
     @property
     def is_stream(self) -> bool:
-        return self.kind.startswith("text/event-stream")
+        return self.content_type.startswith("text/event-stream")
 
     @property
-    def told(self) -> list[Any]:
-        """The JSON of the answer, or of each of its events."""
+    def payloads(self) -> list[Any]:
+        """Return the JSON of the answer, or of each of its events."""
         if not self.is_stream:
             return [json.loads(self.body)]
         lines = self.body.decode().splitlines()
@@ -48,15 +49,15 @@ class Exchange:
 
 
 def exchange(name: str) -> Exchange:
-    asked = json.loads((CORPUS / f"{name}.json").read_text())
+    request = json.loads((CORPUS / f"{name}.json").read_text())
     raw = (CORPUS / f"{name}.http").read_bytes()
     head, _, body = raw.partition(b"\r\n\r\n")
     start, *lines = head.decode().split("\r\n")
     headers = {line.split(":", 1)[0].lower(): line.split(":", 1)[1].strip() for line in lines}
     if headers.get("transfer-encoding") == "chunked":
         body = unchunked(body)
-    status, kind = int(start.split(" ")[1]), headers["content-type"]
-    return Exchange(asked["path"], json.dumps(asked["body"]).encode(), raw, status, kind, body)
+    status, content_type = int(start.split(" ")[1]), headers["content-type"]
+    return Exchange(request["path"], json.dumps(request["body"]).encode(), raw, status, content_type, body)
 
 
 def unchunked(body: bytes) -> bytes:
@@ -69,7 +70,7 @@ def unchunked(body: bytes) -> bytes:
 
 
 class Player(FakeServer):
-    """A server that answers every request with `pieces`, a write each."""
+    """A server that answers every request with `pieces`, each in a write of its own."""
 
     pieces: tuple[bytes, ...] = ()
 
@@ -79,14 +80,14 @@ class Player(FakeServer):
 
 @pytest.fixture(scope="module")
 async def played(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Player, Live, str]]:
-    """Yield a player, a server in front of it under every name that the corpus asks for, and a token."""
+    """Yield a player, a server that has all models of the corpus in front of it, and a token."""
     async with (
         Player() as player,
-        live(tmp_path_factory.mktemp("corpus"), log_before_answer=True) as ours,
+        live(tmp_path_factory.mktemp("corpus"), log_before_answer=True) as server,
     ):
-        for name in {json.loads(exchange(name).asked)["model"] for name in NAMES}:
-            await ours.model(name, kind="openai", url=player.url, attempts=1)
-        yield player, ours, await ours.token()
+        for name in {json.loads(exchange(name).request_body)["model"] for name in NAMES}:
+            await server.model(name, kind="openai", url=player.url, attempts=1)
+        yield player, server, await server.token()
 
 
 CUTS = st.lists(st.integers(min_value=1, max_value=20_000), max_size=30)
@@ -98,63 +99,69 @@ EVERY_BYTE = list(range(1, 4000))
 @given(cuts=CUTS)
 @example(cuts=[])
 @example(cuts=EVERY_BYTE)
-async def test_what_an_upstream_says_comes_out_to_the_byte(
+async def test_an_upstreams_answer_passes_byte_for_byte(
     name: str, cuts: list[int], played: tuple[Player, Live, str]
 ) -> None:
     player, server, token = played
-    one = exchange(name)
-    ends = [0, *sorted({cut for cut in cuts if cut < len(one.raw)}), len(one.raw)]
-    player.pieces = tuple(one.raw[start:end] for start, end in pairwise(ends))
+    recorded = exchange(name)
+    ends = [0, *sorted({cut for cut in cuts if cut < len(recorded.raw)}), len(recorded.raw)]
+    player.pieces = tuple(recorded.raw[start:end] for start, end in pairwise(ends))
     headers = {"authorization": f"Bearer {token}", "content-type": "application/json", "cache-control": "no-store"}
-    async with server.http.post(server.url + one.path, data=one.asked, headers=headers) as response:
+    async with server.http.post(server.url + recorded.path, data=recorded.request_body, headers=headers) as response:
         body, job_id = await response.read(), response.headers["x-signoff-job"]
-        assert response.status == one.status
-        assert response.content_type == one.kind.partition(";")[0]
-    assert player.requests[-1].body == one.asked
-    job = await until(lambda: ended(server, job_id))
-    if one.status >= 400 or any(told.get("error") for told in one.told):
-        is_failure(one, body, job)
+        assert response.status == recorded.status
+        assert response.content_type == recorded.content_type.partition(";")[0]
+    assert player.requests[-1].body == recorded.request_body
+    job = await until(lambda: ended_job(server, job_id))
+    if recorded.status >= 400 or any(payload.get("error") for payload in recorded.payloads):
+        check_failure(recorded, body, job)
     else:
-        assert body == one.body
+        assert body == recorded.body
         assert job.status == "success"
         assert job.usage is not None
-        used = {"prompt_tokens": job.usage.prompt_tokens, "completion_tokens": job.usage.completion_tokens}
-        assert used.items() >= tokens(one).items()
+        counted = {"prompt_tokens": job.usage.prompt_tokens, "completion_tokens": job.usage.completion_tokens}
+        assert counted.items() >= expected_usage(recorded).items()
 
 
-def is_failure(one: Exchange, body: bytes, job: Job) -> None:
-    """The upstream's own error, whose code is a text now; after what came before it, where it ended a stream."""
+def check_failure(recorded: Exchange, body: bytes, job: Job) -> None:
+    """Check that the body is the upstream's error, with its code as a string.
+
+    In a stream, the error follows the events that came before it.
+    """
     assert job.status == "fail"
     assert b"[DONE]" not in body
-    if one.is_stream:
+    if recorded.is_stream:
         *before, last = body.split(b"\n\n")[:-1]
-        assert one.body.startswith(b"\n\n".join(before) + b"\n\n")
+        assert recorded.body.startswith(b"\n\n".join(before) + b"\n\n")
         body = last.removeprefix(b"data: ")
-    got, told = json.loads(body)["error"], one.told[-1].get("error")
-    if told is None:
-        assert got["message"] == one.told[-1]["detail"]
+    error, upstream_error = json.loads(body)["error"], recorded.payloads[-1].get("error")
+    if upstream_error is None:
+        assert error["message"] == recorded.payloads[-1]["detail"]
     else:
-        code = told.get("code")
-        assert got == told | ({"code": str(code)} if isinstance(code, int) else {})
+        code = upstream_error.get("code")
+        assert error == upstream_error | ({"code": str(code)} if isinstance(code, int) else {})
 
 
-def tokens(one: Exchange) -> dict[str, int]:
-    """The tokens that the answer tells last, else one for each event that says something."""
-    told = [each.get("usage") or (each.get("response") or {}).get("usage") for each in one.told]
-    used = next((usage for usage in reversed(told) if usage), None)
-    if used is None:
-        return {"completion_tokens": sum(map(says_something, one.told))}
-    prompt = used["prompt_tokens"] if "prompt_tokens" in used else used["input_tokens"]
-    return {"prompt_tokens": prompt, "completion_tokens": used.get("completion_tokens", used.get("output_tokens", 0))}
+def expected_usage(recorded: Exchange) -> dict[str, int]:
+    """Return the usage that the answer reports last, or else one token for each event with content."""
+    usages = [payload.get("usage") or (payload.get("response") or {}).get("usage") for payload in recorded.payloads]
+    reported = next((usage for usage in reversed(usages) if usage), None)
+    if reported is None:
+        return {"completion_tokens": sum(map(has_content, recorded.payloads))}
+    prompt = reported["prompt_tokens"] if "prompt_tokens" in reported else reported["input_tokens"]
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": reported.get("completion_tokens", reported.get("output_tokens", 0)),
+    }
 
 
-def says_something(event: Any) -> bool:
+def has_content(event: Any) -> bool:
     choice = event["choices"][0]
-    said = choice.get("delta", {"text": choice.get("text")})
-    return any(value for key, value in said.items() if key != "role")
+    delta = choice.get("delta", {"text": choice.get("text")})
+    return any(value for key, value in delta.items() if key != "role")
 
 
-async def ended(server: Live, job_id: str) -> Job | None:
+async def ended_job(server: Live, job_id: str) -> Job | None:
     job = await server.services.store.jobs.get(job_id)
     return job if job is not None and job.is_terminal else None
 
@@ -163,6 +170,6 @@ def test_the_corpus_has_every_kind_of_answer_of_every_server() -> None:
     servers = {name.partition("/")[0] for name in NAMES}
     assert servers == {"llama.cpp", "vllm", "openai", "ollama"}
     for server in servers:
-        about = [name.partition("/")[2] for name in NAMES if name.startswith(f"{server}/")]
-        assert {"chat", "chat-streamed", "chat-streamed-with-usage", "chat-tools-streamed"} <= set(about)
-        assert any(name.startswith("error-") for name in about)
+        kinds = [name.partition("/")[2] for name in NAMES if name.startswith(f"{server}/")]
+        assert {"chat", "chat-streamed", "chat-streamed-with-usage", "chat-tools-streamed"} <= set(kinds)
+        assert any(name.startswith("error-") for name in kinds)

@@ -1,4 +1,4 @@
-"""The fake that ships does what its name says."""
+"""The echo engine: its answers, options and misbehaviour."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTi
 pytestmark = pytest.mark.anyio
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-SAID = "  Good morning,\n dear  caf\u00e9 "
-CHAT_BODY = msgspec.json.encode({"messages": [{"role": "user", "content": SAID}]})
-BODIES = {CHAT: CHAT_BODY, TEXT: msgspec.json.encode({"prompt": SAID})}
+CONTENT = "  Good morning,\n dear  caf\u00e9 "
+CHAT_BODY = msgspec.json.encode({"messages": [{"role": "user", "content": CONTENT}]})
+BODIES = {CHAT: CHAT_BODY, TEXT: msgspec.json.encode({"prompt": CONTENT})}
 ECHO = Model(name="echo", kind="echo")
 
 
@@ -34,7 +34,7 @@ async def ask(
     model: Model = ECHO,
     into: list[Chunk] | None = None,
 ) -> list[Chunk]:
-    """All chunks of the answer; those that came before an error are left in `into`."""
+    """Return all chunks of the answer; after an error, `into` holds those that arrived before it."""
     engine: Engine = EchoEngine()
     chunks = [] if into is None else into
     request = ModelRequest(path=path, body=body, target=target, stream=stream)
@@ -65,14 +65,14 @@ async def ask(
         (b'"hello"', '"hello"'),
     ],
 )
-async def test_an_echo_says_what_it_was_told(body: bytes, text: str) -> None:
+async def test_an_echo_answers_with_its_input(body: bytes, text: str) -> None:
     (chunk,) = await ask(body=body)
 
     assert answer_text(chunk.raw) == text
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'"\xff"', b"[" * 100_000])
-async def test_an_echo_refuses_what_is_not_json(body: bytes) -> None:
+async def test_an_echo_refuses_invalid_json(body: bytes) -> None:
     with pytest.raises(BadBody):
         await ask(body=body)
 
@@ -89,7 +89,7 @@ async def test_a_chat_completion_has_the_shape_that_clients_expect() -> None:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": SAID},
+                "message": {"role": "assistant", "content": CONTENT},
                 "logprobs": None,
                 "finish_reason": "stop",
             }
@@ -118,7 +118,7 @@ async def test_the_same_request_has_the_same_answer(*, stream: bool) -> None:
     assert await ask(stream=stream) != await ask("echo/delay=0", stream=stream)
 
 
-async def test_a_stream_is_a_role_a_chunk_a_word_a_finish_and_done() -> None:
+async def test_a_stream_has_a_role_a_chunk_per_word_a_finish_and_done() -> None:
     chunks = await ask(stream=True)
 
     assert chunks[-1] == Chunk(sse.DONE, event=True)
@@ -138,7 +138,7 @@ class Choice(msgspec.Struct):
     finish_reason: str | None
 
 
-class Piece(msgspec.Struct):
+class ChatEvent(msgspec.Struct):
     """An event of a streamed chat."""
 
     object: str
@@ -146,17 +146,17 @@ class Piece(msgspec.Struct):
 
 
 def choice_of(chunk: Chunk) -> Choice:
-    piece = msgspec.json.decode(sse.data_of(chunk.raw), type=Piece)
+    event = msgspec.json.decode(sse.data_of(chunk.raw), type=ChatEvent)
     assert chunk.event
-    assert piece.object == "chat.completion.chunk"
-    return piece.choices[0]
+    assert event.object == "chat.completion.chunk"
+    return event.choices[0]
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 @pytest.mark.parametrize("target", ["echo", "echo/tokens=50", "echo/tokens=0"])
 async def test_a_stream_collects_to_the_whole_answer(path: str, target: str) -> None:
-    told = msgspec.json.decode(BODIES[path], type=dict[str, object])
-    body = msgspec.json.encode(told | {"stream_options": {"include_usage": True}})
+    request = msgspec.json.decode(BODIES[path], type=dict[str, object])
+    body = msgspec.json.encode(request | {"stream_options": {"include_usage": True}})
 
     whole = collect(await ask(target, path=path, body=body))
     streamed = collect(await ask(target, path=path, body=body, stream=True))
@@ -165,7 +165,7 @@ async def test_a_stream_collects_to_the_whole_answer(path: str, target: str) -> 
     assert streamed.usage == whole.usage
 
 
-async def test_a_stream_tells_its_usage_only_when_asked() -> None:
+async def test_a_stream_reports_usage_only_if_requested() -> None:
     assert b'"usage"' not in b"".join(chunk.raw for chunk in await ask(stream=True))
 
 
@@ -178,12 +178,14 @@ async def test_a_stream_tells_its_usage_only_when_asked() -> None:
         ("one", "echo/tokens=0", ""),
     ],
 )
-async def test_an_echo_says_as_many_words_as_it_is_asked_for(said: str, target: str, text: str) -> None:
+async def test_an_echo_answers_with_the_requested_number_of_words(said: str, target: str, text: str) -> None:
     answer = collect(await ask(target, body=msgspec.json.encode({"input": said})))
 
-    words, told = len(text.split()), len(said.split())
+    answer_words, prompt_words = len(text.split()), len(said.split())
     assert answer_text(answer.body) == text
-    assert answer.usage == Usage(prompt_tokens=told, completion_tokens=words, total_tokens=told + words)
+    assert answer.usage == Usage(
+        prompt_tokens=prompt_words, completion_tokens=answer_words, total_tokens=prompt_words + answer_words
+    )
 
 
 # Options.
@@ -217,7 +219,7 @@ def test_options_follow_the_first_slash_after_the_models_name(name: str, target:
         *("status=200", "status=600", "status=5.5", "tokens=-1", "tokens=1e9", "tokens=5;cut"),
     ],
 )
-async def test_an_option_that_makes_no_sense_is_refused_with_the_ones_that_do(asked: str) -> None:
+async def test_an_invalid_option_is_refused_with_a_list_of_the_valid_ones(asked: str) -> None:
     with pytest.raises(BadRequest, match=r"delay, chunk_delay, status, retry_after, hang, cut, tokens"):
         await ask(f"echo/{asked}")
 
@@ -226,7 +228,7 @@ async def test_an_option_that_makes_no_sense_is_refused_with_the_ones_that_do(as
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_echo_fails_as_it_is_asked_to(*, stream: bool) -> None:
+async def test_an_echo_fails_with_the_requested_status(*, stream: bool) -> None:
     with pytest.raises(ModelAnswered, match="503") as raised:
         await ask("echo/status=503,retry_after=2", stream=stream)
 
@@ -234,19 +236,21 @@ async def test_an_echo_fails_as_it_is_asked_to(*, stream: bool) -> None:
     assert b'"message":"' in raised.value.body
 
 
-async def test_a_cut_answer_says_nothing() -> None:
+async def test_a_cut_answer_has_no_chunks() -> None:
     with pytest.raises(ModelCut):
         await ask("echo/cut")
 
 
-async def test_a_cut_stream_says_half_of_it() -> None:
+async def test_a_cut_stream_ends_after_half_of_its_chunks() -> None:
     whole = await ask("echo/tokens=7", stream=True)
-    came: list[Chunk] = []
+    received: list[Chunk] = []
 
     with pytest.raises(ModelCut):
-        await ask("echo/tokens=7,cut", stream=True, into=came)
+        await ask("echo/tokens=7,cut", stream=True, into=received)
 
-    assert [choice_of(chunk).delta for chunk in came] == [choice_of(chunk).delta for chunk in whole[: len(whole) // 2]]
+    assert [choice_of(chunk).delta for chunk in received] == [
+        choice_of(chunk).delta for chunk in whole[: len(whole) // 2]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +264,7 @@ async def test_a_cut_stream_says_half_of_it() -> None:
         ("echo/chunk_delay=60", True),
     ],
 )
-async def test_an_echo_never_takes_longer_than_its_total(target: str, *, stream: bool) -> None:
+async def test_an_echo_never_takes_longer_than_its_total_timeout(target: str, *, stream: bool) -> None:
     model = Model(name="echo", kind="echo", timeouts=Timeouts(total_seconds=0.05))
 
     with pytest.raises(ModelTimedOut):
@@ -269,15 +273,15 @@ async def test_an_echo_never_takes_longer_than_its_total(target: str, *, stream:
 
 async def test_a_delay_comes_before_the_answer_and_a_chunk_delay_between_chunks() -> None:
     loop = asyncio.get_running_loop()
-    begun, marks = loop.time(), list[float]()
+    start, arrivals = loop.time(), list[float]()
     request = ModelRequest(path=CHAT, body=b'{"input": "a"}', target="echo/delay=0.1,chunk_delay=0.02", stream=True)
 
     async for _ in EchoEngine().answer(ECHO, request):
-        marks.append(loop.time() - begun)
+        arrivals.append(loop.time() - start)
 
-    # The loop's clock has milliseconds.
-    assert marks[0] > 0.098
-    assert all(late - early > 0.018 for early, late in pairwise(marks))
+    # The loop's clock has a resolution of one millisecond.
+    assert arrivals[0] > 0.098
+    assert all(late - early > 0.018 for early, late in pairwise(arrivals))
 
 
 async def test_a_cancelled_echo_stops_at_once() -> None:

@@ -1,4 +1,4 @@
-"""The courier: it goes to the address that was checked, and nowhere else."""
+"""The HTTP deliverer connects to the address that it checked, and to no other."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.anyio
 
 
 @contextlib.asynccontextmanager
-async def a_courier(*allowed: str, names: FakeResolver | None = None, **more: Any) -> AsyncIterator[HttpDeliverer]:
-    deliverer = HttpDeliverer(AllowList(allowed), resolver=names, **more)
+async def a_deliverer(*allowed: str, resolver: FakeResolver | None = None, **more: Any) -> AsyncIterator[HttpDeliverer]:
+    deliverer = HttpDeliverer(AllowList(allowed), resolver=resolver, **more)
     await deliverer.start()
     try:
         yield deliverer
@@ -36,12 +36,12 @@ def port_of(receiver: WebhookReceiver) -> str:
     return receiver.url.split(":")[2]
 
 
-async def test_a_name_is_resolved_once_and_that_address_is_connected_to() -> None:
-    names = FakeResolver(["127.0.0.1"], ["10.0.0.1"], ["127.0.0.1"])
-    async with WebhookReceiver() as receiver, a_courier("127.0.0.1", names=names) as deliverer:
+async def test_a_name_is_resolved_once_per_delivery_and_that_address_is_used() -> None:
+    resolver = FakeResolver(["127.0.0.1"], ["10.0.0.1"], ["127.0.0.1"])
+    async with WebhookReceiver() as receiver, a_deliverer("127.0.0.1", resolver=resolver) as deliverer:
         url = f"http://rebinds.example:{port_of(receiver)}"
         assert await post(deliverer, url) == 200
-        assert names.hosts == ["rebinds.example"]
+        assert resolver.hosts == ["rebinds.example"]
         with pytest.raises(AddressRefused):
             await post(deliverer, url)
         assert await post(deliverer, url) == 200
@@ -52,47 +52,47 @@ async def test_a_name_is_resolved_once_and_that_address_is_connected_to() -> Non
 @pytest.mark.parametrize(
     "address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"]
 )
-async def test_a_name_that_stands_for_a_private_address_is_refused(address: str) -> None:
-    async with WebhookReceiver() as receiver, a_courier(names=FakeResolver([address])) as deliverer:
+async def test_a_name_that_resolves_to_a_private_address_is_refused(address: str) -> None:
+    async with WebhookReceiver() as receiver, a_deliverer(resolver=FakeResolver([address])) as deliverer:
         with pytest.raises(AddressRefused, match=r"hooks\.example is not at a public address"):
             await post(deliverer, f"http://hooks.example:{port_of(receiver)}")
         assert receiver.requests == []
 
 
-async def test_of_several_addresses_only_those_that_may_be_reached_are_tried() -> None:
-    names = FakeResolver(["10.0.0.1", "127.0.0.2", "127.0.0.1"])
-    async with WebhookReceiver() as receiver, a_courier("127.0.0.1", names=names) as deliverer:
+async def test_of_several_addresses_only_the_allowed_ones_are_tried() -> None:
+    resolver = FakeResolver(["10.0.0.1", "127.0.0.2", "127.0.0.1"])
+    async with WebhookReceiver() as receiver, a_deliverer("127.0.0.1", resolver=resolver) as deliverer:
         assert await post(deliverer, f"http://hooks.example:{port_of(receiver)}") == 200
 
 
-async def test_a_host_that_is_allowed_by_name_may_be_anywhere() -> None:
+async def test_a_host_that_is_allowed_by_name_may_have_any_address() -> None:
     async with (
         WebhookReceiver() as receiver,
-        a_courier("hooks.internal", names=FakeResolver(["127.0.0.1"])) as deliverer,
+        a_deliverer("hooks.internal", resolver=FakeResolver(["127.0.0.1"])) as deliverer,
     ):
         assert await post(deliverer, f"http://hooks.internal:{port_of(receiver)}") == 200
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "localhost"])
 async def test_a_literal_private_address_is_refused(host: str) -> None:
-    async with WebhookReceiver() as receiver, a_courier() as deliverer:
+    async with WebhookReceiver() as receiver, a_deliverer() as deliverer:
         with pytest.raises(AddressRefused):
             await post(deliverer, f"http://{host}:{port_of(receiver)}")
         assert receiver.requests == []
 
 
-async def test_a_receiver_that_never_answers_is_given_a_while() -> None:
-    async with WebhookReceiver() as receiver, a_courier("127.0.0.1", total_seconds=0.2) as deliverer:
+async def test_a_receiver_that_never_answers_times_out() -> None:
+    async with WebhookReceiver() as receiver, a_deliverer("127.0.0.1", total_seconds=0.2) as deliverer:
         receiver.answers = [hang]
         with pytest.raises(Undelivered, match="in time"):
             await post(deliverer, receiver.url)
 
 
-async def test_what_cannot_be_reached_says_why() -> None:
-    async with a_courier("127.0.0.1", names=FakeResolver([])) as deliverer:
+async def test_an_unreachable_receiver_is_an_error_with_its_cause() -> None:
+    async with a_deliverer("127.0.0.1", resolver=FakeResolver([])) as deliverer:
         with pytest.raises(Undelivered, match="refused"):
             await post(deliverer, "http://127.0.0.1:9")
-    async with WebhookReceiver() as receiver, a_courier("127.0.0.1") as deliverer:
+    async with WebhookReceiver() as receiver, a_deliverer("127.0.0.1") as deliverer:
         receiver.answers = ["cut"]
         with pytest.raises(Undelivered):
             await post(deliverer, receiver.url)
@@ -101,7 +101,7 @@ async def test_what_cannot_be_reached_says_why() -> None:
 
 
 async def test_a_large_message_arrives_whole() -> None:
-    async with WebhookReceiver() as receiver, a_courier("127.0.0.1") as deliverer:
+    async with WebhookReceiver() as receiver, a_deliverer("127.0.0.1") as deliverer:
         body = b'"' + b"x" * 900_000 + b'"'
         assert await post(deliverer, receiver.url, body) == 200
         assert receiver.requests[0].body == body

@@ -1,4 +1,4 @@
-"""Models behind any address: any JSON in, any JSON out, and every failure by its name."""
+"""Models at any HTTP address: any JSON in, any JSON out, and a specific error for each failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from signoff.engines.upstream import UpstreamClient
 from signoff.errors import ModelAnswered, ModelGarbled, ModelTimedOut, ModelUnreachable
 
 pytestmark = pytest.mark.anyio
-PATIENT = Timeouts()
+DEFAULT_TIMEOUTS = Timeouts()
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def engine() -> AsyncIterator[HttpEngine]:
 
 
 async def ask(
-    engine: HttpEngine, url: str | None, body: bytes = b"{}", timeouts: Timeouts = PATIENT, **more: Any
+    engine: HttpEngine, url: str | None, body: bytes = b"{}", timeouts: Timeouts = DEFAULT_TIMEOUTS, **more: Any
 ) -> bytes:
     model = Model(name="theirs", kind="http", url=url, timeouts=timeouts)
     request = ModelRequest(**({"path": PREDICT, "body": body, "target": "theirs"} | more))
@@ -52,12 +52,12 @@ async def test_any_json_passes_byte_for_byte(fake: FakeUpstream, engine: HttpEng
     assert await ask(engine, fake.at("mirror"), body) == body
 
 
-async def test_the_address_is_asked_as_it_is_whatever_the_path(fake: FakeUpstream, engine: HttpEngine) -> None:
+async def test_the_address_is_used_unchanged_whatever_the_path(fake: FakeUpstream, engine: HttpEngine) -> None:
     assert await ask(engine, fake.at("answer") + "/v2/infer?x=1", path=CHAT) == ANSWER
     assert fake.requests[-1].path == "/answer/v2/infer?x=1"
 
 
-async def test_a_key_is_shown_to_the_model_alone(fake: FakeUpstream, engine: HttpEngine) -> None:
+async def test_a_key_is_sent_with_its_own_request_alone(fake: FakeUpstream, engine: HttpEngine) -> None:
     await ask(engine, fake.at("answer"), key="sk-1")
     assert fake.requests[-1].headers["authorization"] == "Bearer sk-1"
     await ask(engine, fake.at("answer"))
@@ -65,21 +65,21 @@ async def test_a_key_is_shown_to_the_model_alone(fake: FakeUpstream, engine: Htt
 
 
 @pytest.mark.parametrize("behaviour", ["html", "not-json", "not-utf8", "nothing", "deep", "not-http"])
-async def test_what_is_not_json_is_a_502(fake: FakeUpstream, engine: HttpEngine, behaviour: str) -> None:
+async def test_an_answer_that_is_not_json_is_a_502(fake: FakeUpstream, engine: HttpEngine, behaviour: str) -> None:
     with pytest.raises(ModelGarbled) as raised:
         await ask(engine, fake.at(behaviour))
     assert raised.value.status == 502
 
 
 @pytest.mark.parametrize("behaviour", ["hang-before-headers", "hang-after-headers", "hang-mid-body"])
-async def test_one_that_is_too_slow_is_a_504(fake: FakeUpstream, engine: HttpEngine, behaviour: str) -> None:
+async def test_a_model_that_is_too_slow_is_a_504(fake: FakeUpstream, engine: HttpEngine, behaviour: str) -> None:
     with pytest.raises(ModelTimedOut) as raised:
         await ask(engine, fake.at(behaviour), timeouts=Timeouts(first_byte_seconds=0.3, between_chunks_seconds=0.3))
     assert raised.value.status == 504
 
 
 @pytest.mark.parametrize(("behaviour", "status"), [("too-many", 429), ("broken", 500)])
-async def test_its_own_errors_keep_their_status(
+async def test_a_models_own_errors_keep_their_status(
     fake: FakeUpstream, engine: HttpEngine, behaviour: str, status: int
 ) -> None:
     with pytest.raises(ModelAnswered) as raised:
@@ -87,7 +87,7 @@ async def test_its_own_errors_keep_their_status(
     assert raised.value.status == status
 
 
-async def test_one_without_an_address_or_behind_a_closed_port_cannot_be_reached(engine: HttpEngine) -> None:
+async def test_a_model_without_a_valid_address_or_an_open_port_is_unreachable(engine: HttpEngine) -> None:
     for url in (None, "http://127.0.0.1:9", "http://", "nonsense"):
         with pytest.raises(ModelUnreachable):
             await ask(engine, url)
@@ -106,7 +106,7 @@ async def test_one_without_an_address_or_behind_a_closed_port_cannot_be_reached(
         (Model(name="m", kind="subprocess"), CHAT, [1], PREDICT),
     ],
 )
-def test_a_payload_is_a_chat_only_where_the_model_knows_nothing_else(
+def test_a_payload_becomes_a_chat_only_for_models_that_accept_nothing_else(
     model: Model, path: str, body: object, asked: str
 ) -> None:
     assert path_for(model, path, json.dumps(body).encode()) == asked

@@ -1,4 +1,4 @@
-"""Models that are programs which speak JSON lines: each caller gets their own answer, or a clear error."""
+"""Models that are programs which speak JSON lines: each caller gets its own answer, or a clear error."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ Engines = Callable[..., AbstractAsyncContextManager[SubprocessEngine]]
 
 @pytest.fixture
 def heard() -> list[str]:
-    """Return what the models of this test write to their logs."""
+    """Return the log lines of this test's models."""
     return []
 
 
 @pytest.fixture
 def engine_here(tmp_path: Path, heard: list[str]) -> Engines:
-    """An engine as each server process of this host has one; all share a folder, whose name is a long one."""
+    """Return a factory of engines, one per server process of this host; all share a folder, whose name is long."""
     return partial(an_engine, tmp_path / ("a-long-way-down" * 10) / "run", heard)
 
 
@@ -62,14 +62,14 @@ async def engine(engine_here: Engines) -> AsyncIterator[SubprocessEngine]:
 
 @pytest.fixture
 def by_id(journal: Path) -> Model:
-    """One that answers many at once, by their ids."""
+    """Return a model that answers concurrent requests by their ids."""
     command = (sys.executable, "-S", str(JSON_LINES_MODEL), str(journal))
     return Model(name="by id", kind="subprocess", command=command)
 
 
 @pytest.fixture
 def plain() -> Model:
-    """One that knows of no ids."""
+    """Return a model whose program does not use ids."""
     return Model(name="plain", kind="subprocess", command=(sys.executable, "-S", str(PLAIN_LINES_MODEL)))
 
 
@@ -89,40 +89,40 @@ async def ask(engine: SubprocessEngine, model: Model, body: Any, **more: Any) ->
     return json.loads(chunk.raw)
 
 
-async def at_once(*asking: Any) -> list[Any]:
-    """What each of them came to, errors too."""
+async def run_all(*calls: Any) -> list[Any]:
+    """Run all calls at once, and return their results; a model's error is a result too."""
 
-    async def outcome(one: Any) -> Any:
+    async def outcome(call: Any) -> Any:
         try:
-            return await one
+            return await call
         except ModelFailed as error:
             return error
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(outcome(one)) for one in asking]
+        tasks = [group.create_task(outcome(call)) for call in calls]
     return [task.result() for task in tasks]
 
 
 # Answers
 
 
-async def test_answers_come_by_their_ids_in_any_order(engine: SubprocessEngine, by_id: Model) -> None:
+async def test_answers_are_matched_by_id_in_any_order(engine: SubprocessEngine, by_id: Model) -> None:
     bodies = [{"number": number, "seconds": (50 - number) / 50} for number in range(50)]
     ended = list[int]()
 
-    async def asked(body: dict[str, Any]) -> Any:
+    async def ask_and_record(body: dict[str, Any]) -> Any:
         answer = await ask(engine, by_id, body)
         ended.append(body["number"])
         return answer
 
-    answers = await at_once(*(asked(body) for body in bodies))
+    answers = await run_all(*(ask_and_record(body) for body in bodies))
     assert [answer["asked"] for answer in answers] == bodies
     assert len({answer["pid"] for answer in answers}) == 1
-    assert ended.index(49) < ended.index(0)  # the program had asked for the longest first
+    assert ended.index(49) < ended.index(0)  # the request that takes longest was sent first
 
 
-async def test_a_program_that_knows_of_no_ids_answers_in_order(engine: SubprocessEngine, plain: Model) -> None:
-    answers = await at_once(*(ask(engine, plain, number) for number in range(500)))
+async def test_a_program_without_ids_answers_in_order(engine: SubprocessEngine, plain: Model) -> None:
+    answers = await run_all(*(ask(engine, plain, number) for number in range(500)))
     assert [answer["of"] for answer in answers] == list(range(500))
 
 
@@ -147,18 +147,20 @@ async def test_any_json_goes_in_and_comes_out(engine: SubprocessEngine, by_id: M
     assert (await ask(engine, plain, body))["of"] == body
 
 
-async def test_a_body_of_many_lines_is_one_line(engine: SubprocessEngine, by_id: Model, plain: Model) -> None:
+async def test_a_body_with_line_breaks_is_sent_as_one_line(
+    engine: SubprocessEngine, by_id: Model, plain: Model
+) -> None:
     body = b'{"a":\n\r\n 1,\r"b":\n[2]\n}\n'
     assert (await ask(engine, by_id, body))["asked"] == {"a": 1, "b": [2]}
     assert (await ask(engine, plain, body))["of"] == {"a": 1, "b": [2]}
 
 
-async def test_a_program_is_told_what_is_asked_for(engine: SubprocessEngine, by_id: Model) -> None:
+async def test_a_request_names_its_operation(engine: SubprocessEngine, by_id: Model) -> None:
     assert (await ask(engine, by_id, {}))["operation"] == "predict"
     assert (await ask(engine, by_id, {}, path="/v1/chat/completions"))["operation"] == "chat/completions"
 
 
-async def test_python_needs_no_flush_and_any_program_will_do(engine: SubprocessEngine) -> None:
+async def test_any_program_works_and_python_needs_no_flush(engine: SubprocessEngine) -> None:
     for command in (("cat",), ("sh", "-c", 'while read -r line; do echo "$line"; done'), ("sed", "-u", "s/1/1/")):
         model = Model(name=command[0], kind="subprocess", command=command)
         assert await ask(engine, model, {"number": 1}) == {"number": 1}
@@ -166,7 +168,7 @@ async def test_python_needs_no_flush_and_any_program_will_do(engine: SubprocessE
     assert await ask(engine, unflushed, {}) == [1]
 
 
-async def test_an_answer_with_an_id_of_its_own_is_a_plain_one(engine: SubprocessEngine) -> None:
+async def test_an_unknown_id_in_an_answer_is_part_of_the_answer(engine: SubprocessEngine) -> None:
     model = program("own", 'import sys\nfor line in sys.stdin: print(\'{"id": "1", "body": 2}\')')
     assert await ask(engine, model, {}) == {"id": "1", "body": 2}
 
@@ -174,8 +176,8 @@ async def test_an_answer_with_an_id_of_its_own_is_a_plain_one(engine: Subprocess
 async def test_pieces_are_the_events_of_a_stream(engine: SubprocessEngine, by_id: Model) -> None:
     events = await chunks(engine, by_id, {"pieces": ["Hel", "lo"]}, stream=True)
     assert events[-1].raw == b"data: [DONE]\n\n"
-    said = json.loads(collect(events).body)
-    assert said["choices"] == [
+    completion = json.loads(collect(events).body)
+    assert completion["choices"] == [
         {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello"}}
     ]
     assert await ask(engine, by_id, {"pieces": ["Hel", "lo"]}) == "Hello"
@@ -188,51 +190,53 @@ async def test_a_programs_own_error_keeps_its_status(engine: SubprocessEngine, b
     with pytest.raises(ModelAnswered, match="too long") as raised:
         await ask(engine, by_id, {"error": {"message": "too long", "status": 422}})
     assert raised.value.status == 422
-    for told in ("I cannot", {"message": "I cannot"}, {"message": "I cannot", "status": 200}):
+    for error in ("I cannot", {"message": "I cannot"}, {"message": "I cannot", "status": 200}):
         with pytest.raises(ModelFailed, match="I cannot") as raised:
-            await ask(engine, by_id, {"error": told})
+            await ask(engine, by_id, {"error": error})
         assert (raised.value.status, raised.value.retryable) == (502, False)
     with pytest.raises(ModelFailed) as raised:
         await ask(engine, by_id, {"error": 'caf\u00e9 "x"\n'})
     assert raised.value.message == 'caf\u00e9 "x"\n'
-    for strange in (17, [], {}, True, {"message": ["x"], "status": "y"}):
+    for invalid_error in (17, [], {}, True, {"message": ["x"], "status": "y"}):
         with pytest.raises(ModelFailed):
-            await ask(engine, by_id, {"error": strange})
+            await ask(engine, by_id, {"error": invalid_error})
 
 
-async def test_a_pipe_that_cannot_be_had_leaves_none_behind(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_to_open_a_pipe_leaves_no_open_descriptors(
+    plain: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipes, pipe = list[tuple[int, int]](), os.pipe
 
-    def few() -> tuple[int, int]:
+    def limited_pipe() -> tuple[int, int]:
         if len(pipes) == 2:
             raise OSError(errno.EMFILE, "Too many open files")
         pipes.append(pipe())
         return pipes[-1]
 
-    monkeypatch.setattr(os, "pipe", few)
+    monkeypatch.setattr(os, "pipe", limited_pipe)
     with pytest.raises(OSError, match="Too many"):
         async with start_jsonl(plain, ModelLog(print)):
             pass
-    await asyncio.sleep(0)  # in which our own ends close
+    await asyncio.sleep(0)  # this process closes its own ends in the next iteration of the loop
     for end in (end for ends in pipes for end in ends):
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(end)
 
 
-# Nonsense
+# Invalid output
 
 
-async def test_what_is_not_json_fails_all_who_wait_for_a_program_without_ids(
+async def test_a_line_that_is_not_json_fails_all_callers_of_a_program_without_ids(
     engine: SubprocessEngine, plain: Model
 ) -> None:
-    """The order is all that it has: nobody may get another's answer."""
-    said = await at_once(ask(engine, plain, {"says": "not json", "seconds": 0.2}), ask(engine, plain, 1))
-    assert all(isinstance(error, ModelGarbled) and "not json" in error.message for error in said)
+    # Answers are matched by their order alone, so after an invalid line they could go to the wrong callers.
+    results = await run_all(ask(engine, plain, {"says": "not json", "seconds": 0.2}), ask(engine, plain, 1))
+    assert all(isinstance(error, ModelGarbled) and "not json" in error.message for error in results)
     assert (await ask(engine, plain, 2))["of"] == 2
 
 
-async def test_a_line_too_many_ends_a_program_without_ids(engine: SubprocessEngine) -> None:
-    """What it says next would be the answer to another's question."""
+async def test_an_unexpected_line_ends_a_program_without_ids(engine: SubprocessEngine) -> None:
+    # The next line would be taken for the answer to another request.
     code = "import sys, time\nfor line in sys.stdin:\n print('1'); time.sleep(.2); print('2')"
     twice = program("twice", code)
     assert await ask(engine, twice, {}) == 1
@@ -240,30 +244,30 @@ async def test_a_line_too_many_ends_a_program_without_ids(engine: SubprocessEngi
     assert await ask(engine, twice, {}) == 1
 
 
-async def test_noise_of_a_program_with_ids_disturbs_nobody(engine: SubprocessEngine, by_id: Model) -> None:
+async def test_unrelated_lines_of_a_program_with_ids_are_ignored(engine: SubprocessEngine, by_id: Model) -> None:
     await ask(engine, by_id, {})
     for noise in ("", "Loading 12 %", "{", "[1]", '{"id": "nobody", "body": 1}', '{"id": 7}', "\x00", "[" * 100_000):
         assert (await ask(engine, by_id, {"noise": noise}))["asked"] == {"noise": noise}
 
 
-async def test_a_line_that_does_not_end_is_bounded(engine: SubprocessEngine, by_id: Model) -> None:
+async def test_a_line_has_a_maximum_length(engine: SubprocessEngine, by_id: Model) -> None:
     assert len(await ask(engine, by_id, {"size": 1_000_000})) == 1_000_000
     with pytest.raises(ModelGarbled, match="a line of more than"):
         await ask(engine, by_id, {"size": jsonl.MAX_LINE_BYTES})
     assert await ask(engine, by_id, {})
 
 
-async def test_one_who_does_not_answer_is_timed_out(engine: SubprocessEngine, by_id: Model, plain: Model) -> None:
+async def test_a_program_that_does_not_answer_times_out(engine: SubprocessEngine, by_id: Model, plain: Model) -> None:
     quick = Timeouts(first_byte_seconds=0.5)
     await ask(engine, by_id, {})
     with pytest.raises(ModelTimedOut, match=r"0\.5 s"):
         await ask(engine, msgspec.structs.replace(by_id, timeouts=quick), {"seconds": 5})
     assert engine.process_state(by_id) == "ready"
-    # One without ids that is stuck answers nobody else: it is started anew.
+    # A stuck program without ids cannot answer anybody else, so it is restarted.
     with pytest.raises(ModelTimedOut):
         await ask(engine, msgspec.structs.replace(plain, timeouts=quick), {"seconds": 60})
     assert (await ask(engine, plain, 1))["of"] == 1
-    # Also where whoever asked it has left.
+    # The same applies if the first caller has left.
     with suppress(TimeoutError):
         async with asyncio.timeout(1):
             await ask(engine, plain, {"seconds": 60})
@@ -272,13 +276,13 @@ async def test_one_who_does_not_answer_is_timed_out(engine: SubprocessEngine, by
     assert (await ask(engine, plain, 2))["of"] == 2
 
 
-async def test_what_a_program_does_not_read_is_bounded(engine: SubprocessEngine) -> None:
+async def test_input_that_a_program_does_not_read_is_bounded(engine: SubprocessEngine) -> None:
     deaf = program("deaf", "import time; time.sleep(600)")
     first = asyncio.ensure_future(ask(engine, deaf, "x" * 1_000_000))
 
     def buffered_bytes() -> int:
-        life = engine._processes["deaf"]._instance if "deaf" in engine._processes else None
-        lines = life and life.process and life.process.lines
+        instance = engine._processes["deaf"]._instance if "deaf" in engine._processes else None
+        lines = instance and instance.process and instance.process.lines
         return lines._writer.transport.get_write_buffer_size() if lines else 0
 
     await until(lambda: buffered_bytes() > 500_000)
@@ -290,28 +294,30 @@ async def test_what_a_program_does_not_read_is_bounded(engine: SubprocessEngine)
     assert 500_000 < buffered_bytes() < 1_500_000
 
 
-async def test_those_who_wait_behind_a_slow_answer_do_not_end_the_program(
+async def test_callers_that_wait_behind_a_slow_answer_do_not_end_the_program(
     engine: SubprocessEngine, plain: Model
 ) -> None:
     quick = msgspec.structs.replace(plain, timeouts=Timeouts(first_byte_seconds=3))
     await ask(engine, quick, 0)
-    said = await at_once(*(ask(engine, quick, {"seconds": 1.8, "number": number}) for number in range(5)))
-    assert said[0]["of"]["number"] == 0
-    assert isinstance(said[-1], ModelTimedOut)
+    results = await run_all(*(ask(engine, quick, {"seconds": 1.8, "number": number}) for number in range(5)))
+    assert results[0]["of"]["number"] == 0
+    assert isinstance(results[-1], ModelTimedOut)
     assert engine.process_state(plain) == "ready"
 
 
-async def test_a_caller_who_leaves_takes_nobodys_answer_along(engine: SubprocessEngine, plain: Model) -> None:
+async def test_a_caller_who_leaves_does_not_affect_the_answers_of_others(
+    engine: SubprocessEngine, plain: Model
+) -> None:
     async def impatient(number: int) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(0.1 + number / 100):
                 await ask(engine, plain, {"seconds": 0.05, "number": number})
 
-    await at_once(*(impatient(number) for number in range(10)))
+    await run_all(*(impatient(number) for number in range(10)))
     assert (await ask(engine, plain, "mine"))["of"] == "mine"
 
 
-async def test_more_than_can_wait_are_turned_away(
+async def test_requests_beyond_the_waiting_limit_are_refused(
     engine: SubprocessEngine, by_id: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jsonl, "MAX_WAITING", 3)
@@ -320,80 +326,80 @@ async def test_more_than_can_wait_are_turned_away(
     await until(lambda: engine.process_state(by_id) == "busy")
     with pytest.raises(Overloaded, match="3 requests already wait"):
         await ask(engine, by_id, {})
-    assert len([await one for one in waiting]) == 3
+    assert len([await call for call in waiting]) == 3
 
 
-# Ends
+# The end of a program
 
 
-async def test_a_crash_is_told_to_all_who_wait_and_the_next_call_starts_it_again(
+async def test_a_crash_fails_all_waiting_callers_and_the_next_call_restarts_the_program(
     engine_here: Engines, by_id: Model, journal: Path
 ) -> None:
     async with engine_here() as owner, engine_here() as guest:
         first = (await ask(owner, by_id, {}))["pid"]
         assert (await ask(guest, by_id, {}))["pid"] == first
-        waiting = [asyncio.ensure_future(ask(one, by_id, {"seconds": 60})) for one in [owner, guest] * 10]
+        waiting = [asyncio.ensure_future(ask(engine, by_id, {"seconds": 60})) for engine in [owner, guest] * 10]
         await until(lambda: owner.process_state(by_id) == "busy")
         await ask(guest, by_id, {})
         os.kill(first, signal.SIGKILL)
-        for error in await at_once(*waiting):
+        for error in await run_all(*waiting):
             assert isinstance(error, ModelCrashed)
             assert "by id ended with status 137 before it answered" in error.message
-        again = [(await ask(one, by_id, {}))["pid"] for one in (guest, owner)]
-    assert again[0] == again[1] != first
+        second = [(await ask(engine, by_id, {}))["pid"] for engine in (guest, owner)]
+    assert second[0] == second[1] != first
     assert len(starts(journal)) == 2
 
 
-async def test_a_program_that_is_not_there_is_named(engine: SubprocessEngine) -> None:
+async def test_a_missing_program_is_named_in_the_error(engine: SubprocessEngine) -> None:
     with pytest.raises(ModelFailed, match=r"cannot run /there/is/no/model.*No such file"):
         await ask(engine, Model(name="lost", kind="subprocess", command=("/there/is/no/model",)), {})
 
 
-async def test_a_close_answers_who_waits_and_leaves_no_process(
+async def test_a_close_fails_waiting_callers_and_leaves_no_process(
     engine_here: Engines, by_id: Model, journal: Path
 ) -> None:
     async with engine_here() as guest:
         async with engine_here() as owner:
             await ask(owner, by_id, {})
-            waiting = [asyncio.ensure_future(ask(one, by_id, {"seconds": 60})) for one in (owner, guest)]
+            waiting = [asyncio.ensure_future(ask(engine, by_id, {"seconds": 60})) for engine in (owner, guest)]
             await ask(guest, by_id, {})
             await until(lambda: owner.process_state(by_id) == "busy")
-        for error in await at_once(*waiting):
+        for error in await run_all(*waiting):
             assert isinstance(error, ModelCrashed | ModelUnreachable)
         await until(lambda: not alive(starts(journal)[0]))
         assert (await ask(guest, by_id, {}))["asked"] == {}
     assert len(starts(journal)) == 2
 
 
-async def test_a_program_stops_when_idle_and_a_guests_call_is_use(
+async def test_a_program_stops_when_idle_and_a_guests_call_counts_as_use(
     engine_here: Engines, by_id: Model, journal: Path
 ) -> None:
     lazy = msgspec.structs.replace(by_id, idle_seconds=1)
     async with engine_here() as owner, engine_here() as guest:
-        owners = asyncio.ensure_future(ask(owner, lazy, {"seconds": 1}))
+        owner_call = asyncio.ensure_future(ask(owner, lazy, {"seconds": 1}))
         await until(lambda: starts(journal))
-        guests = await ask(guest, lazy, {"seconds": 2.5})
-        first = (await owners)["pid"]
-        assert guests["pid"] == first
+        guest_answer = await ask(guest, lazy, {"seconds": 2.5})
+        first = (await owner_call)["pid"]
+        assert guest_answer["pid"] == first
         await until(lambda: not is_alive(first))
         assert (await ask(guest, lazy, {}))["pid"] != first
 
 
-async def test_guests_who_come_as_it_stops_get_their_answers(engine_here: Engines, by_id: Model) -> None:
+async def test_guests_that_call_while_a_program_stops_get_their_answers(engine_here: Engines, by_id: Model) -> None:
     lazy = msgspec.structs.replace(by_id, idle_seconds=0.05)
-    async with engine_here() as one, engine_here() as other:
+    async with engine_here() as first, engine_here() as second:
         for number in range(25):
-            for engine in (one, other):
+            for engine in (first, second):
                 assert (await ask(engine, lazy, number))["asked"] == number
                 await asyncio.sleep(0.05 + number / 500)
 
 
-async def test_when_an_owner_is_killed_its_program_ends_and_another_takes_over(
+async def test_when_an_owner_is_killed_its_program_ends_and_another_engine_takes_over(
     engine_here: Engines, by_id: Model, tmp_path: Path, journal: Path
 ) -> None:
     run_dir = tmp_path / ("a-long-way-down" * 10) / "run"
-    told = msgspec.json.encode([by_id]).decode()
-    owner = subprocess.Popen([sys.executable, str(ENGINE_OWNER), str(run_dir), told], stdout=subprocess.PIPE)
+    models = msgspec.json.encode([by_id]).decode()
+    owner = subprocess.Popen([sys.executable, str(ENGINE_OWNER), str(run_dir), models], stdout=subprocess.PIPE)
     assert owner.stdout is not None
     first = json.loads(await asyncio.to_thread(owner.stdout.readline))["pid"]
     async with engine_here() as guest:
@@ -402,7 +408,7 @@ async def test_when_an_owner_is_killed_its_program_ends_and_another_takes_over(
         await ask(guest, by_id, {})
         owner.kill()
         owner.communicate()
-        [error] = await at_once(waiting)
+        [error] = await run_all(waiting)
         assert isinstance(error, ModelCrashed)
         assert "server process that owned it ended" in error.message
         second = (await ask(guest, by_id, {}))["pid"]
@@ -417,8 +423,8 @@ async def test_stderr_is_the_log(engine: SubprocessEngine, by_id: Model, heard: 
 
 async def test_a_program_learns_no_secrets(engine: SubprocessEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGNOFF_SECRET_KEY", "a secret")
-    told = "json.dumps([dict(os.environ), os.listdir('/proc/self/fd')])"
-    code = f"import json, os, sys\nfor line in sys.stdin: print({told})"
-    environment, held = await ask(engine, program("curious", code), {})
+    expression = "json.dumps([dict(os.environ), os.listdir('/proc/self/fd')])"
+    code = f"import json, os, sys\nfor line in sys.stdin: print({expression})"
+    environment, descriptors = await ask(engine, program("curious", code), {})
     assert "a secret" not in environment.values()
-    assert set(held) <= {"0", "1", "2", "3"}  # the last one is its own look
+    assert set(descriptors) <= {"0", "1", "2", "3"}  # one of them is the folder that `listdir` reads

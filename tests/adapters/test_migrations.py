@@ -1,4 +1,4 @@
-"""A migrated database is what the metadata in `schema.py` says."""
+"""Migrations, which produce the schema that the metadata in `schema.py` declares."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from support.stores import a_job, opened
 
 pytestmark = pytest.mark.anyio
 
-METER = msgspec.json.encode(Counter())
+COUNTER = msgspec.json.encode(Counter())
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -36,8 +36,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     )
 
 
-async def look(url: str, function: Any) -> Any:
-    """What `function` gives for a connection to the database, which it may change."""
+async def with_connection(url: str, function: Any) -> Any:
+    """Call `function` with a connection to the database, which it may change, and return its result."""
     if url.startswith("sqlite"):
         with engine(url).begin() as conn:
             return function(conn)
@@ -48,75 +48,77 @@ async def look(url: str, function: Any) -> Any:
 
 
 def engine(url: str) -> Engine:
-    """A plain way to a SQLite file."""
+    """Return an engine for a SQLite file."""
     return sa.create_engine(url, poolclass=NullPool)
 
 
 def differences(conn: Connection) -> list[Any]:
-    """What Alembic would change; a packed value is kept as bytes."""
+    """Return the changes that Alembic would make; JSON columns are stored as bytes."""
 
-    def differ(_context: Any, _column: Any, _declared: Any, found: Any, declared: Any) -> bool | None:
-        return not isinstance(found, sa.LargeBinary) if isinstance(declared, JsonColumn) else None
+    def differ(_context: Any, _column: Any, _declared: Any, actual: Any, declared: Any) -> bool | None:
+        return not isinstance(actual, sa.LargeBinary) if isinstance(declared, JsonColumn) else None
 
     return compare_metadata(MigrationContext.configure(conn, opts={"compare_type": differ}), metadata)
 
 
 def shape(conn: Connection) -> dict[str, Any]:
-    """Every table, column, key and index in the database's own words, but for Alembic's own."""
-    there = sa.inspect(conn)
-    tables = [table for table in there.get_table_names() if table != "alembic_version"]
+    """Return all tables, columns, keys and indexes as the database describes them, without those of Alembic."""
+    inspector = sa.inspect(conn)
+    tables = [table for table in inspector.get_table_names() if table != "alembic_version"]
     indexes = {"sqlite": "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"}.get(
         conn.dialect.name, "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"
     )
     return {
-        # What a migration adds stands last there.
-        "columns": {table: sorted(map(str, there.get_columns(table))) for table in tables},
-        "primary keys": {table: there.get_pk_constraint(table)["constrained_columns"] for table in tables},
-        "foreign keys": {table: [str(key) for key in there.get_foreign_keys(table)] for table in tables},
-        "unique": {table: sorted(str(key) for key in there.get_unique_constraints(table)) for table in tables},
+        # Sorted, because a column that a migration adds comes last in its table.
+        "columns": {table: sorted(map(str, inspector.get_columns(table))) for table in tables},
+        "primary keys": {table: inspector.get_pk_constraint(table)["constrained_columns"] for table in tables},
+        "foreign keys": {table: [str(key) for key in inspector.get_foreign_keys(table)] for table in tables},
+        "unique": {table: sorted(str(key) for key in inspector.get_unique_constraints(table)) for table in tables},
         "indexes": sorted(sql for sql in conn.exec_driver_sql(indexes).scalars() if "alembic" not in sql),
     }
 
 
-async def test_a_migrated_database_is_what_the_metadata_says(url: str) -> None:
-    await look(url, migrate_schema)
+async def test_a_migrated_database_matches_the_metadata(url: str) -> None:
+    await with_connection(url, migrate_schema)
 
-    assert await look(url, differences) == []
-
-
-async def test_a_migrated_database_is_the_one_that_the_metadata_makes(url: str) -> None:
-    await look(url, migrate_schema)
-    migrated = await look(url, shape)
-
-    await look(url, metadata.drop_all)
-    await look(url, metadata.create_all)
-
-    made = await look(url, shape)
-    assert migrated == made
-    assert {*made["columns"]} == {*metadata.tables}
+    assert await with_connection(url, differences) == []
 
 
-async def test_the_comparison_sees_what_is_missing(url: str) -> None:
-    await look(url, migrate_schema)
-    await look(url, metadata.tables["used_keys"].drop)
+async def test_a_migrated_database_equals_one_created_from_the_metadata(url: str) -> None:
+    await with_connection(url, migrate_schema)
+    migrated = await with_connection(url, shape)
 
-    assert ("add_table", "used_keys") in [(change[0], change[1].name) for change in await look(url, differences)]
+    await with_connection(url, metadata.drop_all)
+    await with_connection(url, metadata.create_all)
+
+    created = await with_connection(url, shape)
+    assert migrated == created
+    assert {*created["columns"]} == {*metadata.tables}
+
+
+async def test_the_comparison_detects_a_missing_table(url: str) -> None:
+    await with_connection(url, migrate_schema)
+    await with_connection(url, metadata.tables["used_keys"].drop)
+
+    assert ("add_table", "used_keys") in [
+        (change[0], change[1].name) for change in await with_connection(url, differences)
+    ]
 
 
 async def test_migrating_twice_changes_nothing(url: str) -> None:
     store = SqlStore(url)
     await store.migrate()
-    before = await look(url, shape)
+    before = await with_connection(url, shape)
     await store.migrate()
     await store.close()
 
-    assert await look(url, shape) == before
+    assert await with_connection(url, shape) == before
     async with opened(url) as store:
         topics = ("models", "people", "prices", "limits", "cache", "compositions", "functions", "streams")
         assert await store.versions() == dict.fromkeys(topics, 0)
 
 
-async def test_rows_of_before_the_columns_were_renamed_are_carried_over(url: str) -> None:
+async def test_rows_from_before_the_column_renames_are_kept(url: str) -> None:
     def write_old_rows(conn: Connection) -> None:
         migrate_schema(conn, "0009")
         old = sa.MetaData()
@@ -131,14 +133,14 @@ async def test_rows_of_before_the_columns_were_renamed_are_carried_over(url: str
         row = {columns.get(name, name): value for name, value in stored(job).items()}
         conn.execute(sa.insert(old.tables["jobs"]).values(**row))
         conn.execute(sa.insert(old.tables["events"]).values(**stored(event) | {"data": msgspec.json.encode(data)}))
-        conn.execute(sa.insert(old.tables["meters"]).values(name="all", meter=METER, updated_at=1))
+        conn.execute(sa.insert(old.tables["meters"]).values(name="all", meter=COUNTER, updated_at=1))
 
     names = {"client_id": "mine", "upstream_object_id": "resp_1", "ttft_us": 7, "generation_us": 8}
     job = a_job(created_at=1, updated_at=1, status="success", **names)
     event = Event(job_id=job.id, seq=1, verb="submit", actor="user:ann", at=1, data=names)
 
-    await look(url, write_old_rows)
-    await look(url, migrate_schema)
+    await with_connection(url, write_old_rows)
+    await with_connection(url, migrate_schema)
 
     async with opened(url) as store:
         assert await store.jobs.by_client_id(job.user_id, "mine") == job
@@ -148,7 +150,7 @@ async def test_rows_of_before_the_columns_were_renamed_are_carried_over(url: str
 
 
 def stored(value: Any) -> dict[str, Any]:
-    """The columns of a row: packed values as JSON, as the columns' own type writes them."""
+    """Return the columns of a row, with structured values as JSON, as the column type writes them."""
     table = metadata.tables["jobs" if isinstance(value, Job) else "events"]
     row = {name: getattr(value, name) for name in value.__struct_fields__}
     return {
@@ -157,7 +159,7 @@ def stored(value: Any) -> dict[str, Any]:
     }
 
 
-async def test_the_history_is_one_line_and_each_file_begins_with_its_revision() -> None:
+async def test_the_history_is_linear_and_each_file_name_begins_with_its_revision() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     history = [*ScriptDirectory.from_config(config).walk_revisions()]

@@ -1,4 +1,4 @@
-"""PostgreSQL: several processes hear of each other, and lost connections cost time, never a job and never an answer."""
+"""PostgreSQL: processes hear of each other's changes, and a lost connection loses no job and no answer."""
 
 import asyncio
 import contextlib
@@ -48,13 +48,13 @@ from support.stores import (
 
 pytestmark = pytest.mark.anyio
 
-MIGRATES = """
+MIGRATE_SCRIPT = """
 import asyncio, sys
 from signoff.stores.sql import SqlStore
 asyncio.run(SqlStore(sys.argv[1]).migrate())
 """
 PRICE = Price(model="gpt", valid_from=10, input=1, output=1)
-WRITES = Path(__file__).parents[1] / "support" / "writes.py"
+WRITES_SCRIPT = Path(__file__).parents[1] / "support" / "writes.py"
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ async def store(postgres_url: str) -> AsyncIterator[SqlStore]:
 
 @pytest.fixture
 async def ear(postgres_url: str) -> AsyncIterator[Ear]:
-    """Yield the ear of another store on that database, which never writes."""
+    """Yield a listener to another store on that database, which never writes."""
     async with listening(postgres_url) as (_, ear):
         yield ear
 
@@ -74,50 +74,50 @@ async def ear(postgres_url: str) -> AsyncIterator[Ear]:
 # Several processes
 
 
-async def test_news_arrive_from_another_process(postgres_url: str, ear: Ear) -> None:
-    process = await start(WRITES, postgres_url, "other", "3")
-    said, _ = await process.communicate()
+async def test_changes_by_another_process_arrive(postgres_url: str, ear: Ear) -> None:
+    process = await start(WRITES_SCRIPT, postgres_url, "other", "3")
+    output, _ = await process.communicate()
 
-    words = dict.fromkeys(said.decode().split("\n"))
+    lines = dict.fromkeys(output.decode().split("\n"))
     assert process.returncode == 0
-    ids = [line.removeprefix("inserted ") for line in words if line.startswith("inserted ")]
+    ids = [line.removeprefix("inserted ") for line in lines if line.startswith("inserted ")]
     assert len(ids) == 3
     for job_id in ids:
         await ear.hears(("job", job_id))
         await ear.hears(("due", job_id))
 
 
-async def test_what_is_written_last_before_closing_is_told_too(postgres_url: str, ear: Ear) -> None:
+async def test_the_last_change_before_closing_is_announced_too(postgres_url: str, ear: Ear) -> None:
     async with opened(postgres_url) as other:
         await other.catalog.put_model(Model(name="new", kind="echo"))
 
     await ear.hears(("models", ""))
 
 
-async def test_one_hears_ones_own_news_once(postgres_url: str, store: SqlStore, ear: Ear) -> None:
-    async with listening(postgres_url) as (mine, my_ear):
-        job = await inserted(mine)
-        await ear.hears(("job", job.id))  # so it has been through the server
+async def test_a_store_hears_its_own_changes_once(postgres_url: str, store: SqlStore, ear: Ear) -> None:
+    async with listening(postgres_url) as (own_store, own_ear):
+        job = await inserted(own_store)
+        await ear.hears(("job", job.id))  # so the change has passed through the server
         later = await inserted(store)
-        await my_ear.hears(("job", later.id))  # and so has everything before it
+        await own_ear.hears(("job", later.id))  # and so have all earlier changes
 
-    assert my_ear.heard.count(("job", job.id)) == 1
+    assert own_ear.heard.count(("job", job.id)) == 1
 
 
 async def test_processes_that_migrate_at_once_make_one_schema(empty_postgres_url: str) -> None:
-    running = [await start("-c", MIGRATES, empty_postgres_url) for _ in range(3)]
-    said = await together(process.communicate() for process in running)
+    running = [await start("-c", MIGRATE_SCRIPT, empty_postgres_url) for _ in range(3)]
+    outputs = await together(process.communicate() for process in running)
 
-    assert [process.returncode for process in running] == [0, 0, 0], said
+    assert [process.returncode for process in running] == [0, 0, 0], outputs
     async with opened(empty_postgres_url) as store:
         await inserted(store)
 
 
 async def test_processes_that_write_at_once_lose_nothing(postgres_url: str, store: SqlStore) -> None:
-    running = [await start(WRITES, postgres_url, f"p{number}", "100") for number in range(3)]
-    said = await together(process.communicate() for process in running)
+    running = [await start(WRITES_SCRIPT, postgres_url, f"p{number}", "100") for number in range(3)]
+    outputs = await together(process.communicate() for process in running)
 
-    lines = [line for out, _ in said for line in out.decode().splitlines()]
+    lines = [line for output, _ in outputs for line in output.decode().splitlines()]
     settled = [line for line in lines if line.startswith("settled ")]
     jobs = await store.jobs.list(JobFilter(limit=1000))
     assert [process.returncode for process in running] == [0, 0, 0]
@@ -133,11 +133,11 @@ async def test_an_old_schema_names_the_command_that_helps(empty_postgres_url: st
     await store.close()
 
 
-# A wire that can be cut
+# A connection that can be cut
 
 
 class Wire:
-    """A way to the server that can be cut, or fall silent: before a COMMIT gets there, or before its answer is back."""
+    """A proxy that can cut or silence its connections before a COMMIT arrives or before its response returns."""
 
     def __init__(self, url: str) -> None:
         self.server = urlsplit(url)
@@ -149,17 +149,17 @@ class Wire:
         self.silent = set[asyncio.StreamWriter]()
 
     def go_away(self) -> None:
-        """End all connections, and take no more."""
+        """End all connections, and accept no more."""
         self.refuses = True
         for writer in self.near:
             writer.transport.abort()
 
     def fall_silent(self) -> None:
-        """Keep all connections, and pass nothing on any more."""
+        """Keep all connections, and forward nothing any more."""
         self.silent |= self.near
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+        """Serve one connection."""
         if self.refuses:
             self.refused += 1
             writer.close()
@@ -178,7 +178,7 @@ class Wire:
                     return
                 if writer not in self.silent:
                     far_writer.write(data)
-        except (ConnectionError, RuntimeError):  # uvloop's word for a transport that is closed
+        except (ConnectionError, RuntimeError):  # uvloop raises RuntimeError if the transport is closed
             pass
         finally:
             far_writer.close()
@@ -209,13 +209,13 @@ class Wire:
 
 @pytest.fixture
 def wire(postgres_url: str) -> Wire:
-    """Return a wire to the test's database."""
+    """Return a proxy to the test's database, which does not listen yet."""
     return Wire(postgres_url)
 
 
 @contextlib.asynccontextmanager
-async def over(wire: Wire) -> AsyncIterator[SqlStore]:
-    """A store at the end of the wire."""
+async def store_through(wire: Wire) -> AsyncIterator[SqlStore]:
+    """Yield a store that is connected through the proxy."""
     server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     try:
@@ -241,7 +241,7 @@ async def test_after_the_server_ended_every_connection_reads_and_writes_go_on(
     assert await store.ready() is True
 
 
-async def test_after_the_server_ended_every_connection_news_go_on_even_for_who_only_listens(
+async def test_changes_arrive_again_after_the_server_ended_every_connection(
     postgres_url: str, store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_changes, "PROBE_SECONDS", 1000)
@@ -259,10 +259,10 @@ async def test_a_connection_that_falls_silent_is_replaced(
     monkeypatch.setattr(postgres_changes, "PROBE_SECONDS", 0.05)
     monkeypatch.setattr(postgres_changes, "ANSWER_SECONDS", 0.5)
     monkeypatch.setattr(postgres, "ANSWER_SECONDS", 0.5)
-    async with over(wire) as listener:
+    async with store_through(wire) as listener:
         ear = Ear(listener)
         job = await inserted(store)
-        await ear.hears(("job", job.id), ("any", ""))  # so it listens
+        await ear.hears(("job", job.id), ("any", ""))  # so the feed is connected
         assert await listener.jobs.get(job.id) == job
         await inserted(listener)
 
@@ -295,50 +295,48 @@ async def test_writes_go_on_while_connections_end_again_and_again(postgres_url: 
     assert {row["moves"] for row in await rows(store, by_job)} == {2}
 
 
-async def test_one_connection_that_falls_silent_is_enough_to_replace_them_all(
+async def test_one_connection_that_falls_silent_makes_the_store_replace_all(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given readers that have all connections of the pool
+    # given reads that have opened all connections of the pool
     monkeypatch.setattr(postgres, "ANSWER_SECONDS", 2)
-    async with over(wire) as listener:
+    async with store_through(wire) as listener:
         job = await inserted(listener)
         await together(listener.jobs.get(job.id) for _ in range(20))
-        # when the network falls silent, and one of them has found out
+        # when the network falls silent, and one read has noticed
         wire.fall_silent()
         assert await listener.jobs.get(job.id) == job
-        # then nobody else has to
-        with capture_logs() as told:
+        # then no other read has to wait for its time limit
+        with capture_logs() as logs:
             assert await together(listener.jobs.get(job.id) for _ in range(20)) == [job] * 20
-        assert told == []
+        assert logs == []
 
 
 @pytest.mark.parametrize("where", ["before", "after", "silence"])
-async def test_a_commit_whose_answer_is_lost_happens_once(
+async def test_a_commit_whose_response_is_lost_happens_once(
     wire: Wire, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres, "ANSWER_SECONDS", 0.5)
-    async with over(wire) as store:
+    async with store_through(wire) as store:
         job = await held(store, attempt=1)
 
         wire.cut = where
-        moved = await store.jobs.transition(job.id, a_step("cancel", changes={"priority": 9}))
+        cancelled = await store.jobs.transition(job.id, a_step("cancel", changes={"priority": 9}))
         wire.cut = where
-        made = await inserted(store)
+        new = await inserted(store)
         wire.cut = where
         [claimed] = await store.jobs.claim(actor="worker", lease="l", limit=5, lease_seconds=60)
 
         assert wire.cuts == 3
-        assert (moved.status, moved.seq) == ("fail", job.seq + 1)
-        assert (claimed.id, claimed.attempt) == (made.id, 1)
+        assert (cancelled.status, cancelled.seq) == ("fail", job.seq + 1)
+        assert (claimed.id, claimed.attempt) == (new.id, 1)
         assert [event.verb for event in await store.jobs.events(job.id)] == ["submit", "hold", "cancel"]
-        assert [event.verb for event in await store.jobs.events(made.id)] == ["submit", "claim"]
+        assert [event.verb for event in await store.jobs.events(new.id)] == ["submit", "claim"]
 
 
-async def test_when_nobody_can_tell_what_became_of_a_commit_its_caller_is_told_so(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_commit_with_an_unknown_outcome_is_an_error(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres, "READ_SECONDS", 0.2)
-    async with over(wire) as store:
+    async with store_through(wire) as store:
         job = await leased(store)
         database = store._database
         assert isinstance(database, Postgres)
@@ -349,17 +347,17 @@ async def test_when_nobody_can_tell_what_became_of_a_commit_its_caller_is_told_s
             await store.jobs.transition(job.id, a_step("succeed"))
 
         wire.refuses = False
-        found = await store.jobs.get(job.id)
-        assert found is not None
-        assert found.seq <= 2, "whatever it was, it was not done twice"
+        stored = await store.jobs.get(job.id)
+        assert stored is not None
+        assert stored.seq <= 2, "whatever it was, it was not done twice"
         await inserted(store)
 
 
-async def test_what_was_used_counts_once_though_nobody_can_tell_for_long_what_became_of_its_commit(
+async def test_usage_counts_once_though_the_outcome_of_its_commit_is_unknown_for_long(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with over(wire) as store:
-        room = await reserved(store, Limit(who="all", tokens_per_day=100), 50)
+    async with store_through(wire) as store:
+        reservation = await reserved(store, Limit(who="all", tokens_per_day=100), 50)
         for module in (postgres, quotas):
             monkeypatch.setattr(module, "WRITE_TIMEOUT_SECONDS", 0.05)
         monkeypatch.setattr(postgres, "READ_SECONDS", 0.05)
@@ -368,12 +366,12 @@ async def test_what_was_used_counts_once_though_nobody_can_tell_for_long_what_be
         await database._reading.dispose()
 
         wire.cut, wire.refuses = "after", True
-        settling = asyncio.ensure_future(settled(store, room, 30))
+        settling = asyncio.ensure_future(settled(store, reservation, 30))
         await until(lambda: has_refused(wire, 5))
         wire.refuses = False
-        meter = await settling
+        counter = await settling
 
-        assert (meter.day.tokens, meter.pending) == (30, ())
+        assert (counter.day.tokens, counter.pending) == (30, ())
 
 
 async def has_refused(wire: Wire, times: int) -> bool:
@@ -384,7 +382,7 @@ async def test_while_the_server_is_away_writes_wait_and_then_give_up(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres, "READ_SECONDS", 0.2)
-    async with over(wire) as store:
+    async with store_through(wire) as store:
         wire.go_away()
         waiting = asyncio.ensure_future(inserted(store))
         with pytest.raises(Overloaded):
@@ -402,10 +400,12 @@ async def test_while_the_server_is_away_writes_wait_and_then_give_up(
 
 # Locks
 
-WAITING = """
+WAITING_QUERY = """
 SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()
 """
-DROPS: dict[str, tuple[str, Callable[[SqlStore], Awaitable[object]], Callable[[SqlStore], Awaitable[bool]]]] = {
+CATALOG_CHANGES: dict[
+    str, tuple[str, Callable[[SqlStore], Awaitable[object]], Callable[[SqlStore], Awaitable[bool]]]
+] = {
     "models": (
         "models",
         lambda s: s.catalog.put_model(Model(name="m", kind="echo")),
@@ -423,17 +423,17 @@ DROPS: dict[str, tuple[str, Callable[[SqlStore], Awaitable[object]], Callable[[S
 }
 
 
-@pytest.mark.parametrize("table", DROPS)
-async def test_who_changes_the_catalog_takes_its_turn_before_any_row(
+@pytest.mark.parametrize("table", CATALOG_CHANGES)
+async def test_a_catalog_change_locks_its_version_before_any_row(
     table: str, postgres_url: str, store: SqlStore
 ) -> None:
-    topic, put, change = DROPS[table]
+    topic, put, change = CATALOG_CHANGES[table]
     await store.people.put_user("ann@example.com", "user")
     await put(store)
     outsider = await asyncpg.connect(postgres_url)
 
     async def waits() -> bool:
-        return await outsider.fetchval(WAITING) > 0
+        return await outsider.fetchval(WAITING_QUERY) > 0
 
     async with outsider.transaction():
         await outsider.execute("SELECT * FROM versions WHERE topic = $1 FOR UPDATE", topic)
@@ -447,13 +447,13 @@ async def test_who_changes_the_catalog_takes_its_turn_before_any_row(
 # Connections
 
 
-async def test_slow_reads_do_not_keep_writes_waiting(store: SqlStore, postgres_url: str) -> None:
-    # given reads that end when somebody else lets them, more than there are connections
+async def test_slow_reads_do_not_delay_writes(store: SqlStore, postgres_url: str) -> None:
+    # given more reads than connections, all of which wait for a lock
     outsider = await asyncpg.connect(postgres_url)
     await outsider.execute("SELECT pg_advisory_lock(7)")
     slow = sa.select(sa.func.pg_advisory_xact_lock_shared(7))
     reads = [asyncio.ensure_future(rows(store, slow)) for _ in range(15)]
-    await until(lambda: somebody_waits(postgres_url))
+    await until(lambda: is_lock_awaited(postgres_url))
 
     await inserted(store)
 
@@ -462,24 +462,24 @@ async def test_slow_reads_do_not_keep_writes_waiting(store: SqlStore, postgres_u
     await together(reads)
 
 
-async def test_a_connection_that_ends_as_soon_as_it_is_made_is_trouble_that_passes(
+async def test_a_connection_that_ends_at_once_is_a_temporary_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # given a server that takes whoever comes, and is stopped in the same moment
-    async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    # given a server that accepts a connection and shuts down at once
+    async def accept_and_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         size = int.from_bytes(await reader.readexactly(4))
         await reader.readexactly(size - 4)
-        told = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+        error_fields = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
         settings = (b"server_version\x0015.0\0", b"client_encoding\0UTF8\0")
         ready = b"R\0\0\0\x08\0\0\0\0" + b"".join(message(b"S", setting) for setting in settings) + b"Z\0\0\0\x05I"
-        writer.write(ready + message(b"E", told))
+        writer.write(ready + message(b"E", error_fields))
         writer.close()
 
     def message(kind: bytes, body: bytes) -> bytes:
         return kind + (len(body) + 4).to_bytes(4) + body
 
     monkeypatch.setattr(postgres, "READ_SECONDS", 0.1)
-    async with await asyncio.start_server(welcome, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(accept_and_end, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         store = SqlStore(f"postgresql://ann@127.0.0.1:{port}/none?sslmode=disable")
         with pytest.raises(Overloaded):
@@ -487,21 +487,22 @@ async def test_a_connection_that_ends_as_soon_as_it_is_made_is_trouble_that_pass
         await store.close()
 
 
-async def test_the_victim_of_a_deadlock_is_run_again(postgres_url: str, store: SqlStore) -> None:
-    one, two = await leased(store), await leased(store)
-    outsider = await asyncpg.connect(postgres_url, server_settings={"deadlock_timeout": "30s"})  # so it is no victim
+async def test_the_victim_of_a_deadlock_is_retried(postgres_url: str, store: SqlStore) -> None:
+    first, second = await leased(store), await leased(store)
+    # A longer timeout, so that PostgreSQL does not choose this connection as the victim.
+    outsider = await asyncpg.connect(postgres_url, server_settings={"deadlock_timeout": "30s"})
 
     async with outsider.transaction():
-        await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", two.id)
-        renewing = asyncio.ensure_future(store.jobs.renew({one.id: "mine", two.id: "mine"}, 1000))
-        await until(lambda: somebody_waits(postgres_url))
-        await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", one.id)
+        await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", second.id)
+        renewing = asyncio.ensure_future(store.jobs.renew({first.id: "mine", second.id: "mine"}, 1000))
+        await until(lambda: is_lock_awaited(postgres_url))
+        await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", first.id)
 
-    assert await renewing == {one.id, two.id}
+    assert await renewing == {first.id, second.id}
     await outsider.close()
 
 
-async def test_a_text_that_the_server_cannot_keep_fails_alone(store: SqlStore) -> None:
+async def test_a_text_that_the_server_cannot_store_fails_alone(store: SqlStore) -> None:
     async def insert(target: str) -> bool:
         try:
             return bool(await inserted(store, target=target))
@@ -518,34 +519,32 @@ async def test_a_process_that_was_stopped_in_a_transaction_does_not_keep_its_loc
     assert await store._database.write(lambda tx: tx.conn.execute(show).scalar_one()) == "5s"
 
 
-async def test_what_a_stopped_process_was_about_to_write_is_written_when_it_goes_on(
+async def test_a_write_of_a_paused_process_succeeds_when_the_process_resumes(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres, "IDLE_SECONDS", 0.1)
-    began = list[float]()
+    starts = list[float]()
 
     def write(tx: Tx) -> int:
-        began.append(time.monotonic())
+        starts.append(time.monotonic())
         tx.conn.execute(sa.text("SELECT 1"))
-        if len(began) == 1:
-            time.sleep(0.5)  # as a stopped process, which does not run its loop either
+        if len(starts) == 1:
+            time.sleep(0.5)  # like a paused process, which does not run its event loop
         return tx.conn.execute(sa.text("SELECT 2")).scalar_one()
 
     async with opened(postgres_url) as store:
         assert await store._database.write(write) == 2
-    assert len(began) >= 2
+    assert len(starts) >= 2
 
 
-async def test_nobody_waits_for_a_job_whose_worker_was_cut_off_while_it_wrote(
-    postgres_url: str, store: SqlStore
-) -> None:
-    # given a job whose lease has run out, in a transaction of somebody who says no more
+async def test_a_job_that_a_lost_client_has_locked_blocks_nobody(postgres_url: str, store: SqlStore) -> None:
+    # given a job whose lease has run out, and that a lost client has locked in a transaction
     job = await inserted(store, lease="theirs", lease_seconds=-1)
     outsider = await asyncpg.connect(postgres_url)
     lapse = a_step("lapse", to="bot", lease="theirs", after_seconds={"due_at": 0})
     async with outsider.transaction():
         await outsider.execute("UPDATE jobs SET priority = 1 WHERE id = $1", job.id)
-        # when the lease is to lapse, then that is left for later, and others write meanwhile
+        # when the lease lapses, then that transition is refused for now, and other writes go on
         async with asyncio.timeout(60):
             assert await is_refused(store, job, lapse)
             await inserted(store)
@@ -553,7 +552,7 @@ async def test_nobody_waits_for_a_job_whose_worker_was_cut_off_while_it_wrote(
     await outsider.close()
 
 
-async def test_an_address_may_carry_the_options_that_every_client_knows(postgres_url: str) -> None:
+async def test_an_address_may_contain_common_client_options(postgres_url: str) -> None:
     async with opened(postgres_url + "?sslmode=prefer&application_name=signoff") as store:
         await inserted(store)
         [row] = await rows(store, sa.select(sa.text("current_setting('application_name') AS name")))
@@ -561,7 +560,7 @@ async def test_an_address_may_carry_the_options_that_every_client_knows(postgres
     assert row == {"name": "signoff"}
 
 
-# How news are packed
+# Payloads of notifications
 
 
 def test_payloads_stay_below_the_servers_limit_and_lose_nothing() -> None:
@@ -574,38 +573,38 @@ def test_payloads_stay_below_the_servers_limit_and_lose_nothing() -> None:
     assert len(packed) < 10
 
 
-def test_a_name_that_fits_into_no_payload_becomes_any() -> None:
+def test_a_name_that_is_too_long_for_a_payload_becomes_any() -> None:
     assert payloads([("job", "x" * 9000), ("job", "y")]) == ["any \njob y"]
     assert payloads([]) == []
 
 
-async def test_what_cannot_be_sent_for_long_becomes_any() -> None:
-    heard = PostgresChangeFeed(
+async def test_too_many_unsent_changes_become_any() -> None:
+    feed = PostgresChangeFeed(
         "postgresql://nobody@127.0.0.1:1/none", changes=Postgres(make_url("postgresql://none"))._changes
     )
-    news: list[tuple[Topic, str]] = [("job", str(number)) for number in range(MAX_UNSENT + 1)]
+    changes: list[tuple[Topic, str]] = [("job", str(number)) for number in range(MAX_UNSENT + 1)]
 
-    heard.publish(news)
+    feed.publish(changes)
 
-    assert heard._unsent == {("any", ""): None}
+    assert feed._unsent == {("any", ""): None}
 
 
-# Steps
+# Helpers
 
 
 async def start(*words: str | Path) -> asyncio.subprocess.Process:
-    """A Python program, running."""
+    """Start a Python program."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         *words,
-        env={**os.environ, "PYTHONPATH": str(WRITES.parents[1])},
+        env={**os.environ, "PYTHONPATH": str(WRITES_SCRIPT.parents[1])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
 
 
 async def end_connections(url: str) -> None:
-    """Ends every other connection to this database, from its server's side."""
+    """End every other connection to this database on the side of the server."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(
@@ -616,8 +615,8 @@ async def end_connections(url: str) -> None:
         await connection.close()
 
 
-async def somebody_waits(url: str) -> bool:
-    """Whether a transaction waits for another's lock."""
+async def is_lock_awaited(url: str) -> bool:
+    """Return True if a transaction waits for another's lock."""
     connection = await asyncpg.connect(url)
     try:
         return await connection.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")

@@ -1,4 +1,4 @@
-"""The connection that answers go out on: one at a time, and none is left behind."""
+"""The connection that publishes responses: one at a time, and each lost one is stopped."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from signoff.transports.publisher import PublisherConnection
 pytestmark = pytest.mark.anyio
 
 
-class Lines:
-    """The brokers that were made, in turn."""
+class Connections:
+    """A publisher connection, and the brokers that it has created, in order."""
 
     def __init__(self) -> None:
-        self.made: list[Line] = []
-        self.out = PublisherConnection(self._make, Line.connect)
+        self.created: list[FakeBroker] = []
+        self.publisher = PublisherConnection(self._make, FakeBroker.connect)
 
-    def _make(self, watch: LivenessWatch) -> Line:
-        self.made.append(Line(watch))
-        return self.made[-1]
+    def _make(self, watch: LivenessWatch) -> FakeBroker:
+        self.created.append(FakeBroker(watch))
+        return self.created[-1]
 
 
-class Line:
-    """A broker that takes a moment to connect and to stop, and says when it has stopped that it is lost."""
+class FakeBroker:
+    """A broker that takes a moment to connect and to stop, and reports itself as lost when it has stopped."""
 
     refuses = False
 
@@ -45,45 +45,45 @@ class Line:
         self.watch.fail(ConnectionError("closed"))
 
 
-async def test_all_who_ask_at_once_have_one_connection() -> None:
-    lines = Lines()
+async def test_concurrent_callers_share_one_connection() -> None:
+    connections = Connections()
     async with asyncio.TaskGroup() as group:
-        asking = [group.create_task(lines.out.get()) for _ in range(10)]
-    assert {task.result() for task in asking} == {*lines.made}
-    assert [line.state for line in lines.made] == ["connected"]
+        calls = [group.create_task(connections.publisher.get()) for _ in range(10)]
+    assert {call.result() for call in calls} == {*connections.created}
+    assert [broker.state for broker in connections.created] == ["connected"]
 
 
 @pytest.mark.parametrize("by", ["its watch", "whoever used it"])
-async def test_one_that_is_lost_is_stopped_before_there_is_another(by: str) -> None:
-    lines = Lines()
-    first = await lines.out.get()
+async def test_a_lost_connection_is_stopped_before_it_is_replaced(by: str) -> None:
+    connections = Connections()
+    first = await connections.publisher.get()
     if by == "its watch":
         first.watch.fail(ConnectionError("cut"))
     else:
-        lines.out.mark_lost(first)
-    second = await lines.out.get()
-    assert [line.state for line in lines.made] == ["stopped", "connected"]
-    # what is said of the first one late is not said of the second
-    lines.out.mark_lost(first)
+        connections.publisher.mark_lost(first)
+    second = await connections.publisher.get()
+    assert [broker.state for broker in connections.created] == ["stopped", "connected"]
+    # a late report about the first connection does not affect the second
+    connections.publisher.mark_lost(first)
     first.watch.fail(ConnectionError("cut"))
-    assert await lines.out.get() is second
+    assert await connections.publisher.get() is second
 
 
-async def test_one_that_does_not_connect_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = Lines()
+async def test_a_connection_that_cannot_connect_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    connections = Connections()
     with monkeypatch.context() as patched:
-        patched.setattr(Line, "refuses", True)
+        patched.setattr(FakeBroker, "refuses", True)
         with pytest.raises(ConnectionRefusedError):
-            await lines.out.get()
-    await lines.out.get()
-    assert [line.state for line in lines.made] == ["stopped", "connected"]
+            await connections.publisher.get()
+    await connections.publisher.get()
+    assert [broker.state for broker in connections.created] == ["stopped", "connected"]
 
 
-async def test_after_its_end_there_is_no_other() -> None:
-    lines = Lines()
+async def test_a_closed_publisher_opens_no_connection() -> None:
+    connections = Connections()
     async with asyncio.TaskGroup() as group:
-        group.create_task(lines.out.get())
-        group.create_task(lines.out.close())
+        group.create_task(connections.publisher.get())
+        group.create_task(connections.publisher.close())
     with pytest.raises(ConnectionError):
-        await lines.out.get()
-    assert [line.state for line in lines.made] in ([], ["stopped"])
+        await connections.publisher.get()
+    assert [broker.state for broker in connections.created] in ([], ["stopped"])

@@ -1,4 +1,4 @@
-"""One SQLite file, written by several processes: nothing is lost, nothing is torn, and the log stays short."""
+"""One SQLite file that several processes write: no write is lost or torn, and the write-ahead log stays short."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ from support.stores import (
 
 pytestmark = pytest.mark.anyio
 
-WRITES = Path(__file__).parents[1] / "support" / "writes.py"
+WRITES_SCRIPT = Path(__file__).parents[1] / "support" / "writes.py"
 JOBS_EACH = 300
 
 
@@ -59,35 +59,35 @@ async def store(path: Path) -> AsyncIterator[SqlStore]:
 
 
 class Program:
-    """`writes.py`, running."""
+    """A process that runs `writes.py`."""
 
     def __init__(self, path: Path, name: str, jobs: int) -> None:
-        self.said = dict[str, list[str]](inserted=[], settled=[], done=[])
+        self.output = dict[str, list[str]](inserted=[], settled=[], done=[])
         self.process = subprocess.Popen(
-            [sys.executable, WRITES, f"sqlite:///{path}", name, str(jobs)],
-            env={**os.environ, "PYTHONPATH": str(WRITES.parents[1])},
+            [sys.executable, WRITES_SCRIPT, f"sqlite:///{path}", name, str(jobs)],
+            env={**os.environ, "PYTHONPATH": str(WRITES_SCRIPT.parents[1])},
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def hear(self) -> bool:
-        """Take in one line of what it says; False at the end."""
+    def read_line(self) -> bool:
+        """Read one line of the output, and return False at its end."""
         assert self.process.stdout is not None
-        what, _, name = self.process.stdout.readline().rstrip("\n").partition(" ")
-        if name:  # the last line of one that was killed may be torn
-            self.said[what].append(name)
-        return bool(what)
+        kind, _, name = self.process.stdout.readline().rstrip("\n").partition(" ")
+        if name:  # the last line of a killed process may be incomplete
+            self.output[kind].append(name)
+        return bool(kind)
 
-    def hear_all(self) -> None:
-        """Take in all that it says until it ends."""
-        while self.hear():
+    def read_all(self) -> None:
+        """Read all output until the process ends."""
+        while self.read_line():
             pass
         self.process.wait()
 
 
 @contextlib.contextmanager
 def programs(path: Path, count: int, jobs: int) -> Iterator[list[Program]]:
-    """That many writers at once."""
+    """Yield `count` processes that write at once; kill those that still run at the end."""
     running = [Program(path, f"p{number}", jobs) for number in range(count)]
     try:
         yield running
@@ -97,8 +97,8 @@ def programs(path: Path, count: int, jobs: int) -> Iterator[list[Program]]:
             program.process.communicate()
 
 
-async def hear_all(running: list[Program]) -> None:
-    await together(asyncio.to_thread(program.hear_all) for program in running)
+async def read_all(running: list[Program]) -> None:
+    await together(asyncio.to_thread(program.read_all) for program in running)
 
 
 def integrity(path: Path) -> str:
@@ -111,11 +111,11 @@ def integrity(path: Path) -> str:
 
 async def test_four_processes_write_at_once_and_nothing_is_lost(path: Path, store: SqlStore) -> None:
     with programs(path, 4, JOBS_EACH) as running:
-        await hear_all(running)
+        await read_all(running)
 
     assert [program.process.returncode for program in running] == [0, 0, 0, 0]
-    ids = [job_id for program in running for job_id in program.said["inserted"]]
-    settled = [job_id for program in running for job_id in program.said["settled"]]
+    ids = [job_id for program in running for job_id in program.output["inserted"]]
+    settled = [job_id for program in running for job_id in program.output["settled"]]
     jobs = await store.jobs.list(JobFilter(limit=10_000))
     assert sorted(ids) == [job.id for job in jobs]
     assert len(ids) == 4 * JOBS_EACH
@@ -130,33 +130,33 @@ async def test_four_processes_write_at_once_and_nothing_is_lost(path: Path, stor
     assert integrity(path) == "ok"
 
 
-async def test_a_killed_process_takes_nothing_with_it_that_it_had_acknowledged(path: Path, store: SqlStore) -> None:
+async def test_a_killed_process_loses_no_write_that_it_has_acknowledged(path: Path, store: SqlStore) -> None:
     with programs(path, 4, JOBS_EACH) as [victim, *others]:
-        while len(victim.said["inserted"]) < JOBS_EACH // 3:
-            assert victim.hear()
+        while len(victim.output["inserted"]) < JOBS_EACH // 3:
+            assert victim.read_line()
         os.kill(victim.process.pid, signal.SIGKILL)
-        await hear_all([victim, *others])
+        await read_all([victim, *others])
 
     assert victim.process.returncode == -signal.SIGKILL
-    assert not victim.said["done"]
+    assert not victim.output["done"]
     assert [program.process.returncode for program in others] == [0, 0, 0]
     jobs = {job.id: job.status for job in await store.jobs.list(JobFilter(limit=10_000))}
     for program in (victim, *others):
-        assert {*program.said["inserted"]} <= jobs.keys()
-        assert {jobs[job_id] for job_id in program.said["settled"]} == {"success"}
+        assert {*program.output["inserted"]} <= jobs.keys()
+        assert {jobs[job_id] for job_id in program.output["settled"]} == {"success"}
     assert integrity(path) == "ok"
 
 
-async def test_one_reads_while_another_process_writes(path: Path, store: SqlStore) -> None:
+async def test_a_store_reads_while_another_process_writes(path: Path, store: SqlStore) -> None:
     ear, counts = Ear(store), [0]
 
     with programs(path, 1, JOBS_EACH) as [writer]:
-        hearing = asyncio.ensure_future(hear_all([writer]))
-        while not hearing.done():
+        reading = asyncio.ensure_future(read_all([writer]))
+        while not reading.done():
             counts.append(await store.jobs.count(JobFilter()))
             jobs = await store.jobs.list(JobFilter(limit=20, newest_first=True))
             assert all(job.seq == 3 for job in jobs if job.status == "success"), "a row is never half a move"
-        await hearing
+        await reading
 
     assert counts == sorted(counts)
     assert len({*counts}) > 3, "it saw the other one write"
@@ -179,33 +179,33 @@ async def test_stores_that_migrate_at_once_make_one_schema(path: Path) -> None:
 
 
 class Witness:
-    """Looks, whenever a store's writing connection does something, whether the lock is held."""
+    """An observer that records for each statement of a store whether the lock is held."""
 
     def __init__(self, path: Path) -> None:
-        self.seen: list[tuple[str, bool]] = []
+        self.statements: list[tuple[str, bool]] = []
         self.path = path
 
     def watch(self, database: Sqlite) -> None:
-        """Watch from the first connection on."""
+        """Watch all connections from the first one on."""
         for engine in (database._writing, database._reading):
             event.listen(engine, "connect", self._connected)
-            event.listen(engine, "close", lambda *_: self._see("close"))
+            event.listen(engine, "close", lambda *_: self._observe("close"))
 
     def _connected(self, connection: sqlite3.Connection, _record: object) -> None:
-        connection.set_trace_callback(self._see)
+        connection.set_trace_callback(self._observe)
 
-    def _see(self, statement: str) -> None:
+    def _observe(self, statement: str) -> None:
         with self.path.with_name(self.path.name + ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self.seen.append((statement, True))
+                self.statements.append((statement, True))
             else:
-                self.seen.append((statement, False))
+                self.statements.append((statement, False))
 
     def held_during(self, beginning: str) -> set[bool]:
-        """Whether the lock was held at every, at no, or at some statement that begins so."""
-        return {held for statement, held in self.seen if statement.startswith(beginning)}
+        """Return the states of the lock (held or not) during the statements that begin with `beginning`."""
+        return {held for statement, held in self.statements if statement.startswith(beginning)}
 
 
 async def test_every_write_checkpoint_and_close_holds_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,7 @@ async def test_every_write_checkpoint_and_close_holds_the_lock(path: Path, monke
     assert witness.held_during("SELECT") == {True, False}, "a read needs no lock"
 
 
-async def test_a_write_waits_for_the_lock_but_not_for_ever(
+async def test_a_write_waits_for_the_lock_up_to_a_limit(
     path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with locked(path) as release:
@@ -248,22 +248,22 @@ async def test_a_write_waits_for_the_lock_but_not_for_ever(
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[Callable[[], None]]:
-    """As if another process were writing, until the block ends or calls what it gets."""
+    """Hold the lock, like another process that writes, until the block ends or calls the yielded function."""
     with path.with_name(path.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lambda: fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 async def is_polling(store: SqlStore) -> bool:
-    """Whether the writer has taken up everything that was asked of it."""
+    """Return True if the writer has taken all operations out of its queue."""
     assert isinstance(store._database, Sqlite)
     return store._database._writer._waiting.empty()
 
 
-# The log
+# The write-ahead log
 
 
-async def test_the_log_does_not_grow_with_what_is_written(path: Path, store: SqlStore) -> None:
+async def test_the_log_stays_short_however_much_is_written(path: Path, store: SqlStore) -> None:
     body, largest = os.urandom(50_000).hex().encode(), 0
     wal = path.with_name("store.db-wal")
 
@@ -275,7 +275,7 @@ async def test_the_log_does_not_grow_with_what_is_written(path: Path, store: Sql
     assert largest < 2 * sqlite.CHECKPOINT_BYTES
 
 
-async def test_a_reader_in_the_way_of_checkpoints_stops_nobody(
+async def test_a_reader_that_blocks_checkpoints_does_not_block_writes(
     path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 100_000)
@@ -296,7 +296,7 @@ async def test_a_reader_in_the_way_of_checkpoints_stops_nobody(
     assert wal.stat().st_size < 200_000
 
 
-async def test_the_last_one_to_close_leaves_no_log_behind(path: Path) -> None:
+async def test_the_last_store_to_close_removes_the_log(path: Path) -> None:
     wal = path.with_name("store.db-wal")
     async with opened(f"sqlite:///{path}") as last:
         async with opened(f"sqlite:///{path}") as first:
@@ -311,17 +311,17 @@ async def test_the_last_one_to_close_leaves_no_log_behind(path: Path) -> None:
         assert connection.execute("SELECT count(*) FROM jobs").fetchone() == (3,)
 
 
-async def test_what_was_enqueued_before_closing_is_written(path: Path) -> None:
+async def test_writes_that_were_enqueued_before_closing_are_written(path: Path) -> None:
     async with opened(f"sqlite:///{path}") as store:
-        ended = [a_job(status="success", response=ANSWER) for _ in range(50)]
-        written = [await store.jobs.insert_ended(job, actor="test", verbs=["submit", "succeed"]) for job in ended]
+        jobs = [a_job(status="success", response=ANSWER) for _ in range(50)]
+        written = [await store.jobs.insert_ended(job, actor="test", verbs=["submit", "succeed"]) for job in jobs]
 
     assert {future.result().status for future in written} == {"success"}
     async with opened(f"sqlite:///{path}") as store:
         assert await store.jobs.count(JobFilter()) == 50
 
 
-# What can be wrong with a file
+# Faulty files
 
 
 async def test_an_outdated_schema_names_the_command_that_helps(path: Path) -> None:
@@ -357,22 +357,22 @@ async def test_a_full_disk_fails_the_write_and_not_the_server(store: SqlStore) -
     assert await store.jobs.get(job.id) == job
 
 
-async def test_what_was_used_counts_once_though_its_commit_takes_longer_than_a_caller_waits(
+async def test_usage_counts_once_though_its_commit_takes_longer_than_a_caller_waits(
     store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = await reserved(store, Limit(who="all", tokens_per_day=100), 50)
+    reservation = await reserved(store, Limit(who="all", tokens_per_day=100), 50)
     database: Any = store._database
     monkeypatch.setattr(database._writer, "_timeout_seconds", 0.05)
     monkeypatch.setattr(quotas, "WRITE_TIMEOUT_SECONDS", 0.05)
     disk = threading.Event()
     event.listen(database._writing, "commit", lambda _: disk.wait())
 
-    settling = asyncio.ensure_future(settled(store, room, 30))
+    settling = asyncio.ensure_future(settled(store, reservation, 30))
     await asyncio.wait([settling], timeout=0.2)
     disk.set()
-    meter = await settling
+    counter = await settling
 
-    assert (meter.day.tokens, meter.pending) == (30, ())
+    assert (counter.day.tokens, counter.pending) == (30, ())
 
 
 async def test_a_file_that_others_lock_fails_a_group_once(path: Path, store: SqlStore) -> None:
@@ -405,7 +405,7 @@ async def refused(store: SqlStore) -> bool:
     return False
 
 
-async def test_a_row_that_is_refused_does_not_say_in_the_log_what_its_caller_said(store: SqlStore) -> None:
+async def test_the_log_entry_of_a_refused_row_does_not_contain_its_values(store: SqlStore) -> None:
     job = a_job(status="success")
     with capture_logs() as logs:
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""The guard on the way to models: what was checked is what is connected to."""
+"""The SSRF guard of models, which connects to the address that it has checked."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from support.processes import free_port
 pytestmark = pytest.mark.anyio
 
 
-async def post(url: str, names: FakeResolver) -> bytes:
-    upstream = UpstreamClient(now=lambda: 0, resolver=names)
+async def post(url: str, resolver: FakeResolver) -> bytes:
+    upstream = UpstreamClient(now=lambda: 0, resolver=resolver)
     await upstream.start()
     try:
-        asking = upstream.post(url, body=b"{}", headers={}, timeouts=Timeouts(connect_seconds=2), stream=False)
-        return b"".join([chunk.raw async for chunk in asking])
+        answer = upstream.post(url, body=b"{}", headers={}, timeouts=Timeouts(connect_seconds=2), stream=False)
+        return b"".join([chunk.raw async for chunk in answer])
     finally:
         await upstream.close()
 
 
-async def test_a_name_of_a_private_address_is_connected_to_there() -> None:
+async def test_a_model_at_a_private_address_can_be_reached_by_name() -> None:
     async with fake_upstream() as fake:
         url = fake.at("mirror").replace("127.0.0.1", "gpu.internal")
         assert await post(url, FakeResolver(["127.0.0.1"])) == b"{}"
@@ -40,7 +40,7 @@ async def test_a_name_of_a_private_address_is_connected_to_there() -> None:
 @pytest.mark.parametrize(
     "address", ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254", "fe80::1", "64:ff9b::a9fe:a9fe"]
 )
-async def test_a_name_that_stands_for_metadata_at_that_moment_is_refused(address: str) -> None:
+async def test_a_name_that_resolves_to_a_metadata_address_is_refused(address: str) -> None:
     async with fake_upstream() as fake:
         url = fake.at("mirror").replace("127.0.0.1", "model.example")
         with pytest.raises(ModelFailed, match="in a range that is closed to models") as raised:
@@ -49,7 +49,7 @@ async def test_a_name_that_stands_for_metadata_at_that_moment_is_refused(address
         assert fake.requests == []
 
 
-async def test_of_several_addresses_only_those_of_models_are_tried() -> None:
+async def test_of_several_addresses_only_the_allowed_ones_are_tried() -> None:
     async with fake_upstream() as fake:
         url = fake.at("mirror").replace("127.0.0.1", "model.example")
         assert await post(url, FakeResolver(["169.254.169.254", "127.0.0.1", "fe80::1"])) == b"{}"
@@ -62,32 +62,32 @@ async def test_of_several_addresses_only_those_of_models_are_tried() -> None:
         *("[fe80::1%25eth0]", "169.254.169.254.", "metadata.google.internal"),
     ],
 )
-async def test_an_address_that_stands_in_the_url_is_looked_at_too(host: str) -> None:
+async def test_a_literal_address_in_the_url_is_checked_too(host: str) -> None:
     with pytest.raises(ModelFailed) as raised:
         await post(f"http://{host}/latest", FakeResolver(["127.0.0.1"]))
     assert not isinstance(raised.value, ModelUnreachable)
 
 
-async def test_a_resolver_says_what_it_refuses() -> None:
+async def test_the_error_of_the_resolver_has_its_reason() -> None:
     with pytest.raises(AddressBlocked, match="a model needs another one"):
         await CheckedResolver(FakeResolver(["169.254.169.254"]), MODEL_ADDRESSES).resolve("m.example")
 
 
-async def test_a_look_at_a_models_health_is_guarded_as_well(tmp_path: Path) -> None:
+async def test_the_health_check_of_a_model_is_guarded_too(tmp_path: Path) -> None:
     with pytest.raises(AddressBlocked):
         await probe("http://model.example/", 80, MODEL_ADDRESSES, FakeResolver(["169.254.169.254"]))
     async with fake_upstream() as fake:
         port = int(fake.at("mirror").split(":")[2].split("/")[0])
         await probe("http://model.example/", port, MODEL_ADDRESSES, FakeResolver(["169.254.169.254", "127.0.0.1"]))
-        # and one that does not answer is not the last that is tried
+        # an address that does not answer is followed by the next one
         await probe("http://model.example/", port, MODEL_ADDRESSES, FakeResolver(["::1", "127.0.0.2", "127.0.0.1"]))
         with pytest.raises(ConnectionRefusedError):
             await probe("http://model.example/", free_port(), MODEL_ADDRESSES, FakeResolver(["127.0.0.2", "127.0.0.1"]))
     async with live(tmp_path) as server:
-        # given one that was saved before it was known what that address is
+        # given a model that was saved before its address was blocked
         await server.services.store.catalog.put_model(Model(name="m", kind="http", url="http://169.254.169.254"))
-        _, found = await server.ask("GET", "/api/models/m?health=true", await server.token("admin"))
+        _, model = await server.ask("GET", "/api/models/m?health=true", await server.token("admin"))
         detail = "169.254.169.254 is a link-local, multicast or metadata address; a model needs another one."
-        assert found["health"] == {"ok": False, "detail": detail}
-        status, told = await server.ask("POST", "/post/predict?id=m", await server.token(), json={})
-        assert (status, told) == (502, {"content": ADDRESS_NOT_ALLOWED})
+        assert model["health"] == {"ok": False, "detail": detail}
+        status, payload = await server.ask("POST", "/post/predict?id=m", await server.token(), json={})
+        assert (status, payload) == (502, {"content": ADDRESS_NOT_ALLOWED})

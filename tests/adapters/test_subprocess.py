@@ -1,4 +1,4 @@
-"""Models that are processes: one of each a host, whoever asks, and none left behind."""
+"""Models that are processes: one process per model and host, shared by all callers, and none left behind."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Engines = Callable[..., AbstractAsyncContextManager[SubprocessEngine]]
 
 @pytest.fixture
 def heard() -> list[str]:
-    """Return what the models of this test write to their logs."""
+    """Return the log lines of this test's models."""
     return []
 
 
 @pytest.fixture
 def engine_here(tmp_path: Path, heard: list[str]) -> Engines:
-    """An engine as each server process of this host has one; all share a folder."""
+    """Return a factory of engines, one per server process of this host; all share a folder."""
     return partial(an_engine, tmp_path / "run", heard)
 
 
@@ -74,13 +74,13 @@ async def ask(engine: SubprocessEngine, model: Model, **body: object) -> JsonObj
     return json.loads(chunk.raw)
 
 
-async def test_a_model_starts_when_it_is_first_asked(
+async def test_a_model_starts_on_its_first_request(
     engine: SubprocessEngine, model: Callable[..., Model], heard: list[str]
 ) -> None:
     small = model("--words", "good morning")
     assert engine.process_state(small) == "stopped"
-    told = await ask(engine, small, question="who are you?")
-    assert is_alive(told["pid"])
+    answer = await ask(engine, small, question="who are you?")
+    assert is_alive(answer["pid"])
     assert engine.process_state(small) == "ready"
     assert heard[0] == "good morning"
     await until(lambda: '"question": "who are you?"' in heard[-1])
@@ -89,9 +89,9 @@ async def test_a_model_starts_when_it_is_first_asked(
 async def test_a_model_finds_its_port_in_its_arguments_and_its_environment(
     engine: SubprocessEngine, model: Callable[..., Model]
 ) -> None:
-    told = await ask(engine, model())
-    port = told["arguments"][1]
-    assert told["environment"]["PORT"] == told["environment"]["SIGNOFF_MODEL_PORT"] == port
+    answer = await ask(engine, model())
+    port = answer["arguments"][1]
+    assert answer["environment"]["PORT"] == answer["environment"]["SIGNOFF_MODEL_PORT"] == port
 
 
 async def test_a_model_learns_no_secrets(
@@ -107,7 +107,7 @@ async def test_a_model_learns_no_secrets(
     assert environment["LC_TIME"] == "C"
 
 
-async def test_a_server_that_knows_no_health_page_is_ready_when_it_speaks(
+async def test_a_server_without_a_health_endpoint_is_ready_when_it_responds(
     engine: SubprocessEngine, model: Callable[..., Model]
 ) -> None:
     assert await ask(engine, model("--plain"))
@@ -120,15 +120,15 @@ async def test_a_model_without_a_command_or_a_port_is_refused(
         await ask(engine, msgspec.structs.replace(model(), command=()))
 
 
-async def test_callers_who_come_at_once_start_one_process(
+async def test_concurrent_callers_start_one_process(
     engine: SubprocessEngine, model: Callable[..., Model], journal: Path
 ) -> None:
     slow = model("--slow", "0.3")
     async with asyncio.TaskGroup() as group:
-        asked = [group.create_task(ask(engine, slow)) for _ in range(20)]
+        calls = [group.create_task(ask(engine, slow)) for _ in range(20)]
         await until(lambda: starts(journal))
         assert engine.process_state(slow) == "starting"
-    assert len({task.result()["pid"] for task in asked}) == len(starts(journal)) == 1
+    assert len({call.result()["pid"] for call in calls}) == len(starts(journal)) == 1
 
 
 async def test_a_first_caller_who_leaves_does_not_stop_the_start(
@@ -144,7 +144,7 @@ async def test_a_first_caller_who_leaves_does_not_stop_the_start(
     assert len(starts(journal)) == 1
 
 
-async def test_a_start_goes_on_when_everybody_has_left(
+async def test_a_start_goes_on_when_all_callers_have_left(
     engine: SubprocessEngine, model: Callable[..., Model], journal: Path
 ) -> None:
     slow = model("--slow", "0.3")
@@ -159,12 +159,14 @@ async def test_engines_on_one_host_share_a_process(
     engine_here: Engines, model: Callable[..., Model], journal: Path
 ) -> None:
     slow = model("--slow", "0.3")
-    async with engine_here() as one, engine_here() as two, asyncio.TaskGroup() as group:
-        asked = [group.create_task(ask(engine, slow)) for engine in (one, two, one, two)]
-    assert len({task.result()["pid"] for task in asked}) == len(starts(journal)) == 1
+    async with engine_here() as first, engine_here() as second, asyncio.TaskGroup() as group:
+        calls = [group.create_task(ask(engine, slow)) for engine in (first, second, first, second)]
+    assert len({call.result()["pid"] for call in calls}) == len(starts(journal)) == 1
 
 
-async def test_an_owner_that_closes_hands_over(engine_here: Engines, model: Callable[..., Model]) -> None:
+async def test_another_engine_takes_over_from_an_owner_that_closes(
+    engine_here: Engines, model: Callable[..., Model]
+) -> None:
     async with engine_here() as guest:
         async with engine_here() as owner:
             first = (await ask(owner, model()))["pid"]
@@ -174,12 +176,14 @@ async def test_an_owner_that_closes_hands_over(engine_here: Engines, model: Call
         assert alive([first, second]) == [second]
 
 
-async def test_when_an_owner_is_killed_its_models_end_and_another_takes_over(
+async def test_when_an_owner_is_killed_its_models_end_and_another_engine_takes_over(
     engine: SubprocessEngine, model: Callable[..., Model], tmp_path: Path, journal: Path
 ) -> None:
     models = [model("--grandchild"), model("--grandchild", "--stubborn", name="another")]
-    told = msgspec.json.encode(models).decode()
-    owner = subprocess.Popen([sys.executable, str(ENGINE_OWNER), str(tmp_path / "run"), told], stdout=subprocess.PIPE)
+    models_json = msgspec.json.encode(models).decode()
+    owner = subprocess.Popen(
+        [sys.executable, str(ENGINE_OWNER), str(tmp_path / "run"), models_json], stdout=subprocess.PIPE
+    )
     assert owner.stdout is not None
     owned = [json.loads(await asyncio.to_thread(owner.stdout.readline))["pid"] for _ in models]
     pids = [pid for pids in starts(journal) for pid in pids]
@@ -191,34 +195,34 @@ async def test_when_an_owner_is_killed_its_models_end_and_another_takes_over(
     await until(lambda: not alive(pids))
 
 
-async def test_a_model_that_nobody_asks_stops_and_starts_again(
-    engine: SubprocessEngine, model: Callable[..., Model]
-) -> None:
+async def test_an_idle_model_stops_and_starts_again(engine: SubprocessEngine, model: Callable[..., Model]) -> None:
     lazy = model(idle_seconds=0.2)
     first = (await ask(engine, lazy))["pid"]
     await until(lambda: engine.process_state(lazy) == "stopped" and not is_alive(first))
     assert (await ask(engine, lazy))["pid"] != first
 
 
-async def test_a_call_in_flight_is_use(engine: SubprocessEngine, model: Callable[..., Model]) -> None:
+async def test_a_call_in_flight_counts_as_use(engine: SubprocessEngine, model: Callable[..., Model]) -> None:
     lazy = model(idle_seconds=0.1)
     first = (await ask(engine, lazy, seconds=1))["pid"]
     assert is_alive(first)
 
 
-async def test_a_guests_call_is_use_too(engine_here: Engines, model: Callable[..., Model], journal: Path) -> None:
+async def test_a_guests_call_counts_as_use_too(
+    engine_here: Engines, model: Callable[..., Model], journal: Path
+) -> None:
     lazy = model(idle_seconds=1)
     async with engine_here() as owner, engine_here() as guest:
-        owners = asyncio.ensure_future(ask(owner, lazy, seconds=1))
+        owner_call = asyncio.ensure_future(ask(owner, lazy, seconds=1))
         await until(lambda: starts(journal))
-        guests = await ask(guest, lazy, seconds=2.5)
-        first = (await owners)["pid"]
-        assert guests["pid"] == first
+        guest_answer = await ask(guest, lazy, seconds=2.5)
+        first = (await owner_call)["pid"]
+        assert guest_answer["pid"] == first
         await until(lambda: not is_alive(first))
     assert len(starts(journal)) == 1
 
 
-async def test_a_model_that_ends_as_it_starts_tells_its_last_words(
+async def test_the_error_of_a_model_that_exits_at_its_start_has_its_last_output(
     engine: SubprocessEngine, model: Callable[..., Model], journal: Path
 ) -> None:
     weak = model("--crash", "7", "--words", "no weights in the bag")
@@ -229,21 +233,19 @@ async def test_a_model_that_ends_as_it_starts_tells_its_last_words(
     assert len(starts(journal)) == 1
 
 
-async def test_a_program_that_is_not_there_is_named(engine: SubprocessEngine, model: Callable[..., Model]) -> None:
+async def test_a_missing_program_is_named_in_the_error(engine: SubprocessEngine, model: Callable[..., Model]) -> None:
     lost = msgspec.structs.replace(model(), command=("/there/is/no/model", "{port}"))
     with pytest.raises(ModelUnreachable, match=r"cannot run /there/is/no/model.*No such file"):
         await ask(engine, lost)
 
 
-async def test_what_a_model_writes_to_its_dev_stderr_is_kept(
-    engine: SubprocessEngine, model: Callable[..., Model]
-) -> None:
+async def test_output_to_dev_stderr_is_logged(engine: SubprocessEngine, model: Callable[..., Model]) -> None:
     writer = msgspec.structs.replace(model(), command=("sh", "-c", "echo by its name > /dev/stderr; exit 4"))
     with pytest.raises(ModelUnreachable, match=r"status 4 .*\nby its name"):
         await ask(engine, writer)
 
 
-async def test_a_model_that_never_gets_ready_is_given_up(
+async def test_a_model_that_is_not_ready_in_time_is_stopped(
     engine: SubprocessEngine, model: Callable[..., Model], journal: Path
 ) -> None:
     with pytest.raises(ModelUnreachable, match=r"not ready within 3 s.*\nwait for me"):
@@ -251,7 +253,7 @@ async def test_a_model_that_never_gets_ready_is_given_up(
     await until(lambda: not alive(starts(journal)[0]))
 
 
-async def test_a_crash_is_told_to_who_waited_and_the_next_call_starts_it_again(
+async def test_a_crash_fails_the_waiting_call_and_the_next_call_restarts_the_model(
     engine: SubprocessEngine, model: Callable[..., Model], journal: Path
 ) -> None:
     small = model("--grandchild")
@@ -261,12 +263,12 @@ async def test_a_crash_is_told_to_who_waited_and_the_next_call_starts_it_again(
     await until(lambda: not Path(f"/proc/{first}").exists() and engine.process_state(small) != "ready")
     began = time.monotonic()
     await ask(engine, small)
-    assert time.monotonic() - began >= 0.3  # it had to rest
+    assert time.monotonic() - began >= 0.3  # the restart waits for the backoff
     assert len(starts(journal)) == 2
     await until(lambda: not alive(starts(journal)[0]))
 
 
-async def test_a_model_that_keeps_crashing_rests_longer_each_time(
+async def test_the_backoff_of_a_model_that_keeps_crashing_grows(
     engine: SubprocessEngine, model: Callable[..., Model], tmp_path: Path, journal: Path
 ) -> None:
     broken = tmp_path / "broken"
@@ -283,19 +285,19 @@ async def test_a_model_that_keeps_crashing_rests_longer_each_time(
     assert await ask(engine, msgspec.structs.replace(fragile, start_seconds=60))
 
 
-async def test_a_healthy_minute_is_forgiven(
+async def test_a_healthy_minute_resets_the_backoff(
     engine_here: Engines, model: Callable[..., Model], tmp_path: Path, journal: Path
 ) -> None:
-    broken, later = tmp_path / "broken", [0.0]
+    broken, passed_seconds = tmp_path / "broken", [0.0]
     broken.touch()
     fragile = model("--broken", str(broken))
-    async with engine_here(monotonic=lambda: time.monotonic() + sum(later)) as engine:
+    async with engine_here(monotonic=lambda: time.monotonic() + sum(passed_seconds)) as engine:
         for _ in range(2):
             with pytest.raises(ModelUnreachable, match="ended with status 1"):
                 await ask(engine, fragile)
         broken.unlink()
         first = (await ask(engine, fragile))["pid"]
-        later.append(61)
+        passed_seconds.append(61)
         with pytest.raises((ModelCut, ModelUnreachable)):
             await ask(engine, fragile, crash=True)
         await until(lambda: not Path(f"/proc/{first}").exists() and engine.process_state(fragile) != "ready")
@@ -313,17 +315,21 @@ async def test_a_model_whose_port_was_taken_gets_another(
     os.kill(thief, signal.SIGKILL)
 
 
-async def test_a_command_that_no_system_takes_is_told(engine: SubprocessEngine, model: Callable[..., Model]) -> None:
+async def test_a_command_that_the_system_refuses_is_an_error(
+    engine: SubprocessEngine, model: Callable[..., Model]
+) -> None:
     with pytest.raises(ModelUnreachable, match="cannot be started"):
         await ask(engine, msgspec.structs.replace(model(), command=("true", "x" * 10_000_000)))
 
 
-async def test_a_warden_holds_nothing_of_other_models(engine: SubprocessEngine, model: Callable[..., Model]) -> None:
-    """An inherited pipe of another model would keep that one alive."""
+async def test_a_watchdog_inherits_no_descriptors_of_other_models(
+    engine: SubprocessEngine, model: Callable[..., Model]
+) -> None:
+    # An inherited pipe of another model would keep that model alive.
     for name in ("one", "two", "three"):
-        warden = parent((await ask(engine, model(name=name)))["pid"])
-        held = sorted(path.name for path in Path(f"/proc/{warden}/fd").iterdir())
-        assert held == ["0", "1", "2", "3", "4"]  # two are its own bell
+        watchdog = parent((await ask(engine, model(name=name)))["pid"])
+        descriptors = sorted(path.name for path in Path(f"/proc/{watchdog}/fd").iterdir())
+        assert descriptors == ["0", "1", "2", "3", "4"]  # 3 and 4 are its own wake-up pipe
 
 
 async def test_an_edited_model_is_a_new_process(
@@ -359,7 +365,7 @@ async def test_a_close_leaves_no_process(engine_here: Engines, model: Callable[.
     await until(lambda: not alive(pids))
 
 
-async def test_a_close_answers_who_waits(engine_here: Engines, model: Callable[..., Model], journal: Path) -> None:
+async def test_a_close_fails_waiting_callers(engine_here: Engines, model: Callable[..., Model], journal: Path) -> None:
     async with engine_here() as engine:
         waiting = asyncio.ensure_future(ask(engine, model("--slow", "60")))
         await until(lambda: starts(journal))
@@ -367,7 +373,7 @@ async def test_a_close_answers_who_waits(engine_here: Engines, model: Callable[.
         await waiting
 
 
-async def test_a_model_ends_with_its_killed_warden(
+async def test_a_model_ends_when_its_watchdog_is_killed(
     engine: SubprocessEngine, model: Callable[..., Model], journal: Path
 ) -> None:
     first = (await ask(engine, model("--grandchild")))["pid"]

@@ -1,4 +1,4 @@
-"""What speaks HTTP to models, against a server that does everything wrong."""
+"""The HTTP client of models, against a server that misbehaves in many ways."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, M
 pytestmark = pytest.mark.anyio
 
 NOW = 946_684_790.0
-"""Nine seconds before the end of 1999, when `too-many-until` may be asked again."""
-PATIENT = Timeouts()
+"""Nine seconds before the end of 1999, from which on `too-many-until` accepts requests again."""
+DEFAULT_TIMEOUTS = Timeouts()
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ async def ask(
     *,
     into: list[Chunk] | None = None,
     body: bytes = b"{}",
-    timeouts: Timeouts = PATIENT,
+    timeouts: Timeouts = DEFAULT_TIMEOUTS,
     stream: bool = False,
 ) -> list[Chunk]:
-    """All chunks of the answer; those that came before an error are left in `into`."""
+    """Return all chunks of the answer; after an error, `into` holds those that arrived before it."""
     chunks = [] if into is None else into
     async with asyncio.timeout(LIMIT_SECONDS):
         async for chunk in upstream.post(url, body=body, headers={}, timeouts=timeouts, stream=stream):
@@ -87,7 +87,7 @@ async def test_every_event_of_a_stream_passes_byte_for_byte(
     assert await ask(upstream, fake.at(behaviour), stream=True) == events(sent)
 
 
-async def test_a_server_that_ignores_stream_is_understood(fake: FakeUpstream, upstream: UpstreamClient) -> None:
+async def test_a_server_that_ignores_stream_is_accepted(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     assert await ask(upstream, fake.at("answer"), stream=True) == [Chunk(ANSWER)]
 
 
@@ -100,7 +100,7 @@ async def test_a_request_passes_byte_for_byte(fake: FakeUpstream, upstream: Upst
 
 
 @pytest.mark.parametrize("behaviour", ["answer", "stream", "stream-of-a-response", "too-many", "broken-in-html"])
-async def test_a_connection_whose_answer_was_read_serves_again(
+async def test_a_connection_is_reused_after_its_answer_was_read(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
 ) -> None:
     for _ in range(3):
@@ -112,12 +112,12 @@ async def test_a_connection_whose_answer_was_read_serves_again(
     assert (fake.opened, len(fake.requests)) == (1, 3)
 
 
-async def test_a_request_carries_no_cookies_and_asks_for_plain_bytes(
+async def test_a_request_has_no_cookies_and_asks_for_no_compression(
     fake: FakeUpstream, upstream: UpstreamClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
 
-    # By its name: aiohttp takes no cookies from an address anyway.
+    # The host is given by its name, as aiohttp stores no cookies for an IP address.
     url = fake.at("answer").replace("127.0.0.1", "localhost")
 
     await ask(upstream, url)
@@ -135,19 +135,19 @@ async def test_a_request_carries_no_cookies_and_asks_for_plain_bytes(
 async def test_a_stream_without_its_last_event_is_cut(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
 ) -> None:
-    came: list[Chunk] = []
+    received: list[Chunk] = []
 
     with pytest.raises(ModelCut):
-        await ask(upstream, fake.at(behaviour), stream=True, into=came)
+        await ask(upstream, fake.at(behaviour), stream=True, into=received)
 
-    assert came == events(EVENTS[: len(came)])
+    assert received == events(EVENTS[: len(received)])
 
 
-async def ask_beyond(upstream: UpstreamClient, url: str) -> list[Chunk]:
-    """All chunks of what an endpoint whose shape is not known streams."""
-    sent = UpstreamRequest("POST", url, b"{}", {})
+async def ask_unknown_endpoint(upstream: UpstreamClient, url: str) -> list[Chunk]:
+    """Return all chunks that an endpoint of unknown shape streams."""
+    request = UpstreamRequest("POST", url, b"{}", {})
     async with asyncio.timeout(LIMIT_SECONDS):
-        return [chunk async for chunk in upstream.ask(sent, timeouts=PATIENT, stream=True, json_only=False)]
+        return [chunk async for chunk in upstream.ask(request, timeouts=DEFAULT_TIMEOUTS, stream=True, json_only=False)]
 
 
 @pytest.mark.parametrize(
@@ -160,18 +160,18 @@ async def ask_beyond(upstream: UpstreamClient, url: str) -> list[Chunk]:
         ("stream-without-last-blank-line", EVENTS),
     ],
 )
-async def test_a_stream_of_an_endpoint_that_is_not_known_passes_to_its_end_whatever_it_says(
+async def test_a_stream_of_an_unknown_endpoint_passes_to_its_end_whatever_its_content(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, sent: list[bytes]
 ) -> None:
-    assert await ask_beyond(upstream, fake.at(behaviour)) == events(sent)
+    assert await ask_unknown_endpoint(upstream, fake.at(behaviour)) == events(sent)
 
 
 @pytest.mark.parametrize("behaviour", ["cut-stream", "cut-event", "reset-stream"])
-async def test_a_stream_of_an_endpoint_that_is_not_known_is_cut_where_its_body_is(
+async def test_a_stream_of_an_unknown_endpoint_is_cut_where_its_body_is(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
 ) -> None:
     with pytest.raises(ModelCut):
-        await ask_beyond(upstream, fake.at(behaviour))
+        await ask_unknown_endpoint(upstream, fake.at(behaviour))
 
 
 async def test_a_truncated_body_is_cut(fake: FakeUpstream, upstream: UpstreamClient) -> None:
@@ -183,7 +183,7 @@ async def test_a_truncated_body_is_cut(fake: FakeUpstream, upstream: UpstreamCli
 @pytest.mark.parametrize(
     "behaviour", ["html", "not-json", "not-utf8", "nothing", "deep", "not-http", "not-chunks", "redirect", "huge-body"]
 )
-async def test_what_cannot_be_read_is_garbled(
+async def test_an_unreadable_answer_is_garbled(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, *, stream: bool
 ) -> None:
     with pytest.raises(ModelGarbled):
@@ -193,18 +193,16 @@ async def test_what_cannot_be_read_is_garbled(
 
 
 @pytest.mark.parametrize("behaviour", ["not-an-event", "not-an-utf8-event", "huge-event"])
-async def test_an_event_that_cannot_be_read_is_garbled(
-    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
-) -> None:
-    came: list[Chunk] = []
+async def test_an_unreadable_event_is_garbled(fake: FakeUpstream, upstream: UpstreamClient, behaviour: str) -> None:
+    received: list[Chunk] = []
 
     with pytest.raises(ModelGarbled):
-        await ask(upstream, fake.at(behaviour), stream=True, into=came)
+        await ask(upstream, fake.at(behaviour), stream=True, into=received)
 
-    assert came == events(EVENTS[:1])
+    assert received == events(EVENTS[:1])
 
 
-# Errors of the model's own.
+# Errors of the model.
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -249,16 +247,16 @@ async def test_an_error_keeps_its_status_message_and_retry_after(
 async def test_an_error_in_a_stream_is_raised_after_what_came_before(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, sent: list[bytes], status: int
 ) -> None:
-    came: list[Chunk] = []
+    received: list[Chunk] = []
 
     with pytest.raises(ModelAnswered, match="Out of memory") as raised:
-        await ask(upstream, fake.at(behaviour), stream=True, into=came)
+        await ask(upstream, fake.at(behaviour), stream=True, into=received)
 
-    assert came == events(sent)
+    assert received == events(sent)
     assert raised.value.status == status
 
 
-# Waiting.
+# Timeouts.
 
 
 @pytest.mark.parametrize(
@@ -290,14 +288,12 @@ async def test_every_wait_for_a_model_has_its_limit(
 
 
 async def test_the_first_event_may_take_as_long_as_the_headers(fake: FakeUpstream, upstream: UpstreamClient) -> None:
-    timeouts = Timeouts(between_chunks_seconds=0.15)  # it thinks for longer
+    timeouts = Timeouts(between_chunks_seconds=0.15)  # shorter than the pause before the first event
 
     assert await ask(upstream, fake.at("stream-after-a-thought"), stream=True, timeouts=timeouts) == events(EVENTS)
 
 
-async def test_a_reader_that_takes_its_time_does_not_extend_the_total(
-    fake: FakeUpstream, upstream: UpstreamClient
-) -> None:
+async def test_a_slow_reader_does_not_extend_the_total_timeout(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     timeouts = Timeouts(total_seconds=0.1)
 
     async def listen() -> None:
@@ -309,13 +305,13 @@ async def test_a_reader_that_takes_its_time_does_not_extend_the_total(
             await listen()
 
 
-async def test_a_model_that_takes_no_connection_is_unreachable(upstream: UpstreamClient) -> None:
+async def test_a_model_that_accepts_no_connection_is_unreachable(upstream: UpstreamClient) -> None:
     with full_upstream() as url, pytest.raises(ModelUnreachable):
         await ask(upstream, url, timeouts=Timeouts(connect_seconds=0.1))
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "http://no-such-host.invalid/v1", "not a url", "ftp://a/b"])
-async def test_a_model_that_is_not_there_is_unreachable_and_its_address_is_not_told(
+async def test_a_missing_model_is_unreachable_and_the_error_does_not_show_its_address(
     upstream: UpstreamClient, url: str
 ) -> None:
     with pytest.raises(ModelUnreachable) as raised:
@@ -326,7 +322,7 @@ async def test_a_model_that_is_not_there_is_unreachable_and_its_address_is_not_t
     assert "invalid" not in raised.value.message
 
 
-async def test_a_model_that_hangs_up_is_asked_once(fake: FakeUpstream, upstream: UpstreamClient) -> None:
+async def test_a_request_is_not_repeated_when_the_model_hangs_up(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     with pytest.raises(ModelUnreachable):
         await ask(upstream, fake.at("leave"))
 
@@ -346,7 +342,7 @@ async def test_a_stale_connection_costs_one_more_request_on_a_new_one(
     assert (fake.opened, len(fake.requests)) == (4, 5)
 
 
-async def test_a_stale_connection_costs_no_more_than_that(fake: FakeUpstream, upstream: UpstreamClient) -> None:
+async def test_a_stale_connection_costs_no_more_than_one_request(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     url = fake.at("leave-when-reused-then-always")
     await ask(upstream, url)
 
@@ -356,7 +352,7 @@ async def test_a_stale_connection_costs_no_more_than_that(fake: FakeUpstream, up
     assert len(fake.requests) == 3
 
 
-# Leaving.
+# Cancellation.
 
 
 @pytest.mark.parametrize(
@@ -417,10 +413,10 @@ async def test_a_stream_that_is_closed_closes_its_upstream_socket_within_a_secon
 
 
 def stream_of(upstream: UpstreamClient, url: str) -> AsyncGenerator[Chunk, None]:
-    return upstream.post(url, body=b"{}", headers={}, timeouts=PATIENT, stream=True)
+    return upstream.post(url, body=b"{}", headers={}, timeouts=DEFAULT_TIMEOUTS, stream=True)
 
 
-async def test_a_cancelled_upload_lets_go_of_its_socket_although_nobody_reads(
+async def test_a_cancelled_upload_closes_its_socket_though_the_model_does_not_read(
     fake: FakeUpstream, upstream: UpstreamClient
 ) -> None:
     body = b" " * 20_000_000
@@ -447,11 +443,11 @@ def count_of_files() -> int:
 async def test_closing_the_pool_ends_the_calls_on_it(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
 ) -> None:
-    waits = asyncio.Event()
+    begun = asyncio.Event()
 
     async def listen() -> None:
         async for _ in stream_of(upstream, fake.at(behaviour)):
-            waits.set()
+            begun.set()
 
     async def fail() -> None:
         with pytest.raises(ModelFailed):
@@ -459,13 +455,13 @@ async def test_closing_the_pool_ends_the_calls_on_it(
 
     async with asyncio.timeout(LIMIT_SECONDS), asyncio.TaskGroup() as group:
         group.create_task(fail())
-        await (fake.stuck if behaviour == "hang-before-headers" else waits).wait()
+        await (fake.stuck if behaviour == "hang-before-headers" else begun).wait()
         await upstream.close()
 
         assert await fake.all_closed()
 
 
-# In OpenAI's way.
+# Models with OpenAI's API.
 
 
 @pytest.mark.parametrize(
@@ -480,7 +476,7 @@ async def test_closing_the_pool_ends_the_calls_on_it(
         ("http://h/v1beta/openai/", "http://h/v1beta/openai/chat/completions"),
     ],
 )
-def test_a_base_may_name_its_version_or_not(base: str, asked: str) -> None:
+def test_a_base_url_may_contain_its_version_or_not(base: str, asked: str) -> None:
     assert openai.address(base, "/v1/chat/completions") == asked
 
 
@@ -503,7 +499,7 @@ def test_only_the_name_of_the_model_is_ever_changed(body: bytes, sent: bytes) ->
 
 
 @pytest.mark.parametrize("base", ["", "/v1"])
-async def test_a_model_is_asked_under_its_upstreams_name_with_its_key(
+async def test_a_request_has_the_upstreams_name_of_the_model_and_its_key(
     fake: FakeUpstream, upstream: UpstreamClient, base: str
 ) -> None:
     model = Model(name="mine", kind="openai", url=fake.at("answer") + base, upstream_model="theirs")
@@ -512,12 +508,15 @@ async def test_a_model_is_asked_under_its_upstreams_name_with_its_key(
     chunks = [chunk async for chunk in OpenAIEngine(upstream).answer(model, request)]
 
     assert chunks == [Chunk(ANSWER)]
-    seen = fake.requests[0]
-    assert (seen.path, seen.body) == ("/answer/v1/chat/completions", b'{"model":"theirs"}')
-    assert (seen.headers["authorization"], seen.headers["content-type"]) == ("Bearer secret", "application/json")
+    received = fake.requests[0]
+    assert (received.path, received.body) == ("/answer/v1/chat/completions", b'{"model":"theirs"}')
+    assert (received.headers["authorization"], received.headers["content-type"]) == (
+        "Bearer secret",
+        "application/json",
+    )
 
 
-async def test_a_model_with_a_prefix_is_asked_by_its_asked_name(fake: FakeUpstream, upstream: UpstreamClient) -> None:
+async def test_a_model_with_a_prefix_receives_the_requested_name(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     model = Model(name="gpt-*", kind="openai", url=fake.at("stream"))
     body = b'{"model": "gpt-9",  "stream": true}'
     request = ModelRequest(path="/v1/chat/completions", body=body, target="gpt-9", stream=True)

@@ -1,4 +1,4 @@
-"""Secrets at rest."""
+"""Encryption of secrets at rest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from signoff.infra.vault import Unreadable, Vault, drop_old_keys, existing_keys, keys_in, put_new_key_first
 
 
-def test_a_new_key_is_its_owners_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_a_new_key(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "data" / "secret.key"
     [key] = keys_in(path)
     assert Fernet(key)
@@ -25,7 +25,7 @@ def test_a_new_key_is_its_owners_alone(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["secret.key"]
 
 
-def test_a_key_that_stands_is_never_replaced(tmp_path: Path) -> None:
+def test_an_existing_key_is_never_replaced(tmp_path: Path) -> None:
     path = tmp_path / "secret.key"
     first = keys_in(path)
     before = path.read_bytes()
@@ -33,17 +33,17 @@ def test_a_key_that_stands_is_never_replaced(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_of_many_who_make_the_key_at_once_all_use_one(tmp_path: Path) -> None:
+def test_concurrent_threads_that_create_the_key_use_the_same_one(tmp_path: Path) -> None:
     path = tmp_path / "secret.key"
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(keys_in, [path] * 200))
-    assert len({tuple(keys) for keys in found}) == 1
+        results = list(pool.map(keys_in, [path] * 200))
+    assert len({tuple(keys) for keys in results}) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["secret.key"]
 
 
-def test_of_two_processes_that_make_the_key_at_once_both_use_one(tmp_path: Path) -> None:
-    # given two processes that stand at the start
-    race = f"""
+def test_two_processes_that_create_the_key_at_once_use_the_same_one(tmp_path: Path) -> None:
+    # given two processes that wait for a line of input
+    script = f"""
 import pathlib, sys
 from signoff.infra.vault import keys_in
 print(flush=True)
@@ -51,23 +51,23 @@ sys.stdin.readline()
 print(keys_in(pathlib.Path({str(tmp_path / "secret.key")!r}))[0].decode())
 """
     pipe = subprocess.PIPE
-    runners = [subprocess.Popen([sys.executable, "-c", race], stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
-    for runner in runners:
-        assert runner.stdout is not None
-        runner.stdout.readline()
-    # when they start
-    for runner in runners:
-        assert runner.stdin is not None
-        runner.stdin.write("\n")
-        runner.stdin.flush()
-    # then they got the same key, which is the file's
-    keys = {runner.communicate(timeout=60)[0].strip() for runner in runners}
+    processes = [subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    # when both continue
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    # then both have the key of the file
+    keys = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert keys == {(tmp_path / "secret.key").read_text().strip()}
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.text())
-def test_what_is_sealed_can_be_opened_and_not_be_read(secret: str) -> None:
+def test_a_sealed_secret_can_be_opened_and_is_not_readable(secret: str) -> None:
     vault = Vault([Fernet.generate_key()])
     sealed = vault.seal(secret)
     assert vault.open(sealed) == secret
@@ -92,20 +92,20 @@ def test_after_a_rotation_old_secrets_open_and_new_ones_need_the_new_key(tmp_pat
 
 
 @pytest.mark.parametrize("change", [lambda s: s[:-1], lambda s: s[:20] + bytes([s[20] ^ 1]) + s[21:], lambda s: b""])
-def test_what_was_changed_on_the_disk_is_not_opened(change: object) -> None:
+def test_a_sealed_secret_that_was_changed_is_not_opened(change: object) -> None:
     vault = Vault([Fernet.generate_key()])
     with pytest.raises(Unreadable):
         vault.open(change(vault.seal("secret")))  # type: ignore[operator]
 
 
-def test_the_wrong_key_opens_nothing_and_says_so() -> None:
+def test_the_wrong_key_is_an_error_that_gives_the_reason() -> None:
     sealed = Vault([Fernet.generate_key()]).seal("secret")
     with pytest.raises(Unreadable, match="the secret key is not the one it was encrypted with"):
         Vault([Fernet.generate_key()]).open(sealed)
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"nonsense\n", b"\xff" * 44])
-def test_a_file_without_a_usable_key_is_refused_and_left_alone(text: bytes, tmp_path: Path) -> None:
+def test_a_file_without_a_usable_key_is_refused_and_unchanged(text: bytes, tmp_path: Path) -> None:
     path = tmp_path / "secret.key"
     path.write_bytes(text)
     with pytest.raises(Unreadable, match="The secret keys are not valid"):
@@ -113,15 +113,15 @@ def test_a_file_without_a_usable_key_is_refused_and_left_alone(text: bytes, tmp_
     assert path.read_bytes() == text
 
 
-def test_what_a_process_sealed_opens_to_it_also_when_its_key_is_dropped(tmp_path: Path) -> None:
-    """It may hold a copy for as long as it runs, which nobody else can seal anew."""
+def test_a_process_can_open_what_it_sealed_after_its_key_was_dropped(tmp_path: Path) -> None:
+    # A process may hold sealed copies in memory, which no rotation can seal with the new key.
     path = tmp_path / "secret.key"
     vault = Vault(keys_in(path), reload_keys=lambda: existing_keys(path))
-    held = vault.seal("declared")
+    sealed = vault.seal("declared")
     put_new_key_first(path, added=False)
     assert vault.open(vault.seal("new")) == "new"
     assert drop_old_keys(path) == 1
-    assert vault.open(held) == "declared"
-    assert not vault.is_newest(held)
+    assert vault.open(sealed) == "declared"
+    assert not vault.is_newest(sealed)
     with pytest.raises(Unreadable):
-        Vault(keys_in(path)).open(held)
+        Vault(keys_in(path)).open(sealed)

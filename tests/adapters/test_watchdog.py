@@ -1,4 +1,4 @@
-"""The warden: a model and all its descendants end with their owner, however he ends."""
+"""The watchdog: a model and all its descendants end with their owner, however the owner ends."""
 
 import signal
 import subprocess
@@ -12,20 +12,20 @@ from fakes.http_server import LIMIT_SECONDS
 from fakes.programs import HTTP_MODEL, alive, starts, wait_until
 from signoff.engines import watchdog
 
-WARDEN = watchdog.__file__
-OWNER = """
+WATCHDOG = watchdog.__file__
+OWNER_SCRIPT = """
 import subprocess, sys, time
 print(subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True).pid, flush=True)
 time.sleep(600)
 """
 
 
-def warded(*command: str) -> list[str]:
-    return [sys.executable, "-I", "-S", WARDEN, *command]
+def watchdog_command(*command: str) -> list[str]:
+    return [sys.executable, "-I", "-S", WATCHDOG, *command]
 
 
-def model(journal: Path, *options: str) -> list[str]:
-    return warded(sys.executable, "-S", str(HTTP_MODEL), "--port", "0", "--journal", str(journal), *options)
+def model_command(journal: Path, *options: str) -> list[str]:
+    return watchdog_command(sys.executable, "-S", str(HTTP_MODEL), "--port", "0", "--journal", str(journal), *options)
 
 
 def start(*command: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
@@ -34,71 +34,73 @@ def start(*command: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[b
     )
 
 
-def started(journal: Path) -> list[int]:
+def started_pids(journal: Path) -> list[int]:
     wait_until(lambda: starts(journal))
     [pids] = starts(journal)
     return pids
 
 
 @pytest.mark.parametrize("options", [["--grandchild"], ["--grandchild", "--stubborn"]], ids=["polite", "stubborn"])
-def test_a_killed_owner_takes_the_whole_group_along(journal: Path, options: list[str]) -> None:
-    owner = subprocess.Popen([sys.executable, "-c", OWNER, *model(journal, *options)], stdout=subprocess.PIPE)
+def test_the_whole_process_group_ends_when_its_owner_is_killed(journal: Path, options: list[str]) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER_SCRIPT, *model_command(journal, *options)], stdout=subprocess.PIPE
+    )
     assert owner.stdout is not None
-    pids = [int(owner.stdout.readline()), *started(journal)]
+    pids = [int(owner.stdout.readline()), *started_pids(journal)]
     assert alive(pids) == pids
     owner.kill()
     owner.communicate()
     wait_until(lambda: not alive(pids), seconds=5)
 
 
-def test_one_owner_of_two_models_holds_neither_by_accident(tmp_path: Path, journal: Path) -> None:
-    """A model that inherited the other's pipe would keep that one alive."""
+def test_a_model_does_not_inherit_the_pipe_of_another(tmp_path: Path, journal: Path) -> None:
+    # A model that inherited the pipe of the other one would keep that model alive.
     other = tmp_path / "other"
-    first, second = start(*model(journal)), start(*model(other))
-    [one], [another] = started(journal), started(other)
+    first, second = start(*model_command(journal)), start(*model_command(other))
+    [first_pid], [second_pid] = started_pids(journal), started_pids(other)
     assert first.stdin is not None
     first.stdin.close()
     first.wait(5)
-    assert alive([one, another]) == [another]
+    assert alive([first_pid, second_pid]) == [second_pid]
     second.communicate()
-    assert not alive([another])
+    assert not alive([second_pid])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_model_never_outlives_its_warden(journal: Path, number: signal.Signals) -> None:
-    ward = start(*model(journal))
-    pids = started(journal)
-    ward.send_signal(number)
-    ward.communicate()
+def test_a_model_never_outlives_its_watchdog(journal: Path, number: signal.Signals) -> None:
+    process = start(*model_command(journal))
+    pids = started_pids(journal)
+    process.send_signal(number)
+    process.communicate()
     wait_until(lambda: not alive(pids), seconds=5)
 
 
-def test_an_interrupt_is_for_the_owner_to_judge(journal: Path) -> None:
-    ward = start(*model(journal))
-    pids = started(journal)
-    ward.send_signal(signal.SIGINT)
+def test_a_watchdog_ignores_an_interrupt(journal: Path) -> None:
+    process = start(*model_command(journal))
+    pids = started_pids(journal)
+    process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
-        ward.wait(0.3)
+        process.wait(0.3)
     assert alive(pids) == pids
-    ward.communicate()
+    process.communicate()
 
 
-def test_a_model_that_ignores_sigterm_is_killed_after_the_grace(journal: Path) -> None:
-    ward = start(*model(journal, "--stubborn"))
-    pids = started(journal)
+def test_a_model_that_ignores_sigterm_is_killed_after_the_grace_period(journal: Path) -> None:
+    process = start(*model_command(journal, "--stubborn"))
+    pids = started_pids(journal)
     began = time.monotonic()
-    ward.communicate()  # which closes its stdin
+    process.communicate()  # this closes its stdin
     took_seconds = time.monotonic() - began
     assert watchdog.GRACE_SECONDS <= took_seconds < watchdog.GRACE_SECONDS + LIMIT_SECONDS
     assert not alive(pids)
-    assert ward.returncode == 128 + signal.SIGKILL
+    assert process.returncode == 128 + signal.SIGKILL
 
 
-def test_a_model_that_leaves_by_itself_leaves_nobody_behind(journal: Path) -> None:
-    ward = start(*model(journal, "--grandchild", "--crash", "7"))
-    assert ward.wait(5) == 7
-    assert len(started(journal)) == 2
-    wait_until(lambda: not alive(started(journal)))
+def test_a_model_that_exits_leaves_no_descendants(journal: Path) -> None:
+    process = start(*model_command(journal, "--grandchild", "--crash", "7"))
+    assert process.wait(5) == 7
+    assert len(started_pids(journal)) == 2
+    wait_until(lambda: not alive(started_pids(journal)))
 
 
 @pytest.mark.parametrize(
@@ -110,27 +112,27 @@ def test_a_model_that_leaves_by_itself_leaves_nobody_behind(journal: Path) -> No
         (["/there/is/no/such/program"], 127),
     ],
 )
-def test_the_status_is_the_models(command: list[str], status: int) -> None:
-    ward = start(*warded(*command))
-    assert ward.wait(5) == status
+def test_the_watchdog_exits_with_the_status_of_the_model(command: list[str], status: int) -> None:
+    process = start(*watchdog_command(*command))
+    assert process.wait(5) == status
 
 
 def test_the_first_line_is_the_models_process_id() -> None:
-    ward = start(*warded("sh", "-c", "echo $$; ps -o pgid= -p $$; cat; echo end"), stdout=subprocess.PIPE)
-    assert ward.stdout is not None
-    told, own, group, end = ward.stdout.read().split()
-    assert told == own == group
+    process = start(*watchdog_command("sh", "-c", "echo $$; ps -o pgid= -p $$; cat; echo end"), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    first_line, pid, group, end = process.stdout.read().split()
+    assert first_line == pid == group
     assert end == b"end"  # its stdin was empty
-    ward.communicate()
+    process.communicate()
 
 
-def test_a_model_begins_with_signals_and_descriptors_as_programs_expect_them() -> None:
+def test_a_model_starts_with_default_signals_and_descriptors() -> None:
     script = "grep -E 'SigBlk|SigIgn' /proc/self/status; ls /proc/self/fd | tr '\\n' ' '"
-    ward = start(*warded("sh", "-c", script), stdout=subprocess.PIPE)
-    assert ward.stdout is not None
-    lines = ward.stdout.read().decode().splitlines()
-    ward.communicate()
-    # Above are the real-time ones, of which the C library keeps some for itself. SIGHUP stays ignored under nohup.
+    process = start(*watchdog_command("sh", "-c", script), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    lines = process.stdout.read().decode().splitlines()
+    process.communicate()
+    # Without real-time signals, as the C library reserves some, and SIGHUP, which stays ignored under nohup.
     ordinary = (1 << 31) - 1 - (1 << (signal.SIGHUP - 1))
     assert [int(line.split()[1], 16) & ordinary for line in lines[1:3]] == [0, 0]
     assert lines[3].split() == ["0", "1", "2", "3"]  # the last is the folder that `ls` reads

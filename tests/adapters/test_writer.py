@@ -1,4 +1,4 @@
-"""Group commit: few transactions for many writes, and each write answers for itself alone."""
+"""Group commit: few transactions for many writes, of which each succeeds or fails on its own."""
 
 import asyncio
 import threading
@@ -19,8 +19,8 @@ metadata = sa.MetaData()
 things = sa.Table("things", metadata, sa.Column("name", sa.Text, primary_key=True))
 
 
-class Place:
-    """A database in memory, and how often it was asked to commit. It waits while `gate` is closed."""
+class MemoryDatabase:
+    """A database in memory, which counts its transactions and waits while `gate` is closed."""
 
     def __init__(self) -> None:
         self.engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
@@ -30,7 +30,7 @@ class Place:
         self.begun = self.committed = 0
 
     async def run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
-        """See `writer.Writer`."""
+        """Run the operations of a group in one transaction; see `writer.Writer`."""
         self.begun += 1
         await self.gate.wait()
         with self.engine.begin() as conn:
@@ -39,20 +39,20 @@ class Place:
         return results
 
     def names(self) -> list[str]:
-        """What is there."""
+        """Return the names of all things."""
         with self.engine.connect() as conn:
             return list(conn.execute(sa.select(things.c.name).order_by(things.c.name)).scalars())
 
 
 @pytest.fixture
-def place() -> Place:
+def place() -> MemoryDatabase:
     """Return an empty database."""
-    return Place()
+    return MemoryDatabase()
 
 
 @pytest.fixture
-async def writer(place: Place) -> AsyncIterator[Writer]:
-    """Yield a writer with room for ten."""
+async def writer(place: MemoryDatabase) -> AsyncIterator[Writer]:
+    """Yield a writer whose queue has a limit of ten."""
     writer = Writer(place.run_group, waiting_limit=10, group_limit=100, timeout_seconds=20)
     writer.start()
     yield writer
@@ -61,7 +61,7 @@ async def writer(place: Place) -> AsyncIterator[Writer]:
 
 
 def add(name: str) -> Callable[[Tx], str]:
-    """An operation that adds a thing."""
+    """Return an operation that adds a thing."""
 
     def operation(tx: Tx) -> str:
         tx.add(things, {"name": name})
@@ -71,20 +71,20 @@ def add(name: str) -> Callable[[Tx], str]:
 
 
 def refuse(tx: Tx) -> None:
-    """Refuse, as a move does that is stale."""
+    """Raise Stale, like a transition that is out of date."""
     raise Stale("no")
 
 
 async def outcome(writer: Writer, operation: Callable[[Tx], Any]) -> Any:
-    """What a write gives, or its error."""
+    """Return the result of a write, or its error."""
     try:
         return await writer.write(operation)
     except Exception as error:  # noqa: BLE001
         return error
 
 
-async def busy(place: Place, writer: Writer) -> asyncio.Task[Any]:
-    """A write that is being committed, until the gate opens; what comes now makes the next group."""
+async def start_blocked_write(place: MemoryDatabase, writer: Writer) -> asyncio.Task[Any]:
+    """Start a write that waits for the gate, and return its task; later writes form the next group."""
     place.gate.clear()
     task = asyncio.ensure_future(writer.write(add("first")))
 
@@ -95,7 +95,7 @@ async def busy(place: Place, writer: Writer) -> asyncio.Task[Any]:
     return task
 
 
-async def test_many_writes_are_few_transactions(place: Place) -> None:
+async def test_many_writes_are_few_transactions(place: MemoryDatabase) -> None:
     writer = Writer(place.run_group, waiting_limit=1000, group_limit=100, timeout_seconds=20)
     writer.start()
 
@@ -106,29 +106,29 @@ async def test_many_writes_are_few_transactions(place: Place) -> None:
     await writer.close()
 
 
-async def test_a_write_alone_waits_for_nobody(place: Place, writer: Writer) -> None:
+async def test_a_single_write_is_committed_at_once(place: MemoryDatabase, writer: Writer) -> None:
     for turn in range(3):
         await writer.write(add(str(turn)))
         assert place.committed == turn + 1
 
 
-async def test_an_operation_that_fails_in_a_group_fails_alone(place: Place, writer: Writer) -> None:
-    first = await busy(place, writer)
+async def test_an_operation_that_fails_in_a_group_fails_alone(place: MemoryDatabase, writer: Writer) -> None:
+    first = await start_blocked_write(place, writer)
     names = ["a", "b", "c", "d", "e", "f", "g", "h", "first"]
     results = asyncio.ensure_future(together(outcome(writer, add(name)) for name in names))
-    await full(writer, len(names))
+    await until_queued(writer, len(names))
 
     place.gate.set()
     await first
 
-    told = await results
-    assert told[:-1] == names[:-1]
-    assert isinstance(told[-1], IntegrityError)
+    outcomes = await results
+    assert outcomes[:-1] == names[:-1]
+    assert isinstance(outcomes[-1], IntegrityError)
     assert place.names() == sorted(names)
     assert place.begun <= 1 + 1 + 2 * 4, "the group is halved, not taken apart"
 
 
-async def test_an_error_of_any_kind_fails_alone(place: Place, writer: Writer) -> None:
+async def test_an_error_of_any_kind_fails_alone(place: MemoryDatabase, writer: Writer) -> None:
     results = await together(outcome(writer, operation) for operation in (add("a"), lambda _: 1 // 0, add("b")))
 
     assert results[::2] == ["a", "b"]
@@ -136,29 +136,29 @@ async def test_an_error_of_any_kind_fails_alone(place: Place, writer: Writer) ->
     assert place.names() == ["a", "b"]
 
 
-async def test_a_refusal_fails_alone_and_costs_the_group_nothing(place: Place, writer: Writer) -> None:
-    first = await busy(place, writer)
+async def test_a_refusal_fails_alone_and_costs_the_group_nothing(place: MemoryDatabase, writer: Writer) -> None:
+    first = await start_blocked_write(place, writer)
     results = asyncio.ensure_future(together(outcome(writer, operation) for operation in (add("a"), refuse, add("b"))))
-    await full(writer, 3)
+    await until_queued(writer, 3)
 
     place.gate.set()
     await first
 
-    told = await results
-    assert told[::2] == ["a", "b"]
-    assert isinstance(told[1], Stale)
+    outcomes = await results
+    assert outcomes[::2] == ["a", "b"]
+    assert isinstance(outcomes[1], Stale)
     assert place.begun == 2
 
 
-async def test_when_the_database_cannot_nothing_is_run_again(place: Place) -> None:
+async def test_no_operation_is_run_again_when_the_database_is_away(place: MemoryDatabase) -> None:
     begun = 0
 
-    async def away(group: Callable[[Tx], list[Any]]) -> list[Any]:
+    async def fail(group: Callable[[Tx], list[Any]]) -> list[Any]:
         nonlocal begun
         begun += 1
         raise Overloaded("away")
 
-    writer = Writer(away, waiting_limit=1000, group_limit=100, timeout_seconds=20)
+    writer = Writer(fail, waiting_limit=1000, group_limit=100, timeout_seconds=20)
     writer.start()
 
     results = await together(outcome(writer, add(str(number))) for number in range(100))
@@ -168,22 +168,24 @@ async def test_when_the_database_cannot_nothing_is_run_again(place: Place) -> No
     await writer.close()
 
 
-async def test_what_its_caller_cancels_before_it_runs_is_not_written(place: Place, writer: Writer) -> None:
-    first = await busy(place, writer)
-    left, kept = (asyncio.ensure_future(writer.write(add(name))) for name in ("left", "kept"))
-    await full(writer, 2)
+async def test_a_write_that_is_cancelled_before_it_runs_is_not_written(place: MemoryDatabase, writer: Writer) -> None:
+    first = await start_blocked_write(place, writer)
+    cancelled, other = (asyncio.ensure_future(writer.write(add(name))) for name in ("left", "kept"))
+    await until_queued(writer, 2)
 
-    left.cancel()
+    cancelled.cancel()
     place.gate.set()
 
-    assert await kept == "kept"
-    assert left.cancelled()
+    assert await other == "kept"
+    assert cancelled.cancelled()
     assert await first == "first"
     assert place.names() == ["first", "kept"]
 
 
-async def test_what_its_caller_cancels_while_it_runs_harms_nobody(place: Place, writer: Writer) -> None:
-    first = await busy(place, writer)
+async def test_a_write_that_is_cancelled_while_it_runs_does_not_affect_others(
+    place: MemoryDatabase, writer: Writer
+) -> None:
+    first = await start_blocked_write(place, writer)
 
     first.cancel()
     place.gate.set()
@@ -192,25 +194,25 @@ async def test_what_its_caller_cancels_while_it_runs_harms_nobody(place: Place, 
     assert first.cancelled()
 
 
-async def test_a_write_that_waits_too_long_is_refused_and_not_written_later(place: Place) -> None:
+async def test_a_write_that_waits_too_long_is_refused_and_not_written_later(place: MemoryDatabase) -> None:
     writer = Writer(place.run_group, waiting_limit=10, group_limit=100, timeout_seconds=0.05)
     writer.start()
     place.gate.clear()
-    holding = await writer.enqueue(add("first"))
+    first = await writer.enqueue(add("first"))
 
     with pytest.raises(Overloaded):
         await writer.write(add("late"))
     place.gate.set()
-    await holding
+    await first
     await writer.close()
 
     assert place.names() == ["first"]
 
 
-async def test_a_full_queue_makes_writers_wait_and_not_fail(place: Place, writer: Writer) -> None:
-    first = await busy(place, writer)
+async def test_a_full_queue_makes_writers_wait_and_not_fail(place: MemoryDatabase, writer: Writer) -> None:
+    first = await start_blocked_write(place, writer)
     writes = [asyncio.ensure_future(writer.enqueue(add(f"{number:02}"))) for number in range(30)]
-    await full(writer, 10)
+    await until_queued(writer, 10)
 
     assert sum(write.done() for write in writes) <= 10
 
@@ -220,10 +222,10 @@ async def test_a_full_queue_makes_writers_wait_and_not_fail(place: Place, writer
     assert await first == "first"
 
 
-async def test_closing_flushes_what_waits_even_behind_a_full_queue(place: Place, writer: Writer) -> None:
-    first = await busy(place, writer)
+async def test_closing_flushes_what_waits_even_behind_a_full_queue(place: MemoryDatabase, writer: Writer) -> None:
+    first = await start_blocked_write(place, writer)
     writes = [asyncio.ensure_future(writer.write(add(f"{number:02}"))) for number in range(30)]
-    await full(writer, 10)
+    await until_queued(writer, 10)
 
     closing = asyncio.ensure_future(writer.close())
     place.gate.set()
@@ -233,7 +235,7 @@ async def test_closing_flushes_what_waits_even_behind_a_full_queue(place: Place,
     assert len(place.names()) == 31
 
 
-async def test_closing_at_once_flushes_what_was_just_enqueued(place: Place) -> None:
+async def test_closing_at_once_flushes_what_was_just_enqueued(place: MemoryDatabase) -> None:
     writer = Writer(place.run_group, waiting_limit=10, group_limit=100, timeout_seconds=20)
     writer.start()
     written = await writer.enqueue(add("behind"))
@@ -243,7 +245,7 @@ async def test_closing_at_once_flushes_what_was_just_enqueued(place: Place) -> N
     assert written.result() == "behind"
 
 
-async def test_a_closed_writer_refuses_at_once(place: Place, writer: Writer) -> None:
+async def test_a_closed_writer_refuses_at_once(place: MemoryDatabase, writer: Writer) -> None:
     await writer.close()
     await writer.close()
 
@@ -251,7 +253,7 @@ async def test_a_closed_writer_refuses_at_once(place: Place, writer: Writer) -> 
         await writer.write(add("late"))
 
 
-async def test_a_future_of_a_write_resolves_when_it_is_committed(place: Place, writer: Writer) -> None:
+async def test_a_future_of_a_write_resolves_when_it_is_committed(place: MemoryDatabase, writer: Writer) -> None:
     place.gate.clear()
     good, bad = await writer.enqueue(add("good")), await writer.enqueue(refuse)
 
@@ -264,18 +266,20 @@ async def test_a_future_of_a_write_resolves_when_it_is_committed(place: Place, w
         await bad
 
 
-async def test_rows_of_a_group_go_in_together_and_can_be_seen_earlier(place: Place, writer: Writer) -> None:
+async def test_rows_of_a_group_are_inserted_together_and_can_be_flushed_earlier(
+    place: MemoryDatabase, writer: Writer
+) -> None:
     statements: list[str] = []
     sa.event.listen(place.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
 
-    def look(tx: Tx) -> list[str]:
+    def read_names(tx: Tx) -> list[str]:
         tx.flush()
         return list(tx.conn.execute(sa.select(things.c.name)).scalars())
 
-    first = await busy(place, writer)
+    first = await start_blocked_write(place, writer)
     statements.clear()
-    results = asyncio.ensure_future(together(outcome(writer, op) for op in (add("a"), add("b"), look, add("c"))))
-    await full(writer, 4)
+    results = asyncio.ensure_future(together(outcome(writer, op) for op in (add("a"), add("b"), read_names, add("c"))))
+    await until_queued(writer, 4)
     place.gate.set()
     await first
 
@@ -283,7 +287,7 @@ async def test_rows_of_a_group_go_in_together_and_can_be_seen_earlier(place: Pla
     assert sum(statement.startswith("INSERT") for statement in statements) == 3
 
 
-async def test_operations_run_one_after_another_wherever_the_database_runs_them() -> None:
+async def test_operations_run_one_after_another_in_any_thread() -> None:
     running = threading.Lock()
 
     async def in_a_thread(group: Callable[[Tx], list[Any]]) -> list[Any]:
@@ -299,10 +303,10 @@ async def test_operations_run_one_after_another_wherever_the_database_runs_them(
     await writer.close()
 
 
-async def full(writer: Writer, size: int) -> None:
-    """Return when so many wait."""
+async def until_queued(writer: Writer, size: int) -> None:
+    """Wait until `size` operations are in the queue."""
 
-    async def look() -> bool:
+    async def is_queued() -> bool:
         return writer._waiting.qsize() == size
 
-    await until(look)
+    await until(is_queued)

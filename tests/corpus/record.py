@@ -1,7 +1,7 @@
-"""Records what the real local model answers: `python tests/corpus/record.py` writes the files in `llama.cpp/` anew.
+"""Recording of the local model's answers: `python tests/corpus/record.py` rewrites the files in `llama.cpp/`.
 
-Each exchange is two files: `NAME.json`, the path and the body that were asked, and `NAME.http`, every byte that came
-back on the socket.
+Each exchange is two files: `NAME.json`, the path and the body of the request, and `NAME.http`, every byte that was read
+from the socket.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from signoff.engines.llama import local_command, local_weights
 FOLDER = Path(__file__).parent / "llama.cpp"
 START_SECONDS = 120
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
-SAY = {"messages": [{"role": "user", "content": "Name three colours, and a café."}], "max_tokens": 24, "temperature": 0}
+QUESTION = {
+    "messages": [{"role": "user", "content": "Name three colours, and a café."}],
+    "max_tokens": 24,
+    "temperature": 0,
+}
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 TOOL = {
     "type": "function",
@@ -35,15 +39,15 @@ CALL: dict[str, Any] = {
     "max_tokens": 64,
     "temperature": 0,
 }
-ASKED: dict[str, tuple[str, dict[str, Any]]] = {
-    "chat": (CHAT, SAY),
-    "chat-streamed": (CHAT, SAY | {"stream": True}),
-    "chat-streamed-with-usage": (CHAT, SAY | USAGE),
-    "chat-logprobs": (CHAT, SAY | {"logprobs": True, "top_logprobs": 2, "max_tokens": 4}),
-    "chat-logprobs-streamed": (CHAT, SAY | {"logprobs": True, "top_logprobs": 2, "max_tokens": 4, "stream": True}),
+REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": (CHAT, QUESTION),
+    "chat-streamed": (CHAT, QUESTION | {"stream": True}),
+    "chat-streamed-with-usage": (CHAT, QUESTION | USAGE),
+    "chat-logprobs": (CHAT, QUESTION | {"logprobs": True, "top_logprobs": 2, "max_tokens": 4}),
+    "chat-logprobs-streamed": (CHAT, QUESTION | {"logprobs": True, "top_logprobs": 2, "max_tokens": 4, "stream": True}),
     "chat-tools": (CHAT, CALL),
     "chat-tools-streamed": (CHAT, CALL | USAGE),
-    "chat-two-choices": (CHAT, SAY | {"n": 2, "max_tokens": 6}),
+    "chat-two-choices": (CHAT, QUESTION | {"n": 2, "max_tokens": 6}),
     "completion": (COMPLETIONS, {"prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}),
     "completion-streamed": (COMPLETIONS, {"prompt": "Once upon", "max_tokens": 12, "temperature": 0, "stream": True}),
     "response": (RESPONSES, {"input": "Say hello.", "max_output_tokens": 12, "temperature": 0}),
@@ -56,7 +60,7 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Starts the model, asks it, and writes down what it answers."""
+    """Start the model, send it all requests, and write its responses to files."""
     weights = local_weights()
     assert weights is not None, "the local model is not installed"
     with socket.socket() as probe:
@@ -65,21 +69,21 @@ def main() -> None:
     with subprocess.Popen([word.replace("{port}", str(port)) for word in local_command(weights)]) as model:
         try:
             wait_for(port)
-            for name, (path, more) in ASKED.items():
+            for name, (path, more) in REQUESTS.items():
                 body = {"model": "local"} | more
                 (FOLDER / f"{name}.json").write_text(json.dumps({"path": path, "body": body}) + "\n")
-                (FOLDER / f"{name}.http").write_bytes(exchanged(port, path, json.dumps(body).encode()))
+                (FOLDER / f"{name}.http").write_bytes(exchange(port, path, json.dumps(body).encode()))
                 sys.stdout.write(f"{name}\n")
         finally:
             model.terminate()
 
 
 def wait_for(port: int) -> None:
-    """Until the model has loaded."""
+    """Wait until the model has loaded."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            if exchanged(port, "/health", None).startswith(b"HTTP/1.1 200"):
+            if exchange(port, "/health", None).startswith(b"HTTP/1.1 200"):
                 return
         except OSError:
             pass
@@ -87,8 +91,8 @@ def wait_for(port: int) -> None:
         time.sleep(0.2)
 
 
-def exchanged(port: int, path: str, body: bytes | None) -> bytes:
-    """All bytes that come back; a GET where there is no body."""
+def exchange(port: int, path: str, body: bytes | None) -> bytes:
+    """Send one request, a GET if it has no body, and return all bytes of the response."""
     start = f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
     head = start + f"Content-Type: application/json\r\nContent-Length: {len(body or b'')}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:

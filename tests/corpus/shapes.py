@@ -1,6 +1,6 @@
-"""Writes the answers of servers that cannot run here, in their shapes: `python tests/corpus/shapes.py`. See README.md.
+"""Composed answers of servers that cannot run here: `python tests/corpus/shapes.py` writes them. See README.md.
 
-What is said in them is made up; which members there are, in which order and how they are written is not.
+Their texts are made up; their members, the order of these, and the formatting are those of the servers.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from typing import Any
 
 HERE = Path(__file__).parent
 CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
-ASKED = {"messages": [{"role": "user", "content": "Which café is <open>?"}]}
+QUESTION = {"messages": [{"role": "user", "content": "Which café is <open>?"}]}
 STREAM, USAGE = {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}
 CREATED = 1795000000
 Json = dict[str, Any]
 
 
 def main() -> None:
-    """Writes all of them."""
+    """Write all exchanges."""
     vllm(), openai(), ollama()
 
 
 def save(name: str, path: str, body: Json, head: str, answer: str | list[str]) -> None:
-    """One exchange; a list is a body in chunks."""
-    place = HERE / name
-    place.parent.mkdir(exist_ok=True)
-    place.with_suffix(".json").write_text(json.dumps({"path": path, "body": body}) + "\n")
+    """Write the two files of one exchange; an answer that is a list is sent in chunks."""
+    file = HERE / name
+    file.parent.mkdir(exist_ok=True)
+    file.with_suffix(".json").write_text(json.dumps({"path": path, "body": body}) + "\n")
     if isinstance(answer, str):
         raw = answer.encode()
         head += f"\r\ncontent-length: {len(raw)}"
@@ -34,7 +34,7 @@ def save(name: str, path: str, body: Json, head: str, answer: str | list[str]) -
         head += "\r\ntransfer-encoding: chunked"
         parts = [part.encode() for part in answer]
         raw = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in [*parts, b""])
-    place.with_suffix(".http").write_bytes(head.encode() + b"\r\n\r\n" + raw)
+    file.with_suffix(".http").write_bytes(head.encode() + b"\r\n\r\n" + raw)
 
 
 def events(pieces: list[Any], write: Any, *, done: bool = True) -> list[str]:
@@ -50,19 +50,19 @@ def indented(value: Any) -> str:
 
 
 def as_go(value: Any) -> str:
-    """As Go's encoding/json: no blanks, and no < > & in it."""
+    """Return the value as Go's encoding/json writes it: without spaces, and with escapes for < > &."""
     text = compact(value)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def vllm() -> None:
-    """Starlette's JSON; a stream leaves out what was not set."""
+    """Write the exchanges of vLLM: Starlette's JSON; a stream omits members that were not set."""
     model = {"model": "Qwen/Qwen3-0.6B"}
     ok = "HTTP/1.1 200 OK\r\ndate: Sat, 21 Nov 2026 10:00:00 GMT\r\nserver: uvicorn\r\ncontent-type: "
     plain, stream = ok + "application/json", ok + "text/event-stream; charset=utf-8"
     usage = {"prompt_tokens": 13, "total_tokens": 18, "completion_tokens": 5, "prompt_tokens_details": None}
     empty = {"refusal": None, "annotations": None, "audio": None, "function_call": None, "tool_calls": []}
-    said = {"role": "assistant", "content": "The café is <open>.", **empty, "reasoning": None}
+    message = {"role": "assistant", "content": "The café is <open>.", **empty, "reasoning": None}
     tail = {"service_tier": None, "system_fingerprint": None, "usage": usage, "prompt_logprobs": None}
     tail |= {"prompt_token_ids": None, "kv_transfer_params": None}
     begin = {"id": "chatcmpl-5f0c", "object": "chat.completion", "created": CREATED} | model
@@ -70,15 +70,15 @@ def vllm() -> None:
     save(
         "vllm/chat",
         CHAT,
-        model | ASKED,
+        model | QUESTION,
         plain,
-        compact(begin | {"choices": [{"index": 0, "message": said} | ends]} | tail),
+        compact(begin | {"choices": [{"index": 0, "message": message} | ends]} | tail),
     )
     token = {"token": "The", "logprob": -0.0009114001877605915, "bytes": [84, 104, 101]}
     probs = {"content": [token | {"top_logprobs": [token, {"token": "A", "logprob": -7.125, "bytes": [65]}]}]}
-    choice = {"index": 0, "message": said} | ends | {"logprobs": probs}
-    asked = model | ASKED | {"logprobs": True, "top_logprobs": 2}
-    save("vllm/chat-logprobs", CHAT, asked, plain, compact(begin | {"choices": [choice]} | tail))
+    choice = {"index": 0, "message": message} | ends | {"logprobs": probs}
+    request = model | QUESTION | {"logprobs": True, "top_logprobs": 2}
+    save("vllm/chat-logprobs", CHAT, request, plain, compact(begin | {"choices": [choice]} | tail))
 
     def chunk(delta: Json, **more: Any) -> Json:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None, "token_ids": None} | more
@@ -87,37 +87,47 @@ def vllm() -> None:
     words = [chunk({"role": "assistant", "content": ""})]
     words += [chunk({"content": word}) for word in ("The", " café", " is", " <open>")]
     words += [chunk({"content": "."}, finish_reason="stop", stop_reason=None)]
-    save("vllm/chat-streamed", CHAT, model | ASKED | STREAM, stream, events(words, compact))
-    told = begin | {"object": "chat.completion.chunk", "choices": [], "usage": usage}
-    save("vllm/chat-streamed-with-usage", CHAT, model | ASKED | USAGE, stream, events([*words, told], compact))
+    save("vllm/chat-streamed", CHAT, model | QUESTION | STREAM, stream, events(words, compact))
+    payload = begin | {"object": "chat.completion.chunk", "choices": [], "usage": usage}
+    save("vllm/chat-streamed-with-usage", CHAT, model | QUESTION | USAGE, stream, events([*words, payload], compact))
     continuous = [
         piece | {"usage": usage | {"completion_tokens": n, "total_tokens": 13 + n}} for n, piece in enumerate(words)
     ]
-    asked = model | ASKED | {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
-    save("vllm/chat-streamed-with-running-usage", CHAT, asked, stream, events([*continuous, told], compact))
+    request = (
+        model | QUESTION | {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    )
+    save("vllm/chat-streamed-with-running-usage", CHAT, request, stream, events([*continuous, payload], compact))
     call = {"id": "chatcmpl-tool-9a1b", "type": "function", "index": 0, "function": {"name": "weather"}}
     parts = [{"index": 0, "function": {"arguments": part}} for part in ('{"city": "', "K\\u00f6ln", '"}')]
     calls = [chunk({"tool_calls": [part]}) for part in (call, *parts)]
     calls += [chunk({"content": ""}, finish_reason="tool_calls", stop_reason=None)]
-    save("vllm/chat-tools-streamed", CHAT, model | ASKED | USAGE, stream, events([words[0], *calls, told], compact))
+    save(
+        "vllm/chat-tools-streamed", CHAT, model | QUESTION | USAGE, stream, events([words[0], *calls, payload], compact)
+    )
     thoughts = [chunk({"reasoning": word, "reasoning_content": word}) for word in ("Hmm", ", well")]
-    save("vllm/chat-reasoning-streamed", CHAT, model | ASKED | STREAM, stream, events([*thoughts, *words[1:]], compact))
-    one = {"object": "embedding", "index": 0, "embedding": [0.0123291015625, -5.9604645e-08, 0.75]}
-    told = {"id": "embd-77", "object": "list", "created": CREATED} | model | {"data": [one]}
-    body = told | {"usage": usage | {"completion_tokens": 0, "total_tokens": 13}}
+    save(
+        "vllm/chat-reasoning-streamed",
+        CHAT,
+        model | QUESTION | STREAM,
+        stream,
+        events([*thoughts, *words[1:]], compact),
+    )
+    embedding = {"object": "embedding", "index": 0, "embedding": [0.0123291015625, -5.9604645e-08, 0.75]}
+    payload = {"id": "embd-77", "object": "list", "created": CREATED} | model | {"data": [embedding]}
+    body = payload | {"usage": usage | {"completion_tokens": 0, "total_tokens": 13}}
     save("vllm/embeddings", EMBEDDINGS, model | {"input": "café"}, plain, compact(body))
     bad = "HTTP/1.1 400 Bad Request\r\nserver: uvicorn\r\ncontent-type: application/json"
     error = {"message": "This model's maximum context length is 2048 tokens.", "type": "BadRequestError", "param": None}
-    save("vllm/error-too-long", CHAT, model | ASKED, bad, compact({"error": error | {"code": 400}}))
+    save("vllm/error-too-long", CHAT, model | QUESTION, bad, compact({"error": error | {"code": 400}}))
     gone = bad.replace("400 Bad Request", "404 Not Found")
     save("vllm/error-no-such-endpoint", RESPONSES, model | {"input": "x"}, gone, compact({"detail": "Not Found"}))
     error = {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "param": None, "code": 500}
     late = events([words[0], words[1], {"error": error}], compact)
-    save("vllm/error-in-stream", CHAT, model | ASKED | STREAM, stream, late)
+    save("vllm/error-in-stream", CHAT, model | QUESTION | STREAM, stream, late)
 
 
 def openai() -> None:
-    """Indented bodies, events of one line, many headers."""
+    """Write the exchanges of OpenAI: indented bodies, events of one line, many headers."""
     model, dated = {"model": "gpt-4.1-mini"}, {"model": "gpt-4.1-mini-2025-04-14"}
     head = "HTTP/1.1 {}\r\nDate: Sat, 21 Nov 2026 10:00:00 GMT\r\nContent-Type: {}\r\nopenai-processing-ms: 412\r\n"
     head += "openai-version: 2020-10-01\r\nx-ratelimit-remaining-requests: 9999\r\nx-request-id: req_0a"
@@ -127,12 +137,12 @@ def openai() -> None:
     usage |= {"prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0}, "completion_tokens_details": zero}
     tail = {"usage": usage, "service_tier": "default", "system_fingerprint": "fp_38343a2f8f"}
     begin = {"id": "chatcmpl-CdE1", "object": "chat.completion", "created": CREATED} | dated
-    said = {"role": "assistant", "content": "The café is <open>.", "refusal": None, "annotations": []}
-    choice = {"index": 0, "message": said, "logprobs": None, "finish_reason": "stop"}
-    save("openai/chat", CHAT, model | ASKED, plain, indented(begin | {"choices": [choice]} | tail) + "\n")
+    message = {"role": "assistant", "content": "The café is <open>.", "refusal": None, "annotations": []}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    save("openai/chat", CHAT, model | QUESTION, plain, indented(begin | {"choices": [choice]} | tail) + "\n")
     call = {"id": "call_62136", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Köln"}'}}
-    calls = choice | {"message": said | {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls"}
-    save("openai/chat-tools", CHAT, model | ASKED, plain, indented(begin | {"choices": [calls]} | tail) + "\n")
+    calls = choice | {"message": message | {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls"}
+    save("openai/chat-tools", CHAT, model | QUESTION, plain, indented(begin | {"choices": [calls]} | tail) + "\n")
 
     def chunk(delta: Json, reason: str | None = None, **more: Any) -> Json:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
@@ -141,10 +151,16 @@ def openai() -> None:
 
     words = [chunk({"role": "assistant", "content": "", "refusal": None})]
     words += [chunk({"content": word}) for word in ("The", " café", " is", " <open>", ".")] + [chunk({}, "stop")]
-    save("openai/chat-streamed", CHAT, model | ASKED | STREAM, stream, events(words, compact))
-    told = chunk({}, usage=usage) | {"choices": []}
+    save("openai/chat-streamed", CHAT, model | QUESTION | STREAM, stream, events(words, compact))
+    payload = chunk({}, usage=usage) | {"choices": []}
     with_null = [piece | {"usage": None} for piece in words]
-    save("openai/chat-streamed-with-usage", CHAT, model | ASKED | USAGE, stream, events([*with_null, told], compact))
+    save(
+        "openai/chat-streamed-with-usage",
+        CHAT,
+        model | QUESTION | USAGE,
+        stream,
+        events([*with_null, payload], compact),
+    )
     function = {"name": "weather", "arguments": ""}
     first = {"index": 0, "id": "call_62136", "type": "function", "function": function}
     parts = [{"index": 0, "function": {"arguments": part}} for part in ('{"', 'city":"', "Köln", '"}')]
@@ -153,14 +169,14 @@ def openai() -> None:
     save(
         "openai/chat-tools-streamed",
         CHAT,
-        model | ASKED | STREAM,
+        model | QUESTION | STREAM,
         stream,
         events([*calls, chunk({}, "tool_calls")], compact),
     )
-    one = {"object": "embedding", "index": 0, "embedding": [0.0023064255, -0.009327292, 1e-06]}
-    told = {
+    embedding = {"object": "embedding", "index": 0, "embedding": [0.0023064255, -0.009327292, 1e-06]}
+    payload = {
         "object": "list",
-        "data": [one],
+        "data": [embedding],
         "model": "text-embedding-3-small",
         "usage": {"prompt_tokens": 2, "total_tokens": 2},
     }
@@ -169,7 +185,7 @@ def openai() -> None:
         EMBEDDINGS,
         {"model": "text-embedding-3-small", "input": "café"},
         plain,
-        indented(told) + "\n",
+        indented(payload) + "\n",
     )
     responses(model, dated, plain, stream)
     for name, status, code, kind in (
@@ -182,14 +198,14 @@ def openai() -> None:
         save(
             f"openai/{name}",
             CHAT,
-            model | ASKED,
+            model | QUESTION,
             head.format(status, "application/json"),
             indented({"error": error}) + "\n",
         )
 
 
 def responses(model: Json, dated: Json, plain: str, stream: str) -> None:
-    """A response, whole and as the named events of its stream; there is no `[DONE]`."""
+    """Write a response, whole and as the named events of its stream, which has no `[DONE]`."""
     text = {"type": "output_text", "annotations": [], "logprobs": [], "text": "The café is <open>."}
     item = {"id": "msg_68", "type": "message", "status": "completed", "content": [text], "role": "assistant"}
     usage: Json = {"input_tokens": 14, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": 6}
@@ -198,54 +214,64 @@ def responses(model: Json, dated: Json, plain: str, stream: str) -> None:
     whole |= {"background": False, "error": None, "incomplete_details": None} | dated | {"output": [item]}
     whole |= {"parallel_tool_calls": True, "previous_response_id": None, "store": True, "usage": usage, "metadata": {}}
     begun = whole | {"status": "in_progress", "output": [], "usage": None}
-    place = {"output_index": 0, "item_id": "msg_68", "content_index": 0}
-    told: list[tuple[str, Json]] = [
+    position = {"output_index": 0, "item_id": "msg_68", "content_index": 0}
+    stream_events: list[tuple[str, Json]] = [
         ("response.created", {"response": begun}),
         ("response.in_progress", {"response": begun}),
     ]
-    told += [
+    stream_events += [
         ("response.output_item.added", {"output_index": 0, "item": item | {"status": "in_progress", "content": []}})
     ]
-    told += [("response.output_text.delta", place | {"delta": word}) for word in ("The", " café", " is <open>.")]
-    told += [("response.output_text.done", place | {"text": text["text"]}), ("response.completed", {"response": whole})]
-    written = [
+    stream_events += [
+        ("response.output_text.delta", position | {"delta": word}) for word in ("The", " café", " is <open>.")
+    ]
+    stream_events += [
+        ("response.output_text.done", position | {"text": text["text"]}),
+        ("response.completed", {"response": whole}),
+    ]
+    lines = [
         f"event: {kind}\ndata: {compact({'type': kind, 'sequence_number': number} | more)}\n\n"
-        for number, (kind, more) in enumerate(told)
+        for number, (kind, more) in enumerate(stream_events)
     ]
     save("openai/response", RESPONSES, model | {"input": "Which?"}, plain, indented(whole) + "\n")
-    save("openai/response-streamed", RESPONSES, model | {"input": "Which?"} | STREAM, stream, written)
+    save("openai/response-streamed", RESPONSES, model | {"input": "Which?"} | STREAM, stream, lines)
 
 
 def ollama() -> None:
-    """Go's JSON with a line's end; every event has the role; a tool's call comes in one."""
+    """Write the exchanges of Ollama: Go's JSON and a line feed; every event has the role, a tool call is one event."""
     model = {"model": "qwen3:0.6b"}
     ok = "HTTP/1.1 200 OK\r\nContent-Type: {}\r\nDate: Sat, 21 Nov 2026 10:00:00 GMT"
     plain, stream = ok.format("application/json"), ok.format("text/event-stream")
     usage = {"prompt_tokens": 17, "completion_tokens": 5, "total_tokens": 22}
     begin = {"id": "chatcmpl-318", "object": "chat.completion", "created": CREATED} | model
     begin |= {"system_fingerprint": "fp_ollama"}
-    said = {"role": "assistant", "content": "The café is <open> & warm."}
-    whole = begin | {"choices": [{"index": 0, "message": said, "finish_reason": "stop"}], "usage": usage}
-    save("ollama/chat", CHAT, model | ASKED, plain, as_go(whole) + "\n")
+    message = {"role": "assistant", "content": "The café is <open> & warm."}
+    whole = begin | {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
+    save("ollama/chat", CHAT, model | QUESTION, plain, as_go(whole) + "\n")
 
     def chunk(delta: Json, reason: str | None = None) -> Json:
         choice = {"index": 0, "delta": {"role": "assistant", "content": ""} | delta, "finish_reason": reason}
         return begin | {"object": "chat.completion.chunk", "choices": [choice]}
 
     words = [chunk({"content": word}) for word in ("The", " café", " is", " <open>")] + [chunk({}, "stop")]
-    save("ollama/chat-streamed", CHAT, model | ASKED | STREAM, stream, events(words, as_go))
-    told = begin | {"object": "chat.completion.chunk", "choices": [], "usage": usage}
-    save("ollama/chat-streamed-with-usage", CHAT, model | ASKED | USAGE, stream, events([*words, told], as_go))
+    save("ollama/chat-streamed", CHAT, model | QUESTION | STREAM, stream, events(words, as_go))
+    payload = begin | {"object": "chat.completion.chunk", "choices": [], "usage": usage}
+    save("ollama/chat-streamed-with-usage", CHAT, model | QUESTION | USAGE, stream, events([*words, payload], as_go))
     function = {"name": "weather", "arguments": '{"city":"Köln"}'}
     call = {"id": "call_b3k", "index": 0, "type": "function", "function": function}
     calls = [chunk({"tool_calls": [call]}), chunk({}, "tool_calls")]
-    save("ollama/chat-tools-streamed", CHAT, model | ASKED | STREAM, stream, events(calls, as_go))
+    save("ollama/chat-tools-streamed", CHAT, model | QUESTION | STREAM, stream, events(calls, as_go))
     text = begin | {"id": "cmpl-318", "object": "text_completion"}
     texts = [text | {"choices": [{"text": word, "index": 0, "finish_reason": None}]} for word in ("Once", " upon")]
     texts += [text | {"choices": [{"text": "", "index": 0, "finish_reason": "stop"}]}]
     save("ollama/completion-streamed", COMPLETIONS, model | {"prompt": "O"} | STREAM, stream, events(texts, as_go))
-    one = {"object": "embedding", "embedding": [0.010071029, -1.7594862e-05, 0.05007221], "index": 0}
-    listed = {"object": "list", "data": [one], "model": "all-minilm", "usage": {"prompt_tokens": 3, "total_tokens": 3}}
+    embedding = {"object": "embedding", "embedding": [0.010071029, -1.7594862e-05, 0.05007221], "index": 0}
+    listed = {
+        "object": "list",
+        "data": [embedding],
+        "model": "all-minilm",
+        "usage": {"prompt_tokens": 3, "total_tokens": 3},
+    }
     save("ollama/embeddings", EMBEDDINGS, {"model": "all-minilm", "input": "café"}, plain, as_go(listed) + "\n")
     gone = plain.replace("200 OK", "404 Not Found")
     error = {
@@ -254,7 +280,7 @@ def ollama() -> None:
         "param": None,
         "code": None,
     }
-    save("ollama/error-no-such-model", CHAT, {"model": "nobody"} | ASKED, gone, as_go({"error": error}) + "\n")
+    save("ollama/error-no-such-model", CHAT, {"model": "nobody"} | QUESTION, gone, as_go({"error": error}) + "\n")
 
 
 if __name__ == "__main__":

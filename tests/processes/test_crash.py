@@ -182,4 +182,4 @@ def job_unless_status(port: int, token: str, job_id: str, status: str) -> dict[s
 def has_processes(program: Path) -> bool:
     """Return True if a process runs `program`."""
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    return any(str(program).encode() in line and b"warden" not in line for line in lines)
+    return any(str(program).encode() in line and b"watchdog" not in line for line in lines)

@@ -162,7 +162,9 @@ def transition_requests() -> Iterator[tuple[str, ast.Call]]:
 
 def test_every_requested_verb_is_a_transition() -> None:
     verbs = {verb for _, call in transition_requests() for verb in texts(keywords(call).get("verb"))}
-    verbs |= {verb for tree in modules().values() for call in calls(tree, "_step") for verb in texts(call.args[0])}
+    verbs |= {
+        verb for tree in modules().values() for call in calls(tree, "_transition") for verb in texts(call.args[0])
+    }
     verbs |= {verb for tree in modules().values() for call in calls(tree, "insert_ended") for verb in texts(call)}
     assert verbs
     assert verbs <= TRANSITIONS.keys()
