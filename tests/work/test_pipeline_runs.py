@@ -291,7 +291,6 @@ async def has_no_unfinished_jobs(server: Live) -> bool | None:
 
 def unfinished_filters() -> list[Any]:
     """Return the filters that select unfinished jobs."""
-
     return [JobFilter(status="bot"), JobFilter(status="human")]
 
 
