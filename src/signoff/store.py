@@ -211,7 +211,7 @@ class Runs(Protocol):
         """Return the recorded calls of one round of a run, or of all rounds, ordered by the time when they began."""
         ...
 
-    async def insert_again(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
+    async def insert_retry(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
         """Insert a run together with steps and calls that it inherits from an earlier one, in one transaction.
 
         Steps that have not ended are due at once, like the run itself. Return the run.

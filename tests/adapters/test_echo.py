@@ -213,15 +213,15 @@ def test_options_follow_the_first_slash_after_the_models_name(name: str, target:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         *("shout", "delay", "delay=", "delay=x", "delay=-1", "delay=nan", "delay=inf", "delay=1e9", "=1", "hang=maybe"),
         *("status=200", "status=600", "status=5.5", "tokens=-1", "tokens=1e9", "tokens=5;cut"),
     ],
 )
-async def test_an_invalid_option_is_refused_with_a_list_of_the_valid_ones(asked: str) -> None:
+async def test_an_invalid_option_is_refused_with_a_list_of_the_valid_ones(options: str) -> None:
     with pytest.raises(BadRequest, match=r"delay, chunk_delay, status, retry_after, hang, cut, tokens"):
-        await ask(f"echo/{asked}")
+        await ask(f"echo/{options}")
 
 
 # Misbehaviour.

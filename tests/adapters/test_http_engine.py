@@ -94,7 +94,7 @@ async def test_a_model_without_a_valid_address_or_an_open_port_is_unreachable(en
 
 
 @pytest.mark.parametrize(
-    ("model", "path", "body", "asked"),
+    ("model", "path", "body", "expected_path"),
     [
         (Model(name="m", kind="echo"), PREDICT, {"a": 1}, CHAT),
         (Model(name="m", kind="openai"), PREDICT, {"messages": []}, CHAT),
@@ -107,6 +107,6 @@ async def test_a_model_without_a_valid_address_or_an_open_port_is_unreachable(en
     ],
 )
 def test_a_payload_becomes_a_chat_only_for_models_that_accept_nothing_else(
-    model: Model, path: str, body: object, asked: str
+    model: Model, path: str, body: object, expected_path: str
 ) -> None:
-    assert path_for(model, path, json.dumps(body).encode()) == asked
+    assert path_for(model, path, json.dumps(body).encode()) == expected_path

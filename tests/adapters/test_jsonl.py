@@ -43,15 +43,15 @@ Engines = Callable[..., AbstractAsyncContextManager[SubprocessEngine]]
 
 
 @pytest.fixture
-def heard() -> list[str]:
+def log_lines() -> list[str]:
     """Return the log lines of this test's models."""
     return []
 
 
 @pytest.fixture
-def engine_here(tmp_path: Path, heard: list[str]) -> Engines:
+def engine_here(tmp_path: Path, log_lines: list[str]) -> Engines:
     """Return a factory of engines, one per server process of this host; all share a folder, whose name is long."""
-    return partial(an_engine, tmp_path / ("a-long-way-down" * 10) / "run", heard)
+    return partial(an_engine, tmp_path / ("a-long-way-down" * 10) / "run", log_lines)
 
 
 @pytest.fixture
@@ -416,9 +416,9 @@ async def test_when_an_owner_is_killed_its_program_ends_and_another_engine_takes
         await until(lambda: not is_alive(first))
 
 
-async def test_stderr_is_the_log(engine: SubprocessEngine, by_id: Model, heard: list[str]) -> None:
+async def test_stderr_is_the_log(engine: SubprocessEngine, by_id: Model, log_lines: list[str]) -> None:
     await ask(engine, by_id, {})
-    assert heard == ["ready"]
+    assert log_lines == ["ready"]
 
 
 async def test_a_program_learns_no_secrets(engine: SubprocessEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,16 +40,16 @@ def model() -> Model:
 
 
 @pytest.fixture(scope="module")
-def heard() -> list[str]:
+def log_lines() -> list[str]:
     """Return the lines of the model's log."""
     return []
 
 
 @pytest.fixture(scope="module")
 async def engine(
-    model: Model, heard: list[str], tmp_path_factory: pytest.TempPathFactory
+    model: Model, log_lines: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SubprocessEngine]:
-    async with an_engine(tmp_path_factory.mktemp("run"), heard) as engine:
+    async with an_engine(tmp_path_factory.mktemp("run"), log_lines) as engine:
         yield engine
 
 
@@ -105,29 +105,29 @@ async def test_a_prompt_beyond_the_context_size_is_refused(engine: SubprocessEng
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_the_model_stops_when_the_caller_leaves(
-    engine: SubprocessEngine, model: Model, heard: list[str], *, stream: bool
+    engine: SubprocessEngine, model: Model, log_lines: list[str], *, stream: bool
 ) -> None:
     await ask(engine, model, request(max_tokens=1))
-    await until(lambda: begun(heard) == set(done(heard)))
-    before = begun(heard)
+    await until(lambda: begun(log_lines) == set(done(log_lines)))
+    before = begun(log_lines)
     endless = request(stream=stream, max_tokens=4000, ignore_eos=True)
     call = asyncio.ensure_future(ask(engine, model, endless))
-    await until(lambda: begun(heard) - before)
-    [task] = begun(heard) - before
+    await until(lambda: begun(log_lines) - before)
+    [task] = begun(log_lines) - before
     call.cancel()
-    await until(lambda: task in done(heard))
-    assert done(heard)[task] < 2000
+    await until(lambda: task in done(log_lines))
+    assert done(log_lines)[task] < 2000
 
 
-def begun(heard: list[str]) -> set[str]:
+def begun(log_lines: list[str]) -> set[str]:
     """Return the ids of the tasks of llama.cpp that have begun according to its log."""
-    matches = (re.search(r"task (\d+) \| processing task", line) for line in heard)
+    matches = (re.search(r"task (\d+) \| processing task", line) for line in log_lines)
     return {match[1] for match in matches if match}
 
 
-def done(heard: list[str]) -> dict[str, int]:
+def done(log_lines: list[str]) -> dict[str, int]:
     """Return the number of tokens of each task that has ended according to the log, by the task's id."""
-    matches = (re.search(r"task (\d+) \| stop processing: n_tokens = (\d+)", line) for line in heard)
+    matches = (re.search(r"task (\d+) \| stop processing: n_tokens = (\d+)", line) for line in log_lines)
     return {match[1]: int(match[2]) for match in matches if match}
 
 

@@ -31,7 +31,7 @@ from signoff.stores.sql import SqlStore
 from signoff.stores.writer import Tx
 from support.stores import (
     ANSWER,
-    Ear,
+    ChangeRecorder,
     a_step,
     held,
     inserted,
@@ -65,16 +65,16 @@ async def store(postgres_url: str) -> AsyncIterator[SqlStore]:
 
 
 @pytest.fixture
-async def ear(postgres_url: str) -> AsyncIterator[Ear]:
+async def recorder(postgres_url: str) -> AsyncIterator[ChangeRecorder]:
     """Yield a listener to another store on that database, which never writes."""
-    async with listening(postgres_url) as (_, ear):
-        yield ear
+    async with listening(postgres_url) as (_, recorder):
+        yield recorder
 
 
 # Several processes
 
 
-async def test_changes_by_another_process_arrive(postgres_url: str, ear: Ear) -> None:
+async def test_changes_by_another_process_arrive(postgres_url: str, recorder: ChangeRecorder) -> None:
     process = await start(WRITES_SCRIPT, postgres_url, "other", "3")
     output, _ = await process.communicate()
 
@@ -83,25 +83,25 @@ async def test_changes_by_another_process_arrive(postgres_url: str, ear: Ear) ->
     ids = [line.removeprefix("inserted ") for line in lines if line.startswith("inserted ")]
     assert len(ids) == 3
     for job_id in ids:
-        await ear.hears(("job", job_id))
-        await ear.hears(("due", job_id))
+        await recorder.hears(("job", job_id))
+        await recorder.hears(("due", job_id))
 
 
-async def test_the_last_change_before_closing_is_announced_too(postgres_url: str, ear: Ear) -> None:
+async def test_the_last_change_before_closing_is_announced_too(postgres_url: str, recorder: ChangeRecorder) -> None:
     async with opened(postgres_url) as other:
         await other.catalog.put_model(Model(name="new", kind="echo"))
 
-    await ear.hears(("models", ""))
+    await recorder.hears(("models", ""))
 
 
-async def test_a_store_hears_its_own_changes_once(postgres_url: str, store: SqlStore, ear: Ear) -> None:
-    async with listening(postgres_url) as (own_store, own_ear):
+async def test_a_store_hears_its_own_changes_once(postgres_url: str, store: SqlStore, recorder: ChangeRecorder) -> None:
+    async with listening(postgres_url) as (own_store, own_recorder):
         job = await inserted(own_store)
-        await ear.hears(("job", job.id))  # so the change has passed through the server
+        await recorder.hears(("job", job.id))  # so the change has passed through the server
         later = await inserted(store)
-        await own_ear.hears(("job", later.id))  # and so have all earlier changes
+        await own_recorder.hears(("job", later.id))  # and so have all earlier changes
 
-    assert own_ear.heard.count(("job", job.id)) == 1
+    assert own_recorder.recorded.count(("job", job.id)) == 1
 
 
 async def test_processes_that_migrate_at_once_make_one_schema(empty_postgres_url: str) -> None:
@@ -245,12 +245,12 @@ async def test_changes_arrive_again_after_the_server_ended_every_connection(
     postgres_url: str, store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_changes, "PROBE_SECONDS", 1000)
-    async with listening(postgres_url) as (_, ear):
+    async with listening(postgres_url) as (_, recorder):
         await end_connections(postgres_url)
 
-        await ear.hears(("any", ""))
+        await recorder.hears(("any", ""))
         job = await inserted(store)
-        await ear.hears(("job", job.id))
+        await recorder.hears(("job", job.id))
 
 
 async def test_a_connection_that_falls_silent_is_replaced(
@@ -260,20 +260,20 @@ async def test_a_connection_that_falls_silent_is_replaced(
     monkeypatch.setattr(postgres_changes, "ANSWER_SECONDS", 0.5)
     monkeypatch.setattr(postgres, "ANSWER_SECONDS", 0.5)
     async with store_through(wire) as listener:
-        ear = Ear(listener)
+        recorder = ChangeRecorder(listener)
         job = await inserted(store)
-        await ear.hears(("job", job.id), ("any", ""))  # so the feed is connected
+        await recorder.hears(("job", job.id), ("any", ""))  # so the feed is connected
         assert await listener.jobs.get(job.id) == job
         await inserted(listener)
 
         wire.fall_silent()
-        ear.heard.clear()
+        recorder.recorded.clear()
 
         assert await listener.jobs.get(job.id) == job
         await inserted(listener)
-        await ear.hears(("any", ""))
+        await recorder.hears(("any", ""))
         later = await inserted(store)
-        await ear.hears(("job", later.id))
+        await recorder.hears(("job", later.id))
 
 
 async def test_writes_go_on_while_connections_end_again_and_again(postgres_url: str, store: SqlStore) -> None:

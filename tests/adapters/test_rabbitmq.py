@@ -345,7 +345,7 @@ async def test_attempts_to_connect_are_spaced(wire: TcpProxy, queue: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         (("guest:guest@", "guest:s3cret@"), "refuses the login 'guest': check the user and the password"),
         (("guest:guest@", "Zoë:s3cret@"), "refuses the login 'Zoë'"),
@@ -354,7 +354,7 @@ async def test_attempts_to_connect_are_spaced(wire: TcpProxy, queue: str) -> Non
     ],
 )
 async def test_a_connection_error_has_its_cause_and_no_password(
-    change: tuple[str, str], told: str, rabbitmq_url: str, queue: str, caplog: pytest.LogCaptureFixture
+    change: tuple[str, str], reason: str, rabbitmq_url: str, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"{rabbitmq_url}?heartbeat=7".replace(*change)
     broker = a_rabbit(url, queue)
@@ -362,12 +362,12 @@ async def test_a_connection_error_has_its_cause_and_no_password(
         await broker.start()
         await until(lambda: len(logs) >= 2)  # the broker keeps trying
         await broker.close()
-    assert told in logs[0]["error"]
+    assert reason in logs[0]["error"]
     assert "s3cret" not in str(logs) + caplog.text
     # and the `doctor` command reports the same
     with pytest.raises(ConnectionError) as raised:
         await amqp.describe_broker(url, queue)
-    assert told in str(raised.value)
+    assert reason in str(raised.value)
     assert "s3cret" not in str(raised.value)
 
 

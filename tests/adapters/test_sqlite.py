@@ -1,4 +1,4 @@
-"""One SQLite file that several processes write: no write is lost or torn, and the write-ahead log stays short."""
+"""A SQLite file that several processes write: no write is lost or torn, and the write-ahead log stays short."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from signoff.stores.sql import SqlStore
 from signoff.stores.sqlite import Sqlite
 from support.stores import (
     ANSWER,
-    Ear,
+    ChangeRecorder,
     a_job,
     a_step,
     inserted,
@@ -148,7 +148,7 @@ async def test_a_killed_process_loses_no_write_that_it_has_acknowledged(path: Pa
 
 
 async def test_a_store_reads_while_another_process_writes(path: Path, store: SqlStore) -> None:
-    ear, counts = Ear(store), [0]
+    recorder, counts = ChangeRecorder(store), [0]
 
     with programs(path, 1, JOBS_EACH) as [writer]:
         reading = asyncio.ensure_future(read_all([writer]))
@@ -161,7 +161,7 @@ async def test_a_store_reads_while_another_process_writes(path: Path, store: Sql
     assert counts == sorted(counts)
     assert len({*counts}) > 3, "it saw the other one write"
     assert await store.jobs.count(JobFilter()) == JOBS_EACH
-    assert ("any", "") in ear.heard
+    assert ("any", "") in recorder.recorded
 
 
 async def test_stores_that_migrate_at_once_make_one_schema(path: Path) -> None:

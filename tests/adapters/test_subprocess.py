@@ -34,15 +34,15 @@ Engines = Callable[..., AbstractAsyncContextManager[SubprocessEngine]]
 
 
 @pytest.fixture
-def heard() -> list[str]:
+def log_lines() -> list[str]:
     """Return the log lines of this test's models."""
     return []
 
 
 @pytest.fixture
-def engine_here(tmp_path: Path, heard: list[str]) -> Engines:
+def engine_here(tmp_path: Path, log_lines: list[str]) -> Engines:
     """Return a factory of engines, one per server process of this host; all share a folder."""
-    return partial(an_engine, tmp_path / "run", heard)
+    return partial(an_engine, tmp_path / "run", log_lines)
 
 
 @pytest.fixture
@@ -75,15 +75,15 @@ async def ask(engine: SubprocessEngine, model: Model, **body: object) -> JsonObj
 
 
 async def test_a_model_starts_on_its_first_request(
-    engine: SubprocessEngine, model: Callable[..., Model], heard: list[str]
+    engine: SubprocessEngine, model: Callable[..., Model], log_lines: list[str]
 ) -> None:
     small = model("--words", "good morning")
     assert engine.process_state(small) == "stopped"
     answer = await ask(engine, small, question="who are you?")
     assert is_alive(answer["pid"])
     assert engine.process_state(small) == "ready"
-    assert heard[0] == "good morning"
-    await until(lambda: '"question": "who are you?"' in heard[-1])
+    assert log_lines[0] == "good morning"
+    await until(lambda: '"question": "who are you?"' in log_lines[-1])
 
 
 async def test_a_model_finds_its_port_in_its_arguments_and_its_environment(
@@ -333,14 +333,14 @@ async def test_a_watchdog_inherits_no_descriptors_of_other_models(
 
 
 async def test_an_edited_model_is_a_new_process(
-    engine: SubprocessEngine, model: Callable[..., Model], heard: list[str]
+    engine: SubprocessEngine, model: Callable[..., Model], log_lines: list[str]
 ) -> None:
     first = (await ask(engine, model("--words", "old")))["pid"]
     second = (await ask(engine, model("--words", "new")))["pid"]
     assert second != first
     await until(lambda: not is_alive(first))
     assert is_alive(second)
-    assert [line for line in heard if line in {"old", "new"}] == ["old", "new"]
+    assert [line for line in log_lines if line in {"old", "new"}] == ["old", "new"]
 
 
 async def test_models_with_names_that_look_alike_are_kept_apart(
@@ -388,8 +388,8 @@ def parent(pid: int) -> int:
 
 
 async def test_a_talkative_model_is_never_blocked_and_its_lines_are_bounded(
-    engine: SubprocessEngine, model: Callable[..., Model], heard: list[str]
+    engine: SubprocessEngine, model: Callable[..., Model], log_lines: list[str]
 ) -> None:
     for number in range(30):
         await ask(engine, model(), number=number, text="x" * 100_000)
-    assert max(map(len, heard)) == 8192
+    assert max(map(len, log_lines)) == 8192

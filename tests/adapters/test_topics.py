@@ -17,7 +17,7 @@ from faststream.kafka.testing import build_message
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from contracts.test_transport import asked, listening, streamed
+from contracts.test_transport import listening, request_message, streamed
 from fakes.tcp_proxy import TcpProxy
 from fakes.topic_clients import RabbitClient
 from fakes.upstream import fake_upstream
@@ -69,7 +69,7 @@ async def test_a_stream_reconnects_to_its_broker_and_readiness_reports_the_outag
         await proxy.shut()
         await until_health_is(server, wire, expected=False)
         assert (await server.ask("GET", "/health/ready"))[0] == 200  # an outage delays jobs and loses none
-        await wire.send(asked("meanwhile"))
+        await wire.send(request_message("meanwhile"))
         await proxy.open()
         await until_health_is(server, wire, expected=True)
         assert (await wire.get()).body["metadata"] == {"n": "meanwhile"}
@@ -81,7 +81,7 @@ async def test_a_broker_that_is_down_at_the_start_is_connected_to_later(tmp_path
         async with streamed(tmp_path, at(proxy, wire), backoff_max_seconds=0.2) as server:
             await until_health_is(server, wire, expected=False)
             await proxy.open()
-            await wire.send(asked())
+            await wire.send(request_message())
             assert (await wire.get()).body["status_code"] == 200
 
 
@@ -101,7 +101,7 @@ async def test_a_deleted_queue_is_declared_again_and_listened_to(tmp_path: Path,
                 return queue.declaration_result.consumer_count == 1 or None
 
             await until(has_consumer)
-        await wire.send(asked("anew"))
+        await wire.send(request_message("anew"))
         assert (await wire.get()).body["metadata"] == {"n": "anew"}
 
 
@@ -110,7 +110,7 @@ async def test_answers_wait_in_the_store_while_the_broker_is_away(tmp_path: Path
         token = await server.token("admin")
         await listening(server)
         for number in range(40):
-            await wire.send(asked(str(number), "echo/delay=0.5"))
+            await wire.send(request_message(str(number), "echo/delay=0.5"))
 
         async def all_submitted() -> bool | None:
             return (await server.ask("GET", "/api/jobs", token))[1]["total"] == 40 or None
@@ -143,7 +143,7 @@ async def test_an_answer_that_its_broker_refuses_fails_with_its_reason(tmp_path:
             stream = {"name": "full", "url": wire.url, "requests": f"{full}-requests", "responses": full}
             assert (await server.ask("POST", "/api/streams", token, json=stream))[0] == 201
             await channel.declare_queue(f"{full}-requests", durable=True, arguments={"x-queue-type": "quorum"})
-            message = aio_pika.Message(asked())
+            message = aio_pika.Message(request_message())
             await channel.default_exchange.publish(message, f"{full}-requests")
 
             async def failed_delivery() -> dict[str, Any] | None:
@@ -164,7 +164,7 @@ async def test_a_retryable_failure_is_retried_and_answered_once(tmp_path: Path, 
         token = await server.token("admin")
         await server.model("down", attempts=3)
         await listening(server)
-        await wire.send(asked("down", "down/status=503"))
+        await wire.send(request_message("down", "down/status=503"))
         reply = (await wire.get()).body
         assert (reply["status_code"], reply["metadata"]) == (503, {"n": "down"})
         [job] = (await server.ask("GET", "/api/jobs", token))[1]["data"]
@@ -176,7 +176,7 @@ async def test_an_upstream_that_sends_no_json_is_answered_with_an_error(tmp_path
     async with streamed(tmp_path, wire) as server, fake_upstream() as upstream:
         await server.model("garbled", kind="openai", url=upstream.at("not-json"), attempts=1)
         await listening(server)
-        await wire.send(asked("x", "garbled"))
+        await wire.send(request_message("x", "garbled"))
         reply = (await wire.get()).body
         assert (reply["status_code"], reply["body"]["error"]["type"], reply["metadata"]) == (
             502,
@@ -190,7 +190,7 @@ async def test_a_message_with_a_zero_byte_in_a_name_is_answered(
 ) -> None:
     async with streamed(tmp_path, wire, database_url=postgres_url) as server:
         await listening(server)
-        for message in (asked(model="echo/a\0b"), asked(path="/v1/\0")):
+        for message in (request_message(model="echo/a\0b"), request_message(path="/v1/\0")):
             await wire.send(message)
             reply = (await wire.get()).body
             assert reply["status_code"] in {400, 404}, reply
@@ -201,9 +201,9 @@ async def test_a_model_that_hangs_does_not_stall_others_on_its_stream(tmp_path: 
         await listening(server)
         await server.model("stuck")
         for number in range(100):
-            await wire.send(asked(str(number), "stuck/hang"))
+            await wire.send(request_message(str(number), "stuck/hang"))
         for number in range(20):
-            await wire.send(asked(f"free {number}"))
+            await wire.send(request_message(f"free {number}"))
         answered = {(await wire.get()).body["metadata"]["n"] for _ in range(20)}
         assert answered == {f"free {number}" for number in range(20)}
 
@@ -234,7 +234,7 @@ async def test_a_stream_without_an_active_user_is_not_listened_to(tmp_path: Path
 
         assert "not an active user" in await until(trouble)
         # once the user exists, the waiting message becomes a job of that user
-        await wire.send(asked())
+        await wire.send(request_message())
         token = await server.token(email="nobody@example.com")
         assert (await wire.get()).body["status_code"] == 200
         assert (await server.ask("GET", "/api/jobs", token))[1]["total"] == 1
@@ -258,7 +258,7 @@ async def test_a_deleted_stream_returns_a_message_that_it_has_not_accepted(
         token = await server.token("admin")
         stream = {"name": "one", "url": wire.url, "requests": wire.requests, "responses": wire.responses}
         await server.ask("POST", "/api/streams", token, json=stream)
-        await wire.send(asked())
+        await wire.send(request_message())
         await begun.wait()
         await server.ask("DELETE", "/api/streams/one", token)
 
@@ -280,11 +280,11 @@ async def test_the_connections_of_a_deleted_stream_end(tmp_path: Path, wire: Rab
         token = await server.token("admin")
         stream = {"name": "other", "url": proxy.url, "requests": other.requests, "responses": other.responses}
         await server.ask("POST", "/api/streams", token, json=stream)
-        await other.send(asked())
+        await other.send(request_message())
         await other.get()
         assert proxy.standing == 2
         await server.ask("DELETE", "/api/streams/other", token)
-        await wire.send(asked())
+        await wire.send(request_message())
         await wire.get()
 
         async def all_hung_up() -> bool | None:
@@ -296,7 +296,7 @@ async def test_the_connections_of_a_deleted_stream_end(tmp_path: Path, wire: Rab
 async def test_callers_without_a_token_do_not_see_jobs_of_a_stream_without_a_user(tmp_path: Path) -> None:
     stream = Stream(name="k", scheme="kafka", host="h", sealed=b"", requests="requests", responses="responses")
     async with live(tmp_path, anonymous_role="user") as server:
-        await accept_message(server.services, stream, IncomingMessage(asked(), "1"))
+        await accept_message(server.services, stream, IncomingMessage(request_message(), "1"))
         assert (await server.ask("GET", "/api/jobs", await server.token("admin")))[1]["total"] == 1
         assert (await server.ask("GET", "/api/jobs"))[1]["total"] == 0
 
@@ -311,7 +311,7 @@ async def test_an_unreachable_store_delays_messages_and_loses_none(
         await listening(server)
         await proxy.shut()
         for number in range(5):
-            await wire.send(asked(str(number)))
+            await wire.send(request_message(str(number)))
         await until_health_is(server, wire, expected=False)
         await proxy.open()
         assert {(await wire.get()).body["metadata"]["n"] for _ in range(5)} == {*"01234"}
@@ -340,7 +340,7 @@ async def test_two_processes_are_two_consumers_of_redis_though_they_have_the_sam
     async with live(tmp_path / "1", **more), live(tmp_path / "2", **more), Redis.from_url(redis_url) as client:
 
         async def both_read() -> bool | None:
-            await client.xadd(stream["requests"], {"data": asked()})
+            await client.xadd(stream["requests"], {"data": request_message()})
             with contextlib.suppress(ResponseError):  # the consumer group does not exist yet
                 return len(await client.xinfo_consumers(stream["requests"], "signoff")) == 2 or None
             return None

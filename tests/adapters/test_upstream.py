@@ -465,7 +465,7 @@ async def test_closing_the_pool_ends_the_calls_on_it(
 
 
 @pytest.mark.parametrize(
-    ("base", "asked"),
+    ("base", "address"),
     [
         ("http://h", "http://h/v1/chat/completions"),
         ("http://h/", "http://h/v1/chat/completions"),
@@ -476,8 +476,8 @@ async def test_closing_the_pool_ends_the_calls_on_it(
         ("http://h/v1beta/openai/", "http://h/v1beta/openai/chat/completions"),
     ],
 )
-def test_a_base_url_may_contain_its_version_or_not(base: str, asked: str) -> None:
-    assert openai.address(base, "/v1/chat/completions") == asked
+def test_a_base_url_may_contain_its_version_or_not(base: str, address: str) -> None:
+    assert openai.address(base, "/v1/chat/completions") == address
 
 
 @pytest.mark.parametrize(

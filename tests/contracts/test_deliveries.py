@@ -7,7 +7,7 @@ import pytest
 from signoff.core.delivery import Delivery, DeliveryOutcome, DeliveryTarget
 from signoff.core.job import Decision, JobError
 from signoff.errors import NotFound, Stale
-from support.stores import ANSWER, AStore, Ear, a_job, a_step, held, inserted, leased, together
+from support.stores import ANSWER, AStore, ChangeRecorder, a_job, a_step, held, inserted, leased, together
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ async def test_the_delivery_targets_are_stored_with_the_job_and_in_no_event(stor
 async def test_the_transition_that_ends_a_job_creates_its_delivery(
     store: AStore, verb: str, changes: dict[str, Any]
 ) -> None:
-    ear = Ear(store)
+    recorder = ChangeRecorder(store)
     job = await leased(store, deliver=(TARGET,))
     assert await store.deliveries.of_job(job.id) == []
 
@@ -42,7 +42,7 @@ async def test_the_transition_that_ends_a_job_creates_its_delivery(
     [delivery] = await store.deliveries.of_job(job.id)
     assert (delivery.state, delivery.attempt, delivery.due_at) == ("due", 0, ended.updated_at)
     assert (delivery.address, delivery.host, delivery.kind) == (TARGET.address, TARGET.host, TARGET.kind)
-    await ear.hears(("delivery", "webhook"))
+    await recorder.hears(("delivery", "webhook"))
 
 
 async def test_a_held_job_has_a_delivery_only_after_its_verdict(store: AStore) -> None:
@@ -198,14 +198,14 @@ async def test_failed_deliveries_are_listed_newest_first(store: AStore) -> None:
 
 @pytest.mark.parametrize("state", ["done", "failed", "due"])
 async def test_a_redelivery_keeps_the_id_of_its_delivery(store: AStore, state: Any) -> None:
-    ear = Ear(store)
+    recorder = ChangeRecorder(store)
     before = await settled_as(store, DeliveryOutcome(state=state, after_seconds=60))
 
     redelivered = await store.deliveries.redeliver(before.id)
 
     assert (redelivered.id, redelivered.state, redelivered.attempt, redelivered.done_at) == (before.id, "due", 0, None)
     assert [delivery.id for delivery in await claim(store)] == [before.id]
-    await ear.hears(("delivery", "webhook"))
+    await recorder.hears(("delivery", "webhook"))
 
 
 async def test_a_leased_or_unknown_delivery_cannot_be_redelivered(store: AStore) -> None:

@@ -222,14 +222,14 @@ async def test_of_two_concurrent_syncs_one_result_remains(store: AStore, other: 
 
 
 async def test_every_change_of_the_library_is_counted_and_announced(url: str, store: AStore) -> None:
-    async with listening(url) as (other, ear):
+    async with listening(url) as (other, recorder):
         before = await other.versions()
         prompt = await store.library.put(a_prompt())
         await store.library.label(prompt.id, "x", 1)
         await store.library.share(prompt.id, shared=True)
         await store.library.drop(prompt.id)
         await store.library.sync([])
-        await ear.hears(("compositions", ""), ("any", ""))
+        await recorder.hears(("compositions", ""), ("any", ""))
         async with asyncio.timeout(60):
             while await other.versions() != before | {
                 "compositions": before["compositions"] + 4,

@@ -37,13 +37,13 @@ async def test_limits_are_put_listed_replaced_and_dropped(store: AStore, other: 
 
 
 async def test_every_change_of_a_limit_is_counted_and_announced(url: str, store: AStore) -> None:
-    async with listening(url) as (_, ear):
+    async with listening(url) as (_, recorder):
         before = (await store.versions())["limits"]
         await store.quotas.put_limit(HUNDRED)
         await store.quotas.drop_limit(HUNDRED.name)
         await store.quotas.drop_limit(HUNDRED.name)
         assert (await store.versions())["limits"] == before + 2
-        await ear.hears(("limits", ""), ("any", ""))
+        await recorder.hears(("limits", ""), ("any", ""))
 
 
 async def test_two_processes_together_admit_exactly_the_allowed_number(store: AStore, other: AStore) -> None:

@@ -262,7 +262,7 @@ async def test_a_rerun_is_inserted_with_its_finished_steps_and_calls(store: ASto
     waiting = a_job(**node_columns(run, "0.1"))
     call = a_call(run, "0.2")
 
-    inserted_run = await store.runs.insert_again(run, [done, waiting], [call], actor="user:ann")
+    inserted_run = await store.runs.insert_retry(run, [done, waiting], [call], actor="user:ann")
 
     assert inserted_run == await store.jobs.get(run.id)
     assert [(step.id, step.status) for step in await store.runs.steps(run.id, 0)] == [

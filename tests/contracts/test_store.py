@@ -27,7 +27,7 @@ from signoff.work.reviews.desk import verdict_transition
 from support.stores import (
     ANSWER,
     AStore,
-    Ear,
+    ChangeRecorder,
     a_job,
     a_step,
     execute,
@@ -1001,35 +1001,35 @@ async def test_a_store_can_be_closed_twice_and_unopened(url: str, store: AStore)
 # Announcements of changes
 
 
-async def hears_of_every_change(ear: Ear, store: AStore, *substitutes: tuple[Topic, str]) -> None:
-    """Change rows of `store` and check what `ear` hears; any of `substitutes` may replace an announcement."""
+async def hears_of_every_change(recorder: ChangeRecorder, store: AStore, *substitutes: tuple[Topic, str]) -> None:
+    """Change rows of `store` and check what `recorder` hears; any of `substitutes` may replace an announcement."""
     job = await inserted(store)
-    await ear.hears(("job", job.id), *substitutes)
-    await ear.hears(("due", job.id), *substitutes)
-    ear.heard.clear()
+    await recorder.hears(("job", job.id), *substitutes)
+    await recorder.hears(("due", job.id), *substitutes)
+    recorder.recorded.clear()
 
     await claim(store)
     await store.jobs.transition(job.id, a_step("succeed"))
-    await ear.hears(("job", job.id), *substitutes)
-    ear.heard.clear()
+    await recorder.hears(("job", job.id), *substitutes)
+    recorder.recorded.clear()
 
     await store.people.put_user("ann@example.com", "user")
-    await ear.hears(("people", ""), *substitutes)
-    ear.heard.clear()
+    await recorder.hears(("people", ""), *substitutes)
+    recorder.recorded.clear()
 
     await store.catalog.put_model(Model(name="one", kind="echo"))
-    await ear.hears(("models", ""), *substitutes)
+    await recorder.hears(("models", ""), *substitutes)
 
 
 async def test_listeners_hear_of_their_own_changes(store: AStore) -> None:
-    await hears_of_every_change(Ear(store), store)
+    await hears_of_every_change(ChangeRecorder(store), store)
 
 
 async def test_listeners_hear_of_the_changes_of_other_processes(store: AStore, url: str) -> None:
     substitutes: list[tuple[Topic, str]] = [("any", "")] if url.startswith("sqlite") else []
 
-    async with listening(url) as (_, ear):
-        await hears_of_every_change(ear, store, *substitutes)
+    async with listening(url) as (_, recorder):
+        await hears_of_every_change(recorder, store, *substitutes)
 
 
 async def test_a_failing_listener_does_not_affect_other_listeners_or_the_change(store: AStore) -> None:
@@ -1037,11 +1037,11 @@ async def test_a_failing_listener_does_not_affect_other_listeners_or_the_change(
         raise RuntimeError(topic + name)
 
     store.listen(fail)
-    ear = Ear(store)
+    recorder = ChangeRecorder(store)
 
     job = await inserted(store)
 
-    await ear.hears(("job", job.id))
+    await recorder.hears(("job", job.id))
     assert await store.jobs.count(JobFilter()) == 1
 
 

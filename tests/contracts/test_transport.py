@@ -49,7 +49,7 @@ def streamed(tmp_path: Path, wire: TopicClient, **more: Any) -> Any:
     return live(tmp_path, streams=[options | {"backoff_max_seconds": 1} | more], **settings)
 
 
-def asked(text: str = "hello", model: str = "echo", **more: Any) -> bytes:
+def request_message(text: str = "hello", model: str = "echo", **more: Any) -> bytes:
     """Return a request message; `more` overrides its members."""
     return json.dumps({"metadata": {"n": text}, "body": {"model": model, "prompt": text}} | more).encode()
 
@@ -93,7 +93,7 @@ async def test_metadata_of_every_type_is_returned_unchanged(tmp_path: Path, wire
     async with streamed(tmp_path, wire) as server:
         await listening(server)
         for metadata in values:
-            await wire.send(asked(metadata=metadata))
+            await wire.send(request_message(metadata=metadata))
         await wire.send(json.dumps({"body": {"model": "echo", "prompt": "none"}}).encode())
         responses = [json.dumps((await wire.get()).body["metadata"], sort_keys=True) for _ in range(len(values) + 1)]
         assert sorted(responses) == sorted(json.dumps(value, sort_keys=True) for value in [*values, None])
@@ -124,7 +124,7 @@ async def test_a_bad_message_is_answered_with_its_error_and_does_not_block_other
         await listening(server)
         for message in BAD_MESSAGES:
             await wire.send(message)
-        await wire.send(asked("after all that"))
+        await wire.send(request_message("after all that"))
         responses = [await wire.get() for _ in range(len(BAD_MESSAGES) + 1)]
 
         good = [response.body for response in responses if response.body["status_code"] == 200]
@@ -177,11 +177,11 @@ async def test_a_large_message_is_answered_in_full_and_a_larger_one_gets_a_413(
     large = "x" * (limit - 1000)
     async with streamed(tmp_path, wire) as server:
         await listening(server)
-        await wire.send(asked(large, metadata="large"))
+        await wire.send(request_message(large, metadata="large"))
         response = (await wire.get()).body
         assert (response["status_code"], response["metadata"]) == (200, "large")
         assert response["body"]["choices"][0]["text"] == large
-        await wire.send(asked("x" * limit, metadata="larger"))
+        await wire.send(request_message("x" * limit, metadata="larger"))
         response = (await wire.get()).body
         assert (response["status_code"], response["metadata"]) == (413, "larger")
 
@@ -192,7 +192,7 @@ async def test_a_held_message_is_answered_after_its_verdict(tmp_path: Path, wire
         token = await server.token("admin")
         await listening(server)
         for text in ("good", "bad"):
-            await wire.send(asked(text, "held"))
+            await wire.send(request_message(text, "held"))
 
         async def both_held() -> dict[str, str] | None:
             jobs = (await server.ask("GET", "/api/jobs?status=human", token))[1]["data"]
@@ -200,7 +200,7 @@ async def test_a_held_message_is_answered_after_its_verdict(tmp_path: Path, wire
             return held_ids if len(held_ids) == 2 else None
 
         ids = await until(both_held)
-        await wire.send(asked("free"))
+        await wire.send(request_message("free"))
         # and no response to the held messages came before it
         assert (await wire.get()).body["metadata"] == {"n": "free"}
 
@@ -222,13 +222,13 @@ async def test_messages_with_the_same_id_are_one_job_and_get_the_same_response(
     async with streamed(tmp_path, wire) as server:
         token = await server.token("admin")
         await listening(server)
-        message = asked("once", "echo/delay=0.2")
+        message = request_message("once", "echo/delay=0.2")
         for _ in range(2):
             await wire.send(message, "mine")
         first = await wire.get()
         await wire.send(message, "mine")
         second = await wire.get()
-        await wire.send(asked("another"), "mine")  # the same id, but another message
+        await wire.send(request_message("another"), "mine")  # the same id, but another message
         while (third := await wire.get()).body["metadata"] != {"n": "another"}:
             assert third == first
         assert first == second
@@ -239,7 +239,7 @@ async def test_equal_messages_without_an_id_are_separate_jobs(tmp_path: Path, wi
     async with streamed(tmp_path, wire, max_handlers=1) as server:
         await listening(server)
         for _ in range(5):
-            await wire.send(asked("alike"))
+            await wire.send(request_message("alike"))
         assert len({(await wire.get()).id for _ in range(5)}) == 5
 
 
@@ -259,18 +259,18 @@ async def test_an_unacknowledged_message_is_redelivered_with_the_same_id(
         received.put_nowait(message)
 
     async with listening_with(wire, receive_and_hang):
-        await wire.send(asked())
+        await wire.send(request_message())
         first = await received.get()
     async with listening_with(wire, receive):
         redelivered = await received.get()
-        await wire.send(asked("another"))
+        await wire.send(request_message("another"))
         another = await received.get()
     assert (redelivered.body, redelivered.id) == (first.body, first.id)
     assert redelivered.id is not None or (redelivered.is_redelivery and not first.is_redelivery)
     assert json.loads(another.body)["metadata"] == {"n": "another"}
     # and an acknowledged message is not redelivered
     async with listening_with(wire, receive):
-        await wire.send(asked("last"))
+        await wire.send(request_message("last"))
         assert json.loads((await received.get()).body)["metadata"] == {"n": "last"}
 
 
@@ -288,7 +288,7 @@ async def test_max_handlers_limits_concurrent_messages(wire: TopicClient) -> Non
 
     async with listening_with(wire, receive_slowly, max_handlers=3):
         for number in range(20):
-            await wire.send(asked(str(number)))
+            await wire.send(request_message(str(number)))
         async with asyncio.timeout(LIMIT_SECONDS):
             await done.wait()
     assert 1 <= most_busy <= 3
@@ -312,14 +312,14 @@ async def test_stale_redis_consumers_are_removed_unless_they_have_pending_messag
             return {reader["name"]: reader["pending"] for reader in readers} == expected or None
 
         async with listening_with(wire, received.put, consumer="gone"):
-            await wire.send(asked("1"))
+            await wire.send(request_message("1"))
             await until(lambda: pending_equals({"gone": 0}))
         async with listening_with(wire, receive_and_hang, consumer="holds"):
-            await wire.send(asked("2"))
+            await wire.send(request_message("2"))
             await until(lambda: pending_equals({"gone": 0, "holds": 1}))
         monkeypatch.setattr(redis, "STALE_CONSUMER_MILLISECONDS", -1)
         async with listening_with(wire, receive_and_hang, consumer="new"):
-            await wire.send(asked("3"))
+            await wire.send(request_message("3"))
             await until(lambda: pending_equals({"holds": 1, "new": 1}))
 
 
@@ -329,7 +329,7 @@ async def test_redis_renews_the_claim_of_a_slow_message(wire: TopicClient, monke
     oldest = 0
 
     async with Redis.from_url(wire.url) as client, listening_with(wire, forever):
-        await wire.send(asked())
+        await wire.send(request_message())
 
         async def is_young_again() -> bool | None:
             nonlocal oldest
@@ -347,7 +347,7 @@ async def test_redis_renews_the_claim_of_a_slow_message(wire: TopicClient, monke
 async def test_nats_receives_progress_acknowledgements_for_a_slow_message(wire: NatsClient) -> None:
     acknowledgements = await wire.connection.subscribe("$JS.ACK.>")
     async with listening_with(wire, forever):
-        await wire.send(asked())
+        await wire.send(request_message())
         while (message := await acknowledgements.next_msg(timeout=LIMIT_SECONDS)).data != b"+WPI":
             pass
         assert wire.prefix in message.subject
@@ -398,7 +398,7 @@ async def test_a_higher_max_handlers_takes_effect(wire: TopicClient) -> None:
         pass
     async with listening_with(wire, receive_and_hang, max_handlers=8):
         for number in range(8):
-            await wire.send(asked(str(number)))
+            await wire.send(request_message(str(number)))
         await until(all_are_handled)
 
 

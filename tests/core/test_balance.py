@@ -359,7 +359,7 @@ async def test_registering_a_model_again_keeps_the_state_of_its_endpoints() -> N
 
 
 FAILURES: dict[str, ModelFailed] = {"refused": REFUSED, "broken": ModelAnswered(500, "")}
-EVENTS = ["come", "come", "come", "come", "leave", "cancel", "refused", "wake", "well", "register", *FAILURES]
+EVENTS = ["come", "come", "come", "come", "leave", "cancel", "refused", "wake", "succeed", "register", *FAILURES]
 # Several events may happen before a task that they woke runs.
 BURSTS = st.lists(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 63)), min_size=1, max_size=4), max_size=40)
 
@@ -409,7 +409,7 @@ class CallersHarness:
         if self.slots:
             self.slots.pop(number % len(self.slots)).release()
 
-    def well(self, number: int, _: str) -> None:
+    def succeed(self, number: int, _: str) -> None:
         if self.slots:
             self.slots[number % len(self.slots)].succeeded()
 

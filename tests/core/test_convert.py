@@ -162,7 +162,7 @@ def test_the_usage_of_a_stream_without_usage_is_estimated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "tokens"),
+    ("usage_object", "tokens"),
     [
         ({"prompt_tokens": 9, "completion_tokens": None}, (9, 3)),
         ({"prompt_tokens": 9, "completion_tokens": None, "total_tokens": 14}, (9, 5)),
@@ -173,9 +173,11 @@ def test_the_usage_of_a_stream_without_usage_is_estimated() -> None:
         (None, None),
     ],
 )
-def test_missing_counts_of_a_usage_are_estimated(told: dict[str, Any] | None, tokens: tuple[int, int] | None) -> None:
+def test_missing_counts_of_a_usage_are_estimated(
+    usage_object: dict[str, Any] | None, tokens: tuple[int, int] | None
+) -> None:
     answer = {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "x" * 12}}]}
-    usage = parse_usage(json.dumps(answer | {"usage": told}).encode())
+    usage = parse_usage(json.dumps(answer | {"usage": usage_object}).encode())
     assert (usage and (usage.prompt_tokens, usage.completion_tokens)) == tokens
 
 
@@ -214,8 +216,10 @@ def test_an_expensive_body_is_estimated_by_its_size_without_images_and_audio(lis
 
 
 @pytest.mark.parametrize(
-    "asked", [b"", b"[]", b'{"messages": 5}', b"{", b'{"input": ' + b"[" * 900 + b"]" * 900 + b"}"]
+    "request_body", [b"", b"[]", b'{"messages": 5}', b"{", b'{"input": ' + b"[" * 900 + b"]" * 900 + b"}"]
 )
-def test_the_usage_of_an_unusual_request_is_estimated(asked: bytes) -> None:
+def test_the_usage_of_an_unusual_request_is_estimated(request_body: bytes) -> None:
     chunk = Chunk(sse.event(b'{"choices": [{"index": 0, "text": "a"}]}'), event=True)
-    assert collect([chunk, Chunk(sse.DONE, event=True)], asked).usage == Usage(completion_tokens=1, total_tokens=1)
+    assert collect([chunk, Chunk(sse.DONE, event=True)], request_body).usage == Usage(
+        completion_tokens=1, total_tokens=1
+    )

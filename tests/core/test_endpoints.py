@@ -40,11 +40,11 @@ def test_the_object_id_follows_its_collection(path: str, named: str | None) -> N
     assert named == (route and route.object_id)
 
 
-@pytest.mark.parametrize("kept", ["models", "files", "batches", "uploads", "Files"])
+@pytest.mark.parametrize("collection", ["models", "files", "batches", "uploads", "Files"])
 @pytest.mark.parametrize("rest", ["", "/x1", "?limit=1", "/x1/content"])
 @pytest.mark.parametrize("method", ["", "GET ", "DELETE "])
-def test_collections_of_this_server_are_not_routed_upstream(kept: str, rest: str, method: str) -> None:
-    assert parse_route(f"{method}/v1/{kept}{rest}") is None
+def test_collections_of_this_server_are_not_routed_upstream(collection: str, rest: str, method: str) -> None:
+    assert parse_route(f"{method}/v1/{collection}{rest}") is None
 
 
 def test_a_path_that_only_resembles_such_a_collection_is_routed_upstream() -> None:

@@ -10,9 +10,9 @@ from signoff.core.upstream_objects import created_object_id, object_id_in_event
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"),
+    ("name", "stored_id"),
     [("resp_1", "resp_1"), ("", None), (None, None), ("resp\0", None), ("a\nb", None), ("x" * 256, None)],
 )
-def test_an_unusable_id_is_not_stored(name: str | None, kept: str | None) -> None:
-    assert created_object_id("/v1/responses", json.dumps({"id": name}).encode()) == kept
-    assert object_id_in_event(json.dumps({"response": {"id": name}}).encode()) == kept
+def test_an_unusable_id_is_not_stored(name: str | None, stored_id: str | None) -> None:
+    assert created_object_id("/v1/responses", json.dumps({"id": name}).encode()) == stored_id
+    assert object_id_in_event(json.dumps({"response": {"id": name}}).encode()) == stored_id

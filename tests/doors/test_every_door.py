@@ -53,8 +53,8 @@ async def native(server: Live, token: str, body: bytes) -> tuple[int, Any]:
         target = json.loads(body).get("model")
     except (ValueError, RecursionError):
         target = None
-    wrapped = b'{"body": ' + body + b', "target": ' + json.dumps(target).encode() + b"}"
-    return await server.ask("POST", "/api/jobs", token, data=io.BytesIO(wrapped))
+    job_body = b'{"body": ' + body + b', "target": ' + json.dumps(target).encode() + b"}"
+    return await server.ask("POST", "/api/jobs", token, data=io.BytesIO(job_body))
 
 
 async def chat_completion(server: Live, token: str, body: bytes) -> tuple[int, Any]:

@@ -1,4 +1,4 @@
-"""How doors read the headers of a request."""
+"""Reading the headers of a request at the doors."""
 
 from __future__ import annotations
 

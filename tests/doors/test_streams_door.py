@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 
-from contracts.test_transport import asked
+from contracts.test_transport import request_message
 from fakes.topic_clients import RabbitClient
 from signoff.core.stream import Stream, public_address, stream_fault
 from signoff.settings import BadSettings, load
@@ -44,12 +44,12 @@ async def test_a_stream_that_is_added_at_run_time_is_listened_to_until_it_is_del
             return (await server.ask("GET", "/api/streams/one", token))[1]["listening"] or None
 
         await until(is_listened_to)
-        await wire.send(asked())
+        await wire.send(request_message())
         assert (await wire.get()).body["status_code"] == 200
 
         # after a change, the stream still listens
         assert (await server.ask("PATCH", "/api/streams/one", token, json={"max_handlers": 2}))[1]["max_handlers"] == 2
-        await wire.send(asked("after the change"))
+        await wire.send(request_message("after the change"))
         assert (await wire.get()).body["metadata"] == {"n": "after the change"}
 
         assert (await server.ask("DELETE", "/api/streams/one", token))[0] == 204

@@ -40,17 +40,17 @@ PRICE = Price(model="counting", valid_from=0, input=1_000_000, output=3_000_000,
 
 
 @pytest.fixture
-async def meter() -> AsyncIterator[CountingModel]:
+async def counting_model() -> AsyncIterator[CountingModel]:
     """Yield a model server that counts."""
-    async with CountingModel() as meter:
-        yield meter
+    async with CountingModel() as counting_model:
+        yield counting_model
 
 
 @pytest.fixture
-async def server(tmp_path: Path, meter: CountingModel) -> AsyncIterator[Live]:
+async def server(tmp_path: Path, counting_model: CountingModel) -> AsyncIterator[Live]:
     """Yield a server that has the model `counting`."""
     async with live(tmp_path) as server:
-        await server.model("counting", kind="openai", url=meter.url)
+        await server.model("counting", kind="openai", url=counting_model.url)
         yield server
 
 
@@ -76,26 +76,28 @@ async def last_job(server: Live, *, after: int = 0) -> Any:
     return await until(ended_job)
 
 
-async def test_the_usage_report_equals_the_count_of_the_model(server: Live, meter: CountingModel) -> None:
+async def test_the_usage_report_equals_the_count_of_the_model(server: Live, counting_model: CountingModel) -> None:
     token = await server.token()
 
-    counts = await call_in_every_way(meter, [server.url], token, CALLS, seed=CALLS)
+    counts = await call_in_every_way(counting_model, [server.url], token, CALLS, seed=CALLS)
 
     total = (await usage_report(server, token, CALLS))["total"]
-    assert {name: total[name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
+    assert {name: total[name] for name in COUNTED} == {name: counting_model.tokens[name] for name in COUNTED}
     assert all(counts.values())
-    assert {*counts} == {*meter.kinds}
+    assert {*counts} == {*counting_model.kinds}
 
 
 @pytest.mark.parametrize("kind", ["whole", "bare", "told", "untold", "steady"])
-async def test_a_job_has_its_tokens_its_cost_and_its_times(server: Live, meter: CountingModel, kind: str) -> None:
+async def test_a_job_has_its_tokens_its_cost_and_its_times(
+    server: Live, counting_model: CountingModel, kind: str
+) -> None:
     await add_price(server.services, PRICE)
     await send_chat(server, f"{kind} 5")
 
     job = await last_job(server)
 
     tokens = {name: getattr(job, name) for name in COUNTED}
-    assert tokens == {name: meter.tokens[name] for name in COUNTED}
+    assert tokens == {name: counting_model.tokens[name] for name in COUNTED}
     usage = Usage(**tokens)
     assert job.cost_nanodollars == cost_of(PRICE, usage) > 0
     assert job.ttft_us > 0
@@ -131,10 +133,12 @@ async def test_an_ended_job_keeps_its_cost_when_prices_change(server: Live) -> N
     assert after.cost_nanodollars < before.cost_nanodollars
 
 
-async def test_a_job_that_is_sent_back_counts_every_call_of_its_model(server: Live, meter: CountingModel) -> None:
+async def test_a_job_that_is_sent_back_counts_every_call_of_its_model(
+    server: Live, counting_model: CountingModel
+) -> None:
     admin = await server.token("admin")
     await add_price(server.services, PRICE)
-    await server.model("held", kind="openai", url=meter.url, review="always")
+    await server.model("held", kind="openai", url=counting_model.url, review="always")
     body = {"target": "held", "body": chat("whole 4", "held")}
     _, created = await server.ask("POST", "/api/jobs", admin, json=body)
 
@@ -142,32 +146,34 @@ async def test_a_job_that_is_sent_back_counts_every_call_of_its_model(server: Li
     assert (await server.ask("POST", "/reviewJob", admin, json={"id": job["job_id"], "status": "bot"}))[0] == 200
     again = await server.job_when(admin, created["job_id"], lambda job: job["round"] == 2 and job["status"] == "human")
 
-    assert again["usage"] == {name: meter.tokens[name] for name in COUNTED}
-    assert meter.kinds["whole"] == 2
+    assert again["usage"] == {name: counting_model.tokens[name] for name in COUNTED}
+    assert counting_model.kinds["whole"] == 2
 
 
-async def test_an_answer_that_comes_after_its_job_was_cancelled_counts_too(server: Live, meter: CountingModel) -> None:
+async def test_an_answer_that_comes_after_its_job_was_cancelled_counts_too(
+    server: Live, counting_model: CountingModel
+) -> None:
     admin = await server.token("admin")
     _, created = await server.ask("POST", "/api/jobs", admin, json={"target": "counting", "body": chat("slow 6")})
-    await meter.received()
+    await counting_model.received()
     job = await server.services.store.jobs.get(created["job_id"])
     server.services.runtime.leases.drop(job.id)  # so the worker does not learn of the cancellation
     await server.services.store.jobs.transition(job.id, TransitionRequest(verb="cancel", actor="test"))
 
-    meter.release.set()
+    counting_model.release.set()
 
     async def report_with_tokens() -> dict[str, Any] | None:
         _, report = await server.ask("GET", "/api/usage?by=status", admin)
         return report if report["total"]["prompt_tokens"] else None
 
     report = await until(report_with_tokens)
-    assert {name: report["total"][name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
+    assert {name: report["total"][name] for name in COUNTED} == {name: counting_model.tokens[name] for name in COUNTED}
     assert [(line["status"], line["jobs"]) for line in report["data"]] == [("fail", 1), ("stale", 0)]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_call_whose_caller_disconnects_while_its_end_is_written_counts_once(
-    server: Live, meter: CountingModel, stream: bool
+    server: Live, counting_model: CountingModel, stream: bool
 ) -> None:
     admin = await server.token("admin")
     # given a call whose row exists and whose end is being written
@@ -191,10 +197,12 @@ async def test_a_call_whose_caller_disconnects_while_its_end_is_written_counts_o
     await usage_report(server, admin, 1)
     await asyncio.wait([broadcast.task])
     report = await usage_report(server, admin, 1)
-    assert {name: report["total"][name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
+    assert {name: report["total"][name] for name in COUNTED} == {name: counting_model.tokens[name] for name in COUNTED}
 
 
-async def test_a_cancelled_stream_counts_though_its_client_disconnects(server: Live, meter: CountingModel) -> None:
+async def test_a_cancelled_stream_counts_though_its_client_disconnects(
+    server: Live, counting_model: CountingModel
+) -> None:
     admin = await server.token("admin")
     body = msgspec.json.encode(chat("left 5", "counting", stream=True))
     caller = await identify(server.services, admin)
@@ -213,7 +221,7 @@ async def test_a_cancelled_stream_counts_though_its_client_disconnects(server: L
 
     report = await until(report_with_rows)
     assert [line["status"] for line in report["data"]] == ["stale"]
-    assert {name: report["total"][name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
+    assert {name: report["total"][name] for name in COUNTED} == {name: counting_model.tokens[name] for name in COUNTED}
 
 
 async def _is_abandoned(broadcast: Broadcast) -> bool | None:
@@ -356,11 +364,11 @@ def test_a_price_survives_a_round_trip_as_text(amount: int) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 async def test_ten_thousand_calls_through_two_servers_are_all_counted(
-    tmp_path: Path, postgres_url: str, meter: CountingModel, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, postgres_url: str, counting_model: CountingModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environment = clean_environment(tmp_path / "data", SIGNOFF_DATABASE_URL=postgres_url)
     signoff(environment, "migrate")
-    signoff(environment, "model", "add", "counting", "--kind", "openai", "--url", meter.url)
+    signoff(environment, "model", "add", "counting", "--kind", "openai", "--url", counting_model.url)
     signoff(environment, "price", "set", "counting", "--input", "1", "--output", "2", "--cached-input", "0.5")
     token = signoff(environment, "token", "create", "ann@example.com", "--role", "admin", "--quiet").strip()
     ports = [free_port(), free_port()]
@@ -369,7 +377,7 @@ async def test_ten_thousand_calls_through_two_servers_are_all_counted(
             (tmp_path / str(port)).mkdir()
             stack.enter_context(served(environment, tmp_path / str(port), port))
         urls = [f"http://127.0.0.1:{port}" for port in ports]
-        counts = await call_in_every_way(meter, urls, token, MANY_CALLS, seed=MANY_CALLS)
+        counts = await call_in_every_way(counting_model, urls, token, MANY_CALLS, seed=MANY_CALLS)
 
         def final_report() -> dict[str, Any] | None:
             report = ask(ports[0], "/api/usage?by=status", token)
@@ -378,7 +386,7 @@ async def test_ten_thousand_calls_through_two_servers_are_all_counted(
 
         report = await asyncio.to_thread(processes.until, final_report, 120)
     with capsys.disabled():
-        sys.stdout.write(f"\n{dict(counts)}\ncounted {dict(meter.tokens)}\nreported {report}\n")
-    assert {name: report["total"][name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
+        sys.stdout.write(f"\n{dict(counts)}\ncounted {dict(counting_model.tokens)}\nreported {report}\n")
+    assert {name: report["total"][name] for name in COUNTED} == {name: counting_model.tokens[name] for name in COUNTED}
     cost = Price(model="counting", valid_from=0, input=10**6, output=2 * 10**6, cached_input=5 * 10**5)
-    assert report["total"]["cost"] == dollars(cost_of(cost, Usage(**meter.tokens)), NANO)
+    assert report["total"]["cost"] == dollars(cost_of(cost, Usage(**counting_model.tokens)), NANO)

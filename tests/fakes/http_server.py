@@ -38,7 +38,7 @@ class RecordedRequest:
         return json.loads(self.body)
 
 
-Step = bytes | Callable[["FakeServer"], Awaitable[bytes | None]]
+ReplyStep = bytes | Callable[["FakeServer"], Awaitable[bytes | None]]
 """Bytes to send, or an async function of the server that is awaited and may return bytes to send."""
 
 
@@ -49,11 +49,11 @@ class Reply:
     status: int = 200
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
-    before: tuple[Step, ...] = ()
+    before: tuple[ReplyStep, ...] = ()
     """Steps before the head."""
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ReplyStep, ...] = ()
     """The body: each step is a write of its own, and a chunk if the framing is `chunked`."""
-    repeat: Step | None = None
+    repeat: ReplyStep | None = None
     """A step that follows the others again and again."""
     framing: Literal["length", "chunked", "until-close", "raw"] = "length"
     """How the body is delimited; a `raw` reply has no head but what its steps send."""
@@ -81,7 +81,7 @@ class Reply:
         lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}", *map(": ".join, fields.items())]
         return "\r\n".join([*lines, "", ""]).encode()
 
-    def body(self) -> Iterator[Step]:
+    def body(self) -> Iterator[ReplyStep]:
         """Yield every step, and repeat the last one without end if the reply says so."""
         yield from self.steps
         while self.repeat is not None:
@@ -98,12 +98,12 @@ def json_reply(payload: Any, **more: Any) -> Reply:
     return whole(json.dumps(payload).encode(), **more)
 
 
-def chunked(*steps: Step, **more: Any) -> Reply:
+def chunked(*steps: ReplyStep, **more: Any) -> Reply:
     """Return a stream of server-sent events, or of what `content_type` says."""
     return Reply(**{"steps": steps, "framing": "chunked", "content_type": "text/event-stream"} | more)
 
 
-def raw(*steps: Step, **more: Any) -> Reply:
+def raw(*steps: ReplyStep, **more: Any) -> Reply:
     """Return a reply that consists of `steps`, including its status line and headers."""
     return Reply(steps=steps, framing="raw", **more)
 
@@ -119,7 +119,7 @@ def sse_event(data: Any, *, name: str = "", newline: str = "\n") -> bytes:
     return f"{f'event: {name}{newline}' if name else ''}data: {text}{newline}{newline}".encode()
 
 
-def pause(seconds: float, then: bytes | None = None) -> Step:
+def pause(seconds: float, then: bytes | None = None) -> ReplyStep:
     """Return a step that sends `then` after a pause."""
 
     async def step(_: FakeServer) -> bytes | None:
@@ -257,7 +257,7 @@ class FakeServer:
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
 
-    async def _bytes_of(self, step: Step) -> bytes:
+    async def _bytes_of(self, step: ReplyStep) -> bytes:
         return step if isinstance(step, bytes) else await step(self) or b""
 
     async def _write(self, writer: asyncio.StreamWriter, data: bytes) -> None:

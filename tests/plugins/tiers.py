@@ -88,14 +88,14 @@ def words_of(function: Callable[..., object]) -> frozenset[str]:
     while ahead:
         if (one := ahead.pop()) not in seen:
             seen.add(one)
-            words_here, reached = look_at(one)
+            words_here, reached = inspect_code(one)
             words |= words_here
             ahead += reached
     return frozenset(words)
 
 
 @cache
-def look_at(function: FunctionType) -> tuple[frozenset[str], tuple[FunctionType, ...]]:
+def inspect_code(function: FunctionType) -> tuple[frozenset[str], tuple[FunctionType, ...]]:
     """Return the names and texts in a function's own code, and the functions of the tests that it names."""
     names, texts = set[str](), set[str]()
     codes = [function.__code__]

@@ -159,7 +159,7 @@ def test_a_file_can_be_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("prot = 1", "there is no setting 'prot'; did you mean 'port'?"),
         ("host = 'h'\nlease_second = 1", "did you mean 'lease_seconds'?"),
@@ -169,9 +169,9 @@ def test_a_file_can_be_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("port = 'many'", "port: "),
     ],
 )
-def test_a_file_with_an_error_is_refused_in_one_line_that_names_it(text: str, told: str, place: Path) -> None:
+def test_a_file_with_an_error_is_refused_in_one_line_that_names_it(text: str, message: str, place: Path) -> None:
     (place / "signoff.toml").write_text(text)
-    with pytest.raises(BadSettings, match=re.escape(told)) as caught:
+    with pytest.raises(BadSettings, match=re.escape(message)) as caught:
         load()
     assert "\n" not in str(caught.value)
 

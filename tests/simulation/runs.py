@@ -61,7 +61,7 @@ class MemoryRuns:
 
         return await self._connection.send(read, writes=False)
 
-    async def insert_again(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
+    async def insert_retry(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
         def insert(tx: Tx) -> Job:
             for step in steps:
                 self._jobs.add_job(

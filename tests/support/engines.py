@@ -13,9 +13,9 @@ from signoff.engines.upstream import UpstreamClient
 
 
 @asynccontextmanager
-async def an_engine(run_dir: Path, heard: list[str] | None = None, **more: Any) -> AsyncIterator[SubprocessEngine]:
-    """Yield an engine on the shared folder `run_dir`, which appends the log lines of its models to `heard`."""
-    lines = [] if heard is None else heard
+async def an_engine(run_dir: Path, log_lines: list[str] | None = None, **more: Any) -> AsyncIterator[SubprocessEngine]:
+    """Yield an engine on the shared folder `run_dir`, which appends the log lines of its models to `log_lines`."""
+    lines = [] if log_lines is None else log_lines
     upstream = UpstreamClient(now=time.time)
     await upstream.start()
     engine = SubprocessEngine(upstream, run_dir, on_log_line=lambda _, line: lines.append(line), **more)

@@ -103,11 +103,11 @@ async def held(store: AStore, **more: Any) -> Job:
 
 async def reserved(store: AStore, limit: Limit, tokens: int) -> Reservation:
     """Reserve `tokens` under `limit` for a minute."""
-    room = await store.quotas.reserve(
+    reservation = await store.quotas.reserve(
         ReservationRequest(id="job", limits=((limit.name, limit),), tokens=tokens, lease_seconds=60)
     )
-    assert isinstance(room, Reservation)
-    return room
+    assert isinstance(reservation, Reservation)
+    return reservation
 
 
 async def settled(store: AStore, reservation: Reservation, tokens: int) -> Counter:
@@ -154,34 +154,34 @@ async def until(look: Callable[[], Awaitable[T | None]], seconds: float = WAIT_S
     return value
 
 
-class Ear:
+class ChangeRecorder:
     """A listener that records the changes it gets."""
 
     def __init__(self, store: AStore) -> None:
-        self.heard: list[tuple[Topic, str]] = []
-        store.listen(lambda topic, name: self.heard.append((topic, name)))
+        self.recorded: list[tuple[Topic, str]] = []
+        store.listen(lambda topic, name: self.recorded.append((topic, name)))
 
     async def hears(self, *news: tuple[Topic, str]) -> None:
         """Wait until one of the changes in `news` has arrived."""
 
         async def has_arrived() -> bool:
-            return any(item in self.heard for item in news)
+            return any(item in self.recorded for item in news)
 
         await until(has_arrived)
 
 
 @contextlib.asynccontextmanager
-async def listening(url: str) -> AsyncIterator[tuple[AStore, Ear]]:
+async def listening(url: str) -> AsyncIterator[tuple[AStore, ChangeRecorder]]:
     """Yield a store and a listener that records what others write from now on."""
     store = store_at(url)
-    ear = Ear(store)
+    recorder = ChangeRecorder(store)
     try:
         await _migrated(store, url)
         await store.start()
         if url.startswith("postgresql"):
-            await ear.hears(("any", ""))  # the first thing it says once it is connected
-        ear.heard.clear()
-        yield store, ear
+            await recorder.hears(("any", ""))  # the first thing it says once it is connected
+        recorder.recorded.clear()
+        yield store, recorder
     finally:
         await store.close()
 

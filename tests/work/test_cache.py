@@ -116,7 +116,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["sql", "postgres", "redis", "memory"])
-def keeper(request: pytest.FixtureRequest, prefix: str) -> dict[str, Any]:
+def cache_settings(request: pytest.FixtureRequest, prefix: str) -> dict[str, Any]:
     """Return the settings of a server with that kind of cache."""
     match request.param:
         case "postgres":
@@ -159,15 +159,15 @@ async def test_every_door_repeats_a_signed_off_answer(door: str, tmp_path: Path)
 
 
 async def test_every_cache_repeats_an_answer_and_shared_caches_do_in_another_process(
-    keeper: dict[str, Any], tmp_path: Path
+    cache_settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    async with serving(tmp_path, **keeper) as (server, upstream):
+    async with serving(tmp_path, **cache_settings) as (server, upstream):
         token = await server.token()
         assert await at_openai(server, token) == (200, "answer 1", "miss")
         assert await at_openai(server, token) == (200, "answer 1", "hit")
         assert await at_cached(server, token, "eye") == (200, "answer 2", "miss")
-        async with live(tmp_path, **keeper) as other:
-            is_shared = keeper.get("cache") != "memory"
+        async with live(tmp_path, **cache_settings) as other:
+            is_shared = cache_settings.get("cache") != "memory"
             expected = (200, "answer 2", "hit") if is_shared else (200, "answer 3", "miss")
             assert await at_cached(other, token, "eye") == expected
         assert upstream.calls == (2 if is_shared else 3)
@@ -394,8 +394,10 @@ async def test_a_user_never_gets_another_users_answer(door: str, tmp_path: Path)
         assert await DOORS[door](server, bob) == (200, "answer 2", "hit")
 
 
-async def test_no_kind_of_cache_gives_a_user_another_users_answer(keeper: dict[str, Any], tmp_path: Path) -> None:
-    async with serving(tmp_path, **keeper) as (server, _):
+async def test_no_kind_of_cache_gives_a_user_another_users_answer(
+    cache_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    async with serving(tmp_path, **cache_settings) as (server, _):
         ann, bob = await server.token(email="ann@example.com"), await server.token(email="bob@example.com")
         for door in (at_cached, at_openai):
             ours = await door(server, ann)
@@ -411,8 +413,8 @@ async def test_no_kind_of_cache_gives_a_user_another_users_answer(keeper: dict[s
         assert (await ask(server, stranger, f"/api/cache{CHAT}", body))[1] == []
 
 
-async def test_with_a_shared_cache_all_users_get_one_answer(keeper: dict[str, Any], tmp_path: Path) -> None:
-    async with serving(tmp_path, cache_shared=True, **keeper) as (server, upstream):
+async def test_with_a_shared_cache_all_users_get_one_answer(cache_settings: dict[str, Any], tmp_path: Path) -> None:
+    async with serving(tmp_path, cache_shared=True, **cache_settings) as (server, upstream):
         ann, bob = await server.token(email="ann@example.com"), await server.token(email="bob@example.com")
         assert await at_cached(server, ann) == (200, "answer 1", "miss")
         assert await at_cached(server, bob) == (200, "answer 1", "hit")
@@ -610,8 +612,8 @@ async def test_cache_control_is_obeyed_on_every_door(door: str, tmp_path: Path) 
         assert upstream.calls == 5
 
 
-async def test_an_answer_older_than_max_age_is_a_miss(keeper: dict[str, Any], tmp_path: Path) -> None:
-    async with serving(tmp_path, **keeper) as (server, _):
+async def test_an_answer_older_than_max_age_is_a_miss(cache_settings: dict[str, Any], tmp_path: Path) -> None:
+    async with serving(tmp_path, **cache_settings) as (server, _):
         token = await server.token()
         await at_cached(server, token)
 
@@ -622,8 +624,8 @@ async def test_an_answer_older_than_max_age_is_a_miss(keeper: dict[str, Any], tm
         assert (await at_cached(server, token, cache_control="max-age=60"))[1] == "answer 2"
 
 
-async def test_an_answer_is_gone_after_its_time_to_live(keeper: dict[str, Any], tmp_path: Path) -> None:
-    async with serving(tmp_path, cache_ttl_seconds=0.5, **keeper) as (server, upstream):
+async def test_an_answer_is_gone_after_its_time_to_live(cache_settings: dict[str, Any], tmp_path: Path) -> None:
+    async with serving(tmp_path, cache_ttl_seconds=0.5, **cache_settings) as (server, upstream):
         token = await server.token()
         await at_cached(server, token)
 
@@ -717,15 +719,15 @@ async def test_a_hundred_equal_requests_at_once_are_answered_and_one_entry_per_u
         assert (await server.ask("GET", "/api/cache", ann))[1]["entries"] == 1
 
 
-async def test_an_answer_of_a_megabyte_is_repeated_whole(keeper: dict[str, Any], tmp_path: Path) -> None:
-    async with serving(tmp_path, **keeper) as (server, upstream):
+async def test_an_answer_of_a_megabyte_is_repeated_whole(cache_settings: dict[str, Any], tmp_path: Path) -> None:
+    async with serving(tmp_path, **cache_settings) as (server, upstream):
         upstream.padding = 1024 * 1024
         token = await server.token()
         status, first, cache = await at_cached(server, token)
         assert (status, cache, len(first or "")) == (200, "miss", 1024 * 1024 + len("answer 1"))
         assert await at_cached(server, token) == (200, first, "hit")
-        async with live(tmp_path, **keeper) as other:
-            is_shared = keeper.get("cache") != "memory"
+        async with live(tmp_path, **cache_settings) as other:
+            is_shared = cache_settings.get("cache") != "memory"
             assert (await at_cached(other, token))[2] == ("hit" if is_shared else "miss")
 
 
@@ -889,8 +891,8 @@ async def test_a_user_deletes_their_own_entries_and_an_admin_those_of_any_user(
         assert (await server.ask("GET", f"/api/jobs/{job['job_id']}", ann))[1]["response"]
 
 
-async def test_deleting_ones_own_entries_leaves_those_of_others(keeper: dict[str, Any], tmp_path: Path) -> None:
-    async with serving(tmp_path, **keeper) as (server, _):
+async def test_deleting_ones_own_entries_leaves_those_of_others(cache_settings: dict[str, Any], tmp_path: Path) -> None:
+    async with serving(tmp_path, **cache_settings) as (server, _):
         ann, bob = await server.token(email="ann@example.com"), await server.token(email="bob@example.com")
         await at_cached(server, ann)
         await at_cached(server, bob)
@@ -900,9 +902,9 @@ async def test_deleting_ones_own_entries_leaves_those_of_others(keeper: dict[str
         assert [(await at_cached(server, token))[2] for token in (ann, bob)] == ["hit", "miss"]
 
 
-async def test_a_deletion_applies_to_every_process(keeper: dict[str, Any], tmp_path: Path) -> None:
-    async with serving(tmp_path, **keeper) as (server, _), live(tmp_path, **keeper) as other:
-        token = await server.token("admin" if keeper.get("cache") == "memory" else "user")
+async def test_a_deletion_applies_to_every_process(cache_settings: dict[str, Any], tmp_path: Path) -> None:
+    async with serving(tmp_path, **cache_settings) as (server, _), live(tmp_path, **cache_settings) as other:
+        token = await server.token("admin" if cache_settings.get("cache") == "memory" else "user")
         for each in (server, other):
             await at_cached(each, token)
             assert (await at_cached(each, token))[2] == "hit"

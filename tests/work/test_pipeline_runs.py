@@ -530,7 +530,7 @@ async def test_a_rerun_has_the_upstream_key_and_the_delivery_targets_of_the_firs
 
 
 @pytest.mark.parametrize(
-    ("change", "second", "asked"),
+    ("change", "second", "prompts"),
     [
         ({"node": "0.1.0", "output": "other"}, "free other", ["free other"]),
         ({"node": "0.1", "payload": chat("free new", "m")}, "free new", ["free new"]),
@@ -539,7 +539,7 @@ async def test_a_rerun_has_the_upstream_key_and_the_delivery_targets_of_the_firs
     ],
 )
 async def test_a_partial_rerun_repeats_only_the_changed_steps(
-    server: Live, upstream: EchoingModel, change: dict[str, Any], second: str | None, asked: list[str]
+    server: Live, upstream: EchoingModel, change: dict[str, Any], second: str | None, prompts: list[str]
 ) -> None:
     token = await ann_token(server)
     await save(server, token, "pipeline", "p", "builtin_concat(free(x), free(x=uppercase(y)))")
@@ -552,10 +552,10 @@ async def test_a_partial_rerun_repeats_only_the_changed_steps(
     assert (status, new.get("retry_of")) == (202, job), new
     answer = await wait_until_ended(server, token, new["job_id"])
     assert answer["response"] == f"{REPLY}free 1 " + ("by hand" if second is None else REPLY + second)
-    assert upstream.prompts == asked
+    assert upstream.prompts == prompts
     assert (await server.ask("GET", f"/api/jobs/{job}", token))[1] == old
     counted = [entry["node"] for entry in await log(server, token, new["job_id"]) if entry["usage"]]
-    assert len(counted) == len(asked), "what was not asked again is not counted again"
+    assert len(counted) == len(prompts), "what was not asked again is not counted again"
 
 
 async def test_an_impossible_partial_rerun_is_refused_with_the_reason(server: Live) -> None:

@@ -22,7 +22,7 @@ from signoff.infra.vault import Vault, add_new_key, drop_old_keys, existing_keys
 from signoff.server.bootstrap import open_services
 from signoff.settings import Settings
 from signoff.work.admin.people import create_user
-from signoff.work.admin.rotation import RotationResult, reseal
+from signoff.work.admin.rotation import RotationResult, rotate_secrets
 from signoff.work.services import Services
 from signoff.work.submit import submit
 from support.live_server import chat, live
@@ -67,8 +67,8 @@ async def test_a_server_works_on_while_the_key_is_rotated(tmp_path: Path) -> Non
         async with open_services(settings) as other:
             with keys_locked(settings.key_path):
                 put_new_key_first(settings.key_path, added=False)
-                assert await reseal(other) == RotationResult(count=2, unreadable=0)
-                assert await reseal(other) == RotationResult(count=0, unreadable=0)
+                assert await rotate_secrets(other) == RotationResult(count=2, unreadable=0)
+                assert await rotate_secrets(other) == RotationResult(count=0, unreadable=0)
         new_key = existing_keys(settings.key_path)[0]
         assert new_key != old
         assert sorted(await decrypt_all(settings, [new_key])) == ["sk-model", "whsec_" + "c2ln" * 8]
@@ -109,7 +109,7 @@ async def test_secrets_that_no_key_opens_are_counted_and_left_unchanged(tmp_path
     put_new_key_first(settings.key_path, added=False)
     async with open_services(settings) as services:
         before = await sealed_secrets(services)
-        assert await reseal(services) == RotationResult(count=1, unreadable=2)
+        assert await rotate_secrets(services) == RotationResult(count=1, unreadable=2)
         assert (await sealed_secrets(services))[:2] == before[:2]
 
 

@@ -20,10 +20,10 @@ JOBS = 10
 
 
 @pytest.fixture
-async def meter() -> AsyncIterator[CountingModel]:
+async def counting_model() -> AsyncIterator[CountingModel]:
     """Yield a model server that counts its tokens."""
-    async with CountingModel() as meter:
-        yield meter
+    async with CountingModel() as counting_model:
+        yield counting_model
 
 
 async def have_all_ended(server: Live, count: int) -> bool | None:
@@ -48,9 +48,9 @@ async def submit_and_wait(server: Live, text: str, count: int) -> str:
     return admin
 
 
-async def test_a_job_under_a_limit_is_counted_once(tmp_path: Path, meter: CountingModel) -> None:
+async def test_a_job_under_a_limit_is_counted_once(tmp_path: Path, counting_model: CountingModel) -> None:
     async with live(tmp_path) as server:
-        await server.model("counting", kind="openai", url=meter.url)
+        await server.model("counting", kind="openai", url=counting_model.url)
         await server.services.store.quotas.put_limit(Limit(who="each", parallel=2, tokens_per_day=10_000))
         server.services.caches.limits.invalidate()
 
@@ -58,12 +58,14 @@ async def test_a_job_under_a_limit_is_counted_once(tmp_path: Path, meter: Counti
 
         _, report = await server.ask("GET", "/api/usage?by=status", admin)
         assert [row["status"] for row in report["data"]] == ["success"]
-        assert {name: report["total"][name] for name in COUNTED} == {name: meter.tokens[name] for name in COUNTED}
+        assert {name: report["total"][name] for name in COUNTED} == {
+            name: counting_model.tokens[name] for name in COUNTED
+        }
 
 
-async def test_the_end_of_a_job_renews_no_lease(tmp_path: Path, meter: CountingModel) -> None:
+async def test_the_end_of_a_job_renews_no_lease(tmp_path: Path, counting_model: CountingModel) -> None:
     async with live(tmp_path, lease_seconds=600, heartbeat_seconds=200) as server:
-        await server.model("counting", kind="openai", url=meter.url)
+        await server.model("counting", kind="openai", url=counting_model.url)
         renew, renewed = server.services.store.jobs.renew, list[str]()
 
         async def record_and_renew(leases: Mapping[str, str], lease_seconds: float) -> Any:

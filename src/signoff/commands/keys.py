@@ -7,7 +7,7 @@ import typer
 from signoff.commands.terminal import err, out, run, stop
 from signoff.infra.vault import add_new_key, drop_old_keys, keys_locked, put_new_key_first
 from signoff.settings import load
-from signoff.work.admin.rotation import RotationResult, reseal
+from signoff.work.admin.rotation import RotationResult, rotate_secrets
 from signoff.work.services import Services
 
 # Secrets that were sealed with an old key while the key changed are in the database long before this time has passed.
@@ -31,7 +31,7 @@ def key_rotate(*, added: Annotated[bool, typer.Option("--added", help="Use the k
     settings = load()
     with keys_locked(settings.key_path):
         put_new_key_first(settings.key_path, added=added)
-        _print_result(run(settings, reseal))
+        _print_result(run(settings, rotate_secrets))
     out.print("The old key is still needed for secrets that are being stored. In an hour, run: signoff key drop")
 
 
@@ -47,7 +47,7 @@ def key_drop(
         age_seconds = services.clock() / 1_000_000 - settings.key_path.stat().st_mtime
         if age_seconds < MIN_KEY_AGE_SECONDS and not at_once:
             stop("The keys changed less than an hour ago; wait, or use --at-once if no server runs.")
-        return await reseal(services)
+        return await rotate_secrets(services)
 
     with keys_locked(settings.key_path):
         _print_result(run(settings, reseal_if_old))

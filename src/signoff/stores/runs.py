@@ -69,7 +69,7 @@ class SqlRuns:
         rows = await self._database.read(lambda conn, _: conn.execute(query, {"run": run_id}).all())
         return [_call_of(row) for row in rows]
 
-    async def insert_again(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
+    async def insert_retry(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
         """See `store.Runs`."""
 
         def insert(tx: Tx) -> Job:

@@ -19,7 +19,7 @@ class RotationResult(msgspec.Struct, frozen=True):
     """The number of secrets that no key decrypts."""
 
 
-async def reseal(services: Services) -> RotationResult:
+async def rotate_secrets(services: Services) -> RotationResult:
     """Encrypt all secrets with the newest key. It can be interrupted and started again, as newest ones are skipped."""
     count = unreadable = 0
     for kind in KINDS:

@@ -110,7 +110,7 @@ async def rerun(services: Services, caller: Caller, job_id: str, change: RerunCh
         copied_calls += [_change_call(new, call, change)] if call is not None else []
         if step is None and call is None:
             raise BadRequest(f"The call at `node` {change.node!r} was not made; leave out `payload` and `output`.")
-    job = await services.store.runs.insert_again(new, copied_steps, copied_calls, actor=caller.actor)
+    job = await services.store.runs.insert_retry(new, copied_steps, copied_calls, actor=caller.actor)
     services.adapters.broker.notify(job.id, job.priority)
     return redacted(caller, job)
 
