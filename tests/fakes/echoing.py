@@ -27,6 +27,8 @@ class EchoingModel(FakeServer):
         self.gate = asyncio.Event()
         """Answers wait while it is not set."""
         self.gate.set()
+        self.closes_gate_at: int | None = None
+        """Number of the request, counted from 1, that closes the gate before it is answered."""
 
     @property
     def keys(self) -> list[str | None]:
@@ -40,6 +42,8 @@ class EchoingModel(FakeServer):
     async def reply(self, request: RecordedRequest) -> Reply:
         prompt = request.json()["messages"][-1]["content"]
         self.prompts.append(prompt)
+        if len(self.prompts) == self.closes_gate_at:
+            self.gate.clear()
         await self.gate.wait()
         status = self.statuses.get(prompt, 200)
         error = {"message": "No, not that.", "type": "x", "param": None, "code": str(status)}

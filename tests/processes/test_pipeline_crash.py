@@ -26,10 +26,9 @@ def test_a_run_of_a_killed_process_ends_and_repeats_no_finished_step(tmp_path: P
             for number in range(STEPS):
                 ask(port, "/api/prompts", token, {"name": f"p{number}", "body": f"step {number}: {{x}}"})
             ask(port, "/api/pipelines", token, {"name": "five", "body": "p4(x=p3(x=p2(x=p1(x=p0(x)))))"})
+            upstream.closes_gate_at = 3
             job_id = start_run(port, token, door)
-            until(lambda: len(upstream.answered) >= 2 or None)
-            portal.call(upstream.gate.clear)
-            until(lambda: len(upstream.prompts) > len(upstream.answered) or None)
+            until(lambda: len(upstream.prompts) == 3 or None)
             answered = list(upstream.answered)
             # when its process is killed, and another one started
             server.send_signal(signal.SIGKILL)

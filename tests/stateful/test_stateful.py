@@ -23,7 +23,8 @@ from stateful.place import ControlledDatabase
 Break = Callable[[pytest.MonkeyPatch], None]
 STEPS = 50
 pytestmark = pytest.mark.slow
-RUNS = {"sqlite": 36, "postgres": 12}
+RUNS = {"sqlite": 24, "postgres": 12}
+MORE_RUNS = 10
 LONG_RUNS = 600
 SEARCHES = 400
 
@@ -71,8 +72,16 @@ def test_a_store_behaves_like_its_model(place: ControlledDatabase, request: pyte
 
     if database == "postgres":  # fewer runs, with the same first steps as on SQLite
         return
-    # Only streams use `refuse`; their own tests cover it.
-    assert TRANSITIONS.keys() - (+Machine.performed).keys() == {"refuse"}, "every other verb was done"
+    for more in range(1, MORE_RUNS):  # a rare verb may need more runs; another number of them makes other choices
+        if not verbs_to_do():
+            break
+        run_machine(place, settings(BASE_SETTINGS, max_examples=RUNS[database] + more))
+    assert verbs_to_do() == set()
+
+
+def verbs_to_do() -> set[str]:
+    """Return the verbs that no run has performed, except `refuse`: only streams use it, and their tests cover it."""
+    return TRANSITIONS.keys() - (+Machine.performed).keys() - {"refuse"}
 
 
 @pytest.mark.long
