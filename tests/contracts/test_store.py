@@ -777,7 +777,7 @@ def test_every_verb_has_requests_for_the_walk() -> None:
 
 @pytest.mark.slow
 @settings(
-    max_examples=5,
+    max_examples=3,
     deadline=None,
     derandomize=True,
     database=None,

@@ -29,29 +29,15 @@ from signoff.work.admin.people import identify, sign_in
 from signoff.work.jobs.query import load_job
 from signoff.work.services import Services
 from signoff.work.submit import submit
+from support.processes import run_many
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 60.0
 TOKEN = re.compile(r"sg_\w{38}")
 
+
 # Run several commands in one process, because each start takes about a second.
 # Print a JSON list of [exit code, stdout, stderr].
-RUN_MANY = """
-import contextlib, io, json, sys
-from signoff.cli import main
-told = []
-for *words, stdin in json.loads(sys.argv[1]):
-    sys.argv, sys.stdin, code = ["signoff", *words], io.StringIO(stdin), 0
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-    told.append([code or 0, out.getvalue(), err.getvalue()])
-print(json.dumps(told))
-"""
-
-
 def environment(folder: Path, more: dict[str, str]) -> dict[str, str]:
     """Return an environment with a data directory in `folder`, without other settings of Signoff."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SIGNOFF_", "INNER_LLM"))}
@@ -76,15 +62,7 @@ def signoff(folder: Path, *arguments: str, stdin: str = "", **more: str) -> tupl
 
 def signoff_many(folder: Path, *commands: list[str], **more: str) -> list[tuple[int, str, str]]:
     """Run several commands in one process; the last word of each is its input."""
-    result = subprocess.run(
-        [sys.executable, "-c", RUN_MANY, json.dumps(commands)],
-        cwd=folder,
-        env=environment(folder, more),
-        capture_output=True,
-        timeout=TIMEOUT_SECONDS,
-        check=True,
-    )
-    return [tuple(entry) for entry in json.loads(result.stdout)]
+    return run_many(environment(folder, more), *commands, folder=folder)
 
 
 @contextlib.contextmanager

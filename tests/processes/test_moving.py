@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import SIGNOFF, ask, clean_environment, first_token, free_port, served, signoff, until
+from support.processes import SIGNOFF, ask, clean_environment, first_token, free_port, run_many, served, signoff, until
 
 UPSTREAM = "https://api.example.com/v1"
 
@@ -85,20 +85,25 @@ def test_a_backup_with_the_key_can_be_restored_without_other_files(tmp_path: Pat
 def test_failures_are_reported_in_one_line(tmp_path: Path) -> None:
     environment = clean_environment(tmp_path / "data")
     (tmp_path / "text").write_text("hello")
-    for arguments, reason in (
-        (("backup", str(tmp_path / "new")), f"There is no database at {tmp_path}/data/signoff.db."),
-        (("backup", str(tmp_path / "new"), "--with-key"), "No such file or directory"),
-        (("restore", str(tmp_path / "nothing")), "No such file or directory"),
-        (("restore", str(tmp_path / "text")), f"{tmp_path}/text is not a Signoff backup: it is not a gzip file."),
-        (("restore", str(tmp_path)), "Is a directory"),
-    ):
-        code, output, error_output = run_signoff(environment, *arguments)
+    reasons = {
+        ("backup", f"{tmp_path}/new"): f"There is no database at {tmp_path}/data/signoff.db.",
+        ("backup", f"{tmp_path}/new", "--with-key"): "No such file or directory",
+        ("restore", f"{tmp_path}/nothing"): "No such file or directory",
+        ("restore", f"{tmp_path}/text"): f"{tmp_path}/text is not a Signoff backup: it is not a gzip file.",
+        ("restore", f"{tmp_path}"): "Is a directory",
+    }
+    results = run_many(environment, *((*arguments, "") for arguments in reasons))
+    for (code, output, error_output), reason in zip(results, reasons.values(), strict=True):
         assert (code, output, error_output.count("\n")) == (1, "", 1), error_output
         assert reason in error_output
-    signoff(environment, "migrate")
-    code, output, error_output = run_signoff(environment, "backup", str(tmp_path / "text"))
+    _, existing, no_folder = run_many(
+        environment,
+        ("migrate", ""),
+        ("backup", f"{tmp_path}/text", ""),
+        ("backup", f"{tmp_path}/no/folder", ""),
+    )
     refusal = f"{tmp_path}/text exists already and is not overwritten; choose another file name.\n"
-    assert (code, error_output) == (1, refusal)
+    assert existing == (1, "", refusal)
     assert (tmp_path / "text").read_text() == "hello"
-    assert "No such file" in run_signoff(environment, "backup", str(tmp_path / "no" / "folder"))[2]
+    assert "No such file" in no_folder[2]
     assert {path.name for path in tmp_path.iterdir()} == {"data", "text"}

@@ -10,12 +10,26 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+RUN_MANY = """
+import contextlib, io, json, sys
+from signoff.cli import main
+results = []
+for *words, stdin in json.loads(sys.argv[1]):
+    sys.argv, sys.stdin, code = ["signoff", *words], io.StringIO(stdin), 0
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    results.append([code or 0, out.getvalue(), err.getvalue()])
+print(json.dumps(results))
+"""
 WAIT_SECONDS = 60.0
 SIGNOFF = (sys.executable, "-m", "signoff")
 
@@ -61,6 +75,24 @@ def start_worker(environment: dict[str, str], *, stderr: int = subprocess.PIPE) 
 def signoff(environment: dict[str, str], *command: str) -> str:
     """Run a command of the command line; return what it prints."""
     return subprocess.run((*SIGNOFF, *command), env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def run_many(
+    environment: dict[str, str], *commands: Sequence[str], folder: Path | None = None
+) -> list[tuple[int, str, str]]:
+    """Run commands one after another in one process, which saves their imports; the last word of each is its input.
+
+    Return the exit code, the output and the error output of each.
+    """
+    result = subprocess.run(
+        (sys.executable, "-c", RUN_MANY, json.dumps(commands)),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        timeout=WAIT_SECONDS * 2,
+        check=True,
+    )
+    return [tuple(entry) for entry in json.loads(result.stdout)]
 
 
 def first_token(tmp_path: Path) -> str:
