@@ -24,7 +24,8 @@ check: setup .venv/.dev ## Checks format, lint, types and import rules, and runs
 fast: .venv/.dev
 	$(BIN)/python -m pytest -n 2 -q -m "$(FAST)"
 
-test: setup .venv/.dev lint types rules ## Checks format, lint, types and import rules, and runs all tests but the longer proofs.
+test: setup .venv/.dev ## Checks format, lint, types and import rules, and runs all tests but the longer proofs.
+	@$(MAKE) --no-print-directory -j2 --output-sync=target types lint rules
 	$(BIN)/python -m pytest
 
 test-long: setup .venv/.dev ## Runs the longer proofs, among them that every protection that is taken out is missed.
