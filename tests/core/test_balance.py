@@ -26,8 +26,8 @@ from signoff.core.model import (
     Model,
     Timeouts,
     endpoints_of,
-    has_single_endpoint,
     model_fault,
+    needs_no_pool,
     registered_name,
 )
 from signoff.errors import (
@@ -230,10 +230,10 @@ def test_replicas_are_processes_with_names_that_cannot_be_registered() -> None:
 
 def test_a_model_with_one_endpoint_and_no_limits_needs_no_pool() -> None:
     plain = Model(name="m", kind="openai", url=URLS[0])
-    assert has_single_endpoint(plain)
+    assert needs_no_pool(plain)
     for more in ({"max_parallel": 1}, {"fallbacks": ("n",)}, {"replicas": 2}):
-        assert not has_single_endpoint(Model(name="m", kind="echo", **more))
-    assert not has_single_endpoint(many())
+        assert not needs_no_pool(Model(name="m", kind="echo", **more))
+    assert not needs_no_pool(many())
 
 
 # Slots of a pool

@@ -96,10 +96,10 @@ async def call_in_every_way(
     counting: CountingModel, urls: list[str], token: str, count: int, *, seed: int
 ) -> Counter[str]:
     """Make `count` calls of all kinds of the model `counting`; return how many of each."""
-    random_float = random.Random(seed)
-    kinds = [random_float.choice(KINDS) for _ in range(count)]
-    sizes = [number if kind == "mute" else random_float.randint(1, 40) for number, kind in enumerate(kinds)]
-    waiting = iter([(kind, size, random_float.choice(urls)) for kind, size in zip(kinds, sizes, strict=True)])
+    rng = random.Random(seed)
+    kinds = [rng.choice(KINDS) for _ in range(count)]
+    sizes = [number if kind == "mute" else rng.randint(1, 40) for number, kind in enumerate(kinds)]
+    waiting = iter([(kind, size, rng.choice(urls)) for kind, size in zip(kinds, sizes, strict=True)])
     headers = {"authorization": f"Bearer {token}"}
     async with (
         aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0)) as http,

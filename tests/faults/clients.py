@@ -62,19 +62,19 @@ class Callers:
         client: Client,
         servers: Sequence[Member],
         history: History,
-        random_float: Random,
+        rng: Random,
         *,
         hook_url: str,
         later: Mapping[str, int],
     ) -> None:
-        self._client, self._servers, self._history, self._random_float, self._hook_url = (
+        self._client, self._servers, self._history, self._rng, self._hook_url = (
             client,
             servers,
             history,
-            random_float,
+            rng,
             hook_url,
         )
-        self._requests = client_requests(random_float, later)
+        self._requests = client_requests(rng, later)
         self.is_over = asyncio.Event()
         self.may_send = asyncio.Event()
         self.may_send.set()
@@ -108,7 +108,7 @@ class Callers:
                 break
             if request.door == "call" and job_id is not None:
                 break  # the response named the job, which goes on or has failed
-            await asyncio.sleep(REPEAT_SECONDS * self._random_float.random())
+            await asyncio.sleep(REPEAT_SECONDS * self._rng.random())
         if job_id is not None:
             self._accepted.add(job_id)
             if request.cancel:
@@ -116,7 +116,7 @@ class Callers:
 
     async def _send_once(self, request: ClientRequest) -> tuple[int | None, str | None]:
         """Send the request once, and return the status and the id of the job, if the response names it."""
-        server = self._random_float.choice(self._servers)
+        server = self._rng.choice(self._servers)
         pid = server.pid
         headers = {"idempotency-key": request.key} if request.key else {}
         self._history.record(
@@ -149,24 +149,22 @@ class Callers:
         )
 
     async def _cancel(self, job_id: str) -> None:
-        await asyncio.sleep(self._random_float.random() * 0.5)
-        status, _, _ = await self._client.request(
-            self._random_float.choice(self._servers), "DELETE", f"/api/jobs/{job_id}"
-        )
+        await asyncio.sleep(self._rng.random() * 0.5)
+        status, _, _ = await self._client.request(self._rng.choice(self._servers), "DELETE", f"/api/jobs/{job_id}")
         self._history.record("cancelled", job=job_id, status=status)
 
 
 class HeldJobReader:
     """A caller who may not review, and reads their own held jobs through every door."""
 
-    def __init__(self, client: Client, servers: Sequence[Member], history: History, random_float: Random) -> None:
-        self._client, self._servers, self._history, self._random_float = client, servers, history, random_float
+    def __init__(self, client: Client, servers: Sequence[Member], history: History, rng: Random) -> None:
+        self._client, self._servers, self._history, self._rng = client, servers, history, rng
 
     async def read_forever(self, pause_seconds: float) -> None:
         """Read held jobs until cancelled."""
         while True:
             await asyncio.sleep(pause_seconds)
-            server = self._random_float.choice(self._servers)
+            server = self._rng.choice(self._servers)
             for path, jobs_in in (
                 ("/jobs?status=human&limit=5", _jobs_of_list),
                 ("/api/jobs?status=human&limit=5", _jobs_of_page),

@@ -15,14 +15,14 @@ SLOW_SECONDS = 3.0
 class FailingReceiver(FakeServer):
     """A server that accepts four of five messages."""
 
-    def __init__(self, history: History, random_float: Random) -> None:
+    def __init__(self, history: History, rng: Random) -> None:
         super().__init__()
-        self._history, self._random_float = history, random_float
+        self._history, self._rng = history, rng
 
     async def reply(self, request: RecordedRequest) -> Reply:
         payload = request.json()
         fields = {"id": request.headers["webhook-id"], "job": payload["data"]["job_id"], "kind": payload["type"]}
-        behaviour = self._random_float.choices(["take", "fail", "cut", "slow"], [80, 10, 7, 3])[0]
+        behaviour = self._rng.choices(["take", "fail", "cut", "slow"], [80, 10, 7, 3])[0]
         is_taken = behaviour == "take"
         self._history.record("hooked", **fields, digest=hashlib.sha256(request.body).hexdigest()[:16], taken=is_taken)
         if behaviour == "cut":

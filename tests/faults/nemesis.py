@@ -44,4 +44,4 @@ async def run_faults(world: World, plan: Iterable[Fault], is_enough: Callable[[]
             await world.cluster.replace_ended()
         fields = {"name": fault.__name__, "doing": fault.__doc__, "began": began_at, "ended": time.time()}
         world.history.record("fault", struck=impact.is_effective, jobs=impact.jobs, requests=impact.requests, **fields)
-        await asyncio.sleep(gap_seconds * world.random_float.random())
+        await asyncio.sleep(gap_seconds * world.rng.random())

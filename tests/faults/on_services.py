@@ -100,7 +100,7 @@ async def stop_postgres(world: World) -> Impact:
     """Stop PostgreSQL in the mode `immediate`, which acts like a crash, and start it again after a pause."""
     jobs = await world.tables.leased_jobs()
     await postgres_of(world).end(signal.SIGQUIT)
-    await asyncio.sleep(OUTAGE_SECONDS * world.random_float.random())
+    await asyncio.sleep(OUTAGE_SECONDS * world.rng.random())
     await postgres_of(world).start()
     return Impact(jobs)
 

@@ -23,25 +23,23 @@ STATUS = {"approve": "success", "reject": "fail", "redo": "bot"}
 class Reviewer:
     """A reviewer who lists held jobs and sends a verdict on some, each for the round that was listed."""
 
-    def __init__(
-        self, email: str, client: Client, servers: Sequence[Member], history: History, random_float: Random
-    ) -> None:
-        self._email, self._client, self._servers, self._history, self._random_float = (
+    def __init__(self, email: str, client: Client, servers: Sequence[Member], history: History, rng: Random) -> None:
+        self._email, self._client, self._servers, self._history, self._rng = (
             email,
             client,
             servers,
             history,
-            random_float,
+            rng,
         )
 
     async def review_forever(self) -> None:
         """Send verdicts until cancelled."""
         while True:
-            server = self._random_float.choice(self._servers)
+            server = self._rng.choice(self._servers)
             status, jobs, _ = await self._client.request(server, "GET", "/jobs?status=human&limit=40")
             if status == 200 and jobs:
                 for job in (
-                    self._random_float.sample(jobs, min(len(jobs), BATCH_SIZE))
+                    self._rng.sample(jobs, min(len(jobs), BATCH_SIZE))
                     if len(jobs) > MAX_CONTESTED
                     else jobs[:BATCH_SIZE]
                 ):
@@ -51,8 +49,8 @@ class Reviewer:
 
     async def _send_verdict(self, job: dict[str, Any]) -> None:
         """Send a verdict, sometimes so late that the job is already in another round."""
-        if self._random_float.random() < 0.1:
-            await asyncio.sleep(LATE_SECONDS * self._random_float.random())
+        if self._rng.random() < 0.1:
+            await asyncio.sleep(LATE_SECONDS * self._rng.random())
         verdict = self._verdict(job["round"])
         payload = {
             "id": job["job_id"],
@@ -60,14 +58,12 @@ class Reviewer:
             "round": job["round"],
             "reason": f"so says {self._email}",
         }
-        if verdict == "approve" and self._random_float.random() < 0.3:
+        if verdict == "approve" and self._rng.random() < 0.3:
             payload["response"] = {"edited": job["payload"]["messages"][0]["content"], "by": self._email}
-        status, _, _ = await self._client.request(
-            self._random_float.choice(self._servers), "POST", "/reviewJob", payload
-        )
+        status, _, _ = await self._client.request(self._rng.choice(self._servers), "POST", "/reviewJob", payload)
         fields = {"job": job["job_id"], "round": job["round"], "reviewer": self._email, "verdict": verdict}
         self._history.record("reviewed", status=status, **fields)
 
     def _verdict(self, round_: int) -> str:
         weights = {"approve": 5, "reject": 2, "redo": 3 if round_ < MAX_ROUNDS else 0}
-        return self._random_float.choices(list(weights), list(weights.values()))[0]
+        return self._rng.choices(list(weights), list(weights.values()))[0]

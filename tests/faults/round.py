@@ -78,11 +78,9 @@ class EndCondition:
 async def play(plan: Round, folder: Path, seed: int) -> Check:
     """Run the round in the empty `folder`, and check it. Raises TimeoutError if it does not end in time."""
     history = History(folder / "history.jsonl")
-    random_float = Random(seed)
+    rng = Random(seed)
     async with asyncio.timeout(plan.limit_seconds), contextlib.AsyncExitStack() as stack:
-        setting = plan.setting(
-            folder, history, random_float, servers=plan.servers, workers=plan.workers, mutation=plan.mutation
-        )
+        setting = plan.setting(folder, history, rng, servers=plan.servers, workers=plan.workers, mutation=plan.mutation)
         world = await stack.enter_async_context(setting)
         history.record("began", seed=seed, disk=world.disk is not None, concurrency=CONCURRENCY)
         async with _clients(plan, world) as callers:
@@ -104,7 +102,7 @@ async def _clients(plan: Round, world: World) -> AsyncIterator[Callers]:
         upstream = await stack.enter_async_context(fake_upstream())
         caller_token, reviewers = await create_users(world, upstream, address_of(world))
         await world.cluster.start()
-        receiver = await stack.enter_async_context(FailingReceiver(world.history, Random(world.random_float.random())))
+        receiver = await stack.enter_async_context(FailingReceiver(world.history, Random(world.rng.random())))
         hook_url = f"{receiver.url}/hook"
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
         http = await stack.enter_async_context(
@@ -112,15 +110,15 @@ async def _clients(plan: Round, world: World) -> AsyncIterator[Callers]:
         )
         client, servers = Client(http, caller_token, world.open_requests), world.cluster.servers
         callers = Callers(
-            client, servers, world.history, Random(world.random_float.random()), hook_url=hook_url, later=plan.later
+            client, servers, world.history, Random(world.rng.random()), hook_url=hook_url, later=plan.later
         )
         coroutines = [
             _pace_callers(plan, world, callers),
-            HeldJobReader(client, servers, world.history, Random(world.random_float.random())).read_forever(0.3),
+            HeldJobReader(client, servers, world.history, Random(world.rng.random())).read_forever(0.3),
         ]
         for email, token in reviewers.items():
             reviewer_client = Client(http, token, Counter())
-            reviewer = Reviewer(email, reviewer_client, servers, world.history, Random(world.random_float.random()))
+            reviewer = Reviewer(email, reviewer_client, servers, world.history, Random(world.rng.random()))
             coroutines += [reviewer.review_forever() for _ in range(plan.verdicts_at_once)]
         async with asyncio.TaskGroup() as group:
             callers.tasks = [group.create_task(callers.send_forever()) for _ in range(plan.concurrent_callers)]

@@ -53,7 +53,7 @@ NETWORK: list[Fault] = [
 def each_once(world: World) -> Iterator[Fault]:
     """Return all faults once, in random order."""
     plan = [*POINTS, *RANDOM, *STOPS, *SERVICES, *NETWORK]
-    world.random_float.shuffle(plan)
+    world.rng.shuffle(plan)
     return iter(plan)
 
 
@@ -61,7 +61,7 @@ def without_end(world: World) -> Iterator[Fault]:
     """Yield all faults again and again, with more kills between them."""
     while True:
         for fault in each_once(world):
-            yield world.random_float.choice([*POINTS, *RANDOM, *RANDOM])
+            yield world.rng.choice([*POINTS, *RANDOM, *RANDOM])
             yield fault
 
 
@@ -69,7 +69,7 @@ def on_one_file(world: World) -> Iterator[Fault]:
     """Return the faults that need no servers, in random order; with a full disk if there is a small one."""
     plan = [on_processes.kill_a_server, *STOPS, *POINTS[:4], on_processes.kill_a_worker]
     plan += [on_disk.fill_the_disk] if world.disk is not None else []
-    world.random_float.shuffle(plan)
+    world.rng.shuffle(plan)
     return iter(plan)
 
 

@@ -47,7 +47,7 @@ COMMON_SETTINGS = {
 
 @contextlib.asynccontextmanager
 async def with_servers(
-    folder: Path, history: History, random_float: Random, *, servers: int, workers: int, mutation: str
+    folder: Path, history: History, rng: Random, *, servers: int, workers: int, mutation: str
 ) -> AsyncIterator[World]:
     """Yield a world with its own servers, in which each process has its own proxies to them. Raises MissingError."""
     async with contextlib.AsyncExitStack() as stack:
@@ -70,7 +70,7 @@ async def with_servers(
             proxies[members[-1].name] = own_proxies
         world = World(
             folder=folder,
-            random_float=random_float,
+            rng=rng,
             history=history,
             tables=Tables(database.url),
             cluster=Cluster(members, history),
@@ -84,7 +84,7 @@ async def with_servers(
 
 @contextlib.asynccontextmanager
 async def embedded(
-    folder: Path, history: History, random_float: Random, *, servers: int, workers: int, mutation: str
+    folder: Path, history: History, rng: Random, *, servers: int, workers: int, mutation: str
 ) -> AsyncIterator[World]:
     """Yield a world with one SQLite file, on its own small disk if one can be mounted."""
     with _small_disk(folder / "disk") as is_small:
@@ -94,7 +94,7 @@ async def embedded(
         members += [Member("worker", number, folder, environment) for number in range(workers)]
         world = World(
             folder=folder,
-            random_float=random_float,
+            rng=rng,
             history=history,
             tables=Tables(url),
             cluster=Cluster(members, history),

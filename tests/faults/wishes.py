@@ -50,38 +50,36 @@ class ClientRequest:
         return {"model": self.target, "messages": messages, "stream": self.stream}
 
 
-def client_requests(random_float: Random, later: Mapping[str, int]) -> Iterator[ClientRequest]:
+def client_requests(rng: Random, later: Mapping[str, int]) -> Iterator[ClientRequest]:
     """Yield requests without end; `later` gives the targets of queued jobs, with their weights."""
     for number in itertools.count():
-        name = f"wish-{number}-{random_float.getrandbits(24):06x}"
-        draw = random_float.random()
+        name = f"wish-{number}-{rng.getrandbits(24):06x}"
+        draw = rng.random()
         if draw < 0.08:
             yield ClientRequest(name=name, door="enqueue", target="echo/delay=0.02")
         elif draw < 0.75:
-            yield _later(name, random_float, later)
+            yield _later(name, rng, later)
         else:
-            yield _now(name, random_float)
+            yield _now(name, rng)
 
 
-def _later(name: str, random_float: Random, targets: Mapping[str, int]) -> ClientRequest:
-    has_key = random_float.random() < 0.5
+def _later(name: str, rng: Random, targets: Mapping[str, int]) -> ClientRequest:
+    has_key = rng.random() < 0.5
     return ClientRequest(
         name=name,
         door="job",
-        target=_one_of(targets, random_float),
+        target=_one_of(targets, rng),
         key=f"key-of-{name}" if has_key else None,
-        twin=has_key and random_float.random() < 0.2,
-        hook=random_float.random() < 0.3,
-        cancel=random_float.random() < 0.06,
+        twin=has_key and rng.random() < 0.2,
+        hook=rng.random() < 0.3,
+        cancel=rng.random() < 0.06,
     )
 
 
-def _now(name: str, random_float: Random) -> ClientRequest:
-    key = f"key-of-{name}" if random_float.random() < 0.3 else None
-    return ClientRequest(
-        name=name, door="call", target=_one_of(NOW, random_float), key=key, stream=random_float.random() < 0.4
-    )
+def _now(name: str, rng: Random) -> ClientRequest:
+    key = f"key-of-{name}" if rng.random() < 0.3 else None
+    return ClientRequest(name=name, door="call", target=_one_of(NOW, rng), key=key, stream=rng.random() < 0.4)
 
 
-def _one_of(weights: Mapping[str, int], random_float: Random) -> str:
-    return random_float.choices(list(weights), list(weights.values()))[0]
+def _one_of(weights: Mapping[str, int], rng: Random) -> str:
+    return rng.choices(list(weights), list(weights.values()))[0]

@@ -26,7 +26,7 @@ class World:
     """Everything that runs in a round. The servers and the proxies exist only if the data is not in a SQLite file."""
 
     folder: Path
-    random_float: Random
+    rng: Random
     history: History
     tables: Tables
     cluster: Cluster
@@ -50,15 +50,15 @@ class World:
             return bool(busy)
 
         await until(find_busy, BUSY_SECONDS)
-        return self.random_float.choice(busy or self.cluster.workers)
+        return self.rng.choice(busy or self.cluster.workers)
 
     def any_worker(self) -> Member:
         """Return a random worker."""
-        return self.random_float.choice(self.cluster.workers)
+        return self.rng.choice(self.cluster.workers)
 
     def any_server(self) -> Member:
         """Return a random server."""
-        return self.random_float.choice(self.cluster.servers)
+        return self.rng.choice(self.cluster.servers)
 
     @property
     def all_proxies(self) -> list[TcpProxy]:

@@ -344,7 +344,7 @@ def test_the_cache_commands_explain_that_a_memory_cache_belongs_to_its_process(t
     results = signoff_many(tmp_path, ["cache", "size", ""], ["cache", "clear", ""], SIGNOFF_CACHE="memory")
     assert [(code, out) for code, out, _ in results] == [
         (0, "Every process has its own cache; GET /api/cache returns the size of the one that responds.\n"),
-        (0, "Every process clears its own cache.\n"),
+        (0, "Every process drops its whole cache, whatever the options.\n"),
     ]
 
 

@@ -139,7 +139,7 @@ async def assert_every_message_is_answered(
     environment = clean_environment(tmp_path / "data", SIGNOFF_DATABASE_URL=database, SIGNOFF_CONFIG=str(config))
     signoff(environment, "migrate")
     signoff(environment, "user", "create", "sender@example.com", "--role", "user")
-    client, random_float = TopicClient(rabbit.url), random.Random(count)
+    client, rng = TopicClient(rabbit.url), random.Random(count)
     # A repeated message without an id is a second message, so these are sent before the broker is killed.
     await client.send(range(0, count, 2))
     workers = [start_worker(environment, stderr=subprocess.DEVNULL) for _ in range(2)]
@@ -150,7 +150,7 @@ async def assert_every_message_is_answered(
     async def inject_faults() -> None:
         """Kill workers and the broker, each time at a given share of the answers, so that it happens under load."""
         faults = ["kill"] * kills + ["restart"] * restarts
-        random_float.shuffle(faults)
+        rng.shuffle(faults)
         for number, fault in enumerate(faults, 1):
             while not has_answers(0.8 * number / (len(faults) + 1))():
                 await asyncio.sleep(0.02)

@@ -62,7 +62,7 @@ async def test_a_token_that_ends_during_a_read_is_invalid_afterwards(tmp_path: P
         await slow.begun.wait()
         people.token = slow.read  # type: ignore[method-assign]
 
-        await people.end_token((await slow.read(digest(token)))[0].digest)
+        await people.end_token(digest(token))
         callers.invalidate()
         slow.go_on.set()
 
@@ -78,9 +78,11 @@ async def test_concurrent_lookups_during_a_read_of_prices_both_get_the_price(tmp
         prices.invalidate()
         slow = SlowRead(usage.prices)
         usage.prices = slow  # type: ignore[method-assign]
+        lookups = asyncio.gather(prices.at("m", 1), prices.at("m", 1))
+        await slow.begun.wait()
         slow.go_on.set()
 
-        results = await asyncio.gather(prices.at("m", 1), prices.at("m", 1))
+        results = await lookups
 
         assert [price is not None and price.output for price in results] == [2, 2]
 

@@ -23,7 +23,7 @@ def cache_clear(user: User = None, model: OfModel = None, target: Target = None,
     cache_filter = CacheFilter(key=key, model=model, target=target)
     deleted = run(settings, lambda services: clear_cache(services, OPERATOR, cache_filter, user))
     if settings.cache == "memory":
-        out.print("Every process clears its own cache.")
+        out.print("Every process drops its whole cache, whatever the options.")
     else:
         out.print(f"Deleted answers: {deleted}.")
 

@@ -40,18 +40,18 @@ def model_add(
     kind: Kinds,
     url: Urls = None,
     upstream_model: Annotated[str | None, typer.Option(help="Name of the model at the upstream.")] = None,
-    command: Annotated[str | None, typer.Option(help="Command line of a program; {port} stands for its port.")] = None,
+    command: Annotated[str | None, typer.Option(help="Command line of a program; {port} is its HTTP port.")] = None,
     memory_mb: Annotated[int | None, typer.Option(help="Memory limit of the program, in MiB.", min=8)] = None,
     open_files: Annotated[int | None, typer.Option(help="Maximum number of open files of the program.", min=16)] = None,
     nice: Annotated[int | None, typer.Option(help="Niceness of the program, from 0 to 19.", min=0)] = None,
-    review: Annotated[str | None, typer.Option(help="always | never hold answers; default: as each API.")] = None,
+    review: Annotated[str | None, typer.Option(help="Hold answers: always | never; default: as each API.")] = None,
     attempts: Annotated[int | None, typer.Option(help="Maximum number of attempts for a job.", min=1)] = None,
-    cache: Annotated[str | None, typer.Option(help="always | never cache answers; default: as each request.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Cache answers: always | never; default: as each request.")] = None,
     balance: Annotated[str, typer.Option(help=" | ".join(BALANCES))] = BALANCES[0],
     replicas: Annotated[int, typer.Option(help="Number of processes of a program.")] = 1,
     max_parallel: Annotated[int | None, typer.Option(help="Maximum requests at the same time, per endpoint.")] = None,
-    max_waiting: Annotated[int, typer.Option(help="Maximum number of requests that wait for a free slot.")] = 1000,
-    queue_seconds: Annotated[float, typer.Option(help="Maximum wait for a free slot, in seconds.")] = 60,
+    max_waiting: Annotated[int, typer.Option(help="Maximum number of requests that wait for an endpoint.")] = 1000,
+    queue_seconds: Annotated[float, typer.Option(help="Maximum wait for a free endpoint, in seconds.")] = 60,
     fallback: Fallbacks = None,
     *,
     key_stdin: Annotated[bool, typer.Option("--key-stdin", help="Read the key of the upstream from stdin.")] = False,
@@ -126,7 +126,7 @@ def model_remove(name: str) -> None:
 
 @models.command("stop")
 def model_stop(name: str) -> None:
-    """Stop the process of a model on this host; the next request starts it again."""
+    """Stop the processes of a model on this host; the next request starts them again."""
 
     async def end(services: Services) -> None:
         await end_process(services, await model_by_name(services, name))

@@ -93,15 +93,15 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     limits: ProcessLimits = ProcessLimits()
     """Resource limits of each process of the program."""
     attempts: int | None = None
-    """Maximum number of attempts of a job; None for the setting of its lane."""
+    """Maximum number of attempts of a job; None for the setting `now_attempts` (a caller waits) or `later_attempts`."""
     review: Review | None = None
-    """Review rule of its answers at every door; None for the rule of the door."""
+    """Review rule of its answers, whichever API or topic a request came by; None for the rule of that API or topic."""
     coalesce: bool | None = None
     """True if identical requests in flight share one upstream call; None for the server's setting."""
     default: bool = False
     """True for the model of requests that name none; the catalog has one such model at most."""
     cache: CacheRule | None = None
-    """Cache rule of its answers; None for the rule of the token, else of the door."""
+    """Cache rule of its answers; None for the rule of the token, else that of the request."""
     endpoints: tuple[EndpointConfig, ...] = ()
     """Endpoints that share the load; empty for the single one at `url`."""
     replicas: int = 1
@@ -130,9 +130,10 @@ class ModelIndex:
         self._versions: dict[str, str] = {}
 
     def find(self, name: str) -> Model | None:
-        """Return the model for `name`, or None: an exact match, else an echo with a suffix, else the longest prefix.
+        """Return the model for `name`, or None.
 
-        A name that is not printable matches exactly or not at all.
+        It is an exact match, else an echo model with options (`echo/delay=1`), else the longest prefix. A name that is
+        not printable matches exactly or not at all.
         """
         if name in self._by_name:
             return self._by_name[name]
@@ -142,7 +143,7 @@ class ModelIndex:
         return echo or next((model for model in self._prefixes if name.startswith(model.name[:-1])), None)
 
     def has_exact(self, name: str) -> bool:
-        """Return True if `name` is that of a model, or of an echo with a suffix."""
+        """Return True if `name` is that of a model, or of an echo model with options, such as `echo/delay=1`."""
         return name in self._by_name or (
             name.isprintable() and any(name.startswith(f"{model.name}/") for model in self._echoes)
         )
@@ -236,8 +237,8 @@ def _endpoint_fault(model: Model) -> str | None:
     return None
 
 
-def has_single_endpoint(model: Model) -> bool:
-    """Return True if `model` has one endpoint, no limit on parallel requests and no fallback."""
+def needs_no_pool(model: Model) -> bool:
+    """Return True if `model` can be called directly: no `endpoints`, `max_parallel` or fallbacks, and one replica."""
     return not (model.endpoints or model.fallbacks or model.max_parallel is not None or model.replicas > 1)
 
 
@@ -265,7 +266,7 @@ def registered_name(name: str) -> str:
     return name.partition(_REPLICA_MARK)[0]
 
 
-def with_known_keys(model: Model, known: Model) -> Model:
+def _with_endpoint_keys(model: Model, known: Model) -> Model:
     """Return `model` with the keys of the endpoints of `known` at its own endpoints that have none.
 
     Endpoints match by URL and upstream model, else by URL alone.
@@ -309,8 +310,11 @@ def without_keys(model: Model) -> Model:
 
 
 def with_existing_keys(model: Model, old: Model) -> Model:
-    """Return `model` with the keys of `old`, which it replaces."""
-    return with_known_keys(msgspec.structs.replace(model, key_id=old.key_id), old)
+    """Return `model` with the keys of `old`, which it replaces, so that a registration without keys keeps them.
+
+    The key of the model is always that of `old`; an endpoint that has a key keeps its own.
+    """
+    return _with_endpoint_keys(msgspec.structs.replace(model, key_id=old.key_id), old)
 
 
 def key_ids_of(model: Model) -> list[int]:

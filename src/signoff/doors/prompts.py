@@ -68,7 +68,10 @@ def _read_routes(kind: LibraryItemKind) -> list[Any]:
     async def get_items(
         services: InjectedServices, caller: InjectedCaller, after: FromQuery[str | None] = None, limit: Limit = 50
     ) -> dict[str, Any]:
-        """Return a page of the caller's own and all shared items, by name; `next` is `after` of the next page."""
+        """Return a page of the caller's own and all shared items (for an admin, of all items), by name.
+
+        The value of `next` is the `after` of the next page.
+        """
         library_filter = LibraryFilter(kind=kind, after=after or "", limit=limit)
         return _page(await library.list_items(services, caller, library_filter), limit)
 
@@ -213,8 +216,8 @@ async def post_sync(services: InjectedServices, caller: InjectedCaller) -> dict[
 
 def _item_json(item: LibraryItem) -> dict[str, Any]:
     """Return a version for a response."""
-    hidden = {"tree", "created_at"}
-    members = {name: value for name, value in msgspec.structs.asdict(item).items() if name not in hidden}
+    replaced = {"tree", "created_at"}  # `tree` gives `args`, and `created_at` is formatted
+    members = {name: value for name, value in msgspec.structs.asdict(item).items() if name not in replaced}
     return members | {"args": parameter_names(item), "created_at": format_time(item.created_at)}
 
 

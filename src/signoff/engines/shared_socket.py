@@ -1,4 +1,7 @@
-"""Unix socket through which other processes of this host use a program that speaks JSON lines."""
+"""Unix socket through which other processes of this host use a program that speaks JSON lines.
+
+The process that started the program, its owner, listens; the others connect.
+"""
 
 import asyncio
 import os
@@ -40,16 +43,16 @@ async def serve_socket(
 
     At its end, pending requests get an error and each connection gets SHUTDOWN_LINE.
     """
-    owner = _SocketServer(client, timeouts)
+    relay = _SocketServer(client, timeouts)
     _unlink(path)
     with _address(path) as address:
-        server = await asyncio.start_unix_server(owner.serve, address, limit=MAX_ENVELOPE_BYTES, backlog=BACKLOG)
+        server = await asyncio.start_unix_server(relay.serve, address, limit=MAX_ENVELOPE_BYTES, backlog=BACKLOG)
     try:
         yield
     finally:
         server.close()
         _unlink(path)
-        await owner.close()
+        await relay.close()
 
 
 async def connect_socket(
@@ -61,6 +64,7 @@ async def connect_socket(
             reader, writer = await asyncio.open_unix_connection(address, limit=MAX_ENVELOPE_BYTES)
     except OSError as error:
         raise NotDelivered(f"The model {name} has just stopped.") from error
+    # The owner answers in any order, so answers are matched by id.
     client = JsonLinesClient(name, reader, writer, prefix="", disconnect=writer.close, by_id=True)
 
     async def read_responses() -> None:
@@ -89,7 +93,7 @@ class _SocketServer:
         self._writers.add(writer)
         try:
             async with asyncio.TaskGroup() as group:
-                with suppress(OSError, ValueError):
+                with suppress(OSError, ValueError):  # a broken connection; a line that is too long or no request
                     while line := await reader.readline():
                         request = msgspec.json.decode(line, type=_SocketRequest)
                         relay = group.create_task(self._relay(request, writer))
@@ -136,7 +140,7 @@ def _unlink(path: Path) -> None:
 
 @contextmanager
 def _address(path: Path) -> Generator[str]:
-    """Yield `path`, or a shorter path to the same file where it is too long for a socket address."""
+    """Yield `path`, or if it is too long for a socket address, a shorter path to the same file (only on Linux)."""
     if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
         yield str(path)
         return

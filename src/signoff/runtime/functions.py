@@ -71,7 +71,7 @@ class FunctionRegistry:
         except (WorkFailed, ValueError) as error:
             raise FunctionFailed(f"`{function.name}` failed: {error}") from error
         if len(text) > MAX_RESULT_CHARACTERS:
-            raise FunctionFailed(f"`{function.name}` returned more than {MAX_RESULT_CHARACTERS} characters.")
+            raise FunctionFailed(f"`{function.name}` must return at most {MAX_RESULT_CHARACTERS} characters.")
         return text
 
     async def _read(self) -> dict[str, Function]:

@@ -51,7 +51,7 @@ class StreamConsumer:
         try:
             streams = {stream.name: stream for stream in await self._services.caches.streams.all()}
         except Exception as error:  # noqa: BLE001 -- the store is unavailable; the next poll retries
-            log.warning("stream_lookup_failed", error=repr(error))
+            log.warning("stream_list_not_read", error=repr(error))
             return
         running = self._tasks.items()
         await self._stop([name for name, (stream, task) in running if streams.get(name) != stream or task.done()])

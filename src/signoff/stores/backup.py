@@ -121,7 +121,7 @@ def _insert_rows(conn: Connection, path: Path, manifest: Manifest, tables: dict[
         if member.name != MANIFEST and manifest.members.get(member.name) != member.digest():
             raise BadBackup(f"{path} changed while it was read; try again.")
     if {name: rows[name] for name in tables} != {name: summary.rows for name, summary in manifest.tables.items()}:
-        raise BadBackup(f"{path} does not have the number of rows that its manifest states.")
+        raise BadBackup(f"{path} is damaged: its numbers of rows differ from its manifest; use another one.")
 
 
 def _batches(member: Member, row_type: Any) -> Iterator[list[Any]]:

@@ -1,4 +1,7 @@
-"""Transitions of jobs, in SQL: one statement for each verb, built once, with the guards of `TRANSITIONS`."""
+"""Transitions of jobs, in SQL: one guarded update for each verb (`claim`, `park`, `cancel`, …) and set of columns.
+
+The guards are those of `TRANSITIONS`; each statement is built once.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -17,6 +20,7 @@ from signoff.stores.schema import decisions, deliveries, events, jobs, votes
 from signoff.stores.writer import Tx
 
 EVERY_COLUMN = tuple(jobs.c)
+# A second in microseconds, the unit of all times in the database.
 SECOND = 1_000_000
 _NAMES = tuple(column.name for column in EVERY_COLUMN)
 _NOT_IN_EVENTS = {"body", "seq", "updated_at"}
@@ -64,7 +68,10 @@ def _cancel_steps(tx: Tx, run: Job, actor: str) -> None:
 
 
 def _wake_run(tx: Tx, run_id: str, actor: str) -> None:
-    """Wake a run if it is parked. Lock its row first, to wait for a transaction that is parking it at this moment."""
+    """Make a run due if it is parked, which means that it waits for its steps.
+
+    Lock its row first, to wait for a transaction that is parking it at this moment.
+    """
     tx.conn.execute(_LOCK, {"job": run_id})
     request = TransitionRequest(verb="wake", actor=actor, after_seconds={"due_at": 0})
     row = tx.conn.execute(_statement("wake", ("due_at",)), {"job": run_id} | _parameters(tx, request)).one_or_none()
@@ -185,7 +192,8 @@ _SETTLED_STEPS = (
     .correlate(jobs)
     .scalar_subquery()
 )
-# An actor without a lease or a round fails these guards, because NULL is not equal to anything.
+# `core.job.Guard` has the meanings. A verdict takes effect at `release_at`; until then, it can be undone.
+# An actor without a lease or a round fails LEASE or ROUND, because NULL is not equal to anything.
 _GUARDS: dict[Guard, ColumnElement[bool]] = {
     Guard.DUE: jobs.c.lease.is_(None) & jobs.c.parked_at.is_(None) & (jobs.c.due_at <= _NOW),
     Guard.LEASE: jobs.c.lease == sa.bindparam("actor_lease", type_=sa.Text),
@@ -257,7 +265,7 @@ def changes_of(job: Job) -> list[tuple[Topic, str]]:
 
 
 def create_deliveries(tx: Tx, job: Job, verb: str) -> None:
-    """Add a delivery for each target of `job`, if `verb` has ended it and is not `cancel`."""
+    """Add a delivery for each target of `job`, if `verb` has ended it. A cancelled job is never delivered."""
     if not job.is_terminal or verb == "cancel":
         return
     for to in job.deliver:

@@ -144,7 +144,7 @@ def _resolve(group: Sequence[Waiting], results: Sequence[Any]) -> None:
         if done.cancelled():
             continue
         if isinstance(result, SQLAlchemyError):
-            log.error("write_failed", error=str(result))
+            log.error("database_write_failed", error=str(result))
         if isinstance(result, BaseException):
             done.set_exception(result)
         else:

@@ -11,7 +11,7 @@ from signoff.core import sse
 from signoff.core.answer import Answer, Chunk, as_binary, collect, has_a_known_shape
 from signoff.core.endpoints import KNOWN, parse_route
 from signoff.core.job import Job
-from signoff.core.model import has_single_endpoint
+from signoff.core.model import needs_no_pool
 from signoff.core.tokens import Usage
 from signoff.core.upstream_objects import created_object_id, creates_no_object, creates_object
 from signoff.errors import BudgetSpent, LimitReached, ModelFailed, ModelGarbled, Overloaded, SignoffError, Stale
@@ -112,7 +112,7 @@ async def answer_of(
         yield Chunk((await run_pipeline(services, job, perform)).body)
         return
     model = await services.caches.models.find(job.target)
-    if has_single_endpoint(model):
+    if needs_no_pool(model):
         if model.name != job.model:
             on_model(model.name)
         chunks = await ask_model(services, job, model, job.target, stream=stream)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from signoff.core.model import Model, has_single_endpoint
+from signoff.core.model import Model, needs_no_pool
 from signoff.core.wire import format_time
 from signoff.runtime.pools import EndpointStatus, endpoint_name
 from signoff.work.admin.models import model_health
@@ -17,7 +17,7 @@ async def endpoint_health(services: Services, model: Model) -> dict[str, Any]:
     For a model with several endpoints, limits or fallbacks, add `waiting` (requests in its queue) and `endpoints`,
     as this process sees them.
     """
-    if has_single_endpoint(model):
+    if needs_no_pool(model):
         return await model_health(services, model)
     pool = services.runtime.pools.of(model)
     endpoints = [await _endpoint_status(services, status) for status in pool.statuses()]

@@ -87,7 +87,7 @@ async def _candidates(services: Services, job: Job, model: Model) -> AsyncIterat
             log.warning("fallback_not_found", model=model.name, fallback=name)
             continue
         if other.review == "always" and not job.policy.may_hold:
-            log.warning("fallback_needs_review", model=model.name, fallback=name)
+            log.warning("fallback_skipped_for_review", model=model.name, fallback=name)
             continue
         yield other, name
         queue.extend(other.fallbacks)
@@ -191,7 +191,7 @@ async def _upstream_key(services: Services, job: Job, model: Model, name: str) -
     if job.key_id is not None and name == job.target and model.kind in KINDS_WITH_KEYS:
         secret = await services.caches.keys.secret(job.key_id)
         if secret is None:
-            raise ModelFailed(f"The upstream key {job.key_id} of this request was removed.")
+            raise ModelFailed(f"The upstream key {job.key_id} of this request was removed; use another key.")
         return secret
     if model.key_id is None:
         return None
@@ -204,4 +204,6 @@ async def _upstream_key(services: Services, job: Job, model: Model, name: str) -
             secret = None if each.key_id is None else await services.caches.keys.secret(each.key_id)
             if each.key_id is None or secret is not None:
                 return secret
-    raise ModelFailed(f"The upstream key of the model {model.name} was removed.")
+    raise ModelFailed(
+        f"The upstream key of the model {model.name} was removed; an admin must register it with a key again."
+    )

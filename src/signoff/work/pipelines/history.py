@@ -56,7 +56,7 @@ class LoggedCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RerunChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A change at one call of a run. Without `payload` and `output` the call is made again as it was."""
+    """A change at one call of a run. Without `payload` and `output` the call is made again as it was; `output` wins."""
 
     node: str
     """The position of the call in the tree, such as `0.1`."""
@@ -131,7 +131,10 @@ async def _load_calls(services: Services, run: Job) -> dict[str, Call]:
 
 
 async def _last_round(services: Services, run: Job) -> tuple[Sequence[Job], Sequence[FunctionCall]]:
-    """Return the steps and function calls of the run's current round; once it has ended, of its last round."""
+    """Return the steps and function calls of one round: the current one while the run is in progress, else the last.
+
+    A round is one pass through the pipeline. A run that is held or has ended has the number of the next round.
+    """
     steps, calls = await services.store.runs.steps(run.id), await services.store.runs.calls(run.id)
     rounds = {step.parent_round or 0 for step in steps} | {call.round for call in calls}
     last = run.round if run.status == "bot" else max(rounds, default=0)

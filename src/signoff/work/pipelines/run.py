@@ -254,4 +254,4 @@ class _Run:
         """Perform a step. Raises Stale if the caller of the run has left meanwhile."""
         await self._perform_step(services, step)
         if self._is_stopped:
-            raise Stale("The caller of the run has left.", job_id=step.id)
+            raise Stale("The caller of the run has disconnected; send the request again.", job_id=step.id)
