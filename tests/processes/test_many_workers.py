@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import subprocess
@@ -41,7 +42,7 @@ async def test_killed_workers_lose_nothing_and_settle_nothing_twice(
     token = signoff(environment, "token", "create", "a@example.com", "--role", "admin", "--quiet").strip()
     ports = [free_port(), free_port()]
     with served(environment, tmp_path, ports[0], "--no-work"), served(environment, tmp_path, ports[1], "--no-work"):
-        with kill_workers(environment) as kills:
+        with kill_workers(environment, tmp_path) as kills:
             # when many jobs are submitted
             body = {"body": {"messages": []}, "target": "echo/delay=0.02"}
 
@@ -72,18 +73,28 @@ async def test_killed_workers_lose_nothing_and_settle_nothing_twice(
 
 
 @contextmanager
-def kill_workers(environment: dict[str, str]) -> Iterator[list[float]]:
-    """Run workers of which one is killed and replaced every half second; yield the times of the kills."""
-    workers = [start_worker(environment, stderr=subprocess.DEVNULL) for _ in range(WORKERS)]
+def kill_workers(environment: dict[str, str], folder: Path) -> Iterator[list[float]]:
+    """Run workers; every half second, kill and replace one if several work. Yield the times of the kills."""
     kills, done, generator = list[float](), threading.Event(), random.Random(1)
+    names = (folder / f"worker-{number}.txt" for number in itertools.count())
+
+    def start() -> tuple[subprocess.Popen[bytes], Path]:
+        output = next(names)
+        with output.open("wb") as stderr:
+            return start_worker(environment, stderr=stderr.fileno()), output
+
+    workers = [start() for _ in range(WORKERS)]
 
     def kill() -> None:
         while not done.wait(0.5):
-            number = generator.randrange(WORKERS)
-            workers[number].kill()
-            workers[number].wait()
-            kills.append(time.monotonic())
-            workers[number] = start_worker(environment, stderr=subprocess.DEVNULL)
+            # The slower the machine, the longer a worker takes to start: one is left to work meanwhile.
+            working = [number for number, (_, output) in enumerate(workers) if b"Working" in output.read_bytes()]
+            if len(working) > 1:
+                number = generator.choice(working)
+                workers[number][0].kill()
+                workers[number][0].wait()
+                kills.append(time.monotonic())
+                workers[number] = start()
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -92,9 +103,9 @@ def kill_workers(environment: dict[str, str]) -> Iterator[list[float]]:
     finally:
         done.set()
         thread.join()
-        for worker in workers:
+        for worker, _ in workers:
             worker.terminate()
-        for worker in workers:
+        for worker, _ in workers:
             worker.wait()
 
 
