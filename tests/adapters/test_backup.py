@@ -353,7 +353,7 @@ def nothing(draft: ArchiveWriter) -> None:
         (nothing, {"revision": ""}, "unknown schema revision ''"),
         (nothing, {"tables": {}}, "does not have the tables"),
         (nothing, {"members": {"jobs/000000": ""}}, "damaged"),
-        (lambda draft: draft.add("versions/000000", encode_rows(["models", 1])), {}, "number of rows"),
+        (lambda draft: draft.add("versions/000000", encode_rows(["models", 1])), {}, "numbers of rows"),
         (lambda draft: draft.add("versions/000000", encode_rows(["models", "1"])), {}, "cannot be decoded"),
         (lambda draft: draft.add("versions/000000", encode_rows([[[]] * 1000, 1])), {}, "cannot be decoded"),
         (lambda draft: draft.add("versions/000000", encode_rows(["models"])), {}, "cannot be decoded"),
