@@ -218,6 +218,7 @@ FOUND_QUICKLY = {
 }
 
 
+@pytest.mark.timeout(1800)  # a rare fault takes hundreds of runs
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(
     "fault", [pytest.param(name, marks=() if name in FOUND_QUICKLY else pytest.mark.long) for name in FAULTS]
