@@ -60,8 +60,8 @@ class Reply:
     length: int | None = None
     """The announced `content-length`, if it is not the size of the steps."""
     end: Literal["keep", "close", "reset", "hang"] = "keep"
-    """What happens after the steps: the connection serves on, or is closed without the end of a chunked body, or
-    reset, or nothing happens until the client leaves."""
+    """Fate of the connection after the steps: it serves on, is closed without the end of a chunked body, is reset, or
+    stays open without an answer until the client leaves."""
     reads_body: bool = True
     """False if the request's body is left in the socket. Only for a reply that does not depend on the request."""
 

@@ -15,6 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy.exc import SQLAlchemyError
 
 from signoff.core.job import TRANSITIONS, Guard, Transition
+from signoff.core.policy import Policy
 from signoff.stores import deliveries, jobs, transitions
 from stateful.machine import Machine
 from stateful.model import GUARDS
@@ -25,8 +26,6 @@ STEPS = 50
 pytestmark = pytest.mark.slow
 RUNS = {"sqlite": 24, "postgres": 12}
 LONG_RUNS = 600
-# A run is parked, and the end of its step wakes it: few runs get that far.
-RARE = {"wake"}
 SEARCHES = 400
 
 BASE_SETTINGS = settings(
@@ -73,7 +72,20 @@ def test_a_store_behaves_like_its_model(place: ControlledDatabase, request: pyte
 
     if database == "postgres":  # fewer runs, with the same first steps as on SQLite
         return
-    assert verbs_to_do() - RARE == set()
+    # few runs park a job that is then woken
+    wake_a_parked_run(place)
+    assert verbs_to_do() == set()
+
+
+def wake_a_parked_run(place: ControlledDatabase) -> None:
+    """Take the steps of the machine that lead to `wake`, and compare the store with its model after them."""
+    machine = Machine(place)
+    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": Policy(), "deliver": ()}
+    machine.submit(fields | {"pipeline_id": 1}, key=None, body=b'"one"', due=0, is_mistake=False)
+    machine.claim(limit=1, lease=3)
+    machine.park(index=0, missed=False)
+    machine.sweep(index=0, is_mistake=True, verb="wake")
+    machine.teardown()
 
 
 @pytest.mark.long
