@@ -3,6 +3,7 @@
 import msgspec
 
 from signoff.core.convert import convert_answer
+from signoff.core.decode import decode_json
 from signoff.core.endpoints import COMPLETIONS
 from signoff.core.job import Job, JobError
 from signoff.errors import BadBody, BadRequest, SignoffError, kind_of
@@ -39,8 +40,7 @@ def parse_envelope(message: bytes) -> Envelope:
     """Parse a message; an invalid one has an `error`, and its metadata if they could be read."""
     try:
         message.decode()
-        msgspec.json.decode(message, type=msgspec.Raw)  # a wrong type must not hide that the rest is not JSON
-        outer = msgspec.json.decode(message, type=_Outer)
+        outer = decode_json(message, _Outer)
         msgspec.json.decode(outer.metadata)
     except (ValueError, RecursionError) as error:
         fault = BadRequest if isinstance(error, msgspec.ValidationError) else BadBody

@@ -11,6 +11,7 @@ import structlog
 
 from signoff.core.access import Role
 from signoff.core.cache import CacheControl, parse_cache_control
+from signoff.core.decode import decode_json
 from signoff.core.job import Job
 from signoff.errors import (
     BadBody,
@@ -213,13 +214,8 @@ def parse_json(body: bytes, kind: type[T], what: str) -> T:
         BadRequest: The body is JSON, but not of this form.
     """
     try:
-        try:
-            return msgspec.json.decode(body, type=kind)
-        except msgspec.ValidationError as error:
-            # Decoding stops at the first wrong member; what follows it may not be JSON.
-            body.decode()
-            msgspec.json.decode(body, type=msgspec.Raw)
-            fault = str(error)
+        return decode_json(body, kind)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"The body is not a valid {what}: {error}.") from None
     except (ValueError, RecursionError) as error:
         raise BadBody(f"The body is not valid JSON: {error}.") from None
-    raise BadRequest(f"The body is not a valid {what}: {fault}.")

@@ -312,9 +312,8 @@ def _renew(tx: Tx, leases: Sequence[tuple[str, str]], lease_seconds: float) -> s
 _RENEW = (
     sa.update(jobs)
     .where(
-        jobs.c.id.in_(
-            sa.bindparam("jobs", expanding=True)
-        ),  # SQLite uses an index for this condition, not for the pairs
+        # SQLite uses an index for this condition, not for the pairs.
+        jobs.c.id.in_(sa.bindparam("jobs", expanding=True)),
         sa.tuple_(jobs.c.id, jobs.c.lease).in_(sa.bindparam("leases", expanding=True)),
     )
     .values(lease_until=sa.bindparam("new_lease_until", type_=sa.BigInteger))

@@ -48,9 +48,8 @@ class RabbitTransport:
         @subscriber
         async def handle(message: AbstractIncomingMessage) -> None:
             try:
-                await on_message(
-                    IncomingMessage(message.body, message.message_id, is_redelivery=bool(message.redelivered))
-                )
+                is_redelivery = bool(message.redelivered)
+                await on_message(IncomingMessage(message.body, message.message_id, is_redelivery=is_redelivery))
                 await message.ack()
             except Exception as error:  # noqa: BLE001 -- `listen` fails, and RabbitMQ sends the message again
                 watch.fail(error)

@@ -204,6 +204,4 @@ async def _upstream_key(services: Services, job: Job, model: Model, name: str) -
             secret = None if each.key_id is None else await services.caches.keys.secret(each.key_id)
             if each.key_id is None or secret is not None:
                 return secret
-    raise ModelFailed(
-        f"The upstream key of the model {model.name} was removed; an admin must register it with a key again."
-    )
+    raise ModelFailed(f"The upstream key of the model {model.name} was removed; an admin must set a new one.")
