@@ -12,7 +12,7 @@ class CacheBounds(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of a cache. The server's settings define them; they do not change while the cache is in use."""
 
     ttl_seconds: float
-    """How long an entry is served after it was stored, in seconds. A hit does not extend it."""
+    """Seconds for which an entry is served after it was stored. A hit does not extend them."""
 
     max_entries: int
     """The largest number of entries."""

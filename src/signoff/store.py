@@ -48,7 +48,7 @@ class TransitionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The reviewer, for `Guard.UNOPENED`. None fails that guard while another reviewer has the job open."""
 
     settled_steps: int | None = None
-    """How many steps of the run's current round the actor saw ended, for `Guard.QUIET`. None fails that guard."""
+    """Number of steps of the run's current round that the actor saw ended, for `Guard.QUIET`. None fails that guard."""
 
     changes: Mapping[str, Any] = {}
     """New values of columns of the job, in addition to those that the transition itself clears and increments."""

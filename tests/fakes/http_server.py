@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any, Literal, Self
 
 LIMIT_SECONDS = 30.0
-"""How long a test waits for an event. Only a failing test waits so long."""
+"""Longest time that a test waits for an event; only a failing test waits that long."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Reply:
     repeat: ReplyStep | None = None
     """A step that follows the others again and again."""
     framing: Literal["length", "chunked", "until-close", "raw"] = "length"
-    """How the body is delimited; a `raw` reply has no head but what its steps send."""
+    """Delimitation of the body; a `raw` reply has no head but the one that its steps send."""
     length: int | None = None
     """The announced `content-length`, if it is not the size of the steps."""
     end: Literal["keep", "close", "reset", "hang"] = "keep"

@@ -18,7 +18,7 @@ class NumberingModel(FakeServer):
         super().__init__()
         self.name = name
         self.padding = 0
-        """How many characters follow the number."""
+        """Number of characters that follow the number."""
         self.status = 200
         self.gate = asyncio.Event()
         """Answers wait while it is not set."""

@@ -25,7 +25,7 @@ class Impact(NamedTuple):
 
 
 Fault = Callable[[World], Awaitable[Impact]]
-"""Runs a fault, and returns when it is over and everything runs again. Its docstring is shown in the report."""
+"""Run a fault, and return when it is over and everything runs again. Its docstring is shown in the report."""
 
 
 async def run_faults(world: World, plan: Iterable[Fault], is_enough: Callable[[], bool], gap_seconds: float) -> None:

@@ -40,7 +40,7 @@ class Run:
     """State that all processes of one test run share."""
 
     folder: Path
-    """Where services keep their files; made when the first one is asked for."""
+    """Folder of the files of services; created for the first service."""
     controller: int
     """The process whose end is the end of the run."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import tomllib
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ VOCABULARY = {
 }
 # Hypothesis' decorator, a column of an earlier schema, a module of the source, and a key of recorded histories.
 ALLOWED_IN_TESTS = {"given", "meter", "desk", "wish"}
+# Plural nouns that look like verbs in the third person; a docstring of a variable may begin with one.
+PLURALS = {"Calls", "Changes", "Waits"}
 NOT_IMPERATIVE = re.compile(
     r"^(Returns|Raises|Gives|Tells|Says|Makes|Takes|Sends|Writes|Reads|Keeps|Starts|Stops|Ends|Begins|Waits|Calls|"
     r"Looks|Counts|Puts|Adds|Moves|Drops|Forgets|Opens|Closes|Checks|Runs|Asks|Hears|Holds|Lets|Seals|Renews|Sets|"
@@ -47,14 +50,26 @@ def trees() -> Iterator[tuple[str, ast.Module]]:
 def test_docstrings_start_with_a_verb_in_the_imperative_or_a_noun_phrase() -> None:
     offences = []
     for name, tree in trees():
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            first = (ast.get_docstring(node) or "").split(maxsplit=1)[:1]
-            word = first[0].strip("`,.:;") if first else ""
+        for line, docstring in docstrings(tree):
+            word = "".join(docstring.split(maxsplit=1)[:1]).strip("`,.:;")
             if word in VOCABULARY["clauses"] or NOT_IMPERATIVE.match(word):
-                offences.append(f"{name}:{getattr(node, 'lineno', 1)} {word}")
+                offences.append(f"{name}:{line} {word}")
     assert not offences, "\n".join(offences)
+
+
+def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of each docstring: of modules, classes and functions, and of their variables."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        yield getattr(node, "lineno", 1), ast.get_docstring(node) or ""
+        for statement, following in itertools.pairwise(node.body):
+            match statement, following:
+                case ast.Assign() | ast.AnnAssign(), ast.Expr(value=ast.Constant(value=str(text))):
+                    if text.split(maxsplit=1)[0] not in PLURALS:
+                        yield following.lineno, text
+                case _:
+                    continue
 
 
 def test_no_identifier_is_of_the_earlier_vocabulary() -> None:

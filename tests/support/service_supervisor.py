@@ -30,7 +30,7 @@ STOP_SECONDS = 3
 INSTALL_SECONDS = 300
 POLL_SECONDS = 0.02
 ServeAt = Callable[[Path, Path, int], AbstractContextManager[object]]
-"""Takes the binary, a folder and a port."""
+"""Function of the binary, a folder and a port."""
 
 
 class MissingError(Exception):
@@ -44,7 +44,7 @@ class Service:
     package: str
     binary: Callable[[], Path | None]
     serve: Callable[[Path, Path], AbstractContextManager[str]]
-    """Takes the binary and an empty folder, gives the url of a server that answers."""
+    """Function of the binary and an empty folder that yields the URL of a running server."""
 
 
 def main() -> None:

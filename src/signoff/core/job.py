@@ -152,7 +152,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     """Sum of the prompt tokens of all attempts and rounds."""
     cached_tokens: int = 0
-    """Those of the prompt tokens that the upstream read from its own cache."""
+    """Number of prompt tokens that the upstream read from its own cache."""
     completion_tokens: int = 0
     """Sum of the completion tokens of all attempts and rounds."""
     cost_nanodollars: int | None = None

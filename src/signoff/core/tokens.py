@@ -24,7 +24,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int = 0
     """Sum that the upstream reported; it can differ from that of the parts."""
     cached_tokens: int = 0
-    """Those of the prompt tokens that the upstream read from its own cache."""
+    """Number of prompt tokens that the upstream read from its own cache."""
 
 
 class _Details(msgspec.Struct):

@@ -11,11 +11,11 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True):
     """The server as a function sees it, on behalf of one caller."""
 
     call: Callable[[str, tuple[object, ...]], Any]
-    """Calls a registered function by name with positional arguments. Raises ValueError if it does not exist."""
+    """Call a registered function by name with positional arguments. Raises ValueError if it does not exist."""
     prompts: Callable[[], list[str]]
-    """Returns the names of the prompts that the caller may use."""
+    """Return the names of the prompts that the caller may use."""
     now: Callable[[], str]
-    """Returns the current time in UTC, in the format of RFC 3339."""
+    """Return the current time in UTC, in the format of RFC 3339."""
 
 
 CALL_CONTEXT: ContextVar[CallContext] = ContextVar("call_context")

@@ -32,9 +32,9 @@ class LocalCopy(msgspec.Struct, frozen=True):
 
     entry: CacheEntry
     born_at: float
-    """When the answer was signed off."""
+    """Time at which the answer was signed off."""
     ends_at: float
-    """When the entry expires."""
+    """Time at which the entry expires."""
 
 
 class ResponseCache:

@@ -38,7 +38,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers that operations go by. Each comes from the setting of the same name, unless a field says otherwise."""
 
     lease_seconds: float = 15
-    """How long a worker or a waiting call holds a job without renewing its lease."""
+    """Time for which a worker or a waiting call holds a job without renewing its lease."""
     heartbeat_seconds: float = 5
     """Interval at which leases and reservations are renewed."""
     sweep_seconds: float = 2
@@ -50,7 +50,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     backoff: Backoff = Backoff()
     """Waits between attempts (settings `backoff_seconds`, `backoff_ceiling_seconds`)."""
     hold_seconds: float = 540
-    """How long a waiting call waits for a held answer."""
+    """Time for which a waiting call waits for a held answer."""
     keep_alive_seconds: float = 10
     """Interval of comments on an idle event stream."""
     log_after_seconds: float = 1
@@ -83,15 +83,15 @@ class Adapters(msgspec.Struct, frozen=True, kw_only=True):
     """Ways to what is outside this process."""
 
     broker: Broker
-    """Sends wake-ups to workers, and receives them."""
+    """Sender and receiver of wake-ups for workers."""
     engines: Mapping[str, Engine]
     """Engines by the kind of model that they answer for."""
     deliverers: Mapping[DeliveryKind, Deliverer]
     """Delivery adapters by kind of delivery."""
     transport_to: Callable[[Stream], Transport]
-    """Makes the transport of a stream."""
+    """Factory of the transport of a stream."""
     vault: Vault
-    """Encrypts and decrypts stored secrets."""
+    """Encryption of stored secrets."""
 
 
 class Caches(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,11 +127,11 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     reservations: Reservations
     """Reservations under limits that this process holds and renews."""
     watcher: JobWatcher
-    """Wakes callers who wait for a job to change."""
+    """Watcher that wakes callers who wait for a job to change."""
     inflight_calls: InflightCalls
     """Waiting calls that are not recorded yet, and calls that several callers share."""
     logs: ModelLogWriter
-    """Writes the logs of models in batches."""
+    """Writer of the logs of models, in batches."""
     background: Background
     """Tasks that outlive the caller who started them."""
 
@@ -140,11 +140,11 @@ class Ids(msgspec.Struct, frozen=True, kw_only=True):
     """Sources of ids, secrets and chance."""
 
     new_id: Callable[[], str]
-    """Returns a new UUIDv7."""
+    """Return a new UUIDv7."""
     new_secret: Callable[[], str]
-    """Returns 32 random base62 characters."""
+    """Return 32 random base62 characters."""
     random_float: Callable[[], float]
-    """Returns a random number in [0, 1)."""
+    """Return a random number in [0, 1)."""
     actor: str
     """The name of this process in events: `worker:HOST:PID`."""
 
@@ -163,6 +163,6 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     ids: Ids
     """Sources of ids, secrets and chance."""
     clock: Callable[[], int]
-    """Returns the current time in microseconds since 1970, UTC."""
+    """Return the current time in microseconds since 1970, UTC."""
     rules: Rules
     """Numbers from the settings."""
