@@ -29,6 +29,7 @@ from support.live_server import Live, chat, live, until
 pytestmark = pytest.mark.anyio
 REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
 KEY = {"Idempotency-Key": "one"}
+Call = asyncio.Future[tuple[int, bytes]]
 EXPECTED = {False: ANSWER, True: b"".join(EVENTS)}
 
 
@@ -51,6 +52,21 @@ async def slow(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[FakeUpstr
     """Yield an upstream that answers when its `wake` is set, a server in front of it, and a token."""
     async with fake_upstream() as fake, live(tmp_path, **settings) as server:
         yield fake, server, await server.token()
+
+
+@contextlib.asynccontextmanager
+async def two_callers(
+    tmp_path: Path, database_url: str | None, **more: Any
+) -> AsyncIterator[tuple[FakeUpstream, tuple[Live, Live], Call, Call]]:
+    """Yield an upstream, two servers on one database, a call at the first, and one at the other that waits for it."""
+    settings = {"database_url": database_url}
+    async with slow(tmp_path, **settings) as (fake, server, token), live(tmp_path, **settings) as other:
+        await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
+        task = asyncio.ensure_future(call(server, token, **more))
+        await fake.until_stuck()
+        joining_task = asyncio.ensure_future(call(other, token, **more))
+        await until(lambda: has_waiters(other))
+        yield fake, (server, other), task, joining_task
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -132,13 +148,7 @@ async def test_a_caller_who_joined_early_is_answered_though_the_first_caller_lea
 async def test_a_caller_at_another_process_gets_the_answer_of_the_same_call(
     tmp_path: Path, database_url: str | None
 ) -> None:
-    settings = {"database_url": database_url}
-    async with slow(tmp_path, **settings) as (fake, server, token), live(tmp_path, **settings) as other:
-        await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
-        task = asyncio.ensure_future(call(server, token))
-        await fake.until_stuck()
-        joining_task = asyncio.ensure_future(call(other, token))
-        await until(lambda: has_waiters(other))
+    async with two_callers(tmp_path, database_url) as (fake, _, task, joining_task):
         fake.wake.set()
         assert await task == await joining_task == (200, ANSWER)
         assert len(fake.requests) == 1
@@ -147,13 +157,7 @@ async def test_a_caller_at_another_process_gets_the_answer_of_the_same_call(
 async def test_a_caller_at_another_process_is_answered_though_all_callers_at_the_first_leave(
     tmp_path: Path, database_url: str | None
 ) -> None:
-    settings = {"database_url": database_url}
-    async with slow(tmp_path, **settings) as (fake, server, token), live(tmp_path, **settings) as other:
-        await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
-        task = asyncio.ensure_future(call(server, token))
-        await fake.until_stuck()
-        joining_task = asyncio.ensure_future(call(other, token))
-        await until(lambda: has_waiters(other))
+    async with two_callers(tmp_path, database_url) as (fake, _, task, joining_task):
         task.cancel()
         fake.wake.set()
         assert await joining_task == (200, ANSWER)
@@ -162,13 +166,7 @@ async def test_a_caller_at_another_process_is_answered_though_all_callers_at_the
 async def test_a_joined_caller_gets_the_cached_answer_if_the_first_caller_leaves(
     tmp_path: Path, database_url: str | None
 ) -> None:
-    settings = {"database_url": database_url}
-    async with slow(tmp_path, **settings) as (fake, server, token), live(tmp_path, **settings) as other:
-        await server.model("slow", kind="openai", url=fake.at("answer-when-woken"))
-        task = asyncio.ensure_future(call(server, token, temperature=0))
-        await fake.until_stuck()
-        joining_task = asyncio.ensure_future(call(other, token, temperature=0))
-        await until(lambda: has_waiters(other))
+    async with two_callers(tmp_path, database_url, temperature=0) as (fake, (server, other), task, joining_task):
         # when an equal answer enters the cache, and the first caller leaves
         (job,) = await jobs(server)
         store_answer(other.services, msgspec.structs.replace(job, status="success", response=ANSWER))
