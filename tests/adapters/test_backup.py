@@ -15,11 +15,11 @@ import pytest
 import sqlalchemy as sa
 
 from signoff.errors import SchemaOutdated
-from signoff.stores import migrations
 from signoff.stores.archive import FORMAT, ArchiveWriter, BadBackup, Manifest, TableSummary, check, write_archive
 from signoff.stores.backup import _with_stored_types as with_stored_types
 from signoff.stores.schema import metadata
 from signoff.stores.sql import SqlStore
+from support.revisions import NEWEST, add_revision
 from support.stores import a_job, execute, inserted, opened, rows, together
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -28,7 +28,6 @@ TEXTS = ("", "ä€😀 \u202e\ufffd\n\t\"'\\%s{}", "0", " ", "x" * 100_000)
 BYTES = (b"", bytes(range(256)), b"\xff\xfe" * 50_000, b"null", b"\0")
 BITS = {sa.SmallInteger: 15, sa.Integer: 31, sa.BigInteger: 63}
 ROWS = len(TEXTS)
-NEWEST = migrations._REVISIONS[-1]
 
 
 def unusual_value(column: sa.Column[Any], row: int) -> Any:
@@ -290,18 +289,8 @@ async def test_an_older_backup_is_brought_up_to_date(
     file: Path, empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a program whose schema is one revision newer than the backup
-    home = Path(migrations.__file__).parent
-    newer = tmp_path / "migrations"
-    (newer / "versions").mkdir(parents=True)
-    for path in (home / "env.py", *(home / "versions").glob("*.py")):
-        (newer / path.relative_to(home)).write_bytes(path.read_bytes())
-    (newer / "versions" / "nicknames.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\n"
-        f"revision, down_revision, branch_labels, depends_on = 'next', {NEWEST!r}, None, None\n"
-        "def upgrade():\n    op.add_column('users', sa.Column('nickname', sa.Text(), server_default='none'))\n"
-    )
-    monkeypatch.setattr(migrations, "_FOLDER", newer)
-    monkeypatch.setattr(migrations, "_REVISIONS", [*migrations._REVISIONS, "next"])
+    column = "op.add_column('users', sa.Column('nickname', sa.Text(), server_default='none'))"
+    add_revision(monkeypatch, tmp_path / "migrations", column)
     # when the backup is restored
     await restore(empty_url, file)
     # then the database has all rows and the newer schema
