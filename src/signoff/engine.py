@@ -1,11 +1,10 @@
 """Interface of an engine: an adapter that sends requests to models of one kind."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from signoff.core.answer import Chunk
 from signoff.core.model import Model
 
 State = Literal["stopped", "starting", "ready", "busy", "failed"]
@@ -30,20 +29,30 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The upstream's API key in clear text; None if the model needs none."""
 
 
+class Sink(Protocol):
+    """A receiver of the events of a streamed answer."""
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        """Take the next server-sent events, each with its blank line.
+
+        Return when more may follow, so that a slow reader slows the model down.
+        """
+        ...
+
+
 class Engine(Protocol):
     """An adapter for the models of one kind. Any number of `answer` calls may run at the same time."""
 
-    def answer(self, model: Model, request: ModelRequest) -> AsyncIterator[Chunk]:
-        """Send `request` to `model` and return an iterator over the answer.
+    async def answer(self, model: Model, request: ModelRequest, sink: Sink) -> bytes | None:
+        """Send `request` to `model`, and return its whole answer: one JSON body.
 
-        The iterator yields one chunk with the whole JSON body (`event` is False) or, if `request.stream` is set and the
-        model streams, raw server-sent events (`event` is True). Events of a completion end with `[DONE]`, events of a
-        response with the event that completes it. The engine applies `model.timeouts`. Closing the iterator, or
-        cancelling the task that reads it, stops the model's work within one second.
+        If `request.stream` is set and the model streams, send the events to `sink` as they come, and return None.
+        Events of a completion end with `[DONE]`, events of a response with the event that completes it. Events that
+        come together are sent together. The engine applies `model.timeouts`. Cancelling the call stops the model's
+        work within one second.
 
         Raises:
-            BadRequest: The model cannot handle this request. This and all other errors may be raised by the call or
-                while the iterator is read.
+            BadRequest: The model cannot handle this request.
             ModelFailed: The model failed. Its subclasses tell how: `ModelAnswered` for an error status of the upstream,
                 `ModelUnreachable`, `ModelCut`, `ModelCrashed`, `ModelGarbled`, `ModelTimedOut`, `ModelBusy`.
         """
@@ -54,7 +63,7 @@ class Engine(Protocol):
         ...
 
     async def close(self) -> None:
-        """Release what the engine holds, and stop what it started. Called once, after all iterators are closed."""
+        """Release what the engine holds, and stop what it started. Called once, after all calls have ended."""
         ...
 
 

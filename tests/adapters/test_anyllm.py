@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ import pytest
 
 from fakes.http_server import FakeServer, RecordedRequest, Reply, chunked, json_reply, sse_event, wait_for_wake
 from fakes.resolver import FakeResolver
-from signoff.core.answer import Chunk
 from signoff.core.model import Model, model_fault
 from signoff.engine import ModelRequest
 from signoff.engines import anyllm
 from signoff.engines.anyllm import AnyLLMEngine
 from signoff.errors import ModelAnswered, ModelFailed
 from support.live_server import Live, chat, live, words
+from support.sinks import Answering, StepwiseAnswer, body_of
 
 pytestmark = pytest.mark.anyio
 
@@ -167,15 +166,15 @@ async def test_a_callers_own_key_goes_to_the_provider(tmp_path: Path) -> None:
             assert upstream.keys[-1] == expected
 
 
-def answer(engine: AnyLLMEngine, *, key: str = "k", stream: bool = False, **more: Any) -> AsyncGenerator[Chunk, None]:
+def answering(engine: AnyLLMEngine, *, key: str = "k", stream: bool = False, **more: Any) -> Answering:
     model = Model(name="m", kind="anyllm", **({"upstream_model": "anthropic/x"} | more))
     body = json.dumps(chat("hi", "m")).encode()
     request = ModelRequest(path="/v1/chat/completions", body=body, target="m", key=key, stream=stream)
-    return engine.answer(model, request)
+    return lambda sink: engine.answer(model, request, sink)
 
 
-async def collect_chunks(engine: AnyLLMEngine, **more: Any) -> list[Chunk]:
-    return [chunk async for chunk in answer(engine, **more)]
+async def call_model(engine: AnyLLMEngine, **more: Any) -> bytes:
+    return await body_of(answering(engine, **more))
 
 
 async def test_concurrent_callers_with_one_key_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +182,7 @@ async def test_concurrent_callers_with_one_key_share_a_client(monkeypatch: pytes
     monkeypatch.setattr(anyllm, "_client", lambda *arguments: created.append(arguments) or create(*arguments))
     engine = AnyLLMEngine()
     async with Anthropic() as upstream:
-        await asyncio.gather(*(collect_chunks(engine, key=key, url=upstream.url) for key in "abab"))
+        await asyncio.gather(*(call_model(engine, key=key, url=upstream.url) for key in "abab"))
         assert sorted(key for _, key, _ in created) == ["a", "b"]
         assert sorted(upstream.keys) == ["a", "a", "b", "b"]
         await engine.close()
@@ -194,16 +193,16 @@ async def test_clients_beyond_the_maximum_do_not_end_a_running_answer(monkeypatc
     engine = AnyLLMEngine()
     async with Anthropic() as upstream, asyncio.timeout(60):
         # given a caller whose answer has begun
-        slow = answer(engine, stream=True, upstream_model="anthropic/slow", url=upstream.url)
-        chunks = [await anext(slow)]
+        slow = StepwiseAnswer(answering(engine, stream=True, upstream_model="anthropic/slow", url=upstream.url))
+        first = await slow.next()
         # when others call with keys of their own
         for key in "abc":
-            await collect_chunks(engine, key=key, url=upstream.url)
+            await call_model(engine, key=key, url=upstream.url)
         with pytest.raises(ModelAnswered):
-            await collect_chunks(engine, key="d", upstream_model="anthropic/busy", url=upstream.url)
+            await call_model(engine, key="d", upstream_model="anthropic/busy", url=upstream.url)
         # then that answer still completes
-        chunks += [chunk async for chunk in slow]
-        lines = [chunk.raw.decode().removeprefix("data: ").strip() for chunk in chunks]
+        events = [first or b"", *await slow.rest()]
+        lines = [event.decode().removeprefix("data: ").strip() for event in events]
         assert (deltas(lines), lines[-1]) == ("Hello", "[DONE]")
         await engine.close()
 
@@ -211,15 +210,15 @@ async def test_clients_beyond_the_maximum_do_not_end_a_running_answer(monkeypatc
 async def test_a_missing_extra_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "any_llm", None)
     with pytest.raises(ModelFailed, match=r"signoff\[anyllm\]"):
-        await collect_chunks(AnyLLMEngine())
+        await call_model(AnyLLMEngine())
 
 
 async def test_an_unknown_provider_and_a_blocked_address_are_errors() -> None:
     engine = AnyLLMEngine()
     with pytest.raises(ModelFailed, match="nobody"):
-        await collect_chunks(engine, upstream_model="nobody/x")
+        await call_model(engine, upstream_model="nobody/x")
     with pytest.raises(ModelFailed, match="in a range that is closed to models"):
-        await collect_chunks(AnyLLMEngine(FakeResolver(["169.254.169.254"])), url="http://model.example")
+        await call_model(AnyLLMEngine(FakeResolver(["169.254.169.254"])), url="http://model.example")
     await engine.close()
     assert model_fault(Model(name="m", kind="anyllm")) is not None
     assert model_fault(Model(name="mistral/*", kind="anyllm")) is None

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 
 import msgspec
 import pytest
 
 from signoff.core import sse
-from signoff.core.answer import Chunk, Usage, answer_text, collect
+from signoff.core.answer import answer_text, collect, parse_answer
 from signoff.core.model import Model, Timeouts
+from signoff.core.tokens import Usage
 from signoff.engine import Engine, ModelRequest
 from signoff.engines.echo import EchoEngine, Options, options_of
 from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut
+from support.sinks import Events, body_of
 
 pytestmark = pytest.mark.anyio
+
+Asking = Callable[..., Awaitable[bytes | list[bytes]]]
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 CONTENT = "  Good morning,\n dear  caf\u00e9 "
@@ -30,17 +35,31 @@ async def ask(
     *,
     path: str = CHAT,
     body: bytes = CHAT_BODY,
-    stream: bool = False,
     model: Model = ECHO,
-    into: list[Chunk] | None = None,
-) -> list[Chunk]:
-    """Return all chunks of the answer; after an error, `into` holds those that arrived before it."""
+) -> bytes:
+    """Return the whole answer."""
     engine: Engine = EchoEngine()
-    chunks = [] if into is None else into
-    request = ModelRequest(path=path, body=body, target=target, stream=stream)
-    async for chunk in engine.answer(model, request):
-        chunks.append(chunk)
-    return chunks
+    request = ModelRequest(path=path, body=body, target=target)
+    return await body_of(lambda sink: engine.answer(model, request, sink))
+
+
+async def stream(
+    target: str = "echo",
+    *,
+    path: str = CHAT,
+    body: bytes = CHAT_BODY,
+    model: Model = ECHO,
+    into: Events | None = None,
+) -> list[bytes]:
+    """Return all events of a stream; after an error, `into` holds those that arrived before it."""
+    engine: Engine = EchoEngine()
+    events = Events() if into is None else into
+    request = ModelRequest(path=path, body=body, target=target, stream=True)
+    assert await engine.answer(model, request, events) is None
+    return events.received
+
+
+BOTH = pytest.mark.parametrize("asking", [ask, stream])
 
 
 @pytest.mark.parametrize(
@@ -66,9 +85,7 @@ async def ask(
     ],
 )
 async def test_an_echo_answers_with_its_input(body: bytes, text: str) -> None:
-    (chunk,) = await ask(body=body)
-
-    assert answer_text(chunk.raw) == text
+    assert answer_text(await ask(body=body)) == text
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'"\xff"', b"[" * 100_000])
@@ -78,10 +95,10 @@ async def test_an_echo_refuses_invalid_json(body: bytes) -> None:
 
 
 async def test_a_chat_completion_has_the_shape_that_clients_expect() -> None:
-    (chunk,) = await ask()
+    answer = await ask()
 
     digest = hashlib.sha256(b"echo\0" + CHAT_BODY).hexdigest()[:16]
-    assert msgspec.json.decode(chunk.raw) == {
+    assert msgspec.json.decode(answer) == {
         "id": f"chatcmpl-{digest}",
         "object": "chat.completion",
         "created": 0,
@@ -99,10 +116,10 @@ async def test_a_chat_completion_has_the_shape_that_clients_expect() -> None:
 
 
 async def test_a_text_completion_has_the_shape_that_clients_expect() -> None:
-    (chunk,) = await ask(path=TEXT, body=b'{"prompt": "a b"}')
+    answer = await ask(path=TEXT, body=b'{"prompt": "a b"}')
 
     digest = hashlib.sha256(b'echo\0{"prompt": "a b"}').hexdigest()[:16]
-    assert msgspec.json.decode(chunk.raw) == {
+    assert msgspec.json.decode(answer) == {
         "id": f"cmpl-{digest}",
         "object": "text_completion",
         "created": 0,
@@ -112,17 +129,17 @@ async def test_a_text_completion_has_the_shape_that_clients_expect() -> None:
     }
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_the_same_request_has_the_same_answer(*, stream: bool) -> None:
-    assert await ask(stream=stream) == await ask(stream=stream)
-    assert await ask(stream=stream) != await ask("echo/delay=0", stream=stream)
+@BOTH
+async def test_the_same_request_has_the_same_answer(asking: Asking) -> None:
+    assert await asking() == await asking()
+    assert await asking() != await asking("echo/delay=0")
 
 
 async def test_a_stream_has_a_role_a_chunk_per_word_a_finish_and_done() -> None:
-    chunks = await ask(stream=True)
+    events = await stream()
 
-    assert chunks[-1] == Chunk(sse.DONE, event=True)
-    choices = [choice_of(chunk) for chunk in chunks[:-1]]
+    assert events[-1] == sse.DONE
+    choices = [choice_of(event) for event in events[:-1]]
     assert [choice.delta for choice in choices] == [
         {"role": "assistant", "content": ""},
         *({"content": word} for word in ["  Good", " morning,", "\n dear", "  caf\u00e9", " "]),
@@ -145,11 +162,10 @@ class ChatEvent(msgspec.Struct):
     choices: list[Choice]
 
 
-def choice_of(chunk: Chunk) -> Choice:
-    event = msgspec.json.decode(sse.data_of(chunk.raw), type=ChatEvent)
-    assert chunk.event
-    assert event.object == "chat.completion.chunk"
-    return event.choices[0]
+def choice_of(event: bytes) -> Choice:
+    chat_event = msgspec.json.decode(sse.data_of(event), type=ChatEvent)
+    assert chat_event.object == "chat.completion.chunk"
+    return chat_event.choices[0]
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
@@ -158,15 +174,15 @@ async def test_a_stream_collects_to_the_whole_answer(path: str, target: str) -> 
     request = msgspec.json.decode(BODIES[path], type=dict[str, object])
     body = msgspec.json.encode(request | {"stream_options": {"include_usage": True}})
 
-    whole = collect(await ask(target, path=path, body=body))
-    streamed = collect(await ask(target, path=path, body=body, stream=True))
+    whole = parse_answer(await ask(target, path=path, body=body))
+    streamed = collect(await stream(target, path=path, body=body))
 
     assert msgspec.json.decode(streamed.body) == msgspec.json.decode(whole.body)
     assert streamed.usage == whole.usage
 
 
 async def test_a_stream_reports_usage_only_if_requested() -> None:
-    assert b'"usage"' not in b"".join(chunk.raw for chunk in await ask(stream=True))
+    assert b'"usage"' not in b"".join(await stream())
 
 
 @pytest.mark.parametrize(
@@ -179,7 +195,7 @@ async def test_a_stream_reports_usage_only_if_requested() -> None:
     ],
 )
 async def test_an_echo_answers_with_the_requested_number_of_words(said: str, target: str, text: str) -> None:
-    answer = collect(await ask(target, body=msgspec.json.encode({"input": said})))
+    answer = parse_answer(await ask(target, body=msgspec.json.encode({"input": said})))
 
     answer_words, prompt_words = len(text.split()), len(said.split())
     assert answer_text(answer.body) == text
@@ -227,10 +243,10 @@ async def test_an_invalid_option_is_refused_with_a_list_of_the_valid_ones(option
 # Misbehaviour.
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_an_echo_fails_with_the_requested_status(*, stream: bool) -> None:
+@BOTH
+async def test_an_echo_fails_with_the_requested_status(asking: Asking) -> None:
     with pytest.raises(ModelAnswered, match="503") as raised:
-        await ask("echo/status=503,retry_after=2", stream=stream)
+        await asking("echo/status=503,retry_after=2")
 
     assert (raised.value.status, raised.value.retry_after_seconds) == (503, 2)
     assert b'"message":"' in raised.value.body
@@ -242,33 +258,33 @@ async def test_a_cut_answer_has_no_chunks() -> None:
 
 
 async def test_a_cut_stream_ends_after_half_of_its_chunks() -> None:
-    whole = await ask("echo/tokens=7", stream=True)
-    received: list[Chunk] = []
+    whole = await stream("echo/tokens=7")
+    events = Events()
 
     with pytest.raises(ModelCut):
-        await ask("echo/tokens=7,cut", stream=True, into=received)
+        await stream("echo/tokens=7,cut", into=events)
 
-    assert [choice_of(chunk).delta for chunk in received] == [
-        choice_of(chunk).delta for chunk in whole[: len(whole) // 2]
+    assert [choice_of(event).delta for event in events.received] == [
+        choice_of(event).delta for event in whole[: len(whole) // 2]
     ]
 
 
 @pytest.mark.parametrize(
-    ("target", "stream"),
+    ("target", "asking"),
     [
-        ("echo/hang", False),
-        ("echo/hang", True),
-        ("echo/hang,status=500", False),
-        ("echo/delay=60", False),
-        ("echo/delay=60", True),
-        ("echo/chunk_delay=60", True),
+        ("echo/hang", ask),
+        ("echo/hang", stream),
+        ("echo/hang,status=500", ask),
+        ("echo/delay=60", ask),
+        ("echo/delay=60", stream),
+        ("echo/chunk_delay=60", stream),
     ],
 )
-async def test_an_echo_never_takes_longer_than_its_total_timeout(target: str, *, stream: bool) -> None:
+async def test_an_echo_never_takes_longer_than_its_total_timeout(target: str, asking: Asking) -> None:
     model = Model(name="echo", kind="echo", timeouts=Timeouts(total_seconds=0.05))
 
     with pytest.raises(ModelTimedOut):
-        await ask(target, model=model, stream=stream)
+        await asking(target, model=model)
 
 
 async def test_a_delay_comes_before_the_answer_and_a_chunk_delay_between_chunks() -> None:
@@ -276,8 +292,11 @@ async def test_a_delay_comes_before_the_answer_and_a_chunk_delay_between_chunks(
     start, arrivals = loop.time(), list[float]()
     request = ModelRequest(path=CHAT, body=b'{"input": "a"}', target="echo/delay=0.1,chunk_delay=0.02", stream=True)
 
-    async for _ in EchoEngine().answer(ECHO, request):
-        arrivals.append(loop.time() - start)
+    class Clocked(Events):
+        async def send(self, events: Sequence[bytes]) -> None:
+            arrivals.append(loop.time() - start)
+
+    await EchoEngine().answer(ECHO, request, Clocked())
 
     # The loop's clock has a resolution of one millisecond.
     assert arrivals[0] > 0.098

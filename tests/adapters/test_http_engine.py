@@ -18,6 +18,7 @@ from signoff.engine import ModelRequest
 from signoff.engines.http import HttpEngine
 from signoff.engines.upstream import UpstreamClient
 from signoff.errors import ModelAnswered, ModelGarbled, ModelTimedOut, ModelUnreachable
+from support.sinks import Events
 
 pytestmark = pytest.mark.anyio
 DEFAULT_TIMEOUTS = Timeouts()
@@ -42,7 +43,9 @@ async def ask(
 ) -> bytes:
     model = Model(name="theirs", kind="http", url=url, timeouts=timeouts)
     request = ModelRequest(**({"path": PREDICT, "body": body, "target": "theirs"} | more))
-    return b"".join([chunk.raw async for chunk in engine.answer(model, request)])
+    events = Events()
+    body = await engine.answer(model, request, events)
+    return b"".join(events.received) if body is None else body
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from fakes.programs import ENGINE_OWNER, JSON_LINES_MODEL, PLAIN_LINES_MODEL, alive, is_alive, starts, until
-from signoff.core.answer import Chunk, collect
+from signoff.core.answer import collect
 from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines import jsonl
@@ -36,6 +36,7 @@ from signoff.errors import (
     Overloaded,
 )
 from support.engines import an_engine
+from support.sinks import body_of, events_of
 
 pytestmark = pytest.mark.anyio
 
@@ -77,16 +78,21 @@ def program(name: str, code: str, **more: Any) -> Model:
     return Model(name=name, kind="subprocess", command=(sys.executable, "-S", "-c", code), **more)
 
 
-async def chunks(engine: SubprocessEngine, model: Model, body: Any, **more: Any) -> list[Chunk]:
+def request_of(model: Model, body: Any, **more: Any) -> ModelRequest:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = ModelRequest(**({"path": "/predict", "body": raw, "target": model.name} | more))
-    async with asyncio.timeout(60), aclosing(engine.answer(model, request)) as answer:
-        return [chunk async for chunk in answer]
+    return ModelRequest(**({"path": "/predict", "body": raw, "target": model.name} | more))
+
+
+async def stream(engine: SubprocessEngine, model: Model, body: Any) -> list[bytes]:
+    request = request_of(model, body, stream=True)
+    async with asyncio.timeout(60):
+        return await events_of(lambda sink: engine.answer(model, request, sink))
 
 
 async def ask(engine: SubprocessEngine, model: Model, body: Any, **more: Any) -> Any:
-    [chunk] = await chunks(engine, model, body, **more)
-    return json.loads(chunk.raw)
+    request = request_of(model, body, **more)
+    async with asyncio.timeout(60):
+        return json.loads(await body_of(lambda sink: engine.answer(model, request, sink)))
 
 
 async def run_all(*calls: Any) -> list[Any]:
@@ -174,16 +180,16 @@ async def test_an_unknown_id_in_an_answer_is_part_of_the_answer(engine: Subproce
 
 
 async def test_pieces_are_the_events_of_a_stream(engine: SubprocessEngine, by_id: Model) -> None:
-    events = await chunks(engine, by_id, {"pieces": ["Hel", "lo"]}, stream=True)
-    assert events[-1].raw == b"data: [DONE]\n\n"
+    events = await stream(engine, by_id, {"pieces": ["Hel", "lo"]})
+    assert events[-1] == b"data: [DONE]\n\n"
     completion = json.loads(collect(events).body)
     assert completion["choices"] == [
         {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello"}}
     ]
     assert await ask(engine, by_id, {"pieces": ["Hel", "lo"]}) == "Hello"
     assert await ask(engine, by_id, {"pieces": [{"a": 1}, 2]}) == [{"a": 1}, 2]
-    [first, *_] = await chunks(engine, by_id, {"pieces": [{"a": 1}]}, stream=True)
-    assert first.raw == b'data: {"a": 1}\n\n'
+    [first, *_] = await stream(engine, by_id, {"pieces": [{"a": 1}]})
+    assert first == b'data: {"a": 1}\n\n'
 
 
 async def test_a_programs_own_error_keeps_its_status(engine: SubprocessEngine, by_id: Model) -> None:

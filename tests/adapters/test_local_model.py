@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ import pytest
 
 from fakes.programs import until
 from signoff.core import sse
-from signoff.core.answer import Chunk, answer_text, collect
+from signoff.core.answer import Answer, answer_text, collect, parse_answer
 from signoff.core.model import Model
 from signoff.engine import ModelRequest
 from signoff.engines import llama
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.errors import ModelAnswered
 from support.engines import an_engine
+from support.sinks import Events, events_of
 
 pytestmark = pytest.mark.anyio
 
@@ -60,13 +60,15 @@ def request(*, path: str = "/v1/chat/completions", **body: Any) -> ModelRequest:
     )
 
 
-async def ask(engine: SubprocessEngine, model: Model, model_request: ModelRequest) -> list[Chunk]:
-    async with aclosing(engine.answer(model, model_request)) as chunks:
-        return [chunk async for chunk in chunks]
+async def ask(engine: SubprocessEngine, model: Model, model_request: ModelRequest) -> Answer:
+    """Return the answer, which a stream adds up to."""
+    events = Events()
+    body = await engine.answer(model, model_request, events)
+    return collect(events.received) if body is None else parse_answer(body)
 
 
 async def test_the_model_answers(engine: SubprocessEngine, model: Model) -> None:
-    answer = collect(await ask(engine, model, request()))
+    answer = await ask(engine, model, request())
     assert len((answer_text(answer.body) or "").split()) > 3
     assert answer.usage is not None
     assert answer.usage.completion_tokens > 0
@@ -74,18 +76,18 @@ async def test_the_model_answers(engine: SubprocessEngine, model: Model) -> None
 
 async def test_a_stream_amounts_to_the_whole_answer(engine: SubprocessEngine, model: Model) -> None:
     # A partly cached prompt is computed in other batches, which round differently.
-    whole = collect(await ask(engine, model, request(cache_prompt=False)))
+    whole = await ask(engine, model, request(cache_prompt=False))
     streamed = request(cache_prompt=False, stream=True, stream_options={"include_usage": True})
-    chunks = await ask(engine, model, streamed)
-    assert chunks[-1] == Chunk(sse.DONE, event=True)
-    assert len(chunks) > 5
-    answer = collect(chunks)
+    events = await events_of(lambda sink: engine.answer(model, streamed, sink))
+    assert events[-1] == sse.DONE
+    assert len(events) > 5
+    answer = collect(events)
     assert answer_text(answer.body) == answer_text(whole.body)
     assert answer.usage == whole.usage
 
 
 async def test_log_probabilities_are_returned(engine: SubprocessEngine, model: Model) -> None:
-    answer = collect(await ask(engine, model, request(logprobs=True, top_logprobs=3, max_tokens=5)))
+    answer = await ask(engine, model, request(logprobs=True, top_logprobs=3, max_tokens=5))
     tokens = msgspec.json.decode(answer.body)["choices"][0]["logprobs"]["content"]
     assert len(tokens) == 5
     assert all(token["logprob"] <= 0 and len(token["top_logprobs"]) == 3 for token in tokens)
@@ -93,7 +95,7 @@ async def test_log_probabilities_are_returned(engine: SubprocessEngine, model: M
 
 async def test_text_completions_work(engine: SubprocessEngine, model: Model) -> None:
     completion = request(path="/v1/completions", prompt="The capital of France is", max_tokens=5)
-    assert "Paris" in (answer_text(collect(await ask(engine, model, completion)).body) or "")
+    assert "Paris" in (answer_text((await ask(engine, model, completion)).body) or "")
 
 
 async def test_a_prompt_beyond_the_context_size_is_refused(engine: SubprocessEngine, model: Model) -> None:
@@ -134,7 +136,7 @@ def done(log_lines: list[str]) -> dict[str, int]:
 async def test_the_model_answers_concurrent_requests(engine: SubprocessEngine, model: Model) -> None:
     async with asyncio.TaskGroup() as group:
         calls = [group.create_task(ask(engine, model, request(seed=seed))) for seed in range(2 * llama.SLOTS)]
-    assert all(answer_text(collect(call.result()).body) for call in calls)
+    assert all(answer_text(call.result().body) for call in calls)
 
 
 def test_the_search_for_the_model_imports_no_large_module() -> None:

@@ -10,12 +10,13 @@ from fakes.resolver import FakeResolver
 from fakes.upstream import fake_upstream
 from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.model import Model, Timeouts
-from signoff.engines.upstream import UpstreamClient
+from signoff.engines.upstream import UpstreamClient, UpstreamRequest
 from signoff.engines.url import ADDRESS_NOT_ALLOWED
 from signoff.errors import ModelFailed, ModelUnreachable
 from signoff.infra.ssrf import AddressBlocked, CheckedResolver, probe
 from support.live_server import live
 from support.processes import free_port
+from support.sinks import body_of
 
 pytestmark = pytest.mark.anyio
 
@@ -24,8 +25,9 @@ async def post(url: str, resolver: FakeResolver) -> bytes:
     upstream = UpstreamClient(now=lambda: 0, resolver=resolver)
     await upstream.start()
     try:
-        answer = upstream.post(url, body=b"{}", headers={}, timeouts=Timeouts(connect_seconds=2), stream=False)
-        return b"".join([chunk.raw async for chunk in answer])
+        request = UpstreamRequest("POST", url, b"{}", {})
+        timeouts = Timeouts(connect_seconds=2)
+        return await body_of(lambda sink: upstream.ask(request, sink, timeouts=timeouts, stream=False))
     finally:
         await upstream.close()
 

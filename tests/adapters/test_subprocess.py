@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from signoff.engine import ModelRequest
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.errors import BadRequest, ModelCut, ModelUnreachable
 from support.engines import an_engine
+from support.sinks import body_of
 
 pytestmark = pytest.mark.anyio
 
@@ -69,9 +70,7 @@ def model(journal: Path) -> Callable[..., Model]:
 
 async def ask(engine: SubprocessEngine, model: Model, **body: object) -> JsonObject:
     request = ModelRequest(path="/v1/chat/completions", body=json.dumps(body).encode(), target=model.name)
-    async with aclosing(engine.answer(model, request)) as chunks:
-        [chunk] = [chunk async for chunk in chunks]
-    return json.loads(chunk.raw)
+    return json.loads(await body_of(lambda sink: engine.answer(model, request, sink)))
 
 
 async def test_a_model_starts_on_its_first_request(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,13 +12,13 @@ import pytest
 from fakes.behaviours import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, MESSAGE, RESPONSE_EVENTS
 from fakes.http_server import LIMIT_SECONDS
 from fakes.upstream import FakeUpstream, fake_upstream, full_upstream
-from signoff.core.answer import Chunk
 from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines import openai
 from signoff.engines.openai import OpenAIEngine
 from signoff.engines.upstream import UpstreamClient, UpstreamRequest
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
+from support.sinks import Events, StepwiseAnswer, body_of, events_of
 
 pytestmark = pytest.mark.anyio
 
@@ -45,25 +45,21 @@ async def ask(
     upstream: UpstreamClient,
     url: str,
     *,
-    into: list[Chunk] | None = None,
+    into: Events | None = None,
     body: bytes = b"{}",
     timeouts: Timeouts = DEFAULT_TIMEOUTS,
     stream: bool = False,
-) -> list[Chunk]:
-    """Return all chunks of the answer; after an error, `into` holds those that arrived before it."""
-    chunks = [] if into is None else into
+) -> bytes | list[bytes]:
+    """Return the answer, or all its events; after an error, `into` holds those that arrived before it."""
+    events = Events() if into is None else into
+    request = UpstreamRequest("POST", url, body, {})
     async with asyncio.timeout(LIMIT_SECONDS):
-        async for chunk in upstream.post(url, body=body, headers={}, timeouts=timeouts, stream=stream):
-            chunks.append(chunk)
-    return chunks
-
-
-def events(raw: list[bytes]) -> list[Chunk]:
-    return [Chunk(event, event=True) for event in raw]
+        whole = await upstream.ask(request, events, timeouts=timeouts, stream=stream)
+    return events.received if whole is None else whole
 
 
 async def test_an_answer_passes_byte_for_byte(fake: FakeUpstream, upstream: UpstreamClient) -> None:
-    assert await ask(upstream, fake.at("answer")) == [Chunk(ANSWER)]
+    assert await ask(upstream, fake.at("answer")) == ANSWER
 
 
 @pytest.mark.parametrize(
@@ -84,18 +80,18 @@ async def test_an_answer_passes_byte_for_byte(fake: FakeUpstream, upstream: Upst
 async def test_every_event_of_a_stream_passes_byte_for_byte(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, sent: list[bytes]
 ) -> None:
-    assert await ask(upstream, fake.at(behaviour), stream=True) == events(sent)
+    assert await ask(upstream, fake.at(behaviour), stream=True) == sent
 
 
 async def test_a_server_that_ignores_stream_is_accepted(fake: FakeUpstream, upstream: UpstreamClient) -> None:
-    assert await ask(upstream, fake.at("answer"), stream=True) == [Chunk(ANSWER)]
+    assert await ask(upstream, fake.at("answer"), stream=True) == ANSWER
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 2**20, 5_000_001])
 async def test_a_request_passes_byte_for_byte(fake: FakeUpstream, upstream: UpstreamClient, size_bytes: int) -> None:
     body = msgspec.json.encode("x" * size_bytes)
 
-    assert await ask(upstream, fake.at("mirror"), body=body) == [Chunk(body)]
+    assert await ask(upstream, fake.at("mirror"), body=body) == body
     assert fake.requests[0].body == body
 
 
@@ -135,19 +131,21 @@ async def test_a_request_has_no_cookies_and_asks_for_no_compression(
 async def test_a_stream_without_its_last_event_is_cut(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
 ) -> None:
-    received: list[Chunk] = []
+    received = Events()
 
     with pytest.raises(ModelCut):
         await ask(upstream, fake.at(behaviour), stream=True, into=received)
 
-    assert received == events(EVENTS[: len(received)])
+    assert received.received == EVENTS[: len(received.received)]
 
 
-async def ask_unknown_endpoint(upstream: UpstreamClient, url: str) -> list[Chunk]:
-    """Return all chunks that an endpoint of unknown shape streams."""
+async def ask_unknown_endpoint(upstream: UpstreamClient, url: str) -> list[bytes]:
+    """Return all events that an endpoint of unknown shape streams."""
     request = UpstreamRequest("POST", url, b"{}", {})
     async with asyncio.timeout(LIMIT_SECONDS):
-        return [chunk async for chunk in upstream.ask(request, timeouts=DEFAULT_TIMEOUTS, stream=True, json_only=False)]
+        return await events_of(
+            lambda sink: upstream.ask(request, sink, timeouts=DEFAULT_TIMEOUTS, stream=True, json_only=False)
+        )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +161,7 @@ async def ask_unknown_endpoint(upstream: UpstreamClient, url: str) -> list[Chunk
 async def test_a_stream_of_an_unknown_endpoint_passes_to_its_end_whatever_its_content(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, sent: list[bytes]
 ) -> None:
-    assert await ask_unknown_endpoint(upstream, fake.at(behaviour)) == events(sent)
+    assert await ask_unknown_endpoint(upstream, fake.at(behaviour)) == sent
 
 
 @pytest.mark.parametrize("behaviour", ["cut-stream", "cut-event", "reset-stream"])
@@ -194,12 +192,12 @@ async def test_an_unreadable_answer_is_garbled(
 
 @pytest.mark.parametrize("behaviour", ["not-an-event", "not-an-utf8-event", "huge-event"])
 async def test_an_unreadable_event_is_garbled(fake: FakeUpstream, upstream: UpstreamClient, behaviour: str) -> None:
-    received: list[Chunk] = []
+    received = Events()
 
     with pytest.raises(ModelGarbled):
         await ask(upstream, fake.at(behaviour), stream=True, into=received)
 
-    assert received == events(EVENTS[:1])
+    assert received.received == EVENTS[:1]
 
 
 # Errors of the model.
@@ -247,12 +245,12 @@ async def test_an_error_keeps_its_status_message_and_retry_after(
 async def test_an_error_in_a_stream_is_raised_after_what_came_before(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, sent: list[bytes], status: int
 ) -> None:
-    received: list[Chunk] = []
+    received = Events()
 
     with pytest.raises(ModelAnswered, match="Out of memory") as raised:
         await ask(upstream, fake.at(behaviour), stream=True, into=received)
 
-    assert received == events(sent)
+    assert received.received == sent
     assert raised.value.status == status
 
 
@@ -290,19 +288,18 @@ async def test_every_wait_for_a_model_has_its_limit(
 async def test_the_first_event_may_take_as_long_as_the_headers(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     timeouts = Timeouts(between_chunks_seconds=0.15)  # shorter than the pause before the first event
 
-    assert await ask(upstream, fake.at("stream-after-a-thought"), stream=True, timeouts=timeouts) == events(EVENTS)
+    assert await ask(upstream, fake.at("stream-after-a-thought"), stream=True, timeouts=timeouts) == EVENTS
 
 
 async def test_a_slow_reader_does_not_extend_the_total_timeout(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     timeouts = Timeouts(total_seconds=0.1)
 
-    async def listen() -> None:
-        async for _ in upstream.post(fake.at("flood"), body=b"", headers={}, timeouts=timeouts, stream=True):
+    class SlowReader(Events):
+        async def send(self, events: Sequence[bytes]) -> None:
             await asyncio.sleep(0.02)
 
-    async with asyncio.timeout(LIMIT_SECONDS):
-        with pytest.raises(ModelTimedOut, match=r"took more than 0\.1 s"):
-            await listen()
+    with pytest.raises(ModelTimedOut, match=r"took more than 0\.1 s"):
+        await ask(upstream, fake.at("flood"), into=SlowReader(), body=b"", timeouts=timeouts, stream=True)
 
 
 async def test_a_model_that_accepts_no_connection_is_unreachable(upstream: UpstreamClient) -> None:
@@ -337,7 +334,7 @@ async def test_a_stale_connection_costs_one_more_request_on_a_new_one(
         for _ in range(3):
             group.create_task(ask(upstream, url))
 
-    assert await ask(upstream, url) == [Chunk(ANSWER)]
+    assert await ask(upstream, url) == ANSWER
 
     assert (fake.opened, len(fake.requests)) == (4, 5)
 
@@ -384,15 +381,10 @@ MID_STREAM = pytest.mark.parametrize("behaviour", ["hang-mid-stream", "trickle",
 async def test_a_call_cancelled_mid_stream_closes_its_upstream_socket_within_a_second(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
 ) -> None:
-    begun = asyncio.Event()
-
-    async def listen() -> None:
-        async for _ in stream_of(upstream, fake.at(behaviour)):
-            begun.set()
-
+    events = Events()
     async with asyncio.TaskGroup() as group:
-        call = group.create_task(listen())
-        await begun.wait()
+        call = group.create_task(ask(upstream, fake.at(behaviour), into=events, stream=True))
+        await events.begun.wait()
         call.cancel()
 
         assert await fake.all_closed()
@@ -401,19 +393,16 @@ async def test_a_call_cancelled_mid_stream_closes_its_upstream_socket_within_a_s
 
 
 @MID_STREAM
-async def test_a_stream_that_is_closed_closes_its_upstream_socket_within_a_second(
+async def test_a_call_cancelled_while_its_reader_is_slow_closes_its_upstream_socket_within_a_second(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
 ) -> None:
-    call = stream_of(upstream, fake.at(behaviour))
-    await anext(call)
+    request = UpstreamRequest("POST", fake.at(behaviour), b"{}", {})
+    call = StepwiseAnswer(lambda sink: upstream.ask(request, sink, timeouts=DEFAULT_TIMEOUTS, stream=True))
+    await call.next()
 
-    await call.aclose()
+    await call.leave()
 
     assert await fake.all_closed()
-
-
-def stream_of(upstream: UpstreamClient, url: str) -> AsyncGenerator[Chunk, None]:
-    return upstream.post(url, body=b"{}", headers={}, timeouts=DEFAULT_TIMEOUTS, stream=True)
 
 
 async def test_a_cancelled_upload_closes_its_socket_though_the_model_does_not_read(
@@ -443,19 +432,15 @@ def count_of_files() -> int:
 async def test_closing_the_pool_ends_the_calls_on_it(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
 ) -> None:
-    begun = asyncio.Event()
-
-    async def listen() -> None:
-        async for _ in stream_of(upstream, fake.at(behaviour)):
-            begun.set()
+    events = Events()
 
     async def fail() -> None:
         with pytest.raises(ModelFailed):
-            await listen()
+            await ask(upstream, fake.at(behaviour), into=events, stream=True)
 
     async with asyncio.timeout(LIMIT_SECONDS), asyncio.TaskGroup() as group:
         group.create_task(fail())
-        await (fake.stuck if behaviour == "hang-before-headers" else begun).wait()
+        await (fake.stuck if behaviour == "hang-before-headers" else events.begun).wait()
         await upstream.close()
 
         assert await fake.all_closed()
@@ -505,9 +490,7 @@ async def test_a_request_has_the_upstreams_name_of_the_model_and_its_key(
     model = Model(name="mine", kind="openai", url=fake.at("answer") + base, upstream_model="theirs")
     request = ModelRequest(path="/v1/chat/completions", body=b'{"model":"mine"}', target="mine", key="secret")
 
-    chunks = [chunk async for chunk in OpenAIEngine(upstream).answer(model, request)]
-
-    assert chunks == [Chunk(ANSWER)]
+    assert await body_of(lambda sink: OpenAIEngine(upstream).answer(model, request, sink)) == ANSWER
     received = fake.requests[0]
     assert (received.path, received.body) == ("/answer/v1/chat/completions", b'{"model":"theirs"}')
     assert (received.headers["authorization"], received.headers["content-type"]) == (
@@ -521,9 +504,7 @@ async def test_a_model_with_a_prefix_receives_the_requested_name(fake: FakeUpstr
     body = b'{"model": "gpt-9",  "stream": true}'
     request = ModelRequest(path="/v1/chat/completions", body=body, target="gpt-9", stream=True)
 
-    chunks = [chunk async for chunk in OpenAIEngine(upstream).answer(model, request)]
-
-    assert chunks == events(EVENTS)
+    assert await events_of(lambda sink: OpenAIEngine(upstream).answer(model, request, sink)) == EVENTS
     assert fake.requests[0].body == body
     assert "authorization" not in fake.requests[0].headers
 
@@ -532,4 +513,4 @@ async def test_a_model_without_an_address_is_unreachable(upstream: UpstreamClien
     request = ModelRequest(path="/v1/chat/completions", body=b"{}", target="mine")
 
     with pytest.raises(ModelUnreachable):
-        OpenAIEngine(upstream).answer(Model(name="mine", kind="openai"), request)
+        await OpenAIEngine(upstream).answer(Model(name="mine", kind="openai"), request, Events())

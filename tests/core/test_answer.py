@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from signoff.core import sse
-from signoff.core.answer import Chunk, Usage, answer_text, as_completion, collect, split, with_text
+from signoff.core.answer import answer_text, as_completion, collect, parse_answer, split, with_text
+from signoff.core.tokens import Usage
 from signoff.errors import ModelGarbled
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
@@ -20,11 +21,11 @@ OPENAI = {"id": "chatcmpl-1", "created": 1694268190, "model": "gpt-4o-mini", "sy
 LLAMA = {"created": 1, "id": "chatcmpl-x", "model": "qwen.gguf", "system_fingerprint": "b5-1", "service_tier": None}
 
 
-def events(head: dict[str, Any], *parts: dict[str, Any], kind: str = "chat.completion.chunk") -> list[Chunk]:
+def events(head: dict[str, Any], *parts: dict[str, Any], kind: str = "chat.completion.chunk") -> list[bytes]:
     """Return a stream with one event per part; a part is a choice, or a whole chunk if it has `choices`."""
     pieces = [part if "choices" in part else {"choices": [{"index": 0} | part]} for part in parts]
     raw = [sse.event(json.dumps({**head, "object": kind, **piece}).encode()) for piece in pieces]
-    return [Chunk(event, event=True) for event in [*raw, sse.DONE]]
+    return [*raw, sse.DONE]
 
 
 def delta(_finish: str | None = None, **members: Any) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def call(name: str, arguments: str, **more: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "arguments": arguments}, **more}
 
 
-STREAMS: dict[str, tuple[list[Chunk], dict[str, Any]]] = {
+STREAMS: dict[str, tuple[list[bytes], dict[str, Any]]] = {
     "openai with logprobs and usage": (
         events(
             OPENAI | {"usage": None, "service_tier": "default"},
@@ -222,13 +223,13 @@ STREAMS: dict[str, tuple[list[Chunk], dict[str, Any]]] = {
     ),
     "a stream of the responses endpoint": (
         [
-            Chunk(b'event: response.created\ndata: {"type":"response.created","response":{}}\n\n', event=True),
-            Chunk(b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"r"}}\n\n', True),
+            b'event: response.created\ndata: {"type":"response.created","response":{}}\n\n',
+            b'event: response.completed\ndata: {"type":"response.completed","response":{"id":"r"}}\n\n',
         ],
         {"id": "r"},
     ),
     "keep-alives and nothing else": (
-        [Chunk(sse.comment(b"working"), event=True), Chunk(sse.DONE, event=True)],
+        [sse.comment(b"working"), sse.DONE],
         {"object": "chat.completion", "choices": []},
     ),
 }
@@ -254,13 +255,13 @@ def test_text_that_is_split_per_character_is_joined() -> None:
 
 def test_a_whole_answer_is_collected_unchanged() -> None:
     body = b'{ "choices" : [ ] , "usage": {"prompt_tokens": 3} }'
-    assert collect([Chunk(body)]).body == body
-    assert collect([Chunk(body)]).usage == Usage(prompt_tokens=3)
+    assert parse_answer(body).body == body
+    assert parse_answer(body).usage == Usage(prompt_tokens=3)
 
 
 @pytest.mark.parametrize("usage", [None, 3, {"prompt_tokens": "many"}, {"prompt_tokens": None}])
 def test_a_usage_of_a_wrong_type_is_ignored(usage: Any) -> None:
-    assert collect([Chunk(json.dumps({"usage": usage}).encode())]).usage is None
+    assert parse_answer(json.dumps({"usage": usage}).encode()).usage is None
 
 
 def test_a_long_answer_is_collected_in_linear_time() -> None:
@@ -292,19 +293,19 @@ GARBLED += [
 @pytest.mark.parametrize("event", GARBLED)
 def test_an_event_that_is_not_a_completion_is_garbled(event: bytes) -> None:
     with pytest.raises(ModelGarbled):
-        collect([Chunk(event, event=True), Chunk(sse.DONE, event=True)])
+        collect([event, sse.DONE])
 
 
 @pytest.mark.parametrize("body", [b"", b"nonsense", b'{"a": ', b"[" * 100_000, b"\xff"])
 def test_a_whole_answer_that_is_not_json_is_garbled(body: bytes) -> None:
     with pytest.raises(ModelGarbled):
-        collect([Chunk(body)])
+        parse_answer(body)
 
 
 @pytest.mark.parametrize("piece", [{"choices": None}, {"choices": []}, {}, {"choices": [{"delta": None}]}])
 def test_an_empty_chunk_changes_nothing(piece: dict[str, Any]) -> None:
     stream = events(OPENAI, delta(role="assistant", content="Hi"), delta("stop"))
-    with_piece = [stream[0], Chunk(sse.event(json.dumps(piece).encode()), event=True), *stream[1:]]
+    with_piece = [stream[0], sse.event(json.dumps(piece).encode()), *stream[1:]]
     assert collect(with_piece) == collect(stream)
 
 
@@ -325,7 +326,7 @@ ANY_JSON = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.fixed_dictionaries({"choices": ANY_JSON}) | ANY_JSON, max_size=4))
 def test_any_streamed_json_is_an_answer_or_garbled(pieces: list[Any]) -> None:
-    stream = [Chunk(sse.event(json.dumps(piece).encode()), event=True) for piece in pieces]
+    stream = [sse.event(json.dumps(piece).encode()) for piece in pieces]
     with contextlib.suppress(ModelGarbled):
         json.loads(collect(stream).body)
 
@@ -337,7 +338,7 @@ def test_any_json_answer_can_be_read_edited_and_streamed(value: Any, text: str) 
     body = json.dumps(value).encode()
     assert isinstance(answer_text(body), str | None)
     assert answer_text(with_text(body, text)) == text or json.loads(with_text(body, text)) == text
-    assert list(split(body, with_usage=True))[-1].raw == sse.DONE
+    assert list(split(body, with_usage=True))[-1] == sse.DONE
 
 
 TEXTS = st.text(min_size=1, max_size=20)
@@ -393,7 +394,7 @@ COMPLETIONS = st.builds(
 @settings(max_examples=200, deadline=None)
 @given(COMPLETIONS)
 def test_an_answer_that_is_split_and_collected_is_the_same(whole: dict[str, Any]) -> None:
-    answer = collect([Chunk(json.dumps(whole).encode())])
+    answer = parse_answer(json.dumps(whole).encode())
     collected = collect(split(answer.body, with_usage=True))
     assert json.loads(collected.body) == whole
     assert collected.usage == answer.usage
@@ -405,8 +406,8 @@ def test_a_collected_stream_that_is_split_and_collected_is_the_same(name: str) -
     assert json.loads(collect(split(collect(stream).body, with_usage=True)).body) == whole
 
 
-def payloads(chunks: list[Chunk]) -> list[dict[str, Any]]:
-    return [json.loads(sse.data_of(chunk.raw)) for chunk in chunks if chunk.raw != sse.DONE]
+def payloads(events: list[bytes]) -> list[dict[str, Any]]:
+    return [json.loads(sse.data_of(event)) for event in events if event != sse.DONE]
 
 
 def test_a_split_answer_has_its_events_in_the_usual_order() -> None:
@@ -414,9 +415,9 @@ def test_a_split_answer_has_its_events_in_the_usual_order() -> None:
     message = {"tool_calls": [call("f", "{}", id="c")], "content": "Hi", "reasoning": "Hm", "refusal": None}
     whole = chat(OPENAI, message, "tool_calls", logprobs={"content": []}) | {"usage": USAGE}
     # when it is split
-    chunks = list(split(json.dumps(whole).encode(), with_usage=True))
+    parts = list(split(json.dumps(whole).encode(), with_usage=True))
     # then a client reads it in the usual order
-    deltas = [choice["delta"] for piece in payloads(chunks) for choice in piece["choices"]]
+    deltas = [choice["delta"] for piece in payloads(parts) for choice in piece["choices"]]
     assert deltas == [
         {"role": "assistant", "content": "", "refusal": None},
         {"reasoning": "Hm"},
@@ -424,12 +425,11 @@ def test_a_split_answer_has_its_events_in_the_usual_order() -> None:
         {"tool_calls": [call("f", "{}", id="c", index=0)]},
         {},
     ]
-    finishes = [choice["finish_reason"] for piece in payloads(chunks) for choice in piece["choices"]]
+    finishes = [choice["finish_reason"] for piece in payloads(parts) for choice in piece["choices"]]
     assert finishes == [None, None, None, None, "tool_calls"]
-    assert payloads(chunks)[2]["choices"][0]["logprobs"] == {"content": []}
-    assert payloads(chunks)[-1] == OPENAI | {"object": "chat.completion.chunk", "choices": [], "usage": USAGE}
-    assert all(chunk.event for chunk in chunks)
-    assert chunks[-1].raw == sse.DONE
+    assert payloads(parts)[2]["choices"][0]["logprobs"] == {"content": []}
+    assert payloads(parts)[-1] == OPENAI | {"object": "chat.completion.chunk", "choices": [], "usage": USAGE}
+    assert parts[-1] == sse.DONE
 
 
 def test_a_split_answer_includes_its_usage_only_on_request() -> None:

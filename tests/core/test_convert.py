@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from signoff.core import sse
-from signoff.core.answer import Chunk, answer_text, collect, usage_so_far, with_text
+from signoff.core.answer import answer_text, collect, parse_answer, usage_of_body, with_text
 from signoff.core.convert import convert_answer, stream_events
 from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, RESPONSES
 from signoff.core.parse_cost import MAX_BYTES, MAX_CONTAINERS
@@ -55,17 +55,16 @@ TEXTS = {
 }
 
 
-def payloads(chunks: list[Chunk]) -> list[dict[str, Any]]:
-    return [json.loads(data) for chunk in chunks if (data := sse.data_of(chunk.raw)) != b"[DONE]"]
+def payloads(events: list[bytes]) -> list[dict[str, Any]]:
+    return [json.loads(data) for event in events if (data := sse.data_of(event)) != b"[DONE]"]
 
 
 @pytest.mark.parametrize(("path", "whole"), [(RESPONSES, RESPONSE), (COMPLETIONS, TEXTS)])
 def test_a_split_answer_is_collected_unchanged(path: str, whole: dict[str, Any]) -> None:
-    chunks = list(stream_events(path, json.dumps(whole).encode(), with_usage=True))
-    assert all(chunk.event for chunk in chunks)
-    answer = collect(chunks)
+    parts = list(stream_events(path, json.dumps(whole).encode(), with_usage=True))
+    answer = collect(parts)
     assert json.loads(answer.body) == whole
-    assert answer.usage == collect([Chunk(json.dumps(whole).encode())]).usage
+    assert answer.usage == parse_answer(json.dumps(whole).encode()).usage
 
 
 def test_a_response_is_streamed_with_the_events_that_clients_expect() -> None:
@@ -89,8 +88,8 @@ def test_a_response_is_streamed_with_the_events_that_clients_expect() -> None:
 
 @pytest.mark.parametrize("status", ["incomplete", "failed"])
 def test_the_last_event_of_a_response_names_its_status(status: str) -> None:
-    chunks = stream_events(RESPONSES, json.dumps(RESPONSE | {"status": status}).encode(), with_usage=False)
-    assert payloads(list(chunks))[-1]["type"] == f"response.{status}"
+    parts = stream_events(RESPONSES, json.dumps(RESPONSE | {"status": status}).encode(), with_usage=False)
+    assert payloads(list(parts))[-1]["type"] == f"response.{status}"
 
 
 def test_a_stream_includes_its_usage_only_on_request() -> None:
@@ -112,7 +111,7 @@ def test_a_bare_text_is_converted_to_the_format_of_the_endpoint(path: str, body:
 @pytest.mark.parametrize("path", [EMBEDDINGS, "/v1/audio/speech"])
 def test_an_answer_of_any_other_endpoint_is_unchanged(path: str) -> None:
     assert convert_answer(path, b'{ "a":1}', "m") == b'{ "a":1}'
-    assert [chunk.raw for chunk in stream_events(path, b'{\n"a":1}', with_usage=False)] == [
+    assert list(stream_events(path, b'{\n"a":1}', with_usage=False)) == [
         b'data: {"a":1}\n\n',
         sse.DONE,
     ]
@@ -138,7 +137,7 @@ def test_an_unusual_response_can_be_read_edited_and_streamed(output: list[Any]) 
 
 
 def test_the_usage_of_a_response_is_read_from_its_own_members() -> None:
-    answer = collect([Chunk(json.dumps(RESPONSE).encode())])
+    answer = parse_answer(json.dumps(RESPONSE).encode())
     assert answer.usage == Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
 
 
@@ -156,8 +155,8 @@ def test_the_usage_of_a_stream_without_usage_is_estimated() -> None:
     )
     deltas = [{"role": "assistant", "content": ""}, {"content": "a"}, {"content": "b"}, {}]
     events = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
-    chunks = [Chunk(sse.event(json.dumps(event).encode()), event=True) for event in events]
-    usage = collect([*chunks, Chunk(sse.DONE, event=True)], request.encode()).usage
+    parts = [sse.event(json.dumps(event).encode()) for event in events]
+    usage = collect([*parts, sse.DONE], request.encode()).usage
     assert usage == Usage(prompt_tokens=20, completion_tokens=2, total_tokens=22)
 
 
@@ -194,7 +193,7 @@ def test_missing_counts_of_a_usage_are_estimated(
 )
 def test_the_usage_of_an_answer_without_usage_is_estimated(answer: Any, tokens: int | None) -> None:
     request = json.dumps({"messages": [{"role": "user", "content": "y" * 20}]}).encode()
-    usage = usage_so_far([Chunk(json.dumps(answer).encode())], request)
+    usage = usage_of_body(json.dumps(answer).encode(), request)
     assert usage == (tokens and Usage(prompt_tokens=5, completion_tokens=tokens, total_tokens=5 + tokens))
 
 
@@ -219,7 +218,5 @@ def test_an_expensive_body_is_estimated_by_its_size_without_images_and_audio(lis
     "request_body", [b"", b"[]", b'{"messages": 5}', b"{", b'{"input": ' + b"[" * 900 + b"]" * 900 + b"}"]
 )
 def test_the_usage_of_an_unusual_request_is_estimated(request_body: bytes) -> None:
-    chunk = Chunk(sse.event(b'{"choices": [{"index": 0, "text": "a"}]}'), event=True)
-    assert collect([chunk, Chunk(sse.DONE, event=True)], request_body).usage == Usage(
-        completion_tokens=1, total_tokens=1
-    )
+    chunk = sse.event(b'{"choices": [{"index": 0, "text": "a"}]}')
+    assert collect([chunk, sse.DONE], request_body).usage == Usage(completion_tokens=1, total_tokens=1)

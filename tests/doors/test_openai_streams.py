@@ -20,6 +20,7 @@ from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines.echo import EchoEngine
 from support.live_server import Live, chat, live, until
+from support.sinks import events_of
 
 pytestmark = pytest.mark.anyio
 COMMENT = b": still at work\n\n"
@@ -224,7 +225,8 @@ async def echo_stream(text: str, target: str) -> bytes:
     """Return the stream of the echo engine, called without a server."""
     body = json.dumps(chat(text, target, stream=True)).encode()
     request = ModelRequest(path=CHAT, body=body, target=target, stream=True)
-    return b"".join([chunk.raw async for chunk in EchoEngine().answer(Model(name="echo", kind="echo"), request)])
+    model = Model(name="echo", kind="echo")
+    return b"".join(await events_of(lambda sink: EchoEngine().answer(model, request, sink)))
 
 
 async def ended_job(server: Live) -> Job | None:

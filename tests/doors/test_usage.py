@@ -26,10 +26,11 @@ from signoff.store import TransitionRequest
 from signoff.stores.schema import jobs
 from signoff.work.admin.people import identify
 from signoff.work.admin.usage import add_price
-from signoff.work.call import begin_call, call_chunks
+from signoff.work.call import answer_call, begin_call
 from support import processes
 from support.live_server import Live, chat, live, until
 from support.processes import ask, clean_environment, free_port, served, signoff
+from support.sinks import StepwiseAnswer
 from support.stores import execute
 
 pytestmark = pytest.mark.anyio
@@ -208,12 +209,12 @@ async def test_a_cancelled_stream_counts_though_its_client_disconnects(
     caller = await identify(server.services, admin)
     ask = Ask(door="openai", caller=caller, body=body, target="counting", stream=True, lane="now")
     call = await begin_call(server.services, ask)
-    chunks = call_chunks(server.services, call)
+    answer = StepwiseAnswer(lambda sink: answer_call(server.services, call, sink))
     for _ in range(5):
-        await anext(chunks)
+        await answer.next()
 
-    call.inflight.on_lease_lost()
-    await chunks.aclose()
+    call.inflight.attempt.on_lease_lost()
+    await answer.leave()
 
     async def report_with_rows() -> dict[str, Any] | None:
         _, report = await server.ask("GET", "/api/usage?by=status", admin)

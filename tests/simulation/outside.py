@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator
 
 import msgspec
 
 from signoff.core import sse
-from signoff.core.answer import Chunk
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.model import Model, Timeouts
-from signoff.engine import ModelRequest
+from signoff.engine import ModelRequest, Sink
 from signoff.errors import ModelAnswered, ModelCut, ModelGarbled, ModelTimedOut, ModelUnreachable, Undelivered
 from signoff.server.dispatcher import MAX_RUNNING_PER_HOST
 from simulation.checker import Checker
@@ -34,7 +32,7 @@ class SimEngine:
     def __init__(self, network: Network) -> None:
         self._network = network
 
-    async def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
+    async def answer(self, model: Model, request: ModelRequest, sink: Sink) -> bytes | None:
         """See `engine.Engine`."""
         weather, random_float = self._network.weather, self._network.world.random_float
         await asyncio.sleep(random_float.expovariate(1 / random_float.choice(weather.model_seconds)))
@@ -42,13 +40,13 @@ class SimEngine:
             await self._fail()
         body = _completion(text_of(request.body), self._network.world.number())
         if not request.stream:
-            yield Chunk(body)
-            return
-        yield Chunk(sse.event(body), event=True)
+            return body
+        await sink.send([sse.event(body)])
         await asyncio.sleep(random_float.uniform(0, 1))
         if weather.happens(weather.models_fail / 4):
             raise ModelCut
-        yield Chunk(sse.DONE, event=True)
+        await sink.send([sse.DONE])
+        return None
 
     async def start(self) -> None:
         """Start nothing."""

@@ -25,6 +25,7 @@ from simulation.checker import Checker
 from simulation.loop import World
 from simulation.outside import body_of
 from simulation.process import Process, Verb
+from support.sinks import Events
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 30.0
@@ -213,10 +214,8 @@ class User(Person):
 async def answer(services: Services, ask: Ask) -> tuple[Job, bytes | None]:
     """Return the job and the answer of a waiting call, as a door reads it; the answer is None if it was streamed."""
     started = await call.begin_call(services, ask)
-    async with contextlib.aclosing(call.call_chunks(services, started)) as chunks:
-        received = [chunk async for chunk in chunks]
-    whole = len(received) == 1 and not received[0].event
-    return started.inflight.job, received[0].raw if whole else None
+    body = await call.answer_call(services, started, Events())
+    return started.job, body
 
 
 async def _event_numbers(services: Services, caller: Caller, job_id: str) -> list[int]:

@@ -8,7 +8,6 @@ import os
 import shlex
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from support.engines import an_engine
 from support.live_server import live
 from support.processes import ask as ask_server
 from support.processes import clean_environment, first_token, free_port, served, signoff
+from support.sinks import body_of
 
 pytestmark = pytest.mark.anyio
 
@@ -63,9 +63,8 @@ def program_model(**more: Any) -> Model:
 async def ask(engine: SubprocessEngine, model: Model, body: Any) -> Any:
     """Send `body` to the model, and return the JSON of its answer."""
     request = ModelRequest(path="/predict", body=json.dumps(body).encode(), target=model.name)
-    async with asyncio.timeout(60), aclosing(engine.answer(model, request)) as answer:
-        [chunk] = [chunk async for chunk in answer]
-    return json.loads(chunk.raw)
+    async with asyncio.timeout(60):
+        return json.loads(await body_of(lambda sink: engine.answer(model, request, sink)))
 
 
 # Start and stop

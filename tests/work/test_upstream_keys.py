@@ -13,7 +13,7 @@ from signoff.core.access import Role
 from signoff.core.ask import Ask
 from signoff.errors import NotFound, SignoffError
 from signoff.work.admin.people import create_token, create_user, identify
-from signoff.work.call import begin_call, call_chunks
+from signoff.work.call import begin_call, whole_answer
 from signoff.work.jobs.retry import retry_job
 from signoff.work.submit import submit
 from support.live_server import Live, chat, live
@@ -50,7 +50,7 @@ async def call_model(server: Live, token: str, **more: Any) -> None:
     """Call the model `up` through the core, as a door of the caller does."""
     caller = await identify(server.services, token)
     ask = Ask(door="test", caller=caller, body=b'{"any": 1}', target="up", lane="now", **more)
-    assert [chunk async for chunk in call_chunks(server.services, await begin_call(server.services, ask))]
+    assert await whole_answer(server.services, await begin_call(server.services, ask))
 
 
 # Owners

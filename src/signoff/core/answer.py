@@ -1,4 +1,4 @@
-"""Answers of models: the chunks of a stream, and the one JSON body that they add up to."""
+"""Answers of models: whole JSON bodies, and the server-sent events that add up to one."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
@@ -14,14 +14,6 @@ from signoff.core.tokens import Usage, count_answer_tokens, estimate_usage, pars
 from signoff.errors import ModelGarbled
 
 
-class Chunk(msgspec.Struct, frozen=True):
-    """A part of an answer, as the model sent it."""
-
-    raw: bytes
-    event: bool = False
-    """True if `raw` is one server-sent event of a stream, False if it is a whole JSON body."""
-
-
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """A whole answer of a model."""
 
@@ -33,62 +25,75 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Id of the object that the request created at the upstream, such as a response or a file."""
 
 
-def collect(chunks: Iterable[Chunk], request_body: bytes | None = None) -> Answer:
-    """Return the answer that `chunks` add up to: the body as it came, or a completion assembled from its events.
+def parse_answer(body: bytes) -> Answer:
+    """Return the answer with this JSON body. Raises ModelGarbled if it is not JSON."""
+    try:
+        return Answer(body=body, usage=parse_usage(body))
+    except (ValueError, RecursionError) as error:
+        raise ModelGarbled(f"The model's answer is not JSON: {error}") from error
+
+
+def collect(events: Iterable[bytes], request_body: bytes | None = None) -> Answer:
+    """Return the completion that the server-sent `events` add up to.
 
     With `request_body`, the tokens of a stream that does not report them are estimated.
 
     Raises:
-        ModelGarbled: a chunk is not JSON, or an event is not one of a completion.
+        ModelGarbled: an event is not one of a completion.
     """
-    listed = list(chunks)
     try:
-        if listed and not listed[0].event:
-            return Answer(body=listed[0].raw, usage=parse_usage(listed[0].raw))
-        body, pieces = _assemble(listed)
+        body, pieces = _assemble(events)
         return Answer(body=body, usage=parse_usage(body) or _estimate(request_body, pieces))
     except (ValueError, RecursionError) as error:
-        raise ModelGarbled(f"The model's answer is neither JSON nor a stream of completion events: {error}") from error
+        raise ModelGarbled(f"The model's answer is not a stream of completion events: {error}") from error
 
 
-def has_a_known_shape(chunks: Sequence[Chunk]) -> bool:
-    """Return True if `collect` can read `chunks`: one body, or the events of a completion or a response."""
-    return any(not chunk.event or _has_known_shape(sse.data_of(chunk.raw)) for chunk in chunks)
+def has_a_known_shape(events: Iterable[bytes]) -> bool:
+    """Return True if `collect` can read `events`: those of a completion or a response."""
+    return any(_has_known_shape(sse.data_of(event)) for event in events)
 
 
-def as_binary(chunks: Sequence[Chunk], request_body: bytes) -> Answer:
+def as_binary(events: Sequence[bytes], request_body: bytes) -> Answer:
     """Return a stream of any other shape as an answer with a `BinaryBody`."""
-    binary = BinaryBody(sse.CONTENT_TYPE, b"".join(chunk.raw for chunk in chunks))
-    return Answer(body=encode_binary(binary), usage=usage_so_far(chunks, request_body))
+    body = encode_binary(BinaryBody(sse.CONTENT_TYPE, b"".join(events)))
+    return Answer(body=body, usage=usage_of_events(events, request_body))
 
 
-def usage_so_far(chunks: Iterable[Chunk], request_body: bytes) -> Usage | None:
-    """Return the tokens of an answer that was cut or reports none: as last reported, else an estimate up to its end."""
+def usage_of_body(body: bytes, request_body: bytes) -> Usage | None:
+    """Return the tokens of a whole answer: as it reports them, else an estimate."""
+    try:
+        return parse_usage(body) or _estimate(request_body, count_answer_tokens(body))
+    except (ValueError, RecursionError):
+        return None
+
+
+def usage_of_events(events: Iterable[bytes], request_body: bytes) -> Usage | None:
+    """Return the tokens of a stream, even if it was cut: as last reported, else an estimate up to its end."""
     usage, pieces = None, 0
-    for chunk in chunks:
-        data = sse.data_of(chunk.raw) if chunk.event else chunk.raw
+    for event in events:
+        data = sse.data_of(event)
         try:
             usage = parse_usage(data) or usage
-            pieces += _is_piece(msgspec.json.decode(data)) if chunk.event else count_answer_tokens(data)
+            pieces += _is_piece(msgspec.json.decode(data))
         except (ValueError, RecursionError):  # `[DONE]`, a comment, or the incomplete event at the cut
             continue
     return usage or _estimate(request_body, pieces)
 
 
-def split(answer: bytes, *, with_usage: bool) -> Iterator[Chunk]:
+def split(answer: bytes, *, with_usage: bool) -> Iterator[bytes]:
     """Yield a chat completion as a stream: role, content, tool calls, finish reason, usage if asked for, `[DONE]`.
 
     Any other JSON becomes the content of a completion.
     """
-    whole: JsonObject = msgspec.json.decode(as_completion(answer, ""))
-    head = {key: value for key, value in whole.items() if key not in {"choices", "usage"}}
+    completion: JsonObject = msgspec.json.decode(as_completion(answer, ""))
+    head = {key: value for key, value in completion.items() if key not in {"choices", "usage"}}
     head["object"] = "chat.completion.chunk"
-    for choice in whole["choices"]:
+    for choice in completion["choices"]:
         for piece in _pieces(choice):
-            yield _chunk(head | {"choices": [piece]})
-    if with_usage and whole.get("usage"):
-        yield _chunk(head | {"choices": [], "usage": whole["usage"]})
-    yield Chunk(sse.DONE, event=True)
+            yield _event(head | {"choices": [piece]})
+    if with_usage and completion.get("usage"):
+        yield _event(head | {"choices": [], "usage": completion["usage"]})
+    yield sse.DONE
 
 
 def answer_text(body: bytes | None) -> str | None:
@@ -168,14 +173,14 @@ class _Choices(msgspec.Struct):
     choices: list[_Choice]
 
 
-def _assemble(chunks: list[Chunk]) -> tuple[bytes, int]:
+def _assemble(events: Iterable[bytes]) -> tuple[bytes, int]:
     """Return the completion that the events add up to, and the number of events with content.
 
     Growing texts are StringIOs until the end, because appending to a str n times takes n² time.
     """
     whole, choices, piece, pieces = JsonObject(), dict[int, JsonObject](), JsonObject(), 0
-    for chunk in chunks:
-        data = sse.data_of(chunk.raw)
+    for event in events:
+        data = sse.data_of(event)
         if not data or data == b"[DONE]":
             continue
         piece = msgspec.json.decode(data, type=JsonObject)
@@ -325,5 +330,5 @@ def _piece(index: int, delta: JsonObject, more: JsonObject | None = None) -> Jso
     return {"index": index, "delta": delta, "finish_reason": None} | (more or {})
 
 
-def _chunk(body: JsonObject) -> Chunk:
-    return Chunk(sse.event(msgspec.json.encode(body)), event=True)
+def _event(body: JsonObject) -> bytes:
+    return sse.event(msgspec.json.encode(body))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from signoff.core import endpoints, response, sse
-from signoff.core.answer import Chunk, as_completion, split, text_or_json
+from signoff.core.answer import as_completion, split, text_or_json
 from signoff.core.binary import decode_binary
 from signoff.core.fingerprint import fingerprint
 from signoff.core.response import JsonObject
@@ -29,7 +29,7 @@ def convert_answer(path: str, body: bytes, model: str) -> bytes:
             return body
 
 
-def stream_events(path: str, body: bytes, *, with_usage: bool) -> Iterator[Chunk]:
+def stream_events(path: str, body: bytes, *, with_usage: bool) -> Iterator[bytes]:
     """Yield an answer as a stream in the form of `path`; for an endpoint without streams, one event and `[DONE]`."""
     match path:
         case endpoints.CHAT:
@@ -40,15 +40,15 @@ def stream_events(path: str, body: bytes, *, with_usage: bool) -> Iterator[Chunk
             for event in response.events_of(msgspec.json.decode(convert_answer(path, body, ""))):
                 yield response_event(event)
         case _ if (binary := decode_binary(body)) is not None and binary.content_type == sse.CONTENT_TYPE:
-            yield Chunk(binary.content, event=True)
+            yield binary.content
         case _:
-            yield Chunk(sse.event(b"".join(body.splitlines())), event=True)
-            yield Chunk(sse.DONE, event=True)
+            yield sse.event(b"".join(body.splitlines()))
+            yield sse.DONE
 
 
-def response_event(event: JsonObject) -> Chunk:
+def response_event(event: JsonObject) -> bytes:
     """Encode an event of the stream of a response, with its type both as the event's name and in its data."""
-    return Chunk(f"event: {event['type']}\n".encode() + sse.event(msgspec.json.encode(event)), event=True)
+    return f"event: {event['type']}\n".encode() + sse.event(msgspec.json.encode(event))
 
 
 class _Text(msgspec.Struct):
@@ -79,16 +79,16 @@ def _id_of(model: str, body: bytes) -> str:
     return fingerprint(model.encode(), body)[:16]
 
 
-def _text_events(whole: JsonObject, *, with_usage: bool) -> Iterator[Chunk]:
+def _text_events(whole: JsonObject, *, with_usage: bool) -> Iterator[bytes]:
     """Yield the text and the end of each choice, the usage if asked for, and `[DONE]`."""
     head = {key: value for key, value in whole.items() if key not in {"choices", "usage"}}
     for choice in whole["choices"]:
         for part in (choice | {"finish_reason": None}, _end_of(choice)):
-            yield Chunk(sse.event(msgspec.json.encode(head | {"choices": [part]})), event=True)
+            yield sse.event(msgspec.json.encode(head | {"choices": [part]}))
     if with_usage and whole.get("usage"):
         usage: JsonObject = head | {"choices": [], "usage": whole["usage"]}
-        yield Chunk(sse.event(msgspec.json.encode(usage)), event=True)
-    yield Chunk(sse.DONE, event=True)
+        yield sse.event(msgspec.json.encode(usage))
+    yield sse.DONE
 
 
 def _end_of(choice: JsonObject) -> JsonObject:

@@ -189,6 +189,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         """True if the job has ended and never changes again."""
         return self.status in TERMINAL
 
+    @property
+    def is_waiting_call(self) -> bool:
+        """True if a client waits for the answer on its connection."""
+        return self.lane == "now" and self.parent_id is None
+
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """A transition of a job that took place. Events are never changed."""

@@ -24,10 +24,10 @@ from signoff.doors.http import (
     send_json,
     wait_seconds_of,
 )
-from signoff.doors.openai.responses import call_headers, whole_answer
+from signoff.doors.openai.responses import call_headers
 from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.admin.cache import clear_cache, get_cache_size
-from signoff.work.call import begin_call, lookup_cached
+from signoff.work.call import begin_call, lookup_cached, whole_answer
 from signoff.work.inference.caching import until_stored
 
 OPENAI, CACHE = "/api/openai/", "/api/cache"
@@ -66,7 +66,7 @@ class CachedDoor(AsgiDoor):
     async def _answer(self, receive: Receive, send: Send, ask: Ask) -> None:
         async with cancel_on_disconnect(self._services, receive):
             call = await begin_call(self._services, ask)
-            answer, job = await whole_answer(self._services, call), call.inflight.job
+            answer, job = await whole_answer(self._services, call), call.job
             await until_stored(self._services, job)
             payload = {"response": content_or_json(answer), "cache_hit": job.cache == "hit"}
             await send_json(send, payload, call_headers(call))

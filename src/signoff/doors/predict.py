@@ -24,10 +24,10 @@ from signoff.doors.http import (
     send_json,
     wait_seconds_of,
 )
-from signoff.doors.openai.responses import send_body, whole_answer
+from signoff.doors.openai.responses import send_body
 from signoff.errors import BadRequest, MethodNotAllowed, ModelNotFound, NotFound, SignoffError, Unauthorized
 from signoff.work.admin.models import add_model, clear_model_log, read_model_log
-from signoff.work.call import begin_call
+from signoff.work.call import begin_call, whole_answer
 from signoff.work.perform import asks_for_a_stream
 
 PREFIXES = ("/get/", "/post/", "/GET/", "/POST/", "/Get/", "/Post/")

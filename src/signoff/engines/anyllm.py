@@ -4,7 +4,7 @@ import asyncio
 import importlib
 from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, cast
 
 import msgspec
@@ -14,10 +14,9 @@ from yarl import URL
 
 from signoff.core import sse
 from signoff.core.allow_list import MODEL_ADDRESSES, checked_host
-from signoff.core.answer import Chunk
 from signoff.core.endpoints import CHAT, EMBEDDINGS
-from signoff.core.model import Model, upstream_name
-from signoff.engine import ModelRequest
+from signoff.core.model import Model, Timeouts, upstream_name
+from signoff.engine import ModelRequest, Sink
 from signoff.engines.url import ADDRESS_NOT_ALLOWED
 from signoff.errors import (
     AddressRefused,
@@ -56,39 +55,29 @@ class AnyLLMEngine:
     async def start(self) -> None:
         """See `engine.Engine`: nothing to start, since the library is loaded on first use."""
 
-    async def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
-        """Yield the provider's answer in the format of OpenAI's API. Raises ModelFailed and its subclasses."""
+    async def answer(self, model: Model, request: ModelRequest, sink: Sink) -> bytes | None:
+        """Return or send the provider's answer in the format of OpenAI's API. Raises ModelFailed and its subclasses."""
         provider, _, name = upstream_name(model, request.target).partition("/")
         client_key = (provider, request.key, model.url)
-        loop, began = asyncio.get_running_loop(), False
-        limits = model.timeouts
+        loop, limits = asyncio.get_running_loop(), model.timeouts
         end = loop.time() + limits.total_seconds
         try:
-            async with AsyncExitStack() as stack:
-                async with asyncio.timeout_at(end):
-                    await self._check_address(model)
-                    client = await stack.enter_async_context(self._clients.borrow(client_key))
+            async with asyncio.timeout_at(end):
+                await self._check_address(model)
+            async with self._clients.borrow(client_key, end) as client:
                 async with asyncio.timeout_at(min(end, loop.time() + limits.first_byte_seconds)):
                     answer = await _send(client, name, request)
                 if not hasattr(answer, "__aiter__"):
-                    yield Chunk(answer.model_dump_json(exclude_none=True).encode())
-                    return
-                chunks = await stack.enter_async_context(aclosing(answer))
-                while True:
-                    seconds = limits.between_chunks_seconds if began else limits.first_byte_seconds
-                    async with asyncio.timeout_at(min(end, loop.time() + seconds)):
-                        chunk = await anext(chunks, None)
-                    if chunk is None:
-                        break
-                    began = True
-                    yield Chunk(sse.event(chunk.model_dump_json(exclude_none=True).encode()), event=True)
-            yield Chunk(sse.DONE, event=True)
+                    return answer.model_dump_json(exclude_none=True).encode()
+                await _pass_on_events(answer, sink, limits, end)
         except SignoffError:
             raise
         except TimeoutError as error:
             raise ModelTimedOut("The model took too long.") from error
         except Exception as error:
-            raise _failure(error, began=began) from error
+            raise _failure(error, began=False) from error
+        await sink.send([sse.DONE])
+        return None
 
     async def _check_address(self, model: Model) -> None:
         """Resolve and check the model's `url` before the library connects to it. Raises ModelFailed, ModelUnreachable.
@@ -122,9 +111,12 @@ class _Clients:
         self._users = Counter[ClientKey]()
 
     @asynccontextmanager
-    async def borrow(self, key: ClientKey) -> AsyncGenerator[Any, None]:
-        """Lend a client for the duration of the block; the first call loads the library. Raises ModelFailed."""
-        async with self._lock:
+    async def borrow(self, key: ClientKey, deadline: float) -> AsyncGenerator[Any, None]:
+        """Lend a client for the duration of the block; the first call loads the library.
+
+        Raises ModelFailed, and TimeoutError if the client is not there by `deadline` on the loop's clock.
+        """
+        async with asyncio.timeout_at(deadline), self._lock:
             if key not in self._clients:
                 self._clients[key] = await asyncio.to_thread(_client, *key)
             self._clients[key] = self._clients.pop(key)
@@ -176,6 +168,25 @@ async def _send(client: Any, name: str, request: ModelRequest) -> Any:
     stream = {"stream": True} if request.stream else {}
     params.pop("stream", None)
     return await client.acompletion(model=name, messages=params.pop("messages", []), **params, **stream)
+
+
+async def _pass_on_events(stream: Any, sink: Sink, limits: Timeouts, end: float) -> None:
+    """Send the chunks of the library's stream to `sink`. Raises ModelFailed or a subclass, and TimeoutError."""
+    loop, has_begun = asyncio.get_running_loop(), False
+    async with aclosing(stream):
+        while True:
+            seconds = limits.between_chunks_seconds if has_begun else limits.first_byte_seconds
+            try:
+                async with asyncio.timeout_at(min(end, loop.time() + seconds)):
+                    chunk = await anext(stream, None)
+            except TimeoutError:
+                raise
+            except Exception as error:
+                raise _failure(error, began=has_begun) from error
+            if chunk is None:
+                return
+            has_begun = True
+            await sink.send([sse.event(chunk.model_dump_json(exclude_none=True).encode())])
 
 
 def _model_error(status: int, message: str) -> ModelAnswered:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Annotated
 
 import msgspec
 
 from signoff.core import endpoints, sse
-from signoff.core.answer import Chunk, Usage
 from signoff.core.model import Model
-from signoff.engine import ModelRequest
+from signoff.core.tokens import Usage
+from signoff.engine import ModelRequest, Sink
 from signoff.engines.echo_endpoints import EchoResponse, embeddings, moderations, ranks
 from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut
 
@@ -47,8 +47,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class EchoEngine:
     """Engine that answers with the last user message, the prompt or the input, or else with the body itself."""
 
-    async def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
-        """Yield a completion as one chunk, or as one event per word. Equal requests get equal bytes.
+    async def answer(self, model: Model, request: ModelRequest, sink: Sink) -> bytes | None:
+        """Return a completion, or send one event per word. Equal requests get equal bytes.
 
         Raises the errors that the target's options ask for, and BadRequest for options that are not valid.
         """
@@ -63,15 +63,15 @@ class EchoEngine:
         if isinstance(completion, bytes) or not request.stream:
             if options.cut:
                 raise ModelCut
-            yield Chunk(completion if isinstance(completion, bytes) else completion.whole())
-            return
+            return completion if isinstance(completion, bytes) else completion.whole()
         half = sum(1 for _ in completion.events()) // 2 if options.cut else None
         for number, event in enumerate(islice(completion.events(), half)):
             if number:
                 await _pause(options.chunk_delay, deadline)
-            yield Chunk(event, event=True)
+            await sink.send([event])
         if options.cut:
             raise ModelCut
+        return None
 
     async def start(self) -> None:
         """See `engine.Engine`: nothing to start."""

@@ -52,7 +52,7 @@ class EchoResponse(msgspec.Struct, frozen=True, kw_only=True):
     def events(self) -> Iterator[bytes]:
         """Yield the response as raw server-sent events."""
         for event in response.events_of(self._object(), lambda text: (piece[0] for piece in _PIECE.finditer(text))):
-            yield response_event(event).raw
+            yield response_event(event)
 
     def _object(self) -> JsonObject:
         usage = {

@@ -1,11 +1,8 @@
 """Models at any HTTP address that takes JSON and returns JSON. The body is passed on unchanged."""
 
-from collections.abc import AsyncGenerator
-
-from signoff.core.answer import Chunk
 from signoff.core.model import Model
-from signoff.engine import ModelRequest
-from signoff.engines.upstream import UpstreamClient
+from signoff.engine import ModelRequest, Sink
+from signoff.engines.upstream import UpstreamClient, UpstreamRequest
 from signoff.errors import ModelUnreachable
 
 
@@ -15,16 +12,15 @@ class HttpEngine:
     def __init__(self, upstream: UpstreamClient) -> None:
         self._upstream = upstream
 
-    def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
-        """Yield the model's answer to the body, whatever the request's path. Raises ModelFailed and its subclasses."""
+    async def answer(self, model: Model, request: ModelRequest, sink: Sink) -> bytes | None:
+        """Return or send the model's answer to the body, whatever its path. Raises ModelFailed and its subclasses."""
         if not model.url:
             raise ModelUnreachable(f"The model {model.name} has no `url`.")
         headers = {"content-type": "application/json"}
         if request.key:
             headers["authorization"] = f"Bearer {request.key}"
-        return self._upstream.post(
-            model.url, body=request.body, headers=headers, timeouts=model.timeouts, stream=request.stream
-        )
+        upstream_request = UpstreamRequest("POST", model.url, request.body, headers)
+        return await self._upstream.ask(upstream_request, sink, timeouts=model.timeouts, stream=request.stream)
 
     async def start(self) -> None:
         """See `engine.Engine`: nothing to start."""

@@ -138,15 +138,6 @@ class JsonLinesClient:
             raise Overloaded(f"{MAX_WAITING} requests already wait for the model {self._name}. Try again later.")
         self._count += 1
         pending = _PendingRequest(f"{self._prefix}-{self._count}")
-        try:
-            async for message in self._exchange(pending, operation, body, timeouts):
-                yield message
-        finally:
-            self._abandon(pending)
-
-    async def _exchange(
-        self, pending: _PendingRequest, operation: str, body: bytes, timeouts: Timeouts
-    ) -> AsyncGenerator[ProgramMessage, None]:
         loop = asyncio.get_running_loop()
         started_at = loop.time()
         end = started_at + timeouts.total_seconds
@@ -168,6 +159,8 @@ class JsonLinesClient:
                 self._abort_stuck()
             self._start_stall_timer(started_at, timeouts.total_seconds)
             raise ModelTimedOut(f"The model {self._name} sent nothing for {seconds:g} s.") from None
+        finally:
+            self._abandon(pending)
 
     def _is_stuck(self, now: float, seconds: float) -> bool:
         """Return True if a program without ids has worked on its oldest request for `seconds`."""

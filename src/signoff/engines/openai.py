@@ -1,17 +1,15 @@
 """Models behind an OpenAI-compatible URL."""
 
 import re
-from collections.abc import AsyncGenerator
 from functools import lru_cache
 from urllib.parse import urlsplit
 
 import msgspec
 
-from signoff.core.answer import Chunk
 from signoff.core.binary import decode_binary, with_form_field
 from signoff.core.endpoints import KNOWN, Route, parse_route
 from signoff.core.model import Model, upstream_name
-from signoff.engine import ModelRequest
+from signoff.engine import ModelRequest, Sink
 from signoff.engines.upstream import UpstreamClient, UpstreamRequest
 from signoff.errors import ModelUnreachable
 
@@ -24,11 +22,11 @@ class OpenAIEngine:
     def __init__(self, upstream: UpstreamClient) -> None:
         self._upstream = upstream
 
-    def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
-        """Yield the model's answer to `request`, byte for byte. Raises ModelFailed and its subclasses."""
+    async def answer(self, model: Model, request: ModelRequest, sink: Sink) -> bytes | None:
+        """Return or send the model's answer, byte for byte. Raises ModelFailed and its subclasses."""
         if not model.url:
             raise ModelUnreachable(f"The model {model.name} has no `url`.")
-        return ask(self._upstream, model.url, model, request)
+        return await ask(self._upstream, model.url, model, request, sink)
 
     async def start(self) -> None:
         """See `engine.Engine`: nothing to start."""
@@ -37,29 +35,30 @@ class OpenAIEngine:
         """See `engine.Engine`: nothing to close."""
 
 
-def ask(upstream: UpstreamClient, base_url: str, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
-    """Send `request` to the server at `base_url` and yield its answer: see `UpstreamClient.ask`.
+async def ask(upstream: UpstreamClient, base_url: str, model: Model, request: ModelRequest, sink: Sink) -> bytes | None:
+    """Send `request` to the server at `base_url`; return or send its answer: see `UpstreamClient.ask`.
 
     The body is sent as it is, except for the model's name where the upstream uses another one. A `BinaryBody` is
     decoded first.
     """
-    headers = {"authorization": f"Bearer {request.key}"} if request.key else {}
-    name = upstream_name(model, request.target)
-    if request.path not in KNOWN:
-        return _ask_beyond(upstream, base_url, model, request, headers)
-    return upstream.post(
-        address(base_url, request.path),
-        body=named(request.body, name),
-        headers=headers | {"content-type": "application/json"},
-        timeouts=model.timeouts,
-        stream=request.stream,
+    is_known = request.path in KNOWN
+    upstream_request = (
+        _known_request(base_url, model, request) if is_known else _other_request(base_url, model, request)
+    )
+    if request.key:
+        upstream_request.headers["authorization"] = f"Bearer {request.key}"
+    return await upstream.ask(
+        upstream_request, sink, timeouts=model.timeouts, stream=request.stream, json_only=is_known
     )
 
 
-def _ask_beyond(
-    upstream: UpstreamClient, base_url: str, model: Model, request: ModelRequest, headers: dict[str, str]
-) -> AsyncGenerator[Chunk, None]:
-    """Send a request for an endpoint that is not in KNOWN.
+def _known_request(base_url: str, model: Model, request: ModelRequest) -> UpstreamRequest:
+    body = named(request.body, upstream_name(model, request.target))
+    return UpstreamRequest("POST", address(base_url, request.path), body, {"content-type": "application/json"})
+
+
+def _other_request(base_url: str, model: Model, request: ModelRequest) -> UpstreamRequest:
+    """Return a request for an endpoint that is not in KNOWN.
 
     It has any method, may have a query, and has a body of any kind: JSON, a `BinaryBody`, or none, which a job stores
     as null.
@@ -70,11 +69,11 @@ def _ask_beyond(
         body = named(request.body, name) if asks_for_a_model(request.body) else request.body
     else:
         body = with_form_field(binary, "model", name).content
+    headers = dict[str, str]()
     if body != b"null":
-        headers |= {"content-type": "application/json" if binary is None else binary.content_type}
+        headers["content-type"] = "application/json" if binary is None else binary.content_type
     url = address(base_url, route.path) + ("" if route.query is None else f"?{route.query}")
-    upstream_request = UpstreamRequest(route.method, url, b"" if body == b"null" else body, headers)
-    return upstream.ask(upstream_request, timeouts=model.timeouts, stream=request.stream, json_only=False)
+    return UpstreamRequest(route.method, url, b"" if body == b"null" else body, headers)
 
 
 @lru_cache(maxsize=1024)

@@ -4,16 +4,15 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 
-from signoff.core.answer import Chunk
 from signoff.core.model import Model
-from signoff.engine import ModelRequest, State
+from signoff.engine import ModelRequest, Sink, State
 from signoff.engines.jsonl import NotDelivered
-from signoff.engines.jsonl_chunks import chunks_of
+from signoff.engines.jsonl_answers import pass_on_answer
 from signoff.engines.log import ModelLog
 from signoff.engines.openai import ask
 from signoff.engines.process import HOST, STOP_SECONDS
@@ -58,53 +57,45 @@ class SubprocessEngine:
         """Create `run_dir`. Models start with their first request."""
         await asyncio.to_thread(self._run_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
 
-    async def answer(self, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk, None]:
-        """Yield the model's answer, once the model is ready. Raises BadRequest, ModelFailed and its subclasses."""
+    async def answer(self, model: Model, request: ModelRequest, sink: Sink) -> bytes | None:
+        """Return or send the model's answer, once it is ready. Raises BadRequest, ModelFailed and its subclasses."""
         if not model.command:
             raise BadRequest(f"The model {model.name} has no `command`.")
         process = self._process_of(model)
-        answer = self._over_http(process, model, request) if model.serve else self._over_jsonl(process, model, request)
-        async with aclosing(answer) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        if model.serve:
+            return await self._ask_over_http(process, model, request, sink)
+        return await self._ask_over_jsonl(process, model, request, sink)
 
-    async def _over_jsonl(
-        self, process: SupervisedProcess, model: Model, request: ModelRequest
-    ) -> AsyncGenerator[Chunk, None]:
+    async def _ask_over_jsonl(
+        self, process: SupervisedProcess, model: Model, request: ModelRequest, sink: Sink
+    ) -> bytes | None:
         """Send the request again while the program, or the owner of its process, has just stopped."""
-        has_begun = False
         for attempts_left in reversed(range(MAX_ATTEMPTS)):
             async with process.use() as address:
                 try:
                     client = await process.jsonl_client(address)
-                    exchange = client.ask(_operation(request.path), request.body, model.timeouts)
-                    async with aclosing(exchange) as messages:
-                        async for chunk in chunks_of(messages, request):
-                            has_begun = True
-                            yield chunk
+                    async with aclosing(client.ask(_operation(request.path), request.body, model.timeouts)) as messages:
+                        return await pass_on_answer(messages, request, sink)
                 except NotDelivered:
-                    if has_begun or not attempts_left:
+                    if not attempts_left:
                         raise
-                else:
-                    return
+        raise AssertionError  # the last attempt returns or raises
 
-    async def _over_http(
-        self, process: SupervisedProcess, model: Model, request: ModelRequest
-    ) -> AsyncGenerator[Chunk, None]:
-        for may_retry in (True, False):
+    async def _ask_over_http(
+        self, process: SupervisedProcess, model: Model, request: ModelRequest, sink: Sink
+    ) -> bytes | None:
+        try_again = True
+        while True:
             async with process.use() as address:
                 try:
-                    async with aclosing(ask(self._upstream, f"http://{HOST}:{address.port}", model, request)) as chunks:
-                        async for chunk in chunks:
-                            yield chunk
+                    return await ask(self._upstream, f"http://{HOST}:{address.port}", model, request, sink)
                 except ModelUnreachable as error:
                     if not _is_connection_refused(error):
                         raise
                     process.report_refused(address)
-                    if address.is_owner or not may_retry:
+                    if address.is_owner or not try_again:
                         raise
-                else:
-                    return
+            try_again = False
 
     def _process_of(self, model: Model) -> SupervisedProcess:
         process = self._processes.get(model.name)

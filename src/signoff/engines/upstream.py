@@ -1,4 +1,4 @@
-"""HTTP client for models: sends requests, yields the bytes of answers, and maps every failure to one of our errors."""
+"""HTTP client for models: sends requests, passes on answers, and maps every failure to one of our errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import io
 import os
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC
@@ -22,9 +22,9 @@ from aiohttp.tracing import Trace
 
 from signoff.core import sse
 from signoff.core.allow_list import MODEL_ADDRESSES
-from signoff.core.answer import Chunk
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.model import Timeouts
+from signoff.engine import Sink
 from signoff.engines.url import ADDRESS_NOT_ALLOWED, parse_model_url
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
 from signoff.infra.ssrf import CheckedResolver, blocked_reason
@@ -80,21 +80,14 @@ class UpstreamClient:
             await self._session.close()
             self._session = None
 
-    def post(
-        self, url: str, *, body: bytes, headers: Mapping[str, str], timeouts: Timeouts, stream: bool
-    ) -> AsyncGenerator[Chunk, None]:
-        """Send a POST request and yield its answer, JSON or events of JSON: see `ask`."""
-        return self.ask(UpstreamRequest("POST", url, body, headers), timeouts=timeouts, stream=stream)
-
     async def ask(
-        self, request: UpstreamRequest, *, timeouts: Timeouts, stream: bool, json_only: bool = True
-    ) -> AsyncGenerator[Chunk, None]:
-        """Send `request` and yield its answer: the JSON body as one chunk, or, if `stream` is set, events.
+        self, request: UpstreamRequest, sink: Sink, *, timeouts: Timeouts, stream: bool, json_only: bool = True
+    ) -> bytes | None:
+        """Send `request` and return the JSON body of its answer; or, if `stream` is set, send its events to `sink`.
 
         Unless `json_only`, a body that is not JSON becomes a `BinaryBody`, and an event may contain any text. A stream
         ends after `[DONE]` or the event that ends a response; unless `json_only`, also at the end of its body. No byte
-        is changed. Raises ModelFailed and its subclasses. Cancelling the reader, or closing the generator, closes the
-        connection at once.
+        is changed. Raises ModelFailed and its subclasses. Cancelling the call closes the connection at once.
         """
         call = _Call(timeouts, self._used)
         self._calls.add(call)
@@ -102,19 +95,10 @@ class UpstreamClient:
             response = call.response = await self._open_response(call, request)
             if response.status >= 300:
                 raise await self._error_of(call, response)
-            if not (stream and _is_stream(response, json_only=json_only)):
-                yield Chunk(_to_body(response, await _read_whole(call, response), json_only=json_only))
-                return
-            splitter = sse.EventSplitter(MAX_EVENT_BYTES)
-            while data := await call.read(response):
-                for event in splitter.feed(data):
-                    is_last = _is_last(sse.data_of(event), json_only=json_only)
-                    yield Chunk(event, event=True)
-                    if is_last:
-                        await _drain(call, response)
-                        return
-            if rest := _final_part(splitter.rest, json_only=json_only):
-                yield Chunk(rest, event=True)
+            if stream and _is_stream(response, json_only=json_only):
+                await _pass_on_events(call, response, sink, json_only=json_only)
+                return None
+            return _to_body(response, await _read_whole(call, response), json_only=json_only)
         except TimeoutError as error:
             raise call.timeout_error() from error
         except (aiohttp.ClientError, OSError) as error:
@@ -193,7 +177,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
     method: str
     url: str
     body: bytes
-    headers: Mapping[str, str]
+    headers: dict[str, str]
 
 
 class _Call:
@@ -288,6 +272,27 @@ async def _read_whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
             raise ModelGarbled(f"The model's answer is larger than {MAX_BODY_BYTES} bytes.")
         chunks.append(data)
     return b"".join(chunks)
+
+
+async def _pass_on_events(call: _Call, response: aiohttp.ClientResponse, sink: Sink, *, json_only: bool) -> None:
+    """Send the events to `sink`, those of one read together."""
+    splitter = sse.EventSplitter(MAX_EVENT_BYTES)
+    while data := await call.read(response):
+        events, is_last = list[bytes](), False
+        try:
+            for event in splitter.feed(data):
+                is_last = _is_last(sse.data_of(event), json_only=json_only)
+                events.append(event)
+                if is_last:
+                    break
+        finally:  # the events before an error are part of the answer
+            if events:
+                await sink.send(events)
+        if is_last:
+            await _drain(call, response)
+            return
+    if rest := _final_part(splitter.rest, json_only=json_only):
+        await sink.send([rest])
 
 
 def _is_stream(response: aiohttp.ClientResponse, *, json_only: bool) -> bool:

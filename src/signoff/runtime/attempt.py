@@ -1,33 +1,144 @@
-"""Chunks and times of one attempt at a model."""
+"""Attempt: what this process is doing for a job, and what has come of it so far."""
 
 import asyncio
+from collections.abc import Sequence
 
-from signoff.core.answer import Chunk
+import msgspec
+
+from signoff.core import sse
+from signoff.core.answer import Answer
+from signoff.core.endpoints import RESPONSES
+from signoff.core.job import Job
+from signoff.core.limits import Reservation
+from signoff.core.upstream_objects import object_id_in_event
+from signoff.engine import Sink
+from signoff.errors import ModelGarbled, SignoffError
+from signoff.runtime.pools import Slot
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
 
 
 class Attempt:
-    """Result so far of the latest attempt at a model. Times are the event loop's, in seconds."""
+    """The work of this process on one job, from the reservation to the recorded end.
 
-    def __init__(self) -> None:
-        self.chunks = list[Chunk]()
+    It is the sink of the engine: it keeps the answer, and passes the events of a stream on at once if it has a `sink`
+    itself. The last event waits, because the job must be settled before its caller sees the end.
+
+    Times are the event loop's, in seconds. `started_at` and what follows it belong to the latest try: a waiting call
+    tries again after a failure that may pass.
+
+    Args:
+        job: The job, leased or not stored yet.
+        stream: Ask the model for a stream.
+    """
+
+    def __init__(self, job: Job, *, stream: bool) -> None:
+        self.initial_job: Job = job
+        self.job: Job = job
+        """The job with the model that answers, and once it is metered with what the attempt used."""
+        self.stream = stream
+        self.sink: Sink | None = None
+        """Receiver of the events before the job is settled; None to keep them only."""
+        self.model = job.model
+        """Name of the model that is being asked."""
+        self.slot: Slot | None = None
+        """Slot at the endpoint that is being asked, if the model has a pool."""
+        self.body: bytes | None = None
+        """The whole answer, if it did not come as events."""
+        self.events = list[bytes]()
+        """The events of a streamed answer."""
+        self.outcome: Answer | SignoffError | None = None
+        """The answer or the error, once there is one."""
+        self.is_reserved = False
+        """True once the limits of the job have been asked."""
+        self.reservation: Reservation | None = None
+        """The reservation under the limits; None if none applies."""
+        self.is_metered = False
+        """True once `job` has what the attempt used."""
+        self.is_parked = False
+        """True if the job is a run that waits for its steps; its lease has been released."""
+        self.is_lost = False
+        """True once the lease is lost: the job was cancelled, or was rescued by another process."""
+        self.arrived_at = _now()  # not the wall clock, which may be set
         self.started_at: float | None = None
-        self.first_chunk_at: float | None = None
+        self.began_at: float | None = None
+        """Time of the first byte of the answer."""
         self.ended_at: float | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._size = 0
+        self._held_back: bytes | None = None
 
-    def begin(self) -> None:
-        """Record the start of an attempt and discard the result of the one before."""
-        self.chunks.clear()
-        self.started_at, self.first_chunk_at, self.ended_at = _now(), None, None
+    @property
+    def has_begun(self) -> bool:
+        """True once a part of the answer has come."""
+        return self.began_at is not None
 
-    def add_chunk(self, chunk: Chunk) -> None:
-        """Record a chunk and, if it is the first, its time."""
-        if self.first_chunk_at is None:
-            self.first_chunk_at = _now()
-        self.chunks.append(chunk)
+    def start(self) -> None:
+        """Record that a model is asked now, and discard what an earlier try brought."""
+        self.body, self._size, self._held_back = None, 0, None
+        self.events.clear()
+        self.started_at, self.began_at, self.ended_at = _now(), None, None
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        """Keep the next events of the answer, and pass them on. Raises ModelGarbled if the answer is too large."""
+        if self.began_at is None:
+            self._begin(events[0])
+        self._size += sum(map(len, events))
+        if self._size > MAX_ANSWER_BYTES:
+            raise ModelGarbled(f"The model's answer is larger than {MAX_ANSWER_BYTES} bytes.")
+        self.events += events
+        if self.sink is None:
+            return
+        if is_last_event(events[-1]):
+            self._held_back, events = events[-1], events[:-1]
+        if events:
+            await self.sink.send(events)
+
+    def take(self, body: bytes) -> None:
+        """Keep a whole answer. Raises ModelGarbled if it is too large."""
+        if len(body) > MAX_ANSWER_BYTES:
+            raise ModelGarbled(f"The model's answer is larger than {MAX_ANSWER_BYTES} bytes.")
+        if self.began_at is None:
+            self._begin(None)
+        self.body = body
+
+    async def send_last(self) -> None:
+        """Pass on the event that was held back until the job was settled."""
+        if self.sink is not None and self._held_back is not None:
+            await self.sink.send([self._held_back])
+            self._held_back = None
 
     def end(self) -> None:
-        """Record the end of the attempt. Later calls do nothing."""
+        """Record the end of the answer. Later calls do nothing."""
         self.ended_at = self.ended_at or _now()
+
+    def serve_by(self, task: asyncio.Task[object] | None) -> None:
+        """Set the task that works on the job (None: no task). It is cancelled if the lease is lost already."""
+        self._task = task
+        if self.is_lost and task is not None:
+            task.cancel()
+
+    def on_lease_lost(self) -> None:
+        """Cancel the task that works on the job."""
+        self.is_lost = True
+        self.serve_by(self._task)
+
+    def _begin(self, first_event: bytes | None) -> None:
+        """Record what the first part of the answer tells: which model answers, and the id of a response."""
+        self.began_at = _now()
+        if self.slot is not None:
+            self.slot.succeeded()
+        if self.model != self.job.model:
+            self.job = msgspec.structs.replace(self.job, model=self.model)
+        if first_event is not None and self.job.path == RESPONSES:
+            object_id = object_id_in_event(sse.data_of(first_event))
+            self.job = msgspec.structs.replace(self.job, upstream_object_id=object_id)
+
+
+def is_last_event(event: bytes) -> bool:
+    """Return True if `event` ends the stream of a completion or a response."""
+    return event.startswith(LAST_EVENTS) or sse.data_of(event) == b"[DONE]"
 
 
 def _now() -> float:

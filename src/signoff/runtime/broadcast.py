@@ -1,30 +1,29 @@
-"""Stream of chunks with several readers. The call behind it is cancelled when its last reader leaves."""
+"""Answer with several readers. The call behind it is cancelled when its last reader leaves."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import Awaitable, Callable, Sequence
 
-from signoff.core.answer import Chunk
+from signoff.engine import Sink
 from signoff.errors import SignoffError
 
 
 class Broadcast:
-    """Chunks of one call. Its creator sets `task`, which runs `fill`."""
+    """Answer of one call, which is also the sink of its events. Its creator sets `task`, which runs `fill`."""
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
-        self._chunks = list[Chunk]()
+        self._events = list[bytes]()
+        self._body: bytes | None = None
         self._error: SignoffError | None = None
         self._is_ended = False
         self._readers = 0
         self._changed = asyncio.Event()
 
-    async def fill(self, chunks: AsyncIterator[Chunk], cut_off: SignoffError) -> None:
-        """Append all chunks. Readers get `cut_off` if the iteration ends in anything but a SignoffError."""
+    async def fill(self, serve: Callable[[Sink], Awaitable[bytes | None]], cut_off: SignoffError) -> None:
+        """Wait for the answer of `serve`. Readers get `cut_off` if it ends in anything but a SignoffError."""
         self._error = cut_off
         try:
-            async for chunk in chunks:
-                self._chunks.append(chunk)
-                self._wake_readers()
+            self._body = await serve(self)
             self._error = None
         except SignoffError as error:
             self._error = error
@@ -33,27 +32,36 @@ class Broadcast:
             self._wake_readers()
 
     def fail(self, error: SignoffError) -> None:
-        """End the broadcast without further chunks; readers get `error`."""
+        """End the broadcast without an answer; readers get `error`."""
         self._error, self._is_ended = error, True
         self._wake_readers()
 
-    async def read(self) -> AsyncGenerator[Chunk]:
-        """Yield every chunk from the first on, as it arrives. Raises the error of the call."""
+    async def send(self, events: Sequence[bytes]) -> None:
+        """Take the next events of the answer."""
+        self._events += events
+        self._wake_readers()
+
+    async def read(self, sink: Sink) -> bytes | None:
+        """Return the whole answer; or send every event from the first on to `sink`, as it arrives, and return None.
+
+        Raises the error of the call.
+        """
         self._readers += 1
         index = 0
         try:
-            while index < len(self._chunks) or not self._is_ended:
-                if index == len(self._chunks):
+            while index < len(self._events) or not self._is_ended:
+                if index == len(self._events):
                     await self._changed.wait()
                     continue
-                yield self._chunks[index]
-                index += 1
+                events, index = self._events[index:], len(self._events)
+                await sink.send(events)
         finally:
             self._readers -= 1
             if self._readers == 0 and not self._is_ended and self.task is not None:
                 self.task.cancel()
         if self._error is not None:
             raise self._error
+        return self._body
 
     @property
     def is_abandoned(self) -> bool:

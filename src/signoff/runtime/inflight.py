@@ -3,52 +3,30 @@
 import asyncio
 from collections.abc import Callable, Hashable
 
-import msgspec
-
 from signoff.core.job import Job
-from signoff.core.limits import Reservation
 from signoff.runtime.attempt import Attempt
 from signoff.runtime.broadcast import Broadcast
 
 
 class InflightCall:
-    """Waiting call: its job, its actor, its attempt, the task that serves it, and the writing of its row."""
+    """Waiting call: its attempt, its actor, and the writing of its row."""
 
-    def __init__(self, job: Job, *, actor: str) -> None:
-        self.job = job
+    def __init__(self, attempt: Attempt, *, actor: str) -> None:
+        self.attempt = attempt
         self.actor = actor
-        self.attempt = Attempt()
-        self.started_at = asyncio.get_running_loop().time()  # not the wall clock, which may be set
         self.is_over = False
         """True once the outcome is being recorded: a row that is inserted later does not keep its lease."""
         self.is_recorded = False
         """True once the outcome is in the store."""
-        self.is_counted = False
-        """True once `job` has the usage and the times of the attempt."""
         self.writing: asyncio.Task[Job] | None = None
         """The insert of the row, if the call has one."""
         self.ending: asyncio.Task[Job | None] | None = None
         """The settling of the row, which goes on if the caller leaves."""
-        self._task: asyncio.Task[object] | None = None
-        self.is_lost = False
-        """True once the lease is lost."""
-        self.reservation: Reservation | None = None
-        """The reservation under the call's limits."""
 
-    def is_answered_by(self, model: str) -> None:
-        """Record that `model` answers, which is not the model in the job."""
-        self.job = msgspec.structs.replace(self.job, model=model)
-
-    def serve_by(self, task: asyncio.Task[object] | None) -> None:
-        """Set the task that serves the call (None: no task). It is cancelled if the lease is lost already."""
-        self._task = task
-        if self.is_lost and task is not None:
-            task.cancel()
-
-    def on_lease_lost(self) -> None:
-        """Cancel the serving task: the job was cancelled, or was rescued by another process."""
-        self.is_lost = True
-        self.serve_by(self._task)
+    @property
+    def job(self) -> Job:
+        """The job of the call."""
+        return self.attempt.job
 
 
 class InflightCalls:
@@ -99,6 +77,6 @@ class InflightCalls:
         while True:
             await asyncio.sleep(after_seconds / 10)
             threshold = asyncio.get_running_loop().time() - after_seconds
-            for inflight in [inflight for inflight in self._calls.values() if inflight.started_at <= threshold]:
+            for inflight in [inflight for inflight in self._calls.values() if inflight.attempt.arrived_at <= threshold]:
                 self.drop(inflight)
                 persist(inflight)

@@ -1,21 +1,20 @@
 """Waiting for a review: a call that stays on the client's connection until a reviewer decides."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 from signoff.core import sse
-from signoff.core.answer import Chunk
 from signoff.core.ask import Ask
 from signoff.core.binary import decode_binary
 from signoff.core.convert import convert_answer, stream_events
 from signoff.core.endpoints import KNOWN
 from signoff.core.job import Job
+from signoff.engine import Sink
 from signoff.work.jobs.query import failure_of_job, pending_error, wait_until
 from signoff.work.services import Services
 
 
-async def await_review(services: Services, job: Job, ask: Ask, *, with_usage: bool) -> AsyncIterator[Chunk]:
-    """Wait until the job has ended, and yield the chunks of its signed-off answer.
+async def await_review(services: Services, job: Job, ask: Ask, sink: Sink, *, with_usage: bool) -> bytes | None:
+    """Wait until the job has ended, and return or send its signed-off answer: see `send_finished`.
 
     Comments keep the connection of a stream open meanwhile, except where binary data may follow.
     Wait at most `ask.wait_seconds`, or `hold_seconds` of the settings. Raises ReviewPending after that time, while
@@ -30,16 +29,17 @@ async def await_review(services: Services, job: Job, ask: Ask, *, with_usage: bo
         seconds = min(remaining, services.rules.keep_alive_seconds) if ask.stream else remaining
         job = await wait_until(services, job.id, seconds, lambda job: job.is_terminal)
         if ask.stream and job.path in KNOWN and not job.is_terminal:
-            yield Chunk(sse.comment(b"waiting for a person"), event=True)
+            await sink.send([sse.comment(b"waiting for a person")])
     if job.status == "fail":
         raise failure_of_job(job)
-    for chunk in chunks_of_finished(job, stream=ask.stream, with_usage=with_usage):
-        yield chunk
+    return await send_finished(job, ask, sink, with_usage=with_usage)
 
 
-def chunks_of_finished(job: Job, *, stream: bool, with_usage: bool) -> list[Chunk]:
-    """Return the stored answer of `job` as chunks, in the form of its path: events if `stream`, else one body."""
+async def send_finished(job: Job, ask: Ask, sink: Sink, *, with_usage: bool) -> bytes | None:
+    """Return the stored answer of `job` in the form of its path; or send it as events if `ask` wants a stream."""
     body = convert_answer(job.path, job.response or b"null", job.target)
     binary = None if job.path in KNOWN else decode_binary(body)
-    is_binary = binary is not None and binary.content_type != sse.CONTENT_TYPE
-    return list(stream_events(job.path, body, with_usage=with_usage)) if stream and not is_binary else [Chunk(body)]
+    if not ask.stream or (binary is not None and binary.content_type != sse.CONTENT_TYPE):
+        return body
+    await sink.send(list(stream_events(job.path, body, with_usage=with_usage)))
+    return None

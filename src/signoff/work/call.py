@@ -1,35 +1,28 @@
 """Waiting calls (the `now` lane): the client waits for the answer, and for the review of it where there is one."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
-from signoff.core import sse
-from signoff.core.answer import Chunk
 from signoff.core.ask import Ask
-from signoff.core.endpoints import KNOWN, RESPONSES
+from signoff.core.endpoints import KNOWN
 from signoff.core.job import CALLER_LEFT, INTERRUPTED, Job
-from signoff.core.limits import Reservation
-from signoff.core.retry import wait_seconds
-from signoff.core.upstream_objects import object_id_in_event
-from signoff.errors import JobFailed, ModelBusy, ModelCrashed, ModelDown, SignoffError
+from signoff.engine import Sink
+from signoff.errors import JobFailed, SignoffError
+from signoff.runtime.attempt import Attempt
 from signoff.runtime.broadcast import Broadcast
 from signoff.runtime.inflight import InflightCall
 from signoff.work.admit import admit, parse_sampling
-from signoff.work.await_review import await_review, chunks_of_finished
-from signoff.work.inference.caching import lookup_answer, revalidate, store_answer
-from signoff.work.inference.metering import add_attempt, record_wasted
+from signoff.work.attempt import answer_of, run_attempt
+from signoff.work.await_review import await_review, send_finished
+from signoff.work.inference.caching import lookup_answer
 from signoff.work.inference.reserve import release_reservation, reserve
 from signoff.work.jobs.query import caller_error, failure_of_job, find_unfinished, load_job
-from signoff.work.perform import answer_of, collect_answer, to_caller_error
-from signoff.work.pipelines.run import RunParked
-from signoff.work.record import begin_record, cancel_record, end_record, is_caller_left, record_hit
+from signoff.work.perform import perform
+from signoff.work.record import CallRecorder, begin_record, is_caller_left, record_hit
 from signoff.work.services import Services
 from signoff.work.submit import check_same
-
-MAX_RETRY_WAIT_SECONDS = 5.0
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,19 +31,24 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     ask: Ask
     """The request of the client."""
     inflight: InflightCall
-    """The state of the call in this process; its `job` changes while the call runs."""
+    """The state of the call in this process; its attempt changes while the call runs."""
     with_usage: bool
     """Send an event with the usage at the end of a stream."""
     is_joined: bool = False
     """The job is that of another call, and this call waits for its end."""
     shared: Broadcast | None = None
-    """The chunks that several calls of this process read; None if this call shares none."""
+    """The answer that several calls of this process read; None if this call shares none."""
     is_cached: bool = False
     """The job has ended with an answer from the cache."""
 
+    @property
+    def job(self) -> Job:
+        """The job as far as this process knows it."""
+        return self.inflight.job
+
 
 async def begin_call(services: Services, ask: Ask, *, with_usage: bool = False) -> Call:
-    """Start the call of `ask`; read its answer with `call_chunks`.
+    """Start the call of `ask`; wait for its answer with `answer_call`.
 
     The job is stored first where it must survive a restart: with an idempotency key, if it may be held, or if it is a
     run. A request that equals a running one may join that job. Raises what `admit` and `reserve` raise, and KeyReused.
@@ -66,8 +64,7 @@ async def begin_call(services: Services, ask: Ask, *, with_usage: bool = False) 
     if job.idempotency_key is not None:
         return await _begin_shared(services, ask, job, with_usage=with_usage)
     if ask.is_retry and (unfinished := await find_unfinished(services, job)) is not None:
-        inflight = InflightCall(unfinished, actor=ask.caller.actor)
-        return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True)
+        return Call(ask=ask, inflight=_inflight(ask, unfinished), with_usage=with_usage, is_joined=True)
     if _may_coalesce(ask, job):
         model = await services.caches.models.find(job.target)
         coalesces = services.rules.coalesce if model.coalesce is None else model.coalesce
@@ -78,24 +75,24 @@ async def begin_call(services: Services, ask: Ask, *, with_usage: bool = False) 
     return Call(ask=ask, inflight=await _reserve_and_record(services, ask, job), with_usage=with_usage)
 
 
+def _inflight(ask: Ask, job: Job) -> InflightCall:
+    return InflightCall(Attempt(job, stream=ask.stream), actor=ask.caller.actor)
+
+
 async def _reserve_and_record(services: Services, ask: Ask, job: Job) -> InflightCall:
     """Reserve under the limits of the job, and record its start.
 
     The reservation is released if a job with the same idempotency key exists, which the result then holds.
     """
-    # Limits apply to the steps of a run, and not to the run itself.
-    reservation = None if job.pipeline_id is not None else await reserve(services, job)
-    if reservation is None:
-        return await begin_record(services, job, ask.caller.actor)
+    attempt = Attempt(job, stream=ask.stream)
+    await reserve(services, attempt)
+    is_ours = False
     try:
-        inflight = await begin_record(services, job, ask.caller.actor)
-    except BaseException:
-        await release_reservation(services, reservation, job, job, reached_model=False)
-        raise
-    if inflight.job.id == job.id:
-        inflight.reservation = reservation
-    else:
-        await release_reservation(services, reservation, job, job, reached_model=False)
+        inflight = await begin_record(services, attempt, ask.caller.actor)
+        is_ours = inflight.job.id == job.id
+    finally:
+        if not is_ours:
+            await release_reservation(services, attempt, reached_model=False)
     return inflight
 
 
@@ -110,7 +107,7 @@ async def lookup_cached(services: Services, ask: Ask) -> Job | None:
 async def _begin_cached(services: Services, ask: Ask, hit: Job, *, with_usage: bool) -> Call:
     """Return the call that the cache has answered, unless a job with the same idempotency key exists."""
     stored = await record_hit(services, hit, ask.caller.actor)
-    inflight = InflightCall(stored, actor=ask.caller.actor)
+    inflight = _inflight(ask, stored)
     if stored.id == hit.id:
         return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_cached=True)
     check_same(stored, hit)
@@ -140,7 +137,7 @@ async def _begin_coalesced(services: Services, ask: Ask, job: Job, version: str,
     """
     request = (job.user_id, job.key_id, job.target, version, job.path, job.body)
     if (existing := services.runtime.inflight_calls.find_coalesced(request)) is not None:
-        inflight = InflightCall(existing, actor=ask.caller.actor)
+        inflight = _inflight(ask, existing)
         shared = services.runtime.inflight_calls.shared(existing.id)
         return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True, shared=shared)
     services.runtime.inflight_calls.coalesce(request, job)
@@ -173,51 +170,61 @@ async def _begin_shared(services: Services, ask: Ask, job: Job, *, with_usage: b
         shared = services.runtime.inflight_calls.shared(inflight.job.id)
         return Call(ask=ask, inflight=inflight, with_usage=with_usage, is_joined=True, shared=shared)
     call = Call(ask=ask, inflight=inflight, with_usage=with_usage, shared=shared)
-    shared.task = services.runtime.background.spawn(shared.fill(_serve(services, call), caller_error(job, INTERRUPTED)))
+    shared.task = services.runtime.background.spawn(
+        shared.fill(partial(_serve, services, call), caller_error(job, INTERRUPTED))
+    )
     shared.task.add_done_callback(lambda _: services.runtime.inflight_calls.unshare(job.id))
     return call
 
 
-async def call_chunks(services: Services, call: Call) -> AsyncGenerator[Chunk]:
-    """Yield the chunks of the answer as they come; those of a held answer once it is signed off.
+async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | None:
+    """Return the whole answer of the call; or send its events to `sink` as they come, and return None.
 
-    Closing or cancelling the generator while the model works cancels the job, unless other calls wait for it too.
+    A held answer follows once it is signed off. The last event follows when the job is settled. Cancelling the task
+    while the model works cancels the job, unless other calls wait for it too.
     Raises ModelFailed or a subclass, JobFailed, ReviewPending.
     """
     if call.is_cached:
-        for chunk in chunks_of_finished(call.inflight.job, stream=call.ask.stream, with_usage=call.with_usage):
-            yield chunk
-        return
+        return await send_finished(call.job, call.ask, sink, with_usage=call.with_usage)
     if call.is_joined or call.shared is not None:
-        async with contextlib.aclosing(_follow_shared(services, call)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-        return
-    async with contextlib.aclosing(_serve(services, call)) as chunks:
-        async for chunk in chunks:
-            yield chunk
-    if _awaits_person(call.inflight.job):
-        async for chunk in await_review(services, call.inflight.job, call.ask, with_usage=call.with_usage):
-            yield chunk
+        return await _follow_shared(services, call, sink)
+    body = await _serve(services, call, sink)
+    if _awaits_person(call.job):
+        return await await_review(services, call.job, call.ask, sink, with_usage=call.with_usage)
+    return body
 
 
-async def _follow_shared(services: Services, call: Call) -> AsyncGenerator[Chunk]:
-    """Yield the chunks that all callers of one job get; start the call over if the job lost its callers."""
+async def whole_answer(services: Services, call: Call) -> bytes:
+    """Return the answer as one JSON body, also if the model sent it as a stream. Raises as `answer_call`."""
+    events = _Events()
+    body = await answer_call(services, call, events)
+    if body is not None:
+        return body
+    return answer_of(call.job, None, events.received).body
+
+
+class _Events:
+    """Sink that keeps the events."""
+
+    def __init__(self) -> None:
+        self.received = list[bytes]()
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        self.received += events
+
+
+async def _follow_shared(services: Services, call: Call, sink: Sink) -> bytes | None:
+    """Return or send the answer that all callers of one job get; start the call over if the job lost its callers."""
     inflight = call.inflight
     while not call.is_cached:
         try:
-            async with contextlib.aclosing(_read_together(services, call)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            return await _read_together(services, call, sink)
         except JobFailed as failure:
             if not (call.is_joined and _should_start_over(call, failure)):
                 raise
-        else:
-            return
         call = await begin_call(services, call.ask, with_usage=call.with_usage)
-        inflight.job = call.inflight.job  # the door names the job of `inflight` to the client
-    for chunk in chunks_of_finished(call.inflight.job, stream=call.ask.stream, with_usage=call.with_usage):
-        yield chunk
+        inflight.attempt = call.inflight.attempt  # the door names the job of `inflight` to the client
+    return await send_finished(call.job, call.ask, sink, with_usage=call.with_usage)
 
 
 def _should_start_over(call: Call, failure: JobFailed) -> bool:
@@ -225,19 +232,16 @@ def _should_start_over(call: Call, failure: JobFailed) -> bool:
     return is_caller_left(failure) or (call.shared is None and failure.code == INTERRUPTED.code)
 
 
-async def _read_together(services: Services, call: Call) -> AsyncGenerator[Chunk]:
-    """Yield the shared chunks, then those of the review; wait for the stored job if it runs in another process."""
+async def _read_together(services: Services, call: Call, sink: Sink) -> bytes | None:
+    """Return or send the shared answer, then that of the review; wait for a stored job that runs in another process."""
+    body = None
     if call.shared is not None:
-        async with contextlib.aclosing(call.shared.read()) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        body = await call.shared.read(sink)
     elif not call.is_joined:
-        async with contextlib.aclosing(_serve(services, call)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        body = await _serve(services, call, sink)
     if (call.is_joined and call.shared is None) or _awaits_person(await _reload_run(services, call)):
-        async for chunk in await_review(services, call.inflight.job, call.ask, with_usage=call.with_usage):
-            yield chunk
+        return await await_review(services, call.job, call.ask, sink, with_usage=call.with_usage)
+    return body
 
 
 def _awaits_person(job: Job) -> bool:
@@ -247,128 +251,21 @@ def _awaits_person(job: Job) -> bool:
 
 async def _reload_run(services: Services, call: Call) -> Job:
     """Return the stored job if it is a run, which another call of this process may have parked; else the job."""
-    job = call.inflight.job
+    job = call.job
     return job if job.pipeline_id is None else await load_job(services, job.id)
 
 
-def _serve(services: Services, call: Call) -> AsyncGenerator[Chunk]:
-    """Call the model, and yield its chunks at once; the last chunk follows when the job is settled.
-
-    Yield nothing if the job may be held.
-    """
-    return (
-        _serve_attempts(services, call)
-        if call.inflight.reservation is None
-        else _serve_reserved(services, call, call.inflight.reservation)
-    )
-
-
-async def _serve_reserved(services: Services, call: Call, reservation: Reservation) -> AsyncGenerator[Chunk]:
-    """Call the model, and settle the reservation before the last chunk, or when the caller leaves."""
-    inflight, before, is_settled = call.inflight, call.inflight.job, False
-    try:
-        async with contextlib.aclosing(_serve_attempts(services, call)) as chunks:
-            async for chunk in chunks:
-                if _is_last(chunk):
-                    is_settled = True
-                    await release_reservation(services, reservation, before, inflight.job)
-                yield chunk
-    finally:
-        if not is_settled:
-            await release_reservation(services, reservation, before, await _job_with_usage(services, inflight))
-
-
-async def _job_with_usage(services: Services, inflight: InflightCall) -> Job:
-    """Return the job with the usage of its attempt, which a lost job does not have yet."""
-    return inflight.job if inflight.is_counted else await add_attempt(services, inflight.job, inflight.attempt, None)
-
-
-async def _serve_attempts(services: Services, call: Call) -> AsyncGenerator[Chunk]:
-    """Call the model, yield its chunks, and record the end of the job, whether it is an answer, an error or a leave."""
-    inflight = call.inflight
-    may_stream = not inflight.job.policy.may_hold
-    task = asyncio.current_task()
-    inflight.serve_by(task)
-    try:
-        async for chunk in _attempt_chunks(services, inflight, stream=call.ask.stream):
-            _record_upstream_object(inflight, chunk)
-            if may_stream and not _is_last(chunk):
-                inflight.serve_by(None)  # the reader's code runs now; do not cancel it
-                yield chunk
-                inflight.serve_by(task)
-        answer = collect_answer(inflight.job, inflight.attempt.chunks)
-        inflight.job = await revalidate(services, inflight.job)
-        settled = await end_record(services, inflight, answer)
-    except RunParked as parked:
-        services.runtime.leases.drop(inflight.job.id)
-        inflight.job, inflight.is_recorded = parked.job, True
-        return
-    except (asyncio.CancelledError, GeneratorExit) as end:
-        if isinstance(end, GeneratorExit) or not inflight.is_lost:
-            await cancel_record(services, inflight, call.ask.caller.actor)
-            raise
-        settled = None
-        asyncio.current_task().uncancel()  # pyright: ignore[reportOptionalMemberAccess] -- cancelled by `on_lease_lost`
-    except Exception as error:
-        failure = to_caller_error(error, inflight.job)
-        if not inflight.is_recorded:  # otherwise recording the end is what failed
-            await end_record(services, inflight, failure)
-        raise failure from error
+async def _serve(services: Services, call: Call, sink: Sink) -> bytes | None:
+    """Ask the model, and return its answer, or send its events at once; return nothing if the job may be held."""
+    attempt, may_hold = call.inflight.attempt, call.job.policy.may_hold
+    attempt.sink = None if may_hold else sink
+    settled = await run_attempt(services, attempt, CallRecorder(services, call.inflight), perform)
     if settled is None:
-        record_wasted(services, inflight.job, inflight.attempt)
-        raise failure_of_job(await load_job(services, inflight.job.id))
-    inflight.job = settled
-    store_answer(services, settled)
-    chunks = inflight.attempt.chunks
-    if may_stream and chunks and _is_last(chunks[-1]):
-        yield chunks[-1]
-
-
-def _record_upstream_object(inflight: InflightCall, chunk: Chunk) -> None:
-    """Put the id of the response, which the first event of its stream has, into the job."""
-    if chunk.event and inflight.job.path == RESPONSES and len(inflight.attempt.chunks) == 1:
-        inflight.job = msgspec.structs.replace(
-            inflight.job, upstream_object_id=object_id_in_event(sse.data_of(chunk.raw))
-        )
-
-
-async def _attempt_chunks(services: Services, inflight: InflightCall, *, stream: bool) -> AsyncIterator[Chunk]:
-    """Yield the chunks of the first attempt that has any; retry failures before the first chunk if that may help."""
-    while True:
-        if inflight.job.pipeline_id is None:  # the usage of a run is that of its steps
-            inflight.attempt.begin()
-        try:
-            chunks = answer_of(
-                services, inflight.job, stream=stream, on_model=inflight.is_answered_by, started_at=inflight.started_at
-            )
-            async for chunk in chunks:
-                inflight.attempt.add_chunk(chunk)
-                yield chunk
-        except SignoffError as error:
-            wait = _wait_before_retry(services, inflight.job, error)
-            if inflight.attempt.chunks or wait is None:
-                raise
-            await asyncio.sleep(wait)
-            inflight.job = msgspec.structs.replace(inflight.job, attempt=inflight.job.attempt + 1)
-        else:
-            return
-
-
-def _wait_before_retry(services: Services, job: Job, error: SignoffError) -> float | None:
-    """Return the seconds until the next attempt, or None if `error` goes to the caller.
-
-    A waiting caller gets the error at once if the wait would be long, the queue is full, or the process crashed.
-    """
-    if not error.retryable or job.attempt >= job.max_attempts or isinstance(error, ModelCrashed | ModelBusy):
+        raise failure_of_job(await load_job(services, call.job.id))
+    if isinstance(attempt.outcome, SignoffError):
+        raise attempt.outcome
+    attempt.job = settled
+    if may_hold or attempt.is_parked:
         return None
-    if isinstance(error, ModelDown) and error.is_final:
-        return None
-    seconds = wait_seconds(services.rules.backoff, job.attempt, services.ids.random_float(), error.retry_after_seconds)
-    return seconds if seconds <= MAX_RETRY_WAIT_SECONDS else None
-
-
-_LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
-
-
-def _is_last(chunk: Chunk) -> bool:
-    return not chunk.event or chunk.raw.startswith(_LAST_EVENTS) or sse.data_of(chunk.raw) == b"[DONE]"
+    await attempt.send_last()
+    return attempt.body

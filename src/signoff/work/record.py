@@ -9,11 +9,12 @@ import structlog
 
 from signoff.core.answer import Answer
 from signoff.core.job import CALLER_LEFT, Job, Status
-from signoff.core.tokens import Usage
 from signoff.errors import JobFailed, JobNotFound, Overloaded, SignoffError, Stale
+from signoff.runtime.attempt import Attempt
 from signoff.runtime.inflight import InflightCall
 from signoff.store import TransitionRequest
-from signoff.work.inference.metering import add_attempt, record_wasted, usage_columns
+from signoff.work.attempt import to_caller_error
+from signoff.work.inference.metering import meter, usage_columns
 from signoff.work.inference.settle import job_error, settle
 from signoff.work.services import Services
 
@@ -22,13 +23,13 @@ RETRY_SECONDS = 0.5
 log = structlog.get_logger()
 
 
-async def begin_record(services: Services, job: Job, actor: str) -> InflightCall:
-    """Return the in-flight call of `job`, made by `actor`.
+async def begin_record(services: Services, attempt: Attempt, actor: str) -> InflightCall:
+    """Return the in-flight call of `attempt`, made by `actor`.
 
-    Store the job first if it has an idempotency key, may be held or is a run. The result holds the job that is
+    Store the job first if it has an idempotency key, may be held or is a run. The attempt then has the job that is
     stored under the key, which may be an earlier one.
     """
-    inflight = InflightCall(job, actor=actor)
+    inflight, job = InflightCall(attempt, actor=actor), attempt.job
     if job.idempotency_key is None and not job.policy.may_hold and job.pipeline_id is None:
         services.runtime.inflight_calls.add(inflight)
         return inflight
@@ -36,11 +37,11 @@ async def begin_record(services: Services, job: Job, actor: str) -> InflightCall
     try:
         stored = await asyncio.shield(inflight.writing) if inflight.writing else job
     except asyncio.CancelledError:
-        await cancel_record(services, inflight, actor)
+        await CallRecorder(services, inflight).cut_off()
         raise
     if stored.id != job.id:
         services.runtime.leases.drop(job.id)
-    inflight.job = stored
+    attempt.job = stored
     return inflight
 
 
@@ -49,13 +50,40 @@ def persist(services: Services, inflight: InflightCall) -> None:
     inflight.writing = services.runtime.background.spawn(_insert(services, inflight))
 
 
-async def end_record(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> Job | None:
-    """Settle the job if it is stored, else store it with its outcome. Return None if the call had lost the job.
+class CallRecorder:
+    """Recorder of a waiting call: a job that is stored is settled, any other is stored once, with its outcome."""
 
-    Raises Overloaded if the store does not take a job that is stored already.
-    """
+    def __init__(self, services: Services, inflight: InflightCall) -> None:
+        self._services = services
+        self._inflight = inflight
+
+    async def settle(self, outcome: Answer | SignoffError) -> Job | None:
+        """Record the outcome; record the failure if that fails.
+
+        Raises Overloaded if the store does not take a job that is stored already.
+        """
+        try:
+            return await _record_end(self._services, self._inflight, outcome)
+        except Exception as error:
+            failure = to_caller_error(error, self._inflight.job)
+            if not self._inflight.is_recorded:
+                await _record_end(self._services, self._inflight, failure)
+            raise failure from error
+
+    async def cut_off(self) -> None:
+        """Cancel the job of a caller who left, unless it has ended or its end is being stored.
+
+        The cancellation completes even if the current task is cancelled.
+        """
+        services, inflight = self._services, self._inflight
+        services.runtime.inflight_calls.drop(inflight)
+        if not inflight.is_recorded and inflight.ending is None:
+            await asyncio.shield(services.runtime.background.spawn(_cancel(services, inflight)))
+
+
+async def _record_end(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> Job | None:
+    """Settle the job if it is stored, else store it with its outcome. Return None if the call had lost the job."""
     services.runtime.inflight_calls.drop(inflight)
-    await _add_usage(services, inflight, outcome.usage if isinstance(outcome, Answer) else None)
     is_stored = await _is_row_stored(inflight)
     if inflight.writing is None:
         return await _insert_outcome(services, inflight, outcome)
@@ -85,19 +113,6 @@ async def record_hit(services: Services, job: Job, actor: str) -> Job:
     return await _insert_ended(services, job, actor, ["hit"])
 
 
-async def cancel_record(services: Services, inflight: InflightCall, actor: str) -> None:
-    """Cancel the job of a caller who left or was cut off, unless it has ended or its end is being stored.
-
-    The cancellation completes even if the current task is cancelled.
-    """
-    services.runtime.inflight_calls.drop(inflight)
-    if inflight.is_lost:
-        record_wasted(services, inflight.job, inflight.attempt)
-    if inflight.is_lost or inflight.is_recorded or inflight.ending is not None:
-        return
-    await asyncio.shield(services.runtime.background.spawn(_cancel(services, inflight, actor)))
-
-
 def is_caller_left(failure: JobFailed) -> bool:
     """Return True if the job ended because its callers left."""
     return (failure.code, failure.status) == (CALLER_LEFT.code, CALLER_LEFT.status)
@@ -108,7 +123,7 @@ async def _insert(services: Services, inflight: InflightCall) -> Job:
         inflight.job, actor=inflight.actor, lease_seconds=services.rules.lease_seconds
     )
     if job.id == inflight.job.id and job.lease is not None and not inflight.is_over:
-        services.runtime.leases.add(job.id, job.lease, inflight.on_lease_lost)
+        services.runtime.leases.add(job.id, job.lease, inflight.attempt.on_lease_lost)
     return job
 
 
@@ -155,17 +170,6 @@ async def _await_commit(commit: asyncio.Future[Job]) -> Job:
         raise Overloaded(f"The database did not record this call within {COMMIT_TIMEOUT_SECONDS:g} s.") from None
 
 
-async def _add_usage(services: Services, inflight: InflightCall, usage: Usage | None) -> None:
-    """Add the usage of the attempt to the call's job, once, even if its end is retried or abandoned."""
-    if inflight.is_counted:
-        return
-    called_at = inflight.attempt.started_at
-    queued_us = None if called_at is None else max(0, round((called_at - inflight.started_at) * 1_000_000))
-    counted = await add_attempt(services, inflight.job, inflight.attempt, usage, queued_us=queued_us)
-    if not inflight.is_counted:
-        inflight.job, inflight.is_counted = counted, True
-
-
 async def _is_row_stored(inflight: InflightCall) -> bool:
     """Return True if the job is known to be stored. After a failed write it may be stored nevertheless."""
     inflight.is_over = True
@@ -178,8 +182,8 @@ async def _is_row_stored(inflight: InflightCall) -> bool:
     return True
 
 
-async def _cancel(services: Services, inflight: InflightCall, actor: str) -> None:
-    await _add_usage(services, inflight, None)
+async def _cancel(services: Services, inflight: InflightCall) -> None:
+    await meter(services, inflight.attempt)
     await _is_row_stored(inflight)
     if inflight.writing is not None:
         services.runtime.leases.drop(inflight.job.id)
@@ -188,7 +192,7 @@ async def _cancel(services: Services, inflight: InflightCall, actor: str) -> Non
             "attempt": inflight.job.attempt,
             "upstream_object_id": inflight.job.upstream_object_id,
         } | usage_columns(inflight.job)
-        request = TransitionRequest(verb="cancel", actor=actor, changes=changes)
+        request = TransitionRequest(verb="cancel", actor=inflight.actor, changes=changes)
         try:
             await services.store.jobs.transition(inflight.job.id, request)
         except Stale:  # the job has ended
@@ -199,7 +203,7 @@ async def _cancel(services: Services, inflight: InflightCall, actor: str) -> Non
         else:
             return
     ended = msgspec.structs.replace(inflight.job, status="fail", error=CALLER_LEFT, lease=None, seq=1)
-    await (await services.store.jobs.insert_ended(ended, actor=actor, verbs=["submit", "claim", "cancel"]))
+    await (await services.store.jobs.insert_ended(ended, actor=inflight.actor, verbs=["submit", "claim", "cancel"]))
 
 
 def _ended_job(job: Job, outcome: Answer | SignoffError) -> Job:

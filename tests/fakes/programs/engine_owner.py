@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,15 +16,20 @@ from signoff.engines.upstream import UpstreamClient
 ASK = ModelRequest(path="/v1/chat/completions", body=b"{}", target="")
 
 
+class _NoStream:
+    async def send(self, events: Sequence[bytes]) -> None:
+        raise AssertionError  # none of the models streams
+
+
 async def main(run_dir: Path, models: list[Model]) -> None:
     upstream = UpstreamClient(now=time.time)
     await upstream.start()
     engine = SubprocessEngine(upstream, run_dir)
     await engine.start()
     for model in models:
-        async for chunk in engine.answer(model, ASK):
-            sys.stdout.buffer.write(chunk.raw + b"\n")
-            sys.stdout.flush()
+        sys.stdout.buffer.write(await engine.answer(model, ASK, _NoStream()) or b"")
+        sys.stdout.buffer.write(b"\n")
+        sys.stdout.flush()
     await asyncio.sleep(600)
 
 

@@ -1,6 +1,5 @@
 """OpenAI's API: the endpoints that ask a model, and the list of models. Plain ASGI, because it is the hot path."""
 
-import contextlib
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -28,9 +27,9 @@ from signoff.doors.http import (
     wait_seconds_of,
 )
 from signoff.doors.openai.errors import send_error
-from signoff.doors.openai.responses import call_headers, send_events, send_whole
+from signoff.doors.openai.responses import call_headers, send_body, send_events
 from signoff.errors import MethodNotAllowed, NotFound, SignoffError
-from signoff.work.call import Call, begin_call, call_chunks
+from signoff.work.call import Call, begin_call, whole_answer
 from signoff.work.inference.resolve import list_targets, resolve_target
 
 PREFIXES = ("/openai/v1/", "/v1/")
@@ -106,11 +105,10 @@ class OpenAIDoor(AsgiDoor):
                 await send_error(send, error, call_headers(call))
 
     async def _answer(self, call: Call, send: Send) -> None:
-        async with contextlib.aclosing(call_chunks(self._services, call)) as chunks:
-            if call.ask.stream:
-                await send_events(self._services, call, chunks, send, self._door_settings.keep_alive_seconds)
-            else:
-                await send_whole(call, chunks, send)
+        if call.ask.stream:
+            await send_events(self._services, call, send, self._door_settings.keep_alive_seconds)
+        else:
+            await send_body(call, await whole_answer(self._services, call), send)
 
     async def _models(self, scope: Scope, send: Send) -> None:
         caller = await caller_of(self._services, self._door_settings, scope)

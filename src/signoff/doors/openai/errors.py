@@ -58,7 +58,7 @@ def error_event(error: SignoffError, path: str) -> bytes:
     payload: dict[str, Any] = msgspec.json.decode(body)
     fields = cast("dict[str, Any]", payload["error"])
     members = {name: fields.get(name) for name in ("code", "message", "param")}
-    return response_event({"type": "error"} | members | payload).raw
+    return response_event({"type": "error"} | members | payload)
 
 
 def _body(error: SignoffError) -> bytes:

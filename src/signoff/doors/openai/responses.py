@@ -2,18 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Generator
+from collections.abc import Generator, Sequence
 
 from signoff.core import sse
-from signoff.core.answer import Chunk
 from signoff.core.binary import decode_binary
 from signoff.core.convert import stream_events
 from signoff.core.endpoints import KNOWN, STREAMED
 from signoff.doors.http import JSON, Header, Send, cache_header, send_bytes
 from signoff.doors.openai.errors import error_event, gauge_headers
 from signoff.errors import SignoffError
-from signoff.work.call import Call, call_chunks
-from signoff.work.perform import collect_answer
+from signoff.work.call import Call, answer_call
 from signoff.work.services import Services
 
 # A browser must not render a model's binary answer as a page of this server, whatever content type it declares.
@@ -24,47 +22,26 @@ NO_RENDERING_HEADERS: list[Header] = [
 EVENTS = b"text/event-stream; charset=utf-8"
 
 
-async def send_whole(call: Call, chunks: AsyncIterator[Chunk], send: Send) -> None:
-    """Send the answer as one response; a binary answer with its own bytes and content type."""
-    body = b"".join([chunk.raw async for chunk in chunks])
-    await send_body(call, body, send)
-
-
-async def whole_answer(services: Services, call: Call) -> bytes:
-    """Return the answer as one JSON body, also if the model sent it as a stream."""
-    async with contextlib.aclosing(call_chunks(services, call)) as stream:
-        chunks = [chunk async for chunk in stream]
-    if call.ask.stream:
-        return collect_answer(call.inflight.job, chunks).body
-    return b"".join([chunk.raw for chunk in chunks])
-
-
-async def send_events(
-    services: Services, call: Call, chunks: AsyncIterator[Chunk], send: Send, keep_alive_seconds: float
-) -> None:
+async def send_events(services: Services, call: Call, send: Send, keep_alive_seconds: float) -> None:
     """Send events as they come, with a comment after each `keep_alive_seconds` of silence.
 
     Raises SignoffError for an error before the first event; a later one is sent as an event.
     """
-    events = EventSender(services, call, send, keep_alive_seconds)
-    with events.keep_alive():
+    sender = EventSender(services, call, send, keep_alive_seconds)
+    with sender.keep_alive():
         try:
-            async for chunk in chunks:
-                if chunk.event:
-                    await events.send(chunk.raw)
-                elif call.ask.path in STREAMED or events.has_begun:
-                    # The model ignored `stream` and sent a whole answer; the caller still reads a stream.
-                    converted = stream_events(call.ask.path, chunk.raw, with_usage=call.with_usage)
-                    await events.send(b"".join(event.raw for event in converted))
-                else:
-                    events.stop_comments()
-                    await send_body(call, chunk.raw, send)
-                    return
+            body = await answer_call(services, call, sender)
+            if body is not None and not (call.ask.path in STREAMED or sender.has_begun):
+                sender.stop_comments()
+                await send_body(call, body, send)
+                return
+            if body is not None:  # the model ignored `stream`; the caller still reads a stream
+                await sender.send(list(stream_events(call.ask.path, body, with_usage=call.with_usage)))
         except SignoffError as error:
-            if not events.has_begun:
+            if not sender.has_begun:
                 raise
-            await events.send(error_event(error, call.ask.path))
-    await events.begin()
+            await sender.send([error_event(error, call.ask.path)])
+    await sender.begin()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -85,12 +62,12 @@ class EventSender:
         self._sends_in_progress = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def send(self, raw: bytes) -> None:
-        """Send bytes of the stream, after the head if it was not sent yet."""
+    async def send(self, events: Sequence[bytes]) -> None:
+        """Send events in one write, after the head if it was not sent yet."""
         self._sends_in_progress += 1
         try:
             await self.begin()
-            await self._send({"type": "http.response.body", "body": raw, "more_body": True})
+            await self._send({"type": "http.response.body", "body": b"".join(events), "more_body": True})
         finally:
             self._sends_in_progress -= 1
             self._sent_at = self._loop.time()
@@ -130,12 +107,12 @@ class EventSender:
 
     async def _send_comment(self) -> None:
         if self._timer is not None:  # comments may have been stopped before this task ran
-            await self.send(sse.comment(b"still at work"))
+            await self.send([sse.comment(b"still at work")])
 
 
 def call_headers(call: Call) -> list[Header]:
     """Return the headers with the job's id, the model that answers, the use of the cache, and the limits' gauges."""
-    job, reservation = call.inflight.job, call.inflight.reservation
+    job, reservation = call.job, call.inflight.attempt.reservation
     headers = [(b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()), cache_header(job)]
     return headers if reservation is None else [*headers, *gauge_headers(reservation.gauges)]
 

@@ -1,15 +1,12 @@
 """A trial request to a model, by an admin who sets it up."""
 
-import contextlib
-
 import msgspec
 
 from signoff.core.access import Caller, check_admin
-from signoff.core.answer import collect
 from signoff.core.ask import Ask
 from signoff.core.cache import CacheControl
 from signoff.core.endpoints import PREDICT
-from signoff.work.call import begin_call, call_chunks
+from signoff.work.call import begin_call, whole_answer
 from signoff.work.services import Services
 
 
@@ -21,5 +18,4 @@ async def try_model(services: Services, caller: Caller, name: str, body: bytes) 
     check_admin(caller)
     plain = Ask(door="native", caller=caller, path=PREDICT, body=body, target=name, lane="now", wait_seconds=0)
     ask = msgspec.structs.replace(plain, cache_control=CacheControl(no_store=True))
-    async with contextlib.aclosing(call_chunks(services, await begin_call(services, ask))) as chunks:
-        return collect([chunk async for chunk in chunks]).body
+    return await whole_answer(services, await begin_call(services, ask))

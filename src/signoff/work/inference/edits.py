@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from signoff.core.answer import Chunk, collect
 from signoff.core.endpoints import CHAT
 from signoff.core.model import Model
 from signoff.engine import Engine, ModelRequest
@@ -15,6 +14,7 @@ from signoff.errors import BadRequest, ModelAnswered, ModelGarbled
 
 # Statuses with which servers say that they have no such endpoint.
 UNKNOWN_ENDPOINT = {404, 405, 501}
+UNEXPECTED_STREAM = "The model sent a stream although the request asked for a whole answer."
 
 
 class _Edit(msgspec.Struct):
@@ -36,20 +36,30 @@ class _Completion(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
-async def run_edit(engine: Engine, model: Model, request: ModelRequest) -> AsyncGenerator[Chunk]:
-    """Yield the edit as one chunk, as this endpoint has no streams. Raises BadRequest, ModelFailed or a subclass."""
+async def run_edit(engine: Engine, model: Model, request: ModelRequest) -> bytes:
+    """Return the edit; this endpoint has no streams. Raises BadRequest, ModelFailed or a subclass."""
     whole = msgspec.structs.replace(request, stream=False)
     try:
-        async for chunk in engine.answer(model, whole):
-            yield chunk
+        return await _answer_whole(engine, model, whole)
     except ModelAnswered as denial:
         if denial.status not in UNKNOWN_ENDPOINT:
             raise
-    else:
-        return
     chat = msgspec.structs.replace(whole, path=CHAT, body=_as_chat(request.body))
-    answer = collect([chunk async for chunk in engine.answer(model, chat)])
-    yield Chunk(_as_edit(answer.body))
+    return _as_edit(await _answer_whole(engine, model, chat))
+
+
+async def _answer_whole(engine: Engine, model: Model, request: ModelRequest) -> bytes:
+    body = await engine.answer(model, request, _NoStream())
+    if body is None:
+        raise ModelGarbled(UNEXPECTED_STREAM)
+    return body
+
+
+class _NoStream:
+    """Sink for a request that asks for no stream."""
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        raise ModelGarbled(UNEXPECTED_STREAM)
 
 
 def _as_chat(body: bytes) -> bytes:

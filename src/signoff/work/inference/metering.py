@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.answer import usage_so_far
+from signoff.core.answer import Answer, usage_of_body, usage_of_events
 from signoff.core.job import Job
 from signoff.core.price import cost_of
 from signoff.core.tokens import Usage
@@ -25,47 +25,66 @@ _COLUMNS = (
 )
 
 
-async def add_attempt(
-    services: Services, job: Job, attempt: Attempt, usage: Usage | None, *, queued_us: int | None = None
-) -> Job:
-    """Return `job` with the usage, cost and times of `attempt` added to those of earlier attempts; end the attempt.
+async def meter(services: Services, attempt: Attempt) -> None:
+    """Add the usage, cost and times of the attempt to its job, once, and end the attempt.
 
-    Args:
-        services: The dependencies, for the price of the model.
-        job: The job with what its earlier attempts used.
-        attempt: The attempt that has ended now; an attempt that never began adds nothing.
-        usage: The usage of the whole answer; None for an answer that was cut, whose chunks are counted instead.
-        queued_us: Microseconds before the call, None to leave those of the job.
+    An attempt that called no model adds nothing. The usage of an answer that was cut is estimated up to its end.
     """
+    if attempt.is_metered:
+        return
+    used = await _with_usage(services, attempt.job, attempt)
+    if not attempt.is_metered:
+        attempt.job, attempt.is_metered = used, True
+
+
+def record_wasted(services: Services, attempt: Attempt) -> None:
+    """Record the usage of an attempt whose job had been lost meanwhile: the provider charges for it nevertheless.
+
+    Store it in the background, apart from the job.
+    """
+    services.runtime.background.spawn(_record_wasted(services, attempt))
+
+
+async def _record_wasted(services: Services, attempt: Attempt) -> None:
+    reset = dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens"), 0) | {"cost_nanodollars": None}
+    wasted = await _with_usage(services, msgspec.structs.replace(attempt.job, **reset), attempt)
+    if wasted.prompt_tokens or wasted.completion_tokens:
+        await services.store.usage.record(wasted)
+
+
+async def _with_usage(services: Services, job: Job, attempt: Attempt) -> Job:
+    """Return `job` with the usage, cost and times of `attempt` added to those of earlier attempts."""
     attempt.end()
     if attempt.started_at is None:
         return job
-    added = _clamp_usage(usage or usage_so_far(attempt.chunks, job.body))
+    added = _clamp_usage(_usage_of(attempt))
     return msgspec.structs.replace(
         job,
         prompt_tokens=min(job.prompt_tokens + added.prompt_tokens, MAX_TOKENS),
         cached_tokens=min(job.cached_tokens + added.cached_tokens, MAX_TOKENS),
         completion_tokens=min(job.completion_tokens + added.completion_tokens, MAX_TOKENS),
-        cost_nanodollars=await _total_cost(services, job, added, is_answered=bool(attempt.chunks)),
-        queued_us=job.queued_us if queued_us is None else queued_us,
-        ttft_us=_elapsed_us(attempt.started_at, attempt.first_chunk_at),
-        generation_us=_elapsed_us(attempt.first_chunk_at, attempt.ended_at),
+        cost_nanodollars=await _total_cost(services, job, added, is_answered=attempt.has_begun),
+        queued_us=_queued_us(attempt.initial_job, attempt.arrived_at, attempt.started_at),
+        ttft_us=_elapsed_us(attempt.started_at, attempt.began_at),
+        generation_us=_elapsed_us(attempt.began_at, attempt.ended_at),
     )
 
 
-def record_wasted(services: Services, job: Job, attempt: Attempt, usage: Usage | None = None) -> None:
-    """Record the usage of an attempt whose job had been lost meanwhile: the provider charges for it nevertheless.
+def _usage_of(attempt: Attempt) -> Usage | None:
+    outcome, request_body = attempt.outcome, attempt.job.body
+    if isinstance(outcome, Answer) and outcome.usage is not None:
+        return outcome.usage
+    if attempt.body is not None:
+        return usage_of_body(attempt.body, request_body)
+    return usage_of_events(attempt.events, request_body)
 
-    Store it in the background, apart from the job.
-    """
-    reset = dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens"), 0) | {"cost_nanodollars": None}
-    services.runtime.background.spawn(_record_wasted(services, msgspec.structs.replace(job, **reset), attempt, usage))
 
-
-async def _record_wasted(services: Services, job: Job, attempt: Attempt, usage: Usage | None) -> None:
-    wasted = await add_attempt(services, job, attempt, usage)
-    if wasted.prompt_tokens or wasted.completion_tokens:
-        await services.store.usage.record(wasted)
+def _queued_us(job: Job, arrived_at: float, started_at: float) -> int | None:
+    """Return the microseconds until the model was called, for a queued job until its first claim."""
+    if job.is_waiting_call:
+        return _elapsed_us(arrived_at, started_at)
+    is_first = job.attempt == 1 and job.round == 0
+    return job.updated_at - max(job.created_at, job.due_at) if is_first else job.queued_us
 
 
 def usage_columns(job: Job) -> dict[str, Any]:

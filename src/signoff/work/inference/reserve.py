@@ -13,6 +13,7 @@ from signoff.core.limits import SECOND, Denial, Limit, Reservation, ReservationR
 from signoff.core.price import NANO, dollars
 from signoff.core.tokens import Usage
 from signoff.errors import BudgetSpent, LimitReached, Overloaded
+from signoff.runtime.attempt import Attempt
 from signoff.work.inference.metering import cost_of_answer
 from signoff.work.services import Services
 
@@ -22,15 +23,20 @@ SCOPE_NAMES = {"all": "All callers together", "each": "Each user", "user": "This
 log = structlog.get_logger()
 
 
-async def reserve(services: Services, job: Job) -> Reservation | None:
-    """Reserve usage for `job` under every limit that applies to it; return None if none applies.
+async def reserve(services: Services, attempt: Attempt) -> None:
+    """Reserve usage for the attempt under every limit that applies to its job, once.
 
-    Raises LimitReached, BudgetSpent, and Overloaded if the store does not answer.
+    Limits apply to the steps of a run, and not to the run itself. Raises LimitReached, BudgetSpent, and Overloaded if
+    the store does not answer.
     """
-    limits = await services.caches.limits.of(job)
-    if not limits:
-        return None
-    request = await _request_for(services, job, limits)
+    if attempt.is_reserved or attempt.job.pipeline_id is not None:
+        return
+    if limits := await services.caches.limits.of(attempt.job):
+        attempt.reservation = await _reserve(services, await _request_for(services, attempt.job, limits))
+    attempt.is_reserved = True
+
+
+async def _reserve(services: Services, request: ReservationRequest) -> Reservation:
     task = services.runtime.background.spawn(_reserve_and_hold(services, request))
     try:
         result = await asyncio.shield(task)
@@ -42,25 +48,20 @@ async def reserve(services: Services, job: Job) -> Reservation | None:
     return result
 
 
-async def release_reservation(
-    services: Services, reservation: Reservation, before: Job, after: Job, *, reached_model: bool = True
-) -> None:
-    """Settle the reservation with the usage between `before` and `after`, and release the rest of it.
+async def release_reservation(services: Services, attempt: Attempt, *, reached_model: bool = True) -> None:
+    """Settle the reservation of the attempt, if it has one, with what the attempt used, and release the rest of it.
 
     Settling completes even if the current task is cancelled. It is retried while the store is away, but the caller
-    waits for SETTLE_SECONDS at most.
-
-    Args:
-        services: The dependencies.
-        reservation: The reservation, made by `reserve`.
-        before: The job when it was reserved.
-        after: The job with the usage that is to count.
-        reached_model: False if no model was called: then the request itself does not count either.
+    waits for SETTLE_SECONDS at most. If no model was reached, the request itself does not count either.
     """
-    tokens = after.prompt_tokens + after.completion_tokens - before.prompt_tokens - before.completion_tokens
-    cost = (after.cost_nanodollars or 0) - (before.cost_nanodollars or 0)
+    if attempt.reservation is None:
+        return
+    before, after, tokens, cost = attempt.initial_job, attempt.job, 0, 0
+    if reached_model:
+        tokens = after.prompt_tokens + after.completion_tokens - before.prompt_tokens - before.completion_tokens
+        cost = (after.cost_nanodollars or 0) - (before.cost_nanodollars or 0)
     task = services.runtime.background.spawn(
-        _settle(services, reservation, max(0, tokens), max(0, cost), reached_model=reached_model)
+        _settle(services, attempt.reservation, max(0, tokens), max(0, cost), reached_model=reached_model)
     )
     await asyncio.wait([task], timeout=SETTLE_SECONDS)
 

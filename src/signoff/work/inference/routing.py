@@ -1,20 +1,19 @@
-"""Routing: call the endpoints of the job's model in turn, then its fallbacks, until the first chunk has come."""
+"""Routing: ask the endpoints of the job's model in turn, then its fallbacks, until an answer has begun."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 
 import structlog
 
-from signoff.core.answer import Chunk
 from signoff.core.ask import as_chat, path_for
 from signoff.core.balance import may_succeed_elsewhere, prefix_key
 from signoff.core.endpoints import CHAT, EDITS
 from signoff.core.job import Job
-from signoff.core.model import KINDS_WITH_KEYS, Model, accepts_any_json, endpoints_of
+from signoff.core.model import KINDS_WITH_KEYS, Model, accepts_any_json, endpoints_of, needs_no_pool
 from signoff.engine import ModelRequest
 from signoff.errors import ModelAnswered, ModelDown, ModelFailed, ModelNotFound, ModelTimedOut, SignoffError
-from signoff.runtime.pools import Endpoint, EndpointPool, Slot, endpoint_name
+from signoff.runtime.attempt import Attempt
+from signoff.runtime.pools import Endpoint, EndpointPool, endpoint_name
 from signoff.work.inference.edits import run_edit
 from signoff.work.services import Services
 
@@ -22,48 +21,43 @@ from signoff.work.services import Services
 MAX_FALLBACKS = 8
 # The time between two readings of the clock.
 SLACK_SECONDS = 0.01
-OnModel = Callable[[str], None]
 log = structlog.get_logger()
 
 
-async def route(
-    services: Services, job: Job, model: Model, *, stream: bool, on_model: OnModel, started_at: float | None
-) -> AsyncGenerator[Chunk]:
-    """Yield the chunks of the answer of `model` or of a fallback.
+async def ask_model(services: Services, attempt: Attempt) -> None:
+    """Ask the model of the attempt's job, or a fallback of it; the attempt gets the answer.
 
-    All attempts and waits together take no longer than the model's `total_seconds`. Raises ModelFailed or a subclass.
-
-    Args:
-        services: The dependencies.
-        job: The job.
-        model: The model of the job.
-        stream: Ask for a stream.
-        on_model: Called with the name of a model other than the job's, before its first chunk.
-        started_at: Start of that time by the loop's clock, in seconds; None for now.
+    All tries and waits together take no longer than the model's `total_seconds` since the attempt began. Raises
+    ModelFailed or a subclass.
     """
-    now = asyncio.get_running_loop().time()
-    deadline = (now if started_at is None else started_at) + model.timeouts.total_seconds
-    if now >= deadline:
+    model = await services.caches.models.find(attempt.job.target)
+    try:
+        if needs_no_pool(model):
+            await _ask_endpoint(services, attempt, model, attempt.job.target)
+        else:
+            await _ask_candidates(services, attempt, model)
+    except ModelFailed as error:
+        services.runtime.logs.add(model.name, "error", error.message)
+        raise
+
+
+async def _ask_candidates(services: Services, attempt: Attempt, model: Model) -> None:
+    """Ask the model and its fallbacks, until an answer has begun or no candidate may help."""
+    deadline = attempt.arrived_at + model.timeouts.total_seconds
+    if _has_passed(deadline):
         raise _timeout_error(model)
     failure: SignoffError | None = None
-    async for each, name in _candidates(services, job, model):
-        began = False
+    async for candidate, name in _candidates(services, attempt.job, model):
         try:
-            async with aclosing(_try_endpoints(services, job, each, name, stream=stream, deadline=deadline)) as chunks:
-                async for chunk in chunks:
-                    if not began and each.name != job.model:
-                        on_model(name if each.name.endswith("*") else each.name)
-                    began = True
-                    yield chunk
+            await _ask_endpoints(services, attempt, candidate, name, deadline)
         except SignoffError as error:
             failure = failure or error
-            if began or not may_succeed_elsewhere(error) or asyncio.get_running_loop().time() >= deadline:
+            if attempt.has_begun or not may_succeed_elsewhere(error) or _has_passed(deadline):
                 raise
         else:
             return
     if isinstance(failure, ModelDown):
-        returns_at = asyncio.get_running_loop().time() + (failure.retry_after_seconds or 0)
-        failure.is_final = returns_at >= deadline
+        failure.is_final = _has_passed(deadline - (failure.retry_after_seconds or 0))
     if failure is not None:
         raise failure
 
@@ -93,63 +87,71 @@ async def _candidates(services: Services, job: Job, model: Model) -> AsyncIterat
         queue.extend(other.fallbacks)
 
 
-async def _try_endpoints(
-    services: Services, job: Job, model: Model, name: str, *, stream: bool, deadline: float
-) -> AsyncGenerator[Chunk]:
-    """Yield the chunks of the first endpoint that answers; try each endpoint at most once."""
+async def _ask_endpoints(services: Services, attempt: Attempt, model: Model, name: str, deadline: float) -> None:
+    """Ask the endpoints of `model`, which was requested as `name`, until one answers; ask each at most once."""
     pool = services.runtime.pools.of(model)
-    key = prefix_key(name, job.body) if model.balance == "prefix-hash" else None
+    key = prefix_key(name, attempt.job.body) if model.balance == "prefix-hash" else None
     tried, failure = frozenset[Endpoint](), None
     while True:
         try:
             slot = await pool.acquire(key, tried, deadline)
         except SignoffError as error:
             raise _final_error(pool, failure, error) from failure
-        began = False
         with slot:
+            attempt.slot = slot
             try:
-                async with aclosing(
-                    _call_endpoint(services, job, slot, name, stream=stream, deadline=deadline)
-                ) as chunks:
-                    async for chunk in chunks:
-                        if not began:
-                            slot.succeeded()
-                        began = True
-                        yield chunk
+                await _ask_until(services, attempt, slot.endpoint.model, name, deadline)
             except SignoffError as error:
-                if not began:
+                if not attempt.has_begun:
                     slot.failed(error)
-                if began or not may_succeed_elsewhere(error) or asyncio.get_running_loop().time() >= deadline:
+                if attempt.has_begun or not may_succeed_elsewhere(error) or _has_passed(deadline):
                     raise
                 failure, tried = error, tried | {slot.endpoint}
                 services.runtime.logs.add(model.name, "error", f"{endpoint_name(slot.endpoint.model)}: {error.message}")
             else:
                 return
+            finally:
+                attempt.slot = None
 
 
-async def _call_endpoint(
-    services: Services, job: Job, slot: Slot, name: str, *, stream: bool, deadline: float
-) -> AsyncGenerator[Chunk]:
-    """Yield the chunks of the endpoint of `slot`, until the deadline."""
-    model = slot.endpoint.model
-    chunks = await ask_model(services, job, model, name, stream=stream)
+async def _ask_until(services: Services, attempt: Attempt, model: Model, name: str, deadline: float) -> None:
+    """Ask one endpoint, until the deadline."""
+    engine_ends_at = asyncio.get_running_loop().time() + model.timeouts.total_seconds
+    if engine_ends_at <= deadline + SLACK_SECONDS:  # the engine's own timeout ends in time
+        await _ask_endpoint(services, attempt, model, name)
+        return
+    timeout = asyncio.timeout_at(deadline)
     try:
-        if asyncio.get_running_loop().time() + model.timeouts.total_seconds <= deadline + SLACK_SECONDS:
-            async for chunk in chunks:  # the engine's own timeout ends in time
-                yield chunk
-            return
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    chunk = await anext(chunks)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise _timeout_error(model) from None
-            yield chunk
-    finally:
-        if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()
+        async with timeout:
+            await _ask_endpoint(services, attempt, model, name)
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise _timeout_error(model) from None
+
+
+async def _ask_endpoint(services: Services, attempt: Attempt, model: Model, name: str) -> None:
+    """Ask one endpoint of `model`, which was requested as `name`.
+
+    Raises ModelFailed if this server cannot run such models, or the upstream key is missing.
+    """
+    engine = services.adapters.engines.get(model.kind)
+    if engine is None:
+        raise ModelFailed(f"This server cannot run models of kind {model.kind!r}.")
+    job = attempt.job
+    path = path_for(model, job.path, job.body)
+    body = as_chat(job.body) if path == CHAT and not accepts_any_json(model) else job.body
+    key = await _upstream_key(services, job, model, name)
+    request = ModelRequest(path=path, body=body, target=name, stream=attempt.stream, key=key)
+    attempt.model = name if model.name.endswith("*") and model.name != job.model else model.name
+    is_edit = job.path == EDITS
+    answer = await (run_edit(engine, model, request) if is_edit else engine.answer(model, request, attempt))
+    if answer is not None:
+        attempt.take(answer)
+
+
+def _has_passed(deadline: float) -> bool:
+    return asyncio.get_running_loop().time() >= deadline
 
 
 def _timeout_error(model: Model) -> ModelTimedOut:
@@ -165,21 +167,6 @@ def _final_error(pool: EndpointPool, failure: SignoffError | None, error: Signof
         failure.retry_after_seconds = down.retry_after_seconds or failure.retry_after_seconds
         return failure
     return down if pool.is_many else failure
-
-
-async def ask_model(services: Services, job: Job, model: Model, name: str, *, stream: bool) -> AsyncIterator[Chunk]:
-    """Return the chunks of the answer of one endpoint of a model, which was requested as `name`.
-
-    Raises ModelFailed if this server cannot run such models, or the upstream key is missing.
-    """
-    engine = services.adapters.engines.get(model.kind)
-    if engine is None:
-        raise ModelFailed(f"This server cannot run models of kind {model.kind!r}.")
-    path = path_for(model, job.path, job.body)
-    body = as_chat(job.body) if path == CHAT and not accepts_any_json(model) else job.body
-    key = await _upstream_key(services, job, model, name)
-    request = ModelRequest(path=path, body=body, target=name, stream=stream, key=key)
-    return run_edit(engine, model, request) if job.path == EDITS else engine.answer(model, request)
 
 
 async def _upstream_key(services: Services, job: Job, model: Model, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Conversion of a program's JSON lines to the chunks of an answer."""
+"""Conversion of a program's JSON lines to an answer: one body, or events."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 
 from signoff.core import sse
-from signoff.core.answer import Chunk
-from signoff.engine import ModelRequest
-from signoff.engines.jsonl import ProgramMessage
+from signoff.engine import ModelRequest, Sink
+from signoff.engines.jsonl import NotDelivered, ProgramMessage
 from signoff.errors import (
     ModelAnswered,
     ModelCrashed,
+    ModelCut,
     ModelFailed,
     ModelGarbled,
     ModelTimedOut,
@@ -26,26 +26,32 @@ MAX_MESSAGE_CHARS = 2000
 RELAYED_ERRORS = (ModelCrashed, ModelGarbled, ModelTimedOut, ModelUnreachable, Overloaded, TooLarge)
 
 
-async def chunks_of(messages: AsyncIterator[ProgramMessage], request: ModelRequest) -> AsyncIterator[Chunk]:
-    """Yield the body as one chunk, or, for a stream, one event per piece. Raises ModelFailed and its subclasses.
+async def pass_on_answer(messages: AsyncIterator[ProgramMessage], request: ModelRequest, sink: Sink) -> bytes | None:
+    """Return the body, or send one event per piece of a stream. Raises ModelFailed and its subclasses.
 
-    A piece that is a JSON string becomes a chunk of a chat completion; an object is passed on unchanged.
+    A piece that is a JSON string becomes an event of a chat completion; an object is passed on unchanged.
     """
     pieces, has_texts = list[bytes](), False
-    async for message in messages:
-        if message.kind == "delta":
+    try:
+        async for message in messages:
+            if message.kind == "body":
+                break
+            if message.kind != "delta":
+                raise _failure(message)
             pieces.append(message.raw)
             if request.stream:
                 has_texts = has_texts or message.raw.startswith(b'"')
-                yield Chunk(sse.event(_event(message.raw, request)), event=True)
-        elif message.kind != "body":
-            raise _failure(message)
-        elif not (request.stream and pieces):
-            yield Chunk(message.raw if message.raw != b"null" or not pieces else _join(pieces))
+                await sink.send([sse.event(_event(message.raw, request))])
         else:
-            if has_texts:
-                yield Chunk(sse.event(_completion(request, {}, "stop")), event=True)
-            yield Chunk(sse.DONE, event=True)
+            raise ModelCut
+    except NotDelivered as stopped:
+        if request.stream and pieces:  # it was delivered, and must not be sent again
+            raise ModelUnreachable(stopped.message) from stopped
+        raise
+    if not (request.stream and pieces):
+        return message.raw if message.raw != b"null" or not pieces else _join(pieces)
+    await sink.send([*([sse.event(_completion(request, {}, "stop"))] if has_texts else []), sse.DONE])
+    return None
 
 
 def _event(piece: bytes, request: ModelRequest) -> bytes:

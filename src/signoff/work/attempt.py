@@ -1,0 +1,168 @@
+"""The path of every job, in both lanes: reserve, ask the model, meter, revalidate, settle, cache, release.
+
+The lanes differ in their recorder, which writes down what came of the attempt, and in the attempt's sink.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from signoff.core import sse
+from signoff.core.answer import Answer, as_binary, collect, has_a_known_shape, parse_answer
+from signoff.core.endpoints import KNOWN, parse_route
+from signoff.core.job import Job
+from signoff.core.retry import wait_seconds
+from signoff.core.tokens import Usage
+from signoff.core.upstream_objects import created_object_id, creates_no_object, creates_object
+from signoff.errors import ModelBusy, ModelCrashed, ModelDown, ModelFailed, SignoffError
+from signoff.runtime.attempt import Attempt
+from signoff.work.inference.caching import revalidate, store_answer
+from signoff.work.inference.metering import meter, record_wasted
+from signoff.work.inference.reserve import release_reservation, reserve
+from signoff.work.inference.routing import ask_model
+from signoff.work.pipelines.run import RunParked, run_pipeline
+from signoff.work.services import Services
+
+# A waiting caller gets the error at once if the model asks for a longer wait before the next try.
+MAX_RETRY_WAIT_SECONDS = 5.0
+Perform = Callable[[Services, Job], Awaitable[None]]
+log = structlog.get_logger()
+
+
+class Recorder(Protocol):
+    """How one lane records what came of an attempt."""
+
+    async def settle(self, outcome: Answer | SignoffError) -> Job | None:
+        """Record the outcome, and return the job; None if the lease was lost meanwhile."""
+        ...
+
+    async def cut_off(self) -> None:
+        """Record that the attempt was cancelled: its caller left, or the process stops."""
+        ...
+
+
+async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, perform: Perform) -> Job | None:
+    """Answer the job of `attempt`, and return the settled job; None if another process has the job now.
+
+    The outcome is in `attempt.outcome`: errors are not raised. When cancelled, record that, unless the lease was lost.
+
+    Args:
+        services: The dependencies.
+        attempt: The attempt, whose job is leased or not stored yet.
+        recorder: The recorder of the job's lane.
+        perform: How to perform a leased step, if the job is a run of a pipeline.
+    """
+    attempt.serve_by(asyncio.current_task())
+    try:
+        attempt.outcome = await _outcome(services, attempt, perform)
+        await meter(services, attempt)
+        attempt.job = await revalidate(services, attempt.job)
+        settled = await recorder.settle(attempt.outcome)
+    except RunParked as parked:
+        services.runtime.leases.drop(attempt.job.id)
+        attempt.job, attempt.is_parked = parked.job, True
+        return parked.job
+    except asyncio.CancelledError:
+        if not attempt.is_lost:
+            await recorder.cut_off()
+            raise
+        asyncio.current_task().uncancel()  # pyright: ignore[reportOptionalMemberAccess] -- cancelled by `on_lease_lost`
+        settled = None
+    finally:
+        attempt.serve_by(None)
+        await meter(services, attempt)
+        await release_reservation(services, attempt)
+    if settled is None:
+        log.info("job_lease_lost", job=attempt.job.id)
+        record_wasted(services, attempt)
+        return None
+    store_answer(services, settled)
+    return settled
+
+
+async def _outcome(services: Services, attempt: Attempt, perform: Perform) -> Answer | SignoffError:
+    """Return the answer or the error of the job's model or pipeline. Raises RunParked."""
+    try:
+        await reserve(services, attempt)
+        if attempt.job.pipeline_id is None:
+            await _ask_model(services, attempt)
+            return answer_of(attempt.job, attempt.body, attempt.events)
+        return await _run_pipeline(services, attempt, perform)
+    except RunParked:
+        raise
+    except Exception as error:  # noqa: BLE001 -- any error must settle the job
+        return to_caller_error(error, attempt.job)
+
+
+async def _ask_model(services: Services, attempt: Attempt) -> None:
+    """Ask the model; for a waiting client, again after a failure before the first byte, if that may help."""
+    while True:
+        attempt.start()
+        try:
+            await ask_model(services, attempt)
+        except SignoffError as error:
+            await _wait_before_retry(services, attempt, error)
+        else:
+            return
+
+
+async def _run_pipeline(services: Services, attempt: Attempt, perform: Perform) -> Answer:
+    """Run the pipeline, whose steps have the usage. Retry for a waiting client as with a model."""
+    while True:
+        try:
+            answer = await run_pipeline(services, attempt.job, perform)
+        except SignoffError as error:
+            await _wait_before_retry(services, attempt, error)
+        else:
+            attempt.take(answer.body)
+            return answer_of(attempt.job, answer.body, ())
+
+
+async def _wait_before_retry(services: Services, attempt: Attempt, error: SignoffError) -> None:
+    """Wait until the next try, and count it. Raises `error` if it goes to the caller or a worker tries again later.
+
+    A waiting caller gets the error at once if the wait would be long, the queue is full, or the process crashed.
+    """
+    job = attempt.job
+    is_final = isinstance(error, ModelCrashed | ModelBusy) or (isinstance(error, ModelDown) and error.is_final)
+    if not job.is_waiting_call or attempt.has_begun or not error.retryable or is_final:
+        raise error
+    seconds = wait_seconds(services.rules.backoff, job.attempt, services.ids.random_float(), error.retry_after_seconds)
+    if job.attempt >= job.max_attempts or seconds > MAX_RETRY_WAIT_SECONDS:
+        raise error
+    await asyncio.sleep(seconds)
+    attempt.job = msgspec.structs.replace(job, attempt=job.attempt + 1)
+
+
+def answer_of(job: Job, body: bytes | None, events: Sequence[bytes]) -> Answer:
+    """Return the answer to `job` that came as one body or as events, with the id of the object that it created.
+
+    A request for an object that exists already has no usage. Raises ModelGarbled.
+    """
+    path = job.path
+    if body is not None:
+        answer = parse_answer(body)
+        bodies = [answer.body]
+    elif path in KNOWN or parse_route(path) is None or has_a_known_shape(events):
+        answer = collect(events, job.body)
+        bodies = [answer.body]
+    else:
+        answer = as_binary(events, job.body)
+        bodies = [sse.data_of(event) for event in reversed(events)]
+    if creates_no_object(path):
+        return answer
+    if not creates_object(path):
+        return msgspec.structs.replace(answer, usage=Usage())
+    object_id = next((name for body in bodies if (name := created_object_id(path, body))), None)
+    return msgspec.structs.replace(answer, upstream_object_id=object_id)
+
+
+def to_caller_error(error: Exception, job: Job) -> SignoffError:
+    """Return `error` as an error that a caller may see; log it if it is a fault of this server."""
+    if isinstance(error, SignoffError):
+        return error
+    log.error("model_call_failed", job=job.id, exc_info=error)
+    return ModelFailed("The model could not be called because of a fault in this server; see the server's log.")
