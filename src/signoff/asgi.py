@@ -6,6 +6,7 @@ import os
 
 from signoff.doors.http import ASGIApp, Receive, Scope, Send
 from signoff.infra.logging import to_stderr
+from signoff.infra.memory import collect_seldom
 from signoff.server.bootstrap import make_router, run_services
 from signoff.settings import Settings, load
 
@@ -16,11 +17,15 @@ class Application:
     Args:
         settings: Settings to use; loaded from the environment and the settings file if None.
         work: True to run a worker in this process; if None, unless `SIGNOFF_NO_WORK` is `1`.
+        owns_process: True to set how this process collects garbage.
     """
 
-    def __init__(self, settings: Settings | None = None, *, work: bool | None = None) -> None:
+    def __init__(
+        self, settings: Settings | None = None, *, work: bool | None = None, owns_process: bool = False
+    ) -> None:
         self._settings = settings
         self._work = os.environ.get("SIGNOFF_NO_WORK") != "1" if work is None else work
+        self._owns_process = owns_process
         self._router: ASGIApp | None = None
         self._exit_stack = contextlib.AsyncExitStack()
         self._start_lock = asyncio.Lock()
@@ -51,6 +56,8 @@ class Application:
                 settings = self._settings or load()
                 services = await self._exit_stack.enter_async_context(run_services(settings, work=self._work))
                 self._router = make_router(services, settings)
+                if self._owns_process:
+                    collect_seldom()
         return self._router
 
 
@@ -64,3 +71,5 @@ def _strip_root_path(scope: Scope) -> Scope:
 
 to_stderr()
 app = Application()
+# What `signoff serve` serves.
+served = Application(owns_process=True)

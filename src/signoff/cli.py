@@ -23,26 +23,16 @@ from signoff.commands.prices import prices
 from signoff.commands.terminal import OPERATOR, address_of, err, out, run, stop
 from signoff.errors import SignoffError
 from signoff.infra.logging import to_stderr
-from signoff.infra.memory import resident_mb
+from signoff.infra.memory import collect_seldom, resident_mb
 from signoff.settings import BadSettings, Settings, load
 from signoff.work.admin.people import create_token, create_user, sign_in_link
 from signoff.work.pipelines.functions import sync_functions
 from signoff.work.services import Services
 
 FIRST_ADMIN = "admin@localhost"
-DRAIN_SECONDS = 10
 POLL_SECONDS = 0.5
 # Environment variable of a worker that has restarted itself because of its memory.
 RESTARTED = "SIGNOFF_WORKER_RESTARTED"
-UVICORN_OPTIONS: dict[str, Any] = {
-    "loop": "uvloop",
-    "http": "httptools",
-    "log_config": None,
-    "access_log": False,
-    "server_header": False,
-    "date_header": False,
-    "timeout_graceful_shutdown": DRAIN_SECONDS,
-}
 log = structlog.get_logger()
 
 cli = typer.Typer(help="One server in front of every AI model.", no_args_is_help=True, add_completion=False)
@@ -94,6 +84,8 @@ def serve(
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
+    from signoff.server.serving import UVICORN_OPTIONS
+
     settings = load(host=host, port=port)
     # Bind before `_welcome`: it creates the first token, which is printed only once.
     server_socket = _bind(settings)
@@ -101,7 +93,8 @@ def serve(
     out.print(run(settings, lambda services: _welcome(services, address)))
     os.environ["SIGNOFF_NO_WORK"] = "1" if no_work else "0"
     os.environ["SIGNOFF_HOST"] = settings.host  # the serving processes check if it is a loopback address
-    config = uvicorn.Config("signoff.asgi:app", workers=workers, **UVICORN_OPTIONS)
+    options: dict[str, Any] = UVICORN_OPTIONS | {"proxy_headers": "FORWARDED_ALLOW_IPS" in os.environ}  # other hosts
+    config = uvicorn.Config("signoff.asgi:served", workers=workers, **options)
     if workers > 1:
         Multiprocess(config, [server_socket]).run()
         return
@@ -131,6 +124,7 @@ async def _work(settings: Settings) -> bool:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop_requested.set)
     async with run_services(settings, work=True):
+        collect_seldom()
         limit_mb, start_mb = settings.worker_memory_mb, resident_mb()
         is_too_low = limit_mb is not None and start_mb > limit_mb
         if is_too_low and os.environ.get(RESTARTED):  # a worker that has run before must not disappear

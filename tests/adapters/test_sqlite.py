@@ -161,7 +161,7 @@ async def test_a_store_reads_while_another_process_writes(path: Path, store: Sql
     assert counts == sorted(counts)
     assert len({*counts}) > 3, "it saw the other one write"
     assert await store.jobs.count(JobFilter()) == JOBS_EACH
-    assert ("any", "") in recorder.recorded
+    assert {topic for topic, _ in recorder.recorded} > {"job"}
 
 
 async def test_stores_that_migrate_at_once_make_one_schema(path: Path) -> None:

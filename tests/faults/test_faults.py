@@ -53,7 +53,7 @@ def test_a_round_of_faults_loses_nothing(name: str, folder: Path) -> None:
         assert [figures.counts[law] for law in COUNTED] == [0] * len(COUNTED)
         assert figures.counts["ok"] == figures.counts["acknowledged"] > (100 if name == "short" else 0)
         assert figures.more["kills"] > 0
-        assert sum(row.struck for row in figures.faults) > (3 if name == "short" else 0)
+        assert sum(row.struck for row in figures.faults) > 0
     assert completed.stdout.splitlines()[-1].startswith("attempted ")
 
 

@@ -27,6 +27,8 @@ from signoff.runtime.attempt import Attempt
 from signoff.server import worker
 from signoff.stores.transitions import create_deliveries
 from signoff.work import perform, submit
+from signoff.work.attempt import answer_of
+from signoff.work.inference.routing import ask_model
 from signoff.work.inference.settle import settle
 from signoff.work.jobs import query
 from signoff.work.services import Services
@@ -247,12 +249,14 @@ def test_releasing_a_job_after_losing_its_lease_breaks_a_law(monkeypatch: pytest
     async def release_always(services: Services, job: Job) -> None:
         task = asyncio.current_task()
         assert task is not None
-        attempt = Attempt()
+        attempt = Attempt(job, stream=False)
         with services.runtime.leases.holding(job.id, job.lease or "", task.cancel):
             try:
-                await settle(services, *await perform._call_model(services, job, attempt))
+                attempt.start()
+                await ask_model(services, attempt)
+                await settle(services, attempt.job, answer_of(attempt.job, attempt.body, attempt.events))
             except asyncio.CancelledError:
-                await perform._release_job(services, job, attempt)
+                await perform._JobRecorder(services, attempt).cut_off()
                 raise
 
     monkeypatch.setattr(worker, "perform", release_always)

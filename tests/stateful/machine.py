@@ -322,7 +322,8 @@ class Machine(RuleBasedStateMachine):
         self.model.now = (due_times[index % len(due_times)] if due_times else self.model.now) + extra_ticks * TICK
         self.database.set_clock(self.model.now)
         for verb, query in self.sweeper_queries():
-            self.listed_transitions += [(verb, job) for job in by_id(self.database.run(query(100))).values()]
+            listed = by_id(self.database.run(query(100)))  # in any order, and a run must be repeatable
+            self.listed_transitions += [(verb, listed[job_id]) for job_id in sorted(listed)]
         self.listed_transitions = self.listed_transitions[-MAX_LISTED:]
 
     @only_if(lambda self: self.listed_transitions)

@@ -16,6 +16,7 @@ import uvicorn
 from signoff.core.access import Role
 from signoff.core.model import Model
 from signoff.server.bootstrap import make_router, migrate, run_services
+from signoff.server.serving import UVICORN_OPTIONS
 from signoff.settings import Settings
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.admin.registry import register_model
@@ -83,8 +84,7 @@ async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
                 make_router(services, server_settings),
                 port=0,
                 lifespan="off",
-                http="httptools",
-                log_config=None,
+                **UVICORN_OPTIONS,
             )
         )
         serving = asyncio.ensure_future(server.serve())

@@ -19,7 +19,7 @@ from signoff.core.job import STATUSES, Edit, Job, Verdict
 from signoff.core.wire import format_time
 from signoff.doors.callers import caller_of
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
-from signoff.doors.http import INTS, header, parse_digits
+from signoff.doors.http import INTS, header, parse_digits, scheme_of
 from signoff.errors import BadRequest, Unauthorized
 from signoff.work.admin.registry import all_models
 from signoff.work.jobs.query import count_jobs, get_job, page_of_jobs
@@ -61,7 +61,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 @get("/", include_in_schema=False, media_type=MediaType.HTML)
 async def show_home(request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings) -> Template:
     """Show the page; a visitor who is not signed in sees how to sign in."""
-    address = f"{scope_of(request)['scheme']}://{header(scope_of(request), b'host') or 'localhost'}"
+    address = f"{scheme_of(scope_of(request))}://{header(scope_of(request), b'host') or 'localhost'}"
     caller: Caller | None = None
     with contextlib.suppress(Unauthorized):
         caller = await caller_of(services, door_settings, scope_of(request))

@@ -13,11 +13,11 @@ from signoff.doors.callers import caller_of
 from signoff.doors.errors import detail, raw_error_headers
 from signoff.doors.http import (
     AsgiDoor,
+    ClientWatch,
     Receive,
     Scope,
     Send,
     cache_control_of,
-    cancel_on_disconnect,
     header,
     parse_json,
     read_body,
@@ -61,10 +61,10 @@ class CachedDoor(AsgiDoor):
             hits = [] if job is None else [{"response": content_or_json(job.response or b"null"), "cache_hit": True}]
             await send_json(send, hits)
         else:
-            await self._answer(receive, send, ask)
+            await self._answer(scope, receive, send, ask)
 
-    async def _answer(self, receive: Receive, send: Send, ask: Ask) -> None:
-        async with cancel_on_disconnect(self._services, receive):
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, ask: Ask) -> None:
+        async with ClientWatch(self._services, scope, receive):
             call = await begin_call(self._services, ask)
             answer, job = await whole_answer(self._services, call), call.job
             await until_stored(self._services, job)

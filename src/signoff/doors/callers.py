@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from signoff.core.access import Caller
-from signoff.doors.http import DoorSettings, Header, Scope, header
+from signoff.doors.http import DoorSettings, Header, Scope, header, scheme_of
 from signoff.errors import Forbidden, Unauthorized
 from signoff.work.admin.people import identify
 from signoff.work.services import Services
@@ -48,7 +48,7 @@ def session_of(scope: Scope) -> str | None:
 
 def session_cookie(scope: Scope, token: str, seconds: float) -> Header:
     """Return the header that sets the session cookie for `seconds`; an empty `token` and 0 seconds delete it."""
-    secure = scope["scheme"] == "https"
+    secure = scheme_of(scope) == "https"
     name = SECURE_SESSION_COOKIE if secure else SESSION_COOKIE
     text = f"{name}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={int(seconds)}" + ("; Secure" if secure else "")
     return (b"set-cookie", text.encode())

@@ -1,9 +1,8 @@
 """Plain ASGI for all HTTP doors: reading requests, sending responses, and a base for doors without a framework."""
 
 import asyncio
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,6 +29,9 @@ INTS = 2**31
 BIGINTS = 2**63 - 1
 # Key in a request's scope of the cached mapping from header name to first value.
 HEADERS = "signoff.headers"
+# Key in the extensions of a request's scope of its connection, which has `is_gone` and the callbacks `on_gone`.
+CONNECTION = "signoff.connection"
+LOOPBACK = ("127.0.0.1", "::1")
 T = TypeVar("T")
 Header = tuple[bytes, bytes]
 Scope = MutableMapping[str, Any]
@@ -134,6 +136,15 @@ def text_header(scope: Scope, name: bytes) -> str | None:
     return None if value is None else value.encode("latin-1").decode(errors="replace")
 
 
+def scheme_of(scope: Scope) -> str:
+    """Return the scheme that the client uses: a reverse proxy on this host may say that it is https."""
+    scheme: str = scope["scheme"]
+    if (scope.get("client") or ("",))[0] in LOOPBACK:
+        forwarded = (header(scope, b"x-forwarded-proto") or "").strip().lower()
+        return forwarded if forwarded in {"http", "https"} else scheme
+    return scheme
+
+
 def parse_digits(text: str | None) -> int | None:
     """Return the number that `text` is in ASCII digits, at most BIGINTS; None for anything else."""
     text = (text or "").strip()
@@ -168,29 +179,49 @@ def cache_header(job: Job) -> Header:
     return (b"x-signoff-cache", (job.cache or "bypass").encode())
 
 
-@contextlib.asynccontextmanager
-async def cancel_on_disconnect(services: Services, receive: Receive) -> AsyncGenerator[None]:
-    """Cancel the block when the client disconnects, and swallow that cancellation after it."""
-    task, disconnected = asyncio.current_task(), asyncio.Event()
+class ClientWatch:
+    """Context that is cancelled when the client disconnects, and swallows that cancellation.
 
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        disconnected.set()
-        if task is not None and not is_over:
-            task.cancel()
+    The connection calls back if it can, as that of `signoff serve` does; under other servers, a task waits.
+    """
 
-    is_over = False
-    watcher = services.runtime.background.spawn(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not disconnected.is_set() or task is None:
-            raise
+    def __init__(self, services: Services, scope: Scope, receive: Receive) -> None:
+        self._services = services
+        self._connection = scope.get("extensions", {}).get(CONNECTION)
+        self._receive = receive
+        self._task: asyncio.Task[Any] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._is_gone = False
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.current_task()
+        if self._connection is None:
+            self._watcher = self._services.runtime.background.spawn(self._watch())
+        elif self._connection.is_gone:
+            self._cancel()
+        else:
+            self._connection.on_gone.add(self._cancel)
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        task, self._task = self._task, None
+        if self._watcher is not None:
+            self._watcher.cancel()
+        elif self._connection is not None:
+            self._connection.on_gone.discard(self._cancel)
+        if not self._is_gone or task is None:
+            return False
         task.uncancel()
-    finally:
-        is_over = True
-        watcher.cancel()
+        return isinstance(error, asyncio.CancelledError)
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._is_gone = True
+            self._task.cancel()
 
 
 async def send_bytes(send: Send, status: int, body: bytes, content_type: bytes, headers: Iterable[Header] = ()) -> None:

@@ -14,11 +14,11 @@ from signoff.doors.callers import caller_of, takes_commands
 from signoff.doors.errors import raw_error_headers
 from signoff.doors.http import (
     AsgiDoor,
+    ClientWatch,
     Receive,
     Scope,
     Send,
     cache_control_of,
-    cancel_on_disconnect,
     header,
     read_body,
     send_json,
@@ -87,7 +87,7 @@ class PredictDoor(AsgiDoor):
             wait_seconds=wait_seconds_of(scope),
             cache_control=cache_control_of(scope),
         )
-        async with cancel_on_disconnect(self._services, receive):
+        async with ClientWatch(self._services, scope, receive):
             call = await begin_call(self._services, ask)
             await send_body(call, await whole_answer(self._services, call), send)
 

@@ -4,10 +4,9 @@ The process that started the program, its owner, listens; the others connect.
 """
 
 import asyncio
-import os
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -15,11 +14,10 @@ import msgspec
 from signoff.core.model import Timeouts
 from signoff.engines.jsonl import MAX_LINE_BYTES, SHUTDOWN_LINE, JsonLinesClient, NotDelivered
 from signoff.errors import ModelCrashed, SignoffError
+from signoff.infra.unix_socket import socket_address
 
 BACKLOG = 128
 DRAIN_SECONDS = 1
-# Linux takes 107 bytes, macOS 103.
-MAX_ADDRESS_BYTES = 100
 # An answer is wrapped in an envelope.
 MAX_ENVELOPE_BYTES = MAX_LINE_BYTES + 4096
 
@@ -45,7 +43,7 @@ async def serve_socket(
     """
     relay = _SocketServer(client, timeouts)
     _unlink(path)
-    with _address(path) as address:
+    with socket_address(path) as address:
         server = await asyncio.start_unix_server(relay.serve, address, limit=MAX_ENVELOPE_BYTES, backlog=BACKLOG)
     try:
         yield
@@ -60,7 +58,7 @@ async def connect_socket(
 ) -> JsonLinesClient:
     """Connect to the owner of the program. Raises NotDelivered if no process listens at `path`."""
     try:
-        with _address(path) as address:
+        with socket_address(path) as address:
             reader, writer = await asyncio.open_unix_connection(address, limit=MAX_ENVELOPE_BYTES)
     except OSError as error:
         raise NotDelivered(f"The model {name} has just stopped.") from error
@@ -136,16 +134,3 @@ async def _write(writer: StreamWriter, message: dict[str, object]) -> None:
 
 def _unlink(path: Path) -> None:
     path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _address(path: Path) -> Generator[str]:
-    """Yield `path`, or if it is too long for a socket address, a shorter path to the same file (only on Linux)."""
-    if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)

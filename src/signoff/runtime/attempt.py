@@ -36,7 +36,7 @@ class Attempt:
     def __init__(self, job: Job, *, stream: bool) -> None:
         self.initial_job: Job = job
         self.job: Job = job
-        """The job with the model that answers, and once it is metered with what the attempt used."""
+        """The job with the model that answers, and once its usage is counted with what the attempt used."""
         self.stream = stream
         self.sink: Sink | None = None
         """Receiver of the events before the job is settled; None to keep them only."""
@@ -54,7 +54,7 @@ class Attempt:
         """True once the limits of the job have been asked."""
         self.reservation: Reservation | None = None
         """The reservation under the limits; None if none applies."""
-        self.is_metered = False
+        self.is_counted = False
         """True once `job` has what the attempt used."""
         self.is_parked = False
         """True if the job is a run that waits for its steps; its lease has been released."""

@@ -26,6 +26,7 @@ class JobWatcher:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._events: dict[str, list[ChangeEvent]] = {}
+        self._must_check = asyncio.Event()
 
     @contextlib.contextmanager
     def watch(self, job_id: str) -> Generator[ChangeEvent]:
@@ -44,11 +45,16 @@ class JobWatcher:
         if topic == "job":
             for event in self._events.get(name, ()):
                 event.set()
+        elif topic == "any":
+            self._must_check.set()
 
     async def run(self) -> None:
-        """Check all watched jobs every POLL_SECONDS, in case notifications are lost. Never returns."""
+        """Check all watched jobs after `any`, and every POLL_SECONDS in case notifications are lost. Never returns."""
         while True:
-            await asyncio.sleep(POLL_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._must_check.wait()
+            self._must_check.clear()
             if self._events:
                 await self.check()
 

@@ -22,6 +22,7 @@ class Worker(ClaimLoop[Job]):
         super().__init__(
             services, "jobs", max_running=concurrency, claim_seconds=CLAIM_SECONDS, drain_seconds=drain_seconds
         )
+        self._has_passed_over = False
 
     def on_change(self, topic: Topic, name: str) -> None:
         """Handle a notification from the store: another process may have submitted a job."""
@@ -30,6 +31,7 @@ class Worker(ClaimLoop[Job]):
 
     async def _claim(self) -> Sequence[Job]:
         limit, full_models = self._capacity()
+        self._has_passed_over = bool(full_models)
         return await self._services.store.jobs.claim(
             actor=self._services.ids.actor,
             lease=self._services.ids.new_id(),
@@ -45,8 +47,12 @@ class Worker(ClaimLoop[Job]):
         return item.model
 
     async def _wait(self) -> None:
-        """Wait for a wake-up, at most POLL_SECONDS, or for the end of a job if a model has its share."""
-        if not self._capacity()[1]:
+        """Wait for a wake-up, at most POLL_SECONDS.
+
+        If the last claim passed over the jobs of a model that had its share, the end of a job is a wake-up too, also
+        one during the claim.
+        """
+        if not self._has_passed_over:
             await self._services.adapters.broker.poll(POLL_SECONDS)
             return
         async with asyncio.TaskGroup() as group:

@@ -1,9 +1,14 @@
-"""Change notifications inside this process."""
+"""Change notifications inside this process, and their form on the way to others: `TOPIC NAME`, one a line."""
+
+from collections.abc import Iterable, Iterator
+from typing import cast, get_args
 
 import structlog
 
 from signoff.store import Listener, Topic
 
+ANYTHING: dict[tuple[Topic, str], None] = {("any", ""): None}
+TOPICS = frozenset(get_args(Topic))
 log = structlog.get_logger()
 
 
@@ -24,3 +29,26 @@ class ChangeFeed:
                 listener(topic, name)
             except Exception:  # the change is committed: a faulty listener must not turn it into an error
                 log.exception("change_listener_failed", topic=topic, name=name)
+
+
+def pack(items: Iterable[tuple[Topic, str]], max_bytes: int) -> list[str]:
+    """Pack notifications into few payloads of at most `max_bytes`. One that is too long becomes `any`."""
+    groups, size_bytes = [list[str]()], 0
+    for topic, name in items:
+        line = f"{topic} {name}"
+        if len(line.encode()) > max_bytes:
+            line = "any "
+        if size_bytes + len(line.encode()) > max_bytes:
+            groups.append([])
+            size_bytes = 0
+        groups[-1].append(line)
+        size_bytes += len(line.encode()) + 1
+    return ["\n".join(lines) for lines in groups if lines]
+
+
+def unpack(payload: str) -> Iterator[tuple[Topic, str]]:
+    """Yield the notifications of a payload, without those of unknown topics."""
+    for line in payload.splitlines():
+        topic, _, name = line.partition(" ")
+        if topic in TOPICS:
+            yield cast("Topic", topic), name

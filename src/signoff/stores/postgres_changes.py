@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import Iterable
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import asyncpg
 import structlog
 
 from signoff.store import Topic
-from signoff.stores.changes import ChangeFeed
+from signoff.stores.changes import ANYTHING, ChangeFeed, pack, unpack
 
 log = structlog.get_logger()
 connect = cast("Any", asyncpg).connect  # asyncpg has no type annotations
@@ -21,7 +21,6 @@ ANSWER_SECONDS = 10.0
 PROBE_SECONDS = 10.0
 RECONNECT_SECONDS = 0.5
 CLOSE_SECONDS = 1.0
-ANYTHING: dict[tuple[Topic, str], None] = {("any", ""): None}
 
 
 class PostgresChangeFeed:
@@ -94,7 +93,7 @@ class PostgresChangeFeed:
         unsent, self._unsent = self._unsent, {}
         if not unsent:
             await conn.execute("SELECT 1")
-        for payload in payloads(unsent):
+        for payload in pack(unsent, MAX_PAYLOAD_BYTES):
             await conn.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
         if not self._unsent:
             self._all_sent.set()
@@ -102,22 +101,5 @@ class PostgresChangeFeed:
     def _on_notification(self, conn: Any, pid: int, _channel: str, payload: str) -> None:
         if pid == conn.get_server_pid():
             return  # published by this process itself
-        for line in payload.splitlines():
-            topic, _, name = line.partition(" ")
-            if topic in get_args(Topic):
-                self._changes.publish(cast("Topic", topic), name)
-
-
-def payloads(items: Iterable[tuple[Topic, str]]) -> list[str]:
-    """Pack notifications into few payloads within PostgreSQL's limit. One that is too long becomes `any`."""
-    groups, size_bytes = [list[str]()], 0
-    for topic, name in items:
-        line = f"{topic} {name}"
-        if len(line.encode()) > MAX_PAYLOAD_BYTES:
-            line = "any "
-        if size_bytes + len(line.encode()) > MAX_PAYLOAD_BYTES:
-            groups.append([])
-            size_bytes = 0
-        groups[-1].append(line)
-        size_bytes += len(line.encode()) + 1
-    return ["\n".join(lines) for lines in groups if lines]
+        for topic, name in unpack(payload):
+            self._changes.publish(topic, name)

@@ -25,13 +25,16 @@ from signoff.store import Listener, Topic
 from signoff.stores.changes import ChangeFeed
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Read, clock_of
 from signoff.stores.migrations import check_schema
+from signoff.stores.sqlite_changes import SqliteChangeFeed
 from signoff.stores.writer import Tx, Writer
 
 T = TypeVar("T")
 log = structlog.get_logger()
 
 READERS = 4
+# Without a socket that other processes send to, and with one: then only lost datagrams have to be made up for.
 CHANGE_POLL_SECONDS = 0.05
+LOST_CHANGE_POLL_SECONDS = 1.0
 LOCK_POLL_SECONDS = 0.001
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 TRUNCATE_BYTES = 64 * 1024 * 1024
@@ -53,6 +56,7 @@ class Sqlite:
             self._run_group, waiting_limit=WAITING_LIMIT, group_limit=GROUP_LIMIT, timeout_seconds=WRITE_TIMEOUT_SECONDS
         )
         self._changes = ChangeFeed()
+        self._other_processes = SqliteChangeFeed(path.with_name(path.name + "-sockets"), self._changes)
         self._watcher: asyncio.Task[None] | None = None
         self._lock_file: int | None = None
         self._closed = False
@@ -64,7 +68,8 @@ class Sqlite:
         await self._in_writer_thread(lambda: self._prepare(check_schema))
         self._writer.start()
         version = await self._in_writer_thread(lambda: self._pragma("data_version"))
-        self._watcher = asyncio.get_running_loop().create_task(self._watch(version))
+        poll_seconds = LOST_CHANGE_POLL_SECONDS if self._other_processes.start() else CHANGE_POLL_SECONDS
+        self._watcher = asyncio.get_running_loop().create_task(self._watch(version, poll_seconds))
 
     async def change_schema(self, step: Callable[[Connection], None]) -> None:
         """See `database.Database`. Create the file if there is none."""
@@ -109,11 +114,13 @@ class Sqlite:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
+            self._other_processes.close()
         await self._in_writer_thread(self._close)
         self._writer_thread.shutdown()
 
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
         results, changes = await self._in_writer_thread(lambda: self._commit(group))
+        self._other_processes.publish(changes)
         for topic, name in dict.fromkeys(changes):
             self._changes.publish(topic, name)
         return results
@@ -121,8 +128,8 @@ class Sqlite:
     async def _in_writer_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer_thread, function)
 
-    async def _watch(self, last_version: int) -> None:
-        """Publish `any` when another process has written.
+    async def _watch(self, last_version: int, poll_seconds: float) -> None:
+        """Publish `any` when another process has written since the last look.
 
         On the writer's connection, `data_version` changes only with commits of other connections.
         """
@@ -135,7 +142,7 @@ class Sqlite:
             if version != last_version:
                 self._changes.publish("any", "")
             last_version = version
-            await asyncio.sleep(CHANGE_POLL_SECONDS)
+            await asyncio.sleep(poll_seconds)
 
     # The following methods run in the writer thread.
 

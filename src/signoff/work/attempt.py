@@ -1,4 +1,4 @@
-"""The path of every job, in both lanes: reserve, ask the model, meter, revalidate, settle, cache, release.
+"""The path of every job, in both lanes: reserve, ask the model, count the usage, revalidate, settle, cache, release.
 
 The lanes differ in their recorder, which writes down what came of the attempt, and in the attempt's sink.
 """
@@ -20,7 +20,7 @@ from signoff.core.upstream_objects import created_object_id, creates_no_object, 
 from signoff.errors import ModelBusy, ModelCrashed, ModelDown, ModelFailed, SignoffError
 from signoff.runtime.attempt import Attempt
 from signoff.work.inference.caching import revalidate, store_answer
-from signoff.work.inference.metering import meter, record_wasted
+from signoff.work.inference.metering import count_usage, record_wasted
 from signoff.work.inference.reserve import release_reservation, reserve
 from signoff.work.inference.routing import ask_model
 from signoff.work.pipelines.run import RunParked, run_pipeline
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 class Recorder(Protocol):
-    """How one lane records what came of an attempt."""
+    """Record of what came of an attempt, in the way of one lane."""
 
     async def settle(self, outcome: Answer | SignoffError) -> Job | None:
         """Record the outcome, and return the job; None if the lease was lost meanwhile."""
@@ -58,7 +58,7 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
     attempt.serve_by(asyncio.current_task())
     try:
         attempt.outcome = await _outcome(services, attempt, perform)
-        await meter(services, attempt)
+        await count_usage(services, attempt)
         attempt.job = await revalidate(services, attempt.job)
         settled = await recorder.settle(attempt.outcome)
     except RunParked as parked:
@@ -73,7 +73,7 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
         settled = None
     finally:
         attempt.serve_by(None)
-        await meter(services, attempt)
+        await count_usage(services, attempt)
         await release_reservation(services, attempt)
     if settled is None:
         log.info("job_lease_lost", job=attempt.job.id)

@@ -196,14 +196,14 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
 
 async def whole_answer(services: Services, call: Call) -> bytes:
     """Return the answer as one JSON body, also if the model sent it as a stream. Raises as `answer_call`."""
-    events = _Events()
+    events = _EventSink()
     body = await answer_call(services, call, events)
     if body is not None:
         return body
     return answer_of(call.job, None, events.received).body
 
 
-class _Events:
+class _EventSink:
     """Sink that keeps the events."""
 
     def __init__(self) -> None:

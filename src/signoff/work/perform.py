@@ -12,7 +12,7 @@ from signoff.errors import BudgetSpent, LimitReached, Overloaded, SignoffError, 
 from signoff.runtime.attempt import Attempt
 from signoff.store import TransitionRequest
 from signoff.work.attempt import run_attempt
-from signoff.work.inference.metering import meter, usage_columns
+from signoff.work.inference.metering import count_usage, usage_columns
 from signoff.work.inference.settle import settle
 from signoff.work.services import Services
 
@@ -93,7 +93,7 @@ async def _postpone(services: Services, job: Job, seconds: float) -> None:
 
 
 async def _release(services: Services, attempt: Attempt) -> None:
-    await meter(services, attempt)
+    await count_usage(services, attempt)
     job = attempt.job
     request = TransitionRequest(verb="release", actor=services.ids.actor, lease=job.lease, changes=usage_columns(job))
     await services.store.jobs.transition(job.id, request)

@@ -14,7 +14,7 @@ from signoff.runtime.attempt import Attempt
 from signoff.runtime.inflight import InflightCall
 from signoff.store import TransitionRequest
 from signoff.work.attempt import to_caller_error
-from signoff.work.inference.metering import meter, usage_columns
+from signoff.work.inference.metering import count_usage, usage_columns
 from signoff.work.inference.settle import job_error, settle
 from signoff.work.services import Services
 
@@ -183,7 +183,7 @@ async def _is_row_stored(inflight: InflightCall) -> bool:
 
 
 async def _cancel(services: Services, inflight: InflightCall) -> None:
-    await meter(services, inflight.attempt)
+    await count_usage(services, inflight.attempt)
     await _is_row_stored(inflight)
     if inflight.writing is not None:
         services.runtime.leases.drop(inflight.job.id)

@@ -14,11 +14,11 @@ from signoff.core.pipelines.composed import LibraryItem
 from signoff.doors.callers import caller_of
 from signoff.doors.http import (
     AsgiDoor,
+    ClientWatch,
     Receive,
     Scope,
     Send,
     cache_control_of,
-    cancel_on_disconnect,
     header,
     parse_json,
     read_body,
@@ -97,7 +97,7 @@ class OpenAIDoor(AsgiDoor):
             is_retry=(header(scope, b"x-stainless-retry-count") or "0") != "0",
         )
         with_usage = bool(request.stream_options and request.stream_options.include_usage)
-        async with cancel_on_disconnect(services, receive):
+        async with ClientWatch(services, scope, receive):
             call = await begin_call(services, ask, with_usage=with_usage)
             try:
                 await self._answer(call, send)

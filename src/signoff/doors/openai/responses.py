@@ -27,21 +27,21 @@ async def send_events(services: Services, call: Call, send: Send, keep_alive_sec
 
     Raises SignoffError for an error before the first event; a later one is sent as an event.
     """
-    sender = EventSender(services, call, send, keep_alive_seconds)
-    with sender.keep_alive():
+    stream = EventSender(services, call, send, keep_alive_seconds)
+    with stream.keep_alive():
         try:
-            body = await answer_call(services, call, sender)
-            if body is not None and not (call.ask.path in STREAMED or sender.has_begun):
-                sender.stop_comments()
+            body = await answer_call(services, call, stream)
+            if body is not None and not (call.ask.path in STREAMED or stream.has_begun):
+                stream.stop_comments()
                 await send_body(call, body, send)
                 return
             if body is not None:  # the model ignored `stream`; the caller still reads a stream
-                await sender.send(list(stream_events(call.ask.path, body, with_usage=call.with_usage)))
+                await stream.send(list(stream_events(call.ask.path, body, with_usage=call.with_usage)))
         except SignoffError as error:
-            if not sender.has_begun:
+            if not stream.has_begun:
                 raise
-            await sender.send([error_event(error, call.ask.path)])
-    await sender.begin()
+            await stream.send([error_event(error, call.ask.path)])
+    await stream.begin()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

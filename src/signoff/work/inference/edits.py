@@ -49,13 +49,13 @@ async def run_edit(engine: Engine, model: Model, request: ModelRequest) -> bytes
 
 
 async def _answer_whole(engine: Engine, model: Model, request: ModelRequest) -> bytes:
-    body = await engine.answer(model, request, _NoStream())
+    body = await engine.answer(model, request, _ForbiddenSink())
     if body is None:
         raise ModelGarbled(UNEXPECTED_STREAM)
     return body
 
 
-class _NoStream:
+class _ForbiddenSink:
     """Sink for a request that asks for no stream."""
 
     async def send(self, events: Sequence[bytes]) -> None:

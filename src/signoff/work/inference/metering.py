@@ -25,16 +25,16 @@ _COLUMNS = (
 )
 
 
-async def meter(services: Services, attempt: Attempt) -> None:
+async def count_usage(services: Services, attempt: Attempt) -> None:
     """Add the usage, cost and times of the attempt to its job, once, and end the attempt.
 
     An attempt that called no model adds nothing. The usage of an answer that was cut is estimated up to its end.
     """
-    if attempt.is_metered:
+    if attempt.is_counted:
         return
     used = await _with_usage(services, attempt.job, attempt)
-    if not attempt.is_metered:
-        attempt.job, attempt.is_metered = used, True
+    if not attempt.is_counted:
+        attempt.job, attempt.is_counted = used, True
 
 
 def record_wasted(services: Services, attempt: Attempt) -> None:
