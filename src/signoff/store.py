@@ -149,8 +149,8 @@ class Jobs(Protocol):
         """Return a page of jobs, ordered by id."""
         ...
 
-    async def count(self, filters: JobFilter) -> int:
-        """Return the number of jobs that match; `offset` and `limit` do not matter."""
+    async def count(self, filters: JobFilter, *, at_most: int) -> int:
+        """Return the number of jobs that match, but stop counting at `at_most`; `offset` and `limit` do not matter."""
         ...
 
     async def events(self, job_id: str) -> list[Event]:

@@ -16,11 +16,13 @@ from sqlalchemy.pool import NullPool
 from signoff.core.filters import JobFilter
 from signoff.core.job import Event, Job, replay
 from signoff.core.limits import Counter
+from signoff.core.usage import HOUR_US, UsageQuery, UsageTotals, totals_of
 from signoff.stores import migrations
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.migrations import migrate_schema
 from signoff.stores.schema import metadata
 from signoff.stores.sql import SqlStore
+from simulation.usage import plus
 from support.stores import a_job, opened
 
 pytestmark = pytest.mark.anyio
@@ -147,6 +149,41 @@ async def test_rows_from_before_the_column_renames_are_kept(url: str) -> None:
         assert await store.jobs.list(JobFilter(upstream_object_id="resp_1")) == [job]
         assert replay(await store.jobs.events(job.id)).items() >= names.items()
         assert (await store.quotas.counters(["all"]))["all"].day.tokens == 0
+
+
+async def test_the_usage_from_before_the_sums_is_kept(url: str) -> None:
+    jobs = [
+        a_job(created_at=hour * HOUR_US + 1, updated_at=9, status=status, model=model, prompt_tokens=number, **more)
+        for number, (hour, status, model, more) in enumerate(
+            [
+                (100, "success", "a", {"cost_nanodollars": 5, "generation_us": 7}),
+                (100, "success", "a", {"completion_tokens": 3}),
+                (100, "fail", "a", {}),
+                (101, "success", "b", {"cache": "hit", "prompt": "p", "prompt_version": 2}),
+                (101, "human", "b", {}),
+                (101, "bot", "b", {}),
+            ]
+        )
+    ]
+    past = {"hour": 99 * HOUR_US, "user_id": 1, "token_id": 1, "target": "t", "model": "a", "door": "d"}
+    past |= {"status": "stale"} | dict.fromkeys(UsageTotals.__struct_fields__, 11)
+
+    def write_old_rows(conn: Connection) -> None:
+        migrate_schema(conn, "0010")
+        old = sa.MetaData()
+        old.reflect(conn)
+        for job in jobs:
+            conn.execute(sa.insert(old.tables["jobs"]).values(**stored(job)))
+        conn.execute(sa.insert(old.tables["past_usage"]).values(**past))
+
+    await with_connection(url, write_old_rows)
+    await with_connection(url, migrate_schema)
+
+    async with opened(url) as store:
+        by = ("hour", "model", "status", "cache", "prompt", "prompt_version")
+        usage_rows, total = await store.usage.report(UsageQuery(by=by))
+        assert total == plus(*map(totals_of, jobs), UsageTotals(**dict.fromkeys(UsageTotals.__struct_fields__, 11)))
+        assert len(usage_rows) == 6
 
 
 def stored(value: Any) -> dict[str, Any]:

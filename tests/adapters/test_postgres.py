@@ -386,7 +386,7 @@ async def test_while_the_server_is_away_writes_wait_and_then_give_up(
         wire.go_away()
         waiting = asyncio.ensure_future(inserted(store))
         with pytest.raises(Overloaded):
-            await store.jobs.count(JobFilter())
+            await store.jobs.count(JobFilter(), at_most=10_000)
         assert await store.ready() is False
         assert not waiting.done()
         wire.refuses = False

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event
+from sqlalchemy import dialects, event
 from structlog.testing import capture_logs
 
 from signoff.core.filters import JobFilter
 from signoff.core.limits import Limit
 from signoff.errors import Overloaded, SchemaOutdated
 from signoff.stores import quotas, schema, sqlite
+from signoff.stores.jobs import page_statement
 from signoff.stores.sql import SqlStore
 from signoff.stores.sqlite import Sqlite
 from support.stores import (
@@ -153,15 +154,37 @@ async def test_a_store_reads_while_another_process_writes(path: Path, store: Sql
     with programs(path, 1, JOBS_EACH) as [writer]:
         reading = asyncio.ensure_future(read_all([writer]))
         while not reading.done():
-            counts.append(await store.jobs.count(JobFilter()))
+            counts.append(await store.jobs.count(JobFilter(), at_most=10_000))
             jobs = await store.jobs.list(JobFilter(limit=20, newest_first=True))
             assert all(job.seq == 3 for job in jobs if job.status == "success"), "a row is never half a move"
         await reading
 
     assert counts == sorted(counts)
     assert len({*counts}) > 3, "it saw the other one write"
-    assert await store.jobs.count(JobFilter()) == JOBS_EACH
+    assert await store.jobs.count(JobFilter(), at_most=10_000) == JOBS_EACH
     assert {topic for topic, _ in recorder.recorded} > {"job"}
+
+
+@pytest.mark.parametrize("after", [None, "0"])
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize(
+    ("criteria", "index"),
+    [
+        ({}, "sqlite_autoindex_jobs_1"),
+        ({"user_id": 1}, "jobs_by_user"),
+        ({"status": "fail"}, "jobs_by_status"),
+        ({"user_id": 1, "status": "fail"}, "jobs_by_user_and_status"),
+        ({"user_id": 1, "status": "bot", "fingerprint": "x"}, "jobs_by_user_and_status"),
+        ({"upstream_object_id": "x"}, "jobs_by_upstream_object"),
+    ],
+)
+async def test_a_page_of_jobs_is_read_in_the_order_of_an_index(
+    store: SqlStore, criteria: dict[str, Any], index: str, *, newest_first: bool, after: str | None
+) -> None:
+    page = page_statement(JobFilter(**criteria, after_id=after, newest_first=newest_first, with_steps=False))
+    statement = page.compile(dialect=dialects.sqlite.dialect(), compile_kwargs={"literal_binds": True})
+    [step] = await rows(store, sa.text(f"EXPLAIN QUERY PLAN {statement}"))
+    assert f"INDEX {index}" in step["detail"]
 
 
 async def test_stores_that_migrate_at_once_make_one_schema(path: Path) -> None:
@@ -171,7 +194,7 @@ async def test_stores_that_migrate_at_once_make_one_schema(path: Path) -> None:
 
     await together(store.start() for store in stores)
     await together(inserted(store) for store in stores)
-    assert await stores[0].jobs.count(JobFilter()) == 4
+    assert await stores[0].jobs.count(JobFilter(), at_most=10_000) == 4
     await together(store.close() for store in stores)
 
 
@@ -236,14 +259,14 @@ async def test_a_write_waits_for_the_lock_up_to_a_limit(
     with locked(path) as release:
         waiting = asyncio.ensure_future(inserted(store))
         await until(lambda: is_polling(store))
-        assert await store.jobs.count(JobFilter()) == 0, "reads go on"
+        assert await store.jobs.count(JobFilter(), at_most=10_000) == 0, "reads go on"
         release()
         assert await waiting == (await store.jobs.list(JobFilter()))[0]
 
     monkeypatch.setattr(sqlite, "WRITE_TIMEOUT_SECONDS", 0.05)
     with locked(path), pytest.raises(Overloaded):
         await inserted(store)
-    assert await store.jobs.count(JobFilter()) == 1
+    assert await store.jobs.count(JobFilter(), at_most=10_000) == 1
 
 
 @contextlib.contextmanager
@@ -318,7 +341,7 @@ async def test_writes_that_were_enqueued_before_closing_are_written(path: Path) 
 
     assert {future.result().status for future in written} == {"success"}
     async with opened(f"sqlite:///{path}") as store:
-        assert await store.jobs.count(JobFilter()) == 50
+        assert await store.jobs.count(JobFilter(), at_most=10_000) == 50
 
 
 # Faulty files
@@ -393,7 +416,7 @@ async def test_a_file_that_others_lock_fails_a_group_once(path: Path, store: Sql
 
     assert results == [True] * 100
     assert len(groups) < 10, "a group was run again for each of its operations"
-    assert await store.jobs.count(JobFilter()) == 0
+    assert await store.jobs.count(JobFilter(), at_most=10_000) == 0
     await inserted(store)
 
 

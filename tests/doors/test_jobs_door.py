@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from signoff.core.access import Caller
+from signoff.work.jobs import query
 from signoff.work.reviews.desk import undo_verdict
 from support.live_server import Live, chat, live, until, words
 
@@ -185,13 +186,35 @@ async def test_jobs_are_listed_oldest_first_in_pages(tmp_path: Path) -> None:
         async with server.http.get(server.url + "/jobs?offset=1&limit=1&status=HUMAN", headers=headers) as response:
             assert [job["job_id"] for job in await response.json()] == [ids[1]]
             assert response.headers["x-total-count"] == "3"
+            assert response.headers["x-total-is-capped"] == "false"
+        _, jobs = await server.ask("GET", f"/jobs?after={ids[0]}", token)
+        assert [job["job_id"] for job in jobs] == ids[1:]
         _, page = await server.ask("GET", "/api/jobs?limit=2", token)
         assert [job["job_id"] for job in page["data"]] == [ids[2], ids[1]]
+        assert "total" not in page
+        _, page = await server.ask("GET", "/api/jobs?limit=2&total=1", token)
+        assert (page["total"], page["total_is_capped"]) == (3, False)
         _, page = await server.ask("GET", f"/api/jobs?limit=2&after={page['next']}", token)
         assert [job["job_id"] for job in page["data"]] == [ids[0]]
-        for query in ("offset=-1", "limit=-1", "limit=x", "status=maybe"):
-            status, _ = await server.ask("GET", f"/jobs?{query}", token)
+        for invalid in ("offset=-1", "offset=10001", "limit=-1", "limit=x", "status=maybe"):
+            status, _ = await server.ask("GET", f"/jobs?{invalid}", token)
             assert status == 400
+
+
+async def test_a_count_ends_at_its_maximum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query, "MAX_COUNT", 2)
+    async with live(tmp_path) as server:
+        token = await server.token()
+        for _ in range(3):
+            await enqueue_held_job(server, token)
+        _, page = await server.ask("GET", "/api/jobs?total=1", token)
+        assert (page["total"], page["total_is_capped"]) == (2, True)
+        headers = {"authorization": f"Bearer {token}"}
+        async with server.http.get(server.url + "/jobs", headers=headers) as response:
+            assert response.headers["x-total-count"] == "2"
+            assert response.headers["x-total-is-capped"] == "true"
+        async with server.http.get(server.url + "/", headers=headers) as response:
+            assert "2+" in await response.text()
 
 
 async def test_times_are_rfc_3339_with_microseconds(tmp_path: Path) -> None:

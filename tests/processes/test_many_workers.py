@@ -51,7 +51,9 @@ async def test_killed_workers_lose_nothing_and_settle_nothing_twice(
 
             with ThreadPoolExecutor(8) as pool:
                 accepted = list(pool.map(submit, range(COUNT)))
-            until(lambda: ask(ports[0], "/api/jobs?status=bot&limit=1", token)["total"] == 0 or None, seconds=600)
+            until(
+                lambda: ask(ports[0], "/api/jobs?status=bot&limit=1&total=1", token)["total"] == 0 or None, seconds=600
+            )
         # then each was answered once, and some workers were killed while they performed jobs
         statuses = Counter[str]()
         database = await asyncpg.connect(postgres_url)

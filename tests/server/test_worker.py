@@ -31,8 +31,8 @@ async def test_a_backlog_is_performed_without_a_pause(tmp_path: Path, monkeypatc
         async def counting_poll(broker: LocalBroker, seconds: float) -> bool:
             was_woken = await poll(broker, seconds)
             if not was_woken:
-                pauses.append(await jobs.count(JobFilter(status="bot")))
-            if not await jobs.count(JobFilter(status="bot")):
+                pauses.append(await jobs.count(JobFilter(status="bot"), at_most=10_000))
+            if not await jobs.count(JobFilter(status="bot"), at_most=10_000):
                 done.set()
             return was_woken
 
@@ -44,4 +44,4 @@ async def test_a_backlog_is_performed_without_a_pause(tmp_path: Path, monkeypatc
             await worker
         # then it waited a whole second only when there were none left
         assert [left for left in pauses if left] == []
-        assert await jobs.count(JobFilter(status="success")) == JOBS
+        assert await jobs.count(JobFilter(status="success"), at_most=10_000) == JOBS

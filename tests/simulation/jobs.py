@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -102,9 +103,11 @@ class MemoryJobs:
 
         return await self._connection.send(read, writes=False)
 
-    async def count(self, filters: JobFilter) -> int:
+    async def count(self, filters: JobFilter, *, at_most: int) -> int:
         def read(_: Tx) -> int:
-            return sum(1 for job in self._matching(filters) if filters.after_id is None or _is_after(job, filters))
+            matching = self._matching(filters)
+            found = (job for job in matching if filters.after_id is None or _is_after(job, filters))
+            return sum(1 for _ in islice(found, at_most))
 
         return await self._connection.send(read, writes=False)
 

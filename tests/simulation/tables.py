@@ -45,6 +45,9 @@ class Tx(msgspec.Struct):
     calls: dict[CallKey, FunctionCall] = {}
     purged: list[str] = []
 
+    def add_to_sum(self, table: sa.Table, group: tuple[Any, ...], amounts: tuple[int, ...]) -> None:
+        """Add nothing: reports of these tables are computed from their jobs."""
+
     def add(self, table: sa.Table, row: dict[str, Any]) -> None:
         """Add a row; the functions of the SQL store call this."""
         match table.name:

@@ -208,7 +208,7 @@ class User(Person):
     async def _list(self) -> None:
         filters = JobFilter(limit=20, newest_first=True)
         page = await self.ask("list", lambda services: query.list_jobs(services, self.caller, filters))
-        self._checker.shown(self.caller, page[0] if page else ())
+        self._checker.shown(self.caller, page or ())
 
 
 async def answer(services: Services, ask: Ask) -> tuple[Job, bytes | None]:
@@ -238,7 +238,7 @@ class Reviewer(Person):
 
     async def _held(self, filters: JobFilter) -> list[Job]:
         page = await self.ask("reviews", lambda services: query.list_jobs(services, self.caller, filters))
-        held = [job for job in page[0] if job.status == "human"] if page else []
+        held = [job for job in page or () if job.status == "human"]
         self._checker.shown(self.caller, held)
         return held
 

@@ -282,11 +282,11 @@ async def test_lists_of_jobs_contain_steps_only_if_they_are_held(server: Live) -
     await server.job_when(ann, job, lambda job: job["parked_at"] is not None)
 
     async def listed(token: str, query: str = "") -> list[str | None]:
-        _, page = await server.ask("GET", f"/api/jobs{query}", token)
+        _, page = await server.ask("GET", f"/api/jobs?total=1{query}", token)
         assert page["total"] == len(page["data"])
         return [job["parent"] for job in page["data"]]
 
     assert await listed(ann) == [None]
     assert await listed(reviewer) == [None]
-    assert await listed(ann, "?status=human") == []
-    assert await listed(reviewer, "?status=human") == [job]
+    assert await listed(ann, "&status=human") == []
+    assert await listed(reviewer, "&status=human") == [job]

@@ -12,7 +12,7 @@ from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Job, Status, Verdict
 from signoff.errors import SignoffError
 from signoff.settings import load
-from signoff.work.jobs.query import list_jobs
+from signoff.work.jobs.query import JobCount, count_jobs, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide
 from signoff.work.services import Services
 
@@ -28,11 +28,15 @@ def jobs(
     if status not in {None, *STATUSES}:
         stop(f"--status must be one of {', '.join(STATUSES)} (got {status!r}).")
     job_filter = JobFilter(status=cast("Status | None", status), limit=limit, newest_first=True)
-    latest, total = run(load(), lambda services: list_jobs(services, OPERATOR, job_filter))
-    table = Table("id", "status", "model", "answer", caption=f"{total} in all")
+    latest, count = run(load(), lambda services: _list_and_count(services, job_filter))
+    table = Table("id", "status", "model", "answer", caption=f"{count} in all")
     for job in latest:
         table.add_row(job.id, job.status, printable(job.target), _answer(job)[:80])
     out.print(table)
+
+
+async def _list_and_count(services: Services, job_filter: JobFilter) -> tuple[list[Job], JobCount]:
+    return await list_jobs(services, OPERATOR, job_filter), await count_jobs(services, OPERATOR, job_filter)
 
 
 @job_commands.command()
@@ -43,7 +47,7 @@ def review() -> None:
 
 async def _review_all(services: Services) -> None:
     last_id = ""
-    while held := (await list_jobs(services, OPERATOR, JobFilter(status="human", after_id=last_id, limit=1)))[0]:
+    while held := (await list_jobs(services, OPERATOR, JobFilter(status="human", after_id=last_id, limit=1))):
         job = held[0]
         last_id = job.id
         request = printable(job.body.decode(errors="replace"))

@@ -22,7 +22,7 @@ from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServi
 from signoff.doors.http import INTS, header, parse_digits, scheme_of
 from signoff.errors import BadRequest, Unauthorized
 from signoff.work.admin.registry import all_models
-from signoff.work.jobs.query import count_jobs, get_job, page_of_jobs
+from signoff.work.jobs.query import count_jobs, get_job, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide
 from signoff.work.services import Services
 
@@ -95,8 +95,8 @@ def _parse_form(body: bytes) -> dict[str, str]:
 
 
 async def _jobs_and_models(services: Services, caller: Caller) -> dict[str, Any]:
-    held = await page_of_jobs(services, caller, JobFilter(status="human", limit=MAX_LISTED))
-    latest = await page_of_jobs(services, caller, JobFilter(limit=MAX_LISTED, newest_first=True))
+    held = await list_jobs(services, caller, JobFilter(status="human", limit=MAX_LISTED))
+    latest = await list_jobs(services, caller, JobFilter(limit=MAX_LISTED, newest_first=True))
     return {
         "totals": {status: await count_jobs(services, caller, JobFilter(status=status)) for status in STATUSES},
         "held": [_card(job) for job in held],

@@ -6,7 +6,7 @@ from signoff.doors.http import Header, Message, Scope, Send, header
 
 ANY = "*"
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
-EXPOSED = b"location, retry-after, x-request-id, x-should-retry, x-total-count"
+EXPOSED = b"location, retry-after, x-request-id, x-should-retry, x-total-count, x-total-is-capped"
 PREFLIGHT_SECONDS = b"7200"
 
 

@@ -13,9 +13,9 @@ from signoff.core.policy import Review
 from signoff.core.wire import job_as_json
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
 from signoff.doors.errors import error_headers
-from signoff.doors.http import BIGINTS, INTS, cache_control_of, parse_json
+from signoff.doors.http import INTS, cache_control_of, parse_json
 from signoff.errors import BadBody, BadRequest, SignoffError
-from signoff.work.jobs.query import get_job, list_jobs
+from signoff.work.jobs.query import MAX_COUNT, count_jobs, get_job, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide, save_draft
 from signoff.work.submit import submit
 
@@ -80,14 +80,22 @@ async def show_job(services: InjectedServices, caller: InjectedCaller, id: FromQ
 async def show_jobs(
     services: InjectedServices,
     caller: InjectedCaller,
-    offset: Annotated[int, QueryParameter(ge=0, lt=BIGINTS)] = 0,
+    offset: Annotated[int, QueryParameter(ge=0)] = 0,
     limit: Annotated[int, QueryParameter(ge=0)] = 50,
     status: FromQuery[str | None] = None,
+    after: FromQuery[str | None] = None,
 ) -> Response[list[dict[str, Any]]]:
-    """Return a page of jobs; the header `x-total-count` has the number of all jobs."""
-    job_filter = JobFilter(status=_status(status) if status else None, offset=offset, limit=min(limit, MAX_PAGE))
-    jobs, total = await list_jobs(services, caller, job_filter)
-    return Response([job_as_json(job) for job in jobs], headers={"x-total-count": str(total)})
+    """Return a page of jobs: those after the job `after`, without the first `offset` of them.
+
+    The header `x-total-count` has the number of all jobs, at most 10000; beyond it, `x-total-is-capped` is `true`.
+    """
+    if offset > MAX_COUNT:
+        raise BadRequest(f"`offset` must be at most {MAX_COUNT} (got {offset}); set `after` to the id of the last job.")
+    job_filter = JobFilter(status=_status(status) if status else None, limit=min(limit, MAX_PAGE))
+    page_filter = msgspec.structs.replace(job_filter, offset=offset, after_id=after)
+    jobs, count = await list_jobs(services, caller, page_filter), await count_jobs(services, caller, job_filter)
+    headers = {"x-total-count": str(count.number), "x-total-is-capped": "true" if count.is_capped else "false"}
+    return Response([job_as_json(job) for job in jobs], headers=headers)
 
 
 @post("/reviewJob", status_code=200, summary="Approve, reject, ask again, or save a draft")

@@ -22,7 +22,7 @@ from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServi
 from signoff.doors.http import cache_control_of, parse_digits, parse_json
 from signoff.errors import BadRequest
 from signoff.work.jobs.cancel import cancel
-from signoff.work.jobs.query import follow_events, get_job, list_events, list_jobs, wait_for_end
+from signoff.work.jobs.query import count_jobs, follow_events, get_job, list_events, list_jobs, wait_for_end
 from signoff.work.jobs.retry import retry_job
 from signoff.work.pipelines.history import LoggedCall, RerunChange, rerun, run_log
 from signoff.work.submit import submit
@@ -91,15 +91,26 @@ async def post_job(
 async def get_jobs(
     services: InjectedServices,
     caller: InjectedCaller,
+    *,
     status: FromQuery[Status | None] = None,
     after: FromQuery[str | None] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = 50,
+    total: FromQuery[bool] = False,
 ) -> dict[str, Any]:
-    """Return a page of jobs, newest first; `next` is `after` of the next page."""
+    """Return a page of jobs, newest first; `next` is `after` of the next page.
+
+    With `total=1`, also return the number of jobs that match: at most 10000, with `total_is_capped` true beyond it.
+    """
     job_filter = JobFilter(status=status, after_id=after, limit=limit, newest_first=True)
-    jobs, total = await list_jobs(services, caller, job_filter)
-    cursor = jobs[-1].id if len(jobs) == limit else None
-    return {"data": [job_as_json(job) for job in jobs], "total": total, "next": cursor}
+    jobs = await list_jobs(services, caller, job_filter)
+    page: dict[str, Any] = {
+        "data": [job_as_json(job) for job in jobs],
+        "next": jobs[-1].id if len(jobs) == limit else None,
+    }
+    if total:
+        count = await count_jobs(services, caller, JobFilter(status=status))
+        page |= {"total": count.number, "total_is_capped": count.is_capped}
+    return page
 
 
 @get("/{job_id:str}", summary="Get a job, or wait for its end")

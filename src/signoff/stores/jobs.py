@@ -28,7 +28,7 @@ from signoff.stores.transitions import (
     job_of,
     select_eligible,
 )
-from signoff.stores.usage import add_to_past_usage
+from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
 T = TypeVar("T")
@@ -166,14 +166,14 @@ class SqlJobs:
 
     async def list(self, filters: JobFilter) -> list[Job]:
         """See `store.Jobs`."""
-        query = sa.select(*EVERY_COLUMN).where(*_conditions(filters)).offset(filters.offset).limit(filters.limit)
-        query = query.order_by(jobs.c.id.desc() if filters.newest_first else jobs.c.id)
+        query = page_statement(filters)
         rows = await self._database.read(lambda conn, _: conn.execute(query).all())
         return [job_of(row) for row in rows]
 
-    async def count(self, filters: JobFilter) -> int:
+    async def count(self, filters: JobFilter, *, at_most: int) -> int:
         """See `store.Jobs`."""
-        query = sa.select(sa.func.count()).select_from(jobs).where(*_conditions(filters))
+        found = sa.select(jobs.c.id).where(*_conditions(filters)).limit(at_most).subquery()
+        query = sa.select(sa.func.count()).select_from(found)
         return await self._database.read(lambda conn, _: conn.execute(query).scalar_one())
 
     async def events(self, job_id: str) -> list[Event]:
@@ -227,6 +227,8 @@ def insert_job(tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
     row = msgspec.structs.asdict(job)
     tx.add(events, event_of(job, verb, actor, _initial_data(row) | note))
     tx.add(jobs, row)
+    if job.is_terminal:
+        count_ended(tx, job)
     tx.changes.extend(changes_of(job))
     create_deliveries(tx, job, verb)
     return job
@@ -326,7 +328,6 @@ def _purge(tx: Tx, older_than_seconds: float, limit: int) -> int:
     before = tx.now - round(older_than_seconds * SECOND)
     ids = tx.conn.execute(_OLD, {"before": before, "limit": limit}).scalars().all()
     if ids:
-        add_to_past_usage(tx, ids)
         for table in (events, votes, decisions, deliveries, used_keys, function_calls):
             tx.conn.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
         tx.conn.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
@@ -354,6 +355,12 @@ _OLD = (
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """Split `items` into batches whose parameters fit into one statement."""
     return (items[start : start + MAX_IDS_PER_STATEMENT] for start in range(0, len(items), MAX_IDS_PER_STATEMENT))
+
+
+def page_statement(filters: JobFilter) -> sa.Select[Any]:
+    """Return a query for a page of jobs."""
+    query = sa.select(*EVERY_COLUMN).where(*_conditions(filters)).offset(filters.offset).limit(filters.limit)
+    return query.order_by(jobs.c.id.desc() if filters.newest_first else jobs.c.id)
 
 
 def _conditions(filters: JobFilter) -> list[ColumnElement[bool]]:

@@ -101,8 +101,10 @@ _partial_index("jobs_leased", jobs.c.status, jobs.c.lease_until, where=_LEASED)
 _partial_index("jobs_decided", jobs.c.status, jobs.c.release_at, where=_DECIDED)
 _partial_index("jobs_limited", jobs.c.status, jobs.c.review_deadline, where=_LIMITED)
 _partial_index("jobs_ended", jobs.c.status, jobs.c.updated_at, where=_ENDED)
-sa.Index("jobs_by_user", jobs.c.user_id, jobs.c.id)
-sa.Index("jobs_by_status", jobs.c.status, jobs.c.id)
+# The last column lets a count of jobs that are no steps read the index alone.
+sa.Index("jobs_by_user", jobs.c.user_id, jobs.c.id, jobs.c.parent_id)
+sa.Index("jobs_by_status", jobs.c.status, jobs.c.id, jobs.c.parent_id)
+sa.Index("jobs_by_user_and_status", jobs.c.user_id, jobs.c.status, jobs.c.id, jobs.c.parent_id)
 _partial_index("jobs_by_upstream_object", jobs.c.upstream_object_id, jobs.c.id, where=_HAS_UPSTREAM_OBJECT)
 _partial_index("jobs_by_client_id", jobs.c.user_id, jobs.c.client_id, unique=True, where=_HAS_CLIENT_ID)
 
@@ -254,11 +256,11 @@ prices = sa.Table(
     sa.Column("request", sa.BigInteger, nullable=False),
 )
 
-# Usage that no row of a job has: sums of deleted jobs, and calls whose result could not be written into their job.
-past_usage = sa.Table(
-    "past_usage",
+# Sums of jobs that have ended, also of deleted ones, and of calls whose result could not be written into their job.
+usage_hours = sa.Table(
+    "usage_hours",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("key", sa.Text, primary_key=True),
     sa.Column("hour", sa.BigInteger, nullable=False, index=True),
     sa.Column("user_id", sa.Integer, nullable=False),
     sa.Column("token_id", sa.Integer, nullable=False),
@@ -269,7 +271,7 @@ past_usage = sa.Table(
     sa.Column("cache", sa.Text),
     sa.Column("prompt", sa.Text),
     sa.Column("prompt_version", sa.Integer),
-    *(sa.Column(name, sa.BigInteger, nullable=False) for name in UsageTotals.__struct_fields__),
+    *(sa.Column(name, sa.BigInteger, nullable=False, info={"sum": True}) for name in UsageTotals.__struct_fields__),
 )
 
 cached = sa.Table(

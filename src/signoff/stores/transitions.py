@@ -17,6 +17,7 @@ from signoff.core.job import RUN_ENDED, TERMINAL, TRANSITIONS, Decision, Guard, 
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Topic, TransitionRequest
 from signoff.stores.schema import decisions, deliveries, events, jobs, votes
+from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
 EVERY_COLUMN = tuple(jobs.c)
@@ -44,6 +45,8 @@ def apply_transition(tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
 def _record_transition(tx: Tx, job: Job, request: TransitionRequest) -> None:
     """Add the event, the change notifications and the deliveries of a transition that was made."""
     tx.add(events, event_of(job, request.verb, request.actor, _changed_columns(job, request)))
+    if job.is_terminal:
+        count_ended(tx, job)
     tx.changes.extend(changes_of(job))
     create_deliveries(tx, job, request.verb)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from operator import add
 from typing import Any
 
 import msgspec
@@ -14,7 +13,7 @@ from signoff.core.price import Price
 from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
 from signoff.errors import Overloaded
 from signoff.stores.database import Database
-from signoff.stores.schema import jobs, past_usage, prices, users
+from signoff.stores.schema import jobs, prices, usage_hours, users
 from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 
@@ -31,6 +30,7 @@ _SUMMED = (
     "ttft_us",
     "generation_us",
 )
+_UNFINISHED = jobs.c.status.in_([sa.literal_column("'bot'"), sa.literal_column("'human'")])
 _HAS_TOKENS = jobs.c.prompt_tokens + jobs.c.completion_tokens > 0
 # A report may read many rows. The bound leaves connections of the pool to other reads.
 MAX_PARALLEL_REPORTS = 2
@@ -67,13 +67,9 @@ class SqlUsageRecords:
 
     async def record(self, job: Job) -> None:
         """See `accounts.UsageRecords`."""
-        dimensions = {name: getattr(job, name) for name in _DIMENSIONS} | {"status": STALE}
-
-        def insert(tx: Tx) -> None:
-            totals = msgspec.structs.asdict(totals_of(job)) | {"jobs": 0}
-            tx.conn.execute(sa.insert(past_usage).values({"hour": tx.now // HOUR_US * HOUR_US} | dimensions | totals))
-
-        await self._database.write(insert)
+        totals = msgspec.structs.replace(totals_of(job), jobs=0)
+        stale = msgspec.structs.replace(job, status=STALE)
+        await self._database.write(lambda tx: _add(tx, tx.now, stale, totals))
 
     async def report(self, query: UsageQuery) -> tuple[list[UsageRow], UsageTotals]:
         """See `accounts.UsageRecords`."""
@@ -91,18 +87,14 @@ class SqlUsageRecords:
         return usage, UsageTotals(**{name: rows[0][f"all_{name}"] for name in _TOTALS})
 
 
-def add_to_past_usage(tx: Tx, job_ids: Sequence[str]) -> None:
-    """Add jobs that are about to be deleted to the sums of their hours."""
-    new = tx.conn.execute(_jobs_by_hour(jobs.c.id.in_(job_ids))).all()
-    same = [past_usage.c[name].in_({getattr(row, name) for row in new}) for name in ("hour", "token_id", "model")]
-    columns = [past_usage.c[name] for name in _COLUMNS]
-    old = tx.conn.execute(sa.delete(past_usage).where(*same).returning(*columns)).all()
-    sums = dict[tuple[Any, ...], tuple[int, ...]]()
-    for row in (*old, *new):
-        group, totals = tuple(row[: len(_GROUP)]), row[len(_GROUP) :]
-        sums[group] = tuple(map(add, sums[group], totals)) if group in sums else tuple(totals)
-    rows = [dict(zip(_COLUMNS, group + totals, strict=True)) for group, totals in sums.items()]
-    tx.conn.execute(sa.insert(past_usage), rows)
+def count_ended(tx: Tx, job: Job) -> None:
+    """Add a job that has just ended to the sums of its hour. It never changes again, so they stay right."""
+    _add(tx, job.created_at, job, totals_of(job))
+
+
+def _add(tx: Tx, time: int, job: Job, totals: UsageTotals) -> None:
+    group = (time // HOUR_US * HOUR_US, *(getattr(job, name) for name in _DIMENSIONS))
+    tx.add_to_sum(usage_hours, group, msgspec.structs.astuple(totals))
 
 
 def _jobs_by_hour(*conditions: ColumnElement[bool]) -> sa.Select[Any]:
@@ -138,21 +130,11 @@ def _report_statement(query: UsageQuery) -> sa.Select[Any]:
 
 
 def _usage(query: UsageQuery) -> sa.CTE:
-    """Return the usage by hour of stored and of deleted jobs."""
-    present = _jobs_by_hour(*_conditions(query, jobs.c.created_at, jobs.c), jobs.c.id >= _oldest_id(query.since))
-    past = sa.select(*(past_usage.c[name] for name in _COLUMNS))
-    past = past.where(*_conditions(query, past_usage.c.hour, past_usage.c))
-    return sa.union_all(present, past).cte("usage")
-
-
-def _oldest_id(since: int) -> str:
-    """Return a lower bound for the ids of jobs created since then, so that the primary key limits the scan.
-
-    Ids are UUIDs whose first 48 bits are milliseconds since 1970 (RFC 9562, version 7). A job's row may be written up
-    to a day after its id was generated.
-    """
-    milliseconds = max(0, since - DAY_US) // 1000
-    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}"
+    """Return the usage by hour of the jobs that have not ended, and of those that have, from their sums."""
+    unfinished = _jobs_by_hour(_UNFINISHED, *_conditions(query, jobs.c.created_at, jobs.c))
+    ended = sa.select(*(usage_hours.c[name] for name in _COLUMNS))
+    ended = ended.where(*_conditions(query, usage_hours.c.hour, usage_hours.c))
+    return sa.union_all(unfinished, ended).cte("usage")
 
 
 def _conditions(query: UsageQuery, time: ColumnElement[int], columns: Any) -> list[ColumnElement[bool]]:

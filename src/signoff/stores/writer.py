@@ -1,20 +1,26 @@
 """Group commit without a timer: when a transaction ends, the next one starts with all operations that wait."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
+from operator import add, itemgetter
 from typing import Any, TypeVar
 
 import msgspec
 import structlog
 from sqlalchemy import Connection, Dialect, Table, bindparam, insert
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
+from signoff.core.fingerprint import fingerprint
 from signoff.errors import Overloaded, SignoffError
 from signoff.store import Topic
 from signoff.stores.json_column import JsonColumn
 
 T = TypeVar("T")
+# Processes on one PostgreSQL add to sums of their own, mostly, so that they do not wait for each other's commits.
+SHARDS = 16
 log = structlog.get_logger()
 
 
@@ -29,10 +35,29 @@ class Tx(msgspec.Struct):
     now: int
     changes: list[tuple[Topic, str]] = []
     _added: dict[Table, list[dict[str, Any]]] = {}
+    _sums: dict[Table, dict[tuple[Any, ...], tuple[int, ...]]] = {}
 
     def add(self, table: Table, row: dict[str, Any]) -> None:
         """Add a row. It is inserted with those of the whole group, at its end or when an operation calls `flush`."""
         self._added.setdefault(table, []).append(row)
+
+    def add_to_sum(self, table: Table, group: tuple[Any, ...], amounts: tuple[int, ...]) -> None:
+        """Add `amounts` to the row of `group` in a table of sums, at the end of the whole group of operations.
+
+        The columns of the table are `key`, those of `group`, and those of `amounts`.
+        """
+        sums = self._sums.setdefault(table, {})
+        sums[group] = tuple(map(add, sums[group], amounts)) if group in sums else amounts
+
+    def flush_sums(self) -> None:
+        """Write the sums. Rows that other processes may update too are locked in the order of their keys."""
+        for table, sums in self._sums.items():
+            text, names = _sum_statement(table, self.conn.dialect)
+            columns = [column.name for column in table.c]
+            shard = os.getpid() % SHARDS if self.conn.dialect.name == "postgresql" else 0
+            rows = [dict(zip(columns, (_key_of(shard, group), *group, *sums[group]), strict=True)) for group in sums]
+            rows.sort(key=itemgetter("key"))
+            self.conn.exec_driver_sql(text, [tuple(map(row.__getitem__, names)) for row in rows])
 
     def flush(self) -> None:
         """Insert the rows that were added so far."""
@@ -129,6 +154,7 @@ def _no_operation() -> Waiting:
 def _run_all(tx: Tx, group: Sequence[Waiting]) -> list[Any]:
     results = [None if done.cancelled() else _run_one(tx, operation) for operation, done in group]
     tx.flush()
+    tx.flush_sums()
     return results
 
 
@@ -149,6 +175,20 @@ def _resolve(group: Sequence[Waiting], results: Sequence[Any]) -> None:
             done.set_exception(result)
         else:
             done.set_result(result)
+
+
+@lru_cache(maxsize=4)
+def _sum_statement(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...]]:
+    """Return the statement that adds to a row of sums or inserts it, and its columns in order."""
+    insert_into = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect.name]
+    statement = insert_into(table).values({column.name: bindparam(column.name) for column in table.c})
+    sums = {column.name: column + statement.excluded[column.name] for column in table.c if column.info.get("sum")}
+    compiled = statement.on_conflict_do_update(index_elements=["key"], set_=sums).compile(dialect=dialect)
+    return str(compiled), tuple(compiled.positiontup or ())
+
+
+def _key_of(shard: int, group: tuple[Any, ...]) -> str:
+    return f"{shard}:{fingerprint(msgspec.json.encode(group))}"
 
 
 @lru_cache(maxsize=64)

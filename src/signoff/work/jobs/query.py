@@ -12,6 +12,8 @@ from signoff.errors import JobFailed, JobNotFound, JobPending, ReviewPending
 from signoff.work.services import Services
 
 MAX_CANDIDATES = 20
+# A count costs as much as the rows that it counts, so that of a long history ends here.
+MAX_COUNT = 10_000
 
 
 async def get_job(services: Services, caller: Caller, job_id: str) -> Job:
@@ -55,19 +57,27 @@ async def wait_for_end(services: Services, caller: Caller, job_id: str, seconds:
     return redacted(caller, await wait_until(services, job_id, seconds, lambda job: job.is_terminal))
 
 
-async def list_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> tuple[list[Job], int]:
-    """Return a page of the jobs that `caller` may see, and the number of all that match."""
-    return await page_of_jobs(services, caller, job_filter), await count_jobs(services, caller, job_filter)
+class JobCount(msgspec.Struct, frozen=True):
+    """Number of jobs, as far as they were counted."""
+
+    number: int
+    """The number of jobs, at most MAX_COUNT."""
+    is_capped: bool
+    """True if there are more jobs."""
+
+    def __str__(self) -> str:
+        return f"{self.number:,}+" if self.is_capped else f"{self.number:,}"
 
 
-async def page_of_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> list[Job]:
+async def list_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> list[Job]:
     """Return a page of the jobs that `caller` may see."""
     return [redacted(caller, job) for job in await services.store.jobs.list(_visible_to(caller, job_filter))]
 
 
-async def count_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> int:
-    """Return the number of matching jobs that `caller` may see."""
-    return await services.store.jobs.count(_visible_to(caller, job_filter))
+async def count_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> JobCount:
+    """Return the number of matching jobs that `caller` may see; counting stops at MAX_COUNT."""
+    number = await services.store.jobs.count(_visible_to(caller, job_filter), at_most=MAX_COUNT + 1)
+    return JobCount(min(number, MAX_COUNT), number > MAX_COUNT)
 
 
 def _visible_to(caller: Caller, job_filter: JobFilter) -> JobFilter:

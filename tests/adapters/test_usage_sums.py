@@ -1,0 +1,101 @@
+"""Sums of usage by hour: equal to the rows of the jobs that have ended, in whatever way they ended."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from signoff.core.usage import UsageQuery, UsageTotals
+from signoff.stores.schema import usage_hours
+from signoff.stores.sql import SqlStore
+from signoff.stores.usage import _UNFINISHED, _jobs_by_hour
+from support.stores import a_job, a_step, leased, opened, rows, together
+
+pytestmark = pytest.mark.anyio
+
+USED = {"prompt_tokens": 3, "completion_tokens": 2, "cost_nanodollars": 7, "generation_us": 5}
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the address of an empty database."""
+    return f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[SqlStore]:
+    """Yield an empty store."""
+    async with opened(url) as store:
+        yield store
+
+
+async def sums_by_group(store: SqlStore) -> dict[tuple[object, ...], tuple[int, ...]]:
+    """Return the totals of `usage_hours` by hour and dimensions."""
+    columns = [column for column in usage_hours.c if column.name != "key"]
+    totals = len(UsageTotals.__struct_fields__)
+    sums = dict[tuple[object, ...], tuple[int, ...]]()
+    for row in await rows(store, sa.select(*columns)):
+        values = tuple(row.values())
+        group, amounts = values[:-totals], values[-totals:]
+        sums[group] = tuple(map(sum, zip(sums.get(group, (0,) * totals), amounts, strict=True)))
+    return sums
+
+
+async def totals_of_rows(store: SqlStore) -> dict[tuple[object, ...], tuple[int, ...]]:
+    """Return the totals of the rows of jobs that have ended, by hour and dimensions."""
+    totals = len(UsageTotals.__struct_fields__)
+    values = [tuple(row.values()) for row in await rows(store, _jobs_by_hour(~_UNFINISHED))]
+    return {row[:-totals]: row[-totals:] for row in values}
+
+
+async def test_the_sums_equal_the_rows_of_the_jobs_that_have_ended(store: SqlStore, url: str) -> None:
+    jobs = store.jobs
+    # given calls that have ended, in parallel, through two processes
+    async with opened(url) as other:
+        for each in (store, other):
+            commits = [
+                await each.jobs.insert_ended(a_job(**USED, status="success", model=model), actor="a", verbs=["submit"])
+                for model in ["a", "b"] * 20
+            ]
+            await together(commits)
+    # and jobs that succeed, fail, are cancelled, are retried, and are still held
+    for verb in ("succeed", "fail", "cancel", "retry", "hold"):
+        job = await leased(store)
+        await jobs.transition(job.id, a_step(verb, changes=dict(USED)))
+    # and a run whose failure cancels its step
+    run = await leased(store, pipeline_id=1)
+    step = a_job(parent_id=run.id, node="0", lease="step", **USED)
+    await store.runs.add_step(step, actor="w", run_lease="mine", lease_seconds=60)
+    await jobs.transition(run.id, a_step("fail", changes={}))
+    # and a hit
+    await jobs.insert(a_job(status="success", cache="hit"), actor="ann", verb="hit")
+    # then each is counted once
+    sums = await sums_by_group(store)
+    assert sums == await totals_of_rows(store)
+    assert sum(amounts[0] for amounts in sums.values()) == 80 + 3 + 2 + 1
+    # and a report has those that have not ended too
+    assert (await store.usage.report(UsageQuery()))[1].jobs == 80 + 3 + 2 + 1 + 2
+    # and deleting the jobs changes no sum
+    while await jobs.purge(-60, 10):
+        pass
+    assert await sums_by_group(store) == sums
+
+
+async def test_a_transition_that_is_refused_counts_nothing(store: SqlStore) -> None:
+    job = await leased(store)
+    await store.jobs.transition(job.id, a_step("succeed"))
+    sums = await sums_by_group(store)
+    for verb in ("succeed", "fail", "cancel"):
+        with pytest.raises(Exception, match="is not possible now"):
+            await store.jobs.transition(job.id, a_step(verb))
+    assert await sums_by_group(store) == sums
+
+
+async def test_each_hour_and_model_has_one_row(store: SqlStore) -> None:
+    for model in ["a", "b"] * 4:
+        await (await store.jobs.insert_ended(a_job(status="success", model=model), actor="a", verbs=["submit"]))
+    stored = await rows(store, sa.select(usage_hours.c.hour, usage_hours.c.model))
+    assert len(stored) == len({(row["hour"], row["model"]) for row in stored})
