@@ -23,7 +23,7 @@ from signoff.core.tokens import Usage
 from signoff.core.usage import DAY_US
 from signoff.runtime.broadcast import Broadcast
 from signoff.store import TransitionRequest
-from signoff.stores.schema import jobs
+from signoff.stores.schema import usage_hours
 from signoff.work.admin.people import identify
 from signoff.work.admin.usage import add_price
 from signoff.work.call import answer_call, begin_call
@@ -277,7 +277,7 @@ async def test_a_report_without_since_covers_the_last_month(server: Live) -> Non
     await server.ask("POST", "/v1/chat/completions", token, json=chat("hello"))
     await usage_report(server, token, 1)
 
-    older = sa.update(jobs).values(created_at=jobs.c.created_at - 32 * DAY_US)
+    older = sa.update(usage_hours).values(hour=usage_hours.c.hour - 32 * DAY_US)
     await execute(server.services.store, older)  # type: ignore[arg-type]
 
     await usage_report(server, token, 0)

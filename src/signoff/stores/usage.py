@@ -122,19 +122,21 @@ def _sum(column: ColumnElement[Any]) -> ColumnElement[int]:
 
 def _report_statement(query: UsageQuery) -> sa.Select[Any]:
     """Return a query for a page of rows, each with the totals of all: one statement reads one snapshot."""
-    usage = _usage(query)
-    page = _page(query, usage).subquery("page")
-    total = sa.select(*(_sum(usage.c[name]).label(f"all_{name}") for name in _TOTALS)).subquery("total")
+    groups = _groups(query).cte("groups")
+    order = _nulls_first([groups.c[f"by_{name}"] for name in query.by])
+    page = sa.select(*groups.c).order_by(*order).offset(query.offset).limit(query.limit).subquery("page")
+    total = sa.select(*(_sum(groups.c[name]).label(f"all_{name}") for name in _TOTALS)).subquery("total")
     order = _nulls_first([page.c[f"by_{name}"] for name in query.by])
-    return sa.select(*page.c, *total.c).select_from(total.outerjoin(page, sa.true())).order_by(*order)
+    columns: list[ColumnElement[Any]] = [*page.c, *total.c]
+    return sa.select(*columns).select_from(total.outerjoin(page, sa.true())).order_by(*order)
 
 
-def _usage(query: UsageQuery) -> sa.CTE:
+def _usage(query: UsageQuery) -> sa.Subquery:
     """Return the usage by hour of the jobs that have not ended, and of those that have, from their sums."""
     unfinished = _jobs_by_hour(_UNFINISHED, *_conditions(query, jobs.c.created_at, jobs.c))
     ended = sa.select(*(usage_hours.c[name] for name in _COLUMNS))
     ended = ended.where(*_conditions(query, usage_hours.c.hour, usage_hours.c))
-    return sa.union_all(unfinished, ended).cte("usage")
+    return sa.union_all(unfinished, ended).subquery("usage")
 
 
 def _conditions(query: UsageQuery, time: ColumnElement[int], columns: Any) -> list[ColumnElement[bool]]:
@@ -148,19 +150,20 @@ def _conditions(query: UsageQuery, time: ColumnElement[int], columns: Any) -> li
     return conditions
 
 
-def _page(query: UsageQuery, usage: sa.CTE) -> sa.Select[Any]:
+def _groups(query: UsageQuery) -> sa.Select[Any]:
+    """Return a query for the totals of all groups."""
+    usage = _usage(query)
     dimensions = [_dimension(name, usage).label(f"by_{name}") for name in query.by]
     totals = (_sum(usage.c[name]).label(name) for name in _TOTALS)
     source = sa.outerjoin(usage, users, users.c.id == usage.c.user_id) if "user" in query.by else usage
-    page = sa.select(*dimensions, *totals).select_from(source).group_by(*dimensions)
-    return page.order_by(*_nulls_first(dimensions)).offset(query.offset).limit(query.limit)
+    return sa.select(*dimensions, *totals).select_from(source).group_by(*dimensions)
 
 
 def _nulls_first(columns: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
     return [column.nulls_first() for column in columns]
 
 
-def _dimension(name: Dimension, usage: sa.CTE) -> ColumnElement[Any]:
+def _dimension(name: Dimension, usage: sa.Subquery) -> ColumnElement[Any]:
     match name:
         case "user":
             return users.c.email
