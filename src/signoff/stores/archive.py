@@ -190,15 +190,28 @@ class Member:
         self._padding_bytes = -info.size % BLOCK
         self._stream = stream
         self._digest = hashlib.sha256()
+        self._ahead = b""
+        self._position = 0
+        """Number of bytes of `_ahead` that were returned already."""
 
     def read(self, size_bytes: int) -> bytes:
         """Return the next `size_bytes`. Raises BadBackup if there are fewer."""
         if size_bytes > self.left_bytes:
             raise _damaged(self._stream.path)
-        data = self._stream.read(size_bytes)
+        if self._position + size_bytes > len(self._ahead):
+            self._read_ahead(size_bytes)
+        data = self._ahead[self._position : self._position + size_bytes]
+        self._position += size_bytes
         self.left_bytes -= size_bytes
-        self._digest.update(data)
         return data
+
+    def _read_ahead(self, size_bytes: int) -> None:
+        """Read at least `size_bytes`, and a megabyte if there is one, because most rows are small."""
+        rest = self._ahead[self._position :]
+        size = min(max(size_bytes, CHUNK_BYTES), self.left_bytes) - len(rest)
+        data = self._stream.read(size)
+        self._digest.update(data)
+        self._ahead, self._position = rest + data, 0
 
     def read_all(self, limit_bytes: int) -> bytes:
         """Return the whole rest. Raises BadBackup if it is larger than `limit_bytes`."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from signoff.stores.archive import (
 from signoff.stores.clock import now_us
 from signoff.stores.migrations import check_schema, current, is_known, migrate_schema
 from signoff.stores.schema import metadata
+from signoff.stores.writer import insert_statement
 
 FETCHED_ROWS = 50  # few, because one row can be large
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -114,9 +116,11 @@ def _insert_rows(conn: Connection, path: Path, manifest: Manifest, tables: dict[
     for member in members(path):
         name = member.name.partition("/")[0]
         if name in tables:
-            stored, columns = _with_stored_types(tables[name]), manifest.tables[name].columns
+            columns = manifest.tables[name].columns
+            text, names, _ = insert_statement(tables[name], conn.dialect)
+            in_order = itemgetter(*map(columns.index, names))  # each table has several columns
             for batch in _batches(member, _row_type(tables[name], columns)):
-                conn.execute(sa.insert(stored), [dict(zip(columns, row, strict=True)) for row in batch])
+                conn.exec_driver_sql(text, [in_order(row) for row in batch])
                 rows[name] += len(batch)
         if member.name != MANIFEST and manifest.members.get(member.name) != member.digest():
             raise BadBackup(f"{path} changed while it was read; try again.")

@@ -63,7 +63,7 @@ class Tx(msgspec.Struct):
         """Insert the rows that were added so far."""
         added, self._added = self._added, {}
         for table, rows in added.items():
-            text, names, json_names = _insert_statement(table, self.conn.dialect)
+            text, names, json_names = insert_statement(table, self.conn.dialect)
             for row in rows:
                 row.update((name, msgspec.json.encode(row[name])) for name in json_names if row.get(name) is not None)
             self.conn.exec_driver_sql(text, [tuple(map(row.get, names)) for row in rows])
@@ -192,7 +192,7 @@ def _key_of(shard: int, group: tuple[Any, ...]) -> str:
 
 
 @lru_cache(maxsize=64)
-def _insert_statement(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+def insert_statement(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """Return the statement that inserts whole rows, its columns in order, and those whose values are JSON.
 
     It goes to the driver directly: SQLAlchemy's processing of each value would double the cost of a row.
