@@ -208,6 +208,18 @@ def test_a_function_is_short() -> None:
     assert {name: size for name, size in sizes.items() if size > LONGEST_FUNCTION} == {}
 
 
+def test_no_loop_only_passes_on_what_another_generator_yields() -> None:
+    """Each such layer costs every chunk of every answer; see docs/decisions/022."""
+    offences = [
+        f"{name}:{node.lineno}"
+        for name, tree in modules().items()
+        for node in nodes(tree)
+        if isinstance(node, ast.For | ast.AsyncFor)
+        and [ast.unparse(statement) for statement in node.body] == [f"yield {ast.unparse(node.target)}"]
+    ]
+    assert not offences
+
+
 def test_no_module_or_class_has_a_meaningless_name() -> None:
     names = {part for module in modules() for part in Path(module).with_suffix("").parts}
     classes = {node.name for tree in modules().values() for node in nodes(tree) if isinstance(node, ast.ClassDef)}
