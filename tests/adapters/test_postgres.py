@@ -25,8 +25,9 @@ from signoff.core.price import Price
 from signoff.errors import BadRequest, Overloaded, SchemaOutdated
 from signoff.store import Topic
 from signoff.stores import postgres, postgres_changes, quotas, schema
+from signoff.stores.changes import pack
 from signoff.stores.postgres import Postgres
-from signoff.stores.postgres_changes import MAX_PAYLOAD_BYTES, MAX_UNSENT, PostgresChangeFeed, payloads
+from signoff.stores.postgres_changes import MAX_PAYLOAD_BYTES, MAX_UNSENT, PostgresChangeFeed
 from signoff.stores.sql import SqlStore
 from signoff.stores.writer import Tx
 from support.stores import (
@@ -566,7 +567,7 @@ async def test_an_address_may_contain_common_client_options(postgres_url: str) -
 def test_payloads_stay_below_the_servers_limit_and_lose_nothing() -> None:
     names = [f"job-{number:05}-é" for number in range(3000)]
 
-    packed = payloads([("job", name) for name in names])
+    packed = pack([("job", name) for name in names], MAX_PAYLOAD_BYTES)
 
     assert [line for payload in packed for line in payload.split("\n")] == [f"job {name}" for name in names]
     assert max(len(payload.encode()) for payload in packed) <= MAX_PAYLOAD_BYTES < 8000
@@ -574,8 +575,8 @@ def test_payloads_stay_below_the_servers_limit_and_lose_nothing() -> None:
 
 
 def test_a_name_that_is_too_long_for_a_payload_becomes_any() -> None:
-    assert payloads([("job", "x" * 9000), ("job", "y")]) == ["any \njob y"]
-    assert payloads([]) == []
+    assert pack([("job", "x" * 9000), ("job", "y")], MAX_PAYLOAD_BYTES) == ["any \njob y"]
+    assert pack([], MAX_PAYLOAD_BYTES) == []
 
 
 async def test_too_many_unsent_changes_become_any() -> None:

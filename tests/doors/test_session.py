@@ -134,10 +134,10 @@ async def test_the_first_page_reads_only_what_it_shows_from_the_store(tmp_path: 
     async with live(tmp_path) as server:
         headers, jobs, calls = await session_headers(server), server.services.store.jobs, list[str]()
 
-        def recorded(name: str, read: Callable[[JobFilter], Awaitable[Any]]) -> Any:
-            def record(filters: JobFilter) -> Awaitable[Any]:
+        def recorded(name: str, read: Callable[..., Awaitable[Any]]) -> Any:
+            def record(filters: JobFilter, **more: int) -> Awaitable[Any]:
                 calls.append(name)
-                return read(filters)
+                return read(filters, **more)
 
             return record
 

@@ -106,8 +106,8 @@ class MemoryJobs:
     async def count(self, filters: JobFilter, *, at_most: int) -> int:
         def read(_: Tx) -> int:
             matching = self._matching(filters)
-            found = (job for job in matching if filters.after_id is None or _is_after(job, filters))
-            return sum(1 for _ in islice(found, at_most))
+            later = (job for job in matching if filters.after_id is None or _is_after(job, filters))
+            return sum(1 for _ in islice(later, at_most))
 
         return await self._connection.send(read, writes=False)
 

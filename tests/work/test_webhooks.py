@@ -408,7 +408,9 @@ async def test_a_webhook_secret_is_never_stored_or_logged_in_plain_text(
         await delivery_when(server, token, job_id, state="failed")
         paths = (f"/job?id={job_id}", "/jobs", f"/api/jobs/{job_id}", f"/api/jobs/{job_id}/events")
         responses = [str(await server.ask("GET", path, admin)) for path in (*paths, f"/api/jobs/{job_id}/deliveries")]
-        files = [path for path in (tmp_path / "data").iterdir() if path.name.startswith("signoff.db")]
+        files = [
+            path for path in (tmp_path / "data").iterdir() if path.name.startswith("signoff.db") and path.is_file()
+        ]
         stored = b"".join(path.read_bytes() for path in files)
     key = SECRET.removeprefix("whsec_")
     assert job_id.encode() in stored

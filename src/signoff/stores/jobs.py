@@ -172,8 +172,8 @@ class SqlJobs:
 
     async def count(self, filters: JobFilter, *, at_most: int) -> int:
         """See `store.Jobs`."""
-        found = sa.select(jobs.c.id).where(*_conditions(filters)).limit(at_most).subquery()
-        query = sa.select(sa.func.count()).select_from(found)
+        matching = sa.select(jobs.c.id).where(*_conditions(filters)).limit(at_most).subquery()
+        query = sa.select(sa.func.count()).select_from(matching)
         return await self._database.read(lambda conn, _: conn.execute(query).scalar_one())
 
     async def events(self, job_id: str) -> list[Event]:

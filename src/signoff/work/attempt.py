@@ -94,7 +94,10 @@ async def _outcome(services: Services, attempt: Attempt, perform: Perform) -> An
     except RunParked:
         raise
     except Exception as error:  # noqa: BLE001 -- any error must settle the job
-        return to_caller_error(error, attempt.job)
+        failure = to_caller_error(error, attempt.job)
+        # Its frames hold parts of the answer and, as the outcome of the attempt, would refer to themselves.
+        failure.__traceback__ = failure.__cause__ = failure.__context__ = None
+        return failure
 
 
 async def _ask_model(services: Services, attempt: Attempt) -> None:
