@@ -515,6 +515,30 @@ async def test_the_answer_to_a_reviewers_edited_request_is_not_cached(tmp_path: 
             assert (await ask(server, token, f"/api/cache{CHAT}", body))[1] == []
 
 
+async def test_the_answer_to_a_retry_of_a_reviewers_edited_request_is_not_cached(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (server, upstream):
+        await server.model("m", kind="openai", url=upstream.url, review="always")
+        token, reviewer = await server.token(), await server.token("reviewer")
+        # given a job whose request a reviewer has edited, and whose second answer was rejected
+        task = asyncio.ensure_future(at_openai(server, token))
+        job_id = (await held_job(server, reviewer))["job_id"]
+        redo = {"id": job_id, "status": "bot", "payload": chat("other", "m", temperature=0)}
+        assert (await server.ask("POST", "/reviewJob", reviewer, json=redo))[0] == 200
+        await server.job_when(reviewer, job_id, lambda job: job["status"] == "human" and job["round"] == 2)
+        assert (await server.ask("POST", "/reviewJob", reviewer, json={"id": job_id, "status": "fail"}))[0] == 200
+        assert (await task)[0] == 403
+        # when its owner retries it, and the answer to the edited request is approved
+        _, retried = await server.ask("POST", f"/api/jobs/{job_id}/retry", token)
+        await server.job_when(reviewer, retried["job_id"], lambda job: job["status"] == "human")
+        approve = {"id": retried["job_id"], "status": "success"}
+        assert (await server.ask("POST", "/reviewJob", reviewer, json=approve))[0] == 200
+        # then the caller's own request does not get it
+        job = await server.job_when(token, retried["job_id"], lambda job: job["status"] == "success")
+        assert job["cache"] == "bypass"
+        for text in ("hello", "other"):
+            assert (await ask(server, token, f"/api/cache{CHAT}", chat(text, "m", temperature=0)))[1] == []
+
+
 async def test_after_an_unchanged_second_round_its_answer_is_cached(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, upstream):
         await server.model("m", kind="openai", url=upstream.url, review="always")

@@ -48,7 +48,8 @@ def copy_for_retry(services: Services, caller: Caller, old: Job) -> Job:
         pipeline_version=old.pipeline_version,
         key_id=old.key_id,
         max_attempts=services.rules.later_attempts,
-        # A retry skips the lookup, and its answer replaces the cached one.
-        cache=old.cache if old.pipeline_id is not None else "bypass" if old.cache_key is None else "miss",
+        # A retry skips the lookup, and its answer replaces the cached one. One that bypassed the cache does so again: a
+        # reviewer may have edited its request, so that its key is that of another request.
+        cache="miss" if old.pipeline_id is None and old.cache == "hit" else old.cache,
         cache_key=old.cache_key,
     )
