@@ -71,5 +71,5 @@ def _strip_root_path(scope: Scope) -> Scope:
 
 to_stderr()
 app = Application()
-# What `signoff serve` serves.
+# The application of `signoff serve`, which has the process for itself.
 served = Application(owns_process=True)

@@ -93,7 +93,7 @@ def serve(
     out.print(run(settings, lambda services: _welcome(services, address)))
     os.environ["SIGNOFF_NO_WORK"] = "1" if no_work else "0"
     os.environ["SIGNOFF_HOST"] = settings.host  # the serving processes check if it is a loopback address
-    options: dict[str, Any] = UVICORN_OPTIONS | {"proxy_headers": "FORWARDED_ALLOW_IPS" in os.environ}  # other hosts
+    options: dict[str, Any] = UVICORN_OPTIONS | {"proxy_headers": "FORWARDED_ALLOW_IPS" in os.environ}
     config = uvicorn.Config("signoff.asgi:served", workers=workers, **options)
     if workers > 1:
         Multiprocess(config, [server_socket]).run()

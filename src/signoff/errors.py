@@ -31,7 +31,7 @@ and the message of an error that is raised without one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class SignoffError(Exception):
@@ -52,6 +52,12 @@ class SignoffError(Exception):
         super().__init__(message or (type(self).__doc__ or "").partition("\n")[0])
         self.message = str(self.args[0])
         self.job_id = job_id
+
+    def copy(self) -> Self:
+        """Return an equal error that was never raised: one that several callers get would refer to their frames."""
+        equal = type(self).__new__(type(self), *self.args)
+        equal.__dict__.update(self.__dict__)
+        return equal
 
 
 class BadRequest(SignoffError):

@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Path("data")
-    """Directory of the SQLite file, the encryption key, and the sockets of models."""
+    """Directory of the SQLite file, the encryption key, and sockets of processes and models."""
     database_url: str | None = Field(None, pattern="^(postgresql://|sqlite:///).")
     """URL of the database, postgresql://… or sqlite:///…; none: a SQLite file in data_dir."""
     amqp_url: str | None = Field(None, pattern="^amqps?://.")

@@ -76,6 +76,26 @@ async def test_a_process_that_was_killed_is_forgotten(folder: Path, feeds: tuple
     assert not (folder / "killed").exists()
 
 
+async def test_what_is_no_socket_in_the_folder_is_left_alone_and_fails_no_write(tmp_path: Path) -> None:
+    folder = tmp_path / "store.db-sockets"
+    (folder / "directory").mkdir(parents=True)
+    (folder / "file").write_text("mine")
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    async with opened(url) as store, listening(url) as (_, recorder):
+        job = await inserted(store)
+        await recorder.hears(("job", job.id))
+    assert (folder / "file").read_text() == "mine"
+    assert (folder / "directory").is_dir()
+
+
+async def test_a_process_whose_own_socket_failed_still_tells_the_others(feeds: tuple[Feed, Feed], folder: Path) -> None:
+    mute = Feed(folder)
+    mute.feed.publish([("job", "a")])
+    for feed in feeds:
+        await feed.has(("job", "a"))
+    mute.feed.close()
+
+
 async def test_a_process_that_missed_something_is_told_so_when_it_can_take_more(feeds: tuple[Feed, Feed]) -> None:
     one, other = feeds
     for number in range(20_000):  # the loop reads none of them meanwhile

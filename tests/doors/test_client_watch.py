@@ -23,6 +23,10 @@ class Connection:
         self.is_gone = False
         self.on_gone = set[Callable[[], None]]()
 
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the connection is lost."""
+        self.on_gone.add(callback)
+
     def lose(self) -> None:
         """Lose the connection."""
         self.is_gone = True
@@ -84,6 +88,16 @@ async def test_a_client_that_has_left_before_cancels_the_work_at_its_first_wait(
     client.leave()
     async with client.watch():
         await asyncio.Event().wait()
+
+
+@TELLS
+async def test_a_client_that_has_left_before_does_not_disturb_work_that_never_waits(*, tells: bool) -> None:
+    client = Client(tells=tells)
+    client.leave()
+    async with client.watch():
+        pass
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 @TELLS

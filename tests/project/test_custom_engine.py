@@ -54,6 +54,7 @@ def test_the_engine_of_the_page_is_installed_and_called(tmp_path: Path) -> None:
     [
         ("import nothing_that_there_is", "shout", "No module named 'nothing_that_there_is'"),
         ("class Other: ...", "shout", "ShoutEngine"),
+        ("class ShoutEngine:\n    async def answer(self, *_):\n        yield b''", "shout", "yields its answer"),
         ("class ShoutEngine: ...", "echo", "The kind echo of shout:ShoutEngine exists already"),
     ],
 )

@@ -24,17 +24,20 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "stream"),
+    ("behaviour", "stream", "text"),
     [
-        ("hang-before-headers", False),
-        ("hang-before-headers", True),
-        ("hang-mid-body", False),
-        ("hang-mid-stream", True),
+        ("hang-before-headers", False, "hello"),
+        ("hang-before-headers", False, "a body that is read in parts" * 10_000),
+        ("hang-before-headers", True, "hello"),
+        ("hang-mid-body", False, "hello"),
+        ("hang-mid-stream", True, "hello"),
     ],
+    ids=lambda value: value[:20] if isinstance(value, str) else None,
 )
 async def test_a_client_that_leaves_stops_the_upstream_within_a_second(
     behaviour: str,
     stream: bool,
+    text: str,
     tmp_path: Path,
 ) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
@@ -42,7 +45,7 @@ async def test_a_client_that_leaves_stops_the_upstream_within_a_second(
         await server.model("stuck", kind="openai", url=fake.at(behaviour))
         token = await server.token()
         task = asyncio.ensure_future(
-            server.ask("POST", "/v1/chat/completions", token, json=chat("hello", "stuck", stream=stream))
+            server.ask("POST", "/v1/chat/completions", token, json=chat(text, "stuck", stream=stream))
         )
         await fake.until_stuck()
         # when the client leaves

@@ -29,7 +29,7 @@ INTS = 2**31
 BIGINTS = 2**63 - 1
 # Key in a request's scope of the cached mapping from header name to first value.
 HEADERS = "signoff.headers"
-# Key in the extensions of a request's scope of its connection, which has `is_gone` and the callbacks `on_gone`.
+# Key in the extensions of a request's scope of its connection: a `server.serving.HttpConnection`.
 CONNECTION = "signoff.connection"
 LOOPBACK = ("127.0.0.1", "::1")
 T = TypeVar("T")
@@ -187,7 +187,8 @@ class ClientWatch:
 
     def __init__(self, services: Services, scope: Scope, receive: Receive) -> None:
         self._services = services
-        self._connection = scope.get("extensions", {}).get(CONNECTION)
+        extensions: dict[str, Any] = scope.get("extensions") or {}
+        self._connection = extensions.get(CONNECTION)
         self._receive = receive
         self._task: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -198,9 +199,9 @@ class ClientWatch:
         if self._connection is None:
             self._watcher = self._services.runtime.background.spawn(self._watch())
         elif self._connection.is_gone:
-            self._cancel()
+            asyncio.get_running_loop().call_soon(self._cancel)  # at the first wait of the block, if it has one
         else:
-            self._connection.on_gone.add(self._cancel)
+            self._connection.watch(self._cancel)
 
     async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
         task, self._task = self._task, None

@@ -1,6 +1,7 @@
 """Engines of installed packages: entry points of the group `signoff.engines`, each naming a class."""
 
 import importlib.metadata
+import inspect
 from collections.abc import Collection
 
 from signoff.engine import Engine
@@ -31,7 +32,12 @@ def load_plugins(reserved_kinds: Collection[str]) -> dict[str, Engine]:
         if point.name in reserved_kinds or point.name in engines:
             raise BadExtension(f"The kind {point.name} of {point.value} exists already: rename the entry point.")
         try:
-            engines[point.name] = point.load()()
+            engine = engines[point.name] = point.load()()
+            has_old_form = inspect.isasyncgenfunction(engine.answer)
         except Exception as error:
             raise BadExtension(f"The engine {point.name} ({point.value}) cannot be used: {error!r}") from error
+        if has_old_form:
+            raise BadExtension(
+                f"The engine {point.name} ({point.value}) yields its answer; return a body, or send events to the sink."
+            )
     return engines

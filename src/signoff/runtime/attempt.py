@@ -23,7 +23,7 @@ class Attempt:
     """The work of this process on one job, from the reservation to the recorded end.
 
     It is the sink of the engine: it keeps the answer, and passes the events of a stream on at once if it has a `sink`
-    itself. The last event waits, because the job must be settled before its caller sees the end.
+    itself. The last event waits until `send_last`, because the job must be settled before its caller sees the end.
 
     Times are the event loop's, in seconds. `started_at` and what follows it belong to the latest try: a waiting call
     tries again after a failure that may pass.
@@ -51,9 +51,11 @@ class Attempt:
         self.outcome: Answer | SignoffError | None = None
         """The answer or the error, once there is one."""
         self.is_reserved = False
-        """True once the limits of the job have been asked."""
+        """True once the job is known to be within its limits."""
         self.reservation: Reservation | None = None
         """The reservation under the limits; None if none applies."""
+        self.is_released = False
+        """True once the reservation is being settled."""
         self.is_counted = False
         """True once `job` has what the attempt used."""
         self.is_parked = False
@@ -62,27 +64,30 @@ class Attempt:
         """True once the lease is lost: the job was cancelled, or was rescued by another process."""
         self.arrived_at = _now()  # not the wall clock, which may be set
         self.started_at: float | None = None
-        self.began_at: float | None = None
+        self.first_byte_at: float | None = None
         """Time of the first byte of the answer."""
         self.ended_at: float | None = None
         self._task: asyncio.Task[object] | None = None
         self._size = 0
-        self._held_back: bytes | None = None
+        self._held_back = list[bytes]()
 
     @property
     def has_begun(self) -> bool:
         """True once a part of the answer has come."""
-        return self.began_at is not None
+        return self.first_byte_at is not None
 
     def start(self) -> None:
         """Record that a model is asked now, and discard what an earlier try brought."""
-        self.body, self._size, self._held_back = None, 0, None
+        self.body, self._size = None, 0
         self.events.clear()
-        self.started_at, self.began_at, self.ended_at = _now(), None, None
+        self._held_back.clear()
+        self.started_at, self.first_byte_at, self.ended_at = _now(), None, None
 
     async def send(self, events: Sequence[bytes]) -> None:
         """Keep the next events of the answer, and pass them on. Raises ModelGarbled if the answer is too large."""
-        if self.began_at is None:
+        if not events:
+            return
+        if self.first_byte_at is None:
             self._begin(events[0])
         self._size += sum(map(len, events))
         if self._size > MAX_ANSWER_BYTES:
@@ -90,24 +95,23 @@ class Attempt:
         self.events += events
         if self.sink is None:
             return
-        if is_last_event(events[-1]):
-            self._held_back, events = events[-1], events[:-1]
-        if events:
-            await self.sink.send(events)
+        end = 0 if self._held_back else next((i for i, event in enumerate(events) if is_last_event(event)), len(events))
+        self._held_back += events[end:]
+        if end:
+            await self.sink.send(events[:end])
 
     def take(self, body: bytes) -> None:
         """Keep a whole answer. Raises ModelGarbled if it is too large."""
         if len(body) > MAX_ANSWER_BYTES:
             raise ModelGarbled(f"The model's answer is larger than {MAX_ANSWER_BYTES} bytes.")
-        if self.began_at is None:
+        if self.first_byte_at is None:
             self._begin(None)
         self.body = body
 
     async def send_last(self) -> None:
-        """Pass on the event that was held back until the job was settled."""
-        if self.sink is not None and self._held_back is not None:
-            await self.sink.send([self._held_back])
-            self._held_back = None
+        """Pass on the last event, which was held back until the job was settled, and what came after it."""
+        if self.sink is not None and self._held_back:
+            await self.sink.send(self._held_back)
 
     def end(self) -> None:
         """Record the end of the answer. Later calls do nothing."""
@@ -126,7 +130,7 @@ class Attempt:
 
     def _begin(self, first_event: bytes | None) -> None:
         """Record what the first part of the answer tells: which model answers, and the id of a response."""
-        self.began_at = _now()
+        self.first_byte_at = _now()
         if self.slot is not None:
             self.slot.succeeded()
         if self.model != self.job.model:

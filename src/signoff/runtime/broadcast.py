@@ -19,14 +19,14 @@ class Broadcast:
         self._readers = 0
         self._changed = asyncio.Event()
 
-    async def fill(self, serve: Callable[[Sink], Awaitable[bytes | None]], cut_off: SignoffError) -> None:
-        """Wait for the answer of `serve`. Readers get `cut_off` if it ends in anything but a SignoffError."""
-        self._error = cut_off
+    async def fill(self, serve: Callable[[Sink], Awaitable[bytes | None]], interrupted: SignoffError) -> None:
+        """Wait for the answer of `serve`. Readers get `interrupted` if it ends in anything but a SignoffError."""
+        self._error = interrupted
         try:
             self._body = await serve(self)
             self._error = None
         except SignoffError as error:
-            self._error = error
+            self._error = error.copy()
         finally:
             self._is_ended = True
             self._wake_readers()
@@ -60,7 +60,7 @@ class Broadcast:
             if self._readers == 0 and not self._is_ended and self.task is not None:
                 self.task.cancel()
         if self._error is not None:
-            raise self._error
+            raise self._error.copy()
         return self._body
 
     @property

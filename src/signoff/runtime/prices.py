@@ -4,7 +4,6 @@ import structlog
 
 from signoff.accounts import UsageRecords
 from signoff.core.price import Price, Prices
-from signoff.errors import SignoffError
 from signoff.runtime.snapshot import Snapshot
 
 log = structlog.get_logger()
@@ -22,7 +21,7 @@ class PriceCache:
         """See `Prices.at`."""
         try:
             self._last = await self._snapshot.get()
-        except SignoffError as error:
+        except Exception as error:  # noqa: BLE001 -- an answer that has come must be recorded, also without its cost
             log.warning("price_lookup_failed", error=repr(error))
         return self._last.at(model, now)
 

@@ -9,6 +9,7 @@ import structlog
 from signoff.store import Store, Topic
 
 POLL_SECONDS = 0.5
+MIN_PAUSE_SECONDS = 0.02
 log = structlog.get_logger()
 
 
@@ -57,6 +58,7 @@ class JobWatcher:
             self._must_check.clear()
             if self._events:
                 await self.check()
+            await asyncio.sleep(MIN_PAUSE_SECONDS)
 
     async def check(self) -> None:
         """Set the events of all jobs that have changed."""

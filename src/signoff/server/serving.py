@@ -1,5 +1,6 @@
 """Settings of uvicorn for this application, and its HTTP connections."""
 
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -17,8 +18,16 @@ class HttpConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.on_gone = set[Any]()
+        self.on_gone = set[Callable[[], object]]()
         """Callbacks for when the connection is lost."""
+
+    def watch(self, callback: Callable[[], object]) -> None:
+        """Call `callback` when the client leaves, until it is taken from `on_gone`.
+
+        Go on reading, because uvicorn stops that at a large body, and the end of a connection is something to read.
+        """
+        self.on_gone.add(callback)
+        self.flow.resume_reading()
 
     def on_message_begin(self) -> None:
         """Start a request."""

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import socket
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from operator import add, itemgetter
 from typing import Any, TypeVar
 
@@ -54,7 +56,7 @@ class Tx(msgspec.Struct):
         for table, sums in self._sums.items():
             text, names = _sum_statement(table, self.conn.dialect)
             columns = [column.name for column in table.c]
-            shard = os.getpid() % SHARDS if self.conn.dialect.name == "postgresql" else 0
+            shard = _shard() if self.conn.dialect.name == "postgresql" else 0
             rows = [dict(zip(columns, (_key_of(shard, group), *group, *sums[group]), strict=True)) for group in sums]
             rows.sort(key=itemgetter("key"))
             self.conn.exec_driver_sql(text, [tuple(map(row.__getitem__, names)) for row in rows])
@@ -185,6 +187,12 @@ def _sum_statement(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...]
     sums = {column.name: column + statement.excluded[column.name] for column in table.c if column.info.get("sum")}
     compiled = statement.on_conflict_do_update(index_elements=["key"], set_=sums).compile(dialect=dialect)
     return str(compiled), tuple(compiled.positiontup or ())
+
+
+@cache
+def _shard() -> int:
+    """Return the shard of this process. Processes in containers often have the same id."""
+    return zlib.crc32(f"{socket.gethostname()} {os.getpid()}".encode()) % SHARDS
 
 
 def _key_of(shard: int, group: tuple[Any, ...]) -> str:

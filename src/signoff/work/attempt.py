@@ -47,7 +47,8 @@ class Recorder(Protocol):
 async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, perform: Perform) -> Job | None:
     """Answer the job of `attempt`, and return the settled job; None if another process has the job now.
 
-    The outcome is in `attempt.outcome`: errors are not raised. When cancelled, record that, unless the lease was lost.
+    The outcome is in `attempt.outcome`, also if it is an error. When cancelled, record that, unless the lease was lost.
+    Raises what the recorder raises if the outcome cannot be recorded.
 
     Args:
         services: The dependencies.
@@ -73,8 +74,10 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
         settled = None
     finally:
         attempt.serve_by(None)
-        await count_usage(services, attempt)
-        await release_reservation(services, attempt)
+        try:
+            await count_usage(services, attempt)
+        finally:
+            await release_reservation(services, attempt)
     if settled is None:
         log.info("job_lease_lost", job=attempt.job.id)
         record_wasted(services, attempt)

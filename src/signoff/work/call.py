@@ -189,7 +189,7 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
     if call.is_joined or call.shared is not None:
         return await _follow_shared(services, call, sink)
     body = await _serve(services, call, sink)
-    if _awaits_person(call.job):
+    if _awaits_person(call.job, body):
         return await await_review(services, call.job, call.ask, sink, with_usage=call.with_usage)
     return body
 
@@ -239,33 +239,37 @@ async def _read_together(services: Services, call: Call, sink: Sink) -> bytes | 
         body = await call.shared.read(sink)
     elif not call.is_joined:
         body = await _serve(services, call, sink)
-    if (call.is_joined and call.shared is None) or _awaits_person(await _reload_run(services, call)):
+    if (call.is_joined and call.shared is None) or _awaits_person(call.job, body):
         return await await_review(services, call.job, call.ask, sink, with_usage=call.with_usage)
     return body
 
 
-def _awaits_person(job: Job) -> bool:
-    """Return True if the caller waits for a review: the job may be held, or is a run that waits for its steps."""
-    return job.policy.may_hold or (job.pipeline_id is not None and not job.is_terminal)
-
-
-async def _reload_run(services: Services, call: Call) -> Job:
-    """Return the stored job if it is a run, which another call of this process may have parked; else the job."""
-    job = call.job
-    return job if job.pipeline_id is None else await load_job(services, job.id)
+def _awaits_person(job: Job, body: bytes | None) -> bool:
+    """Return True if the caller waits for a review: the job may be held, or is a run that was parked for its steps."""
+    return job.policy.may_hold or (job.pipeline_id is not None and body is None)
 
 
 async def _serve(services: Services, call: Call, sink: Sink) -> bytes | None:
     """Ask the model, and return its answer, or send its events at once; return nothing if the job may be held."""
     attempt, may_hold = call.inflight.attempt, call.job.policy.may_hold
     attempt.sink = None if may_hold else sink
-    settled = await run_attempt(services, attempt, CallRecorder(services, call.inflight), perform)
-    if settled is None:
-        raise failure_of_job(await load_job(services, call.job.id))
-    if isinstance(attempt.outcome, SignoffError):
-        raise attempt.outcome
-    attempt.job = settled
-    if may_hold or attempt.is_parked:
-        return None
-    await attempt.send_last()
-    return attempt.body
+    try:
+        settled = await run_attempt(services, attempt, CallRecorder(services, call.inflight), perform)
+        if settled is None:
+            raise failure_of_job(await load_job(services, call.job.id))
+        if isinstance(attempt.outcome, SignoffError):
+            raise _taken_failure(attempt)
+        attempt.job = settled
+        if may_hold or attempt.is_parked:
+            return None
+        await attempt.send_last()
+        return attempt.body
+    finally:
+        attempt.sink = None  # it refers to the call, and would keep the answer until the next garbage collection
+
+
+def _taken_failure(attempt: Attempt) -> SignoffError:
+    """Return the error of the attempt, and take it from there: once raised, it refers to frames that refer to it."""
+    failure, attempt.outcome = attempt.outcome, None
+    assert isinstance(failure, SignoffError)  # noqa: S101 -- the caller has checked it
+    return failure

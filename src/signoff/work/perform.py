@@ -13,6 +13,7 @@ from signoff.runtime.attempt import Attempt
 from signoff.store import TransitionRequest
 from signoff.work.attempt import run_attempt
 from signoff.work.inference.metering import count_usage, usage_columns
+from signoff.work.inference.reserve import release_reservation
 from signoff.work.inference.settle import settle
 from signoff.work.services import Services
 
@@ -55,6 +56,8 @@ class _JobRecorder:
     async def cut_off(self) -> None:
         """Release the job with its attempt. The release completes even if the current task is cancelled."""
         services, job = self._services, self._attempt.job
+        await count_usage(services, self._attempt)
+        await release_reservation(services, self._attempt)  # first, because another worker may claim the job at once
         try:
             await asyncio.shield(services.runtime.background.spawn(_release(services, self._attempt)))
         except Exception as error:  # noqa: BLE001 -- the lease lapses, and the sweeper rescues the job
@@ -93,7 +96,6 @@ async def _postpone(services: Services, job: Job, seconds: float) -> None:
 
 
 async def _release(services: Services, attempt: Attempt) -> None:
-    await count_usage(services, attempt)
     job = attempt.job
     request = TransitionRequest(verb="release", actor=services.ids.actor, lease=job.lease, changes=usage_columns(job))
     await services.store.jobs.transition(job.id, request)

@@ -86,16 +86,17 @@ async def _record_end(services: Services, inflight: InflightCall, outcome: Answe
     services.runtime.inflight_calls.drop(inflight)
     is_stored = await _is_row_stored(inflight)
     if inflight.writing is None:
-        return await _insert_outcome(services, inflight, outcome)
+        return await _insert_outcome(services, inflight, inflight.job, outcome)
     services.runtime.leases.drop(inflight.job.id)
-    inflight.ending = services.runtime.background.spawn(_settle_or_write(services, inflight, outcome))
+    job = inflight.job
+    inflight.ending = services.runtime.background.spawn(_settle_or_write(services, inflight, job, outcome))
     try:
         settled = await asyncio.shield(inflight.ending)
     except Overloaded as error:
         if is_stored:
             raise
         log.warning("call_record_deferred", job=inflight.job.id, error=repr(error))
-        services.runtime.background.spawn(_retry_settle(services, inflight, outcome))
+        services.runtime.background.spawn(_retry_settle(services, inflight, job, outcome))
         settled = None
     # The caller has the answer, while the outcome of storing it is unknown: it must not be cached.
     if settled is None and not is_stored:
@@ -127,24 +128,26 @@ async def _insert(services: Services, inflight: InflightCall) -> Job:
     return job
 
 
-async def _settle_or_write(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> Job | None:
+async def _settle_or_write(
+    services: Services, inflight: InflightCall, job: Job, outcome: Answer | SignoffError
+) -> Job | None:
     try:
-        return await settle(services, inflight.job, outcome)
+        return await settle(services, job, outcome)
     except JobNotFound:
-        return await _insert_outcome(services, inflight, outcome)
+        return await _insert_outcome(services, inflight, job, outcome)
 
 
-async def _retry_settle(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> None:
-    """Settle until the store takes it, as the caller has the answer already."""
+async def _retry_settle(services: Services, inflight: InflightCall, job: Job, outcome: Answer | SignoffError) -> None:
+    """Settle `job` until the store takes it, as the caller has the answer already; `inflight` has the settled job."""
     while True:
         await asyncio.sleep(RETRY_SECONDS)
         with contextlib.suppress(Overloaded):
-            await _settle_or_write(services, inflight, outcome)
+            await _settle_or_write(services, inflight, job, outcome)
             return
 
 
-async def _insert_outcome(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> Job:
-    ended = _ended_job(inflight.job, outcome)
+async def _insert_outcome(services: Services, inflight: InflightCall, job: Job, outcome: Answer | SignoffError) -> Job:
+    ended = _ended_job(job, outcome)
     return await _insert_ended(services, ended, inflight.actor, ["submit", "claim", _end_verb(ended)], inflight)
 
 

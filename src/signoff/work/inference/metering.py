@@ -65,8 +65,8 @@ async def _with_usage(services: Services, job: Job, attempt: Attempt) -> Job:
         completion_tokens=min(job.completion_tokens + added.completion_tokens, MAX_TOKENS),
         cost_nanodollars=await _total_cost(services, job, added, is_answered=attempt.has_begun),
         queued_us=_queued_us(attempt.initial_job, attempt.arrived_at, attempt.started_at),
-        ttft_us=_elapsed_us(attempt.started_at, attempt.began_at),
-        generation_us=_elapsed_us(attempt.began_at, attempt.ended_at),
+        ttft_us=_elapsed_us(attempt.started_at, attempt.first_byte_at),
+        generation_us=_elapsed_us(attempt.first_byte_at, attempt.ended_at),
     )
 
 

@@ -49,13 +49,14 @@ async def _reserve(services: Services, request: ReservationRequest) -> Reservati
 
 
 async def release_reservation(services: Services, attempt: Attempt, *, reached_model: bool = True) -> None:
-    """Settle the reservation of the attempt, if it has one, with what the attempt used, and release the rest of it.
+    """Settle the reservation of the attempt, if it has one, with what the attempt used, once; release the rest of it.
 
     Settling completes even if the current task is cancelled. It is retried while the store is away, but the caller
     waits for SETTLE_SECONDS at most. If no model was reached, the request itself does not count either.
     """
-    if attempt.reservation is None:
+    if attempt.reservation is None or attempt.is_released:
         return
+    attempt.is_released = True
     before, after, tokens, cost = attempt.initial_job, attempt.job, 0, 0
     if reached_model:
         tokens = after.prompt_tokens + after.completion_tokens - before.prompt_tokens - before.completion_tokens

@@ -7,11 +7,19 @@ import structlog
 
 from signoff.core.ask import as_chat, path_for
 from signoff.core.balance import may_succeed_elsewhere, prefix_key
-from signoff.core.endpoints import CHAT, EDITS
+from signoff.core.endpoints import CHAT, EDITS, KNOWN
 from signoff.core.job import Job
 from signoff.core.model import KINDS_WITH_KEYS, Model, accepts_any_json, endpoints_of, needs_no_pool
 from signoff.engine import ModelRequest
-from signoff.errors import ModelAnswered, ModelDown, ModelFailed, ModelNotFound, ModelTimedOut, SignoffError
+from signoff.errors import (
+    ModelAnswered,
+    ModelDown,
+    ModelFailed,
+    ModelGarbled,
+    ModelNotFound,
+    ModelTimedOut,
+    SignoffError,
+)
 from signoff.runtime.attempt import Attempt
 from signoff.runtime.pools import Endpoint, EndpointPool, endpoint_name
 from signoff.work.inference.edits import run_edit
@@ -148,6 +156,8 @@ async def _ask_endpoint(services: Services, attempt: Attempt, model: Model, name
     answer = await (run_edit(engine, model, request) if is_edit else engine.answer(model, request, attempt))
     if answer is not None:
         attempt.take(answer)
+    elif not attempt.events and (path in KNOWN or not request.stream):
+        raise ModelGarbled(f"The model {model.name} sent no answer.")
 
 
 def _has_passed(deadline: float) -> bool:
