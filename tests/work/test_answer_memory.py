@@ -62,4 +62,4 @@ async def test_a_call_that_is_over_is_not_kept(
             if not ATTEMPTS:
                 break
             await asyncio.sleep(0.01)
-        assert [sorted({type(each).__name__ for each in gc.get_referrers(kept)}) for kept in ATTEMPTS] == []
+        assert [sorted({type(each).__name__ for each in gc.get_referrers(attempt)}) for attempt in ATTEMPTS] == []

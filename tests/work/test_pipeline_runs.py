@@ -216,7 +216,7 @@ async def test_a_timed_out_call_of_a_parked_run_returns_the_id_of_its_job(server
     token = await ann_token(server)
     await save(server, token, "pipeline", "p", "held_one(x)")
 
-    status, payload = await call(server, token, "p", {"x": "1"}, headers={"prefer": "wait=1"})
+    status, payload = await call(server, token, "p", {"x": "1"}, headers={"prefer": "wait=3"})
 
     assert (status, payload["code"]) == (504, "review_pending")
     assert (await server.ask("GET", f"/api/jobs/{payload['job_id']}", token))[1]["response"] is None
