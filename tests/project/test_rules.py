@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -218,6 +220,12 @@ def test_no_loop_only_passes_on_what_another_generator_yields() -> None:
         and [ast.unparse(statement) for statement in node.body] == [f"yield {ast.unparse(node.target)}"]
     ]
     assert not offences
+
+
+def test_a_server_on_embedded_defaults_loads_no_client_of_another_service() -> None:
+    script = "import signoff.asgi, sys; print(*sys.modules)"
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"aio_pika", "alembic", "any_llm", "asyncpg", "faststream", "redis"} & set(completed.stdout.split())
 
 
 def test_no_module_or_class_has_a_meaningless_name() -> None:

@@ -12,9 +12,7 @@ from collections.abc import AsyncGenerator
 import uuid_utils
 
 from signoff.broker import Broker
-from signoff.brokers import amqp
 from signoff.brokers.local import LocalBroker
-from signoff.brokers.rabbitmq import RabbitBroker
 from signoff.cache import Cache, CacheBounds
 from signoff.caches.memory import MemoryCache
 from signoff.core.allow_list import AllowList
@@ -125,6 +123,8 @@ async def check_broker(settings: Settings) -> str:
     """Return a sentence on the state of the broker. Raises ConnectionError with a remedy."""
     if settings.amqp_url is None:
         return "none: workers are woken within each process"
+    from signoff.brokers import amqp
+
     return await amqp.describe_broker(settings.amqp_url, settings.queue_name)
 
 
@@ -293,6 +293,8 @@ def _vault(settings: Settings) -> Vault:
 def _broker(settings: Settings) -> Broker:
     if settings.amqp_url is None:
         return LocalBroker()
+    from signoff.brokers.rabbitmq import RabbitBroker
+
     return RabbitBroker(settings.amqp_url, queue_name=settings.queue_name, random_float=random.random)
 
 

@@ -5,7 +5,6 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.cache import CacheBounds
@@ -14,6 +13,7 @@ from signoff.stores.clock import now_us
 from signoff.stores.database import Database
 from signoff.stores.schema import cached
 from signoff.stores.transitions import SECOND
+from signoff.stores.upsert import insert_into
 from signoff.stores.writer import Tx
 
 # The cache is trimmed after this many entries, or this fraction of a bound: it exceeds its bounds by no more than that.
@@ -100,7 +100,7 @@ _EXPIRED = sa.select(cached.c.key).where(cached.c.created_at <= sa.bindparam("be
 @cache
 def _upsert(dialect: str) -> Any:
     """Return the statement that inserts rows, or replaces those with the same key."""
-    insert = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}[dialect](cached)
+    insert = insert_into(cached, dialect)
     new = {column.name: insert.excluded[column.name] for column in cached.c if column.name != "key"}
     return insert.on_conflict_do_update(index_elements=[cached.c.key], set_=new)
 

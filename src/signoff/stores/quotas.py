@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from signoff.core.limits import (
     Counter,
@@ -21,6 +20,7 @@ from signoff.core.limits import (
 from signoff.errors import Overloaded
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.schema import counters, limits
+from signoff.stores.upsert import insert_into
 from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 
@@ -155,9 +155,8 @@ def _lock_counters(tx: Tx, names: Sequence[str]) -> dict[str, Counter]:
     current = _load_counters(tx, names)
     missing = [name for name in names if name not in current]
     if missing:
-        kind = postgresql.insert if tx.conn.dialect.name == "postgresql" else sqlite.insert
         new = [{"name": name, "counter": Counter(), "updated_at": tx.now} for name in missing]
-        tx.conn.execute(kind(counters).on_conflict_do_nothing(), new)
+        tx.conn.execute(insert_into(counters, tx.conn.dialect.name).on_conflict_do_nothing(), new)
         current |= _load_counters(tx, missing)
     return current
 

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 from sqlalchemy import Connection, Dialect, Table, bindparam, insert
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from signoff.core.fingerprint import fingerprint
 from signoff.errors import Overloaded, SignoffError
 from signoff.store import Topic
 from signoff.stores.json_column import JsonColumn
+from signoff.stores.upsert import insert_into
 
 T = TypeVar("T")
 # Processes on one PostgreSQL add to sums of their own, mostly, so that they do not wait for each other's commits.
@@ -182,8 +182,7 @@ def _resolve(group: Sequence[Waiting], results: Sequence[Any]) -> None:
 @lru_cache(maxsize=4)
 def _sum_statement(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...]]:
     """Return the statement that adds to a row of sums or inserts it, and its columns in order."""
-    insert_into = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect.name]
-    statement = insert_into(table).values({column.name: bindparam(column.name) for column in table.c})
+    statement = insert_into(table, dialect.name).values({column.name: bindparam(column.name) for column in table.c})
     sums = {column.name: column + statement.excluded[column.name] for column in table.c if column.info.get("sum")}
     compiled = statement.on_conflict_do_update(index_elements=["key"], set_=sums).compile(dialect=dialect)
     return str(compiled), tuple(compiled.positiontup or ())
