@@ -88,6 +88,23 @@ async def test_what_is_no_socket_in_the_folder_is_left_alone_and_fails_no_write(
     assert (folder / "directory").is_dir()
 
 
+async def test_a_foreign_socket_in_the_folder_keeps_no_process_from_being_told(
+    folder: Path, feeds: tuple[Feed, Feed]
+) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    foreign = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(8)]
+    for number, each in enumerate(foreign):  # whatever the order of the folder is, some come before the others
+        each.bind(str(folder / f"{number}"))
+        each.listen()
+    one, other = feeds
+    for number in range(50):
+        one.feed.publish([("job", str(number))])
+        await other.has(("job", str(number)))
+    for each in foreign:
+        each.close()
+    assert {*names} <= {path.name for path in folder.iterdir()}
+
+
 async def test_a_process_whose_own_socket_failed_still_tells_the_others(feeds: tuple[Feed, Feed], folder: Path) -> None:
     mute = Feed(folder)
     mute.feed.publish([("job", "a")])

@@ -98,7 +98,8 @@ class SqliteChangeFeed:
             pass  # that process has just ended
         except OSError as error:
             if error.errno not in {errno.EAGAIN, errno.ENOBUFS}:
-                raise
+                log.warning("sqlite_notification_failed", socket=str(peer), error=repr(error))
+                return
             self._behind.add(peer)
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(self._catch_up_seconds, self._catch_up)
