@@ -89,9 +89,7 @@ class Attempt:
             return
         if self.first_byte_at is None:
             self._begin(events[0])
-        self._size += sum(map(len, events))
-        if self._size > MAX_ANSWER_BYTES:
-            raise ModelGarbled(f"The model's answer is larger than {MAX_ANSWER_BYTES} bytes.")
+        self._count_bytes(sum(map(len, events)))
         self.events += events
         if self.sink is None:
             return
@@ -102,8 +100,7 @@ class Attempt:
 
     def take(self, body: bytes) -> None:
         """Keep a whole answer. Raises ModelGarbled if it is too large."""
-        if len(body) > MAX_ANSWER_BYTES:
-            raise ModelGarbled(f"The model's answer is larger than {MAX_ANSWER_BYTES} bytes.")
+        self._count_bytes(len(body))
         if self.first_byte_at is None:
             self._begin(None)
         self.body = body
@@ -127,6 +124,11 @@ class Attempt:
         """Cancel the task that works on the job."""
         self.is_lost = True
         self.serve_by(self._task)
+
+    def _count_bytes(self, size: int) -> None:
+        self._size += size
+        if self._size > MAX_ANSWER_BYTES:
+            raise ModelGarbled(f"The model's answer is larger than {MAX_ANSWER_BYTES} bytes.")
 
     def _begin(self, first_event: bytes | None) -> None:
         """Record what the first part of the answer tells: which model answers, and the id of a response."""

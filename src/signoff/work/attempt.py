@@ -90,10 +90,8 @@ async def _outcome(services: Services, attempt: Attempt, perform: Perform) -> An
     """Return the answer or the error of the job's model or pipeline. Raises RunParked."""
     try:
         await reserve(services, attempt)
-        if attempt.job.pipeline_id is None:
-            await _ask_model(services, attempt)
-            return answer_of(attempt.job, attempt.body, attempt.events)
-        return await _run_pipeline(services, attempt, perform)
+        await _ask(services, attempt, perform)
+        return answer_of(attempt.job, attempt.body, attempt.events)
     except RunParked:
         raise
     except Exception as error:  # noqa: BLE001 -- any error must settle the job
@@ -103,28 +101,22 @@ async def _outcome(services: Services, attempt: Attempt, perform: Perform) -> An
         return failure
 
 
-async def _ask_model(services: Services, attempt: Attempt) -> None:
-    """Ask the model; for a waiting client, again after a failure before the first byte, if that may help."""
+async def _ask(services: Services, attempt: Attempt, perform: Perform) -> None:
+    """Ask the model, or run the pipeline, whose steps have the usage; the attempt gets the answer.
+
+    For a waiting client, try again after a failure before the first byte, if that may help.
+    """
     while True:
-        attempt.start()
         try:
-            await ask_model(services, attempt)
+            if attempt.job.pipeline_id is None:
+                attempt.start()
+                await ask_model(services, attempt)
+            else:
+                attempt.take((await run_pipeline(services, attempt.job, perform)).body)
         except SignoffError as error:
             await _wait_before_retry(services, attempt, error)
         else:
             return
-
-
-async def _run_pipeline(services: Services, attempt: Attempt, perform: Perform) -> Answer:
-    """Run the pipeline, whose steps have the usage. Retry for a waiting client as with a model."""
-    while True:
-        try:
-            answer = await run_pipeline(services, attempt.job, perform)
-        except SignoffError as error:
-            await _wait_before_retry(services, attempt, error)
-        else:
-            attempt.take(answer.body)
-            return answer_of(attempt.job, answer.body, ())
 
 
 async def _wait_before_retry(services: Services, attempt: Attempt, error: SignoffError) -> None:
