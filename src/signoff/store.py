@@ -95,14 +95,25 @@ class Jobs(Protocol):
         """
         ...
 
-    async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[Job]:
-        """Queue the insertion of a job that has ended already: one row, and one event that stands for all `verbs`.
+    async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> Job:
+        """Insert a job that has ended already, with one event that stands for all `verbs`. Return it as committed.
 
-        Return a future of the committed job. The call itself waits only while too many rows are queued. The future
-        stays pending while the database is away, for as long as that takes.
+        Use this for a job that may have been stored before: an earlier write may have been committed, although its
+        result is not known. Its id then keeps the store from storing it twice.
+        """
+        ...
+
+    async def log_call(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[int]:
+        """Queue the insertion of a waiting call that has ended and was never stored, with an event for all `verbs`.
+
+        It is written some milliseconds later, together with others. Return a future of its time of creation,
+        in microseconds. The call itself waits only while too many rows are queued. The future stays pending while the
+        database is away, for as long as that takes.
 
         Raises:
             Overloaded: Too many rows are queued, and have been for too long; or the store is closed.
+            ValueError: The job has a value that only a job has which was stored before it ended, such as an
+                idempotency key, a lease, or a receiver.
         """
         ...
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
-from signoff.core.usage import UsageQuery, UsageTotals
+from signoff.core.filters import JobFilter
+from signoff.core.usage import HOUR_US, UsageQuery, UsageTotals, totals_of
 from signoff.stores.schema import usage_hours
 from signoff.stores.sql import SqlStore
-from signoff.stores.usage import _UNFINISHED, _jobs_by_hour
-from support.stores import a_job, a_step, leased, opened, rows, together
+from signoff.stores.usage import _DIMENSIONS
+from support.stores import a_call, a_job, a_step, leased, logged, opened, rows, together
 
 pytestmark = pytest.mark.anyio
 
@@ -45,10 +47,14 @@ async def sums_by_group(store: SqlStore) -> dict[tuple[object, ...], tuple[int, 
 
 
 async def totals_of_rows(store: SqlStore) -> dict[tuple[object, ...], tuple[int, ...]]:
-    """Return the totals of the rows of jobs that have ended, by hour and dimensions."""
-    totals = len(UsageTotals.__struct_fields__)
-    values = [tuple(row.values()) for row in await rows(store, _jobs_by_hour(~_UNFINISHED))]
-    return {row[:-totals]: row[-totals:] for row in values}
+    """Return the totals of all jobs that have ended, by hour and dimensions."""
+    sums = dict[tuple[object, ...], tuple[int, ...]]()
+    for job in await store.jobs.list(JobFilter(limit=10_000)):
+        if job.is_terminal:
+            group = (job.created_at // HOUR_US * HOUR_US, *(getattr(job, name) for name in _DIMENSIONS))
+            amounts = msgspec.structs.astuple(totals_of(job))
+            sums[group] = tuple(map(sum, zip(sums.get(group, (0,) * len(amounts)), amounts, strict=True)))
+    return sums
 
 
 async def test_the_sums_equal_the_rows_of_the_jobs_that_have_ended(store: SqlStore, url: str) -> None:
@@ -57,7 +63,7 @@ async def test_the_sums_equal_the_rows_of_the_jobs_that_have_ended(store: SqlSto
     async with opened(url) as other:
         for each in (store, other):
             commits = [
-                await each.jobs.insert_ended(a_job(**USED, status="success", model=model), actor="a", verbs=["submit"])
+                await each.jobs.log_call(a_call(**USED, model=model), actor="a", verbs=["submit", "claim", "succeed"])
                 for model in ["a", "b"] * 20
             ]
             await together(commits)
@@ -96,6 +102,6 @@ async def test_a_transition_that_is_refused_counts_nothing(store: SqlStore) -> N
 
 async def test_each_hour_and_model_has_one_row(store: SqlStore) -> None:
     for model in ["a", "b"] * 4:
-        await (await store.jobs.insert_ended(a_job(status="success", model=model), actor="a", verbs=["submit"]))
+        await logged(store, a_call(model=model))
     stored = await rows(store, sa.select(usage_hours.c.hour, usage_hours.c.model))
     assert len(stored) == len({(row["hour"], row["model"]) for row in stored})

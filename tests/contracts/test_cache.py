@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from signoff.cache import Cache, CacheBounds
@@ -15,13 +17,17 @@ from signoff.caches.memory import MemoryCache
 from signoff.caches.redis import RedisCache
 from signoff.core.cache import CacheEntry, CacheFilter, CacheSize
 from signoff.core.tokens import Usage
-from support.stores import opened, together
+from signoff.stores.cache import SqlCache
+from signoff.stores.schema import cached
+from signoff.stores.sql import SqlStore
+from support.stores import a_call, a_step, held, leased, logged, opened, together
 
 pytestmark = pytest.mark.anyio
 
 Caches = Callable[[CacheBounds], contextlib.AbstractAsyncContextManager[Cache]]
 PLENTY = CacheBounds(ttl_seconds=60, max_entries=1000, max_bytes=10_000_000)
 ALL = CacheFilter()
+_numbers = itertools.count()
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres", "redis"])
@@ -42,7 +48,7 @@ def caches(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Cache
             await cache.close()
         else:
             async with opened(f"sqlite:///{tmp_path}/store.db" if kind == "sqlite" else url) as store:
-                yield store.cache(bounds)  # type: ignore[union-attr]
+                yield CacheOfStoredJobs(store, bounds)
 
     return open_cache
 
@@ -54,13 +60,31 @@ async def cache(caches: Caches) -> AsyncIterator[Cache]:
         yield cache
 
 
+class CacheOfStoredJobs(SqlCache):
+    """A cache in a SQL database that logs a call with the answer of each entry first, as the server does."""
+
+    def __init__(self, store: SqlStore, bounds: CacheBounds) -> None:
+        super().__init__(store._database, bounds)
+        self._store = store
+
+    async def store(self, entries: Sequence[CacheEntry]) -> None:
+        """Store the entries and the calls that they refer to."""
+        calls = [
+            a_call(id=entry.job_id, path=entry.path, response=entry.answer, usage=entry.usage) for entry in entries
+        ]
+        writes = [await self._store.jobs.log_call(call, actor="ann", verbs=["submit", "succeed"]) for call in calls]
+        # A write fails if another task stores the same entries at this time.
+        await asyncio.gather(*writes, return_exceptions=True)
+        await super().store(entries)
+
+
 def an_entry(key: str, answer: bytes = b'"yes"', **more: Any) -> CacheEntry:
     defaults: dict[str, Any] = {
         "user_id": 1,
         "target": "echo/x",
         "model": "echo",
         "path": "/v1/chat/completions",
-        "job_id": f"job of {key}",
+        "job_id": f"job {next(_numbers)} of {key}",
         "usage": Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3),
     }
     return CacheEntry(key=key, answer=answer, **(defaults | more))
@@ -210,3 +234,36 @@ async def test_two_prefixes_in_one_redis_are_separate_caches(redis_url: str, pre
     assert await cached_keys(one, "a") == ["a"]
     await one.close()
     await other.close()
+
+
+@pytest.mark.parametrize("caches", ["sqlite", "postgres"], indirect=True)
+async def test_an_answer_is_read_from_its_job_and_not_stored_again(caches: Caches) -> None:
+    async with caches(PLENTY) as cache:
+        assert isinstance(cache, CacheOfStoredJobs)
+        # given an answer of a job in the table of jobs, which had no usage in its body
+        job = await leased(cache._store)
+        used = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
+        changes = {"response": b'{"choices":[]}', "usage": used}
+        await cache._store.jobs.transition(job.id, a_step("succeed", changes=changes))
+        whole = msgspec.json.encode({"choices": [], "usage": used})
+        entry = an_entry("a", whole, job_id=job.id, usage=used)
+        await SqlCache.store(cache, [entry])
+        # then a lookup finds the answer with its usage
+        assert (await cache.lookup(["a"]))["a"].entry == entry
+        # and the entry has no answer of its own
+        assert "answer" not in cached.c
+        # and it is gone with the job
+        assert await cache._store.jobs.purge(-1, 10) == 1
+        assert await cache.lookup(["a"]) == {}
+
+
+@pytest.mark.parametrize("caches", ["sqlite", "postgres"], indirect=True)
+async def test_an_entry_of_a_job_without_a_released_answer_is_a_miss(caches: Caches) -> None:
+    async with caches(PLENTY) as cache:
+        assert isinstance(cache, CacheOfStoredJobs)
+        jobs = [await held(cache._store), await leased(cache._store)]
+        calls = [a_call(status="fail")]
+        await logged(cache._store, *calls)
+        entries = [an_entry(job.id, job_id=job.id) for job in (*jobs, *calls)]
+        await SqlCache.store(cache, [*entries, an_entry("unknown")])
+        assert await cache.lookup([*(entry.key for entry in entries), "unknown"]) == {}

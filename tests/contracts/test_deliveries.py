@@ -74,8 +74,8 @@ async def test_a_lapsed_job_that_fails_has_a_delivery(store: AStore) -> None:
 async def test_a_job_inserted_as_ended_has_a_delivery_unless_it_was_cancelled(store: AStore) -> None:
     done = a_job(status="success", response=ANSWER, deliver=(TARGET,))
     cancelled = a_job(status="fail", error=REFUSED, deliver=(TARGET,))
-    await (await store.jobs.insert_ended(done, actor="test", verbs=["submit", "claim", "succeed"]))
-    await (await store.jobs.insert_ended(cancelled, actor="test", verbs=["submit", "claim", "cancel"]))
+    await store.jobs.insert_ended(done, actor="test", verbs=["submit", "claim", "succeed"])
+    await store.jobs.insert_ended(cancelled, actor="test", verbs=["submit", "claim", "cancel"])
     assert len(await store.deliveries.of_job(done.id)) == 1
     assert await store.deliveries.of_job(cancelled.id) == []
 

@@ -1,6 +1,7 @@
 """Contract tests of `store.Store`, run against every store, and of the rules that depend on it."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from random import Random
@@ -28,6 +29,7 @@ from support.stores import (
     ANSWER,
     AStore,
     ChangeRecorder,
+    a_call,
     a_job,
     a_step,
     execute,
@@ -36,6 +38,7 @@ from support.stores import (
     is_refused,
     leased,
     listening,
+    logged,
     rows,
     state,
     store_at,
@@ -45,6 +48,7 @@ from support.stores import (
 pytestmark = pytest.mark.anyio
 
 PAST, FUTURE = 1, 2**60
+JOB_TIMES = ("created_at", "updated_at", "due_at")
 SECOND = 1_000_000
 RETRYABLE = JobError(code="model_unreachable", message="Nobody there.", status=502)
 FINAL = JobError(code="model_error", message="No.", status=400)
@@ -212,16 +216,107 @@ async def test_an_idempotency_key_expires_after_a_day(store: AStore) -> None:
 async def test_a_job_inserted_as_ended_is_one_row_and_one_event(store: AStore) -> None:
     ended = a_job(status="success", lane="now", response=ANSWER, usage=Usage(total_tokens=3), attempt=2)
 
-    write = await store.jobs.insert_ended(ended, actor="user:ann", verbs=["submit", "claim", "succeed"])
-    job = await write
+    job = await store.jobs.insert_ended(ended, actor="user:ann", verbs=["submit", "claim", "succeed"])
 
+    await assert_is_stored_at_once(store, ended, job.created_at)
     assert job == await store.jobs.get(ended.id)
-    assert job == msgspec.structs.replace(
-        ended, created_at=job.created_at, updated_at=job.created_at, due_at=job.created_at
-    )
+    with pytest.raises(sa.exc.IntegrityError):  # it may have been committed before, although the result was lost
+        await store.jobs.insert_ended(ended, actor="user:ann", verbs=["submit", "claim", "succeed"])
+
+
+async def test_a_logged_call_is_a_job_with_one_event(store: AStore) -> None:
+    ended = a_call(response=ANSWER, usage=Usage(total_tokens=3), attempt=2, upstream_object_id="o")
+
+    created_at = await (await store.jobs.log_call(ended, actor="user:ann", verbs=["submit", "claim", "succeed"]))
+
+    await assert_is_stored_at_once(store, ended, created_at)
+
+
+async def assert_is_stored_at_once(store: AStore, ended: Job, created_at: int) -> None:
+    job = await store.jobs.get(ended.id)
+    assert job == msgspec.structs.replace(ended, created_at=created_at, updated_at=created_at, due_at=created_at)
     [event] = await store.jobs.events(ended.id)
-    assert (event.verb, event.data["moves"]) == ("succeed", ["submit", "claim", "succeed"])
+    assert (event.verb, event.actor, event.at) == ("succeed", "user:ann", created_at)
+    assert event.data["moves"] == ["submit", "claim", "succeed"]
     assert follows(job, replay([event]))
+    assert await store.jobs.statuses([ended.id, "nobody's"]) == {ended.id: ("success", 1)}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"idempotency_key": "k"},
+        {"client_id": "mine"},
+        {"lease": "l"},
+        {"round": 1},
+        {"deliver": (DeliveryTarget(address="https://example.com/", host="example.com"),)},
+        {"parent_id": "run", "parent_round": 0, "node": "0"},
+        {"pipeline_id": 1},
+    ],
+)
+async def test_a_job_with_a_life_of_its_own_cannot_be_logged_as_a_call(store: AStore, columns: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="insert_ended"):
+        await store.jobs.log_call(a_call(**columns), actor="ann", verbs=["submit", "succeed"])
+
+
+@pytest.mark.parametrize("verb", sorted(TRANSITIONS.keys() - {"submit", "hit", "refuse"}))
+async def test_a_logged_call_never_changes(store: AStore, verb: str) -> None:
+    call = a_call()
+    await logged(store, call)
+    with pytest.raises(Stale, match="The job is success; "):
+        await store.jobs.transition(call.id, a_step(verb, lease="l", round=0))
+    assert [event.verb for event in await store.jobs.events(call.id)] == ["succeed"]
+
+
+async def test_pages_and_counts_have_jobs_and_calls_in_one_order(store: AStore) -> None:
+    # given jobs and calls of two users, in turn
+    everything = list[Job]()
+    for number in range(24):
+        outcome = {"status": ("success", "fail")[number // 4 % 2], "user_id": 1 + number // 2 % 2}
+        if number % 2:
+            call = a_call(**outcome, upstream_object_id="shared" if number % 3 else None)
+            [created_at] = await logged(store, call)
+            everything.append(msgspec.structs.replace(call, **dict.fromkeys(JOB_TIMES, created_at)))
+        else:
+            object_id = "shared" if number % 3 else None
+            everything.append(await inserted(store, user_id=outcome["user_id"], upstream_object_id=object_id))
+    for status, user_id, object_id, newest_first in itertools.product(
+        [None, *STATUSES], [None, 1, 2, 3], [None, "shared"], [False, True]
+    ):
+        selection = JobFilter(
+            status=status, user_id=user_id, upstream_object_id=object_id, newest_first=newest_first, limit=5
+        )
+        expected = [
+            job
+            for job in (reversed(everything) if newest_first else everything)
+            if status in {None, job.status} and user_id in {None, job.user_id}
+            if object_id in {None, job.upstream_object_id}
+        ]
+        # when they are read page by page, with a cursor or an offset, then every job comes once, in order
+        by_cursor, by_offset, after_id = list[Job](), list[Job](), None
+        while page := await store.jobs.list(msgspec.structs.replace(selection, after_id=after_id)):
+            by_cursor += page
+            after_id = page[-1].id
+        while page := await store.jobs.list(msgspec.structs.replace(selection, offset=len(by_offset))):
+            by_offset += page
+        assert by_cursor == by_offset == expected
+        assert await store.jobs.count(selection, at_most=1000) == len(expected)
+        assert await store.jobs.count(selection, at_most=3) == min(3, len(expected))
+
+
+async def test_old_calls_are_deleted_like_old_jobs(store: AStore) -> None:
+    calls = [a_call() for _ in range(5)]
+    await logged(store, *calls)
+    [ended, waiting] = [await inserted(store, **columns) for columns in ({}, {})]
+    await store.jobs.transition(ended.id, a_step("cancel"))
+
+    assert await store.jobs.purge(3600, 100) == 0
+    assert await store.jobs.purge(-1, 4) == 4
+    assert await store.jobs.purge(-1, 4) == 2
+
+    assert await store.jobs.purge(-1, 4) == 0
+    assert [job.id for job in await store.jobs.list(JobFilter())] == [waiting.id]
+    assert [await store.jobs.events(call.id) for call in calls] == [[]] * 5
 
 
 async def test_a_cache_hit_is_inserted_as_ended_and_has_its_delivery(store: AStore) -> None:
@@ -245,17 +340,17 @@ async def test_a_cache_hit_is_inserted_as_ended_and_has_its_delivery(store: ASto
 
 
 async def test_a_refused_insert_releases_its_place_in_the_write_queue(store: AStore) -> None:
-    job = await inserted(store)
-    duplicate = msgspec.structs.replace(job, status="success")
+    call = a_call()
+    await logged(store, call)
 
     for _ in range(300):  # more than the number of writes that may be queued
         with pytest.raises(sa.exc.IntegrityError):
-            await (await store.jobs.insert_ended(duplicate, actor="test", verbs=["submit"]))
+            await logged(store, call)
 
     await store.close()
     for _ in range(300):
         with pytest.raises(Overloaded):
-            await store.jobs.insert_ended(a_job(), actor="test", verbs=["submit"])
+            await logged(store, a_call())
 
 
 @pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
@@ -271,7 +366,8 @@ async def test_the_row_of_an_ended_job_waits_while_the_database_is_unavailable(
         raise Overloaded("The disk is full.")
 
     writer._run_group = refuse
-    write = await store.jobs.insert_ended(a_job(status="success"), actor="test", verbs=["submit", "succeed"])
+    call = a_call()
+    write = await store.jobs.log_call(call, actor="test", verbs=["submit", "succeed"])
     await refused.wait()
     with pytest.raises(Overloaded):
         await inserted(store)
@@ -279,8 +375,8 @@ async def test_the_row_of_an_ended_job_waits_while_the_database_is_unavailable(
     # when it accepts writes again, then the row is written
     writer._run_group = run_group
     async with asyncio.timeout(60):
-        job = await write
-    assert await store.jobs.get(job.id) == job
+        await write
+    assert (await store.jobs.get(call.id)) is not None
 
 
 @pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
@@ -290,7 +386,7 @@ async def test_inserting_an_ended_job_into_a_full_write_queue_is_refused(
     monkeypatch.setattr(jobs, "WRITE_TIMEOUT_SECONDS", 0.05)
     store.jobs._queue_slots = asyncio.Semaphore(0)
     with pytest.raises(Overloaded):
-        await store.jobs.insert_ended(a_job(status="success"), actor="test", verbs=["submit", "succeed"])
+        await store.jobs.log_call(a_call(), actor="test", verbs=["submit", "succeed"])
 
 
 # Transitions: for each guard, columns with which it holds, and columns with which it fails
@@ -1046,7 +1142,7 @@ async def test_a_failing_listener_does_not_affect_other_listeners_or_the_change(
 
 async def test_old_ended_jobs_are_purged_with_their_events(store: AStore) -> None:
     # given a job that has ended, and an unfinished one
-    ended = await (await store.jobs.insert_ended(a_job(status="success"), actor="ann", verbs=["submit", "succeed"]))
+    ended = await store.jobs.insert_ended(a_job(status="success"), actor="ann", verbs=["submit", "succeed"])
     unfinished = await store.jobs.insert(a_job(idempotency_key="k"), actor="ann")
     # when the retention time has not passed, then nothing is purged
     assert await store.jobs.purge(3600, 100) == 0

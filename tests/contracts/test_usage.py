@@ -48,7 +48,7 @@ DIMENSIONS = st.lists(st.sampled_from([name for name in get_args(Dimension) if n
 async def ended(store: AStore, **more: object) -> Job:
     """Insert a job that has ended and return it."""
     job = a_job(**({"status": "success", "lane": "now"} | more))
-    return await (await store.jobs.insert_ended(job, actor="ann", verbs=["submit"]))
+    return await store.jobs.insert_ended(job, actor="ann", verbs=["submit"])
 
 
 async def test_prices_are_stored_by_model_and_time(store: AStore, other: AStore) -> None:

@@ -143,16 +143,16 @@ async def test_a_client_that_disconnects_cancels_its_job(stream: bool, filed: bo
 async def test_a_disconnect_while_the_row_is_written_leaves_one_row(tmp_path: Path) -> None:
     async with live(tmp_path, log_before_answer=True) as server, client(server, max_retries=0) as ai:
         # given a store that takes long to commit
-        insert_ended = server.services.store.jobs.insert_ended
+        log_call = server.services.store.jobs.log_call
         begun, go_on = asyncio.Event(), asyncio.Event()
 
         async def slowly(*args: Any, **more: Any) -> Any:
-            result = await insert_ended(*args, **more)
+            result = await log_call(*args, **more)
             begun.set()
             await go_on.wait()
             return result
 
-        server.services.store.jobs.insert_ended = slowly  # type: ignore[method-assign]
+        server.services.store.jobs.log_call = slowly  # type: ignore[method-assign]
         # when the client disconnects before the commit returns
         call = asyncio.ensure_future(ai.chat.completions.create(**chat("hello")))
         await begun.wait()

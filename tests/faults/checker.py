@@ -125,6 +125,8 @@ async def check(tables: Tables, history: Path) -> Check:
 
 def _check_job(stored: StoredJob, index: HistoryIndex, result: Check) -> None:
     job = stored.job
+    if job.id in result.jobs:
+        result.findings.append(Finding("duplicated", job.id, "two tables have it"))
     result.jobs[job.id] = _record_of(stored)
     result.verbs.update(event.verb for event in stored.events)
     result.findings += check_events(stored)

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from signoff.core.delivery import Delivery
 from signoff.core.job import Event, Job
-from signoff.stores.schema import decisions, deliveries, events, jobs
+from signoff.stores.calls import event_of_call, job_of_call
+from signoff.stores.schema import calls, decisions, deliveries, events, jobs
 from signoff.stores.sql import SqlStore
 from signoff.stores.transitions import EVERY_COLUMN, job_of
 
@@ -82,15 +83,22 @@ class Tables:
         return Backlog(*row)
 
     async def pages(self) -> AsyncIterator[list[StoredJob]]:
-        """Yield all jobs in pages, in order of their ids."""
+        """Yield all jobs in pages: those of the table of jobs, then the calls."""
         last = ""
         while True:
             query = sa.select(*EVERY_COLUMN).where(jobs.c.id > last).order_by(jobs.c.id).limit(PAGE)
             page = [job_of(row) for row in await self.rows(query)]
             if not page:
-                return
+                break
             yield await self._with_history(page, last)
             last = page[-1].id
+        last = ""
+        while True:
+            logged = await self.rows(sa.select(*calls.c).where(calls.c.id > last).order_by(calls.c.id).limit(PAGE))
+            if not logged:
+                return
+            yield [StoredJob(job_of_call(row), [event_of_call(row)], {}, []) for row in logged]
+            last = logged[-1].id
 
     async def _with_history(self, page: list[Job], last: str) -> list[StoredJob]:
         def of_page(table: sa.Table) -> sa.Select[Any]:

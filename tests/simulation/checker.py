@@ -75,6 +75,7 @@ class Checker:
     def _check_insert(self, tx: Tx, job: Job, verb: str) -> None:
         self._history.note("made", job.id, job.lane, verb, job.status)
         self._history.counts[f"verb {verb}"] += 1
+        self.law(job.id not in self._tables.jobs, "no id is in two tables", job.id, verb)
         if job.lease is not None and not job.is_terminal:
             self._holders[job.id] = job.lease
         if job.is_terminal:

@@ -13,6 +13,7 @@ from signoff.core.filters import JobFilter
 from signoff.core.job import RUN_ENDED, Event, Job, Status
 from signoff.errors import JobNotFound, Stale
 from signoff.store import InitialVerb, TransitionRequest
+from signoff.stores.calls import add_call, pack
 from signoff.stores.jobs import _is_key_free as is_key_free
 from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import events, used_keys
@@ -48,11 +49,20 @@ class MemoryJobs:
 
         return await self._connection.send(insert, writes=True)
 
-    async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[Job]:
+    async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> Job:
         def insert(tx: Tx) -> Job:
             return self.add_job(tx, with_times(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
 
-        return self._connection.send(insert, writes=True)
+        return await self._connection.send(insert, writes=True)
+
+    async def log_call(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[int]:
+        data = pack(job, actor=actor, verbs=verbs)
+
+        def log(tx: Tx) -> int:
+            tx.inserted.append((job, verbs[-1]))
+            return add_call(tx, job, data)  # type: ignore[arg-type]
+
+        return self._connection.send(log, writes=True)
 
     async def transition(self, job_id: str, *requests: TransitionRequest) -> Job:
         return await self._connection.send(lambda tx: self._apply(tx, job_id, *requests), writes=True)

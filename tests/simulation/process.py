@@ -63,7 +63,6 @@ class Unanswered(SignoffError):
 
 def rules_of(climate: Climate) -> Rules:
     """Return the rules that all processes of a run share."""
-    retention = climate.retention_seconds
     return Rules(
         lease_seconds=15,
         heartbeat_seconds=5,
@@ -77,7 +76,7 @@ def rules_of(climate: Climate) -> Rules:
             on_deadline=climate.on_deadline,  # type: ignore[arg-type]
             undo_seconds=climate.undo_seconds,
         ),
-        retention_days=None if retention is None else retention / (24 * 3600),
+        retention_seconds=climate.retention_seconds,
         allow_list=AllowList(),
         webhook_waits_seconds=(0.5, 2, 5),
         webhook_secrets=(SECRET,),

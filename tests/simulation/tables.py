@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import msgspec
@@ -24,6 +25,7 @@ from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
 from signoff.core.stream import Stream
 from signoff.store import Listener, Topic, TransitionRequest
+from signoff.stores.calls import event_of_call, job_of_call
 
 Key = tuple[int, str]
 Round = tuple[str, int]
@@ -44,6 +46,7 @@ class Tx(msgspec.Struct):
     keys: dict[Key, str | None] = {}
     calls: dict[CallKey, FunctionCall] = {}
     purged: list[str] = []
+    logged: set[str] = set()
 
     def add_to_sum(self, table: sa.Table, group: tuple[Any, ...], amounts: tuple[int, ...]) -> None:
         """Add nothing: reports of these tables are computed from their jobs."""
@@ -53,6 +56,11 @@ class Tx(msgspec.Struct):
         match table.name:
             case "jobs":
                 self.jobs[row["id"]] = Job(**row)
+            case "calls":
+                call = SimpleNamespace(**row)
+                self.jobs[call.id] = job_of_call(call)
+                self.logged.add(call.id)
+                self.events.append(event_of_call(call))
             case "events":
                 self.events.append(Event(**row))
             case "deliveries":
@@ -124,6 +132,7 @@ class Tables:
         self.models: dict[str, Model] = {}
         self.prices: dict[tuple[str, int], Price] = {}
         self.purged_jobs: list[Job] = []
+        self.logged = set[str]()
         self.stale_attempts: list[Job] = []
         self.library_items: dict[int, dict[int, LibraryItem]] = {}
         self.last_item_id = 0
@@ -169,16 +178,17 @@ class Tables:
         return request.settled_steps == sum(1 for step in self.steps(job) if step.is_terminal)
 
     def _check_ids(self, tx: Tx) -> None:
-        """Raise IntegrityError if a primary key exists already."""
-        is_duplicate = any(job.id in self.jobs for job, _ in tx.inserted) or any(
-            job_round in self.decisions for job_round in tx.decisions
-        )
+        """Raise IntegrityError if a primary key exists already. Jobs and calls are tables of their own."""
+        is_duplicate = any(
+            job.id in self.jobs and (job.id in self.logged) == (job.id in tx.logged) for job, _ in tx.inserted
+        ) or any(job_round in self.decisions for job_round in tx.decisions)
         if is_duplicate:
             raise sa.exc.IntegrityError("insert", {}, Exception("this primary key is used already"))
 
     def _commit(self, tx: Tx) -> None:
         for job in tx.jobs.values():
             self._store_job(job)
+        self.logged |= tx.logged
         for event in tx.events:
             self.events.setdefault(event.job_id, []).append((event, msgspec.json.encode(event.data)))
         for job_round, decision in tx.decisions.items():

@@ -57,6 +57,8 @@ class Model:
     def __init__(self, now: int) -> None:
         self.now = now
         self.content = StoreContent()
+        self.logged = set[str]()
+        """Ids of jobs in the table of calls, which no other job can have: ids are random."""
 
     # Submitting
 

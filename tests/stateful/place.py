@@ -15,6 +15,7 @@ from signoff.core.delivery import Delivery
 from signoff.core.filters import JobFilter
 from signoff.core.job import Event
 from signoff.stores import schema
+from signoff.stores.calls import event_of_call
 from signoff.stores.sql import SqlStore
 from stateful.model import StoreContent
 
@@ -25,7 +26,7 @@ TICK = DAY // 2048
 TICK_SECONDS = TICK / 1_000_000
 START = 20_000 * DAY
 EVERYTHING = JobFilter(limit=10_000)
-TABLES = (schema.jobs, schema.used_keys, schema.events, schema.votes, schema.decisions, schema.deliveries)
+TABLES = (schema.jobs, schema.calls, schema.used_keys, schema.events, schema.votes, schema.decisions, schema.deliveries)
 
 # PostgreSQL finds this function before its own `clock_timestamp`, so the store needs no change.
 _STOPPED_CLOCK = f"""
@@ -92,16 +93,17 @@ class ControlledDatabase:
     async def _read_content(self) -> tuple[StoreContent, list[Event]]:
         jobs = await self.store.jobs.list(EVERYTHING)
         rest = await self.store._database.read(lambda conn, _: [conn.execute(sa.select(t)).all() for t in TABLES[1:]])
-        keys, events, votes, decisions, deliveries = rest
+        calls, keys, events, votes, decisions, deliveries = rest
+        all_events = [*(Event(**row._asdict()) for row in events), *map(event_of_call, calls)]
         content = StoreContent(
             jobs={job.id: job for job in jobs},
             keys={(row.user_id, row.key): row.job_id for row in keys},
-            events={(row.job_id, row.seq): (row.verb, row.actor, row.at) for row in events},
+            events={(event.job_id, event.seq): (event.verb, event.actor, event.at) for event in all_events},
             votes={(row.job_id, row.round, row.reviewer): (row.verdict, row.at) for row in votes},
             decisions={(row.job_id, row.round): (row.decision, row.at) for row in decisions},
             deliveries={row.id: Delivery(**row._asdict()) for row in deliveries},
         )
-        return content, [Event(**row._asdict()) for row in events]
+        return content, all_events
 
 
 async def _execute(url: str, statements: str) -> None:

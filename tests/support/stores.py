@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +71,17 @@ def a_job(prefix: str = "job", **more: Any) -> Job:
         "body": BODY,
     }
     return Job(**(plain | more))
+
+
+def a_call(**more: Any) -> Job:
+    """Return a waiting call that has ended with an answer, and was never stored."""
+    return a_job(**({"status": "success", "lane": "now", "response": ANSWER} | more))
+
+
+async def logged(store: AStore, *calls: Job, verbs: Sequence[str] = ("submit", "claim", "succeed")) -> list[int]:
+    """Log calls, and return the times of their creation."""
+    writes = [await store.jobs.log_call(call, actor="ann", verbs=verbs) for call in calls]
+    return [await write for write in writes]
 
 
 def a_step(verb: str, **more: Any) -> TransitionRequest:

@@ -321,7 +321,7 @@ def _rules(settings: Settings) -> Rules:
         keep_alive_seconds=settings.keep_alive_seconds,
         log_after_seconds=settings.log_after_seconds,
         log_before_answer=settings.log_before_answer,
-        retention_days=settings.retention_days,
+        retention_seconds=None if settings.retention_days is None else settings.retention_days * 24 * 3600,
         coalesce=settings.coalesce,
         policy=Policy(deadline_seconds=settings.review_deadline_seconds, undo_seconds=settings.undo_seconds),
         allow_list=AllowList(settings.webhook_allow),

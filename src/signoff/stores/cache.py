@@ -1,4 +1,7 @@
-"""The response cache in a table of the store's database. It evicts the oldest entries."""
+"""The response cache in a table of the store's database. It evicts the oldest entries.
+
+An entry refers to the job whose answer it is, and does not repeat the answer. It is gone when its job is deleted.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -8,10 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.cache import CacheBounds
-from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize
+from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize, with_usage
+from signoff.stores.calls import unpack
 from signoff.stores.clock import now_us
 from signoff.stores.database import Database
-from signoff.stores.schema import cached
+from signoff.stores.schema import cached, calls, jobs
 from signoff.stores.transitions import SECOND
 from signoff.stores.upsert import insert_into
 from signoff.stores.writer import Tx
@@ -20,7 +24,7 @@ from signoff.stores.writer import Tx
 TRIM_INTERVAL_ENTRIES = 256
 TRIM_INTERVAL_FRACTION = 16
 MAX_TRIMMED_ENTRIES = 1000
-_ENTRY = tuple(name for name in CacheEntry.__struct_fields__)
+_ENTRY = ("key", "user_id", "target", "model", "job_id")
 
 
 class SqlCache:
@@ -40,7 +44,8 @@ class SqlCache:
     async def lookup(self, keys: Sequence[str]) -> Mapping[str, CacheHit]:
         """See `cache.Cache`."""
         rows = await self._database.read(lambda conn, _: conn.execute(_BY_KEYS, {"keys": list(keys)}).all())
-        return {row.key: _hit_of(row) for row in rows if row.expires_at > row.now}
+        hits = {row.key: _hit_of(row) for row in rows if row.expires_at > row.now}
+        return {key: hit for key, hit in hits.items() if hit is not None}
 
     async def store(self, entries: Sequence[CacheEntry]) -> None:
         """See `cache.Cache`."""
@@ -57,7 +62,7 @@ class SqlCache:
             if needs_trim:
                 _trim(tx, self._bounds)
 
-        await self._database.write(store)
+        await self._database.write(store, may_wait=True)  # in the transaction that logs the call, if there is one
 
     async def delete(self, filters: CacheFilter) -> int:
         """See `cache.Cache`."""
@@ -90,7 +95,13 @@ class SqlCache:
         return True
 
 
-_BY_KEYS = sa.select(*cached.c, now_us().label("now")).where(cached.c.key.in_(sa.bindparam("keys", expanding=True)))
+_IS_JOB = (jobs.c.id == cached.c.job_id) & (jobs.c.status == "success")
+_IS_CALL = (calls.c.id == cached.c.job_id) & (calls.c.status == "success")
+_BY_KEYS = (
+    sa.select(*cached.c, now_us().label("now"), jobs.c.path, jobs.c.response, jobs.c.usage, calls.c.data)
+    .select_from(cached.outerjoin(jobs, _IS_JOB).outerjoin(calls, _IS_CALL))
+    .where(cached.c.key.in_(sa.bindparam("keys", expanding=True)))
+)
 _BYTES = sa.cast(sa.func.coalesce(sa.func.sum(cached.c.size_bytes), 0), sa.BigInteger)
 _TOTAL = sa.select(sa.func.count(), _BYTES).select_from(cached)
 _OLDEST = sa.select(cached.c.key, cached.c.size_bytes).order_by(cached.c.created_at).limit(MAX_TRIMMED_ENTRIES)
@@ -110,8 +121,17 @@ def _row(entry: CacheEntry, now: int, expires_at: int) -> dict[str, Any]:
     return row | {"size_bytes": len(entry.answer), "created_at": now, "expires_at": expires_at}
 
 
-def _hit_of(row: sa.Row[Any]) -> CacheHit:
-    entry = CacheEntry(**{name: getattr(row, name) for name in _ENTRY})
+def _hit_of(row: sa.Row[Any]) -> CacheHit | None:
+    """Return the entry of a row; None if its job was deleted, or if the job's row has not been written yet."""
+    job = row if row.data is None else unpack(row.data)
+    if job.response is None:
+        return None
+    entry = CacheEntry(
+        **{name: getattr(row, name) for name in _ENTRY},
+        path=job.path,
+        usage=job.usage,
+        answer=with_usage(job.path, job.response, job.usage),
+    )
     return CacheHit(entry, max(0, row.now - row.created_at) / SECOND, (row.expires_at - row.now) / SECOND)
 
 

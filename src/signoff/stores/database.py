@@ -44,15 +44,16 @@ class Database(Protocol):
         """Run `function` on a snapshot of the present state and return its result. It blocks no other transaction."""
         ...
 
-    async def write(self, operation: Callable[[Tx], T]) -> T:
+    async def write(self, operation: Callable[[Tx], T], *, may_wait: bool = False) -> T:
         """Run `operation` and return its result when it is committed, together with others that are waiting.
 
-        See `writer.Writer` for what an operation may do. Raises Overloaded after WRITE_TIMEOUT_SECONDS, and if the
+        See `writer.Writer` for what an operation may do. If it `may_wait`, its transaction may begin some milliseconds
+        later, so that it has more operations. Raises Overloaded after WRITE_TIMEOUT_SECONDS, and if the
         database fails; the operation may have been committed all the same.
         """
         ...
 
-    async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
+    async def enqueue(self, operation: Callable[[Tx], T], *, may_wait: bool = False) -> asyncio.Future[T]:
         """Queue `operation` as `write` does, and return a future of its result.
 
         Waits while the queue is full. Raises Overloaded only if the database was closed; the future raises it as

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.core.filters import JobFilter
 from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.errors import Overloaded
 from signoff.store import InitialVerb, TransitionRequest
+from signoff.stores.calls import add_call, event_of_call, job_of_call, pack, read_call
 from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
-from signoff.stores.schema import decisions, deliveries, events, function_calls, jobs, used_keys, votes
+from signoff.stores.job_pages import batches, count_statement, read_page
+from signoff.stores.schema import calls, decisions, deliveries, events, function_calls, jobs, used_keys, votes
 from signoff.stores.transitions import (
     EVERY_COLUMN,
     SECOND,
@@ -25,19 +27,17 @@ from signoff.stores.transitions import (
     claim_jobs,
     create_deliveries,
     event_of,
+    initial_data,
     job_of,
     select_eligible,
 )
 from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
-T = TypeVar("T")
 KEY_LIFETIME_US = 24 * 3600 * SECOND
-MAX_IDS_PER_STATEMENT = 1000
 RETRY_SECONDS = 0.1
 # Callers of these rows have their answers, so a crash loses at most this many rows; writing them takes about 20 ms.
 MAX_QUEUED_ROWS = 128
-_NOT_IN_EVENTS = {"body", "response", "deliver", "seq", "updated_at"}
 
 
 class SqlJobs:
@@ -72,23 +72,31 @@ class SqlJobs:
         except IntegrityError:  # another process inserted such a job at the same time: now there is one to return
             return await self._database.write(find_or_insert)
 
-    async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[Job]:
+    async def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> Job:
         """See `store.Jobs`."""
 
         def insert(tx: Tx) -> Job:
             # One event stands for all transitions: it has the verb of the last one, and `moves` lists them all.
             return insert_job(tx, with_times(job, tx.now, 0, None), verbs[-1], actor, moves=list(verbs))
 
+        return await self._database.write(insert)
+
+    async def log_call(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[int]:
+        """See `store.Jobs`."""
+        add = partial(add_call, job=job, data=pack(job, actor=actor, verbs=verbs))
         await self._acquire_queue_slot()
         try:
-            done = await self._database.enqueue(insert)
+            done = await self._database.enqueue(add, may_wait=True)
         except BaseException:
             self._queue_slots.release()
             raise
-        committed: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
-        committed.add_done_callback(lambda _: self._queue_slots.release())
-        done.add_done_callback(lambda done: self._resolve(committed, done, insert))
-        return committed
+        logged: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        logged.add_done_callback(self._release_queue_slot)
+        done.add_done_callback(partial(self._resolve, logged, add))
+        return logged
+
+    def _release_queue_slot(self, _: object) -> None:
+        self._queue_slots.release()
 
     async def _acquire_queue_slot(self) -> None:
         """Wait until fewer than `MAX_QUEUED_ROWS` rows are queued. Raises Overloaded if that takes too long."""
@@ -101,33 +109,33 @@ class SqlJobs:
         except TimeoutError:
             raise Overloaded("Too many finished calls wait to be written to the database; try again later.") from None
 
-    def _resolve(self, committed: asyncio.Future[Job], done: asyncio.Future[Job], insert: Callable[[Tx], Job]) -> None:
-        """Pass the result of a write on to `committed`, or retry the write if the database was unavailable.
+    def _resolve(self, logged: asyncio.Future[int], add: Callable[[Tx], int], done: asyncio.Future[int]) -> None:
+        """Pass the result of a write on to `logged`, or retry the write if the database was unavailable.
 
         The caller has the answer already, so the row must not be lost.
         """
-        if committed.done():
+        if logged.done():
             return
         if done.cancelled():
-            committed.cancel()
+            logged.cancel()
         elif isinstance(error := done.exception(), Overloaded):
-            task = asyncio.get_running_loop().create_task(self._retry(committed, insert))
+            task = asyncio.get_running_loop().create_task(self._retry(logged, add))
             self._retries.add(task)
             task.add_done_callback(self._retries.discard)
         elif error is not None:
-            committed.set_exception(error)
+            logged.set_exception(error)
         else:
-            committed.set_result(done.result())
+            logged.set_result(done.result())
 
-    async def _retry(self, committed: asyncio.Future[Job], insert: Callable[[Tx], Job]) -> None:
+    async def _retry(self, logged: asyncio.Future[int], add: Callable[[Tx], int]) -> None:
         await asyncio.sleep(RETRY_SECONDS)
         try:
-            done = await self._database.enqueue(insert)
+            done = await self._database.enqueue(add)
         except Overloaded as closed:  # `enqueue` fails only when the database was closed
-            if not committed.done():
-                committed.set_exception(closed)
+            if not logged.done():
+                logged.set_exception(closed)
         else:
-            done.add_done_callback(lambda done: self._resolve(committed, done, insert))
+            done.add_done_callback(partial(self._resolve, logged, add))
 
     async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
         """See `store.Jobs`."""
@@ -147,8 +155,7 @@ class SqlJobs:
 
     async def get(self, job_id: str) -> Job | None:
         """See `store.Jobs`."""
-        row = await self._database.read(lambda conn, _: conn.execute(_BY_ID, {"job": job_id}).one_or_none())
-        return None if row is None else job_of(row)
+        return await self._database.read(lambda conn, _: _read_job(conn, job_id))
 
     async def by_client_id(self, user_id: int, client_id: str) -> Job | None:
         """See `store.Jobs`."""
@@ -160,26 +167,22 @@ class SqlJobs:
         """See `store.Jobs`."""
 
         def read(conn: sa.Connection, _: object) -> list[Any]:
-            return [row for ids in _batches(job_ids) for row in conn.execute(_STATUSES, {"jobs": ids})]
+            return [row for ids in batches(job_ids) for row in conn.execute(_STATUSES, {"jobs": ids})]
 
         return {row.id: (row.status, row.seq) for row in await self._database.read(read)}
 
     async def list(self, filters: JobFilter) -> list[Job]:
         """See `store.Jobs`."""
-        query = page_statement(filters)
-        rows = await self._database.read(lambda conn, _: conn.execute(query).all())
-        return [job_of(row) for row in rows]
+        return await self._database.read(lambda conn, _: read_page(conn, filters))
 
     async def count(self, filters: JobFilter, *, at_most: int) -> int:
         """See `store.Jobs`."""
-        matching = sa.select(jobs.c.id).where(*_conditions(filters)).limit(at_most).subquery()
-        query = sa.select(sa.func.count()).select_from(matching)
+        query = count_statement(filters, at_most)
         return await self._database.read(lambda conn, _: conn.execute(query).scalar_one())
 
     async def events(self, job_id: str) -> list[Event]:
         """See `store.Jobs`."""
-        rows = await self._database.read(lambda conn, _: conn.execute(_EVENTS, {"job": job_id}).mappings().all())
-        return [_event_from(row) for row in rows]
+        return await self._database.read(lambda conn, _: _read_events(conn, job_id))
 
     async def lapsed(self, limit: int) -> list[Job]:
         """See `store.Jobs`."""
@@ -204,10 +207,29 @@ class SqlJobs:
         return [job_of(row) for row in rows]
 
 
+def _read_job(conn: sa.Connection, job_id: str) -> Job | None:
+    row = conn.execute(_BY_ID, {"job": job_id}).one_or_none()
+    if row is not None:
+        return job_of(row)
+    call = read_call(conn, job_id)
+    return None if call is None else job_of_call(call)
+
+
+def _read_events(conn: sa.Connection, job_id: str) -> list[Event]:
+    rows = conn.execute(_EVENTS, {"job": job_id}).mappings().all()
+    if rows or (call := read_call(conn, job_id)) is None:
+        return [_event_from(row) for row in rows]
+    return [event_of_call(call)]
+
+
 _JOB = sa.bindparam("job", type_=sa.Text)
 _BY_ID = sa.select(*EVERY_COLUMN).where(jobs.c.id == _JOB)
 _EVENTS = sa.select(*events.c).where(events.c.job_id == _JOB).order_by(events.c.seq)
-_STATUSES = sa.select(jobs.c.id, jobs.c.status, jobs.c.seq).where(jobs.c.id.in_(sa.bindparam("jobs", expanding=True)))
+_IDS = sa.bindparam("jobs", type_=sa.Text, expanding=True)
+_STATUSES = sa.union_all(
+    sa.select(jobs.c.id, jobs.c.status, jobs.c.seq).where(jobs.c.id.in_(_IDS)),
+    sa.select(calls.c.id, calls.c.status, sa.literal(1).label("seq")).where(calls.c.id.in_(_IDS)),
+)
 
 
 # Events that were written before revision 0010 have the old names of these columns.
@@ -224,11 +246,10 @@ def insert_job(tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
 
     `note` is additional data for the event.
     """
-    row = msgspec.structs.asdict(job)
-    tx.add(events, event_of(job, verb, actor, _initial_data(row) | note))
-    tx.add(jobs, row)
+    tx.add(events, event_of(job, verb, actor, initial_data(job) | note))
+    tx.add(jobs, msgspec.structs.asdict(job))
     if job.is_terminal:
-        count_ended(tx, job)
+        count_ended(tx, job, job.created_at)
     tx.changes.extend(changes_of(job))
     create_deliveries(tx, job, verb)
     return job
@@ -243,12 +264,6 @@ def with_times(job: Job, now: int, due_seconds: float, lease_seconds: float | No
         due_at=now + round(due_seconds * SECOND),
         lease_until=None if lease_seconds is None else now + round(lease_seconds * SECOND),
     )
-
-
-def _initial_data(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the data of a job's first event: its columns, without the body and the answer, which the row has."""
-    data = {name: value for name, value in row.items() if value is not None and name not in _NOT_IN_EVENTS}
-    return data | {"metadata": msgspec.Raw(row["metadata"])}
 
 
 def _find_existing(tx: Tx, job: Job) -> Job | None:
@@ -304,7 +319,7 @@ def _renew(tx: Tx, leases: Sequence[tuple[str, str]], lease_seconds: float) -> s
     until = tx.now + round(lease_seconds * SECOND)
     return {
         job_id
-        for batch in _batches(leases)
+        for batch in batches(leases)
         for job_id in tx.conn.execute(
             _RENEW, {"jobs": [job_id for job_id, _ in batch], "leases": batch, "new_lease_until": until}
         ).scalars()
@@ -331,7 +346,10 @@ def _purge(tx: Tx, older_than_seconds: float, limit: int) -> int:
         for table in (events, votes, decisions, deliveries, used_keys, function_calls):
             tx.conn.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
         tx.conn.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
-    return len(ids)
+    call_ids = tx.conn.execute(_OLD_CALLS, {"before": before, "limit": limit - len(ids)}).scalars().all()
+    if call_ids:
+        tx.conn.execute(sa.delete(calls).where(calls.c.id.in_(call_ids)))
+    return len(ids) + len(call_ids)
 
 
 # A job stays until its deliveries have ended, and a step of a pipeline until its run has.
@@ -348,33 +366,11 @@ _OLD = (
         ~_RUN_IS_UNFINISHED,
     )
     .limit(sa.bindparam("limit", type_=sa.Integer))
-    .with_for_update(skip_locked=True, of=jobs)  # another process adds the rows that it deletes to past usage
+    .with_for_update(skip_locked=True, of=jobs)
 )
-
-
-def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Split `items` into batches whose parameters fit into one statement."""
-    return (items[start : start + MAX_IDS_PER_STATEMENT] for start in range(0, len(items), MAX_IDS_PER_STATEMENT))
-
-
-def page_statement(filters: JobFilter) -> sa.Select[Any]:
-    """Return a query for a page of jobs."""
-    query = sa.select(*EVERY_COLUMN).where(*_conditions(filters)).offset(filters.offset).limit(filters.limit)
-    return query.order_by(jobs.c.id.desc() if filters.newest_first else jobs.c.id)
-
-
-def _conditions(filters: JobFilter) -> list[ColumnElement[bool]]:
-    conditions = list[ColumnElement[bool]]()
-    if filters.user_id is not None:
-        conditions.append(jobs.c.user_id == filters.user_id)
-    if filters.status is not None:
-        conditions.append(jobs.c.status == filters.status)
-    if not filters.with_steps:
-        conditions.append(jobs.c.parent_id.is_(None))
-    if filters.fingerprint is not None:
-        conditions.append(jobs.c.fingerprint == filters.fingerprint)
-    if filters.upstream_object_id is not None:
-        conditions.append(jobs.c.upstream_object_id == filters.upstream_object_id)
-    if filters.after_id is not None:
-        conditions.append(jobs.c.id < filters.after_id if filters.newest_first else jobs.c.id > filters.after_id)
-    return conditions
+_OLD_CALLS = (
+    sa.select(calls.c.id)
+    .where(calls.c.created_at < sa.bindparam("before", type_=sa.BigInteger))
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+    .with_for_update(skip_locked=True)
+)

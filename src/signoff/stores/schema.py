@@ -111,6 +111,27 @@ _partial_index("jobs_by_client_id", jobs.c.user_id, jobs.c.client_id, unique=Tru
 _partial_index("jobs_by_place", jobs.c.parent_id, jobs.c.parent_round, jobs.c.node, unique=True, where=_STEP)
 _partial_index("jobs_parked", jobs.c.status, jobs.c.parked_at, where=_PARKED)
 
+# Waiting calls that ended before they were stored; see `stores.calls`. No id is in both tables.
+calls = sa.Table(
+    "calls",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("user_id", sa.Integer, nullable=False),
+    sa.Column("upstream_object_id", sa.Text),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+sa.Index("calls_by_status", calls.c.status, calls.c.id)
+sa.Index("calls_by_user_and_status", calls.c.user_id, calls.c.status, calls.c.id)
+sa.Index("calls_by_age", calls.c.created_at)
+_partial_index(
+    "calls_by_upstream_object",
+    calls.c.upstream_object_id,
+    calls.c.id,
+    where=calls.c.upstream_object_id.is_not(None),
+)
+
 function_calls = sa.Table(
     "function_calls",
     metadata,
@@ -274,6 +295,7 @@ usage_hours = sa.Table(
     *(sa.Column(name, sa.BigInteger, nullable=False, info={"sum": True}) for name in UsageTotals.__struct_fields__),
 )
 
+# The answers are in the jobs and calls that they belong to.
 cached = sa.Table(
     "cached",
     metadata,
@@ -281,16 +303,12 @@ cached = sa.Table(
     sa.Column("user_id", sa.Integer, nullable=False),
     sa.Column("target", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
-    sa.Column("path", sa.Text, nullable=False),
     sa.Column("job_id", sa.Text, nullable=False),
-    sa.Column("usage", JsonColumn(Usage)),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False),
-    sa.Column("answer", sa.LargeBinary, nullable=False),
 )
 
-# A covering index: sums of sizes do not read the rows, which contain the answers.
 sa.Index("cached_by_age", cached.c.created_at, cached.c.size_bytes)
 
 compositions = sa.Table(

@@ -16,7 +16,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from signoff.core.job import RUN_ENDED, TERMINAL, TRANSITIONS, Decision, Guard, Job
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Topic, TransitionRequest
-from signoff.stores.schema import decisions, deliveries, events, jobs, votes
+from signoff.stores.schema import calls, decisions, deliveries, events, jobs, votes
 from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
@@ -25,6 +25,7 @@ EVERY_COLUMN = tuple(jobs.c)
 SECOND = 1_000_000
 _NAMES = tuple(column.name for column in EVERY_COLUMN)
 _NOT_IN_EVENTS = {"body", "seq", "updated_at"}
+_NOT_IN_FIRST_EVENT = {*_NOT_IN_EVENTS, "response", "deliver"}
 _NOW = sa.bindparam("now", type_=sa.BigInteger)
 
 
@@ -46,7 +47,7 @@ def _record_transition(tx: Tx, job: Job, request: TransitionRequest) -> None:
     """Add the event, the change notifications and the deliveries of a transition that was made."""
     tx.add(events, event_of(job, request.verb, request.actor, _changed_columns(job, request)))
     if job.is_terminal:
-        count_ended(tx, job)
+        count_ended(tx, job, job.created_at)
     tx.changes.extend(changes_of(job))
     create_deliveries(tx, job, request.verb)
 
@@ -222,6 +223,9 @@ def _transition_error(tx: Tx, job_id: str, request: TransitionRequest) -> Stale 
     """Return the error that says why the guarded update found no row."""
     row = tx.conn.execute(_STATE, {"job": job_id, "actor_round": request.round}).one_or_none()
     if row is None:
+        status = tx.conn.execute(_STATUS_OF_CALL, {"job": job_id}).scalar_one_or_none()
+        if status is not None:
+            return Stale(f"The job is {status}; `{request.verb}` is not possible now.", job_id=job_id)
         return JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
     decision: Decision | None = row.decision or row.round_decision
     decided = f"; {decision.reviewer} decided: {decision.verdict}" if decision else ""
@@ -244,6 +248,9 @@ _STATE = (
 )
 
 
+_STATUS_OF_CALL = sa.select(calls.c.status).where(calls.c.id == sa.bindparam("job", type_=sa.Text))
+
+
 def _record_decision(tx: Tx, job: Job, decision: Decision) -> None:
     """Insert the vote and the decision of the job's round. The primary key allows one decision for each round."""
     row = {"job_id": job.id, "round": job.round, "at": tx.now}
@@ -259,6 +266,13 @@ def job_of(row: Row[Any]) -> Job:
 def event_of(job: Job, verb: str, actor: str, data: dict[str, Any]) -> dict[str, Any]:
     """Return the row of the event whose transition has led to `job`."""
     return {"job_id": job.id, "seq": job.seq, "verb": verb, "actor": actor, "at": job.updated_at, "data": data}
+
+
+def initial_data(job: Job) -> dict[str, Any]:
+    """Return the data of a job's first event: its columns, without the body and the answer, which the row has."""
+    row = msgspec.structs.asdict(job)
+    data = {name: value for name, value in row.items() if value is not None and name not in _NOT_IN_FIRST_EVENT}
+    return data | {"metadata": msgspec.Raw(job.metadata)}
 
 
 def changes_of(job: Job) -> list[tuple[Topic, str]]:

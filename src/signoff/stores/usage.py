@@ -87,9 +87,9 @@ class SqlUsageRecords:
         return usage, UsageTotals(**{name: rows[0][f"all_{name}"] for name in _TOTALS})
 
 
-def count_ended(tx: Tx, job: Job) -> None:
+def count_ended(tx: Tx, job: Job, created_at: int) -> None:
     """Add a job that has just ended to the sums of its hour. It never changes again, so they stay right."""
-    _add(tx, job.created_at, job, totals_of(job))
+    _add(tx, created_at, job, totals_of(job))
 
 
 def _add(tx: Tx, time: int, job: Job, totals: UsageTotals) -> None:

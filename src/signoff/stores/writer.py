@@ -1,4 +1,7 @@
-"""Group commit without a timer: when a transaction ends, the next one starts with all operations that wait."""
+"""Group commit: when a transaction ends, the next one starts with all operations that wait.
+
+An operation whose result nobody needs at once may wait some milliseconds for others, as a commit costs more than a row.
+"""
 
 import asyncio
 import os
@@ -23,6 +26,8 @@ from signoff.stores.upsert import insert_into
 T = TypeVar("T")
 # Processes on one PostgreSQL add to sums of their own, mostly, so that they do not wait for each other's commits.
 SHARDS = 16
+# How long an operation waits for others if it may.
+GATHER_SECONDS = 0.01
 log = structlog.get_logger()
 
 
@@ -92,6 +97,8 @@ class Writer:
         self._group_limit = group_limit
         self._timeout_seconds = timeout_seconds
         self._waiting = asyncio.Queue[Waiting](waiting_limit)
+        self._is_due = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -99,37 +106,56 @@ class Writer:
         """Start the task that commits groups."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def write(self, operation: Callable[[Tx], T]) -> T:
+    async def write(self, operation: Callable[[Tx], T], *, may_wait: bool = False) -> T:
         """Run `operation` and return its result when it is committed. Raises Overloaded if that takes too long."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await (await self.enqueue(operation))
+                return await (await self.enqueue(operation, may_wait=may_wait))
         except TimeoutError:
             raise Overloaded("The database did not commit the write in time; try again later.") from None
 
-    async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
-        """Queue `operation` when there is room, and return a future of its result. Raises Overloaded if closed."""
+    async def enqueue(self, operation: Callable[[Tx], T], *, may_wait: bool = False) -> asyncio.Future[T]:
+        """Queue `operation` when there is room, and return a future of its result. Raises Overloaded if closed.
+
+        If it `may_wait`, its group is committed with the next one that may not, or after GATHER_SECONDS.
+        """
         if self._closed:
             raise Overloaded("The database was closed.")
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
         await self._waiting.put((operation, done))
+        if not may_wait or self._waiting.qsize() >= self._group_limit:
+            self._is_due.set()
+        elif self._timer is None:
+            self._timer = loop.call_later(GATHER_SECONDS, self._is_due.set)
         return done
 
     async def close(self) -> None:
         """Accept no more operations, and commit those that wait."""
         self._closed = True
         if self._task is not None and not self._task.done():
-            await self._waiting.put(_no_operation())  # to end the wait of the task
+            self._is_due.set()
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
         while not self._closed or not self._waiting.empty():
-            await self._flush([await self._waiting.get()])
+            await self._is_due.wait()
+            self._is_due.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            await self._flush()
             await asyncio.sleep(0)  # let callers that waited for a full queue put their operations
+            if self._closed:
+                self._is_due.set()
 
-    async def _flush(self, group: list[Waiting]) -> None:
+    async def _flush(self) -> None:
+        """Commit the operations that wait, as one group of limited size."""
+        group = list[Waiting]()
         while len(group) < self._group_limit and not self._waiting.empty():
             group.append(self._waiting.get_nowait())
+        if not self._waiting.empty():
+            self._is_due.set()
         pending = [(operation, done) for operation, done in group if not done.cancelled()]
         if pending:
             _resolve(pending, await self._commit(pending))
@@ -145,12 +171,6 @@ class Writer:
             log.debug("write_group_split", error=repr(error), operations=len(group))
         half = len(group) // 2
         return [*await self._commit(group[:half]), *await self._commit(group[half:])]
-
-
-def _no_operation() -> Waiting:
-    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    done.cancel()
-    return lambda _: None, done
 
 
 def _run_all(tx: Tx, group: Sequence[Waiting]) -> list[Any]:

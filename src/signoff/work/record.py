@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from signoff.core.answer import Answer
-from signoff.core.job import CALLER_LEFT, Job, Status
+from signoff.core.job import CALLER_LEFT, Job
 from signoff.errors import JobFailed, JobNotFound, Overloaded, SignoffError, Stale
 from signoff.runtime.attempt import Attempt
 from signoff.runtime.inflight import InflightCall
@@ -86,12 +86,15 @@ async def _record_end(services: Services, inflight: InflightCall, outcome: Answe
     services.runtime.inflight_calls.drop(inflight)
     is_stored = await _is_row_stored(inflight)
     if inflight.writing is None:
-        return await _insert_outcome(services, inflight, inflight.job, outcome)
+        return await _log_outcome(services, inflight, outcome)
     services.runtime.leases.drop(inflight.job.id)
     job = inflight.job
-    inflight.ending = services.runtime.background.spawn(_settle_or_write(services, inflight, job, outcome))
+    settling = settle(services, job, outcome) if is_stored else _settle_or_insert(services, inflight, job, outcome)
+    inflight.ending = services.runtime.background.spawn(settling)
     try:
         settled = await asyncio.shield(inflight.ending)
+    except JobNotFound:  # the job has lapsed and was deleted, while this process was suspended
+        return None
     except Overloaded as error:
         if is_stored:
             raise
@@ -111,7 +114,8 @@ async def record_hit(services: Services, job: Job, actor: str) -> Job:
     """
     if job.idempotency_key is not None:
         return await services.store.jobs.insert(job, actor=actor, verb="hit")
-    return await _insert_ended(services, job, actor, ["hit"])
+    await _log_call(services, job, actor, ["hit"])
+    return job
 
 
 def is_caller_left(failure: JobFailed) -> bool:
@@ -128,13 +132,27 @@ async def _insert(services: Services, inflight: InflightCall) -> Job:
     return job
 
 
-async def _settle_or_write(
+async def _settle_or_insert(
     services: Services, inflight: InflightCall, job: Job, outcome: Answer | SignoffError
 ) -> Job | None:
+    """Settle `job`, or insert it with its outcome if it was not stored.
+
+    Return None if the lease was lost. A job that may have been stored, lapsed and deleted is not inserted again.
+    """
     try:
         return await settle(services, job, outcome)
     except JobNotFound:
-        return await _insert_outcome(services, inflight, job, outcome)
+        if _may_be_deleted(services, inflight):
+            return None
+        ended = _ended_job(job, outcome)
+        return await services.store.jobs.insert_ended(ended, actor=inflight.actor, verbs=_verbs(ended))
+
+
+def _may_be_deleted(services: Services, inflight: InflightCall) -> bool:
+    """Return True if the call is so old that its job may have been deleted, if it was stored."""
+    age_seconds = asyncio.get_running_loop().time() - inflight.attempt.arrived_at
+    retention_seconds = services.rules.retention_seconds
+    return retention_seconds is not None and age_seconds > retention_seconds
 
 
 async def _retry_settle(services: Services, inflight: InflightCall, job: Job, outcome: Answer | SignoffError) -> None:
@@ -142,33 +160,35 @@ async def _retry_settle(services: Services, inflight: InflightCall, job: Job, ou
     while True:
         await asyncio.sleep(RETRY_SECONDS)
         with contextlib.suppress(Overloaded):
-            await _settle_or_write(services, inflight, job, outcome)
+            await _settle_or_insert(services, inflight, job, outcome)
             return
 
 
-async def _insert_outcome(services: Services, inflight: InflightCall, job: Job, outcome: Answer | SignoffError) -> Job:
-    ended = _ended_job(job, outcome)
-    return await _insert_ended(services, ended, inflight.actor, ["submit", "claim", _end_verb(ended)], inflight)
+async def _log_outcome(services: Services, inflight: InflightCall, outcome: Answer | SignoffError) -> Job:
+    """Log a call that was not stored before it ended, and return its job."""
+    ended = _ended_job(inflight.job, outcome)
+    await _log_call(services, ended, inflight.actor, _verbs(ended), inflight)
+    return ended
 
 
-async def _insert_ended(
+async def _log_call(
     services: Services, ended: Job, actor: str, verbs: Sequence[str], inflight: InflightCall | None = None
-) -> Job:
-    """Store a call that has ended, in one row. Wait for the commit only where the settings or its objects need that."""
-    commit = await services.store.jobs.insert_ended(ended, actor=actor, verbs=verbs)
+) -> None:
+    """Log a call that has ended. Wait for the commit only where the settings or its upstream object need that."""
+    commit = await services.store.jobs.log_call(ended, actor=actor, verbs=verbs)
     if inflight is not None:
         inflight.is_recorded = True
     # The owner of an upstream object must be known before its caller can refer to it.
     if services.rules.log_before_answer or ended.upstream_object_id is not None:
-        return await _await_commit(commit)
-    commit.add_done_callback(_log_failed_write)
-    return ended
+        await _await_commit(commit)
+    else:
+        commit.add_done_callback(_log_failed_write)
 
 
-async def _await_commit(commit: asyncio.Future[Job]) -> Job:
+async def _await_commit(commit: asyncio.Future[int]) -> None:
     try:
         async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
-            return await asyncio.shield(commit)
+            await asyncio.shield(commit)
     except TimeoutError:
         raise Overloaded(f"The database did not record this call within {COMMIT_TIMEOUT_SECONDS:g} s.") from None
 
@@ -180,14 +200,14 @@ async def _is_row_stored(inflight: InflightCall) -> bool:
         return False
     try:
         await asyncio.shield(inflight.writing)
-    except Exception:  # noqa: BLE001 -- the task that writes has logged it
+    except Exception:  # noqa: BLE001 -- the task that writes has commit it
         return False
     return True
 
 
 async def _cancel(services: Services, inflight: InflightCall) -> None:
     await count_usage(services, inflight.attempt)
-    await _is_row_stored(inflight)
+    is_stored = await _is_row_stored(inflight)
     if inflight.writing is not None:
         services.runtime.leases.drop(inflight.job.id)
         changes = {
@@ -201,12 +221,17 @@ async def _cancel(services: Services, inflight: InflightCall) -> None:
         except Stale:  # the job has ended
             return
         except JobNotFound:
-            if inflight.job.idempotency_key is not None:  # another job may have the key
+            # Another job may have the key; and a job that was stored has been deleted.
+            if is_stored or inflight.job.idempotency_key is not None or _may_be_deleted(services, inflight):
                 return
         else:
             return
     ended = msgspec.structs.replace(inflight.job, status="fail", error=CALLER_LEFT, lease=None, seq=1)
-    await (await services.store.jobs.insert_ended(ended, actor=inflight.actor, verbs=["submit", "claim", "cancel"]))
+    verbs = ["submit", "claim", "cancel"]
+    if inflight.writing is None:
+        await (await services.store.jobs.log_call(ended, actor=inflight.actor, verbs=verbs))
+    else:
+        await services.store.jobs.insert_ended(ended, actor=inflight.actor, verbs=verbs)
 
 
 def _ended_job(job: Job, outcome: Answer | SignoffError) -> Job:
@@ -216,11 +241,11 @@ def _ended_job(job: Job, outcome: Answer | SignoffError) -> Job:
     return msgspec.structs.replace(job, status="fail", error=job_error(outcome), lease=None)
 
 
-def _end_verb(ended: Job) -> str:
-    verbs: dict[Status, str] = {"success": "succeed", "fail": "fail"}
-    return verbs[ended.status]
+def _verbs(ended: Job) -> list[str]:
+    """Return the transitions of a call that was stored only when it had ended."""
+    return ["submit", "claim", "succeed"] if ended.status == "success" else ["submit", "claim", "fail"]
 
 
-def _log_failed_write(commit: asyncio.Future[Job]) -> None:
+def _log_failed_write(commit: asyncio.Future[int]) -> None:
     if not commit.cancelled() and (error := commit.exception()) is not None:
         log.error("call_record_failed", error=repr(error))

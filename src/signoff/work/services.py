@@ -61,8 +61,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Review policy of a job whose model and door have none."""
     coalesce: bool = False
     """Share one upstream call among equal requests of a user."""
-    retention_days: float | None = None
-    """Age at which ended jobs are purged; None keeps them."""
+    retention_seconds: float | None = None
+    """Age at which ended jobs are deleted (setting `retention_days`); None keeps them."""
     allow_list: AllowList
     """Addresses beside public ones that webhooks may reach (setting `webhook_allow`)."""
     webhook_waits_seconds: Sequence[float] = ()

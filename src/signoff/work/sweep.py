@@ -18,7 +18,6 @@ from signoff.work.services import Services
 BATCH_SIZE = 100
 PURGE_BATCH_SIZE = 500
 PURGE_PAUSE_SECONDS = 0.05
-DAY_SECONDS = 24 * 3600
 log = structlog.get_logger()
 
 
@@ -45,8 +44,8 @@ async def sweep(services: Services) -> None:
         await _transition(
             services, run, TransitionRequest(verb="wake", actor=services.ids.actor, after_seconds={"due_at": 0})
         )
-    if services.rules.retention_days is not None:
-        await _purge(services, services.rules.retention_days * DAY_SECONDS)
+    if services.rules.retention_seconds is not None:
+        await _purge(services, services.rules.retention_seconds)
 
 
 async def _purge(services: Services, older_than_seconds: float) -> None:

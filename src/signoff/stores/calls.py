@@ -1,0 +1,136 @@
+"""Waiting calls that ended before they were stored: one narrow row each, from which the job and its event are derived.
+
+Only what queries search by is a column of the table; all else is packed into the column `data`, in MessagePack.
+"""
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from signoff.core.answer import Usage
+from signoff.core.ask import Lane
+from signoff.core.cache import CacheState
+from signoff.core.job import Event, Job, JobError
+from signoff.core.policy import Policy
+from signoff.stores.schema import calls
+from signoff.stores.transitions import event_of, initial_data
+from signoff.stores.usage import count_ended
+from signoff.stores.writer import Tx
+
+
+class PackedCall(msgspec.Struct, array_like=True, frozen=True):
+    """The value of the column `data`: the transitions of a call, their actor, and columns of its job.
+
+    A later version may append fields that have a default, and must not remove or reorder any.
+    """
+
+    verbs: tuple[str, ...]
+    actor: str
+    door: str
+    lane: Lane
+    token_id: int
+    target: str
+    model: str
+    path: str
+    body: bytes
+    response: bytes | None
+    error: JobError | None
+    usage: Usage | None
+    metadata: bytes
+    priority: int
+    policy: Policy
+    fingerprint: str | None
+    retry_of: str | None
+    prompt: str | None
+    prompt_version: int | None
+    key_id: int | None
+    attempt: int
+    max_attempts: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    cost_nanodollars: int | None
+    queued_us: int | None
+    ttft_us: int | None
+    generation_us: int | None
+    cache: CacheState | None
+    cache_key: str | None
+
+
+_PACKED = PackedCall.__struct_fields__[2:]
+_COLUMNS = ("id", "status", "user_id", "upstream_object_id")
+_TIMES = ("created_at", "updated_at", "due_at")
+# The fields of a job that a call does not use, and their values.
+_UNUSED = {
+    field.name: field.default
+    for field in msgspec.structs.fields(Job)
+    if field.name not in {*_PACKED, *_COLUMNS, *_TIMES}
+}
+_UNUSED_VALUES = tuple(_UNUSED.values())
+_packed_values = attrgetter(*_PACKED)
+_unused_values = attrgetter(*_UNUSED)
+_encode = msgspec.msgpack.Encoder().encode
+unpack = msgspec.msgpack.Decoder(PackedCall).decode
+
+
+def is_plain(job: Job) -> bool:
+    """Return True if an ended job can be a call: it was not held, leased or delivered, and belongs to no run.
+
+    It has no id or key of the caller's choice either, which would have to be unique among all jobs.
+    """
+    return _unused_values(job) == _UNUSED_VALUES
+
+
+def pack(job: Job, *, actor: str, verbs: Sequence[str]) -> bytes:
+    """Return the value of the column `data` for a job whose transitions were `verbs`.
+
+    Raises ValueError if the job is not plain.
+    """
+    if not is_plain(job):
+        raise ValueError(f"The job {job.id} has a life of its own; store it with `insert_ended`.")
+    return _encode((verbs, actor, *_packed_values(job)))
+
+
+def add_call(tx: Tx, job: Job, data: bytes) -> int:
+    """Add the row of an ended call to the transaction, and count its usage. Return its time, in microseconds."""
+    row = {
+        "id": job.id,
+        "status": job.status,
+        "user_id": job.user_id,
+        "upstream_object_id": job.upstream_object_id,
+        "created_at": tx.now,
+        "data": data,
+    }
+    tx.add(calls, row)
+    count_ended(tx, job, tx.now)
+    return tx.now
+
+
+def read_call(conn: Connection, job_id: str) -> sa.Row[Any] | None:
+    """Return the row of a call, or None if there is none with this id."""
+    return conn.execute(_BY_ID, {"job": job_id}).one_or_none()
+
+
+def job_of_call(row: Any) -> Job:
+    """Return the job that a row stands for."""
+    packed = unpack(row.data)
+    return Job(
+        **{name: getattr(row, name) for name in _COLUMNS},
+        **dict.fromkeys(_TIMES, row.created_at),
+        **dict(zip(_PACKED, _packed_values(packed), strict=True)),
+    )
+
+
+def event_of_call(row: Any) -> Event:
+    """Return the event that a row stands for: it has the last verb of the call, and `moves` lists them all."""
+    packed, job = unpack(row.data), job_of_call(row)
+    data = initial_data(job) | {"moves": packed.verbs}
+    event = event_of(job, packed.verbs[-1], packed.actor, data)
+    return Event(**event | {"data": msgspec.json.decode(msgspec.json.encode(data))})
+
+
+_BY_ID = sa.select(*calls.c).where(calls.c.id == sa.bindparam("job", type_=sa.Text))
