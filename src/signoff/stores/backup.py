@@ -28,9 +28,9 @@ from signoff.stores.archive import (
     members,
 )
 from signoff.stores.clock import now_us
+from signoff.stores.inserts import insert_rows, insert_statement
 from signoff.stores.migrations import check_schema, current, is_known, migrate_schema
 from signoff.stores.schema import metadata
-from signoff.stores.writer import insert_statement
 
 FETCHED_ROWS = 50  # few, because one row can be large
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -120,7 +120,7 @@ def _insert_rows(conn: Connection, path: Path, manifest: Manifest, tables: dict[
             text, names, _ = insert_statement(tables[name], conn.dialect)
             in_order = itemgetter(*map(columns.index, names))  # each table has several columns
             for batch in _batches(member, _row_type(tables[name], columns)):
-                conn.exec_driver_sql(text, [in_order(row) for row in batch])
+                insert_rows(conn, text, [in_order(row) for row in batch])
                 rows[name] += len(batch)
         if member.name != MANIFEST and manifest.members.get(member.name) != member.digest():
             raise BadBackup(f"{path} changed while it was read; try again.")

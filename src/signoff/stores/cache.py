@@ -4,7 +4,6 @@ An entry refers to the job whose answer it is, and does not repeat the answer. I
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,9 +14,9 @@ from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize, wit
 from signoff.stores.calls import unpack
 from signoff.stores.clock import now_us
 from signoff.stores.database import Database
+from signoff.stores.inserts import insert_rows, upsert_statement
 from signoff.stores.schema import cached, calls, jobs
 from signoff.stores.transitions import SECOND
-from signoff.stores.upsert import insert_into
 from signoff.stores.writer import Tx
 
 # The cache is trimmed after this many entries, or this fraction of a bound: it exceeds its bounds by no more than that.
@@ -58,7 +57,8 @@ class SqlCache:
             expires_at = tx.now + round(self._bounds.ttl_seconds * SECOND)
             # All processes lock rows in the order of the keys, so that they cannot deadlock.
             rows = [_row(by_key[key], tx.now, expires_at) for key in sorted(by_key)]
-            tx.conn.execute(_upsert(tx.conn.dialect.name), rows)
+            text, names = upsert_statement(cached, tx.conn.dialect)
+            insert_rows(tx.conn, text, [tuple(map(row.__getitem__, names)) for row in rows])
             if needs_trim:
                 _trim(tx, self._bounds)
 
@@ -106,14 +106,6 @@ _BYTES = sa.cast(sa.func.coalesce(sa.func.sum(cached.c.size_bytes), 0), sa.BigIn
 _TOTAL = sa.select(sa.func.count(), _BYTES).select_from(cached)
 _OLDEST = sa.select(cached.c.key, cached.c.size_bytes).order_by(cached.c.created_at).limit(MAX_TRIMMED_ENTRIES)
 _EXPIRED = sa.select(cached.c.key).where(cached.c.created_at <= sa.bindparam("before", type_=sa.BigInteger))
-
-
-@cache
-def _upsert(dialect: str) -> Any:
-    """Return the statement that inserts rows, or replaces those with the same key."""
-    insert = insert_into(cached, dialect)
-    new = {column.name: insert.excluded[column.name] for column in cached.c if column.name != "key"}
-    return insert.on_conflict_do_update(index_elements=[cached.c.key], set_=new)
 
 
 def _row(entry: CacheEntry, now: int, expires_at: int) -> dict[str, Any]:

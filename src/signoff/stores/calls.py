@@ -22,7 +22,7 @@ from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
 
-class PackedCall(msgspec.Struct, array_like=True, frozen=True):
+class LoggedCall(msgspec.Struct, array_like=True, frozen=True):
     """The value of the column `data`: the transitions of a call, their actor, and columns of its job.
 
     A later version may append fields that have a default, and must not remove or reorder any.
@@ -61,7 +61,7 @@ class PackedCall(msgspec.Struct, array_like=True, frozen=True):
     cache_key: str | None
 
 
-_PACKED = PackedCall.__struct_fields__[2:]
+_PACKED = LoggedCall.__struct_fields__[2:]
 _COLUMNS = ("id", "status", "user_id", "upstream_object_id")
 _TIMES = ("created_at", "updated_at", "due_at")
 # The fields of a job that a call does not use, and their values.
@@ -74,7 +74,7 @@ _UNUSED_VALUES = tuple(_UNUSED.values())
 _packed_values = attrgetter(*_PACKED)
 _unused_values = attrgetter(*_UNUSED)
 _encode = msgspec.msgpack.Encoder().encode
-unpack = msgspec.msgpack.Decoder(PackedCall).decode
+unpack = msgspec.msgpack.Decoder(LoggedCall).decode
 
 
 def is_plain(job: Job) -> bool:

@@ -8,20 +8,19 @@ import os
 import socket
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from operator import add, itemgetter
 from typing import Any, TypeVar
 
 import msgspec
 import structlog
-from sqlalchemy import Connection, Dialect, Table, bindparam, insert
+from sqlalchemy import Connection, Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from signoff.core.fingerprint import fingerprint
 from signoff.errors import Overloaded, SignoffError
 from signoff.store import Topic
-from signoff.stores.json_column import JsonColumn
-from signoff.stores.upsert import insert_into
+from signoff.stores.inserts import insert_rows, insert_statement, upsert_statement
 
 T = TypeVar("T")
 # Processes on one PostgreSQL add to sums of their own, mostly, so that they do not wait for each other's commits.
@@ -59,12 +58,12 @@ class Tx(msgspec.Struct):
     def flush_sums(self) -> None:
         """Write the sums. Rows that other processes may update too are locked in the order of their keys."""
         for table, sums in self._sums.items():
-            text, names = _sum_statement(table, self.conn.dialect)
+            text, names = upsert_statement(table, self.conn.dialect)
             columns = [column.name for column in table.c]
             shard = _shard() if self.conn.dialect.name == "postgresql" else 0
             rows = [dict(zip(columns, (_key_of(shard, group), *group, *sums[group]), strict=True)) for group in sums]
             rows.sort(key=itemgetter("key"))
-            self.conn.exec_driver_sql(text, [tuple(map(row.__getitem__, names)) for row in rows])
+            insert_rows(self.conn, text, [tuple(map(row.__getitem__, names)) for row in rows])
 
     def flush(self) -> None:
         """Insert the rows that were added so far."""
@@ -73,7 +72,7 @@ class Tx(msgspec.Struct):
             text, names, json_names = insert_statement(table, self.conn.dialect)
             for row in rows:
                 row.update((name, msgspec.json.encode(row[name])) for name in json_names if row.get(name) is not None)
-            self.conn.exec_driver_sql(text, [tuple(map(row.get, names)) for row in rows])
+            insert_rows(self.conn, text, [tuple(map(row.get, names)) for row in rows])
 
 
 Operation = Callable[[Tx], Any]
@@ -199,15 +198,6 @@ def _resolve(group: Sequence[Waiting], results: Sequence[Any]) -> None:
             done.set_result(result)
 
 
-@lru_cache(maxsize=4)
-def _sum_statement(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...]]:
-    """Return the statement that adds to a row of sums or inserts it, and its columns in order."""
-    statement = insert_into(table, dialect.name).values({column.name: bindparam(column.name) for column in table.c})
-    sums = {column.name: column + statement.excluded[column.name] for column in table.c if column.info.get("sum")}
-    compiled = statement.on_conflict_do_update(index_elements=["key"], set_=sums).compile(dialect=dialect)
-    return str(compiled), tuple(compiled.positiontup or ())
-
-
 @cache
 def _shard() -> int:
     """Return the shard of this process. Processes in containers often have the same id."""
@@ -216,15 +206,3 @@ def _shard() -> int:
 
 def _key_of(shard: int, group: tuple[Any, ...]) -> str:
     return f"{shard}:{fingerprint(msgspec.json.encode(group))}"
-
-
-@lru_cache(maxsize=64)
-def insert_statement(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Return the statement that inserts whole rows, its columns in order, and those whose values are JSON.
-
-    It goes to the driver directly: SQLAlchemy's processing of each value would double the cost of a row.
-    """
-    statement = insert(table).values({column.name: bindparam(column.name) for column in table.c})
-    compiled = statement.compile(dialect=dialect)
-    names = tuple(compiled.positiontup or ())
-    return str(compiled), names, tuple(name for name in names if isinstance(table.c[name].type, JsonColumn))
