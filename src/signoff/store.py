@@ -103,11 +103,13 @@ class Jobs(Protocol):
         """
         ...
 
-    async def log_call(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[int]:
+    async def log_call(
+        self, job: Job, *, actor: str, verbs: Sequence[str], at_once: bool = False
+    ) -> asyncio.Future[int]:
         """Queue the insertion of a waiting call that has ended and was never stored, with an event for all `verbs`.
 
-        It is written some milliseconds later, together with others. Return a future of its time of creation,
-        in microseconds. The call itself waits only while too many rows are queued. The future stays pending while the
+        It is written together with others: some milliseconds later, or `at_once` if someone waits for that. Return a
+        future of its time of creation, in microseconds. The call itself waits only while too many rows are queued. The future stays pending while the
         database is away, for as long as that takes.
 
         Raises:

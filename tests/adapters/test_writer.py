@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.errors import Overloaded, Stale
-from signoff.stores.writer import Tx, Writer
+from signoff.stores.writer import MAX_DEFERRED, Tx, Writer
 from support.stores import together, until
 
 pytestmark = pytest.mark.anyio
@@ -310,3 +310,154 @@ async def until_queued(writer: Writer, size: int) -> None:
         return writer._waiting.qsize() == size
 
     await until(is_queued)
+
+
+# Deferred operations
+
+
+class SlowTimers:
+    """The timers of writers, which fire only when `fire` is called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._calls = list[tuple[Callable[..., None], tuple[Any, ...]]]()
+        self._really_call_later = asyncio.get_running_loop().call_later
+        monkeypatch.setattr(asyncio.get_running_loop(), "call_later", self._call_later)
+
+    def _call_later(self, seconds: float, function: Callable[..., None], *arguments: Any, **options: Any) -> Any:
+        if not isinstance(getattr(function, "__self__", None), Writer | asyncio.Event):
+            return self._really_call_later(seconds, function, *arguments, **options)
+        self._calls.append((function, arguments))
+        return self
+
+    def cancel(self) -> None:
+        """Cancel all timers."""
+        self._calls.clear()
+
+    def when(self) -> float:
+        """Return the time of all timers, which never comes."""
+        return float("inf")
+
+    async def fire(self) -> None:
+        """Call the functions of all timers that run, once there is one."""
+
+        async def is_set() -> bool:
+            return bool(self._calls)
+
+        await until(is_set)
+        calls, self._calls = self._calls, []
+        for function, arguments in calls:
+            function(*arguments)
+
+
+@pytest.fixture
+async def deferring(place: MemoryDatabase) -> AsyncIterator[Writer]:
+    """Yield a writer with a long queue."""
+    writer = Writer(place.run_group, waiting_limit=1000, group_limit=100, timeout_seconds=20)
+    writer.start()
+    yield writer
+    await writer.close()
+
+
+async def test_deferred_operations_share_a_transaction(place: MemoryDatabase, deferring: Writer) -> None:
+    writes = [await deferring.defer(add(f"{number:02}")) for number in range(99)]
+    assert [await write for write in writes] == place.names()
+    assert place.committed <= 2
+
+
+async def test_a_write_takes_what_was_deferred_along(place: MemoryDatabase, deferring: Writer) -> None:
+    deferred = await deferring.defer(add("a"))
+    await deferring.write(add("b"))
+    assert deferred.result() == "a"
+    assert (place.names(), place.committed) == (["a", "b"], 1)
+
+
+async def test_a_full_group_of_deferred_operations_is_committed_at_once(
+    place: MemoryDatabase, deferring: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        SlowTimers(patch)
+        writes = [await deferring.defer(add(f"{number:03}")) for number in range(100)]
+        assert len(await together(writes)) == 100
+    assert place.committed == 1
+
+
+async def test_operations_deferred_during_a_commit_wait_for_others(
+    place: MemoryDatabase, deferring: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await start_blocked_write(place, deferring)
+    with monkeypatch.context() as patch:
+        timers = SlowTimers(patch)
+        one = await deferring.defer(add("one"))
+        place.gate.set()
+        await first
+        other = await deferring.defer(add("other"))
+        assert place.committed == 1
+        await timers.fire()
+        await together([one, other])
+    assert place.committed == 2
+
+
+async def test_a_deferred_operation_is_run_again_while_the_database_is_unavailable(
+    place: MemoryDatabase, deferring: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_group, failures = deferring._run_group, 0
+
+    async def fail(group: object) -> list[Any]:
+        nonlocal failures
+        failures += 1
+        raise Overloaded("The disk is full.")
+
+    deferring._run_group = fail
+    with monkeypatch.context() as patch:
+        timers = SlowTimers(patch)
+        deferred = await deferring.defer(add("a"))
+        for _ in range(3):
+            await timers.fire()
+        with pytest.raises(Overloaded):
+            await deferring.write(add("b"))
+        deferring._run_group = run_group
+        await timers.fire()
+        assert await deferred == "a"
+    assert (failures >= 2, place.names()) == (True, ["a"])
+
+
+async def test_a_deferred_operation_that_is_wrong_fails(place: MemoryDatabase, deferring: Writer) -> None:
+    await deferring.write(add("a"))
+    good, bad = await deferring.defer(add("b")), await deferring.defer(add("a"))
+    with pytest.raises(IntegrityError):
+        await bad
+    assert await good == "b"
+
+
+async def test_closing_writes_what_was_deferred(place: MemoryDatabase, deferring: Writer) -> None:
+    deferred = [await deferring.defer(add(name)) for name in ("a", "b")]
+    await deferring.close()
+    assert [write.result() for write in deferred] == ["a", "b"] == place.names()
+    with pytest.raises(Overloaded):
+        await deferring.defer(add("late"))
+
+
+async def test_closing_gives_up_what_the_database_does_not_take(place: MemoryDatabase, deferring: Writer) -> None:
+    async def fail(group: object) -> list[Any]:
+        raise Overloaded("The disk is full.")
+
+    deferring._run_group = fail
+    deferred = await deferring.defer(add("a"))
+    await deferring.close()
+    with pytest.raises(Overloaded):
+        await deferred
+
+
+async def test_no_more_operations_are_deferred_than_may_be_lost(place: MemoryDatabase) -> None:
+    writer = Writer(place.run_group, waiting_limit=10_000, group_limit=10_000, timeout_seconds=20)
+    writer.start()
+    first = await start_blocked_write(place, writer)
+    deferrals = [asyncio.ensure_future(writer.defer(add(f"{number:04}"))) for number in range(MAX_DEFERRED + 5)]
+    await until_queued(writer, MAX_DEFERRED)
+    assert sum(deferral.done() for deferral in deferrals) == MAX_DEFERRED
+    place.gate.set()
+    await first
+    writes = [await deferral for deferral in deferrals]
+    await together(writes)
+    assert len(place.names()) == 1 + MAX_DEFERRED + 5
+    await writer.close()

@@ -23,7 +23,7 @@ from signoff.core.policy import Policy
 from signoff.core.price import Price
 from signoff.errors import JobNotFound, Overloaded, Stale
 from signoff.store import TransitionRequest
-from signoff.stores import jobs, schema
+from signoff.stores import schema
 from signoff.work.reviews.desk import verdict_transition
 from support.stores import (
     ANSWER,
@@ -339,7 +339,7 @@ async def test_a_cache_hit_is_inserted_as_ended_and_has_its_delivery(store: ASto
         assert (await inserted(store, **identifier)).id == job.id
 
 
-async def test_a_refused_insert_releases_its_place_in_the_write_queue(store: AStore) -> None:
+async def test_a_call_that_is_refused_gives_its_room_back(store: AStore) -> None:
     call = a_call()
     await logged(store, call)
 
@@ -354,7 +354,7 @@ async def test_a_refused_insert_releases_its_place_in_the_write_queue(store: ASt
 
 
 @pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
-async def test_the_row_of_an_ended_job_waits_while_the_database_is_unavailable(
+async def test_the_row_of_a_call_waits_while_the_database_is_unavailable(
     store: AStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a database that accepts no writes, such as one whose disk is full
@@ -380,13 +380,12 @@ async def test_the_row_of_an_ended_job_waits_while_the_database_is_unavailable(
 
 
 @pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
-async def test_inserting_an_ended_job_into_a_full_write_queue_is_refused(
-    store: AStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs, "WRITE_TIMEOUT_SECONDS", 0.05)
-    store.jobs._queue_slots = asyncio.Semaphore(0)
+async def test_a_call_that_finds_no_room_to_be_logged_is_refused(store: AStore) -> None:
+    writer = store._database._writer
+    writer._timeout_seconds = 0.05
+    writer._deferred_slots = asyncio.Semaphore(0)
     with pytest.raises(Overloaded):
-        await store.jobs.log_call(a_call(), actor="test", verbs=["submit", "succeed"])
+        await logged(store, a_call())
 
 
 # Transitions: for each guard, columns with which it holds, and columns with which it fails

@@ -55,7 +55,9 @@ class MemoryJobs:
 
         return await self._connection.send(insert, writes=True)
 
-    async def log_call(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[int]:
+    async def log_call(
+        self, job: Job, *, actor: str, verbs: Sequence[str], at_once: bool = False
+    ) -> asyncio.Future[int]:
         data = pack(job, actor=actor, verbs=verbs)
 
         def log(tx: Tx) -> int:

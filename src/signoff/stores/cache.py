@@ -62,7 +62,7 @@ class SqlCache:
             if needs_trim:
                 _trim(tx, self._bounds)
 
-        await self._database.write(store, may_wait=True)  # in the transaction that logs the call, if there is one
+        await (await self._database.defer(store))  # in the transaction that logs the call, if there is one
 
     async def delete(self, filters: CacheFilter) -> int:
         """See `cache.Cache`."""

@@ -44,20 +44,20 @@ class Database(Protocol):
         """Run `function` on a snapshot of the present state and return its result. It blocks no other transaction."""
         ...
 
-    async def write(self, operation: Callable[[Tx], T], *, may_wait: bool = False) -> T:
+    async def write(self, operation: Callable[[Tx], T]) -> T:
         """Run `operation` and return its result when it is committed, together with others that are waiting.
 
-        See `writer.Writer` for what an operation may do. If it `may_wait`, its transaction may begin some milliseconds
-        later, so that it has more operations. Raises Overloaded after WRITE_TIMEOUT_SECONDS, and if the
+        See `writer.Writer` for what an operation may do. Raises Overloaded after WRITE_TIMEOUT_SECONDS, and if the
         database fails; the operation may have been committed all the same.
         """
         ...
 
-    async def enqueue(self, operation: Callable[[Tx], T], *, may_wait: bool = False) -> asyncio.Future[T]:
-        """Queue `operation` as `write` does, and return a future of its result.
+    async def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> asyncio.Future[T]:
+        """Queue `operation` for a transaction that begins some milliseconds later, and return a future of its result.
 
-        Waits while the queue is full. Raises Overloaded only if the database was closed; the future raises it as
-        `write` does.
+        With `at_once`, the transaction begins as soon as it can. While the database is unavailable, the operation is run again until it is
+        committed; it may have been committed before. Raises Overloaded if too many operations are deferred for longer
+        than WRITE_TIMEOUT_SECONDS, or if the database was closed.
         """
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,9 @@ from sqlalchemy.exc import IntegrityError
 
 from signoff.core.filters import JobFilter
 from signoff.core.job import TERMINAL, Event, Job, Status
-from signoff.errors import Overloaded
 from signoff.store import InitialVerb, TransitionRequest
 from signoff.stores.calls import add_call, event_of_call, job_of_call, pack, read_call
-from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
+from signoff.stores.database import Database
 from signoff.stores.job_pages import batches, count_statement, read_page
 from signoff.stores.schema import calls, decisions, deliveries, events, function_calls, jobs, used_keys, votes
 from signoff.stores.transitions import (
@@ -35,9 +34,6 @@ from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
 KEY_LIFETIME_US = 24 * 3600 * SECOND
-RETRY_SECONDS = 0.1
-# Callers of these rows have their answers, so a crash loses at most this many rows; writing them takes about 20 ms.
-MAX_QUEUED_ROWS = 128
 
 
 class SqlJobs:
@@ -45,8 +41,6 @@ class SqlJobs:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._queue_slots = asyncio.Semaphore(MAX_QUEUED_ROWS)
-        self._retries = set[asyncio.Task[None]]()
 
     async def insert(
         self,
@@ -81,61 +75,12 @@ class SqlJobs:
 
         return await self._database.write(insert)
 
-    async def log_call(self, job: Job, *, actor: str, verbs: Sequence[str]) -> asyncio.Future[int]:
+    async def log_call(
+        self, job: Job, *, actor: str, verbs: Sequence[str], at_once: bool = False
+    ) -> asyncio.Future[int]:
         """See `store.Jobs`."""
         add = partial(add_call, job=job, data=pack(job, actor=actor, verbs=verbs))
-        await self._acquire_queue_slot()
-        try:
-            done = await self._database.enqueue(add, may_wait=True)
-        except BaseException:
-            self._queue_slots.release()
-            raise
-        logged: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        logged.add_done_callback(self._release_queue_slot)
-        done.add_done_callback(partial(self._resolve, logged, add))
-        return logged
-
-    def _release_queue_slot(self, _: object) -> None:
-        self._queue_slots.release()
-
-    async def _acquire_queue_slot(self) -> None:
-        """Wait until fewer than `MAX_QUEUED_ROWS` rows are queued. Raises Overloaded if that takes too long."""
-        if not self._queue_slots.locked():  # the usual case, without the cost of a timeout
-            await self._queue_slots.acquire()
-            return
-        try:
-            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
-                await self._queue_slots.acquire()
-        except TimeoutError:
-            raise Overloaded("Too many finished calls wait to be written to the database; try again later.") from None
-
-    def _resolve(self, logged: asyncio.Future[int], add: Callable[[Tx], int], done: asyncio.Future[int]) -> None:
-        """Pass the result of a write on to `logged`, or retry the write if the database was unavailable.
-
-        The caller has the answer already, so the row must not be lost.
-        """
-        if logged.done():
-            return
-        if done.cancelled():
-            logged.cancel()
-        elif isinstance(error := done.exception(), Overloaded):
-            task = asyncio.get_running_loop().create_task(self._retry(logged, add))
-            self._retries.add(task)
-            task.add_done_callback(self._retries.discard)
-        elif error is not None:
-            logged.set_exception(error)
-        else:
-            logged.set_result(done.result())
-
-    async def _retry(self, logged: asyncio.Future[int], add: Callable[[Tx], int]) -> None:
-        await asyncio.sleep(RETRY_SECONDS)
-        try:
-            done = await self._database.enqueue(add)
-        except Overloaded as closed:  # `enqueue` fails only when the database was closed
-            if not logged.done():
-                logged.set_exception(closed)
-        else:
-            done.add_done_callback(partial(self._resolve, logged, add))
+        return await self._database.defer(add, at_once=at_once)
 
     async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:
         """See `store.Jobs`."""

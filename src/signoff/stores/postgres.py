@@ -95,14 +95,14 @@ class Postgres:
         with _rejecting_nul():
             return await self._retry(lambda: self._read(function), READ_SECONDS)
 
-    async def write(self, operation: Callable[[Tx], T], *, may_wait: bool = False) -> T:
+    async def write(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`."""
         with _rejecting_nul():
-            return await self._writer.write(operation, may_wait=may_wait)
+            return await self._writer.write(operation)
 
-    async def enqueue(self, operation: Callable[[Tx], T], *, may_wait: bool = False) -> asyncio.Future[T]:
+    async def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> asyncio.Future[T]:
         """See `database.Database`."""
-        return await self._writer.enqueue(operation, may_wait=may_wait)
+        return await self._writer.defer(operation, at_once=at_once)
 
     async def write_alone(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`. One operation at a time, on a connection that is opened for the first one."""

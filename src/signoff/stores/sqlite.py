@@ -89,13 +89,13 @@ class Sqlite:
 
         return await asyncio.get_running_loop().run_in_executor(self._reader_threads, run)
 
-    async def write(self, operation: Callable[[Tx], T], *, may_wait: bool = False) -> T:
+    async def write(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`."""
-        return await self._writer.write(operation, may_wait=may_wait)
+        return await self._writer.write(operation)
 
-    async def enqueue(self, operation: Callable[[Tx], T], *, may_wait: bool = False) -> asyncio.Future[T]:
+    async def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> asyncio.Future[T]:
         """See `database.Database`."""
-        return await self._writer.enqueue(operation, may_wait=may_wait)
+        return await self._writer.defer(operation, at_once=at_once)
 
     async def write_alone(self, operation: Callable[[Tx], T]) -> T:
         """See `database.Database`. Only one process writes at a time anyway, so this is an ordinary write."""

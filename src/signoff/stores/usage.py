@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 
 _DIMENSIONS = ("user_id", "token_id", "target", "model", "door", "status", "cache", "prompt", "prompt_version")
+_dimensions_of = attrgetter(*_DIMENSIONS)
 _TOTALS = UsageTotals.__struct_fields__
 _GROUP = ("hour", *_DIMENSIONS)
 _COLUMNS = (*_GROUP, *_TOTALS)
@@ -93,7 +95,7 @@ def count_ended(tx: Tx, job: Job, created_at: int) -> None:
 
 
 def _add(tx: Tx, time: int, job: Job, totals: UsageTotals) -> None:
-    group = (time // HOUR_US * HOUR_US, *(getattr(job, name) for name in _DIMENSIONS))
+    group = (time // HOUR_US * HOUR_US, *_dimensions_of(job))
     tx.add_to_sum(usage_hours, group, msgspec.structs.astuple(totals))
 
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from operator import add, itemgetter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import structlog
@@ -25,8 +25,11 @@ from signoff.stores.inserts import insert_rows, insert_statement, upsert_stateme
 T = TypeVar("T")
 # Processes on one PostgreSQL add to sums of their own, mostly, so that they do not wait for each other's commits.
 SHARDS = 16
-# How long an operation waits for others if it may.
+# How long a deferred operation waits for others.
 GATHER_SECONDS = 0.01
+# Callers of logged calls have their answers, so a crash loses at most this many rows.
+MAX_DEFERRED = 512
+RETRY_SECONDS = 0.1
 log = structlog.get_logger()
 
 
@@ -76,8 +79,15 @@ class Tx(msgspec.Struct):
 
 
 Operation = Callable[[Tx], Any]
-Waiting = tuple[Operation, "asyncio.Future[Any]"]
 RunGroup = Callable[[Callable[[Tx], list[Any]]], Awaitable[list[Any]]]
+
+
+class Waiting(NamedTuple):
+    """An operation that waits, the future of its result, and whether it is deferred."""
+
+    operation: Operation
+    done: asyncio.Future[Any]
+    is_deferred: bool = False
 
 
 class Writer:
@@ -88,7 +98,7 @@ class Writer:
     than once. An operation whose caller was cancelled before it runs is skipped.
 
     `run_group` runs a function in a transaction and commits it. It raises what the function raises, or a SignoffError
-    if the database is at fault: then all operations of the group fail with it, and none runs again.
+    if the database is at fault: then all operations of the group fail with it, except for deferred ones.
     """
 
     def __init__(self, run_group: RunGroup, *, waiting_limit: int, group_limit: int, timeout_seconds: float) -> None:
@@ -96,6 +106,7 @@ class Writer:
         self._group_limit = group_limit
         self._timeout_seconds = timeout_seconds
         self._waiting = asyncio.Queue[Waiting](waiting_limit)
+        self._deferred_slots = asyncio.Semaphore(MAX_DEFERRED)
         self._is_due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -105,29 +116,37 @@ class Writer:
         """Start the task that commits groups."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def write(self, operation: Callable[[Tx], T], *, may_wait: bool = False) -> T:
+    async def write(self, operation: Callable[[Tx], T]) -> T:
         """Run `operation` and return its result when it is committed. Raises Overloaded if that takes too long."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await (await self.enqueue(operation, may_wait=may_wait))
+                return await (await self.enqueue(operation))
         except TimeoutError:
             raise Overloaded("The database did not commit the write in time; try again later.") from None
 
-    async def enqueue(self, operation: Callable[[Tx], T], *, may_wait: bool = False) -> asyncio.Future[T]:
-        """Queue `operation` when there is room, and return a future of its result. Raises Overloaded if closed.
+    async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
+        """Queue `operation` when there is room, and return a future of its result. Raises Overloaded if closed."""
+        waiting = Waiting(operation, self._new_future())
+        await self._waiting.put(waiting)
+        self._is_due.set()
+        return waiting.done
 
-        If it `may_wait`, its group is committed with the next one that may not, or after GATHER_SECONDS.
+    async def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> asyncio.Future[T]:
+        """Queue `operation` for the next group, which begins `at_once`, or else within about GATHER_SECONDS.
+
+        While the database is unavailable, it is run again until it is committed. So it may have been committed before:
+        then it must fail, or change nothing. Return a future of its result. Raises Overloaded if closed, or if
+        MAX_DEFERRED operations are deferred for too long.
         """
-        if self._closed:
-            raise Overloaded("The database was closed.")
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-        await self._waiting.put((operation, done))
-        if not may_wait or self._waiting.qsize() >= self._group_limit:
-            self._is_due.set()
-        elif self._timer is None:
-            self._timer = loop.call_later(GATHER_SECONDS, self._is_due.set)
-        return done
+        waiting = Waiting(operation, self._new_future(), is_deferred=True)
+        if self._deferred_slots.locked():
+            await self._wait_for_slot()
+        else:  # the usual case, without the cost of a timeout
+            await self._deferred_slots.acquire()
+        waiting.done.add_done_callback(self._release_slot)
+        await self._waiting.put(waiting)
+        self._schedule(at_once=at_once)
+        return waiting.done
 
     async def close(self) -> None:
         """Accept no more operations, and commit those that wait."""
@@ -135,6 +154,31 @@ class Writer:
         if self._task is not None and not self._task.done():
             self._is_due.set()
             await asyncio.wait([self._task])
+
+    def _new_future(self) -> asyncio.Future[Any]:
+        if self._closed:
+            raise Overloaded("The database was closed.")
+        return asyncio.get_running_loop().create_future()
+
+    async def _wait_for_slot(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                await self._deferred_slots.acquire()
+        except TimeoutError:
+            raise Overloaded("Too many finished calls wait to be written to the database; try again later.") from None
+
+    def _schedule(self, *, at_once: bool) -> None:
+        """Begin the next group in GATHER_SECONDS, or now: also if it is full, or if the timer is late on a busy loop."""
+        loop = asyncio.get_running_loop()
+        if at_once or self._waiting.qsize() >= self._group_limit:
+            self._is_due.set()
+        elif self._timer is None:
+            self._timer = loop.call_later(GATHER_SECONDS, self._is_due.set)
+        elif self._timer.when() <= loop.time():
+            self._is_due.set()
+
+    def _release_slot(self, _: object) -> None:
+        self._deferred_slots.release()
 
     async def _run(self) -> None:
         while not self._closed or not self._waiting.empty():
@@ -144,8 +188,8 @@ class Writer:
                 self._timer.cancel()
                 self._timer = None
             await self._flush()
-            await asyncio.sleep(0)  # let callers that waited for a full queue put their operations
             if self._closed:
+                await asyncio.sleep(0)  # let callers that waited for a full queue put their operations
                 self._is_due.set()
 
     async def _flush(self) -> None:
@@ -155,9 +199,22 @@ class Writer:
             group.append(self._waiting.get_nowait())
         if not self._waiting.empty():
             self._is_due.set()
-        pending = [(operation, done) for operation, done in group if not done.cancelled()]
-        if pending:
-            _resolve(pending, await self._commit(pending))
+        pending = [waiting for waiting in group if not waiting.done.cancelled()]
+        results = await self._commit(pending) if pending else []
+        for waiting, result in zip(pending, results, strict=True):
+            if waiting.is_deferred and isinstance(result, Overloaded):
+                asyncio.get_running_loop().call_later(RETRY_SECONDS, self._queue_again, waiting)
+            else:
+                _resolve(waiting.done, result)
+
+    def _queue_again(self, waiting: Waiting) -> None:
+        if self._closed:
+            _resolve(waiting.done, Overloaded("The database was closed."))
+        elif self._waiting.full():
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._queue_again, waiting)
+        else:
+            self._waiting.put_nowait(waiting)
+            self._is_due.set()
 
     async def _commit(self, group: Sequence[Waiting]) -> list[Any]:
         try:
@@ -173,7 +230,7 @@ class Writer:
 
 
 def _run_all(tx: Tx, group: Sequence[Waiting]) -> list[Any]:
-    results = [None if done.cancelled() else _run_one(tx, operation) for operation, done in group]
+    results = [None if waiting.done.cancelled() else _run_one(tx, waiting.operation) for waiting in group]
     tx.flush()
     tx.flush_sums()
     return results
@@ -186,16 +243,15 @@ def _run_one(tx: Tx, operation: Operation) -> Any:
         return error
 
 
-def _resolve(group: Sequence[Waiting], results: Sequence[Any]) -> None:
-    for (_, done), result in zip(group, results, strict=True):
-        if done.cancelled():
-            continue
-        if isinstance(result, SQLAlchemyError):
-            log.error("database_write_failed", error=str(result))
-        if isinstance(result, BaseException):
-            done.set_exception(result)
-        else:
-            done.set_result(result)
+def _resolve(done: asyncio.Future[Any], result: Any) -> None:
+    if isinstance(result, SQLAlchemyError):
+        log.error("database_write_failed", error=str(result))
+    if done.done():
+        return
+    if isinstance(result, BaseException):
+        done.set_exception(result)
+    else:
+        done.set_result(result)
 
 
 @cache

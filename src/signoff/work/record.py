@@ -175,11 +175,12 @@ async def _log_call(
     services: Services, ended: Job, actor: str, verbs: Sequence[str], inflight: InflightCall | None = None
 ) -> None:
     """Log a call that has ended. Wait for the commit only where the settings or its upstream object need that."""
-    commit = await services.store.jobs.log_call(ended, actor=actor, verbs=verbs)
+    # The owner of an upstream object must be known before its caller can refer to it.
+    must_wait = services.rules.log_before_answer or ended.upstream_object_id is not None
+    commit = await services.store.jobs.log_call(ended, actor=actor, verbs=verbs, at_once=must_wait)
     if inflight is not None:
         inflight.is_recorded = True
-    # The owner of an upstream object must be known before its caller can refer to it.
-    if services.rules.log_before_answer or ended.upstream_object_id is not None:
+    if must_wait:
         await _await_commit(commit)
     else:
         commit.add_done_callback(_log_failed_write)
@@ -229,7 +230,7 @@ async def _cancel(services: Services, inflight: InflightCall) -> None:
     ended = msgspec.structs.replace(inflight.job, status="fail", error=CALLER_LEFT, lease=None, seq=1)
     verbs = ["submit", "claim", "cancel"]
     if inflight.writing is None:
-        await (await services.store.jobs.log_call(ended, actor=inflight.actor, verbs=verbs))
+        await (await services.store.jobs.log_call(ended, actor=inflight.actor, verbs=verbs, at_once=True))
     else:
         await services.store.jobs.insert_ended(ended, actor=inflight.actor, verbs=verbs)
 
