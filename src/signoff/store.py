@@ -109,8 +109,8 @@ class Jobs(Protocol):
         """Queue the insertion of a waiting call that has ended and was never stored, with an event for all `verbs`.
 
         It is written together with others: some milliseconds later, or `at_once` if someone waits for that. Return a
-        future of its time of creation, in microseconds. The call itself waits only while too many rows are queued. The future stays pending while the
-        database is away, for as long as that takes.
+        future of its time of creation, in microseconds. The call itself waits only while too many rows are queued. The
+        future stays pending while the database is away, for as long as that takes.
 
         Raises:
             Overloaded: Too many rows are queued, and have been for too long; or the store is closed.

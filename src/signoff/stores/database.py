@@ -55,9 +55,9 @@ class Database(Protocol):
     async def defer(self, operation: Callable[[Tx], T], *, at_once: bool = False) -> asyncio.Future[T]:
         """Queue `operation` for a transaction that begins some milliseconds later, and return a future of its result.
 
-        With `at_once`, the transaction begins as soon as it can. While the database is unavailable, the operation is run again until it is
-        committed; it may have been committed before. Raises Overloaded if too many operations are deferred for longer
-        than WRITE_TIMEOUT_SECONDS, or if the database was closed.
+        With `at_once`, the transaction begins as soon as it can. While the database is unavailable, the operation is
+        run again until it is committed; it may have been committed before. Raises Overloaded if too many operations
+        are deferred for longer than WRITE_TIMEOUT_SECONDS, or if the database was closed.
         """
         ...
 

@@ -168,7 +168,7 @@ class Writer:
             raise Overloaded("Too many finished calls wait to be written to the database; try again later.") from None
 
     def _schedule(self, *, at_once: bool) -> None:
-        """Begin the next group in GATHER_SECONDS, or now: also if it is full, or if the timer is late on a busy loop."""
+        """Begin the next group in GATHER_SECONDS; or now, also if it is full, or if a busy loop delays the timer."""
         loop = asyncio.get_running_loop()
         if at_once or self._waiting.qsize() >= self._group_limit:
             self._is_due.set()
