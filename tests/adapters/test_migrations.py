@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import NullPool
 
+from signoff.cache import CacheBounds
 from signoff.core.filters import JobFilter
 from signoff.core.job import Event, Job, replay
 from signoff.core.limits import Counter
@@ -23,7 +24,7 @@ from signoff.stores.migrations import migrate_schema
 from signoff.stores.schema import metadata
 from signoff.stores.sql import SqlStore
 from simulation.usage import plus
-from support.stores import a_job, opened
+from support.stores import ANSWER, a_call, a_job, logged, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -184,6 +185,49 @@ async def test_the_usage_from_before_the_sums_is_kept(url: str) -> None:
         usage_rows, total = await store.usage.report(UsageQuery(by=by))
         assert total == plus(*map(totals_of, jobs), UsageTotals(**dict.fromkeys(UsageTotals.__struct_fields__, 11)))
         assert len(usage_rows) == 6
+
+
+@pytest.mark.parametrize("copies", [20, pytest.param(1_000_000, marks=pytest.mark.long)])
+async def test_calls_and_cached_answers_from_before_the_table_of_calls_are_kept(url: str, copies: int) -> None:
+    # given ended calls, one of which the cache knows, in the schema before
+    at = 50 * HOUR_US
+    call = a_call(id="call-0000000", created_at=at, updated_at=at, prompt_tokens=3, upstream_object_id="o")
+    event = Event(job_id=call.id, seq=1, verb="succeed", actor="user:ann", at=at, data={"status": "success"})
+    entry = {"key": "k", "user_id": 1, "target": "t", "model": "m", "path": call.path, "job_id": call.id}
+    entry |= {"size_bytes": 3, "answer": ANSWER, "created_at": at, "expires_at": 2**62}
+
+    def write_old_rows(conn: Connection) -> None:
+        migrate_schema(conn, "0011")
+        old = sa.MetaData()
+        old.reflect(conn)
+        conn.execute(sa.insert(old.tables["jobs"]).values(**stored(call)))
+        conn.execute(sa.insert(old.tables["events"]).values(**stored(event)))
+        conn.execute(sa.insert(old.tables["cached"]).values(**entry))
+        columns = ", ".join(column.name for column in old.tables["jobs"].c)
+        copied = columns.replace("id, ", "'call-' || substr(CAST(10000000 + n AS TEXT), 2), ", 1)
+        conn.exec_driver_sql(
+            f"INSERT INTO jobs ({columns}) WITH RECURSIVE numbers (n) AS "
+            f"(SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {copies}) "
+            f"SELECT {copied} FROM numbers CROSS JOIN (SELECT * FROM jobs LIMIT 1) AS call"
+        )
+
+    await with_connection(url, write_old_rows)
+    # when the schema is migrated, and another call is logged
+    await with_connection(url, migrate_schema)
+    async with opened(url) as store:
+        assert isinstance(store, SqlStore)
+        new = a_call(id="call-9999999", upstream_object_id="o")
+        await logged(store, new)
+        # then lists, counts, ownership, events and the cache have the old calls and the new one
+        newest = await store.jobs.list(JobFilter(newest_first=True, limit=3))
+        assert [job.id for job in newest] == [new.id, f"call-{copies:07}", f"call-{copies - 1:07}"]
+        oldest = await store.jobs.list(JobFilter(user_id=1, status="success", limit=2))
+        assert oldest == [call, msgspec.structs.replace(call, id="call-0000001")]
+        assert await store.jobs.count(JobFilter(status="success"), at_most=10**7) == copies + 2
+        assert (await store.jobs.list(JobFilter(upstream_object_id="o", limit=1))) == [call]
+        assert await store.jobs.events(call.id) == [event]
+        hits = await store.cache(CacheBounds(ttl_seconds=1, max_entries=10, max_bytes=10**6)).lookup(["k"])
+        assert hits["k"].entry.answer == ANSWER
 
 
 def stored(value: Any) -> dict[str, Any]:

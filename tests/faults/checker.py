@@ -18,7 +18,7 @@ from faults.wishes import MUST_FAIL, RETRY_AFTER
 from signoff.core.job import Job
 
 SECOND = 1_000_000
-MAX_UNLOGGED_ROWS = 128
+MAX_UNLOGGED_ROWS = 512
 CLOCK_TOLERANCE_SECONDS = 5.0
 UNKNOWN_OUTCOME = {None, *range(500, 600)}
 
