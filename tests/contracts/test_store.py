@@ -225,7 +225,7 @@ async def test_a_job_inserted_as_ended_is_one_row_and_one_event(store: AStore) -
 
 
 async def test_a_logged_call_is_a_job_with_one_event(store: AStore) -> None:
-    ended = a_call(response=ANSWER, usage=Usage(total_tokens=3), attempt=2, upstream_object_id="o")
+    ended = a_call(usage=Usage(total_tokens=10**30), attempt=2, upstream_object_id="o", body=b"\0\xff")
 
     created_at = await (await store.jobs.log_call(ended, actor="user:ann", verbs=["submit", "claim", "succeed"]))
 

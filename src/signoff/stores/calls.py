@@ -30,6 +30,8 @@ class LoggedCall(msgspec.Struct, array_like=True, frozen=True):
 
     verbs: tuple[str, ...]
     actor: str
+    usage_json: bytes | None
+    """In JSON, because an upstream may count more tokens than an integer of MessagePack can hold."""
     door: str
     lane: Lane
     token_id: int
@@ -39,7 +41,6 @@ class LoggedCall(msgspec.Struct, array_like=True, frozen=True):
     body: bytes
     response: bytes | None
     error: JobError | None
-    usage: Usage | None
     metadata: bytes
     priority: int
     policy: Policy
@@ -60,15 +61,20 @@ class LoggedCall(msgspec.Struct, array_like=True, frozen=True):
     cache: CacheState | None
     cache_key: str | None
 
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens of the answer."""
+        return None if self.usage_json is None else msgspec.json.decode(self.usage_json, type=Usage)
 
-_PACKED = LoggedCall.__struct_fields__[2:]
+
+_PACKED = LoggedCall.__struct_fields__[3:]
 _COLUMNS = ("id", "status", "user_id", "upstream_object_id")
 _TIMES = ("created_at", "updated_at", "due_at")
 # The fields of a job that a call does not use, and their values.
 _UNUSED = {
     field.name: field.default
     for field in msgspec.structs.fields(Job)
-    if field.name not in {*_PACKED, *_COLUMNS, *_TIMES}
+    if field.name not in {"usage", *_PACKED, *_COLUMNS, *_TIMES}
 }
 _UNUSED_VALUES = tuple(_UNUSED.values())
 _packed_values = attrgetter(*_PACKED)
@@ -92,7 +98,8 @@ def pack(job: Job, *, actor: str, verbs: Sequence[str]) -> bytes:
     """
     if not is_plain(job):
         raise ValueError(f"The job {job.id} has a life of its own; store it with `insert_ended`.")
-    return _encode((verbs, actor, *_packed_values(job)))
+    usage_json = None if job.usage is None else msgspec.json.encode(job.usage)
+    return _encode((verbs, actor, usage_json, *_packed_values(job)))
 
 
 def add_call(tx: Tx, job: Job, data: bytes) -> int:
@@ -121,6 +128,7 @@ def job_of_call(row: Any) -> Job:
     return Job(
         **{name: getattr(row, name) for name in _COLUMNS},
         **dict.fromkeys(_TIMES, row.created_at),
+        usage=packed.usage,
         **dict(zip(_PACKED, _packed_values(packed), strict=True)),
     )
 

@@ -82,8 +82,8 @@ Operation = Callable[[Tx], Any]
 RunGroup = Callable[[Callable[[Tx], list[Any]]], Awaitable[list[Any]]]
 
 
-class Waiting(NamedTuple):
-    """An operation that waits, the future of its result, and whether it is deferred."""
+class Pending(NamedTuple):
+    """An operation that waits for a transaction, the future of its result, and whether it is deferred."""
 
     operation: Operation
     done: asyncio.Future[Any]
@@ -105,7 +105,7 @@ class Writer:
         self._run_group = run_group
         self._group_limit = group_limit
         self._timeout_seconds = timeout_seconds
-        self._waiting = asyncio.Queue[Waiting](waiting_limit)
+        self._waiting = asyncio.Queue[Pending](waiting_limit)
         self._deferred_slots = asyncio.Semaphore(MAX_DEFERRED)
         self._is_due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -126,7 +126,7 @@ class Writer:
 
     async def enqueue(self, operation: Callable[[Tx], T]) -> asyncio.Future[T]:
         """Queue `operation` when there is room, and return a future of its result. Raises Overloaded if closed."""
-        waiting = Waiting(operation, self._new_future())
+        waiting = Pending(operation, self._new_future())
         await self._waiting.put(waiting)
         self._is_due.set()
         return waiting.done
@@ -138,7 +138,7 @@ class Writer:
         then it must fail, or change nothing. Return a future of its result. Raises Overloaded if closed, or if
         MAX_DEFERRED operations are deferred for too long.
         """
-        waiting = Waiting(operation, self._new_future(), is_deferred=True)
+        waiting = Pending(operation, self._new_future(), is_deferred=True)
         if self._deferred_slots.locked():
             await self._wait_for_slot()
         else:  # the usual case, without the cost of a timeout
@@ -194,7 +194,7 @@ class Writer:
 
     async def _flush(self) -> None:
         """Commit the operations that wait, as one group of limited size."""
-        group = list[Waiting]()
+        group = list[Pending]()
         while len(group) < self._group_limit and not self._waiting.empty():
             group.append(self._waiting.get_nowait())
         if not self._waiting.empty():
@@ -207,7 +207,7 @@ class Writer:
             else:
                 _resolve(waiting.done, result)
 
-    def _queue_again(self, waiting: Waiting) -> None:
+    def _queue_again(self, waiting: Pending) -> None:
         if self._closed:
             _resolve(waiting.done, Overloaded("The database was closed."))
         elif self._waiting.full():
@@ -216,7 +216,7 @@ class Writer:
             self._waiting.put_nowait(waiting)
             self._is_due.set()
 
-    async def _commit(self, group: Sequence[Waiting]) -> list[Any]:
+    async def _commit(self, group: Sequence[Pending]) -> list[Any]:
         try:
             return await self._run_group(lambda tx: _run_all(tx, group))
         except SignoffError as error:
@@ -229,7 +229,7 @@ class Writer:
         return [*await self._commit(group[:half]), *await self._commit(group[half:])]
 
 
-def _run_all(tx: Tx, group: Sequence[Waiting]) -> list[Any]:
+def _run_all(tx: Tx, group: Sequence[Pending]) -> list[Any]:
     results = [None if waiting.done.cancelled() else _run_one(tx, waiting.operation) for waiting in group]
     tx.flush()
     tx.flush_sums()
