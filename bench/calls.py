@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -112,22 +112,36 @@ class Requests:
 class Server:
     """Server of one checkout."""
 
-    def __init__(self, root: Path, cores: set[int], upstream_port: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        cores: set[int],
+        upstream_port: int,
+        *,
+        folder: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+        token: str | None = None,
+    ) -> None:
+        """Start the server, in `folder` or an empty one; give the `token` that an earlier start there printed."""
         self.name = root.name
         self._folder = tempfile.TemporaryDirectory(prefix="signoff-bench-")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SIGNOFF_")}
         self._process = subprocess.Popen(
             [root / ".venv/bin/signoff", "serve", "--port", "0"],
-            cwd=self._folder.name,
-            env=environment,
+            cwd=folder or self._folder.name,
+            env=environment | dict(settings or {}),
             stdout=subprocess.PIPE,
         )
         os.sched_setaffinity(self._process.pid, cores)
+        pattern = rb"http://127\.0\.0\.1:(\d+)\n" + (rb"[\s\S]*Token: (\S+)" if token is None else b"")
         text = b""
-        while not (match := re.search(rb"http://127\.0\.0\.1:(\d+)\n[\s\S]*Token: (\S+)", text)):
+        while not (match := re.search(pattern, text)):
             text += os.read(self._process.stdout.fileno(), 65536)
-        self.port, self.token = int(match[1]), match[2].decode()
-        self._post("/api/models", {"name": "bench", "kind": "openai", "url": f"http://127.0.0.1:{upstream_port}/v1"})
+        self.port, self.token = int(match[1]), token or match[2].decode()
+        if token is None:
+            self._post(
+                "/api/models", {"name": "bench", "kind": "openai", "url": f"http://127.0.0.1:{upstream_port}/v1"}
+            )
 
     def cpu_seconds(self) -> float:
         """Return the CPU time that all threads of the server have used."""
