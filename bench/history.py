@@ -98,7 +98,7 @@ def fill(database: str, execute: Execute, rows: int) -> None:
         execute(f"INSERT INTO {table} ({columns}) SELECT {selected} FROM {numbers} CROSS JOIN {newest}")
     fill_sums(database, execute, rows)
     if database == "postgresql":
-        for table in ("jobs", "calls", "usage_hours"):
+        for table in ("jobs", "calls", "usage_hours", "usage_days"):
             execute(f"VACUUM ANALYZE {table}")
 
 
@@ -111,21 +111,24 @@ def columns_of(database: str, execute: Execute, table: str) -> list[str]:
 
 
 def fill_sums(database: str, execute: Execute, rows: int) -> None:
-    """Insert a sum for each hour, each of the fifty users and each status, as the server keeps them."""
-    names = columns_of(database, execute, "usage_hours")
-    first = (int(time.time() * 1000) - MONTH_MS) * 1000 // HOUR_US
-    groups = MONTH_MS * 1000 // HOUR_US * 100
-    values = {
-        "key": "'bench:' || n",
-        "hour": f"({first} + n / 100) * {HOUR_US}",
-        "user_id": "1 + n % 50",
-        "status": "CASE WHEN n % 100 < 50 THEN 'fail' ELSE 'success' END",
-        "jobs": str(rows // groups + 1),
-    }
-    columns, selected = ", ".join(names), ", ".join(values.get(name, f"one.{name}") for name in names)
-    newest = "(SELECT * FROM usage_hours LIMIT 1) AS one"
-    numbers = NUMBERS[database].format(count=groups)
-    execute(f"INSERT INTO usage_hours ({columns}) SELECT {selected} FROM {numbers} CROSS JOIN {newest}")
+    """Insert a sum for each hour and day, each of the fifty users and each status, as the server keeps them."""
+    for table, period, period_us in (("usage_hours", "hour", HOUR_US), ("usage_days", "day", 24 * HOUR_US)):
+        names = columns_of(database, execute, table)
+        if not names:  # an older checkout
+            continue
+        first = (int(time.time() * 1000) - MONTH_MS) * 1000 // period_us
+        groups = MONTH_MS * 1000 // period_us * 100
+        values = {
+            "key": "'bench:' || n",
+            period: f"({first} + n / 100) * {period_us}",
+            "user_id": "1 + n % 50",
+            "status": "CASE WHEN n % 100 < 50 THEN 'fail' ELSE 'success' END",
+            "jobs": str(rows // groups + 1),
+        }
+        columns, selected = ", ".join(names), ", ".join(values.get(name, f"one.{name}") for name in names)
+        newest = f"(SELECT * FROM {table} LIMIT 1) AS one"
+        numbers = NUMBERS[database].format(count=groups)
+        execute(f"INSERT INTO {table} ({columns}) SELECT {selected} FROM {numbers} CROSS JOIN {newest}")
 
 
 def measure_lists(server: Server) -> None:

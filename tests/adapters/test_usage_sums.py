@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 import sqlalchemy as sa
 
 from signoff.core.filters import JobFilter
-from signoff.core.usage import HOUR_US, UsageQuery, UsageTotals, totals_of
-from signoff.stores.schema import usage_hours
+from signoff.core.usage import DAY_US, HOUR_US, Dimension, UsageQuery, UsageTotals, totals_of
+from signoff.stores.schema import usage_days, usage_hours
 from signoff.stores.sql import SqlStore
-from signoff.stores.usage import _DIMENSIONS
+from signoff.stores.usage import _DIMENSIONS, count_ended
+from signoff.stores.writer import Tx
 from support.stores import a_call, a_job, a_step, leased, logged, opened, rows, together
 
 pytestmark = pytest.mark.anyio
@@ -34,9 +36,9 @@ async def store(url: str) -> AsyncIterator[SqlStore]:
         yield store
 
 
-async def sums_by_group(store: SqlStore) -> dict[tuple[object, ...], tuple[int, ...]]:
-    """Return the totals of `usage_hours` by hour and dimensions."""
-    columns = [column for column in usage_hours.c if column.name != "key"]
+async def sums_by_group(store: SqlStore, table: sa.Table = usage_hours) -> dict[tuple[object, ...], tuple[int, ...]]:
+    """Return the totals of a table of sums, by time and dimensions."""
+    columns = [column for column in table.c if column.name != "key"]
     totals = len(UsageTotals.__struct_fields__)
     sums = dict[tuple[object, ...], tuple[int, ...]]()
     for row in await rows(store, sa.select(*columns)):
@@ -46,12 +48,12 @@ async def sums_by_group(store: SqlStore) -> dict[tuple[object, ...], tuple[int, 
     return sums
 
 
-async def totals_of_rows(store: SqlStore) -> dict[tuple[object, ...], tuple[int, ...]]:
-    """Return the totals of all jobs that have ended, by hour and dimensions."""
+async def totals_of_rows(store: SqlStore, period_us: int = HOUR_US) -> dict[tuple[object, ...], tuple[int, ...]]:
+    """Return the totals of all jobs that have ended, by hour or another period, and by dimensions."""
     sums = dict[tuple[object, ...], tuple[int, ...]]()
     for job in await store.jobs.list(JobFilter(limit=10_000)):
         if job.is_terminal:
-            group = (job.created_at // HOUR_US * HOUR_US, *(getattr(job, name) for name in _DIMENSIONS))
+            group = (job.created_at // period_us * period_us, *(getattr(job, name) for name in _DIMENSIONS))
             amounts = msgspec.structs.astuple(totals_of(job))
             sums[group] = tuple(map(sum, zip(sums.get(group, (0,) * len(amounts)), amounts, strict=True)))
     return sums
@@ -81,6 +83,8 @@ async def test_the_sums_equal_the_rows_of_the_jobs_that_have_ended(store: SqlSto
     # then each is counted once
     sums = await sums_by_group(store)
     assert sums == await totals_of_rows(store)
+    days = await sums_by_group(store, usage_days)
+    assert days == await totals_of_rows(store, DAY_US)
     assert sum(amounts[0] for amounts in sums.values()) == 80 + 3 + 2 + 1
     # and a report has those that have not ended too
     assert (await store.usage.report(UsageQuery()))[1].jobs == 80 + 3 + 2 + 1 + 2
@@ -88,6 +92,31 @@ async def test_the_sums_equal_the_rows_of_the_jobs_that_have_ended(store: SqlSto
     while await jobs.purge(-60, 10):
         pass
     assert await sums_by_group(store) == sums
+    assert await sums_by_group(store, usage_days) == days
+
+
+@pytest.mark.parametrize("by", [(), ("day",), ("hour",), ("hour", "day")])
+async def test_a_report_of_any_period_has_the_hours_of_that_period(store: SqlStore, by: tuple[Dimension, ...]) -> None:
+    # given one job in every fifth hour of four days
+    first = 19_000 * 24
+    hours = range(first, first + 4 * 24, 5)
+    job = a_call()
+
+    def count_all(tx: Tx) -> None:
+        for hour in hours:
+            count_ended(tx, job, hour * HOUR_US + 7)
+
+    await store._database.write(count_all)
+    # then a report has the jobs of its period, wherever in a day that begins and ends
+    edges = [*range(first - 10, first + 4 * 24 + 20, 11), first, first + 24, first + 48]
+    for since, until in itertools.product(edges, [None, *edges]):
+        query = UsageQuery(by=by, since=since * HOUR_US, until=None if until is None else until * HOUR_US)
+        usage, total = await store.usage.report(query)
+        expected = [hour for hour in hours if since <= hour and (until is None or hour < until)]
+        assert total.jobs == len(expected), (since - first, until)
+        assert {tuple(row.dimensions.values()) for row in usage} == {
+            tuple(hour * HOUR_US if name == "hour" else hour // 24 * DAY_US for name in by) for hour in expected if by
+        }
 
 
 async def test_a_transition_that_is_refused_counts_nothing(store: SqlStore) -> None:

@@ -149,9 +149,10 @@ async def test_a_report_with_a_start_time_does_not_scan_all_jobs(tmp_path: Path)
             statement = report.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
             plan = await rows(store, sa.text(f"EXPLAIN QUERY PLAN {statement}"))
             details = [step["detail"] for step in plan]
-            assert [detail for detail in details if "SCAN jobs" in detail or "SCAN usage_hours" in detail] == []
+            tables = ("jobs", "calls", "usage_hours", "usage_days")
+            assert [detail for detail in details for table in tables if f"SCAN {table}" in detail] == []
             assert [detail for detail in details if "SEARCH jobs USING INDEX" in detail] != []
-            assert [detail for detail in details if "SEARCH usage_hours USING INDEX" in detail] != []
+            assert [detail for detail in details if "SEARCH usage_days USING INDEX" in detail] != []
 
 
 async def test_two_processes_that_purge_at_once_count_every_job_once(store: AStore, other: AStore) -> None:

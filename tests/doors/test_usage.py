@@ -23,7 +23,7 @@ from signoff.core.tokens import Usage
 from signoff.core.usage import DAY_US
 from signoff.runtime.broadcast import Broadcast
 from signoff.store import TransitionRequest
-from signoff.stores.schema import usage_hours
+from signoff.stores.schema import usage_days, usage_hours
 from signoff.work.admin.people import identify
 from signoff.work.admin.usage import add_price
 from signoff.work.call import answer_call, begin_call
@@ -277,8 +277,9 @@ async def test_a_report_without_since_covers_the_last_month(server: Live) -> Non
     await server.ask("POST", "/v1/chat/completions", token, json=chat("hello"))
     await usage_report(server, token, 1)
 
-    older = sa.update(usage_hours).values(hour=usage_hours.c.hour - 32 * DAY_US)
-    await execute(server.services.store, older)  # type: ignore[arg-type]
+    for time in (usage_hours.c.hour, usage_days.c.day):
+        older = sa.update(time.table).values({time: time - 32 * DAY_US})
+        await execute(server.services.store, older)  # type: ignore[arg-type]
 
     await usage_report(server, token, 0)
     await usage_report(server, token, 1, since="2020-01-01")

@@ -277,23 +277,30 @@ prices = sa.Table(
     sa.Column("request", sa.BigInteger, nullable=False),
 )
 
+
+def _sums_of_usage(name: str, time: str) -> sa.Table:
+    """Return a table with a row for each period, which begins at `time`, and each combination of the dimensions."""
+    return sa.Table(
+        name,
+        metadata,
+        sa.Column("key", sa.Text, primary_key=True),
+        sa.Column(time, sa.BigInteger, nullable=False, index=True),
+        sa.Column("user_id", sa.Integer, nullable=False),
+        sa.Column("token_id", sa.Integer, nullable=False),
+        sa.Column("target", sa.Text, nullable=False),
+        sa.Column("model", sa.Text, nullable=False),
+        sa.Column("door", sa.Text, nullable=False),
+        sa.Column("status", sa.Text, nullable=False),
+        sa.Column("cache", sa.Text),
+        sa.Column("prompt", sa.Text),
+        sa.Column("prompt_version", sa.Integer),
+        *(sa.Column(name, sa.BigInteger, nullable=False, info={"sum": True}) for name in UsageTotals.__struct_fields__),
+    )
+
+
 # Sums of jobs that have ended, also of deleted ones, and of calls whose result could not be written into their job.
-usage_hours = sa.Table(
-    "usage_hours",
-    metadata,
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("hour", sa.BigInteger, nullable=False, index=True),
-    sa.Column("user_id", sa.Integer, nullable=False),
-    sa.Column("token_id", sa.Integer, nullable=False),
-    sa.Column("target", sa.Text, nullable=False),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("door", sa.Text, nullable=False),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("cache", sa.Text),
-    sa.Column("prompt", sa.Text),
-    sa.Column("prompt_version", sa.Integer),
-    *(sa.Column(name, sa.BigInteger, nullable=False, info={"sum": True}) for name in UsageTotals.__struct_fields__),
-)
+usage_hours = _sums_of_usage("usage_hours", "hour")
+usage_days = _sums_of_usage("usage_days", "day")
 
 # The answers are in the jobs and calls that they belong to.
 cached = sa.Table(

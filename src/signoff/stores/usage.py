@@ -14,7 +14,7 @@ from signoff.core.price import Price
 from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
 from signoff.errors import Overloaded
 from signoff.stores.database import Database
-from signoff.stores.schema import jobs, prices, usage_hours, users
+from signoff.stores.schema import jobs, prices, usage_days, usage_hours, users
 from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 
@@ -90,13 +90,14 @@ class SqlUsageRecords:
 
 
 def count_ended(tx: Tx, job: Job, created_at: int) -> None:
-    """Add a job that has just ended to the sums of its hour. It never changes again, so they stay right."""
+    """Add a job that has just ended to the sums of its hour and day. It never changes again, so they stay right."""
     _add(tx, created_at, job, totals_of(job))
 
 
 def _add(tx: Tx, time: int, job: Job, totals: UsageTotals) -> None:
-    group = (time // HOUR_US * HOUR_US, *_dimensions_of(job))
-    tx.add_to_sum(usage_hours, group, msgspec.structs.astuple(totals))
+    dimensions, amounts = _dimensions_of(job), msgspec.structs.astuple(totals)
+    tx.add_to_sum(usage_hours, (time // HOUR_US * HOUR_US, *dimensions), amounts)
+    tx.add_to_sum(usage_days, (time // DAY_US * DAY_US, *dimensions), amounts)
 
 
 def _jobs_by_hour(*conditions: ColumnElement[bool]) -> sa.Select[Any]:
@@ -134,12 +135,38 @@ def _report_statement(query: UsageQuery) -> sa.Select[Any]:
 
 
 def _usage(query: UsageQuery) -> sa.Subquery:
-    """Return the usage by hour of the jobs that have not ended, and of those that have, from their sums."""
+    """Return the usage by hour or day of the jobs that have not ended, and of those that have, from their sums."""
+    since, until = _hours_of(query)
     is_recent = jobs.c.id >= _oldest_id(query.since)
-    unfinished = _jobs_by_hour(_UNFINISHED, is_recent, *_conditions(query, jobs.c.created_at, jobs.c))
-    ended = sa.select(*(usage_hours.c[name] for name in _COLUMNS))
-    ended = ended.where(*_conditions(query, usage_hours.c.hour, usage_hours.c))
-    return sa.union_all(unfinished, ended).subquery("usage")
+    unfinished = _jobs_by_hour(_UNFINISHED, is_recent, *_conditions(query, jobs.c, jobs.c.created_at, since, until))
+    parts = [unfinished]
+    for table, time, begin, end in _ranges(query, since, until):
+        columns = [time.label("hour"), *(table.c[name] for name in _COLUMNS if name != "hour")]
+        parts.append(sa.select(*columns).where(*_conditions(query, table.c, time, begin, end)))
+    return sa.union_all(*parts).subquery("usage")
+
+
+def _hours_of(query: UsageQuery) -> tuple[int, int | None]:
+    """Return the first hour of the period, and the one after its last."""
+    return query.since // HOUR_US * HOUR_US, None if query.until is None else -(-query.until // HOUR_US) * HOUR_US
+
+
+def _ranges(
+    query: UsageQuery, since: int, until: int | None
+) -> list[tuple[sa.Table, ColumnElement[int], int, int | None]]:
+    """Return the sums to read: of the whole days of the period, and of the hours before and after them.
+
+    Each range is given as table, column of its time, first time, and time after the last one.
+    """
+    hours, days = usage_hours.c.hour, usage_days.c.day
+    first_day = -(-since // DAY_US) * DAY_US
+    end_of_days = None if until is None else until // DAY_US * DAY_US
+    if "hour" in query.by or (end_of_days is not None and end_of_days <= first_day):
+        return [(usage_hours, hours, since, until)]
+    ranges = [(usage_hours, hours, since, first_day), (usage_days, days, first_day, end_of_days)]
+    if until is not None and end_of_days is not None:
+        ranges.append((usage_hours, hours, end_of_days, until))
+    return [(table, time, begin, end) for table, time, begin, end in ranges if end is None or begin < end]
 
 
 def _oldest_id(since: int) -> str:
@@ -152,10 +179,12 @@ def _oldest_id(since: int) -> str:
     return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}"
 
 
-def _conditions(query: UsageQuery, time: ColumnElement[int], columns: Any) -> list[ColumnElement[bool]]:
-    conditions = [time >= query.since // HOUR_US * HOUR_US]
-    if query.until is not None:
-        conditions.append(time < -(-query.until // HOUR_US) * HOUR_US)
+def _conditions(
+    query: UsageQuery, columns: Any, time: ColumnElement[int], since: int, until: int | None
+) -> list[ColumnElement[bool]]:
+    conditions = [time >= since]
+    if until is not None:
+        conditions.append(time < until)
     if query.user_id is not None:
         conditions.append(columns.user_id == query.user_id)
     if query.model is not None:
