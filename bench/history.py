@@ -13,6 +13,7 @@ import json
 import os
 import sqlite3
 import statistics
+import subprocess
 import tempfile
 import time
 import urllib.request
@@ -175,6 +176,8 @@ def main() -> None:
     settings = {} if options.database is None else {"SIGNOFF_DATABASE_URL": options.database}
     with tempfile.TemporaryDirectory(prefix="signoff-bench-") as name, upstream() as upstream_port:
         folder, root = Path(name), options.root.resolve()
+        if options.database is not None:
+            subprocess.run([root / ".venv/bin/signoff", "migrate"], cwd=folder, env=os.environ | settings, check=True)
         server = Server(root, {cores[0]}, upstream_port, folder=folder, settings=settings)
         ask(server.port, server.token, "/api/jobs", payload_of("history"))
         asyncio.run(run_round(server, equal=False, seconds=0.2, connections=1))
