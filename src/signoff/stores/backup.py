@@ -28,9 +28,9 @@ from signoff.stores.archive import (
     members,
 )
 from signoff.stores.clock import now_us
-from signoff.stores.inserts import insert_rows, insert_statement
 from signoff.stores.migrations import check_schema, current, is_known, migrate_schema
 from signoff.stores.schema import metadata
+from signoff.stores.statements import insert_rows, insert_statement
 
 FETCHED_ROWS = 50  # few, because one row can be large
 CHUNK_BYTES = 4 * 1024 * 1024

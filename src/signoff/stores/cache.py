@@ -14,8 +14,8 @@ from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize, wit
 from signoff.stores.calls import unpack
 from signoff.stores.clock import now_us
 from signoff.stores.database import Database
-from signoff.stores.inserts import insert_rows, upsert_statement
 from signoff.stores.schema import cached, calls, jobs
+from signoff.stores.statements import insert_rows, upsert_statement
 from signoff.stores.transitions import SECOND
 from signoff.stores.writer import Tx
 

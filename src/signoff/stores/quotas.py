@@ -19,8 +19,8 @@ from signoff.core.limits import (
 )
 from signoff.errors import Overloaded
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Database
-from signoff.stores.inserts import insert_into
 from signoff.stores.schema import counters, limits
+from signoff.stores.statements import insert_into
 from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 

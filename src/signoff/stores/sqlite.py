@@ -158,8 +158,9 @@ class Sqlite:
                 with self._writing.begin() as conn:
                     tx = Tx(conn, clock_of(conn)())
                     results = group(tx)
-            except OperationalError as error:  # for example a foreign lock, a full disk, or a deleted file
-                log.warning("sqlite_write_failed", error=str(error.orig))
+            # For example a foreign lock, a full disk, or a deleted file.
+            except (OperationalError, sqlite3.OperationalError) as error:
+                log.warning("sqlite_write_failed", error=str(getattr(error, "orig", error)))
                 raise Overloaded("The database cannot be written now; try again later.") from error
             self._checkpoint()
         return results, tx.changes

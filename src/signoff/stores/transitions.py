@@ -16,7 +16,9 @@ from sqlalchemy.sql.elements import ColumnElement
 from signoff.core.job import RUN_ENDED, TERMINAL, TRANSITIONS, Decision, Guard, Job
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Topic, TransitionRequest
+from signoff.stores.json_column import JsonColumn
 from signoff.stores.schema import calls, decisions, deliveries, events, jobs, votes
+from signoff.stores.statements import execute_on_sqlite
 from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
@@ -78,9 +80,8 @@ def _wake_run(tx: Tx, run_id: str, actor: str) -> None:
     """
     tx.conn.execute(_LOCK, {"job": run_id})
     request = TransitionRequest(verb="wake", actor=actor, after_seconds={"due_at": 0})
-    row = tx.conn.execute(_statement("wake", ("due_at",)), {"job": run_id} | _parameters(tx, request)).one_or_none()
-    if row is not None:
-        _record_transition(tx, job_of(row), request)
+    for run in _changed_jobs(tx, _statement("wake", ("due_at",)), {"job": run_id} | _parameters(tx, request)):
+        _record_transition(tx, run, request)
 
 
 def _apply_one(tx: Tx, job_id: str, request: TransitionRequest) -> Job:
@@ -88,10 +89,10 @@ def _apply_one(tx: Tx, job_id: str, request: TransitionRequest) -> Job:
     if Guard.QUIET in TRANSITIONS[request.verb].guards:  # lock the row before its subquery counts steps
         tx.conn.execute(_LOCK, {"job": job_id})
     statement = _statement(request.verb, (*request.changes, *request.after_seconds))
-    row = tx.conn.execute(statement, {"job": job_id} | _parameters(tx, request)).one_or_none()
-    if row is None:
+    changed = _changed_jobs(tx, statement, {"job": job_id} | _parameters(tx, request))
+    if not changed:
         raise _transition_error(tx, job_id, request)
-    job = job_of(row)
+    [job] = changed
     if request.decision is not None:
         _record_decision(tx, job, request.decision)
     return job
@@ -112,18 +113,18 @@ def claim_jobs(tx: Tx, request: TransitionRequest, limit: int, full: Sequence[st
 
     Return the claimed jobs, by priority, then from the oldest.
     """
-    excluded = {"full": list(full)} if full else {}
-    statement = _claim_statement(excludes_models=bool(full))
-    rows = tx.conn.execute(statement, {"limit": limit} | excluded | _parameters(tx, request)).all()
-    claimed = sorted(map(job_of, rows), key=lambda job: (-job.priority, job.id))
+    statement = _claim_statement(len(full))
+    excluded = {f"full_{number}": model for number, model in enumerate(full)}
+    changed = _changed_jobs(tx, statement, {"limit": limit} | excluded | _parameters(tx, request))
+    claimed = sorted(changed, key=lambda job: (-job.priority, job.id))
     for job in claimed:
         tx.add(events, event_of(job, request.verb, request.actor, _changed_columns(job, request)))
     return claimed
 
 
 @cache
-def _claim_statement(*, excludes_models: bool) -> ReturningUpdate[Any]:
-    has_room = [jobs.c.model.not_in(sa.bindparam("full", expanding=True))] if excludes_models else []
+def _claim_statement(full_models: int) -> ReturningUpdate[Any]:
+    has_room = [jobs.c.model != sa.bindparam(f"full_{number}", type_=sa.Text) for number in range(full_models)]
     due = (
         sa.select(jobs.c.id)
         .where(jobs.c.lane == sa.literal_column("'later'"), *guards("claim"), *has_room)
@@ -261,6 +262,30 @@ def _record_decision(tx: Tx, job: Job, decision: Decision) -> None:
 def job_of(row: Row[Any]) -> Job:
     """Return the job of a row with all columns, in the order of `EVERY_COLUMN`."""
     return Job(**dict(zip(_NAMES, row, strict=True)))
+
+
+def _changed_jobs(tx: Tx, statement: ReturningUpdate[Any], parameters: dict[str, Any]) -> list[Job]:
+    """Execute an update that is built once, and return the jobs that it has changed."""
+    if tx.conn.dialect.name != "sqlite":
+        return [job_of(row) for row in tx.conn.execute(statement, parameters)]
+    rows = execute_on_sqlite(tx.conn, statement, parameters)
+    return [_job_of_encoded(row) for row in rows]
+
+
+def _job_of_encoded(row: Sequence[Any]) -> Job:
+    """Return the job of a row with all columns, whose JSON is not decoded yet."""
+    values = list(row)
+    for index, decode in _JSON_COLUMNS:
+        if values[index] is not None:
+            values[index] = decode(values[index])
+    return Job(**dict(zip(_NAMES, values, strict=True)))
+
+
+_JSON_COLUMNS = [
+    (index, msgspec.json.Decoder(column.type.value_type).decode)
+    for index, column in enumerate(EVERY_COLUMN)
+    if isinstance(column.type, JsonColumn)
+]
 
 
 def event_of(job: Job, verb: str, actor: str, data: dict[str, Any]) -> dict[str, Any]:

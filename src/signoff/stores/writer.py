@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from signoff.core.fingerprint import fingerprint
 from signoff.errors import Overloaded, SignoffError
 from signoff.store import Topic
-from signoff.stores.inserts import insert_rows, insert_statement, upsert_statement
+from signoff.stores.statements import insert_rows, insert_statement, upsert_statement
 
 T = TypeVar("T")
 # Processes on one PostgreSQL add to sums of their own, mostly, so that they do not wait for each other's commits.
