@@ -42,7 +42,9 @@ class MemoryJobs:
             existing = self._find_existing(tx, job)
             if existing is not None:
                 return existing
-            inserted = self.add_job(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
+            inserted = self.add_job(
+                tx, self._tables.with_turn(with_times(job, tx.now, due_seconds, lease_seconds)), verb, actor
+            )
             if job.idempotency_key is not None:
                 tx.add(used_keys, {"user_id": job.user_id, "key": job.idempotency_key, "job_id": job.id})
             return inserted
@@ -79,7 +81,7 @@ class MemoryJobs:
         def claim(tx: Tx) -> list[Job]:
             waiting = [job for job in self._tables.unfinished.values() if job.lane == "later" and job.model not in full]
             due = [job for job in waiting if self._tables.may("claim", job, request, tx.now)]
-            due.sort(key=lambda job: (-job.priority, job.id))
+            due.sort(key=lambda job: (-job.priority, job.turn, job.id))
             return [self._apply_one(tx, job, request) for job in due[:limit]]
 
         return await self._connection.send(claim, writes=True)

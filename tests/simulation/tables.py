@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from signoff.core.access import Token, UpstreamKey, User
 from signoff.core.delivery import Delivery
-from signoff.core.job import TRANSITIONS, Decision, Event, FunctionCall, Guard, Job, Transition
+from signoff.core.job import TRANSITIONS, Decision, Event, FunctionCall, Guard, Job, Transition, next_turn
 from signoff.core.limits import Counter, Limit
 from signoff.core.log import LogLine
 from signoff.core.model import Model
@@ -168,6 +168,18 @@ class Tables:
         return job.status in transition.sources and all(
             self.guards[guard](job, request, now) for guard in transition.guards
         )
+
+    def with_turn(self, job: Job) -> Job:
+        """Return a new job with its turn."""
+        if job.lane != "later" or job.is_terminal or job.parent_id is not None:
+            return job
+        queue = [each for each in self.unfinished.values() if (each.lane, each.status) == ("later", "bot")]
+        queue = [each for each in queue if each.priority == job.priority]
+        waiting = [each for each in queue if each.lease is None]
+        last = max((each.turn for each in waiting if each.user_id == job.user_id), default=None)
+        running = max((each.turn for each in queue if each.lease is not None), default=None)
+        first = min((each.turn for each in waiting), default=None)
+        return msgspec.structs.replace(job, turn=next_turn(last, running, first))
 
     def steps(self, run: Job) -> list[Job]:
         """Return the steps of the current round of `run`, oldest first."""

@@ -477,6 +477,7 @@ class Machine(RuleBasedStateMachine):
         )
 
         expected = self.model.insert_ended(ended_job, actor="ann", verbs=verbs)
+        self.performed["hit"] += verb == "hit"
         if is_plain(ended_job):
 
             async def log() -> int:

@@ -30,6 +30,7 @@ from signoff.stores.transitions import (
     job_of,
     select_eligible,
 )
+from signoff.stores.turns import with_turn
 from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
@@ -54,7 +55,7 @@ class SqlJobs:
         """See `store.Jobs`."""
 
         def insert(tx: Tx) -> Job:
-            return insert_job(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
+            return insert_job(tx, with_turn(tx, with_times(job, tx.now, due_seconds, lease_seconds)), verb, actor)
 
         def find_or_insert(tx: Tx) -> Job:
             return _find_existing(tx, job) or _reserve_names(tx, insert(tx))

@@ -43,6 +43,8 @@ class Tx(msgspec.Struct):
     conn: Connection
     now: int
     changes: list[tuple[Topic, str]] = []
+    turns: dict[tuple[int, int], int] = {}
+    """The last turns that `turns.with_turn` has given in this transaction, by user and priority."""
     _added: dict[Table, list[dict[str, Any]]] = {}
     _sums: dict[Table, dict[tuple[Any, ...], tuple[int, ...]]] = {}
 
