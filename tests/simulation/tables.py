@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from signoff.core.access import Token, UpstreamKey, User
 from signoff.core.delivery import Delivery
-from signoff.core.job import TRANSITIONS, Decision, Event, FunctionCall, Guard, Job, Transition, next_turn
+from signoff.core.job import TRANSITIONS, Decision, Event, FunctionCall, Guard, Job, Transition
 from signoff.core.limits import Counter, Limit
 from signoff.core.log import LogLine
 from signoff.core.model import Model
@@ -24,6 +24,7 @@ from signoff.core.pipelines.composed import LibraryItem
 from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
 from signoff.core.stream import Stream
+from signoff.core.turns import next_turn
 from signoff.store import Listener, Topic, TransitionRequest
 from signoff.stores.calls import event_of_call, job_of_call
 

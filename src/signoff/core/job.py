@@ -104,7 +104,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 5
     """From 0 to 9; jobs with a higher priority are claimed first."""
     turn: int = 0
-    """Order among the queued jobs of one priority, set by the store when it inserts the job; see `next_turn`."""
+    """Order among the queued jobs of one priority, set by the store when it inserts the job; see `core.turns`."""
     policy: Policy = Policy()
     """Review policy at the time of admission."""
     client_id: str | None = None
@@ -195,22 +195,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def is_waiting_call(self) -> bool:
         """True if a client waits for the answer on its connection."""
         return self.lane == "now" and self.parent_id is None
-
-
-def next_turn(last: int | None, running: int | None, first: int | None) -> int:
-    """Return the turn of a new job in the queue of its priority, so that users share the workers fairly.
-
-    A user's jobs get successive turns, and the first of them the turn that the workers have reached. So a new user's
-    job waits for one job of each other user, and not for all of them. This is start-time fair queueing (Goyal, Vin and
-    Cheng, SIGCOMM 1996), in which each job counts the same.
-
-    Args:
-        last: The last turn of the user's jobs that wait; None if none waits.
-        running: The last turn of the jobs that are performed; None if there are none.
-        first: The first turn of all jobs that wait; None if none waits.
-    """
-    reached = running if running is not None else first or 0
-    return reached if last is None else max(reached, last + 1)
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,8 @@ from typing import Any
 from signoff.doors.http import Header
 from signoff.errors import BadPipeline, LimitReached, SignoffError, Unauthorized
 
+PROBLEM = "application/problem+json"
+
 
 def problem(error: SignoffError) -> dict[str, Any]:
     """Return `error` as problem details (RFC 9457), the format of the native API."""

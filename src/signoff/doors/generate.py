@@ -1,5 +1,6 @@
 """The API of the queue on RabbitMQ and Redis: `/generate`, `/chat_completion`, `/check_status`."""
 
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -7,12 +8,11 @@ from litestar import HttpMethod, Response, Router, post, route
 from litestar.params import FromQuery, QueryParameter
 
 from signoff.core.ask import Ask
-from signoff.core.job import Job
 from signoff.core.result import result_of
-from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
-from signoff.doors.errors import detail, error_headers
-from signoff.doors.http import INTS, MAX_WAIT_SECONDS, cache_control_of, parse_json, wait_seconds_of
-from signoff.errors import BadRequest, SignoffError
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
+from signoff.doors.http import INTS, MAX_WAIT_SECONDS, Reply, cache_control_of, parse_json, wait_seconds_of
+from signoff.doors.queue import QueueRequest, answer_in_litestar
+from signoff.errors import BadRequest
 from signoff.work.jobs.query import get_by_client_id, require_success, wait_for_end
 from signoff.work.submit import submit
 
@@ -59,25 +59,40 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Priority from 0 to 9; 9 goes first."""
 
 
+async def accept_text(request: QueueRequest, wait: Wait = None) -> Reply:
+    """Commit a job for one text, and answer it."""
+    payload = parse_json(request.body, TextRequest, "request")
+    return await _accept(request, payload, [{"role": "user", "content": payload.content}], wait)
+
+
+async def accept_chat(request: QueueRequest, wait: Wait = None) -> Reply:
+    """Commit a job for a conversation, and answer it."""
+    payload = parse_json(request.body, ChatRequest, "request")
+    return await _accept(request, payload, payload.messages, wait)
+
+
 @post("/generate", status_code=200, summary="Generate from one text, through the queue")
 async def generate(
-    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, wait: Wait = None
+    request: AnyRequest,
+    services: InjectedServices,
+    door_settings: InjectedSettings,
+    caller: InjectedCaller,
+    wait: Wait = None,
 ) -> Response[dict[str, Any]]:
     """Return `{"content": text}` once the job has ended; 202 at once if the caller does not wait."""
-    payload = parse_json(await request.body(), TextRequest, "request")
-    message = {"role": "user", "content": payload.content}
-    job = await submit(services, _ask(request, caller, payload, [message]))
-    return await _respond(services, caller, job, _wait_seconds(request, wait))
+    return await answer_in_litestar(request, services, door_settings, caller, partial(accept_text, wait=wait))
 
 
 @post("/chat_completion", status_code=200, summary="Generate from a conversation, through the queue")
 async def chat_completion(
-    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, wait: Wait = None
+    request: AnyRequest,
+    services: InjectedServices,
+    door_settings: InjectedSettings,
+    caller: InjectedCaller,
+    wait: Wait = None,
 ) -> Response[dict[str, Any]]:
     """Return `{"content": text}` once the job has ended; 202 at once if the caller does not wait."""
-    payload = parse_json(await request.body(), ChatRequest, "request")
-    job = await submit(services, _ask(request, caller, payload, payload.messages))
-    return await _respond(services, caller, job, _wait_seconds(request, wait))
+    return await answer_in_litestar(request, services, door_settings, caller, partial(accept_chat, wait=wait))
 
 
 @route("/check_status", http_method=[HttpMethod.GET, HttpMethod.POST], status_code=200, summary="Get a job's status")
@@ -90,41 +105,34 @@ async def check_status(
     return result_of(await get_by_client_id(services, caller, job_id))
 
 
-def error_response(error: SignoffError) -> Response[dict[str, Any]]:
-    """Return an error in the format of this API."""
-    return Response(detail(error), status_code=error.status, headers=dict(error_headers(error)))
+async def _accept(
+    request: QueueRequest, payload: TextRequest | ChatRequest, messages: list[Any], wait: float | None
+) -> Reply:
+    job = await submit(request.services, _ask(request, payload, messages))
+    # The caller waits as long as the query says, or else the header `Prefer`, or else the settings.
+    seconds = wait_seconds_of(request.scope) if wait is None else wait
+    if seconds == 0:
+        body = {name: value for name, value in result_of(job).items() if name in {"job_id", "job_status"}}
+        return Reply(body, 202, {"location": f"/api/jobs/{job.id}", "retry-after": "1"})
+    ended = require_success(await wait_for_end(request.services, request.caller, job.id, seconds))
+    headers = {"x-signoff-job": job.id, "x-signoff-cache": ended.cache or "bypass"}
+    return Reply({"content": result_of(ended)["content"]}, headers=headers)
 
 
-def _ask(request: AnyRequest, caller: InjectedCaller, payload: TextRequest | ChatRequest, messages: list[Any]) -> Ask:
+def _ask(request: QueueRequest, payload: TextRequest | ChatRequest, messages: list[Any]) -> Ask:
     meta = payload.meta
     body: dict[str, Any] = {"messages": messages, "temperature": meta.temperature, "max_tokens": meta.tokens_limit}
     if meta.stop_words:
         body["stop"] = meta.stop_words
     return Ask(
         door="generate",
-        caller=caller,
+        caller=request.caller,
         body=msgspec.json.encode(body if meta.model is None else {"model": meta.model} | body),
         target=meta.model,
         client_id=payload.job_id,
         priority=payload.priority,
-        cache_control=cache_control_of(scope_of(request)),
+        cache_control=cache_control_of(request.scope),
     )
-
-
-async def _respond(
-    services: InjectedServices, caller: InjectedCaller, job: Job, seconds: float | None
-) -> Response[dict[str, Any]]:
-    if seconds == 0:
-        body = {name: value for name, value in result_of(job).items() if name in {"job_id", "job_status"}}
-        return Response(body, status_code=202, headers={"location": f"/api/jobs/{job.id}", "retry-after": "1"})
-    ended = require_success(await wait_for_end(services, caller, job.id, seconds))
-    headers = {"x-signoff-job": job.id, "x-signoff-cache": ended.cache or "bypass"}
-    return Response({"content": result_of(ended)["content"]}, headers=headers)
-
-
-def _wait_seconds(request: AnyRequest, wait: float | None) -> float | None:
-    """Return how long the caller waits for the answer: the query's `wait`, else the header `Prefer`, else None."""
-    return wait_seconds_of(scope_of(request)) if wait is None else wait
 
 
 router = Router("/", route_handlers=[generate, chat_completion, check_status], tags=["queue"])

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -83,9 +83,8 @@ class AsgiDoor(ABC):
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request. Raises SignoffError before anything is sent."""
 
-    @staticmethod
     @abstractmethod
-    async def _send_error(send: Send, error: SignoffError) -> None:
+    async def _send_error(self, send: Send, error: SignoffError) -> None:
         """Send `error` as a whole response."""
 
 
@@ -236,6 +235,17 @@ async def send_bytes(send: Send, status: int, body: bytes, content_type: bytes, 
 async def send_json(send: Send, payload: Any, headers: Iterable[Header] = (), *, status: int = 200) -> None:
     """Send a whole response with `payload` as JSON."""
     await send_bytes(send, status, msgspec.json.encode(payload), JSON, headers)
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A response of which the body is JSON."""
+
+    payload: Any
+    """Body, before it is encoded."""
+    status: int = 200
+    """HTTP status."""
+    headers: Mapping[str, str] = {}
+    """Headers beside those of the body."""
 
 
 def parse_json(body: bytes, kind: type[T], what: str) -> T:

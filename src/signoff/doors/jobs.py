@@ -11,9 +11,9 @@ from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.policy import Review
 from signoff.core.wire import job_as_json
-from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
-from signoff.doors.errors import error_headers
-from signoff.doors.http import INTS, cache_control_of, parse_json
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
+from signoff.doors.http import INTS, Reply, cache_control_of, parse_json
+from signoff.doors.queue import QueueRequest, answer_in_litestar
 from signoff.errors import BadBody, BadRequest, SignoffError
 from signoff.work.jobs.query import MAX_COUNT, count_jobs, get_job, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide, save_draft
@@ -50,22 +50,26 @@ class ReviewRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Review round that the reviewer saw; None for the current one."""
 
 
+async def accept_payload(request: QueueRequest) -> Reply:
+    """Commit a job for the payload."""
+    ask = Ask(
+        door="jobs",
+        caller=request.caller,
+        body=request.body,
+        target=_model_name(request.body),
+        door_review=cast("Review", request.door_settings.enqueue_review),
+        cache_control=cache_control_of(request.scope),
+    )
+    job = await submit(request.services, ask)
+    return Reply({"status": "success", "job_id": job.id})
+
+
 @post("/enqueue", status_code=200, summary="Queue a payload for the model, and for review")
 async def enqueue(
     request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings, caller: InjectedCaller
-) -> dict[str, str]:
+) -> Response[dict[str, str]]:
     """Commit a job for the payload and return its id."""
-    body = await request.body()
-    ask = Ask(
-        door="jobs",
-        caller=caller,
-        body=body,
-        target=_model_name(body),
-        door_review=cast("Review", door_settings.enqueue_review),
-        cache_control=cache_control_of(scope_of(request)),
-    )
-    job = await submit(services, ask)
-    return {"status": "success", "job_id": job.id}
+    return await answer_in_litestar(request, services, door_settings, caller, accept_payload)
 
 
 @get("/job", summary="Get a job")
@@ -118,10 +122,9 @@ async def get_liveness() -> str:
     return "ok"
 
 
-def error_response(error: SignoffError) -> Response[dict[str, Any]]:
+def error_payload(error: SignoffError) -> dict[str, Any]:
     """Return an error in the format of this API."""
-    body = {"status": "error", "code": error.code, "message": error.message}
-    return Response(body, status_code=error.status, headers=dict(error_headers(error)))
+    return {"status": "error", "code": error.code, "message": error.message}
 
 
 def _edited_text(value: msgspec.Raw) -> str | None:

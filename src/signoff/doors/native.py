@@ -18,8 +18,9 @@ from signoff.core.filters import JobFilter
 from signoff.core.job import Event, Status
 from signoff.core.signing import Secret
 from signoff.core.wire import format_time, job_as_json, parse_time
-from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
-from signoff.doors.http import cache_control_of, parse_digits, parse_json
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
+from signoff.doors.http import Reply, cache_control_of, header, parse_digits, parse_json
+from signoff.doors.queue import QueueRequest, answer_in_litestar
 from signoff.errors import BadRequest
 from signoff.work.jobs.cancel import cancel
 from signoff.work.jobs.query import count_jobs, follow_events, get_job, list_events, list_jobs, wait_for_end
@@ -59,32 +60,38 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Webhook for the end of the job; None for none."""
 
 
-@post("/", status_code=202, summary="Submit a job for later")
-async def post_job(
-    request: AnyRequest,
-    services: InjectedServices,
-    caller: InjectedCaller,
-    idempotency_key: Annotated[str | None, HeaderParameter(name="idempotency-key")] = None,
-) -> Response[dict[str, Any]]:
-    """Commit the job and return it; the header `location` has its path."""
-    new = parse_json(await request.body(), NewJob, "job")
-    seconds = 0.0 if new.due_at is None else (_microseconds(new.due_at) - services.clock()) / 1_000_000
+async def accept_job(request: QueueRequest) -> Reply:
+    """Commit a job."""
+    new = parse_json(request.body, NewJob, "job")
+    seconds = 0.0 if new.due_at is None else (_microseconds(new.due_at) - request.services.clock()) / 1_000_000
     ask = Ask(
         door="native",
-        caller=caller,
+        caller=request.caller,
         path=new.path,
         body=bytes(new.body),
         target=new.target,
         metadata=bytes(new.metadata),
         priority=new.priority,
-        idempotency_key=idempotency_key,
+        idempotency_key=header(request.scope, b"idempotency-key"),
         due_seconds=max(0.0, seconds),
         webhook=None if new.deliver is None else _webhook(new.deliver),
-        cache_control=cache_control_of(scope_of(request)),
+        cache_control=cache_control_of(request.scope),
     )
-    job = await submit(services, ask)
+    job = await submit(request.services, ask)
     headers = {"location": f"/api/jobs/{job.id}", "retry-after": "1", "x-signoff-cache": job.cache or "bypass"}
-    return Response(job_as_json(job), headers=headers)
+    return Reply(job_as_json(job), 202, headers)
+
+
+@post("/", status_code=202, summary="Submit a job for later")
+async def post_job(
+    request: AnyRequest,
+    services: InjectedServices,
+    door_settings: InjectedSettings,
+    caller: InjectedCaller,
+    idempotency_key: Annotated[str | None, HeaderParameter(name="idempotency-key")] = None,
+) -> Response[dict[str, Any]]:
+    """Commit the job and return it; the header `location` has its path."""
+    return await answer_in_litestar(request, services, door_settings, caller, accept_job)
 
 
 @get("/", summary="List jobs")

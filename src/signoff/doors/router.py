@@ -20,24 +20,33 @@ from signoff.doors import generate, jobs
 from signoff.doors.callers import caller_of
 from signoff.doors.cors import allowed_origin, is_preflight, send_preflight, with_cors_headers
 from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
-from signoff.doors.errors import error_headers, problem
+from signoff.doors.errors import PROBLEM, detail, error_headers, problem
 from signoff.doors.http import ASGIApp, DoorSettings, Message, Receive, Scope, Send, check_address, header, read_body
 from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.services import Services
 
 MAX_REQUEST_ID_LENGTH = 128
-PROBLEM = "application/problem+json"
 # Keys in a request's scope of what `_services` and `_door_settings` inject.
 SERVICES, DOOR_SETTINGS = "signoff.services", "signoff.door_settings"
 log = structlog.get_logger()
 
 
 class DoorRouter:
-    """An ASGI application that routes requests by path prefix to the doors in `hot`, and all others to `rest`."""
+    """An ASGI application that routes requests to the doors in `queue` and `hot`, and all others to `rest`.
+
+    The keys of `queue` are paths of `POST` requests without a query, those of `hot` are prefixes of paths.
+    """
 
     def __init__(
-        self, hot: Mapping[str, ASGIApp], rest: ASGIApp, *, services: Services, door_settings: DoorSettings
+        self,
+        hot: Mapping[str, ASGIApp],
+        rest: ASGIApp,
+        *,
+        queue: Mapping[str, ASGIApp],
+        services: Services,
+        door_settings: DoorSettings,
     ) -> None:
+        self._queue = queue
         self._hot = hot
         self._rest = rest
         self._services = services
@@ -51,6 +60,8 @@ class DoorRouter:
             send = with_cors_headers(origin, send)
             if is_preflight(scope):
                 return await send_preflight(scope, send)
+        if scope["method"] == "POST" and not scope["query_string"] and (door := self._queue.get(scope["path"])):
+            return await door(scope, receive, send)
         for prefix, door in self._hot.items():
             if scope["path"].startswith(prefix):
                 return await door(scope, receive, send)
@@ -87,7 +98,7 @@ def make_litestar_app(routers: Sequence[Router], templates: Path) -> ASGIApp:
     return cast("ASGIApp", app)
 
 
-def _check_address(request: AnyRequest) -> None:
+async def _check_address(request: AnyRequest) -> None:  # async, because Litestar would call it in a thread otherwise
     check_address(scope_of(request))
 
 
@@ -132,10 +143,10 @@ def _with_body_limit(scope: Scope, receive: Receive, limit: int) -> Receive:
 
 def _handle_error(request: AnyRequest, error: SignoffError) -> Response[Any]:
     """Return the error in the format of the API that the path belongs to."""
-    for door in (jobs, generate):
-        if request.url.path.rstrip("/") in door.PATHS:
-            return door.error_response(error)
-    headers = dict(error_headers(error))
+    headers, path = dict(error_headers(error)), request.url.path.rstrip("/")
+    for paths, payload in ((jobs.PATHS, jobs.error_payload), (generate.PATHS, detail)):
+        if path in paths:
+            return Response(payload(error), status_code=error.status, headers=headers)
     return Response(msgspec.json.encode(problem(error)), status_code=error.status, headers=headers, media_type=PROBLEM)
 
 

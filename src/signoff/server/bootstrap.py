@@ -42,9 +42,11 @@ from signoff.doors import (
 )
 from signoff.doors.cached import PREFIXES as CACHED
 from signoff.doors.cached import CachedDoor
+from signoff.doors.errors import PROBLEM, detail, problem
 from signoff.doors.http import ASGIApp, DoorSettings
 from signoff.doors.openai.door import OpenAIDoor
 from signoff.doors.predict import PREFIXES, PredictDoor
+from signoff.doors.queue import QueueDoor
 from signoff.doors.router import DoorRouter, make_litestar_app
 from signoff.engine import Engine
 from signoff.engines.anyllm import AnyLLMEngine
@@ -152,7 +154,19 @@ def make_router(services: Services, settings: Settings) -> DoorRouter:
     predict = PredictDoor(services, door_settings)
     cached = CachedDoor(services, door_settings)
     hot = {"/v1/": openai, "/openai/v1/": openai} | dict.fromkeys(PREFIXES, predict) | dict.fromkeys(CACHED, cached)
-    return DoorRouter(hot, _litestar_app(), services=services, door_settings=door_settings)
+    queue = _queue_doors(services, door_settings)
+    return DoorRouter(hot, _litestar_app(), queue=queue, services=services, door_settings=door_settings)
+
+
+def _queue_doors(services: Services, door_settings: DoorSettings) -> dict[str, QueueDoor]:
+    """Return the doors of the routes that queue jobs, by path."""
+    door = functools.partial(QueueDoor, services, door_settings)
+    return {
+        "/enqueue": door(accept=jobs.accept_payload, error_payload=jobs.error_payload),
+        "/generate": door(accept=generate.accept_text, error_payload=detail),
+        "/chat_completion": door(accept=generate.accept_chat, error_payload=detail),
+        "/api/jobs": door(accept=native.accept_job, error_payload=problem, error_type=PROBLEM.encode()),
+    }
 
 
 @functools.cache

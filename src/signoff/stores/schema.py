@@ -87,14 +87,11 @@ jobs = sa.Table(
     sa.Column("turn", sa.BigInteger, nullable=False, server_default="0"),
 )
 
-_HAS_CLIENT_ID = jobs.c.client_id.is_not(None)
-_HAS_UPSTREAM_OBJECT = jobs.c.upstream_object_id.is_not(None)
+_HAS_CLIENT_ID, _HAS_UPSTREAM_OBJECT = jobs.c.client_id.is_not(None), jobs.c.upstream_object_id.is_not(None)
 _WAITING = (jobs.c.status == "bot") & jobs.c.lease.is_(None)
 _LEASED = jobs.c.lease.is_not(None)
-_DECIDED = jobs.c.release_at.is_not(None)
-_LIMITED = jobs.c.review_deadline.is_not(None)
-_STEP = jobs.c.parent_id.is_not(None)
-_PARKED = jobs.c.parked_at.is_not(None)
+_DECIDED, _LIMITED = jobs.c.release_at.is_not(None), jobs.c.review_deadline.is_not(None)
+_STEP, _PARKED = jobs.c.parent_id.is_not(None), jobs.c.parked_at.is_not(None)
 _ENDED = jobs.c.status.in_([sa.literal_column("'fail'"), sa.literal_column("'success'")])
 
 _partial_index("jobs_to_claim", jobs.c.lane, jobs.c.priority.desc(), jobs.c.turn, jobs.c.id, where=_WAITING)
@@ -127,12 +124,8 @@ calls = sa.Table(
 sa.Index("calls_by_status", calls.c.status, calls.c.id)
 sa.Index("calls_by_user_and_status", calls.c.user_id, calls.c.status, calls.c.id)
 sa.Index("calls_by_age", calls.c.created_at)
-_partial_index(
-    "calls_by_upstream_object",
-    calls.c.upstream_object_id,
-    calls.c.id,
-    where=calls.c.upstream_object_id.is_not(None),
-)
+_HAS_OBJECT = calls.c.upstream_object_id.is_not(None)
+_partial_index("calls_by_upstream_object", calls.c.upstream_object_id, calls.c.id, where=_HAS_OBJECT)
 
 function_calls = sa.Table(
     "function_calls",

@@ -1,9 +1,10 @@
-"""Turns of new jobs, in SQL: users take turns, however many jobs each of them has queued; see `core.job.next_turn`."""
+"""Turns of new jobs, in SQL: users take turns, however many jobs each of them has queued; see `core.turns`."""
 
 import msgspec
 import sqlalchemy as sa
 
-from signoff.core.job import Job, next_turn
+from signoff.core.job import Job
+from signoff.core.turns import next_turn
 from signoff.stores.schema import jobs
 from signoff.stores.writer import Tx
 

@@ -56,7 +56,8 @@ class _RequestHead(Sampling, frozen=True):
 class OpenAIDoor(AsgiDoor):
     """The door at `/v1` and `/openai/v1`."""
 
-    _send_error = staticmethod(send_error)
+    async def _send_error(self, send: Send, error: SignoffError) -> None:
+        await send_error(send, error)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"].rstrip("/"), scope["method"]
