@@ -7,7 +7,8 @@ import os
 from signoff.doors.http import ASGIApp, Receive, Scope, Send
 from signoff.infra.logging import to_stderr
 from signoff.infra.memory import collect_seldom
-from signoff.server.bootstrap import make_router, run_services
+from signoff.server.bootstrap import run_services
+from signoff.server.http import make_router
 from signoff.settings import Settings, load
 
 

@@ -285,7 +285,8 @@ def test_every_setting_is_documented() -> None:
 
 def routes(tmp_path: Path) -> set[str]:
     """Return `METHOD /path` of every route, except the pages and files of the schema itself."""
-    from signoff.server.bootstrap import make_router, open_services
+    from signoff.server.bootstrap import open_services
+    from signoff.server.http import make_router
 
     async def rest() -> Any:
         settings = Settings(data_dir=tmp_path)

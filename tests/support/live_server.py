@@ -15,7 +15,8 @@ import uvicorn
 
 from signoff.core.access import Role
 from signoff.core.model import Model
-from signoff.server.bootstrap import make_router, migrate, run_services
+from signoff.server.bootstrap import migrate, run_services
+from signoff.server.http import make_router
 from signoff.server.serving import UVICORN_OPTIONS
 from signoff.settings import Settings
 from signoff.work.admin.people import create_token, create_user

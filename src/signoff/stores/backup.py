@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
-from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.sql.expression import TableClause
 from sqlalchemy.types import TypeDecorator
 
@@ -161,6 +160,8 @@ def _advance_sequences(conn: Connection, tables: dict[str, sa.Table]) -> None:
     """Set PostgreSQL's sequences to the last restored ids. SQLite takes the largest id by itself."""
     if conn.dialect.name != "postgresql":
         return
+    from sqlalchemy.dialects.postgresql import REGCLASS
+
     for table in tables.values():
         for column in table.primary_key:
             query = sa.func.pg_get_serial_sequence(f'"{table.name}"', column.name)

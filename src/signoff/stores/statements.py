@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Dialect, Table, bindparam
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 from signoff.stores.json_column import JsonColumn
 
 MAX_ROWS_PER_STATEMENT = 64
 _VALUES = re.compile(r"VALUES (\([?, ]*\))")
-_INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 class PreparedStatement(NamedTuple):
@@ -54,7 +53,11 @@ def _prepare(statement: sa.UpdateBase, dialect: Dialect) -> PreparedStatement:
 
 def insert_into(table: Table, dialect: str) -> Any:
     """Return an `Insert` of SQLAlchemy for `sqlite` or `postgresql`, which has `on_conflict_do_update` and its like."""
-    return _INSERTS[dialect](table)
+    if dialect == "postgresql":  # imported only where it is used, because that takes a tenth of a second
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert(table)
+    return sqlite.insert(table)
 
 
 @lru_cache(maxsize=64)

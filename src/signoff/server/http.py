@@ -1,0 +1,80 @@
+"""The HTTP side of a process: all doors and pages behind one router."""
+
+import functools
+
+from signoff.dashboard import home
+from signoff.doors import (
+    deliveries,
+    generate,
+    health,
+    jobs,
+    keys,
+    limits,
+    models,
+    native,
+    pipelines,
+    prompts,
+    session,
+    streams,
+    usage,
+)
+from signoff.doors.cached import PREFIXES as CACHED
+from signoff.doors.cached import CachedDoor
+from signoff.doors.errors import PROBLEM, detail, problem
+from signoff.doors.http import ASGIApp, DoorSettings
+from signoff.doors.openai.door import OpenAIDoor
+from signoff.doors.predict import PREFIXES, PredictDoor
+from signoff.doors.queue import QueueDoor
+from signoff.doors.router import DoorRouter, make_litestar_app
+from signoff.settings import Settings
+from signoff.work.services import Services
+
+
+def make_router(services: Services, settings: Settings) -> DoorRouter:
+    """Return the router with all doors."""
+    door_settings = DoorSettings(
+        max_body_bytes=settings.max_body_bytes,
+        anonymous_role=settings.anonymous_role,
+        enqueue_review=settings.enqueue_review,
+        keep_alive_seconds=settings.keep_alive_seconds,
+        on_loopback=settings.is_on_loopback,
+        remote_commands=settings.allow_remote_commands,
+        cors_origins=frozenset(settings.cors_origins),
+    )
+    openai = OpenAIDoor(services, door_settings)
+    predict = PredictDoor(services, door_settings)
+    cached = CachedDoor(services, door_settings)
+    hot = {"/v1/": openai, "/openai/v1/": openai} | dict.fromkeys(PREFIXES, predict) | dict.fromkeys(CACHED, cached)
+    queue = _queue_doors(services, door_settings)
+    return DoorRouter(hot, _litestar_app(), queue=queue, services=services, door_settings=door_settings)
+
+
+def _queue_doors(services: Services, door_settings: DoorSettings) -> dict[str, QueueDoor]:
+    """Return the doors of the routes that queue jobs, by path."""
+    door = functools.partial(QueueDoor, services, door_settings)
+    return {
+        "/enqueue": door(accept=jobs.accept_payload, error_payload=jobs.error_payload),
+        "/generate": door(accept=generate.accept_text, error_payload=detail),
+        "/chat_completion": door(accept=generate.accept_chat, error_payload=detail),
+        "/api/jobs": door(accept=native.accept_job, error_payload=problem, error_type=PROBLEM.encode()),
+    }
+
+
+@functools.cache
+def _litestar_app() -> ASGIApp:
+    rest = (
+        jobs,
+        generate,
+        native,
+        models,
+        keys,
+        prompts,
+        pipelines,
+        deliveries,
+        streams,
+        limits,
+        usage,
+        health,
+        session,
+    )
+    return make_litestar_app([*(door.router for door in rest), home.router, home.static], home.TEMPLATES)
