@@ -132,7 +132,7 @@ class Jobs(Protocol):
     async def claim(
         self, *, actor: str, lease: str, limit: int, lease_seconds: float, full: Sequence[str] = ()
     ) -> list[Job]:
-        """Claim up to `limit` due jobs of the lane `later`, and return them: by priority, turn and age.
+        """Claim up to `limit` due jobs of the lane `later`, and return them: by priority, then from the oldest.
 
         Each claimed job gets the lease token `lease` for `lease_seconds`, and its attempt is incremented. Concurrent
         calls never claim the same job. Jobs of the models in `full` are passed over.

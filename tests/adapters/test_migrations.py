@@ -133,7 +133,7 @@ async def test_rows_from_before_the_column_renames_are_kept(url: str) -> None:
             "generation_us": "answer_us",
         }
         data = {columns.get(name, name): value for name, value in event.data.items()}
-        row = {columns.get(name, name): value for name, value in stored(job).items() if name != "turn"}
+        row = {columns.get(name, name): value for name, value in stored(job).items()}
         conn.execute(sa.insert(old.tables["jobs"]).values(**row))
         conn.execute(sa.insert(old.tables["events"]).values(**stored(event) | {"data": msgspec.json.encode(data)}))
         conn.execute(sa.insert(old.tables["meters"]).values(name="all", meter=COUNTER, updated_at=1))
@@ -174,7 +174,7 @@ async def test_the_usage_from_before_the_sums_is_kept(url: str) -> None:
         old = sa.MetaData()
         old.reflect(conn)
         for job in jobs:
-            conn.execute(sa.insert(old.tables["jobs"]).values(**stored(job, old.tables["jobs"])))
+            conn.execute(sa.insert(old.tables["jobs"]).values(**stored(job)))
         conn.execute(sa.insert(old.tables["past_usage"]).values(**past))
 
     await with_connection(url, write_old_rows)
@@ -200,7 +200,7 @@ async def test_calls_and_cached_answers_from_before_the_table_of_calls_are_kept(
         migrate_schema(conn, "0011")
         old = sa.MetaData()
         old.reflect(conn)
-        conn.execute(sa.insert(old.tables["jobs"]).values(**stored(call, old.tables["jobs"])))
+        conn.execute(sa.insert(old.tables["jobs"]).values(**stored(call)))
         conn.execute(sa.insert(old.tables["events"]).values(**stored(event)))
         conn.execute(sa.insert(old.tables["cached"]).values(**entry))
         columns = ", ".join(column.name for column in old.tables["jobs"].c)
@@ -230,11 +230,10 @@ async def test_calls_and_cached_answers_from_before_the_table_of_calls_are_kept(
         assert hits["k"].entry.answer == ANSWER
 
 
-def stored(value: Any, old: sa.Table | None = None) -> dict[str, Any]:
-    """Return the columns of a row, with structured values as JSON; only those that an `old` table has."""
+def stored(value: Any) -> dict[str, Any]:
+    """Return the columns of a row, with structured values as JSON, as the column type writes them."""
     table = metadata.tables["jobs" if isinstance(value, Job) else "events"]
-    names = [name for name in value.__struct_fields__ if old is None or name in old.c]
-    row = {name: getattr(value, name) for name in names}
+    row = {name: getattr(value, name) for name in value.__struct_fields__}
     return {
         name: msgspec.json.encode(item) if isinstance(table.c[name].type, JsonColumn) and item is not None else item
         for name, item in row.items()

@@ -26,6 +26,7 @@ from signoff.stores import quotas, schema, sqlite
 from signoff.stores.job_pages import page_statement
 from signoff.stores.sql import SqlStore
 from signoff.stores.sqlite import Sqlite
+from signoff.stores.transitions import _claim_statement
 from support.stores import (
     ChangeRecorder,
     a_call,
@@ -189,6 +190,16 @@ async def test_a_page_of_jobs_is_read_in_the_order_of_an_index(
     # Only what was read of a range is sorted, never the range.
     ranges = {step["id"] for step in steps if step["detail"].startswith("CO-ROUTINE")}
     assert not [step for step in steps if "TEMP B-TREE" in step["detail"] and step["parent"] in ranges]
+
+
+async def test_a_claim_reads_an_index_in_order(store: SqlStore) -> None:
+    statement = _claim_statement(1).compile(dialect=dialects.sqlite.dialect())
+    steps = await rows(
+        store, sa.text(f"EXPLAIN QUERY PLAN {statement}".replace("?", "NULL").replace("LIMIT NULL", "LIMIT 1"))
+    )
+    details = [step["detail"] for step in steps]
+    assert [detail for detail in details if "INDEX jobs_to_claim" in detail]
+    assert not [detail for detail in details if "SCAN jobs" in detail or "TEMP B-TREE" in detail]
 
 
 async def test_stores_that_migrate_at_once_make_one_schema(path: Path) -> None:

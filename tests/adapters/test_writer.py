@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.errors import Overloaded, Stale
-from signoff.stores.writer import MAX_DEFERRED, Tx, Writer
+from signoff.stores.writer import GATHER_SECONDS, MAX_DEFERRED, RETRY_SECONDS, Tx, Writer
 from support.stores import together, until
 
 pytestmark = pytest.mark.anyio
@@ -303,6 +303,15 @@ async def test_operations_run_one_after_another_in_any_thread() -> None:
     await writer.close()
 
 
+async def until_value(value: Callable[[], Any]) -> None:
+    """Wait until `value` returns something true."""
+
+    async def is_true() -> bool:
+        return bool(value())
+
+    await until(is_true)
+
+
 async def until_queued(writer: Writer, size: int) -> None:
     """Wait until `size` operations are in the queue."""
 
@@ -316,37 +325,42 @@ async def until_queued(writer: Writer, size: int) -> None:
 
 
 class SlowTimers:
-    """The timers of writers, which fire only when `fire` is called."""
+    """The short timers of an event loop, which fire only when `fire` is called."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._calls = list[tuple[Callable[..., None], tuple[Any, ...]]]()
+        self._timers = list[SlowTimer]()
         self._really_call_later = asyncio.get_running_loop().call_later
         monkeypatch.setattr(asyncio.get_running_loop(), "call_later", self._call_later)
 
     def _call_later(self, seconds: float, function: Callable[..., None], *arguments: Any, **options: Any) -> Any:
-        if not isinstance(getattr(function, "__self__", None), Writer | asyncio.Event):
+        if arguments or seconds not in {GATHER_SECONDS, RETRY_SECONDS}:  # such as those of `asyncio.sleep`
             return self._really_call_later(seconds, function, *arguments, **options)
-        self._calls.append((function, arguments))
-        return self
-
-    def cancel(self) -> None:
-        """Cancel all timers."""
-        self._calls.clear()
-
-    def when(self) -> float:
-        """Return the time of all timers, which never comes."""
-        return float("inf")
+        self._timers.append(SlowTimer(function, self._timers))
+        return self._timers[-1]
 
     async def fire(self) -> None:
         """Call the functions of all timers that run, once there is one."""
+        await until_value(lambda: self._timers)
+        for timer in list(self._timers):
+            timer.cancel()
+            timer.function()
 
-        async def is_set() -> bool:
-            return bool(self._calls)
 
-        await until(is_set)
-        calls, self._calls = self._calls, []
-        for function, arguments in calls:
-            function(*arguments)
+class SlowTimer:
+    """A timer that does not fire by itself."""
+
+    def __init__(self, function: Callable[[], None], timers: list["SlowTimer"]) -> None:
+        self.function = function
+        self._timers = timers
+
+    def cancel(self) -> None:
+        """Cancel the timer."""
+        if self in self._timers:
+            self._timers.remove(self)
+
+    def when(self) -> float:
+        """Return its time, which never comes."""
+        return float("inf")
 
 
 @pytest.fixture
@@ -446,6 +460,61 @@ async def test_closing_gives_up_what_the_database_does_not_take(place: MemoryDat
     await deferring.close()
     with pytest.raises(Overloaded):
         await deferred
+
+
+async def test_closing_writes_what_waits_for_its_repetition(
+    place: MemoryDatabase, deferring: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_group, has_failed = deferring._run_group, asyncio.Event()
+
+    async def fail(group: object) -> list[Any]:
+        has_failed.set()
+        raise Overloaded("The disk is full.")
+
+    deferring._run_group = fail
+    with monkeypatch.context() as patch:
+        SlowTimers(patch)
+        deferred = await deferring.defer(add("a"), at_once=True)
+        await has_failed.wait()
+        await until_value(lambda: deferring._repeats)
+        deferring._run_group = run_group
+        await deferring.close()
+        assert (deferred.result(), place.names()) == ("a", ["a"])
+
+
+async def test_an_operation_that_was_committed_without_its_result_is_not_run_twice(
+    place: MemoryDatabase, deferring: Writer
+) -> None:
+    run_group, runs = deferring._run_group, 0
+
+    async def lose_the_first_result(group: Callable[[Tx], list[Any]]) -> list[Any]:
+        nonlocal runs
+        runs += 1
+        results = await run_group(group)
+        if runs == 1:
+            raise Overloaded("The connection was lost.")
+        return results
+
+    deferring._run_group = lose_the_first_result
+    writes = [await deferring.defer(add(name)) for name in ("a", "b")]
+    await together(writes)
+    assert place.names() == ["a", "b"]
+
+
+async def test_an_operation_whose_caller_leaves_before_it_is_queued_gives_its_room_back(place: MemoryDatabase) -> None:
+    writer = Writer(place.run_group, waiting_limit=1, group_limit=100, timeout_seconds=20)
+    writer.start()
+    first = await start_blocked_write(place, writer)
+    second = asyncio.ensure_future(writer.write(add("second")))  # the queue is full
+    await until_queued(writer, 1)
+    leaving = asyncio.ensure_future(writer.defer(add("left")))
+    await until_value(lambda: writer._deferred_slots._value < MAX_DEFERRED)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    place.gate.set()
+    await together([first, second])
+    assert writer._deferred_slots._value == MAX_DEFERRED
+    await writer.close()
 
 
 async def test_no_more_operations_are_deferred_than_may_be_lost(place: MemoryDatabase) -> None:

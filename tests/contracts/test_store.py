@@ -2,10 +2,8 @@
 
 import asyncio
 import itertools
-import re
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
@@ -14,7 +12,6 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy.dialects import sqlite
 
 from contracts.test_streams import a_stream
 from signoff.core.answer import Usage
@@ -27,7 +24,7 @@ from signoff.core.price import Price
 from signoff.errors import JobNotFound, Overloaded, Stale
 from signoff.store import TransitionRequest
 from signoff.stores import schema
-from signoff.stores.turns import _TURNS
+from signoff.stores.writer import MAX_DEFERRED
 from signoff.work.reviews.desk import verdict_transition
 from support.stores import (
     ANSWER,
@@ -43,7 +40,6 @@ from support.stores import (
     leased,
     listening,
     logged,
-    opened,
     rows,
     state,
     store_at,
@@ -99,8 +95,8 @@ async def test_every_field_of_a_new_job_is_stored_and_can_be_replayed(store: ASt
 
     for job in (bare, stored, other):
         assert await store.jobs.get(job.id) == job
-    set_by_store = dict.fromkeys(JOB_TIMES, stored.created_at) | {"turn": stored.turn}
-    assert stored == msgspec.structs.replace(full, lease_until=None, **set_by_store)
+    times = {"created_at": stored.created_at, "updated_at": stored.created_at, "due_at": stored.created_at}
+    assert stored == msgspec.structs.replace(full, lease_until=None, **times)
     fields = msgspec.to_builtins(msgspec.structs.asdict(stored), builtin_types=(bytes,)) | {"metadata": {"a": [1]}}
     assert replay(await store.jobs.events(stored.id)) == {
         name: value
@@ -259,7 +255,7 @@ async def assert_is_stored_at_once(store: AStore, ended: Job, created_at: int) -
         {"pipeline_id": 1},
     ],
 )
-async def test_a_job_with_a_life_of_its_own_cannot_be_logged_as_a_call(store: AStore, columns: dict[str, Any]) -> None:
+async def test_only_a_plain_job_is_logged_as_a_call(store: AStore, columns: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="insert_ended"):
         await store.jobs.log_call(a_call(**columns), actor="ann", verbs=["submit", "succeed"])
 
@@ -348,12 +344,12 @@ async def test_a_call_that_is_refused_gives_its_room_back(store: AStore) -> None
     call = a_call()
     await logged(store, call)
 
-    for _ in range(300):  # more than the number of writes that may be queued
+    for _ in range(MAX_DEFERRED + 1):
         with pytest.raises(sa.exc.IntegrityError):
             await logged(store, call)
 
     await store.close()
-    for _ in range(300):
+    for _ in range(MAX_DEFERRED + 1):
         with pytest.raises(Overloaded):
             await logged(store, a_call())
 
@@ -391,67 +387,6 @@ async def test_a_call_that_finds_no_room_to_be_logged_is_refused(store: AStore) 
     writer._deferred_slots = asyncio.Semaphore(0)
     with pytest.raises(Overloaded):
         await logged(store, a_call())
-
-
-# Turns
-
-
-async def claimed_users(store: AStore, count: int, batch: int = 3) -> list[int]:
-    """Return the users of the next `count` jobs that workers claim, in batches."""
-    users = list[int]()
-    while len(users) < count:
-        users += [job.user_id for job in await store.jobs.claim(actor="w", lease="l", limit=batch, lease_seconds=60)]
-    return users
-
-
-@pytest.mark.parametrize("at_once", [False, True])
-async def test_a_users_backlog_delays_the_jobs_of_others_by_one_job_each(store: AStore, *, at_once: bool) -> None:
-    # given a user with many jobs, and then two with a few
-    users = [1] * 60 + [2] * 5 + [3] * 5
-    if at_once:
-        await together(inserted(store, user_id=user) for user in users)
-    else:
-        for user in users:
-            await inserted(store, user_id=user)
-    # then the three take turns
-    order = await claimed_users(store, 30)
-    for user in (2, 3):
-        places = [place for place, each in enumerate(order) if each == user]
-        assert [place // 3 for place in places] == [0, 1, 2, 3, 4]
-
-
-async def test_a_user_who_comes_later_shares_from_then_on(store: AStore) -> None:
-    for _ in range(40):
-        await inserted(store, user_id=1)
-    assert await claimed_users(store, 21) == [1] * 21
-    for _ in range(40):
-        await inserted(store, user_id=2)
-    # then neither waits for what the other has had
-    order = await claimed_users(store, 30)
-    assert 14 <= order[:29].count(2) <= 16
-    assert set(order[:3]) == set(order[3:6]) == {1, 2}
-
-
-async def test_turns_are_those_of_one_priority(store: AStore) -> None:
-    for priority in [5] * 10 + [9] * 10:
-        await inserted(store, user_id=1, priority=priority)
-    for priority in (9, 5):
-        await inserted(store, user_id=2, priority=priority)
-    order = await claimed_users(store, 21)
-    assert order.index(2) < 3
-    assert order[11:].index(2) < 3
-
-
-async def test_turns_follow_an_index(tmp_path: Path) -> None:
-    async with opened(f"sqlite:///{tmp_path}/store.db") as store:
-        statement = _TURNS.compile(dialect=sqlite.dialect())
-        plan = await rows(store, sa.text(f"EXPLAIN QUERY PLAN {statement}".replace("?", "1")))
-        searches = [step["detail"] for step in plan if "jobs" in step["detail"]]
-        assert [re.search(r"INDEX (\w+)", detail)[1] for detail in searches] == [
-            "jobs_by_turn",
-            "jobs_leased",
-            "jobs_to_claim",
-        ]
 
 
 # Transitions: for each guard, columns with which it holds, and columns with which it fails

@@ -13,7 +13,7 @@ from signoff.core.filters import JobFilter
 from signoff.core.job import RUN_ENDED, Event, Job, Status
 from signoff.errors import JobNotFound, Stale
 from signoff.store import InitialVerb, TransitionRequest
-from signoff.stores.calls import add_call, pack
+from signoff.stores.calls import insert_call, pack
 from signoff.stores.jobs import _is_key_free as is_key_free
 from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import events, used_keys
@@ -42,9 +42,7 @@ class MemoryJobs:
             existing = self._find_existing(tx, job)
             if existing is not None:
                 return existing
-            inserted = self.add_job(
-                tx, self._tables.with_turn(with_times(job, tx.now, due_seconds, lease_seconds)), verb, actor
-            )
+            inserted = self.add_job(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
             if job.idempotency_key is not None:
                 tx.add(used_keys, {"user_id": job.user_id, "key": job.idempotency_key, "job_id": job.id})
             return inserted
@@ -64,7 +62,7 @@ class MemoryJobs:
 
         def log(tx: Tx) -> int:
             tx.inserted.append((job, verbs[-1]))
-            return add_call(tx, job, data)  # type: ignore[arg-type]
+            return insert_call(tx, job, data)  # type: ignore[arg-type]
 
         return self._connection.send(log, writes=True)
 
@@ -81,7 +79,7 @@ class MemoryJobs:
         def claim(tx: Tx) -> list[Job]:
             waiting = [job for job in self._tables.unfinished.values() if job.lane == "later" and job.model not in full]
             due = [job for job in waiting if self._tables.may("claim", job, request, tx.now)]
-            due.sort(key=lambda job: (-job.priority, job.turn, job.id))
+            due.sort(key=lambda job: (-job.priority, job.id))
             return [self._apply_one(tx, job, request) for job in due[:limit]]
 
         return await self._connection.send(claim, writes=True)

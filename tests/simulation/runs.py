@@ -68,7 +68,7 @@ class MemoryRuns:
                     tx, with_times(step, tx.now, 0, None), "succeed" if step.is_terminal else "submit", actor
                 )
             tx.calls.update({(call.job_id, call.round, call.node): call for call in calls})
-            return self._jobs.add_job(tx, self._tables.with_turn(with_times(run, tx.now, 0, None)), "submit", actor)
+            return self._jobs.add_job(tx, with_times(run, tx.now, 0, None), "submit", actor)
 
         return await self._connection.send(insert, writes=True)
 

@@ -24,7 +24,6 @@ from signoff.core.pipelines.composed import LibraryItem
 from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
 from signoff.core.stream import Stream
-from signoff.core.turns import next_turn
 from signoff.store import Listener, Topic, TransitionRequest
 from signoff.stores.calls import event_of_call, job_of_call
 
@@ -169,18 +168,6 @@ class Tables:
         return job.status in transition.sources and all(
             self.guards[guard](job, request, now) for guard in transition.guards
         )
-
-    def with_turn(self, job: Job) -> Job:
-        """Return a new job with its turn."""
-        if job.lane != "later" or job.is_terminal or job.parent_id is not None:
-            return job
-        queue = [each for each in self.unfinished.values() if (each.lane, each.status) == ("later", "bot")]
-        queue = [each for each in queue if each.priority == job.priority]
-        waiting = [each for each in queue if each.lease is None]
-        last = max((each.turn for each in waiting if each.user_id == job.user_id), default=None)
-        running = max((each.turn for each in queue if each.lease is not None), default=None)
-        first = min((each.turn for each in waiting), default=None)
-        return msgspec.structs.replace(job, turn=next_turn(last, running, first))
 
     def steps(self, run: Job) -> list[Job]:
         """Return the steps of the current round of `run`, oldest first."""

@@ -70,21 +70,10 @@ class Model:
         if existing is not None:
             return existing
         lease_until = None if lease_seconds is None else self._after(lease_seconds)
-        new_job = self._with_turn(self._timed(job, due_at=self._after(due_seconds), lease_until=lease_until))
+        new_job = self._timed(job, due_at=self._after(due_seconds), lease_until=lease_until)
         if job.idempotency_key is not None:
             self.content.keys[job.user_id, job.idempotency_key] = job.id
         return self._write(new_job, verb, actor)
-
-    def _with_turn(self, job: Job) -> Job:
-        if job.lane != "later" or job.is_terminal or job.parent_id is not None:
-            return job
-        queue = [each for each in self.content.jobs.values() if (each.lane, each.status) == ("later", "bot")]
-        queue = [each for each in queue if each.priority == job.priority]
-        mine = [each.turn for each in queue if each.lease is None and each.user_id == job.user_id]
-        running = [each.turn for each in queue if each.lease is not None]
-        waiting = [each.turn for each in queue if each.lease is None]
-        reached = max(running) if running else min(waiting, default=0)
-        return msgspec.structs.replace(job, turn=max([reached, *(turn + 1 for turn in mine)]))
 
     def insert_ended(self, job: Job, *, actor: str, verbs: Sequence[str]) -> Job:
         """Insert a job that has already ended, and return it."""
@@ -167,12 +156,12 @@ class Model:
         return msgspec.structs.replace(job, **columns)
 
     def claim(self, *, actor: str, lease: str, limit: int, lease_seconds: float) -> list[Job]:
-        """Claim up to `limit` waiting jobs, by priority, turn and id."""
+        """Claim up to `limit` waiting jobs, by priority and id."""
         step = TransitionRequest(
             verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds}
         )
         waiting = [job for job in self.content.jobs.values() if job.lane == "later" and self.is_allowed(job, step)]
-        claimed = sorted(waiting, key=lambda job: (-job.priority, job.turn, job.id))[:limit]
+        claimed = sorted(waiting, key=lambda job: (-job.priority, job.id))[:limit]
         return [self.transition(job.id, step)[-1] for job in claimed]
 
     def renew(self, leases: dict[str, str], lease_seconds: float) -> set[str]:

@@ -103,8 +103,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """JSON of the caller's own; of a step the `StepCall`. It never changes."""
     priority: int = 5
     """From 0 to 9; jobs with a higher priority are claimed first."""
-    turn: int = 0
-    """Order among the queued jobs of one priority, set by the store when it inserts the job; see `core.turns`."""
     policy: Policy = Policy()
     """Review policy at the time of admission."""
     client_id: str | None = None

@@ -19,6 +19,15 @@ GRACE_SECONDS = 3
 KILL_SECONDS = 1
 POLL_SECONDS = 0.02
 CANNOT_RUN = 127
+# Signals of this process and of Python, and those that a shell lets programs in the background ignore.
+RESET_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGCHLD,
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGINT,
+    signal.SIGQUIT,
+)
 KILLED = 128
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -97,7 +106,7 @@ def _exec_model(command: list[str], lines: list[int], limits: list[int], watchdo
     """Turn this process, a child of the watchdog, into the model. Never returns."""
     try:
         os.setpgid(0, 0)
-        for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+        for number in RESET_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         _die_with(watchdog)
         os.dup2(lines[0] if lines else os.open(os.devnull, os.O_RDONLY), STDIN)

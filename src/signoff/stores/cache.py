@@ -1,8 +1,9 @@
 """The response cache in a table of the store's database. It evicts the oldest entries.
 
-An entry refers to the job whose answer it is, and does not repeat the answer. It is gone when its job is deleted.
+An entry refers to the job whose answer it is, and does not repeat the answer: it is a miss once its job is deleted.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,10 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from signoff.cache import CacheBounds
 from signoff.core.cache import CacheEntry, CacheFilter, CacheHit, CacheSize, with_usage
+from signoff.errors import Overloaded
 from signoff.stores.calls import unpack
 from signoff.stores.clock import now_us
-from signoff.stores.database import Database
+from signoff.stores.database import WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.schema import cached, calls, jobs
 from signoff.stores.statements import insert_rows, upsert_statement
 from signoff.stores.transitions import SECOND
@@ -62,7 +64,11 @@ class SqlCache:
             if needs_trim:
                 _trim(tx, self._bounds)
 
-        await (await self._database.defer(store))  # in the transaction that logs the call, if there is one
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
+                await (await self._database.defer(store))  # in the transaction that logs the call, if there is one
+        except TimeoutError:
+            raise Overloaded("The database did not store the cached answers in time.") from None
 
     async def delete(self, filters: CacheFilter) -> int:
         """See `cache.Cache`."""

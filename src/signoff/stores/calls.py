@@ -22,7 +22,7 @@ from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
 
-class LoggedCall(msgspec.Struct, array_like=True, frozen=True):
+class PackedCall(msgspec.Struct, array_like=True, frozen=True):
     """The value of the column `data`: the transitions of a call, their actor, and columns of its job.
 
     A later version may append fields that have a default, and must not remove or reorder any.
@@ -67,7 +67,7 @@ class LoggedCall(msgspec.Struct, array_like=True, frozen=True):
         return None if self.usage_json is None else msgspec.json.decode(self.usage_json, type=Usage)
 
 
-_PACKED = LoggedCall.__struct_fields__[3:]
+_PACKED = PackedCall.__struct_fields__[3:]
 _COLUMNS = ("id", "status", "user_id", "upstream_object_id")
 _TIMES = ("created_at", "updated_at", "due_at")
 # The fields of a job that a call does not use, and their values.
@@ -80,7 +80,7 @@ _UNUSED_VALUES = tuple(_UNUSED.values())
 _packed_values = attrgetter(*_PACKED)
 _unused_values = attrgetter(*_UNUSED)
 _encode = msgspec.msgpack.Encoder().encode
-unpack = msgspec.msgpack.Decoder(LoggedCall).decode
+unpack = msgspec.msgpack.Decoder(PackedCall).decode
 
 
 def is_plain(job: Job) -> bool:
@@ -97,12 +97,12 @@ def pack(job: Job, *, actor: str, verbs: Sequence[str]) -> bytes:
     Raises ValueError if the job is not plain.
     """
     if not is_plain(job):
-        raise ValueError(f"The job {job.id} has a life of its own; store it with `insert_ended`.")
+        raise ValueError(f"The job {job.id} has a value that only a stored job has; store it with `insert_ended`.")
     usage_json = None if job.usage is None else msgspec.json.encode(job.usage)
     return _encode((verbs, actor, usage_json, *_packed_values(job)))
 
 
-def add_call(tx: Tx, job: Job, data: bytes) -> int:
+def insert_call(tx: Tx, job: Job, data: bytes) -> int:
     """Add the row of an ended call to the transaction, and count its usage. Return its time, in microseconds."""
     row = {
         "id": job.id,

@@ -15,16 +15,27 @@ from signoff.stores.transitions import EVERY_COLUMN, job_of
 
 T = TypeVar("T")
 MAX_IDS_PER_STATEMENT = 1000
+MAX_READS = 3
 
 
 def read_page(conn: Connection, filters: JobFilter) -> list[Job]:
-    """Return a page of jobs."""
-    ids = conn.execute(page_statement(filters)).scalars().all()
-    by_id = dict[str, Job]()
-    for batch in batches(ids):
-        by_id |= {row.id: job_of(row) for row in conn.execute(_JOBS, {"ids": batch})}
-        by_id |= {row.id: job_of_call(row) for row in conn.execute(_CALLS, {"ids": batch})}
-    return [by_id[job_id] for job_id in ids if job_id in by_id]
+    """Return a page of jobs.
+
+    Between its statements, a job can end or be deleted, unless `conn` reads a snapshot. Then read the page again, as a
+    page with fewer jobs than its limit looks like the last one.
+    """
+    page = list[Job]()
+    for _ in range(MAX_READS):
+        ids = conn.execute(page_statement(filters)).scalars().all()
+        by_id = dict[str, Job]()
+        for batch in batches(ids):
+            by_id |= {row.id: job_of(row) for row in conn.execute(_JOBS, {"ids": batch})}
+            by_id |= {row.id: job_of_call(row) for row in conn.execute(_CALLS, {"ids": batch})}
+        page = [by_id[job_id] for job_id in ids if job_id in by_id]
+        page = [job for job in page if filters.status in {None, job.status}]
+        if len(page) == len(ids):
+            break
+    return page
 
 
 def page_statement(filters: JobFilter) -> sa.Select[Any]:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from signoff.core.filters import JobFilter
 from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.store import InitialVerb, TransitionRequest
-from signoff.stores.calls import add_call, event_of_call, job_of_call, pack, read_call
+from signoff.stores.calls import event_of_call, insert_call, job_of_call, pack, read_call
 from signoff.stores.database import Database
 from signoff.stores.job_pages import batches, count_statement, read_page
 from signoff.stores.schema import calls, decisions, deliveries, events, function_calls, jobs, used_keys, votes
@@ -30,7 +30,6 @@ from signoff.stores.transitions import (
     job_of,
     select_eligible,
 )
-from signoff.stores.turns import with_turn
 from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
@@ -55,7 +54,7 @@ class SqlJobs:
         """See `store.Jobs`."""
 
         def insert(tx: Tx) -> Job:
-            return insert_job(tx, with_turn(tx, with_times(job, tx.now, due_seconds, lease_seconds)), verb, actor)
+            return insert_job(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
 
         def find_or_insert(tx: Tx) -> Job:
             return _find_existing(tx, job) or _reserve_names(tx, insert(tx))
@@ -80,7 +79,7 @@ class SqlJobs:
         self, job: Job, *, actor: str, verbs: Sequence[str], at_once: bool = False
     ) -> asyncio.Future[int]:
         """See `store.Jobs`."""
-        add = partial(add_call, job=job, data=pack(job, actor=actor, verbs=verbs))
+        add = partial(insert_call, job=job, data=pack(job, actor=actor, verbs=verbs))
         return await self._database.defer(add, at_once=at_once)
 
     async def transition(self, job_id: str, *steps: TransitionRequest) -> Job:

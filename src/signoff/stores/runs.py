@@ -14,7 +14,6 @@ from signoff.stores.database import Database
 from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import function_calls, jobs
 from signoff.stores.transitions import EVERY_COLUMN, guards, job_of
-from signoff.stores.turns import with_turn
 from signoff.stores.writer import Tx
 
 
@@ -79,7 +78,7 @@ class SqlRuns:
                 insert_job(tx, with_times(step, tx.now, 0, None), verb, actor)
             for call in calls:
                 tx.add(function_calls, msgspec.structs.asdict(call))
-            return insert_job(tx, with_turn(tx, with_times(run, tx.now, 0, None)), "submit", actor)
+            return insert_job(tx, with_times(run, tx.now, 0, None), "submit", actor)
 
         return await self._database.write(insert)
 

@@ -84,7 +84,6 @@ jobs = sa.Table(
     sa.Column("pipeline_version", sa.Integer),
     sa.Column("parked_at", sa.BigInteger),
     sa.Column("key_id", sa.Integer),
-    sa.Column("turn", sa.BigInteger, nullable=False, server_default="0"),
 )
 
 _HAS_CLIENT_ID, _HAS_UPSTREAM_OBJECT = jobs.c.client_id.is_not(None), jobs.c.upstream_object_id.is_not(None)
@@ -94,8 +93,7 @@ _DECIDED, _LIMITED = jobs.c.release_at.is_not(None), jobs.c.review_deadline.is_n
 _STEP, _PARKED = jobs.c.parent_id.is_not(None), jobs.c.parked_at.is_not(None)
 _ENDED = jobs.c.status.in_([sa.literal_column("'fail'"), sa.literal_column("'success'")])
 
-_partial_index("jobs_to_claim", jobs.c.lane, jobs.c.priority.desc(), jobs.c.turn, jobs.c.id, where=_WAITING)
-_partial_index("jobs_by_turn", jobs.c.user_id, jobs.c.lane, jobs.c.priority, jobs.c.turn, where=_WAITING)
+_partial_index("jobs_to_claim", jobs.c.lane, jobs.c.priority.desc(), jobs.c.id, where=_WAITING)
 _partial_index("jobs_leased", jobs.c.status, jobs.c.lease_until, where=_LEASED)
 _partial_index("jobs_decided", jobs.c.status, jobs.c.release_at, where=_DECIDED)
 _partial_index("jobs_limited", jobs.c.status, jobs.c.review_deadline, where=_LIMITED)

@@ -48,7 +48,8 @@ def _prepare(statement: sa.UpdateBase, dialect: Dialect) -> PreparedStatement:
     compiled = statement.compile(dialect=dialect)
     names = tuple(compiled.positiontup or ())
     json_names = tuple(name for name in names if isinstance(compiled.binds[name].type, JsonColumn))
-    return PreparedStatement(str(compiled), names, compiled.params, json_names)
+    defaults = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
+    return PreparedStatement(str(compiled), names, defaults, json_names)
 
 
 def insert_into(table: Table, dialect: str) -> Any:
@@ -86,8 +87,8 @@ def upsert_statement(table: Table, dialect: Dialect) -> tuple[str, tuple[str, ..
 def insert_rows(conn: Connection, text: str, rows: Sequence[tuple[Any, ...]]) -> None:
     """Execute one of the statements above for all rows.
 
-    SQLite inserts many rows with each statement: its driver lets go of the interpreter at each statement, and then
-    waits for it while the event loop is busy.
+    SQLite inserts many rows with each statement: its driver releases the interpreter lock for each one, and then waits
+    for it while the event loop is busy.
     """
     if conn.dialect.name != "sqlite":
         conn.exec_driver_sql(text, list(rows))

@@ -111,12 +111,12 @@ def _statement(verb: str, changed: tuple[str, ...]) -> ReturningUpdate[Any]:
 def claim_jobs(tx: Tx, request: TransitionRequest, limit: int, full: Sequence[str] = ()) -> list[Job]:
     """Apply the claim `request` to up to `limit` due jobs, except for those of the models in `full`.
 
-    Return the claimed jobs, by priority, then by their users' turns.
+    Return the claimed jobs, by priority, then from the oldest.
     """
     statement = _claim_statement(len(full))
     excluded = {f"full_{number}": model for number, model in enumerate(full)}
     changed = _changed_jobs(tx, statement, {"limit": limit} | excluded | _parameters(tx, request))
-    claimed = sorted(changed, key=lambda job: (-job.priority, job.turn, job.id))
+    claimed = sorted(changed, key=lambda job: (-job.priority, job.id))
     for job in claimed:
         tx.add(events, event_of(job, request.verb, request.actor, _changed_columns(job, request)))
     return claimed
@@ -128,7 +128,7 @@ def _claim_statement(full_models: int) -> ReturningUpdate[Any]:
     due = (
         sa.select(jobs.c.id)
         .where(jobs.c.lane == sa.literal_column("'later'"), *guards("claim"), *has_room)
-        .order_by(jobs.c.priority.desc(), jobs.c.turn, jobs.c.id)
+        .order_by(jobs.c.priority.desc(), jobs.c.id)
         .limit(sa.bindparam("limit", type_=sa.Integer))
         .with_for_update(skip_locked=True)
         .cte("due")
@@ -177,10 +177,12 @@ def _parameters(tx: Tx, request: TransitionRequest) -> dict[str, Any]:
 def guards(verb: str, but: frozenset[Guard] = frozenset()) -> list[ColumnElement[bool]]:
     """Return the conditions under which `verb` is allowed, without those of the guards in `but`.
 
-    Statuses are literals in the statement, because a partial index cannot serve a parameter.
+    Statuses are literals in the statement, because a partial index cannot serve a parameter; and one status is compared
+    by `=`, because SQLite does not see that `IN` with one value implies the condition of an index.
     """
     transition = TRANSITIONS[verb]
-    sources = jobs.c.status.in_([sa.literal_column(f"'{status}'") for status in transition.sources])
+    statuses: list[ColumnElement[str]] = [sa.literal_column(f"'{status}'", sa.Text) for status in transition.sources]
+    sources = jobs.c.status == statuses[0] if len(statuses) == 1 else jobs.c.status.in_(statuses)
     return [sources, *(_GUARDS[guard] for guard in transition.guards if guard not in but)]
 
 

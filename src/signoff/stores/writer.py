@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import structlog
 from sqlalchemy import Connection, Table
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 
 from signoff.core.fingerprint import fingerprint
 from signoff.errors import Overloaded, SignoffError
@@ -43,8 +43,6 @@ class Tx(msgspec.Struct):
     conn: Connection
     now: int
     changes: list[tuple[Topic, str]] = []
-    turns: dict[tuple[int, int], int] = {}
-    """The last turns that `turns.with_turn` has given in this transaction, by user and priority."""
     _added: dict[Table, list[dict[str, Any]]] = {}
     _sums: dict[Table, dict[tuple[Any, ...], tuple[int, ...]]] = {}
 
@@ -85,11 +83,15 @@ RunGroup = Callable[[Callable[[Tx], list[Any]]], Awaitable[list[Any]]]
 
 
 class Pending(NamedTuple):
-    """An operation that waits for a transaction, the future of its result, and whether it is deferred."""
+    """An operation that waits for a transaction."""
 
     operation: Operation
     done: asyncio.Future[Any]
+    """The future of its result."""
     is_deferred: bool = False
+    """True to run it again if the database was unavailable."""
+    is_repeated: bool = False
+    """True if it has been run before, and may have been committed."""
 
 
 class Writer:
@@ -111,6 +113,7 @@ class Writer:
         self._deferred_slots = asyncio.Semaphore(MAX_DEFERRED)
         self._is_due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._repeats = dict[asyncio.TimerHandle, Pending]()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -146,20 +149,35 @@ class Writer:
         else:  # the usual case, without the cost of a timeout
             await self._deferred_slots.acquire()
         waiting.done.add_done_callback(self._release_slot)
-        await self._waiting.put(waiting)
+        try:
+            self._check_open()  # it may have been closed while this call waited
+            await self._waiting.put(waiting)
+        except BaseException:
+            waiting.done.cancel()
+            raise
         self._schedule(at_once=at_once)
         return waiting.done
 
     async def close(self) -> None:
-        """Accept no more operations, and commit those that wait."""
+        """Accept no more operations, and commit those that wait. Those that the database does not take fail."""
         self._closed = True
+        for timer, waiting in self._repeats.items():
+            timer.cancel()
+            if self._waiting.full():
+                _resolve(waiting.done, Overloaded("The database was closed."))
+            else:
+                self._waiting.put_nowait(waiting)
+        self._repeats.clear()
         if self._task is not None and not self._task.done():
             self._is_due.set()
             await asyncio.wait([self._task])
 
-    def _new_future(self) -> asyncio.Future[Any]:
+    def _check_open(self) -> None:
         if self._closed:
             raise Overloaded("The database was closed.")
+
+    def _new_future(self) -> asyncio.Future[Any]:
+        self._check_open()
         return asyncio.get_running_loop().create_future()
 
     async def _wait_for_slot(self) -> None:
@@ -204,19 +222,27 @@ class Writer:
         pending = [waiting for waiting in group if not waiting.done.cancelled()]
         results = await self._commit(pending) if pending else []
         for waiting, result in zip(pending, results, strict=True):
-            if waiting.is_deferred and isinstance(result, Overloaded):
-                asyncio.get_running_loop().call_later(RETRY_SECONDS, self._queue_again, waiting)
+            if waiting.is_deferred and isinstance(result, Overloaded) and not self._closed:
+                self._repeat(waiting)
+            elif waiting.is_repeated and isinstance(result, IntegrityError):
+                _resolve(waiting.done, None)  # it was committed before, although its result was lost
             else:
                 _resolve(waiting.done, result)
 
-    def _queue_again(self, waiting: Pending) -> None:
-        if self._closed:
-            _resolve(waiting.done, Overloaded("The database was closed."))
-        elif self._waiting.full():
-            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._queue_again, waiting)
-        else:
-            self._waiting.put_nowait(waiting)
-            self._is_due.set()
+    def _repeat(self, waiting: Pending) -> None:
+        """Queue an operation again after RETRY_SECONDS."""
+
+        def queue() -> None:
+            del self._repeats[timer]
+            if self._waiting.full():
+                self._repeat(waiting)
+            else:
+                self._waiting.put_nowait(waiting)
+                self._is_due.set()
+
+        waiting = waiting._replace(is_repeated=True)
+        timer = asyncio.get_running_loop().call_later(RETRY_SECONDS, queue)
+        self._repeats[timer] = waiting
 
     async def _commit(self, group: Sequence[Pending]) -> list[Any]:
         try:
@@ -246,7 +272,7 @@ def _run_one(tx: Tx, operation: Operation) -> Any:
 
 
 def _resolve(done: asyncio.Future[Any], result: Any) -> None:
-    if isinstance(result, SQLAlchemyError):
+    if isinstance(result, Exception) and not isinstance(result, SignoffError):
         log.error("database_write_failed", error=str(result))
     if done.done():
         return

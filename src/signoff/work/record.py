@@ -201,7 +201,7 @@ async def _is_row_stored(inflight: InflightCall) -> bool:
         return False
     try:
         await asyncio.shield(inflight.writing)
-    except Exception:  # noqa: BLE001 -- the task that writes has commit it
+    except Exception:  # noqa: BLE001 -- the task that writes has logged it
         return False
     return True
 

@@ -1,9 +1,7 @@
-"""Add the table of ended calls, sums of usage by day, and turns of queued jobs; cached answers refer to their jobs.
+"""Add the table of calls that have ended, let the cache refer to the rows that have the answers, and sum usage by day.
 
 Rows of such calls that are in `jobs` already stay there, where all queries read them too.
 """
-
-from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -50,12 +48,6 @@ def upgrade() -> None:
         sqlite_where=has_object,
         postgresql_where=has_object,
     )
-    op.add_column("jobs", sa.Column("turn", sa.BigInteger(), nullable=False, server_default="0"))
-    op.drop_index("jobs_to_claim", "jobs")
-    waiting = sa.text("status = 'bot' AND lease IS NULL")
-    where: dict[str, Any] = {"sqlite_where": waiting, "postgresql_where": waiting}
-    op.create_index("jobs_to_claim", "jobs", ["lane", sa.text("priority DESC"), "turn", "id"], **where)
-    op.create_index("jobs_by_turn", "jobs", ["user_id", "lane", "priority", "turn"], **where)
     for column in ("answer", "usage", "path"):
         op.drop_column("cached", column)
     op.create_table(
