@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -31,6 +33,8 @@ for *words, stdin in json.loads(sys.argv[1]):
 print(json.dumps(results))
 """
 WAIT_SECONDS = 60.0
+FIRST_PORT, PORTS_PER_WORKER, MAX_WORKERS = 20_000, 600, 20
+_port_numbers = itertools.count(os.getpid())  # another run of the tests at the same time begins elsewhere
 SIGNOFF = (sys.executable, "-m", "signoff")
 
 
@@ -114,10 +118,20 @@ def verbs(port: int, token: str, job_id: str) -> list[str]:
 
 
 def free_port() -> int:
-    """Return a port that no process listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that no process listens on, and that no other test gets.
+
+    It is below the ports that systems give to sockets by themselves, so nobody takes it before the test does.
+    """
+    while True:
+        port = FIRST_PORT + PORTS_PER_WORKER * _worker() + next(_port_numbers) % PORTS_PER_WORKER
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _worker() -> int:
+    """Return the number of this process among those that run tests in parallel."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % MAX_WORKERS
 
 
 def until(look: Callable[[], T | None], seconds: float = WAIT_SECONDS) -> T:
