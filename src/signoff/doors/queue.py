@@ -13,7 +13,18 @@ from signoff.core.access import Caller
 from signoff.doors.callers import caller_of
 from signoff.doors.dependencies import AnyRequest, scope_of
 from signoff.doors.errors import raw_error_headers
-from signoff.doors.http import JSON, AsgiDoor, DoorSettings, Receive, Reply, Scope, Send, read_body, send_bytes
+from signoff.doors.http import (
+    JSON,
+    AsgiDoor,
+    DoorSettings,
+    Receive,
+    Reply,
+    Scope,
+    Send,
+    read_body,
+    send_bytes,
+    send_json,
+)
 from signoff.errors import SignoffError
 from signoff.work.services import Services
 
@@ -61,7 +72,7 @@ class QueueDoor(AsgiDoor):
         )
         reply = await self._accept(request)
         headers = [(name.encode(), value.encode()) for name, value in reply.headers.items()]
-        await send_bytes(send, reply.status, msgspec.json.encode(reply.payload), JSON, headers)
+        await send_json(send, reply.payload, headers, status=reply.status)
 
     async def _send_error(self, send: Send, error: SignoffError) -> None:
         payload = msgspec.json.encode(self._error_payload(error))
