@@ -132,6 +132,8 @@ class Settings(BaseSettings):
     """Memory in MiB above which `signoff work` finishes its jobs and restarts itself; none: no limit."""
     model_share: float = Field(0.75, gt=0, le=1)
     """Maximum share of a worker's concurrency that one model may use, above 0 and up to 1."""
+    user_share: float = Field(0.9, gt=0, le=1)
+    """Maximum share of a worker's concurrency that the jobs of one user may use, above 0 and up to 1."""
     drain_seconds: float = Field(20, ge=0)
     """Seconds that a stopping worker has to finish its jobs."""
 

@@ -18,6 +18,7 @@ from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.filters import JobFilter
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
+from signoff.core.turn import FIRST_TURN, Turn
 
 CachedTopic = Literal["models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"]
 Topic = Literal["job", "due", "delivery", CachedTopic, "any"]
@@ -130,12 +131,16 @@ class Jobs(Protocol):
         ...
 
     async def claim(
-        self, *, actor: str, lease: str, limit: int, lease_seconds: float, full: Sequence[str] = ()
+        self, *, actor: str, lease: str, limit: int, lease_seconds: float, turn: Turn = FIRST_TURN
     ) -> list[Job]:
-        """Claim up to `limit` due jobs of the lane `later`, and return them: by priority, then from the oldest.
+        """Claim up to `limit` due jobs of the lane `later`, and return them; none only if no job can be claimed.
+
+        All of them have the same priority, the highest of a job that can be claimed. The users that have such jobs
+        take turns: up to MAX_USERS_OF_CLAIM of them, by id, those after `turn.after_user` first, get an equal share of
+        `limit`, each for the jobs that became due first. The list is in this order: user by user.
 
         Each claimed job gets the lease token `lease` for `lease_seconds`, and its attempt is incremented. Concurrent
-        calls never claim the same job. Jobs of the models in `full` are passed over.
+        calls never claim the same job.
         """
         ...
 

@@ -23,10 +23,10 @@ from signoff.core.filters import JobFilter
 from signoff.core.limits import Limit
 from signoff.errors import Overloaded, SchemaOutdated
 from signoff.stores import quotas, schema, sqlite
+from signoff.stores.claims import _NEXT_PRIORITY, _claim_statement, _users_statement
 from signoff.stores.job_pages import page_statement
 from signoff.stores.sql import SqlStore
 from signoff.stores.sqlite import Sqlite
-from signoff.stores.transitions import _claim_statement
 from support.stores import (
     ChangeRecorder,
     a_call,
@@ -192,12 +192,14 @@ async def test_a_page_of_jobs_is_read_in_the_order_of_an_index(
     assert not [step for step in steps if "TEMP B-TREE" in step["detail"] and step["parent"] in ranges]
 
 
-async def test_a_claim_reads_an_index_in_order(store: SqlStore) -> None:
-    statement = _claim_statement(1).compile(dialect=dialects.sqlite.dialect())
-    steps = await rows(
-        store, sa.text(f"EXPLAIN QUERY PLAN {statement}".replace("?", "NULL").replace("LIMIT NULL", "LIMIT 1"))
-    )
-    details = [step["detail"] for step in steps]
+@pytest.mark.parametrize(
+    "query",
+    [_claim_statement(1, 0), _claim_statement(3, 2), _users_statement(0, 0), _users_statement(2, 2), _NEXT_PRIORITY],
+)
+async def test_a_claim_reads_an_index_in_order(store: SqlStore, query: Any) -> None:
+    statement = str(query.compile(dialect=dialects.sqlite.dialect()))
+    statement = re.sub(r"LIMIT \?", "LIMIT 1", statement).replace("?", "NULL")
+    details = [step["detail"] for step in await rows(store, sa.text(f"EXPLAIN QUERY PLAN {statement}"))]
     assert [detail for detail in details if "INDEX jobs_to_claim" in detail]
     assert not [detail for detail in details if "SCAN jobs" in detail or "TEMP B-TREE" in detail]
 

@@ -21,6 +21,7 @@ from signoff.core.job import STATUSES, TERMINAL, TRANSITIONS, Decision, Edit, Gu
 from signoff.core.model import Model
 from signoff.core.policy import Policy
 from signoff.core.price import Price
+from signoff.core.turn import Turn
 from signoff.errors import JobNotFound, Overloaded, Stale
 from signoff.store import TransitionRequest
 from signoff.stores import schema
@@ -45,6 +46,7 @@ from support.stores import (
     store_at,
     together,
 )
+from support.turns import chosen_in_turns
 
 pytestmark = pytest.mark.anyio
 
@@ -687,9 +689,50 @@ async def test_jobs_are_claimed_by_priority_then_age(store: AStore) -> None:
     jobs = [await inserted(store, priority=priority) for priority in (5, 1, 9, 5, 9)]
     first, low, high, second, higher = (job.id for job in jobs)
 
-    claimed = [job.id for limit in (1, 2, 100) for job in await claim(store, limit)]
+    claimed = [job.id for limit in (1, 2, 100, 100) for job in await claim(store, limit)]
 
     assert claimed == [high, higher, first, second, low]
+
+
+async def test_users_take_turns_whatever_their_backlogs(store: AStore) -> None:
+    hog = [await inserted(store, user_id=1) for _ in range(30)]
+    others = [await inserted(store, user_id=user) for user in (2, 3, 3)]
+
+    claimed, turn = list[Job](), Turn()
+    for _ in range(2):
+        jobs = await store.jobs.claim(actor="w", lease="l", limit=6, lease_seconds=60, turn=turn)
+        claimed += jobs
+        turn = Turn(after_user=jobs[-1].user_id)
+
+    assert {job.id for job in others} <= {job.id for job in claimed}
+    # and the jobs of each user are claimed in the order of their age
+    assert [job.id for job in claimed if job.user_id == 1] == [job.id for job in hog][: len(claimed) - 3]
+
+
+async def test_a_user_with_jobs_for_later_does_not_hold_a_turn(store: AStore) -> None:
+    for user in (1, 2, 3):
+        await inserted(store, user_id=user, due_seconds=3600)
+    due = await inserted(store, user_id=4)
+    assert [job.id for job in await claim(store, limit=1)] == [due.id]
+
+
+async def test_claims_take_what_the_reference_takes(store: AStore) -> None:
+    rng = Random(20)
+    waiting = {}
+    for _ in range(60):
+        due_seconds = rng.choice([-20, -10, 0, 0, 3600])
+        fields = {"user_id": rng.randint(-1, 12), "model": rng.choice("abc"), "priority": rng.choice([0, 5, 5, 9])}
+        job = await inserted(store, due_seconds=due_seconds, **fields)
+        if due_seconds <= 0:
+            waiting[job.id] = job
+    for _ in range(60):
+        limit, full_models = rng.randint(1, 12), tuple(rng.sample("abc", rng.randint(0, 2)))
+        full_users = tuple(rng.sample(range(-1, 13), rng.randint(0, 3)))
+        turn = Turn(after_user=rng.randint(-2, 12), full_models=full_models, full_users=full_users)
+        claimed = await store.jobs.claim(actor="w", lease="l", limit=limit, lease_seconds=60, turn=turn)
+        assert [job.id for job in claimed] == [job.id for job in chosen_in_turns(waiting.values(), limit, turn)]
+        for job in claimed:
+            del waiting[job.id]
 
 
 async def test_a_claim_sets_a_lease_counts_an_attempt_and_records_an_event(store: AStore) -> None:

@@ -7,6 +7,7 @@ import pytest
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.job import JobError
 from signoff.core.stream import Stream
+from signoff.core.turn import Turn
 from support.stores import AStore, a_job, inserted, together
 
 pytestmark = pytest.mark.anyio
@@ -57,11 +58,13 @@ async def test_a_claim_skips_the_models_that_are_full(store: AStore) -> None:
         await inserted(store, target=f"{model}-{number}", model=model)
     urgent = await inserted(store, target="hangs-4", model="hangs", priority=9)
 
-    claimed = await store.jobs.claim(actor="w", lease="l", limit=10, lease_seconds=60, full=["hangs", "other"])
+    turn = Turn(full_models=("hangs", "other"))
+    claimed = await store.jobs.claim(actor="w", lease="l", limit=10, lease_seconds=60, turn=turn)
     assert [job.model for job in claimed] == ["free", "free"]
     claimed = await store.jobs.claim(actor="w", lease="l", limit=10, lease_seconds=60)
-    assert [job.model for job in claimed] == ["hangs"] * 3
-    assert claimed[0].id == urgent.id
+    assert [job.id for job in claimed] == [urgent.id]
+    claimed = await store.jobs.claim(actor="w", lease="l", limit=10, lease_seconds=60)
+    assert [job.model for job in claimed] == ["hangs"] * 2
 
 
 async def test_a_job_inserted_as_failed_has_its_delivery_in_the_same_transaction(store: AStore) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from signoff.brokers.local import LocalBroker
 from signoff.core.filters import JobFilter
+from signoff.core.model import Model
 from signoff.server.bootstrap import run_services
 from signoff.server.worker import Worker
 from signoff.settings import Settings
@@ -45,3 +46,26 @@ async def test_a_backlog_is_performed_without_a_pause(tmp_path: Path, monkeypatc
         # then it waited a whole second only when there were none left
         assert [left for left in pauses if left] == []
         assert await jobs.count(JobFilter(status="success"), at_most=10_000) == JOBS
+
+
+async def test_jobs_of_a_user_that_hang_leave_a_slot_to_others(tmp_path: Path) -> None:
+    # given a user with more hanging jobs than there are slots, on more models than there are shares
+    async with run_services(Settings(data_dir=tmp_path), work=False) as services:
+        store = services.store
+        for name in ("one", "two", "three", "four"):
+            await store.catalog.put_model(Model(name=name, kind="echo"))
+        hogs = [a_job(model=name, target=f"{name}/hang", user_id=1) for name in ("one", "two", "three", "four") * 4]
+        await together(store.jobs.insert(job, actor="hog") for job in hogs)
+        worker = asyncio.ensure_future(Worker(services, concurrency=4, drain_seconds=0).run())
+        filters = JobFilter(user_id=1, status="bot")
+        while len([job for job in await store.jobs.list(filters) if job.lease]) < 3:
+            await asyncio.sleep(0)
+        # when another user submits a job
+        job = await store.jobs.insert(a_job(model="echo", target="echo", user_id=2), actor="ann")
+        # then it is performed while all of the others still hang
+        while (await store.jobs.get(job.id)).status == "bot":
+            await asyncio.sleep(0)
+        assert await store.jobs.count(filters, at_most=100) == len(hogs)
+        worker.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await worker

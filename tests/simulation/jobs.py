@@ -11,15 +11,16 @@ import msgspec
 
 from signoff.core.filters import JobFilter
 from signoff.core.job import RUN_ENDED, Event, Job, Status
+from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import JobNotFound, Stale
 from signoff.store import InitialVerb, TransitionRequest
 from signoff.stores.calls import insert_call, pack
 from signoff.stores.jobs import _is_key_free as is_key_free
 from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import events, used_keys
-from signoff.stores.transitions import SECOND, changes_of, create_deliveries, event_of
-from signoff.stores.transitions import _changed_columns as changed_columns
+from signoff.stores.transitions import SECOND, changed_columns, changes_of, create_deliveries, event_of
 from simulation.tables import Connection, Tables, Tx, next_state
+from support.turns import chosen_in_turns
 
 
 class MemoryJobs:
@@ -70,17 +71,16 @@ class MemoryJobs:
         return await self._connection.send(lambda tx: self._apply(tx, job_id, *requests), writes=True)
 
     async def claim(
-        self, *, actor: str, lease: str, limit: int, lease_seconds: float, full: Sequence[str] = ()
+        self, *, actor: str, lease: str, limit: int, lease_seconds: float, turn: Turn = FIRST_TURN
     ) -> list[Job]:
         request = TransitionRequest(
             verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds}
         )
 
         def claim(tx: Tx) -> list[Job]:
-            waiting = [job for job in self._tables.unfinished.values() if job.lane == "later" and job.model not in full]
+            waiting = [job for job in self._tables.unfinished.values() if job.lane == "later"]
             due = [job for job in waiting if self._tables.may("claim", job, request, tx.now)]
-            due.sort(key=lambda job: (-job.priority, job.id))
-            return [self._apply_one(tx, job, request) for job in due[:limit]]
+            return [self._apply_one(tx, job, request) for job in chosen_in_turns(due, limit, turn)]
 
         return await self._connection.send(claim, writes=True)
 

@@ -18,6 +18,7 @@ from signoff.core.filters import JobFilter
 from signoff.core.fingerprint import fingerprint
 from signoff.core.job import STATUSES, Decision, Edit, Job, JobError, Verdict
 from signoff.core.policy import OnDeadline, Policy
+from signoff.core.turn import Turn
 from signoff.errors import KeyReused, SignoffError, Stale
 from signoff.store import TransitionRequest
 from signoff.stores.calls import is_plain
@@ -184,9 +185,11 @@ class Machine(RuleBasedStateMachine):
     # Workers
 
     @only_if(lambda self: any(job.status == "bot" for job in self.model.content.jobs.values()))
-    @action(limit=st.integers(1, 3), lease=ticks)
-    def claim(self, limit: int, lease: int) -> None:
-        arguments: dict[str, Any] = {"lease": self.token(), "limit": limit, "lease_seconds": lease * TICK_SECONDS}
+    @action(limit=st.integers(1, 3), lease=ticks, after_user=st.sampled_from([-2, 1, 2]))
+    def claim(self, limit: int, lease: int, after_user: int = -2) -> None:
+        turn = Turn(after_user=after_user)
+        arguments: dict[str, Any] = {"lease": self.token(), "limit": limit, "turn": turn}
+        arguments["lease_seconds"] = lease * TICK_SECONDS
         jobs_before = dict(self.model.content.jobs)
         claimed = self.database.run(self.jobs.claim(actor="worker", **arguments))
         step = TransitionRequest(verb="claim", actor="worker")

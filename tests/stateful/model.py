@@ -9,8 +9,10 @@ import msgspec
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.filters import JobFilter
 from signoff.core.job import RUN_ENDED, TERMINAL, TRANSITIONS, Decision, Guard, Job, Verdict
+from signoff.core.turn import Turn
 from signoff.errors import JobNotFound, NotFound, Stale
 from signoff.store import TransitionRequest
+from support.turns import chosen_in_turns
 
 SECOND = 1_000_000
 TIMES = ("due_at", "lease_until", "review_lease_until", "review_deadline", "release_at")
@@ -155,14 +157,13 @@ class Model:
         columns = base | dict.fromkeys(row.clears) | added | dict(step.changes) | times
         return msgspec.structs.replace(job, **columns)
 
-    def claim(self, *, actor: str, lease: str, limit: int, lease_seconds: float) -> list[Job]:
-        """Claim up to `limit` waiting jobs, by priority and id."""
+    def claim(self, *, actor: str, lease: str, limit: int, lease_seconds: float, turn: Turn) -> list[Job]:
+        """Claim up to `limit` waiting jobs, in turns."""
         step = TransitionRequest(
             verb="claim", actor=actor, changes={"lease": lease}, after_seconds={"lease_until": lease_seconds}
         )
         waiting = [job for job in self.content.jobs.values() if job.lane == "later" and self.is_allowed(job, step)]
-        claimed = sorted(waiting, key=lambda job: (-job.priority, job.id))[:limit]
-        return [self.transition(job.id, step)[-1] for job in claimed]
+        return [self.transition(job.id, step)[-1] for job in chosen_in_turns(waiting, limit, turn)]
 
     def renew(self, leases: dict[str, str], lease_seconds: float) -> set[str]:
         """Extend the leases that are still valid, and return the ids of their jobs."""

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from signoff.core.job import TRANSITIONS, Guard, Transition
 from signoff.core.policy import Policy
-from signoff.stores import deliveries, jobs, transitions
+from signoff.stores import claims, deliveries, jobs, transitions
 from stateful.machine import Machine
 from stateful.model import GUARDS
 from stateful.place import ControlledDatabase
@@ -162,7 +162,7 @@ def loosened(owner: Any, name: str, index: int) -> Break:
 
 
 create_deliveries = transitions.create_deliveries
-NOW = transitions._NOW
+NOW = transitions.NOW
 ROW = transitions.jobs.c
 FAULTS: dict[str, Break] = {
     "a late worker succeeds": without("succeed", Guard.LEASE),
@@ -198,7 +198,7 @@ FAULTS: dict[str, Break] = {
     "cancels are told": replaced(
         transitions, "create_deliveries", lambda tx, job, _: create_deliveries(tx, job, "fail")
     ),
-    "an event leaves something out": replaced(transitions, "_changed_columns", lambda job, _: {"status": job.status}),
+    "an event leaves something out": replaced(transitions, "changed_columns", lambda job, _: {"status": job.status}),
     "a vote is not kept": replaced(transitions, "_record_decision", lambda *_: None),
     "a key is never free": replaced(jobs, "_is_key_free", lambda *_: False),
     "a key is always free": replaced(jobs, "_is_key_free", lambda *_: True),
@@ -213,7 +213,7 @@ FAULTS: dict[str, Break] = {
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Clear the caches of SQL statements before and after the test."""
-    cached = (transitions._statement, transitions._claim_statement, transitions.select_eligible)
+    cached = (transitions._statement, claims._claim_statement, claims._users_statement, transitions.select_eligible)
     for function in cached:
         function.cache_clear()
     yield

@@ -21,6 +21,7 @@ STATUSES: tuple[Status, ...] = ("bot", "human", "success", "fail")
 TERMINAL: frozenset[Status] = frozenset({"success", "fail"})
 
 Verdict = Literal["approve", "redo", "reject"]
+PRIORITIES = range(10)
 
 
 class JobError(msgspec.Struct, frozen=True, kw_only=True):

@@ -269,6 +269,7 @@ def _rules(settings: Settings) -> Rules:
         redis_prefix=None if settings.redis_url is None else settings.redis_prefix,
         cache_shared=settings.cache_shared,
         model_share=settings.model_share,
+        user_share=settings.user_share,
         max_body_bytes=settings.max_body_bytes,
     )
 

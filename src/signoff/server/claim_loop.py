@@ -11,11 +11,12 @@ from signoff.runtime.background import drain
 from signoff.work.services import Services
 
 T = TypeVar("T")
+Group = TypeVar("Group")
 RETRY_SECONDS = 1.0
 log = structlog.get_logger()
 
 
-class ClaimLoop(ABC, Generic[T]):
+class ClaimLoop(ABC, Generic[T, Group]):
     """Service that claims items and runs `_work` for each, at most `max_running` at a time.
 
     Args:
@@ -33,7 +34,7 @@ class ClaimLoop(ABC, Generic[T]):
         self._max_running = max_running
         self._claim_seconds = claim_seconds
         self._drain_seconds = drain_seconds
-        self._running = dict[asyncio.Task[None], str]()
+        self._running = dict[asyncio.Task[None], Group]()
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -77,8 +78,8 @@ class ClaimLoop(ABC, Generic[T]):
         """Work on one item."""
 
     @abstractmethod
-    def _group(self, item: T) -> str:
-        """Return the value of `_running` for the item: its model or host, by which work is limited."""
+    def _group(self, item: T) -> Group:
+        """Return the value of `_running` for the item: whose share of the places it takes."""
 
     @abstractmethod
     async def _wait(self) -> None:

@@ -19,7 +19,7 @@ MAX_DRAIN_SECONDS: dict[DeliveryKind, float] = {"webhook": SEND_SECONDS, "redis"
 CLAIM_SECONDS = 2.0
 
 
-class Dispatcher(ClaimLoop[Delivery]):
+class Dispatcher(ClaimLoop[Delivery, str]):
     """Service that sends up to MAX_RUNNING deliveries at a time, MAX_RUNNING_PER_HOST to one host.
 
     The limit per host keeps a slow receiver from delaying the deliveries to others.

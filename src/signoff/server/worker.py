@@ -2,10 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
+from typing import NamedTuple, TypeVar
+
+import msgspec
 
 from signoff.core.job import Job
+from signoff.core.turn import Turn
 from signoff.server.claim_loop import ClaimLoop
 from signoff.store import Topic
 from signoff.work.perform import perform
@@ -13,16 +17,27 @@ from signoff.work.services import Services
 
 POLL_SECONDS = 1.0
 CLAIM_SECONDS = 5.0
+T = TypeVar("T")
 
 
-class Worker(ClaimLoop[Job]):
-    """Service that performs up to `concurrency` jobs at a time, of which each model gets only a share."""
+class Owner(NamedTuple):
+    """The model and the user that a running job counts for."""
+
+    model: str
+    user_id: int
+
+
+class Worker(ClaimLoop[Job, Owner]):
+    """Service that performs up to `concurrency` jobs at a time, of which each model and each user gets only a share.
+
+    Users take turns, so that a user with a large backlog does not delay the jobs of others.
+    """
 
     def __init__(self, services: Services, *, concurrency: int, drain_seconds: float) -> None:
         super().__init__(
             services, "jobs", max_running=concurrency, claim_seconds=CLAIM_SECONDS, drain_seconds=drain_seconds
         )
-        self._has_passed_over = False
+        self._turn = Turn()
 
     def on_change(self, topic: Topic, name: str) -> None:
         """Handle a notification from the store: another process may have submitted a job."""
@@ -30,29 +45,31 @@ class Worker(ClaimLoop[Job]):
             self._services.adapters.broker.wake_local()
 
     async def _claim(self) -> Sequence[Job]:
-        limit, full_models = self._capacity()
-        self._has_passed_over = bool(full_models)
-        return await self._services.store.jobs.claim(
+        limit, self._turn = self._next_claim()
+        jobs = await self._services.store.jobs.claim(
             actor=self._services.ids.actor,
             lease=self._services.ids.new_id(),
             limit=limit,
             lease_seconds=self._services.rules.lease_seconds,
-            full=full_models,
+            turn=self._turn,
         )
+        if jobs:
+            self._turn = msgspec.structs.replace(self._turn, after_user=jobs[-1].user_id)
+        return jobs
 
     async def _work(self, item: Job) -> None:
         await perform(self._services, item)
 
-    def _group(self, item: Job) -> str:
-        return item.model
+    def _group(self, item: Job) -> Owner:
+        return Owner(item.model, item.user_id)
 
     async def _wait(self) -> None:
         """Wait for a wake-up, at most POLL_SECONDS.
 
-        If the last claim passed over the jobs of a model that had its share, the end of a job is a wake-up too, also
-        one during the claim.
+        If the last claim passed over the jobs of a model or user that had its share, the end of a job is a wake-up too,
+        also one during the claim.
         """
-        if not self._has_passed_over:
+        if not (self._turn.full_models or self._turn.full_users):
             await self._services.adapters.broker.poll(POLL_SECONDS)
             return
         async with asyncio.TaskGroup() as group:
@@ -64,16 +81,29 @@ class Worker(ClaimLoop[Job]):
             for task in pending:
                 task.cancel()
 
-    def _capacity(self) -> tuple[int, list[str]]:
-        """Return how many jobs to claim, and the models that have their share, so that a slow one delays no other.
+    def _next_claim(self) -> tuple[int, Turn]:
+        """Return how many jobs to claim, and the turn without the models and users that have their share.
 
-        A share is a part of the slots that other models leave, so the second model that hangs gets less than the first.
-        The number to claim is so small that no model can exceed its share.
+        So a model or user whose jobs hang delays no other. The number is so small that none can exceed its share.
         """
-        free = self._max_running - len(self._running)
-        capacity = {model: self._share(free + held) - held for model, held in Counter(self._running.values()).items()}
-        full_models = sorted(model for model, left in capacity.items() if left <= 0)
-        return min([self._share(free), *(left for left in capacity.values() if left > 0)]), full_models
+        free, rules = self._max_running - len(self._running), self._services.rules
+        models = _capacities((owner.model for owner in self._running.values()), free, rules.model_share)
+        users = _capacities((owner.user_id for owner in self._running.values()), free, rules.user_share)
+        remainders = [left for left in (*models.values(), *users.values()) if left > 0]
+        limit = min(_share(free, rules.model_share), _share(free, rules.user_share), *remainders)
+        full_models = tuple(sorted(model for model, left in models.items() if left <= 0))
+        full_users = tuple(sorted(user for user, left in users.items() if left <= 0))
+        return limit, Turn(after_user=self._turn.after_user, full_models=full_models, full_users=full_users)
 
-    def _share(self, slots: int) -> int:
-        return max(1, ceil(slots * self._services.rules.model_share))
+
+def _capacities(running: Iterable[T], free: int, share: float) -> dict[T, int]:
+    """Return for each model or user of the running jobs how many more of them it may have.
+
+    A share is a part of the slots that others leave, so the second one whose jobs hang gets less than the first.
+    """
+    return {each: _share(free + count, share) - count for each, count in Counter(running).items()}
+
+
+def _share(slots: int, share: float) -> int:
+    """Return the slots that one may use: of three or more, one is always left to others unless the share is 1."""
+    return ceil(slots * share) if share == 1 or slots < 3 else min(ceil(slots * share), slots - 1)

@@ -13,8 +13,10 @@ from sqlalchemy.exc import IntegrityError
 
 from signoff.core.filters import JobFilter
 from signoff.core.job import TERMINAL, Event, Job, Status
+from signoff.core.turn import FIRST_TURN, Turn
 from signoff.store import InitialVerb, TransitionRequest
 from signoff.stores.calls import event_of_call, insert_call, job_of_call, pack, read_call
+from signoff.stores.claims import claim_jobs
 from signoff.stores.database import Database
 from signoff.stores.job_pages import batches, count_statement, read_page
 from signoff.stores.schema import calls, decisions, deliveries, events, function_calls, jobs, used_keys, votes
@@ -23,7 +25,6 @@ from signoff.stores.transitions import (
     SECOND,
     apply_transition,
     changes_of,
-    claim_jobs,
     create_deliveries,
     event_of,
     initial_data,
@@ -87,12 +88,12 @@ class SqlJobs:
         return await self._database.write(lambda tx: apply_transition(tx, job_id, *steps))
 
     async def claim(
-        self, *, actor: str, lease: str, limit: int, lease_seconds: float, full: Sequence[str] = ()
+        self, *, actor: str, lease: str, limit: int, lease_seconds: float, turn: Turn = FIRST_TURN
     ) -> list[Job]:
         """See `store.Jobs`."""
         changes, after = {"lease": lease}, {"lease_until": lease_seconds}
         request = TransitionRequest(verb="claim", actor=actor, changes=changes, after_seconds=after)
-        return await self._database.write(lambda tx: claim_jobs(tx, request, limit, full))
+        return await self._database.write(lambda tx: claim_jobs(tx, request, limit, turn))
 
     async def renew(self, leases: Mapping[str, str], lease_seconds: float) -> set[str]:
         """See `store.Jobs`."""

@@ -87,13 +87,15 @@ jobs = sa.Table(
 )
 
 _HAS_CLIENT_ID, _HAS_UPSTREAM_OBJECT = jobs.c.client_id.is_not(None), jobs.c.upstream_object_id.is_not(None)
-_WAITING = (jobs.c.status == "bot") & jobs.c.lease.is_(None)
-_LEASED = jobs.c.lease.is_not(None)
+# The jobs that workers claim when they are due. A partial index serves literals only.
+_QUEUED = (jobs.c.status == sa.literal_column("'bot'")) & (jobs.c.lane == sa.literal_column("'later'"))
+IS_WAITING = _QUEUED & jobs.c.lease.is_(None) & jobs.c.parked_at.is_(None)
+_LEASED, _PARKED, _STEP = (column.is_not(None) for column in (jobs.c.lease, jobs.c.parked_at, jobs.c.parent_id))
 _DECIDED, _LIMITED = jobs.c.release_at.is_not(None), jobs.c.review_deadline.is_not(None)
-_STEP, _PARKED = jobs.c.parent_id.is_not(None), jobs.c.parked_at.is_not(None)
 _ENDED = jobs.c.status.in_([sa.literal_column("'fail'"), sa.literal_column("'success'")])
 
-_partial_index("jobs_to_claim", jobs.c.lane, jobs.c.priority.desc(), jobs.c.id, where=_WAITING)
+_TURN = (jobs.c.lane, jobs.c.priority, jobs.c.user_id, jobs.c.due_at, jobs.c.id, jobs.c.model)
+_partial_index("jobs_to_claim", *_TURN, where=IS_WAITING)
 _partial_index("jobs_leased", jobs.c.status, jobs.c.lease_until, where=_LEASED)
 _partial_index("jobs_decided", jobs.c.status, jobs.c.release_at, where=_DECIDED)
 _partial_index("jobs_limited", jobs.c.status, jobs.c.review_deadline, where=_LIMITED)

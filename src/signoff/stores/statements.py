@@ -29,7 +29,9 @@ class PreparedStatement(NamedTuple):
     """Names of the parameters whose values are JSON."""
 
 
-def execute_on_sqlite(conn: Connection, statement: sa.UpdateBase, parameters: Mapping[str, Any]) -> list[Any]:
+def execute_on_sqlite(
+    conn: Connection, statement: sa.UpdateBase | sa.Select[Any], parameters: Mapping[str, Any]
+) -> list[Any]:
     """Execute a statement that is built once and used often, and return its rows as the driver gives them.
 
     Values of JSON columns in the rows are bytes. Raises exceptions of the driver.
@@ -44,7 +46,7 @@ def execute_on_sqlite(conn: Connection, statement: sa.UpdateBase, parameters: Ma
 
 
 @lru_cache(maxsize=256)
-def _prepare(statement: sa.UpdateBase, dialect: Dialect) -> PreparedStatement:
+def _prepare(statement: sa.UpdateBase | sa.Select[Any], dialect: Dialect) -> PreparedStatement:
     compiled = statement.compile(dialect=dialect)
     names = tuple(compiled.positiontup or ())
     json_names = tuple(name for name in names if isinstance(compiled.binds[name].type, JsonColumn))

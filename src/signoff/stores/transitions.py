@@ -28,7 +28,7 @@ SECOND = 1_000_000
 _NAMES = tuple(column.name for column in EVERY_COLUMN)
 _NOT_IN_EVENTS = {"body", "seq", "updated_at"}
 _NOT_IN_FIRST_EVENT = {*_NOT_IN_EVENTS, "response", "deliver"}
-_NOW = sa.bindparam("now", type_=sa.BigInteger)
+NOW = sa.bindparam("now", type_=sa.BigInteger)
 
 
 def apply_transition(tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
@@ -47,7 +47,7 @@ def apply_transition(tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
 
 def _record_transition(tx: Tx, job: Job, request: TransitionRequest) -> None:
     """Add the event, the change notifications and the deliveries of a transition that was made."""
-    tx.add(events, event_of(job, request.verb, request.actor, _changed_columns(job, request)))
+    tx.add(events, event_of(job, request.verb, request.actor, changed_columns(job, request)))
     if job.is_terminal:
         count_ended(tx, job, job.created_at)
     tx.changes.extend(changes_of(job))
@@ -65,8 +65,8 @@ def _propagate_end(tx: Tx, job: Job, actor: str) -> None:
 def _cancel_steps(tx: Tx, run: Job, actor: str) -> None:
     """Cancel the unfinished steps of a run, at every depth."""
     request = TransitionRequest(verb="cancel", actor=actor, changes={"error": RUN_ENDED})
-    unfinished = _update("cancel", ("error",)).where(jobs.c.parent_id == sa.bindparam("run"), *guards("cancel"))
-    rows = tx.conn.execute(unfinished.returning(*EVERY_COLUMN), {"run": run.id} | _parameters(tx, request)).all()
+    unfinished = update_for("cancel", ("error",)).where(jobs.c.parent_id == sa.bindparam("run"), *guards("cancel"))
+    rows = tx.conn.execute(unfinished.returning(*EVERY_COLUMN), {"run": run.id} | parameters_of(tx, request)).all()
     for job in map(job_of, rows):
         _record_transition(tx, job, request)
         if job.pipeline_id is not None:
@@ -80,7 +80,7 @@ def _wake_run(tx: Tx, run_id: str, actor: str) -> None:
     """
     tx.conn.execute(_LOCK, {"job": run_id})
     request = TransitionRequest(verb="wake", actor=actor, after_seconds={"due_at": 0})
-    for run in _changed_jobs(tx, _statement("wake", ("due_at",)), {"job": run_id} | _parameters(tx, request)):
+    for run in changed_jobs(tx, _statement("wake", ("due_at",)), {"job": run_id} | parameters_of(tx, request)):
         _record_transition(tx, run, request)
 
 
@@ -89,7 +89,7 @@ def _apply_one(tx: Tx, job_id: str, request: TransitionRequest) -> Job:
     if Guard.QUIET in TRANSITIONS[request.verb].guards:  # lock the row before its subquery counts steps
         tx.conn.execute(_LOCK, {"job": job_id})
     statement = _statement(request.verb, (*request.changes, *request.after_seconds))
-    changed = _changed_jobs(tx, statement, {"job": job_id} | _parameters(tx, request))
+    changed = changed_jobs(tx, statement, {"job": job_id} | parameters_of(tx, request))
     if not changed:
         raise _transition_error(tx, job_id, request)
     [job] = changed
@@ -105,36 +105,7 @@ def _statement(verb: str, changed: tuple[str, ...]) -> ReturningUpdate[Any]:
     if verb == "lapse":  # a dead worker's transaction may still hold locks: do not wait for them
         free = sa.select(jobs.c.id).where(*is_allowed).with_for_update(skip_locked=True).cte("free")
         is_allowed = (jobs.c.id.in_(sa.select(free.c.id)),)
-    return _update(verb, changed).where(*is_allowed).returning(*EVERY_COLUMN)
-
-
-def claim_jobs(tx: Tx, request: TransitionRequest, limit: int, full: Sequence[str] = ()) -> list[Job]:
-    """Apply the claim `request` to up to `limit` due jobs, except for those of the models in `full`.
-
-    Return the claimed jobs, by priority, then from the oldest.
-    """
-    statement = _claim_statement(len(full))
-    excluded = {f"full_{number}": model for number, model in enumerate(full)}
-    changed = _changed_jobs(tx, statement, {"limit": limit} | excluded | _parameters(tx, request))
-    claimed = sorted(changed, key=lambda job: (-job.priority, job.id))
-    for job in claimed:
-        tx.add(events, event_of(job, request.verb, request.actor, _changed_columns(job, request)))
-    return claimed
-
-
-@cache
-def _claim_statement(full_models: int) -> ReturningUpdate[Any]:
-    has_room = [jobs.c.model != sa.bindparam(f"full_{number}", type_=sa.Text) for number in range(full_models)]
-    due = (
-        sa.select(jobs.c.id)
-        .where(jobs.c.lane == sa.literal_column("'later'"), *guards("claim"), *has_room)
-        .order_by(jobs.c.priority.desc(), jobs.c.id)
-        .limit(sa.bindparam("limit", type_=sa.Integer))
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
-    update = _update("claim", ("lease", "lease_until"))
-    return update.where(jobs.c.id.in_(sa.select(due.c.id))).returning(*EVERY_COLUMN)
+    return update_for(verb, changed).where(*is_allowed).returning(*EVERY_COLUMN)
 
 
 @cache
@@ -146,14 +117,14 @@ def select_eligible(verb: str) -> sa.Select[Any]:
     return sa.select(*EVERY_COLUMN).where(*guards(verb, but=_ACTOR)).limit(sa.bindparam("limit", type_=sa.Integer))
 
 
-def _update(verb: str, changed: tuple[str, ...]) -> sa.Update:
+def update_for(verb: str, changed: tuple[str, ...]) -> sa.Update:
     """Return an update with the changes of `verb`, and of the columns `changed`, each with a parameter `new_COLUMN`."""
     transition = TRANSITIONS[verb]
     return sa.update(jobs).values(
         {
             "status": sa.bindparam("to", type_=sa.Text),
             "seq": jobs.c.seq + 1,
-            "updated_at": _NOW,
+            "updated_at": NOW,
             **dict.fromkeys(transition.clears, sa.null()),
             **{column: jobs.c[column] + increment for column, increment in transition.adds.items()},
             **{column: sa.bindparam(f"new_{column}", type_=jobs.c[column].type) for column in changed},
@@ -161,7 +132,8 @@ def _update(verb: str, changed: tuple[str, ...]) -> sa.Update:
     )
 
 
-def _parameters(tx: Tx, request: TransitionRequest) -> dict[str, Any]:
+def parameters_of(tx: Tx, request: TransitionRequest) -> dict[str, Any]:
+    """Return the parameters of the guarded update for `request`."""
     return {
         "now": tx.now,
         "to": request.to or TRANSITIONS[request.verb].targets[0],
@@ -202,20 +174,20 @@ _SETTLED_STEPS = (
 # `core.job.Guard` has the meanings. A verdict takes effect at `release_at`; until then, it can be undone.
 # An actor without a lease or a round fails LEASE or ROUND, because NULL is not equal to anything.
 _GUARDS: dict[Guard, ColumnElement[bool]] = {
-    Guard.DUE: jobs.c.lease.is_(None) & jobs.c.parked_at.is_(None) & (jobs.c.due_at <= _NOW),
+    Guard.DUE: jobs.c.lease.is_(None) & jobs.c.parked_at.is_(None) & (jobs.c.due_at <= NOW),
     Guard.LEASE: jobs.c.lease == sa.bindparam("actor_lease", type_=sa.Text),
-    Guard.LAPSED: jobs.c.lease.is_not(None) & (jobs.c.lease_until < _NOW),
+    Guard.LAPSED: jobs.c.lease.is_not(None) & (jobs.c.lease_until < NOW),
     Guard.ROUND: jobs.c.round == sa.bindparam("actor_round", type_=sa.Integer),
     Guard.UNOPENED: sa.or_(
         jobs.c.review_lease.is_(None),
         jobs.c.review_lease == sa.bindparam("reviewer", type_=sa.Text),
-        jobs.c.review_lease_until < _NOW,
+        jobs.c.review_lease_until < NOW,
     ),
     Guard.UNDECIDED: jobs.c.release_at.is_(None),
     Guard.DECIDED: jobs.c.release_at.is_not(None),
-    Guard.UNRELEASED: jobs.c.release_at > _NOW,
-    Guard.RELEASED: jobs.c.release_at <= _NOW,
-    Guard.OVERDUE: jobs.c.review_deadline <= _NOW,
+    Guard.UNRELEASED: jobs.c.release_at > NOW,
+    Guard.RELEASED: jobs.c.release_at <= NOW,
+    Guard.OVERDUE: jobs.c.review_deadline <= NOW,
     Guard.QUIET: sa.bindparam("actor_settled", type_=sa.Integer) == _SETTLED_STEPS,
     Guard.PARKED: jobs.c.parked_at.is_not(None),
 }
@@ -266,7 +238,7 @@ def job_of(row: Row[Any]) -> Job:
     return Job(**dict(zip(_NAMES, row, strict=True)))
 
 
-def _changed_jobs(tx: Tx, statement: ReturningUpdate[Any], parameters: dict[str, Any]) -> list[Job]:
+def changed_jobs(tx: Tx, statement: ReturningUpdate[Any], parameters: dict[str, Any]) -> list[Job]:
     """Execute an update that is built once, and return the jobs that it has changed."""
     if tx.conn.dialect.name != "sqlite":
         return [job_of(row) for row in tx.conn.execute(statement, parameters)]
@@ -322,7 +294,7 @@ def create_deliveries(tx: Tx, job: Job, verb: str) -> None:
         tx.changes.append(("delivery", to.kind))
 
 
-def _changed_columns(job: Job, request: TransitionRequest) -> dict[str, Any]:
+def changed_columns(job: Job, request: TransitionRequest) -> dict[str, Any]:
     """Return the data of the event: the changed columns with their new values, and the note of the request.
 
     The answer of a job that was never held is left out: the job's row has it.

@@ -6,7 +6,7 @@ from signoff.core.ask import Ask, path_for
 from signoff.core.cache import CacheState, Sampling
 from signoff.core.endpoints import CHAT, KNOWN, PREDICT, parse_route
 from signoff.core.fingerprint import fingerprint
-from signoff.core.job import Job
+from signoff.core.job import PRIORITIES, Job
 from signoff.core.model import Model, accepts_any_json
 from signoff.core.pipelines.arguments import parse_arguments
 from signoff.core.pipelines.check import parameter_names
@@ -23,7 +23,6 @@ from signoff.work.jobs.deliver import delivery_targets
 from signoff.work.services import Services
 
 MAX_KEY_LENGTH = 255
-PRIORITIES = range(10)
 
 
 async def admit(services: Services, ask: Ask) -> Job:

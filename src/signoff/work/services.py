@@ -75,6 +75,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Give cached answers to every user, not only to the one who asked first."""
     model_share: float = 0.75
     """Share of a worker's slots that one model may take."""
+    user_share: float = 0.9
+    """Share of a worker's slots that one user's jobs may take."""
     max_body_bytes: int = 20 * 1024 * 1024
     """Largest request body or message."""
 
