@@ -6,8 +6,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from signoff.core.binary import decode_binary, with_form_field
+from signoff.core.binary import decode_binary
 from signoff.core.endpoints import KNOWN, Route, parse_route
+from signoff.core.form import with_field
 from signoff.core.model import Model, upstream_name
 from signoff.engine import ModelRequest, Sink
 from signoff.engines.upstream import UpstreamClient, UpstreamRequest
@@ -68,7 +69,7 @@ def _other_request(base_url: str, model: Model, request: ModelRequest) -> Upstre
     if binary is None:
         body = named(request.body, name) if asks_for_a_model(request.body) else request.body
     else:
-        body = with_form_field(binary, "model", name).content
+        body = with_field(binary, "model", name)
     headers = dict[str, str]()
     if body != b"null":
         headers["content-type"] = "application/json" if binary is None else binary.content_type

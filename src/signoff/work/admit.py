@@ -7,6 +7,7 @@ from signoff.core.cache import CacheState, Sampling
 from signoff.core.endpoints import CHAT, KNOWN, PREDICT, parse_route
 from signoff.core.fingerprint import fingerprint
 from signoff.core.job import PRIORITIES, Job
+from signoff.core.members import check_members
 from signoff.core.model import Model, accepts_any_json
 from signoff.core.pipelines.arguments import parse_arguments
 from signoff.core.pipelines.check import parameter_names
@@ -98,6 +99,8 @@ def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampling, r
     review = "always" if references.was_held else model.review
     policy = policy_for(review, ask.door_review, services.rules.policy)
     path = path_for(model, ask.path, ask.body)
+    if path != PREDICT:
+        check_members(ask.body)
     cache_key = cache_key_for(services, ask, model, policy, sampling, path) if creates_object(path) else None
     return _new_job(services, ask, model, policy, path=path, cache_key=cache_key)
 

@@ -6,9 +6,11 @@ from urllib.parse import unquote_plus
 import msgspec
 
 from signoff.core.ask import Ask
-from signoff.core.binary import BinaryBody, encode_binary, form_field
+from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.cache import Sampling
 from signoff.core.endpoints import CHAT, KNOWN, RESPONSES, STREAMED, format_route, parse_route
+from signoff.core.form import fields_of
+from signoff.core.members import fold
 from signoff.core.model import Model
 from signoff.core.pipelines.composed import LibraryItem
 from signoff.doors.callers import caller_of
@@ -28,7 +30,7 @@ from signoff.doors.http import (
 )
 from signoff.doors.openai.errors import send_error
 from signoff.doors.openai.responses import call_headers, send_body, send_events
-from signoff.errors import MethodNotAllowed, NotFound, SignoffError
+from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.call import Call, begin_call, whole_answer
 from signoff.work.inference.resolve import list_targets, resolve_target
 
@@ -61,6 +63,8 @@ class OpenAIDoor(AsgiDoor):
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"].rstrip("/"), scope["method"]
+        if "?" in path:
+            raise BadRequest("The path must not contain an encoded `?` (`%3F`); begin the query with `?`.")
         prefix = next(prefix for prefix in PREFIXES if (path + "/").startswith(prefix))
         rest = path[len(prefix) :]
         match method, rest.split("/"):
@@ -132,8 +136,9 @@ def _parse_body(scope: Scope, path: str, body: bytes) -> tuple[bytes, _RequestHe
     if not content_type.lower().startswith(BINARY_TYPES):
         return body, _request_head(body)
     binary = BinaryBody(content_type, body)
-    stream = (form_field(binary, "stream") or "").lower() == "true"
-    return encode_binary(binary), _RequestHead(model=form_field(binary, "model"), stream=stream)
+    fields = fields_of(binary)
+    head = _RequestHead(model=fields.get("model"), stream=fields.get("stream", "").lower() == "true")
+    return encode_binary(binary), head
 
 
 def _is_stream(path: str, request: _RequestHead) -> bool:
@@ -150,15 +155,21 @@ def _is_passed_on(method: str, path: str) -> bool:
 
 
 def _model_and_query(scope: Scope) -> tuple[str | None, str]:
-    """Return the model that `x-signoff-model` or else the query names, and the query without that parameter."""
+    """Return the model that `x-signoff-model` or else the query names, and the query without that parameter.
+
+    Raises BadRequest if other parsers could read another model or another form of the answer from the query.
+    """
     query: str = scope["query_string"].decode("latin-1")
-    model = text_header(scope, b"x-signoff-model")
-    parameters = query.split("&")
-    model_parameters = [parameter for parameter in parameters if parameter.startswith("model=")]
-    if model is not None or not model_parameters:
-        return model, query
-    rest = "&".join(parameter for parameter in parameters if parameter not in model_parameters)
-    return unquote_plus(model_parameters[0].removeprefix("model=")), rest
+    models, rest = list[str](), list[str]()
+    read = {"model": 0, "stream": 0}
+    for parameter in query.split("&"):
+        name, _, value = (unquote_plus(part) for part in parameter.partition("="))
+        if (folded := fold(name.strip())) in read:
+            read[folded] += 1
+            if name != folded or read[folded] > 1:
+                raise BadRequest(f"The query parameter `{folded}` must occur once, and be written so (got {name!r}).")
+        (models if name == "model" else rest).append(value if name == "model" else parameter)
+    return text_header(scope, b"x-signoff-model") or next(iter(models), None), "&".join(rest)
 
 
 def _request_head(body: bytes) -> _RequestHead:
