@@ -10,6 +10,7 @@ import msgspec
 
 from signoff.core.access import UpstreamKey
 from signoff.core.filters import LibraryFilter
+from signoff.core.job import Job
 from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem
@@ -232,4 +233,23 @@ class Library(Protocol):
 
         Functions of the modules in `unread`, whose source could not be read, are not deleted.
         """
+        ...
+
+
+class UpstreamObjects(Protocol):
+    """Objects that upstreams store, such as responses and conversations: who created them, and which are held."""
+
+    async def creators(self, object_ids: Sequence[str]) -> dict[str, Job]:
+        """Return the first job that created each object, as the object of its answer or as a part of it.
+
+        Objects that no job has created, or whose job was deleted, are left out. There may be any number of ids.
+        """
+        ...
+
+    async def held(self, object_ids: Sequence[str]) -> set[str]:
+        """Return those of `object_ids` that are marked by `hold`."""
+        ...
+
+    async def hold(self, object_ids: Sequence[str]) -> None:
+        """Mark objects for ever: a job whose answer may be held is about to add to them."""
         ...

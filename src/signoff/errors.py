@@ -174,6 +174,13 @@ class Stale(Conflict):
     code = "stale"
 
 
+class ObjectHeld(Conflict):
+    """An answer that waits for a review came into an object that the request names; send the request again."""
+
+    code = "object_held"
+    retryable = True
+
+
 class IdTaken(Conflict):
     """The `job_id` was used with a different request; use a new id for each new request."""
 

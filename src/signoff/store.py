@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from signoff.accounts import People, Quotas, UsageRecords
-from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams
+from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams, UpstreamObjects
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.filters import JobFilter
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
@@ -303,6 +303,11 @@ class Store(Protocol):
     @property
     def runs(self) -> Runs:
         """Steps and function calls of runs."""
+        ...
+
+    @property
+    def objects(self) -> UpstreamObjects:
+        """Objects that upstreams store."""
         ...
 
     @property

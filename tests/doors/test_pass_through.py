@@ -172,6 +172,28 @@ async def test_an_object_at_the_upstream_is_hidden_from_other_users(tmp_path: Pa
         assert (await ask(server, await server.token("admin"), "GET", f"/v1/responses/{response_id}"))[0] == 200
 
 
+async def test_the_items_of_an_answer_are_hidden_from_other_users(tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        await server.model("mine", kind="openai", url=fake.at("remember"), default=True)
+        alice, bob = await server.token(email="alice@example.com"), await server.token(email="bob@example.com")
+        _, answer = await ask(server, alice, "POST", "/v1/responses", json={"input": "my secret"})
+        item = answer["output"][0]["id"]
+        request_count = len(fake.requests)
+        bodies: list[dict[str, Any]] = [
+            {"input": [{"type": "item_reference", "id": item}]},
+            {"input": "x", "after": item},
+            {"input": [{"id": item.replace("msg", "\\u006dsg")}]},
+        ]
+        for body in bodies:
+            data = json.dumps(body).replace("\\\\u", "\\u")
+            assert (await ask(server, bob, "POST", "/v1/responses", data=data))[0] == 404
+            assert (await ask(server, bob, "POST", "/v1/audio/speech", data=data))[0] == 404
+        assert (await ask(server, bob, "POST", f"/v1/audio/speech?after={item}", json={}))[0] == 404
+        assert (await ask(server, bob, "POST", f"/v1/responses/{answer['id']}/items/{item}", json={}))[0] == 404
+        assert len(fake.requests) == request_count
+        assert (await ask(server, alice, "POST", "/v1/responses", json=bodies[0]))[0] == 200
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-32-be"])
 @pytest.mark.parametrize("kind", ["application/json", "audio/mpeg"])
 async def test_an_object_is_hidden_from_other_users_in_a_binary_body(kind: str, encoding: str, tmp_path: Path) -> None:
@@ -196,7 +218,9 @@ async def test_an_object_whose_id_is_a_plain_word_is_protected(below: str, tmp_p
         request_count = len(fake.requests)
         assert (await ask(server, bob, "POST", f"/v1/vector_stores/mynotes{below}", json={}))[0] == 404
         assert len(fake.requests) == request_count
-        assert (await ask(server, alice, "POST", f"/v1/vector_stores/mynotes{below}", json={}))[0] == 200
+        # a file of somebody else is hidden wherever the path names it
+        expected = 404 if "file-1" in below else 200
+        assert (await ask(server, alice, "POST", f"/v1/vector_stores/mynotes{below}", json={}))[0] == expected
 
 
 async def test_objects_that_signoff_does_not_know_are_for_admins(tmp_path: Path) -> None:
@@ -410,10 +434,10 @@ async def test_a_head_request_for_models_has_no_body(tmp_path: Path) -> None:
 async def test_a_chat_needs_no_lookup_of_objects(tmp_path: Path) -> None:
     async with live(tmp_path) as server, client(server) as ai:
 
-        async def unexpected_list(*_: object) -> list[Job]:
+        async def unexpected_lookup(*_: object) -> dict[str, Job]:
             raise AssertionError
 
-        server.services.store.jobs.list = unexpected_list  # type: ignore[method-assign]
+        server.services.store.objects.creators = unexpected_lookup  # type: ignore[method-assign]
         answer = await ai.chat.completions.create(**chat('{"x": "resp_1234"}'))
         assert "resp_1234" in (answer.choices[0].message.content or "")
         with pytest.raises(openai.InternalServerError):

@@ -14,6 +14,7 @@ from simulation.catalog import MemoryCatalog, MemoryModelLogs, MemorySecrets
 from simulation.deliveries import MemoryDeliveries
 from simulation.jobs import MemoryJobs
 from simulation.library import MemoryLibrary
+from simulation.objects import MemoryUpstreamObjects
 from simulation.people import MemoryPeople
 from simulation.quotas import MemoryQuotas
 from simulation.runs import MemoryRuns
@@ -30,6 +31,7 @@ class MemoryStore:
         self._connection = connection
         self.jobs = MemoryJobs(tables, connection)
         self.runs = MemoryRuns(tables, connection, self.jobs)
+        self.objects = MemoryUpstreamObjects(tables, connection)
         self.deliveries = MemoryDeliveries(tables, connection)
         self.people = MemoryPeople(tables, connection)
         self.catalog = MemoryCatalog(tables, connection)

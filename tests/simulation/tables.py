@@ -47,6 +47,12 @@ class Tx(msgspec.Struct):
     calls: dict[CallKey, FunctionCall] = {}
     purged: list[str] = []
     logged: set[str] = set()
+    held_objects: set[str] = set()
+
+    def add_missing(self, table: sa.Table, row: dict[str, Any]) -> None:
+        """Add a mark; which job created an object is derived from the jobs."""
+        if table.name == "held_objects":
+            self.held_objects.add(row["object_id"])
 
     def add_to_sum(self, table: sa.Table, group: tuple[Any, ...], amounts: tuple[int, ...]) -> None:
         """Add nothing: reports of these tables are computed from their jobs."""
@@ -133,6 +139,7 @@ class Tables:
         self.prices: dict[tuple[str, int], Price] = {}
         self.purged_jobs: list[Job] = []
         self.logged = set[str]()
+        self.held_objects = set[str]()
         self.stale_attempts: list[Job] = []
         self.library_items: dict[int, dict[int, LibraryItem]] = {}
         self.last_item_id = 0
@@ -189,6 +196,7 @@ class Tables:
         for job in tx.jobs.values():
             self._store_job(job)
         self.logged |= tx.logged
+        self.held_objects |= tx.held_objects
         for event in tx.events:
             self.events.setdefault(event.job_id, []).append((event, msgspec.json.encode(event.data)))
         for job_round, decision in tx.decisions.items():

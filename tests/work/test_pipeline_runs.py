@@ -573,6 +573,49 @@ async def test_an_impossible_partial_rerun_is_refused_with_the_reason(server: Li
         assert (status, reason in payload["detail"]) == (400, True), payload
 
 
+async def test_a_rerun_is_under_the_review_that_applies_now(server: Live, upstream: EchoingModel) -> None:
+    token = await ann_token(server)
+    await save(server, token, "pipeline", "inner", "free(x)")
+    await save(server, token, "pipeline", "p", "builtin_concat(free(x), inner(x))")
+    job = await submit(server, token, "p", {"x": "1"})
+    await wait_until_ended(server, token, job)
+    # when the model of its prompt comes under review
+    await server.model("m", kind="openai", url=upstream.url, review="always", default=True)
+    # then a new question to it is held, as is the old one
+    for change in ({"node": "0.0", "payload": chat("ANYTHING NEW", "m")}, {"node": "0.0"}):
+        _, new = await server.ask("POST", f"/api/jobs/{job}/rerun", token, json=change)
+        await wait_until_parked(server, token, new["job_id"])
+    # and the owner cannot supply an answer of that model, nor of a pipeline that asks it
+    for node in ("0.0", "0.1"):
+        change = {"node": node, "output": "FORGED"}
+        status, error = await server.ask("POST", f"/api/jobs/{job}/rerun", token, json=change)
+        assert (status, error["code"]) == (403, "forbidden")
+        admin = await server.token("admin")
+        assert (await server.ask("POST", f"/api/jobs/{job}/rerun", admin, json=change))[0] == 202
+
+
+async def test_the_output_of_a_rejected_call_is_for_reviewers(server: Live) -> None:
+    token = await ann_token(server)
+    await save(server, token, "pipeline", "p", "held_one(x)")
+    job = await submit(server, token, "p", {"x": "1"})
+    await wait_until_parked(server, token, job)
+    [step] = await held_steps(server)
+    await review(server, step["job_id"], "fail", reason="no")
+    await wait_until_ended(server, token, job, "fail")
+    change = {"node": "0", "output": "FORGED"}
+    assert (await server.ask("POST", f"/api/jobs/{job}/rerun", token, json=change))[0] == 403
+
+
+async def test_the_payload_of_a_rerun_is_checked_as_any_request(server: Live) -> None:
+    token = await ann_token(server)
+    await save(server, token, "pipeline", "p", "free(x)")
+    job = await submit(server, token, "p", {"x": "1"})
+    await wait_until_ended(server, token, job)
+    body = '{"node":"0","payload":{"model":"m","Model":"held","messages":[{"role":"user","content":"x"}]}}'
+    status, error = await server.ask("POST", f"/api/jobs/{job}/rerun", token, data=body)
+    assert (status, error["code"]) == (400, "bad_request")
+
+
 # Concurrency
 
 

@@ -29,3 +29,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 def policy_for(target_review: Review | None, door_review: Review, base: Policy) -> Policy:
     """Return `base` with the review rule of the target, or of the door if the target has none."""
     return msgspec.structs.replace(base, review=target_review or door_review)
+
+
+def stricter(policy: Policy, other: Policy) -> Policy:
+    """Return `other` if only that can hold an answer, else `policy`."""
+    return other if other.may_hold and not policy.may_hold else policy

@@ -3,18 +3,29 @@
 import re
 from collections.abc import Iterator
 from typing import cast
+from urllib.parse import parse_qsl
 
 import msgspec
 
 from signoff.core.binary import decode_binary
-from signoff.core.endpoints import KNOWN, RESPONSES, parse_route
+from signoff.core.endpoints import KNOWN, RESPONSES, Route, parse_route
 
 MAX_ID_LENGTH = 255
+MAX_IDS_IN_ANSWER = 256
 # Prefixes of ids that a body can contain (OpenAI's API reference: responses, conversations, vector stores, …).
-_ID = rb"((?:resp|conv|vs|asst|thread|run|cntr|file|eval|ftjob)[_-][0-9A-Za-z_-]{1,250})"
+_LIVING = "conv|vs|asst|thread|run|cntr|file|eval|ftjob|video|batch|upload|skill"
+_FINAL = "resp|msg|rs|fc|fco|ws|ig|ci|fs|mcp|cfile|call"
+# Without such a prefix, only a text that is so long is taken for an id.
+_ID = rf"((?:{_LIVING}|{_FINAL})[_-][0-9A-Za-z_-]{{1,250}}|[0-9A-Za-z_-]{{20,{MAX_ID_LENGTH}}})".encode()
 _TEXT = re.compile(b'"' + _ID + b'"')
 _FIELD = re.compile(b"\n" + _ID + rb"(?=\r?\n)")
+_SEGMENT = re.compile(_ID.decode())
 _ESCAPED = re.compile(rb'"(?:[0-9A-Za-z_-]|\\u00[2-7][0-9A-Fa-f]){4,255}+"')
+# Ids of the parts of an answer that later requests can refer to: items of a response, containers and their files.
+_IN_ANSWER = re.compile(
+    rb'"(?:id|container_id)"\s*:\s*"([0-9A-Za-z_-]{20,255})"|"file_id"\s*:\s*"(cfile_[0-9A-Za-z_-]+)"'
+)
+_NEVER_CHANGES = re.compile(rf"(?:{_FINAL})[_-]")
 
 
 def creates_no_object(path: str) -> bool:
@@ -51,6 +62,30 @@ def creates_object(path: str) -> bool:
         return True
     route = parse_route(path)
     return route is None or (route.method == "POST" and route.object_id is None)
+
+
+def ids_in_answer(answer: bytes, request: bytes) -> set[str]:
+    """Return the ids of the parts of an answer, without those that the request contains; at most MAX_IDS_IN_ANSWER."""
+    ids = set[str]()
+    for match in _IN_ANSWER.finditer(answer):
+        object_id = match[1] or match[2]
+        if object_id not in request:
+            ids.add(object_id.decode())
+        if len(ids) == MAX_IDS_IN_ANSWER:
+            break
+    return ids
+
+
+def can_change(object_id: str) -> bool:
+    """Return True if a later request may add to the object, as to a conversation; a response never changes."""
+    return _NEVER_CHANGES.match(object_id) is None
+
+
+def ids_in_route(route: Route) -> set[str]:
+    """Return the ids of upstream objects in the path and the query of a request."""
+    segments = route.path.split("/")[3:] + [value for _, value in parse_qsl(route.query or "")]
+    ids = {segment for segment in segments if _SEGMENT.fullmatch(segment)}
+    return ids if route.object_id is None else ids | {route.object_id}
 
 
 def referenced_ids(body: bytes) -> set[str]:

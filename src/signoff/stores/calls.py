@@ -16,6 +16,7 @@ from signoff.core.ask import Lane
 from signoff.core.cache import CacheState
 from signoff.core.job import Event, Job, JobError
 from signoff.core.policy import Policy
+from signoff.stores.created_objects import add_created_objects
 from signoff.stores.schema import calls
 from signoff.stores.transitions import event_of, initial_data
 from signoff.stores.usage import count_ended
@@ -113,6 +114,7 @@ def insert_call(tx: Tx, job: Job, data: bytes) -> int:
         "data": data,
     }
     tx.add(calls, row)
+    add_created_objects(tx, job)
     count_ended(tx, job, tx.now)
     return tx.now
 

@@ -17,8 +17,10 @@ from signoff.core.turn import FIRST_TURN, Turn
 from signoff.store import InitialVerb, TransitionRequest
 from signoff.stores.calls import event_of_call, insert_call, job_of_call, pack, read_call
 from signoff.stores.claims import claim_jobs
+from signoff.stores.created_objects import add_created_objects
 from signoff.stores.database import Database
 from signoff.stores.job_pages import batches, count_statement, read_page
+from signoff.stores.objects_schema import created_objects
 from signoff.stores.schema import calls, decisions, deliveries, events, function_calls, jobs, used_keys, votes
 from signoff.stores.transitions import (
     EVERY_COLUMN,
@@ -194,6 +196,7 @@ def insert_job(tx: Tx, job: Job, verb: str, actor: str, **note: Any) -> Job:
     """
     tx.add(events, event_of(job, verb, actor, initial_data(job) | note))
     tx.add(jobs, msgspec.structs.asdict(job))
+    add_created_objects(tx, job)
     if job.is_terminal:
         count_ended(tx, job, job.created_at)
     tx.changes.extend(changes_of(job))
@@ -289,11 +292,12 @@ def _purge(tx: Tx, older_than_seconds: float, limit: int) -> int:
     before = tx.now - round(older_than_seconds * SECOND)
     ids = tx.conn.execute(_OLD, {"before": before, "limit": limit}).scalars().all()
     if ids:
-        for table in (events, votes, decisions, deliveries, used_keys, function_calls):
+        for table in (events, votes, decisions, deliveries, used_keys, function_calls, created_objects):
             tx.conn.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
         tx.conn.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
     call_ids = tx.conn.execute(_OLD_CALLS, {"before": before, "limit": limit - len(ids)}).scalars().all()
     if call_ids:
+        tx.conn.execute(sa.delete(created_objects).where(created_objects.c.job_id.in_(call_ids)))
         tx.conn.execute(sa.delete(calls).where(calls.c.id.in_(call_ids)))
     return len(ids) + len(call_ids)
 

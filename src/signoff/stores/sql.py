@@ -20,6 +20,7 @@ from signoff.stores.jobs import SqlJobs
 from signoff.stores.library import SqlLibrary
 from signoff.stores.migrations import migrate_schema
 from signoff.stores.model_logs import SqlModelLogs
+from signoff.stores.objects import SqlUpstreamObjects
 from signoff.stores.people import SqlPeople
 from signoff.stores.quotas import SqlQuotas
 from signoff.stores.runs import SqlRuns
@@ -42,6 +43,7 @@ class SqlStore:
         self._database = _make_database(url)
         self.jobs = SqlJobs(self._database)
         self.runs = SqlRuns(self._database)
+        self.objects = SqlUpstreamObjects(self._database)
         self.deliveries = SqlDeliveries(self._database)
         self.people = SqlPeople(self._database)
         self.catalog = SqlCatalog(self._database)

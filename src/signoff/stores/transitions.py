@@ -16,6 +16,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from signoff.core.job import RUN_ENDED, TERMINAL, TRANSITIONS, Decision, Guard, Job
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Topic, TransitionRequest
+from signoff.stores.created_objects import add_created_objects
 from signoff.stores.json_column import JsonColumn
 from signoff.stores.schema import calls, decisions, deliveries, events, jobs, votes
 from signoff.stores.statements import execute_on_sqlite
@@ -48,6 +49,8 @@ def apply_transition(tx: Tx, job_id: str, *requests: TransitionRequest) -> Job:
 def _record_transition(tx: Tx, job: Job, request: TransitionRequest) -> None:
     """Add the event, the change notifications and the deliveries of a transition that was made."""
     tx.add(events, event_of(job, request.verb, request.actor, changed_columns(job, request)))
+    if "response" in request.changes:
+        add_created_objects(tx, job)
     if job.is_terminal:
         count_ended(tx, job, job.created_at)
     tx.changes.extend(changes_of(job))

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from signoff.core.fingerprint import fingerprint
 from signoff.errors import Overloaded, SignoffError
 from signoff.store import Topic
-from signoff.stores.statements import insert_rows, insert_statement, upsert_statement
+from signoff.stores.statements import insert_into, insert_rows, insert_statement, upsert_statement
 
 T = TypeVar("T")
 # Processes on one PostgreSQL add to sums of their own, mostly, so that they do not wait for each other's commits.
@@ -44,11 +44,16 @@ class Tx(msgspec.Struct):
     now: int
     changes: list[tuple[Topic, str]] = []
     _added: dict[Table, list[dict[str, Any]]] = {}
+    _missing: dict[Table, dict[Any, dict[str, Any]]] = {}
     _sums: dict[Table, dict[tuple[Any, ...], tuple[int, ...]]] = {}
 
     def add(self, table: Table, row: dict[str, Any]) -> None:
         """Add a row. It is inserted with those of the whole group, at its end or when an operation calls `flush`."""
         self._added.setdefault(table, []).append(row)
+
+    def add_missing(self, table: Table, row: dict[str, Any]) -> None:
+        """Add a row, unless the table has one with its primary key, which is the first column."""
+        self._missing.setdefault(table, {}).setdefault(row[table.c[0].name], row)
 
     def add_to_sum(self, table: Table, group: tuple[Any, ...], amounts: tuple[int, ...]) -> None:
         """Add `amounts` to the row of `group` in a table of sums, at the end of the whole group of operations.
@@ -69,7 +74,11 @@ class Tx(msgspec.Struct):
             insert_rows(self.conn, text, [tuple(map(row.__getitem__, names)) for row in rows])
 
     def flush(self) -> None:
-        """Insert the rows that were added so far."""
+        """Insert the rows that were added so far. Rows that other processes may add too come in order of their keys."""
+        missing, self._missing = self._missing, {}
+        for table, by_key in missing.items():
+            statement = insert_into(table, self.conn.dialect.name).on_conflict_do_nothing()
+            self.conn.execute(statement, [by_key[key] for key in sorted(by_key)])
         added, self._added = self._added, {}
         for table, rows in added.items():
             text, names, json_names = insert_statement(table, self.conn.dialect)

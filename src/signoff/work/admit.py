@@ -18,7 +18,7 @@ from signoff.core.upstream_objects import creates_no_object, creates_object
 from signoff.errors import BadBody, BadRequest, NotFound
 from signoff.work.admin.keys import key_of_user
 from signoff.work.inference.caching import cache_key_for
-from signoff.work.inference.ownership import NO_REFERENCES, References, find_references, owner_of
+from signoff.work.inference.ownership import NO_REFERENCES, References, find_references, hold_objects, owner_of
 from signoff.work.inference.resolve import resolve_target
 from signoff.work.jobs.deliver import delivery_targets
 from signoff.work.services import Services
@@ -45,10 +45,10 @@ async def admit(services: Services, ask: Ask) -> Job:
         ask = msgspec.structs.replace(ask, target=owner_of(references.subject))
     # The usual case: a model of exactly this name needs no look-up of prompts and pipelines.
     if ask.target is None or services.caches.models.has_exact(ask.target):
-        return _model_job(services, ask, await services.caches.models.find(ask.target), sampling, references)
+        return await _model_job(services, ask, await services.caches.models.find(ask.target), sampling, references)
     target = await resolve_target(services, ask.caller, ask.target)
     if isinstance(target, Model):
-        return _model_job(services, ask, target, sampling, references)
+        return await _model_job(services, ask, target, sampling, references)
     if isinstance(target, Prompt):
         return await _prompt_job(services, ask, target, references)
     return _pipeline_job(services, ask, target)
@@ -86,18 +86,19 @@ async def _prompt_job(services: Services, ask: Ask, prompt: Prompt, references: 
     name = prompt.model or model.name
     path, body = render_request(prompt, name, ask.path, ask.body)
     rendered = msgspec.structs.replace(ask, target=name, path=path, body=body)
-    job = _model_job(services, rendered, model, parse_sampling(body), references)
+    job = await _model_job(services, rendered, model, parse_sampling(body), references)
     fingerprint = None if job.fingerprint is None else _fingerprint(ask)
     return msgspec.structs.replace(job, prompt=prompt.name, prompt_version=prompt.version, fingerprint=fingerprint)
 
 
-def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampling, references: References) -> Job:
+async def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampling, references: References) -> Job:
     """Return the job that calls `model`. Raises NotFound if the model does not serve the path."""
     if accepts_any_json(model) and ask.path[0] != "/":
         raise NotFound(f"The model {model.name} does not serve {ask.path}.")
-    # An object of a job under review must not be readable without one, whatever the model's own policy is.
-    review = "always" if references.was_held else model.review
+    review = "always" if references.is_held else model.review
     policy = policy_for(review, ask.door_review, services.rules.policy)
+    if policy.may_hold:
+        await hold_objects(services, references.changing_ids)
     path = path_for(model, ask.path, ask.body)
     if path != PREDICT:
         check_members(ask.body)

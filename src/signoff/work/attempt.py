@@ -21,6 +21,7 @@ from signoff.errors import ModelBusy, ModelCrashed, ModelDown, ModelFailed, Sign
 from signoff.runtime.attempt import Attempt
 from signoff.work.inference.caching import revalidate, store_answer
 from signoff.work.inference.metering import count_usage, record_wasted
+from signoff.work.inference.ownership import check_not_held, judge_again
 from signoff.work.inference.reserve import release_reservation, reserve
 from signoff.work.inference.routing import ask_model
 from signoff.work.pipelines.run import RunParked, run_pipeline
@@ -89,8 +90,11 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
 async def _outcome(services: Services, attempt: Attempt, perform: Perform) -> Answer | SignoffError:
     """Return the answer or the error of the job's model or pipeline. Raises RunParked."""
     try:
+        if not attempt.job.is_waiting_call:
+            attempt.job = await judge_again(services, attempt.job)
         await reserve(services, attempt)
         await _ask(services, attempt, perform)
+        await check_not_held(services, attempt.job)
         return answer_of(attempt.job, attempt.body, attempt.events)
     except RunParked:
         raise

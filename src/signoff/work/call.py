@@ -8,6 +8,7 @@ import msgspec
 from signoff.core.ask import Ask
 from signoff.core.endpoints import KNOWN
 from signoff.core.job import CALLER_LEFT, INTERRUPTED, Job
+from signoff.core.upstream_objects import creates_no_object
 from signoff.engine import Sink
 from signoff.errors import JobFailed, SignoffError
 from signoff.runtime.attempt import Attempt
@@ -17,6 +18,7 @@ from signoff.work.admit import admit, parse_sampling
 from signoff.work.attempt import answer_of, run_attempt
 from signoff.work.await_review import await_review, send_finished
 from signoff.work.inference.caching import lookup_answer
+from signoff.work.inference.ownership import CheckedSink
 from signoff.work.inference.reserve import release_reservation, reserve
 from signoff.work.jobs.query import caller_error, failure_of_job, find_unfinished, load_job
 from signoff.work.perform import perform
@@ -252,7 +254,8 @@ def _awaits_person(job: Job, body: bytes | None) -> bool:
 async def _serve(services: Services, call: Call, sink: Sink) -> bytes | None:
     """Ask the model, and return its answer, or send its events at once; return nothing if the job may be held."""
     attempt, may_hold = call.inflight.attempt, call.job.policy.may_hold
-    attempt.sink = None if may_hold else sink
+    needs_check = not creates_no_object(call.job.path)
+    attempt.sink = None if may_hold else CheckedSink(services, call.job, sink) if needs_check else sink
     try:
         settled = await run_attempt(services, attempt, CallRecorder(services, call.inflight), perform)
         if settled is None:

@@ -1,36 +1,44 @@
-"""Ownership of objects that upstreams store, such as responses and files.
+"""Ownership of objects that upstreams store, such as responses and files, and the hold on them.
 
 All callers share one upstream key, so the upstream cannot tell them apart; the jobs that created the objects can.
+
+The rule of the hold: an answer that depends on a held answer is held. An object that a job under review creates or may
+add to is marked before the request goes out, for ever; and what names a marked object is held.
 """
+
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.endpoints import parse_route
-from signoff.core.filters import JobFilter
 from signoff.core.job import Job
-from signoff.core.upstream_objects import referenced_ids
-from signoff.errors import BadRequest, Forbidden, NotFound
+from signoff.core.policy import policy_for, stricter
+from signoff.core.upstream_objects import can_change, creates_no_object, ids_in_route, referenced_ids
+from signoff.engine import Sink
+from signoff.errors import BadRequest, Forbidden, NotFound, ObjectHeld
 from signoff.work.services import Services
 
-MAX_REFERENCES = 64
+MAX_REFERENCES = 10_000
 
 
 class References(msgspec.Struct, frozen=True):
-    """Jobs of the objects that a request refers to."""
+    """Objects at the upstream that a request refers to."""
 
     subject: Job | None = None
     """The job that created the object in the request's path; None if the path has none."""
-    was_held: bool = False
-    """A job that created any of the objects may be held, so the answer must be reviewed too."""
+    changing_ids: tuple[str, ...] = ()
+    """Ids of the objects that the request may add to."""
+    is_held: bool = False
+    """An answer under review may be in one of the objects, so the answer must be reviewed too."""
 
 
 NO_REFERENCES = References()
 
 
 async def find_references(services: Services, ask: Ask) -> References:
-    """Return the objects that `ask` refers to, as far as they were created through this deployment.
+    """Return the objects that `ask` refers to.
 
     Raises:
         NotFound: an object belongs to another user, or the one in the path is unknown.
@@ -39,15 +47,85 @@ async def find_references(services: Services, ask: Ask) -> References:
     """
     if (route := parse_route(ask.path)) is None:
         return NO_REFERENCES
-    object_id = route.object_id
-    if object_id is None and route.method != "POST" and ask.caller.role != "admin":
+    is_admin = ask.caller.role == "admin"
+    if route.object_id is None and route.method != "POST" and not is_admin:
         raise Forbidden("Only an admin may list the objects of all callers at the upstream.")
-    ids = referenced_ids(ask.body)
-    if len(ids) > MAX_REFERENCES:
-        raise BadRequest(f"A body may refer to at most {MAX_REFERENCES} upstream objects (got {len(ids)}).")
-    creator = None if object_id is None else await _find_creator(services, ask.caller, object_id, must_exist=True)
-    creators = [creator] + [await _find_creator(services, ask.caller, each, must_exist=False) for each in ids]
-    return References(creator, any(job.policy.may_hold for job in creators if job is not None))
+    ids = _ids_of(ask.path, ask.body)
+    if not ids:
+        return NO_REFERENCES
+    creators = await services.store.objects.creators(ids)
+    hidden = [] if is_admin else [each for each, job in creators.items() if not _may_use(ask.caller, job)]
+    if not is_admin and route.object_id is not None and route.object_id not in creators:
+        hidden.append(route.object_id)
+    if hidden:
+        raise NotFound(f"There is no object {min(hidden)!r}.")
+    return References(
+        subject=None if route.object_id is None else creators.get(route.object_id),
+        changing_ids=tuple(each for each in ids if can_change(each)),
+        is_held=await _is_any_held(services, ids, creators.values()),
+    )
+
+
+async def judge_again(services: Services, job: Job) -> Job:
+    """Return a queued job under the stricter of its policy and the one that applies now.
+
+    Its model may have come under review since its admission, or an object that it names.
+    """
+    if job.policy.may_hold or job.pipeline_id is not None:
+        return job
+    model = await services.caches.models.find(job.target)
+    review = "always" if await names_held_object(services, job) else model.review
+    policy = stricter(job.policy, policy_for(review, "never", services.rules.policy))
+    if not policy.may_hold:
+        return job
+    await hold_objects(services, [each for each in _ids_of(job.path, job.body) if can_change(each)])
+    return msgspec.structs.replace(job, policy=policy, cache="bypass")
+
+
+async def hold_objects(services: Services, object_ids: Sequence[str]) -> None:
+    """Mark the objects that a job under review may add to. Call it before the request goes out."""
+    if object_ids:
+        await services.store.objects.hold(object_ids)
+
+
+async def names_held_object(services: Services, job: Job) -> bool:
+    """Return True if an answer under review may be in an object that the request of `job` names.
+
+    Call it when the answer has come, before any of it leaves: what the upstream put into it was marked before.
+    """
+    if job.policy.may_hold or job.pipeline_id is not None or creates_no_object(job.path):
+        return False
+    ids = _ids_of(job.path, job.body)
+    if not ids:
+        return False
+    creators = await services.store.objects.creators(ids)
+    return await _is_any_held(services, ids, creators.values())
+
+
+async def check_not_held(services: Services, job: Job) -> None:
+    """Raise ObjectHeld if an answer under review came into an object that `job` names since its admission."""
+    if await names_held_object(services, job):
+        raise ObjectHeld(
+            "An answer that waits for a review was written into an object that this request names; send it again.",
+            job_id=job.id,
+        )
+
+
+class CheckedSink:
+    """Sink that passes events on after a check, before the first one, that the job names no held object."""
+
+    def __init__(self, services: Services, job: Job, sink: Sink) -> None:
+        self._services = services
+        self._job = job
+        self._sink = sink
+        self._is_checked = False
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        """Pass the events on. Raises ObjectHeld."""
+        if not self._is_checked:
+            await check_not_held(self._services, self._job)
+            self._is_checked = True
+        await self._sink.send(events)
 
 
 def owner_of(job: Job) -> str:
@@ -55,16 +133,20 @@ def owner_of(job: Job) -> str:
     return job.target if job.model.endswith("*") else job.model
 
 
-async def _find_creator(services: Services, caller: Caller, object_id: str, *, must_exist: bool) -> Job | None:
-    creators = await services.store.jobs.list(JobFilter(upstream_object_id=object_id, limit=1))
-    if caller.role == "admin":
-        return creators[0] if creators else None
-    may_use = bool(creators) and creators[0].user_id == caller.user_id and not _is_unsigned(creators[0])
-    if not may_use and (creators or must_exist):
-        raise NotFound(f"There is no object {object_id!r}.")
-    return creators[0] if creators else None
+def _ids_of(path: str, body: bytes) -> list[str]:
+    """Return the ids of objects in a request. Raises BadRequest if there are too many."""
+    if creates_no_object(path) or (route := parse_route(path)) is None:
+        return []
+    ids = referenced_ids(body) | ids_in_route(route)
+    if len(ids) > MAX_REFERENCES:
+        raise BadRequest(f"A request may refer to at most {MAX_REFERENCES} upstream objects (got {len(ids)}).")
+    return sorted(ids)
 
 
-def _is_unsigned(job: Job) -> bool:
-    """Return True if the answer of the job needed a review and was not signed off."""
-    return job.policy.may_hold and job.status != "success"
+async def _is_any_held(services: Services, ids: Sequence[str], creators: Iterable[Job]) -> bool:
+    return any(job.policy.may_hold for job in creators) or bool(await services.store.objects.held(ids))
+
+
+def _may_use(caller: Caller, creator: Job) -> bool:
+    """Return True if `caller` created the object, and its answer was signed off if it had to be."""
+    return creator.user_id == caller.user_id and not (creator.policy.may_hold and creator.status != "success")

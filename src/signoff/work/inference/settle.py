@@ -40,6 +40,8 @@ def _on_answer(services: Services, job: Job, answer: Answer) -> TransitionReques
     deadline = job.policy.deadline_seconds
     after = {} if deadline is None or not job.policy.may_hold else {"review_deadline": deadline}
     verb = "hold" if job.policy.may_hold else "succeed"
+    if verb == "hold":  # the policy may have become stricter since admission
+        changes["policy"] = job.policy
     return TransitionRequest(verb=verb, actor=services.ids.actor, lease=job.lease, changes=changes, after_seconds=after)
 
 

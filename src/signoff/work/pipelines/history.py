@@ -5,13 +5,17 @@ from typing import Any, Literal
 
 import msgspec
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, may_review
 from signoff.core.answer import text_or_json
+from signoff.core.ask import Ask
 from signoff.core.job import FunctionCall, Job, JobError, StepCall
 from signoff.core.pipelines.nodes import ancestors, calls_by_node
 from signoff.core.pipelines.tree import Call
+from signoff.core.policy import stricter
 from signoff.core.price import NANO, dollars
 from signoff.errors import BadRequest, Forbidden, LibraryItemNotFound, Stale
+from signoff.work.admit import admit
+from signoff.work.inference.ownership import judge_again
 from signoff.work.jobs.query import get_job, may_see_steps, redacted
 from signoff.work.jobs.retry import copy_for_retry
 from signoff.work.pipelines.run import pipeline_of
@@ -106,7 +110,7 @@ async def rerun(services: Services, caller: Caller, job_id: str, change: RerunCh
     copied_calls = [_copy_call(new, call) for node, call in calls.items() if call.error is None and node not in stale]
     if bytes(change.payload) or change.output is not None:
         step, call = steps.get(change.node), calls.get(change.node)
-        copied_steps += [_change_step(services, new, step, change)] if step is not None else []
+        copied_steps += [] if step is None else [await _change_step(services, caller, new, step, change)]
         copied_calls += [_change_call(new, call, change)] if call is not None else []
         if step is None and call is None:
             raise BadRequest(f"The call at `node` {change.node!r} was not made; leave out `payload` and `output`.")
@@ -187,11 +191,38 @@ def _copy_step(services: Services, run: Job, step: Job) -> Job:
     return msgspec.structs.replace(step, **fields)
 
 
-def _change_step(services: Services, run: Job, step: Job, change: RerunChange) -> Job:
+async def _change_step(services: Services, caller: Caller, run: Job, step: Job, change: RerunChange) -> Job:
+    """Return the step of the new run with the change. Raises Forbidden, and what `admit` raises for its payload."""
     new = _copy_step(services, run, step)
     if change.output is not None:
+        if not may_review(caller) and await _may_be_held(services, step):
+            raise Forbidden("The call at `node` is under review, so only a reviewer may set its `output`.")
         return msgspec.structs.replace(new, status="success", response=msgspec.json.encode(change.output), error=None)
-    return msgspec.structs.replace(new, status="bot", body=bytes(change.payload), response=None, error=None)
+    body = bytes(change.payload)
+    if step.pipeline_id is not None:
+        return msgspec.structs.replace(new, status="bot", body=body, response=None, error=None)
+    ask = Ask(door=run.door, caller=caller, path=step.path, body=body, target=step.target, cache="never")
+    admitted = await admit(services, ask)
+    return msgspec.structs.replace(
+        new,
+        status="bot",
+        model=admitted.model,
+        path=admitted.path,
+        body=body,
+        policy=stricter(step.policy, admitted.policy),
+        response=None,
+        error=None,
+    )
+
+
+async def _may_be_held(services: Services, step: Job) -> bool:
+    """Return True if a step or one below it is under review, by its policy or by the one that applies now."""
+    if step.policy.may_hold:
+        return True
+    if step.pipeline_id is None:
+        return (await judge_again(services, step)).policy.may_hold
+    below = await services.store.runs.steps(step.id)
+    return any([await _may_be_held(services, each) for each in below])
 
 
 def _copy_call(run: Job, call: FunctionCall) -> FunctionCall:

@@ -6,7 +6,9 @@ from typing import Literal
 import msgspec
 
 from signoff.core.access import Caller, may_review
+from signoff.core.endpoints import PREDICT
 from signoff.core.job import Decision, Edit, Job, JobError, Verdict
+from signoff.core.members import check_members
 from signoff.errors import Forbidden, Stale
 from signoff.store import TransitionRequest
 from signoff.work.inference.caching import store_answer
@@ -33,10 +35,12 @@ class VerdictRequest(msgspec.Struct, frozen=True, kw_only=True):
 async def decide(services: Services, caller: Caller, job_id: str, request: VerdictRequest) -> Job:
     """Record the verdict, and return the job. The verdict takes effect after `undo_seconds` of the policy.
 
-    Raises Forbidden, JobNotFound, and Stale if the job is not in review, the round has changed, another reviewer has
-    it open, or somebody has decided already.
+    Raises Forbidden, JobNotFound, BadRequest for a request that parsers could read in two ways, and Stale if the job is
+    not in review, the round has changed, another reviewer has it open, or somebody has decided already.
     """
     job = await _load_held(services, caller, job_id)
+    if request.edit.payload is not None and job.path != PREDICT:
+        check_members(request.edit.payload.encode())
     decision = Decision(verdict=request.verdict, reviewer=caller.email, reason=request.reason, edit=request.edit)
     transition = TransitionRequest(
         verb="decide",

@@ -1,0 +1,14 @@
+"""The record of which job created the parts of an answer."""
+
+from signoff.core.job import Job
+from signoff.core.upstream_objects import ids_in_answer
+from signoff.stores.objects_schema import created_objects
+from signoff.stores.writer import Tx
+
+
+def add_created_objects(tx: Tx, job: Job) -> None:
+    """Record the parts of an answer that created an object at the upstream, such as the items of a response."""
+    if job.upstream_object_id is None or job.response is None:
+        return
+    for object_id in ids_in_answer(job.response, job.body) - {job.upstream_object_id}:
+        tx.add_missing(created_objects, {"object_id": object_id, "job_id": job.id})

@@ -1,0 +1,221 @@
+"""The hold: no text that waits for a review is ever readable by a caller who may not review.
+
+The upstream remembers, so held text could come back through conversations, responses, items, retries and reruns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from fakes.upstream import FakeUpstream, fake_upstream
+from signoff.core.access import Caller
+from signoff.core.filters import JobFilter
+from signoff.core.job import Job
+from signoff.errors import Stale
+from signoff.stores.schema import jobs
+from signoff.work.reviews.desk import VerdictRequest, decide
+from support.live_server import Live, live
+from support.stores import execute
+
+pytestmark = pytest.mark.anyio
+REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
+STEPS = 60
+
+
+async def send(server: Live, token: str, method: str, path: str, **more: Any) -> tuple[int, Any]:
+    """Send a request whose caller waits for no review."""
+    return await server.ask(method, path, token, headers={"prefer": "wait=0"}, **more)
+
+
+async def add_models(server: Live, fake: FakeUpstream) -> None:
+    for name, review in (("free", "never"), ("held", "always")):
+        await server.model(name, kind="openai", url=fake.at("remember"), review=review, cache="never")
+
+
+async def ended(server: Live, token: str, job_id: str) -> dict[str, Any]:
+    return await server.job_when(token, job_id, lambda job: job["status"] in {"success", "fail", "human"})
+
+
+async def test_a_held_answer_does_not_come_back_through_a_conversation(tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        await add_models(server, fake)
+        token = await server.token()
+        _, conversation = await send(server, token, "POST", "/v1/conversations", json={}, params={"model": "free"})
+        body = {"input": "q", "conversation": conversation["id"]}
+        status, answer = await send(server, token, "POST", "/v1/responses", json=body | {"model": "held"})
+        assert (status, answer["error"]["code"]) == (504, "review_pending")
+        path = f"/v1/conversations/{conversation['id']}/items"
+        for name in (conversation["id"], {"id": conversation["id"]}):
+            again = {"model": "free", "input": "repeat", "conversation": name}
+            for status, answer in (
+                await send(server, token, "GET", path),
+                await send(server, token, "POST", "/v1/responses", json=again),
+                await send(server, token, "POST", "/v1/responses", json=again | {"stream": True}),
+            ):
+                assert (status, answer["error"]["code"]) == (504, "review_pending")
+        # and after a rejection it stays so
+        [held] = [
+            job for job in await server.services.store.jobs.list(JobFilter(status="human")) if job.model == "held"
+        ]
+        await decide(server.services, REVIEWER, held.id, VerdictRequest(verdict="reject", reason="no"))
+        assert (await send(server, token, "GET", path))[0] == 504
+
+
+async def test_a_job_for_later_is_judged_again_when_it_is_claimed(tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        await add_models(server, fake)
+        token = await server.token()
+        _, conversation = await send(server, token, "POST", "/v1/conversations", json={}, params={"model": "free"})
+        native = {"path": "/v1/responses", "target": "free", "due_at": "2999-01-01T00:00:00Z"}
+        body = {"input": "later", "conversation": conversation["id"]}
+        _, names_it = await send(server, token, "POST", "/api/jobs", json=native | {"body": body})
+        _, plain = await send(server, token, "POST", "/api/jobs", json=native | {"body": {"input": "q"}})
+        _, done = await send(
+            server, token, "POST", "/api/jobs", json={**native, "due_at": None, "body": {"input": "q"}}
+        )
+        assert (await ended(server, token, done["job_id"]))["status"] == "success"
+        # when a held answer comes into the conversation before the first job is due
+        assert (await send(server, token, "POST", "/v1/responses", json=body | {"model": "held"}))[0] == 504
+        await make_due(server, names_it["job_id"])
+        assert (await ended(server, token, names_it["job_id"]))["status"] == "human"
+        # or when the model itself comes under review before the second one is
+        await server.model("free", kind="openai", url=fake.at("remember"), review="always", cache="never")
+        await make_due(server, plain["job_id"])
+        assert (await ended(server, token, plain["job_id"]))["status"] == "human"
+        # then a retry of an earlier answer is held as well
+        _, retry = await send(server, token, "POST", f"/api/jobs/{done['job_id']}/retry")
+        assert (await ended(server, token, retry["job_id"]))["status"] == "human"
+
+
+async def make_due(server: Live, job_id: str) -> None:
+    await execute(server.services.store, sa.update(jobs).where(jobs.c.id == job_id).values(due_at=0))
+    server.services.adapters.broker.notify(job_id, 5)
+
+
+class Story:
+    """A random sequence of requests of one user, and of verdicts, over an upstream that remembers.
+
+    `unsigned` has the secrets that nobody has signed off: those of answers that wait for a review, and those of answers
+    that were rejected. A person who approves an answer signs all that it contains.
+    """
+
+    def __init__(self, server: Live, token: str, seed: int) -> None:
+        self.server = server
+        self.token = token
+        self.random = Random(seed)
+        self.conversations = list[str]()
+        self.responses = list[str]()
+        self.messages = list[str]()
+        self.jobs = list[str]()
+        self.signed = set[str]()
+        self.checked = 0
+
+    async def run(self) -> None:
+        for _ in range(STEPS):
+            steps = [self.converse, self.converse, self.ask, self.ask, self.ask, self.enqueue, self.read, self.read]
+            step = self.random.choice([*steps, self.retry, self.decide])
+            also = self.random.choice([None, None, self.ask, self.read])
+            await asyncio.gather(step(), *([also()] if also else []))
+            await self.look_at_all_jobs()
+
+    def body(self) -> dict[str, Any]:
+        """Return a request that names some of what there is."""
+        body: dict[str, Any] = {"model": self.random.choice(["free", "held"]), "input": "tell me"}
+        how = self.random.choice(["new", "conversation", "conversation", "response", "item"])
+        if how == "conversation" and self.conversations:
+            name = self.random.choice(self.conversations)
+            body["conversation"] = self.random.choice([name, {"id": name}])
+        elif how == "response" and self.responses:
+            body["previous_response_id"] = self.random.choice(self.responses)
+        elif how == "item" and self.messages:
+            body["input"] = [{"type": "item_reference", "id": self.random.choice(self.messages)}]
+        return body
+
+    async def converse(self) -> None:
+        model = self.random.choice(["free", "free", "held"])
+        _, answer = await send(self.server, self.token, "POST", "/v1/conversations", json={}, params={"model": model})
+        await self.take(answer)
+
+    async def ask(self) -> None:
+        body = self.body() | {"stream": self.random.random() < 0.3}
+        _, answer = await send(self.server, self.token, "POST", "/v1/responses", json=body)
+        await self.take(answer)
+
+    async def enqueue(self) -> None:
+        body = self.body()
+        native = {"path": "/v1/responses", "target": body.pop("model"), "body": body}
+        _, job = await send(self.server, self.token, "POST", "/api/jobs", json=native)
+        self.jobs += [job["job_id"]] if "job_id" in job else []
+
+    async def retry(self) -> None:
+        if self.jobs:
+            await send(self.server, self.token, "POST", f"/api/jobs/{self.random.choice(self.jobs)}/retry")
+
+    async def read(self) -> None:
+        """Read an object, also one whose id the caller could only guess."""
+        held = [job.upstream_object_id for job in await self.stored() if job.upstream_object_id]
+        paths = [f"/v1/conversations/{each}/items" for each in self.conversations]
+        paths += [f"/v1/responses/{each}" for each in [*self.responses, *held]]
+        if paths:
+            _, answer = await send(self.server, self.token, "GET", self.random.choice(paths))
+            await self.take(answer)
+
+    async def decide(self) -> None:
+        held = [job for job in await self.stored() if job.status == "human"]
+        if held:
+            job, verdict = self.random.choice(held), self.random.choice(["approve", "approve", "reject"])
+            if verdict == "approve":
+                self.signed |= {*secrets_in((job.response or b"").decode())}
+            with contextlib.suppress(Stale):
+                await decide(self.server.services, REVIEWER, job.id, VerdictRequest(verdict=verdict, reason="r"))
+
+    async def take(self, answer: Any) -> None:
+        """Remember the ids of an answer, and check that none of its texts is unsigned."""
+        text = answer if isinstance(answer, str) else json.dumps(answer)
+        self.conversations += [
+            each for each in re.findall(r"conv_[0-9a-f]{32}", text) if each not in self.conversations
+        ]
+        self.responses += [each for each in re.findall(r"resp_[0-9a-f]{32}", text) if each not in self.responses]
+        self.messages += [each for each in re.findall(r"msg_[0-9a-f]{32}", text) if each not in self.messages]
+        await self.check(text)
+
+    async def look_at_all_jobs(self) -> None:
+        _, page = await send(self.server, self.token, "GET", "/api/jobs")
+        for job in page["data"]:
+            _, one = await send(self.server, self.token, "GET", f"/api/jobs/{job['job_id']}")
+            _, events = await send(self.server, self.token, "GET", f"/api/jobs/{job['job_id']}/events")
+            await self.check(json.dumps([one, events]))
+
+    async def check(self, text: str) -> None:
+        secrets = secrets_in(text)
+        self.checked += len(secrets)
+        waiting = [job for job in await self.stored() if job.policy.may_hold]
+        held = {secret for job in waiting for secret in secrets_in((job.response or b"").decode())[-1:]}
+        assert not {*secrets} & (held - self.signed)
+
+    async def stored(self) -> list[Job]:
+        return await self.server.services.store.jobs.list(JobFilter(limit=1000))
+
+
+def secrets_in(text: str) -> list[str]:
+    """Return the secrets in a text, in order; the last one is that of the answer itself."""
+    return re.findall(r"secret-\d+", text)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_no_text_that_waits_for_a_review_is_readable_by_its_caller(seed: int, tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        await add_models(server, fake)
+        story = Story(server, await server.token(), seed)
+        await story.run()
+        assert story.checked > STEPS
+        assert any(job.status == "human" for job in await story.stored())
