@@ -214,7 +214,7 @@ async def test_an_object_whose_id_is_a_plain_word_is_protected(below: str, tmp_p
         await server.model("mine", kind="openai", url=fake.at("mirror"), default=True)
         alice, bob = await server.token(email="alice@example.com"), await server.token(email="bob@example.com")
         assert (await ask(server, alice, "POST", "/v1/vector_stores", json={"id": "mynotes"}))[0] == 200
-        assert (await ask(server, bob, "POST", "/v1/things", json={"id": "file-1"}))[0] == 200
+        assert (await ask(server, bob, "POST", "/v1/containers", json={"id": "file-1"}))[0] == 200
         request_count = len(fake.requests)
         assert (await ask(server, bob, "POST", f"/v1/vector_stores/mynotes{below}", json={}))[0] == 404
         assert len(fake.requests) == request_count
@@ -413,6 +413,42 @@ async def test_a_known_path_refuses_other_methods(method: str, path: str, tmp_pa
         status, response = await ask(server, await server.token("admin"), method, path)
         assert (status, response["error"]["code"]) == (405, "method_not_allowed")
         assert not fake.requests
+
+
+ADMIN_ROUTES = [
+    ("POST", "/v1/organization/invites"),
+    ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/v1/realtime/client_secrets"),
+    ("POST", "/v1/realtime/sessions"),
+    ("POST", "/v1/chatkit/sessions"),
+    ("POST", "/v1/Organization/invites"),
+    ("POST", "/v1/fine_tuning/jobs"),
+    ("DELETE", "/v1/organization/users/user_123"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ADMIN_ROUTES)
+async def test_routes_that_administer_an_upstream_are_for_admins(method: str, path: str, tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        await server.model("mine", kind="openai", url=fake.at("mirror"), default=True)
+        user, reviewer, admin = [await server.token(role) for role in ("user", "reviewer", "admin")]
+        job = {"path": f"{method} {path}".removeprefix("POST "), "body": {}}
+        for token in (user, reviewer):
+            assert (await ask(server, token, method, path, json={}))[0] in {403, 404}
+            assert (await ask(server, token, "POST", "/api/jobs", json=job))[0] in {403, 404}
+        assert not fake.requests
+        assert (await ask(server, admin, method, path, json={}))[0] == 200
+
+
+async def test_a_model_can_open_more_routes_to_users(tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path) as server:
+        admin, user = await server.token("admin"), await server.token()
+        model = {"name": "mine", "kind": "openai", "url": fake.at("mirror"), "default": True, "routes": ["realtime"]}
+        assert (await ask(server, admin, "POST", "/api/models", json=model))[0] == 201
+        assert (await ask(server, user, "POST", "/v1/realtime/sessions", json={}))[0] == 200
+        assert (await ask(server, user, "POST", "/v1/organization/invites", json={}))[0] == 403
+        status, error = await ask(server, admin, "PATCH", "/api/models/mine", json={"routes": ["a/b"]})
+        assert (status, "`routes`" in error["detail"]) == (400, True)
 
 
 @pytest.mark.parametrize("path", ["/v1/batches", "/v1/files", "GET /v1/uploads/upload_1", "DELETE /v1/models/echo"])

@@ -20,7 +20,7 @@ from fakes.http_server import (
     wait_for_wake,
     whole,
 )
-from fakes.remembering import remember
+from fakes.remembering import keep_history
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 # Odd spaces, escapes and numbers show whether somebody decodes and encodes again.
@@ -144,7 +144,7 @@ BEHAVIOURS: dict[str, Reply | Callable[[RecordedRequest], Awaitable[Reply]]] = {
     "recorded": _recorded,
     "no-edits": _no_edits,
     "keep": _keep,
-    "remember": remember,
+    "remember": keep_history,
     "gone": raw(b"HTTP/1.1 204 No Content\r\n\r\n"),
     "rows": whole(ROWS, content_type="application/x-ndjson"),
     "speech": whole(SOUND, content_type="audio/mpeg"),

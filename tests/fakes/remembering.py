@@ -18,7 +18,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{next(_numbers):032x}"
 
 
-async def remember(request: RecordedRequest) -> Reply:
+async def keep_history(request: RecordedRequest) -> Reply:
     """Answer a request for conversations and responses."""
     match request.method, request.path.split("?")[0].split("/")[3:]:
         case "POST", ["conversations"]:
@@ -41,8 +41,8 @@ def _respond(body: dict[str, Any]) -> Reply:
     named = [conversation, body.get("previous_response_id")]
     items = body["input"] if isinstance(body["input"], list) else []
     named += [item["id"] for item in items if item.get("type") == "item_reference"]
-    heard = [text for name in named if name for text in _texts.get(name, [])]
-    texts = [*heard, f"secret-{next(_numbers)}."]
+    earlier = [text for name in named if name for text in _texts.get(name, [])]
+    texts = [*earlier, f"secret-{next(_numbers)}."]
     response, message = new_id("resp"), new_id("msg")
     if conversation:
         _texts.setdefault(conversation, []).append(texts[-1])

@@ -23,6 +23,31 @@ STREAMED = frozenset({CHAT, COMPLETIONS, RESPONSES})
 _NOT_LOCAL = r"(?!/(?i:batches|files|models|uploads)(?![\w-]))"
 # The path is appended to the base URL of the upstream, so it must not contain dots.
 _ROUTE = re.compile(rf"(?:(GET|PUT|PATCH|DELETE) )?(/v1{_NOT_LOCAL}(?:/[A-Za-z0-9_-]+)+)(?:\?([!-~]{{0,4000}}))?")
+# First segments, after /v1, of the routes that users may call: inference, and objects of their own. All others, such as
+# those that make credentials, administer an account or change what a server loads, are for admins.
+USER_ROUTES = (
+    "assistants",
+    "audio",
+    "chat",
+    "classify",
+    "completions",
+    "containers",
+    "conversations",
+    "detokenize",
+    "edits",
+    "embeddings",
+    "images",
+    "messages",
+    "moderations",
+    "pooling",
+    "rerank",
+    "responses",
+    "score",
+    "threads",
+    "tokenize",
+    "vector_stores",
+    "videos",
+)
 _HAS_AN_ID = re.compile(r"[0-9A-Z]")
 # Path segments that only group collections.
 _GROUPS = {"alpha", "audio", "chat", "chatkit", "fine_tuning", "images", "organization", "realtime"}
@@ -58,6 +83,11 @@ class Route(msgspec.Struct, frozen=True):
     method: str
     path: str
     query: str | None
+
+    @property
+    def first_segment(self) -> str:
+        """The segment after /v1, such as `audio`."""
+        return self.path.split("/")[2]
 
     @property
     def object_id(self) -> str | None:

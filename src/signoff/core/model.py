@@ -1,5 +1,6 @@
 """Models: their configuration and its checks, their endpoints and keys, and an index of models by name."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from signoff.core.cache import CacheRule
+from signoff.core.endpoints import USER_ROUTES
 from signoff.core.fingerprint import fingerprint
 from signoff.core.policy import Review
 
@@ -22,10 +24,12 @@ EndpointName = tuple[str, str | None]
 Balance = Literal["least-load", "prefix-hash"]
 BALANCES: tuple[Balance, ...] = ("least-load", "prefix-hash")
 MAX_ENDPOINTS = 64
+MAX_ROUTES = 32
 MAX_FALLBACKS = 8
 MAX_WAITING = 100_000
 MAX_PARALLEL = 1_000_000
 MAX_ATTEMPTS = 1_000_000
+_SEGMENT = re.compile(r"\*|[A-Za-z0-9_-]{1,64}")
 # Separates the name of a model from the number of its replica. A registered name has no no-break space.
 _REPLICA_MARK = "\N{NO-BREAK SPACE}#"
 
@@ -116,6 +120,12 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """Longest time that a request waits for a free endpoint."""
     fallbacks: tuple[str, ...] = ()
     """Names of models that are tried, in order, if no endpoint answers."""
+    routes: tuple[str, ...] = ()
+    """First segments of routes below /v1 that users may call besides `endpoints.USER_ROUTES`; `*` for all routes."""
+
+    def allows_users(self, first_segment: str) -> bool:
+        """Return True if users may call the routes below /v1 that begin with `first_segment`."""
+        return first_segment in USER_ROUTES or first_segment in self.routes or "*" in self.routes
 
 
 class ModelIndex:
@@ -169,7 +179,7 @@ def is_name(text: str) -> bool:
 
 def model_fault(model: Model) -> str | None:
     """Return an error message for the first invalid value in `model`; None for a valid model."""
-    return _general_fault(model) or _kind_fault(model) or _endpoint_fault(model)
+    return _general_fault(model) or _list_fault(model) or _kind_fault(model) or _endpoint_fault(model)
 
 
 def _general_fault(model: Model) -> str | None:
@@ -183,8 +193,14 @@ def _general_fault(model: Model) -> str | None:
     for name, seconds in _durations_of(model).items():
         if not 0 < seconds < inf:
             return f"`{name}` must be more than 0 and finite (got {seconds})."
+    return None
+
+
+def _list_fault(model: Model) -> str | None:
     if len(model.fallbacks) > MAX_FALLBACKS or model.name in model.fallbacks or not all(map(is_name, model.fallbacks)):
         return f"`fallbacks` must be at most {MAX_FALLBACKS} names of other models."
+    if len(model.routes) > MAX_ROUTES or not all(map(_SEGMENT.fullmatch, model.routes)):
+        return f"`routes` must be at most {MAX_ROUTES} segments of paths, such as `realtime`, or `*`."
     return None
 
 

@@ -15,7 +15,7 @@ from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.render import render_request
 from signoff.core.policy import Policy, policy_for
 from signoff.core.upstream_objects import creates_no_object, creates_object
-from signoff.errors import BadBody, BadRequest, NotFound
+from signoff.errors import BadBody, BadRequest, Forbidden, NotFound
 from signoff.work.admin.keys import key_of_user
 from signoff.work.inference.caching import cache_key_for
 from signoff.work.inference.ownership import NO_REFERENCES, References, find_references, hold_objects, owner_of
@@ -32,7 +32,7 @@ async def admit(services: Services, ask: Ask) -> Job:
     Raises:
         BadRequest: a field or the body is invalid.
         AddressRefused: the webhook's address may not be reached.
-        Forbidden: the caller may not list the objects of all callers at the upstream.
+        Forbidden: the route, or a list of the objects of all callers at the upstream, is for admins.
         NotFound: the target, the upstream key or an object that the request names does not exist for this caller.
     """
     sampling = _check_ask(ask)
@@ -95,6 +95,7 @@ async def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampl
     """Return the job that calls `model`. Raises NotFound if the model does not serve the path."""
     if accepts_any_json(model) and ask.path[0] != "/":
         raise NotFound(f"The model {model.name} does not serve {ask.path}.")
+    _check_route(ask, model)
     review = "always" if references.is_held else model.review
     policy = policy_for(review, ask.door_review, services.rules.policy)
     if policy.may_hold:
@@ -104,6 +105,19 @@ async def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampl
         check_members(ask.body)
     cache_key = cache_key_for(services, ask, model, policy, sampling, path) if creates_object(path) else None
     return _new_job(services, ask, model, policy, path=path, cache_key=cache_key)
+
+
+def _check_route(ask: Ask, model: Model) -> None:
+    """Raise Forbidden for a route that users must not call: it could make credentials or administer the upstream."""
+    if ask.caller.role == "admin" or ask.path in KNOWN or model.kind == "echo":
+        return
+    if (route := parse_route(ask.path)) is None:
+        return
+    if not model.allows_users(route.first_segment):
+        raise Forbidden(
+            f"The route {route.path} is for admins; an admin can add {route.first_segment!r} to `routes` of the model "
+            f"{model.name}."
+        )
 
 
 def _new_job(
