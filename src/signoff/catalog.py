@@ -116,6 +116,14 @@ class Secrets(Protocol):
         """Store `sealed` in the place of `old`. Return False, and change nothing, if `old` is not there any more."""
         ...
 
+    async def key_fingerprints(self) -> set[str]:
+        """Return the fingerprints of the keys that may have encrypted secrets of this database."""
+        ...
+
+    async def add_key_fingerprint(self, fingerprint: str, *, drops_others: bool = False) -> None:
+        """Add the fingerprint of a key, and delete all others if `drops_others`."""
+        ...
+
 
 class ModelLogs(Protocol):
     """The newest log lines of each model: what it wrote, and how it failed, on all hosts."""

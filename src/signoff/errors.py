@@ -363,6 +363,12 @@ class SchemaOutdated(SignoffError):
     code = "schema_outdated"
 
 
+class WrongKey(SignoffError):
+    """The secrets of the database are encrypted with another key; copy the key file of the other hosts."""
+
+    code = "wrong_key"
+
+
 def kind_of(code: str, status: int) -> str:
     """Return the type, in the format of OpenAI's API, of an error of which only code and status are known."""
     known = next((error for error in _subclasses(SignoffError) if error.code == code), None)

@@ -148,6 +148,10 @@ class Settings(BaseSettings):
     keep_alive_seconds: float = Field(10, gt=0)
     """Seconds between comments that keep an idle stream open."""
 
+    secret_key: SecretStr | None = None
+    """Keys that encrypt stored secrets, the newest first, separated by blanks; none: those in `secret_key_file`."""
+    secret_key_file: Path | None = None
+    """File with these keys, which every host needs; none: `secret.key` in `data_dir`, made at the first start."""
     webhook_secret: SecretStr | None = None
     """Secret for webhooks that have none: whsec_…, or two during a rotation, separated by a space."""
     webhook_allow: list[str] = []
@@ -223,7 +227,7 @@ class Settings(BaseSettings):
     @property
     def key_path(self) -> Path:
         """Path of the file with the encryption keys."""
-        return self.data_dir / "secret.key"
+        return self.secret_key_file or self.data_dir / "secret.key"
 
     @property
     def is_on_loopback(self) -> bool:

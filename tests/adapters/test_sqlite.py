@@ -454,3 +454,25 @@ async def test_the_log_entry_of_a_refused_row_does_not_contain_its_values(store:
 
     assert error is not None
     assert "[parameters:" not in f"{error!r} {error} {logs}"
+
+
+async def test_only_the_owner_can_read_the_files_whatever_their_folder_allows(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    path = tmp_path / "open.db"
+    before = os.umask(0o022)
+    try:
+        for mode in (None, 0o644):
+            if mode is not None:
+                path.chmod(mode)
+            store = SqlStore(f"sqlite:///{path}")
+            await store.migrate()
+            await store.start()
+            await inserted(store)
+            files = [each for each in tmp_path.iterdir() if each.is_file()]
+            assert {each.suffix for each in files} >= {".db", ".db-wal"}
+            assert {each.name: oct(each.stat().st_mode & 0o777) for each in files} == {
+                each.name: "0o600" for each in files
+            }
+            await store.close()
+    finally:
+        os.umask(before)

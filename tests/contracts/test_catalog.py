@@ -222,3 +222,13 @@ async def test_the_log_of_a_model_keeps_its_newest_lines_from_all_writers(store:
 async def test_a_log_accepts_more_lines_at_once_than_it_keeps(store: AStore) -> None:
     await store.model_logs.add([("m", line(number)) for number in range(2500)], max_lines=2000)
     assert await store.model_logs.read("m", 5000) == [line(number) for number in range(500, 2500)]
+
+
+async def test_fingerprints_of_keys_are_a_set_that_processes_share(store: AStore, other: AStore) -> None:
+    assert await store.secrets.key_fingerprints() == set()
+    for each in (store, other, store):
+        await each.secrets.add_key_fingerprint("one")
+    await other.secrets.add_key_fingerprint("two")
+    assert await store.secrets.key_fingerprints() == {"one", "two"}
+    await store.secrets.add_key_fingerprint("three", drops_others=True)
+    assert await other.secrets.key_fingerprints() == {"three"}

@@ -153,6 +153,17 @@ class MemorySecrets:
 
         return await self._connection.send(put, writes=True)
 
+    async def key_fingerprints(self) -> set[str]:
+        return await self._connection.send(lambda _: {*self._tables.key_fingerprints}, writes=False)
+
+    async def add_key_fingerprint(self, fingerprint: str, *, drops_others: bool = False) -> None:
+        def add(_: Tx) -> None:
+            if drops_others:
+                self._tables.key_fingerprints.clear()
+            self._tables.key_fingerprints.add(fingerprint)
+
+        await self._connection.send(add, writes=True)
+
 
 class MemoryModelLogs:
     """In-memory implementation of `catalog.ModelLogs`."""

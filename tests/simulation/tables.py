@@ -140,6 +140,7 @@ class Tables:
         self.purged_jobs: list[Job] = []
         self.logged = set[str]()
         self.held_objects = set[str]()
+        self.key_fingerprints = set[str]()
         self.stale_attempts: list[Job] = []
         self.library_items: dict[int, dict[int, LibraryItem]] = {}
         self.last_item_id = 0

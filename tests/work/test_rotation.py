@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from cryptography.fernet import Fernet
+from pydantic import SecretStr
 
 from fakes.upstream import fake_upstream
 from signoff.catalog import SealedSecret
@@ -17,16 +22,26 @@ from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.delivery import WebhookTarget
 from signoff.core.signing import Secret
-from signoff.errors import Conflict
-from signoff.infra.vault import Vault, add_new_key, drop_old_keys, existing_keys, keys_locked, put_new_key_first
+from signoff.errors import Conflict, WrongKey
+from signoff.infra.vault import (
+    Vault,
+    add_new_key,
+    drop_old_keys,
+    existing_keys,
+    keys_in,
+    keys_locked,
+    put_new_key_first,
+)
 from signoff.server.bootstrap import open_services
 from signoff.settings import Settings
+from signoff.stores.secrets import encryption_keys
 from signoff.work.admin.people import create_user
 from signoff.work.admin.rotation import RotationResult, rotate_secrets
 from signoff.work.services import Services
 from signoff.work.submit import submit
 from support.live_server import chat, live
 from support.processes import SIGNOFF, clean_environment, signoff, until
+from support.stores import execute
 
 pytestmark = pytest.mark.anyio
 SECRETS = 400
@@ -71,19 +86,64 @@ async def test_a_server_works_on_while_the_key_is_rotated(tmp_path: Path) -> Non
                 assert await rotate_secrets(other) == RotationResult(count=0, unreadable=0)
         new_key = existing_keys(settings.key_path)[0]
         assert new_key != old
-        assert sorted(await decrypt_all(settings, [new_key])) == ["sk-model", "whsec_" + "c2ln" * 8]
+        sealed_webhook = '{"url":"https://example.com","secret":"whsec_' + "c2ln" * 8 + '"}'
+        assert sorted(await decrypt_all(settings, [new_key])) == ["sk-model", sealed_webhook]
         # then the server opens its secrets, although it started with the old key only
         server.services.caches.keys.invalidate()
         assert (await server.ask("POST", "/v1/chat/completions", token, json=chat("hi", "gpt")))[0] == 200
         assert fake.requests[-1].headers["authorization"] == "Bearer sk-model"
         row = await server.services.store.jobs.get(job.id)
         assert row is not None
-        assert server.services.adapters.vault.open(row.deliver[0].sealed or b"") == "whsec_" + "c2ln" * 8
+        assert server.services.adapters.vault.open(row.deliver[0].sealed or b"") == sealed_webhook
         # and the new key opens the secrets that it seals, so that the old key can be deleted
         status, _ = await server.ask("POST", "/api/keys", token, json={"name": "n", "key": "sk-own"})
         assert status == 201
         assert drop_old_keys(settings.key_path) == 1
         assert sorted(await decrypt_all(settings, existing_keys(settings.key_path)))[:2] == ["sk-model", "sk-own"]
+
+
+async def test_a_host_without_the_key_of_the_others_refuses_to_start(tmp_path: Path) -> None:
+    first = Settings(data_dir=tmp_path / "first")
+    async with open_services(first) as services:
+        secret = services.adapters.vault.seal("sk")
+    # given a second host on the same database, with no key or with one of its own
+    second = Settings(data_dir=tmp_path / "second", database_url=first.store_url)
+    for _ in range(2):
+        with pytest.raises(WrongKey, match=r"Copy the key file of the other hosts"):
+            async with open_services(second):
+                pass
+        # then it has made no key that could be taken for the right one
+        assert not second.key_path.exists()
+    keys_in(second.key_path)
+    with pytest.raises(WrongKey, match=re.escape(str(second.key_path))):
+        async with open_services(second):
+            pass
+    # and it starts with the key of the first one, from a file or from a setting
+    shutil.copy(first.key_path, second.key_path)
+    key = first.key_path.read_text().strip()
+    for settings in (
+        second,
+        Settings(data_dir=tmp_path / "third", database_url=first.store_url, secret_key_file=first.key_path),
+        Settings(data_dir=tmp_path / "fourth", database_url=first.store_url, secret_key=SecretStr(key)),
+    ):
+        async with open_services(settings) as services:
+            assert services.adapters.vault.open(secret) == "sk"
+
+
+async def test_a_wrong_key_is_noticed_in_a_database_of_an_earlier_version(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    async with open_services(settings) as services:
+        user = await services.store.people.put_user("ann@x.org", "user")
+        await services.store.catalog.add_key(user.id, "mine", services.adapters.vault.seal("sk"))
+        await execute(services.store, sa.delete(encryption_keys))
+    key = settings.key_path.read_bytes()
+    settings.key_path.unlink()
+    with pytest.raises(WrongKey):
+        async with open_services(settings):
+            pass
+    settings.key_path.write_bytes(key)
+    async with open_services(settings) as services:
+        assert len(await services.store.secrets.key_fingerprints()) == 1
 
 
 async def test_an_added_key_decrypts_before_it_is_used_to_encrypt(tmp_path: Path) -> None:
@@ -103,8 +163,11 @@ async def test_an_added_key_decrypts_before_it_is_used_to_encrypt(tmp_path: Path
 
 async def test_secrets_that_no_key_opens_are_counted_and_left_unchanged(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
-    await store_secrets(settings, 2)
-    settings.key_path.unlink()
+    foreign = Vault([Fernet.generate_key()])
+    async with open_services(settings) as services:
+        user = await create_user(services, "ann@x.y", "user")
+        for number in range(2):
+            await services.store.catalog.add_key(user.id, str(number), foreign.seal("sk"))
     await store_secrets(settings, 1)
     put_new_key_first(settings.key_path, added=False)
     async with open_services(settings) as services:

@@ -18,10 +18,11 @@ from standardwebhooks.webhooks import WebhookVerificationError
 
 from fakes.http_server import RecordedRequest
 from fakes.webhook_receiver import OTHER_SECRET, SECRET, WebhookReceiver, hang, message_id
+from signoff.core.delivery import DeliveryTarget
 from signoff.settings import BadSettings, Settings, load
 from signoff.stores import schema
 from support.live_server import Live, chat, live, until, words
-from support.stores import execute, opened
+from support.stores import a_job, execute, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -64,6 +65,33 @@ async def delivery_when(server: Live, token: str, job_id: str, **fields: Any) ->
 
 
 # Content and signature
+
+
+async def test_the_url_of_a_webhook_is_not_stored_in_clear(tmp_path: Path) -> None:
+    async with hooked(tmp_path) as (server, receiver):
+        token = await server.token()
+        job_id = await submit(server, token, receiver.url)
+        await receiver.received()
+        await delivery_when(server, token, job_id, state="done")
+        _, events = await server.ask("GET", f"/api/jobs/{job_id}/events", await server.token("admin"))
+        assert "t0ken" not in json.dumps(events)
+    data = b"".join(path.read_bytes() for path in (tmp_path / "data").glob("signoff.db*") if path.is_file())
+    assert job_id.encode() in data
+    assert b"t0ken" not in data
+
+
+async def test_a_webhook_that_was_stored_in_clear_by_an_earlier_version_is_sent(tmp_path: Path) -> None:
+    async with hooked(tmp_path, webhook_secret=SECRET) as (server, receiver):
+        token = await server.token()
+        for secret in (None, OTHER_SECRET):
+            sealed = None if secret is None else server.services.adapters.vault.seal(secret)
+            target = DeliveryTarget(address=receiver.url, host="127.0.0.1", sealed=sealed)
+            job = a_job(deliver=(target,), target="echo", model="echo")
+            await server.services.store.jobs.insert(job, actor="test")
+            server.services.adapters.broker.notify(job.id, 5)
+            request = (await receiver.received(2 if secret else 1))[-1]
+            Webhook(secret or SECRET).verify(request.body, request.headers)
+        assert token
 
 
 async def test_the_end_of_a_job_is_sent_and_two_client_libraries_accept_it(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import typer
 
 from signoff.commands.terminal import err, out, run, stop
 from signoff.infra.vault import add_new_key, drop_old_keys, keys_locked, put_new_key_first
-from signoff.settings import load
+from signoff.settings import Settings, load
 from signoff.work.admin.rotation import RotationResult, rotate_secrets
 from signoff.work.services import Services
 
@@ -19,7 +19,7 @@ encryption_keys = typer.Typer(help="Rotate the encryption key of the stored secr
 @encryption_keys.command("add")
 def key_add() -> None:
     """Add a key that decrypts but does not encrypt yet, so that all hosts can get the key file first."""
-    settings = load()
+    settings = _settings_with_file()
     with keys_locked(settings.key_path):
         add_new_key(settings.key_path)
     out.print(f"Added a key to {settings.key_path}. Copy the file to every host, then run: signoff key rotate --added")
@@ -28,7 +28,7 @@ def key_add() -> None:
 @encryption_keys.command("rotate")
 def key_rotate(*, added: Annotated[bool, typer.Option("--added", help="Use the key of `key add`.")] = False) -> None:
     """Encrypt all stored secrets with a new key, while servers run; the old key still decrypts."""
-    settings = load()
+    settings = _settings_with_file()
     with keys_locked(settings.key_path):
         put_new_key_first(settings.key_path, added=added)
         _print_result(run(settings, rotate_secrets))
@@ -41,17 +41,27 @@ def key_drop(
     at_once: Annotated[bool, typer.Option("--at-once", help="Do not wait an hour; only if no server runs.")] = False,
 ) -> None:
     """Delete old keys, after all stored secrets were encrypted with the newest one."""
-    settings = load()
+    settings = _settings_with_file()
 
     async def reseal_if_old(services: Services) -> RotationResult:
         age_seconds = services.clock() / 1_000_000 - settings.key_path.stat().st_mtime
         if age_seconds < MIN_KEY_AGE_SECONDS and not at_once:
             stop("The keys changed less than an hour ago; wait, or use --at-once if no server runs.")
-        return await rotate_secrets(services)
+        result = await rotate_secrets(services)
+        newest = services.adapters.vault.fingerprints[0]
+        await services.store.secrets.add_key_fingerprint(newest, drops_others=True)
+        return result
 
     with keys_locked(settings.key_path):
         _print_result(run(settings, reseal_if_old))
         out.print(f"Deleted old keys: {drop_old_keys(settings.key_path)}.")
+
+
+def _settings_with_file() -> Settings:
+    settings = load()
+    if settings.secret_key is not None:
+        stop("The keys are in the setting `secret_key`; change them there, and restart all servers.")
+    return settings
 
 
 def _print_result(result: RotationResult) -> None:

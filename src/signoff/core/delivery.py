@@ -24,11 +24,11 @@ class DeliveryTarget(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: DeliveryKind = "webhook"
     address: str
-    """URL of a webhook, Redis key, or name of a stream."""
+    """Host of a webhook, whose URL is in `sealed`; Redis key, or name of a stream."""
     host: str
     """Host of the receiver, or its name again if it has none; few messages go to one host at a time."""
     sealed: bytes | None = None
-    """Encrypted secret of the receiver; None for the one of the deployment."""
+    """Encrypted URL of a webhook with the secret of its own, if it has one; None for other receivers."""
 
     def message_id(self, job_id: str) -> str:
         """Return the id of the message, which is the same at every attempt."""

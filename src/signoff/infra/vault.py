@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from signoff.core.fingerprint import fingerprint
 from signoff.errors import Conflict, SignoffError
 
 
@@ -55,6 +56,11 @@ class Vault:
         except InvalidToken:
             return False
         return True
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Digests that identify the keys and give nothing of them away, that of the first key first."""
+        return [fingerprint(b"signoff key", key) for key in self._keys]
 
     def _use(self, keys: list[bytes]) -> None:
         """Use `keys`; keys used before still decrypt, because this process may hold secrets encrypted with them."""

@@ -32,6 +32,7 @@ from signoff.engines.openai import OpenAIEngine
 from signoff.engines.plugins import load_plugins, plugin_kinds
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.engines.upstream import UpstreamClient
+from signoff.errors import WrongKey
 from signoff.infra.vault import Vault, existing_keys, keys_in
 from signoff.runtime.background import Background
 from signoff.runtime.callers import CallerCache
@@ -53,6 +54,7 @@ from signoff.server.supervisor import started, supervise
 from signoff.settings import BadSettings, Settings
 from signoff.stores.sql import SqlStore
 from signoff.transports.registry import TransportRegistry
+from signoff.work.admin.rotation import check_key
 from signoff.work.services import Adapters, Caches, Ids, Rules, Runtime, Services
 
 BUILT_IN_KINDS = ("anyllm", "echo", "http", "openai", "subprocess")
@@ -72,19 +74,36 @@ async def run_services(settings: Settings, *, work: bool) -> AsyncGenerator[Serv
 
 
 @contextlib.asynccontextmanager
-async def open_services(settings: Settings, upstream: UpstreamClient | None = None) -> AsyncGenerator[Services]:
-    """Open the services without background services, which is enough to read and write."""
+async def open_services(
+    settings: Settings, upstream: UpstreamClient | None = None, *, checks_key: bool = True
+) -> AsyncGenerator[Services]:
+    """Open the services without background services, which is enough to read and write.
+
+    Raises WrongKey if `checks_key` and this host has another key than the one that encrypts the stored secrets.
+    """
+    had_key_file = settings.key_path.exists()
     services = _make_services(settings, upstream or UpstreamClient(now=time.time))
     if settings.is_embedded:
         await services.store.migrate()
     await services.store.start()
     await services.caches.responses.start()
     try:
+        if checks_key:
+            await _check_key(services, settings, had_key_file=had_key_file)
         yield services
     finally:
         await services.adapters.broker.close()
         await services.caches.responses.close()
         await services.store.close()
+
+
+async def _check_key(services: Services, settings: Settings, *, had_key_file: bool) -> None:
+    try:
+        await check_key(services, settings.key_path)
+    except WrongKey:
+        if not had_key_file and settings.secret_key is None:  # this start has made a key that is of no use
+            settings.key_path.unlink(missing_ok=True)
+        raise
 
 
 async def migrate(settings: Settings) -> None:
@@ -226,6 +245,8 @@ def model_kinds() -> list[str]:
 
 def _vault(settings: Settings) -> Vault:
     path = settings.key_path
+    if settings.secret_key is not None:
+        return Vault(settings.secret_key.get_secret_value().encode().split())
     return Vault(keys_in(path), reload_keys=lambda: existing_keys(path))
 
 

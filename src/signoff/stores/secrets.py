@@ -11,9 +11,16 @@ from signoff.catalog import SealedKind, SealedSecret
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.stream import Stream
 from signoff.stores.database import Database
-from signoff.stores.schema import jobs, keys, streams
+from signoff.stores.schema import jobs, keys, metadata, streams
 from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
+
+encryption_keys = sa.Table(
+    "encryption_keys",
+    metadata,
+    sa.Column("fingerprint", sa.Text, primary_key=True),
+    sa.Column("added_at", sa.BigInteger, nullable=False),
+)
 
 MAX_SCANNED_JOBS = 5000
 _NO_TARGETS: tuple[DeliveryTarget, ...] = ()
@@ -48,6 +55,21 @@ class SqlSecrets:
     async def replace(self, old: SealedSecret, sealed: bytes) -> bool:
         """See `catalog.Secrets`."""
         return await self._database.write(lambda tx: _replace(tx, old, sealed))
+
+    async def key_fingerprints(self) -> set[str]:
+        """See `catalog.Secrets`."""
+        query = sa.select(encryption_keys.c.fingerprint)
+        return await self._database.read(lambda conn, _: {*conn.execute(query).scalars()})
+
+    async def add_key_fingerprint(self, fingerprint: str, *, drops_others: bool = False) -> None:
+        """See `catalog.Secrets`."""
+
+        def add(tx: Tx) -> None:
+            if drops_others:
+                tx.conn.execute(sa.delete(encryption_keys).where(encryption_keys.c.fingerprint != fingerprint))
+            tx.add_missing(encryption_keys, {"fingerprint": fingerprint, "added_at": tx.now})
+
+        await self._database.write(add)
 
 
 def _scan_jobs(conn: Connection, after: str, limit: int) -> tuple[Sequence[Row[Any]], str | None]:

@@ -148,6 +148,7 @@ class Sqlite:
 
     def _prepare(self, step: Callable[[Connection], None]) -> None:
         with self._locked():
+            _make_private(self._path)
             self._pragma("journal_mode=WAL")
             with self._writing.begin() as conn:
                 step(conn)
@@ -205,6 +206,18 @@ class Sqlite:
             yield
         finally:
             fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+
+
+def _make_private(path: Path) -> None:
+    """Create the database file if it is missing, and let only its owner read it, whatever its folder allows.
+
+    SQLite gives the files beside it the same mode.
+    """
+    path.touch(mode=0o600, exist_ok=True)
+    with contextlib.suppress(OSError):  # a file of somebody else keeps its mode
+        for each in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+            if each.exists() and each.stat().st_mode & 0o077:
+                each.chmod(0o600)
 
 
 def _wait_for_lock(file: int) -> None:

@@ -1,8 +1,11 @@
 """Key rotation: encrypt every stored secret with the newest key, while servers run."""
 
+from pathlib import Path
+
 import msgspec
 
 from signoff.catalog import SealedKind, SealedSecret
+from signoff.errors import WrongKey
 from signoff.infra.vault import Unreadable
 from signoff.work.services import Services
 
@@ -19,6 +22,34 @@ class RotationResult(msgspec.Struct, frozen=True):
     """The number of secrets that no key decrypts."""
 
 
+async def check_key(services: Services, path: Path) -> None:
+    """Check that this process can decrypt the secrets of the database; record its key if there is none yet.
+
+    A host with a key of its own would store secrets that no other host can read. Raises WrongKey.
+
+    Args:
+        services: The dependencies.
+        path: The key file of this host, for the message.
+    """
+    own, known = services.adapters.vault.fingerprints, await services.store.secrets.key_fingerprints()
+    if known.isdisjoint(own) and (known or not await _can_open_any(services)):
+        raise WrongKey(
+            f"The secrets of this database are encrypted with another key than those in {path}. Copy the key file of "
+            "the other hosts (`secret.key` in their data folder) there, or set `secret_key_file` or `secret_key`."
+        )
+    if own[0] not in known:
+        await services.store.secrets.add_key_fingerprint(own[0])
+
+
+async def _can_open_any(services: Services) -> bool:
+    """Return True unless there is a stored key that no key of this process decrypts."""
+    page = await services.store.secrets.page("key", None, 1)
+    try:
+        return all(services.adapters.vault.open(secret.sealed) for secret in page)
+    except Unreadable:
+        return False
+
+
 async def rotate_secrets(services: Services) -> RotationResult:
     """Encrypt all secrets with the newest key. It can be interrupted and started again, as newest ones are skipped."""
     count = unreadable = 0
@@ -33,6 +64,7 @@ async def rotate_secrets(services: Services) -> RotationResult:
                     count += await _reseal_secret(services, secret)
                 except Unreadable:
                     unreadable += 1
+    await services.store.secrets.add_key_fingerprint(services.adapters.vault.fingerprints[0])
     return RotationResult(count, unreadable)
 
 

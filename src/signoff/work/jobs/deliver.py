@@ -45,8 +45,9 @@ def _webhook_target(services: Services, webhook: WebhookTarget) -> DeliveryTarge
     host = checked_host(webhook.url, services.rules.allow_list)
     if webhook.secret is None and not services.rules.webhook_secrets:
         raise BadRequest("`deliver` needs a `secret` (whsec_…), as the setting webhook_secret of this server is empty.")
-    sealed = None if webhook.secret is None else services.adapters.vault.seal(webhook.secret.reveal())
-    return DeliveryTarget(address=webhook.url, host=host, sealed=sealed)
+    secret = None if webhook.secret is None else webhook.secret.reveal()
+    sealed = services.adapters.vault.seal(msgspec.json.encode(_SealedWebhook(url=webhook.url, secret=secret)).decode())
+    return DeliveryTarget(address=host, host=host, sealed=sealed)
 
 
 async def deliver(services: Services, delivery: Delivery) -> None:
@@ -86,22 +87,39 @@ async def _send(services: Services, delivery: Delivery) -> int | None:
 def _message(services: Services, delivery: Delivery, job: Job) -> OutgoingMessage:
     match delivery.kind:
         case "webhook":
+            url, secrets = _webhook_of(services, delivery, job)
             body = webhook_body(job)
-            headers = webhook_headers(delivery.id, services.clock(), body, _secrets(services, job))
-            return OutgoingMessage(address=delivery.address, headers=headers, body=body)
+            return OutgoingMessage(
+                address=url, headers=webhook_headers(delivery.id, services.clock(), body, secrets), body=body
+            )
         case "redis":
             return OutgoingMessage(address=delivery.address, body=msgspec.json.encode(result_of(job)))
         case "topic":
             return OutgoingMessage(address=delivery.address, headers={"message-id": delivery.id}, body=reply_for(job))
 
 
-def _secrets(services: Services, job: Job) -> Sequence[Secret]:
+class _SealedWebhook(msgspec.Struct, frozen=True):
+    """What is encrypted of a webhook: its whole URL, as the path is often a secret, and the secret of its own."""
+
+    url: str
+    secret: str | None = None
+
+
+def _webhook_of(services: Services, delivery: Delivery, job: Job) -> tuple[str, Sequence[Secret]]:
+    """Return the URL of a webhook, and the secrets to sign its message with. Raises Undelivered, Unreadable.
+
+    Jobs of earlier versions have the URL in clear, and encrypted only a secret of their own.
+    """
     sealed = next((target.sealed for target in job.deliver if target.kind == "webhook"), None)
-    if sealed is not None:
-        return secrets_in(services.adapters.vault.open(sealed))
+    text = "" if sealed is None else services.adapters.vault.open(sealed)
+    webhook = _SealedWebhook(url=delivery.address, secret=text or None)
+    if text.startswith("{"):
+        webhook = msgspec.json.decode(text, type=_SealedWebhook)
+    if webhook.secret is not None:
+        return webhook.url, secrets_in(webhook.secret)
     if not services.rules.webhook_secrets:
         raise Undelivered("The setting webhook_secret is empty, and the delivery has no secret of its own.")
-    return services.rules.webhook_secrets
+    return webhook.url, services.rules.webhook_secrets
 
 
 def _error_text(error: Exception, delivery: Delivery) -> str:

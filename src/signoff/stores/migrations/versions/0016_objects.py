@@ -1,4 +1,4 @@
-"""Add the parts of answers that upstreams store, and the marks of objects under review."""
+"""Add the parts of answers that upstreams store, marks of objects under review, and fingerprints of keys."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -21,4 +21,10 @@ def upgrade() -> None:
         sa.Column("object_id", sa.Text(), nullable=False),
         sa.Column("held_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("object_id"),
+    )
+    op.create_table(
+        "encryption_keys",
+        sa.Column("fingerprint", sa.Text(), nullable=False),
+        sa.Column("added_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("fingerprint"),
     )
