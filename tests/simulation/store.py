@@ -14,7 +14,7 @@ from simulation.catalog import MemoryCatalog, MemoryModelLogs, MemorySecrets
 from simulation.deliveries import MemoryDeliveries
 from simulation.jobs import MemoryJobs
 from simulation.library import MemoryLibrary
-from simulation.people import MemoryPeople
+from simulation.people import MemoryPeople, MemorySignIns
 from simulation.quotas import MemoryQuotas
 from simulation.runs import MemoryRuns
 from simulation.streams import MemoryStreams
@@ -32,6 +32,7 @@ class MemoryStore:
         self.runs = MemoryRuns(tables, connection, self.jobs)
         self.deliveries = MemoryDeliveries(tables, connection)
         self.people = MemoryPeople(tables, connection)
+        self.sign_ins = MemorySignIns(tables, connection)
         self.catalog = MemoryCatalog(tables, connection)
         self.usage = MemoryUsageRecords(tables, connection)
         self.library = MemoryLibrary(tables, connection)
