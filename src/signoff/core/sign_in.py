@@ -11,6 +11,7 @@ import msgspec
 
 SECOND_US = 1_000_000
 FORGET_SECONDS = 3600.0
+FIRST_WAIT_SECONDS = 10.0
 # A client with an IPv6 address usually has a network of this size to itself.
 IPV6_CLIENT_BITS = 64
 
@@ -25,9 +26,7 @@ class SignInLimit(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     """Name of the counter in the store, without the address itself if it is an e-mail address."""
     burst: int
-    """Failures without a wait."""
-    first_wait_seconds: float
-    """Wait after `burst` failures; each further failure doubles it."""
+    """Failures without a wait; then one of FIRST_WAIT_SECONDS, which each further failure doubles."""
     max_wait_seconds: float
     """Longest wait."""
 
@@ -59,10 +58,8 @@ def sign_in_limits(email: str, client: str) -> tuple[SignInLimit, SignInLimit]:
     """
     hidden = hashlib.sha256(email.lower().encode(errors="replace")).hexdigest()
     return (
-        SignInLimit(by="email", key=f"email:{hidden}", burst=5, first_wait_seconds=10, max_wait_seconds=900),
-        SignInLimit(
-            by="client", key=f"client:{_network(client)}", burst=20, first_wait_seconds=10, max_wait_seconds=300
-        ),
+        SignInLimit(by="email", key=f"email:{hidden}", burst=5, max_wait_seconds=900),
+        SignInLimit(by="client", key=f"client:{_network(client)}", burst=20, max_wait_seconds=300),
     )
 
 
@@ -79,7 +76,7 @@ def with_attempt(limit: SignInLimit, count: SignInCount, now: int) -> SignInCoun
     wait_us = 0
     if failures >= limit.burst:
         doublings = min(failures - limit.burst, 32)
-        wait_us = round(min(limit.first_wait_seconds * 2**doublings, limit.max_wait_seconds) * SECOND_US)
+        wait_us = round(min(FIRST_WAIT_SECONDS * 2**doublings, limit.max_wait_seconds) * SECOND_US)
     expires_at = now + wait_us + round(FORGET_SECONDS * SECOND_US)
     return SignInCount(failures=failures, blocked_until=now + wait_us, expires_at=expires_at)
 

@@ -43,6 +43,7 @@ from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.models import ModelCache
+from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
@@ -85,6 +86,7 @@ async def open_services(settings: Settings, upstream: UpstreamClient | None = No
         await services.adapters.broker.close()
         await services.caches.responses.close()
         await services.store.close()
+        services.runtime.passwords.close()
 
 
 async def migrate(settings: Settings) -> None:
@@ -151,6 +153,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
             watcher=JobWatcher(store),
             inflight_calls=InflightCalls(),
             logs=logs,
+            passwords=PasswordHasher(),
             background=background,
         ),
         ids=Ids(
