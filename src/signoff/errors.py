@@ -125,7 +125,7 @@ class BadPipeline(BadRequest):
 
 
 class Unauthorized(SignoffError):
-    """The token or session is missing, invalid or expired; send `Authorization: Bearer TOKEN`."""
+    """The token or session is missing, invalid or revoked; send `Authorization: Bearer TOKEN`."""
 
     status, code = 401, "unauthorized"
     kind = "invalid_request_error"
