@@ -277,3 +277,12 @@ async def test_the_last_use_of_a_token_is_shown(tmp_path: Path) -> None:
         [entry] = await listed(server, "/api/tokens", token)
         assert entry["last_used_at"] >= entry["created_at"]
         assert await server.services.store.versions() == before
+
+
+async def test_a_server_that_stops_records_the_last_uses(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token("user")
+        assert (await server.ask("GET", "/api/jobs", token))[0] == 200
+    async with live(tmp_path) as server:
+        [(stored, _)] = await server.services.store.people.tokens("api", None)
+        assert stored.last_used_at is not None
