@@ -1,6 +1,6 @@
 """Interfaces of the store for people and their tokens, prices and usage, and limits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from signoff.core.access import Role, Token, TokenKind, User
@@ -8,6 +8,7 @@ from signoff.core.cache import CacheRule
 from signoff.core.job import Job
 from signoff.core.limits import Counter, Denial, Limit, Reservation, ReservationRequest
 from signoff.core.price import Price
+from signoff.core.sign_in import SignInDenial, SignInLimit
 from signoff.core.usage import UsageQuery, UsageRow, UsageTotals
 
 
@@ -18,8 +19,8 @@ class People(Protocol):
         """Return the user with this e-mail address, active or not; upper and lower case do not matter."""
         ...
 
-    async def users(self) -> list[User]:
-        """Return all users, ordered by id."""
+    async def users(self, *, after_id: int = 0, limit: int | None = None) -> list[User]:
+        """Return the users with ids above `after_id`, ordered by id; at most `limit`, or all if that is None."""
         ...
 
     async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
@@ -27,10 +28,24 @@ class People(Protocol):
         ...
 
     async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
-        """Create a user, or change and activate the one with this e-mail address. Return the user.
+        """Create an active user, or change the one with this e-mail address. Return the user.
 
-        The address is stored in lower case. A `password_hash` of None keeps the present password.
+        The address is stored in lower case. A `password_hash` of None keeps the present password. Another password,
+        and a role with fewer rights, end all sessions and sign-in links of the user.
+        Raises Conflict if no active admin would be left.
         """
+        ...
+
+    async def change_user(self, user_id: int, *, role: Role | None = None, active: bool | None = None) -> User | None:
+        """Change what is not None, and return the user; None if there is no such user.
+
+        A role with fewer rights and a deactivation end all sessions and sign-in links of the user.
+        Raises Conflict if no active admin would be left.
+        """
+        ...
+
+    async def replace_password_hash(self, user_id: int, old: str, new: str) -> None:
+        """Store another hash of the same password, if the present one is `old`. Sessions go on."""
         ...
 
     async def add_token(  # noqa: PLR0913 -- one parameter for each attribute of a token
@@ -48,16 +63,56 @@ class People(Protocol):
         """Create an active token of a user, and return it.
 
         `digest` is the SHA-256 of the token. It expires after `seconds`, or never if that is None. `cache` and `key_id`
-        are the cache rule and the upstream key for requests that use the token.
+        are the cache rule and the upstream key for requests that use the token. A new sign-in link ends the former
+        links of the user.
         """
         ...
 
     async def token(self, digest: str) -> tuple[Token, User] | None:
-        """Return the token with this digest and its user; None unless both are active and the token has not expired."""
+        """Return the token with this digest and its user; None unless both are active. Raises TokenExpired."""
+        ...
+
+    async def tokens(
+        self, kind: TokenKind, user_id: int | None, *, after_id: int = 0, limit: int = 50
+    ) -> list[tuple[Token, User]]:
+        """Return the active tokens of this kind with ids above `after_id` and their users, ordered by id.
+
+        `user_id` selects those of one user. Sessions and links that have expired are left out.
+        """
         ...
 
     async def end_token(self, digest: str) -> bool:
         """Deactivate a token. Return True to exactly one caller, and False if there is no such active token."""
+        ...
+
+    async def revoke_token(self, kind: TokenKind, token_id: int, user_id: int | None) -> bool:
+        """Deactivate the token of this kind and id, of the user `user_id` unless that is None, as `end_token` does."""
+        ...
+
+    async def end_sessions(self, user_id: int) -> int:
+        """End all sessions and sign-in links of a user, and return their number."""
+        ...
+
+    async def mark_used(self, times: Mapping[int, int]) -> None:
+        """Record when tokens were last used: microseconds since 1970 by token id. An earlier time changes nothing.
+
+        This is no change of the topic `people`, because no copy of the rows depends on it.
+        """
+        ...
+
+
+class SignIns(Protocol):
+    """Failed sign-ins by e-mail address and by client; see `core.sign_in`."""
+
+    async def begin(self, limits: Sequence[SignInLimit]) -> SignInDenial | None:
+        """Count an attempt under all limits; or count nothing and return the denial of the longest wait.
+
+        Concurrent attempts, also in other processes, never exceed a limit together.
+        """
+        ...
+
+    async def succeed(self, email: SignInLimit, client: SignInLimit) -> None:
+        """Forget the failures of an e-mail address that has signed in, and take one attempt back from its client."""
         ...
 
 

@@ -18,7 +18,7 @@ from signoff.commands.jobs import job_commands
 from signoff.commands.keys import encryption_keys
 from signoff.commands.limits import limits
 from signoff.commands.models import models
-from signoff.commands.people import tokens, users
+from signoff.commands.people import sessions, tokens, users
 from signoff.commands.prices import prices
 from signoff.commands.terminal import OPERATOR, address_of, err, out, run, stop
 from signoff.errors import SignoffError
@@ -40,6 +40,7 @@ cli.add_typer(maintenance)
 cli.add_typer(job_commands)
 cli.add_typer(users, name="user")
 cli.add_typer(tokens, name="token")
+cli.add_typer(sessions, name="session")
 cli.add_typer(models, name="model")
 cli.add_typer(prices, name="price")
 cli.add_typer(caches, name="cache")
@@ -90,7 +91,7 @@ def serve(
     # Bind before `_welcome`: it creates the first token, which is printed only once.
     server_socket = _bind(settings)
     address = address_of(settings.host, server_socket.getsockname()[1])
-    out.print(run(settings, lambda services: _welcome(services, address)))
+    out.print(run(settings, lambda services: _welcome(services, address, is_terminal=sys.stdout.isatty())))
     os.environ["SIGNOFF_NO_WORK"] = "1" if no_work else "0"
     os.environ["SIGNOFF_HOST"] = settings.host  # the serving processes check if it is a loopback address
     options: dict[str, Any] = UVICORN_OPTIONS | {"proxy_headers": "FORWARDED_ALLOW_IPS" in os.environ}
@@ -165,24 +166,27 @@ async def _register_functions(services: Services) -> None:
         log.warning("functions_not_registered", error=str(error), remedy="POST /api/functions/sync")
 
 
-async def _welcome(services: Services, address: str) -> str:
+async def _welcome(services: Services, address: str, *, is_terminal: bool) -> str:
     """Return the text that a starting server prints; the first start creates an admin with a token.
 
     The first start also registers the functions, before the first user: if it is interrupted, the next one repeats it.
+    A sign-in link is only for a terminal: elsewhere, the output is a log that others may read.
     """
     users = await services.store.people.users()
     if not users:
         await _register_functions(services)
-    admins = [user for user in users if user.role == "admin"]
+    admins = [user for user in users if user.role == "admin" and user.active]
     admin = admins[0] if admins else await create_user(services, FIRST_ADMIN, "admin")
-    link = await sign_in_link(services, admin)
+    link = f"run .venv/bin/signoff user link {admin.email}"
+    if is_terminal and admin.active:
+        link = address + await sign_in_link(services, admin)
     token = await create_token(services, admin, name="first") if not users else None
     shell_token = token or "$TOKEN"
     chat = '{"messages": [{"role": "user", "content": "Say hello."}]}'
     return f"""
 Signoff is at {address}
 
-Sign in (once, as {admin.email}): {address}{link}
+Sign in (once, as {admin.email}): {link}
 Token: {token or "printed at the first start; for another: .venv/bin/signoff token create YOU@EXAMPLE.COM --role user"}
 
 curl {address}/v1/chat/completions -H "Authorization: Bearer {shell_token}" -d '{chat}'

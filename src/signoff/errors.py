@@ -4,7 +4,9 @@
     ├── BadRequest 400
     │   ├── BadBody 400, MethodNotAllowed 405, TooLarge 413, KeyReused 422, AddressRefused 400
     │   └── BadPipeline 400
-    ├── Unauthorized 401, Forbidden 403
+    ├── Unauthorized 401
+    │   └── TokenExpired
+    ├── Forbidden 403
     ├── NotFound 404
     │   └── JobNotFound, ModelNotFound, LibraryItemNotFound
     ├── Conflict 409
@@ -123,10 +125,16 @@ class BadPipeline(BadRequest):
 
 
 class Unauthorized(SignoffError):
-    """The token or session is missing, invalid or expired; send `Authorization: Bearer TOKEN`."""
+    """The token or session is missing, invalid or revoked; send `Authorization: Bearer TOKEN`."""
 
     status, code = 401, "unauthorized"
     kind = "invalid_request_error"
+
+
+class TokenExpired(Unauthorized):
+    """The token or session has expired; create a new token, or sign in again."""
+
+    code = "token_expired"
 
 
 class Forbidden(SignoffError):

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from signoff.accounts import People, Quotas, UsageRecords
+from signoff.accounts import People, Quotas, SignIns, UsageRecords
 from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams, UpstreamObjects
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.filters import JobFilter
@@ -318,6 +318,11 @@ class Store(Protocol):
     @property
     def people(self) -> People:
         """Users and tokens."""
+        ...
+
+    @property
+    def sign_ins(self) -> SignIns:
+        """Failed sign-ins."""
         ...
 
     @property

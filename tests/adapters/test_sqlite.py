@@ -25,6 +25,7 @@ from signoff.errors import Overloaded, SchemaOutdated
 from signoff.stores import quotas, schema, sqlite
 from signoff.stores.claims import _NEXT_PRIORITY, _claim_statement, _users_statement
 from signoff.stores.job_pages import page_statement
+from signoff.stores.people import page_of_tokens
 from signoff.stores.sql import SqlStore
 from signoff.stores.sqlite import Sqlite
 from support.stores import (
@@ -190,6 +191,15 @@ async def test_a_page_of_jobs_is_read_in_the_order_of_an_index(
     # Only what was read of a range is sorted, never the range.
     ranges = {step["id"] for step in steps if step["detail"].startswith("CO-ROUTINE")}
     assert not [step for step in steps if "TEMP B-TREE" in step["detail"] and step["parent"] in ranges]
+
+
+@pytest.mark.parametrize("user_id", [None, 1])
+async def test_a_page_of_tokens_reads_an_index_in_order(store: SqlStore, user_id: int | None) -> None:
+    page = page_of_tokens("session", user_id, 0).limit(5)
+    statement = page.compile(dialect=dialects.sqlite.dialect(), compile_kwargs={"literal_binds": True})
+    details = [step["detail"] for step in await rows(store, sa.text(f"EXPLAIN QUERY PLAN {statement}"))]
+    assert [detail for detail in details if "SEARCH tokens USING INDEX" in detail]
+    assert not [detail for detail in details if "SCAN tokens" in detail or "TEMP B-TREE" in detail]
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,8 @@ JSON_ROUTES = (
     "PATCH /api/prompts/greet",
     "PUT /api/prompts/greet/labels/test",
     "POST /api/session",
+    "POST /api/tokens",
+    "PATCH /api/users/1",
     "POST /api/streams",
     "PATCH /api/streams/batch",
     "PUT /api/prices",
@@ -276,6 +278,9 @@ WRONG_METHOD = (
     "PATCH /api/jobs",
     "PUT /api/models",
     "PUT /api/session",
+    "PUT /api/sessions",
+    "PUT /api/tokens",
+    "POST /api/users",
 )
 UNKNOWN_PATH = (
     "GET /nowhere",

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from signoff.core.api_tokens import digest
@@ -101,7 +102,16 @@ async def test_the_first_page_shows_only_the_sign_in_without_a_session(tmp_path:
         status, page = await server.ask("GET", "/")
         assert status == 200
         assert "Sign in" in page
-        assert "<form" not in page
+        assert re.findall(r'<form .*action="(.*?)"', page) == ["/api/session"]
+        assert "Latest jobs" not in page
+
+
+async def test_an_anonymous_visitor_sees_the_page_and_can_sign_in(tmp_path: Path) -> None:
+    async with live(tmp_path, anonymous_role="user") as server:
+        _, page = await server.ask("GET", "/")
+        assert "Latest jobs" in page
+        assert 'action="/api/session"' in page
+        assert 'action="/dashboard/sign-out"' not in page
 
 
 async def test_an_answer_is_edited_and_approved_on_the_first_page(tmp_path: Path) -> None:
@@ -172,3 +182,93 @@ async def test_the_page_loads_nothing_from_other_origins(tmp_path: Path) -> None
         async with server.http.get(server.url + "/") as response:
             assert "default-src 'self'" in response.headers["content-security-policy"]
         assert (await server.ask("GET", "/static/signoff.css"))[0] == 200
+
+
+# The forms
+
+
+async def post_form(server: Live, path: str, form: dict[str, str], **headers: str) -> tuple[int, str, str]:
+    """Submit a form as the page does; return the status, the address of the redirect, and the cookie."""
+    headers = {"sec-fetch-site": "same-origin"} | headers
+    async with server.http.post(server.url + path, data=form, headers=headers, allow_redirects=False) as response:
+        cookie = response.headers.get("set-cookie", "").split(";")[0]
+        server.http.cookie_jar.clear()
+        return response.status, response.headers.get("location", ""), cookie
+
+
+async def test_the_form_signs_in_and_the_button_signs_out(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        await create_user(server.services, "a@example.com", "user", "correct horse")
+        form = {"email": "a@example.com", "password": "correct horse"}
+
+        status, location, cookie = await post_form(server, "/api/session", form)
+        assert (status, location) == (303, "/")
+        _, page = await server.ask("GET", "/", headers={"cookie": cookie})
+        assert "a@example.com (user)" in page
+        assert 'action="/dashboard/sign-out"' in page
+        assert 'type="password"' not in page
+
+        for _ in range(2):  # the second time, the session is over already
+            status, location, deleted = await post_form(server, "/dashboard/sign-out", {}, cookie=cookie)
+            assert (status, location, deleted) == (303, "/", "signoff_session=")
+        assert (await server.ask("GET", "/jobs", headers={"cookie": cookie}))[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ({"email": "a@example.com", "password": "wrong"}, "The e-mail address or the password is wrong."),
+        ({"email": "nobody@example.com", "password": "wrong"}, "The e-mail address or the password is wrong."),
+        ({"email": "a@example.com"}, "Fill in the e-mail address and the password."),
+        ({"email": "a@example.com", "password": "p" * 2000}, "Fill in the e-mail address and the password."),
+    ],
+)
+async def test_the_page_shows_the_error_of_the_form(form: dict[str, str], text: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        await create_user(server.services, "a@example.com", "user", "correct horse")
+
+        status, location, cookie = await post_form(server, "/api/session", form)
+        _, page = await server.ask("GET", location)
+
+        assert (status, cookie) == (303, "")
+        assert f'role="alert">{text}</p>' in page
+        assert form["email"] not in page + location
+
+
+async def test_the_page_says_when_to_try_again_after_too_many_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signoff.core.sign_in.FIRST_WAIT_SECONDS", 600.0)
+    async with live(tmp_path) as server:
+        server.services.runtime.passwords._verify = lambda *_: False  # type: ignore[method-assign]
+        for _ in range(6):
+            _, location, _ = await post_form(server, "/api/session", {"email": "a@example.com", "password": "wrong"})
+
+        _, page = await server.ask("GET", location)
+
+        assert re.search(r"There were too many sign-ins. You can try again in \d+ seconds.", page)
+
+
+async def test_the_page_shows_no_text_of_its_address(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        for query in ("error=<b>call-me</b>", "error=unauthorized&retry_after=<b>call-me</b>", "error=call-me"):
+            assert "call-me" not in (await server.ask("GET", f"/?{query}"))[1]
+
+
+async def test_a_sign_in_from_another_site_is_refused(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        await create_user(server.services, "a@example.com", "user", "correct horse")
+        form = {"email": "a@example.com", "password": "correct horse"}
+        for forged in ({"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}):
+            assert (await post_form(server, "/api/session", form, **forged))[::2] == (403, "")
+            assert (await server.ask("POST", "/api/session", json=form, headers=forged))[0] == 403
+            assert (await post_form(server, "/dashboard/sign-out", {}, **forged))[0] == 403
+
+
+async def test_json_with_the_content_type_of_a_form_signs_in_as_json(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        await create_user(server.services, "a@example.com", "user", "correct horse")
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        for password, status in (("correct horse", 200), ("wrong", 401)):
+            body = msgspec.json.encode({"email": "a@example.com", "password": password})
+            assert (await server.ask("POST", "/api/session", data=body, headers=headers))[0] == status

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -20,12 +21,15 @@ from typing import Any, TypeVar
 import pytest
 
 from signoff import __version__
+from signoff.cli import _welcome
 from signoff.core.access import Caller
-from signoff.core.api_tokens import is_well_formed
+from signoff.core.api_tokens import PREFIX, is_well_formed
 from signoff.core.ask import Ask
+from signoff.errors import Unauthorized
 from signoff.server.bootstrap import open_services
 from signoff.settings import Settings
-from signoff.work.admin.people import identify, sign_in
+from signoff.work.admin.people import identify
+from signoff.work.admin.sign_in import sign_in
 from signoff.work.jobs.query import load_job
 from signoff.work.services import Services
 from signoff.work.submit import submit
@@ -162,12 +166,99 @@ def test_users_get_tokens_and_passwords_which_are_never_stored_in_plain_text(tmp
         assert is_one_line(refused[2])
 
     async def callers(services: Services) -> list[Caller]:
-        session = await sign_in(services, "ann@example.com", "battery staple")
+        session = await sign_in(services, "ann@example.com", "battery staple", "127.0.0.1")
         return [await identify(services, token.strip()), await identify(services, session, "session")]
 
     assert [caller.role for caller in run_inside(tmp_path, callers)] == ["user", "reviewer"]
     for secret in (token.strip(), named[1].split()[0], "correct horse", "battery staple"):
         assert secret.encode() not in read_data_files(tmp_path)
+
+
+def test_users_tokens_and_sessions_are_listed_and_revoked_by_command(tmp_path: Path) -> None:
+    # given an admin, and a user with two tokens, a session and a link
+    prepared = signoff_many(
+        tmp_path,
+        ["user", "create", "root@example.com", "--role", "admin", ""],
+        ["user", "create", "ann@example.com", "--password-stdin", "correct horse"],
+        ["token", "create", "ann@example.com", "--name", "laptop", "--days", "2", "--quiet", ""],
+        ["token", "create", "ann@example.com", "--quiet", ""],
+        ["token", "create", "ann@example.com", "--days", "0", ""],
+        ["user", "link", "ann@example.com", ""],
+    )
+    assert [code for code, _, _ in prepared] == [0, 0, 0, 0, 1, 0]
+    assert prepared[4][2] == "--days must be above 0 and at most 36500 (got 0.0).\n"
+    run_inside(tmp_path, lambda services: sign_in(services, "ann@example.com", "correct horse", "127.0.0.1"))
+    # when they are listed, revoked and disabled
+    listed, others, revoked, again, sessions, ended, none, disabled, refused, users, enabled = signoff_many(
+        tmp_path,
+        ["token", "list", ""],
+        ["token", "list", "root@example.com", ""],
+        ["token", "revoke", "1", ""],
+        ["token", "revoke", "1", ""],
+        ["session", "list", "ann@example.com", ""],
+        ["session", "revoke", "ann@example.com", ""],
+        ["session", "list", ""],
+        ["user", "disable", "ann@example.com", ""],
+        ["user", "disable", "root@example.com", ""],
+        ["user", "list", ""],
+        ["user", "enable", "ann@example.com", ""],
+    )
+    # then the lists have no secrets
+    assert [words for words in ("laptop", "ann@example.com") if words not in listed[1]] == []
+    assert "sg_" not in listed[1]
+    assert "ann@" not in others[1]
+    assert (revoked[:2], again[0]) == ((0, "Revoked: 1.\n"), 1)
+    assert again[2] == "There is no token with the id 1, or it was revoked already.\n"
+    assert "password" in sessions[1]
+    assert ended == (0, "Ended sessions and sign-in links of ann@example.com: 2.\n", "")
+    assert "ann@" not in none[1]
+    # and the last admin stays one
+    assert disabled == (0, "ann@example.com is disabled.\n", "")
+    assert (refused[0], refused[2]) == (
+        1,
+        "root@example.com is the last active admin; make another user an admin first.\n",
+    )
+    assert re.search(r"root@example.com .* admin .* active .*\n.* ann@example.com .* user .* disabled", users[1])
+    assert enabled == (0, "ann@example.com is active.\n", "")
+
+
+def test_a_running_server_refuses_a_token_that_a_command_revokes(tmp_path: Path) -> None:
+    with running_signoff(tmp_path, "serve", "--port", "0", "--no-work") as server:
+        text = read_welcome(server)
+        url, [token] = url_in(text), set(TOKEN.findall(text))
+        assert request_json(f"{url}/jobs", token) == []
+
+        assert signoff(tmp_path, "token", "revoke", "1")[0] == 0
+
+        def is_refused() -> bool:
+            try:
+                request_json(f"{url}/jobs", token)
+            except urllib.error.HTTPError as error:
+                return error.code == 401
+            return False
+
+        until(is_refused)
+
+
+def test_a_sign_in_link_is_printed_on_a_terminal_only(tmp_path: Path) -> None:
+    texts = [
+        run_inside(tmp_path, lambda services, one=one: _welcome(services, "http://x", is_terminal=one))
+        for one in (True, False, True)
+    ]
+
+    links = [re.findall(r"http://x/signin/\w+", text) for text in texts]
+
+    assert [len(addresses) for addresses in links] == [1, 0, 1]
+    assert "signoff user link admin@localhost" in texts[1]
+    # and the new link has ended the one before
+    former, newest = [PREFIX + links[turn][0].rpartition("/")[2] for turn in (0, 2)]
+
+    async def callers(services: Services) -> Caller:
+        with pytest.raises(Unauthorized):
+            await identify(services, former, "signin")
+        return await identify(services, newest, "signin")
+
+    assert run_inside(tmp_path, callers).email == "admin@localhost"
 
 
 def test_models_are_added_and_removed_and_their_keys_are_encrypted(tmp_path: Path) -> None:
@@ -272,7 +363,8 @@ def test_the_version_is_printed_and_the_option_is_documented(tmp_path: Path) -> 
 def test_the_installed_script_lists_every_command() -> None:
     script = Path(sys.executable).with_name("signoff")
     result = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True)
-    for command in ("serve", "work", "migrate", "doctor", "jobs", "review", "user", "token", "model", "cache"):
+    people = ("user", "token", "session")
+    for command in ("serve", "work", "migrate", "doctor", "jobs", "review", *people, "model", "cache"):
         assert re.search(rf"\b{command}\b", result.stdout)
 
 
@@ -291,6 +383,7 @@ def test_a_server_keeps_its_data_across_a_restart(tmp_path: Path) -> None:
     # given a first start, which prints a token
     with running_signoff(tmp_path, "serve", "--port", "0") as first:
         text = read_welcome(first)
+        assert "/signin/" not in text  # the output is no terminal
         url, [token] = url_in(text), set(TOKEN.findall(text))
         assert {"concat", "uppercase"} <= {
             function["name"] for function in request_json(f"{url}/api/functions", token)["data"]

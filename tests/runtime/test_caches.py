@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from signoff.core.api_tokens import digest
 from signoff.core.limits import Limit
 from signoff.core.price import Price
-from signoff.errors import ModelNotFound, Unauthorized
+from signoff.errors import ModelNotFound, Overloaded, Unauthorized
+from signoff.runtime.invalidation import Invalidation
 from signoff.runtime.limits import LimitCache
 from support.live_server import live
-from support.stores import a_job
+from support.stores import a_job, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -103,3 +105,27 @@ async def test_a_limit_set_during_a_read_applies_to_the_next_request(tmp_path: P
 
         assert await task == ()
         assert [limit.requests_per_minute for _, limit in await limits.of(job)] == [1]
+
+
+async def test_copies_of_callers_are_discarded_in_time_but_not_while_the_store_is_unavailable(tmp_path: Path) -> None:
+    async with opened(f"sqlite:///{tmp_path}/store.db") as store:
+        discarded = list[str]()
+        callbacks = {topic: partial(discarded.append, topic) for topic in ("people", "models")}
+        invalidation = Invalidation(store, callbacks, expiring=["people"])
+        read_versions = store.versions
+
+        async def fail() -> dict[str, int]:
+            raise Overloaded
+
+        store.versions = fail  # type: ignore[method-assign]
+        await invalidation._compare()
+        assert discarded == []
+
+        store.versions = read_versions  # type: ignore[method-assign]
+        await invalidation._compare()
+        discarded.clear()
+        await invalidation._compare()
+        assert discarded == []
+        invalidation._expire_at = 0.0
+        await invalidation._compare()
+        assert discarded == ["people"]

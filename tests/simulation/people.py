@@ -1,11 +1,15 @@
-"""In-memory users and tokens."""
+"""In-memory users, tokens, and failed sign-ins."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import msgspec
 
-from signoff.core.access import Role, Token, TokenKind, User
+from signoff.core.access import Role, Token, TokenKind, User, has_fewer_rights
 from signoff.core.cache import CacheRule
+from signoff.core.sign_in import SignInCount, SignInDenial, SignInLimit, denial_of, with_attempt, without_attempt
+from signoff.errors import Conflict, TokenExpired
 from signoff.stores.transitions import SECOND
 from simulation.tables import Connection, Tables, Tx, bump
 
@@ -20,27 +24,46 @@ class MemoryPeople:
     async def user(self, email: str) -> User | None:
         return await self._connection.send(lambda _: self._tables.users.get(email.lower()), writes=False)
 
-    async def users(self) -> list[User]:
-        return await self._connection.send(lambda _: list(self._tables.users.values()), writes=False)
+    async def users(self, *, after_id: int = 0, limit: int | None = None) -> list[User]:
+        users = self._tables.users.values
+        return await self._connection.send(
+            lambda _: [user for user in users() if user.id > after_id][:limit], writes=False
+        )
 
     async def owner(self, user_id: int, token_id: int) -> tuple[User | None, Token | None]:
         def read(_: Tx) -> tuple[User | None, Token | None]:
-            user = next((user for user in self._tables.users.values() if user.id == user_id), None)
             tokens = (token for token in self._tables.tokens.values() if token.user_id == user_id)
-            return user, next((token for token in tokens if token.id == token_id), None)
+            return self._user(user_id), next((token for token in tokens if token.id == token_id), None)
 
         return await self._connection.send(read, writes=False)
 
     async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
         def put(tx: Tx) -> User:
             users = self._tables.users
-            user = users.get(email.lower()) or User(id=len(users) + 1, email=email.lower(), role=role)
-            new_hash = password_hash or user.password_hash
-            users[user.email] = msgspec.structs.replace(user, role=role, active=True, password_hash=new_hash)
+            if (user := users.get(email.lower())) is not None:
+                return self._change(tx, user, role=role, password_hash=password_hash)
+            user = User(id=len(users) + 1, email=email.lower(), role=role, password_hash=password_hash)
+            users[user.email] = user
             bump(self._tables, tx, "people")
-            return users[user.email]
+            return user
 
         return await self._connection.send(put, writes=True)
+
+    async def change_user(self, user_id: int, *, role: Role | None = None, active: bool | None = None) -> User | None:
+        def change(tx: Tx) -> User | None:
+            user = self._user(user_id)
+            return None if user is None else self._change(tx, user, role=role, active=active)
+
+        return await self._connection.send(change, writes=True)
+
+    async def replace_password_hash(self, user_id: int, old: str, new: str) -> None:
+        def replace(tx: Tx) -> None:
+            user = self._user(user_id)
+            if user is not None and user.password_hash == old:
+                self._tables.users[user.email] = msgspec.structs.replace(user, password_hash=new)
+                bump(self._tables, tx, "people")
+
+        await self._connection.send(replace, writes=True)
 
     async def add_token(
         self,
@@ -56,35 +79,138 @@ class MemoryPeople:
     ) -> Token:
         def add(tx: Tx) -> Token:
             number = len(self._tables.tokens) + 1
-            expires_at = None if seconds is None else tx.now + round(seconds * SECOND)
+            if kind == "signin":
+                self._end(lambda token: token.user_id == user_id and token.kind == "signin")
             token = Token(
-                id=number, digest=digest, user_id=user_id, kind=kind, name=name, role=role, cache=cache, key_id=key_id
+                id=number,
+                digest=digest,
+                user_id=user_id,
+                kind=kind,
+                name=name,
+                role=role,
+                cache=cache,
+                key_id=key_id,
+                created_at=tx.now,
+                expires_at=None if seconds is None else tx.now + round(seconds * SECOND),
             )
-            self._tables.tokens[digest] = msgspec.structs.replace(
-                token, expires_at=expires_at, cache=cache, key_id=key_id
-            )
+            self._tables.tokens[digest] = token
             bump(self._tables, tx, "people")
-            return self._tables.tokens[digest]
+            return token
 
         return await self._connection.send(add, writes=True)
 
     async def token(self, digest: str) -> tuple[Token, User] | None:
         def read(tx: Tx) -> tuple[Token, User] | None:
             token = self._tables.tokens.get(digest)
-            if token is None or not token.active or (token.expires_at is not None and token.expires_at <= tx.now):
+            user = None if token is None or not token.active else self._user(token.user_id)
+            if token is None or user is None or not user.active:
                 return None
-            users = self._tables.users.values()
-            return next(((token, user) for user in users if user.id == token.user_id and user.active), None)
+            if token.expires_at is not None and token.expires_at <= tx.now:
+                raise TokenExpired
+            return token, user
+
+        return await self._connection.send(read, writes=False)
+
+    async def tokens(
+        self, kind: TokenKind, user_id: int | None, *, after_id: int = 0, limit: int = 50
+    ) -> list[tuple[Token, User]]:
+        def read(tx: Tx) -> list[tuple[Token, User]]:
+            users = {user.id: user for user in self._tables.users.values()}
+            return [
+                (token, users[token.user_id])
+                for token in self._tables.tokens.values()
+                if token.kind == kind and token.active and token.id > after_id and user_id in {None, token.user_id}
+                if kind == "api" or (token.expires_at is not None and token.expires_at > tx.now)
+            ][:limit]
 
         return await self._connection.send(read, writes=False)
 
     async def end_token(self, digest: str) -> bool:
-        def end(tx: Tx) -> bool:
-            token = self._tables.tokens.get(digest)
-            if token is None or not token.active:
+        return await self._revoke(lambda token: token.digest == digest)
+
+    async def revoke_token(self, kind: TokenKind, token_id: int, user_id: int | None) -> bool:
+        return await self._revoke(
+            lambda token: (token.kind, token.id) == (kind, token_id) and user_id in {None, token.user_id}
+        )
+
+    async def end_sessions(self, user_id: int) -> int:
+        def end(tx: Tx) -> int:
+            bump(self._tables, tx, "people")
+            return self._end(lambda token: token.user_id == user_id and token.kind != "api")
+
+        return await self._connection.send(end, writes=True)
+
+    async def mark_used(self, times: Mapping[int, int]) -> None:
+        def mark(_: Tx) -> None:
+            for digest, token in self._tables.tokens.items():
+                used_at = max(times.get(token.id, 0), token.last_used_at or 0)
+                self._tables.tokens[digest] = msgspec.structs.replace(token, last_used_at=used_at or None)
+
+        await self._connection.send(mark, writes=True)
+
+    def _user(self, user_id: int) -> User | None:
+        return next((user for user in self._tables.users.values() if user.id == user_id), None)
+
+    def _change(
+        self,
+        tx: Tx,
+        user: User,
+        *,
+        role: Role | None = None,
+        active: bool | None = None,
+        password_hash: str | None = None,
+    ) -> User:
+        role, active = role or user.role, user.active if active is None else active
+        admins = {one.id for one in self._tables.users.values() if one.active and one.role == "admin"}
+        if admins == {user.id} and not (active and role == "admin"):
+            raise Conflict(f"{user.email} is the last active admin.")
+        new_hash = password_hash or user.password_hash
+        if new_hash != user.password_hash or has_fewer_rights(role, user.role) or not active:
+            self._end(lambda token: token.user_id == user.id and token.kind != "api")
+        changed = msgspec.structs.replace(user, role=role, active=active, password_hash=new_hash)
+        self._tables.users[user.email] = changed
+        bump(self._tables, tx, "people")
+        return changed
+
+    async def _revoke(self, is_meant: Callable[[Token], bool]) -> bool:
+        def revoke(tx: Tx) -> bool:
+            if self._end(is_meant) == 0:
                 return False
-            self._tables.tokens[digest] = msgspec.structs.replace(token, active=False)
             bump(self._tables, tx, "people")
             return True
 
-        return await self._connection.send(end, writes=True)
+        return await self._connection.send(revoke, writes=True)
+
+    def _end(self, is_meant: Callable[[Token], bool]) -> int:
+        ended = [token for token in self._tables.tokens.values() if token.active and is_meant(token)]
+        for token in ended:
+            self._tables.tokens[token.digest] = msgspec.structs.replace(token, active=False)
+        return len(ended)
+
+
+class MemorySignIns:
+    """In-memory implementation of `accounts.SignIns`."""
+
+    def __init__(self, tables: Tables, connection: Connection) -> None:
+        self._tables = tables
+        self._connection = connection
+
+    async def begin(self, limits: Sequence[SignInLimit]) -> SignInDenial | None:
+        def begin(tx: Tx) -> SignInDenial | None:
+            counts = self._tables.sign_in_failures
+            denials = (denial_of(limit, counts.get(limit.key, SignInCount()), tx.now) for limit in limits)
+            denial = max((denial for denial in denials if denial), key=lambda denial: denial.seconds, default=None)
+            if denial is None:
+                for limit in limits:
+                    counts[limit.key] = with_attempt(limit, counts.get(limit.key, SignInCount()), tx.now)
+            return denial
+
+        return await self._connection.send(begin, writes=True)
+
+    async def succeed(self, email: SignInLimit, client: SignInLimit) -> None:
+        def succeed(_: Tx) -> None:
+            self._tables.sign_in_failures.pop(email.key, None)
+            if (count := self._tables.sign_in_failures.get(client.key)) is not None:
+                self._tables.sign_in_failures[client.key] = without_attempt(count)
+
+        await self._connection.send(succeed, writes=True)

@@ -29,6 +29,7 @@ from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.models import ModelCache
+from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
@@ -237,6 +238,7 @@ class Process:
                 watcher=JobWatcher(store),  # type: ignore[arg-type]
                 inflight_calls=InflightCalls(),
                 logs=ModelLogWriter(store.model_logs, lambda: clock.wall(world.now)),
+                passwords=PasswordHasher(),
                 background=background,
             ),
             ids=Ids(

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from signoff.core import access
 from signoff.errors import SignoffError
 from simulation.checker import Checker
 from simulation.clock import Clock
@@ -132,7 +133,13 @@ class Simulation:
         waits = any(delivery.state == "due" for delivery in self.tables.deliveries.values())
         return bool(self.tables.unfinished) or waits
 
-    def _new_person(self, kind: Callable[..., Any], number: int, role: str) -> Any:
+    def _new_person(self, kind: Callable[..., Any], number: int, role: access.Role) -> Any:
+        """Return a person, whose token is in the store."""
+        email, digest = f"{role}{number}@example.com", f"digest of {number}"
+        self.tables.users[email] = access.User(id=number, email=email, role=role)
+        self.tables.tokens[digest] = access.Token(
+            id=number, digest=digest, user_id=number, kind="api", name="", role=role
+        )
         return kind(number, role, self.world, self.processes, self.checker)
 
     def _check_log_event(self, _: object, method: str, event: dict[str, Any]) -> Any:

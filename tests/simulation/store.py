@@ -15,7 +15,7 @@ from simulation.deliveries import MemoryDeliveries
 from simulation.jobs import MemoryJobs
 from simulation.library import MemoryLibrary
 from simulation.objects import MemoryUpstreamObjects
-from simulation.people import MemoryPeople
+from simulation.people import MemoryPeople, MemorySignIns
 from simulation.quotas import MemoryQuotas
 from simulation.runs import MemoryRuns
 from simulation.streams import MemoryStreams
@@ -34,6 +34,7 @@ class MemoryStore:
         self.objects = MemoryUpstreamObjects(tables, connection)
         self.deliveries = MemoryDeliveries(tables, connection)
         self.people = MemoryPeople(tables, connection)
+        self.sign_ins = MemorySignIns(tables, connection)
         self.catalog = MemoryCatalog(tables, connection)
         self.usage = MemoryUsageRecords(tables, connection)
         self.library = MemoryLibrary(tables, connection)

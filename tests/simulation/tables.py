@@ -23,6 +23,7 @@ from signoff.core.model import Model
 from signoff.core.pipelines.composed import LibraryItem
 from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
+from signoff.core.sign_in import SignInCount
 from signoff.core.stream import Stream
 from signoff.store import Listener, Topic, TransitionRequest
 from signoff.stores.calls import event_of_call, job_of_call
@@ -135,6 +136,7 @@ class Tables:
         self.by_client_id: dict[Key, Job] = {}
         self.users: dict[str, User] = {}
         self.tokens: dict[str, Token] = {}
+        self.sign_in_failures: dict[str, SignInCount] = {}
         self.models: dict[str, Model] = {}
         self.prices: dict[tuple[str, int], Price] = {}
         self.purged_jobs: list[Job] = []

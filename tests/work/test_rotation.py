@@ -34,7 +34,7 @@ from signoff.infra.vault import (
 )
 from signoff.server.bootstrap import open_services
 from signoff.settings import Settings
-from signoff.stores.secrets import encryption_keys
+from signoff.stores.schema import encryption_keys
 from signoff.work.admin.people import create_user
 from signoff.work.admin.rotation import RotationResult, rotate_secrets
 from signoff.work.services import Services

@@ -1,17 +1,33 @@
-"""`signoff user` and `signoff token`: users, sign-in links and tokens."""
+"""`signoff user`, `signoff token` and `signoff session`: users, sign-in links, tokens and sessions."""
 
 import sys
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
-from signoff.commands.terminal import ALWAYS_OR_NEVER, address_of, choice, out, run, stop
-from signoff.core.access import ROLES, User
+from signoff.commands.terminal import ALWAYS_OR_NEVER, OPERATOR, address_of, choice, out, printable, run, stop
+from signoff.core.access import ROLES, Token, TokenKind, User
+from signoff.core.wire import format_time
 from signoff.settings import load
-from signoff.work.admin.people import create_token, create_user, sign_in_link
+from signoff.work.admin.issue import MAX_DAYS
+from signoff.work.admin.people import (
+    DAY_SECONDS,
+    UserChange,
+    change_user,
+    create_token,
+    create_user,
+    end_sessions,
+    revoke_token,
+    sign_in_link,
+    user_with_email,
+)
 from signoff.work.services import Services
 
+PAGE = 1000
 users, tokens = typer.Typer(help="Manage users."), typer.Typer(help="Manage tokens.")
+sessions = typer.Typer(help="Manage sessions.")
+ListedEmail = Annotated[str | None, typer.Argument(metavar="[EMAIL]", help="Only those of this user.")]
 NewRole = Annotated[str | None, typer.Option(help=" | ".join(ROLES))]
 
 
@@ -22,7 +38,7 @@ def user_create(
     *,
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
 ) -> None:
-    """Create a user, or change the options that are given."""
+    """Create a user, or change the options that are given. A new password or a smaller role ends all sessions."""
     new_role = choice("role", role, ROLES)
     password = sys.stdin.readline().rstrip("\n") if password_stdin else None
 
@@ -31,19 +47,51 @@ def user_create(
         return await create_user(services, email, new_role or (existing.role if existing else "user"), password)
 
     user = run(load(), create)
-    out.print(f"{user.email} is a {user.role}.")
+    out.print(f"{user.email} is a {user.role}{'' if user.active else ', and disabled'}.")
+
+
+@users.command("list")
+def user_list() -> None:
+    """List all users."""
+
+    async def list_users(services: Services) -> list[User]:
+        return await services.store.people.users()
+
+    table = Table("id", "email", "role", "state", "password")
+    for user in run(load(), list_users):
+        has_password = "" if user.password_hash is None else "yes"
+        table.add_row(str(user.id), user.email, user.role, "active" if user.active else "disabled", has_password)
+    out.print(table)
+
+
+@users.command("disable")
+def user_disable(email: str) -> None:
+    """Refuse all tokens of a user, and end all sessions; running servers do so within a second."""
+    _set_active(email, active=False)
+
+
+@users.command("enable")
+def user_enable(email: str) -> None:
+    """Accept the tokens of a user again; sessions stay ended."""
+    _set_active(email, active=True)
+
+
+def _set_active(email: str, *, active: bool) -> None:
+    async def change(services: Services) -> User:
+        user = await user_with_email(services, email)
+        return await change_user(services, OPERATOR, user.id, UserChange(active=active))
+
+    user = run(load(), change)
+    out.print(f"{user.email} is {'active' if user.active else 'disabled'}.")
 
 
 @users.command("link")
 def user_link(email: str) -> None:
-    """Print a link that signs the user in, once and within a day."""
+    """Print a link that signs the user in, once and within a day. It ends the user's former links."""
     settings = load()
 
     async def link(services: Services) -> str:
-        user = await services.store.people.user(email)
-        if user is None:
-            stop(f"No user has the e-mail address {email}; create one with: signoff user create {email}")
-        return await sign_in_link(services, user)
+        return await sign_in_link(services, await user_with_email(services, email))
 
     out.print(address_of(settings.host, settings.port) + run(settings, link))
 
@@ -55,15 +103,75 @@ def token_create(
     name: Annotated[str, typer.Option(help="Description of what the token is for.")] = "",
     cache: Annotated[str | None, typer.Option(help="always | never; default: as each request.")] = None,
     key: Annotated[int | None, typer.Option(help="Id of the upstream key for all requests with this token.")] = None,
+    days: Annotated[float | None, typer.Option(help="Days until the token expires; default: never.")] = None,
     *,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the token.")] = False,
 ) -> None:
     """Create a token, and the user if there is none. The token is shown only once."""
     new_role, cache_rule = choice("role", role, ROLES), choice("cache", cache, ALWAYS_OR_NEVER)
+    if days is not None and not 0 < days <= MAX_DAYS:
+        stop(f"--days must be above 0 and at most {MAX_DAYS} (got {days}).")
+    seconds = None if days is None else days * DAY_SECONDS
 
     async def create(services: Services) -> str:
         user = await services.store.people.user(email) or await create_user(services, email, new_role or "user")
-        return await create_token(services, user, role=new_role, name=name, cache=cache_rule, key_id=key)
+        return await create_token(
+            services, user, role=new_role, name=name, seconds=seconds, cache=cache_rule, key_id=key
+        )
 
     token = run(load(), create)
     out.print(token if quiet else f"{token}\n\nThe token is not shown again.")
+
+
+@tokens.command("list")
+def token_list(email: ListedEmail = None) -> None:
+    """List the tokens that are not revoked, with their last use to the minute."""
+    _print_tokens("api", email)
+
+
+@tokens.command("revoke")
+def token_revoke(
+    token_ids: Annotated[list[int], typer.Argument(metavar="ID...", help="Ids of `signoff token list`.")],
+) -> None:
+    """Revoke tokens; running servers refuse them within a second."""
+
+    async def revoke(services: Services) -> None:
+        for token_id in token_ids:
+            await revoke_token(services, OPERATOR, "api", token_id)
+
+    run(load(), revoke)
+    out.print(f"Revoked: {', '.join(map(str, token_ids))}.")
+
+
+@sessions.command("list")
+def session_list(email: ListedEmail = None) -> None:
+    """List the sessions that have not ended."""
+    _print_tokens("session", email)
+
+
+@sessions.command("revoke")
+def session_revoke(email: str) -> None:
+    """End all sessions and sign-in links of a user; running servers refuse them within a second."""
+
+    async def end(services: Services) -> int:
+        user = await user_with_email(services, email)
+        return await end_sessions(services, OPERATOR, user.id)
+
+    out.print(f"Ended sessions and sign-in links of {email}: {run(load(), end)}.")
+
+
+def _print_tokens(kind: TokenKind, email: str | None) -> None:
+    async def list_all(services: Services) -> list[tuple[Token, User]]:
+        user_id = None if email is None else (await user_with_email(services, email)).id
+        listed, after_id = list[tuple[Token, User]](), 0
+        while page := await services.store.people.tokens(kind, user_id, after_id=after_id, limit=PAGE):
+            listed += page
+            after_id = page[-1][0].id
+        return listed
+
+    table = Table("id", "email", "name", "role", "created", "expires", "last used")
+    for token, user in run(load(), list_all):
+        times = (token.created_at, token.expires_at, token.last_used_at)
+        texts = ("" if at is None else format_time(at)[:16].replace("T", " ") for at in times)
+        table.add_row(str(token.id), user.email, printable(token.name), token.role, *texts)
+    out.print(table)

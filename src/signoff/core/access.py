@@ -46,6 +46,10 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     """Cache rule of its requests; the rule of a model wins over it, and None leaves the choice to the door."""
     key_id: int | None = None
     """Upstream key for its requests that name none; None stands for the key of the model."""
+    created_at: int = 0
+    """Microseconds since 1970, UTC."""
+    last_used_at: int | None = None
+    """Microseconds since 1970, UTC, of the last use, to the minute; None if it was never used."""
 
 
 class UpstreamKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +79,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Cache rule of the token."""
     key_id: int | None = None
     """Upstream key of the token."""
+    kind: TokenKind = "api"
+    """Kind of the token."""
 
     @property
     def actor(self) -> str:
@@ -108,6 +114,16 @@ def may_remove(caller: Caller, key: UpstreamKey) -> bool:
     return key.user_id is not None and (caller.role == "admin" or key.user_id == caller.user_id)
 
 
+def may_manage(caller: Caller, user_id: int) -> bool:
+    """Return True if `caller` may list and revoke the tokens and sessions of the user `user_id`."""
+    return caller.role == "admin" or (caller.user_id == user_id and caller.user_id > 0)
+
+
+def has_fewer_rights(role: Role, than: Role) -> bool:
+    """Return True if `role` allows less than the role `than`."""
+    return ROLES.index(role) > ROLES.index(than)
+
+
 def lower_role(one: Role, other: Role) -> Role:
     """Return the role with fewer rights, since a token never exceeds its user."""
-    return one if ROLES.index(one) > ROLES.index(other) else other
+    return one if has_fewer_rights(one, other) else other

@@ -3,7 +3,6 @@
 import contextlib
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qs
 
 import msgspec
 from litestar import MediaType, Response, Router, get, post
@@ -17,10 +16,11 @@ from signoff.core.binary import describe_binary
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Job, Verdict
 from signoff.core.wire import format_time
-from signoff.doors.callers import caller_of
+from signoff.doors.callers import caller_of, check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
-from signoff.doors.http import INTS, header, parse_digits, scheme_of
-from signoff.errors import BadRequest, Unauthorized
+from signoff.doors.http import INTS, header, parse_digits, parse_form, scheme_of
+from signoff.doors.session import end_session
+from signoff.errors import BadRequest, LimitReached, Unauthorized
 from signoff.work.admin.registry import all_models
 from signoff.work.jobs.query import count_jobs, get_job, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide
@@ -29,6 +29,11 @@ from signoff.work.services import Services
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_LISTED = 10
 VERDICTS: dict[str, Verdict] = {"approve": "approve", "redo": "redo", "reject": "reject"}
+SIGN_IN_ERRORS = {
+    BadRequest.code: "Fill in the e-mail address and the password.",
+    LimitReached.code: "There were too many sign-ins.",
+    Unauthorized.code: "The e-mail address or the password is wrong.",
+}
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "x-content-type-options": "nosniff",
@@ -65,7 +70,7 @@ async def show_home(request: AnyRequest, services: InjectedServices, door_settin
     caller: Caller | None = None
     with contextlib.suppress(Unauthorized):
         caller = await caller_of(services, door_settings, scope_of(request))
-    context: dict[str, Any] = {"address": address, "caller": caller}
+    context: dict[str, Any] = {"address": address, "caller": caller, "error": _sign_in_error(request)}
     if caller is not None:
         context |= await _jobs_and_models(services, caller)
     return Template("home.html", context=context, headers=SECURITY_HEADERS)
@@ -74,7 +79,7 @@ async def show_home(request: AnyRequest, services: InjectedServices, door_settin
 @post("/dashboard/decide", include_in_schema=False, status_code=303)
 async def post_verdict(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Response[str]:
     """Apply a verdict from the page's form, and redirect to the page."""
-    form = _parse_form(await request.body())
+    form = parse_form(await request.body(), dict[str, str], "verdict")
     verdict, round_ = VERDICTS.get(form.get("verdict", "")), parse_digits(form.get("round"))
     if verdict is None or round_ is None or round_ >= INTS:
         raise BadRequest("The form needs a valid `verdict` and `round`; reload the page and try again.")
@@ -87,11 +92,19 @@ async def post_verdict(request: AnyRequest, services: InjectedServices, caller: 
     return Response("", status_code=303, headers={"location": "/"})
 
 
-def _parse_form(body: bytes) -> dict[str, str]:
-    try:
-        return {name: values[0] for name, values in parse_qs(body.decode(), errors="strict").items()}
-    except ValueError as error:
-        raise BadRequest(f"The form is not URL-encoded UTF-8: {error}.") from None
+@post("/dashboard/sign-out", include_in_schema=False, status_code=303)
+async def post_sign_out(request: AnyRequest, services: InjectedServices) -> Response[str]:
+    """End the session, also one that is over already, and redirect to the page."""
+    check_same_site(scope_of(request))
+    response = await end_session(request, services)
+    return Response("", status_code=303, headers=response.headers | {"location": "/"})
+
+
+def _sign_in_error(request: AnyRequest) -> str | None:
+    """Return the text for the error of a sign-in; None if there is none. No part of the query is shown as it is."""
+    text = SIGN_IN_ERRORS.get(request.query_params.get("error", ""))
+    seconds = parse_digits(request.query_params.get("retry_after"))
+    return text if text is None or seconds is None else f"{text} You can try again in {min(seconds, INTS)} seconds."
 
 
 async def _jobs_and_models(services: Services, caller: Caller) -> dict[str, Any]:
@@ -145,5 +158,5 @@ def _answer(job: Job) -> str:
     return (job.response.decode(errors="replace") if text is None else text).replace("\r\n", "\n")
 
 
-router = Router("/", route_handlers=[show_home, post_verdict])
+router = Router("/", route_handlers=[show_home, post_verdict, post_sign_out])
 static = create_static_files_router("/static", directories=[Path(__file__).parent / "static"], include_in_schema=False)

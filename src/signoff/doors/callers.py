@@ -30,7 +30,7 @@ async def caller_of(services: Services, door_settings: DoorSettings, scope: Scop
             raise Unauthorized
         return await identify(services, token.strip())
     if sessions and (session := session_of(scope)) is not None:
-        _check_same_site(scope)
+        check_same_site(scope)
         return await identify(services, session, "session")
     if door_settings.anonymous_role is not None:
         return Caller(user_id=0, token_id=0, role=door_settings.anonymous_role, email="anonymous")
@@ -54,10 +54,11 @@ def session_cookie(scope: Scope, token: str, seconds: float) -> Header:
     return (b"set-cookie", text.encode())
 
 
-def _check_same_site(scope: Scope) -> None:
-    """Raise Forbidden if a request that changes something comes from another site.
+def check_same_site(scope: Scope) -> None:
+    """Raise Forbidden if a request that changes something, with a session or to begin one, comes from another site.
 
-    Browsers send a session's cookie with forged requests too. This is OWASP's "Fetch Metadata" defence, with the Origin
+    Browsers send a session's cookie with forged requests too, and a forged sign-in would begin a session of somebody
+    else, to whom the user's requests would belong. This is OWASP's "Fetch Metadata" defence, with the Origin
     header for browsers that do not send fetch metadata.
     """
     if scope["method"] in SAFE_METHODS:
@@ -68,7 +69,7 @@ def _check_same_site(scope: Scope) -> None:
         site in {"same-origin", "none"} if site else origin is None or urlsplit(origin).netloc == header(scope, b"host")
     )
     if not is_same_site:
-        raise Forbidden("A session cookie must not be used from another site; send a bearer token instead.")
+        raise Forbidden("A session must not be used or begun from another site; send a bearer token instead.")
 
 
 def takes_commands(door_settings: DoorSettings, scope: Scope) -> bool:

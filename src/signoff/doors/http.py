@@ -4,6 +4,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import Any, TypeVar
+from urllib.parse import parse_qs
 
 import msgspec
 import structlog
@@ -144,6 +145,14 @@ def scheme_of(scope: Scope) -> str:
     return scheme
 
 
+def client_of(scope: Scope) -> str:
+    """Return the address of the client; an empty text if it is unknown.
+
+    It is that of the connection, or a forwarded one if uvicorn was told to trust the proxy (`FORWARDED_ALLOW_IPS`).
+    """
+    return (scope.get("client") or ("",))[0]
+
+
 def parse_digits(text: str | None) -> int | None:
     """Return the number that `text` is in ASCII digits, at most BIGINTS; None for anything else."""
     text = (text or "").strip()
@@ -261,3 +270,14 @@ def parse_json(body: bytes, kind: type[T], what: str) -> T:
         raise BadRequest(f"The body is not a valid {what}: {error}.") from None
     except (ValueError, RecursionError) as error:
         raise BadBody(f"The body is not valid JSON: {error}.") from None
+
+
+def parse_form(body: bytes, kind: type[T], what: str) -> T:
+    """Return the URL-encoded fields of an HTML form as a `kind`; of a repeated field, the first. Raises BadRequest."""
+    try:
+        fields = {name: values[0] for name, values in parse_qs(body.decode(), errors="strict").items()}
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"The form is not a valid {what}: {error}.") from None
+    except ValueError as error:
+        raise BadRequest(f"The form is not URL-encoded UTF-8: {error}.") from None

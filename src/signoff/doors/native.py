@@ -21,7 +21,7 @@ from signoff.core.wire import format_time, job_as_json, parse_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
 from signoff.doors.http import Reply, cache_control_of, header, parse_digits, parse_json
 from signoff.doors.queue import QueueRequest, answer_in_litestar
-from signoff.errors import BadRequest
+from signoff.errors import BadRequest, JobNotFound, Unauthorized
 from signoff.work.jobs.cancel import cancel
 from signoff.work.jobs.query import count_jobs, follow_events, get_job, list_events, list_jobs, wait_for_end
 from signoff.work.jobs.retry import retry_job
@@ -187,14 +187,18 @@ def _call_json(entry: LoggedCall) -> dict[str, Any]:
 
 
 async def _sse_events(pages: AsyncGenerator[list[Event]]) -> AsyncGenerator[bytes]:
-    """Yield server-sent events for the events in `pages`, and a comment for an empty page."""
-    async with contextlib.aclosing(pages):
-        async for page in pages:
-            for event in page:
-                head = f"id: {event.seq}\nevent: {event.verb}\n".encode()
-                yield head + sse.event(msgspec.json.encode(event))
-            if not page:
-                yield sse.comment(b"nothing new")
+    """Yield server-sent events for the events in `pages`, and a comment for an empty page.
+
+    The stream ends when its caller loses the right to see the job; a new request gets the reason.
+    """
+    with contextlib.suppress(Unauthorized, JobNotFound):
+        async with contextlib.aclosing(pages):
+            async for page in pages:
+                for event in page:
+                    head = f"id: {event.seq}\nevent: {event.verb}\n".encode()
+                    yield head + sse.event(msgspec.json.encode(event))
+                if not page:
+                    yield sse.comment(b"nothing new")
 
 
 def _webhook(deliver: DeliverTo) -> WebhookTarget:

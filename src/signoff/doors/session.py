@@ -1,32 +1,51 @@
 """Sessions: signing in with a password or a one-time link, and signing out."""
 
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import msgspec
 from litestar import MediaType, Response, Router, delete, get, post
 from litestar.params import FromPath
 
-from signoff.doors.callers import caller_of, session_cookie, session_of
+from signoff.doors.callers import caller_of, check_same_site, session_cookie, session_of
 from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
-from signoff.doors.http import parse_json
-from signoff.work.admin.people import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
+from signoff.doors.errors import error_headers
+from signoff.doors.http import client_of, header, parse_form, parse_json
+from signoff.errors import BadRequest, LimitReached, SignoffError, Unauthorized
+from signoff.work.admin.people import MAX_EMAIL_LENGTH, MAX_PASSWORD_LENGTH
+from signoff.work.admin.sign_in import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
+
+FORM = "application/x-www-form-urlencoded"
 
 
 class SignIn(msgspec.Struct, frozen=True):
     """Body of `POST /api/session`."""
 
-    email: str
+    email: Annotated[str, msgspec.Meta(max_length=MAX_EMAIL_LENGTH)]
     """E-mail address of the user."""
-    password: str
+    password: Annotated[str, msgspec.Meta(max_length=MAX_PASSWORD_LENGTH)]
     """Password of the user."""
 
 
 @post("/api/session", status_code=200, summary="Sign in")
-async def post_session(request: AnyRequest, services: InjectedServices) -> Response[dict[str, str]]:
-    """Sign in with an e-mail address and a password, and set the session's cookie."""
-    credentials = parse_json(await request.body(), SignIn, "sign-in")
-    token = await sign_in(services, credentials.email, credentials.password)
-    return _with_session(request, {"status": "success"}, token, SESSION_SECONDS)
+async def post_session(request: AnyRequest, services: InjectedServices) -> Response[Any]:
+    """Sign in with an e-mail address and a password, and set the session's cookie.
+
+    The form of the start page gets a redirect to that page, also after an error.
+    """
+    scope, body = scope_of(request), await request.body()
+    check_same_site(scope)
+    # `curl -d` sends JSON under the type of forms.
+    if not (header(scope, b"content-type") or "").startswith(FORM) or body.lstrip().startswith(b"{"):
+        credentials = parse_json(body, SignIn, "sign-in")
+        token = await sign_in(services, credentials.email, credentials.password, client_of(scope))
+        return _with_session(request, {"status": "success"}, token, SESSION_SECONDS)
+    try:
+        form = parse_form(body, SignIn, "sign-in")
+        token = await sign_in(services, form.email, form.password, client_of(scope))
+    except (BadRequest, LimitReached, Unauthorized) as error:
+        return _redirect({"location": _address_of(error)})
+    return _redirect(_with_session(request, "", token, SESSION_SECONDS).headers)
 
 
 @delete("/api/session", status_code=200, summary="Sign out")
@@ -35,6 +54,11 @@ async def delete_session(
 ) -> Response[dict[str, str]]:
     """End the session and delete its cookie."""
     await caller_of(services, door_settings, scope_of(request))
+    return await end_session(request, services)
+
+
+async def end_session(request: AnyRequest, services: InjectedServices) -> Response[dict[str, str]]:
+    """End the session of the request's cookie, if it has one, and return the response that deletes the cookie."""
     if (token := session_of(scope_of(request))) is not None:
         await sign_out(services, token)
     return _with_session(request, {"status": "success"}, "", 0)
@@ -44,8 +68,18 @@ async def delete_session(
 async def get_sign_in_link(request: AnyRequest, services: InjectedServices, code: FromPath[str]) -> Response[str]:
     """Sign in with the one-time code of a link, and redirect to the first page."""
     session = await sign_in_with_link(services, code)
-    response = _with_session(request, "", session, SESSION_SECONDS)
-    return Response("", status_code=303, headers=response.headers | {"location": "/"}, media_type=MediaType.HTML)
+    return _redirect(_with_session(request, "", session, SESSION_SECONDS).headers)
+
+
+def _redirect(headers: dict[str, Any]) -> Response[str]:
+    """Return a redirect, by default to the start page."""
+    return Response("", status_code=303, headers={"location": "/"} | headers, media_type=MediaType.HTML)
+
+
+def _address_of(error: SignoffError) -> str:
+    """Return the address of the start page with this error, of which it shows texts of its own only."""
+    seconds = error_headers(error).get("retry-after")
+    return "/?" + urlencode({"error": error.code} | ({} if seconds is None else {"retry_after": seconds}))
 
 
 def _with_session(request: AnyRequest, body: Any, token: str, seconds: float) -> Response[Any]:

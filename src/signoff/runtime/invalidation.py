@@ -2,22 +2,31 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 
 from signoff.store import Store, Topic
 
 POLL_SECONDS = 0.5
+MAX_AGE_SECONDS = 5.0
 log = structlog.get_logger()
 
 
 class Invalidation:
-    """Caller of `invalidate[topic]` after each change: at once, or within POLL_SECONDS if the notification is lost."""
+    """Caller of `invalidate[topic]` after each change: at once, or within POLL_SECONDS if the notification is lost.
 
-    def __init__(self, store: Store, invalidate: Mapping[str, Callable[[], None]]) -> None:
+    It also calls those of the topics `expiring` every MAX_AGE_SECONDS, because an operator may change rows by hand; but
+    not while the store is unavailable, so that copies serve until it is back.
+    """
+
+    def __init__(
+        self, store: Store, invalidate: Mapping[str, Callable[[], None]], *, expiring: Collection[str] = ()
+    ) -> None:
         self._store = store
         self._invalidate = invalidate
+        self._expiring = expiring
+        self._expire_at = 0.0
         self._versions: dict[str, int] = {}
         self._changed = asyncio.Event()
 
@@ -47,3 +56,11 @@ class Invalidation:
             if self._versions.get(topic) != version and topic in self._invalidate:
                 self._invalidate[topic]()
         self._versions = versions
+        self._expire()
+
+    def _expire(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._expire_at:
+            self._expire_at = now + MAX_AGE_SECONDS
+            for topic in self._expiring:
+                self._invalidate[topic]()

@@ -44,6 +44,7 @@ from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.models import ModelCache
+from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
@@ -95,6 +96,7 @@ async def open_services(
         await services.adapters.broker.close()
         await services.caches.responses.close()
         await services.store.close()
+        services.runtime.passwords.close()
 
 
 async def _check_key(services: Services, settings: Settings, *, had_key_file: bool) -> None:
@@ -170,6 +172,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
             watcher=JobWatcher(store),
             inflight_calls=InflightCalls(),
             logs=logs,
+            passwords=PasswordHasher(),
             background=background,
         ),
         ids=Ids(

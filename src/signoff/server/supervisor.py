@@ -47,7 +47,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         "compositions": services.caches.library.invalidate,
         "functions": services.caches.functions.invalidate,
     }
-    invalidation = Invalidation(services.store, invalidate)
+    invalidation = Invalidation(services.store, invalidate, expiring=["people"])
     workers = [worker, *dispatchers] if concurrency else []
     consumers = [consumer] if concurrency else []
     for listener in (services.runtime.watcher, services.runtime.leases, invalidation, *workers):
@@ -59,6 +59,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         invalidation.run(),
         run_sweeper(services),
         services.runtime.logs.run(),
+        services.caches.callers.run(),
         services.runtime.inflight_calls.persist_slow(
             lambda inflight: persist(services, inflight), after_seconds=services.rules.log_after_seconds
         ),

@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from signoff.stores.schema import metadata
+from signoff.stores.metadata import metadata
 
 # Parts of answers, such as the items of a response. The object of the answer itself is in `jobs` or `calls`.
 created_objects = sa.Table(

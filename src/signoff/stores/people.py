@@ -1,19 +1,25 @@
 """Users and their tokens, in SQL."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from signoff.core.access import Role, Token, TokenKind, User
+from signoff.core.access import Role, Token, TokenKind, User, has_fewer_rights
 from signoff.core.cache import CacheRule
+from signoff.errors import Conflict, TokenExpired
 from signoff.stores.database import Database
-from signoff.stores.schema import tokens, users
-from signoff.stores.versions import bump, change
+from signoff.stores.people_schema import tokens, users
+from signoff.stores.versions import bump, change, lock
 from signoff.stores.writer import Tx
 
+LAST_ADMIN = "{email} is the last active admin; make another user an admin first."
 _USER = tuple(users.c)
-_TOKEN = tuple(column for column in tokens.c if column.name != "created_at")
+_TOKEN = tuple(tokens.c)
+_OF_SIGN_IN = tokens.c.kind.in_(["signin", "session"])
+# As the partial index has it: SQLAlchemy would compare with 1 on SQLite, and SQLite would not use the index.
+_IN_INDEX = sa.text("tokens.active")
 
 
 class SqlPeople:
@@ -28,9 +34,9 @@ class SqlPeople:
         row = await self._database.read(lambda conn, _: conn.execute(query).mappings().one_or_none())
         return User(**row) if row else None
 
-    async def users(self) -> list[User]:
+    async def users(self, *, after_id: int = 0, limit: int | None = None) -> list[User]:
         """See `accounts.People`."""
-        query = sa.select(*_USER).order_by(users.c.id)
+        query = sa.select(*_USER).where(users.c.id > after_id).order_by(users.c.id).limit(limit)
         rows = await self._database.read(lambda conn, _: conn.execute(query).mappings().all())
         return [User(**row) for row in rows]
 
@@ -48,23 +54,38 @@ class SqlPeople:
 
     async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
         """See `accounts.People`."""
-        values: dict[str, Any] = {"role": role, "active": True}
-        if password_hash is not None:
-            values["password_hash"] = password_hash
 
         def put(tx: Tx) -> User:
+            lock(tx, "people")
+            query = sa.select(*_USER).where(users.c.email == email.lower())
+            row = tx.conn.execute(query).mappings().one_or_none()
+            if row is not None:
+                return _change(tx, User(**row), role=role, password_hash=password_hash)
+            values = {"email": email.lower(), "role": role, "password_hash": password_hash, "active": True}
+            user = User(**tx.conn.execute(sa.insert(users).values(values).returning(*_USER)).mappings().one())
             bump(tx, "people")
-            update = sa.update(users).where(users.c.email == email.lower()).values(values).returning(*_USER)
-            row = tx.conn.execute(update).mappings().one_or_none()
-            if row is None:
-                insert = sa.insert(users).values(email=email.lower(), **values).returning(*_USER)
-                row = tx.conn.execute(insert).mappings().one()
-            return User(**row)
+            return user
 
         try:
             return await self._database.write(put)
         except IntegrityError:  # another process inserted the user at the same time: now there is a row to update
             return await self._database.write(put)
+
+    async def change_user(self, user_id: int, *, role: Role | None = None, active: bool | None = None) -> User | None:
+        """See `accounts.People`."""
+
+        def apply(tx: Tx) -> User | None:
+            lock(tx, "people")
+            row = tx.conn.execute(sa.select(*_USER).where(users.c.id == user_id)).mappings().one_or_none()
+            return None if row is None else _change(tx, User(**row), role=role, active=active)
+
+        return await self._database.write(apply)
+
+    async def replace_password_hash(self, user_id: int, old: str, new: str) -> None:
+        """See `accounts.People`."""
+        is_unchanged = (users.c.id == user_id, users.c.password_hash == old)
+        update = sa.update(users).where(*is_unchanged).values(password_hash=new)
+        await self._database.write(lambda tx: change(tx, "people", update))
 
     async def add_token(  # noqa: PLR0913 -- one parameter for each attribute of a token
         self,
@@ -82,6 +103,7 @@ class SqlPeople:
 
         def add(tx: Tx) -> Token:
             bump(tx, "people")
+            _end(tx, user_id, tokens.c.kind == "signin" if kind == "signin" else tokens.c.expires_at <= tx.now)
             values: dict[str, Any] = {"user_id": user_id, "kind": kind, "name": name, "role": role, "active": True}
             values["cache"] = cache
             values["key_id"] = key_id
@@ -97,15 +119,100 @@ class SqlPeople:
 
         def read(conn: sa.Connection, now: Any) -> tuple[Token, User] | None:
             row = conn.execute(query).mappings().one_or_none()
-            if row is None or (row["expires_at"] is not None and row["expires_at"] <= now()):
+            if row is None:
                 return None
             owner = sa.select(*_USER).where(users.c.id == row["user_id"], users.c.active)
             user = conn.execute(owner).mappings().one_or_none()
+            if user is not None and row["expires_at"] is not None and row["expires_at"] <= now():
+                raise TokenExpired
             return (Token(**row), User(**user)) if user else None
 
         return await self._database.read(read)
+
+    async def tokens(
+        self, kind: TokenKind, user_id: int | None, *, after_id: int = 0, limit: int = 50
+    ) -> list[tuple[Token, User]]:
+        """See `accounts.People`."""
+        query = page_of_tokens(kind, user_id, after_id).limit(limit)
+
+        def read(conn: sa.Connection, now: Any) -> list[Any]:
+            page = query if kind == "api" else query.where(tokens.c.expires_at > now())
+            return [*conn.execute(page).mappings()]
+
+        return [(_of_row(Token, "token_", row), _of_row(User, "user_", row)) for row in await self._database.read(read)]
 
     async def end_token(self, digest: str) -> bool:
         """See `accounts.People`."""
         update = sa.update(tokens).where(tokens.c.digest == digest, tokens.c.active).values(active=False)
         return await self._database.write(lambda tx: change(tx, "people", update))
+
+    async def revoke_token(self, kind: TokenKind, token_id: int, user_id: int | None) -> bool:
+        """See `accounts.People`."""
+        update = sa.update(tokens).where(tokens.c.id == token_id, tokens.c.kind == kind, tokens.c.active)
+        if user_id is not None:
+            update = update.where(tokens.c.user_id == user_id)
+        return await self._database.write(lambda tx: change(tx, "people", update.values(active=False)))
+
+    async def end_sessions(self, user_id: int) -> int:
+        """See `accounts.People`."""
+
+        def end(tx: Tx) -> int:
+            bump(tx, "people")
+            return _end(tx, user_id)
+
+        return await self._database.write(end)
+
+    async def mark_used(self, times: Mapping[int, int]) -> None:
+        """See `accounts.People`."""
+
+        def mark(tx: Tx) -> None:
+            for token_id in sorted(times):  # in one order, so that processes do not block each other
+                is_later = tokens.c.last_used_at.is_(None) | (tokens.c.last_used_at < times[token_id])
+                update = sa.update(tokens).where(tokens.c.id == token_id, is_later)
+                tx.conn.execute(update.values(last_used_at=times[token_id]))
+
+        await self._database.write(mark)
+
+
+def page_of_tokens(kind: TokenKind, user_id: int | None, after_id: int) -> sa.Select[Any]:
+    """Return the query of active tokens and their users, in the order of their ids."""
+    columns = [column.label(f"user_{column.name}") for column in _USER]
+    query = sa.select(*(column.label(f"token_{column.name}") for column in _TOKEN), *columns)
+    query = query.join(users, users.c.id == tokens.c.user_id).order_by(tokens.c.id)
+    query = query.where(tokens.c.kind == kind, _IN_INDEX, tokens.c.id > after_id)
+    return query if user_id is None else query.where(tokens.c.user_id == user_id)
+
+
+def _of_row(kind: type[Any], prefix: str, row: Mapping[str, Any]) -> Any:
+    return kind(**{name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)})
+
+
+def _change(
+    tx: Tx, user: User, *, role: Role | None = None, active: bool | None = None, password_hash: str | None = None
+) -> User:
+    """Change what is not None, and end the sessions that rest on what the user loses. Raises Conflict."""
+    role, active = role or user.role, user.active if active is None else active
+    _check_admin_is_left(tx, user, is_admin=active and role == "admin")
+    values = {"role": role, "active": active, "password_hash": password_hash or user.password_hash}
+    update = sa.update(users).where(users.c.id == user.id).values(values).returning(*_USER)
+    changed = User(**tx.conn.execute(update).mappings().one())
+    has_new_password = password_hash is not None and password_hash != user.password_hash
+    if has_new_password or has_fewer_rights(role, user.role) or not active:
+        _end(tx, user.id)
+    bump(tx, "people")
+    return changed
+
+
+def _check_admin_is_left(tx: Tx, user: User, *, is_admin: bool) -> None:
+    """Raise Conflict if `user` is the last active admin and will not be one."""
+    if is_admin or not user.active or user.role != "admin":
+        return
+    others = sa.select(users.c.id).where(users.c.role == "admin", users.c.active, users.c.id != user.id).limit(1)
+    if tx.conn.execute(others).one_or_none() is None:
+        raise Conflict(LAST_ADMIN.format(email=user.email))
+
+
+def _end(tx: Tx, user_id: int, *conditions: sa.ColumnElement[bool]) -> int:
+    """Deactivate sessions and sign-in links of a user, those that meet the conditions; return their number."""
+    update = sa.update(tokens).where(tokens.c.user_id == user_id, _OF_SIGN_IN, tokens.c.active, *conditions)
+    return tx.conn.execute(update.values(active=False)).rowcount

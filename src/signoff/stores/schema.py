@@ -15,16 +15,8 @@ from signoff.core.policy import Policy
 from signoff.core.stream import Stream
 from signoff.core.usage import UsageTotals
 from signoff.stores.json_column import JsonColumn
-
-metadata = sa.MetaData()
-
-
-def _partial_index(
-    name: str, *columns: sa.ColumnElement[Any], where: sa.ColumnElement[bool], unique: bool = False
-) -> None:
-    """Add an index of the rows for which `where` holds."""
-    sa.Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
-
+from signoff.stores.metadata import metadata, partial_index
+from signoff.stores.people_schema import users
 
 jobs = sa.Table(
     "jobs",
@@ -95,20 +87,20 @@ _DECIDED, _LIMITED = jobs.c.release_at.is_not(None), jobs.c.review_deadline.is_n
 _ENDED = jobs.c.status.in_([sa.literal_column("'fail'"), sa.literal_column("'success'")])
 
 _TURN = (jobs.c.lane, jobs.c.priority, jobs.c.user_id, jobs.c.due_at, jobs.c.id, jobs.c.model)
-_partial_index("jobs_to_claim", *_TURN, where=IS_WAITING)
-_partial_index("jobs_leased", jobs.c.status, jobs.c.lease_until, where=_LEASED)
-_partial_index("jobs_decided", jobs.c.status, jobs.c.release_at, where=_DECIDED)
-_partial_index("jobs_limited", jobs.c.status, jobs.c.review_deadline, where=_LIMITED)
-_partial_index("jobs_ended", jobs.c.status, jobs.c.updated_at, where=_ENDED)
+partial_index("jobs_to_claim", *_TURN, where=IS_WAITING)
+partial_index("jobs_leased", jobs.c.status, jobs.c.lease_until, where=_LEASED)
+partial_index("jobs_decided", jobs.c.status, jobs.c.release_at, where=_DECIDED)
+partial_index("jobs_limited", jobs.c.status, jobs.c.review_deadline, where=_LIMITED)
+partial_index("jobs_ended", jobs.c.status, jobs.c.updated_at, where=_ENDED)
 # The last column lets a count of jobs that are no steps read the index alone.
 sa.Index("jobs_by_user", jobs.c.user_id, jobs.c.id, jobs.c.parent_id)
 sa.Index("jobs_by_status", jobs.c.status, jobs.c.id, jobs.c.parent_id)
 sa.Index("jobs_by_user_and_status", jobs.c.user_id, jobs.c.status, jobs.c.id, jobs.c.parent_id)
-_partial_index("jobs_by_upstream_object", jobs.c.upstream_object_id, jobs.c.id, where=_HAS_UPSTREAM_OBJECT)
-_partial_index("jobs_by_client_id", jobs.c.user_id, jobs.c.client_id, unique=True, where=_HAS_CLIENT_ID)
+partial_index("jobs_by_upstream_object", jobs.c.upstream_object_id, jobs.c.id, where=_HAS_UPSTREAM_OBJECT)
+partial_index("jobs_by_client_id", jobs.c.user_id, jobs.c.client_id, unique=True, where=_HAS_CLIENT_ID)
 
-_partial_index("jobs_by_place", jobs.c.parent_id, jobs.c.parent_round, jobs.c.node, unique=True, where=_STEP)
-_partial_index("jobs_parked", jobs.c.status, jobs.c.parked_at, where=_PARKED)
+partial_index("jobs_by_place", jobs.c.parent_id, jobs.c.parent_round, jobs.c.node, unique=True, where=_STEP)
+partial_index("jobs_parked", jobs.c.status, jobs.c.parked_at, where=_PARKED)
 
 # Waiting calls that ended before they were stored; see `stores.calls`. No id is in both tables.
 calls = sa.Table(
@@ -125,7 +117,7 @@ sa.Index("calls_by_status", calls.c.status, calls.c.id)
 sa.Index("calls_by_user_and_status", calls.c.user_id, calls.c.status, calls.c.id)
 sa.Index("calls_by_age", calls.c.created_at)
 _HAS_OBJECT = calls.c.upstream_object_id.is_not(None)
-_partial_index("calls_by_upstream_object", calls.c.upstream_object_id, calls.c.id, where=_HAS_OBJECT)
+partial_index("calls_by_upstream_object", calls.c.upstream_object_id, calls.c.id, where=_HAS_OBJECT)
 
 function_calls = sa.Table(
     "function_calls",
@@ -201,46 +193,28 @@ deliveries = sa.Table(
 _DUE = deliveries.c.state == sa.literal_column("'due'")
 _FAILED = deliveries.c.state == sa.literal_column("'failed'")
 
-_partial_index("deliveries_due", deliveries.c.kind, deliveries.c.due_at, where=_DUE)
-_partial_index("deliveries_failed", deliveries.c.id, where=_FAILED)
-
-users = sa.Table(
-    "users",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("email", sa.Text, nullable=False, unique=True),
-    sa.Column("role", sa.Text, nullable=False),
-    sa.Column("password_hash", sa.Text),
-    sa.Column("active", sa.Boolean, nullable=False),
-)
-
-tokens = sa.Table(
-    "tokens",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("digest", sa.Text, nullable=False, unique=True),
-    sa.Column("user_id", sa.Integer, sa.ForeignKey("users.id"), nullable=False, index=True),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("role", sa.Text, nullable=False),
-    sa.Column("active", sa.Boolean, nullable=False),
-    sa.Column("expires_at", sa.BigInteger),
-    sa.Column("created_at", sa.BigInteger, nullable=False),
-    sa.Column("cache", sa.Text),
-    sa.Column("key_id", sa.Integer),
-)
+partial_index("deliveries_due", deliveries.c.kind, deliveries.c.due_at, where=_DUE)
+partial_index("deliveries_failed", deliveries.c.id, where=_FAILED)
 
 keys = sa.Table(
     "keys",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("user_id", sa.Integer, sa.ForeignKey("users.id")),
+    sa.Column("user_id", sa.Integer, sa.ForeignKey(users.c.id)),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("sealed", sa.LargeBinary, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("is_shared", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 sa.Index("keys_by_user", keys.c.user_id, keys.c.id)
+
+# Fingerprints of the keys that may have encrypted secrets of this database.
+encryption_keys = sa.Table(
+    "encryption_keys",
+    metadata,
+    sa.Column("fingerprint", sa.Text, primary_key=True),
+    sa.Column("added_at", sa.BigInteger, nullable=False),
+)
 
 model_logs = sa.Table(
     "model_logs",

@@ -11,16 +11,9 @@ from signoff.catalog import SealedKind, SealedSecret
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.stream import Stream
 from signoff.stores.database import Database
-from signoff.stores.schema import jobs, keys, metadata, streams
+from signoff.stores.schema import encryption_keys, jobs, keys, streams
 from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
-
-encryption_keys = sa.Table(
-    "encryption_keys",
-    metadata,
-    sa.Column("fingerprint", sa.Text, primary_key=True),
-    sa.Column("added_at", sa.BigInteger, nullable=False),
-)
 
 MAX_SCANNED_JOBS = 5000
 _NO_TARGETS: tuple[DeliveryTarget, ...] = ()

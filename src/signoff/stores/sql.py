@@ -26,6 +26,7 @@ from signoff.stores.quotas import SqlQuotas
 from signoff.stores.runs import SqlRuns
 from signoff.stores.schema import versions
 from signoff.stores.secrets import SqlSecrets
+from signoff.stores.sign_ins import SqlSignIns
 from signoff.stores.streams import SqlStreams
 from signoff.stores.usage import SqlUsageRecords
 from signoff.stores.versions import bump
@@ -46,6 +47,7 @@ class SqlStore:
         self.objects = SqlUpstreamObjects(self._database)
         self.deliveries = SqlDeliveries(self._database)
         self.people = SqlPeople(self._database)
+        self.sign_ins = SqlSignIns(self._database)
         self.catalog = SqlCatalog(self._database)
         self.usage = SqlUsageRecords(self._database)
         self.library = SqlLibrary(self._database)

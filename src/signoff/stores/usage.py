@@ -14,7 +14,8 @@ from signoff.core.price import Price
 from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
 from signoff.errors import Overloaded
 from signoff.stores.database import Database
-from signoff.stores.schema import jobs, prices, usage_days, usage_hours, users
+from signoff.stores.people_schema import users
+from signoff.stores.schema import jobs, prices, usage_days, usage_hours
 from signoff.stores.versions import bump, change
 from signoff.stores.writer import Tx
 

@@ -24,6 +24,7 @@ from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.models import ModelCache
+from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
@@ -134,6 +135,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Waiting calls that are not recorded yet, and calls that several callers share."""
     logs: ModelLogWriter
     """Writer of the logs of models, in batches."""
+    passwords: PasswordHasher
+    """Hashes of passwords, made one at a time."""
     background: Background
     """Tasks that outlive the caller who started them."""
 

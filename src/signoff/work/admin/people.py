@@ -1,32 +1,74 @@
-"""Users, their tokens, and signing in."""
+"""Users and their tokens."""
 
-import asyncio
-from functools import cache
+import msgspec
 
-from argon2 import PasswordHasher
-from argon2.exceptions import Argon2Error, InvalidHashError
-
-from signoff.core.access import Caller, Role, TokenKind, User, lower_role
+from signoff.core.access import Caller, Role, Token, TokenKind, User, check_admin, lower_role, may_manage
 from signoff.core.api_tokens import PREFIX, digest, format_token
 from signoff.core.cache import CacheRule
-from signoff.errors import BadRequest, Unauthorized
+from signoff.errors import BadRequest, NotFound
 from signoff.work.admin.keys import key_of_user
 from signoff.work.services import Services
 
-SESSION_SECONDS = 14 * 24 * 3600.0
-SIGN_IN_SECONDS = 24 * 3600.0
-MIN_PASSWORD_LENGTH = 8
-_hasher = PasswordHasher()
+DAY_SECONDS = 24 * 3600.0
+SIGN_IN_SECONDS = DAY_SECONDS
+MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 1024
+MAX_EMAIL_LENGTH = 254
+MAX_ID = 2**31 - 1
+
+
+class UserChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Change of a user, and the body of `PATCH /api/users/{id}`."""
+
+    role: Role | None = None
+    """New role; None keeps the present one."""
+    active: bool | None = None
+    """False to disable the user, True to enable them again; None changes nothing."""
+
+
+def is_email(text: str) -> bool:
+    """Return True if `text` can be an e-mail address."""
+    return 3 <= len(text) <= MAX_EMAIL_LENGTH and text.count("@") == 1 and not any(map(str.isspace, text))
 
 
 async def create_user(services: Services, email: str, role: Role, password: str | None = None) -> User:
-    """Create the user, or change the role and, if given, the password; return the user. Raises BadRequest."""
-    if not 3 <= len(email) <= 254 or email.count("@") != 1 or any(character.isspace() for character in email):
+    """Create the user, or change the role and, if given, the password; return the user.
+
+    Raises BadRequest, and Conflict if no active admin would be left.
+    """
+    if not is_email(email):
         raise BadRequest(f"`email` must be an e-mail address (got {email!r}).")
-    if password is not None and len(password) < MIN_PASSWORD_LENGTH:
-        raise BadRequest(f"`password` must be at least {MIN_PASSWORD_LENGTH} characters long (got {len(password)}).")
-    password_hash = None if password is None else await asyncio.to_thread(_hasher.hash, password)
+    if password is not None and not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
+        limits = f"{MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH}"
+        raise BadRequest(f"`password` must be {limits} characters long (got {len(password)}).")
+    password_hash = None if password is None else await services.runtime.passwords.hash(password)
     return await services.store.people.put_user(email, role, password_hash)
+
+
+async def list_users(services: Services, caller: Caller, *, after_id: int = 0, limit: int = 50) -> list[User]:
+    """Return the users that `caller` may see, ordered by id: all for an admin, themselves for others."""
+    if caller.role == "admin":
+        return await services.store.people.users(after_id=after_id, limit=limit)
+    user = await services.store.people.user(caller.email)
+    return [user] if user is not None and user.id > after_id else []
+
+
+async def change_user(services: Services, caller: Caller, user_id: int, change: UserChange) -> User:
+    """Change a user and return them: fewer rights end their sessions. Raises Forbidden, NotFound, Conflict."""
+    check_admin(caller)
+    is_id = 0 < user_id <= MAX_ID
+    people = services.store.people
+    user = await people.change_user(user_id, role=change.role, active=change.active) if is_id else None
+    if user is None:
+        raise NotFound(f"There is no user with the id {user_id}; list them with `GET /api/users`.")
+    return user
+
+
+async def user_with_email(services: Services, email: str) -> User:
+    """Return the user with this e-mail address. Raises NotFound."""
+    user = await services.store.people.user(email)
+    if user is None:
+        raise NotFound(f"No user has the e-mail address {email}; create one with: signoff user create {email}")
+    return user
 
 
 async def create_token(  # noqa: PLR0913 -- the fields of a token
@@ -45,7 +87,7 @@ async def create_token(  # noqa: PLR0913 -- the fields of a token
     Args:
         services: The dependencies.
         user: The owner.
-        kind: The use of the token: API, sign-in link or session.
+        kind: The use of the token: API, sign-in link or session. A new sign-in link ends the user's former ones.
         role: The role of the token; None for that of the user.
         name: A name for lists.
         seconds: Its lifetime; None for no end.
@@ -53,9 +95,11 @@ async def create_token(  # noqa: PLR0913 -- the fields of a token
         key_id: The upstream key for requests with this token; None for that of the model.
 
     Raises:
-        BadRequest: `role` has more rights than the user.
+        BadRequest: `role` has more rights than the user, or the user is disabled.
         NotFound: the user may not use the key.
     """
+    if not user.active:
+        raise BadRequest(f"{user.email} is disabled; enable the user with: signoff user enable {user.email}")
     role = role or user.role
     if lower_role(role, user.role) != role:
         raise BadRequest(f"`role` must not exceed the role of {user.email}, which is {user.role} (got {role}).")
@@ -69,55 +113,39 @@ async def create_token(  # noqa: PLR0913 -- the fields of a token
 
 
 async def sign_in_link(services: Services, user: User) -> str:
-    """Return the path of a link that signs `user` in once, within a day."""
+    """Return the path of a link that signs `user` in once, within a day. It ends the user's former links."""
     token = await create_token(services, user, kind="signin", name="link", seconds=SIGN_IN_SECONDS)
     return f"/signin/{token.removeprefix(PREFIX)}"
 
 
+async def list_tokens(
+    services: Services, caller: Caller, kind: TokenKind, *, after_id: int = 0, limit: int = 50
+) -> list[tuple[Token, User]]:
+    """Return the active tokens of this kind that `caller` may see: all for an admin, their own for others."""
+    user_id = None if caller.role == "admin" else caller.user_id
+    return await services.store.people.tokens(kind, user_id, after_id=after_id, limit=limit)
+
+
+async def revoke_token(services: Services, caller: Caller, kind: TokenKind, token_id: int) -> None:
+    """End a token, or a session, that `caller` may see. Raises NotFound."""
+    user_id = None if caller.role == "admin" else caller.user_id
+    if not 0 < token_id <= MAX_ID or not await services.store.people.revoke_token(kind, token_id, user_id):
+        name = "session" if kind == "session" else "token"
+        raise NotFound(f"There is no {name} with the id {token_id}, or it was revoked already.")
+
+
+async def end_sessions(services: Services, caller: Caller, user_id: int) -> int:
+    """End all sessions and sign-in links of a user, and return their number. Raises NotFound."""
+    if not may_manage(caller, user_id):
+        raise NotFound(f"There is no user with the id {user_id}, or you may not end their sessions.")
+    return await services.store.people.end_sessions(user_id)
+
+
 async def identify(services: Services, token: str, kind: TokenKind = "api") -> Caller:
-    """Return the caller who holds `token`. Raises Unauthorized."""
+    """Return the caller who holds `token`. Raises Unauthorized, TokenExpired."""
     return await services.caches.callers.identify(token, kind, services.clock())
 
 
-async def sign_in(services: Services, email: str, password: str) -> str:
-    """Return a session token. Raises Unauthorized.
-
-    The error and the time are the same for an unknown user and a wrong password.
-    """
-    user = await services.store.people.user(email)
-    password_hash = user.password_hash if user is not None and user.active else None
-    is_right = await asyncio.to_thread(_is_password, password_hash, password)
-    if user is None or password_hash is None or not is_right:
-        raise Unauthorized("The e-mail address or the password is wrong.")
-    return await create_token(services, user, kind="session", name="password", seconds=SESSION_SECONDS)
-
-
-async def sign_in_with_link(services: Services, code: str) -> str:
-    """Return a session token for the code of a sign-in link, which works once. Raises Unauthorized."""
-    token = PREFIX + code
-    caller = await identify(services, token, "signin")
-    if not await services.store.people.end_token(digest(token)):
-        raise Unauthorized("This sign-in link was used already; ask an admin for a new one.")
-    user = await services.store.people.user(caller.email)
-    if user is None:
-        raise Unauthorized
-    return await create_token(services, user, kind="session", name="link", seconds=SESSION_SECONDS)
-
-
-async def sign_out(services: Services, token: str) -> None:
-    """End the session of `token`."""
-    await services.store.people.end_token(digest(token))
-    services.caches.callers.invalidate()
-
-
-def _is_password(password_hash: str | None, password: str) -> bool:
-    """Verify the password; without a hash, take the same time and return False."""
-    try:
-        return _hasher.verify(password_hash or _placeholder_hash(), password)
-    except (Argon2Error, InvalidHashError):
-        return False
-
-
-@cache
-def _placeholder_hash() -> str:
-    return _hasher.hash("no user has this password")
+async def refresh(services: Services, caller: Caller) -> Caller:
+    """Return `caller` with their present rights, for a request that goes on for long. Raises Unauthorized."""
+    return await services.caches.callers.refresh(caller, services.clock())

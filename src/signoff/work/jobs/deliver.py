@@ -99,7 +99,7 @@ def _message(services: Services, delivery: Delivery, job: Job) -> OutgoingMessag
 
 
 class _SealedWebhook(msgspec.Struct, frozen=True):
-    """What is encrypted of a webhook: its whole URL, as the path is often a secret, and the secret of its own."""
+    """Encrypted parts of a webhook: its whole URL, as the path is often a secret, and the secret of its own."""
 
     url: str
     secret: str | None = None

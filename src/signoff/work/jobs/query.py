@@ -9,6 +9,7 @@ from signoff.core.access import Caller, may_review, may_see
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, TERMINAL, Event, Job, JobError
 from signoff.errors import JobFailed, JobNotFound, JobPending, ReviewPending
+from signoff.work.admin.people import refresh
 from signoff.work.services import Services
 
 MAX_CANDIDATES = 20
@@ -50,11 +51,17 @@ async def get_by_client_id(services: Services, caller: Caller, client_id: str) -
 async def wait_for_end(services: Services, caller: Caller, job_id: str, seconds: float | None) -> Job:
     """Return the job as soon as it has ended, or as it is after `seconds`; None means `hold_seconds`.
 
-    Raises JobNotFound.
+    The rights of `caller` are looked at again while it waits. Raises JobNotFound, and Unauthorized once they are gone.
     """
-    await get_job(services, caller, job_id)
-    seconds = services.rules.hold_seconds if seconds is None else seconds
-    return redacted(caller, await wait_until(services, job_id, seconds, lambda job: job.is_terminal))
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + (services.rules.hold_seconds if seconds is None else seconds)
+    job = await get_job(services, caller, job_id)
+    while not job.is_terminal and (remaining := deadline - clock()) > 0:
+        wait_seconds = min(remaining, services.rules.keep_alive_seconds)
+        await wait_until(services, job_id, wait_seconds, lambda job: job.is_terminal)
+        caller = await refresh(services, caller)
+        job = await get_job(services, caller, job_id)
+    return job
 
 
 class JobCount(msgspec.Struct, frozen=True):
@@ -100,10 +107,12 @@ async def list_events(services: Services, caller: Caller, job_id: str) -> list[E
 async def follow_events(services: Services, caller: Caller, job_id: str, after_seq: int) -> AsyncGenerator[list[Event]]:
     """Yield the events after `after_seq` as they happen, until the job has ended.
 
-    Yield an empty list every `keep_alive_seconds` while nothing happens. Raises JobNotFound.
+    Yield an empty list every `keep_alive_seconds` while nothing happens. The rights of `caller` are looked at again for
+    each list. Raises JobNotFound, and Unauthorized once they are gone.
     """
     has_ended = False
     while not has_ended:
+        caller = await refresh(services, caller)
         has_ended = (await get_job(services, caller, job_id)).is_terminal
         new = [event for event in await list_events(services, caller, job_id) if event.seq > after_seq]
         after_seq = new[-1].seq if new else after_seq

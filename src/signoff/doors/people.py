@@ -1,0 +1,137 @@
+"""The native API of users, tokens and sessions: admins manage all, users their own tokens and sessions."""
+
+from typing import Annotated, Any
+
+from litestar import Router, delete, get, patch, post
+from litestar.params import FromPath, QueryParameter
+
+from signoff.core.access import Caller, Token, TokenKind, User
+from signoff.core.wire import format_time
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
+from signoff.doors.http import INTS, parse_json
+from signoff.errors import Forbidden
+from signoff.work.admin.issue import TokenRequest, issue_token
+from signoff.work.admin.people import (
+    UserChange,
+    change_user,
+    end_sessions,
+    list_tokens,
+    list_users,
+    revoke_token,
+)
+from signoff.work.services import Services
+
+MAX_PAGE = 1000
+After = Annotated[int, QueryParameter(ge=0, lt=INTS)]
+Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
+
+
+@get("/users", summary="List users")
+async def get_users(
+    services: InjectedServices, caller: InjectedCaller, after: After = 0, limit: Limit = 50
+) -> dict[str, Any]:
+    """Return a page of all users for an admin, and the caller alone for others. `next` is `after` of the next page."""
+    users = await list_users(services, _with_token(caller), after_id=after, limit=limit)
+    return {"data": [_user_json(user) for user in users], "next": users[-1].id if len(users) == limit else None}
+
+
+@patch("/users/{user_id:int}", summary="Change, disable or enable a user")
+async def patch_user(
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, user_id: FromPath[int]
+) -> dict[str, Any]:
+    """Change the user and return it; fewer rights end their sessions within a second."""
+    change = parse_json(await request.body(), UserChange, "change of a user")
+    return _user_json(await change_user(services, _with_token(caller), user_id, change))
+
+
+@post("/tokens", status_code=201, summary="Create a token")
+async def post_token(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> dict[str, str]:
+    """Create a token and return it; it is never shown again."""
+    new = parse_json(await request.body(), TokenRequest, "token")
+    return {"token": await issue_token(services, _with_token(caller), new)}
+
+
+@get("/tokens", summary="List tokens")
+async def get_tokens(
+    services: InjectedServices, caller: InjectedCaller, after: After = 0, limit: Limit = 50
+) -> dict[str, Any]:
+    """Return a page of the API tokens that are not revoked: all for an admin, the caller's own for others."""
+    return await _page(services, caller, "api", after, limit)
+
+
+@delete("/tokens/{token_id:int}", status_code=204, summary="Revoke a token")
+async def delete_token(services: InjectedServices, caller: InjectedCaller, token_id: FromPath[int]) -> None:
+    """Revoke the token; all processes refuse it within a second."""
+    await revoke_token(services, _with_token(caller), "api", token_id)
+
+
+@get("/sessions", summary="List sessions")
+async def get_sessions(
+    services: InjectedServices, caller: InjectedCaller, after: After = 0, limit: Limit = 50
+) -> dict[str, Any]:
+    """Return a page of the sessions that have not ended: all for an admin, the caller's own for others."""
+    return await _page(services, caller, "session", after, limit)
+
+
+@delete("/sessions/{session_id:int}", status_code=204, summary="End a session")
+async def delete_session_by_id(services: InjectedServices, caller: InjectedCaller, session_id: FromPath[int]) -> None:
+    """End the session; all processes refuse it within a second."""
+    await revoke_token(services, _with_token(caller), "session", session_id)
+
+
+@delete("/sessions", status_code=200, summary="Sign out everywhere")
+async def delete_sessions(
+    services: InjectedServices,
+    caller: InjectedCaller,
+    user_id: Annotated[int | None, QueryParameter(ge=0, lt=INTS)] = None,
+) -> dict[str, int]:
+    """End all sessions and sign-in links of the caller, or for an admin of the user `user_id`; return their number."""
+    owner_id = _with_token(caller).user_id if user_id is None else user_id
+    return {"ended": await end_sessions(services, _with_token(caller), owner_id)}
+
+
+async def _page(services: Services, caller: Caller, kind: TokenKind, after: int, limit: int) -> dict[str, Any]:
+    page = await list_tokens(services, _with_token(caller), kind, after_id=after, limit=limit)
+    tokens = [_token_json(caller, token, user) for token, user in page]
+    return {"data": tokens, "next": page[-1][0].id if len(page) == limit else None}
+
+
+def _with_token(caller: Caller) -> Caller:
+    """Return the caller. Raises Forbidden for an anonymous one, whatever `anonymous_role` allows them."""
+    if caller.token_id == 0:
+        raise Forbidden("Users, tokens and sessions need a token or a session; `anonymous_role` does not cover them.")
+    return caller
+
+
+def _user_json(user: User) -> dict[str, Any]:
+    return {"id": user.id, "email": user.email, "role": user.role, "active": user.active}
+
+
+def _token_json(caller: Caller, token: Token, user: User) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "name": token.name,
+        "role": token.role,
+        "user_id": user.id,
+        "email": user.email,
+        "created_at": format_time(token.created_at),
+        "expires_at": None if token.expires_at is None else format_time(token.expires_at),
+        "last_used_at": None if token.last_used_at is None else format_time(token.last_used_at),
+        "current": token.id == caller.token_id,
+    }
+
+
+router = Router(
+    "/api",
+    route_handlers=[
+        get_users,
+        patch_user,
+        post_token,
+        get_tokens,
+        delete_token,
+        get_sessions,
+        delete_session_by_id,
+        delete_sessions,
+    ],
+    tags=["people"],
+)

@@ -1,0 +1,58 @@
+"""Tokens that users create over HTTP, with no more rights than the token that creates them."""
+
+from typing import Annotated
+
+import msgspec
+
+from signoff.core.access import Caller, Role, User, check_admin, lower_role
+from signoff.core.cache import CacheRule
+from signoff.errors import BadRequest, Forbidden
+from signoff.work.admin.people import DAY_SECONDS, create_token, user_with_email
+from signoff.work.services import Services
+
+MAX_DAYS = 36_500
+MAX_NAME_LENGTH = 200
+
+
+class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Request for a new token, and the body of `POST /api/tokens`."""
+
+    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)] = ""
+    """Description of what the token is for."""
+    email: str | None = None
+    """E-mail address of the owner, for admins; None for the caller."""
+    role: Role | None = None
+    """Role of the token; None for the most that the caller and the owner may have."""
+    days: Annotated[float, msgspec.Meta(gt=0, le=MAX_DAYS)] | None = None
+    """Lifetime in days; None for no end."""
+    cache: CacheRule | None = None
+    """Cache rule of its requests; None for that of the model."""
+    key_id: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] | None = None
+    """Id of the upstream key for its requests; None for that of the model."""
+
+
+async def issue_token(services: Services, caller: Caller, request: TokenRequest) -> str:
+    """Create an API token and return it.
+
+    A token cannot create one with more rights or a later end, so that it is of no use once it is over.
+    Raises Forbidden, BadRequest, NotFound.
+    """
+    user = await _owner(services, caller, request.email)
+    role = request.role or lower_role(caller.role, user.role)
+    if lower_role(role, caller.role) != role:
+        raise Forbidden(f"`role` must not exceed yours, which is {caller.role} (got {role}).")
+    seconds = None if request.days is None else request.days * DAY_SECONDS
+    if caller.kind == "api" and caller.expires_at is not None:
+        seconds_left = (caller.expires_at - services.clock()) / 1_000_000
+        if seconds is None or seconds > seconds_left:
+            days_left = seconds_left / DAY_SECONDS
+            raise BadRequest(f"`days` must be at most {days_left:.2f}, since your own token expires then.")
+    return await create_token(
+        services, user, role=role, name=request.name, seconds=seconds, cache=request.cache, key_id=request.key_id
+    )
+
+
+async def _owner(services: Services, caller: Caller, email: str | None) -> User:
+    if email is not None and email.lower() != caller.email:
+        check_admin(caller)
+    return await user_with_email(services, email or caller.email)

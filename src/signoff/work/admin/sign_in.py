@@ -1,0 +1,66 @@
+"""Signing in with a password or a link, and signing out."""
+
+import structlog
+
+from signoff.core.access import User
+from signoff.core.api_tokens import PREFIX, digest
+from signoff.core.sign_in import sign_in_limits
+from signoff.errors import LimitReached, Unauthorized
+from signoff.work.admin.people import create_token, identify, is_email
+from signoff.work.services import Services
+
+SESSION_SECONDS = 14 * 24 * 3600.0
+log = structlog.get_logger()
+
+
+async def sign_in(services: Services, email: str, password: str, client: str) -> str:
+    """Return a session token for the password of a user; `client` is the address of the client.
+
+    Raises Unauthorized, and LimitReached after too many failures of this e-mail address or client, or if too many
+    people sign in at once. Error, work and time are the same for an unknown user and a wrong password.
+    """
+    try:
+        with services.runtime.passwords.slot():
+            user = await _check_password(services, email, password, client)
+    except LimitReached as error:
+        limited_email = email if is_email(email) else None
+        log.warning("sign_in_limited", reason=error.message, client=client, email=limited_email)
+        raise
+    return await create_token(services, user, kind="session", name="password", seconds=SESSION_SECONDS)
+
+
+async def _check_password(services: Services, email: str, password: str, client: str) -> User:
+    """Return the user with this password. Raises Unauthorized, LimitReached."""
+    limits = sign_in_limits(email, client)
+    denial = await services.store.sign_ins.begin(limits)
+    if denial is not None:
+        message = "Too many failed sign-ins; wait, or ask an admin for a sign-in link."
+        raise LimitReached(message, retry_after_seconds=denial.seconds)
+    user = await services.store.people.user(email)
+    password_hash = user.password_hash if user is not None and user.active else None
+    is_right = await services.runtime.passwords.verify(password_hash, password)
+    if user is None or password_hash is None or not is_right:
+        raise Unauthorized("The e-mail address or the password is wrong.")
+    await services.store.sign_ins.succeed(*limits)
+    if services.runtime.passwords.is_outdated(password_hash):
+        new_hash = await services.runtime.passwords.hash(password)
+        await services.store.people.replace_password_hash(user.id, password_hash, new_hash)
+    return user
+
+
+async def sign_in_with_link(services: Services, code: str) -> str:
+    """Return a session token for the code of a sign-in link, which works once. Raises Unauthorized."""
+    token = PREFIX + code
+    caller = await identify(services, token, "signin")
+    if not await services.store.people.end_token(digest(token)):
+        raise Unauthorized("This sign-in link was used already; ask an admin for a new one.")
+    user = await services.store.people.user(caller.email)
+    if user is None or not user.active:
+        raise Unauthorized
+    return await create_token(services, user, kind="session", name="link", seconds=SESSION_SECONDS)
+
+
+async def sign_out(services: Services, token: str) -> None:
+    """End the session of `token`."""
+    await services.store.people.end_token(digest(token))
+    services.caches.callers.invalidate()

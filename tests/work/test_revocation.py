@@ -1,0 +1,147 @@
+"""Requests that go on for long, and whose caller loses their rights meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signoff.core.access import Caller
+from signoff.errors import JobNotFound, Unauthorized
+from signoff.runtime.callers import CallerCache
+from signoff.work.admin.people import create_token, create_user, identify
+from signoff.work.jobs.query import follow_events, wait_for_end
+from signoff.work.reviews.desk import VerdictRequest, decide
+from support.live_server import Live, chat, live
+
+pytestmark = pytest.mark.anyio
+
+REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.com")
+
+
+@asynccontextmanager
+async def held_job(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[Live, str, str]]:
+    """Yield a server, the token of a user, and the id of a held job of that user."""
+    async with live(tmp_path, **settings) as server:
+        owner = await server.token("user", "owner@example.com")
+        _, response = await server.ask("POST", "/enqueue", owner, json=chat("hello"))
+        await server.job_when(owner, response["job_id"], lambda job: job["status"] == "human")
+        yield server, owner, response["job_id"]
+
+
+async def take_rights(server: Live, email: str, how: str) -> None:
+    """Take the rights of a reviewer away."""
+    people = server.services.store.people
+    user = await people.user(email)
+    assert user is not None
+    match how:
+        case "role":
+            await people.change_user(user.id, role="user")
+        case "user":
+            await people.change_user(user.id, active=False)
+        case _:
+            [(token, _)] = await people.tokens("api", user.id)
+            await people.revoke_token("api", token.id, None)
+
+
+@pytest.mark.parametrize("how", ["role", "user", "token"])
+async def test_an_open_event_stream_ends_with_the_rights_of_its_caller(how: str, tmp_path: Path) -> None:
+    async with held_job(tmp_path) as (server, owner, job_id):
+        # given a reviewer with an open stream
+        rita = await server.token("reviewer", "rita@example.com")
+        headers = {"authorization": f"Bearer {rita}", "accept": "text/event-stream"}
+        async with server.http.get(f"{server.url}/api/jobs/{job_id}/events", headers=headers) as response:
+            assert response.status == 200
+            while b"event: hold" not in await response.content.readline():
+                pass
+            # when they lose their rights, and another reviewer approves
+            await take_rights(server, "rita@example.com", how)
+            await decide(server.services, REVIEWER, job_id, VerdictRequest(verdict="approve"))
+            rest = await response.content.read()
+        # then the stream ends without the events that followed
+        assert b"event: decide" not in rest
+        assert b"event: approve" not in rest
+        # and that of the owner has them
+        headers["authorization"] = f"Bearer {owner}"
+        async with server.http.get(f"{server.url}/api/jobs/{job_id}/events", headers=headers) as response:
+            assert b"event: approve" in await response.content.read()
+
+
+@pytest.mark.parametrize("how", ["user", "token"])
+async def test_an_idle_event_stream_ends_at_its_next_keep_alive(how: str, tmp_path: Path) -> None:
+    async with held_job(tmp_path, keep_alive_seconds=0.05) as (server, _, job_id):
+        rita = await identify(server.services, await server.token("reviewer", "rita@example.com"))
+        pages = follow_events(server.services, rita, job_id, 0)
+        assert await anext(pages)
+
+        await take_rights(server, "rita@example.com", how)
+
+        with pytest.raises(Unauthorized):
+            async with asyncio.timeout(60):
+                async for page in pages:
+                    assert page == []
+
+
+@pytest.mark.parametrize(("how", "error"), [("role", JobNotFound), ("user", Unauthorized), ("token", Unauthorized)])
+async def test_a_wait_ends_with_the_rights_of_its_caller(how: str, error: type[Exception], tmp_path: Path) -> None:
+    async with held_job(tmp_path, keep_alive_seconds=0.05) as (server, _, job_id):
+        rita = await identify(server.services, await server.token("reviewer", "rita@example.com"))
+        wait = asyncio.ensure_future(wait_for_end(server.services, rita, job_id, 30))
+
+        await take_rights(server, "rita@example.com", how)
+
+        with pytest.raises(error):
+            await wait
+
+
+async def test_a_wait_returns_the_job_as_the_present_role_may_see_it(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        # given a reviewer who waits for a held job of their own
+        rita = await server.token("reviewer", "rita@example.com")
+        _, response = await server.ask("POST", "/enqueue", rita, json=chat("hello"))
+        await server.job_when(rita, response["job_id"], lambda job: job["status"] == "human")
+        caller = await identify(server.services, rita)
+        wait = asyncio.ensure_future(wait_for_end(server.services, caller, response["job_id"], 30))
+        # when they are a plain user by the time at which another reviewer rejects the answer
+        await take_rights(server, "rita@example.com", "role")
+        await decide(server.services, REVIEWER, response["job_id"], VerdictRequest(verdict="reject", reason="no"))
+        # then they do not get the rejected answer
+        job = await wait
+        assert (job.status, job.response) == ("fail", None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_held_call_ends_with_its_token_and_its_job_goes_on(stream: bool, tmp_path: Path) -> None:
+    async with live(tmp_path, keep_alive_seconds=0.05) as server:
+        await server.model("held", review="always")
+        user = await create_user(server.services, "ann@example.com", "user")
+        token, other = [await create_token(server.services, user) for _ in range(2)]
+        call = asyncio.ensure_future(
+            server.ask("POST", "/v1/chat/completions", token, json=chat("hello", "held", stream=stream))
+        )
+
+        async def held_id() -> str:
+            while True:
+                _, page = await server.ask("GET", "/api/jobs?status=human", other)
+                if page["data"]:
+                    return page["data"][0]["job_id"]
+
+        job_id = await held_id()
+        [(first, _), _] = await server.services.store.people.tokens("api", user.id)
+        await server.services.store.people.revoke_token("api", first.id, None)
+
+        async with asyncio.timeout(60):
+            status, body = await call
+        assert status == (200 if stream else 401)
+        assert "unauthorized" in str(body)
+        assert (await server.ask("GET", f"/api/jobs/{job_id}", other))[1]["status"] == "human"
+
+
+async def test_callers_without_a_token_have_the_rights_of_the_settings(tmp_path: Path) -> None:
+    async with live(tmp_path, anonymous_role="user") as server:
+        anonymous = Caller(user_id=0, token_id=0, role="user", email="anonymous")
+        assert await CallerCache(server.services.store.people).refresh(anonymous, 0) is anonymous
