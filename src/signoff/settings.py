@@ -121,6 +121,8 @@ class Settings(BaseSettings):
     """Origins (https://app.example.com, or *) whose pages may call the APIs with a token; a JSON list."""
     inner_llm_url: str | None = Field(None, validation_alias=AliasChoices("SIGNOFF_INNER_LLM_URL", "INNER_LLM_URL"))
     """Base URL of an OpenAI-compatible server, which becomes the default model `inner`."""
+    max_connections: int = Field(4096, gt=0)
+    """Maximum number of open connections of a process that serves; a further one gets 503 and is closed."""
     max_body_bytes: int = Field(20 * 1024 * 1024, gt=0)
     """Maximum bytes of a request body; a larger one gets 413."""
     coalesce: bool = False

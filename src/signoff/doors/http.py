@@ -29,7 +29,7 @@ INTS = 2**31
 BIGINTS = 2**63 - 1
 # Key in a request's scope of the cached mapping from header name to first value.
 HEADERS = "signoff.headers"
-# Key in the extensions of a request's scope of its connection: a `server.serving.HttpConnection`.
+# Key in the extensions of a request's scope of its connection: a `server.protocol.HttpConnection`.
 CONNECTION = "signoff.connection"
 LOOPBACK = ("127.0.0.1", "::1")
 T = TypeVar("T")
