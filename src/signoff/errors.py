@@ -81,7 +81,7 @@ class MethodNotAllowed(BadRequest):
 
 
 class TooLarge(BadRequest):
-    """The body is larger than the setting `max_body_bytes` allows; send a smaller one."""
+    """The body is larger than the setting `max_body_bytes`, or the route, allows; send a smaller one."""
 
     status, code = 413, "body_too_large"
 

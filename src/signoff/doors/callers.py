@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from signoff.core.access import Caller
-from signoff.doors.http import DoorSettings, Header, Scope, header, scheme_of
+from signoff.doors.http import DoorSettings, Header, Scope, check_address, header, scheme_of
 from signoff.errors import Forbidden, Unauthorized
 from signoff.work.admin.people import identify
 from signoff.work.services import Services
@@ -22,7 +22,14 @@ async def caller_of(services: Services, door_settings: DoorSettings, scope: Scop
     Raises:
         Unauthorized: There is no valid token or session, and `anonymous_role` is None.
         Forbidden: The request has a session cookie but comes from another site.
+        BadRequest: The path or the query has a NUL character.
     """
+    caller = await _identify(services, door_settings, scope, sessions=sessions)
+    check_address(scope)  # not before, as a caller without a token gets 401 whatever the parameters are
+    return caller
+
+
+async def _identify(services: Services, door_settings: DoorSettings, scope: Scope, *, sessions: bool) -> Caller:
     authorization = header(scope, b"authorization")
     if authorization is not None:
         scheme, _, token = authorization.partition(" ")

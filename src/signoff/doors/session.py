@@ -8,8 +8,11 @@ from litestar.params import FromPath
 
 from signoff.doors.callers import caller_of, session_cookie, session_of
 from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
-from signoff.doors.http import parse_json
+from signoff.doors.http import BODY_LIMIT, parse_json
 from signoff.work.admin.people import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
+
+# Of a sign-in, which anybody may send.
+MAX_BODY_BYTES = 4096
 
 
 class SignIn(msgspec.Struct, frozen=True):
@@ -24,6 +27,7 @@ class SignIn(msgspec.Struct, frozen=True):
 @post("/api/session", status_code=200, summary="Sign in")
 async def post_session(request: AnyRequest, services: InjectedServices) -> Response[dict[str, str]]:
     """Sign in with an e-mail address and a password, and set the session's cookie."""
+    scope_of(request)[BODY_LIMIT] = MAX_BODY_BYTES
     credentials = parse_json(await request.body(), SignIn, "sign-in")
     token = await sign_in(services, credentials.email, credentials.password)
     return _with_session(request, {"status": "success"}, token, SESSION_SECONDS)
