@@ -3,7 +3,7 @@
     SignoffError
     ├── BadRequest 400
     │   ├── BadBody 400, MethodNotAllowed 405, TooLarge 413, KeyReused 422, AddressRefused 400
-    │   ├── HeadTooLarge 431, RequestTimedOut 408
+    │   ├── HeadTooLarge 431, RequestTimedOut 408, MisdirectedRequest 421
     │   └── BadPipeline 400
     ├── Unauthorized 401, Forbidden 403
     ├── NotFound 404
@@ -96,6 +96,12 @@ class RequestTimedOut(BadRequest):
     """The client sent its request too slowly; send it again over a faster connection."""
 
     status, code = 408, "request_timed_out"
+
+
+class MisdirectedRequest(BadRequest):
+    """The `Host` is not one at which callers without a token are served; use another one, or send a token."""
+
+    status, code = 421, "misdirected_request"
 
 
 class KeyReused(BadRequest):

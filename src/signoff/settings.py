@@ -115,6 +115,8 @@ class Settings(BaseSettings):
     """Port to listen on; 0 for any free port."""
     anonymous_role: Role | None = None
     """Role of callers without a token; none: they are refused."""
+    allowed_hosts: list[Annotated[str, Field(pattern=r"^[^\s/:*]+$")]] = []
+    """Host names, besides addresses and localhost, at which callers without a token are served; a JSON list."""
     allow_remote_commands: bool = False
     """If true, admins may register command lines over HTTP from other machines."""
     cors_origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = []
@@ -226,6 +228,13 @@ class Settings(BaseSettings):
     def key_path(self) -> Path:
         """Path of the file with the encryption keys."""
         return self.data_dir / "secret.key"
+
+    @property
+    def anonymous_warning(self) -> str | None:
+        """Warning about the role of callers without a token; None if there is no cause for one."""
+        if self.anonymous_role != "admin":
+            return None
+        return "anonymous_role is admin: everyone who can reach this server may read and change nearly everything"
 
     @property
     def is_on_loopback(self) -> bool:

@@ -55,6 +55,8 @@ class DoorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Review rule of `/enqueue`: `always` or `never`."""
     keep_alive_seconds: float
     """Seconds between comments on an idle event stream."""
+    allowed_hosts: Collection[str] = ()
+    """Host names, besides addresses and localhost, at which callers without a token are served."""
     on_loopback: bool = False
     """True if the server listens on a loopback address only."""
     remote_commands: bool = False

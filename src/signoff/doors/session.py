@@ -6,7 +6,7 @@ import msgspec
 from litestar import MediaType, Response, Router, delete, get, post
 from litestar.params import FromPath
 
-from signoff.doors.callers import caller_of, session_cookie, session_of
+from signoff.doors.callers import caller_of, check_navigation, check_same_site, session_cookie, session_of
 from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
 from signoff.doors.http import BODY_LIMIT, parse_json
 from signoff.work.admin.people import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
@@ -26,7 +26,11 @@ class SignIn(msgspec.Struct, frozen=True):
 
 @post("/api/session", status_code=200, summary="Sign in")
 async def post_session(request: AnyRequest, services: InjectedServices) -> Response[dict[str, str]]:
-    """Sign in with an e-mail address and a password, and set the session's cookie."""
+    """Sign in with an e-mail address and a password, and set the session's cookie.
+
+    Refuse a page of another site, which could sign its visitors in as somebody else ("login CSRF").
+    """
+    check_same_site(scope_of(request))
     scope_of(request)[BODY_LIMIT] = MAX_BODY_BYTES
     credentials = parse_json(await request.body(), SignIn, "sign-in")
     token = await sign_in(services, credentials.email, credentials.password)
@@ -47,6 +51,7 @@ async def delete_session(
 @get("/signin/{code:str}", summary="Sign in with a one-time link", media_type=MediaType.HTML)
 async def get_sign_in_link(request: AnyRequest, services: InjectedServices, code: FromPath[str]) -> Response[str]:
     """Sign in with the one-time code of a link, and redirect to the first page."""
+    check_navigation(scope_of(request))
     session = await sign_in_with_link(services, code)
     response = _with_session(request, "", session, SESSION_SECONDS)
     return Response("", status_code=303, headers=response.headers | {"location": "/"}, media_type=MediaType.HTML)
