@@ -1,6 +1,7 @@
 """Identification of callers: by bearer token, by session cookie, or as anonymous."""
 
 import contextlib
+import re
 from collections.abc import Collection
 from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
@@ -18,6 +19,11 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 LOCALHOST = "localhost"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 MAX_HOST_LENGTH = 255
+# Headers of proxies. Common ones of other proxies are forms of these names, such as `fly-client-ip`.
+FORWARDING_HEADER = re.compile(
+    rb"via|forwarded|forwarded-for|x-forwarded|x-(original-)?forwarded-.+|x-(real|originating|remote)-(ip|addr)|cdn-loop"
+    rb"|(.+-)?(client|connecting|user)-?(ip|ipv6)"
+)
 
 
 async def caller_of(services: Services, door_settings: DoorSettings, scope: Scope, *, sessions: bool = True) -> Caller:
@@ -125,11 +131,15 @@ def takes_commands(door_settings: DoorSettings, scope: Scope) -> bool:
     """Return True if an admin may register a command line in this request.
 
     That is so if only this machine can send it, or if `allow_remote_commands` is set. The local address of the
-    connection counts too, because an application that mounts Signoff may listen elsewhere than the settings say.
+    connection counts too, because an application that mounts Signoff may listen elsewhere than the settings say, and
+    what a proxy on this machine passes on comes from elsewhere.
     """
     if door_settings.remote_commands or not door_settings.on_loopback:
         return door_settings.remote_commands
-    return _is_loopback((scope.get("server") or ("",))[0])
+    if any(FORWARDING_HEADER.fullmatch(name) for name, _ in scope["headers"]):
+        return False
+    name = _host_name(scope)
+    return (name == LOCALHOST or _is_loopback(name)) and _is_loopback((scope.get("server") or ("",))[0])
 
 
 def _host_name(scope: Scope) -> str:

@@ -178,8 +178,8 @@ async def add_model(
     check_admin(caller)
     if model.command and not commands:
         raise Forbidden(
-            "A command can be set over HTTP only if the server listens on a loopback address or allow_remote_commands "
-            "is set; use `signoff model add`."
+            "A command can be set over HTTP only from this machine, at a loopback address and not through a proxy, or "
+            "if allow_remote_commands is set; use `signoff model add`."
         )
     await register_model(services, model, secrets, is_new=is_new)
 
