@@ -27,6 +27,7 @@ LIMITS = ConnectionLimits(
     body_pause_seconds=5,
     body_grace_seconds=10,
     body_bytes_per_second=100,
+    read_pause_seconds=10,
 )
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n"
@@ -39,7 +40,7 @@ class Transport(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sent = b""
+        self.sent, self.unread_bytes = b"", 0
         self.is_closed = self.is_aborted = self.is_paused = self.sent_eof = False
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
@@ -58,6 +59,10 @@ class Transport(asyncio.Transport):
     def is_closing(self) -> bool:
         """Return True once the connection is closed."""
         return self.is_closed
+
+    def get_write_buffer_size(self) -> int:
+        """Return the number of bytes that the client has not read."""
+        return self.unread_bytes
 
     def can_write_eof(self) -> bool:
         """Return True, as a TCP connection does."""
@@ -339,6 +344,20 @@ async def test_a_client_that_has_its_answer_must_end_its_body_or_is_cut_off() ->
     server.tick(LIMITS.body_pause_seconds)
     assert transport.is_closed
     assert transport.sent.count(b"HTTP/1.1 ") == 1
+
+
+async def test_a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_not() -> None:
+    server = Server()
+    server.may_answer.clear()
+    connection, transport = server.connect()
+    connection.data_received(GET)
+    await server.settle()
+    for unread_bytes in (1000, 900, 0, 900):
+        transport.unread_bytes = unread_bytes
+        server.tick(LIMITS.read_pause_seconds)
+        assert not transport.is_closed
+    server.tick(1)
+    assert transport.is_aborted
 
 
 async def test_one_connection_too_many_is_refused_and_the_others_go_on() -> None:

@@ -41,6 +41,8 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after which the average rate of a body counts."""
     body_bytes_per_second: int = 1024
     """Minimum average rate of a body."""
+    read_pause_seconds: int = 60
+    """Maximum seconds for which a client may read nothing of a response that waits for it."""
 
 
 class ConnectionRegistry:
@@ -105,6 +107,8 @@ class HttpConnection(HttpToolsProtocol):
         self._body_bytes = 0
         self._unused_bytes = 0  # received since the head or the latest piece of a body was complete
         self._data_bytes = 0  # of the data that is being parsed
+        self._unread_bytes = 0  # sent, and in the buffer of the transport at the latest tick
+        self._unread_seconds = 0  # since the buffer had another size
 
     def watch(self, callback: Callable[[], object]) -> None:
         """Call `callback` when the client leaves, until it is taken from `on_gone`.
@@ -173,9 +177,10 @@ class HttpConnection(HttpToolsProtocol):
 
     def tick(self) -> None:
         """Let one second pass; refuse the client if it is too slow."""
-        limits = self._limits
+        self._check_reading()
         if self._phase == "idle" or self._is_served():
             return
+        limits = self._limits
         self._seconds += 1
         if self._phase == "closing":
             if self._seconds >= LINGER_SECONDS:
@@ -191,6 +196,15 @@ class HttpConnection(HttpToolsProtocol):
             elif is_slow and self._body_seconds > limits.body_grace_seconds:
                 rate = limits.body_bytes_per_second
                 self._refuse(RequestTimedOut(f"The body came more slowly than {rate} bytes a second."))
+
+    def _check_reading(self) -> None:
+        """Close the connection if its client has read nothing for too long, which holds up the response."""
+        unread_bytes = self.transport.get_write_buffer_size()
+        is_stalled = 0 < unread_bytes == self._unread_bytes
+        self._unread_bytes = unread_bytes
+        self._unread_seconds = self._unread_seconds + 1 if is_stalled else 0
+        if self._unread_seconds >= self._limits.read_pause_seconds:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the connection."""

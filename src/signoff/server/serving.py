@@ -37,5 +37,8 @@ def allow_connections(number: int) -> int:
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return number
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    except (ValueError, OSError):  # macOS has a limit below an infinite hard one
+        allowed = soft
     return max(allowed - OTHER_FILES, allowed // 2)
