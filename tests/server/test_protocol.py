@@ -91,12 +91,12 @@ class Server:
         self.may_answer.set()
         self.scopes = list[Any]()
         self.messages = list[str]()
-        self._state = ServerState()
-        self._config = uvicorn.Config(self._serve, interface="asgi3", **uvicorn_options(1))
+        self.state = ServerState()
+        self.config = uvicorn.Config(self._serve, interface="asgi3", **uvicorn_options(1))
 
     def connect(self) -> tuple[HttpConnection, Transport]:
         """Return a new connection and its transport."""
-        connection = HttpConnection(self._config, self._state, {}, asyncio.get_running_loop(), registry=self.registry)
+        connection = HttpConnection(self.config, self.state, {}, asyncio.get_running_loop(), registry=self.registry)
         transport = Transport()
         connection.connection_made(transport)
         return connection, transport
@@ -405,34 +405,61 @@ async def test_a_request_that_is_not_http_gets_an_error_of_the_same_form() -> No
     assert error_of(transport) == (400, "bad_request")
 
 
+class Timers:
+    """Loop that records its timers and runs them by hand."""
+
+    def __init__(self) -> None:
+        self.delays = list[float]()
+        self._callbacks = list[Callable[[], object]]()
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: object) -> object:
+        """Record a timer."""
+        self.delays.append(delay)
+        self._callbacks.append(lambda: callback(*args))
+        return object()
+
+    def run(self) -> None:
+        """Run the one timer that is set, if there is one."""
+        callbacks, self._callbacks = self._callbacks, []
+        assert len(callbacks) <= 1
+        for callback in callbacks:
+            callback()
+
+
+def timed_connection(server: Server, timers: Timers) -> HttpConnection:
+    """Return a new connection whose loop has these timers."""
+    connection = HttpConnection(server.config, server.state, {}, timers, registry=server.registry)  # type: ignore[arg-type]
+    connection.connection_made(Transport())
+    return connection
+
+
 async def test_one_timer_serves_all_connections_and_ends_with_the_last() -> None:
-    server, delays = Server(), list[float]()
-    loop = asyncio.get_running_loop()
-
-    class Loop:
-        """Loop that records the timers."""
-
-        def call_later(self, delay: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
-            """Record the timer."""
-            delays.append(delay)
-            return asyncio.TimerHandle(loop.time() + delay, callback, args, loop)
-
-    connections = list[HttpConnection]()
-    for _ in range(3):
-        connection = HttpConnection(server._config, server._state, {}, Loop(), registry=server.registry)  # type: ignore[arg-type]
-        connection.connection_made(Transport())
-        connections.append(connection)
-    assert delays == [1]
-    timer = server.registry._timer
-    assert timer is not None
-    timer._run()
-    assert delays == [1, 1]
+    server, timers = Server(), Timers()
+    connections = [timed_connection(server, timers) for _ in range(3)]
+    assert timers.delays == [1]
+    timers.run()
+    assert timers.delays == [1, 1]
     for connection in connections:
         connection.connection_lost(None)
-    timer = server.registry._timer
-    assert timer is not None
-    timer._run()
-    assert delays == [1, 1]
+    for _ in range(3):
+        timers.run()
+    assert timers.delays == [1, 1]
+    timed_connection(server, timers)
+    assert timers.delays == [1, 1, 1]
+
+
+async def test_a_fault_in_one_connection_does_not_stop_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, timers = Server(), Timers()
+    connection = timed_connection(server, timers)
+
+    def fail() -> None:
+        raise OSError("broken")
+
+    monkeypatch.setattr(connection, "tick", fail)
+    for _ in range(3):
+        with pytest.raises(OSError, match="broken"):
+            timers.run()
+    assert timers.delays == [1, 1, 1, 1]
 
 
 async def test_a_client_reads_the_error_although_it_goes_on_sending(tmp_path: Path) -> None:

@@ -79,10 +79,8 @@ class ConnectionRegistry:
             connection.tick()
 
     def _tick_again(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        self.tick()
-        if self._connections:
-            self._timer = loop.call_later(TICK_SECONDS, self._tick_again, loop)
+        self._timer = loop.call_later(TICK_SECONDS, self._tick_again, loop) if self._connections else None
+        self.tick()  # last, so that a fault does not stop the timer
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -147,10 +145,11 @@ class HttpConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Serve the request, unless its head is too large."""
+        limits = self._limits
         if self._is_large():
             self._check_fields(len(self.url))
-        if len(self.pipeline) >= self._limits.max_pipelined:
-            self._error = Overloaded(f"At most {self._limits.max_pipelined} requests may wait on one connection.")
+        if len(self.pipeline) >= limits.max_pipelined:
+            self._error = Overloaded(f"At most {limits.max_pipelined} requests may wait on one connection.")
             raise self._error
         super().on_headers_complete()
         self.headers = []  # of the trailers
