@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 
+import structlog
+
 from signoff.doors.http import ASGIApp, Receive, Scope, Send
 from signoff.infra.logging import to_stderr
 from signoff.infra.memory import collect_seldom
@@ -55,6 +57,8 @@ class Application:
         async with self._start_lock:
             if self._router is None:
                 settings = self._settings or load()
+                if (warning := settings.anonymous_warning) is not None:
+                    log.warning("anonymous_admin", warning=warning)
                 services = await self._exit_stack.enter_async_context(run_services(settings, work=self._work))
                 self._router = make_router(services, settings)
                 if self._owns_process:
@@ -70,6 +74,7 @@ def _strip_root_path(scope: Scope) -> Scope:
     return {**scope, "path": scope["path"][len(root) :] or "/", "root_path": ""}
 
 
+log = structlog.get_logger()
 to_stderr()
 app = Application()
 # The application of `signoff serve`, which has the process for itself.

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 import typer
@@ -85,7 +85,7 @@ def serve(
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
-    from signoff.server.serving import UVICORN_OPTIONS
+    from signoff.server.serving import allow_connections, uvicorn_options
 
     settings = load(host=host, port=port)
     # Bind before `_welcome`: it creates the first token, which is printed only once.
@@ -94,7 +94,8 @@ def serve(
     out.print(run(settings, lambda services: _welcome(services, address, is_terminal=sys.stdout.isatty())))
     os.environ["SIGNOFF_NO_WORK"] = "1" if no_work else "0"
     os.environ["SIGNOFF_HOST"] = settings.host  # the serving processes check if it is a loopback address
-    options: dict[str, Any] = UVICORN_OPTIONS | {"proxy_headers": "FORWARDED_ALLOW_IPS" in os.environ}
+    options = uvicorn_options(allow_connections(settings.max_connections))
+    options |= {"proxy_headers": "FORWARDED_ALLOW_IPS" in os.environ}
     config = uvicorn.Config("signoff.asgi:served", workers=workers, **options)
     if workers > 1:
         Multiprocess(config, [server_socket]).run()

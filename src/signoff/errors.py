@@ -3,6 +3,7 @@
     SignoffError
     ├── BadRequest 400
     │   ├── BadBody 400, MethodNotAllowed 405, TooLarge 413, KeyReused 422, AddressRefused 400
+    │   ├── HeadTooLarge 431, RequestTimedOut 408, MisdirectedRequest 421
     │   └── BadPipeline 400
     ├── Unauthorized 401
     │   └── TokenExpired
@@ -82,9 +83,27 @@ class MethodNotAllowed(BadRequest):
 
 
 class TooLarge(BadRequest):
-    """The body is larger than the setting `max_body_bytes` allows; send a smaller one."""
+    """The body is larger than the setting `max_body_bytes`, or the route, allows; send a smaller one."""
 
     status, code = 413, "body_too_large"
+
+
+class HeadTooLarge(BadRequest):
+    """The request line with the headers is larger than 64 KiB, or has more than 256 headers; send fewer."""
+
+    status, code = 431, "head_too_large"
+
+
+class RequestTimedOut(BadRequest):
+    """The client sent its request too slowly; send it again over a faster connection."""
+
+    status, code = 408, "request_timed_out"
+
+
+class MisdirectedRequest(BadRequest):
+    """The `Host` is not one at which callers without a token are served; use another one, or send a token."""
+
+    status, code = 421, "misdirected_request"
 
 
 class KeyReused(BadRequest):

@@ -115,12 +115,16 @@ class Settings(BaseSettings):
     """Port to listen on; 0 for any free port."""
     anonymous_role: Role | None = None
     """Role of callers without a token; none: they are refused."""
+    allowed_hosts: list[Annotated[str, Field(pattern=r"^[^\s/:*]+$")]] = []
+    """Host names, besides addresses and localhost, at which callers without a token are served; a JSON list."""
     allow_remote_commands: bool = False
     """If true, admins may register command lines over HTTP from other machines."""
     cors_origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = []
     """Origins (https://app.example.com, or *) whose pages may call the APIs with a token; a JSON list."""
     inner_llm_url: str | None = Field(None, validation_alias=AliasChoices("SIGNOFF_INNER_LLM_URL", "INNER_LLM_URL"))
     """Base URL of an OpenAI-compatible server, which becomes the default model `inner`."""
+    max_connections: int = Field(4096, gt=0)
+    """Maximum number of open connections of a process that serves; a further one gets 503 and is closed."""
     max_body_bytes: int = Field(20 * 1024 * 1024, gt=0)
     """Maximum bytes of a request body; a larger one gets 413."""
     coalesce: bool = False
@@ -228,6 +232,13 @@ class Settings(BaseSettings):
     def key_path(self) -> Path:
         """Path of the file with the encryption keys."""
         return self.secret_key_file or self.data_dir / "secret.key"
+
+    @property
+    def anonymous_warning(self) -> str | None:
+        """Warning about the role of callers without a token; None if there is no cause for one."""
+        if self.anonymous_role != "admin":
+            return None
+        return "anonymous_role is admin: everyone who can reach this server may read and change nearly everything"
 
     @property
     def is_on_loopback(self) -> bool:

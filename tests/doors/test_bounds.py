@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from fakes.upstream import fake_upstream
+from signoff.doors.http import read_body
+from signoff.errors import TooLarge
 from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
@@ -189,3 +191,24 @@ async def test_a_header_names_a_model_in_any_script(tmp_path: Path) -> None:
             server.url + "/v1/chat/completions", json=chat("hello", "речь"), headers=headers
         ) as response:
             assert (response.status, response.headers["x-signoff-model"]) == (200, "речь")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "limit", "read_pieces"),
+    [(5, 60, 5), (5, 50, 5), (9, 50, 6), (2, 5, 2)],
+)
+async def test_a_body_within_its_limit_is_read_whole_and_a_larger_one_is_not_read_for_ever(
+    pieces: int, limit: int, read_pieces: int
+) -> None:
+    messages = [{"type": "http.request", "body": b"a" * 10, "more_body": i < pieces} for i in range(1, pieces + 1)]
+    rest = iter(messages)
+
+    async def receive() -> Any:
+        return next(rest)
+
+    if pieces * 10 <= limit:
+        assert await read_body({"headers": []}, receive, limit, discarded_bytes=20) == b"a" * pieces * 10
+    else:
+        with pytest.raises(TooLarge):
+            await read_body({"headers": []}, receive, limit, discarded_bytes=20)
+    assert len(list(rest)) == pieces - read_pieces

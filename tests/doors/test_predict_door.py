@@ -177,6 +177,44 @@ async def test_a_command_is_accepted_only_on_loopback_or_if_allowed(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    "headers",
+    [
+        {"forwarded": "for=203.0.113.9"},
+        {"via": "1.1 proxy"},
+        {"x-forwarded-for": "203.0.113.9"},
+        {"X-Forwarded-Host": "signoff.example"},
+        {"x-forwarded-proto": "https"},
+        {"x-original-forwarded-for": "203.0.113.9"},
+        {"x-real-ip": "127.0.0.1"},
+        {"cf-connecting-ip": "203.0.113.9"},
+        {"true-client-ip": "203.0.113.9"},
+        {"fly-client-ip": "203.0.113.9"},
+        {"x-cluster-client-ip": "203.0.113.9"},
+        {"host": "signoff.example"},
+        {"host": "10.0.0.1"},
+        {"host": "localhost.evil.example"},
+        {"host": ""},
+    ],
+    ids="-".join,
+)
+async def test_a_request_through_a_proxy_on_this_machine_sets_no_command(
+    headers: dict[str, str], tmp_path: Path
+) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token("admin")
+        model = {"name": "n", "kind": "subprocess", "command": "cat"}
+        path = "/post/addmodel?id=m&type=subprocessmodel&dest=cat"
+        assert (await ask(server, path, token, headers=headers))[0] == 403
+        assert (await server.ask("POST", "/api/models", token, json=model, headers=headers))[0] == 403
+        await server.model("old", kind="subprocess", command=("true",))
+        for change, status in (({"command": "cat"}, 403), ({"review": "never"}, 200)):
+            path = "/api/models/old"
+            assert (await server.ask("PATCH", path, token, json=change, headers=headers))[0] == status
+        for host in ("localhost", "LOCALHOST:80", "127.0.0.7", "[::1]:8000"):
+            assert (await server.ask("POST", "/api/models", token, json=model, headers={"host": host}))[0] in {201, 409}
+
+
+@pytest.mark.parametrize(
     "dest",
     [
         "169.254.169.254/latest",

@@ -76,6 +76,51 @@ async def test_a_forged_request_with_a_session_is_refused(tmp_path: Path) -> Non
         assert (await server.ask("POST", "/v1/chat/completions", json=chat("hello"), headers=same))[0] == 200
 
 
+async def test_the_scheme_of_the_origin_counts(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        headers, own = await session_headers(server), server.url.partition("://")[2]
+        body: dict[str, Any] = {"json": chat("hello")}
+        for origin, status in ((f"http://{own}", 200), (f"https://{own}", 403), (f"ftp://{own}", 403), (own, 403)):
+            assert (await server.ask("POST", "/enqueue", headers=headers | {"origin": origin}, **body))[0] == status
+        # behind a proxy on this host that takes https, with and without the port that https has by default
+        secure = headers | {
+            "x-forwarded-proto": "https",
+            "host": "signoff.example",
+            "origin": "https://signoff.example",
+        }
+        for more in ({}, {"host": "signoff.example:443"}, {"origin": "https://SIGNOFF.example:443"}):
+            assert (await server.ask("POST", "/enqueue", headers=secure | more, **body))[0] == 200, more
+        for more in ({"origin": "http://signoff.example"}, {"origin": "https://signoff.example:80"}):
+            assert (await server.ask("POST", "/enqueue", headers=secure | more, **body))[0] == 403, more
+
+
+async def test_a_page_of_another_site_cannot_sign_its_visitors_in(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        user = await create_user(server.services, "a@example.com", "user", "correct horse")
+        body = b'{"email": "a@example.com", "password": "correct horse"}'
+        for forged in (
+            {"sec-fetch-site": "cross-site"},
+            {"sec-fetch-site": "same-site"},
+            {"origin": "https://evil.example"},
+        ):
+            headers = forged | {"content-type": "text/plain"}
+            async with server.http.post(server.url + "/api/session", data=body, headers=headers) as response:
+                assert response.status == 403
+                assert "set-cookie" not in response.headers
+            # a link signs in when it is followed, not when a page loads it as an image or a frame
+            for part in ({}, {"sec-fetch-dest": "image"}, {"sec-fetch-dest": "iframe", "sec-fetch-mode": "navigate"}):
+                link = await sign_in_link(server.services, user)
+                async with server.http.get(server.url + link, headers=forged | part, allow_redirects=False) as response:
+                    assert response.status == 403
+                    assert "set-cookie" not in response.headers
+        followed = {"sec-fetch-site": "cross-site", "sec-fetch-dest": "document", "sec-fetch-mode": "navigate"}
+        async with server.http.get(server.url + link, headers=followed, allow_redirects=False) as response:
+            assert response.status == 303
+        own = {"origin": server.url}
+        for headers in ({}, own, {"sec-fetch-site": "same-origin"}):
+            assert (await server.ask("POST", "/api/session", data=body, headers=headers))[0] == 200
+
+
 async def test_session_tokens_and_api_tokens_are_not_interchangeable(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         headers = await session_headers(server)

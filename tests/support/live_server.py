@@ -17,7 +17,7 @@ from signoff.core.access import Role
 from signoff.core.model import Model
 from signoff.server.bootstrap import migrate, run_services
 from signoff.server.http import make_router
-from signoff.server.serving import UVICORN_OPTIONS
+from signoff.server.serving import uvicorn_options
 from signoff.settings import Settings
 from signoff.work.admin.people import create_token, create_user
 from signoff.work.admin.registry import register_model
@@ -85,7 +85,7 @@ async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
                 make_router(services, server_settings),
                 port=0,
                 lifespan="off",
-                **UVICORN_OPTIONS,
+                **uvicorn_options(server_settings.max_connections),
             )
         )
         serving = asyncio.ensure_future(server.serve())

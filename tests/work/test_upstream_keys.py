@@ -91,7 +91,7 @@ async def test_only_admins_share_keys_and_anonymous_callers_have_none(tmp_path: 
         for role in ("user", "reviewer"):
             token = await server.token(role)  # type: ignore[arg-type]
             assert (await server.ask("POST", "/api/keys", token, json=new | {"shared": True}))[0] == 403
-        assert (await server.ask("POST", "/api/keys", None, json=new))[0] == 403
+        assert (await server.ask("POST", "/api/keys", None, json=new))[0] == 401
         token = await server.token()
         for wrong in ({}, new | {"key": ""}, new | {"key": " k"}, new | {"key": "k\r\nx: y"}, new | {"key": "ü"}):
             assert (await server.ask("POST", "/api/keys", token, json=wrong))[0] == 400

@@ -31,7 +31,8 @@ def doctor() -> None:
     table, healthy = Table("", "check", "result"), True
     for check in asyncio.run(checks(load())):
         healthy = healthy and check.is_ok
-        table.add_row("ok" if check.is_ok else "BAD", check.name, check.detail)
+        result = "warn" if check.is_warning else "ok"
+        table.add_row(result if check.is_ok else "BAD", check.name, check.detail)
     out.print(table)
     if not healthy:
         raise typer.Exit(1)

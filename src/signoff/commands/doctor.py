@@ -19,6 +19,8 @@ class CheckResult(msgspec.Struct, frozen=True):
     """True if the server can use the resource."""
     detail: str
     """Description of the resource, or of the fault."""
+    is_warning: bool = False
+    """True if the server can use the resource, and the operator should still change something."""
 
 
 async def checks(settings: Settings) -> list[CheckResult]:
@@ -29,6 +31,7 @@ async def checks(settings: Settings) -> list[CheckResult]:
         await _run_check("database", lambda: _database(settings)),
         await _run_check("broker", lambda: check_broker(settings)),
         await _run_check("Redis", lambda: check_redis(settings)),
+        _anonymous_callers(settings),
     ]
 
 
@@ -51,3 +54,9 @@ async def _database(settings: Settings) -> str:
         users = await services.store.people.users()
         models = await services.caches.models.all()
     return f"responds; users: {len(users)}; models: {', '.join(model.name for model in models)}"
+
+
+def _anonymous_callers(settings: Settings) -> CheckResult:
+    warning = settings.anonymous_warning
+    role = settings.anonymous_role or "refused"
+    return CheckResult("callers without a token", is_ok=True, detail=warning or role, is_warning=warning is not None)

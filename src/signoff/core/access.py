@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from signoff.core.cache import CacheRule
-from signoff.errors import Forbidden
+from signoff.errors import Forbidden, Unauthorized
 
 Role = Literal["admin", "reviewer", "user"]
 # From the most rights to the fewest.
@@ -82,10 +82,27 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     kind: TokenKind = "api"
     """Kind of the token."""
 
+    is_anonymous: bool = False
+    """True for a caller without a token."""
+
     @property
     def actor(self) -> str:
         """Name of this caller in events."""
         return f"user:{self.email}"
+
+
+def anonymous_caller(role: Role) -> Caller:
+    """Return the caller for requests without a token."""
+    return Caller(user_id=0, token_id=0, role=role, email="anonymous", is_anonymous=True)
+
+
+def check_identified(caller: Caller) -> None:
+    """Raise Unauthorized for an anonymous caller, whatever its role.
+
+    Models, upstream keys and streams name programs, secrets and addresses, so nobody changes them without a token.
+    """
+    if caller.is_anonymous:
+        raise Unauthorized("Models, upstream keys and streams cannot be changed without a token; send one of an admin.")
 
 
 def may_review(caller: Caller) -> bool:

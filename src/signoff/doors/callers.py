@@ -1,28 +1,49 @@
 """Identification of callers: by bearer token, by session cookie, or as anonymous."""
 
 import contextlib
+import re
+from collections.abc import Collection
 from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from signoff.core.access import Caller
-from signoff.doors.http import DoorSettings, Header, Scope, header, scheme_of
-from signoff.errors import Forbidden, Unauthorized
+from signoff.core.access import Caller, anonymous_caller
+from signoff.doors.http import DoorSettings, Header, Scope, check_address, header, scheme_of
+from signoff.errors import Forbidden, MisdirectedRequest, Unauthorized
 from signoff.work.admin.people import identify
 from signoff.work.services import Services
 
 SESSION_COOKIE = "signoff_session"
 SECURE_SESSION_COOKIE = "__Host-signoff_session"
-SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+LOCALHOST = "localhost"
+DEFAULT_PORTS = {"http": 80, "https": 443}
+MAX_HOST_LENGTH = 255
+# Headers of proxies. Common ones of other proxies are forms of these names, such as `fly-client-ip`.
+FORWARDING_HEADER = re.compile(
+    rb"via|forwarded|forwarded-for|x-forwarded|x-(original-)?forwarded-.+|x-(real|originating|remote)-(ip|addr)|cdn-loop"
+    rb"|(.+-)?(client|connecting|user)-?(ip|ipv6)"
+)
 
 
 async def caller_of(services: Services, door_settings: DoorSettings, scope: Scope, *, sessions: bool = True) -> Caller:
     """Identify the caller: by the bearer token, else by the session cookie if `sessions`, else as anonymous.
 
+    Without `sessions`, a request of any method may change something.
+
     Raises:
         Unauthorized: There is no valid token or session, and `anonymous_role` is None.
-        Forbidden: The request has a session cookie but comes from another site.
+        Forbidden: The request has no token, and a page of another site sends it.
+        MisdirectedRequest: The request has no token, and its `Host` is not one for anonymous callers.
+        BadRequest: The path or the query has a NUL character.
     """
+    caller = await _identify(services, door_settings, scope, sessions=sessions)
+    check_address(scope)  # not before, as a caller without a token gets 401 whatever the parameters are
+    return caller
+
+
+async def _identify(services: Services, door_settings: DoorSettings, scope: Scope, *, sessions: bool) -> Caller:
+    safe_methods: Collection[str] = SAFE_METHODS if sessions else ()
     authorization = header(scope, b"authorization")
     if authorization is not None:
         scheme, _, token = authorization.partition(" ")
@@ -30,10 +51,12 @@ async def caller_of(services: Services, door_settings: DoorSettings, scope: Scop
             raise Unauthorized
         return await identify(services, token.strip())
     if sessions and (session := session_of(scope)) is not None:
-        check_same_site(scope)
+        if scope["method"] not in safe_methods:
+            check_same_site(scope)
         return await identify(services, session, "session")
     if door_settings.anonymous_role is not None:
-        return Caller(user_id=0, token_id=0, role=door_settings.anonymous_role, email="anonymous")
+        _check_anonymous(door_settings, scope, safe_methods)
+        return anonymous_caller(door_settings.anonymous_role)
     raise Unauthorized
 
 
@@ -55,32 +78,84 @@ def session_cookie(scope: Scope, token: str, seconds: float) -> Header:
 
 
 def check_same_site(scope: Scope) -> None:
-    """Raise Forbidden if a request that changes something, with a session or to begin one, comes from another site.
+    """Raise Forbidden if a page of another site sends the request.
 
-    Browsers send a session's cookie with forged requests too, and a forged sign-in would begin a session of somebody
-    else, to whom the user's requests would belong. This is OWASP's "Fetch Metadata" defence, with the Origin
-    header for browsers that do not send fetch metadata.
+    Browsers send the cookie of a session, and reach servers of their machine and network, for any page. This is OWASP's
+    "Fetch Metadata" defence, with the `Origin` header for browsers that do not send fetch metadata.
     """
-    if scope["method"] in SAFE_METHODS:
-        return
-    site = header(scope, b"sec-fetch-site")
-    origin = header(scope, b"origin")
-    is_same_site = (
-        site in {"same-origin", "none"} if site else origin is None or urlsplit(origin).netloc == header(scope, b"host")
-    )
-    if not is_same_site:
-        raise Forbidden("A session must not be used or begun from another site; send a bearer token instead.")
+    if not _is_same_site(scope):
+        raise Forbidden("A page of another site must not send this request; send a bearer token instead.")
+
+
+def check_navigation(scope: Scope) -> None:
+    """Raise Forbidden if a page of another site loads the path as a part of itself, and not as a link."""
+    if not _is_same_site(scope) and header(scope, b"sec-fetch-dest") != "document":
+        raise Forbidden("A page of another site must not load this path; open it in the address bar.")
+
+
+def _is_same_site(scope: Scope) -> bool:
+    site, origin = header(scope, b"sec-fetch-site"), header(scope, b"origin")
+    if site:
+        return site in {"same-origin", "none"}
+    return origin is None or _has_origin(scope, origin)
+
+
+def _has_origin(scope: Scope, origin: str) -> bool:
+    """Return True if this server is at `origin`: at the scheme, the host and the port."""
+    try:
+        theirs, own = urlsplit(origin), urlsplit(f"{scheme_of(scope)}://{header(scope, b'host')}")
+        ports = [url.port or DEFAULT_PORTS.get(url.scheme) for url in (theirs, own)]
+    except ValueError:
+        return False
+    return (theirs.scheme, theirs.hostname, ports[0]) == (own.scheme, own.hostname, ports[1])
+
+
+def _check_anonymous(door_settings: DoorSettings, scope: Scope, safe_methods: Collection[str]) -> None:
+    """Raise MisdirectedRequest or Forbidden if a page of another site may have sent a request without a token.
+
+    A page can give its own host name the address of this server ("DNS rebinding"), and then reads what is answered; so
+    the name must be one that no page can have.
+    """
+    name = _host_name(scope)
+    if not (_is_address(name) or name == LOCALHOST or name in door_settings.allowed_hosts):
+        raise MisdirectedRequest(
+            f"`Host` must be an address, localhost or one of `allowed_hosts` in a request without a token "
+            f"(got {name[:MAX_HOST_LENGTH]!r}); send a token, or add the name to that setting."
+        )
+    origin = header(scope, b"origin")  # of a page that may read the response, if `cors_origins` has a `*`
+    if (scope["method"] not in safe_methods or origin is not None) and origin not in door_settings.cors_origins:
+        check_same_site(scope)
 
 
 def takes_commands(door_settings: DoorSettings, scope: Scope) -> bool:
     """Return True if an admin may register a command line in this request.
 
     That is so if only this machine can send it, or if `allow_remote_commands` is set. The local address of the
-    connection counts too, because an application that mounts Signoff may listen elsewhere than the settings say.
+    connection counts too, because an application that mounts Signoff may listen elsewhere than the settings say, and
+    what a proxy on this machine passes on comes from elsewhere.
     """
     if door_settings.remote_commands or not door_settings.on_loopback:
         return door_settings.remote_commands
+    if any(FORWARDING_HEADER.fullmatch(name) for name, _ in scope["headers"]):
+        return False
+    name = _host_name(scope)
+    return (name == LOCALHOST or _is_loopback(name)) and _is_loopback((scope.get("server") or ("",))[0])
+
+
+def _host_name(scope: Scope) -> str:
+    """Return the name or the address in the header `Host`, in lower case; an empty text if there is none."""
     try:
-        return ip_address((scope.get("server") or ("",))[0]).is_loopback
+        return (urlsplit(f"//{header(scope, b'host') or ''}").hostname or "").removesuffix(".")
+    except ValueError:
+        return ""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(ip_address(text))
     except ValueError:
         return False
+
+
+def _is_loopback(text: str) -> bool:
+    return _is_address(text) and ip_address(text).is_loopback

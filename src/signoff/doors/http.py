@@ -30,8 +30,10 @@ INTS = 2**31
 BIGINTS = 2**63 - 1
 # Key in a request's scope of the cached mapping from header name to first value.
 HEADERS = "signoff.headers"
-# Key in the extensions of a request's scope of its connection: a `server.serving.HttpConnection`.
+# Key in the extensions of a request's scope of its connection: a `server.protocol.HttpConnection`.
 CONNECTION = "signoff.connection"
+# Key in a request's scope of the maximum size of its body, if that is less than the setting.
+BODY_LIMIT = "signoff.body_limit"
 LOOPBACK = ("127.0.0.1", "::1")
 T = TypeVar("T")
 Header = tuple[bytes, bytes]
@@ -54,6 +56,8 @@ class DoorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Review rule of `/enqueue`: `always` or `never`."""
     keep_alive_seconds: float
     """Seconds between comments on an idle event stream."""
+    allowed_hosts: Collection[str] = ()
+    """Host names, besides addresses and localhost, at which callers without a token are served."""
     on_loopback: bool = False
     """True if the server listens on a loopback address only."""
     remote_commands: bool = False
@@ -72,7 +76,6 @@ class AsgiDoor(ABC):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; send every error, also an unexpected one, in the format of this door."""
         try:
-            check_address(scope)
             await self._route(scope, receive, send)
         except SignoffError as error:
             await self._send_error(send, error)
@@ -95,17 +98,17 @@ def check_address(scope: Scope) -> None:
         raise BadRequest("The path and the query must not contain NUL characters (`%00`).")
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, limit: int, *, discarded_bytes: int = MAX_DISCARDED_BYTES) -> bytes:
     """Read the whole body.
 
     Raises:
-        TooLarge: The body has more than `limit` bytes. Up to MAX_DISCARDED_BYTES of it are read first, so that the
+        TooLarge: The body has more than `limit` bytes. Up to `discarded_bytes` of it are read first, so that the
             client sees the response.
         BadRequest: The client disconnected.
     """
     chunks, size = list[bytes](), 0
     too_large = (parse_digits(header(scope, b"content-length")) or 0) > limit
-    while True:
+    while not too_large or size < discarded_bytes:
         message = await receive()
         if message["type"] != "http.request":
             raise BadRequest("The client disconnected before it had sent the whole body.")
@@ -114,10 +117,10 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         too_large = too_large or size > limit
         if not too_large:
             chunks.append(chunk)
-        if not message.get("more_body") or size > MAX_DISCARDED_BYTES:
+        if not message.get("more_body"):
             break
     if too_large:
-        raise TooLarge(f"The body must not be larger than {limit} bytes (setting `max_body_bytes`).")
+        raise TooLarge(f"The body must not be larger than {limit} bytes; send a smaller one.")
     return b"".join(chunks)
 
 

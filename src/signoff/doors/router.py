@@ -7,8 +7,10 @@ from typing import Any, cast
 import msgspec
 import structlog
 from litestar import Litestar, Response, Router
+from litestar.connection import ASGIConnection
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.plugins.jinja import JinjaTemplateEngine
@@ -19,15 +21,27 @@ from signoff.core.access import Caller
 from signoff.doors import generate, jobs
 from signoff.doors.callers import caller_of
 from signoff.doors.cors import allowed_origin, is_preflight, send_preflight, with_cors_headers
-from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
+from signoff.doors.dependencies import AnyRequest, scope_of
 from signoff.doors.errors import PROBLEM, detail, error_headers, problem
-from signoff.doors.http import ASGIApp, DoorSettings, Message, Receive, Scope, Send, check_address, header, read_body
+from signoff.doors.http import (
+    BODY_LIMIT,
+    MAX_DISCARDED_BYTES,
+    ASGIApp,
+    DoorSettings,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    check_address,
+    header,
+    read_body,
+)
 from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.services import Services
 
 MAX_REQUEST_ID_LENGTH = 128
-# Keys in a request's scope of what `_services` and `_door_settings` inject.
-SERVICES, DOOR_SETTINGS = "signoff.services", "signoff.door_settings"
+# Keys in a request's scope of what `_services`, `_door_settings` and `_caller` inject.
+SERVICES, DOOR_SETTINGS, CALLER = "signoff.services", "signoff.door_settings", "signoff.caller"
 log = structlog.get_logger()
 
 
@@ -79,8 +93,9 @@ def make_litestar_app(routers: Sequence[Router], templates: Path) -> ASGIApp:
         dependencies={
             "services": Provide(_services, sync_to_thread=False),
             "door_settings": Provide(_door_settings, sync_to_thread=False),
-            "caller": Provide(_caller),
+            "caller": Provide(_caller, sync_to_thread=False),
         },
+        guards=[_identify_caller],
         before_request=_check_address,
         exception_handlers={
             SignoffError: _handle_error,
@@ -110,8 +125,18 @@ def _door_settings(request: AnyRequest) -> DoorSettings:
     return scope_of(request)[DOOR_SETTINGS]
 
 
-async def _caller(request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings) -> Caller:
-    return await caller_of(services, door_settings, scope_of(request))
+async def _identify_caller(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Identify the caller for a handler that needs one, before Litestar reads the other parameters of the handler.
+
+    Otherwise, callers without a token would learn which parameters are wrong.
+    """
+    if "caller" in handler.parsed_fn_signature.parameters:
+        scope = cast("Scope", connection.scope)
+        scope[CALLER] = await caller_of(scope[SERVICES], scope[DOOR_SETTINGS], scope)
+
+
+def _caller(request: AnyRequest) -> Caller:
+    return scope_of(request)[CALLER]
 
 
 def _with_request_id(scope: Scope, send: Send, new_id: Callable[[], str]) -> Send:
@@ -128,7 +153,10 @@ def _with_request_id(scope: Scope, send: Send, new_id: Callable[[], str]) -> Sen
 
 
 def _with_body_limit(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """Return a `receive` whose first message has the whole body; it raises TooLarge if the body exceeds `limit`."""
+    """Return a `receive` whose first message has the whole body; it raises TooLarge if the body exceeds `limit`.
+
+    A handler that serves callers whom it does not know sets BODY_LIMIT, beyond which nothing is read.
+    """
     was_read = False
 
     async def receive_whole_body() -> Any:
@@ -136,7 +164,11 @@ def _with_body_limit(scope: Scope, receive: Receive, limit: int) -> Receive:
         if was_read:
             return await receive()
         was_read = True
-        return {"type": "http.request", "body": await read_body(scope, receive, limit), "more_body": False}
+        if (lower_limit := scope.get(BODY_LIMIT)) is None:
+            body = await read_body(scope, receive, limit, discarded_bytes=MAX_DISCARDED_BYTES)
+        else:
+            body = await read_body(scope, receive, min(limit, lower_limit), discarded_bytes=0)
+        return {"type": "http.request", "body": body, "more_body": False}
 
     return receive_whole_body
 

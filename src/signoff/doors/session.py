@@ -7,15 +7,17 @@ import msgspec
 from litestar import MediaType, Response, Router, delete, get, post
 from litestar.params import FromPath
 
-from signoff.doors.callers import caller_of, check_same_site, session_cookie, session_of
+from signoff.doors.callers import caller_of, check_navigation, check_same_site, session_cookie, session_of
 from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
 from signoff.doors.errors import error_headers
-from signoff.doors.http import client_of, header, parse_form, parse_json
+from signoff.doors.http import BODY_LIMIT, client_of, header, parse_form, parse_json
 from signoff.errors import BadRequest, LimitReached, SignoffError, Unauthorized
 from signoff.work.admin.people import MAX_EMAIL_LENGTH, MAX_PASSWORD_LENGTH
 from signoff.work.admin.sign_in import SESSION_SECONDS, sign_in, sign_in_with_link, sign_out
 
 FORM = "application/x-www-form-urlencoded"
+# Of a sign-in, which anybody may send.
+MAX_BODY_BYTES = 4096
 
 
 class SignIn(msgspec.Struct, frozen=True):
@@ -33,8 +35,10 @@ async def post_session(request: AnyRequest, services: InjectedServices) -> Respo
 
     The form of the start page gets a redirect to that page, also after an error.
     """
-    scope, body = scope_of(request), await request.body()
+    scope = scope_of(request)
     check_same_site(scope)
+    scope[BODY_LIMIT] = MAX_BODY_BYTES
+    body = await request.body()
     # `curl -d` sends JSON under the type of forms.
     if not (header(scope, b"content-type") or "").startswith(FORM) or body.lstrip().startswith(b"{"):
         credentials = parse_json(body, SignIn, "sign-in")
@@ -67,6 +71,7 @@ async def end_session(request: AnyRequest, services: InjectedServices) -> Respon
 @get("/signin/{code:str}", summary="Sign in with a one-time link", media_type=MediaType.HTML)
 async def get_sign_in_link(request: AnyRequest, services: InjectedServices, code: FromPath[str]) -> Response[str]:
     """Sign in with the one-time code of a link, and redirect to the first page."""
+    check_navigation(scope_of(request))
     session = await sign_in_with_link(services, code)
     return _redirect(_with_session(request, "", session, SESSION_SECONDS).headers)
 

@@ -38,6 +38,7 @@ def make_router(services: Services, settings: Settings) -> DoorRouter:
         anonymous_role=settings.anonymous_role,
         enqueue_review=settings.enqueue_review,
         keep_alive_seconds=settings.keep_alive_seconds,
+        allowed_hosts=frozenset(name.lower() for name in settings.allowed_hosts),
         on_loopback=settings.is_on_loopback,
         remote_commands=settings.allow_remote_commands,
         cors_origins=frozenset(settings.cors_origins),

@@ -1,54 +1,44 @@
-"""Settings of uvicorn for this application, and its HTTP connections."""
+"""Settings of uvicorn for this application."""
 
-from collections.abc import Callable
+import functools
+import resource
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from signoff.doors.http import CONNECTION
+from signoff.server.protocol import ConnectionLimits, ConnectionRegistry, HttpConnection
 
 DRAIN_SECONDS = 10
+# Files that a process opens besides the connections of its clients: of the database, of upstreams, of models.
+OTHER_FILES = 512
 
 
-class HttpConnection(HttpToolsProtocol):
-    """HTTP connection that calls back when its client leaves, so that no request needs a task that waits for that."""
-
-    is_gone = False
-    """True once the connection is lost."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.on_gone = set[Callable[[], object]]()
-        """Callbacks for when the connection is lost."""
-
-    def watch(self, callback: Callable[[], object]) -> None:
-        """Call `callback` when the client leaves, until it is taken from `on_gone`.
-
-        Go on reading, because uvicorn stops that at a large body, and the end of a connection is something to read.
-        """
-        self.on_gone.add(callback)
-        self.flow.resume_reading()
-
-    def on_message_begin(self) -> None:
-        """Start a request."""
-        super().on_message_begin()
-        self.scope["extensions"] = {CONNECTION: self}  # pyright: ignore[reportGeneralTypeIssues] -- ASGI allows any
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End the connection."""
-        super().connection_lost(exc)
-        self.is_gone = True
-        for callback in tuple(self.on_gone):
-            callback()
+def uvicorn_options(max_connections: int) -> dict[str, Any]:
+    """Return the options of uvicorn's `Config` for a process that may have so many connections."""
+    registry = ConnectionRegistry(ConnectionLimits(max_connections=max_connections))
+    return {
+        "loop": "uvloop",
+        "http": functools.partial(HttpConnection, registry=registry),
+        "ws": "none",  # no door takes WebSockets, and such a connection would have no limits
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "date_header": False,
+        "proxy_headers": False,  # `doors.http.scheme_of` reads the one header that matters
+        "timeout_graceful_shutdown": DRAIN_SECONDS,
+    }
 
 
-UVICORN_OPTIONS: dict[str, Any] = {
-    "loop": "uvloop",
-    "http": HttpConnection,
-    "log_config": None,
-    "access_log": False,
-    "server_header": False,
-    "date_header": False,
-    "proxy_headers": False,  # `doors.http.scheme_of` reads the one header that matters
-    "timeout_graceful_shutdown": DRAIN_SECONDS,
-}
+def allow_connections(number: int) -> int:
+    """Let this process and those that it starts open the files of `number` connections.
+
+    Return `number`, or what fits into the hard limit of files: a server without files could not serve anybody.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = number + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return number
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    except (ValueError, OSError):  # macOS has a limit below an infinite hard one
+        allowed = soft
+    return max(allowed - OTHER_FILES, allowed // 2)

@@ -2,7 +2,7 @@
 
 import re
 
-from signoff.core.access import Caller, UpstreamKey, may_remove, may_use
+from signoff.core.access import Caller, UpstreamKey, check_identified, may_remove, may_use
 from signoff.errors import BadRequest, Forbidden, NotFound
 from signoff.work.services import Services
 
@@ -14,8 +14,9 @@ KEY = re.compile(r"[!-~]([ -~]{0,9998}[!-~])?")
 async def add_key(services: Services, caller: Caller, name: str, secret: str, *, shared: bool = False) -> UpstreamKey:
     """Store an upstream key of the caller, encrypted, and return it without its value.
 
-    Every user may use the key if it is `shared`. Raises Forbidden, BadRequest.
+    Every user may use the key if it is `shared`. Raises Unauthorized, Forbidden, BadRequest.
     """
+    check_identified(caller)
     if shared and caller.role != "admin":
         raise Forbidden("Only an admin may share a key.")
     if caller.user_id <= 0:
@@ -38,8 +39,9 @@ async def list_keys(services: Services, caller: Caller, *, after_id: int, limit:
 async def remove_key(services: Services, caller: Caller, key_id: int) -> None:
     """Remove the key; requests that use it fail from then on.
 
-    Raises NotFound, and Forbidden for a shared key of another user.
+    Raises Unauthorized, NotFound, and Forbidden for a shared key of another user.
     """
+    check_identified(caller)
     key = await _load_key(services, key_id)
     if not may_remove(caller, key):
         raise Forbidden("Only an admin may remove a shared key.") if key.is_shared else _not_found(key_id)

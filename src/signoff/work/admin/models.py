@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from signoff.core.access import Caller, check_admin, may_review
+from signoff.core.access import Caller, check_admin, check_identified, may_review
 from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.log import LogLine
 from signoff.core.model import Model, endpoints_of, with_changes
@@ -84,8 +84,9 @@ async def model_health(services: Services, model: Model) -> dict[str, Any]:
 async def start_model(services: Services, caller: Caller, name: str) -> ModelStatus:
     """Start the processes of the model on this host, and return the model.
 
-    Raises Forbidden, ModelNotFound, BadRequest, ModelUnreachable.
+    Raises Unauthorized, Forbidden, ModelNotFound, BadRequest, ModelUnreachable.
     """
+    check_identified(caller)
     status = await get_model(services, caller, name)
     for each in endpoints_of(status.model):
         await _process_engine(services, each).start_model(each)
@@ -96,8 +97,9 @@ async def stop_model(services: Services, caller: Caller, name: str) -> ModelStat
     """Stop the processes of the model on this host, and return the model.
 
     Requests in progress fail; the next request starts the model again.
-    Raises Forbidden, ModelNotFound, BadRequest, Overloaded.
+    Raises Unauthorized, Forbidden, ModelNotFound, BadRequest, Overloaded.
     """
+    check_identified(caller)
     status = await get_model(services, caller, name)
     await end_process(services, status.model)
     return await get_model(services, caller, name)
@@ -134,11 +136,13 @@ async def change_model(
         commands: True if the caller may set a command line; see `doors.callers.takes_commands`.
 
     Raises:
+        Unauthorized: the caller is anonymous.
         Forbidden: the caller is not an admin, or may not set a command.
         ModelNotFound: no registered model has this name.
         BadRequest: a field is invalid.
         AddressRefused: a URL is not allowed.
     """
+    check_identified(caller)
     status = await get_model(services, caller, name)
     if not status.is_registered:
         raise ModelNotFound(f"The model {name!r} is built in; register one under another name.")
@@ -160,7 +164,7 @@ async def add_model(
 ) -> None:
     """Register a model, or replace the one of the same name unless `is_new`.
 
-    Raises Forbidden, BadRequest, AddressRefused, Conflict.
+    Raises Unauthorized, Forbidden, BadRequest, AddressRefused, Conflict.
 
     Args:
         services: The dependencies.
@@ -170,17 +174,19 @@ async def add_model(
         commands: True if the caller may set a command line; see `doors.callers.takes_commands`.
         is_new: Raise Conflict if there is a model of this name.
     """
+    check_identified(caller)
     check_admin(caller)
     if model.command and not commands:
         raise Forbidden(
-            "A command can be set over HTTP only if the server listens on a loopback address or allow_remote_commands "
-            "is set; use `signoff model add`."
+            "A command can be set over HTTP only from this machine, at a loopback address and not through a proxy, or "
+            "if allow_remote_commands is set; use `signoff model add`."
         )
     await register_model(services, model, secrets, is_new=is_new)
 
 
 async def remove_model(services: Services, caller: Caller, name: str) -> None:
-    """Remove a registered model from the catalog. Raises Forbidden, ModelNotFound."""
+    """Remove a registered model from the catalog. Raises Unauthorized, Forbidden, ModelNotFound."""
+    check_identified(caller)
     check_admin(caller)
     await unregister_model(services, name)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.access import Caller, check_admin
+from signoff.core.access import Caller, check_admin, check_identified
 from signoff.core.stream import ListenerStatus, Stream, public_address, stream_fault
 from signoff.errors import BadRequest, Conflict, NotFound
 from signoff.work.services import Services
@@ -38,8 +38,9 @@ async def add_stream(services: Services, caller: Caller, fields: Mapping[str, An
     """Add a stream, to which every worker listens within a second.
 
     `fields` are those of a `Stream`, with its `url` in place of `scheme`, `host` and `sealed`.
-    Raises Forbidden, BadRequest, Conflict.
+    Raises Unauthorized, Forbidden, BadRequest, Conflict.
     """
+    check_identified(caller)
     check_admin(caller)
     if not {"name", "url", "requests", "responses"} <= fields.keys():
         raise BadRequest("A stream needs `name`, `url`, `requests` and `responses`.")
@@ -50,7 +51,10 @@ async def add_stream(services: Services, caller: Caller, fields: Mapping[str, An
 
 
 async def change_stream(services: Services, caller: Caller, name: str, changes: Mapping[str, Any]) -> StreamStatus:
-    """Change the given fields of a stream, as in `add_stream`. Raises Forbidden, NotFound, BadRequest, Conflict."""
+    """Change the given fields of a stream, as in `add_stream`.
+
+    Raises Unauthorized, Forbidden, NotFound, BadRequest, Conflict.
+    """
     stream = await _get_changeable(services, caller, name)
     if changes.get("name", name) != name:
         raise BadRequest(f"`name` must be {name!r}, as names cannot change (got {changes['name']!r}).")
@@ -60,7 +64,7 @@ async def change_stream(services: Services, caller: Caller, name: str, changes: 
 async def remove_stream(services: Services, caller: Caller, name: str) -> None:
     """Remove the stream. Listeners stop, and replies that were not sent yet fail after their last attempt.
 
-    Raises Forbidden, NotFound, Conflict.
+    Raises Unauthorized, Forbidden, NotFound, Conflict.
     """
     await _get_changeable(services, caller, name)
     await services.store.streams.drop(name)
@@ -68,6 +72,7 @@ async def remove_stream(services: Services, caller: Caller, name: str) -> None:
 
 
 async def _get_changeable(services: Services, caller: Caller, name: str) -> Stream:
+    check_identified(caller)
     check_admin(caller)
     stream = next((each for each in await _reload(services) if each.name == name), None)
     if stream is None:

@@ -1,0 +1,282 @@
+"""HTTP/1.1 connections of `signoff serve`: their number, and the size and the pace of what clients send.
+
+uvicorn's protocol bounds none of these. A client that exceeds a limit gets an error, and its connection is closed.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from signoff.doors.errors import PROBLEM, problem, raw_error_headers
+from signoff.doors.http import CONNECTION
+from signoff.errors import BadRequest, HeadTooLarge, Overloaded, RequestTimedOut, SignoffError
+
+TICK_SECONDS = 1
+# Seconds for which a client that was refused can still read the error, while all that it sends is dropped.
+LINGER_SECONDS = 2
+# `head` lasts from the first byte of a connection or a request until its headers are complete; in `idle`, the client
+# has sent a whole request.
+Phase = Literal["head", "body", "idle", "closing"]
+
+
+class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of the connections of one process."""
+
+    max_connections: int = 4096
+    """Maximum number of open connections; a further one gets status 503 and is closed."""
+    max_pipelined: int = 64
+    """Maximum number of requests of a connection that wait for the response to an earlier one."""
+    head_bytes: int = 64 * 1024
+    """Maximum bytes of the request line with the headers, and of the trailers."""
+    head_fields: int = 256
+    """Maximum number of headers, and of trailers."""
+    head_seconds: int = 15
+    """Maximum seconds from the first byte of a head to its last one, and from the connection to its first byte."""
+    body_pause_seconds: int = 15
+    """Maximum seconds between two pieces of a body."""
+    body_grace_seconds: int = 30
+    """Seconds after which the average rate of a body counts."""
+    body_bytes_per_second: int = 1024
+    """Minimum average rate of a body."""
+    read_pause_seconds: int = 60
+    """Maximum seconds for which a client may read nothing of a response that waits for it."""
+
+
+class ConnectionRegistry:
+    """The open connections of one process, with the one timer that finds the clients that are too slow.
+
+    It counts ticks instead of reading a clock, so a process that is too busy to tick makes no client late.
+    """
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
+        self._connections = set["HttpConnection"]()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        """Return the number of open connections."""
+        return len(self._connections)
+
+    def add(self, connection: "HttpConnection") -> bool:
+        """Add `connection`, or return False if as many are open as there may be."""
+        if len(self._connections) >= self.limits.max_connections:
+            return False
+        self._connections.add(connection)
+        if self._timer is None:
+            self._timer = connection.loop.call_later(TICK_SECONDS, self._tick_again, connection.loop)
+        return True
+
+    def discard(self, connection: "HttpConnection") -> None:
+        """Remove `connection`, if it is there."""
+        self._connections.discard(connection)
+
+    def tick(self) -> None:
+        """Let one second pass for each connection."""
+        for connection in tuple(self._connections):
+            connection.tick()
+
+    def _tick_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(TICK_SECONDS, self._tick_again, loop) if self._connections else None
+        self.tick()  # last, so that a fault does not stop the timer
+
+
+class HttpConnection(HttpToolsProtocol):
+    """HTTP connection within limits, which calls back when its client leaves, so that no request needs a task for it.
+
+    Trailers are dropped: uvicorn would add them to the headers of a request that may be running already.
+    """
+
+    is_gone = False
+    """True once the connection is lost."""
+
+    def __init__(self, *args: Any, registry: ConnectionRegistry, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.on_gone = set[Callable[[], object]]()
+        """Callbacks for when the connection is lost."""
+        self._registry = registry
+        self._limits = registry.limits
+        self._phase: Phase = "head"
+        self._error: SignoffError | None = None
+        self._seconds = 0  # of this phase; in a body, since its latest piece
+        self._body_seconds = 0
+        self._body_bytes = 0
+        self._unused_bytes = 0  # received since the head or the latest piece of a body was complete
+        self._data_bytes = 0  # of the data that is being parsed
+        self._unread_bytes = 0  # sent, and in the buffer of the transport at the latest tick
+        self._unread_seconds = 0  # since the buffer had another size
+
+    def watch(self, callback: Callable[[], object]) -> None:
+        """Call `callback` when the client leaves, until it is taken from `on_gone`.
+
+        Go on reading, because uvicorn stops that at a large body, and the end of a connection is something to read.
+        """
+        self.on_gone.add(callback)
+        self.flow.resume_reading()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] -- as in uvicorn
+        """Begin the connection, or refuse it if there are too many."""
+        super().connection_made(transport)
+        if not self._registry.add(self):
+            number = self._limits.max_connections
+            self._send(Overloaded(f"The server has {number} connections (setting `max_connections`); retry later."))
+            self._phase = "closing"
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse `data`, and refuse a head or trailers that are too large before they are complete."""
+        if self._phase == "closing":
+            return
+        if self._phase == "idle":
+            self._phase, self._seconds = "head", 0
+        self._data_bytes = len(data)
+        self._unused_bytes += len(data)
+        super().data_received(data)
+        if self._unused_bytes > self._limits.head_bytes or len(self.headers or ()) > self._limits.head_fields:
+            self._refuse(self._head_error())
+
+    def on_message_begin(self) -> None:
+        """Start a request."""
+        super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION: self}  # pyright: ignore[reportGeneralTypeIssues] -- ASGI allows any
+        self._phase, self._seconds = "head", 0
+
+    def on_headers_complete(self) -> None:
+        """Serve the request, unless its head is too large."""
+        limits = self._limits
+        if self._is_large():
+            self._check_fields(len(self.url))
+        if len(self.pipeline) >= limits.max_pipelined:
+            self._error = Overloaded(f"At most {limits.max_pipelined} requests may wait on one connection.")
+            raise self._error
+        super().on_headers_complete()
+        self.headers = []  # of the trailers
+        self._phase = "body"
+        self._seconds = self._body_seconds = self._body_bytes = self._unused_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._unused_bytes = self._seconds = 0
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End the request, unless its trailers are too large."""
+        if self.headers and self._is_large():
+            self._check_fields(0)
+        self._phase = "idle"
+        self._unused_bytes = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a request that cannot be parsed, or that a callback of the parser refused."""
+        self._refuse(self._error or BadRequest("The request is not valid HTTP/1.1; correct its head or its chunks."))
+
+    def tick(self) -> None:
+        """Let one second pass; refuse the client if it is too slow."""
+        self._check_reading()
+        if self._phase == "idle" or self._is_served():
+            return
+        limits = self._limits
+        self._seconds += 1
+        if self._phase == "closing":
+            if self._seconds >= LINGER_SECONDS:
+                self.transport.abort()
+        elif self._phase == "head":
+            if self._seconds >= limits.head_seconds:
+                self._refuse(RequestTimedOut(f"The head was not complete within {limits.head_seconds} seconds."))
+        else:
+            self._body_seconds += 1
+            is_slow = self._body_bytes < self._body_seconds * limits.body_bytes_per_second
+            if self._seconds >= limits.body_pause_seconds:
+                self._refuse(RequestTimedOut(f"No part of the body came for {limits.body_pause_seconds} seconds."))
+            elif is_slow and self._body_seconds > limits.body_grace_seconds:
+                rate = limits.body_bytes_per_second
+                self._refuse(RequestTimedOut(f"The body came more slowly than {rate} bytes a second."))
+
+    def _check_reading(self) -> None:
+        """Close the connection if its client has read nothing for too long, which holds up the response."""
+        unread_bytes = self.transport.get_write_buffer_size()
+        is_stalled = 0 < unread_bytes == self._unread_bytes
+        self._unread_bytes = unread_bytes
+        self._unread_seconds = self._unread_seconds + 1 if is_stalled else 0
+        if self._unread_seconds >= self._limits.read_pause_seconds:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the connection."""
+        super().connection_lost(exc)
+        self._registry.discard(self)
+        self.is_gone = True
+        for callback in tuple(self.on_gone):
+            callback()
+
+    def _is_large(self) -> bool:
+        """Return True if the parsed headers or trailers may exceed a limit, at the cost of no sum."""
+        limits = self._limits
+        received = max(self._data_bytes, self._unused_bytes)
+        return received > limits.head_bytes or len(self.headers) > limits.head_fields
+
+    def _check_fields(self, url_bytes: int) -> None:
+        """Raise HeadTooLarge if the parsed headers or trailers are too many or too large."""
+        sizes = (len(name) + len(value) + len(": \r\n") for name, value in self.headers)
+        if len(self.headers) > self._limits.head_fields or url_bytes + sum(sizes) > self._limits.head_bytes:
+            self._error = self._head_error()
+            raise self._error
+
+    def _head_error(self) -> HeadTooLarge:
+        limits = self._limits
+        return HeadTooLarge(
+            f"The head of a request must have at most {limits.head_bytes} bytes and {limits.head_fields} headers; "
+            "send fewer, or send the data in the body."
+        )
+
+    def _is_served(self) -> bool:
+        """Return True if the server makes the client wait, and not the other way around."""
+        if self._phase == "head":
+            return self._is_answering()
+        if self._phase == "body":
+            return bool(self.pipeline) or self.flow.read_paused or self.cycle.waiting_for_100_continue
+        return False
+
+    def _refuse(self, error: SignoffError) -> None:
+        """Send `error`, unless a response is under way or the client has sent nothing, and close the connection.
+
+        The side of the client stays open for a moment: data that nobody reads would make the kernel drop the error.
+        """
+        if self._phase == "closing" or self.transport.is_closing():
+            return
+        is_heard = self._may_answer() and self.transport.can_write_eof()
+        self._phase, self._seconds = "closing", 0
+        self._unset_keepalive_if_required()
+        self.pipeline.clear()
+        if self._is_answering():
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if not is_heard:
+            self.transport.close()
+            return
+        self._send(error)
+        self.transport.write_eof()
+
+    def _may_answer(self) -> bool:
+        if self._phase == "body":
+            return not self.cycle.response_started and not self.pipeline
+        return self._unused_bytes > 0 and not self._is_answering()
+
+    def _is_answering(self) -> bool:
+        return bool(self.cycle) and not self.cycle.response_complete
+
+    def _send(self, error: SignoffError) -> None:
+        body = msgspec.json.encode(problem(error))
+        headers = [
+            *self.server_state.default_headers,
+            *raw_error_headers(error),
+            (b"content-type", PROBLEM.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        head = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(STATUS_LINE[error.status] + head + b"\r\n" + body)
