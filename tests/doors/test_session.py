@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from signoff.core.api_tokens import digest
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.filters import JobFilter
-from signoff.core.job import STATUSES
+from signoff.core.job import STATUSES, Job
 from signoff.work.admin.people import create_user, sign_in_link
 from support.live_server import Live, chat, live, until
 from support.stores import a_step, leased
@@ -220,6 +221,88 @@ async def test_binary_content_is_shown_by_its_type_and_size(tmp_path: Path) -> N
         # then nothing is edited
         assert status == 303
         assert (await store.jobs.get(job.id)).response == sound
+
+
+async def held_page(server: Live, **fields: Any) -> tuple[Job, str, dict[str, str]]:
+    """Hold a job with these fields; return it, the page of a reviewer, and the hidden fields of its form."""
+    store = server.services.store
+    job = await leased(store, **{name: value for name, value in fields.items() if name != "response"})
+    job = await store.jobs.transition(job.id, a_step("hold", changes={"response": fields["response"]}))
+    _, page = await server.ask("GET", "/", headers=await session_headers(server))
+    return job, page, dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+
+
+async def decide_by_form(server: Live, form: dict[str, str]) -> tuple[int, Any]:
+    headers = await session_headers(server) | {"sec-fetch-site": "same-origin"}
+    return await server.ask("POST", "/dashboard/decide", data=form, headers=headers, allow_redirects=False)
+
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "pay", "arguments": '{"to":"M. Malory"}'}}
+
+
+async def test_a_reviewer_sees_everything_that_is_signed_off(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        messages = [
+            {"role": "system", "content": "You are the SYSTEM prompt."},
+            {"role": "user", "content": [{"type": "text", "text": "FIRST question"}]},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "TOOL result"},
+            {"role": "user", "content": "LAST question"},
+        ]
+        body = {"model": "m", "messages": messages, "tools": [{"name": "TOOLDEFINITION"}], "temperature": 0.25}
+        answer = {"choices": [{"message": {"role": "assistant", "content": "TEXT", "tool_calls": [CALL]}}]}
+        _, page, _ = await held_page(server, body=json.dumps(body).encode(), response=json.dumps(answer).encode())
+        for text in ("SYSTEM prompt", "FIRST", "TOOL result", "LAST", "TOOLDEFINITION", "0.25", "TEXT"):
+            assert text in page
+        assert page.count("M. Malory") == 2, "the calls of tools in the request and in the answer"
+
+
+async def test_a_saved_draft_is_shown_and_is_what_an_approval_sends(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        store = server.services.store
+        job, _, before = await held_page(server, response=b'"of the model"')
+        draft = {"id": job.id, "status": "human", "response": "DRAFT", "payload": {"input": "NEW QUESTION"}}
+        assert (await server.ask("POST", "/reviewJob", await server.token("admin"), json=draft))[0] == 200
+        # a form that was loaded before the draft was saved decides nothing
+        status, _ = await decide_by_form(server, before | {"answer": "of the model", "verdict": "approve"})
+        assert status == 409
+        _, page = await server.ask("GET", "/", headers=await session_headers(server))
+        assert "Saved draft of the answer" in page
+        assert page.count("DRAFT") == 1
+        assert "NEW QUESTION" in page
+        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+        assert (await decide_by_form(server, fields | {"answer": "DRAFT", "verdict": "approve"}))[0] == 303
+        decided = await store.jobs.get(job.id)
+        assert (decided.status, decided.response) == ("success", b'"DRAFT"')
+
+
+async def test_a_draft_of_the_request_is_what_is_asked_again(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        job, *_ = await held_page(server, response=b'"of the model"', target="echo", model="echo")
+        admin = await server.token("admin")
+        draft = {"id": job.id, "status": "human", "payload": {"messages": [{"role": "user", "content": "NEW"}]}}
+        assert (await server.ask("POST", "/reviewJob", admin, json=draft))[0] == 200
+        assert (await server.ask("POST", "/reviewJob", admin, json={"id": job.id, "status": "bot"}))[0] == 200
+        assert b"NEW" in (await server.services.store.jobs.get(job.id)).body
+
+
+async def test_a_rejection_needs_a_reason(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        job, _, fields = await held_page(server, response=b'"x"')
+        for reason in ("", "  "):
+            status, _ = await decide_by_form(server, fields | {"answer": "x", "verdict": "reject", "reason": reason})
+            assert status == 400
+        assert (await server.services.store.jobs.get(job.id)).status == "human"
+        form = fields | {"answer": "x", "verdict": "reject", "reason": "no"}
+        assert (await decide_by_form(server, form))[0] == 303
+
+
+async def test_a_page_is_bounded_and_says_that_a_text_is_cut(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        body = json.dumps({"messages": [{"role": "user", "content": "x" * 1_000_000}]}).encode()
+        job, page, _ = await held_page(server, body=body, response=b'"x"')
+        assert len(page) < 200_000
+        assert f'<a href="/api/jobs/{job.id}">whole job</a>' in page
 
 
 async def test_the_page_loads_nothing_from_other_origins(tmp_path: Path) -> None:

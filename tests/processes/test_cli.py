@@ -395,7 +395,7 @@ def test_a_server_keeps_its_data_across_a_restart(tmp_path: Path) -> None:
         # and the first two are reviewed from a terminal
         [jobs, review] = signoff_many(tmp_path, ["jobs", "--status", "human", ""], ["review", "a\nx\nbecause\nq\n"])
         assert review[0] == 0
-        assert "answer:  two [/red] �[31m" in review[1]
+        assert "answer:\n    two [/red] �[31m" in review[1]
         assert "\x1b" not in review[1] + jobs[1]
         assert [job_id for job_id in ids if job_id in jobs[1]] == ids
         # then the server applies the verdicts

@@ -1,6 +1,7 @@
 """`signoff jobs` and `signoff review`: list jobs, and review held answers, in a terminal."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, cast
 
 import typer
@@ -9,7 +10,8 @@ from rich.table import Table
 from signoff.commands.terminal import OPERATOR, err, out, printable, run, stop
 from signoff.core.answer import answer_text
 from signoff.core.filters import JobFilter
-from signoff.core.job import STATUSES, Job, Status, Verdict
+from signoff.core.job import STATUSES, Edit, Job, Status, Verdict
+from signoff.core.transcript import answer_details, transcript
 from signoff.errors import SignoffError
 from signoff.settings import load
 from signoff.work.jobs.query import JobCount, count_jobs, list_jobs
@@ -50,11 +52,31 @@ async def _review_all(services: Services) -> None:
     while held := (await list_jobs(services, OPERATOR, JobFilter(status="human", after_id=last_id, limit=1))):
         job = held[0]
         last_id = job.id
-        request = printable(job.body.decode(errors="replace"))
-        out.print(f"\n{job.id}  {printable(job.target)}\n  request: {request}\n  answer:  {_answer(job)}")
+        _print_job(job)
         if not await _review_one(services, job):
             return
     out.print("No more answers are held for review.")
+
+
+def _print_job(job: Job) -> None:
+    """Print all that the reviewer signs off: the whole request, and the answer or the saved draft of it."""
+    draft = job.draft or Edit()
+    out.print(f"\n{job.id}  {printable(job.target)}")
+    _print_texts("request", transcript(job.body))
+    if draft.payload is not None:
+        _print_texts("request of the saved draft, which is sent when you ask again", transcript(draft.payload.encode()))
+    shown = job.response if draft.response is None else draft.response.encode()
+    _print_texts("answer" if draft.response is None else "saved draft of the answer", [("", _text_of(shown))])
+    if (details := answer_details(shown)) is not None:
+        _print_texts("whole answer", [("", details)])
+
+
+def _print_texts(title: str, entries: Sequence[tuple[str, str]]) -> None:
+    out.print(f"  {title}:")
+    for role, text in entries:
+        lines = printable(f"{role}: {text}" if role else text).splitlines() or [""]
+        for line in lines:
+            out.print(f"    {line}")
 
 
 async def _review_one(services: Services, job: Job) -> bool:
@@ -62,7 +84,7 @@ async def _review_one(services: Services, job: Job) -> bool:
     verdicts: dict[str, Verdict] = {"a": "approve", "r": "redo", "x": "reject"}
     choice = await asyncio.to_thread(typer.prompt, "a approve, r ask again, x reject, s skip, q quit", default="s")
     if choice in verdicts:
-        reason = await asyncio.to_thread(typer.prompt, "Reason") if choice == "x" else None
+        reason = await asyncio.to_thread(_ask_for_reason) if choice == "x" else None
         verdict = VerdictRequest(verdict=verdicts[choice], reason=reason, round=job.round)
         try:
             await decide(services, OPERATOR, job.id, verdict)
@@ -71,7 +93,17 @@ async def _review_one(services: Services, job: Job) -> bool:
     return choice != "q"
 
 
+def _ask_for_reason() -> str:
+    while not (reason := typer.prompt("Reason").strip()):
+        out.print("A rejection needs a reason, which the caller gets.")
+    return reason
+
+
 def _answer(job: Job) -> str:
     if job.response is None:
         return printable(job.error.message) if job.error else ""
-    return printable(answer_text(job.response) or job.response.decode(errors="replace"))
+    return printable(_text_of(job.response))
+
+
+def _text_of(answer: bytes | None) -> str:
+    return answer_text(answer) or (answer or b"").decode(errors="replace")

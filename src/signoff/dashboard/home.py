@@ -14,13 +14,15 @@ from signoff.core.answer import answer_text, with_text
 from signoff.core.ask import as_chat
 from signoff.core.binary import describe_binary
 from signoff.core.filters import JobFilter
+from signoff.core.fingerprint import fingerprint
 from signoff.core.job import STATUSES, Edit, Job, Verdict
+from signoff.core.transcript import TranscriptEntry, answer_details, transcript
 from signoff.core.wire import format_time
 from signoff.doors.callers import caller_of, check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
 from signoff.doors.http import INTS, header, parse_digits, parse_form, scheme_of
 from signoff.doors.session import end_session
-from signoff.errors import BadRequest, LimitReached, Unauthorized
+from signoff.errors import BadRequest, LimitReached, Stale, Unauthorized
 from signoff.work.admin.registry import all_models
 from signoff.work.jobs.query import count_jobs, get_job, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide
@@ -28,6 +30,8 @@ from signoff.work.services import Services
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_LISTED = 10
+# Characters of the input of one job, beyond which the page links to the job.
+MAX_SHOWN = 100_000
 VERDICTS: dict[str, Verdict] = {"approve": "approve", "redo": "redo", "reject": "reject"}
 SIGN_IN_ERRORS = {
     BadRequest.code: "Fill in the e-mail address and the password.",
@@ -58,9 +62,26 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     question: str
     """Text of the last message of the request, else the request itself."""
     answer: str
-    """Text of the answer; empty if there is none."""
+    """Text of the answer, or of the saved draft of it; empty if there is none."""
     error: str
     """Message of the error; empty if there is none."""
+
+
+class HeldCard(Card, frozen=True, kw_only=True):
+    """Held job, with all that a reviewer signs off."""
+
+    input: list[TranscriptEntry]
+    """Everything that the request says, in order."""
+    new_input: list[TranscriptEntry]
+    """Everything that the request of the saved draft says, which the model is asked again; empty without one."""
+    details: str | None
+    """Whole answer as JSON if it says more than its text, such as calls of tools."""
+    has_draft: bool
+    """True if `answer` is a saved draft."""
+    is_cut: bool
+    """True if the texts are too long to be shown whole."""
+    seen: str
+    """Digest of the answer and the draft that are shown, which the form sends back."""
 
 
 @get("/", include_in_schema=False, media_type=MediaType.HTML)
@@ -83,12 +104,15 @@ async def post_verdict(request: AnyRequest, services: InjectedServices, caller: 
     verdict, round_ = VERDICTS.get(form.get("verdict", "")), parse_digits(form.get("round"))
     if verdict is None or round_ is None or round_ >= INTS:
         raise BadRequest("The form needs a valid `verdict` and `round`; reload the page and try again.")
-    job = await get_job(services, caller, form.get("id", ""))
-    text = form.get("answer", "").replace("\r\n", "\n")
-    is_edited = verdict == "approve" and text != _answer(job)
-    edit = Edit(response=with_text(job.response or b"null", text).decode()) if is_edited else Edit()
-    verdict_request = VerdictRequest(verdict=verdict, reason=form.get("reason") or None, edit=edit, round=round_)
-    await decide(services, caller, job.id, verdict_request)
+    job, reason = await get_job(services, caller, form.get("id", "")), form.get("reason", "").strip()
+    if verdict == "reject" and not reason:
+        raise BadRequest("`reason` is needed to reject an answer: its caller gets it. Go back and fill it in.")
+    if form.get("seen") != _digest(job):
+        raise Stale("The answer or its draft changed since the page was loaded; reload it, and look again.")
+    edit = _edited(job, form.get("answer", "").replace("\r\n", "\n")) if verdict == "approve" else Edit()
+    await decide(
+        services, caller, job.id, VerdictRequest(verdict=verdict, reason=reason or None, edit=edit, round=round_)
+    )
     return Response("", status_code=303, headers={"location": "/"})
 
 
@@ -98,6 +122,23 @@ async def post_sign_out(request: AnyRequest, services: InjectedServices) -> Resp
     check_same_site(scope_of(request))
     response = await end_session(request, services)
     return Response("", status_code=303, headers=response.headers | {"location": "/"})
+
+
+def _edited(job: Job, text: str) -> Edit:
+    """Return the edit that makes `text` the text of the answer, or of its draft; none if it is that already."""
+    shown = _shown_answer(job)
+    if text == _answer(shown):
+        return Edit() if job.draft is None or job.draft.response is None else Edit(response=job.draft.response)
+    return Edit(response=with_text(shown or b"null", text).decode())
+
+
+def _shown_answer(job: Job) -> bytes | None:
+    """Return the answer that an approval sends: the saved draft, else that of the model."""
+    return job.response if job.draft is None or job.draft.response is None else job.draft.response.encode()
+
+
+def _digest(job: Job) -> str:
+    return fingerprint(job.response or b"", msgspec.json.encode(job.draft))
 
 
 def _sign_in_error(request: AnyRequest) -> str | None:
@@ -112,7 +153,7 @@ async def _jobs_and_models(services: Services, caller: Caller) -> dict[str, Any]
     latest = await list_jobs(services, caller, JobFilter(limit=MAX_LISTED, newest_first=True))
     return {
         "totals": {status: await count_jobs(services, caller, JobFilter(status=status)) for status in STATUSES},
-        "held": [_card(job) for job in held],
+        "held": [_held_card(job) for job in held],
         "latest": [_card(job) for job in latest],
         "may_review": may_review(caller),
         "models": await all_models(services),
@@ -120,16 +161,44 @@ async def _jobs_and_models(services: Services, caller: Caller) -> dict[str, Any]
 
 
 def _card(job: Job) -> Card:
-    return Card(
-        id=job.id,
-        status=job.status,
-        model=job.target,
-        created_at=format_time(job.created_at),
-        round=job.round,
+    return Card(**_fields(job), question=_question(job), answer=_answer(job.response))
+
+
+def _held_card(job: Job) -> HeldCard:
+    shown, draft = _shown_answer(job), job.draft or Edit()
+    whole_input = transcript(job.body)
+    new_input = [] if draft.payload is None else transcript(draft.payload.encode())
+    details = answer_details(shown)
+    length = sum(len(entry.text) for entry in whole_input + new_input) + len(details or "")
+    return HeldCard(
+        **_fields(job),
         question=_question(job),
-        answer=_answer(job),
-        error=job.error.message if job.error else "",
+        answer=_answer(shown),
+        input=_cut(whole_input),
+        new_input=_cut(new_input),
+        details=details and details[:MAX_SHOWN],
+        has_draft=draft.response is not None,
+        is_cut=length > MAX_SHOWN,
+        seen=_digest(job),
     )
+
+
+def _fields(job: Job) -> dict[str, Any]:
+    """Return the fields of a card that are the same for all jobs."""
+    error, created_at = job.error.message if job.error else "", format_time(job.created_at)
+    fields = {"id": job.id, "status": job.status, "model": job.target, "created_at": created_at}
+    return fields | {"round": job.round, "error": error}
+
+
+def _cut(entries: list[TranscriptEntry]) -> list[TranscriptEntry]:
+    """Return the entries up to MAX_SHOWN characters."""
+    shown, left = list[TranscriptEntry](), MAX_SHOWN
+    for entry in entries:
+        if left <= 0:
+            break
+        shown.append(entry._replace(text=entry.text[:left]))
+        left -= len(entry.text)
+    return shown
 
 
 class _Message(msgspec.Struct):
@@ -150,12 +219,12 @@ def _question(job: Job) -> str:
     return content if isinstance(content, str) else msgspec.json.encode(content).decode()
 
 
-def _answer(job: Job) -> str:
-    """Return the text of the answer, with the line ends that `post_verdict` compares with."""
-    if job.response is None:
+def _answer(answer: bytes | None) -> str:
+    """Return the text of an answer, with the line ends that `post_verdict` compares with."""
+    if answer is None:
         return ""
-    text = describe_binary(job.response) or answer_text(job.response)
-    return (job.response.decode(errors="replace") if text is None else text).replace("\r\n", "\n")
+    text = describe_binary(answer) or answer_text(answer)
+    return (answer.decode(errors="replace") if text is None else text).replace("\r\n", "\n")
 
 
 router = Router("/", route_handlers=[show_home, post_verdict, post_sign_out])

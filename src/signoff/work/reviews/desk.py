@@ -39,9 +39,10 @@ async def decide(services: Services, caller: Caller, job_id: str, request: Verdi
     not in review, the round has changed, another reviewer has it open, or somebody has decided already.
     """
     job = await _load_held(services, caller, job_id)
-    if request.edit.payload is not None and job.path != PREDICT:
-        check_members(request.edit.payload.encode())
-    decision = Decision(verdict=request.verdict, reviewer=caller.email, reason=request.reason, edit=request.edit)
+    edit = with_draft(job, request)
+    if edit.payload is not None and job.path != PREDICT:
+        check_members(edit.payload.encode())
+    decision = Decision(verdict=request.verdict, reviewer=caller.email, reason=request.reason, edit=edit)
     transition = TransitionRequest(
         verb="decide",
         actor=caller.actor,
@@ -57,6 +58,18 @@ async def decide(services: Services, caller: Caller, job_id: str, request: Verdi
     if decided.status == "bot":
         services.adapters.broker.notify(decided.id, decided.priority)
     return decided
+
+
+def with_draft(job: Job, request: VerdictRequest) -> Edit:
+    """Return the edit of a verdict: that of the request, else the saved draft of what the verdict sends."""
+    draft, edit = job.draft or Edit(), request.edit
+    match request.verdict:
+        case "approve":
+            return Edit(response=draft.response if edit.response is None else edit.response)
+        case "redo":
+            return Edit(payload=draft.payload if edit.payload is None else edit.payload)
+        case "reject":
+            return Edit()
 
 
 async def undo_verdict(services: Services, caller: Caller, job_id: str) -> Job:
