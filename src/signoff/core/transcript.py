@@ -83,8 +83,9 @@ def _messages(name: str, value: Any) -> Iterator[TranscriptEntry]:
             continue
         rest = dict(cast("JsonObject", message))
         role = str(rest.pop("role", rest.get("type", name)))
-        if "content" in rest:
-            yield TranscriptEntry(role, _text(rest.pop("content")))
+        content = rest.pop("content", None)
+        if content is not None:
+            yield TranscriptEntry(role, _text(content))
         if rest and rest != {"type": "message"}:
             yield TranscriptEntry(f"{role}: more", _json(rest))
 
