@@ -84,9 +84,10 @@ def _messages(name: str, value: Any) -> Iterator[TranscriptEntry]:
         rest = dict(cast("JsonObject", message))
         role = str(rest.pop("role", rest.get("type", name)))
         content = rest.pop("content", None)
-        if content is not None:
-            yield TranscriptEntry(role, _text(content))
-        if rest and rest != {"type": "message"}:
+        has_more = bool(rest) and rest != {"type": "message"}
+        if content is not None or not has_more:
+            yield TranscriptEntry(role, "" if content is None else _text(content))
+        if has_more:
             yield TranscriptEntry(f"{role}: more", _json(rest))
 
 
