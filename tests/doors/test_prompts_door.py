@@ -556,3 +556,14 @@ async def test_a_held_job_of_a_prompt_is_sent_back_with_its_rendered_text(tmp_pa
             reviewer, response["job_id"], lambda job: job["status"] == "human" and job["round"] > held["round"]
         )
         assert (words(again["response"]), again["prompt_version"]) == ("one more", 1)
+
+
+async def test_a_prompt_that_its_values_make_too_large_is_refused(tmp_path: Path) -> None:
+    async with live(tmp_path, max_body_bytes=200_000) as server:
+        token = await server.token()
+        await create(server, token, "prompt", name="bomb", body="{x}" * 20_000, model="echo")
+        status, refusal = await server.ask("POST", "/v1/chat/completions", token, json=chat("A" * 20_000, "bomb"))
+        assert (status, refusal["error"]["code"]) == (400, "bad_request")
+        assert "it would have 400000000" in refusal["error"]["message"]
+        status, _ = await server.ask("POST", "/v1/chat/completions", token, json=chat("A" * 10, "bomb"))
+        assert status == 200

@@ -83,7 +83,7 @@ async def _prompt_job(services: Services, ask: Ask, prompt: Prompt, references: 
     """
     model = await services.caches.models.find(prompt.model)
     name = prompt.model or model.name
-    path, body = render_request(prompt, name, ask.path, ask.body)
+    path, body = render_request(prompt, name, ask.path, ask.body, max_bytes=services.rules.max_body_bytes)
     rendered = msgspec.structs.replace(ask, target=name, path=path, body=body)
     job = _model_job(services, rendered, model, parse_sampling(body), references)
     fingerprint = None if job.fingerprint is None else _fingerprint(ask)
