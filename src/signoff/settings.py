@@ -121,6 +121,8 @@ class Settings(BaseSettings):
     """Origins (https://app.example.com, or *) whose pages may call the APIs with a token; a JSON list."""
     inner_llm_url: str | None = Field(None, validation_alias=AliasChoices("SIGNOFF_INNER_LLM_URL", "INNER_LLM_URL"))
     """Base URL of an OpenAI-compatible server, which becomes the default model `inner`."""
+    echo_faults: bool = False
+    """If true, callers may ask the model `echo` to wait or to fail (`echo/hang`); for tests."""
     max_body_bytes: int = Field(20 * 1024 * 1024, gt=0)
     """Maximum bytes of a request body; a larger one gets 413."""
     coalesce: bool = False

@@ -187,7 +187,7 @@ def _engines(settings: Settings, upstream: UpstreamClient, logs: ModelLogWriter)
     return {
         **load_plugins(BUILT_IN_KINDS),
         "anyllm": AnyLLMEngine(),
-        "echo": EchoEngine(),
+        "echo": EchoEngine(faults=settings.echo_faults),
         "http": HttpEngine(upstream),
         "openai": OpenAIEngine(upstream),
         "subprocess": SubprocessEngine(
