@@ -181,9 +181,14 @@ class IdTaken(Conflict):
 
 
 class NameTaken(Conflict):
-    """A prompt, pipeline, function or model has this name already; choose a different one."""
+    """The name is in use or reserved; choose a different one."""
 
     code = "name_taken"
+
+
+def name_taken(name: str) -> NameTaken:
+    """Return the error for a name in use. It does not tell by what, as that may be a private prompt of another user."""
+    return NameTaken(f"`name` {name!r} is in use or reserved; choose a different one.")
 
 
 class Overloaded(SignoffError):

@@ -378,3 +378,33 @@ async def test_a_path_outside_the_api_is_refused(path: str, tmp_path: Path) -> N
         body = {"body": chat("hello"), "target": "echo", "path": path}
         status, _ = await server.ask("POST", "/api/jobs", await server.token(), json=body)
         assert status == 400
+
+
+async def test_events_tell_a_user_no_address_of_a_reviewer_or_a_process(tmp_path: Path) -> None:
+    async with live(tmp_path, undo_seconds=3600) as server:
+        user, reviewer, admin = await server.token(), await server.token("reviewer"), await server.token("admin")
+        job_id = await enqueue_held_job(server, user)
+        await review(server, reviewer, job_id, "success")
+        path = f"/api/jobs/{job_id}/events"
+        actors = [event["actor"] for event in (await server.ask("GET", path, user))[1]["data"]]
+        assert actors == ["user:user@example.com", "worker", "worker", "reviewer"]
+        actors = [event["actor"] for event in (await server.ask("GET", path, admin))[1]["data"]]
+        assert actors[1].startswith("worker:")
+        assert actors[3] == "user:reviewer@example.com"
+        # neither does the stream of the events, nor the message about a cancellation
+        status, cancelled = await server.ask("DELETE", f"/api/jobs/{job_id}", admin)
+        assert (status, cancelled["error"]["message"]) == (200, "Cancelled by an admin.")
+        headers = {"accept": "text/event-stream"}
+        _, streamed = await server.ask("GET", path, user, headers=headers)
+        assert streamed.count("event: ") == 5
+        for secret in ("reviewer@", "admin@", "worker:"):
+            assert secret not in streamed
+
+
+async def test_a_late_cancellation_does_not_tell_its_caller_who_decided(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        user, reviewer = await server.token(), await server.token("reviewer")
+        job_id = await enqueue_held_job(server, user)
+        await review(server, reviewer, job_id, "success")
+        status, refusal = await server.ask("DELETE", f"/api/jobs/{job_id}", user)
+        assert (status, refusal["detail"]) == (409, "The job is success; `cancel` is not possible now.")

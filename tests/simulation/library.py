@@ -11,7 +11,7 @@ from signoff.core.filters import LibraryFilter
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
-from signoff.errors import LibraryItemNotFound, NameTaken
+from signoff.errors import LibraryItemNotFound, name_taken
 from simulation.people import bump
 from simulation.tables import Connection, Tables, Tx
 
@@ -137,7 +137,7 @@ class MemoryLibrary:
             versions[1].name for versions in self._tables.library_items.values()
         } | self._tables.functions.keys()
         if item.name in used_names:
-            raise NameTaken
+            raise name_taken(item.name)
         self._tables.last_item_id += 1
         return self._tables.last_item_id
 

@@ -87,6 +87,18 @@ def may_review(caller: Caller) -> bool:
     return caller.role in {"admin", "reviewer"}
 
 
+def public_actor(caller: Caller, actor: str) -> str:
+    """Return the name of an actor as `caller` may see it: not the address of another user or of a process.
+
+    >>> public_actor(Caller(user_id=1, token_id=1, role="user", email="ann@x.org"), "worker:host:123")
+    'worker'
+    """
+    if may_review(caller) or actor == caller.actor:
+        return actor
+    kind = actor.partition(":")[0]
+    return "reviewer" if kind == "user" else kind
+
+
 def check_admin(caller: Caller) -> None:
     """Raise Forbidden unless `caller` is an admin."""
     if caller.role != "admin":

@@ -11,7 +11,7 @@ from signoff.core.filters import LibraryFilter
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
-from signoff.errors import LibraryItemNotFound, NameTaken
+from signoff.errors import LibraryItemNotFound, name_taken
 from signoff.stores import schema
 from signoff.stores.database import Database
 from signoff.stores.schema import composed_calls, composed_labels, composed_versions, compositions
@@ -139,7 +139,7 @@ def _insert_item(tx: Tx, item: LibraryItem) -> int:
     """Insert a new item without versions, and return its id. Raises NameTaken."""
     name, functions = item.name, schema.functions
     if _exists(tx, compositions, compositions.c.name == name) or _exists(tx, functions, functions.c.name == name):
-        raise NameTaken(f"The name {name!r} belongs to another prompt, pipeline or function; choose a different one.")
+        raise name_taken(name)
     values = {"kind": _kind(item), "name": name, "user_id": item.user_id, "shared": item.shared, "newest": 1}
     return tx.conn.execute(sa.insert(compositions).values(values).returning(compositions.c.id)).scalar_one()
 

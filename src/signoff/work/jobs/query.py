@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
-from signoff.core.access import Caller, may_review, may_see
+from signoff.core.access import Caller, may_review, may_see, public_actor
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, TERMINAL, Event, Job, JobError
 from signoff.errors import JobFailed, JobNotFound, JobPending, ReviewPending
@@ -91,10 +91,15 @@ def _visible_to(caller: Caller, job_filter: JobFilter) -> JobFilter:
 
 
 async def list_events(services: Services, caller: Caller, job_id: str) -> list[Event]:
-    """Return the events of the job, oldest first; without data for callers who may not review. Raises JobNotFound."""
+    """Return the events of the job, oldest first. Raises JobNotFound.
+
+    Callers who may not review see no data, and not who acted.
+    """
     await get_job(services, caller, job_id)
     events = await services.store.jobs.events(job_id)
-    return events if may_review(caller) else [msgspec.structs.replace(event, data={}) for event in events]
+    if may_review(caller):
+        return events
+    return [msgspec.structs.replace(event, data={}, actor=public_actor(caller, event.actor)) for event in events]
 
 
 async def follow_events(services: Services, caller: Caller, job_id: str, after_seq: int) -> AsyncGenerator[list[Event]]:
