@@ -3,6 +3,7 @@
     SignoffError
     ├── BadRequest 400
     │   ├── BadBody 400, MethodNotAllowed 405, TooLarge 413, KeyReused 422, AddressRefused 400
+    │   ├── RunTooLarge 413
     │   └── BadPipeline 400
     ├── Unauthorized 401, Forbidden 403
     ├── NotFound 404
@@ -83,6 +84,12 @@ class TooLarge(BadRequest):
     """The body is larger than the setting `max_body_bytes` allows; send a smaller one."""
 
     status, code = 413, "body_too_large"
+
+
+class RunTooLarge(BadRequest):
+    """The calls of a run have more bytes than the setting `max_run_bytes` allows; shorten its arguments."""
+
+    status, code = 413, "run_too_large"
 
 
 class KeyReused(BadRequest):

@@ -125,6 +125,8 @@ class Settings(BaseSettings):
     """If true, callers may ask the model `echo` to wait or to fail (`echo/hang`); for tests."""
     max_body_bytes: int = Field(20 * 1024 * 1024, gt=0)
     """Maximum bytes of a request body; a larger one gets 413."""
+    max_run_bytes: int = Field(64 * 1024 * 1024, gt=0)
+    """Maximum bytes of the requests and answers of all calls of one run of a pipeline."""
     coalesce: bool = False
     """If true, equal requests of a user, with temperature 0 or a seed, share one upstream call."""
     concurrency: int = Field(16, gt=0)

@@ -229,6 +229,10 @@ class Runs(Protocol):
         """Return the recorded calls of one round of a run, or of all rounds, ordered by the time when they began."""
         ...
 
+    async def size_bytes(self, run_id: str) -> int:
+        """Return the bytes of all requests and answers of the outermost run of `run_id`, in its current rounds."""
+        ...
+
     async def insert_retry(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
         """Insert a run together with steps and calls that it inherits from an earlier one, in one transaction.
 

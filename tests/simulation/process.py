@@ -33,6 +33,7 @@ from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
+from signoff.runtime.run_sizes import RunSizes
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
 from signoff.server.supervisor import supervise
@@ -234,6 +235,7 @@ class Process:
                 pools=EndpointPools(),
                 leases=Leases(store, lease_seconds=15, heartbeat_seconds=5),  # type: ignore[arg-type]
                 reservations=Reservations(store.quotas, lease_seconds=15, heartbeat_seconds=5),
+                run_sizes=RunSizes(64 * 2**20),
                 watcher=JobWatcher(store),  # type: ignore[arg-type]
                 inflight_calls=InflightCalls(),
                 logs=ModelLogWriter(store.model_logs, lambda: clock.wall(world.now)),

@@ -47,6 +47,7 @@ from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
+from signoff.runtime.run_sizes import RunSizes
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
 from signoff.server.supervisor import started, supervise
@@ -148,6 +149,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
             reservations=Reservations(
                 store.quotas, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds
             ),
+            run_sizes=RunSizes(settings.max_run_bytes),
             watcher=JobWatcher(store),
             inflight_calls=InflightCalls(),
             logs=logs,

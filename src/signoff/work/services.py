@@ -28,6 +28,7 @@ from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
+from signoff.runtime.run_sizes import RunSizes
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
 from signoff.store import Store
@@ -128,6 +129,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Leases that this process holds and renews."""
     reservations: Reservations
     """Reservations under limits that this process holds and renews."""
+    run_sizes: RunSizes
+    """Sizes of the runs that this process performs."""
     watcher: JobWatcher
     """Watcher that wakes callers who wait for a job to change."""
     inflight_calls: InflightCalls

@@ -31,7 +31,7 @@ def render_template(text: str, values: Mapping[str, str], *, max_bytes: int) -> 
     missing = [name for name in placeholders(text) if name not in values]
     if missing:
         raise BadRequest(f"The request has no value for {', '.join(missing)}.")
-    size_bytes = _rendered_bytes(text, values)
+    size_bytes = rendered_bytes(text, values)
     if size_bytes > max_bytes:
         raise BadRequest(
             f"The prompt with its values must have at most {max_bytes} bytes (setting `max_body_bytes`); "
@@ -40,7 +40,7 @@ def render_template(text: str, values: Mapping[str, str], *, max_bytes: int) -> 
     return _PIECE.sub(lambda match: values[match[1]] if match[1] else match[0][0], text)
 
 
-def _rendered_bytes(text: str, values: Mapping[str, str]) -> int:
+def rendered_bytes(text: str, values: Mapping[str, str]) -> int:
     """Return the size of the rendered text in UTF-8, without rendering it."""
     size_bytes, counts = _size_bytes(text), Counter(match[0] for match in _PIECE.finditer(text))
     for piece, count in counts.items():
