@@ -12,7 +12,7 @@
     │   └── Stale, IdTaken, NameTaken
     ├── Overloaded 503, SchemaOutdated 500
     ├── LimitReached 429
-    │   └── BudgetSpent
+    │   └── BudgetSpent, BacklogFull
     ├── ModelFailed 502
     │   ├── ModelAnswered (the upstream's own status)
     │   ├── ModelUnreachable, ModelCut, ModelCrashed, ModelGarbled
@@ -232,6 +232,12 @@ class BudgetSpent(LimitReached):
     """A daily or monthly limit of the caller is used up; wait for its end, or ask an admin to raise it."""
 
     code = kind = "insufficient_quota"
+
+
+class BacklogFull(LimitReached):
+    """Too many jobs of the caller, or too large ones, have not ended; wait for some to end, or cancel some."""
+
+    code = "backlog_full"
 
 
 class ModelFailed(SignoffError):

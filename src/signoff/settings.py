@@ -134,6 +134,10 @@ class Settings(BaseSettings):
 
     worker_memory_mb: int | None = Field(None, gt=0)
     """Memory in MiB above which `signoff work` finishes its jobs and restarts itself; none: no limit."""
+    max_waiting_jobs: int = Field(100_000, gt=0)
+    """Maximum number of jobs of each user that have not ended; above it, a new one gets 429."""
+    max_waiting_bytes: int = Field(1024 * 1024 * 1024, gt=0)
+    """Maximum bytes of the jobs of each user that have not ended; above it, a new one gets 429."""
     model_share: float = Field(0.75, gt=0, le=1)
     """Maximum share of a worker's concurrency that one model may use, above 0 and up to 1."""
     user_share: float = Field(0.9, gt=0, le=1)

@@ -15,6 +15,7 @@ import msgspec
 
 from signoff.accounts import People, Quotas, UsageRecords
 from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams
+from signoff.core.backlog import Backlog
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.filters import JobFilter
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
@@ -169,6 +170,10 @@ class Jobs(Protocol):
 
     async def count(self, filters: JobFilter, *, at_most: int) -> int:
         """Return the number of jobs that match, but stop counting at `at_most`; `offset` and `limit` do not matter."""
+        ...
+
+    async def backlog(self, user_id: int, *, at_most: int) -> Backlog:
+        """Return the user's unfinished jobs and their bytes, but stop counting at `at_most` jobs of each status."""
         ...
 
     async def events(self, job_id: str) -> list[Event]:

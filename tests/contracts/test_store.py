@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from contracts.test_streams import a_stream
 from signoff.core.answer import Usage
+from signoff.core.backlog import Backlog
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, TERMINAL, TRANSITIONS, Decision, Edit, Guard, Job, JobError, Verdict, replay
@@ -987,6 +988,21 @@ async def test_jobs_are_filtered_and_counted_by_owner_and_status(store: AStore) 
         assert await store.jobs.list(criteria) == expected
         assert await store.jobs.count(criteria, at_most=10_000) == len(expected)
         assert await store.jobs.count(criteria, at_most=2) == min(2, len(expected))
+
+
+async def test_the_backlog_of_a_user_is_that_of_all_unfinished_jobs(store: AStore) -> None:
+    assert await store.jobs.backlog(1, at_most=10) == Backlog(0, 0)
+    waiting = [await inserted(store, due_seconds=1e6, body=b"12345", metadata=b"{}") for _ in range(3)]
+    await inserted(store, body=b"12345", metadata=b"{}", lane="now")
+    one = await held(store)
+    await inserted(store, user_id=2)
+    await inserted(store, status="success")
+    held_bytes = len(one.body) + len(one.metadata) + len(one.response or b"")
+    assert held_bytes > 0
+    assert await store.jobs.backlog(1, at_most=10) == Backlog(5, 4 * 7 + held_bytes)
+    assert await store.jobs.backlog(1, at_most=2) == Backlog(3, 2 * 7 + held_bytes)
+    await store.jobs.transition(waiting[0].id, a_step("cancel"))
+    assert (await store.jobs.backlog(1, at_most=10)).jobs == 4
 
 
 async def test_statuses_are_returned_for_existing_jobs_only(store: AStore) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from signoff.core.backlog import Backlog
 from signoff.core.filters import JobFilter
 from signoff.core.job import RUN_ENDED, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
@@ -120,6 +121,16 @@ class MemoryJobs:
             matching = self._matching(filters)
             later = (job for job in matching if filters.after_id is None or _is_after(job, filters))
             return sum(1 for _ in islice(later, at_most))
+
+        return await self._connection.send(read, writes=False)
+
+    async def backlog(self, user_id: int, *, at_most: int) -> Backlog:
+        def read(_: Tx) -> Backlog:
+            unfinished = [job for job in self._tables.unfinished.values() if job.user_id == user_id]
+            parts = [[job for job in unfinished if job.status == status][:at_most] for status in ("bot", "human")]
+            counted = [job for part in parts for job in part]
+            sizes = [len(job.body) + len(job.metadata) + len(job.response or b"") for job in counted]
+            return Backlog(len(counted), sum(sizes))
 
         return await self._connection.send(read, writes=False)
 

@@ -20,6 +20,7 @@ from signoff.core.stream import Stream
 from signoff.errors import SignoffError
 from signoff.infra.vault import Vault
 from signoff.runtime.background import Background
+from signoff.runtime.backlogs import Backlogs
 from signoff.runtime.callers import CallerCache
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.inflight import InflightCalls
@@ -235,6 +236,7 @@ class Process:
                 pools=EndpointPools(),
                 leases=Leases(store, lease_seconds=15, heartbeat_seconds=5),  # type: ignore[arg-type]
                 reservations=Reservations(store.quotas, lease_seconds=15, heartbeat_seconds=5),
+                backlogs=Backlogs(store.jobs, max_jobs=100_000, max_bytes=2**30),
                 run_sizes=RunSizes(64 * 2**20),
                 watcher=JobWatcher(store),  # type: ignore[arg-type]
                 inflight_calls=InflightCalls(),

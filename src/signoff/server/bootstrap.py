@@ -34,6 +34,7 @@ from signoff.engines.subprocess import SubprocessEngine
 from signoff.engines.upstream import UpstreamClient
 from signoff.infra.vault import Vault, existing_keys, keys_in
 from signoff.runtime.background import Background
+from signoff.runtime.backlogs import Backlogs
 from signoff.runtime.callers import CallerCache
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.inflight import InflightCalls
@@ -149,6 +150,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
             reservations=Reservations(
                 store.quotas, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds
             ),
+            backlogs=Backlogs(store.jobs, max_jobs=settings.max_waiting_jobs, max_bytes=settings.max_waiting_bytes),
             run_sizes=RunSizes(settings.max_run_bytes),
             watcher=JobWatcher(store),
             inflight_calls=InflightCalls(),

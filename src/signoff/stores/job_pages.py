@@ -60,6 +60,29 @@ _JOBS = sa.select(*EVERY_COLUMN).where(jobs.c.id.in_(_IDS))
 _CALLS = sa.select(*calls.c).where(calls.c.id.in_(_IDS))
 
 
+def _backlog_statement() -> sa.Select[int, int]:
+    """Return a query for the number and the bytes of a user's unfinished jobs, which reads at most `limit` of each."""
+    columns = (jobs.c.body, jobs.c.metadata, jobs.c.response)
+    size = sum((sa.func.coalesce(sa.func.length(column), 0) for column in columns), sa.literal(0))
+    unfinished = [
+        sa.select(size.label("size"))
+        .where(
+            jobs.c.user_id == sa.bindparam("user", type_=sa.Integer),
+            jobs.c.status == sa.literal_column(f"'{status}'"),
+        )
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+        .subquery()
+        for status in STATUSES
+        if status not in TERMINAL
+    ]
+    sizes = sa.union_all(*(sa.select(each.c.size) for each in unfinished)).subquery()
+    total = sa.cast(sa.func.coalesce(sa.func.sum(sizes.c.size), 0), sa.BigInteger)
+    return sa.select(sa.func.count(), total).select_from(sizes)
+
+
+BACKLOG = _backlog_statement()
+
+
 def _matching(filters: JobFilter, at_most: int) -> sa.Subquery:
     """Return the ids of matching jobs: of each range of an index, the first `at_most` in the order of the page.
 

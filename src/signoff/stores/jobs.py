@@ -11,6 +11,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from signoff.core.backlog import Backlog
 from signoff.core.filters import JobFilter
 from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
@@ -18,7 +19,7 @@ from signoff.store import InitialVerb, TransitionRequest
 from signoff.stores.calls import event_of_call, insert_call, job_of_call, pack, read_call
 from signoff.stores.claims import claim_jobs
 from signoff.stores.database import Database
-from signoff.stores.job_pages import batches, count_statement, read_page
+from signoff.stores.job_pages import BACKLOG, batches, count_statement, read_page
 from signoff.stores.schema import calls, decisions, deliveries, events, function_calls, jobs, used_keys, votes
 from signoff.stores.transitions import (
     EVERY_COLUMN,
@@ -125,6 +126,12 @@ class SqlJobs:
         """See `store.Jobs`."""
         query = count_statement(filters, at_most)
         return await self._database.read(lambda conn, _: conn.execute(query).scalar_one())
+
+    async def backlog(self, user_id: int, *, at_most: int) -> Backlog:
+        """See `store.Jobs`."""
+        parameters = {"user": user_id, "limit": at_most}
+        row = await self._database.read(lambda conn, _: conn.execute(BACKLOG, parameters).one())
+        return Backlog(*row)
 
     async def events(self, job_id: str) -> list[Event]:
         """See `store.Jobs`."""

@@ -15,6 +15,7 @@ from signoff.deliverer import Deliverer
 from signoff.engine import Engine
 from signoff.infra.vault import Vault
 from signoff.runtime.background import Background
+from signoff.runtime.backlogs import Backlogs
 from signoff.runtime.callers import CallerCache
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.inflight import InflightCalls
@@ -129,6 +130,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Leases that this process holds and renews."""
     reservations: Reservations
     """Reservations under limits that this process holds and renews."""
+    backlogs: Backlogs
+    """Bounds on the unfinished jobs of each user."""
     run_sizes: RunSizes
     """Sizes of the runs that this process performs."""
     watcher: JobWatcher
