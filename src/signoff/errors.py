@@ -182,9 +182,14 @@ class Stale(Conflict):
 
 
 class IdTaken(Conflict):
-    """The `job_id` was used with a different request; use a new id for each new request."""
+    """The `job_id` was used with a different request, or by another user; use a new id for each new request."""
 
     code = "job_id_taken"
+
+
+def id_taken(client_id: str) -> IdTaken:
+    """Return the error for a `job_id` under which another user's result is stored."""
+    return IdTaken(f"`job_id` {client_id!r} is in use; send a new one, such as a random one.")
 
 
 class NameTaken(Conflict):

@@ -86,7 +86,7 @@ class Jobs(Protocol):
 
         If the same user has a job with the same `client_id`, or with the same `idempotency_key`, return that job and
         insert nothing. A key becomes free again 24 hours after its job was created, and when its job has failed with a
-        retryable error.
+        retryable error. Raises IdTaken if another user's job has the key in Redis that `client_id` names.
 
         Args:
             job: The new job. Its `created_at`, `updated_at`, `due_at` and `lease_until` are ignored.

@@ -23,7 +23,7 @@ from signoff.core.model import Model
 from signoff.core.policy import Policy
 from signoff.core.price import Price
 from signoff.core.turn import Turn
-from signoff.errors import JobNotFound, Overloaded, Stale
+from signoff.errors import IdTaken, JobNotFound, Overloaded, Stale
 from signoff.store import TransitionRequest
 from signoff.stores import schema
 from signoff.stores.writer import MAX_DEFERRED
@@ -113,6 +113,40 @@ async def test_a_job_can_be_inserted_with_a_lease(store: AStore) -> None:
 
     assert job.lease_until == job.created_at + 60 * SECOND
     assert await store.jobs.claim(actor="worker", lease="other", limit=1, lease_seconds=1) == []
+
+
+def with_result(user_id: int, client_id: str, **more: Any) -> Job:
+    """Return a job whose result goes to Redis under the client id."""
+    target = DeliveryTarget(kind="redis", address=f"signoff:{client_id}", host="redis")
+    return a_job(user_id=user_id, client_id=client_id, deliver=(target,), **more)
+
+
+async def test_a_key_for_a_result_belongs_to_the_job_of_one_user(store: AStore) -> None:
+    first = await store.jobs.insert(with_result(1, "order-1"), actor="ann")
+    # the same user gets the job again, and another one gets an error, for as long as the job exists
+    assert (await store.jobs.insert(with_result(1, "order-1"), actor="ann")).id == first.id
+    for _ in range(2):
+        with pytest.raises(IdTaken, match="order-1"):
+            await store.jobs.insert(with_result(2, "order-1", idempotency_key="k"), actor="bob")
+    assert await store.jobs.by_client_id(2, "order-1") is None
+    # other ids are free, and so is this one without a result in Redis, or under another key
+    for job in (with_result(2, "order-2"), a_job(user_id=2, client_id="order-1")):
+        assert (await store.jobs.insert(job, actor="bob")).id == job.id
+
+
+async def test_of_two_users_who_use_one_key_for_a_result_at_once_one_wins(store: AStore) -> None:
+    jobs = [with_result(user_id, "order-1") for user_id in range(1, 9)]
+    results = await asyncio.gather(*(store.jobs.insert(job, actor="x") for job in jobs), return_exceptions=True)
+    assert sorted(isinstance(result, IdTaken) for result in results) == [False] + [True] * 7
+
+
+async def test_the_key_for_a_result_is_free_when_its_job_is_purged(store: AStore) -> None:
+    first = await store.jobs.insert(with_result(1, "order-1"), actor="ann")
+    await store.jobs.transition(first.id, a_step("cancel"))
+    await store.jobs.purge(-1, 10)
+    assert await store.jobs.get(first.id) is None
+    second = with_result(2, "order-1")
+    assert (await store.jobs.insert(second, actor="bob")).id == second.id
 
 
 async def test_a_job_id_can_be_used_once(store: AStore) -> None:

@@ -13,11 +13,11 @@ from signoff.core.backlog import Backlog
 from signoff.core.filters import JobFilter
 from signoff.core.job import RUN_ENDED, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
-from signoff.errors import JobNotFound, Stale
+from signoff.errors import JobNotFound, Stale, id_taken
 from signoff.store import InitialVerb, TransitionRequest
 from signoff.stores.calls import insert_call, pack
+from signoff.stores.jobs import ALL_USERS, insert_job, result_key_of, with_times
 from signoff.stores.jobs import _is_key_free as is_key_free
-from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import events, used_keys
 from signoff.stores.transitions import SECOND, changed_columns, changes_of, create_deliveries, event_of
 from simulation.tables import Connection, Tables, Tx, next_state
@@ -44,6 +44,11 @@ class MemoryJobs:
             existing = self._find_existing(tx, job)
             if existing is not None:
                 return existing
+            result_key = result_key_of(job)
+            if result_key is not None:
+                if (ALL_USERS, result_key) in self._tables.keys:
+                    raise id_taken(job.client_id or "")
+                tx.add(used_keys, {"user_id": ALL_USERS, "key": result_key, "job_id": job.id})
             inserted = self.add_job(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
             if job.idempotency_key is not None:
                 tx.add(used_keys, {"user_id": job.user_id, "key": job.idempotency_key, "job_id": job.id})
