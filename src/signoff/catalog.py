@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from signoff.core.access import UpstreamKey
-from signoff.core.filters import LibraryFilter
+from signoff.core.filters import LibraryFilter, Page
 from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem
@@ -200,12 +200,15 @@ class Library(Protocol):
         """Return one version of an item, or None. `key` is its name or its id, `at` a label or a version number."""
         ...
 
-    async def list(self, filters: LibraryFilter) -> Sequence[LibraryItem]:
+    async def list(self, filters: LibraryFilter) -> Page[LibraryItem]:
         """Return a page of items, each in its production version."""
         ...
 
-    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
-        """Return up to `limit` versions of an item, the newest first; only those with a number less than `before`."""
+    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Page[LibraryItem]:
+        """Return up to `limit` versions of an item, the newest first; only those with a number less than `before`.
+
+        The page ends with MAX_PAGE_BYTES of texts.
+        """
         ...
 
     async def label(self, item_id: int, label: str, version: int | None) -> bool:

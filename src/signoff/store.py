@@ -17,7 +17,7 @@ from signoff.accounts import People, Quotas, UsageRecords
 from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams
 from signoff.core.backlog import Backlog
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
-from signoff.core.filters import JobFilter
+from signoff.core.filters import JobFilter, Page
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
 
@@ -164,7 +164,7 @@ class Jobs(Protocol):
         """Return status and `seq` of the jobs that exist, by id. There may be any number of ids."""
         ...
 
-    async def list(self, filters: JobFilter) -> list[Job]:
+    async def list(self, filters: JobFilter) -> Page[Job]:
         """Return a page of jobs, ordered by id."""
         ...
 

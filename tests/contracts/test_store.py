@@ -1001,6 +1001,27 @@ async def test_jobs_are_listed_in_pages_from_either_end(store: AStore) -> None:
     assert await store.jobs.list(JobFilter(limit=0)) == []
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+async def test_a_page_of_jobs_ends_at_its_bytes_and_has_one_job_at_least(store: AStore, newest_first: bool) -> None:
+    # jobs of both tables: one that ended before it was stored has about 200 bytes more
+    large = {"body": b'"' + b"x" * 10_000 + b'"'}
+    stored = [await inserted(store, **large) for _ in range(4)]
+    ended = [a_job(status="success", lane="now", response=large["body"], **large) for _ in range(3)]
+    await logged(store, *ended)
+    ids = sorted((job.id for job in [*stored, *ended]), reverse=newest_first)
+    for max_bytes, fewest in ((1, 1), (25_000, 2), (10**9, 7)):
+        pages, after_id, may_continue = list[list[str]](), None, True
+        while may_continue:
+            page_filter = JobFilter(after_id=after_id, newest_first=newest_first, limit=7, max_bytes=max_bytes)
+            page = await store.jobs.list(page_filter)
+            pages.append([job.id for job in page])
+            after_id, may_continue = page[-1].id if page else None, bool(page) and page.may_continue
+        assert [job_id for page in pages for job_id in page] == ids
+        assert max(map(len, pages)) >= fewest
+        assert all(len(page) <= 1 or len(page) * 10_000 < max_bytes + 20_500 for page in pages)
+    assert not (await store.jobs.list(JobFilter(limit=8))).may_continue
+
+
 async def test_jobs_are_filtered_and_counted_by_owner_and_status(store: AStore) -> None:
     mine, held_one, theirs = await inserted(store), await held(store), await inserted(store, user_id=2)
     with_fingerprint, with_upstream_object = (

@@ -608,3 +608,18 @@ async def test_a_prompt_that_its_values_make_too_large_is_refused(tmp_path: Path
         assert "it would have 400000000" in refusal["error"]["message"]
         status, _ = await server.ask("POST", "/v1/chat/completions", token, json=chat("A" * 10, "bomb"))
         assert status == 200
+
+
+async def test_lists_of_large_prompts_come_in_pages_and_models_are_listed_without_texts(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token, names = await server.token(), [f"p{number:02}" for number in range(12)]
+        for name in names:
+            await create(server, token, "prompt", name=name, body="x" * 1_000_000, model="echo")
+        listed, cursor = list[str](), ""
+        while cursor is not None:
+            _, page = await server.ask("GET", f"/api/prompts?limit=1000&after={cursor}", token)
+            assert 1 <= len(page["data"]) <= 9
+            listed, cursor = [*listed, *(item["name"] for item in page["data"])], page["next"]
+        assert listed == names
+        models = [each["id"] for each in (await server.ask("GET", "/v1/models", token))[1]["data"]]
+        assert [name for name in models if name in names] == names

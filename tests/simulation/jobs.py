@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from signoff.core.backlog import Backlog
-from signoff.core.filters import JobFilter
+from signoff.core.filters import JobFilter, Page, page_length
 from signoff.core.job import RUN_ENDED, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import JobNotFound, Stale, id_taken
@@ -113,11 +113,15 @@ class MemoryJobs:
 
         return await self._connection.send(read, writes=False)
 
-    async def list(self, filters: JobFilter) -> list[Job]:
-        def read(_: Tx) -> Sequence[Job]:
+    async def list(self, filters: JobFilter) -> Page[Job]:
+        def read(_: Tx) -> Page[Job]:
             jobs = [job for job in self._matching(filters) if filters.after_id is None or _is_after(job, filters)]
             jobs.sort(key=lambda job: job.id, reverse=filters.newest_first)
-            return jobs[filters.offset : filters.offset + filters.limit]
+            matching = jobs[filters.offset : filters.offset + filters.limit]
+            sizes = (len(job.body) + len(job.metadata) + len(job.response or b"") for job in matching)
+            page = matching[: page_length(sizes, filters.max_bytes)]
+            is_full = 0 < len(matching) == filters.limit
+            return Page(page, may_continue=is_full or len(page) < len(matching))
 
         return await self._connection.send(read, writes=False)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.catalog import SyncResult
-from signoff.core.filters import LibraryFilter
+from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter, Page, page_length
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
@@ -51,8 +51,8 @@ class MemoryLibrary:
 
         return await self._connection.send(read, writes=False)
 
-    async def list(self, filters: LibraryFilter) -> Sequence[LibraryItem]:
-        def read(_: Tx) -> list[LibraryItem]:
+    async def list(self, filters: LibraryFilter) -> Page[LibraryItem]:
+        def read(_: Tx) -> Page[LibraryItem]:
             kinds = {"prompt": Prompt, "pipeline": Pipeline, None: Prompt | Pipeline}[filters.kind]
             stored = self._tables.library_items.items()
             in_production = (versions[self._tables.labels[number, PRODUCTION]] for number, versions in stored)
@@ -64,16 +64,15 @@ class MemoryLibrary:
                 and (filters.user_id is None or entry.user_id == filters.user_id or entry.shared)
                 and (filters.calls is None or self._calls(entry.id, filters.calls))
             ]
-            return matching[: filters.limit]
+            return _page(matching, filters.limit, filters.max_bytes)
 
         return await self._connection.send(read, writes=False)
 
-    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
-        def read(_: Tx) -> list[LibraryItem]:
+    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Page[LibraryItem]:
+        def read(_: Tx) -> Page[LibraryItem]:
             newest_first = reversed(self._tables.library_items.get(item_id, {}).values())
-            return [self._with_labels(entry) for entry in newest_first if before is None or entry.version < before][
-                :limit
-            ]
+            matching = [self._with_labels(each) for each in newest_first if before is None or each.version < before]
+            return _page(matching, limit, MAX_PAGE_BYTES)
 
         return await self._connection.send(read, writes=False)
 
@@ -159,3 +158,9 @@ class MemoryLibrary:
             for number, entry in versions.items()
             if number in live and isinstance(entry, Pipeline)
         )
+
+
+def _page(matching: Sequence[LibraryItem], limit: int, max_bytes: int) -> Page[LibraryItem]:
+    listed = matching[:limit]
+    page = listed[: page_length((len(item.body) for item in listed), max_bytes)]
+    return Page(page, may_continue=0 < len(listed) == limit or len(page) < len(listed))

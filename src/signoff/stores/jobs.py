@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.core.backlog import Backlog
-from signoff.core.filters import JobFilter
+from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
 from signoff.errors import id_taken
@@ -125,7 +125,7 @@ class SqlJobs:
 
         return {row.id: (row.status, row.seq) for row in await self._database.read(read)}
 
-    async def list(self, filters: JobFilter) -> list[Job]:
+    async def list(self, filters: JobFilter) -> Page[Job]:
         """See `store.Jobs`."""
         return await self._database.read(lambda conn, _: read_page(conn, filters))
 

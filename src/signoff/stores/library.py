@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
 
 from signoff.catalog import SyncResult
-from signoff.core.filters import LibraryFilter
+from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter, Page, page_length
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
@@ -22,6 +22,10 @@ _ITEM = (compositions.c.id, compositions.c.kind, compositions.c.name, compositio
 _VERSION = tuple(column for column in composed_versions.c if column.name != "composed_id")
 _ITEMS = sa.select(*_ITEM, *_VERSION).join(composed_versions, composed_versions.c.composed_id == compositions.c.id)
 _CALLS = composed_calls.alias("calls")
+_KEY = (compositions.c.id, composed_versions.c.version)
+_SIZES = sa.select(*_KEY, sa.func.length(composed_versions.c.body).label("size")).join(
+    composed_versions, composed_versions.c.composed_id == compositions.c.id
+)
 
 
 class SqlLibrary:
@@ -42,9 +46,9 @@ class SqlLibrary:
         items = await self._database.read(lambda conn, _: _load_items(conn, query))
         return items[0] if items else None
 
-    async def list(self, filters: LibraryFilter) -> Sequence[LibraryItem]:
+    async def list(self, filters: LibraryFilter) -> Page[LibraryItem]:
         """See `catalog.Library`."""
-        query = _ITEMS.where(
+        query = _SIZES.where(
             composed_versions.c.version == _version_with_label(PRODUCTION), compositions.c.name > filters.after
         )
         if filters.kind is not None:
@@ -53,16 +57,16 @@ class SqlLibrary:
             query = query.where((compositions.c.user_id == filters.user_id) | compositions.c.shared)
         if filters.calls is not None:
             query = query.where(_has_live_call_of(filters.calls))
-        query = query.order_by(compositions.c.name).limit(filters.limit)
-        return await self._database.read(lambda conn, _: _load_items(conn, query))
+        query = query.order_by(compositions.c.name)
+        return await self._database.read(lambda conn, _: _load_page(conn, query, filters.limit, filters.max_bytes))
 
-    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
+    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Page[LibraryItem]:
         """See `catalog.Library`."""
-        query = _ITEMS.where(compositions.c.id == item_id)
+        query = _SIZES.where(compositions.c.id == item_id)
         if before is not None:
             query = query.where(composed_versions.c.version < before)
-        query = query.order_by(composed_versions.c.version.desc()).limit(limit)
-        return await self._database.read(lambda conn, _: _load_items(conn, query))
+        query = query.order_by(composed_versions.c.version.desc())
+        return await self._database.read(lambda conn, _: _load_page(conn, query, limit, MAX_PAGE_BYTES))
 
     async def label(self, item_id: int, label: str, version: int | None) -> bool:
         """See `catalog.Library`."""
@@ -194,6 +198,15 @@ def _has_live_call_of(name: str) -> ColumnElement[bool]:
         _CALLS.c.composed_id == compositions.c.id,
         (_CALLS.c.version == compositions.c.newest) | has_label,
     )
+
+
+def _load_page(conn: Connection, sizes: sa.Select[Any, Any, Any], limit: int, max_bytes: int) -> Page[LibraryItem]:
+    """Return a page of items; `sizes` is the query for their keys and sizes, in order."""
+    matching = conn.execute(sizes.limit(limit)).all()
+    keys = [(row.id, row.version) for row in matching[: page_length((row.size for row in matching), max_bytes)]]
+    by_key = {(item.id, item.version): item for item in _load_items(conn, _ITEMS.where(sa.tuple_(*_KEY).in_(keys)))}
+    is_full = 0 < len(matching) == limit
+    return Page((by_key[key] for key in keys if key in by_key), may_continue=is_full or len(keys) < len(matching))
 
 
 def _load_items(conn: Connection, query: sa.Select[Any]) -> list[LibraryItem]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from signoff.core.access import Caller
 from signoff.core.filters import LibraryFilter
 from signoff.core.model import Model
@@ -36,14 +38,36 @@ async def resolve_target(services: Services, caller: Caller, name: str | None) -
         return item
 
 
-async def list_targets(services: Services, caller: Caller) -> Sequence[Model | LibraryItem]:
-    """Return every model, and every prompt and pipeline that the caller may use and no model hides."""
+class LibraryEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt or pipeline in a list, without its text."""
+
+    name: str
+    """Name of the item."""
+    created_at: int
+    """Time of its production version; microseconds since 1970, UTC."""
+
+
+async def list_targets(services: Services, caller: Caller) -> Sequence[Model | LibraryEntry]:
+    """Return every model, and the prompts and pipelines that the caller may use and no model hides.
+
+    Of these, at most MAX_LISTED are read.
+    """
     models = await services.caches.models.all()
-    library_filter = LibraryFilter(user_id=None if caller.role == "admin" else caller.user_id, limit=MAX_LISTED)
-    items = await services.store.library.list(library_filter)
     names = {model.name for model in models}
-    visible = [item for item in items if item.name not in names]
-    return [*models, *[item for item in visible if await precedes_patterns(services, caller, item, item.name)]]
+    entries, number, after = list[LibraryEntry](), 0, ""
+    while number < MAX_LISTED:
+        user_id = None if caller.role == "admin" else caller.user_id
+        library_filter = LibraryFilter(user_id=user_id, after=after, limit=MAX_LISTED - number)
+        page = await services.store.library.list(library_filter)
+        entries += [
+            LibraryEntry(name=item.name, created_at=item.created_at)
+            for item in page
+            if item.name not in names and await precedes_patterns(services, caller, item, item.name)
+        ]
+        if not page or not page.may_continue:
+            break
+        number, after = number + len(page), page[-1].name
+    return [*models, *entries]
 
 
 async def precedes_patterns(services: Services, caller: Caller, item: LibraryItem, name: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 import msgspec
 
 from signoff.core.access import Caller, may_review, may_see, public_actor
-from signoff.core.filters import JobFilter
+from signoff.core.filters import JobFilter, Page
 from signoff.core.job import STATUSES, TERMINAL, Event, Job, JobError
 from signoff.errors import JobFailed, JobNotFound, JobPending, ReviewPending
 from signoff.work.services import Services
@@ -69,9 +69,10 @@ class JobCount(msgspec.Struct, frozen=True):
         return f"{self.number:,}+" if self.is_capped else f"{self.number:,}"
 
 
-async def list_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> list[Job]:
+async def list_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> Page[Job]:
     """Return a page of the jobs that `caller` may see."""
-    return [redacted(caller, job) for job in await services.store.jobs.list(_visible_to(caller, job_filter))]
+    page = await services.store.jobs.list(_visible_to(caller, job_filter))
+    return Page((redacted(caller, job) for job in page), may_continue=page.may_continue)
 
 
 async def count_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> JobCount:

@@ -3,13 +3,13 @@
 import asyncio
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from signoff.core.access import Caller
-from signoff.core.filters import LibraryFilter
+from signoff.core.filters import LibraryFilter, Page
 from signoff.core.pipelines.check import MAX_NESTED, Callee, check_calls
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind, Pipeline, Prompt
 from signoff.core.pipelines.grammar import calls_of, parse
@@ -87,7 +87,7 @@ async def get_item(
     return item
 
 
-async def list_items(services: Services, caller: Caller, library_filter: LibraryFilter) -> Sequence[LibraryItem]:
+async def list_items(services: Services, caller: Caller, library_filter: LibraryFilter) -> Page[LibraryItem]:
     """Return a page of the caller's own and shared items; for an admin, of all items."""
     user_id = None if caller.role == "admin" else caller.user_id
     return await services.store.library.list(msgspec.structs.replace(library_filter, user_id=user_id))
@@ -95,7 +95,7 @@ async def list_items(services: Services, caller: Caller, library_filter: Library
 
 async def list_versions(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, *, before: int | None, limit: int
-) -> Sequence[LibraryItem]:
+) -> Page[LibraryItem]:
     """Return a page of versions, newest first: at most `limit` below the number `before`.
 
     Raises LibraryItemNotFound.
@@ -106,7 +106,7 @@ async def list_versions(
 
 async def list_dependents(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, *, after: str = "", limit: int = 50
-) -> Sequence[LibraryItem]:
+) -> Page[LibraryItem]:
     """Return a page of the pipelines that call the item and that the caller may see. Raises LibraryItemNotFound."""
     item = await get_item(services, caller, kind, key)
     return await list_items(services, caller, LibraryFilter(calls=item.name, after=after, limit=limit))
