@@ -60,7 +60,10 @@ class Catalog(Protocol):
         ...
 
     async def add_key(self, user_id: int, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
-        """Store a sealed key of a user, and return its id, which no key had before. A shared key serves all users."""
+        """Store a sealed key of a user, and return its id, which no key had before. A shared key serves all users.
+
+        Raises Conflict if the user would have more than `check_key_count` allows.
+        """
         ...
 
     async def key(self, key_id: int) -> bytes | None:
@@ -193,6 +196,7 @@ class Library(Protocol):
         Raises:
             NameTaken: A new item has the name of an existing prompt, pipeline or function.
             LibraryItemNotFound: There is no item with this id and kind.
+            Conflict: The user would have more than `check_library_size` allows.
         """
         ...
 

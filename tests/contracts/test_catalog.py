@@ -6,6 +6,7 @@ import pytest
 
 from contracts.test_streams import a_stream
 from signoff.catalog import SealedSecret
+from signoff.core import access
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.log import LogLine
 from signoff.core.model import Model
@@ -222,3 +223,15 @@ async def test_the_log_of_a_model_keeps_its_newest_lines_from_all_writers(store:
 async def test_a_log_accepts_more_lines_at_once_than_it_keeps(store: AStore) -> None:
     await store.model_logs.add([("m", line(number)) for number in range(2500)], max_lines=2000)
     assert await store.model_logs.read("m", 5000) == [line(number) for number in range(500, 2500)]
+
+
+async def test_a_user_may_have_so_many_keys(store: AStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "MAX_KEYS_OF_USER", 2)
+    ann, bob = [await store.people.put_user(email, "user") for email in ("ann@x.org", "bob@x.org")]
+    first = await store.catalog.add_key(ann.id, "first", b"1")
+    await store.catalog.add_key(ann.id, "second", b"2")
+    with pytest.raises(Conflict, match="at most 2 upstream keys"):
+        await store.catalog.add_key(ann.id, "third", b"3")
+    await store.catalog.add_key(bob.id, "first", b"1")
+    await store.catalog.drop_key(first)
+    await store.catalog.add_key(ann.id, "third", b"3")

@@ -9,7 +9,7 @@ from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter
 from signoff.core.pipelines.composed import PRODUCTION, Pipeline, Prompt
 from signoff.core.pipelines.function import Function, Param
 from signoff.core.pipelines.grammar import parse
-from signoff.errors import LibraryItemNotFound, NameTaken, SignoffError
+from signoff.errors import Conflict, LibraryItemNotFound, NameTaken, SignoffError
 from support.stores import AStore, listening, together
 
 pytestmark = pytest.mark.anyio
@@ -259,3 +259,19 @@ async def test_a_page_ends_at_its_bytes_and_has_one_item_at_least(store: AStore)
     assert ([item.version for item in newest], newest.may_continue) == ([4, 3], True)
     oldest = await store.library.versions(one.id, before=3)
     assert ([item.version for item in oldest], oldest.may_continue) == ([2, 1], False)
+
+
+async def test_a_user_may_have_so_many_versions_and_characters(store: AStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signoff.core.pipelines.composed.MAX_VERSIONS_OF_USER", 3)
+    monkeypatch.setattr("signoff.core.pipelines.composed.MAX_CHARACTERS_OF_USER", 10)
+    one = await store.library.put(a_prompt("one", "12345"))
+    await store.library.put(a_prompt("one", "1", id=one.id))
+    with pytest.raises(Conflict, match="at most 10 characters"):
+        await store.library.put(a_prompt("two", "12345"))
+    await store.library.put(a_prompt("two", "1234"))
+    with pytest.raises(Conflict, match="at most 3 versions"):
+        await store.library.put(a_prompt("one", "", id=one.id))
+    # another user has bounds of their own, and what was removed makes room
+    await store.library.put(a_prompt("three", "1234567890", user_id=BOB))
+    await store.library.drop(one.id)
+    assert (await store.library.put(a_prompt("four", "123456"))).version == 1

@@ -8,7 +8,7 @@ import msgspec
 
 from signoff.catalog import SyncResult
 from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter, Page, page_length
-from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt
+from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt, check_library_size
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
 from signoff.errors import LibraryItemNotFound, name_taken
@@ -29,6 +29,13 @@ class MemoryLibrary:
             existing = tables.library_items.get(item.id)
             if item.id and (existing is None or type(existing[1]) is not type(item)):
                 raise LibraryItemNotFound
+            of_user = [
+                version
+                for versions in tables.library_items.values()
+                for version in versions.values()
+                if version.user_id == item.user_id
+            ]
+            check_library_size(len(of_user) + 1, sum(len(each.body) for each in of_user) + len(item.body))
             item_id = item.id or self._new_id(item)
             versions = tables.library_items.setdefault(item_id, {})
             number = len(versions) + 1

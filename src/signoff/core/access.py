@@ -5,11 +5,12 @@ from typing import Literal
 import msgspec
 
 from signoff.core.cache import CacheRule
-from signoff.errors import Forbidden
+from signoff.errors import Conflict, Forbidden
 
 Role = Literal["admin", "reviewer", "user"]
 # From the most rights to the fewest.
 ROLES: tuple[Role, ...] = ("admin", "reviewer", "user")
+MAX_KEYS_OF_USER = 1000
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +114,12 @@ def may_see(caller: Caller, owner_id: int | None) -> bool:
 def may_use(user_id: int, key: UpstreamKey) -> bool:
     """Return True if requests of this user may be sent with `key`: their own, or one that an admin shares."""
     return key.user_id is not None and (key.is_shared or key.user_id == user_id)
+
+
+def check_key_count(number: int) -> None:
+    """Raise Conflict if a user would have more upstream keys than one user may have."""
+    if number > MAX_KEYS_OF_USER:
+        raise Conflict(f"A user may have at most {MAX_KEYS_OF_USER} upstream keys; remove some of them.")
 
 
 def may_remove(caller: Caller, key: UpstreamKey) -> bool:

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection
 
 from signoff.catalog import SyncResult
 from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter, Page, page_length
-from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt
+from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt, check_library_size
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
 from signoff.errors import LibraryItemNotFound, name_taken
@@ -22,6 +22,11 @@ _ITEM = (compositions.c.id, compositions.c.kind, compositions.c.name, compositio
 _VERSION = tuple(column for column in composed_versions.c if column.name != "composed_id")
 _ITEMS = sa.select(*_ITEM, *_VERSION).join(composed_versions, composed_versions.c.composed_id == compositions.c.id)
 _CALLS = composed_calls.alias("calls")
+_SIZE_OF_USER = (
+    sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(sa.func.length(composed_versions.c.body)), 0))
+    .join_from(compositions, composed_versions, composed_versions.c.composed_id == compositions.c.id)
+    .where(compositions.c.user_id == sa.bindparam("user", type_=sa.Integer))
+)
 _KEY = (compositions.c.id, composed_versions.c.version)
 _SIZES = sa.select(*_KEY, sa.func.length(composed_versions.c.body).label("size")).join(
     composed_versions, composed_versions.c.composed_id == compositions.c.id
@@ -118,6 +123,8 @@ class SqlLibrary:
 
 def _put(tx: Tx, item: LibraryItem, label: str | None) -> LibraryItem:
     lock(tx, "compositions")
+    versions, characters = tx.conn.execute(_SIZE_OF_USER, {"user": item.user_id}).one()
+    check_library_size(versions + 1, characters + len(item.body))
     if item.id == 0:
         item_id, version = _insert_item(tx, item), 1
     else:
