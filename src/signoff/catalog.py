@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from signoff.core.access import UpstreamKey
-from signoff.core.filters import LibraryFilter
+from signoff.core.filters import LibraryFilter, Page
 from signoff.core.job import Job
 from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model
@@ -61,7 +61,10 @@ class Catalog(Protocol):
         ...
 
     async def add_key(self, user_id: int, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
-        """Store a sealed key of a user, and return its id, which no key had before. A shared key serves all users."""
+        """Store a sealed key of a user, and return its id, which no key had before. A shared key serves all users.
+
+        Raises Conflict if the user would have more than `check_key_count` allows.
+        """
         ...
 
     async def key(self, key_id: int) -> bytes | None:
@@ -202,6 +205,7 @@ class Library(Protocol):
         Raises:
             NameTaken: A new item has the name of an existing prompt, pipeline or function.
             LibraryItemNotFound: There is no item with this id and kind.
+            Conflict: The user would have more than `check_library_size` allows.
         """
         ...
 
@@ -209,12 +213,15 @@ class Library(Protocol):
         """Return one version of an item, or None. `key` is its name or its id, `at` a label or a version number."""
         ...
 
-    async def list(self, filters: LibraryFilter) -> Sequence[LibraryItem]:
+    async def list(self, filters: LibraryFilter) -> Page[LibraryItem]:
         """Return a page of items, each in its production version."""
         ...
 
-    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
-        """Return up to `limit` versions of an item, the newest first; only those with a number less than `before`."""
+    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Page[LibraryItem]:
+        """Return up to `limit` versions of an item, the newest first; only those with a number less than `before`.
+
+        The page ends with MAX_PAGE_BYTES of texts.
+        """
         ...
 
     async def label(self, item_id: int, label: str, version: int | None) -> bool:

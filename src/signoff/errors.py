@@ -4,6 +4,7 @@
     ├── BadRequest 400
     │   ├── BadBody 400, MethodNotAllowed 405, TooLarge 413, KeyReused 422, AddressRefused 400
     │   ├── HeadTooLarge 431, RequestTimedOut 408, MisdirectedRequest 421
+    │   ├── RunTooLarge 413
     │   └── BadPipeline 400
     ├── Unauthorized 401
     │   └── TokenExpired
@@ -11,10 +12,10 @@
     ├── NotFound 404
     │   └── JobNotFound, ModelNotFound, LibraryItemNotFound
     ├── Conflict 409
-    │   └── Stale, IdTaken, NameTaken
-    ├── Overloaded 503, SchemaOutdated 500
+    │   └── Stale, ObjectHeld, IdTaken, NameTaken
+    ├── Overloaded 503, SchemaOutdated 500, WrongKey 500
     ├── LimitReached 429
-    │   └── BudgetSpent
+    │   └── BudgetSpent, BacklogFull
     ├── ModelFailed 502
     │   ├── ModelAnswered (the upstream's own status)
     │   ├── ModelUnreachable, ModelCut, ModelCrashed, ModelGarbled
@@ -104,6 +105,12 @@ class MisdirectedRequest(BadRequest):
     """The `Host` is not one at which callers without a token are served; use another one, or send a token."""
 
     status, code = 421, "misdirected_request"
+
+
+class RunTooLarge(BadRequest):
+    """The calls of a run have more bytes than the setting `max_run_bytes` allows; shorten its arguments."""
+
+    status, code = 413, "run_too_large"
 
 
 class KeyReused(BadRequest):
@@ -209,15 +216,25 @@ class ObjectHeld(Conflict):
 
 
 class IdTaken(Conflict):
-    """The `job_id` was used with a different request; use a new id for each new request."""
+    """The `job_id` was used with a different request, or by another user; use a new id for each new request."""
 
     code = "job_id_taken"
 
 
+def id_taken(client_id: str) -> IdTaken:
+    """Return the error for a `job_id` under which another user's result is stored."""
+    return IdTaken(f"`job_id` {client_id!r} is in use; send a new one, such as a random one.")
+
+
 class NameTaken(Conflict):
-    """A prompt, pipeline, function or model has this name already; choose a different one."""
+    """The name is in use or reserved; choose a different one."""
 
     code = "name_taken"
+
+
+def name_taken(name: str) -> NameTaken:
+    """Return the error for a name in use. It does not tell by what, as that may be a private prompt of another user."""
+    return NameTaken(f"`name` {name!r} is in use or reserved; choose a different one.")
 
 
 class Overloaded(SignoffError):
@@ -254,6 +271,12 @@ class BudgetSpent(LimitReached):
     """A daily or monthly limit of the caller is used up; wait for its end, or ask an admin to raise it."""
 
     code = kind = "insufficient_quota"
+
+
+class BacklogFull(LimitReached):
+    """Too many jobs of the caller, or too large ones, have not ended; wait for some to end, or cancel some."""
+
+    code = "backlog_full"
 
 
 class ModelFailed(SignoffError):

@@ -125,8 +125,12 @@ class Settings(BaseSettings):
     """Base URL of an OpenAI-compatible server, which becomes the default model `inner`."""
     max_connections: int = Field(4096, gt=0)
     """Maximum number of open connections of a process that serves; a further one gets 503 and is closed."""
+    echo_faults: bool = False
+    """If true, callers may ask the model `echo` to wait or to fail (`echo/hang`); for tests."""
     max_body_bytes: int = Field(20 * 1024 * 1024, gt=0)
     """Maximum bytes of a request body; a larger one gets 413."""
+    max_run_bytes: int = Field(64 * 1024 * 1024, gt=0)
+    """Maximum bytes of the requests and answers of all calls of one run of a pipeline."""
     coalesce: bool = False
     """If true, equal requests of a user, with temperature 0 or a seed, share one upstream call."""
     concurrency: int = Field(16, gt=0)
@@ -134,6 +138,10 @@ class Settings(BaseSettings):
 
     worker_memory_mb: int | None = Field(None, gt=0)
     """Memory in MiB above which `signoff work` finishes its jobs and restarts itself; none: no limit."""
+    max_waiting_jobs: int = Field(100_000, gt=0)
+    """Maximum number of jobs of each user that have not ended; above it, a new one gets 429."""
+    max_waiting_bytes: int = Field(1024 * 1024 * 1024, gt=0)
+    """Maximum bytes of the jobs of each user that have not ended; above it, a new one gets 429."""
     model_share: float = Field(0.75, gt=0, le=1)
     """Maximum share of a worker's concurrency that one model may use, above 0 and up to 1."""
     user_share: float = Field(0.9, gt=0, le=1)

@@ -15,8 +15,9 @@ import msgspec
 
 from signoff.accounts import People, Quotas, SignIns, UsageRecords
 from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams, UpstreamObjects
+from signoff.core.backlog import Backlog
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
-from signoff.core.filters import JobFilter
+from signoff.core.filters import JobFilter, Page
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
 
@@ -32,34 +33,24 @@ class TransitionRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     verb: str
     """The name of the transition, a key of `core.job.TRANSITIONS`."""
-
     actor: str
     """The user or process that requests the transition, such as `user:ann@example.com`; recorded in the event."""
-
     to: Status | None = None
     """The new status. Needed only for a verb with several targets; None selects the first one."""
-
     lease: str | None = None
     """The token of the lease that the actor holds, for `Guard.LEASE`. None fails that guard."""
-
     round: int | None = None
     """The review round that the actor saw, for `Guard.ROUND`. None fails that guard."""
-
     reviewer: str | None = None
     """The reviewer, for `Guard.UNOPENED`. None fails that guard while another reviewer has the job open."""
-
     settled_steps: int | None = None
     """Number of steps of the run's current round that the actor saw ended, for `Guard.QUIET`. None fails that guard."""
-
     changes: Mapping[str, Any] = {}
     """New values of columns of the job, in addition to those that the transition itself clears and increments."""
-
     after_seconds: Mapping[str, float] = {}
     """New values of columns that hold a time, in seconds from the store's present time."""
-
     decision: Decision | None = None
     """The decision to record for the job's round. A round has at most one; `undo` begins a new round."""
-
     note: Mapping[str, Any] = {}
     """Additional data for the event. It changes no column."""
 
@@ -85,7 +76,7 @@ class Jobs(Protocol):
 
         If the same user has a job with the same `client_id`, or with the same `idempotency_key`, return that job and
         insert nothing. A key becomes free again 24 hours after its job was created, and when its job has failed with a
-        retryable error.
+        retryable error. Raises IdTaken if another user's job has the key in Redis that `client_id` names.
 
         Args:
             job: The new job. Its `created_at`, `updated_at`, `due_at` and `lease_until` are ignored.
@@ -163,12 +154,16 @@ class Jobs(Protocol):
         """Return status and `seq` of the jobs that exist, by id. There may be any number of ids."""
         ...
 
-    async def list(self, filters: JobFilter) -> list[Job]:
+    async def list(self, filters: JobFilter) -> Page[Job]:
         """Return a page of jobs, ordered by id."""
         ...
 
     async def count(self, filters: JobFilter, *, at_most: int) -> int:
         """Return the number of jobs that match, but stop counting at `at_most`; `offset` and `limit` do not matter."""
+        ...
+
+    async def backlog(self, user_id: int, *, at_most: int) -> Backlog:
+        """Return the user's unfinished jobs and their bytes, but stop counting at `at_most` jobs of each status."""
         ...
 
     async def events(self, job_id: str) -> list[Event]:
@@ -227,6 +222,10 @@ class Runs(Protocol):
 
     async def calls(self, run_id: str, run_round: int | None = None) -> list[FunctionCall]:
         """Return the recorded calls of one round of a run, or of all rounds, ordered by the time when they began."""
+        ...
+
+    async def size_bytes(self, run_id: str) -> int:
+        """Return the bytes of all requests and answers of the outermost run of `run_id`, in its current rounds."""
         ...
 
     async def insert_retry(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:

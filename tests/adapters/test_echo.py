@@ -38,7 +38,7 @@ async def ask(
     model: Model = ECHO,
 ) -> bytes:
     """Return the whole answer."""
-    engine: Engine = EchoEngine()
+    engine: Engine = EchoEngine(faults=True)
     request = ModelRequest(path=path, body=body, target=target)
     return await body_of(lambda sink: engine.answer(model, request, sink))
 
@@ -52,7 +52,7 @@ async def stream(
     into: Events | None = None,
 ) -> list[bytes]:
     """Return all events of a stream; after an error, `into` holds those that arrived before it."""
-    engine: Engine = EchoEngine()
+    engine: Engine = EchoEngine(faults=True)
     events = Events() if into is None else into
     request = ModelRequest(path=path, body=body, target=target, stream=True)
     assert await engine.answer(model, request, events) is None
@@ -296,7 +296,7 @@ async def test_a_delay_comes_before_the_answer_and_a_chunk_delay_between_chunks(
         async def send(self, events: Sequence[bytes]) -> None:
             arrivals.append(loop.time() - start)
 
-    await EchoEngine().answer(ECHO, request, Clocked())
+    await EchoEngine(faults=True).answer(ECHO, request, Clocked())
 
     # The loop's clock has a resolution of one millisecond.
     assert arrivals[0] > 0.098
@@ -310,3 +310,24 @@ async def test_a_cancelled_echo_stops_at_once() -> None:
         call.cancel()
 
     assert call.cancelled()
+
+
+@pytest.mark.parametrize(
+    "options", ["hang", "cut", "delay=0.001", "chunk_delay=0.001", "status=503", "retry_after=9", "tokens=3,hang"]
+)
+async def test_a_caller_can_request_no_fault_unless_the_operator_allows_it(options: str) -> None:
+    request = ModelRequest(path=CHAT, body=CHAT_BODY, target=f"echo/{options}")
+    with pytest.raises(BadRequest, match=r"need the setting `echo_faults`.*only `tokens` is allowed"):
+        await body_of(lambda sink: EchoEngine().answer(ECHO, request, sink))
+
+
+async def test_a_number_of_words_needs_no_setting() -> None:
+    request = ModelRequest(path=CHAT, body=CHAT_BODY, target="echo/tokens=3")
+    assert answer_text(await body_of(lambda sink: EchoEngine().answer(ECHO, request, sink))) == "Good morning, dear"
+
+
+async def test_many_long_words_are_refused_before_they_are_joined() -> None:
+    body = msgspec.json.encode({"messages": [{"role": "user", "content": "x" * 1_000_000}]})
+    request = ModelRequest(path=CHAT, body=body, target="echo/tokens=100000")
+    with pytest.raises(BadRequest, match="`tokens` must ask for at most"):
+        await body_of(lambda sink: EchoEngine().answer(ECHO, request, sink))

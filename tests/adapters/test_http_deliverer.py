@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from aiohttp.abc import ResolveResult
 
 from fakes.resolver import FakeResolver
 from fakes.webhook_receiver import WebhookReceiver, hang
@@ -105,3 +107,20 @@ async def test_a_large_message_arrives_whole() -> None:
         body = b'"' + b"x" * 900_000 + b'"'
         assert await post(deliverer, receiver.url, body) == 200
         assert receiver.requests[0].body == body
+
+
+class _UnknownName(FakeResolver):
+    """A resolver that knows no name."""
+
+    async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
+        raise OSError(-2, "Name or service not known")
+
+
+async def test_a_name_inside_of_the_network_and_an_unknown_name_get_the_same_answer() -> None:
+    messages = list[str]()
+    for resolver in (FakeResolver(["10.0.0.1"]), _UnknownName()):
+        async with a_deliverer(resolver=resolver) as deliverer:
+            with pytest.raises(AddressRefused) as refusal:
+                await post(deliverer, "http://printer.example/")
+            messages.append(refusal.value.message)
+    assert messages[0] == messages[1]

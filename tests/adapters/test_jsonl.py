@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -434,3 +434,26 @@ async def test_a_program_learns_no_secrets(engine: SubprocessEngine, monkeypatch
     environment, descriptors = await ask(engine, program("curious", code), {})
     assert "a secret" not in environment.values()
     assert set(descriptors) <= {"0", "1", "2", "3"}  # one of them is the folder that `listdir` reads
+
+
+class _ClosedWriter:
+    """A writer of which uvloop has closed the transport, as the program has closed its input."""
+
+    async def drain(self) -> None:
+        raise RuntimeError("unable to perform operation on <WriteUnixTransport closed=True>; the handler is closed")
+
+    def write(self, line: bytes) -> None:
+        raise RuntimeError("unable to perform operation on <WriteUnixTransport closed=True>; the handler is closed")
+
+
+async def test_a_request_that_finds_the_input_closed_was_not_delivered() -> None:
+    stops = list[bool]()
+    writer: Any = _ClosedWriter()
+    client = jsonl.JsonLinesClient(
+        "m", asyncio.StreamReader(), writer, prefix="p", disconnect=lambda: stops.append(True)
+    )
+    async with aclosing(client.ask("POST", b"{}", Timeouts())) as messages:
+        with pytest.raises(jsonl.NotDelivered, match="closed its input"):
+            await anext(messages)
+    assert stops == [True]
+    assert jsonl.NotDelivered.retryable

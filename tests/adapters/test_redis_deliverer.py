@@ -109,6 +109,29 @@ async def test_a_held_answer_is_written_to_redis_only_after_its_verdict(
         assert await redis.get(f"{prefix}:{cancelled}") is None
 
 
+async def test_no_user_can_replace_the_result_of_another(
+    tmp_path: Path, redis: Redis, redis_url: str, prefix: str
+) -> None:
+    async with mirrored(tmp_path, redis_url, prefix) as (server, token):
+        other = await server.token()
+        body = {"job_id": "order-1001", "content": "mine", "meta": {"model": "echo"}}
+        assert (await server.ask("POST", "/generate?wait=0", token, json=body))[0] == 202
+        assert (await result(redis, f"{prefix}:order-1001"))["content"] == "mine"
+        status, refusal = await server.ask("POST", "/generate?wait=0", other, json=body | {"content": "forged"})
+        assert (status, refusal["code"]) == (409, "job_id_taken")
+        # neither with the id of a job that the server has named
+        taken = await submit(server, token)
+        await result(redis, f"{prefix}:{taken}")
+        for job_id in (taken, taken.upper()):
+            status, refusal = await server.ask("POST", "/generate?wait=0", other, json=body | {"job_id": job_id})
+            assert (status, refusal["code"]) == (400, "bad_request")
+        assert (await result(redis, f"{prefix}:order-1001"))["content"] == "mine"
+        # while other ids of the caller, and UUIDs of another version, are as before
+        for job_id in ("order-1002", "8f14e45f-ceea-467f-a9f3-000000000000"):
+            status, _ = await server.ask("POST", "/generate?wait=0", other, json=body | {"job_id": job_id})
+            assert status == 202
+
+
 async def test_waiting_calls_write_nothing_to_redis(tmp_path: Path, redis: Redis, redis_url: str, prefix: str) -> None:
     async with mirrored(tmp_path, redis_url, prefix) as (server, token):
         assert (await server.ask("POST", "/v1/chat/completions", token, json=chat("hello")))[0] == 200

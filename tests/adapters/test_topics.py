@@ -39,17 +39,18 @@ async def wire(rabbitmq_url: str, prefix: str, anyio_backend: object) -> AsyncIt
         yield wire
 
 
-async def health(server: Live, name: str) -> bool | None:
+async def health(server: Live, token: str, name: str) -> bool | None:
     """Return True if the stream is listened to, and None before the first attempt."""
-    _, payload = await server.ask("GET", "/health/ready")
+    _, payload = await server.ask("GET", "/health/ready", token)
     return payload.get(f"stream:{name}")
 
 
 async def until_health_is(server: Live, wire: RabbitClient, *, expected: bool) -> None:
     """Wait until the health of the stream is `expected`."""
+    token = await server.token()
 
     async def has_expected_health() -> bool | None:
-        return (await health(server, wire.requests)) == expected or None
+        return (await health(server, token, wire.requests)) == expected or None
 
     await until(has_expected_health)
 

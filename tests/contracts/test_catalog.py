@@ -6,6 +6,7 @@ import pytest
 
 from contracts.test_streams import a_stream
 from signoff.catalog import SealedSecret
+from signoff.core import access
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.log import LogLine
 from signoff.core.model import Model
@@ -232,3 +233,15 @@ async def test_fingerprints_of_keys_are_a_set_that_processes_share(store: AStore
     assert await store.secrets.key_fingerprints() == {"one", "two"}
     await store.secrets.add_key_fingerprint("three", drops_others=True)
     assert await other.secrets.key_fingerprints() == {"three"}
+
+
+async def test_a_user_may_have_so_many_keys(store: AStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "MAX_KEYS_OF_USER", 2)
+    ann, bob = [await store.people.put_user(email, "user") for email in ("ann@x.org", "bob@x.org")]
+    first = await store.catalog.add_key(ann.id, "first", b"1")
+    await store.catalog.add_key(ann.id, "second", b"2")
+    with pytest.raises(Conflict, match="at most 2 upstream keys"):
+        await store.catalog.add_key(ann.id, "third", b"3")
+    await store.catalog.add_key(bob.id, "first", b"1")
+    await store.catalog.drop_key(first)
+    await store.catalog.add_key(ann.id, "third", b"3")

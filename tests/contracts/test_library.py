@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from signoff.core.filters import LibraryFilter
+from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter
 from signoff.core.pipelines.composed import PRODUCTION, Pipeline, Prompt
 from signoff.core.pipelines.function import Function, Param
 from signoff.core.pipelines.grammar import parse
-from signoff.errors import LibraryItemNotFound, NameTaken, SignoffError
+from signoff.errors import Conflict, LibraryItemNotFound, NameTaken, SignoffError
 from support.stores import AStore, listening, together
 
 pytestmark = pytest.mark.anyio
@@ -236,3 +236,42 @@ async def test_every_change_of_the_library_is_counted_and_announced(url: str, st
                 "functions": before["functions"] + 1,
             }:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_page_ends_at_its_bytes_and_has_one_item_at_least(store: AStore) -> None:
+    for number in range(5):
+        await store.library.put(a_prompt(f"p{number}", "x" * 1000))
+    for max_bytes, lengths in ((1, [1] * 5), (1500, [2, 2, 1]), (10**9, [5])):
+        pages, after, may_continue = list[list[str]](), "", True
+        while may_continue:
+            page = await store.library.list(LibraryFilter(after=after, limit=10, max_bytes=max_bytes))
+            pages.append([item.name for item in page])
+            after, may_continue = page[-1].name, page.may_continue
+        assert [len(page) for page in pages] == lengths
+        assert [name for page in pages for name in page] == [f"p{number}" for number in range(5)]
+    # and so does a page of versions, whose size is that of all lists
+    one = await store.library.get("p0")
+    assert one is not None
+    half = MAX_PAGE_BYTES // 2
+    for _ in range(3):
+        await store.library.put(a_prompt("p0", "y" * half, id=one.id))
+    newest = await store.library.versions(one.id)
+    assert ([item.version for item in newest], newest.may_continue) == ([4, 3], True)
+    oldest = await store.library.versions(one.id, before=3)
+    assert ([item.version for item in oldest], oldest.may_continue) == ([2, 1], False)
+
+
+async def test_a_user_may_have_so_many_versions_and_characters(store: AStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signoff.core.pipelines.composed.MAX_VERSIONS_OF_USER", 3)
+    monkeypatch.setattr("signoff.core.pipelines.composed.MAX_CHARACTERS_OF_USER", 10)
+    one = await store.library.put(a_prompt("one", "12345"))
+    await store.library.put(a_prompt("one", "1", id=one.id))
+    with pytest.raises(Conflict, match="at most 10 characters"):
+        await store.library.put(a_prompt("two", "12345"))
+    await store.library.put(a_prompt("two", "1234"))
+    with pytest.raises(Conflict, match="at most 3 versions"):
+        await store.library.put(a_prompt("one", "", id=one.id))
+    # another user has bounds of their own, and what was removed makes room
+    await store.library.put(a_prompt("three", "1234567890", user_id=BOB))
+    await store.library.drop(one.id)
+    assert (await store.library.put(a_prompt("four", "123456"))).version == 1

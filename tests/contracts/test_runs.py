@@ -272,3 +272,25 @@ async def test_a_rerun_is_inserted_with_its_finished_steps_and_calls(store: ASto
     assert await store.runs.calls(run.id, 0) == [call]
     claimed = await store.jobs.claim(actor="worker", lease="mine", limit=9, lease_seconds=60)
     assert {job.id for job in claimed} == {run.id, waiting.id}
+
+
+# Sizes
+
+
+async def test_the_size_of_a_run_is_that_of_all_calls_of_its_current_rounds_at_every_depth(store: AStore) -> None:
+    run = await a_run(store)
+    assert await store.runs.size_bytes(run.id) == 0
+    step = await a_step_of(store, run, "0.0", body=b"1234567", metadata=b"{}")
+    nested = await a_step_of(store, run, "0.1", body=b"12", metadata=b"{}", pipeline_id=2)
+    deep = await a_step_of(store, nested, "0", body=b"1", metadata=b"{}")
+    await store.runs.add_call(a_call(nested, arguments=b"{...}", output=b"3"), run_lease="mine")
+    for each in (run, nested):
+        assert await store.runs.size_bytes(each.id) == (7 + 2) + (2 + 2) + (1 + 2) + (5 + 1)
+    await store.jobs.transition(step.id, a_step("succeed", changes={"response": b"12345"}))
+    assert await store.runs.size_bytes(deep.parent_id or "") == 22 + 5
+    # the calls of an earlier round, and those of another run, do not count
+    other = await a_run(store)
+    await a_step_of(store, other, body=b"123")
+    await store.runs.add_call(a_call(run, round=run.round + 1), run_lease="mine")
+    await a_step_of(store, msgspec.structs.replace(run, round=run.round + 1), "0.2")
+    assert await store.runs.size_bytes(run.id) == 27

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from contracts.test_streams import a_stream
 from signoff.core.answer import Usage
+from signoff.core.backlog import Backlog
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, TERMINAL, TRANSITIONS, Decision, Edit, Guard, Job, JobError, Verdict, replay
@@ -22,7 +23,7 @@ from signoff.core.model import Model
 from signoff.core.policy import Policy
 from signoff.core.price import Price
 from signoff.core.turn import Turn
-from signoff.errors import JobNotFound, Overloaded, Stale, TokenExpired
+from signoff.errors import IdTaken, JobNotFound, Overloaded, Stale, TokenExpired
 from signoff.store import TransitionRequest
 from signoff.stores import schema
 from signoff.stores.people_schema import users
@@ -113,6 +114,40 @@ async def test_a_job_can_be_inserted_with_a_lease(store: AStore) -> None:
 
     assert job.lease_until == job.created_at + 60 * SECOND
     assert await store.jobs.claim(actor="worker", lease="other", limit=1, lease_seconds=1) == []
+
+
+def with_result(user_id: int, client_id: str, **more: Any) -> Job:
+    """Return a job whose result goes to Redis under the client id."""
+    target = DeliveryTarget(kind="redis", address=f"signoff:{client_id}", host="redis")
+    return a_job(user_id=user_id, client_id=client_id, deliver=(target,), **more)
+
+
+async def test_a_key_for_a_result_belongs_to_the_job_of_one_user(store: AStore) -> None:
+    first = await store.jobs.insert(with_result(1, "order-1"), actor="ann")
+    # the same user gets the job again, and another one gets an error, for as long as the job exists
+    assert (await store.jobs.insert(with_result(1, "order-1"), actor="ann")).id == first.id
+    for _ in range(2):
+        with pytest.raises(IdTaken, match="order-1"):
+            await store.jobs.insert(with_result(2, "order-1", idempotency_key="k"), actor="bob")
+    assert await store.jobs.by_client_id(2, "order-1") is None
+    # other ids are free, and so is this one without a result in Redis, or under another key
+    for job in (with_result(2, "order-2"), a_job(user_id=2, client_id="order-1")):
+        assert (await store.jobs.insert(job, actor="bob")).id == job.id
+
+
+async def test_of_two_users_who_use_one_key_for_a_result_at_once_one_wins(store: AStore) -> None:
+    jobs = [with_result(user_id, "order-1") for user_id in range(1, 9)]
+    results = await asyncio.gather(*(store.jobs.insert(job, actor="x") for job in jobs), return_exceptions=True)
+    assert sorted(isinstance(result, IdTaken) for result in results) == [False] + [True] * 7
+
+
+async def test_the_key_for_a_result_is_free_when_its_job_is_purged(store: AStore) -> None:
+    first = await store.jobs.insert(with_result(1, "order-1"), actor="ann")
+    await store.jobs.transition(first.id, a_step("cancel"))
+    await store.jobs.purge(-1, 10)
+    assert await store.jobs.get(first.id) is None
+    second = with_result(2, "order-1")
+    assert (await store.jobs.insert(second, actor="bob")).id == second.id
 
 
 async def test_a_job_id_can_be_used_once(store: AStore) -> None:
@@ -967,6 +1002,27 @@ async def test_jobs_are_listed_in_pages_from_either_end(store: AStore) -> None:
     assert await store.jobs.list(JobFilter(limit=0)) == []
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+async def test_a_page_of_jobs_ends_at_its_bytes_and_has_one_job_at_least(store: AStore, newest_first: bool) -> None:
+    # jobs of both tables: one that ended before it was stored has about 200 bytes more
+    large = {"body": b'"' + b"x" * 10_000 + b'"'}
+    stored = [await inserted(store, **large) for _ in range(4)]
+    ended = [a_job(status="success", lane="now", response=large["body"], **large) for _ in range(3)]
+    await logged(store, *ended)
+    ids = sorted((job.id for job in [*stored, *ended]), reverse=newest_first)
+    for max_bytes, fewest in ((1, 1), (25_000, 2), (10**9, 7)):
+        pages, after_id, may_continue = list[list[str]](), None, True
+        while may_continue:
+            page_filter = JobFilter(after_id=after_id, newest_first=newest_first, limit=7, max_bytes=max_bytes)
+            page = await store.jobs.list(page_filter)
+            pages.append([job.id for job in page])
+            after_id, may_continue = page[-1].id if page else None, bool(page) and page.may_continue
+        assert [job_id for page in pages for job_id in page] == ids
+        assert max(map(len, pages)) >= fewest
+        assert all(len(page) <= 1 or len(page) * 10_000 < max_bytes + 20_500 for page in pages)
+    assert not (await store.jobs.list(JobFilter(limit=8))).may_continue
+
+
 async def test_jobs_are_filtered_and_counted_by_owner_and_status(store: AStore) -> None:
     mine, held_one, theirs = await inserted(store), await held(store), await inserted(store, user_id=2)
     with_fingerprint, with_upstream_object = (
@@ -988,6 +1044,21 @@ async def test_jobs_are_filtered_and_counted_by_owner_and_status(store: AStore) 
         assert await store.jobs.list(criteria) == expected
         assert await store.jobs.count(criteria, at_most=10_000) == len(expected)
         assert await store.jobs.count(criteria, at_most=2) == min(2, len(expected))
+
+
+async def test_the_backlog_of_a_user_is_that_of_all_unfinished_jobs(store: AStore) -> None:
+    assert await store.jobs.backlog(1, at_most=10) == Backlog(0, 0)
+    waiting = [await inserted(store, due_seconds=1e6, body=b"12345", metadata=b"{}") for _ in range(3)]
+    await inserted(store, body=b"12345", metadata=b"{}", lane="now")
+    one = await held(store)
+    await inserted(store, user_id=2)
+    await inserted(store, status="success")
+    held_bytes = len(one.body) + len(one.metadata) + len(one.response or b"")
+    assert held_bytes > 0
+    assert await store.jobs.backlog(1, at_most=10) == Backlog(5, 4 * 7 + held_bytes)
+    assert await store.jobs.backlog(1, at_most=2) == Backlog(3, 2 * 7 + held_bytes)
+    await store.jobs.transition(waiting[0].id, a_step("cancel"))
+    assert (await store.jobs.backlog(1, at_most=10)).jobs == 4
 
 
 async def test_statuses_are_returned_for_existing_jobs_only(store: AStore) -> None:

@@ -59,9 +59,7 @@ async def listening(server: Live) -> None:
 
     async def is_listening() -> bool | None:
         _, health = await server.ask("GET", "/health/ready")
-        return (
-            all(is_ok for check, is_ok in health.items() if check.startswith("stream:")) and len(health) > 2
-        ) or None
+        return 0 < health.get("streams", 0) == health["streams_listening"] or None
 
     await until(is_listening)
 

@@ -28,6 +28,7 @@ from signoff.core.limits import (
     settle_reservation,
     try_reserve,
 )
+from signoff.errors import BadRequest
 
 NOON = int(datetime(2026, 2, 27, 12, tzinfo=UTC).timestamp()) * SECOND
 DAY = 24 * 60 * MINUTE
@@ -310,7 +311,11 @@ def test_a_busy_counter_stays_small_and_drops_nothing_too_early(mean_millisecond
         ({"messages": [{"role": "user", "content": "x" * 40}], "max_completion_tokens": 5, "n": 3}, 10, 15, True),
         ({"prompt": "x" * 4}, 1, DEFAULT_OUTPUT_TOKENS, False),
         ({"input": "x" * 4, "max_output_tokens": 9}, 1, 9, True),
-        ({"prompt": "x" * 4, "max_tokens": "many"}, 1, DEFAULT_OUTPUT_TOKENS, False),
+        ({"prompt": "x" * 4, "max_tokens": 1e6, "n": 2.0}, 1, 2_000_000, True),
+        ({"prompt": "x" * 4, "max_tokens": 0.5, "best_of": 3}, 1, 3, True),
+        ({"prompt": "x" * 4, "max_completion_tokens": 1, "max_tokens": 900}, 1, 900, True),
+        ({"prompt": "x" * 4, "max_tokens": None}, 1, DEFAULT_OUTPUT_TOKENS, False),
+        ({"prompt": "x" * 4, "max_tokens": 1e300}, 1, 2**31 - 1, True),
         ({"prompt": "x" * 4, "max_tokens": -7}, 1, 0, True),
         ([], 0, DEFAULT_OUTPUT_TOKENS, False),
     ],
@@ -320,6 +325,13 @@ def test_a_request_is_estimated_by_its_texts_and_its_maximum_output(
 ) -> None:
     estimate = estimate_tokens("/v1/chat/completions", msgspec.json.encode(body))
     assert (estimate.prompt, estimate.output, estimate.is_explicit) == (prompt, output, is_said)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of"])
+@pytest.mark.parametrize("value", ["true", '"5"', "[7]", "{}", "1e999"])
+def test_a_maximum_that_is_not_a_number_is_refused(name: str, value: str) -> None:
+    with pytest.raises(BadRequest, match=f"`{name}` must be an integer"):
+        estimate_tokens("/v1/chat/completions", f'{{"{name}": {value}}}'.encode())
 
 
 def test_an_estimate_never_exceeds_the_limit() -> None:

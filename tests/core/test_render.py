@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signoff.core.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, PREDICT, RESPONSES
+from signoff.core.pipelines import render
 from signoff.core.pipelines.composed import Prompt
-from signoff.core.pipelines.render import placeholder_values, render_request
+from signoff.core.pipelines.render import placeholder_values
 from signoff.errors import BadRequest
 
+render_request = partial(render.render_request, max_bytes=20 * 2**20)
 ONE = Prompt(name="one", body="Say {x}!", user_id=1)
 TWO = Prompt(name="two", body="{a}{b}{a}", user_id=1)
 TEXT = st.text(st.characters(codec="utf-8"))
@@ -119,3 +122,11 @@ def test_wrong_arguments_are_refused_with_the_expected_ones(prompt: Prompt, text
 def test_a_prompt_is_refused_at_other_endpoints_and_without_text(path: str, body: Any) -> None:
     with pytest.raises(BadRequest):
         render_request(ONE, "m", path, json.dumps(body).encode())
+
+
+def test_a_prompt_is_refused_before_it_grows_beyond_its_maximum() -> None:
+    bomb = Prompt(name="bomb", body="{x}" * 20_000, user_id=1)
+    with pytest.raises(
+        BadRequest, match=r"at most 1000000 bytes \(setting `max_body_bytes`\); it would have 400000000"
+    ):
+        render.render_request(bomb, "m", CHAT, json.dumps(chat("A" * 20_000)).encode(), max_bytes=1_000_000)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signoff.core.pipelines.template import placeholders, render_template
+from signoff.core.pipelines import template
+from signoff.core.pipelines.template import placeholders
 from signoff.errors import BadRequest
 
+render_template = partial(template.render_template, max_bytes=20 * 2**20)
 BRACED = st.text(alphabet="{}ab_1 \n\"'$%\\", max_size=30)
 
 
@@ -80,3 +84,23 @@ def test_a_megabyte_is_rendered_in_one_pass() -> None:
     big = "{a}{{" * 200_000
     assert render_template("<{a}>", {"a": big}) == f"<{big}>"
     assert placeholders("{" * 1_000_000) == ()
+
+
+@given(BRACED, BRACED)
+def test_a_template_is_refused_exactly_above_its_maximum_size(text: str, value: str) -> None:
+    values = dict.fromkeys(placeholders(text), value + "é")
+    size_bytes = len(render_template(text, values).encode())
+    assert len(template.render_template(text, values, max_bytes=size_bytes).encode()) == size_bytes
+    with pytest.raises(BadRequest, match=f"at most {size_bytes - 1} bytes .*it would have {size_bytes}"):
+        template.render_template(text, values, max_bytes=size_bytes - 1)
+
+
+def test_a_template_that_is_too_large_is_never_rendered() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadRequest, match=r"`max_body_bytes`.*it would have 349000000000\.") as refusal:
+            template.render_template("{x}" * 349_000, {"x": "A" * 1_000_000}, max_bytes=20 * 2**20)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+    assert refusal.value.status == 400

@@ -378,3 +378,67 @@ async def test_a_path_outside_the_api_is_refused(path: str, tmp_path: Path) -> N
         body = {"body": chat("hello"), "target": "echo", "path": path}
         status, _ = await server.ask("POST", "/api/jobs", await server.token(), json=body)
         assert status == 400
+
+
+async def test_events_tell_a_user_no_address_of_a_reviewer_or_a_process(tmp_path: Path) -> None:
+    async with live(tmp_path, undo_seconds=3600) as server:
+        user, reviewer, admin = await server.token(), await server.token("reviewer"), await server.token("admin")
+        job_id = await enqueue_held_job(server, user)
+        await review(server, reviewer, job_id, "success")
+        path = f"/api/jobs/{job_id}/events"
+        actors = [event["actor"] for event in (await server.ask("GET", path, user))[1]["data"]]
+        assert actors == ["user:user@example.com", "worker", "worker", "reviewer"]
+        actors = [event["actor"] for event in (await server.ask("GET", path, admin))[1]["data"]]
+        assert actors[1].startswith("worker:")
+        assert actors[3] == "user:reviewer@example.com"
+        # neither does the stream of the events, nor the message about a cancellation
+        status, cancelled = await server.ask("DELETE", f"/api/jobs/{job_id}", admin)
+        assert (status, cancelled["error"]["message"]) == (200, "Cancelled by an admin.")
+        headers = {"accept": "text/event-stream"}
+        _, streamed = await server.ask("GET", path, user, headers=headers)
+        assert streamed.count("event: ") == 5
+        for secret in ("reviewer@", "admin@", "worker:"):
+            assert secret not in streamed
+
+
+async def test_a_late_cancellation_does_not_tell_its_caller_who_decided(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        user, reviewer = await server.token(), await server.token("reviewer")
+        job_id = await enqueue_held_job(server, user)
+        await review(server, reviewer, job_id, "success")
+        status, refusal = await server.ask("DELETE", f"/api/jobs/{job_id}", user)
+        assert (status, refusal["detail"]) == (409, "The job is success; `cancel` is not possible now.")
+
+
+async def test_lists_of_large_jobs_come_in_pages_of_some_megabytes(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token, size_bytes = await server.token(), 900_000
+        body = {"body": chat("x" * size_bytes), "target": "echo", "due_at": "2100-01-01T00:00:00Z"}
+        ids = [(await server.ask("POST", "/api/jobs", token, json=body))[1]["job_id"] for _ in range(12)]
+        # by the cursor of the native door, newest first
+        listed, cursor = list[str](), ""
+        while cursor is not None:
+            status, page = await server.ask("GET", f"/api/jobs?limit=1000&after={cursor or '~'}", token)
+            assert status == 200
+            assert 1 <= len(page["data"]) <= 10
+            listed, cursor = [*listed, *(job["job_id"] for job in page["data"])], page["next"]
+        assert listed == ids[::-1]
+        # by the link of the other door, oldest first
+        listed, path = list[str](), "/jobs?limit=1000&status=bot"
+        while path:
+            async with server.http.get(server.url + path, headers={"authorization": f"Bearer {token}"}) as response:
+                page = await response.json()
+                path = str(response.links["next"]["url"].relative()) if "next" in response.links else ""
+            assert 1 <= len(page) <= 10
+            listed += [job["job_id"] for job in page]
+        assert listed == ids
+
+
+async def test_a_list_without_large_jobs_is_one_page(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token()
+        await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo"})
+        assert (await server.ask("GET", "/api/jobs", token))[1]["next"] is None
+        async with server.http.get(server.url + "/jobs", headers={"authorization": f"Bearer {token}"}) as response:
+            assert len(await response.json()) == 1
+            assert "link" not in response.headers

@@ -226,7 +226,7 @@ async def echo_stream(text: str, target: str) -> bytes:
     body = json.dumps(chat(text, target, stream=True)).encode()
     request = ModelRequest(path=CHAT, body=body, target=target, stream=True)
     model = Model(name="echo", kind="echo")
-    return b"".join(await events_of(lambda sink: EchoEngine().answer(model, request, sink)))
+    return b"".join(await events_of(lambda sink: EchoEngine(faults=True).answer(model, request, sink)))
 
 
 async def ended_job(server: Live) -> Job | None:

@@ -160,7 +160,14 @@ async def test_a_name_is_unique_across_kinds_and_users(tmp_path: Path) -> None:
                 assert (status, response["code"]) == (409, "name_taken")
         status, response = await server.ask("POST", "/api/prompts", ann, json={"name": "echo", "body": "x"})
         assert (status, response["code"]) == (409, "name_taken")
-        assert "is the name of a model" in response["detail"]
+        # a name of a model, of a shared and of a private prompt get the same answer
+        await create(server, bob, "prompt", name="secret", body="x")
+        await create(server, bob, "prompt", name="open", body="x", shared=True)
+        details = set[str]()
+        for name in ("echo", "open", "secret", "twice"):
+            _, response = await server.ask("POST", "/api/prompts", ann, json={"name": name, "body": "x"})
+            details.add(json.dumps(response | {"instance": ""}).replace(repr(name), "NAME"))
+        assert len(details) == 1, details
         response = await sync_functions(server, admin, "def greet(x): return x")
         assert (response["created"], response["deleted"], response["taken"]) == ([], ["twice"], ["greet"])
 
@@ -527,6 +534,40 @@ async def test_a_prompt_precedes_a_wildcard_model_but_not_a_model_of_its_name(tm
         assert [each["id"] for each in listed].count("greet") == 1
 
 
+async def test_a_shared_prompt_does_not_replace_a_wildcard_model_of_others(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        ann, bob, admin = [await server.token(), await server.token(email="bob@x.org"), await server.token("admin")]
+
+        async def answers(name: str, *tokens: str) -> list[str]:
+            replies = [await server.ask("POST", "/v1/chat/completions", each, json=chat("a", name)) for each in tokens]
+            return [words(reply) for _, reply in replies]
+
+        # given shared prompts that are older than the model
+        await create(server, bob, "prompt", name="gpt4", body="Bob {x}", model="echo", shared=True)
+        await create(server, admin, "prompt", name="gpt5", body="Admin {x}", model="echo", shared=True)
+        assert await answers("gpt4", ann, bob, admin) == ["Bob a"] * 3
+        # when the model is registered, that of a user serves this user alone, and that of an admin serves all
+        await server.model("gpt*")
+        assert await answers("gpt4", ann, bob, admin) == ["a", "Bob a", "a"]
+        assert await answers("gpt5", ann, bob, admin) == ["Admin a"] * 3
+        listed = {each["id"] for each in (await server.ask("GET", "/v1/models", ann))[1]["data"]}
+        assert listed & {"gpt4", "gpt5"} == {"gpt5"}
+        # and a user can share no further one, in whatever way
+        draft = {"name": "gpt6", "body": "Bob {x}", "model": "echo"}
+        assert (await server.ask("POST", "/api/prompts", bob, json=draft | {"shared": True}))[0] == 409
+        assert (await server.ask("POST", "/api/prompts", bob, json=draft))[0] == 201
+        refused = [
+            await server.ask("PATCH", "/api/prompts/gpt6", bob, json={"shared": True}),
+            await server.ask("PUT", "/api/prompts/gpt6", bob, json={"body": "New", "shared": True}),
+            await server.ask("PATCH", "/api/prompts/gpt6", admin, json={"shared": True}),
+            await server.ask("POST", "/api/pipelines", bob, json={"name": "gpt7", "body": "gpt4(1)", "shared": True}),
+        ]
+        assert [(status, reply["code"]) for status, reply in refused] == [(409, "name_taken")] * 4
+        assert (await server.ask("POST", "/api/prompts", admin, json=draft | {"name": "gpt8", "shared": True}))[
+            0
+        ] == 201
+
+
 async def test_the_same_key_joins_the_same_call_of_a_prompt_despite_a_new_version(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token, key = await server.token(), {"idempotency-key": "k"}
@@ -556,3 +597,29 @@ async def test_a_held_job_of_a_prompt_is_sent_back_with_its_rendered_text(tmp_pa
             reviewer, response["job_id"], lambda job: job["status"] == "human" and job["round"] > held["round"]
         )
         assert (words(again["response"]), again["prompt_version"]) == ("one more", 1)
+
+
+async def test_a_prompt_that_its_values_make_too_large_is_refused(tmp_path: Path) -> None:
+    async with live(tmp_path, max_body_bytes=200_000) as server:
+        token = await server.token()
+        await create(server, token, "prompt", name="bomb", body="{x}" * 20_000, model="echo")
+        status, refusal = await server.ask("POST", "/v1/chat/completions", token, json=chat("A" * 20_000, "bomb"))
+        assert (status, refusal["error"]["code"]) == (400, "bad_request")
+        assert "it would have 400000000" in refusal["error"]["message"]
+        status, _ = await server.ask("POST", "/v1/chat/completions", token, json=chat("A" * 10, "bomb"))
+        assert status == 200
+
+
+async def test_lists_of_large_prompts_come_in_pages_and_models_are_listed_without_texts(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token, names = await server.token(), [f"p{number:02}" for number in range(12)]
+        for name in names:
+            await create(server, token, "prompt", name=name, body="x" * 1_000_000, model="echo")
+        listed, cursor = list[str](), ""
+        while cursor is not None:
+            _, page = await server.ask("GET", f"/api/prompts?limit=1000&after={cursor}", token)
+            assert 1 <= len(page["data"]) <= 9
+            listed, cursor = [*listed, *(item["name"] for item in page["data"])], page["next"]
+        assert listed == names
+        models = [each["id"] for each in (await server.ask("GET", "/v1/models", token))[1]["data"]]
+        assert [name for name in models if name in names] == names

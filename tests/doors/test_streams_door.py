@@ -56,9 +56,28 @@ async def test_a_stream_that_is_added_at_run_time_is_listened_to_until_it_is_del
         assert (await server.ask("GET", "/api/streams/one", token))[0] == 404
 
         async def is_gone() -> bool | None:
-            return "stream:one" not in (await server.ask("GET", "/health/ready"))[1] or None
+            return "stream:one" not in (await server.ask("GET", "/health/ready", token))[1] or None
 
         await until(is_gone)
+
+
+async def test_readiness_names_streams_only_for_callers_with_a_token(tmp_path: Path) -> None:
+    async with live(tmp_path, anonymous_role="admin") as server:
+        token = await server.token()
+        assert (await server.ask("POST", "/api/streams", await server.token("admin"), json=STREAM))[0] == 201
+
+        async def names() -> set[str]:
+            return set((await server.ask("GET", "/health/ready", token))[1])
+
+        async def has_begun() -> bool | None:
+            return "stream:one" in await names() or None
+
+        await until(has_begun)
+        assert await names() == {"store", "broker", "stream:one"}
+        for more in ({}, {"headers": {"authorization": "Bearer sg_unknown"}}):
+            status, parts = await server.ask("GET", "/health/ready", **more)
+            assert (status, parts["streams"]) == (200, 1)
+            assert set(parts) == {"store", "broker", "streams", "streams_listening"}
 
 
 async def test_the_password_of_a_stream_is_never_shown_logged_or_stored_in_clear(

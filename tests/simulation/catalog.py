@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from signoff.catalog import SealedKind, SealedSecret
-from signoff.core.access import UpstreamKey
+from signoff.core.access import UpstreamKey, check_key_count
 from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
 from signoff.errors import Conflict
@@ -70,7 +70,11 @@ class MemoryCatalog:
         return await self._connection.send(drop, writes=True)
 
     async def add_key(self, user_id: int, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
-        return await self._connection.send(lambda tx: self._add_key(tx, user_id, name, sealed, is_shared), writes=True)
+        def add(tx: Tx) -> int:
+            check_key_count(sum(key.user_id == user_id for key, _ in self._tables.sealed.values()) + 1)
+            return self._add_key(tx, user_id, name, sealed, is_shared)
+
+        return await self._connection.send(add, writes=True)
 
     async def key(self, key_id: int) -> bytes | None:
         row = await self._connection.send(lambda _: self._tables.sealed.get(key_id), writes=False)

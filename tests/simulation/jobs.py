@@ -9,14 +9,15 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.filters import JobFilter
+from signoff.core.backlog import Backlog
+from signoff.core.filters import JobFilter, Page, page_length
 from signoff.core.job import RUN_ENDED, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
-from signoff.errors import JobNotFound, Stale
+from signoff.errors import JobNotFound, Stale, id_taken
 from signoff.store import InitialVerb, TransitionRequest
 from signoff.stores.calls import insert_call, pack
+from signoff.stores.jobs import ALL_USERS, insert_job, result_key_of, with_times
 from signoff.stores.jobs import _is_key_free as is_key_free
-from signoff.stores.jobs import insert_job, with_times
 from signoff.stores.schema import events, used_keys
 from signoff.stores.transitions import SECOND, changed_columns, changes_of, create_deliveries, event_of
 from simulation.tables import Connection, Tables, Tx, next_state
@@ -43,6 +44,11 @@ class MemoryJobs:
             existing = self._find_existing(tx, job)
             if existing is not None:
                 return existing
+            result_key = result_key_of(job)
+            if result_key is not None:
+                if (ALL_USERS, result_key) in self._tables.keys:
+                    raise id_taken(job.client_id or "")
+                tx.add(used_keys, {"user_id": ALL_USERS, "key": result_key, "job_id": job.id})
             inserted = self.add_job(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
             if job.idempotency_key is not None:
                 tx.add(used_keys, {"user_id": job.user_id, "key": job.idempotency_key, "job_id": job.id})
@@ -107,11 +113,15 @@ class MemoryJobs:
 
         return await self._connection.send(read, writes=False)
 
-    async def list(self, filters: JobFilter) -> list[Job]:
-        def read(_: Tx) -> Sequence[Job]:
+    async def list(self, filters: JobFilter) -> Page[Job]:
+        def read(_: Tx) -> Page[Job]:
             jobs = [job for job in self._matching(filters) if filters.after_id is None or _is_after(job, filters)]
             jobs.sort(key=lambda job: job.id, reverse=filters.newest_first)
-            return jobs[filters.offset : filters.offset + filters.limit]
+            matching = jobs[filters.offset : filters.offset + filters.limit]
+            sizes = (len(job.body) + len(job.metadata) + len(job.response or b"") for job in matching)
+            page = matching[: page_length(sizes, filters.max_bytes)]
+            is_full = 0 < len(matching) == filters.limit
+            return Page(page, may_continue=is_full or len(page) < len(matching))
 
         return await self._connection.send(read, writes=False)
 
@@ -120,6 +130,16 @@ class MemoryJobs:
             matching = self._matching(filters)
             later = (job for job in matching if filters.after_id is None or _is_after(job, filters))
             return sum(1 for _ in islice(later, at_most))
+
+        return await self._connection.send(read, writes=False)
+
+    async def backlog(self, user_id: int, *, at_most: int) -> Backlog:
+        def read(_: Tx) -> Backlog:
+            unfinished = [job for job in self._tables.unfinished.values() if job.user_id == user_id]
+            parts = [[job for job in unfinished if job.status == status][:at_most] for status in ("bot", "human")]
+            counted = [job for part in parts for job in part]
+            sizes = [len(job.body) + len(job.metadata) + len(job.response or b"") for job in counted]
+            return Backlog(len(counted), sum(sizes))
 
         return await self._connection.send(read, writes=False)
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.catalog import SyncResult
-from signoff.core.filters import LibraryFilter
-from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt
+from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter, Page, page_length
+from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt, check_library_size
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
-from signoff.errors import LibraryItemNotFound, NameTaken
+from signoff.errors import LibraryItemNotFound, name_taken
 from simulation.people import bump
 from simulation.tables import Connection, Tables, Tx
 
@@ -29,6 +29,13 @@ class MemoryLibrary:
             existing = tables.library_items.get(item.id)
             if item.id and (existing is None or type(existing[1]) is not type(item)):
                 raise LibraryItemNotFound
+            of_user = [
+                version
+                for versions in tables.library_items.values()
+                for version in versions.values()
+                if version.user_id == item.user_id
+            ]
+            check_library_size(len(of_user) + 1, sum(len(each.body) for each in of_user) + len(item.body))
             item_id = item.id or self._new_id(item)
             versions = tables.library_items.setdefault(item_id, {})
             number = len(versions) + 1
@@ -51,8 +58,8 @@ class MemoryLibrary:
 
         return await self._connection.send(read, writes=False)
 
-    async def list(self, filters: LibraryFilter) -> Sequence[LibraryItem]:
-        def read(_: Tx) -> list[LibraryItem]:
+    async def list(self, filters: LibraryFilter) -> Page[LibraryItem]:
+        def read(_: Tx) -> Page[LibraryItem]:
             kinds = {"prompt": Prompt, "pipeline": Pipeline, None: Prompt | Pipeline}[filters.kind]
             stored = self._tables.library_items.items()
             in_production = (versions[self._tables.labels[number, PRODUCTION]] for number, versions in stored)
@@ -64,16 +71,15 @@ class MemoryLibrary:
                 and (filters.user_id is None or entry.user_id == filters.user_id or entry.shared)
                 and (filters.calls is None or self._calls(entry.id, filters.calls))
             ]
-            return matching[: filters.limit]
+            return _page(matching, filters.limit, filters.max_bytes)
 
         return await self._connection.send(read, writes=False)
 
-    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
-        def read(_: Tx) -> list[LibraryItem]:
+    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Page[LibraryItem]:
+        def read(_: Tx) -> Page[LibraryItem]:
             newest_first = reversed(self._tables.library_items.get(item_id, {}).values())
-            return [self._with_labels(entry) for entry in newest_first if before is None or entry.version < before][
-                :limit
-            ]
+            matching = [self._with_labels(each) for each in newest_first if before is None or each.version < before]
+            return _page(matching, limit, MAX_PAGE_BYTES)
 
         return await self._connection.send(read, writes=False)
 
@@ -137,7 +143,7 @@ class MemoryLibrary:
             versions[1].name for versions in self._tables.library_items.values()
         } | self._tables.functions.keys()
         if item.name in used_names:
-            raise NameTaken
+            raise name_taken(item.name)
         self._tables.last_item_id += 1
         return self._tables.last_item_id
 
@@ -159,3 +165,9 @@ class MemoryLibrary:
             for number, entry in versions.items()
             if number in live and isinstance(entry, Pipeline)
         )
+
+
+def _page(matching: Sequence[LibraryItem], limit: int, max_bytes: int) -> Page[LibraryItem]:
+    listed = matching[:limit]
+    page = listed[: page_length((len(item.body) for item in listed), max_bytes)]
+    return Page(page, may_continue=0 < len(listed) == limit or len(page) < len(listed))

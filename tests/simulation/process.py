@@ -20,6 +20,7 @@ from signoff.core.stream import Stream
 from signoff.errors import SignoffError
 from signoff.infra.vault import Vault
 from signoff.runtime.background import Background
+from signoff.runtime.backlogs import Backlogs
 from signoff.runtime.callers import CallerCache
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.inflight import InflightCalls
@@ -34,6 +35,7 @@ from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
+from signoff.runtime.run_sizes import RunSizes
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
 from signoff.server.supervisor import supervise
@@ -235,6 +237,8 @@ class Process:
                 pools=EndpointPools(),
                 leases=Leases(store, lease_seconds=15, heartbeat_seconds=5),  # type: ignore[arg-type]
                 reservations=Reservations(store.quotas, lease_seconds=15, heartbeat_seconds=5),
+                backlogs=Backlogs(store.jobs, max_jobs=100_000, max_bytes=2**30),
+                run_sizes=RunSizes(64 * 2**20),
                 watcher=JobWatcher(store),  # type: ignore[arg-type]
                 inflight_calls=InflightCalls(),
                 logs=ModelLogWriter(store.model_logs, lambda: clock.wall(world.now)),

@@ -61,6 +61,22 @@ class MemoryRuns:
 
         return await self._connection.send(read, writes=False)
 
+    async def size_bytes(self, run_id: str) -> int:
+        def read(_: Tx) -> int:
+            run = self._tables.jobs[run_id]
+            while run.parent_id is not None:
+                run = self._tables.jobs[run.parent_id]
+            return self._size_of_calls(run)
+
+        return await self._connection.send(read, writes=False)
+
+    def _size_of_calls(self, run: Job) -> int:
+        steps, key = self._tables.steps(run), (run.id, run.round)
+        sizes = [len(step.body) + len(step.metadata) + len(step.response or b"") for step in steps]
+        calls = [call for call in self._tables.calls.values() if (call.job_id, call.round) == key]
+        sizes += [len(call.arguments) + len(call.output or b"") for call in calls]
+        return sum(sizes) + sum(self._size_of_calls(step) for step in steps)
+
     async def insert_retry(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
         def insert(tx: Tx) -> Job:
             for step in steps:

@@ -39,10 +39,10 @@ SIGNOFF = (sys.executable, "-m", "signoff")
 
 
 def clean_environment(data_dir: Path, **more: str) -> dict[str, str]:
-    """Return an environment without this process's settings, but with short leases, a data folder, and `more`."""
+    """Return an environment without this process's settings, but with settings for tests and `more`."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     fast = {"SIGNOFF_LEASE_SECONDS": "2", "SIGNOFF_HEARTBEAT_SECONDS": "0.5", "SIGNOFF_SWEEP_SECONDS": "0.2"}
-    return inherited | fast | {"SIGNOFF_DATA_DIR": str(data_dir)} | more
+    return inherited | fast | {"SIGNOFF_DATA_DIR": str(data_dir), "SIGNOFF_ECHO_FAULTS": "1"} | more
 
 
 @contextmanager

@@ -641,3 +641,23 @@ async def test_independent_calls_of_a_pipeline_run_concurrently(server: Live, up
     entries = await log(server, token, job)
     assert len(entries) == 249
     assert {entry["state"] for entry in entries} == {"done"}
+
+
+async def test_a_run_whose_calls_are_too_large_together_fails(tmp_path: Path, upstream: EchoingModel) -> None:
+    async with composing(tmp_path, upstream, max_run_bytes=100_000) as server:
+        token = await ann_token(server)
+        await save(server, token, "prompt", "double", "{x}{x}", model="echo")
+        await save(server, token, "pipeline", "eight", "double(" * 3 + "x" + ")" * 3)
+        await save(server, token, "pipeline", "doubled", "double(" * 24 + "x" + ")" * 24)
+        await save(server, token, "pipeline", "nested", "eight(" * 8 + "x" + ")" * 8)
+        await save(server, token, "pipeline", "joined", "concat(" * 24 + "x" + ", x)" * 24)
+        status, answer = await call(server, token, "eight", {"x": "0123456789abcdef"})
+        assert (status, answer["response"]) == (200, "0123456789abcdef" * 8)
+        for name in ("doubled", "nested"):
+            status, refusal = await call(server, token, name, {"x": "0123456789abcdef"})
+            assert (status, refusal["code"]) == (413, "run_too_large"), refusal
+        # a call of a function counts its arguments and its result
+        status, refusal = await call(server, token, "joined", {"x": "a" * 2_000})
+        assert (status, refusal["code"]) == (413, "run_too_large"), refusal
+        every_job = await server.services.store.jobs.list(JobFilter(limit=1000))
+        assert sum(len(job.body) + len(job.response or b"") for job in every_job) < 4 * 100_000

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Annotated, cast
 
+import msgspec
 import typer
 from rich.table import Table
 
@@ -30,15 +31,25 @@ def jobs(
     if status not in {None, *STATUSES}:
         stop(f"--status must be one of {', '.join(STATUSES)} (got {status!r}).")
     job_filter = JobFilter(status=cast("Status | None", status), limit=limit, newest_first=True)
-    latest, count = run(load(), lambda services: _list_and_count(services, job_filter))
+    rows, count = run(load(), lambda services: _rows_and_count(services, job_filter))
     table = Table("id", "status", "model", "answer", caption=f"{count} in all")
-    for job in latest:
-        table.add_row(job.id, job.status, printable(job.target), _answer(job)[:80])
+    for row in rows:
+        table.add_row(*row)
     out.print(table)
 
 
-async def _list_and_count(services: Services, job_filter: JobFilter) -> tuple[list[Job], JobCount]:
-    return await list_jobs(services, OPERATOR, job_filter), await count_jobs(services, OPERATOR, job_filter)
+async def _rows_and_count(services: Services, job_filter: JobFilter) -> tuple[list[tuple[str, ...]], JobCount]:
+    """Return a row for each job, from as many pages as needed."""
+    rows, after_id = list[tuple[str, ...]](), job_filter.after_id
+    while len(rows) < job_filter.limit:
+        limit = job_filter.limit - len(rows)
+        page_filter = msgspec.structs.replace(job_filter, after_id=after_id, limit=limit)
+        page = await list_jobs(services, OPERATOR, page_filter)
+        rows += [(job.id, job.status, printable(job.target), _answer(job)[:80]) for job in page]
+        if not page or not page.may_continue:
+            break
+        after_id = page[-1].id
+    return rows, await count_jobs(services, OPERATOR, job_filter)
 
 
 @job_commands.command()

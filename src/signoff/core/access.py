@@ -5,11 +5,12 @@ from typing import Literal
 import msgspec
 
 from signoff.core.cache import CacheRule
-from signoff.errors import Forbidden, Unauthorized
+from signoff.errors import Conflict, Forbidden, Unauthorized
 
 Role = Literal["admin", "reviewer", "user"]
 # From the most rights to the fewest.
 ROLES: tuple[Role, ...] = ("admin", "reviewer", "user")
+MAX_KEYS_OF_USER = 1000
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +111,18 @@ def may_review(caller: Caller) -> bool:
     return caller.role in {"admin", "reviewer"}
 
 
+def public_actor(caller: Caller, actor: str) -> str:
+    """Return the name of an actor as `caller` may see it: not the address of another user or of a process.
+
+    >>> public_actor(Caller(user_id=1, token_id=1, role="user", email="ann@x.org"), "worker:host:123")
+    'worker'
+    """
+    if may_review(caller) or actor == caller.actor:
+        return actor
+    kind = actor.partition(":")[0]
+    return "reviewer" if kind == "user" else kind
+
+
 def check_admin(caller: Caller) -> None:
     """Raise Forbidden unless `caller` is an admin."""
     if caller.role != "admin":
@@ -124,6 +137,12 @@ def may_see(caller: Caller, owner_id: int | None) -> bool:
 def may_use(user_id: int, key: UpstreamKey) -> bool:
     """Return True if requests of this user may be sent with `key`: their own, or one that an admin shares."""
     return key.user_id is not None and (key.is_shared or key.user_id == user_id)
+
+
+def check_key_count(number: int) -> None:
+    """Raise Conflict if a user would have more upstream keys than one user may have."""
+    if number > MAX_KEYS_OF_USER:
+        raise Conflict(f"A user may have at most {MAX_KEYS_OF_USER} upstream keys; remove some of them.")
 
 
 def may_remove(caller: Caller, key: UpstreamKey) -> bool:

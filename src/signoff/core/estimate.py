@@ -1,14 +1,22 @@
 """Estimate of the tokens that a request will take, before it goes to a model."""
 
+from math import ceil
+
 import msgspec
 
 from signoff.core.endpoints import EMBEDDINGS, MODERATIONS, RERANK
 from signoff.core.tokens import estimate_usage
+from signoff.errors import BadRequest
 
 # Assumed length of an answer if its request has no maximum.
 DEFAULT_OUTPUT_TOKENS = 32
 # Endpoints whose answers have no tokens.
 WITHOUT_OUTPUT = frozenset({EMBEDDINGS, MODERATIONS, RERANK})
+
+
+# Larger numbers count as this one, so that products and sums of them fit into 64 bits.
+MAX_NUMBER = 2**31 - 1
+_NULL = msgspec.Raw(b"null")
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,14 +34,21 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Maximum(msgspec.Struct):
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
-    n: int | None = None
+    """Members that bound the length of an answer or the number of answers, as raw JSON."""
+
+    max_tokens: msgspec.Raw = _NULL
+    max_completion_tokens: msgspec.Raw = _NULL
+    max_output_tokens: msgspec.Raw = _NULL
+    n: msgspec.Raw = _NULL
+    best_of: msgspec.Raw = _NULL
 
 
 def estimate_tokens(path: str, body: bytes) -> Estimate:
-    """Estimate the maximum number of tokens of the request `body` to the endpoint `path`."""
+    """Estimate the maximum number of tokens of the request `body` to the endpoint `path`.
+
+    Of several maxima the largest counts, as it is not known which one the upstream reads.
+    Raises BadRequest for a maximum that is not a number, because an upstream may convert it nevertheless.
+    """
     prompt = estimate_usage(body, 0).prompt_tokens
     if path in WITHOUT_OUTPUT:
         return Estimate(prompt=prompt, output=0, is_explicit=True)
@@ -41,7 +56,18 @@ def estimate_tokens(path: str, body: bytes) -> Estimate:
         request = msgspec.json.decode(body, type=_Maximum)
     except (ValueError, RecursionError):
         request = _Maximum()
-    maxima = (request.max_completion_tokens, request.max_tokens, request.max_output_tokens)
-    maximum = next((most for most in maxima if most is not None), None)
-    each = DEFAULT_OUTPUT_TOKENS if maximum is None else max(0, maximum)
-    return Estimate(prompt=prompt, output=each * max(1, request.n or 1), is_explicit=maximum is not None)
+    names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+    maxima = [most for name in names if (most := _whole_number(request, name)) is not None]
+    each = max(0, *maxima) if maxima else DEFAULT_OUTPUT_TOKENS
+    answers = max(1, _whole_number(request, "n") or 1, _whole_number(request, "best_of") or 1)
+    return Estimate(prompt=prompt, output=each * answers, is_explicit=bool(maxima))
+
+
+def _whole_number(request: _Maximum, name: str) -> int | None:
+    """Return a member, rounded up and at most MAX_NUMBER; None if it is missing or null. Raises BadRequest."""
+    raw = bytes(getattr(request, name))
+    try:
+        number = msgspec.json.decode(raw, type=int | float | None)
+    except ValueError:
+        raise BadRequest(f"`{name}` must be an integer (got {raw[:40].decode(errors='replace')}).") from None
+    return None if number is None else ceil(min(number, MAX_NUMBER))

@@ -1,9 +1,41 @@
-"""Filters and cursors of lists, which pass through every layer from a door to the store."""
+"""Filters, cursors and pages of lists, which pass through every layer from a door to the store."""
+
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import TypeVar
 
 import msgspec
 
 from signoff.core.job import Status
 from signoff.core.pipelines.composed import LibraryItemKind
+
+T = TypeVar("T")
+# A page ends with the item by which it reaches this size, so that no list takes much memory.
+MAX_PAGE_BYTES = 8 * 1024 * 1024
+
+
+class Page(list[T]):
+    """A page of a list."""
+
+    may_continue: bool
+    """True if another page may follow; its cursor is the last item of this one."""
+
+    def __init__(self, items: Iterable[T] = (), *, may_continue: bool = False) -> None:
+        super().__init__(items)
+        self.may_continue = may_continue
+
+
+def page_length(sizes: Iterable[int], max_bytes: int) -> int:
+    """Return the number of items of these sizes that a page has: it ends with the one that reaches `max_bytes`.
+
+    >>> page_length([5, 5, 5], 6), page_length([50], 6), page_length([5], 6)
+    (2, 1, 1)
+    """
+    number = 0
+    for number, size_bytes in enumerate(accumulate(sizes), start=1):  # noqa: B007 -- the last number is the result
+        if size_bytes >= max_bytes:
+            break
+    return number
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +55,8 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Number of jobs to skip before the first one."""
     limit: int = 50
     """Maximum number of jobs in the list."""
+    max_bytes: int = MAX_PAGE_BYTES
+    """Bytes of requests and answers with which the list ends."""
     newest_first: bool = False
     """True to order the list from the newest job to the oldest."""
     with_steps: bool = True
@@ -42,3 +76,5 @@ class LibraryFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Name of an item. Only pipelines that call it in their newest or in a labeled version are listed."""
     limit: int = 50
     """Maximum number of items in the list."""
+    max_bytes: int = MAX_PAGE_BYTES
+    """Bytes of texts with which the list ends."""

@@ -59,6 +59,9 @@ class HttpDeliverer:
                 return response.status
         except TimeoutError as error:
             raise Undelivered("The receiver did not answer in time.") from error
+        except aiohttp.ClientConnectorDNSError as error:
+            # The same as for a name inside of this network, as callers must not learn which names exist there.
+            raise AddressRefused(blocked_reason(error) or self._allow_list.refusal(url.host or "")) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _mapped(error) from error
 

@@ -1,8 +1,13 @@
 """Health probes: liveness of the process, and readiness to serve requests."""
 
+import contextlib
+
 from litestar import MediaType, Response, Router, get
 
-from signoff.doors.dependencies import InjectedServices
+from signoff.core.access import Caller
+from signoff.doors.callers import caller_of
+from signoff.doors.dependencies import AnyRequest, InjectedServices, InjectedSettings, scope_of
+from signoff.errors import SignoffError
 from signoff.work.admin import health
 
 
@@ -13,9 +18,17 @@ async def get_liveness() -> str:
 
 
 @get("/health/ready", summary="Check that the server can serve requests")
-async def get_readiness(services: InjectedServices) -> Response[dict[str, bool]]:
-    """Return 200 if the server can serve requests, else 503; the body says for each part whether it responds."""
-    is_ready, parts = await health.ready(services)
+async def get_readiness(
+    request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings
+) -> Response[dict[str, bool | int]]:
+    """Return 200 if the server can serve requests, else 503; the body says for each part whether it responds.
+
+    Streams have names only for callers with a token; others see their number, and of how many messages are read.
+    """
+    caller: Caller | None = None
+    with contextlib.suppress(SignoffError):
+        caller = await caller_of(services, door_settings, scope_of(request))
+    is_ready, parts = await health.ready(services, with_names=caller is not None and caller.token_id != 0)
     return Response(parts, status_code=200 if is_ready else 503)
 
 

@@ -1,6 +1,7 @@
 """The job API of the human-in-the-loop middleware: `/enqueue`, `/job`, `/jobs`, `/reviewJob`."""
 
 from typing import Annotated, Any, cast
+from urllib.parse import urlencode
 
 import msgspec
 from litestar import MediaType, Response, Router, get, post
@@ -91,6 +92,8 @@ async def show_jobs(
 ) -> Response[list[dict[str, Any]]]:
     """Return a page of jobs: those after the job `after`, without the first `offset` of them.
 
+    A page has fewer jobs than `limit` if they are large. If more may follow, the header `link` has the next page
+    (`rel="next"`), which begins after the last job of this one.
     The header `x-total-count` has the number of all jobs, at most 10000; beyond it, `x-total-is-capped` is `true`.
     """
     if offset > MAX_COUNT:
@@ -99,6 +102,9 @@ async def show_jobs(
     page_filter = msgspec.structs.replace(job_filter, offset=offset, after_id=after)
     jobs, count = await list_jobs(services, caller, page_filter), await count_jobs(services, caller, job_filter)
     headers = {"x-total-count": str(count.number), "x-total-is-capped": "true" if count.is_capped else "false"}
+    if jobs and jobs.may_continue:
+        query = {"after": jobs[-1].id, "limit": limit} | ({"status": status} if status else {})
+        headers["link"] = f'</jobs?{urlencode(query)}>; rel="next"'
     return Response([job_as_json(job) for job in jobs], headers=headers)
 
 

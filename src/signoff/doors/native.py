@@ -106,13 +106,15 @@ async def get_jobs(
 ) -> dict[str, Any]:
     """Return a page of jobs, newest first; `next` is `after` of the next page.
 
+    A page has fewer jobs than `limit` if they are large; it is the last one if `next` is null.
+
     With `total=1`, also return the number of jobs that match: at most 10000, with `total_is_capped` true beyond it.
     """
     job_filter = JobFilter(status=status, after_id=after, limit=limit, newest_first=True)
     jobs = await list_jobs(services, caller, job_filter)
     page: dict[str, Any] = {
         "data": [job_as_json(job) for job in jobs],
-        "next": jobs[-1].id if len(jobs) == limit else None,
+        "next": jobs[-1].id if jobs and jobs.may_continue else None,
     }
     if total:
         count = await count_jobs(services, caller, JobFilter(status=status))

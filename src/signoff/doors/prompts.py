@@ -1,6 +1,5 @@
 """The native API of prompts, pipelines and functions: `/api/prompts`, `/api/pipelines`, `/api/functions`."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -8,7 +7,7 @@ import msgspec
 from litestar import Response, Router, delete, get, patch, post, put
 from litestar.params import FromPath, FromQuery, QueryParameter
 
-from signoff.core.filters import LibraryFilter
+from signoff.core.filters import LibraryFilter, Page
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind
 from signoff.core.pipelines.function import Function
@@ -73,7 +72,7 @@ def _read_routes(kind: LibraryItemKind) -> list[Any]:
         The value of `next` is the `after` of the next page.
         """
         library_filter = LibraryFilter(kind=kind, after=after or "", limit=limit)
-        return _page(await library.list_items(services, caller, library_filter), limit)
+        return _page(await library.list_items(services, caller, library_filter))
 
     @get("/{name:str}", summary=f"Get a {kind}")
     async def get_item(
@@ -91,7 +90,7 @@ def _read_routes(kind: LibraryItemKind) -> list[Any]:
         limit: Limit = 50,
     ) -> dict[str, Any]:
         """Return a page of the pipelines that call it and that the caller may see, by name."""
-        return _page(await library.list_dependents(services, caller, kind, name, after=after or "", limit=limit), limit)
+        return _page(await library.list_dependents(services, caller, kind, name, after=after or "", limit=limit))
 
     return [get_items, get_item, get_dependents]
 
@@ -107,7 +106,7 @@ def _version_routes(kind: LibraryItemKind) -> list[Any]:
     ) -> dict[str, Any]:
         """Return a page of the versions, newest first; `next` is `before` of the next page."""
         versions = await library.list_versions(services, caller, kind, name, before=before, limit=limit)
-        cursor = versions[-1].version if len(versions) == limit else None
+        cursor = versions[-1].version if versions and versions.may_continue else None
         return {"data": [_item_json(version) for version in versions], "next": cursor}
 
     @get("/{name:str}/difference", summary=f"Compare two versions of a {kind}")
@@ -228,8 +227,9 @@ def _function_json(function: Function) -> dict[str, Any]:
     return members | {"signature": f"{function.name}({', '.join(params)})"}
 
 
-def _page(items: Sequence[LibraryItem], limit: int) -> dict[str, Any]:
-    return {"data": [_item_json(item) for item in items], "next": items[-1].name if len(items) == limit else None}
+def _page(items: Page[LibraryItem]) -> dict[str, Any]:
+    cursor = items[-1].name if items and items.may_continue else None
+    return {"data": [_item_json(item) for item in items], "next": cursor}
 
 
 def _draft(kind: LibraryItemKind, version: NewVersion, name: str, old: LibraryItem | None) -> library.Draft:

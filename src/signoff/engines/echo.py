@@ -18,6 +18,7 @@ from signoff.engine import ModelRequest, Sink
 from signoff.engines.echo_endpoints import EchoResponse, embeddings, moderations, ranks
 from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut
 
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 # A word with the space before it, so that the pieces join to the whole text.
@@ -45,7 +46,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class EchoEngine:
-    """Engine that answers with the last user message, the prompt or the input, or else with the body itself."""
+    """Engine that answers with the last user message, the prompt or the input, or else with the body itself.
+
+    With `faults`, callers may request delays and failures too, which hold places of workers.
+    """
+
+    def __init__(self, *, faults: bool = False) -> None:
+        self._faults = faults
 
     async def answer(self, model: Model, request: ModelRequest, sink: Sink) -> bytes | None:
         """Return a completion, or send one event per word. Equal requests get equal bytes.
@@ -53,6 +60,11 @@ class EchoEngine:
         Raises the errors that the target's options ask for, and BadRequest for options that are not valid.
         """
         options = options_of(model, request.target)
+        if not self._faults and options != Options(tokens=options.tokens):
+            raise BadRequest(
+                f"The options of {request.target!r} need the setting `echo_faults` of the server; "
+                "without it, only `tokens` is allowed."
+            )
         deadline = asyncio.get_running_loop().time() + model.timeouts.total_seconds
         if options.hang or options.delay:
             await _pause(None if options.hang else options.delay, deadline)
@@ -146,8 +158,12 @@ def _completion(request: ModelRequest, tokens: int | None) -> _Completion:
 
 
 def _words(text: str, count: int) -> str:
-    words = [word[0] for word in islice(_WORD.finditer(text), count)]
-    return " ".join(islice(cycle(words or ["token"]), count))
+    """Return `count` words, those of `text` again and again. Raises BadRequest if they are too large together."""
+    words = [word[0] for word in islice(_WORD.finditer(text), count)] or ["token"]
+    size_bytes = sum(len(word.encode()) + 1 for word in words) * (count // len(words) + 1)
+    if size_bytes > MAX_ANSWER_BYTES + len(text.encode()):
+        raise BadRequest(f"`tokens` must ask for at most {MAX_ANSWER_BYTES} bytes; lower it, or send shorter words.")
+    return " ".join(islice(cycle(words), count))
 
 
 def _count(text: str) -> int:

@@ -193,15 +193,19 @@ class JsonLinesClient:
         line = msgspec.json.encode({"id": pending.id, "operation": operation, "body": flat})
         self._pending[pending.id] = pending
         async with self._write_lock:
-            with suppress(OSError):  # `read_responses` notices the end
+            with suppress(OSError, RuntimeError):  # `read_responses` notices the end
                 await self._writer.drain()  # first, so that requests given up meanwhile do not fill the buffer
             if self._error is not None:
                 raise _copy_of(self._error)
+            try:
+                self._writer.write(line + b"\n")
+            except RuntimeError as error:  # of uvloop: the program has closed its input, and can get no request
+                self._disconnect()
+                raise NotDelivered(f"The model {self._name} has just closed its input.") from error
             pending.sent_at = asyncio.get_running_loop().time()
             if not self._by_id:
                 pending.is_in_order = True
                 self._order.append(pending)
-            self._writer.write(line + b"\n")
 
     def _abandon(self, pending: _PendingRequest) -> None:
         """Give up a request. An answer that is matched by order must still be skipped when it comes."""

@@ -110,8 +110,9 @@ class _SocketServer:
             async with aclosing(exchange) as messages:
                 async for message in messages:
                     await _write(writer, {"id": request.id, message.kind: msgspec.Raw(message.raw)})
-        except NotDelivered:
-            pass  # SHUTDOWN_LINE reports it
+        except NotDelivered as error:
+            if not self._client.is_closed:  # else SHUTDOWN_LINE reports it
+                await _write(writer, {"id": request.id, "failure": _Failure(error.code, error.message)})
         except SignoffError as error:
             await _write(writer, {"id": request.id, "failure": _Failure(error.code, error.message)})
 

@@ -25,6 +25,7 @@ class CallerCache:
         self._generation = 0
         self._by_email: dict[str, Caller] = {}
         self._used_at: dict[int, int] = {}
+        self._admins: dict[int, bool] = {}
 
     async def identify(self, token: str, kind: TokenKind, now: int) -> Caller:
         """Return the caller with `token`. `now` is in microseconds since 1970. Raises Unauthorized, TokenExpired."""
@@ -59,6 +60,21 @@ class CallerCache:
         self._generation += 1
         self._by_token.clear()
         self._by_email.clear()
+        self._admins.clear()
+
+    async def is_admin(self, user_id: int) -> bool:
+        """Return True if the user is active and an admin."""
+        cached = self._admins.get(user_id)
+        if cached is not None:
+            return cached
+        generation = self._generation
+        user, _ = await self._people.owner(user_id, 0)
+        is_admin = user is not None and user.active and user.role == "admin"
+        if generation == self._generation:  # otherwise the row may be out of date
+            if len(self._admins) >= MAX_ENTRIES:
+                self._admins.clear()
+            self._admins[user_id] = is_admin
+        return is_admin
 
     async def by_email(self, email: str) -> Caller | None:
         """Return the active user with that e-mail address, without a token; None if there is none."""

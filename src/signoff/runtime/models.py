@@ -31,6 +31,11 @@ class ModelCache:
         index = self._snapshot.known
         return index is not None and index.has_exact(name)
 
+    def is_hidden_by_pattern(self, name: str) -> bool:
+        """Return True if the cache has a model for `name` that is not called exactly that, such as `gpt-*`."""
+        index = self._snapshot.known
+        return index is not None and not index.has_exact(name) and index.find(name) is not None
+
     async def all(self) -> Sequence[Model]:
         """Return every model, registered ones first."""
         return (await self._snapshot.get()).models

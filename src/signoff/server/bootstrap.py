@@ -35,6 +35,7 @@ from signoff.engines.upstream import UpstreamClient
 from signoff.errors import WrongKey
 from signoff.infra.vault import Vault, existing_keys, keys_in
 from signoff.runtime.background import Background
+from signoff.runtime.backlogs import Backlogs
 from signoff.runtime.callers import CallerCache
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.inflight import InflightCalls
@@ -49,6 +50,7 @@ from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
+from signoff.runtime.run_sizes import RunSizes
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
 from signoff.server.supervisor import started, supervise
@@ -169,6 +171,8 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
             reservations=Reservations(
                 store.quotas, lease_seconds=rules.lease_seconds, heartbeat_seconds=rules.heartbeat_seconds
             ),
+            backlogs=Backlogs(store.jobs, max_jobs=settings.max_waiting_jobs, max_bytes=settings.max_waiting_bytes),
+            run_sizes=RunSizes(settings.max_run_bytes),
             watcher=JobWatcher(store),
             inflight_calls=InflightCalls(),
             logs=logs,
@@ -209,7 +213,7 @@ def _engines(settings: Settings, upstream: UpstreamClient, logs: ModelLogWriter)
     return {
         **load_plugins(BUILT_IN_KINDS),
         "anyllm": AnyLLMEngine(),
-        "echo": EchoEngine(),
+        "echo": EchoEngine(faults=settings.echo_faults),
         "http": HttpEngine(upstream),
         "openai": OpenAIEngine(upstream),
         "subprocess": SubprocessEngine(

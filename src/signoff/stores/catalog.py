@@ -6,7 +6,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from signoff.core.access import UpstreamKey
+from signoff.core.access import UpstreamKey, check_key_count
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
 from signoff.errors import Conflict
 from signoff.stores.database import Database
@@ -82,7 +82,13 @@ class SqlCatalog:
 
     async def add_key(self, user_id: int, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
         """See `catalog.Catalog`."""
-        return await self._database.write(lambda tx: _add_key(tx, user_id, name, sealed, is_shared=is_shared))
+
+        def add(tx: Tx) -> int:
+            of_user = sa.select(sa.func.count()).where(keys.c.user_id == user_id)
+            check_key_count(tx.conn.execute(of_user).scalar_one() + 1)
+            return _add_key(tx, user_id, name, sealed, is_shared=is_shared)
+
+        return await self._database.write(add)
 
     async def key(self, key_id: int) -> bytes | None:
         """See `catalog.Catalog`."""

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.sql.elements import ColumnElement
 
-from signoff.core.filters import JobFilter
+from signoff.core.filters import JobFilter, Page, page_length
 from signoff.core.job import STATUSES, TERMINAL, Job
 from signoff.stores.calls import job_of_call
 from signoff.stores.schema import calls, jobs
@@ -18,24 +18,35 @@ MAX_IDS_PER_STATEMENT = 1000
 MAX_READS = 3
 
 
-def read_page(conn: Connection, filters: JobFilter) -> list[Job]:
-    """Return a page of jobs.
+def read_page(conn: Connection, filters: JobFilter) -> Page[Job]:
+    """Return a page of jobs, after reading only those that are on it.
 
     Between its statements, a job can end or be deleted, unless `conn` reads a snapshot. Then read the page again, as a
     page with fewer jobs than its limit looks like the last one.
     """
-    page = list[Job]()
+    page = Page[Job]()
     for _ in range(MAX_READS):
-        ids = conn.execute(page_statement(filters)).scalars().all()
+        matching = conn.execute(page_statement(filters)).scalars().all()
+        ids = matching[: page_length(_sizes_of(conn, matching), filters.max_bytes)]
         by_id = dict[str, Job]()
         for batch in batches(ids):
             by_id |= {row.id: job_of(row) for row in conn.execute(_JOBS, {"ids": batch})}
             by_id |= {row.id: job_of_call(row) for row in conn.execute(_CALLS, {"ids": batch})}
-        page = [by_id[job_id] for job_id in ids if job_id in by_id]
-        page = [job for job in page if filters.status in {None, job.status}]
+        jobs_in_order = (by_id[job_id] for job_id in ids if job_id in by_id)
+        page = Page(
+            (job for job in jobs_in_order if filters.status in {None, job.status}),
+            may_continue=len(ids) < len(matching) or 0 < len(matching) == filters.limit,
+        )
         if len(page) == len(ids):
             break
     return page
+
+
+def _sizes_of(conn: Connection, ids: Sequence[str]) -> Iterator[int]:
+    """Yield the bytes of jobs and calls; 0 for one that was deleted."""
+    for batch in batches(ids):
+        sizes = {row.id: row.size for query in _SIZES for row in conn.execute(query, {"ids": batch})}
+        yield from (sizes.get(job_id, 0) for job_id in batch)
 
 
 def page_statement(filters: JobFilter) -> sa.Select[Any]:
@@ -58,6 +69,35 @@ def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
 _IDS = sa.bindparam("ids", type_=sa.Text, expanding=True)
 _JOBS = sa.select(*EVERY_COLUMN).where(jobs.c.id.in_(_IDS))
 _CALLS = sa.select(*calls.c).where(calls.c.id.in_(_IDS))
+_JOB_SIZE: ColumnElement[int] = sum(
+    (sa.func.coalesce(sa.func.length(column), 0) for column in (jobs.c.body, jobs.c.metadata, jobs.c.response)),
+    sa.literal(0),
+)
+_SIZES = (
+    sa.select(jobs.c.id, _JOB_SIZE.label("size")).where(jobs.c.id.in_(_IDS)),
+    sa.select(calls.c.id, sa.func.length(calls.c.data).label("size")).where(calls.c.id.in_(_IDS)),
+)
+
+
+def _backlog_statement() -> sa.Select[int, int]:
+    """Return a query for the number and the bytes of a user's unfinished jobs, which reads at most `limit` of each."""
+    unfinished = [
+        sa.select(_JOB_SIZE.label("size"))
+        .where(
+            jobs.c.user_id == sa.bindparam("user", type_=sa.Integer),
+            jobs.c.status == sa.literal_column(f"'{status}'"),
+        )
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+        .subquery()
+        for status in STATUSES
+        if status not in TERMINAL
+    ]
+    sizes = sa.union_all(*(sa.select(each.c.size) for each in unfinished)).subquery()
+    total = sa.cast(sa.func.coalesce(sa.func.sum(sizes.c.size), 0), sa.BigInteger)
+    return sa.select(sa.func.count(), total).select_from(sizes)
+
+
+BACKLOG = _backlog_statement()
 
 
 def _matching(filters: JobFilter, at_most: int) -> sa.Subquery:

@@ -11,15 +11,17 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from signoff.core.filters import JobFilter
+from signoff.core.backlog import Backlog
+from signoff.core.filters import JobFilter, Page
 from signoff.core.job import TERMINAL, Event, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
+from signoff.errors import id_taken
 from signoff.store import InitialVerb, TransitionRequest
 from signoff.stores.calls import event_of_call, insert_call, job_of_call, pack, read_call
 from signoff.stores.claims import claim_jobs
 from signoff.stores.created_objects import add_created_objects
 from signoff.stores.database import Database
-from signoff.stores.job_pages import batches, count_statement, read_page
+from signoff.stores.job_pages import BACKLOG, batches, count_statement, read_page
 from signoff.stores.objects_schema import created_objects
 from signoff.stores.schema import calls, decisions, deliveries, events, function_calls, jobs, used_keys, votes
 from signoff.stores.transitions import (
@@ -37,6 +39,8 @@ from signoff.stores.usage import count_ended
 from signoff.stores.writer import Tx
 
 KEY_LIFETIME_US = 24 * 3600 * SECOND
+# The user id of keys that are unique among all users; no user has it.
+ALL_USERS = -2
 
 
 class SqlJobs:
@@ -60,7 +64,11 @@ class SqlJobs:
             return insert_job(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
 
         def find_or_insert(tx: Tx) -> Job:
-            return _find_existing(tx, job) or _reserve_names(tx, insert(tx))
+            existing = _find_existing(tx, job)
+            if existing is not None:
+                return existing
+            _check_result_key(tx, job)
+            return _reserve_names(tx, insert(tx))
 
         if job.client_id is None and job.idempotency_key is None:
             return await self._database.write(insert)
@@ -119,7 +127,7 @@ class SqlJobs:
 
         return {row.id: (row.status, row.seq) for row in await self._database.read(read)}
 
-    async def list(self, filters: JobFilter) -> list[Job]:
+    async def list(self, filters: JobFilter) -> Page[Job]:
         """See `store.Jobs`."""
         return await self._database.read(lambda conn, _: read_page(conn, filters))
 
@@ -127,6 +135,12 @@ class SqlJobs:
         """See `store.Jobs`."""
         query = count_statement(filters, at_most)
         return await self._database.read(lambda conn, _: conn.execute(query).scalar_one())
+
+    async def backlog(self, user_id: int, *, at_most: int) -> Backlog:
+        """See `store.Jobs`."""
+        parameters = {"user": user_id, "limit": at_most}
+        row = await self._database.read(lambda conn, _: conn.execute(BACKLOG, parameters).one())
+        return Backlog(*row)
 
     async def events(self, job_id: str) -> list[Event]:
         """See `store.Jobs`."""
@@ -244,10 +258,30 @@ def _is_key_free(job: Job, now: int) -> bool:
     return failed or job.created_at < now - KEY_LIFETIME_US
 
 
+def result_key_of(job: Job) -> str | None:
+    """Return the key in Redis that `job` names by its client id; None if it has none."""
+    if job.client_id is None:
+        return None
+    addresses = (target.address for target in job.deliver if target.kind == "redis")
+    return next((address for address in addresses if address.endswith(f":{job.client_id}")), None)
+
+
+def _check_result_key(tx: Tx, job: Job) -> None:
+    """Raise IdTaken if another job has the key for the result of `job`."""
+    key = result_key_of(job)
+    if key is not None and tx.conn.execute(_BY_KEY, {"user": ALL_USERS, "key": key}).first() is not None:
+        raise id_taken(job.client_id or "")
+
+
 def _reserve_names(tx: Tx, job: Job) -> Job:
-    """Add the idempotency key of `job`, and send all added rows, so that later operations of this group find them."""
-    if job.idempotency_key is not None:
-        tx.add(used_keys, {"user_id": job.user_id, "key": job.idempotency_key, "job_id": job.id})
+    """Add the keys of `job` that are unique, and send all added rows, so that later operations of this group find them.
+
+    These are its idempotency key, and its key in Redis, which all users share.
+    """
+    names = ((job.user_id, job.idempotency_key), (ALL_USERS, result_key_of(job)))
+    for user_id, key in names:
+        if key is not None:
+            tx.add(used_keys, {"user_id": user_id, "key": key, "job_id": job.id})
     tx.flush()
     return job
 

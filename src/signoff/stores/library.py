@@ -7,11 +7,11 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
 
 from signoff.catalog import SyncResult
-from signoff.core.filters import LibraryFilter
-from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt
+from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter, Page, page_length
+from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt, check_library_size
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
-from signoff.errors import LibraryItemNotFound, NameTaken
+from signoff.errors import LibraryItemNotFound, name_taken
 from signoff.stores import schema
 from signoff.stores.database import Database
 from signoff.stores.schema import composed_calls, composed_labels, composed_versions, compositions
@@ -22,6 +22,15 @@ _ITEM = (compositions.c.id, compositions.c.kind, compositions.c.name, compositio
 _VERSION = tuple(column for column in composed_versions.c if column.name != "composed_id")
 _ITEMS = sa.select(*_ITEM, *_VERSION).join(composed_versions, composed_versions.c.composed_id == compositions.c.id)
 _CALLS = composed_calls.alias("calls")
+_SIZE_OF_USER = (
+    sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(sa.func.length(composed_versions.c.body)), 0))
+    .join_from(compositions, composed_versions, composed_versions.c.composed_id == compositions.c.id)
+    .where(compositions.c.user_id == sa.bindparam("user", type_=sa.Integer))
+)
+_KEY = (compositions.c.id, composed_versions.c.version)
+_SIZES = sa.select(*_KEY, sa.func.length(composed_versions.c.body).label("size")).join(
+    composed_versions, composed_versions.c.composed_id == compositions.c.id
+)
 
 
 class SqlLibrary:
@@ -42,9 +51,9 @@ class SqlLibrary:
         items = await self._database.read(lambda conn, _: _load_items(conn, query))
         return items[0] if items else None
 
-    async def list(self, filters: LibraryFilter) -> Sequence[LibraryItem]:
+    async def list(self, filters: LibraryFilter) -> Page[LibraryItem]:
         """See `catalog.Library`."""
-        query = _ITEMS.where(
+        query = _SIZES.where(
             composed_versions.c.version == _version_with_label(PRODUCTION), compositions.c.name > filters.after
         )
         if filters.kind is not None:
@@ -53,16 +62,16 @@ class SqlLibrary:
             query = query.where((compositions.c.user_id == filters.user_id) | compositions.c.shared)
         if filters.calls is not None:
             query = query.where(_has_live_call_of(filters.calls))
-        query = query.order_by(compositions.c.name).limit(filters.limit)
-        return await self._database.read(lambda conn, _: _load_items(conn, query))
+        query = query.order_by(compositions.c.name)
+        return await self._database.read(lambda conn, _: _load_page(conn, query, filters.limit, filters.max_bytes))
 
-    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Sequence[LibraryItem]:
+    async def versions(self, item_id: int, *, before: int | None = None, limit: int = 50) -> Page[LibraryItem]:
         """See `catalog.Library`."""
-        query = _ITEMS.where(compositions.c.id == item_id)
+        query = _SIZES.where(compositions.c.id == item_id)
         if before is not None:
             query = query.where(composed_versions.c.version < before)
-        query = query.order_by(composed_versions.c.version.desc()).limit(limit)
-        return await self._database.read(lambda conn, _: _load_items(conn, query))
+        query = query.order_by(composed_versions.c.version.desc())
+        return await self._database.read(lambda conn, _: _load_page(conn, query, limit, MAX_PAGE_BYTES))
 
     async def label(self, item_id: int, label: str, version: int | None) -> bool:
         """See `catalog.Library`."""
@@ -114,6 +123,8 @@ class SqlLibrary:
 
 def _put(tx: Tx, item: LibraryItem, label: str | None) -> LibraryItem:
     lock(tx, "compositions")
+    versions, characters = tx.conn.execute(_SIZE_OF_USER, {"user": item.user_id}).one()
+    check_library_size(versions + 1, characters + len(item.body))
     if item.id == 0:
         item_id, version = _insert_item(tx, item), 1
     else:
@@ -139,7 +150,7 @@ def _insert_item(tx: Tx, item: LibraryItem) -> int:
     """Insert a new item without versions, and return its id. Raises NameTaken."""
     name, functions = item.name, schema.functions
     if _exists(tx, compositions, compositions.c.name == name) or _exists(tx, functions, functions.c.name == name):
-        raise NameTaken(f"The name {name!r} belongs to another prompt, pipeline or function; choose a different one.")
+        raise name_taken(name)
     values = {"kind": _kind(item), "name": name, "user_id": item.user_id, "shared": item.shared, "newest": 1}
     return tx.conn.execute(sa.insert(compositions).values(values).returning(compositions.c.id)).scalar_one()
 
@@ -194,6 +205,15 @@ def _has_live_call_of(name: str) -> ColumnElement[bool]:
         _CALLS.c.composed_id == compositions.c.id,
         (_CALLS.c.version == compositions.c.newest) | has_label,
     )
+
+
+def _load_page(conn: Connection, sizes: sa.Select[Any, Any, Any], limit: int, max_bytes: int) -> Page[LibraryItem]:
+    """Return a page of items; `sizes` is the query for their keys and sizes, in order."""
+    matching = conn.execute(sizes.limit(limit)).all()
+    keys = [(row.id, row.version) for row in matching[: page_length((row.size for row in matching), max_bytes)]]
+    by_key = {(item.id, item.version): item for item in _load_items(conn, _ITEMS.where(sa.tuple_(*_KEY).in_(keys)))}
+    is_full = 0 < len(matching) == limit
+    return Page((by_key[key] for key in keys if key in by_key), may_continue=is_full or len(keys) < len(matching))
 
 
 def _load_items(conn: Connection, query: sa.Select[Any]) -> list[LibraryItem]:

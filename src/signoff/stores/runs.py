@@ -69,6 +69,10 @@ class SqlRuns:
         rows = await self._database.read(lambda conn, _: conn.execute(query, {"run": run_id}).all())
         return [_call_of(row) for row in rows]
 
+    async def size_bytes(self, run_id: str) -> int:
+        """See `store.Runs`."""
+        return await self._database.read(lambda conn, _: conn.execute(_SIZE, {"run": run_id}).scalar_one())
+
     async def insert_retry(self, run: Job, steps: Sequence[Job], calls: Sequence[FunctionCall], *, actor: str) -> Job:
         """See `store.Runs`."""
 
@@ -122,3 +126,28 @@ _IS_ACTIVE = sa.exists().where(
     _STEP.c.status.in_([sa.literal_column("'bot'"), sa.literal_column("'human'")]),
 )
 _STALLED = sa.select(*EVERY_COLUMN).where(*guards("wake"), ~_IS_ACTIVE).limit(sa.bindparam("limit", type_=sa.Integer))
+
+
+def _size_statement() -> sa.Select[Any]:
+    """Return a query that goes up from a run to the outermost one, then down to all calls, and sums their bytes."""
+    up = sa.select(jobs.c.id, jobs.c.parent_id).where(jobs.c.id == _RUN).cte("up", recursive=True)
+    up = up.union_all(sa.select(jobs.c.id, jobs.c.parent_id).where(jobs.c.id == up.c.parent_id))
+    outermost = sa.select(up.c.id).where(up.c.parent_id.is_(None)).scalar_subquery()
+    tree = sa.select(jobs.c.id, jobs.c.round, sa.literal(0).label("size")).where(jobs.c.id == outermost)
+    tree = tree.cte("tree", recursive=True)
+    size = _bytes(jobs.c.body) + _bytes(jobs.c.metadata) + _bytes(jobs.c.response)
+    is_step = (jobs.c.parent_id == tree.c.id) & (jobs.c.parent_round == tree.c.round)
+    tree = tree.union_all(sa.select(jobs.c.id, jobs.c.round, size).where(is_step))
+    of_calls = sa.select(sa.func.sum(_bytes(function_calls.c.arguments) + _bytes(function_calls.c.output))).join_from(
+        tree, function_calls, (function_calls.c.job_id == tree.c.id) & (function_calls.c.round == tree.c.round)
+    )
+    of_steps = sa.select(sa.func.sum(tree.c.size)).scalar_subquery()
+    total = sa.func.coalesce(of_steps, 0) + sa.func.coalesce(of_calls.scalar_subquery(), 0)
+    return sa.select(sa.cast(total, sa.BigInteger))
+
+
+def _bytes(column: sa.Column[bytes]) -> sa.ColumnElement[int]:
+    return sa.func.coalesce(sa.func.length(column), 0)
+
+
+_SIZE = _size_statement()

@@ -99,7 +99,7 @@ def _refused_job(services: Services, ask: Ask, message: IncomingMessage, error: 
         error=job_error(error),
         metadata=ask.metadata,
         client_id=ask.client_id,
-        deliver=delivery_targets(services, ask, ask.client_id or job_id),
+        deliver=delivery_targets(services, ask, job_id),
     )
 
 

@@ -1,5 +1,7 @@
 """Admission: build the job of a request, once the request, its target and the caller's rights have been checked."""
 
+import re
+
 import msgspec
 
 from signoff.core.ask import Ask, path_for
@@ -24,6 +26,8 @@ from signoff.work.jobs.deliver import delivery_targets
 from signoff.work.services import Services
 
 MAX_KEY_LENGTH = 255
+# The form of this server's ids. Under a `job_id` of this form, a result in Redis could replace that of another job.
+JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 async def admit(services: Services, ask: Ask) -> Job:
@@ -84,7 +88,7 @@ async def _prompt_job(services: Services, ask: Ask, prompt: Prompt, references: 
     """
     model = await services.caches.models.find(prompt.model)
     name = prompt.model or model.name
-    path, body = render_request(prompt, name, ask.path, ask.body)
+    path, body = render_request(prompt, name, ask.path, ask.body, max_bytes=services.rules.max_body_bytes)
     rendered = msgspec.structs.replace(ask, target=name, path=path, body=body)
     job = await _model_job(services, rendered, model, parse_sampling(body), references)
     fingerprint = None if job.fingerprint is None else _fingerprint(ask)
@@ -149,7 +153,7 @@ def _new_job(
         idempotency_key=ask.idempotency_key,
         fingerprint=_fingerprint(ask) if needs_fingerprint else None,
         key_id=ask.caller.key_id if ask.key_id is None else ask.key_id,
-        deliver=delivery_targets(services, ask, ask.client_id or job_id),
+        deliver=delivery_targets(services, ask, job_id),
         max_attempts=attempts or (rules.now_attempts if is_now else rules.later_attempts),
         attempt=1 if is_now else 0,
         lease=services.ids.new_id() if is_now else None,
@@ -168,6 +172,8 @@ def _check_ask(ask: Ask) -> Sampling:
         )
     if ask.client_id is not None and not (ask.client_id.isprintable() and 0 < len(ask.client_id) <= MAX_KEY_LENGTH):
         raise BadRequest(f"`job_id` must be 1 to {MAX_KEY_LENGTH} printable characters (got {len(ask.client_id)}).")
+    if ask.client_id is not None and JOB_ID.fullmatch(ask.client_id):
+        raise BadRequest("`job_id` must not be a UUID of version 7, as ids of this server are; send a random UUID.")
     if ask.path not in KNOWN and ask.path != PREDICT and parse_route(ask.path) is None:
         raise BadRequest(f"`path` must be {PREDICT} or an endpoint of OpenAI's API, such as {CHAT} (got {ask.path!r}).")
     try:

@@ -27,18 +27,19 @@ async def begin_record(services: Services, attempt: Attempt, actor: str) -> Infl
     """Return the in-flight call of `attempt`, made by `actor`.
 
     Store the job first if it has an idempotency key, may be held or is a run. The attempt then has the job that is
-    stored under the key, which may be an earlier one.
+    stored under the key, which may be an earlier one. Raises BacklogFull for a job that is stored first.
     """
     inflight, job = InflightCall(attempt, actor=actor), attempt.job
     if job.idempotency_key is None and not job.policy.may_hold and job.pipeline_id is None:
         services.runtime.inflight_calls.add(inflight)
         return inflight
-    persist(services, inflight)
-    try:
-        stored = await asyncio.shield(inflight.writing) if inflight.writing else job
-    except asyncio.CancelledError:
-        await CallRecorder(services, inflight).cut_off()
-        raise
+    with await services.runtime.backlogs.admit(job.user_id, len(job.body) + len(job.metadata)):
+        persist(services, inflight)
+        try:
+            stored = await asyncio.shield(inflight.writing) if inflight.writing else job
+        except asyncio.CancelledError:
+            await CallRecorder(services, inflight).cut_off()
+            raise
     if stored.id != job.id:
         services.runtime.leases.drop(job.id)
     attempt.job = stored

@@ -15,6 +15,7 @@ from signoff.deliverer import Deliverer
 from signoff.engine import Engine
 from signoff.infra.vault import Vault
 from signoff.runtime.background import Background
+from signoff.runtime.backlogs import Backlogs
 from signoff.runtime.callers import CallerCache
 from signoff.runtime.functions import FunctionRegistry
 from signoff.runtime.inflight import InflightCalls
@@ -29,6 +30,7 @@ from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
+from signoff.runtime.run_sizes import RunSizes
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
 from signoff.store import Store
@@ -129,6 +131,10 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Leases that this process holds and renews."""
     reservations: Reservations
     """Reservations under limits that this process holds and renews."""
+    backlogs: Backlogs
+    """Bounds on the unfinished jobs of each user."""
+    run_sizes: RunSizes
+    """Sizes of the runs that this process performs."""
     watcher: JobWatcher
     """Watcher that wakes callers who wait for a job to change."""
     inflight_calls: InflightCalls

@@ -13,12 +13,15 @@ async def submit(services: Services, ask: Ask) -> Job:
     """Store the job of `ask` and wake a worker; return the job as its caller may see it.
 
     Where a job of this user has the same client id or idempotency key, return that one instead.
-    Raises IdTaken or KeyReused if that job has another request, and all that `admit` raises.
+    Raises IdTaken or KeyReused if that job has another request, BacklogFull, and all that `admit` raises.
     """
     job = await admit(services, ask)
     hit = await lookup_answer(services, ask, job)
-    initial, verb = (job, "submit") if hit is None else (hit, "hit")
-    stored = await services.store.jobs.insert(initial, actor=ask.caller.actor, verb=verb, due_seconds=ask.due_seconds)
+    if hit is None:
+        with await services.runtime.backlogs.admit(job.user_id, len(job.body) + len(job.metadata)):
+            stored = await services.store.jobs.insert(job, actor=ask.caller.actor, due_seconds=ask.due_seconds)
+    else:
+        stored = await services.store.jobs.insert(hit, actor=ask.caller.actor, verb="hit")
     if stored.id != job.id:
         check_same(stored, job)
     elif ask.due_seconds <= 0 and hit is None:

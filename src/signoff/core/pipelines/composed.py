@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from signoff.core.pipelines.tree import Call
+from signoff.errors import Conflict
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +51,9 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 LibraryItem = Prompt | Pipeline
+# Bounds for all prompts and pipelines of one user, in all of their versions.
+MAX_VERSIONS_OF_USER = 100_000
+MAX_CHARACTERS_OF_USER = 256 * 1024 * 1024
 
 
 LibraryItemKind = Literal["prompt", "pipeline"]
@@ -57,3 +61,16 @@ LibraryItemKind = Literal["prompt", "pipeline"]
 
 # Label of the version that calls without a version use.
 PRODUCTION = "production"
+
+
+def check_library_size(versions: int, characters: int) -> None:
+    """Raise Conflict if a user would have more versions, or more characters in them, than one user may have."""
+    if versions > MAX_VERSIONS_OF_USER:
+        raise Conflict(
+            f"A user may have at most {MAX_VERSIONS_OF_USER} versions of prompts and pipelines; remove some of them."
+        )
+    if characters > MAX_CHARACTERS_OF_USER:
+        raise Conflict(
+            f"A user may have at most {MAX_CHARACTERS_OF_USER} characters in all versions of prompts and pipelines; "
+            "remove some of them."
+        )

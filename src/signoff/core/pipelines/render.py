@@ -16,11 +16,12 @@ from signoff.errors import BadRequest
 _TEXT_MEMBERS = ("messages", "input", "prompt")
 
 
-def render_request(prompt: Prompt, model: str, path: str, body: bytes) -> tuple[str, bytes]:
+def render_request(prompt: Prompt, model: str, path: str, body: bytes, *, max_bytes: int) -> tuple[str, bytes]:
     """Return the path and the body of the request to `model`; other members of `body` stay as they are.
 
     Raises:
-        BadRequest: `path` is not for prompts, or the values do not match the placeholders.
+        BadRequest: `path` is not for prompts, the values do not match the placeholders, or the rendered prompt would
+            have more than `max_bytes`.
     """
     if path not in {CHAT, COMPLETIONS, RESPONSES, PREDICT}:
         raise BadRequest(f"{prompt.name!r} is a prompt; call it at {CHAT}, {COMPLETIONS} or {RESPONSES}.")
@@ -33,7 +34,7 @@ def render_request(prompt: Prompt, model: str, path: str, body: bytes) -> tuple[
         values = placeholder_values(prompt, to_text(decoded))
     else:
         values = to_texts({name: members.pop(name) for name in placeholders(prompt.body) if name in members})
-    text = render_template(prompt.body, values)
+    text = render_template(prompt.body, values, max_bytes=max_bytes)
     others = {name: raw for name, raw in _raw_members(body).items() if name in members and name not in _TEXT_MEMBERS}
     own: dict[str, Any] = {COMPLETIONS: {"prompt": text}, RESPONSES: {"input": text}}.get(
         path, {"messages": [{"role": "user", "content": text}]}

@@ -32,7 +32,7 @@ from signoff.doors.openai.errors import send_error
 from signoff.doors.openai.responses import call_headers, send_body, send_events
 from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.call import Call, begin_call, whole_answer
-from signoff.work.inference.resolve import list_targets, resolve_target
+from signoff.work.inference.resolve import LibraryEntry, list_targets, resolve_target
 
 PREFIXES = ("/openai/v1/", "/v1/")
 # Methods besides POST that are passed on to an upstream, and the known endpoints whose stored objects have them.
@@ -176,6 +176,6 @@ def _request_head(body: bytes) -> _RequestHead:
     return parse_json(body, _RequestHead, "request")
 
 
-def _model_json(target: Model | LibraryItem) -> dict[str, Any]:
+def _model_json(target: Model | LibraryItem | LibraryEntry) -> dict[str, Any]:
     created = 0 if isinstance(target, Model) else target.created_at // 1_000_000
     return {"id": target.name, "object": "model", "created": created, "owned_by": "signoff"}

@@ -33,12 +33,16 @@ async def _endpoint_status(services: Services, status: EndpointStatus) -> dict[s
     return fields | {"resting_until": until} | await model_health(services, status.model)
 
 
-async def ready(services: Services) -> tuple[bool, dict[str, bool]]:
+async def ready(services: Services, *, with_names: bool) -> tuple[bool, dict[str, bool | int]]:
     """Return True if this server can take requests, and the state of each component by name.
 
+    Without `with_names`, streams are only counted: `streams`, and `streams_listening`, those that are listened to.
     Only the store is needed: without the broker, workers find jobs later; without a listener, messages wait in the
     stream.
     """
-    components = {"store": await services.store.ready(), "broker": services.adapters.broker.is_connected}
-    streams = {f"stream:{name}": listening.ok for name, listening in services.caches.streams.statuses.items()}
-    return components["store"], components | streams
+    is_ready, statuses = await services.store.ready(), services.caches.streams.statuses
+    components: dict[str, bool | int] = {"store": is_ready, "broker": services.adapters.broker.is_connected}
+    if with_names:
+        return is_ready, components | {f"stream:{name}": listening.ok for name, listening in statuses.items()}
+    listening = sum(status.ok for status in statuses.values())
+    return is_ready, components | ({"streams": len(statuses), "streams_listening": listening} if statuses else {})

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from signoff.core.access import Caller
 from signoff.core.filters import LibraryFilter
 from signoff.core.model import Model
@@ -15,7 +17,8 @@ MAX_LISTED = 1000
 async def resolve_target(services: Services, caller: Caller, name: str | None) -> Model | LibraryItem:
     """Return the model of exactly this name, else the prompt or pipeline, else the model whose pattern (`gpt-*`) fits.
 
-    A name of a prompt or pipeline may end in `@` and a label or version. None is the default model.
+    A prompt or pipeline of another user precedes a pattern only if that user is an admin. A name of a
+    prompt or pipeline may end in `@` and a label or version. None is the default model.
     Raises ModelNotFound, also for an item that the caller may not see.
     """
     if name is None or services.caches.models.has_exact(name):
@@ -23,7 +26,8 @@ async def resolve_target(services: Services, caller: Caller, name: str | None) -
     await services.caches.models.all()  # loads the models, in case they are not cached yet
     if services.caches.models.has_exact(name):
         return await services.caches.models.find(name)
-    if (item := await _find_item(services, caller, name, refresh=False)) is not None:
+    item = await _find_item(services, caller, name, refresh=False)
+    if item is not None and await precedes_patterns(services, caller, item, name):
         return item
     try:
         return await services.caches.models.find(name)
@@ -34,13 +38,43 @@ async def resolve_target(services: Services, caller: Caller, name: str | None) -
         return item
 
 
-async def list_targets(services: Services, caller: Caller) -> Sequence[Model | LibraryItem]:
-    """Return every model, and every prompt and pipeline that the caller may use and no model hides."""
+class LibraryEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt or pipeline in a list, without its text."""
+
+    name: str
+    """Name of the item."""
+    created_at: int
+    """Time of its production version; microseconds since 1970, UTC."""
+
+
+async def list_targets(services: Services, caller: Caller) -> Sequence[Model | LibraryEntry]:
+    """Return every model, and the prompts and pipelines that the caller may use and no model hides.
+
+    Of these, at most MAX_LISTED are read.
+    """
     models = await services.caches.models.all()
-    library_filter = LibraryFilter(user_id=None if caller.role == "admin" else caller.user_id, limit=MAX_LISTED)
-    items = await services.store.library.list(library_filter)
     names = {model.name for model in models}
-    return [*models, *(item for item in items if item.name not in names)]
+    entries, number, after = list[LibraryEntry](), 0, ""
+    while number < MAX_LISTED:
+        user_id = None if caller.role == "admin" else caller.user_id
+        library_filter = LibraryFilter(user_id=user_id, after=after, limit=MAX_LISTED - number)
+        page = await services.store.library.list(library_filter)
+        entries += [
+            LibraryEntry(name=item.name, created_at=item.created_at)
+            for item in page
+            if item.name not in names and await precedes_patterns(services, caller, item, item.name)
+        ]
+        if not page or not page.may_continue:
+            break
+        number, after = number + len(page), page[-1].name
+    return [*models, *entries]
+
+
+async def precedes_patterns(services: Services, caller: Caller, item: LibraryItem, name: str) -> bool:
+    """Return True if `name` means the item and not a model whose pattern fits: no user may replace another's model."""
+    if item.user_id == caller.user_id or not services.caches.models.is_hidden_by_pattern(name):
+        return True
+    return await services.caches.callers.is_admin(item.user_id)
 
 
 def may_use_item(caller: Caller, item: LibraryItem) -> bool:

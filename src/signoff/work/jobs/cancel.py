@@ -1,8 +1,8 @@
 """Cancellation: end a job whose answer is not needed any more."""
 
-from signoff.core.access import Caller
+from signoff.core.access import Caller, may_review
 from signoff.core.job import Job, JobError
-from signoff.errors import Forbidden
+from signoff.errors import Forbidden, Stale
 from signoff.store import TransitionRequest
 from signoff.work.jobs.query import get_job, redacted
 from signoff.work.services import Services
@@ -13,6 +13,14 @@ async def cancel(services: Services, caller: Caller, job_id: str) -> Job:
     job = await get_job(services, caller, job_id)
     if caller.role != "admin" and caller.user_id != job.user_id:
         raise Forbidden("Only the owner of a job or an admin may cancel it.")
-    error = JobError(code="cancelled", message=f"Cancelled by {caller.email}.", status=409)
+    by = caller.email if caller.user_id == job.user_id else "an admin"
+    error = JobError(code="cancelled", message=f"Cancelled by {by}.", status=409)
     request = TransitionRequest(verb="cancel", actor=caller.actor, changes={"error": error})
-    return redacted(caller, await services.store.jobs.transition(job_id, request))
+    try:
+        return redacted(caller, await services.store.jobs.transition(job_id, request))
+    except Stale:
+        if may_review(caller):
+            raise
+        status = (await get_job(services, caller, job_id)).status
+        # The message of the store names the reviewer.
+        raise Stale(f"The job is {status}; `cancel` is not possible now.", job_id=job_id) from None

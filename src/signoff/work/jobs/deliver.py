@@ -23,15 +23,17 @@ GONE = 410
 log = structlog.get_logger()
 
 
-def delivery_targets(services: Services, ask: Ask, name: str) -> tuple[DeliveryTarget, ...]:
+def delivery_targets(services: Services, ask: Ask, job_id: str) -> tuple[DeliveryTarget, ...]:
     """Return the targets to which the end of a job is sent: those that the request names, and Redis for a queued job.
 
-    `name` is the client id of the job, else its id. Raises AddressRefused, and BadRequest without a secret to sign
-    with.
+    The result in Redis has the id that the caller chose, else `job_id`; that of a message of a stream has always
+    `job_id`, as a message is not refused if a caller has its id. Raises AddressRefused, and BadRequest without a secret
+    to sign with.
     """
     targets = () if ask.webhook is None else (_webhook_target(services, ask.webhook),)
     if ask.reply_to is not None:
         targets = (*targets, DeliveryTarget(kind="topic", address=ask.reply_to, host=ask.reply_to))
+    name = job_id if ask.client_id is None or ask.reply_to is not None else ask.client_id
     return targets if ask.lane == "now" else (*targets, *result_mirrors(services, name))
 
 

@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
-from signoff.core.access import Caller, may_review, may_see
-from signoff.core.filters import JobFilter
+from signoff.core.access import Caller, may_review, may_see, public_actor
+from signoff.core.filters import JobFilter, Page
 from signoff.core.job import STATUSES, TERMINAL, Event, Job, JobError
 from signoff.errors import JobFailed, JobNotFound, JobPending, ReviewPending
 from signoff.work.admin.people import refresh
@@ -76,9 +76,10 @@ class JobCount(msgspec.Struct, frozen=True):
         return f"{self.number:,}+" if self.is_capped else f"{self.number:,}"
 
 
-async def list_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> list[Job]:
+async def list_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> Page[Job]:
     """Return a page of the jobs that `caller` may see."""
-    return [redacted(caller, job) for job in await services.store.jobs.list(_visible_to(caller, job_filter))]
+    page = await services.store.jobs.list(_visible_to(caller, job_filter))
+    return Page((redacted(caller, job) for job in page), may_continue=page.may_continue)
 
 
 async def count_jobs(services: Services, caller: Caller, job_filter: JobFilter) -> JobCount:
@@ -98,10 +99,15 @@ def _visible_to(caller: Caller, job_filter: JobFilter) -> JobFilter:
 
 
 async def list_events(services: Services, caller: Caller, job_id: str) -> list[Event]:
-    """Return the events of the job, oldest first; without data for callers who may not review. Raises JobNotFound."""
+    """Return the events of the job, oldest first. Raises JobNotFound.
+
+    Callers who may not review see no data, and not who acted.
+    """
     await get_job(services, caller, job_id)
     events = await services.store.jobs.events(job_id)
-    return events if may_review(caller) else [msgspec.structs.replace(event, data={}) for event in events]
+    if may_review(caller):
+        return events
+    return [msgspec.structs.replace(event, data={}, actor=public_actor(caller, event.actor)) for event in events]
 
 
 async def follow_events(services: Services, caller: Caller, job_id: str, after_seq: int) -> AsyncGenerator[list[Event]]:

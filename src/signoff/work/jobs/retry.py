@@ -11,14 +11,16 @@ from signoff.work.services import Services
 async def retry_job(services: Services, caller: Caller, job_id: str) -> Job:
     """Store a new job with the request and the owner of the old one, and return it.
 
-    Raises JobNotFound, Forbidden, and Stale if the old job has not ended.
+    Raises JobNotFound, Forbidden, BacklogFull, and Stale if the old job has not ended.
     """
     old = await get_job(services, caller, job_id)
     if caller.role != "admin" and caller.user_id != old.user_id:
         raise Forbidden("Only the owner of a job or an admin may retry it.")
     if not old.is_terminal:
         raise Stale(f"The job is {old.status}; retry it when it has ended.", job_id=job_id)
-    job = await services.store.jobs.insert(copy_for_retry(services, caller, old), actor=caller.actor)
+    new = copy_for_retry(services, caller, old)
+    with await services.runtime.backlogs.admit(new.user_id, len(new.body) + len(new.metadata)):
+        job = await services.store.jobs.insert(new, actor=caller.actor)
     services.adapters.broker.notify(job.id, job.priority)
     return job
 

@@ -44,7 +44,14 @@ async def call_function(services: Services, caller: Caller, function: Function, 
     """Return the result of the function as text. Raises FunctionFailed."""
 
     async def prompts() -> list[str]:
-        page = await list_items(services, caller, LibraryFilter(kind="prompt", limit=MAX_PROMPTS))
-        return [prompt.name for prompt in page]
+        names, after = list[str](), ""
+        while len(names) < MAX_PROMPTS:
+            prompts_filter = LibraryFilter(kind="prompt", after=after, limit=MAX_PROMPTS - len(names))
+            page = await list_items(services, caller, prompts_filter)
+            names += [prompt.name for prompt in page]
+            if not page or not page.may_continue:
+                break
+            after = names[-1]
+        return names
 
     return await services.caches.functions.call(function, args, prompts)

@@ -89,7 +89,8 @@ async def run_log(services: Services, caller: Caller, job_id: str) -> list[Logge
 async def rerun(services: Services, caller: Caller, job_id: str, change: RerunChange) -> Job:
     """Store a new run that repeats `change.node` and the calls that depend on it, and return it.
 
-    The other calls keep their results. Raises JobNotFound, BadRequest, Forbidden, and Stale if the run has not ended.
+    The other calls keep their results. Raises JobNotFound, BadRequest, Forbidden, BacklogFull, and Stale if the run
+    has not ended.
     """
     run = await _load_run(services, caller, job_id)
     if caller.role != "admin" and caller.user_id != run.user_id:
@@ -114,7 +115,9 @@ async def rerun(services: Services, caller: Caller, job_id: str, change: RerunCh
         copied_calls += [_change_call(new, call, change)] if call is not None else []
         if step is None and call is None:
             raise BadRequest(f"The call at `node` {change.node!r} was not made; leave out `payload` and `output`.")
-    job = await services.store.runs.insert_retry(new, copied_steps, copied_calls, actor=caller.actor)
+    size_bytes = sum(len(each.body) + len(each.response or b"") for each in (new, *copied_steps))
+    with await services.runtime.backlogs.admit(new.user_id, size_bytes):
+        job = await services.store.runs.insert_retry(new, copied_steps, copied_calls, actor=caller.actor)
     services.adapters.broker.notify(job.id, job.priority)
     return redacted(caller, job)
 

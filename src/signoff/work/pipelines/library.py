@@ -3,19 +3,19 @@
 import asyncio
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from signoff.core.access import Caller
-from signoff.core.filters import LibraryFilter
+from signoff.core.filters import LibraryFilter, Page
 from signoff.core.pipelines.check import MAX_NESTED, Callee, check_calls
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind, Pipeline, Prompt
 from signoff.core.pipelines.grammar import calls_of, parse
 from signoff.core.pipelines.names import MAX_NAME_LENGTH, is_valid_name, join_names
 from signoff.core.pipelines.tree import Call
-from signoff.errors import BadRequest, Conflict, Forbidden, LibraryItemNotFound, NameTaken
+from signoff.errors import BadRequest, Conflict, Forbidden, LibraryItemNotFound, NameTaken, name_taken
 from signoff.work.inference.resolve import may_use_item
 from signoff.work.services import Services
 
@@ -53,7 +53,7 @@ async def create_item(services: Services, caller: Caller, kind: LibraryItemKind,
     if not is_valid_name(draft.name):
         raise BadRequest(f"`name` must be a letter, then letters, digits and _, at most {MAX_NAME_LENGTH} in all.")
     if any(model.name == draft.name for model in await services.caches.models.all()):
-        raise NameTaken(f"`name` {draft.name!r} is the name of a model; use another one.")
+        raise name_taken(draft.name)
     item = await _checked_item(services, caller, kind, draft, user_id=caller.user_id, shared=bool(draft.shared))
     return await _save(services, item, draft.label)
 
@@ -87,7 +87,7 @@ async def get_item(
     return item
 
 
-async def list_items(services: Services, caller: Caller, library_filter: LibraryFilter) -> Sequence[LibraryItem]:
+async def list_items(services: Services, caller: Caller, library_filter: LibraryFilter) -> Page[LibraryItem]:
     """Return a page of the caller's own and shared items; for an admin, of all items."""
     user_id = None if caller.role == "admin" else caller.user_id
     return await services.store.library.list(msgspec.structs.replace(library_filter, user_id=user_id))
@@ -95,7 +95,7 @@ async def list_items(services: Services, caller: Caller, library_filter: Library
 
 async def list_versions(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, *, before: int | None, limit: int
-) -> Sequence[LibraryItem]:
+) -> Page[LibraryItem]:
     """Return a page of versions, newest first: at most `limit` below the number `before`.
 
     Raises LibraryItemNotFound.
@@ -106,7 +106,7 @@ async def list_versions(
 
 async def list_dependents(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, *, after: str = "", limit: int = 50
-) -> Sequence[LibraryItem]:
+) -> Page[LibraryItem]:
     """Return a page of the pipelines that call the item and that the caller may see. Raises LibraryItemNotFound."""
     item = await get_item(services, caller, kind, key)
     return await list_items(services, caller, LibraryFilter(calls=item.name, after=after, limit=limit))
@@ -147,8 +147,10 @@ async def set_label(
 async def set_shared(
     services: Services, caller: Caller, kind: LibraryItemKind, key: str, *, shared: bool
 ) -> LibraryItem:
-    """Share the item with every user, or with none. Raises LibraryItemNotFound, Forbidden, BadPipeline."""
+    """Share the item with every user, or with none. Raises LibraryItemNotFound, Forbidden, BadPipeline, NameTaken."""
     item = await _get_changeable(services, caller, kind, key)
+    if shared:
+        await _check_shared_name(services, caller, item.name, item.user_id)
     if shared and isinstance(item, Pipeline):
         await _check_tree(services, caller, item.body, item.tree, name=item.name, shared=True)
     await services.store.library.share(item.id, shared=shared)
@@ -219,6 +221,8 @@ async def _checked_item(
 ) -> LibraryItem:
     """Check the draft, and return it as a prompt or pipeline. Raises BadRequest, BadPipeline."""
     _check_texts(draft)
+    if shared:
+        await _check_shared_name(services, caller, draft.name, user_id)
     fields: dict[str, Any] = {
         "name": draft.name,
         "body": draft.body,
@@ -243,6 +247,16 @@ async def _check_tree(services: Services, caller: Caller, body: str, tree: Call,
     callees = await callees_of(services, tree, may_use, name=name)
     own = Pipeline(name=name, body=body, tree=tree, user_id=caller.user_id)
     check_calls(body, tree, (callees | {name: own}).get, own_name=name)
+
+
+async def _check_shared_name(services: Services, caller: Caller, name: str, owner_id: int) -> None:
+    """Raise NameTaken if others would call the item and not a model whose pattern fits, and no admin owns it."""
+    await services.caches.models.all()  # loads the models, in case they are not cached yet
+    if not services.caches.models.is_hidden_by_pattern(name):
+        return
+    is_owner = caller.user_id == owner_id
+    if not (caller.role == "admin" if is_owner else await services.caches.callers.is_admin(owner_id)):
+        raise NameTaken(f"`name` {name!r} fits a model whose name ends in `*`; use another one, or do not share it.")
 
 
 def _check_texts(draft: Draft) -> None:

@@ -19,8 +19,10 @@ from signoff.core.pipelines.coerce import to_text
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.nodes import ROOT, calls_by_node
+from signoff.core.pipelines.template import rendered_bytes
 from signoff.core.pipelines.tree import Call, Constant, Name
 from signoff.errors import FunctionFailed, LibraryItemNotFound, SignoffError, Stale
+from signoff.runtime.run_sizes import RunSize
 from signoff.store import TransitionRequest
 from signoff.work.inference.resolve import may_use_item
 from signoff.work.inference.settle import job_error
@@ -51,6 +53,7 @@ async def run_pipeline(services: Services, job: Job, perform: PerformStep) -> An
         RunParked: the run waits for a step.
         StepFailed: a step has failed.
         FunctionFailed: a function has failed.
+        RunTooLarge: the requests and answers of the calls are too large together.
         LibraryItemNotFound: the pipeline was removed.
         BadRequest: the pipeline or its arguments are not valid any more.
         Stale: the lease was lost.
@@ -62,8 +65,9 @@ async def run_pipeline(services: Services, job: Job, perform: PerformStep) -> An
     values = parse_arguments(job.body, parameter_names(pipeline))
     plan = _Plan(tree=pipeline.tree, callees=callees, values=values, caller=caller)
     while True:
-        run = _Run(services, job, plan, perform)
-        text = await run.result()
+        async with services.runtime.run_sizes.counting(job, services.store.runs.size_bytes) as size:
+            run = _Run(services, job, plan, perform, size)
+            text = await run.result()
         if text is not None:
             return Answer(body=convert_answer(job.path, msgspec.json.encode(text), job.target))
         parked = await _park(services, job, run.settled_steps)
@@ -124,11 +128,12 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
 class _Run:
     """A pass through the tree of calls, as far as it can go now."""
 
-    def __init__(self, services: Services, job: Job, plan: _Plan, perform: PerformStep) -> None:
+    def __init__(self, services: Services, job: Job, plan: _Plan, perform: PerformStep, size: RunSize) -> None:
         self._services = services
         self._job = job
         self._plan = plan
         self._perform_step = perform
+        self._size = size
         self._nodes = calls_by_node(plan.tree)
         self._results = dict[str, str]()
         self._steps = dict[str, Job]()
@@ -222,12 +227,14 @@ class _Run:
             output = msgspec.json.encode(text)
         except FunctionFailed as failure:
             error = job_error(failure)
+        arguments = msgspec.json.encode(values)
+        self._size.add(len(arguments) + len(output or b""))
         call = FunctionCall(
             job_id=job.id,
             round=job.round,
             node=node,
             name=function.name,
-            arguments=msgspec.json.encode(values),
+            arguments=arguments,
             output=output,
             error=error,
             began_at=began_at,
@@ -239,14 +246,21 @@ class _Run:
         """Return the text of the step's answer; None while the step waits or is postponed. Raises StepFailed."""
         services, job = self._services, self._job
         if node not in self._steps:
+            # A prompt counts before it is rendered, because many calls may be rendered at the same time.
+            text_bytes = rendered_bytes(callee.body, values) if isinstance(callee, Prompt) else 0
+            self._size.add(text_bytes)
             new = await new_step(services, job, self._plan.caller, PlacedCall(node, callee, values))
+            self._size.add(len(new.body) - text_bytes + len(new.metadata) + len(new.response or b""))
             self._steps[node] = await services.store.runs.add_step(
                 new, actor=services.ids.actor, run_lease=job.lease or "", lease_seconds=services.rules.lease_seconds
             )
             if self._steps[node].id == new.id and not new.is_terminal:
                 await self._perform(services, self._steps[node])
-        self._steps[node] = await await_step(services, self._steps[node], self._perform)
+        before = self._steps[node]
+        self._steps[node] = await await_step(services, before, self._perform)
         if self._steps[node].is_terminal:
+            if not before.is_terminal:
+                self._size.add(len(self._steps[node].response or b""))
             return text_or_json(self._steps[node].response)
         return None
 

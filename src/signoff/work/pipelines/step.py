@@ -38,7 +38,7 @@ class PlacedCall(NamedTuple):
 
 
 async def new_step(services: Services, run: Job, caller: Caller, placed: PlacedCall) -> Job:
-    """Return the job of a call, leased, which is not stored yet. Raises ModelNotFound."""
+    """Return the job of a call, leased, which is not stored yet. Raises ModelNotFound, BadRequest."""
     callee = placed.callee
     kind = "prompt" if isinstance(callee, Prompt) else "pipeline"
     call = StepCall(kind=kind, name=callee.name, version=callee.version, arguments=dict(placed.values))
@@ -61,9 +61,8 @@ async def new_step(services: Services, run: Job, caller: Caller, placed: PlacedC
     if isinstance(callee, Pipeline):
         return _pipeline_step(services, fields | {"cache": run.cache}, callee, placed.values)
     cache = CacheControl(no_store=run.cache == "bypass", no_cache=run.cache == "miss")
-    return await _prompt_step(
-        services, fields, callee, render_template(callee.body, placed.values), caller=caller, cache=cache
-    )
+    text = render_template(callee.body, placed.values, max_bytes=services.rules.max_body_bytes)
+    return await _prompt_step(services, fields, callee, text, caller=caller, cache=cache)
 
 
 def step_error(step: Job) -> StepFailed:
