@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -426,3 +427,20 @@ async def test_a_zero_byte_in_a_url_is_refused(tmp_path: Path, postgres_url: str
     async with live(tmp_path, database_url=postgres_url) as server:
         status, response = await server.ask("GET", path, await server.token("admin"))
         assert (status, dialect in response) == (400, True), response
+
+
+async def test_every_operation_of_the_document_has_an_error_in_the_format_of_its_api(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        _, document = await server.ask("GET", "/schema/openapi.json")
+        errors = {
+            path: operation["responses"]["default"]["content"]
+            for path, operations in document["paths"].items()
+            for operation in operations.values()
+        }
+        assert len(errors) > 40
+        for path, content in errors.items():
+            [(media_type, described)] = content.items()
+            async with server.http.get(server.url + re.sub(r"{[^}]*}", "7", path)) as response:
+                if response.status == 401:
+                    assert response.content_type == media_type
+                    assert {*described["schema"]["required"]} <= {*await response.json()}

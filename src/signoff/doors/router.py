@@ -12,7 +12,6 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.template import TemplateConfig
 
@@ -36,6 +35,7 @@ from signoff.doors.http import (
     header,
     read_body,
 )
+from signoff.doors.openapi_document import Document
 from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
 from signoff.work.services import Services
 
@@ -102,9 +102,7 @@ def make_litestar_app(routers: Sequence[Router], templates: Path) -> ASGIApp:
             HTTPException: _handle_http_error,
             Exception: _handle_unexpected,
         },
-        openapi_config=OpenAPIConfig(
-            title="Signoff", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin()]
-        ),
+        openapi_config=OpenAPIConfig(title="Signoff", version=__version__, path="/schema", render_plugins=[Document()]),
         template_config=TemplateConfig(directory=templates, engine=JinjaTemplateEngine),
         request_max_body_size=None,
         logging_config=None,
