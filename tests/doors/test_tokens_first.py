@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from support.live_server import Live, live
 
@@ -68,7 +69,7 @@ async def test_every_route_asks_for_the_token_before_its_parameters(token: str |
         for method, path, queries in await routes(server):
             for value in NONSENSE:
                 # a path whose number is none is no route
-                segment = "7" if re.search("key_id", path) else value
+                segment = "7" if re.search("(key|user|token|session)_id", path) else value
                 address = re.sub(r"\{[^}]*\}", segment, path)
                 for query in ("", "?" + "&".join(f"{name}={value}" for name in queries)):
                     body = {} if method == "GET" else {"data": b"{"}
@@ -78,11 +79,30 @@ async def test_every_route_asks_for_the_token_before_its_parameters(token: str |
         assert not faults, "\n".join(map(repr, faults))
 
 
+@pytest.mark.parametrize(
+    "route",
+    [
+        "POST /v1/things?Model=a",
+        "DELETE /v1/vector_stores/vs_1?model=a&model=b",
+        "POST /v1/responses%3fmodel=a",
+        "PUT /v1/models",
+        "PATCH /openai/v1/embeddings",
+        "POST /v1/files/a.b",
+    ],
+)
+async def test_a_caller_without_a_token_learns_nothing_of_the_paths_below_v1(route: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        method, path = route.split()
+        address = URL(server.url + path, encoded=True)
+        async with server.http.request(method, address) as response:
+            assert response.status == 401, await response.text()
+
+
 async def test_sign_in_reads_little(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
-        body = b'{"email": "a@b.c", "password": "%b"}'
+        body = b'{"email": "a@b.c", "password": "x"%b}'
         for filler, status in ((4096 - len(body) + 2, 401), (4097 - len(body) + 2, 413), (10_000_000, 413)):
-            assert (await server.ask("POST", "/api/session", data=io.BytesIO(body % (b"x" * filler))))[0] == status
+            assert (await server.ask("POST", "/api/session", data=io.BytesIO(body % (b" " * filler))))[0] == status
         # a size that is announced is refused before any of the body comes
         reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
         writer.write(b"POST /api/session HTTP/1.1\r\nhost: localhost\r\ncontent-length: 19000000\r\n\r\n")

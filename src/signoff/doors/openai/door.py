@@ -5,6 +5,7 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
+from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.cache import Sampling
@@ -62,6 +63,7 @@ class OpenAIDoor(AsgiDoor):
         await send_error(send, error)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = await caller_of(self._services, self._door_settings, scope)
         path, method = scope["path"].rstrip("/"), scope["method"]
         if "?" in path:
             raise BadRequest("The path must not contain an encoded `?` (`%3F`); begin the query with `?`.")
@@ -69,23 +71,24 @@ class OpenAIDoor(AsgiDoor):
         rest = path[len(prefix) :]
         match method, rest.split("/"):
             case "POST", _ if f"/v1/{rest}" in KNOWN:
-                await self._ask(scope, receive, send, f"/v1/{rest}")
+                await self._ask(scope, receive, send, caller, f"/v1/{rest}")
             case "GET" | "HEAD", ["models"]:
-                await self._models(scope, send)
+                await self._models(send, caller)
             case "GET" | "HEAD", ["models", *_]:
-                await self._model(scope, send, rest.removeprefix("models/"))
+                await self._model(send, caller, rest.removeprefix("models/"))
             case _ if _is_passed_on(method, f"/v1/{rest}"):
-                model, query = _model_and_query(scope)
-                await self._ask(scope, receive, send, format_route(method, f"/v1/{rest}", query), model)
+                await self._ask(scope, receive, send, caller, f"/v1/{rest}")
             case _, [first, *_] if f"/v1/{rest}" in KNOWN or first == "models":
                 raise MethodNotAllowed(f"The path {path} does not support the method {method}.")
             case _:
                 raise NotFound(f"The path {path} does not exist, or does not support the method {method}.")
 
-    async def _ask(self, scope: Scope, receive: Receive, send: Send, path: str, model: str | None = None) -> None:
-        """Ask a model: the one that the body names, else `model`, else the default one."""
-        services, door_settings = self._services, self._door_settings
-        caller = await caller_of(services, door_settings, scope)
+    async def _ask(self, scope: Scope, receive: Receive, send: Send, caller: Caller, path: str) -> None:
+        """Ask a model: the one that the body names, else that of `_model_and_query`, else the default one."""
+        services, door_settings, model = self._services, self._door_settings, None
+        if not (scope["method"] == "POST" and path in KNOWN):
+            model, query = _model_and_query(scope)
+            path = format_route(scope["method"], path, query)
         body, request = _parse_body(scope, path, await read_body(scope, receive, door_settings.max_body_bytes))
         ask = Ask(
             door="openai",
@@ -115,13 +118,11 @@ class OpenAIDoor(AsgiDoor):
         else:
             await send_body(call, await whole_answer(self._services, call), send)
 
-    async def _models(self, scope: Scope, send: Send) -> None:
-        caller = await caller_of(self._services, self._door_settings, scope)
+    async def _models(self, send: Send, caller: Caller) -> None:
         models = [_model_json(target) for target in await list_targets(self._services, caller)]
         await send_json(send, {"object": "list", "data": models})
 
-    async def _model(self, scope: Scope, send: Send, name: str) -> None:
-        caller = await caller_of(self._services, self._door_settings, scope)
+    async def _model(self, send: Send, caller: Caller, name: str) -> None:
         target = await resolve_target(self._services, caller, name)
         await send_json(send, _model_json(target) | {"id": name})
 
