@@ -1,0 +1,161 @@
+"""Identification of the caller by every route, and checks of the owner by every operation on an object."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from project.access_rules import direct_loads, handlers, unchecked, unidentified, unused
+from signoff.doors.http import AsgiDoor
+from signoff.server.http import _litestar_app, make_router
+from signoff.settings import Settings
+
+SOURCE = Path(__file__).parents[2] / "src" / "signoff"
+ANY_CALLER = {
+    "doors/health.py get_liveness": "supervisors probe the process without a token, and learn nothing else",
+    "doors/health.py get_readiness": "load balancers probe the server without a token, and learn nothing else",
+    "doors/jobs.py get_liveness": "another path of the same probe",
+    "doors/session.py post_session": "signs a visitor in, by a password",
+    "doors/session.py get_sign_in_link": "signs a visitor in, by the one-time code of a link",
+    "doors/session.py delete_session": "calls `caller_of` itself, and ends the session of the request's own cookie",
+    "dashboard/home.py show_home": "calls `caller_of` itself, and shows visitors how to sign in",
+    "dashboard/home.py post_sign_out": "ends the session of the request's own cookie, also one that is over",
+}
+CHECKED_OTHERWISE = {
+    "work/admin/people.py revoke_token": "the store revokes only tokens of the user whose id it gets",
+    "work/admin/keys.py add_key": "creates the key, which belongs to the caller",
+    "work/jobs/query.py get_job": "is the check itself: `may_see`",
+    "work/jobs/query.py get_by_client_id": "looks among the caller's own jobs, and then calls `get_job`",
+    "work/pipelines/library.py get_item": "is the check itself: `may_use_item`",
+    "work/pipelines/library.py _checked_item": "checks a draft; `save_version` has checked the owner",
+    "work/admin/cache.py _narrow": "is the check itself: refuses the address of another user, except to admins",
+    "work/inference/resolve.py resolve_target": "models are for all callers; for others it calls `_find_item`",
+}
+LOADERS = {
+    "work/jobs/query.py get_job": "checks `may_see`, and redacts",
+    "work/jobs/query.py get_by_client_id": "looks among the caller's own jobs",
+    "work/jobs/query.py list_events": "calls `get_job` first",
+    "work/jobs/query.py may_see_steps": "loads the run of a step, and returns True or False alone",
+    "work/jobs/query.py load_job": "is the loader without a check",
+    "work/jobs/query.py wait_until": "waits for a job that its callers have checked; they redact what they pass on",
+    "work/jobs/redeliver.py redeliver": "checks the job of the delivery",
+    "work/jobs/deliver.py _send": "sends a delivery to the receiver that the owner named",
+    "work/pipelines/step.py await_step": "reads the step that the run itself made",
+    "work/pipelines/run.py _park": "reads the run that the worker holds",
+    "work/call.py _serve": "reads the job of the call itself",
+    "work/reviews/desk.py _load_held": "checks `may_review` first, and takes held jobs only",
+    "work/admin/keys.py _load_key": "its callers check `may_remove` or `may_use`",
+    "work/admin/people.py list_users": "reads the caller's own row",
+    "work/admin/people.py user_with_email": "is for commands, and for `_owner`, which checks `check_admin`",
+    "work/admin/limits.py limit_for": "is for commands and admins: finds the user whom a limit names",
+    "work/admin/sign_in.py _check_password": "checks the password",
+    "work/admin/sign_in.py sign_in_with_link": "reads the row of the link's own user",
+    "work/admin/cache.py _narrow": "refuses other users' addresses first, except to admins",
+}
+
+
+def modules(*folders: str) -> dict[str, ast.Module]:
+    """Return the syntax trees of the modules in these folders of the source, by path."""
+    paths = [path for folder in folders for path in sorted((SOURCE / folder).rglob("*.py"))]
+    return {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for path in paths}
+
+
+def test_every_route_identifies_its_caller() -> None:
+    outside = modules("doors", "dashboard")
+    assert [name for module, tree in outside.items() for name in unidentified(module, tree, ANY_CALLER)] == []
+    assert unused(ANY_CALLER, outside) == []
+
+
+def test_every_route_that_is_served_is_one_that_the_check_sees() -> None:
+    seen = {function.name for tree in modules("doors", "dashboard").values() for function in handlers(tree)}
+    app = cast("Any", _litestar_app())
+    served = {(each.fn.__module__, each.fn.__name__) for route in app.routes for each in route.route_handlers}
+    assert len(served) > 50
+    # Litestar's own: the answer to OPTIONS, static files, and the schema
+    own = {name for module, name in served if not module.startswith("litestar.")}
+    assert own - seen == set()
+    router = make_router(cast("Any", None), Settings())
+    doors = [*router._hot.values(), *router._queue.values()]
+    assert len(doors) > 5
+    assert [door for door in doors if not isinstance(door, AsgiDoor)] == []
+
+
+def test_every_operation_checks_whose_the_object_is() -> None:
+    work = modules("work")
+    assert [name for module, tree in work.items() for name in unchecked(module, tree, CHECKED_OTHERWISE)] == []
+    assert unused(CHECKED_OTHERWISE, work) == []
+
+
+def test_only_listed_functions_load_an_object_without_a_check() -> None:
+    inside = modules("work", "doors", "dashboard")
+    assert [name for module, tree in inside.items() for name in direct_loads(module, tree, LOADERS)] == []
+    assert unused(LOADERS, inside) == []
+
+
+IDENTIFIED = """
+@get("/a")
+async def show_a(services: InjectedServices, caller: InjectedCaller) -> str: ...
+class Door(AsgiDoor):
+    async def _route(self, scope, receive, send):
+        path = scope["path"]
+        caller = await caller_of(self._services, self._door_settings, scope)
+        await self._answer(caller)
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (", caller: InjectedCaller", ""),
+        ("caller: InjectedCaller", "caller: str"),
+        ("await caller_of(", "await guess("),
+        ("caller = await caller_of(", "caller = None\n        if path: caller = await caller_of("),
+        ('path = scope["path"]', "body = await read_body(scope, receive)"),
+    ],
+)
+def test_a_route_without_a_caller_fails_the_check(old: str, new: str) -> None:
+    assert old in IDENTIFIED
+    assert unidentified("m.py", ast.parse(IDENTIFIED), {}) == []
+    (offence,) = unidentified("m.py", ast.parse(IDENTIFIED.replace(old, new)), {})
+    assert offence in {"m.py show_a", "m.py _route"}
+    assert unidentified("m.py", ast.parse(IDENTIFIED.replace(old, new)), {offence: "a reason"}) == []
+
+
+CHECKED = """
+async def change(services: Services, caller: Caller, job_id: str) -> Job:
+    job = await get_job(services, caller, job_id)
+    return await services.store.jobs.transition(job_id, request)
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("await get_job(services, caller, job_id)", "await load_job(services, job_id)"),
+        ("await get_job(services, caller, job_id)", "await get_job(services, ADMIN, job_id)"),
+        ("    job = await get", "    await services.store.jobs.cancel(job_id)\n    job = await get"),
+        ("job = await get_job(services, caller, job_id)", "job = None"),
+    ],
+)
+def test_an_operation_without_a_check_fails(old: str, new: str) -> None:
+    assert unchecked("m.py", ast.parse(CHECKED), {}) == []
+    assert old in CHECKED
+    planted = ast.parse(CHECKED.replace(old, new))
+    assert unchecked("m.py", planted, {}) == ["m.py change: job_id"]
+    assert unchecked("m.py", planted, {"m.py change": "a reason"}) == []
+
+
+@pytest.mark.parametrize("load", ["load_job(services, job_id)", "services.store.jobs.get(job_id)"])
+def test_a_load_without_a_check_fails(load: str) -> None:
+    tree = ast.parse(f"async def show(services, job_id):\n    return await {load}")
+    assert direct_loads("m.py", tree, {}) == ["m.py show"]
+    assert direct_loads("m.py", tree, {"m.py show": "a reason"}) == []
+
+
+def test_an_exception_for_a_function_that_does_not_exist_fails() -> None:
+    assert unused({"m.py show": "a reason", "m.py gone": "a reason"}, {"m.py": ast.parse("def show(): ...")}) == [
+        "m.py gone"
+    ]
