@@ -16,7 +16,7 @@ from signoff.settings import Settings
 SOURCE = Path(__file__).parents[2] / "src" / "signoff"
 ANY_CALLER = {
     "doors/health.py get_liveness": "supervisors probe the process without a token, and learn nothing else",
-    "doors/health.py get_readiness": "load balancers probe the server without a token, and learn nothing else",
+    "doors/health.py get_readiness": "load balancers probe the server without a token; only callers with one see names",
     "doors/jobs.py get_liveness": "another path of the same probe",
     "doors/session.py post_session": "signs a visitor in, by a password",
     "doors/session.py get_sign_in_link": "signs a visitor in, by the one-time code of a link",
@@ -32,6 +32,8 @@ CHECKED_OTHERWISE = {
     "work/pipelines/library.py get_item": "is the check itself: `may_use_item`",
     "work/pipelines/library.py _checked_item": "checks a draft; `save_version` has checked the owner",
     "work/admin/cache.py _narrow": "is the check itself: refuses the address of another user, except to admins",
+    "work/inference/resolve.py precedes_patterns": "looks at the names of models, which all callers may use",
+    "work/pipelines/library.py _check_shared_name": "only refuses a name, for operations that have checked the owner",
     "work/inference/resolve.py resolve_target": "models are for all callers; for others it calls `_find_item`",
 }
 LOADERS = {
