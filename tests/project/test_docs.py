@@ -10,6 +10,7 @@ import pytest
 from pages import PARTS, ROOT, written
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEST = re.compile(r"`(\w+(?:/\w+)*\.py)::(test_\w+)`")
 CODE = re.compile(r"```.*?```", re.DOTALL)
 MAX_GLOSSARY_ENTRIES = 25
 
@@ -69,3 +70,24 @@ def test_each_table_has_a_header() -> None:
         if not re.fullmatch(r"\|(-+\|)+", rule) or not re.search(r"\w", head)
     ]
     assert headless == []
+
+
+def test_each_threat_names_a_test_and_each_test_exists() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    threats = re.findall(r"^\| (?!threat |-).*$", page.partition("\n## Threats")[2].partition("\n## ")[0], re.MULTILINE)
+    assert len(threats) > 50
+    assert [threat for threat in threats if not TEST.search(threat)] == []
+    assert page.count("::") == len(TEST.findall(page))
+    assert [name for name in TEST.findall(page) if not has_test(*name)] == []
+
+
+def has_test(file: str, name: str) -> bool:
+    """Return True if the file below `tests/` defines a test of this name."""
+    path = ROOT / "tests" / file
+    return path.exists() and re.search(rf"^(async )?def {name}\(", path.read_text(), re.MULTILINE) is not None
+
+
+def test_a_test_that_does_not_exist_is_noticed() -> None:
+    assert has_test("project/test_docs.py", "test_a_test_that_does_not_exist_is_noticed")
+    assert not has_test("project/test_docs.py", "test_a_test_that_does_not_exist")
+    assert not has_test("project/test_doc.py", "test_a_test_that_does_not_exist_is_noticed")
