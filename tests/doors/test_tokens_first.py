@@ -88,9 +88,13 @@ async def test_every_route_asks_for_the_token_before_its_parameters(token: str |
         "PUT /v1/models",
         "PATCH /openai/v1/embeddings",
         "POST /v1/files/a.b",
+        "PUT /post/predict?id=echo",
+        "POST /get/nowhere?id=echo",
+        "PUT /api/cache",
+        "POST /api/openai/v1/nowhere",
     ],
 )
-async def test_a_caller_without_a_token_learns_nothing_of_the_paths_below_v1(route: str, tmp_path: Path) -> None:
+async def test_a_caller_without_a_token_learns_nothing_of_paths_and_methods(route: str, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         method, path = route.split()
         address = URL(server.url + path, encoded=True)

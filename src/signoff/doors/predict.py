@@ -41,10 +41,10 @@ class PredictDoor(AsgiDoor):
     """The door at `/get/` and `/post/`, with either method."""
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = await caller_of(self._services, self._door_settings, scope, sessions=False)
         operation = scope["path"].split("/", 2)[2].rstrip("/").lower()
         if scope["method"] not in {"GET", "POST"}:
             raise MethodNotAllowed(f"The path {scope['path']} does not support the method {scope['method']}.")
-        caller = await caller_of(self._services, self._door_settings, scope, sessions=False)
         fields = fields_of(scope["query_string"].decode("latin-1"))
         name = fields.get("id", "")
         if not is_name(name):
