@@ -286,6 +286,17 @@ async def test_a_draft_of_the_request_is_what_is_asked_again(tmp_path: Path) -> 
         assert b"NEW" in (await server.services.store.jobs.get(job.id)).body
 
 
+async def test_a_draft_of_somebody_else_is_not_signed_off_unseen(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        job, *_ = await held_page(server, response=b'"of the model"')
+        draft = {"id": job.id, "status": "human", "response": "DRAFT"}
+        assert (await server.ask("POST", "/reviewJob", await server.token("reviewer"), json=draft))[0] == 200
+        admin = await server.token("admin")
+        approval = {"id": job.id, "status": "success"}
+        assert (await server.ask("POST", "/reviewJob", admin, json=approval))[0] == 409
+        assert (await server.ask("POST", "/reviewJob", admin, json=approval | {"response": "DRAFT"}))[0] == 200
+
+
 async def test_a_rejection_needs_a_reason(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         job, _, fields = await held_page(server, response=b'"x"')

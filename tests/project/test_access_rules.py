@@ -49,6 +49,7 @@ LOADERS = {
     "work/pipelines/run.py _park": "reads the run that the worker holds",
     "work/call.py _serve": "reads the job of the call itself",
     "work/reviews/desk.py _load_held": "checks `may_review` first, and takes held jobs only",
+    "work/reviews/desk.py decide_with_draft": "has loaded the job by `_load_held`",
     "work/admin/keys.py _load_key": "its callers check `may_remove` or `may_use`",
     "work/admin/people.py list_users": "reads the caller's own row",
     "work/admin/people.py user_with_email": "is for commands, and for `_owner`, which checks `check_admin`",

@@ -50,7 +50,7 @@ async def test_a_backlog_is_performed_without_a_pause(tmp_path: Path, monkeypatc
 
 async def test_jobs_of_a_user_that_hang_leave_a_slot_to_others(tmp_path: Path) -> None:
     # given a user with more hanging jobs than there are slots, on more models than there are shares
-    async with run_services(Settings(data_dir=tmp_path), work=False) as services:
+    async with run_services(Settings(data_dir=tmp_path, echo_faults=True), work=False) as services:
         store = services.store
         for name in ("one", "two", "three", "four"):
             await store.catalog.put_model(Model(name=name, kind="echo"))

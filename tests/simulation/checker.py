@@ -43,6 +43,7 @@ class Checker:
         self._cancelled = dict[str, None]()
         self._ends: dict[str, tuple[str, bytes | None]] = {}
         self._keys: dict[tuple[int, str], list[str]] = {}
+        self._gone = set[str]()
         self._successes: dict[str, int] = {}
         self._purged: dict[str, None] = {}
         self._cached: dict[bytes, CacheEntry] = {}
@@ -214,7 +215,7 @@ class Checker:
         self._history.note("delivery", delivery.id, delivery.state, delivery.attempt)
         if before is not None and delivery.state == "done":
             self.law(self._successes.get(delivery.id, 0) > 0, "what is done was taken", delivery.id)
-        if delivery.state == "failed" and not delivery.address.endswith("/gone"):
+        if delivery.state == "failed" and delivery.id not in self._gone:
             self.law(
                 (delivery.last_error or "").find("Given up") >= 0,
                 "what is given up says so",
@@ -288,6 +289,8 @@ class Checker:
 
     def posted(self, message_id: str, url: str, body: bytes, status: int) -> None:
         """Check a message that a receiver got."""
+        if status == 410:
+            self._gone.add(message_id)
         data = msgspec.json.decode(body)["data"]
         job_id = data["job_id"]
         self._history.note("posted", message_id, data["status"], status)

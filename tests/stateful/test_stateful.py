@@ -72,8 +72,9 @@ def test_a_store_behaves_like_its_model(place: ControlledDatabase, request: pyte
 
     if database == "postgres":  # fewer runs, with the same first steps as on SQLite
         return
-    # few runs park a job that is then woken
+    # few runs park a job that is then woken, or leave a lease until it lapses
     wake_a_parked_run(place)
+    lapse_a_lease(place)
     assert verbs_to_do() == set()
 
 
@@ -85,6 +86,16 @@ def wake_a_parked_run(place: ControlledDatabase) -> None:
     machine.claim(limit=1, lease=3)
     machine.park(index=0, missed=False)
     machine.sweep(index=0, is_mistake=True, verb="wake")
+    machine.teardown()
+
+
+def lapse_a_lease(place: ControlledDatabase) -> None:
+    """Take the steps of the machine that lead to `lapse`, and compare the store with its model after them."""
+    machine = Machine(place)
+    fields = {"user_id": 1, "priority": 5, "max_attempts": 1, "metadata": b"null", "policy": Policy(), "deliver": ()}
+    machine.submit(fields, key=None, body=b'"one"', due=0, is_mistake=False)
+    machine.claim(limit=1, lease=-1)
+    machine.sweep(index=0, is_mistake=True, verb="lapse")
     machine.teardown()
 
 

@@ -16,7 +16,7 @@ from signoff.core.transcript import answer_details, transcript
 from signoff.errors import SignoffError
 from signoff.settings import load
 from signoff.work.jobs.query import JobCount, count_jobs, list_jobs
-from signoff.work.reviews.desk import VerdictRequest, decide
+from signoff.work.reviews.desk import VerdictRequest, decide, with_draft
 from signoff.work.services import Services
 
 job_commands = typer.Typer()
@@ -98,7 +98,7 @@ async def _review_one(services: Services, job: Job) -> bool:
         reason = await asyncio.to_thread(_ask_for_reason) if choice == "x" else None
         verdict = VerdictRequest(verdict=verdicts[choice], reason=reason, round=job.round)
         try:
-            await decide(services, OPERATOR, job.id, verdict)
+            await decide(services, OPERATOR, job.id, with_draft(job, verdict))
         except SignoffError as error:  # for example because another reviewer decided first
             err.print(error.message, style="red")
     return choice != "q"

@@ -17,7 +17,7 @@ from signoff.doors.http import INTS, Reply, cache_control_of, parse_json
 from signoff.doors.queue import QueueRequest, answer_in_litestar
 from signoff.errors import BadBody, BadRequest, SignoffError
 from signoff.work.jobs.query import MAX_COUNT, count_jobs, get_job, list_jobs
-from signoff.work.reviews.desk import VerdictRequest, decide, save_draft
+from signoff.work.reviews.desk import VerdictRequest, decide_with_draft, save_draft
 from signoff.work.submit import submit
 
 MAX_PAGE = 1000
@@ -118,7 +118,7 @@ async def review_job(request: AnyRequest, services: InjectedServices, caller: In
         await save_draft(services, caller, review.id, edit)
     else:
         verdict = VerdictRequest(verdict=VERDICTS[status], reason=review.reason, edit=edit, round=review.round)
-        await decide(services, caller, review.id, verdict)
+        await decide_with_draft(services, caller, review.id, verdict)
     return {"status": "success"}
 
 

@@ -39,10 +39,9 @@ async def decide(services: Services, caller: Caller, job_id: str, request: Verdi
     not in review, the round has changed, another reviewer has it open, or somebody has decided already.
     """
     job = await _load_held(services, caller, job_id)
-    edit = with_draft(job, request)
-    if edit.payload is not None and job.path != PREDICT:
-        check_members(edit.payload.encode())
-    decision = Decision(verdict=request.verdict, reviewer=caller.email, reason=request.reason, edit=edit)
+    if request.edit.payload is not None and job.path != PREDICT:
+        check_members(request.edit.payload.encode())
+    decision = Decision(verdict=request.verdict, reviewer=caller.email, reason=request.reason, edit=request.edit)
     transition = TransitionRequest(
         verb="decide",
         actor=caller.actor,
@@ -60,16 +59,34 @@ async def decide(services: Services, caller: Caller, job_id: str, request: Verdi
     return decided
 
 
-def with_draft(job: Job, request: VerdictRequest) -> Edit:
-    """Return the edit of a verdict: that of the request, else the saved draft of what the verdict sends."""
+def with_draft(job: Job, request: VerdictRequest) -> VerdictRequest:
+    """Return the verdict with the saved draft of what it sends, unless it has an edit of that itself.
+
+    `job` is the job as the reviewer has seen it, with its draft.
+    """
     draft, edit = job.draft or Edit(), request.edit
     match request.verdict:
         case "approve":
-            return Edit(response=draft.response if edit.response is None else edit.response)
+            edit = Edit(response=draft.response if edit.response is None else edit.response)
         case "redo":
-            return Edit(payload=draft.payload if edit.payload is None else edit.payload)
+            edit = Edit(payload=draft.payload if edit.payload is None else edit.payload)
         case "reject":
-            return Edit()
+            edit = Edit()
+    return msgspec.structs.replace(request, edit=edit)
+
+
+async def decide_with_draft(services: Services, caller: Caller, job_id: str, request: VerdictRequest) -> Job:
+    """Record the verdict with the saved draft of `caller`; see `decide`.
+
+    Raises Stale also if somebody else saved the draft, as nothing is signed off unseen.
+    """
+    job = await _load_held(services, caller, job_id)
+    complete = with_draft(job, request)
+    if complete.edit != request.edit and request.verdict != "reject":
+        drafts = [event for event in await services.store.jobs.events(job_id) if event.verb == "draft"]
+        if drafts and drafts[-1].actor != caller.actor:
+            raise Stale("Another reviewer saved a draft; read it, and send what you sign off.", job_id=job_id)
+    return await decide(services, caller, job_id, complete)
 
 
 async def undo_verdict(services: Services, caller: Caller, job_id: str) -> Job:
