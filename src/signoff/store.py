@@ -13,8 +13,9 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from signoff.accounts import People, Quotas, SignIns, UsageRecords
+from signoff.accounts import Audit, People, Quotas, SignIns, UsageRecords
 from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams, UpstreamObjects
+from signoff.core.audit import AuditChange
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.filters import JobFilter
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
@@ -32,34 +33,24 @@ class TransitionRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     verb: str
     """The name of the transition, a key of `core.job.TRANSITIONS`."""
-
     actor: str
     """The user or process that requests the transition, such as `user:ann@example.com`; recorded in the event."""
-
     to: Status | None = None
     """The new status. Needed only for a verb with several targets; None selects the first one."""
-
     lease: str | None = None
     """The token of the lease that the actor holds, for `Guard.LEASE`. None fails that guard."""
-
     round: int | None = None
     """The review round that the actor saw, for `Guard.ROUND`. None fails that guard."""
-
     reviewer: str | None = None
     """The reviewer, for `Guard.UNOPENED`. None fails that guard while another reviewer has the job open."""
-
     settled_steps: int | None = None
     """Number of steps of the run's current round that the actor saw ended, for `Guard.QUIET`. None fails that guard."""
-
     changes: Mapping[str, Any] = {}
     """New values of columns of the job, in addition to those that the transition itself clears and increments."""
-
     after_seconds: Mapping[str, float] = {}
     """New values of columns that hold a time, in seconds from the store's present time."""
-
     decision: Decision | None = None
     """The decision to record for the job's round. A round has at most one; `undo` begins a new round."""
-
     note: Mapping[str, Any] = {}
     """Additional data for the event. It changes no column."""
 
@@ -360,6 +351,11 @@ class Store(Protocol):
         """Logs of models."""
         ...
 
+    @property
+    def audit(self) -> Audit:
+        """The audit log."""
+        ...
+
     async def start(self) -> None:
         """Open the store. Called once, before all other methods except `migrate` and `listen`.
 
@@ -381,8 +377,8 @@ class Store(Protocol):
         """Return a number for each `CachedTopic`. It grows with each change, so a process knows if its copy is old."""
         ...
 
-    async def changed(self, topic: Topic) -> None:
-        """Increment the version of `topic`, and notify the listeners of all processes."""
+    async def changed(self, topic: Topic, change: AuditChange | None = None) -> None:
+        """Increment the version of `topic`, notify the listeners of all processes, and record `change` in the audit."""
         ...
 
     def listen(self, listener: Listener) -> None:
