@@ -1,9 +1,14 @@
-"""Interfaces of the store for people and their tokens, prices and usage, and limits."""
+"""Interfaces of the store for people and their tokens, prices and usage, limits, and the audit log.
+
+Each change of the configuration adds an entry to the audit log, in its own transaction. A method reads the actor
+from `infra.actor` when it is called.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from signoff.core.access import Role, Token, TokenKind, User
+from signoff.core.audit import AuditEntry, AuditFilter
 from signoff.core.cache import CacheRule
 from signoff.core.job import Job
 from signoff.core.limits import Counter, Denial, Limit, Reservation, ReservationRequest
@@ -195,4 +200,19 @@ class Quotas(Protocol):
 
     async def counters(self, names: Sequence[str]) -> dict[str, Counter]:
         """Return the present counters by name, without what has expired; names that were never used are left out."""
+        ...
+
+
+class Audit(Protocol):
+    """The audit log. The methods that change the configuration add its entries; none is ever changed or deleted."""
+
+    async def page(self, filters: AuditFilter) -> list[AuditEntry]:
+        """Return a page of the entries that match `filters`, newest first."""
+        ...
+
+    async def record_settings(self, subject: str, settings: dict[str, Any]) -> bool:
+        """Add an entry `settings_changed` of the actor `system`, unless the last one of `subject` has equal settings.
+
+        `settings` are JSON values without secrets. Return True if an entry was added.
+        """
         ...

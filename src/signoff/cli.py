@@ -12,6 +12,7 @@ import structlog
 import typer
 
 from signoff import __version__
+from signoff.commands.audit import audit_commands
 from signoff.commands.cache import caches
 from signoff.commands.data import maintenance
 from signoff.commands.jobs import job_commands
@@ -25,6 +26,7 @@ from signoff.errors import SignoffError
 from signoff.infra.logging import to_stderr
 from signoff.infra.memory import collect_seldom, resident_mb
 from signoff.settings import BadSettings, Settings, load
+from signoff.work.admin.audit import record_settings
 from signoff.work.admin.people import create_token, create_user, sign_in_link
 from signoff.work.pipelines.functions import sync_functions
 from signoff.work.services import Services
@@ -38,6 +40,7 @@ log = structlog.get_logger()
 cli = typer.Typer(help="One server in front of every AI model.", no_args_is_help=True, add_completion=False)
 cli.add_typer(maintenance)
 cli.add_typer(job_commands)
+cli.add_typer(audit_commands)
 cli.add_typer(users, name="user")
 cli.add_typer(tokens, name="token")
 cli.add_typer(sessions, name="session")
@@ -91,7 +94,7 @@ def serve(
     # Bind before `_welcome`: it creates the first token, which is printed only once.
     server_socket = _bind(settings)
     address = address_of(settings.host, server_socket.getsockname()[1])
-    out.print(run(settings, lambda services: _welcome(services, address, is_terminal=sys.stdout.isatty())))
+    out.print(run(settings, lambda services: _start(services, settings, address)))
     os.environ["SIGNOFF_NO_WORK"] = "1" if no_work else "0"
     os.environ["SIGNOFF_HOST"] = settings.host  # the serving processes check if it is a loopback address
     options = uvicorn_options(allow_connections(settings.max_connections))
@@ -125,7 +128,8 @@ async def _work(settings: Settings) -> bool:
     stop_requested = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop_requested.set)
-    async with run_services(settings, work=True):
+    async with run_services(settings, work=True) as services:
+        await record_settings(services, "work", settings.public_values())
         collect_seldom()
         limit_mb, start_mb = settings.worker_memory_mb, resident_mb()
         is_too_low = limit_mb is not None and start_mb > limit_mb
@@ -165,6 +169,12 @@ async def _register_functions(services: Services) -> None:
         await sync_functions(services, OPERATOR)
     except Exception as error:  # noqa: BLE001 -- the operator can correct any fault while the server runs
         log.warning("functions_not_registered", error=str(error), remedy="POST /api/functions/sync")
+
+
+async def _start(services: Services, settings: Settings, address: str) -> str:
+    """Record the settings in the audit log, and return the text that a starting server prints."""
+    await record_settings(services, "serve", settings.public_values())
+    return await _welcome(services, address, is_terminal=sys.stdout.isatty())
 
 
 async def _welcome(services: Services, address: str, *, is_terminal: bool) -> str:

@@ -38,6 +38,8 @@ from signoff.core.stream import Stream, public_address, stream_fault
 
 # Of a queue in RabbitMQ and of a prefix in Redis; RabbitMQ takes at most 255 bytes.
 MAX_NAME_LENGTH = 200
+# A URL whose parts are unambiguous: special characters of the user and the password are percent-encoded.
+PUBLIC_URL = re.compile(r"(?P<scheme>[a-z0-9+.-]+://)(?:[^@/?#]*@)?(?P<address>[^@?#]*)(?:[?#][^@]*)?")
 CacheKind = Literal["sql", "redis", "memory", "none"]
 
 
@@ -231,6 +233,11 @@ class Settings(BaseSettings):
         """Return the declared streams, with their URLs encrypted by `seal`."""
         return [stream.sealed(seal) for stream in self.streams]
 
+    def public_values(self) -> dict[str, Any]:
+        """Return all settings as JSON values, without secrets: of URLs, what could be a password is left out."""
+        values = self.model_dump(mode="json")
+        return {name: _public_url(value) if _is_url(value) else value for name, value in values.items()}
+
     @property
     def store_url(self) -> str:
         """URL of the database."""
@@ -331,6 +338,16 @@ def _name(variables: Mapping[str, str | None], variable: str) -> str:
     """Return the value of a variable, or an empty text if it is missing or too long."""
     name = variables.get(variable) or ""
     return name if len(name.encode()) <= MAX_NAME_LENGTH else ""
+
+
+def _is_url(value: Any) -> bool:
+    return isinstance(value, str) and "://" in value
+
+
+def _public_url(url: str) -> str:
+    """Return a URL without user, password and query; only its scheme if it is not clear where a password ends."""
+    match = PUBLIC_URL.fullmatch(url)
+    return url.partition("://")[0] + "://…" if match is None else match["scheme"] + match["address"]
 
 
 def _is_valid_url(url: str) -> bool:

@@ -13,8 +13,9 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from signoff.accounts import People, Quotas, SignIns, UsageRecords
+from signoff.accounts import Audit, People, Quotas, SignIns, UsageRecords
 from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams, UpstreamObjects
+from signoff.core.audit import AuditChange
 from signoff.core.backlog import Backlog
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.filters import JobFilter, Page
@@ -203,8 +204,7 @@ class Runs(Protocol):
         A step that has ended already, because the cache had its answer, is inserted as a `hit` without a lease. If the
         run has a step for this round and node, return that one and insert nothing.
 
-        Raises:
-            Stale: The run is not in the status `bot` with the lease `run_lease` any more.
+        Raises Stale if the run is not in the status `bot` with the lease `run_lease` any more.
         """
         ...
 
@@ -215,8 +215,7 @@ class Runs(Protocol):
     async def add_call(self, call: FunctionCall, *, run_lease: str) -> FunctionCall:
         """Record a call of a function and return it, or the one that is recorded for this round and node.
 
-        Raises:
-            Stale: The run is not in the status `bot` with the lease `run_lease` any more.
+        Raises Stale if the run is not in the status `bot` with the lease `run_lease` any more.
         """
         ...
 
@@ -284,9 +283,7 @@ class Deliveries(Protocol):
     async def redeliver(self, delivery_id: str) -> Delivery:
         """Make a delivery due at once, in whatever state it is, with all of its attempts before it. Return it.
 
-        Raises:
-            NotFound: There is no such delivery.
-            Stale: The delivery is being sent at this moment.
+        Raises NotFound, and Stale while the delivery is being sent.
         """
         ...
 
@@ -359,6 +356,11 @@ class Store(Protocol):
         """Logs of models."""
         ...
 
+    @property
+    def audit(self) -> Audit:
+        """The audit log."""
+        ...
+
     async def start(self) -> None:
         """Open the store. Called once, before all other methods except `migrate` and `listen`.
 
@@ -380,17 +382,16 @@ class Store(Protocol):
         """Return a number for each `CachedTopic`. It grows with each change, so a process knows if its copy is old."""
         ...
 
-    async def changed(self, topic: Topic) -> None:
-        """Increment the version of `topic`, and notify the listeners of all processes."""
+    async def changed(self, topic: Topic, change: AuditChange | None = None) -> None:
+        """Increment the version of `topic`, notify the listeners of all processes, and record `change` in the audit."""
         ...
 
     def listen(self, listener: Listener) -> None:
         """Call `listener(topic, name)` for each committed change, of this process or another one.
 
         `job` and `due` come with the id of a job that has changed, and that waits for a worker; `delivery` with the
-        kind of a delivery that is due; other topics with an empty name. `any` means that anything may have changed.
-        Notifications may be lost, repeated or late: a listener uses them to act sooner, and polls as well. It must
-        not block; its exceptions are logged.
+        kind of a due delivery. `any` means that anything may have changed. Notifications may be lost, repeated or late:
+        a listener polls as well. It must not block; its exceptions are logged.
         """
         ...
 

@@ -419,6 +419,7 @@ async def test_a_client_that_disconnects_within_its_body_causes_no_error(
         ("/check_status?job_id=%00", "detail"),
         ("/api/jobs/%00", "title"),
         ("/api/usage?model=%00", "title"),
+        ("/api/audit?subject=%00", "title"),
         ("/api/prompts/a%00", "title"),
         ("/job?id=%00", "message"),
     ],

@@ -222,6 +222,35 @@ def test_users_tokens_and_sessions_are_listed_and_revoked_by_command(tmp_path: P
     assert enabled == (0, "ann@example.com is active.\n", "")
 
 
+def test_the_audit_log_has_the_changes_of_commands_and_the_settings_of_each_start(tmp_path: Path) -> None:
+    with running_signoff(tmp_path, "serve", "--port", "0", SIGNOFF_WEBHOOK_SECRET="whsec_" + "A" * 32) as server:
+        read_welcome(server)
+        results = signoff_many(
+            tmp_path,
+            ["user", "create", "ann@example.com", "--password-stdin", "correct horse"],
+            ["price", "set", "m", "--input", "1", "--output", "2", ""],
+            ["key", "rotate", ""],
+            ["audit", "--actor", "operator", "--json", ""],
+            ["audit", "--subject", "user:ann@example.com", ""],
+            ["audit", "--since", "2999-01-01", "--json", ""],
+        )
+    assert [code for code, _, _ in results] == [0] * 6
+    entries = [json.loads(line) for line in results[3][1].splitlines()]
+    assert [entry["action"] for entry in entries[:3]] == ["encryption_key_changed", "price_created", "user_created"]
+    assert entries[2]["after"]["changed_secrets"] == ["password"]
+    assert re.search(r"operator .* user_created .* user:ann@example.com", results[4][1])
+    assert results[5][1] == ""
+    # and the next start with other settings is recorded, but not one with the same ones
+    for seconds in ("7", "7"):
+        with running_signoff(tmp_path, "serve", "--port", "0", SIGNOFF_SWEEP_SECONDS=seconds) as server:
+            read_welcome(server)
+    _, text, _ = signoff(tmp_path, "audit", "--subject", "settings:serve", "--json")
+    [second, first] = [json.loads(line) for line in text.splitlines()]
+    assert (first["actor"], first["before"], second["before"]) == ("system", None, first["after"])
+    assert (second["after"]["sweep_seconds"], second["after"]["webhook_secret"]) == (7, None)
+    assert "AAAA" not in text
+
+
 def test_a_running_server_refuses_a_token_that_a_command_revokes(tmp_path: Path) -> None:
     with running_signoff(tmp_path, "serve", "--port", "0", "--no-work") as server:
         text = read_welcome(server)

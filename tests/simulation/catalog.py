@@ -8,11 +8,13 @@ import msgspec
 
 from signoff.catalog import SealedKind, SealedSecret
 from signoff.core.access import UpstreamKey, check_key_count
+from signoff.core.audit import change_of, encryption_key_changed
 from signoff.core.log import LogLine
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
 from signoff.errors import Conflict
+from signoff.infra.actor import current_actor
 from signoff.stores.secrets import sealed_in, with_sealed
-from simulation.tables import Connection, Tables, Tx, bump
+from simulation.tables import Connection, Tables, Tx, bump, record
 
 NO_ENDPOINTS: Mapping[EndpointName, bytes] = {}
 
@@ -38,7 +40,7 @@ class MemoryCatalog:
         drops_key: bool = False,
         is_new: bool = False,
     ) -> None:
-        models = self._tables.models
+        models, actor = self._tables.models, current_actor()
 
         def put(tx: Tx) -> None:
             old = models.get(model.name)
@@ -54,25 +56,33 @@ class MemoryCatalog:
             if model.default:
                 models.update({name: msgspec.structs.replace(other, default=False) for name, other in models.items()})
             models[model.name] = stored
+            record(self._tables, tx, actor, change_of("model", model.name, old, stored))
             bump(self._tables, tx, "models")
 
         await self._connection.send(put, writes=True)
 
     async def drop_model(self, name: str) -> bool:
+        actor = current_actor()
+
         def drop(tx: Tx) -> bool:
             dropped = self._tables.models.pop(name, None)
             if dropped is None:
                 return False
             self._drop_own_keys({*key_ids_of(dropped)})
+            record(self._tables, tx, actor, change_of("model", name, dropped, None))
             bump(self._tables, tx, "models")
             return True
 
         return await self._connection.send(drop, writes=True)
 
     async def add_key(self, user_id: int, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
+        actor = current_actor()
+
         def add(tx: Tx) -> int:
             check_key_count(sum(key.user_id == user_id for key, _ in self._tables.sealed.values()) + 1)
-            return self._add_key(tx, user_id, name, sealed, is_shared)
+            key_id = self._add_key(tx, user_id, name, sealed, is_shared)
+            record(self._tables, tx, actor, change_of("upstream_key", key_id, None, self._tables.sealed[key_id][0]))
+            return key_id
 
         return await self._connection.send(add, writes=True)
 
@@ -92,9 +102,14 @@ class MemoryCatalog:
         return await self._connection.send(read, writes=False)
 
     async def drop_key(self, key_id: int) -> bool:
+        actor = current_actor()
+
         def drop(tx: Tx) -> bool:
             bump(self._tables, tx, "models")
-            return self._tables.sealed.pop(key_id, None) is not None
+            key, _ = self._tables.sealed.pop(key_id, (None, b""))
+            if key is not None:
+                record(self._tables, tx, actor, change_of("upstream_key", key_id, key, None))
+            return key is not None
 
         return await self._connection.send(drop, writes=True)
 
@@ -161,7 +176,13 @@ class MemorySecrets:
         return await self._connection.send(lambda _: {*self._tables.key_fingerprints}, writes=False)
 
     async def add_key_fingerprint(self, fingerprint: str, *, drops_others: bool = False) -> None:
-        def add(_: Tx) -> None:
+        actor = current_actor()
+
+        def add(tx: Tx) -> None:
+            old = {*self._tables.key_fingerprints}
+            new = {fingerprint} if drops_others else {fingerprint, *old}
+            if new != old:
+                record(self._tables, tx, actor, encryption_key_changed(old, new))
             if drops_others:
                 self._tables.key_fingerprints.clear()
             self._tables.key_fingerprints.add(fingerprint)

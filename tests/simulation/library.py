@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.catalog import SyncResult
+from signoff.core.audit import change_of, functions_changed, label_moved, sharing_changed
 from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter, Page, page_length
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt, check_library_size
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
 from signoff.errors import LibraryItemNotFound, name_taken
-from simulation.people import bump
-from simulation.tables import Connection, Tables, Tx
+from signoff.infra.actor import current_actor
+from simulation.tables import Connection, Tables, Tx, bump, record
 
 
 class MemoryLibrary:
@@ -24,6 +25,8 @@ class MemoryLibrary:
         self._connection = connection
 
     async def put(self, item: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
+        actor = current_actor()
+
         def put(tx: Tx) -> LibraryItem:
             tables = self._tables
             existing = tables.library_items.get(item.id)
@@ -39,12 +42,15 @@ class MemoryLibrary:
             item_id = item.id or self._new_id(item)
             versions = tables.library_items.setdefault(item_id, {})
             number = len(versions) + 1
+            old = self._with_labels(versions[number - 1]) if versions else None
             versions[number] = msgspec.structs.replace(item, id=item_id, version=number, created_at=tx.now)
             for moved_label in {label, PRODUCTION} - {None} if number == 1 else {label} - {None}:
                 tables.labels[item_id, str(moved_label)] = number
             self._share(item_id, item.shared)
             bump(tables, tx, "compositions")
-            return self._with_labels(versions[number])
+            new = self._with_labels(versions[number])
+            record(tables, tx, actor, change_of(_kind(new), new.name, old, new))
+            return new
 
         return await self._connection.send(put, writes=True)
 
@@ -84,7 +90,10 @@ class MemoryLibrary:
         return await self._connection.send(read, writes=False)
 
     async def label(self, item_id: int, label: str, version: int | None) -> bool:
+        actor = current_actor()
+
         def set_label(tx: Tx) -> bool:
+            old = self._tables.labels.get((item_id, label))
             if version is None:
                 is_changed = self._tables.labels.pop((item_id, label), None) is not None
             else:
@@ -92,15 +101,21 @@ class MemoryLibrary:
                 if is_changed:
                     self._tables.labels[item_id, label] = version
             if is_changed:
+                item = self._tables.library_items[item_id][1]
+                record(self._tables, tx, actor, label_moved(_kind(item), item.name, label, old, version))
                 bump(self._tables, tx, "compositions")
             return is_changed
 
         return await self._connection.send(set_label, writes=True)
 
     async def share(self, item_id: int, *, shared: bool) -> bool:
+        actor = current_actor()
+
         def share(tx: Tx) -> bool:
             if item_id not in self._tables.library_items:
                 return False
+            item = self._tables.library_items[item_id][1]
+            record(self._tables, tx, actor, sharing_changed(_kind(item), item.name, old=item.shared, new=shared))
             self._share(item_id, shared)
             bump(self._tables, tx, "compositions")
             return True
@@ -108,9 +123,15 @@ class MemoryLibrary:
         return await self._connection.send(share, writes=True)
 
     async def drop(self, item_id: int) -> bool:
+        actor = current_actor()
+
         def drop(tx: Tx) -> bool:
-            if self._tables.library_items.pop(item_id, None) is None:
+            versions = self._tables.library_items.get(item_id)
+            if versions is None:
                 return False
+            item = self._with_labels(versions[max(versions)])
+            record(self._tables, tx, actor, change_of(_kind(item), item.name, item, None))
+            del self._tables.library_items[item_id]
             self._tables.labels = {key: version for key, version in self._tables.labels.items() if key[0] != item_id}
             bump(self._tables, tx, "compositions")
             return True
@@ -123,16 +144,22 @@ class MemoryLibrary:
         )
 
     async def sync(self, functions: Sequence[Function], unread: Sequence[str] = ()) -> SyncResult:
+        actor = current_actor()
+
         def sync(tx: Tx) -> SyncResult:
             before = self._tables.functions
             names = {versions[1].name for versions in self._tables.library_items.values()}
             accepted = {function.name: function for function in functions if function.name not in names}
             registered = {name: entry for name, entry in before.items() if entry.module in unread} | accepted
             self._tables.functions = registered
+            created, deleted = sorted(accepted.keys() - before.keys()), sorted(before.keys() - registered.keys())
+            changed = sorted(name for name in accepted.keys() & before.keys() if accepted[name] != before[name])
+            if created or changed or deleted:
+                record(self._tables, tx, actor, functions_changed(created, changed, deleted))
             bump(self._tables, tx, "functions")
             return SyncResult(
-                tuple(sorted(accepted.keys() - before.keys())),
-                tuple(sorted(before.keys() - registered.keys())),
+                tuple(created),
+                tuple(deleted),
                 tuple(sorted(function.name for function in functions if function.name in names)),
             )
 
@@ -165,6 +192,10 @@ class MemoryLibrary:
             for number, entry in versions.items()
             if number in live and isinstance(entry, Pipeline)
         )
+
+
+def _kind(item: LibraryItem) -> str:
+    return "prompt" if isinstance(item, Prompt) else "pipeline"
 
 
 def _page(matching: Sequence[LibraryItem], limit: int, max_bytes: int) -> Page[LibraryItem]:

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from signoff.core.access import Role, Token, TokenKind, User, has_fewer_rights
+from signoff.core.audit import Actor, change_of, sessions_ended, token_created, token_revoked
 from signoff.core.cache import CacheRule
 from signoff.core.sign_in import SignInCount, SignInDenial, SignInLimit, denial_of, with_attempt, without_attempt
 from signoff.errors import Conflict, TokenExpired
+from signoff.infra.actor import current_actor
+from signoff.stores.people import UserChange
 from signoff.stores.transitions import SECOND
-from simulation.tables import Connection, Tables, Tx, bump
+from simulation.tables import Connection, Tables, Tx, bump, record
 
 
 class MemoryPeople:
@@ -38,21 +41,26 @@ class MemoryPeople:
         return await self._connection.send(read, writes=False)
 
     async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
+        actor = current_actor()
+
         def put(tx: Tx) -> User:
             users = self._tables.users
             if (user := users.get(email.lower())) is not None:
-                return self._change(tx, user, role=role, password_hash=password_hash)
+                return self._change(tx, actor, user, UserChange(role=role, password_hash=password_hash))
             user = User(id=len(users) + 1, email=email.lower(), role=role, password_hash=password_hash)
             users[user.email] = user
+            record(self._tables, tx, actor, change_of("user", user.email, None, user))
             bump(self._tables, tx, "people")
             return user
 
         return await self._connection.send(put, writes=True)
 
     async def change_user(self, user_id: int, *, role: Role | None = None, active: bool | None = None) -> User | None:
+        actor = current_actor()
+
         def change(tx: Tx) -> User | None:
             user = self._user(user_id)
-            return None if user is None else self._change(tx, user, role=role, active=active)
+            return None if user is None else self._change(tx, actor, user, UserChange(role=role, active=active))
 
         return await self._connection.send(change, writes=True)
 
@@ -77,6 +85,8 @@ class MemoryPeople:
         cache: CacheRule | None = None,
         key_id: int | None = None,
     ) -> Token:
+        actor = current_actor()
+
         def add(tx: Tx) -> Token:
             number = len(self._tables.tokens) + 1
             if kind == "signin":
@@ -94,6 +104,8 @@ class MemoryPeople:
                 expires_at=None if seconds is None else tx.now + round(seconds * SECOND),
             )
             self._tables.tokens[digest] = token
+            if kind != "session":
+                record(self._tables, tx, actor, token_created(token))
             bump(self._tables, tx, "people")
             return token
 
@@ -126,17 +138,37 @@ class MemoryPeople:
         return await self._connection.send(read, writes=False)
 
     async def end_token(self, digest: str) -> bool:
-        return await self._revoke(lambda token: token.digest == digest)
+        def end(tx: Tx) -> bool:
+            ended = self._end(lambda token: token.digest == digest)
+            if ended:
+                bump(self._tables, tx, "people")
+            return bool(ended)
+
+        return await self._connection.send(end, writes=True)
 
     async def revoke_token(self, kind: TokenKind, token_id: int, user_id: int | None) -> bool:
-        return await self._revoke(
-            lambda token: (token.kind, token.id) == (kind, token_id) and user_id in {None, token.user_id}
-        )
+        actor = current_actor()
+
+        def revoke(tx: Tx) -> bool:
+            ended = self._end(
+                lambda token: (token.kind, token.id) == (kind, token_id) and user_id in {None, token.user_id}
+            )
+            for token in ended:
+                record(self._tables, tx, actor, token_revoked(token))
+                bump(self._tables, tx, "people")
+            return bool(ended)
+
+        return await self._connection.send(revoke, writes=True)
 
     async def end_sessions(self, user_id: int) -> int:
+        actor = current_actor()
+
         def end(tx: Tx) -> int:
             bump(self._tables, tx, "people")
-            return self._end(lambda token: token.user_id == user_id and token.kind != "api")
+            ended = self._end(lambda token: token.user_id == user_id and token.kind != "api")
+            if ended and (user := self._user(user_id)) is not None:
+                record(self._tables, tx, actor, sessions_ended(user.email, len(ended)))
+            return len(ended)
 
         return await self._connection.send(end, writes=True)
 
@@ -151,41 +183,25 @@ class MemoryPeople:
     def _user(self, user_id: int) -> User | None:
         return next((user for user in self._tables.users.values() if user.id == user_id), None)
 
-    def _change(
-        self,
-        tx: Tx,
-        user: User,
-        *,
-        role: Role | None = None,
-        active: bool | None = None,
-        password_hash: str | None = None,
-    ) -> User:
-        role, active = role or user.role, user.active if active is None else active
+    def _change(self, tx: Tx, actor: Actor, user: User, new: UserChange) -> User:
+        role, active = new.role or user.role, user.active if new.active is None else new.active
         admins = {one.id for one in self._tables.users.values() if one.active and one.role == "admin"}
         if admins == {user.id} and not (active and role == "admin"):
             raise Conflict(f"{user.email} is the last active admin.")
-        new_hash = password_hash or user.password_hash
+        new_hash = new.password_hash or user.password_hash
         if new_hash != user.password_hash or has_fewer_rights(role, user.role) or not active:
             self._end(lambda token: token.user_id == user.id and token.kind != "api")
         changed = msgspec.structs.replace(user, role=role, active=active, password_hash=new_hash)
         self._tables.users[user.email] = changed
+        record(self._tables, tx, actor, change_of("user", user.email, user, changed))
         bump(self._tables, tx, "people")
         return changed
 
-    async def _revoke(self, is_meant: Callable[[Token], bool]) -> bool:
-        def revoke(tx: Tx) -> bool:
-            if self._end(is_meant) == 0:
-                return False
-            bump(self._tables, tx, "people")
-            return True
-
-        return await self._connection.send(revoke, writes=True)
-
-    def _end(self, is_meant: Callable[[Token], bool]) -> int:
+    def _end(self, is_meant: Callable[[Token], bool]) -> list[Token]:
         ended = [token for token in self._tables.tokens.values() if token.active and is_meant(token)]
         for token in ended:
             self._tables.tokens[token.digest] = msgspec.structs.replace(token, active=False)
-        return len(ended)
+        return ended
 
 
 class MemorySignIns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from signoff.core.audit import change_of
 from signoff.core.limits import (
     Counter,
     Denial,
@@ -15,7 +16,8 @@ from signoff.core.limits import (
     settle_reservation,
     try_reserve,
 )
-from simulation.tables import Connection, Tables, Tx
+from signoff.infra.actor import current_actor
+from simulation.tables import Connection, Tables, Tx, record
 
 
 class MemoryQuotas:
@@ -29,18 +31,25 @@ class MemoryQuotas:
         return await self._connection.send(lambda _: sorted(self._tables.limits.values(), key=_name), writes=False)
 
     async def put_limit(self, limit: Limit) -> None:
+        actor = current_actor()
+
         def put(tx: Tx) -> None:
+            old = self._tables.limits.get(limit.name)
+            record(self._tables, tx, actor, change_of("limit", limit.name, old, limit))
             self._tables.limits[limit.name] = limit
             self._bump(tx)
 
         await self._connection.send(put, writes=True)
 
     async def drop_limit(self, name: str) -> bool:
+        actor = current_actor()
+
         def drop(tx: Tx) -> bool:
-            dropped = self._tables.limits.pop(name, None) is not None
-            if dropped:
+            dropped = self._tables.limits.pop(name, None)
+            if dropped is not None:
+                record(self._tables, tx, actor, change_of("limit", name, dropped, None))
                 self._bump(tx)
-            return dropped
+            return dropped is not None
 
         return await self._connection.send(drop, writes=True)
 

@@ -8,8 +8,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from signoff.core.audit import AuditChange
 from signoff.errors import Conflict, NotFound, Overloaded
+from signoff.infra.actor import current_actor
 from signoff.store import Listener, Topic
+from simulation.audit import MemoryAudit
 from simulation.catalog import MemoryCatalog, MemoryModelLogs, MemorySecrets
 from simulation.deliveries import MemoryDeliveries
 from simulation.jobs import MemoryJobs
@@ -19,7 +22,7 @@ from simulation.people import MemoryPeople, MemorySignIns
 from simulation.quotas import MemoryQuotas
 from simulation.runs import MemoryRuns
 from simulation.streams import MemoryStreams
-from simulation.tables import Connection, Operation, Tables, bump
+from simulation.tables import Connection, Operation, Tables, Tx, bump, record
 from simulation.usage import MemoryUsageRecords
 
 
@@ -42,6 +45,7 @@ class MemoryStore:
         self.streams = MemoryStreams(tables, connection)
         self.secrets = MemorySecrets(tables, connection)
         self.model_logs = MemoryModelLogs(tables, connection)
+        self.audit = MemoryAudit(tables, connection)
 
     async def start(self) -> None:
         """Start nothing."""
@@ -59,8 +63,15 @@ class MemoryStore:
     async def versions(self) -> dict[str, int]:
         return await self._connection.send(lambda _: dict(self.tables.versions), writes=False)
 
-    async def changed(self, topic: Topic) -> None:
-        await self._connection.send(lambda tx: bump(self.tables, tx, topic), writes=True)
+    async def changed(self, topic: Topic, change: AuditChange | None = None) -> None:
+        actor = current_actor()
+
+        def announce(tx: Tx) -> None:
+            bump(self.tables, tx, topic)
+            if change is not None:
+                record(self.tables, tx, actor, change)
+
+        await self._connection.send(announce, writes=True)
 
     def listen(self, listener: Listener) -> None:
         self._connection.listen(listener)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from signoff.core.audit import change_of
 from signoff.core.stream import Stream
+from signoff.infra.actor import current_actor
 from signoff.stores.transitions import SECOND
-from simulation.tables import Connection, Tables, Tx
+from simulation.tables import Connection, Tables, Tx, record
 
 
 class MemoryStreams:
@@ -19,18 +21,25 @@ class MemoryStreams:
         return await self._connection.send(lambda _: [stream for _, stream in sorted(streams.items())], writes=False)
 
     async def put(self, stream: Stream) -> None:
+        actor = current_actor()
+
         def put(tx: Tx) -> None:
+            old = self._tables.streams.get(stream.name)
+            record(self._tables, tx, actor, change_of("stream", stream.name, old, stream))
             self._tables.streams[stream.name] = stream
             self._bump(tx)
 
         await self._connection.send(put, writes=True)
 
     async def drop(self, name: str) -> bool:
+        actor = current_actor()
+
         def drop(tx: Tx) -> bool:
-            dropped = self._tables.streams.pop(name, None) is not None
-            if dropped:
+            dropped = self._tables.streams.pop(name, None)
+            if dropped is not None:
+                record(self._tables, tx, actor, change_of("stream", name, dropped, None))
                 self._bump(tx)
-            return dropped
+            return dropped is not None
 
         return await self._connection.send(drop, writes=True)
 

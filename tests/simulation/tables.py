@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from signoff.core.access import Token, UpstreamKey, User
+from signoff.core.audit import Actor, AuditChange, AuditEntry
 from signoff.core.delivery import Delivery
 from signoff.core.job import TRANSITIONS, Decision, Event, FunctionCall, Guard, Job, Transition
 from signoff.core.limits import Counter, Limit
@@ -156,6 +157,7 @@ class Tables:
         self.leads: dict[str, tuple[str, int]] = {}
         self.sealed: dict[int, tuple[UpstreamKey, bytes]] = {}
         self.key_count = 0
+        self.audit: list[AuditEntry] = []
         self.model_logs: dict[str, list[LogLine]] = {}
         self.listeners: list[Listener] = []
         self.before_commit: Callable[[Tx], None] = lambda _: None
@@ -240,6 +242,12 @@ def bump(tables: Tables, tx: Tx, topic: Topic) -> None:
     """Increase the version of `topic`, and notify the listeners."""
     tables.versions[topic] += 1
     tx.changes.append((topic, ""))
+
+
+def record(tables: Tables, tx: Tx, actor: Actor, change: AuditChange) -> None:
+    """Add an entry to the audit log."""
+    entry = {"id": len(tables.audit) + 1, "at": tx.now, "actor": actor.name, "client": actor.client}
+    tables.audit.append(AuditEntry(**entry, **msgspec.structs.asdict(change)))
 
 
 def next_state(transition: Transition, job: Job, request: TransitionRequest, now: int) -> Job:

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 
 import msgspec
 
+from signoff.core.audit import change_of
 from signoff.core.job import Job
 from signoff.core.price import Price
 from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
-from simulation.tables import Connection, Tables, Tx
+from signoff.infra.actor import current_actor
+from simulation.tables import Connection, Tables, Tx, record
 
 
 class MemoryUsageRecords:
@@ -26,18 +28,25 @@ class MemoryUsageRecords:
         )
 
     async def put_price(self, price: Price) -> None:
+        actor = current_actor()
+
         def put(tx: Tx) -> None:
+            old = self._tables.prices.get((price.model, price.valid_from))
+            record(self._tables, tx, actor, change_of("price", price.model, old, price))
             self._tables.prices[price.model, price.valid_from] = price
             self._bump(tx)
 
         await self._connection.send(put, writes=True)
 
     async def drop_price(self, model: str, valid_from: int) -> bool:
+        actor = current_actor()
+
         def drop(tx: Tx) -> bool:
-            dropped = self._tables.prices.pop((model, valid_from), None) is not None
-            if dropped:
+            dropped = self._tables.prices.pop((model, valid_from), None)
+            if dropped is not None:
+                record(self._tables, tx, actor, change_of("price", model, dropped, None))
                 self._bump(tx)
-            return dropped
+            return dropped is not None
 
         return await self._connection.send(drop, writes=True)
 

@@ -8,6 +8,8 @@ from typing import Literal, NoReturn, TypeVar, cast
 from rich.console import Console
 
 from signoff.core.access import Caller
+from signoff.core.audit import Actor
+from signoff.infra.actor import act_as
 from signoff.settings import Settings
 from signoff.work.services import Services
 
@@ -23,10 +25,11 @@ err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr
 
 
 def run(settings: Settings, function: Callable[[Services], Awaitable[T]]) -> T:
-    """Return the result of `function`, called with services that are open meanwhile."""
+    """Return the result of `function`, called with services that are open meanwhile; the operator is the actor."""
     from signoff.server.bootstrap import open_services
 
     async def with_services() -> T:
+        act_as(Actor(name=OPERATOR.email))
         async with open_services(settings) as services:
             return await function(services)
 

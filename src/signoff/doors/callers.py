@@ -8,8 +8,10 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from signoff.core.access import Caller, anonymous_caller
-from signoff.doors.http import DoorSettings, Header, Scope, check_address, header, scheme_of
+from signoff.core.audit import Actor
+from signoff.doors.http import DoorSettings, Header, Scope, check_address, client_of, header, scheme_of
 from signoff.errors import Forbidden, MisdirectedRequest, Unauthorized
+from signoff.infra.actor import act_as
 from signoff.work.admin.people import identify
 from signoff.work.services import Services
 
@@ -29,7 +31,8 @@ FORWARDING_HEADER = re.compile(
 async def caller_of(services: Services, door_settings: DoorSettings, scope: Scope, *, sessions: bool = True) -> Caller:
     """Identify the caller: by the bearer token, else by the session cookie if `sessions`, else as anonymous.
 
-    Without `sessions`, a request of any method may change something.
+    Without `sessions`, a request of any method may change something. The caller becomes the actor of all changes that
+    the request makes.
 
     Raises:
         Unauthorized: There is no valid token or session, and `anonymous_role` is None.
@@ -38,6 +41,7 @@ async def caller_of(services: Services, door_settings: DoorSettings, scope: Scop
         BadRequest: The path or the query has a NUL character.
     """
     caller = await _identify(services, door_settings, scope, sessions=sessions)
+    act_as(Actor(name=caller.actor, client=client_of(scope) or None))
     check_address(scope)  # not before, as a caller without a token gets 401 whatever the parameters are
     return caller
 

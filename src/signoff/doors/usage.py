@@ -54,8 +54,8 @@ def parse_usage_query(  # noqa: PLR0913 -- Litestar passes each query parameter 
     """Return the query for usage; without `since`, for the last 31 days. Raises BadRequest."""
     return UsageQuery(
         by=_dimensions(by),
-        since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else _microseconds(since),
-        until=None if until is None else _microseconds(until),
+        since=services.clock() - DEFAULT_DAYS * DAY_US if since is None else parse_microseconds(since),
+        until=None if until is None else parse_microseconds(until),
         model=model,
         offset=offset,
         limit=limit,
@@ -108,7 +108,7 @@ async def delete_price(
     services: InjectedServices, caller: InjectedCaller, model: FromQuery[str], valid_from: FromQuery[str]
 ) -> None:
     """Remove a price. Jobs that have ended keep their cost."""
-    await drop_price(services, caller, model, _microseconds(valid_from))
+    await drop_price(services, caller, model, parse_microseconds(valid_from))
 
 
 def _dimensions(text: str) -> tuple[Dimension, ...]:
@@ -119,7 +119,7 @@ def _dimensions(text: str) -> tuple[Dimension, ...]:
         raise BadRequest(f"`by` must be a list of {', '.join(get_args(Dimension))}, separated by commas.") from None
 
 
-def _microseconds(text: str) -> int:
+def parse_microseconds(text: str) -> int:
     """Return the time in `text` (ISO 8601, UTC unless it has a zone) as microseconds since 1970. Raises BadRequest."""
     try:
         return parse_time(datetime.fromisoformat(text))
@@ -132,7 +132,7 @@ def _parse_price(body: bytes, now: int) -> Price:
     try:
         return Price(
             model=new.model,
-            valid_from=now if new.valid_from is None else _microseconds(new.valid_from),
+            valid_from=now if new.valid_from is None else parse_microseconds(new.valid_from),
             input=microdollars(new.input),
             output=microdollars(new.output),
             cached_input=None if new.cached_input is None else microdollars(new.cached_input),

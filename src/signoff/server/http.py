@@ -4,6 +4,7 @@ import functools
 
 from signoff.dashboard import home
 from signoff.doors import (
+    audit,
     deliveries,
     generate,
     health,
@@ -77,6 +78,7 @@ def _litestar_app() -> ASGIApp:
         streams,
         limits,
         usage,
+        audit,
         health,
         session,
     )

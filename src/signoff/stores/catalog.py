@@ -7,11 +7,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.core.access import UpstreamKey, check_key_count
+from signoff.core.audit import change_of
 from signoff.core.model import EndpointName, Model, key_ids_of, with_existing_keys, with_new_keys, without_keys
 from signoff.errors import Conflict
+from signoff.infra.actor import current_actor
+from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.schema import keys, models
-from signoff.stores.versions import bump, change, lock
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 _KEY = tuple(column for column in keys.c if column.name != "sealed")
@@ -41,6 +44,7 @@ class SqlCatalog:
         is_new: bool = False,
     ) -> None:
         """See `catalog.Catalog`."""
+        actor = current_actor()
 
         def put(tx: Tx) -> None:
             lock(tx, "models")
@@ -55,6 +59,7 @@ class SqlCatalog:
             if model.default:
                 _clear_other_defaults(tx, model.name)
             _replace_model(tx, new)
+            record(tx, actor, change_of("model", model.name, old, new))
             bump(tx, "models")
 
         try:
@@ -66,6 +71,7 @@ class SqlCatalog:
 
     async def drop_model(self, name: str) -> bool:
         """See `catalog.Catalog`."""
+        actor = current_actor()
 
         def drop(tx: Tx) -> bool:
             lock(tx, "models")
@@ -75,6 +81,7 @@ class SqlCatalog:
             if model is None:
                 return False
             _delete_own_keys(tx, {*key_ids_of(model)})
+            record(tx, actor, change_of("model", name, model, None))
             bump(tx, "models")
             return True
 
@@ -82,11 +89,15 @@ class SqlCatalog:
 
     async def add_key(self, user_id: int, name: str, sealed: bytes, *, is_shared: bool = False) -> int:
         """See `catalog.Catalog`."""
+        actor = current_actor()
 
         def add(tx: Tx) -> int:
             of_user = sa.select(sa.func.count()).where(keys.c.user_id == user_id)
             check_key_count(tx.conn.execute(of_user).scalar_one() + 1)
-            return _add_key(tx, user_id, name, sealed, is_shared=is_shared)
+            key_id = _add_key(tx, user_id, name, sealed, is_shared=is_shared)
+            key = UpstreamKey(id=key_id, user_id=user_id, name=name, is_shared=is_shared, created_at=tx.now)
+            record(tx, actor, change_of("upstream_key", key_id, None, key))
+            return key_id
 
         return await self._database.write(add)
 
@@ -110,8 +121,19 @@ class SqlCatalog:
 
     async def drop_key(self, key_id: int) -> bool:
         """See `catalog.Catalog`."""
-        delete = sa.delete(keys).where(keys.c.id == key_id)
-        return await self._database.write(lambda tx: change(tx, "models", delete))
+        actor = current_actor()
+        delete = sa.delete(keys).where(keys.c.id == key_id).returning(*_KEY)
+
+        def drop(tx: Tx) -> bool:
+            lock(tx, "models")
+            row = tx.conn.execute(delete).mappings().one_or_none()
+            if row is None:
+                return False
+            record(tx, actor, change_of("upstream_key", key_id, UpstreamKey(**row), None))
+            bump(tx, "models")
+            return True
+
+        return await self._database.write(drop)
 
 
 def _conflict(model: Model) -> Conflict:

@@ -7,15 +7,18 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
 
 from signoff.catalog import SyncResult
+from signoff.core.audit import Actor, change_of, functions_changed, label_moved, sharing_changed
 from signoff.core.filters import MAX_PAGE_BYTES, LibraryFilter, Page, page_length
 from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, Pipeline, Prompt, check_library_size
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.grammar import calls_of
 from signoff.errors import LibraryItemNotFound, name_taken
+from signoff.infra.actor import current_actor
 from signoff.stores import schema
+from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.schema import composed_calls, composed_labels, composed_versions, compositions
-from signoff.stores.versions import bump, change, lock
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 _ITEM = (compositions.c.id, compositions.c.kind, compositions.c.name, compositions.c.user_id, compositions.c.shared)
@@ -41,7 +44,8 @@ class SqlLibrary:
 
     async def put(self, item: LibraryItem, *, label: str | None = PRODUCTION) -> LibraryItem:
         """See `catalog.Library`."""
-        return await self._database.write(lambda tx: _put(tx, item, label))
+        actor = current_actor()
+        return await self._database.write(lambda tx: _put(tx, actor, item, label))
 
     async def get(self, key: str | int, at: str | int = PRODUCTION) -> LibraryItem | None:
         """See `catalog.Library`."""
@@ -77,33 +81,53 @@ class SqlLibrary:
         """See `catalog.Library`."""
         is_version = composed_versions.c.composed_id == item_id, composed_versions.c.version == version
         is_label = composed_labels.c.composed_id == item_id, composed_labels.c.label == label
+        actor = current_actor()
 
         def move_label(tx: Tx) -> bool:
             lock(tx, "compositions")
             if version is not None and not _exists(tx, composed_versions, *is_version):
                 return False
-            had_label = tx.conn.execute(sa.delete(composed_labels).where(*is_label)).rowcount == 1
+            delete = sa.delete(composed_labels).where(*is_label).returning(composed_labels.c.version)
+            old = tx.conn.execute(delete).scalar_one_or_none()
             if version is not None:
                 row = {"composed_id": item_id, "label": label, "version": version}
                 tx.conn.execute(sa.insert(composed_labels).values(row))
-            if had_label or version is not None:
-                bump(tx, "compositions")
-            return had_label or version is not None
+            if old is None and version is None:
+                return False
+            item = tx.conn.execute(sa.select(*_ITEM).where(compositions.c.id == item_id)).one()
+            record(tx, actor, label_moved(item.kind, item.name, label, old, version))
+            bump(tx, "compositions")
+            return True
 
         return await self._database.write(move_label)
 
     async def share(self, item_id: int, *, shared: bool) -> bool:
         """See `catalog.Library`."""
-        update = sa.update(compositions).where(compositions.c.id == item_id).values(shared=shared)
-        return await self._database.write(lambda tx: change(tx, "compositions", update))
+        actor = current_actor()
+
+        def share(tx: Tx) -> bool:
+            lock(tx, "compositions")
+            item = tx.conn.execute(sa.select(*_ITEM).where(compositions.c.id == item_id)).one_or_none()
+            if item is None:
+                return False
+            tx.conn.execute(sa.update(compositions).where(compositions.c.id == item_id).values(shared=shared))
+            record(tx, actor, sharing_changed(item.kind, item.name, old=item.shared, new=shared))
+            bump(tx, "compositions")
+            return True
+
+        return await self._database.write(share)
 
     async def drop(self, item_id: int) -> bool:
         """See `catalog.Library`."""
+        actor = current_actor()
 
         def drop(tx: Tx) -> bool:
             lock(tx, "compositions")
-            if not tx.conn.execute(sa.delete(compositions).where(compositions.c.id == item_id)).rowcount:
+            item = _newest(tx, item_id)
+            if item is None:
                 return False
+            record(tx, actor, change_of(_kind(item), item.name, item, None))
+            tx.conn.execute(sa.delete(compositions).where(compositions.c.id == item_id))
             for table in (composed_versions, composed_labels, composed_calls):
                 tx.conn.execute(sa.delete(table).where(table.c.composed_id == item_id))
             bump(tx, "compositions")
@@ -118,13 +142,15 @@ class SqlLibrary:
 
     async def sync(self, functions: Sequence[Function], unread: Sequence[str] = ()) -> SyncResult:
         """See `catalog.Library`."""
-        return await self._database.write(lambda tx: _sync(tx, functions, unread))
+        actor = current_actor()
+        return await self._database.write(lambda tx: _sync(tx, actor, functions, unread))
 
 
-def _put(tx: Tx, item: LibraryItem, label: str | None) -> LibraryItem:
+def _put(tx: Tx, actor: Actor, item: LibraryItem, label: str | None) -> LibraryItem:
     lock(tx, "compositions")
     versions, characters = tx.conn.execute(_SIZE_OF_USER, {"user": item.user_id}).one()
     check_library_size(versions + 1, characters + len(item.body))
+    old = _newest(tx, item.id) if item.id else None
     if item.id == 0:
         item_id, version = _insert_item(tx, item), 1
     else:
@@ -143,7 +169,14 @@ def _put(tx: Tx, item: LibraryItem, label: str | None) -> LibraryItem:
         tx.conn.execute(sa.insert(composed_labels).values(composed_id=item_id, label=moved, version=version))
     bump(tx, "compositions")
     query = _ITEMS.where(compositions.c.id == item_id, composed_versions.c.version == version)
-    return _load_items(tx.conn, query)[0]
+    new = _load_items(tx.conn, query)[0]
+    record(tx, actor, change_of(_kind(new), new.name, old, new))
+    return new
+
+
+def _newest(tx: Tx, item_id: int) -> LibraryItem | None:
+    query = _ITEMS.where(compositions.c.id == item_id, composed_versions.c.version == compositions.c.newest)
+    return next(iter(_load_items(tx.conn, query)), None)
 
 
 def _insert_item(tx: Tx, item: LibraryItem) -> int:
@@ -166,7 +199,7 @@ def _next_version(tx: Tx, item: LibraryItem) -> int:
     return version
 
 
-def _sync(tx: Tx, loaded: Sequence[Function], unread: Sequence[str]) -> SyncResult:
+def _sync(tx: Tx, actor: Actor, loaded: Sequence[Function], unread: Sequence[str]) -> SyncResult:
     lock(tx, "compositions")  # a name is unique across compositions and functions
     functions = schema.functions
     before: dict[str, Function] = {row.name: row.function for row in tx.conn.execute(sa.select(functions))}
@@ -179,8 +212,11 @@ def _sync(tx: Tx, loaded: Sequence[Function], unread: Sequence[str]) -> SyncResu
     tx.conn.execute(sa.delete(functions).where(functions.c.name.in_([*deleted, *changed])))
     if changed:
         tx.conn.execute(sa.insert(functions), [{"name": name, "function": new[name]} for name in changed])
+    created = sorted(new.keys() - before.keys())
+    if changed or deleted:
+        record(tx, actor, functions_changed(created, sorted(before.keys() & {*changed}), deleted))
     bump(tx, "functions")
-    return SyncResult(tuple(sorted(new.keys() - before.keys())), tuple(deleted), tuple(sorted(conflicts)))
+    return SyncResult(tuple(created), tuple(deleted), tuple(sorted(conflicts)))
 
 
 def _exists(tx: Tx, table: sa.Table, *conditions: ColumnElement[bool]) -> bool:

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from signoff.core.access import Role, Token, TokenKind, User, has_fewer_rights
+from signoff.core.audit import Actor, change_of, sessions_ended, token_created, token_revoked
 from signoff.core.cache import CacheRule
 from signoff.errors import Conflict, TokenExpired
+from signoff.infra.actor import current_actor
+from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.people_schema import tokens, users
 from signoff.stores.versions import bump, change, lock
@@ -54,15 +58,17 @@ class SqlPeople:
 
     async def put_user(self, email: str, role: Role, password_hash: str | None = None) -> User:
         """See `accounts.People`."""
+        actor = current_actor()
 
         def put(tx: Tx) -> User:
             lock(tx, "people")
             query = sa.select(*_USER).where(users.c.email == email.lower())
             row = tx.conn.execute(query).mappings().one_or_none()
             if row is not None:
-                return _change(tx, User(**row), role=role, password_hash=password_hash)
+                return _change(tx, actor, User(**row), UserChange(role=role, password_hash=password_hash))
             values = {"email": email.lower(), "role": role, "password_hash": password_hash, "active": True}
             user = User(**tx.conn.execute(sa.insert(users).values(values).returning(*_USER)).mappings().one())
+            record(tx, actor, change_of("user", user.email, None, user))
             bump(tx, "people")
             return user
 
@@ -73,11 +79,12 @@ class SqlPeople:
 
     async def change_user(self, user_id: int, *, role: Role | None = None, active: bool | None = None) -> User | None:
         """See `accounts.People`."""
+        actor = current_actor()
 
         def apply(tx: Tx) -> User | None:
             lock(tx, "people")
             row = tx.conn.execute(sa.select(*_USER).where(users.c.id == user_id)).mappings().one_or_none()
-            return None if row is None else _change(tx, User(**row), role=role, active=active)
+            return None if row is None else _change(tx, actor, User(**row), UserChange(role=role, active=active))
 
         return await self._database.write(apply)
 
@@ -100,6 +107,7 @@ class SqlPeople:
         key_id: int | None = None,
     ) -> Token:
         """See `accounts.People`."""
+        actor = current_actor()
 
         def add(tx: Tx) -> Token:
             bump(tx, "people")
@@ -109,7 +117,10 @@ class SqlPeople:
             values["key_id"] = key_id
             values["expires_at"] = None if seconds is None else tx.now + round(seconds * 1_000_000)
             insert = sa.insert(tokens).values(digest=digest, created_at=tx.now, **values).returning(*_TOKEN)
-            return Token(**tx.conn.execute(insert).mappings().one())
+            token = Token(**tx.conn.execute(insert).mappings().one())
+            if kind != "session":  # signing in changes no configuration
+                record(tx, actor, token_created(token))
+            return token
 
         return await self._database.write(add)
 
@@ -151,14 +162,29 @@ class SqlPeople:
         update = sa.update(tokens).where(tokens.c.id == token_id, tokens.c.kind == kind, tokens.c.active)
         if user_id is not None:
             update = update.where(tokens.c.user_id == user_id)
-        return await self._database.write(lambda tx: change(tx, "people", update.values(active=False)))
+        actor, update = current_actor(), update.values(active=False)
+
+        def revoke(tx: Tx) -> bool:
+            lock(tx, "people")
+            row = tx.conn.execute(update.returning(*_TOKEN)).mappings().one_or_none()
+            if row is None:
+                return False
+            record(tx, actor, token_revoked(Token(**row)))
+            bump(tx, "people")
+            return True
+
+        return await self._database.write(revoke)
 
     async def end_sessions(self, user_id: int) -> int:
         """See `accounts.People`."""
+        actor = current_actor()
 
         def end(tx: Tx) -> int:
             bump(tx, "people")
-            return _end(tx, user_id)
+            if count := _end(tx, user_id):
+                email = tx.conn.execute(sa.select(users.c.email).where(users.c.id == user_id)).scalar_one()
+                record(tx, actor, sessions_ended(email, count))
+            return count
 
         return await self._database.write(end)
 
@@ -187,11 +213,21 @@ def _of_row(kind: type[Any], prefix: str, row: Mapping[str, Any]) -> Any:
     return kind(**{name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)})
 
 
-def _change(
-    tx: Tx, user: User, *, role: Role | None = None, active: bool | None = None, password_hash: str | None = None
-) -> User:
+class UserChange(msgspec.Struct, frozen=True, kw_only=True):
+    """New values of a user; None keeps the present one."""
+
+    role: Role | None = None
+    """Role of the user."""
+    active: bool | None = None
+    """False to disable the user."""
+    password_hash: str | None = None
+    """Hash of the password."""
+
+
+def _change(tx: Tx, actor: Actor, user: User, new: UserChange) -> User:
     """Change what is not None, and end the sessions that rest on what the user loses. Raises Conflict."""
-    role, active = role or user.role, user.active if active is None else active
+    role, active, password_hash = new.role or user.role, new.active, new.password_hash
+    active = user.active if active is None else active
     _check_admin_is_left(tx, user, is_admin=active and role == "admin")
     values = {"role": role, "active": active, "password_hash": password_hash or user.password_hash}
     update = sa.update(users).where(users.c.id == user.id).values(values).returning(*_USER)
@@ -199,6 +235,7 @@ def _change(
     has_new_password = password_hash is not None and password_hash != user.password_hash
     if has_new_password or has_fewer_rights(role, user.role) or not active:
         _end(tx, user.id)
+    record(tx, actor, change_of("user", user.email, user, changed))
     bump(tx, "people")
     return changed
 

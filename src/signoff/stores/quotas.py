@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from signoff.core.audit import change_of
 from signoff.core.limits import (
     Counter,
     Denial,
@@ -18,10 +19,12 @@ from signoff.core.limits import (
     try_reserve,
 )
 from signoff.errors import Overloaded
+from signoff.infra.actor import current_actor
+from signoff.stores.audit import record
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Database
 from signoff.stores.schema import counters, limits
 from signoff.stores.statements import insert_into
-from signoff.stores.versions import bump, change
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 T = TypeVar("T")
@@ -45,18 +48,32 @@ class SqlQuotas:
 
     async def put_limit(self, limit: Limit) -> None:
         """See `accounts.Quotas`."""
+        actor = current_actor()
+        delete = sa.delete(limits).where(limits.c.name == limit.name).returning(limits.c.limit)
 
         def put(tx: Tx) -> None:
             bump(tx, "limits")
-            tx.conn.execute(sa.delete(limits).where(limits.c.name == limit.name))
+            old = tx.conn.execute(delete).scalar_one_or_none()
+            record(tx, actor, change_of("limit", limit.name, old, limit))
             tx.conn.execute(sa.insert(limits).values(name=limit.name, limit=limit, updated_at=tx.now))
 
         await self._database.write(put)
 
     async def drop_limit(self, name: str) -> bool:
         """See `accounts.Quotas`."""
-        delete = sa.delete(limits).where(limits.c.name == name)
-        return await self._database.write(lambda tx: change(tx, "limits", delete))
+        actor = current_actor()
+        delete = sa.delete(limits).where(limits.c.name == name).returning(limits.c.limit)
+
+        def drop(tx: Tx) -> bool:
+            lock(tx, "limits")
+            old = tx.conn.execute(delete).scalar_one_or_none()
+            if old is None:
+                return False
+            record(tx, actor, change_of("limit", name, old, None))
+            bump(tx, "limits")
+            return True
+
+        return await self._database.write(drop)
 
     async def reserve(self, request: ReservationRequest) -> Reservation | Denial:
         """See `accounts.Quotas`."""

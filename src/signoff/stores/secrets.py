@@ -8,8 +8,11 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from signoff.catalog import SealedKind, SealedSecret
+from signoff.core.audit import encryption_key_changed
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.stream import Stream
+from signoff.infra.actor import current_actor
+from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.schema import encryption_keys, jobs, keys, streams
 from signoff.stores.versions import bump, lock
@@ -56,8 +59,13 @@ class SqlSecrets:
 
     async def add_key_fingerprint(self, fingerprint: str, *, drops_others: bool = False) -> None:
         """See `catalog.Secrets`."""
+        actor = current_actor()
 
         def add(tx: Tx) -> None:
+            old = {*tx.conn.execute(sa.select(encryption_keys.c.fingerprint)).scalars()}
+            new = {fingerprint} if drops_others else {fingerprint, *old}
+            if new != old:
+                record(tx, actor, encryption_key_changed(old, new))
             if drops_others:
                 tx.conn.execute(sa.delete(encryption_keys).where(encryption_keys.c.fingerprint != fingerprint))
             tx.add_missing(encryption_keys, {"fingerprint": fingerprint, "added_at": tx.now})

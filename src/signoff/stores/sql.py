@@ -9,8 +9,11 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from signoff.cache import CacheBounds
+from signoff.core.audit import AuditChange
+from signoff.infra.actor import current_actor
 from signoff.store import Listener, Topic
 from signoff.stores.archive import BadBackup, Manifest, write_archive
+from signoff.stores.audit import SqlAudit, record
 from signoff.stores.backup import fill, save
 from signoff.stores.cache import SqlCache
 from signoff.stores.catalog import SqlCatalog
@@ -30,6 +33,7 @@ from signoff.stores.sign_ins import SqlSignIns
 from signoff.stores.streams import SqlStreams
 from signoff.stores.usage import SqlUsageRecords
 from signoff.stores.versions import bump
+from signoff.stores.writer import Tx
 
 READY_SECONDS = 2.0
 
@@ -55,6 +59,7 @@ class SqlStore:
         self.streams = SqlStreams(self._database)
         self.secrets = SqlSecrets(self._database)
         self.model_logs = SqlModelLogs(self._database)
+        self.audit = SqlAudit(self._database)
 
     def cache(self, bounds: CacheBounds) -> SqlCache:
         """Return a response cache in a table of this database. It is open while the store is."""
@@ -101,9 +106,16 @@ class SqlStore:
         rows = await self._database.read(lambda conn, _: conn.execute(query).all())
         return {row.topic: row.version for row in rows}
 
-    async def changed(self, topic: Topic) -> None:
+    async def changed(self, topic: Topic, change: AuditChange | None = None) -> None:
         """See `store.Store`."""
-        await self._database.write(lambda tx: bump(tx, topic))
+        actor = current_actor()
+
+        def announce(tx: Tx) -> None:
+            bump(tx, topic)
+            if change is not None:
+                record(tx, actor, change)
+
+        await self._database.write(announce)
 
     def listen(self, listener: Listener) -> None:
         """See `store.Store`."""

@@ -3,11 +3,14 @@
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from signoff.core.audit import change_of
 from signoff.core.stream import Stream
+from signoff.infra.actor import current_actor
+from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.schema import stream_leads, streams
 from signoff.stores.transitions import SECOND
-from signoff.stores.versions import bump, change
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 
@@ -24,18 +27,32 @@ class SqlStreams:
 
     async def put(self, stream: Stream) -> None:
         """See `catalog.Streams`."""
+        actor = current_actor()
+        delete = sa.delete(streams).where(streams.c.name == stream.name).returning(streams.c.stream)
 
         def put(tx: Tx) -> None:
             bump(tx, "streams")
-            tx.conn.execute(sa.delete(streams).where(streams.c.name == stream.name))
+            old = tx.conn.execute(delete).scalar_one_or_none()
+            record(tx, actor, change_of("stream", stream.name, old, stream))
             tx.conn.execute(sa.insert(streams).values(name=stream.name, stream=stream, updated_at=tx.now))
 
         await self._database.write(put)
 
     async def drop(self, name: str) -> bool:
         """See `catalog.Streams`."""
-        delete = sa.delete(streams).where(streams.c.name == name)
-        return await self._database.write(lambda tx: change(tx, "streams", delete))
+        actor = current_actor()
+        delete = sa.delete(streams).where(streams.c.name == name).returning(streams.c.stream)
+
+        def drop(tx: Tx) -> bool:
+            lock(tx, "streams")
+            old = tx.conn.execute(delete).scalar_one_or_none()
+            if old is None:
+                return False
+            record(tx, actor, change_of("stream", name, old, None))
+            bump(tx, "streams")
+            return True
+
+        return await self._database.write(drop)
 
     async def acquire_lead(self, name: str, holder: str, seconds: float) -> bool:
         """See `catalog.Streams`."""

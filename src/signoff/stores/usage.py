@@ -9,14 +9,17 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 
+from signoff.core.audit import change_of
 from signoff.core.job import Job
 from signoff.core.price import Price
 from signoff.core.usage import DAY_US, HOUR_US, STALE, Dimension, UsageQuery, UsageRow, UsageTotals, totals_of
 from signoff.errors import Overloaded
+from signoff.infra.actor import current_actor
+from signoff.stores.audit import record
 from signoff.stores.database import Database
 from signoff.stores.people_schema import users
 from signoff.stores.schema import jobs, prices, usage_days, usage_hours
-from signoff.stores.versions import bump, change
+from signoff.stores.versions import bump, lock
 from signoff.stores.writer import Tx
 
 _DIMENSIONS = ("user_id", "token_id", "target", "model", "door", "status", "cache", "prompt", "prompt_version")
@@ -55,18 +58,32 @@ class SqlUsageRecords:
 
     async def put_price(self, price: Price) -> None:
         """See `accounts.UsageRecords`."""
+        actor = current_actor()
+        delete = sa.delete(prices).where(*_is_price(price.model, price.valid_from)).returning(*prices.c)
 
         def put(tx: Tx) -> None:
             bump(tx, "prices")
-            tx.conn.execute(sa.delete(prices).where(*_is_price(price.model, price.valid_from)))
+            row = tx.conn.execute(delete).mappings().one_or_none()
+            record(tx, actor, change_of("price", price.model, None if row is None else Price(**row), price))
             tx.conn.execute(sa.insert(prices).values({name: getattr(price, name) for name in Price.__struct_fields__}))
 
         await self._database.write(put)
 
     async def drop_price(self, model: str, valid_from: int) -> bool:
         """See `accounts.UsageRecords`."""
-        delete = sa.delete(prices).where(*_is_price(model, valid_from))
-        return await self._database.write(lambda tx: change(tx, "prices", delete))
+        actor = current_actor()
+        delete = sa.delete(prices).where(*_is_price(model, valid_from)).returning(*prices.c)
+
+        def drop(tx: Tx) -> bool:
+            lock(tx, "prices")
+            row = tx.conn.execute(delete).mappings().one_or_none()
+            if row is None:
+                return False
+            record(tx, actor, change_of("price", model, Price(**row), None))
+            bump(tx, "prices")
+            return True
+
+        return await self._database.write(drop)
 
     async def record(self, job: Job) -> None:
         """See `accounts.UsageRecords`."""

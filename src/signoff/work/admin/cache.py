@@ -3,6 +3,7 @@
 import msgspec
 
 from signoff.core.access import Caller
+from signoff.core.audit import cache_cleared
 from signoff.core.cache import CacheFilter, CacheSize
 from signoff.errors import Forbidden, NotFound
 from signoff.work.services import Services
@@ -32,7 +33,7 @@ async def clear_cache(services: Services, caller: Caller, query: CacheFilter, em
         return deleted
     finally:
         if (deleted != 0) if services.caches.responses.is_shared else (caller.role == "admin"):
-            await services.store.changed("cache")
+            await services.store.changed("cache", cache_cleared(allowed, deleted))
 
 
 async def get_cache_size(services: Services, caller: Caller, query: CacheFilter, email: str | None = None) -> CacheSize:
