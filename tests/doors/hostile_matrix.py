@@ -131,6 +131,7 @@ _ADMIN = [
     Row("GET /schema/asyncapi.json", "403 403 403 200"),
     Row("PUT /api/limits/{who}", "403 403 403 200", "/api/limits/each?model=changed", {"parallel": 1000}),
     Row("DELETE /api/limits/{who}", "403 403 403 204", "/api/limits/each?model=spare"),
+    Row("GET /api/audit", "403 403 403 200"),
     Row("PUT /api/prices", "403 403 403 200", body={"model": "changed", "input": "1", "output": "1"}),
     Row("DELETE /api/prices", "403 403 403 204", "/api/prices?model=spare&valid_from=2026-01-31"),
     Row("PATCH /api/users/{user_id}", "403 403 403 200", "/api/users/<user>", {"active": True}),

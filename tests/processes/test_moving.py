@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -51,7 +52,12 @@ def test_a_backup_of_a_running_server_can_be_restored_elsewhere(
     assert output.startswith("The data of 20")
     assert "(users: 1, models: 1, jobs: 2)" in output
     assert error_output == f"{tmp_path}/new/secret.key cannot decrypt the upstream keys of gpt-*.\n"
-    # then the token works there, the jobs are unchanged, and the held one can be approved
+    # then a server there refuses to start without the key
+    code, _, error_output = run_signoff(new, "jobs")
+    assert code == 1
+    assert "Copy the key file of the other hosts" in error_output
+    shutil.copy(tmp_path / "old" / "secret.key", tmp_path / "new" / "secret.key")
+    # and with it the token works, the jobs are unchanged, and the held one can be approved
     with served(new, tmp_path, port):
         assert {job: ask(port, f"/job?id={job}", token) for job in (done, held)} == before
         assert ask(port, "/reviewJob", token, {"id": held, "status": "success"}) == {"status": "success"}

@@ -130,6 +130,20 @@ async def test_a_host_without_the_key_of_the_others_refuses_to_start(tmp_path: P
             assert services.adapters.vault.open(secret) == "sk"
 
 
+async def test_an_operator_who_lost_the_key_can_go_on_with_another_one(tmp_path: Path) -> None:
+    settings, environment = Settings(data_dir=tmp_path / "data"), clean_environment(tmp_path / "data")
+    await store_secrets(settings, 1)
+    settings.key_path.unlink()
+    with pytest.raises(WrongKey, match="signoff key accept"):
+        async with open_services(settings):
+            pass
+    output = await asyncio.to_thread(signoff, environment, "key", "accept")
+    assert "Servers with this key start again" in output
+    async with open_services(settings) as services:
+        [secret] = await sealed_secrets(services)
+        assert not services.adapters.vault.is_newest(secret.sealed)
+
+
 async def test_a_wrong_key_is_noticed_in_a_database_of_an_earlier_version(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     async with open_services(settings) as services:

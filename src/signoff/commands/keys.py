@@ -57,6 +57,13 @@ def key_drop(
         out.print(f"Deleted old keys: {drop_old_keys(settings.key_path)}.")
 
 
+@encryption_keys.command("accept")
+def key_accept() -> None:
+    """Use the key of this host although it is not the one of the stored secrets, for when that one is lost."""
+    _print_result(run(load(), rotate_secrets, checks_key=False))
+    out.print("Servers with this key start again. Enter the secrets that it does not decrypt once more.")
+
+
 def _settings_with_file() -> Settings:
     settings = load()
     if settings.secret_key is not None:

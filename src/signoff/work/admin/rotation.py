@@ -35,7 +35,8 @@ async def check_key(services: Services, path: Path) -> None:
     if known.isdisjoint(own) and (known or not await _can_open_any(services)):
         raise WrongKey(
             f"The secrets of this database are encrypted with another key than those in {path}. Copy the key file of "
-            "the other hosts (`secret.key` in their data folder) there, or set `secret_key_file` or `secret_key`."
+            "the other hosts (`secret.key` in their data folder) there, or set `secret_key_file` or `secret_key`. "
+            "If that key is lost, run `signoff key accept`."
         )
     if own[0] not in known:
         await services.store.secrets.add_key_fingerprint(own[0])
