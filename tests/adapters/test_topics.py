@@ -12,6 +12,7 @@ from typing import Any
 
 import aio_pika
 import pytest
+from cryptography.fernet import Fernet
 from faststream.kafka import TestKafkaBroker
 from faststream.kafka.testing import build_message
 from redis.asyncio import Redis
@@ -39,15 +40,19 @@ async def wire(rabbitmq_url: str, prefix: str, anyio_backend: object) -> AsyncIt
         yield wire
 
 
+# Two hosts on one database need one key.
+SAME_KEY: dict[str, Any] = {"secret_key": Fernet.generate_key().decode()}
+
+
 async def health(server: Live, token: str, name: str) -> bool | None:
     """Return True if the stream is listened to, and None before the first attempt."""
     _, payload = await server.ask("GET", "/health/ready", token)
     return payload.get(f"stream:{name}")
 
 
-async def until_health_is(server: Live, wire: RabbitClient, *, expected: bool) -> None:
-    """Wait until the health of the stream is `expected`."""
-    token = await server.token()
+async def until_health_is(server: Live, wire: RabbitClient, *, expected: bool, token: str | None = None) -> None:
+    """Wait until the health of the stream is `expected`; without the store, only a token that was used before works."""
+    token = token or await server.token()
 
     async def has_expected_health() -> bool | None:
         return (await health(server, token, wire.requests)) == expected or None
@@ -310,10 +315,12 @@ async def test_an_unreachable_store_delays_messages_and_loses_none(
         streamed(tmp_path, wire, database_url=proxy.url, backoff_max_seconds=0.2) as server,
     ):
         await listening(server)
+        token = await server.token()
+        await until_health_is(server, wire, expected=True, token=token)
         await proxy.shut()
         for number in range(5):
             await wire.send(request_message(str(number)))
-        await until_health_is(server, wire, expected=False)
+        await until_health_is(server, wire, expected=False, token=token)
         await proxy.open()
         assert {(await wire.get()).body["metadata"]["n"] for _ in range(5)} == {*"01234"}
 
@@ -322,7 +329,8 @@ async def test_one_process_leads_an_mqtt_stream_though_another_has_the_same_host
     tmp_path: Path, mqtt_url: str, postgres_url: str, prefix: str
 ) -> None:
     stream = {"name": "one", "url": mqtt_url, "requests": f"{prefix}requests", "responses": f"{prefix}responses"}
-    more: dict[str, Any] = {"database_url": postgres_url, "streams": [stream | {"backoff_max_seconds": 0.2}]}
+    more: dict[str, Any] = SAME_KEY | {"database_url": postgres_url}
+    more |= {"streams": [stream | {"backoff_max_seconds": 0.2}]}
     async with live(tmp_path / "1", **more) as first, live(tmp_path / "2", **more) as second:
 
         async def one_leads() -> bool | None:
@@ -337,7 +345,7 @@ async def test_two_processes_are_two_consumers_of_redis_though_they_have_the_sam
     tmp_path: Path, redis_url: str, postgres_url: str, prefix: str
 ) -> None:
     stream = {"name": "one", "url": redis_url, "requests": f"{prefix}requests", "responses": f"{prefix}responses"}
-    more: dict[str, Any] = {"database_url": postgres_url, "streams": [stream]}
+    more: dict[str, Any] = SAME_KEY | {"database_url": postgres_url, "streams": [stream]}
     async with live(tmp_path / "1", **more), live(tmp_path / "2", **more), Redis.from_url(redis_url) as client:
 
         async def both_read() -> bool | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from signoff.asgi import Application
@@ -134,7 +135,10 @@ async def test_a_starting_server_warns_of_anonymous_admins(role: Any, warnings: 
     async def send(message: Any) -> None:
         sent.append(message["type"])
 
-    with capture_logs() as events:
-        await Application(settings, work=False)({"type": "lifespan"}, receive, send)
+    try:
+        with capture_logs() as events:
+            await Application(settings, work=False)({"type": "lifespan"}, receive, send)
+    finally:
+        structlog.reset_defaults()  # a starting server sets up the log of the process
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert [event["event"] for event in events].count("anonymous_admin") == warnings

@@ -49,7 +49,7 @@ async def open_stream(
     [
         ("stream", CHAT, WHOLE),
         ("stream", "/v1/completions", WHOLE),
-        ("stream", "/v1/messages/whatever/comes", WHOLE),
+        ("stream", "/v1/audio/whatever/comes", WHOLE),
         ("stream-of-crlf", CHAT, b"".join(CRLF_EVENTS)),
         ("stream-of-bytes", CHAT, b"".join(CRLF_EVENTS)),
         ("stream-at-once", CHAT, WHOLE),

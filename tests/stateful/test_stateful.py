@@ -24,7 +24,7 @@ from stateful.place import ControlledDatabase
 Break = Callable[[pytest.MonkeyPatch], None]
 STEPS = 50
 pytestmark = pytest.mark.slow
-RUNS = {"sqlite": 24, "postgres": 12}
+RUNS = {"sqlite": 36, "postgres": 12}
 LONG_RUNS = 600
 SEARCHES = 400
 

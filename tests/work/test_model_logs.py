@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from cryptography.fernet import Fernet
 from structlog.testing import capture_logs
 
 from fakes.programs import JSON_LINES_MODEL
@@ -110,9 +111,10 @@ async def test_lines_wait_for_an_unavailable_store_and_dropped_ones_are_reported
 def test_a_log_can_be_read_and_cleared_from_every_host(tmp_path: Path, postgres_url: str) -> None:
     # given two hosts, each with its own directory and therefore its own process of the model
     ports, token, hosts = (free_port(), free_port()), "", list[dict[str, str]]()
+    more = {"SIGNOFF_DATABASE_URL": postgres_url, "SIGNOFF_SECRET_KEY": Fernet.generate_key().decode()}
     for host in ("a", "b"):
         (tmp_path / host).mkdir()
-        hosts.append(clean_environment(tmp_path / host / "data", SIGNOFF_DATABASE_URL=postgres_url))
+        hosts.append(clean_environment(tmp_path / host / "data", **more))
     signoff(hosts[0], "migrate")
     token = signoff(hosts[0], "token", "create", "a@b.c", "--role", "admin", "--quiet").strip()
     command = quote(shlex.join([sys.executable, "-S", str(JSON_LINES_MODEL)]))
