@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from standardwebhooks import Webhook
 from standardwebhooks.webhooks import WebhookVerificationError
+from structlog.testing import capture_logs
 
 from fakes.http_server import RecordedRequest
 from fakes.webhook_receiver import OTHER_SECRET, SECRET, WebhookReceiver, hang, message_id
@@ -238,20 +239,18 @@ async def test_a_receiver_that_starts_late_gets_the_webhook(tmp_path: Path) -> N
             assert (await delivery_when(server, token, job_id, state="done"))["id"] == message_id(request)
 
 
-async def test_a_delivery_that_never_succeeds_is_given_up_and_logged(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    async with hooked(tmp_path, webhook_waits_seconds=[0, 0]) as (server, receiver):
-        token = await server.token()
-        receiver.answers = [500] * 10
-        job_id = await submit(server, token, receiver.url)
-        failed = await delivery_when(server, token, job_id, state="failed")
-        assert (failed["attempts"], failed["status"], len(receiver.requests)) == (3, 500, 3)
-        assert "Given up after 3 attempts" in failed["error"]
-        assert [delivery.id for delivery in await server.services.store.deliveries.failed(10)] == [failed["id"]]
-    logged = "".join(capfd.readouterr())
-    assert "delivery_failed" in logged
-    assert failed["id"] in logged
+async def test_a_delivery_that_never_succeeds_is_given_up_and_logged(tmp_path: Path) -> None:
+    with capture_logs() as events:
+        async with hooked(tmp_path, webhook_waits_seconds=[0, 0]) as (server, receiver):
+            token = await server.token()
+            receiver.answers = [500] * 10
+            job_id = await submit(server, token, receiver.url)
+            failed = await delivery_when(server, token, job_id, state="failed")
+            assert (failed["attempts"], failed["status"], len(receiver.requests)) == (3, 500, 3)
+            assert "Given up after 3 attempts" in failed["error"]
+            deliveries = await server.services.store.deliveries.failed(10)
+            assert [delivery.id for delivery in deliveries] == [failed["id"]]
+    assert [event["delivery"] for event in events if event["event"] == "delivery_failed"] == [failed["id"]]
 
 
 async def test_a_delivery_is_given_up_at_once_after_a_410(tmp_path: Path) -> None:
