@@ -30,6 +30,8 @@ from signoff.errors import BadRequest
         '{"previous_response_\u0131d":"theirs"}',
         '{"conversation":"mine","conversation":"theirs"}',
         '{"n":1,"N":9}',
+        '{"best_of":1,"best_of":9}',
+        '{"a":1,"\\u0061' + "x" * 93 + "\u00e9" * 9 + '":2}',
         '{"max_tokens":1,"max_tokens":9}',
         '{"parcel":{"content_type":"multipart/form-data","content":""}}',
     ],

@@ -58,6 +58,16 @@ def test_every_text_of_a_request_is_in_its_transcript(body: dict[str, Any]) -> N
     assert [text for text in texts_in(body) if text not in shown] == []
 
 
+def test_arguments_of_tools_are_shown_whole_and_data_by_its_beginning() -> None:
+    arguments = json.dumps({"note": "pay the bill " * 400, "to": "M. Malory"})
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "pay", "arguments": arguments}}]}
+    image = {"role": "user", "content": [{"image_url": {"url": "data:image/png;base64," + "A" * 90_000}}]}
+    [called, shown] = transcript(json.dumps({"messages": [call, image]}).encode())
+    assert "M. Malory" in called.text
+    assert "90022 characters" in shown.text
+    assert "M. Malory" in (answer_details(json.dumps({"choices": [{"message": call}]}).encode()) or "")
+
+
 def test_messages_are_in_order_with_their_roles() -> None:
     body = {"model": "m", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]}
     assert transcript(json.dumps(body).encode()) == [("system", "Be brief."), ("user", "Why?")]

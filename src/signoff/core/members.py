@@ -21,6 +21,7 @@ READ_MEMBERS = (
     "conversation",
     "previous_response_id",
     "n",
+    "best_of",
     "max_tokens",
     "max_completion_tokens",
     "max_output_tokens",
@@ -81,6 +82,5 @@ def _check_escapes(body: bytes) -> None:
         raise BadRequest("The body has too many texts to be checked for escapes; write letters without escapes.")
     for match in _STRING.finditer(body):
         if match[2] is not None and _LETTER_ESCAPE.search(match[1]):
-            raise BadRequest(
-                f"The name of a member must not have escapes of letters (got {match[1][:100].decode()!r})."
-            )
+            name = match[1][:100].decode(errors="replace")  # the cut may split a character
+            raise BadRequest(f"The name of a member must not have escapes of letters (got {name!r}).")

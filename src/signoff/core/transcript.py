@@ -1,5 +1,6 @@
 """Transcripts: everything that a request says to a model, as texts for a reviewer."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
@@ -9,8 +10,9 @@ from signoff.core.binary import BinaryBody, decode_binary
 from signoff.core.form import is_form, split_form
 from signoff.errors import BadRequest
 
-# Longer values of other parts than texts, such as images in base64, are shown by their beginning.
-MAX_VALUE_LENGTH = 2000
+# Longer data in base64, such as images, is shown by its beginning; texts and arguments of tools are shown whole.
+MAX_DATA_LENGTH = 2000
+_DATA = re.compile(r"(?:data:[\w.+/-]+;base64,)?[A-Za-z0-9+/]+={0,2}")
 # Members that say something to the model by themselves, in the order in which they are shown.
 _TEXT_MEMBERS = ("instructions", "system", "prompt", "instruction")
 _LIST_MEMBERS = ("messages", "input")
@@ -116,8 +118,8 @@ def _json(value: Any) -> str:
 
 def _shortened(value: Any) -> Any:
     match value:
-        case str() if len(value) > MAX_VALUE_LENGTH:
-            return f"{value[:MAX_VALUE_LENGTH]}… ({len(value)} characters)"
+        case str() if len(value) > MAX_DATA_LENGTH and _DATA.fullmatch(value):
+            return f"{value[:MAX_DATA_LENGTH]}… ({len(value)} characters)"
         case list():
             return [_shortened(each) for each in cast("list[Any]", value)]
         case dict():

@@ -75,7 +75,7 @@ class HeldCard(Card, frozen=True, kw_only=True):
     new_input: list[TranscriptEntry]
     """Everything that the request of the saved draft says, which the model is asked again; empty without one."""
     details: str | None
-    """Whole answer as JSON if it says more than its text, such as calls of tools."""
+    """JSON of the whole answer if it says more than its text, such as calls of tools."""
     has_draft: bool
     """True if `answer` is a saved draft."""
     is_cut: bool

@@ -93,7 +93,7 @@ async def names_held_object(services: Services, job: Job) -> bool:
 
     Call it when the answer has come, before any of it leaves: what the upstream put into it was marked before.
     """
-    if job.policy.may_hold or job.pipeline_id is not None or creates_no_object(job.path):
+    if job.policy.may_hold or job.pipeline_id is not None:
         return False
     ids = _ids_of(job.path, job.body)
     if not ids:
