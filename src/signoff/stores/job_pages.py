@@ -28,10 +28,7 @@ def read_page(conn: Connection, filters: JobFilter) -> Page[Job]:
     for _ in range(MAX_READS):
         matching = conn.execute(page_statement(filters)).scalars().all()
         ids = matching[: page_length(_sizes_of(conn, matching), filters.max_bytes)]
-        by_id = dict[str, Job]()
-        for batch in batches(ids):
-            by_id |= {row.id: job_of(row) for row in conn.execute(_JOBS, {"ids": batch})}
-            by_id |= {row.id: job_of_call(row) for row in conn.execute(_CALLS, {"ids": batch})}
+        by_id = jobs_by_id(conn, ids)
         jobs_in_order = (by_id[job_id] for job_id in ids if job_id in by_id)
         page = Page(
             (job for job in jobs_in_order if filters.status in {None, job.status}),
@@ -47,6 +44,15 @@ def _sizes_of(conn: Connection, ids: Sequence[str]) -> Iterator[int]:
     for batch in batches(ids):
         sizes = {row.id: row.size for query in _SIZES for row in conn.execute(query, {"ids": batch})}
         yield from (sizes.get(job_id, 0) for job_id in batch)
+
+
+def jobs_by_id(conn: Connection, ids: Sequence[str]) -> dict[str, Job]:
+    """Return the jobs and calls with these ids, as far as they exist. There may be any number of ids."""
+    by_id = dict[str, Job]()
+    for batch in batches(ids):
+        by_id |= {row.id: job_of(row) for row in conn.execute(_JOBS, {"ids": batch})}
+        by_id |= {row.id: job_of_call(row) for row in conn.execute(_CALLS, {"ids": batch})}
+    return by_id
 
 
 def page_statement(filters: JobFilter) -> sa.Select[Any]:

@@ -1,7 +1,6 @@
 """Objects that upstreams store, in SQL: the jobs that created them, and the marks of those under review."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -9,7 +8,7 @@ from sqlalchemy import Connection
 from signoff.core.job import Job
 from signoff.stores.calls import job_of_call
 from signoff.stores.database import Database
-from signoff.stores.job_pages import batches
+from signoff.stores.job_pages import batches, jobs_by_id
 from signoff.stores.objects_schema import created_objects, held_objects
 from signoff.stores.schema import calls, jobs
 from signoff.stores.transitions import EVERY_COLUMN, job_of
@@ -19,8 +18,6 @@ _IDS = sa.bindparam("ids", type_=sa.Text, expanding=True)
 _JOBS_OF_OBJECTS = sa.select(created_objects.c.object_id, created_objects.c.job_id).where(
     created_objects.c.object_id.in_(_IDS)
 )
-_JOBS = sa.select(*EVERY_COLUMN).where(jobs.c.id.in_(_IDS))
-_CALLS = sa.select(*calls.c).where(calls.c.id.in_(_IDS))
 _JOBS_BY_OBJECT = sa.select(*EVERY_COLUMN).where(jobs.c.upstream_object_id.in_(_IDS))
 _CALLS_BY_OBJECT = sa.select(*calls.c).where(calls.c.upstream_object_id.in_(_IDS))
 _HELD = sa.select(held_objects.c.object_id).where(held_objects.c.object_id.in_(_IDS))
@@ -58,9 +55,10 @@ def _creators(conn: Connection, object_ids: Sequence[str]) -> dict[str, Job]:
     creators = dict[str, Job]()
     for ids in batches(object_ids):
         jobs_of_parts = {row.object_id: row.job_id for row in conn.execute(_JOBS_OF_OBJECTS, {"ids": ids})}
-        by_id = {job.id: job for job in _jobs(conn, _JOBS, _CALLS, sorted({*jobs_of_parts.values()}))}
+        by_id = jobs_by_id(conn, sorted({*jobs_of_parts.values()}))
         _add_first(creators, ((each, by_id[job_id]) for each, job_id in jobs_of_parts.items() if job_id in by_id))
-        by_object = _jobs(conn, _JOBS_BY_OBJECT, _CALLS_BY_OBJECT, ids)
+        by_object = [job_of(row) for row in conn.execute(_JOBS_BY_OBJECT, {"ids": ids})]
+        by_object += [job_of_call(row) for row in conn.execute(_CALLS_BY_OBJECT, {"ids": ids})]
         _add_first(creators, ((job.upstream_object_id or "", job) for job in by_object))
     return creators
 
@@ -70,10 +68,3 @@ def _add_first(creators: dict[str, Job], pairs: Iterable[tuple[str, Job]]) -> No
     for object_id, job in pairs:
         if object_id not in creators or job.id < creators[object_id].id:
             creators[object_id] = job
-
-
-def _jobs(conn: Connection, of_jobs: sa.Select[Any], of_calls: sa.Select[Any], ids: Sequence[str]) -> list[Job]:
-    if not ids:
-        return []
-    stored = [job_of(row) for row in conn.execute(of_jobs, {"ids": ids})]
-    return stored + [job_of_call(row) for row in conn.execute(of_calls, {"ids": ids})]
