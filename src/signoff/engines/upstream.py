@@ -25,14 +25,14 @@ from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.model import Timeouts
 from signoff.engine import Sink
+from signoff.engines.upstream_errors import MAX_ERROR_BYTES, read_error
+from signoff.engines.upstream_events import final_part, is_last_event
 from signoff.engines.url import ADDRESS_NOT_ALLOWED, parse_model_url
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
 from signoff.infra.ssrf import CheckedResolver, blocked_reason
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_EVENT_BYTES = 8 * 2**20
-MAX_ERROR_BYTES = 64 * 2**10
-MAX_MESSAGE_CHARS = 2000
 # Shorter than the 5 s after which uvicorn, Node and llama.cpp close an idle connection, so that we close it first.
 KEEPALIVE_SECONDS = 4
 # After the last event only the end of the body is due. Reading it makes the connection reusable.
@@ -156,7 +156,7 @@ class UpstreamClient:
             while len(body) < MAX_ERROR_BYTES and (data := await call.read(response)):
                 body += data
         body = body[:MAX_ERROR_BYTES]
-        message = _error_message(body)[0] or f"The model answered with status {response.status}."
+        message = read_error(body)[0] or f"The model answered with status {response.status}."
         wait_seconds = self._parse_retry_after(response.headers.get("retry-after", ""))
         return ModelAnswered(response.status, message, body=body, retry_after_seconds=wait_seconds)
 
@@ -281,7 +281,7 @@ async def _pass_on_events(call: _Call, response: aiohttp.ClientResponse, sink: S
         events, is_last = list[bytes](), False
         try:
             for event in splitter.feed(data):
-                is_last = _is_last(sse.data_of(event), json_only=json_only)
+                is_last = is_last_event(sse.data_of(event), json_only=json_only)
                 events.append(event)
                 if is_last:
                     break
@@ -291,7 +291,7 @@ async def _pass_on_events(call: _Call, response: aiohttp.ClientResponse, sink: S
         if is_last:
             await _drain(call, response)
             return
-    if rest := _final_part(splitter.rest, json_only=json_only):
+    if rest := final_part(splitter.rest, json_only=json_only):
         await sink.send([rest])
 
 
@@ -319,74 +319,11 @@ def _check_json(body: bytes) -> bytes:
     return body
 
 
-class _Event(msgspec.Struct):
-    type: msgspec.Raw = msgspec.Raw(b"null")
-    error: msgspec.Raw = msgspec.Raw(b"null")
-
-
-# A stream of `/v1/responses` has no `[DONE]`.
-_FINAL_TYPES = {b'"response.completed"', b'"response.incomplete"', b'"response.failed"'}
-
-
-def _is_last(data: bytes, *, json_only: bool) -> bool:
-    """Return True if an event ends its stream.
-
-    Raises ModelAnswered for an error event, and, if `json_only`, ModelGarbled for one that is not a JSON object.
-    """
-    if not data or data.startswith(b"[DONE]"):
-        return bool(data)
-    try:
-        data.decode()
-        event = msgspec.json.decode(data, type=_Event)
-    except (ValueError, RecursionError) as error:
-        if not json_only:
-            return False
-        raise ModelGarbled("The model sent an event that is not a JSON object.") from error
-    kind = bytes(event.type)
-    if bytes(event.error) != b"null" or kind == b'"error"':
-        message, status = _error_message(data)
-        raise ModelAnswered(status or ModelFailed.status, message, body=data[:MAX_ERROR_BYTES])
-    return json_only and kind in _FINAL_TYPES
-
-
-def _final_part(raw: bytes, *, json_only: bool) -> bytes:
-    """Return the final event of a body that ends without a blank line. Raises ModelCut if it must be JSON."""
-    if sse.data_of(raw).startswith(b"[DONE]"):
-        return sse.DONE
-    if json_only:
-        raise ModelCut
-    return raw
-
-
 async def _drain(call: _Call, response: aiohttp.ClientResponse) -> None:
     with suppress(aiohttp.ClientError, OSError):
         async with asyncio.timeout(LINGER_SECONDS):
             while await call.read(response):
                 pass
-
-
-class _Error(msgspec.Struct):
-    message: str | None = None
-    code: int | str | None = None
-    status: int | str | None = None
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _Error | str | None = None
-    detail: str | None = None
-    message: str | None = None
-
-
-def _error_message(body: bytes) -> tuple[str, int | None]:
-    """Return the message of an error body, in any of the usual formats or else as text, and the status in it."""
-    try:
-        body_error = msgspec.json.decode(body, type=_ErrorBody)
-    except (ValueError, RecursionError):
-        body_error = _ErrorBody()
-    error = body_error.error if isinstance(body_error.error, _Error) else _Error(message=body_error.error)
-    message = error.message or body_error.detail or body_error.message or body.decode(errors="replace").strip()
-    status = next((code for code in (error.code, error.status) if isinstance(code, int) and 400 <= code < 600), None)
-    return message[:MAX_MESSAGE_CHARS], status
 
 
 def _reason(error: Exception) -> str:
