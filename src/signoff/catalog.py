@@ -97,8 +97,8 @@ class SealedSecret(msgspec.Struct, frozen=True, kw_only=True):
     kind: SealedKind
     """`key` for an upstream's API key, `job` for a webhook secret of a job, `stream` for the address of a broker."""
 
-    place: str
-    """The id of the key, the id of the job, or the name of the stream."""
+    id: str
+    """The id of the key or the job, or the name of the stream."""
 
     sealed: bytes
     """The secret, sealed by the vault; empty for a job that is delivered without a secret of its own."""

@@ -374,7 +374,7 @@ class Store(Protocol):
         """Create the schema, or bring it up to date. One process at a time does so; the others wait."""
         ...
 
-    async def ready(self) -> bool:
+    async def is_ready(self) -> bool:
         """Return True if the store answers within two seconds. Never raises."""
         ...
 

@@ -239,7 +239,7 @@ async def test_after_the_server_ended_every_connection_reads_and_writes_go_on(
 
     assert await together(store.jobs.get(job.id) for _ in range(20)) == [job] * 20
     assert (await store.jobs.transition(job.id, a_step("succeed"))).status == "success"
-    assert await store.ready() is True
+    assert await store.is_ready() is True
 
 
 async def test_changes_arrive_again_after_the_server_ended_every_connection(
@@ -358,7 +358,7 @@ async def test_usage_counts_once_though_the_outcome_of_its_commit_is_unknown_for
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with store_through(wire) as store:
-        reservation = await reserved(store, Limit(who="all", tokens_per_day=100), 50)
+        reservation = await reserved(store, Limit(scope="all", tokens_per_day=100), 50)
         for module in (postgres, quotas):
             monkeypatch.setattr(module, "WRITE_TIMEOUT_SECONDS", 0.05)
         monkeypatch.setattr(postgres, "READ_SECONDS", 0.05)
@@ -388,7 +388,7 @@ async def test_while_the_server_is_away_writes_wait_and_then_give_up(
         waiting = asyncio.ensure_future(inserted(store))
         with pytest.raises(Overloaded):
             await store.jobs.count(JobFilter(), at_most=10_000)
-        assert await store.ready() is False
+        assert await store.is_ready() is False
         assert not waiting.done()
         wire.refuses = False
         assert (await waiting).status == "bot"
@@ -413,7 +413,7 @@ CATALOG_CHANGES: dict[
         lambda s: s.catalog.drop_model("m"),
     ),
     "keys": ("models", lambda s: s.catalog.add_key(1, "k", b"k"), lambda s: s.catalog.drop_key(1)),
-    "limits": ("limits", lambda s: s.quotas.put_limit(Limit(who="all")), lambda s: s.quotas.drop_limit("all")),
+    "limits": ("limits", lambda s: s.quotas.put_limit(Limit(scope="all")), lambda s: s.quotas.drop_limit("all")),
     "prices": ("prices", lambda s: s.usage.put_price(PRICE), lambda s: s.usage.drop_price("gpt", 10)),
     "streams": ("streams", lambda s: s.streams.put(a_stream("s")), lambda s: s.streams.drop("s")),
     "compositions": (

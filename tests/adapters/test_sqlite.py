@@ -409,7 +409,7 @@ async def test_a_full_disk_fails_the_write_and_not_the_server(store: SqlStore) -
 async def test_usage_counts_once_though_its_commit_takes_longer_than_a_caller_waits(
     store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reservation = await reserved(store, Limit(who="all", tokens_per_day=100), 50)
+    reservation = await reserved(store, Limit(scope="all", tokens_per_day=100), 50)
     database: Any = store._database
     monkeypatch.setattr(database._writer, "_timeout_seconds", 0.05)
     monkeypatch.setattr(quotas, "WRITE_TIMEOUT_SECONDS", 0.05)

@@ -159,7 +159,7 @@ async def test_jobs_with_a_secret_are_found_among_many_in_bounded_scans(
 
     job_ids, after = list[str](), None
     while page := await store.secrets.page("job", after, 2):
-        job_ids, after = [*job_ids, *(secret.place for secret in page)], page[-1].place
+        job_ids, after = [*job_ids, *(secret.id for secret in page)], page[-1].id
 
     assert job_ids == [jobs[index].id for index in (6, 13, 14)]
 
@@ -178,10 +178,10 @@ async def test_all_sealed_secrets_are_listed_in_pages_and_replaced_in_place(stor
 
     sealed_keys, after = list[SealedSecret](), None
     while page := await store.secrets.page("key", after, 5):
-        sealed_keys, after = [*sealed_keys, *page], page[-1].place
+        sealed_keys, after = [*sealed_keys, *page], page[-1].id
     assert [secret.sealed for secret in sealed_keys] == [b"k%d" % number for number in range(12)]
     sealed_jobs = await store.secrets.page("job", None, 5)
-    assert [(secret.place, secret.sealed) for secret in sealed_jobs] == [(with_hook.id, b"\x00job"), (mirrored.id, b"")]
+    assert [(secret.id, secret.sealed) for secret in sealed_jobs] == [(with_hook.id, b"\x00job"), (mirrored.id, b"")]
     assert await store.secrets.page("job", mirrored.id, 5) == []
     for name in ("one", "two"):
         await store.streams.put(a_stream(name, sealed=name.encode()))
@@ -197,7 +197,7 @@ async def test_all_sealed_secrets_are_listed_in_pages_and_replaced_in_place(stor
     assert changed is not None
     assert changed.deliver == (mirror, DeliveryTarget(address="http://a", host="a", sealed=b"new"))
     assert [stream.sealed for stream in await store.streams.all()] == [b"one", b"new"]
-    assert await store.secrets.replace(SealedSecret(kind="job", place="nobody", sealed=b"x"), b"y") is False
+    assert await store.secrets.replace(SealedSecret(kind="job", id="nobody", sealed=b"x"), b"y") is False
 
 
 # Logs of models

@@ -10,7 +10,7 @@ from support.stores import AStore, listening, together, until
 
 pytestmark = pytest.mark.anyio
 
-HUNDRED = Limit(who="all", requests_per_minute=100, tokens_per_minute=10_000)
+HUNDRED = Limit(scope="all", requests_per_minute=100, tokens_per_minute=10_000)
 
 
 def a_request(name: str, *limits: Limit, tokens: int = 0, lease_seconds: float = 60) -> ReservationRequest:
@@ -25,7 +25,7 @@ async def reserved(store: AStore, name: str, *limits: Limit, tokens: int = 0, le
 
 
 async def test_limits_are_put_listed_replaced_and_dropped(store: AStore, other: AStore) -> None:
-    mine = Limit(who="user", id=7, email="ann@example.com", model="small", parallel=3)
+    mine = Limit(scope="user", id=7, email="ann@example.com", model="small", parallel=3)
     await store.quotas.put_limit(HUNDRED)
     await store.quotas.put_limit(mine)
     changed = msgspec.structs.replace(mine, parallel=4, cost_per_month=5)
@@ -52,7 +52,7 @@ async def test_two_processes_together_admit_exactly_the_allowed_number(store: AS
         (store, other)[number % 2].quotas.reserve(request) for number, request in enumerate(requests)
     )
     assert sum(isinstance(outcome, Reservation) for outcome in outcomes) == 100
-    waits = [outcome.wait for outcome in outcomes if isinstance(outcome, Denial)]
+    waits = [outcome.wait_us for outcome in outcomes if isinstance(outcome, Denial)]
     assert all(wait is not None and 0 < wait <= 60_000_000 for wait in waits)
 
 
@@ -65,13 +65,13 @@ async def test_tokens_released_by_a_settlement_are_free_for_every_process(store:
 
 
 async def test_a_reservation_that_was_not_sent_is_released_in_full(store: AStore, other: AStore) -> None:
-    once = Limit(who="all", requests_per_minute=1, tokens_per_day=10)
+    once = Limit(scope="all", requests_per_minute=1, tokens_per_day=10)
     await other.quotas.settle(await reserved(store, "first", once, tokens=10), was_sent=False)
     await reserved(other, "second", once, tokens=10)
 
 
 async def test_a_reservation_under_several_limits_is_all_or_nothing(store: AStore) -> None:
-    narrow, wide = Limit(who="token", id=3, parallel=1), Limit(who="all", requests_per_minute=3)
+    narrow, wide = Limit(scope="token", id=3, parallel=1), Limit(scope="all", requests_per_minute=3)
     await reserved(store, "first", narrow, wide)
     denials = await together(store.quotas.reserve(a_request(f"job-{number}", narrow, wide)) for number in range(5))
     assert all(isinstance(denial, Denial) and denial.limit == narrow for denial in denials)
@@ -80,7 +80,7 @@ async def test_a_reservation_under_several_limits_is_all_or_nothing(store: AStor
 
 
 async def test_a_reservation_expires_unless_it_is_renewed(store: AStore, other: AStore) -> None:
-    limit = Limit(who="all", parallel=2)
+    limit = Limit(scope="all", parallel=2)
     dead, alive = await reserved(store, "dead", limit, lease_seconds=60), await reserved(store, "alive", limit)
     assert isinstance(await other.quotas.reserve(a_request("none", limit)), Denial)
     await store.quotas.renew([alive], 60)
@@ -100,7 +100,7 @@ async def test_a_reservation_expires_unless_it_is_renewed(store: AStore, other: 
 
 
 async def test_counters_report_current_usage(store: AStore, other: AStore) -> None:
-    budget = Limit(who="all", requests_per_minute=5, tokens_per_month=100)
+    budget = Limit(scope="all", requests_per_minute=5, tokens_per_month=100)
     await store.quotas.settle(await reserved(store, "job", budget, tokens=50), tokens=30)
     counters = await other.quotas.counters([budget.name, "nobody"])
     assert list(counters) == [budget.name]

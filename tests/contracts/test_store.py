@@ -1198,9 +1198,9 @@ async def test_a_version_grows_with_every_change_of_its_topic(store: AStore, oth
 
 
 async def test_a_store_is_ready_while_it_is_open(store: AStore) -> None:
-    assert await store.ready() is True
+    assert await store.is_ready() is True
     await store.close()
-    assert await store.ready() is False
+    assert await store.is_ready() is False
 
 
 async def test_a_store_can_be_closed_twice_and_unopened(url: str, store: AStore) -> None:

@@ -38,7 +38,7 @@ class LimitHarness:
     """A limit with its counter, and every reservation that it has granted."""
 
     def __init__(self, **numbers: int) -> None:
-        self.limit = Limit(who="all", **numbers)  # type: ignore[arg-type]
+        self.limit = Limit(scope="all", **numbers)  # type: ignore[arg-type]
         self.counters: Mapping[str, Counter] = {}
         self.now = NOON
         self.reservations: list[Reservation] = []
@@ -77,7 +77,7 @@ class LimitHarness:
 
 def wait_of(denial: Reservation | Denial) -> int | None:
     assert isinstance(denial, Denial)
-    return denial.wait
+    return denial.wait_us
 
 
 waits = st.lists(st.integers(0, 40 * SECOND), min_size=1, max_size=60)
@@ -122,9 +122,9 @@ def test_a_denied_request_is_admitted_exactly_after_its_wait(requests: list[tupl
             harness.settle(reservation, used)
     denial = harness.ask(tokens)
     if isinstance(denial, Denial):
-        assert denial.wait is not None
-        assert denial.wait <= MINUTE
-        harness.now += denial.wait - 1
+        assert denial.wait_us is not None
+        assert denial.wait_us <= MINUTE
+        harness.now += denial.wait_us - 1
         assert isinstance(harness.ask(tokens), Denial)
         harness.now += 1
         assert isinstance(harness.ask(tokens), Reservation)
@@ -190,7 +190,7 @@ def test_a_request_larger_than_its_limit_is_denied_without_a_wait() -> None:
     for numbers in ({"tokens_per_minute": 100}, {"tokens_per_day": 100}, {"cost_per_month": 100}):
         denial = LimitHarness(**numbers).ask(101, cost=101)
         assert isinstance(denial, Denial)
-        assert (denial.wait, denial.kind) == (None, next(iter(numbers)).replace("tokens_per_minute", "tokens"))
+        assert (denial.wait_us, denial.kind) == (None, next(iter(numbers)).replace("tokens_per_minute", "tokens"))
 
 
 def test_a_slot_is_free_after_its_settlement_or_the_end_of_its_lease() -> None:
@@ -225,14 +225,14 @@ def test_a_budget_is_reserved_before_and_settled_after() -> None:
     reservation = harness.ask(100)
     denied = harness.ask(1)
     assert isinstance(denied, Denial)
-    assert (denied.is_budget, denied.wait) == (False, SECOND), "others may give something back soon"
+    assert (denied.is_budget, denied.wait_us) == (False, SECOND), "others may give something back soon"
     harness.settle(reservation, 95)
     assert isinstance(harness.ask(5), Reservation)
     harness.settle(harness.reservations[-1], 5)
     spent = harness.ask(1)
     assert isinstance(spent, Denial)
-    assert (spent.is_budget, spent.wait) == (True, 12 * 60 * MINUTE)
-    harness.now += spent.wait or 0
+    assert (spent.is_budget, spent.wait_us) == (True, 12 * 60 * MINUTE)
+    harness.now += spent.wait_us or 0
     assert isinstance(harness.ask(100), Reservation)
 
 
@@ -256,7 +256,7 @@ def test_the_budget_of_a_dead_process_is_free_after_its_lease() -> None:
 
 
 def test_a_request_under_several_limits_is_admitted_by_all_or_takes_nothing() -> None:
-    wide, narrow = Limit(who="all", requests_per_minute=10), Limit(who="user", id=7, requests_per_minute=1)
+    wide, narrow = Limit(scope="all", requests_per_minute=10), Limit(scope="user", id=7, requests_per_minute=1)
     request = ReservationRequest(id="a", limits=(("all", wide), ("user:7", narrow)))
     after, reservation = try_reserve({}, request, NOON)
     assert reservation.gauges == {"requests": (1, 0, 60.0)}, "the tightest one is told"

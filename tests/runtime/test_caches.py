@@ -99,7 +99,7 @@ async def test_a_limit_set_during_a_read_applies_to_the_next_request(tmp_path: P
         await slow.begun.wait()
         quotas.limits = slow.read  # type: ignore[method-assign]
 
-        await quotas.put_limit(Limit(who="all", requests_per_minute=1))
+        await quotas.put_limit(Limit(scope="all", requests_per_minute=1))
         limits.invalidate()
         slow.go_on.set()
 

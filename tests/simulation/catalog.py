@@ -137,14 +137,12 @@ class MemorySecrets:
         def read(_: Tx) -> list[SealedSecret]:
             if kind == "key":
                 of_keys = [(key.id, sealed) for key, sealed in self._tables.sealed.values() if key.id > int(after or 0)]
-                return [
-                    SealedSecret(kind="key", place=str(key_id), sealed=sealed) for key_id, sealed in sorted(of_keys)
-                ]
+                return [SealedSecret(kind="key", id=str(key_id), sealed=sealed) for key_id, sealed in sorted(of_keys)]
             if kind == "stream":
                 of_streams = [stream for name, stream in sorted(self._tables.streams.items()) if name > (after or "")]
-                return [SealedSecret(kind="stream", place=stream.name, sealed=stream.sealed) for stream in of_streams]
+                return [SealedSecret(kind="stream", id=stream.name, sealed=stream.sealed) for stream in of_streams]
             of_jobs = [job for name, job in sorted(self._tables.jobs.items()) if job.deliver and name > (after or "")]
-            return [SealedSecret(kind="job", place=job.id, sealed=sealed_in(job.deliver)) for job in of_jobs]
+            return [SealedSecret(kind="job", id=job.id, sealed=sealed_in(job.deliver)) for job in of_jobs]
 
         secrets = await self._connection.send(read, writes=False)
         return secrets[:limit]
@@ -152,19 +150,19 @@ class MemorySecrets:
     async def replace(self, old: SealedSecret, sealed: bytes) -> bool:
         def put(tx: Tx) -> bool:
             if old.kind == "key":
-                key, current = self._tables.sealed.get(int(old.place), (None, b""))
+                key, current = self._tables.sealed.get(int(old.id), (None, b""))
                 if key is None or current != old.sealed:
                     return False
                 self._tables.sealed[key.id] = (key, sealed)
                 return True
             if old.kind == "stream":
-                stream = self._tables.streams.get(old.place)
+                stream = self._tables.streams.get(old.id)
                 if stream is None or stream.sealed != old.sealed:
                     return False
                 self._tables.streams[stream.name] = msgspec.structs.replace(stream, sealed=sealed)
                 bump(self._tables, tx, "streams")
                 return True
-            job = self._tables.jobs.get(old.place)
+            job = self._tables.jobs.get(old.id)
             if job is None or sealed_in(job.deliver) != old.sealed:
                 return False
             tx.jobs[job.id] = msgspec.structs.replace(job, deliver=with_sealed(job.deliver, sealed))

@@ -53,7 +53,7 @@ class MemoryStore:
     async def migrate(self) -> None:
         """Migrate nothing; the tables have no schema."""
 
-    async def ready(self) -> bool:
+    async def is_ready(self) -> bool:
         try:
             await self.versions()
         except Overloaded:

@@ -29,10 +29,10 @@ LimitKind = Literal[
 Gauge = tuple[int, int, float]
 
 
-class Limit(msgspec.Struct, frozen=True, kw_only=True):
+class Limit(msgspec.Struct, frozen=True, kw_only=True, rename={"scope": "who"}):
     """A limit on the use of one model or all models. None stands for no limit; costs are nanodollars."""
 
-    who: LimitScope
+    scope: LimitScope
     """`all`: all callers together; `each`: each user without a limit of their own; `user` or `token`: one of them."""
     id: int = 0
     """Id of the user or token; 0 for `all` and `each`."""
@@ -58,7 +58,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """Unique name of the limit."""
-        return limit_name(self.who, self.id, self.model)
+        return limit_name(self.scope, self.id, self.model)
 
     @property
     def tracks_pending(self) -> bool:
@@ -153,7 +153,7 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
     """The exceeded limit."""
     kind: LimitKind
     """The exceeded member of the limit."""
-    wait: int | None
+    wait_us: int | None
     """Microseconds until the request may fit; None if it exceeds the limit by itself."""
     is_budget: bool = False
     """True if the budget of the day or the month is used up, and not only reserved."""
@@ -161,9 +161,9 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
     """See `compute_gauges`."""
 
 
-def limit_name(who: LimitScope, number: int, model: str | None) -> str:
+def limit_name(scope: LimitScope, number: int, model: str | None) -> str:
     """Return the name of a limit; `number` is the id of its user or token."""
-    owner = who if who in {"all", "each"} else f"{who}:{number}"
+    owner = scope if scope in {"all", "each"} else f"{scope}:{number}"
     return owner if model is None else f"{owner} {model}"
 
 
@@ -179,7 +179,7 @@ def try_reserve(
     current = {name: expire(counters.get(name, Counter()), now) for name, _ in request.limits}
     denials = [denial for name, limit in request.limits for denial in _denials(limit, current[name], request, now)]
     if denials:
-        worst = max(denials, key=lambda denial: (denial.wait is None, denial.wait or 0))
+        worst = max(denials, key=lambda denial: (denial.wait_us is None, denial.wait_us or 0))
         corrected = {
             name: current[name] for name, counter in counters.items() if name in current and _is_ahead(counter, now)
         }
@@ -279,11 +279,11 @@ def _denials(limit: Limit, counter: Counter, request: ReservationRequest, now: i
         if most is not None and more > 0:
             used = sum(_count(entry, kind) for entry in counter.entries)
             if more > most:
-                yield Denial(limit=limit, kind=kind, wait=None)
+                yield Denial(limit=limit, kind=kind, wait_us=None)
             elif used + more > most:
-                yield Denial(limit=limit, kind=kind, wait=_wait(counter.entries, kind, used + more - most, now))
+                yield Denial(limit=limit, kind=kind, wait_us=_wait(counter.entries, kind, used + more - most, now))
     if limit.parallel is not None and len(counter.pending) >= limit.parallel:
-        yield Denial(limit=limit, kind="parallel", wait=SLOT_WAIT if limit.parallel else None)
+        yield Denial(limit=limit, kind="parallel", wait_us=SLOT_WAIT if limit.parallel else None)
     yield from _period_denials(limit, counter, request, now)
 
 
@@ -302,11 +302,11 @@ def _period_denials(limit: Limit, counter: Counter, request: ReservationRequest,
         if most is None or used + reserved + max(1, more) <= most:
             continue
         if more > most or most == 0:
-            yield Denial(limit=limit, kind=kind, wait=None, is_budget=True)
+            yield Denial(limit=limit, kind=kind, wait_us=None, is_budget=True)
         elif used + max(1, more) > most:
-            yield Denial(limit=limit, kind=kind, wait=end - now, is_budget=True)
+            yield Denial(limit=limit, kind=kind, wait_us=end - now, is_budget=True)
         else:
-            yield Denial(limit=limit, kind=kind, wait=SLOT_WAIT)
+            yield Denial(limit=limit, kind=kind, wait_us=SLOT_WAIT)
 
 
 def _with_reservation(limit: Limit, counter: Counter, request: ReservationRequest, now: int) -> Counter:

@@ -28,7 +28,7 @@ async def get_readiness(
     caller: Caller | None = None
     with contextlib.suppress(SignoffError):
         caller = await caller_of(services, door_settings, scope_of(request))
-    is_ready, parts = await health.ready(services, with_names=caller is not None and caller.token_id != 0)
+    is_ready, parts = await health.check_readiness(services, with_names=caller is not None and caller.token_id != 0)
     return Response(parts, status_code=200 if is_ready else 503)
 
 

@@ -33,11 +33,11 @@ class SqlSecrets:
         if kind == "key":
             query = sa.select(keys.c.id, keys.c.sealed).where(keys.c.id > int(after or 0)).order_by(keys.c.id)
             rows = await self._database.read(lambda conn, _: conn.execute(query.limit(limit)).all())
-            return [SealedSecret(kind="key", place=str(row.id), sealed=row.sealed) for row in rows]
+            return [SealedSecret(kind="key", id=str(row.id), sealed=row.sealed) for row in rows]
         if kind == "stream":
             by_name = sa.select(streams.c.stream).where(streams.c.name > (after or "")).order_by(streams.c.name)
             declared = await self._database.read(lambda conn, _: list(conn.execute(by_name.limit(limit)).scalars()))
-            return [SealedSecret(kind="stream", place=stream.name, sealed=stream.sealed) for stream in declared]
+            return [SealedSecret(kind="stream", id=stream.name, sealed=stream.sealed) for stream in declared]
         return await self._page_of_jobs(after or "", limit)
 
     async def _page_of_jobs(self, after: str, limit: int) -> list[SealedSecret]:
@@ -45,7 +45,7 @@ class SqlSecrets:
         while True:
             rows, end = await self._database.read(lambda conn, _, after=after: _scan_jobs(conn, after, limit))
             if rows or end is None:
-                return [SealedSecret(kind="job", place=row.id, sealed=sealed_in(row.deliver)) for row in rows]
+                return [SealedSecret(kind="job", id=row.id, sealed=sealed_in(row.deliver)) for row in rows]
             after = end
 
     async def replace(self, old: SealedSecret, sealed: bytes) -> bool:
@@ -98,11 +98,11 @@ def with_sealed(deliver: tuple[DeliveryTarget, ...], sealed: bytes) -> tuple[Del
 
 def _replace(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
     if old.kind == "key":
-        is_unchanged = (keys.c.id == int(old.place), keys.c.sealed == old.sealed)
+        is_unchanged = (keys.c.id == int(old.id), keys.c.sealed == old.sealed)
         return tx.conn.execute(sa.update(keys).where(*is_unchanged).values(sealed=sealed)).rowcount == 1
     if old.kind == "stream":
         return _replace_in_stream(tx, old, sealed)
-    is_job = jobs.c.id == old.place
+    is_job = jobs.c.id == old.id
     deliver = tx.conn.execute(sa.select(jobs.c.deliver).where(is_job)).scalar_one_or_none() or _NO_TARGETS
     if sealed_in(deliver) != old.sealed:
         return False
@@ -113,7 +113,7 @@ def _replace(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
 def _replace_in_stream(tx: Tx, old: SealedSecret, sealed: bytes) -> bool:
     """Replace the address of a stream, and notify: the copies of other processes can be unsealed for a while only."""
     lock(tx, "streams")
-    is_stream = streams.c.name == old.place
+    is_stream = streams.c.name == old.id
     stream: Stream | None = tx.conn.execute(sa.select(streams.c.stream).where(is_stream)).scalar_one_or_none()
     if stream is None or stream.sealed != old.sealed:
         return False

@@ -91,7 +91,7 @@ class SqlStore:
         except DBAPIError as error:
             raise BadBackup(f"The database rejected the rows of {path}: {str(error.orig).splitlines()[0]}") from error
 
-    async def ready(self) -> bool:
+    async def is_ready(self) -> bool:
         """See `store.Store`."""
         try:
             async with asyncio.timeout(READY_SECONDS):

@@ -33,14 +33,14 @@ async def _endpoint_status(services: Services, status: EndpointStatus) -> dict[s
     return fields | {"resting_until": until} | await model_health(services, status.model)
 
 
-async def ready(services: Services, *, with_names: bool) -> tuple[bool, dict[str, bool | int]]:
+async def check_readiness(services: Services, *, with_names: bool) -> tuple[bool, dict[str, bool | int]]:
     """Return True if this server can take requests, and the state of each component by name.
 
     Without `with_names`, streams are only counted: `streams`, and `streams_listening`, those that are listened to.
     Only the store is needed: without the broker, workers find jobs later; without a listener, messages wait in the
     stream.
     """
-    is_ready, statuses = await services.store.ready(), services.caches.streams.statuses
+    is_ready, statuses = await services.store.is_ready(), services.caches.streams.statuses
     components: dict[str, bool | int] = {"store": is_ready, "broker": services.adapters.broker.is_connected}
     if with_names:
         return is_ready, components | {f"stream:{name}": listening.ok for name, listening in statuses.items()}

@@ -28,7 +28,7 @@ async def list_limits(services: Services, caller: Caller) -> list[LimitStatus]:
     """Return every limit for an admin; for others, those of the caller and the caller's token."""
     limits = await services.store.quotas.limits()
     if caller.role == "admin":
-        counter_names = [(limit, None if limit.who == "each" else limit.name) for limit in limits]
+        counter_names = [(limit, None if limit.scope == "each" else limit.name) for limit in limits]
     else:
         counter_names = [(limit, _counter_of(limit, caller)) for limit in _limits_of(limits, caller)]
     counters = await services.store.quotas.counters([name for _, name in counter_names if name is not None])
@@ -85,21 +85,21 @@ async def limit_for(services: Services, who: str, model: str | None) -> Limit:
     scope, _, subject = who.partition(":")
     match scope, subject:
         case (("all" | "each"), ""):
-            return Limit(who=scope, model=model)
+            return Limit(scope=scope, model=model)
         case "user", email if email:
             user = await services.store.people.user(email)
             if user is None:
                 raise NotFound(f"There is no user {email!r}.")
-            return Limit(who="user", id=user.id, email=user.email, model=model)
+            return Limit(scope="user", id=user.id, email=user.email, model=model)
         case "token", token_id if token_id.isascii() and token_id.isdigit() and len(token_id) < 10:
-            return Limit(who="token", id=int(token_id), model=model)
+            return Limit(scope="token", id=int(token_id), model=model)
         case _:
             raise BadRequest(f"`who` must be all, each, user:EMAIL or token:ID (got {who!r}).")
 
 
 def limit_subject(limit: Limit) -> str:
     """Return the scope of the limit as `all`, `each`, `user:EMAIL` or `token:ID`."""
-    return {"user": f"user:{limit.email}", "token": f"token:{limit.id}"}.get(limit.who, limit.who)
+    return {"user": f"user:{limit.email}", "token": f"token:{limit.id}"}.get(limit.scope, limit.scope)
 
 
 def _limit_fault(limit: Limit) -> str | None:
@@ -115,10 +115,12 @@ def _limit_fault(limit: Limit) -> str | None:
 
 def _limits_of(limits: Iterable[Limit], caller: Caller) -> list[Limit]:
     """Return the limits of this caller or their token. A user's own limit replaces that of each user."""
-    own = [limit for limit in limits if (limit.who, limit.id) in {("user", caller.user_id), ("token", caller.token_id)}]
-    models = {limit.model for limit in own if limit.who == "user"}
-    return [*own, *(limit for limit in limits if limit.who == "each" and limit.model not in models)]
+    own = [
+        limit for limit in limits if (limit.scope, limit.id) in {("user", caller.user_id), ("token", caller.token_id)}
+    ]
+    models = {limit.model for limit in own if limit.scope == "user"}
+    return [*own, *(limit for limit in limits if limit.scope == "each" and limit.model not in models)]
 
 
 def _counter_of(limit: Limit, caller: Caller) -> str:
-    return limit.name if limit.who == "token" else limit_name("user", caller.user_id, limit.model)
+    return limit.name if limit.scope == "token" else limit_name("user", caller.user_id, limit.model)

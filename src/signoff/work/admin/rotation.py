@@ -57,7 +57,7 @@ async def rotate_secrets(services: Services) -> RotationResult:
     for kind in KINDS:
         after: str | None = None
         while page := await services.store.secrets.page(kind, after, PAGE_SIZE):
-            after = page[-1].place
+            after = page[-1].id
             for secret in page:
                 if not secret.sealed or services.adapters.vault.is_newest(secret.sealed):
                     continue

@@ -88,9 +88,9 @@ async def _reserve_and_hold(services: Services, request: ReservationRequest) -> 
 
 
 def _limit_error(denial: Denial) -> LimitReached:
-    limit, seconds = denial.limit, None if denial.wait is None else denial.wait / SECOND
+    limit, seconds = denial.limit, None if denial.wait_us is None else denial.wait_us / SECOND
     model_text = "" if limit.model is None else f" of {limit.model}"
-    limit_text = f"{SCOPE_NAMES[limit.who]} may use {_allowance(denial)}{model_text}"
+    limit_text = f"{SCOPE_NAMES[limit.scope]} may use {_allowance(denial)}{model_text}"
     if seconds is None:
         text = f"{limit_text}; this request needs more than that."
     elif denial.kind == "parallel":
