@@ -13,6 +13,7 @@ import typer
 
 from signoff import __version__
 from signoff.commands.audit import audit_commands
+from signoff.commands.budget import budgets
 from signoff.commands.cache import caches
 from signoff.commands.data import maintenance
 from signoff.commands.jobs import job_commands
@@ -48,6 +49,7 @@ cli.add_typer(models, name="model")
 cli.add_typer(prices, name="price")
 cli.add_typer(caches, name="cache")
 cli.add_typer(limits, name="limit")
+cli.add_typer(budgets, name="budget")
 cli.add_typer(encryption_keys, name="key")
 
 

@@ -345,6 +345,8 @@ def test_invalid_options_are_refused_in_one_line(tmp_path: Path) -> None:
         ["token", "create", "a@b.c", "--role", "boss", ""],
         ["user", "create", "a@b.c", "--role", "boss", ""],
         ["jobs", "--status", "done", ""],
+        ["budget", "table", "--audit-rate", "1", ""],
+        ["budget", "table", "--audit-rate", "0.1", "--max", "-1", ""],
         ["model", "add", "m", "--kind", "magic", ""],
         ["model", "add", "m", "--kind", "echo", "--review", "maybe", ""],
         ["model", "add", "m", "--kind", "echo", "--cache", "maybe", ""],
@@ -389,11 +391,16 @@ def test_the_version_is_printed_and_the_option_is_documented(tmp_path: Path) -> 
     assert "`signoff --version`" in (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 
 
+def test_the_table_of_an_error_budget_has_a_line_for_each_number_of_finds(tmp_path: Path) -> None:
+    command = ["budget", "table", "--audit-rate", "0.10", "--confidence", "0.95", "--max", "2"]
+    assert signoff(tmp_path, *command)[:2] == (0, "0 42\n1 65\n2 84\n")
+
+
 def test_the_installed_script_lists_every_command() -> None:
     script = Path(sys.executable).with_name("signoff")
     result = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True)
     people = ("user", "token", "session")
-    for command in ("serve", "work", "migrate", "doctor", "jobs", "review", *people, "model", "cache"):
+    for command in ("serve", "work", "migrate", "doctor", "jobs", "review", *people, "model", "cache", "budget"):
         assert re.search(rf"\b{command}\b", result.stdout)
 
 

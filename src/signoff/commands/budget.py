@@ -1,0 +1,27 @@
+"""`signoff budget`: figures of error budgets."""
+
+from typing import Annotated
+
+import typer
+
+from signoff.commands.terminal import out, stop
+from signoff.core.error_budget import bound
+
+budgets = typer.Typer(help="Compute error budgets.")
+MAX_DETECTED = 100_000
+
+
+@budgets.command("table")
+def budget_table(
+    audit_rate: Annotated[float, typer.Option(help="Share of the answers that a person looks at, between 0 and 1.")],
+    confidence: Annotated[float, typer.Option(help="Probability that the bound holds, between 0 and 1.")] = 0.95,
+    max_: Annotated[int, typer.Option("--max", help="Largest number of wrong answers that audits find.")] = 20,
+) -> None:
+    """Print how many answers may be wrong if audits find 0, 1, 2 … wrong ones: a line `DETECTED BOUND` for each."""
+    for option, value in (("audit-rate", audit_rate), ("confidence", confidence)):
+        if not 0 < value < 1:
+            stop(f"--{option} must be between 0 and 1, without both (got {value:g}).")
+    if not 0 <= max_ <= MAX_DETECTED:
+        stop(f"--max must be from 0 to {MAX_DETECTED} (got {max_}).")
+    for detected in range(max_ + 1):
+        out.print(f"{detected} {bound(detected, audit_rate, confidence)}")
