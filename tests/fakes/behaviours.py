@@ -118,8 +118,8 @@ async def _leave_when_reused_then_always(request: RecordedRequest) -> Reply:
 
 @cache
 def bomb() -> bytes:
-    """Return a few MB of gzip that become 1 GB."""
-    return gzip.compress(b"[" + b" " * 2**30 + b"]", 1)
+    """Return a few MB of gzip that become 512 MB."""
+    return gzip.compress(b"[" + b" " * 2**29 + b"]", 1)
 
 
 async def _gzip_bomb(_: RecordedRequest) -> Reply:

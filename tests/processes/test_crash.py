@@ -32,7 +32,7 @@ from support.processes import (
 )
 
 SUBMITTERS = 6
-MIN_ACCEPTED = 60
+MIN_ACCEPTED = 40
 ENDS = {verb for verb, transition in TRANSITIONS.items() if TERMINAL & set(transition.targets)} - {"lapse"}
 
 
@@ -76,12 +76,12 @@ def test_no_model_process_outlives_a_killed_server(environment: dict[str, str], 
 
 def test_four_processes_write_one_sqlite_file_without_loss(environment: dict[str, str], tmp_path: Path) -> None:
     # given a server, two workers, and a command that creates tokens, all on one file
-    port, count = free_port(), 60
+    port, count = free_port(), 30
     with served(environment, tmp_path, port), worked(environment), worked(environment):
         token = first_token(tmp_path)
         payload = {"messages": [{"role": "user", "content": "hello"}], "model": "echo"}
         with ThreadPoolExecutor(5) as pool:
-            token_task = pool.submit(make_tokens, environment, 4)
+            token_task = pool.submit(make_tokens, environment, 2)
             job_ids = list(pool.map(lambda _: ask(port, "/enqueue", token, payload)["job_id"], range(count)))
             created_tokens = token_task.result()
         # then every job is answered once, and every token works

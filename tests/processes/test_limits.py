@@ -85,7 +85,7 @@ class World:
             return "x-ratelimit-limit-requests" in response.headers or None
 
 
-@pytest.fixture(params=["sqlite", "postgres", "postgres and redis"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.long), "postgres and redis"])
 def settings_of_services(request: pytest.FixtureRequest) -> dict[str, str]:
     """Return the settings for the services that the servers use."""
     more = dict[str, str]()
@@ -137,7 +137,9 @@ async def test_of_200_callers_at_two_processes_exactly_as_many_as_allowed_are_ad
     assert Counter(status for status, _ in results) == {200: 80, 429: 120}
 
 
-@pytest.mark.parametrize("settings_of_services", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize(
+    "settings_of_services", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True
+)
 async def test_the_slots_of_a_killed_process_are_released_when_their_leases_expire(world: World) -> None:
     await world.limit(requests=1000, parallel=3)
     headers, port = {"authorization": f"Bearer {world.token}"}, free_port()

@@ -17,10 +17,10 @@ import aiohttp
 from fakes.programs import JSON_LINES_MODEL
 from support.processes import clean_environment, first_token, free_port, served, signoff
 
-CALLERS = 1000
+CALLERS = 500
 
 
-def test_a_thousand_callers_of_two_servers_share_two_processes_and_a_killed_one_comes_back(tmp_path: Path) -> None:
+def test_five_hundred_callers_of_two_servers_share_two_processes_and_a_killed_one_comes_back(tmp_path: Path) -> None:
     environment, ports = clean_environment(tmp_path / "data"), (free_port(), free_port())
     with served(environment, tmp_path, ports[0]), served(environment, tmp_path, ports[1]):
         command = shlex.join([sys.executable, "-S", str(JSON_LINES_MODEL)])

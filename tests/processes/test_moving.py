@@ -22,7 +22,7 @@ def run_signoff(environment: dict[str, str], *arguments: str, stdin: str = "") -
     return result.returncode, result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("target", ["sqlite", "postgres"])
+@pytest.mark.parametrize("target", [pytest.param("sqlite", marks=pytest.mark.long), "postgres"])
 def test_a_backup_of_a_running_server_can_be_restored_elsewhere(
     target: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
