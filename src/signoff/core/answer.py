@@ -1,16 +1,17 @@
 """Answers of models: whole JSON bodies, and the server-sent events that add up to one."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from io import StringIO
 from typing import Any, cast
 
 import msgspec
 
 from signoff.core import response, sse
+from signoff.core.assembly import assemble, decode_payloads, is_content
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.fingerprint import fingerprint
+from signoff.core.reported_usage import Counts, parse_usage, read_counts, usage_of_counts
 from signoff.core.response import JsonObject
-from signoff.core.tokens import Usage, count_answer_tokens, estimate_usage, parse_usage
+from signoff.core.tokens import Usage, count_answer_tokens, estimate_usage
 from signoff.errors import ModelGarbled
 
 
@@ -42,7 +43,7 @@ def collect(events: Iterable[bytes], request_body: bytes | None = None) -> Answe
         ModelGarbled: an event is not one of a completion.
     """
     try:
-        body, pieces = _assemble(events)
+        body, pieces = assemble(events)
         return Answer(body=body, usage=parse_usage(body) or _estimate(request_body, pieces))
     except (ValueError, RecursionError) as error:
         raise ModelGarbled(f"The model's answer is not a stream of completion events: {error}") from error
@@ -50,7 +51,17 @@ def collect(events: Iterable[bytes], request_body: bytes | None = None) -> Answe
 
 def has_a_known_shape(events: Iterable[bytes]) -> bool:
     """Return True if `collect` can read `events`: those of a completion or a response."""
-    return any(_has_known_shape(sse.data_of(event)) for event in events)
+    return any(_has_known_shape(payload) for payload in decode_payloads(events))
+
+
+def _has_known_shape(payload: object) -> bool:
+    match payload:
+        case {"choices": list()}:
+            return True
+        case {"type": str() as kind}:
+            return kind.startswith("response.")
+        case _:
+            return False
 
 
 def as_binary(events: Sequence[bytes], request_body: bytes) -> Answer:
@@ -68,15 +79,17 @@ def usage_of_body(body: bytes, request_body: bytes) -> Usage | None:
 
 
 def usage_of_events(events: Iterable[bytes], request_body: bytes) -> Usage | None:
-    """Return the tokens of a stream, even if it was cut: as last reported, else an estimate up to its end."""
-    usage, pieces = None, 0
-    for event in events:
-        data = sse.data_of(event)
-        try:
-            usage = parse_usage(data) or usage
-            pieces += _is_piece(msgspec.json.decode(data))
-        except (ValueError, RecursionError):  # `[DONE]`, a comment, or the incomplete event at the cut
-            continue
+    """Return the tokens of a stream, even if it was cut: as last reported, else an estimate up to its end.
+
+    The counts of several events add up to one report, such as Anthropic's: the prompt first, the answer at the end.
+    """
+    counts, pieces = Counts(), 0
+    for payload in decode_payloads(events):
+        counts |= read_counts(payload)
+        pieces += is_content(payload)
+    usage = usage_of_counts(counts)
+    if usage is not None and not usage.completion_tokens:
+        usage = msgspec.structs.replace(usage, completion_tokens=pieces)
     return usage or _estimate(request_body, pieces)
 
 
@@ -102,7 +115,25 @@ def answer_text(body: bytes | None) -> str | None:
         choice = msgspec.json.decode(body or b"null", type=_Choices).choices[0]
     except (ValueError, IndexError, RecursionError):
         return response.response_text(body or b"null")
-    return choice.message.content if choice.message else choice.text
+    return choice.text if choice.message is None else text_of_content(choice.message.content)
+
+
+def text_of_content(content: object) -> str | None:
+    """Return the text of the content of a message: a string, or a list of blocks, of which thoughts are no text."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    texts = [_text_of_block(block) for block in cast("list[object]", content)]
+    return "".join(text for text in texts if text is not None) if any(text is not None for text in texts) else None
+
+
+def _text_of_block(block: object) -> str | None:
+    match block:
+        case str():
+            return block
+        case {"type": "text" | "output_text", "text": str() as text}:
+            return text
+        case _:
+            return None
 
 
 def text_or_json(body: bytes | None) -> str:
@@ -161,7 +192,7 @@ def _estimate(request_body: bytes | None, pieces: int) -> Usage | None:
 
 
 class _Message(msgspec.Struct):
-    content: str | None = None
+    content: str | list[Any] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -171,127 +202,6 @@ class _Choice(msgspec.Struct):
 
 class _Choices(msgspec.Struct):
     choices: list[_Choice]
-
-
-def _assemble(events: Iterable[bytes]) -> tuple[bytes, int]:
-    """Return the completion that the events add up to, and the number of events with content.
-
-    Growing texts are StringIOs until the end, because appending to a str n times takes n² time.
-    """
-    whole, choices, piece, pieces = JsonObject(), dict[int, JsonObject](), JsonObject(), 0
-    for event in events:
-        data = sse.data_of(event)
-        if not data or data == b"[DONE]":
-            continue
-        piece = msgspec.json.decode(data, type=JsonObject)
-        for part in msgspec.convert(piece.pop("choices", None) or [], list[JsonObject]):
-            pieces += _has_content(part)
-            index = msgspec.convert(part.get("index") or 0, int)
-            _extend_choice(choices.setdefault(index, {}), part)
-        whole.update({key: value for key, value in piece.items() if value or key not in whole})
-    if str(piece.get("type")).startswith("response."):  # the last event of such a stream has the whole response
-        return msgspec.json.encode(piece.get("response")), 0
-    kind = "text_completion" if any("text" in choice for choice in choices.values()) else "chat.completion"
-    whole["object"] = str(whole.get("object") or kind).removesuffix(".chunk")
-    whole["choices"] = [_as_whole_choice(choices[index]) for index in sorted(choices)]
-    return msgspec.json.encode(whole, enc_hook=StringIO.getvalue), pieces
-
-
-class _Piece(msgspec.Struct):
-    choices: list[msgspec.Raw] | None = None
-    type: str = ""
-
-
-def _has_known_shape(data: bytes) -> bool:
-    try:
-        piece = msgspec.json.decode(data, type=_Piece)
-    except (ValueError, RecursionError):
-        return False
-    return piece.choices is not None or piece.type.startswith("response.")
-
-
-def _is_piece(event: Any) -> bool:
-    """Return True if an event has content: of a completion, or of a response."""
-    match event:
-        case {"choices": [*choices]}:
-            return any(_has_content(cast("JsonObject", choice)) for choice in choices if isinstance(choice, dict))
-        case {"type": str() as kind}:
-            return kind.endswith(".delta")
-        case _:
-            return False
-
-
-def _has_content(part: JsonObject) -> bool:
-    """Return True if a choice of an event has more of a text or of a tool call, which is about one token."""
-    delta = part.get("delta")
-    if isinstance(delta, dict):
-        return any(value for name, value in cast("JsonObject", delta).items() if name != "role")
-    return bool(part.get("text"))
-
-
-# Members whose values are appended to, and members inside them whose texts are replaced instead.
-_GROWING = {"delta", "logprobs", "text"}
-_REPLACED = {"role", "id", "type", "format"}
-
-
-def _extend_choice(choice: JsonObject, part: JsonObject) -> None:
-    """Merge the next event of a choice into `choice`, in place."""
-    for key, value in part.items():
-        if key in _GROWING:
-            _merge_members(choice, {key: value})
-        elif value or key not in choice:
-            choice[key] = value
-
-
-def _merge_members(whole: JsonObject, more: JsonObject) -> None:
-    """Merge `more` into `whole`, in place: append to texts, lists and objects, replace other values unless empty."""
-    for key, value in more.items():
-        match whole.get(key), value:
-            case StringIO() as old, str():
-                old.write(value)
-            case None, _:
-                whole[key] = value
-            case dict(), dict():
-                _merge_members(whole[key], cast("JsonObject", value))
-            case list(), list():
-                _merge_items(whole[key], cast("list[Any]", value))
-            case str() as old, str() if key not in _REPLACED:
-                whole[key] = StringIO()
-                whole[key].write(old + value)
-            case _:
-                whole[key] = value or whole[key]
-
-
-def _merge_items(items: list[Any], more: list[Any]) -> None:
-    """Merge `more` into `items`, in place: an item continues the one with its index, unless their ids differ."""
-    for item in more:
-        earlier = next((old for old in reversed(items) if _continues(old, item)), None) if _has_index(item) else None
-        if earlier is None:
-            items.append(item)
-        else:
-            _merge_members(earlier, item)
-
-
-def _has_index(item: object) -> bool:
-    return isinstance(item, dict) and "index" in item
-
-
-def _continues(old: Any, item: JsonObject) -> bool:
-    if not _has_index(old) or old["index"] != item["index"]:
-        return False
-    return item.get("id") in (None, "", old.get("id")) or not old.get("id")
-
-
-def _as_whole_choice(choice: JsonObject) -> JsonObject:
-    """Convert a choice that was merged from events to the form that it has in a whole answer."""
-    if "delta" not in choice:
-        return choice
-    message = {"role": "assistant", "content": None} | msgspec.convert(choice.pop("delta") or {}, JsonObject)
-    if message.get("tool_calls"):
-        calls = msgspec.convert(message["tool_calls"], list[JsonObject])
-        calls.sort(key=lambda call: msgspec.convert(call.pop("index", None) or 0, int))
-        message["tool_calls"] = calls
-    return choice | {"message": message}
 
 
 class _ToolCalls(msgspec.Struct):

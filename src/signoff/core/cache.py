@@ -11,7 +11,8 @@ from signoff.core.endpoints import CHAT, COMPLETIONS, RESPONSES, STREAMED
 from signoff.core.fingerprint import fingerprint
 from signoff.core.parse_cost import is_cheap_to_parse
 from signoff.core.policy import Policy
-from signoff.core.tokens import Usage, parse_usage
+from signoff.core.reported_usage import parse_usage
+from signoff.core.tokens import Usage
 
 CacheRule = Literal["always", "never"]
 # Use of the cache by one job. The answer of a `miss` is stored once it is signed off.

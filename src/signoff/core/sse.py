@@ -31,6 +31,14 @@ def data_of(raw: bytes) -> bytes:
     return b"\n".join(value.removeprefix(b" ") for name, _, value in lines if name == b"data")
 
 
+def name_of(raw: bytes) -> bytes:
+    """Return the name of one raw event; empty if it has none."""
+    if b"event:" not in raw:
+        return b""
+    lines = (line.partition(b":") for line in _LINE_END.split(raw.removeprefix(BYTE_ORDER_MARK)))
+    return next((value.strip() for name, _, value in lines if name == b"event"), b"")
+
+
 class EventSplitter:
     """A splitter of a byte stream into raw events, with their blank lines, so that they can pass on unchanged."""
 
@@ -48,7 +56,7 @@ class EventSplitter:
             start = blank.end()
         del self._rest[:start]
         if max(len(self._rest), *map(len, events), 0) > self._max_event_bytes:
-            raise ModelGarbled(f"The model sent an event of more than {self._max_event_bytes} bytes.")
+            raise ModelGarbled(f"The model sent an event of more than {self._max_event_bytes} bytes.", retryable=False)
         return events
 
     @property

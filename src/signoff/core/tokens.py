@@ -1,4 +1,4 @@
-"""Token usage: as the upstream reported it, or an estimate."""
+"""Tokens of an answer, and estimates of them. `core.reported_usage` reads what upstreams report."""
 
 import re
 from collections.abc import Container
@@ -27,26 +27,6 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Number of prompt tokens that the upstream read from its own cache."""
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _ReportedUsage(msgspec.Struct):
-    """Usage under both names that endpoints have for each number."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
-
-
-class _Answer(msgspec.Struct):
-    usage: _ReportedUsage | None = None
-
-
 _NOTHING = msgspec.Raw(b"null")
 
 
@@ -61,32 +41,6 @@ class _RequestTexts(msgspec.Struct):
 class _AnswerTexts(msgspec.Struct):
     choices: msgspec.Raw = _NOTHING
     output: msgspec.Raw = _NOTHING
-
-
-def parse_usage(body: bytes) -> Usage | None:
-    """Return the usage that an answer reports, or None; completion tokens that it does not report are estimated.
-
-    Raises:
-        ValueError: the answer is not JSON.
-        RecursionError: the answer is nested too deeply.
-    """
-    try:
-        reported = msgspec.json.decode(body, type=_Answer).usage
-    except msgspec.ValidationError:
-        msgspec.json.decode(body, type=msgspec.Raw)  # any JSON is fine, but it must be JSON
-        return None
-    if reported is None:
-        return None
-    prompt = reported.prompt_tokens or reported.input_tokens or 0
-    completion = reported.completion_tokens or reported.output_tokens or 0
-    total = reported.total_tokens or 0
-    if not (prompt or completion or total):
-        return None
-    if not completion:
-        completion = max(0, min(total, total - prompt)) or count_answer_tokens(body)
-    details = reported.prompt_tokens_details or reported.input_tokens_details
-    cached = (details.cached_tokens or 0) if details else 0
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=total, cached_tokens=cached)
 
 
 def count_answer_tokens(answer: bytes) -> int:

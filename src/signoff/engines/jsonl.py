@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from signoff.core.model import Timeouts
+from signoff.core.surrogates import without_lone_surrogates
 from signoff.errors import (
     ModelCrashed,
     ModelFailed,
@@ -74,7 +75,8 @@ class _PendingRequest:
         """Queue a message. A caller that falls behind by MAX_LINE_BYTES gets ModelGarbled, so nothing blocks."""
         self._size_bytes += len(message.raw)
         if self._size_bytes > MAX_LINE_BYTES:
-            self.queue.put_nowait(ModelGarbled("The model's answer is too large, or the client read it too slowly."))
+            text = "The model's answer is too large, or the client read it too slowly."
+            self.queue.put_nowait(ModelGarbled(text, retryable=False))
         else:
             self.queue.put_nowait(message)
 
@@ -228,7 +230,7 @@ class JsonLinesClient:
         self._received_at = asyncio.get_running_loop().time()
         try:
             line.decode()
-            msgspec.json.decode(line, type=msgspec.Raw)
+            line = without_lone_surrogates(line)
         except (ValueError, RecursionError):
             if line.strip() and not self._by_id and self._order:
                 self._abort_garbled(

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from signoff.core.answer import text_of_content
 from signoff.core.endpoints import CHAT
 from signoff.core.model import Model
 from signoff.engine import Engine, ModelRequest
@@ -27,7 +28,7 @@ class _Choice(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    content: str | None = None
+    content: str | list[Any] | None = None
 
 
 class _Completion(msgspec.Struct):
@@ -79,6 +80,7 @@ def _as_edit(body: bytes) -> bytes:
         completion = msgspec.json.decode(body, type=_Completion)
     except msgspec.ValidationError as error:
         raise ModelGarbled(f"The model's answer is not a chat completion: {error}") from error
-    choices = [{"text": each.message.content or "", "index": index} for index, each in enumerate(completion.choices)]
+    texts = [text_of_content(each.message.content) or "" for each in completion.choices]
+    choices = [{"text": text, "index": index} for index, text in enumerate(texts)]
     edit = {"object": "edit", "created": completion.created, "choices": choices, "usage": completion.usage}
     return msgspec.json.encode(edit)

@@ -1,0 +1,100 @@
+"""State of a stream, as its events tell it: that the answer has begun, and that it is whole.
+
+Events before the first content are no answer yet: comments, empty chunks, the role, `ping`, `message_start`,
+`response.created`. A stream that fails there can be asked of another model.
+"""
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from signoff.core import sse
+from signoff.core.assembly import decode_payloads
+from signoff.core.response_stream import ResponseStream, is_response_event
+from signoff.core.surrogates import decode_with_surrogates
+
+JsonObject = dict[str, Any]
+MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+# Events of Anthropic's and OpenAI's streams that say nothing yet,
+_SILENT = {"ping", "keepalive", "message_start", "response.created", "response.queued", "response.in_progress"}
+# and those that announce an item, which says something only if it is a call, or has a text already.
+_ANNOUNCEMENTS = {
+    "content_block_start": "content_block",
+    "response.output_item.added": "item",
+    "response.content_part.added": "part",
+    "response.reasoning_summary_part.added": "part",
+}
+_TEXT_TYPES = {"text", "thinking", "message", "reasoning", "output_text", "refusal", "reasoning_text", "summary_text"}
+
+
+def has_content(event: bytes) -> bool:
+    """Return True if `event` has content, ends the stream, or is of a format that is not known here."""
+    if not (data := sse.data_of(event)):
+        return False
+    try:
+        payload = decode_with_surrogates(data)
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(payload, dict) or _is_begun(cast("JsonObject", payload))
+
+
+def _is_begun(payload: JsonObject) -> bool:
+    match payload:
+        case {"choices": choices}:
+            return isinstance(choices, list) and any(_has_begun(choice) for choice in cast("list[object]", choices))
+        case {"type": str() as kind} if kind in _ANNOUNCEMENTS:
+            return _says_something(payload.get(_ANNOUNCEMENTS[kind]))
+        case {"type": str() as kind}:
+            return kind not in _SILENT
+        case {"object": "chat.completion.chunk" | "text_completion"}:
+            return False
+        case _:
+            return bool(payload)
+
+
+def _has_begun(choice: object) -> bool:
+    """Return True if a choice has a text, a call, or its end."""
+    if not isinstance(choice, dict):
+        return True
+    members = cast("JsonObject", choice)
+    delta = members.get("delta")
+    inner = cast("JsonObject", delta) if isinstance(delta, dict) else {}
+    has_delta = any(value for name, value in inner.items() if name != "role")
+    return has_delta or any(members.get(name) for name in ("text", "message", "finish_reason"))
+
+
+def _says_something(item: object) -> bool:
+    if not isinstance(item, dict):
+        return True
+    members = cast("JsonObject", item)
+    has_text = any(members.get(name) for name in ("text", "thinking", "refusal", "content", "summary"))
+    return has_text or members.get("type") not in _TEXT_TYPES
+
+
+def missing_end(events: Iterable[bytes], *, has_mark: bool) -> bytes | None:
+    """Return the event that ends the stream of `events`, which has come without its last event; None if it was cut.
+
+    The answer is whole if every choice has its `finish_reason`, every item of a response is done, or a message has its
+    `stop_reason`. `has_mark` is True if the stream has `[DONE]`, by which its server says that the answer is whole; the
+    result is empty if nothing else is missing.
+    """
+    finished, response, has_stopped = dict[str, bool](), ResponseStream(), False
+    for payload in decode_payloads(events):
+        match payload:
+            case {"choices": [*choices]}:
+                for choice in choices:
+                    members = cast("JsonObject", choice) if isinstance(choice, dict) else {}
+                    index = str(members.get("index") or 0)
+                    finished[index] = finished.get(index, False) or bool(members.get("finish_reason"))
+            case {"type": "message_delta", "delta": {"stop_reason": str()}}:
+                has_stopped = True
+            case dict() if is_response_event(cast("JsonObject", payload)):
+                response.add(cast("JsonObject", payload))
+            case _:
+                pass
+    if response.has_begun and not response.is_final:
+        return response.last_event() if has_mark or response.has_ended else None
+    if has_stopped:
+        return MESSAGE_STOP
+    if has_mark:
+        return b""
+    return sse.DONE if finished and all(finished.values()) else None
