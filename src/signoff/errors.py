@@ -330,6 +330,10 @@ class ModelGarbled(ModelFailed):
 
     code = "model_garbled"
 
+    def __init__(self, message: str = "", *, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
 
 class ModelTimedOut(ModelFailed):
     """The model took longer than a timeout allows; retry, or raise the timeouts of the model."""

@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fakes.behaviours import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, MESSAGE, RESPONSE_EVENTS
+from fakes.behaviours import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, FINISHED_EVENTS, MESSAGE, RESPONSE_EVENTS
 from fakes.http_server import LIMIT_SECONDS
 from fakes.upstream import FakeUpstream, fake_upstream, full_upstream
+from signoff.core.answer import answer_text
 from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines import openai
@@ -81,6 +82,20 @@ async def test_every_event_of_a_stream_passes_byte_for_byte(
     fake: FakeUpstream, upstream: UpstreamClient, behaviour: str, sent: list[bytes]
 ) -> None:
     assert await ask(upstream, fake.at(behaviour), stream=True) == sent
+
+
+async def test_a_finished_stream_gets_the_mark_that_it_lacks(fake: FakeUpstream, upstream: UpstreamClient) -> None:
+    assert await ask(upstream, fake.at("stream-without-mark"), stream=True) == [*FINISHED_EVENTS, EVENTS[-1]]
+
+
+@pytest.mark.parametrize("behaviour", ["stream", "stream-as-text", "stream-without-mark"])
+async def test_events_that_were_not_asked_for_are_collected(
+    fake: FakeUpstream, upstream: UpstreamClient, behaviour: str
+) -> None:
+    body = await ask(upstream, fake.at(behaviour))
+
+    assert isinstance(body, bytes)
+    assert (answer_text(body) or "").startswith("one")
 
 
 async def test_a_server_that_ignores_stream_is_accepted(fake: FakeUpstream, upstream: UpstreamClient) -> None:

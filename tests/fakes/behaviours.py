@@ -40,6 +40,12 @@ def _delta(content: str) -> str:
 _DATA = [*map(_delta, ("one", " two", ' caf\\u00e9 \\"error\\"', " caf\u00e9")), "[DONE]"]
 EVENTS = [sse_event(data) for data in _DATA]
 WHOLE_STREAM = b"".join(EVENTS)
+FINISHED_EVENTS = [
+    EVENTS[0],
+    sse_event(
+        '{"id": "c1", "object":"chat.completion.chunk","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
+    ),
+]
 CRLF_EVENTS = [sse_event(data, newline="\r\n") for data in _DATA]
 COMMENTED_EVENTS = [b": hello\n\n", EVENTS[0], b"event: chunk\nid: 7\n" + EVENTS[1], b":\n\n", *EVENTS[2:]]
 RESPONSE_EVENTS = [
@@ -163,6 +169,7 @@ BEHAVIOURS: dict[str, Reply | Callable[[RecordedRequest], Awaitable[Reply]]] = {
     "stream-after-a-thought": chunked(pause(0.2), WHOLE_STREAM),  # the headers come at once
     "stream-of-a-response": chunked(*RESPONSE_EVENTS),
     "stream-without-last-blank-line": chunked(*EVENTS[:-1], b"data: [DONE]\n"),
+    "stream-without-mark": chunked(*FINISHED_EVENTS),
     "stream-that-lingers": chunked(*EVENTS, end="hang"),
     "message": chunked(*MESSAGE),  # Anthropic's streams have no `[DONE]`
     "message-without-last-blank-line": chunked(*MESSAGE[:-1], MESSAGE[-1][:-1]),
@@ -187,6 +194,7 @@ BEHAVIOURS: dict[str, Reply | Callable[[RecordedRequest], Awaitable[Reply]]] = {
     "end-stream-early": chunked(*EVENTS[:2]),
     "reset-stream": chunked(*EVENTS[:2], end="reset"),
     "cut-body": whole(ANSWER[:50], length=len(ANSWER), end="close"),
+    "comments-and-cut": chunked(b": processing\n\n", end="close"),
     # Nonsense.
     "html": whole(b"<html>\n\n<p>It works!</p>\n\n</html>", content_type="text/html"),
     "not-json": whole(b'{"choices": ['),
@@ -217,6 +225,11 @@ BEHAVIOURS: dict[str, Reply | Callable[[RecordedRequest], Awaitable[Reply]]] = {
     "broken-in-html": whole(b"<h1>Oops</h1>" * 1000, status=500, content_type="text/html"),
     "broken-in-silence": whole(b"", status=503),
     "broken-twice": whole(b'{"message": "No such', status=400, length=1000, end="close"),
+    "error-inside": whole(b'{"error": {"message": "Overloaded.", "code": 529}}'),
+    "role-and-error": chunked(
+        sse_event('{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}'),
+        sse_event('{"error": {"message": "Overloaded.", "code": 529}}'),
+    ),
     "error-in-stream": chunked(
         *EVENTS[:2], sse_event('{"error": {"message": "Out of memory.", "code": 507}}'), EVENTS[-1]
     ),

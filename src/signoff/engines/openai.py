@@ -12,6 +12,7 @@ from signoff.core.form import with_field
 from signoff.core.model import Model, upstream_name
 from signoff.engine import ModelRequest, Sink
 from signoff.engines.upstream import UpstreamClient, UpstreamRequest
+from signoff.engines.upstream_answers import check_answer
 from signoff.errors import ModelUnreachable
 
 _VERSION = re.compile(r"/v\d\w*(/|$)")
@@ -48,9 +49,12 @@ async def ask(upstream: UpstreamClient, base_url: str, model: Model, request: Mo
     )
     if request.key:
         upstream_request.headers["authorization"] = f"Bearer {request.key}"
-    return await upstream.ask(
+    answer = await upstream.ask(
         upstream_request, sink, timeouts=model.timeouts, stream=request.stream, json_only=is_known
     )
+    if answer is not None:
+        check_answer(request.path, answer)
+    return answer
 
 
 def _known_request(base_url: str, model: Model, request: ModelRequest) -> UpstreamRequest:

@@ -6,7 +6,7 @@ import asyncio
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC
@@ -22,11 +22,13 @@ from aiohttp.tracing import Trace
 
 from signoff.core import sse
 from signoff.core.allow_list import MODEL_ADDRESSES
+from signoff.core.answer import collect
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.model import Timeouts
+from signoff.core.surrogates import without_lone_surrogates
 from signoff.engine import Sink
 from signoff.engines.upstream_errors import MAX_ERROR_BYTES, read_error
-from signoff.engines.upstream_events import final_part, is_last_event
+from signoff.engines.upstream_events import EventStream
 from signoff.engines.url import ADDRESS_NOT_ALLOWED, parse_model_url
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
 from signoff.infra.ssrf import CheckedResolver, blocked_reason
@@ -86,8 +88,10 @@ class UpstreamClient:
         """Send `request` and return the JSON body of its answer; or, if `stream` is set, send its events to `sink`.
 
         Unless `json_only`, a body that is not JSON becomes a `BinaryBody`, and an event may contain any text. A stream
-        ends after `[DONE]` or the event that ends a response; unless `json_only`, also at the end of its body. No byte
-        is changed. Raises ModelFailed and its subclasses. Cancelling the call closes the connection at once.
+        ends after `[DONE]` or the event that ends a response, or at the end of its body; if `json_only`, its answer
+        must be whole there, and gets the last event that it lacks. JSON in place of a stream is returned, and events in
+        place of JSON are collected. Else no byte is changed, except that a character that is cut in a whole body
+        becomes U+FFFD. Raises ModelFailed and its subclasses. Cancelling the call closes the connection at once.
         """
         call = _Call(timeouts, self._used)
         self._calls.add(call)
@@ -96,8 +100,9 @@ class UpstreamClient:
             if response.status >= 300:
                 raise await self._error_of(call, response)
             if stream and _is_stream(response, json_only=json_only):
-                await _pass_on_events(call, response, sink, json_only=json_only)
-                return None
+                return await _pass_on_events(call, response, sink, json_only=json_only)
+            if json_only and response.content_type == sse.CONTENT_TYPE:
+                return await _collect_events(call, response)
             return _to_body(response, await _read_whole(call, response), json_only=json_only)
         except TimeoutError as error:
             raise call.timeout_error() from error
@@ -269,30 +274,48 @@ async def _read_whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:
     while data := await call.read(response):
         size_bytes += len(data)
         if size_bytes > MAX_BODY_BYTES:
-            raise ModelGarbled(f"The model's answer is larger than {MAX_BODY_BYTES} bytes.")
+            raise ModelGarbled(f"The model's answer is larger than {MAX_BODY_BYTES} bytes.", retryable=False)
         chunks.append(data)
     return b"".join(chunks)
 
 
-async def _pass_on_events(call: _Call, response: aiohttp.ClientResponse, sink: Sink, *, json_only: bool) -> None:
-    """Send the events to `sink`, those of one read together."""
-    splitter = sse.EventSplitter(MAX_EVENT_BYTES)
-    while data := await call.read(response):
-        events, is_last = list[bytes](), False
+async def _pass_on_events(
+    call: _Call, response: aiohttp.ClientResponse, sink: Sink, *, json_only: bool
+) -> bytes | None:
+    """Send the events to `sink`, those of one read together; or return the body, if it is one of JSON after all."""
+    stream = EventStream(MAX_EVENT_BYTES, json_only=json_only)
+    while not stream.is_ended and (data := await call.read(response)):
         try:
-            for event in splitter.feed(data):
-                is_last = is_last_event(sse.data_of(event), json_only=json_only)
-                events.append(event)
-                if is_last:
-                    break
+            stream.feed(data)
         finally:  # the events before an error are part of the answer
-            if events:
+            if events := stream.take():
                 await sink.send(events)
-        if is_last:
-            await _drain(call, response)
-            return
-    if rest := final_part(splitter.rest, json_only=json_only):
-        await sink.send([rest])
+    if stream.is_ended:
+        await _drain(call, response)
+        return None
+    if json_only and (body := stream.whole_body()) is not None:
+        return _check_json(body)
+    stream.end()
+    if events := stream.take():
+        await sink.send(events)
+    return None
+
+
+class _EventSink:
+    """Sink that keeps the events."""
+
+    def __init__(self) -> None:
+        self.received = list[bytes]()
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        self.received += events
+
+
+async def _collect_events(call: _Call, response: aiohttp.ClientResponse) -> bytes:
+    """Return the answer that a stream adds up to which the request did not ask for."""
+    events = _EventSink()
+    body = await _pass_on_events(call, response, events, json_only=True)
+    return collect(events.received).body if body is None else body
 
 
 def _is_stream(response: aiohttp.ClientResponse, *, json_only: bool) -> bool:
@@ -311,12 +334,18 @@ def _to_body(response: aiohttp.ClientResponse, body: bytes, *, json_only: bool) 
 
 
 def _check_json(body: bytes) -> bytes:
+    """Return the JSON body; events are collected. Raises ModelGarbled, ModelCut, ModelAnswered."""
     try:
         body.decode()
-        msgspec.json.decode(body, type=msgspec.Raw)
+        return without_lone_surrogates(body)
     except (ValueError, RecursionError) as error:
-        raise ModelGarbled("The model's answer is not JSON.") from error
-    return body
+        if not body.lstrip().startswith((b"data:", b"event:", b":")):
+            raise ModelGarbled("The model's answer is not JSON.") from error
+    stream = EventStream(MAX_EVENT_BYTES, json_only=True)
+    stream.feed(body)
+    if not stream.is_ended:
+        stream.end()
+    return collect(stream.take()).body
 
 
 async def _drain(call: _Call, response: aiohttp.ClientResponse) -> None:

@@ -1,46 +1,140 @@
-"""Events of a model: which one ends its stream, and which one is an error."""
+"""Events of a model: which one ends its stream, which one is an error, and what a stream without last event lacks."""
 
 import msgspec
 
 from signoff.core import sse
-from signoff.engines.upstream_errors import MAX_ERROR_BYTES, read_error
-from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled
+from signoff.core.stream_state import missing_end
+from signoff.core.surrogates import decode_with_surrogates, has_surrogates, replace_lone_surrogates
+from signoff.engines.upstream_answers import answered, find_error, own_error
+from signoff.errors import ModelCut, ModelGarbled
 
 
 class _Event(msgspec.Struct):
     type: msgspec.Raw = msgspec.Raw(b"null")
-    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
-# A stream of `/v1/responses` has no `[DONE]`.
-_FINAL_TYPES = {b'"response.completed"', b'"response.incomplete"', b'"response.failed"'}
+# Streams of `/v1/responses` and `/v1/messages` have no `[DONE]`.
+_FINAL_TYPES = {b'"response.completed"', b'"response.incomplete"', b'"message_stop"'}
+_FAILED = b'"response.failed"'
+_STARTS_OF_JSON = {b"{", b"["}
 
 
-def is_last_event(data: bytes, *, json_only: bool) -> bool:
+def is_last_event(event: bytes, *, json_only: bool) -> bool:
     """Return True if an event ends its stream.
 
     Raises ModelAnswered for an error event, and, if `json_only`, ModelGarbled for one that is not a JSON object.
     """
+    data = sse.data_of(event)
     if not data or data.startswith(b"[DONE]"):
         return bool(data)
+    is_error = sse.name_of(event) == b"error"
     try:
-        data.decode()
-        event = msgspec.json.decode(data, type=_Event)
+        kind = _kind_of(data)
     except (ValueError, RecursionError) as error:
+        if is_error:
+            raise answered(data.decode(errors="replace")) from error
         if not json_only:
             return False
         raise ModelGarbled("The model sent an event that is not a JSON object.") from error
-    kind = bytes(event.type)
-    if bytes(event.error) != b"null" or kind == b'"error"':
-        message, status = read_error(data)
-        raise ModelAnswered(status or ModelFailed.status, message, body=data[:MAX_ERROR_BYTES])
+    is_error = is_error or kind.endswith(b'_error"')
+    if is_error or b'"error"' in data or kind == _FAILED:
+        payload = decode_with_surrogates(data)
+        reported = find_error(payload) if json_only else own_error(payload)
+        if reported is not None or is_error:
+            raise answered(reported or payload)
     return json_only and kind in _FINAL_TYPES
 
 
-def final_part(raw: bytes, *, json_only: bool) -> bytes:
-    """Return the final event of a body that ends without a blank line. Raises ModelCut if it must be JSON."""
-    if sse.data_of(raw).startswith(b"[DONE]"):
-        return sse.DONE
-    if json_only:
-        raise ModelCut
-    return raw
+def _kind_of(data: bytes) -> bytes:
+    """Return the type of an event, as JSON. Raises ValueError if it is no object, RecursionError."""
+    data.decode()
+    try:
+        return bytes(msgspec.json.decode(data, type=_Event).type)
+    except ValueError:
+        if not has_surrogates(data):
+            raise
+        return bytes(msgspec.json.decode(replace_lone_surrogates(data), type=_Event).type)
+
+
+class EventStream:
+    """The events of one stream.
+
+    Args:
+        max_event_bytes: Largest size of an event.
+        json_only: The events are those of a known endpoint: JSON objects up to a last event.
+    """
+
+    def __init__(self, max_event_bytes: int, *, json_only: bool) -> None:
+        self.is_ended = False
+        """True once the last event has come."""
+        self._splitter = sse.EventSplitter(max_event_bytes)
+        self._json_only = json_only
+        self._events = list[bytes]()
+        self._taken = 0
+        self._has_data = False
+
+    def feed(self, data: bytes) -> None:
+        """Add the next bytes of the body, up to the last event. Raises ModelAnswered, ModelGarbled."""
+        for event in self._splitter.feed(data):
+            self._add(event)
+            if self.is_ended:
+                break
+
+    def take(self) -> list[bytes]:
+        """Return the events that have come since the last call."""
+        if self._json_only and not self._has_data and self._events and self._body_start() in _STARTS_OF_JSON:
+            return []
+        events = self._events[self._taken :]
+        self._taken += len(events)
+        return events
+
+    def whole_body(self) -> bytes | None:
+        """Return the body if it has no events, but may be JSON. Raises ModelGarbled if it is a page."""
+        if self._has_data or sse.data_of(self._splitter.rest):
+            return None
+        body = b"".join(self._events) + self._splitter.rest
+        if self._body_start() in _STARTS_OF_JSON:
+            return body
+        if self._body_start() == b"<":
+            raise ModelGarbled("The model's answer is a page, and no stream of events.")
+        return None
+
+    def _body_start(self) -> bytes:
+        """Return the first byte of the body that is not blank. The fields of events begin with letters."""
+        return (self._events[0] if self._events else self._splitter.rest).lstrip()[:1]
+
+    def end(self) -> None:
+        """Add what is missing when the body has ended without its last event.
+
+        Raises ModelAnswered if its last bytes are an error, ModelCut if the answer is not whole.
+        """
+        rest = self._splitter.rest
+        if not self._json_only:
+            self._events += [sse.DONE if sse.data_of(rest).startswith(b"[DONE]") else rest] * bool(rest)
+            return
+        if sse.data_of(rest):
+            try:
+                self._add(rest.rstrip(b"\r\n") + b"\n\n")
+            except ModelGarbled:
+                raise ModelCut from None
+        if not self.is_ended:
+            last = missing_end(self._events, has_mark=False)
+            if last is None:
+                raise ModelCut
+            self._events.append(last)
+
+    def _add(self, event: bytes) -> None:
+        self.is_ended = is_last_event(event, json_only=self._json_only)
+        is_mark = self.is_ended and sse.data_of(event).startswith(b"[DONE]")
+        if is_mark and self._json_only:
+            self._events += self._missing_before_mark()
+        self._events.append(event)
+        self._has_data = self._has_data or bool(sse.data_of(event))
+
+    def _missing_before_mark(self) -> list[bytes]:
+        """Return the last event that a stream of a response lacks before `[DONE]`. ModelGarbled: it is empty."""
+        if not self._has_data:
+            raise ModelGarbled("The model sent no answer.")
+        data = next(data for event in reversed(self._events) if (data := sse.data_of(event)))
+        missing = missing_end(self._events, has_mark=True) if b'"response.' in data else None
+        return [missing] if missing else []

@@ -1,0 +1,127 @@
+"""Answers of a model that are none: errors with status 200, and JSON that is no answer of the endpoint.
+
+Aggregators answer so when their provider fails, and gateways when they have no answer at all.
+"""
+
+from typing import Any, cast
+
+import msgspec
+
+from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, KNOWN, MODERATIONS, RERANK, RESPONSES
+from signoff.core.surrogates import decode_with_surrogates
+from signoff.engines.upstream_errors import MAX_ERROR_BYTES, read_error
+from signoff.errors import ModelAnswered, ModelFailed, ModelGarbled
+
+JsonObject = dict[str, Any]
+# Members of which an answer has one.
+_ANSWER_MEMBERS = {
+    CHAT: ("choices",),
+    COMPLETIONS: ("choices",),
+    EDITS: ("choices",),
+    RESPONSES: ("output",),
+    EMBEDDINGS: ("data",),
+    MODERATIONS: ("results",),
+    RERANK: ("results", "data"),
+}
+_USUAL_MEMBER = {path: f'"{names[0]}"'.encode() for path, names in _ANSWER_MEMBERS.items()}
+# Without its member, an answer to one of these cannot be read by any client.
+_STRICT = {CHAT, COMPLETIONS, RESPONSES}
+# Only a failed answer has one of these: within a text of a model, quotes are escaped.
+_SIGNS_OF_FAILURE = (b'"error"', b'"failed"')
+# Members by which an object describes an error without `error`.
+_DESCRIPTIONS = ("detail", "message", "errors", "error_code", "error_message", "error_msg")
+# Statuses of errors that name none (OpenAI's and Anthropic's API reference, "Errors").
+_STATUSES = {
+    "invalid_request_error": 400,
+    "context_length_exceeded": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "model_not_found": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "api_error": 500,
+    "server_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+
+
+def check_answer(path: str, body: bytes) -> None:
+    """Check that `body`, which is JSON, is an answer of the endpoint `path`.
+
+    Raises:
+        ModelAnswered: it is an error.
+        ModelGarbled: it is no answer.
+    """
+    is_known = path in KNOWN
+    is_usual = not is_known or _USUAL_MEMBER.get(path, b"") in body
+    if is_usual and not any(sign in body for sign in _SIGNS_OF_FAILURE):
+        return
+    payload = decode_with_surrogates(body)
+    if not is_known:
+        # An object may have an error of its own, such as a batch that failed.
+        error = None if _has_any(payload, ("id", "object")) else own_error(payload)
+    else:
+        error = find_error(payload) or _described_error(payload, path)
+    if error is not None:
+        raise answered(error)
+    if is_known and (not payload or (path in _STRICT and not _has_any(payload, _ANSWER_MEMBERS[path]))):
+        raise ModelGarbled("The model's answer is not an answer of this endpoint.")
+
+
+def find_error(payload: object) -> object:
+    """Return the error in an answer or an event of a model, both decoded; None if there is none.
+
+    It can also be in a choice (OpenRouter), or in a response that failed.
+    """
+    if (error := own_error(payload)) is not None:
+        return error
+    for response in (payload, _member(payload, "response")):
+        if _member(response, "status") == "failed":
+            return _meaningful(_member(response, "error")) or {"message": "The model's response failed."}
+    choices = _member(payload, "choices")
+    for choice in cast("list[object]", choices) if isinstance(choices, list) else []:
+        if (error := _meaningful(_member(choice, "error"))) is not None:
+            return error
+        if _member(choice, "finish_reason") == "error":
+            return {"message": "The model ended its answer with an error."}
+    return None
+
+
+def own_error(payload: object) -> object:
+    """Return the error in `error`, or the object itself if it says that it is one (vLLM); None if there is none."""
+    error = _meaningful(_member(payload, "error"))
+    return payload if error is None and "error" in (_member(payload, "type"), _member(payload, "object")) else error
+
+
+def answered(error: object) -> ModelAnswered:
+    """Return the error that a model describes with `error`: an object, or a text."""
+    body = msgspec.json.encode({"error": error})
+    message, status = read_error(body)
+    names = [str(_member(error, name)).lower() for name in ("code", "type", "status")]
+    status = status or next((_STATUSES[name] for name in names if name in _STATUSES), ModelFailed.status)
+    return ModelAnswered(status, message, body=body[:MAX_ERROR_BYTES])
+
+
+def _described_error(payload: object, path: str) -> object:
+    """Return `payload` if it describes an error, and has nothing of an answer; None otherwise."""
+    if _has_any(payload, _ANSWER_MEMBERS.get(path, ())):
+        return None
+    return payload if any(_meaningful(_member(payload, name)) for name in _DESCRIPTIONS) else None
+
+
+def _meaningful(error: object) -> object:
+    """Return the value of `error`; None for one that says that there is no error: null, false, or empty."""
+    values = list(cast("JsonObject", error).values()) if isinstance(error, dict) else [error]
+    return cast("object", error) if any(values) else None
+
+
+def _member(value: object, name: str) -> object:
+    return cast("JsonObject", value).get(name) if isinstance(value, dict) else None
+
+
+def _has_any(value: object, names: tuple[str, ...]) -> bool:
+    return isinstance(value, dict) and any(name in value for name in names)
