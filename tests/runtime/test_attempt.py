@@ -14,8 +14,10 @@ from support.stores import a_job
 
 pytestmark = pytest.mark.anyio
 
-PIECE = sse.event(b'{"choices": []}')
+PIECE = sse.event(b'{"choices": [{"delta": {"content": "a"}}]}')
 COMPLETED = b"event: response.completed\n" + sse.event(b'{"type": "response.completed"}')
+COMMENT = sse.comment(b"processing")
+ROLE = sse.event(b'{"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}')
 CREATED = sse.event(b'{"type": "response.created", "response": {"id": "resp_1"}}')
 
 
@@ -71,11 +73,47 @@ async def test_a_second_try_discards_what_the_first_one_brought() -> None:
     assert events.received == attempt.events == [PIECE, sse.DONE]
 
 
-async def test_the_first_event_names_the_model_and_the_response() -> None:
+async def test_events_before_the_first_content_wait_for_it() -> None:
+    attempt, events = started()
+    for read in ([COMMENT], [ROLE, COMMENT]):
+        await attempt.send(read)
+    assert (events.received, attempt.has_begun) == ([], False)
+    await attempt.send([PIECE])
+    assert events.received == [COMMENT, ROLE, COMMENT, PIECE] == attempt.events
+    assert attempt.has_begun
+
+
+async def test_events_before_the_first_content_of_another_endpoint_are_discarded() -> None:
+    attempt, events = started(path=RESPONSES)
+    await attempt.send([COMMENT, CREATED])
+    attempt.discard()
+    await attempt.send([PIECE])
+    assert events.received == [PIECE]
+    assert attempt.job.upstream_object_id is None
+
+
+async def test_many_comments_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt_module, "MAX_PREAMBLE_BYTES", 2 * len(COMMENT))
+    attempt, events = started()
+    await attempt.send([COMMENT, COMMENT])
+    assert not events.received
+    await attempt.send([COMMENT])
+    assert events.received == [COMMENT] * 3
+
+
+@pytest.mark.parametrize(("body", "is_sent"), [(b"{}", False), (b'{"background": true}', True)])
+async def test_the_first_event_of_a_background_response_is_sent_at_once(body: bytes, is_sent: bool) -> None:
+    attempt, events = started(path=RESPONSES, body=body)
+    await attempt.send([CREATED])
+    assert events.received == [CREATED] * is_sent
+    assert attempt.job.upstream_object_id == "resp_1"
+
+
+async def test_the_first_content_names_the_model() -> None:
     attempt, _ = started(path=RESPONSES)
     attempt.model = "fallback"
     assert attempt.job.model == "echo"
-    await attempt.send([CREATED])
+    await attempt.send([CREATED, PIECE])
     assert (attempt.job.model, attempt.job.upstream_object_id) == ("fallback", "resp_1")
 
 

@@ -60,7 +60,10 @@ async def count_statuses(server: Live, token: str, count: int = 1, **more: Any) 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("sick", ["nowhere", "full", "broken", "too-many", "hang-before-headers", "leave", "cut-body"])
+@pytest.mark.parametrize(
+    "sick",
+    ["nowhere", "full", "broken", "too-many", "hang-before-headers", "leave", "cut-body", "html", "error-inside"],
+)
 async def test_no_caller_sees_an_error_while_one_of_two_endpoints_is_faulty(
     sick: str, stream: bool, tmp_path: Path
 ) -> None:
@@ -78,6 +81,19 @@ async def test_no_caller_sees_an_error_while_one_of_two_endpoints_is_faulty(
                 assert await count_statuses(server, token, 8, stream=stream) == {200: 8}
             # and the faulty endpoint gets few requests
             assert sum(request.path.startswith(f"/{sick}") for request in fake.requests) <= 10
+
+
+async def test_a_stream_that_fails_before_its_first_content_goes_on_elsewhere(tmp_path: Path) -> None:
+    async with fake_upstream() as fake, live(tmp_path, now_attempts=1) as server:
+        await register(server, fake.at("comments-and-cut"), name="backup", fallbacks=("third",))
+        await register(server, fake.at("role-and-error"), fake.at("comments-and-cut"), fallbacks=("backup",))
+        await server.model("third", kind="openai", url=fake.at("stream"))
+        headers = {"authorization": f"Bearer {await server.token()}"}
+        body = chat("hello", "mine", stream=True)
+        async with server.http.post(server.url + "/v1/chat/completions", json=body, headers=headers) as response:
+            assert await response.read() == b"".join(EVENTS)
+            assert response.headers["x-signoff-model"] == "third"
+        assert len(fake.requests) == 4
 
 
 async def test_a_bad_request_is_not_retried_and_marks_no_endpoint_as_down(tmp_path: Path) -> None:

@@ -10,12 +10,15 @@ from signoff.core.answer import Answer
 from signoff.core.endpoints import RESPONSES
 from signoff.core.job import Job
 from signoff.core.limits import Reservation
+from signoff.core.stream_state import has_content
 from signoff.core.upstream_objects import object_id_in_event
 from signoff.engine import Sink
 from signoff.errors import ModelGarbled, SignoffError
 from signoff.runtime.pools import Slot
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+# Events before the first content that wait for it, such as comments; with more of them, the answer has begun.
+MAX_PREAMBLE_BYTES = 64 * 1024
 LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
 
 
@@ -23,7 +26,8 @@ class Attempt:
     """The work of this process on one job, from the reservation to the recorded end.
 
     It is the sink of the engine: it keeps the answer, and passes the events of a stream on at once if it has a `sink`
-    itself. The last event waits until `send_last`, because the job must be settled before its caller sees the end.
+    itself. Events before the first content wait for it, because another model can be asked until then. The last event
+    waits until `send_last`, because the job must be settled before its caller sees the end.
 
     Times are the event loop's, in seconds. `started_at` and what follows it belong to the latest try: a waiting call
     tries again after a failure that may pass.
@@ -65,7 +69,7 @@ class Attempt:
         self.arrived_at = _now()  # not the wall clock, which may be set
         self.started_at: float | None = None
         self.first_byte_at: float | None = None
-        """Time of the first byte of the answer."""
+        """Time of the first content of the answer."""
         self.ended_at: float | None = None
         self._task: asyncio.Task[object] | None = None
         self._size = 0
@@ -73,24 +77,34 @@ class Attempt:
 
     @property
     def has_begun(self) -> bool:
-        """True once a part of the answer has come."""
+        """True once content of the answer has come, and no other model can be asked."""
         return self.first_byte_at is not None
 
     def start(self) -> None:
         """Record that a model is asked now, and discard what an earlier try brought."""
+        self.discard()
+        self.started_at, self.first_byte_at, self.ended_at = _now(), None, None
+
+    def discard(self) -> None:
+        """Discard what has come of an answer, before another model or endpoint is asked."""
         self.body, self._size = None, 0
         self.events.clear()
         self._held_back.clear()
-        self.started_at, self.first_byte_at, self.ended_at = _now(), None, None
+        if self.job.upstream_object_id is not None:
+            self.job = msgspec.structs.replace(self.job, upstream_object_id=None)
 
     async def send(self, events: Sequence[bytes]) -> None:
         """Keep the next events of the answer, and pass them on. Raises ModelGarbled if the answer is too large."""
         if not events:
             return
-        if self.first_byte_at is None:
-            self._begin(events[0])
         self._count_bytes(sum(map(len, events)))
         self.events += events
+        if self.first_byte_at is None:
+            self._record_response(events)
+            if not (self._is_background or self._size > MAX_PREAMBLE_BYTES or any(map(has_content, events))):
+                return
+            self._begin()
+            events = self.events[:]
         if self.sink is None:
             return
         end = 0 if self._held_back else next((i for i, event in enumerate(events) if is_last_event(event)), len(events))
@@ -100,9 +114,10 @@ class Attempt:
 
     def take(self, body: bytes) -> None:
         """Keep a whole answer. Raises ModelGarbled if it is too large."""
+        self.discard()
         self._count_bytes(len(body))
         if self.first_byte_at is None:
-            self._begin(None)
+            self._begin()
         self.body = body
 
     async def send_last(self) -> None:
@@ -128,18 +143,28 @@ class Attempt:
     def _count_bytes(self, size: int) -> None:
         self._size += size
         if self._size > MAX_ANSWER_BYTES:
-            raise ModelGarbled(f"The model's answer is larger than {MAX_ANSWER_BYTES} bytes.")
+            raise ModelGarbled(f"The model's answer is larger than {MAX_ANSWER_BYTES} bytes.", retryable=False)
 
-    def _begin(self, first_event: bytes | None) -> None:
-        """Record what the first part of the answer tells: which model answers, and the id of a response."""
+    @property
+    def _is_background(self) -> bool:
+        """True if the answer goes on without its caller, who needs the id of the response at once."""
+        return self.job.path == RESPONSES and b'"background"' in self.job.body
+
+    def _record_response(self, events: Sequence[bytes]) -> None:
+        """Record the id of the response that the first events name."""
+        if self.job.path != RESPONSES or self.job.upstream_object_id is not None:
+            return
+        object_id = next((name for event in events if (name := object_id_in_event(sse.data_of(event)))), None)
+        if object_id is not None:
+            self.job = msgspec.structs.replace(self.job, upstream_object_id=object_id)
+
+    def _begin(self) -> None:
+        """Record that an answer has come, and which model sent it."""
         self.first_byte_at = _now()
         if self.slot is not None:
             self.slot.succeeded()
         if self.model != self.job.model:
             self.job = msgspec.structs.replace(self.job, model=self.model)
-        if first_event is not None and self.job.path == RESPONSES:
-            object_id = object_id_in_event(sse.data_of(first_event))
-            self.job = msgspec.structs.replace(self.job, upstream_object_id=object_id)
 
 
 def is_last_event(event: bytes) -> bool:

@@ -152,6 +152,7 @@ async def _ask_endpoint(services: Services, attempt: Attempt, model: Model, name
     key = await _upstream_key(services, job, model, name)
     request = ModelRequest(path=path, body=body, target=name, stream=attempt.stream, key=key)
     attempt.model = name if model.name.endswith("*") and model.name != job.model else model.name
+    attempt.discard()  # what came before the failure of another endpoint
     is_edit = job.path == EDITS
     answer = await (run_edit(engine, model, request) if is_edit else engine.answer(model, request, attempt))
     if answer is not None:
