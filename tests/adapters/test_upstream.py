@@ -98,6 +98,13 @@ async def test_events_that_were_not_asked_for_are_collected(
     assert (answer_text(body) or "").startswith("one")
 
 
+async def test_events_of_another_shape_are_no_answer_to_a_whole_request(
+    fake: FakeUpstream, upstream: UpstreamClient
+) -> None:
+    with pytest.raises(ModelGarbled):
+        await ask(upstream, fake.at("numbered"))
+
+
 async def test_a_server_that_ignores_stream_is_accepted(fake: FakeUpstream, upstream: UpstreamClient) -> None:
     assert await ask(upstream, fake.at("answer"), stream=True) == ANSWER
 

@@ -95,7 +95,7 @@ async def test_the_retry_after_of_a_model_is_passed_on(tmp_path: Path) -> None:
             assert error.response.headers.get_list("retry-after") == [expected]
 
 
-@pytest.mark.parametrize(("behaviour", "calls"), [("html", 1), ("leave", 3)])
+@pytest.mark.parametrize(("behaviour", "calls"), [("huge-body", 1), ("html", 3)])
 async def test_the_client_retries_only_retryable_faults(behaviour: str, calls: int, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("bad", kind="openai", url=fake.at(behaviour), attempts=1)

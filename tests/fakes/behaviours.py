@@ -194,6 +194,7 @@ BEHAVIOURS: dict[str, Reply | Callable[[RecordedRequest], Awaitable[Reply]]] = {
     "end-stream-early": chunked(*EVENTS[:2]),
     "reset-stream": chunked(*EVENTS[:2], end="reset"),
     "cut-body": whole(ANSWER[:50], length=len(ANSWER), end="close"),
+    "numbered": chunked(sse_event('{"number": 1}'), EVENTS[-1]),
     "comments-and-cut": chunked(b": processing\n\n", end="close"),
     # Nonsense.
     "html": whole(b"<html>\n\n<p>It works!</p>\n\n</html>", content_type="text/html"),

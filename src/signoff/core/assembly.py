@@ -11,7 +11,7 @@ import msgspec
 from signoff.core import sse
 from signoff.core.response_stream import ResponseStream, is_response_event
 from signoff.core.surrogates import decode_with_surrogates, encode_with_surrogates, has_surrogates
-from signoff.core.tool_calls import ToolFunction, ToolCalls
+from signoff.core.tool_calls import ToolCalls, ToolFunction
 
 JsonObject = dict[str, Any]
 

@@ -22,7 +22,7 @@ from aiohttp.tracing import Trace
 
 from signoff.core import sse
 from signoff.core.allow_list import MODEL_ADDRESSES
-from signoff.core.answer import collect
+from signoff.core.answer import collect, has_a_known_shape
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.model import Timeouts
 from signoff.core.surrogates import without_lone_surrogates
@@ -315,7 +315,13 @@ async def _collect_events(call: _Call, response: aiohttp.ClientResponse) -> byte
     """Return the answer that a stream adds up to which the request did not ask for."""
     events = _EventSink()
     body = await _pass_on_events(call, response, events, json_only=True)
-    return collect(events.received).body if body is None else body
+    return _collect(events.received) if body is None else body
+
+
+def _collect(events: Sequence[bytes]) -> bytes:
+    if not has_a_known_shape(events):
+        raise ModelGarbled("The model sent a stream although the request asked for a whole answer.")
+    return collect(events).body
 
 
 def _is_stream(response: aiohttp.ClientResponse, *, json_only: bool) -> bool:
@@ -345,7 +351,7 @@ def _check_json(body: bytes) -> bytes:
     stream.feed(body)
     if not stream.is_ended:
         stream.end()
-    return collect(stream.take()).body
+    return _collect(stream.take())
 
 
 async def _drain(call: _Call, response: aiohttp.ClientResponse) -> None:

@@ -24,8 +24,9 @@ _ANSWER_MEMBERS = {
     RERANK: ("results", "data"),
 }
 _USUAL_MEMBER = {path: f'"{names[0]}"'.encode() for path, names in _ANSWER_MEMBERS.items()}
-# Without its member, an answer to one of these cannot be read by any client.
+# Without one of the members, an answer to one of these cannot be read by any client.
 _STRICT = {CHAT, COMPLETIONS, RESPONSES}
+_GENERATED = ("choices", "output")
 # Only a failed answer has one of these: within a text of a model, quotes are escaped.
 _SIGNS_OF_FAILURE = (b'"error"', b'"failed"')
 # Members by which an object describes an error without `error`.
@@ -68,7 +69,7 @@ def check_answer(path: str, body: bytes) -> None:
         error = find_error(payload) or _described_error(payload, path)
     if error is not None:
         raise answered(error)
-    if is_known and (not payload or (path in _STRICT and not _has_any(payload, _ANSWER_MEMBERS[path]))):
+    if is_known and (not payload or (path in _STRICT and not _has_any(payload, _GENERATED))):
         raise ModelGarbled("The model's answer is not an answer of this endpoint.")
 
 

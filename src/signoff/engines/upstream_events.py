@@ -17,6 +17,7 @@ class _Event(msgspec.Struct):
 _FINAL_TYPES = {b'"response.completed"', b'"response.incomplete"', b'"message_stop"'}
 _FAILED = b'"response.failed"'
 _STARTS_OF_JSON = {b"{", b"["}
+_STARTS_OF_NO_EVENT = _STARTS_OF_JSON | {b"<"}
 
 
 def is_last_event(event: bytes, *, json_only: bool) -> bool:
@@ -82,7 +83,7 @@ class EventStream:
 
     def take(self) -> list[bytes]:
         """Return the events that have come since the last call."""
-        if self._json_only and not self._has_data and self._events and self._body_start() in _STARTS_OF_JSON:
+        if self._json_only and not self._has_data and self._events and self._body_start() in _STARTS_OF_NO_EVENT:
             return []
         events = self._events[self._taken :]
         self._taken += len(events)
@@ -132,7 +133,10 @@ class EventStream:
         self._has_data = self._has_data or bool(sse.data_of(event))
 
     def _missing_before_mark(self) -> list[bytes]:
-        """Return the last event that a stream of a response lacks before `[DONE]`. ModelGarbled: it is empty."""
+        """Return the last event that a stream of a response lacks before its `[DONE]`.
+
+        Raises ModelGarbled if nothing has come before it.
+        """
         if not self._has_data:
             raise ModelGarbled("The model sent no answer.")
         data = next(data for event in reversed(self._events) if (data := sse.data_of(event)))

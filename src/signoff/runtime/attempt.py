@@ -18,7 +18,8 @@ from signoff.runtime.pools import Slot
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 # Events before the first content that wait for it, such as comments; with more of them, the answer has begun.
-MAX_PREAMBLE_BYTES = 64 * 1024
+# The first event of a response repeats its instructions and tools.
+MAX_PREAMBLE_BYTES = 1024 * 1024
 LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
 
 
