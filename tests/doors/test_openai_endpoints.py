@@ -207,7 +207,7 @@ async def test_a_stream_in_another_format_passes_byte_for_byte_and_is_logged(
 ) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("message"), review=review)
-        call = asyncio.ensure_future(read_stream(server, "/v1/messages"))
+        call = asyncio.ensure_future(read_stream(server, "/v1/audio/speech"))
         if review:
             job = await until(lambda: held(server))
             await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve"))

@@ -29,6 +29,7 @@ from signoff.runtime.leases import Leases
 from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
+from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
 from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.pools import EndpointPools
@@ -240,6 +241,7 @@ class Process:
                 backlogs=Backlogs(store.jobs, max_jobs=100_000, max_bytes=2**30),
                 run_sizes=RunSizes(64 * 2**20),
                 watcher=JobWatcher(store),  # type: ignore[arg-type]
+                missing_endpoints=MissingEndpoints(),
                 inflight_calls=InflightCalls(),
                 logs=ModelLogWriter(store.model_logs, lambda: clock.wall(world.now)),
                 passwords=PasswordHasher(),

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import msgspec
 
-from signoff.core import response, sse
+from signoff.core import messages, response, sse
 from signoff.core.assembly import assemble, decode_payloads, is_content
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.fingerprint import fingerprint
@@ -110,11 +110,11 @@ def split(answer: bytes, *, with_usage: bool) -> Iterator[bytes]:
 
 
 def answer_text(body: bytes | None) -> str | None:
-    """Return the text of a completion or a response; None for an answer of another shape, or without text."""
+    """Return the text of a completion, a response or a message; None for another shape, or without text."""
     try:
         choice = msgspec.json.decode(body or b"null", type=_Choices).choices[0]
     except (ValueError, IndexError, RecursionError):
-        return response.response_text(body or b"null")
+        return response.response_text(body or b"null") or messages.message_text(body or b"null")
     return choice.text if choice.message is None else text_of_content(choice.message.content)
 
 
@@ -152,9 +152,11 @@ def content_or_json(body: bytes) -> str | msgspec.Raw:
 
 
 def with_text(body: bytes, text: str) -> bytes:
-    """Return the answer with `text` as its text; a body that is neither a completion nor a response becomes `text`."""
+    """Return the answer with `text` as its text; a body of another shape becomes `text`."""
     if response.is_response(body):
         return response.with_response_text(body, text)
+    if messages.is_message(body):
+        return messages.with_message_text(body, text)
     try:
         whole = msgspec.json.decode(body, type=dict[str, Any])
         choice = msgspec.convert(whole.get("choices"), list[dict[str, Any]])[0]

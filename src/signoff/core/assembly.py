@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import msgspec
 
-from signoff.core import sse
+from signoff.core import messages, sse
 from signoff.core.response_stream import ResponseStream, is_response_event
 from signoff.core.surrogates import decode_with_surrogates, encode_with_surrogates, has_surrogates
 from signoff.core.tool_calls import ToolCalls, ToolFunction
@@ -17,13 +17,14 @@ JsonObject = dict[str, Any]
 
 
 def assemble(events: Iterable[bytes]) -> tuple[bytes, int]:
-    """Return the completion or the response that `events` add up to, and the number of events with content.
+    """Return the completion, the response or the message that `events` add up to, and the number of events with content.
 
     Raises:
         ValueError: an event is not one of a completion.
         RecursionError: an event is nested too deeply.
     """
     completion, response, pieces, is_plain = _Completion(), ResponseStream(), 0, True
+    message = list[JsonObject]()
     for event in events:
         data = sse.data_of(event)
         if not data or data == b"[DONE]":
@@ -33,9 +34,13 @@ def assemble(events: Iterable[bytes]) -> tuple[bytes, int]:
         pieces += is_content(piece)
         if is_response_event(piece):
             response.add(piece)
+        elif messages.is_message_event(piece):
+            message.append(piece)
         else:
             completion.add(piece)
     whole = response.whole() if response.has_begun else completion.whole()
+    if message:
+        whole = messages.assemble(message)
     if is_plain:
         return msgspec.json.encode(whole, enc_hook=_encode_growing), pieces
     return encode_with_surrogates(whole, default=_encode_growing), pieces

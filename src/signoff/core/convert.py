@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from signoff.core import endpoints, response, sse
+from signoff.core import endpoints, messages, response, sse
 from signoff.core.answer import as_completion, split, text_or_json
 from signoff.core.binary import decode_binary
 from signoff.core.fingerprint import fingerprint
@@ -21,10 +21,10 @@ def convert_answer(path: str, body: bytes, model: str) -> bytes:
             return as_completion(body, model)
         case endpoints.COMPLETIONS | endpoints.EDITS:
             return body if _is_text(body) else _text_answer(path, text_or_json(body), model)
-        case endpoints.RESPONSES:
-            if response.is_response(body):
-                return body
+        case endpoints.RESPONSES if not response.is_response(body):
             return msgspec.json.encode(response.response_from_text(text_or_json(body), _id_of(model, body), model))
+        case endpoints.MESSAGES if not messages.is_message(body):
+            return msgspec.json.encode(messages.message_from_text(text_or_json(body), _id_of(model, body), model))
         case _:
             return body
 
@@ -38,7 +38,10 @@ def stream_events(path: str, body: bytes, *, with_usage: bool) -> Iterator[bytes
             yield from _text_events(msgspec.json.decode(convert_answer(path, body, "")), with_usage=with_usage)
         case endpoints.RESPONSES:
             for event in response.events_of(msgspec.json.decode(convert_answer(path, body, ""))):
-                yield response_event(event)
+                yield response.response_event(event)
+        case endpoints.MESSAGES:
+            for event in messages.events_of(msgspec.json.decode(convert_answer(path, body, ""))):
+                yield messages.message_event(event)
         case _ if (binary := decode_binary(body)) is not None and binary.content_type == sse.CONTENT_TYPE:
             yield binary.content
         case _:
@@ -46,9 +49,9 @@ def stream_events(path: str, body: bytes, *, with_usage: bool) -> Iterator[bytes
             yield sse.DONE
 
 
-def response_event(event: JsonObject) -> bytes:
-    """Encode an event of the stream of a response, with its type both as the event's name and in its data."""
-    return f"event: {event['type']}\n".encode() + sse.event(msgspec.json.encode(event))
+def keep_alive(path: str, text: bytes) -> bytes:
+    """Return an event that keeps a stream of `path` open and that clients ignore: a comment, or Anthropic's `ping`."""
+    return messages.PING if path == endpoints.MESSAGES else sse.comment(text)
 
 
 class _Text(msgspec.Struct):

@@ -1,9 +1,10 @@
-"""Decoding of JSON that callers send."""
+"""Decoding of JSON that callers and models send."""
 
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
+JsonObject = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -21,3 +22,8 @@ def decode_json(body: bytes, kind: type[T]) -> T:
         body.decode()
         msgspec.json.decode(body, type=msgspec.Raw)
         raise
+
+
+def as_object(value: object) -> JsonObject:
+    """Return `value` itself if it is a JSON object, else an empty one."""
+    return cast("JsonObject", value) if isinstance(value, dict) else {}

@@ -12,12 +12,15 @@ EMBEDDINGS = "/v1/embeddings"
 MODERATIONS = "/v1/moderations"
 RERANK = "/v1/rerank"
 EDITS = "/v1/edits"
+# Anthropic's API.
+MESSAGES = "/v1/messages"
+COUNT_TOKENS = "/v1/messages/count_tokens"
 # A payload that goes to its model as it is.
 PREDICT = "/predict"
 
 # These take and return JSON; an answer that is not JSON is an error.
-KNOWN = frozenset({CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, MODERATIONS, RERANK, EDITS})
-STREAMED = frozenset({CHAT, COMPLETIONS, RESPONSES})
+KNOWN = frozenset({CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, MODERATIONS, RERANK, EDITS, MESSAGES, COUNT_TOKENS})
+STREAMED = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
 
 # Collections that are not inference and never go to an upstream. Some upstreams ignore the case of letters.
 _NOT_LOCAL = r"(?!/(?i:batches|files|models|uploads)(?![\w-]))"

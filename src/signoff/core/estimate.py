@@ -4,7 +4,7 @@ from math import ceil
 
 import msgspec
 
-from signoff.core.endpoints import EMBEDDINGS, MODERATIONS, RERANK
+from signoff.core.endpoints import COUNT_TOKENS, EMBEDDINGS, MODERATIONS, RERANK
 from signoff.core.tokens import estimate_usage
 from signoff.errors import BadRequest
 
@@ -49,6 +49,8 @@ def estimate_tokens(path: str, body: bytes) -> Estimate:
     Of several maxima the largest counts, as it is not known which one the upstream reads.
     Raises BadRequest for a maximum that is not a number, because an upstream may convert it nevertheless.
     """
+    if path == COUNT_TOKENS:
+        return Estimate(prompt=0, output=0, is_explicit=True)
     prompt = estimate_usage(body, 0).prompt_tokens
     if path in WITHOUT_OUTPUT:
         return Estimate(prompt=prompt, output=0, is_explicit=True)

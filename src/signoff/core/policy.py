@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from signoff.core.endpoints import COUNT_TOKENS
+
 Review = Literal["always", "never"]
 OnDeadline = Literal["stay", "approve", "reject"]
 
@@ -24,6 +26,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     def may_hold(self) -> bool:
         """True if an answer under this policy can be held."""
         return self.review == "always"
+
+
+def review_for(path: str, review: Review | None) -> Review | None:
+    """Return the review rule of an answer of `path`: a count of tokens is no words of a model, and needs no review."""
+    return "never" if path == COUNT_TOKENS else review
 
 
 def policy_for(target_review: Review | None, door_review: Review, base: Policy) -> Policy:

@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import msgspec
 
+from signoff.core import sse
+
 JsonObject = dict[str, Any]
 Cut = Callable[[str], Iterable[str]]
 
@@ -59,17 +61,22 @@ def with_response_text(body: bytes, text: str) -> bytes:
 
 def response_from_text(text: str, name: str, model: str) -> JsonObject:
     """Return a response with the text `text`; its ids end in `name`."""
+    return response_of([_message(text, f"msg_{name}")], name, model)
+
+
+def response_of(output: list[JsonObject], name: str, model: str, created_at: int = 0) -> JsonObject:
+    """Return a completed response with these items; its id ends in `name`. `created_at` is in seconds since 1970."""
     return {
         "id": f"resp_{name}",
         "object": "response",
-        "created_at": 0,
+        "created_at": created_at,
         "status": "completed",
         "error": None,
         "incomplete_details": None,
         "instructions": None,
         "metadata": {},
         "model": model,
-        "output": [_message(text, f"msg_{name}")],
+        "output": output,
         "parallel_tool_calls": True,
         "temperature": None,
         "tool_choice": "auto",
@@ -78,11 +85,29 @@ def response_from_text(text: str, name: str, model: str) -> JsonObject:
     }
 
 
+def usage_of(
+    input_tokens: int, output_tokens: int, *, total: int = 0, cached: int = 0, reasoning: int = 0
+) -> JsonObject:
+    """Return the usage of a response; a `total` of 0 is the sum."""
+    return {
+        "input_tokens": input_tokens,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": output_tokens,
+        "output_tokens_details": {"reasoning_tokens": reasoning},
+        "total_tokens": total or input_tokens + output_tokens,
+    }
+
+
 def events_of(whole: JsonObject, cut: Cut = lambda text: [text]) -> Iterator[JsonObject]:
     """Yield the events of a stream of the response `whole`; `cut` splits its texts into the deltas."""
     number = count()
     for kind, members in _events(whole, cut):
         yield {"type": kind, **members, "sequence_number": next(number)}
+
+
+def response_event(event: JsonObject) -> bytes:
+    """Encode an event of the stream of a response, with its type both as the event's name and in its data."""
+    return f"event: {event['type']}\n".encode() + sse.event(msgspec.json.encode(event))
 
 
 _Event = tuple[str, JsonObject]

@@ -35,6 +35,7 @@ class _RequestTexts(msgspec.Struct):
     prompt: msgspec.Raw = _NOTHING
     input: msgspec.Raw = _NOTHING
     instructions: msgspec.Raw = _NOTHING
+    system: msgspec.Raw = _NOTHING
     tools: msgspec.Raw = _NOTHING
 
 

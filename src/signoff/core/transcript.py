@@ -57,7 +57,7 @@ def answer_details(answer: bytes | None) -> str | None:
         members = msgspec.json.decode(answer or b"null", type=dict[str, Any])
     except (ValueError, RecursionError):
         return None
-    parts = members.get("choices", members.get("output"))
+    parts = members.get("choices", members.get("output", members.get("content")))
     if not isinstance(parts, list):
         return None
     return None if len(cast("list[Any]", parts)) == 1 and _is_plain(parts[0]) else _json(members)

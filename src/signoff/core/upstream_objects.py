@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from signoff.core.binary import decode_binary
-from signoff.core.endpoints import KNOWN, RESPONSES, Route, parse_route
+from signoff.core.endpoints import COUNT_TOKENS, KNOWN, MESSAGES, RESPONSES, Route, parse_route
 
 MAX_ID_LENGTH = 255
 MAX_IDS_IN_ANSWER = 256
@@ -29,8 +29,8 @@ _NEVER_CHANGES = re.compile(rf"(?:{_FINAL})[_-]")
 
 
 def creates_no_object(path: str) -> bool:
-    """Return True if a request to `path` never creates an object at the upstream."""
-    return path in KNOWN and path != RESPONSES
+    """Return True if a request to `path` never creates an object at the upstream, or names one."""
+    return path in KNOWN and path not in {RESPONSES, MESSAGES, COUNT_TOKENS}
 
 
 def created_object_id(path: str, body: bytes) -> str | None:

@@ -88,7 +88,7 @@ class CachedDoor(AsgiDoor):
         else:
             await send_json(send, await get_cache_size(self._services, caller, cache_filter, query.get("user")))
 
-    async def _send_error(self, send: Send, error: SignoffError) -> None:
+    async def _send_error(self, scope: Scope, send: Send, error: SignoffError) -> None:
         await send_json(send, detail(error), raw_error_headers(error), status=error.status)
 
 

@@ -34,6 +34,8 @@ HEADERS = "signoff.headers"
 CONNECTION = "signoff.connection"
 # Key in a request's scope of the maximum size of its body, if that is less than the setting.
 BODY_LIMIT = "signoff.body_limit"
+# Key in a request's scope of its id, which every response has as a header.
+REQUEST_ID = "signoff.request_id"
 LOOPBACK = ("127.0.0.1", "::1")
 T = TypeVar("T")
 Header = tuple[bytes, bytes]
@@ -78,17 +80,17 @@ class AsgiDoor(ABC):
         try:
             await self._route(scope, receive, send)
         except SignoffError as error:
-            await self._send_error(send, error)
+            await self._send_error(scope, send, error)
         except Exception:
             log.exception("request_failed", path=scope["path"])
-            await self._send_error(send, SignoffError())
+            await self._send_error(scope, send, SignoffError())
 
     @abstractmethod
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request. Raises SignoffError before anything is sent."""
 
     @abstractmethod
-    async def _send_error(self, send: Send, error: SignoffError) -> None:
+    async def _send_error(self, scope: Scope, send: Send, error: SignoffError) -> None:
         """Send `error` as a whole response."""
 
 

@@ -91,7 +91,7 @@ class PredictDoor(AsgiDoor):
             call = await begin_call(self._services, ask)
             await send_body(call, await whole_answer(self._services, call), send)
 
-    async def _send_error(self, send: Send, error: SignoffError) -> None:
+    async def _send_error(self, scope: Scope, send: Send, error: SignoffError) -> None:
         body = {"content": error.message} | ({} if error.job_id is None else {"job_id": error.job_id})
         headers = [*raw_error_headers(error), (b"x-signoff-code", error.code.encode())]
         await send_json(send, body, headers, status=error.status)

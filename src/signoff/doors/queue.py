@@ -74,7 +74,7 @@ class QueueDoor(AsgiDoor):
         headers = [(name.encode(), value.encode()) for name, value in reply.headers.items()]
         await send_json(send, reply.payload, headers, status=reply.status)
 
-    async def _send_error(self, send: Send, error: SignoffError) -> None:
+    async def _send_error(self, scope: Scope, send: Send, error: SignoffError) -> None:
         payload = msgspec.json.encode(self._error_payload(error))
         await send_bytes(send, error.status, payload, self._error_type, raw_error_headers(error))
 

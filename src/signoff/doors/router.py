@@ -25,6 +25,7 @@ from signoff.doors.errors import PROBLEM, detail, error_headers, problem
 from signoff.doors.http import (
     BODY_LIMIT,
     MAX_DISCARDED_BYTES,
+    REQUEST_ID,
     ASGIApp,
     DoorSettings,
     Message,
@@ -141,6 +142,7 @@ def _with_request_id(scope: Scope, send: Send, new_id: Callable[[], str]) -> Sen
     request_id = header(scope, b"x-request-id") or ""
     if not (request_id.isascii() and request_id.isprintable() and 0 < len(request_id) <= MAX_REQUEST_ID_LENGTH):
         request_id = new_id()
+    scope[REQUEST_ID] = request_id
 
     async def send_with_request_id(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -11,7 +11,6 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from signoff.core import response
-from signoff.core.convert import response_event
 from signoff.core.response import JsonObject
 from signoff.core.tokens import Usage
 from signoff.errors import BadRequest
@@ -52,16 +51,10 @@ class EchoResponse(msgspec.Struct, frozen=True, kw_only=True):
     def events(self) -> Iterator[bytes]:
         """Yield the response as raw server-sent events."""
         for event in response.events_of(self._object(), lambda text: (piece[0] for piece in _PIECE.finditer(text))):
-            yield response_event(event)
+            yield response.response_event(event)
 
     def _object(self) -> JsonObject:
-        usage = {
-            "input_tokens": self.usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": self.usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": self.usage.total_tokens,
-        }
+        usage = response.usage_of(self.usage.prompt_tokens, self.usage.completion_tokens)
         return response.response_from_text(self.text, self.digest, self.model) | {"usage": usage}
 
 

@@ -20,7 +20,12 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 # Events before the first content that wait for it, such as comments; with more of them, the answer has begun.
 # The first event of a response repeats its instructions and tools.
 MAX_PREAMBLE_BYTES = 1024 * 1024
-LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
+LAST_EVENTS = (
+    b"event: response.completed\n",
+    b"event: response.incomplete\n",
+    b"event: response.failed\n",
+    b"event: message_stop\n",
+)
 
 
 class Attempt:
@@ -169,7 +174,7 @@ class Attempt:
 
 
 def is_last_event(event: bytes) -> bool:
-    """Return True if `event` ends the stream of a completion or a response."""
+    """Return True if `event` ends the stream of a completion, a response or a message."""
     return event.startswith(LAST_EVENTS) or sse.data_of(event) == b"[DONE]"
 
 

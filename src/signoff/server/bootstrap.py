@@ -44,6 +44,7 @@ from signoff.runtime.leases import Leases
 from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
+from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
 from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.pools import EndpointPools
@@ -174,6 +175,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
             backlogs=Backlogs(store.jobs, max_jobs=settings.max_waiting_jobs, max_bytes=settings.max_waiting_bytes),
             run_sizes=RunSizes(settings.max_run_bytes),
             watcher=JobWatcher(store),
+            missing_endpoints=MissingEndpoints(),
             inflight_calls=InflightCalls(),
             logs=logs,
             passwords=PasswordHasher(),

@@ -6,16 +6,17 @@ import msgspec
 
 from signoff.core.ask import Ask, path_for
 from signoff.core.cache import CacheState, Sampling
-from signoff.core.endpoints import CHAT, KNOWN, PREDICT, parse_route
+from signoff.core.endpoints import CHAT, KNOWN, MESSAGES, PREDICT, parse_route
 from signoff.core.fingerprint import fingerprint
 from signoff.core.job import PRIORITIES, Job
 from signoff.core.members import check_members
+from signoff.core.messages import check_request
 from signoff.core.model import Model, accepts_any_json
 from signoff.core.pipelines.arguments import parse_arguments
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.render import render_request
-from signoff.core.policy import Policy, policy_for
+from signoff.core.policy import Policy, policy_for, review_for
 from signoff.core.upstream_objects import creates_no_object, creates_object
 from signoff.errors import BadBody, BadRequest, Forbidden, NotFound
 from signoff.work.admin.keys import key_of_user
@@ -60,8 +61,8 @@ async def admit(services: Services, ask: Ask) -> Job:
 
 def _pipeline_job(services: Services, ask: Ask, pipeline: Pipeline) -> Job:
     """Return a run of `pipeline`. A run has no cache key, as functions may depend on the time. Raises BadRequest."""
-    if ask.path not in {CHAT, PREDICT}:
-        raise BadRequest(f"{pipeline.name!r} is a pipeline; send the request to {CHAT} (got {ask.path}).")
+    if ask.path not in {CHAT, MESSAGES, PREDICT}:
+        raise BadRequest(f"{pipeline.name!r} is a pipeline; send the request to {CHAT} or {MESSAGES} (got {ask.path}).")
     parse_arguments(ask.body, parameter_names(pipeline))
     policy = policy_for(None, ask.door_review, services.rules.policy)
     job = _new_job(services, ask, pipeline, policy, path=ask.path, cache_key=None)
@@ -101,7 +102,7 @@ async def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampl
         raise NotFound(f"The model {model.name} does not serve {ask.path}.")
     _check_route(ask, model)
     review = "always" if references.is_held else model.review
-    policy = policy_for(review, ask.door_review, services.rules.policy)
+    policy = policy_for(review_for(ask.path, review), ask.door_review, services.rules.policy)
     if policy.may_hold:
         await hold_objects(services, references.changing_ids)
     path = path_for(model, ask.path, ask.body)
@@ -178,9 +179,11 @@ def _check_ask(ask: Ask) -> Sampling:
         raise BadRequest(f"`path` must be {PREDICT} or an endpoint of OpenAI's API, such as {CHAT} (got {ask.path!r}).")
     try:
         ask.body.decode()
-        return parse_sampling(ask.body) if ask.sampling is None else ask.sampling
+        sampling = parse_sampling(ask.body) if ask.sampling is None else ask.sampling
     except (ValueError, RecursionError) as error:
         raise BadBody(f"The body is not valid JSON: {error}") from None
+    check_request(ask.path, ask.body)
+    return sampling
 
 
 def parse_sampling(body: bytes) -> Sampling:

@@ -5,7 +5,7 @@ import asyncio
 from signoff.core import sse
 from signoff.core.ask import Ask
 from signoff.core.binary import decode_binary
-from signoff.core.convert import convert_answer, stream_events
+from signoff.core.convert import convert_answer, keep_alive, stream_events
 from signoff.core.endpoints import KNOWN
 from signoff.core.job import Job
 from signoff.engine import Sink
@@ -31,7 +31,7 @@ async def await_review(services: Services, job: Job, ask: Ask, sink: Sink, *, wi
         job = await wait_until(services, job.id, seconds, lambda job: job.is_terminal)
         await refresh(services, ask.caller)
         if ask.stream and job.path in KNOWN and not job.is_terminal:
-            await sink.send([sse.comment(b"waiting for a person")])
+            await sink.send([keep_alive(job.path, b"waiting for a person")])
     if job.status == "fail":
         raise failure_of_job(job)
     return await send_finished(job, ask, sink, with_usage=with_usage)

@@ -24,6 +24,7 @@ from signoff.runtime.leases import Leases
 from signoff.runtime.library import LibraryCache
 from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
+from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
 from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.pools import EndpointPools
@@ -137,6 +138,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes of the runs that this process performs."""
     watcher: JobWatcher
     """Watcher that wakes callers who wait for a job to change."""
+    missing_endpoints: MissingEndpoints
+    """Endpoints of APIs that models turned out not to have."""
     inflight_calls: InflightCalls
     """Waiting calls that are not recorded yet, and calls that several callers share."""
     logs: ModelLogWriter

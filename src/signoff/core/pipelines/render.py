@@ -5,13 +5,14 @@ from typing import Any, cast
 
 import msgspec
 
-from signoff.core.endpoints import CHAT, COMPLETIONS, PREDICT, RESPONSES
+from signoff.core.endpoints import CHAT, COMPLETIONS, COUNT_TOKENS, MESSAGES, PREDICT, RESPONSES
 from signoff.core.pipelines.coerce import to_text
 from signoff.core.pipelines.composed import Prompt
 from signoff.core.pipelines.names import join_names
 from signoff.core.pipelines.template import placeholders, render_template
 from signoff.errors import BadRequest
 
+_PATHS = {CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS, PREDICT}
 # Members of a request that hold its text.
 _TEXT_MEMBERS = ("messages", "input", "prompt")
 
@@ -23,8 +24,8 @@ def render_request(prompt: Prompt, model: str, path: str, body: bytes, *, max_by
         BadRequest: `path` is not for prompts, the values do not match the placeholders, or the rendered prompt would
             have more than `max_bytes`.
     """
-    if path not in {CHAT, COMPLETIONS, RESPONSES, PREDICT}:
-        raise BadRequest(f"{prompt.name!r} is a prompt; call it at {CHAT}, {COMPLETIONS} or {RESPONSES}.")
+    if path not in _PATHS:
+        raise BadRequest(f"{prompt.name!r} is a prompt; call it at {CHAT}, {COMPLETIONS}, {RESPONSES} or {MESSAGES}.")
     decoded = msgspec.json.decode(body)
     members = cast("dict[str, Any]", decoded) if isinstance(decoded, dict) else {}
     text_member = next((name for name in _TEXT_MEMBERS if members.get(name) is not None), None)

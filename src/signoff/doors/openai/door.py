@@ -1,5 +1,6 @@
 """OpenAI's API: the endpoints that ask a model, and the list of models. Plain ASGI, because it is the hot path."""
 
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -16,8 +17,10 @@ from signoff.core.model import Model
 from signoff.core.pipelines.composed import LibraryItem
 from signoff.doors.callers import caller_of
 from signoff.doors.http import (
+    REQUEST_ID,
     AsgiDoor,
     ClientWatch,
+    Header,
     Receive,
     Scope,
     Send,
@@ -29,6 +32,7 @@ from signoff.doors.http import (
     text_header,
     wait_seconds_of,
 )
+from signoff.doors.openai.anthropic_errors import error_body, is_anthropic
 from signoff.doors.openai.errors import send_error
 from signoff.doors.openai.responses import call_headers, send_body, send_events
 from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
@@ -59,8 +63,12 @@ class _RequestHead(Sampling, frozen=True):
 class OpenAIDoor(AsgiDoor):
     """The door at `/v1` and `/openai/v1`."""
 
-    async def _send_error(self, send: Send, error: SignoffError) -> None:
-        await send_error(send, error)
+    async def _send_error(self, scope: Scope, send: Send, error: SignoffError, headers: Iterable[Header] = ()) -> None:
+        if not is_anthropic(scope["path"]):
+            return await send_error(send, error, headers)
+        request_id = scope.get(REQUEST_ID)
+        own = [] if request_id is None else [(b"request-id", request_id.encode())]
+        return await send_error(send, error, [*headers, *own], body=error_body(error, request_id))
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = await caller_of(self._services, self._door_settings, scope)
@@ -110,7 +118,7 @@ class OpenAIDoor(AsgiDoor):
             try:
                 await self._answer(call, send)
             except SignoffError as error:
-                await send_error(send, error, call_headers(call))
+                await self._send_error(scope, send, error, call_headers(call))
 
     async def _answer(self, call: Call, send: Send) -> None:
         if call.ask.stream:

@@ -7,16 +7,19 @@ from typing import Any, cast
 import msgspec
 
 from signoff.core import sse
-from signoff.core.convert import response_event
-from signoff.core.endpoints import RESPONSES
+from signoff.core.endpoints import MESSAGES, RESPONSES
 from signoff.core.limits import Gauge
+from signoff.core.response import response_event
 from signoff.doors.errors import raw_error_headers
 from signoff.doors.http import JSON, Header, Send, send_bytes
+from signoff.doors.openai import anthropic_errors
 from signoff.errors import LimitReached, ModelAnswered, SignoffError
 
 
-async def send_error(send: Send, error: SignoffError, headers: Iterable[Header] = ()) -> None:
-    """Send an error in OpenAI's format.
+async def send_error(
+    send: Send, error: SignoffError, headers: Iterable[Header] = (), *, body: bytes | None = None
+) -> None:
+    """Send an error in OpenAI's format, or as `body`.
 
     A model's own error is passed on as it is, except that a code which is a number becomes a text.
     """
@@ -28,7 +31,7 @@ async def send_error(send: Send, error: SignoffError, headers: Iterable[Header] 
         error_headers.extend(gauge_headers(error.gauges))
         if error.retry_after_seconds is not None:
             error_headers.append((b"retry-after-ms", str(ceil(error.retry_after_seconds * 1000)).encode()))
-    await send_bytes(send, error.status, _body(error), JSON, [*error_headers, *headers])
+    await send_bytes(send, error.status, body or _body(error), JSON, [*error_headers, *headers])
 
 
 def gauge_headers(gauges: Mapping[str, Gauge]) -> list[Header]:
@@ -51,7 +54,9 @@ def _duration(seconds: float) -> str:
 
 
 def error_event(error: SignoffError, path: str) -> bytes:
-    """Return the error as the last event of a stream of `path`; the responses API has an event type for it."""
+    """Return the error as the last event of a stream of `path`; two APIs have an event type for it."""
+    if path == MESSAGES:
+        return anthropic_errors.error_event(error)
     body = _body(error)
     if path != RESPONSES:
         return sse.event(b"".join(body.splitlines()))

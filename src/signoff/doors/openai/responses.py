@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import Generator, Sequence
 
-from signoff.core import sse
 from signoff.core.binary import decode_binary
-from signoff.core.convert import stream_events
+from signoff.core.convert import keep_alive, stream_events
 from signoff.core.endpoints import KNOWN, STREAMED
 from signoff.doors.http import JSON, Header, Send, cache_header, send_bytes
 from signoff.doors.openai.errors import error_event, gauge_headers
@@ -107,7 +106,7 @@ class EventSender:
 
     async def _send_comment(self) -> None:
         if self._timer is not None:  # comments may have been stopped before this task ran
-            await self.send([sse.comment(b"still at work")])
+            await self.send([keep_alive(self._call.ask.path, b"still at work")])
 
 
 def call_headers(call: Call) -> list[Header]:

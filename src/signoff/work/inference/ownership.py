@@ -14,7 +14,7 @@ from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.endpoints import parse_route
 from signoff.core.job import Job
-from signoff.core.policy import policy_for, stricter
+from signoff.core.policy import policy_for, review_for, stricter
 from signoff.core.upstream_objects import can_change, creates_no_object, ids_in_route, referenced_ids
 from signoff.engine import Sink
 from signoff.errors import BadRequest, Forbidden, NotFound, ObjectHeld
@@ -75,7 +75,7 @@ async def judge_again(services: Services, job: Job) -> Job:
         return job
     model = await services.caches.models.find(job.target)
     review = "always" if await names_held_object(services, job) else model.review
-    policy = stricter(job.policy, policy_for(review, "never", services.rules.policy))
+    policy = stricter(job.policy, policy_for(review_for(job.path, review), "never", services.rules.policy))
     if not policy.may_hold:
         return job
     await hold_objects(services, [each for each in _ids_of(job.path, job.body) if can_change(each)])

@@ -7,7 +7,7 @@ import structlog
 
 from signoff.core.ask import as_chat, path_for
 from signoff.core.balance import may_succeed_elsewhere, prefix_key
-from signoff.core.endpoints import CHAT, EDITS, KNOWN
+from signoff.core.endpoints import CHAT, KNOWN
 from signoff.core.job import Job
 from signoff.core.model import KINDS_WITH_KEYS, Model, accepts_any_json, endpoints_of, needs_no_pool
 from signoff.engine import ModelRequest
@@ -22,7 +22,7 @@ from signoff.errors import (
 )
 from signoff.runtime.attempt import Attempt
 from signoff.runtime.pools import Endpoint, EndpointPool, endpoint_name
-from signoff.work.inference.edits import run_edit
+from signoff.work.inference.translate import ask_engine
 from signoff.work.services import Services
 
 # Fallbacks of one request, those of fallbacks included.
@@ -153,8 +153,7 @@ async def _ask_endpoint(services: Services, attempt: Attempt, model: Model, name
     request = ModelRequest(path=path, body=body, target=name, stream=attempt.stream, key=key)
     attempt.model = name if model.name.endswith("*") and model.name != job.model else model.name
     attempt.discard()  # what came before the failure of another endpoint
-    is_edit = job.path == EDITS
-    answer = await (run_edit(engine, model, request) if is_edit else engine.answer(model, request, attempt))
+    answer = await ask_engine(services, engine, model, request, attempt)
     if answer is not None:
         attempt.take(answer)
     elif not attempt.events and (path in KNOWN or not request.stream):

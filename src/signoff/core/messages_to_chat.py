@@ -1,0 +1,349 @@
+"""Translation between Anthropic's Messages API and chat completions, for models that have only the latter.
+
+Sources: the API references of Anthropic ("Messages") and of OpenAI ("Chat").
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from signoff.core.chat_stream import ChatPiece, ChatStreamReader, calls_of, content_text
+from signoff.core.decode import JsonObject, as_object
+from signoff.core.messages import message_event, message_of, tool_input
+from signoff.core.openai_models import maximum_member
+from signoff.errors import BadRequest, ModelGarbled
+
+MAX_USER_LENGTH = 64
+STOP_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "refusal",
+}
+_TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+# Members that ask for what no chat completion has; without them, the answer would be another one.
+_UNSUPPORTED = ("mcp_servers", "container")
+
+
+class _Request(msgspec.Struct):
+    """The members of a request that a chat has too; the others (`thinking`, `top_k`, `metadata`…) are dropped."""
+
+    messages: list[JsonObject]
+    max_tokens: Any = None
+    model: Any = None
+    system: str | list[JsonObject] | None = None
+    stop_sequences: list[str] | None = None
+    temperature: Any = None
+    top_p: Any = None
+    tools: list[JsonObject] | None = None
+    tool_choice: JsonObject | None = None
+    metadata: JsonObject | None = None
+    output_config: JsonObject | None = None
+    output_format: JsonObject | None = None
+    stream: bool | None = None
+
+
+def to_chat(body: bytes, upstream_model: str) -> bytes:
+    """Return the body of the chat that asks for the same; `upstream_model` is the name of the model at its upstream.
+
+    Raises BadRequest for a body that is no request of this API, or asks for what a chat does not have.
+    """
+    members = _decode(body)
+    try:
+        request = msgspec.convert(members, _Request)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"The body is not a valid request for a message: {error}") from None
+    for name in _UNSUPPORTED:
+        if members.get(name):
+            raise BadRequest(f"The model has no Messages API, so `{name}` is not supported; remove it.")
+    chat: JsonObject = {"model": request.model, "messages": [*_system(request), *_messages(request)]}
+    chat |= _named_alike(request, upstream_model) | _tools(request) | _format(request)
+    if request.stream:
+        chat |= {"stream": True, "stream_options": {"include_usage": True}}
+    return msgspec.json.encode({name: value for name, value in chat.items() if value is not None})
+
+
+def _decode(body: bytes) -> JsonObject:
+    try:
+        return msgspec.json.decode(body, type=JsonObject)
+    except msgspec.ValidationError:
+        raise BadRequest("The body must be a JSON object.") from None
+
+
+def _named_alike(request: _Request, upstream_model: str) -> JsonObject:
+    """Return the members that a chat has under another name, or the same."""
+    user = (request.metadata or {}).get("user_id")
+    is_short = isinstance(user, str) and len(user) <= MAX_USER_LENGTH
+    return {
+        maximum_member(upstream_model): request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "stop": request.stop_sequences or None,
+        "user": user if is_short else None,
+    }
+
+
+def _system(request: _Request) -> list[JsonObject]:
+    text = content_text(request.system)
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _messages(request: _Request) -> Iterator[JsonObject]:
+    for message in request.messages:
+        content = message.get("content")
+        match message.get("role"):
+            case "assistant":
+                yield _assistant_message(_blocks(content))
+            case "user":
+                yield from _user_messages(_blocks(content))
+            case "system":
+                yield {"role": "system", "content": content_text(content)}
+            case role:
+                raise BadRequest(f"The `role` of a message must be `user` or `assistant` (got {role!r}).")
+
+
+def _blocks(content: object) -> list[JsonObject]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    try:
+        return msgspec.convert(content, list[JsonObject])
+    except msgspec.ValidationError:
+        raise BadRequest("The `content` of a message must be a text or a list of blocks.") from None
+
+
+def _assistant_message(blocks: list[JsonObject]) -> JsonObject:
+    """Return the message with its calls of tools; thoughts are dropped, as no chat takes them."""
+    calls = [
+        {
+            "id": block.get("id"),
+            "type": "function",
+            "function": {
+                "name": block.get("name"),
+                "arguments": msgspec.json.encode(block.get("input") or {}).decode(),
+            },
+        }
+        for block in blocks
+        if block.get("type") == "tool_use"
+    ]
+    text = content_text(blocks)
+    message: JsonObject = {"role": "assistant", "content": text if text or not calls else None}
+    return message | {"tool_calls": calls} if calls else message
+
+
+def _user_messages(blocks: list[JsonObject]) -> Iterator[JsonObject]:
+    """Yield the results of tools, each a message of its own, and then the rest as one message."""
+    rest = list[JsonObject]()
+    for block in blocks:
+        if block.get("type") != "tool_result":
+            rest.append(_part(block))
+            continue
+        parts = [_part(each) for each in _blocks(block.get("content") or "")]
+        text = content_text(parts)
+        prefix = "Error: " if block.get("is_error") else ""
+        yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": prefix + text}
+        rest += [part for part in parts if part["type"] != "text"]  # a result of a chat can be a text only
+    if all(part["type"] == "text" for part in rest):
+        if rest:
+            yield {"role": "user", "content": rest[0]["text"] if len(rest) == 1 else rest}
+    else:
+        yield {"role": "user", "content": rest}
+
+
+def _part(block: JsonObject) -> JsonObject:
+    """Return a block as a part of a chat message. Raises BadRequest for a kind that a chat does not have."""
+    match block:
+        case {"type": "text", "text": str() as text}:
+            return {"type": "text", "text": text}
+        case {"type": "image" | "document" as kind, "source": source}:
+            return _file_part(kind, as_object(source), block.get("title"))
+        case {"type": "search_result", "content": content}:
+            head = f"{block.get('title', '')}\n{block.get('source', '')}\n"
+            return {"type": "text", "text": head + content_text(content)}
+        case _:
+            raise BadRequest(f"The model has no Messages API, so a block {block.get('type')!r} is not supported.")
+
+
+def _file_part(kind: str, source: JsonObject, title: object) -> JsonObject:
+    match source:
+        case {"type": "base64", "media_type": str() as media_type, "data": str() as data}:
+            address = f"data:{media_type};base64,{data}"
+            if kind == "image":
+                return {"type": "image_url", "image_url": {"url": address}}
+            return {"type": "file", "file": {"filename": str(title or "document.pdf"), "file_data": address}}
+        case {"type": "url", "url": str() as url} if kind == "image":
+            return {"type": "image_url", "image_url": {"url": url}}
+        case {"type": "text", "data": str() as text}:
+            return {"type": "text", "text": text}
+        case {"type": "content", "content": content}:
+            return {"type": "text", "text": content_text(content)}
+        case _:
+            raise BadRequest(
+                f"The model has no Messages API, so the `source` {source.get('type')!r} of a block {kind!r} is not "
+                "supported; send its data."
+            )
+
+
+def _tools(request: _Request) -> JsonObject:
+    tools = [_tool(tool) for tool in request.tools or []]
+    if not tools:
+        return {}
+    choice = request.tool_choice or {}
+    match choice:
+        case {"type": "tool", "name": name}:
+            chosen: Any = {"type": "function", "function": {"name": name}}
+        case _:
+            chosen = _TOOL_CHOICES.get(str(choice.get("type")))
+    return {
+        "tools": tools,
+        "tool_choice": chosen,
+        "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") else None,
+    }
+
+
+def _tool(tool: JsonObject) -> JsonObject:
+    if "input_schema" not in tool:
+        raise BadRequest(
+            f"The tool {tool.get('name')!r} has no `input_schema`; only a model of Anthropic has tools of its own."
+        )
+    function = {"name": tool.get("name"), "description": tool.get("description"), "parameters": tool["input_schema"]}
+    if (strict := tool.get("strict")) is not None:
+        function["strict"] = strict
+    return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
+
+
+def _format(request: _Request) -> JsonObject:
+    """Return the schema that the answer must have."""
+    wanted = (request.output_config or {}).get("format") or request.output_format
+    match wanted:
+        case {"type": "json_schema", "schema": schema}:
+            json_schema = {"name": "answer", "schema": schema, "strict": True}
+            return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
+        case _:
+            return {}
+
+
+class _Choice(msgspec.Struct):
+    message: JsonObject
+    finish_reason: str | None = None
+    stop_reason: Any = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice]
+    usage: Any = None
+
+
+def from_chat(body: bytes, name: str, model: str) -> bytes:
+    """Return the message that a chat completion is; its id ends in `name`. Raises ModelGarbled."""
+    try:
+        completion = msgspec.json.decode(body, type=_Completion)
+        choice = completion.choices[0]
+        calls = calls_of(choice.message)
+    except (ValueError, IndexError, RecursionError) as error:
+        raise ModelGarbled(f"The model's answer is not a chat completion: {error}") from None
+    text = content_text(choice.message.get("content")) or str(choice.message.get("refusal") or "")
+    content: list[JsonObject] = [{"type": "text", "text": text}] if text or not calls else []
+    for number, call in enumerate(calls):
+        function = msgspec.convert(call.get("function") or {}, JsonObject)
+        block = _tool_use(call.get("id") or _call_id(name, number), function.get("name"))
+        content.append(block | {"input": tool_input(str(function.get("arguments") or ""))})
+    stop = choice.stop_reason if isinstance(choice.stop_reason, str) else None
+    ending = _ending(choice.finish_reason, stop, has_calls=bool(calls))
+    return msgspec.json.encode(message_of(content, name, model) | ending | {"usage": _usage(completion.usage)})
+
+
+def _tool_use(call_id: object, tool_name: object) -> JsonObject:
+    return {"type": "tool_use", "id": call_id, "name": tool_name, "input": {}}
+
+
+def _call_id(name: str, number: int) -> str:
+    return f"toolu_{name}_{number}"
+
+
+def _ending(finish_reason: str | None, stop_sequence: str | None, *, has_calls: bool) -> JsonObject:
+    reason = STOP_REASONS.get(finish_reason or "stop", "end_turn")
+    if has_calls and reason == "end_turn":
+        reason = "tool_use"
+    if stop_sequence is not None and reason == "end_turn":
+        reason = "stop_sequence"
+    return {"stop_reason": reason, "stop_sequence": stop_sequence if reason == "stop_sequence" else None}
+
+
+def _usage(usage: Any) -> JsonObject:
+    """Return the usage of a chat in the words of this API, in which cached tokens are no input tokens."""
+    reported = as_object(usage)
+    cached = _count(as_object(reported.get("prompt_tokens_details")), "cached_tokens")
+    prompt, completion = _count(reported, "prompt_tokens"), _count(reported, "completion_tokens")
+    return {
+        "input_tokens": max(0, prompt - cached),
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": cached,
+        "output_tokens": completion,
+    }
+
+
+def _count(usage: JsonObject, name: str) -> int:
+    value = usage.get(name)
+    return int(value) if isinstance(value, int | float) else 0
+
+
+class MessageTranslator:
+    """Translator of one chat stream to the events of a message, whose id ends in `name`."""
+
+    def __init__(self, name: str, model: str) -> None:
+        self._name = name
+        self._model = model
+        self._chat = ChatStreamReader()
+        self._open: JsonObject | None = None
+        self._index = -1
+        self._block_of_call: dict[int, int] = {}
+        self._has_begun = False
+
+    def feed(self, event: bytes) -> list[bytes]:
+        """Return the events that one event of the chat becomes. Raises ModelGarbled if it is not one of a chat."""
+        try:
+            pieces = self._chat.feed(event)
+        except (ValueError, RecursionError) as error:
+            raise ModelGarbled(f"The model's answer is not a stream of chat events: {error}") from None
+        return [message_event(each) for piece in pieces for each in [*self._begin(), *self._events(piece)]]
+
+    def finish(self) -> list[bytes]:
+        """Return the events that end the message."""
+        ending = _ending(self._chat.finish_reason, self._chat.stop_sequence, has_calls=self._chat.has_calls)
+        events = [*self._begin(), *self._close()]
+        events.append({"type": "message_delta", "delta": ending, "usage": _usage(self._chat.usage)})
+        return [message_event(each) for each in [*events, {"type": "message_stop"}]]
+
+    def _begin(self) -> Iterator[JsonObject]:
+        if not self._has_begun:
+            self._has_begun = True
+            yield {"type": "message_start", "message": message_of([], self._name, self._model)}
+
+    def _events(self, piece: ChatPiece) -> Iterator[JsonObject]:
+        match piece.kind:
+            case "text" | "refusal":
+                if self._open is None or self._open["type"] != "text":
+                    yield from self._open_block({"type": "text", "text": ""})
+                yield self._delta(self._index, {"type": "text_delta", "text": piece.text})
+            case "call":
+                block = _tool_use(piece.call_id or _call_id(self._name, piece.number), piece.text)
+                yield from self._open_block(block)
+                self._block_of_call[piece.number] = self._index
+            case "arguments":
+                delta = {"type": "input_json_delta", "partial_json": piece.text}
+                yield self._delta(self._block_of_call[piece.number], delta)
+
+    def _open_block(self, block: JsonObject) -> Iterator[JsonObject]:
+        yield from self._close()
+        self._open, self._index = block, self._index + 1
+        yield {"type": "content_block_start", "index": self._index, "content_block": block}
+
+    def _close(self) -> Iterator[JsonObject]:
+        if self._open is not None:
+            self._open = None
+            yield {"type": "content_block_stop", "index": self._index}
+
+    def _delta(self, index: int, delta: JsonObject) -> JsonObject:
+        return {"type": "content_block_delta", "index": index, "delta": delta}

@@ -1,0 +1,69 @@
+"""Errors in Anthropic's format: `{"type": "error", "error": {"type", "message"}, "request_id"}`.
+
+Source: Anthropic's API reference, "Errors".
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from signoff.core.endpoints import MESSAGES
+from signoff.core.messages import message_event
+from signoff.errors import ModelAnswered, SignoffError
+
+_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+class _Fault(msgspec.Struct):
+    type: str
+    message: str
+
+
+class _UpstreamBody(msgspec.Struct):
+    type: Literal["error"]
+    error: _Fault
+
+
+def is_anthropic(path: str) -> bool:
+    """Return True if the path of a request belongs to Anthropic's API."""
+    rest = path.partition(MESSAGES)[2]
+    return path.endswith(MESSAGES) or rest.startswith("/")
+
+
+def error_body(error: SignoffError, request_id: str | None) -> bytes:
+    """Return the error, with our code and the job's id beside it; a model's own error in this format as it is."""
+    if isinstance(error, ModelAnswered) and _has_this_format(error.body):
+        return error.body
+    fields: dict[str, Any] = {"type": error_type(error.status), "message": error.message, "code": error.code}
+    if error.job_id is not None:
+        fields["job_id"] = error.job_id
+    return msgspec.json.encode({"type": "error", "error": fields, "request_id": request_id})
+
+
+def error_event(error: SignoffError) -> bytes:
+    """Return the error as the last event of a stream."""
+    body: dict[str, Any] = msgspec.json.decode(error_body(error, None))
+    return message_event(body)
+
+
+def error_type(status: int) -> str:
+    """Return the type of an error of this status."""
+    return _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+
+
+def _has_this_format(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body, type=_UpstreamBody)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,210 @@
+"""Translations: ask a model at the endpoint that a request is for, or with a chat if the model has no such endpoint.
+
+The pairs of formats are in `core/…_to_chat.py`.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from signoff.core import edits_to_chat, messages_to_chat, responses_to_chat, sse
+from signoff.core.answer import as_completion
+from signoff.core.endpoints import CHAT, COUNT_TOKENS, EDITS, MESSAGES, RESPONSES
+from signoff.core.estimate import estimate_tokens
+from signoff.core.messages import is_message, is_token_count
+from signoff.core.model import Model, accepts_any_json, upstream_name
+from signoff.core.response_events import EventCompleter, complete_body, is_incomplete
+from signoff.engine import Engine, ModelRequest, Sink
+from signoff.errors import BadRequest, ModelAnswered, ModelGarbled
+from signoff.runtime.attempt import Attempt
+from signoff.work.services import Services
+
+TRANSLATED = frozenset({MESSAGES, COUNT_TOKENS, RESPONSES, EDITS})
+# Statuses with which servers say that they have no such endpoint.
+UNKNOWN_ENDPOINT = {404, 405, 501}
+# Endpoints that models of a kind never have, programs that speak JSON lines, and those that serve HTTP.
+_NEVER = {"echo": TRANSLATED - {RESPONSES}, "anyllm": TRANSLATED, "http": frozenset({COUNT_TOKENS})}
+_NEVER_IN_JSON_LINES = frozenset({MESSAGES, COUNT_TOKENS})
+_NEVER_IN_HTTP = frozenset[str]()
+
+
+async def ask_engine(
+    services: Services, engine: Engine, model: Model, request: ModelRequest, attempt: Attempt
+) -> bytes | None:
+    """Return or send the answer of `model`, in the form of the request's path: see `Engine.answer`.
+
+    The model's own endpoint is asked first, and not again for a while if it turned out to be missing.
+    """
+    if request.path not in TRANSLATED:
+        return await engine.answer(model, request, attempt)
+    missing = services.runtime.missing_endpoints
+    is_missing = request.path in _never_of(model) or missing.contains(model, request.target, request.path)
+    if not is_missing:
+        try:
+            return await _ask_directly(services, engine, model, request, attempt)
+        except ModelAnswered as denial:
+            if attempt.has_begun or not _lacks_endpoint(denial):
+                raise
+    answer = await _ask_as_chat(services, engine, model, request, attempt)
+    if not is_missing:  # the model exists, as it has answered
+        missing.add(model, request.target, request.path)
+    return answer
+
+
+def _never_of(model: Model) -> frozenset[str]:
+    if model.kind == "subprocess":
+        return _NEVER_IN_HTTP if model.serve else _NEVER_IN_JSON_LINES
+    return _NEVER.get(model.kind, _NEVER_IN_HTTP)
+
+
+class _ErrorBody(msgspec.Struct):
+    type: str = ""
+
+
+def _lacks_endpoint(denial: ModelAnswered) -> bool:
+    """Return True if an error says that there is no such endpoint. The endpoint itself has Anthropic's format."""
+    if denial.status not in UNKNOWN_ENDPOINT:
+        return False
+    try:
+        return msgspec.json.decode(denial.body, type=_ErrorBody).type != "error"
+    except (ValueError, RecursionError):
+        return True
+
+
+async def _ask_directly(
+    services: Services, engine: Engine, model: Model, request: ModelRequest, sink: Sink
+) -> bytes | None:
+    """Ask the model's own endpoint, and complete an answer that lacks what clients need."""
+    if request.path == RESPONSES:
+        if responses_to_chat.names_translated(request.body):
+            raise BadRequest(
+                "`previous_response_id` names a response that no upstream has stored; send the whole conversation in "
+                "`input`."
+            )
+        created_at = _seconds(services)
+        answer = await engine.answer(model, request, _CompletingSink(sink, request.target, created_at))
+        return None if answer is None else complete_body(answer, request.target, created_at)
+    if request.path == MESSAGES and accepts_any_json(model):
+        return await _translate_answer(services, engine, model, request, sink)
+    if request.path == COUNT_TOKENS:
+        answer = await engine.answer(model, request, _TranslatingSink(None, sink))
+        if answer is None or not is_token_count(answer):
+            raise ModelGarbled("The model's answer is not a count of tokens.")
+        return answer
+    return await engine.answer(model, request, sink)
+
+
+async def _ask_as_chat(
+    services: Services, engine: Engine, model: Model, request: ModelRequest, sink: Sink
+) -> bytes | None:
+    """Ask the model with a chat, and translate its answer. The number of tokens is estimated here instead."""
+    name = upstream_name(model, request.target)
+    match request.path:
+        case endpoint if endpoint == COUNT_TOKENS:
+            return msgspec.json.encode({"input_tokens": estimate_tokens(MESSAGES, request.body).prompt})
+        case endpoint if endpoint == MESSAGES:
+            body = messages_to_chat.to_chat(request.body, name)
+        case endpoint if endpoint == RESPONSES:
+            body = responses_to_chat.to_chat(request.body, name)
+        case _:
+            body = edits_to_chat.to_chat(request.body)
+    return await _translate_answer(services, engine, model, request, sink, chat=body)
+
+
+async def _translate_answer(
+    services: Services, engine: Engine, model: Model, request: ModelRequest, sink: Sink, chat: bytes | None = None
+) -> bytes | None:
+    """Return or send the answer to `chat`, or to the request itself if that is None, in the form of the request."""
+    name, created_at = f"{responses_to_chat.ID_MARK}{services.ids.new_id().replace('-', '')}", _seconds(services)
+    translator: ChatTranslator | None = None
+    if request.path == MESSAGES:
+        translator = messages_to_chat.MessageTranslator(name, request.target)
+    elif request.path == RESPONSES:
+        translator = responses_to_chat.ResponseTranslator(name, request.target, request.body, created_at)
+    sent = request
+    if chat is not None:
+        sent = msgspec.structs.replace(request, path=CHAT, body=chat, stream=request.stream and translator is not None)
+    translated = _TranslatingSink(translator, sink)
+    answer = await engine.answer(model, sent, translated)
+    if answer is None:
+        await translated.finish()
+        return None
+    if accepts_any_json(model):
+        if request.path == MESSAGES and is_message(answer):
+            return answer
+        answer = as_completion(answer, request.target)
+    match request.path:
+        case endpoint if endpoint == MESSAGES:
+            return messages_to_chat.from_chat(answer, name, request.target)
+        case endpoint if endpoint == RESPONSES:
+            return responses_to_chat.from_chat(answer, name, request.target, request.body)
+        case _:
+            return edits_to_chat.from_chat(answer)
+
+
+def _seconds(services: Services) -> int:
+    return services.clock() // 1_000_000
+
+
+class ChatTranslator(Protocol):
+    """A translator of one chat stream to the stream of another API."""
+
+    def feed(self, event: bytes) -> list[bytes]:
+        """Return the events that one event of the chat becomes. Raises ModelGarbled if it is not one of a chat."""
+        ...
+
+    def finish(self) -> list[bytes]:
+        """Return the events that end the stream."""
+        ...
+
+
+class _TranslatingSink:
+    """Sink of a chat stream that sends what a translator makes of it; without a translator, no stream is expected.
+
+    Events that are named in the way of Anthropic's API pass as they are.
+    """
+
+    def __init__(self, translator: ChatTranslator | None, sink: Sink) -> None:
+        self._translator = translator
+        self._sink = sink
+        self._is_translated = True
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        """Translate the events, and pass them on. Raises ModelGarbled."""
+        if self._translator is None:
+            raise ModelGarbled("The model sent a stream although the request asked for a whole answer.")
+        if self._is_translated and any(event.startswith(b"event: message_start") for event in events):
+            self._is_translated = False
+        if not self._is_translated:
+            await self._sink.send(events)
+            return
+        translated = [each for event in events for each in self._translator.feed(event)]
+        if translated:
+            await self._sink.send(translated)
+
+    async def finish(self) -> None:
+        """Send the end of the stream."""
+        if self._translator is not None and self._is_translated:
+            await self._sink.send(self._translator.finish())
+
+
+class _CompletingSink:
+    """Sink of a stream of a response, whose events are completed if the first one shows that they need it."""
+
+    def __init__(self, sink: Sink, model: str, created_at: int) -> None:
+        self._sink = sink
+        self._model = model
+        self._created_at = created_at
+        self._completer: EventCompleter | None = None
+        self._is_judged = False
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        """Complete the events if needed, and pass them on."""
+        if not self._is_judged and (first := next((event for event in events if sse.data_of(event)), None)):
+            self._is_judged = True
+            if is_incomplete(first):
+                self._completer = EventCompleter(self._model, self._created_at)
+        if self._completer is not None:
+            events = [self._completer.feed(event) for event in events]
+        await self._sink.send(events)

@@ -1,0 +1,320 @@
+"""Translation of OpenAI's Responses API to and from chats, and completed streams, checked with the client's types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import openai.types.responses
+import pydantic
+import pytest
+from openai.lib.streaming.responses._responses import ResponseStreamState
+
+from signoff.core import sse
+from signoff.core.answer import answer_text, collect
+from signoff.core.response_events import EventCompleter, complete_body, is_incomplete
+from signoff.core.responses_to_chat import ResponseTranslator, from_chat, names_translated, to_chat
+from signoff.errors import BadRequest, ModelGarbled
+
+EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(openai.types.responses.ResponseStreamEvent)
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+FUNCTION = {"name": "weather", "parameters": SCHEMA, "strict": True}
+USAGE = {
+    "prompt_tokens": 9,
+    "completion_tokens": 4,
+    "total_tokens": 13,
+    "prompt_tokens_details": {"cached_tokens": 2},
+    "completion_tokens_details": {"reasoning_tokens": 1},
+}
+REQUEST = b'{"model": "m", "input": "Hi", "instructions": "Be brief.", "temperature": 0}'
+
+
+def chat_of(model: str = "m", **members: Any) -> dict[str, Any]:
+    """Return the chat that a request with these members becomes."""
+    return json.loads(to_chat(json.dumps({"model": "m", "input": "Hi"} | members).encode(), model))
+
+
+@pytest.mark.parametrize(
+    ("members", "chat"),
+    [
+        pytest.param({}, {"messages": [{"role": "user", "content": "Hi"}]}, id="text"),
+        pytest.param(
+            {"instructions": "Be brief.", "input": [{"role": "developer", "content": "D"}]},
+            {"messages": [{"role": "system", "content": "Be brief."}, {"role": "system", "content": "D"}]},
+            id="instructions",
+        ),
+        pytest.param({"max_output_tokens": 5, "temperature": 0}, {"max_tokens": 5, "temperature": 0}, id="sampling"),
+        pytest.param({"reasoning": {"effort": "low"}}, {"reasoning_effort": "low"}, id="effort"),
+        pytest.param(
+            {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}, id="streams have usage"
+        ),
+        pytest.param(
+            {
+                "input": [
+                    {
+                        "type": "message",
+                        "role": "user",
+                        "content": [
+                            {"type": "input_text", "text": "This:"},
+                            {"type": "input_image", "image_url": "data:image/png;base64,aGk=", "detail": "low"},
+                        ],
+                    }
+                ]
+            },
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "text", "text": "This:"},
+                            {
+                                "type": "image_url",
+                                "image_url": {"url": "data:image/png;base64,aGk=", "detail": "low"},
+                            },
+                        ],
+                    }
+                ]
+            },
+            id="image",
+        ),
+        pytest.param(
+            {
+                "input": [
+                    {"role": "user", "content": "So?"},
+                    {"type": "reasoning", "id": "rs_1", "summary": []},
+                    {
+                        "type": "message",
+                        "role": "assistant",
+                        "content": [{"type": "output_text", "text": "Let me look.", "annotations": []}],
+                    },
+                    {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+                    {"type": "function_call", "call_id": "b", "name": "g", "arguments": '{"y":2}'},
+                    {"type": "function_call_output", "call_id": "a", "output": "1"},
+                    {"type": "function_call_output", "call_id": "b", "output": [{"type": "input_text", "text": "2"}]},
+                ]
+            },
+            {
+                "messages": [
+                    {"role": "user", "content": "So?"},
+                    {
+                        "role": "assistant",
+                        "content": "Let me look.",
+                        "tool_calls": [
+                            {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+                            {"id": "b", "type": "function", "function": {"name": "g", "arguments": '{"y":2}'}},
+                        ],
+                    },
+                    {"role": "tool", "tool_call_id": "a", "content": "1"},
+                    {"role": "tool", "tool_call_id": "b", "content": "2"},
+                ]
+            },
+            id="calls and results of tools",
+        ),
+        pytest.param(
+            {"tools": [{"type": "function"} | FUNCTION], "tool_choice": {"type": "function", "name": "weather"}},
+            {
+                "tools": [{"type": "function", "function": FUNCTION}],
+                "tool_choice": {"type": "function", "function": {"name": "weather"}},
+            },
+            id="tools",
+        ),
+        pytest.param(
+            {"text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}}},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": SCHEMA, "strict": True},
+                }
+            },
+            id="schema of the answer",
+        ),
+        pytest.param(
+            {"store": True, "include": ["x"], "truncation": "auto", "previous_response_id": None, "background": False},
+            {"messages": [{"role": "user", "content": "Hi"}]},
+            id="what a chat does not have is dropped",
+        ),
+    ],
+)
+def test_a_request_becomes_a_chat(members: dict[str, Any], chat: dict[str, Any]) -> None:
+    translated = chat_of(**members)
+    assert {name: translated.get(name) for name in chat} == chat
+    assert translated.keys() <= chat.keys() | {"model", "messages"}
+
+
+@pytest.mark.parametrize(
+    ("members", "word"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"background": True}, "background"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "item_reference"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "file_1"}]}]}, "input_image"),
+        ({"input": 5}, "valid"),
+        ({"tools": [{"type": "web_search"}]}, "web_search"),
+    ],
+)
+def test_a_request_for_what_a_chat_does_not_have_is_refused(members: dict[str, Any], word: str) -> None:
+    with pytest.raises(BadRequest, match=word):
+        chat_of(**members)
+
+
+@pytest.mark.parametrize(
+    ("previous", "is_named"), [("resp_chat_1", True), ("resp_1", False), (None, False), ({"id": "resp_chat_1"}, False)]
+)
+def test_a_response_that_no_upstream_has_stored_is_known_by_its_id(previous: object, is_named: bool) -> None:
+    assert names_translated(json.dumps({"previous_response_id": previous}).encode()) is is_named
+
+
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "kinds", "status"),
+    [
+        ({"content": "Hi"}, "stop", ["message"], "completed"),
+        ({"content": "Hi"}, "length", ["message"], "incomplete"),
+        ({"content": None, "refusal": "No."}, "content_filter", ["message"], "incomplete"),
+        ({"content": "So", "tool_calls": [CALL, CALL]}, "tool_calls", ["message", *["function_call"] * 2], "completed"),
+    ],
+)
+def test_a_completion_becomes_a_response(message: dict[str, Any], finish: str, kinds: list[str], status: str) -> None:
+    body = {"created": 7, "choices": [{"index": 0, "message": message, "finish_reason": finish}], "usage": USAGE}
+    whole = openai.types.responses.Response.model_validate_json(from_chat(json.dumps(body).encode(), "n", "m", REQUEST))
+    assert (whole.id, whole.created_at, whole.model, whole.status) == ("resp_n", 7, "m", status)
+    assert (whole.instructions, whole.temperature) == ("Be brief.", 0)
+    assert [item.type for item in whole.output] == kinds
+    assert whole.output_text == (message["content"] or "")
+    assert whole.usage is not None
+    assert whole.usage.input_tokens_details.cached_tokens == 2
+    assert (whole.usage.input_tokens, whole.usage.output_tokens, whole.usage.total_tokens) == (9, 4, 13)
+    assert whole.incomplete_details is None or status == "incomplete"
+
+
+def test_an_answer_that_is_no_completion_is_garbled() -> None:
+    with pytest.raises(ModelGarbled):
+        from_chat(b'{"choices": []}', "n", "m", REQUEST)
+
+
+def chunk(delta: Any = None, finish: str | None = None, **more: Any) -> bytes:
+    """Return an event of a chat stream."""
+    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish}]
+    return sse.event(json.dumps({"id": "c", "choices": choices} | more).encode())
+
+
+def call_delta(arguments: str, **more: Any) -> dict[str, Any]:
+    """Return a delta with more of the arguments of a call."""
+    name = {"name": more.pop("name")} if "name" in more else {}
+    return {"tool_calls": [{"function": {"arguments": arguments} | name} | more]}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "text", "calls", "status"),
+    [
+        pytest.param(
+            [chunk({"role": "assistant"}), chunk({"content": "Hel"}), chunk({"content": "lo"}, "stop")],
+            "Hello",
+            [],
+            "completed",
+            id="text",
+        ),
+        pytest.param([], "", [], "completed", id="nothing"),
+        pytest.param([chunk({"content": "Hel"}, "length")], "Hel", [], "incomplete", id="too long"),
+        pytest.param([chunk({"refusal": "No."}, "stop")], "", [], "completed", id="refusal"),
+        pytest.param(
+            [
+                chunk({"content": "So: "}),
+                chunk(call_delta("", index=0, id="a", name="f")),
+                chunk(call_delta('{"y":2}', index=1, id="b", name="g")),
+                chunk(call_delta('{"x":1}', index=0), "tool_calls"),
+            ],
+            "So: ",
+            [("a", "f", '{"x":1}'), ("b", "g", '{"y":2}')],
+            "completed",
+            id="text, and two calls at the same time",
+        ),
+    ],
+)
+def test_a_chat_stream_becomes_a_stream_of_a_response(
+    chunks: list[bytes], text: str, calls: list[Any], status: str
+) -> None:
+    stream = ResponseTranslator("n", "m", REQUEST, 7)
+    chat = [*chunks, chunk(usage=USAGE), sse.DONE]
+    events = [each for event in chat for each in stream.feed(event)] + stream.finish()
+    whole = check_events(events)
+    assert (whole.output_text, whole.status) == (text, status)
+    assert [(each.call_id, each.name, each.arguments) for each in whole.output if each.type == "function_call"] == calls
+    answer = collect(events)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 13
+    assert (answer_text(answer.body) or "") == text
+
+
+def check_events(events: Iterable[bytes]) -> Any:
+    """Read the events as the official client does, and return the response that it has at the end."""
+    payloads = [json.loads(sse.data_of(event)) for event in events]
+    assert [payload["sequence_number"] for payload in payloads] == list(range(len(payloads)))
+    state: Any = ResponseStreamState(input_tools=openai.omit, text_format=openai.omit)
+    for event, payload in zip(events, payloads, strict=True):
+        assert event.startswith(f"event: {payload['type']}\n".encode())
+        state.handle_event(EVENT.validate_python(payload))
+    return openai.types.responses.Response.model_validate(payloads[-1]["response"])
+
+
+def lean_event(kind: str, **members: Any) -> bytes:
+    """Return an event as llama.cpp sends it: without the positions of items and of itself."""
+    return f"event: {kind}\ndata: {json.dumps({'type': kind} | members)}\n\n".encode()
+
+
+TEXT_PART = {"type": "output_text", "annotations": [], "logprobs": [], "text": "Hi"}
+LEAN_MESSAGE = {"type": "message", "status": "completed", "id": "msg_1", "content": [TEXT_PART], "role": "assistant"}
+LEAN_CALL = {"type": "function_call", "status": "completed", "call_id": "fc_1", "name": "f", "arguments": "{}"}
+LEAN = {"id": "resp_1", "object": "response", "status": "in_progress"}
+LEAN_EVENTS = [
+    lean_event("response.created", response=LEAN),
+    lean_event("response.in_progress", response=LEAN),
+    lean_event("response.output_item.added", item=LEAN_MESSAGE | {"content": [], "status": "in_progress"}),
+    lean_event("response.content_part.added", item_id="msg_1", part={"type": "output_text", "text": ""}),
+    lean_event("response.output_text.delta", item_id="msg_1", delta="Hi"),
+    lean_event("response.output_item.added", item=LEAN_CALL | {"arguments": "", "status": "in_progress"}),
+    lean_event("response.function_call_arguments.delta", item_id="fc_1", delta="{}"),
+    lean_event("response.output_text.done", item_id="msg_1", text="Hi"),
+    lean_event("response.content_part.done", item_id="msg_1", part=TEXT_PART),
+    lean_event("response.output_item.done", item=LEAN_MESSAGE),
+    lean_event("response.function_call_arguments.done", item_id="fc_1", arguments="{}", name="f"),
+    lean_event("response.output_item.done", item=LEAN_CALL),
+    lean_event(
+        "response.completed",
+        response=LEAN
+        | {"status": "completed", "model": "x", "created_at": 3, "output": [LEAN_MESSAGE, LEAN_CALL]}
+        | {"usage": {"input_tokens": 3, "output_tokens": 1, "total_tokens": 4}},
+    ),
+]
+
+
+def test_a_stream_that_lacks_positions_is_completed() -> None:
+    assert is_incomplete(LEAN_EVENTS[0])
+    completer = EventCompleter("m", 7)
+    whole = check_events([completer.feed(event) for event in LEAN_EVENTS])
+    assert (whole.id, whole.model, whole.output_text) == ("resp_1", "x", "Hi")
+    assert (whole.output[1].id, whole.output[1].call_id) == ("fc_1", "fc_1")
+
+
+def test_other_events_stay_as_they_are() -> None:
+    completer = EventCompleter("m", 7)
+    for event in (sse.comment(b"x"), sse.DONE, sse.event(b'{"type": "error"}'), sse.event(b"[1]")):
+        assert completer.feed(event) == event
+        assert not is_incomplete(event)
+
+
+def test_a_complete_stream_is_seen_as_such() -> None:
+    assert not is_incomplete(ResponseTranslator("n", "m", REQUEST, 7).finish()[0])
+
+
+def test_a_whole_response_is_completed_and_others_stay_as_they_are() -> None:
+    lean = json.dumps(LEAN | {"output": [LEAN_MESSAGE, LEAN_CALL], "status": "completed", "model": "x"}).encode()
+    whole = openai.types.responses.Response.model_validate_json(complete_body(lean, "m", 7))
+    assert (whole.id, whole.model, whole.created_at, whole.tools) == ("resp_1", "x", 7, [])
+    complete = from_chat(b'{"choices": [{"message": {"content": "Hi"}}]}', "n", "m", REQUEST)
+    for body in (complete, b"[1]", b'{"error": null}', b'{"output": 5}'):
+        assert complete_body(body, "m", 7) == body
