@@ -20,6 +20,7 @@ from signoff.core.convert import stream_events
 from signoff.core.endpoints import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES
 from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job, Verdict
+from signoff.core.messages import PING
 from signoff.work.reviews.desk import VerdictRequest, decide
 from support.live_server import Live, client, live, until
 
@@ -36,6 +37,7 @@ NATIVE: dict[str, Any] = {
     "stop_sequence": None,
     "usage": {"input_tokens": 7, "output_tokens": 3, "cache_read_input_tokens": 2},
 }
+WHOLE = json.dumps(NATIVE).encode()
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln"}'}}
 
 
@@ -70,7 +72,7 @@ async def anthropic_script(request: RecordedRequest) -> Reply:
         return json_reply(error, status=404)
     if not request.json().get("stream"):
         return json_reply(NATIVE)
-    return chunked(*stream_events(MESSAGES, json.dumps(NATIVE).encode(), with_usage=False))
+    return chunked(*stream_events(MESSAGES, WHOLE, with_usage=False))
 
 
 async def chat_script(request: RecordedRequest) -> Reply:
@@ -118,6 +120,18 @@ async def test_an_upstream_with_this_api_is_asked_natively_and_its_tokens_count(
         for job in await ended_jobs(server, 3):
             assert job.completion_tokens == (0 if job.path == COUNT_TOKENS else 3)
             assert (job.prompt_tokens > 0) is (job.path == MESSAGES)
+
+
+async def test_a_stream_without_its_beginning_gets_one(tmp_path: Path) -> None:
+    async def headless(_: RecordedRequest) -> Reply:
+        return chunked(PING, *list(stream_events(MESSAGES, WHOLE, with_usage=False))[1:])
+
+    async with fake_upstream(headless) as fake, live(tmp_path) as server, claude(server) as ai:
+        await server.model("claude", kind="openai", url=fake.url)
+        text, message = await text_of_stream(ai, **ask("claude"))
+        assert (text, message.stop_reason, message.usage.output_tokens) == ("Bonjour", "end_turn", 3)
+        (job,) = await ended_jobs(server, 1)
+        assert json.loads(job.response or b"")["id"] == message.id
 
 
 async def test_an_upstream_with_chats_alone_is_asked_for_one_and_its_own_endpoint_is_tried_once(tmp_path: Path) -> None:

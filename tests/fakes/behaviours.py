@@ -49,8 +49,10 @@ FINISHED_EVENTS = [
 CRLF_EVENTS = [sse_event(data, newline="\r\n") for data in _DATA]
 COMMENTED_EVENTS = [b": hello\n\n", EVENTS[0], b"event: chunk\nid: 7\n" + EVENTS[1], b":\n\n", *EVENTS[2:]]
 RESPONSE_EVENTS = [
-    b"event: response.created\n"
-    + b'data: {"type": "response.created", "sequence_number":0,"response":{"error":null,"output":[]}}\n\n',
+    (
+        b"event: response.created\n"
+        b'data: {"type": "response.created", "sequence_number":0,"response":{"error":null,"output":[]}}\n\n'
+    ),
     b'event: response.completed\ndata: {"type": "response.completed","response":{}}\n\n',
 ]
 MESSAGE = [

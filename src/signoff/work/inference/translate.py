@@ -12,7 +12,7 @@ from signoff.core import edits_to_chat, messages_to_chat, responses_to_chat, sse
 from signoff.core.answer import as_completion
 from signoff.core.endpoints import CHAT, COUNT_TOKENS, EDITS, MESSAGES, RESPONSES
 from signoff.core.estimate import estimate_tokens
-from signoff.core.messages import is_message, is_token_count
+from signoff.core.messages import is_message, is_token_count, message_event, message_of
 from signoff.core.model import Model, accepts_any_json, upstream_name
 from signoff.core.response_events import EventCompleter, complete_body, is_incomplete
 from signoff.engine import Engine, ModelRequest, Sink
@@ -92,6 +92,8 @@ async def _ask_directly(
         if answer is None or not is_token_count(answer):
             raise ModelGarbled("The model's answer is not a count of tokens.")
         return answer
+    if request.path == MESSAGES and request.stream:
+        return await engine.answer(model, request, _MessageSink(services, request, sink))
     return await engine.answer(model, request, sink)
 
 
@@ -116,7 +118,7 @@ async def _translate_answer(
     services: Services, engine: Engine, model: Model, request: ModelRequest, sink: Sink, chat: bytes | None = None
 ) -> bytes | None:
     """Return or send the answer to `chat`, or to the request itself if that is None, in the form of the request."""
-    name, created_at = f"{responses_to_chat.ID_MARK}{services.ids.new_id().replace('-', '')}", _seconds(services)
+    name, created_at = _new_name(services), _seconds(services)
     translator: ChatTranslator | None = None
     if request.path == MESSAGES:
         translator = messages_to_chat.MessageTranslator(name, request.target)
@@ -141,6 +143,11 @@ async def _translate_answer(
             return responses_to_chat.from_chat(answer, name, request.target, request.body)
         case _:
             return edits_to_chat.from_chat(answer)
+
+
+def _new_name(services: Services) -> str:
+    """Return the rest of an id after its prefix. Equal requests get different ids, as they may be of two users."""
+    return responses_to_chat.ID_MARK + services.ids.new_id().replace("-", "")
 
 
 def _seconds(services: Services) -> int:
@@ -187,6 +194,29 @@ class _TranslatingSink:
         """Send the end of the stream."""
         if self._translator is not None and self._is_translated:
             await self._sink.send(self._translator.finish())
+
+
+class _MessageSink:
+    """Sink of a stream of a message that adds the beginning if the server has left it out.
+
+    llama.cpp does so if the first token is no text yet, such as the first half of a character.
+    """
+
+    def __init__(self, services: Services, request: ModelRequest, sink: Sink) -> None:
+        self._services = services
+        self._request = request
+        self._sink = sink
+        self._has_begun = False
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        """Pass the events on, after the beginning."""
+        if not self._has_begun:
+            first = next((data for event in events if (data := sse.data_of(event)) and b'"ping"' not in data), None)
+            self._has_begun = first is not None
+            if first is not None and b'"message_start"' not in first:
+                message = message_of([], _new_name(self._services), self._request.target)
+                events = [message_event({"type": "message_start", "message": message}), *events]
+        await self._sink.send(events)
 
 
 class _CompletingSink:
