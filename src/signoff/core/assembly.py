@@ -17,7 +17,7 @@ JsonObject = dict[str, Any]
 
 
 def assemble(events: Iterable[bytes]) -> tuple[bytes, int]:
-    """Return the completion, the response or the message that `events` add up to, and the number of events with content.
+    """Return the answer that `events` add up to, of any known form, and the number of events with content.
 
     Raises:
         ValueError: an event is not one of a completion.
