@@ -107,7 +107,12 @@ async def test_requests_and_answers_are_translated_for_a_provider_with_another_p
         # a stream is translated too, to its end
         lines = await events(server, token, chat("hi", "claude", stream=True))
         assert (deltas(lines), lines[-1]) == ("Hello", "[DONE]")
-        # other doors can call the model too
+        # other doors can call the model too, in other formats
+        message = chat("hi", "claude", max_tokens=9)
+        status, payload = await server.ask("POST", "/v1/messages", token, json=message)
+        assert (status, payload["type"], payload["content"][0]["text"]) == (200, "message", "Hello")
+        status, payload = await server.ask("POST", "/v1/responses", token, json={"model": "claude", "input": "hi"})
+        assert (status, payload["object"], payload["output"][0]["content"][0]["text"]) == (200, "response", "Hello")
         status, payload = await server.ask("POST", "/post/predict?id=claude", token, data=b'"hi"')
         assert (status, words(payload)) == (200, "Hello")
 

@@ -14,7 +14,7 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from signoff.core import sse
 from signoff.core.answer import answer_text, collect
 from signoff.core.response_events import EventCompleter, complete_body, is_incomplete
-from signoff.core.responses_to_chat import ResponseTranslator, from_chat, names_translated, to_chat
+from signoff.core.responses_to_chat import ResponseTranslator, from_chat, is_translated, previous_response_id, to_chat
 from signoff.errors import BadRequest, ModelGarbled
 
 EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(openai.types.responses.ResponseStreamEvent)
@@ -160,10 +160,20 @@ def test_a_request_for_what_a_chat_does_not_have_is_refused(members: dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("previous", "is_named"), [("resp_chat_1", True), ("resp_1", False), (None, False), ({"id": "resp_chat_1"}, False)]
+    ("previous", "response_id", "translated"),
+    [
+        ("resp_chat_1", "resp_chat_1", True),
+        ("resp_1", "resp_1", False),
+        (None, None, False),
+        ({"id": "resp_chat_1"}, None, False),
+    ],
 )
-def test_a_response_that_no_upstream_has_stored_is_known_by_its_id(previous: object, is_named: bool) -> None:
-    assert names_translated(json.dumps({"previous_response_id": previous}).encode()) is is_named
+def test_a_response_that_no_upstream_has_stored_is_known_by_its_id(
+    previous: object, response_id: str | None, *, translated: bool
+) -> None:
+    body = json.dumps({"previous_response_id": previous}).encode()
+    assert previous_response_id(body) == response_id
+    assert response_id is None or is_translated(response_id) is translated
 
 
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import anthropic
+import openai
 import pytest
 
 from fakes.http_server import RecordedRequest, Reply, chunked, json_reply, sse_event
@@ -113,11 +115,12 @@ async def test_an_upstream_with_this_api_is_asked_natively_and_its_tokens_count(
     async with fake_upstream(anthropic_script) as fake, live(tmp_path) as server, claude(server) as ai:
         await server.model("claude", kind="openai", url=fake.url)
         assert (await ai.messages.create(**ask("claude"))).id == "msg_up"
+        assert (await ai.beta.messages.create(**ask("claude"), betas=["x-2026-01-01"])).id == "msg_up"
         text, message = await text_of_stream(ai, **ask("claude"))
         assert (text, message.usage.input_tokens, message.usage.output_tokens) == ("Bonjour", 7, 3)
         assert (await ai.messages.count_tokens(model="claude", messages=[])).input_tokens == 42
         assert {request.path for request in fake.requests} == {MESSAGES, COUNT_TOKENS}
-        for job in await ended_jobs(server, 3):
+        for job in await ended_jobs(server, 4):
             assert job.completion_tokens == (0 if job.path == COUNT_TOKENS else 3)
             assert (job.prompt_tokens > 0) is (job.path == MESSAGES)
 
@@ -159,8 +162,24 @@ async def test_responses_of_an_upstream_with_chats_alone_are_translated_and_cann
         async with ai.responses.stream(model="plain", input="Hi") as stream:
             assert (await stream.get_final_response()).output_text == "Hello"
         assert [request.path for request in fake.requests] == [RESPONSES, CHAT, CHAT]
-        with pytest.raises(Exception, match="previous_response_id"):
-            await ai.responses.create(model="plain", input="More", previous_response_id=whole.id)
+        for previous_id in (whole.id, "resp_unknown"):
+            with pytest.raises(openai.BadRequestError, match="previous_response_id"):
+                await ai.responses.create(model="plain", input="More", previous_response_id=previous_id)
+
+
+async def test_a_response_that_its_server_does_not_have_is_no_missing_endpoint(tmp_path: Path) -> None:
+    async def without(request: RecordedRequest) -> Reply:
+        return json_reply(
+            {"error": {"message": f"No {request.json()['previous_response_id']}", "code": 404}}, status=404
+        )
+
+    async with fake_upstream(without) as fake, live(tmp_path) as server, client(server) as ai:
+        await server.model("mine", kind="openai", url=fake.url)
+        with pytest.raises(openai.NotFoundError, match="No resp_1"):
+            await ai.responses.create(model="mine", input="More", previous_response_id="resp_1")
+        with pytest.raises(openai.BadRequestError, match="no upstream has stored"):
+            await ai.responses.create(model="mine", input="More", previous_response_id="resp_chat_1")
+        assert [request.path for request in fake.requests] == [RESPONSES]
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
@@ -294,6 +313,32 @@ async def test_http_models_answer_as_messages_whatever_they_send(tmp_path: Path)
         assert (await ai.messages.create(**ask("texts"))).content[0].text == "Hello"
         assert (await ai.messages.create(**ask("claude"))).id == "msg_up"
         assert (await text_of_stream(ai, **ask("texts")))[0] == "Hello"
+
+
+PROGRAM = """
+import json, sys
+for line in sys.stdin:
+    request = json.loads(line)
+    roles = [message["role"] for message in request["body"]["messages"]]
+    for piece in (request["operation"], " ", ",".join(roles)):
+        print(json.dumps({"id": request["id"], "delta": piece}), flush=True)
+    print(json.dumps({"id": request["id"], "body": None}), flush=True)
+"""
+
+
+async def test_programs_are_asked_for_a_chat_and_queued_jobs_have_messages(tmp_path: Path) -> None:
+    async with live(tmp_path) as server, claude(server) as ai:
+        await server.model("lines", kind="subprocess", command=(sys.executable, "-S", "-c", PROGRAM))
+        request, expected = ask("lines", system="Be brief."), "chat/completions system,user"
+        assert (await ai.messages.create(**request)).content[0].text == expected
+        assert (await text_of_stream(ai, **request))[0] == expected
+        token = await server.token()
+        job = {"target": "lines", "path": MESSAGES, "body": request}
+        _, accepted = await server.ask("POST", "/api/jobs", token, json=job)
+        ended = await server.job_when(token, accepted["job_id"], lambda job: job["status"] != "bot")
+        assert (ended["response"]["type"], ended["response"]["content"][0]["text"]) == ("message", expected)
+        refused = await server.ask("POST", "/api/jobs", token, json=job | {"body": {"messages": []}})
+        assert (refused[0], "max_tokens" in refused[1]["detail"]) == (400, True)
 
 
 async def verdict(server: Live, kind: Verdict, text: str | None = None) -> Job:

@@ -70,15 +70,20 @@ class _Reference(msgspec.Struct):
     previous_response_id: Any = None
 
 
-def names_translated(body: bytes) -> bool:
-    """Return True if `body` continues a response that was translated from a chat, and that no upstream knows."""
+def previous_response_id(body: bytes) -> str | None:
+    """Return the id of the response that `body` continues; None if there is none."""
     if b"previous_response_id" not in body:
-        return False
+        return None
     try:
         response_id = msgspec.json.decode(body, type=_Reference).previous_response_id
     except (ValueError, RecursionError):
-        return False
-    return isinstance(response_id, str) and response_id.startswith(f"resp_{ID_MARK}")
+        return None
+    return response_id if isinstance(response_id, str) else None
+
+
+def is_translated(response_id: str) -> bool:
+    """Return True if the response was translated from a chat, so that no upstream knows it."""
+    return response_id.startswith(f"resp_{ID_MARK}")
 
 
 def _decode(body: bytes) -> JsonObject:

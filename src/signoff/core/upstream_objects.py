@@ -38,9 +38,10 @@ def created_object_id(path: str, body: bytes) -> str | None:
     if creates_no_object(path) or not path.startswith("/v1/"):
         return None
     try:
-        return _valid_id(msgspec.json.decode(body, type=_CreatedObject).id)
+        created = msgspec.json.decode(body, type=_CreatedObject)
     except (ValueError, RecursionError):
         return None
+    return None if path == MESSAGES and created.container is None else _valid_id(created.id)
 
 
 def object_id_in_event(event: bytes) -> str | None:
@@ -118,6 +119,7 @@ def _ids_in_members(text: bytes) -> Iterator[str]:
 
 class _CreatedObject(msgspec.Struct, frozen=True):
     id: str | None = None
+    container: object = None  # of a message; without one, the upstream stores nothing
 
 
 class _Event(msgspec.Struct):

@@ -44,7 +44,7 @@ async def ask_engine(
         try:
             return await _ask_directly(services, engine, model, request, attempt)
         except ModelAnswered as denial:
-            if attempt.has_begun or not _lacks_endpoint(denial):
+            if attempt.has_begun or not _lacks_endpoint(request, denial):
                 raise
     answer = await _ask_as_chat(services, engine, model, request, attempt)
     if not is_missing:  # the model exists, as it has answered
@@ -62,10 +62,17 @@ class _ErrorBody(msgspec.Struct):
     type: str = ""
 
 
-def _lacks_endpoint(denial: ModelAnswered) -> bool:
-    """Return True if an error says that there is no such endpoint. The endpoint itself has Anthropic's format."""
+def _lacks_endpoint(request: ModelRequest, denial: ModelAnswered) -> bool:
+    """Return True if an error says that there is no such endpoint.
+
+    An error in Anthropic's format comes from an endpoint of its API, and one that names the previous response from
+    the server that does not have it.
+    """
     if denial.status not in UNKNOWN_ENDPOINT:
         return False
+    if request.path == RESPONSES:
+        previous_id = responses_to_chat.previous_response_id(request.body)
+        return previous_id is None or previous_id.encode() not in denial.body
     try:
         return msgspec.json.decode(denial.body, type=_ErrorBody).type != "error"
     except (ValueError, RecursionError):
@@ -77,7 +84,8 @@ async def _ask_directly(
 ) -> bytes | None:
     """Ask the model's own endpoint, and complete an answer that lacks what clients need."""
     if request.path == RESPONSES:
-        if responses_to_chat.names_translated(request.body):
+        previous_id = responses_to_chat.previous_response_id(request.body)
+        if previous_id is not None and responses_to_chat.is_translated(previous_id):
             raise BadRequest(
                 "`previous_response_id` names a response that no upstream has stored; send the whole conversation in "
                 "`input`."
