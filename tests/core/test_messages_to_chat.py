@@ -38,8 +38,8 @@ def chat_of(model: str = "m", **members: Any) -> dict[str, Any]:
     [
         pytest.param({}, {"model": "m", "messages": [USER], "max_tokens": 5}, id="plain"),
         pytest.param(
-            {"system": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
-            {"messages": [{"role": "system", "content": "Be brief."}, USER]},
+            {"system": [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind."}]},
+            {"messages": [{"role": "system", "content": "Be brief.\nBe kind."}, USER]},
             id="system in blocks",
         ),
         pytest.param({"stop_sequences": ["END"]}, {"stop": ["END"]}, id="stop sequences"),
@@ -272,6 +272,12 @@ STREAMS = {
         chunk(call_delta("1}"), "tool_calls"),
         sse.DONE,
     ],
+    "a character in two halves": [
+        sse.event(rb'{"choices": [{"delta": {"content": "Hello \ud83d"}}]}'),
+        sse.event(rb'{"choices": [{"delta": {"content": "\ude00!"}}]}'),
+        sse.event(rb'{"choices": [{"delta": {"content": "\ude00"}}]}'),
+        sse.DONE,
+    ],
     "a name in every piece": [
         chunk(call_delta('{"x":', index=0, id="a", name="f")),
         chunk(call_delta("1}", index=0, id="a", name="f"), "stop"),
@@ -292,6 +298,7 @@ F, G = {"name": "f", "input": {"x": 1}}, {"name": "g", "input": {"y": 2}}
         ("text", "Hello", [], "end_turn"),
         ("no events but the end", None, [], "end_turn"),
         ("reasoning is dropped", "Hello", [], "end_turn"),
+        ("a character in two halves", "Hello 😀!\ufffd", [], "end_turn"),
         ("text, then two calls", "So: ", [F, G], "tool_use"),
         ("pieces of a call without index", None, [F], "tool_use"),
         ("a name in every piece", None, [F], "tool_use"),

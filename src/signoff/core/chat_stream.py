@@ -1,5 +1,6 @@
 """Reader of the events of a chat stream, for translations to the streams of other APIs."""
 
+import json
 from typing import Literal, NamedTuple, cast
 
 import msgspec
@@ -42,6 +43,7 @@ class ChatStreamReader:
         self.usage: JsonObject | None = None
         self.has_calls = False
         self._calls = list[_Call]()
+        self._half = ""
 
     def feed(self, event: bytes) -> list[ChatPiece]:
         """Return the pieces of one server-sent event; none for `[DONE]`, a comment, or another choice.
@@ -51,7 +53,7 @@ class ChatStreamReader:
         data = sse.data_of(event)
         if not data or data.startswith(b"[DONE]"):
             return []
-        chunk = msgspec.json.decode(data, type=JsonObject)
+        chunk = msgspec.convert(_decode(data), JsonObject)
         self.usage = as_object(chunk.get("usage")) or self.usage
         choices = msgspec.convert(chunk.get("choices") or [], list[JsonObject])
         return [piece for choice in choices if not choice.get("index") for piece in self._pieces(choice)]
@@ -63,7 +65,7 @@ class ChatStreamReader:
             self.stop_sequence = stop
         delta = msgspec.convert(choice.get("delta") or {}, JsonObject)
         pieces = list[ChatPiece]()
-        if text := content_text(delta.get("content")):
+        if text := self._join_halves(content_text(delta.get("content"))):
             pieces.append(ChatPiece("text", text))
         if isinstance(refusal := delta.get("refusal"), str) and refusal:
             pieces.append(ChatPiece("refusal", refusal))
@@ -77,6 +79,7 @@ class ChatStreamReader:
         function = msgspec.convert(delta.get("function") or {}, JsonObject)
         name, more = str(function.get("name") or ""), str(function.get("arguments") or "")
         call_id, index = str(delta.get("id") or ""), delta.get("index")
+        more = self._join_halves(more)
         pieces = list[ChatPiece]()
         number = self._continued(index, call_id, name)
         if number is None:
@@ -87,6 +90,15 @@ class ChatStreamReader:
             self._calls[number].arguments.append(more)
             pieces.append(ChatPiece("arguments", more, number))
         return pieces
+
+    def _join_halves(self, text: str) -> str:
+        """Return `text` after the half of a character that came before; its own last half waits for the next text."""
+        if not self._half and text.isascii():
+            return text
+        text, self._half = self._half + text, ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
     def _continued(self, index: object, call_id: str, name: str) -> int | None:
         """Return the number of the call that a delta continues; None if it begins a call.
@@ -103,6 +115,16 @@ class ChatStreamReader:
         last = self._calls[same[-1]]
         begins = bool(name) and name != last.name and _is_object("".join(last.arguments))
         return None if begins else same[-1]
+
+
+def _decode(data: bytes) -> object:
+    """Return the JSON in an event, also if a text has one half of a character of UTF-16."""
+    try:
+        return msgspec.json.decode(data)
+    except ValueError:
+        if b"\\ud" not in data.lower():
+            raise
+        return json.loads(data)
 
 
 def calls_of(message: JsonObject) -> list[JsonObject]:

@@ -86,8 +86,8 @@ def _named_alike(request: _Request, upstream_model: str) -> JsonObject:
 
 
 def _system(request: _Request) -> list[JsonObject]:
-    text = content_text(request.system)
-    return [{"role": "system", "content": text}] if text else []
+    texts = [content_text([block]) for block in _blocks(request.system or [])]
+    return [{"role": "system", "content": "\n".join(texts)}] if any(texts) else []
 
 
 def _messages(request: _Request) -> Iterator[JsonObject]:
