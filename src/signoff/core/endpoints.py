@@ -20,6 +20,8 @@ PREDICT = "/predict"
 
 # These take and return JSON; an answer that is not JSON is an error.
 KNOWN = frozenset({CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, MODERATIONS, RERANK, EDITS, MESSAGES, COUNT_TOKENS})
+# Where a model has no such endpoint, it is asked for a chat, and the answer is translated.
+TRANSLATED = frozenset({MESSAGES, COUNT_TOKENS, RESPONSES, EDITS})
 STREAMED = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
 
 # Collections that are not inference and never go to an upstream. Some upstreams ignore the case of letters.

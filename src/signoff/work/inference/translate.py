@@ -10,7 +10,7 @@ import msgspec
 
 from signoff.core import edits_to_chat, messages_to_chat, responses_to_chat, sse
 from signoff.core.answer import as_completion
-from signoff.core.endpoints import CHAT, COUNT_TOKENS, EDITS, MESSAGES, RESPONSES
+from signoff.core.endpoints import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES, TRANSLATED
 from signoff.core.estimate import estimate_tokens
 from signoff.core.messages import is_message, is_token_count, message_event, message_of
 from signoff.core.model import Model, accepts_any_json, upstream_name
@@ -20,7 +20,6 @@ from signoff.errors import BadRequest, ModelAnswered, ModelGarbled
 from signoff.runtime.attempt import Attempt
 from signoff.work.services import Services
 
-TRANSLATED = frozenset({MESSAGES, COUNT_TOKENS, RESPONSES, EDITS})
 # Statuses with which servers say that they have no such endpoint.
 UNKNOWN_ENDPOINT = {404, 405, 501}
 # Endpoints that models of a kind never have, programs that speak JSON lines, and those that serve HTTP.
