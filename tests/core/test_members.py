@@ -33,6 +33,8 @@ from signoff.errors import BadRequest
         '{"best_of":1,"best_of":9}',
         '{"a":1,"\\u0061' + "x" * 93 + "\u00e9" * 9 + '":2}',
         '{"max_tokens":1,"max_tokens":9}',
+        '{"messages":[{"role":"user","content":"shown"}],"messages":[{"role":"user","content":"hidden"}]}',
+        '{"prompt":"shown","Prompt":"hidden"}',
         '{"parcel":{"content_type":"multipart/form-data","content":""}}',
     ],
 )
@@ -86,9 +88,9 @@ def test_a_body_is_accepted_exactly_if_each_member_that_is_read_occurs_once(body
     pairs: list[tuple[str, Any]] = json.loads(body, object_pairs_hook=list)
     spellings = [name for name, _ in pairs if name.casefold() in READ_MEMBERS]
     is_clear = len(set(spellings)) == len(spellings) and all(name in READ_MEMBERS for name in spellings)
-    if is_clear:
+    if len({name for name, _ in pairs}) == len(pairs) and is_clear:
         check_members(body.encode())
-    else:
+    elif not is_clear:  # a doubled member that is not read may be refused too
         with pytest.raises(BadRequest):
             check_members(body.encode())
     # and a name that is written with an escape never hides a member

@@ -13,7 +13,7 @@ from signoff.core.binary import decode_binary
 from signoff.core.form import fields_of
 from signoff.errors import BadRequest
 
-# Members that decide which model runs, how it answers, and which objects it reads.
+# Members that decide which model runs, how it answers, and which objects it reads; and those that reviewers see.
 READ_MEMBERS = (
     "model",
     "stream",
@@ -25,6 +25,12 @@ READ_MEMBERS = (
     "max_tokens",
     "max_completion_tokens",
     "max_output_tokens",
+    "messages",
+    "system",
+    "instructions",
+    "prompt",
+    "input",
+    "tools",
 )
 MAX_STRINGS_WITH_ESCAPES = 100_000
 _QUOTED = {name: f'"{name}"'.encode() for name in READ_MEMBERS}
