@@ -75,8 +75,8 @@ class Jobs(Protocol):
     ) -> Job:
         """Insert a job and return it as committed, with the times that the store has set.
 
-        If the same user has a job with the same `client_id`, or with the same `idempotency_key`, return that job and
-        insert nothing. A key becomes free again 24 hours after its job was created, and when its job has failed with a
+        If the same user has a job with the same `client_id` and door, or with the same `idempotency_key`, return that
+        job and insert nothing. A key becomes free again 24 hours after its job was created, and when its job has failed with a
         retryable error. Raises IdTaken if another user's job has the key in Redis that `client_id` names.
 
         Args:
@@ -148,7 +148,7 @@ class Jobs(Protocol):
         ...
 
     async def by_client_id(self, user_id: int, client_id: str) -> Job | None:
-        """Return the user's job with this `client_id`, or None."""
+        """Return the user's newest job with this `client_id`, whatever its door, or None."""
         ...
 
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[Status, int]]:

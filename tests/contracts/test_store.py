@@ -135,6 +135,22 @@ async def test_a_key_for_a_result_belongs_to_the_job_of_one_user(store: AStore) 
         assert (await store.jobs.insert(job, actor="bob")).id == job.id
 
 
+async def test_the_same_client_id_at_another_door_is_another_job_and_the_newest_has_the_result(
+    store: AStore, other: AStore
+) -> None:
+    doors = ("generate", "chat_completion")
+    first, second = [await store.jobs.insert(with_result(1, "order-1", door=door), actor="ann") for door in doors]
+    assert first.id != second.id
+    for door, job in zip(doors, (first, second), strict=True):
+        assert (await other.jobs.insert(with_result(1, "order-1", door=door), actor="ann")).id == job.id
+    assert await other.jobs.by_client_id(1, "order-1") == second
+    # the key stays with the user, also when the first job is gone
+    await store.jobs.transition(first.id, a_step("cancel"))
+    await store.jobs.purge(-1, 10)
+    with pytest.raises(IdTaken, match="order-1"):
+        await other.jobs.insert(with_result(2, "order-1"), actor="bob")
+
+
 async def test_of_two_users_who_use_one_key_for_a_result_at_once_one_wins(store: AStore) -> None:
     jobs = [with_result(user_id, "order-1") for user_id in range(1, 9)]
     results = await asyncio.gather(*(store.jobs.insert(job, actor="x") for job in jobs), return_exceptions=True)

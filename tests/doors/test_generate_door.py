@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from fakes.http_server import LIMIT_SECONDS
 from fakes.upstream import fake_upstream
@@ -66,6 +67,26 @@ async def test_all_fields_of_meta_reach_the_model(route: str, tmp_path: Path) ->
         assert second == settings | {"temperature": 0.2, "max_tokens": 8096}
 
 
+async def test_the_requests_of_protollm_sdk_are_answered(tmp_path: Path) -> None:
+    """Send what `LLMAPI.inference` and `.chat_completion` of protollm_sdk 1.2.0 send, with nulls for all defaults."""
+    meta = {"temperature": None, "tokens_limit": None, "stop_words": None, "model": None}
+    request = {"job_id": "1", "priority": None, "meta": meta}
+    async with live(tmp_path) as server, fake_upstream() as upstream:
+        await server.model("inner", kind="openai", url=upstream.at("answer"), default=True)
+        token = await server.token()
+        messages = [{"role": "user", "content": "x"}]
+        for route, more in [
+            ("/generate", {"content": "x"}),
+            ("/chat_completion", {"source": "local", "messages": messages}),
+        ]:
+            status, answer = await server.ask("POST", route, token, json=request | more)
+            assert (status, list(answer)) == (200, ["content"]), answer
+        for sent in upstream.requests:
+            body = json.loads(sent.body)
+            assert (body["messages"], body["temperature"], body["max_tokens"]) == (messages, 0.2, 8096)
+            assert "stop" not in body
+
+
 async def test_the_same_id_with_the_same_body_joins_its_job_and_with_another_is_refused(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
@@ -81,6 +102,27 @@ async def test_the_same_id_with_the_same_body_joins_its_job_and_with_another_is_
         other = await server.token(email="other@example.com")
         assert (await server.ask("GET", "/check_status?job_id=mine", other))[0] == 404
         assert (await server.ask("POST", "/generate", other, json=body | {"content": "x"}))[1] == {"content": "x"}
+
+
+async def test_the_same_id_at_both_routes_names_two_jobs_and_the_status_is_that_of_the_newest(
+    tmp_path: Path, redis_url: str, prefix: str
+) -> None:
+    async with live(tmp_path, redis_url=redis_url, redis_prefix=prefix) as server, Redis.from_url(redis_url) as redis:
+        await server.model("gpt-model")
+        token = await server.token()
+        chat = CHAT | {"messages": [{"role": "user", "content": "Hello?"}]}
+        for route, body, text in [("/generate", GENERATE, "What is AI?"), ("/chat_completion", chat, "Hello?")]:
+            for _ in range(2):  # the second request joins the job of the first one
+                assert await server.ask("POST", route, token, json=body) == (200, {"content": text})
+            assert (await status_of(server, token, "12345"))["content"] == text
+
+            async def is_in_redis(text: str = text) -> bool | None:
+                result = await redis.get(f"{prefix}:12345")
+                return (result is not None and json.loads(result)["content"] == text) or None
+
+            await until(is_in_redis)
+            status, answer = await server.ask("POST", route, token, json=body | {"priority": 9, "meta": {}})
+            assert (status, answer["code"]) == (409, "job_id_taken")
 
 
 @pytest.mark.parametrize("how", [{"params": {"wait": "0"}}, {"headers": {"prefer": "respond-async"}}])

@@ -46,7 +46,8 @@ class MemoryJobs:
                 return existing
             result_key = result_key_of(job)
             if result_key is not None:
-                if (ALL_USERS, result_key) in self._tables.keys:
+                holder = self._tables.keys.get((ALL_USERS, result_key))
+                if holder is not None and self._tables.jobs[holder].user_id != job.user_id:
                     raise id_taken(job.client_id or "")
                 tx.add(used_keys, {"user_id": ALL_USERS, "key": result_key, "job_id": job.id})
             inserted = self.add_job(tx, with_times(job, tx.now, due_seconds, lease_seconds), verb, actor)
@@ -104,7 +105,11 @@ class MemoryJobs:
         return await self._connection.send(lambda _: self._tables.jobs.get(job_id), writes=False)
 
     async def by_client_id(self, user_id: int, client_id: str) -> Job | None:
-        return await self._connection.send(lambda _: self._tables.by_client_id.get((user_id, client_id)), writes=False)
+        def read(_: Tx) -> Job | None:
+            named = (job for key, job in self._tables.by_client_id.items() if key[:2] == (user_id, client_id))
+            return max(named, key=lambda job: job.id, default=None)
+
+        return await self._connection.send(read, writes=False)
 
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[Status, int]]:
         def read(_: Tx) -> dict[str, tuple[Status, int]]:
@@ -188,7 +193,8 @@ class MemoryJobs:
 
     def _find_existing(self, tx: Tx, job: Job) -> Job | None:
         """Return the stored job that has the client id or the idempotency key of `job`."""
-        existing = None if job.client_id is None else self._tables.by_client_id.get((job.user_id, job.client_id))
+        name = (job.user_id, job.client_id or "", job.door)
+        existing = None if job.client_id is None else self._tables.by_client_id.get(name)
         return existing or (None if job.idempotency_key is None else self._standing_under_key(tx, job))
 
     def _standing_under_key(self, tx: Tx, job: Job) -> Job | None:

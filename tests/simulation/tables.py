@@ -134,7 +134,7 @@ class Tables:
         self.deliveries: dict[str, Delivery] = {}
         self.keys: dict[Key, str] = {}
         self.calls: dict[CallKey, FunctionCall] = {}
-        self.by_client_id: dict[Key, Job] = {}
+        self.by_client_id: dict[tuple[int, str, str], Job] = {}
         self.users: dict[str, User] = {}
         self.tokens: dict[str, Token] = {}
         self.sign_in_failures: dict[str, SignInCount] = {}
@@ -219,7 +219,7 @@ class Tables:
     def _store_job(self, job: Job) -> None:
         self.jobs[job.id] = job
         if job.client_id is not None:
-            self.by_client_id[job.user_id, job.client_id] = job
+            self.by_client_id[job.user_id, job.client_id, job.door] = job
         if job.is_terminal:
             self.unfinished.pop(job.id, None)
             self.ended[job.id] = job

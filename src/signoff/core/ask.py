@@ -40,7 +40,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     metadata: bytes = b"null"
     """JSON of the caller's own, stored with the job and returned unchanged."""
     client_id: str | None = None
-    """Id that the caller chose for the job, unique among the jobs of the user; None for none."""
+    """Id that the caller chose for the job, unique among the jobs of the user and the door; None for none."""
     idempotency_key: str | None = None
     """`Idempotency-Key` of the request; None for none."""
     due_seconds: float = 0

@@ -6,10 +6,11 @@ import msgspec
 
 JsonObject = dict[str, Any]
 T = TypeVar("T")
+NULL = b"null"
 
 
 def decode_json(body: bytes, kind: type[T]) -> T:
-    """Return the JSON in `body` as a `kind`.
+    """Return the JSON in `body` as a `kind`. A null stands for the default of a member that has one.
 
     Raises:
         msgspec.ValidationError: The body is JSON, but not of this form.
@@ -21,7 +22,34 @@ def decode_json(body: bytes, kind: type[T]) -> T:
         # Decoding stops at the first wrong member; what follows it may not be JSON.
         body.decode()
         msgspec.json.decode(body, type=msgspec.Raw)
-        raise
+        return msgspec.json.decode(_without_nulls(body, kind), type=kind)
+
+
+def _without_nulls(body: bytes, kind: Any) -> bytes:
+    """Return a JSON object without the nulls of optional members that cannot be null, at any depth of structs."""
+    if not _is_struct(kind) or not body.lstrip().startswith(b"{"):
+        return body
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    members: dict[str, msgspec.Raw] = {}
+    for name, value in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items():
+        field = fields.get(name)
+        if field is None:
+            members[name] = value
+        elif field.required or bytes(value) != NULL or _accepts_null(field.type):
+            members[name] = msgspec.Raw(_without_nulls(bytes(value), field.type))
+    return msgspec.json.encode(members)
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _accepts_null(kind: Any) -> bool:
+    try:
+        msgspec.json.decode(NULL, type=kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def as_object(value: object) -> JsonObject:

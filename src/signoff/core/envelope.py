@@ -27,9 +27,9 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Outer(msgspec.Struct):
-    path: msgspec.Raw = msgspec.Raw(b'""')
+    path: msgspec.Raw = msgspec.Raw(NOTHING)
     metadata: msgspec.Raw = msgspec.Raw(NOTHING)
-    body: msgspec.Raw = msgspec.Raw(b"")
+    body: msgspec.Raw = msgspec.Raw(NOTHING)
 
 
 class _Model(msgspec.Struct):
@@ -47,9 +47,9 @@ def parse_envelope(message: bytes) -> Envelope:
         return Envelope(error=fault(f'The message must be a JSON object {{"path", "metadata", "body"}}: {error}'))
     metadata, path = bytes(outer.metadata), COMPLETIONS
     try:
-        path = _normalize(msgspec.json.decode(outer.path, type=str))
+        path = _normalize(msgspec.json.decode(outer.path, type=str | None) or "")
         body = bytes(outer.body)
-        if not body:
+        if body == NOTHING:
             return Envelope(path=path, metadata=metadata, error=BadRequest("The message must have a `body`."))
         model = msgspec.json.decode(body, type=_Model).model
     except (ValueError, RecursionError) as error:

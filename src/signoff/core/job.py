@@ -107,7 +107,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = Policy()
     """Review policy at the time of admission."""
     client_id: str | None = None
-    """Id that the caller chose, unique among the jobs of the user; None for none."""
+    """Id that the caller chose, unique among the jobs of the user and the door; None for none."""
     idempotency_key: str | None = None
     """`Idempotency-Key` of the request; None for none."""
     fingerprint: str | None = None

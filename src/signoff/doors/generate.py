@@ -62,13 +62,14 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 async def accept_text(request: QueueRequest, wait: Wait = None) -> Reply:
     """Commit a job for one text, and answer it."""
     payload = parse_json(request.body, TextRequest, "request")
-    return await _accept(request, payload, [{"role": "user", "content": payload.content}], wait)
+    messages = [{"role": "user", "content": payload.content}]
+    return await _accept(request, _ask(request, "generate", payload, messages), wait)
 
 
 async def accept_chat(request: QueueRequest, wait: Wait = None) -> Reply:
     """Commit a job for a conversation, and answer it."""
     payload = parse_json(request.body, ChatRequest, "request")
-    return await _accept(request, payload, payload.messages, wait)
+    return await _accept(request, _ask(request, "chat_completion", payload, payload.messages), wait)
 
 
 @post("/generate", status_code=200, summary="Generate from one text, through the queue")
@@ -99,16 +100,14 @@ async def chat_completion(
 async def check_status(
     services: InjectedServices, caller: InjectedCaller, job_id: FromQuery[str] = ""
 ) -> dict[str, Any]:
-    """Return `{"job_id", "job_status", "content", "error"}` of the job that the caller gave this id."""
+    """Return `{"job_id", "job_status", "content", "error"}` of the newest job that the caller gave this id."""
     if not job_id:
         raise BadRequest("The query parameter `job_id` is missing; set it to the id of a job.")
     return result_of(await get_by_client_id(services, caller, job_id))
 
 
-async def _accept(
-    request: QueueRequest, payload: TextRequest | ChatRequest, messages: list[Any], wait: float | None
-) -> Reply:
-    job = await submit(request.services, _ask(request, payload, messages))
+async def _accept(request: QueueRequest, ask: Ask, wait: float | None) -> Reply:
+    job = await submit(request.services, ask)
     # The caller waits as long as the query says, or else the header `Prefer`, or else the settings.
     seconds = wait_seconds_of(request.scope) if wait is None else wait
     if seconds == 0:
@@ -119,13 +118,13 @@ async def _accept(
     return Reply({"content": result_of(ended)["content"]}, headers=headers)
 
 
-def _ask(request: QueueRequest, payload: TextRequest | ChatRequest, messages: list[Any]) -> Ask:
+def _ask(request: QueueRequest, door: str, payload: TextRequest | ChatRequest, messages: list[Any]) -> Ask:
     meta = payload.meta
     body: dict[str, Any] = {"messages": messages, "temperature": meta.temperature, "max_tokens": meta.tokens_limit}
     if meta.stop_words:
         body["stop"] = meta.stop_words
     return Ask(
-        door="generate",
+        door=door,
         caller=request.caller,
         body=msgspec.json.encode(body if meta.model is None else {"model": meta.model} | body),
         target=meta.model,

@@ -67,7 +67,7 @@ class SqlJobs:
             existing = _find_existing(tx, job)
             if existing is not None:
                 return existing
-            _check_result_key(tx, job)
+            _take_result_key(tx, job)
             return _reserve_names(tx, insert(tx))
 
         if job.client_id is None and job.idempotency_key is None:
@@ -116,7 +116,7 @@ class SqlJobs:
     async def by_client_id(self, user_id: int, client_id: str) -> Job | None:
         """See `store.Jobs`."""
         key = {"user": user_id, "client_id": client_id}
-        row = await self._database.read(lambda conn, _: conn.execute(_BY_CLIENT_ID, key).one_or_none())
+        row = await self._database.read(lambda conn, _: conn.execute(_NEWEST_BY_CLIENT_ID, key).one_or_none())
         return None if row is None else job_of(row)
 
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[Status, int]]:
@@ -230,9 +230,10 @@ def with_times(job: Job, now: int, due_seconds: float, lease_seconds: float | No
 
 
 def _find_existing(tx: Tx, job: Job) -> Job | None:
-    """Return the job of the same user that has the `client_id` or the idempotency key of `job`."""
+    """Return the job of the same user and door with the `client_id` of `job`, or of the same user with its key."""
     if job.client_id is not None:
-        row = tx.conn.execute(_BY_CLIENT_ID, {"user": job.user_id, "client_id": job.client_id}).one_or_none()
+        key = {"user": job.user_id, "client_id": job.client_id, "door": job.door}
+        row = tx.conn.execute(_BY_CLIENT_ID, key).one_or_none()
         if row is not None:
             return job_of(row)
     return None if job.idempotency_key is None else _find_by_key(tx, job)
@@ -266,11 +267,16 @@ def result_key_of(job: Job) -> str | None:
     return next((address for address in addresses if address.endswith(f":{job.client_id}")), None)
 
 
-def _check_result_key(tx: Tx, job: Job) -> None:
-    """Raise IdTaken if another job has the key for the result of `job`."""
+def _take_result_key(tx: Tx, job: Job) -> None:
+    """Raise IdTaken if a job of another user has the key for the result of `job`; take it from one of the same user."""
     key = result_key_of(job)
-    if key is not None and tx.conn.execute(_BY_KEY, {"user": ALL_USERS, "key": key}).first() is not None:
+    row = None if key is None else tx.conn.execute(_BY_KEY, {"user": ALL_USERS, "key": key}).one_or_none()
+    if row is None:
+        return
+    existing = job_of(row)
+    if existing.user_id != job.user_id:
         raise id_taken(job.client_id or "")
+    tx.conn.execute(_FREE_KEY, {"user": ALL_USERS, "key": key, "job": existing.id})
 
 
 def _reserve_names(tx: Tx, job: Job) -> Job:
@@ -289,10 +295,12 @@ def _reserve_names(tx: Tx, job: Job) -> Job:
 _HAS_KEY = (used_keys.c.user_id == sa.bindparam("user", type_=sa.Integer)) & (
     used_keys.c.key == sa.bindparam("key", type_=sa.Text)
 )
-_BY_CLIENT_ID = sa.select(*EVERY_COLUMN).where(
+_WITH_CLIENT_ID = sa.select(*EVERY_COLUMN).where(
     jobs.c.user_id == sa.bindparam("user", type_=sa.Integer),
     jobs.c.client_id == sa.bindparam("client_id", type_=sa.Text),
 )
+_BY_CLIENT_ID = _WITH_CLIENT_ID.where(jobs.c.door == sa.bindparam("door", type_=sa.Text))
+_NEWEST_BY_CLIENT_ID = _WITH_CLIENT_ID.order_by(jobs.c.id.desc()).limit(1)
 _BY_KEY = sa.select(*EVERY_COLUMN).join(used_keys, used_keys.c.job_id == jobs.c.id).where(_HAS_KEY)
 _FREE_KEY = sa.delete(used_keys).where(_HAS_KEY, used_keys.c.job_id == _JOB)
 

@@ -97,7 +97,7 @@ sa.Index("jobs_by_user", jobs.c.user_id, jobs.c.id, jobs.c.parent_id)
 sa.Index("jobs_by_status", jobs.c.status, jobs.c.id, jobs.c.parent_id)
 sa.Index("jobs_by_user_and_status", jobs.c.user_id, jobs.c.status, jobs.c.id, jobs.c.parent_id)
 partial_index("jobs_by_upstream_object", jobs.c.upstream_object_id, jobs.c.id, where=_HAS_UPSTREAM_OBJECT)
-partial_index("jobs_by_client_id", jobs.c.user_id, jobs.c.client_id, unique=True, where=_HAS_CLIENT_ID)
+partial_index("jobs_by_client_id", jobs.c.user_id, jobs.c.client_id, jobs.c.door, unique=True, where=_HAS_CLIENT_ID)
 
 partial_index("jobs_by_place", jobs.c.parent_id, jobs.c.parent_round, jobs.c.node, unique=True, where=_STEP)
 partial_index("jobs_parked", jobs.c.status, jobs.c.parked_at, where=_PARKED)

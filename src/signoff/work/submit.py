@@ -12,7 +12,7 @@ from signoff.work.services import Services
 async def submit(services: Services, ask: Ask) -> Job:
     """Store the job of `ask` and wake a worker; return the job as its caller may see it.
 
-    Where a job of this user has the same client id or idempotency key, return that one instead.
+    Where a job of this user has the same client id and door, or idempotency key, return that one instead.
     Raises IdTaken or KeyReused if that job has another request, BacklogFull, and all that `admit` raises.
     """
     job = await admit(services, ask)
@@ -33,6 +33,6 @@ def check_same(stored: Job, job: Job) -> None:
     """Check that both jobs have the same request. Raises IdTaken or KeyReused if they do not."""
     if stored.fingerprint == job.fingerprint:
         return
-    if job.client_id is not None and stored.client_id == job.client_id:
+    if job.client_id is not None and (stored.client_id, stored.door) == (job.client_id, job.door):
         raise IdTaken(f"`job_id` {job.client_id!r} was used with another request; send a new one.", job_id=stored.id)
     raise KeyReused(f"`Idempotency-Key` {job.idempotency_key!r} was used with another request; send a new one.")

@@ -83,7 +83,18 @@ async def _send(services: Services, delivery: Delivery) -> int | None:
     deliverer = services.adapters.deliverers.get(delivery.kind)
     if deliverer is None:
         raise Undelivered(f"This server cannot deliver to {delivery.kind}.")
-    return await deliverer.send(_message(services, delivery, await load_job(services, delivery.job_id)))
+    job = await load_job(services, delivery.job_id)
+    if delivery.kind == "redis" and not await _is_newest(services, job):
+        return None
+    return await deliverer.send(_message(services, delivery, job))
+
+
+async def _is_newest(services: Services, job: Job) -> bool:
+    """Return True unless the user has a newer job with the same client id, whose result takes its place in Redis."""
+    if job.client_id is None:
+        return True
+    newest = await services.store.jobs.by_client_id(job.user_id, job.client_id)
+    return newest is None or newest.id == job.id
 
 
 def _message(services: Services, delivery: Delivery, job: Job) -> OutgoingMessage:

@@ -43,7 +43,7 @@ async def may_see_steps(services: Services, caller: Caller, job: Job) -> bool:
 
 
 async def get_by_client_id(services: Services, caller: Caller, client_id: str) -> Job:
-    """Return the job with this client id of `caller`, or with this id. Raises JobNotFound."""
+    """Return the newest job of `caller` with this client id, or the job with this id. Raises JobNotFound."""
     job = await services.store.jobs.by_client_id(caller.user_id, client_id)
     return await get_job(services, caller, client_id) if job is None else redacted(caller, job)
 
