@@ -12,6 +12,7 @@ from signoff.infra.memory import collect_seldom
 from signoff.server.bootstrap import run_services
 from signoff.server.http import make_router
 from signoff.settings import Settings, load
+from signoff.work.pipelines.functions import register_missing_builtins
 
 
 class Application:
@@ -60,6 +61,7 @@ class Application:
                 if (warning := settings.anonymous_warning) is not None:
                     log.warning("anonymous_admin", warning=warning)
                 services = await self._exit_stack.enter_async_context(run_services(settings, work=self._work))
+                await register_missing_builtins(services)
                 self._router = make_router(services, settings)
                 if self._owns_process:
                     collect_seldom()

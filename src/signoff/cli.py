@@ -22,14 +22,14 @@ from signoff.commands.limits import limits
 from signoff.commands.models import models
 from signoff.commands.people import sessions, tokens, users
 from signoff.commands.prices import prices
-from signoff.commands.terminal import OPERATOR, address_of, err, out, run, stop
+from signoff.commands.terminal import address_of, err, out, run, stop
 from signoff.errors import SignoffError
 from signoff.infra.logging import to_stderr
 from signoff.infra.memory import collect_seldom, resident_mb
 from signoff.settings import BadSettings, Settings, load
 from signoff.work.admin.audit import record_settings
 from signoff.work.admin.people import create_token, create_user, sign_in_link
-from signoff.work.pipelines.functions import sync_functions
+from signoff.work.pipelines.functions import register_missing_builtins
 from signoff.work.services import Services
 
 FIRST_ADMIN = "admin@localhost"
@@ -132,6 +132,7 @@ async def _work(settings: Settings) -> bool:
         asyncio.get_running_loop().add_signal_handler(number, stop_requested.set)
     async with run_services(settings, work=True) as services:
         await record_settings(services, "work", settings.public_values())
+        await register_missing_builtins(services)
         collect_seldom()
         limit_mb, start_mb = settings.worker_memory_mb, resident_mb()
         is_too_low = limit_mb is not None and start_mb > limit_mb
@@ -165,14 +166,6 @@ def _bind(settings: Settings) -> socket.socket:
         stop(f"Cannot listen on {settings.host}: {error.strerror}.")
 
 
-async def _register_functions(services: Services) -> None:
-    """Register the builtin functions and the operator's own; log a failure, so that the server starts anyway."""
-    try:
-        await sync_functions(services, OPERATOR)
-    except Exception as error:  # noqa: BLE001 -- the operator can correct any fault while the server runs
-        log.warning("functions_not_registered", error=str(error), remedy="POST /api/functions/sync")
-
-
 async def _start(services: Services, settings: Settings, address: str) -> str:
     """Record the settings in the audit log, and return the text that a starting server prints."""
     await record_settings(services, "serve", settings.public_values())
@@ -182,12 +175,9 @@ async def _start(services: Services, settings: Settings, address: str) -> str:
 async def _welcome(services: Services, address: str, *, is_terminal: bool) -> str:
     """Return the text that a starting server prints; the first start creates an admin with a token.
 
-    The first start also registers the functions, before the first user: if it is interrupted, the next one repeats it.
     A sign-in link is only for a terminal: elsewhere, the output is a log that others may read.
     """
     users = await services.store.people.users()
-    if not users:
-        await _register_functions(services)
     admins = [user for user in users if user.role == "admin" and user.active]
     admin = admins[0] if admins else await create_user(services, FIRST_ADMIN, "admin")
     link = f"run .venv/bin/signoff user link {admin.email}"

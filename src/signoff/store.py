@@ -76,8 +76,8 @@ class Jobs(Protocol):
         """Insert a job and return it as committed, with the times that the store has set.
 
         If the same user has a job with the same `client_id` and door, or with the same `idempotency_key`, return that
-        job and insert nothing. A key becomes free again 24 hours after its job was created, and when its job has failed with a
-        retryable error. Raises IdTaken if another user's job has the key in Redis that `client_id` names.
+        job and insert nothing. A key becomes free again 24 hours after its job was created, and when its job has failed
+        with a retryable error. Raises IdTaken if another user's job has the key in Redis that `client_id` names.
 
         Args:
             job: The new job. Its `created_at`, `updated_at`, `due_at` and `lease_until` are ignored.

@@ -16,6 +16,7 @@ from signoff.core.pipelines.names import is_valid_name
 from signoff.funcs.signature import describe_function, with_coercion
 
 HOME = Path(__file__).parent
+BUILTINS = "builtins"
 PREFIX = "signoff_funcs_"
 
 
@@ -54,7 +55,7 @@ def scan(folders: Sequence[Path]) -> Scan:
     """Read every function of the builtins, and of the `custom_*.py` files beside them and in `folders`."""
     functions, broken, unread = dict[str, LoadedFunction](), list[BrokenFile](), list[str]()
     files = [
-        HOME / "builtins.py",
+        HOME / f"{BUILTINS}.py",
         *(file for folder in (HOME, *folders) for file in sorted(folder.glob("custom_*.py"))),
     ]
     for file in files:

@@ -4,16 +4,18 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import msgspec
+import structlog
 
 from signoff.catalog import SyncResult
 from signoff.core.access import Caller, check_admin
 from signoff.core.filters import LibraryFilter
 from signoff.core.pipelines.function import Function
-from signoff.funcs.loading import BrokenFile
+from signoff.funcs.loading import BUILTINS, BrokenFile
 from signoff.work.pipelines.library import list_items
 from signoff.work.services import Services
 
 MAX_PROMPTS = 1000
+log = structlog.get_logger()
 
 
 class SyncReport(msgspec.Struct, frozen=True):
@@ -38,6 +40,24 @@ async def sync_functions(services: Services, caller: Caller) -> SyncReport:
     synced = await services.store.library.sync([loaded.function for loaded in scan.ready.values()], scan.unread)
     services.caches.functions.invalidate()
     return SyncReport(synced, scan.broken)
+
+
+async def register_missing_builtins(services: Services) -> None:
+    """Register the builtins that the database lacks, as a new or an upgraded one does.
+
+    If it has no functions at all, register those of the operator too; otherwise, leave theirs as they are. A failure is
+    logged, so that the server starts anyway.
+    """
+    try:
+        registered = await services.caches.functions.registered()
+        functions = [loaded.function for loaded in (await services.caches.functions.scan()).ready.values()]
+        builtins = [function for function in functions if function.module == BUILTINS]
+        if any(function.name not in registered for function in builtins):
+            others = {function.module for function in registered.values()} - {BUILTINS}
+            await services.store.library.sync(builtins if registered else functions, sorted(others))
+            services.caches.functions.invalidate()
+    except Exception as error:  # noqa: BLE001 -- the operator can correct any fault while the server runs
+        log.warning("functions_not_registered", error=str(error), remedy="POST /api/functions/sync")
 
 
 async def call_function(services: Services, caller: Caller, function: Function, args: Mapping[str, object]) -> str:
