@@ -457,3 +457,58 @@ async def test_a_request_that_finds_the_input_closed_was_not_delivered() -> None
             await anext(messages)
     assert stops == [True]
     assert jsonl.NotDelivered.retryable
+
+
+class _Answering:
+    """A writer to a program that answers each request with fixed lines, with `ID` for the id of the request."""
+
+    def __init__(self, reader: asyncio.StreamReader, lines: str) -> None:
+        self._reader = reader
+        self._lines = lines
+
+    async def drain(self) -> None:
+        pass
+
+    def write(self, line: bytes) -> None:
+        request_id: str = json.loads(line)["id"]
+        self._reader.feed_data(self._lines.replace("ID", request_id).encode() + b"\n")
+
+
+async def messages_of(lines: str) -> list[tuple[str, str]]:
+    """Return kind and JSON of the messages of the answer that `lines` are."""
+    reader = asyncio.StreamReader()
+    writer: Any = _Answering(reader, lines)
+    client = jsonl.JsonLinesClient("m", reader, writer, prefix="p", disconnect=lambda: None)
+    async with asyncio.TaskGroup() as group:
+        reading = group.create_task(client.read_responses())
+        async with aclosing(client.ask("POST", b"{}", Timeouts())) as messages:
+            received = [(message.kind, message.raw.decode()) async for message in messages]
+        reading.cancel()
+    return received
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ('{"id": "ID", "double": 4}', [("body", '{"double":4}')]),
+        ('{"double": 4, "more": {"a": null}, "id": "ID"}', [("body", '{"double":4,"more":{"a": null}}')]),
+        ('{"id": "ID", "error": null, "result": [1]}', [("body", '{"result":[1]}')]),
+        ('{"id": "ID", "result": null}', [("body", '{"result":null}')]),
+        ('{"id": "ID", "body": null}', [("body", "null")]),
+        ('{"id": "ID", "body": null, "result": 1}', [("body", "null")]),
+        ('{"id": "ID", "delta": "a"}\n{"id": "ID", "done": true}', [("delta", '"a"'), ("body", "null")]),
+        ('{"id": "ID", "delta": "a"}\n{"id": "ID"}', [("delta", '"a"'), ("body", "null")]),
+        ('{"id": "ID", "delta": "a", "body": null}', [("delta", '"a"'), ("body", "null")]),
+        ('{"id": "ID", "delta": null, "text": "a"}', [("body", '{"text":"a"}')]),
+        ('{"id": "ID", "error": "No."}', [("error", '"No."')]),
+        ('{"id": "ID", "error": {"message": "No."}, "result": 1}', [("error", '{"message": "No."}')]),
+    ],
+)
+async def test_a_line_with_an_id_and_no_body_is_the_answer(lines: str, expected: list[tuple[str, str]]) -> None:
+    assert await messages_of(lines) == expected
+
+
+@pytest.mark.parametrize("line", ['{"id": "ID"}', '{"id": "ID", "error": null}', '{"id": "ID", "delta": null}'])
+async def test_a_line_with_an_id_alone_is_a_failure_of_the_model(line: str) -> None:
+    with pytest.RaisesGroup(pytest.RaisesExc(ModelGarbled, match="nothing else")):
+        await messages_of(line)

@@ -31,7 +31,8 @@ SLACK_SECONDS = 0.05
 
 Kind = Literal["delta", "body", "error", "failure"]
 FINAL_KINDS: tuple[Kind, ...] = ("failure", "error", "body")
-EMPTY_VALUES: dict[Kind, set[bytes]] = {"failure": {b"", b"null"}, "error": {b"", b"null"}, "body": {b""}}
+NULLS = {b"", b"null"}
+EMPTY_VALUES: dict[Kind, set[bytes]] = {"delta": NULLS, "failure": NULLS, "error": NULLS, "body": {b""}}
 ABSENT = msgspec.Raw(b"")
 # Sent by the owner to other processes when it stops. Requests without an answer by then did not reach the program.
 SHUTDOWN_LINE = msgspec.json.encode({"id": "", "failure": {}}) + b"\n"
@@ -69,11 +70,13 @@ class _PendingRequest:
         self.is_abandoned = False
         self.is_in_order = False
         self.sent_at = 0.0
+        self.has_pieces = False
         self._size_bytes = 0
 
     def put(self, message: ProgramMessage) -> None:
         """Queue a message. A caller that falls behind by MAX_LINE_BYTES gets ModelGarbled, so nothing blocks."""
         self._size_bytes += len(message.raw)
+        self.has_pieces = self.has_pieces or message.kind == "delta"
         if self._size_bytes > MAX_LINE_BYTES:
             text = "The model's answer is too large, or the client read it too slowly."
             self.queue.put_nowait(ModelGarbled(text, retryable=False))
@@ -244,24 +247,39 @@ class JsonLinesClient:
         if self._is_shared and line == SHUTDOWN_LINE:
             self.close(NotDelivered(f"The model {self._name} has just stopped."))
         elif response is not None and response.id in self._pending:
-            self._handle_by_id(response)
+            self._handle_by_id(response, line)
         elif not self._by_id:
             self._handle_in_order(line.strip())
 
-    def _handle_by_id(self, response: _ResponseLine) -> None:
+    def _handle_by_id(self, response: _ResponseLine, line: bytes) -> None:
         if not self._by_id:
             self._switch_to_ids()
         pending = self._pending.get(response.id)
         if pending is None:
             return
-        if bytes(response.delta):
+        has_delta = bytes(response.delta) not in EMPTY_VALUES["delta"]
+        if has_delta:
             pending.put(ProgramMessage("delta", bytes(response.delta)))
         finals = {"failure": response.failure, "error": response.error, "body": response.body}
         messages = [
             ProgramMessage(kind, raw) for kind in FINAL_KINDS if (raw := bytes(finals[kind])) not in EMPTY_VALUES[kind]
         ]
-        if messages or not bytes(response.delta):
-            pending.put(messages[0] if messages else ProgramMessage("body", b"null"))
+        if messages:
+            pending.put(messages[0])
+        elif not has_delta:
+            self._handle_other_members(pending, line)
+
+    def _handle_other_members(self, pending: _PendingRequest, line: bytes) -> None:
+        """Take a line with none of the members of the protocol: the end of a stream, or else a flat answer."""
+        members = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+        content = {name: value for name, value in members.items() if name not in _ResponseLine.__struct_fields__}
+        if pending.has_pieces:
+            pending.put(ProgramMessage("body", b"null"))
+        elif content:
+            pending.put(ProgramMessage("body", msgspec.json.encode(content)))
+        else:
+            fault = "a line with the `id` of a request and nothing else; add a `body`, which may be null"
+            pending.queue.put_nowait(ModelGarbled(f"The model {self._name} wrote {fault}."))
 
     def _switch_to_ids(self) -> None:
         self._by_id = True
