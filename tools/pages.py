@@ -81,6 +81,8 @@ def _type(annotation: Any) -> str:
     parts = [part for part in get_args(annotation) if part is not NoneType]
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{part}`" for part in parts)
+    if get_origin(annotation) is dict:
+        return "table"
     if get_origin(annotation) is list:
         return f"list of {TYPES.get(parts[0]) or _type(parts[0])}s"
     return TYPES.get(annotation) or _type(parts[0])

@@ -95,6 +95,8 @@ class Settings(BaseSettings):
     """URL of a RabbitMQ that wakes workers, amqp://user:password@host/; none: the database wakes them."""
     queue_name: str = Field("signoff", min_length=1, max_length=MAX_NAME_LENGTH)
     """Queue in RabbitMQ, for this deployment alone."""
+    queues: dict[str, str] = {}
+    """Models of the queues that requests to /generate and /chat_completion name in `queue_name`; a JSON object."""
     redis_url: str | None = Field(None, pattern="^(rediss?|unix)://.")
     """URL of a Redis for results and the cache `redis`, redis://user:password@host/0; none: no Redis."""
     redis_prefix: str = Field("signoff", min_length=1, max_length=MAX_NAME_LENGTH)
@@ -304,7 +306,7 @@ def _config_path(*sources: PydanticBaseSettingsSource) -> str | None:
 
 
 def _load_aliases(source: PydanticBaseSettingsSource) -> dict[str, Any]:
-    """Return the settings in other systems' variables for RabbitMQ and Redis; values that are not valid are ignored."""
+    """Return the settings in other systems' variables; values that are not valid are ignored."""
     variables: Mapping[str, str | None] = source.env_vars if isinstance(source, EnvSettingsSource) else {}
     amqp_url = _rabbitmq_url(variables) or re.sub("^pyamqp", "amqp", variables.get("celery_broker_url") or "")
     redis_url = _redis_url(variables) or variables.get("celery_result_backend") or ""
@@ -313,6 +315,7 @@ def _load_aliases(source: PydanticBaseSettingsSource) -> dict[str, Any]:
         "redis_url": redis_url if re.match("rediss?://.", redis_url) and _is_valid_url(redis_url) else "",
         "queue_name": _name(variables, "queue_name"),
         "redis_prefix": _name(variables, "redis_prefix"),
+        "port": _port(variables.get("api_port") or ""),
     }
     return {name: value for name, value in values.items() if value}
 
@@ -332,6 +335,11 @@ def _address(variables: Mapping[str, str | None], service: str, default_port: st
     """Return HOST:PORT of a service, or an empty text if they are missing or not valid."""
     host, port = variables.get(f"{service}_host") or "", variables.get(f"{service}_port") or default_port
     return f"{host}:{port}" if re.fullmatch(r"[\w.-]+", host) and re.fullmatch(r"\d{1,5}", port) else ""
+
+
+def _port(text: str) -> int | None:
+    """Return the number of a port; None if it is not valid."""
+    return int(text) if re.fullmatch(r"[0-9]{1,5}", text) and 0 < int(text) < 2**16 else None
 
 
 def _name(variables: Mapping[str, str | None], variable: str) -> str:

@@ -7,12 +7,13 @@ import json
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from signoff.core import sse
-from signoff.core.answer import answer_text, as_completion, collect, parse_answer, split, with_text
+from signoff.core.answer import answer_text, as_completion, collect, content_or_json, parse_answer, split, with_text
 from signoff.core.tokens import Usage
 from signoff.errors import ModelGarbled
 
@@ -508,3 +509,20 @@ def test_a_text_becomes_a_completion_that_strict_clients_accept() -> None:
 def test_numbers_keep_their_precision() -> None:
     whole = chat(OPENAI | {"n": 123456789012345678901234567890, "x": 0.1}, {"content": "Hi"})
     assert json.loads(collect(split(json.dumps(whole).encode(), with_usage=False)).body) == whole
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"choices": [{"message": {"content": "Hi"}}]}', '"Hi"'),
+        (b'{"choices": []}', r'"{\"choices\": []}"'),
+        (b'{"choices": [{"message": {"content": null, "tool_calls": []}}]}', None),
+        (b'{"output": []}', r'"{\"output\": []}"'),
+        (b'{"object": "list", "data": [{"embedding": [1]}]}', '{"object": "list", "data": [{"embedding": [1]}]}'),
+        (b'{"choices": null, "n": 1}', '{"choices": null, "n": 1}'),
+        (b"[1]", "[1]"),
+    ],
+)
+def test_the_content_of_a_completion_is_always_a_text(body: bytes, expected: str | None) -> None:
+    content = msgspec.json.encode(content_or_json(body)).decode()
+    assert content == expected or (expected is None and msgspec.json.decode(content, type=str))

@@ -275,3 +275,19 @@ async def test_a_job_whose_worker_dies_is_answered_by_another_while_its_caller_w
 def is_claimed(port: int, token: str) -> bool:
     jobs = ask(port, "/api/jobs", token)["data"]
     return bool(jobs) and jobs[0]["attempt"] == 1
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_a_queue_name_selects_the_model_of_the_settings(route: str, tmp_path: Path) -> None:
+    async with live(tmp_path, queue_name="own", queues={"large": "echo/status=418", "gone": "nobody"}) as server:
+        await server.model("gpt-model")
+        token = await server.token()
+        for name, expected in [("own", 200), ("large", 418), ("gone", 404), ("unknown", 404), ("", 404)]:
+            body = ROUTES[route] | {"job_id": f"for-{name}"}
+            status, answer = await server.ask("POST", route, token, json=body, params={"queue_name": name})
+            assert status == expected, answer
+        # a tenant's selector of models is refused, not ignored
+        headers = {"x-label-selector": "tenant=a"}
+        for path in (route, "/v1/models", "/openai/v1/chat/completions"):
+            status, answer = await server.ask("POST", path, token, json=ROUTES[route], headers=headers)
+            assert (status, "X-Label-Selector" in str(answer)) == (400, True), path

@@ -124,6 +124,9 @@ def test_an_address_in_parts_may_contain_any_password(monkeypatch: pytest.Monkey
         {"REDIS_HOST": "redis", "REDIS_PORT": "tcp://10.0.0.1:6379"},
         {"REDIS_HOST": "redis", "REDIS_PORT": "65536"},
         {"REDIS_PREFIX": ""},
+        {"API_PORT": "0"},
+        {"API_PORT": "65536"},
+        {"API_PORT": "tcp://10.0.0.1:6672"},
     ],
 )
 def test_unusable_variables_of_other_systems_are_ignored(
@@ -131,7 +134,20 @@ def test_unusable_variables_of_other_systems_are_ignored(
 ) -> None:
     for name, value in leftovers.items():
         monkeypatch.setenv(name, value)
-    assert (load().amqp_url, load().queue_name) == (None, "signoff")
+    assert (load().amqp_url, load().queue_name, load().port) == (None, "signoff", 8000)
+
+
+def test_the_source_of_higher_precedence_wins_for_the_port(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "signoff.toml").write_text("port = 1")
+    (place / ".env").write_text("API_PORT=6672")
+    assert load().port == 6672
+    (place / ".env").write_text("API_PORT=6672\nSIGNOFF_PORT=2")
+    assert load().port == 2
+    monkeypatch.setenv("API_PORT", "6673")
+    assert load().port == 6673
+    monkeypatch.setenv("SIGNOFF_PORT", "3")
+    assert load().port == 3
+    assert load(port=4).port == 4
 
 
 def test_the_file_may_contain_every_setting(place: Path) -> None:
@@ -141,7 +157,7 @@ def test_the_file_may_contain_every_setting(place: Path) -> None:
 
 
 def as_toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool | int | float | list) else f'"{value}"'
+    return str(value).lower() if isinstance(value, bool | int | float | list | dict) else f'"{value}"'
 
 
 def test_a_file_can_be_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

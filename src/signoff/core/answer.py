@@ -146,9 +146,18 @@ def text_or_json(body: bytes | None) -> str:
 
 
 def content_or_json(body: bytes) -> str | msgspec.Raw:
-    """Return the text of an answer, else its JSON."""
+    """Return the text of an answer, else its JSON; that of a completion or a response is always a text."""
     text = answer_text(body)
-    return msgspec.Raw(body) if text is None else text
+    if text is not None:
+        return text
+    return body.decode() if _has_choices(body) or response.is_response(body) else msgspec.Raw(body)
+
+
+def _has_choices(body: bytes) -> bool:
+    try:
+        return msgspec.json.decode(body, type=_AnyChoices).choices is not None
+    except (ValueError, RecursionError):
+        return False
 
 
 def with_text(body: bytes, text: str) -> bytes:
@@ -204,6 +213,10 @@ class _Choice(msgspec.Struct):
 
 class _Choices(msgspec.Struct):
     choices: list[_Choice]
+
+
+class _AnyChoices(msgspec.Struct):
+    choices: list[msgspec.Raw] | None = None
 
 
 class _ToolCalls(msgspec.Struct):

@@ -55,6 +55,16 @@ class Edit(msgspec.Struct, frozen=True, kw_only=True):
     """JSON text that replaces the answer; None for no change."""
 
 
+class NewTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """The columns of a job that an edited request changes besides `body`; see `Job`."""
+
+    target: str
+    model: str
+    path: str
+    policy: Policy
+    max_attempts: int
+
+
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of one review round."""
 
@@ -66,6 +76,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Reason that the reviewer gave."""
     edit: Edit = Edit()
     """Changes that take effect with the verdict."""
+    new_target: NewTarget | None = None
+    """Admission of the edited request; None if the request is not edited, or is the run of a pipeline."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from signoff.core.access import Caller, anonymous_caller
 from signoff.core.audit import Actor
 from signoff.doors.http import DoorSettings, Header, Scope, check_address, client_of, header, scheme_of
-from signoff.errors import Forbidden, MisdirectedRequest, Unauthorized
+from signoff.errors import BadRequest, Forbidden, MisdirectedRequest, Unauthorized
 from signoff.infra.actor import act_as
 from signoff.work.admin.people import identify
 from signoff.work.services import Services
@@ -18,6 +18,7 @@ from signoff.work.services import Services
 SESSION_COOKIE = "signoff_session"
 SECURE_SESSION_COOKIE = "__Host-signoff_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+LABEL_SELECTOR = b"x-label-selector"
 LOCALHOST = "localhost"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 MAX_HOST_LENGTH = 255
@@ -38,10 +39,12 @@ async def caller_of(services: Services, door_settings: DoorSettings, scope: Scop
         Unauthorized: There is no valid token or session, and `anonymous_role` is None.
         Forbidden: The request has no token, and a page of another site sends it.
         MisdirectedRequest: The request has no token, and its `Host` is not one for anonymous callers.
-        BadRequest: The path or the query has a NUL character.
+        BadRequest: The path or the query has a NUL character, or the request asks for models with certain labels.
     """
     caller = await _identify(services, door_settings, scope, sessions=sessions)
     act_as(Actor(name=caller.actor, client=client_of(scope) or None))
+    if header(scope, LABEL_SELECTOR) is not None:
+        raise BadRequest("`X-Label-Selector` is not supported, as models have no labels here; leave the header out.")
     check_address(scope)  # not before, as a caller without a token gets 401 whatever the parameters are
     return caller
 

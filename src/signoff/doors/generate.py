@@ -12,7 +12,7 @@ from signoff.core.result import result_of
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
 from signoff.doors.http import INTS, MAX_WAIT_SECONDS, Reply, cache_control_of, parse_json, wait_seconds_of
 from signoff.doors.queue import QueueRequest, answer_in_litestar
-from signoff.errors import BadRequest
+from signoff.errors import BadRequest, NotFound
 from signoff.work.jobs.query import get_by_client_id, require_success, wait_for_end
 from signoff.work.submit import submit
 
@@ -59,17 +59,20 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Priority from 0 to 9; 9 goes first."""
 
 
-async def accept_text(request: QueueRequest, wait: Wait = None) -> Reply:
+async def accept_text(request: QueueRequest, wait: Wait = None, queue_name: str | None = None) -> Reply:
     """Commit a job for one text, and answer it."""
     payload = parse_json(request.body, TextRequest, "request")
-    messages = [{"role": "user", "content": payload.content}]
-    return await _accept(request, _ask(request, "generate", payload, messages), wait)
+    model = _model_of(request, payload.meta, queue_name)
+    body = _body(payload.meta, [{"role": "user", "content": payload.content}], model)
+    return await _accept(request, _ask(request, "generate", payload, body, model), wait)
 
 
-async def accept_chat(request: QueueRequest, wait: Wait = None) -> Reply:
+async def accept_chat(request: QueueRequest, wait: Wait = None, queue_name: str | None = None) -> Reply:
     """Commit a job for a conversation, and answer it."""
     payload = parse_json(request.body, ChatRequest, "request")
-    return await _accept(request, _ask(request, "chat_completion", payload, payload.messages), wait)
+    model = _model_of(request, payload.meta, queue_name)
+    body = _body(payload.meta, payload.messages, model)
+    return await _accept(request, _ask(request, "chat_completion", payload, body, model), wait)
 
 
 @post("/generate", status_code=200, summary="Generate from one text, through the queue")
@@ -79,9 +82,11 @@ async def generate(
     door_settings: InjectedSettings,
     caller: InjectedCaller,
     wait: Wait = None,
+    queue_name: FromQuery[str | None] = None,
 ) -> Response[dict[str, Any]]:
     """Return `{"content": text}` once the job has ended; 202 at once if the caller does not wait."""
-    return await answer_in_litestar(request, services, door_settings, caller, partial(accept_text, wait=wait))
+    accept = partial(accept_text, wait=wait, queue_name=queue_name)
+    return await answer_in_litestar(request, services, door_settings, caller, accept)
 
 
 @post("/chat_completion", status_code=200, summary="Generate from a conversation, through the queue")
@@ -91,9 +96,11 @@ async def chat_completion(
     door_settings: InjectedSettings,
     caller: InjectedCaller,
     wait: Wait = None,
+    queue_name: FromQuery[str | None] = None,
 ) -> Response[dict[str, Any]]:
     """Return `{"content": text}` once the job has ended; 202 at once if the caller does not wait."""
-    return await answer_in_litestar(request, services, door_settings, caller, partial(accept_chat, wait=wait))
+    accept = partial(accept_chat, wait=wait, queue_name=queue_name)
+    return await answer_in_litestar(request, services, door_settings, caller, accept)
 
 
 @route("/check_status", http_method=[HttpMethod.GET, HttpMethod.POST], status_code=200, summary="Get a job's status")
@@ -118,16 +125,29 @@ async def _accept(request: QueueRequest, ask: Ask, wait: float | None) -> Reply:
     return Reply({"content": result_of(ended)["content"]}, headers=headers)
 
 
-def _ask(request: QueueRequest, door: str, payload: TextRequest | ChatRequest, messages: list[Any]) -> Ask:
-    meta = payload.meta
+def _model_of(request: QueueRequest, meta: Meta, queue_name: str | None) -> str | None:
+    """Return the model of the queue, else that of `meta`; None for the default model. Raises NotFound."""
+    if queue_name is None:
+        return meta.model
+    queues = request.door_settings.queues
+    if queue_name not in queues:
+        raise NotFound(f"The queue {queue_name!r} does not exist; an admin can add it to the setting `queues`.")
+    return queues[queue_name] or meta.model
+
+
+def _body(meta: Meta, messages: list[Any], model: str | None) -> bytes:
     body: dict[str, Any] = {"messages": messages, "temperature": meta.temperature, "max_tokens": meta.tokens_limit}
     if meta.stop_words:
         body["stop"] = meta.stop_words
+    return msgspec.json.encode(body if model is None else {"model": model} | body)
+
+
+def _ask(request: QueueRequest, door: str, payload: TextRequest | ChatRequest, body: bytes, model: str | None) -> Ask:
     return Ask(
         door=door,
         caller=request.caller,
-        body=msgspec.json.encode(body if meta.model is None else {"model": meta.model} | body),
-        target=meta.model,
+        body=body,
+        target=model,
         client_id=payload.job_id,
         priority=payload.priority,
         cache_control=cache_control_of(request.scope),

@@ -66,6 +66,8 @@ class DoorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """True if admins may register command lines over HTTP from other machines."""
     cors_origins: Collection[str] = ()
     """Origins whose pages may read responses; `*` for all."""
+    queues: Mapping[str, str | None] = {}
+    """Models by the names of queues that requests may select them by; None for the default model."""
 
 
 class AsgiDoor(ABC):

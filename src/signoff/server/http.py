@@ -43,6 +43,7 @@ def make_router(services: Services, settings: Settings) -> DoorRouter:
         on_loopback=settings.is_on_loopback,
         remote_commands=settings.allow_remote_commands,
         cors_origins=frozenset(settings.cors_origins),
+        queues={settings.queue_name: None} | settings.queues,
     )
     openai = OpenAIDoor(services, door_settings)
     predict = PredictDoor(services, door_settings)

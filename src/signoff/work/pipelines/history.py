@@ -7,18 +7,17 @@ import msgspec
 
 from signoff.core.access import Caller, may_review
 from signoff.core.answer import text_or_json
-from signoff.core.ask import Ask
 from signoff.core.job import FunctionCall, Job, JobError, StepCall
 from signoff.core.pipelines.nodes import ancestors, calls_by_node
 from signoff.core.pipelines.tree import Call
 from signoff.core.policy import stricter
 from signoff.core.price import NANO, dollars
 from signoff.errors import BadRequest, Forbidden, LibraryItemNotFound, Stale
-from signoff.work.admit import admit
 from signoff.work.inference.ownership import judge_again
 from signoff.work.jobs.query import get_job, may_see_steps, redacted
 from signoff.work.jobs.retry import copy_for_retry
 from signoff.work.pipelines.run import pipeline_of
+from signoff.work.reviews.readmit import admit_edited
 from signoff.work.services import Services
 
 State = Literal["waiting", "running", "held", "done", "failed"]
@@ -204,11 +203,11 @@ async def _change_step(services: Services, caller: Caller, run: Job, step: Job, 
     body = bytes(change.payload)
     if step.pipeline_id is not None:
         return msgspec.structs.replace(new, status="bot", body=body, response=None, error=None)
-    ask = Ask(door=run.door, caller=caller, path=step.path, body=body, target=step.target, cache="never")
-    admitted = await admit(services, ask)
+    admitted = await admit_edited(services, step, caller, body)
     return msgspec.structs.replace(
         new,
         status="bot",
+        target=admitted.target,
         model=admitted.model,
         path=admitted.path,
         body=body,

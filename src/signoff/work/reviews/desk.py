@@ -6,13 +6,12 @@ from typing import Literal
 import msgspec
 
 from signoff.core.access import Caller, may_review
-from signoff.core.endpoints import PREDICT
 from signoff.core.job import Decision, Edit, Job, JobError, Verdict
-from signoff.core.members import check_members
 from signoff.errors import Forbidden, Stale
 from signoff.store import TransitionRequest
 from signoff.work.inference.caching import store_answer
 from signoff.work.jobs.query import load_job
+from signoff.work.reviews.readmit import readmit
 from signoff.work.services import Services
 
 LockAction = Literal["open", "leave"]
@@ -35,13 +34,18 @@ class VerdictRequest(msgspec.Struct, frozen=True, kw_only=True):
 async def decide(services: Services, caller: Caller, job_id: str, request: VerdictRequest) -> Job:
     """Record the verdict, and return the job. The verdict takes effect after `undo_seconds` of the policy.
 
-    Raises Forbidden, JobNotFound, BadRequest for a request that parsers could read in two ways, and Stale if the job is
-    not in review, the round has changed, another reviewer has it open, or somebody has decided already.
+    Raises Forbidden, JobNotFound, what `readmit` raises for an edited request, and Stale if the job is not in review,
+    the round has changed, another reviewer has it open, or somebody has decided already.
     """
     job = await _load_held(services, caller, job_id)
-    if request.edit.payload is not None and job.path != PREDICT:
-        check_members(request.edit.payload.encode())
-    decision = Decision(verdict=request.verdict, reviewer=caller.email, reason=request.reason, edit=request.edit)
+    edited = request.edit.payload if request.verdict == "redo" else None
+    decision = Decision(
+        verdict=request.verdict,
+        reviewer=caller.email,
+        reason=request.reason,
+        edit=request.edit,
+        new_target=None if edited is None else await readmit(services, job, edited.encode()),
+    )
     transition = TransitionRequest(
         verb="decide",
         actor=caller.actor,
@@ -126,7 +130,9 @@ def verdict_transition(job: Job, decision: Decision, actor: str) -> TransitionRe
             changes = {} if edited is None else {"response": edited.encode()}
             return TransitionRequest(verb="approve", actor=actor, round=job.round, changes=changes)
         case "redo":
-            edited, restart = decision.edit.payload, {"attempt": 0, "lane": "later"}
+            edited, new_target = decision.edit.payload, decision.new_target
+            readmitted = {} if new_target is None else msgspec.structs.asdict(new_target)
+            restart = {"attempt": 0, "lane": "later"} | readmitted
             note = {} if edited is None else {"body_before": msgspec.Raw(job.body)}
             # The answer to an edited request must not be cached for the request of the caller.
             bypass = {"cache": "bypass"} if job.cache == "miss" else {}
