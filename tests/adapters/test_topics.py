@@ -148,7 +148,7 @@ async def test_an_answer_that_its_broker_refuses_fails_with_its_reason(tmp_path:
             await channel.declare_queue(full, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
             stream = {"name": "full", "url": wire.url, "requests": f"{full}-requests", "responses": full}
             assert (await server.ask("POST", "/api/streams", token, json=stream))[0] == 201
-            await channel.declare_queue(f"{full}-requests", durable=True, arguments={"x-queue-type": "quorum"})
+            await channel.declare_queue(f"{full}-requests", durable=True)
             message = aio_pika.Message(request_message())
             await channel.default_exchange.publish(message, f"{full}-requests")
 

@@ -14,9 +14,14 @@ from typing import Any, NamedTuple, Protocol
 import aio_pika
 import nats
 import zmqtt
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
 from redis.asyncio import Redis
 
 ANSWER_SECONDS = 30.0
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 
 class Received(NamedTuple):
@@ -48,12 +53,11 @@ class RabbitClient:
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[RabbitClient]:
-        """Declare both queues."""
+        """Declare both queues, as tutorials do."""
         async with await aio_pika.connect(self.url) as connection:
             self.channel = await connection.channel()
-            arguments = {"x-queue-type": "quorum"}
-            await self.channel.declare_queue(self.requests, durable=True, arguments=arguments)
-            queue = await self.channel.declare_queue(self.responses, durable=True, arguments=arguments)
+            await self.channel.declare_queue(self.requests, durable=True)
+            queue = await self.channel.declare_queue(self.responses, durable=True)
             await queue.consume(self._receive)
             try:
                 yield self
@@ -86,15 +90,16 @@ class NatsClient:
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[NatsClient]:
-        """Declare a stream with both subjects."""
+        """Connect. The product makes a JetStream stream for each subject; nothing can be sent before it."""
         self.connection = await nats.connect(self.url)
         self.js = self.connection.jetstream()
-        await self.js.add_stream(name=f"{self.prefix}all", subjects=[self.requests, self.responses])
-        self._reader = await self.js.subscribe(self.responses, ordered_consumer=True)
+        self._reader: JetStreamContext.PushSubscription | None = None
         try:
             yield self
         finally:
-            await self.js.delete_stream(f"{self.prefix}all")
+            for subject in (self.requests, self.responses):
+                with contextlib.suppress(NotFoundError):
+                    await self.js.delete_stream(await self.js.find_stream_name_by_subject(subject))
             await self.connection.close()
 
     async def send(self, body: bytes, message_id: str | None = None) -> None:
@@ -102,6 +107,8 @@ class NatsClient:
         await self.js.publish(self.requests, body, headers=headers, timeout=10)
 
     async def get(self) -> Received:
+        if self._reader is None:
+            self._reader = await self.js.subscribe(self.responses, ordered_consumer=True)
         message = await self._reader.next_msg(timeout=ANSWER_SECONDS)
         assert message.headers is not None
         return Received(message.headers["message-id"], json.loads(message.data))
@@ -162,7 +169,41 @@ class MqttClient:
         return Received(dict(message.properties.user_properties)["message-id"], json.loads(message.payload))
 
 
+class KafkaClient:
+    """A client of Kafka."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self.url = url
+        self.requests, self.responses = f"{prefix}requests", f"{prefix}responses"
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[KafkaClient]:
+        """Create both topics, and read the answers from their start."""
+        server = self.url.removeprefix("kafka://")
+        admin = AIOKafkaAdminClient(bootstrap_servers=server)
+        await admin.start()
+        topics = [NewTopic(name, num_partitions=1, replication_factor=1) for name in (self.requests, self.responses)]
+        await admin.create_topics(topics)
+        await admin.close()
+        self._producer = AIOKafkaProducer(bootstrap_servers=server, max_request_size=MAX_MESSAGE_BYTES)
+        self._reader = AIOKafkaConsumer(
+            bootstrap_servers=server, auto_offset_reset="earliest", max_partition_fetch_bytes=MAX_MESSAGE_BYTES
+        )
+        async with self._producer, self._reader:
+            self._reader.assign([TopicPartition(self.responses, 0)])
+            yield self
+
+    async def send(self, body: bytes, message_id: str | None = None) -> None:
+        await self._producer.send_and_wait(self.requests, body)
+
+    async def get(self) -> Received:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            record = await self._reader.getone()
+        return Received(dict(record.headers)["message-id"].decode(), json.loads(record.value or b""))
+
+
 TOPIC_CLIENTS = {
+    "kafka": (KafkaClient, "kafka_url"),
     "rabbitmq": (RabbitClient, "rabbitmq_url"),
     "nats": (NatsClient, "nats_url"),
     "redis": (RedisClient, "redis_url"),

@@ -95,6 +95,12 @@ def mqtt_url(pytestconfig: pytest.Config) -> str:
     return service(pytestconfig.stash[RUN], "mosquitto")
 
 
+@pytest.fixture(scope="session")
+def kafka_url(pytestconfig: pytest.Config) -> str:
+    """Return the URL of the run's broker that speaks the protocol of Kafka; begin topics with `prefix`."""
+    return service(pytestconfig.stash[RUN], "kafka")
+
+
 @pytest.fixture
 def prefix() -> str:
     """Return a unique prefix for names on shared servers."""

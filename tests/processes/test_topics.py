@@ -94,7 +94,7 @@ class TopicClient:
             with contextlib.suppress(Exception):
                 async with await aio_pika.connect(self._url, timeout=5) as connection:
                     channel = await connection.channel()
-                    await channel.declare_queue("requests", durable=True, arguments={"x-queue-type": "quorum"})
+                    await channel.declare_queue("requests", durable=True)
                     while remaining:
                         async with asyncio.timeout(60):
                             await channel.default_exchange.publish(_message(remaining[-1]), "requests")
@@ -107,8 +107,7 @@ class TopicClient:
                 async with await aio_pika.connect(self._url, timeout=5) as connection:
                     channel = await connection.channel()
                     await channel.set_qos(prefetch_count=100)
-                    arguments = {"x-queue-type": "quorum"}
-                    queue = await channel.declare_queue("responses", durable=True, arguments=arguments)
+                    queue = await channel.declare_queue("responses", durable=True)
                     async with queue.iterator(timeout=5) as messages:
                         async for message in messages:
                             body = json.loads(message.body)

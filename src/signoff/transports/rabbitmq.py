@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
-from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
+from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 
 from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import IncomingMessage, Stream
@@ -23,6 +24,8 @@ HEARTBEAT_SECONDS = 5
 CONNECT_SECONDS = ANSWER_SECONDS / 2
 # FastStream's broker always reconnects by itself. This is long enough that we stop it first and connect again.
 RECONNECT_SECONDS = 3600.0
+# Argument of a new queue, and the parameter of the URL that sets it.
+QUEUE_TYPE = "x-queue-type"
 
 
 class RabbitTransport:
@@ -31,7 +34,7 @@ class RabbitTransport:
     is_exclusive = False
 
     def __init__(self, url: str, stream: Stream) -> None:
-        self._url = url if "heartbeat=" in url else f"{url}{'&' if '?' in url else '?'}heartbeat={HEARTBEAT_SECONDS}"
+        self._url, self._queue_type = _parse_url(url)
         self._stream = stream
         confirmed = Channel(publisher_confirms=True, on_return_raises=True)
         self._publisher = PublisherConnection(lambda watch: self._broker(watch, confirmed), self._connect)
@@ -48,8 +51,7 @@ class RabbitTransport:
         @subscriber
         async def handle(message: AbstractIncomingMessage) -> None:
             try:
-                is_redelivery = bool(message.redelivered)
-                await on_message(IncomingMessage(message.body, message.message_id, is_redelivery=is_redelivery))
+                await on_message(_incoming(message))
                 await message.ack()
             except Exception as error:  # noqa: BLE001 -- `listen` fails, and RabbitMQ sends the message again
                 watch.fail(error)
@@ -57,7 +59,8 @@ class RabbitTransport:
         async with stopping(broker.stop):
             async with asyncio.timeout(ANSWER_SECONDS):
                 connection = await broker.connect()
-                await _ensure_queue(connection, self._stream.requests)
+                for name in (self._stream.requests, self._stream.responses):
+                    await _ensure_queue(connection, name, self._queue_type)
                 await broker.start()
                 channel = await broker.config.channel_manager.get_channel()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType, reportAttributeAccessIssue]
                 await _watch_channel(channel, watch, self._stream.requests)
@@ -68,17 +71,12 @@ class RabbitTransport:
         """See `transport.Transport`."""
         async with asyncio.timeout(ANSWER_SECONDS):
             broker = await self._publisher.get()
+            if (reply_to := message.headers.get("reply-to")) is not None:
+                with contextlib.suppress(DeliveryError, PublishError):  # the queue for replies is gone
+                    await _publish(broker, message, reply_to)
+                    return
             try:
-                await broker.publish(
-                    message.body,
-                    routing_key=message.address,
-                    mandatory=True,
-                    persist=True,
-                    message_id=message.headers["message-id"],
-                    correlation_id=message.headers["message-id"],
-                    content_type="application/json",
-                    timeout=ANSWER_SECONDS,
-                )
+                await _publish(broker, message, message.address)
             except (DeliveryError, PublishError) as error:
                 self._publisher.mark_lost(broker)  # the queue may be deleted; a new connection declares it
                 raise Undelivered(f"RabbitMQ rejected the answer for {message.address!r}: {error}") from error
@@ -89,7 +87,7 @@ class RabbitTransport:
 
     async def _connect(self, broker: RabbitBroker) -> None:
         """Connect, and make sure that the queue for answers exists."""
-        await _ensure_queue(await broker.connect(), self._stream.responses)
+        await _ensure_queue(await broker.connect(), self._stream.responses, self._queue_type)
 
     def _broker(self, watch: LivenessWatch, channel: Channel) -> RabbitBroker:
         def on_close(_connection: Any, error: BaseException | None) -> None:
@@ -107,6 +105,40 @@ class RabbitTransport:
         )
 
 
+def _parse_url(url: str) -> tuple[str, str | None]:
+    """Return the URL for the client library, and the type of new queues in its parameter `x-queue-type`."""
+    parts = urlsplit(url)
+    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+    queue_type = parameters.pop(QUEUE_TYPE, None)
+    parameters.setdefault("heartbeat", str(HEARTBEAT_SECONDS))
+    return urlunsplit(parts._replace(query=urlencode(parameters))), queue_type
+
+
+def _incoming(message: AbstractIncomingMessage) -> IncomingMessage:
+    return IncomingMessage(
+        message.body,
+        message.message_id,
+        is_redelivery=bool(message.redelivered),
+        encoding=message.content_encoding,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+    )
+
+
+async def _publish(broker: RabbitBroker, message: OutgoingMessage, queue: str) -> None:
+    message_id = message.headers["message-id"]
+    await broker.publish(
+        message.body,
+        routing_key=queue,
+        mandatory=True,
+        persist=True,
+        message_id=message_id,
+        correlation_id=message.headers.get("correlation-id", message_id),
+        content_type="application/json",
+        timeout=ANSWER_SECONDS,
+    )
+
+
 async def _watch_channel(channel: Any, watch: LivenessWatch, name: str) -> None:
     def on_close(_channel: object, error: object) -> None:
         watch.fail(ConnectionError(f"The channel was closed: {error}"))
@@ -119,12 +151,13 @@ async def _watch_channel(channel: Any, watch: LivenessWatch, name: str) -> None:
     underlay.on_consumer_cancel_callbacks.add(on_cancel)
 
 
-async def _ensure_queue(connection: aio_pika.RobustConnection, name: str) -> None:
-    """Declare the queue as durable quorum queue. A queue that exists is used as it is."""
+async def _ensure_queue(connection: aio_pika.RobustConnection, name: str, queue_type: str | None) -> None:
+    """Declare the queue as durable, of the type or else of the default type. A queue that exists is used as it is."""
     try:
         await _inspect_queue(connection, name)
     except ChannelNotFoundEntity:
-        channel, options = await connection.channel(), {"x-queue-type": QueueType.QUORUM.value}
+        channel = await connection.channel()
+        options = None if queue_type is None else {QUEUE_TYPE: queue_type}
         await channel.declare_queue(name, durable=True, arguments=options, robust=False)
         await channel.close()
 

@@ -2,8 +2,37 @@
 
 from collections.abc import Callable
 
+from signoff.core.delivery import OutgoingMessage
 from signoff.core.stream import Stream
-from signoff.transport import Transport
+from signoff.transport import OnMessage, Transport
+from signoff.transports.faults import described_faults
+
+
+class DescribedTransport:
+    """Transport whose errors of a library become ConnectionErrors with a text that may be shown."""
+
+    def __init__(self, transport: Transport, url: str) -> None:
+        self._transport = transport
+        self._url = url
+
+    @property
+    def is_exclusive(self) -> bool:
+        """See `transport.Transport`."""
+        return self._transport.is_exclusive
+
+    async def listen(self, on_message: OnMessage, is_up: Callable[[], None]) -> None:
+        """See `transport.Transport`."""
+        with described_faults(self._url):
+            await self._transport.listen(on_message, is_up)
+
+    async def publish(self, message: OutgoingMessage) -> None:
+        """See `transport.Transport`."""
+        with described_faults(self._url):
+            await self._transport.publish(message)
+
+    async def close(self) -> None:
+        """See `transport.Transport`."""
+        await self._transport.close()
 
 
 class TransportRegistry:
@@ -19,6 +48,9 @@ class TransportRegistry:
     def __call__(self, stream: Stream) -> Transport:
         """Return a transport to the stream's broker, not connected."""
         url = self._unseal(stream.sealed)
+        return DescribedTransport(self._transport(stream, url), url)
+
+    def _transport(self, stream: Stream, url: str) -> Transport:
         match stream.transport:
             case "rabbitmq":
                 from signoff.transports.rabbitmq import RabbitTransport

@@ -32,7 +32,8 @@ def delivery_targets(services: Services, ask: Ask, job_id: str) -> tuple[Deliver
     """
     targets = () if ask.webhook is None else (_webhook_target(services, ask.webhook),)
     if ask.reply_to is not None:
-        targets = (*targets, DeliveryTarget(kind="topic", address=ask.reply_to, host=ask.reply_to))
+        target = DeliveryTarget(kind="topic", address=ask.reply_to, host=ask.reply_to, reply=ask.reply)
+        targets = (*targets, target)
     name = job_id if ask.client_id is None or ask.reply_to is not None else ask.client_id
     return targets if ask.lane == "now" else (*targets, *result_mirrors(services, name))
 
@@ -108,7 +109,9 @@ def _message(services: Services, delivery: Delivery, job: Job) -> OutgoingMessag
         case "redis":
             return OutgoingMessage(address=delivery.address, body=msgspec.json.encode(result_of(job)))
         case "topic":
-            return OutgoingMessage(address=delivery.address, headers={"message-id": delivery.id}, body=reply_for(job))
+            [reply] = [target.reply for target in job.deliver if target.kind == "topic"]
+            headers = {"message-id": delivery.id} | reply.headers
+            return OutgoingMessage(address=delivery.address, headers=headers, body=reply_for(job))
 
 
 class _SealedWebhook(msgspec.Struct, frozen=True):
