@@ -45,6 +45,7 @@ LOADERS = {
     "work/jobs/query.py wait_until": "waits for a job that its callers have checked; they redact what they pass on",
     "work/jobs/redeliver.py redeliver": "checks the job of the delivery",
     "work/jobs/deliver.py _send": "sends a delivery to the receiver that the owner named",
+    "work/jobs/deliver.py _is_newest": "compares ids of the owner's jobs, and returns True or False alone",
     "work/pipelines/step.py await_step": "reads the step that the run itself made",
     "work/pipelines/run.py _park": "reads the run that the worker holds",
     "work/call.py _serve": "reads the job of the call itself",

@@ -20,7 +20,7 @@ class WebhookTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplyAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where the sender of a message on a topic expects the answer."""
+    """Address at which the sender of a message on a topic expects the answer."""
 
     topic: str | None = None
     """Topic of the answer; None for the response topic of the stream."""

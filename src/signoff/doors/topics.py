@@ -1,14 +1,11 @@
 """The door of streams: a message on the request topic becomes a job, whose answer goes to the response topic."""
 
-import msgspec
-
 from signoff.core.ask import Ask
-from signoff.core.compression import decompress
 from signoff.core.delivery import ReplyAddress
 from signoff.core.envelope import Envelope, parse_envelope
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.errors import SignoffError
-from signoff.work.accept import accept, stream_caller
+from signoff.work.accept import accept, decompressed, stream_caller
 from signoff.work.services import Services
 
 
@@ -17,7 +14,7 @@ async def accept_message(services: Services, stream: Stream, message: IncomingMe
 
     A message that is not valid becomes a failed job. Raises errors against which another attempt can help.
     """
-    message, envelope = _open(message, services.rules.max_body_bytes)
+    message, envelope = _open(services, message)
     ask = Ask(
         door="streams",
         caller=await stream_caller(services, stream),
@@ -31,12 +28,10 @@ async def accept_message(services: Services, stream: Stream, message: IncomingMe
     await accept(services, ask, message, envelope.error)
 
 
-def _open(message: IncomingMessage, max_bytes: int) -> tuple[IncomingMessage, Envelope]:
+def _open(services: Services, message: IncomingMessage) -> tuple[IncomingMessage, Envelope]:
     """Return the message with its body decompressed, and what the body says."""
-    if message.encoding is not None:
-        try:
-            body = decompress(message.body, message.encoding, max_bytes)
-        except SignoffError as error:
-            return message, Envelope(error=error)
-        message = msgspec.structs.replace(message, body=body)
+    try:
+        message = decompressed(services, message)
+    except SignoffError as error:
+        return message, Envelope(error=error)
     return message, parse_envelope(message.body)

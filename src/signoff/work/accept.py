@@ -9,6 +9,7 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
+from signoff.core.compression import decompress
 from signoff.core.fingerprint import fingerprint
 from signoff.core.job import Job
 from signoff.core.stream import IncomingMessage, Stream
@@ -36,6 +37,14 @@ async def stream_caller(services: Services, stream: Stream) -> Caller:
     if caller is None:
         raise Forbidden(f"The stream {stream.name!r} runs as {stream.user}, who is not an active user.")
     return caller
+
+
+def decompressed(services: Services, message: IncomingMessage) -> IncomingMessage:
+    """Return `message` with its body decompressed. Raises BadRequest, BadBody and TooLarge."""
+    if message.encoding is None:
+        return message
+    body = decompress(message.body, message.encoding, services.rules.max_body_bytes)
+    return msgspec.structs.replace(message, body=body, encoding=None)
 
 
 async def accept(services: Services, ask: Ask, message: IncomingMessage, error: SignoffError | None = None) -> Job:
