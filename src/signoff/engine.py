@@ -68,6 +68,15 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class OperationEngine(Protocol):
+    """An engine whose models may have operations besides answers, such as `getlogs`."""
+
+    async def operate(self, model: Model, operation: str, key: str | None) -> bytes | None:
+        """Ask `model` for the operation, and return its JSON; None if the model has no such operation, or fails."""
+        ...
+
+
+@runtime_checkable
 class ProcessEngine(Protocol):
     """An engine whose models are processes on this host, which it starts and stops.
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
+from fakes.http_server import RecordedRequest, Reply, json_reply
 from fakes.programs import JSON_LINES_MODEL, PLAIN_LINES_MODEL
 from fakes.upstream import fake_upstream
 from signoff.core.model import Timeouts
@@ -301,3 +302,35 @@ async def test_responses_carry_the_remaining_requests_of_a_limit(tmp_path: Path)
         for left, path in ((8, "/post/predict?id=echo"), (7, "/api/openai/v1/chat/completions")):
             async with server.http.post(server.url + path, json=chat("hello"), headers=headers) as response:
                 assert (response.status, response.headers["x-ratelimit-remaining-requests"]) == (200, str(left))
+
+
+async def test_an_http_model_is_asked_for_its_own_log(tmp_path: Path) -> None:
+    log = [{"line": 1}, "two"]
+
+    async def answer(request: RecordedRequest) -> Reply:
+        match request.method, request.path.partition("?")[0]:
+            case "GET", "/own/getlogs":
+                return json_reply(log)
+            case "POST", "/own/cleanlogs":
+                log.clear()
+                return json_reply({"status": "done"})
+            case _, path if path.startswith("/any"):  # a model that answers at every path has no such operation
+                return json_reply({"answer": 4})
+            case _:
+                return json_reply({"error": "not found"}, status=404)
+
+    async with live(tmp_path) as server, fake_upstream(answer) as upstream:
+        admin = await server.token("admin")
+        for name in ("own", "any", "none"):
+            await server.model(name, kind="http", url=f"{upstream.url}/{name}?v=1")
+        assert await ask(server, "/get/getlogs?id=own", admin) == (200, [{"line": 1}, "two"])
+        assert await ask(server, "/get/getlogs?id=any", admin) == (200, [])
+        assert await ask(server, "/get/getlogs?id=none", admin) == (200, [])
+        for name in ("own", "any", "none"):
+            assert (await ask(server, f"/post/cleanlogs?id={name}", admin))[0] == 200
+        assert await ask(server, "/get/getlogs?id=own", admin) == (200, [])
+        # its failures are in the log, before its own lines
+        log.append({"line": 2})
+        assert (await ask(server, "/post/predict?id=own", admin, b"1"))[0] == 404
+        status, [failure, line] = await ask(server, "/get/getlogs?id=own", admin)
+        assert (status, failure["level"], line) == (200, "error", {"line": 2})

@@ -26,7 +26,8 @@ from signoff.doors.http import (
 )
 from signoff.doors.openai.responses import send_body
 from signoff.errors import BadRequest, MethodNotAllowed, ModelNotFound, NotFound, SignoffError, Unauthorized
-from signoff.work.admin.models import add_model, clear_model_log, read_model_log
+from signoff.work.admin.model_logs import clear_model_log, read_model_log
+from signoff.work.admin.models import add_model
 from signoff.work.call import begin_call, whole_answer
 from signoff.work.perform import asks_for_a_stream
 
@@ -54,8 +55,8 @@ class PredictDoor(AsgiDoor):
                 case "predict":
                     await self._predict(scope, receive, send, caller, name)
                 case "getlogs":
-                    entries = await read_model_log(self._services, caller, name)
-                    await send_json(send, [_log_entry_json(entry) for entry in entries])
+                    lines, own = await read_model_log(self._services, caller, name)
+                    await send_json(send, [*map(_log_entry_json, lines), *own])
                 case "cleanlogs":
                     _check_token(scope)
                     await clear_model_log(self._services, caller, name)

@@ -1,15 +1,14 @@
 """Administration of models: list, change, start and stop them, and read their logs."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from signoff.core.access import Caller, check_admin, check_identified, may_review
+from signoff.core.access import Caller, check_admin, check_identified
 from signoff.core.allow_list import MODEL_ADDRESSES
-from signoff.core.log import LogLine
 from signoff.core.model import Model, endpoints_of, with_changes
 from signoff.engine import ProcessEngine, State
 from signoff.errors import AddressRefused, BadRequest, Forbidden, ModelNotFound, Overloaded
@@ -189,19 +188,3 @@ async def remove_model(services: Services, caller: Caller, name: str) -> None:
     check_identified(caller)
     check_admin(caller)
     await unregister_model(services, name)
-
-
-async def read_model_log(services: Services, caller: Caller, name: str) -> Sequence[LogLine]:
-    """Return the log of the model from all hosts; for reviewers and admins only, as it may quote requests.
-
-    Raises Forbidden, ModelNotFound.
-    """
-    if not may_review(caller):
-        raise Forbidden("Only a reviewer or an admin may read the log of a model.")
-    return await services.runtime.logs.read((await services.caches.models.find(name)).name)
-
-
-async def clear_model_log(services: Services, caller: Caller, name: str) -> None:
-    """Delete the log of the model. Raises Forbidden, ModelNotFound."""
-    check_admin(caller)
-    await services.runtime.logs.clean((await services.caches.models.find(name)).name)
