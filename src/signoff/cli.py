@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Generator
 from typing import Annotated
 
 import structlog
@@ -24,9 +25,10 @@ from signoff.commands.people import sessions, tokens, users
 from signoff.commands.prices import prices
 from signoff.commands.terminal import address_of, err, out, run, stop
 from signoff.errors import SignoffError
-from signoff.infra.logging import to_stderr
+from signoff.infra.logging import log_to_stderr
 from signoff.infra.memory import collect_seldom, resident_mb
-from signoff.settings import BadSettings, Settings, load
+from signoff.setting_sources import BadSettings
+from signoff.settings import Settings, load
 from signoff.work.admin.audit import record_settings
 from signoff.work.admin.people import create_token, create_user, sign_in_link
 from signoff.work.pipelines.functions import register_missing_builtins
@@ -71,11 +73,13 @@ def options(
 
 def main() -> None:
     """Run one command; an expected error is printed as one line, with exit code 1."""
-    to_stderr()
+    log_to_stderr()
     try:
         cli()
     except (SignoffError, BadSettings, OSError) as error:
         stop(str(error))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 @cli.command()
@@ -88,24 +92,23 @@ def serve(
 ) -> None:
     """Serve the APIs and the pages, and perform jobs in the same process."""
     import uvicorn
-    from uvicorn.supervisors import Multiprocess
 
-    from signoff.server.serving import allow_connections, uvicorn_options
+    from signoff.server.serving import DrainingServer, allow_connections, serve_in_processes, uvicorn_options
 
     settings = load(host=host, port=port)
     # Bind before `_welcome`: it creates the first token, which is printed only once.
     server_socket = _bind(settings)
     address = address_of(settings.host, server_socket.getsockname()[1])
-    out.print(run(settings, lambda services: _start(services, settings, address)))
+    welcome = run(settings, lambda services: _start(services, settings, address), waits=True)
     os.environ["SIGNOFF_NO_WORK"] = "1" if no_work else "0"
     os.environ["SIGNOFF_HOST"] = settings.host  # the serving processes check if it is a loopback address
-    options = uvicorn_options(allow_connections(settings.max_connections))
+    options = uvicorn_options(allow_connections(settings.max_connections), settings.drain_seconds)
     options |= {"proxy_headers": "FORWARDED_ALLOW_IPS" in os.environ}
     config = uvicorn.Config("signoff.asgi:served", workers=workers, **options)
     if workers > 1:
-        Multiprocess(config, [server_socket]).run()
+        serve_in_processes(config, server_socket, lambda: out.print(welcome))
         return
-    server = uvicorn.Server(config)
+    server = DrainingServer(config, lambda: out.print(welcome))
     with contextlib.suppress(KeyboardInterrupt):
         server.run([server_socket])
     if not server.started:
@@ -126,13 +129,17 @@ def work(
 async def _work(settings: Settings) -> bool:
     """Perform jobs until a signal comes or memory exceeds its limit; return True if the worker must restart."""
     from signoff.server.bootstrap import run_services
+    from signoff.server.start_warnings import log_warnings
 
     stop_requested = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop_requested.set)
-    async with run_services(settings, work=True) as services:
+    async with contextlib.AsyncExitStack() as stack:
+        with _ended_by_signals(stop_requested):
+            services = await stack.enter_async_context(run_services(settings, work=True))
+        if stop_requested.is_set():
+            return False
         await record_settings(services, "work", settings.public_values())
         await register_missing_builtins(services)
+        await log_warnings(services, settings)
         collect_seldom()
         limit_mb, start_mb = settings.worker_memory_mb, resident_mb()
         is_too_low = limit_mb is not None and start_mb > limit_mb
@@ -145,6 +152,33 @@ async def _work(settings: Settings) -> bool:
     if is_too_low:
         raise BadSettings(f"worker_memory_mb must be higher than {start_mb}, which a worker uses at its start.")
     return not stop_requested.is_set()
+
+
+@contextlib.contextmanager
+def _ended_by_signals(stop_requested: asyncio.Event) -> Generator[None]:
+    """Set `stop_requested` at SIGTERM and SIGINT; until the block has ended, cancel it as well.
+
+    A second SIGINT ends the process at once.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    is_starting = True
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop_requested.is_set() and number == signal.SIGINT:
+            os._exit(128 + number)
+        if is_starting and task is not None and not stop_requested.is_set():
+            task.cancel()
+        stop_requested.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not stop_requested.is_set():
+            raise
+    finally:
+        is_starting = False
 
 
 async def _wait_for_stop_or_memory(stop_requested: asyncio.Event, limit_mb: int | None) -> None:

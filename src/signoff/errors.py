@@ -11,9 +11,10 @@
     ├── Forbidden 403
     ├── NotFound 404
     │   └── JobNotFound, ModelNotFound, LibraryItemNotFound
+    │       └── NoDefaultModel
     ├── Conflict 409
     │   └── Stale, ObjectHeld, IdTaken, NameTaken
-    ├── Overloaded 503, SchemaOutdated 500, WrongKey 500
+    ├── Overloaded 503, Interrupted 503, SchemaOutdated 500, WrongKey 500
     ├── LimitReached 429
     │   └── BudgetSpent, BacklogFull
     ├── ModelFailed 502
@@ -81,6 +82,15 @@ class MethodNotAllowed(BadRequest):
     """The path does not support this HTTP method; use a documented one."""
 
     status, code = 405, "method_not_allowed"
+    allow: str = ""
+    """Methods that the path supports, for the header `Allow` (RFC 9110, section 10.2.1)."""
+
+    @classmethod
+    def at(cls, path: str, method: str, allow: str) -> Self:
+        """Return the error for a request with `method`."""
+        error = cls(f"The path {path} does not support the method {method}; it supports {allow}.")
+        error.allow = allow
+        return error
 
 
 class TooLarge(BadRequest):
@@ -187,6 +197,12 @@ class ModelNotFound(NotFound):
     """No model has this name; list the names with `GET /v1/models`."""
 
     code = "model_not_found"
+
+
+class NoDefaultModel(ModelNotFound):
+    """No model is the default one: name one in `model`, or let an admin mark one (signoff model add NAME --default)."""
+
+    code = "no_default_model"
 
 
 class LibraryItemNotFound(NotFound):
@@ -409,6 +425,13 @@ class JobPending(SignoffError):
     """The job has not ended yet, and goes on; ask for the job later."""
 
     status, code = 504, "job_pending"
+
+
+class Interrupted(SignoffError):
+    """The server stopped before the answer came; send the request again."""
+
+    status, code = 503, "interrupted"
+    retryable = True
 
 
 class SchemaOutdated(SignoffError):

@@ -3,15 +3,14 @@
 Precedence: flag, `SIGNOFF_*`, the names that other systems use, `.env`, the TOML file, default.
 """
 
-import difflib
+import os
 import re
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import quote, urlsplit
 
+from dotenv import dotenv_values
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -33,18 +32,22 @@ from pydantic_settings import (
 
 from signoff.core.access import Role
 from signoff.core.policy import Review
+from signoff.core.postgres_address import parse_postgres_address
 from signoff.core.signing import Secret, secrets_in
 from signoff.core.stream import Stream, public_address, stream_fault
+from signoff.infra.logging import Format, Level
+from signoff.setting_sources import (
+    MAX_NAME_LENGTH,
+    BadSettings,
+    is_valid_url,
+    read_aliases,
+    read_file,
+    unknown_variables,
+)
 
-# Of a queue in RabbitMQ and of a prefix in Redis; RabbitMQ takes at most 255 bytes.
-MAX_NAME_LENGTH = 200
 # A URL whose parts are unambiguous: special characters of the user and the password are percent-encoded.
 PUBLIC_URL = re.compile(r"(?P<scheme>[a-z0-9+.-]+://)(?:[^@/?#]*@)?(?P<address>[^@?#]*)(?:[?#][^@]*)?")
 CacheKind = Literal["sql", "redis", "memory", "none"]
-
-
-class BadSettings(ValueError):
-    """Error for invalid settings; the message names each one and its fault."""
 
 
 class StreamSettings(BaseModel):
@@ -89,7 +92,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path("data")
     """Directory of the SQLite file, the encryption key, and sockets of processes and models."""
-    database_url: str | None = Field(None, pattern="^(postgresql://|sqlite:///).")
+    database_url: str | None = None
     """URL of the database, postgresql://… or sqlite:///…; none: a SQLite file in data_dir."""
     amqp_url: str | None = Field(None, pattern="^amqps?://.")
     """URL of a RabbitMQ that wakes workers, amqp://user:password@host/; none: the database wakes them."""
@@ -201,6 +204,13 @@ class Settings(BaseSettings):
     log_before_answer: bool = False
     """If true, an answer waits for the commit of its job."""
 
+    log_level: Level = "info"
+    """Least important events that are logged: `debug`, `info`, `warning` or `error`."""
+    log_format: Format = "text"
+    """Form of the log's lines: `text`, or `json` with one object a line."""
+    access_log: bool = False
+    """If true, one line is logged for each HTTP request (`info`): method, path, status, time, and ids."""
+
     streams: list[StreamSettings] = []
     """Topics of a message broker for requests and answers (docs/streams.md); a JSON list."""
 
@@ -219,10 +229,20 @@ class Settings(BaseSettings):
         secrets_in("" if value is None else value.get_secret_value())
         return value
 
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, value: str | None) -> str | None:
+        if value is None or re.match("sqlite:///.", value):
+            return value
+        if "sqlite" in value.partition(":")[0]:
+            raise ValueError("The URL of a SQLite database must be sqlite:///PATH.")
+        parse_postgres_address(value)
+        return value
+
     @field_validator("amqp_url", "redis_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("unix:") and not _is_valid_url(value):
+        if value is not None and not value.startswith("unix:") and not is_valid_url(value):
             raise ValueError("The URL is not valid; percent-encode every special character of the password.")
         return value
 
@@ -280,72 +300,54 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the sources of settings, the one with the highest precedence first."""
-        file = InitSettingsSource(settings_cls, _load_file(settings_cls, _config_path(env_settings, dotenv_settings)))
-        env_aliases, dotenv_aliases = [
-            InitSettingsSource(settings_cls, _load_aliases(source)) for source in (env_settings, dotenv_settings)
-        ]
+        variables = [_variables(source) for source in (env_settings, dotenv_settings)]
+        config_path = next(filter(None, (each.get("signoff_config") for each in variables)), None)
+        file = InitSettingsSource(settings_cls, read_file(config_path, settings_cls.model_fields))
+        env_aliases, dotenv_aliases = [InitSettingsSource(settings_cls, read_aliases(each)) for each in variables]
         return init_settings, env_settings, env_aliases, dotenv_settings, dotenv_aliases, file
 
 
 def load(**flags: Any) -> Settings:
     """Return the settings of this process; a flag has precedence unless it is None. Raises BadSettings."""
+    flags = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        return Settings(**flags)
     except ValidationError as error:
-        faults = (f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors())
+        faults = (f"{_spelling(str(fault['loc'][0]), flags)}: {_message(fault['msg'])}" for fault in error.errors())
         raise BadSettings("; ".join(faults)) from None
     except SettingsError as error:
         name = re.search(r'field "(\w+)"', str(error))
-        raise BadSettings(f"{name[1] if name else error}: The value is not valid JSON.") from None
+        spelling = _spelling(name[1], flags) if name else str(error)
+        raise BadSettings(f'{spelling}: The value is not valid JSON; write a list as ["a", "b"].') from None
 
 
-def _config_path(*sources: PydanticBaseSettingsSource) -> str | None:
-    """Return the value of SIGNOFF_CONFIG in the first source that has one."""
-    paths = (source.env_vars.get("signoff_config") for source in sources if isinstance(source, EnvSettingsSource))
-    return next(filter(None, paths), None)
+def ignored_variables() -> list[str]:
+    """Return a sentence for each variable that begins with SIGNOFF_ and is no setting."""
+    return unknown_variables(_spelled_variables(), Settings.model_fields)
 
 
-def _load_aliases(source: PydanticBaseSettingsSource) -> dict[str, Any]:
-    """Return the settings in other systems' variables; values that are not valid are ignored."""
-    variables: Mapping[str, str | None] = source.env_vars if isinstance(source, EnvSettingsSource) else {}
-    amqp_url = _rabbitmq_url(variables) or re.sub("^pyamqp", "amqp", variables.get("celery_broker_url") or "")
-    redis_url = _redis_url(variables) or variables.get("celery_result_backend") or ""
-    values = {
-        "amqp_url": amqp_url if re.match("amqps?://.", amqp_url) and _is_valid_url(amqp_url) else "",
-        "redis_url": redis_url if re.match("rediss?://.", redis_url) and _is_valid_url(redis_url) else "",
-        "queue_name": _name(variables, "queue_name"),
-        "redis_prefix": _name(variables, "redis_prefix"),
-        "port": _port(variables.get("api_port") or ""),
-    }
-    return {name: value for name, value in values.items() if value}
+def _message(text: str) -> str:
+    """Return pydantic's message; of a check of ours, the message alone."""
+    return text.removeprefix("Value error, ")
 
 
-def _rabbitmq_url(variables: Mapping[str, str | None]) -> str:
-    address = _address(variables, "rabbit_mq", "5672")
-    login, password = variables.get("rabbit_mq_login") or "guest", variables.get("rabbit_mq_password") or "guest"
-    return f"amqp://{quote(login, safe='')}:{quote(password, safe='')}@{address}/" if address else ""
+def _spelling(name: str, flags: Iterable[str]) -> str:
+    """Return the name of a setting as its source spells it: a flag, a variable, or a name in the TOML file."""
+    field = next((field for field in Settings.model_fields if name.lower() in {field, f"signoff_{field}"}), name)
+    if field in flags:
+        return f"--{field}"
+    variables = {f"signoff_{field}", name.lower(), "inner_llm_url" if field == "inner_llm_url" else ""}
+    return next((variable for variable in _spelled_variables() if variable.lower() in variables), field)
 
 
-def _redis_url(variables: Mapping[str, str | None]) -> str:
-    address = _address(variables, "redis", "6379")
-    return f"redis://{address}/" if address else ""
+def _spelled_variables() -> list[str]:
+    """Return the names of all variables of the environment, and then of `.env`, as they are written."""
+    return [*os.environ, *dotenv_values(".env")]
 
 
-def _address(variables: Mapping[str, str | None], service: str, default_port: str) -> str:
-    """Return HOST:PORT of a service, or an empty text if they are missing or not valid."""
-    host, port = variables.get(f"{service}_host") or "", variables.get(f"{service}_port") or default_port
-    return f"{host}:{port}" if re.fullmatch(r"[\w.-]+", host) and re.fullmatch(r"\d{1,5}", port) else ""
-
-
-def _port(text: str) -> int | None:
-    """Return the number of a port; None if it is not valid."""
-    return int(text) if re.fullmatch(r"[0-9]{1,5}", text) and 0 < int(text) < 2**16 else None
-
-
-def _name(variables: Mapping[str, str | None], variable: str) -> str:
-    """Return the value of a variable, or an empty text if it is missing or too long."""
-    name = variables.get(variable) or ""
-    return name if len(name.encode()) <= MAX_NAME_LENGTH else ""
+def _variables(source: PydanticBaseSettingsSource) -> Mapping[str, str | None]:
+    """Return the variables of a source by their names in lower case."""
+    return source.env_vars if isinstance(source, EnvSettingsSource) else {}
 
 
 def _is_url(value: Any) -> bool:
@@ -356,28 +358,3 @@ def _public_url(url: str) -> str:
     """Return a URL without user, password and query; only its scheme if it is not clear where a password ends."""
     match = PUBLIC_URL.fullmatch(url)
     return url.partition("://")[0] + "://…" if match is None else match["scheme"] + match["address"]
-
-
-def _is_valid_url(url: str) -> bool:
-    try:
-        return bool(urlsplit(url).hostname) and urlsplit(url).port != 0
-    except ValueError:
-        return False
-
-
-def _load_file(settings_cls: type[BaseSettings], config_path: str | None) -> dict[str, Any]:
-    """Return the settings in the TOML file; without `config_path`, in signoff.toml if it exists. Raises BadSettings."""
-    path = Path(config_path or "signoff.toml")
-    if not path.exists():
-        if config_path:
-            raise BadSettings(f"SIGNOFF_CONFIG names {config_path}, which does not exist.")
-        return {}
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadSettings(f"{path}: {error}") from None
-    for name in sorted(values.keys() - settings_cls.model_fields.keys()):
-        matches = difflib.get_close_matches(name, settings_cls.model_fields, 1)
-        suggestion = f"; did you mean {matches[0]!r}?" if matches else "."
-        raise BadSettings(f"{path}: there is no setting {name!r}{suggestion}")
-    return values

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
 from contracts.test_streams import a_stream
@@ -21,11 +20,12 @@ from signoff.core.filters import JobFilter
 from signoff.core.limits import Limit
 from signoff.core.model import Model
 from signoff.core.pipelines.composed import Prompt
+from signoff.core.postgres_address import parse_postgres_address
 from signoff.core.price import Price
 from signoff.errors import BadRequest, Overloaded, SchemaOutdated
 from signoff.store import Topic
-from signoff.stores import postgres, postgres_changes, quotas, schema
-from signoff.stores.changes import pack
+from signoff.stores import postgres, postgres_changes, postgres_connection, quotas, schema
+from signoff.stores.changes import ChangeFeed, pack
 from signoff.stores.postgres import Postgres
 from signoff.stores.postgres_changes import MAX_PAYLOAD_BYTES, MAX_UNSENT, PostgresChangeFeed
 from signoff.stores.sql import SqlStore
@@ -341,7 +341,7 @@ async def test_a_commit_with_an_unknown_outcome_is_an_error(wire: Wire, monkeypa
         job = await leased(store)
         database = store._database
         assert isinstance(database, Postgres)
-        await database._reading.dispose()
+        await database._open_engines().reading.dispose()
 
         wire.cut, wire.refuses = "after", True
         with pytest.raises(Overloaded, match="not known"):
@@ -364,7 +364,7 @@ async def test_usage_counts_once_though_the_outcome_of_its_commit_is_unknown_for
         monkeypatch.setattr(postgres, "READ_SECONDS", 0.05)
         database = store._database
         assert isinstance(database, Postgres)
-        await database._reading.dispose()
+        await database._open_engines().reading.dispose()
 
         wire.cut, wire.refuses = "after", True
         settling = asyncio.ensure_future(settled(store, reservation, 30))
@@ -523,7 +523,7 @@ async def test_a_process_that_was_stopped_in_a_transaction_does_not_keep_its_loc
 async def test_a_write_of_a_paused_process_succeeds_when_the_process_resumes(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(postgres_connection, "IDLE_SECONDS", 0.1)
     starts = list[float]()
 
     def write(tx: Tx) -> int:
@@ -580,9 +580,7 @@ def test_a_name_that_is_too_long_for_a_payload_becomes_any() -> None:
 
 
 async def test_too_many_unsent_changes_become_any() -> None:
-    feed = PostgresChangeFeed(
-        "postgresql://nobody@127.0.0.1:1/none", changes=Postgres(make_url("postgresql://none"))._changes
-    )
+    feed = PostgresChangeFeed(parse_postgres_address("postgresql://nobody@127.0.0.1:1/none"), changes=ChangeFeed())
     changes: list[tuple[Topic, str]] = [("job", str(number)) for number in range(MAX_UNSENT + 1)]
 
     feed.publish(changes)

@@ -90,7 +90,7 @@ _JOBS = [
     Row("GET /api/jobs", "200 200 200 200", "/api/jobs?limit=1000&total=1"),
     Row("GET /api/jobs", "200 200 200 200", "/api/jobs?status=human&limit=1000"),
     Row("POST /api/jobs", "202 202 202 202", body={"body": CHAT}),
-    Row("POST /api/jobs", "404 202 404 202", body={"body": CHAT, "target": "<prompt>"}),
+    Row("POST /api/jobs", "404 202 404 202", body={"body": {"messages": CHAT["messages"]}, "target": "<prompt>"}),
     Row("GET /api/jobs/{job_id}", "404 200 200 200", "/api/jobs/<ended>"),
     Row("GET /api/jobs/{job_id}", "404 200 200 200", "/api/jobs/<ended>?wait=1"),
     Row("GET /api/jobs/{job_id}", "404 200 200 200", "/api/jobs/<held>"),

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 LATER = "2100-01-01T00:00:00Z"
 DOORS: list[tuple[str, dict[str, Any], dict[str, str]]] = [
-    ("/api/jobs", {"body": chat("hello"), "target": "careful", "due_at": LATER}, {}),
+    ("/api/jobs", {"body": chat("hello", "careful"), "due_at": LATER}, {}),
     ("/enqueue", {"input": "hello", "model": "careful"}, {}),
     ("/generate?wait=0", {"content": "hello", "meta": {"model": "careful"}}, {}),
     ("/chat_completion?wait=0", {"messages": [{}], "meta": {"model": "careful"}}, {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,7 @@ async def test_one_idempotency_key_is_one_job(tmp_path: Path) -> None:
 async def test_a_running_job_is_stopped_when_it_is_cancelled(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        _, job = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/hang"})
+        _, job = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi", "echo/hang")})
         await until(lambda: is_leased(server, job["job_id"]))
         status, cancelled = await server.ask("DELETE", f"/api/jobs/{job['job_id']}", token)
         assert (status, cancelled["status"], cancelled["error"]["code"]) == (200, "fail", "cancelled")
@@ -285,14 +286,10 @@ async def test_a_running_job_is_stopped_when_it_is_cancelled(tmp_path: Path) -> 
 async def test_a_failing_model_is_retried_and_its_last_error_is_stored(tmp_path: Path) -> None:
     async with live(tmp_path, later_attempts=3) as server:
         token = await server.token()
-        _, response = await server.ask(
-            "POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/status=503"}
-        )
+        _, response = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi", "echo/status=503")})
         _, job = await server.ask("GET", f"/api/jobs/{response['job_id']}?wait=20", token)
         assert (job["status"], job["attempt"], job["error"]["status"]) == ("fail", 3, 503)
-        _, response = await server.ask(
-            "POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/status=400"}
-        )
+        _, response = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi", "echo/status=400")})
         _, job = await server.ask("GET", f"/api/jobs/{response['job_id']}?wait=20", token)
         assert (job["status"], job["attempt"], job["error"]["status"]) == ("fail", 1, 400)
 
@@ -329,7 +326,7 @@ async def is_idle(server: Live) -> bool | None:
 async def test_events_of_a_job_are_streamed_live_and_resume_after_the_last_event_id(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token("admin")
-        body = {"body": chat("hello"), "target": "echo/delay=0.3"}
+        body = {"body": chat("hello", "echo/delay=0.3")}
         _, job = await server.ask("POST", "/api/jobs", token, json=body)
         path, headers = f"/api/jobs/{job['job_id']}/events", {"accept": "text/event-stream"}
         _, text = await server.ask("GET", path, token, headers=dict(headers))
@@ -344,12 +341,12 @@ async def test_events_of_a_job_are_streamed_live_and_resume_after_the_last_event
 async def test_a_retry_of_an_ended_job_is_a_new_job(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         token = await server.token()
-        _, old = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/status=400"})
+        _, old = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi", "echo/status=400")})
         await server.ask("GET", f"/api/jobs/{old['job_id']}?wait=10", token)
         status, new = await server.ask("POST", f"/api/jobs/{old['job_id']}/retry", token)
         assert (status, new["retry_of"]) == (202, old["job_id"])
         assert new["job_id"] != old["job_id"]
-        _, running = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi"), "target": "echo/hang"})
+        _, running = await server.ask("POST", "/api/jobs", token, json={"body": chat("hi", "echo/hang")})
         assert (await server.ask("POST", f"/api/jobs/{running['job_id']}/retry", token))[0] == 409
         other = await server.token("user", "other@example.com")
         assert (await server.ask("POST", f"/api/jobs/{old['job_id']}/retry", other))[0] == 404
@@ -360,7 +357,7 @@ async def test_a_repeated_idempotency_key_does_not_show_a_held_answer(tmp_path: 
         # given a job that is held
         await server.model("careful", review="always")
         token, reviewer, headers = await server.token(), await server.token("reviewer"), {"idempotency-key": "k"}
-        body = {"body": chat("secret"), "target": "careful"}
+        body = {"body": {"messages": chat("secret")["messages"]}, "target": "careful"}
         _, job = await server.ask("POST", "/api/jobs", token, json=body, headers=dict(headers))
         await server.job_when(reviewer, job["job_id"], lambda job: job["status"] == "human")
         # when its owner sends the same request again
@@ -442,3 +439,38 @@ async def test_a_list_without_large_jobs_is_one_page(tmp_path: Path) -> None:
         async with server.http.get(server.url + "/jobs", headers={"authorization": f"Bearer {token}"}) as response:
             assert len(await response.json()) == 1
             assert "link" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        ({"body": {"model": "echo"}}, (202, "echo")),
+        ({"body": {"model": "echo"}, "target": "echo"}, (202, "echo")),
+        ({"body": {"model": "echo"}, "target": None}, (202, "echo")),
+        ({"body": {"model": None}, "target": "echo"}, (202, "echo")),
+        ({"body": {"model": None}}, (202, "mine")),
+        ({"body": {"model": 5}}, (202, "mine")),
+        ({"body": {}}, (202, "mine")),
+        ({"body": {"model": "echo", "input": "x"}, "path": "/v1/responses"}, (202, "echo")),
+        ({"body": {"model": "echo", "x": 1}, "path": "/predict"}, (202, "echo")),
+        ({"body": {"model": "sedan"}, "path": "/predict", "target": "echo"}, (202, "echo")),
+        ({"body": {"model": "echo"}, "target": "mine"}, (400, "bad_request")),
+        ({"body": {"model": "nowhere"}}, (404, "model_not_found")),
+    ],
+    ids=str,
+)
+async def test_the_model_of_the_body_counts(job: dict[str, Any], expected: tuple[int, str], jobs_server: Live) -> None:
+    if job["body"].keys() <= {"model"}:
+        job = job | {"body": {"messages": chat("x")["messages"]} | job["body"]}
+    token = await jobs_server.token()
+    for path in ("/api/jobs", "/api/jobs?by=framework"):  # the two ways of this route
+        status, reply = await jobs_server.ask("POST", path, token, json=job)
+        assert (status, reply.get("model" if status == 202 else "code")) == expected
+
+
+@pytest.fixture(scope="module")
+async def jobs_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
+    """Yield a server that several tests share, whose default model is `mine`."""
+    async with live(tmp_path_factory.mktemp("jobs")) as server:
+        await server.model("mine", default=True)
+        yield server

@@ -155,7 +155,7 @@ async def test_an_answer_that_comes_after_its_job_was_cancelled_counts_too(
     server: Live, counting_model: CountingModel
 ) -> None:
     admin = await server.token("admin")
-    _, created = await server.ask("POST", "/api/jobs", admin, json={"target": "counting", "body": chat("slow 6")})
+    _, created = await server.ask("POST", "/api/jobs", admin, json={"body": chat("slow 6", "counting")})
     await counting_model.received()
     job = await server.services.store.jobs.get(created["job_id"])
     server.services.runtime.leases.drop(job.id)  # so the worker does not learn of the cancellation

@@ -371,7 +371,7 @@ def test_invalid_settings_and_directories_are_refused_in_one_line(tmp_path: Path
     # given a port that is not a number: a command reports it
     code, out, error_output = signoff(tmp_path, "jobs", SIGNOFF_PORT="many")
     assert (code, out) == (1, "")
-    assert error_output.startswith("port: ")
+    assert error_output.startswith("SIGNOFF_PORT: ")
     assert is_one_line(error_output)
     # given a data directory below a file: `doctor` and another command report it
     (tmp_path / "file").touch()

@@ -26,7 +26,7 @@ LONGEST_MODULE = 400
 LONGEST_FUNCTION = 50
 NAMELESS = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "base", "misc"}
 # Doors may use these parts of the services. For all else there is an operation in work/.
-FOR_DOORS = r" (clock|ids\.new_id|runtime\.background)$"
+FOR_DOORS = r" (clock|ids\.new_id|runtime\.(background|shutdown))$"
 GROUPS = {"adapters", "caches", "runtime", "ids"}
 VERBS_OF_HTTP = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from signoff.settings import BadSettings, Settings, load
+from signoff.setting_sources import BadSettings
+from signoff.settings import Settings, ignored_variables, load
 
 VARIABLE_PREFIXES = ("SIGNOFF_", "INNER_LLM", "RABBIT_MQ", "QUEUE_NAME", "CELERY_", "REDIS_")
 EXAMPLE = Path(__file__).parents[2] / "example.env"
@@ -27,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("value", ["https://a.example", "[", "{}"])
 def test_an_invalid_list_is_reported_in_one_line(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGNOFF_CORS_ORIGINS", value)
-    with pytest.raises(BadSettings, match=r"^cors_origins: [^\n]*$"):
+    with pytest.raises(BadSettings, match=r"^SIGNOFF_CORS_ORIGINS: [^\n]*$"):
         load()
 
 
@@ -231,7 +232,7 @@ def test_a_file_that_cannot_be_read_is_refused(place: Path, monkeypatch: pytest.
 )
 def test_an_invalid_value_is_refused_in_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"SIGNOFF_{name}", value)
-    with pytest.raises(BadSettings, match=f"^{name.lower()}: [^\n]+$") as caught:
+    with pytest.raises(BadSettings, match=f"^SIGNOFF_{name}: [^\n]+$") as caught:
         load()
     assert "secret" not in str(caught.value)
 
@@ -239,8 +240,57 @@ def test_an_invalid_value_is_refused_in_one_line(name: str, value: str, monkeypa
 def test_all_invalid_values_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGNOFF_PORT", "http")
     monkeypatch.setenv("SIGNOFF_CONCURRENCY", "0")
-    with pytest.raises(BadSettings, match=r"^port: .*; concurrency: "):
+    with pytest.raises(BadSettings, match=r"^SIGNOFF_PORT: .*; SIGNOFF_CONCURRENCY: "):
         load()
+
+
+def test_a_fault_is_named_as_the_operator_spelled_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadSettings, match=r"^--port: "):
+        load(port="many")
+    monkeypatch.setenv("signoff_port", "many")
+    with pytest.raises(BadSettings, match=r"^signoff_port: "):
+        load()
+    monkeypatch.delenv("signoff_port")
+    (place / ".env").write_text("SIGNOFF_Port=many")
+    with pytest.raises(BadSettings, match=r"^SIGNOFF_Port: "):
+        load()
+    (place / ".env").write_text("")
+    (place / "signoff.toml").write_text('port = "many"')
+    with pytest.raises(BadSettings, match=r"^port: "):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("variable", "suggestion"),
+    [
+        ("SIGNOFF_PROT", "did you mean SIGNOFF_PORT?"),
+        ("SIGNOFF_RETENTION_DAY", "did you mean SIGNOFF_RETENTION_DAYS?"),
+        ("signoff_databaseurl", "did you mean SIGNOFF_DATABASE_URL?"),
+        ("SIGNOFF_CONFG", "did you mean SIGNOFF_CONFIG?"),
+        ("SIGNOFF_ZZZZ", "there is no such setting."),
+    ],
+)
+@pytest.mark.parametrize("is_in_file", [False, True], ids=["environment", "env-file"])
+def test_a_misspelt_variable_is_warned_of(
+    variable: str, suggestion: str, is_in_file: bool, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_in_file:
+        (place / ".env").write_text(f"{variable}=s3cret")
+    else:
+        monkeypatch.setenv(variable, "s3cret")
+    (warning,) = ignored_variables()
+    assert warning.startswith(f"{variable} is ignored: ")
+    assert warning.endswith(suggestion)
+    assert "s3cret" not in warning
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["SIGNOFF_LOG_LEVEL", "SIGNOFF_CONFIG", "SIGNOFF_NO_WORK", "SIGNOFF_SERVICE_HOST", "SIGNOFF_PORT_8000_TCP_ADDR"],
+)
+def test_a_variable_of_signoff_or_kubernetes_is_not_warned_of(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "")
+    assert ignored_variables() == []
 
 
 def test_empty_or_unknown_environment_variables_are_ignored(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,12 @@ import pytest
 
 from signoff.core.api_tokens import digest
 from signoff.core.limits import Limit
+from signoff.core.model import Model
 from signoff.core.price import Price
-from signoff.errors import ModelNotFound, Overloaded, Unauthorized
+from signoff.errors import ModelNotFound, NoDefaultModel, Overloaded, Unauthorized
 from signoff.runtime.invalidation import Invalidation
 from signoff.runtime.limits import LimitCache
+from signoff.runtime.models import ModelCache
 from support.live_server import live
 from support.stores import a_job, opened
 
@@ -52,6 +54,17 @@ async def test_a_model_dropped_during_a_read_is_unknown_afterwards(tmp_path: Pat
         assert (await task).name == "one"
         with pytest.raises(ModelNotFound):
             await models.find("one")
+
+
+async def test_echo_is_never_the_default_model(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        models = ModelCache(server.services.store.catalog, [Model(name="echo", kind="echo")])
+        with pytest.raises(NoDefaultModel, match="--default") as caught:
+            await models.find(None)
+        assert (caught.value.status, caught.value.code) == (404, "no_default_model")
+        await server.model("mine", default=True)
+        models.invalidate()
+        assert (await models.find(None)).name == "mine"
 
 
 async def test_a_token_that_ends_during_a_read_is_invalid_afterwards(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class Server:
         self.scopes = list[Any]()
         self.messages = list[str]()
         self.state = ServerState()
-        self.config = uvicorn.Config(self._serve, interface="asgi3", **uvicorn_options(1))
+        self.config = uvicorn.Config(self._serve, interface="asgi3", **uvicorn_options(1, drain_seconds=1))
 
     def connect(self) -> tuple[HttpConnection, Transport]:
         """Return a new connection and its transport."""

@@ -34,5 +34,5 @@ def test_connections_leave_files_for_all_else(
 
 
 def test_the_options_reach_processes_that_are_spawned() -> None:
-    copied = pickle.loads(pickle.dumps(uvicorn_options(7)))
+    copied = pickle.loads(pickle.dumps(uvicorn_options(7, drain_seconds=1)))
     assert copied["http"].keywords["registry"].limits.max_connections == 7

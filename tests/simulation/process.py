@@ -37,6 +37,7 @@ from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
 from signoff.runtime.run_sizes import RunSizes
+from signoff.runtime.shutdown import Shutdown
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
 from signoff.server.supervisor import supervise
@@ -245,6 +246,7 @@ class Process:
                 inflight_calls=InflightCalls(),
                 logs=ModelLogWriter(store.model_logs, lambda: clock.wall(world.now)),
                 passwords=PasswordHasher(),
+                shutdown=Shutdown(),
                 background=background,
             ),
             ids=Ids(

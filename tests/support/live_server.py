@@ -85,7 +85,7 @@ async def live(tmp_path: Path, **settings: Any) -> AsyncIterator[Live]:
                 make_router(services, server_settings),
                 port=0,
                 lifespan="off",
-                **uvicorn_options(server_settings.max_connections),
+                **uvicorn_options(server_settings.max_connections, server_settings.drain_seconds),
             )
         )
         serving = asyncio.ensure_future(server.serve())

@@ -42,7 +42,7 @@ async def submit(
 ) -> str:
     """Submit a job whose end is sent to `url`; return its id."""
     deliver = {"url": url} | ({} if secret is None else {"secret": secret})
-    request = {"body": chat("hello"), "target": target, "deliver": deliver} | more
+    request = {"body": chat("hello", target), "target": target, "deliver": deliver} | more
     status, job = await server.ask("POST", "/api/jobs", token, json=request)
     assert status == 202, job
     return job["job_id"]

@@ -6,8 +6,11 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from signoff.core.model import Model
+from signoff.errors import NoDefaultModel
 from signoff.server.bootstrap import check_broker, check_redis, open_services
-from signoff.settings import Settings
+from signoff.settings import Settings, ignored_variables
+from signoff.work.admin.registry import default_model
 
 
 class CheckResult(msgspec.Struct, frozen=True):
@@ -28,10 +31,11 @@ async def checks(settings: Settings) -> list[CheckResult]:
     return [
         CheckResult("Python", is_ok=True, detail=sys.version.split()[0]),
         await _run_check("data folder", lambda: _data_folder(settings)),
-        await _run_check("database", lambda: _database(settings)),
+        *await _database(settings),
         await _run_check("broker", lambda: check_broker(settings)),
         await _run_check("Redis", lambda: check_redis(settings)),
         _anonymous_callers(settings),
+        *_variables(),
     ]
 
 
@@ -49,14 +53,31 @@ async def _data_folder(settings: Settings) -> str:
     return str(settings.data_dir.absolute())
 
 
-async def _database(settings: Settings) -> str:
-    async with open_services(settings) as services:
-        users = await services.store.people.users()
-        models = await services.caches.models.all()
-    return f"responds; users: {len(users)}; models: {', '.join(model.name for model in models)}"
+async def _database(settings: Settings) -> list[CheckResult]:
+    """Return the state of the database, and the default model in it if it responds."""
+    try:
+        async with open_services(settings) as services:
+            users = await services.store.people.users()
+            models = await services.caches.models.all()
+            default = await default_model(services)
+    except Exception as error:  # noqa: BLE001 -- every fault is a result
+        return [CheckResult("database", is_ok=False, detail=str(error) or repr(error))]
+    detail = f"responds; users: {len(users)}; models: {', '.join(model.name for model in models)}"
+    return [CheckResult("database", is_ok=True, detail=detail), _default(default)]
+
+
+def _default(model: Model | None) -> CheckResult:
+    if model is None:
+        return CheckResult("default model", is_ok=True, detail=NoDefaultModel().message, is_warning=True)
+    return CheckResult("default model", is_ok=True, detail=model.name)
 
 
 def _anonymous_callers(settings: Settings) -> CheckResult:
     warning = settings.anonymous_warning
     role = settings.anonymous_role or "refused"
     return CheckResult("callers without a token", is_ok=True, detail=warning or role, is_warning=warning is not None)
+
+
+def _variables() -> list[CheckResult]:
+    """Return a warning for each variable that is misspelt."""
+    return [CheckResult("environment", is_ok=True, detail=text, is_warning=True) for text in ignored_variables()]

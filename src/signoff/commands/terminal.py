@@ -24,16 +24,19 @@ out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
 
 
-def run(settings: Settings, function: Callable[[Services], Awaitable[T]], *, checks_key: bool = True) -> T:
+def run(
+    settings: Settings, function: Callable[[Services], Awaitable[T]], *, checks_key: bool = True, waits: bool = False
+) -> T:
     """Return the result of `function`, called with services that are open meanwhile; the operator is the actor.
 
+    Wait for a database server that cannot be reached if `waits`.
     Raises WrongKey if `checks_key` and this host has not the key of the stored secrets.
     """
     from signoff.server.bootstrap import open_services
 
     async def with_services() -> T:
         act_as(Actor(name=OPERATOR.email))
-        async with open_services(settings, checks_key=checks_key) as services:
+        async with open_services(settings, checks_key=checks_key, waits=waits) as services:
             return await function(services)
 
     return asyncio.run(with_services())

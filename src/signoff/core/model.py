@@ -167,9 +167,9 @@ class ModelIndex:
         return self._versions[model.name]
 
     def default(self) -> Model | None:
-        """Return the model for requests that name none: the one marked as default, else `local`, else `echo`."""
+        """Return the model for requests that name none: the one marked as default, else `local`."""
         default = next((model for model in self.models if model.default), None)
-        return default or self._by_name.get("local") or self._by_name.get("echo")
+        return default or self._by_name.get("local")
 
 
 def is_name(text: str) -> bool:

@@ -20,7 +20,7 @@ from signoff.core.transcript import TranscriptEntry, answer_details, transcript
 from signoff.core.wire import format_time
 from signoff.doors.callers import caller_of, check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
-from signoff.doors.http import INTS, header, parse_digits, parse_form, scheme_of
+from signoff.doors.http import INTS, MOUNT, header, parse_digits, parse_form, scheme_of
 from signoff.doors.session import end_session
 from signoff.errors import BadRequest, LimitReached, Stale, Unauthorized
 from signoff.work.admin.registry import all_models
@@ -87,11 +87,12 @@ class HeldCard(Card, frozen=True, kw_only=True):
 @get("/", include_in_schema=False, media_type=MediaType.HTML)
 async def show_home(request: AnyRequest, services: InjectedServices, door_settings: InjectedSettings) -> Template:
     """Show the page; a visitor who is not signed in sees how to sign in."""
-    address = f"{scheme_of(scope_of(request))}://{header(scope_of(request), b'host') or 'localhost'}"
+    root = scope_of(request).get(MOUNT, "")
+    address = f"{scheme_of(scope_of(request))}://{header(scope_of(request), b'host') or 'localhost'}{root}"
     caller: Caller | None = None
     with contextlib.suppress(Unauthorized):
         caller = await caller_of(services, door_settings, scope_of(request))
-    context: dict[str, Any] = {"address": address, "caller": caller, "error": _sign_in_error(request)}
+    context: dict[str, Any] = {"address": address, "root": root, "caller": caller, "error": _sign_in_error(request)}
     if caller is not None:
         context |= await _jobs_and_models(services, caller)
     return Template("home.html", context=context, headers=SECURITY_HEADERS)

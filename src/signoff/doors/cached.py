@@ -53,7 +53,7 @@ class CachedDoor(AsgiDoor):
         if door not in {"openai", "cache"} or endpoint not in KNOWN:
             raise NotFound(f"The path {path} does not exist; the endpoints are {', '.join(sorted(KNOWN))}.")
         if method != "POST":
-            raise MethodNotAllowed(f"The path {path} does not support the method {method}.")
+            raise MethodNotAllowed.at(path, method, "POST")
         body = await read_body(scope, receive, self._door_settings.max_body_bytes)
         ask = _ask(scope, caller, endpoint, body)
         if door == "cache":
@@ -74,7 +74,7 @@ class CachedDoor(AsgiDoor):
     async def _measure_or_clear(self, scope: Scope, send: Send, caller: Caller) -> None:
         """Send the size of the cache, or delete entries: those of the caller; those of any or all users for admins."""
         if scope["method"] not in {"GET", "DELETE"}:
-            raise MethodNotAllowed(f"The path {CACHE} does not support the method {scope['method']}.")
+            raise MethodNotAllowed.at(CACHE, scope["method"], "DELETE, GET, HEAD")
         parameters = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         query = {name: values[-1] for name, values in parameters.items()}
         if unknown := sorted(query.keys() - {"key", "user", "model", "target"}):

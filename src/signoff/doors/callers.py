@@ -12,6 +12,7 @@ from signoff.core.audit import Actor
 from signoff.doors.http import DoorSettings, Header, Scope, check_address, client_of, header, scheme_of
 from signoff.errors import BadRequest, Forbidden, MisdirectedRequest, Unauthorized
 from signoff.infra.actor import act_as
+from signoff.infra.logging import USER_ID
 from signoff.work.admin.people import identify
 from signoff.work.services import Services
 
@@ -42,6 +43,7 @@ async def caller_of(services: Services, door_settings: DoorSettings, scope: Scop
         BadRequest: The path or the query has a NUL character, or the request asks for models with certain labels.
     """
     caller = await _identify(services, door_settings, scope, sessions=sessions)
+    USER_ID.set(caller.user_id)
     act_as(Actor(name=caller.actor, client=client_of(scope) or None))
     if header(scope, LABEL_SELECTOR) is not None:
         raise BadRequest("`X-Label-Selector` is not supported, as models have no labels here; leave the header out.")

@@ -6,7 +6,12 @@ from signoff.doors.http import Header, Message, Scope, Send, header
 
 ANY = "*"
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
-EXPOSED = b"location, retry-after, x-request-id, x-should-retry, x-total-count, x-total-is-capped"
+EXPOSED = (
+    b"link, location, retry-after, retry-after-ms, x-request-id, x-should-retry, x-signoff-cache, x-signoff-code, "
+    b"x-signoff-job, x-signoff-model, x-total-count, x-total-is-capped"
+)
+# Further headers that a response may have.
+EXPOSED_PREFIXES = (b"x-signoff-", b"x-ratelimit-")
 PREFLIGHT_SECONDS = b"7200"
 
 
@@ -38,7 +43,7 @@ def with_cors_headers(origin: str, send: Send) -> Send:
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            own_headers = [name for name, _ in message["headers"] if name.startswith(b"x-signoff-")]
+            own_headers = [name for name, _ in message["headers"] if name.lower().startswith(EXPOSED_PREFIXES)]
             exposed = b", ".join([EXPOSED, *own_headers])
             cors_headers: list[Header] = [
                 (b"access-control-allow-origin", origin.encode("latin-1")),

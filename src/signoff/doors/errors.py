@@ -6,7 +6,7 @@ from math import ceil
 from typing import Any
 
 from signoff.doors.http import Header
-from signoff.errors import BadPipeline, LimitReached, SignoffError, Unauthorized
+from signoff.errors import BadPipeline, LimitReached, MethodNotAllowed, SignoffError, Unauthorized
 
 PROBLEM = "application/problem+json"
 
@@ -43,6 +43,8 @@ def error_headers(error: SignoffError) -> Mapping[str, str]:
     headers: dict[str, str] = {}
     if error.status == Unauthorized.status:
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, MethodNotAllowed) and error.allow:
+        headers["allow"] = error.allow
     if error.job_id is not None:
         headers["location"] = f"/api/jobs/{error.job_id}"
     # The SDKs of OpenAI and Anthropic retry these statuses by themselves; here that would only repeat the work.

@@ -1,6 +1,7 @@
 """Plain ASGI for all HTTP doors: reading requests, sending responses, and a base for doors without a framework."""
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from signoff.core.job import Job
 from signoff.errors import (
     BadBody,
     BadRequest,
+    Interrupted,
     SignoffError,
     TooLarge,
 )
@@ -32,6 +34,8 @@ BIGINTS = 2**63 - 1
 HEADERS = "signoff.headers"
 # Key in the extensions of a request's scope of its connection: a `server.protocol.HttpConnection`.
 CONNECTION = "signoff.connection"
+# Key in a request's scope of the path at which another application has mounted this one.
+MOUNT = "signoff.mount"
 # Key in a request's scope of the maximum size of its body, if that is less than the setting.
 BODY_LIMIT = "signoff.body_limit"
 # Key in a request's scope of its id, which every response has as a header.
@@ -68,6 +72,8 @@ class DoorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Origins whose pages may read responses; `*` for all."""
     queues: Mapping[str, str | None] = {}
     """Models by the names of queues that requests may select them by; None for the default model."""
+    access_log: bool = False
+    """True to log one line for each request."""
 
 
 class AsgiDoor(ABC):
@@ -83,6 +89,11 @@ class AsgiDoor(ABC):
             await self._route(scope, receive, send)
         except SignoffError as error:
             await self._send_error(scope, send, error)
+        except asyncio.CancelledError:
+            if not self._services.runtime.shutdown.take_cancellation():
+                raise
+            with contextlib.suppress(RuntimeError):  # the response has begun
+                await self._send_error(scope, send, Interrupted())
         except Exception:
             log.exception("request_failed", path=scope["path"])
             await self._send_error(scope, send, SignoffError())
@@ -277,6 +288,20 @@ def parse_json(body: bytes, kind: type[T], what: str) -> T:
         raise BadRequest(f"The body is not a valid {what}: {error}.") from None
     except (ValueError, RecursionError) as error:
         raise BadBody(f"The body is not valid JSON: {error}.") from None
+
+
+class _ModelMember(msgspec.Struct):
+    model: str | None = None
+
+
+def model_in(body: bytes) -> str | None:
+    """Return the text in the member `model` of a JSON value; None if it has none. Raises BadBody."""
+    try:
+        return parse_json(body, _ModelMember, "body").model
+    except BadBody:
+        raise
+    except BadRequest:
+        return None  # the body may be any JSON value
 
 
 def parse_form(body: bytes, kind: type[T], what: str) -> T:

@@ -13,9 +13,9 @@ from signoff.core.job import STATUSES, Edit, Status, Verdict
 from signoff.core.policy import Review
 from signoff.core.wire import job_as_json
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
-from signoff.doors.http import INTS, Reply, cache_control_of, parse_json
+from signoff.doors.http import INTS, Reply, cache_control_of, model_in, parse_json
 from signoff.doors.queue import QueueRequest, answer_in_litestar
-from signoff.errors import BadBody, BadRequest, SignoffError
+from signoff.errors import BadRequest, SignoffError
 from signoff.work.jobs.query import MAX_COUNT, count_jobs, get_job, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide_with_draft, save_draft
 from signoff.work.submit import submit
@@ -26,12 +26,6 @@ VERDICTS: dict[str, Verdict] = {"success": "approve", "fail": "reject", "bot": "
 
 
 Round = Annotated[int, msgspec.Meta(ge=0, lt=INTS)]
-
-
-class ModelReference(msgspec.Struct):
-    """The member of a payload that names its model."""
-
-    model: str | None = None
 
 
 class ReviewRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +51,7 @@ async def accept_payload(request: QueueRequest) -> Reply:
         door="jobs",
         caller=request.caller,
         body=request.body,
-        target=_model_name(request.body),
+        target=model_in(request.body),
         door_review=cast("Review", request.door_settings.enqueue_review),
         cache_control=cache_control_of(request.scope),
     )
@@ -144,16 +138,6 @@ def _status(text: str) -> Status:
         if text.strip().lower() == status:
             return status
     raise BadRequest(f"`status` must be one of {', '.join(STATUSES)} (got {text!r}).")
-
-
-def _model_name(payload: bytes) -> str | None:
-    """Return the text in the payload's member `model`; None if there is none. Raises BadBody."""
-    try:
-        return parse_json(payload, ModelReference, "payload").model
-    except BadBody:
-        raise
-    except BadRequest:
-        return None  # a payload may be any JSON value
 
 
 router = Router("/", route_handlers=[enqueue, show_job, show_jobs, review_job, get_liveness], tags=["review"])

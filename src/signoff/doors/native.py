@@ -13,13 +13,13 @@ from litestar.response import Stream
 from signoff.core import sse
 from signoff.core.ask import Ask
 from signoff.core.delivery import WebhookTarget
-from signoff.core.endpoints import CHAT
+from signoff.core.endpoints import CHAT, PREDICT
 from signoff.core.filters import JobFilter
 from signoff.core.job import Event, Status
 from signoff.core.signing import Secret
 from signoff.core.wire import format_time, job_as_json, parse_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
-from signoff.doors.http import Reply, cache_control_of, header, parse_digits, parse_json
+from signoff.doors.http import Reply, cache_control_of, header, model_in, parse_digits, parse_json
 from signoff.doors.queue import QueueRequest, answer_in_litestar
 from signoff.errors import BadRequest, JobNotFound, Unauthorized
 from signoff.work.jobs.cancel import cancel
@@ -47,7 +47,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     body: msgspec.Raw
     """JSON body of the request to the model."""
     target: str | None = None
-    """Name of the model, prompt or pipeline; None for the default model."""
+    """Name of the model, prompt or pipeline; None for `model` in the body, else the default model."""
     path: str = CHAT
     """Endpoint of OpenAI's API, or `/predict`."""
     metadata: msgspec.Raw = msgspec.Raw(b"null")
@@ -69,7 +69,7 @@ async def accept_job(request: QueueRequest) -> Reply:
         caller=request.caller,
         path=new.path,
         body=bytes(new.body),
-        target=new.target,
+        target=_target(new),
         metadata=bytes(new.metadata),
         priority=new.priority,
         idempotency_key=header(request.scope, b"idempotency-key"),
@@ -201,6 +201,17 @@ async def _sse_events(pages: AsyncGenerator[list[Event]]) -> AsyncGenerator[byte
                     yield head + sse.event(msgspec.json.encode(event))
                 if not page:
                     yield sse.comment(b"nothing new")
+
+
+def _target(new: NewJob) -> str | None:
+    """Return the name that `target` or the body gives. Raises BadRequest if they differ.
+
+    Beside a `target`, the member `model` in the body of a prediction is not a name, but the model's own.
+    """
+    body_model = model_in(bytes(new.body))
+    if None not in {new.target, body_model} and new.target != body_model and new.path != PREDICT:
+        raise BadRequest(f"`target` is {new.target!r}, and `model` in the body {body_model!r}; remove one of them.")
+    return body_model if new.target is None else new.target
 
 
 def _webhook(deliver: DeliverTo) -> WebhookTarget:

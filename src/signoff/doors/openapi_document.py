@@ -6,8 +6,9 @@ import msgspec
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from signoff.doors import generate, jobs
-from signoff.doors.dependencies import AnyRequest
+from signoff.doors.dependencies import AnyRequest, scope_of
 from signoff.doors.errors import PROBLEM
+from signoff.doors.http import MOUNT
 
 _TEXT, _NUMBER = {"type": "string"}, {"type": "integer"}
 _PROBLEM = {
@@ -32,7 +33,9 @@ class Document(JsonRenderPlugin):
 
     def render(self, request: AnyRequest, openapi_schema: dict[str, Any]) -> bytes:
         """Return the document as JSON, with the response of an error for each operation."""
-        return msgspec.json.encode(with_errors(openapi_schema))
+        root = scope_of(request).get(MOUNT, "")
+        servers = {"servers": [{"url": root}]} if root else {}
+        return msgspec.json.encode(with_errors(openapi_schema) | servers)
 
 
 def with_errors(document: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class PredictDoor(AsgiDoor):
         caller = await caller_of(self._services, self._door_settings, scope, sessions=False)
         operation = scope["path"].split("/", 2)[2].rstrip("/").lower()
         if scope["method"] not in {"GET", "POST"}:
-            raise MethodNotAllowed(f"The path {scope['path']} does not support the method {scope['method']}.")
+            raise MethodNotAllowed.at(scope["path"], scope["method"], "GET, POST")
         fields = fields_of(scope["query_string"].decode("latin-1"))
         name = fields.get("id", "")
         if not is_name(name):

@@ -1,6 +1,8 @@
 """The router of all HTTP requests: hot paths go straight to doors in plain ASGI, all others through Litestar."""
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +20,12 @@ from litestar.template import TemplateConfig
 from signoff import __version__
 from signoff.core.access import Caller
 from signoff.doors import generate, jobs
+from signoff.doors.access_log import serve_and_log
 from signoff.doors.callers import caller_of
 from signoff.doors.cors import allowed_origin, is_preflight, send_preflight, with_cors_headers
 from signoff.doors.dependencies import AnyRequest, scope_of
-from signoff.doors.errors import PROBLEM, detail, error_headers, problem
+from signoff.doors.errors import PROBLEM, detail, error_headers, problem, raw_error_headers
+from signoff.doors.head import ACTING_PATHS, as_get, without_body
 from signoff.doors.http import (
     BODY_LIMIT,
     MAX_DISCARDED_BYTES,
@@ -35,9 +39,11 @@ from signoff.doors.http import (
     check_address,
     header,
     read_body,
+    send_bytes,
 )
 from signoff.doors.openapi_document import Document
-from signoff.errors import BadRequest, MethodNotAllowed, NotFound, SignoffError
+from signoff.errors import BadRequest, Interrupted, MethodNotAllowed, NotFound, SignoffError
+from signoff.infra import logging
 from signoff.work.services import Services
 
 MAX_REQUEST_ID_LENGTH = 128
@@ -69,7 +75,17 @@ class DoorRouter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; its response has the header `x-request-id`."""
-        send = _with_request_id(scope, send, self._services.ids.new_id)
+        request_id = _request_id(scope) or self._services.ids.new_id()
+        scope[REQUEST_ID] = request_id
+        logging.REQUEST_ID.set(request_id)
+        send = _with_request_id(request_id, send)
+        if self._door_settings.access_log:
+            return await serve_and_log(self._serve, scope, receive, send)
+        return await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD" and not scope["path"].lower().startswith(ACTING_PATHS):
+            scope, send = as_get(scope), without_body(send)
         origins = self._door_settings.cors_origins
         if origins and (origin := allowed_origin(scope, origins)) is not None:
             send = with_cors_headers(origin, send)
@@ -81,7 +97,16 @@ class DoorRouter:
             if scope["path"].startswith(prefix):
                 return await door(scope, receive, send)
         scope = {**scope, SERVICES: self._services, DOOR_SETTINGS: self._door_settings}
-        return await self._rest(scope, _with_body_limit(scope, receive, self._door_settings.max_body_bytes), send)
+        receive = _with_body_limit(scope, receive, self._door_settings.max_body_bytes)
+        try:
+            await self._rest(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._services.runtime.shutdown.take_cancellation():
+                raise
+            error = Interrupted()
+            with contextlib.suppress(RuntimeError):  # the response has begun
+                body, headers = msgspec.json.encode(problem(error)), raw_error_headers(error)
+                await send_bytes(send, error.status, body, PROBLEM.encode(), headers)
 
 
 def make_litestar_app(routers: Sequence[Router], templates: Path) -> ASGIApp:
@@ -138,12 +163,14 @@ def _caller(request: AnyRequest) -> Caller:
     return scope_of(request)[CALLER]
 
 
-def _with_request_id(scope: Scope, send: Send, new_id: Callable[[], str]) -> Send:
+def _request_id(scope: Scope) -> str | None:
+    """Return the request's id of the client's own; None if it has none that can be used."""
     request_id = header(scope, b"x-request-id") or ""
-    if not (request_id.isascii() and request_id.isprintable() and 0 < len(request_id) <= MAX_REQUEST_ID_LENGTH):
-        request_id = new_id()
-    scope[REQUEST_ID] = request_id
+    is_usable = request_id.isascii() and request_id.isprintable() and 0 < len(request_id) <= MAX_REQUEST_ID_LENGTH
+    return request_id if is_usable else None
 
+
+def _with_request_id(request_id: str, send: Send) -> Send:
     async def send_with_request_id(message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
@@ -188,7 +215,7 @@ def _handle_http_error(request: AnyRequest, error: HTTPException) -> Response[An
         case 404:
             converted = NotFound(f"The path {request.url.path} does not exist.")
         case 405:
-            converted = MethodNotAllowed(f"The path {request.url.path} does not support the method {request.method}.")
+            converted = MethodNotAllowed.at(request.url.path, request.method, _allowed(error))
         case status:
             converted = BadRequest(error.detail)
             converted.status = status
@@ -196,6 +223,12 @@ def _handle_http_error(request: AnyRequest, error: HTTPException) -> Response[An
     if extra := getattr(error, "extra", None):
         converted.message = f"{converted.message} {msgspec.json.encode(extra).decode()}"
     return _handle_error(request, converted)
+
+
+def _allowed(error: HTTPException) -> str:
+    """Return the methods in the order of their names; a path with GET supports HEAD too."""
+    methods = set((error.headers or {}).get("allow", "").replace(" ", "").split(","))
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 def _handle_unexpected(request: AnyRequest, error: Exception) -> Response[Any]:

@@ -1,23 +1,106 @@
-"""Set-up of logging."""
+"""Set-up of logging: one line for each event on stderr, as text or as JSON."""
 
 import logging
 import sys
+import time
+from collections import OrderedDict
+from collections.abc import MutableMapping
+from contextvars import ContextVar
+from typing import Any, Literal
 
 import structlog
 
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["text", "json"]
+Event = MutableMapping[str, Any]
+# Seconds for which an event that equals an earlier one is counted instead of written.
+REPEAT_SECONDS = 60.0
+MAX_COUNTED = 1000
 
-def to_stderr() -> None:
-    """Write our own events, and warnings and errors of libraries, to stderr, one per line. Later calls do nothing."""
-    if structlog.is_configured():
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Id of the request that this task serves, which each of its log events has."""
+JOB_ID: ContextVar[str | None] = ContextVar("job_id", default=None)
+"""Id of the job that this task works on, which each of its log events has."""
+USER_ID: ContextVar[int | None] = ContextVar("user_id", default=None)
+"""Id of the user who made the request that this task serves."""
+
+
+class RepeatFilter:
+    """Processor that writes a warning or an error once, and again after REPEAT_SECONDS with the number of repetitions.
+
+    In an outage, each background service fails again and again; one line tells as much as a thousand.
+    """
+
+    def __init__(self) -> None:
+        self._counts = OrderedDict[str, tuple[float, int]]()
+
+    def __call__(self, _logger: Any, method: str, event: Event) -> Event:
+        """Return the event; drop it if it was written a short time ago."""
+        if method not in {"warning", "error", "exception", "critical"}:
+            return event
+        key, now = repr(sorted(event.items())), time.monotonic()
+        written_at, repeated = self._counts.get(key, (-REPEAT_SECONDS, 0))
+        if now - written_at < REPEAT_SECONDS:
+            self._counts[key] = (written_at, repeated + 1)
+            raise structlog.DropEvent
+        self._counts[key] = (now, 0)
+        self._counts.move_to_end(key)
+        if len(self._counts) > MAX_COUNTED:
+            self._counts.popitem(last=False)
+        return {**event, "repeated": repeated} if repeated else event
+
+
+class _Output:
+    """The set-up that this module has made, which a later call may replace."""
+
+    is_ours = False
+
+
+def log_to_stderr(level: Level = "info", line_format: Format = "text") -> None:
+    """Write our own events, and warnings and errors of libraries, to stderr, one per line.
+
+    If the program that embeds this one has configured structlog, leave that as it is.
+    """
+    if structlog.is_configured() and not _Output.is_ours:
         return
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    _Output.is_ours = True
+    shared: list[Any] = [structlog.processors.add_log_level, _add_ids]
+    written: list[Any] = [structlog.processors.TimeStamper(fmt="iso"), *_rendering(line_format)]
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        processors=[*shared, structlog.processors.format_exc_info, RepeatFilter(), *written],
     )
+    _write_libraries([*shared, structlog.processors.format_exc_info, *written])
+
+
+def _rendering(line_format: Format) -> list[Any]:
+    if line_format == "json":
+        return [structlog.processors.JSONRenderer(default=str)]
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+
+
+def _write_libraries(processors: list[Any]) -> None:
+    """Write warnings and errors of libraries, which use Python's logging, in the same form."""
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.ExtraAdder(), _add_logger_name],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *processors],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def _add_logger_name(logger: Any, _method: str, event: Event) -> Event:
+    """Add the name of the library's logger."""
+    record: logging.LogRecord | None = event.get("_record")
+    event["logger"] = record.name if record else getattr(logger, "name", "")
+    return event
+
+
+def _add_ids(_logger: Any, _method: str, event: Event) -> Event:
+    """Add the ids of the request, of its user and of the job, unless the event names them."""
+    for name, variable in (("request_id", REQUEST_ID), ("user_id", USER_ID), ("job_id", JOB_ID)):
+        if (value := variable.get()) is not None:
+            event.setdefault(name, value)
+    return event

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from signoff.catalog import Catalog
 from signoff.core.model import Model, ModelIndex, version_of
-from signoff.errors import ModelNotFound
+from signoff.errors import ModelNotFound, NoDefaultModel
 from signoff.runtime.snapshot import Snapshot
 
 
@@ -17,11 +17,13 @@ class ModelCache:
         self._snapshot = Snapshot(self._read)
 
     async def find(self, name: str | None) -> Model:
-        """Return the model for `name`, or the default model. Raises ModelNotFound."""
+        """Return the model for `name`, or the default model. Raises ModelNotFound, and NoDefaultModel below it."""
         index = self._snapshot.known
         if index is not None and (cached := _pick(index, name)) is not None:
             return cached
         model = _pick(await self._snapshot.refresh(), name)
+        if model is None and name is None:
+            raise NoDefaultModel
         if model is None:
             raise ModelNotFound(f"The model {name!r} does not exist. GET /v1/models lists all models.")
         return model

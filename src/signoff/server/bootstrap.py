@@ -1,5 +1,6 @@
 """Composition root: the only module that names concrete adapters."""
 
+import asyncio
 import contextlib
 import os
 import random
@@ -8,6 +9,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator
 
+import structlog
 import uuid_utils
 
 from signoff.broker import Broker
@@ -32,7 +34,8 @@ from signoff.engines.openai import OpenAIEngine
 from signoff.engines.plugins import load_plugins, plugin_kinds
 from signoff.engines.subprocess import SubprocessEngine
 from signoff.engines.upstream import UpstreamClient
-from signoff.errors import WrongKey
+from signoff.errors import Overloaded, WrongKey
+from signoff.infra.logging import log_to_stderr
 from signoff.infra.vault import Vault, existing_keys, keys_in
 from signoff.runtime.background import Background
 from signoff.runtime.backlogs import Backlogs
@@ -52,15 +55,19 @@ from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
 from signoff.runtime.run_sizes import RunSizes
+from signoff.runtime.shutdown import Shutdown
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
 from signoff.server.supervisor import started, supervise
-from signoff.settings import BadSettings, Settings
+from signoff.setting_sources import BadSettings
+from signoff.settings import Settings
 from signoff.stores.sql import SqlStore
 from signoff.transports.registry import TransportRegistry
 from signoff.work.admin.rotation import check_key
 from signoff.work.services import Adapters, Caches, Ids, Rules, Runtime, Services
 
+RECONNECT_SECONDS = 0.5
+log = structlog.get_logger()
 BUILT_IN_KINDS = ("anyllm", "echo", "http", "openai", "subprocess")
 
 
@@ -68,10 +75,11 @@ BUILT_IN_KINDS = ("anyllm", "echo", "http", "openai", "subprocess")
 async def run_services(settings: Settings, *, work: bool) -> AsyncGenerator[Services]:
     """Open the services and run their background services, including a worker if `work`; close all in order.
 
+    Wait for a database server that cannot be reached, so that the order in which programs start does not matter.
     Raises SchemaOutdated if the schema of a database server has another version.
     """
     upstream = UpstreamClient(now=time.time)
-    async with open_services(settings, upstream) as services, started(upstream):
+    async with open_services(settings, upstream, waits=True) as services, started(upstream):
         concurrency = settings.concurrency if work else 0
         async with supervise(services, concurrency=concurrency, drain_seconds=settings.drain_seconds):
             yield services
@@ -79,17 +87,19 @@ async def run_services(settings: Settings, *, work: bool) -> AsyncGenerator[Serv
 
 @contextlib.asynccontextmanager
 async def open_services(
-    settings: Settings, upstream: UpstreamClient | None = None, *, checks_key: bool = True
+    settings: Settings, upstream: UpstreamClient | None = None, *, checks_key: bool = True, waits: bool = False
 ) -> AsyncGenerator[Services]:
     """Open the services without background services, which is enough to read and write.
 
+    If the database server cannot be reached, wait for it if `waits`, else raise CannotConnect.
     Raises WrongKey if `checks_key` and this host has another key than the one that encrypts the stored secrets.
     """
+    log_to_stderr(settings.log_level, settings.log_format)
     had_key_file = settings.key_path.exists()
     services = _make_services(settings, upstream or UpstreamClient(now=time.time))
     if settings.is_embedded:
         await services.store.migrate()
-    await services.store.start()
+    await _start_store(services, waits=waits)
     await services.caches.responses.start()
     try:
         if checks_key:
@@ -100,6 +110,17 @@ async def open_services(
         await services.caches.responses.close()
         await services.store.close()
         services.runtime.passwords.close()
+
+
+async def _start_store(services: Services, *, waits: bool) -> None:
+    while True:
+        try:
+            return await services.store.start()
+        except (ConnectionError, Overloaded) as error:
+            if not waits or getattr(error, "is_permanent", False):
+                raise
+            log.warning("database_unreachable", error=str(error), effect="waiting until it can be reached")
+        await asyncio.sleep(RECONNECT_SECONDS)
 
 
 async def _check_key(services: Services, settings: Settings, *, had_key_file: bool) -> None:
@@ -179,6 +200,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
             inflight_calls=InflightCalls(),
             logs=logs,
             passwords=PasswordHasher(),
+            shutdown=Shutdown(),
             background=background,
         ),
         ids=Ids(

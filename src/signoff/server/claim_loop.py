@@ -23,7 +23,7 @@ class ClaimLoop(ABC, Generic[T, Group]):
         name: Name of the items in log events.
         max_running: Number of items to work on at a time.
         claim_seconds: Time that a claim in progress gets to end after a cancellation.
-        drain_seconds: Time that running work gets to end after a cancellation.
+        drain_seconds: Time that running work gets to end after a cancellation, less the time of the server's own stop.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ClaimLoop(ABC, Generic[T, Group]):
                 if not await self._services.runtime.background.shielded(self._start_claimed(), self._claim_seconds):
                     await self._wait()
         finally:
-            await drain(self._running, self._drain_seconds)
+            await drain(self._running, self._services.runtime.shutdown.rest_of(self._drain_seconds))
 
     async def _start_claimed(self) -> bool:
         """Claim items and start a task for each; return False if there were none."""

@@ -44,6 +44,7 @@ def make_router(services: Services, settings: Settings) -> DoorRouter:
         remote_commands=settings.allow_remote_commands,
         cors_origins=frozenset(settings.cors_origins),
         queues={settings.queue_name: None} | settings.queues,
+        access_log=settings.access_log,
     )
     openai = OpenAIDoor(services, door_settings)
     predict = PredictDoor(services, door_settings)

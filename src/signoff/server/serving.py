@@ -1,18 +1,118 @@
-"""Settings of uvicorn for this application."""
+"""The server of `signoff serve`: uvicorn, its settings for this application, and its stop."""
 
+import asyncio
+import contextlib
 import functools
+import os
 import resource
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
+import structlog
+import uvicorn
+from uvicorn.supervisors import multiprocess
+
+from signoff.runtime.shutdown import Shutdown
 from signoff.server.protocol import ConnectionLimits, ConnectionRegistry, HttpConnection
 
-DRAIN_SECONDS = 10
+# Key in the state of the ASGI lifespan of the `Shutdown` of the application.
+SHUTDOWN = "signoff.shutdown"
+POLL_SECONDS = 0.05
+# Time that interrupted requests get to send their errors.
+INTERRUPT_SECONDS = 2.0
+FORCED_EXIT_CODE = 128 + signal.SIGINT
 # Files that a process opens besides the connections of its clients: of the database, of upstreams, of models.
 OTHER_FILES = 512
 
 
-def uvicorn_options(max_connections: int) -> dict[str, Any]:
-    """Return the options of uvicorn's `Config` for a process that may have so many connections."""
+log = structlog.get_logger()
+
+
+class DrainingServer(uvicorn.Server):
+    """Server whose stop ends every request with a response: its answer, or an error that a retry helps against.
+
+    A second Ctrl-C interrupts the requests at once, and ends the process.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None] = lambda: None) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+        self._is_closing = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application and listen; then call `on_start`."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; on Ctrl-C after that, stop at once."""
+        super().handle_exit(sig, frame)
+        if self.force_exit and self._is_closing:
+            os._exit(FORCED_EXIT_CODE)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let running requests end in time, interrupt the others, and close the application."""
+        state, shutdown = self.server_state, self.lifespan.state.get(SHUTDOWN) or Shutdown()
+        for listener in (*self.servers, *(sockets or ())):
+            listener.close()
+        shutdown.drain()
+        for connection in list(state.connections):
+            connection.shutdown()
+        if state.tasks:
+            seconds = self.config.timeout_graceful_shutdown
+            log.info("draining", requests=len(state.tasks), seconds=seconds, hint="Ctrl-C again ends at once")
+        await self._wait_for_requests(self.config.timeout_graceful_shutdown or 0)
+        shutdown.interrupt()
+        for task in list(state.tasks):
+            task.cancel()
+        self._is_closing = not self.force_exit
+        await self._wait_for_requests(INTERRUPT_SECONDS, is_forced=self.force_exit)
+        for connection in list(state.connections):
+            connection.transport.abort()
+        if self.force_exit:
+            os._exit(FORCED_EXIT_CODE)
+        await self.lifespan.shutdown()
+
+    async def _wait_for_requests(self, seconds: float, *, is_forced: bool = False) -> None:
+        """Wait until no request runs, at most `seconds`, and until Ctrl-C unless `is_forced`."""
+        state, clock = self.server_state, asyncio.get_running_loop().time
+        deadline = clock() + seconds
+        while (state.tasks or state.connections) and clock() < deadline and (is_forced or not self.force_exit):  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+
+
+class DrainingProcess(multiprocess.Process):
+    """Serving process with a `DrainingServer`, where there are several."""
+
+    @property
+    def server(self) -> uvicorn.Server:
+        """The server of this process."""
+        if self._server is None:
+            self._server = DrainingServer(self.config)
+        return self._server
+
+
+def serve_in_processes(config: uvicorn.Config, listener: socket.socket, on_start: Callable[[], None]) -> None:
+    """Serve in as many processes as `config` says, until a signal comes; call `on_start` when the first one answers."""
+    threading.Thread(target=_call_when_answered, args=(listener.getsockname()[:2], on_start), daemon=True).start()
+    multiprocess.Process = DrainingProcess  # uvicorn has no other way to choose the class of the server
+    multiprocess.Multiprocess(config, [listener]).run()
+
+
+def _call_when_answered(address: tuple[str, int], on_start: Callable[[], None]) -> None:
+    with contextlib.suppress(OSError), socket.create_connection(address) as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        if connection.recv(1):
+            on_start()
+
+
+def uvicorn_options(max_connections: int, drain_seconds: float) -> dict[str, Any]:
+    """Return the options of uvicorn's `Config` for a process that may have so many connections, and stops so."""
     registry = ConnectionRegistry(ConnectionLimits(max_connections=max_connections))
     return {
         "loop": "uvloop",
@@ -23,7 +123,7 @@ def uvicorn_options(max_connections: int) -> dict[str, Any]:
         "server_header": False,
         "date_header": False,
         "proxy_headers": False,  # `doors.http.scheme_of` reads the one header that matters
-        "timeout_graceful_shutdown": DRAIN_SECONDS,
+        "timeout_graceful_shutdown": drain_seconds,
     }
 
 

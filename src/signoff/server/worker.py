@@ -45,6 +45,8 @@ class Worker(ClaimLoop[Job, Owner]):
             self._services.adapters.broker.wake_local()
 
     async def _claim(self) -> Sequence[Job]:
+        if self._services.runtime.shutdown.is_draining:
+            return ()
         limit, self._turn = self._next_claim()
         jobs = await self._services.store.jobs.claim(
             actor=self._services.ids.actor,

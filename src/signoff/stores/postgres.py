@@ -12,38 +12,58 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy import URL, Connection, ExceptionContext, event
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from signoff.core.postgres_address import PostgresAddress
 from signoff.errors import BadRequest, Overloaded
 from signoff.store import Listener
 from signoff.stores.changes import ChangeFeed
 from signoff.stores.clock import now_us
 from signoff.stores.database import GROUP_LIMIT, WAITING_LIMIT, WRITE_TIMEOUT_SECONDS, Read, clock_of
 from signoff.stores.migrations import check_schema
-from signoff.stores.postgres_changes import PostgresChangeFeed, connect
+from signoff.stores.postgres_changes import PostgresChangeFeed
+from signoff.stores.postgres_connection import (
+    IDLE_SECONDS,
+    TRANSIENT,
+    is_behind_pooler,
+    make_engine,
+)
 from signoff.stores.writer import Tx, Writer
 
 T = TypeVar("T")
 log = structlog.get_logger()
 
-CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
 READ_SECONDS = 5.0
 WRITE_SECONDS = 10.0
 COUNTER_STATUS_SECONDS = 3600.0
 CLOSE_SECONDS = 2.0
-IDLE_SECONDS = 5.0
 RETRY_SECONDS = 0.1
 MIGRATION_LOCK = 0x5169_6E6F
-# Connection failures, idle_in_transaction_session_timeout, rollbacks such as deadlocks, too many connections, and
-# shutdown or start of the server: https://www.postgresql.org/docs/current/errcodes-appendix.html
-TRANSIENT = ("08", "25P03", "40", "53300", "57P0")
 CHARACTER_NOT_IN_REPERTOIRE = "22021"
 _BEGIN = sa.select(now_us(), sa.cast(sa.func.pg_current_xact_id(), sa.Text))
 _STATUS = sa.text("SELECT pg_xact_status(CAST(CAST(:xid AS TEXT) AS xid8))")
+
+# On a connection of a pooler, this setting must end with its transaction.
+_LIMIT_IDLE = sa.text("SELECT set_config('idle_in_transaction_session_timeout', :idle, true)")
+
+
+class _Engines:
+    """Engines for the reads, the grouped writes, and the counters of one database."""
+
+    def __init__(self, address: PostgresAddress, readers: int, *, is_pooled: bool) -> None:
+        # One read needs no transaction, unless the pooler would take the connection between two messages of it.
+        reading = {} if is_pooled else {"isolation_level": "AUTOCOMMIT"}
+        self.reading = make_engine(address, readers, ANSWER_SECONDS, is_pooled=is_pooled, **reading)
+        self.writing = make_engine(address, 1, ANSWER_SECONDS, is_pooled=is_pooled)
+        self.counting = make_engine(address, 1, ANSWER_SECONDS, is_pooled=is_pooled)
+
+    def all(self) -> tuple[AsyncEngine, ...]:
+        """Return the engines in the order in which they are closed."""
+        return self.reading, self.writing, self.counting
 
 
 class Postgres:
@@ -52,27 +72,35 @@ class Postgres:
     Grouped writes and counters have one connection each, reads have a pool.
     """
 
-    def __init__(self, url: URL, *, pool_size: int = 10) -> None:
-        self._dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        self._reading = _engine(self._dsn, pool_size, ANSWER_SECONDS, isolation_level="AUTOCOMMIT")
-        self._writing = _engine(self._dsn, 1, ANSWER_SECONDS)
-        self._counting = _engine(self._dsn, 1, ANSWER_SECONDS)
+    def __init__(self, address: PostgresAddress, *, pool_size: int = 10) -> None:
+        self._address = address
+        self._pool_size = pool_size
+        self._is_pooled: bool | None = None
+        self._engines: _Engines | None = None
         self._writer = Writer(
             self._run_group, waiting_limit=WAITING_LIMIT, group_limit=GROUP_LIMIT, timeout_seconds=WRITE_TIMEOUT_SECONDS
         )
         self._changes = ChangeFeed()
-        self._feed = PostgresChangeFeed(self._dsn, self._changes)
+        self._feed = PostgresChangeFeed(address, self._changes)
         self._closing = self._closed = False
 
     async def start(self) -> None:
-        """Connect. Raises SchemaOutdated if the schema must be migrated, Overloaded if the server does not answer."""
+        """Connect. Raises SchemaOutdated if the schema must be migrated, CannotConnect if there is no connection.
+
+        Behind a pooler, no notifications can be received; the queries that make up for lost ones replace them.
+        """
+        is_pooled = await self._pooled()
+        self._engines = _Engines(self._address, self._pool_size, is_pooled=is_pooled)
         await self.read(lambda conn, _: check_schema(conn))
         self._writer.start()
-        self._feed.start()
+        if is_pooled:
+            log.debug("postgres_pooler", effect="changes of other processes are seen by polling")
+        else:
+            self._feed.start()
 
     async def change_schema(self, step: Callable[[Connection], None]) -> None:
         """See `database.Database`."""
-        engine = _engine(self._dsn, 1, answer_seconds=None)
+        engine = make_engine(self._address, 1, answer_seconds=None, is_pooled=await self._pooled())
         try:
             async with engine.begin() as conn:
                 await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
@@ -82,7 +110,8 @@ class Postgres:
 
     async def snapshot(self, function: Callable[[Connection], T]) -> T:
         """See `database.Database`."""
-        engine = _engine(self._dsn, 1, answer_seconds=None, isolation_level="REPEATABLE READ")
+        options = {"isolation_level": "REPEATABLE READ"}
+        engine = make_engine(self._address, 1, answer_seconds=None, is_pooled=await self._pooled(), **options)
         try:
             async with engine.connect() as conn:
                 await conn.execution_options(postgresql_readonly=True)
@@ -110,7 +139,8 @@ class Postgres:
         def group(tx: Tx) -> list[T]:
             return [operation(tx)]
 
-        results = await self._retry(lambda: self._commit(group, self._counting, COUNTER_STATUS_SECONDS), WRITE_SECONDS)
+        counting = self._open_engines().counting
+        results = await self._retry(lambda: self._commit(group, counting, COUNTER_STATUS_SECONDS), WRITE_SECONDS)
         return results[0]
 
     def listen(self, listener: Listener) -> None:
@@ -123,13 +153,25 @@ class Postgres:
         await self._writer.close()
         await self._feed.close()
         self._closed = True
-        for engine in (self._reading, self._writing, self._counting):
+        for engine in self._engines.all() if self._engines else ():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await engine.dispose()
 
+    async def _pooled(self) -> bool:
+        """Return True if there is a pooler before the database; ask the server once. Raises CannotConnect."""
+        if self._is_pooled is None:
+            self._is_pooled = await is_behind_pooler(self._address)
+        return self._is_pooled
+
+    def _open_engines(self) -> "_Engines":
+        if self._engines is None:
+            raise Overloaded("The database was not opened.")
+        return self._engines
+
     async def _run_group(self, group: Callable[[Tx], list[Any]]) -> list[Any]:
-        return await self._retry(lambda: self._commit(group, self._writing, READ_SECONDS), WRITE_SECONDS)
+        writing = self._open_engines().writing
+        return await self._retry(lambda: self._commit(group, writing, READ_SECONDS), WRITE_SECONDS)
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
         """Repeat `attempt` after transient errors, until `seconds` after the first one; then raise Overloaded."""
@@ -152,11 +194,13 @@ class Postgres:
     async def _read(self, function: Read[T]) -> T:
         if self._closed:
             raise Overloaded("The database was closed.")
-        async with self._reading.connect() as conn:
+        async with self._open_engines().reading.connect() as conn:
             return await conn.run_sync(lambda sync: function(sync, clock_of(sync)))
 
     async def _commit(self, group: Callable[[Tx], list[Any]], engine: AsyncEngine, away_seconds: float) -> list[Any]:
         async with engine.connect() as conn:
+            if self._is_pooled:
+                await conn.execute(_LIMIT_IDLE, {"idle": f"{IDLE_SECONDS * 1000:.0f}ms"})
             tx, xid = await conn.run_sync(_begin)
             results = await conn.run_sync(lambda _: group(tx))
             try:
@@ -215,36 +259,3 @@ def _is_transient(error: Exception) -> bool:
 
 def _state_of(error: DBAPIError) -> str:
     return str(getattr(error.orig, "sqlstate", ""))
-
-
-def _engine(dsn: str, pool_size: int, answer_seconds: float | None, **options: Any) -> AsyncEngine:
-    engine = create_async_engine(
-        "postgresql+asyncpg://",
-        async_creator=lambda: _connect(dsn, answer_seconds),
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=CONNECT_SECONDS,
-        hide_parameters=True,  # keep callers' data out of the log
-        **options,
-    )
-    event.listen(engine.sync_engine, "handle_error", _replace_silent_connections)
-    return engine
-
-
-def _replace_silent_connections(context: ExceptionContext) -> None:
-    """Replace all connections of the pool when one did not answer in time: the others are probably dead too."""
-    if isinstance(context.original_exception, TimeoutError):
-        context.invalidate_pool_on_disconnect = True
-
-
-async def _connect(dsn: str, answer_seconds: float | None) -> Any:
-    """Open a connection. If this process is suspended or cut off in a transaction, the server releases its locks."""
-    conn = await connect(dsn, timeout=CONNECT_SECONDS, command_timeout=answer_seconds)
-    if answer_seconds is None:
-        return conn
-    try:
-        await conn.execute(f"SET idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000:.0f}")
-    except Exception as error:
-        conn.terminate()
-        raise ConnectionError(f"The connection to PostgreSQL was lost as soon as it was open: {error}") from error
-    return conn

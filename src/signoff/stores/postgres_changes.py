@@ -3,16 +3,16 @@
 import asyncio
 import contextlib
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
-import asyncpg
 import structlog
 
+from signoff.core.postgres_address import PostgresAddress
 from signoff.store import Topic
 from signoff.stores.changes import ANYTHING, ChangeFeed, pack, unpack
+from signoff.stores.postgres_connection import open_connection
 
 log = structlog.get_logger()
-connect = cast("Any", asyncpg).connect  # asyncpg has no type annotations
 
 CHANNEL = "signoff"
 MAX_PAYLOAD_BYTES = 7900  # PostgreSQL accepts payloads of less than 8000 bytes
@@ -29,8 +29,8 @@ class PostgresChangeFeed:
     Publish those of other processes to `changes`. Where some may have been lost, publish `any` instead.
     """
 
-    def __init__(self, dsn: str, changes: ChangeFeed) -> None:
-        self._dsn = dsn
+    def __init__(self, address: PostgresAddress, changes: ChangeFeed) -> None:
+        self._address = address
         self._changes = changes
         self._unsent: dict[tuple[Topic, str], None] = {}
         self._wake = asyncio.Event()
@@ -71,7 +71,7 @@ class PostgresChangeFeed:
 
     async def _exchange(self) -> None:
         """Receive and send until the connection is lost, and raise then. Probe it, to notice when it died silently."""
-        conn: Any = await connect(self._dsn, timeout=ANSWER_SECONDS, command_timeout=ANSWER_SECONDS)
+        conn = await open_connection(self._address, ANSWER_SECONDS)
         try:
             conn.add_termination_listener(self._on_lost)
             await conn.add_listener(CHANNEL, self._on_notification)

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from signoff.cache import CacheBounds
 from signoff.core.audit import AuditChange
+from signoff.core.postgres_address import parse_postgres_address
 from signoff.infra.actor import current_actor
 from signoff.store import Listener, Topic
 from signoff.stores.archive import BadBackup, Manifest, write_archive
@@ -127,16 +128,12 @@ class SqlStore:
 
 
 def _make_database(address: str) -> Database:
-    url = make_url(address)
-    match url.get_backend_name():
-        case "sqlite" if url.database:
-            from signoff.stores.sqlite import Sqlite
+    if address.startswith("sqlite:"):
+        if not (path := make_url(address).database):
+            raise ValueError("The URL of a SQLite database must be sqlite:///PATH.")
+        from signoff.stores.sqlite import Sqlite
 
-            return Sqlite(Path(url.database).absolute())
-        case "postgresql":
-            from signoff.stores.postgres import Postgres
+        return Sqlite(Path(path).absolute())
+    from signoff.stores.postgres import Postgres
 
-            return Postgres(url)
-        case _:
-            msg = f"The database URL must begin with postgresql:// or sqlite:///PATH (got {url.get_backend_name()})."
-            raise ValueError(msg)
+    return Postgres(parse_postgres_address(address))

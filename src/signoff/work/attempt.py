@@ -18,6 +18,7 @@ from signoff.core.retry import wait_seconds
 from signoff.core.tokens import Usage
 from signoff.core.upstream_objects import created_object_id, creates_no_object, creates_object
 from signoff.errors import ModelBusy, ModelCrashed, ModelDown, ModelFailed, SignoffError
+from signoff.infra.logging import JOB_ID
 from signoff.runtime.attempt import Attempt
 from signoff.work.inference.caching import revalidate, store_answer
 from signoff.work.inference.metering import count_usage, record_wasted
@@ -58,6 +59,7 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
         perform: How to perform a leased step, if the job is a run of a pipeline.
     """
     attempt.serve_by(asyncio.current_task())
+    outer_job = JOB_ID.set(attempt.job.id)
     try:
         attempt.outcome = await _outcome(services, attempt, perform)
         await count_usage(services, attempt)
@@ -79,8 +81,9 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
             await count_usage(services, attempt)
         finally:
             await release_reservation(services, attempt)
+            JOB_ID.reset(outer_job)
     if settled is None:
-        log.info("job_lease_lost", job=attempt.job.id)
+        log.info("job_lease_lost", job_id=attempt.job.id)
         record_wasted(services, attempt)
         return None
     store_answer(services, settled)
@@ -166,5 +169,5 @@ def to_caller_error(error: Exception, job: Job) -> SignoffError:
     """Return `error` as an error that a caller may see; log it if it is a fault of this server."""
     if isinstance(error, SignoffError):
         return error
-    log.error("model_call_failed", job=job.id, exc_info=error)
+    log.error("model_call_failed", job_id=job.id, exc_info=error)
     return ModelFailed("The model could not be called because of a fault in this server; see the server's log.")

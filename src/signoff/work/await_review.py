@@ -10,7 +10,7 @@ from signoff.core.endpoints import KNOWN
 from signoff.core.job import Job
 from signoff.engine import Sink
 from signoff.work.admin.people import refresh
-from signoff.work.jobs.query import failure_of_job, pending_error, wait_until
+from signoff.work.jobs.query import failure_of_job, interrupted_error, pending_error, wait_in_request
 from signoff.work.services import Services
 
 
@@ -19,7 +19,8 @@ async def await_review(services: Services, job: Job, ask: Ask, sink: Sink, *, wi
 
     Comments keep the connection of a stream open meanwhile, except where binary data may follow.
     Wait at most `ask.wait_seconds`, or `hold_seconds` of the settings. Raises ReviewPending after that time, while
-    the job goes on, Unauthorized if the caller's token is revoked meanwhile, and JobFailed.
+    the job goes on, `interrupted_error` if the server stops, Unauthorized if the caller's token is revoked meanwhile,
+    and JobFailed.
     """
     wait_seconds = services.rules.hold_seconds if ask.wait_seconds is None else ask.wait_seconds
     deadline = asyncio.get_running_loop().time() + wait_seconds
@@ -28,7 +29,9 @@ async def await_review(services: Services, job: Job, ask: Ask, sink: Sink, *, wi
         if remaining <= 0:
             raise pending_error(job)
         seconds = min(remaining, services.rules.keep_alive_seconds)
-        job = await wait_until(services, job.id, seconds, lambda job: job.is_terminal)
+        job = await wait_in_request(services, job.id, seconds, lambda job: job.is_terminal)
+        if services.runtime.shutdown.is_interrupting and not job.is_terminal:
+            raise interrupted_error(job)
         await refresh(services, ask.caller)
         if ask.stream and job.path in KNOWN and not job.is_terminal:
             await sink.send([keep_alive(job.path, b"waiting for a person")])

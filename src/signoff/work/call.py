@@ -1,5 +1,6 @@
 """Waiting calls (the `now` lane): the client waits for the answer, and for the review of it where there is one."""
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 
@@ -20,7 +21,7 @@ from signoff.work.await_review import await_review, send_finished
 from signoff.work.inference.caching import lookup_answer
 from signoff.work.inference.ownership import CheckedSink
 from signoff.work.inference.reserve import release_reservation, reserve
-from signoff.work.jobs.query import caller_error, failure_of_job, find_unfinished, load_job
+from signoff.work.jobs.query import caller_error, failure_of_job, find_unfinished, interrupted_error, load_job
 from signoff.work.perform import perform
 from signoff.work.record import CallRecorder, begin_record, is_caller_left, record_hit
 from signoff.work.services import Services
@@ -184,8 +185,17 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
 
     A held answer follows once it is signed off. The last event follows when the job is settled. Cancelling the task
     while the model works cancels the job, unless other calls wait for it too.
-    Raises ModelFailed or a subclass, JobFailed, ReviewPending.
+    Raises ModelFailed or a subclass, JobFailed, ReviewPending, and Interrupted if the server stops.
     """
+    try:
+        return await _answer(services, call, sink)
+    except asyncio.CancelledError:
+        if services.runtime.shutdown.take_cancellation():
+            raise interrupted_error(call.job) from None
+        raise
+
+
+async def _answer(services: Services, call: Call, sink: Sink) -> bytes | None:
     if call.is_cached:
         return await send_finished(call.job, call.ask, sink, with_usage=call.with_usage)
     if call.is_joined or call.shared is not None:

@@ -61,7 +61,7 @@ class _JobRecorder:
         try:
             await asyncio.shield(services.runtime.background.spawn(_release(services, self._attempt)))
         except Exception as error:  # noqa: BLE001 -- the lease lapses, and the sweeper rescues the job
-            log.warning("job_release_failed", job=job.id, error=repr(error))
+            log.warning("job_release_failed", job_id=job.id, error=repr(error))
         else:
             services.adapters.broker.notify(job.id, job.priority)
 

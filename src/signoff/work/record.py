@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from signoff.core.answer import Answer
-from signoff.core.job import CALLER_LEFT, Job
+from signoff.core.job import CALLER_LEFT, INTERRUPTED, Job
 from signoff.errors import JobFailed, JobNotFound, Overloaded, SignoffError, Stale
 from signoff.runtime.attempt import Attempt
 from signoff.runtime.inflight import InflightCall
@@ -72,7 +72,7 @@ class CallRecorder:
             raise failure from error
 
     async def cut_off(self) -> None:
-        """Cancel the job of a caller who left, unless it has ended or its end is being stored.
+        """Cancel the job of a caller who left, or of a process that stops, unless its end is or is being stored.
 
         The cancellation completes even if the current task is cancelled.
         """
@@ -99,7 +99,7 @@ async def _record_end(services: Services, inflight: InflightCall, outcome: Answe
     except Overloaded as error:
         if is_stored:
             raise
-        log.warning("call_record_deferred", job=inflight.job.id, error=repr(error))
+        log.warning("call_record_deferred", job_id=inflight.job.id, error=repr(error))
         services.runtime.background.spawn(_retry_settle(services, inflight, job, outcome))
         settled = None
     # The caller has the answer, while the outcome of storing it is unknown: it must not be cached.
@@ -209,11 +209,12 @@ async def _is_row_stored(inflight: InflightCall) -> bool:
 
 async def _cancel(services: Services, inflight: InflightCall) -> None:
     await count_usage(services, inflight.attempt)
+    reason = INTERRUPTED if services.runtime.shutdown.is_interrupting else CALLER_LEFT
     is_stored = await _is_row_stored(inflight)
     if inflight.writing is not None:
         services.runtime.leases.drop(inflight.job.id)
         changes = {
-            "error": CALLER_LEFT,
+            "error": reason,
             "attempt": inflight.job.attempt,
             "upstream_object_id": inflight.job.upstream_object_id,
         } | usage_columns(inflight.job)
@@ -228,7 +229,7 @@ async def _cancel(services: Services, inflight: InflightCall) -> None:
                 return
         else:
             return
-    ended = msgspec.structs.replace(inflight.job, status="fail", error=CALLER_LEFT, lease=None, seq=1)
+    ended = msgspec.structs.replace(inflight.job, status="fail", error=reason, lease=None, seq=1)
     verbs = ["submit", "claim", "cancel"]
     if inflight.writing is None:
         await (await services.store.jobs.log_call(ended, actor=inflight.actor, verbs=verbs, at_once=True))

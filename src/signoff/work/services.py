@@ -32,6 +32,7 @@ from signoff.runtime.prices import PriceCache
 from signoff.runtime.reservations import Reservations
 from signoff.runtime.response_cache import ResponseCache
 from signoff.runtime.run_sizes import RunSizes
+from signoff.runtime.shutdown import Shutdown
 from signoff.runtime.streams import StreamCache
 from signoff.runtime.watcher import JobWatcher
 from signoff.store import Store
@@ -146,6 +147,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Writer of the logs of models, in batches."""
     passwords: PasswordHasher
     """Hashes of passwords, made one at a time."""
+    shutdown: Shutdown
+    """State of the stop of this process."""
     background: Background
     """Tasks that outlive the caller who started them."""
 

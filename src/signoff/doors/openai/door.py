@@ -80,14 +80,14 @@ class OpenAIDoor(AsgiDoor):
         match method, rest.split("/"):
             case "POST", _ if f"/v1/{rest}" in KNOWN:
                 await self._ask(scope, receive, send, caller, f"/v1/{rest}")
-            case "GET" | "HEAD", ["models"]:
+            case "GET", ["models"]:
                 await self._models(send, caller)
-            case "GET" | "HEAD", ["models", *_]:
+            case "GET", ["models", *_]:
                 await self._model(send, caller, rest.removeprefix("models/"))
             case _ if _is_passed_on(method, f"/v1/{rest}"):
                 await self._ask(scope, receive, send, caller, f"/v1/{rest}")
             case _, [first, *_] if f"/v1/{rest}" in KNOWN or first == "models":
-                raise MethodNotAllowed(f"The path {path} does not support the method {method}.")
+                raise MethodNotAllowed.at(path, method, _allowed(rest))
             case _:
                 raise NotFound(f"The path {path} does not exist, or does not support the method {method}.")
 
@@ -161,6 +161,13 @@ def _is_passed_on(method: str, path: str) -> bool:
     return (method == "POST" or (method in PASSED_METHODS and path not in KNOWN - STORING_ENDPOINTS)) and parse_route(
         path
     ) is not None
+
+
+def _allowed(rest: str) -> str:
+    """Return the methods of a known path below `/v1/`."""
+    if rest.startswith("models"):
+        return "GET, HEAD"
+    return "DELETE, GET, HEAD, PATCH, POST, PUT" if f"/v1/{rest}" in STORING_ENDPOINTS else "POST"
 
 
 def _model_and_query(scope: Scope) -> tuple[str | None, str]:

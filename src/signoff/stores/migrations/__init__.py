@@ -15,10 +15,14 @@ _REVISIONS = sorted(path.name.partition("_")[0] for path in (_FOLDER / "versions
 
 
 def migrate_schema(conn: sa.Connection, revision: str | None = None) -> None:
-    """Migrate the schema to `revision`, by default the newest one, in the transaction of `conn`."""
+    """Migrate the schema to `revision`, by default the newest one, in the transaction of `conn`.
+
+    Raises SchemaOutdated for a schema that this version does not know.
+    """
     revision = revision or _REVISIONS[-1]
-    if current(conn) == revision:
+    if (present := current(conn)) == revision:
         return
+    _check_known(present)
     from alembic import command
     from alembic.config import Config
 
@@ -31,8 +35,23 @@ def migrate_schema(conn: sa.Connection, revision: str | None = None) -> None:
 def check_schema(conn: sa.Connection) -> None:
     """Raise SchemaOutdated, with the command that helps, unless the schema has the newest revision."""
     revision, newest = current(conn), _REVISIONS[-1]
+    if revision is None:
+        raise SchemaOutdated("The database is empty. Run: signoff migrate")
+    _check_known(revision)
     if revision != newest:
         raise SchemaOutdated(f"The schema has revision {revision}; this version needs {newest}. Run: signoff migrate")
+
+
+def _check_known(revision: str | None) -> None:
+    """Raise SchemaOutdated for the schema of a newer version, which this one must neither use nor change."""
+    if revision is None or is_known(revision):
+        return
+    newest = _REVISIONS[-1]
+    if revision > newest:
+        raise SchemaOutdated(
+            f"This database is from a newer Signoff ({revision}); this one knows up to {newest}. Start the newer one."
+        )
+    raise SchemaOutdated(f"The schema has the revision {revision}, which this version does not know (up to {newest}).")
 
 
 def current(conn: sa.Connection) -> str | None:

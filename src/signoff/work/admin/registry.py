@@ -6,7 +6,7 @@ import msgspec
 
 from signoff.core.allow_list import check_model_url
 from signoff.core.model import Model, key_ids_of, model_fault
-from signoff.errors import BadRequest, ModelNotFound
+from signoff.errors import BadRequest, ModelNotFound, NoDefaultModel
 from signoff.infra.vault import Unreadable
 from signoff.work.services import Services
 
@@ -31,6 +31,14 @@ async def all_models(services: Services) -> Sequence[Model]:
 async def model_by_name(services: Services, name: str) -> Model:
     """Return the model for `name`. Raises ModelNotFound."""
     return await services.caches.models.find(name)
+
+
+async def default_model(services: Services) -> Model | None:
+    """Return the model for requests that name none; None if there is none."""
+    try:
+        return await services.caches.models.find(None)
+    except NoDefaultModel:
+        return None
 
 
 async def locked_models(services: Services) -> list[str]:

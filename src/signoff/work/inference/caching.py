@@ -78,7 +78,7 @@ async def revalidate(services: Services, job: Job) -> Job:
     try:
         model = await services.caches.models.find(job.target)
     except Exception as error:  # noqa: BLE001 -- the answer is valid even if it cannot be cached
-        log.warning("cache_revalidation_failed", job=job.id, error=repr(error))
+        log.warning("cache_revalidation_failed", job_id=job.id, error=repr(error))
         model = None
     is_same = (
         model is not None

@@ -131,7 +131,7 @@ async def _settle(services: Services, reservation: Reservation, tokens: int, cos
         try:
             await services.store.quotas.settle(reservation, tokens=tokens, cost=cost, was_sent=reached_model)
         except Overloaded as error:
-            log.warning("usage_settlement_deferred", job=reservation.request.id, error=repr(error))
+            log.warning("usage_settlement_deferred", job_id=reservation.request.id, error=repr(error))
             await asyncio.sleep(RETRY_SECONDS)
         else:
             return

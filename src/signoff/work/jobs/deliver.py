@@ -141,7 +141,7 @@ def _webhook_of(services: Services, delivery: Delivery, job: Job) -> tuple[str, 
 def _error_text(error: Exception, delivery: Delivery) -> str:
     if isinstance(error, SignoffError):
         return error.message
-    log.error("delivery_attempt_failed", delivery=delivery.id, job=delivery.job_id, exc_info=error)
+    log.error("delivery_attempt_failed", delivery=delivery.id, job_id=delivery.job_id, exc_info=error)
     return "The message could not be sent because of a fault in this server; see the server's log."
 
 

@@ -8,7 +8,7 @@ import msgspec
 from signoff.core.access import Caller, may_review, may_see, public_actor
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import STATUSES, TERMINAL, Event, Job, JobError
-from signoff.errors import JobFailed, JobNotFound, JobPending, ReviewPending
+from signoff.errors import Interrupted, JobFailed, JobNotFound, JobPending, ReviewPending, SignoffError
 from signoff.work.admin.people import refresh
 from signoff.work.services import Services
 
@@ -49,7 +49,9 @@ async def get_by_client_id(services: Services, caller: Caller, client_id: str) -
 
 
 async def wait_for_end(services: Services, caller: Caller, job_id: str, seconds: float | None) -> Job:
-    """Return the job as soon as it has ended, or as it is after `seconds`; None means `hold_seconds`.
+    """Return the job as soon as it has ended, or as it is after `seconds` or when the server stops.
+
+    None means `hold_seconds`.
 
     The rights of `caller` are looked at again while it waits. Raises JobNotFound, and Unauthorized once they are gone.
     """
@@ -58,9 +60,11 @@ async def wait_for_end(services: Services, caller: Caller, job_id: str, seconds:
     job = await get_job(services, caller, job_id)
     while not job.is_terminal and (remaining := deadline - clock()) > 0:
         wait_seconds = min(remaining, services.rules.keep_alive_seconds)
-        await wait_until(services, job_id, wait_seconds, lambda job: job.is_terminal)
+        await wait_in_request(services, job_id, wait_seconds, lambda job: job.is_terminal)
         caller = await refresh(services, caller)
         job = await get_job(services, caller, job_id)
+        if services.runtime.shutdown.is_interrupting:
+            break
     return job
 
 
@@ -117,14 +121,14 @@ async def follow_events(services: Services, caller: Caller, job_id: str, after_s
     each list. Raises JobNotFound, and Unauthorized once they are gone.
     """
     has_ended = False
-    while not has_ended:
+    while not has_ended and not services.runtime.shutdown.is_interrupting:
         caller = await refresh(services, caller)
         has_ended = (await get_job(services, caller, job_id)).is_terminal
         new = [event for event in await list_events(services, caller, job_id) if event.seq > after_seq]
         after_seq = new[-1].seq if new else after_seq
         yield new
         if not has_ended:
-            await wait_until(
+            await wait_in_request(
                 services, job_id, services.rules.keep_alive_seconds, lambda job, seq=after_seq: job.seq > seq
             )
 
@@ -151,6 +155,16 @@ async def find_unfinished(services: Services, job: Job) -> Job | None:
             if candidate.token_id == job.token_id and candidate.lane == job.lane:
                 return candidate
     return None
+
+
+async def wait_in_request(services: Services, job_id: str, seconds: float, condition: Callable[[Job], bool]) -> Job:
+    """Wait as `wait_until` does, for a caller on a connection: when the server stops, return the job as it is."""
+    try:
+        return await wait_until(services, job_id, seconds, condition)
+    except asyncio.CancelledError:
+        if services.runtime.shutdown.take_cancellation():
+            return await load_job(services, job_id)
+        raise
 
 
 async def wait_until(services: Services, job_id: str, seconds: float, condition: Callable[[Job], bool]) -> Job:
@@ -194,6 +208,18 @@ def pending_error(job: Job) -> ReviewPending:
     if job.parked_at is not None:
         text = "A step waits for a review or a limit"
     return ReviewPending(f"{text}; query job {job.id} later.", job_id=job.id)
+
+
+def interrupted_error(job: Job) -> SignoffError:
+    """Return the error for a caller whose wait for `job` ends because the server stops.
+
+    A retry helps in any case: it joins a job that goes on, for example one that is held.
+    """
+    if job.status != "human" and job.parked_at is None:
+        return Interrupted(job_id=job.id)
+    error = pending_error(job)
+    error.status, error.retryable = Interrupted.status, True
+    return error
 
 
 def failure_of_job(job: Job) -> JobFailed:
