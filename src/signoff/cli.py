@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -31,7 +32,6 @@ from signoff.setting_sources import BadSettings
 from signoff.settings import Settings, load
 from signoff.work.admin.audit import record_settings
 from signoff.work.admin.people import create_token, create_user, sign_in_link
-from signoff.work.pipelines.functions import register_missing_builtins
 from signoff.work.services import Services
 
 FIRST_ADMIN = "admin@localhost"
@@ -130,6 +130,7 @@ async def _work(settings: Settings) -> bool:
     """Perform jobs until a signal comes or memory exceeds its limit; return True if the worker must restart."""
     from signoff.server.bootstrap import run_services
     from signoff.server.start_warnings import log_warnings
+    from signoff.work.pipelines.functions import register_missing_builtins
 
     stop_requested = asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
@@ -197,7 +198,16 @@ def _bind(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
-        stop(f"Cannot listen on {settings.host}: {error.strerror}.")
+        address = f"{settings.host}:{settings.port}"
+        match error.errno:
+            case errno.EADDRINUSE:
+                stop(f"{address} is in use. Is Signoff running already? Another port: --port {settings.port + 1}")
+            case errno.EACCES:
+                stop(f"{address} is not permitted to this user. Use a port from 1024 on: --port 8000")
+            case errno.EADDRNOTAVAIL:
+                stop(f"{settings.host} is no address of this machine. For all of its addresses: --host 0.0.0.0")
+            case _:
+                stop(f"Cannot listen on {address}: {error.strerror}.")
 
 
 async def _start(services: Services, settings: Settings, address: str) -> str:

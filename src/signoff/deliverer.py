@@ -28,6 +28,10 @@ class Deliverer(Protocol):
         """
         ...
 
+    async def is_available(self) -> bool:
+        """Return True if the one receiver of all messages answers; also if each message has a receiver of its own."""
+        ...
+
     async def close(self) -> None:
         """Release connections. Called once, after all calls of `send` have ended."""
         ...

@@ -154,7 +154,7 @@ class Settings(BaseSettings):
     user_share: float = Field(0.9, gt=0, le=1)
     """Maximum share of a worker's concurrency that the jobs of one user may use, above 0 and up to 1."""
     drain_seconds: float = Field(20, ge=0)
-    """Seconds that a stopping worker has to finish its jobs."""
+    """Seconds that a stopping server or worker has to finish its requests and jobs."""
 
     enqueue_review: Review = "always"
     """Review of answers of /enqueue; the model's own rule wins."""

@@ -411,3 +411,22 @@ async def test_json_with_the_content_type_of_a_form_signs_in_as_json(tmp_path: P
         for password, status in (("correct horse", 200), ("wrong", 401)):
             body = msgspec.json.encode({"email": "a@example.com", "password": password})
             assert (await server.ask("POST", "/api/session", data=body, headers=headers))[0] == status
+
+
+@pytest.mark.parametrize("accept", ["text/html,*/*", "*/*"])
+async def test_an_error_of_a_page_is_a_page_for_browsers(accept: str, tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token = await server.token("admin")
+        form = {"id": "nowhere", "verdict": "approve", "round": "1", "seen": "x"}
+        decided = await server.ask("POST", "/dashboard/decide", token, data=form, headers={"accept": accept})
+        signed_in = await server.ask("GET", "/signin/used", headers={"accept": accept})
+        for (status, page), expected, text in (
+            (decided, 404, "does not exist"),
+            (signed_in, 401, "was used already, or is too old"),
+        ):
+            assert status == expected
+            if "html" in accept:
+                assert text in page
+                assert '<a href="/">' in page
+            else:
+                assert page["status"] == expected

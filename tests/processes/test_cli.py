@@ -483,7 +483,7 @@ def test_a_server_whose_port_is_in_use_reports_it_and_creates_no_data(tmp_path: 
         code, out, error_output = signoff(tmp_path, "serve", "--port", str(other.getsockname()[1]))
     # then the first start, which would print a token, has not happened
     assert (code, out) == (1, "")
-    assert "Cannot listen on 127.0.0.1: Address already in use" in error_output
+    assert "is in use. Is Signoff running already? Another port: --port " in error_output
     assert is_one_line(error_output)
     assert not (tmp_path / "data").exists()
 

@@ -106,6 +106,10 @@ class SimDeliverer:
     async def close(self) -> None:
         """Close nothing."""
 
+    async def is_available(self) -> bool:
+        """Return True."""
+        return True
+
     async def send(self, message: OutgoingMessage) -> int:
         """See `deliverer.Deliverer`."""
         host = message.address.split("/")[2]

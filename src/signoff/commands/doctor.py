@@ -1,6 +1,5 @@
 """Health checks of `signoff doctor`: each resource that the server needs, and its state."""
 
-import os
 import sys
 from collections.abc import Awaitable, Callable
 
@@ -8,7 +7,7 @@ import msgspec
 
 from signoff.core.model import Model
 from signoff.errors import NoDefaultModel
-from signoff.server.bootstrap import check_broker, check_redis, open_services
+from signoff.server.bootstrap import check_broker, check_data_dir, check_redis, open_services
 from signoff.settings import Settings, ignored_variables
 from signoff.work.admin.registry import default_model
 
@@ -47,9 +46,7 @@ async def _run_check(name: str, check: Callable[[], Awaitable[str]]) -> CheckRes
 
 
 async def _data_folder(settings: Settings) -> str:
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    if not os.access(settings.data_dir, os.W_OK):
-        raise PermissionError(f"{settings.data_dir} is not writable; change its owner or its mode.")
+    check_data_dir(settings)
     return str(settings.data_dir.absolute())
 
 

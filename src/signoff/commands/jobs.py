@@ -13,9 +13,10 @@ from signoff.core.answer import answer_text
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Job, Status, Verdict
 from signoff.core.transcript import answer_details, transcript
+from signoff.core.wire import job_as_json
 from signoff.errors import SignoffError
 from signoff.settings import load
-from signoff.work.jobs.query import JobCount, count_jobs, list_jobs
+from signoff.work.jobs.query import JobCount, count_jobs, get_job, list_jobs
 from signoff.work.reviews.desk import VerdictRequest, decide, with_draft
 from signoff.work.services import Services
 
@@ -24,10 +25,15 @@ job_commands = typer.Typer()
 
 @job_commands.command()
 def jobs(
+    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Show this job as JSON.")] = None,
     status: Annotated[str | None, typer.Option(help=" | ".join(STATUSES))] = None,
     limit: Annotated[int, typer.Option(help="Maximum number of jobs.", min=1, max=1000)] = 20,
 ) -> None:
-    """List the latest jobs."""
+    """List the latest jobs, or show one."""
+    if job_id is not None:
+        job = run(load(), lambda services: get_job(services, OPERATOR, job_id))
+        out.print(printable(msgspec.json.format(msgspec.json.encode(job_as_json(job))).decode()))
+        return
     if status not in {None, *STATUSES}:
         stop(f"--status must be one of {', '.join(STATUSES)} (got {status!r}).")
     job_filter = JobFilter(status=cast("Status | None", status), limit=limit, newest_first=True)

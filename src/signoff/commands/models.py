@@ -13,7 +13,14 @@ from signoff.commands.terminal import ALWAYS_OR_NEVER, choice, out, run, stop
 from signoff.core.model import BALANCES, EndpointConfig, Model, ProcessLimits, model_fault
 from signoff.settings import load
 from signoff.work.admin.models import end_process
-from signoff.work.admin.registry import ModelKeys, all_models, model_by_name, register_model, unregister_model
+from signoff.work.admin.registry import (
+    ModelKeys,
+    all_models,
+    default_model,
+    model_by_name,
+    register_model,
+    unregister_model,
+)
 from signoff.work.services import Services
 
 models = typer.Typer(help="Manage models.")
@@ -114,10 +121,15 @@ def _register(model: Model, *, reads_key: bool, drops_key: bool) -> None:
 def model_list() -> None:
     """List all models."""
     table = Table("name", "kind", "where", "review", "default")
-    for model in run(load(), all_models):
+    listed, default = run(load(), _models_and_default)
+    for model in listed:
         where = model.url or shlex.join(model.command) or "\n".join(each.url for each in model.endpoints)
-        table.add_row(model.name, model.kind, where, model.review or "", "yes" if model.default else "")
+        table.add_row(model.name, model.kind, where, model.review or "", "yes" if model == default else "")
     out.print(table)
+
+
+async def _models_and_default(services: Services) -> tuple[Sequence[Model], Model | None]:
+    return await all_models(services), await default_model(services)
 
 
 @models.command("remove")

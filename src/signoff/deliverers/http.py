@@ -65,6 +65,10 @@ class HttpDeliverer:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _mapped(error) from error
 
+    async def is_available(self) -> bool:
+        """See `deliverer.Deliverer`."""
+        return True
+
     async def close(self) -> None:
         """See `deliverer.Deliverer`."""
         if self._session is not None:

@@ -12,6 +12,7 @@ from signoff.infra.redis import make_client
 
 BACKOFF = Backoff(first_seconds=0.2, ceiling_seconds=2)
 ANSWER_SECONDS = 5.0
+READY_SECONDS = 2.0
 log = structlog.get_logger()
 
 
@@ -36,6 +37,14 @@ class RedisDeliverer:
         while not await self._try_write(message):
             attempt += 1
             await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
+
+    async def is_available(self) -> bool:
+        """See `deliverer.Deliverer`."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                return bool(await self._redis.ping())
+        except (RedisError, OSError):
+            return False
 
     async def close(self) -> None:
         """See `deliverer.Deliverer`."""

@@ -46,6 +46,10 @@ class TopicDeliverer:
             attempt += 1
             await asyncio.sleep(wait_seconds(BACKOFF, attempt, self._random_float()))
 
+    async def is_available(self) -> bool:
+        """See `deliverer.Deliverer`."""
+        return True
+
     async def close(self) -> None:
         """See `deliverer.Deliverer`."""
         while self._open:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +49,7 @@ from signoff.work.services import Services
 MAX_REQUEST_ID_LENGTH = 128
 # Keys in a request's scope of what `_services`, `_door_settings` and `_caller` inject.
 SERVICES, DOOR_SETTINGS, CALLER = "signoff.services", "signoff.door_settings", "signoff.caller"
+ErrorPage = Callable[[AnyRequest, SignoffError], Response[Any] | None]
 log = structlog.get_logger()
 
 
@@ -109,11 +110,16 @@ class DoorRouter:
                 await send_bytes(send, error.status, body, PROBLEM.encode(), headers)
 
 
-def make_litestar_app(routers: Sequence[Router], templates: Path) -> ASGIApp:
+def make_litestar_app(routers: Sequence[Router], templates: Path, error_page: ErrorPage) -> ASGIApp:
     """Return the Litestar application of `routers`, with an OpenAPI document at `/schema`.
 
-    Its handlers get services and settings from the request's scope, where `DoorRouter` puts them.
+    `error_page` may return a page in place of an error in the format of the API.
+    Handlers get services and settings from the request's scope, where `DoorRouter` puts them.
     """
+
+    def handle_error(request: AnyRequest, error: SignoffError) -> Response[Any]:
+        return error_page(request, error) or _handle_error(request, error)
+
     app = Litestar(
         route_handlers=list(routers),
         dependencies={
@@ -124,7 +130,7 @@ def make_litestar_app(routers: Sequence[Router], templates: Path) -> ASGIApp:
         guards=[_identify_caller],
         before_request=_check_address,
         exception_handlers={
-            SignoffError: _handle_error,
+            SignoffError: handle_error,
             HTTPException: _handle_http_error,
             Exception: _handle_unexpected,
         },

@@ -95,6 +95,7 @@ async def open_services(
     Raises WrongKey if `checks_key` and this host has another key than the one that encrypts the stored secrets.
     """
     log_to_stderr(settings.log_level, settings.log_format)
+    check_data_dir(settings)
     had_key_file = settings.key_path.exists()
     services = _make_services(settings, upstream or UpstreamClient(now=time.time))
     if settings.is_embedded:
@@ -110,6 +111,18 @@ async def open_services(
         await services.caches.responses.close()
         await services.store.close()
         services.runtime.passwords.close()
+
+
+def check_data_dir(settings: Settings) -> None:
+    """Create the data folder if it does not exist. Raises BadSettings with a remedy if it cannot be written to."""
+    path = settings.data_dir.absolute()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadSettings(f"The data folder {path} cannot be made: {reason}. Set SIGNOFF_DATA_DIR.") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise BadSettings(f"The data folder {path} is not writable. Change its owner, or set SIGNOFF_DATA_DIR.")
 
 
 async def _start_store(services: Services, *, waits: bool) -> None:

@@ -3,6 +3,7 @@
 import functools
 
 from signoff.dashboard import home
+from signoff.dashboard.error_page import error_page
 from signoff.doors import (
     audit,
     deliveries,
@@ -84,4 +85,4 @@ def _litestar_app() -> ASGIApp:
         health,
         session,
     )
-    return make_litestar_app([*(door.router for door in rest), home.router, home.static], home.TEMPLATES)
+    return make_litestar_app([*(door.router for door in rest), home.router, home.static], home.TEMPLATES, error_page)

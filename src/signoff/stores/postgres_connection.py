@@ -81,6 +81,8 @@ async def is_behind_pooler(address: PostgresAddress) -> bool:
     try:
         async with conn.transaction():
             return conn.get_server_pid() != await conn.fetchval("SELECT pg_backend_pid()")
+    except (OSError, PostgresError, ClientError) as error:
+        raise _describe(error, address) from error
     finally:
         await conn.close(timeout=1)
 

@@ -42,6 +42,8 @@ async def check_readiness(services: Services, *, with_names: bool) -> tuple[bool
     """
     is_ready, statuses = await services.store.is_ready(), services.caches.streams.statuses
     components: dict[str, bool | int] = {"store": is_ready, "broker": services.adapters.broker.is_connected}
+    if (redis := services.adapters.deliverers.get("redis")) is not None:
+        components["redis"] = await redis.is_available()
     if with_names:
         return is_ready, components | {f"stream:{name}": listening.ok for name, listening in statuses.items()}
     listening = sum(status.ok for status in statuses.values())

@@ -12,7 +12,6 @@ from signoff.core.allow_list import MODEL_ADDRESSES
 from signoff.core.model import Model, endpoints_of, with_changes
 from signoff.engine import ProcessEngine, State
 from signoff.errors import AddressRefused, BadRequest, Forbidden, ModelNotFound, Overloaded
-from signoff.infra.ssrf import blocked_reason, probe
 from signoff.work.admin.registry import NO_MODEL_KEYS, ModelKeys, register_model, unregister_model
 from signoff.work.services import Services
 
@@ -66,6 +65,8 @@ async def model_health(services: Services, model: Model) -> dict[str, Any]:
         return {"ok": state != "failed", "detail": state}
     if model.url is None:
         return {"ok": True, "detail": "always available"}
+    from signoff.infra.ssrf import blocked_reason, probe  # imports an HTTP client, which commands do not need
+
     parts = urlsplit(model.url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
