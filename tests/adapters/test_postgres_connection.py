@@ -87,7 +87,7 @@ async def test_a_server_that_starts_before_its_database_waits_and_says_so_once(
 
     with capture_logs() as logs:
         task = asyncio.ensure_future(start())
-        await until(lambda: found(logs, "database_unreachable"))
+        await until(lambda: logged(logs, "database_unreachable"))
         async with await asyncio.start_server(forward, "127.0.0.1", port):
             assert await task
 
@@ -98,7 +98,7 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.close()
 
 
-async def found(logs: list[Any], event: str) -> Any:
+async def logged(logs: list[Any], event: str) -> Any:
     """Return the event, or None if it was not logged yet."""
     return next((entry for entry in logs if entry["event"] == event), None)
 

@@ -64,14 +64,15 @@ def log_to_stderr(level: Level = "info", line_format: Format = "text") -> None:
     if structlog.is_configured() and not _Output.is_ours:
         return
     _Output.is_ours = True
-    shared: list[Any] = [structlog.processors.add_log_level, _add_ids]
+    shared: list[Any] = [structlog.processors.add_log_level, structlog.processors.format_exc_info]
     written: list[Any] = [structlog.processors.TimeStamper(fmt="iso"), *_rendering(line_format)]
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        processors=[*shared, structlog.processors.format_exc_info, RepeatFilter(), *written],
+        # The ids come last: an outage that a thousand requests notice is one event.
+        processors=[*shared, RepeatFilter(), _add_ids, *written],
     )
-    _write_libraries([*shared, structlog.processors.format_exc_info, *written])
+    _write_libraries([*shared, _add_ids, *written])
 
 
 def _rendering(line_format: Format) -> list[Any]:
