@@ -248,7 +248,7 @@ UNKNOWN_MODEL = (
     ("GET", "/get/getlogs?id=nobody", None),
     ("POST", "/generate", {"content": "hello", "meta": {"model": "nobody"}}),
     ("POST", "/chat_completion", {"messages": [{}], "meta": {"model": "nobody"}}),
-    ("POST", "/api/jobs", {"target": "nobody", "body": chat("hello")}),
+    ("POST", "/api/jobs", {"target": "nobody", "body": {}}),
     ("GET", "/api/models/nobody", None),
     ("PATCH", "/api/models/nobody", {}),
     ("POST", "/api/models/nobody?operation=stop", None),

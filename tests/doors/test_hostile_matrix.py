@@ -98,7 +98,8 @@ class Matrix:
 
     async def job(self, status: str, **fields: Any) -> str:
         """Submit a job of the owner, and return its id once it has the status."""
-        request = {"body": chat(f"{SECRET} question"), "target": "echo", "metadata": {"note": SECRET}} | fields
+        messages = chat(f"{SECRET} question")["messages"]
+        request = {"body": {"messages": messages}, "target": "echo", "metadata": {"note": SECRET}} | fields
         job_id = (await self.must("owner", "POST", "/api/jobs", request))["job_id"]
         token = self.tokens["owner"] or ""
         await self.server.job_when(token, job_id, lambda job: job["status"] == status)

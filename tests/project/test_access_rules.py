@@ -42,6 +42,7 @@ LOADERS = {
     "work/jobs/query.py list_events": "calls `get_job` first",
     "work/jobs/query.py may_see_steps": "loads the run of a step, and returns True or False alone",
     "work/jobs/query.py load_job": "is the loader without a check",
+    "work/jobs/query.py wait_in_request": "is `wait_until` for a caller on a connection",
     "work/jobs/query.py wait_until": "waits for a job that its callers have checked; they redact what they pass on",
     "work/jobs/redeliver.py redeliver": "checks the job of the delivery",
     "work/jobs/deliver.py _send": "sends a delivery to the receiver that the owner named",

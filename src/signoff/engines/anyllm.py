@@ -29,7 +29,7 @@ from signoff.errors import (
 )
 from signoff.infra.ssrf import AddressBlocked, CheckedResolver
 
-EXTRA_MISSING = "Models of the kind anyllm need the extra `anyllm`: run `pip install 'signoff[anyllm]'`."
+EXTRA_MISSING = "Models of the kind anyllm need the extra `anyllm`: run `uv pip install -e '.[anyllm]'`."
 MAX_CLIENTS = 64
 MAX_ERROR_CHARS = 2000
 CLOSE_SECONDS = 2
