@@ -118,12 +118,12 @@ def test_an_answer_of_any_other_endpoint_is_unchanged(path: str) -> None:
     ]
 
 
-def test_the_text_of_a_response_is_replaced_and_its_calls_stay() -> None:
+def test_the_text_of_a_response_replaces_all_of_its_items() -> None:
     body = json.dumps(RESPONSE).encode()
     assert answer_text(body) == "Hello there"
     edited = json.loads(with_text(body, "signed"))
     assert answer_text(json.dumps(edited).encode()) == "signed"
-    assert [item["type"] for item in edited["output"]] == ["reasoning", "message", "function_call"]
+    assert [item["type"] for item in edited["output"]] == ["message"]
     silent = json.dumps(RESPONSE | {"output": [TOOL]}).encode()
     assert answer_text(silent) is None
     assert answer_text(with_text(silent, "signed")) == "signed"

@@ -13,7 +13,6 @@ import pytest
 
 from fakes.upstream import fake_upstream
 from signoff.core.access import Caller
-from signoff.core.answer import with_text
 from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
 from signoff.work.reviews.desk import VerdictRequest, decide
@@ -162,7 +161,7 @@ async def test_a_held_stream_is_read_with_the_edited_answer(tmp_path: Path) -> N
 
         call = asyncio.ensure_future(read())
         job = await until(lambda: held_job(server))
-        edit = Edit(response=with_text(job.response or b"", "signed off").decode())
+        edit = Edit(response='"signed off"')
         await decide(server.services, REVIEWER, job.id, VerdictRequest(verdict="approve", edit=edit))
         assert await call == ("signed off", "stop", 4)
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from signoff.commands.terminal import OPERATOR, err, out, printable, run, stop
 from signoff.core.answer import answer_text
+from signoff.core.edited_answer import edited_answer
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Job, Status, Verdict
 from signoff.core.transcript import answer_details, transcript
@@ -82,7 +83,7 @@ def _print_job(job: Job) -> None:
     _print_texts("request", transcript(job.body))
     if draft.payload is not None:
         _print_texts("request of the saved draft, which is sent when you ask again", transcript(draft.payload.encode()))
-    shown = job.response if draft.response is None else draft.response.encode()
+    shown = job.response if draft.response is None else edited_answer(job, draft.response.encode())
     _print_texts("answer" if draft.response is None else "saved draft of the answer", [("", _text_of(shown))])
     if (details := answer_details(shown)) is not None:
         _print_texts("whole answer", [("", details)])

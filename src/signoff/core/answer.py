@@ -161,40 +161,55 @@ def _has_choices(body: bytes) -> bool:
 
 
 def with_text(body: bytes, text: str) -> bytes:
-    """Return the answer with `text` as its text; a body of another shape becomes `text`."""
+    """Return the answer with `text` as all that it says; a body of another form becomes `text`.
+
+    The envelope stays: id, time, model and usage. Further choices, calls of tools and reasoning go.
+    """
     if response.is_response(body):
         return response.with_response_text(body, text)
     if messages.is_message(body):
         return messages.with_message_text(body, text)
     try:
-        whole = msgspec.json.decode(body, type=dict[str, Any])
-        choice = msgspec.convert(whole.get("choices"), list[dict[str, Any]])[0]
+        whole = msgspec.json.decode(body, type=JsonObject)
+        choice = msgspec.convert(whole.get("choices"), list[JsonObject])[0]
     except (ValueError, IndexError, RecursionError):
         return msgspec.json.encode(text)
-    if isinstance(message := choice.get("message"), dict):
-        choice["message"] = message | {"content": text}
-    else:
-        choice["text"] = text
-    whole["choices"][0] = choice
-    edited = msgspec.json.encode(whole)
-    return edited if answer_text(edited) == text else msgspec.json.encode(text)
+    return msgspec.json.encode(whole | {"choices": [_text_choice(choice, text)]})
 
 
-def as_completion(body: bytes, model: str) -> bytes:
-    """Return `body` if it is a chat completion, else a completion of `model` with `body` as its content.
+def _text_choice(choice: JsonObject, text: str) -> JsonObject:
+    """Return a choice that says `text`, with the members of `choice` that are true of any text."""
+    ending = {name: value for name, value in (("logprobs", None), ("finish_reason", "stop")) if name in choice}
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        return {"index": 0, "text": text, **ending}
+    members = cast("JsonObject", message)
+    refusal = {"refusal": None} if "refusal" in members else {}
+    message = {"role": members.get("role") or "assistant", "content": text, **refusal}
+    return {"index": 0, "message": message, **ending}
 
-    A reviewer may have replaced an answer by a bare text or any JSON, and a chat door must answer with a completion.
-    """
+
+def is_completion(body: bytes) -> bool:
+    """Return True if `body` has the form of a chat completion. Raises ValueError, RecursionError if it is not JSON."""
     try:
         msgspec.json.decode(body, type=_Completion)
     except msgspec.ValidationError:
-        text = text_or_json(body)
-    else:
+        return False
+    return True
+
+
+def as_completion(body: bytes, model: str, *, created: int = 0) -> bytes:
+    """Return `body` if it is a chat completion, else a completion of `model` with `body` as its content.
+
+    A reviewer may have replaced an answer by a bare text or any JSON, and a chat door must answer with a completion.
+    `created` is its time, in seconds since 1970.
+    """
+    if is_completion(body):
         return body
-    message = {"role": "assistant", "content": text}
+    message = {"role": "assistant", "content": text_or_json(body)}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     name = f"chatcmpl-{fingerprint(model.encode(), body)[:16]}"
-    head = {"id": name, "object": "chat.completion", "created": 0, "model": model}
+    head = {"id": name, "object": "chat.completion", "created": created, "model": model}
     return msgspec.json.encode(head | {"choices": [choice]})
 
 

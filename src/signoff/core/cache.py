@@ -174,7 +174,8 @@ def is_complete(path: str, answer: bytes) -> bool:
 
 def with_usage(path: str, answer: bytes, usage: Usage | None) -> bytes:
     """Return `answer` with `usage`, which a whole answer has even if the stream that it came from had none."""
-    if usage is None or path not in {CHAT, COMPLETIONS}:
+    content = {CHAT: "choices", COMPLETIONS: "choices", RESPONSES: "output"}.get(path)
+    if usage is None or content is None:
         return answer
     try:
         if parse_usage(answer) is not None:
@@ -182,7 +183,20 @@ def with_usage(path: str, answer: bytes, usage: Usage | None) -> bytes:
         whole = msgspec.json.decode(answer, type=dict[str, Any])
     except (ValueError, RecursionError):
         return answer
-    return msgspec.json.encode(whole | {"usage": usage}) if "choices" in whole else answer
+    if content not in whole:
+        return answer
+    return msgspec.json.encode(whole | {"usage": usage if path != RESPONSES else _usage_of_response(usage)})
+
+
+def _usage_of_response(usage: Usage) -> dict[str, Any]:
+    """Return `usage` with the names that it has in the responses API."""
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.total_tokens or usage.prompt_tokens + usage.completion_tokens,
+    }
 
 
 class _Ending(msgspec.Struct):

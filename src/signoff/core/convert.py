@@ -8,25 +8,44 @@ from collections.abc import Iterator
 import msgspec
 
 from signoff.core import endpoints, messages, response, sse
-from signoff.core.answer import as_completion, split, text_or_json
+from signoff.core.answer import as_completion, is_completion, split, text_or_json
 from signoff.core.binary import decode_binary
 from signoff.core.fingerprint import fingerprint
 from signoff.core.response import JsonObject
 
 
-def convert_answer(path: str, body: bytes, model: str) -> bytes:
-    """Return `body` if it has the form of an answer of `path`, else such an answer with `body` as its text."""
+def convert_answer(path: str, body: bytes, model: str, *, created: int = 0) -> bytes:
+    """Return `body` if it has the form of an answer of `path`, else such an answer with `body` as its text.
+
+    `created` is the time of an answer that is made here, in seconds since 1970.
+    """
+    if has_form(path, body):
+        return body
     match path:
         case endpoints.CHAT:
-            return as_completion(body, model)
+            return as_completion(body, model, created=created)
         case endpoints.COMPLETIONS | endpoints.EDITS:
-            return body if _is_text(body) else _text_answer(path, text_or_json(body), model)
-        case endpoints.RESPONSES if not response.is_response(body):
-            return msgspec.json.encode(response.response_from_text(text_or_json(body), _id_of(model, body), model))
-        case endpoints.MESSAGES if not messages.is_message(body):
+            return _text_answer(path, text_or_json(body), model, created)
+        case endpoints.MESSAGES:
             return msgspec.json.encode(messages.message_from_text(text_or_json(body), _id_of(model, body), model))
         case _:
-            return body
+            name = _id_of(model, body)
+            return msgspec.json.encode(response.response_from_text(text_or_json(body), name, model, created=created))
+
+
+def has_form(path: str, body: bytes) -> bool:
+    """Return True if `body` has the form of an answer of `path`, as any JSON has where the form is not known."""
+    match path:
+        case endpoints.CHAT:
+            return is_completion(body)
+        case endpoints.COMPLETIONS | endpoints.EDITS:
+            return _is_text(body)
+        case endpoints.RESPONSES:
+            return response.is_response(body)
+        case endpoints.MESSAGES:
+            return messages.is_message(body)
+        case _:
+            return True
 
 
 def stream_events(path: str, body: bytes, *, with_usage: bool) -> Iterator[bytes]:
@@ -70,11 +89,12 @@ def _is_text(body: bytes) -> bool:
     return True
 
 
-def _text_answer(path: str, text: str, model: str) -> bytes:
+def _text_answer(path: str, text: str, model: str, created: int) -> bytes:
     choice: JsonObject = {"text": text, "index": 0}
     if path == endpoints.EDITS:
-        return msgspec.json.encode({"object": "edit", "created": 0, "choices": [choice]})
-    head = {"id": f"cmpl-{_id_of(model, text.encode())}", "object": "text_completion", "created": 0, "model": model}
+        return msgspec.json.encode({"object": "edit", "created": created, "choices": [choice]})
+    name = f"cmpl-{_id_of(model, text.encode())}"
+    head = {"id": name, "object": "text_completion", "created": created, "model": model}
     return msgspec.json.encode(head | {"choices": [choice | {"logprobs": None, "finish_reason": "stop"}]})
 
 

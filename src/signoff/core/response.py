@@ -47,21 +47,18 @@ def _parts(item: JsonObject) -> list[JsonObject]:
 
 
 def with_response_text(body: bytes, text: str) -> bytes:
-    """Return the response with `text` as its only text; its other items, such as tool calls, stay."""
+    """Return the response, completed, with one message that says `text`; calls of tools and reasoning go."""
     whole: JsonObject = msgspec.json.decode(body)
-    items = cast("list[JsonObject]", whole["output"])
-    first = next((item for item in items if item.get("type") == "message"), None)
-    if first is None:
-        items.append(_message(text, "msg_edited"))
-    else:
-        first["content"] = [_text(text)]
-        whole["output"] = [item for item in items if item is first or item.get("type") != "message"]
-    return msgspec.json.encode(whole)
+    messages = [item for item in cast("list[JsonObject]", whole["output"]) if item.get("type") == "message"]
+    name = str(messages[0].get("id", "msg_edited")) if messages else "msg_edited"
+    ending: JsonObject = {"status": "completed", "incomplete_details": None, "output_text": text}
+    changes = {key: value for key, value in ending.items() if key in whole}
+    return msgspec.json.encode(whole | changes | {"output": [_message(text, name)]})
 
 
-def response_from_text(text: str, name: str, model: str) -> JsonObject:
-    """Return a response with the text `text`; its ids end in `name`."""
-    return response_of([_message(text, f"msg_{name}")], name, model)
+def response_from_text(text: str, name: str, model: str, *, created: int = 0) -> JsonObject:
+    """Return a response with the text `text`, made at `created` (seconds since 1970); its ids end in `name`."""
+    return response_of([_message(text, f"msg_{name}")], name, model, created)
 
 
 def response_of(output: list[JsonObject], name: str, model: str, created_at: int = 0) -> JsonObject:

@@ -10,9 +10,10 @@ from litestar.response import Template
 from litestar.static_files import create_static_files_router  # pyright: ignore[reportUnknownVariableType]
 
 from signoff.core.access import Caller, may_review
-from signoff.core.answer import answer_text, with_text
+from signoff.core.answer import answer_text
 from signoff.core.ask import as_chat
 from signoff.core.binary import describe_binary
+from signoff.core.edited_answer import edited_answer
 from signoff.core.filters import JobFilter
 from signoff.core.fingerprint import fingerprint
 from signoff.core.job import STATUSES, Edit, Job, Verdict
@@ -126,16 +127,30 @@ async def post_sign_out(request: AnyRequest, services: InjectedServices) -> Resp
 
 
 def _edited(job: Job, text: str) -> Edit:
-    """Return the edit that makes `text` the text of the answer, or of its draft; none if it is that already."""
+    """Return the edit that makes `text` the text of the answer, or of its draft; none if it is that already.
+
+    An answer that has no text is shown as JSON, and so is its edit.
+    """
     shown = _shown_answer(job)
     if text == _answer(shown):
         return Edit() if job.draft is None or job.draft.response is None else Edit(response=job.draft.response)
-    return Edit(response=with_text(shown or b"null", text).decode())
+    is_json = shown is not None and describe_binary(shown) is None and answer_text(shown) is None and _is_json(text)
+    return Edit(response=text if is_json else msgspec.json.encode(text).decode())
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _shown_answer(job: Job) -> bytes | None:
-    """Return the answer that an approval sends: the saved draft, else that of the model."""
-    return job.response if job.draft is None or job.draft.response is None else job.draft.response.encode()
+    """Return the answer that an approval sends: with the saved draft, else that of the model."""
+    if job.draft is None or job.draft.response is None:
+        return job.response
+    return edited_answer(job, job.draft.response.encode())
 
 
 def _digest(job: Job) -> str:

@@ -69,7 +69,8 @@ async def run_pipeline(services: Services, job: Job, perform: PerformStep) -> An
             run = _Run(services, job, plan, perform, size)
             text = await run.result()
         if text is not None:
-            return Answer(body=convert_answer(job.path, msgspec.json.encode(text), job.target))
+            body, created = msgspec.json.encode(text), job.created_at // 1_000_000
+            return Answer(body=convert_answer(job.path, body, job.target, created=created))
         parked = await _park(services, job, run.settled_steps)
         if parked is not None:
             raise RunParked(parked)

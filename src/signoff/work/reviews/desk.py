@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from signoff.core.access import Caller, may_review
+from signoff.core.edited_answer import check_edit, edited_answer
 from signoff.core.job import Decision, Edit, Job, JobError, Verdict
 from signoff.errors import Forbidden, Stale
 from signoff.store import TransitionRequest
@@ -34,10 +35,13 @@ class VerdictRequest(msgspec.Struct, frozen=True, kw_only=True):
 async def decide(services: Services, caller: Caller, job_id: str, request: VerdictRequest) -> Job:
     """Record the verdict, and return the job. The verdict takes effect after `undo_seconds` of the policy.
 
-    Raises Forbidden, JobNotFound, what `readmit` raises for an edited request, and Stale if the job is not in review,
-    the round has changed, another reviewer has it open, or somebody has decided already.
+    Raises Forbidden, JobNotFound, what `readmit` raises for an edited request, BadRequest for an edited answer that the
+    caller could not read, and Stale if the job is not in review, the round has changed, another reviewer has it open,
+    or somebody has decided already.
     """
     job = await _load_held(services, caller, job_id)
+    if request.edit.response is not None and request.verdict == "approve":
+        check_edit(job, request.edit.response.encode())
     edited = request.edit.payload if request.verdict == "redo" else None
     decision = Decision(
         verdict=request.verdict,
@@ -127,7 +131,7 @@ def verdict_transition(job: Job, decision: Decision, actor: str) -> TransitionRe
     match decision.verdict:
         case "approve":
             edited = decision.edit.response
-            changes = {} if edited is None else {"response": edited.encode()}
+            changes = {} if edited is None else {"response": edited_answer(job, edited.encode())}
             return TransitionRequest(verb="approve", actor=actor, round=job.round, changes=changes)
         case "redo":
             edited, new_target = decision.edit.payload, decision.new_target

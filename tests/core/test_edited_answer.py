@@ -1,0 +1,179 @@
+"""Tests of edited answers: the caller gets them in the form and the envelope of the model's answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from signoff.core.answer import answer_text, collect
+from signoff.core.convert import stream_events
+from signoff.core.edited_answer import check_edit, edited_answer
+from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, MODERATIONS, PREDICT, RERANK, RESPONSES
+from signoff.core.job import Job
+from signoff.core.tokens import Usage
+from signoff.errors import BadRequest
+from support.stores import a_job
+
+USAGE = {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+MESSAGE = {"role": "assistant", "content": "old", "refusal": None}
+HEAD = {"id": "x-1", "created": 1694268190, "model": "gpt-4o-mini-2024", "system_fingerprint": "fp_4", "usage": USAGE}
+CHOICE = {"index": 0, "message": MESSAGE, "logprobs": {"content": [{"token": "old"}]}, "finish_reason": "length"}
+WHOLE_CHAT = HEAD | {"object": "chat.completion", "choices": [CHOICE]}
+NEW_CHAT = {"index": 0, "message": MESSAGE | {"content": "new"}, "logprobs": None, "finish_reason": "stop"}
+WHOLE_TEXT = HEAD | {"object": "text_completion", "choices": [{"index": 0, "text": "old", "finish_reason": "length"}]}
+WHOLE_RESPONSE = {
+    "id": "resp_1",
+    "object": "response",
+    "created_at": 1694268190,
+    "model": "gpt-4o-mini-2024",
+    "status": "incomplete",
+    "incomplete_details": {"reason": "max_output_tokens"},
+    "output": [
+        {"id": "rs_1", "type": "reasoning", "summary": []},
+        {"id": "msg_1", "type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "old"}]},
+        {"id": "fc_1", "type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+    ],
+    "usage": {"input_tokens": 9, "output_tokens": 12, "total_tokens": 21},
+}
+WHOLE: dict[str, dict[str, Any]] = {CHAT: WHOLE_CHAT, COMPLETIONS: WHOLE_TEXT, RESPONSES: WHOLE_RESPONSE}
+
+
+def held(path: str, answer: Any, **more: Any) -> Job:
+    """Return a job with an answer that waits for its review."""
+    response = None if answer is None else json.dumps(answer).encode()
+    return a_job(path=path, response=response, created_at=1_700_000_000_999_999, **more)
+
+
+def edited(path: str, answer: Any, edit: Any, **more: Any) -> Any:
+    return json.loads(edited_answer(held(path, answer, **more), json.dumps(edit).encode()))
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        pytest.param([CHOICE], id="text"),
+        pytest.param([CHOICE | {"message": MESSAGE | {"content": None, "tool_calls": [CALL]}}], id="tool calls"),
+        pytest.param([CHOICE, CHOICE | {"index": 1}], id="two choices"),
+        pytest.param([CHOICE | {"message": MESSAGE | {"reasoning_content": "secret"}}], id="reasoning"),
+        pytest.param([CHOICE | {"message": MESSAGE | {"audio": {"data": "UklG"}, "annotations": [{}]}}], id="audio"),
+        pytest.param([CHOICE | {"content_filter_results": {}, "stop_reason": 3}], id="other members"),
+    ],
+)
+def test_an_edited_chat_says_the_text_alone_in_the_envelope_of_the_model(choices: list[dict[str, Any]]) -> None:
+    assert edited(CHAT, WHOLE_CHAT | {"choices": choices}, "new") == WHOLE_CHAT | {"choices": [NEW_CHAT]}
+
+
+def test_an_edited_completion_keeps_its_envelope() -> None:
+    expected = WHOLE_TEXT | {"choices": [{"index": 0, "text": "new", "finish_reason": "stop"}]}
+    assert edited(COMPLETIONS, WHOLE_TEXT, "new") == expected
+    assert edited(EDITS, {"object": "edit", "created": 7, "choices": [{"text": "old", "index": 0}]}, "new") == {
+        "object": "edit",
+        "created": 7,
+        "choices": [{"index": 0, "text": "new"}],
+    }
+
+
+def test_an_edited_response_is_complete_and_keeps_its_envelope() -> None:
+    answer = edited(RESPONSES, WHOLE_RESPONSE, "new")
+    assert [item["type"] for item in answer["output"]] == ["message"]
+    assert answer["output"][0]["id"] == "msg_1"
+    assert answer_text(json.dumps(answer).encode()) == "new"
+    assert (answer["status"], answer["incomplete_details"]) == ("completed", None)
+    changed = {"output", "status", "incomplete_details"}
+    assert {name: answer[name] for name in answer if name not in changed} == {
+        name: value for name, value in WHOLE_RESPONSE.items() if name not in changed
+    }
+
+
+@pytest.mark.parametrize("path", WHOLE)
+@pytest.mark.parametrize("known", ["of the answer", "of all attempts"])
+def test_an_edited_answer_has_the_usage_that_the_job_knows(path: str, known: str) -> None:
+    answer = {name: value for name, value in WHOLE[path].items() if name != "usage"}
+    usage = {"usage": Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)}
+    tokens = {"prompt_tokens": 3, "completion_tokens": 2}
+    assert edited(path, answer, "new", **(usage if known == "of the answer" else tokens))["usage"]["total_tokens"] == 5
+    assert "usage" not in edited(path, answer, "new")
+
+
+@pytest.mark.parametrize("path", WHOLE)
+def test_an_edited_answer_is_streamed_with_its_envelope_and_usage(path: str) -> None:
+    answer = edited_answer(held(path, WHOLE[path]), b'"new"')
+    stream = list(stream_events(path, answer, with_usage=True))
+    whole, original = json.loads(collect(stream).body), json.loads(answer)
+    assert answer_text(collect(stream).body) == "new"
+    names = ("id", "model", "usage", "created_at" if path == RESPONSES else "created")
+    assert [whole[name] for name in names] == [original[name] for name in names]
+
+
+@pytest.mark.parametrize("path", WHOLE)
+def test_a_whole_answer_is_taken_as_it_is(path: str) -> None:
+    whole = json.dumps(WHOLE[path] | {"id": "mine"}).encode()
+    assert edited_answer(held(path, WHOLE[path]), whole) == whole
+
+
+@pytest.mark.parametrize("edit", [{"answer": 42}, [1, 2], 42, True, {"choices": "few"}], ids=json.dumps)
+def test_other_json_becomes_the_text_of_an_answer_in_words(edit: Any) -> None:
+    assert json.loads(edited(CHAT, WHOLE_CHAT, edit)["choices"][0]["message"]["content"]) == edit
+
+
+def test_other_json_is_taken_as_it_is_where_any_payload_is() -> None:
+    assert edited(CHAT, WHOLE_CHAT, {"answer": 42}, door="jobs") == {"answer": 42}
+    assert edited(CHAT, WHOLE_CHAT, "new", door="jobs") == WHOLE_CHAT | {"choices": [NEW_CHAT]}
+
+
+@pytest.mark.parametrize("answer", [None, "old", {"choices": []}, {"choices": [3]}, {"any": "thing"}], ids=json.dumps)
+def test_an_answer_without_an_envelope_gets_one(answer: Any) -> None:
+    whole = edited(CHAT, answer, "new", target="mine", prompt_tokens=1)
+    assert whole["choices"][0]["message"] == {"role": "assistant", "content": "new"}
+    assert (whole["object"], whole["created"], whole["model"]) == ("chat.completion", 1_700_000_000, "mine")
+    assert whole["usage"]["prompt_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "edit", "expected"),
+    [
+        pytest.param(PREDICT, {"label": "cat"}, {"label": "dog"}, {"label": "dog"}, id="any JSON"),
+        pytest.param(PREDICT, "old", "new", "new", id="a text"),
+        pytest.param(PREDICT, WHOLE_CHAT, "new", WHOLE_CHAT | {"choices": [NEW_CHAT]}, id="a chat by prediction"),
+        pytest.param(EMBEDDINGS, {"data": [1]}, {"data": [2]}, {"data": [2]}, id="numbers"),
+        pytest.param("/v1/audio/transcriptions", {"text": "old"}, {"text": "new"}, {"text": "new"}, id="passed on"),
+    ],
+)
+def test_an_answer_of_no_known_form_is_replaced(path: str, answer: Any, edit: Any, expected: Any) -> None:
+    assert edited(path, answer, edit) == expected
+
+
+JSON_MODE = {"response_format": {"type": "json_object"}}
+JSON_SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}}
+RESPONSE_SCHEMA = {"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "request_body"),
+    [(CHAT, JSON_MODE), (CHAT, JSON_SCHEMA), (COMPLETIONS, JSON_MODE), (RESPONSES, RESPONSE_SCHEMA)],
+)
+def test_words_are_no_edit_of_an_answer_in_json(path: str, request_body: dict[str, Any]) -> None:
+    job = held(path, WHOLE[path], body=json.dumps(request_body).encode())
+    with pytest.raises(BadRequest, match="asks for an answer in JSON"):
+        check_edit(job, b'"Sorry, no."')
+    # JSON can be sent, as a value or as a text, and so can a whole answer
+    for edit in (b'{"a":1}', b'"{\\"a\\":1}"', json.dumps(WHOLE[path]).encode()):
+        check_edit(job, edit)
+
+
+@pytest.mark.parametrize(
+    "request_body",
+    [b"{}", b"3", b'{"response_format":{"type":"text"}}', b'{"response_format":"json"}', b'{"text":{"format":null}}'],
+)
+def test_words_are_an_edit_of_any_other_answer(request_body: bytes) -> None:
+    check_edit(held(CHAT, WHOLE_CHAT, body=request_body), b'"Sorry, no."')
+
+
+@pytest.mark.parametrize("path", [EMBEDDINGS, MODERATIONS, RERANK])
+def test_numbers_are_not_edited_in_words(path: str) -> None:
+    with pytest.raises(BadRequest, match="has no text"):
+        check_edit(held(path, {"data": []}), b'"words"')
+    check_edit(held(path, {"data": []}), b'{"data":[]}')
