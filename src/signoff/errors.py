@@ -2,7 +2,7 @@
 
     SignoffError
     ├── BadRequest 400
-    │   ├── BadBody 400, MethodNotAllowed 405, TooLarge 413, KeyReused 422, AddressRefused 400
+    │   ├── BadBody 400, MissingParameter 400, MethodNotAllowed 405, TooLarge 413, KeyReused 422, AddressRefused 400
     │   ├── HeadTooLarge 431, RequestTimedOut 408, MisdirectedRequest 421
     │   ├── RunTooLarge 413
     │   └── BadPipeline 400
@@ -50,6 +50,8 @@ class SignoffError(Exception):
     """True if the same request can succeed later."""
     retry_after_seconds: float | None = None
     """Seconds until a retry can succeed; None if unknown."""
+    param: str | None = None
+    """Parameter that is at fault; None if the error is not about one, or only its message names it."""
     kind: ClassVar[str] = "server_error"
     """Type of the error in the format of OpenAI's API."""
 
@@ -76,6 +78,16 @@ class BadBody(BadRequest):
     """The body is not valid JSON; send JSON (RFC 8259) in UTF-8."""
 
     code = "invalid_json"
+
+
+class MissingParameter(BadRequest):
+    """The request lacks a parameter that the endpoint requires; add the one that the message names."""
+
+    code = "missing_required_parameter"
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"Missing required parameter: {param!r}.")  # as OpenAI's API says it
+        self.param = param
 
 
 class MethodNotAllowed(BadRequest):
@@ -419,12 +431,14 @@ class ReviewPending(SignoffError):
     """The answer is still held for review, and the job goes on; ask for the job later."""
 
     status, code = 504, "review_pending"
+    retry_after_seconds = 10.0
 
 
 class JobPending(SignoffError):
     """The job has not ended yet, and goes on; ask for the job later."""
 
     status, code = 504, "job_pending"
+    retry_after_seconds = 1.0
 
 
 class Interrupted(SignoffError):

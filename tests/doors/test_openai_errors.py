@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import openai
 import pytest
 
 from fakes.upstream import fake_upstream
+from signoff.core.envelope import reply_for
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import Timeouts
+from signoff.core.stream import IncomingMessage, Stream
+from signoff.doors.topics import accept_message
 from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
@@ -103,6 +107,28 @@ async def test_the_client_retries_only_retryable_faults(behaviour: str, calls: i
         assert error.status_code == 502
         assert ("x-should-retry" in error.response.headers) == (calls == 1)
         assert len(fake.requests) == calls
+
+
+async def test_a_missing_parameter_is_named_in_the_dialect_of_each_door(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        token, text = await server.token(), "Missing required parameter: 'messages'."
+        error = {"message": text, "type": "invalid_request_error", "param": "messages"}
+        error |= {"code": "missing_required_parameter"}
+        body = {"model": "echo", "mesages": [{"role": "user", "content": "typo"}]}
+        for path in ("/v1", "/openai/v1"):
+            response = await server.ask("POST", f"{path}/chat/completions", token, json=body)
+            assert response == (400, {"error": error})
+        response = await server.ask("POST", "/api/openai/v1/chat/completions", token, json=body)
+        assert response == (400, {"detail": text, "code": "missing_required_parameter"})
+        # on a topic
+        stream = Stream(name="one", scheme="amqp", host="h", sealed=b"", requests="in", responses="out")
+        message = {"path": "/v1/chat/completions", "metadata": 7, "body": body}
+        await accept_message(server.services, stream, IncomingMessage(json.dumps(message).encode(), "1"))
+        job = await until(lambda: ended_job(server))
+        assert json.loads(reply_for(job)) == {"status_code": 400, "metadata": 7, "body": {"error": error}}
+        # a queue takes any payload
+        for path, queued in (("/enqueue", body), ("/api/jobs", {"body": body, "target": "echo"})):
+            assert (await server.ask("POST", path, token, json=queued))[0] in {200, 202}
 
 
 async def ended_job(server: Live) -> Job | None:

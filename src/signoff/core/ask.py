@@ -27,6 +27,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """Route of the request in the form of `endpoints.format_route`; a POST is its path alone."""
     body: bytes
     """JSON as it came; another kind of body is a `BinaryBody` in JSON."""
+    requires_members: bool = False
+    """Refuse a body that lacks what its endpoint requires, such as `messages`; else it becomes the text of a chat."""
     target: str | None = None
     """Name of a model, prompt or pipeline; None for the default model."""
     pipeline: Pipeline | None = None

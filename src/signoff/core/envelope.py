@@ -2,8 +2,8 @@
 
 import msgspec
 
-from signoff.core.convert import convert_answer
 from signoff.core.decode import decode_json
+from signoff.core.edited_answer import in_form
 from signoff.core.endpoints import COMPLETIONS
 from signoff.core.job import Job, JobError
 from signoff.errors import BadBody, BadRequest, SignoffError, kind_of
@@ -70,11 +70,11 @@ def reply_for(job: Job) -> bytes:
 def error_body(error: JobError) -> dict[str, dict[str, str | None]]:
     """Return the error in the form of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`."""
     kind = kind_of(error.code, error.status)
-    return {"error": {"message": error.message, "type": kind, "param": None, "code": error.code}}
+    return {"error": {"message": error.message, "type": kind, "param": error.param or None, "code": error.code}}
 
 
 def _answer(job: Job) -> msgspec.Raw:
-    return msgspec.Raw(NOTHING if job.response is None else convert_answer(job.path, job.response, job.target))
+    return msgspec.Raw(NOTHING if job.response is None else in_form(job, job.response))
 
 
 def _normalize(path: str) -> str:

@@ -33,6 +33,8 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
     """Description for the caller."""
     status: int = 500
     """HTTP status for a caller who waits."""
+    param: str | msgspec.UnsetType = msgspec.UNSET
+    """Parameter of the request that is at fault; not set if the error is not about one."""
 
     @property
     def retryable(self) -> bool:

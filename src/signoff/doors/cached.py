@@ -99,6 +99,7 @@ def _ask(scope: Scope, caller: Caller, endpoint: str, body: bytes) -> Ask:
         caller=caller,
         path=endpoint,
         body=body,
+        requires_members=True,
         target=request.model,
         stream=bytes(request.stream) == b"true",
         lane="now",

@@ -6,7 +6,15 @@ from math import ceil
 from typing import Any
 
 from signoff.doors.http import Header
-from signoff.errors import BadPipeline, LimitReached, MethodNotAllowed, SignoffError, Unauthorized
+from signoff.errors import (
+    BadPipeline,
+    JobPending,
+    LimitReached,
+    MethodNotAllowed,
+    ReviewPending,
+    SignoffError,
+    Unauthorized,
+)
 
 PROBLEM = "application/problem+json"
 
@@ -53,7 +61,7 @@ def error_headers(error: SignoffError) -> Mapping[str, str]:
     if isinstance(error, LimitReached):  # without a time, waiting does not help
         if error.retry_after_seconds is not None:
             headers["retry-after"] = str(max(1, ceil(error.retry_after_seconds)))
-    elif error.status in {429, 503} and error.retryable:
+    elif (error.status in {429, 503} and error.retryable) or isinstance(error, ReviewPending | JobPending):
         headers["retry-after"] = str(max(1, ceil(error.retry_after_seconds or 0)))
     return headers
 

@@ -20,6 +20,7 @@ async def accept_message(services: Services, stream: Stream, message: IncomingMe
         caller=await stream_caller(services, stream),
         path=envelope.path,
         body=envelope.body,
+        requires_members=True,
         target=envelope.model,
         metadata=envelope.metadata,
         reply_to=stream.name,

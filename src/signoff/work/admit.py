@@ -17,8 +17,9 @@ from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.render import render_request
 from signoff.core.policy import Policy, policy_for, review_for
+from signoff.core.required_members import missing_member
 from signoff.core.upstream_objects import creates_no_object, creates_object
-from signoff.errors import BadBody, BadRequest, Forbidden, NotFound
+from signoff.errors import BadBody, BadRequest, Forbidden, MissingParameter, NotFound
 from signoff.work.admin.keys import key_of_user
 from signoff.work.inference.caching import cache_key_for
 from signoff.work.inference.ownership import NO_REFERENCES, References, find_references, hold_objects, owner_of
@@ -97,7 +98,10 @@ async def _prompt_job(services: Services, ask: Ask, prompt: Prompt, references: 
 
 
 async def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampling, references: References) -> Job:
-    """Return the job that calls `model`. Raises NotFound if the model does not serve the path."""
+    """Return the job that calls `model`.
+
+    Raises NotFound if the model does not serve the path, and MissingParameter.
+    """
     if accepts_any_json(model) and ask.path[0] != "/":
         raise NotFound(f"The model {model.name} does not serve {ask.path}.")
     _check_route(ask, model)
@@ -108,6 +112,8 @@ async def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampl
     path = path_for(model, ask.path, ask.body)
     if path != PREDICT:
         check_members(ask.body)
+        if ask.requires_members and (name := missing_member(ask.path, ask.body)) is not None:
+            raise MissingParameter(name)
     cache_key = cache_key_for(services, ask, model, policy, sampling, path) if creates_object(path) else None
     return _new_job(services, ask, model, policy, path=path, cache_key=cache_key)
 

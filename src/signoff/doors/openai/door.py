@@ -103,6 +103,7 @@ class OpenAIDoor(AsgiDoor):
             caller=caller,
             path=path,
             body=body,
+            requires_members=True,
             target=request.model or model,
             stream=_is_stream(path, request),
             lane="now",

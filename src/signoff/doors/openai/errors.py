@@ -69,7 +69,7 @@ def error_event(error: SignoffError, path: str) -> bytes:
 def _body(error: SignoffError) -> bytes:
     if isinstance(error, ModelAnswered) and (upstream_body := _upstream_body(error.body)) is not None:
         return upstream_body
-    fields = {"message": error.message, "type": error.kind, "param": None, "code": error.code}
+    fields = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
     return msgspec.json.encode({"error": fields if error.job_id is None else fields | {"job_id": error.job_id}})
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from signoff.core.answer import Answer
 from signoff.core.job import Job, JobError
 from signoff.core.retry import wait_seconds
@@ -22,7 +24,8 @@ async def settle(services: Services, job: Job, outcome: Answer | SignoffError) -
 
 def job_error(error: SignoffError) -> JobError:
     """Return `error` as stored with a job."""
-    return JobError(code=error.code, message=error.message, status=error.status)
+    param = msgspec.UNSET if error.param is None else error.param
+    return JobError(code=error.code, message=error.message, status=error.status, param=param)
 
 
 def _on_answer(services: Services, job: Job, answer: Answer) -> TransitionRequest:
