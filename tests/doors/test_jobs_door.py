@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -49,7 +50,7 @@ async def test_a_held_answer_is_hidden_until_it_is_approved(tmp_path: Path) -> N
         assert (job["status"], words(job["response"])) == ("success", "What is 2 + 2?")
 
 
-@pytest.mark.parametrize("edited", [{"choices": [{"message": {"content": "4"}}]}, "4", 4, ["4"], {"a": None}])
+@pytest.mark.parametrize("edited", [{"choices": [{"message": {"content": "4"}}]}, 4, ["4"], {"a": None}])
 async def test_the_caller_gets_the_edited_response(edited: Any, tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         user, reviewer = await server.token(), await server.token("reviewer")
@@ -57,6 +58,18 @@ async def test_the_caller_gets_the_edited_response(edited: Any, tmp_path: Path) 
         await review(server, reviewer, job_id, "success", response=edited)
         _, job = await server.ask("GET", f"/job?id={job_id}", user)
         assert (job["status"], job["response"]) == ("success", edited)
+
+
+async def test_an_edited_text_has_the_envelope_of_the_response_before(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        user, reviewer = await server.token(), await server.token("reviewer")
+        job_id = await enqueue_held_job(server, user)
+        _, held = await server.ask("GET", f"/job?id={job_id}", reviewer)
+        await review(server, reviewer, job_id, "success", response="4")
+        for path in (f"/job?id={job_id}", f"/api/jobs/{job_id}"):
+            _, job = await server.ask("GET", path, user)
+            assert words(job["response"]) == "4"
+            assert job["response"] | {"choices": []} == held["response"] | {"choices": []}
 
 
 async def test_a_rejected_job_fails_with_its_reason(tmp_path: Path) -> None:
@@ -334,8 +347,32 @@ async def test_events_of_a_job_are_streamed_live_and_resume_after_the_last_event
         assert re.findall(r"^id: (\d+)$", text, re.MULTILINE) == ["1", "2", "3"]
         _, text = await server.ask("GET", path, token, headers=headers | {"last-event-id": "2"})
         assert re.findall(r"^id: (\d+)$", text, re.MULTILINE) == ["3"]
+        assert json.loads(text.partition("data: ")[2])["is_final"]
         status, _ = await server.ask("GET", "/api/jobs/nobody/events", token, headers=dict(headers))
         assert status == 404
+
+
+@pytest.mark.parametrize("how", ["succeed", "cancel", "call"])
+async def test_an_event_stream_ends_with_its_final_event_and_then_with_204(how: str, tmp_path: Path) -> None:
+    async with live(tmp_path, log_before_answer=True) as server:
+        token = await server.token()
+        if how == "call":
+            assert (await server.ask("POST", "/v1/chat/completions", token, json=chat("hello")))[0] == 200
+            _, page = await server.ask("GET", "/api/jobs", token)
+            job_id = page["data"][0]["job_id"]
+        else:
+            body = {"body": chat("hello"), "target": "echo" if how == "succeed" else "echo/hang"}
+            job_id = (await server.ask("POST", "/api/jobs", token, json=body))[1]["job_id"]
+        if how == "cancel":
+            assert (await server.ask("DELETE", f"/api/jobs/{job_id}", token))[0] == 200
+        path, headers = f"/api/jobs/{job_id}/events", {"accept": "text/event-stream"}
+        _, text = await server.ask("GET", path, token, headers=dict(headers))
+        events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+        assert [event["is_final"] for event in events] == [False] * (len(events) - 1) + [True]
+        assert (await server.ask("GET", path, token))[1]["data"] == events
+        for last_id in (events[-1]["seq"], 999):
+            again = await server.ask("GET", path, token, headers=headers | {"last-event-id": str(last_id)})
+            assert again == (204, "")
 
 
 async def test_a_retry_of_an_ended_job_is_a_new_job(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ CHECKED_OTHERWISE = {
     "work/admin/keys.py add_key": "creates the key, which belongs to the caller",
     "work/jobs/query.py get_job": "is the check itself: `may_see`",
     "work/jobs/query.py get_by_client_id": "looks among the caller's own jobs, and then calls `get_job`",
+    "work/jobs/query.py follow_events": "calls `list_events`, which calls `get_job`",
     "work/pipelines/library.py get_item": "is the check itself: `may_use_item`",
     "work/pipelines/library.py _checked_item": "checks a draft; `save_version` has checked the owner",
     "work/admin/cache.py _narrow": "is the check itself: refuses the address of another user, except to admins",

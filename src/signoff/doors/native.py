@@ -15,7 +15,7 @@ from signoff.core.ask import Ask
 from signoff.core.delivery import WebhookTarget
 from signoff.core.endpoints import CHAT, PREDICT
 from signoff.core.filters import JobFilter
-from signoff.core.job import Event, Status
+from signoff.core.job import Status
 from signoff.core.signing import Secret
 from signoff.core.wire import format_time, job_as_json, parse_time
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
@@ -23,7 +23,7 @@ from signoff.doors.http import Reply, cache_control_of, header, model_in, parse_
 from signoff.doors.queue import QueueRequest, answer_in_litestar
 from signoff.errors import BadRequest, JobNotFound, Unauthorized
 from signoff.work.jobs.cancel import cancel
-from signoff.work.jobs.query import count_jobs, follow_events, get_job, list_events, list_jobs, wait_for_end
+from signoff.work.jobs.query import JobEvent, count_jobs, follow_events, get_job, list_events, list_jobs, wait_for_end
 from signoff.work.jobs.retry import retry_job
 from signoff.work.pipelines.history import LoggedCall, RerunChange, rerun, run_log
 from signoff.work.submit import submit
@@ -140,11 +140,14 @@ async def get_events(
 ) -> Response[Any]:
     """Return the events of a job, oldest first.
 
-    With `Accept: text/event-stream`, send them as they happen, those after `Last-Event-ID` only.
+    With `Accept: text/event-stream`, send them as they happen, those after `Last-Event-ID` only. The status 204 says
+    that none follow, so that an `EventSource` does not connect again.
     """
     if "text/event-stream" in request.headers.get("accept", ""):
-        await get_job(services, caller, job_id)
-        pages = follow_events(services, caller, job_id, parse_digits(request.headers.get("last-event-id")) or 0)
+        job, last_seq = await get_job(services, caller, job_id), parse_digits(request.headers.get("last-event-id")) or 0
+        if job.is_terminal and last_seq >= job.seq:
+            return Response(None, status_code=204)
+        pages = follow_events(services, caller, job_id, last_seq)
         return Stream(_sse_events(pages), media_type="text/event-stream", headers={"cache-control": "no-cache"})
     events = [msgspec.structs.asdict(event) for event in await list_events(services, caller, job_id)]
     return Response({"data": events})
@@ -188,7 +191,7 @@ def _call_json(entry: LoggedCall) -> dict[str, Any]:
     return members | times | {"seconds": seconds}
 
 
-async def _sse_events(pages: AsyncGenerator[list[Event]]) -> AsyncGenerator[bytes]:
+async def _sse_events(pages: AsyncGenerator[list[JobEvent]]) -> AsyncGenerator[bytes]:
     """Yield server-sent events for the events in `pages`, and a comment for an empty page.
 
     The stream ends when its caller loses the right to see the job; a new request gets the reason.

@@ -12,7 +12,6 @@ from signoff.errors import Interrupted, JobFailed, JobNotFound, JobPending, Revi
 from signoff.work.admin.people import refresh
 from signoff.work.services import Services
 
-MAX_CANDIDATES = 20
 # A count costs as much as the rows that it counts, so that of a long history ends here.
 MAX_COUNT = 10_000
 
@@ -102,19 +101,32 @@ def _visible_to(caller: Caller, job_filter: JobFilter) -> JobFilter:
     return visible if may_review(caller) else msgspec.structs.replace(visible, user_id=caller.user_id)
 
 
-async def list_events(services: Services, caller: Caller, job_id: str) -> list[Event]:
+class JobEvent(Event, frozen=True, kw_only=True):
+    """Event of a job as a caller may see it."""
+
+    is_final: bool
+    """True if the job has ended with it, so that no other event follows."""
+
+
+async def list_events(services: Services, caller: Caller, job_id: str) -> list[JobEvent]:
     """Return the events of the job, oldest first. Raises JobNotFound.
 
     Callers who may not review see no data, and not who acted.
     """
     await get_job(services, caller, job_id)
-    events = await services.store.jobs.events(job_id)
-    if may_review(caller):
-        return events
-    return [msgspec.structs.replace(event, data={}, actor=public_actor(caller, event.actor)) for event in events]
+    return [_as_seen_by(caller, event) for event in await services.store.jobs.events(job_id)]
 
 
-async def follow_events(services: Services, caller: Caller, job_id: str, after_seq: int) -> AsyncGenerator[list[Event]]:
+def _as_seen_by(caller: Caller, event: Event) -> JobEvent:
+    members = msgspec.structs.asdict(event)
+    if not may_review(caller):
+        members |= {"data": {}, "actor": public_actor(caller, event.actor)}
+    return JobEvent(**members, is_final=event.data.get("status") in TERMINAL)
+
+
+async def follow_events(
+    services: Services, caller: Caller, job_id: str, after_seq: int
+) -> AsyncGenerator[list[JobEvent]]:
     """Yield the events after `after_seq` as they happen, until the job has ended.
 
     Yield an empty list every `keep_alive_seconds` while nothing happens. The rights of `caller` are looked at again for
@@ -123,8 +135,9 @@ async def follow_events(services: Services, caller: Caller, job_id: str, after_s
     has_ended = False
     while not has_ended and not services.runtime.shutdown.is_interrupting:
         caller = await refresh(services, caller)
-        has_ended = (await get_job(services, caller, job_id)).is_terminal
-        new = [event for event in await list_events(services, caller, job_id) if event.seq > after_seq]
+        events = await list_events(services, caller, job_id)
+        has_ended = any(event.is_final for event in events)
+        new = [event for event in events if event.seq > after_seq]
         after_seq = new[-1].seq if new else after_seq
         yield new
         if not has_ended:
