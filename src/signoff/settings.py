@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     """Seconds for which a verdict can be undone before it takes effect."""
     review_deadline_seconds: float | None = Field(None, gt=0)
     """Seconds after which a held answer is recorded as overdue; none: no deadline."""
-    hold_seconds: float = Field(540, ge=0)
+    hold_seconds: float = Field(280, ge=0)
     """Seconds that a caller waits for a review before it gets status 504."""
     keep_alive_seconds: float = Field(10, gt=0)
     """Seconds between comments that keep an idle stream open."""

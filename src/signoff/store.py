@@ -1,8 +1,9 @@
 """Interface of the store: jobs and their transitions, people, prompts and pipelines, limits, usage, and change events.
 
 All times that a store writes and compares come from its database's clock: microseconds since 1970, UTC.
-`signoff.catalog` and `signoff.accounts` have the other parts of the interface. Any method may raise `Overloaded` if the
-database does not answer in time, and `BadRequest` if it cannot store a text (PostgreSQL stores no NUL characters).
+`signoff.catalog`, `signoff.accounts` and `signoff.records` have the other parts of the interface. Any method may raise
+`Overloaded` if the database does not answer in time, and `BadRequest` if it cannot store a text (PostgreSQL stores no
+NUL characters).
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from signoff.accounts import Audit, People, Quotas, SignIns, UsageRecords
 from signoff.catalog import Catalog, Library, ModelLogs, Secrets, Streams, UpstreamObjects
 from signoff.core.audit import AuditChange
 from signoff.core.backlog import Backlog
-from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.filters import JobFilter, Page
 from signoff.core.job import Decision, Event, FunctionCall, Job, Status
 from signoff.core.turn import FIRST_TURN, Turn
+from signoff.records import Deliveries, Departures
 
 CachedTopic = Literal["models", "people", "prices", "limits", "cache", "compositions", "functions", "streams"]
 Topic = Literal["job", "due", "delivery", CachedTopic, "any"]
@@ -239,55 +240,6 @@ class Runs(Protocol):
         ...
 
 
-class Deliveries(Protocol):
-    """Deliveries. The transaction that ends a job creates them, unless the job was cancelled."""
-
-    async def claim(
-        self,
-        kind: DeliveryKind,
-        *,
-        lease: str,
-        limit: int,
-        limit_per_host: int,
-        busy: Mapping[str, int],
-        lease_seconds: float,
-    ) -> list[Delivery]:
-        """Claim up to `limit` due deliveries of a kind, and return them from the longest due on.
-
-        Each gets the lease token `lease` for `lease_seconds`, and its attempt is incremented. Concurrent calls never
-        claim the same delivery; one whose lease has run out is claimed again. For each host no more are claimed than
-        `limit_per_host` minus the number that `busy` has for it: deliveries that the caller is sending.
-        """
-        ...
-
-    async def settle(self, delivery_id: str, lease: str, outcome: DeliveryOutcome) -> bool:
-        """Record the outcome of an attempt, and end its lease.
-
-        An outcome that does not count gives the attempt back. Return False, and change nothing, if the delivery does
-        not have this lease any more.
-        """
-        ...
-
-    async def get(self, delivery_id: str) -> Delivery | None:
-        """Return the delivery, or None if there is none with this id."""
-        ...
-
-    async def of_job(self, job_id: str) -> list[Delivery]:
-        """Return the deliveries of a job, ordered by id."""
-        ...
-
-    async def failed(self, limit: int) -> list[Delivery]:
-        """Return up to `limit` deliveries in the state `failed`, by descending id: those of the newest jobs first."""
-        ...
-
-    async def redeliver(self, delivery_id: str) -> Delivery:
-        """Make a delivery due at once, in whatever state it is, with all of its attempts before it. Return it.
-
-        Raises NotFound, and Stale while the delivery is being sent.
-        """
-        ...
-
-
 class Store(Protocol):
     """The persistent state of a deployment, shared by all of its processes."""
 
@@ -309,6 +261,11 @@ class Store(Protocol):
     @property
     def deliveries(self) -> Deliveries:
         """Deliveries of results."""
+        ...
+
+    @property
+    def departures(self) -> Departures:
+        """Jobs whose waiting callers have left."""
         ...
 
     @property

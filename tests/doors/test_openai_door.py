@@ -196,6 +196,7 @@ async def test_a_held_call_without_a_review_in_time_is_pending_and_goes_on(tmp_p
         assert (caught.value.status_code, caught.value.code) == (504, "review_pending")
         assert response.headers["location"] == f"/api/jobs/{job.id}"
         assert response.headers["x-should-retry"] == "false"
+        assert response.headers["retry-after"] == "10"
         assert job.status == "human"
 
 

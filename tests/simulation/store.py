@@ -15,6 +15,7 @@ from signoff.store import Listener, Topic
 from simulation.audit import MemoryAudit
 from simulation.catalog import MemoryCatalog, MemoryModelLogs, MemorySecrets
 from simulation.deliveries import MemoryDeliveries
+from simulation.departures import MemoryDepartures
 from simulation.jobs import MemoryJobs
 from simulation.library import MemoryLibrary
 from simulation.objects import MemoryUpstreamObjects
@@ -36,6 +37,7 @@ class MemoryStore:
         self.runs = MemoryRuns(tables, connection, self.jobs)
         self.objects = MemoryUpstreamObjects(tables, connection)
         self.deliveries = MemoryDeliveries(tables, connection)
+        self.departures = MemoryDepartures(tables, connection)
         self.people = MemoryPeople(tables, connection)
         self.sign_ins = MemorySignIns(tables, connection)
         self.catalog = MemoryCatalog(tables, connection)

@@ -50,11 +50,15 @@ class Tx(msgspec.Struct):
     purged: list[str] = []
     logged: set[str] = set()
     held_objects: set[str] = set()
+    departures: dict[str, int] = {}
+    returned: list[str] = []
 
     def add_missing(self, table: sa.Table, row: dict[str, Any]) -> None:
-        """Add a mark; which job created an object is derived from the jobs."""
+        """Add a mark or a departure; which job created an object is derived from the jobs."""
         if table.name == "held_objects":
             self.held_objects.add(row["object_id"])
+        elif table.name == "departures":
+            self.departures[row["job_id"]] = row["left_at"]
 
     def add_to_sum(self, table: sa.Table, group: tuple[Any, ...], amounts: tuple[int, ...]) -> None:
         """Add nothing: reports of these tables are computed from their jobs."""
@@ -143,6 +147,7 @@ class Tables:
         self.purged_jobs: list[Job] = []
         self.logged = set[str]()
         self.held_objects = set[str]()
+        self.departures: dict[str, int] = {}
         self.key_fingerprints = set[str]()
         self.stale_attempts: list[Job] = []
         self.library_items: dict[int, dict[int, LibraryItem]] = {}
@@ -202,6 +207,9 @@ class Tables:
             self._store_job(job)
         self.logged |= tx.logged
         self.held_objects |= tx.held_objects
+        for job_id in tx.returned:
+            self.departures.pop(job_id, None)
+        self.departures = tx.departures | self.departures
         for event in tx.events:
             self.events.setdefault(event.job_id, []).append((event, msgspec.json.encode(event.data)))
         for job_round, decision in tx.decisions.items():
@@ -232,6 +240,7 @@ class Tables:
         for job_id in ids:
             del self.jobs[job_id], self.ended[job_id], self.events[job_id]
         self.decisions = {key: row for key, row in self.decisions.items() if key[0] not in purged}
+        self.departures = {name: left_at for name, left_at in self.departures.items() if name not in purged}
         self.deliveries = {name: row for name, row in self.deliveries.items() if row.job_id not in purged}
         self.by_client_id = {name: row for name, row in self.by_client_id.items() if row.id not in purged}
         self.calls = {key: row for key, row in self.calls.items() if key[0] not in purged}

@@ -289,7 +289,6 @@ async def test_only_a_retry_of_the_same_token_and_body_joins(tmp_path: Path) -> 
         assert await ask(token, "one", retry) == first
         assert await ask(token, "two", retry) != first
         assert await ask(other, "one", retry) != first
-        assert await ask(token, "one", {}) != first
 
 
 async def jobs(server: Live) -> list[Job]:

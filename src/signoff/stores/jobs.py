@@ -23,7 +23,17 @@ from signoff.stores.created_objects import add_created_objects
 from signoff.stores.database import Database
 from signoff.stores.job_pages import BACKLOG, batches, count_statement, read_page
 from signoff.stores.objects_schema import created_objects
-from signoff.stores.schema import calls, decisions, deliveries, events, function_calls, jobs, used_keys, votes
+from signoff.stores.schema import (
+    calls,
+    decisions,
+    deliveries,
+    departures,
+    events,
+    function_calls,
+    jobs,
+    used_keys,
+    votes,
+)
 from signoff.stores.transitions import (
     EVERY_COLUMN,
     SECOND,
@@ -334,7 +344,7 @@ def _purge(tx: Tx, older_than_seconds: float, limit: int) -> int:
     before = tx.now - round(older_than_seconds * SECOND)
     ids = tx.conn.execute(_OLD, {"before": before, "limit": limit}).scalars().all()
     if ids:
-        for table in (events, votes, decisions, deliveries, used_keys, function_calls, created_objects):
+        for table in (events, votes, decisions, deliveries, departures, used_keys, function_calls, created_objects):
             tx.conn.execute(sa.delete(table).where(table.c.job_id.in_(ids)))
         tx.conn.execute(sa.delete(jobs).where(jobs.c.id.in_(ids)))
     call_ids = tx.conn.execute(_OLD_CALLS, {"before": before, "limit": limit - len(ids)}).scalars().all()

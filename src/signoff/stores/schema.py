@@ -152,6 +152,18 @@ events = sa.Table(
     sa.Column("data", JsonColumn(dict[str, Any]), nullable=False),
 )
 
+# Jobs whose waiting caller left before the answer, by the request with which the caller may return.
+departures = sa.Table(
+    "departures",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("user_id", sa.Integer, nullable=False),
+    sa.Column("token_id", sa.Integer, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("left_at", sa.BigInteger, nullable=False, index=True),
+)
+sa.Index("departures_by_request", *(departures.c[name] for name in ("user_id", "token_id", "fingerprint", "job_id")))
+
 votes = sa.Table(
     "votes",
     metadata,

@@ -20,6 +20,7 @@ from signoff.stores.cache import SqlCache
 from signoff.stores.catalog import SqlCatalog
 from signoff.stores.database import Database
 from signoff.stores.deliveries import SqlDeliveries
+from signoff.stores.departures import SqlDepartures
 from signoff.stores.jobs import SqlJobs
 from signoff.stores.library import SqlLibrary
 from signoff.stores.migrations import migrate_schema
@@ -51,6 +52,7 @@ class SqlStore:
         self.runs = SqlRuns(self._database)
         self.objects = SqlUpstreamObjects(self._database)
         self.deliveries = SqlDeliveries(self._database)
+        self.departures = SqlDepartures(self._database)
         self.people = SqlPeople(self._database)
         self.sign_ins = SqlSignIns(self._database)
         self.catalog = SqlCatalog(self._database)

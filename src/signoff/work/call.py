@@ -11,7 +11,7 @@ from signoff.core.endpoints import KNOWN
 from signoff.core.job import CALLER_LEFT, INTERRUPTED, Job
 from signoff.core.upstream_objects import creates_no_object
 from signoff.engine import Sink
-from signoff.errors import JobFailed, SignoffError
+from signoff.errors import Interrupted, JobFailed, ReviewPending, SignoffError
 from signoff.runtime.attempt import Attempt
 from signoff.runtime.broadcast import Broadcast
 from signoff.runtime.inflight import InflightCall
@@ -21,9 +21,10 @@ from signoff.work.await_review import await_review, send_finished
 from signoff.work.inference.caching import lookup_answer
 from signoff.work.inference.ownership import CheckedSink
 from signoff.work.inference.reserve import release_reservation, reserve
-from signoff.work.jobs.query import caller_error, failure_of_job, find_unfinished, interrupted_error, load_job
+from signoff.work.jobs.query import caller_error, failure_of_job, interrupted_error, load_job
 from signoff.work.perform import perform
 from signoff.work.record import CallRecorder, begin_record, is_caller_left, record_hit
+from signoff.work.rejoin import find_left_job, record_departure
 from signoff.work.services import Services
 from signoff.work.submit import check_same
 
@@ -54,7 +55,8 @@ async def begin_call(services: Services, ask: Ask, *, with_usage: bool = False) 
     """Start the call of `ask`; wait for its answer with `answer_call`.
 
     The job is stored first where it must survive a restart: with an idempotency key, if it may be held, or if it is a
-    run. A request that equals a running one may join that job. Raises what `admit` and `reserve` raise, and KeyReused.
+    run. A request that equals a running one may join that job, and so does that of a caller who has left its job.
+    Raises what `admit` and `reserve` raise, and KeyReused.
 
     Args:
         services: The dependencies.
@@ -66,8 +68,8 @@ async def begin_call(services: Services, ask: Ask, *, with_usage: bool = False) 
         return await _begin_cached(services, ask, hit, with_usage=with_usage)
     if job.idempotency_key is not None:
         return await _begin_shared(services, ask, job, with_usage=with_usage)
-    if ask.is_retry and (unfinished := await find_unfinished(services, job)) is not None:
-        return Call(ask=ask, inflight=_inflight(ask, unfinished), with_usage=with_usage, is_joined=True)
+    if (left := await find_left_job(services, ask, job)) is not None:
+        return Call(ask=ask, inflight=_inflight(ask, left), with_usage=with_usage, is_joined=True)
     if _may_coalesce(ask, job):
         model = await services.caches.models.find(job.target)
         coalesces = services.rules.coalesce if model.coalesce is None else model.coalesce
@@ -184,14 +186,20 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
     """Return the whole answer of the call; or send its events to `sink` as they come, and return None.
 
     A held answer follows once it is signed off. The last event follows when the job is settled. Cancelling the task
-    while the model works cancels the job, unless other calls wait for it too.
+    while the model works cancels the job, unless other calls wait for it too; a held job goes on, and an equal call of
+    the same caller gets its answer.
     Raises ModelFailed or a subclass, JobFailed, ReviewPending, and Interrupted if the server stops.
     """
     try:
         return await _answer(services, call, sink)
     except asyncio.CancelledError:
-        if services.runtime.shutdown.take_cancellation():
+        is_interrupted = services.runtime.shutdown.take_cancellation()
+        await record_departure(services, call.job)
+        if is_interrupted:
             raise interrupted_error(call.job) from None
+        raise
+    except (Interrupted, ReviewPending):
+        await record_departure(services, call.job)
         raise
 
 
@@ -202,7 +210,7 @@ async def _answer(services: Services, call: Call, sink: Sink) -> bytes | None:
         return await _follow_shared(services, call, sink)
     body = await _serve(services, call, sink)
     if _awaits_person(call.job, body):
-        return await await_review(services, call.job, call.ask, sink, with_usage=call.with_usage)
+        return await await_review(services, call.inflight, call.ask, sink, with_usage=call.with_usage)
     return body
 
 
@@ -252,7 +260,7 @@ async def _read_together(services: Services, call: Call, sink: Sink) -> bytes | 
     elif not call.is_joined:
         body = await _serve(services, call, sink)
     if (call.is_joined and call.shared is None) or _awaits_person(call.job, body):
-        return await await_review(services, call.job, call.ask, sink, with_usage=call.with_usage)
+        return await await_review(services, call.inflight, call.ask, sink, with_usage=call.with_usage)
     return body
 
 

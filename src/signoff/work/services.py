@@ -54,7 +54,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts at a model for a queued job."""
     backoff: Backoff = Backoff()
     """Waits between attempts (settings `backoff_seconds`, `backoff_ceiling_seconds`)."""
-    hold_seconds: float = 540
+    hold_seconds: float = 280
     """Time for which a waiting call waits for a held answer."""
     keep_alive_seconds: float = 10
     """Interval of comments on an idle event stream."""

@@ -7,7 +7,7 @@ import msgspec
 
 from signoff.core.access import Caller, may_review, may_see, public_actor
 from signoff.core.filters import JobFilter, Page
-from signoff.core.job import STATUSES, TERMINAL, Event, Job, JobError
+from signoff.core.job import TERMINAL, Event, Job, JobError
 from signoff.errors import Interrupted, JobFailed, JobNotFound, JobPending, ReviewPending, SignoffError
 from signoff.work.admin.people import refresh
 from signoff.work.services import Services
@@ -152,22 +152,6 @@ async def load_job(services: Services, job_id: str) -> Job:
     if job is None:
         raise JobNotFound(f"The job {job_id} does not exist, or you may not see it.")
     return job
-
-
-async def find_unfinished(services: Services, job: Job) -> Job | None:
-    """Return the newest unfinished job of the same token, lane and request, not redacted; None if there is none."""
-    if job.fingerprint is None:
-        return None
-    for status in STATUSES:
-        if status in TERMINAL:
-            continue
-        job_filter = JobFilter(
-            user_id=job.user_id, status=status, fingerprint=job.fingerprint, limit=MAX_CANDIDATES, newest_first=True
-        )
-        for candidate in await services.store.jobs.list(job_filter):
-            if candidate.token_id == job.token_id and candidate.lane == job.lane:
-                return candidate
-    return None
 
 
 async def wait_in_request(services: Services, job_id: str, seconds: float, condition: Callable[[Job], bool]) -> Job:

@@ -1,0 +1,77 @@
+"""Departures of callers, in SQL: jobs whose caller left before the answer came."""
+
+import sqlalchemy as sa
+
+from signoff.core.job import STATUSES, TERMINAL, Job
+from signoff.stores.database import Database
+from signoff.stores.schema import departures, jobs
+from signoff.stores.transitions import EVERY_COLUMN, SECOND, job_of
+from signoff.stores.writer import Tx
+
+LIFETIME_US = 24 * 3600 * SECOND
+PURGED_ROWS = 20
+
+
+class SqlDepartures:
+    """Departures of callers in a SQL database; see `records.Departures`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, job: Job) -> None:
+        """See `records.Departures`."""
+        key = _key_of(job)
+
+        def add(tx: Tx) -> None:
+            _purge(tx)
+            tx.add_missing(departures, {"job_id": job.id, "left_at": tx.now, **key})
+
+        await self._database.write(add)
+
+    async def take(self, job: Job, *, ended_within_seconds: float) -> Job | None:
+        """See `records.Departures`."""
+        key = _key_of(job)
+
+        def take(tx: Tx) -> Job | None:
+            tx.flush()
+            since = tx.now - round(ended_within_seconds * SECOND)
+            row = tx.conn.execute(_NEWEST, key | {"since": since}).one_or_none()
+            if row is None:
+                return None
+            departed = job_of(row)
+            tx.conn.execute(_DELETE, {"job": departed.id})
+            return departed
+
+        # The first query is all that most calls need, and costs no write.
+        is_known = await self._database.read(lambda conn, _: conn.execute(_ANY, key).first() is not None)
+        return await self._database.write(take) if is_known else None
+
+
+def _key_of(job: Job) -> dict[str, object]:
+    return {"user_id": job.user_id, "token_id": job.token_id, "fingerprint": job.fingerprint}
+
+
+def _purge(tx: Tx) -> None:
+    """Delete some old departures: more than one call adds."""
+    old = sa.select(departures.c.job_id).where(departures.c.left_at < tx.now - LIFETIME_US).limit(PURGED_ROWS)
+    ids = tx.conn.execute(old.with_for_update(skip_locked=True)).scalars().all()
+    if ids:
+        tx.conn.execute(sa.delete(departures).where(departures.c.job_id.in_(ids)))
+
+
+_OF_REQUEST = sa.and_(*(departures.c[name] == sa.bindparam(name) for name in ("user_id", "token_id", "fingerprint")))
+_ANY = sa.select(departures.c.job_id).where(_OF_REQUEST).limit(1)
+_IS_RECENT = sa.or_(
+    jobs.c.status.in_([status for status in STATUSES if status not in TERMINAL]),
+    jobs.c.updated_at >= sa.bindparam("since", type_=sa.BigInteger),
+)
+# Of concurrent calls, the one that locks the row gets the job, and the others do not wait for it.
+_NEWEST = (
+    sa.select(*EVERY_COLUMN)
+    .join_from(departures, jobs, jobs.c.id == departures.c.job_id)
+    .where(_OF_REQUEST, _IS_RECENT)
+    .order_by(departures.c.job_id.desc())
+    .limit(1)
+    .with_for_update(of=departures, skip_locked=True)
+)
+_DELETE = sa.delete(departures).where(departures.c.job_id == sa.bindparam("job", type_=sa.Text))
