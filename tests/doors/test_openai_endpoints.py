@@ -154,9 +154,9 @@ ENDPOINTS = ["completions", "embeddings", "responses", "moderations", "rerank", 
 async def test_bodies_and_answers_pass_byte_for_byte(endpoint: str, tmp_path: Path) -> None:
     async with fake_upstream() as fake, live(tmp_path) as server:
         await server.model("mine", kind="openai", url=fake.at("answer"))
-        body = (
-            b'{ "new" : [1.50, 1e3], "model":"mine", "instruction": "", "input":"caf\\u00e9 caf\xc3\xa9", "x": null}\n'
-        )
+        required = b'"instruction": "", "prompt": "", "query": "", "documents": []'
+        body = b'{ "new" : [1.50, 1e3], "model":"mine", ' + required
+        body += b', "input":"caf\\u00e9 caf\xc3\xa9", "x": null}\n'
         token = await server.token()
         headers = {"authorization": f"Bearer {token}"}
         async with server.http.post(f"{server.url}/v1/{endpoint}", data=body, headers=headers) as response:

@@ -24,7 +24,7 @@ from support.sinks import events_of
 
 pytestmark = pytest.mark.anyio
 COMMENT = b": still at work\n\n"
-CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 WHOLE = b"".join(EVENTS)
 
 
@@ -39,7 +39,8 @@ async def open_stream(
     server: Live, token: str, model: str, path: str = CHAT, text: str = "hello"
 ) -> AsyncIterator[object]:
     headers = {"authorization": f"Bearer {token}"}
-    body = chat(text, model, stream=True) | ({"input": text} if path == RESPONSES else {})
+    required = {RESPONSES: {"input": text}, COMPLETIONS: {"prompt": text}}
+    body = chat(text, model, stream=True) | required.get(path, {})
     async with server.http.post(server.url + path, json=body, headers=headers) as response:
         yield response
 
@@ -48,7 +49,7 @@ async def open_stream(
     ("behaviour", "path", "expected"),
     [
         ("stream", CHAT, WHOLE),
-        ("stream", "/v1/completions", WHOLE),
+        ("stream", COMPLETIONS, WHOLE),
         ("stream", "/v1/audio/whatever/comes", WHOLE),
         ("stream-of-crlf", CHAT, b"".join(CRLF_EVENTS)),
         ("stream-of-bytes", CHAT, b"".join(CRLF_EVENTS)),

@@ -7,7 +7,7 @@ import re
 
 import msgspec
 
-from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, MODERATIONS, RERANK, RESPONSES
+from signoff.core.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RERANK, RESPONSES
 
 # Of each group, a body has one member that is not null; an error names the first.
 REQUIRED_MEMBERS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -17,7 +17,6 @@ REQUIRED_MEMBERS: dict[str, tuple[tuple[str, ...], ...]] = {
     EMBEDDINGS: (("input", "messages"),),
     MODERATIONS: (("input",),),
     RERANK: (("query",), ("documents", "texts")),
-    EDITS: (("instruction",),),
 }
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # The way in which nearly all clients begin a body: what follows need not be read.
