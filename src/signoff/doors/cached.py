@@ -55,7 +55,7 @@ class CachedDoor(AsgiDoor):
         if method != "POST":
             raise MethodNotAllowed.at(path, method, "POST")
         body = await read_body(scope, receive, self._door_settings.max_body_bytes)
-        ask = _ask(scope, caller, endpoint, body)
+        ask = _ask(scope, caller, endpoint, body, requires_members=door == "openai")
         if door == "cache":
             job = await lookup_cached(self._services, ask)
             hits = [] if job is None else [{"response": content_or_json(job.response or b"null"), "cache_hit": True}]
@@ -92,14 +92,14 @@ class CachedDoor(AsgiDoor):
         await send_json(send, detail(error), raw_error_headers(error), status=error.status)
 
 
-def _ask(scope: Scope, caller: Caller, endpoint: str, body: bytes) -> Ask:
+def _ask(scope: Scope, caller: Caller, endpoint: str, body: bytes, *, requires_members: bool) -> Ask:
     request = parse_json(body, _RequestHead, "request")
     return Ask(
         door="cached",
         caller=caller,
         path=endpoint,
         body=body,
-        requires_members=True,
+        requires_members=requires_members,
         target=request.model,
         stream=bytes(request.stream) == b"true",
         lane="now",
