@@ -140,6 +140,13 @@ def test_an_answer_without_an_envelope_gets_one(answer: Any) -> None:
         pytest.param(PREDICT, WHOLE_CHAT, "new", WHOLE_CHAT | {"choices": [NEW_CHAT]}, id="a chat by prediction"),
         pytest.param(EMBEDDINGS, {"data": [1]}, {"data": [2]}, {"data": [2]}, id="numbers"),
         pytest.param("/v1/audio/transcriptions", {"text": "old"}, {"text": "new"}, {"text": "new"}, id="passed on"),
+        pytest.param(
+            "/v1/audio/transcriptions",
+            {"text": "old", "language": "en", "segments": [{"text": "old"}]},
+            "new",
+            {"text": "new", "language": "en"},
+            id="a transcription",
+        ),
     ],
 )
 def test_an_answer_of_no_known_form_is_replaced(path: str, answer: Any, edit: Any, expected: Any) -> None:

@@ -14,6 +14,7 @@ from signoff.core.access import Caller, may_review
 from signoff.core.answer import as_completion
 from signoff.core.cache import CacheEntry
 from signoff.core.delivery import Delivery
+from signoff.core.edited_answer import edited_answer
 from signoff.core.job import TRANSITIONS, Decision, Event, Job
 from signoff.errors import SignoffError
 from signoff.store import TransitionRequest
@@ -167,7 +168,7 @@ class Checker:
         self.law((before.release_at or 0) <= tx.now, "a verdict takes effect at its time", before.id)
         edit = None if decision is None else decision.edit.response
         if request.verb == "approve":
-            expected = before.response if edit is None else edit.encode()
+            expected = before.response if edit is None else edited_answer(before, edit.encode())
             self.law(after.response == expected, "what was signed off is what leaves", before.id)
 
     def _check_end(self, tx: Tx, job: Job, verb: str) -> None:
@@ -322,7 +323,8 @@ def _answers_request(job: Job) -> bool:
     if not isinstance(response, dict):
         return True
     question = msgspec.json.decode(job.body)["messages"][-1]["content"]
-    return response["choices"][0]["message"]["content"].endswith(f" to {question}")
+    words = response["choices"][0]["message"]["content"]
+    return words.startswith(("edited ", "draft ")) or words.endswith(f" to {question}")
 
 
 def _event_value(job: Job, name: str) -> Any:

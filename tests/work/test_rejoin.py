@@ -169,6 +169,34 @@ async def test_a_cancelled_job_is_not_joined(tmp_path: Path) -> None:
         assert len(await jobs(server)) == 2
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_caller_whose_held_job_is_cancelled_is_told_so(stream: bool, tmp_path: Path) -> None:
+    async with holding(tmp_path) as (server, token):
+        waiting = asyncio.ensure_future(call(server, token, stream=stream))
+        await until(lambda: has_waiters(server))
+        (job,) = await jobs(server)
+        admin = Caller(user_id=98, token_id=98, role="admin", email="ada@example.com")
+        await cancel(server.services, admin, job.id)
+        status, body = await waiting
+        assert (status, '"cancelled"' in body, "by an admin" in body) == (200 if stream else 409, True, True)
+
+
+async def test_a_caller_who_left_a_run_with_a_held_step_gets_its_answer(tmp_path: Path) -> None:
+    async with holding(tmp_path) as (server, token):
+        prompt = {"name": "ask_careful", "body": "{question}", "model": "careful"}
+        assert (await server.ask("POST", "/api/prompts", token, json=prompt))[0] == 201
+        pipeline = {"name": "flow", "body": "ask_careful(question)"}
+        assert (await server.ask("POST", "/api/pipelines", token, json=pipeline))[0] == 201
+        body = chat("secret", "flow")
+        assert (await call(server, token, body=body, headers=NOT_WAITING))[0] == 504
+        held = [job for job in await server.services.store.jobs.list(JobFilter(status="human")) if job.parent_id]
+        joining = asyncio.ensure_future(call(server, token, body=body))
+        await until(lambda: has_waiters(server))
+        await decide(server.services, REVIEWER, held[0].id, APPROVE)
+        status, answer = await joining
+        assert (status, "secret" in answer, '"created":0' in answer) == (200, True, False)
+
+
 async def test_the_other_doors_that_wait_join_too(tmp_path: Path) -> None:
     async with holding(tmp_path) as (server, token):
         for path in ("/openai/v1/chat/completions", "/api/openai/v1/chat/completions", "/post/predict?id=careful"):

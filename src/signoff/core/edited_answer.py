@@ -1,5 +1,7 @@
 """Answers as a reviewer has edited them: they keep the form and the envelope of the model's answer."""
 
+from typing import Any
+
 import msgspec
 
 from signoff.core.answer import text_or_json, with_text
@@ -15,6 +17,8 @@ _IN_WORDS = frozenset({CHAT, COMPLETIONS, EDITS, MESSAGES, RESPONSES})
 _IN_NUMBERS = frozenset({COUNT_TOKENS, EMBEDDINGS, MODERATIONS, RERANK})
 # Doors whose payloads, and so their edited answers, may be any JSON.
 _FREE_FORM_DOORS = frozenset({"jobs"})
+# Members of a transcription that are about single words.
+_OF_WORDS = frozenset({"words", "segments", "logprobs"})
 _JSON_FORMATS = frozenset({"json_object", "json_schema"})
 
 
@@ -26,8 +30,20 @@ def edited_answer(job: Job, edit: bytes) -> bytes:
     """
     if not edit.startswith(b'"') and (has_form(job.path, edit) or job.door in _FREE_FORM_DOORS):
         return edit
-    edited = in_form(job, with_text(in_form(job, job.response), text_or_json(edit)))
+    text, original = text_or_json(edit), in_form(job, job.response)
+    edited = in_form(job, _with_plain_text(original, text) or with_text(original, text))
     return with_usage(job.path, edited, _usage_of(job))
+
+
+def _with_plain_text(answer: bytes, text: str) -> bytes | None:
+    """Return a transcription or its like with `text` instead of its own; None for an answer of another form."""
+    try:
+        members = msgspec.json.decode(answer, type=dict[str, Any])
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(members.get("text"), str):
+        return None
+    return msgspec.json.encode({name: members[name] for name in members if name not in _OF_WORDS} | {"text": text})
 
 
 def in_form(job: Job, body: bytes | None) -> bytes:
