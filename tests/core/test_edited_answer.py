@@ -119,9 +119,10 @@ def test_other_json_becomes_the_text_of_an_answer_in_words(edit: Any) -> None:
     assert json.loads(edited(CHAT, WHOLE_CHAT, edit)["choices"][0]["message"]["content"]) == edit
 
 
-def test_other_json_is_taken_as_it_is_where_any_payload_is() -> None:
-    assert edited(CHAT, WHOLE_CHAT, {"answer": 42}, door="jobs") == {"answer": 42}
-    assert edited(CHAT, WHOLE_CHAT, "new", door="jobs") == WHOLE_CHAT | {"choices": [NEW_CHAT]}
+@pytest.mark.parametrize("door", ["jobs", "native"])
+def test_other_json_is_taken_as_it_is_where_any_payload_is(door: str) -> None:
+    assert edited(CHAT, WHOLE_CHAT, {"answer": 42}, door=door) == {"answer": 42}
+    assert edited(CHAT, WHOLE_CHAT, "new", door=door) == WHOLE_CHAT | {"choices": [NEW_CHAT]}
 
 
 @pytest.mark.parametrize("answer", [None, "old", {"choices": []}, {"choices": [3]}, {"any": "thing"}], ids=json.dumps)

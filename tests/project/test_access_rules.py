@@ -51,6 +51,7 @@ LOADERS = {
     "work/pipelines/step.py await_step": "reads the step that the run itself made",
     "work/pipelines/run.py _park": "reads the run that the worker holds",
     "work/call.py _serve": "reads the job of the call itself",
+    "work/await_review.py await_review": "reads the job of the call itself",
     "work/reviews/desk.py _load_held": "checks `may_review` first, and takes held jobs only",
     "work/reviews/desk.py decide_with_draft": "has loaded the job by `_load_held`",
     "work/admin/keys.py _load_key": "its callers check `may_remove` or `may_use`",

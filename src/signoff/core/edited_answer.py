@@ -16,7 +16,7 @@ from signoff.errors import BadRequest
 _IN_WORDS = frozenset({CHAT, COMPLETIONS, EDITS, MESSAGES, RESPONSES})
 _IN_NUMBERS = frozenset({COUNT_TOKENS, EMBEDDINGS, MODERATIONS, RERANK})
 # Doors whose payloads, and so their edited answers, may be any JSON.
-_FREE_FORM_DOORS = frozenset({"jobs"})
+_FREE_FORM_DOORS = frozenset({"jobs", "native"})
 # Members of a transcription that are about single words.
 _OF_WORDS = frozenset({"words", "segments", "logprobs"})
 _JSON_FORMATS = frozenset({"json_object", "json_schema"})
