@@ -190,6 +190,11 @@ def wait_seconds_of(scope: Scope) -> float | None:
     return None
 
 
+def is_retry(scope: Scope) -> bool:
+    """Return True if the client says that it sent the same request before and got no answer, as OpenAI's clients do."""
+    return (header(scope, b"x-stainless-retry-count") or "0") != "0"
+
+
 def cache_control_of(scope: Scope) -> CacheControl:
     """Return the directives of all `Cache-Control` headers of the request."""
     if header(scope, b"cache-control") is None:

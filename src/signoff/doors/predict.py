@@ -20,6 +20,7 @@ from signoff.doors.http import (
     Send,
     cache_control_of,
     header,
+    is_retry,
     read_body,
     send_json,
     wait_seconds_of,
@@ -86,6 +87,7 @@ class PredictDoor(AsgiDoor):
             lane="now",
             idempotency_key=header(scope, b"idempotency-key"),
             wait_seconds=wait_seconds_of(scope),
+            is_retry=is_retry(scope),
             cache_control=cache_control_of(scope),
         )
         async with ClientWatch(self._services, scope, receive):

@@ -26,6 +26,7 @@ from signoff.doors.http import (
     Send,
     cache_control_of,
     header,
+    is_retry,
     parse_json,
     read_body,
     send_json,
@@ -111,7 +112,7 @@ class OpenAIDoor(AsgiDoor):
             wait_seconds=wait_seconds_of(scope),
             cache_control=cache_control_of(scope),
             sampling=request,
-            is_retry=(header(scope, b"x-stainless-retry-count") or "0") != "0",
+            is_retry=is_retry(scope),
         )
         with_usage = bool(request.stream_options and request.stream_options.include_usage)
         async with ClientWatch(services, scope, receive):
