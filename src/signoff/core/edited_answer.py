@@ -7,7 +7,17 @@ import msgspec
 from signoff.core.answer import text_or_json, with_text
 from signoff.core.cache import with_usage
 from signoff.core.convert import convert_answer, has_form
-from signoff.core.endpoints import CHAT, COMPLETIONS, COUNT_TOKENS, EDITS, EMBEDDINGS, MESSAGES, MODERATIONS, RERANK, RESPONSES
+from signoff.core.endpoints import (
+    CHAT,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    EDITS,
+    EMBEDDINGS,
+    MESSAGES,
+    MODERATIONS,
+    RERANK,
+    RESPONSES,
+)
 from signoff.core.job import Job
 from signoff.core.tokens import Usage
 from signoff.errors import BadRequest
