@@ -28,8 +28,8 @@ def test_a_body_is_decompressed_as_its_encoding_says(body: bytes, encoding: str)
         (gzip.compress(TEXT, mtime=0) + b"x", "gzip", BadBody),
         (b"", "gzip", BadBody),
         (zlib.compress(TEXT), "gzip", BadBody),
-        (gzip.compress(TEXT + b" "), "gzip", TooLarge),
-        (gzip.compress(bytes(10**6)), "gzip", TooLarge),
+        (gzip.compress(TEXT + b" ", mtime=0), "gzip", TooLarge),
+        (gzip.compress(bytes(10**6), mtime=0), "gzip", TooLarge),
         (TEXT, "br", BadRequest),
     ],
 )
