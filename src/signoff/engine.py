@@ -1,6 +1,6 @@
 """Interface of an engine: an adapter that sends requests to models of one kind."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -27,6 +27,12 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str | None = None
     """The upstream's API key in clear text; None if the model needs none."""
+
+    headers: Mapping[str, str] = {}
+    """Headers of the caller that the model may see, with names in lower case."""
+
+    response_headers: dict[str, str] = {}
+    """Receiver of the upstream's headers about its rate limits, such as `x-ratelimit-remaining-requests`."""
 
 
 class Sink(Protocol):

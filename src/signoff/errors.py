@@ -19,6 +19,7 @@
     │   └── BudgetSpent, BacklogFull
     ├── ModelFailed 502
     │   ├── ModelAnswered (the upstream's own status)
+    │   │   └── ModelAccessDenied 401, 403
     │   ├── ModelUnreachable, ModelCut, ModelCrashed, ModelGarbled
     │   ├── ModelBusy 429, ModelDown 503
     │   └── ModelTimedOut 504
@@ -36,6 +37,7 @@ and the message of an error that is raised without one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from typing import ClassVar, Self
 
 
@@ -320,13 +322,31 @@ class ModelAnswered(ModelFailed):
     code = "model_error"
 
     def __init__(
-        self, status: int, message: str, *, body: bytes = b"", retry_after_seconds: float | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        body: bytes = b"",
+        retry_after_seconds: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.body = body
         self.retry_after_seconds = retry_after_seconds
-        self.retryable = status in {408, 409, 429} or status >= 500
+        self.headers = headers or {}
+        """The model's own headers about its limits, which are passed on to the caller."""
+        self.codes = frozenset[str]()
+        """Codes and types of the error in its body, in lower case."""
+        self.retryable = is_transient(status)
+        self.is_account_fault = status in {401, 402, 403}
+        """True if the upstream's account is at fault, that is its key, its rights or its credit, not the request."""
+
+
+class ModelAccessDenied(ModelAnswered):
+    """The model denied access to this server, with status 401 or 403; an admin must correct the upstream key."""
+
+    status, code = 401, "model_access_denied"
 
 
 class ModelUnreachable(ModelFailed):
@@ -458,6 +478,11 @@ class WrongKey(SignoffError):
     """The secrets of the database are encrypted with another key; copy the key file of the other hosts."""
 
     code = "wrong_key"
+
+
+def is_transient(status: int) -> bool:
+    """Return True if the same request may get another status later."""
+    return status in {408, 409, 425, 429} or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
 
 
 def kind_of(code: str, status: int) -> str:

@@ -233,7 +233,7 @@ async def test_an_unreadable_event_is_garbled(fake: FakeUpstream, upstream: Upst
         ("too-many-until", 429, "Slow down.", 9),
         ("too-many-until-in-c", 429, "Slow down.", 9),
         ("broken", 500, "The GPU is on fire.", None),
-        ("broken-in-html", 500, "<h1>Oops</h1>" * 153 + "<h1>Oops</h", None),
+        ("broken-in-html", 500, "Oops", None),
         ("broken-in-silence", 503, "The model answered with status 503.", None),
         ("broken-twice", 400, '{"message": "No such', None),
     ],
@@ -469,22 +469,6 @@ async def test_closing_the_pool_ends_the_calls_on_it(
 
 
 # Models with OpenAI's API.
-
-
-@pytest.mark.parametrize(
-    ("base", "address"),
-    [
-        ("http://h", "http://h/v1/chat/completions"),
-        ("http://h/", "http://h/v1/chat/completions"),
-        ("http://h/v1", "http://h/v1/chat/completions"),
-        ("http://h/v1/", "http://h/v1/chat/completions"),
-        ("http://v1/llm", "http://v1/llm/v1/chat/completions"),
-        ("http://h/api/v4", "http://h/api/v4/chat/completions"),
-        ("http://h/v1beta/openai/", "http://h/v1beta/openai/chat/completions"),
-    ],
-)
-def test_a_base_url_may_contain_its_version_or_not(base: str, address: str) -> None:
-    assert openai.address(base, "/v1/chat/completions") == address
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from signoff.core.balance import (
     LOAD_FACTOR,
+    SOFT_FAILURES,
     bounded_load,
     choose_by_hash,
     cooldown_seconds,
@@ -21,6 +22,8 @@ from signoff.core.balance import (
     may_succeed_elsewhere,
     prefix_key,
 )
+from signoff.core.endpoints import CHAT
+from signoff.core.job import Job
 from signoff.core.model import (
     EndpointConfig,
     Model,
@@ -40,6 +43,7 @@ from signoff.errors import (
     ModelUnreachable,
     SignoffError,
 )
+from signoff.runtime.attempt import Attempt
 from signoff.runtime.pools import EndpointPool, EndpointPools, Slot
 
 pytestmark = pytest.mark.anyio
@@ -143,11 +147,15 @@ def test_every_body_has_a_key(body: bytes) -> None:
     ("error", "helps"),
     [
         (ModelAnswered(400, ""), False),
-        (ModelAnswered(401, ""), False),
-        (ModelAnswered(404, ""), False),
         (ModelAnswered(409, ""), False),
         (ModelAnswered(422, ""), False),
-        (ModelAnswered(501, ""), False),
+        (ModelAnswered(401, ""), True),
+        (ModelAnswered(402, ""), True),
+        (ModelAnswered(403, ""), True),
+        (ModelAnswered(404, ""), True),
+        (ModelAnswered(405, ""), True),
+        (ModelAnswered(425, ""), True),
+        (ModelAnswered(501, ""), True),
         (ModelAnswered(408, ""), True),
         (ModelAnswered(429, ""), True),
         (ModelAnswered(500, ""), True),
@@ -169,6 +177,7 @@ def test_cooldowns_grow_up_to_a_limit_and_respect_retry_after() -> None:
     assert (waits[0], waits[-1]) == (0.5, 30)
     assert cooldown_seconds(ModelAnswered(429, "", retry_after_seconds=7), 1) == 7
     assert cooldown_seconds(ModelAnswered(429, "", retry_after_seconds=1e9), 1) == 300
+    assert [cooldown_seconds(ModelAnswered(status, ""), 1) for status in (401, 402, 403, 404, 500)] == [*[30] * 4, 0.5]
 
 
 # Validation of models
@@ -291,6 +300,47 @@ async def test_server_errors_start_a_cooldown_only_after_several_in_a_row() -> N
     with pytest.raises(ModelDown) as raised:
         await acquired(pool)
     assert 0.4 < (raised.value.retry_after_seconds or 0) <= 0.5
+
+
+@pytest.mark.parametrize("status", [401, 402])
+async def test_an_endpoint_whose_account_is_at_fault_cools_down_at_once(status: int) -> None:
+    pool = EndpointPool(many())
+    with await acquired(pool) as slot:
+        slot.failed(ModelAnswered(status, "no credit"))
+
+    first = pool.statuses()[0]
+    assert (first.state, first.fault) == ("resting", "no credit")
+    assert 29 < (first.cooldown_seconds or 0) <= 30
+
+
+@pytest.mark.parametrize("status", [403, 404, 405, 501])
+@pytest.mark.parametrize("is_answered", [True, False])
+async def test_a_refusal_blames_the_endpoint_only_if_another_one_answers(status: int, is_answered: bool) -> None:
+    pool = EndpointPool(many(1, fallbacks=("other",)))
+    for _ in range(SOFT_FAILURES):
+        attempt = Attempt(a_job(), stream=False)
+        with await acquired(pool) as slot:
+            attempt.refusals.append((slot, ModelAnswered(status, "unknown")))
+        if is_answered:
+            attempt.take(b"{}")
+        attempt.judge_refusals()
+
+    assert pool.statuses()[0].state == ("resting" if is_answered else "up")
+
+
+def a_job() -> Job:
+    return Job(
+        id="1",
+        status="bot",
+        door="openai",
+        lane="now",
+        user_id=1,
+        token_id=1,
+        target="m",
+        model="m",
+        path=CHAT,
+        body=b"{}",
+    )
 
 
 async def test_a_single_endpoint_without_fallback_has_no_cooldown() -> None:

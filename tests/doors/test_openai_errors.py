@@ -8,13 +8,15 @@ from pathlib import Path
 import openai
 import pytest
 
+from fakes.http_server import RecordedRequest, Reply, json_reply
 from fakes.upstream import fake_upstream
 from signoff.core.envelope import reply_for
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job
-from signoff.core.model import Timeouts
+from signoff.core.model import Model, Timeouts
 from signoff.core.stream import IncomingMessage, Stream
 from signoff.doors.topics import accept_message
+from signoff.work.admin.registry import ModelKeys, register_model
 from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
@@ -134,3 +136,69 @@ async def test_a_missing_parameter_is_named_in_the_dialect_of_each_door(tmp_path
 async def ended_job(server: Live) -> Job | None:
     jobs = await server.services.store.jobs.list(JobFilter())
     return jobs[0] if jobs and jobs[0].is_terminal else None
+
+
+SECRET = "sk-of-the-operator-123"
+
+
+async def answer_with(request: RecordedRequest) -> Reply:
+    """Answer as the path says: the status, and the name of the error's shape."""
+    _, status, shape, *_ = request.path.split("/")
+    body = SHAPES.get(shape, {"error": {"message": f"No: {SECRET}", "type": "t", "code": shape}})
+    return json_reply(body, status=int(status), headers=HEADERS)
+
+
+HEADERS = {
+    "retry-after": "9",
+    "retry-after-ms": "8500",
+    "x-ratelimit-remaining-tokens": "7",
+    "x-ratelimit-reset-tokens": "1m3s",
+    "set-cookie": "a=b",
+}
+SHAPES: dict[str, object] = {
+    "list": [{"error": {"code": 400, "message": "Wrong."}}],
+    "fastapi": {"detail": [{"loc": ["body", "model"], "msg": "Wrong."}]},
+    "object": {"error": {"message": {"detail": "Wrong."}}},
+}
+
+
+async def test_errors_of_models_are_readable_and_show_no_key(tmp_path: Path) -> None:
+    async with fake_upstream(answer_with) as fake, live(tmp_path) as server:
+        for shape in SHAPES:
+            await server.model(shape, kind="openai", url=f"{fake.url}/400/{shape}")
+            error = await failure(server, shape)
+            assert str(error.body["message"]).endswith("Wrong.")  # pyright: ignore[reportIndexIssue]
+        model = Model(name="denied", kind="openai", url=f"{fake.url}/401/invalid_api_key")
+        await register_model(server.services, model, ModelKeys(SECRET))
+        error = await failure(server, "denied")
+        assert (error.status_code, error.code, error.type) == (401, "model_access_denied", "upstream_error")
+        assert "www-authenticate" not in error.response.headers
+        assert SECRET not in error.response.text
+        await server.model("no-route", kind="openai", url=f"{fake.url}/404/none")
+        error = await failure(server, "no-route")
+        assert "The model no-route answered status 404 to /v1/chat/completions: No: ***" in error.message
+        await server.model("no-model", kind="openai", url=f"{fake.url}/404/model_not_found")
+        assert (await failure(server, "no-model")).code == "model_not_found"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_limits_of_a_model_are_passed_on(stream: bool, tmp_path: Path) -> None:
+    async with fake_upstream(answer_with) as fake, live(tmp_path) as server:
+        for status, code, calls in ((429, "slow", 1), (429, "insufficient_quota", 1), (503, "busy", 1), (501, "x", 1)):
+            name = f"{status}-{code}"
+            await server.model(name, kind="openai", url=f"{fake.url}/{status}/{code}", attempts=3)
+            before = len(fake.requests)
+            headers = (await failure(server, name, stream=stream)).response.headers
+            assert len(fake.requests) - before == calls
+            assert (headers["retry-after"], headers["retry-after-ms"]) == ("9", "8500")
+            assert headers.get_list("x-ratelimit-remaining-tokens") == ["7"]
+            assert headers["x-ratelimit-reset-tokens"] == "1m3s"
+            assert "set-cookie" not in headers
+            assert ("x-should-retry" in headers) == (code not in {"slow", "busy"})
+
+
+async def test_a_token_that_is_not_valid_has_the_code_of_openai(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic eA=="}, {"x-api-key": "wrong"}):
+            status, payload = await server.ask("GET", "/v1/models", headers=headers)
+            assert (status, payload["error"]["code"]) == (401, "invalid_api_key")

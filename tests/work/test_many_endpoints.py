@@ -14,14 +14,16 @@ import aiohttp
 import pytest
 
 from doors.test_openai_endpoints import REVIEWER, held
-from fakes.behaviours import EVENTS
-from fakes.http_server import LIMIT_SECONDS
+from fakes.behaviours import ANSWER, EVENTS
+from fakes.http_server import LIMIT_SECONDS, RecordedRequest, Reply, json_reply, whole
 from fakes.upstream import FakeUpstream, fake_upstream, full_upstream
+from signoff.core.endpoints import CHAT
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job
 from signoff.core.model import EndpointConfig, Timeouts
 from signoff.core.price import Price, cost_of
 from signoff.core.tokens import Usage
+from signoff.work.admin.people import create_token, create_user
 from signoff.work.admin.usage import add_price
 from signoff.work.inference.ownership import owner_of
 from signoff.work.reviews.desk import VerdictRequest, decide
@@ -102,6 +104,57 @@ async def test_a_bad_request_is_not_retried_and_marks_no_endpoint_as_down(tmp_pa
         await register(server, *urls, fallbacks=("echo",))
         assert await count_statuses(server, await server.token(), 20) == {400: 20}
         assert len(fake.requests) == 20
+
+
+@pytest.mark.parametrize("other", ["endpoint", "fallback"])
+async def test_a_fault_of_one_endpoint_reaches_no_caller_and_shows_in_its_health(other: str, tmp_path: Path) -> None:
+    async with fake_upstream(answer_by_status) as fake, live(tmp_path) as server:
+        admin = await server.token("admin")
+        await register(server, f"{fake.url}/200", name="spare")
+        for status in (401, 402, 403, 404, 405, 429, 501):
+            name, urls = f"mine-{status}", [f"{fake.url}/{status}", f"{fake.url}/200"]
+            more: dict[str, Any] = {"fallbacks": ("spare",)} if other == "fallback" else {}
+            await register(server, *urls[: 1 if more else 2], name=name, attempts=1, **more)
+            for number in range(8):
+                assert (await server.ask("POST", CHAT, admin, json=chat(str(number), name)))[0] == 200, status
+            _, model = await server.ask("GET", f"/api/models/{name}?health=true", admin)
+            faulty = model["health"]["endpoints"][0]
+            assert (faulty["ok"], faulty["state"]) == (False, "resting"), status
+            assert "Sorry." in faulty["fault"]
+            assert sum(request.path.startswith(f"/{status}") for request in fake.requests) <= 3
+
+
+async def test_a_refusal_of_all_endpoints_comes_back_as_it_is_and_marks_none_as_down(tmp_path: Path) -> None:
+    async with fake_upstream(answer_by_status) as fake, live(tmp_path) as server:
+        token = await server.token()
+        for status in (403, 404, 501):
+            name = f"mine-{status}"
+            await register(server, f"{fake.url}/{status}/1", f"{fake.url}/{status}/2", name=name)
+            for _ in range(5):
+                answer = await server.ask("POST", CHAT, token, json=chat("hello", name))
+                assert (answer[0], "Sorry." in answer[1]["error"]["message"]) == (status, True)
+
+
+async def test_the_key_of_a_caller_is_no_fault_of_an_endpoint(tmp_path: Path) -> None:
+    async with fake_upstream(answer_by_status) as fake, live(tmp_path) as server:
+        await register(server, f"{fake.url}/401/1", f"{fake.url}/401/2", fallbacks=("echo",))
+        key = {"name": "mine", "key": "sk-of-the-caller"}
+        _, created = await server.ask("POST", "/api/keys", await server.token(), json=key)
+        user = await create_user(server.services, "user@example.com", "user")
+        token = await create_token(server.services, user, key_id=created["id"])
+        status, answer = await server.ask("POST", CHAT, token, json=chat("hello", "mine"))
+        assert (status, answer["error"]["code"], len(fake.requests)) == (401, "model_access_denied", 1)
+        assert "sk-of-the-caller" not in str(answer)
+        assert fake.requests[0].headers["authorization"] == "Bearer sk-of-the-caller"
+
+
+async def answer_by_status(request: RecordedRequest) -> Reply:
+    """Answer with the status in the path, and quote the key of the request."""
+    status = int(request.path.split("/")[1])
+    if status == 200:
+        return whole(ANSWER)
+    key, code = request.headers.get("authorization"), "insufficient_quota" if status == 429 else None
+    return json_reply({"error": {"message": f"Sorry. ({key})", "type": "x", "code": code}}, status=status)
 
 
 async def test_a_request_is_not_retried_after_the_first_byte_of_its_answer(tmp_path: Path) -> None:

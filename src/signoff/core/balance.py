@@ -21,6 +21,10 @@ from signoff.errors import (
 LOAD_FACTOR = 1.25
 COOLDOWN = Backoff(first_seconds=0.5, ceiling_seconds=30)
 MAX_COOLDOWN_SECONDS = 300.0
+LASTING_COOLDOWN_SECONDS = 30.0
+# Statuses of an endpoint that does not have the model or the route, or may not serve it to this server.
+REFUSALS = {403, 404, 405, 501}
+ELSEWHERE_STATUSES = REFUSALS | {408, 425, 429}
 # A single request can cause a failure; after this many in a row the endpoint is at fault.
 SOFT_FAILURES = 3
 # A bare text does not show where the next turn of a conversation begins, so only its start counts.
@@ -130,27 +134,39 @@ def _opening(messages: Sequence[_Message]) -> Sequence[_Message]:
 def may_succeed_elsewhere(error: SignoffError) -> bool:
     """Return True if another endpoint or model may succeed, that is, unless the request itself is at fault."""
     if isinstance(error, ModelAnswered):
-        return error.status in {408, 429} or (error.status >= 500 and error.status != 501)
+        return error.status in ELSEWHERE_STATUSES or error.status >= 500 or error.is_account_fault
     # The request itself may have crashed the process, so it is not sent to another one.
     return error.retryable and not isinstance(error, ModelCrashed)
 
 
+def is_refusal(error: SignoffError) -> bool:
+    """Return True if either the request or the endpoint is at fault, which the answers of other endpoints tell."""
+    return isinstance(error, ModelAnswered) and error.status in REFUSALS
+
+
 def is_hard_failure(error: SignoffError) -> bool:
-    """Return True if the endpoint cools down at once: it is unreachable, or sent a `Retry-After`."""
+    """Return True if the endpoint cools down at once: it is unreachable, told to wait, or has a key without credit."""
+    if is_refusal(error):
+        return False
     if isinstance(error, ModelAnswered):
-        return error.retry_after_seconds is not None and error.status in {429, 503}
+        return error.is_account_fault or (error.retry_after_seconds is not None and error.status in {429, 503})
     return isinstance(error, ModelUnreachable)
 
 
 def is_soft_failure(error: SignoffError) -> bool:
     """Return True if the endpoint cools down after SOFT_FAILURES such errors in a row."""
     if isinstance(error, ModelAnswered):
-        return error.status >= 500 and error.status != 501
+        return is_refusal(error) or error.status >= 500
     return (
         isinstance(error, ModelFailed) and may_succeed_elsewhere(error) and not isinstance(error, ModelBusy | ModelDown)
     )
 
 
 def cooldown_seconds(error: SignoffError, failures: int) -> float:
-    """Return the length of the cooldown after `failures` failures in a row; the endpoint's `Retry-After` is a floor."""
-    return min(wait_seconds(COOLDOWN, failures, 1, error.retry_after_seconds), MAX_COOLDOWN_SECONDS)
+    """Return the length of the cooldown after `failures` failures in a row; the endpoint's `Retry-After` is a floor.
+
+    What a person must mend is not tried again so soon.
+    """
+    is_lasting = is_refusal(error) or (isinstance(error, ModelAnswered) and error.is_account_fault)
+    floor = max(error.retry_after_seconds or 0, LASTING_COOLDOWN_SECONDS if is_lasting else 0)
+    return min(wait_seconds(COOLDOWN, failures, 1, floor), MAX_COOLDOWN_SECONDS)

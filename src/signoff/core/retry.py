@@ -7,6 +7,26 @@ from collections.abc import Sequence
 
 import msgspec
 
+# Codes and types of errors that no retry helps against, because the upstream's account must be paid or opened first
+# (OpenAI, Azure, DeepSeek, Anthropic, OpenRouter). A mere rate limit has other codes.
+SPENT_CODES = frozenset(
+    {
+        "insufficient_quota",
+        "insufficient_balance",
+        "insufficient_credits",
+        "insufficient_funds",
+        "quota_exhausted",
+        "credits_exhausted",
+        "billing_error",
+        "billing_not_active",
+        "billing_hard_limit_reached",
+        "payment_required",
+        "account_deactivated",
+        "account_suspended",
+        "access_terminated",
+    }
+)
+
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of an exponential backoff."""

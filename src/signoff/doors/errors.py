@@ -11,6 +11,7 @@ from signoff.errors import (
     JobPending,
     LimitReached,
     MethodNotAllowed,
+    ModelAnswered,
     ReviewPending,
     SignoffError,
     Unauthorized,
@@ -49,7 +50,7 @@ def detail(error: SignoffError) -> dict[str, Any]:
 def error_headers(error: SignoffError) -> Mapping[str, str]:
     """Return the headers of an error response, the same in all formats."""
     headers: dict[str, str] = {}
-    if error.status == Unauthorized.status:
+    if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed) and error.allow:
         headers["allow"] = error.allow
@@ -63,6 +64,17 @@ def error_headers(error: SignoffError) -> Mapping[str, str]:
             headers["retry-after"] = str(max(1, ceil(error.retry_after_seconds)))
     elif (error.status in {429, 503} and error.retryable) or isinstance(error, ReviewPending | JobPending):
         headers["retry-after"] = str(max(1, ceil(error.retry_after_seconds or 0)))
+    if isinstance(error, ModelAnswered):
+        headers |= _upstream_headers(error)
+    return headers
+
+
+def _upstream_headers(error: ModelAnswered) -> dict[str, str]:
+    """Return what the model told about its limits: its own headers, and the time to wait in both usual forms."""
+    headers = dict(error.headers)
+    if error.retry_after_seconds is not None:
+        headers["retry-after"] = str(ceil(error.retry_after_seconds))
+        headers["retry-after-ms"] = str(ceil(error.retry_after_seconds * 1000))
     return headers
 
 

@@ -17,6 +17,7 @@ from signoff.core.allow_list import MODEL_ADDRESSES, checked_host
 from signoff.core.endpoints import CHAT, EMBEDDINGS
 from signoff.core.model import Model, Timeouts, upstream_name
 from signoff.engine import ModelRequest, Sink
+from signoff.engines.upstream_errors import answered_error
 from signoff.engines.url import ADDRESS_NOT_ALLOWED
 from signoff.errors import (
     AddressRefused,
@@ -192,7 +193,7 @@ async def _pass_on_events(stream: Any, sink: Sink, limits: Timeouts, end: float)
 def _model_error(status: int, message: str) -> ModelAnswered:
     kind = "invalid_request_error" if status < 500 else "upstream_error"
     body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": None}})
-    return ModelAnswered(status, message, body=body)
+    return answered_error(status, body)
 
 
 def _failure(error: Exception, *, began: bool) -> ModelFailed:

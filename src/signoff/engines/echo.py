@@ -16,6 +16,7 @@ from signoff.core.model import Model
 from signoff.core.tokens import Usage
 from signoff.engine import ModelRequest, Sink
 from signoff.engines.echo_endpoints import EchoResponse, embeddings, moderations, ranks
+from signoff.engines.upstream_errors import answered_error
 from signoff.errors import BadBody, BadRequest, ModelAnswered, ModelCut, ModelTimedOut
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
@@ -119,7 +120,7 @@ async def _pause(seconds: float | None, deadline: float) -> None:
 
 def _error(status: int, retry_after_seconds: float | None, message: str) -> ModelAnswered:
     body = {"error": {"message": message, "type": "echo_error", "param": None, "code": None}}
-    return ModelAnswered(status, message, body=msgspec.json.encode(body), retry_after_seconds=retry_after_seconds)
+    return answered_error(status, msgspec.json.encode(body), retry_after_seconds=retry_after_seconds)
 
 
 def _answer(request: ModelRequest, tokens: int | None) -> _Completion | EchoResponse | bytes:

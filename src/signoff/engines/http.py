@@ -22,7 +22,8 @@ class HttpEngine:
         """Return or send the model's answer to the body, whatever its path. Raises ModelFailed and its subclasses."""
         if not model.url:
             raise ModelUnreachable(f"The model {model.name} has no `url`.")
-        upstream_request = UpstreamRequest("POST", model.url, request.body, _headers(request.key))
+        headers = _headers(request.key) | dict(request.headers)
+        upstream_request = UpstreamRequest("POST", model.url, request.body, headers, request.response_headers)
         return await self._upstream.ask(upstream_request, sink, timeouts=model.timeouts, stream=request.stream)
 
     async def operate(self, model: Model, operation: str, key: str | None) -> bytes | None:

@@ -1,9 +1,5 @@
 """Models behind an OpenAI-compatible URL."""
 
-import re
-from functools import lru_cache
-from urllib.parse import urlsplit
-
 import msgspec
 
 from signoff.core.binary import decode_binary
@@ -13,9 +9,11 @@ from signoff.core.model import Model, upstream_name
 from signoff.engine import ModelRequest, Sink
 from signoff.engines.upstream import UpstreamClient, UpstreamRequest
 from signoff.engines.upstream_answers import check_answer
+from signoff.engines.url import endpoint_url, is_messages_route, key_headers
 from signoff.errors import ModelUnreachable
 
-_VERSION = re.compile(r"/v\d\w*(/|$)")
+# The version of Anthropic's API that its documentation and its clients name; without one, its servers refuse a request.
+ANTHROPIC_VERSION = "2023-06-01"
 
 
 class OpenAIEngine:
@@ -47,8 +45,7 @@ async def ask(upstream: UpstreamClient, base_url: str, model: Model, request: Mo
     upstream_request = (
         _known_request(base_url, model, request) if is_known else _other_request(base_url, model, request)
     )
-    if request.key:
-        upstream_request.headers["authorization"] = f"Bearer {request.key}"
+    _add_headers(upstream_request.headers, base_url, request)
     answer = await upstream.ask(
         upstream_request, sink, timeouts=model.timeouts, stream=request.stream, json_only=is_known
     )
@@ -59,7 +56,8 @@ async def ask(upstream: UpstreamClient, base_url: str, model: Model, request: Mo
 
 def _known_request(base_url: str, model: Model, request: ModelRequest) -> UpstreamRequest:
     body = named(request.body, upstream_name(model, request.target))
-    return UpstreamRequest("POST", address(base_url, request.path), body, {"content-type": "application/json"})
+    headers = {"content-type": "application/json"}
+    return UpstreamRequest("POST", endpoint_url(base_url, request.path), body, headers, request.response_headers)
 
 
 def _other_request(base_url: str, model: Model, request: ModelRequest) -> UpstreamRequest:
@@ -77,15 +75,19 @@ def _other_request(base_url: str, model: Model, request: ModelRequest) -> Upstre
     headers = dict[str, str]()
     if body != b"null":
         headers["content-type"] = "application/json" if binary is None else binary.content_type
-    url = address(base_url, route.path) + ("" if route.query is None else f"?{route.query}")
-    return UpstreamRequest(route.method, url, b"" if body == b"null" else body, headers)
+    url = endpoint_url(base_url, route.path, route.query)
+    return UpstreamRequest(route.method, url, b"" if body == b"null" else body, headers, request.response_headers)
 
 
-@lru_cache(maxsize=1024)
-def address(base_url: str, path: str) -> str:
-    """Return the URL for `path`, which starts with /v1. A version at the end of `base_url` replaces that /v1."""
-    base = base_url.rstrip("/")
-    return base + (path.removeprefix("/v1") if _VERSION.search(urlsplit(base).path) else path)
+def _add_headers(headers: dict[str, str], base_url: str, request: ModelRequest) -> None:
+    """Add the headers of the caller, and the upstream key where this upstream reads it."""
+    path = request.path.rpartition(" ")[2].partition("?")[0]
+    if is_messages_route(path):
+        headers["anthropic-version"] = ANTHROPIC_VERSION
+    headers.update(request.headers)
+    if request.key:
+        for name in key_headers(base_url, path):
+            headers[name] = f"Bearer {request.key}" if name == "authorization" else request.key
 
 
 def asks_for_a_model(body: bytes) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC
@@ -18,6 +18,7 @@ import msgspec
 from aiohttp.abc import AbstractResolver
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.tracing import Trace
 
 from signoff.core import sse
@@ -27,7 +28,7 @@ from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.model import Timeouts
 from signoff.core.surrogates import without_lone_surrogates
 from signoff.engine import Sink
-from signoff.engines.upstream_errors import MAX_ERROR_BYTES, read_error
+from signoff.engines.upstream_errors import MAX_ERROR_BYTES, answered_error, is_limit_header
 from signoff.engines.upstream_events import EventStream
 from signoff.engines.url import ADDRESS_NOT_ALLOWED, parse_model_url
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
@@ -35,6 +36,10 @@ from signoff.infra.ssrf import CheckedResolver, blocked_reason
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_EVENT_BYTES = 8 * 2**20
+# Bounds of the head of an answer: the bytes of all headers, and their number.
+MAX_HEAD_BYTES = 64 * 2**10
+MAX_HEADERS = 1024
+HEAD_TOO_LARGE = f"The head of the model's answer has more than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers."
 # Shorter than the 5 s after which uvicorn, Node and llama.cpp close an idle connection, so that we close it first.
 KEEPALIVE_SECONDS = 4
 # After the last event only the end of the body is due. Reading it makes the connection reusable.
@@ -71,6 +76,9 @@ class UpstreamClient:
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"accept-encoding": "identity", "user-agent": "signoff"},
+            max_line_size=MAX_HEAD_BYTES,
+            max_field_size=MAX_HEAD_BYTES,
+            max_headers=MAX_HEADERS,
         )
 
     async def close(self) -> None:
@@ -97,6 +105,7 @@ class UpstreamClient:
         self._calls.add(call)
         try:
             response = call.response = await self._open_response(call, request)
+            _read_head(response, request.response_headers)
             if response.status >= 300:
                 raise await self._error_of(call, response)
             if stream and _is_stream(response, json_only=json_only):
@@ -125,7 +134,7 @@ class UpstreamClient:
                 call.requires_new = True
                 return await self._send(call, request)
         except aiohttp.ClientResponseError as error:
-            raise ModelGarbled("The model's answer is not valid HTTP.") from error
+            raise ModelGarbled(_head_fault(error)) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise
@@ -160,13 +169,18 @@ class UpstreamClient:
         with suppress(aiohttp.ClientError, OSError):
             while len(body) < MAX_ERROR_BYTES and (data := await call.read(response)):
                 body += data
-        body = body[:MAX_ERROR_BYTES]
-        message = read_error(body)[0] or f"The model answered with status {response.status}."
-        wait_seconds = self._parse_retry_after(response.headers.get("retry-after", ""))
-        return ModelAnswered(response.status, message, body=body, retry_after_seconds=wait_seconds)
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        wait_seconds = self._parse_retry_after(headers)
+        return answered_error(response.status, body, headers=headers, retry_after_seconds=wait_seconds)
 
-    def _parse_retry_after(self, retry_after: str) -> float | None:
-        """Return either form of Retry-After (RFC 9110, section 10.2.3) as seconds from now."""
+    def _parse_retry_after(self, headers: Mapping[str, str]) -> float | None:
+        """Return the time to wait in seconds: `retry-after-ms` of OpenAI, or a Retry-After (RFC 9110, section 10.2.3).
+
+        A Retry-After is a number of seconds or a date.
+        """
+        if _SECONDS.fullmatch(milliseconds := headers.get("retry-after-ms", "")):
+            return float(milliseconds) / 1000
+        retry_after = headers.get("retry-after", "")
         if _SECONDS.fullmatch(retry_after):
             return float(retry_after)
         try:
@@ -183,6 +197,8 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
     url: str
     body: bytes
     headers: dict[str, str]
+    response_headers: dict[str, str] = {}
+    """Receiver of the headers about rate limits, with names in lower case."""
 
 
 class _Call:
@@ -267,6 +283,24 @@ class _Connector(aiohttp.TCPConnector):
         while not _CALL.get().accept(connection := await super().connect(req, traces, timeout)):
             connection.close()
         return connection
+
+
+def _head_fault(error: aiohttp.ClientResponseError) -> str:
+    """Return what is wrong with the head of an answer."""
+    if isinstance(error.__cause__, LineTooLong) or "Too many headers" in error.message:
+        return HEAD_TOO_LARGE
+    return "The model's answer is not valid HTTP."
+
+
+def _read_head(response: aiohttp.ClientResponse, limits: dict[str, str]) -> None:
+    """Add the headers of an answer about rate limits to `limits`. Raises ModelGarbled if the head is too large."""
+    size_bytes, is_error = 0, response.status >= 300
+    for name, value in response.raw_headers:
+        size_bytes += len(name) + len(value)
+        if not is_error and name[:1] in b"xXaA" and is_limit_header(key := name.decode("latin-1").lower()):
+            limits[key] = value.decode("latin-1")
+    if size_bytes > MAX_HEAD_BYTES:
+        raise ModelGarbled(HEAD_TOO_LARGE)
 
 
 async def _read_whole(call: _Call, response: aiohttp.ClientResponse) -> bytes:

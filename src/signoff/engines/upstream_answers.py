@@ -9,8 +9,8 @@ import msgspec
 
 from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, KNOWN, MODERATIONS, RERANK, RESPONSES
 from signoff.core.surrogates import decode_with_surrogates
-from signoff.engines.upstream_errors import MAX_ERROR_BYTES, read_error
-from signoff.errors import ModelAnswered, ModelFailed, ModelGarbled
+from signoff.engines.upstream_errors import answered_error, parse_error
+from signoff.errors import ModelAnswered, ModelGarbled
 
 JsonObject = dict[str, Any]
 # Members of which an answer has one.
@@ -101,10 +101,9 @@ def own_error(payload: object) -> object:
 def answered(error: object) -> ModelAnswered:
     """Return the error that a model describes with `error`: an object, or a text."""
     body = msgspec.json.encode({"error": error})
-    message, status = read_error(body)
     names = [str(_member(error, name)).lower() for name in ("code", "type", "status")]
-    status = status or next((_STATUSES[name] for name in names if name in _STATUSES), ModelFailed.status)
-    return ModelAnswered(status, message, body=body[:MAX_ERROR_BYTES])
+    status = parse_error(body).status or next((_STATUSES[name] for name in names if name in _STATUSES), None)
+    return answered_error(status, body)
 
 
 def _described_error(payload: object, path: str) -> object:

@@ -60,6 +60,10 @@ class Attempt:
         """The events of a streamed answer."""
         self.outcome: Answer | SignoffError | None = None
         """The answer or the error, once there is one."""
+        self.refusals = list[tuple[Slot, SignoffError]]()
+        """Errors of endpoints that are to blame only if another endpoint answers the request."""
+        self.upstream_headers = dict[str, str]()
+        """Headers of the upstream about its rate limits, by name in lower case."""
         self.is_reserved = False
         """True once the job is known to be within its limits."""
         self.reservation: Reservation | None = None
@@ -95,6 +99,7 @@ class Attempt:
         """Discard what has come of an answer, before another model or endpoint is asked."""
         self.body, self._size = None, 0
         self.events.clear()
+        self.upstream_headers.clear()
         self._held_back.clear()
         if self.job.upstream_object_id is not None:
             self.job = msgspec.structs.replace(self.job, upstream_object_id=None)
@@ -134,6 +139,15 @@ class Attempt:
     def end(self) -> None:
         """Record the end of the answer. Later calls do nothing."""
         self.ended_at = self.ended_at or _now()
+
+    def judge_refusals(self) -> None:
+        """Blame the endpoints that refused the request if another one answered it, and the request otherwise."""
+        for slot, error in self.refusals:
+            if self.has_begun:
+                slot.failed(error)
+            else:
+                slot.succeeded()
+        self.refusals.clear()
 
     def serve_by(self, task: asyncio.Task[object] | None) -> None:
         """Set the task that works on the job (None: no task). It is cancelled if the lease is lost already."""

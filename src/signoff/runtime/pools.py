@@ -93,6 +93,7 @@ class EndpointPool:
                 endpoint.load,
                 endpoint.state,
                 endpoint.cooldown_ends_at - now if endpoint.state == "resting" else None,
+                None if endpoint.state == "up" else endpoint.fault,
             )
             for endpoint in self._endpoints
         ]
@@ -213,6 +214,7 @@ class EndpointPool:
         loop = asyncio.get_running_loop()
         endpoint.generation += 1
         endpoint.soft_failures, endpoint.cooldowns, endpoint.state = 0, endpoint.cooldowns + 1, "resting"
+        endpoint.fault = error.message
         seconds = cooldown_seconds(error, endpoint.cooldowns)
         endpoint.cooldown_ends_at = loop.time() + seconds
         loop.call_later(seconds, self._end_cooldown, endpoint, endpoint.generation)
@@ -238,6 +240,8 @@ class EndpointStatus(msgspec.Struct, frozen=True):
     """`up`, `resting` during a cooldown, `waking` (probed by one request at a time) after it."""
     cooldown_seconds: float | None
     """Time until the cooldown ends; None if there is none."""
+    fault: str | None
+    """Message of the error that began the latest cooldown; None if the endpoint has answered since."""
 
 
 class Endpoint:
@@ -257,6 +261,7 @@ class Endpoint:
         self.soft_failures = 0
         self.cooldowns = 0
         self.cooldown_ends_at = 0.0
+        self.fault: str | None = None
         self.probes = 0
 
     @property
@@ -292,7 +297,10 @@ class Slot:
             self._pool.mark_healthy(self.endpoint)
 
     def failed(self, error: SignoffError) -> None:
-        """Record an error. An error answer for which the request alone is to blame counts as success."""
+        """Record an error. An error answer for which the request alone is to blame counts as success.
+
+        A refusal counts once it is known whether another endpoint answers the same request: see `core.balance`.
+        """
         self._end_probe()
         if self._generation != self.endpoint.generation:
             return

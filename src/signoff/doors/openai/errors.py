@@ -13,7 +13,10 @@ from signoff.core.response import response_event
 from signoff.doors.errors import raw_error_headers
 from signoff.doors.http import JSON, Header, Send, send_bytes
 from signoff.doors.openai import anthropic_errors
-from signoff.errors import LimitReached, ModelAnswered, SignoffError
+from signoff.errors import LimitReached, ModelAnswered, SignoffError, Unauthorized
+
+# OpenAI's code of an error with status 401.
+INVALID_KEY = "invalid_api_key"
 
 
 async def send_error(
@@ -24,14 +27,13 @@ async def send_error(
     A model's own error is passed on as it is, except that a code which is a number becomes a text.
     """
     error_headers = raw_error_headers(error)
-    if isinstance(error, ModelAnswered) and error.retry_after_seconds is not None:
-        error_headers = [(name, value) for name, value in error_headers if name != b"retry-after"]
-        error_headers.append((b"retry-after", str(ceil(error.retry_after_seconds)).encode()))
     if isinstance(error, LimitReached):
         error_headers.extend(gauge_headers(error.gauges))
         if error.retry_after_seconds is not None:
             error_headers.append((b"retry-after-ms", str(ceil(error.retry_after_seconds * 1000)).encode()))
-    await send_bytes(send, error.status, body or _body(error), JSON, [*error_headers, *headers])
+    names = {name for name, _ in error_headers}  # a model's own limits, of which it complains, count before ours
+    others = [each for each in headers if each[0] not in names]
+    await send_bytes(send, error.status, body or _body(error), JSON, [*error_headers, *others])
 
 
 def gauge_headers(gauges: Mapping[str, Gauge]) -> list[Header]:
@@ -67,13 +69,15 @@ def error_event(error: SignoffError, path: str) -> bytes:
 
 
 def _body(error: SignoffError) -> bytes:
-    if isinstance(error, ModelAnswered) and (upstream_body := _upstream_body(error.body)) is not None:
+    if type(error) is ModelAnswered and (upstream_body := _upstream_body(error.body)) is not None:
         return upstream_body
-    fields = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
+    code = INVALID_KEY if type(error) is Unauthorized else error.code
+    fields = {"message": error.message, "type": error.kind, "param": error.param, "code": code}
     return msgspec.json.encode({"error": fields if error.job_id is None else fields | {"job_id": error.job_id}})
 
 
 class _UpstreamError(msgspec.Struct):
+    message: str
     code: str | int | None = None
 
 
@@ -84,8 +88,11 @@ class _UpstreamBody(msgspec.Struct):
 def _upstream_body(body: bytes) -> bytes | None:
     """Return the model's own error body with a code that is a text, or None if it does not have OpenAI's format."""
     try:
-        code = msgspec.json.decode(body, type=_UpstreamBody).error.code
+        error = msgspec.json.decode(body, type=_UpstreamBody).error
     except (ValueError, RecursionError):
+        return None
+    code = error.code
+    if not error.message or error.message.lstrip().startswith(("{", "[", "<")):  # no text for people
         return None
     if not isinstance(code, int):
         return body

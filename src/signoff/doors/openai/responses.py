@@ -113,7 +113,10 @@ def call_headers(call: Call) -> list[Header]:
     """Return the headers with the job's id, the model that answers, the use of the cache, and the limits' gauges."""
     job, reservation = call.job, call.inflight.attempt.reservation
     headers = [(b"x-signoff-job", job.id.encode()), (b"x-signoff-model", job.model.encode()), cache_header(job)]
-    return headers if reservation is None else [*headers, *gauge_headers(reservation.gauges)]
+    if reservation is not None:
+        return [*headers, *gauge_headers(reservation.gauges)]
+    upstream_headers = call.inflight.attempt.upstream_headers
+    return [*headers, *((name.encode(), value.encode()) for name, value in upstream_headers.items())]
 
 
 async def send_body(call: Call, body: bytes, send: Send) -> None:

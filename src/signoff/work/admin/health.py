@@ -30,7 +30,8 @@ async def _endpoint_status(services: Services, status: EndpointStatus) -> dict[s
     cooldown = status.cooldown_seconds
     until = None if cooldown is None else format_time(services.clock() + round(cooldown * SECOND))
     fields: dict[str, Any] = {"endpoint": endpoint_name(status.model), "load": status.load, "state": status.state}
-    return fields | {"resting_until": until} | await model_health(services, status.model)
+    result = fields | {"resting_until": until, "fault": status.fault} | await model_health(services, status.model)
+    return result if status.state != "resting" else result | {"ok": False}
 
 
 async def check_readiness(services: Services, *, with_names: bool) -> tuple[bool, dict[str, bool | int]]:

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 import structlog
 
 from signoff.core.ask import as_chat, path_for
-from signoff.core.balance import may_succeed_elsewhere, prefix_key
-from signoff.core.endpoints import CHAT, KNOWN
+from signoff.core.balance import is_refusal, may_succeed_elsewhere, prefix_key
+from signoff.core.endpoints import CHAT, COUNT_TOKENS, KNOWN, MESSAGES
 from signoff.core.job import Job
-from signoff.core.model import KINDS_WITH_KEYS, Model, accepts_any_json, endpoints_of, needs_no_pool
+from signoff.core.model import KINDS_WITH_KEYS, Model, accepts_any_json, endpoints_of, needs_no_pool, registered_name
+from signoff.core.redact import without_keys
 from signoff.engine import ModelRequest
 from signoff.errors import (
     ModelAnswered,
@@ -27,6 +28,10 @@ from signoff.work.services import Services
 
 # Fallbacks of one request, those of fallbacks included.
 MAX_FALLBACKS = 8
+NO_ROUTE = {404, 405}
+NAMED_ROUTES = KNOWN - {MESSAGES, COUNT_TOKENS}
+# Codes with which servers say that they have no such model. (Azure: no such deployment.)
+UNKNOWN_MODEL = {"model_not_found", "deploymentnotfound"}
 # The time between two readings of the clock.
 SLACK_SECONDS = 0.01
 log = structlog.get_logger()
@@ -55,15 +60,18 @@ async def _ask_candidates(services: Services, attempt: Attempt, model: Model) ->
     if _has_passed(deadline):
         raise _timeout_error(model)
     failure: SignoffError | None = None
-    async for candidate, name in _candidates(services, attempt.job, model):
-        try:
-            await _ask_endpoints(services, attempt, candidate, name, deadline)
-        except SignoffError as error:
-            failure = failure or error
-            if attempt.has_begun or not may_succeed_elsewhere(error) or _has_passed(deadline):
-                raise
-        else:
-            return
+    try:
+        async for candidate, name in _candidates(services, attempt.job, model):
+            try:
+                await _ask_endpoints(services, attempt, candidate, name, deadline)
+            except SignoffError as error:
+                failure = failure or error
+                if attempt.has_begun or not may_succeed_elsewhere(error) or _has_passed(deadline):
+                    raise
+            else:
+                return
+    finally:
+        attempt.judge_refusals()
     if isinstance(failure, ModelDown):
         failure.is_final = _has_passed(deadline - (failure.retry_after_seconds or 0))
     if failure is not None:
@@ -110,7 +118,9 @@ async def _ask_endpoints(services: Services, attempt: Attempt, model: Model, nam
             try:
                 await _ask_until(services, attempt, slot.endpoint.model, name, deadline)
             except SignoffError as error:
-                if not attempt.has_begun:
+                if not attempt.has_begun and is_refusal(error):
+                    attempt.refusals.append((slot, error))
+                elif not attempt.has_begun:
                     slot.failed(error)
                 if attempt.has_begun or not may_succeed_elsewhere(error) or _has_passed(deadline):
                     raise
@@ -150,14 +160,47 @@ async def _ask_endpoint(services: Services, attempt: Attempt, model: Model, name
     path = path_for(model, job.path, job.body)
     body = as_chat(job.body) if path == CHAT and not accepts_any_json(model) else job.body
     key = await _upstream_key(services, job, model, name)
-    request = ModelRequest(path=path, body=body, target=name, stream=attempt.stream, key=key)
+    request = ModelRequest(
+        path=path,
+        body=body,
+        target=name,
+        stream=attempt.stream,
+        key=key,
+        response_headers=attempt.upstream_headers,
+    )
     attempt.model = name if model.name.endswith("*") and model.name != job.model else model.name
     attempt.discard()  # what came before the failure of another endpoint
-    answer = await ask_engine(services, engine, model, request, attempt)
+    try:
+        answer = await ask_engine(services, engine, model, request, attempt)
+    except ModelFailed as error:
+        _redact(error, key)
+        if isinstance(error, ModelAnswered):
+            _name_route(error, model, path)
+            if _is_callers_key(job, model, name):
+                error.is_account_fault = False  # it is the caller's own account
+        raise
     if answer is not None:
         attempt.take(answer)
     elif not attempt.events and (path in KNOWN or not request.stream):
         raise ModelGarbled(f"The model {model.name} sent no answer.")
+
+
+def _name_route(error: ModelAnswered, model: Model, path: str) -> None:
+    """Name the model and the route in the error of a server without the route: many say "Not Found" alone.
+
+    An error in Anthropic's format is complete.
+    """
+    if error.status in NO_ROUTE and path in NAMED_ROUTES and not error.codes & UNKNOWN_MODEL:
+        name = registered_name(model.name)
+        error.message = f"The model {name} answered status {error.status} to {path}: {error.message}"
+        error.body = b""
+
+
+def _redact(error: ModelFailed, key: str | None) -> None:
+    """Remove keys from an error: upstreams quote the key that they refuse."""
+    error.message = without_keys(error.message, key)
+    if isinstance(error, ModelAnswered) and error.body:
+        error.body = without_keys(error.body.decode(errors="surrogateescape"), key).encode(errors="surrogateescape")
 
 
 def _has_passed(deadline: float) -> bool:
@@ -179,13 +222,20 @@ def _final_error(pool: EndpointPool, failure: SignoffError | None, error: Signof
     return down if pool.is_many else failure
 
 
+def _is_callers_key(job: Job, model: Model, name: str) -> bool:
+    """Return True if `model`, which was requested as `name`, gets the key that the caller chose.
+
+    The key is for the upstream of the target, so a fallback must not get it.
+    """
+    return job.key_id is not None and name == job.target and model.kind in KINDS_WITH_KEYS
+
+
 async def _upstream_key(services: Services, job: Job, model: Model, name: str) -> str | None:
     """Return the key that the caller chose, else that of the endpoint; None without one.
 
     Raises ModelFailed if it was removed.
     """
-    # The key is for the upstream of the target, so a fallback must not get it.
-    if job.key_id is not None and name == job.target and model.kind in KINDS_WITH_KEYS:
+    if job.key_id is not None and _is_callers_key(job, model, name):
         secret = await services.caches.keys.secret(job.key_id)
         if secret is None:
             raise ModelFailed(f"The upstream key {job.key_id} of this request was removed; use another key.")
