@@ -31,6 +31,7 @@ from pydantic_settings import (
 )
 
 from signoff.core.access import Role
+from signoff.core.headers import DEFAULT_HEADERS, header_names_fault
 from signoff.core.policy import Review
 from signoff.core.postgres_address import parse_postgres_address
 from signoff.core.signing import Secret, secrets_in
@@ -138,6 +139,8 @@ class Settings(BaseSettings):
     """Maximum bytes of a request body; a larger one gets 413."""
     max_run_bytes: int = Field(64 * 1024 * 1024, gt=0)
     """Maximum bytes of the requests and answers of all calls of one run of a pipeline."""
+    pass_headers: list[str] = [*DEFAULT_HEADERS]
+    """Headers of callers that pass on to models without `pass_headers` of their own; a JSON list."""
     coalesce: bool = False
     """If true, equal requests of a user, with temperature 0 or a seed, share one upstream call."""
     concurrency: int = Field(16, gt=0)
@@ -221,6 +224,13 @@ class Settings(BaseSettings):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"The name {name!r} must not be used by two streams.")
+        return value
+
+    @field_validator("pass_headers")
+    @classmethod
+    def _check_headers(cls, value: list[str]) -> list[str]:
+        if (fault := header_names_fault(value)) is not None:
+            raise ValueError(fault)
         return value
 
     @field_validator("webhook_secret")

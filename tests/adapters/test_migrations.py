@@ -28,6 +28,8 @@ from support.stores import ANSWER, a_call, a_job, logged, opened
 
 pytestmark = pytest.mark.anyio
 
+# Columns of the table `jobs` that the old schemas of these tests do not have.
+LATER_COLUMNS = {"headers"}
 COUNTER = msgspec.json.encode(Counter())
 
 
@@ -231,9 +233,9 @@ async def test_calls_and_cached_answers_from_before_the_table_of_calls_are_kept(
 
 
 def stored(value: Any) -> dict[str, Any]:
-    """Return the columns of a row, with structured values as JSON, as the column type writes them."""
+    """Return the columns of a row in an old schema, with structured values as JSON, as the column type writes them."""
     table = metadata.tables["jobs" if isinstance(value, Job) else "events"]
-    row = {name: getattr(value, name) for name in value.__struct_fields__}
+    row = {name: getattr(value, name) for name in value.__struct_fields__ if name not in LATER_COLUMNS}
     return {
         name: msgspec.json.encode(item) if isinstance(table.c[name].type, JsonColumn) and item is not None else item
         for name, item in row.items()

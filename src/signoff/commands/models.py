@@ -32,6 +32,9 @@ Urls = Annotated[
     typer.Option(help="Base URL of an OpenAI-compatible server; for http, the URL that takes the JSON. Repeatable."),
 ]
 Routes = Annotated[list[str] | None, typer.Option(help="Route below /v1 for users, such as realtime. Repeatable.")]
+PassHeaders = Annotated[
+    list[str] | None, typer.Option(help="Header of callers to pass on; default: the setting pass_headers. Repeatable.")
+]
 Fallbacks = Annotated[list[str] | None, typer.Option(help="Model to use if this one does not answer. Repeatable.")]
 Serve = Annotated[
     bool,
@@ -61,6 +64,7 @@ def model_add(
     max_waiting: Annotated[int, typer.Option(help="Maximum number of requests that wait for an endpoint.")] = 1000,
     queue_seconds: Annotated[float, typer.Option(help="Maximum wait for a free endpoint, in seconds.")] = 60,
     fallback: Fallbacks = None,
+    pass_header: PassHeaders = None,
     route: Routes = None,
     *,
     key_stdin: Annotated[bool, typer.Option("--key-stdin", help="Read the key of the upstream from stdin.")] = False,
@@ -87,6 +91,7 @@ def model_add(
         max_waiting=max_waiting,
         queue_seconds=queue_seconds,
         fallbacks=tuple(fallback or ()),
+        pass_headers=None if pass_header is None else tuple(pass_header),
         routes=tuple(route or ()),
     )
     _register(_with_urls(model, url or []), reads_key=key_stdin, drops_key=no_key)

@@ -1,6 +1,7 @@
 """Ask: a request for an answer as a door hands it over, before anything is decided about it."""
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -65,6 +66,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """The caller's `Cache-Control`."""
     sampling: Sampling | None = None
     """Sampling members of `body`, if the door has parsed them already."""
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    """Headers of the HTTP request, with names in lower case; a model gets those that its `pass_headers` names."""
     key_id: int | None = None
     """Upstream key to send with the request; None for the one of the token, else of the model."""
 

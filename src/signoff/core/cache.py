@@ -106,7 +106,9 @@ def is_cacheable(*rules: CacheRule | None, sampling: Sampling) -> bool:
     return sampling.is_repeatable if rule is None else rule == "always"
 
 
-def compute_cache_key(*, scope: str, path: str, target: str, versions: str, policy: Policy, body: bytes) -> str | None:
+def compute_cache_key(  # noqa: PLR0913 -- the parts of the key
+    *, scope: str, path: str, target: str, versions: str, policy: Policy, body: bytes, headers: bytes = b""
+) -> str | None:
     """Return the key of the answer to `body`: `VERSIONS-DIGEST`, or None if `body` is invalid or too costly to parse.
 
     The digest is a `fingerprint` of all arguments.
@@ -118,6 +120,7 @@ def compute_cache_key(*, scope: str, path: str, target: str, versions: str, poli
         versions: version of the model behind that name.
         policy: policy under which the answer is signed off.
         body: parameters of the request, see `canonical`.
+        headers: headers of the request that could change the answer, see `headers.answer_headers`.
     """
     if not is_cheap_to_parse(body):
         return None
@@ -126,7 +129,8 @@ def compute_cache_key(*, scope: str, path: str, target: str, versions: str, poli
     except (ValueError, RecursionError, OverflowError):
         return None
     parts = (scope, path, target, versions)
-    digest = fingerprint(*(part.encode() for part in parts), msgspec.json.encode(policy), parameters)
+    last = (parameters, headers) if headers else (parameters,)
+    digest = fingerprint(*(part.encode() for part in parts), msgspec.json.encode(policy), *last)
     return f"{versions}-{digest}"
 
 

@@ -136,6 +136,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Version of that prompt."""
     key_id: int | None = None
     """Upstream key of the caller that the request is sent with; None for the key of the model."""
+    headers: dict[str, str] | None = None
+    """Headers of the caller that pass on to the model, by name in lower case; None for none."""
     deliver: tuple[DeliveryTarget, ...] = ()
     """Receivers of the end of the job."""
     attempt: int = 0

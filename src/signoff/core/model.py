@@ -10,6 +10,7 @@ import msgspec
 from signoff.core.cache import CacheRule
 from signoff.core.endpoints import USER_ROUTES
 from signoff.core.fingerprint import fingerprint
+from signoff.core.headers import header_names_fault
 from signoff.core.policy import Review
 
 # A plug-in can add kinds, so this is not a Literal; the registry of the engines has all of them.
@@ -120,6 +121,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """Longest time that a request waits for a free endpoint."""
     fallbacks: tuple[str, ...] = ()
     """Names of models that are tried, in order, if no endpoint answers."""
+    pass_headers: tuple[str, ...] | None = None
+    """Names of the caller's headers that pass on to the upstream; None for the server's setting."""
     routes: tuple[str, ...] = ()
     """First segments of routes below /v1 that users may call besides `endpoints.USER_ROUTES`; `*` for all routes."""
 
@@ -201,7 +204,7 @@ def _list_fault(model: Model) -> str | None:
         return f"`fallbacks` must be at most {MAX_FALLBACKS} names of other models."
     if len(model.routes) > MAX_ROUTES or not all(map(_SEGMENT.fullmatch, model.routes)):
         return f"`routes` must be at most {MAX_ROUTES} segments of paths, such as `realtime`, or `*`."
-    return None
+    return header_names_fault(model.pass_headers or ())
 
 
 def _counts_of(model: Model) -> list[tuple[str, int | None, int, int]]:

@@ -98,6 +98,7 @@ def _ask(scope: Scope, caller: Caller, endpoint: str, body: bytes, *, requires_m
     return Ask(
         door="cached",
         caller=caller,
+        headers=scope["headers"],
         path=endpoint,
         body=body,
         requires_members=requires_members,

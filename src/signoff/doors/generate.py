@@ -146,6 +146,7 @@ def _ask(request: QueueRequest, door: str, payload: TextRequest | ChatRequest, b
     return Ask(
         door=door,
         caller=request.caller,
+        headers=request.scope["headers"],
         body=body,
         target=model,
         client_id=payload.job_id,

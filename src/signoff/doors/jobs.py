@@ -50,6 +50,7 @@ async def accept_payload(request: QueueRequest) -> Reply:
     ask = Ask(
         door="jobs",
         caller=request.caller,
+        headers=request.scope["headers"],
         body=request.body,
         target=model_in(request.body),
         door_review=cast("Review", request.door_settings.enqueue_review),

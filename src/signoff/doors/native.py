@@ -67,6 +67,7 @@ async def accept_job(request: QueueRequest) -> Reply:
     ask = Ask(
         door="native",
         caller=request.caller,
+        headers=request.scope["headers"],
         path=new.path,
         body=bytes(new.body),
         target=_target(new),

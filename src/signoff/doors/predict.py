@@ -80,6 +80,7 @@ class PredictDoor(AsgiDoor):
         ask = Ask(
             door="predict",
             caller=caller,
+            headers=scope["headers"],
             path=PREDICT,
             body=body,
             target=name,

@@ -333,6 +333,7 @@ def _rules(settings: Settings) -> Rules:
         webhook_secrets=settings.webhook_secrets,
         redis_prefix=None if settings.redis_url is None else settings.redis_prefix,
         cache_shared=settings.cache_shared,
+        pass_headers=tuple(settings.pass_headers),
         model_share=settings.model_share,
         user_share=settings.user_share,
         max_body_bytes=settings.max_body_bytes,

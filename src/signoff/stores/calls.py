@@ -61,6 +61,7 @@ class PackedCall(msgspec.Struct, array_like=True, frozen=True):
     generation_us: int | None
     cache: CacheState | None
     cache_key: str | None
+    headers: dict[str, str] | None = None
 
     @property
     def usage(self) -> Usage | None:

@@ -76,6 +76,7 @@ jobs = sa.Table(
     sa.Column("pipeline_version", sa.Integer),
     sa.Column("parked_at", sa.BigInteger),
     sa.Column("key_id", sa.Integer),
+    sa.Column("headers", JsonColumn(dict[str, str])),
 )
 
 _HAS_CLIENT_ID, _HAS_UPSTREAM_OBJECT = jobs.c.client_id.is_not(None), jobs.c.upstream_object_id.is_not(None)

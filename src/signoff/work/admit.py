@@ -8,6 +8,7 @@ from signoff.core.ask import Ask, path_for
 from signoff.core.cache import CacheState, Sampling
 from signoff.core.endpoints import CHAT, KNOWN, MESSAGES, PREDICT, parse_route
 from signoff.core.fingerprint import fingerprint
+from signoff.core.headers import answer_headers
 from signoff.core.job import PRIORITIES, Job
 from signoff.core.members import check_members
 from signoff.core.messages import check_request
@@ -22,6 +23,7 @@ from signoff.core.upstream_objects import creates_no_object, creates_object
 from signoff.errors import BadBody, BadRequest, Forbidden, MissingParameter, NotFound
 from signoff.work.admin.keys import key_of_user
 from signoff.work.inference.caching import cache_key_for
+from signoff.work.inference.headers import requested_headers
 from signoff.work.inference.ownership import NO_REFERENCES, References, find_references, hold_objects, owner_of
 from signoff.work.inference.resolve import resolve_target
 from signoff.work.jobs.deliver import delivery_targets
@@ -93,7 +95,7 @@ async def _prompt_job(services: Services, ask: Ask, prompt: Prompt, references: 
     path, body = render_request(prompt, name, ask.path, ask.body, max_bytes=services.rules.max_body_bytes)
     rendered = msgspec.structs.replace(ask, target=name, path=path, body=body)
     job = await _model_job(services, rendered, model, parse_sampling(body), references)
-    fingerprint = None if job.fingerprint is None else _fingerprint(ask)
+    fingerprint = None if job.fingerprint is None else _fingerprint(ask, job.headers)
     return msgspec.structs.replace(job, prompt=prompt.name, prompt_version=prompt.version, fingerprint=fingerprint)
 
 
@@ -115,7 +117,8 @@ async def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampl
         if ask.requires_members and (name := missing_member(ask.path, ask.body)) is not None:
             raise MissingParameter(name)
     cache_key = cache_key_for(services, ask, model, policy, sampling, path) if creates_object(path) else None
-    return _new_job(services, ask, model, policy, path=path, cache_key=cache_key)
+    headers = requested_headers(services, ask, model)
+    return _new_job(services, ask, model, policy, path=path, cache_key=cache_key, headers=headers)
 
 
 def _check_route(ask: Ask, model: Model) -> None:
@@ -131,8 +134,15 @@ def _check_route(ask: Ask, model: Model) -> None:
         )
 
 
-def _new_job(
-    services: Services, ask: Ask, target: Model | Pipeline, policy: Policy, *, path: str, cache_key: str | None
+def _new_job(  # noqa: PLR0913 -- what was decided about the request
+    services: Services,
+    ask: Ask,
+    target: Model | Pipeline,
+    policy: Policy,
+    *,
+    path: str,
+    cache_key: str | None,
+    headers: dict[str, str] | None = None,
 ) -> Job:
     """Return a job for `target`.
 
@@ -158,8 +168,9 @@ def _new_job(
         policy=policy,
         client_id=ask.client_id,
         idempotency_key=ask.idempotency_key,
-        fingerprint=_fingerprint(ask) if needs_fingerprint else None,
+        fingerprint=_fingerprint(ask, headers) if needs_fingerprint else None,
         key_id=ask.caller.key_id if ask.key_id is None else ask.key_id,
+        headers=headers,
         deliver=delivery_targets(services, ask, job_id),
         max_attempts=attempts or (rules.now_attempts if is_now else rules.later_attempts),
         attempt=1 if is_now else 0,
@@ -205,7 +216,9 @@ def parse_sampling(body: bytes) -> Sampling:
         return Sampling()
 
 
-def _fingerprint(ask: Ask) -> str:
+def _fingerprint(ask: Ask, headers: dict[str, str] | None = None) -> str:
     """Return the digest by which a retry of the same request is recognised."""
     webhook_url = "" if ask.webhook is None else ask.webhook.url
-    return fingerprint(ask.path.encode(), (ask.target or "").encode(), webhook_url.encode(), ask.body)
+    parts = (ask.path.encode(), (ask.target or "").encode(), webhook_url.encode(), ask.body)
+    relevant = answer_headers(headers)
+    return fingerprint(*parts, relevant) if relevant else fingerprint(*parts)

@@ -8,6 +8,7 @@ import msgspec
 
 from signoff.core.ask import Ask
 from signoff.core.endpoints import KNOWN
+from signoff.core.headers import answer_headers
 from signoff.core.job import CALLER_LEFT, INTERRUPTED, Job
 from signoff.core.upstream_objects import creates_no_object
 from signoff.engine import Sink
@@ -138,9 +139,9 @@ def _is_repeatable(ask: Ask, job: Job) -> bool:
 async def _begin_coalesced(services: Services, ask: Ask, job: Job, version: str, *, with_usage: bool) -> Call:
     """Join a running call with an equal request, or start one that others may join.
 
-    Requests are equal if user, upstream key, target, version of the model, path and body are.
+    Requests are equal if user, upstream key, target, version of the model, path, body and passed headers are.
     """
-    request = (job.user_id, job.key_id, job.target, version, job.path, job.body)
+    request = (job.user_id, job.key_id, job.target, version, job.path, job.body, answer_headers(job.headers))
     if (existing := services.runtime.inflight_calls.find_coalesced(request)) is not None:
         inflight = _inflight(ask, existing)
         shared = services.runtime.inflight_calls.shared(existing.id)

@@ -7,6 +7,7 @@ import msgspec
 from signoff.broker import Broker
 from signoff.core.allow_list import AllowList
 from signoff.core.delivery import DeliveryKind
+from signoff.core.headers import DEFAULT_HEADERS
 from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
 from signoff.core.signing import Secret
@@ -78,6 +79,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Prefix of result keys in Redis; None without Redis."""
     cache_shared: bool = False
     """Give cached answers to every user, not only to the one who asked first."""
+    pass_headers: tuple[str, ...] = DEFAULT_HEADERS
+    """Names of callers' headers that pass on to models without a list of their own."""
     model_share: float = 0.75
     """Share of a worker's slots that one model may take."""
     user_share: float = 0.9

@@ -102,6 +102,7 @@ class OpenAIDoor(AsgiDoor):
         ask = Ask(
             door="openai",
             caller=caller,
+            headers=scope["headers"],
             path=path,
             body=body,
             requires_members=True,

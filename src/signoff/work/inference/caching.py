@@ -18,10 +18,12 @@ from signoff.core.cache import (
     with_usage,
 )
 from signoff.core.endpoints import STREAMED
+from signoff.core.headers import answer_headers
 from signoff.core.job import Job
 from signoff.core.model import Model
 from signoff.core.policy import Policy
 from signoff.core.tokens import Usage
+from signoff.work.inference.headers import requested_headers
 from signoff.work.services import Services
 
 SHARED_SCOPE = "shared"
@@ -43,6 +45,7 @@ def cache_key_for(
         versions=services.caches.models.version_of(model),
         policy=policy,
         body=ask.body,
+        headers=answer_headers(requested_headers(services, ask, model)),
     )
 
 

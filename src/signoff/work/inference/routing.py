@@ -23,6 +23,7 @@ from signoff.errors import (
 )
 from signoff.runtime.attempt import Attempt
 from signoff.runtime.pools import Endpoint, EndpointPool, endpoint_name
+from signoff.work.inference.headers import upstream_headers
 from signoff.work.inference.translate import ask_engine
 from signoff.work.services import Services
 
@@ -166,6 +167,7 @@ async def _ask_endpoint(services: Services, attempt: Attempt, model: Model, name
         target=name,
         stream=attempt.stream,
         key=key,
+        headers=upstream_headers(services, job, model),
         response_headers=attempt.upstream_headers,
     )
     attempt.model = name if model.name.endswith("*") and model.name != job.model else model.name

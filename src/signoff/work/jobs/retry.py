@@ -49,6 +49,7 @@ def copy_for_retry(services: Services, caller: Caller, old: Job) -> Job:
         pipeline_id=old.pipeline_id,
         pipeline_version=old.pipeline_version,
         key_id=old.key_id,
+        headers=old.headers,
         max_attempts=services.rules.later_attempts,
         # A retry skips the lookup, and its answer replaces the cached one. One that bypassed the cache does so again: a
         # reviewer may have edited its request, so that its key is that of another request.
