@@ -3,7 +3,7 @@
     SignoffError
     ├── BadRequest 400
     │   ├── BadBody 400, MissingParameter 400, MethodNotAllowed 405, TooLarge 413, KeyReused 422, AddressRefused 400
-    │   ├── HeadTooLarge 431, RequestTimedOut 408, MisdirectedRequest 421
+    │   ├── UnsupportedEncoding 415, HeadTooLarge 431, RequestTimedOut 408, MisdirectedRequest 421
     │   ├── RunTooLarge 413
     │   └── BadPipeline 400
     ├── Unauthorized 401
@@ -111,6 +111,12 @@ class TooLarge(BadRequest):
     """The body is larger than the setting `max_body_bytes`, or the route, allows; send a smaller one."""
 
     status, code = 413, "body_too_large"
+
+
+class UnsupportedEncoding(BadRequest):
+    """The `Content-Encoding` of the body is not gzip, deflate or identity; use one of them, or none."""
+
+    status, code = 415, "unsupported_encoding"
 
 
 class HeadTooLarge(BadRequest):

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from signoff.core.filters import JobFilter
 from signoff.core.limits import Limit
 from signoff.errors import Overloaded, SchemaOutdated
-from signoff.stores import quotas, schema, sqlite
+from signoff.stores import quotas, schema, sql, sqlite
 from signoff.stores.claims import _NEXT_PRIORITY, _claim_statement, _users_statement
 from signoff.stores.job_pages import page_statement
 from signoff.stores.people import page_of_tokens
@@ -404,6 +404,22 @@ async def test_a_full_disk_fails_the_write_and_not_the_server(store: SqlStore) -
     await database._in_writer_thread(lambda: database._pragma("max_page_count=1000000"))
     job = await inserted(store)
     assert await store.jobs.get(job.id) == job
+
+
+async def test_a_database_that_takes_no_writes_is_not_ready_until_it_does(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "WRITABLE_SECONDS", 0)
+    database: Any = store._database
+    states = [await store.ready()]
+    for value in (1, 0):
+        await database._in_writer_thread(lambda value=value: database._pragma(f"query_only={value}"))
+        states.append(await store.ready())
+
+    monkeypatch.setattr(sql, "MIN_FREE_BYTES", 2**62)
+    states.append(await store.ready())
+
+    assert states == [True, False, True, False]
 
 
 async def test_usage_counts_once_though_its_commit_takes_longer_than_a_caller_waits(

@@ -62,7 +62,7 @@ async def add_model(server: Live, fake: FakeUpstream, **more: Any) -> None:
 
 REQUESTS = [
     ("GET", "/v1/vector_stores?limit=2&include[]=a%5B%5D&x=%2F+y"),
-    ("GET", "/v1/chat/completions"),
+    ("GET", "/v1/chat/completions/cc_9"),
     ("GET", "/v1/responses/resp_9?stream=false"),
     ("DELETE", "/v1/responses/resp_9"),
     ("POST", "/v1/responses/resp_9/cancel"),

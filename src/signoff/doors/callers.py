@@ -20,6 +20,7 @@ SESSION_COOKIE = "signoff_session"
 SECURE_SESSION_COOKIE = "__Host-signoff_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 LABEL_SELECTOR = b"x-label-selector"
+KEY_HEADERS = (b"x-api-key", b"api-key")
 LOCALHOST = "localhost"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 MAX_HOST_LENGTH = 255
@@ -31,7 +32,7 @@ FORWARDING_HEADER = re.compile(
 
 
 async def caller_of(services: Services, door_settings: DoorSettings, scope: Scope, *, sessions: bool = True) -> Caller:
-    """Identify the caller: by the bearer token, else by the session cookie if `sessions`, else as anonymous.
+    """Identify the caller: by the token, else by the session cookie if `sessions`, else as anonymous.
 
     Without `sessions`, a request of any method may change something. The caller becomes the actor of all changes that
     the request makes.
@@ -53,12 +54,8 @@ async def caller_of(services: Services, door_settings: DoorSettings, scope: Scop
 
 async def _identify(services: Services, door_settings: DoorSettings, scope: Scope, *, sessions: bool) -> Caller:
     safe_methods: Collection[str] = SAFE_METHODS if sessions else ()
-    authorization = header(scope, b"authorization")
-    if authorization is not None:
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer":
-            raise Unauthorized
-        return await identify(services, token.strip())
+    if (token := _token_of(scope)) is not None:
+        return await identify(services, token)
     if sessions and (session := session_of(scope)) is not None:
         if scope["method"] not in safe_methods:
             check_same_site(scope)
@@ -67,6 +64,26 @@ async def _identify(services: Services, door_settings: DoorSettings, scope: Scop
         _check_anonymous(door_settings, scope, safe_methods)
         return anonymous_caller(door_settings.anonymous_role)
     raise Unauthorized
+
+
+def _token_of(scope: Scope) -> str | None:
+    """Return the token in `Authorization`, or in the headers where clients of Anthropic and Azure send it.
+
+    Raises Unauthorized if `Authorization` has no bearer token, or if two of the headers differ.
+    """
+    token, authorization = None, header(scope, b"authorization")
+    if authorization is not None:
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthorized
+        token = token.strip()
+    for name in KEY_HEADERS:
+        if not (key := (header(scope, name) or "").strip()):
+            continue
+        if token is not None and key != token:
+            raise Unauthorized("`Authorization`, `x-api-key` and `api-key` must have the same token; send one of them.")
+        token = key
+    return token
 
 
 def session_of(scope: Scope) -> str | None:

@@ -15,6 +15,7 @@ from signoff.errors import (
     ReviewPending,
     SignoffError,
     Unauthorized,
+    UnsupportedEncoding,
 )
 
 PROBLEM = "application/problem+json"
@@ -54,6 +55,8 @@ def error_headers(error: SignoffError) -> Mapping[str, str]:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed) and error.allow:
         headers["allow"] = error.allow
+    if isinstance(error, UnsupportedEncoding):
+        headers["accept-encoding"] = "gzip, deflate"
     if error.job_id is not None:
         headers["location"] = f"/api/jobs/{error.job_id}"
     # The SDKs of OpenAI and Anthropic retry these statuses by themselves; here that would only repeat the work.

@@ -12,8 +12,10 @@ import structlog
 
 from signoff.core.access import Role
 from signoff.core.cache import CacheControl, parse_cache_control
+from signoff.core.content_coding import decode_content
 from signoff.core.decode import decode_json
 from signoff.core.job import Job
+from signoff.core.sse import BYTE_ORDER_MARK
 from signoff.errors import (
     BadBody,
     BadRequest,
@@ -114,15 +116,18 @@ def check_address(scope: Scope) -> None:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int, *, discarded_bytes: int = MAX_DISCARDED_BYTES) -> bytes:
-    """Read the whole body.
+    """Read the whole body; return it decoded, and without a byte order mark, which JSON does not allow.
 
     Raises:
         TooLarge: The body has more than `limit` bytes. Up to `discarded_bytes` of it are read first, so that the
-            client sees the response.
-        BadRequest: The client disconnected.
+            client sees the response, unless the client waits for a `100 Continue` before it sends any.
+        UnsupportedEncoding: `Content-Encoding` is not gzip, deflate or identity.
+        BadRequest: The client disconnected, or the body is not what `Content-Encoding` says.
     """
     chunks, size = list[bytes](), 0
     too_large = (parse_digits(header(scope, b"content-length")) or 0) > limit
+    if too_large and (header(scope, b"expect") or "").lower() == "100-continue":
+        discarded_bytes = 0
     while not too_large or size < discarded_bytes:
         message = await receive()
         if message["type"] != "http.request":
@@ -136,7 +141,10 @@ async def read_body(scope: Scope, receive: Receive, limit: int, *, discarded_byt
             break
     if too_large:
         raise TooLarge(f"The body must not be larger than {limit} bytes; send a smaller one.")
-    return b"".join(chunks)
+    body = b"".join(chunks)
+    if (coding := header(scope, b"content-encoding")) is not None:
+        body = decode_content(body, coding, limit)
+    return body.removeprefix(BYTE_ORDER_MARK)
 
 
 def header(scope: Scope, name: bytes) -> str | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from litestar.template import TemplateConfig
 
 from signoff import __version__
 from signoff.core.access import Caller
+from signoff.core.endpoints import USER_ROUTES, parse_route
 from signoff.doors import generate, jobs
 from signoff.doors.access_log import serve_and_log
 from signoff.doors.callers import caller_of
@@ -47,6 +49,7 @@ from signoff.infra import logging
 from signoff.work.services import Services
 
 MAX_REQUEST_ID_LENGTH = 128
+SLASHES = re.compile("/{2,}")
 # Keys in a request's scope of what `_services`, `_door_settings` and `_caller` inject.
 SERVICES, DOOR_SETTINGS, CALLER = "signoff.services", "signoff.door_settings", "signoff.caller"
 ErrorPage = Callable[[AnyRequest, SignoffError], Response[Any] | None]
@@ -85,6 +88,8 @@ class DoorRouter:
         return await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "//" in scope["path"]:
+            scope = _with_single_slashes(scope)
         if scope["method"] == "HEAD" and not scope["path"].lower().startswith(ACTING_PATHS):
             scope, send = as_get(scope), without_body(send)
         origins = self._door_settings.cors_origins
@@ -108,6 +113,14 @@ class DoorRouter:
             with contextlib.suppress(RuntimeError):  # the response has begun
                 body, headers = msgspec.json.encode(problem(error)), raw_error_headers(error)
                 await send_bytes(send, error.status, body, PROBLEM.encode(), headers)
+
+
+def _with_single_slashes(scope: Scope) -> Scope:
+    """Return `scope` without repeated slashes in its path, unless they are encoded: part of a name, such as a URL."""
+    raw_path: bytes = scope.get("raw_path") or b""
+    if b"%2f" in raw_path.lower():
+        return scope
+    return {**scope, "path": SLASHES.sub("/", scope["path"]), "raw_path": SLASHES.sub("/", raw_path.decode()).encode()}
 
 
 def make_litestar_app(routers: Sequence[Router], templates: Path, error_page: ErrorPage) -> ASGIApp:
@@ -219,7 +232,7 @@ def _handle_http_error(request: AnyRequest, error: HTTPException) -> Response[An
     """Return the response for errors of Litestar itself: unknown routes, wrong methods, invalid parameters."""
     match error.status_code:
         case 404:
-            converted = NotFound(f"The path {request.url.path} does not exist.")
+            converted = NotFound(f"The path {request.url.path} does not exist.{_hint(request.url.path)}")
         case 405:
             converted = MethodNotAllowed.at(request.url.path, request.method, _allowed(error))
         case status:
@@ -229,6 +242,14 @@ def _handle_http_error(request: AnyRequest, error: HTTPException) -> Response[An
     if extra := getattr(error, "extra", None):
         converted.message = f"{converted.message} {msgspec.json.encode(extra).decode()}"
     return _handle_error(request, converted)
+
+
+def _hint(path: str) -> str:
+    """Return a hint for a path of OpenAI's API without its version, as of a client whose base URL lacks it."""
+    route = f"/v1{path.rstrip('/')}"
+    parsed = parse_route(route)
+    is_known = route == "/v1/models" or (parsed is not None and parsed.first_segment in USER_ROUTES)
+    return f" Do you mean {route}? Then add /v1 to the base URL of the client." if is_known else ""
 
 
 def _allowed(error: HTTPException) -> str:

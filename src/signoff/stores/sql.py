@@ -1,6 +1,7 @@
 """The store in a SQL database: PostgreSQL, or an embedded SQLite file."""
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from signoff.cache import CacheBounds
 from signoff.core.audit import AuditChange
 from signoff.core.postgres_address import parse_postgres_address
+from signoff.errors import Overloaded
 from signoff.infra.actor import current_actor
 from signoff.store import Listener, Topic
 from signoff.stores.archive import BadBackup, Manifest, write_archive
@@ -38,6 +40,9 @@ from signoff.stores.versions import bump
 from signoff.stores.writer import Tx
 
 READY_SECONDS = 2.0
+# Anybody may ask whether the server is ready, so that must not cost a write each time.
+WRITABLE_SECONDS = 1.0
+MIN_FREE_BYTES = 2**20
 
 
 class SqlStore:
@@ -48,6 +53,8 @@ class SqlStore:
 
     def __init__(self, url: str) -> None:
         self._database = _make_database(url)
+        self._folder = _folder_of(url)
+        self._writable_until = 0.0
         self.jobs = SqlJobs(self._database)
         self.runs = SqlRuns(self._database)
         self.objects = SqlUpstreamObjects(self._database)
@@ -99,9 +106,22 @@ class SqlStore:
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await self.versions()
+                await self._check_writable()
         except Exception:  # noqa: BLE001 -- any failure means that it is not ready
             return False
         return True
+
+    async def _check_writable(self) -> None:
+        """Write to the database, unless that was done a moment ago. Raises Overloaded."""
+        now = asyncio.get_running_loop().time()
+        if now < self._writable_until:
+            return
+        # On a full disk, the few pages of this write would still fit into the write-ahead log.
+        if self._folder is not None and shutil.disk_usage(self._folder).free < MIN_FREE_BYTES:
+            raise Overloaded("The disk of the database is full.")
+        unchanged = sa.update(versions).where(versions.c.topic == "models").values(version=versions.c.version)
+        await self._database.write(lambda tx: tx.conn.execute(unchanged).rowcount)
+        self._writable_until = now + WRITABLE_SECONDS
 
     async def versions(self) -> dict[str, int]:
         """See `store.Store`."""
@@ -127,6 +147,12 @@ class SqlStore:
     async def close(self) -> None:
         """See `store.Store`."""
         await self._database.close()
+
+
+def _folder_of(address: str) -> Path | None:
+    """Return the folder of the file of a SQLite database; None for a database server."""
+    is_file = address.startswith("sqlite:")
+    return Path(make_url(address).database or "").absolute().parent if is_file else None
 
 
 def _make_database(address: str) -> Database:

@@ -10,7 +10,7 @@ from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.cache import Sampling
-from signoff.core.endpoints import CHAT, KNOWN, RESPONSES, STREAMED, format_route, parse_route
+from signoff.core.endpoints import KNOWN, STREAMED, format_route, parse_route
 from signoff.core.form import fields_of
 from signoff.core.members import fold
 from signoff.core.model import Model
@@ -41,9 +41,8 @@ from signoff.work.call import Call, begin_call, whole_answer
 from signoff.work.inference.resolve import LibraryEntry, list_targets, resolve_target
 
 PREFIXES = ("/openai/v1/", "/v1/")
-# Methods besides POST that are passed on to an upstream, and the known endpoints whose stored objects have them.
+# Methods besides POST that are passed on to an upstream.
 PASSED_METHODS = {"GET", "PUT", "PATCH", "DELETE"}
-STORING_ENDPOINTS = {CHAT, RESPONSES}
 # Media types of bodies that are not JSON. Any other type is read as JSON: clients without a better default, such as
 # curl, declare JSON as a form or as bytes.
 BINARY_TYPES = ("multipart/", "audio/", "image/", "video/")
@@ -160,17 +159,15 @@ def _is_stream(path: str, request: _RequestHead) -> bool:
 
 
 def _is_passed_on(method: str, path: str) -> bool:
-    """Return True if a request may go to an upstream. Most known endpoints take a POST only."""
-    return (method == "POST" or (method in PASSED_METHODS and path not in KNOWN - STORING_ENDPOINTS)) and parse_route(
-        path
-    ) is not None
+    """Return True if a request may go to an upstream. The known endpoints take a POST only."""
+    return (method == "POST" or (method in PASSED_METHODS and path not in KNOWN)) and parse_route(path) is not None
 
 
 def _allowed(rest: str) -> str:
     """Return the methods of a known path below `/v1/`."""
     if rest.startswith("models"):
         return "GET, HEAD"
-    return "DELETE, GET, HEAD, PATCH, POST, PUT" if f"/v1/{rest}" in STORING_ENDPOINTS else "POST"
+    return "POST"
 
 
 def _model_and_query(scope: Scope) -> tuple[str | None, str]:
