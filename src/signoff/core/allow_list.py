@@ -60,6 +60,10 @@ class AllowList:
         allowed = any(address in network for network in self._networks if network.version == address.version)
         return allowed or host.lower() in self._hosts or is_public(address)
 
+    def names(self, host: str) -> bool:
+        """Return True if the list has the name `host`, so that it may be reached whatever its address is."""
+        return host.lower() in self._hosts
+
     def refusal(self, host: str) -> str:
         """See `AddressRule`."""
         return f"{host} is not at a public address; the operator can allow it with the setting `webhook_allow`."

@@ -136,7 +136,7 @@ def may_succeed_elsewhere(error: SignoffError) -> bool:
     if isinstance(error, ModelAnswered):
         return error.status in ELSEWHERE_STATUSES or error.status >= 500 or error.is_account_fault
     # The request itself may have crashed the process, so it is not sent to another one.
-    return error.retryable and not isinstance(error, ModelCrashed)
+    return isinstance(error, ModelUnreachable) or (error.retryable and not isinstance(error, ModelCrashed))
 
 
 def is_refusal(error: SignoffError) -> bool:

@@ -7,10 +7,12 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from signoff.core.allow_list import AllowList, checked_host
+from signoff.core.allow_list import AllowList, checked_host, parse_literal
 from signoff.core.delivery import OutgoingMessage
 from signoff.errors import AddressRefused, SignoffError, Undelivered
+from signoff.infra.proxies import NO_PROXIES, Proxies
 from signoff.infra.ssrf import CheckedResolver, blocked_reason
+from signoff.infra.tls import tls_fault
 
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 15.0
@@ -24,23 +26,30 @@ class HttpDeliverer:
     """
 
     def __init__(
-        self, allow_list: AllowList, *, resolver: AbstractResolver | None = None, total_seconds: float = TOTAL_SECONDS
+        self,
+        allow_list: AllowList,
+        *,
+        resolver: AbstractResolver | None = None,
+        total_seconds: float = TOTAL_SECONDS,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
         self._allow_list = allow_list
         self._total_seconds = total_seconds
         self._resolver = resolver
+        self._proxies = proxies
         self._session: aiohttp.ClientSession | None = None
+        self._proxy_session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """See `deliverer.Deliverer`."""
-        connector = aiohttp.TCPConnector(
-            resolver=CheckedResolver(self._resolver or aiohttp.ThreadedResolver(), self._allow_list),
-            use_dns_cache=False,
-            force_close=True,
-            limit=0,
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
+        resolver = self._resolver or aiohttp.ThreadedResolver()
+        self._session = self._make_session(CheckedResolver(resolver, self._allow_list))
+        if self._proxies:
+            self._proxy_session = self._make_session(resolver)
+
+    def _make_session(self, resolver: AbstractResolver) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True, limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=self._total_seconds, sock_connect=CONNECT_SECONDS),
             headers={"user-agent": "signoff", "accept-encoding": "identity"},
@@ -55,7 +64,9 @@ class HttpDeliverer:
         body, headers = message.body, message.headers
         data = body if len(body) < 2**20 else io.BytesIO(body)
         try:
-            async with self._session.post(url, data=data, headers=headers, allow_redirects=False) as response:
+            proxy = self._find_proxy(url)
+            session = self._session if proxy is None else self._proxy_session or self._session
+            async with session.post(url, data=data, headers=headers, allow_redirects=False, proxy=proxy) as response:
                 return response.status
         except TimeoutError as error:
             raise Undelivered("The receiver did not answer in time.") from error
@@ -71,9 +82,21 @@ class HttpDeliverer:
 
     async def close(self) -> None:
         """See `deliverer.Deliverer`."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        for session in (self._session, self._proxy_session):
+            if session is not None:
+                await session.close()
+        self._session = self._proxy_session = None
+
+    def _find_proxy(self, url: URL) -> URL | None:
+        """Return the proxy for `url`; None if it has none, or if this server itself must check the address.
+
+        A proxy resolves names itself, so only a host that the operator allowed by name goes through it, or one that is
+        an address, which was checked. Raises ValueError.
+        """
+        host = url.host or ""
+        if not self._proxies or not (self._allow_list.names(host) or parse_literal(host) is not None):
+            return None
+        return self._proxies.find(url)
 
 
 def _parse_url(url: str) -> URL:
@@ -87,6 +110,8 @@ def _mapped(error: Exception) -> SignoffError:
     """Return the error that callers see: the cause by name, without details of this network."""
     if (refusal := blocked_reason(error)) is not None:
         return AddressRefused(refusal)
+    if (fault := tls_fault(error)) is not None:
+        return Undelivered(f"The receiver cannot be reached: {fault}.")
     number = error.errno if isinstance(error, OSError) else None
     cause = os.strerror(number) if number is not None and number > 0 else type(error).__name__
     return Undelivered(f"The receiver cannot be reached: {cause}.")

@@ -11,6 +11,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from weakref import WeakSet
 
 import aiohttp
@@ -20,6 +21,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.tracing import Trace
+from yarl import URL
 
 from signoff.core import sse
 from signoff.core.allow_list import MODEL_ADDRESSES
@@ -32,7 +34,9 @@ from signoff.engines.upstream_errors import MAX_ERROR_BYTES, answered_error, is_
 from signoff.engines.upstream_events import EventStream
 from signoff.engines.url import ADDRESS_NOT_ALLOWED, parse_model_url
 from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
+from signoff.infra.proxies import NO_PROXIES, Proxies
 from signoff.infra.ssrf import CheckedResolver, blocked_reason
+from signoff.infra.tls import tls_fault
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_EVENT_BYTES = 8 * 2**20
@@ -44,6 +48,8 @@ HEAD_TOO_LARGE = f"The head of the model's answer has more than {MAX_HEAD_BYTES}
 KEEPALIVE_SECONDS = 4
 # After the last event only the end of the body is due. Reading it makes the connection reusable.
 LINGER_SECONDS = 0.1
+# The first bytes of a TLS alert, as aiohttp quotes a malformed status line.
+_TLS_ALERT = r"\x15\x03"
 # aiohttp's default for a response without Content-Type (RFC 9110, section 8.3).
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
@@ -53,13 +59,20 @@ class UpstreamClient:
     """Pool of at most `max_connections` connections to models. Call `start` before the first request.
 
     `now` returns seconds since the epoch. Every resolved address is checked against MODEL_ADDRESSES before the
-    connection.
+    connection: that of the model, or that of its proxy, which resolves the model's name itself.
     """
 
     def __init__(
-        self, *, now: Callable[[], float], max_connections: int = 10_000, resolver: AbstractResolver | None = None
+        self,
+        *,
+        now: Callable[[], float],
+        max_connections: int = 10_000,
+        resolver: AbstractResolver | None = None,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
         self._resolver = resolver
+        self._proxies = proxies
+        self._find_proxy: Callable[[URL], URL | None] | None = None
         self._now = now
         self._max_connections = max_connections
         self._used = WeakSet[ResponseHandler]()
@@ -68,6 +81,7 @@ class UpstreamClient:
 
     async def start(self) -> None:
         """Open the pool."""
+        self._find_proxy = lru_cache(maxsize=1024)(self._proxies.find) if self._proxies else None
         self._session = aiohttp.ClientSession(
             connector=_Connector(
                 limit=self._max_connections,
@@ -133,6 +147,8 @@ class UpstreamClient:
                 # The server closed an idle connection while the request was written: retry once, on a new one.
                 call.requires_new = True
                 return await self._send(call, request)
+        except aiohttp.ClientHttpProxyError as error:
+            raise ModelUnreachable(f"The proxy refused to connect to the model (status {error.status}).") from error
         except aiohttp.ClientResponseError as error:
             raise ModelGarbled(_head_fault(error)) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -140,16 +156,17 @@ class UpstreamClient:
                 raise
             if blocked_reason(error) is not None:
                 raise ModelFailed(ADDRESS_NOT_ALLOWED) from error
-            raise ModelUnreachable(f"The model cannot be reached: {_reason(error)}.") from error
+            raise _unreachable(error) from error
 
     async def _send(self, call: _Call, request: UpstreamRequest) -> aiohttp.ClientResponse:
         if self._session is None:
             raise RuntimeError("UpstreamClient.start() was not awaited")
-        token = _CALL.set(call)
+        token, url = _CALL.set(call), parse_model_url(request.url)
         try:
             return await self._session.request(
                 request.method,
-                parse_model_url(request.url),
+                url,
+                proxy=None if self._find_proxy is None else self._find_proxy(url),
                 # aiohttp writes a file-like body in pieces.
                 data=request.body if len(request.body) < 2**20 else io.BytesIO(request.body),
                 headers=request.headers,
@@ -289,6 +306,8 @@ def _head_fault(error: aiohttp.ClientResponseError) -> str:
     """Return what is wrong with the head of an answer."""
     if isinstance(error.__cause__, LineTooLong) or "Too many headers" in error.message:
         return HEAD_TOO_LARGE
+    if _TLS_ALERT in error.message:
+        return "The model's answer is TLS and not HTTP; begin its `url` with https://."
     return "The model's answer is not valid HTTP."
 
 
@@ -395,7 +414,18 @@ async def _drain(call: _Call, response: aiohttp.ClientResponse) -> None:
                 pass
 
 
+def _unreachable(error: Exception) -> ModelUnreachable:
+    """Return the error for a connection that failed. No retry mends a certificate."""
+    fault = tls_fault(error)
+    what = "The model's proxy" if isinstance(error, aiohttp.ClientProxyConnectionError) else "The model"
+    unreachable = ModelUnreachable(f"{what} cannot be reached: {fault or _reason(error)}.")
+    unreachable.retryable = fault is None
+    return unreachable
+
+
 def _reason(error: Exception) -> str:
     """Return a reason without addresses of our network, because callers see it too."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "it closed the connection without an answer; if its port speaks TLS, its `url` must begin with https://"
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number) if number is not None and number > 0 else type(error).__name__

@@ -9,6 +9,7 @@ from aiohttp import ThreadedResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from signoff.core.allow_list import AddressRule, checked_host
+from signoff.infra.tls import default_context
 
 
 class AddressBlocked(OSError):
@@ -54,17 +55,22 @@ def blocked_reason(error: BaseException) -> str | None:
 async def probe(url: str, port: int, rule: AddressRule, resolver: AbstractResolver | None = None) -> None:
     """Connect to the host of `url`, at the first of its addresses that accepts, and disconnect.
 
-    Raises OSError if none accepts, AddressRefused if the address may not be connected to.
+    For https, check the certificate too. Raises OSError, such as ssl.SSLError, if no address accepts; AddressRefused if
+    the address may not be connected to.
     """
+    name = checked_host(url, rule)
     checked = CheckedResolver(resolver or ThreadedResolver(), rule)
-    results = await checked.resolve(checked_host(url, rule), port, socket.AF_UNSPEC)
+    results = await checked.resolve(name, port, socket.AF_UNSPEC)
+    server_name = name if url.lower().startswith("https:") else None
     *others, last = [result["host"] for result in results]
     for host in others:
         with contextlib.suppress(OSError):
-            return await _connect(host, port)
-    return await _connect(last, port)
+            return await _connect(host, port, server_name)
+    return await _connect(last, port, server_name)
 
 
-async def _connect(host: str, port: int) -> None:
-    _, writer = await asyncio.open_connection(host, port)
+async def _connect(host: str, port: int, server_name: str | None) -> None:
+    """Connect, with TLS if there is a `server_name`, and disconnect."""
+    context = None if server_name is None else default_context()
+    _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=server_name)
     writer.close()

@@ -36,6 +36,7 @@ from signoff.engines.subprocess import SubprocessEngine
 from signoff.engines.upstream import UpstreamClient
 from signoff.errors import Overloaded, WrongKey
 from signoff.infra.logging import log_to_stderr
+from signoff.infra.proxies import Proxies
 from signoff.infra.vault import Vault, existing_keys, keys_in
 from signoff.runtime.background import Background
 from signoff.runtime.backlogs import Backlogs
@@ -78,7 +79,7 @@ async def run_services(settings: Settings, *, work: bool) -> AsyncGenerator[Serv
     Wait for a database server that cannot be reached, so that the order in which programs start does not matter.
     Raises SchemaOutdated if the schema of a database server has another version.
     """
-    upstream = UpstreamClient(now=time.time)
+    upstream = UpstreamClient(now=time.time, proxies=Proxies.from_environment())
     async with open_services(settings, upstream, waits=True) as services, started(upstream):
         concurrency = settings.concurrency if work else 0
         async with supervise(services, concurrency=concurrency, drain_seconds=settings.drain_seconds):
@@ -198,6 +199,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
             deliverers=_deliverers(settings, rules.allow_list, topics),
             transport_to=transport_to,
             vault=vault,
+            proxies=Proxies.from_environment(),
         ),
         caches=caches,
         runtime=Runtime(
@@ -303,7 +305,10 @@ def _broker(settings: Settings) -> Broker:
 
 
 def _deliverers(settings: Settings, allow_list: AllowList, topics: Deliverer) -> dict[DeliveryKind, Deliverer]:
-    deliverers: dict[DeliveryKind, Deliverer] = {"webhook": HttpDeliverer(allow_list), "topic": topics}
+    deliverers: dict[DeliveryKind, Deliverer] = {
+        "webhook": HttpDeliverer(allow_list, proxies=Proxies.from_environment()),
+        "topic": topics,
+    }
     if settings.redis_url is not None:
         from signoff.deliverers.redis import RedisDeliverer
 

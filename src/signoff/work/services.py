@@ -14,6 +14,7 @@ from signoff.core.signing import Secret
 from signoff.core.stream import Stream
 from signoff.deliverer import Deliverer
 from signoff.engine import Engine
+from signoff.infra.proxies import NO_PROXIES, Proxies
 from signoff.infra.vault import Vault
 from signoff.runtime.background import Background
 from signoff.runtime.backlogs import Backlogs
@@ -102,6 +103,8 @@ class Adapters(msgspec.Struct, frozen=True, kw_only=True):
     """Factory of the transport of a stream."""
     vault: Vault
     """Encryption of stored secrets."""
+    proxies: Proxies = NO_PROXIES
+    """Proxies for requests to models."""
 
 
 class Caches(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -58,27 +57,30 @@ async def model_health(services: Services, model: Model) -> dict[str, Any]:
     """Return `{"ok", "detail"}` for the model; `detail` is a text for people.
 
     A process is ok unless it failed, because a stopped one starts with the next request. For a URL, a connection is
-    opened and no HTTP request is sent.
+    opened, to the proxy if it has one, and its certificate is checked; no HTTP request is sent.
     """
     state = _status_of(services, model, is_registered=True).state
     if state is not None:
         return {"ok": state != "failed", "detail": state}
     if model.url is None:
         return {"ok": True, "detail": "always available"}
-    from signoff.infra.ssrf import blocked_reason, probe  # imports an HTTP client, which commands do not need
+    from yarl import URL
 
-    parts = urlsplit(model.url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    from signoff.infra.ssrf import blocked_reason, probe  # imports an HTTP client, which commands do not need
+    from signoff.infra.tls import tls_fault
+
     try:
+        url = URL(model.url)
+        proxy = services.adapters.proxies.find(url)
         async with asyncio.timeout(min(model.timeouts.connect_seconds, HEALTH_SECONDS)):
-            await probe(model.url, port, MODEL_ADDRESSES)
+            await probe(str((proxy or url).with_user(None)), (proxy or url).port or 80, MODEL_ADDRESSES)
     except AddressRefused as error:
         return {"ok": False, "detail": error.message}
     except (OSError, ValueError) as error:
         if (denial := blocked_reason(error)) is not None:
             return {"ok": False, "detail": denial}
-        return {"ok": False, "detail": f"connection failed: {type(error).__name__}"}
-    return {"ok": True, "detail": "accepts connections"}
+        return {"ok": False, "detail": f"connection failed: {tls_fault(error) or type(error).__name__}"}
+    return {"ok": True, "detail": "accepts connections" if proxy is None else "its proxy accepts connections"}
 
 
 async def start_model(services: Services, caller: Caller, name: str) -> ModelStatus:
