@@ -327,11 +327,12 @@ async def test_a_body_that_is_too_large_has_one_code(tmp_path: Path) -> None:
             assert await fault(server, admin, route, data=b" " * 1001) == (413, "body_too_large"), route
 
 
-async def test_a_missing_token_has_one_code(tmp_path: Path) -> None:
+async def test_a_missing_token_has_one_code_and_that_of_openai_at_its_routes(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         for route in sorted({*JSON_ROUTES} - WITHOUT_TOKEN):
             for token in (None, "nonsense"):
-                assert await fault(server, token, route, data=b"{}") == (401, "unauthorized"), route
+                code = "invalid_api_key" if "/v1/" in route and "/api/" not in route else "unauthorized"
+                assert await fault(server, token, route, data=b"{}") == (401, code), route
 
 
 async def test_a_wrong_method_has_one_code(tmp_path: Path) -> None:

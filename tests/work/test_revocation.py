@@ -137,7 +137,7 @@ async def test_a_held_call_ends_with_its_token_and_its_job_goes_on(stream: bool,
         async with asyncio.timeout(60):
             status, body = await call
         assert status == (200 if stream else 401)
-        assert "unauthorized" in str(body)
+        assert "invalid_api_key" in str(body)
         assert (await server.ask("GET", f"/api/jobs/{job_id}", other))[1]["status"] == "human"
 
 

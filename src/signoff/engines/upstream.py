@@ -425,6 +425,10 @@ def _unreachable(error: Exception) -> ModelUnreachable:
 
 def _reason(error: Exception) -> str:
     """Return a reason without addresses of our network, because callers see it too."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its host name has no address"
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return "it did not accept a connection in time"
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "it closed the connection without an answer; if its port speaks TLS, its `url` must begin with https://"
     number = error.errno if isinstance(error, OSError) else None
