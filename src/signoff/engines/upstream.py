@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +18,6 @@ import msgspec
 from aiohttp.abc import AbstractResolver
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from aiohttp.http_exceptions import LineTooLong
 from aiohttp.tracing import Trace
 from yarl import URL
 
@@ -30,26 +28,20 @@ from signoff.core.binary import BinaryBody, encode_binary
 from signoff.core.model import Timeouts
 from signoff.core.surrogates import without_lone_surrogates
 from signoff.engine import Sink
+from signoff.engines.connection_errors import HEAD_TOO_LARGE, MAX_HEAD_BYTES, MAX_HEADERS, map_connection_error
 from signoff.engines.upstream_errors import MAX_ERROR_BYTES, answered_error, is_limit_header
 from signoff.engines.upstream_events import EventStream
-from signoff.engines.url import ADDRESS_NOT_ALLOWED, parse_model_url
-from signoff.errors import ModelAnswered, ModelCut, ModelFailed, ModelGarbled, ModelTimedOut, ModelUnreachable
+from signoff.engines.url import parse_model_url
+from signoff.errors import ModelAnswered, ModelCut, ModelGarbled, ModelTimedOut
 from signoff.infra.proxies import NO_PROXIES, Proxies
-from signoff.infra.ssrf import CheckedResolver, blocked_reason
-from signoff.infra.tls import tls_fault
+from signoff.infra.ssrf import CheckedResolver
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_EVENT_BYTES = 8 * 2**20
-# Bounds of the head of an answer: the bytes of all headers, and their number.
-MAX_HEAD_BYTES = 64 * 2**10
-MAX_HEADERS = 1024
-HEAD_TOO_LARGE = f"The head of the model's answer has more than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers."
 # Shorter than the 5 s after which uvicorn, Node and llama.cpp close an idle connection, so that we close it first.
 KEEPALIVE_SECONDS = 4
 # After the last event only the end of the body is due. Reading it makes the connection reusable.
 LINGER_SECONDS = 0.1
-# The first bytes of a TLS alert, as aiohttp quotes a malformed status line.
-_TLS_ALERT = r"\x15\x03"
 # aiohttp's default for a response without Content-Type (RFC 9110, section 8.3).
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
@@ -147,16 +139,10 @@ class UpstreamClient:
                 # The server closed an idle connection while the request was written: retry once, on a new one.
                 call.requires_new = True
                 return await self._send(call, request)
-        except aiohttp.ClientHttpProxyError as error:
-            raise ModelUnreachable(f"The proxy refused to connect to the model (status {error.status}).") from error
-        except aiohttp.ClientResponseError as error:
-            raise ModelGarbled(_head_fault(error)) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise
-            if blocked_reason(error) is not None:
-                raise ModelFailed(ADDRESS_NOT_ALLOWED) from error
-            raise _unreachable(error) from error
+            raise map_connection_error(error) from error
 
     async def _send(self, call: _Call, request: UpstreamRequest) -> aiohttp.ClientResponse:
         if self._session is None:
@@ -302,15 +288,6 @@ class _Connector(aiohttp.TCPConnector):
         return connection
 
 
-def _head_fault(error: aiohttp.ClientResponseError) -> str:
-    """Return what is wrong with the head of an answer."""
-    if isinstance(error.__cause__, LineTooLong) or "Too many headers" in error.message:
-        return HEAD_TOO_LARGE
-    if _TLS_ALERT in error.message:
-        return "The model's answer is TLS and not HTTP; begin its `url` with https://."
-    return "The model's answer is not valid HTTP."
-
-
 def _read_head(response: aiohttp.ClientResponse, limits: dict[str, str]) -> None:
     """Add the headers of an answer about rate limits to `limits`. Raises ModelGarbled if the head is too large."""
     size_bytes, is_error = 0, response.status >= 300
@@ -412,24 +389,3 @@ async def _drain(call: _Call, response: aiohttp.ClientResponse) -> None:
         async with asyncio.timeout(LINGER_SECONDS):
             while await call.read(response):
                 pass
-
-
-def _unreachable(error: Exception) -> ModelUnreachable:
-    """Return the error for a connection that failed. No retry mends a certificate."""
-    fault = tls_fault(error)
-    what = "The model's proxy" if isinstance(error, aiohttp.ClientProxyConnectionError) else "The model"
-    unreachable = ModelUnreachable(f"{what} cannot be reached: {fault or _reason(error)}.")
-    unreachable.retryable = fault is None
-    return unreachable
-
-
-def _reason(error: Exception) -> str:
-    """Return a reason without addresses of our network, because callers see it too."""
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its host name has no address"
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return "it did not accept a connection in time"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "it closed the connection without an answer; if its port speaks TLS, its `url` must begin with https://"
-    number = error.errno if isinstance(error, OSError) else None
-    return os.strerror(number) if number is not None and number > 0 else type(error).__name__
