@@ -411,13 +411,13 @@ async def test_a_database_that_takes_no_writes_is_not_ready_until_it_does(
 ) -> None:
     monkeypatch.setattr(sql, "WRITABLE_SECONDS", 0)
     database: Any = store._database
-    states = [await store.ready()]
+    states = [await store.is_ready()]
     for value in (1, 0):
         await database._in_writer_thread(lambda value=value: database._pragma(f"query_only={value}"))
-        states.append(await store.ready())
+        states.append(await store.is_ready())
 
     monkeypatch.setattr(sql, "MIN_FREE_BYTES", 2**62)
-    states.append(await store.ready())
+    states.append(await store.is_ready())
 
     assert states == [True, False, True, False]
 

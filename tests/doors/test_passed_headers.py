@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fakes.behaviours import ANSWER
-from fakes.http_server import RecordedRequest, Reply, whole
+from fakes.http_server import RecordedRequest, Reply, json_reply, whole
 from fakes.upstream import FakeUpstream, fake_upstream
 from signoff.core.access import Caller
 from signoff.core.endpoints import CHAT
@@ -32,7 +32,17 @@ REVIEWER = Caller(user_id=99, token_id=99, role="reviewer", email="rita@example.
 
 
 async def answer(request: RecordedRequest) -> Reply:
-    return whole(ANSWER)
+    return json_reply(MESSAGE) if "/messages" in request.path else whole(ANSWER)
+
+
+MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "content": [{"type": "text", "text": "hi"}],
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 1, "output_tokens": 1},
+}
 
 
 def received(fake: FakeUpstream) -> dict[str, str]:
@@ -52,7 +62,7 @@ async def test_the_usual_headers_pass_at_every_door_and_no_others(tmp_path: Path
         body = chat("hello", "up")
         requests: list[tuple[str, Any]] = [
             (CHAT, body),
-            ("/v1/messages", body),
+            ("/v1/messages", body | {"max_tokens": 5}),
             ("/v1/vector_stores", {"name": "x", "model": "up"}),
             ("/api/openai/v1/chat/completions", body),
             ("/post/predict?id=plain", body),
@@ -148,7 +158,7 @@ async def test_each_upstream_gets_its_key_where_it_reads_it(tmp_path: Path) -> N
         ):
             model = Model(name=f"by-{name}", kind="openai", url=fake.url + tail)
             await register_model(server.services, model, ModelKeys("secret"))
-            assert (await server.ask("POST", path, token, json=chat("hello", model.name)))[0] == 200
+            assert (await server.ask("POST", path, token, json=chat("hello", model.name, max_tokens=5)))[0] == 200
             headers = fake.requests[-1].headers
             assert headers[name] == ("Bearer secret" if name == "authorization" else "secret")
             assert len({"authorization", "api-key", "x-api-key"} & headers.keys()) == 1
