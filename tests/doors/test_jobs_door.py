@@ -361,7 +361,7 @@ async def test_an_event_stream_ends_with_its_final_event_and_then_with_204(how: 
             _, page = await server.ask("GET", "/api/jobs", token)
             job_id = page["data"][0]["job_id"]
         else:
-            body = {"body": chat("hello"), "target": "echo" if how == "succeed" else "echo/hang"}
+            body = {"body": chat("hello", "echo" if how == "succeed" else "echo/hang")}
             job_id = (await server.ask("POST", "/api/jobs", token, json=body))[1]["job_id"]
         if how == "cancel":
             assert (await server.ask("DELETE", f"/api/jobs/{job_id}", token))[0] == 200

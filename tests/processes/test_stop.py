@@ -70,12 +70,14 @@ def test_a_stop_answers_every_caller(
         caller.join(240)
     assert returned in {code, 128 - code}
     assert "Traceback" not in error_output
-    for name in ("held", "held stream", "long", "held at the cached door", "prediction"):
+    for name in ("held", "long", "held at the cached door", "prediction"):
         caller = callers[name]
         assert (caller.status, caller.headers["retry-after"]) == (503, "1"), name
         assert caller.headers["location"].startswith("/api/jobs/"), name
         assert "x-should-retry" not in caller.headers, name
     assert json.loads(callers["held"].body)["error"]["code"] == "review_pending"
+    last_event = callers["held stream"].body.rpartition("data: ")[2]  # its head was sent when it was held
+    assert json.loads(last_event)["error"]["code"] == "review_pending"
     assert json.loads(callers["long"].body)["error"]["code"] == "interrupted"
     assert json.loads(callers["held at the cached door"].body)["code"] == "review_pending"
     assert callers["queued"].status == 504

@@ -215,7 +215,7 @@ def interrupted_error(job: Job) -> SignoffError:
     if job.status != "human" and job.parked_at is None:
         return Interrupted(job_id=job.id)
     error = pending_error(job)
-    error.status, error.retryable = Interrupted.status, True
+    error.status, error.retryable, error.retry_after_seconds = Interrupted.status, True, None
     return error
 
 
