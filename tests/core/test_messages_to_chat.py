@@ -13,7 +13,7 @@ import pytest
 from signoff.core import messages, sse
 from signoff.core.answer import answer_text, collect, with_text
 from signoff.core.convert import convert_answer, stream_events
-from signoff.core.endpoints import COUNT_TOKENS, MESSAGES
+from signoff.core.endpoints import MESSAGES
 from signoff.core.messages_to_chat import MessageTranslator, from_chat, to_chat
 from signoff.errors import BadRequest, ModelGarbled
 
@@ -386,22 +386,3 @@ def test_a_bare_text_becomes_a_message() -> None:
     anthropic.types.Message.model_validate(message)
     assert answer_text(json.dumps(message).encode()) == "Edited."
     check_events(list(stream_events(MESSAGES, b'"Edited."', with_usage=False)))
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "word"),
-    [
-        (MESSAGES, b'{"max_tokens": 5}', "messages"),
-        (MESSAGES, b'{"max_tokens": 5, "messages": null}', "messages"),
-        (MESSAGES, b'{"messages": []}', "max_tokens"),
-        (MESSAGES, b"[]", "object"),
-        (COUNT_TOKENS, b"{}", "messages"),
-    ],
-)
-def test_a_request_without_a_required_member_is_refused(path: str, body: bytes, word: str) -> None:
-    with pytest.raises(BadRequest, match=word):
-        messages.check_request(path, body)
-
-
-def test_a_count_needs_no_maximum() -> None:
-    messages.check_request(COUNT_TOKENS, b'{"messages": []}')

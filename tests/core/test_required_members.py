@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, MODERATIONS, PREDICT, RERANK, RESPONSES
+from signoff.core.endpoints import (
+    CHAT,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    EDITS,
+    EMBEDDINGS,
+    MESSAGES,
+    MODERATIONS,
+    PREDICT,
+    RERANK,
+    RESPONSES,
+)
 from signoff.core.required_members import missing_member
 
 
@@ -37,6 +48,12 @@ from signoff.core.required_members import missing_member
         (RERANK, b'{"documents":["x"]}', "query"),
         (RERANK, b'{"query":"x"}', "documents"),
         (RERANK, b'{"query":"x","texts":["y"]}', None),
+        (MESSAGES, b'{"max_tokens":5}', "messages"),
+        (MESSAGES, b'{"max_tokens":5,"messages":null}', "messages"),
+        (MESSAGES, b'{"messages":[]}', "max_tokens"),
+        (MESSAGES, b"[]", "messages"),
+        (COUNT_TOKENS, b"{}", "messages"),
+        (COUNT_TOKENS, b'{"messages":[]}', None),
         (EDITS, b"{}", None),
         (PREDICT, b"{}", None),
         ("/v1/audio/speech", b"{}", None),

@@ -1,4 +1,4 @@
-"""Anthropic's Messages API: checks of requests, the text of an answer, and the events of its stream.
+"""Anthropic's Messages API: the text of an answer, and the events of its stream.
 
 Source: Anthropic's API reference, "Messages" and "Streaming messages".
 """
@@ -11,22 +11,13 @@ import msgspec
 
 from signoff.core import sse
 from signoff.core.decode import JsonObject, as_object
-from signoff.core.endpoints import COUNT_TOKENS, MESSAGES
-from signoff.errors import BadRequest
 
 # An event that keeps a connection open. Clients of this API expect it at any place of a stream.
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
-_REQUIRED_MEMBERS = {MESSAGES: ("messages", "max_tokens"), COUNT_TOKENS: ("messages",)}
 _EVENT_TYPES = frozenset(
     ["ping", "message_start", "message_delta", "message_stop"]
     + [f"content_block_{step}" for step in ("start", "delta", "stop")]
 )
-_NULL = msgspec.Raw(b"null")
-
-
-class _Request(msgspec.Struct):
-    messages: msgspec.Raw = _NULL
-    max_tokens: msgspec.Raw = _NULL
 
 
 class _Message(msgspec.Struct):
@@ -36,19 +27,6 @@ class _Message(msgspec.Struct):
 
 class _TokenCount(msgspec.Struct):
     input_tokens: int
-
-
-def check_request(path: str, body: bytes) -> None:
-    """Raise BadRequest if `body`, which is JSON, lacks a required member; for other paths, return."""
-    if path not in _REQUIRED_MEMBERS:
-        return
-    try:
-        members = msgspec.json.decode(body, type=_Request)
-    except msgspec.ValidationError:
-        raise BadRequest("The body must be a JSON object.") from None
-    for name in _REQUIRED_MEMBERS[path]:
-        if bytes(getattr(members, name)) == b"null":
-            raise BadRequest(f"`{name}` is required; add it to the body.")
 
 
 def is_message(body: bytes) -> bool:

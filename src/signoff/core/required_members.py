@@ -1,13 +1,23 @@
-"""Members that the endpoints of OpenAI's API require in a body.
+"""Members that the endpoints of OpenAI's and Anthropic's APIs require in a body.
 
-Sources: OpenAI's API reference, and those of vLLM and TEI for members that take the place of a required one.
+Sources: the API references of OpenAI and Anthropic, and those of vLLM and TEI for members that take the place of a
+required one.
 """
 
 import re
 
 import msgspec
 
-from signoff.core.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, MODERATIONS, RERANK, RESPONSES
+from signoff.core.endpoints import (
+    CHAT,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    EMBEDDINGS,
+    MESSAGES,
+    MODERATIONS,
+    RERANK,
+    RESPONSES,
+)
 
 # Of each group, a body has one member that is not null; an error names the first.
 REQUIRED_MEMBERS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -17,6 +27,8 @@ REQUIRED_MEMBERS: dict[str, tuple[tuple[str, ...], ...]] = {
     EMBEDDINGS: (("input", "messages"),),
     MODERATIONS: (("input",),),
     RERANK: (("query",), ("documents", "texts")),
+    MESSAGES: (("messages",), ("max_tokens",)),
+    COUNT_TOKENS: (("messages",),),
 }
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # The way in which nearly all clients begin a body: what follows need not be read.

@@ -6,12 +6,11 @@ import msgspec
 
 from signoff.core.ask import Ask, path_for
 from signoff.core.cache import CacheState, Sampling
-from signoff.core.endpoints import CHAT, KNOWN, MESSAGES, PREDICT, parse_route
+from signoff.core.endpoints import CHAT, COUNT_TOKENS, KNOWN, MESSAGES, PREDICT, parse_route
 from signoff.core.fingerprint import fingerprint
 from signoff.core.headers import answer_headers
 from signoff.core.job import PRIORITIES, Job
 from signoff.core.members import check_members
-from signoff.core.messages import check_request
 from signoff.core.model import Model, accepts_any_json
 from signoff.core.pipelines.arguments import parse_arguments
 from signoff.core.pipelines.check import parameter_names
@@ -114,7 +113,8 @@ async def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampl
     path = path_for(model, ask.path, ask.body)
     if path != PREDICT:
         check_members(ask.body)
-        if ask.requires_members and (name := missing_member(ask.path, ask.body)) is not None:
+        is_strict = ask.requires_members or ask.path in {MESSAGES, COUNT_TOKENS}  # these have no free form
+        if is_strict and (name := missing_member(ask.path, ask.body)) is not None:
             raise MissingParameter(name)
     cache_key = cache_key_for(services, ask, model, policy, sampling, path) if creates_object(path) else None
     headers = requested_headers(services, ask, model)
@@ -196,11 +196,9 @@ def _check_ask(ask: Ask) -> Sampling:
         raise BadRequest(f"`path` must be {PREDICT} or an endpoint of OpenAI's API, such as {CHAT} (got {ask.path!r}).")
     try:
         ask.body.decode()
-        sampling = parse_sampling(ask.body) if ask.sampling is None else ask.sampling
+        return parse_sampling(ask.body) if ask.sampling is None else ask.sampling
     except (ValueError, RecursionError) as error:
         raise BadBody(f"The body is not valid JSON: {error}") from None
-    check_request(ask.path, ask.body)
-    return sampling
 
 
 def parse_sampling(body: bytes) -> Sampling:
