@@ -450,7 +450,7 @@ class JobFailed(SignoffError):
         super().__init__(message, job_id=job_id)
         self.status = status
         self.code = code
-        self.retryable = status in {408, 429} or status >= 500
+        self.retryable = status != HTTPStatus.CONFLICT and is_transient(status)
 
 
 class ReviewPending(SignoffError):

@@ -377,10 +377,10 @@ async def test_an_outdated_schema_names_the_command_that_helps(path: Path) -> No
     async with opened(f"sqlite:///{path}"):
         pass
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE alembic_version SET version_num = '0000'")
+        connection.execute("UPDATE alembic_version SET version_num = '0016'")
     store = SqlStore(f"sqlite:///{path}")
 
-    with pytest.raises(SchemaOutdated, match=r"revision 0000.*signoff migrate"):
+    with pytest.raises(SchemaOutdated, match=r"revision 0016.*signoff migrate"):
         await store.start()
     await store.close()
 

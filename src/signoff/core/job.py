@@ -1,7 +1,6 @@
 """A job, and the transitions of its state.
 
-`TRANSITIONS` is the only source of the state machine: the SQL guards, the table in the docs
-and the property tests are derived from it.
+`TRANSITIONS` is the only source of the state machine: SQL guards, a table in the docs and tests are derived from it.
 """
 
 from enum import Enum
@@ -39,7 +38,7 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def retryable(self) -> bool:
         """True if the same request may succeed later."""
-        return self.status in {408, 429} or self.status >= 500
+        return self.status in {408, 425, 429} or (self.status >= 500 and self.status != 501)
 
 
 # The status 408 is retryable, so the caller may send the request again with the same key.
