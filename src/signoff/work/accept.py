@@ -9,7 +9,7 @@ import msgspec
 
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
-from signoff.core.compression import decompress
+from signoff.core.content_coding import decode_content
 from signoff.core.fingerprint import fingerprint
 from signoff.core.job import Job
 from signoff.core.stream import IncomingMessage, Stream
@@ -21,6 +21,7 @@ from signoff.work.inference.settle import job_error
 from signoff.work.jobs.deliver import delivery_targets
 from signoff.work.services import Services
 
+CHARACTER_SETS = {"utf-8", "utf8"}
 MAX_EXCERPT_BYTES = 16 * 1024
 # The user id of a stream without a user; 0 is that of callers without a token.
 NO_USER_ID = -1
@@ -40,10 +41,14 @@ async def stream_caller(services: Services, stream: Stream) -> Caller:
 
 
 def decompressed(services: Services, message: IncomingMessage) -> IncomingMessage:
-    """Return `message` with its body decompressed. Raises BadRequest, BadBody and TooLarge."""
+    """Return `message` with its body decompressed. Raises BadRequest, UnsupportedEncoding, TooLarge.
+
+    A name of a character set, which some clients write there, is no compression.
+    """
     if message.encoding is None:
         return message
-    body = decompress(message.body, message.encoding, services.rules.max_body_bytes)
+    coding = "" if message.encoding.strip().lower() in CHARACTER_SETS else message.encoding
+    body = decode_content(message.body, coding, services.rules.max_body_bytes)
     return msgspec.structs.replace(message, body=body, encoding=None)
 
 
