@@ -112,7 +112,7 @@ async def test_an_answer_goes_to_the_reply_queue_of_its_request_with_the_correla
         assert (await rabbit.get()).body["metadata"] == {"n": "gone"}
         # and a body that cannot be decompressed is answered
         await exchange.publish(aio_pika.Message(b"plain", content_encoding="gzip"), rabbit.requests)
-        assert (await rabbit.get()).body["body"]["error"]["code"] == "invalid_json"
+        assert (await rabbit.get()).body["body"]["error"]["code"] == "bad_request"
 
 
 async def test_an_answer_goes_to_the_response_topic_of_its_mqtt_request(
