@@ -11,6 +11,7 @@ from cryptography.fernet import Fernet
 from signoff.brokers.local import LocalBroker
 from signoff.cache import CacheBounds
 from signoff.caches.memory import MemoryCache
+from signoff.core.access import Caller
 from signoff.core.allow_list import AllowList
 from signoff.core.cache import CacheEntry
 from signoff.core.policy import Policy
@@ -31,6 +32,7 @@ from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
+from signoff.runtime.open_calls import OpenCalls
 from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
@@ -99,6 +101,11 @@ class CheckedResponseCache(ResponseCache):
         """See `ResponseCache`."""
         self._checker.cached(entry)
         super().store(entry)
+
+
+async def _unchanged(caller: Caller) -> Caller:
+    """Return the caller: no simulated user loses their rights during a call."""
+    return caller
 
 
 def _no_transport(stream: Stream) -> Transport:
@@ -243,6 +250,7 @@ class Process:
                 run_sizes=RunSizes(64 * 2**20),
                 watcher=JobWatcher(store),  # type: ignore[arg-type]
                 missing_endpoints=MissingEndpoints(),
+                open_calls=OpenCalls(_unchanged),
                 inflight_calls=InflightCalls(),
                 logs=ModelLogWriter(store.model_logs, lambda: clock.wall(world.now)),
                 passwords=PasswordHasher(),

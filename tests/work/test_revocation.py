@@ -16,7 +16,7 @@ from signoff.runtime.callers import CallerCache
 from signoff.work.admin.people import create_token, create_user, identify
 from signoff.work.jobs.query import follow_events, wait_for_end
 from signoff.work.reviews.desk import VerdictRequest, decide
-from support.live_server import Live, chat, live
+from support.live_server import Live, chat, live, until
 
 pytestmark = pytest.mark.anyio
 
@@ -139,6 +139,56 @@ async def test_a_held_call_ends_with_its_token_and_its_job_goes_on(stream: bool,
         assert status == (200 if stream else 401)
         assert "invalid_api_key" in str(body)
         assert (await server.ask("GET", f"/api/jobs/{job_id}", other))[1]["status"] == "human"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("how", ["user", "token"])
+async def test_a_call_ends_with_the_rights_of_its_caller_before_the_first_byte(
+    how: str, stream: bool, tmp_path: Path
+) -> None:
+    async with live(tmp_path, log_after_seconds=0.05) as server:
+        rita, other = await server.token("reviewer", "rita@example.com"), await server.token("admin")
+        body = chat("one", "echo/hang", stream=stream)
+        call = asyncio.ensure_future(server.ask("POST", "/v1/chat/completions", rita, json=body))
+        await until(lambda: started_job(server, other))
+
+        await take_rights(server, "rita@example.com", how)
+
+        async with asyncio.timeout(60):
+            status, answer = await call
+        assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+        job = await until(lambda: ended_job(server, other))
+        assert (job["status"], job["error"]["code"]) == ("fail", "cancelled")
+        # and the calls of others go on
+        assert (await server.ask("POST", "/v1/chat/completions", other, json=chat("hi")))[0] == 200
+
+
+async def test_a_stream_ends_with_the_rights_of_its_caller_between_two_events(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        rita, other = await server.token("reviewer", "rita@example.com"), await server.token("admin")
+        body = chat("one", "echo/tokens=9999,chunk_delay=0.1", stream=True)
+        headers = {"authorization": f"Bearer {rita}"}
+        async with server.http.post(f"{server.url}/v1/chat/completions", json=body, headers=headers) as response:
+            assert b"data:" in await response.content.readany()
+            await take_rights(server, "rita@example.com", "token")
+            async with asyncio.timeout(60):
+                rest = await response.content.read()
+        assert b"invalid_api_key" in rest
+        assert b"[DONE]" not in rest
+        job = await until(lambda: ended_job(server, other))
+        assert (job["status"], job["error"]["code"]) == ("fail", "cancelled")
+
+
+async def started_job(server: Live, token: str) -> dict[str, Any] | None:
+    """Return the job once it is recorded, which calls of a second are."""
+    _, page = await server.ask("GET", "/api/jobs", token)
+    return page["data"][0] if page["data"] else None
+
+
+async def ended_job(server: Live, token: str) -> dict[str, Any] | None:
+    """Return the job once it has ended."""
+    job = await started_job(server, token)
+    return job if job is not None and job["status"] in {"success", "fail"} else None
 
 
 async def test_callers_without_a_token_have_the_rights_of_the_settings(tmp_path: Path) -> None:

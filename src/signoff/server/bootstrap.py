@@ -50,6 +50,7 @@ from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
+from signoff.runtime.open_calls import OpenCalls
 from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
@@ -212,6 +213,7 @@ def _make_services(settings: Settings, upstream: UpstreamClient) -> Services:
             run_sizes=RunSizes(settings.max_run_bytes),
             watcher=JobWatcher(store),
             missing_endpoints=MissingEndpoints(),
+            open_calls=OpenCalls(lambda caller: caches.callers.refresh(caller, _clock())),
             inflight_calls=InflightCalls(),
             logs=logs,
             passwords=PasswordHasher(),

@@ -33,6 +33,10 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
     dispatchers = [Dispatcher(services, kind, drain_seconds=drain_seconds) for kind in services.adapters.deliverers]
     consumer = StreamConsumer(services)
 
+    def people_changed() -> None:
+        services.caches.callers.invalidate()
+        services.runtime.open_calls.on_change()
+
     def streams_changed() -> None:
         services.caches.streams.invalidate()
         consumer.refresh()
@@ -40,7 +44,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
     invalidate = {
         "streams": streams_changed,
         "models": lambda: _invalidate_models(services),
-        "people": services.caches.callers.invalidate,
+        "people": people_changed,
         "prices": services.caches.prices.invalidate,
         "limits": services.caches.limits.invalidate,
         "cache": services.caches.responses.invalidate,
@@ -60,6 +64,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
         run_sweeper(services),
         services.runtime.logs.run(),
         services.caches.callers.run(),
+        services.runtime.open_calls.run(),
         services.runtime.inflight_calls.persist_slow(
             lambda inflight: persist(services, inflight), after_seconds=services.rules.log_after_seconds
         ),

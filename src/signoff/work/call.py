@@ -189,11 +189,15 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
     A held answer follows once it is signed off. The last event follows when the job is settled. Cancelling the task
     while the model works cancels the job, unless other calls wait for it too; a held job goes on, and an equal call of
     the same caller gets its answer.
-    Raises ModelFailed or a subclass, JobFailed, ReviewPending, and Interrupted if the server stops.
+    Raises ModelFailed or a subclass, JobFailed, ReviewPending, Interrupted if the server stops, and Unauthorized once
+    the caller's token is revoked.
     """
+    open_call = services.runtime.open_calls.add(call.ask.caller)
     try:
         return await _answer(services, call, sink)
     except asyncio.CancelledError:
+        if (revoked := open_call.take_cancellation()) is not None:
+            raise revoked from None
         is_interrupted = services.runtime.shutdown.take_cancellation()
         await record_departure(services, call.job)
         if is_interrupted:
@@ -202,6 +206,8 @@ async def answer_call(services: Services, call: Call, sink: Sink) -> bytes | Non
     except (Interrupted, ReviewPending):
         await record_departure(services, call.job)
         raise
+    finally:
+        services.runtime.open_calls.drop(open_call)
 
 
 async def _answer(services: Services, call: Call, sink: Sink) -> bytes | None:

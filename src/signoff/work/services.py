@@ -28,6 +28,7 @@ from signoff.runtime.limits import LimitCache
 from signoff.runtime.logs import ModelLogWriter
 from signoff.runtime.missing_endpoints import MissingEndpoints
 from signoff.runtime.models import ModelCache
+from signoff.runtime.open_calls import OpenCalls
 from signoff.runtime.passwords import PasswordHasher
 from signoff.runtime.pools import EndpointPools
 from signoff.runtime.prices import PriceCache
@@ -147,6 +148,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Watcher that wakes callers who wait for a job to change."""
     missing_endpoints: MissingEndpoints
     """Endpoints of APIs that models turned out not to have."""
+    open_calls: OpenCalls
+    """Calls whose clients wait, which end when their tokens are revoked."""
     inflight_calls: InflightCalls
     """Waiting calls that are not recorded yet, and calls that several callers share."""
     logs: ModelLogWriter
