@@ -214,7 +214,7 @@ async def test_clients_beyond_the_maximum_do_not_end_a_running_answer(monkeypatc
 
 async def test_a_missing_extra_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "any_llm", None)
-    with pytest.raises(ModelFailed, match=r"signoff\[anyllm\]"):
+    with pytest.raises(ModelFailed, match=r"\.\[anyllm\]"):
         await call_model(AnyLLMEngine())
 
 

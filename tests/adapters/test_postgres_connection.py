@@ -83,7 +83,7 @@ async def test_a_server_that_starts_before_its_database_waits_and_says_so_once(
 
     async def start() -> bool:
         async with run_services(settings, work=False) as services:
-            return await services.store.ready()
+            return await services.store.is_ready()
 
     with capture_logs() as logs:
         task = asyncio.ensure_future(start())

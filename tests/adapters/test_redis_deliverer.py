@@ -45,7 +45,9 @@ async def mirrored(tmp_path: Path, url: str, prefix: str, **settings: Any) -> As
 
 
 async def submit(server: Live, token: str, text: str = "hello", target: str = "echo", **more: Any) -> str:
-    status, job = await server.ask("POST", "/api/jobs", token, json={"body": chat(text), "target": target} | more)
+    status, job = await server.ask(
+        "POST", "/api/jobs", token, json={"body": chat(text, target), "target": target} | more
+    )
     assert status == 202, job
     return job["job_id"]
 

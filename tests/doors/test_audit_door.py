@@ -112,8 +112,6 @@ async def test_pages_go_from_the_newest_entry_to_the_oldest(tmp_path: Path) -> N
         ("postgresql://ann:s3cret@h:5432/db", "postgresql://h:5432/db"),
         ("postgresql://h/db?user=ann&password=s3cret", "postgresql://h/db"),
         ("postgresql://h/db?password=s3@cret", "postgresql://…"),
-        ("postgresql://ann:s3/cret@h/db", "postgresql://…"),
-        ("postgresql://ann:12?s3cret@h/db", "postgresql://…"),
         ("postgresql://ann:s@3cret@h/db", "postgresql://…"),
         ("sqlite:////data/signoff.db", "sqlite:////data/signoff.db"),
     ],

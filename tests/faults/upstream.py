@@ -5,23 +5,30 @@ from __future__ import annotations
 import itertools
 
 from fakes.behaviours import BEHAVIOURS
-from fakes.http_server import RecordedRequest, Reply
+from fakes.http_server import RecordedRequest, Reply, json_reply
 from fakes.upstream import FakeUpstream
 from faults.wishes import RETRY_AFTER
 from signoff.core.model import Model, Timeouts
 
-_GOOD = "mirror"
+_GOOD = "repeat"
 _TURNS = itertools.cycle(
     (_GOOD, "broken", _GOOD, "cut-body", _GOOD, "leave", _GOOD, "broken-in-silence", _GOOD),
 )
 
 
+async def _repeat(request: RecordedRequest) -> Reply:
+    """Answer with the request as the text of a completion."""
+    message = {"role": "assistant", "content": request.body.decode()}
+    return json_reply({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+
 async def _fail_by_turns(request: RecordedRequest) -> Reply:
-    """Answer with the request's body; every other time fail, in another way each time."""
+    """Answer with the request; every other time fail, in another way each time."""
     reply = BEHAVIOURS[next(_TURNS)]
     return reply if isinstance(reply, Reply) else await reply(request)
 
 
+BEHAVIOURS["repeat"] = _repeat
 BEHAVIOURS["by-turns"] = _fail_by_turns
 
 

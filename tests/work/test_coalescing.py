@@ -83,7 +83,7 @@ async def test_simultaneous_calls_share_one_upstream_call(tmp_path: Path) -> Non
         ({"coalesce": True}, {}, {"temperature": 0.1}, {"temperature": 0.1}, 2),
         ({"coalesce": True}, {}, {"temperature": None}, {"temperature": None}, 2),
         ({"coalesce": True}, {}, {"user": "a"}, {"user": "b"}, 2),
-        ({"coalesce": True}, {}, {}, {"path": "completions"}, 2),
+        ({"coalesce": True}, {}, {}, {"path": "completions", "prompt": "hello"}, 2),
         ({"coalesce": True}, {}, {"path": "images/generations"}, {"path": "images/generations"}, 2),
     ],
 )

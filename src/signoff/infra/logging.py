@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import MutableMapping
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import structlog
 
@@ -53,7 +53,7 @@ class RepeatFilter:
 class _Output:
     """The set-up that this module has made, which a later call may replace."""
 
-    is_ours = False
+    processors: ClassVar[list[Any] | None] = None
 
 
 def log_to_stderr(level: Level = "info", line_format: Format = "text") -> None:
@@ -61,16 +61,16 @@ def log_to_stderr(level: Level = "info", line_format: Format = "text") -> None:
 
     If the program that embeds this one has configured structlog, leave that as it is.
     """
-    if structlog.is_configured() and not _Output.is_ours:
+    if structlog.is_configured() and structlog.get_config()["processors"] != _Output.processors:
         return
-    _Output.is_ours = True
     shared: list[Any] = [structlog.processors.add_log_level, structlog.processors.format_exc_info]
     written: list[Any] = [structlog.processors.TimeStamper(fmt="iso"), *_rendering(line_format)]
+    # The ids come last: an outage that a thousand requests notice is one event.
+    _Output.processors = [*shared, RepeatFilter(), _add_ids, *written]
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        # The ids come last: an outage that a thousand requests notice is one event.
-        processors=[*shared, RepeatFilter(), _add_ids, *written],
+        processors=_Output.processors.copy(),  # capturing changes the list in place
     )
     _write_libraries([*shared, _add_ids, *written])
 

@@ -1,4 +1,4 @@
-"""Calls whose clients wait, by their tokens: they end when the token is revoked or its user disabled."""
+"""Waiting calls by their tokens: they end when the token is revoked or its user disabled."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

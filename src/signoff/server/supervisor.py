@@ -33,10 +33,6 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
     dispatchers = [Dispatcher(services, kind, drain_seconds=drain_seconds) for kind in services.adapters.deliverers]
     consumer = StreamConsumer(services)
 
-    def people_changed() -> None:
-        services.caches.callers.invalidate()
-        services.runtime.open_calls.on_change()
-
     def streams_changed() -> None:
         services.caches.streams.invalidate()
         consumer.refresh()
@@ -44,7 +40,7 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
     invalidate = {
         "streams": streams_changed,
         "models": lambda: _invalidate_models(services),
-        "people": people_changed,
+        "people": lambda: _invalidate_people(services),
         "prices": services.caches.prices.invalidate,
         "limits": services.caches.limits.invalidate,
         "cache": services.caches.responses.invalidate,
@@ -76,6 +72,12 @@ async def supervise(services: Services, *, concurrency: int, drain_seconds: floa
                 yield
         finally:
             await services.runtime.background.finish(FINISH_SECONDS)
+
+
+def _invalidate_people(services: Services) -> None:
+    """Invalidate callers, and check those whose calls are open."""
+    services.caches.callers.invalidate()
+    services.runtime.open_calls.on_change()
 
 
 def _invalidate_models(services: Services) -> None:

@@ -59,7 +59,8 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
         perform: How to perform a leased step, if the job is a run of a pipeline.
     """
     attempt.serve_by(asyncio.current_task())
-    outer_job = JOB_ID.set(attempt.job.id)
+    outer_job_id = JOB_ID.get()
+    JOB_ID.set(attempt.job.id)
     try:
         attempt.outcome = await _outcome(services, attempt, perform)
         await count_usage(services, attempt)
@@ -81,7 +82,7 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
             await count_usage(services, attempt)
         finally:
             await release_reservation(services, attempt)
-            JOB_ID.reset(outer_job)
+            JOB_ID.set(outer_job_id)
     if settled is None:
         log.info("job_lease_lost", job_id=attempt.job.id)
         record_wasted(services, attempt)
