@@ -1,12 +1,12 @@
 """Reader of the events of a chat stream, for translations to the streams of other APIs."""
 
-import json
 from typing import Literal, NamedTuple, cast
 
 import msgspec
 
 from signoff.core import sse
 from signoff.core.decode import JsonObject, as_object
+from signoff.core.surrogates import decode_with_surrogates
 
 
 class ChatPiece(NamedTuple):
@@ -53,7 +53,7 @@ class ChatStreamReader:
         data = sse.data_of(event)
         if not data or data.startswith(b"[DONE]"):
             return []
-        chunk = msgspec.convert(_decode(data), JsonObject)
+        chunk = msgspec.convert(decode_with_surrogates(data), JsonObject)
         self.usage = as_object(chunk.get("usage")) or self.usage
         choices = msgspec.convert(chunk.get("choices") or [], list[JsonObject])
         return [piece for choice in choices if not choice.get("index") for piece in self._pieces(choice)]
@@ -115,16 +115,6 @@ class ChatStreamReader:
         last = self._calls[same[-1]]
         begins = bool(name) and name != last.name and _is_object("".join(last.arguments))
         return None if begins else same[-1]
-
-
-def _decode(data: bytes) -> object:
-    """Return the JSON in an event, also if a text has one half of a character of UTF-16."""
-    try:
-        return msgspec.json.decode(data)
-    except ValueError:
-        if b"\\ud" not in data.lower():
-            raise
-        return json.loads(data)
 
 
 def calls_of(message: JsonObject) -> list[JsonObject]:
