@@ -171,7 +171,8 @@ async def test_concurrent_attempts_never_exceed_the_limit_together(store: AStore
 
     assert denials.count(None) == email.burst
     assert {denial.by for denial in denials if denial} == {"email"}
-    assert [denial.seconds for denial in denials if denial and not 0 < denial.seconds <= 600] == []
+    # A transaction that began earlier and waited for a lock sees an end that was computed later.
+    assert [denial.seconds for denial in denials if denial and not 0 < denial.seconds <= 660] == []
 
 
 async def test_a_denied_attempt_counts_under_no_limit(store: AStore) -> None:

@@ -56,6 +56,18 @@ async def test_a_model_dropped_during_a_read_is_unknown_afterwards(tmp_path: Pat
             await models.find("one")
 
 
+async def test_a_pattern_hides_names_also_right_after_a_change(tmp_path: Path) -> None:
+    async with live(tmp_path) as server:
+        await server.model("gpt*")
+        models = server.services.caches.models
+        await models.all()
+        models.invalidate()  # as by a change of any model, while a request is resolved
+        assert await models.is_hidden_by_pattern("gpt4")
+        models.invalidate()
+        assert await models.contains("gpt*")
+        assert not await models.is_hidden_by_pattern("gpt*")
+
+
 async def test_echo_is_never_the_default_model(tmp_path: Path) -> None:
     async with live(tmp_path) as server:
         models = ModelCache(server.services.store.catalog, [Model(name="echo", kind="echo")])

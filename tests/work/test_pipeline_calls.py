@@ -201,7 +201,10 @@ async def test_a_user_cannot_run_another_users_pipeline_unless_it_is_shared(
     for name_or_id in ("p", number):
         status, payload = await call(server, bob, name_or_id, {"x": "1"})
         assert (status, payload["code"]) == (404, "composed_not_found")
-    for path, body in (("/v1/chat/completions", chat("1", "p")), ("/api/jobs", {"target": "p", "body": chat("1")})):
+    for path, body in (
+        ("/v1/chat/completions", chat("1", "p")),
+        ("/api/jobs", {"target": "p", "body": chat("1", "p")}),
+    ):
         assert (await server.ask("POST", path, bob, json=body))[0] == 404
     assert upstream.prompts == []
 

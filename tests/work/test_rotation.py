@@ -71,7 +71,7 @@ async def test_a_server_works_on_while_the_key_is_rotated(tmp_path: Path) -> Non
     async with live(tmp_path) as server, fake_upstream() as fake:
         settings = Settings(data_dir=tmp_path / "data")
         token, admin = await server.token(), await server.token("admin")
-        new = {"name": "gpt", "kind": "openai", "url": fake.at("mirror"), "key": "sk-model"}
+        new = {"name": "gpt", "kind": "openai", "url": fake.at("answer"), "key": "sk-model"}
         assert (await server.ask("POST", "/api/models", admin, json=new))[0] == 201
         caller = Caller(user_id=1, token_id=1, role="user", email="ann@x.y")
         hook = WebhookTarget(url="https://example.com", secret=Secret("whsec_" + "c2ln" * 8))

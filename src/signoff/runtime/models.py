@@ -33,10 +33,14 @@ class ModelCache:
         index = self._snapshot.known
         return index is not None and index.has_exact(name)
 
-    def is_hidden_by_pattern(self, name: str) -> bool:
-        """Return True if the cache has a model for `name` that is not called exactly that, such as `gpt-*`."""
-        index = self._snapshot.known
-        return index is not None and not index.has_exact(name) and index.find(name) is not None
+    async def contains(self, name: str) -> bool:
+        """Return True if there is a model with exactly that name."""
+        return (await self._snapshot.get()).has_exact(name)
+
+    async def is_hidden_by_pattern(self, name: str) -> bool:
+        """Return True if there is a model for `name` that is not called exactly that, such as `gpt-*`."""
+        index = await self._snapshot.get()
+        return not index.has_exact(name) and index.find(name) is not None
 
     async def all(self) -> Sequence[Model]:
         """Return every model, registered ones first."""

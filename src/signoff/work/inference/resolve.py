@@ -23,8 +23,7 @@ async def resolve_target(services: Services, caller: Caller, name: str | None) -
     """
     if name is None or services.caches.models.has_exact(name):
         return await services.caches.models.find(name)
-    await services.caches.models.all()  # loads the models, in case they are not cached yet
-    if services.caches.models.has_exact(name):
+    if await services.caches.models.contains(name):  # loads the models, in case they are not cached yet
         return await services.caches.models.find(name)
     item = await _find_item(services, caller, name, refresh=False)
     if item is not None and await precedes_patterns(services, caller, item, name):
@@ -72,7 +71,7 @@ async def list_targets(services: Services, caller: Caller) -> Sequence[Model | L
 
 async def precedes_patterns(services: Services, caller: Caller, item: LibraryItem, name: str) -> bool:
     """Return True if `name` means the item and not a model whose pattern fits: no user may replace another's model."""
-    if item.user_id == caller.user_id or not services.caches.models.is_hidden_by_pattern(name):
+    if item.user_id == caller.user_id or not await services.caches.models.is_hidden_by_pattern(name):
         return True
     return await services.caches.callers.is_admin(item.user_id)
 

@@ -251,8 +251,7 @@ async def _check_tree(services: Services, caller: Caller, body: str, tree: Call,
 
 async def _check_shared_name(services: Services, caller: Caller, name: str, owner_id: int) -> None:
     """Raise NameTaken if others would call the item and not a model whose pattern fits, and no admin owns it."""
-    await services.caches.models.all()  # loads the models, in case they are not cached yet
-    if not services.caches.models.is_hidden_by_pattern(name):
+    if not await services.caches.models.is_hidden_by_pattern(name):
         return
     is_owner = caller.user_id == owner_id
     if not (caller.role == "admin" if is_owner else await services.caches.callers.is_admin(owner_id)):
