@@ -32,8 +32,8 @@ from pydantic_settings import (
 
 from signoff.core.access import Role
 from signoff.core.headers import DEFAULT_HEADERS, header_names_fault
-from signoff.core.policy import Review
 from signoff.core.postgres_address import parse_postgres_address
+from signoff.core.reviews.policy import Review
 from signoff.core.signing import Secret, secrets_in
 from signoff.core.stream import Stream, public_address, stream_fault
 from signoff.infra.logging import Format, Level

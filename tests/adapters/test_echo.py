@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from signoff.core import sse
-from signoff.core.answer import answer_text, collect, parse_answer
+from signoff.core.dialects.answer import answer_text, collect, parse_answer
 from signoff.core.model import Model, Timeouts
 from signoff.core.tokens import Usage
 from signoff.engine import Engine, ModelRequest

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from fakes.programs import ENGINE_OWNER, JSON_LINES_MODEL, PLAIN_LINES_MODEL, alive, is_alive, starts, until
-from signoff.core.answer import collect
+from signoff.core.dialects.answer import collect
 from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines import jsonl

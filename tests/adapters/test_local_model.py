@@ -16,7 +16,7 @@ import pytest
 
 from fakes.programs import until
 from signoff.core import sse
-from signoff.core.answer import Answer, answer_text, collect, parse_answer
+from signoff.core.dialects.answer import Answer, answer_text, collect, parse_answer
 from signoff.core.model import Model
 from signoff.engine import ModelRequest
 from signoff.engines import llama

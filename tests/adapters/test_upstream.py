@@ -12,7 +12,7 @@ import pytest
 from fakes.behaviours import ANSWER, COMMENTED_EVENTS, CRLF_EVENTS, EVENTS, FINISHED_EVENTS, MESSAGE, RESPONSE_EVENTS
 from fakes.http_server import LIMIT_SECONDS
 from fakes.upstream import FakeUpstream, fake_upstream, full_upstream
-from signoff.core.answer import answer_text
+from signoff.core.dialects.answer import answer_text
 from signoff.core.model import Model, Timeouts
 from signoff.engine import ModelRequest
 from signoff.engines import openai

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from signoff.core.policy import Policy
+from signoff.core.reviews.policy import Policy
 from support.stores import AStore, a_call, a_job, a_step, leased
 
 pytestmark = pytest.mark.anyio

@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contracts.test_streams import a_stream
-from signoff.core.answer import Usage
 from signoff.core.backlog import Backlog
 from signoff.core.delivery import DeliveryTarget
+from signoff.core.dialects.answer import Usage
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, TERMINAL, TRANSITIONS, Decision, Edit, Guard, Job, JobError, Verdict, replay
 from signoff.core.model import Model
-from signoff.core.policy import Policy
 from signoff.core.price import Price
+from signoff.core.reviews.policy import Policy
 from signoff.core.turn import Turn
 from signoff.errors import IdTaken, JobNotFound, Overloaded, Stale, TokenExpired
 from signoff.store import TransitionRequest

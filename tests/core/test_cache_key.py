@@ -24,7 +24,7 @@ from signoff.core.cache import (
 from signoff.core.endpoints import CHAT, EMBEDDINGS, RESPONSES
 from signoff.core.model import Model, ModelIndex, Timeouts, version_of
 from signoff.core.parse_cost import MAX_BYTES, MAX_CONTAINERS
-from signoff.core.policy import Policy
+from signoff.core.reviews.policy import Policy
 from signoff.core.tokens import Usage
 
 DEFAULTS: dict[str, Any] = {

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from signoff.core.access import Caller
-from signoff.core.answer import with_text
+from signoff.core.dialects.answer import with_text
 from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
 from signoff.work.reviews.desk import VerdictRequest, decide

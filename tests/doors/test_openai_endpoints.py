@@ -15,11 +15,11 @@ import pytest
 from fakes.behaviours import ANSWER, MESSAGE, ROWS, SOUND
 from fakes.upstream import fake_upstream
 from signoff.core.access import Caller
-from signoff.core.answer import with_text
 from signoff.core.binary import decode_binary
+from signoff.core.dialects.answer import with_text
 from signoff.core.filters import JobFilter
 from signoff.core.job import Edit, Job
-from signoff.core.policy import Review
+from signoff.core.reviews.policy import Review
 from signoff.work.reviews.desk import VerdictRequest, decide
 from support.live_server import Live, client, live, until
 

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from signoff.core.answer import answer_text
 from signoff.core.api_tokens import digest
 from signoff.core.binary import BinaryBody, encode_binary
+from signoff.core.dialects.answer import answer_text
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Job
 from signoff.work.admin.people import create_user, sign_in_link

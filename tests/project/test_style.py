@@ -34,7 +34,7 @@ DOCUMENTED = {
     "core/ask.py": {"Ask"},
     "core/model.py": {"Model", "EndpointConfig", "Timeouts", "ProcessLimits"},
     "core/limits.py": {"Limit"},
-    "core/policy.py": {"Policy"},
+    "core/reviews/policy.py": {"Policy"},
     "work/services.py": {"Rules", "Services", "Adapters", "Caches", "Runtime", "Ids"},
     "core/filters.py": {"JobFilter", "LibraryFilter"},
     "store.py": {"TransitionRequest"},

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from signoff.core.access import Caller, may_review
-from signoff.core.answer import as_completion
 from signoff.core.cache import CacheEntry
 from signoff.core.delivery import Delivery
-from signoff.core.edited_answer import edited_answer
+from signoff.core.dialects.answer import as_completion
+from signoff.core.dialects.edited_answer import edited_answer
 from signoff.core.job import TRANSITIONS, Decision, Event, Job
 from signoff.errors import SignoffError
 from signoff.store import TransitionRequest

@@ -14,8 +14,8 @@ from signoff.caches.memory import MemoryCache
 from signoff.core.access import Caller
 from signoff.core.allow_list import AllowList
 from signoff.core.cache import CacheEntry
-from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
+from signoff.core.reviews.policy import Policy
 from signoff.core.signing import Secret
 from signoff.core.stream import Stream
 from signoff.errors import SignoffError

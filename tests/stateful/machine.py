@@ -17,7 +17,7 @@ from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome, Deliv
 from signoff.core.filters import JobFilter
 from signoff.core.fingerprint import fingerprint
 from signoff.core.job import STATUSES, Decision, Edit, Job, JobError, Verdict
-from signoff.core.policy import OnDeadline, Policy
+from signoff.core.reviews.policy import OnDeadline, Policy
 from signoff.core.turn import Turn
 from signoff.errors import KeyReused, SignoffError, Stale
 from signoff.store import TransitionRequest

@@ -15,7 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy.exc import SQLAlchemyError
 
 from signoff.core.job import TRANSITIONS, Decision, Guard, JobError, Transition
-from signoff.core.policy import Policy
+from signoff.core.reviews.policy import Policy
 from signoff.stores import claims, deliveries, jobs, transitions
 from stateful.machine import Machine
 from stateful.model import GUARDS

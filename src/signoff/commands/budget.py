@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from signoff.commands.terminal import out, stop
-from signoff.core.error_budget import bound
+from signoff.core.reviews.error_budget import bound
 
 budgets = typer.Typer(help="Compute error budgets.")
 MAX_DETECTED = 100_000

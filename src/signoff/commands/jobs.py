@@ -9,11 +9,11 @@ import typer
 from rich.table import Table
 
 from signoff.commands.terminal import OPERATOR, err, out, printable, run, stop
-from signoff.core.answer import answer_text
-from signoff.core.edited_answer import edited_answer
+from signoff.core.dialects.answer import answer_text
+from signoff.core.dialects.edited_answer import edited_answer
+from signoff.core.dialects.transcript import answer_details, transcript
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Job, Status, Verdict
-from signoff.core.transcript import answer_details, transcript
 from signoff.core.wire import job_as_json
 from signoff.errors import SignoffError
 from signoff.settings import load

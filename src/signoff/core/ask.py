@@ -12,7 +12,7 @@ from signoff.core.delivery import ReplyAddress, WebhookTarget
 from signoff.core.endpoints import CHAT, PREDICT
 from signoff.core.model import Model, accepts_any_json
 from signoff.core.pipelines.composed import Pipeline
-from signoff.core.policy import Review
+from signoff.core.reviews.policy import Review
 
 Lane = Literal["now", "later"]
 

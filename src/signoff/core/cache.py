@@ -7,11 +7,11 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from signoff.core.dialects.reported_usage import parse_usage
 from signoff.core.endpoints import CHAT, COMPLETIONS, RESPONSES, STREAMED
 from signoff.core.fingerprint import fingerprint
 from signoff.core.parse_cost import is_cheap_to_parse
-from signoff.core.policy import Policy
-from signoff.core.reported_usage import parse_usage
+from signoff.core.reviews.policy import Policy
 from signoff.core.tokens import Usage
 
 CacheRule = Literal["always", "never"]

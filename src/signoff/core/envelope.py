@@ -3,7 +3,7 @@
 import msgspec
 
 from signoff.core.decode import decode_json
-from signoff.core.edited_answer import in_form
+from signoff.core.dialects.edited_answer import in_form
 from signoff.core.endpoints import COMPLETIONS
 from signoff.core.job import Job, JobError
 from signoff.errors import BadBody, BadRequest, SignoffError, kind_of

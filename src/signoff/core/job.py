@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from signoff.core.answer import Usage
 from signoff.core.ask import Lane
 from signoff.core.cache import CacheState
 from signoff.core.delivery import DeliveryTarget
-from signoff.core.policy import Policy
+from signoff.core.dialects.answer import Usage
+from signoff.core.reviews.policy import Policy
 
 # `bot`: queued, or in progress; `human`: held for a review; `success` and `fail`: ended.
 Status = Literal["bot", "human", "success", "fail"]

@@ -11,7 +11,7 @@ from signoff.core.cache import CacheRule
 from signoff.core.endpoints import USER_ROUTES
 from signoff.core.fingerprint import fingerprint
 from signoff.core.headers import header_names_fault
-from signoff.core.policy import Review
+from signoff.core.reviews.policy import Review
 
 # A plug-in can add kinds, so this is not a Literal; the registry of the engines has all of them.
 ModelKind = str

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from signoff.core.answer import content_or_json
+from signoff.core.dialects.answer import content_or_json
 from signoff.core.job import Job
 
 JOB_STATUS = {"bot": "pending", "human": "in_review", "success": "completed", "fail": "error"}

@@ -1,4 +1,4 @@
-"""Tokens of an answer, and estimates of them. `core.reported_usage` reads what upstreams report."""
+"""Tokens of an answer, and estimates of them. `core.dialects.reported_usage` reads what upstreams report."""
 
 import re
 from collections.abc import Container

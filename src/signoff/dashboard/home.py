@@ -10,14 +10,14 @@ from litestar.response import Template
 from litestar.static_files import create_static_files_router  # pyright: ignore[reportUnknownVariableType]
 
 from signoff.core.access import Caller, may_review
-from signoff.core.answer import answer_text
 from signoff.core.ask import as_chat
 from signoff.core.binary import describe_binary
-from signoff.core.edited_answer import edited_answer
+from signoff.core.dialects.answer import answer_text
+from signoff.core.dialects.edited_answer import edited_answer
+from signoff.core.dialects.transcript import TranscriptEntry, answer_details, transcript
 from signoff.core.filters import JobFilter
 from signoff.core.fingerprint import fingerprint
 from signoff.core.job import STATUSES, Edit, Job, Verdict
-from signoff.core.transcript import TranscriptEntry, answer_details, transcript
 from signoff.core.wire import format_time
 from signoff.doors.callers import caller_of, check_same_site
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of

@@ -10,7 +10,7 @@ from litestar.params import FromQuery, QueryParameter
 from signoff.core.ask import Ask
 from signoff.core.filters import JobFilter
 from signoff.core.job import STATUSES, Edit, Status, Verdict
-from signoff.core.policy import Review
+from signoff.core.reviews.policy import Review
 from signoff.core.wire import job_as_json
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings
 from signoff.doors.http import INTS, Reply, cache_control_of, model_in, parse_json

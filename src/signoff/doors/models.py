@@ -10,7 +10,7 @@ from litestar.params import FromPath, FromQuery
 
 from signoff.core.cache import CacheRule
 from signoff.core.model import Balance, EndpointConfig, Model, ModelKind, with_changes
-from signoff.core.policy import Review
+from signoff.core.reviews.policy import Review
 from signoff.doors.callers import takes_commands
 from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, InjectedSettings, scope_of
 from signoff.doors.http import parse_json

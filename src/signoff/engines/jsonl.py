@@ -9,8 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from signoff.core.dialects.surrogates import without_lone_surrogates
 from signoff.core.model import Timeouts
-from signoff.core.surrogates import without_lone_surrogates
 from signoff.errors import (
     ModelCrashed,
     ModelFailed,

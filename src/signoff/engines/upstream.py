@@ -23,10 +23,10 @@ from yarl import URL
 
 from signoff.core import sse
 from signoff.core.allow_list import MODEL_ADDRESSES
-from signoff.core.answer import collect, has_a_known_shape
 from signoff.core.binary import BinaryBody, encode_binary
+from signoff.core.dialects.answer import collect, has_a_known_shape
+from signoff.core.dialects.surrogates import without_lone_surrogates
 from signoff.core.model import Timeouts
-from signoff.core.surrogates import without_lone_surrogates
 from signoff.engine import Sink
 from signoff.engines.connection_errors import HEAD_TOO_LARGE, MAX_HEAD_BYTES, MAX_HEADERS, map_connection_error
 from signoff.engines.upstream_errors import MAX_ERROR_BYTES, answered_error, is_limit_header

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import msgspec
 
+from signoff.core.dialects.surrogates import decode_with_surrogates
 from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, KNOWN, MODERATIONS, RERANK, RESPONSES
-from signoff.core.surrogates import decode_with_surrogates
 from signoff.engines.upstream_errors import answered_error, parse_error
 from signoff.errors import ModelAnswered, ModelGarbled
 

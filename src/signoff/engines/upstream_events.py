@@ -3,8 +3,8 @@
 import msgspec
 
 from signoff.core import sse
-from signoff.core.stream_state import missing_end
-from signoff.core.surrogates import decode_with_surrogates, has_surrogates, replace_lone_surrogates
+from signoff.core.dialects.stream_state import missing_end
+from signoff.core.dialects.surrogates import decode_with_surrogates, has_surrogates, replace_lone_surrogates
 from signoff.engines.upstream_answers import answered, find_error, own_error
 from signoff.errors import ModelCut, ModelGarbled
 

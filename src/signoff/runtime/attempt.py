@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import msgspec
 
 from signoff.core import sse
-from signoff.core.answer import Answer
+from signoff.core.dialects.answer import Answer
+from signoff.core.dialects.stream_state import has_content
 from signoff.core.endpoints import RESPONSES
 from signoff.core.job import Job
 from signoff.core.limits import Reservation
-from signoff.core.stream_state import has_content
 from signoff.core.upstream_objects import object_id_in_event
 from signoff.engine import Sink
 from signoff.errors import ModelGarbled, SignoffError

@@ -20,8 +20,8 @@ from signoff.core.allow_list import AllowList
 from signoff.core.api_tokens import ALPHABET, SECRET_LENGTH
 from signoff.core.delivery import DeliveryKind
 from signoff.core.model import Model, registered_name
-from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
+from signoff.core.reviews.policy import Policy
 from signoff.deliverer import Deliverer
 from signoff.deliverers.http import HttpDeliverer
 from signoff.deliverers.topics import TopicDeliverer

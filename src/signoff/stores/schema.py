@@ -4,14 +4,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from signoff.core.answer import Usage
 from signoff.core.delivery import DeliveryTarget
+from signoff.core.dialects.answer import Usage
 from signoff.core.job import Decision, Edit, JobError
 from signoff.core.limits import Counter, Limit
 from signoff.core.model import Model
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.tree import Call
-from signoff.core.policy import Policy
+from signoff.core.reviews.policy import Policy
 from signoff.core.stream import Stream
 from signoff.core.usage import UsageTotals
 from signoff.stores.json_column import JsonColumn

@@ -6,6 +6,7 @@ import msgspec
 
 from signoff.core.ask import Ask, path_for
 from signoff.core.cache import CacheState, Sampling
+from signoff.core.dialects.required_members import missing_member
 from signoff.core.endpoints import CHAT, COUNT_TOKENS, KNOWN, MESSAGES, PREDICT, parse_route
 from signoff.core.fingerprint import fingerprint
 from signoff.core.headers import answer_headers
@@ -16,8 +17,7 @@ from signoff.core.pipelines.arguments import parse_arguments
 from signoff.core.pipelines.check import parameter_names
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.render import render_request
-from signoff.core.policy import Policy, policy_for, review_for
-from signoff.core.required_members import missing_member
+from signoff.core.reviews.policy import Policy, policy_for, review_for
 from signoff.core.upstream_objects import creates_no_object, creates_object
 from signoff.errors import BadBody, BadRequest, Forbidden, MissingParameter, NotFound
 from signoff.work.admin.keys import key_of_user

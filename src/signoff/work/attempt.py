@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from signoff.core import sse
-from signoff.core.answer import Answer, as_binary, collect, has_a_known_shape, parse_answer
+from signoff.core.dialects.answer import Answer, as_binary, collect, has_a_known_shape, parse_answer
 from signoff.core.endpoints import KNOWN, parse_route
 from signoff.core.job import Job
 from signoff.core.retry import wait_seconds

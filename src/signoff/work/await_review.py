@@ -6,8 +6,8 @@ import math
 from signoff.core import sse
 from signoff.core.ask import Ask
 from signoff.core.binary import decode_binary
-from signoff.core.convert import keep_alive, stream_events
-from signoff.core.edited_answer import in_form
+from signoff.core.dialects.convert import keep_alive, stream_events
+from signoff.core.dialects.edited_answer import in_form
 from signoff.core.endpoints import KNOWN
 from signoff.core.job import Job
 from signoff.engine import Sink

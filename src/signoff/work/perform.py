@@ -6,7 +6,7 @@ import contextlib
 import msgspec
 import structlog
 
-from signoff.core.answer import Answer
+from signoff.core.dialects.answer import Answer
 from signoff.core.job import Job
 from signoff.errors import BudgetSpent, LimitReached, Overloaded, SignoffError, Stale
 from signoff.runtime.attempt import Attempt

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
-from signoff.core.answer import Answer
+from signoff.core.dialects.answer import Answer
 from signoff.core.job import CALLER_LEFT, INTERRUPTED, Job
 from signoff.errors import JobFailed, JobNotFound, Overloaded, SignoffError, Stale
 from signoff.runtime.attempt import Attempt

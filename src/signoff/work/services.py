@@ -8,8 +8,8 @@ from signoff.broker import Broker
 from signoff.core.allow_list import AllowList
 from signoff.core.delivery import DeliveryKind
 from signoff.core.headers import DEFAULT_HEADERS
-from signoff.core.policy import Policy
 from signoff.core.retry import Backoff
+from signoff.core.reviews.policy import Policy
 from signoff.core.signing import Secret
 from signoff.core.stream import Stream
 from signoff.deliverer import Deliverer

@@ -7,9 +7,9 @@ from typing import Any, cast
 import msgspec
 
 from signoff.core import sse
+from signoff.core.dialects.response import response_event
 from signoff.core.endpoints import MESSAGES, RESPONSES
 from signoff.core.limits import Gauge
-from signoff.core.response import response_event
 from signoff.doors.errors import raw_error_headers
 from signoff.doors.http import JSON, Header, Send, send_bytes
 from signoff.doors.openai import anthropic_errors

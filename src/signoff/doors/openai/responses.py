@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Generator, Sequence
 
 from signoff.core.binary import decode_binary
-from signoff.core.convert import keep_alive, stream_events
+from signoff.core.dialects.convert import keep_alive, stream_events
 from signoff.core.endpoints import KNOWN, STREAMED
 from signoff.doors.http import JSON, Header, Send, cache_header, send_bytes
 from signoff.doors.openai.errors import error_event, gauge_headers

@@ -21,7 +21,7 @@ from signoff.core.endpoints import STREAMED
 from signoff.core.headers import answer_headers
 from signoff.core.job import Job
 from signoff.core.model import Model
-from signoff.core.policy import Policy
+from signoff.core.reviews.policy import Policy
 from signoff.core.tokens import Usage
 from signoff.work.inference.headers import requested_headers
 from signoff.work.services import Services

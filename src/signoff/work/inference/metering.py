@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.answer import Answer, usage_of_body, usage_of_events
+from signoff.core.dialects.answer import Answer, usage_of_body, usage_of_events
 from signoff.core.job import Job
 from signoff.core.price import cost_of
 from signoff.core.tokens import Usage

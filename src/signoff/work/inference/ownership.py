@@ -14,7 +14,7 @@ from signoff.core.access import Caller
 from signoff.core.ask import Ask
 from signoff.core.endpoints import parse_route
 from signoff.core.job import Job
-from signoff.core.policy import policy_for, review_for, stricter
+from signoff.core.reviews.policy import policy_for, review_for, stricter
 from signoff.core.upstream_objects import can_change, creates_no_object, ids_in_route, referenced_ids
 from signoff.engine import Sink
 from signoff.errors import BadRequest, Forbidden, NotFound, ObjectHeld

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.answer import Answer
+from signoff.core.dialects.answer import Answer
 from signoff.core.job import Job, JobError
 from signoff.core.retry import wait_seconds
 from signoff.errors import SignoffError, Stale

@@ -8,13 +8,14 @@ from typing import Protocol
 
 import msgspec
 
-from signoff.core import edits_to_chat, messages_to_chat, responses_to_chat, sse
-from signoff.core.answer import as_completion
+from signoff.core import sse
+from signoff.core.dialects import edits_to_chat, messages_to_chat, responses_to_chat
+from signoff.core.dialects.answer import as_completion
+from signoff.core.dialects.messages import is_message, is_token_count, message_event, message_of
+from signoff.core.dialects.response_events import EventCompleter, complete_body, is_incomplete
 from signoff.core.endpoints import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES, TRANSLATED
 from signoff.core.estimate import estimate_tokens
-from signoff.core.messages import is_message, is_token_count, message_event, message_of
 from signoff.core.model import Model, accepts_any_json, upstream_name
-from signoff.core.response_events import EventCompleter, complete_body, is_incomplete
 from signoff.engine import Engine, ModelRequest, Sink
 from signoff.errors import BadRequest, ModelAnswered, ModelGarbled
 from signoff.runtime.attempt import Attempt

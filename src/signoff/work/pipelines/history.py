@@ -6,12 +6,12 @@ from typing import Any, Literal
 import msgspec
 
 from signoff.core.access import Caller, may_review
-from signoff.core.answer import text_or_json
+from signoff.core.dialects.answer import text_or_json
 from signoff.core.job import FunctionCall, Job, JobError, StepCall
 from signoff.core.pipelines.nodes import ancestors, calls_by_node
 from signoff.core.pipelines.tree import Call
-from signoff.core.policy import stricter
 from signoff.core.price import NANO, dollars
+from signoff.core.reviews.policy import stricter
 from signoff.errors import BadRequest, Forbidden, LibraryItemNotFound, Stale
 from signoff.work.inference.ownership import judge_again
 from signoff.work.jobs.query import get_job, may_see_steps, redacted

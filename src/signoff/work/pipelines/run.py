@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from signoff.core.access import Caller, lower_role
-from signoff.core.answer import Answer, text_or_json
-from signoff.core.convert import convert_answer
+from signoff.core.dialects.answer import Answer, text_or_json
+from signoff.core.dialects.convert import convert_answer
 from signoff.core.job import FunctionCall, Job
 from signoff.core.pipelines.arguments import parse_arguments
 from signoff.core.pipelines.check import Callee, bind_arguments, check_calls, parameter_names

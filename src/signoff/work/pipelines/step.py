@@ -12,7 +12,7 @@ from signoff.core.endpoints import CHAT, PREDICT
 from signoff.core.job import Job, StepCall
 from signoff.core.pipelines.composed import Pipeline, Prompt
 from signoff.core.pipelines.template import render_template
-from signoff.core.policy import policy_for
+from signoff.core.reviews.policy import policy_for
 from signoff.errors import Stale, StepFailed
 from signoff.store import TransitionRequest
 from signoff.work.inference.caching import cache_key_for, lookup_answer

@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from signoff.core.access import Caller, may_review
-from signoff.core.edited_answer import check_edit, edited_answer
+from signoff.core.dialects.edited_answer import check_edit, edited_answer
 from signoff.core.job import Decision, Edit, Job, JobError, Verdict
 from signoff.errors import Forbidden, Stale
 from signoff.store import TransitionRequest

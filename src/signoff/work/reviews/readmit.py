@@ -6,7 +6,7 @@ from signoff.core.access import Caller, lower_role
 from signoff.core.ask import Ask
 from signoff.core.endpoints import PREDICT
 from signoff.core.job import Job, NewTarget
-from signoff.core.policy import stricter
+from signoff.core.reviews.policy import stricter
 from signoff.errors import BadRequest
 from signoff.work.admit import admit
 from signoff.work.services import Services

@@ -13,7 +13,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from signoff.core import sse
-from signoff.core.answer import answer_text, as_completion, collect, content_or_json, parse_answer, split, with_text
+from signoff.core.dialects.answer import (
+    answer_text,
+    as_completion,
+    collect,
+    content_or_json,
+    parse_answer,
+    split,
+    with_text,
+)
 from signoff.core.tokens import Usage
 from signoff.errors import ModelGarbled
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.chat_stream import ChatPiece, ChatStreamReader, calls_of, content_text
 from signoff.core.decode import JsonObject, as_object
-from signoff.core.messages import message_event, message_of, tool_input
-from signoff.core.openai_models import maximum_member
+from signoff.core.dialects.chat_stream import ChatPiece, ChatStreamReader, calls_of, content_text
+from signoff.core.dialects.messages import message_event, message_of, tool_input
+from signoff.core.dialects.openai_models import maximum_member
 from signoff.errors import BadRequest, ModelGarbled
 
 MAX_USER_LENGTH = 64

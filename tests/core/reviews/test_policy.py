@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from signoff.core.policy import Policy, Review, policy_for
+from signoff.core.reviews.policy import Policy, Review, policy_for
 
 
 @pytest.mark.parametrize("base", ["always", "never"])

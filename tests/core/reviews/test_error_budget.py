@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from signoff.core.error_budget import bound
+from signoff.core.reviews.error_budget import bound
 
 # By audit rate: the bounds for 0, 1, 2, 5, 10 and 20 wrong answers that audits find, with a confidence of 95 %.
 TABLE = {

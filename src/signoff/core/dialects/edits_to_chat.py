@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.answer import text_of_content
+from signoff.core.dialects.answer import text_of_content
 from signoff.errors import BadRequest, ModelGarbled
 
 

@@ -12,9 +12,15 @@ import pytest
 from openai.lib.streaming.responses._responses import ResponseStreamState
 
 from signoff.core import sse
-from signoff.core.answer import answer_text, collect
-from signoff.core.response_events import EventCompleter, complete_body, is_incomplete
-from signoff.core.responses_to_chat import ResponseTranslator, from_chat, is_translated, previous_response_id, to_chat
+from signoff.core.dialects.answer import answer_text, collect
+from signoff.core.dialects.response_events import EventCompleter, complete_body, is_incomplete
+from signoff.core.dialects.responses_to_chat import (
+    ResponseTranslator,
+    from_chat,
+    is_translated,
+    previous_response_id,
+    to_chat,
+)
 from signoff.errors import BadRequest, ModelGarbled
 
 EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(openai.types.responses.ResponseStreamEvent)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signoff.core.binary import BinaryBody, encode_binary
-from signoff.core.transcript import answer_details, transcript
+from signoff.core.dialects.transcript import answer_details, transcript
 
 WORDS = st.text("abcdefgh", min_size=1, max_size=6)
 CONTENT = st.one_of(

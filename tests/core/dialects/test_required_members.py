@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from signoff.core.dialects.required_members import missing_member
 from signoff.core.endpoints import (
     CHAT,
     COMPLETIONS,
@@ -16,7 +17,6 @@ from signoff.core.endpoints import (
     RERANK,
     RESPONSES,
 )
-from signoff.core.required_members import missing_member
 
 
 @pytest.mark.parametrize(

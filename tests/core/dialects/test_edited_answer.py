@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from signoff.core.answer import answer_text, collect
-from signoff.core.convert import stream_events
-from signoff.core.edited_answer import check_edit, edited_answer
+from signoff.core.dialects.answer import answer_text, collect
+from signoff.core.dialects.convert import stream_events
+from signoff.core.dialects.edited_answer import check_edit, edited_answer
 from signoff.core.endpoints import CHAT, COMPLETIONS, EDITS, EMBEDDINGS, MODERATIONS, PREDICT, RERANK, RESPONSES
 from signoff.core.job import Job
 from signoff.core.tokens import Usage

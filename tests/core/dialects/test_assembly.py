@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from signoff.core import sse
-from signoff.core.answer import answer_text, collect, split
-from signoff.core.stream_state import has_content, missing_end
+from signoff.core.dialects.answer import answer_text, collect, split
+from signoff.core.dialects.stream_state import has_content, missing_end
 
 Payload = dict[str, Any]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from signoff.core import sse
-from signoff.core.answer import usage_of_events
-from signoff.core.reported_usage import MAX_TOKENS, parse_usage
+from signoff.core.dialects.answer import usage_of_events
+from signoff.core.dialects.reported_usage import MAX_TOKENS, parse_usage
 from signoff.core.tokens import Usage
 
 CHOICE = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import msgspec
 
-from signoff.core import endpoints, messages, response, sse
-from signoff.core.answer import as_completion, is_completion, split, text_or_json
+from signoff.core import endpoints, sse
 from signoff.core.binary import decode_binary
+from signoff.core.dialects import messages, response
+from signoff.core.dialects.answer import as_completion, is_completion, split, text_or_json
+from signoff.core.dialects.response import JsonObject
 from signoff.core.fingerprint import fingerprint
-from signoff.core.response import JsonObject
 
 
 def convert_answer(path: str, body: bytes, model: str, *, created: int = 0) -> bytes:

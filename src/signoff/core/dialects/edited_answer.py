@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.answer import text_or_json, with_text
 from signoff.core.cache import with_usage
-from signoff.core.convert import convert_answer, has_form
+from signoff.core.dialects.answer import text_or_json, with_text
+from signoff.core.dialects.convert import convert_answer, has_form
 from signoff.core.endpoints import (
     CHAT,
     COMPLETIONS,

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.chat_stream import ChatPiece, ChatStreamReader, calls_of, content_text
 from signoff.core.decode import as_object
-from signoff.core.openai_models import maximum_member
-from signoff.core.response import JsonObject, response_event, response_of, usage_of
+from signoff.core.dialects.chat_stream import ChatPiece, ChatStreamReader, calls_of, content_text
+from signoff.core.dialects.openai_models import maximum_member
+from signoff.core.dialects.response import JsonObject, response_event, response_of, usage_of
 from signoff.errors import BadRequest, ModelGarbled
 
 # Part of the ids of responses that no upstream has stored.

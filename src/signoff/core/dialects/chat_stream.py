@@ -6,7 +6,7 @@ import msgspec
 
 from signoff.core import sse
 from signoff.core.decode import JsonObject, as_object
-from signoff.core.surrogates import decode_with_surrogates
+from signoff.core.dialects.surrogates import decode_with_surrogates
 
 
 class ChatPiece(NamedTuple):

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from signoff.core import sse
-from signoff.core.assembly import decode_payloads
-from signoff.core.response_stream import ResponseStream, is_response_event
-from signoff.core.surrogates import decode_with_surrogates
+from signoff.core.dialects.assembly import decode_payloads
+from signoff.core.dialects.response_stream import ResponseStream, is_response_event
+from signoff.core.dialects.surrogates import decode_with_surrogates
 
 JsonObject = dict[str, Any]
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'

@@ -10,7 +10,7 @@ import msgspec
 
 from signoff.core import sse
 from signoff.core.decode import JsonObject, as_object
-from signoff.core.response import response_event, response_of, usage_of
+from signoff.core.dialects.response import response_event, response_of, usage_of
 
 
 class _Event(msgspec.Struct):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from signoff.core import sse
-from signoff.core.surrogates import encode_with_surrogates
+from signoff.core.dialects.surrogates import encode_with_surrogates
 
 JsonObject = dict[str, Any]
 COMPLETED = "response.completed"
