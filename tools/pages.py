@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from faults.page import rounds
 from signoff import errors
-from signoff.core.job import TRANSITIONS, Transition
+from signoff.core.transitions import TRANSITIONS, Transition
 from signoff.settings import Settings, StreamSettings
 
 ROOT = Path(__file__).parent.parent

@@ -34,7 +34,7 @@ class TransitionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request for one transition of a job: its verb, its actor, the values for the guards, and the new columns."""
 
     verb: str
-    """The name of the transition, a key of `core.job.TRANSITIONS`."""
+    """The name of the transition, a key of `core.transitions.TRANSITIONS`."""
     actor: str
     """The user or process that requests the transition, such as `user:ann@example.com`; recorded in the event."""
     to: Status | None = None

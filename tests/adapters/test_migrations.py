@@ -15,8 +15,9 @@ from sqlalchemy.pool import NullPool
 
 from signoff.cache import CacheBounds
 from signoff.core.filters import JobFilter
-from signoff.core.job import Event, Job, replay
+from signoff.core.job import Event, Job
 from signoff.core.limits import Counter
+from signoff.core.transitions import replay
 from signoff.core.usage import HOUR_US, UsageQuery, UsageTotals, totals_of
 from signoff.stores import migrations
 from signoff.stores.json_column import JsonColumn

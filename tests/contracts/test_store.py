@@ -18,10 +18,11 @@ from signoff.core.backlog import Backlog
 from signoff.core.delivery import DeliveryTarget
 from signoff.core.dialects.answer import Usage
 from signoff.core.filters import JobFilter
-from signoff.core.job import STATUSES, TERMINAL, TRANSITIONS, Decision, Edit, Guard, Job, JobError, Verdict, replay
+from signoff.core.job import STATUSES, TERMINAL, Decision, Edit, Job, JobError, Verdict
 from signoff.core.model import Model
 from signoff.core.price import Price
 from signoff.core.reviews.policy import Policy
+from signoff.core.transitions import TRANSITIONS, Guard, replay
 from signoff.core.turn import Turn
 from signoff.errors import IdTaken, JobNotFound, Overloaded, Stale, TokenExpired
 from signoff.store import TransitionRequest

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from signoff.core.job import TRANSITIONS, Guard, Job
+from signoff.core.job import Job
+from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.store import TransitionRequest
 from signoff.stores import jobs, sqlite, transitions
 from signoff.stores.jobs import SqlJobs

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from faults.tables import StoredJob
-from signoff.core.job import TERMINAL, TRANSITIONS, Event, Guard, Job, replay
+from signoff.core.job import TERMINAL, Event, Job
+from signoff.core.transitions import TRANSITIONS, Guard, replay
 
 Row = dict[str, Any]
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from fakes.programs import HTTP_MODEL
-from signoff.core.job import TERMINAL, TRANSITIONS
+from signoff.core.job import TERMINAL
+from signoff.core.transitions import TRANSITIONS
 from support.processes import (
     WAIT_SECONDS,
     ask,

@@ -30,7 +30,9 @@ NOT_IMPERATIVE = re.compile(
 )
 # Data classes whose fields are part of the public vocabulary: each field has a docstring of its own.
 DOCUMENTED = {
-    "core/job.py": {"Job", "Event", "Transition", "Decision", "Edit", "JobError", "FunctionCall"},
+    "core/job.py": {"Job", "Event", "Decision", "Edit", "JobError", "FunctionCall"},
+    "core/transitions.py": {"Transition"},
+    "core/reviews/ruling.py": {"Ruling"},
     "core/ask.py": {"Ask"},
     "core/model.py": {"Model", "EndpointConfig", "Timeouts", "ProcessLimits"},
     "core/limits.py": {"Limit"},

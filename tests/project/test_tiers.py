@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from core.reviews.test_policy import test_without_a_word_nothing_is_held_and_nothing_leaves_by_itself as pure
 
+from core.reviews.test_policy import test_without_a_word_nothing_is_held_and_nothing_leaves_by_itself as pure
 from plugins.tiers import SERVING, STARTING, names_a_service, words_of
 
 

@@ -15,7 +15,8 @@ from signoff.core.cache import CacheEntry
 from signoff.core.delivery import Delivery
 from signoff.core.dialects.answer import as_completion
 from signoff.core.dialects.edited_answer import edited_answer
-from signoff.core.job import TRANSITIONS, Decision, Event, Job
+from signoff.core.job import Decision, Event, Job
+from signoff.core.transitions import TRANSITIONS
 from signoff.errors import SignoffError
 from signoff.store import TransitionRequest
 from simulation.history import History

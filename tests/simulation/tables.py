@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from signoff.core.access import Token, UpstreamKey, User
 from signoff.core.audit import Actor, AuditChange, AuditEntry
 from signoff.core.delivery import Delivery
-from signoff.core.job import TRANSITIONS, Decision, Event, FunctionCall, Guard, Job, Transition
+from signoff.core.job import Decision, Event, FunctionCall, Job
 from signoff.core.limits import Counter, Limit
 from signoff.core.log import LogLine
 from signoff.core.model import Model
@@ -26,6 +26,7 @@ from signoff.core.pipelines.function import Function
 from signoff.core.price import Price
 from signoff.core.sign_in import SignInCount
 from signoff.core.stream import Stream
+from signoff.core.transitions import TRANSITIONS, Guard, Transition
 from signoff.store import Listener, Topic, TransitionRequest
 from signoff.stores.calls import event_of_call, job_of_call
 

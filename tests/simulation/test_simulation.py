@@ -21,7 +21,8 @@ import pytest
 import simulate
 from signoff.core.access import Caller
 from signoff.core.ask import Ask
-from signoff.core.job import TRANSITIONS, Guard, Job
+from signoff.core.job import Job
+from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.errors import Overloaded
 from signoff.runtime.attempt import Attempt
 from signoff.server import worker

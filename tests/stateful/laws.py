@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from signoff.core.job import TERMINAL, Event, Job, replay
+from signoff.core.job import TERMINAL, Event, Job
+from signoff.core.transitions import replay
 from signoff.store import TransitionRequest
 from stateful.model import StoreContent, reviewer_of
 

@@ -8,7 +8,8 @@ import msgspec
 
 from signoff.core.delivery import Delivery, DeliveryKind, DeliveryOutcome
 from signoff.core.filters import JobFilter
-from signoff.core.job import RUN_ENDED, TERMINAL, TRANSITIONS, Decision, Guard, Job, Verdict
+from signoff.core.job import RUN_ENDED, TERMINAL, Decision, Job, Verdict
+from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.core.turn import Turn
 from signoff.errors import JobNotFound, NotFound, Stale
 from signoff.store import TransitionRequest

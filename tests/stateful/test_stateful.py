@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy.exc import SQLAlchemyError
 
-from signoff.core.job import TRANSITIONS, Decision, Guard, JobError, Transition
+from signoff.core.job import Decision, JobError
 from signoff.core.reviews.policy import Policy
+from signoff.core.transitions import TRANSITIONS, Guard, Transition
 from signoff.stores import claims, deliveries, jobs, transitions
 from stateful.machine import Machine
 from stateful.model import GUARDS

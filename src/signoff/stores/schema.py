@@ -12,6 +12,7 @@ from signoff.core.model import Model
 from signoff.core.pipelines.function import Function
 from signoff.core.pipelines.tree import Call
 from signoff.core.reviews.policy import Policy
+from signoff.core.reviews.ruling import Ruling
 from signoff.core.stream import Stream
 from signoff.core.usage import UsageTotals
 from signoff.stores.json_column import JsonColumn
@@ -77,6 +78,10 @@ jobs = sa.Table(
     sa.Column("parked_at", sa.BigInteger),
     sa.Column("key_id", sa.Integer),
     sa.Column("headers", JsonColumn(dict[str, str])),
+    sa.Column("ruling", JsonColumn(Ruling)),
+    sa.Column("review_queue", sa.Text),
+    sa.Column("review_priority", sa.SmallInteger),
+    sa.Column("assignee", sa.Text),
 )
 
 _HAS_CLIENT_ID, _HAS_UPSTREAM_OBJECT = jobs.c.client_id.is_not(None), jobs.c.upstream_object_id.is_not(None)

@@ -13,7 +13,8 @@ from sqlalchemy import Row
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.sql.elements import ColumnElement
 
-from signoff.core.job import RUN_ENDED, TERMINAL, TRANSITIONS, Decision, Guard, Job
+from signoff.core.job import RUN_ENDED, TERMINAL, Decision, Job
+from signoff.core.transitions import TRANSITIONS, Guard
 from signoff.errors import JobNotFound, Stale
 from signoff.store import Topic, TransitionRequest
 from signoff.stores.created_objects import add_created_objects
@@ -174,7 +175,7 @@ _SETTLED_STEPS = (
     .correlate(jobs)
     .scalar_subquery()
 )
-# `core.job.Guard` has the meanings. A verdict takes effect at `release_at`; until then, it can be undone.
+# `core.transitions.Guard` has the meanings. A verdict takes effect at `release_at`; until then, it can be undone.
 # An actor without a lease or a round fails LEASE or ROUND, because NULL is not equal to anything.
 _GUARDS: dict[Guard, ColumnElement[bool]] = {
     Guard.DUE: jobs.c.lease.is_(None) & jobs.c.parked_at.is_(None) & (jobs.c.due_at <= NOW),

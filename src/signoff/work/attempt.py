@@ -1,5 +1,6 @@
-"""The path of every job, in both lanes: reserve, ask the model, count the usage, revalidate, settle, cache, release.
+"""The path of every job, in both lanes.
 
+Its steps: reserve, ask the model, count the usage, revalidate, judge, settle, cache, release.
 The lanes differ in their recorder, which writes down what came of the attempt, and in the attempt's sink.
 """
 
@@ -26,6 +27,7 @@ from signoff.work.inference.ownership import check_not_held, judge_again
 from signoff.work.inference.reserve import release_reservation, reserve
 from signoff.work.inference.routing import ask_model
 from signoff.work.pipelines.run import RunParked, run_pipeline
+from signoff.work.reviews.judge import judge
 from signoff.work.services import Services
 
 # A waiting caller gets the error at once if the model asks for a longer wait before the next try.
@@ -65,6 +67,7 @@ async def run_attempt(services: Services, attempt: Attempt, recorder: Recorder, 
         attempt.outcome = await _outcome(services, attempt, perform)
         await count_usage(services, attempt)
         attempt.job = await revalidate(services, attempt.job)
+        attempt.job = await judge(services, attempt.job, attempt.outcome)
         settled = await recorder.settle(attempt.outcome)
     except RunParked as parked:
         services.runtime.leases.drop(attempt.job.id)

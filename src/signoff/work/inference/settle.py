@@ -7,10 +7,13 @@ import msgspec
 from signoff.core.dialects.answer import Answer
 from signoff.core.job import Job, JobError
 from signoff.core.retry import wait_seconds
+from signoff.core.reviews.ruling import Ruling
 from signoff.errors import SignoffError, Stale
 from signoff.store import TransitionRequest
 from signoff.work.inference.metering import usage_columns
 from signoff.work.services import Services
+
+REJECTED = "The policy of the server rejected the answer."
 
 
 async def settle(services: Services, job: Job, outcome: Answer | SignoffError) -> Job | None:
@@ -40,12 +43,31 @@ def _on_answer(services: Services, job: Job, answer: Answer) -> TransitionReques
     if job.cache == "bypass" and job.cache_key is not None:  # changed by `revalidate` since admission
         changes["cache"] = job.cache
     changes |= usage_columns(job)
-    deadline = job.policy.deadline_seconds
-    after = {} if deadline is None or not job.policy.may_hold else {"review_deadline": deadline}
-    verb = "hold" if job.policy.may_hold else "succeed"
-    if verb == "hold":  # the policy may have become stricter since admission
-        changes["policy"] = job.policy
-    return TransitionRequest(verb=verb, actor=services.ids.actor, lease=job.lease, changes=changes, after_seconds=after)
+    ruling = job.ruling
+    if ruling is None:
+        return TransitionRequest(verb="succeed", actor=services.ids.actor, lease=job.lease, changes=changes)
+    changes |= {"policy": job.policy, "ruling": ruling}  # the policy may have become stricter since admission
+    match ruling.outcome:
+        case "pass":
+            return TransitionRequest(verb="succeed", actor=services.ids.actor, lease=job.lease, changes=changes)
+        case "reject":
+            changes["error"] = JobError(code=ruling.code or "rejected", message=ruling.message or REJECTED, status=403)
+            return TransitionRequest(verb="fail", actor=services.ids.actor, lease=job.lease, changes=changes)
+        case "hold":
+            return _on_hold(services, job, ruling, changes)
+
+
+def _on_hold(services: Services, job: Job, ruling: Ruling, changes: dict[str, Any]) -> TransitionRequest:
+    """Return the transition that puts the answer on the desk."""
+    changes |= {
+        "review_queue": ruling.queue,
+        "review_priority": job.priority if ruling.priority is None else ruling.priority,
+    }
+    deadline = job.policy.deadline_seconds if ruling.deadline_seconds is None else ruling.deadline_seconds
+    after = {} if deadline is None else {"review_deadline": deadline}
+    return TransitionRequest(
+        verb="hold", actor=services.ids.actor, lease=job.lease, changes=changes, after_seconds=after
+    )
 
 
 def _on_failure(services: Services, job: Job, error: SignoffError) -> TransitionRequest:
