@@ -1,4 +1,4 @@
-"""Rulings: what the policy of a job says about an answer, and what it has looked at."""
+"""Rulings: the decisions of policies on answers, and the signals that they have looked at."""
 
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ Outcome = Literal["pass", "hold", "reject"]
 
 
 class Ruling(msgspec.Struct, frozen=True, kw_only=True):
-    """What a policy says about the answer of one round of a job; stored with the job before the answer leaves."""
+    """A policy's decision on the answer of one round of a job, stored with the job before the answer leaves."""
 
     outcome: Outcome
     """`pass` delivers the answer, `hold` lets a person decide, `reject` fails the job."""
