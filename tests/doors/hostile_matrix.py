@@ -233,9 +233,21 @@ _PLAIN = [
     # a reviewer may decide, but not on an answer that the page did not show
     Row("POST /dashboard/decide", "404 409 409 409", body="id=<held>&verdict=approve&round=0&seen=x", headers=FORM),
 ]
+_PAGES = [
+    Row("GET /dashboard/review", "403 403 200 200"),
+    Row("GET /dashboard/jobs", "200 200 200 200"),
+    Row("GET /dashboard/jobs/{job_id}", "404 200 200 200", "/dashboard/jobs/<ended>"),
+    Row("POST /dashboard/jobs/{job_id}/cancel", "404 409 409 409", "/dashboard/jobs/<ended>/cancel", "", FORM),
+    Row("POST /dashboard/jobs/{job_id}/repeat", "404 303 403 303", "/dashboard/jobs/<ended>/repeat", "", FORM),
+    Row("GET /dashboard/usage", "200 200 200 200"),
+    Row("GET /dashboard/models", "403 403 403 200"),
+    Row("GET /dashboard/audit", "403 403 403 200"),
+]
 _FOR_ANYBODY = [
-    Row("GET /", "public 200"),
-    Row("GET /static/{file}", "public 200", "/static/signoff.css"),
+    # callers with a token are led to the first page of their role
+    Row("GET /", "public 200/303"),
+    Row("GET /static/{file}", "public 200", "/static/tokens.css"),
+    Row("GET /dashboard/sign-in", "public 200"),
     Row("GET /schema/openapi.json", "public 200"),
     Row("GET /liveness", "public 200"),
     Row("GET /health/live", "public 200"),
@@ -256,6 +268,7 @@ TABLE = [
     *_library("pipeline", "<prompt>(x)", "400 201 400 201"),
     *_UPSTREAM,
     *_PLAIN,
+    *_PAGES,
     *_FOR_ANYBODY,
 ]
 # Routes that need the role first, so that a plain user learns nothing of the object: 403 for every id.

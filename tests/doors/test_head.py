@@ -44,7 +44,7 @@ async def send(server: Live, method: str, path: str, **headers: str) -> tuple[in
         "/api/models",
         "/api/usage",
         "/api/cache",
-        "/static/signoff.css",
+        "/static/tokens.css",
         "/schema/openapi.json",
         "/nowhere",
     ],

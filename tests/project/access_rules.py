@@ -17,6 +17,7 @@ CHECKS = {
     "get_model",
     "list_models",
     "check_admin",
+    "check_may_review",
     "may_manage",
     "may_review",
     "may_remove",

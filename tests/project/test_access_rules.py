@@ -22,6 +22,7 @@ ANY_CALLER = {
     "doors/session.py get_sign_in_link": "signs a visitor in, by the one-time code of a link",
     "doors/session.py delete_session": "calls `caller_of` itself, and ends the session of the request's own cookie",
     "dashboard/home.py show_home": "calls `caller_of` itself, and shows visitors how to sign in",
+    "dashboard/home.py show_sign_in": "shows the form, and nothing of the server",
     "dashboard/home.py post_sign_out": "ends the session of the request's own cookie, also one that is over",
 }
 CHECKED_OTHERWISE = {

@@ -5,7 +5,7 @@ from typing import Any
 from litestar import MediaType, Response
 from litestar.response import Template
 
-from signoff.dashboard.home import SECURITY_HEADERS
+from signoff.dashboard.shell import SECURITY_HEADERS
 from signoff.doors.dependencies import AnyRequest, scope_of
 from signoff.doors.errors import error_headers, problem
 from signoff.doors.http import MOUNT
@@ -20,6 +20,8 @@ def error_page(request: AnyRequest, error: SignoffError) -> Response[Any] | None
     path = request.url.path
     if not path.startswith(PAGES) or "text/html" not in request.headers.get("accept", ""):
         return None
+    if isinstance(error, Unauthorized) and path.startswith("/dashboard/") and request.method == "GET":
+        return Response("", status_code=303, headers={"location": "/dashboard/sign-in"}, media_type=MediaType.HTML)
     is_used_link = path.startswith(SIGN_IN_LINKS) and isinstance(error, Unauthorized)
     context = {
         "root": scope_of(request).get(MOUNT, ""),

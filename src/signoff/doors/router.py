@@ -133,6 +133,13 @@ def make_litestar_app(routers: Sequence[Router], templates: Path, error_page: Er
     def handle_error(request: AnyRequest, error: SignoffError) -> Response[Any]:
         return error_page(request, error) or _handle_error(request, error)
 
+    def handle_http_error(request: AnyRequest, error: HTTPException) -> Response[Any]:
+        return handle_error(request, _converted(request, error))
+
+    def handle_unexpected(request: AnyRequest, error: Exception) -> Response[Any]:
+        log.error("request_failed", path=request.url.path, exc_info=error)
+        return handle_error(request, SignoffError())
+
     app = Litestar(
         route_handlers=list(routers),
         dependencies={
@@ -144,8 +151,8 @@ def make_litestar_app(routers: Sequence[Router], templates: Path, error_page: Er
         before_request=_check_address,
         exception_handlers={
             SignoffError: handle_error,
-            HTTPException: _handle_http_error,
-            Exception: _handle_unexpected,
+            HTTPException: handle_http_error,
+            Exception: handle_unexpected,
         },
         openapi_config=OpenAPIConfig(title="Signoff", version=__version__, path="/schema", render_plugins=[Document()]),
         template_config=TemplateConfig(directory=templates, engine=JinjaTemplateEngine),
@@ -228,8 +235,8 @@ def _handle_error(request: AnyRequest, error: SignoffError) -> Response[Any]:
     return Response(msgspec.json.encode(problem(error)), status_code=error.status, headers=headers, media_type=PROBLEM)
 
 
-def _handle_http_error(request: AnyRequest, error: HTTPException) -> Response[Any]:
-    """Return the response for errors of Litestar itself: unknown routes, wrong methods, invalid parameters."""
+def _converted(request: AnyRequest, error: HTTPException) -> SignoffError:
+    """Return an error of Litestar itself as one of ours: unknown routes, wrong methods, invalid parameters."""
     match error.status_code:
         case 404:
             converted = NotFound(f"The path {request.url.path} does not exist.{_hint(request.url.path)}")
@@ -241,7 +248,7 @@ def _handle_http_error(request: AnyRequest, error: HTTPException) -> Response[An
             converted.code = BadRequest.code if status == BadRequest.status else "http_error"
     if extra := getattr(error, "extra", None):
         converted.message = f"{converted.message} {msgspec.json.encode(extra).decode()}"
-    return _handle_error(request, converted)
+    return converted
 
 
 def _hint(path: str) -> str:
@@ -256,8 +263,3 @@ def _allowed(error: HTTPException) -> str:
     """Return the methods in the order of their names; a path with GET supports HEAD too."""
     methods = set((error.headers or {}).get("allow", "").replace(" ", "").split(","))
     return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
-
-
-def _handle_unexpected(request: AnyRequest, error: Exception) -> Response[Any]:
-    log.error("request_failed", path=request.url.path, exc_info=error)
-    return _handle_error(request, SignoffError())

@@ -2,8 +2,13 @@
 
 import functools
 
-from signoff.dashboard import home
+from signoff.dashboard import audit as audit_page
+from signoff.dashboard import home, job, review
+from signoff.dashboard import jobs as jobs_page
+from signoff.dashboard import models as models_page
+from signoff.dashboard import usage as usage_page
 from signoff.dashboard.error_page import error_page
+from signoff.dashboard.shell import TEMPLATES
 from signoff.doors import (
     audit,
     deliveries,
@@ -85,4 +90,5 @@ def _litestar_app() -> ASGIApp:
         health,
         session,
     )
-    return make_litestar_app([*(door.router for door in rest), home.router, home.static], home.TEMPLATES, error_page)
+    pages = (home, review, jobs_page, job, usage_page, models_page, audit_page)
+    return make_litestar_app([*(part.router for part in (*rest, *pages)), home.static], TEMPLATES, error_page)

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from signoff.core.access import Caller, may_review
+from signoff.core.access import Caller, check_may_review
 from signoff.core.dialects.edited_answer import check_edit, edited_answer
 from signoff.core.job import Decision, Edit, Job, JobError, Verdict
 from signoff.errors import Forbidden, Stale
@@ -152,8 +152,7 @@ def verdict_transition(job: Job, decision: Decision, actor: str) -> TransitionRe
 
 
 async def _load_held(services: Services, caller: Caller, job_id: str) -> Job:
-    if not may_review(caller):
-        raise Forbidden("Only a reviewer or an admin may review.")
+    check_may_review(caller)
     job = await load_job(services, job_id)
     if job.status != "human":
         decision = f"; {job.decision.reviewer} decided: {job.decision.verdict}" if job.decision else ""

@@ -1,0 +1,62 @@
+"""The page of the audit log: who changed what, newest first."""
+
+from typing import Any
+
+import msgspec
+from litestar import MediaType, Router, get
+from litestar.params import FromQuery
+from litestar.response import Template
+
+from signoff.core.audit import AuditEntry, AuditFilter
+from signoff.core.wire import format_time
+from signoff.dashboard.shell import AUDIT, page
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
+from signoff.doors.http import parse_digits
+from signoff.work.admin.audit import list_audit
+
+MAX_LISTED = 50
+MAX_VALUE = 200
+
+
+@get("/dashboard/audit", include_in_schema=False, media_type=MediaType.HTML)
+async def show_audit(
+    request: AnyRequest,
+    services: InjectedServices,
+    caller: InjectedCaller,
+    actor: FromQuery[str] = "",
+    subject: FromQuery[str] = "",
+    after: FromQuery[str] = "",
+) -> Template:
+    """Show a page of the audit log, for an admin."""
+    filters = AuditFilter(actor=actor or None, subject=subject or None, after_id=parse_digits(after), limit=MAX_LISTED)
+    entries = await list_audit(services, caller, filters)
+    return page(
+        request,
+        services,
+        caller,
+        "audit.html",
+        AUDIT.name,
+        entries=[{"entry": entry, "changes": _changes(entry)} for entry in entries],
+        actor=actor,
+        subject=subject,
+        next_id=entries[-1].id if len(entries) == MAX_LISTED else None,
+    )
+
+
+def _changes(entry: AuditEntry) -> list[tuple[str, str, str]]:
+    """Return the members that differ: name, value before, value after; an empty text where there was none."""
+    before, after = entry.before or {}, entry.after or {}
+    names = sorted(name for name in before | after if before.get(name) != after.get(name))
+    return [(name, _text(name, before.get(name)), _text(name, after.get(name))) for name in names]
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name.endswith("_at") and isinstance(value, int):
+        return format_time(value)[:19].replace("T", " ")
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}…"
+
+
+router = Router("/", route_handlers=[show_audit])

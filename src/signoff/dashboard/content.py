@@ -1,0 +1,57 @@
+"""Texts of requests and answers, as the pages show them."""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from signoff.core.ask import as_chat
+from signoff.core.binary import describe_binary
+from signoff.core.dialects.answer import answer_text
+from signoff.core.dialects.transcript import TranscriptEntry
+from signoff.core.job import Job
+
+# Characters of the input of one job, beyond which a page links to the job.
+MAX_SHOWN = 100_000
+
+
+class _Message(msgspec.Struct):
+    content: Any = None
+
+
+class _Chat(msgspec.Struct):
+    messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
+
+
+def question_of(job: Job) -> str:
+    """Return the text of the last message of the request, else the request itself."""
+    if (binary := describe_binary(job.body)) is not None:
+        return binary
+    try:
+        content = msgspec.json.decode(as_chat(job.body), type=_Chat).messages[-1].content
+    except (ValueError, RecursionError):
+        return job.body.decode(errors="replace")
+    return content if isinstance(content, str) else msgspec.json.encode(content).decode()
+
+
+def answer_of_job(job: Job) -> str:
+    """Return the text of the answer; empty if there is none."""
+    return shown_text(job.response)
+
+
+def shown_text(answer: bytes | None) -> str:
+    """Return the text of an answer, with the line ends that a form sends back; an answer without text is JSON."""
+    if answer is None:
+        return ""
+    text = describe_binary(answer) or answer_text(answer)
+    return (answer.decode(errors="replace") if text is None else text).replace("\r\n", "\n")
+
+
+def cut(entries: list[TranscriptEntry]) -> list[TranscriptEntry]:
+    """Return the entries up to MAX_SHOWN characters."""
+    shown, left = list[TranscriptEntry](), MAX_SHOWN
+    for entry in entries:
+        if left <= 0:
+            break
+        shown.append(entry._replace(text=entry.text[:left]))
+        left -= len(entry.text)
+    return shown

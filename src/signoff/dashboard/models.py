@@ -1,0 +1,74 @@
+"""The page of models: what is registered, whether it answers, and what it did in the last day."""
+
+import asyncio
+from typing import Any
+
+from litestar import MediaType, Router, get
+from litestar.response import Template
+
+from signoff.core.model import Model
+from signoff.core.usage import DAY_US, UsageQuery, UsageTotals
+from signoff.dashboard.shell import MODELS, address_of, page
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices
+from signoff.errors import SignoffError
+from signoff.work.admin.models import ModelStatus, list_models, model_health
+from signoff.work.admin.usage import usage_report
+from signoff.work.services import Services
+
+CHECK_SECONDS = 2.0
+
+
+@get("/dashboard/models", include_in_schema=False, media_type=MediaType.HTML)
+async def show_models(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Template:
+    """Show every model with its health and its usage of the last day."""
+    models = await list_models(services, caller)
+    query = UsageQuery(by=("model", "status"), since=services.clock() - DAY_US)
+    rows, _ = await usage_report(services, caller, query)
+    used = _by_model([(row.dimensions["model"], row.dimensions["status"], row.totals) for row in rows])
+    async with asyncio.TaskGroup() as group:
+        health = [group.create_task(_health(services, each.model)) for each in models]
+    cards = [_card(each, task.result(), used) for each, task in zip(models, health, strict=True)]
+    return page(request, services, caller, "models.html", MODELS.name, models=cards, address=address_of(request))
+
+
+async def _health(services: Services, model: Model) -> dict[str, Any]:
+    """Return the health of the model, or that it did not answer in time."""
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            return await model_health(services, model)
+    except TimeoutError:
+        return {"ok": False, "detail": f"no answer within {CHECK_SECONDS:g} s"}
+    except SignoffError as error:
+        return {"ok": False, "detail": error.message}
+
+
+def _by_model(rows: list[tuple[Any, Any, UsageTotals]]) -> dict[Any, dict[str, int]]:
+    used = dict[Any, dict[str, int]]()
+    for model, status, totals in rows:
+        entry = used.setdefault(model, {"jobs": 0, "failed": 0, "timed": 0, "first_us": 0, "answer_us": 0})
+        entry["jobs"] += totals.jobs
+        entry["failed"] += totals.jobs if status == "fail" else 0
+        entry["timed"] += totals.timed
+        entry["first_us"] += totals.ttft_us
+        entry["answer_us"] += totals.ttft_us + totals.generation_us
+    return used
+
+
+def _card(each: ModelStatus, health: dict[str, Any], used: dict[Any, dict[str, int]]) -> dict[str, Any]:
+    entry = used.get(each.model.name, {"jobs": 0, "failed": 0, "timed": 0, "first_us": 0, "answer_us": 0})
+    timed = entry["timed"]
+    return {
+        "model": each.model,
+        "is_registered": each.is_registered,
+        "process": each.state,
+        "health": health,
+        "jobs": entry["jobs"],
+        "failed": entry["failed"],
+        "share": f"{entry['failed'] / entry['jobs']:.1%}" if entry["jobs"] else "",
+        "first_us": entry["first_us"] // timed if timed else None,
+        "answer_us": entry["answer_us"] // timed if timed else None,
+        "address": each.model.url or ", ".join(endpoint.url or "" for endpoint in each.model.endpoints),
+    }
+
+
+router = Router("/", route_handlers=[show_models])

@@ -1,0 +1,127 @@
+"""The shell of every page: the bar with the pages that a caller may see, the headers, and the form of values."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from litestar.response import Template
+
+from signoff.core.access import Caller, may_review
+from signoff.core.price import NANO, dollars
+from signoff.core.wire import format_time
+from signoff.doors.dependencies import AnyRequest, scope_of
+from signoff.doors.http import MOUNT, header, scheme_of
+from signoff.work.services import Services
+
+TEMPLATES, STATIC = Path(__file__).parent / "templates", Path(__file__).parent / "static"
+SECURITY_HEADERS = {
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+SECOND = 1_000_000
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+class NavigationItem(NamedTuple):
+    """Page in the bar."""
+
+    name: str
+    """Title of the page."""
+    path: str
+    """Its address below the mount."""
+
+
+REVIEW = NavigationItem("Review", "/dashboard/review")
+JOBS = NavigationItem("Jobs", "/dashboard/jobs")
+USAGE = NavigationItem("Usage", "/dashboard/usage")
+MODELS = NavigationItem("Models", "/dashboard/models")
+AUDIT = NavigationItem("Audit log", "/dashboard/audit")
+
+
+def pages_of(caller: Caller) -> list[NavigationItem]:
+    """Return the pages that `caller` may see, in the order of the bar; the first one is the start page."""
+    review = [REVIEW] if may_review(caller) else []
+    return [*review, JOBS, USAGE, *([MODELS, AUDIT] if caller.role == "admin" else [])]
+
+
+def root_of(request: AnyRequest) -> str:
+    """Return the path at which the server is mounted, without the last slash."""
+    return scope_of(request).get(MOUNT, "")
+
+
+def address_of(request: AnyRequest) -> str:
+    """Return the address at which the caller reaches the server, without the last slash."""
+    scope = scope_of(request)
+    return f"{scheme_of(scope)}://{header(scope, b'host') or 'localhost'}{root_of(request)}"
+
+
+def page(
+    request: AnyRequest, services: Services, caller: Caller | None, template: str, title: str, /, **context: Any
+) -> Template:
+    """Return a page in the shell; `title` names it in the bar.
+
+    Args:
+        request: The request, whose mount all links begin with.
+        services: The dependencies; its clock makes times relative.
+        caller: The caller, who sees the pages of its role; None for nobody.
+        template: The name of the template.
+        title: The title of the page.
+        context: The variables of the template.
+    """
+    shared: dict[str, Any] = {
+        "root": root_of(request),
+        "caller": caller,
+        "pages": [] if caller is None else pages_of(caller),
+        "current": title,
+        "title": title,
+        "ago": partial(format_ago, services.clock()),
+        "exact": format_time,
+        "cost": format_cost,
+        "seconds": format_duration,
+    }
+    return Template(template, context=shared | context, headers=SECURITY_HEADERS)
+
+
+def format_ago(now: int, at: int) -> str:
+    """Return how long ago `at` was, in the largest unit that fits, or how long it is until then.
+
+    >>> format_ago(90 * SECOND, 0), format_ago(0, 3600 * SECOND), format_ago(0, 0)
+    ('1 min ago', 'in 1 h', 'now')
+    """
+    text = format_unit(abs(now - at))
+    return "now" if text == "0 s" else f"{text} ago" if at < now else f"in {text}"
+
+
+def format_unit(microseconds: int) -> str:
+    """Return a duration in the largest unit that fits, rounded down.
+
+    >>> format_unit(59 * SECOND), format_unit(2 * 86_400 * SECOND)
+    ('59 s', '2 d')
+    """
+    seconds = microseconds // SECOND
+    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= size), (1, "s"))
+    return f"{seconds // size} {unit}"
+
+
+def format_duration(microseconds: int | None) -> str:
+    """Return a duration with three digits; a dash if it is not known.
+
+    >>> format_duration(4_200), format_duration(1_234_000), format_duration(75 * SECOND), format_duration(None)
+    ('4 ms', '1.23 s', '1 min', '–')
+    """
+    if microseconds is None:
+        return "–"
+    if microseconds < SECOND:
+        return f"{microseconds // 1000} ms"
+    return f"{microseconds / SECOND:.3g} s" if microseconds < 60 * SECOND else format_unit(microseconds)
+
+
+def format_cost(nanodollars: int | None) -> str:
+    """Return a cost in dollars; `unknown` if it is not known, which differs from nothing.
+
+    >>> format_cost(7_720_000), format_cost(0), format_cost(None)
+    ('$0.00772', '$0', 'unknown')
+    """
+    return "unknown" if nanodollars is None else f"${dollars(nanodollars, NANO)}"
