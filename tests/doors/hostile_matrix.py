@@ -13,6 +13,7 @@ KNOWN_CALLERS = ("other", "owner", "reviewer", "admin")
 UNKNOWN_CALLERS = ("no token", "disabled user", "expired token")
 PUBLIC = "public"
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+FIRST = "version=1"
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 
 
@@ -237,9 +238,40 @@ _PAGES = [
     Row("GET /dashboard/review", "403 403 200 200"),
     Row("GET /dashboard/jobs", "200 200 200 200"),
     Row("GET /dashboard/jobs/{job_id}", "404 200 200 200", "/dashboard/jobs/<ended>"),
-    Row("POST /dashboard/jobs/{job_id}/cancel", "404 409 409 409", "/dashboard/jobs/<ended>/cancel", "", FORM),
+    Row("POST /dashboard/jobs/{job_id}/cancel", "404 409 403 409", "/dashboard/jobs/<ended>/cancel", "", FORM),
     Row("POST /dashboard/jobs/{job_id}/repeat", "404 303 403 303", "/dashboard/jobs/<ended>/repeat", "", FORM),
     Row("GET /dashboard/usage", "200 200 200 200"),
+    *(
+        row
+        for kind in ("prompt", "pipeline")
+        for path in (f"/dashboard/{kind}s/<{kind}>",)
+        for row in (
+            Row(f"GET /dashboard/{kind}s", "200 200 200 200"),
+            Row(f"POST /dashboard/{kind}s", "400 400 400 400", body="name=&body=x", headers=FORM),
+            Row(f"GET /dashboard/{kind}s/{{name}}", "404 200 404 200", path),
+            Row(f"POST /dashboard/{kind}s/{{name}}", "404 400 404 400", path, "body=", FORM),
+            Row(f"POST /dashboard/{kind}s/{{name}}/production", "404 303 404 303", f"{path}/production", FIRST, FORM),
+            Row(f"POST /dashboard/{kind}s/{{name}}/run", "404 303 404 303", f"{path}/run", "argument.x=1", FORM),
+        )
+    ),
+    Row("GET /dashboard/functions", "200 200 200 200"),
+    Row("POST /dashboard/functions/sync", "403 403 403 200", body="", headers=FORM),
+    Row("GET /dashboard/cache", "200 200 200 200"),
+    Row("POST /dashboard/cache/clear", "303 303 303 303", body="", headers=FORM, is_last=True),
+    Row("GET /dashboard/people", "200 200 200 200"),
+    Row("POST /dashboard/people/tokens", "403 200 403 200", body="email=<email>", headers=FORM),
+    Row(
+        "POST /dashboard/people/tokens/{token_id}/revoke",
+        "404 303 404 303",
+        "/dashboard/people/tokens/<spare_token>/revoke",
+        "",
+        FORM,
+        is_last=True,
+    ),
+    Row("POST /dashboard/people/users", "403 403 403 409", body="email=<email>&role=user", headers=FORM),
+    Row(
+        "POST /dashboard/people/users/{user_id}", "403 403 403 303", "/dashboard/people/users/<user>", "role=user", FORM
+    ),
     Row("GET /dashboard/models", "403 403 403 200"),
     Row("GET /dashboard/audit", "403 403 403 200"),
 ]
@@ -272,8 +304,13 @@ TABLE = [
     *_FOR_ANYBODY,
 ]
 # Routes that need the role first, so that a plain user learns nothing of the object: 403 for every id.
-ROLE_FIRST = {"POST /reviewJob", "PATCH /api/users/{user_id}"}
+ROLE_FIRST = {
+    "POST /reviewJob",
+    "PATCH /api/users/{user_id}",
+    "POST /dashboard/people/users",
+    "POST /dashboard/people/users/{user_id}",
+}
 # Requests whose object the upstream knows or does not know, if nobody made it through Signoff.
 UPSTREAM_DECIDES = {"POST /v1/responses"}
 # Names of persons, which a refusal may repeat: an address of another user is a 403, whether there is one or not.
-PERSONS_FIRST = {"POST /api/tokens", "GET /api/cache", "DELETE /api/cache"}
+PERSONS_FIRST = {"POST /api/tokens", "POST /dashboard/people/tokens", "GET /api/cache", "DELETE /api/cache"}

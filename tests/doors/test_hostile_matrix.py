@@ -46,7 +46,7 @@ MODELS: dict[str, dict[str, Any]] = {
 World = Mapping[str, str]
 NOWHERE = {
     **dict.fromkeys(("ended", "held", "decided", "late", "run", "delivery"), "01900000-0000-7000-8000-000000000000"),
-    **dict.fromkeys(("key", "own_key", "token", "session", "user", "pipeline_id"), "2000000"),
+    **dict.fromkeys(("key", "own_key", "token", "spare_token", "session", "user", "pipeline_id"), "2000000"),
     **dict.fromkeys(("prompt", "spare_prompt", "pipeline", "spare_pipeline", "client_id", "first"), "nothing"),
     **dict.fromkeys(("object", "spare_object"), "resp_9Nothing"),
     "email": "nobody@example.com",
@@ -126,7 +126,8 @@ class Matrix:
         keys = [
             await self.must("owner", "POST", "/api/keys", {"name": SECRET, "key": f"sk-{SECRET}"}) for _ in range(2)
         ]
-        await self.must("owner", "POST", "/api/tokens", {"name": f"{SECRET} {number}"})
+        for _ in range(2):
+            await self.must("owner", "POST", "/api/tokens", {"name": f"{SECRET} {number}"})
         owner = await create_user(self.server.services, EMAIL, "user")
         tokens = (await self.must("owner", "GET", "/api/tokens"))["data"]
         item = await self.must("owner", "GET", f"/api/pipelines/{names['pipeline']}")
@@ -149,6 +150,7 @@ class Matrix:
             "key": str(keys[0]["id"]),
             "own_key": str(keys[1]["id"]),
             "token": str(tokens[-1]["id"]),
+            "spare_token": str(tokens[-2]["id"]),
             "session": await self.session(owner),
             "pipeline_id": str(item["id"]),
             "object": stored[0],

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from signoff.work.admin.people import create_user, sign_in_link
-from support.live_server import Live, chat, live
+from signoff.work.pipelines.functions import register_missing_builtins
+from support.live_server import Live, chat, live, until
 from support.stores import a_step, leased
 
 pytestmark = pytest.mark.anyio
+EVERYBODY = ["Jobs", "Usage", "Prompts", "Pipelines", "Functions", "Cache", "People"]
+ALL_PAGES = ["review", "jobs", "usage", "prompts", "pipelines", "functions", "cache", "people", "models", "audit"]
 
 
 @pytest.fixture(scope="module", name="server")
 async def start_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
     async with live(tmp_path_factory.mktemp("pages"), log_before_answer=True) as server:
+        await register_missing_builtins(server.services)
         yield server
 
 
@@ -28,6 +33,22 @@ async def cookie_of(server: Live, role: str, name: str) -> dict[str, str]:
         cookie = response.headers["set-cookie"].split(";")[0]
     server.http.cookie_jar.clear()
     return {"cookie": cookie, "accept": "text/html", "sec-fetch-site": "same-origin"}
+
+
+async def submit(server: Live, path: str, form: dict[str, str], headers: dict[str, str]) -> tuple[int, str]:
+    """Submit a form as a browser does; return the status, and the address of the redirect or the page."""
+    async with server.http.post(server.url + path, data=form, headers=headers, allow_redirects=False) as response:
+        return response.status, response.headers.get("location") or await response.text()
+
+
+async def ended(server: Live, location: str, headers: dict[str, str]) -> dict[str, Any]:
+    """Return the job of the page at `location` once it has succeeded."""
+
+    async def successful() -> dict[str, Any] | None:
+        _, job = await server.ask("GET", f"/job?id={location.rpartition('/')[2]}", headers=headers)
+        return job if job["status"] == "success" else None
+
+    return await until(successful)
 
 
 async def page(server: Live, path: str, headers: dict[str, str]) -> str:
@@ -52,9 +73,9 @@ async def test_a_page_sends_a_visitor_who_is_not_signed_in_to_the_form(server: L
 
 async def test_the_bar_names_the_pages_of_the_role_and_marks_the_current_one(server: Live) -> None:
     for role, names in (
-        ("user", ["Jobs", "Usage"]),
-        ("reviewer", ["Review", "Jobs", "Usage"]),
-        ("admin", ["Review", "Jobs", "Usage", "Models", "Audit log"]),
+        ("user", EVERYBODY),
+        ("reviewer", ["Review", *EVERYBODY]),
+        ("admin", ["Review", *EVERYBODY, "Models", "Audit log"]),
     ):
         text = await page(server, "/dashboard/usage", await cookie_of(server, role, f"bar-{role}"))
         bar = re.search(r'aria-label="Pages">(.*?)</nav>', text, re.DOTALL)
@@ -193,7 +214,7 @@ async def test_the_audit_log_shows_who_changed_what(server: Live) -> None:
 
 async def test_no_page_loads_anything_from_elsewhere_or_runs_a_script(server: Live) -> None:
     headers = await cookie_of(server, "admin", "strict")
-    for name in ("review", "jobs", "usage", "models", "audit"):
+    for name in ALL_PAGES:
         async with server.http.get(f"{server.url}/dashboard/{name}", headers=headers) as response:
             text, policy = await response.text(), response.headers["content-security-policy"]
         assert "unsafe-inline" not in policy
@@ -203,3 +224,131 @@ async def test_no_page_loads_anything_from_elsewhere_or_runs_a_script(server: Li
         assert all(link.startswith("/static/") for link in links)
         for link in links:
             assert (await server.ask("GET", link))[0] == 200
+
+
+async def test_a_prompt_is_saved_changed_compared_and_run_on_its_page(server: Live) -> None:
+    headers = await cookie_of(server, "user", "writer")
+    first = {"name": "greet", "body": "Say hello\r\nto {name}!", "model": "echo", "production": "yes"}
+    assert await submit(server, "/dashboard/prompts", first, headers) == (303, "/dashboard/prompts/greet")
+    second = {"body": "Say goodbye\r\nto {name}!", "model": "echo", "message": "<i>sad</i>"}
+    assert await submit(server, "/dashboard/prompts/greet", second, headers) == (
+        303,
+        "/dashboard/prompts/greet?version=2",
+    )
+
+    text = await page(server, "/dashboard/prompts/greet?version=2", headers)
+    assert "<del>Say hello</del>\n<ins>Say goodbye</ins>\nto {name}!" in text
+    assert "&lt;i&gt;sad&lt;/i&gt;" in text
+    assert "Use this version" in text, "the first version is in production"
+    await submit(server, "/dashboard/prompts/greet/production", {"version": "2"}, headers)
+    _, item = await server.ask("GET", "/api/prompts/greet", headers=headers)
+    assert (item["version"], item["body"]) == (2, "Say goodbye\nto {name}!")
+
+    _, location = await submit(server, "/dashboard/prompts/greet/run", {"argument.name": "Ann"}, headers)
+    job = await ended(server, location, headers)
+    assert "Say goodbye\nto Ann!" in str(job["response"]).replace("\\n", "\n")
+
+
+async def test_the_run_of_a_pipeline_shows_a_field_for_each_argument_and_the_log_of_its_calls(server: Live) -> None:
+    headers = await cookie_of(server, "user", "piper")
+    form = {"name": "sums", "body": "add(multiply(a, b), c)", "production": "yes"}
+    assert (await submit(server, "/dashboard/pipelines", form, headers))[0] == 303
+    text = await page(server, "/dashboard/pipelines/sums", headers)
+    assert re.findall(r'name="argument\.(\w+)"', text) == ["a", "b", "c"]
+
+    arguments = {"argument.a": "2", "argument.b": "3", "argument.c": "4"}
+    _, location = await submit(server, "/dashboard/pipelines/sums/run", arguments, headers)
+    await ended(server, location, headers)
+    text = await page(server, location, headers)
+    calls = re.search(r'aria-label="Table of calls">(.*?)</table>', text, re.DOTALL)
+    assert calls is not None
+    assert re.findall(r"<span>(\w+)</span>", calls[1]) == ["add", "multiply"]
+    assert ">10<" in text
+
+
+async def test_a_sync_says_what_it_added_and_links_back(server: Live) -> None:
+    headers = await cookie_of(server, "admin", "syncer")
+    status, text = await submit(server, "/dashboard/functions/sync", {}, headers)
+    assert status == 200
+    assert "<strong>0</strong> added" in text
+    assert "Refresh page" in text
+    forged = headers | {"sec-fetch-site": "cross-site"}
+    assert (await submit(server, "/dashboard/functions/sync", {}, forged))[0] == 403
+
+
+async def test_the_cached_answer_of_a_job_is_deleted_on_its_page(server: Live) -> None:
+    headers = await cookie_of(server, "user", "cacher")
+    body = chat("cached?") | {"temperature": 0}
+    ids = list[str]()
+    for _ in range(2):
+        async with server.http.post(f"{server.url}/v1/chat/completions", json=body, headers=headers) as response:
+            ids.append(response.headers["x-signoff-job"])
+            state = response.headers["x-signoff-cache"]
+        await server.services.caches.responses.until_stored()
+    assert state == "hit"
+    text = await page(server, f"/dashboard/jobs/{ids[1]}", headers)
+    key = re.search(r'name="key" value="([^"]+)"', text)
+    assert key is not None
+    form = {"key": key[1]}
+    assert (await submit(server, "/dashboard/cache/clear", form, headers))[0] == 303
+    async with server.http.post(f"{server.url}/v1/chat/completions", json=body, headers=headers) as response:
+        assert response.headers["x-signoff-cache"] == "miss"
+
+
+async def test_a_token_is_shown_once_and_refused_after_it_is_revoked(server: Live) -> None:
+    headers = await cookie_of(server, "user", "holder")
+    form = {"name": "for my <app>", "role": "", "days": "7"}
+    status, text = await submit(server, "/dashboard/people/tokens", form, headers)
+    token = re.search(r"sg_\w+", text)
+    assert (status, token is not None) == (200, True)
+    assert token is not None
+    assert (await server.ask("GET", "/jobs", token[0]))[0] == 200
+    text = await page(server, "/dashboard/people", headers)
+    assert token[0] not in text
+    assert "for my &lt;app&gt;" in text
+    revoke = re.search(r'action="(/dashboard/people/tokens/\d+/revoke)"', text)
+    assert revoke is not None
+    assert (await submit(server, revoke[1], {}, headers))[0] == 303
+    await until(lambda: refused(server, token[0]))
+    bad = await submit(server, "/dashboard/people/tokens", {"days": "-1"}, headers)
+    assert (bad[0], "`days`" in bad[1]) == (400, True)
+
+
+async def refused(server: Live, token: str) -> bool | None:
+    return (await server.ask("GET", "/jobs", token))[0] == 401 or None
+
+
+async def test_an_admin_creates_a_user_whose_link_works_and_disables_them(server: Live) -> None:
+    headers = await cookie_of(server, "admin", "founder")
+    form = {"email": "new@example.com", "role": "reviewer"}
+    status, text = await submit(server, "/dashboard/people/users", form, headers)
+    link = re.search(r"http[^<]*/signin/\w+", text)
+    assert (status, link is not None) == (200, True)
+    assert link is not None
+    async with server.http.get(link[0], allow_redirects=False) as response:
+        cookie = response.headers["set-cookie"].split(";")[0]
+    server.http.cookie_jar.clear()
+    assert "Held for review" in await page(server, "/dashboard/review", {"cookie": cookie})
+    again = await submit(server, "/dashboard/people/users", form | {"role": "admin"}, headers)
+    assert again[0] == 409, "the form of a new user does not change another one"
+
+    user = await server.services.store.people.user("new@example.com")
+    path = f"/dashboard/people/users/{user.id}"
+    await submit(server, path, {"action": "disable"}, headers)
+    assert "disabled" in await page(server, "/dashboard/people", headers)
+    await until(lambda: signed_out(server, cookie))
+
+
+async def signed_out(server: Live, cookie: str) -> bool | None:
+    return (await server.ask("GET", "/jobs", headers={"cookie": cookie}))[0] == 401 or None
+
+
+async def test_a_user_manages_only_the_own_tokens(server: Live) -> None:
+    other = await server.token("user", "victim@example.com")
+    headers = await cookie_of(server, "user", "curious")
+    text = await page(server, "/dashboard/people", headers)
+    assert "victim@example.com" not in text
+    token = await server.services.caches.callers.identify(other, "api", server.services.clock())
+    path = f"/dashboard/people/tokens/{token.token_id}/revoke"
+    assert (await submit(server, path, {}, headers))[0] == 404
+    assert (await server.ask("GET", "/jobs", other))[0] == 200

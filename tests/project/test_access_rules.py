@@ -57,6 +57,7 @@ LOADERS = {
     "work/reviews/desk.py decide_with_draft": "has loaded the job by `_load_held`",
     "work/admin/keys.py _load_key": "its callers check `may_remove` or `may_use`",
     "work/admin/people.py list_users": "reads the caller's own row",
+    "work/admin/people.py invite_user": "checks `check_admin` first",
     "work/admin/people.py user_with_email": "is for commands, and for `_owner`, which checks `check_admin`",
     "work/admin/limits.py limit_for": "is for commands and admins: finds the user whom a limit names",
     "work/admin/sign_in.py _check_password": "checks the password",

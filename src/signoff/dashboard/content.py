@@ -34,8 +34,11 @@ def question_of(job: Job) -> str:
 
 
 def answer_of_job(job: Job) -> str:
-    """Return the text of the answer; empty if there is none."""
-    return shown_text(job.response)
+    """Return the text of the answer, also of one that is a JSON string alone; empty if there is none."""
+    try:
+        return msgspec.json.decode(job.response or b"null", type=str)
+    except (ValueError, RecursionError):
+        return shown_text(job.response)
 
 
 def shown_text(answer: bytes | None) -> str:

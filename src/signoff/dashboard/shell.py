@@ -36,14 +36,20 @@ class NavigationItem(NamedTuple):
 REVIEW = NavigationItem("Review", "/dashboard/review")
 JOBS = NavigationItem("Jobs", "/dashboard/jobs")
 USAGE = NavigationItem("Usage", "/dashboard/usage")
+PROMPTS = NavigationItem("Prompts", "/dashboard/prompts")
+PIPELINES = NavigationItem("Pipelines", "/dashboard/pipelines")
+FUNCTIONS = NavigationItem("Functions", "/dashboard/functions")
+CACHE = NavigationItem("Cache", "/dashboard/cache")
 MODELS = NavigationItem("Models", "/dashboard/models")
+PEOPLE = NavigationItem("People", "/dashboard/people")
 AUDIT = NavigationItem("Audit log", "/dashboard/audit")
+_FOR_ALL = (JOBS, USAGE, PROMPTS, PIPELINES, FUNCTIONS, CACHE, PEOPLE)
 
 
 def pages_of(caller: Caller) -> list[NavigationItem]:
     """Return the pages that `caller` may see, in the order of the bar; the first one is the start page."""
     review = [REVIEW] if may_review(caller) else []
-    return [*review, JOBS, USAGE, *([MODELS, AUDIT] if caller.role == "admin" else [])]
+    return [*review, *_FOR_ALL, *([MODELS, AUDIT] if caller.role == "admin" else [])]
 
 
 def root_of(request: AnyRequest) -> str:

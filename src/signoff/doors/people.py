@@ -31,7 +31,7 @@ async def get_users(
     services: InjectedServices, caller: InjectedCaller, after: After = 0, limit: Limit = 50
 ) -> dict[str, Any]:
     """Return a page of all users for an admin, and the caller alone for others. `next` is `after` of the next page."""
-    users = await list_users(services, _with_token(caller), after_id=after, limit=limit)
+    users = await list_users(services, check_token(caller), after_id=after, limit=limit)
     return {"data": [_user_json(user) for user in users], "next": users[-1].id if len(users) == limit else None}
 
 
@@ -41,14 +41,14 @@ async def patch_user(
 ) -> dict[str, Any]:
     """Change the user and return it; fewer rights end their sessions within a second."""
     change = parse_json(await request.body(), UserChange, "change of a user")
-    return _user_json(await change_user(services, _with_token(caller), user_id, change))
+    return _user_json(await change_user(services, check_token(caller), user_id, change))
 
 
 @post("/tokens", status_code=201, summary="Create a token")
 async def post_token(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> dict[str, str]:
     """Create a token and return it; it is never shown again."""
     new = parse_json(await request.body(), TokenRequest, "token")
-    return {"token": await issue_token(services, _with_token(caller), new)}
+    return {"token": await issue_token(services, check_token(caller), new)}
 
 
 @get("/tokens", summary="List tokens")
@@ -62,7 +62,7 @@ async def get_tokens(
 @delete("/tokens/{token_id:int}", status_code=204, summary="Revoke a token")
 async def delete_token(services: InjectedServices, caller: InjectedCaller, token_id: FromPath[int]) -> None:
     """Revoke the token; all processes refuse it within a second."""
-    await revoke_token(services, _with_token(caller), "api", token_id)
+    await revoke_token(services, check_token(caller), "api", token_id)
 
 
 @get("/sessions", summary="List sessions")
@@ -76,7 +76,7 @@ async def get_sessions(
 @delete("/sessions/{session_id:int}", status_code=204, summary="End a session")
 async def delete_session_by_id(services: InjectedServices, caller: InjectedCaller, session_id: FromPath[int]) -> None:
     """End the session; all processes refuse it within a second."""
-    await revoke_token(services, _with_token(caller), "session", session_id)
+    await revoke_token(services, check_token(caller), "session", session_id)
 
 
 @delete("/sessions", status_code=200, summary="Sign out everywhere")
@@ -86,18 +86,18 @@ async def delete_sessions(
     user_id: Annotated[int | None, QueryParameter(ge=0, lt=INTS)] = None,
 ) -> dict[str, int]:
     """End all sessions and sign-in links of the caller, or for an admin of the user `user_id`; return their number."""
-    owner_id = _with_token(caller).user_id if user_id is None else user_id
-    return {"ended": await end_sessions(services, _with_token(caller), owner_id)}
+    owner_id = check_token(caller).user_id if user_id is None else user_id
+    return {"ended": await end_sessions(services, check_token(caller), owner_id)}
 
 
 async def _page(services: Services, caller: Caller, kind: TokenKind, after: int, limit: int) -> dict[str, Any]:
-    page = await list_tokens(services, _with_token(caller), kind, after_id=after, limit=limit)
+    page = await list_tokens(services, check_token(caller), kind, after_id=after, limit=limit)
     tokens = [_token_json(caller, token, user) for token, user in page]
     return {"data": tokens, "next": page[-1][0].id if len(page) == limit else None}
 
 
-def _with_token(caller: Caller) -> Caller:
-    """Return the caller. Raises Forbidden for an anonymous one, whatever `anonymous_role` allows them."""
+def check_token(caller: Caller) -> Caller:
+    """Return the caller. Raises Forbidden for one without a token or session, whatever `anonymous_role` allows."""
     if caller.token_id == 0:
         raise Forbidden("Users, tokens and sessions need a token or a session; `anonymous_role` does not cover them.")
     return caller

@@ -2,12 +2,8 @@
 
 import functools
 
-from signoff.dashboard import audit as audit_page
-from signoff.dashboard import home, job, review
-from signoff.dashboard import jobs as jobs_page
-from signoff.dashboard import models as models_page
-from signoff.dashboard import usage as usage_page
 from signoff.dashboard.error_page import error_page
+from signoff.dashboard.routes import ROUTES
 from signoff.dashboard.shell import TEMPLATES
 from signoff.doors import (
     audit,
@@ -90,5 +86,4 @@ def _litestar_app() -> ASGIApp:
         health,
         session,
     )
-    pages = (home, review, jobs_page, job, usage_page, models_page, audit_page)
-    return make_litestar_app([*(part.router for part in (*rest, *pages)), home.static], TEMPLATES, error_page)
+    return make_litestar_app([*(door.router for door in rest), *ROUTES], TEMPLATES, error_page)

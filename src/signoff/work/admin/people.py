@@ -5,7 +5,7 @@ import msgspec
 from signoff.core.access import Caller, Role, Token, TokenKind, User, check_admin, lower_role, may_manage
 from signoff.core.api_tokens import PREFIX, digest, format_token
 from signoff.core.cache import CacheRule
-from signoff.errors import BadRequest, NotFound
+from signoff.errors import BadRequest, Conflict, NotFound
 from signoff.work.admin.keys import key_of_user
 from signoff.work.services import Services
 
@@ -116,6 +116,17 @@ async def sign_in_link(services: Services, user: User) -> str:
     """Return the path of a link that signs `user` in once, within a day. It ends the user's former links."""
     token = await create_token(services, user, kind="signin", name="link", seconds=SIGN_IN_SECONDS)
     return f"/signin/{token.removeprefix(PREFIX)}"
+
+
+async def invite_user(services: Services, caller: Caller, email: str, role: Role) -> str:
+    """Create a user who does not exist yet, and return the path of their sign-in link.
+
+    Raises Forbidden, BadRequest, and Conflict if the address is taken.
+    """
+    check_admin(caller)
+    if await services.store.people.user(email) is not None:
+        raise Conflict(f"There is a user with the e-mail address {email} already; change their role instead.")
+    return await sign_in_link(services, await create_user(services, email, role))
 
 
 async def list_tokens(

@@ -1,0 +1,193 @@
+"""The pages of prompts and pipelines: versions with their differences, a form to save one, and a form to run one."""
+
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from litestar import MediaType, Response, Router, get, post
+from litestar.params import FromPath, FromQuery
+from litestar.response import Template
+
+from signoff.core.ask import Ask
+from signoff.core.endpoints import PREDICT
+from signoff.core.filters import LibraryFilter
+from signoff.core.pipelines.check import parameter_names
+from signoff.core.pipelines.composed import PRODUCTION, LibraryItem, LibraryItemKind, Pipeline, Prompt
+from signoff.dashboard.shell import JOBS, PIPELINES, PROMPTS, address_of, page
+from signoff.doors.callers import check_same_site
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
+from signoff.doors.http import INTS, parse_digits, parse_form
+from signoff.errors import BadRequest
+from signoff.work.admin.registry import all_models
+from signoff.work.pipelines import library
+from signoff.work.submit import submit
+
+MAX_LISTED = 50
+MAX_VERSIONS = 20
+NAVIGATION = {"prompt": PROMPTS, "pipeline": PIPELINES}
+
+
+class VersionForm(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of the form that saves a version."""
+
+    body: str = ""
+    """Text of the version."""
+    name: str = ""
+    """Name, in the form of a first version."""
+    model: str = ""
+    """Model of a prompt; empty for the default model."""
+    message: str = ""
+    """Description of the change."""
+    production: str = ""
+    """Not empty if calls without a version shall use this one."""
+
+
+def make_router(kind: LibraryItemKind) -> Router:
+    """Return the pages of prompts, or of pipelines."""
+    return Router(f"/dashboard/{kind}s", route_handlers=[_list_view(kind), _item_view(kind), *_forms(kind)])
+
+
+def _list_view(kind: LibraryItemKind) -> Any:
+    @get("/", include_in_schema=False, media_type=MediaType.HTML)
+    async def show_items(
+        request: AnyRequest, services: InjectedServices, caller: InjectedCaller, after: FromQuery[str] = ""
+    ) -> Template:
+        """Show a page of the own and the shared items, by name, and the form of a new one."""
+        items = await library.list_items(services, caller, LibraryFilter(kind=kind, after=after, limit=MAX_LISTED))
+        return page(
+            request,
+            services,
+            caller,
+            "library.html",
+            NAVIGATION[kind].name,
+            kind=kind,
+            items=[_row(item) for item in items],
+            next_name=items[-1].name if items and items.may_continue else None,
+            models=[model.name for model in await all_models(services)],
+        )
+
+    return show_items
+
+
+def _item_view(kind: LibraryItemKind) -> Any:
+    @get("/{name:str}", include_in_schema=False, media_type=MediaType.HTML)
+    async def show_item(
+        request: AnyRequest,
+        services: InjectedServices,
+        caller: InjectedCaller,
+        name: FromPath[str],
+        version: FromQuery[str] = "",
+    ) -> Template:
+        """Show a version (by default that in production), its difference to the one before, and all versions."""
+        item = await library.get_item(services, caller, kind, name, parse_digits(version) or version or PRODUCTION)
+        difference = ""
+        if item.version > 1:
+            difference = await library.diff_versions(services, caller, kind, name, item.version - 1, item.version)
+        versions = await library.list_versions(services, caller, kind, name, before=None, limit=MAX_VERSIONS)
+        return page(
+            request,
+            services,
+            caller,
+            "library_item.html",
+            NAVIGATION[kind].name,
+            kind=kind,
+            item=item,
+            model=_model_of(item),
+            difference=_lines(difference),
+            versions=versions,
+            arguments=parameter_names(item),
+            dependents=await library.list_dependents(services, caller, kind, name, limit=MAX_LISTED),
+            models=[model.name for model in await all_models(services)],
+            may_change=caller.role == "admin" or item.user_id == caller.user_id,
+            address=address_of(request),
+        )
+
+    return show_item
+
+
+def _forms(kind: LibraryItemKind) -> list[Any]:
+    @post("/", include_in_schema=False, status_code=303)
+    async def post_item(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Response[str]:
+        """Save a first version, and show it."""
+        form = await _form(request)
+        item = await library.create_item(services, caller, kind, _draft(kind, form, form.name.strip()))
+        return _to_item(kind, item.name)
+
+    @post("/{name:str}", include_in_schema=False, status_code=303)
+    async def post_version(
+        request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
+    ) -> Response[str]:
+        """Save a new version, and show it; the old ones stay."""
+        saved = await library.save_version(services, caller, kind, name, _draft(kind, await _form(request), name))
+        return _to_item(kind, name, saved.version)
+
+    @post("/{name:str}/production", include_in_schema=False, status_code=303)
+    async def post_production(
+        request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
+    ) -> Response[str]:
+        """Let calls without a version use this one, and show it."""
+        check_same_site(scope_of(request))
+        version = parse_digits(parse_form(await request.body(), dict[str, str], "version").get("version"))
+        if version is None or version >= INTS:
+            raise BadRequest("`version` must be the number of a version; reload the page and try again.")
+        await library.set_label(services, caller, kind, name, PRODUCTION, version)
+        return _to_item(kind, name)
+
+    @post("/{name:str}/run", include_in_schema=False, status_code=303)
+    async def post_run(
+        request: AnyRequest, services: InjectedServices, caller: InjectedCaller, name: FromPath[str]
+    ) -> Response[str]:
+        """Run the version in production with the arguments of the form, and show its job, whose log follows it."""
+        check_same_site(scope_of(request))
+        item = await library.get_item(services, caller, kind, name)
+        fields = parse_form(await request.body(), dict[str, str], "run")
+        arguments = {argument: fields.get(f"argument.{argument}", "") for argument in parameter_names(item)}
+        ask = Ask(
+            door="pages",
+            caller=caller,
+            path=PREDICT,
+            body=msgspec.json.encode(arguments),
+            target=item.name,
+            pipeline=item if isinstance(item, Pipeline) else None,
+        )
+        job = await submit(services, ask)
+        return Response("", status_code=303, headers={"location": f"{JOBS.path}/{job.id}"})
+
+    return [post_item, post_version, post_production, post_run]
+
+
+async def _form(request: AnyRequest) -> VersionForm:
+    check_same_site(scope_of(request))
+    return parse_form(await request.body(), VersionForm, "version")
+
+
+def _draft(kind: LibraryItemKind, form: VersionForm, name: str) -> library.Draft:
+    return library.Draft(
+        name=name,
+        body=form.body.replace("\r\n", "\n"),
+        model=(form.model or None) if kind == "prompt" else None,
+        message=form.message,
+        label=PRODUCTION if form.production else None,
+    )
+
+
+def _to_item(kind: LibraryItemKind, name: str, version: int | None = None) -> Response[str]:
+    query = "" if version is None else f"?version={version}"
+    return Response("", status_code=303, headers={"location": f"{NAVIGATION[kind].path}/{quote(name, safe='')}{query}"})
+
+
+def _row(item: LibraryItem) -> dict[str, Any]:
+    return {"item": item, "model": _model_of(item), "arguments": parameter_names(item), "text": item.body[:400]}
+
+
+def _model_of(item: LibraryItem) -> str:
+    return (item.model or "default") if isinstance(item, Prompt) else ""
+
+
+def _lines(difference: str) -> list[tuple[str, str]]:
+    """Return the lines of a unified diff after its head: `added`, `removed` or an empty kind, and the text."""
+    kinds = {"+": "added", "-": "removed"}
+    return [(kinds.get(line[:1], ""), line[1:]) for line in difference.splitlines()[2:] if not line.startswith("@@")]
+
+
+prompts, pipelines = make_router("prompt"), make_router("pipeline")

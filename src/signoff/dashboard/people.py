@@ -1,0 +1,140 @@
+"""The page of people: users with their roles, and tokens. Admins see all, others their own."""
+
+from typing import Any, cast, get_args
+
+from litestar import MediaType, Response, Router, get, post
+from litestar.params import FromPath, FromQuery
+from litestar.response import Template
+
+from signoff.core.access import Caller, Role
+from signoff.dashboard.shell import PEOPLE, address_of, page
+from signoff.doors.callers import check_same_site
+from signoff.doors.dependencies import AnyRequest, InjectedCaller, InjectedServices, scope_of
+from signoff.doors.http import INTS, parse_digits, parse_form
+from signoff.doors.people import check_token
+from signoff.errors import BadRequest
+from signoff.work.admin.issue import TokenRequest, issue_token
+from signoff.work.admin.people import (
+    UserChange,
+    change_user,
+    invite_user,
+    list_tokens,
+    list_users,
+    revoke_token,
+)
+from signoff.work.services import Services
+
+MAX_LISTED = 50
+ROLES = get_args(Role)
+
+
+@get("/dashboard/people", include_in_schema=False, media_type=MediaType.HTML)
+async def show_people(
+    request: AnyRequest,
+    services: InjectedServices,
+    caller: InjectedCaller,
+    after_user: FromQuery[str] = "",
+    after_token: FromQuery[str] = "",
+) -> Template:
+    """Show a page of the users, and one of the tokens."""
+    return await _people(request, services, check_token(caller), after_user=after_user, after_token=after_token)
+
+
+@post("/dashboard/people/tokens", include_in_schema=False, status_code=200, media_type=MediaType.HTML)
+async def post_token(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Template:
+    """Create a token, and show it once."""
+    form = await _form(request)
+    new = TokenRequest(
+        name=form.get("name", "").strip(),
+        email=form.get("email", "").strip() or None,
+        role=_role(form["role"]) if form.get("role") else None,
+        days=_days(form.get("days", "").strip()),
+    )
+    token = await issue_token(services, check_token(caller), new)
+    return await _people(request, services, caller, once=("New token", token))
+
+
+@post("/dashboard/people/tokens/{token_id:int}/revoke", include_in_schema=False, status_code=303)
+async def post_revoke(
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, token_id: FromPath[int]
+) -> Response[str]:
+    """Revoke the token; all processes refuse it within a second."""
+    check_same_site(scope_of(request))
+    await revoke_token(services, check_token(caller), "api", token_id)
+    return _to_people()
+
+
+@post("/dashboard/people/users", include_in_schema=False, status_code=200, media_type=MediaType.HTML)
+async def post_user(request: AnyRequest, services: InjectedServices, caller: InjectedCaller) -> Template:
+    """Create a user, and show their sign-in link once."""
+    form = await _form(request)
+    path = await invite_user(services, check_token(caller), form.get("email", "").strip(), _role(form.get("role", "")))
+    return await _people(request, services, caller, once=("Sign-in link, for one day", address_of(request) + path))
+
+
+@post("/dashboard/people/users/{user_id:int}", include_in_schema=False, status_code=303)
+async def post_change(
+    request: AnyRequest, services: InjectedServices, caller: InjectedCaller, user_id: FromPath[int]
+) -> Response[str]:
+    """Change the role of a user, or disable or enable them."""
+    form = await _form(request)
+    role = _role(form["role"]) if form.get("role") else None
+    active = {"disable": False, "enable": True}.get(form.get("action", ""))
+    await change_user(services, check_token(caller), user_id, UserChange(role=role, active=active))
+    return _to_people()
+
+
+async def _people(
+    request: AnyRequest,
+    services: Services,
+    caller: Caller,
+    *,
+    after_user: str = "",
+    after_token: str = "",
+    once: tuple[str, str] | None = None,
+) -> Template:
+    """Return the page; `once` is the title and the text of a secret that is shown now and never again."""
+    users = await list_users(services, caller, after_id=_cursor(after_user), limit=MAX_LISTED)
+    tokens = await list_tokens(services, caller, "api", after_id=_cursor(after_token), limit=MAX_LISTED)
+    context: dict[str, Any] = {
+        "users": users,
+        "tokens": [{"token": token, "email": user.email} for token, user in tokens],
+        "next_user": users[-1].id if len(users) == MAX_LISTED else None,
+        "next_token": tokens[-1][0].id if len(tokens) == MAX_LISTED else None,
+        "roles": ROLES,
+        "once": once,
+        "now": services.clock(),
+    }
+    return page(request, services, caller, "people.html", PEOPLE.name, **context)
+
+
+async def _form(request: AnyRequest) -> dict[str, str]:
+    check_same_site(scope_of(request))
+    return parse_form(await request.body(), dict[str, str], "change of people")
+
+
+def _role(text: str) -> Role:
+    if text not in ROLES:
+        raise BadRequest(f"`role` must be one of {', '.join(ROLES)} (got {text!r}).")
+    return cast("Role", text)
+
+
+def _days(text: str) -> float | None:
+    if not text:
+        return None
+    days = parse_digits(text)
+    if days is None or not 0 < days < INTS:
+        raise BadRequest(f"`days` must be a whole number of days, or empty for no end (got {text!r}).")
+    return float(days)
+
+
+def _cursor(text: str) -> int:
+    number = parse_digits(text)
+    return number if number is not None and number < INTS else 0
+
+
+def _to_people() -> Response[str]:
+    return Response("", status_code=303, headers={"location": PEOPLE.path})
+
+
+router = Router("/", route_handlers=[show_people, post_token, post_revoke, post_user, post_change])

@@ -1,0 +1,21 @@
+"""The routes of all pages."""
+
+from litestar import Router
+
+from signoff.dashboard import audit, cache, functions, home, job, jobs, library, models, people, review, usage
+
+ROUTES: list[Router] = [
+    home.router,
+    review.router,
+    jobs.router,
+    job.router,
+    usage.router,
+    library.prompts,
+    library.pipelines,
+    functions.router,
+    cache.router,
+    models.router,
+    people.router,
+    audit.router,
+    home.static,
+]
