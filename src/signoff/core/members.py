@@ -13,6 +13,8 @@ from signoff.core.binary import decode_binary
 from signoff.core.form import fields_of
 from signoff.errors import BadRequest
 
+Members = dict[str, msgspec.Raw]
+
 # Members that decide which model runs, how it answers, and which objects it reads; and those that reviewers see.
 READ_MEMBERS = (
     "model",
@@ -37,21 +39,21 @@ _QUOTED = {name: f'"{name}"'.encode() for name in READ_MEMBERS}
 # The only escapes of JSON for the characters that names of READ_MEMBERS have.
 _LETTER_ESCAPE = re.compile(rb"\\u00(?:[4-6][0-9A-Fa-f]|7[0-9Aa])")
 _STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?', re.DOTALL)
-_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_MEMBERS = msgspec.json.Decoder(Members)
 
 
-def check_members(body: bytes) -> None:
-    """Check that all parsers read the same from the members of `body`, which is JSON. Raises BadRequest.
+def read_members(body: bytes) -> Members:
+    """Return the members of `body`, which is JSON, once all parsers read the same from them. Raises BadRequest.
 
     A body that is not an object has no members; an encoded form is checked in the same way.
     """
     try:
         members = _MEMBERS.decode(body)
     except (ValueError, RecursionError):
-        return
+        return {}
     if (binary := decode_binary(body)) is not None:
         fields_of(binary)
-        return
+        return members
     is_clear = b"\\u00" not in body
     for name in members:
         if (quoted := _QUOTED.get(name)) is not None:
@@ -62,6 +64,7 @@ def check_members(body: bytes) -> None:
             )
     if not is_clear:  # usually each name occurs once in the whole body, and no other spelling of one can
         _check_occurrences(body, members)
+    return members
 
 
 def fold(name: str) -> str:
@@ -69,7 +72,7 @@ def fold(name: str) -> str:
     return name.upper().casefold()
 
 
-def _check_occurrences(body: bytes, members: dict[str, msgspec.Raw]) -> None:
+def _check_occurrences(body: bytes, members: Members) -> None:
     """Check that no name that is read is doubled on the outermost level. Raises BadRequest."""
     _check_escapes(body)
     # Decoding keeps one member of each name. With all values as they are written, only a doubled member is missing.

@@ -11,7 +11,7 @@ from signoff.core.endpoints import CHAT, COUNT_TOKENS, KNOWN, MESSAGES, PREDICT,
 from signoff.core.fingerprint import fingerprint
 from signoff.core.headers import answer_headers
 from signoff.core.job import PRIORITIES, Job
-from signoff.core.members import check_members
+from signoff.core.members import read_members
 from signoff.core.model import Model, accepts_any_json
 from signoff.core.pipelines.arguments import parse_arguments
 from signoff.core.pipelines.check import parameter_names
@@ -112,12 +112,13 @@ async def _model_job(services: Services, ask: Ask, model: Model, sampling: Sampl
         await hold_objects(services, references.changing_ids)
     path = path_for(model, ask.path, ask.body)
     if path != PREDICT:
-        check_members(ask.body)
+        members = read_members(ask.body)
         is_strict = ask.requires_members or ask.path in {MESSAGES, COUNT_TOKENS}  # these have no free form
-        if is_strict and (name := missing_member(ask.path, ask.body)) is not None:
+        if is_strict and (name := missing_member(ask.path, members)) is not None:
             raise MissingParameter(name)
-    cache_key = cache_key_for(services, ask, model, policy, sampling, path) if creates_object(path) else None
-    headers = requested_headers(services, ask, model)
+    headers, cache_key = requested_headers(services, ask, model), None
+    if creates_object(path):
+        cache_key = cache_key_for(services, ask, model, policy, sampling=sampling, path=path, headers=headers)
     return _new_job(services, ask, model, policy, path=path, cache_key=cache_key, headers=headers)
 
 

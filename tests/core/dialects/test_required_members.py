@@ -17,6 +17,7 @@ from signoff.core.endpoints import (
     RERANK,
     RESPONSES,
 )
+from signoff.core.members import read_members
 
 
 @pytest.mark.parametrize(
@@ -60,4 +61,4 @@ from signoff.core.endpoints import (
     ],
 )
 def test_a_body_lacks_what_its_endpoint_requires(path: str, body: bytes, missing: str | None) -> None:
-    assert missing_member(path, body) == missing
+    assert missing_member(path, read_members(body)) == missing

@@ -4,8 +4,6 @@ Sources: the API references of OpenAI and Anthropic, and those of vLLM and TEI f
 required one.
 """
 
-import re
-
 import msgspec
 
 from signoff.core.endpoints import (
@@ -18,6 +16,7 @@ from signoff.core.endpoints import (
     RERANK,
     RESPONSES,
 )
+from signoff.core.members import Members
 
 # Of each group, a body has one member that is not null; an error names the first.
 REQUIRED_MEMBERS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -30,23 +29,12 @@ REQUIRED_MEMBERS: dict[str, tuple[tuple[str, ...], ...]] = {
     MESSAGES: (("messages",), ("max_tokens",)),
     COUNT_TOKENS: (("messages",),),
 }
-_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-# The way in which nearly all clients begin a body: what follows need not be read.
-_FIRST_MEMBER = re.compile(rb'\s*\{\s*(?:"model"\s*:\s*"[^"\\]*"\s*,\s*)?"([a-z_]+)"\s*:\s*["\[{]')
+_NULL = msgspec.Raw(b"null")
 
 
-def missing_member(path: str, body: bytes) -> str | None:
-    """Return the name of a member that `path` requires and that `body` lacks or has as null; None if there is none.
-
-    A body that is not an object has no members.
-    """
-    groups = REQUIRED_MEMBERS.get(path, ())
-    first = _FIRST_MEMBER.match(body)
-    if first is not None and len(groups) == 1 and first[1].decode() in groups[0]:
-        return None
-    try:
-        members = _MEMBERS.decode(body) if groups else {}
-    except msgspec.ValidationError:
-        members = {}
-    present = {name for name, value in members.items() if bytes(value) != b"null"}
-    return next((group[0] for group in groups if present.isdisjoint(group)), None)
+def missing_member(path: str, members: Members) -> str | None:
+    """Return the name of a member that `path` requires and a body with `members` lacks or has as null; else None."""
+    for group in REQUIRED_MEMBERS.get(path, ()):
+        if all(members.get(name, _NULL) == _NULL for name in group):
+            return group[0]
+    return None

@@ -18,22 +18,31 @@ from signoff.core.cache import (
     with_usage,
 )
 from signoff.core.endpoints import STREAMED
-from signoff.core.headers import answer_headers
+from signoff.core.headers import Headers, answer_headers
 from signoff.core.job import Job
 from signoff.core.model import Model
 from signoff.core.reviews.policy import Policy
 from signoff.core.tokens import Usage
-from signoff.work.inference.headers import requested_headers
 from signoff.work.services import Services
 
 SHARED_SCOPE = "shared"
 log = structlog.get_logger()
 
 
-def cache_key_for(
-    services: Services, ask: Ask, model: Model, policy: Policy, sampling: Sampling, path: str
+def cache_key_for(  # noqa: PLR0913 -- what was decided about the request
+    services: Services,
+    ask: Ask,
+    model: Model,
+    policy: Policy,
+    *,
+    sampling: Sampling,
+    path: str,
+    headers: Headers | None = None,
 ) -> str | None:
-    """Return the key of the answer in the response cache; None if it is neither looked up nor stored."""
+    """Return the key of the answer in the response cache; None if it is neither looked up nor stored.
+
+    `headers` are those that pass on to the model.
+    """
     if ask.cache_control.no_store or not services.caches.responses.is_on:
         return None
     if not is_cacheable(model.cache, ask.caller.cache, ask.cache, sampling=sampling) or _has_unknown_events(ask, path):
@@ -45,7 +54,7 @@ def cache_key_for(
         versions=services.caches.models.version_of(model),
         policy=policy,
         body=ask.body,
-        headers=answer_headers(requested_headers(services, ask, model)),
+        headers=answer_headers(headers),
     )
 
 

@@ -140,7 +140,7 @@ async def _prompt_step(
     body = msgspec.json.encode({"model": target, "messages": messages})
     path, policy = path_for(model, CHAT, body), policy_for(model.review, "never", rules.policy)
     ask = Ask(door=fields["door"], caller=caller, path=path, body=body, target=target, lane=lane, cache_control=cache)
-    cache_key = cache_key_for(services, ask, model, policy, Sampling(), path)
+    cache_key = cache_key_for(services, ask, model, policy, sampling=Sampling(), path=path)
     step = Job(
         **fields,
         target=target,
