@@ -141,6 +141,28 @@ async def test_a_held_call_ends_with_its_token_and_its_job_goes_on(stream: bool,
         assert (await server.ask("GET", f"/api/jobs/{job_id}", other))[1]["status"] == "human"
 
 
+async def test_a_held_stream_reads_no_rights_while_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with live(tmp_path, keep_alive_seconds=0.01) as server:
+        await server.model("held", review="always")
+        headers, reads = {"authorization": f"Bearer {await server.token()}"}, list[int]()
+        owner = server.services.store.people.owner
+        body = chat("hello", "held", stream=True)
+        async with server.http.post(f"{server.url}/v1/chat/completions", json=body, headers=headers) as response:
+            assert b"waiting" in await response.content.readline()
+
+            async def counted(user_id: int, token_id: int) -> Any:
+                reads.append(token_id)
+                return await owner(user_id, token_id)
+
+            monkeypatch.setattr(server.services.store.people, "owner", counted)
+            comments = 0
+            while comments < 50:
+                comments += b"waiting" in await response.content.readline()
+        assert len(reads) < comments / 2  # only those of the check for changes by hand, every few seconds
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("how", ["user", "token"])
 async def test_a_call_ends_with_the_rights_of_its_caller_before_the_first_byte(

@@ -75,7 +75,7 @@ async def _wait_for_change(
             async with asyncio.timeout(min(remaining, interval)):
                 await change.wait()
         except TimeoutError:
-            await refresh(services, ask.caller)
+            continue  # rights that are lost meanwhile end the call: see `OpenCalls`
         except asyncio.CancelledError:
             if services.runtime.shutdown.take_cancellation():
                 raise interrupted_error(job) from None
