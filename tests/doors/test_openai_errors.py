@@ -8,8 +8,10 @@ from pathlib import Path
 import openai
 import pytest
 
-from fakes.http_server import RecordedRequest, Reply, json_reply
+from fakes.behaviours import ANSWER
+from fakes.http_server import RecordedRequest, Reply, json_reply, whole
 from fakes.upstream import fake_upstream
+from signoff.core.endpoints import CHAT
 from signoff.core.envelope import reply_for
 from signoff.core.filters import JobFilter
 from signoff.core.job import Job
@@ -195,6 +197,19 @@ async def test_the_limits_of_a_model_are_passed_on(stream: bool, tmp_path: Path)
             assert headers["x-ratelimit-reset-tokens"] == "1m3s"
             assert "set-cookie" not in headers
             assert ("x-should-retry" in headers) == (code not in {"slow", "busy"})
+
+
+async def test_the_limits_of_a_model_come_with_its_answer(tmp_path: Path) -> None:
+    async def answer(_: RecordedRequest) -> Reply:
+        return whole(ANSWER, headers=HEADERS)
+
+    async with fake_upstream(answer) as fake, live(tmp_path) as server:
+        await server.model("m", kind="openai", url=fake.url)
+        headers = {"authorization": f"Bearer {await server.token()}"}
+        async with server.http.post(server.url + CHAT, json=chat("hello", "m"), headers=headers) as response:
+            assert response.status == 200
+            assert response.headers["x-ratelimit-remaining-tokens"] == "7"
+            assert "set-cookie" not in response.headers
 
 
 async def test_a_token_that_is_not_valid_has_the_code_of_openai(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ async def test_without_a_sink_nothing_is_passed_on() -> None:
 async def test_a_second_try_discards_what_the_first_one_brought() -> None:
     attempt, events = started()
     await attempt.send([sse.DONE])
+    attempt.discard()
     attempt.start()
     await attempt.send([PIECE, sse.DONE])
     await attempt.send_last()

@@ -56,13 +56,13 @@ class Attempt:
         """Slot at the endpoint that is being asked, if the model has a pool."""
         self.body: bytes | None = None
         """The whole answer, if it did not come as events."""
-        self.events = list[bytes]()
+        self.events: list[bytes] = []
         """The events of a streamed answer."""
         self.outcome: Answer | SignoffError | None = None
         """The answer or the error, once there is one."""
-        self.refusals = list[tuple[Slot, SignoffError]]()
+        self.refusals: list[tuple[Slot, SignoffError]] = []
         """Errors of endpoints that are to blame only if another endpoint answers the request."""
-        self.upstream_headers = dict[str, str]()
+        self.upstream_headers: dict[str, str] = {}
         """Headers of the upstream about its rate limits, by name in lower case."""
         self.is_reserved = False
         """True once the job is known to be within its limits."""
@@ -83,7 +83,7 @@ class Attempt:
         self.ended_at: float | None = None
         self._task: asyncio.Task[object] | None = None
         self._size = 0
-        self._held_back = list[bytes]()
+        self._held_back: list[bytes] = []
 
     @property
     def has_begun(self) -> bool:
@@ -91,12 +91,11 @@ class Attempt:
         return self.first_byte_at is not None
 
     def start(self) -> None:
-        """Record that a model is asked now, and discard what an earlier try brought."""
-        self.discard()
+        """Record that a model is asked now."""
         self.started_at, self.first_byte_at, self.ended_at = _now(), None, None
 
     def discard(self) -> None:
-        """Discard what has come of an answer, before another model or endpoint is asked."""
+        """Discard what has come of an answer, before a model or an endpoint is asked, maybe not the first one."""
         self.body, self._size = None, 0
         self.events.clear()
         self.upstream_headers.clear()
@@ -124,8 +123,10 @@ class Attempt:
             await self.sink.send(events[:end])
 
     def take(self, body: bytes) -> None:
-        """Keep a whole answer. Raises ModelGarbled if it is too large."""
-        self.discard()
+        """Keep a whole answer, in place of any events. Raises ModelGarbled if it is too large."""
+        self.events.clear()
+        self._held_back.clear()
+        self._size = 0
         self._count_bytes(len(body))
         if self.first_byte_at is None:
             self._begin()
